@@ -1,0 +1,144 @@
+"""What the rooms agree on: small protocols and the rows and batches that travel between them.
+
+Shapes: B rows of a batch, U unique items of one modality in it (identical content is encoded once), D dimensions of
+the shared space. Everything keys by the modality's name; nothing outside `modalities/` and `backbones/` spells one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import random
+
+    import torch
+    from torch import Tensor
+
+Pair = tuple[str, str]
+"""A directed or undirected pair of modality names, e.g. ("a", "b"); written "a->b" when directed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training or catalog row. `values` maps a modality's name to the original bytes; a missing one is absent."""
+
+    id: str
+    group: str | None
+    values: Mapping[str, bytes]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A limit or switch that a modality offers to `pack`; becomes `--name` (dashes) on the command line."""
+
+    type: type
+    default: Any
+    help: str
+
+
+class Modality:
+    """All that knows what one kind of signal is. Subclass it, then name the class in `modalities.TABLE` (one line).
+
+    A signal is whatever `decode` returns (a picture, samples with a rate, a string, ...); towers' preprocessing takes it.
+    """
+
+    name: str = ""
+    extensions: tuple[str, ...] = ()
+    """File suffixes without dot, as shard members and in folders; the first is the default."""
+    columns: tuple[str, ...] = ()
+    """Source columns that are found unasked."""
+    inline: bool = False
+    """True when a source cell is the value itself, False when it is a path relative to the source."""
+    json_fields: tuple[str, ...] = ()
+    """Fields of a shard's .json member that carry the value when there is no member of its own."""
+    options: Mapping[str, Option] = {}
+
+    def decode(self, data: bytes) -> Any:
+        """Bytes -> signal. Raises Rejected(reason) for anything that is not one; never crashes, never hangs."""
+        raise NotImplementedError
+
+    def check(self, data: bytes, **options: Any) -> None:
+        """Raise Rejected(reason) when the value is undecodable, empty, or over a limit of `options`."""
+        self.decode(data)
+
+    def coerce(self, value: Any) -> Any:
+        """What a user hands to `encode` (path, array, library object, ...) -> signal. Raises Rejected."""
+        raise NotImplementedError
+
+    def content_key(self, data: bytes) -> bytes:
+        """Identity of content: equal keys are the same item. Default: the bytes themselves."""
+        return data
+
+    def augment(self, **options: Any) -> "Callable[[Any, random.Random], Any]":
+        """A training-time augmentation `(signal, rng) -> signal`. Raises RecipeError for an unknown option."""
+        raise NotImplementedError
+
+    def show(self, data: bytes) -> str:
+        """An HTML fragment that shows or plays the value, self-contained (data: URLs)."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Preprocess(Protocol):
+    """A checkpoint's own preprocessing: picklable, without weights, so that data workers can run it."""
+
+    def __call__(self, signal: Any, rng: "random.Random | None" = None) -> "dict[str, Tensor]":
+        """One signal -> tensors without a batch axis. Deterministic without `rng`; with it (training) may crop at random."""
+        ...
+
+    def collate(self, items: "Sequence[dict[str, Tensor]]") -> "dict[str, Tensor]":
+        """Items -> one batch of inputs for the tower."""
+        ...
+
+
+class Tower(Protocol):
+    """An encoder of one modality into the shared space (an nn.Module)."""
+
+    modality: str
+    dim: int
+    preprocess: Preprocess
+
+    def __call__(self, inputs: "dict[str, Tensor]") -> "Tensor":
+        """Inputs of U items -> [U, D], not normalised."""
+        ...
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows on their way through the trainer. All tensors of one batch live on one device.
+
+    ids [B] row ids; index [B] row numbers in the dataset (int64); queries [B] bool, False for rows that serve only as
+    candidates (mined negatives); inputs[m] the tower's inputs for U_m unique items; slot[m] [B] row -> unique item or -1
+    where the row lacks m; labels[k] [B] int64 with k in {"id", "group"} and every modality (content): equal non-zero
+    labels mean "the same thing", 0 means none; columns[c] [B] float32 numeric metadata that an objective asked for.
+    """
+
+    ids: list[str]
+    index: "Tensor"
+    queries: "Tensor"
+    inputs: "dict[str, dict[str, Tensor]]"
+    slot: "dict[str, Tensor]"
+    labels: "dict[str, Tensor]"
+    columns: "dict[str, Tensor]" = field(default_factory=dict)
+
+    def to(self, device: "torch.device | str") -> "Batch":
+        """The batch on another device (non-blocking copies)."""
+
+        def move(x: Any) -> Any:
+            return {k: move(v) for k, v in x.items()} if isinstance(x, dict) else x.to(device, non_blocking=True)
+
+        return Batch(self.ids, *(move(getattr(self, n)) for n in ("index", "queries", "inputs", "slot", "labels", "columns")))
+
+
+class Scorer(Protocol):
+    """A teacher, a verifier, a judge: anything that scores pairs of signals."""
+
+    def score(self, pairs: Sequence[tuple[Any, Any]]) -> Sequence[float]:
+        """One float a pair, higher is more alike."""
+        ...
+
+
+def direction(a: str, b: str) -> str:
+    """The name of a directed pair: queries of `a`, candidates of `b`."""
+    return f"{a}->{b}"

@@ -1,0 +1,25 @@
+"""Errors for users: what is wrong, where, what to do next. One line each; the CLI prints them without a traceback."""
+
+
+class MmtuneError(Exception):
+    """Base of every error a user can cause. `str(error)` is one line that names the file or key and the fix."""
+
+
+class RecipeError(MmtuneError):
+    """A recipe key that is unknown, of the wrong type, or asks for what the data or the model lack."""
+
+
+class DataError(MmtuneError):
+    """A source, shard or column that cannot be used."""
+
+
+class ModelError(MmtuneError):
+    """A MODEL that cannot be loaded: missing weights, preprocessing, tokenizer, or another fingerprint."""
+
+
+class MissingExtra(MmtuneError):
+    """An optional library is not installed; the line carries the exact pip command."""
+
+
+class Rejected(Exception):
+    """One row's value cannot be used; `str(error)` is the reason that goes to rejected.jsonl. Never ends a job."""

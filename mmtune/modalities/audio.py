@@ -1,0 +1,140 @@
+"""Sounds: anything libsndfile reads, as mono float32 samples with their rate; resampling by soxr for any pair of rates."""
+
+import base64
+import io
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtune.contracts import Modality, Option
+from mmtune.errors import RecipeError, Rejected
+
+MAX_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """Mono samples [N] float32 (nominally -1..1) at `rate` samples a second."""
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+    def resampled(self, rate: int) -> "Sound":
+        """This sound at another rate (soxr, high quality); itself when the rate is the same."""
+        if rate == self.rate:
+            return self
+        import soxr
+
+        samples = soxr.resample(self.samples, self.rate, rate, quality="HQ")
+        return Sound(samples if len(samples) else np.zeros(1, np.float32), rate)
+
+
+def _sound(samples: np.ndarray, rate: int) -> Sound:
+    """Mean of the channels of [N] or [N, C], checked."""
+    samples = np.asarray(samples)
+    if samples.dtype.kind in "iu":
+        samples = samples.astype(np.float32) / float(np.iinfo(samples.dtype).max)
+    samples = samples.astype(np.float32)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1, dtype=np.float32)
+    if samples.ndim != 1:
+        raise Rejected(f"a sound is [samples] or [samples, channels]; got shape {samples.shape}")
+    if not len(samples):
+        raise Rejected("no samples")
+    if not np.isfinite(samples).all():
+        raise Rejected("samples that are not finite (NaN or infinity)")
+    if rate <= 0:
+        raise Rejected(f"sample rate {rate} is not positive")
+    return Sound(np.ascontiguousarray(samples), int(rate))
+
+
+class Audio(Modality):
+    """Signals are `Sound`."""
+
+    name = "audio"
+    extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au")
+    columns = ("audio", "audio_path", "sound", "wav", "clip")
+    options = {"max_seconds": Option(float, MAX_SECONDS, "reject sounds longer than this")}
+
+    def decode(self, data: bytes, max_seconds: float = MAX_SECONDS * 24) -> Sound:
+        import soundfile
+
+        if not data:
+            raise Rejected("empty file")
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as f:
+                if f.samplerate <= 0 or f.frames / f.samplerate > max_seconds:
+                    raise Rejected(f"too long: {f.frames / max(f.samplerate, 1):.0f} s, limit {max_seconds:g} (--max-seconds)")
+                if f.frames * f.channels > 2**31:
+                    raise Rejected(f"too large: {f.frames} frames of {f.channels} channels")
+                samples, rate = f.read(dtype="float32", always_2d=True), f.samplerate
+        except Rejected:
+            raise
+        except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
+            raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
+        return _sound(samples, rate)
+
+    def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: Any) -> None:
+        self.decode(data, max_seconds)
+
+    def coerce(self, value: Any) -> Sound:
+        """A path, bytes, a `Sound`, or a pair (array [N] or [N, C], rate)."""
+        if isinstance(value, Sound):
+            return _sound(value.samples, value.rate)
+        if isinstance(value, bytes):
+            return self.decode(value)
+        if isinstance(value, str | Path):
+            try:
+                return self.decode(Path(value).read_bytes())
+            except OSError as e:
+                raise Rejected(f"{value}: {e.strerror}") from None
+            except Rejected as e:
+                raise Rejected(f"{value}: {e}") from None
+        if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[1]) == 0:
+            return _sound(np.asarray(value[0]), int(value[1]))
+        raise Rejected(f"a sound is a path or (samples, rate); got {type(value).__name__}: an array without its rate means nothing")
+
+    def augment(self, shift: bool = False, gain_db: float = 0.0, noise_db: float | None = None, polarity: bool = False,
+                **unknown: Any) -> Callable[[Any, random.Random], Any]:
+        """`shift`: rotate in time; `gain_db`: gain at most, either way; `noise_db`: white noise this far below the signal
+        at the loudest (None = off); `polarity`: invert half of the time."""
+        if unknown:
+            raise RecipeError(f"augment.audio.{next(iter(unknown))}: unknown; known: shift, gain_db, noise_db, polarity")
+        return Augment(shift, gain_db, noise_db, polarity)
+
+    def show(self, data: bytes) -> str:
+        import soundfile
+
+        sound = self.decode(data)
+        out = io.BytesIO()
+        soundfile.write(out, sound.samples[: sound.rate * 30], sound.rate, format="WAV", subtype="PCM_16")
+        return f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
+
+
+class Augment:
+    """Time shift, gain, white noise and polarity on a Sound."""
+
+    def __init__(self, shift: bool, gain_db: float, noise_db: float | None, polarity: bool):
+        self.shift, self.gain_db, self.noise_db, self.polarity = shift, gain_db, noise_db, polarity
+
+    def __call__(self, sound: Sound, rng: random.Random) -> Sound:
+        x = sound.samples
+        if self.shift:
+            x = np.roll(x, rng.randrange(len(x)))
+        if self.gain_db:
+            x = x * np.float32(10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20))
+        if self.noise_db is not None:
+            level = float(np.sqrt(np.mean(x**2))) * 10 ** (-(self.noise_db + rng.uniform(0, 20)) / 20)
+            noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(len(x), np.float32)
+            x = x + noise * np.float32(level)
+        if self.polarity and rng.random() < 0.5:
+            x = -x
+        return Sound(np.ascontiguousarray(x, np.float32), sound.rate)

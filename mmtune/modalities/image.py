@@ -1,0 +1,131 @@
+"""Pictures: any file Pillow reads, as an upright 8-bit RGB picture."""
+
+import base64
+import io
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image as PILImage
+from PIL import ImageOps
+
+from mmtune.contracts import Modality, Option
+from mmtune.errors import RecipeError, Rejected
+
+MAX_PIXELS = 100_000_000
+_WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
+
+
+def _rgb(picture: PILImage.Image) -> PILImage.Image:
+    """First frame, upright, transparency over white, 16-bit scaled to 8-bit, RGB."""
+    picture.seek(0) if getattr(picture, "n_frames", 1) > 1 else None
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in _WIDE:
+        wide = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        top = 65535.0 if picture.mode != "F" and wide.max(initial=0) > 255 else max(255.0, float(wide.max(initial=0)))
+        picture = PILImage.fromarray((wide.clip(0) * (255.0 / top)).round().clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = PILImage.new("RGBA", picture.size, "white")
+        picture = PILImage.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _open(data: bytes, max_pixels: int) -> PILImage.Image:
+    """Decode `data`; the header's size is checked before a pixel is read."""
+    if not data:
+        raise Rejected("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = PILImage.open(io.BytesIO(data))
+            if picture.width * picture.height > max_pixels:
+                raise Rejected(f"too large: {picture.width} x {picture.height} pixels, limit {max_pixels} (--max-pixels)")
+            return _rgb(picture)
+    except Rejected:
+        raise
+    except Exception as e:  # Pillow's plugins raise almost anything on broken bytes
+        raise Rejected(f"not a readable picture: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}") from None
+
+
+class Image(Modality):
+    """Signals are RGB `PIL.Image.Image`."""
+
+    name = "image"
+    extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+    columns = ("image", "image_path", "picture", "photo", "img")
+    options = {"max_pixels": Option(int, MAX_PIXELS, "reject pictures with more pixels than this")}
+
+    def decode(self, data: bytes) -> PILImage.Image:
+        return _open(data, MAX_PIXELS * 4)
+
+    def check(self, data: bytes, max_pixels: int = MAX_PIXELS, **_: Any) -> None:
+        _open(data, max_pixels)
+
+    def coerce(self, value: Any) -> PILImage.Image:
+        """A path, bytes, `PIL.Image`, or an array [H, W], [H, W, 3] or [H, W, 4] (uint8, or floats in 0..1)."""
+        if isinstance(value, PILImage.Image):
+            return _rgb(value.copy())
+        if isinstance(value, bytes):
+            return self.decode(value)
+        if isinstance(value, str | Path):
+            try:
+                return self.decode(Path(value).read_bytes())
+            except OSError as e:
+                raise Rejected(f"{value}: {e.strerror}") from None
+            except Rejected as e:
+                raise Rejected(f"{value}: {e}") from None
+        array = np.asarray(value)
+        if array.dtype.kind == "f":
+            array = (array.clip(0, 1) * 255).round()
+        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.dtype.kind not in "fui":
+            raise Rejected(f"a picture is a path, a PIL image or an array [H, W, 3]; got {type(value).__name__} {array.shape}")
+        return _rgb(PILImage.fromarray(array.astype(np.uint8)))
+
+    def augment(self, crop: float = 1.0, flip: bool = False, rotate: float = 0.0, color: float = 0.0, **unknown: Any
+                ) -> Callable[[Any, random.Random], Any]:
+        """`crop`: smallest share of the area kept (1 = off); `flip`: mirror half of the time; `rotate`: degrees at most;
+        `color`: strength of brightness, contrast and saturation jitter (0 = off)."""
+        if unknown:
+            raise RecipeError(f"augment.image.{next(iter(unknown))}: unknown; known: crop, flip, rotate, color")
+        return Augment(crop, flip, rotate, color)
+
+    def show(self, data: bytes) -> str:
+        picture = self.decode(data)
+        picture.thumbnail((256, 256))
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=85)
+        return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+
+
+class Augment:
+    """Random resized crop (Inception, arXiv 1409.4842), mirror, rotation and colour jitter on a PIL picture."""
+
+    def __init__(self, crop: float, flip: bool, rotate: float, color: float):
+        if not 0 < crop <= 1:
+            raise RecipeError(f"augment.image.crop: {crop} is not in (0, 1]")
+        self.crop, self.flip, self.rotate, self.color = crop, flip, rotate, color
+
+    def __call__(self, picture: PILImage.Image, rng: random.Random) -> PILImage.Image:
+        from PIL import ImageEnhance
+
+        w, h = picture.size
+        if self.rotate:
+            picture = picture.rotate(rng.uniform(-self.rotate, self.rotate), PILImage.Resampling.BILINEAR, fillcolor=(255, 255, 255))
+        if self.crop < 1:
+            area, ratio = rng.uniform(self.crop, 1.0), 2.0 ** rng.uniform(-0.4, 0.4)
+            side = (area * w * h) ** 0.5
+            cw, ch = min(w, max(1, round(side * ratio**0.5))), min(h, max(1, round(side / ratio**0.5)))
+            x, y = rng.randint(0, w - cw), rng.randint(0, h - ch)
+            square = min(w, h)  # the crop is stretched to a square: the tower's own resize and centre crop then keep all of it
+            picture = picture.resize((square, square), PILImage.Resampling.BILINEAR, box=(x, y, x + cw, y + ch), reducing_gap=2.0)
+        if self.flip and rng.random() < 0.5:
+            picture = ImageOps.mirror(picture)
+        if self.color:
+            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                picture = enhance(picture).enhance(rng.uniform(1 - self.color, 1 + self.color))
+        return picture

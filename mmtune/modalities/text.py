@@ -1,0 +1,65 @@
+"""Texts: UTF-8 strings, stripped."""
+
+import html
+import random
+from collections.abc import Callable
+from typing import Any
+
+from mmtune.contracts import Modality, Option
+from mmtune.errors import RecipeError, Rejected
+
+MAX_CHARS = 100_000
+
+
+class Text(Modality):
+    """Signals are non-empty strings."""
+
+    name = "text"
+    extensions = ("txt",)
+    columns = ("text", "caption", "title", "description")
+    inline = True
+    json_fields = ("text", "caption")
+    options = {"max_chars": Option(int, MAX_CHARS, "reject texts longer than this")}
+
+    def decode(self, data: bytes) -> str:
+        try:
+            text = data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as e:
+            raise Rejected(f"not UTF-8 text ({e.reason} at byte {e.start})") from None
+        if not text:
+            raise Rejected("empty text")
+        return text
+
+    def check(self, data: bytes, max_chars: int = MAX_CHARS, **_: Any) -> None:
+        text = self.decode(data)
+        if len(text) > max_chars:
+            raise Rejected(f"too long: {len(text)} characters, limit {max_chars} (--max-chars)")
+        if "\x00" in text:
+            raise Rejected("not text: it holds NUL characters")
+
+    def coerce(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise Rejected(f"a text is a string; got {type(value).__name__}")
+        return self.decode(value.encode("utf-8", "replace"))
+
+    def content_key(self, data: bytes) -> bytes:
+        return self.decode(data).encode()
+
+    def augment(self, drop_words: float = 0.0, **unknown: Any) -> Callable[[Any, random.Random], Any]:
+        """`drop_words`: probability that a word is left out (never all of them)."""
+        if unknown:
+            raise RecipeError(f"augment.text.{next(iter(unknown))}: unknown; known: drop_words")
+        return DropWords(drop_words)
+
+    def show(self, data: bytes) -> str:
+        return f"<p>{html.escape(self.decode(data))}</p>"
+
+
+class DropWords:
+    """Leave out each word with probability `p`."""
+
+    def __init__(self, p: float):
+        self.p = p
+
+    def __call__(self, text: str, rng: random.Random) -> str:
+        return " ".join(w for w in text.split() if rng.random() >= self.p) or text
