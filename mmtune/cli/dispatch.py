@@ -1,0 +1,64 @@
+"""Runs one verb: parses, calls, prints, and turns errors into one line and an exit status."""
+
+import argparse
+import difflib
+import importlib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mmtune.cli import VERBS
+from mmtune.errors import MmtuneError
+
+
+@dataclass
+class Result:
+    """What a verb returns: the JSON document, the text for people, and the exit status."""
+
+    document: dict[str, Any]
+    text: str = ""
+    status: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def dispatch(verb: str, argv: list[str]) -> int:
+    """Run `verb` with `argv`; returns the exit status."""
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see mmtune --help"
+        print(f"mmtune: no verb {verb!r}; {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"mmtune.cli.{verb}_verb")
+    parser = Parser(prog=f"mmtune {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as e:
+        return int(e.code or 0)
+    try:
+        result: Result = module.run(args)
+        print(json.dumps(result.document) if args.json else result.text.rstrip("\n"), flush=True)
+        return result.status
+    except BrokenPipeError:  # the reader went away (`| head`): keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"mmtune {verb}: stopped by Ctrl-C; run the same command again to go on", file=sys.stderr)
+        return 130
+    except (MmtuneError, OSError) as e:
+        if args.debug:
+            raise
+        print(f"mmtune {verb}: {e}", file=sys.stderr)
+        return 2
