@@ -1,0 +1,156 @@
+"""Small seeded towers for the demo and the tests: `tiny:image+text`, `tiny:all`, `tiny:audio+text@7` (the seed after @).
+
+They enter by the same door as any checkpoint: configuration in `files`, weights in the module, preprocessing of their own.
+"""
+
+import json
+import random
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmtune.backbones import Part, Scale, Tower
+from mmtune.errors import ModelError
+
+ALIASES = {"clip": "image+text", "clap": "audio+text", "all": "image+audio+text"}
+DIM, WIDTH = 64, 32
+SIDE, RATE, WINDOW, MELS = 64, 8000, 8000, 64
+WORDS, TOKENS = 4096, 32
+
+
+def load(place: str) -> Part:
+    """`NAME[@SEED]`: NAME is clip, clap, all, or modalities joined by +."""
+    name, _, seed = place.partition("@")
+    wanted = ALIASES.get(name, name).split("+")
+    unknown = [w for w in wanted if w not in TOWERS]
+    if unknown or (seed and not seed.isdigit()):
+        raise ModelError(f"tiny:{place}: unknown; write tiny:clip, tiny:clap, tiny:all or tiny:image+text, with @SEED if you like")
+    return _part({"towers": wanted, "seed": int(seed or 0), "dim": DIM, "width": WIDTH})
+
+
+def rebuild(directory: Path) -> Part:
+    """From an artifact's part directory."""
+    return _part(json.loads((directory / "tiny.json").read_text()))
+
+
+def _part(config: dict[str, Any]) -> Part:
+    module = nn.Module()
+    with torch.random.fork_rng(devices=[]):
+        for name in config["towers"]:
+            torch.manual_seed(config["seed"] * 1000 + zlib.crc32(name.encode()) % 1000)
+            module.add_module(name, TOWERS[name][0](config["width"], config["dim"]))
+    module.register_parameter("log_scale", nn.Parameter(torch.tensor(float(np.log(1 / 0.07)))))
+    towers = {n: Tower(n, config["dim"], TOWERS[n][1](), getattr(module, n), [getattr(module, n)]) for n in config["towers"]}
+    pairs = [f"{a}->{b}" for a in towers for b in towers if a != b]
+    files = {"tiny.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}
+    return Part("tiny", module.eval(), towers, [Scale(module.log_scale, None, pairs)], files, lambda m: setattr(module, m, nn.Identity()))
+
+
+class Block(nn.Module):
+    """ConvNeXt's residual block (arXiv 2201.03545), 5 x 5."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.spatial = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.norm = nn.GroupNorm(1, width)
+        self.mix = nn.Sequential(nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(self.norm(self.spatial(x)))
+
+
+class Planes(nn.Module):
+    """A small convolutional net over [U, C, H, W]: mean and max over the plane, then the shared space."""
+
+    def __init__(self, channels: int, width: int, dim: int):
+        super().__init__()
+        stages: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=4 if channels == 1 else 2, padding=1), nn.GroupNorm(1, width)]
+        for i in range(2):
+            w = width * 2**i
+            stages += [Block(w), nn.Conv2d(w, 2 * w, 2, stride=2), nn.GroupNorm(1, 2 * w)]
+        self.body = nn.Sequential(*stages, Block(4 * width))
+        self.head = nn.Sequential(nn.LayerNorm(8 * width), nn.Linear(8 * width, dim))
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        x = self.body(inputs["planes"])
+        return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+
+
+class Words(nn.Module):
+    """Hashed words and word pairs through one transformer layer, averaged."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.table = nn.Embedding(WORDS, 2 * width, padding_idx=0)
+        self.place = nn.Parameter(torch.randn(TOKENS, 2 * width) * 0.02)
+        self.layer = nn.TransformerEncoderLayer(2 * width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.head = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, dim))
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        ids_UT = inputs["ids"]
+        pad = ids_UT == 0
+        x = self.layer(self.table(ids_UT) + self.place[: ids_UT.shape[1]], src_key_padding_mask=pad)
+        keep = (~pad).unsqueeze(-1).to(x.dtype)
+        return self.head((x * keep).sum(1) / keep.sum(1).clamp(min=1))
+
+
+class TinyImage:
+    """64 x 64 RGB in -1..1."""
+
+    def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
+        small = signal.resize((SIDE, SIDE), 2, reducing_gap=2.0) if signal.size != (SIDE, SIDE) else signal
+        return {"planes": torch.from_numpy(np.array(small, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1}
+
+    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {"planes": torch.stack([i["planes"] for i in items])}
+
+
+class TinyAudio:
+    """Log-mel planes of one-second windows at 8 kHz; a longer sound gives several, whose vectors the model averages."""
+
+    def __init__(self) -> None:
+        edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), MELS + 2) / 2595) - 1)
+        bins = np.linspace(0, RATE / 2, 257)
+        rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+        fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+        self.mel_MF = torch.from_numpy(np.maximum(0, np.minimum(rise, fall)).astype(np.float32))
+
+    def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
+        samples = signal.resampled(RATE).samples
+        samples = np.pad(samples, (0, max(0, WINDOW - len(samples))))
+        over = len(samples) - WINDOW
+        count = 1 if rng is not None or over == 0 else min(128, -(-len(samples) // WINDOW))
+        starts = [rng.randint(0, over)] if rng is not None else [round(i * over / max(1, count - 1)) for i in range(count)]
+        x = torch.from_numpy(np.stack([samples[s : s + WINDOW] for s in starts]))
+        power = torch.stft(x, 512, 128, window=torch.hann_window(512), return_complex=True).abs().square()
+        return {"planes": (torch.log10((self.mel_MF @ power).clamp(min=1e-8)) / 4)[:, None]}
+
+    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        inputs = {"planes": torch.cat([i["planes"] for i in items])}
+        if len(inputs["planes"]) > len(items):
+            inputs["segments"] = torch.repeat_interleave(torch.tensor([len(i["planes"]) for i in items]))
+        return inputs
+
+
+class TinyText:
+    """Words, lower case, hashed into 4,095 buckets."""
+
+    def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
+        words = re.findall(r"\w+", signal.lower())[:TOKENS] or ["?"]
+        return {"ids": torch.tensor([1 + zlib.crc32(w.encode()) % (WORDS - 1) for w in words])}
+
+    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {"ids": nn.utils.rnn.pad_sequence([i["ids"] for i in items], batch_first=True)}
+
+
+TOWERS: dict[str, tuple[Any, Any]] = {
+    "image": (lambda width, dim: Planes(3, width, dim), TinyImage),
+    "audio": (lambda width, dim: Planes(1, width, dim), TinyAudio),
+    "text": (Words, TinyText),
+}
