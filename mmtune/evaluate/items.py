@@ -1,0 +1,124 @@
+"""Rows -> items: identical content is one item whose rows and groups are united, as query and as candidate."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mmtune.errors import DataError
+from mmtune.similarity import tie_order, unit
+
+
+@dataclass
+class Embedded:
+    """Vectors of one modality for one corpus. N rows that have the modality, in any order.
+
+    ids: row ids, unique; groups: group names or None; labels: int64 [N] by key: "id", "group" and one content label a
+    modality of the ROW, where equal non-zero labels mean "the same" and 0 means none; vectors: float32 [N, D], unit length.
+    """
+
+    ids: list[str]
+    groups: list[str | None]
+    labels: dict[str, np.ndarray]
+    vectors: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Embedded":
+        """The rows at positions `rows`."""
+        return Embedded(
+            [self.ids[i] for i in rows],
+            [self.groups[i] for i in rows],
+            {k: np.asarray(v)[rows] for k, v in self.labels.items()},
+            self.vectors[rows],
+        )
+
+
+@dataclass
+class Ragged:
+    """A list of int64 lists: values[start[i]:start[i+1]] belong to i."""
+
+    start: np.ndarray
+    values: np.ndarray
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.values[self.start[i] : self.start[i + 1]]
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.diff(self.start)
+
+    @staticmethod
+    def of(owner: np.ndarray, values: np.ndarray, size: int) -> "Ragged":
+        """From pairs (owner, value) with duplicates dropped; each list ascending."""
+        order = np.lexsort((values, owner))
+        owner, values = owner[order], values[order]
+        if len(owner):
+            new = np.concatenate([[True], (owner[1:] != owner[:-1]) | (values[1:] != values[:-1])])
+            owner, values = owner[new], values[new]
+        return Ragged(np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=size))]).astype(np.int64), values)
+
+
+@dataclass
+class Items:
+    """M items of one modality in descending id order; an item's id is the smallest of its rows' ids.
+
+    rows: positions in the Embedded it came from; row_labels, group_labels: what relevance is decided by.
+    """
+
+    name: str
+    ids: list[str]
+    vectors: np.ndarray
+    rows: Ragged
+    row_labels: Ragged
+    group_labels: Ragged
+    row_ids: list[str] = field(repr=False, default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def names_to_labels(names: "list[str] | list[str | None]") -> np.ndarray:
+    """int64 labels [N], equal names alike, None -> 0; the same in every call (SHA-256), so labels compare across corpora."""
+    import hashlib
+
+    known = {n: int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "little", signed=True) or 1 for n in set(names) if n}
+    return np.array([known.get(n, 0) for n in names], np.int64)  # type: ignore[arg-type]
+
+
+def unite(name: str, e: Embedded) -> Items:
+    """The items of modality `name`. Raises DataError for lengths that differ, repeated ids and vectors that are no numbers."""
+    n = len(e.ids)
+    if len(e.vectors) != n or len(e.groups) != n or any(len(v) != n for v in e.labels.values()):
+        raise DataError(f"{name}: {n} ids, {len(e.vectors)} vectors, {len(e.groups)} groups; they must be one a row")
+    down = tie_order(e.ids)
+    for a, b in zip(down[:-1], down[1:], strict=True):
+        if e.ids[a] == e.ids[b]:
+            raise DataError(f"{name}: the row id {e.ids[a]!r} occurs twice; ids must be unique")
+    content = np.asarray(e.labels[name], np.int64) if name in e.labels else np.zeros(n, np.int64)
+    _, same = np.unique(content, return_inverse=True)
+    same = np.where(content == 0, same.max(initial=0) + 1 + np.arange(n), same)  # no content label: an item of its own
+    # Walk rows by id ascending, so that the first row of a content gives the item its id and its vector.
+    up = down[::-1]
+    _, first, item_up = np.unique(same[up], return_index=True, return_inverse=True)
+    place = np.empty(len(first), np.int64)
+    place[np.argsort(-first, kind="stable")] = np.arange(len(first))  # descending id of the representative
+    head = up[np.sort(first)[::-1]]
+    item = np.empty(n, np.int64)
+    item[up] = place[item_up]
+    vectors = unit(e.vectors, name)
+    return Items(
+        name,
+        [e.ids[i] for i in head],
+        vectors if np.array_equal(head, np.arange(n)) else vectors[head],
+        Ragged.of(item, np.arange(n), len(head)),
+        _labels(item, e.labels.get("id"), e.ids, len(head)),
+        _labels(item, e.labels.get("group"), e.groups, len(head)),
+        e.ids,
+    )
+
+
+def _labels(item: np.ndarray, labels: "np.ndarray | None", names: "list[str] | list[str | None]", size: int) -> Ragged:
+    values = names_to_labels(names) if labels is None else np.asarray(labels, np.int64)
+    keep = values != 0
+    return Ragged.of(item[keep], values[keep], size)

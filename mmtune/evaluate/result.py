@@ -1,0 +1,104 @@
+"""What an evaluation found: typed, as a document, as a table for people, as a frame."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune.errors import RecipeError
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass
+class Direction:
+    """One directed pair. metrics: means over the queries that have a relevant candidate; skipped: queries that have none.
+
+    tie_rate: share of queries where a relevant candidate has the very score of one that is not, so that the tie rule
+    decides. With per_query: query_ids, query_rows (united row ids), clusters (int64, one value a set of queries linked by
+    their groups) and values (metric -> [queries]).
+    """
+
+    queries: int
+    candidates: int
+    metrics: dict[str, float]
+    skipped: int = 0
+    tie_rate: float = 0.0
+    query_ids: list[str] = field(default_factory=list, repr=False)
+    query_rows: list[list[str]] = field(default_factory=list, repr=False)
+    clusters: np.ndarray | None = field(default=None, repr=False)
+    values: dict[str, np.ndarray] | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"queries": self.queries, "candidates": self.candidates, "metrics": self.metrics}
+
+
+@dataclass
+class Result:
+    """Every direction that has a query with an answer. `skipped` and `tie_rate` are by direction, also for those left out."""
+
+    fingerprint: str
+    directions: dict[str, Direction]
+    skipped: dict[str, int]
+    tie_rate: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `mmtune eval --json`."""
+        return {
+            "fingerprint": self.fingerprint,
+            "directions": {name: d.to_dict() for name, d in self.directions.items()},
+            "skipped": self.skipped,
+            "tie_rate": self.tie_rate,
+        }
+
+    def metric(self, name: str, direction: str | None = None) -> float:
+        """One metric of one direction, or its mean over the directions between different modalities (all, if there is none)."""
+        if direction is not None:
+            if direction not in self.directions:
+                raise RecipeError(
+                    f"no direction {direction!r} was evaluated; there are: {', '.join(self.directions) or 'none'}"
+                )
+            chosen = [self.directions[direction]]
+        else:
+            across = [d for n, d in self.directions.items() if len(set(n.split("->"))) == 2]
+            chosen = across or list(self.directions.values())
+        if not chosen:
+            raise RecipeError(f"{name}: no query of any direction has a relevant candidate")
+        if name not in chosen[0].metrics:
+            raise RecipeError(f"no metric {name!r}; there are: {', '.join(chosen[0].metrics)}")
+        return float(np.mean([d.metrics[name] for d in chosen]))
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One line a direction: queries, candidates, skipped, tie_rate and every metric."""
+        import pandas
+
+        rows = [{"queries": d.queries, "candidates": d.candidates, "skipped": d.skipped, "tie_rate": d.tie_rate, **d.metrics}
+                for d in self.directions.values()]  # fmt: skip
+        return pandas.DataFrame(rows, index=pandas.Index(list(self.directions), name="direction"))
+
+    def columns(self) -> list[str]:
+        """The metrics that a table for people shows: every hit@k, then the rest at the largest k."""
+        every = list(next(iter(self.directions.values())).metrics) if self.directions else []
+        last: dict[str, str] = {}
+        for m in every:
+            last[m.split("@")[0]] = m
+        return [m for m in every if m.startswith("hit@") or last[m.split("@")[0]] == m]
+
+    def __str__(self) -> str:
+        from mmtune.evaluate.tables import plain_table
+
+        columns = self.columns()
+        rows = [[n, f"{d.queries:,}", f"{d.candidates:,}", *(f"{d.metrics[c]:.4f}" for c in columns)]
+                for n, d in self.directions.items()]  # fmt: skip
+        notes = [f"{n}: {k:,} queries without a relevant candidate left out" for n, k in self.skipped.items() if k]
+        notes += [f"{n}: ties decide in {t:.1%} of the queries" for n, t in self.tie_rate.items() if t > 0.01]
+        return "\n".join([plain_table(["direction", "queries", "candidates", *columns], rows), *notes])
+
+    def _repr_html_(self) -> str:
+        from mmtune.evaluate.tables import html_table
+
+        columns = self.columns()
+        rows = [[n, f"{d.queries:,}", f"{d.candidates:,}", *(f"{d.metrics[c]:.4f}" for c in columns)]
+                for n, d in self.directions.items()]  # fmt: skip
+        return html_table(["direction", "queries", "candidates", *columns], rows, f"model {self.fingerprint[:12]}")
