@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import random
 
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -142,3 +143,17 @@ class Scorer(Protocol):
 def direction(a: str, b: str) -> str:
     """The name of a directed pair: queries of `a`, candidates of `b`."""
     return f"{a}->{b}"
+
+
+@dataclass(slots=True)
+class Embedded:
+    """Vectors of one modality for N rows of a corpus; identity travels with them.
+
+    ids [N] row ids; groups [N]; labels[k] int64 [N] as in Batch; vectors float32 [N, D], unit length; fingerprint of the model.
+    """
+
+    ids: list[str]
+    groups: list[str | None]
+    labels: "dict[str, np.ndarray]"
+    vectors: "np.ndarray"
+    fingerprint: str = ""

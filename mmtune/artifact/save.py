@@ -1,0 +1,59 @@
+"""Publish a model as an artifact directory, whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune import __version__
+from mmtune.artifact.load import FORMAT, MANIFEST, WEIGHTS
+from mmtune.files import atomic_dir, write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from mmtune.model import Model
+
+
+def save(model: "Model", directory: str | Path, *, metrics: Mapping[str, Any] | None = None, info: Mapping[str, Any] | None = None,
+         trained_on: Mapping[str, np.ndarray] | None = None) -> str:
+    """Write the artifact and return its fingerprint.
+
+    metrics go to metrics.json; info (base, recipe, data, ...) to the manifest and the card; trained_on, int64 labels of the
+    training rows by name (id and content), to trained_on.safetensors, so that an evaluation on trained-on data is refused.
+    """
+    from safetensors.numpy import save as dump
+    from safetensors.torch import save_model
+
+    was_training = model.training
+    model.eval()
+    info = {"mmtune": __version__, **(info or {})}
+    mark = model.fingerprint
+    with atomic_dir(directory) as tmp:
+        save_model(model, str(tmp / WEIGHTS))
+        for name, data in model.files().items():
+            write_bytes(tmp / "parts" / name, data)
+        manifest = {"format": FORMAT, "fingerprint": mark, "layout": model.layout(), "info": info}
+        write_json(tmp / MANIFEST, manifest)
+        write_json(tmp / "metrics.json", dict(metrics or {}))
+        if trained_on:
+            arrays = {k: np.unique(v[v != 0]) for k, v in trained_on.items()}
+            write_bytes(tmp / "trained_on.safetensors", dump(arrays))
+        write_text(tmp / "README.md", card(model, mark, metrics or {}, info))
+    model.train(was_training)
+    return mark
+
+
+def card(model: "Model", mark: str, metrics: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """The model card in Markdown."""
+    lines = ["# mmtune model", "", f"- fingerprint: `{mark}` (vectors of another fingerprint are never comparable)"]
+    lines += [f"- towers: {', '.join(f'{m} ({t.dim})' for m, t in model.towers.items())}; shared space: {model.dim} dimensions, cosine"]
+    lines += [f"- {key}: {value}" for key, value in info.items() if isinstance(value, str | int | float)]
+    rows = [(d, v["queries"], v["candidates"], v["metrics"]) for d, v in metrics.get("directions", {}).items()]
+    if rows:
+        lines += ["", "## Validation", "", "| direction | queries | candidates | hit@1 | recall@10 | MAP | nDCG@10 |", "|---|---|---|---|---|---|---|"]
+        for name, queries, candidates, m in rows:
+            values = " | ".join(f"{m[k]:.4f}" for k in ("hit@1", "recall@10", "map", "ndcg@10"))
+            lines.append(f"| {name} | {queries} | {candidates} | {values} |")
+    lines += ["", "## Use", "", "```python", "import mmtune", 'model = mmtune.load("THIS_DIRECTORY")']
+    lines += [f"vectors = model.encode({m}=[...])" for m in model.towers] + ["```", ""]
+    return "\n".join(lines)

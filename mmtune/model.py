@@ -1,0 +1,184 @@
+"""Towers by name in one shared space, with a learned temperature for each pair."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtune import backbones, modalities
+from mmtune.backbones import Part, Scale, Tower
+from mmtune.contracts import Pair, direction
+from mmtune.errors import ModelError
+from mmtune.fingerprint import fingerprint
+
+MAX_LOG_SCALE = math.log(100.0)
+INITIAL_LOG_SCALE = math.log(1 / 0.07)
+
+
+class Model(nn.Module):
+    """One or several parts as one dual encoder (or triple, ...): `encode` for users, `forward` for the trainer.
+
+    parts: (part, modalities of it in use). A modality whose tower has another width than the shared space, or that asks
+    for one, gets a linear head. Pairs that no checkpoint was trained on get a temperature of their own.
+    """
+
+    def __init__(self, parts: list[tuple[Part, list[str]]], dim: int, heads: Iterable[str] = (), seed: int = 0):
+        super().__init__()
+        self.sources = parts
+        self.parts = nn.ModuleList(p.module for p, _ in parts)
+        self.towers: dict[str, Tower] = {m: p.towers[m] for p, names in parts for m in names}
+        self.towers = {m: self.towers[m] for m in modalities.names() if m in self.towers}
+        self.dim = dim
+        self.settings: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
+        self._fingerprint: str | None = None
+        self._scales: dict[str, Scale] = {}
+        for part, names in parts:
+            for scale in part.scales:
+                for d in scale.directions:
+                    if set(d.split("->")) <= set(names):
+                        self._scales[d] = scale
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            wanted = {m for m, t in self.towers.items() if t.dim != dim} | set(heads)
+            self.heads = nn.ModuleDict({m: nn.Linear(self.towers[m].dim, dim, bias=False) for m in self.towers if m in wanted})
+        self.own_scales = nn.ParameterDict()
+        self._top = {id(s.log): max(MAX_LOG_SCALE, float(s.log.detach().max())) for s in self._scales.values()}
+
+    # --- vectors -------------------------------------------------------------------------------------------------
+
+    def encode_inputs(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Inputs of U items -> unit vectors [U, D] float32. With "segments" [W] (window -> item, ascending) the inputs are W
+        windows, and an item's vector is the mean of its windows' unit vectors, normalised again."""
+        segments = inputs.get("segments")
+        x = self.towers[modality].encode({k: v for k, v in inputs.items() if k != "segments"})
+        if modality in self.heads:
+            x = self.heads[modality](x)
+        z = F.normalize(x.float(), dim=-1)
+        if segments is None:
+            return z
+        total = z.new_zeros(int(segments[-1]) + 1, z.shape[1]).index_add(0, segments, z)
+        return F.normalize(total, dim=-1)
+
+    def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """{modality: inputs} -> {modality: [U, D]}; the entry that data-parallel wrappers hook."""
+        return {m: self.encode_inputs(m, x) for m, x in inputs.items()}
+
+    def encode(self, batch_size: int = 64, **signals: Any) -> Any:
+        """Vectors of what a user has: `encode(name=value)` with a path, library object, array or string, or a list of them.
+
+        Returns float32 unit vectors: [D] for one value, [N, D] for a list; a dict of these when several names are given.
+        Raises ModelError for a modality the model lacks, and for a value that cannot be read (naming its position).
+        """
+        from mmtune.embed import embed_values
+
+        if not signals:
+            raise ModelError(f"encode: name what to encode, e.g. encode({next(iter(self.towers))}=...)")
+        out: dict[str, np.ndarray] = {}
+        for name, value in signals.items():
+            many = isinstance(value, list)
+            vectors = embed_values(self, name, value if many else [value], batch_size)
+            out[name] = vectors if many else vectors[0]
+        return out if len(out) > 1 else next(iter(out.values()))
+
+    # --- temperatures --------------------------------------------------------------------------------------------
+
+    def ensure_scales(self, pairs: Iterable[Pair]) -> None:
+        """Give every pair a temperature; new ones start at 1/0.07 (CLIP, arXiv 2103.00020)."""
+        for a, b in pairs:
+            if direction(a, b) not in self._scales:
+                log = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE, device=self.device))
+                key = "~".join(sorted((a, b)))
+                self.own_scales[key] = log
+                self._top[id(log)] = MAX_LOG_SCALE
+                scale = Scale(log, None, [direction(a, b), direction(b, a)])
+                self._scales |= {d: scale for d in scale.directions}
+
+    def scale(self, a: str, b: str) -> tuple[Tensor, Tensor | None]:
+        """(temperature factor, bias or None) of the directed pair a -> b, with gradient."""
+        s = self._scales[direction(a, b)]
+        return s.log.exp().squeeze(), None if s.bias is None else s.bias.squeeze()
+
+    @torch.no_grad()
+    def clamp_scales(self) -> None:
+        """Keep every factor in [1, 100] (or the checkpoint's own value if that is higher); called after each step."""
+        for s in self._scales.values():
+            s.log.clamp_(0.0, self._top[id(s.log)])
+
+    # --- identity ------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def owned(self, modality: str) -> list[nn.Module]:
+        """The modules whose parameters belong to one modality's tower and head."""
+        return [*self.towers[modality].modules, *([self.heads[modality]] if modality in self.heads else [])]
+
+    def files(self) -> dict[str, bytes]:
+        """Configuration, preprocessing and tokenizer files of every part, by "part number/path"."""
+        return {f"{i}/{name}": data for i, (p, _) in enumerate(self.sources) for name, data in p.files.items()}
+
+    def layout(self) -> dict[str, Any]:
+        """What is needed, beside weights and files, to build this model again."""
+        return {
+            "parts": [{"family": p.family, "modalities": names} for p, names in self.sources],
+            "dim": self.dim,
+            "heads": list(self.heads),
+            "own_scales": list(self.own_scales),
+            "settings": self.settings,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The space's name (see `mmtune.fingerprint`). Computed anew while training, remembered in eval mode."""
+        if self._fingerprint is None or self.training:
+            rules = {"normalised": True, "dtype": "float32", "metric": "cosine"}
+            self._fingerprint = fingerprint(self.state_dict().items(), self.files(), self.layout() | rules)
+        return self._fingerprint
+
+    def train(self, mode: bool = True) -> "Model":
+        """As nn.Module; entering training forgets the fingerprint."""
+        if mode:
+            self._fingerprint = None
+        return super().train(mode)
+
+
+def from_parts(specs: Mapping[str, Part], seed: int = 0) -> Model:
+    """A model from one part a modality (the same Part object may serve several). The anchor, whose width is the shared
+    space's, is the first inline modality (words), else the first."""
+    order = [m for m in modalities.names() if m in specs]
+    for m in order:
+        if m not in specs[m].towers:
+            raise ModelError(f"model.{m}: that checkpoint has no {m} tower; it has {', '.join(specs[m].towers)}")
+    anchor = next((m for m in order if modalities.get(m).inline), order[0])
+    parts: list[tuple[Part, list[str]]] = []
+    for m in order:
+        known = next((names for p, names in parts if p is specs[m]), None)
+        if known is None:
+            parts.append((specs[m], [m]))
+        else:
+            known.append(m)
+    for part, names in parts:
+        for unused in set(part.towers) - set(names):
+            part.drop(unused)
+    return Model(parts, specs[anchor].towers[anchor].dim, seed=seed)
+
+
+def from_spec(spec: str | Mapping[str, str]) -> Model:
+    """A model from `family:place`, or from {modality: "family:place"} (also as "name=family:place,name=...")."""
+    if isinstance(spec, str) and "=" in spec.split(":", 1)[0]:
+        entries = [e.partition("=") for e in spec.split(",")]
+        spec = {name.strip(): place.strip() for name, _, place in entries}
+    if isinstance(spec, str):
+        part = backbones.load(spec)
+        return from_parts(dict.fromkeys(part.towers, part))
+    for m in spec:
+        modalities.get(m)
+    loaded = {place: backbones.load(place) for place in dict.fromkeys(spec.values())}
+    return from_parts({m: loaded[place] for m, place in spec.items()})
