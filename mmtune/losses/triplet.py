@@ -1,0 +1,43 @@
+"""Triplet margin with the hardest or semi-hard negatives of the batch."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmtune.losses.contrast import Block
+
+
+def triplet(
+    block: Block,
+    *,
+    margin: float = 0.2,
+    distance: Literal["cosine", "euclidean"] = "cosine",
+    mining: Literal["hard", "semi_hard"] = "hard",
+) -> Tensor:
+    """max(0, d(query, positive) - d(query, negative) + margin), one value a query [R].
+
+    - `hard`: the farthest positive against the nearest negative (Hermans et al. 2017, arXiv 1703.07737).
+    - `semi_hard`: mean over positives, each against the nearest negative that is farther than it, or, when there is none,
+      against the farthest one (FaceNet, Schroff et al. 2015, 1503.03832).
+
+    `cosine` distance is 1 - cosine, `euclidean` that of the unit vectors. A query without negatives costs nothing.
+    """
+    d = 1 - block.sim
+    if distance == "euclidean":
+        d = (2 * d).clamp_min(1e-12).sqrt()
+    some = block.neg.any(1)
+    if mining == "hard":
+        positive = d.masked_fill(~block.pos, -math.inf).amax(1)
+        negative = d.masked_fill(~block.neg, math.inf).amin(1)
+        some = some & block.pos.any(1)
+        gap = torch.where(some, positive, 0.0) - torch.where(some, negative, 0.0)
+        return torch.where(some, torch.relu(gap + margin), 0.0)
+    order = d.masked_fill(~block.neg, math.inf).sort(1).values
+    farther = torch.searchsorted(order.detach().contiguous(), d.detach().contiguous(), right=True)
+    last = (block.neg.sum(1, keepdim=True) - 1).clamp_min(0)
+    negative = order.gather(1, torch.minimum(farther, last))
+    use = block.pos & some[:, None]
+    each = torch.relu(torch.where(use, d - torch.where(use, negative, 0.0) + margin, 0.0))
+    return each.sum(1) / block.pos.sum(1).clamp_min(1)

@@ -1,0 +1,88 @@
+"""A batch and its vectors -> what the losses see: unique items of two modalities, what relates them, their own pairs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmtune.contracts import Batch, Pair
+from mmtune.errors import DataError, RecipeError
+from mmtune.losses.relation import Relation
+
+
+@dataclass(slots=True)
+class Items:
+    """The unique items of one modality that take part in a pair: slot [N] into z, and row -> item or -1 [B]."""
+
+    slot: Tensor
+    of_row: Tensor
+
+    def labels(self, batch: Batch, kinds: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """kind -> (item, label): an item carries the labels of all its rows."""
+        rows = torch.nonzero(self.of_row >= 0).squeeze(1)
+        return {k: (self.of_row[rows], batch.labels[k][rows]) for k in kinds}
+
+
+@dataclass(slots=True)
+class PairItems:
+    """Both sides of a pair in one batch: queries and candidates in either direction, and the rows that own a pair."""
+
+    pair: Pair
+    a: Items
+    b: Items
+    rows: Tensor
+    relation: Relation
+
+    def own(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(item of a, item of b, weight) of each row that has both and asks."""
+        ones = torch.ones(len(self.rows), device=self.rows.device) if weight is None else weight
+        return self.a.of_row[self.rows], self.b.of_row[self.rows], ones
+
+
+def unique_items(batch: Batch, modality: str, rows: Tensor) -> Items:
+    """Items of `modality` among the marked rows [B]. Equal content is one item, also when it came in two slots."""
+    slot, content = batch.slot[modality], batch.labels[modality]
+    key = torch.where(content != 0, content, -1 - slot)
+    index = torch.nonzero(rows).squeeze(1)
+    _, inverse = torch.unique(key[index], return_inverse=True)
+    count = int(inverse.max()) + 1 if len(index) else 0
+    first = torch.full((count,), torch.iinfo(torch.int64).max, device=slot.device, dtype=torch.int64)
+    first.scatter_reduce_(0, inverse, slot[index], "amin")
+    of_row = torch.full_like(slot, -1)
+    of_row[index] = inverse
+    return Items(first, of_row)
+
+
+def pair_items(batch: Batch, pair: Pair) -> PairItems | None:
+    """The pair's items, or None when no row that asks has both. Rows that only serve as candidates need one of them."""
+    a, b = pair
+    has_a, has_b = batch.slot[a] >= 0, batch.slot[b] >= 0
+    both = has_a & has_b
+    rows = torch.nonzero(both & batch.queries).squeeze(1)
+    if not len(rows):
+        return None
+    extra = ~batch.queries
+    items_a = unique_items(batch, a, has_a & (both | extra))
+    items_b = items_a if a == b else unique_items(batch, b, has_b & (both | extra))
+    kinds = [k for k in dict.fromkeys(("id", "group", a, b)) if k in batch.labels]
+    shape = (len(items_a.slot), len(items_b.slot))
+    relation = Relation(items_a.labels(batch, kinds), items_b.labels(batch, kinds), shape)
+    return PairItems(pair, items_a, items_b, rows, relation)
+
+
+def column(batch: Batch, name: str, key: str, rows: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """A numeric column at `rows`. Raises RecipeError when the data lack it, DataError for NaN or a value out of range."""
+    if name not in batch.columns:
+        known = f"; the batch has: {', '.join(batch.columns)}" if batch.columns else ""
+        raise RecipeError(f"{key}: the data have no numeric column {name!r}{known}")
+    value = batch.columns[name][rows].float()
+    wrong = ~torch.isfinite(value)
+    says = "is not a number"
+    if not bool(wrong.any()) and low is not None:
+        wrong, says = value < low, f"is below {low:g}"
+    if not bool(wrong.any()) and high is not None:
+        wrong, says = value > high, f"is above {high:g}"
+    if bool(wrong.any()):
+        at = int(torch.nonzero(wrong)[0])
+        raise DataError(f"{key}: column {name!r} of row {batch.ids[int(rows[at])]!r} is {float(value[at]):g}, which {says}")
+    return value
