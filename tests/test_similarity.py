@@ -25,21 +25,27 @@ def test_keys_are_the_rounded_exact_sums(coarse):
 
 
 def test_sums_on_a_rounding_boundary_do_not_depend_on_the_order_of_summation():
-    """Dots of exactly (m + 1/2) / 2**24 whose parts cancel: a plain float64 sum rounds them either way."""
+    """Cosines of (m + 1/2) / 2**24 plus 2**-56, among terms that cancel: float64 keeps the crumb in some orders only."""
     rng = np.random.default_rng(1)
-    q = np.zeros((64, 256), np.float32)
-    q[:, ::2], q[:, 1::2] = 0.05, -0.05
-    q[:, -1] = 2.0**-13
-    d = np.repeat(rng.random((64, 128)).astype(np.float32) / 12, 2, axis=1)
-    d[:, -2:] = 0
-    d[:, -1] = (2 * rng.integers(1, 1000, 64) + 1).astype(np.float32) * np.float32(2.0**-12)
+    d = np.zeros((64, 256), np.float32)
+    q = rng.choice([0.25, -0.25], 256).astype(np.float32)
+    for row in d:
+        big = rng.permutation(256)
+        for x, y in big[:24].reshape(-1, 2):
+            row[x] = np.float32(rng.random())
+            row[y] = -row[x] if q[x] == q[y] else row[x]
+        row[big[250]] = np.float32(rng.choice([1, -1]) * 2.0**-54)
+        row[big[251]] = np.float32((2 * rng.integers(1, 1000) + 1) * 2.0**-25 * 4)
+    q = np.repeat(q[None], 5, axis=0)
     expected = similarity.exact_keys(q, d)
     for block in (1, 3, 17, 64):
         for start in range(0, 64, block):
-            assert (similarity.exact_keys(q[:5], d[start : start + block]) == expected[:5, start : start + block]).all()
-    for row in range(64):
+            assert (similarity.exact_keys(q, d[start : start + block]) == expected[:, start : start + block]).all()
+    for row in range(5):
         assert (similarity.exact_keys(q[row : row + 1], d) == expected[row]).all()
         assert (similarity.pair_keys(q, d, np.full(64, row), np.arange(64)) == expected[row]).all()
+    reverse = np.ascontiguousarray(d[::-1])
+    assert (similarity.exact_keys(q, reverse) == expected[:, ::-1]).all()
 
 
 @pytest.mark.parametrize("library", ["faiss", "numpy"])

@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmtune.contracts import Embedded
+    from mmtune.evaluate.compare import Comparison, compare_vectors
     from mmtune.evaluate.directions import evaluate_vectors
-    from mmtune.evaluate.items import Embedded
+    from mmtune.evaluate.gate import Gate
     from mmtune.evaluate.result import Direction, Result
 
 _LAZY = {
@@ -18,8 +20,11 @@ _LAZY = {
     "evaluate_vectors": "directions",
     "Direction": "result",
     "Result": "result",
+    "compare_vectors": "compare",
+    "Comparison": "compare",
+    "Gate": "gate",
 }
-__all__ = ["Direction", "Embedded", "Result", "evaluate_vectors"]
+__all__ = ["Comparison", "Direction", "Embedded", "Gate", "Result", "compare_vectors", "evaluate_vectors"]
 
 
 class _Verb(ModuleType):

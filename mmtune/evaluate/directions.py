@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmtune.contracts import direction
-from mmtune.errors import DataError
+from mmtune.contracts import Embedded, direction
+from mmtune.errors import DataError, ModelError
 from mmtune.evaluate import metrics
-from mmtune.evaluate.items import Embedded, Items, Ragged, unite
+from mmtune.evaluate.clusters import row_clusters
+from mmtune.evaluate.items import Items, unite
 from mmtune.evaluate.ranks import ranks
 from mmtune.evaluate.relevance import Qrels, relevant
 from mmtune.evaluate.result import Direction, Result
@@ -38,10 +39,18 @@ def evaluate_vectors(
     missing = sorted({m for p in pairs for m in p} - set(vectors))
     if missing:
         raise DataError(f"{', '.join(missing)}: no vectors of that modality; there are: {', '.join(vectors) or 'none'}")
+    marks = {vectors[m].fingerprint for p in pairs for m in p} - {""}
+    if len(marks) > 1:
+        raise ModelError(
+            f"vectors of {len(marks)} models ({', '.join(sorted(marks))}) in one evaluation; embed all with one model"
+        )
     items = {m: unite(m, vectors[m]) for m in dict.fromkeys(m for p in pairs for m in p)}
-    result = Result(fingerprint, {}, {}, {})
+    result = Result(fingerprint or next(iter(marks), ""), {}, {}, {})
+    linked = row_clusters(vectors) if per_query else {}
     for a, b in sorted(pairs, key=lambda p: p[0] == p[1]):
         name, found = direction(a, b), evaluate_direction(items[a], items[b], ks, qrels, chunk, per_query)
+        if per_query:
+            found.clusters = np.array([linked[r] for r in found.query_ids], np.int64)
         result.skipped[name], result.tie_rate[name] = found.skipped, found.tie_rate
         if found.queries:
             result.directions[name] = found
@@ -87,22 +96,4 @@ def evaluate_direction(
         found.values = every
         found.query_ids = [queries.ids[i] for i in at]
         found.query_rows = [[queries.row_ids[r] for r in queries.rows[i]] for i in at]
-        found.clusters = clusters(queries.group_labels)[at]
     return found
-
-
-def clusters(labels: Ragged) -> np.ndarray:
-    """[M] int64: items linked through shared labels, also by a chain, get one value; those without any stand alone."""
-    _, label = np.unique(labels.values, return_inverse=True)
-    owner = np.repeat(np.arange(len(labels)), labels.counts)
-    n = len(labels)
-    parent = np.arange(n + label.max(initial=-1) + 1)
-
-    def root(x: int) -> int:
-        while parent[x] != x:
-            parent[x] = x = parent[parent[x]]
-        return x
-
-    for i, g in zip(owner, label + n, strict=True):
-        parent[root(int(i))] = root(int(g))
-    return np.array([root(i) for i in range(n)], np.int64)

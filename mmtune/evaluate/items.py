@@ -4,31 +4,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.similarity import tie_order, unit
 
 
-@dataclass
-class Embedded:
-    """Vectors of one modality for one corpus. N rows that have the modality, in any order.
-
-    ids: row ids, unique; groups: group names or None; labels: int64 [N] by key: "id", "group" and one content label a
-    modality of the ROW, where equal non-zero labels mean "the same" and 0 means none; vectors: float32 [N, D], unit length.
-    """
-
-    ids: list[str]
-    groups: list[str | None]
-    labels: dict[str, np.ndarray]
-    vectors: np.ndarray
-
-    def take(self, rows: np.ndarray) -> "Embedded":
-        """The rows at positions `rows`."""
-        return Embedded(
-            [self.ids[i] for i in rows],
-            [self.groups[i] for i in rows],
-            {k: np.asarray(v)[rows] for k, v in self.labels.items()},
-            self.vectors[rows],
-        )
+def take(e: Embedded, rows: np.ndarray) -> Embedded:
+    """The rows at positions `rows`, in that order."""
+    labels = {k: np.asarray(v)[rows] for k, v in e.labels.items()}
+    return Embedded([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, e.vectors[rows], e.fingerprint)
 
 
 @dataclass

@@ -16,8 +16,8 @@ class Direction:
     """One directed pair. metrics: means over the queries that have a relevant candidate; skipped: queries that have none.
 
     tie_rate: share of queries where a relevant candidate has the very score of one that is not, so that the tie rule
-    decides. With per_query: query_ids, query_rows (united row ids), clusters (int64, one value a set of queries linked by
-    their groups) and values (metric -> [queries]).
+    decides. With per_query: query_ids, query_rows (united row ids), clusters (int64, see `clusters.row_clusters`) and
+    values (metric -> [queries]).
     """
 
     queries: int
