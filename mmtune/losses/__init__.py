@@ -17,4 +17,8 @@ TABLE = {
     "mse": "mmtune.losses.graded:mse",
     "cosine": "mmtune.losses.graded:cosine",
     "cosent": "mmtune.losses.graded:cosent",
+    "kl": "mmtune.losses.distill:kl",
+    "score_mse": "mmtune.losses.distill:score_mse",
+    "margin_mse": "mmtune.losses.distill:margin_mse",
+    "feature": "mmtune.losses.distill:feature",
 }

@@ -1,7 +1,7 @@
 """What every contrastive loss is given, and how its value is gathered over queries: dense here, in tiles in `tiled`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,9 +50,10 @@ class Guide:
 class View:
     """A pair of modalities in one batch, seen in one direction: unit vectors of unique items and what relates them.
 
-    q [Q, D] queries, c [C, D] candidates; own (query, candidate, weight) as in Block; scale, bias scalars or None.
-    Candidates from `stale` on come from a memory queue: they serve as negatives only. `same` marks q and c as the same
-    items, so that an item never meets itself. `graded`: the own weights are judgments, so that only own pairs are positives.
+    q [Q, D] queries, c [C, D] candidates; relation between at least these queries, in order, and these candidates;
+    own (query, candidate, weight) as in Block; scale, bias scalars or None.
+    Candidates from `stale` on come from a memory queue: they serve as negatives only. `same`: query i is candidate i, and
+    never meets itself. `graded`: the own weights are judgments, so that only own pairs are positives.
     `by_item`: every query weighs the same; otherwise a query weighs as much as its rows.
     """
 
@@ -67,14 +68,6 @@ class View:
     same: bool = False
     graded: bool = False
     by_item: bool = False
-
-    def reversed(self, scale: Tensor, bias: Tensor | None) -> "View":
-        """The other direction, with its own scale; only for a view without a memory queue."""
-        i, j, w = self.own
-        guide = Guide(self.guide.c, self.guide.q, self.guide.margin) if self.guide else None
-        return replace(
-            self, q=self.c, c=self.q, relation=self.relation.reversed, own=(j, i, w), scale=scale, bias=bias, guide=guide
-        )
 
 
 def query_weights(view: View) -> Tensor:

@@ -20,7 +20,7 @@ class Relation:
 
     def __init__(self, queries: Labels, candidates: Labels, shape: tuple[int, int]) -> None:
         self.shape = shape
-        self._labels = (queries, candidates)
+        self.labels = (queries, candidates)
         self._kinds: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for kind in queries:
             if kind in candidates:
@@ -43,7 +43,7 @@ class Relation:
     @property
     def reversed(self) -> "Relation":
         """The same relation seen from the candidates."""
-        return Relation(self._labels[1], self._labels[0], (self.shape[1], self.shape[0]))
+        return Relation(self.labels[1], self.labels[0], (self.shape[1], self.shape[0]))
 
     def matches(self, start: int, stop: int, limit: int | None = None) -> tuple[Tensor, Tensor] | None:
         """(query - start, candidate) of the related pairs of queries [start, stop), with repeats; None when over `limit`."""

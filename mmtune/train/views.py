@@ -12,10 +12,14 @@ from mmtune.losses.relation import Relation
 
 @dataclass(slots=True)
 class Items:
-    """The unique items of one modality that take part in a pair: slot [N] into z, and row -> item or -1 [B]."""
+    """The unique items of one modality that take part in a pair, N of them.
 
-    slot: Tensor
+    row [N] a batch row that holds each; of_row [B] row -> item or -1. The first `asking` are queries, the rest candidates only.
+    """
+
+    row: Tensor
     of_row: Tensor
+    asking: int
 
     def labels(self, batch: Batch, kinds: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """kind -> (item, label): an item carries the labels of all its rows."""
@@ -39,18 +43,31 @@ class PairItems:
         return self.a.of_row[self.rows], self.b.of_row[self.rows], ones
 
 
-def unique_items(batch: Batch, modality: str, rows: Tensor) -> Items:
-    """Items of `modality` among the marked rows [B]. Equal content is one item, also when it came in two slots."""
+def unique_items(batch: Batch, modality: str, rows: Tensor, asking: Tensor) -> Items:
+    """Items of `modality` among the marked rows [B]; those of `asking` rows [B] come first.
+
+    Equal content is one item, also when it came in two slots.
+    """
     slot, content = batch.slot[modality], batch.labels[modality]
     key = torch.where(content != 0, content, -1 - slot)
     index = torch.nonzero(rows).squeeze(1)
     _, inverse = torch.unique(key[index], return_inverse=True)
     count = int(inverse.max()) + 1 if len(index) else 0
-    first = torch.full((count,), torch.iinfo(torch.int64).max, device=slot.device, dtype=torch.int64)
-    first.scatter_reduce_(0, inverse, slot[index], "amin")
+    first = torch.full((count,), len(slot), device=slot.device, dtype=torch.int64)
+    first.scatter_reduce_(0, inverse, index, "amin")
+    asks = torch.zeros(count, dtype=torch.bool, device=slot.device)
+    asks[inverse[asking[index]]] = True
+    order = torch.argsort((~asks).to(torch.uint8), stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(count, device=slot.device)
     of_row = torch.full_like(slot, -1)
-    of_row[index] = inverse
-    return Items(first, of_row)
+    of_row[index] = place[inverse]
+    return Items(first[order], of_row, int(asks.sum()))
+
+
+def kinds(batch: Batch, *modality: str) -> list[str]:
+    """The labels that say which things of these modalities are the same."""
+    return [k for k in dict.fromkeys(("id", "group", *modality)) if k in batch.labels]
 
 
 def pair_items(batch: Batch, pair: Pair) -> PairItems | None:
@@ -58,15 +75,16 @@ def pair_items(batch: Batch, pair: Pair) -> PairItems | None:
     a, b = pair
     has_a, has_b = batch.slot[a] >= 0, batch.slot[b] >= 0
     both = has_a & has_b
-    rows = torch.nonzero(both & batch.queries).squeeze(1)
+    asks = both & batch.queries
+    rows = torch.nonzero(asks).squeeze(1)
     if not len(rows):
         return None
     extra = ~batch.queries
-    items_a = unique_items(batch, a, has_a & (both | extra))
-    items_b = items_a if a == b else unique_items(batch, b, has_b & (both | extra))
-    kinds = [k for k in dict.fromkeys(("id", "group", a, b)) if k in batch.labels]
-    shape = (len(items_a.slot), len(items_b.slot))
-    relation = Relation(items_a.labels(batch, kinds), items_b.labels(batch, kinds), shape)
+    items_a = unique_items(batch, a, has_a & (both | extra), asks)
+    items_b = items_a if a == b else unique_items(batch, b, has_b & (both | extra), asks)
+    shared = kinds(batch, a, b)
+    shape = (len(items_a.row), len(items_b.row))
+    relation = Relation(items_a.labels(batch, shared), items_b.labels(batch, shared), shape)
     return PairItems(pair, items_a, items_b, rows, relation)
 
 

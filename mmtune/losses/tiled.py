@@ -1,0 +1,195 @@
+"""Contrastive losses whose Q x C logits never exist: exact value and gradient, memory of the vectors and a few tiles.
+
+Inf-CL (Cheng et al. 2024, arXiv 2410.17243) does this for InfoNCE. Here any loss that is a sum over queries works: a block of
+queries meets all candidates, its share of the value and of the gradients is taken at once and its logits are dropped. Plain
+InfoNCE in both directions has a way of its own (`tiled_info_nce`) that shares the products of the two directions.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmtune.losses.contrast import Block, RowLoss, View, masks, own_of, query_weights
+
+BLOCK_BYTES = 16 << 20  # of one block of logits; a loss makes about eight of that size at once
+TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # a tile's logits stay in a CPU's cache
+PAIRS_AT_ONCE = 8192
+MATCH_LIMIT = 16  # related pairs an item on average, past which a list of them is no longer small
+
+
+def tiled(view: View, loss: RowLoss) -> Tensor:
+    """`contrast.dense(view, loss)`, a block of queries at a time."""
+    bias = view.bias if view.bias is not None else view.scale.new_zeros(())
+    return _Rows.apply(view.q, view.c, view.scale, bias, view, loss, torch.is_grad_enabled())
+
+
+class _Rows(torch.autograd.Function):
+    """Value and gradients in one sweep: each block's graph lives only inside forward."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, c: Tensor, scale: Tensor, bias: Tensor, view: View, loss: RowLoss, graph: bool) -> Tensor:
+        weight = query_weights(view)
+        need = graph and any(ctx.needs_input_grad)
+        rows = max(16, BLOCK_BYTES // (4 * max(1, len(c))))
+        dq, dc = (torch.zeros_like(q), torch.zeros_like(c)) if need else (None, None)
+        ds, db = torch.zeros_like(scale), torch.zeros_like(bias)
+        value = torch.zeros((), dtype=torch.float64, device=q.device)
+        norm = torch.zeros((), dtype=torch.float64, device=q.device)
+        for start in range(0, len(q), rows):
+            stop = min(start + rows, len(q))
+            pos, neg = masks(view, start, stop)
+            w = weight[start:stop] * pos.any(1)
+            with torch.set_grad_enabled(need):
+                sim = (q[start:stop] @ c.T).requires_grad_(need)
+                s, b = scale.detach().requires_grad_(need), bias.detach().requires_grad_(need)
+                block = Block(sim, pos, neg, own_of(view, start, stop), s, None if view.bias is None else b)
+                part = (loss(block) * w).sum()
+            value += part.detach().double()
+            norm += w.sum().double()
+            if dq is not None and dc is not None:
+                g, gs, gb = torch.autograd.grad(part, (sim, s, b), allow_unused=True)
+                del sim, block, part
+                torch.mm(g, c, out=dq[start:stop])
+                dc.addmm_(g.T, q[start:stop])
+                ds += gs if gs is not None else 0
+                db += gb if gb is not None else 0
+        norm = norm.clamp_min(torch.finfo(torch.float32).tiny)
+        if dq is not None and dc is not None:
+            ctx.found = [x.div_(norm.to(x.dtype)) for x in (dq, dc, ds, db)]
+        return (value / norm).to(q.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        return *_scaled(ctx, gradient), None, None, None
+
+
+def _scaled(ctx: Any, gradient: Tensor) -> list[Tensor]:
+    if ctx.found is None:
+        raise RuntimeError("a tiled loss keeps its gradients for one backward pass only")
+    found, ctx.found = ctx.found, None
+    return [x.mul_(gradient) for x in found]
+
+
+def pairs_for_info_nce(view: View) -> tuple[Tensor, Tensor] | None:
+    """The related pairs of a view as a list without repeats, when `tiled_info_nce` can take it: nothing masked, few pairs."""
+    if view.guide is not None or view.stale is not None or view.same or view.graded:
+        return None
+    limit = MATCH_LIMIT * (len(view.q) + len(view.c))
+    found = view.relation.matches(0, view.relation.shape[0], limit)
+    if found is None:
+        return None
+    key = torch.unique(found[0] * view.relation.shape[1] + found[1])
+    return key // view.relation.shape[1], key % view.relation.shape[1]
+
+
+def tiled_info_nce(
+    a: Tensor, b: Tensor, related: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Mean of InfoNCE (`positives: mean`) from a [N, D] to b [M, D] and back; four tile products instead of six.
+
+    related: all (row of a, row of b) that are positives, each once; weights [N] and [M] of each item as a query; one scale a
+    direction. The first sweep takes both directions' normalisers, the second the gradients.
+    """
+    return _InfoNCE.apply(a, b, *scales, related, weights, torch.is_grad_enabled())
+
+
+class _InfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor, related: Any, weights: Any, graph: bool) -> Tensor:
+        i, j = related
+        one = torch.ones(len(i), device=a.device)
+        count_a = torch.zeros(len(a), device=a.device).index_add_(0, i, one)
+        count_b = torch.zeros(len(b), device=a.device).index_add_(0, j, one)
+        wa, wb = (w * (n > 0) for w, n in zip(weights, (count_a, count_b), strict=True))
+        wa, wb = wa / wa.sum().clamp_min(1e-30) / 2, wb / wb.sum().clamp_min(1e-30) / 2
+        target_a, target_b = wa[i] / count_a[i], wb[j] / count_b[j]  # how much each positive pair counts
+        cos = torch.cat([(a[i[k]] * b[j[k]]).sum(1) for k in torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE)])
+
+        sweep = _Sweep(a, b, float(sa), float(sb))
+        lse_a, lse_b = sweep.normalisers()
+        hit_a, hit_b = (target_a * cos).sum(), (target_b * cos).sum()
+        # an item that asks nothing may have any normaliser
+        value = (wa * lse_a).sum() + (wb * lse_b).sum() - sa * hit_a - sb * hit_b
+        if graph and any(ctx.needs_input_grad):
+            da, db, ga, gb = sweep.gradients(wa, wb, lse_a, lse_b)
+            pull = sa * target_a + sb * target_b
+            for k in torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE):
+                da.index_add_(0, i[k], b[j[k]] * -pull[k, None])
+                db.index_add_(0, j[k], a[i[k]] * -pull[k, None])
+            ctx.found = [da, db, (ga - hit_a).to(sa.dtype).reshape(sa.shape), (gb - hit_b).to(sb.dtype).reshape(sb.shape)]
+        return value.to(a.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        return *_scaled(ctx, gradient), None, None, None
+
+
+class _Sweep:
+    """Tiles of cos = a b^T, made twice, in buffers made once.
+
+    While e^(scale * cos) of unit vectors can neither overflow nor vanish in float32, and both directions share a scale, one
+    exponential serves rows and columns; otherwise each direction keeps running log-sums.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, sa: float, sb: float) -> None:
+        self.a, self.b, self.sa, self.sb = a, b, sa, sb
+        self.one_exp = sa == sb and abs(sa) <= 40  # e^40 * 1e6 terms is far below float32's 3e38, e^-40 far above 1e-38
+        rows, columns = TILE["cuda" if a.is_cuda else "cpu"]
+        self.rows, self.columns = min(rows, len(a)), min(columns, len(b))
+        self.buffers = [torch.empty(self.rows * self.columns, device=a.device) for _ in range(3)]
+
+    def tiles(self):  # type: ignore[no-untyped-def]
+        """(rows, columns, cosines, two spare buffers) of every tile."""
+        for i in range(0, len(self.a), self.rows):
+            r = slice(i, min(i + self.rows, len(self.a)))
+            for j in range(0, len(self.b), self.columns):
+                c = slice(j, min(j + self.columns, len(self.b)))
+                shape = (r.stop - r.start, c.stop - c.start)
+                cos, x, y = (t[: shape[0] * shape[1]].view(shape) for t in self.buffers)
+                torch.mm(self.a[r], self.b[c].T, out=cos)
+                yield r, c, cos, x, y
+
+    def normalisers(self) -> tuple[Tensor, Tensor]:
+        """log sum over b of e^(sa cos) [N] and log sum over a of e^(sb cos) [M], float32."""
+        start = 0.0 if self.one_exp else -math.inf
+        rows = torch.full((len(self.a),), start, dtype=torch.float64, device=self.a.device)
+        columns = torch.full((len(self.b),), start, dtype=torch.float64, device=self.a.device)
+        for r, c, cos, x, _ in self.tiles():
+            if self.one_exp:
+                e = cos.mul_(self.sa).exp_()
+                rows[r] += e.sum(1)
+                columns[c] += e.sum(0)
+            else:
+                rows[r] = torch.logaddexp(rows[r], torch.logsumexp(torch.mul(cos, self.sa, out=x), 1).double())
+                columns[c] = torch.logaddexp(columns[c], torch.logsumexp(torch.mul(cos, self.sb, out=x), 0).double())
+        if self.one_exp:
+            rows, columns = rows.log(), columns.log()
+        return rows.float(), columns.float()
+
+    def gradients(self, wa: Tensor, wb: Tensor, lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of sum(wa * lse_a) + sum(wb * lse_b): with respect to a, b, sa, sb."""
+        da, db = torch.zeros_like(self.a), torch.zeros_like(self.b)
+        ga = torch.zeros((), dtype=torch.float64, device=self.a.device)
+        gb = ga.clone()
+        ua, ub = wa * torch.exp(-lse_a), wb * torch.exp(-lse_b)
+        for r, c, cos, x, y in self.tiles():
+            if self.one_exp:
+                e = torch.mul(cos, self.sa, out=x).exp_()
+                cos.mul_(e)
+                ga += ua[r] @ cos.sum(1)
+                gb += cos.sum(0) @ ub[c]
+                g = torch.add(ua[r, None] * self.sa, ub[None, c] * self.sb, out=y).mul_(e)
+            else:
+                p = torch.mul(cos, self.sa, out=x).sub_(lse_a[r, None]).exp_().mul_(wa[r, None])
+                s = torch.mul(cos, self.sb, out=y).sub_(lse_b[None, c]).exp_().mul_(wb[None, c])
+                ga += torch.dot(p.flatten(), cos.flatten())
+                gb += torch.dot(s.flatten(), cos.flatten())
+                g = p.mul_(self.sa).add_(s, alpha=self.sb)
+            da[r].addmm_(g, self.b[c])
+            db[c].addmm_(g.T, self.a[r])
+        return da, db, ga, gb
