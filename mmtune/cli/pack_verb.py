@@ -1,0 +1,140 @@
+"""Check and pack a source (CSV, TSV, JSONL, Parquet, or a folder) into WebDataset shards.
+
+Columns with the usual names are found unasked; every other column travels as metadata. Paths in the source are
+relative to the file they stand in. Rows that cannot be used are listed in OUT/rejected.jsonl with the reason. Killed and
+run again, it finishes the rest.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmtune import modalities
+from mmtune.cli.dispatch import Result
+from mmtune.data.pack import Progress, pack
+
+
+def _options() -> dict[str, Any]:
+    """Every modality's options by name; one that several have is one option for all of them."""
+    return {k: o for n in reversed(modalities.names()) for k, o in modalities.get(n).options.items()}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SOURCE", help=".csv, .tsv, .jsonl, .parquet, or a folder (a class per subfolder, or side-cars)"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the shards")
+    for name in modalities.names():
+        usual = ", ".join(dict.fromkeys((name, *modalities.get(name).columns)))
+        parser.add_argument(f"--{name}", dest=f"column_{name}", metavar="COL", help=f"its column (found unasked: {usual})")
+    parser.add_argument(
+        "--id", metavar="COL", help="column of row ids (found unasked: id; without one the path, or the row's number)"
+    )
+    parser.add_argument(
+        "--group", metavar="COL", help="column of groups: rows of one group match each other (found unasked: group)"
+    )
+    parser.add_argument("--split", metavar="COL", help="column whose values become folders of OUT, each with its own shards")
+    parser.add_argument("--shard-size", default="256MB", metavar="SIZE", help="close a shard before it exceeds this (256MB)")
+    workers = min(8, os.cpu_count() or 1)
+    parser.add_argument(
+        "--workers", type=int, default=workers, metavar="N", help=f"checking processes, at least one ({workers} here)"
+    )
+    parser.add_argument(
+        "--max-rejected",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="fail at the end if more than this fraction is rejected (0.05)",
+    )
+    parser.add_argument("--max-bytes", default="512MB", metavar="SIZE", help="reject files larger than this (512MB)")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="reject files that take longer to decode (60 seconds)"
+    )
+    for name, option in _options().items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"option_{name}",
+            type=option.type,
+            metavar="N",
+            help=f"{option.help} ({option.default:g})",
+        )
+    parser.add_argument("--overwrite", action="store_true", help="start anew where another pack wrote to DIR")
+
+
+def run(args: argparse.Namespace) -> Result:
+    columns = {n: c for n in modalities.names() if (c := getattr(args, f"column_{n}"))}
+    options = {k: v for k in _options() if (v := getattr(args, f"option_{k}")) is not None}
+    started = time.monotonic()
+    with _display() as progress:
+        document = pack(
+            args.source,
+            args.out,
+            columns=columns,
+            id=args.id,
+            group=args.group,
+            split=args.split,
+            shard_size=args.shard_size,
+            workers=args.workers,
+            max_rejected=args.max_rejected,
+            options=options,
+            max_bytes=args.max_bytes,
+            timeout=args.timeout,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    document["seconds"] = round(time.monotonic() - started, 3)
+    return Result(document, _text(document))
+
+
+def _text(document: dict[str, Any]) -> str:
+    counts = f"{document['packed']} of {document['rows']} rows in {document['shards']} shards"
+    lines = [f"{counts}: {document['out']} ({', '.join(document['modalities'])})"]
+    lines += [f"  {n}: {s['packed']} of {s['rows']} rows in {s['shards']} shards" for n, s in document["splits"].items()]
+    if document["rejected"]:
+        lines.append(f"{document['rejected']} rejected, listed in {document['rejected_file']}:")
+        lines += [f"  {n} x {reason}" for reason, n in document["reasons"].items()]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """Progress on standard error: a bar on a terminal, else a line every ten seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    shown = [started]
+
+    def state(rows: int, rejected: int) -> str:
+        return f"{rows} rows, {rejected} rejected, {rows / max(time.monotonic() - started, 1e-3):.0f} rows/s"
+
+    if not console.is_terminal:
+
+        def lines(rows: int, packed: int, rejected: int, total: int) -> None:
+            if time.monotonic() - shown[0] >= 10:
+                shown[0] = time.monotonic()
+                print(f"pack: {state(rows, rejected)} of about {total}", file=sys.stderr, flush=True)
+
+        yield lines
+        return
+    with Progress(
+        TextColumn("pack"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("pack", total=None, state="")
+
+        def update(rows: int, packed: int, rejected: int, total: int) -> None:
+            if time.monotonic() - shown[0] >= 0.1:
+                shown[0] = time.monotonic()
+                bar.update(task, completed=rows, total=max(total, rows), state=state(rows, rejected))
+
+        yield update
