@@ -84,3 +84,52 @@ def judge(run, truth, names):
     """Means by ir_measures over the judged queries."""
     scored = ir_measures.calc_aggregate([measure(n) for n in names], truth, run)
     return {n: scored[measure(n)] for n in names}
+
+
+def picture(rng, colour, size=(64, 48), noise=12):
+    """PNG bytes of one colour with a random bright patch and noise: no two alike."""
+    import io
+
+    from PIL import Image
+
+    x = np.full((size[1], size[0], 3), colour, np.float64) + rng.normal(0, noise, (size[1], size[0], 3))
+    top, left = rng.integers(0, size[1] - 16), rng.integers(0, size[0] - 16)
+    x[top : top + 14, left : left + 14] += rng.integers(60, 120, 3)
+    out = io.BytesIO()
+    Image.fromarray(x.clip(0, 255).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def sound(rng, pitch, rate=8000, seconds=1.0, level=0.3):
+    """FLAC bytes of a tone in noise."""
+    import io
+
+    import soundfile
+
+    t = np.arange(int(rate * seconds)) / rate
+    x = level * np.sin(2 * np.pi * pitch * t + rng.random()) * (0.6 + 0.4 * rng.random()) + level / 3 * rng.standard_normal(
+        len(t)
+    )
+    out = io.BytesIO()
+    soundfile.write(out, x.clip(-0.95, 0.95), rate, format="FLAC")
+    return out.getvalue()
+
+
+def shards(path, rows):
+    """A WebDataset tar of rows {"id", "group", suffix: bytes, "meta": {...}}; returns DATA."""
+    import io
+    import json
+    import tarfile
+
+    path.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path / "part-0.tar", "w") as tar:
+        for number, row in enumerate(rows):
+            meta = {"id": row["id"], "group": row.get("group"), **row.get("meta", {})}
+            for suffix, data in {
+                **{k: v for k, v in row.items() if isinstance(v, bytes)},
+                "json": json.dumps(meta).encode(),
+            }.items():
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return str(path)

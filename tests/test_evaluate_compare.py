@@ -86,12 +86,12 @@ def test_rows_instead_of_clusters_would_not_cover():
     assert misses > 40
 
 
-def test_whole_comparisons_cover_and_a_general_drop_is_refused():
+@pytest.mark.parametrize(("runs", "most"), [(20, 5), pytest.param(200, 18, marks=pytest.mark.slow)])
+def test_whole_comparisons_cover_and_a_general_drop_is_refused(runs, most):
     """Two equally noisy models differ by chance alone; a general corpus made 3 points worse must not get through."""
     excluded = refused = 0
-    runs = 60
     for run in range(runs):
-        vectors, general = things(run, 40, 3), things(1000 + run, 300, 1)
+        vectors, general = things(run, 40, 3), things(1000 + run, 200, 1)
         base, candidate = noisy(vectors, 0.8, 2 * run), noisy(vectors, 0.8, 2 * run + 1)
         change = compare_vectors(base, candidate, ks=(10,), resamples=400).directions["mean"]
         excluded += not change.interval[0] <= 0 <= change.interval[1]
@@ -104,7 +104,7 @@ def test_whole_comparisons_cover_and_a_general_drop_is_refused():
         )
         assert found.slices["general"].difference == pytest.approx(-0.03, abs=0.012)
         refused += found.status == 1
-    assert excluded <= 9  # 5% of 60 is 3; more than 9 has a chance below 0.2%
+    assert excluded <= most  # 5% of them by right; more than that has a chance below 1 in 100
     assert refused >= 0.95 * runs
 
 

@@ -10,21 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmtune.contracts import Embedded
-    from mmtune.evaluate.compare import Comparison, compare_vectors
+    from mmtune.evaluate.comparison import Comparison, compare_vectors
     from mmtune.evaluate.directions import evaluate_vectors
     from mmtune.evaluate.gate import Gate
     from mmtune.evaluate.result import Direction, Result
+    from mmtune.evaluate.verbs import compare, evaluate
 
 _LAZY = {
     "Embedded": "items",
     "evaluate_vectors": "directions",
     "Direction": "result",
     "Result": "result",
-    "compare_vectors": "compare",
-    "Comparison": "compare",
+    "compare_vectors": "comparison",
+    "Comparison": "comparison",
     "Gate": "gate",
+    "evaluate": "verbs",
+    "compare": "verbs",
 }
-__all__ = ["Comparison", "Direction", "Embedded", "Gate", "Result", "compare_vectors", "evaluate_vectors"]
+__all__ = [
+    "Comparison",
+    "Direction",
+    "Embedded",
+    "Gate",
+    "Result",
+    "compare",
+    "compare_vectors",
+    "evaluate",
+    "evaluate_vectors",
+]
 
 
 class _Verb(ModuleType):
@@ -34,6 +47,11 @@ class _Verb(ModuleType):
         if name in _LAZY:
             return getattr(importlib.import_module(f"mmtune.evaluate.{_LAZY[name]}"), name)
         raise AttributeError(f"module 'mmtune.evaluate' has no attribute {name!r}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Result":
+        from mmtune.evaluate.verbs import evaluate
+
+        return evaluate(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _Verb

@@ -10,6 +10,10 @@ from mmtune.errors import RecipeError
 if TYPE_CHECKING:
     import pandas
 
+    from mmtune.evaluate.slices import Slice
+
+SHOWN = 10  # slices of a direction in a table for people: the worst
+
 
 @dataclass
 class Direction:
@@ -42,15 +46,19 @@ class Result:
     directions: dict[str, Direction]
     skipped: dict[str, int]
     tie_rate: dict[str, float]
+    slices: dict[str, dict[str, "Slice"]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `mmtune eval --json`."""
-        return {
+        """The JSON document of `mmtune eval --json`; "slices" by direction when there are any, the worst first."""
+        document = {
             "fingerprint": self.fingerprint,
             "directions": {name: d.to_dict() for name, d in self.directions.items()},
             "skipped": self.skipped,
             "tie_rate": self.tie_rate,
         }
+        if self.slices:
+            document["slices"] = {d: {n: s.to_dict() for n, s in by.items()} for d, by in self.slices.items()}
+        return document
 
     def metric(self, name: str, direction: str | None = None) -> float:
         """One metric of one direction, or its mean over the directions between different modalities (all, if there is none)."""
@@ -70,12 +78,16 @@ class Result:
         return float(np.mean([d.metrics[name] for d in chosen]))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One line a direction: queries, candidates, skipped, tie_rate and every metric."""
+        """One line a direction, and one a slice ("direction | slice"): queries, candidates, skipped, tie_rate, every metric."""
         import pandas
 
-        rows = [{"queries": d.queries, "candidates": d.candidates, "skipped": d.skipped, "tie_rate": d.tie_rate, **d.metrics}
-                for d in self.directions.values()]  # fmt: skip
-        return pandas.DataFrame(rows, index=pandas.Index(list(self.directions), name="direction"))
+        rows: dict[str, dict[str, Any]] = {}
+        for name, d in self.directions.items():
+            more = {"queries": d.queries, "candidates": d.candidates, "skipped": d.skipped, "tie_rate": d.tie_rate}
+            rows[name] = {**more, **d.metrics}
+            for part, s in self.slices.get(name, {}).items():
+                rows[f"{name} | {part}"] = {"queries": s.queries, "candidates": d.candidates, **s.metrics}
+        return pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="direction"))
 
     def columns(self) -> list[str]:
         """The metrics that a table for people shows: every hit@k, then the rest at the largest k."""
@@ -85,20 +97,25 @@ class Result:
             last[m.split("@")[0]] = m
         return [m for m in every if m.startswith("hit@") or last[m.split("@")[0]] == m]
 
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        columns, rows = self.columns(), []
+        for name, d in self.directions.items():
+            rows.append([name, f"{d.queries:,}", f"{d.candidates:,}", *(f"{d.metrics[c]:.4f}" for c in columns)])
+            parts = list(self.slices.get(name, {}).items())
+            for part, s in parts[:SHOWN]:
+                rows.append([f"  {part}", f"{s.queries:,}", f"{d.candidates:,}", *(f"{s.metrics[c]:.4f}" for c in columns)])
+            if len(parts) > SHOWN:
+                rows.append([f"  ({len(parts) - SHOWN} better slices)", *[""] * (len(columns) + 2)])
+        return ["direction", "queries", "candidates", *columns], rows
+
     def __str__(self) -> str:
         from mmtune.evaluate.tables import plain_table
 
-        columns = self.columns()
-        rows = [[n, f"{d.queries:,}", f"{d.candidates:,}", *(f"{d.metrics[c]:.4f}" for c in columns)]
-                for n, d in self.directions.items()]  # fmt: skip
         notes = [f"{n}: {k:,} queries without a relevant candidate left out" for n, k in self.skipped.items() if k]
         notes += [f"{n}: ties decide in {t:.1%} of the queries" for n, t in self.tie_rate.items() if t > 0.01]
-        return "\n".join([plain_table(["direction", "queries", "candidates", *columns], rows), *notes])
+        return "\n".join([plain_table(*self._table()), *notes])
 
     def _repr_html_(self) -> str:
         from mmtune.evaluate.tables import html_table
 
-        columns = self.columns()
-        rows = [[n, f"{d.queries:,}", f"{d.candidates:,}", *(f"{d.metrics[c]:.4f}" for c in columns)]
-                for n, d in self.directions.items()]  # fmt: skip
-        return html_table(["direction", "queries", "candidates", *columns], rows, f"model {self.fingerprint[:12]}")
+        return html_table(*self._table(), caption=f"model {self.fingerprint[:12]}")

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmtune.errors import RecipeError
 from mmtune.evaluate.result import Direction
+from mmtune.modalities.measures import size
+
+if TYPE_CHECKING:
+    from mmtune.data.shards import Data
 
 Slices = Mapping[str, "frozenset[str] | set[str]"]
 """Slice name -> row ids."""
@@ -43,6 +47,22 @@ def by_values(name: str, ids: Iterable[str], values: Iterable[Any]) -> dict[str,
     for (i, _), label in zip(pairs, found, strict=True):
         out.setdefault(label, set()).add(i)
     return {k: frozenset(out[k]) for k in sorted(out)}
+
+
+def named(data: "Data", wanted: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Slices of DATA: a metadata column by its name, or "size:MODALITY" for quarters by length, duration or area."""
+    out: dict[str, frozenset[str]] = {}
+    for name in wanted:
+        kind, _, modality = name.partition(":")
+        if kind == "size" and modality:
+            if modality not in data.present:
+                raise RecipeError(f"slice {name!r}: the data have {', '.join(data.modalities)}")
+            rows = np.flatnonzero(data.present[modality]).tolist()
+            sizes = [size(modality, data.read(i, modality)) for i in rows]
+            out |= by_values(f"{modality} {sizes[0][1]}", [data.ids[i] for i in rows], [s for s, _ in sizes])
+        else:
+            out |= by_values(name, data.ids, data.column(name))
+    return out
 
 
 def _numbers(values: list[Any]) -> "np.ndarray | None":

@@ -1,0 +1,89 @@
+"""Is the candidate better than the base, anywhere worse, and is it to be believed? Paired by query, with the gate's verdict.
+
+Exit status: 0 the candidate passes, 1 it fails or the data cannot tell, 2 bad input.
+The gate is read from FILE (a recipe with a `gate:` key, or the gate alone):
+  gate: {metric: ndcg@10, direction: "A->B", min_gain: 0.01, guards: {general: -0.01, confusable: 0.0}}
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmtune.cli.dispatch import Result
+from mmtune.errors import RecipeError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", metavar="BASE", help="MODEL that is in use")
+    parser.add_argument("candidate", metavar="CANDIDATE", help="MODEL that may replace it")
+    parser.add_argument("data", metavar="DATA", help="shards that neither was trained on")
+    parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the mean over directions must rise)")
+    parser.add_argument("--metric", help="the gate's metric, e.g. ndcg@10")
+    parser.add_argument("--direction", help='the gate\'s direction, "A->B" or "mean"')
+    parser.add_argument("--min-gain", type=float, help="the least gain that is worth a change")
+    parser.add_argument("--guard", action="append", default=[], metavar="NAME=BOUND", help="a slice or direction and its bound")
+    parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
+    parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
+    parser.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
+    parser.add_argument(
+        "--confusable", metavar="FILE", help="the frozen confusable slice; made from BASE when FILE is not there"
+    )
+    parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
+    parser.add_argument("--within", action="store_true", help="also the directions within one modality")
+    parser.add_argument("--batch-size", type=int, default=64)
+
+
+def gate_of(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The gate of the file, with the options over it; None when neither says anything."""
+    gate: dict[str, Any] = {}
+    if args.gate:
+        import yaml
+
+        try:
+            found = yaml.safe_load(Path(args.gate).read_text())
+        except yaml.YAMLError as e:
+            raise RecipeError(f"{args.gate}: not valid YAML ({' '.join(str(e).split())})") from None
+        found = found.get("gate", found) if isinstance(found, dict) else found
+        if not isinstance(found, dict):
+            raise RecipeError(f"{args.gate}: a gate is a mapping, e.g. gate: {{metric: ndcg@10, min_gain: 0.01}}")
+        gate = dict(found)
+    for key in ("metric", "direction", "min_gain"):
+        if getattr(args, key) is not None:
+            gate[key] = getattr(args, key)
+    for guard in args.guard:
+        name, equals, bound = guard.rpartition("=")
+        try:
+            gate["guards"] = {**(gate.get("guards") or {}), name: float(bound)}
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise RecipeError(f"--guard {guard}: write NAME=BOUND, e.g. general=-0.01")
+    return gate or None
+
+
+def cut_offs(value: str) -> list[int]:
+    """ "1,5,10" -> [1, 5, 10]."""
+    try:
+        return [int(k) for k in value.split(",")]
+    except ValueError:
+        raise RecipeError(f"--k {value}: whole numbers with commas, e.g. 1,5,10") from None
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.evaluate import compare
+
+    found = compare(
+        args.base,
+        args.candidate,
+        args.data,
+        gate=gate_of(args),
+        ks=cut_offs(args.k),
+        qrels=args.qrels,
+        slices=args.slice,
+        general=args.general,
+        confusable=args.confusable or True,
+        within=args.within,
+        batch_size=args.batch_size,
+        quiet=False,
+    )
+    return Result(found.to_dict(), str(found), found.status)

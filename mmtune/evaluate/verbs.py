@@ -1,0 +1,154 @@
+"""`mmtune.evaluate` and `mmtune.compare`: MODEL and DATA in, a typed result out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune.contracts import Embedded
+from mmtune.errors import DataError
+from mmtune.evaluate.comparison import Comparison, compare_vectors
+from mmtune.evaluate.confusable import Confusable, freeze
+from mmtune.evaluate.directions import evaluate_vectors
+from mmtune.evaluate.gate import MEAN, Gate
+from mmtune.evaluate.overlap import refuse_trained
+from mmtune.evaluate.relevance import Qrels
+from mmtune.evaluate.result import Result
+from mmtune.evaluate.slices import named, slice_direction
+from mmtune.evaluate.trec import read_qrels
+
+if TYPE_CHECKING:
+    from mmtune.data.shards import Data
+    from mmtune.model import Model
+
+TRAINED = "trained_on.safetensors"
+
+
+def _model(model: "Model | str | Path") -> "Model":
+    from mmtune.artifact import load
+
+    return load(model) if isinstance(model, str | Path) else model
+
+
+def _data(data: "Data | str") -> "Data":
+    from mmtune.data.shards import open_data
+
+    return open_data(data) if isinstance(data, str) else data
+
+
+def trained_on(model: "Model | str | Path") -> dict[str, np.ndarray] | None:
+    """Labels of the rows that an artifact was trained on, or None when it does not say (a checkpoint never does)."""
+    source = model if isinstance(model, str | Path) else model.info.get("source", "")
+    path = Path(source) / TRAINED if isinstance(source, str | Path) else None
+    if path is None or not path.is_file():
+        return None
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _qrels(qrels: "Qrels | str | Path | None") -> Qrels | None:
+    return read_qrels(qrels) if isinstance(qrels, str | Path) else qrels
+
+
+def evaluate(
+    model: "Model | str | Path",
+    data: "Data | str",
+    *,
+    modalities: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    qrels: "Qrels | str | Path | None" = None,
+    slices: Sequence[str] = (),
+    within: bool = True,
+    per_query: bool = False,
+    batch_size: int = 64,
+    quiet: bool = True,
+) -> Result:
+    """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`).
+
+    qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG.
+    """
+    from mmtune.embed import embed_data
+
+    found, rows = _model(model), _data(data)
+    parts = named(rows, slices)
+    vectors = embed_data(found, rows, modalities, batch_size, quiet)
+    result = evaluate_vectors(vectors, ks=ks, qrels=_qrels(qrels), within=within, per_query=per_query or bool(parts))
+    if parts:
+        by = f"ndcg@{max(ks)}"
+        result.slices = {n: slice_direction(d, parts, by) for n, d in result.directions.items()}
+    return result
+
+
+def compare(
+    base: "Model | str | Path",
+    candidate: "Model | str | Path",
+    data: "Data | str",
+    *,
+    gate: "Gate | Mapping[str, Any] | None" = None,
+    modalities: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    qrels: "Qrels | str | Path | None" = None,
+    slices: Sequence[str] = (),
+    general: "Data | str | None" = None,
+    confusable: "bool | str | Path" = True,
+    within: bool = False,
+    batch_size: int = 64,
+    quiet: bool = True,
+) -> Comparison:
+    """Both models on the same DATA, query by query, and the gate's verdict (see `compare_vectors`).
+
+    general: other DATA on which nothing may be lost; confusable: True freezes the slice from the base in memory, a path
+    reads it from there, or freezes it there when there is no such file. Rows that either model was trained on: DataError.
+    """
+    made, rows = Gate.read(gate), _data(data)
+    parts = named(rows, slices)
+    other = _data(general) if general is not None else None
+    vectors: list[dict[str, Embedded]] = []
+    extra: list[dict[str, Embedded]] = []
+    from mmtune.embed import embed_data, shared_modalities
+
+    both = [_model(base), _model(candidate)]
+    wanted = [m for m in shared_modalities(both[0], rows, modalities) if m in both[1].towers]
+    if not wanted:
+        raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(both[1].towers)}")
+    for model in both:
+        vectors.append(embed_data(model, rows, wanted, batch_size, quiet))
+        if other is not None:
+            extra.append(embed_data(model, other, [m for m in wanted if m in other.modalities], batch_size, quiet))
+    for side, name, given in zip(vectors, ("the base", "the candidate"), (base, candidate), strict=True):
+        refuse_trained(side, trained_on(given), name)
+    judged = _qrels(qrels)
+    return compare_vectors(
+        *vectors,
+        gate=made,
+        ks=ks,
+        qrels=judged,
+        within=within,
+        slices=parts,
+        extra={"general": (extra[0], extra[1])} if extra else None,
+        confusable=_confusable(confusable, vectors[0], made, judged),
+    )
+
+
+def _confusable(
+    where: "bool | str | Path", base: dict[str, Embedded], gate: Gate | None, qrels: Qrels | None
+) -> Confusable | None:
+    """Read the frozen slice, or freeze it: for the gate's direction, or the first between two modalities."""
+    if where is False:
+        return None
+    if not isinstance(where, bool) and Path(where).exists():
+        return Confusable.read(where)
+    wanted = gate.direction if gate else MEAN
+    pairs = [(a, b) for a in base for b in base if a != b or len(base) == 1]
+    pair = next((p for p in pairs if "->".join(p) == wanted), pairs[0])
+    try:
+        frozen = freeze(base, pair, qrels=qrels)
+    except DataError:
+        if isinstance(where, bool):
+            return None  # nothing here can be confused: no two groups
+        raise
+    if not isinstance(where, bool):
+        frozen.save(where)
+    return frozen

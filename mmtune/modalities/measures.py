@@ -1,0 +1,127 @@
+"""What can be measured of a value without a model: its size, its faults, and a signature that near-duplicates share.
+
+By modality name, with a fallback for names that are not here; a modality class may bring its own `measure(data)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmtune import modalities
+
+SMALL_PIXELS = 32
+FULL_SCALE = 0.999
+
+
+@dataclass
+class Measure:
+    """size and its unit; facts that a corpus should agree on (rate, channels); faults by name with one line each;
+    signature [S] float32 or None: two values are near-duplicates when no entry of theirs differs by more than 1;
+    exact: a key that equal values share although their bytes differ, or None."""
+
+    size: float
+    unit: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    signature: np.ndarray | None = None
+    exact: str | None = None
+
+
+def measure(name: str, data: bytes) -> Measure:
+    """Measure one value of modality `name`. Raises Rejected when it cannot be decoded."""
+    own = getattr(modalities.get(name), "measure", None)
+    return own(data) if own else _TABLE.get(name, _bytes)(data)
+
+
+def size(name: str, data: bytes) -> tuple[float, str]:
+    """Only the size and its unit, e.g. (1.5, "seconds")."""
+    quick = _SIZES.get(name)
+    if quick and not hasattr(modalities.get(name), "measure"):
+        return quick(data)
+    found = measure(name, data)
+    return found.size, found.unit
+
+
+def truncated(preprocess: Any, signal: Any) -> tuple[int, int] | None:
+    """(length, limit) when a tower's tokenizer would cut `signal`, else None; None for what has no tokenizer."""
+    tokenizer, limit = getattr(preprocess, "tokenizer", None), getattr(preprocess, "limit", None)
+    if tokenizer is None or not isinstance(signal, str):
+        return None
+    if limit and hasattr(tokenizer, "model_max_length"):
+        length = len(tokenizer(signal, truncation=False, verbose=False)["input_ids"])
+        return (length, limit) if length > limit else None
+    limit = getattr(tokenizer, "context_length", None)
+    if limit and hasattr(tokenizer, "encode"):
+        length = len(tokenizer.encode(signal)) + 2  # start and end marks
+        return (length, limit) if length > limit else None
+    return None
+
+
+def _bytes(data: bytes) -> Measure:
+    return Measure(float(len(data)), "bytes")
+
+
+def _picture(data: bytes) -> Measure:
+    picture = modalities.get("image").decode(data)
+    faults = {}
+    pixels = np.asarray(picture, np.float32)
+    if min(picture.size) < SMALL_PIXELS:
+        faults["low resolution"] = f"{picture.width} x {picture.height} pixels"
+    if pixels.std() < 1:
+        faults["constant"] = "one colour only"
+    # 32 x 32 means in units of 8 grey levels: coding noise averages out, a stitch or a hue does not
+    from PIL.Image import Resampling
+
+    small = np.asarray(picture.resize((32, 32), Resampling.BOX), np.float32) / 8
+    return Measure(float(picture.width * picture.height), "pixels", {}, faults, None if faults else small.ravel())
+
+
+def _sound(data: bytes) -> Measure:
+    sound = modalities.get("audio").decode(data)
+    x, rate = sound.samples, sound.rate
+    faults = {}
+    peak = float(np.abs(x).max(initial=0))
+    if peak < 1e-4:
+        faults["silent"] = f"peak {peak:.1e} of full scale"
+    elif float(x.std()) < 1e-6:
+        faults["constant"] = "all samples alike"
+    elif (clipped := float((np.abs(x) >= FULL_SCALE * max(peak, FULL_SCALE)).mean())) > 0.001:
+        faults["clipped"] = f"{clipped:.1%} of the samples at full scale"
+    signature = None if faults else _bands(x, rate)
+    return Measure(len(x) / rate, "seconds", {"sample rate": rate}, faults, signature)
+
+
+def _bands(x: np.ndarray, rate: int) -> np.ndarray:
+    """16 x 16 energies (times x bands up to 4 kHz) in decibels below the loudest, from -40, and the length in 2% steps."""
+    parts = np.array_split(x.astype(np.float64), 16)
+    out = []
+    for part in parts:
+        power = np.abs(np.fft.rfft(part * np.hanning(len(part)))) ** 2 if len(part) > 1 else np.zeros(1)
+        top = max(16, int(len(power) * min(1.0, 8000 / rate)))
+        edges = np.linspace(0, min(top, len(power)), 17).astype(int)
+        out.append([power[a:b].sum() if b > a else 0.0 for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    energy = np.array(out)
+    decibels = 10 * np.log10(np.maximum(energy / max(energy.max(), 1e-20), 1e-4))
+    return np.append(decibels.ravel(), 50 * np.log(len(x) / rate)).astype(np.float32)
+
+
+def _string(data: bytes) -> Measure:
+    string = modalities.get("text").decode(data)
+    words = "".join(c if c.isalnum() else " " for c in string.casefold()).split()
+    return Measure(float(len(string)), "characters", {}, {}, None, " ".join(words) or None)
+
+
+def _sound_size(data: bytes) -> tuple[float, str]:
+    sound = modalities.get("audio").decode(data)
+    return len(sound.samples) / sound.rate, "seconds"
+
+
+def _picture_size(data: bytes) -> tuple[float, str]:
+    picture = modalities.get("image").decode(data)
+    return float(picture.width * picture.height), "pixels"
+
+
+_TABLE: dict[str, Callable[[bytes], Measure]] = {"image": _picture, "audio": _sound, "text": _string}
+_SIZES: dict[str, Callable[[bytes], tuple[float, str]]] = {"image": _picture_size, "audio": _sound_size}
