@@ -1,0 +1,165 @@
+"""A product catalog whose products differ in one detail, photographed: the source folder of the demo's first half.
+
+A SKU is a kind, a colour and a detail (`products.KINDS`). Its photos vary in pose, place, size, rotation, background, light,
+shadow and noise. `text` describes it finely, `coarse` names only the kind. Poses of the validation photos never occur in
+training.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from mmtune.demo.products import COLORS, KINDS, Color, Pose, draw
+from mmtune.demo.source import Source, rng_of
+from mmtune.errors import DataError
+
+TEXTS = ("{color} {kind} with {detail}", "{kind} in {color}, {detail}", "{detail} on a {color} {kind}")
+COARSE = ("a {kind}", "photo of a {kind}", "{kind} from the shop")
+DETAILS = 4
+"""Details used for every kind and colour; with `skus` past kinds x colours x 4 the rarer ones follow."""
+POSES = {"base": range(10), "train": range(10), "val": range(10, 13)}
+_BASE, _PHOTO, _POSE = range(3)  # what a random generator is for
+
+
+def skus() -> list[tuple[str, str, str]]:
+    """Every product (kind, colour, detail) in the order in which `write_catalog` takes them: whole families first."""
+    everything = []
+    for start, stop in ((0, DETAILS), (DETAILS, None)):
+        for i in range(len(COLORS)):
+            for k, (kind, (_, details)) in enumerate(KINDS.items()):
+                color = list(COLORS)[(i + k) % len(COLORS)]
+                everything += [(kind, color, d) for d in details[start:stop]]
+    return everything
+
+
+def write_catalog(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    skus: int = 48,
+    train_per_sku: int = 20,
+    val_per_sku: int = 5,
+    base_per_kind: int = 80,
+    size: int = 80,
+) -> Path:
+    """Draw the catalog into `out`: photos/*.jpg of `size` pixels, train.csv, val.csv and base.csv. Returns `out`.
+
+    Columns: id, image, text, coarse, group (the SKU), category (the kind), color, detail, pose. base.csv (id, image, text,
+    category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours with captions as careless as the
+    open web's: the kind is right, colours and details, where they are mentioned, mean nothing. A base trained on it knows
+    coarse words only.
+    Byte for byte the same for the same arguments. Raises DataError for more SKUs than can be drawn.
+    """
+    products = _products(skus)
+    source = Source(out)
+    for s, (kind, color, detail) in enumerate(products):
+        group = "-".join((kind, color, *detail.removeprefix("a ").removeprefix("an ").split())).lower()
+        first = 0
+        for split, count in (("train", train_per_sku), ("val", val_per_sku)):
+            for n, (pose, photo) in enumerate(_photos(seed, s, kind, COLORS[color], detail, split, count, size), first):
+                name = f"{group}-{n:03d}"
+                words = {"kind": kind, "color": color, "detail": detail}
+                # counted through the photos of a SKU, so that every way of saying it occurs in both splits
+                text, coarse = TEXTS[n % len(TEXTS)].format(**words), COARSE[n % len(COARSE)].format(**words)
+                image = source.file(f"photos/{split}/{name}.jpg", photo)
+                source.add(split, {"id": name, "image": image, "text": text, "coarse": coarse, "group": group,
+                                   "category": kind, "color": color, "detail": detail, "pose": f"pose-{pose}"})  # fmt: skip
+            first += count
+    _base(source, seed, base_per_kind, size)
+    return source.close()
+
+
+def _products(count: int) -> list[tuple[str, str, str]]:
+    everything = skus()
+    if not 1 <= count <= len(everything):
+        raise DataError(f"skus={count}: the demo can draw 1 to {len(everything)} products")
+    return everything[:count]
+
+
+def _base(source: Source, seed: int, per_kind: int, size: int) -> None:
+    """The generic corpus: every kind, any hue, any detail; each of 12 arts a kind is photographed several times."""
+    for k, (kind, (_, details)) in enumerate(KINDS.items()):
+        for a in range(min(12, per_kind)):
+            rng = rng_of(seed, _BASE, k, a)
+            color = tuple(int(v) for v in rng.integers(40, 215, 3))
+            detail = details[int(rng.integers(len(details)))]
+            count = len(range(a, per_kind, 12))
+            shots = _photos(seed, 1000 + 12 * k + a, kind, (color[0], color[1], color[2]), detail, "base", count, size)
+            for n, (_, photo) in enumerate(shots):
+                name = f"base-{kind}-{a:02d}-{n:03d}"
+                careless = rng.choice(list(COLORS)), details[int(rng.integers(len(details)))]
+                words = {"kind": kind, "color": careless[0], "detail": careless[1]}
+                text = (*COARSE, *TEXTS)[int(rng.integers(6))].format(**words)
+                image = source.file(f"photos/base/{name}.jpg", photo)
+                source.add("base", {"id": name, "image": image, "text": text, "category": kind})
+
+
+def _photos(
+    seed: int, sku: int, kind: str, color: Color, detail: str, split: str, count: int, size: int
+) -> Iterator[tuple[int, bytes]]:
+    """(pose, JPEG) of `count` photos of one product, the poses of the split in turn."""
+    poses = POSES[split] if split != "base" else [POSES["base"][sku % len(POSES["base"])]]
+    arts: dict[int, Image.Image] = {}
+    for n in range(count):
+        pose = poses[n % len(poses)]
+        if pose not in arts:
+            arts[pose] = draw(kind, color, detail, _pose(seed, pose), round(size * 1.25))
+        rng = rng_of(seed, _PHOTO, sku, list(POSES).index(split), n)
+        yield pose, _jpeg(photograph(arts[pose], rng, size))
+
+
+def _pose(seed: int, number: int) -> Pose:
+    rng = rng_of(seed, _POSE, number)
+    lean, bend, flare = rng.uniform(-4, 4), rng.uniform(-3.5, 3.5), rng.uniform(-0.05, 0.09)
+    return Pose(float(lean), float(bend), float(flare), float(rng.uniform(8, 34)))
+
+
+def photograph(art: Image.Image, rng: np.random.Generator, size: int) -> Image.Image:
+    """One photo RGB [size, size] of `art`: placed at random on a lit backdrop with a shadow and sensor noise."""
+    turn, grow = np.deg2rad(rng.uniform(-9, 9)), rng.uniform(0.84, 1.02)
+    shift = rng.uniform(-0.045, 0.045, 2) * size
+    cos, sin, k = np.cos(turn), np.sin(turn), art.width / (size * grow)
+    c, half = art.width / 2, size / 2
+    # output pixel -> art pixel: undo the shift, the rotation about the centre, the scale
+    m = [k * cos, k * sin, 0.0, -k * sin, k * cos, 0.0]
+    m[2] = c - m[0] * (half + shift[0]) - m[1] * (half + shift[1])
+    m[5] = c - m[3] * (half + shift[0]) - m[4] * (half + shift[1])
+    placed = art.transform((size, size), Image.Transform.AFFINE, m, Image.Resampling.BICUBIC)
+
+    pixels = np.asarray(placed, np.float32)
+    alpha = pixels[..., 3:] / 255
+    blurred = placed.getchannel("A").filter(ImageFilter.GaussianBlur(size * 0.035))
+    drop = np.roll(np.asarray(blurred, np.float32)[..., None] / 255, (round(size * 0.03), round(size * 0.02)), (0, 1))
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)[..., None]
+    scene = _backdrop(rng, x, y) * (1 - rng.uniform(0.3, 0.5) * drop)
+    scene = scene * (1 - alpha) + pixels[..., :3] * alpha
+
+    gx, gy = rng.uniform(-0.13, 0.13, 2)
+    warm = rng.uniform(-0.04, 0.04)
+    light = rng.uniform(0.86, 1.1) * (1 + gx * x + gy * y) * np.array([1 + warm, 1, 1 - warm], np.float32)
+    scene = scene * light + rng.standard_normal(scene.shape, np.float32) * np.float32(rng.uniform(1, 4.5))
+    return Image.fromarray(scene.clip(0, 255).round().astype(np.uint8))
+
+
+def _backdrop(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Paper, planks, or a wall over a table, in a soft tint: [size, size, 3] float32."""
+    tint = rng.uniform(176, 236) + rng.uniform(-14, 14, 3)
+    scene = np.broadcast_to(tint.astype(np.float32), (*x.shape[:2], 3))
+    style = rng.integers(3)
+    if style == 1:  # planks, some way round
+        angle, width = rng.uniform(0, np.pi), rng.uniform(0.3, 0.5)
+        across = (x * np.cos(angle) + y * np.sin(angle)) / width + 20
+        tone = rng.uniform(0.9, 1.04, 48).astype(np.float32)[across.astype(int)]
+        scene = scene * tone * np.where(across % 1 < 0.05, np.float32(0.84), np.float32(1))
+    elif style == 2:
+        scene = np.where(y > rng.uniform(0.35, 0.75), scene * np.float32(rng.uniform(0.78, 0.9)), scene)
+    return scene.astype(np.float32)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=90, subsampling=0)
+    return out.getvalue()

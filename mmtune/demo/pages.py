@@ -1,0 +1,154 @@
+"""Searches before and after, to look at: a PNG sheet each, and one self-contained HTML page with players."""
+
+import base64
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from mmtune import files, modalities
+from mmtune.demo.pictures import spectrogram
+
+INK, PAPER, PALE = (34, 36, 42), (250, 249, 246), (128, 128, 132)
+RIGHT, WRONG = (46, 148, 84), (204, 62, 56)
+CELL, GAP = 132, 14
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One item: its modality, its original bytes, what to write under it, and whether it answers the query (None: it asks)."""
+
+    modality: str
+    data: bytes
+    label: str
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A query and its ranked answers by two models, best first."""
+
+    query: Shown
+    before: Sequence[Shown]
+    after: Sequence[Shown]
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def tile(item: Shown, width: int, height: int) -> Image.Image:
+    """The item as a picture RGB [height, width]: a photo fitted in, a spectrogram, or its words."""
+    canvas = Image.new("RGB", (width, height), (255, 255, 255))
+    signal = modalities.get(item.modality).decode(item.data)
+    if item.modality == "image":
+        grow = min(width / signal.width, height / signal.height)
+        size = max(1, round(signal.width * grow)), max(1, round(signal.height * grow))
+        fitted = signal.resize(size, Image.Resampling.BICUBIC)
+        canvas.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
+    elif item.modality == "audio":
+        canvas.paste(spectrogram(signal.samples, signal.rate, width, height))
+    else:
+        _write(ImageDraw.Draw(canvas), (8, 28), str(signal), width - 16, 14, lines=5)  # below the mark
+    return canvas
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], words: str, width: int, size: int, lines: int = 3,
+           color: tuple[int, int, int] = INK) -> None:  # fmt: skip
+    """Wrapped words; what does not fit ends in an ellipsis."""
+    per_line = max(4, int(width / (size * 0.5)))
+    wrapped = textwrap.wrap(words, per_line) or [""]
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: per_line - 3] + "..."]
+    draw.multiline_text(at, "\n".join(wrapped), fill=color, font=_font(size), spacing=3)
+
+
+def sheet(search: Search, top: int = 5) -> Image.Image:
+    """The query on the left; its `top` answers before and after on the right, framed green (right) or red (wrong)."""
+    row, left = CELL + 52, 84
+    width = GAP * 2 + CELL + left + top * (CELL + GAP)
+    canvas = Image.new("RGB", (width, 2 * row + 2 * GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((GAP, GAP + 8), "query", fill=PALE, font=_font(15))
+    canvas.paste(tile(search.query, CELL, CELL), (GAP, GAP + 34))
+    draw.rectangle((GAP - 1, GAP + 33, GAP + CELL, GAP + 34 + CELL), outline=PALE)
+    if search.query.modality != "text":
+        _write(draw, (GAP, GAP + 40 + CELL), search.query.label, CELL, 12, 4)
+    for r, (word, hits) in enumerate((("before", search.before), ("after", search.after))):
+        y = GAP + r * row
+        x0 = GAP * 2 + CELL
+        draw.text((x0 + 8, y + CELL // 2 - 22), word, fill=INK, font=_font(19))
+        score = f"{sum(bool(h.right) for h in hits[:top])} of {len(hits[:top])}"
+        draw.text((x0 + 8, y + CELL // 2 + 2), score, fill=PALE, font=_font(15))
+        for i, hit in enumerate(hits[:top]):
+            x = x0 + left + i * (CELL + GAP)
+            color = RIGHT if hit.right else WRONG
+            draw.rectangle((x - 4, y - 4, x + CELL + 3, y + CELL + 3), fill=color)
+            canvas.paste(tile(hit, CELL, CELL), (x, y))
+            _mark(draw, (x + CELL - 22, y + 4), bool(hit.right))
+            _write(draw, (x, y + CELL + 7), hit.label, CELL, 12, 3, color)
+    return canvas
+
+
+def _mark(draw: ImageDraw.ImageDraw, at: tuple[int, int], right: bool) -> None:
+    """A tick or a cross on a disc: the answer must be readable without seeing colours."""
+    x, y = at
+    draw.ellipse((x, y, x + 18, y + 18), fill=RIGHT if right else WRONG, outline=(255, 255, 255))
+    if right:
+        draw.line([(x + 5, y + 9), (x + 8, y + 13), (x + 14, y + 5)], fill=(255, 255, 255), width=2, joint="curve")
+    else:
+        draw.line([(x + 5, y + 5), (x + 13, y + 13)], fill=(255, 255, 255), width=2)
+        draw.line([(x + 5, y + 13), (x + 13, y + 5)], fill=(255, 255, 255), width=2)
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def fragment(item: Shown) -> str:
+    """HTML that shows the item: as its modality does, with the spectrogram above a player for a sound."""
+    shown = modalities.get(item.modality).show(item.data)
+    if item.modality != "audio":
+        return shown
+    drawn = base64.b64encode(png(tile(item, 180, 90))).decode()
+    return f'<img alt="" src="data:image/png;base64,{drawn}">{shown}'
+
+
+def write_pages(
+    out: str | Path,
+    searches: Mapping[str, Sequence[Search]],
+    before: Mapping[str, Mapping[str, float]],
+    after: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, object],
+    top: int = 5,
+) -> list[Path]:
+    """Write one PNG a search and index.html into `out`; returns their paths, the page first.
+
+    searches: heading -> searches; before and after: direction -> {metric: value}, same metrics in both; facts: a few numbers
+    for the page's head. The page refers to nothing outside itself.
+    """
+    import jinja2
+
+    out, paths = Path(out), []
+    for heading, group in searches.items():
+        for i, search in enumerate(group, 1):
+            name = "-".join(w for w in "".join(c if c.isalnum() else " " for c in heading.lower()).split())
+            paths.append(out / f"search-{name}-{i}.png")
+            files.write_bytes(paths[-1], png(sheet(search, top)))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
+    page = template.render(
+        searches=searches, before=before, after=after, facts=facts, top=top, fragment=fragment,
+        metrics=list(next(iter(after.values()), {})),
+    )  # fmt: skip
+    files.write_text(out / "index.html", page)
+    return [out / "index.html", *paths]
