@@ -89,8 +89,10 @@ class Preprocess(Protocol):
         ...
 
     def collate(self, items: "Sequence[dict[str, Tensor]]") -> "dict[str, Tensor]":
-        """Items -> one batch of inputs for the tower."""
+        """Items -> one batch of inputs for the tower. Items of several windows add "segments" [W], window -> item."""
         ...
+
+    # Optional: `fixed(signal) -> bool`, False where training with `rng` sees other numbers each time (a random crop).
 
 
 class Tower(Protocol):

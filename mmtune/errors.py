@@ -21,5 +21,9 @@ class MissingExtra(MmtuneError):
     """An optional library is not installed; the line carries the exact pip command."""
 
 
+class TrainingError(MmtuneError):
+    """Training cannot go on: a loss that is not finite, a run directory of another recipe."""
+
+
 class Rejected(Exception):
     """One row's value cannot be used; `str(error)` is the reason that goes to rejected.jsonl. Never ends a job."""

@@ -150,6 +150,10 @@ class ClapPreprocess:
             samples = np.pad(samples, (0, self.window - len(samples)))
         return samples
 
+    def fixed(self, signal: Sound) -> bool:
+        """Whether training sees the same numbers every time: a longer sound gives another window each epoch."""
+        return signal.seconds * self.rate <= self.window
+
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
         samples = signal.resampled(self.rate).samples
         over = len(samples) - self.window

@@ -1,0 +1,155 @@
+"""Rows -> batches: decode, augment, preprocess and collate in threads ahead of the step; identical content once a batch.
+
+Threads, not processes: Pillow, libsndfile, numpy and torch release the interpreter's lock, and one memory cache serves all.
+"""
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmtune import modalities
+from mmtune.contracts import Batch, Preprocess
+from mmtune.data.mix import Mix
+from mmtune.errors import DataError, Rejected
+
+AHEAD = 2
+
+
+class Cache:
+    """Items by (modality, content) in at most `limit` bytes; what no longer fits is made anew each time."""
+
+    def __init__(self, limit: int):
+        self.limit, self.size = limit, 0
+        self.items: dict[tuple[str, int], Any] = {}
+        self.lock = threading.Lock()
+
+    def get(self, key: tuple[str, int], make: Callable[[], Any]) -> Any:
+        """The kept item, or a new one (kept if there is room)."""
+        item = self.items.get(key)
+        if item is None:
+            item = make()
+            size = _bytes(item)
+            with self.lock:
+                if key not in self.items and self.size + size <= self.limit:
+                    self.items[key] = item
+                    self.size += size
+        return item
+
+
+def _bytes(item: Any) -> int:
+    if isinstance(item, dict):
+        return sum(v.untyped_storage().nbytes() for v in item.values())
+    if isinstance(item, str):
+        return len(item) + 64
+    if hasattr(item, "samples"):
+        return int(item.samples.nbytes)
+    size = getattr(item, "size", (0, 0))
+    return int(size[0] * size[1] * len(getattr(item, "getbands", lambda: "???")()))
+
+
+class Stream:
+    """Batches of `data` for the given preprocessing.
+
+    preprocess: {modality: Preprocess} of the towers that are trained; augment: {modality: (signal, rng) -> signal}; columns:
+    numeric metadata that the objective asks for. Augmentation's randomness comes from (seed, epoch, row), whatever the threads.
+    """
+
+    def __init__(
+        self,
+        data: Mix,
+        preprocess: Mapping[str, Preprocess],
+        augment: Mapping[str, Callable[[Any, random.Random], Any]],
+        *,
+        seed: int = 0,
+        workers: int = 2,
+        cache_bytes: int = 0,
+        columns: Sequence[str] = (),
+    ):
+        self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
+        self.seed, self.workers, self.cache = seed, workers, Cache(cache_bytes)
+        self.columns = {name: _numbers(data, name) for name in columns}
+        self.waited = 0.0
+
+    def epoch(
+        self, epoch: int, batches: Sequence[np.ndarray], extra: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Iterator[Batch]:
+        """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives)."""
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="mmtune-data") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            source = iter(batches)
+            try:
+                for rows in source:
+                    waiting.append(pool.submit(self.batch, rows, epoch, extra(rows) if extra else None))
+                    if len(waiting) >= self.workers + AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def batch(self, rows: np.ndarray, epoch: int, extra: np.ndarray | None = None) -> Batch:
+        """One batch of `rows`, then the `extra` rows with queries False."""
+        queries = torch.ones(len(rows) + (0 if extra is None else len(extra)), dtype=torch.bool)
+        if extra is not None:
+            queries[len(rows) :] = False
+            rows = np.concatenate([rows, extra])
+        inputs: dict[str, dict[str, Tensor]] = {}
+        slots: dict[str, Tensor] = {}
+        for m, preprocess in self.preprocess.items():
+            here = np.flatnonzero(self.data.present[m][rows])
+            slot = np.full(len(rows), -1, np.int64)
+            if len(here):
+                _, first, inverse = np.unique(self.data.labels[m][rows[here]], return_index=True, return_inverse=True)
+                order = np.argsort(first)
+                slot[here] = np.argsort(order)[inverse]
+                items = [self._item(m, int(rows[here[first[k]]]), epoch) for k in order]
+                inputs[m] = preprocess.collate(items)
+            slots[m] = torch.from_numpy(slot)
+        labels = {k: torch.from_numpy(v[rows]) for k, v in self.data.labels.items()}
+        columns = {k: torch.from_numpy(v[rows]) for k, v in self.columns.items()}
+        ids = [self.data.ids[i] for i in rows]
+        return Batch(ids, torch.from_numpy(rows.astype(np.int64)), queries, inputs, slots, labels, columns)
+
+    def _item(self, modality: str, row: int, epoch: int) -> dict[str, Tensor]:
+        """Prepared tensors of one row's value; cached after the last step that is the same every epoch."""
+        preprocess, augment = self.preprocess[modality], self.augment.get(modality)
+        fixed = getattr(preprocess, "fixed", None)  # None: the same every time without augmentation
+
+        def make() -> Any:
+            signal = self._signal(modality, row)
+            return preprocess(signal) if augment is None and (fixed is None or fixed(signal)) else signal
+
+        key = (modality, int(self.data.labels[modality][row]))
+        item = self.cache.get(key, make)
+        if isinstance(item, dict):
+            return item
+        rng = random.Random(hash((self.seed, epoch, key[1], int(self.data.labels["id"][row]))))
+        return preprocess(augment(item, rng) if augment else item, rng)
+
+    def _signal(self, modality: str, row: int) -> Any:
+        try:
+            return modalities.get(modality).decode(self.data.read(row, modality))
+        except Rejected as e:
+            raise DataError(
+                f"{self.data.spec}: row {self.data.ids[row]!r}: {modality}: {e}; pack the data again to reject such rows"
+            ) from None
+
+
+def _numbers(data: Mix, name: str) -> np.ndarray:
+    """A metadata column as float32 [N]; NaN where a row has none. DataError names the first value that is no number."""
+    out = np.full(len(data), np.nan, np.float32)
+    for i, value in enumerate(data.column(name)):
+        if value not in (None, ""):
+            try:
+                out[i] = float(value)
+            except (TypeError, ValueError):
+                raise DataError(f"{data.spec}: row {data.ids[i]!r}: column {name}: {value!r} is not a number") from None
+    return out

@@ -1,0 +1,167 @@
+"""Recipe -> objects -> fit -> artifact: the composition root, in the order things happen."""
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune import artifact, modalities
+from mmtune.config import Recipe, dump, load_recipe, parse, parse_size
+from mmtune.contracts import Pair, direction
+from mmtune.data.batches import plan
+from mmtune.data.mix import Mix
+from mmtune.data.shards import Data, open_data
+from mmtune.data.stream import Stream
+from mmtune.embed import embed_data
+from mmtune.errors import RecipeError, TrainingError
+from mmtune.evaluate import evaluate_vectors
+from mmtune.files import write_json, write_text
+from mmtune.train.loop import Trainer, precision
+from mmtune.train.objectives import build_objective
+
+if TYPE_CHECKING:
+    from mmtune.evaluate import Result
+    from mmtune.model import Model
+
+
+def train(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str] = (), *, resume: bool = False, quiet: bool = False
+          ) -> dict[str, Any]:
+    """Run a recipe (a file, plain data, or a Recipe) and return {"artifact", "fingerprint", "pairs_per_second", "metrics", ...}.
+
+    RUN/ gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and artifact/. With `resume` a run that
+    was stopped goes on to the same result; without it a RUN that holds a run is refused. Raises MmtuneError.
+    """
+    recipe = _recipe(recipe, overrides)
+    directory = Path(recipe.run.dir)
+    _claim(directory, recipe, resume)
+    sources = recipe.data.sources()
+    data = Mix([open_data(s.path) for s in sources], [s.weight for s in sources])
+    val = open_data(recipe.data.val) if recipe.data.val else None
+    model = artifact.load(recipe.model)
+    pairs = choose_pairs(recipe, model, data)
+    model.ensure_scales(pairs)
+    objective = build_objective(recipe.objective, pairs)
+    trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
+    usable = sum((data.present[a] & data.present[b] for a, b in pairs), start=data.present[trained[0]] & False)
+    if usable.sum() < 2:
+        raise RecipeError(f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {_named(pairs)}; at least 2 are needed")
+    stream = Stream(
+        data, {m: model.towers[m].preprocess for m in trained}, augmentations(recipe, trained), seed=recipe.train.seed,
+        workers=recipe.data.workers, cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
+    )  # fmt: skip
+    trainer = Trainer(
+        model, objective, stream, plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches), recipe.train,
+        directory, validate=_validator(val, pairs, recipe.train.metric) if val else None, quiet=quiet,
+    )  # fmt: skip
+    if resume:
+        trainer.resume()
+    trainer.fit()
+    trainer.load_best()
+    result = _score(model, val, pairs) if val else None
+    metrics = result.to_dict() if result else {}
+    info = {"base": str(model.info.get("source")), "data": data.spec, "data_fingerprint": data.fingerprint, "steps": trainer.place.step,
+            "seed": recipe.train.seed, "precision": precision(recipe.train.precision), "pairs": [list(p) for p in pairs]}  # fmt: skip
+    seen = {k: data.labels[k][usable] for k in ("id", *trained)}
+    mark = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=seen)
+    return {"artifact": str(directory / "artifact"), "fingerprint": mark, "pairs_per_second": trainer.place.pairs / max(trainer.place.seconds, 1e-9),
+            "pairs": trainer.place.pairs, "seconds": trainer.place.seconds, "steps": trainer.place.step,
+            "best": [{"metric": m, "checkpoint": n} for m, n in trainer.place.best], "metrics": metrics}  # fmt: skip
+
+
+def _recipe(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str]) -> Recipe:
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe, overrides)
+    if overrides:
+        raise RecipeError("overrides go with a recipe file; change the mapping itself instead")
+    return recipe if isinstance(recipe, Recipe) else parse(recipe)
+
+
+def _claim(directory: Path, recipe: Recipe, resume: bool) -> None:
+    """Write the resolved recipe and the environment; refuse a directory that holds another run."""
+    text, path = dump(recipe), directory / "recipe.yaml"
+    if path.exists():
+        if not resume:
+            raise TrainingError(f"{directory} holds a run already: add --resume to go on with it, or choose another run.dir")
+        import yaml
+
+        old = yaml.safe_load(path.read_text())
+        changed = _changed(old, yaml.safe_load(text))
+        if changed:
+            raise TrainingError(f"{path}: the run to resume has another {changed[0]}; use the same recipe, or another run.dir")
+    write_text(path, text)
+    write_json(directory / "environment.json", environment(recipe))
+
+
+def _changed(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted keys that differ; where the run lies and how fast data are read may change."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [c for k in sorted({*old, *new}) for c in _changed(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new or path in ("run.dir", "data.workers", "data.cache") else [path]
+
+
+def environment(recipe: Recipe) -> dict[str, Any]:
+    """Versions, machine and seed, for whoever wants to see the same numbers again."""
+    from importlib.metadata import version
+
+    import torch
+
+    names = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "soundfile")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"versions": {n: version(n) for n in names} | {"python": platform.python_version()}, "platform": platform.platform(),
+            "device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "precision": precision(recipe.train.precision),
+            "seed": recipe.train.seed, "command": sys.argv}  # fmt: skip
+
+
+def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
+    """The recipe's pairs, or every pair that model and data share and that some row has. RecipeError names the pair."""
+    both = [m for m in data.modalities if m in model.towers]
+    if recipe.pairs is None:
+        pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :] if (data.present[a] & data.present[b]).any()]
+        if not pairs:
+            raise RecipeError(f"pairs: the model has {list(model.towers)}, {data.spec} has {data.modalities}: no row has two of them")
+        return pairs
+    for pair in recipe.pairs:
+        for m in pair:
+            modalities.get(m)
+            if m not in both:
+                raise RecipeError(f"pairs: {list(pair)}: {m} is not in both: the model has {list(model.towers)}, the data {data.modalities}")
+    return [(a, b) for a, b in recipe.pairs]
+
+
+def _named(pairs: Sequence[Pair]) -> str:
+    return ", ".join(f"[{a}, {b}]" for a, b in pairs)
+
+
+def augmentations(recipe: Recipe, trained: Sequence[str]) -> dict[str, Any]:
+    """{modality: (signal, rng) -> signal} of the recipe's `augment`."""
+    for m in recipe.augment:
+        modalities.get(m)
+        if m not in trained:
+            raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(trained)}")
+    return {m: modalities.get(m).augment(**options) for m, options in recipe.augment.items() if options}
+
+
+def _score(model: "Model", val: Data, pairs: Sequence[Pair]) -> "Result":
+    return evaluate_vectors(embed_data(model, val))
+
+
+def _validator(val: Data, pairs: Sequence[Pair], metric: str) -> Any:
+    """model -> {"a->b metric": value, ..., "metric": their mean} over the trained directions."""
+    wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
+
+    def validate(model: "Model") -> dict[str, float]:
+        names = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
+        directions = evaluate_vectors(embed_data(model, val, [n for n in names if n in val.modalities])).to_dict()["directions"]
+        values = {}
+        for d in wanted:
+            if d in directions:
+                if metric not in directions[d]["metrics"]:
+                    raise RecipeError(f"train.metric: {metric!r} is unknown; known: {', '.join(directions[d]['metrics'])}")
+                values[f"{d} {metric}"] = directions[d]["metrics"][metric]
+        if not values:
+            raise RecipeError(f"data.val: {val.spec} has no row for the trained directions {', '.join(wanted)}")
+        return values | {"metric": sum(values.values()) / len(values)}
+
+    return validate

@@ -1,0 +1,37 @@
+"""What happened at each step: RUN/metrics.jsonl and TensorBoard events."""
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mmtune.files import append_jsonl, read_jsonl, write_jsonl
+
+
+class Log:
+    """Lines {"step", "epoch", ...}. Opened for a resumed run it first drops the lines behind the checkpoint's step."""
+
+    def __init__(self, directory: Path, step: int):
+        self.path, self.directory, self.step = directory / "metrics.jsonl", directory, step
+        self.board: Any = None
+
+    def __enter__(self) -> "Log":
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            write_jsonl(self.path, [r for r in read_jsonl(self.path, torn=True) if r["step"] <= self.step])
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
+        return self
+
+    def write(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """One line and one TensorBoard point a value."""
+        append_jsonl(self.path, {"step": step, "epoch": epoch, **values})
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name.replace(" ", "/"), value, step)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.board is not None:
+            self.board.close()

@@ -1,0 +1,200 @@
+"""The ONE training loop. Objectives, large batches and surgery on parameters plug into it; nothing copies it."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmtune.config import TrainConfig
+from mmtune.contracts import Batch
+from mmtune.data.stream import Stream
+from mmtune.errors import TrainingError
+from mmtune.files import write_json
+from mmtune.progress import Progress
+from mmtune.train.checkpoint import Checkpoints, Place, random_state, restore_random_state
+from mmtune.train.log import Log
+from mmtune.train.objectives import Objective
+from mmtune.train.optimizer import build_optimizer, lr_factor, parameter_groups
+from mmtune.train.step import forward_backward
+
+if TYPE_CHECKING:
+    from mmtune.model import Model
+
+LAST = "last"
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM: the state is saved."""
+
+
+class Trainer:
+    """Fits `model` by `objective` on `stream`.
+
+    plan(epoch) gives the epoch's batches (arrays of row numbers); validate(model) gives {metric name: value} with the chosen
+    metric under "metric"; extra(rows) gives mined rows that join a batch as candidates. Everything random is a function of
+    the seed and the place, so that a run that was killed and resumed ends where the uninterrupted one does.
+    """
+
+    def __init__(self, model: "Model", objective: Objective, stream: Stream, plan: Callable[[int], Sequence[np.ndarray]],
+                 config: TrainConfig, directory: Path, *, validate: "Callable[[Model], dict[str, float]] | None" = None,
+                 extra: Callable[[np.ndarray], np.ndarray] | None = None, quiet: bool = False):
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(mixed_precision=precision(config.precision), cpu=not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        self.model, self.objective = model.to(self.device), objective.to(self.device)
+        self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
+        self.validate, self.extra, self.quiet = validate, extra, quiet
+        self.checkpoints = Checkpoints(directory / "checkpoints", config.keep)
+        self.optimizer = build_optimizer(parameter_groups(model, objective, config), config)
+        self.place = Place()
+        self.steps_per_epoch = len(plan(0))
+        self.total = max(1, round(config.epochs * self.steps_per_epoch))
+        self.stop = threading.Event()
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Any]:
+        """All that a checkpoint holds beside the place."""
+        state = {"model": self.model.state_dict(), "objective": self.objective.state_dict()}
+        return state | {"optimizer": self.optimizer.state_dict(), "random": random_state()}
+
+    def resume(self) -> bool:
+        """Go back to the last checkpoint, if there is one."""
+        if not self.checkpoints.has(LAST):
+            return False
+        tensors, self.place = self.checkpoints.load(LAST)
+        self.model.load_state_dict(tensors["model"])
+        self.objective.load_state_dict(tensors["objective"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        restore_random_state(tensors["random"])
+        return True
+
+    def load_best(self) -> str:
+        """Put the best weights (by the validation metric; else the last) into the model; returns the checkpoint's name."""
+        name = self.place.best[0][1] if self.place.best else LAST
+        tensors, _ = self.checkpoints.load(name)
+        self.model.load_state_dict(tensors["model"])
+        self.model.eval()
+        return name
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the end of the recipe, or until nothing improves. Raises Stopped after saving on Ctrl-C, TrainingError on NaN."""
+        if self.place.finished:
+            return
+        if self.place.step == 0:
+            torch.manual_seed(self.config.seed)
+        with Log(self.directory, self.place.step) as log, self._signals():
+            with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet) as progress:
+                progress.done = self.place.step * self.config.batch_size
+                while self.place.step < self.total and not self._exhausted():
+                    self._epoch(log, progress)
+        self.place.finished = True
+        self.checkpoints.save(LAST, self.tensors(), self.place)
+
+    def _exhausted(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.place.stale >= patience
+
+    def _epoch(self, log: Log, progress: Progress) -> None:
+        batches = self.plan(self.place.epoch)
+        self.model.train()
+        left = batches[self.place.batch : self.place.batch + self.total - self.place.step]
+        waiting, note = time.perf_counter(), ""
+        for batch in self.stream.epoch(self.place.epoch, left, self.extra):
+            begin = time.perf_counter()
+            wait = begin - waiting
+            loss, logs = self.step(batch)
+            seconds = time.perf_counter() - waiting
+            self.place.step += 1
+            self.place.batch += 1
+            rows = int(batch.queries.sum())
+            self.place.pairs += rows
+            self.place.seconds += seconds
+            row = {"loss": loss, **logs, "lr": self.optimizer.param_groups[0]["lr"], "pairs_per_second": rows / seconds, "wait": wait / seconds}
+            log.write(self.place.step, self.place.epoch, row)
+            progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f} {note}")
+            every = self.config.checkpoint_every
+            if self.stop.is_set() or (every and self.place.step % every == 0):
+                self.checkpoints.save(LAST, self.tensors(), self.place)
+            if self.stop.is_set():
+                raise Stopped(f"stopped at step {self.place.step} of {self.total}; saved")
+            waiting = time.perf_counter()
+        self.place.epoch += 1
+        self.place.batch = 0
+        self._finish_epoch(log, progress)
+
+    def _finish_epoch(self, log: Log, progress: Progress) -> None:
+        if self.validate is not None:
+            values = self.validate(self.model)
+            log.write(self.place.step, self.place.epoch - 1, {f"val {k}": v for k, v in values.items()})
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "metric")
+            progress.say(f"epoch {self.place.epoch}: {shown}")
+            better = self.checkpoints.offer(values["metric"], self.tensors(), self.place)
+            self.place.stale = 0 if better else self.place.stale + 1
+        self.checkpoints.save(LAST, self.tensors(), self.place)
+
+    def step(self, batch: Batch) -> tuple[float, dict[str, float]]:
+        """One optimizer step on one batch; returns (loss, logs)."""
+        factor = lr_factor(self.place.step, self.total, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = batch.to(self.device) if self.device.type != "cpu" else batch
+        loss, logs = forward_backward(
+            self.model, batch, self.objective, micro_batch_size=self.config.micro_batch_size,
+            backward=self.accelerator.backward, autocast=self.accelerator.autocast,
+        )  # fmt: skip
+        trained = [p for g in self.optimizer.param_groups for p in g["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm or math.inf)
+        if not math.isfinite(loss) or not math.isfinite(float(norm)):
+            self._not_finite(batch, loss, float(norm))
+        self.optimizer.step()
+        self.model.clamp_scales()
+        return loss, logs | {"grad_norm": float(norm)}
+
+    def _not_finite(self, batch: Batch, loss: float, norm: float) -> None:
+        path = self.directory / f"not_finite_step_{self.place.step}.json"
+        write_json(path, {"step": self.place.step, "epoch": self.place.epoch, "loss": str(loss), "grad_norm": str(norm), "ids": batch.ids})
+        raise TrainingError(
+            f"step {self.place.step}: the loss is {loss} and the gradient's norm {norm}; row ids "
+            f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): look at these rows, lower train.lr, "
+            "or set train.precision=fp32"
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM save after the running step; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            self.stop.set()
+
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+
+def precision(wanted: str) -> str:
+    """"bf16" or "no" for accelerate. auto: bf16 where the hardware multiplies it (AVX-512 bf16, AMX, accelerators of 2020 on)."""
+    if wanted != "auto":
+        return "bf16" if wanted == "bf16" else "no"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
