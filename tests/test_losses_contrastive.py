@@ -80,7 +80,7 @@ def test_sigmoid_learns_a_bias_of_its_own_for_a_model_without(data):
     batch, z = data
     objective = build_objective([{"loss": "sigmoid", "bias": BIAS}], [("a", "b")])
     loss, _ = objective(z, batch, lambda a, b: (torch.tensor(SCALE), None))
-    assert float(loss) == pytest.approx(float(objective(z, batch, scale_of)[0]), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(float(objective(z, batch, scale_of)[0]), rel=1e-6)
     loss.backward()
     (bias,) = objective.parameters()
     assert bias.grad is not None and float(bias.grad) != 0

@@ -17,6 +17,7 @@ from mmtune.losses.contrast import Block, RowLoss, View, masks, own_of, query_we
 BLOCK_BYTES = 16 << 20  # of one block of logits; a loss makes about eight of that size at once
 TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # a tile's logits stay in a CPU's cache
 PAIRS_AT_ONCE = 8192
+LARGEST, SMALLEST = 75.0, 1e-28  # e^75 times a million terms is below float32's 3e38; a sum of 1e-28 lost nothing that counts
 MATCH_LIMIT = 16  # related pairs an item on average, past which a list of them is no longer small
 
 
@@ -132,13 +133,16 @@ class _InfoNCE(torch.autograd.Function):
 class _Sweep:
     """Tiles of cos = a b^T, made twice, in buffers made once.
 
-    While e^(scale * cos) of unit vectors can neither overflow nor vanish in float32, and both directions share a scale, one
-    exponential serves rows and columns; otherwise each direction keeps running log-sums.
+    The exponentials are shifted by what keeps the largest possible one just below overflow, so that float32 reaches down to
+    e^-160 of it and no running maximum is needed; directions of one scale share them. Should a sum vanish all the same, the
+    sweep starts again with running log-sums (`careful`).
     """
 
     def __init__(self, a: Tensor, b: Tensor, sa: float, sb: float) -> None:
         self.a, self.b, self.sa, self.sb = a, b, sa, sb
-        self.one_exp = sa == sb and abs(sa) <= 40  # e^40 * 1e6 terms is far below float32's 3e38, e^-40 far above 1e-38
+        bound = float(a.norm(dim=1).max() * b.norm(dim=1).max())
+        self.shift_a, self.shift_b = (max(0.0, abs(s) * bound - LARGEST) for s in (sa, sb))
+        self.careful = False
         rows, columns = TILE["cuda" if a.is_cuda else "cpu"]
         self.rows, self.columns = min(rows, len(a)), min(columns, len(b))
         self.buffers = [torch.empty(self.rows * self.columns, device=a.device) for _ in range(3)]
@@ -155,41 +159,54 @@ class _Sweep:
                 yield r, c, cos, x, y
 
     def normalisers(self) -> tuple[Tensor, Tensor]:
-        """log sum over b of e^(sa cos) [N] and log sum over a of e^(sb cos) [M], float32."""
-        start = 0.0 if self.one_exp else -math.inf
-        rows = torch.full((len(self.a),), start, dtype=torch.float64, device=self.a.device)
-        columns = torch.full((len(self.b),), start, dtype=torch.float64, device=self.a.device)
+        """log sum over b of e^(sa cos) [N] and log sum over a of e^(sb cos) [M]."""
+        rows = torch.zeros(len(self.a), dtype=torch.float64, device=self.a.device)
+        columns = torch.zeros(len(self.b), dtype=torch.float64, device=self.a.device)
         for r, c, cos, x, _ in self.tiles():
-            if self.one_exp:
-                e = cos.mul_(self.sa).exp_()
-                rows[r] += e.sum(1)
-                columns[c] += e.sum(0)
-            else:
-                rows[r] = torch.logaddexp(rows[r], torch.logsumexp(torch.mul(cos, self.sa, out=x), 1).double())
-                columns[c] = torch.logaddexp(columns[c], torch.logsumexp(torch.mul(cos, self.sb, out=x), 0).double())
-        if self.one_exp:
-            rows, columns = rows.log(), columns.log()
-        return rows.float(), columns.float()
+            e = _exp(cos, self.sa, self.shift_a, x)
+            rows[r] += e.sum(1)
+            columns[c] += (e if self.sa == self.sb else _exp(cos, self.sb, self.shift_b, x)).sum(0)
+        if min(float(rows.min()), float(columns.min())) > SMALLEST:
+            return rows.log() + self.shift_a, columns.log() + self.shift_b
+        self.careful = True
+        rows.fill_(-math.inf)
+        columns.fill_(-math.inf)
+        for r, c, cos, x, _ in self.tiles():
+            rows[r] = torch.logaddexp(rows[r], torch.logsumexp(torch.mul(cos, self.sa, out=x), 1).double())
+            columns[c] = torch.logaddexp(columns[c], torch.logsumexp(torch.mul(cos, self.sb, out=x), 0).double())
+        return rows, columns
 
     def gradients(self, wa: Tensor, wb: Tensor, lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of sum(wa * lse_a) + sum(wb * lse_b): with respect to a, b, sa, sb."""
         da, db = torch.zeros_like(self.a), torch.zeros_like(self.b)
         ga = torch.zeros((), dtype=torch.float64, device=self.a.device)
         gb = ga.clone()
-        ua, ub = wa * torch.exp(-lse_a), wb * torch.exp(-lse_b)
+        ua, ub = ((w * torch.exp(s - lse)).float() for w, lse, s in ((wa, lse_a, self.shift_a), (wb, lse_b, self.shift_b)))
         for r, c, cos, x, y in self.tiles():
-            if self.one_exp:
-                e = torch.mul(cos, self.sa, out=x).exp_()
+            if self.careful:
+                p = torch.mul(cos, self.sa, out=x).sub_(lse_a[r, None].float()).exp_().mul_(wa[r, None])
+                s = torch.mul(cos, self.sb, out=y).sub_(lse_b[None, c].float()).exp_().mul_(wb[None, c])
+                ga += torch.dot(p.flatten(), cos.flatten())
+                gb += torch.dot(s.flatten(), cos.flatten())
+                g = p.mul_(self.sa).add_(s, alpha=self.sb)
+            elif self.sa == self.sb:
+                e = _exp(cos, self.sa, self.shift_a, x)
                 cos.mul_(e)
                 ga += ua[r] @ cos.sum(1)
                 gb += cos.sum(0) @ ub[c]
                 g = torch.add(ua[r, None] * self.sa, ub[None, c] * self.sb, out=y).mul_(e)
             else:
-                p = torch.mul(cos, self.sa, out=x).sub_(lse_a[r, None]).exp_().mul_(wa[r, None])
-                s = torch.mul(cos, self.sb, out=y).sub_(lse_b[None, c]).exp_().mul_(wb[None, c])
+                p, s = _exp(cos, self.sa, self.shift_a, x), _exp(cos, self.sb, self.shift_b, y)
+                p.mul_(ua[r, None])
+                s.mul_(ub[None, c])
                 ga += torch.dot(p.flatten(), cos.flatten())
                 gb += torch.dot(s.flatten(), cos.flatten())
                 g = p.mul_(self.sa).add_(s, alpha=self.sb)
             da[r].addmm_(g, self.b[c])
             db[c].addmm_(g.T, self.a[r])
         return da, db, ga, gb
+
+
+def _exp(cos: Tensor, scale: float, shift: float, out: Tensor) -> Tensor:
+    torch.mul(cos, scale, out=out)
+    return (out.sub_(shift) if shift else out).exp_()
