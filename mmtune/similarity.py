@@ -10,10 +10,24 @@ smaller position.
 
 import importlib.util
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmtune.errors import DataError
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Vectors(Protocol):
+        """An array [N, D], or what gives its rows when asked for."""
+
+        shape: Any
+
+        def __len__(self) -> int: ...
+
+        def __getitem__(self, key: Any, /) -> np.ndarray: ...
+
 
 GRID = 2**24
 BLOCK = 8192  # candidates a block: the float64 scores of one block stay near the cache
@@ -46,7 +60,7 @@ def _pairwise_keys(q_PD: np.ndarray, d_PD: np.ndarray) -> np.ndarray:
     return np.rint(sums * GRID).clip(-GRID, GRID).astype(np.int32)
 
 
-def pair_keys(q_QD: np.ndarray, d_ND: np.ndarray, i_P: np.ndarray, j_P: np.ndarray) -> np.ndarray:
+def pair_keys(q_QD: "Vectors", d_ND: "Vectors", i_P: np.ndarray, j_P: np.ndarray) -> np.ndarray:
     """Keys [P] (int32) of the pairs (q[i], d[j])."""
     out = np.empty(len(i_P), np.int32)
     for start in range(0, len(i_P), BLOCK):
@@ -58,7 +72,7 @@ def pair_keys(q_QD: np.ndarray, d_ND: np.ndarray, i_P: np.ndarray, j_P: np.ndarr
     return out
 
 
-def _keys_checked(s: np.ndarray, q_QD: np.ndarray, d_ND: np.ndarray, where) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _keys_checked(s: np.ndarray, q_QD: "Vectors", d_ND: "Vectors", where) -> np.ndarray:  # type: ignore[no-untyped-def]
     """Round float64 sums `s` (destroyed) to keys; those too near a boundary are summed again in the fixed order."""
     s *= GRID
     keys = np.rint(s)
@@ -75,7 +89,7 @@ def _keys_checked(s: np.ndarray, q_QD: np.ndarray, d_ND: np.ndarray, where) -> n
     return keys
 
 
-def exact_keys(q_QD: np.ndarray, d_ND: np.ndarray) -> np.ndarray:
+def exact_keys(q_QD: np.ndarray, d_ND: "Vectors") -> np.ndarray:
     """Keys [Q, N] (int32) of every pair. Memory: 4 Q N bytes, plus one block of 8192 candidates in float64."""
     out = np.empty((len(q_QD), len(d_ND)), np.int32)
     q64 = q_QD.astype(np.float64)

@@ -102,18 +102,18 @@ def test_whole_comparisons_cover_and_a_general_drop_is_refused(runs, most):
         found = compare_vectors(
             base, noisy(vectors, 0.2, run), ks=(10,), gate=gate, extra={"general": (old, new)}, resamples=400
         )
-        assert found.slices["general"].difference == pytest.approx(-0.03, abs=0.012)
+        assert found.slices["general"].difference == pytest.approx(-0.03, abs=1e-9)
         refused += found.status == 1
     assert excluded <= most  # 5% of them by right; more than that has a chance below 1 in 100
     assert refused >= 0.95 * runs
 
 
 def spoil(vectors, share, seed):
-    """Turn the vectors of a `share` of one modality's rows away, so that they neither find nor are found."""
+    """Turn the vectors of a `share` of one modality's rows round, so that they neither find nor are found."""
     rng = np.random.default_rng(seed)
     e = vectors["a"]
     at = rng.choice(len(e.ids), round(share * len(e.ids)), replace=False)
-    e.vectors[at] = unit(rng.standard_normal((len(at), e.vectors.shape[1])))
+    e.vectors[at] *= -1
 
 
 def test_few_clusters_say_nothing():

@@ -1,6 +1,7 @@
 """Rows -> items: identical content is one item whose rows and groups are united, as query and as candidate."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,22 @@ class Ragged:
         return Ragged(np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=size))]).astype(np.int64), values)
 
 
+class Picked:
+    """Rows `at` [M] of an array [N, D], gathered when they are asked for: no second copy of a million vectors."""
+
+    def __init__(self, rows_ND: np.ndarray, at: np.ndarray):
+        self.rows, self.at, self.shape = rows_ND, at, (len(at), rows_ND.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __getitem__(self, key: "slice | np.ndarray") -> np.ndarray:
+        return self.rows[self.at[key]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.rows[self.at].astype(dtype or np.float32, copy=False)
+
+
 @dataclass
 class Items:
     """M items of one modality in descending id order; an item's id is the smallest of its rows' ids.
@@ -52,7 +69,7 @@ class Items:
 
     name: str
     ids: list[str]
-    vectors: np.ndarray
+    vectors: np.ndarray | Picked
     rows: Ragged
     row_labels: Ragged
     group_labels: Ragged
@@ -94,7 +111,7 @@ def unite(name: str, e: Embedded) -> Items:
     return Items(
         name,
         [e.ids[i] for i in head],
-        vectors if np.array_equal(head, np.arange(n)) else vectors[head],
+        vectors if np.array_equal(head, np.arange(n)) else Picked(vectors, head),
         Ragged.of(item, np.arange(n), len(head)),
         _labels(item, e.labels.get("id"), e.ids, len(head)),
         _labels(item, e.labels.get("group"), e.groups, len(head)),

@@ -2,10 +2,13 @@
 
 import numpy as np
 
-from mmtune.evaluate.items import Ragged
+from mmtune.evaluate.items import Picked, Ragged
+from mmtune.evaluate.ranks_wide import ranks_wide
 from mmtune.similarity import exact_keys, ordered
 
 BUDGET = 64 << 20  # bytes of scores held at once
+WIDE = 20_000  # candidates from which float32 with a second look is faster; the answer is the same
+MANY = 64  # relevant candidates a query on average, up to which it is
 COUNT_UP_TO = 24  # relevant candidates a query up to which counting beats sorting
 
 
@@ -14,13 +17,17 @@ def chunk_of(candidates: int, chunk: int) -> int:
     return max(1, min(chunk, BUDGET // max(1, 4 * candidates)))
 
 
-def ranks(q_QD: np.ndarray, d_ND: np.ndarray, items: Ragged, exclude_Q: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def ranks(
+    q_QD: np.ndarray, d_ND: np.ndarray | Picked, items: Ragged, exclude_Q: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Ranks (from 1) beside `items.values`, and [Q] bool: some relevant candidate ties with one that is not.
 
     items: relevant candidates a query; exclude_Q: one candidate a query that does not take part (itself), or None.
     """
-    out, tied = np.empty(len(items.values), np.int64), np.zeros(len(items), bool)
-    busy = np.flatnonzero(items.counts)
+    out, tied, busy = np.empty(len(items.values), np.int64), np.zeros(len(items), bool), np.flatnonzero(items.counts)
+    if len(d_ND) >= WIDE and len(items.values) <= MANY * len(busy):
+        out, tied, left = ranks_wide(q_QD, d_ND, items, exclude_Q)
+        busy = np.flatnonzero(left)
     step = chunk_of(len(d_ND), len(busy) or 1)
     for begin in range(0, len(busy), step):
         part = busy[begin : begin + step]

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.evaluate.items import unite
@@ -99,12 +101,11 @@ def write_run(
 ) -> None:
     """The best `k` candidates of every query of one direction as a TREC run; scores in full, so that ties stay ties."""
     queries, candidates = _sides(vectors, pair)
-    within = queries is candidates
+    within, among = queries is candidates, np.asarray(candidates.vectors)
 
     def lines() -> Iterator[str]:
         for start in range(0, len(queries), 1024):
-            part = queries.vectors[start : start + 1024]
-            scores, index = topk(part, candidates.vectors, k + within)
+            scores, index = topk(queries.vectors[start : start + 1024], among, k + within)
             for i, (s_k, j_k) in enumerate(zip(scores, index, strict=True), start):
                 best = [(s, j) for s, j in zip(s_k.tolist(), j_k.tolist(), strict=True) if not (within and j == i)][:k]
                 for rank, (s, j) in enumerate(best, 1):
