@@ -54,6 +54,8 @@ class Modality:
     json_fields: tuple[str, ...] = ()
     """Fields of a shard's .json member that carry the value when there is no member of its own."""
     options: Mapping[str, Option] = {}
+    near_distance: int = -1
+    """Near keys that differ in at most this many bits are near duplicates; -1: this modality has no near key."""
 
     def decode(self, data: bytes) -> Any:
         """Bytes -> signal. Raises Rejected(reason) for anything that is not one; never crashes, never hangs."""
@@ -70,6 +72,10 @@ class Modality:
     def content_key(self, data: bytes) -> bytes:
         """Identity of content: equal keys are the same item. Default: the bytes themselves."""
         return data
+
+    def near_key(self, signal: Any) -> int | None:
+        """A 64-bit signature of a signal that survives re-encoding, scaling and the like; None when it has no structure."""
+        return None
 
     def augment(self, **options: Any) -> "Callable[[Any, random.Random], Any]":
         """A training-time augmentation `(signal, rng) -> signal`. Raises RecipeError for an unknown option."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.modalities.near import NEAR_SOUNDS, sound_key
 
 MAX_SECONDS = 3600.0
 
@@ -62,6 +63,7 @@ class Audio(Modality):
     name = "audio"
     extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au")
     columns = ("audio", "audio_path", "sound", "wav", "clip")
+    near_distance = NEAR_SOUNDS
     options = {"max_seconds": Option(float, MAX_SECONDS, "reject sounds longer than this")}
 
     def decode(self, data: bytes, max_seconds: float = MAX_SECONDS * 24) -> Sound:
@@ -100,10 +102,16 @@ class Audio(Modality):
                 raise Rejected(f"{value}: {e}") from None
         if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[1]) == 0:
             return _sound(np.asarray(value[0]), int(value[1]))
-        raise Rejected(f"a sound is a path or (samples, rate); got {type(value).__name__}: an array without its rate means nothing")
+        raise Rejected(
+            f"a sound is a path or (samples, rate); got {type(value).__name__}: an array without its rate means nothing"
+        )
 
-    def augment(self, shift: bool = False, gain_db: float = 0.0, noise_db: float | None = None, polarity: bool = False,
-                **unknown: Any) -> Callable[[Any, random.Random], Any]:
+    def near_key(self, signal: Sound) -> int | None:
+        return sound_key(signal.samples, signal.rate)
+
+    def augment(
+        self, shift: bool = False, gain_db: float = 0.0, noise_db: float | None = None, polarity: bool = False, **unknown: Any
+    ) -> Callable[[Any, random.Random], Any]:
         """`shift`: rotate in time; `gain_db`: gain at most, either way; `noise_db`: white noise this far below the signal
         at the loudest (None = off); `polarity`: invert half of the time."""
         if unknown:
@@ -116,7 +124,9 @@ class Audio(Modality):
         sound = self.decode(data)
         out = io.BytesIO()
         soundfile.write(out, sound.samples[: sound.rate * 30], sound.rate, format="WAV", subtype="PCM_16")
-        return f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
+        return (
+            f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
+        )
 
 
 class Augment:

@@ -14,6 +14,7 @@ from PIL import ImageOps
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.modalities.near import NEAR_PICTURES, picture_key
 
 MAX_PIXELS = 100_000_000
 _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
@@ -49,7 +50,9 @@ def _open(data: bytes, max_pixels: int) -> PILImage.Image:
     except Rejected:
         raise
     except Exception as e:  # Pillow's plugins raise almost anything on broken bytes
-        raise Rejected(f"not a readable picture: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}") from None
+        raise Rejected(
+            f"not a readable picture: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
+        ) from None
 
 
 class Image(Modality):
@@ -58,6 +61,7 @@ class Image(Modality):
     name = "image"
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
     columns = ("image", "image_path", "picture", "photo", "img")
+    near_distance = NEAR_PICTURES
     options = {"max_pixels": Option(int, MAX_PIXELS, "reject pictures with more pixels than this")}
 
     def decode(self, data: bytes) -> PILImage.Image:
@@ -86,8 +90,12 @@ class Image(Modality):
             raise Rejected(f"a picture is a path, a PIL image or an array [H, W, 3]; got {type(value).__name__} {array.shape}")
         return _rgb(PILImage.fromarray(array.astype(np.uint8)))
 
-    def augment(self, crop: float = 1.0, flip: bool = False, rotate: float = 0.0, color: float = 0.0, **unknown: Any
-                ) -> Callable[[Any, random.Random], Any]:
+    def near_key(self, signal: PILImage.Image) -> int | None:
+        return picture_key(signal)
+
+    def augment(
+        self, crop: float = 1.0, flip: bool = False, rotate: float = 0.0, color: float = 0.0, **unknown: Any
+    ) -> Callable[[Any, random.Random], Any]:
         """`crop`: smallest share of the area kept (1 = off); `flip`: mirror half of the time; `rotate`: degrees at most;
         `color`: strength of brightness, contrast and saturation jitter (0 = off)."""
         if unknown:
@@ -115,14 +123,18 @@ class Augment:
 
         w, h = picture.size
         if self.rotate:
-            picture = picture.rotate(rng.uniform(-self.rotate, self.rotate), PILImage.Resampling.BILINEAR, fillcolor=(255, 255, 255))
+            picture = picture.rotate(
+                rng.uniform(-self.rotate, self.rotate), PILImage.Resampling.BILINEAR, fillcolor=(255, 255, 255)
+            )
         if self.crop < 1:
             area, ratio = rng.uniform(self.crop, 1.0), 2.0 ** rng.uniform(-0.4, 0.4)
             side = (area * w * h) ** 0.5
             cw, ch = min(w, max(1, round(side * ratio**0.5))), min(h, max(1, round(side / ratio**0.5)))
             x, y = rng.randint(0, w - cw), rng.randint(0, h - ch)
             square = min(w, h)  # the crop is stretched to a square: the tower's own resize and centre crop then keep all of it
-            picture = picture.resize((square, square), PILImage.Resampling.BILINEAR, box=(x, y, x + cw, y + ch), reducing_gap=2.0)
+            picture = picture.resize(
+                (square, square), PILImage.Resampling.BILINEAR, box=(x, y, x + cw, y + ch), reducing_gap=2.0
+            )
         if self.flip and rng.random() < 0.5:
             picture = ImageOps.mirror(picture)
         if self.color:

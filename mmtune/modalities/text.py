@@ -7,6 +7,7 @@ from typing import Any
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.modalities.near import NEAR_TEXTS, text_key
 
 MAX_CHARS = 100_000
 
@@ -19,6 +20,7 @@ class Text(Modality):
     columns = ("text", "caption", "title", "description")
     inline = True
     json_fields = ("text", "caption")
+    near_distance = NEAR_TEXTS
     options = {"max_chars": Option(int, MAX_CHARS, "reject texts longer than this")}
 
     def decode(self, data: bytes) -> str:
@@ -44,6 +46,9 @@ class Text(Modality):
 
     def content_key(self, data: bytes) -> bytes:
         return self.decode(data).encode()
+
+    def near_key(self, signal: str) -> int | None:
+        return text_key(signal)
 
     def augment(self, drop_words: float = 0.0, **unknown: Any) -> Callable[[Any, random.Random], Any]:
         """`drop_words`: probability that a word is left out (never all of them)."""
