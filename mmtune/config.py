@@ -55,7 +55,7 @@ class DataConfig(Strict):
     @field_validator("train")
     @classmethod
     def _some(cls, value: Any) -> Any:
-        if value in ("", "???", []):
+        if value in ("", []):
             raise ValueError("name your packed training data: data.train=DIR")
         return value
 
@@ -95,7 +95,7 @@ class Recipe(Strict):
     pairs: list[tuple[str, str]] | None = Field(None, description="default: every pair the model and the data share")
     objective: list[dict[str, Any]] = [{"loss": "auto"}]
     augment: dict[str, dict[str, Any]] = {}
-    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
 
 
@@ -122,10 +122,18 @@ def _check_keys(block: type[BaseModel], value: Any, where: str, path: str) -> No
                     _check_keys(nested, item, where, f"{name}.")
 
 
+def _without_blanks(value: Any) -> Any:
+    """Keys whose value is still "???" (to be filled in) count as missing."""
+    if isinstance(value, dict):
+        return {k: _without_blanks(v) for k, v in value.items() if v != "???"}
+    return value
+
+
 def parse(document: Any, where: str = "recipe") -> Recipe:
     """A checked Recipe from plain data. RecipeError: one line with the key and what is wrong."""
     if not isinstance(document, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of keys; this is {type(document).__name__}")
+    document = _without_blanks(document)
     _check_keys(Recipe, document, where, "")
     try:
         return Recipe.model_validate(document)
@@ -151,7 +159,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         for item in overrides:  # one by one, so that a mapping replaces a string and the error names its own override
             key, _, text = item.partition("=")
             value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if text else ""
-            OmegaConf.update(merged, key, value, force_add=True)  # type: ignore[arg-type]
+            OmegaConf.update(merged, key, value, force_add=True)
         document = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe") from None

@@ -1,17 +1,16 @@
-"""Model + rows -> vectors + ids: the only embedding path. What evaluation scores is what mining searches and an index serves."""
+"""Model + rows -> vectors + ids: the only embedding path. Evaluation scores what mining searches and an index serves."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from mmtune import modalities
 from mmtune.contracts import Embedded
-from mmtune.errors import DataError, ModelError, Rejected
+from mmtune.encode import vectors
+from mmtune.errors import DataError, Rejected
 from mmtune.files import atomic_open, read_json, write_json
 from mmtune.progress import Progress
 
@@ -20,69 +19,9 @@ if TYPE_CHECKING:
     from mmtune.model import Model
 
 
-def _vectors(model: "Model", modality: str, items: Iterable[Callable[[], Any]], batch_size: int, advance: Callable[[int], None]
-             ) -> Iterator[np.ndarray]:
-    """Each item is a call that gives a signal; yields [n, D] a batch. Decoding of the next batch overlaps the model's work."""
-    preprocess = model.towers[modality].preprocess
-    device = model.device
-
-    def prepare(batch: list[Callable[[], Any]]) -> dict[str, torch.Tensor]:
-        return preprocess.collate([preprocess(item()) for item in batch])
-
-    def batches() -> Iterator[list[Callable[[], Any]]]:
-        batch = []
-        for item in items:
-            batch.append(item)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    was_training = model.training
-    model.eval()
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            source = batches()
-            ahead = next(source, None)
-            future = pool.submit(prepare, ahead) if ahead else None
-            while ahead and future:
-                size, inputs = len(ahead), future.result()
-                ahead = next(source, None)
-                future = pool.submit(prepare, ahead) if ahead else None
-                with torch.inference_mode():
-                    z = model.encode_inputs(modality, {k: v.to(device) for k, v in inputs.items()})
-                yield z.cpu().numpy()
-                advance(size)
-    finally:
-        model.train(was_training)
-
-
-def _tower(model: "Model", modality: str) -> None:
-    if modality not in model.towers:
-        raise ModelError(f"this model has no {modality} tower; it has {', '.join(model.towers)}")
-
-
-def embed_values(model: "Model", modality: str, values: Sequence[Any], batch_size: int = 64) -> np.ndarray:
-    """What a user has (paths, arrays, strings, ...) -> float32 unit vectors [N, D]. A value that cannot be read: ModelError."""
-    _tower(model, modality)
-    kind = modalities.get(modality)
-
-    def signal(i: int) -> Callable[[], Any]:
-        def read() -> Any:
-            try:
-                return kind.coerce(values[i])
-            except Rejected as e:
-                raise ModelError(f"encode: {modality}[{i}]: {e}") from None
-
-        return read
-
-    parts = list(_vectors(model, modality, map(signal, range(len(values))), batch_size, lambda n: None))
-    return np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
-
-
-def _embed_rows(model: "Model", data: "Data", modality: str, rows: np.ndarray, batch_size: int, advance: Callable[[int], None]
-                ) -> np.ndarray:
+def _embed_rows(
+    model: "Model", data: "Data", modality: str, rows: np.ndarray, batch_size: int, advance: Callable[[int], None]
+) -> np.ndarray:
     """Vectors of `rows` [n] of `data`; identical content is encoded once."""
     kind = modalities.get(modality)
     _, first, inverse = np.unique(data.labels[modality][rows], return_index=True, return_inverse=True)
@@ -95,12 +34,14 @@ def _embed_rows(model: "Model", data: "Data", modality: str, rows: np.ndarray, b
             try:
                 return kind.decode(data.read(i, modality))
             except Rejected as e:
-                raise DataError(f"{data.spec}: row {data.ids[i]!r}: {modality}: {e}; pack the data again to reject such rows") from None
+                raise DataError(
+                    f"{data.spec}: row {data.ids[i]!r}: {modality}: {e}; pack the data again to reject such rows"
+                ) from None
 
         return read
 
     unique = rows[first[order]]
-    parts = list(_vectors(model, modality, map(signal, unique.tolist()), batch_size, advance))
+    parts = list(vectors(model, modality, map(signal, unique.tolist()), batch_size, advance))
     advance(len(rows) - len(unique))
     return np.concatenate(parts)[position[inverse]] if parts else np.zeros((0, model.dim), np.float32)
 
@@ -111,29 +52,38 @@ def shared_modalities(model: "Model", data: "Data", wanted: Sequence[str] | None
     if wanted:
         missing = [m for m in wanted if m not in both]
         if missing:
-            raise DataError(f"{data.spec}: {missing[0]} is not in both: the data have {data.modalities}, the model {list(model.towers)}")
+            raise DataError(
+                f"{data.spec}: {missing[0]} is not in both: the data have {data.modalities}, the model {list(model.towers)}"
+            )
         both = [m for m in both if m in wanted]
     if not both:
         raise DataError(f"{data.spec} has {data.modalities}, the model has {list(model.towers)}: nothing in common to embed")
     return both
 
 
-def embed_data(model: "Model", data: "Data", wanted: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
-               ) -> dict[str, Embedded]:
+def embed_data(
+    model: "Model", data: "Data", wanted: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
+) -> dict[str, Embedded]:
     """Vectors of every row in memory: {modality: Embedded}, rows in the data's order, rows that lack it left out."""
     out = {}
     fingerprint = model.fingerprint
     for m in shared_modalities(model, data, wanted):
         rows = np.flatnonzero(data.present[m])
         with Progress(f"embed {m}", len(rows), quiet=quiet) as progress:
-            vectors = _embed_rows(model, data, m, rows, batch_size, progress.advance)
+            found = _embed_rows(model, data, m, rows, batch_size, progress.advance)
         labels = {k: v[rows] for k, v in data.labels.items()}
-        out[m] = Embedded([data.ids[i] for i in rows], [data.groups[i] for i in rows], labels, vectors, fingerprint)
+        out[m] = Embedded([data.ids[i] for i in rows], [data.groups[i] for i in rows], labels, found, fingerprint)
     return out
 
 
-def embed(model: "Model | str", data: "Data | str", out: str | Path, wanted: Sequence[str] | None = None, batch_size: int = 64,
-          quiet: bool = False) -> dict[str, Any]:
+def embed(
+    model: "Model | str",
+    data: "Data | str",
+    out: str | Path,
+    wanted: Sequence[str] | None = None,
+    batch_size: int = 64,
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Write OUT/<modality>/part-*.parquet (id, group, vector), a part a shard, and OUT/meta.json; returns the latter.
 
     A part that is there with the same fingerprint and shard content is kept, so a killed run goes on where it stopped;
@@ -147,7 +97,9 @@ def embed(model: "Model | str", data: "Data | str", out: str | Path, wanted: Seq
     names = shared_modalities(model, data, wanted)
     out, mark = Path(out), model.fingerprint
     if (out / "meta.json").exists() and (old := read_json(out / "meta.json")).get("fingerprint") != mark:
-        raise DataError(f"{out} holds vectors of another model ({old.get('fingerprint')}); a new model is a new space: use another --out")
+        raise DataError(
+            f"{out} holds vectors of another model ({old.get('fingerprint')}); a new model is a new space: use another --out"
+        )
     counts: dict[str, Any] = {m: {"rows": 0, "missing": 0, "parts": len(data.shards)} for m in names}
     with Progress("embed", len(data) * len(names), quiet=quiet) as progress:
         for m in names:
@@ -158,8 +110,8 @@ def embed(model: "Model | str", data: "Data | str", out: str | Path, wanted: Seq
                 stamp = {"fingerprint": mark, "shard": shard.name, "content": _digest(content)}
                 path = out / m / f"part-{number:05d}.parquet"
                 if not _written(path, stamp):
-                    vectors = _embed_rows(model, data, m, here, batch_size, progress.advance)
-                    _write_part(path, [data.ids[i] for i in here], [data.groups[i] for i in here], vectors, stamp)
+                    found = _embed_rows(model, data, m, here, batch_size, progress.advance)
+                    _write_part(path, [data.ids[i] for i in here], [data.groups[i] for i in here], found, stamp)
                 else:
                     progress.advance(len(here))
                 counts[m]["rows"] += len(here)

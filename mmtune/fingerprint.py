@@ -12,7 +12,7 @@ FORMAT = 1
 
 
 def fingerprint(weights: "Iterable[tuple[str, Tensor]]", files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str:
-    """"mm1-" and 32 hex digits of SHA-256 over the weights (name, dtype, shape, bytes; adapters merged), the preprocessing and
+    """ "mm1-" and 32 hex digits of SHA-256 over the weights (name, dtype, shape, bytes; adapters merged), the preprocessing and
     tokenizer files, and the settings (dims, pooling, prompts, normalisation, dtype, metric)."""
     import torch
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmtune import backbones, modalities
 from mmtune.backbones import Part, Scale, Tower
 from mmtune.contracts import Pair, direction
+from mmtune.encode import encode_values
 from mmtune.errors import ModelError
 from mmtune.fingerprint import fingerprint
 
@@ -74,14 +75,12 @@ class Model(nn.Module):
         Returns float32 unit vectors: [D] for one value, [N, D] for a list; a dict of these when several names are given.
         Raises ModelError for a modality the model lacks, and for a value that cannot be read (naming its position).
         """
-        from mmtune.embed import embed_values
-
         if not signals:
             raise ModelError(f"encode: name what to encode, e.g. encode({next(iter(self.towers))}=...)")
         out: dict[str, np.ndarray] = {}
         for name, value in signals.items():
             many = isinstance(value, list)
-            vectors = embed_values(self, name, value if many else [value], batch_size)
+            vectors = encode_values(self, name, value if many else [value], batch_size)
             out[name] = vectors if many else vectors[0]
         return out if len(out) > 1 else next(iter(out.values()))
 

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from mmtune.model import Model
 
 
-def train(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str] = (), *, resume: bool = False, quiet: bool = False
-          ) -> dict[str, Any]:
-    """Run a recipe (a file, plain data, or a Recipe) and return {"artifact", "fingerprint", "pairs_per_second", "metrics", ...}.
+def train(
+    recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str] = (), *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Run a recipe (a file, plain data, or a Recipe); returns {"artifact", "fingerprint", "pairs_per_second", "metrics", ...}
+    ("result": the same metrics as a typed Result, None without data.val).
 
     RUN/ gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and artifact/. With `resume` a run that
     was stopped goes on to the same result; without it a RUN that holds a run is refused. Raises MmtuneError.
@@ -46,14 +48,16 @@ def train(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[st
     trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
     usable = sum((data.present[a] & data.present[b] for a, b in pairs), start=data.present[trained[0]] & False)
     if usable.sum() < 2:
-        raise RecipeError(f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {_named(pairs)}; at least 2 are needed")
+        raise RecipeError(
+            f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {_named(pairs)}; at least 2 are needed"
+        )
     stream = Stream(
         data, {m: model.towers[m].preprocess for m in trained}, augmentations(recipe, trained), seed=recipe.train.seed,
         workers=recipe.data.workers, cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
     )  # fmt: skip
     trainer = Trainer(
-        model, objective, stream, plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches), recipe.train,
-        directory, validate=_validator(val, pairs, recipe.train.metric) if val else None, quiet=quiet,
+        model, objective, stream, plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches),
+        recipe.train, directory, validate=_validator(val, pairs, recipe.train.metric) if val else None, quiet=quiet,
     )  # fmt: skip
     if resume:
         trainer.resume()
@@ -61,13 +65,29 @@ def train(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[st
     trainer.load_best()
     result = _score(model, val, pairs) if val else None
     metrics = result.to_dict() if result else {}
-    info = {"base": str(model.info.get("source")), "data": data.spec, "data_fingerprint": data.fingerprint, "steps": trainer.place.step,
-            "seed": recipe.train.seed, "precision": precision(recipe.train.precision), "pairs": [list(p) for p in pairs]}  # fmt: skip
+    info = {
+        "base": str(model.info.get("source")),
+        "data": data.spec,
+        "data_fingerprint": data.fingerprint,
+        "steps": trainer.place.step,
+        "seed": recipe.train.seed,
+        "precision": precision(recipe.train.precision),
+        "pairs": [list(p) for p in pairs],
+    }
     seen = {k: data.labels[k][usable] for k in ("id", *trained)}
     mark = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=seen)
-    return {"artifact": str(directory / "artifact"), "fingerprint": mark, "pairs_per_second": trainer.place.pairs / max(trainer.place.seconds, 1e-9),
-            "pairs": trainer.place.pairs, "seconds": trainer.place.seconds, "steps": trainer.place.step,
-            "best": [{"metric": m, "checkpoint": n} for m, n in trainer.place.best], "metrics": metrics}  # fmt: skip
+    place = trainer.place
+    return {
+        "artifact": str(directory / "artifact"),
+        "fingerprint": mark,
+        "pairs_per_second": place.pairs / max(place.seconds, 1e-9),
+        "pairs": place.pairs,
+        "seconds": place.seconds,
+        "steps": place.step,
+        "best": [{"metric": m, "checkpoint": n} for m, n in place.best],
+        "metrics": metrics,
+        "result": result,
+    }
 
 
 def _recipe(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str]) -> Recipe:
@@ -109,9 +129,16 @@ def environment(recipe: Recipe) -> dict[str, Any]:
 
     names = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "soundfile")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"versions": {n: version(n) for n in names} | {"python": platform.python_version()}, "platform": platform.platform(),
-            "device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "precision": precision(recipe.train.precision),
-            "seed": recipe.train.seed, "command": sys.argv}  # fmt: skip
+    return {
+        "versions": {n: version(n) for n in names} | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "precision": precision(recipe.train.precision),
+        "seed": recipe.train.seed,
+        "command": sys.argv,
+    }
 
 
 def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
@@ -120,13 +147,17 @@ def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
     if recipe.pairs is None:
         pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :] if (data.present[a] & data.present[b]).any()]
         if not pairs:
-            raise RecipeError(f"pairs: the model has {list(model.towers)}, {data.spec} has {data.modalities}: no row has two of them")
+            raise RecipeError(
+                f"pairs: the model has {list(model.towers)}, {data.spec} has {data.modalities}: no row has two of them"
+            )
         return pairs
     for pair in recipe.pairs:
         for m in pair:
             modalities.get(m)
             if m not in both:
-                raise RecipeError(f"pairs: {list(pair)}: {m} is not in both: the model has {list(model.towers)}, the data {data.modalities}")
+                raise RecipeError(
+                    f"pairs: {list(pair)}: {m} is not in both: the model has {list(model.towers)}, the data {data.modalities}"
+                )
     return [(a, b) for a, b in recipe.pairs]
 
 

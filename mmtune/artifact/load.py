@@ -68,7 +68,7 @@ def _artifact(directory: Path) -> Model:
     model.eval()
     if model.fingerprint != manifest["fingerprint"]:
         raise ModelError(
-            f"{directory}: its content does not give its fingerprint ({model.fingerprint} instead of {manifest['fingerprint']}): "
+            f"{directory}: its content gives {model.fingerprint}, not its fingerprint {manifest['fingerprint']}: "
             "a file was edited or damaged; restore it, or save the model anew"
         )
     model.info = {"source": str(directory), **manifest.get("info", {})}

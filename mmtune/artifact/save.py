@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from mmtune.model import Model
 
 
-def save(model: "Model", directory: str | Path, *, metrics: Mapping[str, Any] | None = None, info: Mapping[str, Any] | None = None,
-         trained_on: Mapping[str, np.ndarray] | None = None) -> str:
+def save(
+    model: "Model",
+    directory: str | Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    info: Mapping[str, Any] | None = None,
+    trained_on: Mapping[str, np.ndarray] | None = None,
+) -> str:
     """Write the artifact and return its fingerprint.
 
     metrics go to metrics.json; info (base, recipe, data, ...) to the manifest and the card; trained_on, int64 labels of the
@@ -46,11 +52,20 @@ def save(model: "Model", directory: str | Path, *, metrics: Mapping[str, Any] | 
 def card(model: "Model", mark: str, metrics: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """The model card in Markdown."""
     lines = ["# mmtune model", "", f"- fingerprint: `{mark}` (vectors of another fingerprint are never comparable)"]
-    lines += [f"- towers: {', '.join(f'{m} ({t.dim})' for m, t in model.towers.items())}; shared space: {model.dim} dimensions, cosine"]
+    lines += [
+        f"- towers: {', '.join(f'{m} ({t.dim})' for m, t in model.towers.items())}",
+        f"- shared space: {model.dim} dimensions, cosine",
+    ]
     lines += [f"- {key}: {value}" for key, value in info.items() if isinstance(value, str | int | float)]
     rows = [(d, v["queries"], v["candidates"], v["metrics"]) for d, v in metrics.get("directions", {}).items()]
     if rows:
-        lines += ["", "## Validation", "", "| direction | queries | candidates | hit@1 | recall@10 | MAP | nDCG@10 |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "## Validation",
+            "",
+            "| direction | queries | candidates | hit@1 | recall@10 | MAP | nDCG@10 |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for name, queries, candidates, m in rows:
             values = " | ".join(f"{m[k]:.4f}" for k in ("hit@1", "recall@10", "map", "ndcg@10"))
             lines.append(f"| {name} | {queries} | {candidates} | {values} |")

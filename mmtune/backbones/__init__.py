@@ -66,7 +66,9 @@ def _family(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise ModelError(f"no model family {name!r}; known: {', '.join(f'{f}:' for f in TABLE)} or package.module: ({e})") from None
+        raise ModelError(
+            f"no model family {name!r}; known: {', '.join(f'{f}:' for f in TABLE)} or package.module: ({e})"
+        ) from None
 
 
 def load(spec: str) -> Part:

@@ -31,7 +31,9 @@ def _quiet() -> None:
 
 def _need(directory: Path, names: tuple[str, ...], what: str) -> None:
     if not any((directory / n).is_file() for n in names):
-        raise ModelError(f"hf:{directory}: the {what} is missing: no {' or '.join(names)} in that directory; copy it from the checkpoint")
+        raise ModelError(
+            f"hf:{directory}: the {what} is missing: no {' or '.join(names)} in that directory; copy it from the checkpoint"
+        )
 
 
 def load(place: str) -> Part:
@@ -67,7 +69,9 @@ def _snapshot(name: str) -> Path:
         return Path(snapshot_download(name, ignore_patterns=["*.msgpack", "*.h5", "*.onnx", "*.ot", "onnx/*", "openvino/*"]))
     except Exception as e:  # the hub's client raises a dozen types
         first = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ModelError(f"hf:{name}: no such directory, and the hub did not answer ({first}); download it and give its directory") from None
+        raise ModelError(
+            f"hf:{name}: no such directory, and the hub did not answer ({first}); download it and give its directory"
+        ) from None
 
 
 def _config(directory: Path) -> Any:

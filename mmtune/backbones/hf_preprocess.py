@@ -44,7 +44,7 @@ class FastImage:
         self.crop = (p.crop_size["height"], p.crop_size["width"]) if getattr(p, "do_center_crop", False) else None
         modes = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
         self.mode = InterpolationMode(modes[int(p.resample)])
-        scale = p.rescale_factor if p.do_rescale else 1.0
+        scale = float(p.rescale_factor) if p.do_rescale else 1.0
         mean = torch.tensor(p.image_mean if p.do_normalize else [0.0] * 3).view(3, 1, 1)
         std = torch.tensor(p.image_std if p.do_normalize else [1.0] * 3).view(3, 1, 1)
         self.mean, self.std = mean / scale, std / scale
@@ -136,7 +136,9 @@ class ClapPreprocess:
             return self._upstream(samples)
         x = torch.from_numpy(samples).double()
         e = self.extractor
-        spectrum = torch.stft(x, e.fft_window_size, e.hop_length, window=self.hann, center=True, pad_mode="reflect", return_complex=True)
+        spectrum = torch.stft(
+            x, e.fft_window_size, e.hop_length, window=self.hann, center=True, pad_mode="reflect", return_complex=True
+        )
         power_FT = spectrum.real.square() + spectrum.imag.square()
         return (10.0 * torch.log10((self.filters.T @ power_FT).clamp(min=1e-10))).T.to(torch.float32).contiguous()
 

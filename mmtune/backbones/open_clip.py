@@ -38,7 +38,9 @@ def load(place: str) -> Part:
 def _from_directory(directory: Path) -> Part:
     config = _checked_config(directory)
     if not [f for p in ("*.safetensors", "*.bin", "*.pth") for f in directory.glob(p)]:
-        raise ModelError(f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors (*.pt is not looked at)")
+        raise ModelError(
+            f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors (*.pt is not looked at)"
+        )
     module = _create(f"local-dir:{directory}", load_weights=True)
     return _part(module, _files(directory, config))
 
@@ -53,11 +55,13 @@ def _checked_config(directory: Path) -> dict[str, Any]:
     text = config["model_cfg"].get("text_cfg", {})
     if text.get("hf_tokenizer_name"):
         if not any((directory / f).is_file() for f in TOKENIZER_FILES):
-            raise ModelError(f"open_clip:{directory}: the tokenizer is missing: no {' or '.join(TOKENIZER_FILES)} in that directory")
+            raise ModelError(
+                f"open_clip:{directory}: the tokenizer is missing: no {' or '.join(TOKENIZER_FILES)} in that directory"
+            )
     elif text.get("vocab_size", BPE_VOCABULARY) != BPE_VOCABULARY:
         raise ModelError(
-            f"open_clip:{directory}: the tokenizer is missing: vocab_size {text['vocab_size']} is not CLIP's, and model_cfg.text_cfg "
-            f"names no hf_tokenizer_name; put its tokenizer.json there and name it"
+            f"open_clip:{directory}: the tokenizer is missing: vocab_size {text['vocab_size']} is not CLIP's, and "
+            f"model_cfg.text_cfg names no hf_tokenizer_name; put its tokenizer.json there and name it"
         )
     return config
 
@@ -66,7 +70,13 @@ def _files(directory: Path, config: dict[str, Any]) -> dict[str, bytes]:
     """The configuration and the tokenizer's files, without weights."""
     kept = {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}
     for path in sorted(directory.iterdir()):
-        if path.name in (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if path.name in (
+            *TOKENIZER_FILES,
+            "merges.txt",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        ):
             kept[path.name] = path.read_bytes()
     return kept
 

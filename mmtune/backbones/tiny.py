@@ -30,7 +30,9 @@ def load(place: str) -> Part:
     wanted = ALIASES.get(name, name).split("+")
     unknown = [w for w in wanted if w not in TOWERS]
     if unknown or (seed and not seed.isdigit()):
-        raise ModelError(f"tiny:{place}: unknown; write tiny:clip, tiny:clap, tiny:all or tiny:image+text, with @SEED if you like")
+        raise ModelError(
+            f"tiny:{place}: unknown; write tiny:clip, tiny:clap, tiny:all or tiny:image+text, with @SEED if you like"
+        )
     return _part({"towers": wanted, "seed": int(seed or 0), "dim": DIM, "width": WIDTH})
 
 
@@ -45,11 +47,19 @@ def _part(config: dict[str, Any]) -> Part:
         for name in config["towers"]:
             torch.manual_seed(config["seed"] * 1000 + zlib.crc32(name.encode()) % 1000)
             module.add_module(name, TOWERS[name][0](config["width"], config["dim"]))
-    module.register_parameter("log_scale", nn.Parameter(torch.tensor(float(np.log(1 / 0.07)))))
+    log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
+    module.register_parameter("log_scale", log_scale)
     towers = {n: Tower(n, config["dim"], TOWERS[n][1](), getattr(module, n), [getattr(module, n)]) for n in config["towers"]}
     pairs = [f"{a}->{b}" for a in towers for b in towers if a != b]
     files = {"tiny.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}
-    return Part("tiny", module.eval(), towers, [Scale(module.log_scale, None, pairs)], files, lambda m: setattr(module, m, nn.Identity()))
+    return Part(
+        "tiny",
+        module.eval(),
+        towers,
+        [Scale(log_scale, None, pairs)],
+        files,
+        lambda m: setattr(module, m, nn.Identity()),
+    )
 
 
 class Block(nn.Module):
@@ -70,7 +80,10 @@ class Planes(nn.Module):
 
     def __init__(self, channels: int, width: int, dim: int):
         super().__init__()
-        stages: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=4 if channels == 1 else 2, padding=1), nn.GroupNorm(1, width)]
+        stages: list[nn.Module] = [
+            nn.Conv2d(channels, width, 4, stride=4 if channels == 1 else 2, padding=1),
+            nn.GroupNorm(1, width),
+        ]
         for i in range(2):
             w = width * 2**i
             stages += [Block(w), nn.Conv2d(w, 2 * w, 2, stride=2), nn.GroupNorm(1, 2 * w)]

@@ -30,7 +30,7 @@ class Place:
 def random_state() -> dict[str, Any]:
     """Python's, numpy's and torch's generators."""
     version, internal, gauss = random.getstate()
-    name, keys, pos, has, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, pos, has, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": torch.tensor(internal, dtype=torch.int64),
         "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(pos), int(has), float(cached)),
@@ -68,7 +68,9 @@ class Checkpoints:
         try:
             tensors = torch.load(self.directory / name / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, RuntimeError) as e:
-            raise ModelError(f"{self.directory / name}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start anew") from None
+            raise ModelError(
+                f"{self.directory / name}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start anew"
+            ) from None
         document = read_json(self.directory / name / "place.json")
         document["best"] = [(float(m), str(n)) for m, n in document["best"]]
         return tensors, Place(**document)

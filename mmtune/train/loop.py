@@ -42,9 +42,19 @@ class Trainer:
     the seed and the place, so that a run that was killed and resumed ends where the uninterrupted one does.
     """
 
-    def __init__(self, model: "Model", objective: Objective, stream: Stream, plan: Callable[[int], Sequence[np.ndarray]],
-                 config: TrainConfig, directory: Path, *, validate: "Callable[[Model], dict[str, float]] | None" = None,
-                 extra: Callable[[np.ndarray], np.ndarray] | None = None, quiet: bool = False):
+    def __init__(
+        self,
+        model: "Model",
+        objective: Objective,
+        stream: Stream,
+        plan: Callable[[int], Sequence[np.ndarray]],
+        config: TrainConfig,
+        directory: Path,
+        *,
+        validate: "Callable[[Model], dict[str, float]] | None" = None,
+        extra: Callable[[np.ndarray], np.ndarray] | None = None,
+        quiet: bool = False,
+    ):
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), cpu=not torch.cuda.is_available())
@@ -88,7 +98,7 @@ class Trainer:
     # --- the loop ------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train to the end of the recipe, or until nothing improves. Raises Stopped after saving on Ctrl-C, TrainingError on NaN."""
+        """Train to the end of the recipe, or until nothing improves. Raises Stopped (Ctrl-C; saved) and TrainingError (NaN)."""
         if self.place.finished:
             return
         if self.place.step == 0:
@@ -120,7 +130,13 @@ class Trainer:
             rows = int(batch.queries.sum())
             self.place.pairs += rows
             self.place.seconds += seconds
-            row = {"loss": loss, **logs, "lr": self.optimizer.param_groups[0]["lr"], "pairs_per_second": rows / seconds, "wait": wait / seconds}
+            row = {
+                "loss": loss,
+                **logs,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "pairs_per_second": rows / seconds,
+                "wait": wait / seconds,
+            }
             log.write(self.place.step, self.place.epoch, row)
             progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f} {note}")
             every = self.config.checkpoint_every
@@ -164,11 +180,14 @@ class Trainer:
 
     def _not_finite(self, batch: Batch, loss: float, norm: float) -> None:
         path = self.directory / f"not_finite_step_{self.place.step}.json"
-        write_json(path, {"step": self.place.step, "epoch": self.place.epoch, "loss": str(loss), "grad_norm": str(norm), "ids": batch.ids})
+        write_json(
+            path,
+            {"step": self.place.step, "epoch": self.place.epoch, "loss": str(loss), "grad_norm": str(norm), "ids": batch.ids},
+        )
         raise TrainingError(
             f"step {self.place.step}: the loss is {loss} and the gradient's norm {norm}; row ids "
-            f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): look at these rows, lower train.lr, "
-            "or set train.precision=fp32"
+            f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): look at these rows, "
+            "lower train.lr, or set train.precision=fp32"
         )
 
     @contextlib.contextmanager
@@ -192,7 +211,7 @@ class Trainer:
 
 
 def precision(wanted: str) -> str:
-    """"bf16" or "no" for accelerate. auto: bf16 where the hardware multiplies it (AVX-512 bf16, AMX, accelerators of 2020 on)."""
+    """What accelerate calls it, "bf16" or "no". auto: bf16 where the hardware multiplies it (AVX-512 bf16, Ampere and later)."""
     if wanted != "auto":
         return "bf16" if wanted == "bf16" else "no"
     if torch.cuda.is_available():

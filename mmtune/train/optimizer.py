@@ -11,7 +11,15 @@ from mmtune.config import TrainConfig
 if TYPE_CHECKING:
     from mmtune.model import Model
 
-NO_DECAY = ("position_embedding", "positional_embedding", "class_embedding", "cls_token", "logit_scale", "logit_bias", "own_scales")
+NO_DECAY = (
+    "position_embedding",
+    "positional_embedding",
+    "class_embedding",
+    "cls_token",
+    "logit_scale",
+    "logit_bias",
+    "own_scales",
+)
 
 
 def parameter_groups(model: "Model", objective: nn.Module, config: TrainConfig) -> list[dict[str, object]]:

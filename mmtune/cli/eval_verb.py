@@ -1,0 +1,46 @@
+"""Retrieval metrics of MODEL on DATA: every directed pair of modalities present, and within each one by group.
+
+Positive = same row, same group, or a judgment (--qrels). Identical content counts as one item with its groups united.
+Ties rank by id, descending, as trec_eval does; the tie rate is reported.
+"""
+
+import argparse
+from pathlib import Path
+
+from mmtune.cli.dispatch import Result
+from mmtune.errors import RecipeError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="these modalities only (may be repeated)")
+    parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
+    parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
+    parser.add_argument("--no-within", action="store_true", help="leave out the directions within one modality")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON document there too")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.evaluate.verbs import evaluate
+    from mmtune.files import write_json
+
+    result = evaluate(
+        args.model, args.data, modalities=args.only, ks=cutoffs(args.k), qrels=args.qrels, slices=args.slice,
+        within=not args.no_within, batch_size=args.batch_size, quiet=args.quiet,
+    )  # fmt: skip
+    document = result.to_dict()
+    if args.out:
+        write_json(Path(args.out), document)
+    return Result(document, str(result))
+
+
+def cutoffs(text: str) -> tuple[int, ...]:
+    """ "1,5,10" -> (1, 5, 10). RecipeError for anything else."""
+    try:
+        return tuple(int(k) for k in text.split(","))
+    except ValueError:
+        raise RecipeError(f"--k {text}: write whole numbers, e.g. 1,5,10") from None

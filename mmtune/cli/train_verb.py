@@ -1,0 +1,30 @@
+"""Tune a model by a recipe.
+
+  mmtune train RECIPE.yaml [key=value ...]      e.g. model=hf:DIR data.train=DIR train.epochs=12 run.dir=runs/a
+
+RUN/ gets checkpoints/, metrics.jsonl, tensorboard/ and artifact/, the tuned model that every other verb takes as MODEL.
+Stopped (Ctrl-C, a kill, a power cut)? The same command with --resume goes on to the same result.
+"""
+
+import argparse
+
+from mmtune.cli.dispatch import Result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML recipe; `mmtune init` writes a commented one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys by dotted name")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in run.dir from its last checkpoint")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.run import train
+    from mmtune.train.loop import Stopped
+
+    try:
+        out = train(args.recipe, args.overrides, resume=args.resume, quiet=args.quiet)
+    except Stopped as e:
+        return Result({"stopped": str(e)}, f"{e}; the same command with --resume goes on", 130)
+    head = f"{out['artifact']}  {out['fingerprint']}\n{out['pairs_per_second']:.1f} pairs/s over {out['pairs']} pairs"
+    return Result(out, f"{head}\n{result}" if (result := out.pop("result")) else head)

@@ -1,0 +1,76 @@
+"""Signals -> vectors through one tower: the inner loop of every embedding, for users' own values and for packed rows alike."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmtune import modalities
+from mmtune.errors import ModelError, Rejected
+
+if TYPE_CHECKING:
+    from mmtune.model import Model
+
+
+def vectors(
+    model: "Model", modality: str, items: Iterable[Callable[[], Any]], batch_size: int, advance: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    """Each item is a call that gives a signal; yields [n, D] a batch. Decoding of the next batch overlaps the model's work."""
+    preprocess = model.towers[modality].preprocess
+    device = model.device
+
+    def prepare(batch: list[Callable[[], Any]]) -> dict[str, torch.Tensor]:
+        return preprocess.collate([preprocess(item()) for item in batch])
+
+    def batches() -> Iterator[list[Callable[[], Any]]]:
+        batch = []
+        for item in items:
+            batch.append(item)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            source = batches()
+            ahead = next(source, None)
+            future = pool.submit(prepare, ahead) if ahead else None
+            while ahead and future:
+                size, inputs = len(ahead), future.result()
+                ahead = next(source, None)
+                future = pool.submit(prepare, ahead) if ahead else None
+                with torch.inference_mode():
+                    z = model.encode_inputs(modality, {k: v.to(device) for k, v in inputs.items()})
+                yield z.cpu().numpy()
+                advance(size)
+    finally:
+        model.train(was_training)
+
+
+def _tower(model: "Model", modality: str) -> None:
+    if modality not in model.towers:
+        raise ModelError(f"this model has no {modality} tower; it has {', '.join(model.towers)}")
+
+
+def encode_values(model: "Model", modality: str, values: Sequence[Any], batch_size: int = 64) -> np.ndarray:
+    """What a user has (paths, arrays, strings, ...) -> float32 unit vectors [N, D]. A value that cannot be read: ModelError."""
+    _tower(model, modality)
+    kind = modalities.get(modality)
+
+    def signal(i: int) -> Callable[[], Any]:
+        def read() -> Any:
+            try:
+                return kind.coerce(values[i])
+            except Rejected as e:
+                raise ModelError(f"encode: {modality}[{i}]: {e}") from None
+
+        return read
+
+    parts = list(vectors(model, modality, map(signal, range(len(values))), batch_size, lambda n: None))
+    return np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
