@@ -31,7 +31,8 @@ def _key(*parts: Any) -> str:
 def fetch(fs: Any, url: str, path: str, info: dict[str, Any]) -> str:
     """The local copy of a remote file, fetched once. `info` is fsspec's; raises DataError when the transfer is cut short."""
     stamps = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "md5Hash")
-    stamp = next((str(info[k]) for k in stamps if info.get(k)), "")
+    found = next((info[k] for k in stamps if info.get(k)), "")
+    stamp = str(found.timestamp() if hasattr(found, "timestamp") else found)  # a listing may give seconds, `info` a datetime
     size = info.get("size")
     local = root() / "shards" / f"{_key(url, size, stamp)}-{url.rsplit('/', 1)[-1]}"
     if not (local.exists() and (size is None or local.stat().st_size == size)):

@@ -44,6 +44,7 @@ class Journal:
             raise
 
     def _load(self, identity: dict[str, Any], overwrite: bool) -> None:
+        self.identity = identity
         lines = read_jsonl(self.path, torn=True) if self.path.exists() else []
         if overwrite:
             self._clear()
@@ -87,6 +88,10 @@ class Journal:
     def add(self, entry: dict[str, Any]) -> None:
         """Record an entry; it is one `write`, a torn one is ignored."""
         append_jsonl(self.path, entry)
+
+    def tidy(self, entries: list[dict[str, Any]]) -> None:
+        """Rewrite it in one order, so that a pack that was killed leaves the same bytes as one that was not."""
+        write_jsonl(self.path, [self.identity, *sorted(entries, key=lambda e: (e["split"], last(e)))])
 
     def __enter__(self) -> "Journal":
         return self

@@ -156,6 +156,8 @@ def _wanted(folder: str, present: dict[str, Any], index: Any, listing: list[str]
         raise DataError(f"{folder}: packed with splits; name one: {options}")
     if _ours(index, KIND):
         names = [s["name"] for s in index["shards"]]
+        if not names:
+            raise DataError(f"{folder}: nothing was packed here, every row was rejected; see rejected.jsonl")
         for name in sorted(present):
             if name not in names:
                 raise DataError(f"{folder}/{name}: not in index.json; move it elsewhere, or pack again")

@@ -81,7 +81,7 @@ def pack(
             journal.remove()
             raise DataError(f"{source}: no rows")
         document = packing.publish(identity)
-    if packing.rejected > max_rejected * packing.rows or not packing.packed:
+    if packing.rejected > max_rejected * packing.rows:
         worst = "; ".join(f"{n} x {r}" for r, n in list(document["reasons"].items())[:3])
         raise DataError(
             f"{packing.rejected} of {packing.rows} rows rejected, more than --max-rejected {max_rejected:g} ({worst}); "
@@ -174,6 +174,7 @@ class _Packing:
         reasons = dict(Counter(reason_kind(r["reason"]) for r in rejected).most_common())
         present = [n for n in plan.modalities if any(s.present[n] for s in self.sinks.values())]
         if not (out / "index.json").exists():
+            self.journal.tidy([e for s in self.sinks.values() for e in s.entries])
             source = {"name": plan.source.path.name, "kind": plan.source.kind, "sha256": plan.source.sha256}
             common = {"schema": SCHEMA, "columns": plan.columns(), "meta": plan.meta, "source": source}
             common |= {"shard_size": self.limit, "options": identity["options"]}

@@ -19,7 +19,8 @@ class Sink:
     def __init__(self, journal: Journal, split: str, limit: int):
         self.journal, self.split, self.limit = journal, split, limit
         self.folder: Path = journal.out / split
-        self.known = list(journal.entries.get(split, []))
+        self.entries = journal.entries.get(split, [])
+        self.known = list(self.entries)
         self.done_rejected: dict[int, dict[str, Any]] = {r["row"]: r for e in self.known for r in e["rejected"]}
         self.settled_to = max((last(e) for e in self.known), default=0)
         self.shards: list[dict[str, Any]] = [e["shard"] for e in self.known if e["shard"]]
@@ -89,6 +90,7 @@ class Sink:
     def _record(self, shard: dict[str, Any] | None, row: int | None) -> None:
         entry = {"split": self.split, "shard": shard, "last": row, "rejected": self.rejected, "stamp": self._stamp.hexdigest()}
         self.journal.add(entry)
+        self.entries.append(entry)
         self._stamp = blake2b(digest_size=16)
         self.rejected = []
 
