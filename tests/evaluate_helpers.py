@@ -86,7 +86,7 @@ def judge(run, truth, names):
     return {n: scored[measure(n)] for n in names}
 
 
-def picture(rng, colour, size=(64, 48), noise=12):
+def picture(rng, colour, size=(64, 48), noise=6):
     """PNG bytes of one colour with a random bright patch and noise: no two alike."""
     import io
 

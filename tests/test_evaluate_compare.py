@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from evaluate_helpers import corpus, unit
 
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError, RecipeError
@@ -13,6 +12,7 @@ from mmtune.evaluate.confusable import Confusable, accuracy, freeze
 from mmtune.evaluate.gate import Change, decide
 from mmtune.evaluate.items import take
 from mmtune.evaluate.overlap import trained_rows
+from tests.evaluate_helpers import corpus, unit
 
 
 def noisy(vectors, amount, seed):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from evaluate_helpers import corpus, judge, naive_direction
 
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluate import Embedded, evaluate_vectors
 from mmtune.evaluate.items import take
+from tests.evaluate_helpers import corpus, judge, naive_direction
 
 CASES = 200
 

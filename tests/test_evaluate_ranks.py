@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from evaluate_helpers import unit
 
 from mmtune.evaluate import ranks as narrow
 from mmtune.evaluate import ranks_wide as wide
 from mmtune.evaluate.items import Ragged
+from tests.evaluate_helpers import unit
 
 
 def case(rng, kind, n=3000, q=40, dim=32):

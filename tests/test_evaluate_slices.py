@@ -5,12 +5,12 @@ import json
 import ir_measures
 import numpy as np
 import pytest
-from evaluate_helpers import corpus, measure
 
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluate import evaluate_vectors
 from mmtune.evaluate.slices import by_values, slice_direction
 from mmtune.evaluate.trec import read_qrels, write_qrels, write_run
+from tests.evaluate_helpers import corpus, measure
 
 
 def test_slices_of_a_column_and_of_a_quantity():

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from evaluate_helpers import picture, shards
 
 import mmtune
 from mmtune import artifact
@@ -12,6 +11,7 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.data.shards import open_data
 from mmtune.errors import DataError
 from mmtune.evaluate import compare, evaluate_vectors
+from tests.evaluate_helpers import picture, shards
 
 
 def rows(seed, count=36, start=0):

@@ -4,9 +4,9 @@ import importlib.util
 
 import numpy as np
 import pytest
-from evaluate_helpers import naive_score, unit
 
 from mmtune import similarity
+from tests.evaluate_helpers import naive_score, unit
 
 
 def draw(rng, n, dim, coarse):

@@ -1,0 +1,25 @@
+"""What is wrong with the data, and with a model on them: leaks, duplicates, labels, broken values, collapse.
+
+Exit status: 0 nothing that makes scores or training wrong, 1 there is an error among the findings, 2 bad input.
+"""
+
+import argparse
+
+from mmtune.cli.dispatch import Result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="also examine the space that this model makes of the data")
+    parser.add_argument(
+        "--against", action="append", default=[], metavar="DATA", help="another split, e.g. the training shards"
+    )
+    parser.add_argument("--split", metavar="COLUMN", help='the column that names splits (default: "split", if there is one)')
+    parser.add_argument("--limit", type=int, default=50_000, help="rows of a split whose values are read (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.evaluate.doctor import doctor
+
+    found = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=False)
+    return Result(found.to_dict(), str(found), found.status)
