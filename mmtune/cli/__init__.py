@@ -14,6 +14,7 @@ VERBS = {
     "embed": "vectors and ids of a corpus, as Parquet",
     "eval": "retrieval metrics in every direction",
     "doctor": "leaks, duplicates, broken values, suspect labels, a collapsed space: before money is spent",
+    "advise": "tune or not, with what, and at what re-indexing cost",
     "compare": "base against candidate, paired, with intervals and the gate's verdict",
 }
 

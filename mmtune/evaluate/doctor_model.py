@@ -87,10 +87,10 @@ def hubs(queries: Items, candidates: Items, space: dict[str, Any]) -> list[Findi
     over = over[np.argsort(-count[over], kind="stable")]
     if not len(over):
         return []
-    text = [f"{candidates.ids[i]} (near {count[i]} of {len(queries)} queries)" for i in over]
+    shown = [f"{candidates.ids[i]} (near {count[i]} of {len(queries)} queries)" for i in over]
     what = f"hubs in {name}: candidates among the ten nearest of more than {HUB:.0%} of all queries"
     return [
-        finding("hubness", "warning", text, what, "look at them first: blank or generic items; else train with hard negatives")
+        finding("hubness", "warning", shown, what, "look at them first: blank or generic items; else train with hard negatives")
     ]
 
 

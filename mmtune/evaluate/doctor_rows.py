@@ -65,14 +65,14 @@ def duplicates(split: Split) -> list[Finding]:
         torn = [s for s in sets.values() if len({int(groups[i]) for i in s if groups[i]}) > 1]
         rest = [s for s in sets.values() if s not in torn]
         if torn:
-            text = [" = ".join(f"{data.ids[i]} ({data.groups[i]})" for i in s) for s in torn]
+            shown = [" = ".join(f"{data.ids[i]} ({data.groups[i]})" for i in s) for s in torn]
             what = f"{split.name}: the same {name} in several groups, so one of its labels is wrong"
-            out.append(finding(f"contradiction-{name}", "error", text, what, "correct the group, or drop the copies"))
+            out.append(finding(f"contradiction-{name}", "error", shown, what, "correct the group, or drop the copies"))
         if rest:
-            text = [" = ".join(data.ids[i] for i in s) for s in rest]
+            shown = [" = ".join(data.ids[i] for i in s) for s in rest]
             what = f"{split.name}: the same {name} more than once"
             out.append(
-                finding(f"duplicate-{name}", "warning", text, what, "drop the copies: they weigh double and teach nothing")
+                finding(f"duplicate-{name}", "warning", shown, what, "drop the copies: they weigh double and teach nothing")
             )
     return out
 

@@ -61,8 +61,8 @@ def _measure(name: str, splits: list[Split], limit: int, quiet: bool) -> tuple[l
 def _faults(name: str, where: list[Where], found: list[Measure]) -> list[Finding]:
     by: dict[str, list[str]] = {}
     for (split, i), m in zip(where, found, strict=True):
-        for fault, text in m.faults.items():
-            by.setdefault(fault, []).append(f"{split.data.ids[i]} ({text})")
+        for fault, detail in m.faults.items():
+            by.setdefault(fault, []).append(f"{split.data.ids[i]} ({detail})")
     fix = "look at them, and drop what is not meant"
     return [
         finding(f"{fault.replace(' ', '-')}-{name}", "warning", rows, f"{name}: {fault}", FIXES.get(fault, fix))
@@ -117,7 +117,7 @@ def _near(name: str, splits: list[Split], where: list[Where], found: list[Measur
         g, h = a.data.groups[x], b.data.groups[y]
         kind = "leak" if a is not b else "contradiction" if g is not None and h is not None and g != h else "duplicate"
         kinds[kind].append(f"{a.data.ids[x]} ~ {b.data.ids[y]}")
-    text = {
+    detail = {
         "leak": ("error", f"{name}: near-duplicates in different splits", "take one of each pair out"),
         "contradiction": (
             "warning",
@@ -126,4 +126,4 @@ def _near(name: str, splits: list[Split], where: list[Where], found: list[Measur
         ),
         "duplicate": ("warning", f"{name}: near-duplicates (coded again, hardly changed)", "keep one of each"),
     }
-    return [finding(f"near-{k}-{name}", text[k][0], rows, text[k][1], text[k][2]) for k, rows in kinds.items() if rows]
+    return [finding(f"near-{k}-{name}", detail[k][0], rows, detail[k][1], detail[k][2]) for k, rows in kinds.items() if rows]

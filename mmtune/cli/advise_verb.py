@@ -1,0 +1,37 @@
+"""Tune or not, with what, and at what re-indexing cost: measured on these data and this machine.
+
+The answer is one of off-the-shelf, label more data, head, LoRA, full, with its evidence. Exit status 0.
+"""
+
+import argparse
+
+from mmtune.cli.dispatch import Result
+from mmtune.errors import RecipeError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA", help="labelled rows (groups, or pairs in one row)")
+    parser.add_argument("--corpus-size", type=int, required=True, metavar="N", help="items of the index to come")
+    parser.add_argument("--target", metavar="METRIC=VALUE", help="what would be good enough, e.g. ndcg@10=0.55")
+    parser.add_argument("--direction", metavar="A->B", help="the search that matters (default: the first one)")
+    parser.add_argument("--price-per-hour", type=float, help="of this machine")
+    parser.add_argument("--limit", type=int, default=5000, help="rows that are embedded (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.evaluate.advise import advise
+
+    if args.corpus_size < 1:
+        raise RecipeError(f"--corpus-size {args.corpus_size}: at least 1 item")
+    found = advise(
+        args.model,
+        args.data,
+        corpus_size=args.corpus_size,
+        target=args.target,
+        direction=args.direction,
+        price_per_hour=args.price_per_hour,
+        limit=args.limit,
+        quiet=False,
+    )
+    return Result(found.to_dict(), str(found))
