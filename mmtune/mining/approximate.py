@@ -29,7 +29,8 @@ class ApproximateSearch:
             index.hnsw.efConstruction, index.hnsw.efSearch = 128, 4 * probes
         else:
             lists = int(max(1, min(4 * n**0.5, n / 39)))
-            index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, lists, faiss.ScalarQuantizer.QT_8bit, inner, False)
+            coarse, eight = faiss.IndexFlatIP(dim), faiss.ScalarQuantizer.QT_8bit
+            index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, eight, inner, False)
             index.nprobe = probes
         wanted = min(n, max(10000, TRAIN_PER_LIST * getattr(index, "nlist", 1)))
         index.train(candidates.take(np.unique(np.linspace(0, n - 1, wanted).astype(np.int64))))

@@ -63,14 +63,21 @@ def searcher(candidates: Items, options: MiningOptions, k: int) -> "ExactSearch 
 class Sources:
     """All sources of one direction."""
 
-    def __init__(self, queries: Items, candidates: Items, relevance: Relevance, options: MiningOptions,
-                 data: "Data | None", row_of: "Callable[[list[str]], np.ndarray] | None"):
+    def __init__(
+        self,
+        queries: Items,
+        candidates: Items,
+        relevance: Relevance,
+        options: MiningOptions,
+        data: "Data | None",
+        row_of: "Callable[[list[str]], np.ndarray] | None",
+    ):
         self.queries, self.candidates, self.relevance, self.window = queries, candidates, relevance, options.window
         self.search = searcher(candidates, options, options.window) if "nearest" in options.sources else None
         self.lexical: Lexical | None = None
         self.siblings: Sibling | None = None
         if set(options.sources) - {"nearest"} and (data is None or row_of is None):
-            raise DataError(f"sources: {', '.join(options.sources)} need the data, and only vectors were given; give the data too")
+            raise DataError(f"sources: {', '.join(options.sources)} need the data; only vectors were given")
         if "lexical" in options.sources and data is not None and row_of is not None:
             # positives that rank high in words would use up the window: look further, then leave them out
             self.lexical = Lexical(queries, candidates, data, row_of, 4 * options.window)

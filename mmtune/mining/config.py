@@ -24,7 +24,7 @@ class Guards(Strict):
     max_score: float | None = Field(None, description="drop a score above this")
     absolute_margin: float | None = Field(None, description="drop a score above positive - margin")
     relative_margin: float | Literal["calibrated"] | None = Field(
-        "calibrated", description="drop a score above positive - margin x |positive|; calibrated: per direction from labelled rows"
+        "calibrated", description="drop a score above positive - margin x |positive|; calibrated: on labelled rows"
     )
     near_duplicates: bool = Field(True, description="drop content that is nearly the query's, or nearly its positive's")
     verify_margin: float = Field(0.05, ge=0, description="drop when the verifier says above positive - margin x |positive|")
@@ -42,7 +42,7 @@ class Siblings(Strict):
 class Search(Strict):
     """How neighbours are found and with how much memory."""
 
-    method: Literal["auto", "exact", "hnsw", "ivf"] = Field("auto", description="auto: exact up to exact_up_to candidates, then ivf")
+    method: Literal["auto", "exact", "hnsw", "ivf"] = Field("auto", description="auto: exact up to exact_up_to, then ivf")
     exact_up_to: int = Field(4_000_000, ge=0)
     device: str = Field("auto", description="auto: an accelerator when there is one")
     memory_mb: int = Field(1024, ge=64, description="working memory beside the vectors")
@@ -76,17 +76,17 @@ class MiningOptions(Strict):
 
     rounds: int = Field(3, ge=1, description="how often training mines again with the weights it has then")
     directions: list[str] | None = Field(None, description='such as "a->b" or "a->a"; default: both ways of every trained pair')
-    negatives: int = Field(4, ge=1, description="a query row; a value that several rows share gets as many for each, up to the window")
+    negatives: int = Field(4, ge=1, description="a query row; a value that several rows share gets so many for each")
     window: int = Field(30, ge=1, description="ranks looked at, known positives not counted")
     sampling: Literal["top", "random", "softmax"] = "top"
     temperature: float = Field(0.05, gt=0, description="of softmax sampling")
     positive: Literal["mean", "min", "max"] = Field("mean", description="which of a query's own positives margins compare with")
     seed: int = 0
-    sources: list[Literal["nearest", "lexical", "siblings"]] = Field(default_factory=lambda: ["nearest"], min_length=1)
+    sources: list[Literal["nearest", "lexical", "siblings"]] = Field(["nearest"], min_length=1)
     siblings: Siblings | None = None
     judgments: str | None = Field(None, description="JSONL of human verdicts")
     verifier: str | None = Field(None, description='"package.module:Class" with score(pairs), or a MODEL')
-    record: Literal["all", "mined"] = Field("all", description="all: also what was dropped before the last one mined, with reasons")
+    record: Literal["all", "mined"] = Field("all", description="all: also what was dropped before the last mined")
     guards: Guards = Field(default_factory=Guards)
     search: Search = Field(default_factory=Search)
     use: Use = Field(default_factory=Use)

@@ -119,7 +119,7 @@ def unite(name: str, e: Embedded) -> Items:
 
 
 def check_vectors(name: str, e: Embedded) -> None:
-    """DataError for vectors that are not [N, D] float32, hold NaN, are zero, or are not of unit length; names the first rows."""
+    """DataError for vectors that are not float32 [N, D], hold NaN, are zero, or not of unit length; names the first rows."""
     v = e.vectors
     if v.ndim != 2 or v.dtype != np.float32 or not v.flags.c_contiguous:
         raise DataError(f"{name}: vectors must be a contiguous float32 array [rows, dimensions]; got {v.dtype} {v.shape}")

@@ -38,7 +38,8 @@ def read_judgments(path: str | Path) -> list[dict[str, Any]]:
             verdict = "positive" if row["grade"] > 0 else "negative"
         if other is None or "query_id" not in row or verdict not in ("positive", "negative"):
             raise DataError(f'{path} line {number}: needs query_id, negative_id and verdict "positive" or "negative"')
-        out.append({"query": str(row["query_id"]), "other": other, "direction": row.get("direction"), "positive": verdict == "positive"})
+        line = {"query": str(row["query_id"]), "other": other, "direction": row.get("direction")}
+        out.append({**line, "positive": verdict == "positive"})
     return out
 
 

@@ -45,7 +45,8 @@ class Lexical:
 
     def top(self, q: np.ndarray) -> np.ndarray:
         """int64 [B, width] for query items q."""
-        words = self.bm25s.tokenize([self._words(i) for i in self.rows[q]], stopwords=None, return_ids=False, show_progress=False)
+        said = [self._words(i) for i in self.rows[q]]
+        words = self.bm25s.tokenize(said, stopwords=None, return_ids=False, show_progress=False)
         found, scores = self.index.retrieve(words, k=self.width, show_progress=False, backend_selection="numpy")
         # equal BM25 scores: the smaller item number first, whatever the library's selection did
         order = np.lexsort((found, -scores), axis=1)

@@ -62,13 +62,16 @@ def signatures(data: "Data", modality: str, cache: "Path | None" = None, quiet: 
 class Near:
     """Near duplicates between the items of one direction."""
 
-    def __init__(self, queries: Items, candidates: Items, sources: dict[str, Signatures], row_of: Callable[[list[str]], np.ndarray]):
+    def __init__(
+        self, queries: Items, candidates: Items, sources: dict[str, Signatures], row_of: Callable[[list[str]], np.ndarray]
+    ):
         names = dict.fromkeys((queries.name, candidates.name))
         self.sides = []
         for m in names:
             if m in sources:
                 q = _of_items(queries, sources[m], row_of)
-                self.sides.append((q, q if candidates is queries else _of_items(candidates, sources[m], row_of), sources[m].distance))
+                c = q if candidates is queries else _of_items(candidates, sources[m], row_of)
+                self.sides.append((q, c, sources[m].distance))
 
     def pairs(self, q: np.ndarray, items: np.ndarray) -> np.ndarray:
         """bool [B, W]: candidate items [B, W] that are near duplicates of query items q [B]."""

@@ -1,7 +1,7 @@
 """Known positives: which candidate is the same thing as which query, by row, group, identical content or human judgment.
 
 Every row carries keys; two items that share a key are the same thing. A row's keys are its group, each content label that it
-shares with other rows (unless all of those lie in one group, which then says it already), and its id when there is nothing else.
+shares with other rows (unless all of those lie in one group, which says it already), and its id when there is nothing else.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,9 @@ class Known:
 class Relevance:
     """Positives between the items of two modalities (or one, `b is a`)."""
 
-    def __init__(self, a: Items, b: Items, rows_a: Embedded, rows_b: Embedded, groups: bool = True,
-                 judged: "np.ndarray | None" = None):
+    def __init__(
+        self, a: Items, b: Items, rows_a: Embedded, rows_b: Embedded, groups: bool = True, judged: "np.ndarray | None" = None
+    ):
         """judged: int64 [J, 2] further positive pairs (item of a, item of b)."""
         self.a, self.b, self.within = a, b, a is b
         (row_a, code_a), (row_b, code_b), codes = _keys(rows_a, rows_b, groups)

@@ -13,7 +13,7 @@ HUB = ORDER.index("hub") + 1
 
 
 def preference(block: Block, how: str, temperature: float, seed: int, hash_q: np.ndarray, hash_c: np.ndarray) -> np.ndarray:
-    """float64 [B, W], smaller is preferred. softmax draws without replacement by Gumbel keys (Kool et al., arXiv 1903.06059)."""
+    """float64 [B, W], smaller is preferred. softmax: without replacement, by Gumbel keys (Kool et al., arXiv 1903.06059)."""
     if how == "top":
         return block.rank * 8.0 + block.source
     with np.errstate(over="ignore"):

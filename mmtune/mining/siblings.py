@@ -17,7 +17,9 @@ LARGEST = 4096  # siblings of one kind that are looked at; of more, a fixed rand
 class Sibling:
     """The siblings of each query; the caller ranks them by score."""
 
-    def __init__(self, queries: Items, candidates: Items, data: "Data", row_of: Callable[[list[str]], np.ndarray], rule: Siblings):
+    def __init__(
+        self, queries: Items, candidates: Items, data: "Data", row_of: Callable[[list[str]], np.ndarray], rule: Siblings
+    ):
         columns = [data.column(c) for c in rule.same]
         other = data.column(rule.other) if rule.other else None
 

@@ -1,4 +1,4 @@
-"""The negatives table: a Parquet file that streams to disk, carries its model's fingerprint, and appears whole or not at all."""
+"""The negatives table: Parquet that streams to disk, carries its model's fingerprint, and appears whole or not at all."""
 
 import json
 from collections.abc import Iterator
@@ -88,13 +88,17 @@ def check_fingerprint(path: str | Path, fingerprint: str, allow_stale: bool) -> 
     found = read_meta(path)["fingerprint"]
     if found == fingerprint:
         return None
-    what = f"was mined with other weights ({found[:12]}, not {fingerprint[:12]})" if found else "does not say which weights mined it"
+    what = "does not say which weights mined it"
+    if found:
+        what = f"was mined with other weights ({found[:12]}, not {fingerprint[:12]})"
     if not allow_stale:
         raise DataError(f"{path} {what}; mine again, or allow a stale table")
     return f"{path} {what}; used all the same, as asked"
 
 
-def read_table(path: str | Path, fingerprint: str, allow_stale: bool = False, verdict: str | None = MINED) -> Iterator[pa.Table]:
+def read_table(
+    path: str | Path, fingerprint: str, allow_stale: bool = False, verdict: str | None = MINED
+) -> Iterator[pa.Table]:
     """The rows with this verdict (None: all), a row group at a time. A table without a verdict column is all mined."""
     check_fingerprint(path, fingerprint, allow_stale)
     with pq.ParquetFile(path) as file:
