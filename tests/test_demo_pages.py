@@ -35,7 +35,7 @@ def sounds() -> Search:
 def test_frames_are_green_and_red() -> None:
     search = pictures()
     picture = sheet(search, top=5)
-    x0, row = GAP * 2 + CELL + 84, CELL + 52
+    x0, row = GAP * 2 + CELL + 84, CELL + 62
     for r, hits in enumerate((search.before, search.after)):
         for i in range(5):
             corner = picture.getpixel((x0 + i * (CELL + GAP) - 3, GAP + r * row + CELL // 2))

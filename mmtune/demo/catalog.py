@@ -48,7 +48,7 @@ def write_catalog(
     """Draw the catalog into `out`: photos/*.jpg of `size` pixels, train.csv, val.csv and base.csv. Returns `out`.
 
     Columns: id, image, text, coarse, group (the SKU), category (the kind), color, detail, pose. base.csv (id, image, text,
-    category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours with captions as careless as the
+    group, category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours with captions as careless as the
     open web's: the kind is right, colours and details, where they are mentioned, mean nothing. A base trained on it knows
     coarse words only.
     Byte for byte the same for the same arguments. Raises DataError for more SKUs than can be drawn.
@@ -94,7 +94,7 @@ def _base(source: Source, seed: int, per_kind: int, size: int) -> None:
                 words = {"kind": kind, "color": careless[0], "detail": careless[1]}
                 text = (*COARSE, *TEXTS)[int(rng.integers(6))].format(**words)
                 image = source.file(f"photos/base/{name}.jpg", photo)
-                source.add("base", {"id": name, "image": image, "text": text, "category": kind})
+                source.add("base", {"id": name, "image": image, "text": text, "group": f"any-{kind}", "category": kind})
 
 
 def _photos(

@@ -38,8 +38,8 @@ def write_machines(
     """Synthesise recordings of `machines` machines in 16 conditions into `out`, cut in `clips` of `seconds`; returns `out`.
 
     Writes clips/*.flac, train.csv, val.csv with columns id, audio, text, coarse, group (machine and condition), category (the
-    machine), defect, severity, recording; and base.csv (id, audio, text, category), a generic corpus of `base_recordings` a
-    machine whose captions name the right machine and, at times, an arbitrary condition: a base trained on it knows coarse
+    machine), defect, severity, recording; and base.csv (id, audio, text, group, category), a generic corpus of
+    `base_recordings` a machine whose captions name the right machine and, at times, an arbitrary condition: a base trained on it knows coarse
     words only.
     Byte for byte the same for the same arguments. Raises DataError for more machines than there are.
     """
@@ -77,7 +77,7 @@ def _base(source: Source, seed: int, m: int, machine: str, recordings: int, clip
             careless = wording(*conditions()[int(rng.integers(len(conditions())))])
             text = (*COARSE, *TEXTS)[int(rng.integers(6))].format(machine=machine, condition=careless)
             audio = source.file(f"clips/base/{name}.flac", flac(clip, rate))
-            source.add("base", {"id": name, "audio": audio, "text": text, "category": machine})
+            source.add("base", {"id": name, "audio": audio, "text": text, "group": f"any-{machine}", "category": machine})
 
 
 def flac(samples: np.ndarray, rate: int) -> bytes:

@@ -71,7 +71,7 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], words: str, width: in
 
 def sheet(search: Search, top: int = 5) -> Image.Image:
     """The query on the left; its `top` answers before and after on the right, framed green (right) or red (wrong)."""
-    row, left = CELL + 52, 84
+    row, left = CELL + 62, 84
     width = GAP * 2 + CELL + left + top * (CELL + GAP)
     canvas = Image.new("RGB", (width, 2 * row + 2 * GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
