@@ -55,13 +55,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=60.0, metavar="S", help="reject files that take longer to decode (60 seconds)"
     )
     for name, option in _options().items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=f"option_{name}",
-            type=option.type,
-            metavar="N",
-            help=f"{option.help} ({option.default:g})",
-        )
+        dashed, told = f"--{name.replace('_', '-')}", f"{option.help} ({option.default})"
+        if option.type is bool:
+            parser.add_argument(dashed, dest=f"option_{name}", action=argparse.BooleanOptionalAction, help=told)
+        else:
+            parser.add_argument(dashed, dest=f"option_{name}", type=option.type, metavar="N", help=told)
     parser.add_argument("--overwrite", action="store_true", help="start anew where another pack wrote to DIR")
 
 

@@ -116,5 +116,5 @@ def _whole(path: Path, size: int) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
+    shown = str(value)
+    return shown if len(shown) < 60 else shown[:57] + "..."

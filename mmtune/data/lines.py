@@ -1,4 +1,4 @@
-"""Rows of text tables as people really write them: byte-order marks, other encodings, quoted newlines, stray quotes."""
+"""Rows of tables as people really write them: byte-order marks, other encodings, quoted newlines, stray quotes."""
 
 import codecs
 import csv
@@ -30,7 +30,7 @@ codecs.register_error("mmtune_cp1252", _as_cp1252)
 
 
 def open_text(path: Path) -> TextIO:
-    """A file of text in UTF-8 (with or without a mark), in UTF-16 with a mark, or in Windows-1252."""
+    """A file of characters in UTF-8 (with or without a mark), in UTF-16 with a mark, or in Windows-1252."""
     with open(path, "rb") as f:
         head = f.read(2)
     encoding = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"

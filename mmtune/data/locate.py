@@ -69,9 +69,9 @@ def expand(spec: str) -> list[str]:
     return paths
 
 
-def locate(spec: str | Sequence[str]) -> Place:
+def locate(spec: str | os.PathLike[str] | Sequence[str]) -> Place:
     """All shards of DATA in order, fetched where remote, with unique names."""
-    specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
+    specs: list[str | os.PathLike[str]] = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     place = Place()
     for part in [p for s in specs for p in expand(os.fspath(s))]:
         more = _remote(part) if remote(part) else _local(part)

@@ -25,11 +25,11 @@ Progress = Callable[[int, int, int, int], None]
 """Called with (rows done, packed, rejected, rows in all: an estimate)."""
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(size: str | int) -> int:
     """ "256MB" -> bytes. Raises DataError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text), re.I)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.I)
     if not match or match[2].upper() not in UNITS or not float(match[1]):
-        raise DataError(f"{text!r} is not a size; write e.g. 256MB or 1GiB")
+        raise DataError(f"{size!r} is not a size; write e.g. 256MB or 1GiB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 

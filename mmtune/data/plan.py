@@ -133,7 +133,7 @@ class Plan:
 
 
 def _cell(cell: Any) -> tuple[str | None, bytes | None]:
-    """(path or text, bytes) of a cell; (None, None) for an empty one. Of a list the first that is not empty."""
+    """(path or string, bytes) of a cell; (None, None) for an empty one. Of a list the first that is not empty."""
     if isinstance(cell, list):
         return next((c for c in map(_cell, cell) if c != (None, None)), (None, None))
     if isinstance(cell, dict):
@@ -150,12 +150,12 @@ def _text(cell: Any) -> str | None:
     """A cell as a stripped string, None when empty."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
-    text = cell if isinstance(cell, str) else json.dumps(plain(cell)) if isinstance(cell, dict | list | bool) else str(cell)
-    return _utf8(text.strip()).decode() or None
+    string = cell if isinstance(cell, str) else json.dumps(plain(cell)) if isinstance(cell, dict | list | bool) else str(cell)
+    return _utf8(string.strip()).decode() or None
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
+def _utf8(string: str) -> bytes:
+    return string.encode("utf-8", "replace")
 
 
 def plain(value: Any) -> Any:

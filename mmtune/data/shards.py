@@ -126,21 +126,21 @@ class Data:
 
     def meta(self, i: int) -> dict[str, Any]:
         """Row i's other columns."""
-        text = self._meta[self._at(i)].as_py()
-        return json.loads(text) if text else {}
+        document = self._meta[self._at(i)].as_py()
+        return json.loads(document) if document else {}
 
     def column(self, name: str) -> list[Any]:
         """One metadata column of all rows, None where a row lacks it. `id`, `group`, and the names those columns had
         in the packed source, are columns too. Raises DataError with the nearest name when no row has it."""
         needle = json.dumps(name, ensure_ascii=False)
-        texts = self._meta.to_pylist()
-        values = [json.loads(t).get(name) if needle in t else None for t in texts]
+        documents = self._meta.to_pylist()
+        values = [json.loads(t).get(name) if needle in t else None for t in documents]
         if any(v is not None for v in values):
             return values
         alias = name if name in ("id", "group") else self._aliases.get(name)
         if alias:
             return list(self.ids if alias == "id" else self.groups)
-        known = sorted({k for t in texts if t for k in json.loads(t)} | set(self._aliases) | {"id", "group"})
+        known = sorted({k for t in documents if t for k in json.loads(t)} | set(self._aliases) | {"id", "group"})
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(known)}"
         raise DataError(f"{self.spec}: no row has a column {name!r}; {hint}")
@@ -197,7 +197,7 @@ def _single(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
-def open_data(spec: str | Sequence[str]) -> Data:
+def open_data(spec: str | os.PathLike[str] | Sequence[str]) -> Data:
     """Open DATA: a directory of *.tar, a tar, a brace or glob pattern, an fsspec URL of these, or a list of them.
 
     Raises DataError naming the file: nothing there, no tar, compressed, truncated, not what index.json says, ids twice.
@@ -214,12 +214,12 @@ def open_data(spec: str | Sequence[str]) -> Data:
         for note, count in json.loads((table.schema.metadata or {}).get(b"notes", b"{}")).items():
             notes.append(f"{found.name}: {count} {note}")
     table = pa.concat_tables([_wide(t.replace_schema_metadata(None)) for t in tables])
-    text = spec if isinstance(spec, str) else ",".join(map(str, [spec] if isinstance(spec, os.PathLike) else spec))
+    said = spec if isinstance(spec, str) else ",".join(map(str, [spec] if isinstance(spec, os.PathLike) else spec))
     if not len(table):
-        raise DataError(f"{text}: no sample with a known modality ({'; '.join(notes) or 'the shards are empty'})")
+        raise DataError(f"{said}: no sample with a known modality ({'; '.join(notes) or 'the shards are empty'})")
     shard_N = np.repeat(np.arange(len(tables), dtype=np.int32), [len(t) for t in tables])
     table = _identify(table, shard_N, place.found).replace_schema_metadata({"notes": json.dumps(notes)})
-    return Data(text, _Files([f.path for f in place.found]), place.found, shard_N, table, place.aliases)
+    return Data(said, _Files([f.path for f in place.found]), place.found, shard_N, table, place.aliases)
 
 
 def _wide(table: pa.Table) -> pa.Table:
@@ -235,15 +235,15 @@ def _identify(table: pa.Table, shard_N: np.ndarray, found: list[Found]) -> pa.Ta
     """
     id_N, derived_N = table["id.label"].to_numpy(), pc.is_null(table["id"]).to_numpy(zero_copy_only=False)
     ids = pc.coalesce(table["id"], table["key"])
-    if len(np.unique(id_N)) < len(id_N) and derived_N.any():
+    twice = _doubles(id_N)
+    if len(twice) and derived_N.any():
         names = pa.array([f.name for f in found], pa.large_string()).take(pa.array(shard_N))
         ids = pc.coalesce(table["id"], pc.binary_join_element_wise(names, table["key"], pa.scalar("/", pa.large_string())))
         shard_label_N = np.array([label(f.name.encode()) for f in found], np.int64)[shard_N]
         id_N = np.where(derived_N, mix(id_N, shard_label_N), id_N)
-    order = np.argsort(id_N, kind="stable")
-    twice = np.flatnonzero(id_N[order][1:] == id_N[order][:-1])
+        twice = _doubles(id_N)
     if len(twice):
-        a, b = int(order[twice[0]]), int(order[twice[0] + 1])
+        a, b = twice[0].tolist()
         where = f"{found[shard_N[a]].url} and {found[shard_N[b]].url}"
         raise DataError(
             f"the id {ids[a].as_py()!r} is there twice ({where}; {len(twice)} such rows); "
@@ -252,3 +252,10 @@ def _identify(table: pa.Table, shard_N: np.ndarray, found: list[Found]) -> pa.Ta
     table = table.set_column(table.column_names.index("id"), "id", ids)
     label_N = pa.array(mix(id_N, table["row.label"].to_numpy()))
     return table.set_column(table.column_names.index("id.label"), "id.label", label_N).drop_columns(["key"])
+
+
+def _doubles(label_N: np.ndarray) -> np.ndarray:
+    """Pairs of rows with the same label, [P, 2]."""
+    order = np.argsort(label_N, kind="stable")
+    at = np.flatnonzero(label_N[order][1:] == label_N[order][:-1])
+    return np.stack([order[at], order[at + 1]], axis=1)

@@ -70,10 +70,10 @@ class Sink:
 
     def _write(self, job: Job) -> None:
         document = {"id": job.id, "group": job.group, "meta": job.meta}
-        text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        line = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         members: list[tuple[str, bytes]] = [(job.extensions[n], v) for n, v in job.values.items() if isinstance(v, bytes)]
         assert len(members) == len(job.values), job
-        members.append(("json", text.encode()))
+        members.append(("json", line.encode()))
         if self._writer and self._writer.bytes + room(members) > self.limit:
             self._close()
         if self._writer is None:

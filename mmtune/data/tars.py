@@ -154,11 +154,11 @@ class _Columns:
             return
         id, group, meta = _describe(document, used)
         if "cls" in found:
-            text = os.pread(fd, found["cls"][1], found["cls"][0]).decode("utf-8", "replace").strip()
-            whole.update(b"cls" + text.encode())
-            meta = {"cls": int(text) if text.lstrip("-").isdecimal() else text, **meta}
-        text = json.dumps(meta, ensure_ascii=False) if meta else ""
-        for column, value in (("key", key), ("id", id), ("group", group), ("meta", text)):
+            name = os.pread(fd, found["cls"][1], found["cls"][0]).decode("utf-8", "replace").strip()
+            whole.update(b"cls" + name.encode())
+            meta = {"cls": int(name) if name.lstrip("-").isdecimal() else name, **meta}
+        packed = json.dumps(meta, ensure_ascii=False) if meta else ""
+        for column, value in (("key", key), ("id", id), ("group", group), ("meta", packed)):
             # JSON may spell half a surrogate pair, which no UTF-8 can hold
             self.lists[column].append(None if value is None else value.encode("utf-8", "replace").decode())
         self.lists["id.label"].append(label((id or key).encode("utf-8", "replace")))
