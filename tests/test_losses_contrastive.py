@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from losses_helpers import ROWS, make_batch, naive_contrastive, naive_info_nce, naive_sigmoid, naive_triplet, unit
 
 from mmtune.losses.relation import Relation
 from mmtune.train.objectives import build_objective
+from tests.losses_helpers import ROWS, make_batch, naive_contrastive, naive_info_nce, naive_sigmoid, naive_triplet, unit
 
 SCALE, BIAS = 7.0, -3.0
 CASES = [

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from losses_helpers import ROWS, make_batch, unit
-from test_losses_contrastive import CASES
 
 from mmtune.losses import tiled
 from mmtune.train import objectives
 from mmtune.train.objectives import build_objective
 from mmtune.train.teachers import TeacherVectors
+from tests.losses_helpers import ROWS, make_batch, unit
+from tests.test_losses_contrastive import CASES
 
 
 def outcome(terms, batch, logs_scale, memory=None, teachers=None, steps=1):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from losses_helpers import ROWS, make_batch, unit
 
 from mmtune.errors import DataError, RecipeError
 from mmtune.train.objectives import build_objective
+from tests.losses_helpers import ROWS, make_batch, unit
 
 PAIR = [("a", "b")]
 
@@ -114,7 +114,7 @@ def test_nan_vectors_give_a_nan_loss_not_a_zero():
 
 def test_out_of_tree_loss():
     z, batch = data()
-    objective = build_objective([{"loss": "test_train_objectives:flat", "height": 3}], PAIR)
+    objective = build_objective([{"loss": "tests.test_train_objectives:flat", "height": 3}], PAIR)
     assert float(objective(z, batch, scale_of)[0]) == pytest.approx(3.0)
 
 

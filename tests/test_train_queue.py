@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from losses_helpers import make_batch, unit
 
 from mmtune.train.objectives import build_objective
 from mmtune.train.queue import Memory
+from tests.losses_helpers import make_batch, unit
 
 PAIR = [("a", "b")]
 

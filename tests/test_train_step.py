@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from losses_helpers import ROWS, make_batch
 from torch import nn
 
 from mmtune.train.objectives import build_objective
 from mmtune.train.step import count_items, forward_backward, slice_inputs
+from tests.losses_helpers import ROWS, make_batch
 
 
 class Toy(nn.Module):

@@ -1,0 +1,91 @@
+"""Teachers that score a pair of signals together: cross-encoders of two texts, matchers of an image and a text."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mmtune.errors import DataError, ModelError
+
+
+def _identity(kind: str, model: str, module: Any) -> str:
+    digest = hashlib.sha256(f"{kind}\0{type(module).__name__}\0".encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load(cls: Any, model: str, what: str) -> Any:
+    try:
+        return cls.from_pretrained(model)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{model}: no {what} there ({str(e).splitlines()[0]})") from None
+
+
+class CrossEncoder:
+    """Reads two texts at once: any sequence classifier with one output, in transformers' or sentence-transformers' layout
+    (ms-marco-MiniLM and its kin). Scores are its logits, unbounded: margin_mse or kl."""
+
+    def __init__(self, model: str, batch_size: int = 64, device: str | None = None, max_length: int | None = None) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.model = _load(AutoModelForSequenceClassification, model, "sequence classifier").eval()
+        if self.model.config.num_labels != 1:
+            raise ModelError(f"{model}: {self.model.config.num_labels} outputs; a teacher of similarity has one")
+        self.tokenizer = _load(AutoTokenizer, model, "tokenizer")
+        self.batch_size, self.max_length = batch_size, max_length
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        self.fingerprint = _identity("cross_encoder", model, self.model)
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[tuple[Any, Any]]) -> list[float]:
+        """One logit a pair of strings."""
+        if any(not isinstance(x, str) for p in pairs for x in p):
+            raise DataError("a cross-encoder scores pairs of texts; for an image and a text use the scorer `matcher`")
+        out: list[float] = []
+        for i in range(0, len(pairs), self.batch_size):
+            left, right = zip(*pairs[i : i + self.batch_size], strict=True)
+            settings: dict[str, Any] = {
+                "padding": True,
+                "truncation": True,
+                "return_tensors": "pt",
+                "max_length": self.max_length,
+            }
+            inputs = self.tokenizer(list(left), list(right), **settings)
+            out += self.model(**inputs.to(self.device)).logits[:, 0].float().tolist()
+        return out
+
+
+class Matcher:
+    """Looks at an image and a text at once: BLIP's image-text matching head (Li et al. 2022, arXiv 2201.12086).
+
+    A score is the log-odds that they match, unbounded: margin_mse or kl.
+    """
+
+    def __init__(self, model: str, batch_size: int = 32, device: str | None = None) -> None:
+        from transformers import AutoProcessor, BlipForImageTextRetrieval
+
+        self.model = _load(BlipForImageTextRetrieval, model, "BLIP matching model").eval()
+        self.processor = _load(AutoProcessor, model, "processor")
+        self.batch_size = batch_size
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        self.fingerprint = _identity("matcher", model, self.model)
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[tuple[Any, Any]]) -> list[float]:
+        """One log-odds a pair of (image, text) in either order."""
+        out: list[float] = []
+        for i in range(0, len(pairs), self.batch_size):
+            part = [(y, x) if isinstance(x, str) else (x, y) for x, y in pairs[i : i + self.batch_size]]
+            if any(isinstance(x, str) or not isinstance(y, str) for x, y in part):
+                raise DataError("a matcher scores an image with a text; for two texts use the scorer `cross_encoder`")
+            images = [x.convert("RGB") for x, _ in part]
+            inputs = self.processor(
+                images=images, text=[y for _, y in part], padding=True, truncation=True, return_tensors="pt"
+            )
+            logits = self.model(**inputs.to(self.device), use_itm_head=True).itm_score.float()
+            out += (logits[:, 1] - logits[:, 0]).tolist()
+        return out
