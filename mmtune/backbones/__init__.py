@@ -48,7 +48,8 @@ class Part:
 
     module holds every weight under upstream's own names; towers by modality; scales of the pairs it was trained on;
     files are its configuration, preprocessing and tokenizer (no weights), enough for `rebuild`; `drop(modality)` frees
-    the weights of a tower that a composed model does not use.
+    the weights of a tower that a composed model does not use; `training_on(device, low precision)` picks the attention
+    whose backward is fast there, `training_on("", False)` goes back to the one for inference.
     """
 
     family: str
@@ -57,6 +58,7 @@ class Part:
     scales: list[Scale]
     files: dict[str, bytes]
     drop: "Callable[[str], None]" = lambda modality: None
+    training_on: "Callable[[str, bool], None]" = lambda device, low_precision: None
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -39,7 +39,7 @@ class FastImage:
         from torchvision.transforms import InterpolationMode
 
         size = dict(p.size)
-        self.edge = size.get("shortest_edge")
+        self.edge = int(size.get("shortest_edge") or 0)
         self.exact = None if self.edge else (size["height"], size["width"])
         self.crop = (p.crop_size["height"], p.crop_size["width"]) if getattr(p, "do_center_crop", False) else None
         modes = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

@@ -103,7 +103,7 @@ class Trainer:
             return
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
-        with Log(self.directory, self.place.step) as log, self._signals():
+        with self._attention(), Log(self.directory, self.place.step) as log, self._signals():
             with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet) as progress:
                 progress.done = self.place.step * self.config.batch_size
                 while self.place.step < self.total and not self._exhausted():
@@ -191,6 +191,17 @@ class Trainer:
         )
 
     @contextlib.contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Each part's attention that trains fast here; the usual one again afterwards, so that vectors stay what they are."""
+        for part, _ in self.model.sources:
+            part.training_on(self.device.type, self.accelerator.mixed_precision == "bf16")
+        try:
+            yield
+        finally:
+            for part, _ in self.model.sources:
+                part.training_on("", False)
+
+    @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM save after the running step; a second Ctrl-C stops at once."""
         if threading.current_thread() is not threading.main_thread():
@@ -211,7 +222,7 @@ class Trainer:
 
 
 def precision(wanted: str) -> str:
-    """What accelerate calls it, "bf16" or "no". auto: bf16 where the hardware multiplies it (AVX-512 bf16, Ampere and later)."""
+    """What accelerate calls it, "bf16" or "no". auto: bf16 where the hardware multiplies it (AVX-512 bf16, Ampere on)."""
     if wanted != "auto":
         return "bf16" if wanted == "bf16" else "no"
     if torch.cuda.is_available():
