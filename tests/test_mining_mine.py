@@ -97,7 +97,7 @@ def test_bytes_do_not_depend_on_order_blocks_memory_or_grid(tmp_path, monkeypatc
     one = (tmp_path / "one.parquet").read_bytes()
     mine(permuted(data, 1), tmp_path / "two.parquet", o)
     assert (tmp_path / "two.parquet").read_bytes() == one
-    small = scan.Plan(37, 200, 0)
+    small = scan.Plan(37, 600, 0)
     monkeypatch.setattr(scan, "plan", lambda *_: small)
     monkeypatch.setattr(scan, "CHUNK", 128)
     mine(data, tmp_path / "three.parquet", o)

@@ -13,6 +13,7 @@ VERBS = {
     "train": "tune a model by a recipe -> a run with checkpoints, metrics and an artifact",
     "embed": "vectors and ids of a corpus, as Parquet",
     "eval": "retrieval metrics in every direction",
+    "mine": "hard negatives with guards against false ones, and an audit",
     "doctor": "leaks, duplicates, broken values, suspect labels, a collapsed space: before money is spent",
     "advise": "tune or not, with what, and at what re-indexing cost",
     "compare": "base against candidate, paired, with intervals and the gate's verdict",

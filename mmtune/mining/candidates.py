@@ -17,6 +17,7 @@ from mmtune.mining.siblings import Sibling
 from mmtune.similarity import GRID
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
 
 SOURCES = ("nearest", "lexical", "siblings")
@@ -69,7 +70,7 @@ class Sources:
         candidates: Items,
         relevance: Relevance,
         options: MiningOptions,
-        data: "Data | None",
+        data: "Data | Mix | None",
         row_of: "Callable[[list[str]], np.ndarray] | None",
     ):
         self.queries, self.candidates, self.relevance, self.window = queries, candidates, relevance, options.window

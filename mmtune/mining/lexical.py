@@ -14,13 +14,16 @@ from mmtune.errors import DataError, MissingExtra
 from mmtune.mining.items import Items
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
 
 
 class Lexical:
     """The `width` candidates most alike in words, best first, -1 where none shares a word."""
 
-    def __init__(self, queries: Items, candidates: Items, data: "Data", row_of: Callable[[list[str]], np.ndarray], width: int):
+    def __init__(
+        self, queries: Items, candidates: Items, data: "Data | Mix", row_of: Callable[[list[str]], np.ndarray], width: int
+    ):
         try:
             import bm25s
         except ImportError:

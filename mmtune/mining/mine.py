@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from mmtune.mining.verify import Verifier
 from mmtune.progress import Progress
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
 
 RowOf = Callable[[list[str]], np.ndarray]
@@ -68,7 +69,7 @@ def settings(options: MiningOptions, todo: list[str]) -> dict[str, Any]:
     return {"options": document, "directions": todo}
 
 
-def row_finder(data: "Data") -> RowOf:
+def row_finder(data: "Data | Mix") -> RowOf:
     """Row ids -> row numbers of `data`, -1 where it has none."""
     number = {row_id: i for i, row_id in enumerate(data.ids)}
     return lambda ids: np.array([number.get(i, -1) for i in ids], np.int64)
@@ -80,7 +81,7 @@ def mine(
     options: MiningOptions | None = None,
     *,
     pairs: Sequence[Pair] | None = None,
-    data: "Data | None" = None,
+    data: "Data | Mix | None" = None,
     verifier: "Callable[[str, str], Scorer] | Scorer | None" = None,
     truth: Sequence[str | None] | None = None,
     cache: str | Path | None = None,
@@ -129,7 +130,12 @@ def mine(
 
 
 def _signatures(
-    options: MiningOptions, data: "Data | None", names: set[str], cache: "str | Path | None", quiet: bool, warnings: list[str]
+    options: MiningOptions,
+    data: "Data | Mix | None",
+    names: set[str],
+    cache: "str | Path | None",
+    quiet: bool,
+    warnings: list[str],
 ) -> dict[str, Signatures]:
     wanted = options.guards.near_duplicates or any(o.guards.get("near_duplicates") for o in options.per_direction)
     if not wanted:
@@ -162,7 +168,7 @@ class _Direction:
         rows_b: Embedded,
         options: MiningOptions,
         judged: Any,
-        data: "Data | None",
+        data: "Data | Mix | None",
         row_of: RowOf | None,
     ):
         self.name, self.a, self.b, self.rows, self.options = name, a, b, (rows_a, rows_b), options
@@ -181,8 +187,7 @@ class _Direction:
         self._remarks(positives, warnings)
         likeness = Near(a, b, near, self.row_of) if near and self.row_of and o.guards.near_duplicates else None
         guard = Guard(o.guards, None, a.labelled, b.labelled, likeness, self.judged.negative)
-        margin, measured = self._measure(guard, positives, truth)
-        guard.relative = margin.value
+        margin, measured, by_truth = self._measure(guard, positives, truth)
         sampler = Sampler(np.minimum(o.negatives * a.rows.counts, o.window), len(b), o.guards.hub_cap)
         hashes = (id_hashes(a.ids), id_hashes(b.ids)) if o.sampling != "top" else (np.zeros(0, np.uint64),) * 2
         check = self._verifier(verifier)
@@ -205,7 +210,7 @@ class _Direction:
                 progress.advance(len(q))
         part = audit.document(sampler.served, sampler.cap)
         part["relative_margin"] = vars(margin)
-        part["measured"] = measured
+        part["measured"], part["measured_by_truth"] = measured, by_truth
         part["positives"] = {k: int((positives.kind == i).sum()) for i, k in enumerate(("own_rows", "mates", "median", "none"))}
         part["search"] = {"method": self.sources.search.name if self.sources.search else None, "sources": list(o.sources)}
         part["search"]["recall"] = self._recall()
@@ -223,28 +228,35 @@ class _Direction:
         elif not self.relevance.within and alone == len(self.a):
             warnings.append(f"{self.name}: no row has both, and no group links them: margins are off")
 
-    def _measure(self, guard: Guard, positives: Positives, truth: Sequence[str | None] | None) -> tuple[Margin, Any]:
-        """The relative margin, and how good each guard is on rows whose group is known (or in `truth`)."""
-        margin = self.options.guards.relative_margin
-        rows_a, rows_b = self.rows
+    def _measure(
+        self, guard: Guard, positives: Positives, truth: Sequence[str | None] | None
+    ) -> tuple[Margin, dict[str, Any] | None, dict[str, Any] | None]:
+        """(the relative margin, every guard on labelled rows with the labels hidden, every guard judged by `truth`)."""
+        wanted, a, b = self.options.guards.relative_margin, self.a, self.b
+        margin = Margin(FALLBACK, f"{FALLBACK:g}: no labelled rows to calibrate on")
+        measured = by_truth = None
+        if a.labelled.any() and b.labelled.any():
+            hidden = Relevance(a, b, *self.rows, groups=False, judged=self.judged.positive, first_row=True)
+            score = positives.score if hidden.within else positive_scores(hidden, self.options.positive, own_only=True).score
+            only = self.options.model_copy(update={"sources": ["nearest"]})
+            known = Relevance(a, b, *self.rows, judged=self.judged.positive)
+            found = measure(Sources(a, b, hidden, only, None, None), known, a.labelled, b.labelled, score)
+            if wanted == "calibrated":
+                margin = calibrate(found)
+            guard.relative = margin.value if wanted == "calibrated" else wanted
+            measured = precision(found, guard)
+        if wanted != "calibrated":
+            margin = Margin(wanted, "given")
+        guard.relative = margin.value
         if truth is not None and self.row_of is not None:
-            rows_a, rows_b = (_relabelled(e, truth, self.row_of) for e in (rows_a, rows_b))
-            if self.rows[0] is self.rows[1]:
-                rows_b = rows_a
-        a, b = self.a, self.b
-        known_a, known_b = _labelled(a, rows_a), _labelled(b, rows_b)
-        if not known_a.any() or not known_b.any():
-            return Margin(FALLBACK, "no labelled rows to calibrate on") if margin == "calibrated" else Margin(
-                margin, "given"
-            ), None
-        hidden = Relevance(a, b, *self.rows, groups=False, judged=self.judged.positive)
-        search = Sources(a, b, hidden, self.options.model_copy(update={"sources": ["nearest"]}), None, None)
-        measured = measure(search, Relevance(a, b, rows_a, rows_b, True), known_a, known_b, positives.score)
-        if truth is not None:  # margins are for pairs nobody labelled: what the labels settle is no measure of them
-            for block, known in zip(measured.blocks, measured.known, strict=True):
-                known &= ~(a.labelled[block.q][:, None] & b.labelled[block.items])
-        value = calibrate(measured) if margin == "calibrated" else Margin(margin, "given")
-        return value, precision(measured, replace(guard, relative=value.value))
+            rows_a = _relabelled(self.rows[0], truth, self.row_of)
+            rows_b = rows_a if a is b else _relabelled(self.rows[1], truth, self.row_of)
+            right_a, right_b = _labelled(a, rows_a), _labelled(b, rows_b)
+            found = measure(self.sources, Relevance(a, b, rows_a, rows_b), right_a, right_b, positives.score)
+            for block, decided in zip(found.blocks, found.known, strict=True):
+                decided &= ~guard.trusted(block)  # what labels settle is no work for a guess
+            by_truth = precision(found, guard)
+        return margin, measured, by_truth
 
     def _verifier(self, verifier: Any) -> Verifier | None:
         if verifier is None:

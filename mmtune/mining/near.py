@@ -4,6 +4,7 @@ A candidate is a near duplicate of the query when, in either modality of the dir
 query's rows carry: another scan of the query itself, or a copy of its positive that somebody filed under another row.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from mmtune.mining.items import Items
 from mmtune.progress import Progress
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
 
 ROWS = 8  # rows of an item that are compared, spread over it
@@ -29,13 +31,14 @@ class Signatures:
         self.sig, self.has, self.distance = sig, has, distance
 
 
-def signatures(data: "Data", modality: str, cache: "Path | None" = None, quiet: bool = True) -> "Signatures | None":
+def signatures(data: "Data | Mix", modality: str, cache: "Path | None" = None, quiet: bool = True) -> "Signatures | None":
     """Signatures of every row, each content decoded once; None when the modality has no near key. They do not depend on any
     weights: `cache` (a directory) keeps them for the next round."""
     kind = modalities.get(modality)
     if kind.near_distance < 0:
         return None
-    path = cache / f"near-{modality}-{data.fingerprint[:16]}.npz" if cache else None
+    mark = hashlib.sha256(data.fingerprint.encode()).hexdigest()[:16]
+    path = cache / f"near-{modality}-{mark}.npz" if cache else None
     if path and path.exists():
         with np.load(path, allow_pickle=False) as f:
             return Signatures(f["sig"], f["has"], kind.near_distance)

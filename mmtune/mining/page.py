@@ -11,6 +11,7 @@ from mmtune import modalities
 from mmtune.errors import Rejected
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
 
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
@@ -29,6 +30,8 @@ COUNTS = (
     "trusted_pairs",
     "suspected_false_negatives",
 )
+
+MEASURED = {"measured": "labelled rows, labels hidden", "measured_by_truth": "by the truth given, where labels do not say"}
 
 TITLES = {
     "mined": "Mined, closest to (or above) the positive",
@@ -57,10 +60,10 @@ def summary(document: dict[str, Any]) -> str:
             if margin["caught"]:
                 caught = f", drops {margin['caught']:.0%} of hidden positives and {margin['lost']:.0%} of negatives"
             lines.append(f"  relative margin {margin['value']:g} ({margin['how']}{caught})")
-        for guard, g in (d.get("measured") or {}).get("guards", {}).items():
-            if g["precision"] is not None:
-                found = f"precision {g['precision']:.2f}, recall {g['recall'] or 0:.2f}"
-                lines.append(f"  {guard}: {found} on labelled rows with the labels hidden")
+        for key, says in MEASURED.items():
+            for guard, g in (d.get(key) or {}).get("guards", {}).items():
+                if g["precision"] is not None and d[key]["positives"]:
+                    lines.append(f"  {guard}: precision {g['precision']:.2f}, recall {g['recall']:.2f} ({says})")
     lines += [f"note: {w}" for w in document["warnings"]]
     return "\n".join(lines)
 
@@ -83,7 +86,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
     return f"<table><tr>{heads}</tr>{''.join(map(row, rows))}</table>"
 
 
-def page(document: dict[str, Any], data: "Data | None", row_of: "Callable[[list[str]], np.ndarray] | None") -> str:
+def page(document: dict[str, Any], data: "Data | Mix | None", row_of: "Callable[[list[str]], np.ndarray] | None") -> str:
     """A self-contained HTML page; with `data`, examples are shown and played."""
     parts = [f"<h1>Negatives mined by {html.escape(document['fingerprint'][:12])}</h1>"]
     parts += [f'<p class="w">{html.escape(w)}</p>' for w in document["warnings"]]
@@ -96,11 +99,15 @@ def page(document: dict[str, Any], data: "Data | None", row_of: "Callable[[list[
         kinds = {k: s for k, s in d["scores"].items() if s}
         if kinds:
             parts.append(_table(["scores", *next(iter(kinds.values()))], [[k, *s.values()] for k, s in kinds.items()]))
-        measured = d.get("measured")
-        if measured and measured["guards"]:
-            parts.append(f"<p>Labels hidden, {measured['queries']} queries, {measured['positives']} hidden positives:</p>")
-            rows = [[n, g["dropped"], g["precision"], g["recall"], g["negatives_lost"]] for n, g in measured["guards"].items()]
-            parts.append(_table(["guard", "dropped", "precision", "recall", "negatives lost"], rows))
+        for key, says in MEASURED.items():
+            measured = d.get(key)
+            if measured and measured["guards"]:
+                parts.append(f"<p>{says}: {measured['queries']} queries, {measured['positives']} of")
+                parts.append(f" {measured['candidates']} candidates are positives.</p>")
+                rows = [
+                    [n, g["dropped"], g["precision"], g["recall"], g["negatives_lost"]] for n, g in measured["guards"].items()
+                ]
+                parts.append(_table(["guard", "dropped", "precision", "recall", "negatives lost"], rows))
         if d["hubs"]["top"]:
             parts.append(_table(["serves most often", "times"], [[h["id"], h["serves"]] for h in d["hubs"]["top"]]))
         for kind, examples in d["examples"].items():
@@ -115,7 +122,7 @@ def page(document: dict[str, Any], data: "Data | None", row_of: "Callable[[list[
     return f"{head}{''.join(parts)}</html>\n"
 
 
-def _show(data: "Data | None", row_of: "Callable[[list[str]], np.ndarray] | None", modality: str, row_id: str) -> str:
+def _show(data: "Data | Mix | None", row_of: "Callable[[list[str]], np.ndarray] | None", modality: str, row_id: str) -> str:
     label = f'<div class="id">{html.escape(row_id)}</div>'
     if data is None or row_of is None:
         return label

@@ -28,7 +28,7 @@ class Positives:
 
 
 def positive_scores(relevance: Relevance, how: str = "mean", own_only: bool = False) -> Positives:
-    """Positive scores of every query of a direction. own_only: as if no group were known (for measuring guards)."""
+    """Positive scores of every query of a direction. own_only: mates do not count."""
     a = relevance.a
     score, kind = np.full(len(a), np.nan), np.full(len(a), 3, np.int8)
     own = relevance.own()

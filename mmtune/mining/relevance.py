@@ -28,15 +28,27 @@ class Relevance:
     """Positives between the items of two modalities (or one, `b is a`)."""
 
     def __init__(
-        self, a: Items, b: Items, rows_a: Embedded, rows_b: Embedded, groups: bool = True, judged: "np.ndarray | None" = None
+        self,
+        a: Items,
+        b: Items,
+        rows_a: Embedded,
+        rows_b: Embedded,
+        groups: bool = True,
+        judged: "np.ndarray | None" = None,
+        first_row: bool = False,
     ):
-        """judged: int64 [J, 2] further positive pairs (item of a, item of b)."""
+        """judged: int64 [J, 2] further positive pairs (item of a, item of b). first_row: a query that several rows share is
+        known by the first of them only (as if nobody had noticed that the others say the same)."""
         self.a, self.b, self.within = a, b, a is b
         (row_a, code_a), (row_b, code_b), codes = _keys(rows_a, rows_b, groups)
-        self.keys = Ragged.of(a.of_row[row_a], code_a, len(a))
+        self._asks = np.ones(len(a.of_row), bool)
+        if first_row:
+            self._asks[:] = False
+            self._asks[a.head] = True
+        asks = self._asks[row_a]
+        self.keys = Ragged.of(a.of_row[row_a[asks]], code_a[asks], len(a))
         self.members = Ragged.of(code_b, b.of_row[row_b], codes)
         self._big = np.flatnonzero(self.members.counts > BIG)
-        self._carries_b = Ragged.of(b.of_row[row_b], code_b, len(b)) if len(self._big) else None
         j = np.zeros((0, 2), np.int64) if judged is None else judged
         self.judged = Ragged.of(j[:, 0], j[:, 1], len(a))
         self._ids = (_id_codes(rows_a), _id_codes(rows_b))
@@ -80,6 +92,7 @@ class Relevance:
         order = np.argsort(ids_b, kind="stable")
         at = np.minimum(np.searchsorted(ids_b[order], ids_a), max(len(ids_b) - 1, 0))
         has = ids_b[order][at] == ids_a if len(ids_b) else np.zeros(len(ids_a), bool)
+        has &= self._asks
         return Ragged.of(self.a.of_row[has], self.b.of_row[order[at[has]]], len(self.a))
 
     def mates(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

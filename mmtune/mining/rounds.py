@@ -1,58 +1,156 @@
-"""Mining in rounds: when the weights of an epoch are mined with, which table is already there, and what a fall means."""
+"""Mining in rounds while training: embed with the weights of now, search, guard, train on what was found, again.
 
-from collections.abc import Mapping, Sequence
+`Rounds` is a batch plan and a source of extra rows for the one training loop; it holds no state that the run's directory does
+not: round k's table is RUN/mining/round-k.parquet, and a killed run finds it there.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtune.contracts import Embedded, Pair, direction
+import numpy as np
+
+from mmtune.contracts import Pair, direction
+from mmtune.embed import embed_data
 from mmtune.files import read_json
 from mmtune.mining.config import MiningOptions
 from mmtune.mining.mine import Mined, directions, mine, settings
+from mmtune.mining.sampler import ConfusableBatches
 from mmtune.mining.table import read_meta
+from mmtune.mining.use import Negatives
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
+    from mmtune.model import Model
 
 
 def round_epochs(epochs: float, rounds: int) -> list[int]:
-    """The epochs before which to mine: `rounds` of them, evenly spread; the first epochs run on random batches, because
-    neighbours of an untrained model are noise (ANCE, arXiv 2007.00808, warms up for the same reason)."""
-    whole = max(int(epochs), 1)
-    return sorted({max(1, whole * (i + 1) // (rounds + 1)) for i in range(rounds)} - {whole})
+    """The epochs that begin with mining, evenly spread. The first epochs run on random batches: the neighbours of an untrained
+    model are noise (ANCE, arXiv 2007.00808, warms up for the same reason)."""
+    whole = max(int(np.ceil(epochs)), 1)
+    return sorted({whole * (i + 1) // (rounds + 1) for i in range(rounds)})
 
 
-def mine_round(
-    directory: str | Path,
-    number: int,
-    embedded: Mapping[str, Embedded],
-    data: "Data",
-    options: MiningOptions,
-    pairs: Sequence[Pair],
-    quiet: bool = True,
-    **more: Any,
-) -> Mined:
-    """The table of round `number` in `directory`; mined only when there is none of these weights and options yet, so a killed
-    run goes on where it stopped. Further arguments go to `mine`."""
-    path = Path(directory) / f"round-{number}.parquet"
-    audit = path.with_name(path.name + ".audit.json")
-    shown = path.with_name(path.name + ".audit.html")
-    todo = [direction(a, b) for a, b in directions(list(embedded), options.directions, pairs)]
-    if path.exists() and audit.exists() and shown.exists():
+class Rounds:
+    """What training asks: `plan(epoch)` -> batches, `extra(rows)` -> rows that join a batch as candidates, `watch(validate)`.
+
+    Before the first round batches are those of `plain` and nothing is extra. Batches are as many in every epoch.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        data: "Data | Mix",
+        plain: Callable[[int], Sequence[np.ndarray]],
+        options: MiningOptions,
+        directory: str | Path,
+        *,
+        pairs: Sequence[Pair],
+        epochs: float,
+        batch_size: int,
+        seed: int = 0,
+        verifier: Any = None,
+        quiet: bool = False,
+    ):
+        self.model, self.data, self.plain, self.options, self.pairs = model, data, plain, options, list(pairs)
+        self.directory, self.batch_size, self.seed, self.verifier, self.quiet = (
+            Path(directory),
+            batch_size,
+            seed,
+            verifier,
+            quiet,
+        )
+        self.starts = round_epochs(epochs, options.rounds)
+        self.epoch, self.number = 0, -1
+        self.mined: Mined | None = None
+        self.negatives: Negatives | None = None
+        self._before: tuple[int, float] | None = None
+
+    def plan(self, epoch: int) -> Sequence[np.ndarray]:
+        """The batches of an epoch; mines first when a round begins with it. DataError when nothing can be searched."""
+        self.epoch = epoch
+        number = sum(start <= epoch for start in self.starts) - 1
+        if number != self.number:
+            self._begin(number)
+        rows = self.plain(epoch)
+        if self.negatives is None or not self.options.use.confusable:
+            return rows
+        usable = np.concatenate(rows)
+        return ConfusableBatches(self.negatives, lambda _: usable, self.batch_size, self.seed, self.options.use.confusable)(
+            epoch
+        )
+
+    def extra(self, rows: np.ndarray) -> np.ndarray | None:
+        """Mined rows for a batch of the current epoch; None when there are none."""
+        if self.negatives is None or not self.options.use.columns:
+            return None
+        found = self.negatives.extra(rows, self.options.use.columns, self.seed, self.epoch)
+        return found if len(found) else None
+
+    def _begin(self, number: int) -> None:
+        self.number, self.negatives, self.mined = number, None, None
+        if number < 0:
+            return
+        path = self.directory / f"round-{number}.parquet"
+        self.mined = self._there(path) or self._mine(path)
+        if self.mined.mined:
+            self.negatives = Negatives(path, self.data, self.mined.document["fingerprint"])
+        for line in [*self.mined.document["warnings"], *(self.negatives.notes if self.negatives else [])]:
+            self._say(f"mining round {number + 1}: {line}")
+        self._say(f"mining round {number + 1}: {self.mined.mined} negatives, audit {self.mined.page}")
+
+    def _names(self) -> list[str]:
+        asked = self.options.directions
+        used = {m for pair in self.pairs for m in pair} | {m for d in asked or [] for m in d.split("->")}
+        return [m for m in self.data.modalities if m in used]
+
+    def _there(self, path: Path) -> Mined | None:
+        """The round's table when it was finished before, by this run and with these options."""
+        audit, page = (path.with_name(path.name + end) for end in (".audit.json", ".audit.html"))
+        if not (path.exists() and audit.exists() and page.exists()):
+            return None
         meta, document = read_meta(path), read_json(audit)
-        same = {e.fingerprint for e in embedded.values()} == {meta["fingerprint"]} == {document["fingerprint"]}
-        if same and meta["settings"] == settings(options, todo):
-            return Mined(path, audit, shown, sum(d["mined"] for d in document["directions"].values()), document)
-    return mine(embedded, path, options, pairs=pairs, data=data, cache=directory, quiet=quiet, **more)
+        todo = [direction(a, b) for a, b in directions(self._names(), self.options.directions, self.pairs)]
+        if meta["fingerprint"] != document["fingerprint"] or meta["settings"] != settings(self.options, todo):
+            return None
+        return Mined(path, audit, page, sum(d["mined"] for d in document["directions"].values()), document)
+
+    def _mine(self, path: Path) -> Mined:
+        embedded = embed_data(self.model, self.data, self._names())  # type: ignore[arg-type]  # a Mix reads like a Data
+        return mine(
+            embedded, path, self.options, pairs=self.pairs, data=self.data, cache=self.directory, verifier=self.verifier,
+            quiet=self.quiet,
+        )  # fmt: skip
+
+    def watch(self, validate: Callable[["Model"], dict[str, float]]) -> Callable[["Model"], dict[str, float]]:
+        """`validate`, that says first when the chosen metric fell in an epoch on mined negatives."""
+
+        def watched(model: "Model") -> dict[str, float]:
+            values = validate(model)
+            before, self._before = self._before, (self.epoch, values["metric"])
+            if before is not None and self.mined is not None:
+                line = fallen("the validation metric", before[1], values["metric"], self.mined)
+                if line:
+                    self._say(line)
+            return values
+
+        return watched
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
 
 
 def fallen(name: str, before: float, after: float, mined: Mined, tolerance: float = 0.0) -> str | None:
-    """A line for training to print first when a validation metric fell after a mined round; None when it did not."""
+    """A line to print first when a metric fell after mining; None when it did not."""
     if after >= before - tolerance:
         return None
-    audit = mined.document["directions"]
-    above = sum(d["mined_at_or_above_positive"] for d in audit.values())
-    suspected = sum(d["suspected_false_negatives"] for d in audit.values())
+    found = mined.document["directions"].values()
+    above = sum(d["mined_at_or_above_positive"] for d in found)
+    suspected = sum(d["suspected_false_negatives"] for d in found)
     return (
-        f"{name} fell from {before:.4f} to {after:.4f} after mining: a sign of false negatives. {above} of {mined.mined} mined "
+        f"{name} fell from {before:.4f} to {after:.4f} after mining: perhaps false negatives. {above} of {mined.mined} mined "
         f"score as high as the query's own positive, {suspected} were dropped as suspects; look at {mined.page}"
     )

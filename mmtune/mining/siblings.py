@@ -9,6 +9,7 @@ from mmtune.mining.config import Siblings
 from mmtune.mining.items import Items, id_hashes, mix
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
 
 LARGEST = 4096  # siblings of one kind that are looked at; of more, a fixed random choice
@@ -18,7 +19,7 @@ class Sibling:
     """The siblings of each query; the caller ranks them by score."""
 
     def __init__(
-        self, queries: Items, candidates: Items, data: "Data", row_of: Callable[[list[str]], np.ndarray], rule: Siblings
+        self, queries: Items, candidates: Items, data: "Data | Mix", row_of: Callable[[list[str]], np.ndarray], rule: Siblings
     ):
         columns = [data.column(c) for c in rule.same]
         other = data.column(rule.other) if rule.other else None

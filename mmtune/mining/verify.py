@@ -16,6 +16,7 @@ from mmtune.mining.items import Items
 from mmtune.mining.relevance import Relevance
 
 if TYPE_CHECKING:
+    from mmtune.data.mix import Mix
     from mmtune.data.shards import Data
 
 
@@ -43,7 +44,7 @@ class Verifier:
     def __init__(
         self,
         scorer: Scorer,
-        data: "Data",
+        data: "Data | Mix",
         queries: Items,
         candidates: Items,
         relevance: Relevance,

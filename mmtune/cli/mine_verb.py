@@ -1,0 +1,91 @@
+"""Hard negatives of MODEL on DATA, with guards against false ones: OUT.parquet, and its audit beside it.
+
+  mmtune mine runs/a/artifact packed/train --out negatives.parquet
+  mmtune mine MODEL DATA --out FILE --direction "a->b" --set guards.max_score=0.9 --set negatives=8
+
+Every option of a recipe's `mining:` can be set with --set. OUT.audit.html shows what was mined and what was dropped, and why;
+judge some pairs in a JSONL ({"query_id", "negative_id", "verdict": "positive" or "negative"}) and give it with --judgments.
+Exit status 1: nothing was mined; the audit says why.
+"""
+
+import argparse
+from typing import Any
+
+from mmtune.cli.dispatch import Result
+from mmtune.errors import RecipeError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument(
+        "--direction", action="append", metavar="A->B", help="mine this one (may be repeated; default: all across)"
+    )
+    parser.add_argument("--negatives", type=int, metavar="N", help="per query row (default 4)")
+    parser.add_argument("--window", type=int, metavar="N", help="ranks looked at (default 30)")
+    parser.add_argument("--sampling", choices=("top", "random", "softmax"), help="which of the window (default top)")
+    parser.add_argument("--relative-margin", metavar="P", help='share of the positive score, "calibrated" (default) or "off"')
+    parser.add_argument("--judgments", metavar="JSONL", help="human verdicts on pairs")
+    parser.add_argument("--verifier", metavar="SPEC", help="a MODEL, or package.module:Class with score(pairs)")
+    parser.add_argument("--truth", metavar="COLUMN", help="measure the guards by this column's groups")
+    parser.add_argument("--memory", type=int, metavar="MB", help="working memory beside the vectors (default 1024)")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any option of `mining:` by dotted name"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="of embedding")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.mining.page import summary
+    from mmtune.mining.verb import mine, parse_options
+
+    options = parse_options(collected(args))
+    found = mine(
+        args.model, args.data, args.out, options, verifier=args.verifier, truth=args.truth, batch_size=args.batch_size,
+        quiet=args.quiet,
+    )  # fmt: skip
+    document = {**found.document, "table": str(found.table), "audit": str(found.audit), "page": str(found.page)}
+    head = f"{found.table}  {found.mined} negatives; look at {found.page}"
+    return Result({**document, "mined": found.mined}, f"{head}\n{summary(found.document)}", 0 if found.mined else 1)
+
+
+def collected(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as plain data. RecipeError for a --set that is none."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for item in args.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {item}: write KEY=VALUE, for example guards.max_score=0.9")
+        place = values
+        *path, last = key.split(".")
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"--set {item}: {part} was set to a value before")
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {item}: the value is not YAML") from None
+    for name in ("negatives", "window", "sampling", "judgments", "seed"):
+        if getattr(args, name) is not None:
+            values[name] = getattr(args, name)
+    if args.direction:
+        values["directions"] = args.direction
+    if args.relative_margin is not None:
+        margin: Any = {"off": None, "calibrated": "calibrated"}.get(args.relative_margin, args.relative_margin)
+        values.setdefault("guards", {})["relative_margin"] = _number(margin)
+    if args.memory is not None:
+        values.setdefault("search", {})["memory_mb"] = args.memory
+    return values
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
