@@ -48,9 +48,9 @@ def write_catalog(
     """Draw the catalog into `out`: photos/*.jpg of `size` pixels, train.csv, val.csv and base.csv. Returns `out`.
 
     Columns: id, image, text, coarse, group (the SKU), category (the kind), color, detail, pose. base.csv (id, image, text,
-    group, category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours with captions as careless as the
-    open web's: the kind is right, colours and details, where they are mentioned, mean nothing. A base trained on it knows
-    coarse words only.
+    group, category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours with captions as careless
+    as the open web's: the kind is right; colours and details, where they are mentioned, mean nothing. A base trained on it
+    knows coarse words only.
     Byte for byte the same for the same arguments. Raises DataError for more SKUs than can be drawn.
     """
     products = _products(skus)

@@ -35,7 +35,7 @@ class Sizes:
     clips: int = 4
     base_recordings: int = 24
     base_epochs: float = 4
-    tune_epochs: float = 8
+    tune_epochs: float = 10
     searches: int = 3
 
 

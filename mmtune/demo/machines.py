@@ -39,8 +39,8 @@ def write_machines(
 
     Writes clips/*.flac, train.csv, val.csv with columns id, audio, text, coarse, group (machine and condition), category (the
     machine), defect, severity, recording; and base.csv (id, audio, text, group, category), a generic corpus of
-    `base_recordings` a machine whose captions name the right machine and, at times, an arbitrary condition: a base trained on it knows coarse
-    words only.
+    `base_recordings` a machine whose captions name the right machine and, at times, an arbitrary condition: a base trained
+    on it knows coarse words only.
     Byte for byte the same for the same arguments. Raises DataError for more machines than there are.
     """
     if not 1 <= machines <= len(MACHINES):
