@@ -1,6 +1,11 @@
 """mmtune: tune CLIP/CLAP-type dual encoders on your own pairs, prove it, and ship the new space. Imports nothing heavy."""
 
+import os
 from typing import Any
+
+# libgomp's threads spin while they wait; on a machine whose cores are shared (with the data threads, to begin with) that made
+# a training step ten times longer. Sleeping costs next to nothing. Only a default, and only if torch is not loaded yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
@@ -8,20 +13,21 @@ _LAZY = {
     "load": "mmtune.artifact",
     "pack": "mmtune.data.pack",
     "open_data": "mmtune.data.shards",
-    "train": "mmtune.run",
-    "embed": "mmtune.embed",
-    "evaluate": "mmtune.evaluate",
+    "compare": "mmtune.evaluate",
 }
-__all__ = list(_LAZY)
+_VERBS = ("train", "embed", "evaluate")  # modules that can be called, see mmtune.callable
+__all__ = [*_LAZY, *_VERBS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
+    import importlib
 
+    if name in _VERBS:
+        return importlib.import_module(f"mmtune.{name}")
+    if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'mmtune' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_LAZY, *_VERBS])

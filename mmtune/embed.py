@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import modalities
+from mmtune.callable import make_callable
 from mmtune.contracts import Embedded
 from mmtune.encode import vectors
 from mmtune.errors import DataError, Rejected
@@ -150,3 +151,6 @@ def _write_part(path: Path, ids: list[str], groups: list[str | None], vectors: n
     table = table.replace_schema_metadata({"fingerprint": stamp["fingerprint"], "stamp": json.dumps(stamp)})
     with atomic_open(path) as f:
         pq.write_table(table, f)
+
+
+make_callable(__name__, "mmtune.embed:embed")

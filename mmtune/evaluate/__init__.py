@@ -4,9 +4,9 @@ The package can be called like a function: `mmtune.evaluate(MODEL, DATA)` is `mm
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from mmtune.callable import make_callable
 
 if TYPE_CHECKING:
     from mmtune.contracts import Embedded
@@ -40,18 +40,10 @@ __all__ = [
 ]
 
 
-class _Verb(ModuleType):
-    """A package that is also the verb of its name: importing it may not turn `mmtune.evaluate` into a thing one cannot call."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _LAZY:
-            return getattr(importlib.import_module(f"mmtune.evaluate.{_LAZY[name]}"), name)
-        raise AttributeError(f"module 'mmtune.evaluate' has no attribute {name!r}")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "Result":
-        from mmtune.evaluate.verbs import evaluate
-
-        return evaluate(*args, **kwargs)
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"mmtune.evaluate.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'mmtune.evaluate' has no attribute {name!r}")
 
 
-sys.modules[__name__].__class__ = _Verb
+make_callable(__name__, "mmtune.evaluate.verbs:evaluate")
