@@ -16,7 +16,7 @@ from mmtune.data.pack import pack, parse_size
 from mmtune.data.shards import open_data
 from mmtune.errors import DataError
 from mmtune.files import read_jsonl
-from tests.data_helpers import Trace, catalog, picture, sound, tree, write_csv
+from tests.data_helpers import Trace, catalog, picture, png_bomb, sound, tree, write_csv
 
 
 @pytest.fixture(autouse=True)
@@ -172,8 +172,7 @@ def test_order_is_kept_however_long_a_row_takes(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     table = []
     for i in range(120):
-        size = 1500 if i % 40 == 0 else 8
-        (tmp_path / "src" / f"{i}.png").write_bytes(picture(i, size=size))
+        (tmp_path / "src" / f"{i}.png").write_bytes(picture(i, size=8) if i % 40 else png_bomb(3000 + i, 3000, True))
         table.append({"image": f"{i}.png"})
     pack(write_csv(tmp_path / "src" / "rows.csv", table), tmp_path / "out", workers=3)
     assert open_data(str(tmp_path / "out")).ids == [f"{i}.png" for i in range(120)]
@@ -195,7 +194,7 @@ def test_splits_become_folders(tmp_path: Path) -> None:
     assert (
         reasons[4] == "image: empty file" and reasons[5] == "part: empty" and reasons[7] == "part: '../up' cannot be a folder"
     )
-    assert reasons[8] == "duplicate id '0' (row 1 has it)" and "1 cells" in reasons[9]
+    assert reasons[8] == "duplicate id '0' (row 1 has it)" and "wrong number of cells" in reasons[9]
     with pytest.raises(DataError, match="packed with splits; name one: .*out/train, .*out/val"):
         open_data(str(out))
     assert pack(source, out, split="part", max_rejected=0.9) == got

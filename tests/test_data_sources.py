@@ -51,7 +51,7 @@ def test_ragged_rows_cost_themselves_only(tmp_path: Path) -> None:
         "line 8",
         {"image": "h", "text": "8"},
     ]
-    assert got[1] == "line 3: 1 cells, the header has 2" and "quot" in got[4]
+    assert got[1] == "line 3: wrong number of cells (1, the header has 2)" and "quot" in got[4]
 
 
 def test_a_quote_closed_rows_later_does_not_swallow_them(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _records(lines: Iterator[str], delimiter: str, width: int | None) -> Iterato
             while len(fields) > width and not fields[-1].strip():
                 fields.pop()
             if len(fields) != width:
-                fields = f"{len(fields)} cells, the header has {width}"
+                fields = f"wrong number of cells ({len(fields)}, the header has {width})"
         if isinstance(fields, str):
             again.extendleft(reversed(taken[1:]))
             taken = taken[:1]

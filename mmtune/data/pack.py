@@ -104,7 +104,8 @@ def _limits(plan: Plan, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def reason_kind(reason: str) -> str:
     """A reason without its details, for counting."""
     parts = reason.split(": ")
-    return ": ".join(parts[:2]) if parts[0] in modalities.TABLE else re.sub(r"\d+", "N", parts[0]).split(" '")[0]
+    kind = ": ".join(parts[:2]) if parts[0] in modalities.TABLE else re.sub(r"^line \d+: ", "", reason).split(": ")[0]
+    return re.split(r" \(| '", kind)[0]
 
 
 class _Packing:
