@@ -262,6 +262,8 @@ def test_out_that_is_something_else_is_refused(tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(DataError, match="holds something else .thesis.doc."):
             pack(source, out, overwrite=overwrite)
+    with pytest.raises(DataError, match="lies inside"):
+        pack(source.parent, source.parent / "shards")
     with pytest.raises(DataError, match="a file; --out must be"):
         pack(source, out / "thesis.doc")
     assert tree(out) == {"thesis.doc": b"years of work"}

@@ -62,6 +62,8 @@ def pack(
     Returns counts, reasons and paths. Raises DataError for an unusable source or `out`, and, after everything has been
     written, when more than the fraction `max_rejected` of the rows was rejected.
     """
+    if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
+        raise DataError(f"{out}: lies inside {source}, so the shards would become a part of it; choose another --out")
     opened = open_source(source)
     plan = make_plan(opened, columns or {}, id, group, split)
     limits = _limits(plan, options or {})
