@@ -66,6 +66,17 @@ def test_the_head_is_the_canonical_correlation():
     assert np.allclose(np.cov(za.T)[0, 1], 0, atol=1e-2)
 
 
+def test_the_head_of_deficient_features_is_finite():
+    """Fewer things than dimensions, and sides without any variance at all."""
+    few = features("hidden", groups=5, each=12, dim=24)
+    head = fit(few, ("a", "b"), 0.3, 1.0)
+    assert head.map["a"].shape[1] <= 5 and all(np.isfinite(m).all() for m in head.map.values())
+    few["a"].vectors[:] = few["b"].vectors[:] = few["a"].vectors[0]
+    head = fit(few, ("a", "b"), 0.3, 1.0)
+    assert all(np.isfinite(m).all() for m in head.map.values())
+    assert probe(few, ("a", "b")).change.difference == 0
+
+
 def change(base, difference, half, clusters=60):
     return Change(base, base + difference, difference, (difference - half, difference + half), 1, 1, 300, clusters)
 

@@ -13,7 +13,7 @@ from mmtune.evaluate.bootstrap import MIN_CLUSTERS
 from mmtune.evaluate.comparison import changes
 from mmtune.evaluate.directions import evaluate_vectors
 from mmtune.evaluate.gate import Change
-from mmtune.evaluate.probe import Probe, probe, things
+from mmtune.evaluate.probe import Probe, probe
 
 if TYPE_CHECKING:
     import pandas
@@ -193,14 +193,16 @@ def advise(
     vectors: dict[str, Embedded] = {}
     rates: dict[str, float] = {}
     for m in dict.fromkeys(pair):
-        there = np.flatnonzero(some.present[m])
-        embed_data(found, some.subset(there[:16]), [m])  # warm
+        has = np.flatnonzero(some.present[m])
+        embed_data(found, some.subset(has[:16]), [m])  # warm
         begin = time.perf_counter()
         vectors |= embed_data(found, some, [m], quiet=quiet)
-        rates[m] = len(np.unique(some.labels[m][there])) / (time.perf_counter() - begin)
+        rates[m] = len(np.unique(some.labels[m][has])) / (time.perf_counter() - begin)
     base = baseline(vectors, pair, metric)
     head = probe(vectors, pair, metric) if base.clusters >= MIN_CLUSTERS else None
-    _, counts = np.unique(things(vectors[pair[1]]), return_counts=True)
+    there = rows.present[pair[1]]  # of all rows: `limit` may have thinned the groups
+    thing = np.where(rows.labels["group"] != 0, rows.labels["group"], rows.labels["id"])[there]
+    _, counts = np.unique(thing, return_counts=True)
     answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
     costs = reindex_cost(corpus_size, found.dim, rates[pair[1]], map_rate(found.dim), price_per_hour)
     return Advice(answer, why, name, metric, wanted, base, head, rates, costs, sources)

@@ -82,10 +82,13 @@ def fit(vectors: Vectors, pair: tuple[str, str], shrink: float, blend: float) ->
         values, basis = np.linalg.eigh(np.cov(x.T, bias=True))
         values = values.clip(0) + shrink * max(values.mean(), 1e-12)
         root[m] = basis @ np.diag(values**-0.5) @ basis.T
-    u, s, vt = np.linalg.svd(root[a] @ cross @ root[b])
-    k = min(RANK, len(s))
-    power = np.sqrt(s[:k])
-    maps = {a: root[a] @ u[:, :k] * power, b: root[b] @ vt[:k].T * power}
+    both = root[a] @ cross @ root[b]
+    # Its singular vectors by way of the symmetric product: LAPACK's SVD was seen not to converge on a deficient one.
+    squares, u = np.linalg.eigh(both @ both.T)
+    s = np.sqrt(squares.clip(0))[::-1][:RANK]
+    s = s[s > 1e-6 * s[0]] if s[0] > 0 else s[:1] + 1
+    u = u[:, ::-1][:, : len(s)]
+    maps = {a: root[a] @ u * np.sqrt(s), b: root[b] @ (both.T @ u) / np.sqrt(s)}
     return Head(centre, maps, blend)
 
 
