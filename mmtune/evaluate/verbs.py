@@ -113,12 +113,13 @@ def compare(
     wanted = [m for m in shared_modalities(both[0], rows, modalities) if m in both[1].towers]
     if not wanted:
         raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(both[1].towers)}")
+    rows_only = {m: _identity(rows, m) for m in wanted}
+    for name, given in (("the base", base), ("the candidate", candidate)):
+        refuse_trained(rows_only, trained_on(given), name)  # before anything is embedded
     for model in both:
         vectors.append(embed_data(model, rows, wanted, batch_size, quiet))
         if other is not None:
             extra.append(embed_data(model, other, [m for m in wanted if m in other.modalities], batch_size, quiet))
-    for side, name, given in zip(vectors, ("the base", "the candidate"), (base, candidate), strict=True):
-        refuse_trained(side, trained_on(given), name)
     judged = _qrels(qrels)
     return compare_vectors(
         *vectors,
