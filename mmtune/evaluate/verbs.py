@@ -133,6 +133,13 @@ def compare(
     )
 
 
+def _identity(data: "Data", modality: str) -> Embedded:
+    """The rows that have `modality`, without vectors."""
+    at = np.flatnonzero(data.present[modality])
+    labels = {k: v[at] for k, v in data.labels.items()}
+    return Embedded([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
+
+
 def _confusable(
     where: "bool | str | Path", base: dict[str, Embedded], gate: Gate | None, qrels: Qrels | None
 ) -> Confusable | None:
