@@ -49,9 +49,17 @@ def clip(out: Path, seed: int = 0) -> Path:
 
     tokenizer, vocab = tokenizer_clip()
     torch.manual_seed(seed)
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(vocab),
-            "max_position_embeddings": 24, "bos_token_id": vocab["<|startoftext|>"], "eos_token_id": vocab["<|endoftext|>"],
-            "pad_token_id": vocab["<|endoftext|>"]}  # fmt: skip
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": len(vocab),
+        "max_position_embeddings": 24,
+        "bos_token_id": vocab["<|startoftext|>"],
+        "eos_token_id": vocab["<|endoftext|>"],
+        "pad_token_id": vocab["<|endoftext|>"],
+    }
     vision = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -71,8 +79,18 @@ def siglip(out: Path, seed: int = 0) -> Path:
 
     tokenizer, words = tokenizer_plain()
     torch.manual_seed(seed)
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": words,
-            "max_position_embeddings": 16, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "projection_size": 32}  # fmt: skip
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": words,
+        "max_position_embeddings": 16,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 1,
+        "projection_size": 32,
+    }
     vision = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -98,17 +116,45 @@ def clap(out: Path, fused: bool = False, seed: int = 0) -> Path:
 
     tokenizer, words = tokenizer_roberta()
     torch.manual_seed(seed)
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": words,
-            "max_position_embeddings": 44, "pad_token_id": 1, "projection_dim": 24}  # fmt: skip
-    audio = {"hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2], "num_hidden_layers": 2,
-             "spec_size": 64, "num_mel_bins": 32, "window_size": 4, "patch_size": 4, "patch_stride": [4, 4], "enable_fusion": fused,
-             "fusion_type": "aff_2d" if fused else None, "projection_dim": 24, "num_classes": 4}  # fmt: skip
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": words,
+        "max_position_embeddings": 44,
+        "pad_token_id": 1,
+        "projection_dim": 24,
+    }
+    audio = {
+        "hidden_size": 32,
+        "patch_embeds_hidden_size": 16,
+        "depths": [1, 1],
+        "num_attention_heads": [2, 2],
+        "num_hidden_layers": 2,
+        "spec_size": 64,
+        "num_mel_bins": 32,
+        "window_size": 4,
+        "patch_size": 4,
+        "patch_stride": [4, 4],
+        "enable_fusion": fused,
+        "fusion_type": "aff_2d" if fused else None,
+        "projection_dim": 24,
+        "num_classes": 4,
+    }
     model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=24)).eval()
     model.save_pretrained(out)
     extractor = ClapFeatureExtractor(
-        feature_size=32, sampling_rate=8000, hop_length=125, max_length_s=1, fft_window_size=256, frequency_min=50, frequency_max=4000,
-        truncation="fusion" if fused else "rand_trunc", padding="repeatpad",
-    )  # fmt: skip
+        feature_size=32,
+        sampling_rate=8000,
+        hop_length=125,
+        max_length_s=1,
+        fft_window_size=256,
+        frequency_min=50,
+        frequency_max=4000,
+        truncation="fusion" if fused else "rand_trunc",
+        padding="repeatpad",
+    )
     ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(out)
     return out
 
@@ -131,8 +177,16 @@ def text_encoder(out: Path, pooling: str | None = None, seed: int = 0) -> Path:
         )
     }
     torch.manual_seed(seed)
-    BertModel(BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(vocab),
-                         max_position_embeddings=32)).save_pretrained(out)  # fmt: skip
+    BertModel(
+        BertConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=len(vocab),
+            max_position_embeddings=32,
+        )
+    ).save_pretrained(out)
     BertTokenizerFast(vocab=vocab, model_max_length=32).save_pretrained(out)
     if pooling:
         (out / "1_Pooling").mkdir()

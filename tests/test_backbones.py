@@ -201,10 +201,17 @@ def test_open_clip_without_preprocess_cfg_or_with_a_foreign_vocabulary_is_refuse
         mmtune.load(f"open_clip:{copy}")
 
 
-@pytest.mark.parametrize("spec, message", [
-    ("nonsense", "is not a MODEL"), ("hf:/no/such/dir", "no such directory"), ("hf:no-such/name", "the hub did not answer"),
-    ("tiny:smell", "tiny:smell: unknown"), ("wrong_family:x", "no model family"), ("open_clip:ViT-B-32", "name a checkpoint too"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("nonsense", "is not a MODEL"),
+        ("hf:/no/such/dir", "no such directory"),
+        ("hf:no-such/name", "the hub did not answer"),
+        ("tiny:smell", "tiny:smell: unknown"),
+        ("wrong_family:x", "no model family"),
+        ("open_clip:ViT-B-32", "name a checkpoint too"),
+    ],
+)
 def test_bad_model_strings_say_what_to_write(spec, message):
     with pytest.raises(ModelError, match=message):
         mmtune.load(spec)
