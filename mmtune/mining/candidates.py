@@ -72,9 +72,13 @@ class Sources:
         options: MiningOptions,
         data: "Data | Mix | None",
         row_of: "Callable[[list[str]], np.ndarray] | None",
+        search: "ExactSearch | ApproximateSearch | None" = None,
     ):
+        """search: one over the same candidates that is there already."""
         self.queries, self.candidates, self.relevance, self.window = queries, candidates, relevance, options.window
-        self.search = searcher(candidates, options, options.window) if "nearest" in options.sources else None
+        self.search = search
+        if search is None and "nearest" in options.sources:
+            self.search = searcher(candidates, options, options.window)
         self.lexical: Lexical | None = None
         self.siblings: Sibling | None = None
         if set(options.sources) - {"nearest"} and (data is None or row_of is None):

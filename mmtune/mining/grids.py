@@ -6,6 +6,7 @@ elsewhere, exactly.
 """
 
 import functools
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from mmtune.mining.items import Items
 
-SAMPLE = 16384
+SAMPLE = 4096
 
 
 def slack(dim: int) -> float:
@@ -42,19 +43,18 @@ class FloatGrid:
         self.items, self.chunk, self.device = items, chunk, device
         self.order = np.arange(len(items))
         self.place = self.order
-        self.keep = 4 * len(items) * items.dim <= room
-        self._kept: dict[int, torch.Tensor] = {}
+        count = -(-len(items) // chunk) if 4 * len(items) * items.dim <= room else 1
+        self._held = torch.zeros(count, chunk, items.dim, device=device)
+        self._filled = np.full(count, -1)
 
     def candidates(self, number: int) -> torch.Tensor:
-        """Chunk `number`, padded with zero rows to [chunk, D]."""
-        if number in self._kept:
-            return self._kept[number]
-        part = self.items.take(np.arange(number * self.chunk, min(len(self.items), (number + 1) * self.chunk)))
-        block = torch.zeros(self.chunk, part.shape[1], device=self.device)
-        block[: len(part)] = torch.from_numpy(part).to(self.device)
-        if self.keep:
-            self._kept[number] = block
-        return block
+        """Chunk `number`, padded to [chunk, D] (what the padding holds is masked by the scan)."""
+        at = number % len(self._held)
+        if self._filled[at] != number:
+            part = self.items.take(np.arange(number * self.chunk, min(len(self.items), (number + 1) * self.chunk)))
+            self._held[at, : len(part)] = torch.from_numpy(part).to(self.device)
+            self._filled[at] = number
+        return self._held[at]
 
     def queries(self, q_BD: np.ndarray) -> Queries:
         """The block of queries q_BD."""
@@ -88,34 +88,37 @@ class Int8Grid:
         some = items.take(np.unique(np.linspace(0, len(items) - 1, SAMPLE).astype(np.int64)))
         self.mean = torch.from_numpy(some.mean(0, dtype=np.float64).astype(np.float32))
         self.order, n = np.arange(len(items)), len(items)
-        top = np.concatenate([self._turned(self.order[i : i + chunk]).abs().amax(1).numpy() for i in range(0, n, chunk)])
+        top = np.empty(n, np.float32)  # filled in place: small results kept between large ones would fragment the heap
+        for i in range(0, n, chunk):
+            top[i : i + chunk] = self._turned(self.order[i : i + chunk]).abs_().amax(1).numpy()
         self.order = np.argsort(top, kind="stable")
         self.place = np.empty(n, np.int64)
         self.place[self.order] = np.arange(n)
         self.scale = np.maximum([top[self.order[i : i + chunk]].max() / 127 for i in range(0, n, chunk)], 1e-12)
-        self.keep = n * dim <= room
-        self._kept: dict[int, torch.Tensor] = {}
+        shape = (len(self.scale), chunk, dim)
         self._lost, self._length = np.zeros(len(self.scale)), np.zeros(len(self.scale))
+        if n * dim <= room:
+            self._codes = torch.zeros(shape, dtype=torch.int8)
+        else:  # what does not fit lies in a file without a name, which the system pages (TMPDIR says where)
+            self._codes = torch.from_numpy(np.memmap(tempfile.TemporaryFile(), np.int8, "w+", shape=shape))
         for number in range(len(self.scale)):
-            self.candidates(number)
+            self._round(number)
 
     def _turned(self, items: np.ndarray) -> torch.Tensor:
-        return (torch.from_numpy(self.items.take(items)) - self.mean) @ self.turn
+        return torch.from_numpy(self.items.take(items)).sub_(self.mean) @ self.turn
+
+    def _round(self, number: int) -> None:
+        """Fill chunk `number` and measure what rounding took away."""
+        x, scale = self._turned(self.order[number * self.chunk : (number + 1) * self.chunk]), float(self.scale[number])
+        rounded = (x / scale).round_().clamp_(-127, 127)
+        self._codes[number, : len(x)] = rounded.to(torch.int8)
+        rounded *= scale
+        self._length[number] = float(rounded.norm(dim=1).max())
+        self._lost[number] = float(x.sub_(rounded).norm(dim=1).max())
 
     def candidates(self, number: int) -> torch.Tensor:
         """Chunk `number`, padded with zero rows to [chunk, D] int8."""
-        if number in self._kept:
-            return self._kept[number]
-        x, scale = self._turned(self.order[number * self.chunk : (number + 1) * self.chunk]), float(self.scale[number])
-        rounded = (x / scale).round_().clamp_(-127, 127)
-        block = torch.zeros(self.chunk, x.shape[1], dtype=torch.int8)
-        block[: len(x)] = rounded.to(torch.int8)
-        rounded *= scale
-        self._length[number] = max(self._length[number], float(rounded.norm(dim=1).max()))
-        self._lost[number] = max(self._lost[number], float((x - rounded).norm(dim=1).max()))
-        if self.keep:
-            self._kept[number] = block
-        return block
+        return self._codes[number]
 
     def queries(self, q_BD: np.ndarray) -> Queries:
         """The block of queries q_BD."""

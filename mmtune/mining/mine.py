@@ -240,7 +240,7 @@ class _Direction:
             score = positives.score if hidden.within else positive_scores(hidden, self.options.positive, own_only=True).score
             only = self.options.model_copy(update={"sources": ["nearest"]})
             known = Relevance(a, b, *self.rows, judged=self.judged.positive)
-            found = measure(Sources(a, b, hidden, only, None, None), known, a.labelled, b.labelled, score)
+            found = measure(Sources(a, b, hidden, only, None, None, self.sources.search), known, a.labelled, b.labelled, score)
             if wanted == "calibrated":
                 margin = calibrate(found)
             guard.relative = margin.value if wanted == "calibrated" else wanted
