@@ -85,6 +85,10 @@ class Modality:
         """An HTML fragment that shows or plays the value, self-contained (data: URLs)."""
         raise NotImplementedError
 
+    def card(self, data: bytes, label: str = "") -> str:
+        """As `show`, small: a page holds hundreds. `label` names the value for those who do not see it."""
+        return self.show(data)
+
 
 @runtime_checkable
 class Preprocess(Protocol):

@@ -1,6 +1,7 @@
 """Sounds: anything libsndfile reads, as mono float32 samples with their rate; resampling by soxr for any pair of rates."""
 
 import base64
+import html
 import io
 import random
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import numpy as np
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.modalities.draw import spectrogram, wave
 from mmtune.modalities.near import NEAR_SOUNDS, sound_key
 
 MAX_SECONDS = 3600.0
+CARD_SECONDS, CARD_RATES = 5, (8000, 24000)  # browsers play no rate below; above, a page of sounds grows too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,26 @@ class Audio(Modality):
         soundfile.write(out, sound.samples[: sound.rate * 30], sound.rate, format="WAV", subtype="PCM_16")
         return (
             f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
+        )
+
+    def card(self, data: bytes, label: str = "") -> str:
+        """Waveform and spectrogram of the whole sound over a player of its first seconds."""
+        import soundfile
+
+        sound, out = self.decode(data), io.BytesIO()
+        low, high = CARD_RATES
+        played = Sound(sound.samples[: sound.rate * CARD_SECONDS], sound.rate).resampled(min(max(sound.rate, low), high))
+        soundfile.write(out, played.samples.clip(-1, 1), played.rate, format="FLAC", subtype="PCM_16")
+        cut = f", first {CARD_SECONDS} s played" if sound.seconds > CARD_SECONDS else ""
+        name, top = html.escape(label, quote=True), f"{sound.rate / 2000:.3g} kHz"
+        drawn = base64.b64encode(spectrogram(sound.samples, sound.rate, 160, 64)).decode()
+        return (
+            f'<div class="sound"><svg viewBox="0 -1 80 2" preserveAspectRatio="none" aria-hidden="true">'
+            f'<path d="{wave(sound.samples, 80)}"/></svg>'
+            f'<img alt="Spectrogram of {name}, 0 to {top}" width="160" height="64" src="data:image/png;base64,{drawn}">'
+            f'<audio controls preload="metadata" aria-label="{name}" '
+            f'src="data:audio/flac;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
+            f"<small>{sound.seconds:.3g} s, up to {top}{cut}</small></div>"
         )
 
 

@@ -1,6 +1,7 @@
 """Pictures: any file Pillow reads, as an upright 8-bit RGB picture."""
 
 import base64
+import html
 import io
 import random
 import warnings
@@ -17,6 +18,7 @@ from mmtune.errors import RecipeError, Rejected
 from mmtune.modalities.near import NEAR_PICTURES, picture_key
 
 MAX_PIXELS = 100_000_000
+CARD_SIDE = 160
 _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
 
@@ -108,6 +110,16 @@ class Image(Modality):
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=85)
         return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+
+    def card(self, data: bytes, label: str = "") -> str:
+        """A thumbnail, CARD_SIDE pixels at most, with its size written down so that a page does not jump."""
+        picture, out = self.decode(data), io.BytesIO()
+        picture.thumbnail((CARD_SIDE, CARD_SIDE), PILImage.Resampling.LANCZOS)
+        picture.save(out, "JPEG", quality=80, optimize=True)
+        return (
+            f'<img alt="{html.escape(label, quote=True)}" width="{picture.width}" height="{picture.height}" '
+            f'src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+        )
 
 
 class Augment:

@@ -10,6 +10,7 @@ from mmtune.errors import RecipeError, Rejected
 from mmtune.modalities.near import NEAR_TEXTS, text_key
 
 MAX_CHARS = 100_000
+CARD_CHARS = 240
 
 
 class Text(Modality):
@@ -58,6 +59,12 @@ class Text(Modality):
 
     def show(self, data: bytes) -> str:
         return f"<p>{html.escape(self.decode(data))}</p>"
+
+    def card(self, data: bytes, label: str = "") -> str:
+        """The words, the first of them where there are many."""
+        words = self.decode(data)
+        shown = words if len(words) <= CARD_CHARS else words[:CARD_CHARS].rsplit(maxsplit=1)[0] + " ..."
+        return f'<p class="words">{html.escape(shown)}</p>'
 
 
 class DropWords:

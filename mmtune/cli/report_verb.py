@@ -1,0 +1,38 @@
+"""One self-contained HTML file: the verdict, where it holds and where not, and what the searches look and sound like.
+
+  mmtune report runs/a --out a.html                    a run: its base model against its artifact on data.val
+  mmtune report --base A --candidate B --data D --out a.html
+  mmtune report comparison.json --out a.html           numbers of `mmtune compare --json`, without models
+
+The file opens from disk and asks no network.
+"""
+
+import argparse
+
+from mmtune.cli.dispatch import Result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", nargs="?", metavar="RUN|COMPARISON", help="a run's directory, or a comparison's JSON")
+    parser.add_argument("--out", required=True, metavar="FILE.html")
+    parser.add_argument("--base", metavar="MODEL", help="compare with this one (default: what the run began with)")
+    parser.add_argument("--candidate", metavar="MODEL", help="default: the run's artifact")
+    parser.add_argument("--data", metavar="DATA", help="shards that neither was trained on (default: the recipe's data.val)")
+    parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the recipe's)")
+    parser.add_argument("--slice", action="append", metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
+    parser.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
+    parser.add_argument("--examples", type=int, default=6, metavar="N", help="queries of each kind (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.report.build import report
+    from mmtune.report.subject import read_gate
+
+    done = report(
+        args.target, args.out, base=args.base, candidate=args.candidate, data=args.data,
+        gate=read_gate(args.gate) if args.gate else None, slices=args.slice, general=args.general, examples=args.examples,
+        batch_size=args.batch_size, quiet=args.quiet,
+    )  # fmt: skip
+    return Result(done, f"{done['out']}  {done['verdict']}, {done['bytes'] / 1e6:.1f} MB")

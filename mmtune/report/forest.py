@@ -1,0 +1,61 @@
+"""Changes with their intervals as bars on one common axis."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmtune.report.plots import Tick, ticks
+
+
+@dataclass
+class Line:
+    """One row. Positions are percent of the axis; sure: +1 when the interval lies above 0, -1 below, else 0."""
+
+    name: str
+    queries: int
+    base: float
+    candidate: float
+    difference: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    at: float
+    left: float
+    width: float
+    sure: int
+    bound: float | None
+    role: str
+
+
+@dataclass
+class Forest:
+    lines: list[Line]
+    zero: float
+    ticks: list[Tick]
+
+
+def forest(changes: Mapping[str, Mapping[str, Any]], gate: Mapping[str, Any]) -> Forest:
+    """changes: name -> Change as a dict; gate as a dict: its direction and guards get a mark at their bound."""
+    bounds = dict(gate.get("guards") or {})
+    limits = {n: b for n, b in {**bounds, str(gate["direction"]): gate["min_gain"]}.items() if n in changes}
+    every = [0.0, *limits.values(), *(x for c in changes.values() for x in c["interval"])]
+    lo, hi = min(every), max(every)
+    pad = (hi - lo) * 0.05 or 0.01
+    lo, hi = lo - pad, hi + pad
+
+    def place(x: float) -> float:
+        return round((x - lo) / (hi - lo) * 100, 2)
+
+    lines = []
+    for name, c in changes.items():
+        low, high = c["interval"]
+        role = "asked to rise" if name == gate["direction"] else "must not fall" if name in bounds else ""
+        lines.append(
+            Line(
+                name, c["queries"], c["base"], c["candidate"], c["difference"], low, high, c["wins"], c["losses"],
+                place(c["difference"]), place(low), round(place(high) - place(low), 2), (low > 0) - (high < 0),
+                place(limits[name]) if name in limits else None, role,
+            )
+        )  # fmt: skip
+    return Forest(lines, place(0.0), [Tick(place(t), f"{t:+.3g}" if t else "0") for t in ticks(lo, hi, 5)])

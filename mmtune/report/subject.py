@@ -1,0 +1,115 @@
+"""What a report is about: two models, the rows they are judged on, and the run that made the second one, if any."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmtune.errors import DataError, RecipeError
+from mmtune.files import read_json, read_jsonl
+
+AUDIT = ".audit.json"
+
+
+@dataclass
+class Run:
+    """What a RUN directory says: its resolved recipe, environment, log lines in order, audits of mined negatives by name."""
+
+    directory: Path
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    log: list[dict[str, Any]]
+    audits: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Subject:
+    """base, candidate: MODELs, None when only the numbers of a comparison are there (`document`)."""
+
+    title: str
+    base: Any = None
+    candidate: Any = None
+    data: str | None = None
+    gate: Mapping[str, Any] | None = None
+    run: Run | None = None
+    document: dict[str, Any] = field(default_factory=dict)
+
+
+def read_run(directory: Path) -> Run:
+    """Raises DataError naming the file that a run has and this directory lacks or holds broken."""
+    import yaml
+
+    try:
+        recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
+    except FileNotFoundError:
+        raise DataError(f"{directory}: no run (it has no recipe.yaml); name a RUN directory or a comparison's JSON") from None
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{directory / 'recipe.yaml'}: {' '.join(str(e).split())}") from None
+    environment = directory / "environment.json"
+    log = directory / "metrics.jsonl"
+    return Run(
+        directory,
+        recipe,
+        read_json(environment) if environment.exists() else {},
+        read_jsonl(log, torn=True) if log.exists() else [],
+        {p.name.removesuffix(AUDIT): read_json(p) for p in sorted(directory.rglob("*" + AUDIT))},
+    )
+
+
+def read_gate(path: str | Path) -> dict[str, Any]:
+    """The gate of a YAML file: a recipe with a `gate:` key, or the gate alone. RecipeError when it is none."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
+    found = found.get("gate", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: a gate is a mapping, e.g. gate: {{metric: ndcg@10, min_gain: 0.01}}")
+    return found
+
+
+def subject(
+    target: "str | Path | None",
+    base: Any = None,
+    candidate: Any = None,
+    data: str | None = None,
+    gate: Mapping[str, Any] | None = None,
+) -> Subject:
+    """RUN or COMPARISON as a Subject; what is given beside it goes before what it says. Raises DataError with the fix."""
+    if target is None:
+        if base is None or candidate is None or data is None:
+            raise DataError("name a RUN or a comparison's JSON, or all of --base, --candidate and --data")
+        return Subject(f"{_short(candidate)} against {_short(base)}", base, candidate, data, gate)
+    path = Path(target)
+    if not path.exists():
+        raise DataError(f"{path}: no such run or comparison")
+    if path.is_file():
+        return _comparison(path, base, candidate, data, gate)
+    run = read_run(path)
+    artifact = path / "artifact"
+    if candidate is None and not (artifact / "mmtune.json").is_file():
+        raise DataError(f"{path}: the run is not finished (no artifact); go on with `mmtune train {path}/recipe.yaml --resume`")
+    data = data or (run.recipe.get("data") or {}).get("val")
+    if not data:
+        raise DataError(f"{path}: its recipe has no data.val; add --data DATA that the model was not trained on")
+    base = base if base is not None else run.recipe["model"]
+    return Subject(path.resolve().name, base, candidate or str(artifact), data, gate or run.recipe.get("gate"), run)
+
+
+def _comparison(path: Path, base: Any, candidate: Any, data: str | None, gate: Mapping[str, Any] | None) -> Subject:
+    document = read_json(path)
+    missing = [k for k in ("verdict", "reason", "directions", "slices", "gate") if k not in document]
+    if missing:
+        raise DataError(
+            f"{path}: no comparison (no {missing[0]!r}); write one with `mmtune compare BASE CANDIDATE DATA --json`"
+        )
+    given = [base is not None, candidate is not None, data is not None]
+    if any(given) and not all(given):
+        raise DataError(f"{path}: to show queries as well, give all of --base, --candidate and --data")
+    return Subject(path.stem, base, candidate, data, gate or document["gate"], None, document)
+
+
+def _short(model: Any) -> str:
+    return str(model).rstrip("/").replace("\\", "/").split("/")[-1]
