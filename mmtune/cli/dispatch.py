@@ -44,7 +44,7 @@ def dispatch(verb: str, argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_intermixed_args(argv)
     except SystemExit as e:
         return int(e.code or 0)
     try:
