@@ -60,7 +60,7 @@ def test_same_as_the_full_matrix(monkeypatch, kind, n, m, dim, k, collapse):
 def test_ties_everywhere_and_little_memory(monkeypatch):
     """All candidates but a few are the same vector: the survivors overflow again and again, the answer stays."""
     monkeypatch.setattr(scan, "CHUNK", 128)
-    monkeypatch.setattr(scan, "plan", lambda *_: scan.Plan(16, 300, 0))
+    monkeypatch.setattr(scan, "plan", lambda *_: scan.Plan(16, 400, 0))
     monkeypatch.setattr(scan, "MAX_NEAR", 40)
     ea, eb = two(16, 900, 16)
     eb.vectors[:850] = eb.vectors[0]

@@ -11,6 +11,7 @@ from mmtune.mining.approximate import ApproximateSearch
 from mmtune.mining.config import MiningOptions
 from mmtune.mining.items import Items
 from mmtune.mining.lexical import Lexical
+from mmtune.mining.parallel import workers
 from mmtune.mining.relevance import Relevance
 from mmtune.mining.scan import ExactSearch, best, exact_pairs
 from mmtune.mining.siblings import Sibling
@@ -89,6 +90,7 @@ class Sources:
         if "siblings" in options.sources and data is not None and row_of is not None and options.siblings is not None:
             self.siblings = Sibling(queries, candidates, data, row_of, options.siblings)
         self.block = self.search.block if self.search else 1024
+        self.threads = workers(device_of(options.search.device))
 
     def top(self, q: np.ndarray, positive: np.ndarray) -> Block:
         """Candidates of query items q [B]; an item that several sources find counts for the first of them."""

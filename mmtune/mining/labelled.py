@@ -12,6 +12,7 @@ import numpy as np
 from mmtune.mining.candidates import Block, Sources
 from mmtune.mining.guards import Guard
 from mmtune.mining.items import id_hashes
+from mmtune.mining.parallel import ordered
 from mmtune.mining.relevance import Relevance
 
 SAMPLE = 2000
@@ -42,11 +43,15 @@ def measure(
     if len(q) > SAMPLE:
         q = np.sort(q[np.argsort(id_hashes([hidden.queries.ids[i] for i in q]), kind="stable")[:SAMPLE]])
     out = Measured()
-    for start in range(0, len(q), hidden.block):
-        part = q[start : start + hidden.block]
+
+    def search(part: np.ndarray) -> tuple[Block, np.ndarray]:
         block = hidden.top(part, positive[part])
+        return block, truth.is_positive(part, block.items)
+
+    parts = [q[start : start + hidden.block] for start in range(0, len(q), hidden.block)]
+    for block, same in ordered(search, parts, hidden.threads):
         out.blocks.append(block)
-        out.truth.append(truth.is_positive(part, block.items))
+        out.truth.append(same)
         out.known.append(block.there & labelled_c[block.items])
     return out
 

@@ -22,6 +22,7 @@ from mmtune.mining.judgments import judge, read_judgments
 from mmtune.mining.labelled import FALLBACK, Margin, calibrate, measure, precision
 from mmtune.mining.near import Near, Signatures, signatures
 from mmtune.mining.page import page
+from mmtune.mining.parallel import ordered
 from mmtune.mining.positives import Positives, positive_scores
 from mmtune.mining.relevance import Relevance
 from mmtune.mining.sampling import Sampler, preference
@@ -192,22 +193,26 @@ class _Direction:
         hashes = (id_hashes(a.ids), id_hashes(b.ids)) if o.sampling != "top" else (np.zeros(0, np.uint64),) * 2
         check = self._verifier(verifier)
         audit, writer = Audit(a, b), _Rows(self.name, a, b)
+
+        def look(start: int) -> tuple[Block, dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+            q = np.arange(start, min(len(a), start + self.sources.block))
+            block = self.sources.top(q, positives.score[q])
+            masks, trusted = guard.masks(block), guard.trusted(block)
+            preferred = preference(block, o.sampling, o.temperature, o.seed, *hashes)
+            return block, masks, trusted, first_reason(masks, trusted), preferred
+
         with Progress(f"mine {self.name}", len(a), unit="queries", quiet=quiet) as progress:
-            for start in range(0, len(a), self.sources.block):
-                q = np.arange(start, min(len(a), start + self.sources.block))
-                block = self.sources.top(q, positives.score[q])
-                masks, trusted = guard.masks(block), guard.trusted(block)
-                reason = first_reason(masks, trusted)
-                preferred = preference(block, o.sampling, o.temperature, o.seed, *hashes)
+            blocks = ordered(look, range(0, len(a), self.sources.block), self.sources.threads)
+            for block, masks, trusted, reason, preferred in blocks:
                 if check is not None:
                     dropped, unverified = check.drops(block, block.there & (reason == 0), preferred)
                     masks["verifier"] = dropped
                     reason[dropped] = ORDER.index("verifier") + 1
                     reason[unverified] = ORDER.index("unverified") + 1
-                chosen = sampler.pick(block, reason, preferred)
-                audit.add(block, masks, trusted, reason, chosen, sampler.wanted[q])
-                table.write(writer.columns(block, reason, chosen, sampler.wanted[q], o.record == "all"))
-                progress.advance(len(q))
+                chosen, wanted = sampler.pick(block, reason, preferred), sampler.wanted[block.q]
+                audit.add(block, masks, trusted, reason, chosen, wanted)
+                table.write(writer.columns(block, reason, chosen, wanted, o.record == "all"))
+                progress.advance(len(block.q))
         part = audit.document(sampler.served, sampler.cap)
         part["relative_margin"] = vars(margin)
         part["measured"], part["measured_by_truth"] = measured, by_truth

@@ -5,6 +5,7 @@ twice the error bound of the k-th best so far, and settles these with exact keys
 proved to be outside the top k, so the answer is that of the full matrix, whatever the grid, the block or the memory.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from mmtune.errors import MissingExtra
 from mmtune.mining.grids import grid, slack
 from mmtune.mining.items import Items
+from mmtune.mining.parallel import workers
 from mmtune.mining.relevance import Known, Relevance
 from mmtune.similarity import GRID, pair_keys
 
@@ -32,11 +34,13 @@ class Plan:
     room: int
 
 
-def plan(memory_mb: int, dim: int, k: int) -> Plan:
-    """Half of the memory may hold prepared candidates, a quarter accumulators, a quarter survivors and their sorting."""
+def plan(memory_mb: int, dim: int, k: int, threads: int) -> Plan:
+    """Half of the memory may hold prepared candidates, a quarter accumulators, a quarter survivors and their sorting, the
+    quarters shared by `threads` blocks at a time."""
     memory = memory_mb * 2**20
-    block = int(min(1024, max(16, memory // 4 // (CHUNK * 5 + dim * 16))))
-    return Plan(block, int(max(4 * block * k, memory // 4 // 64)), memory // 2)
+    share = memory // 4 // threads
+    block = int(min(1024, max(16, share // (CHUNK * 5 + dim * 16))))
+    return Plan(block, int(max(4 * block * k, share // 128)), memory // 2)
 
 
 def faiss_module() -> Any:
@@ -112,16 +116,23 @@ class ExactSearch:
 
     def __init__(self, candidates: Items, memory_mb: int = 1024, device: str = "cpu", k: int = 64):
         self.candidates, self.k = candidates, k
-        self.plan = plan(memory_mb, candidates.dim, k)
+        self.plan = plan(memory_mb, candidates.dim, k, workers(device))
         self.grid = grid(candidates, CHUNK, device, self.plan.room)
         self.block, self.device = self.plan.block, device
-        # Pages of fresh memory cost more than the product itself: one buffer serves all blocks.
-        self._sums = torch.empty(self.block * CHUNK, dtype=self.grid.dtype, device=device)
-        self._tops = torch.empty(self.block * CHUNK // STRIDE, dtype=self.grid.dtype, device=device)
+        self._kept = threading.local()
 
     def top(self, queries: Items, q: np.ndarray, relevance: Relevance) -> tuple[np.ndarray, np.ndarray]:
         """(items int64 [B, k], -1 where there are no more; keys int32 [B, k]) for query items q [B], B <= block."""
         return _Pass(self, queries.take(q), relevance.known(q)).run()
+
+    def buffers(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Accumulators [rows, CHUNK] and their maxima. Pages of fresh memory cost more than the product itself, so each thread
+        keeps its own."""
+        if not hasattr(self._kept, "sums"):
+            sizes = self.block * CHUNK, self.block * CHUNK // STRIDE
+            self._kept.sums, self._kept.tops = (torch.empty(n, dtype=self.grid.dtype, device=self.device) for n in sizes)
+        sums, tops = self._kept.sums[: rows * CHUNK], self._kept.tops[: rows * CHUNK // STRIDE]
+        return sums.view(rows, CHUNK), tops.view(rows, CHUNK // STRIDE)
 
 
 class _Pass:
@@ -144,8 +155,7 @@ class _Pass:
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """The answer of the block."""
         n, g = len(self.s.candidates), self.s.grid
-        sums = self.s._sums[: self.rows * CHUNK].view(self.rows, CHUNK)
-        tops = self.s._tops[: self.rows * CHUNK // STRIDE].view(self.rows, CHUNK // STRIDE)
+        sums, tops = self.s.buffers(self.rows)
         for number in range(-(-n // CHUNK)):
             start = number * CHUNK
             g.product(self.queries, number, sums)
@@ -187,7 +197,6 @@ class _Pass:
 
     def _collect(self, sums: torch.Tensor, tops: np.ndarray, least: np.ndarray, number: int, r0: int, r1: int) -> None:
         """Keep what reaches `least`, a group of columns at a time; halves the rows when too much does."""
-        # one thread: at this size waking the others costs more than the work
         b, g = np.divmod(np.flatnonzero(tops[r0:r1] >= least[r0:r1, None]), CHUNK // STRIDE)
         if len(b) > MAX_NEAR and r1 - r0 > 1:
             middle = (r0 + r1) // 2
