@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
     parser.add_argument("--no-within", action="store_true", help="leave out the directions within one modality")
     parser.add_argument("--out", metavar="FILE", help="write the JSON document there too")
+    parser.add_argument("--trec", metavar="DIR", help="write runs and judgments of every direction there, as TREC files")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> Result:
 
     result = evaluate(
         args.model, args.data, modalities=args.only, ks=cutoffs(args.k), qrels=args.qrels, slices=args.slice,
-        within=not args.no_within, batch_size=args.batch_size, quiet=args.quiet,
+        within=not args.no_within, trec=args.trec, batch_size=args.batch_size, quiet=args.quiet,
     )  # fmt: skip
     document = result.to_dict()
     if args.out:

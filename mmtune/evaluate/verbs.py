@@ -16,7 +16,7 @@ from mmtune.evaluate.overlap import refuse_trained
 from mmtune.evaluate.relevance import Qrels
 from mmtune.evaluate.result import Result
 from mmtune.evaluate.slices import named, slice_direction
-from mmtune.evaluate.trec import read_qrels
+from mmtune.evaluate.trec import read_qrels, write_qrels, write_run
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -62,19 +62,26 @@ def evaluate(
     slices: Sequence[str] = (),
     within: bool = True,
     per_query: bool = False,
+    trec: "str | Path | None" = None,
     batch_size: int = 64,
     quiet: bool = True,
 ) -> Result:
     """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`).
 
-    qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG.
+    qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
+    trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files.
     """
     from mmtune.embed import embed_data
 
     found, rows = _model(model), _data(data)
     parts = named(rows, slices)
     vectors = embed_data(found, rows, modalities, batch_size, quiet)
-    result = evaluate_vectors(vectors, ks=ks, qrels=_qrels(qrels), within=within, per_query=per_query or bool(parts))
+    judged = _qrels(qrels)
+    result = evaluate_vectors(vectors, ks=ks, qrels=judged, within=within, per_query=per_query or bool(parts))
+    for name in result.directions if trec is not None else ():
+        (a, b), place = name.split("->"), Path(trec)  # type: ignore[arg-type]
+        write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
+        write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), judged)
     if parts:
         by = f"ndcg@{max(ks)}"
         result.slices = {n: slice_direction(d, parts, by) for n, d in result.directions.items()}

@@ -21,6 +21,13 @@ WORDS = {
     "fail": ("Not better", "Keep the model in use: the tuned one misses what the gate asks for."),
     "inconclusive": ("Not proven", "These queries cannot tell whether the tuned model is better."),
 }
+MIXED = {
+    "fail": ("Better, at a price", "The gain is real, but something that must not fall has fallen: keep the model in use."),
+    "inconclusive": (
+        "Better, with a doubt",
+        "The gain is real, but these queries cannot rule out a loss where none is allowed.",
+    ),
+}
 
 
 def report(
@@ -64,7 +71,7 @@ def render(about: Subject, found: Measured | None, examples: int = 6) -> str:
         loader=jinja2.PackageLoader("mmtune.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    word, meaning = WORDS[document["verdict"]]
+    word, meaning = headline(document)
     return environment.get_template("page.html.j2").render(
         about=about,
         document=document,
@@ -88,6 +95,13 @@ def render(about: Subject, found: Measured | None, examples: int = 6) -> str:
         recipe=_recipe(about),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def headline(document: dict[str, Any]) -> tuple[str, str]:
+    """The verdict in a word or two, and in a sentence. A gain that is sure is said even where a guard decides against it."""
+    gate = document["gate"]
+    gained = document["directions"][gate["direction"]]["interval"][0] > gate["min_gain"]
+    return (MIXED if gained else WORDS).get(document["verdict"]) or WORDS[document["verdict"]]
 
 
 def tiles(document: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -64,10 +64,10 @@ def _confusion(found: Measured, a: str, b: str) -> Confusion:
     matrices = []
     for side, c in both.items():
         part, total = c.confusion[np.ix_(shown, shown)], c.confusion[shown].sum(1)
-        cells = [Cell(int(x), int(y), int(part[y, x]), float(part[y, x] / total[y])) for y, x in np.argwhere(part > 0).tolist()]
+        cells = [Cell(int(x), int(y), int(part[y, x]), float(part[y, x] / total[y])) for y, x in np.argwhere(part > 0)]
         matrices.append(Matrix(side, c.accuracy, c.macro_f1, cells))
     off = [x.confusion - np.diag(np.diag(x.confusion)) for x in (old, new)]
-    order = np.argsort(-np.maximum(*off).ravel(), kind="stable")[:PAIRS]
+    order = np.lexsort((-off[0].ravel(), -off[1].ravel()))[:PAIRS]  # what is still mixed up; then what no longer is
     swaps = [
         Swap(old.classes[i], old.classes[j], int(off[0][i, j]), int(off[1][i, j]))
         for i, j in (divmod(int(n), len(old.classes)) for n in order)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from mmtune.report.plots import Tick, ticks
@@ -35,17 +36,24 @@ class Forest:
     ticks: list[Tick]
 
 
+def _axis(points: list[float], changes: list[Mapping[str, Any]]) -> tuple[float, float]:
+    """Ends that hold every point, and every interval but those much wider than most: a slice of few things would flatten
+    all others; its bar runs off the edge and its numbers stand beside it."""
+    low, high = ([c["interval"][side] for c in changes] for side in (0, 1))
+    lo = min(*points, max(min(low), 2.5 * min(median(low), min(points), 0.0)))
+    hi = max(*points, min(max(high), 2.5 * max(median(high), max(points), 0.0)))
+    pad = (hi - lo) * 0.05 or 0.01
+    return lo - pad, hi + pad
+
+
 def forest(changes: Mapping[str, Mapping[str, Any]], gate: Mapping[str, Any]) -> Forest:
     """changes: name -> Change as a dict; gate as a dict: its direction and guards get a mark at their bound."""
     bounds = dict(gate.get("guards") or {})
     limits = {n: b for n, b in {**bounds, str(gate["direction"]): gate["min_gain"]}.items() if n in changes}
-    every = [0.0, *limits.values(), *(x for c in changes.values() for x in c["interval"])]
-    lo, hi = min(every), max(every)
-    pad = (hi - lo) * 0.05 or 0.01
-    lo, hi = lo - pad, hi + pad
+    lo, hi = _axis([0.0, *limits.values(), *(c["difference"] for c in changes.values())], [*changes.values()])
 
     def place(x: float) -> float:
-        return round((x - lo) / (hi - lo) * 100, 2)
+        return round(min(max((x - lo) / (hi - lo), 0.0), 1.0) * 100, 2)
 
     lines = []
     for name, c in changes.items():

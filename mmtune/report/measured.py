@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmtune.data.shards import Data
     from mmtune.model import Model
 
-SLICE_VALUES = 12  # a column with more values than this is not sliced unasked
+SLICE_VALUES = 40  # a column with more values than this is not sliced unasked
 SLICE_COLUMNS = 4
 SIDES = ("before", "after")
 
@@ -92,6 +92,7 @@ def measure(
     from mmtune.embed import embed_data, shared_modalities
 
     rows = open_data(subject.data)  # type: ignore[arg-type]
+    general = general or subject.general
     other = open_data(general) if general else None
     gate = Gate.read(subject.gate)
     wanted = _columns(rows, gate) if slices is None else list(slices)

@@ -8,7 +8,7 @@ from mmtune.report.measured import SIDES, Measured
 from mmtune.report.plots import Chart, chart
 from mmtune.similarity import to_scores
 
-QUERIES, PAIRS, BINS = 500, 200_000, 48
+QUERIES, PAIRS, BINS = 500, 200_000, 36
 DOTS, COLOURS = 500, 8
 
 
@@ -23,28 +23,44 @@ class Scores:
 
 def scores(found: Measured, seed: int = 0) -> list[Scores]:
     """Histograms of right and wrong pairs over at most QUERIES queries of each direction, drawn once for both sides."""
-    out = []
+    out: list[Scores] = []
+    done: set[frozenset[str]] = set()
     for name in found.across:
+        if frozenset(name.split("->")) in done:
+            continue  # the other way round the pairs are the same
+        done.add(frozenset(name.split("->")))
         rng, right = np.random.default_rng(seed), found.right(name)
         usable = np.array([i for i, r in enumerate(right) if len(r)], np.int64)
         chosen = np.sort(rng.permutation(usable)[:QUERIES])
-        both = {}
-        for side in SIDES:
-            keys = found.keys(name, side, chosen)
-            mask = np.zeros(keys.shape, bool)
-            for i, q in enumerate(chosen):
-                mask[i, right[q]] = True
-            there = keys > np.iinfo(np.int32).min
-            good, bad = to_scores(keys[mask & there]), to_scores(keys[~mask & there])
-            both[side] = good, bad[np.random.default_rng(seed).integers(0, len(bad), PAIRS)] if len(bad) > PAIRS else bad
+        both = {side: _pairs(found, name, side, chosen, right, seed) for side in SIDES}
         if all(len(g) and len(b) for g, b in both.values()):
             out.append(_scores(name, both))
     return out
 
 
+def _pairs(
+    found: Measured, name: str, side: str, chosen: np.ndarray, right: list[np.ndarray], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of the right pairs of the chosen queries, and of about PAIRS wrong ones, the same pairs on either side."""
+    rng = np.random.default_rng(seed)
+    good: list[np.ndarray] = []
+    bad: list[np.ndarray] = []
+    each = max(1, PAIRS // max(len(chosen), 1))
+    block = max(1, 20_000_000 // max(len(found.sides(name, side)[1]), 1))
+    for start in range(0, len(chosen), block):
+        for keys, q in zip(found.keys(name, side, chosen[start : start + block]), chosen[start : start + block], strict=True):
+            wrong = np.ones(len(keys), bool)
+            wrong[right[q]] = False
+            at = np.flatnonzero(wrong & (keys > np.iinfo(np.int32).min))
+            good.append(keys[right[q]])
+            bad.append(keys[at[rng.integers(0, len(at), each)] if len(at) > each else at])
+    return tuple(to_scores(np.concatenate(x)) if x else np.empty(0, np.float32) for x in (good, bad))  # type: ignore[return-value]
+
+
 def _scores(name: str, both: dict[str, tuple[np.ndarray, np.ndarray]]) -> Scores:
     every = np.concatenate([x for pair in both.values() for x in pair])
-    edges = np.linspace(float(every.min()), max(float(every.max()), float(every.min()) + 1e-3), BINS + 1)
+    step = max(float(every.max() - every.min()), 1e-3) / BINS
+    edges = float(every.min()) + step * np.arange(-1, BINS + 2)  # an empty bin at each end: hills begin and end at 0
     middle = (edges[1:] + edges[:-1]) / 2
     charts, apart = {}, {}
     for side, (good, bad) in both.items():
@@ -102,16 +118,17 @@ def space(found: Measured, seed: int = 0) -> Space:
         picked[m] = np.sort(rng.permutation(len(items[m]))[: max(2, DOTS // len(names))])
     groups = {m: [_group(found, m, i) for i in picked[m]] for m in names}
     counts: dict[str, int] = {}
-    for g in [x for m in names for x in groups[m] if x is not None]:
-        counts[g] = counts.get(g, 0) + 1
+    for known in [x for m in names for x in groups[m] if x is not None]:
+        counts[known] = counts.get(known, 0) + 1
     top = sorted(counts, key=lambda g: (-counts[g], g))[:COLOURS]
     out = Space(groups=top, shapes=names, shown=sum(map(len, picked.values())))
     for side in SIDES:
         parts = [np.asarray(found.items[side][m].vectors[picked[m]], np.float64) for m in names]
-        means = [np.asarray(found.items[side][m].vectors[np.arange(len(items[m]))], np.float64).mean(0) for m in names]
+        means = [found.items[side][m].vectors[np.arange(len(items[m]))].mean(0, dtype=np.float64) for m in names]
         flat, kept = components(np.concatenate([p - c for p, c in zip(parts, means, strict=True)]))
-        reach = float(np.quantile(np.abs(flat), 0.995)) or 1.0
-        place = (flat / reach).clip(-1, 1) * 168 + 180
+        low, high = np.quantile(flat, [0.003, 0.997], axis=0)
+        reach = float((high - low).max()) / 2 or 1.0  # one scale for both axes
+        place = ((flat - (low + high) / 2) / reach).clip(-1, 1) * 168 + 180
         dots, at = [], 0
         for shape, m in enumerate(names):
             for i, g in zip(picked[m], groups[m], strict=True):

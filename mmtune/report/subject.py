@@ -24,13 +24,15 @@ class Run:
 
 @dataclass
 class Subject:
-    """base, candidate: MODELs, None when only the numbers of a comparison are there (`document`)."""
+    """base, candidate: MODELs, None when only the numbers of a comparison are there (`document`). general: DATA on which
+    nothing may be lost."""
 
     title: str
     base: Any = None
     candidate: Any = None
     data: str | None = None
     gate: Mapping[str, Any] | None = None
+    general: str | None = None
     run: Run | None = None
     document: dict[str, Any] = field(default_factory=dict)
 
@@ -94,8 +96,9 @@ def subject(
     data = data or (run.recipe.get("data") or {}).get("val")
     if not data:
         raise DataError(f"{path}: its recipe has no data.val; add --data DATA that the model was not trained on")
+    general = (run.recipe.get("data") or {}).get("general")
     base = base if base is not None else run.recipe["model"]
-    return Subject(path.resolve().name, base, candidate or str(artifact), data, gate or run.recipe.get("gate"), run)
+    return Subject(path.resolve().name, base, candidate or str(artifact), data, gate or run.recipe.get("gate"), general, run)
 
 
 def _comparison(path: Path, base: Any, candidate: Any, data: str | None, gate: Mapping[str, Any] | None) -> Subject:
@@ -108,7 +111,7 @@ def _comparison(path: Path, base: Any, candidate: Any, data: str | None, gate: M
     given = [base is not None, candidate is not None, data is not None]
     if any(given) and not all(given):
         raise DataError(f"{path}: to show queries as well, give all of --base, --candidate and --data")
-    return Subject(path.stem, base, candidate, data, gate or document["gate"], None, document)
+    return Subject(path.stem, base, candidate, data, gate or document["gate"], document=document)
 
 
 def _short(model: Any) -> str:

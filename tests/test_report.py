@@ -1,0 +1,230 @@
+"""Reports of real small runs: complete, self-contained, escaped, small, and right about what they say."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from mmtune.cli.dispatch import dispatch
+from mmtune.data.shards import open_data
+from mmtune.errors import DataError
+from mmtune.evaluate import compare
+from mmtune.mining.verb import mine
+from mmtune.report.build import headline, report
+from mmtune.report.cards import Cards
+from mmtune.report.examples import galleries, pick
+from mmtune.report.measured import measure
+from mmtune.report.plots import ticks
+from mmtune.report.spread import components, separation
+from mmtune.report.subject import subject
+from tests import corpora
+from tests.report_helpers import run
+
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+class Checker(HTMLParser):
+    """Tags close in order; collects ids, references and picture attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack, self.ids, self.refs, self.pictures, self.players, self.words = [], [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        if tag not in VOID:
+            self.stack.append(tag)
+        if "id" in found:
+            self.ids.append(found["id"])
+        self.refs += [found[k] for k in ("src", "href", "action") if k in found]
+        self.pictures += [found] if tag == "img" else []
+        self.players += [found] if tag == "audio" else []
+
+    def handle_startendtag(self, tag, attrs):
+        self.refs += [v for k, v in attrs if k in ("src", "href")]
+        self.ids += [v for k, v in attrs if k == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.stack and self.stack.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data):
+        if self.stack[-1:] not in (["style"], ["script"]):
+            self.words.append(data)
+
+
+def checked(path) -> Checker:
+    """The page, which refers to nothing outside itself and repeats no id."""
+    page = Checker()
+    text = path.read_text()
+    page.feed(text)
+    page.close()
+    assert not page.stack and len(page.ids) == len(set(page.ids))
+    assert all(r.startswith(("data:", "#")) for r in page.refs), [r[:80] for r in page.refs if not r.startswith(("data:", "#"))]
+    assert {r[1:] for r in page.refs if r.startswith("#")} <= set(page.ids)
+    assert not re.search(r"url\(|@import|fetch\(|https?://", text)
+    assert all(p.get("alt") and int(p["width"]) and int(p["height"]) for p in page.pictures)
+    assert all(p.get("aria-label") for p in page.players)
+    return page
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def pictures(root):
+    return run(root, ("image", "text"))
+
+
+def test_a_run_with_pictures(pictures, tmp_path, capsys):
+    out = tmp_path / "r.html"
+    assert dispatch("report", [str(pictures), "--out", str(out), "--json", "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    recipe = subject(pictures)
+    found = compare(recipe.base, recipe.candidate, recipe.data, slices=["shade"])
+    assert said == {"out": str(out), "verdict": found.verdict, "bytes": out.stat().st_size}
+    page = checked(out)
+    words = " ".join(" ".join(page.words).split())
+    assert found.reason in words and headline(found.to_dict())[0] in words
+    for heading in ("same searches", "taken for what", "Scores of right", "A map of", "How training went", "How it was made"):
+        assert heading in words
+    assert "shade=dark" in words and "image->text" in words and "text->image" in words
+    lead = found.directions["image->text"]
+    assert f"{lead.base:.3f} → {lead.candidate:.3f}" in words
+    assert found.base.fingerprint in words and found.candidate.fingerprint in words
+    assert page.pictures and "✓ right" in words and "✗ wrong" in words
+    shown = [p["src"] for p in page.pictures]
+    assert len(shown) == len(set(shown)), "a picture is embedded twice"
+    assert said["bytes"] < 1_000_000
+
+
+def test_a_run_with_sounds(root, tmp_path):
+    out = tmp_path / "r.html"
+    report(run(root, ("audio", "text"), "tiny:clap", epochs=3), out)
+    page = checked(out)
+    assert page.players and all(p["src"].startswith("data:audio/flac;base64,") for p in page.players)
+    assert len(page.pictures) == len(page.players) and "Spectrogram of" in page.pictures[0]["alt"]
+    assert len({p["src"] for p in page.players}) == len(page.players)
+
+
+def test_examples_are_the_greatest_changes_and_hits_are_in_order(pictures):
+    found = measure(subject(pictures))
+    data = found.data
+    for g in galleries(found, 4):
+        old, new = (r.directions[g.direction] for r in (found.comparison.base, found.comparison.candidate))
+        change = new.values[g.metric] - old.values[g.metric]
+        assert (g.rose, g.fell) == (sum(change > 1e-12), sum(change < -1e-12))
+        assert len(g.improved) <= 4
+        if g.improved:
+            first = g.improved[0]
+            assert np.isclose(first.value["after"] - first.value["before"], change.max())
+        for e in [*g.improved, *g.harmed]:
+            for side in ("before", "after"):
+                hits = e.hits[side]
+                assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+                vectors = found.vectors[side]
+                a = vectors[e.modality].vectors[vectors[e.modality].ids.index(data.ids[e.row])]
+                every = vectors[hits[0].modality].vectors @ a
+                assert np.isclose(hits[0].score, every.max(), atol=1e-5)
+                for h in hits:
+                    assert h.right == (data.groups[h.row] == data.groups[e.row])
+                rank = next((i for i, h in enumerate(hits, 1) if h.right), None)
+                assert rank == (e.first[side] if e.first[side] <= len(hits) else None)
+
+
+def test_the_most_changed_of_each_thing_come_first():
+    gain = np.array([0.9, 0.8, 0.7, 0.0, -0.5, 0.1])
+    things = np.array([1, 1, 1, 2, 3, 4])
+    assert pick(gain, things, 2) == [0, 5] and pick(gain, things, 4) == [0, 1, 2, 5] and pick(-gain, things, 4) == [4]
+
+
+def test_a_comparison_as_json(pictures, tmp_path, capsys):
+    about = subject(pictures)
+    assert dispatch("compare", [about.base, about.candidate, about.data, "--json"]) in (0, 1)
+    document = tmp_path / "c.json"
+    document.write_text(capsys.readouterr().out)
+    said = report(document, tmp_path / "numbers.html")
+    page = checked(tmp_path / "numbers.html")
+    assert said["verdict"] == json.loads(document.read_text())["verdict"] and not page.pictures
+    report(document, tmp_path / "all.html", base=about.base, candidate=about.candidate, data=about.data)
+    assert checked(tmp_path / "all.html").pictures
+    with pytest.raises(DataError, match="the comparison's base is"):
+        report(document, tmp_path / "x.html", base=about.candidate, candidate=about.base, data=about.data)
+    with pytest.raises(DataError, match="all of --base"):
+        report(document, tmp_path / "x.html", base=about.base)
+
+
+def test_the_audit_of_mined_negatives_is_shown(pictures, tmp_path):
+    about = subject(pictures)
+    mine(about.base, about.run.recipe["data"]["train"], pictures / "mining" / "round-0.parquet", {}, quiet=True)
+    try:
+        report(pictures, tmp_path / "r.html")
+        words = " ".join(" ".join(checked(tmp_path / "r.html").words).split())
+        assert "The negatives that were mined" in words and "round-0.parquet" in words and "Mined, the hardest" in words
+    finally:
+        for path in (pictures / "mining").iterdir():
+            path.unlink()
+
+
+def test_gate_of_the_recipe_and_of_a_file(pictures, tmp_path, capsys):
+    (tmp_path / "gate.yaml").write_text("gate: {metric: 'hit@1', direction: 'text->image', min_gain: 5}")
+    args = [str(pictures), "--out", str(tmp_path / "r.html"), "--gate", str(tmp_path / "gate.yaml"), "--json", "--quiet"]
+    assert dispatch("report", args) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "fail"
+    assert "Not better" in (tmp_path / "r.html").read_text()
+
+
+def test_refusals_name_the_fix(pictures, tmp_path, capsys):
+    for args, line in (
+        ([str(tmp_path)], "no run (it has no recipe.yaml)"),
+        ([str(tmp_path / "nothing")], "no such run or comparison"),
+        ([], "--base, --candidate and --data"),
+        ([str(pictures), "--data", subject(pictures).run.recipe["data"]["train"]], "was trained on"),
+    ):
+        assert dispatch("report", [*args, "--out", str(tmp_path / "r.html"), "--quiet"]) == 2
+        said = capsys.readouterr().err
+        assert line in said and said.count("\n") == 1
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_names_are_escaped(root, tmp_path):
+    from mmtune.data.pack import pack
+
+    words = "<script>alert(1)</script> & \"quoted\" 'x'"
+    source = tmp_path / "rows.jsonl"
+    rows = [{"id": f"{i}<b>", "text": words + f" {i % 6}", "image": f"{i}.png", "group": f"<i>{i % 3}"} for i in range(12)]
+    corpora.source(tmp_path, 12, 5, ("image",))
+    source.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pack(source, tmp_path / "packed")
+    out = tmp_path / "r.html"
+    report(None, out, base="tiny:clip", candidate="tiny:clip", data=str(tmp_path / "packed"))
+    page = checked(out)
+    assert out.read_text().count("<script>") == 1 and "<i>0" not in out.read_text()
+    assert "<i>0" in "".join(page.words)
+
+
+def test_a_card_once_and_none_past_the_budget(root):
+    data = open_data(corpora.packed(root, 18, 1, ("image", "text")))
+    cards = Cards(data, 3000)
+    full = cards.show(0, "image")
+    assert 'id="v0"' in full and 'data-same="v0"' in cards.show(0, "image")
+    rest = [cards.show(i, "image") for i in range(1, 6)]
+    assert any("unshown" in r and data.ids[5] in rest[4] for r in rest) and cards.left >= 0
+    assert cards.show(0, "text") == cards.show(6, "text")  # the same words: repeated, they are short
+
+
+def test_small_numbers():
+    rng = np.random.default_rng(0)
+    good, bad = rng.integers(0, 5, 40) / 4, rng.integers(0, 5, 60) / 4
+    naive = np.mean([(g > b) + 0.5 * (g == b) for g in good for b in bad])
+    assert np.isclose(separation(good, bad), naive)
+    x = rng.normal(size=(50, 6)) * [5, 3, 1, 1, 1, 1]
+    x -= x.mean(0)
+    flat, kept = components(x)
+    spectrum = np.linalg.eigvalsh(x.T @ x)[::-1]
+    assert np.isclose(kept, spectrum[:2].sum() / spectrum.sum()) and np.allclose((flat**2).sum(0), spectrum[:2])
+    assert ticks(0, 1) == pytest.approx([0, 0.5, 1.0]) or len(ticks(0, 1)) >= 3
+    assert all(-0.3 <= t <= 0.7 for t in ticks(-0.3, 0.7))
