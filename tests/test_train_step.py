@@ -77,7 +77,7 @@ def test_cached_gradients_equal_one_graph_over_the_same_dropout(loss, windows):
     got, logs = forward_backward(cached, batch, objective, micro_batch_size=3)
     assert torch.equal(torch.rand(1), after)  # the random stream goes on as if nothing was drawn twice
     assert cached.largest == 3
-    assert got == pytest.approx(float(want), rel=1e-6) and logs[loss] == pytest.approx(got)
+    assert got == pytest.approx(float(want.detach()), rel=1e-6) and logs[loss] == pytest.approx(got)
     used = [(p, q) for p, q in zip(whole.parameters(), cached.parameters(), strict=True) if p.grad is not None]
     assert len(used) == {"sigmoid": 14, "info_nce": 13, "triplet": 12}[loss]  # the scale, and the bias, where they are used
     a, b = (torch.cat([x[i].grad.flatten() for x in used]) for i in (0, 1))
@@ -113,3 +113,15 @@ def test_windows_are_sliced_with_their_item():
     part = slice_inputs(inputs, 1, 3)
     assert part["x"].tolist() == [1, 2, 3] and part["segments"].tolist() == [0, 0, 1]
     assert count_items(inputs) == 4
+
+
+def test_what_gets_no_gradient_has_none_and_what_has_one_keeps_adding():
+    batch, objective = batch_with_inputs(), build_objective([{"loss": "info_nce"}], [("a", "b")])
+    model, twice = Toy().eval(), Toy().eval()
+    model.spare = nn.Parameter(torch.ones(3))
+    forward_backward(model, batch, objective, micro_batch_size=4)
+    assert model.spare.grad is None and model.bias.grad is None and model.log_scale.grad is not None
+    for _ in range(2):
+        forward_backward(twice, batch, objective, micro_batch_size=4)
+    for p, q in zip(model.towers.parameters(), twice.towers.parameters(), strict=True):
+        assert torch.allclose(2 * p.grad, q.grad, rtol=1e-5, atol=1e-7)

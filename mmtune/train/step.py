@@ -55,52 +55,65 @@ def forward_backward(
     sizes = {m: n for m, n in sizes.items() if n}
     if micro_batch_size is None or all(n <= micro_batch_size for n in sizes.values()):
         with autocast():
-            z = {m: model.encode_inputs(m, batch.inputs[m]) for m in sizes}
-        loss, logs = objective({m: v.float() for m, v in z.items()}, batch, model.scale)
+            whole = {m: model.encode_inputs(m, batch.inputs[m]) for m in sizes}
+        loss, logs = objective({m: v.float() for m, v in whole.items()}, batch, model.scale)
         backward(loss)
         return float(loss.detach()), logs
 
     chunks = [(m, i, min(i + micro_batch_size, n)) for m, n in sizes.items() for i in range(0, n, micro_batch_size)]
-    states, parts = [], {m: [] for m in sizes}  # type: ignore[var-annotated]
+    # What outlives a micro-batch has its place beforehand: a small tensor left behind on top of the heap keeps the
+    # allocator from reusing all that a micro-batch frees below it.
+    states = RandomStates(len(chunks) + 1, batch.queries.device)
+    z: dict[str, Tensor] = {}
     with torch.no_grad():
-        for m, i, j in chunks:
-            states.append(RandomState(_device(batch)))
+        for number, (m, i, j) in enumerate(chunks):
+            states.keep(number)
             with autocast():
-                parts[m].append(model.encode_inputs(m, slice_inputs(batch.inputs[m], i, j)).float())
-    after = RandomState(_device(batch))
-    z = {m: torch.cat(p).requires_grad_() for m, p in parts.items()}
+                part = model.encode_inputs(m, slice_inputs(batch.inputs[m], i, j))
+            if m not in z:
+                z[m] = torch.empty(sizes[m], part.shape[1], device=part.device)
+            z[m][i:j] = part
+            del part
+    states.keep(len(chunks))
+    for v in z.values():
+        v.requires_grad_()
     loss, logs = objective(z, batch, model.scale)
     backward(loss)
-    with statistics_frozen(model):
-        for (m, i, j), state in zip(chunks, states, strict=True):
+    value = float(loss.detach())
+    del loss
+    with statistics_frozen(model), gradients_in_one_piece(model):
+        for number, (m, i, j) in enumerate(chunks):
             gradient = z[m].grad
             if gradient is None:  # no term looks at this modality
                 continue
-            state.restore()
+            states.restore(number)
             with autocast():
                 again = model.encode_inputs(m, slice_inputs(batch.inputs[m], i, j)).float()
             again.backward(gradient[i:j])
-    after.restore()
-    return float(loss.detach()), logs
+            del again
+    states.restore(len(chunks))
+    return value, logs
 
 
-def _device(batch: Batch) -> torch.device:
-    return batch.queries.device
+class RandomStates:
+    """Random states of the CPU and of one accelerator, to draw the same dropout twice."""
 
-
-class RandomState:
-    """The random state of the CPU and of one accelerator, to draw the same dropout twice."""
-
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, count: int, device: torch.device) -> None:
         self.device = device
-        self.cpu = torch.get_rng_state()
-        self.other = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.cpu = torch.get_rng_state().repeat(count, 1)
+        self.other = torch.cuda.get_rng_state(device).repeat(count, 1) if device.type == "cuda" else None
 
-    def restore(self) -> None:
-        """Go back to where this was captured."""
-        torch.set_rng_state(self.cpu)
+    def keep(self, number: int) -> None:
+        """Remember the present state as `number`."""
+        self.cpu[number] = torch.get_rng_state()
         if self.other is not None:
-            torch.cuda.set_rng_state(self.other, self.device)
+            self.other[number] = torch.cuda.get_rng_state(self.device)
+
+    def restore(self, number: int) -> None:
+        """Go back to where `number` was kept. (torch reads the memory from its start: a row has to be copied out.)"""
+        torch.set_rng_state(self.cpu[number].clone())
+        if self.other is not None:
+            torch.cuda.set_rng_state(self.other[number].clone(), self.device)
 
 
 @contextlib.contextmanager
@@ -119,3 +132,29 @@ def statistics_frozen(model: Any) -> Iterator[None]:
             m.momentum = momentum
             if count is not None and m.num_batches_tracked is not None:
                 m.num_batches_tracked.copy_(count)
+
+
+@contextlib.contextmanager
+def gradients_in_one_piece(model: Any) -> Iterator[None]:
+    """Within, gradients that do not exist yet are added up in one large piece of memory (CPU only).
+
+    Else the first micro-batch leaves them scattered among what it frees, and the heap grows by half a micro-batch's
+    activations that nothing can use. Parameters that get no gradient have none afterwards.
+    """
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    parameters = [p for p in parameters if p.requires_grad and p.grad is None and p.device.type == "cpu"]
+    touched: set[int] = set()
+    hooks = [p.register_post_accumulate_grad_hook(lambda q: touched.add(id(q))) for p in parameters]
+    for dtype in {p.dtype for p in parameters}:
+        mine = [p for p in parameters if p.dtype == dtype]
+        piece = torch.zeros(sum(p.numel() for p in mine), dtype=dtype)
+        for p, part in zip(mine, piece.split([p.numel() for p in mine]), strict=True):
+            p.grad = part.view(p.shape)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for p in parameters:
+            if id(p) not in touched:
+                p.grad = None
