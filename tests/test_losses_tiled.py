@@ -61,7 +61,8 @@ def test_tiles_equal_dense(term, scales, monkeypatch):
 
 
 @pytest.mark.parametrize("scales", [(5.6, 5.6), (5.6, 5.5)], ids=["one", "two"])
-def test_sums_that_would_vanish_are_taken_with_care(scales):
+@pytest.mark.parametrize("positives", ["mean", "mask"])
+def test_sums_that_would_vanish_are_taken_with_care(scales, positives):
     """Scales past any model's (270) and opposite vectors: e^-540 of the largest term is nothing in float32."""
     n, found = 8, []
     near = torch.nn.functional.normalize(unit(1, 3, 1) + 0.05 * unit(n + 1, 3, 2), dim=1)
@@ -70,7 +71,9 @@ def test_sums_that_would_vanish_are_taken_with_care(scales):
         sa, sb = (torch.tensor(s).exp().requires_grad_() for s in scales)
         i = torch.arange(n + 1)
         if way == "tiled":
-            loss = tiled.tiled_info_nce(a, b, (i, i), (torch.ones(n + 1), torch.ones(n + 1)), (sa, sb))
+            share = torch.full((n + 1,), 0.5 / (n + 1))
+            left_out = None if positives == "mean" else (i, i)
+            loss = tiled.tiled_info_nce(a, b, (i, i), (share, share), (sa, sb), left_out)
         else:
             cross = torch.nn.functional.cross_entropy
             loss = (cross(a @ b.T * sa, i) + cross(b @ a.T * sb, i)) / 2

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
 
 from mmtune.losses.contrast import Block, RowLoss, View, masks, own_of, query_weights
 
@@ -75,10 +76,8 @@ def _scaled(ctx: Any, gradient: Tensor) -> list[Tensor]:
     return [x.mul_(gradient) for x in found]
 
 
-def pairs_for_info_nce(view: View) -> tuple[Tensor, Tensor] | None:
-    """The related pairs of a view as a list without repeats, when `tiled_info_nce` can take it: nothing masked, few pairs."""
-    if view.guide is not None or view.stale is not None or view.same or view.graded:
-        return None
+def related_pairs(view: View) -> tuple[Tensor, Tensor] | None:
+    """All related pairs of a view as a list without repeats; None when there are too many for a list to be small."""
     limit = MATCH_LIMIT * (len(view.q) + len(view.c))
     found = view.relation.matches(0, view.relation.shape[0], limit)
     if found is None:
@@ -88,46 +87,56 @@ def pairs_for_info_nce(view: View) -> tuple[Tensor, Tensor] | None:
 
 
 def tiled_info_nce(
-    a: Tensor, b: Tensor, related: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor]
+    a: Tensor,
+    b: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    shares: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor],
+    left_out: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Mean of InfoNCE (`positives: mean`) from a [N, D] to b [M, D] and back; four tile products instead of six.
+    """InfoNCE from a [N, D] to b [M, D] and back in four tile products instead of six.
 
-    related: all (row of a, row of b) that are positives, each once; weights [N] and [M] of each item as a query; one scale a
-    direction. The first sweep takes both directions' normalisers, the second the gradients.
+    pairs: (row of a, row of b) [P] that are to be told from the rest; shares: how much each counts, a to b and b to a [P];
+    one scale a direction. Without `left_out` a pair's -log p is over all candidates (`positives: mean`); with it, the pairs
+    (row of a, row of b), each once, are no negatives: a pair stands against the others alone (`positives: mask`).
+    The first sweep takes both directions' normalisers, the second the gradients.
     """
-    return _InfoNCE.apply(a, b, *scales, related, weights, torch.is_grad_enabled())
+    return _InfoNCE.apply(a, b, *scales, pairs, shares, left_out, torch.is_grad_enabled())
 
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor, related: Any, weights: Any, graph: bool) -> Tensor:
-        i, j = related
-        one = torch.ones(len(i), device=a.device)
-        count_a = torch.zeros(len(a), device=a.device).index_add_(0, i, one)
-        count_b = torch.zeros(len(b), device=a.device).index_add_(0, j, one)
-        wa, wb = (w * (n > 0) for w, n in zip(weights, (count_a, count_b), strict=True))
-        wa, wb = wa / wa.sum().clamp_min(1e-30) / 2, wb / wb.sum().clamp_min(1e-30) / 2
-        target_a, target_b = wa[i] / count_a[i], wb[j] / count_b[j]  # how much each positive pair counts
-        cos = torch.cat([(a[i[k]] * b[j[k]]).sum(1) for k in torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE)])
-
-        sweep = _Sweep(a, b, float(sa), float(sb))
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor, pairs: Any, shares: Any, left_out: Any, graph: bool
+    ) -> Tensor:
+        (i, j), (ka, kb) = pairs, shares
+        parts = torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE)
+        cos = torch.cat([(a[i[k]] * b[j[k]]).sum(1) for k in parts])
+        sweep = _Sweep(a, b, float(sa), float(sb), left_out)
         lse_a, lse_b = sweep.normalisers()
-        hit_a, hit_b = (target_a * cos).sum(), (target_b * cos).sum()
-        # an item that asks nothing may have any normaliser
-        value = (wa * lse_a).sum() + (wb * lse_b).sum() - sa * hit_a - sb * hit_b
+        gap_a, gap_b = lse_a.float()[i] - sa * cos, lse_b.float()[j] - sb * cos
+        if left_out is None:
+            value = (ka * gap_a).sum() + (kb * gap_b).sum()
+            pull_a, pull_b = ka, kb
+        else:  # log(e^s + sum over the others) - s
+            value = (ka * softplus(gap_a)).sum() + (kb * softplus(gap_b)).sum()
+            pull_a, pull_b = ka * torch.sigmoid(gap_a), kb * torch.sigmoid(gap_b)
         if graph and any(ctx.needs_input_grad):
+            wa = torch.zeros(len(a), device=a.device).index_add_(0, i, pull_a)
+            wb = torch.zeros(len(b), device=a.device).index_add_(0, j, pull_b)
             da, db, ga, gb = sweep.gradients(wa, wb, lse_a, lse_b)
-            pull = sa * target_a + sb * target_b
-            for k in torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE):
+            pull = sa * pull_a + sb * pull_b
+            for k in parts:
                 da.index_add_(0, i[k], b[j[k]] * -pull[k, None])
                 db.index_add_(0, j[k], a[i[k]] * -pull[k, None])
-            ctx.found = [da, db, (ga - hit_a).to(sa.dtype).reshape(sa.shape), (gb - hit_b).to(sb.dtype).reshape(sb.shape)]
+            ga, gb = ga - (pull_a * cos).sum(), gb - (pull_b * cos).sum()
+            ctx.found = [da, db, ga.to(sa.dtype).reshape(sa.shape), gb.to(sb.dtype).reshape(sb.shape)]
         return value.to(a.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return *_scaled(ctx, gradient), None, None, None
+        return *_scaled(ctx, gradient), None, None, None, None
 
 
 class _Sweep:
@@ -135,10 +144,10 @@ class _Sweep:
 
     The exponentials are shifted by what keeps the largest possible one just below overflow, so that float32 reaches down to
     e^-160 of it and no running maximum is needed; directions of one scale share them. Should a sum vanish all the same, the
-    sweep starts again with running log-sums (`careful`).
+    sweep starts again with running log-sums (`careful`). Pairs that are `left_out` count as nothing.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, sa: float, sb: float) -> None:
+    def __init__(self, a: Tensor, b: Tensor, sa: float, sb: float, left_out: tuple[Tensor, Tensor] | None = None) -> None:
         self.a, self.b, self.sa, self.sb = a, b, sa, sb
         bound = float(a.norm(dim=1).max() * b.norm(dim=1).max())
         self.shift_a, self.shift_b = (max(0.0, abs(s) * bound - LARGEST) for s in (sa, sb))
@@ -146,6 +155,23 @@ class _Sweep:
         rows, columns = TILE["cuda" if a.is_cuda else "cpu"]
         self.rows, self.columns = min(rows, len(a)), min(columns, len(b))
         self.buffers = [torch.empty(self.rows * self.columns, device=a.device) for _ in range(3)]
+        self.across = -(-len(b) // self.columns)
+        self.left_out = left_out
+        if left_out is not None:  # by tile
+            i, j = left_out
+            tile = i // self.rows * self.across + j // self.columns
+            order = torch.argsort(tile)
+            self.left_out = i[order], j[order]
+            count = self.across * -(-len(a) // self.rows)
+            self.bounds = torch.searchsorted(tile[order], torch.arange(count + 1, device=a.device)).tolist()
+
+    def drop(self, tile: Tensor, r: slice, c: slice, value: float = 0.0) -> Tensor:
+        """Put `value` where the tile's pairs are left out."""
+        if self.left_out is not None:
+            at = r.start // self.rows * self.across + c.start // self.columns
+            i, j = (x[self.bounds[at] : self.bounds[at + 1]] for x in self.left_out)
+            tile[i - r.start, j - c.start] = value
+        return tile
 
     def tiles(self):  # type: ignore[no-untyped-def]
         """(rows, columns, cosines, two spare buffers) of every tile."""
@@ -159,21 +185,25 @@ class _Sweep:
                 yield r, c, cos, x, y
 
     def normalisers(self) -> tuple[Tensor, Tensor]:
-        """log sum over b of e^(sa cos) [N] and log sum over a of e^(sb cos) [M]."""
+        """log sum over b of e^(sa cos) [N] and log sum over a of e^(sb cos) [M]; -inf where all is left out."""
         rows = torch.zeros(len(self.a), dtype=torch.float64, device=self.a.device)
         columns = torch.zeros(len(self.b), dtype=torch.float64, device=self.a.device)
         for r, c, cos, x, _ in self.tiles():
-            e = _exp(cos, self.sa, self.shift_a, x)
+            e = self.drop(_exp(cos, self.sa, self.shift_a, x), r, c)
             rows[r] += e.sum(1)
-            columns[c] += (e if self.sa == self.sb else _exp(cos, self.sb, self.shift_b, x)).sum(0)
+            columns[c] += (e if self.sa == self.sb else self.drop(_exp(cos, self.sb, self.shift_b, x), r, c)).sum(0)
         if min(float(rows.min()), float(columns.min())) > SMALLEST:
             return rows.log() + self.shift_a, columns.log() + self.shift_b
         self.careful = True
         rows.fill_(-math.inf)
         columns.fill_(-math.inf)
         for r, c, cos, x, _ in self.tiles():
-            rows[r] = torch.logaddexp(rows[r], torch.logsumexp(torch.mul(cos, self.sa, out=x), 1).double())
-            columns[c] = torch.logaddexp(columns[c], torch.logsumexp(torch.mul(cos, self.sb, out=x), 0).double())
+            rows[r] = torch.logaddexp(
+                rows[r], torch.logsumexp(self.drop(torch.mul(cos, self.sa, out=x), r, c, -math.inf), 1).double()
+            )
+            columns[c] = torch.logaddexp(
+                columns[c], torch.logsumexp(self.drop(torch.mul(cos, self.sb, out=x), r, c, -math.inf), 0).double()
+            )
         return rows, columns
 
     def gradients(self, wa: Tensor, wb: Tensor, lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -186,19 +216,20 @@ class _Sweep:
             if self.careful:
                 p = torch.mul(cos, self.sa, out=x).sub_(lse_a[r, None].float()).exp_().mul_(wa[r, None])
                 s = torch.mul(cos, self.sb, out=y).sub_(lse_b[None, c].float()).exp_().mul_(wb[None, c])
+                p, s = self.drop(p, r, c), self.drop(s, r, c)
                 ga += torch.dot(p.flatten(), cos.flatten())
                 gb += torch.dot(s.flatten(), cos.flatten())
                 g = p.mul_(self.sa).add_(s, alpha=self.sb)
             elif self.sa == self.sb:
-                e = _exp(cos, self.sa, self.shift_a, x)
+                e = self.drop(_exp(cos, self.sa, self.shift_a, x), r, c)
                 cos.mul_(e)
                 ga += ua[r] @ cos.sum(1)
                 gb += cos.sum(0) @ ub[c]
                 g = torch.add(ua[r, None] * self.sa, ub[None, c] * self.sb, out=y).mul_(e)
             else:
                 p, s = _exp(cos, self.sa, self.shift_a, x), _exp(cos, self.sb, self.shift_b, y)
-                p.mul_(ua[r, None])
-                s.mul_(ub[None, c])
+                p = self.drop(p.mul_(ua[r, None]), r, c)
+                s = self.drop(s.mul_(ub[None, c]), r, c)
                 ga += torch.dot(p.flatten(), cos.flatten())
                 gb += torch.dot(s.flatten(), cos.flatten())
                 g = p.mul_(self.sa).add_(s, alpha=self.sb)

@@ -1,5 +1,6 @@
 """The objective of a run: weighted losses over the pairs of modalities, as one callable on a batch's vectors."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from mmtune.losses.graded import RANGES, Scored
 from mmtune.losses.info_nce import info_nce
 from mmtune.losses.matryoshka import truncate
 from mmtune.losses.relation import Relation
-from mmtune.losses.tiled import pairs_for_info_nce, tiled, tiled_info_nce
+from mmtune.losses.tiled import related_pairs, tiled, tiled_info_nce
 from mmtune.train.queue import Memory, Stored
 from mmtune.train.teachers import Teacher, TeacherVectors
 from mmtune.train.terms import AUTO, Term, find_loss, nearest, own_options, parse_terms
@@ -240,20 +241,32 @@ def _row_loss(term: Term, view: View) -> Callable[[Block], Tensor]:
 def _both_ways(term: Term, forward: View, backward: View, seen: Seen) -> Tensor | None:
     """Plain InfoNCE of both directions in shared tiles; None where the loss is another or something is masked."""
     plain = term.function is info_nce or (term.loss == AUTO and forward.bias is None)
-    if not plain or any(v not in (0.0, "mean") for v in term.options.values()):
+    options = {"positives": default_positives()} | term.options
+    positives = options.pop("positives")
+    if not plain or positives == "sum" or any(options.values()):
         return None
     if any(v.guide is not None or v.stale is not None or v.graded for v in (forward, backward)):
         return None
-    related = pairs_for_info_nce(View(backward.c, forward.c, seen.items.relation, forward.own, forward.scale))
+    a, b = backward.c, forward.c
+    related = related_pairs(View(a, b, seen.items.relation, forward.own, forward.scale))
     if related is None:
         return None
+    pairs = related if positives == "mean" else forward.own[:2]
+    shares = _shares(forward, pairs[0], len(a)), _shares(backward, pairs[1], len(b))
+    return tiled_info_nce(a, b, pairs, shares, (forward.scale, backward.scale), None if positives == "mean" else related)
 
-    def padded(view: View, n: int) -> Tensor:
-        weight = query_weights(view)
-        return torch.cat([weight, weight.new_zeros(n - len(weight))])
 
-    weights = padded(forward, len(backward.c)), padded(backward, len(forward.c))
-    return tiled_info_nce(backward.c, forward.c, related, weights, (forward.scale, backward.scale))
+def _shares(view: View, query: Tensor, count: int) -> Tensor:
+    """What each pair counts for in one direction: its query's weight, evenly among the query's pairs; half in all."""
+    weight = query_weights(view)
+    weight = torch.cat([weight, weight.new_zeros(count - len(weight))])
+    pairs_of = torch.zeros(count, device=weight.device).index_add_(0, query, torch.ones_like(query, dtype=weight.dtype))
+    return weight[query] / pairs_of[query] / weight.sum() / 2
+
+
+def default_positives() -> str:
+    """How InfoNCE takes several positives unless the recipe says."""
+    return inspect.signature(info_nce).parameters["positives"].default
 
 
 def _columns(term: Term) -> list[str]:

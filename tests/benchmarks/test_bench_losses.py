@@ -134,8 +134,8 @@ def dense(a, b, scale):
     return (torch.nn.functional.cross_entropy(logits, i) + torch.nn.functional.cross_entropy(logits.T, i)) / 2
 
 def tiles(a, b, scale):
-    i, one = torch.arange(len(a)), torch.ones(len(a))
-    return tiled_info_nce(a, b, (i, i), (one, one), (scale, scale))
+    i, share = torch.arange(len(a)), torch.full((len(a),), 0.5 / len(a))
+    return tiled_info_nce(a, b, (i, i), (share, share), (scale, scale))
 
 def run(way, n):
     a, b = vectors(n)
