@@ -19,7 +19,7 @@ def test_cosent_equals_the_double_loop_ties_included():
     n = len(s)
     want = math.log(1 + sum(math.exp(5 * (s[j] - s[i])) for i in range(n) for j in range(n) if y[i] > y[j]))
     got = cosent(pairs, scale=5.0)
-    assert float(got) == pytest.approx(want, rel=1e-5)
+    assert float(got.detach()) == pytest.approx(want, rel=1e-5)
     (fast,) = torch.autograd.grad(got, pairs.cos)
     gap = pairs.cos[None, :] - pairs.cos[:, None]
     slow = torch.log1p((torch.exp(5 * gap) * (pairs.score[:, None] > pairs.score[None, :])).sum())
@@ -27,12 +27,12 @@ def test_cosent_equals_the_double_loop_ties_included():
 
 
 def test_cosent_of_equal_scores_is_nothing():
-    assert float(cosent(scored([0.5, 0.5, 0.5]))) == 0
+    assert float(cosent(scored([0.5, 0.5, 0.5])).detach()) == 0
 
 
 def test_mse_and_cosine_equal_loops():
     pairs = scored([1.0, 0.0, 0.5, 0.2])
     s, y = pairs.cos.tolist(), pairs.score.tolist()
-    assert float(mse(pairs)) == pytest.approx(sum((a - b) ** 2 for a, b in zip(s, y, strict=True)) / 4, rel=1e-5)
+    assert float(mse(pairs).detach()) == pytest.approx(sum((a - b) ** 2 for a, b in zip(s, y, strict=True)) / 4, rel=1e-5)
     want = sum(1 - a if b >= 0.5 else max(0, a - 0.1) for a, b in zip(s, y, strict=True)) / 4
-    assert float(cosine(pairs, margin=0.1)) == pytest.approx(want, rel=1e-5)
+    assert float(cosine(pairs, margin=0.1).detach()) == pytest.approx(want, rel=1e-5)

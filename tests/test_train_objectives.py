@@ -92,7 +92,8 @@ def test_bad_columns_name_key_column_and_row(term, columns, says):
 
 def test_columns_are_known_before_training():
     terms = [{"loss": "cosent"}, {"loss": "mse", "column": "grade"}, {"loss": "info_nce", "weights": "w"}, {"loss": "triplet"}]
-    assert build_objective(terms, PAIR).columns == {"score", "grade", "w"}
+    keys = {"score": "objective[0].column", "grade": "objective[1].column", "w": "objective[2].weights"}
+    assert build_objective(terms, PAIR).columns == keys
 
 
 def test_a_batch_without_a_positive_says_so():

@@ -5,6 +5,7 @@ several labels of a kind: a caption that ten rows share carries ten row ids and 
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,14 +22,20 @@ class Relation:
     def __init__(self, queries: Labels, candidates: Labels, shape: tuple[int, int]) -> None:
         self.shape = shape
         self.labels = (queries, candidates)
-        self._kinds: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    @cached_property
+    def _kinds(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Of every kind: queries' (item, label) by item, candidates' (label, item) by label."""
+        queries, candidates = self.labels
+        found = []
         for kind in queries:
             if kind in candidates:
                 q_item, q_label = _entries(*queries[kind])
                 c_item, c_label = _entries(*candidates[kind])
                 order = torch.argsort(q_item, stable=True)
                 by_label = torch.argsort(c_label, stable=True)
-                self._kinds.append((q_item[order], q_label[order], c_label[by_label], c_item[by_label]))
+                found.append((q_item[order], q_label[order], c_label[by_label], c_item[by_label]))
+        return found
 
     @staticmethod
     def from_arrays(q_QL: Tensor, c_CL: Tensor) -> "Relation":
@@ -40,7 +47,7 @@ class Relation:
 
         return Relation(split(q_QL), split(c_CL), (len(q_QL), len(c_CL)))
 
-    @property
+    @cached_property
     def reversed(self) -> "Relation":
         """The same relation seen from the candidates."""
         return Relation(self.labels[1], self.labels[0], (self.shape[1], self.shape[0]))

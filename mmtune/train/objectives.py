@@ -74,8 +74,8 @@ class Objective(nn.Module):
         for i, term in enumerate(self.terms):
             if term.loss == "sigmoid":
                 self.biases[str(i)] = nn.Parameter(torch.tensor(float(term.options.get("bias", -10.0))))
-        self.columns: set[str] = {c for t in self.terms for c in _columns(t)}
-        """Numeric columns that a batch must carry."""
+        self.columns: dict[str, str] = {c: key for t in self.terms for c, key in _columns(t).items()}
+        """Numeric columns that a batch must carry -> the recipe key that asks for each."""
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch, scale: Scale) -> tuple[Tensor, dict[str, float]]:
         z = {m: v.float() for m, v in z.items()}
@@ -269,10 +269,10 @@ def default_positives() -> str:
     return inspect.signature(info_nce).parameters["positives"].default
 
 
-def _columns(term: Term) -> list[str]:
-    found = [term.weights] if term.weights else []
+def _columns(term: Term) -> dict[str, str]:
+    found = {term.weights: f"{term.key}.weights"} if term.weights else {}
     if term.function is not None and "column" in own_options(term.function):
-        found.append(term.options.get("column", "score"))
+        found[term.options.get("column", "score")] = f"{term.key}.column"
     return found
 
 
