@@ -20,9 +20,10 @@ from mmtune.mining.relevance import Known, Relevance
 from mmtune.similarity import GRID, pair_keys
 
 CHUNK = 4096
-STRIDE = 16  # columns that share one maximum: the scan compares maxima first
+GROUP = 32  # neighbouring columns that share one maximum: the scan compares maxima first
 MAX_NEAR = 1 << 17
 NONE = np.iinfo(np.int64).max
+NOTHING = (np.zeros(0, np.int16), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
 @dataclass
@@ -82,7 +83,7 @@ def exact_pairs(a: np.ndarray, i: np.ndarray, b: np.ndarray, j: np.ndarray) -> n
 
 def by_owner(owner: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, int]:
     """(order that groups pairs by owner, place of each within its owner in that order, the longest list)."""
-    order = np.argsort(owner.astype(np.int16) if rows < 2**15 else owner, kind="stable")  # 16 bits: a radix sort
+    order = np.argsort(owner.astype(np.int16), kind="stable")  # 16 bits: a radix sort; blocks are smaller than that
     counts = np.bincount(owner, minlength=rows)
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     return order, np.arange(len(owner)) - starts, int(counts.max(initial=0))
@@ -101,12 +102,13 @@ def best(owner: np.ndarray, items: np.ndarray, keys: np.ndarray, rows: int, k: i
 
 
 def kth_largest(owner: np.ndarray, values: np.ndarray, rows: int, k: int) -> np.ndarray:
-    """float64 [rows]: the k-th largest value of each owner, -inf where there are fewer."""
+    """float32 [rows]: the k-th largest value of each owner, -inf where there are fewer."""
     order, place, longest = by_owner(owner, rows)
     width = max(longest, k)
     wide = np.full((rows, width), -np.inf, np.float32)
     wide[owner[order], place] = values[order]
-    return np.partition(wide, width - k, axis=1)[:, width - k].astype(np.float64)
+    wide.partition(width - k, axis=1)
+    return wide[:, width - k]
 
 
 class ExactSearch:
@@ -129,10 +131,10 @@ class ExactSearch:
         """Accumulators [rows, CHUNK] and their maxima. Pages of fresh memory cost more than the product itself, so each thread
         keeps its own."""
         if not hasattr(self._kept, "sums"):
-            sizes = self.block * CHUNK, self.block * CHUNK // STRIDE
+            sizes = self.block * CHUNK, self.block * CHUNK // GROUP
             self._kept.sums, self._kept.tops = (torch.empty(n, dtype=self.grid.dtype, device=self.device) for n in sizes)
-        sums, tops = self._kept.sums[: rows * CHUNK], self._kept.tops[: rows * CHUNK // STRIDE]
-        return sums.view(rows, CHUNK), tops.view(rows, CHUNK // STRIDE)
+        sums, tops = self._kept.sums[: rows * CHUNK], self._kept.tops[: rows * CHUNK // GROUP]
+        return sums.view(rows, CHUNK), tops.view(rows, CHUNK // GROUP)
 
 
 class _Pass:
@@ -148,7 +150,7 @@ class _Pass:
         self.big = [(q, np.sort(place[members])) for q, members in known.big]
         self.floor = np.full(self.rows, -np.inf)
         # survivors: owner, item, upper bound of the score, float32 score (-inf: not computed)
-        self.pool = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32))]
+        self.pool: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = [NOTHING]
         self.held = 0
         self.settled = (np.full((self.rows, self.k), -1, np.int64), np.full((self.rows, self.k), -GRID, np.int32))
 
@@ -162,9 +164,9 @@ class _Pass:
             if start + CHUNK > n:
                 sums[:, n - start :] = g.low
             self._mask(sums, start)
-            torch.amax(sums.view(self.rows, STRIDE, CHUNK // STRIDE), 1, out=tops)
+            torch.amax(sums.view(self.rows, CHUNK // GROUP, GROUP), 2, out=tops)
             unit, eps = g.bounds(self.queries, number)
-            if number == 0 and CHUNK // STRIDE >= self.k:
+            if number == 0 and CHUNK // GROUP >= self.k:
                 # the k-th largest maximum is at most the k-th largest value
                 kth = tops.topk(self.k, 1).values[:, -1].double().cpu().numpy()
                 self.floor = np.where(kth > g.low, unit * kth + self.queries.shift - eps, -np.inf)
@@ -197,7 +199,7 @@ class _Pass:
 
     def _collect(self, sums: torch.Tensor, tops: np.ndarray, least: np.ndarray, number: int, r0: int, r1: int) -> None:
         """Keep what reaches `least`, a group of columns at a time; halves the rows when too much does."""
-        b, g = np.divmod(np.flatnonzero(tops[r0:r1] >= least[r0:r1, None]), CHUNK // STRIDE)
+        b, g = np.divmod(np.flatnonzero(tops[r0:r1] >= least[r0:r1, None]), CHUNK // GROUP)
         if len(b) > MAX_NEAR and r1 - r0 > 1:
             middle = (r0 + r1) // 2
             self._collect(sums, tops, least, number, r0, middle)
@@ -208,21 +210,27 @@ class _Pass:
         b += r0
         values = self._group(sums, b, g)
         at = np.flatnonzero(values >= least[b][:, None])
-        h, i = at // STRIDE, at % STRIDE
-        owner, value, at = b[h], values.ravel()[at].astype(np.float64), g[h] + i * (CHUNK // STRIDE) + number * CHUNK
+        h, i = np.divmod(at, GROUP)
+        owner, value, at = b[h], values.ravel()[at].astype(np.float64), g[h] * GROUP + i + number * CHUNK
         unit, eps = self.s.grid.bounds(self.queries, number)
-        upper = unit[owner] * value + (self.queries.shift + eps)[owner]
-        self.pool.append((owner, self.s.grid.order[at], upper, np.full(len(owner), -np.inf, np.float32)))
+        # float32, with room for its own rounding
+        upper = (unit[owner] * value + (self.queries.shift + eps + 3e-7)[owner]).astype(np.float32)
+        item = self.s.grid.order[at].astype(np.int32)
+        self.pool.append((owner.astype(np.int16), item, upper, np.full(len(owner), -np.inf, np.float32)))
         self.held += len(owner)
         if self.held > self.s.plan.survivors:
             self._settle()
 
     def _group(self, sums: torch.Tensor, b: np.ndarray, g: np.ndarray) -> np.ndarray:
-        """The STRIDE accumulators [n, STRIDE] behind the maxima (b, g)."""
-        wide = sums.view(self.rows, STRIDE, CHUNK // STRIDE)
+        """The GROUP accumulators [n, GROUP] behind the maxima (b, g)."""
+        wide, at = sums.view(-1, GROUP), b * (CHUNK // GROUP) + g
         if sums.device.type == "cpu":
-            return wide.numpy()[b, :, g]
-        return wide[torch.from_numpy(b).to(sums.device), :, torch.from_numpy(g).to(sums.device)].cpu().numpy()
+            return wide.numpy()[at]
+        return wide[torch.from_numpy(at).to(sums.device)].cpu().numpy()
+
+    def _floors(self, owner: np.ndarray) -> np.ndarray:
+        """The floor of each pair's query in float32, rounded down."""
+        return np.nextafter(self.floor.astype(np.float32), np.float32(-np.inf))[owner]
 
     def _dot(self, owner: np.ndarray, item: np.ndarray, dots: np.ndarray, which: np.ndarray) -> None:
         c = self.s.candidates
@@ -231,9 +239,9 @@ class _Pass:
     def _lead(self) -> None:
         """Score those that look best, in float32, and raise the floor to what they reach."""
         owner, item, upper, dots = (np.concatenate(x) for x in zip(*self.pool, strict=True))
-        keep = upper >= self.floor[owner]
+        keep = np.flatnonzero(upper >= self._floors(owner))
         owner, item, upper, dots = owner[keep], item[keep], upper[keep], dots[keep]
-        leader = upper >= kth_largest(owner, upper, self.rows, self.k)[owner] - 1e-6
+        leader = upper >= kth_largest(owner, upper, self.rows, self.k)[owner]
         self._dot(owner, item, dots, np.flatnonzero(leader & np.isneginf(dots)))
         self.floor = np.maximum(self.floor, kth_largest(owner, dots, self.rows, self.k) - slack(self.s.candidates.dim))
         self.pool, self.held = [(owner, item, upper, dots)], len(owner)
@@ -242,10 +250,10 @@ class _Pass:
         """Exact keys for what float32 cannot tell from the best k; only the best k are kept."""
         self._lead()
         owner, item, upper, dots = self.pool[0]
-        self._dot(owner, item, dots, np.flatnonzero((upper >= self.floor[owner]) & np.isneginf(dots)))
+        self._dot(owner, item, dots, np.flatnonzero((upper >= self._floors(owner)) & np.isneginf(dots)))
         bound = slack(self.s.candidates.dim)
         self.floor = np.maximum(self.floor, kth_largest(owner, dots, self.rows, self.k) - bound)
-        keep = dots >= self.floor[owner] - bound - 1.0 / GRID
+        keep = dots >= self._floors(owner) - np.float32(1.01 * (bound + 1.0 / GRID))
         owner, item = owner[keep], item[keep]
         c = self.s.candidates
         keys = exact_pairs(self.q_BD, owner, c.vectors, c.head[item])
@@ -254,4 +262,4 @@ class _Pass:
         self.settled = best(owner, item, np.concatenate([self.settled[1][r, column], keys]), self.rows, self.k)
         full = self.settled[0][:, -1] >= 0
         self.floor = np.where(full, np.maximum(self.floor, self.settled[1][:, -1] / GRID - 0.5 / GRID), self.floor)
-        self.pool, self.held = [tuple(x[:0] for x in self.pool[0])], 0  # type: ignore[list-item]
+        self.pool, self.held = [NOTHING], 0
