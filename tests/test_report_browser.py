@@ -80,7 +80,7 @@ def test_players_play(pages, opened):
             for (const a of found) {
                 a.muted = true;
                 await a.play();
-                await new Promise(r => setTimeout(r, 250));
+                for (let i = 0; i < 100 && !a.currentTime; i++) await new Promise(r => setTimeout(r, 50));
                 out.push([a.duration, a.currentTime, a.error === null]);
                 a.pause();
             }

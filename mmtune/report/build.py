@@ -10,7 +10,7 @@ from mmtune.report.cards import Cards
 from mmtune.report.confusion import confusions
 from mmtune.report.curves import learning
 from mmtune.report.examples import TOP, galleries
-from mmtune.report.forest import forest
+from mmtune.report.forest import Forest, forest, told
 from mmtune.report.measured import Measured, measure
 from mmtune.report.negatives import audits
 from mmtune.report.spread import scores, space
@@ -81,7 +81,8 @@ def render(about: Subject, found: Measured | None, examples: int = 6) -> str:
         meaning=meaning,
         tiles=tiles(document),
         directions=forest(document["directions"], document["gate"]),
-        slices=forest(document["slices"], document["gate"]) if document["slices"] else None,
+        slices=_slices(document, True),
+        unsure=_slices(document, False),
         metrics=document.get("metrics", {}),
         curves=learning(about.run.log) if about.run else [],
         galleries=galleries(found, examples) if found else [],
@@ -104,6 +105,12 @@ def headline(document: dict[str, Any]) -> tuple[str, str]:
     return (MIXED if gained else WORDS).get(document["verdict"]) or WORDS[document["verdict"]]
 
 
+def _slices(document: dict[str, Any], sure: bool) -> Forest | None:
+    """The slices that tell something, or those of too few things; None when there are none."""
+    chosen = {n: c for n, c in document["slices"].items() if told(c) == sure}
+    return forest(chosen, document["gate"]) if chosen else None
+
+
 def tiles(document: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, note) of the few numbers that stand beside the verdict."""
     gate = document["gate"]
@@ -116,6 +123,7 @@ def tiles(document: dict[str, Any]) -> list[tuple[str, str, str]]:
          f"{lead['queries'] - lead['wins'] - lead['losses']:,} the same, of {lead['queries']:,}"),
     ]  # fmt: skip
     rest = {**document["slices"], **{n: c for n, c in document["directions"].items() if n != gate["direction"]}}
+    rest = {n: c for n, c in rest.items() if told(c)}
     if rest:
         name, worst = min(rest.items(), key=lambda x: (x[1]["difference"], x[0]))
         out.append(("weakest spot", f"{worst['difference']:+.3f}", f"{name}, {worst['queries']:,} queries"))

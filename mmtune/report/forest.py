@@ -36,6 +36,14 @@ class Forest:
     ticks: list[Tick]
 
 
+VACUOUS = 1.99  # of 2
+
+
+def told(change: Mapping[str, Any]) -> bool:
+    """Whether the interval says anything: over too few things it spans all that a metric can change by, -1 to +1."""
+    return bool(change["interval"][1] - change["interval"][0] < VACUOUS)
+
+
 def _axis(points: list[float], changes: list[Mapping[str, Any]]) -> tuple[float, float]:
     """Ends that hold every point, and every interval but those much wider than most: a slice of few things would flatten
     all others; its bar runs off the edge and its numbers stand beside it."""
