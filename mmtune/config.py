@@ -5,7 +5,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -43,6 +43,7 @@ class DataConfig(Strict):
 
     train: str | list[str | Source]
     val: str | None = None
+    general: str | None = Field(None, description="other data whose skill must stay: scored beside val after each epoch")
     workers: int = Field(2, ge=1, description="threads that decode and preprocess ahead of the step")
     cache: Size = Field("2GB", description="memory for decoded or preprocessed items, reused in later epochs; 0 = off")
     batches: Literal["random", "spread"] = Field("random", description="spread: rows of one group go to different batches")
@@ -79,6 +80,29 @@ class TrainConfig(Strict):
     keep: int = Field(3, ge=1, description="best checkpoints kept, beside the last")
     metric: str = Field("map", description="validation metric, averaged over the trained directions")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better metric")
+    ema: float | None = Field(None, gt=0, lt=1, description="what is validated and saved is a running mean, e.g. 0.999 a step")
+    l2_start: float = Field(0.0, ge=0, description="pull towards the starting weights, a share of lr a step (L2-SP)")
+
+
+class Tuning(Strict):
+    """How much of one tower is trained."""
+
+    how: Literal["full", "head", "lora", "qlora", "partial", "frozen"] = "full"
+    rank: int = Field(16, ge=1, description="lora, qlora")
+    alpha: float | None = Field(None, gt=0, description="lora, qlora: the delta's factor is alpha / rank; default 2 * rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="lora, qlora")
+    targets: list[str] | None = Field(None, description="lora, qlora: ends of layer names; default: all in the blocks")
+    blocks: int | None = Field(None, ge=1, description="partial: the last n, and what follows them; default 2")
+    norms: bool = Field(False, description="partial: the normalisation layers (and no block, unless `blocks` says so)")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="each layer's lr is this share of the next one's")
+
+
+class Interpolate(Strict):
+    """Weights between base and tuned (WiSE-FT): coefficient 0 is the base, 1 the tuned model."""
+
+    coefficients: list[Annotated[float, Field(ge=0, le=1)]] = Field([i / 10 for i in range(11)], min_length=2)
+    general_weight: float = Field(1.0, ge=0, description="picked: the highest domain + general_weight * general")
+    keep: float | None = Field(None, gt=0, description="picked: the best domain that keeps this share of the base's general")
 
 
 class RunConfig(Strict):
@@ -95,6 +119,10 @@ class Recipe(Strict):
     pairs: list[tuple[str, str]] | None = Field(None, description="default: every pair the model and the data share")
     objective: list[dict[str, Any]] = [{"loss": "auto"}]
     augment: dict[str, dict[str, Any]] = {}
+    tune: str | dict[str, Any] = Field(
+        "full", description="full, head, lora, qlora, partial, frozen; or {MODALITY: one of them}"
+    )
+    interpolate: bool | Interpolate = False
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
 

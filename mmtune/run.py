@@ -3,13 +3,15 @@
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmtune import artifact, modalities
-from mmtune.config import Recipe, dump, load_recipe, parse, parse_size
-from mmtune.contracts import Pair, direction
+from mmtune.config import Interpolate, Recipe, dump, load_recipe, parse, parse_size
+from mmtune.contracts import Embedded, Pair, direction
 from mmtune.data.batches import plan
 from mmtune.data.mix import Mix
 from mmtune.data.shards import Data, open_data
@@ -17,13 +19,20 @@ from mmtune.data.stream import Stream
 from mmtune.embed import embed_data
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluate import evaluate_vectors
+from mmtune.evaluate.overlap import trained_rows
 from mmtune.files import write_json, write_text
 from mmtune.train.loop import Trainer, precision
 from mmtune.train.objectives import build_objective
+from mmtune.train.tune import LOW_RANK, Tuned, tune
+from mmtune.train.tune_adapters import save_adapters
+from mmtune.train.wise import interpolate
 
 if TYPE_CHECKING:
     from mmtune.evaluate import Result
     from mmtune.model import Model
+
+Embed = Callable[["Model", Data, Sequence[str]], dict[str, Embedded]]
+"""How validation embeds: `embed_data`, or from kept features."""
 
 
 def train(
@@ -41,7 +50,9 @@ def train(
     sources = recipe.data.sources()
     data = Mix([open_data(s.path) for s in sources], [s.weight for s in sources])
     val = open_data(recipe.data.val) if recipe.data.val else None
+    general = open_data(recipe.data.general) if recipe.data.general else None
     model = artifact.load(recipe.model)
+    base_mark = model.fingerprint
     pairs = choose_pairs(recipe, model, data)
     model.ensure_scales(pairs)
     objective = build_objective(recipe.objective, pairs)
@@ -51,24 +62,32 @@ def train(
         raise RecipeError(
             f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {_named(pairs)}; at least 2 are needed"
         )
+    refuse_leak(general, data, usable, trained)
+    between = _between(recipe)
+    tuned = tune(model, recipe.tune, trained, list(recipe.augment), recipe.train.seed, keep_start=between is not None)
     stream = Stream(
         data, {m: model.towers[m].preprocess for m in trained}, augmentations(recipe, trained), seed=recipe.train.seed,
         workers=recipe.data.workers, cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
     )  # fmt: skip
+    validate = _validators(val, general, pairs, recipe.train.metric, _prepare(tuned, stream, [val, general], quiet))
     trainer = Trainer(
         model, objective, stream, plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches),
-        recipe.train, directory, validate=_validator(val, pairs, recipe.train.metric) if val else None, quiet=quiet,
+        recipe.train, directory, validate=validate, tuned=tuned, quiet=quiet,
     )  # fmt: skip
     if resume:
         trainer.resume()
     trainer.fit()
     trainer.load_best()
+    coefficient = _finish(tuned, between, validate, directory, recipe, base_mark)
     result = _score(model, val, pairs) if val else None
     metrics = result.to_dict() if result else {}
     info = {
         "base": str(model.info.get("source")),
         "data": data.spec,
         "data_fingerprint": data.fingerprint,
+        "base_fingerprint": base_mark,
+        "tune": {m: t["how"] for m, t in tuned.counts.items()},
+        "interpolated": coefficient,
         "steps": trainer.place.step,
         "seed": recipe.train.seed,
         "precision": precision(recipe.train.precision),
@@ -84,6 +103,8 @@ def train(
         "pairs": place.pairs,
         "seconds": place.seconds,
         "steps": place.step,
+        "trainable": tuned.counts,
+        "coefficient": coefficient,
         "best": [{"metric": m, "checkpoint": n} for m, n in place.best],
         "metrics": metrics,
         "result": result,
@@ -178,13 +199,77 @@ def _score(model: "Model", val: Data, pairs: Sequence[Pair]) -> "Result":
     return evaluate_vectors(embed_data(model, val))
 
 
-def _validator(val: Data, pairs: Sequence[Pair], metric: str) -> Any:
+def refuse_leak(general: Data | None, data: Mix, usable: np.ndarray, trained: Sequence[str]) -> None:
+    """RecipeError when rows of the general slice are trained on. By content: unrelated sets may both have a row "1"."""
+    if general is None:
+        return
+    rows = {m: np.flatnonzero(general.present[m]) for m in trained if m in general.modalities}
+    told = {m: {k: general.labels[k][r] for k in (m,)} for m, r in rows.items()}
+    found = {
+        m: Embedded([general.ids[i] for i in r], [None] * len(r), told[m], np.empty((len(r), 0), np.float32))
+        for m, r in rows.items()
+    }
+    why = trained_rows(found, {m: np.unique(data.labels[m][usable]) for m in rows})
+    if why:
+        row = min(why)
+        raise RecipeError(
+            f"data.general: {len(why)} of the rows of {general.spec} are trained on (row {row!r}: {why[row]}); take them out"
+        )
+
+
+def _between(recipe: Recipe) -> Interpolate | None:
+    """The recipe's `interpolate`, or None."""
+    wanted = recipe.interpolate
+    if wanted and not (recipe.data.val and recipe.data.general):
+        raise RecipeError("interpolate: the coefficient is picked on data.val and data.general; name both")
+    return wanted if isinstance(wanted, Interpolate) else Interpolate() if wanted else None
+
+
+def _prepare(tuned: Tuned, stream: Stream, others: Sequence[Data | None], quiet: bool) -> Embed:
+    """Say what learns, compute features of towers that do not; returns how to embed between epochs."""
+    if not quiet:
+        print("\n".join(tuned.lines()), file=sys.stderr)
+    if tuned.features is None:
+        return embed_data
+    tuned.features.feed(stream, quiet)
+    for data in others:
+        if data is not None:
+            tuned.features.add(data, quiet)
+    return tuned.features.embed
+
+
+def _finish(
+    tuned: Tuned, between: Interpolate | None, validate: Any, directory: Path, recipe: Recipe, base_mark: str
+) -> float | None:
+    """A plain model again, on its chosen place between base and tuned; its adapters beside the artifact."""
+    tuned.finish()
+    chosen = None
+    if between is not None:
+        chosen = interpolate(tuned.model, tuned.start, validate, between, directory / "interpolation.json", recipe.train.metric)
+    if any(t.how in LOW_RANK for t in tuned.towers.values()):
+        save_adapters(tuned, directory / "adapters", recipe.model, base_mark, 1.0 if chosen is None else chosen)
+    tuned.close()
+    return chosen
+
+
+def _validators(val: Data | None, general: Data | None, pairs: Sequence[Pair], metric: str, embed: Embed) -> Any:
+    """Validation on the domain and, under names that begin with "general", on the slice that must not get worse; or None."""
+    if val is None:
+        if general is not None:
+            raise RecipeError("data.general: is scored beside data.val; name that too")
+        return None
+    domain = _validator(val, pairs, metric, embed, "data.val")
+    other = _validator(general, pairs, metric, embed, "data.general") if general is not None else lambda model: {}
+    return lambda model: domain(model) | {f"general {k}": v for k, v in other(model).items()}
+
+
+def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key: str) -> Any:
     """model -> {"a->b metric": value, ..., "metric": their mean} over the trained directions."""
     wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
 
     def validate(model: "Model") -> dict[str, float]:
         names = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
-        directions = evaluate_vectors(embed_data(model, val, [n for n in names if n in val.modalities])).to_dict()["directions"]
+        directions = evaluate_vectors(embed(model, val, [n for n in names if n in val.modalities])).to_dict()["directions"]
         values = {}
         for d in wanted:
             if d in directions:
@@ -192,7 +277,7 @@ def _validator(val: Data, pairs: Sequence[Pair], metric: str) -> Any:
                     raise RecipeError(f"train.metric: {metric!r} is unknown; known: {', '.join(directions[d]['metrics'])}")
                 values[f"{d} {metric}"] = directions[d]["metrics"][metric]
         if not values:
-            raise RecipeError(f"data.val: {val.spec} has no row for the trained directions {', '.join(wanted)}")
+            raise RecipeError(f"{key}: {val.spec} has no row for the trained directions {', '.join(wanted)}")
         return values | {"metric": sum(values.values()) / len(values)}
 
     return validate

@@ -23,9 +23,12 @@ from mmtune.train.log import Log
 from mmtune.train.objectives import Objective
 from mmtune.train.optimizer import build_optimizer, lr_factor, parameter_groups
 from mmtune.train.step import forward_backward
+from mmtune.train.surgery import learning_state, load_learning_state
+from mmtune.train.tune_steady import Steady
 
 if TYPE_CHECKING:
     from mmtune.model import Model
+    from mmtune.train.tune import Tuned
 
 LAST = "last"
 
@@ -53,6 +56,7 @@ class Trainer:
         *,
         validate: "Callable[[Model], dict[str, float]] | None" = None,
         extra: Callable[[np.ndarray], np.ndarray] | None = None,
+        tuned: "Tuned | None" = None,
         quiet: bool = False,
     ):
         from accelerate import Accelerator
@@ -61,9 +65,11 @@ class Trainer:
         self.device = self.accelerator.device
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
-        self.validate, self.extra, self.quiet = validate, extra, quiet
+        self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep)
-        self.optimizer = build_optimizer(parameter_groups(model, objective, config), config)
+        groups = parameter_groups(model, objective, config, tuned.rates if tuned else None)
+        self.optimizer = build_optimizer(groups, config)
+        self.steady = Steady([p for g in self.optimizer.param_groups for p in g["params"]], config.ema, config.l2_start)
         self.place = Place()
         self.steps_per_epoch = len(plan(0))
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
@@ -73,7 +79,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Any]:
         """All that a checkpoint holds beside the place."""
-        state = {"model": self.model.state_dict(), "objective": self.objective.state_dict()}
+        state = {"model": learning_state(self.model), "steady": self.steady.state(), "objective": self.objective.state_dict()}
         return state | {"optimizer": self.optimizer.state_dict(), "random": random_state()}
 
     def resume(self) -> bool:
@@ -81,7 +87,8 @@ class Trainer:
         if not self.checkpoints.has(LAST):
             return False
         tensors, self.place = self.checkpoints.load(LAST)
-        self.model.load_state_dict(tensors["model"])
+        load_learning_state(self.model, tensors["model"])
+        self.steady.load(tensors["steady"])
         self.objective.load_state_dict(tensors["objective"])
         self.optimizer.load_state_dict(tensors["optimizer"])
         restore_random_state(tensors["random"])
@@ -91,7 +98,9 @@ class Trainer:
         """Put the best weights (by the validation metric; else the last) into the model; returns the checkpoint's name."""
         name = self.place.best[0][1] if self.place.best else LAST
         tensors, _ = self.checkpoints.load(name)
-        self.model.load_state_dict(tensors["model"])
+        load_learning_state(self.model, tensors["model"])
+        if name == LAST:
+            self.steady.use_mean()
         self.model.eval()
         return name
 
@@ -118,6 +127,8 @@ class Trainer:
     def _epoch(self, log: Log, progress: Progress) -> None:
         batches = self.plan(self.place.epoch)
         self.model.train()
+        if self.tuned is not None:
+            self.tuned.rest()
         left = batches[self.place.batch : self.place.batch + self.total - self.place.step]
         waiting, note = time.perf_counter(), ""
         for batch in self.stream.epoch(self.place.epoch, left, self.extra):
@@ -150,12 +161,15 @@ class Trainer:
         self._finish_epoch(log, progress)
 
     def _finish_epoch(self, log: Log, progress: Progress) -> None:
+        if self.tuned is not None:
+            self.tuned.check()
         if self.validate is not None:
-            values = self.validate(self.model)
+            with self.steady.averaged():
+                values = self.validate(self.model)
+                better = self.checkpoints.offer(values["metric"], self.tensors(), self.place)
             log.write(self.place.step, self.place.epoch - 1, {f"val {k}": v for k, v in values.items()})
             shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "metric")
             progress.say(f"epoch {self.place.epoch}: {shown}")
-            better = self.checkpoints.offer(values["metric"], self.tensors(), self.place)
             self.place.stale = 0 if better else self.place.stale + 1
         self.checkpoints.save(LAST, self.tensors(), self.place)
 
@@ -174,7 +188,10 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm or math.inf)
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             self._not_finite(batch, loss, float(norm))
+        if self.tuned is not None:
+            self.tuned.after_backward()
         self.optimizer.step()
+        self.steady.after_step(self.config.lr * factor)
         self.model.clamp_scales()
         return loss, logs | {"grad_norm": float(norm)}
 

@@ -1,6 +1,7 @@
 """AdamW with decay only where it belongs, and the learning rate's course."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,21 +23,29 @@ NO_DECAY = (
 )
 
 
-def parameter_groups(model: "Model", objective: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
+def parameter_groups(
+    model: "Model", objective: nn.Module, config: TrainConfig, rates: Mapping[int, float] | None = None
+) -> list[dict[str, object]]:
     """Weights decay; norms, biases, positions (anything of fewer than two axes) do not; temperatures have their own lr.
 
-    Frozen parameters are left out. Names decide the order, so that a resumed optimizer finds its state.
+    rates: id of a parameter -> share of the learning rate (layer-wise decay). Frozen parameters are left out.
+    Names decide the order, so that a resumed optimizer finds its state.
     """
     scales = {id(s.log) for s in model._scales.values()} | {id(s.bias) for s in model._scales.values() if s.bias is not None}
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "scale": []}
+    rates = rates or {}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {(kind, 1.0): [] for kind in ("decay", "plain", "scale")}
     for name, p in [*model.named_parameters(), *objective.named_parameters()]:
         if not p.requires_grad:
             continue
         kind = "scale" if id(p) in scales else "plain" if p.ndim < 2 or any(n in name for n in NO_DECAY) else "decay"
-        groups[kind].append(p)
+        groups.setdefault((kind, rates.get(id(p), 1.0)), []).append(p)
     decay = {"decay": config.weight_decay, "plain": 0.0, "scale": 0.0}
     rate = {"decay": config.lr, "plain": config.lr, "scale": config.lr * config.scale_lr}
-    return [{"params": ps, "lr": rate[k], "base_lr": rate[k], "weight_decay": decay[k]} for k, ps in groups.items() if ps]
+    return [
+        {"params": ps, "lr": rate[k] * share, "base_lr": rate[k] * share, "weight_decay": decay[k]}
+        for (k, share), ps in groups.items()
+        if ps
+    ]
 
 
 def build_optimizer(groups: list[dict[str, object]], config: TrainConfig) -> torch.optim.AdamW:

@@ -89,7 +89,8 @@ def forward_backward(
             states.restore(number)
             with autocast():
                 again = model.encode_inputs(m, slice_inputs(batch.inputs[m], i, j)).float()
-            again.backward(gradient[i:j])
+            if again.requires_grad:  # not a frozen tower's
+                again.backward(gradient[i:j])
             del again
     states.restore(len(chunks))
     return value, logs

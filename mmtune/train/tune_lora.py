@@ -1,7 +1,7 @@
 """LoRA (Hu et al., arXiv 2106.09685) and QLoRA (Dettmers et al., arXiv 2305.14314) through peft, in any family's tower.
 
 Low-rank adapters stand beside the linear layers, 1 x 1 convolutions and fused attention projections of a tower's blocks. An
-attention that keeps q, k and v in one parameter is not a linear layer: peft adapts the parameter itself (its `target_parameters`);
+attention that keeps q, k and v in one parameter is not a linear layer: peft adapts the parameter itself (`target_parameters`);
 its layer for whole attention modules would add and subtract the delta at every step, and the base would drift by rounding.
 """
 
@@ -45,7 +45,7 @@ class Targets:
 
 
 def find_targets(tower: list[nn.Module], wanted: list[str] | None, key: str) -> list[Targets]:
-    """What LoRA adapts in a tower: by default all that it can in the blocks. `wanted`: ends of names, e.g. ["q_proj", "v_proj"].
+    """What LoRA adapts in a tower: by default all it can in the blocks. `wanted`: ends of names, as ["q_proj", "v_proj"].
 
     Raises RecipeError when nothing is found, naming what there is.
     """
@@ -102,8 +102,9 @@ def inject(tower: list[nn.Module], tuning: Tuning, key: str, seed: int) -> None:
         raise RecipeError(f"{key}: qlora: this tower has no linear layers to hold in 4 bits; use how: lora")
     for t in found:
         encoders = [m for m in t.module.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+        alpha: Any = tuning.alpha or 2 * tuning.rank  # peft says int, and takes any number
         config = LoraConfig(
-            r=tuning.rank, lora_alpha=tuning.alpha or 2 * tuning.rank, lora_dropout=tuning.dropout,
+            r=tuning.rank, lora_alpha=alpha, lora_dropout=tuning.dropout,
             target_modules="|".join(map(re.escape, t.layers)) or None, target_parameters=t.parameters or None,
         )  # fmt: skip
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -112,7 +113,9 @@ def inject(tower: list[nn.Module], tuning: Tuning, key: str, seed: int) -> None:
             inject_adapter_in_model(config, t.module, adapter_name=ADAPTER)
         done = {low.name for _, _, low in _adapted(t.module)}
         for _, layer, _ in _adapted(t.module):
-            if tuning.how == "qlora":  # open_clip takes its activations' dtype from here, or from the weight, which is bytes now
+            if (
+                tuning.how == "qlora"
+            ):  # open_clip takes its activations' dtype from here, or from the weight, which is bytes now
                 layer.int8_original_dtype = torch.float32
         wanted = {f"{n}.weight" for n in t.layers} | set(t.parameters)
         if done != wanted:  # peft matches the ends of names
@@ -126,11 +129,7 @@ def inject(tower: list[nn.Module], tuning: Tuning, key: str, seed: int) -> None:
 
 def quantise(root: nn.Module, layers: list[str], key: str) -> int:
     """Replace the linear layers among `layers` by 4-bit ones (NF4); returns how many."""
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise MissingExtra(f"{key}: qlora needs bitsandbytes: pip install bitsandbytes (or how: lora)") from None
-    count = 0
+    bnb, count = _bitsandbytes(key), 0
     for name in layers:
         layer = root.get_submodule(name)
         if isinstance(layer, nn.Linear):
@@ -140,16 +139,25 @@ def quantise(root: nn.Module, layers: list[str], key: str) -> int:
             )  # fmt: skip
             small.load_state_dict(layer.state_dict())
             small = small.to(layer.weight.device)
-            small.support_avx512bf16_for_cpu = False  # it would repack the weights at the first validation, and round them again
+            small.support_avx512bf16_for_cpu = (
+                False  # it would repack the weights at the first validation, and round them again
+            )
             _replace(root, name, small)
             count += 1
     return count
 
 
-def round_to_4bit(weight: Tensor) -> Tensor:
-    """The float32 values that a 4-bit layer of this weight works with."""
-    import bitsandbytes.functional as F
+def _bitsandbytes(key: str) -> Any:
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise MissingExtra(f"{key}: qlora needs bitsandbytes: pip install bitsandbytes (or how: lora)") from None
+    return bitsandbytes
 
+
+def round_to_4bit(weight: Tensor, key: str) -> Tensor:
+    """The float32 values that a 4-bit layer of this weight works with."""
+    F = _bitsandbytes(key).functional
     packed, state = F.quantize_4bit(weight.detach().contiguous(), compress_statistics=False, quant_type="nf4")
     return F.dequantize_4bit(packed, state).to(weight.dtype)
 
