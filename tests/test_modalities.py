@@ -122,11 +122,9 @@ def test_a_missing_file_is_named():
 def test_augmentation_is_a_function_of_its_generator(kind, options):
     import random
 
-    signal = {
-        "image": PIL.Image.effect_noise((40, 30), 90).convert("RGB"),
-        "audio": audio.coerce((np.sin(np.arange(800) / 7), 8000)),
-        "text": "a b c d e f g",
-    }[kind.name]
+    noise, wave = PIL.Image.effect_noise((40, 30), 90).convert("RGB"), np.sin(np.arange(800) / 7)
+    signal = {"image": noise, "audio": audio.coerce((wave, 8000)), "text": "a b c d e f g"}[kind.name]
+
     augment = kind.augment(**options)
 
     def numbers(seed: int) -> list:
