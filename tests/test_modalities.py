@@ -94,7 +94,8 @@ def test_integers_are_scaled_and_nan_is_refused():
 
 
 BROKEN = [
-    (image, b"", "empty file"), (image, b"hello", "not a readable picture"), (audio, b"", "empty file"), (audio, b"RIFF0000WAVE", "not a readable sound"),
+    (image, b"", "empty file"), (image, b"hello", "not a readable picture"), (audio, b"", "empty file"),
+    (audio, b"RIFF0000WAVE", "not a readable sound"),
     (text, b"   ", "empty text"), (text, b"\xff\xfe\xfa", "not UTF-8 text"),
 ]  # fmt: skip
 
