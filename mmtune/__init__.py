@@ -14,8 +14,10 @@ _LAZY = {
     "pack": "mmtune.data.pack",
     "open_data": "mmtune.data.shards",
     "compare": "mmtune.evaluate",
+    "doctor": "mmtune.evaluate.doctor",
+    "advise": "mmtune.evaluate.advise",
 }
-_VERBS = ("train", "embed", "evaluate")  # modules that can be called, see mmtune.callable
+_VERBS = ("train", "embed", "evaluate", "report")  # modules that can be called, see mmtune.callable
 __all__ = [*_LAZY, *_VERBS]
 
 

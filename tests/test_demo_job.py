@@ -94,17 +94,20 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(tmp_path: Path) -> N
     )
     kills, patience = 0, 3.0
     while True:
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "hunted")], stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "hunted")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
         try:
-            out, _ = process.communicate(timeout=patience)
+            out, err = process.communicate(timeout=patience)
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             kills, patience = kills + 1, patience + 0.7
+    assert process.returncode == 0, err
     hunted = json.loads(out)
-    assert kills >= 3 and process.returncode == 0
+    assert kills >= 3
     assert (hunted["before"], hunted["after"]) == (calm["before"], calm["after"])
     a, b = (files.read_json(Path(d["artifact"]) / "mmtune.json")["fingerprint"] for d in (calm, hunted))
     assert a == b
