@@ -123,6 +123,7 @@ class Recipe(Strict):
         "full", description="full, head, lora, qlora, partial, frozen; or {MODALITY: one of them}"
     )
     interpolate: bool | Interpolate = False
+    gate: dict[str, Any] | None = Field(None, description="what `compare` and `report` demand of the tuned model")
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
 

@@ -19,6 +19,7 @@ from mmtune.data.stream import Stream
 from mmtune.embed import embed_data
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluate import evaluate_vectors
+from mmtune.evaluate.gate import Gate
 from mmtune.evaluate.overlap import trained_rows
 from mmtune.files import write_json, write_text
 from mmtune.train.loop import Trainer, precision
@@ -45,6 +46,7 @@ def train(
     was stopped goes on to the same result; without it a RUN that holds a run is refused. Raises MmtuneError.
     """
     recipe = _recipe(recipe, overrides)
+    Gate.read(recipe.gate)  # said now, not when it is needed
     directory = Path(recipe.run.dir)
     _claim(directory, recipe, resume)
     sources = recipe.data.sources()
@@ -122,7 +124,7 @@ def _recipe(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[
 def _claim(directory: Path, recipe: Recipe, resume: bool) -> None:
     """Write the resolved recipe and the environment; refuse a directory that holds another run."""
     text, path = dump(recipe), directory / "recipe.yaml"
-    if path.exists():
+    if path.exists() and (directory / "checkpoints").exists():  # else it stopped before its first checkpoint: start anew
         if not resume:
             raise TrainingError(f"{directory} holds a run already: add --resume to go on with it, or choose another run.dir")
         import yaml

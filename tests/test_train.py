@@ -195,7 +195,15 @@ def test_a_run_directory_is_not_overwritten_nor_resumed_with_another_recipe(root
     assert mmtune.train(base, resume=True, quiet=True)["fingerprint"] == first["fingerprint"]  # finished: nothing to do
 
 
+def test_a_run_that_failed_before_its_first_step_is_started_anew(root, tmp_path):
+    with pytest.raises(DataError):
+        mmtune.train(recipe(root, tmp_path / "run", data={"train": str(tmp_path / "none")}), quiet=True)
+    assert (tmp_path / "run" / "recipe.yaml").exists()
+    assert mmtune.train(recipe(root, tmp_path / "run", train={"epochs": 1}), quiet=True)["steps"] == 3
+
+
 BAD = [
+    ({"gate": {"min_gian": 0.1}}, r"gate\.min_gian: unknown; did you mean min_gain\?"),
     ({"train": {"epoch": 3}}, r"unknown key train\.epoch; did you mean train\.epochs\?"),
     ({"trian": {}}, r"unknown key trian; did you mean train\?"),
     ({"data": {"trains": "x"}}, r"unknown key data\.trains; did you mean data\.train\?"),
