@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from mmtune.errors import Rejected
+
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
     import numpy as np
     import torch
@@ -68,6 +71,16 @@ class Modality:
     def coerce(self, value: Any) -> Any:
         """What a user hands to `encode` (path, array, library object, ...) -> signal. Raises Rejected."""
         raise NotImplementedError
+
+    def from_file(self, path: "str | Path") -> Any:
+        """The signal in a file. Raises Rejected naming the path."""
+        try:
+            with open(path, "rb") as f:
+                return self.decode(f.read())
+        except OSError as e:
+            raise Rejected(f"{path}: {e.strerror}") from None
+        except Rejected as e:
+            raise Rejected(f"{path}: {e}") from None
 
     def content_key(self, data: bytes) -> bytes:
         """Identity of content: equal keys are the same item. Default: the bytes themselves."""

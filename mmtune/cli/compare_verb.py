@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.cli.dispatch import Result
+from mmtune.cli.eval_verb import cutoffs
 from mmtune.errors import RecipeError
 
 
@@ -61,14 +62,6 @@ def gate_of(args: argparse.Namespace) -> dict[str, Any] | None:
     return gate or None
 
 
-def cut_offs(value: str) -> list[int]:
-    """ "1,5,10" -> [1, 5, 10]."""
-    try:
-        return [int(k) for k in value.split(",")]
-    except ValueError:
-        raise RecipeError(f"--k {value}: whole numbers with commas, e.g. 1,5,10") from None
-
-
 def run(args: argparse.Namespace) -> Result:
     from mmtune.evaluate import compare
 
@@ -77,7 +70,7 @@ def run(args: argparse.Namespace) -> Result:
         args.candidate,
         args.data,
         gate=gate_of(args),
-        ks=cut_offs(args.k),
+        ks=cutoffs(args.k),
         qrels=args.qrels,
         slices=args.slice,
         general=args.general,

@@ -97,12 +97,7 @@ class Audio(Modality):
         if isinstance(value, bytes):
             return self.decode(value)
         if isinstance(value, str | Path):
-            try:
-                return self.decode(Path(value).read_bytes())
-            except OSError as e:
-                raise Rejected(f"{value}: {e.strerror}") from None
-            except Rejected as e:
-                raise Rejected(f"{value}: {e}") from None
+            return self.from_file(value)
         if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[1]) == 0:
             return _sound(np.asarray(value[0]), int(value[1]))
         raise Rejected(

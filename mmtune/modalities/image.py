@@ -79,12 +79,7 @@ class Image(Modality):
         if isinstance(value, bytes):
             return self.decode(value)
         if isinstance(value, str | Path):
-            try:
-                return self.decode(Path(value).read_bytes())
-            except OSError as e:
-                raise Rejected(f"{value}: {e.strerror}") from None
-            except Rejected as e:
-                raise Rejected(f"{value}: {e}") from None
+            return self.from_file(value)
         array = np.asarray(value)
         if array.dtype.kind == "f":
             array = (array.clip(0, 1) * 255).round()
