@@ -14,6 +14,7 @@ _LAZY = {
     "pack": "mmtune.data.pack",
     "open_data": "mmtune.data.shards",
     "compare": "mmtune.evaluate",
+    "mine": "mmtune.mining.verb",
     "doctor": "mmtune.evaluate.doctor",
     "advise": "mmtune.evaluate.advise",
 }

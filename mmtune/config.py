@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mmtune.errors import RecipeError
+from mmtune.mining.config import MiningOptions
 
 Size = int | str
 
@@ -123,6 +124,7 @@ class Recipe(Strict):
         "full", description="full, head, lora, qlora, partial, frozen; or {MODALITY: one of them}"
     )
     interpolate: bool | Interpolate = False
+    mining: MiningOptions | None = Field(None, description="hard negatives, mined anew in rounds with the weights of then")
     gate: dict[str, Any] | None = Field(None, description="what `compare` and `report` demand of the tuned model")
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()

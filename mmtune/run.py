@@ -22,6 +22,8 @@ from mmtune.evaluate import evaluate_vectors
 from mmtune.evaluate.gate import Gate
 from mmtune.evaluate.overlap import trained_rows
 from mmtune.files import write_json, write_text
+from mmtune.mining.rounds import Rounds
+from mmtune.mining.verb import find_verifier
 from mmtune.train.loop import Trainer, precision
 from mmtune.train.objectives import build_objective
 from mmtune.train.tune import LOW_RANK, Tuned, tune
@@ -72,9 +74,11 @@ def train(
         workers=recipe.data.workers, cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
     )  # fmt: skip
     validate = _validators(val, general, pairs, recipe.train.metric, _prepare(tuned, stream, [val, general], quiet))
+    batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
+    rounds = _rounds(recipe, model, data, batches, pairs, quiet) if recipe.mining else None
     trainer = Trainer(
-        model, objective, stream, plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches),
-        recipe.train, directory, validate=validate, tuned=tuned, quiet=quiet,
+        model, objective, stream, rounds.plan if rounds else batches, recipe.train, directory, tuned=tuned, quiet=quiet,
+        validate=rounds.watch(validate) if rounds and validate else validate, extra=rounds.extra if rounds else None,
     )  # fmt: skip
     if resume:
         trainer.resume()
@@ -111,6 +115,16 @@ def train(
         "metrics": metrics,
         "result": result,
     }
+
+
+def _rounds(recipe: Recipe, model: "Model", data: Mix, batches: Any, pairs: Sequence[Pair], quiet: bool) -> Rounds:
+    """Mining for this run; its tables and audits lie in RUN/mining."""
+    assert recipe.mining is not None
+    verifier = find_verifier(recipe.mining.verifier)
+    return Rounds(
+        model, data, batches, recipe.mining, Path(recipe.run.dir) / "mining", pairs=pairs, epochs=recipe.train.epochs,
+        batch_size=recipe.train.batch_size, seed=recipe.train.seed, verifier=verifier, quiet=quiet,
+    )  # fmt: skip
 
 
 def _recipe(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str]) -> Recipe:

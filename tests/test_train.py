@@ -195,6 +195,34 @@ def test_a_run_directory_is_not_overwritten_nor_resumed_with_another_recipe(root
     assert mmtune.train(base, resume=True, quiet=True)["fingerprint"] == first["fingerprint"]  # finished: nothing to do
 
 
+def test_mining_in_rounds_and_resumed_is_bit_identical(root, tmp_path, monkeypatch):
+    changes = {"mining": {"rounds": 2, "negatives": 2, "use": {"columns": 1, "confusable": 0.5}}, "train": {"epochs": 6}}
+    base = recipe(root, tmp_path / "whole", **changes)
+    joined, step = [], Trainer.step
+
+    def counted(self, batch):
+        joined.append(int((~batch.queries).sum()))
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    mmtune.train(base, quiet=True)
+    assert sum(joined[:6]) == 0 and sum(joined[6:]) > 0  # the first two epochs warm up; then mined rows join as candidates
+    assert {p.name for p in (tmp_path / "whole" / "mining").glob("*.parquet")} == {"round-0.parquet", "round-1.parquet"}
+    base["run"] = {"dir": str(tmp_path / "parts")}
+
+    def interrupted(self, batch):
+        if self.place.step == 14:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mmtune.train(base, quiet=True)
+    monkeypatch.undo()
+    mmtune.train(base, resume=True, quiet=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
 def test_a_run_that_failed_before_its_first_step_is_started_anew(root, tmp_path):
     with pytest.raises(DataError):
         mmtune.train(recipe(root, tmp_path / "run", data={"train": str(tmp_path / "none")}), quiet=True)
@@ -203,6 +231,7 @@ def test_a_run_that_failed_before_its_first_step_is_started_anew(root, tmp_path)
 
 
 BAD = [
+    ({"mining": {"round": 2}}, r"unknown key mining\.round; did you mean mining\.rounds\?"),
     ({"gate": {"min_gian": 0.1}}, r"gate\.min_gian: unknown; did you mean min_gain\?"),
     ({"train": {"epoch": 3}}, r"unknown key train\.epoch; did you mean train\.epochs\?"),
     ({"trian": {}}, r"unknown key trian; did you mean train\?"),

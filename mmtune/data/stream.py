@@ -78,7 +78,7 @@ class Stream:
         self.waited = 0.0
 
     def epoch(
-        self, epoch: int, batches: Sequence[np.ndarray], extra: Callable[[np.ndarray], np.ndarray] | None = None
+        self, epoch: int, batches: Sequence[np.ndarray], extra: Callable[[np.ndarray], np.ndarray | None] | None = None
     ) -> Iterator[Batch]:
         """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives)."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="mmtune-data") as pool:

@@ -55,7 +55,7 @@ class Trainer:
         directory: Path,
         *,
         validate: "Callable[[Model], dict[str, float]] | None" = None,
-        extra: Callable[[np.ndarray], np.ndarray] | None = None,
+        extra: Callable[[np.ndarray], np.ndarray | None] | None = None,
         tuned: "Tuned | None" = None,
         quiet: bool = False,
     ):

@@ -284,11 +284,12 @@ def build_objective(
     matryoshka: Mapping[str, Any] | None = None,
     memory: Mapping[str, Any] | None = None,
     teachers: Mapping[str, Teacher] | None = None,
+    seed: int = 0,
 ) -> Objective:
     """A recipe's `objective` -> Objective. Raises RecipeError naming the key and the nearest valid one.
 
     dim: the model's width. matryoshka: {dims: [64, 128], weights: [1, 1]}; the full width always trains, with weight 1 unless
-    named. memory: {size, start}. teachers: name -> outputs, for the terms that name one.
+    named. memory: {size, start}. teachers: name -> outputs, for the terms that name one. seed: of learned projections.
     """
     parsed, taught = parse_terms(terms, pairs), dict(teachers or {})
     for term in parsed:
@@ -302,8 +303,10 @@ def build_objective(
             if dim is None:
                 raise RecipeError(f"{term.key}: the feature loss must know the model's width")
             if term.options.get("projection") or teacher.dim != dim:
-                for m in sorted({m for pair in term.pairs or pairs for m in pair}):
-                    objective.projections[f"{number}~{m}"] = nn.Linear(dim, teacher.dim, bias=False)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    for m in sorted({m for pair in term.pairs or pairs for m in pair}):
+                        objective.projections[f"{number}~{m}"] = nn.Linear(dim, teacher.dim, bias=False)
     return objective
 
 
