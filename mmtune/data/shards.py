@@ -3,7 +3,6 @@
 Nothing of a row is kept as a Python object until it is asked for: tables stay in Arrow and NumPy, metadata as JSON.
 """
 
-import contextlib
 import difflib
 import hashlib
 import json
@@ -63,8 +62,10 @@ class _Files:
 
     def __del__(self) -> None:
         for fd in self.open.values():
-            with contextlib.suppress(OSError):
+            try:  # not contextlib: at the interpreter's end it may be gone already
                 os.close(fd)
+            except OSError:
+                pass
 
 
 class Data:
