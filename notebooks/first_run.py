@@ -168,8 +168,9 @@ for when, hits in (("before", search.before), ("after", search.after)):
 
 # %%
 model = mmtune.load(tuned)
-photo = model.encode(image=catalog / photos["val"][0]["image"])
-texts = ["navy jacket with straight stitching", "navy jacket with zigzag stitching", "green bag with two pockets"]
+row = next(r for r in photos["val"] if r["category"] == "bag")
+photo = model.encode(image=catalog / row["image"])
+texts = [row["text"], "green bag with a wide pocket", "navy jacket with zigzag stitching"]
 for text, cosine in zip(texts, model.encode(text=texts) @ photo, strict=True):
     print(f"{cosine:.2f}  {text}")
 print("space:", model.fingerprint[:16])
