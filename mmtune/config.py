@@ -106,6 +106,20 @@ class Interpolate(Strict):
     keep: float | None = Field(None, gt=0, description="picked: the best domain that keeps this share of the base's general")
 
 
+class MatryoshkaConfig(Strict):
+    """Prefixes of the vectors that are trained to be vectors of their own; the full width always is."""
+
+    dims: list[int] = Field(min_length=1)
+    weights: list[float] | None = Field(None, description="one a dim; default 1 each, as the full width")
+
+
+class MemoryConfig(Strict):
+    """Cross-batch memory: vectors of earlier batches as further negatives."""
+
+    size: int = Field(ge=1, description="items of each modality that are remembered")
+    start: int = Field(0, ge=0, description="steps before they are used")
+
+
 class RunConfig(Strict):
     """Where the run lives."""
 
@@ -119,6 +133,9 @@ class Recipe(Strict):
     data: DataConfig
     pairs: list[tuple[str, str]] | None = Field(None, description="default: every pair the model and the data share")
     objective: list[dict[str, Any]] = [{"loss": "auto"}]
+    teachers: dict[str, dict[str, Any]] = Field({}, description="name -> model: MODEL, scorer: NAME, or scores: FILE")
+    matryoshka: MatryoshkaConfig | None = None
+    memory: MemoryConfig | None = None
     augment: dict[str, dict[str, Any]] = {}
     tune: str | dict[str, Any] = Field(
         "full", description="full, head, lora, qlora, partial, frozen; or {MODALITY: one of them}"

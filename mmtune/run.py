@@ -25,7 +25,8 @@ from mmtune.files import write_json, write_text
 from mmtune.mining.rounds import Rounds
 from mmtune.mining.verb import find_verifier
 from mmtune.train.loop import Trainer, precision
-from mmtune.train.objectives import build_objective
+from mmtune.train.objectives import Objective, build_objective
+from mmtune.train.teach import build_teachers
 from mmtune.train.tune import LOW_RANK, Tuned, tune
 from mmtune.train.tune_adapters import save_adapters
 from mmtune.train.wise import interpolate
@@ -59,7 +60,7 @@ def train(
     base_mark = model.fingerprint
     pairs = choose_pairs(recipe, model, data)
     model.ensure_scales(pairs)
-    objective = build_objective(recipe.objective, pairs)
+    objective = _objective(recipe, model, data, pairs, quiet)
     trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
     usable = sum((data.present[a] & data.present[b] for a, b in pairs), start=data.present[trained[0]] & False)
     if usable.sum() < 2:
@@ -176,6 +177,19 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.train.seed,
         "command": sys.argv,
     }
+
+
+def _objective(recipe: Recipe, model: "Model", data: Mix, pairs: Sequence[Pair], quiet: bool) -> Objective:
+    """The recipe's objective, its teachers' outputs at hand."""
+    return build_objective(
+        recipe.objective,
+        pairs,
+        dim=model.dim,
+        matryoshka=recipe.matryoshka.model_dump() if recipe.matryoshka else None,
+        memory=recipe.memory.model_dump() if recipe.memory else None,
+        teachers=build_teachers(recipe.teachers, data, pairs, quiet=quiet),
+        seed=recipe.train.seed,
+    )
 
 
 def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
