@@ -32,7 +32,6 @@ from mmtune.train.tune_adapters import save_adapters
 from mmtune.train.wise import interpolate
 
 if TYPE_CHECKING:
-    from mmtune.evaluate import Result
     from mmtune.model import Model
 
 Embed = Callable[["Model", Data, Sequence[str]], dict[str, Embedded]]
@@ -61,7 +60,7 @@ def train(
     pairs = choose_pairs(recipe, model, data)
     model.ensure_scales(pairs)
     objective = _objective(recipe, model, data, pairs, quiet)
-    trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
+    trained = _trained(pairs)
     usable = sum((data.present[a] & data.present[b] for a, b in pairs), start=data.present[trained[0]] & False)
     if usable.sum() < 2:
         raise RecipeError(
@@ -86,7 +85,7 @@ def train(
     trainer.fit()
     trainer.load_best()
     coefficient = _finish(tuned, between, validate, directory, recipe, base_mark)
-    result = _score(model, val, pairs) if val else None
+    result = evaluate_vectors(embed_data(model, val)) if val else None
     metrics = result.to_dict() if result else {}
     info = {
         "base": str(model.info.get("source")),
@@ -212,6 +211,11 @@ def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
     return [(a, b) for a, b in recipe.pairs]
 
 
+def _trained(pairs: Sequence[Pair]) -> list[str]:
+    """The modalities of the pairs, in the table's order."""
+    return sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
+
+
 def _named(pairs: Sequence[Pair]) -> str:
     return ", ".join(f"[{a}, {b}]" for a, b in pairs)
 
@@ -225,18 +229,13 @@ def augmentations(recipe: Recipe, trained: Sequence[str]) -> dict[str, Any]:
     return {m: modalities.get(m).augment(**options) for m, options in recipe.augment.items() if options}
 
 
-def _score(model: "Model", val: Data, pairs: Sequence[Pair]) -> "Result":
-    return evaluate_vectors(embed_data(model, val))
-
-
 def refuse_leak(general: Data | None, data: Mix, usable: np.ndarray, trained: Sequence[str]) -> None:
     """RecipeError when rows of the general slice are trained on. By content: unrelated sets may both have a row "1"."""
     if general is None:
         return
     rows = {m: np.flatnonzero(general.present[m]) for m in trained if m in general.modalities}
-    told = {m: {k: general.labels[k][r] for k in (m,)} for m, r in rows.items()}
     found = {
-        m: Embedded([general.ids[i] for i in r], [None] * len(r), told[m], np.empty((len(r), 0), np.float32))
+        m: Embedded([general.ids[i] for i in r], [None] * len(r), {m: general.labels[m][r]}, np.empty((len(r), 0), np.float32))
         for m, r in rows.items()
     }
     why = trained_rows(found, {m: np.unique(data.labels[m][usable]) for m in rows})
@@ -298,8 +297,8 @@ def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key:
     wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
 
     def validate(model: "Model") -> dict[str, float]:
-        names = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
-        directions = evaluate_vectors(embed(model, val, [n for n in names if n in val.modalities])).to_dict()["directions"]
+        shared = [m for m in _trained(pairs) if m in val.modalities]
+        directions = evaluate_vectors(embed(model, val, shared)).to_dict()["directions"]
         values = {}
         for d in wanted:
             if d in directions:

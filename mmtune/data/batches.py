@@ -1,23 +1,16 @@
 """Which rows make a batch: a pure function of (seed, epoch), so that a resumed run sees what the killed one would have."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
 from mmtune.data.mix import Mix
 
 
-class BatchPlan(Protocol):
-    """The batches of one epoch as arrays of row numbers."""
-
-    def __call__(self, epoch: int) -> list[np.ndarray]: ...
-
-
 def plan(data: Mix, usable: np.ndarray, batch_size: int, seed: int, how: str = "random") -> Callable[[int], list[np.ndarray]]:
-    """A BatchPlan over the `usable` rows (bool [N]). "random": any rows; The last batch may be smaller; a single left-over
-    row joins the batch before it. "spread": rows of one group are dealt to different batches as far as possible, so that a
-    batch holds many groups; batches are of equal size, give or take one row."""
+    """epoch -> its batches, arrays of row numbers, over the `usable` rows (bool [N]). "random": any rows; the last batch may
+    be smaller; a single left-over row joins the batch before it. "spread": rows of one group are dealt to different batches
+    as far as possible, so that a batch holds many groups; batches are of equal size, give or take one row."""
 
     def batches(epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([seed, epoch, 1])

@@ -75,7 +75,6 @@ class Stream:
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.seed, self.workers, self.cache = seed, workers, Cache(cache_bytes)
         self.columns = {name: _numbers(data, name) for name in columns}
-        self.waited = 0.0
 
     def epoch(
         self, epoch: int, batches: Sequence[np.ndarray], extra: Callable[[np.ndarray], np.ndarray | None] | None = None

@@ -69,7 +69,8 @@ class Trainer:
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep)
         groups = parameter_groups(model, objective, config, tuned.rates if tuned else None)
         self.optimizer = build_optimizer(groups, config)
-        self.steady = Steady([p for g in self.optimizer.param_groups for p in g["params"]], config.ema, config.l2_start)
+        self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]
+        self.steady = Steady(self.learning, config.ema, config.l2_start)
         self.place = Place()
         self.steps_per_epoch = len(plan(0))
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
@@ -130,7 +131,7 @@ class Trainer:
         if self.tuned is not None:
             self.tuned.rest()
         left = batches[self.place.batch : self.place.batch + self.total - self.place.step]
-        waiting, note = time.perf_counter(), ""
+        waiting = time.perf_counter()
         for batch in self.stream.epoch(self.place.epoch, left, self.extra):
             begin = time.perf_counter()
             wait = begin - waiting
@@ -149,7 +150,7 @@ class Trainer:
                 "wait": wait / seconds,
             }
             log.write(self.place.step, self.place.epoch, row)
-            progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f} {note}")
+            progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f}")
             every = self.config.checkpoint_every
             if self.stop.is_set() or (every and self.place.step % every == 0):
                 self.checkpoints.save(LAST, self.tensors(), self.place)
@@ -184,8 +185,7 @@ class Trainer:
             self.model, batch, self.objective, micro_batch_size=self.config.micro_batch_size,
             backward=self.accelerator.backward, autocast=self.accelerator.autocast,
         )  # fmt: skip
-        trained = [p for g in self.optimizer.param_groups for p in g["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.learning, self.config.clip_norm or math.inf)
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             self._not_finite(batch, loss, float(norm))
         if self.tuned is not None:
