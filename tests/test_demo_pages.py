@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmtune.demo.machines import flac
 from mmtune.demo.pages import CELL, GAP, RIGHT, WRONG, Search, Shown, sheet, tile, write_pages
-from mmtune.demo.pictures import spectrogram
+from mmtune.modalities.draw import spectrogram_picture
 
 
 def photo(color: tuple[int, int, int]) -> bytes:
@@ -49,14 +49,14 @@ def test_fewer_hits_than_asked_for_is_fine() -> None:
 
 
 def test_a_tone_is_a_bright_line_at_its_height() -> None:
-    drawn = np.asarray(spectrogram(np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000), 8000, 100, 80), float).sum(-1)
+    drawn = np.asarray(spectrogram_picture(np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000), 8000, 100, 80), float)
     assert drawn.shape == (80, 100)
     assert abs(drawn[:, 20:80].mean(1).argmax() - 60) <= 2  # 1 of 4 kHz: a quarter up
 
 
 def test_a_short_or_silent_sound_is_drawn() -> None:
-    assert spectrogram(np.zeros(8000), 8000, 50, 40).size == (50, 40)
-    assert spectrogram(np.ones(3), 8000, 50, 40).size == (50, 40)
+    assert spectrogram_picture(np.zeros(8000), 8000, 50, 40).size == (50, 40)
+    assert spectrogram_picture(np.ones(3), 8000, 50, 40).size == (50, 40)
 
 
 @pytest.mark.parametrize("modality, data", [("image", photo((9, 200, 9))), ("audio", TONE), ("text", b"word " * 200)])

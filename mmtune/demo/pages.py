@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from mmtune import files, modalities
-from mmtune.demo.pictures import spectrogram
+from mmtune.modalities.draw import spectrogram_picture
 
 INK, PAPER, PALE = (34, 36, 42), (250, 249, 246), (128, 128, 132)
 RIGHT, WRONG = (46, 148, 84), (204, 62, 56)
@@ -53,7 +53,7 @@ def tile(item: Shown, width: int, height: int) -> Image.Image:
         fitted = signal.resize(size, Image.Resampling.BICUBIC)
         canvas.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
     elif item.modality == "audio":
-        canvas.paste(spectrogram(signal.samples, signal.rate, width, height))
+        canvas.paste(spectrogram_picture(signal.samples, signal.rate, width, height))
     else:
         _write(ImageDraw.Draw(canvas), (8, 28), str(signal), width - 16, 14, lines=5)  # below the mark
     return canvas

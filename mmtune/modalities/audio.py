@@ -17,7 +17,8 @@ from mmtune.modalities.draw import spectrogram, wave
 from mmtune.modalities.near import NEAR_SOUNDS, sound_key
 
 MAX_SECONDS = 3600.0
-CARD_SECONDS, CARD_RATES = 5, (8000, 24000)  # browsers play no rate below; above, a page of sounds grows too large
+CARD_SECONDS, CARD_RATES = 5, (8000, 24000)  # browsers play no rate below; nobody misses what lies above in a small player
+CARD_BYTES, MP3_RATES = 24_000, (8000, 11025, 12000, 16000)  # hundreds of cards fit a page; rates that MP3 knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +128,10 @@ class Audio(Modality):
         )
 
     def card(self, data: bytes, label: str = "") -> str:
-        """Waveform and spectrogram of the whole sound over a player of its first seconds."""
-        import soundfile
-
-        sound, out = self.decode(data), io.BytesIO()
-        low, high = CARD_RATES
-        played = Sound(sound.samples[: sound.rate * CARD_SECONDS], sound.rate).resampled(min(max(sound.rate, low), high))
-        soundfile.write(out, played.samples.clip(-1, 1), played.rate, format="FLAC", subtype="PCM_16")
-        cut = f", first {CARD_SECONDS} s played" if sound.seconds > CARD_SECONDS else ""
+        """Waveform and spectrogram of the whole sound over a player: all of it unchanged where that is small, else its first
+        seconds, as MP3 where they are still large; the line under it says so. About 40 kB at most, whatever the sound."""
+        sound = self.decode(data)
+        kind, played, note = _player(sound)
         name, top = html.escape(label, quote=True), f"{sound.rate / 2000:.3g} kHz"
         drawn = base64.b64encode(spectrogram(sound.samples, sound.rate, 160, 64)).decode()
         return (
@@ -142,9 +139,28 @@ class Audio(Modality):
             f'<path d="{wave(sound.samples, 80)}"/></svg>'
             f'<img alt="Spectrogram of {name}, 0 to {top}" width="160" height="64" src="data:image/png;base64,{drawn}">'
             f'<audio controls preload="metadata" aria-label="{name}" '
-            f'src="data:audio/flac;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
-            f"<small>{sound.seconds:.3g} s, up to {top}{cut}</small></div>"
+            f'src="data:audio/{kind};base64,{base64.b64encode(played).decode()}"></audio>'
+            f"<small>{sound.seconds:.3g} s, up to {top}{note}</small></div>"
         )
+
+
+def _player(sound: Sound) -> tuple[str, bytes, str]:
+    """(MIME subtype, file, what the listener should know of it) of a sound's first CARD_SECONDS."""
+    import soundfile
+
+    start = Sound(sound.samples[: sound.rate * CARD_SECONDS], sound.rate)
+    cut = f"; plays the first {CARD_SECONDS} s" if sound.seconds > CARD_SECONDS else ""
+    low, high = CARD_RATES
+    played, out = start.resampled(min(max(sound.rate, low), high)), io.BytesIO()
+    soundfile.write(out, played.samples.clip(-1, 1), played.rate, format="FLAC", subtype="PCM_16")
+    if len(out.getvalue()) <= CARD_BYTES:
+        return "flac", out.getvalue(), cut
+    # Exact where it is small: a fine crackle may be what tells two sounds apart. Else coarser, and said so.
+    played = start.resampled(max([r for r in MP3_RATES if r <= sound.rate], default=low))
+    out = io.BytesIO()
+    soundfile.write(out, played.samples.clip(-1, 1), played.rate, format="MP3", subtype="MPEG_LAYER_III")
+    coarse = f"{cut or '; plays'} as MP3" + (f", up to {played.rate / 2000:.3g} kHz" if played.rate < sound.rate else "")
+    return "mpeg", out.getvalue(), coarse
 
 
 class Augment:

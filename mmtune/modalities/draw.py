@@ -1,8 +1,12 @@
 """Sounds as pictures, with numpy alone: a spectrogram as a small PNG, a waveform as an SVG path."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 LEVELS = 32
 SPAN_DB = 70.0
@@ -12,8 +16,16 @@ _RAMP = np.stack([np.interp(np.linspace(0, 5, LEVELS), range(6), _ANCHORS[:, c])
 
 
 def spectrogram(samples: np.ndarray, rate: int, width: int, height: int) -> bytes:
-    """A PNG [height, width]: time to the right, frequency upwards (0 to rate / 2, linear), colour from SPAN_DB below the
-    loudest point up to it. Every sample counts: a pixel is the mean power of all frames and frequencies that fall on it."""
+    """`spectrogram_picture` as a small PNG."""
+    out = io.BytesIO()
+    spectrogram_picture(samples, rate, width, height).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def spectrogram_picture(samples: np.ndarray, rate: int, width: int, height: int) -> "PIL.Image.Image":
+    """A picture [height, width] with a palette: time to the right, frequency upwards (0 to rate / 2, linear), colour from
+    SPAN_DB below the loudest point up to it. Every sample counts: a pixel is the mean power of all frames and frequencies
+    that fall on it."""
     import PIL.Image
 
     x = np.asarray(samples, np.float64)
@@ -35,9 +47,7 @@ def spectrogram(samples: np.ndarray, rate: int, width: int, height: int) -> byte
     grey = ((db - db.max()) / SPAN_DB + 1).clip(0, 1)
     picture = PIL.Image.fromarray((grey.T[::-1] * (LEVELS - 1)).round().astype(np.uint8), mode="P")
     picture.putpalette(_RAMP.astype(np.uint8).tobytes())
-    out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
-    return out.getvalue()
+    return picture
 
 
 def wave(samples: np.ndarray, columns: int) -> str:
