@@ -1,0 +1,1 @@
+"""A new model is a new space: artifact -> re-embed -> new version -> gate -> shadow -> promote -> roll back."""
