@@ -6,7 +6,7 @@ import numpy as np
 
 from mmtune.cli.dispatch import dispatch
 from mmtune.contracts import Embedded
-from mmtune.evaluate.classify import classify, is_task
+from mmtune.evaluate.classify import by_neighbours, classify, is_task, tasks
 from tests import corpora
 
 
@@ -43,6 +43,44 @@ def test_accuracy_and_macro_f1_equal_plain_loops():
         for i, t in enumerate(found.classes):
             for j, p in enumerate(found.classes):
                 assert found.confusion[i, j] == pairs.count((t, p))
+
+
+def test_classes_by_neighbours_equal_plain_loops():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        groups = [None if rng.random() < 0.1 else f"c{rng.integers(5)}" for _ in range(60)]
+        contents = rng.integers(0, 45, 60).tolist()
+        e = embedded(rng, 60, groups, contents, "a")
+        found = by_neighbours({"a": e}, "a", k=4)
+        items: dict[int, set[str]] = {}
+        for c, g in zip(contents, groups, strict=True):
+            items.setdefault(c, set()).update([g] if g else [])
+        known = [(e.vectors[contents.index(c)].astype(float), next(iter(g))) for c, g in items.items() if len(g) == 1]
+        pairs = []
+        for i, (z, truth) in enumerate(known):
+            near = sorted(((float(z @ other), g) for j, (other, g) in enumerate(known) if j != i), reverse=True)[:4]
+            votes: dict[str, float] = {}
+            for score, g in near:
+                votes[g] = votes.get(g, 0) + np.exp(score / 0.07)
+            pairs.append((truth, max(votes, key=votes.__getitem__)))
+        assert found.rows == len(pairs) and found.skipped == len(items) - len(pairs) and found.how == "neighbours"
+        for i, t in enumerate(found.classes):
+            for j, p in enumerate(found.classes):
+                assert found.confusion[i, j] == pairs.count((t, p))
+
+
+def test_words_classify_where_they_name_classes_and_neighbours_where_not():
+    rng = np.random.default_rng(0)
+    groups = [f"c{i % 4}" for i in range(40)]
+    sound, own = embedded(rng, 40, groups, list(range(40)), "audio"), embedded(rng, 40, groups, list(range(40)), "text")
+    named = embedded(rng, 40, groups, [i % 4 for i in range(40)], "text")
+    assert [(c.direction, c.how) for c in tasks({"audio": sound, "text": named})] == [("audio->text", "words")]
+    assert [(c.direction, c.how) for c in tasks({"audio": sound, "text": own})] == [
+        ("audio->audio", "neighbours"), ("text->text", "neighbours"),
+    ]  # fmt: skip
+    assert [c.direction for c in tasks({"audio": sound})] == ["audio->audio"]
+    sound.groups[:] = [f"g{i}" for i in range(40)]
+    assert tasks({"audio": sound}) == []
 
 
 def test_eval_writes_trec_files(tmp_path, capsys):

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from mmtune.errors import DataError, RecipeError
-from mmtune.evaluate import evaluate_vectors
+from mmtune.evaluate import Embedded, evaluate_vectors
 from mmtune.evaluate.slices import by_values, slice_direction
-from mmtune.evaluate.trec import read_qrels, write_qrels, write_run
-from tests.evaluate_helpers import corpus, measure
+from mmtune.evaluate.trec import judgments, read_qrels, write_qrels, write_run
+from tests.evaluate_helpers import corpus, measure, unit
 
 
 def test_slices_of_a_column_and_of_a_quantity():
     assert by_values("kind", ["r1", "r2", "r3", "r4"], ["x", "y", "x", None]) == {"kind=x": {"r1", "r3"}, "kind=y": {"r2"}}
+    assert set(by_values("size", ["r1", "r2"], [36864.0, 0.5])) == {"size=36864", "size=0.5"}
     parts = by_values("length", [f"r{i}" for i in range(101)], range(101))
     assert list(map(len, parts.values())) == [26, 25, 25, 25] and set().union(*parts.values()) == {f"r{i}" for i in range(101)}
     assert all(name.startswith("length=") for name in parts)
@@ -67,6 +68,35 @@ def test_judgments_are_read_from_trec_and_from_json_lines(tmp_path):
     assert read_qrels(tmp_path / "t") == read_qrels(tmp_path / "j") == expected
     (tmp_path / "n").write_text('{"query": 7, "item": 8}\n')
     assert read_qrels(tmp_path / "n") == {"7": {"8": 1}}
+
+
+def test_judgments_by_people(tmp_path):
+    """The verdicts that mining reads, several judges, and a direction of its own."""
+    rows = [
+        {"query_id": "r1", "negative_id": "r2", "verdict": "negative"},
+        {"query_id": "r1", "negative_id": "r2", "verdict": "positive"},
+        {"query": "r1", "item": "r3", "grade": 3, "judge": "ann"},
+        {"query": "r1", "item": "r3", "grade": 0, "judge": "bob"},
+        {"query": "r1", "item": "r3", "grade": 2, "judge": "cem"},
+        {"query": "r1", "item": "r3", "grade": 1, "judge": "ann"},
+        {"query_id": "r1", "candidate_id": "r4", "verdict": "positive", "direction": "a->b"},
+    ]
+    (tmp_path / "j").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = read_qrels(tmp_path / "j")
+    assert found == {"r1": {"r2": 1, "r3": 1}} and found.directed == {"a->b": {"r1": {"r4": 1}}}
+    rng = np.random.default_rng(3)
+    ids = ["r1", "r2", "r3", "r4"]
+    labels = {"id": np.arange(1, 5)}
+    vectors = {m: Embedded(ids, [None] * 4, labels, unit(rng.standard_normal((4, 6)))) for m in "ab"}
+    result = evaluate_vectors(vectors, pairs=[("a", "b"), ("b", "a")], qrels=found)
+    for name, answers in (("a->b", {"r2", "r3", "r4"}), ("b->a", {"r2", "r3"})):
+        a, b = (vectors[m].vectors for m in name.split("->"))
+        rank = {r: 1 + sum(b @ a[0] > b[i] @ a[0]) for i, r in enumerate(ids)}
+        assert result.directions[name].queries == 1
+        assert result.directions[name].metrics["mrr"] == pytest.approx(1 / min(rank[r] for r in answers))
+    assert judgments(tmp_path / "j", ids) == found and judgments(None, ids) is None
+    with pytest.raises(DataError, match="about two rows of these data .the first asks for 'r1'"):
+        judgments(tmp_path / "j", ["r1", "x"])
 
 
 @pytest.mark.parametrize(

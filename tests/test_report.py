@@ -14,6 +14,7 @@ from mmtune.evaluate import compare
 from mmtune.mining.verb import mine
 from mmtune.report.build import headline, report
 from mmtune.report.cards import Cards
+from mmtune.report.curves import learning
 from mmtune.report.examples import galleries, pick
 from mmtune.report.measured import measure
 from mmtune.report.plots import ticks
@@ -175,6 +176,55 @@ def test_gate_of_the_recipe_and_of_a_file(pictures, tmp_path, capsys):
     assert dispatch("report", args) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "fail"
     assert "Not better" in (tmp_path / "r.html").read_text()
+
+
+def test_judgments_say_what_is_right(pictures, tmp_path, capsys):
+    """Every picture is judged to be the answer of one text alone: that of the next colour. Groups no longer count."""
+    about = subject(pictures)
+    data = open_data(about.data)
+    lines = [{"query": q, "item": data.ids[i - 1], "grade": 2, "judge": "ann"} for i, q in enumerate(data.ids)]
+    (tmp_path / "j.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    args = [str(pictures), "--out", str(tmp_path / "r.html"), "--qrels", str(tmp_path / "j.jsonl"), "--json", "--quiet"]
+    assert dispatch("report", args) == 0
+    said = json.loads(capsys.readouterr().out)
+    expected = compare(about.base, about.candidate, about.data, qrels=tmp_path / "j.jsonl")
+    assert said["verdict"] == expected.verdict
+    words = " ".join(" ".join(checked(tmp_path / "r.html").words).split())
+    lead = expected.directions["mean"]
+    assert f"{lead.base:.3f} → {lead.candidate:.3f}" in words and "judgments, not rows and groups" in words
+    found = measure(about, qrels=tmp_path / "j.jsonl")
+    where = {row: i for i, row in enumerate(data.ids)}
+    shown = [(e, h) for g in galleries(found, 3) for e in [*g.improved, *g.harmed] for h in e.hits["after"] if h.right]
+    for e, h in shown:
+        same = data.labels[h.modality][h.row]
+        answers = {
+            where[x["item"]] for x in lines if data.labels[e.modality][where[x["query"]]] == data.labels[e.modality][e.row]
+        }
+        assert same in {data.labels[h.modality][a] for a in answers}
+    assert shown
+    (tmp_path / "other.jsonl").write_text('{"query": "nobody", "item": "nothing"}\n')
+    assert dispatch("report", [*args[:4], str(tmp_path / "other.jsonl")]) == 2
+    assert "ids are row ids" in capsys.readouterr().err
+
+
+def test_curves_of_every_kind_of_run():
+    log = [{"step": s, "epoch": 0, "loss": 2 / s, "info_nce": 1 / s, "sigmoid": 1 / s, "lr": 0.1, "grad_norm": 1.0, "wait": 0.1,
+            "pairs_per_second": 9.0} for s in range(1, 5)]  # fmt: skip
+    val = {"val a->b map": 0.5, "val metric": 0.5, "val general a->b map": 0.7, "val general metric": 0.7}
+    log += [{"step": 4, "epoch": 0, **val}]
+    points = [{"coefficient": c, "domain": c, "general": 1 - c, "values": {}} for c in (0.0, 0.5, 1.0)]
+    between = {"metric": "map", "rule": "the best", "chosen": 0.5, "points": points}
+    charts = {c.title: c for c in learning(log, between)}
+    assert list(charts) == [
+        "Training loss", "Parts of the loss, smoothed", "Validation after each epoch", "General skill after each epoch",
+        "Weights between base and tuned", "Learning rate", "Gradient norm",
+    ]  # fmt: skip
+    assert [k.name for k in charts["Parts of the loss, smoothed"].curves] == ["info_nce", "sigmoid"]
+    assert [k.name for k in charts["Validation after each epoch"].curves] == ["a->b map"]
+    assert [k.name for k in charts["General skill after each epoch"].curves] == ["a->b map"]
+    assert [k.last for k in charts["Weights between base and tuned"].curves] == ["1", "0"]
+    assert "chosen: 0.5, the best." in charts["Weights between base and tuned"].told
+    assert [c.title for c in learning([r for r in log if "loss" in r][:1])] == [] and learning([]) == []
 
 
 def test_refusals_name_the_fix(pictures, tmp_path, capsys):

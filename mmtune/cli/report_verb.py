@@ -21,6 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the recipe's)")
     parser.add_argument("--slice", action="append", metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
     parser.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
+    parser.add_argument(
+        "--qrels", metavar="FILE", help="judgments that say what is right instead of groups: TREC or JSON lines"
+    )
     parser.add_argument("--examples", type=int, default=6, metavar="N", help="queries of each kind (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> Result:
 
     done = report(
         args.target, args.out, base=args.base, candidate=args.candidate, data=args.data,
-        gate=read_gate(args.gate) if args.gate else None, slices=args.slice, general=args.general, examples=args.examples,
-        batch_size=args.batch_size, quiet=args.quiet,
+        gate=read_gate(args.gate) if args.gate else None, slices=args.slice, general=args.general, qrels=args.qrels,
+        examples=args.examples, batch_size=args.batch_size, quiet=args.quiet,
     )  # fmt: skip
     return Result(done, f"{done['out']}  {done['verdict']}, {done['bytes'] / 1e6:.1f} MB")

@@ -1,27 +1,34 @@
-"""Classification by retrieval: which class's words lie nearest to a value (zero-shot, CLIP, arXiv 2103.00020, section 3.1)."""
+"""Classification by retrieval. Where words name the classes: whose lie nearest (zero-shot, CLIP, arXiv 2103.00020, 3.1); where
+none do: what the nearest other items are (weighted k nearest neighbours, Wu et al., arXiv 1805.01978, 3.4)."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mmtune import modalities
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
-from mmtune.similarity import exact_keys, tie_order, unit
+from mmtune.evaluate.items import unite
+from mmtune.similarity import exact_keys, tie_order, topk, unit
+
+NEIGHBOURS, TEMPERATURE = 5, 0.07  # the weight of a neighbour is exp(cosine / 0.07), as there
 
 
 @dataclass
 class Classified:
     """confusion [C, C]: rows of the true class (first axis) by the class found; classes without a row stay out of macro-F1.
 
-    skipped: rows without a class, or of a class that nothing describes.
+    skipped: rows without a class, or of a class that nothing describes. how: "words" or "neighbours".
     """
 
     direction: str
     classes: list[str]
     confusion: np.ndarray
     skipped: int
+    how: str = "words"
 
     @property
     def rows(self) -> int:
@@ -40,6 +47,7 @@ class Classified:
     def to_dict(self) -> dict[str, Any]:
         return {
             "direction": self.direction,
+            "how": self.how,
             "rows": self.rows,
             "skipped": self.skipped,
             "accuracy": self.accuracy,
@@ -88,3 +96,43 @@ def classify(vectors: Mapping[str, Embedded], pair: tuple[str, str]) -> Classifi
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (up[truth], up[found]), 1)
     return Classified("->".join(pair), classes[::-1], confusion, len(a.groups) - len(at))
+
+
+def by_neighbours(vectors: Mapping[str, Embedded], name: str, k: int = NEIGHBOURS) -> Classified:
+    """Give each item of modality `name` the group that its `k` nearest others vote for, itself left out. Items of identical
+    content are one, and of no class when their groups differ. Raises DataError for fewer than two groups of two items."""
+    e = vectors[name]
+    items = unite(name, e)
+    groups = [{g for r in items.rows[i] if (g := e.groups[r]) is not None} for i in range(len(items))]
+    at = np.array([i for i, g in enumerate(groups) if len(g) == 1], np.int64)
+    label = [next(iter(groups[i])) for i in at]
+    classes = sorted(set(label))
+    number = {g: i for i, g in enumerate(classes)}
+    truth = np.array([number[g] for g in label], np.int64)
+    if (np.bincount(truth, minlength=1) > 1).sum() < 2:
+        raise DataError(f"{name}: fewer than two groups have two items; neighbours have nothing to say")
+    x_ND = np.asarray(items.vectors[at])
+    score_NK, near_NK = topk(x_ND, x_ND, min(k + 1, len(at)))
+    weight_NK = np.exp(score_NK.astype(np.float64) / TEMPERATURE)
+    weight_NK[near_NK == np.arange(len(at))[:, None]] = 0
+    weight_NK[:, k:] *= (weight_NK[:, :k] == 0).any(1)[:, None]  # k others, also where copies hide the item from itself
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    for start in range(0, len(at), 1024):
+        part = slice(start, start + 1024)
+        votes = np.zeros((len(truth[part]), len(classes)))
+        np.add.at(votes, (np.arange(len(votes))[:, None], truth[near_NK[part]]), weight_NK[part])
+        found = len(classes) - 1 - votes[:, ::-1].argmax(1)  # ties: the class whose name is last
+        np.add.at(confusion, (truth[part], found), 1)
+    return Classified(f"{name}->{name}", classes, confusion, len(items) - len(at), "neighbours")
+
+
+def tasks(vectors: Mapping[str, Embedded]) -> list[Classified]:
+    """What can be classified: by words where a modality of words names classes; else each modality by its neighbours."""
+    words = [m for m in vectors if modalities.get(m).inline and is_task(vectors[m], m)]
+    if found := [classify(vectors, (a, b)) for b in words for a in vectors if a != b]:
+        return found
+    out = []
+    for name in vectors:
+        with contextlib.suppress(DataError):  # no two groups of two
+            out.append(by_neighbours(vectors, name))
+    return out

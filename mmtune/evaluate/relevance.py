@@ -5,10 +5,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmtune.contracts import direction
 from mmtune.evaluate.items import Items, Ragged
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Graded judgments: query row id -> candidate row id -> grade; a grade of 0 or less means "not relevant"."""
+
+
+class Judgments(dict[str, dict[str, int]]):
+    """Qrels of a file. directed: direction -> judgments that hold there only, e.g. a verdict on the words for a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directed: dict[str, dict[str, dict[str, int]]] = {}
+
+    def of(self, query: str, name: str) -> dict[str, int]:
+        """candidate -> grade of one query in one direction; what is said of that direction goes before the rest."""
+        return {**self.get(query, {}), **self.directed.get(name, {}).get(query, {})}
+
 
 MAX_PAIRS = 4_000_000  # relevant pairs held at once
 
@@ -82,12 +96,17 @@ def relevant(queries: Items, candidates: Items, chunk: int, qrels: Qrels | None 
 
 def _judged(queries: Items, candidates: Items, chunk: int, qrels: Qrels, within: bool) -> Iterator[Relevant]:
     where = {candidates.row_ids[r]: i for i in range(len(candidates)) for r in candidates.rows[i]}
+    name = direction(queries.name, candidates.name)
+
+    def said(query: str) -> Mapping[str, int]:
+        return qrels.of(query, name) if isinstance(qrels, Judgments) else qrels.get(query, {})
+
     for start in range(0, len(queries), chunk):
         stop = min(len(queries), start + chunk)
         found: list[dict[int, int]] = [{} for _ in range(stop - start)]
         for i in range(start, stop):
             for r in queries.rows[i]:
-                for item_id, grade in qrels.get(queries.row_ids[r], {}).items():
+                for item_id, grade in said(queries.row_ids[r]).items():
                     at = where.get(item_id)
                     if at is not None and grade > 0 and not (within and at == i):
                         found[i - start][at] = max(grade, found[i - start].get(at, 0))

@@ -42,7 +42,7 @@ def by_values(name: str, ids: Iterable[str], values: Iterable[Any]) -> dict[str,
         labels = [f"{name}={edges[k]:g}..{edges[k + 1]:g}" for k in range(4)]
         found = [labels[k] for k in at]
     else:
-        found = [f"{name}={v}" for _, v in pairs]
+        found = [f"{name}={int(v) if isinstance(v, float) and v.is_integer() else v}" for _, v in pairs]
     out: dict[str, set[str]] = {}
     for (i, _), label in zip(pairs, found, strict=True):
         out.setdefault(label, set()).add(i)

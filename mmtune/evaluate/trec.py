@@ -1,6 +1,7 @@
 """Judgments and runs as files: TREC's columns or JSON lines in, TREC out."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,25 @@ import numpy as np
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.evaluate.items import unite
-from mmtune.evaluate.relevance import Qrels, relevant
+from mmtune.evaluate.relevance import Judgments, Qrels, relevant
 from mmtune.files import atomic_open
 from mmtune.similarity import topk
 
 KEYS = {
     "query": ("query", "query_id", "qid", "query-id"),
-    "item": ("item", "item_id", "doc_id", "docid", "doc", "candidate", "corpus-id"),
-    "grade": ("grade", "relevance", "rel", "score"),
+    "item": ("item", "item_id", "doc_id", "docid", "doc", "candidate", "candidate_id", "negative_id", "corpus-id"),
+    "grade": ("grade", "relevance", "rel", "score", "verdict"),
+    "judge": ("judge", "rater", "annotator", "user"),
 }
+VERDICTS = {"positive": 1, "negative": 0, True: 1, False: 0}
 
 
-def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
+def read_qrels(path: str | Path) -> Judgments:
     """Judgments of a file: TREC lines `query iteration item grade`, or JSON lines {"query":, "item":, "grade":}.
 
-    Ids are row ids. Grades are whole numbers, 0 or less is "not relevant". Raises DataError naming the line.
+    Ids are row ids. Grades are whole numbers, 0 or less is "not relevant"; in JSON a "verdict", "positive" or "negative",
+    does as well, and "direction" limits a line to one. Of verdicts, and of lines with the same "judge", the last about a pair
+    counts; of several judges the (lower) median. Raises DataError naming the line.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -32,42 +37,76 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         raise DataError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8; judgments are TREC or JSON lines") from None
-    out: dict[str, dict[str, int]] = {}
+    by_judge: dict[tuple[str | None, str, str], dict[str, int]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
-        query, item, grade = _json_line(line, where) if line.lstrip().startswith("{") else _trec_line(line, where)
-        try:
-            value = float(grade)
-        except (TypeError, ValueError):
-            raise DataError(f"{where}: the grade {grade!r} is no number") from None
-        if value != int(value):
-            raise DataError(f"{where}: the grade {grade!r} is not a whole number; nDCG's gains are whole (0, 1, 2, ...)")
-        before = out.setdefault(query, {}).setdefault(item, int(value))
-        if before != int(value):
-            raise DataError(f"{where}: {query!r} and {item!r} are judged {before} above and {int(value)} here; keep one")
-    if not out:
+        in_json = line.lstrip().startswith("{")
+        query, item, grade, judge, name = _json_line(line, where) if in_json else _trec_line(line, where)
+        grades = by_judge.setdefault((name, query, item), {})
+        value = _grade(grade, where)
+        if grades.get(judge, value) != value and not judge:
+            raise DataError(f"{where}: {query!r} and {item!r} are judged {grades[judge]} above and {value} here; keep one")
+        grades[judge] = value
+    if not by_judge:
         raise DataError(f"{path}: no judgments in it")
+    out = Judgments()
+    for (name, query, item), grades in by_judge.items():
+        target = out if name is None else out.directed.setdefault(name, {})
+        target.setdefault(query, {})[item] = sorted(grades.values())[(len(grades) - 1) // 2]
     return out
 
 
-def _trec_line(line: str, where: str) -> tuple[str, str, Any]:
+def judgments(qrels: "Qrels | str | Path | None", ids: Iterable[str]) -> Qrels | None:
+    """Judgments or their file, for rows `ids`. DataError when they are all about other rows."""
+    if qrels is None:
+        return None
+    found = read_qrels(qrels) if isinstance(qrels, str | Path) else qrels
+    known = set(ids)
+    parts = [found, *(found.directed.values() if isinstance(found, Judgments) else ())]
+    if not any(q in known and not known.isdisjoint(items) for part in parts for q, items in part.items()):
+        query = next((q for part in parts for q in part), "")
+        raise DataError(f"no judgment is about two rows of these data (the first asks for {query!r}); ids are row ids")
+    return found
+
+
+def _grade(grade: Any, where: str) -> int:
+    if isinstance(grade, str | bool) and grade in VERDICTS:
+        return VERDICTS[grade]
+    try:
+        value = float(grade)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: the grade {grade!r} is no number") from None
+    if not math.isfinite(value) or value != int(value):
+        raise DataError(f"{where}: the grade {grade!r} is not a whole number; nDCG's gains are whole (0, 1, 2, ...)")
+    return int(value)
+
+
+def _trec_line(line: str, where: str) -> tuple[str, str, Any, str, str | None]:
     parts = line.split()
     if len(parts) != 4:
         raise DataError(f"{where}: {len(parts)} columns; TREC judgments have 4: query iteration item grade")
-    return parts[0], parts[2], parts[3]
+    return parts[0], parts[2], parts[3], "", None
 
 
-def _json_line(line: str, where: str) -> tuple[str, str, Any]:
+def _json_line(line: str, where: str) -> tuple[str, str, Any, str, str | None]:
+    """(query, item, grade, judge or "", direction or None)."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as e:
         raise DataError(f"{where}: not valid JSON ({e})") from None
-    found = {k: next((row[n] for n in names if n in row), None) for k, names in KEYS.items()}
+    found = {k: next((row[n] for n in names if row.get(n) is not None), None) for k, names in KEYS.items()}
     if found["query"] is None or found["item"] is None:
         raise DataError(f'{where}: a judgment needs "query" and "item"; this line has {", ".join(row) or "nothing"}')
-    return str(found["query"]), str(found["item"]), 1 if found["grade"] is None else found["grade"]
+    grade = 1 if found["grade"] is None else found["grade"]
+    return (
+        str(found["query"]),
+        str(found["item"]),
+        grade,
+        str(found["judge"] or "verdict" * ("verdict" in row)),
+        row.get("direction"),
+    )
 
 
 def _plain(name: str) -> str:
@@ -105,7 +144,7 @@ def write_run(
 
     def lines() -> Iterator[str]:
         for start in range(0, len(queries), 1024):
-            scores, index = topk(queries.vectors[start : start + 1024], among, k + within)
+            scores, index = topk(queries.asking[start : start + 1024], among, k + within)
             for i, (s_k, j_k) in enumerate(zip(scores, index, strict=True), start):
                 best = [(s, j) for s, j in zip(s_k.tolist(), j_k.tolist(), strict=True) if not (within and j == i)][:k]
                 for rank, (s, j) in enumerate(best, 1):

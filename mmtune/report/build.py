@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mmtune.errors import DataError
 from mmtune.files import write_text
 from mmtune.report.cards import Cards
 from mmtune.report.confusion import confusions
@@ -40,6 +41,7 @@ def report(
     gate: Mapping[str, Any] | None = None,
     slices: Sequence[str] | None = None,
     general: str | None = None,
+    qrels: Any = None,
     examples: int = 6,
     batch_size: int = 64,
     quiet: bool = True,
@@ -47,11 +49,14 @@ def report(
     """Write the report of a RUN directory, of a comparison's JSON, or (target None) of base and candidate on data.
 
     slices: metadata columns or "size:MODALITY" (default: columns of few values); general: DATA on which nothing may be lost;
-    examples: queries shown of each kind and direction. Returns {"out", "verdict", "bytes"}. Raises DataError for rows that a
-    model was trained on, and for anything missing.
+    qrels: judgments or their file, which then say throughout what is right instead of rows and groups; examples: queries
+    shown of each kind and direction. Returns {"out", "verdict", "bytes"}. Raises DataError for rows that a model was trained
+    on, and for anything missing.
     """
     about = subject(target, base, candidate, data, gate)
-    found = measure(about, slices, general, batch_size, quiet) if about.data else None
+    found = measure(about, slices, general, batch_size, quiet, qrels) if about.data else None
+    if found is None and qrels is not None:
+        raise DataError("judgments need searches: give --base, --candidate and --data as well")
     page = render(about, found, examples)
     write_text(out, page)
     return {
@@ -84,7 +89,7 @@ def render(about: Subject, found: Measured | None, examples: int = 6) -> str:
         slices=_slices(document, True),
         unsure=_slices(document, False),
         metrics=document.get("metrics", {}),
-        curves=learning(about.run.log) if about.run else [],
+        curves=learning(about.run.log, about.run.between) if about.run else [],
         galleries=galleries(found, examples) if found else [],
         cards=cards,
         top=TOP,
@@ -135,6 +140,8 @@ def facts(about: Subject, found: Measured | None, document: dict[str, Any]) -> d
     marks = document.get("fingerprints", {})
     out = {"Base": str(about.base or ""), "Candidate": str(about.candidate or ""), "Test data": about.data or ""}
     out |= {f"Fingerprint of the {k}": str(v) for k, v in marks.items()}
+    if found and found.qrels is not None:
+        out["What is right"] = "judgments, not rows and groups"
     if found:
         out["Test rows"] = f"{len(found.data):,} ({', '.join(found.data.modalities)})"
         out["Fingerprint of the data"] = found.data.fingerprint

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune import modalities
-from mmtune.evaluate.classify import Classified, classify, is_task
+from mmtune.evaluate.classify import NEIGHBOURS, Classified, tasks
 from mmtune.report.measured import SIDES, Measured
 
 CLASSES, PAIRS = 24, 10
@@ -39,9 +38,10 @@ class Swap:
 
 @dataclass
 class Confusion:
-    """One classification task. names: the classes shown; classes: how many there are."""
+    """One classification task. told: how a row gets its class; names: the classes shown; classes: how many there are."""
 
     direction: str
+    told: str
     rows: int
     classes: int
     names: list[str]
@@ -50,14 +50,19 @@ class Confusion:
 
 
 def confusions(found: Measured) -> list[Confusion]:
-    """One for each modality that words name classes for."""
-    names = list(found.vectors["before"])
-    words = [m for m in names if modalities.get(m).inline and is_task(found.vectors["before"][m], m)]
-    return [_confusion(found, a, b) for b in words for a in names if a != b]
+    """One for each task that the data hold (see `evaluate.classify.tasks`)."""
+    before, after = (tasks(found.vectors[side]) for side in SIDES)
+    return [_confusion(dict(zip(SIDES, pair, strict=True))) for pair in zip(before, after, strict=True)]
 
 
-def _confusion(found: Measured, a: str, b: str) -> Confusion:
-    both = {side: classify(found.vectors[side], (a, b)) for side in SIDES}
+def _told(c: Classified) -> str:
+    if c.how == "words":
+        return f"{c.direction} as classification: each of {c.rows:,} rows gets the group whose description lies nearest"
+    name = c.direction.split("->")[0]
+    return f"{name} as classification: each of {c.rows:,} items gets the group of its {NEIGHBOURS} nearest others"
+
+
+def _confusion(both: dict[str, Classified]) -> Confusion:
     old, new = both["before"], both["after"]
     wrong = sum((_mistakes(c) for c in both.values()), np.zeros(len(old.classes), np.int64))
     shown = np.sort(np.argsort(-wrong, kind="stable")[:CLASSES])
@@ -73,7 +78,7 @@ def _confusion(found: Measured, a: str, b: str) -> Confusion:
         for i, j in (divmod(int(n), len(old.classes)) for n in order)
         if max(off[0][i, j], off[1][i, j])
     ]
-    return Confusion(old.direction, old.rows, len(old.classes), [old.classes[i] for i in shown], matrices, swaps)
+    return Confusion(old.direction, _told(old), old.rows, len(old.classes), [old.classes[i] for i in shown], matrices, swaps)
 
 
 def _mistakes(c: Classified) -> np.ndarray:

@@ -1,14 +1,16 @@
-"""RUN/metrics.jsonl -> learning curves."""
+"""RUN/metrics.jsonl and RUN/interpolation.json -> learning curves, whatever kind of run wrote them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mmtune.report.plots import Chart, chart, number, thin
 
-VAL = "val "
-MEAN = "val metric"
+VAL, GENERAL = "val ", "val general "
+MEANS = ("val metric", "val general metric")
 QUIET = ("step", "epoch", "loss", "lr", "grad_norm", "pairs_per_second", "wait")
+TONES = 8
 
 
 def smooth(y: np.ndarray, half: float) -> np.ndarray:
@@ -27,8 +29,9 @@ def _column(log: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarra
     return np.array([s for s, _ in rows], float), np.array([v for _, v in rows], float)
 
 
-def learning(log: list[dict[str, Any]]) -> list[Chart]:
-    """Charts of what the log holds: loss, validation, learning rate, gradient."""
+def learning(log: list[dict[str, Any]], between: Mapping[str, Any] | None = None) -> list[Chart]:
+    """Charts of what the log holds: the loss and its parts, validation on the domain and on the general slice, learning rate,
+    gradient; and of `between`, what a sweep of the weights between base and tuned wrote."""
     out = []
     x, y = _column(log, "loss")
     if len(x) > 1:
@@ -36,13 +39,21 @@ def learning(log: list[dict[str, Any]]) -> list[Chart]:
         told = f"Training loss from {number(float(calm[0]))} to {number(float(calm[-1]))} over {int(x[-1]):,} steps."
         series = [("each step", "faint", x[at], y[at]), ("smoothed", "after", x[at], calm[at])]
         out.append(chart("Training loss", told, series, "step"))
-    names = sorted({k for r in log for k in r if k.startswith(VAL) and k != MEAN})
-    found = [(n.removeprefix(VAL), *_column(log, n)) for n in names]
-    found = [f for f in found if len(f[1])]
-    if found:
-        told = "; ".join(f"{n} ends at {number(float(y[-1]))}, best {number(float(y.max()))}" for n, _, y in found)
-        series = [(n, f"tone{i % 4}", x, y) for i, (n, x, y) in enumerate(found)]
-        out.append(chart("Validation after each epoch", told, series, "step", dots=True))
+    parts = _parts(log)
+    if len(parts) > 1:
+        told = "; ".join(f"{n} from {number(float(y[0]))} to {number(float(y[-1]))}" for n, _, y in parts)
+        out.append(chart("Parts of the loss, smoothed", told, _tones(parts), "step"))
+    general = [k for k in _names(log) if k.startswith(GENERAL)]
+    for title, prefix, names in (
+        ("Validation after each epoch", VAL, [k for k in _names(log) if k.startswith(VAL) and k not in general]),
+        ("General skill after each epoch", GENERAL, general),
+    ):
+        found = [(n.removeprefix(prefix), *_column(log, n)) for n in names if n not in MEANS]
+        if found := [f for f in found if len(f[1])]:
+            told = "; ".join(f"{n} ends at {number(float(y[-1]))}, best {number(float(y.max()))}" for n, _, y in found)
+            out.append(chart(title, told, _tones(found), "step", dots=True))
+    if between:
+        out.append(_between(between))
     for name, title in (("lr", "Learning rate"), ("grad_norm", "Gradient norm")):
         x, y = _column(log, name)
         if len(x) > 1:
@@ -50,3 +61,32 @@ def learning(log: list[dict[str, Any]]) -> list[Chart]:
             told = f"{title} between {number(float(y.min()))} and {number(float(y.max()))}."
             out.append(chart(title, told, [(title.lower(), "before", x[at], y[at])], "step", zero=True, legend=False))
     return out
+
+
+def _names(log: list[dict[str, Any]]) -> list[str]:
+    return sorted({k for r in log for k in r})
+
+
+def _tones(found: list[tuple[str, np.ndarray, np.ndarray]]) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
+    return [(n, f"tone{i % TONES}", x, y) for i, (n, x, y) in enumerate(found)]
+
+
+def _parts(log: list[dict[str, Any]]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """What the objective logged beside the loss, smoothed and thinned."""
+    out = []
+    for name in _names(log):
+        x, y = _column(log, name)
+        if name not in QUIET and not name.startswith(VAL) and len(x) > 1:
+            at = thin(x)
+            out.append((name, x[at], smooth(y, max(1.0, len(y) / 30))[at]))
+    return out
+
+
+def _between(found: Mapping[str, Any]) -> Chart:
+    """Domain and general score over the weights between base (0) and tuned (1)."""
+    points = sorted(found["points"], key=lambda p: p["coefficient"])
+    x = np.array([p["coefficient"] for p in points], float)
+    series = [(side, np.array([p[side] for p in points], float)) for side in ("domain", "general")]
+    told = f"{found['metric']}; chosen: {found['chosen']:g}, {found['rule']}."
+    curves = [(n, f"tone{i}", x, y) for i, (n, y) in enumerate(series)]
+    return chart("Weights between base and tuned", told, curves, "0: base, 1: tuned", dots=True)

@@ -14,13 +14,16 @@ from mmtune.evaluate.confusable import Confusable, freeze
 from mmtune.evaluate.gate import MEAN, Gate
 from mmtune.evaluate.items import Items, unite
 from mmtune.evaluate.overlap import refuse_trained
-from mmtune.evaluate.relevance import relevant
+from mmtune.evaluate.relevance import Qrels, relevant
 from mmtune.evaluate.slices import named
+from mmtune.evaluate.trec import judgments
 from mmtune.evaluate.verbs import trained_on
 from mmtune.report.subject import Subject
 from mmtune.similarity import exact_keys
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mmtune.data.shards import Data
     from mmtune.model import Model
 
@@ -31,11 +34,12 @@ SIDES = ("before", "after")
 
 @dataclass
 class Measured:
-    """vectors[side][modality] for the sides "before" and "after"."""
+    """vectors[side][modality] for the sides "before" and "after". qrels: what is right, where it is not told by groups."""
 
     data: "Data"
     comparison: Comparison
     vectors: dict[str, dict[str, Embedded]]
+    qrels: Qrels | None = None
 
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
@@ -62,14 +66,14 @@ class Measured:
         """For each query item of a direction, the candidates that answer it."""
         queries, candidates = self.sides(name, "before")
         out: list[np.ndarray] = []
-        for part in relevant(queries, candidates, 4096):
+        for part in relevant(queries, candidates, 4096, self.qrels):
             out.extend(part.items[i] for i in range(part.stop - part.start))
         return out
 
     def keys(self, name: str, side: str, queries_Q: np.ndarray) -> np.ndarray:
         """Keys [Q, candidates] of some query items; within one modality the item itself comes last."""
         queries, candidates = self.sides(name, side)
-        found = exact_keys(queries.vectors[queries_Q], candidates.vectors)
+        found = exact_keys(queries.asking[queries_Q], candidates.vectors)
         if queries is candidates:
             found[np.arange(len(found)), queries_Q] = np.iinfo(np.int32).min
         return found
@@ -81,11 +85,13 @@ def measure(
     general: str | None = None,
     batch_size: int = 64,
     quiet: bool = True,
+    qrels: "Qrels | str | Path | None" = None,
 ) -> Measured:
     """Embed the subject's data with both models and compare.
 
     slices: metadata columns or "size:MODALITY"; None: the columns of few values, and those that the gate's guards name.
-    general: other DATA for the slice of that name. Raises DataError for rows that either model was trained on.
+    general: other DATA for the slice of that name; qrels: judgments, or their file, that alone decide what is right. Raises
+    DataError for rows that either model was trained on.
     """
     from mmtune import artifact
     from mmtune.data.shards import open_data
@@ -94,6 +100,7 @@ def measure(
     rows = open_data(subject.data)  # type: ignore[arg-type]
     general = general or subject.general
     other = open_data(general) if general else None
+    judged = judgments(qrels, rows.ids)
     gate = Gate.read(subject.gate)
     wanted = _columns(rows, gate) if slices is None else list(slices)
     parts = named(rows, wanted) if wanted else {}
@@ -112,10 +119,10 @@ def measure(
             extra.append(embed_data(found, other, [m for m in names if m in other.modalities], batch_size, quiet))
     _same(subject, vectors)
     comparison = compare_vectors(
-        vectors["before"], vectors["after"], gate=gate, within=len(names) == 1, slices=parts,
-        extra={"general": (extra[0], extra[1])} if extra else None, confusable=_frozen(vectors["before"], gate),
+        vectors["before"], vectors["after"], gate=gate, within=len(names) == 1, slices=parts, qrels=judged,
+        extra={"general": (extra[0], extra[1])} if extra else None, confusable=_frozen(vectors["before"], gate, judged),
     )  # fmt: skip
-    return Measured(rows, comparison, vectors)
+    return Measured(rows, comparison, vectors, judged)
 
 
 def _same(subject: Subject, vectors: dict[str, dict[str, Embedded]]) -> None:
@@ -139,11 +146,11 @@ def _columns(data: "Data", gate: Gate | None) -> list[str]:
     return list(dict.fromkeys([*asked, *(n for _, n in few[:SLICE_COLUMNS])]))
 
 
-def _frozen(base: dict[str, Embedded], gate: Gate | None) -> Confusable | None:
+def _frozen(base: dict[str, Embedded], gate: Gate | None, qrels: Qrels | None) -> Confusable | None:
     """The confusable slice of the gate's direction, or of the first; None where no two things can be confused."""
     pairs = [(a, b) for a in base for b in base if a != b or len(base) == 1]
     wanted = gate.direction if gate else MEAN
     try:
-        return freeze(base, next((p for p in pairs if "->".join(p) == wanted), pairs[0]))
+        return freeze(base, next((p for p in pairs if "->".join(p) == wanted), pairs[0]), qrels=qrels)
     except DataError:
         return None

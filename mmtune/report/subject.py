@@ -13,13 +13,15 @@ AUDIT = ".audit.json"
 
 @dataclass
 class Run:
-    """What a RUN directory says: its resolved recipe, environment, log lines in order, audits of mined negatives by name."""
+    """What a RUN directory says: its resolved recipe, environment, log lines in order, audits of mined negatives by name;
+    between: the sweep of weights between base and tuned, if there was one."""
 
     directory: Path
     recipe: dict[str, Any]
     environment: dict[str, Any]
     log: list[dict[str, Any]]
     audits: dict[str, dict[str, Any]]
+    between: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -48,13 +50,14 @@ def read_run(directory: Path) -> Run:
     except yaml.YAMLError as e:
         raise RecipeError(f"{directory / 'recipe.yaml'}: {' '.join(str(e).split())}") from None
     environment = directory / "environment.json"
-    log = directory / "metrics.jsonl"
+    log, between = directory / "metrics.jsonl", directory / "interpolation.json"
     return Run(
         directory,
         recipe,
         read_json(environment) if environment.exists() else {},
         read_jsonl(log, torn=True) if log.exists() else [],
         {p.name.removesuffix(AUDIT): read_json(p) for p in sorted(directory.rglob("*" + AUDIT))},
+        read_json(between) if between.exists() else {},
     )
 
 
