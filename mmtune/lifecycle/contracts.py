@@ -40,9 +40,9 @@ class Hit:
 class Store(Protocol):
     """The vectors of one (version, modality): unit float32 [D] by item id, with metadata; similarity is the inner product.
 
-    The fingerprint is stamped into the store when it is created and read back from it when it is opened. Writers are
-    one at a time (the collection's lock); any number of readers, in this and in other processes, search meanwhile. A reader that is open
-    sees what was written since by another process at its next search, or at the latest when it is opened again.
+    The fingerprint is stamped into the store when it is created and read back from it when it is opened. Writers are one at a
+    time (the collection's lock); any number of readers, in this and in other processes, search meanwhile. An open reader sees
+    what another process wrote at its next search, or at the latest when it is opened again.
     """
 
     kind: str
