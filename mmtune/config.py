@@ -134,6 +134,7 @@ class Recipe(Strict):
     pairs: list[tuple[str, str]] | None = Field(None, description="default: every pair the model and the data share")
     objective: list[dict[str, Any]] = [{"loss": "auto"}]
     teachers: dict[str, dict[str, Any]] = Field({}, description="name -> model: MODEL, scorer: NAME, or scores: FILE")
+    prompts: dict[str, Any] | None = Field(None, description="{NAME: {ROLE: template}} around words; default: the model's own")
     matryoshka: MatryoshkaConfig | None = None
     memory: MemoryConfig | None = None
     augment: dict[str, dict[str, Any]] = {}

@@ -174,7 +174,8 @@ def direction(a: str, b: str) -> str:
 class Embedded:
     """Vectors of one modality for N rows of a corpus; identity travels with them.
 
-    ids [N] row ids; groups [N]; labels[k] int64 [N] as in Batch; vectors float32 [N, D], unit length; fingerprint of the model.
+    ids [N] row ids; groups [N]; labels[k] int64 [N] as in Batch; vectors float32 [N, D], unit length; fingerprint of the model;
+    queries [N, D] the same rows as they ask, where the model has other words around a query than around what is found.
     """
 
     ids: list[str]
@@ -182,3 +183,9 @@ class Embedded:
     labels: "dict[str, np.ndarray]"
     vectors: "np.ndarray"
     fingerprint: str = ""
+    queries: "np.ndarray | None" = None
+
+    @property
+    def asking(self) -> "np.ndarray":
+        """The vectors of the query side of a direction."""
+        return self.vectors if self.queries is None else self.queries

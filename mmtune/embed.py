@@ -1,5 +1,6 @@
 """Model + rows -> vectors + ids: the only embedding path. Evaluation scores what mining searches and an index serves."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune import modalities
 from mmtune.callable import make_callable
 from mmtune.contracts import Embedded
+from mmtune.data.decode import decode_row
+from mmtune.data.labels import first_seen
 from mmtune.encode import vectors
-from mmtune.errors import DataError, Rejected
+from mmtune.errors import DataError
 from mmtune.files import atomic_open, read_json, write_json
 from mmtune.progress import Progress
+from mmtune.prompts import QUERY, asks_otherwise
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -21,30 +24,20 @@ if TYPE_CHECKING:
 
 
 def _embed_rows(
-    model: "Model", data: "Data", modality: str, rows: np.ndarray, batch_size: int, advance: Callable[[int], None]
+    model: "Model",
+    data: "Data",
+    modality: str,
+    rows: np.ndarray,
+    batch_size: int,
+    advance: Callable[[int], None],
+    role: str | None,
 ) -> np.ndarray:
-    """Vectors of `rows` [n] of `data`; identical content is encoded once."""
-    kind = modalities.get(modality)
-    _, first, inverse = np.unique(data.labels[modality][rows], return_index=True, return_inverse=True)
-    order = np.argsort(first)  # keep the shards' order on disk
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order))
-
-    def signal(i: int) -> Callable[[], Any]:
-        def read() -> Any:
-            try:
-                return kind.decode(data.read(i, modality))
-            except Rejected as e:
-                raise DataError(
-                    f"{data.spec}: row {data.ids[i]!r}: {modality}: {e}; pack the data again to reject such rows"
-                ) from None
-
-        return read
-
-    unique = rows[first[order]]
-    parts = list(vectors(model, modality, map(signal, unique.tolist()), batch_size, advance))
-    advance(len(rows) - len(unique))
-    return np.concatenate(parts)[position[inverse]] if parts else np.zeros((0, model.dim), np.float32)
+    """Vectors of `rows` [n] of `data`; identical content is encoded once, in the shards' order on disk."""
+    first, inverse = first_seen(data.labels[modality][rows])
+    items = (functools.partial(decode_row, data, i, modality) for i in rows[first].tolist())
+    parts = list(vectors(model, modality, items, batch_size, advance, role))
+    advance(len(rows) - len(first))
+    return np.concatenate(parts)[inverse] if parts else np.zeros((0, model.dim), np.float32)
 
 
 def shared_modalities(model: "Model", data: "Data", wanted: Sequence[str] | None = None) -> list[str]:
@@ -63,17 +56,28 @@ def shared_modalities(model: "Model", data: "Data", wanted: Sequence[str] | None
 
 
 def embed_data(
-    model: "Model", data: "Data", wanted: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
+    model: "Model",
+    data: "Data",
+    wanted: Sequence[str] | None = None,
+    batch_size: int = 64,
+    quiet: bool = True,
+    role: str | None = None,
 ) -> dict[str, Embedded]:
-    """Vectors of every row in memory: {modality: Embedded}, rows in the data's order, rows that lack it left out."""
+    """Vectors of every row in memory: {modality: Embedded}, rows in the data's order, rows that lack it left out.
+
+    Without `role` the vectors are those of what is found, and where the model has a prompt of its own for queries
+    `Embedded.queries` are those of what asks (a second run of that tower). With `role` there are that role's vectors only.
+    """
     out = {}
     fingerprint = model.fingerprint
     for m in shared_modalities(model, data, wanted):
         rows = np.flatnonzero(data.present[m])
-        with Progress(f"embed {m}", len(rows), quiet=quiet) as progress:
-            found = _embed_rows(model, data, m, rows, batch_size, progress.advance)
+        roles = [role, QUERY] if role is None and asks_otherwise(model.prompts, m) else [role]
+        with Progress(f"embed {m}", len(rows) * len(roles), quiet=quiet) as progress:
+            found = [_embed_rows(model, data, m, rows, batch_size, progress.advance, r) for r in roles]
         labels = {k: v[rows] for k, v in data.labels.items()}
-        out[m] = Embedded([data.ids[i] for i in rows], [data.groups[i] for i in rows], labels, found, fingerprint)
+        ids, groups = [data.ids[i] for i in rows], [data.groups[i] for i in rows]
+        out[m] = Embedded(ids, groups, labels, found[0], fingerprint, *found[1:])
     return out
 
 
@@ -84,23 +88,31 @@ def embed(
     wanted: Sequence[str] | None = None,
     batch_size: int = 64,
     quiet: bool = False,
+    *,
+    dim: int | None = None,
+    role: str | None = None,
 ) -> dict[str, Any]:
     """Write OUT/<modality>/part-*.parquet (id, group, vector), a part a shard, and OUT/meta.json; returns the latter.
 
     A part that is there with the same fingerprint and shard content is kept, so a killed run goes on where it stopped;
-    another model's parts are refused. Rows that lack a modality are counted, not written.
+    another model's parts are refused. Rows that lack a modality are counted, not written. dim: the first so many dimensions
+    (`Model.prefix`); role: the prompt around words, by default what an index holds (see `mmtune.prompts`).
     """
     from mmtune.artifact import load
     from mmtune.data.shards import open_data
 
     model = load(model) if isinstance(model, str) else model
+    model = model if dim is None else model.prefix(dim)
     data = open_data(data) if isinstance(data, str) else data
     names = shared_modalities(model, data, wanted)
-    out, mark = Path(out), model.fingerprint
-    if (out / "meta.json").exists() and (old := read_json(out / "meta.json")).get("fingerprint") != mark:
-        raise DataError(
-            f"{out} holds vectors of another model ({old.get('fingerprint')}); a new model is a new space: use another --out"
-        )
+    out, mark, said = Path(out), model.fingerprint, {"role": role} if role else {}
+    if (out / "meta.json").exists():
+        old = read_json(out / "meta.json")
+        if old.get("fingerprint") != mark:
+            other = f"{out} holds vectors of another model ({old.get('fingerprint')})"
+            raise DataError(f"{other}; a new model is a new space: use another --out")
+        if old.get("role") != role:
+            raise DataError(f"{out} holds vectors of role {old.get('role')!r}, not {role!r}; use another --out")
     counts: dict[str, Any] = {m: {"rows": 0, "missing": 0, "parts": len(data.shards)} for m in names}
     with Progress("embed", len(data) * len(names), quiet=quiet) as progress:
         for m in names:
@@ -108,17 +120,18 @@ def embed(
                 rows = np.arange(shard.start, shard.start + shard.count)
                 here = rows[data.present[m][rows]]
                 content = np.ascontiguousarray(np.stack([data.labels["id"][here], data.labels[m][here]]))
-                stamp = {"fingerprint": mark, "shard": shard.name, "content": _digest(content)}
+                stamp = {"fingerprint": mark, "shard": shard.name, "content": _digest(content), **said}
                 path = out / m / f"part-{number:05d}.parquet"
                 if not _written(path, stamp):
-                    found = _embed_rows(model, data, m, here, batch_size, progress.advance)
+                    found = _embed_rows(model, data, m, here, batch_size, progress.advance, role)
                     _write_part(path, [data.ids[i] for i in here], [data.groups[i] for i in here], found, stamp)
                 else:
                     progress.advance(len(here))
                 counts[m]["rows"] += len(here)
                 counts[m]["missing"] += len(rows) - len(here)
                 progress.advance(len(rows) - len(here))
-    meta = {"fingerprint": mark, "dim": model.dim, "counts": counts, "data": data.spec, "data_fingerprint": data.fingerprint}
+    meta = {"fingerprint": mark, "dim": model.dim, "counts": counts, "data": data.spec}
+    meta |= {"data_fingerprint": data.fingerprint, **said}
     write_json(out / "meta.json", meta)
     return meta
 

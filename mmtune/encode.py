@@ -9,16 +9,25 @@ import torch
 
 from mmtune import modalities
 from mmtune.errors import ModelError, Rejected
+from mmtune.prompts import prompted
 
 if TYPE_CHECKING:
     from mmtune.model import Model
 
 
 def vectors(
-    model: "Model", modality: str, items: Iterable[Callable[[], Any]], batch_size: int, advance: Callable[[int], None]
+    model: "Model",
+    modality: str,
+    items: Iterable[Callable[[], Any]],
+    batch_size: int,
+    advance: Callable[[int], None],
+    role: str | None = None,
 ) -> Iterator[np.ndarray]:
-    """Each item is a call that gives a signal; yields [n, D] a batch. Decoding of the next batch overlaps the model's work."""
-    preprocess = model.towers[modality].preprocess
+    """Each item is a call that gives a signal; yields [n, D] a batch. Decoding of the next batch overlaps the model's work.
+
+    role: which of the model's prompts (see `mmtune.prompts`) goes around each value.
+    """
+    preprocess = prompted(model.towers[modality].preprocess, model.prompts, modality, role)
     device = model.device
 
     def prepare(batch: list[Callable[[], Any]]) -> dict[str, torch.Tensor]:
@@ -58,7 +67,9 @@ def _tower(model: "Model", modality: str) -> None:
         raise ModelError(f"this model has no {modality} tower; it has {', '.join(model.towers)}")
 
 
-def encode_values(model: "Model", modality: str, values: Sequence[Any], batch_size: int = 64) -> np.ndarray:
+def encode_values(
+    model: "Model", modality: str, values: Sequence[Any], batch_size: int = 64, role: str | None = None
+) -> np.ndarray:
     """What a user has (paths, arrays, strings, ...) -> float32 unit vectors [N, D]. A value that cannot be read: ModelError."""
     _tower(model, modality)
     kind = modalities.get(modality)
@@ -72,5 +83,5 @@ def encode_values(model: "Model", modality: str, values: Sequence[Any], batch_si
 
         return read
 
-    parts = list(vectors(model, modality, map(signal, range(len(values))), batch_size, lambda n: None))
+    parts = list(vectors(model, modality, map(signal, range(len(values))), batch_size, lambda n: None, role))
     return np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)

@@ -1,6 +1,8 @@
 """Towers by name in one shared space, with a learned temperature for each pair."""
 
+import copy
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,8 +15,10 @@ from mmtune import backbones, modalities
 from mmtune.backbones import Part, Scale, Tower
 from mmtune.contracts import Pair, direction
 from mmtune.encode import encode_values
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, RecipeError
 from mmtune.fingerprint import fingerprint
+from mmtune.losses.matryoshka import truncate
+from mmtune.prompts import Prompts
 
 MAX_LOG_SCALE = math.log(100.0)
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
@@ -33,7 +37,7 @@ class Model(nn.Module):
         self.parts = nn.ModuleList(p.module for p, _ in parts)
         self.towers: dict[str, Tower] = {m: p.towers[m] for p, names in parts for m in names}
         self.towers = {m: self.towers[m] for m in modalities.names() if m in self.towers}
-        self.dim = dim
+        self.width = dim
         self.settings: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self._fingerprint: str | None = None
@@ -54,23 +58,26 @@ class Model(nn.Module):
 
     def encode_inputs(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Inputs of U items -> unit vectors [U, D] float32. With "segments" [W] (window -> item, ascending) the inputs are W
-        windows, and an item's vector is the mean of its windows' unit vectors, normalised again."""
+        windows, and an item's vector is the mean of its windows' unit vectors, normalised again. A model cut to fewer
+        dimensions (`prefix`) gives the first of them, normalised again."""
         segments = inputs.get("segments")
         x = self.towers[modality].encode({k: v for k, v in inputs.items() if k != "segments"})
         if modality in self.heads:
             x = self.heads[modality](x)
         z = F.normalize(x.float(), dim=-1)
-        if segments is None:
-            return z
-        total = z.new_zeros(int(segments[-1]) + 1, z.shape[1]).index_add(0, segments, z)
-        return F.normalize(total, dim=-1)
+        if segments is not None:
+            z = F.normalize(z.new_zeros(int(segments[-1]) + 1, z.shape[1]).index_add(0, segments, z), dim=-1)
+        return truncate({modality: z}, self.dim)[modality]
 
     def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """{modality: inputs} -> {modality: [U, D]}; the entry that data-parallel wrappers hook."""
         return {m: self.encode_inputs(m, x) for m, x in inputs.items()}
 
-    def encode(self, batch_size: int = 64, **signals: Any) -> Any:
+    def encode(self, batch_size: int = 64, role: str | None = None, **signals: Any) -> Any:
         """Vectors of what a user has: `encode(name=value)` with a path, library object, array or string, or a list of them.
+
+        role: the prompt that goes around words, "query" for what asks (see `mmtune.prompts`); a model without prompts, and
+        values that are no words, know no difference.
 
         Returns float32 unit vectors: [D] for one value, [N, D] for a list; a dict of these when several names are given.
         Raises ModelError for a modality the model lacks, and for a value that cannot be read (naming its position).
@@ -80,7 +87,7 @@ class Model(nn.Module):
         out: dict[str, np.ndarray] = {}
         for name, value in signals.items():
             many = isinstance(value, list)
-            vectors = encode_values(self, name, value if many else [value], batch_size)
+            vectors = encode_values(self, name, value if many else [value], batch_size, role)
             out[name] = vectors if many else vectors[0]
         return out if len(out) > 1 else next(iter(out.values()))
 
@@ -108,6 +115,38 @@ class Model(nn.Module):
         for s in self._scales.values():
             s.log.clamp_(0.0, self._top[id(s.log)])
 
+    # --- settings ------------------------------------------------------------------------------------------------
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors: the towers' shared `width`, or less after `prefix`."""
+        return int(self.settings.get("dim", self.width))
+
+    def prefix(self, dim: int) -> "Model":
+        """The same weights (shared with this model), whose vectors are the first `dim` numbers of its vectors, of unit length
+        again: another space with a fingerprint of its own. Raises ModelError for less than 1 or more than there are."""
+        dim = operator.index(dim)
+        if not 1 <= dim <= self.dim:
+            raise ModelError(f"dim {dim}: this model's vectors have {self.dim} numbers; ask for 1 to {self.dim}")
+        if dim == self.dim:
+            return self
+        short = copy.copy(self)
+        short.settings, short.info, short._fingerprint = {**self.settings, "dim": dim}, dict(self.info), None
+        return short
+
+    @property
+    def prompts(self) -> Prompts:
+        """Templates around words by modality and role (see `mmtune.prompts`)."""
+        return self.settings.get("prompts", {})
+
+    def set_prompts(self, prompts: Prompts) -> None:
+        """Replace all prompts; they become part of the fingerprint. RecipeError for a modality that the model lacks."""
+        for name in prompts:
+            if name not in self.towers:
+                raise RecipeError(f"prompts.{name}: this model has no {name} tower; it has {', '.join(self.towers)}")
+        self.settings = {k: v for k, v in self.settings.items() if k != "prompts"} | ({"prompts": prompts} if prompts else {})
+        self._fingerprint = None
+
     # --- identity ------------------------------------------------------------------------------------------------
 
     @property
@@ -127,7 +166,7 @@ class Model(nn.Module):
         """What is needed, beside weights and files, to build this model again."""
         return {
             "parts": [{"family": p.family, "modalities": names} for p, names in self.sources],
-            "dim": self.dim,
+            "dim": self.width,
             "heads": list(self.heads),
             "own_scales": list(self.own_scales),
             "settings": self.settings,

@@ -2,15 +2,17 @@
 
     prompts:
       NAME:                                  a modality whose values are words
-        default: "{}"                        indexing, evaluation and training where no other role is asked for
-        query: "find the product: {}"        `encode(..., role="query")`, and the query side of an evaluation
-        zero_shot: ["a photo of {}", "a close-up of {}"]
+        default: "{}"                        what is searched among: an index, the candidates of an evaluation, of mining
+        query: "find the product: {}"        what asks: `encode(..., role="query")`, the queries of an evaluation, of mining
+        zero_shot: ["a photo of {}", "a close-up of {}"]      class names (`report`), and any other role by its name
 
-A list is an ensemble: the vectors of all templates are averaged and normalised again (CLIP, arXiv 2103.00020); in training one
-of them is drawn for each row. A model keeps its prompts in `settings`, so that they travel with the artifact and are part of
-its fingerprint: other words around a query make another space.
+A list is an ensemble: the vectors of all templates are averaged and normalised again (CLIP, arXiv 2103.00020). Training sees
+what retrieval will: each row, anew each epoch, gets one template drawn from `default` or `query`, half of the rows each where
+a query has its own. A model keeps its prompts in `settings`, so that they travel with the artifact and are part of its
+fingerprint: other words around a query make another space.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +24,8 @@ from mmtune import modalities
 from mmtune.contracts import Preprocess
 from mmtune.errors import RecipeError
 
-DEFAULT = "default"
+DEFAULT, QUERY, ZERO_SHOT = "default", "query", "zero_shot"
+PLAIN = ["{}"]
 Prompts = dict[str, dict[str, list[str]]]
 """modality -> role -> templates, each with one {}."""
 
@@ -31,6 +34,9 @@ def parse_prompts(config: Mapping[str, Any]) -> Prompts:
     """A recipe's `prompts`, checked. Raises RecipeError naming the key."""
     parsed: Prompts = {}
     for name, roles in config.items():
+        if name not in modalities.names():
+            inline = [m for m in modalities.names() if modalities.get(m).inline]
+            raise RecipeError(f"prompts.{name}: no modality called {name!r}; templates go around {', '.join(inline)}")
         if not modalities.get(name).inline:
             raise RecipeError(f"prompts.{name}: templates go around words; a value of {name} is none")
         if not isinstance(roles, Mapping):
@@ -40,24 +46,45 @@ def parse_prompts(config: Mapping[str, Any]) -> Prompts:
             templates = [templates] if isinstance(templates, str) else templates
             key = f"prompts.{name}.{role}"
             if not isinstance(templates, Sequence) or not templates or not all(isinstance(t, str) for t in templates):
-                raise RecipeError(f"{key}: a template, or a list of them")
+                raise RecipeError(f'{key}: a template, or a list of them, each in quotes (e.g. "find {{}}"); got {templates!r}')
             for template in templates:
                 if template.count("{}") != 1:
                     raise RecipeError(f"{key}: {template!r} must hold {{}} once, where the value goes")
-            parsed[name][role] = list(templates)
+            parsed[name][str(role)] = list(templates)
     return parsed
 
 
 def prompted(preprocess: Preprocess, prompts: Prompts, name: str, role: str | None = None) -> Preprocess:
-    """`preprocess` with the templates of that modality and role around it; `default` (or none) where the role has none.
+    """`preprocess` with the templates of that modality and role around it.
 
-    Raises RecipeError for a role that the model does not have.
+    Anything can ask: role "query" is `default` where a model has no words for it, and `default` is the bare value. Raises
+    RecipeError for another role that the model does not have.
     """
     roles = prompts.get(name, {})
-    if role not in (None, DEFAULT) and role not in roles:
+    if role not in (None, DEFAULT, QUERY) and role not in roles:
         raise RecipeError(f"role {role!r}: this model has no such prompt for {name}; it has {', '.join(roles) or 'none'}")
-    templates = roles.get(role or DEFAULT, ["{}"])
-    return preprocess if templates == ["{}"] else Prompted(preprocess, templates)
+    templates = _templates(roles, role or DEFAULT)
+    return preprocess if templates == PLAIN else Prompted(preprocess, templates)
+
+
+def _templates(roles: Mapping[str, list[str]], role: str) -> list[str]:
+    return roles.get(role) or roles.get(DEFAULT) or PLAIN
+
+
+def asks_otherwise(prompts: Prompts, name: str) -> bool:
+    """Whether a value of that modality has another vector when it asks than when it is found."""
+    roles = prompts.get(name, {})
+    return _templates(roles, QUERY) != _templates(roles, DEFAULT)
+
+
+def for_training(preprocess: Preprocess, prompts: Prompts, name: str) -> Preprocess:
+    """`preprocess` that draws from the roles of retrieval: `default`, and `query` where it has words of its own."""
+    roles = prompts.get(name, {})
+    sets = [_templates(roles, r) for r in ((DEFAULT, QUERY) if asks_otherwise(prompts, name) else (DEFAULT,))]
+    # As often each, however many templates they are: a draw from one list in which each set is repeated to the same length.
+    most = math.lcm(*(len(s) for s in sets))
+    templates = [t for s in sets for t in s * (most // len(s))]
+    return preprocess if templates == PLAIN else Prompted(preprocess, templates)
 
 
 class Prompted:

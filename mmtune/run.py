@@ -18,12 +18,13 @@ from mmtune.data.shards import Data, open_data
 from mmtune.data.stream import Stream
 from mmtune.embed import embed_data
 from mmtune.errors import RecipeError, TrainingError
-from mmtune.evaluate import evaluate_vectors
+from mmtune.evaluate import evaluate, evaluate_vectors
 from mmtune.evaluate.gate import Gate
 from mmtune.evaluate.overlap import trained_rows
 from mmtune.files import write_json, write_text
 from mmtune.mining.rounds import Rounds
 from mmtune.mining.verb import find_verifier
+from mmtune.prompts import for_training, parse_prompts
 from mmtune.train.loop import Trainer, precision
 from mmtune.train.objectives import Objective, build_objective
 from mmtune.train.teach import build_teachers
@@ -49,6 +50,7 @@ def train(
     """
     recipe = _recipe(recipe, overrides)
     Gate.read(recipe.gate)  # said now, not when it is needed
+    prompts = None if recipe.prompts is None else parse_prompts(recipe.prompts)
     directory = Path(recipe.run.dir)
     _claim(directory, recipe, resume)
     sources = recipe.data.sources()
@@ -57,6 +59,8 @@ def train(
     general = open_data(recipe.data.general) if recipe.data.general else None
     model = artifact.load(recipe.model)
     base_mark = model.fingerprint
+    if prompts is not None:
+        model.set_prompts(prompts)
     pairs = choose_pairs(recipe, model, data)
     model.ensure_scales(pairs)
     objective = _objective(recipe, model, data, pairs, quiet)
@@ -70,8 +74,9 @@ def train(
     between = _between(recipe)
     tuned = tune(model, recipe.tune, trained, list(recipe.augment), recipe.train.seed, keep_start=between is not None)
     stream = Stream(
-        data, {m: model.towers[m].preprocess for m in trained}, augmentations(recipe, trained), seed=recipe.train.seed,
-        workers=recipe.data.workers, cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
+        data, {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
+        augmentations(recipe, trained), seed=recipe.train.seed, workers=recipe.data.workers,
+        cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
     )  # fmt: skip
     validate = _validators(val, general, pairs, recipe.train.metric, _prepare(tuned, stream, [val, general], quiet))
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
@@ -85,7 +90,8 @@ def train(
     trainer.fit()
     trainer.load_best()
     coefficient = _finish(tuned, between, validate, directory, recipe, base_mark)
-    result = evaluate_vectors(embed_data(model, val)) if val else None
+    model.info["matryoshka"] = sorted(recipe.matryoshka.dims) if recipe.matryoshka else []
+    result = evaluate(model, val) if val else None
     metrics = result.to_dict() if result else {}
     info = {
         "base": str(model.info.get("source")),
@@ -98,6 +104,7 @@ def train(
         "seed": recipe.train.seed,
         "precision": precision(recipe.train.precision),
         "pairs": [list(p) for p in pairs],
+        **({"matryoshka": model.info["matryoshka"]} if recipe.matryoshka else {}),
     }
     seen = {k: data.labels[k][usable] for k in ("id", *trained)}
     mark = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=seen)
@@ -143,8 +150,8 @@ def _claim(directory: Path, recipe: Recipe, resume: bool) -> None:
             raise TrainingError(f"{directory} holds a run already: add --resume to go on with it, or choose another run.dir")
         import yaml
 
-        old = yaml.safe_load(path.read_text())
-        changed = _changed(old, yaml.safe_load(text))
+        old = dump(parse(yaml.safe_load(path.read_text()), str(path)))  # keys that are newer than the run have their defaults
+        changed = _changed(yaml.safe_load(old), yaml.safe_load(text))
         if changed:
             raise TrainingError(f"{path}: the run to resume has another {changed[0]}; use the same recipe, or another run.dir")
     write_text(path, text)

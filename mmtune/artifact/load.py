@@ -14,13 +14,15 @@ from mmtune.model import Model, from_spec
 
 MANIFEST = "mmtune.json"
 WEIGHTS = "weights.safetensors"
+TRAINED = "trained_on.safetensors"
 FORMAT = 1
 
 
-def load(model: "str | Path | Mapping[str, str]", device: str | None = None) -> Model:
+def load(model: "str | Path | Mapping[str, str]", device: str | None = None, *, dim: int | None = None) -> Model:
     """The model that MODEL names, in eval mode, on `device` (default: the accelerator if there is one).
 
-    An artifact is checked against its fingerprint; nothing is unpickled and no hub is asked. Raises ModelError.
+    An artifact is checked against its fingerprint; nothing is unpickled and no hub is asked. dim: its vectors are cut to the
+    first so many dimensions, of unit length again (`Model.prefix`): a space of its own. Raises ModelError.
     """
     spec: Any = str(model) if isinstance(model, Path) else model
     if isinstance(spec, str) and (Path(spec) / MANIFEST).is_file():
@@ -30,6 +32,7 @@ def load(model: "str | Path | Mapping[str, str]", device: str | None = None) -> 
     else:
         found = from_spec(spec)
     found.info.setdefault("source", spec if isinstance(spec, str) else dict(spec))
+    found = found if dim is None else found.prefix(dim)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return found.to(device).eval()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import __version__
-from mmtune.artifact.load import FORMAT, MANIFEST, WEIGHTS
+from mmtune.artifact.load import FORMAT, MANIFEST, TRAINED, WEIGHTS
 from mmtune.files import atomic_dir, write_bytes, write_json, write_text
+from mmtune.prompts import asks_otherwise
 
 if TYPE_CHECKING:
     from mmtune.model import Model
@@ -26,13 +27,18 @@ def save(
 
     metrics go to metrics.json; info (base, recipe, data, ...) to the manifest and the card; trained_on, int64 labels of the
     training rows by name (id and content), to trained_on.safetensors, so that an evaluation on trained-on data is refused.
+    Without info and trained_on, those that the model was loaded with are kept (a prefix of an artifact saved anew).
     """
     from safetensors.numpy import save as dump
     from safetensors.torch import save_model
 
     was_training = model.training
     model.eval()
-    info = {"mmtune": __version__, **(info or {})}
+    source = Path(model.info["source"]) / TRAINED if isinstance(model.info.get("source"), str) else None
+    known = source.read_bytes() if trained_on is None and source and source.is_file() else None
+    if info is None:
+        info = {k: v for k, v in model.info.items() if k != "source"}
+    info = {**info, "mmtune": __version__}
     mark = model.fingerprint
     with atomic_dir(directory) as tmp:
         save_model(model, str(tmp / WEIGHTS))
@@ -43,7 +49,9 @@ def save(
         write_json(tmp / "metrics.json", dict(metrics or {}))
         if trained_on:
             arrays = {k: np.unique(v[v != 0]) for k, v in trained_on.items()}
-            write_bytes(tmp / "trained_on.safetensors", dump(arrays))
+            write_bytes(tmp / TRAINED, dump(arrays))
+        elif known is not None:
+            write_bytes(tmp / TRAINED, known)
         write_text(tmp / "README.md", card(model, mark, metrics or {}, info))
     model.train(was_training)
     return mark
@@ -54,7 +62,13 @@ def card(model: "Model", mark: str, metrics: Mapping[str, Any], info: Mapping[st
     lines = ["# mmtune model", "", f"- fingerprint: `{mark}` (vectors of another fingerprint are never comparable)"]
     lines += [
         f"- towers: {', '.join(f'{m} ({t.dim})' for m, t in model.towers.items())}",
-        f"- shared space: {model.dim} dimensions, cosine",
+        f"- shared space: {model.dim} dimensions, cosine"
+        + (f" (of the towers' {model.width})" if model.dim < model.width else ""),
+    ]
+    if prefixes := ", ".join(str(d) for d in info.get("matryoshka", []) if d < model.dim):
+        lines.append(f'- prefixes that were trained: {prefixes} (`mmtune.load("THIS_DIRECTORY", dim=N)`)')
+    lines += [
+        f"- prompt of {m}, {r}: {' | '.join(f'`{t}`' for t in ts)}" for m, x in model.prompts.items() for r, ts in x.items()
     ]
     lines += [f"- {key}: {value}" for key, value in info.items() if isinstance(value, str | int | float)]
     rows = [(d, v["queries"], v["candidates"], v["metrics"]) for d, v in metrics.get("directions", {}).items()]
@@ -70,5 +84,7 @@ def card(model: "Model", mark: str, metrics: Mapping[str, Any], info: Mapping[st
             values = " | ".join(f"{m[k]:.4f}" for k in ("hit@1", "recall@10", "map", "ndcg@10"))
             lines.append(f"| {name} | {queries} | {candidates} | {values} |")
     lines += ["", "## Use", "", "```python", "import mmtune", 'model = mmtune.load("THIS_DIRECTORY")']
-    lines += [f"vectors = model.encode({m}=[...])" for m in model.towers] + ["```", ""]
+    lines += [f"vectors = model.encode({m}=[...])" for m in model.towers]
+    lines += [f'queries = model.encode({m}=[...], role="query")' for m in model.towers if asks_otherwise(model.prompts, m)]
+    lines += ["```", ""]
     return "\n".join(lines)

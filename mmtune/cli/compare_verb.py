@@ -31,6 +31,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
     parser.add_argument("--within", action="store_true", help="also the directions within one modality")
+    parser.add_argument("--dim", type=int, metavar="N", help="the first N dimensions of both, of unit length again")
+    parser.add_argument("--base-dim", type=int, metavar="N", help="as --dim, for BASE alone: is a short CANDIDATE good enough?")
     parser.add_argument("--batch-size", type=int, default=64)
 
 
@@ -78,5 +80,7 @@ def run(args: argparse.Namespace) -> Result:
         within=args.within,
         batch_size=args.batch_size,
         quiet=False,
+        dim=args.dim,
+        base_dim=args.base_dim,
     )
     return Result(found.to_dict(), str(found), found.status)

@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mmtune.cli import VERBS
@@ -20,7 +20,6 @@ class Result:
     document: dict[str, Any]
     text: str = ""
     status: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Parser(argparse.ArgumentParser):

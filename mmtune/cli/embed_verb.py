@@ -13,6 +13,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--only", action="append", metavar="NAME", help="this modality only (may be repeated)")
+    parser.add_argument("--dim", type=int, metavar="N", help="the first N dimensions, of unit length again: a space of its own")
+    parser.add_argument(
+        "--role", metavar="NAME", help='the prompt around words, e.g. "query" (default: as an index holds them)'
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -20,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     from mmtune.embed import embed
 
-    meta = embed(args.model, args.data, args.out, args.only, args.batch_size, args.quiet)
+    meta = embed(args.model, args.data, args.out, args.only, args.batch_size, args.quiet, dim=args.dim, role=args.role)
     lines = [
         f"{m}: {c['rows']} vectors in {c['parts']} parts, {c['missing']} rows without it" for m, c in meta["counts"].items()
     ]

@@ -1,7 +1,8 @@
 """Retrieval metrics of MODEL on DATA: every directed pair of modalities present, and within each one by group.
 
 Positive = same row, same group, or a judgment (--qrels). Identical content counts as one item with its groups united.
-Ties rank by id, descending, as trec_eval does; the tie rate is reported.
+Ties rank by id, descending, as trec_eval does; the tie rate is reported. A model trained with `matryoshka` dims is also
+measured at each of them, without encoding again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-within", action="store_true", help="leave out the directions within one modality")
     parser.add_argument("--out", metavar="FILE", help="write the JSON document there too")
     parser.add_argument("--trec", metavar="DIR", help="write runs and judgments of every direction there, as TREC files")
+    parser.add_argument("--dim", type=int, metavar="N", help="the first N dimensions, of unit length again")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> Result:
 
     result = evaluate(
         args.model, args.data, modalities=args.only, ks=cutoffs(args.k), qrels=args.qrels, slices=args.slice,
-        within=not args.no_within, trec=args.trec, batch_size=args.batch_size, quiet=args.quiet,
+        within=not args.no_within, trec=args.trec, batch_size=args.batch_size, quiet=args.quiet, dim=args.dim,
     )  # fmt: skip
     document = result.to_dict()
     if args.out:

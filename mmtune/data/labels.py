@@ -18,3 +18,12 @@ def mix(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = (x ^ (x >> np.uint64(31))) >> np.uint64(1)
     return np.where(x == 0, np.uint64(1), x).astype(np.int64)
+
+
+def first_seen(labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first [U], inverse [N]): where each distinct label comes first, in that order, and which of these each position is."""
+    _, first, inverse = np.unique(labels_N, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[inverse]

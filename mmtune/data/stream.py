@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtune import modalities
 from mmtune.contracts import Batch, Preprocess
+from mmtune.data.decode import decode_row
+from mmtune.data.labels import first_seen
 from mmtune.data.mix import Mix
-from mmtune.errors import DataError, Rejected
+from mmtune.errors import DataError
 
 AHEAD = 2
 
@@ -106,11 +107,8 @@ class Stream:
             here = np.flatnonzero(self.data.present[m][rows])
             slot = np.full(len(rows), -1, np.int64)
             if len(here):
-                _, first, inverse = np.unique(self.data.labels[m][rows[here]], return_index=True, return_inverse=True)
-                order = np.argsort(first)
-                slot[here] = np.argsort(order)[inverse]
-                items = [self._item(m, int(rows[here[first[k]]]), epoch) for k in order]
-                inputs[m] = preprocess.collate(items)
+                first, slot[here] = first_seen(self.data.labels[m][rows[here]])
+                inputs[m] = preprocess.collate([self._item(m, int(row), epoch) for row in rows[here[first]]])
             slots[m] = torch.from_numpy(slot)
         labels = {k: torch.from_numpy(v[rows]) for k, v in self.data.labels.items()}
         columns = {k: torch.from_numpy(v[rows]) for k, v in self.columns.items()}
@@ -123,7 +121,7 @@ class Stream:
         fixed = getattr(preprocess, "fixed", None)  # None: the same every time without augmentation
 
         def make() -> Any:
-            signal = self._signal(modality, row)
+            signal = decode_row(self.data, row, modality)
             return preprocess(signal) if augment is None and (fixed is None or fixed(signal)) else signal
 
         key = (modality, int(self.data.labels[modality][row]))
@@ -132,14 +130,6 @@ class Stream:
             return item
         rng = random.Random(hash((self.seed, epoch, key[1], int(self.data.labels["id"][row]))))
         return preprocess(augment(item, rng) if augment else item, rng)
-
-    def _signal(self, modality: str, row: int) -> Any:
-        try:
-            return modalities.get(modality).decode(self.data.read(row, modality))
-        except Rejected as e:
-            raise DataError(
-                f"{self.data.spec}: row {self.data.ids[row]!r}: {modality}: {e}; pack the data again to reject such rows"
-            ) from None
 
 
 def _numbers(data: Mix, name: str) -> np.ndarray:

@@ -111,6 +111,6 @@ def accuracy(frozen: Confusable, vectors: Mapping[str, Embedded]) -> tuple[np.nd
     if not known:
         raise DataError("no query of the confusable slice is in these data; it was frozen from others: freeze it anew")
     q = np.array([left[t.query] for t in known])
-    keys = [pair_keys(vectors[a].vectors, vectors[b].vectors, q, np.array([right[getattr(t, w)] for t in known]))
+    keys = [pair_keys(vectors[a].asking, vectors[b].vectors, q, np.array([right[getattr(t, w)] for t in known]))
             for w in ("right", "twin")]  # fmt: skip
     return (1 + np.sign(keys[0].astype(np.int64) - keys[1])) / 2, [t.query for t in known]

@@ -74,7 +74,7 @@ def evaluate_direction(
     values: dict[str, list[np.ndarray]] = {m: [] for m in metrics.names(ks)}
     for part in relevant(queries, candidates, chunk, qrels):
         itself = np.arange(part.start, part.stop) if queries is candidates else None
-        rank_P, tied = ranks(queries.vectors[part.start : part.stop], candidates.vectors, part.items, itself)
+        rank_P, tied = ranks(queries.asking[part.start : part.stop], candidates.vectors, part.items, itself)
         has = part.items.counts > 0
         if not has.any():
             continue

@@ -13,7 +13,8 @@ from mmtune.similarity import tie_order, unit
 def take(e: Embedded, rows: np.ndarray) -> Embedded:
     """The rows at positions `rows`, in that order."""
     labels = {k: np.asarray(v)[rows] for k, v in e.labels.items()}
-    return Embedded([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, e.vectors[rows], e.fingerprint)
+    queries = None if e.queries is None else e.queries[rows]
+    return Embedded([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, e.vectors[rows], e.fingerprint, queries)
 
 
 @dataclass
@@ -64,7 +65,8 @@ class Picked:
 class Items:
     """M items of one modality in descending id order; an item's id is the smallest of its rows' ids.
 
-    rows: positions in the Embedded it came from; row_labels, group_labels: what relevance is decided by.
+    rows: positions in the Embedded it came from; row_labels, group_labels: what relevance is decided by; queries: as
+    in Embedded.
     """
 
     name: str
@@ -74,6 +76,12 @@ class Items:
     row_labels: Ragged
     group_labels: Ragged
     row_ids: list[str] = field(repr=False, default_factory=list)
+    queries: "np.ndarray | Picked | None" = field(repr=False, default=None)
+
+    @property
+    def asking(self) -> "np.ndarray | Picked":
+        """The vectors of the query side of a direction."""
+        return self.vectors if self.queries is None else self.queries
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,15 +115,20 @@ def unite(name: str, e: Embedded) -> Items:
     head = up[np.sort(first)[::-1]]
     item = np.empty(n, np.int64)
     item[up] = place[item_up]
-    vectors = unit(e.vectors, name)
+
+    def one_each(x_ND: np.ndarray) -> np.ndarray | Picked:
+        x_ND = unit(x_ND, name)
+        return x_ND if np.array_equal(head, np.arange(n)) else Picked(x_ND, head)
+
     return Items(
         name,
         [e.ids[i] for i in head],
-        vectors if np.array_equal(head, np.arange(n)) else Picked(vectors, head),
+        one_each(e.vectors),
         Ragged.of(item, np.arange(n), len(head)),
         _labels(item, e.labels.get("id"), e.ids, len(head)),
         _labels(item, e.labels.get("group"), e.groups, len(head)),
         e.ids,
+        None if e.queries is None else one_each(e.queries),
     )
 
 

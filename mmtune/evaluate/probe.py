@@ -48,10 +48,13 @@ class Head:
     def apply(self, vectors: Vectors) -> dict[str, Embedded]:
         out = {}
         for m, e in vectors.items():
-            mapped = unit((e.vectors - self.centre[m]) @ self.map[m])
-            both = np.concatenate([(1 - self.blend) ** 0.5 * e.vectors, self.blend**0.5 * mapped], axis=1)
-            out[m] = Embedded(e.ids, e.groups, e.labels, both.astype(np.float32), "probe")
+            asking = None if e.queries is None else self._apply(m, e.queries)
+            out[m] = Embedded(e.ids, e.groups, e.labels, self._apply(m, e.vectors), "probe", asking)
         return out
+
+    def _apply(self, m: str, x_ND: np.ndarray) -> np.ndarray:
+        mapped = unit((x_ND - self.centre[m]) @ self.map[m])
+        return np.concatenate([(1 - self.blend) ** 0.5 * x_ND, self.blend**0.5 * mapped], axis=1).astype(np.float32)
 
 
 def things(e: Embedded) -> np.ndarray:

@@ -40,16 +40,21 @@ class Direction:
 
 @dataclass
 class Result:
-    """Every direction that has a query with an answer. `skipped` and `tie_rate` are by direction, also for those left out."""
+    """Every direction that has a query with an answer. `skipped` and `tie_rate` are by direction, also for those left out.
+
+    dims: the same of each prefix that a Matryoshka model was trained for, and of its whole vectors.
+    """
 
     fingerprint: str
     directions: dict[str, Direction]
     skipped: dict[str, int]
     tie_rate: dict[str, float]
     slices: dict[str, dict[str, "Slice"]] = field(default_factory=dict)
+    dims: dict[int, "Result"] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `mmtune eval --json`; "slices" by direction when there are any, the worst first."""
+        """The JSON document of `mmtune eval --json`; "slices" by direction when there are any, the worst first; "dims":
+        {dim: {direction: metrics}} of a Matryoshka model."""
         document = {
             "fingerprint": self.fingerprint,
             "directions": {name: d.to_dict() for name, d in self.directions.items()},
@@ -58,6 +63,8 @@ class Result:
         }
         if self.slices:
             document["slices"] = {d: {n: s.to_dict() for n, s in by.items()} for d, by in self.slices.items()}
+        if self.dims:
+            document["dims"] = {str(dim): {n: d.metrics for n, d in r.directions.items()} for dim, r in self.dims.items()}
         return document
 
     def metric(self, name: str, direction: str | None = None) -> float:
@@ -113,9 +120,19 @@ class Result:
 
         notes = [f"{n}: {k:,} queries without a relevant candidate left out" for n, k in self.skipped.items() if k]
         notes += [f"{n}: ties decide in {t:.1%} of the queries" for n, t in self.tie_rate.items() if t > 0.01]
-        return "\n".join([plain_table(*self._table()), *notes])
+        more = ["", plain_table(*self._dims_table())] if self.dims else []
+        return "\n".join([plain_table(*self._table()), *notes, *more])
+
+    def _dims_table(self) -> tuple[list[str], list[list[str]]]:
+        """Every direction at every width."""
+        columns, rows = self.columns(), []
+        for name in self.directions:
+            found = {dim: r.directions[name].metrics for dim, r in self.dims.items() if name in r.directions}
+            rows += [[name, str(dim), *(f"{m[c]:.4f}" for c in columns)] for dim, m in found.items()]
+        return ["direction", "dim", *columns], rows
 
     def _repr_html_(self) -> str:
         from mmtune.evaluate.tables import html_table
 
-        return html_table(*self._table(), caption=f"model {self.fingerprint[:12]}")
+        tables = html_table(*self._table(), caption=f"model {self.fingerprint[:12]}")
+        return tables + (html_table(*self._dims_table(), caption="by dimensions") if self.dims else "")

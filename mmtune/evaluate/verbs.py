@@ -10,6 +10,7 @@ from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.evaluate.comparison import Comparison, compare_vectors
 from mmtune.evaluate.confusable import Confusable, freeze
+from mmtune.evaluate.dims import evaluate_dims, trained_dims
 from mmtune.evaluate.directions import evaluate_vectors
 from mmtune.evaluate.gate import MEAN, Gate
 from mmtune.evaluate.overlap import refuse_trained
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
     from mmtune.data.shards import Data
     from mmtune.model import Model
 
-TRAINED = "trained_on.safetensors"
 
-
-def _model(model: "Model | str | Path") -> "Model":
+def _model(model: "Model | str | Path", dim: int | None = None) -> "Model":
     from mmtune.artifact import load
 
-    return load(model) if isinstance(model, str | Path) else model
+    found = load(model) if isinstance(model, str | Path) else model
+    return found if dim is None else found.prefix(dim)
 
 
 def _data(data: "Data | str") -> "Data":
@@ -39,6 +39,8 @@ def _data(data: "Data | str") -> "Data":
 
 def trained_on(model: "Model | str | Path") -> dict[str, np.ndarray] | None:
     """Labels of the rows that an artifact was trained on, or None when it does not say (a checkpoint never does)."""
+    from mmtune.artifact.load import TRAINED
+
     source = model if isinstance(model, str | Path) else model.info.get("source", "")
     path = Path(source) / TRAINED if isinstance(source, str | Path) else None
     if path is None or not path.is_file():
@@ -65,15 +67,19 @@ def evaluate(
     trec: "str | Path | None" = None,
     batch_size: int = 64,
     quiet: bool = True,
+    dim: int | None = None,
 ) -> Result:
     """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`).
+
+    dim: with the first so many dimensions. A model trained with `matryoshka` dims shows each of them under `dims`, too.
+    A prompt of the model for queries goes around the query side of every direction (see `mmtune.prompts`).
 
     qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
     trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files.
     """
     from mmtune.embed import embed_data
 
-    found, rows = _model(model), _data(data)
+    found, rows = _model(model, dim), _data(data)
     parts = named(rows, slices)
     vectors = embed_data(found, rows, modalities, batch_size, quiet)
     judged = _qrels(qrels)
@@ -85,6 +91,7 @@ def evaluate(
     if parts:
         by = f"ndcg@{max(ks)}"
         result.slices = {n: slice_direction(d, parts, by) for n, d in result.directions.items()}
+    result.dims = evaluate_dims(vectors, result, trained_dims(found), ks=ks, qrels=judged, within=within)
     return result
 
 
@@ -103,11 +110,14 @@ def compare(
     within: bool = False,
     batch_size: int = 64,
     quiet: bool = True,
+    dim: int | None = None,
+    base_dim: int | None = None,
 ) -> Comparison:
     """Both models on the same DATA, query by query, and the gate's verdict (see `compare_vectors`).
 
     general: other DATA on which nothing may be lost; confusable: True freezes the slice from the base in memory, a path
     reads it from there, or freezes it there when there is no such file. Rows that either model was trained on: DataError.
+    dim: both with their first so many dimensions, the base with `base_dim` where that is given.
     """
     made, rows = Gate.read(gate), _data(data)
     parts = named(rows, slices)
@@ -116,7 +126,7 @@ def compare(
     extra: list[dict[str, Embedded]] = []
     from mmtune.embed import embed_data, shared_modalities
 
-    both = [_model(base), _model(candidate)]
+    both = [_model(base, dim if base_dim is None else base_dim), _model(candidate, dim)]
     wanted = [m for m in shared_modalities(both[0], rows, modalities) if m in both[1].towers]
     if not wanted:
         raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(both[1].towers)}")

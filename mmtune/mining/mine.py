@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,8 @@ def mine(
             if known.unused:
                 warnings.append(f"{name}: {known.unused} judgments name rows that are not there; not used")
             own = options.for_direction(name)
-            job = _Direction(name, items[a], items[b], embedded[a], embedded[b], own, known, data, row_of)
+            asks = items[a] if a == b else replace(items[a], vectors=embedded[a].asking)
+            job = _Direction(name, asks, items[b], embedded[a], embedded[b], own, known, data, row_of)
             document["directions"][name] = job.run(table, near, verifier, truth, quiet, warnings)
         mined = sum(d["mined"] for d in document["directions"].values())
     if not mined:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune import modalities
 from mmtune.contracts import Pair, direction
+from mmtune.data.decode import decode_row
 from mmtune.data.locate import remote
-from mmtune.errors import DataError, RecipeError, Rejected
+from mmtune.errors import DataError, RecipeError
 from mmtune.files import atomic_open
 from mmtune.progress import Progress
 from mmtune.train.teachers import Teacher, TeacherScores, TeacherVectors
@@ -210,12 +210,7 @@ def _signals(data: "Mix", pair: Pair, left: np.ndarray, right: np.ndarray) -> It
 
     def signal(m: str, i: int) -> Any:
         if (key := (m, int(data.labels[m][i]))) not in kept:
-            try:
-                kept[key] = modalities.get(m).decode(data.read(i, m))
-            except Rejected as e:
-                raise DataError(
-                    f"{data.spec}: row {data.ids[i]!r}: {m}: {e}; pack the data again to reject such rows"
-                ) from None
+            kept[key] = decode_row(data, i, m)
         return kept[key]
 
     for i, j in zip(left.tolist(), right.tolist(), strict=True):

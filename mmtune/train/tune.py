@@ -149,8 +149,8 @@ def tune(
     totals = {m: sum(p.numel() for p in _owned(model, m)) for m in towers}
     for m, t in towers.items():
         if t.how == "head" and m not in model.heads:
-            model.heads[m] = _identity(model.dim).to(model.device)
-            totals[m] += model.dim**2
+            model.heads[m] = _identity(model.width).to(model.device)
+            totals[m] += model.width**2
         if t.how == "qlora":
             _round(model.towers[m].modules, t, f"tune.{m}")
     start = plain_copy(model) if keep_start else {}
@@ -163,7 +163,8 @@ def tune(
         rates |= _adapter_rates(model, towers)
         _choose(model, towers, before)
     counts = {m: _count(model, m, towers[m], totals[m]) for m in trained}
-    cached = [m for m in trained if towers[m].how in ("head", "frozen") and m not in augmented]
+    varied = {*augmented, *model.prompts}  # by epoch or by role: no one feature to keep
+    cached = [m for m in trained if towers[m].how in ("head", "frozen") and m not in varied]
     tuned = Tuned(model, towers, counts, rates, Features(model, cached) if cached else None, start)
     tuned._waiting = tune_lora.adapter_parameters(model)
     return tuned

@@ -40,6 +40,7 @@ def save_adapters(tuned: "Tuned", directory: str | Path, base: Any, base_fingerp
         "rounded": [low.name for low in tuned.low if _four_bits(tuned, low)],
         "heads": list(model.heads),
         "own_scales": list(model.own_scales),
+        "settings": model.settings,
         "tune": {m: t.model_dump(exclude_none=True) for m, t in tuned.towers.items()},
     }
     with atomic_dir(directory) as tmp:
@@ -76,7 +77,7 @@ def load_adapters(directory: str | Path, base: "Model | str | None" = None) -> M
     model.ensure_scales([tuple(key.split("~")) for key in document["own_scales"]])
     for m in document["heads"]:
         if m not in model.heads:
-            model.heads[m] = torch.nn.Linear(model.towers[m].dim, model.dim, bias=False).to(model.device)
+            model.heads[m] = torch.nn.Linear(model.towers[m].dim, model.width, bias=False).to(model.device)
     try:
         tensors = load_file(directory / WEIGHTS)
     except (OSError, SafetensorError) as e:
@@ -91,5 +92,6 @@ def load_adapters(directory: str | Path, base: "Model | str | None" = None) -> M
             weight.copy_(round_to_4bit(weight, str(directory)))
         low = Low(name, tensors[f"{name}::a"], tensors[f"{name}::b"], factor)
         weight += low.delta(weight).to(weight.device)
+    model.settings = document.get("settings", model.settings)
     forget_fingerprint(model)
     return model

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtune import modalities
 from mmtune.contracts import Embedded
+from mmtune.data.decode import decode_row
+from mmtune.data.labels import first_seen
 from mmtune.embed import embed_data
-from mmtune.errors import DataError, Rejected
+from mmtune.errors import DataError
 from mmtune.progress import Progress
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class Features:
             if m not in data.modalities:
                 continue
             rows = np.flatnonzero(data.present[m])
-            _, first = np.unique(data.labels[m][rows], return_index=True)
-            new = [int(i) for i in np.sort(rows[first]) if int(data.labels[m][i]) not in self.kept[m]]
+            first, _ = first_seen(data.labels[m][rows])
+            new = [int(i) for i in rows[first] if int(data.labels[m][i]) not in self.kept[m]]
             with Progress(f"features {m}", len(new), quiet=quiet) as progress:
                 for start in range(0, len(new), AT_ONCE):
                     part = new[start : start + AT_ONCE]
@@ -76,14 +77,8 @@ class Features:
 
     def _compute(self, data: "Data | Mix", m: str, rows: list[int]) -> list[Tensor]:
         """[w_i, dim] on the CPU of each row's value, as an index would get it: deterministic windows, eval mode, float32."""
-        tower, kind, items = self.towers[m], modalities.get(m), []
-        for i in rows:
-            try:
-                items.append(tower.preprocess(kind.decode(data.read(i, m))))
-            except Rejected as e:
-                raise DataError(
-                    f"{data.spec}: row {data.ids[i]!r}: {m}: {e}; pack the data again to reject such rows"
-                ) from None
+        tower = self.towers[m]
+        items = [tower.preprocess(decode_row(data, i, m)) for i in rows]
         inputs = tower.preprocess.collate(items)
         segments = inputs.pop("segments", torch.arange(len(items)))
         training = self.model.training
