@@ -93,19 +93,7 @@ def train(
     model.info["matryoshka"] = sorted(recipe.matryoshka.dims) if recipe.matryoshka else []
     result = evaluate(model, val) if val else None
     metrics = result.to_dict() if result else {}
-    info = {
-        "base": str(model.info.get("source")),
-        "data": data.spec,
-        "data_fingerprint": data.fingerprint,
-        "base_fingerprint": base_mark,
-        "tune": {m: t["how"] for m, t in tuned.counts.items()},
-        "interpolated": coefficient,
-        "steps": trainer.place.step,
-        "seed": recipe.train.seed,
-        "precision": precision(recipe.train.precision),
-        "pairs": [list(p) for p in pairs],
-        **({"matryoshka": model.info["matryoshka"]} if recipe.matryoshka else {}),
-    }
+    info = _info(recipe, model, data, base_mark, tuned, pairs) | {"interpolated": coefficient, "steps": trainer.place.step}
     seen = {k: data.labels[k][usable] for k in ("id", *trained)}
     mark = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=seen)
     place = trainer.place
@@ -122,6 +110,21 @@ def train(
         "metrics": metrics,
         "result": result,
     }
+
+
+def _info(recipe: Recipe, model: "Model", data: Mix, base_mark: str, tuned: Tuned, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Where the artifact comes from, for its manifest and its card."""
+    found = {
+        "base": str(model.info.get("source")),
+        "data": data.spec,
+        "data_fingerprint": data.fingerprint,
+        "base_fingerprint": base_mark,
+        "tune": {m: t["how"] for m, t in tuned.counts.items()},
+        "seed": recipe.train.seed,
+        "precision": precision(recipe.train.precision),
+        "pairs": [list(p) for p in pairs],
+    }
+    return found | ({"matryoshka": model.info["matryoshka"]} if recipe.matryoshka else {})
 
 
 def _rounds(recipe: Recipe, model: "Model", data: Mix, batches: Any, pairs: Sequence[Pair], quiet: bool) -> Rounds:
