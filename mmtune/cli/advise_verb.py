@@ -14,7 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="labelled rows (groups, or pairs in one row)")
     parser.add_argument("--corpus-size", type=int, required=True, metavar="N", help="items of the index to come")
     parser.add_argument("--target", metavar="METRIC=VALUE", help="what would be good enough, e.g. ndcg@10=0.55")
-    parser.add_argument("--direction", metavar="A->B", help="the search that matters (default: the first one)")
+    parser.add_argument(
+        "--direction", metavar="A->B", help="the search that matters, B being what the index holds (default: by words)"
+    )
     parser.add_argument("--price-per-hour", type=float, help="of this machine")
     parser.add_argument("--limit", type=int, default=5000, help="rows that are embedded (default %(default)s)")
 

@@ -30,8 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.evaluate.gate import read_gate
     from mmtune.report.build import report
-    from mmtune.report.subject import read_gate
 
     done = report(
         args.target, args.out, base=args.base, candidate=args.candidate, data=args.data,

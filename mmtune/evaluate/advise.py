@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmtune import modalities
 from mmtune.contracts import Embedded
 from mmtune.errors import RecipeError
 from mmtune.evaluate.bootstrap import MIN_CLUSTERS
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from mmtune.model import Model
 
 ANSWERS = ("off-the-shelf", "label more data", "head", "LoRA", "full")
-FEW_SHOTS = 16  # CLIP-LoRA's range
+FEW_SHOTS = 16  # SOURCES["few"]
+NOTICEABLE = 0.05  # SOURCES["small"]
 SOURCES = {
+    "small": "Spärck Jones 1974, J. Documentation 30(4): a difference of less than 5 points between systems goes unnoticed",
     "few": "CLIP-LoRA, arXiv 2405.18541: with 1 to 16 examples a class, low-rank adapters beat other ways of tuning CLIP",
     "many": "LP-FT, arXiv 2202.10054: the head first, then everything; full tuning from a random head distorts good features",
     "forget": "LoRA Learns Less and Forgets Less, arXiv 2405.09673: with much data full tuning learns more and forgets more",
@@ -45,6 +48,7 @@ class Advice:
     rates: dict[str, float]
     reindex: dict[str, dict[str, float | None]]
     sources: list[str] = field(default_factory=list)
+    corpus_size: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         base = {"value": self.baseline.base, "interval": list(self.baseline.interval), "queries": self.baseline.queries,
@@ -61,9 +65,14 @@ class Advice:
         return pandas.DataFrame.from_dict(self.reindex, orient="index")
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
-        names = list(next(iter(self.reindex.values())))
-        cell = [[k, *("-" if v[n] is None else f"{v[n]:,.4g}" for n in names)] for k, v in self.reindex.items()]
-        return ["re-indexing after", *(n.replace("_", " ") for n in names)], cell
+        names = [n for n, v in next(iter(self.reindex.values())).items() if v is not None]
+        show = {"hours": duration, "price": lambda v: f"{v:,.2f}"}
+        cell = [[k, *(show.get(n, "{:,.3g}".format)(v[n]) for n in names)] for k, v in self.reindex.items()]
+        heads = {"hours": "time", "gb_float32": "GB in float32", "gb_float16": "GB in float16"}
+        return [
+            f"an index of {self.corpus_size:,} items ({self.direction.split('->')[1]}) after",
+            *(heads.get(n, n) for n in names),
+        ], cell
 
     def __str__(self) -> str:
         from mmtune.evaluate.tables import plain_table
@@ -73,7 +82,10 @@ class Advice:
         lines.append(f"baseline  {self.metric} of {self.direction}: {self.baseline.base:.4f} [{low:.4f}, {high:.4f}]")
         if self.probe:
             kind = "groups" if self.probe.unseen else "rows"
-            lines.append(f"head      {self.probe.change} on {kind} it did not see, in closed form over cached features")
+            c = self.probe.change
+            lines.append(
+                f"head      {c} on {kind} it did not see ({c.base:.4f} to {c.candidate:.4f} among half of the candidates)"
+            )
             lines.append("          " + ", ".join(f"{v:.4f} with {s:.0%} of the training part" for s, v in self.probe.curve))
         lines.append("this machine embeds " + ", ".join(f"{v:,.1f} {m}/s" for m, v in self.rates.items()))
         return "\n".join([*lines, "", plain_table(*self._rows()), "", *(f"source: {s}" for s in self.sources)])
@@ -82,6 +94,15 @@ class Advice:
         from mmtune.evaluate.tables import html_table
 
         return html_table(*self._rows(), caption=f"{self.answer.upper()}: {self.why}")
+
+
+def duration(hours: float | None) -> str:
+    """For people: "2.5 hours", "17 minutes", "0.3 seconds"."""
+    hours = hours or 0.0
+    for unit, size in (("days", 48.0), ("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= size:
+            return f"{hours / (24 if unit == 'days' else size):.3g} {unit}"
+    return f"{hours * 3600:.2g} seconds"
 
 
 def parse_target(given: str | None) -> tuple[str, float | None]:
@@ -93,6 +114,12 @@ def parse_target(given: str | None) -> tuple[str, float | None]:
         return name, float(value)
     except ValueError:
         raise RecipeError(f"--target {given}: write METRIC=VALUE, e.g. ndcg@10=0.55") from None
+
+
+def default_direction(pairs: Mapping[str, tuple[str, str]]) -> str:
+    """The first search by what people type for what they cannot; else the first there is."""
+    typed = [n for n, (a, b) in pairs.items() if modalities.get(a).inline and not modalities.get(b).inline]
+    return next(iter([*typed, *pairs]))
 
 
 def baseline(vectors: Mapping[str, Embedded], pair: tuple[str, str], metric: str) -> Change:
@@ -110,7 +137,8 @@ def baseline(vectors: Mapping[str, Embedded], pair: tuple[str, str], metric: str
 
 
 def decide(base: Change, head: Probe | None, target: float | None, per_group: float) -> tuple[str, str, list[str]]:
-    """(answer, why, sources) from what was measured. Pure, so that it can be argued with."""
+    """(answer, why, sources) from what was measured. Pure, so that it can be argued with. Every number in it was measured here,
+    or is quoted with its source."""
     if base.clusters < MIN_CLUSTERS or head is None:
         why = f"{base.clusters} independent things to ask about are too few to tell one model from another."
         return "label more data", why, []
@@ -118,26 +146,35 @@ def decide(base: Change, head: Probe | None, target: float | None, per_group: fl
         why = f"the baseline's interval starts at {base.interval[0]:.4f}, at or above the target {target:g}."
         return "off-the-shelf", why, []
     change, (half, whole) = head.change, (head.curve[-2][1], head.curve[-1][1])
-    gains = change.interval[0] > 0
-    if gains and (target is None or change.candidate >= target):
-        reach = f" and reaches {change.candidate:.4f}" if target is not None else ""
+    wanted = NOTICEABLE if target is None else target - base.base
+    gains, reached = change.interval[0] > 0, base.base + change.difference
+    if gains and (target is None or reached >= target):
+        reach = f" and so reaches {reached:.4f}" if target is not None else ""
         why = f"a linear head on the frozen features gains {change}{reach}; stored vectors can be mapped, not embedded anew."
         return "head", why, []
     few = per_group <= FEW_SHOTS
     sources = [SOURCES["few"]] if few else [SOURCES["many"], SOURCES["forget"]]
     tune, shots = "LoRA" if few else "full", f"{per_group:g} rows in the median group"
     if gains:
-        why = f"a head gains {change}, but {change.candidate:.4f} is short of {target:g}; with {shots}, tune the towers."
+        why = f"a head gains {change}, but {reached:.4f} is short of {target:g}; with {shots}, tune the towers."
         return tune, why, sources
-    if change.interval[1] - change.interval[0] > 0.1 and change.clusters < 50:
-        why = f"a head's gain of {change} cannot be told from none with {change.clusters} independent things; more would tell."
-        return "label more data", why, []
-    if target is None and base.base >= 0.98:
-        return "off-the-shelf", f"the baseline is {base.base:.4f} already, and a head gains nothing ({change}).", []
-    if head.unseen and whole - half > max(0.01, 2 * abs(half - head.curve[0][1])):
-        return "label more data", f"a head gains {change}, but {whole - half:+.4f} by the last doubling of its data alone.", []
+    if target is None and base.base > 1 - NOTICEABLE:
+        why = (
+            f"the baseline is {base.base:.4f}: less is left to gain than would be noticed, and a head gains nothing ({change})."
+        )
+        return "off-the-shelf", why, [SOURCES["small"]]
+    rule = [SOURCES["small"]] if target is None else []
+    if change.interval[1] >= wanted:
+        why = (
+            f"a head's gain of {change} may be nothing, or the {wanted:+.4f} that would be "
+            f"{'noticed' if target is None else 'enough'}: {change.clusters} independent things cannot tell; more would."
+        )
+        return "label more data", why, rule
+    if head.unseen and whole - half >= NOTICEABLE:
+        why = f"a head gains {change}, but {whole - half:+.4f} by the last doubling of its data alone: it is still learning."
+        return "label more data", why, [SOURCES["small"]]
     why = f"a head gains nothing sure ({change}): the frozen features do not hold what is asked; with {shots}, tune the towers."
-    return tune, why, sources
+    return tune, why, [*rule, *sources]
 
 
 def reindex_cost(count: int, dim: int, rate: float, map_rate: float, price: float | None) -> dict[str, dict[str, float | None]]:
@@ -174,7 +211,8 @@ def advise(
 ) -> Advice:
     """Measure the baseline, a head's gain and the embedding rate on at most `limit` rows of DATA, and answer.
 
-    target: "METRIC=VALUE"; direction: "A->B" (default: the first between two modalities); price_per_hour of this machine.
+    target: "METRIC=VALUE"; direction: "A->B", B is what the index holds (default: words that search for the other modality);
+    price_per_hour of this machine.
     """
     from mmtune.artifact import load
     from mmtune.data.shards import open_data
@@ -184,7 +222,7 @@ def advise(
     found, rows = (load(model) if isinstance(model, str) else model), (open_data(data) if isinstance(data, str) else data)
     names = shared_modalities(found, rows)
     pairs = {f"{a}->{b}": (a, b) for a in names for b in names if a != b or len(names) == 1}
-    name = direction or next(iter(pairs))
+    name = direction or default_direction(pairs)
     if name not in pairs:
         raise RecipeError(f"--direction {name}: the model and the data share {', '.join(pairs)}")
     pair = pairs[name]
@@ -205,4 +243,4 @@ def advise(
     _, counts = np.unique(thing, return_counts=True)
     answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
     costs = reindex_cost(corpus_size, found.dim, rates[pair[1]], map_rate(found.dim), price_per_hour)
-    return Advice(answer, why, name, metric, wanted, base, head, rates, costs, sources)
+    return Advice(answer, why, name, metric, wanted, base, head, rates, costs, sources, corpus_size)

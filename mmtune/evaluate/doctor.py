@@ -1,6 +1,6 @@
 """`mmtune doctor`: what is wrong with the data, and with a model on them, before money is spent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -52,17 +52,30 @@ class Diagnosis:
         return ["severity", "finding", "count"], [[f.severity, f.message, f"{f.count:,}"] for f in self.findings]
 
     def __str__(self) -> str:
-        lines = []
+        lines: list[str] = []
         for f in self.findings:
             lines.append(f"{f.severity.upper()} {f.code} ({f.count:,}): {f.message}")
             lines += [f"    e.g. {', '.join(f.examples)}"] * bool(f.examples)
             lines.append(f"    fix: {f.fix}")
-        return "\n".join(lines or ["nothing found"] + [f"{k}: {v}" for k, v in self.facts.items()])
+        return "\n".join([*(lines or ["nothing found"]), "", *_told(self.facts)])
 
     def _repr_html_(self) -> str:
         from mmtune.evaluate.tables import html_table
 
         return html_table(*self._rows(), caption="nothing found" if not self.findings else "")
+
+
+def _told(facts: Mapping[str, Any], before: str = "") -> list[str]:
+    """Facts as lines "name: value"; of nested ones the path is the name."""
+    out = []
+    for name, value in facts.items():
+        nested = isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values())
+        if nested or name == "space":
+            out += _told(value, f"{before}{name}, ")
+        else:
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+            out.append(f"{before}{name}: {', '.join(shown) if isinstance(shown, list) else shown}")
+    return out
 
 
 @dataclass

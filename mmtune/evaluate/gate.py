@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mmtune.errors import RecipeError
@@ -42,6 +43,21 @@ class Gate:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "guards": dict(self.guards)}
+
+
+def read_gate(path: str | Path) -> dict[str, Any] | None:
+    """The gate of a YAML file: a recipe with a `gate:` key (None where it is empty), or the gate alone. RecipeError else."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
+    if isinstance(found, dict) and ("gate" in found or "model" in found):
+        found = found.get("gate") or {}
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: a gate is a mapping, e.g. gate: {{metric: ndcg@10, min_gain: 0.01}}")
+    return found or None
 
 
 def default_gate(directions: list[str], slices: list[str]) -> Gate:

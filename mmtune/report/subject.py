@@ -61,20 +61,6 @@ def read_run(directory: Path) -> Run:
     )
 
 
-def read_gate(path: str | Path) -> dict[str, Any]:
-    """The gate of a YAML file: a recipe with a `gate:` key, or the gate alone. RecipeError when it is none."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as e:
-        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
-    found = found.get("gate", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path}: a gate is a mapping, e.g. gate: {{metric: ndcg@10, min_gain: 0.01}}")
-    return found
-
-
 def subject(
     target: "str | Path | None",
     base: Any = None,
