@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from mmtune.callable import make_callable
 from mmtune.contracts import Embedded
@@ -15,8 +16,9 @@ from mmtune.data.labels import first_seen
 from mmtune.encode import vectors
 from mmtune.errors import DataError
 from mmtune.files import atomic_open, read_json, write_json
+from mmtune.processes import ALONE, Processes
 from mmtune.progress import Progress
-from mmtune.prompts import QUERY, asks_otherwise
+from mmtune.prompts import QUERY, ZERO_SHOT, asks_otherwise
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -31,13 +33,16 @@ def _embed_rows(
     batch_size: int,
     advance: Callable[[int], None],
     role: str | None,
+    processes: Processes = ALONE,
 ) -> np.ndarray:
     """Vectors of `rows` [n] of `data`; identical content is encoded once, in the shards' order on disk."""
     first, inverse = first_seen(data.labels[modality][rows])
-    items = (functools.partial(decode_row, data, i, modality) for i in rows[first].tolist())
+    mine = rows[first][processes.share(len(first))]
+    items = (functools.partial(decode_row, data, i, modality) for i in mine.tolist())
     parts = list(vectors(model, modality, items, batch_size, advance, role))
-    advance(len(rows) - len(first))
-    return np.concatenate(parts)[inverse] if parts else np.zeros((0, model.dim), np.float32)
+    advance(len(rows) - len(mine))
+    found = np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
+    return processes.gather(torch.from_numpy(found), len(first)).numpy()[inverse]
 
 
 def shared_modalities(model: "Model", data: "Data", wanted: Sequence[str] | None = None) -> list[str]:
@@ -62,11 +67,13 @@ def embed_data(
     batch_size: int = 64,
     quiet: bool = True,
     role: str | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Embedded]:
     """Vectors of every row in memory: {modality: Embedded}, rows in the data's order, rows that lack it left out.
 
     Without `role` the vectors are those of what is found, and where the model has a prompt of its own for queries
     `Embedded.queries` are those of what asks (a second run of that tower). With `role` there are that role's vectors only.
+    Several `processes` that all call this encode a share each and all get everything.
     """
     out = {}
     fingerprint = model.fingerprint
@@ -74,11 +81,19 @@ def embed_data(
         rows = np.flatnonzero(data.present[m])
         roles = [role, QUERY] if role is None and asks_otherwise(model.prompts, m) else [role]
         with Progress(f"embed {m}", len(rows) * len(roles), quiet=quiet) as progress:
-            found = [_embed_rows(model, data, m, rows, batch_size, progress.advance, r) for r in roles]
+            found = [_embed_rows(model, data, m, rows, batch_size, progress.advance, r, processes) for r in roles]
         labels = {k: v[rows] for k, v in data.labels.items()}
         ids, groups = [data.ids[i] for i in rows], [data.groups[i] for i in rows]
         out[m] = Embedded(ids, groups, labels, found[0], fingerprint, *found[1:])
     return out
+
+
+def embed_classes(
+    model: "Model", data: "Data", wanted: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
+) -> dict[str, Embedded]:
+    """Words as class names, where the model has a prompt `zero_shot` for them; {} where it has none."""
+    names = [m for m in shared_modalities(model, data, wanted) if ZERO_SHOT in model.prompts.get(m, {})]
+    return embed_data(model, data, names, batch_size, quiet, ZERO_SHOT) if names else {}
 
 
 def embed(

@@ -24,6 +24,7 @@ from mmtune.evaluate.overlap import trained_rows
 from mmtune.files import write_json, write_text
 from mmtune.mining.rounds import Rounds
 from mmtune.mining.verb import find_verifier
+from mmtune.processes import ALONE, Processes, join, restarted
 from mmtune.prompts import for_training, parse_prompts
 from mmtune.train.loop import Trainer, precision
 from mmtune.train.objectives import Objective, build_objective
@@ -35,7 +36,7 @@ from mmtune.train.wise import interpolate
 if TYPE_CHECKING:
     from mmtune.model import Model
 
-Embed = Callable[["Model", Data, Sequence[str]], dict[str, Embedded]]
+Embed = Callable[..., dict[str, Embedded]]
 """How validation embeds: `embed_data`, or from kept features."""
 
 
@@ -47,12 +48,24 @@ def train(
 
     RUN/ gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and artifact/. With `resume` a run that
     was stopped goes on to the same result; without it a RUN that holds a run is refused. Raises MmtuneError.
+
+    Started several times by torchrun or accelerate, the processes train together on the recipe's batches; the first writes,
+    the others return what it does (without "result"). RUN must be one directory for all of them.
     """
+    with join() as processes:
+        return _train(recipe, overrides, resume or restarted(), quiet or not processes.first, processes)
+
+
+def _train(
+    recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str], resume: bool, quiet: bool, processes: Processes
+) -> dict[str, Any]:
     recipe = _recipe(recipe, overrides)
     Gate.read(recipe.gate)  # said now, not when it is needed
     prompts = None if recipe.prompts is None else parse_prompts(recipe.prompts)
     directory = Path(recipe.run.dir)
-    _claim(directory, recipe, resume)
+    with processes.first_ahead():
+        if processes.first:
+            _claim(directory, recipe, resume)
     sources = recipe.data.sources()
     data = Mix([open_data(s.path) for s in sources], [s.weight for s in sources])
     val = open_data(recipe.data.val) if recipe.data.val else None
@@ -63,7 +76,8 @@ def train(
         model.set_prompts(prompts)
     pairs = choose_pairs(recipe, model, data)
     model.ensure_scales(pairs)
-    objective = _objective(recipe, model, data, pairs, quiet)
+    with processes.first_ahead():
+        objective = _objective(recipe, model, data, pairs, quiet)
     trained = _trained(pairs)
     usable = sum((data.present[a] & data.present[b] for a, b in pairs), start=data.present[trained[0]] & False)
     if usable.sum() < 2:
@@ -77,18 +91,24 @@ def train(
         data, {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
         augmentations(recipe, trained), seed=recipe.train.seed, workers=recipe.data.workers,
         cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
+        processes=processes,
     )  # fmt: skip
-    validate = _validators(val, general, pairs, recipe.train.metric, _prepare(tuned, stream, [val, general], quiet))
+    embed = _prepare(tuned, stream, [val, general], quiet)
+    validate = _validators(val, general, pairs, recipe.train.metric, embed, processes)
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
-    rounds = _rounds(recipe, model, data, batches, pairs, quiet) if recipe.mining else None
+    rounds = _rounds(recipe, model, data, batches, pairs, quiet, processes) if recipe.mining else None
     trainer = Trainer(
         model, objective, stream, rounds.plan if rounds else batches, recipe.train, directory, tuned=tuned, quiet=quiet,
         validate=rounds.watch(validate) if rounds and validate else validate, extra=rounds.extra if rounds else None,
+        processes=processes,
     )  # fmt: skip
     if resume:
         trainer.resume()
     trainer.fit()
+    if not processes.first:
+        return {**processes.told(), "result": None}
     trainer.load_best()
+    validate = _validators(val, general, pairs, recipe.train.metric, embed, ALONE)
     coefficient = _finish(tuned, between, validate, directory, recipe, base_mark)
     model.info["matryoshka"] = sorted(recipe.matryoshka.dims) if recipe.matryoshka else []
     result = evaluate(model, val) if val else None
@@ -96,20 +116,16 @@ def train(
     info = _info(recipe, model, data, base_mark, tuned, pairs) | {"interpolated": coefficient, "steps": trainer.place.step}
     seen = {k: data.labels[k][usable] for k in ("id", *trained)}
     mark = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=seen)
-    place = trainer.place
-    return {
+    document = {
         "artifact": str(directory / "artifact"),
         "fingerprint": mark,
-        "pairs_per_second": place.pairs / max(place.seconds, 1e-9),
-        "pairs": place.pairs,
-        "seconds": place.seconds,
-        "steps": place.step,
         "trainable": tuned.counts,
         "coefficient": coefficient,
-        "best": [{"metric": m, "checkpoint": n} for m, n in place.best],
         "metrics": metrics,
-        "result": result,
+        **_course(trainer),
     }
+    processes.told(document)
+    return {**document, "result": result}
 
 
 def _info(recipe: Recipe, model: "Model", data: Mix, base_mark: str, tuned: Tuned, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -127,13 +143,27 @@ def _info(recipe: Recipe, model: "Model", data: Mix, base_mark: str, tuned: Tune
     return found | ({"matryoshka": model.info["matryoshka"]} if recipe.matryoshka else {})
 
 
-def _rounds(recipe: Recipe, model: "Model", data: Mix, batches: Any, pairs: Sequence[Pair], quiet: bool) -> Rounds:
+def _course(trainer: Trainer) -> dict[str, Any]:
+    """How the run went, for its document."""
+    place = trainer.place
+    return {
+        "pairs_per_second": place.pairs / max(place.seconds, 1e-9),
+        "pairs": place.pairs,
+        "seconds": place.seconds,
+        "steps": place.step,
+        "best": [{"metric": m, "checkpoint": n} for m, n in place.best],
+    }
+
+
+def _rounds(
+    recipe: Recipe, model: "Model", data: Mix, batches: Any, pairs: Sequence[Pair], quiet: bool, processes: Processes
+) -> Rounds:
     """Mining for this run; its tables and audits lie in RUN/mining."""
     assert recipe.mining is not None
     verifier = find_verifier(recipe.mining.verifier)
     return Rounds(
         model, data, batches, recipe.mining, Path(recipe.run.dir) / "mining", pairs=pairs, epochs=recipe.train.epochs,
-        batch_size=recipe.train.batch_size, seed=recipe.train.seed, verifier=verifier, quiet=quiet,
+        batch_size=recipe.train.batch_size, seed=recipe.train.seed, verifier=verifier, quiet=quiet, processes=processes,
     )  # fmt: skip
 
 
@@ -291,24 +321,30 @@ def _finish(
     return chosen
 
 
-def _validators(val: Data | None, general: Data | None, pairs: Sequence[Pair], metric: str, embed: Embed) -> Any:
-    """Validation on the domain and, under names that begin with "general", on the slice that must not get worse; or None."""
+def _validators(
+    val: Data | None, general: Data | None, pairs: Sequence[Pair], metric: str, embed: Embed, processes: Processes
+) -> Any:
+    """Validation on the domain and, under names that begin with "general", on the slice that must not get worse; or None.
+    Several processes embed a share each, the first one scores, all of them get its values."""
     if val is None:
         if general is not None:
             raise RecipeError("data.general: is scored beside data.val; name that too")
         return None
-    domain = _validator(val, pairs, metric, embed, "data.val")
-    other = _validator(general, pairs, metric, embed, "data.general") if general is not None else lambda model: {}
-    return lambda model: domain(model) | {f"general {k}": v for k, v in other(model).items()}
+    domain = _validator(val, pairs, metric, embed, "data.val", processes)
+    other = _validator(general, pairs, metric, embed, "data.general", processes) if general is not None else lambda model: {}
+    return lambda model: processes.told(domain(model) | {f"general {k}": v for k, v in other(model).items()})
 
 
-def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key: str) -> Any:
+def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key: str, processes: Processes) -> Any:
     """model -> {"a->b metric": value, ..., "metric": their mean} over the trained directions."""
     wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
 
     def validate(model: "Model") -> dict[str, float]:
         shared = [m for m in _trained(pairs) if m in val.modalities]
-        directions = evaluate_vectors(embed(model, val, shared)).to_dict()["directions"]
+        vectors = embed(model, val, shared, processes=processes)
+        if not processes.first:
+            return {}
+        directions = evaluate_vectors(vectors).to_dict()["directions"]
         values = {}
         for d in wanted:
             if d in directions:

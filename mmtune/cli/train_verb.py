@@ -3,6 +3,8 @@
   mmtune train RECIPE.yaml [key=value ...]      e.g. model=hf:DIR data.train=DIR train.epochs=12 run.dir=runs/a
 
 RUN/ gets checkpoints/, metrics.jsonl, tensorboard/ and artifact/, the tuned model that every other verb takes as MODEL.
+Many processes: torchrun --nproc-per-node N -m mmtune train RECIPE.yaml ...   (or accelerate launch -m mmtune train ...)
+
 Stopped (Ctrl-C, a kill, a power cut)? The same command with --resume goes on to the same result.
 """
 
@@ -19,9 +21,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.processes import hush_others
     from mmtune.run import train
     from mmtune.train.loop import Stopped
 
+    hush_others()
     try:
         out = train(args.recipe, args.overrides, resume=args.resume, quiet=args.quiet)
     except Stopped as e:

@@ -19,6 +19,7 @@ from mmtune.data.decode import decode_row
 from mmtune.data.labels import first_seen
 from mmtune.data.mix import Mix
 from mmtune.errors import DataError
+from mmtune.processes import ALONE, Processes
 
 AHEAD = 2
 
@@ -60,6 +61,7 @@ class Stream:
 
     preprocess: {modality: Preprocess} of the towers that are trained; augment: {modality: (signal, rng) -> signal}; columns:
     numeric metadata that the objective asks for. Augmentation's randomness comes from (seed, epoch, row), whatever the threads.
+    Of several `processes` each prepares its share of a batch's items; rows, slots and labels are the whole batch's.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Stream:
         workers: int = 2,
         cache_bytes: int = 0,
         columns: Sequence[str] = (),
+        processes: Processes = ALONE,
     ):
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.seed, self.workers, self.cache = seed, workers, Cache(cache_bytes)
+        self.processes = processes
         self.columns = {name: _numbers(data, name) for name in columns}
 
     def epoch(
@@ -108,7 +112,8 @@ class Stream:
             slot = np.full(len(rows), -1, np.int64)
             if len(here):
                 first, slot[here] = first_seen(self.data.labels[m][rows[here]])
-                inputs[m] = preprocess.collate([self._item(m, int(row), epoch) for row in rows[here[first]]])
+                if len(mine := rows[here[first[self.processes.share(len(first))]]]):
+                    inputs[m] = preprocess.collate([self._item(m, int(row), epoch) for row in mine])
             slots[m] = torch.from_numpy(slot)
         labels = {k: torch.from_numpy(v[rows]) for k, v in self.data.labels.items()}
         columns = {k: torch.from_numpy(v[rows]) for k, v in self.columns.items()}

@@ -19,6 +19,7 @@ from mmtune.mining.mine import Mined, directions, mine, settings
 from mmtune.mining.sampler import ConfusableBatches
 from mmtune.mining.table import read_meta
 from mmtune.mining.use import Negatives
+from mmtune.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from mmtune.data.mix import Mix
@@ -52,6 +53,7 @@ class Rounds:
         batch_size: int,
         seed: int = 0,
         verifier: Any = None,
+        processes: Processes = ALONE,
         quiet: bool = False,
     ):
         self.model, self.data, self.plain, self.options, self.pairs = model, data, plain, options, list(pairs)
@@ -62,6 +64,7 @@ class Rounds:
             verifier,
             quiet,
         )
+        self.processes = processes
         self.starts = round_epochs(epochs, options.rounds)
         self.epoch, self.number = 0, -1
         self.mined: Mined | None = None
@@ -94,7 +97,8 @@ class Rounds:
         if number < 0:
             return
         path = self.directory / f"round-{number}.parquet"
-        self.mined = self._there(path) or self._mine(path)
+        self.mined = self._there(path) if self.processes.told(self._there(path) is not None) else self._mine(path)
+        assert self.mined is not None
         if self.mined.mined:
             self.negatives = Negatives(path, self.data, self.mined.document["fingerprint"])
         for line in [*self.mined.document["warnings"], *(self.negatives.notes if self.negatives else [])]:
@@ -117,12 +121,17 @@ class Rounds:
             return None
         return Mined(path, audit, page, sum(d["mined"] for d in document["directions"].values()), document)
 
-    def _mine(self, path: Path) -> Mined:
-        embedded = embed_data(self.model, self.data, self._names())  # type: ignore[arg-type]  # a Mix reads like a Data
-        return mine(
-            embedded, path, self.options, pairs=self.pairs, data=self.data, cache=self.directory, verifier=self.verifier,
-            quiet=self.quiet,
-        )  # fmt: skip
+    def _mine(self, path: Path) -> Mined | None:
+        """Several processes embed a share each; the first searches, the others read its table."""
+        embedded = embed_data(self.model, self.data, self._names(), processes=self.processes)  # type: ignore[arg-type]  # a Mix
+        found = None
+        if self.processes.first:
+            found = mine(
+                embedded, path, self.options, pairs=self.pairs, data=self.data, cache=self.directory, verifier=self.verifier,
+                quiet=self.quiet,
+            )  # fmt: skip
+        self.processes.wait()
+        return found or self._there(path)
 
     def watch(self, validate: Callable[["Model"], dict[str, float]]) -> Callable[["Model"], dict[str, float]]:
         """`validate`, that says first when the chosen metric fell in an epoch on mined negatives."""

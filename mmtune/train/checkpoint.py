@@ -52,13 +52,16 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 class Checkpoints:
-    """The directory RUN/checkpoints: `last`, and the `keep` best by the validation metric."""
+    """The directory RUN/checkpoints: `last`, and the `keep` best by the validation metric. Without `write` it is only read:
+    another process writes it."""
 
-    def __init__(self, directory: Path, keep: int):
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path, keep: int, write: bool = True):
+        self.directory, self.keep, self.write = directory, keep, write
 
     def save(self, name: str, tensors: dict[str, Any], place: Place) -> None:
         """Publish one checkpoint."""
+        if not self.write:
+            return
         with atomic_dir(self.directory / name) as tmp:
             torch.save(tensors, tmp / "state.pt")
             write_json(tmp / "place.json", asdict(place))
@@ -87,6 +90,6 @@ class Checkpoints:
         place.best = ranked
         if any(n == name for _, n in ranked):
             self.save(name, {"model": tensors["model"], "objective": tensors["objective"]}, place)
-        for old in gone:
+        for old in gone if self.write else ():
             shutil.rmtree(self.directory / old, ignore_errors=True)
         return ranked[0][1] == name

@@ -9,13 +9,16 @@ from mmtune.files import append_jsonl, read_jsonl, write_jsonl
 
 
 class Log:
-    """Lines {"step", "epoch", ...}. Opened for a resumed run it first drops the lines behind the checkpoint's step."""
+    """Lines {"step", "epoch", ...}. Opened for a resumed run it first drops the lines behind the checkpoint's step. With `on`
+    False it writes nothing: another process does."""
 
-    def __init__(self, directory: Path, step: int):
-        self.path, self.directory, self.step = directory / "metrics.jsonl", directory, step
+    def __init__(self, directory: Path, step: int, on: bool = True):
+        self.path, self.directory, self.step, self.on = directory / "metrics.jsonl", directory, step, on
         self.board: Any = None
 
     def __enter__(self) -> "Log":
+        if not self.on:
+            return self
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             write_jsonl(self.path, [r for r in read_jsonl(self.path, torn=True) if r["step"] <= self.step])
@@ -27,7 +30,8 @@ class Log:
 
     def write(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """One line and one TensorBoard point a value."""
-        append_jsonl(self.path, {"step": step, "epoch": epoch, **values})
+        if self.on:
+            append_jsonl(self.path, {"step": step, "epoch": epoch, **values})
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name.replace(" ", "/"), value, step)

@@ -17,8 +17,10 @@ from mmtune.contracts import Batch
 from mmtune.data.stream import Stream
 from mmtune.errors import TrainingError
 from mmtune.files import write_json
+from mmtune.processes import ALONE, Processes
 from mmtune.progress import Progress
 from mmtune.train.checkpoint import Checkpoints, Place, random_state, restore_random_state
+from mmtune.train.distributed import draw_apart, mean_statistics, sum_gradients
 from mmtune.train.log import Log
 from mmtune.train.objectives import Objective
 from mmtune.train.optimizer import build_optimizer, lr_factor, parameter_groups
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from mmtune.train.tune import Tuned
 
 LAST = "last"
+ONE_CTRL_C = 5.0  # seconds
 
 
 class Stopped(Exception):
@@ -42,7 +45,8 @@ class Trainer:
 
     plan(epoch) gives the epoch's batches (arrays of row numbers); validate(model) gives {metric name: value} with the chosen
     metric under "metric"; extra(rows) gives mined rows that join a batch as candidates. Everything random is a function of
-    the seed and the place, so that a run that was killed and resumed ends where the uninterrupted one does.
+    the seed and the place, so that a run that was killed and resumed ends where the uninterrupted one does. Of several
+    processes that train together each makes its own Trainer; the first writes.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Trainer:
         validate: "Callable[[Model], dict[str, float]] | None" = None,
         extra: Callable[[np.ndarray], np.ndarray | None] | None = None,
         tuned: "Tuned | None" = None,
+        processes: Processes = ALONE,
         quiet: bool = False,
     ):
         from accelerate import Accelerator
@@ -66,7 +71,9 @@ class Trainer:
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
         self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
-        self.checkpoints = Checkpoints(directory / "checkpoints", config.keep)
+        self.processes = processes
+        processes.same(self.model, self.objective)
+        self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.first)
         groups = parameter_groups(model, objective, config, tuned.rates if tuned else None)
         self.optimizer = build_optimizer(groups, config)
         self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -74,7 +81,7 @@ class Trainer:
         self.place = Place()
         self.steps_per_epoch = len(plan(0))
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
-        self.stop = threading.Event()
+        self.stop, self.stopping = threading.Event(), False
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -85,7 +92,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Go back to the last checkpoint, if there is one."""
-        if not self.checkpoints.has(LAST):
+        if not self.processes.told(self.checkpoints.has(LAST)):
             return False
         tensors, self.place = self.checkpoints.load(LAST)
         load_learning_state(self.model, tensors["model"])
@@ -93,6 +100,7 @@ class Trainer:
         self.objective.load_state_dict(tensors["objective"])
         self.optimizer.load_state_dict(tensors["optimizer"])
         restore_random_state(tensors["random"])
+        self.processes.wait()  # nobody writes while another still reads
         return True
 
     def load_best(self) -> str:
@@ -113,7 +121,7 @@ class Trainer:
             return
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
-        with self._attention(), Log(self.directory, self.place.step) as log, self._signals():
+        with self._attention(), Log(self.directory, self.place.step, self.processes.first) as log, self._signals():
             with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet) as progress:
                 progress.done = self.place.step * self.config.batch_size
                 while self.place.step < self.total and not self._exhausted():
@@ -152,9 +160,9 @@ class Trainer:
             log.write(self.place.step, self.place.epoch, row)
             progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f}")
             every = self.config.checkpoint_every
-            if self.stop.is_set() or (every and self.place.step % every == 0):
+            if self.stopping or (every and self.place.step % every == 0):
                 self.checkpoints.save(LAST, self.tensors(), self.place)
-            if self.stop.is_set():
+            if self.stopping:
                 raise Stopped(f"stopped at step {self.place.step} of {self.total}; saved")
             waiting = time.perf_counter()
         self.place.epoch += 1
@@ -181,10 +189,13 @@ class Trainer:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.device) if self.device.type != "cpu" else batch
+        draw_apart(self.processes, self.config.seed, self.place.step)
         loss, logs = forward_backward(
             self.model, batch, self.objective, micro_batch_size=self.config.micro_batch_size,
-            backward=self.accelerator.backward, autocast=self.accelerator.autocast,
+            backward=self.accelerator.backward, autocast=self.accelerator.autocast, processes=self.processes,
         )  # fmt: skip
+        self.stopping = sum_gradients(self.processes, self.learning, self.stop.is_set())
+        mean_statistics(self.processes, self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.learning, self.config.clip_norm or math.inf)
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             self._not_finite(batch, loss, float(norm))
@@ -197,10 +208,15 @@ class Trainer:
 
     def _not_finite(self, batch: Batch, loss: float, norm: float) -> None:
         path = self.directory / f"not_finite_step_{self.place.step}.json"
-        write_json(
-            path,
-            {"step": self.place.step, "epoch": self.place.epoch, "loss": str(loss), "grad_norm": str(norm), "ids": batch.ids},
-        )
+        found = {
+            "step": self.place.step,
+            "epoch": self.place.epoch,
+            "loss": str(loss),
+            "grad_norm": str(norm),
+            "ids": batch.ids,
+        }
+        if self.processes.first:
+            write_json(path, found)
         raise TrainingError(
             f"step {self.place.step}: the loss is {loss} and the gradient's norm {norm}; row ids "
             f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): look at these rows, "
@@ -220,14 +236,19 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM save after the running step; a second Ctrl-C stops at once."""
+        """Ctrl-C and SIGTERM save after the running step; a second Ctrl-C stops at once. (Of several processes each gets the
+        terminal's Ctrl-C and, right after it, the launcher's: these are one.)"""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
+        asked = -ONE_CTRL_C
+
         def ask(number: int, frame: Any) -> None:
-            if self.stop.is_set():
+            nonlocal asked
+            if self.stop.is_set() and (self.processes.alone or time.monotonic() - asked > ONE_CTRL_C):
                 raise KeyboardInterrupt
+            asked = time.monotonic()
             self.stop.set()
 
         before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}

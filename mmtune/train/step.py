@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.contracts import Batch
+from mmtune.processes import ALONE, Processes
+from mmtune.train.distributed import shared_loss
 
 SEGMENTS = "segments"
 """Name of an input tensor [W] that says which unique item each of W windows belongs to (sorted, each item at least one)."""
@@ -44,8 +46,12 @@ def forward_backward(
     micro_batch_size: int | None = None,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    processes: Processes = ALONE,
 ) -> tuple[float, dict[str, float]]:
     """Leave the gradient of `objective` on `batch` in the parameters; returns (loss, logs).
+
+    With several `processes` (see `distributed`) the batch's inputs are this one's share, and what is left is its part of the
+    gradient: the sum over processes is the whole; gradients must be clear beforehand.
 
     With `micro_batch_size` the towers never see more unique items at once; gradients, the scale's included, are those of
     the unsplit batch whose dropout is drawn micro-batch by micro-batch. Layers that normalise over the batch (BatchNorm)
@@ -56,7 +62,15 @@ def forward_backward(
     if micro_batch_size is None or all(n <= micro_batch_size for n in sizes.values()):
         with autocast():
             whole = {m: model.encode_inputs(m, batch.inputs[m]) for m in sizes}
-        loss, logs = objective({m: v.float() for m, v in whole.items()}, batch, model.scale)
+        whole = {m: v.float() for m, v in whole.items()}
+        if not processes.alone:
+            cut = {m: v.detach() for m, v in whole.items()}
+            gradients, value, logs = shared_loss(cut, batch, model, objective, backward, processes)
+            learn = [(whole[m], g) for m, g in gradients.items() if g is not None and whole[m].requires_grad]
+            if learn:  # one call: a parameter that two towers share gets both parts
+                torch.autograd.backward([v for v, _ in learn], [g for _, g in learn])
+            return value, logs
+        loss, logs = objective(whole, batch, model.scale)
         backward(loss)
         return float(loss.detach()), logs
 
@@ -75,15 +89,10 @@ def forward_backward(
             z[m][i:j] = part
             del part
     states.keep(len(chunks))
-    for v in z.values():
-        v.requires_grad_()
-    loss, logs = objective(z, batch, model.scale)
-    backward(loss)
-    value = float(loss.detach())
-    del loss
+    gradients, value, logs = shared_loss(z, batch, model, objective, backward, processes)
     with statistics_frozen(model), gradients_in_one_piece(model):
         for number, (m, i, j) in enumerate(chunks):
-            gradient = z[m].grad
+            gradient = gradients[m]
             if gradient is None:  # no term looks at this modality
                 continue
             states.restore(number)

@@ -17,6 +17,7 @@ from mmtune.data.decode import decode_row
 from mmtune.data.labels import first_seen
 from mmtune.embed import embed_data
 from mmtune.errors import DataError
+from mmtune.processes import ALONE, Processes
 from mmtune.progress import Progress
 
 if TYPE_CHECKING:
@@ -97,10 +98,10 @@ class Features:
             stream.preprocess[m] = Collate()
             stream.cache.items |= {(m, label): {FEATURES: f} for label, f in self.kept[m].items()}
 
-    def embed(self, model: "Model", data: "Data", wanted: Sequence[str]) -> dict[str, Embedded]:
+    def embed(self, model: "Model", data: "Data", wanted: Sequence[str], processes: Processes = ALONE) -> dict[str, Embedded]:
         """As `embed_data`, from kept features where there are; for validation between epochs (its vectors name no model)."""
         rest = [m for m in wanted if m not in self.kept]
-        found = embed_data(model, data, rest) if rest else {}
+        found = embed_data(model, data, rest, processes=processes) if rest else {}
         mark = next((e.fingerprint for e in found.values()), "")
         training = model.training
         model.eval()
