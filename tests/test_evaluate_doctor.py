@@ -12,7 +12,7 @@ from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.evaluate.doctor import doctor
 from mmtune.evaluate.doctor_model import check
-from mmtune.evaluate.doctor_values import near_pairs
+from mmtune.evaluate.doctor_values import key_pairs, near_pairs
 from tests.evaluate_helpers import picture, shards, sound, unit
 
 UNTRAINED = ("collapse", "hubness", "modality-gap")  # random towers do have these
@@ -75,7 +75,7 @@ def plant(train, val):
     faults["leak-id"] = put(val[1], id=train[1]["id"])
     faults["leak-image"] = put(val[2], png=train[2]["png"])
     faults["near-leak-image"] = put(val[3], jpg=coded_again(train[3]["png"]), png=None)
-    faults["near-leak-audio"] = put(val[4], wav=audio(0.5 * samples(train[4]["flac"])), flac=None)
+    faults["near-leak-audio"] = put(val[4], ogg=audio(0.5 * samples(train[4]["flac"]), kind="OGG"), flac=None)
     faults["near-leak-text"] = put(val[5], txt=train[5]["txt"].decode().upper().replace(",", " -").encode())
     faults["contradiction-audio"] = put(train[6], flac=train[7]["flac"])
     faults["duplicate-image"] = put(train[8], png=train[14]["png"])
@@ -198,6 +198,17 @@ def test_near_pairs_against_every_pair():
         x[i + 2, 3] += 1.5
     expected = [(i, j) for i in range(300) for j in range(i + 1, 300) if np.abs(x[i] - x[j]).max() <= 1]
     assert near_pairs(x) == expected and len(expected) >= 20
+
+
+def test_key_pairs_against_every_pair():
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 2**63, 1100, np.uint64)
+    for i in range(0, 90, 3):
+        keys[i + 1] = keys[i] ^ np.uint64(0b1011 << (i % 30))
+        keys[i + 600] = keys[i] ^ np.uint64(0b1111111 << (i % 30))
+    expected = [(i, j) for i in range(1100) for j in range(i + 1, 1100) if (int(keys[i]) ^ int(keys[j])).bit_count() <= 3]
+    assert key_pairs(keys, 3) == expected and len(expected) >= 30
+    assert len(key_pairs(np.zeros(40, np.uint64), 0)) <= 8 * 40
 
 
 def test_cut_asks_the_towers_own_preprocessing():

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mmtune import modalities
 from mmtune.errors import DataError, Rejected
 from mmtune.evaluate.doctor import Finding, Split, finding
 from mmtune.evaluate.doctor_rows import contents
@@ -98,12 +99,29 @@ def near_pairs(signatures_NS: np.ndarray) -> list[tuple[int, int]]:
     return sorted((i, j) for i, j in pairs if np.abs(signatures_NS[i] - signatures_NS[j]).max() <= 1)
 
 
+def key_pairs(keys_N: np.ndarray, distance: int) -> list[tuple[int, int]]:
+    """Pairs i < j of 64-bit keys that differ in at most `distance` bits; of a key that is like many, its NEIGHBOURS nearest."""
+    pairs: set[tuple[int, int]] = set()
+    for start in range(0, len(keys_N), 512):
+        bits = np.bitwise_count(keys_N[start : start + 512, None] ^ keys_N[None, :])
+        bits[np.arange(len(bits)), np.arange(start, start + len(bits))] = 65
+        for i in np.flatnonzero(bits.min(1) <= distance).tolist():
+            near = np.flatnonzero(bits[i] <= distance)
+            near = near[np.argsort(bits[i, near], kind="stable")[:NEIGHBOURS]]
+            pairs |= {(min(start + i, j), max(start + i, j)) for j in near.tolist()}
+    return sorted(pairs)
+
+
 def _near(name: str, splits: list[Split], where: list[Where], found: list[Measure]) -> list[Finding]:
     """Near-duplicates of different content: between splits a leak, in two groups a contradiction, else a copy."""
     pairs: list[tuple[int, int]] = []
     signed = [(i, m.signature) for i, m in enumerate(found) if m.signature is not None]
     if len(signed) > 1:
         pairs += [(signed[i][0], signed[j][0]) for i, j in near_pairs(np.stack([x for _, x in signed]))]
+    keyed = [(i, m.key) for i, m in enumerate(found) if m.key is not None]
+    if len(keyed) > 1:
+        near = key_pairs(np.array([k for _, k in keyed], np.uint64), modalities.get(name).near_distance)
+        pairs += [(keyed[i][0], keyed[j][0]) for i, j in near]
     identifying = {s.name for s in splits if name in contents(s)}
     first: dict[str, int] = {}
     for i, m in enumerate(found):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmtune import modalities
+from mmtune.modalities.near import sound_key
 
 SMALL_PIXELS = 32
 FULL_SCALE = 0.999
@@ -18,14 +19,15 @@ FULL_SCALE = 0.999
 @dataclass
 class Measure:
     """size and its unit; facts that a corpus should agree on (rate, channels); faults by name with one line each;
-    signature [S] float32 or None: two values are near-duplicates when no entry of theirs differs by more than 1;
-    exact: a key that equal values share although their bytes differ, or None."""
+    near-duplicates are told by what fits the kind, None where it has none: signature [S] float32, of which no entry differs by
+    more than 1; key, 64 bits of which at most the modality's `near_distance` differ; exact, a word that they share."""
 
     size: float
     unit: str
     facts: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     signature: np.ndarray | None = None
+    key: int | None = None
     exact: str | None = None
 
 
@@ -94,28 +96,14 @@ def _sound(data: bytes) -> Measure:
         faults["constant"] = "all samples alike"
     elif (clipped := float((np.abs(x) >= FULL_SCALE * max(peak, FULL_SCALE)).mean())) > 0.001:
         faults["clipped"] = f"{clipped:.1%} of the samples at full scale"
-    signature = None if faults else _bands(x, rate)
-    return Measure(len(x) / rate, "seconds", {"sample rate": rate}, faults, signature)
-
-
-def _bands(x: np.ndarray, rate: int) -> np.ndarray:
-    """16 x 16 energies (times x bands up to 4 kHz) in decibels below the loudest, from -40, and the length in 2% steps."""
-    parts = np.array_split(x.astype(np.float64), 16)
-    out = []
-    for part in parts:
-        power = np.abs(np.fft.rfft(part * np.hanning(len(part)))) ** 2 if len(part) > 1 else np.zeros(1)
-        top = max(16, int(len(power) * min(1.0, 8000 / rate)))
-        edges = np.linspace(0, min(top, len(power)), 17).astype(int)
-        out.append([power[a:b].sum() if b > a else 0.0 for a, b in zip(edges[:-1], edges[1:], strict=True)])
-    energy = np.array(out)
-    decibels = 10 * np.log10(np.maximum(energy / max(energy.max(), 1e-20), 1e-4))
-    return np.append(decibels.ravel(), 50 * np.log(len(x) / rate)).astype(np.float32)
+    key = None if "silent" in faults or "constant" in faults else sound_key(x, rate)
+    return Measure(len(x) / rate, "seconds", {"sample rate": rate}, faults, key=key)
 
 
 def _string(data: bytes) -> Measure:
     string = modalities.get("text").decode(data)
     words = "".join(c if c.isalnum() else " " for c in string.casefold()).split()
-    return Measure(float(len(string)), "characters", {}, {}, None, " ".join(words) or None)
+    return Measure(float(len(string)), "characters", exact=" ".join(words) or None)
 
 
 def _sound_size(data: bytes) -> tuple[float, str]:
