@@ -51,7 +51,7 @@ class Confusion:
 
 def confusions(found: Measured) -> list[Confusion]:
     """One for each task that the data hold (see `evaluate.classify.tasks`)."""
-    before, after = (tasks(found.vectors[side]) for side in SIDES)
+    before, after = (tasks(found.vectors[side], found.classes.get(side)) for side in SIDES)
     return [_confusion(dict(zip(SIDES, pair, strict=True))) for pair in zip(before, after, strict=True)]
 
 

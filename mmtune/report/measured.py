@@ -1,7 +1,7 @@
 """Both models on the same rows, once: vectors, the comparison, and items to search. Every section reads from here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,14 @@ SIDES = ("before", "after")
 
 @dataclass
 class Measured:
-    """vectors[side][modality] for the sides "before" and "after". qrels: what is right, where it is not told by groups."""
+    """vectors[side][modality] for the sides "before" and "after". qrels: what is right, where it is not told by groups;
+    classes[side][modality]: words as class names, where that model has a prompt for these."""
 
     data: "Data"
     comparison: Comparison
     vectors: dict[str, dict[str, Embedded]]
     qrels: Qrels | None = None
+    classes: dict[str, dict[str, Embedded]] = field(default_factory=dict)
 
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
@@ -95,7 +97,7 @@ def measure(
     """
     from mmtune import artifact
     from mmtune.data.shards import open_data
-    from mmtune.embed import embed_data, shared_modalities
+    from mmtune.embed import embed_classes, embed_data, shared_modalities
 
     rows = open_data(subject.data)  # type: ignore[arg-type]
     general = general or subject.general
@@ -111,9 +113,11 @@ def measure(
     if not names:
         raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(models['after'].towers)}")
     vectors: dict[str, dict[str, Embedded]] = {}
+    classes: dict[str, dict[str, Embedded]] = {}
     extra: list[Any] = []
     for side, found in models.items():
         vectors[side] = embed_data(found, rows, names, batch_size, quiet)
+        classes[side] = embed_classes(found, rows, names, batch_size, quiet)
         refuse_trained(vectors[side], trained_on(found), "the base" if side == "before" else "the candidate")
         if other is not None:
             extra.append(embed_data(found, other, [m for m in names if m in other.modalities], batch_size, quiet))
@@ -122,7 +126,7 @@ def measure(
         vectors["before"], vectors["after"], gate=gate, within=len(names) == 1, slices=parts, qrels=judged,
         extra={"general": (extra[0], extra[1])} if extra else None, confusable=_frozen(vectors["before"], gate, judged),
     )  # fmt: skip
-    return Measured(rows, comparison, vectors, judged)
+    return Measured(rows, comparison, vectors, judged, classes)
 
 
 def _same(subject: Subject, vectors: dict[str, dict[str, Embedded]]) -> None:
