@@ -9,7 +9,7 @@ from mmtune.evaluate import Gate, compare_vectors, evaluate_vectors
 from mmtune.evaluate.bootstrap import intervals, t_quantile
 from mmtune.evaluate.clusters import row_clusters
 from mmtune.evaluate.confusable import Confusable, accuracy, freeze
-from mmtune.evaluate.gate import Change, decide
+from mmtune.evaluate.gate import Change, decide, read_gate
 from mmtune.evaluate.items import take
 from mmtune.evaluate.overlap import trained_rows
 from tests.evaluate_helpers import corpus, unit
@@ -166,6 +166,21 @@ def test_gate_is_strict():
         with pytest.raises(RecipeError, match=message):
             compare_vectors(vectors, vectors, gate=bad)
     assert "ndcg@3" in compare_vectors(vectors, vectors, gate={"metric": "ndcg@3"}).metrics["a->b"]
+
+
+def test_a_gate_is_read_from_a_recipe_or_alone(tmp_path):
+    for text, expected in (
+        ("model: x\ngate: {metric: map, min_gain: 0.1}\n", {"metric": "map", "min_gain": 0.1}),
+        ("metric: map\n", {"metric": "map"}),
+        ("model: x\ngate: null\n", None),
+        ("model: x\n", None),
+    ):
+        (tmp_path / "g.yaml").write_text(text)
+        assert read_gate(tmp_path / "g.yaml") == expected
+    for text, line in (("[1]", "a gate is a mapping"), ("a: {", "not valid YAML")):
+        (tmp_path / "g.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=line):
+            read_gate(tmp_path / "g.yaml")
 
 
 def test_twins_are_the_nearest_items_of_another_group(tmp_path):

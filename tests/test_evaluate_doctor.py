@@ -147,6 +147,24 @@ def test_splits_by_a_column(tmp_path):
         doctor(data, split="fodl")
 
 
+def test_a_wrong_label_is_suspected_by_its_neighbours(tmp_path):
+    both = rows(2, "v", 96)
+    both[7]["group"] = "g3"
+    found = {f.code: f for f in doctor(shards(tmp_path / "d", both), "tiny:all").findings}
+    assert {c for c in found if c not in UNTRAINED} == {"mislabel-image", "mislabel-audio", "mislabel-text"}
+    assert all(found[c].examples == ["v07 (g3, its neighbours say g1)"] for c in found if c.startswith("mislabel"))
+
+
+@pytest.mark.slow
+def test_nothing_is_found_in_the_space_of_a_trained_model(tmp_path):
+    train, val = shards(tmp_path / "train", rows(1, "t", 96)), shards(tmp_path / "val", rows(2, "v", 96))
+    recipe = {"epochs": 6, "batch_size": 24, "lr": 1e-3, "precision": "fp32"}
+    run = {"model": "tiny:all", "data": {"train": train}, "train": recipe, "run": {"dir": str(tmp_path / "run")}}
+    mmtune.train(run, quiet=True)
+    found = doctor(val, str(tmp_path / "run" / "artifact"), against=[train])
+    assert found.findings == [] and "mean cosine of image" in str(found)
+
+
 def space(groups=12, each=20, dim=32, noise=0.3, seed=0, gap=0.0):
     rng = np.random.default_rng(seed)
     group = np.repeat(np.arange(1, groups + 1), each)

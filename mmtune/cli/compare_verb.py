@@ -6,12 +6,12 @@ The gate is read from FILE (a recipe with a `gate:` key, or the gate alone):
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from mmtune.cli.dispatch import Result
 from mmtune.cli.eval_verb import cutoffs
 from mmtune.errors import RecipeError
+from mmtune.evaluate.gate import read_gate
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def gate_of(args: argparse.Namespace) -> dict[str, Any] | None:
     """The gate of the file, with the options over it; None when neither says anything."""
-    gate: dict[str, Any] = {}
-    if args.gate:
-        import yaml
-
-        try:
-            found = yaml.safe_load(Path(args.gate).read_text())
-        except yaml.YAMLError as e:
-            raise RecipeError(f"{args.gate}: not valid YAML ({' '.join(str(e).split())})") from None
-        found = found.get("gate", found) if isinstance(found, dict) else found
-        if not isinstance(found, dict):
-            raise RecipeError(f"{args.gate}: a gate is a mapping, e.g. gate: {{metric: ndcg@10, min_gain: 0.01}}")
-        gate = dict(found)
+    gate: dict[str, Any] = dict((read_gate(args.gate) if args.gate else None) or {})
     for key in ("metric", "direction", "min_gain"):
         if getattr(args, key) is not None:
             gate[key] = getattr(args, key)

@@ -3,8 +3,8 @@ none do: what the nearest other items are (weighted k nearest neighbours, Wu et 
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.evaluate.items import unite
 from mmtune.similarity import exact_keys, tie_order, topk, unit
+
+if TYPE_CHECKING:
+    from mmtune.data.shards import Data
 
 NEIGHBOURS, TEMPERATURE = 5, 0.07  # the weight of a neighbour is exp(cosine / 0.07), as there
 
@@ -43,6 +46,11 @@ class Classified:
         """Mean F1 = 2 right / (true + found) over the classes that are true or found anywhere."""
         right, both = np.diag(self.confusion), self.confusion.sum(0) + self.confusion.sum(1)
         return float((2 * right[both > 0] / both[both > 0]).mean()) if both.any() else 0.0
+
+    def __str__(self) -> str:
+        how = "the nearest description" if self.how == "words" else f"the {NEIGHBOURS} nearest neighbours"
+        scores = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}"
+        return f"{self.direction} as classification by {how}: {scores} ({self.rows:,} rows, {len(self.classes)} classes)"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -126,10 +134,27 @@ def by_neighbours(vectors: Mapping[str, Embedded], name: str, k: int = NEIGHBOUR
     return Classified(f"{name}->{name}", classes, confusion, len(items) - len(at), "neighbours")
 
 
-def tasks(vectors: Mapping[str, Embedded]) -> list[Classified]:
-    """What can be classified: by words where a modality of words names classes; else each modality by its neighbours."""
+def relabelled(vectors: Mapping[str, Embedded], data: "Data", label: str) -> Mapping[str, Embedded]:
+    """The same vectors with a metadata column in place of their groups, or with these for "group".
+
+    Raises DataError for labels that tell nothing apart.
+    """
+    if label == "group":
+        values = dict(zip(data.ids, data.groups, strict=True))
+    else:
+        values = {i: None if v in (None, "") else str(v) for i, v in zip(data.ids, data.column(label), strict=True)}
+    if len(set(values.values()) - {None}) < 2:
+        raise DataError(f"{data.spec}: fewer than two classes by {label!r}: nothing to classify")
+    return {m: replace(e, groups=[values[i] for i in e.ids]) for m, e in vectors.items()}
+
+
+def tasks(vectors: Mapping[str, Embedded], described: Mapping[str, Embedded] | None = None) -> list[Classified]:
+    """What can be classified: by words where a modality of words names classes; else each modality by its neighbours.
+
+    described: the words as class names, where the model has a prompt for these (`embed.embed_classes`).
+    """
     words = [m for m in vectors if modalities.get(m).inline and is_task(vectors[m], m)]
-    if found := [classify(vectors, (a, b)) for b in words for a in vectors if a != b]:
+    if found := [classify({**vectors, **(described or {})}, (a, b)) for b in words for a in vectors if a != b]:
         return found
     out = []
     for name in vectors:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
+from mmtune.evaluate.classify import relabelled, tasks
 from mmtune.evaluate.comparison import Comparison, compare_vectors
 from mmtune.evaluate.confusable import Confusable, freeze
 from mmtune.evaluate.dims import evaluate_dims, trained_dims
@@ -17,7 +18,7 @@ from mmtune.evaluate.overlap import refuse_trained
 from mmtune.evaluate.relevance import Qrels
 from mmtune.evaluate.result import Result
 from mmtune.evaluate.slices import named, slice_direction
-from mmtune.evaluate.trec import read_qrels, write_qrels, write_run
+from mmtune.evaluate.trec import judgments, write_qrels, write_run
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -50,10 +51,6 @@ def trained_on(model: "Model | str | Path") -> dict[str, np.ndarray] | None:
     return load_file(path)
 
 
-def _qrels(qrels: "Qrels | str | Path | None") -> Qrels | None:
-    return read_qrels(qrels) if isinstance(qrels, str | Path) else qrels
-
-
 def evaluate(
     model: "Model | str | Path",
     data: "Data | str",
@@ -68,6 +65,7 @@ def evaluate(
     batch_size: int = 64,
     quiet: bool = True,
     dim: int | None = None,
+    classify: str | None = None,
 ) -> Result:
     """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`).
 
@@ -75,14 +73,15 @@ def evaluate(
     A prompt of the model for queries goes around the query side of every direction (see `mmtune.prompts`).
 
     qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
-    trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files.
+    trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files;
+    classify: "group" or a metadata column that holds the labels of a classification (see `evaluate.classify.tasks`).
     """
-    from mmtune.embed import embed_data
+    from mmtune.embed import embed_classes, embed_data
 
     found, rows = _model(model, dim), _data(data)
     parts = named(rows, slices)
     vectors = embed_data(found, rows, modalities, batch_size, quiet)
-    judged = _qrels(qrels)
+    judged = judgments(qrels, rows.ids)
     result = evaluate_vectors(vectors, ks=ks, qrels=judged, within=within, per_query=per_query or bool(parts))
     for name in result.directions if trec is not None else ():
         (a, b), place = name.split("->"), Path(trec)  # type: ignore[arg-type]
@@ -91,6 +90,9 @@ def evaluate(
     if parts:
         by = f"ndcg@{max(ks)}"
         result.slices = {n: slice_direction(d, parts, by) for n, d in result.directions.items()}
+    if classify is not None:
+        described = embed_classes(found, rows, modalities, batch_size, quiet)
+        result.classes = tasks(*(relabelled(v, rows, classify) for v in (vectors, described)))
     result.dims = evaluate_dims(vectors, result, trained_dims(found), ks=ks, qrels=judged, within=within)
     return result
 
@@ -137,7 +139,7 @@ def compare(
         vectors.append(embed_data(model, rows, wanted, batch_size, quiet))
         if other is not None:
             extra.append(embed_data(model, other, [m for m in wanted if m in other.modalities], batch_size, quiet))
-    judged = _qrels(qrels)
+    judged = judgments(qrels, rows.ids)
     return compare_vectors(
         *vectors,
         gate=made,
