@@ -3,6 +3,9 @@
 Inf-CL (Cheng et al. 2024, arXiv 2410.17243) does this for InfoNCE. Here any loss that is a sum over queries works: a block of
 queries meets all candidates, its share of the value and of the gradients is taken at once and its logits are dropped. Plain
 InfoNCE in both directions has a way of its own (`tiled_info_nce`) that shares the products of the two directions.
+
+Of several processes that have the same vectors each takes a share of the queries, and the sums are added up: nobody makes all
+logits and the arithmetic is divided. (Inf-CL sends vectors around a ring; they are few bytes beside the logits: all have all.)
 """
 
 import math
@@ -14,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from mmtune.losses.contrast import Block, RowLoss, View, masks, own_of, query_weights
+from mmtune.processes import ALONE, Processes
 
 BLOCK_BYTES = 16 << 20  # of one block of logits; a loss makes about eight of that size at once
 TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # a tile's logits stay in a CPU's cache
@@ -22,17 +26,18 @@ LARGEST, SMALLEST = 75.0, 1e-28  # e^75 times a million terms is below float32's
 MATCH_LIMIT = 16  # related pairs an item on average, past which a list of them is no longer small
 
 
-def tiled(view: View, loss: RowLoss) -> Tensor:
+def tiled(view: View, loss: RowLoss, processes: Processes = ALONE) -> Tensor:
     """`contrast.dense(view, loss)`, a block of queries at a time."""
     bias = view.bias if view.bias is not None else view.scale.new_zeros(())
-    return _Rows.apply(view.q, view.c, view.scale, bias, view, loss, torch.is_grad_enabled())
+    return _Rows.apply(view.q, view.c, view.scale, bias, view, loss, processes, torch.is_grad_enabled())
 
 
 class _Rows(torch.autograd.Function):
     """Value and gradients in one sweep: each block's graph lives only inside forward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, c: Tensor, scale: Tensor, bias: Tensor, view: View, loss: RowLoss, graph: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, c: Tensor, scale: Tensor, bias: Tensor, view: View, loss: RowLoss, processes: Processes,
+                graph: bool) -> Tensor:  # fmt: skip
         weight = query_weights(view)
         need = graph and any(ctx.needs_input_grad)
         rows = max(16, BLOCK_BYTES // (4 * max(1, len(c))))
@@ -40,8 +45,9 @@ class _Rows(torch.autograd.Function):
         ds, db = torch.zeros_like(scale), torch.zeros_like(bias)
         value = torch.zeros((), dtype=torch.float64, device=q.device)
         norm = torch.zeros((), dtype=torch.float64, device=q.device)
-        for start in range(0, len(q), rows):
-            stop = min(start + rows, len(q))
+        mine = processes.share(len(q))
+        for start in range(mine.start, mine.stop, rows):
+            stop = min(start + rows, mine.stop)
             pos, neg = masks(view, start, stop)
             w = weight[start:stop] * pos.any(1)
             with torch.set_grad_enabled(need):
@@ -58,6 +64,7 @@ class _Rows(torch.autograd.Function):
                 dc.addmm_(g.T, q[start:stop])
                 ds += gs if gs is not None else 0
                 db += gb if gb is not None else 0
+        processes.add([value, norm] if dq is None or dc is None else [value, norm, dq, dc, ds, db])
         norm = norm.clamp_min(torch.finfo(torch.float32).tiny)
         if dq is not None and dc is not None:
             ctx.found = [x.div_(norm.to(x.dtype)) for x in (dq, dc, ds, db)]
@@ -66,7 +73,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return *_scaled(ctx, gradient), None, None, None
+        return *_scaled(ctx, gradient), None, None, None, None
 
 
 def _scaled(ctx: Any, gradient: Tensor) -> list[Tensor]:
@@ -93,6 +100,7 @@ def tiled_info_nce(
     shares: tuple[Tensor, Tensor],
     scales: tuple[Tensor, Tensor],
     left_out: tuple[Tensor, Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """InfoNCE from a [N, D] to b [M, D] and back in four tile products instead of six.
 
@@ -101,18 +109,19 @@ def tiled_info_nce(
     (row of a, row of b), each once, are no negatives: a pair stands against the others alone (`positives: mask`).
     The first sweep takes both directions' normalisers, the second the gradients.
     """
-    return _InfoNCE.apply(a, b, *scales, pairs, shares, left_out, torch.is_grad_enabled())
+    return _InfoNCE.apply(a, b, *scales, pairs, shares, left_out, processes, torch.is_grad_enabled())
 
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor, pairs: Any, shares: Any, left_out: Any, graph: bool
-    ) -> Tensor:
+        ctx: Any, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor, pairs: Any, shares: Any, left_out: Any, processes: Processes,
+        graph: bool,
+    ) -> Tensor:  # fmt: skip
         (i, j), (ka, kb) = pairs, shares
         parts = torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE)
         cos = torch.cat([(a[i[k]] * b[j[k]]).sum(1) for k in parts])
-        sweep = _Sweep(a, b, float(sa), float(sb), left_out)
+        sweep = _Sweep(a, b, float(sa), float(sb), left_out, processes)
         lse_a, lse_b = sweep.normalisers()
         gap_a, gap_b = lse_a.float()[i] - sa * cos, lse_b.float()[j] - sb * cos
         if left_out is None:
@@ -136,7 +145,7 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return *_scaled(ctx, gradient), None, None, None, None
+        return *_scaled(ctx, gradient), None, None, None, None, None
 
 
 class _Sweep:
@@ -147,13 +156,16 @@ class _Sweep:
     sweep starts again with running log-sums (`careful`). Pairs that are `left_out` count as nothing.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, sa: float, sb: float, left_out: tuple[Tensor, Tensor] | None = None) -> None:
-        self.a, self.b, self.sa, self.sb = a, b, sa, sb
+    def __init__(
+        self, a: Tensor, b: Tensor, sa: float, sb: float, left_out: tuple[Tensor, Tensor] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:  # fmt: skip
+        self.a, self.b, self.sa, self.sb, self.processes = a, b, sa, sb, processes
         bound = float(a.norm(dim=1).max() * b.norm(dim=1).max())
         self.shift_a, self.shift_b = (max(0.0, abs(s) * bound - LARGEST) for s in (sa, sb))
         self.careful = False
         rows, columns = TILE["cuda" if a.is_cuda else "cpu"]
-        self.rows, self.columns = min(rows, len(a)), min(columns, len(b))
+        self.rows, self.columns = min(rows, -(-len(a) // processes.count)), min(columns, len(b))
         self.buffers = [torch.empty(self.rows * self.columns, device=a.device) for _ in range(3)]
         self.across = -(-len(b) // self.columns)
         self.left_out = left_out
@@ -174,8 +186,8 @@ class _Sweep:
         return tile
 
     def tiles(self):  # type: ignore[no-untyped-def]
-        """(rows, columns, cosines, two spare buffers) of every tile."""
-        for i in range(0, len(self.a), self.rows):
+        """(rows, columns, cosines, two spare buffers) of every tile; of several processes' each in its turn of rows."""
+        for i in range(self.processes.rank * self.rows, len(self.a), self.processes.count * self.rows):
             r = slice(i, min(i + self.rows, len(self.a)))
             for j in range(0, len(self.b), self.columns):
                 c = slice(j, min(j + self.columns, len(self.b)))
@@ -192,6 +204,7 @@ class _Sweep:
             e = self.drop(_exp(cos, self.sa, self.shift_a, x), r, c)
             rows[r] += e.sum(1)
             columns[c] += (e if self.sa == self.sb else self.drop(_exp(cos, self.sb, self.shift_b, x), r, c)).sum(0)
+        self.processes.add([rows, columns])
         if min(float(rows.min()), float(columns.min())) > SMALLEST:
             return rows.log() + self.shift_a, columns.log() + self.shift_b
         self.careful = True
@@ -204,6 +217,8 @@ class _Sweep:
             columns[c] = torch.logaddexp(
                 columns[c], torch.logsumexp(self.drop(torch.mul(cos, self.sb, out=x), r, c, -math.inf), 0).double()
             )
+        count = self.processes.count
+        rows, columns = (torch.logsumexp(self.processes.gather(x[None], count), 0) for x in (rows, columns))
         return rows, columns
 
     def gradients(self, wa: Tensor, wb: Tensor, lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -235,6 +250,7 @@ class _Sweep:
                 g = p.mul_(self.sa).add_(s, alpha=self.sb)
             da[r].addmm_(g, self.b[c])
             db[c].addmm_(g.T, self.a[r])
+        self.processes.add([da, db, ga, gb])
         return da, db, ga, gb
 
 

@@ -71,7 +71,7 @@ class Trainer:
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
         self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
-        self.processes = processes
+        self.processes = self.objective.processes = processes
         processes.same(self.model, self.objective)
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.first)
         groups = parameter_groups(model, objective, config, tuned.rates if tuned else None)

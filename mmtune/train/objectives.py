@@ -17,6 +17,7 @@ from mmtune.losses.info_nce import info_nce
 from mmtune.losses.matryoshka import truncate
 from mmtune.losses.relation import Relation
 from mmtune.losses.tiled import related_pairs, tiled, tiled_info_nce
+from mmtune.processes import ALONE, Processes
 from mmtune.train.queue import Memory, Stored
 from mmtune.train.teachers import Teacher, TeacherVectors
 from mmtune.train.terms import AUTO, Term, find_loss, nearest, own_options, parse_terms
@@ -63,7 +64,10 @@ class Objective(nn.Module):
 
     z[m] [U_m, D] unit vectors of the batch's unique items. The loss is a float32 scalar: the terms' weighted sum, each the
     mean over the pairs that the batch has rows for. Its own parameters (a learned bias, a projection) are a module's.
+    `processes`: who else takes this same loss on these same vectors, and so shares the work of a tiled one.
     """
+
+    processes: Processes = ALONE
 
     def __init__(self, terms: Sequence[Term], pairs: Sequence[Pair], dims: Mapping[int, float], memory: Memory | None,
                  teachers: Mapping[str, Teacher]) -> None:  # fmt: skip
@@ -148,12 +152,14 @@ class Objective(nn.Module):
         if term.family is Taught:
             return torch.stack([self._taught(number, seen, turn, view, batch) for turn, view in views.items()]).mean()
         large = seen.size > TILE_ABOVE if term.tile == "auto" else term.tile == "always"
-        if large and len(views) == 2 and (both := _both_ways(term, views[turns[0]], views[turns[1]], seen)) is not None:
-            return both
+        if large and len(views) == 2:
+            both = _both_ways(term, views[turns[0]], views[turns[1]], seen, self.processes)
+            if both is not None:
+                return both
         values = []
         for turn, view in views.items():
             if large:
-                values.append(tiled(view, _row_loss(term, view)))
+                values.append(tiled(view, _row_loss(term, view), self.processes))
             elif view.stale is not None:
                 values.append(dense(view, _row_loss(term, view)))
             else:
@@ -238,7 +244,7 @@ def _row_loss(term: Term, view: View) -> Callable[[Block], Tensor]:
     return lambda block: function(block, **options)
 
 
-def _both_ways(term: Term, forward: View, backward: View, seen: Seen) -> Tensor | None:
+def _both_ways(term: Term, forward: View, backward: View, seen: Seen, processes: Processes) -> Tensor | None:
     """Plain InfoNCE of both directions in shared tiles; None where the loss is another or something is masked."""
     plain = term.function is info_nce or (term.loss == AUTO and forward.bias is None)
     options = {"positives": default_positives()} | term.options
@@ -253,7 +259,8 @@ def _both_ways(term: Term, forward: View, backward: View, seen: Seen) -> Tensor 
         return None
     pairs = related if positives == "mean" else forward.own[:2]
     shares = _shares(forward, pairs[0], len(a)), _shares(backward, pairs[1], len(b))
-    return tiled_info_nce(a, b, pairs, shares, (forward.scale, backward.scale), None if positives == "mean" else related)
+    left_out = None if positives == "mean" else related
+    return tiled_info_nce(a, b, pairs, shares, (forward.scale, backward.scale), left_out, processes)
 
 
 def _shares(view: View, query: Tensor, count: int) -> Tensor:
