@@ -26,6 +26,7 @@ from mmtune.mining.rounds import Rounds
 from mmtune.mining.verb import find_verifier
 from mmtune.processes import ALONE, Processes, join, restarted
 from mmtune.prompts import for_training, parse_prompts
+from mmtune.train.demands import check_demands
 from mmtune.train.loop import Trainer, precision
 from mmtune.train.objectives import Objective, build_objective
 from mmtune.train.teach import build_teachers
@@ -90,12 +91,13 @@ def _train(
     stream = Stream(
         data, {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
         augmentations(recipe, trained), seed=recipe.train.seed, workers=recipe.data.workers,
-        cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=sorted(objective.columns),
+        cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=objective.columns,
         processes=processes,
     )  # fmt: skip
     embed = _prepare(tuned, stream, [val, general], quiet)
     validate = _validators(val, general, pairs, recipe.train.metric, embed, processes)
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
+    check_demands(objective, data, stream.columns, batches(0))
     rounds = _rounds(recipe, model, data, batches, pairs, quiet, processes) if recipe.mining else None
     trainer = Trainer(
         model, objective, stream, rounds.plan if rounds else batches, recipe.train, directory, tuned=tuned, quiet=quiet,

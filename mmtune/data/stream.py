@@ -60,7 +60,8 @@ class Stream:
     """Batches of `data` for the given preprocessing.
 
     preprocess: {modality: Preprocess} of the towers that are trained; augment: {modality: (signal, rng) -> signal}; columns:
-    numeric metadata that the objective asks for. Augmentation's randomness comes from (seed, epoch, row), whatever the threads.
+    numeric metadata that the objective asks for -> the recipe key that does. Augmentation's randomness comes from (seed,
+    epoch, row), whatever the threads.
     Of several `processes` each prepares its share of a batch's items; rows, slots and labels are the whole batch's.
     """
 
@@ -73,13 +74,13 @@ class Stream:
         seed: int = 0,
         workers: int = 2,
         cache_bytes: int = 0,
-        columns: Sequence[str] = (),
+        columns: Mapping[str, str] | None = None,
         processes: Processes = ALONE,
     ):
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.seed, self.workers, self.cache = seed, workers, Cache(cache_bytes)
         self.processes = processes
-        self.columns = {name: _numbers(data, name) for name in columns}
+        self.columns = {name: _numbers(data, name, key) for name, key in (columns or {}).items()}
 
     def epoch(
         self, epoch: int, batches: Sequence[np.ndarray], extra: Callable[[np.ndarray], np.ndarray | None] | None = None
@@ -137,13 +138,18 @@ class Stream:
         return preprocess(augment(item, rng) if augment else item, rng)
 
 
-def _numbers(data: Mix, name: str) -> np.ndarray:
-    """A metadata column as float32 [N]; NaN where a row has none. DataError names the first value that is no number."""
+def _numbers(data: Mix, name: str, key: str) -> np.ndarray:
+    """A metadata column as float32 [N]; NaN where a row has none. DataError names the recipe key that asks for it, and the
+    first value that is no number."""
     out = np.full(len(data), np.nan, np.float32)
-    for i, value in enumerate(data.column(name)):
+    try:
+        values = data.column(name)
+    except DataError as e:
+        raise DataError(f"{key}: {e}") from None
+    for i, value in enumerate(values):
         if value not in (None, ""):
             try:
                 out[i] = float(value)
             except (TypeError, ValueError):
-                raise DataError(f"{data.spec}: row {data.ids[i]!r}: column {name}: {value!r} is not a number") from None
+                raise DataError(f"{key}: {data.spec}: column {name!r} of row {data.ids[i]!r} is {value!r}, no number") from None
     return out

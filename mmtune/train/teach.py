@@ -21,7 +21,7 @@ import numpy as np
 from mmtune.contracts import Pair, direction
 from mmtune.data.decode import decode_row
 from mmtune.data.locate import remote
-from mmtune.errors import DataError, RecipeError
+from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.files import atomic_open
 from mmtune.progress import Progress
 from mmtune.train.teachers import Teacher, TeacherScores, TeacherVectors
@@ -74,7 +74,10 @@ def _vectors(name: str, spec: Mapping[str, Any], data: "Mix", pairs: Sequence[Pa
     from mmtune.artifact import load
     from mmtune.embed import embed
 
-    model = load(spec["model"])
+    try:
+        model = load(spec["model"])
+    except MmtuneError as e:
+        raise RecipeError(f"teachers.{name}.model: {e}") from None
     wanted = [m for m in data.modalities if m in {n for p in pairs for n in p} and m in model.towers]
     if not wanted:
         raise RecipeError(f"teachers.{name}.model: {spec['model']} has {', '.join(model.towers)}: nothing that is trained here")

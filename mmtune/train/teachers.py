@@ -56,6 +56,14 @@ class TeacherScores:
             table = (left, right, key[last], score[last].astype(np.float32))
             self._tables[pair] = tuple(torch.from_numpy(np.ascontiguousarray(t)) for t in table)  # type: ignore[assignment]
 
+    def most(self) -> int:
+        """How many candidates the query with the most scored ones has, in either direction."""
+        found = 0
+        for left, right, keys, _ in self._tables.values():
+            for query, size in ((keys // len(right), len(left)), (keys % len(right), len(right))):
+                found = max(found, int(torch.bincount(query, minlength=size).max()))
+        return found
+
     def between(self, pair: Pair, a: Tensor, b: Tensor) -> Tensor:
         """[Q, C] scores of contents a [Q] and b [C], NaN where there is none, on their device."""
         turned = pair not in self._tables

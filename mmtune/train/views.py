@@ -1,5 +1,6 @@
 """A batch and its vectors -> what the losses see: unique items of two modalities, what relates them, their own pairs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,14 @@ def column(batch: Batch, name: str, key: str, rows: Tensor, low: float | None = 
         known = f"; the batch has: {', '.join(batch.columns)}" if batch.columns else ""
         raise RecipeError(f"{key}: the data have no numeric column {name!r}{known}")
     value = batch.columns[name][rows].float()
+    check_values(value, lambda at: batch.ids[int(rows[at])], name, key, low, high)
+    return value
+
+
+def check_values(
+    value: Tensor, row_id: Callable[[int], str], name: str, key: str, low: float | None = None, high: float | None = None
+) -> None:
+    """Raise DataError naming key, column and row (`row_id` of a position) for NaN or a value out of range."""
     wrong = ~torch.isfinite(value)
     says = "is not a number"
     if not bool(wrong.any()) and low is not None:
@@ -102,5 +111,4 @@ def column(batch: Batch, name: str, key: str, rows: Tensor, low: float | None = 
         wrong, says = value > high, f"is above {high:g}"
     if bool(wrong.any()):
         at = int(torch.nonzero(wrong)[0])
-        raise DataError(f"{key}: column {name!r} of row {batch.ids[int(rows[at])]!r} is {float(value[at]):g}, which {says}")
-    return value
+        raise DataError(f"{key}: column {name!r} of row {row_id(at)!r} is {float(value[at]):g}, which {says}")
