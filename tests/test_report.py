@@ -1,19 +1,23 @@
 """Reports of real small runs: complete, self-contained, escaped, small, and right about what they say."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import soundfile
 
 from mmtune.cli.dispatch import dispatch
 from mmtune.data.shards import open_data
 from mmtune.errors import DataError
 from mmtune.evaluate import compare
 from mmtune.mining.verb import mine
+from mmtune.modalities import get
 from mmtune.report.build import headline, report
-from mmtune.report.cards import Cards
+from mmtune.report.cards import BUDGET, Cards
 from mmtune.report.curves import learning
 from mmtune.report.examples import galleries, pick
 from mmtune.report.measured import measure
@@ -21,7 +25,7 @@ from mmtune.report.plots import ticks
 from mmtune.report.spread import components, separation
 from mmtune.report.subject import subject
 from tests import corpora
-from tests.report_helpers import run
+from tests.report_helpers import big_photo, long_corpus, long_sound, run
 
 VOID = {"meta", "link", "img", "br", "input"}
 
@@ -264,6 +268,33 @@ def test_a_card_once_and_none_past_the_budget(root):
     rest = [cards.show(i, "image") for i in range(1, 6)]
     assert any("unshown" in r and data.ids[5] in rest[4] for r in rest) and cards.left >= 0
     assert cards.show(0, "text") == cards.show(6, "text")  # the same words: repeated, they are short
+
+
+def test_a_card_is_small_whatever_it_shows():
+    """As many as a page shows fit its budget: 2 directions, 12 searches each, a query and 10 answers."""
+    rng = np.random.default_rng(0)
+    room = BUDGET / (2 * 12 * 11)
+    for seconds, rate in ((60, 48000), (30, 8000), (6, 44100), (1, 12000), (0.4, 96000)):
+        card = get("audio").card(long_sound(rng, seconds, rate), "hum")
+        kind = re.search('src=.data:audio/([a-z]+);base64,([^"]+)', card)
+        heard, at = soundfile.read(io.BytesIO(base64.b64decode(kind[2])))
+        assert len(card) <= room and len(heard) / at == pytest.approx(min(seconds, 5), abs=0.15)  # MP3 pads to whole frames
+        assert ("plays the first 5 s" in card) == (seconds > 5) and ("as MP3" in card) == (kind[1] == "mpeg")
+    assert kind[1] == "flac", "a short clip is heard as it is"
+    assert len(get("image").card(big_photo(rng, (4000, 3000)), "boot")) <= room
+    assert len(get("text").card(b"word " * 5000, "words")) <= 400
+
+
+@pytest.mark.slow
+def test_five_hundred_queries_of_long_sounds_and_big_photos(tmp_path):
+    data, out = long_corpus(tmp_path / "d", 500), tmp_path / "r.html"
+    said = report(None, out, base="tiny:all", candidate="tiny:all@3", data=data, examples=30)
+    page = checked(out)
+    assert said["bytes"] < 15_000_000 and len(page.players) > 60 and 'class="unshown"' not in out.read_text()
+    words = " ".join(" ".join(page.words).split())
+    assert "30 s, up to 8 kHz; plays the first 5 s as MP3" in words
+    assert re.search("the same, of 1,000", words), "500 in each direction"
+    print(said, len(page.players), len(page.pictures))
 
 
 def test_small_numbers():
