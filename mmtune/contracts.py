@@ -57,6 +57,8 @@ class Modality:
     json_fields: tuple[str, ...] = ()
     """Fields of a shard's .json member that carry the value when there is no member of its own."""
     options: Mapping[str, Option] = {}
+    served: Mapping[str, Any] = {}
+    """Limits among `options` that hold for values which arrive over the network, with their defaults there."""
     near_distance: int = -1
     """Near keys that differ in at most this many bits are near duplicates; -1: this modality has no near key."""
 
@@ -67,6 +69,10 @@ class Modality:
     def check(self, data: bytes, **options: Any) -> None:
         """Raise Rejected(reason) when the value is undecodable, empty, or over a limit of `options`."""
         self.decode(data)
+
+    def admit(self, data: bytes, **options: Any) -> None:
+        """As `check`, by what the header says where there is one: nothing of a value over a limit is decoded."""
+        self.check(data, **options)
 
     def coerce(self, value: Any) -> Any:
         """What a user hands to `encode` (path, array, library object, ...) -> signal. Raises Rejected."""
@@ -101,6 +107,18 @@ class Modality:
     def card(self, data: bytes, label: str = "") -> str:
         """As `show`, small: a page holds hundreds. `label` names the value for those who do not see it."""
         return self.show(data)
+
+    def mime(self, data: bytes) -> str:
+        """The value's media type, for whoever hands it out over HTTP; by its bytes, never by a name."""
+        return "application/octet-stream"
+
+    def widget(self, **options: Any) -> Any:
+        """A gradio component by which a person gives a value: words where it is inline, else an uploaded file."""
+        import gradio
+
+        return (
+            gradio.Textbox(**options) if self.inline else gradio.File(file_types=[f".{e}" for e in self.extensions], **options)
+        )
 
 
 @runtime_checkable

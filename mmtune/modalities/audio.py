@@ -17,6 +17,8 @@ from mmtune.modalities.draw import spectrogram, wave
 from mmtune.modalities.near import NEAR_SOUNDS, sound_key
 
 MAX_SECONDS = 3600.0
+SERVED_SECONDS, SERVED_RATE = 120.0, 2 * 96_000  # samples a second of all channels: what a header says bounds the memory
+TYPES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg", b"\xff\xfb": "mpeg", b"\xff\xf3": "mpeg"}
 CARD_SECONDS, CARD_RATES = 5, (8000, 24000)  # browsers play no rate below; nobody misses what lies above in a small player
 CARD_BYTES, MP3_RATES = 24_000, (8000, 11025, 12000, 16000)  # hundreds of cards fit a page; rates that MP3 knows
 
@@ -69,6 +71,7 @@ class Audio(Modality):
     columns = ("audio", "audio_path", "sound", "wav", "clip")
     near_distance = NEAR_SOUNDS
     options = {"max_seconds": Option(float, MAX_SECONDS, "reject sounds longer than this")}
+    served = {"max_seconds": SERVED_SECONDS}
 
     def decode(self, data: bytes, max_seconds: float = MAX_SECONDS * 24) -> Sound:
         import soundfile
@@ -90,6 +93,19 @@ class Audio(Modality):
 
     def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: Any) -> None:
         self.decode(data, max_seconds)
+
+    def admit(self, data: bytes, max_seconds: float = SERVED_SECONDS, **_: Any) -> None:
+        import soundfile
+
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as f:
+                rate, frames, channels = f.samplerate, f.frames, f.channels
+        except Exception as e:  # as in decode
+            raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
+        if rate <= 0 or frames / rate > max_seconds:
+            raise Rejected(f"too long: {frames / max(rate, 1):.1f} s, limit {max_seconds:g}")
+        if frames * channels > max_seconds * SERVED_RATE:
+            raise Rejected(f"too large: {frames} frames of {channels} channels, limit {max_seconds * SERVED_RATE:.0f} samples")
 
     def coerce(self, value: Any) -> Sound:
         """A path, bytes, a `Sound`, or a pair (array [N] or [N, C], rate)."""
@@ -142,6 +158,15 @@ class Audio(Modality):
             f'src="data:audio/{kind};base64,{base64.b64encode(played).decode()}"></audio>'
             f"<small>{sound.seconds:.3g} s, up to {top}{note}</small></div>"
         )
+
+    def mime(self, data: bytes) -> str:
+        kind = next((t for start, t in TYPES.items() if data.startswith(start)), None)
+        return f"audio/{kind}" if kind else super().mime(data)
+
+    def widget(self, **options: Any) -> Any:
+        import gradio
+
+        return gradio.Audio(sources=["microphone", "upload"], type="filepath", buttons=[], **options)
 
 
 def _player(sound: Sound) -> tuple[str, bytes, str]:

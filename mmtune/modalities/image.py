@@ -19,6 +19,9 @@ from mmtune.modalities.near import NEAR_PICTURES, picture_key
 
 MAX_PIXELS = 100_000_000
 CARD_SIDE = 160
+SERVED_PIXELS = 50_000_000
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What a stranger may send: those of `extensions`. Pillow knows more, some through other programs (EPS through Ghostscript)."""
 _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
 
@@ -65,12 +68,26 @@ class Image(Modality):
     columns = ("image", "image_path", "picture", "photo", "img")
     near_distance = NEAR_PICTURES
     options = {"max_pixels": Option(int, MAX_PIXELS, "reject pictures with more pixels than this")}
+    served = {"max_pixels": SERVED_PIXELS}
 
     def decode(self, data: bytes) -> PILImage.Image:
         return _open(data, MAX_PIXELS * 4)
 
     def check(self, data: bytes, max_pixels: int = MAX_PIXELS, **_: Any) -> None:
         _open(data, max_pixels)
+
+    def admit(self, data: bytes, max_pixels: int = SERVED_PIXELS, **_: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                width, height = PILImage.open(io.BytesIO(data), formats=FORMATS).size
+        except Exception as e:  # as in _open
+            known = f"not a readable picture ({', '.join(FORMATS)})"
+            raise Rejected(
+                known if isinstance(e, PILImage.UnidentifiedImageError) else f"{known}: {type(e).__name__}"
+            ) from None
+        if width * height > max_pixels:
+            raise Rejected(f"too large: {width} x {height} pixels, limit {max_pixels}")
 
     def coerce(self, value: Any) -> PILImage.Image:
         """A path, bytes, `PIL.Image`, or an array [H, W], [H, W, 3] or [H, W, 4] (uint8, or floats in 0..1)."""
@@ -115,6 +132,17 @@ class Image(Modality):
             f'<img alt="{html.escape(label, quote=True)}" width="{picture.width}" height="{picture.height}" '
             f'src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
         )
+
+    def mime(self, data: bytes) -> str:
+        try:
+            return PILImage.MIME[PILImage.open(io.BytesIO(data), formats=FORMATS).format or ""]
+        except Exception:  # as in _open
+            return super().mime(data)
+
+    def widget(self, **options: Any) -> Any:
+        import gradio
+
+        return gradio.Image(sources=["upload", "clipboard", "webcam"], type="filepath", buttons=[], **options)
 
 
 class Augment:

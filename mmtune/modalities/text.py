@@ -11,6 +11,7 @@ from mmtune.modalities.near import NEAR_TEXTS, text_key
 
 MAX_CHARS = 100_000
 CARD_CHARS = 240
+SERVED_CHARS = 10_000
 
 
 class Text(Modality):
@@ -23,6 +24,7 @@ class Text(Modality):
     json_fields = ("text", "caption")
     near_distance = NEAR_TEXTS
     options = {"max_chars": Option(int, MAX_CHARS, "reject texts longer than this")}
+    served = {"max_chars": SERVED_CHARS}
 
     def decode(self, data: bytes) -> str:
         try:
@@ -65,6 +67,9 @@ class Text(Modality):
         words = self.decode(data)
         shown = words if len(words) <= CARD_CHARS else words[:CARD_CHARS].rsplit(maxsplit=1)[0] + " ..."
         return f'<p class="words">{html.escape(shown)}</p>'
+
+    def mime(self, data: bytes) -> str:
+        return "text/plain; charset=utf-8"
 
 
 class DropWords:
