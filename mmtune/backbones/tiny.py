@@ -59,6 +59,7 @@ def _part(config: dict[str, Any]) -> Part:
         [Scale(log_scale, None, pairs)],
         files,
         lambda m: setattr(module, m, nn.Identity()),
+        facts={"untrained": True},
     )
 
 

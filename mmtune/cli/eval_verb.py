@@ -1,4 +1,8 @@
-"""Retrieval metrics of MODEL on DATA: every directed pair of modalities present, and within each one by group.
+"""Retrieval metrics of MODEL on DATA: every directed pair of modalities present, and within each one by group; or --task:
+
+  zero_shot  classes by their names:        --label COLUMN [--names COLUMN] [--prompt "a photo of {}" ...]
+  knn        classes by their neighbours:   --label COLUMN [--train DATA] [--neighbours 5] [--apart recording]
+  anomaly    faults told from normal clips: --normal COLUMN=VALUE [--by machine] [--train DATA] [--apart recording]
 
 Positive = same row, same group, or a judgment (--qrels). Identical content counts as one item with its groups united.
 Ties rank by id, descending, as trec_eval does; the tie rate is reported. A model trained with `matryoshka` dims is also
@@ -15,6 +19,16 @@ from mmtune.errors import RecipeError
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--task", default="retrieval", help="retrieval (the default), zero_shot, knn or anomaly")
+    parser.add_argument("--label", metavar="COLUMN", help='the true class: a metadata column, or "group" (the default)')
+    parser.add_argument("--names", metavar="COLUMN", help="what a class is called (default: the class itself)")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEMPLATE", help="around names; several are averaged")
+    parser.add_argument("--train", metavar="DATA", help="labelled or normal rows to judge by (default: the others in DATA)")
+    parser.add_argument("--neighbours", type=int, metavar="N", help="how many are asked (default: knn 5, anomaly 1)")
+    parser.add_argument("--apart", metavar="COLUMN", help="rows that share this value never judge each other")
+    parser.add_argument("--normal", metavar="COLUMN=VALUE", help="which rows are as usual")
+    parser.add_argument("--by", metavar="COLUMN", help="judge each of these machines by its own normal rows")
+    parser.add_argument("--views", metavar="HOW", help='"mean": signals of one group are one item, e.g. photos of a product')
     parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
     parser.add_argument("--only", action="append", metavar="NAME", help="these modalities only (may be repeated)")
     parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
@@ -35,7 +49,8 @@ def run(args: argparse.Namespace) -> Result:
     result = evaluate(
         args.model, args.data, modalities=args.only, ks=cutoffs(args.k), qrels=args.qrels, slices=args.slice,
         within=not args.no_within, trec=args.trec, batch_size=args.batch_size, quiet=args.quiet, dim=args.dim,
-        classify=args.classify,
+        classify=args.classify, views=args.views, task=args.task, label=args.label, names=args.names, prompts=args.prompt,
+        train=args.train, neighbours=args.neighbours, apart=args.apart, normal=args.normal, by=args.by,
     )  # fmt: skip
     document = result.to_dict()
     if args.out:

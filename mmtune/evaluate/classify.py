@@ -11,13 +11,12 @@ import numpy as np
 from mmtune import modalities
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
-from mmtune.evaluate.items import unite
-from mmtune.similarity import exact_keys, tie_order, topk, unit
+from mmtune.evaluate.items import names_to_labels, unite
+from mmtune.evaluate.knn import NEIGHBOURS, nearest, vote
+from mmtune.similarity import exact_keys, tie_order, unit
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
-
-NEIGHBOURS, TEMPERATURE = 5, 0.07  # the weight of a neighbour is exp(cosine / 0.07), as there
 
 
 @dataclass
@@ -106,9 +105,12 @@ def classify(vectors: Mapping[str, Embedded], pair: tuple[str, str]) -> Classifi
     return Classified("->".join(pair), classes[::-1], confusion, len(a.groups) - len(at))
 
 
-def by_neighbours(vectors: Mapping[str, Embedded], name: str, k: int = NEIGHBOURS) -> Classified:
+def by_neighbours(
+    vectors: Mapping[str, Embedded], name: str, k: int = NEIGHBOURS, apart: Mapping[str, str | None] | None = None
+) -> Classified:
     """Give each item of modality `name` the group that its `k` nearest others vote for, itself left out. Items of identical
-    content are one, and of no class when their groups differ. Raises DataError for fewer than two groups of two items."""
+    content are one, and of no class when their groups differ. apart: row id -> what it was cut from; items of one recording
+    do not vote for each other. Raises DataError for fewer than two groups of two items."""
     e = vectors[name]
     items = unite(name, e)
     groups = [{g for r in items.rows[i] if (g := e.groups[r]) is not None} for i in range(len(items))]
@@ -119,19 +121,17 @@ def by_neighbours(vectors: Mapping[str, Embedded], name: str, k: int = NEIGHBOUR
     truth = np.array([number[g] for g in label], np.int64)
     if (np.bincount(truth, minlength=1) > 1).sum() < 2:
         raise DataError(f"{name}: fewer than two groups have two items; neighbours have nothing to say")
+    bar = np.arange(1, len(at) + 1)
+    if apart is not None:
+        origin = names_to_labels([apart.get(items.ids[i]) for i in at])
+        bar = np.where(origin == 0, bar, origin)
     x_ND = np.asarray(items.vectors[at])
-    score_NK, near_NK = topk(x_ND, x_ND, min(k + 1, len(at)))
-    weight_NK = np.exp(score_NK.astype(np.float64) / TEMPERATURE)
-    weight_NK[near_NK == np.arange(len(at))[:, None]] = 0
-    weight_NK[:, k:] *= (weight_NK[:, :k] == 0).any(1)[:, None]  # k others, also where copies hide the item from itself
+    score_NK, near_NK = nearest(x_ND, x_ND, k, (bar, bar))
+    heard = np.isfinite(score_NK).any(1)
+    found = vote(score_NK[heard], truth[near_NK[heard]], len(classes))
     confusion = np.zeros((len(classes), len(classes)), np.int64)
-    for start in range(0, len(at), 1024):
-        part = slice(start, start + 1024)
-        votes = np.zeros((len(truth[part]), len(classes)))
-        np.add.at(votes, (np.arange(len(votes))[:, None], truth[near_NK[part]]), weight_NK[part])
-        found = len(classes) - 1 - votes[:, ::-1].argmax(1)  # ties: the class whose name is last
-        np.add.at(confusion, (truth[part], found), 1)
-    return Classified(f"{name}->{name}", classes, confusion, len(items) - len(at), "neighbours")
+    np.add.at(confusion, (truth[heard], found), 1)
+    return Classified(f"{name}->{name}", classes, confusion, len(items) - int(heard.sum()), "neighbours")
 
 
 def relabelled(vectors: Mapping[str, Embedded], data: "Data", label: str) -> Mapping[str, Embedded]:

@@ -45,7 +45,7 @@ class Result:
     """Every direction that has a query with an answer. `skipped` and `tie_rate` are by direction, also for those left out.
 
     classes: classification tasks, where they were asked for; dims: the same of each prefix that a Matryoshka model was trained
-    for, and of its whole vectors.
+    for, and of its whole vectors; unseen: directions between modalities that no training of the model ever paired.
     """
 
     fingerprint: str
@@ -55,6 +55,7 @@ class Result:
     slices: dict[str, dict[str, "Slice"]] = field(default_factory=dict)
     classes: list["Classified"] = field(default_factory=list, repr=False)
     dims: dict[int, "Result"] = field(default_factory=dict, repr=False)
+    unseen: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `mmtune eval --json`; "slices" by direction when there are any, the worst first; "dims":
@@ -69,6 +70,8 @@ class Result:
             document["slices"] = {d: {n: s.to_dict() for n, s in by.items()} for d, by in self.slices.items()}
         if self.classes:
             document["classification"] = [c.to_dict() for c in self.classes]
+        if self.unseen:
+            document["unseen in training"] = self.unseen
         if self.dims:
             document["dims"] = {str(dim): {n: d.metrics for n, d in r.directions.items()} for dim, r in self.dims.items()}
         return document
@@ -127,6 +130,7 @@ class Result:
         notes = [f"{n}: {k:,} queries without a relevant candidate left out" for n, k in self.skipped.items() if k]
         notes += [f"{n}: ties decide in {t:.1%} of the queries" for n, t in self.tie_rate.items() if t > 0.01]
         notes += [str(c) for c in self.classes]
+        notes += [f"{', '.join(self.unseen)}: unseen in training, no such pair was learnt"] if self.unseen else []
         more = ["", plain_table(*self._dims_table())] if self.dims else []
         return "\n".join([plain_table(*self._table()), *notes, *more])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -14,14 +14,17 @@ from mmtune.evaluate.confusable import Confusable, freeze
 from mmtune.evaluate.dims import evaluate_dims, trained_dims
 from mmtune.evaluate.directions import evaluate_vectors
 from mmtune.evaluate.gate import MEAN, Gate
-from mmtune.evaluate.overlap import refuse_trained
+from mmtune.evaluate.overlap import identity, refuse_trained
 from mmtune.evaluate.relevance import Qrels
 from mmtune.evaluate.result import Result
+from mmtune.evaluate.seen import unseen
 from mmtune.evaluate.slices import named, slice_direction
 from mmtune.evaluate.trec import judgments, write_qrels, write_run
+from mmtune.evaluate.views import pool_views
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
+    from mmtune.evaluate.by_task import TaskResult
     from mmtune.model import Model
 
 
@@ -51,10 +54,21 @@ def trained_on(model: "Model | str | Path") -> dict[str, np.ndarray] | None:
     return load_file(path)
 
 
+@overload
+def evaluate(
+    model: "Model | str | Path", data: "Data | str", *, task: Literal["retrieval"] = ..., **options: Any
+) -> Result: ...
+
+
+@overload
+def evaluate(model: "Model | str | Path", data: "Data | str", *, task: str, **options: Any) -> "TaskResult": ...
+
+
 def evaluate(
     model: "Model | str | Path",
     data: "Data | str",
     *,
+    task: str = "retrieval",
     modalities: Sequence[str] | None = None,
     ks: Sequence[int] = (1, 5, 10),
     qrels: "Qrels | str | Path | None" = None,
@@ -66,22 +80,35 @@ def evaluate(
     quiet: bool = True,
     dim: int | None = None,
     classify: str | None = None,
-) -> Result:
-    """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`).
+    views: str | None = None,
+    **options: Any,
+) -> "Result | TaskResult":
+    """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`), or by another `task`: zero_shot, knn, anomaly,
+    whose `options` are those of `by_task.evaluate_task`.
 
     dim: with the first so many dimensions. A model trained with `matryoshka` dims shows each of them under `dims`, too.
     A prompt of the model for queries goes around the query side of every direction (see `mmtune.prompts`).
 
     qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
     trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files;
-    classify: "group" or a metadata column that holds the labels of a classification (see `evaluate.classify.tasks`).
+    classify: "group" or a metadata column that holds the labels of a classification (see `evaluate.classify.tasks`);
+    views: "mean", one item a group, the mean of its signals (see `evaluate.views`).
     """
     from mmtune.embed import embed_classes, embed_data
+    from mmtune.evaluate.by_task import evaluate_task, refuse_options
 
     found, rows = _model(model, dim), _data(data)
+    if task != "retrieval":
+        options |= {"slices": slices, "qrels": qrels, "trec": trec, "classify": classify, "views": views}
+        seen = trained_on(model)
+        return evaluate_task(
+            found, rows, task, trained=seen, modalities=modalities, batch_size=batch_size, quiet=quiet, **options
+        )
+    refuse_options(task, options)
     parts = named(rows, slices)
     vectors = embed_data(found, rows, modalities, batch_size, quiet)
     judged = judgments(qrels, rows.ids)
+    vectors = vectors if views is None else pool_views(vectors, views, judged)
     result = evaluate_vectors(vectors, ks=ks, qrels=judged, within=within, per_query=per_query or bool(parts))
     for name in result.directions if trec is not None else ():
         (a, b), place = name.split("->"), Path(trec)  # type: ignore[arg-type]
@@ -93,6 +120,7 @@ def evaluate(
     if classify is not None:
         described = embed_classes(found, rows, modalities, batch_size, quiet)
         result.classes = tasks(*(relabelled(v, rows, classify) for v in (vectors, described)))
+    result.unseen = unseen(found, result.directions)
     result.dims = evaluate_dims(vectors, result, trained_dims(found), ks=ks, qrels=judged, within=within)
     return result
 
@@ -132,7 +160,7 @@ def compare(
     wanted = [m for m in shared_modalities(both[0], rows, modalities) if m in both[1].towers]
     if not wanted:
         raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(both[1].towers)}")
-    rows_only = {m: _identity(rows, m) for m in wanted}
+    rows_only = {m: identity(rows, m) for m in wanted}
     for name, given in (("the base", base), ("the candidate", candidate)):
         refuse_trained(rows_only, trained_on(given), name)  # before anything is embedded
     for model in both:
@@ -150,13 +178,6 @@ def compare(
         extra={"general": (extra[0], extra[1])} if extra else None,
         confusable=_confusable(confusable, vectors[0], made, judged),
     )
-
-
-def _identity(data: "Data", modality: str) -> Embedded:
-    """The rows that have `modality`, without vectors."""
-    at = np.flatnonzero(data.present[modality])
-    labels = {k: v[at] for k, v in data.labels.items()}
-    return Embedded([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
 
 
 def _confusable(
