@@ -97,7 +97,7 @@ def decide(gate: Gate, gain: Change, guards: Mapping[str, Change]) -> tuple[str,
         g, c = min(broken.items(), key=lambda x: x[1].difference - gate.guards[x[0]])
         return "fail", f"{gate.metric} of the guard {g!r} changed by {c}, below its bound {gate.guards[g]:+g}."
     if gain.interval[1] <= gate.min_gain:
-        return "fail", f"{name} changed by {gain}, which is not more than the {gate.min_gain:+g} asked for."
+        return "fail", f"{name} changed by {gain}, {_missed(gate)}."
     if not gain.interval[0] > gate.min_gain:
         return "inconclusive", (
             f"{name} changed by {gain}: the interval ({gain.queries} queries, {gain.clusters} clusters) holds values on "
@@ -110,4 +110,9 @@ def decide(gate: Gate, gain: Change, guards: Mapping[str, Change]) -> tuple[str,
             f"{gate.guards[g]:+g}; more test queries would tell."
         )
     kept = f" and {len(guards)} guard{'s' * (len(guards) > 1)} held" if guards else ""
-    return "pass", f"{name} rose by {gain}, more than the {gate.min_gain:+g} asked for{kept}."
+    asked = f", more than the {gate.min_gain:+g} asked for" if gate.min_gain else ""
+    return "pass", f"{name} rose by {gain}{asked}{kept}."
+
+
+def _missed(gate: Gate) -> str:
+    return f"which is not more than the {gate.min_gain:+g} asked for" if gate.min_gain else "which is no gain"

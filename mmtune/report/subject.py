@@ -104,4 +104,5 @@ def _comparison(path: Path, base: Any, candidate: Any, data: str | None, gate: M
 
 
 def _short(model: Any) -> str:
-    return str(model).rstrip("/").replace("\\", "/").split("/")[-1]
+    parts = [p for p in str(model).replace("\\", "/").split("/") if p]
+    return parts[-2] if parts[-1:] == ["artifact"] and len(parts) > 1 else parts[-1]  # RUN/artifact is called as the run
