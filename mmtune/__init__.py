@@ -17,6 +17,7 @@ _LAZY = {
     "mine": "mmtune.mining.verb",
     "doctor": "mmtune.evaluate.doctor",
     "advise": "mmtune.evaluate.advise",
+    "Collection": "mmtune.lifecycle.collection",
 }
 _VERBS = ("train", "embed", "evaluate", "report")  # modules that can be called, see mmtune.callable
 __all__ = [*_LAZY, *_VERBS]

@@ -17,6 +17,7 @@ VERBS = {
     "doctor": "leaks, duplicates, broken values, suspect labels, a collapsed space: before money is spent",
     "advise": "tune or not, with what, and at what re-indexing cost",
     "compare": "base against candidate, paired, with intervals and the gate's verdict",
+    "index": "a collection: build, search, shadow, promote, roll back; a new model is a new version",
     "report": "one self-contained HTML file: verdict, curves, before and after",
 }
 

@@ -1,0 +1,283 @@
+"""A collection: items, a pinned model a version, and a pointer to the version that answers.
+
+  mmtune index build    COLLECTION --model MODEL --data DATA     embed into a new version; what is live stays live
+  mmtune index promote  COLLECTION VERSION --queries DATA        make it live, if it passes the gate (exit 1: it does not)
+  mmtune index rollback COLLECTION                               and back, at once
+`mmtune index ACTION --help` explains an action.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mmtune import modalities
+from mmtune.cli import index_say as say
+from mmtune.cli.dispatch import Result
+from mmtune.errors import DataError
+
+if TYPE_CHECKING:
+    from mmtune.lifecycle.collection import Collection
+
+Do = Callable[[argparse.Namespace], Result]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    # Options and positionals of an action cannot be intermixed with those of another parser: argparse parses actions plainly.
+    parser.parse_intermixed_args = parser.parse_args  # type: ignore[method-assign]
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, (add, do, text) in ACTIONS.items():
+        p = actions.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+        if name != "plan":
+            p.add_argument("collection", metavar="COLLECTION", help="its directory")
+        add(p)
+        p.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+        p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+        p.set_defaults(do=do)
+
+
+def run(args: argparse.Namespace) -> Result:
+    do: Do = args.do
+    return do(args)
+
+
+def _open(args: argparse.Namespace, create: bool = False) -> "Collection":
+    from mmtune.lifecycle.collection import Collection
+
+    return Collection(args.collection, create=create)
+
+
+def _data(spec: str | None) -> Any:
+    from mmtune.data.shards import open_data
+
+    return None if spec is None else open_data(spec)
+
+
+# --- building and changing ---------------------------------------------------------------------------------------
+
+
+def _embedding(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", required=True, metavar="MODEL", help="an artifact, hf:DIR, open_clip:DIR, tiny:NAME")
+    p.add_argument("--only", action="append", metavar="NAME", help="index this modality (default: those that lie in files)")
+    p.add_argument("--dim", type=int, metavar="N", help="the first N dimensions: a space of its own")
+    p.add_argument("--batch-size", type=int, default=64)
+
+
+def _build_arguments(p: argparse.ArgumentParser) -> None:
+    _embedding(p)
+    p.add_argument("--data", metavar="DATA", help="rows that the collection takes first (default: the items it has)")
+    p.add_argument("--prune", action="store_true", help="and delete the items that DATA lacks")
+    p.add_argument("--store", help="faiss (default), lancedb, pgvector, qdrant")
+    p.add_argument("--url", help="the store's database, or env:NAME of the variable that holds it")
+    p.add_argument("--index", default="auto", help="auto (default), flat, hnsw, ivfpq")
+    p.add_argument("--short", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _build(args: argparse.Namespace) -> Result:
+    with _open(args, create=True) as coll:
+        done = coll.build(
+            args.model, _data(args.data), store=args.store, url=args.url, index=args.index, modalities=args.only, dim=args.dim,
+            short=args.short, prune=args.prune, batch_size=args.batch_size, quiet=args.quiet,
+        )  # fmt: skip
+    return Result(done, say.built(done))
+
+
+def _plan_arguments(p: argparse.ArgumentParser) -> None:
+    _embedding(p)
+    p.add_argument("--data", required=True, metavar="DATA", help="a sample of these rows is embedded")
+    p.add_argument("--items", type=int, metavar="N", help="how many items there will be (default: those of DATA)")
+    p.add_argument("--price-per-hour", type=float, metavar="X", help="of this machine")
+    p.add_argument("--sample", type=int, default=64, metavar="N", help="rows to measure on (default %(default)s)")
+
+
+def _plan(args: argparse.Namespace) -> Result:
+    from mmtune.lifecycle.plan import plan
+
+    document = plan(
+        args.model, _data(args.data), args.items, args.price_per_hour,
+        modalities=args.only, dim=args.dim, sample=args.sample, batch_size=args.batch_size,
+    )  # fmt: skip
+    return Result(document, say.plan(document))
+
+
+def _upsert_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", required=True, metavar="DATA", help="packed rows; an item with the same id is replaced")
+
+
+def _upsert(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        done = coll.upsert(_data(args.data), quiet=False)
+    return Result(done, say.taken(done), 1 if done["behind"] else 0)
+
+
+def _delete_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("ids", nargs="+", metavar="ID")
+
+
+def _delete(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        done = coll.delete(args.ids)
+    return Result(done, f"{done['deleted']} deleted, {done['unknown']} unknown", 1 if done["behind"] else 0)
+
+
+def _drop_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("version", metavar="VERSION")
+    p.add_argument("--why")
+
+
+def _drop(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        done = coll.drop(args.version, args.why)
+    return Result(done, f"{args.version} is gone")
+
+
+# --- searching ---------------------------------------------------------------------------------------------------
+
+
+def _search_arguments(p: argparse.ArgumentParser) -> None:
+    what = p.add_mutually_exclusive_group(required=True)
+    for name in modalities.names():
+        inline = modalities.get(name).inline
+        what.add_argument(f"--{name}", dest=f"query_{name}", metavar="VALUE" if inline else "PATH", help=f"search by {name}")
+    what.add_argument("--file", metavar="PATH", help="search by a file, of the modality that its extension says")
+    what.add_argument("--id", metavar="ID", help="search by an item, for others like it")
+    p.add_argument("-k", type=int, default=10, help="how many (default %(default)s)")
+    p.add_argument("--filter", metavar="EXPR", help="over metadata, e.g. \"category = 'Apple' and price < 3\"")
+    p.add_argument("--version", metavar="VERSION", help="ask this version (default: live)")
+    p.add_argument("--target", action="append", metavar="NAME", help="only what this modality's index finds")
+    p.add_argument("--hybrid", action="store_true", help="fused with BM25 over the items' words")
+
+
+def _query(args: argparse.Namespace) -> dict[str, Any]:
+    if args.id is not None:
+        return {"item": args.id}
+    if args.file is None:
+        return {m: v for m in modalities.names() if (v := getattr(args, f"query_{m}")) is not None}
+    from pathlib import Path
+
+    path, known = Path(args.file), modalities.by_extension()
+    name = known.get(path.suffix.lower().lstrip("."))
+    if name is None:
+        raise DataError(f"{path}: no modality has the extension {path.suffix!r}; known: {', '.join(sorted(known))}")
+    try:
+        return {name: path.read_bytes()}
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}") from None
+
+
+def _search(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        answer = coll.search(
+            k=args.k, where=args.filter, version=args.version, target=args.target, hybrid=args.hybrid, **_query(args)
+        )
+    document = {"version": answer.version, "fingerprint": answer.fingerprint, "results": answer.results}
+    document |= {"seconds": answer.seconds, "query": answer.query}
+    return Result(document, say.answer(answer))
+
+
+# --- deciding ----------------------------------------------------------------------------------------------------
+
+
+def _shadow_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("version", nargs="?", metavar="VERSION", help="staged version; without it, only the report")
+    p.add_argument("--fraction", type=float, metavar="F", help="repeat this share of live searches on it (a server's, too)")
+    p.add_argument("--queries", metavar="DATA", help="ask both with these rows now, without traffic")
+    p.add_argument("-k", type=int, default=10, help="answers to compare with --queries (default %(default)s)")
+    p.add_argument("--off", action="store_true", help="stop shadowing")
+
+
+def _shadow(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        if args.off:
+            coll.shadow(None)
+        elif args.version and (args.fraction is not None or not args.queries):
+            coll.shadow(args.version, 0.1 if args.fraction is None else args.fraction)
+        if args.queries and args.version:
+            coll.shadowing.replay(args.version, _data(args.queries), args.k, quiet=False)
+        document = {**coll.shadow_report(args.version), "preference": coll.preference(args.version)}
+    return Result(document, say.shadow(document))
+
+
+def _promote_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("version", metavar="VERSION")
+    p.add_argument("--queries", metavar="DATA", help="held-out rows, which neither model was trained on")
+    p.add_argument("--gate", metavar="FILE", help="YAML with the gate (a recipe, or the gate alone), as `mmtune compare`")
+    p.add_argument("--metric", help="the gate's metric, e.g. ndcg@10")
+    p.add_argument("--direction", help='the gate\'s direction, "A->B" or "mean"')
+    p.add_argument("--min-gain", type=float, help="the least gain that is worth a change")
+    p.add_argument("--guard", action="append", default=[], metavar="NAME=BOUND", help="a slice or direction and its bound")
+    p.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
+    p.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="a metadata column of the held-out rows")
+    p.add_argument("--qrels", metavar="FILE", help="judgments of held-out rows and items, TREC or JSON lines")
+    p.add_argument("--min-recall", type=float, default=0.95, help="of the index against exact search (default %(default)s)")
+    p.add_argument("--max-slowdown", type=float, default=2.0, help="times live's search time (default %(default)s)")
+    p.add_argument("--force", action="store_true", help="in spite of the reasons; needs --why")
+    p.add_argument("--why", help="kept in the journal")
+
+
+def _promote(args: argparse.Namespace) -> Result:
+    from mmtune.cli.compare_verb import gate_of
+
+    with _open(args) as coll:
+        done = coll.promote(
+            args.version, gate=gate_of(args), queries=_data(args.queries), force=args.force, why=args.why, qrels=args.qrels,
+            general=_data(args.general), slices=args.slice, min_recall=args.min_recall, max_slowdown=args.max_slowdown,
+        )  # fmt: skip
+    return Result(done, say.promoted(done), 0 if done["promoted"] else 1)
+
+
+def _rollback_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--why", help="kept in the journal")
+
+
+def _rollback(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        done = coll.rollback(args.why)
+    return Result(done, f"{done['version']} is live again (it was {done['rolled_back']})")
+
+
+def _judgments_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", required=True, metavar="DIR", help="gets judgments.jsonl, and the rows they are about, packed")
+
+
+def _judgments(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        done = coll.export_feedback(args.out)
+    return Result(
+        done, f"{done['verdicts']} verdicts in {done['judgments']}, their rows in {done['data']}; {done['unused']} unused"
+    )
+
+
+# --- looking -----------------------------------------------------------------------------------------------------
+
+
+def _nothing(p: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _status(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        document = coll.status()
+    return Result(document, say.status(document))
+
+
+def _journal(args: argparse.Namespace) -> Result:
+    with _open(args) as coll:
+        lines = coll.journal()
+    return Result({"journal": lines}, say.journal(lines))
+
+
+ACTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Do, str]] = {
+    "plan": (_plan_arguments, _plan, "hours, bytes and price of embedding, measured on a sample"),
+    "build": (_build_arguments, _build, "embed the items into a new version; what is live stays live"),
+    "search": (_search_arguments, _search, "the best items for a value, a file or an item"),
+    "status": (_nothing, _status, "versions, models, counts, gates; who is live since when"),
+    "upsert": (_upsert_arguments, _upsert, "insert or replace items, in every version"),
+    "delete": (_delete_arguments, _delete, "remove items, from every version"),
+    "shadow": (_shadow_arguments, _shadow, "repeat live searches on a staged version, and what they say"),
+    "promote": (_promote_arguments, _promote, "make a version live if it passes the gate"),
+    "rollback": (_rollback_arguments, _rollback, "make the version before it live again, at once"),
+    "journal": (_nothing, _journal, "who did what, when and why"),
+    "judgments": (_judgments_arguments, _judgments, "clicks and marks as judgments for evaluation and mining"),
+    "drop": (_drop_arguments, _drop, "remove a version that is not live"),
+}

@@ -1,0 +1,168 @@
+"""A new version: embed what the model has not embedded yet, fill new stores, keep canaries, publish. The pointer is not
+touched.
+
+Killed at any moment, the next build goes on: finished blocks of vectors are on disk, and a version exists only when its
+version.json
+does. While it embeds, items may be added and deleted; the last step, under the write lock, brings the version up to date.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune import modalities as kinds
+from mmtune.errors import DataError, ModelError
+from mmtune.files import write_json
+from mmtune.lifecycle import canaries, journal
+from mmtune.lifecycle.embedding import embed_missing, fill
+from mmtune.lifecycle.identity import identity, load_pinned
+from mmtune.lifecycle.stores import create_store
+from mmtune.lifecycle.vectors import ContentVectors
+from mmtune.lifecycle.versions import now
+from mmtune.progress import Progress
+
+if TYPE_CHECKING:
+    from mmtune.lifecycle.collection import Collection
+    from mmtune.model import Model
+
+
+def pin(coll: "Collection", model: "Model | str | Path | Mapping[str, str]", dim: int | None) -> "Model":
+    """The model as the collection keeps it: saved under its fingerprint, loaded from there."""
+    from mmtune.artifact import load, save
+
+    found = load(model) if isinstance(model, str | Path | Mapping) else model
+    found = found.eval() if dim is None else found.eval().prefix(dim)
+    mark = found.fingerprint
+    if mark in coll.models:
+        return coll.models[mark]
+    directory = coll.path / "models" / mark
+    if not directory.exists():
+        save(found, directory)
+    coll.models[mark] = load_pinned(directory, mark, {}, "(new)")
+    return coll.models[mark]
+
+
+def indexed(coll: "Collection", model: "Model", wanted: Sequence[str] | None) -> list[str]:
+    """The modalities that get a store: those wanted, else what lies in files, else the inline ones. DataError when none is
+    there."""
+    there = [m for m in kinds.names() if m in coll.corpus.counts() and m in model.towers]
+    for m in wanted or ():
+        if m not in there:
+            raise DataError(f"{m}: the items have {', '.join(coll.corpus.counts())}, the model {', '.join(model.towers)}")
+    names = [m for m in there if m in wanted] if wanted else [m for m in there if not kinds.get(m).inline] or there
+    if not names:
+        raise DataError(
+            f"nothing to index: the items have {', '.join(coll.corpus.counts())}, the model {', '.join(model.towers)}"
+        )
+    return names
+
+
+def next_version(coll: "Collection") -> str:
+    """A name that no version ever had."""
+    said = {line["version"] for line in journal.read(coll.layout) if line["what"] in ("build", "drop")}
+    return f"v{max([0, *(int(v[1:]) for v in {*said, *coll.layout.versions()} if v)]) + 1}"
+
+
+def build(
+    coll: "Collection",
+    model: "Model | str | Path | Mapping[str, str]",
+    data: Any = None,
+    *,
+    store: str | None = None,
+    url: str | None = None,
+    index: str = "auto",
+    modalities: Sequence[str] | None = None,
+    dim: int | None = None,
+    short: int | None = None,
+    prune: bool = False,
+    batch_size: int = 64,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """See `Collection.build`."""
+    with coll.layout.lock("build", wait=0.5):
+        begin = time.monotonic()
+        loaded = coll.take(data, prune=prune, quiet=quiet) if data is not None else None
+        if not len(coll.corpus):
+            raise DataError(f"{coll.path}: the collection has no items; name them with --data DATA")
+        found = pin(coll, model, dim)
+        names = indexed(coll, found, modalities)
+        held = coll.vectors(found.fingerprint, found.dim)
+        until, counts = coll.corpus.seq, coll.corpus.counts()
+        embedded = 0
+        with Progress("embed", sum(counts[m] for m in names), "items", quiet) as progress:
+            for m in names:
+                chunks = coll.corpus.changed(0, until)
+                embedded += embed_missing(found, coll.corpus, held, chunks, m, progress.advance, batch_size)
+        for m in names:
+            held.merge(m)
+        version = next_version(coll)
+        place = {"kind": store or coll.default_store(), "url": url}
+        built = _fill(coll, version, names, found, held, place, index, short, until)
+        directory = coll.layout.directory(version)
+        _compare(held, canaries.keep(found, coll.corpus, directory / "canaries.safetensors"))
+        record: dict[str, Any] = {
+            "version": version, "fingerprint": found.fingerprint, "dim": found.dim, "modalities": names, "store": place,
+            "index": built, "seq": until, "created": now(), "model": _named(model, found), "prompts": found.prompts,
+            "identity": identity(coll.path / "models" / found.fingerprint),
+        }  # fmt: skip
+        with coll.layout.lock():
+            seq = coll.bring(version, record, found, built_until=until)
+            record["items"], record["vectors"] = coll.corpus.count(names), {m: coll.count(record, m) for m in names}
+            write_json(directory / "version.json", {**record, "seq": seq})
+            journal.append(coll.layout, journal.event("build", version, fingerprint=found.fingerprint, items=record["items"]))
+    return {
+        "version": version, "fingerprint": found.fingerprint, "items": record["items"], "vectors": record["vectors"],
+        "index": built, "store": place["kind"], "embedded": embedded, "reused": max(0, sum(counts[m] for m in names) - embedded),
+        "loaded": loaded,
+        "live": coll.live, "next": f"mmtune index promote {coll.path} {version}", "seconds": round(time.monotonic() - begin, 3),
+    }  # fmt: skip
+
+
+def _named(model: Any, found: "Model") -> str:
+    """What the model was called when it was handed over."""
+    return str(model) if isinstance(model, str | Path) else str(found.info.get("source", "a model in memory"))
+
+
+def _fill(
+    coll: "Collection",
+    version: str,
+    names: Sequence[str],
+    model: "Model",
+    held: ContentVectors,
+    place: Mapping[str, Any],
+    index: str,
+    short: int | None,
+    until: int,
+) -> dict[str, Any]:
+    """New stores for the items as of `until`; what a killed build left under that name goes. {modality: what was built}."""
+    shutil.rmtree(coll.layout.directory(version), ignore_errors=True)
+    coll.layout.directory(version).mkdir(parents=True)
+    built = {}
+    for m in names:
+        store = create_store(coll.layout.place(version, m, place["kind"], place["url"]), model.dim, model.fingerprint)
+        try:
+            fill(store, held, coll.corpus.changed(0, until), m)
+            if short is not None and place["kind"] != "faiss":
+                raise DataError(f"--short: search by a prefix is an option of the faiss store, not of {place['kind']}")
+            built[m] = store.build(index, short=short) if short is not None else store.build(index)  # type: ignore[call-arg]
+        finally:
+            store.close()
+    return built
+
+
+def _compare(held: ContentVectors, kept: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Canaries are embedded afresh: where a vector that was found on disk differs, those files are another model's."""
+    for m, (labels, fresh) in kept.items():
+        known = ~held.missing(m, labels)
+        if known.any():
+            cosines = (held.read(m, labels[known]).astype(np.float64) * fresh[known]).sum(1)
+            bad = int((cosines < canaries.ALIKE).sum())
+            if bad:
+                raise ModelError(
+                    f"{held.directory / m}: {bad} of {len(cosines)} vectors on disk are not what {held.fingerprint} makes of "
+                    f"their content (the worst cosine is {cosines.min():.4f}): remove that directory"
+                )

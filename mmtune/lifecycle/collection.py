@@ -1,0 +1,265 @@
+"""A named corpus with a pinned model a version: build, search, compare, promote, roll back. `mmtune.Collection(path)`."""
+
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune import modalities as kinds
+from mmtune.contracts import Row
+from mmtune.errors import DataError, ModelError
+from mmtune.lifecycle import journal
+from mmtune.lifecycle.contracts import Answer
+from mmtune.lifecycle.feedback import Feedback
+from mmtune.lifecycle.filters import Filter, parse
+from mmtune.lifecycle.keeping import Keeping
+from mmtune.lifecycle.opened import content_of, query_label
+from mmtune.lifecycle.shadow import Shadow
+
+if TYPE_CHECKING:
+    from mmtune.data.shards import Data
+    from mmtune.evaluate.gate import Gate
+    from mmtune.model import Model
+
+
+class Collection(Keeping):
+    """One directory (see `mmtune.lifecycle.versions`). Threads may share one; any number of processes may search while one
+    writes.
+
+    A search reads the live pointer once and answers from that version alone. Nothing here can ask a version with another
+    model than the one that embedded it.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False):
+        super().__init__(path, create=create)
+        self.feedback_log = Feedback(self.path)
+        self.shadowing = Shadow(self)
+        self._words: tuple[int, Any] | None = None
+
+    # --- building and changing -----------------------------------------------------------------------------------
+
+    def build(
+        self,
+        model: "Model | str | Path | Mapping[str, str]",
+        data: "Data | str | None" = None,
+        *,
+        store: str | None = None,
+        url: str | None = None,
+        index: str = "auto",
+        modalities: Sequence[str] | None = None,
+        dim: int | None = None,
+        short: int | None = None,
+        prune: bool = False,
+        batch_size: int = 64,
+        quiet: bool = False,
+    ) -> dict[str, Any]:
+        """Embed the corpus with `model` into a new version; returns {"version", "fingerprint", "items", ...}. Never touches the
+        pointer: the first version, too, waits for `promote`.
+
+        data: packed rows that the corpus takes first, as `upsert` does (so every version gets them; `prune`: and loses the
+        rest);
+        None: the corpus as it is. store, url, index: see `mmtune.lifecycle.stores`. modalities: which get an index (default:
+        those that lie in files). dim: a prefix of the model, a space of its own; short: search by that prefix of the vectors,
+        re-rank by all (faiss store). Killed and called again, it embeds nothing twice.
+        """
+        from mmtune.lifecycle.build import build
+
+        options = {"store": store, "url": url, "index": index, "modalities": modalities, "dim": dim, "short": short}
+        return build(self, model, data, **options, prune=prune, batch_size=batch_size, quiet=quiet)  # type: ignore[arg-type]
+
+    def upsert(self, data: "Data | str | Iterable[Row]", *, quiet: bool = True) -> dict[str, Any]:
+        """Insert or replace items by id, in the corpus and in every version (live, staged, and those to roll back to).
+
+        data: packed rows (their content stays in the shards), or rows with their content (kept in the collection).
+        Returns counts, "rejected" rows with reasons, and "behind": versions that could not be brought up to date, and why.
+        """
+        return self.take(data, prune=False, quiet=quiet)
+
+    def delete(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Remove items by id, from the corpus and from every version."""
+        with self.layout.lock():
+            count = self.corpus.remove(list(ids))
+            journal.append(self.layout, journal.event("delete", items=count))
+        return {"deleted": count, "unknown": len(set(ids)) - count, "behind": self.bring_all()}
+
+    # --- searching -----------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        version: str | None = None,
+        hybrid: bool = False,
+        item: str | None = None,
+        target: Sequence[str] | None = None,
+        **query: Any,
+    ) -> Answer:
+        """The k best items for one value, `search(NAME=value)` with a modality's name, or for an `item` by id (itself left
+        out).
+
+        where: a filter over metadata, e.g. "category = 'Apple'"; version: another than the live one; target: only what those
+        modalities found; hybrid: fused with BM25 over the items' words (the query must be words).
+        """
+        begin = time.perf_counter()
+        if len(query) + (item is not None) != 1:
+            raise DataError(
+                f"search: one value of {', '.join(kinds.names())}, or an item; got {len(query) + (item is not None)}"
+            )
+        opened, condition = self.open(version), parse(where) if where else None
+        if item is not None:
+            found_by, vector = opened.vector(item)
+            results = opened.search(vector[None], k + 1, condition, target)[0]
+            results, mark = [r for r in results if r["id"] != item][:k], item
+        else:
+            ((name, value),) = query.items()
+            signal, data = content_of(name, value)
+            mark = self.feedback_log.remember(name, data, query_label(name, data)) if data is not None else ""
+            vector = opened.encode(name, [data if data is not None else signal])[0]
+            results = opened.search(vector[None], 100 if hybrid and k < 100 else k, condition, target)[0]
+            if hybrid:
+                results = self._hybrid(name, signal, results, condition)[:k]
+        answer = Answer(opened.version, opened.fingerprint, results, time.perf_counter() - begin, mark)
+        if version is None and not hybrid:
+            self.shadowing.offer(answer, k, condition, target, item, query)
+        return answer
+
+    def _hybrid(self, name: str, words: Any, results: list[dict[str, Any]], where: Filter | None) -> list[dict[str, Any]]:
+        from mmtune.lifecycle.hybrid import ItemWords, fuse
+
+        if not kinds.get(name).inline:
+            raise DataError(f"hybrid search is by words; a value of {name} has none")
+        with self._guard:
+            seq = self.corpus.seq
+            if self._words is None or self._words[0] != seq:
+                self._words = (seq, ItemWords(self.corpus))
+            held: ItemWords = self._words[1]
+        return fuse(held, str(words), results, where)
+
+    def search_vectors(
+        self,
+        vectors: np.ndarray,
+        fingerprint: str,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        version: str | None = None,
+        target: Sequence[str] | None = None,
+    ) -> list[Answer]:
+        """Answers for vectors [Q, D] that `fingerprint` made. ModelError when that is not the version's own model."""
+        begin, opened = time.perf_counter(), self.open(version)
+        if fingerprint != opened.fingerprint:
+            raise ModelError(
+                f"these vectors are of {fingerprint or 'no model'}, version {opened.version} is of {opened.fingerprint}: "
+                "vectors of two models are not comparable; embed the queries with the version's own model"
+            )
+        found = opened.search(np.atleast_2d(np.asarray(vectors, np.float32)), k, parse(where) if where else None, target)
+        seconds = (time.perf_counter() - begin) / max(1, len(found))
+        return [Answer(opened.version, opened.fingerprint, results, seconds) for results in found]
+
+    def value(self, id: str, modality: str) -> bytes | None:
+        """An item's own value; None when there is no such item, or it has no such value."""
+        item = self.corpus.items([id]).get(id)
+        return self.corpus.read(item, modality) if item and modality in item.contents else None
+
+    # --- deciding ------------------------------------------------------------------------------------------------
+
+    def promote(
+        self,
+        version: str,
+        *,
+        gate: "Gate | Mapping[str, Any] | None" = None,
+        queries: "Data | str | None" = None,
+        force: bool = False,
+        why: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Make `version` live if it passes; {"promoted", "reasons", "checks", ...}. See `mmtune.lifecycle.promote`."""
+        from mmtune.lifecycle.promote import promote
+
+        return promote(self, version, gate=gate, queries=queries, force=force, why=why, **options)
+
+    def rollback(self, why: str | None = None) -> dict[str, Any]:
+        """The version that was live before is live again, at once: it has been kept up to date."""
+        from mmtune.lifecycle.promote import rollback
+
+        return rollback(self, why)
+
+    def shadow(self, version: str | None, fraction: float = 0.1) -> dict[str, Any]:
+        """From now on, in every process, repeat that fraction of the live searches on `version`, off the hot path; None:
+        stop."""
+        if version is not None:
+            self.layout.record(version)
+        return self.shadowing.start(version, fraction)
+
+    def shadow_report(self, version: str | None = None) -> dict[str, Any]:
+        """What the shadowed searches say: overlap, rank change, latency, empty answers."""
+        return self.shadowing.report(version)
+
+    def interleave(self, version: str, *, k: int = 10, rng: random.Random | None = None, **query: Any) -> Answer:
+        """One list drafted from the live and the staged answers in turn; clicks on it (`feedback`) say which is preferred."""
+        from mmtune.lifecycle.interleave import interleave
+
+        return interleave(self, version, k, rng or random.Random(), **query)
+
+    def preference(self, version: str | None = None) -> dict[str, Any]:
+        """Wins of the staged version over live in clicked interleaved answers, with an interval."""
+        from mmtune.lifecycle.interleave import preference
+
+        return preference(self, version)
+
+    def feedback(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Record {"query": id of an answer, "item": id, "kind": "click" | "match" | "not_a_match"}."""
+        return self.feedback_log.add(event)
+
+    def export_feedback(self, out: str | Path) -> dict[str, Any]:
+        """Judgments and the rows they are about, for `mmtune eval --qrels` and the next round of mining."""
+        return self.feedback_log.export(self.corpus, Path(out))
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Every version, oldest first: its record, what is applied, its gate, and whether it is live."""
+        from mmtune.lifecycle.status import versions
+
+        return versions(self)
+
+    def status(self) -> dict[str, Any]:
+        """Who is live since when, every version with its fingerprint, counts and gate, the corpus, the shadow."""
+        from mmtune.lifecycle.status import status
+
+        return status(self)
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Who did what, when and why, oldest first."""
+        return journal.read(self.layout)
+
+    def plan(
+        self, model: Any, data: Any, items: int | None = None, price_per_hour: float | None = None, **options: Any
+    ) -> dict:
+        """Hours, bytes and price of embedding so many items, measured on a sample."""
+        from mmtune.lifecycle.plan import plan
+
+        return plan(model, data, items, price_per_hour, **options)
+
+    def close(self) -> None:
+        """Wait for shadowed searches, release the handles."""
+        self.shadowing.close()
+        with self._guard:
+            for opened in self._opened.values():
+                opened.close()
+            self._opened.clear()
+        self.corpus.close()
+
+    def __enter__(self) -> "Collection":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        versions = ", ".join(self.layout.versions()) or "no versions"
+        return f"Collection({str(self.path)!r}: {len(self.corpus)} items, {versions}, live {self.live})"

@@ -1,0 +1,99 @@
+"""New against live as searchers would meet them: held-out queries among the collection's own items, judged by the gate."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune.contracts import Embedded
+from mmtune.prompts import QUERY
+
+if TYPE_CHECKING:
+    from mmtune.data.shards import Data
+    from mmtune.evaluate.comparison import Comparison
+    from mmtune.evaluate.gate import Gate
+    from mmtune.lifecycle.collection import Collection
+    from mmtune.lifecycle.corpus import Corpus
+    from mmtune.lifecycle.opened import Opened
+
+
+def compare_held_out(
+    coll: "Collection",
+    live: "Opened",
+    new: "Opened",
+    data: "Data",
+    gate: "Gate | Mapping[str, Any] | None",
+    *,
+    qrels: "str | Path | None" = None,
+    general: "Data | None" = None,
+    slices: Sequence[str] = (),
+    batch_size: int = 64,
+) -> "tuple[Comparison, str]":
+    """(comparison, its scope in words). Queries are the rows of `data` in every modality that both models have; candidates
+    the stored
+    vectors of the modalities that both versions index. Where no item of the collection answers a query of `data` (by row,
+    group or judgment), or there is no direction between two modalities, `data` alone is the corpus.
+
+    DataError when either model was trained on rows of `data`.
+    """
+    from mmtune.embed import embed_data
+    from mmtune.evaluate.comparison import compare_vectors
+    from mmtune.evaluate.overlap import refuse_trained
+    from mmtune.evaluate.slices import named
+    from mmtune.evaluate.trec import read_qrels
+    from mmtune.evaluate.verbs import trained_on
+
+    both = [m for m in data.modalities if m in live.model.towers and m in new.model.towers]
+    judged = read_qrels(qrels) if isinstance(qrels, str | Path) else None
+    old = [embed_data(o.model, data, both, batch_size, role=QUERY) for o in (live, new)]
+    for opened, vectors in zip((live, new), old, strict=True):
+        refuse_trained(vectors, trained_on(coll.path / "models" / opened.fingerprint), f"version {opened.version}'s model")
+    extra = None
+    if general is not None:
+        shared = [m for m in general.modalities if m in live.model.towers and m in new.model.towers]
+        sides = [embed_data(o.model, general, shared, batch_size) for o in (live, new)]
+        extra = {"general": (sides[0], sides[1])}
+    options: dict[str, Any] = {"gate": gate, "qrels": judged, "slices": named(data, slices), "extra": extra}
+    found = [m for m in live.stores if m in new.stores]
+    pairs = [(q, m) for q in both for m in found if q != m]
+    if pairs:
+        items = [stored(o, coll.corpus, found) for o in (live, new)]
+        if judged is not None or any(_answered(old[0][q], items[0][m]) for q, m in pairs):
+            sides = [
+                {**{q: e for q, e in mine.items() if q not in found}, **theirs} for mine, theirs in zip(old, items, strict=True)
+            ]
+            pairs = [(q, m) for q, m in pairs if q not in found]
+            if pairs:
+                said = f"{len(data)} held-out rows against {len(coll.corpus)} items of the collection"
+                return compare_vectors(sides[0], sides[1], pairs=pairs, **options), said
+    rows = [embed_data(o.model, data, both, batch_size) for o in (live, new)]
+    return compare_vectors(rows[0], rows[1], within=len(both) == 1, **options), f"{len(data)} held-out rows among themselves"
+
+
+def _answered(queries: Embedded, items: Embedded) -> bool:
+    """Whether any query shares a row or a group with an item."""
+    for key in ("id", "group"):
+        a, b = queries.labels[key], items.labels[key]
+        if np.isin(a[a != 0], b[b != 0]).any():
+            return True
+    return False
+
+
+def stored(opened: "Opened", corpus: "Corpus", names: Sequence[str]) -> dict[str, Embedded]:
+    """A version's stored vectors with the identity of their items."""
+    out = {}
+    for name in names:
+        ids: list[str] = []
+        groups: list[str | None] = []
+        labels: dict[str, list[int]] = {"id": [], "group": [], name: []}
+        for items in corpus.changed(0):
+            for item in items:
+                if name in item.contents:
+                    ids.append(item.id)
+                    groups.append(item.group)
+                    for key, value in (("id", item.id_label), ("group", item.group_label), (name, item.contents[name][0])):
+                        labels[key].append(value)
+        arrays = {k: np.array(v, np.int64) for k, v in labels.items()}
+        out[name] = Embedded(ids, groups, arrays, opened.stores[name].fetch(ids), opened.fingerprint)
+    return out

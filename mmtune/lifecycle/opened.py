@@ -1,0 +1,177 @@
+"""A version open for search: its pinned model and its stores, checked against each other before the first answer."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune import modalities
+from mmtune.data.labels import label
+from mmtune.encode import vectors
+from mmtune.errors import DataError, ModelError, Rejected
+from mmtune.lifecycle import canaries
+from mmtune.lifecycle.identity import difference, load_pinned
+from mmtune.lifecycle.stores import open_store
+from mmtune.lifecycle.versions import Layout
+from mmtune.prompts import QUERY
+
+if TYPE_CHECKING:
+    from mmtune.lifecycle.contracts import Store
+    from mmtune.lifecycle.filters import Filter
+    from mmtune.model import Model
+
+Key = tuple[str, str, int]
+
+
+class QueryCache:
+    """Vectors of queries by (fingerprint, modality, label of the content): another model's are another key."""
+
+    def __init__(self, size: int = 4096):
+        self.size, self._held, self._guard = size, OrderedDict[Key, np.ndarray](), Lock()
+
+    def get(self, key: Key) -> np.ndarray | None:
+        """The vector [D], or None."""
+        with self._guard:
+            found = self._held.get(key)
+            if found is not None:
+                self._held.move_to_end(key)
+            return found
+
+    def put(self, key: Key, vector_D: np.ndarray) -> None:
+        """Keep it; the one unused for longest goes."""
+        with self._guard:
+            self._held[key] = vector_D
+            while len(self._held) > self.size:
+                self._held.popitem(last=False)
+
+
+def content_of(modality: str, value: Any) -> tuple[Any, bytes | None]:
+    """What a user asks with -> (signal, its bytes where there are any). Bytes are the content; a string is a path, or the value
+    itself of an inline modality. DataError names the modality."""
+    kind = modalities.get(modality)
+    try:
+        if isinstance(value, str | Path) and not kind.inline:
+            value = Path(value).read_bytes()
+        elif isinstance(value, str):
+            value = value.encode("utf-8", "replace")
+        if isinstance(value, bytes):
+            return kind.decode(value), value
+        return kind.coerce(value), None
+    except OSError as e:
+        raise DataError(f"{value}: {e.strerror}") from None
+    except Rejected as e:
+        raise DataError(f"the query's {modality}: {e}") from None
+
+
+def _same(signal: Any) -> Any:
+    return signal
+
+
+def query_label(modality: str, data: bytes) -> int:
+    """Identity of a query's content."""
+    return label(modalities.get(modality).content_key(data))
+
+
+class Opened:
+    """Made by `open_version`. Threads share it; everything in an answer comes from here."""
+
+    def __init__(self, record: dict[str, Any], model: "Model", stores: "dict[str, Store]", cache: QueryCache):
+        self.record, self.model, self.stores, self.cache = record, model, stores, cache
+        self.version, self.fingerprint, self.dim = record["version"], record["fingerprint"], record["dim"]
+
+    def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
+        """Query vectors [N, D] of values of one modality, by this version's model alone."""
+        if modality not in self.model.towers:
+            raise ModelError(
+                f"version {self.version}: its model has no {modality} tower; it has {', '.join(self.model.towers)}"
+            )
+        out = np.empty((len(values), self.dim), np.float32)
+        todo: list[tuple[int, Any, Key | None]] = []
+        for n, value in enumerate(values):
+            signal, data = content_of(modality, value)
+            key = None if data is None else (self.fingerprint, modality, query_label(modality, data))
+            found = self.cache.get(key) if key else None
+            if found is None:
+                todo.append((n, signal, key))
+            else:
+                out[n] = found
+        at = 0
+        calls = [functools.partial(_same, signal) for _, signal, _ in todo]
+        for part in vectors(self.model, modality, calls, 64, lambda n: None, QUERY):
+            for vector in part:
+                n, _, key = todo[at]
+                out[n] = vector
+                if key:
+                    self.cache.put(key, vector)
+                at += 1
+        return out
+
+    def vector(self, item: str) -> tuple[str, np.ndarray]:
+        """(modality, vector [D]) of an item as it is stored. DataError when no store has it."""
+        for name, store in self.stores.items():
+            try:
+                return name, store.fetch([item])[0]
+            except DataError:
+                continue
+        raise DataError(f"version {self.version} has no item {item!r}")
+
+    def search(
+        self,
+        query_QD: np.ndarray,
+        k: int,
+        where: "Filter | None" = None,
+        target: Sequence[str] | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The k best items of each query over the stores of `target` (default: all), an item by its best modality."""
+        names = list(target or self.stores)
+        for name in names:
+            if name not in self.stores:
+                raise DataError(f"version {self.version} has no index of {name}; it has {', '.join(self.stores)}")
+        merged: list[dict[str, dict[str, Any]]] = [{} for _ in query_QD]
+        for name in names:
+            for best, hits in zip(merged, self.stores[name].search(query_QD, k, where), strict=True):
+                for hit in hits:
+                    if hit.id not in best or hit.score > best[hit.id]["score"]:
+                        meta = dict(hit.meta)
+                        line = {"id": hit.id, "score": hit.score, "found": name, "group": meta.get("group")}
+                        best[hit.id] = {**line, "meta": {k: v for k, v in meta.items() if k != "group"}}
+        return [sorted(b.values(), key=lambda r: (r["score"], r["id"]), reverse=True)[:k] for b in merged]
+
+    def close(self) -> None:
+        """Release the stores."""
+        for store in self.stores.values():
+            store.close()
+
+
+def open_version(layout: Layout, version: str, models: "dict[str, Model]", cache: QueryCache) -> Opened:
+    """Check and open: the pinned artifact is what it was, the canaries have their vectors, every store is stamped with the same
+    fingerprint. ModelError names what differs. models: those loaded (and so checked) already, by fingerprint."""
+    record = layout.record(version)
+    mark = record["fingerprint"]
+    model = models.get(mark)
+    if model is None:
+        model = load_pinned(layout.path / "models" / mark, mark, record["identity"], version)
+    canaries.check(model, layout.directory(version) / "canaries.safetensors")
+    stores: dict[str, Store] = {}
+    for name in record["modalities"]:
+        store = open_store(layout.place(version, name, record["store"]["kind"], record["store"].get("url")))
+        if store.fingerprint != mark or store.dim != record["dim"]:
+            raise ModelError(
+                f"version {version}: its {name} store holds {store.dim} numbers of {store.fingerprint}, and the version is "
+                f"{record['dim']} of {mark}{_who(layout, store.fingerprint, record)}; build a new version"
+            )
+        stores[name] = store
+    models[mark] = model
+    return Opened(record, model, stores, cache)
+
+
+def _who(layout: Layout, mark: str, record: dict[str, Any]) -> str:
+    """Which other version has that fingerprint, and how its model differs."""
+    for other in map(layout.record, layout.versions()):
+        if other["fingerprint"] == mark and mark != record["fingerprint"]:
+            return f" (the model of {other['version']}; {'; '.join(difference(record['identity'], other['identity']))})"
+    return ""

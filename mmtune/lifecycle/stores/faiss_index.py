@@ -1,0 +1,121 @@
+"""Proposals of an approximate index over the base's vectors; the store scores them again, exactly, with the whole vectors.
+
+flat: none (exact search). hnsw: a graph. ivfpq: cells and 8-bit codes, for what does not fit in memory. `short`: the index
+holds only the first dimensions (of unit length again), a Matryoshka prefix (arXiv 2205.13147): search short, re-rank full.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtune.errors import DataError, MissingExtra
+from mmtune.files import atomic_open
+from mmtune.similarity import topk, unit
+
+FLAT_NUMBERS = 50_000_000  # numbers (N * D) that exact search goes through in about 20 ms on two cores
+HNSW_ITEMS = 2_000_000  # a graph keeps its vectors in memory: beyond this, codes
+FEW_FOR_CODES = 10_000  # 256 centroids of a code want 39 vectors each
+
+
+def faiss() -> Any:
+    """The module; MissingExtra with the command that installs it."""
+    try:
+        import faiss as module
+    except ImportError:
+        raise MissingExtra('this index needs faiss: pip install "mmtune[cpu]" (or "mmtune[gpu]")') from None
+    return module
+
+
+def plan_index(index: str, count: int, dim: int) -> dict[str, Any]:
+    """What `index` means for so many vectors: {"index", settings...}."""
+    if index == "auto":
+        index = "flat" if count * dim <= FLAT_NUMBERS else "hnsw" if count <= HNSW_ITEMS else "ivfpq"
+    if index == "hnsw":
+        return {"index": "hnsw", "m": 32, "construction": 200, "search": 192}
+    if index == "ivfpq":
+        if count < FEW_FOR_CODES:
+            return {"index": "flat", "note": f"{count} vectors are too few to train codes ({FEW_FOR_CODES}): exact search"}
+        codes = next(c for c in range(max(1, dim // 2), 0, -1) if dim % c == 0)
+        cells = int(min(65_536, 4 * math.sqrt(count)))
+        return {"index": "ivfpq", "cells": cells, "codes": codes, "probes": max(16, cells // 8)}
+    if index == "flat":
+        return {"index": "flat"}
+    raise DataError(f"no index {index!r}; there are: auto, flat, hnsw, ivfpq")
+
+
+def _short(vectors_ND: np.ndarray, short: int | None) -> np.ndarray:
+    return vectors_ND if short is None else unit(vectors_ND[:, :short])
+
+
+def make_index(vectors_ND: np.ndarray, settings: dict[str, Any], path: Path) -> None:
+    """Build what `settings` say over all vectors, and publish it at `path`."""
+    lib, kind, short = faiss(), settings["index"], settings.get("short")
+    width = short or vectors_ND.shape[1]
+    if kind == "hnsw":
+        index = lib.IndexHNSWFlat(width, settings["m"], lib.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = settings["construction"]
+    elif kind == "ivfpq":
+        index = lib.index_factory(width, f"IVF{settings['cells']},PQ{settings['codes']}", lib.METRIC_INNER_PRODUCT)
+        rng = np.random.default_rng(0)
+        count = min(len(vectors_ND), max(64 * settings["cells"], 50_000))
+        index.train(_short(vectors_ND[np.sort(rng.choice(len(vectors_ND), count, replace=False))], short))
+    else:
+        index = lib.IndexFlatIP(width)
+    for start in range(0, len(vectors_ND), 65_536):
+        index.add(_short(vectors_ND[start : start + 65_536], short))
+    with atomic_open(path) as f:
+        lib.write_index(index, lib.PyCallbackIOWriter(f.write))
+
+
+class Proposer:
+    """An index that was read from its file."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        lib = faiss()
+        self.settings = settings
+        flag = lib.IO_FLAG_MMAP_IFC if hasattr(lib, "IO_FLAG_MMAP_IFC") else 0
+        self.index = lib.read_index(str(path), flag)
+
+    def __call__(self, query_QD: np.ndarray, width: int, mask: np.ndarray | None) -> np.ndarray:
+        """Positions [Q, width] of the best, -1 where there are fewer; `mask` [N] admits candidates."""
+        lib, kind = faiss(), self.settings["index"]
+        options: dict[str, Any] = {}
+        if mask is not None:
+            bits = np.packbits(mask, bitorder="little")
+            options["sel"] = lib.IDSelectorBitmap(len(mask), lib.swig_ptr(bits))
+        if kind == "hnsw":
+            params = lib.SearchParametersHNSW(efSearch=max(self.settings["search"], 2 * width), **options)
+        elif kind == "ivfpq":
+            params = lib.SearchParametersIVF(nprobe=self.settings["probes"], **options)
+        else:
+            params = lib.SearchParameters(**options)
+        query = np.ascontiguousarray(_short(query_QD, self.settings.get("short")), np.float32)
+        return self.index.search(query, width, params=params)[1]
+
+    def width(self, k: int) -> int:
+        """How many proposals k answers need: codes and prefixes are coarse."""
+        coarse = self.settings["index"] == "ivfpq" or self.settings.get("short")
+        return max(200, 20 * k) if coarse else max(2 * k, k + 32)
+
+
+def exact(query_QD: np.ndarray, vectors_ND: np.ndarray, k: int, mask: np.ndarray | None) -> list[list[tuple[float, int]]]:
+    """(score, position) of the k best admitted candidates of every query, in the total order (position breaks ties)."""
+    if mask is None or mask.all():
+        return _pairs(*topk(query_QD, vectors_ND, k))
+    out = mask.size - int(mask.sum())
+    if out <= 64:
+        found = _pairs(*topk(query_QD, vectors_ND, k + out))
+        return [[(s, p) for s, p in best if mask[p]][:k] for best in found]
+    rows = np.flatnonzero(mask)
+    merged: list[list[tuple[float, int]]] = [[] for _ in range(len(query_QD))]
+    for start in range(0, len(rows), 131_072):
+        part = rows[start : start + 131_072]
+        for best, (scores, at) in zip(merged, zip(*topk(query_QD, vectors_ND[part], k), strict=True), strict=True):
+            best += zip(scores.tolist(), part[at].tolist(), strict=True)
+    return [sorted(best, key=lambda x: (-x[0], x[1]))[:k] for best in merged]
+
+
+def _pairs(scores: np.ndarray, index: np.ndarray) -> list[list[tuple[float, int]]]:
+    return [list(zip(s, i, strict=True)) for s, i in zip(scores.tolist(), index.tolist(), strict=True)]
