@@ -7,43 +7,19 @@ from PIL import Image
 
 from mmtune.backbones.scorers import CrossEncoder, Matcher
 from mmtune.errors import DataError, ModelError
+from tests.scorer_helpers import cross_encoder, matcher
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "red", "blue", "round", "shoe", "bag", "of", "on"]
-SIZES = dict(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 PAIRS = [("a red shoe", "shoe"), ("blue bag on a red shoe", "round bag of blue"), ("red", "blue")]
-
-
-def tokenizer(folder):
-    from transformers import BertTokenizerFast
-
-    made = BertTokenizerFast(vocab={w: i for i, w in enumerate(WORDS)})
-    made.save_pretrained(folder)
-    return made
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    from transformers import BertConfig, BertForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("reader")
-    torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(num_labels=1, **SIZES)).save_pretrained(folder)
-    tokenizer(folder)
-    return str(folder)
+    return cross_encoder(tmp_path_factory.mktemp("reader"))
 
 
 @pytest.fixture(scope="module")
 def looker(tmp_path_factory):
-    from transformers import BlipConfig, BlipForImageTextRetrieval, BlipImageProcessor, BlipProcessor
-
-    folder = tmp_path_factory.mktemp("looker")
-    torch.manual_seed(0)
-    sight = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)
-    words = dict(SIZES, encoder_hidden_size=16, bos_token_id=5, sep_token_id=3, max_position_embeddings=32)
-    config = BlipConfig(text_config=words, vision_config=sight, projection_dim=8, image_text_hidden_size=8)
-    BlipForImageTextRetrieval(config).save_pretrained(folder)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer(folder)).save_pretrained(folder)
-    return str(folder)
+    return matcher(tmp_path_factory.mktemp("looker"))
 
 
 def test_cross_encoder_scores_do_not_depend_on_the_batch(reader):

@@ -239,14 +239,22 @@ def _file(name: str, spec: Mapping[str, Any], data: "Mix", pairs: Sequence[Pair]
     for pair in pairs:
         left, right, which = _rows_of(frame, data, pair, path)
         if len(left):
-            try:
-                score = np.array([float(frame["score"][i]) for i in which], np.float64)
-            except (TypeError, ValueError):
-                raise DataError(f"teachers.{name}.scores: {path}: a score is not a number") from None
+            score = np.array([_number(frame["score"][i]) for i in which], np.float64)
+            for line in which[~np.isfinite(score)]:
+                raise DataError(
+                    f"teachers.{name}.scores: {path}: column 'score' of line {line + 1} is {frame['score'][line]!r}, no number"
+                )
             found[pair] = data.labels[pair[0]][left], data.labels[pair[1]][right], score
     if not found:
         raise DataError(f"teachers.{name}.scores: {path} has no score of a pair that is trained here")
     return TeacherScores(name, found, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def _columns(path: str, needed: list[str]) -> dict[str, list[Any]]:
