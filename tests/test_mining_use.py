@@ -159,6 +159,19 @@ def test_confusable_batches_hold_each_row_once_and_neighbours_together(shop, tmp
     assert sorted(np.concatenate(twice).tolist()) == sorted([*range(24), 3]) and [len(b) for b in twice] == [6, 6, 6, 7]
 
 
+def test_confusable_batches_hold_as_many_groups_as_even_dealing_would(shop, tmp_path):
+    data = open_data(shop)
+    mine(vectors(data), tmp_path / "t.parquet", plain(negatives=2, window=4, directions=["image->image"]), data=data)
+    negatives = Negatives(tmp_path / "t.parquet", data, "print")
+    groups = np.r_[np.full(12, 5), np.repeat([6, 7, 8], 2), np.zeros(6, np.int64)]  # one large, three small, six rows alone
+    for epoch in range(5):
+        rows = np.random.default_rng([9, epoch]).permutation(24)
+        batches = ConfusableBatches(negatives, lambda _, r=rows: r, 6, 1, 0.8, groups)(epoch)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(24)) and [len(b) for b in batches] == [6] * 4
+        held = [np.bincount(groups[b], minlength=9) for b in batches]
+        assert all(h[5] == 3 for h in held) and all(h[6:].max() <= 1 for h in held)
+
+
 def test_near_keys_survive_other_clothes_and_tell_others_apart():
     image, audio, text = (modalities.get(m) for m in ("image", "audio", "text"))
     keys = [image.near_key(drawing(s, 128)) for s in range(40)]

@@ -81,9 +81,8 @@ class Rounds:
         if self.negatives is None or not self.options.use.confusable:
             return rows
         usable = np.concatenate(rows)
-        return ConfusableBatches(self.negatives, lambda _: usable, self.batch_size, self.seed, self.options.use.confusable)(
-            epoch
-        )
+        share, groups = self.options.use.confusable, self.data.labels["group"]
+        return ConfusableBatches(self.negatives, lambda _: usable, self.batch_size, self.seed, share, groups)(epoch)
 
     def extra(self, rows: np.ndarray) -> np.ndarray | None:
         """Mined rows for a batch of the current epoch; None when there are none."""
