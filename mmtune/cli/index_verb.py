@@ -148,7 +148,7 @@ def _search_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--hybrid", action="store_true", help="fused with BM25 over the items' words")
 
 
-def _query(args: argparse.Namespace) -> dict[str, Any]:
+def _query(args: argparse.Namespace) -> Any:
     if args.id is not None:
         return {"item": args.id}
     if args.file is None:
@@ -170,7 +170,7 @@ def _search(args: argparse.Namespace) -> Result:
         answer = coll.search(
             k=args.k, where=args.filter, version=args.version, target=args.target, hybrid=args.hybrid, **_query(args)
         )
-    document = {"version": answer.version, "fingerprint": answer.fingerprint, "results": answer.results}
+    document: dict[str, Any] = {"version": answer.version, "fingerprint": answer.fingerprint, "results": answer.results}
     document |= {"seconds": answer.seconds, "query": answer.query}
     return Result(document, say.answer(answer))
 

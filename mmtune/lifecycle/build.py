@@ -112,12 +112,13 @@ def build(
         with coll.layout.lock():
             seq = coll.bring(version, record, found, built_until=until)
             record["items"], record["vectors"] = coll.corpus.count(names), {m: coll.count(record, m) for m in names}
-            write_json(directory / "version.json", {**record, "seq": seq})
-            journal.append(coll.layout, journal.event("build", version, fingerprint=found.fingerprint, items=record["items"]))
+            event = journal.event("build", version, fingerprint=found.fingerprint, items=record["items"])
+            write_json(directory / "version.json", {**record, "seq": seq, "event": event})
+            journal.append(coll.layout)
     return {
         "version": version, "fingerprint": found.fingerprint, "items": record["items"], "vectors": record["vectors"],
-        "index": built, "store": place["kind"], "embedded": embedded, "reused": max(0, sum(counts[m] for m in names) - embedded),
-        "loaded": loaded,
+        "index": built, "store": place["kind"], "embedded": embedded,
+        "reused": max(0, sum(counts[m] for m in names) - embedded), "loaded": loaded,
         "live": coll.live, "next": f"mmtune index promote {coll.path} {version}", "seconds": round(time.monotonic() - begin, 3),
     }  # fmt: skip
 

@@ -24,11 +24,13 @@ ALIKE = 0.999
 BATCH = 8
 
 
-def embed_bytes(model: "Model", modality: str, values: Sequence[bytes], role: str | None = None) -> np.ndarray:
+def embed_bytes(
+    model: "Model", modality: str, values: Sequence[bytes], role: str | None = None, batch_size: int = BATCH
+) -> np.ndarray:
     """Float32 unit vectors [N, D] of contents."""
     kind = modalities.get(modality)
     items = ((lambda v=v: kind.decode(v)) for v in values)
-    parts = list(vectors(model, modality, items, BATCH, lambda n: None, role))
+    parts = list(vectors(model, modality, items, batch_size, lambda n: None, role))
     return np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
 
 

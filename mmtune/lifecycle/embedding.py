@@ -59,7 +59,8 @@ def _embed_block(
         at = np.flatnonzero(sources == source)
         here = [items[n] for n in at.tolist()]
         if source == HERE:
-            found[at] = embed_bytes(model, modality, [corpus.read(i, modality) for i in here])
+            values = [corpus.read(i, modality) for i in here]
+            found[at] = embed_bytes(model, modality, values, None, batch_size)
             continue
         places = [corpus.where(i, modality) for i in here]
         rows = np.array([row for _, row in places])

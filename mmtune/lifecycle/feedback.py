@@ -106,7 +106,7 @@ class Feedback:
                 continue
             if query not in items:
                 rows[query] = {"id": query} | self._cell(out, query, said["modality"], content.read_bytes())
-            for name in {query, item} & set(items):
+            for name in (n for n in (query, item) if n in items):
                 rows.setdefault(name, self._row(out, corpus, items[name]))
             line = {"query_id": query, "item_id": item, "verdict": said["verdict"], "clicks": said["clicks"]}
             lines.append(line)
@@ -117,7 +117,7 @@ class Feedback:
         with atomic_open(out / "rows.jsonl") as f:
             for row in rows.values():
                 f.write((json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False) + "\n").encode())
-        pack(out / "rows.jsonl", out / "data")
+        pack(out / "rows.jsonl", out / "data", overwrite=True)
         return {"judgments": str(out / "judgments.jsonl"), "data": str(out / "data"), "verdicts": len(lines), "unused": unused}
 
     def _row(self, out: Path, corpus: Corpus, item: Item) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Who did what, when and why: append-only, one JSON line an event.
 
-A move of the live pointer is one file replaced; its line in the journal is another. The pointer carries its own event, so a
-process killed between the two loses nothing: the next writer appends the line, and readers see it meanwhile.
+A move of the live pointer is one file replaced; its line in the journal is another. The pointer carries its own event (and a
+version that of its build), so a process killed between the two loses nothing: the next writer adds the line.
 """
 
 import getpass
@@ -30,25 +30,32 @@ def _lines(layout: Layout) -> list[dict[str, Any]]:
     return read_jsonl(path, torn=True) if path.exists() else []
 
 
+def _pending(layout: Layout, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events that happened (a pointer moved, a version appeared) and whose line is not there yet."""
+    built = {line["version"] for line in lines if line["what"] == "build"}
+    lost = [layout.record(v)["event"] for v in layout.versions() if v not in built]
+    moved = layout.live()["event"]
+    if moved and not any(line.get("generation") == moved["generation"] for line in reversed(lines)):
+        lost.append(moved)
+    return lost
+
+
 def read(layout: Layout) -> list[dict[str, Any]]:
-    """Every event, oldest first, the pointer's last move included."""
+    """Every event, oldest first."""
     lines = _lines(layout)
-    pending = layout.live()["event"]
-    if pending and not any(line.get("generation") == pending["generation"] for line in reversed(lines)):
-        lines.append(pending)
-    return lines
+    return lines + _pending(layout, lines)
 
 
-def append(layout: Layout, line: dict[str, Any] | None) -> None:
-    """Add an event (None: only repair). Under the write lock: mends a torn last line, adds a move whose writer was killed."""
+def append(layout: Layout, line: dict[str, Any] | None = None) -> None:
+    """Under the write lock: mend a torn last line, add what a killed writer did without saying so, then `line`.
+
+    The event of a move or a build is published with it (in live.json, in version.json), so it comes here by itself.
+    """
     path = layout.path / "journal.jsonl"
     if path.exists() and path.stat().st_size:
         with open(path, "rb+") as f:
             data = f.read()
             if not data.endswith(b"\n"):
                 f.truncate(data.rfind(b"\n") + 1)
-    pending = layout.live()["event"]
-    if pending and not any(x.get("generation") == pending["generation"] for x in reversed(_lines(layout))):
-        append_jsonl(path, pending)
-    if line is not None and not (pending and line.get("generation") == pending["generation"]):
-        append_jsonl(path, line)
+    for lost in [*_pending(layout, _lines(layout)), *([line] if line else [])]:
+        append_jsonl(path, lost)

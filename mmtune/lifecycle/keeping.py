@@ -59,11 +59,23 @@ class Keeping:
                 found = self._opened.get(version)
                 if found is None:
                     found = self.check(open_version(self.layout, version, self.models, self.cache))
-                    while len(self._opened) >= KEPT_OPEN:
-                        oldest = next(v for v in self._opened if v != self.live or len(self._opened) == 1)
-                        self._opened.pop(oldest)  # not closed: a search may still hold it
-                    self._opened[version] = found
+                    self._keep(found)
         return found
+
+    def reopen(self, version: str) -> Opened:
+        """As `open`, with the artifact read and verified again, and the canaries asked again."""
+        with self._guard:
+            known = self._opened.get(version)
+            found = open_version(self.layout, version, {}, self.cache, known.stores if known else None)
+            self.models[found.fingerprint] = found.model
+            self._keep(self.check(found))
+        return found
+
+    def _keep(self, opened: Opened) -> None:
+        while len(self._opened) >= KEPT_OPEN and opened.version not in self._opened:
+            oldest = next(v for v in self._opened if v != self.live)
+            self._opened.pop(oldest)  # not closed: a search may still hold it
+        self._opened[opened.version] = opened
 
     def check(self, opened: Opened, every: bool = False) -> Opened:
         """The same version when its stores hold what they should (a sample, or `every` vector); else ModelError."""

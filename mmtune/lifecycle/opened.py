@@ -2,7 +2,7 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -147,9 +147,16 @@ class Opened:
             store.close()
 
 
-def open_version(layout: Layout, version: str, models: "dict[str, Model]", cache: QueryCache) -> Opened:
+def open_version(
+    layout: Layout,
+    version: str,
+    models: "dict[str, Model]",
+    cache: QueryCache,
+    handles: "Mapping[str, Store] | None" = None,
+) -> Opened:
     """Check and open: the pinned artifact is what it was, the canaries have their vectors, every store is stamped with the same
-    fingerprint. ModelError names what differs. models: those loaded (and so checked) already, by fingerprint."""
+    fingerprint. ModelError names what differs. models: those loaded (and so checked) already, by fingerprint; handles: stores
+    of it that are open already."""
     record = layout.record(version)
     mark = record["fingerprint"]
     model = models.get(mark)
@@ -158,7 +165,8 @@ def open_version(layout: Layout, version: str, models: "dict[str, Model]", cache
     canaries.check(model, layout.directory(version) / "canaries.safetensors")
     stores: dict[str, Store] = {}
     for name in record["modalities"]:
-        store = open_store(layout.place(version, name, record["store"]["kind"], record["store"].get("url")))
+        place = layout.place(version, name, record["store"]["kind"], record["store"].get("url"))
+        store = handles[name] if handles else open_store(place)
         if store.fingerprint != mark or store.dim != record["dim"]:
             raise ModelError(
                 f"version {version}: its {name} store holds {store.dim} numbers of {store.fingerprint}, and the version is "

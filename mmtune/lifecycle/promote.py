@@ -16,15 +16,16 @@ from mmtune.files import write_json
 from mmtune.lifecycle import journal
 from mmtune.lifecycle.heldout import compare_held_out
 from mmtune.lifecycle.measure import latencies, recall
-from mmtune.lifecycle.opened import Opened, open_version
 from mmtune.lifecycle.versions import now
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
     from mmtune.evaluate.gate import Gate
     from mmtune.lifecycle.collection import Collection
+    from mmtune.lifecycle.opened import Opened
 
 QUERIES = 64  # searches that recall and latency are measured with
+HISTORY = 50  # versions that one can roll back through
 SLACK_MS = 5.0  # a difference of so few milliseconds is nobody's
 
 
@@ -88,11 +89,11 @@ def promote(
     return {**document, "promoted": True, "forced": bool(reasons), "reasons": reasons, "why": why}
 
 
-def whole(coll: "Collection", version: str) -> Opened:
+def whole(coll: "Collection", version: str) -> "Opened":
     """The version opened from its files as for the first time, brought up to date, its canaries and every stored vector
     checked."""
     coll.bring_all()
-    opened = open_version(coll.layout, version, {}, coll.cache)
+    opened = coll.reopen(version)
     behind = coll.corpus.seq - coll.layout.applied(version)
     if behind:
         with coll.layout.lock():
@@ -104,7 +105,7 @@ def _judge(
     coll: "Collection",
     document: dict[str, Any],
     before: Mapping[str, Any],
-    new: Opened,
+    new: "Opened",
     data: "Data | None",
     gate: "Gate | Mapping[str, Any] | None",
     min_recall: float,
@@ -150,7 +151,7 @@ def _judge(
     return reasons
 
 
-def _same_items(live: Opened, new: Opened, checks: dict[str, Any]) -> list[str]:
+def _same_items(live: "Opened", new: "Opened", checks: dict[str, Any]) -> list[str]:
     """The sets of ids that the two can find; a difference is a reason unless other modalities are indexed, which explains
     it."""
     a, b = ({i for s in o.stores.values() for i in s.ids()} for o in (live, new))
@@ -164,7 +165,7 @@ def _same_items(live: Opened, new: Opened, checks: dict[str, Any]) -> list[str]:
     return [f"other items: {len(a - b)} only in {live.version}, {len(b - a)} only in {new.version}, e.g. {name!r}"]
 
 
-def _queries(coll: "Collection", new: Opened, data: "Data | None", name: str) -> np.ndarray:
+def _queries(coll: "Collection", new: "Opened", data: "Data | None", name: str) -> np.ndarray:
     """Vectors to measure recall with: held-out rows, else stored items."""
     from mmtune.embed import embed_data
     from mmtune.prompts import QUERY
@@ -179,7 +180,7 @@ def _queries(coll: "Collection", new: Opened, data: "Data | None", name: str) ->
     return new.stores[name].fetch([i.id for i in items])
 
 
-def _signals(coll: "Collection", live: Opened, new: Opened, data: "Data | None") -> list[tuple[str, bytes]]:
+def _signals(coll: "Collection", live: "Opened", new: "Opened", data: "Data | None") -> list[tuple[str, bytes]]:
     """Contents to time searches with: held-out rows, else items, of one modality that both models have."""
     names = [m for m in live.model.towers if m in new.model.towers]
     if data is not None:
@@ -204,9 +205,10 @@ def _point(
     current = coll.layout.live()
     generation = current["generation"] + 1
     event = journal.event(what, version, why, previous=current["version"], generation=generation, **said)
+    history = history[-HISTORY:]
     pointer = {"version": version, "previous": history[-1] if history else None, "history": history}
     coll.layout.point({**pointer, "generation": generation, "since": event["at"], "event": event})
-    journal.append(coll.layout, event)
+    journal.append(coll.layout)
     return event
 
 

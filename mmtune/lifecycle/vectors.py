@@ -40,6 +40,8 @@ class ContentVectors:
                 for name, kind in (("keys", np.int64), ("vectors", np.float32)):
                     shape, offset = header[name]["shape"], header[name]["data_offsets"][0]
                     parts.append(np.memmap(path, kind, "r", start + offset, tuple(shape)))
+            except FileNotFoundError:
+                raise
             except (OSError, ValueError, KeyError) as e:
                 raise DataError(f"{path}: not a whole block of vectors ({e}); remove it, it will be embedded again") from None
             if parts[1].shape != (len(parts[0]), self.dim):
@@ -49,6 +51,14 @@ class ContentVectors:
 
     def _index(self, modality: str) -> tuple[np.ndarray, np.ndarray, list[Path]]:
         """(keys ascending, file * 2**32 + row of each, files)."""
+        for _ in range(10):
+            try:
+                return self._look(modality)
+            except FileNotFoundError:
+                continue  # another process merged blocks between two looks
+        raise DataError(f"{self.directory / modality}: its blocks change faster than they can be read")
+
+    def _look(self, modality: str) -> tuple[np.ndarray, np.ndarray, list[Path]]:
         files = sorted(p for p in (self.directory / modality).glob("*.safetensors") if not p.name.startswith("."))
         known = self._sorted.get(modality)
         if known is None or known[0] != frozenset(files):

@@ -34,10 +34,13 @@ FEW = 20_000  # so few admitted candidates are searched exactly
 class _State:
     """One consistent view of the files: the base with what is dead in it, and the rows of the segments after it."""
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]):
+    def __init__(self, directory: Path, manifest: dict[str, Any], known: "_State | None" = None):
         mark, self.manifest = manifest["fingerprint"], manifest
         empty = files.Segment(np.zeros((0, manifest["dim"]), np.float32), pa.array([], pa.large_string()), pa.array([]), [])
-        self.base = files.read_segment(directory, manifest["base"], mark) if manifest["base"] else empty
+        if known is not None and known.manifest["base"] != manifest["base"]:
+            known = None  # else its mapped base and index serve on
+        made = files.read_segment(directory, manifest["base"], mark) if manifest["base"] and known is None else empty
+        self.base: files.Segment = made if known is None else known.base
         place: dict[str, tuple[int, int]] = {}
         dead: set[int] = set()
         segments = [files.read_segment(directory, name, mark) for name in manifest["segments"]]
@@ -59,7 +62,9 @@ class _State:
             self.alive[list(dead)] = False
         self.count = len(self.base.ids) - len(dead) + len(place)
         path = directory / f"{manifest['base']}.index"
-        self.propose = Proposer(path, manifest["index"]) if manifest["base"] and path.exists() else None
+        self.propose: Proposer | None = (
+            known.propose if known else Proposer(path, manifest["index"]) if manifest["base"] and path.exists() else None
+        )
         self.masks: dict[str, tuple[np.ndarray | None, np.ndarray]] = {}
 
     def gather(self, at: np.ndarray) -> np.ndarray:
@@ -158,7 +163,8 @@ class FaissStore:
                 if self._view is not None and self._view[0] == sign:
                     return self._view[1]
                 try:
-                    state = _State(self.directory, files.read_manifest(self.directory))
+                    known = self._view[1] if self._view else None
+                    state = _State(self.directory, files.read_manifest(self.directory), known)
                 except FileNotFoundError:
                     if attempt == 19:
                         raise DataError(f"{self.directory}: the manifest names a file that is not there") from None
