@@ -18,6 +18,7 @@ VERBS = {
     "advise": "tune or not, with what, and at what re-indexing cost",
     "compare": "base against candidate, paired, with intervals and the gate's verdict",
     "index": "a collection: build, search, shadow, promote, roll back; a new model is a new version",
+    "serve": "search a collection over HTTP: REST, and a page with pictures and players",
     "report": "one self-contained HTML file: verdict, curves, before and after",
 }
 

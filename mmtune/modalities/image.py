@@ -15,6 +15,7 @@ from PIL import ImageOps
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.modalities.changes import Changes
 from mmtune.modalities.near import NEAR_PICTURES, picture_key
 
 MAX_PIXELS = 100_000_000
@@ -60,6 +61,14 @@ def _open(data: bytes, max_pixels: int) -> PILImage.Image:
         ) from None
 
 
+def _header(data: bytes) -> PILImage.Image:
+    """The header alone, of one of FORMATS."""
+    PILImage.init()  # `formats` knows only plugins that are loaded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PILImage.open(io.BytesIO(data), formats=FORMATS)
+
+
 class Image(Modality):
     """Signals are RGB `PIL.Image.Image`."""
 
@@ -78,9 +87,7 @@ class Image(Modality):
 
     def admit(self, data: bytes, max_pixels: int = SERVED_PIXELS, **_: Any) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                width, height = PILImage.open(io.BytesIO(data), formats=FORMATS).size
+            width, height = _header(data).size
         except Exception as e:  # as in _open
             known = f"not a readable picture ({', '.join(FORMATS)})"
             raise Rejected(
@@ -108,13 +115,34 @@ class Image(Modality):
         return picture_key(signal)
 
     def augment(
-        self, crop: float = 1.0, flip: bool = False, rotate: float = 0.0, color: float = 0.0, **unknown: Any
+        self,
+        crop: float = 1.0,
+        flip: bool = False,
+        rotate: float = 0.0,
+        color: float = 0.0,
+        trivial: bool = False,
+        perspective: float = 0.0,
+        blur: float = 0.0,
+        grey: float = 0.0,
+        erase: float = 0.0,
+        **unknown: Any,
     ) -> Callable[[Any, random.Random], Any]:
         """`crop`: smallest share of the area kept (1 = off); `flip`: mirror half of the time; `rotate`: degrees at most;
-        `color`: strength of brightness, contrast and saturation jitter (0 = off)."""
+        `color`: strength of brightness, contrast and saturation jitter (0 = off); `trivial`: one of twelve changes at a random
+        strength; `perspective`: distortion at most, 0 to 1; `blur`: its radius at most, in pixels; `grey`: how often; `erase`:
+        largest share of the area that a rectangle hides."""
         if unknown:
-            raise RecipeError(f"augment.image.{next(iter(unknown))}: unknown; known: crop, flip, rotate, color")
-        return Augment(crop, flip, rotate, color)
+            known = "crop, flip, rotate, color, trivial, perspective, blur, grey, erase, mixup"
+            raise RecipeError(f"augment.image.{next(iter(unknown))}: unknown; known: {known}")
+        for key, value in (("perspective", perspective), ("grey", grey), ("erase", erase)):
+            if not 0 <= value <= 1:
+                raise RecipeError(f"augment.image.{key}: {value} is not a share from 0 to 1")
+        more = Changes(trivial, perspective, blur, grey, erase)
+        return Augment(crop, flip, rotate, color, more)
+
+    def mix(self, signal: PILImage.Image, other: PILImage.Image, share: float) -> PILImage.Image:
+        """The average of both, `other` stretched to the size of `signal` with weight `share`."""
+        return PILImage.blend(signal, other.resize(signal.size, PILImage.Resampling.BILINEAR), share)
 
     def show(self, data: bytes) -> str:
         picture = self.decode(data)
@@ -135,7 +163,7 @@ class Image(Modality):
 
     def mime(self, data: bytes) -> str:
         try:
-            return PILImage.MIME[PILImage.open(io.BytesIO(data), formats=FORMATS).format or ""]
+            return PILImage.MIME[_header(data).format or ""]
         except Exception:  # as in _open
             return super().mime(data)
 
@@ -148,10 +176,10 @@ class Image(Modality):
 class Augment:
     """Random resized crop (Inception, arXiv 1409.4842), mirror, rotation and colour jitter on a PIL picture."""
 
-    def __init__(self, crop: float, flip: bool, rotate: float, color: float):
+    def __init__(self, crop: float, flip: bool, rotate: float, color: float, more: Changes | None = None):
         if not 0 < crop <= 1:
             raise RecipeError(f"augment.image.crop: {crop} is not in (0, 1]")
-        self.crop, self.flip, self.rotate, self.color = crop, flip, rotate, color
+        self.crop, self.flip, self.rotate, self.color, self.more = crop, flip, rotate, color, more
 
     def __call__(self, picture: PILImage.Image, rng: random.Random) -> PILImage.Image:
         from PIL import ImageEnhance
@@ -175,4 +203,4 @@ class Augment:
         if self.color:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 picture = enhance(picture).enhance(rng.uniform(1 - self.color, 1 + self.color))
-        return picture
+        return self.more(picture, rng) if self.more else picture

@@ -1,0 +1,72 @@
+"""Search a collection over HTTP: REST and a page with pictures and players. Follows promotions and rollbacks at once.
+
+  mmtune serve COLLECTION                               http://127.0.0.1:8000/page, this machine only, nobody writes
+  mmtune serve COLLECTION --token T                     whoever has the token may also PUT and DELETE items
+  mmtune serve COLLECTION --host 0.0.0.0 --token T      other machines too; every request carries the token
+
+POST /search takes JSON or a form with one value under its modality's name, or an item's id; /openapi.json tells the rest. Put
+TLS before it (a reverse proxy) where the network is not your own. Ctrl-C or SIGTERM answers what is under way, then stops.
+"""
+
+import argparse
+import os
+from typing import Any
+
+from mmtune import modalities
+from mmtune.cli.dispatch import Result
+
+
+def _limits() -> dict[str, tuple[Any, Any]]:
+    """Every limit of a value that a modality has: name -> (its type, its default here)."""
+    from mmtune.serve.settings import value_limits
+
+    types = {k: o.type for n in modalities.names() for k, o in modalities.get(n).options.items()}
+    return {k: (types[k], v) for k, v in value_limits().items()}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    from mmtune.serve.settings import Limits
+
+    usual = Limits()
+    parser.add_argument("collection", metavar="COLLECTION")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1; others need a token)"
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any that is free")
+    parser.add_argument("--token", default=os.environ.get("MMTUNE_TOKEN") or None, metavar="T", help="or MMTUNE_TOKEN")
+    parser.add_argument("--no-page", action="store_true", help="REST only")
+    parser.add_argument("--max-bytes", type=int, default=usual.max_bytes, metavar="N", help=f"of a request ({usual.max_bytes})")
+    parser.add_argument("--max-k", type=int, default=usual.max_k, metavar="N", help=f"results of a search ({usual.max_k})")
+    parser.add_argument(
+        "--max-concurrent",
+        type=int,
+        default=usual.max_concurrent,
+        metavar="N",
+        help=f"requests at once ({usual.max_concurrent})",
+    )
+    for name, (kind, default) in _limits().items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=default, metavar="N", help=f"of a value ({default})"
+        )
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="searches that share a forward pass, at most (32)")
+    parser.add_argument(
+        "--window", type=float, default=4.0, metavar="MS", help="milliseconds an idle server waits for others to share it (4)"
+    )
+    parser.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds that a stop waits for answers (10)")
+    parser.add_argument("--quiet", action="store_true", help="only errors on standard error")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.serve.run import run as serve
+    from mmtune.serve.settings import Limits, Settings
+
+    limits = Limits(
+        max_bytes=args.max_bytes, max_k=args.max_k, max_concurrent=args.max_concurrent,
+        values={name: getattr(args, name) for name in _limits()},
+    )  # fmt: skip
+    settings = Settings(
+        args.host, args.port, args.token, limits, window=args.window / 1000, batch=args.batch, page=not args.no_page,
+        grace=args.grace,
+    )  # fmt: skip
+    done = serve(args.collection, settings, args.quiet)
+    return Result(done, f"{done['url']}  {done['requests']} requests")

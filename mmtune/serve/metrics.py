@@ -1,0 +1,74 @@
+"""What a server counts, in Prometheus' own format."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """One registry a server; `exposition` is the document of GET /metrics."""
+
+    def __init__(self) -> None:
+        import prometheus_client as p
+
+        self.registry = r = p.CollectorRegistry()
+        self.requests = p.Counter("mmtune_requests", "HTTP requests", ["route", "status"], registry=r)
+        self.seconds = p.Histogram("mmtune_request_seconds", "Their duration", ["route"], buckets=SECONDS, registry=r)
+        self.searches = p.Counter("mmtune_searches", "Searches answered", ["version", "by"], registry=r)
+        self.empty = p.Counter("mmtune_searches_empty", "Searches that found nothing", ["version"], registry=r)
+        self.refused = p.Counter("mmtune_refused", "Requests refused", ["code"], registry=r)
+        self.batch = p.Histogram("mmtune_batch_size", "Values that shared a forward pass", buckets=SIZES, registry=r)
+        self.pass_seconds = p.Histogram("mmtune_batch_seconds", "Duration of a forward pass", buckets=SECONDS, registry=r)
+        self.under_way = p.Gauge("mmtune_under_way", "Searches and writes under way", registry=r)
+        self.live = p.Gauge("mmtune_live", "1 for the version that answers", ["version", "fingerprint"], registry=r)
+        self.items = p.Gauge("mmtune_items", "Items in the collection", registry=r)
+        self.feedback = p.Counter("mmtune_feedback", "Clicks and marks", ["kind"], registry=r)
+
+    def observe_batch(self, size: int, seconds: float) -> None:
+        """One forward pass."""
+        self.batch.observe(size)
+        self.pass_seconds.observe(seconds)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """(document, its media type)."""
+        import prometheus_client as p
+
+        return p.generate_latest(self.registry), p.CONTENT_TYPE_LATEST
+
+
+class Counted:
+    """Counts and times every HTTP request by the route that took it (never by its path, which a caller makes up)."""
+
+    def __init__(self, app: "ASGIApp", metrics: Metrics):
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begin, status = time.perf_counter(), 500
+
+        async def told(message: "Message") -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, told)
+        finally:
+            route = route_of(scope)
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - begin)
+
+
+def route_of(scope: Any) -> str:
+    """The route's pattern, "/page" for all of the page, "other" where none took it."""
+    if scope["path"].startswith("/page"):
+        return "/page"
+    return getattr(scope.get("route"), "path", "other")

@@ -1,0 +1,101 @@
+"""A Collection whose query encoding goes through micro-batches; all else of a search is the Collection's own."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtune.encode import vectors
+from mmtune.errors import ModelError
+from mmtune.lifecycle.collection import Collection
+from mmtune.lifecycle.opened import Opened, content_of, query_label
+from mmtune.prompts import QUERY
+from mmtune.serve.batcher import Batcher
+
+
+class Batched(Opened):
+    """An open version; threads that encode at the same moment share a pass. Answers are those of `Opened`."""
+
+    def __init__(self, opened: Opened, batcher: Batcher):
+        super().__init__(opened.record, opened.model, opened.stores, opened.cache)
+        self.opened, self.batcher = opened, batcher
+
+    def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
+        """As `Opened.encode`: [N, D]. Values are decoded here, in the caller's thread; only the pass is shared."""
+        if modality not in self.model.towers:
+            return super().encode(modality, values)  # which says what there is
+        out = np.empty((len(values), self.dim), np.float32)
+        waiting = []
+        for n, value in enumerate(values):
+            signal, data = content_of(modality, value)
+            key = None if data is None else (self.fingerprint, modality, query_label(modality, data))
+            found = self.cache.get(key) if key else None
+            if found is None:
+                waiting.append((n, key, self.batcher.submit((self, modality), signal)))
+            else:
+                out[n] = found
+        for n, key, future in waiting:
+            out[n] = future.result()
+            if key:
+                self.cache.put(key, out[n].copy())
+        return out
+
+
+def encode_signals(key: tuple[Batched, str], signals: list[Any]) -> np.ndarray:
+    """The pass itself: [N, D] of signals of one modality, by one version's model."""
+    opened, modality = key
+    calls = [lambda s=s: s for s in signals]
+    return np.concatenate(list(vectors(opened.model, modality, calls, len(calls), lambda n: None, QUERY)))
+
+
+class Served(Collection):
+    """`Collection` for a server. observe: see `Batcher`."""
+
+    def __init__(
+        self, path: str | Path, window: float = 0.004, batch: int = 32, observe: Callable[[int, float], None] | None = None
+    ):
+        super().__init__(path)
+        self.batcher = Batcher(encode_signals, window, batch, observe)
+        self._batched: dict[str, Batched] = {}
+        self._wrap = threading.Lock()
+
+    def open(self, version: str | None = None) -> Batched:
+        """As `Collection.open`."""
+        opened = super().open(version)
+        with self._wrap:
+            found = self._batched.get(opened.version)
+            if found is None or found.opened is not opened:
+                found = self._batched[opened.version] = Batched(opened, self.batcher)
+            for gone in set(self._batched) - set(self._opened) - {opened.version}:
+                del self._batched[gone]
+        return found
+
+    @property
+    def open_versions(self) -> set[str]:
+        """Those that answer without being opened first."""
+        return set(self._opened)
+
+    def staged(self) -> str | None:
+        """The newest version, where it is newer than the live one: what waits to be promoted."""
+        names = self.layout.versions()
+        live = self.live
+        return names[-1] if names and (live is None or int(names[-1][1:]) > int(live[1:])) else None
+
+    def resolve(self, version: str | None) -> str | None:
+        """From "live", "staged", a name or None to a name, None for whoever is live. ModelError when nothing is staged."""
+        if version in (None, "", "live"):
+            return None
+        if version == "staged":
+            found = self.staged()
+            if found is None:
+                raise ModelError("no version is staged: the newest one is live")
+            return found
+        return version
+
+    def close(self) -> None:
+        """Answer what waits, then as `Collection.close`."""
+        self.shadowing.close()  # its searches use the batcher
+        self.batcher.close()
+        super().close()
