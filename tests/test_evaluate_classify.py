@@ -83,22 +83,6 @@ def test_words_classify_where_they_name_classes_and_neighbours_where_not():
     assert tasks({"audio": sound}) == []
 
 
-def test_eval_classifies_by_group_or_column(tmp_path, capsys):
-    data = corpora.packed(tmp_path, 24, 1, ("image", "text"))
-    assert dispatch("eval", ["tiny:clip", data, "--classify", "group", "--json", "--quiet"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["classification"]
-    assert (found["direction"], found["how"], found["rows"]) == ("image->text", "words", 24) and len(found["classes"]) == 6
-    assert sum(map(sum, found["confusion"])) == 24
-    only = ["--only", "image", "--classify", "shade"]
-    assert dispatch("eval", ["tiny:clip", data, *only, "--json", "--quiet"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["classification"]
-    assert (found["direction"], found["how"], found["classes"]) == ("image->image", "neighbours", ["dark", "light"])
-    assert dispatch("eval", ["tiny:clip", data, *only, "--quiet"]) == 0
-    assert "image->image as classification by the 5 nearest neighbours: accuracy" in capsys.readouterr().out
-    assert dispatch("eval", ["tiny:clip", data, "--classify", "shadow", "--quiet"]) == 2
-    assert "shade" in capsys.readouterr().err
-
-
 def test_eval_writes_trec_files(tmp_path, capsys):
     import ir_measures
 

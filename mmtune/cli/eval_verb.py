@@ -36,7 +36,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-within", action="store_true", help="leave out the directions within one modality")
     parser.add_argument("--out", metavar="FILE", help="write the JSON document there too")
     parser.add_argument("--trec", metavar="DIR", help="write runs and judgments of every direction there, as TREC files")
-    parser.add_argument("--classify", metavar="LABEL", help='also as classification by "group" or by a metadata column')
     parser.add_argument("--dim", type=int, metavar="N", help="the first N dimensions, of unit length again")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> Result:
     result = evaluate(
         args.model, args.data, modalities=args.only, ks=cutoffs(args.k), qrels=args.qrels, slices=args.slice,
         within=not args.no_within, trec=args.trec, batch_size=args.batch_size, quiet=args.quiet, dim=args.dim,
-        classify=args.classify, views=args.views, task=args.task, label=args.label, names=args.names, prompts=args.prompt,
+        views=args.views, task=args.task, label=args.label, names=args.names, prompts=args.prompt,
         train=args.train, neighbours=args.neighbours, apart=args.apart, normal=args.normal, by=args.by,
     )  # fmt: skip
     document = result.to_dict()

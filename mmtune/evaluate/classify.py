@@ -3,8 +3,8 @@ none do: what the nearest other items are (weighted k nearest neighbours, Wu et 
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from mmtune.errors import DataError
 from mmtune.evaluate.items import names_to_labels, unite
 from mmtune.evaluate.knn import NEIGHBOURS, nearest, vote
 from mmtune.similarity import exact_keys, tie_order, unit
-
-if TYPE_CHECKING:
-    from mmtune.data.shards import Data
 
 
 @dataclass
@@ -132,20 +129,6 @@ def by_neighbours(
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (truth[heard], found), 1)
     return Classified(f"{name}->{name}", classes, confusion, len(items) - int(heard.sum()), "neighbours")
-
-
-def relabelled(vectors: Mapping[str, Embedded], data: "Data", label: str) -> Mapping[str, Embedded]:
-    """The same vectors with a metadata column in place of their groups, or with these for "group".
-
-    Raises DataError for labels that tell nothing apart.
-    """
-    if label == "group":
-        values = dict(zip(data.ids, data.groups, strict=True))
-    else:
-        values = {i: None if v in (None, "") else str(v) for i, v in zip(data.ids, data.column(label), strict=True)}
-    if len(set(values.values()) - {None}) < 2:
-        raise DataError(f"{data.spec}: fewer than two classes by {label!r}: nothing to classify")
-    return {m: replace(e, groups=[values[i] for i in e.ids]) for m, e in vectors.items()}
 
 
 def tasks(vectors: Mapping[str, Embedded], described: Mapping[str, Embedded] | None = None) -> list[Classified]:

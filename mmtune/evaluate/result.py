@@ -1,6 +1,5 @@
 """What an evaluation found: typed, as a document, as a table for people, as a frame."""
 
-import html
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from mmtune.errors import RecipeError
 if TYPE_CHECKING:
     import pandas
 
-    from mmtune.evaluate.classify import Classified
     from mmtune.evaluate.slices import Slice
 
 SHOWN = 10  # slices of a direction in a table for people: the worst
@@ -44,8 +42,8 @@ class Direction:
 class Result:
     """Every direction that has a query with an answer. `skipped` and `tie_rate` are by direction, also for those left out.
 
-    classes: classification tasks, where they were asked for; dims: the same of each prefix that a Matryoshka model was trained
-    for, and of its whole vectors; unseen: directions between modalities that no training of the model ever paired.
+    dims: the same of each prefix that a Matryoshka model was trained for, and of its whole vectors; unseen: directions between
+    modalities that no training of the model ever paired.
     """
 
     fingerprint: str
@@ -53,7 +51,6 @@ class Result:
     skipped: dict[str, int]
     tie_rate: dict[str, float]
     slices: dict[str, dict[str, "Slice"]] = field(default_factory=dict)
-    classes: list["Classified"] = field(default_factory=list, repr=False)
     dims: dict[int, "Result"] = field(default_factory=dict, repr=False)
     unseen: list[str] = field(default_factory=list)
 
@@ -68,8 +65,6 @@ class Result:
         }
         if self.slices:
             document["slices"] = {d: {n: s.to_dict() for n, s in by.items()} for d, by in self.slices.items()}
-        if self.classes:
-            document["classification"] = [c.to_dict() for c in self.classes]
         if self.unseen:
             document["unseen in training"] = self.unseen
         if self.dims:
@@ -129,7 +124,6 @@ class Result:
 
         notes = [f"{n}: {k:,} queries without a relevant candidate left out" for n, k in self.skipped.items() if k]
         notes += [f"{n}: ties decide in {t:.1%} of the queries" for n, t in self.tie_rate.items() if t > 0.01]
-        notes += [str(c) for c in self.classes]
         notes += [f"{', '.join(self.unseen)}: unseen in training, no such pair was learnt"] if self.unseen else []
         more = ["", plain_table(*self._dims_table())] if self.dims else []
         return "\n".join([plain_table(*self._table()), *notes, *more])
@@ -146,5 +140,4 @@ class Result:
         from mmtune.evaluate.tables import html_table
 
         tables = html_table(*self._table(), caption=f"model {self.fingerprint[:12]}")
-        tables += "".join(f"<p>{html.escape(str(c))}</p>" for c in self.classes)
         return tables + (html_table(*self._dims_table(), caption="by dimensions") if self.dims else "")

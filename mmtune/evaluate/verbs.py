@@ -8,7 +8,6 @@ import numpy as np
 
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
-from mmtune.evaluate.classify import relabelled, tasks
 from mmtune.evaluate.comparison import Comparison, compare_vectors
 from mmtune.evaluate.confusable import Confusable, freeze
 from mmtune.evaluate.dims import evaluate_dims, trained_dims
@@ -79,7 +78,6 @@ def evaluate(
     batch_size: int = 64,
     quiet: bool = True,
     dim: int | None = None,
-    classify: str | None = None,
     views: str | None = None,
     **options: Any,
 ) -> "Result | TaskResult":
@@ -91,15 +89,14 @@ def evaluate(
 
     qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
     trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files;
-    classify: "group" or a metadata column that holds the labels of a classification (see `evaluate.classify.tasks`);
     views: "mean", one item a group, the mean of its signals (see `evaluate.views`).
     """
-    from mmtune.embed import embed_classes, embed_data
+    from mmtune.embed import embed_data
     from mmtune.evaluate.by_task import evaluate_task, refuse_options
 
     found, rows = _model(model, dim), _data(data)
     if task != "retrieval":
-        options |= {"slices": slices, "qrels": qrels, "trec": trec, "classify": classify, "views": views}
+        options |= {"slices": slices, "qrels": qrels, "trec": trec, "views": views}
         seen = trained_on(model)
         return evaluate_task(
             found, rows, task, trained=seen, modalities=modalities, batch_size=batch_size, quiet=quiet, **options
@@ -117,9 +114,6 @@ def evaluate(
     if parts:
         by = f"ndcg@{max(ks)}"
         result.slices = {n: slice_direction(d, parts, by) for n, d in result.directions.items()}
-    if classify is not None:
-        described = embed_classes(found, rows, modalities, batch_size, quiet)
-        result.classes = tasks(*(relabelled(v, rows, classify) for v in (vectors, described)))
     result.unseen = unseen(found, result.directions)
     result.dims = evaluate_dims(vectors, result, trained_dims(found), ks=ks, qrels=judged, within=within)
     return result
