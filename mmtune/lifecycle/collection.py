@@ -116,6 +116,7 @@ class Collection(Keeping):
             results, mark = [r for r in results if r["id"] != item][:k], item
         else:
             ((name, value),) = query.items()
+            opened.require(name)
             signal, data = content_of(name, value)
             mark = self.feedback_log.remember(name, data, query_label(name, data)) if data is not None else ""
             vector = opened.encode(name, [data if data is not None else signal])[0]

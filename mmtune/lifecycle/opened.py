@@ -83,12 +83,17 @@ class Opened:
         self.record, self.model, self.stores, self.cache = record, model, stores, cache
         self.version, self.fingerprint, self.dim = record["version"], record["fingerprint"], record["dim"]
 
-    def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
-        """Query vectors [N, D] of values of one modality, by this version's model alone."""
+    def require(self, modality: str) -> None:
+        """ModelError unless the model has that tower."""
+        modalities.get(modality)
         if modality not in self.model.towers:
             raise ModelError(
                 f"version {self.version}: its model has no {modality} tower; it has {', '.join(self.model.towers)}"
             )
+
+    def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
+        """Query vectors [N, D] of values of one modality, by this version's model alone."""
+        self.require(modality)
         out = np.empty((len(values), self.dim), np.float32)
         todo: list[tuple[int, Any, Key | None]] = []
         for n, value in enumerate(values):
