@@ -96,6 +96,8 @@ class Tuning(Strict):
     blocks: int | None = Field(None, ge=1, description="partial: the last n, and what follows them; default 2")
     norms: bool = Field(False, description="partial: the normalisation layers (and no block, unless `blocks` says so)")
     layer_decay: float = Field(1.0, gt=0, le=1, description="each layer's lr is this share of the next one's")
+    head_first: float = Field(0.0, ge=0, description="epochs in which only a head learns, before those of `train` (LP-FT)")
+    head_lr: float | None = Field(None, gt=0, description="the learning rate of these; default: train.lr")
 
 
 class Interpolate(Strict):
@@ -135,6 +137,9 @@ class Recipe(Strict):
     objective: list[dict[str, Any]] = [{"loss": "auto"}]
     teachers: dict[str, dict[str, Any]] = Field({}, description="name -> model: MODEL, scorer: NAME, or scores: FILE")
     prompts: dict[str, Any] | None = Field(None, description="{NAME: {ROLE: template}} around words; default: the model's own")
+    windows: dict[str, Literal["mean", "max"]] | None = Field(
+        None, description="{NAME: how the windows of a long signal become one vector}; default: the model's own, mean"
+    )
     matryoshka: MatryoshkaConfig | None = None
     memory: MemoryConfig | None = None
     augment: dict[str, dict[str, Any]] = {}

@@ -100,6 +100,10 @@ class Modality:
         """A training-time augmentation `(signal, rng) -> signal`. Raises RecipeError for an unknown option."""
         raise NotImplementedError
 
+    def mix(self, signal: Any, other: Any, share: float) -> Any:
+        """`signal` with `other` in its background, which has `share` (0 to 1) of the whole. For training's `mixup`."""
+        raise NotImplementedError
+
     def show(self, data: bytes) -> str:
         """An HTML fragment that shows or plays the value, self-contained (data: URLs)."""
         raise NotImplementedError

@@ -58,7 +58,8 @@ class Model(nn.Module):
 
     def encode_inputs(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Inputs of U items -> unit vectors [U, D] float32. With "segments" [W] (window -> item, ascending) the inputs are W
-        windows, and an item's vector is the mean of its windows' unit vectors, normalised again. A model cut to fewer
+        windows, and an item's vector is the mean of its windows' unit vectors (or, by `windows`, their greatest value in each
+        dimension), normalised again. A model cut to fewer
         dimensions (`prefix`) gives the first of them, normalised again."""
         segments = inputs.get("segments")
         x = self.towers[modality].encode({k: v for k, v in inputs.items() if k != "segments"})
@@ -66,7 +67,12 @@ class Model(nn.Module):
             x = self.heads[modality](x)
         z = F.normalize(x.float(), dim=-1)
         if segments is not None:
-            z = F.normalize(z.new_zeros(int(segments[-1]) + 1, z.shape[1]).index_add(0, segments, z), dim=-1)
+            whole = z.new_zeros(int(segments[-1]) + 1, z.shape[1])
+            if self.windows.get(modality) == "max":
+                z = whole.scatter_reduce(0, segments[:, None].expand_as(z), z, "amax", include_self=False)
+            else:
+                z = whole.index_add(0, segments, z)
+            z = F.normalize(z, dim=-1)
         return truncate({modality: z}, self.dim)[modality]
 
     def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -145,6 +151,22 @@ class Model(nn.Module):
             if name not in self.towers:
                 raise RecipeError(f"prompts.{name}: this model has no {name} tower; it has {', '.join(self.towers)}")
         self.settings = {k: v for k, v in self.settings.items() if k != "prompts"} | ({"prompts": prompts} if prompts else {})
+        self._fingerprint = None
+
+    @property
+    def windows(self) -> dict[str, str]:
+        """How the windows of a long signal become one vector, by modality: "mean" where nothing is said, or "max"."""
+        return self.settings.get("windows", {})
+
+    def set_windows(self, windows: Mapping[str, str]) -> None:
+        """Replace `windows`; part of the fingerprint. RecipeError for a modality that the model lacks, and for words, whose
+        templates are averaged."""
+        for name in windows:
+            if name not in self.towers or modalities.get(name).inline:
+                known = [m for m in self.towers if not modalities.get(m).inline]
+                raise RecipeError(f"windows.{name}: this model cuts no such signal; there is: {', '.join(known) or 'none'}")
+        chosen = {m: how for m, how in windows.items() if how != "mean"}
+        self.settings = {k: v for k, v in self.settings.items() if k != "windows"} | ({"windows": chosen} if chosen else {})
         self._fingerprint = None
 
     # --- identity ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mmtune.config import Interpolate, Recipe, dump, load_recipe, parse, parse_s
 from mmtune.contracts import Embedded, Pair, direction
 from mmtune.data.batches import plan
 from mmtune.data.mix import Mix
+from mmtune.data.mixing import augmentation
 from mmtune.data.shards import Data, open_data
 from mmtune.data.stream import Stream
 from mmtune.embed import embed_data
@@ -21,6 +22,7 @@ from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluate import evaluate, evaluate_vectors
 from mmtune.evaluate.gate import Gate
 from mmtune.evaluate.overlap import trained_rows
+from mmtune.evaluate.seen import seen_pairs
 from mmtune.files import write_json, write_text
 from mmtune.mining.rounds import Rounds
 from mmtune.mining.verb import find_verifier
@@ -29,9 +31,10 @@ from mmtune.prompts import for_training, parse_prompts
 from mmtune.train.demands import check_demands
 from mmtune.train.loop import Trainer, precision
 from mmtune.train.objectives import Objective, build_objective
+from mmtune.train.stages import head_stage
 from mmtune.train.teach import build_teachers
-from mmtune.train.tune import LOW_RANK, Tuned, tune
-from mmtune.train.tune_adapters import save_adapters
+from mmtune.train.tune import LOW_RANK, Tuned, parse_tune, tune
+from mmtune.train.tune_adapters import describe_adapters, save_adapters
 from mmtune.train.wise import interpolate
 
 if TYPE_CHECKING:
@@ -75,6 +78,8 @@ def _train(
     base_mark = model.fingerprint
     if prompts is not None:
         model.set_prompts(prompts)
+    if recipe.windows is not None:
+        model.set_windows(recipe.windows)
     pairs = choose_pairs(recipe, model, data)
     model.ensure_scales(pairs)
     with processes.first_ahead():
@@ -87,10 +92,12 @@ def _train(
         )
     refuse_leak(general, data, usable, trained)
     between = _between(recipe)
-    tuned = tune(model, recipe.tune, trained, list(recipe.augment), recipe.train.seed, keep_start=between is not None)
+    augment = augmentations(recipe, trained, data)
+    heads = _heads_first(recipe, model, trained, resume, quiet, processes)
+    tuned = tune(model, recipe.tune, trained, list(recipe.augment), recipe.train.seed, between is not None, heads)
     stream = Stream(
         data, {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
-        augmentations(recipe, trained), seed=recipe.train.seed, workers=recipe.data.workers,
+        augment, seed=recipe.train.seed, workers=recipe.data.workers,
         cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=objective.columns,
         processes=processes,
     )  # fmt: skip
@@ -112,12 +119,14 @@ def _train(
     trainer.load_best()
     validate = _validators(val, general, pairs, recipe.train.metric, embed, ALONE)
     coefficient = _finish(tuned, between, validate, directory, recipe, base_mark)
-    model.info["matryoshka"] = sorted(recipe.matryoshka.dims) if recipe.matryoshka else []
+    model.info |= {"matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [], "seen": _seen(model, pairs)}
     result = evaluate(model, val) if val else None
     metrics = result.to_dict() if result else {}
     info = _info(recipe, model, data, base_mark, tuned, pairs) | {"interpolated": coefficient, "steps": trainer.place.step}
     seen = {k: data.labels[k][usable] for k in ("id", *trained)}
     mark = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=seen)
+    if tuned.low:
+        describe_adapters(directory / "adapters", directory / "artifact", info)
     document = {
         "artifact": str(directory / "artifact"),
         "fingerprint": mark,
@@ -141,8 +150,31 @@ def _info(recipe: Recipe, model: "Model", data: Mix, base_mark: str, tuned: Tune
         "seed": recipe.train.seed,
         "precision": precision(recipe.train.precision),
         "pairs": [list(p) for p in pairs],
+        "seen": model.info["seen"],
     }
     return found | ({"matryoshka": model.info["matryoshka"]} if recipe.matryoshka else {})
+
+
+def _seen(model: "Model", pairs: Sequence[Pair]) -> list[list[str]]:
+    """The pairs that its checkpoints, earlier runs and this one trained."""
+    return [list(p) for p in sorted({*seen_pairs(model), *((min(p), max(p)) for p in pairs)})]
+
+
+def _heads_first(
+    recipe: Recipe, model: "Model", trained: Sequence[str], resume: bool, quiet: bool, processes: Processes
+) -> "Model | None":
+    """The model whose heads were trained alone, where `tune` has a `head_first`: a run of its own in RUN/head_first."""
+    stage = head_stage(recipe, parse_tune(recipe.tune, list(model.towers), trained))
+    if stage is None:
+        return None
+    directory = Path(stage.run.dir)
+    if resume and (directory / "artifact" / "mmtune.json").is_file():
+        with processes.first_ahead():
+            if processes.first:
+                _claim(directory, stage, True)  # done before, by this very recipe
+    else:
+        _train(stage, [], resume, quiet, processes)
+    return artifact.load(directory / "artifact")
 
 
 def _course(trainer: Trainer) -> dict[str, Any]:
@@ -262,13 +294,13 @@ def _named(pairs: Sequence[Pair]) -> str:
     return ", ".join(f"[{a}, {b}]" for a, b in pairs)
 
 
-def augmentations(recipe: Recipe, trained: Sequence[str]) -> dict[str, Any]:
-    """{modality: (signal, rng) -> signal} of the recipe's `augment`."""
+def augmentations(recipe: Recipe, trained: Sequence[str], data: Mix) -> dict[str, Any]:
+    """{modality: (signal, rng) -> signal} of the recipe's `augment`; `mixup` draws its partners from `data`."""
     for m in recipe.augment:
         modalities.get(m)
         if m not in trained:
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(trained)}")
-    return {m: modalities.get(m).augment(**options) for m, options in recipe.augment.items() if options}
+    return {m: augmentation(m, options, data) for m, options in recipe.augment.items() if options}
 
 
 def refuse_leak(general: Data | None, data: Mix, usable: np.ndarray, trained: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""MODEL string -> model: an artifact directory, a family's checkpoint, or one checkpoint a modality."""
+"""MODEL string -> model: an artifact or adapters directory, a family's checkpoint, or one checkpoint a modality."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mmtune import backbones
+from mmtune.artifact import adapters
 from mmtune.backbones import Part
 from mmtune.errors import ModelError
 from mmtune.files import read_json
@@ -27,6 +28,8 @@ def load(model: "str | Path | Mapping[str, str]", device: str | None = None, *, 
     spec: Any = str(model) if isinstance(model, Path) else model
     if isinstance(spec, str) and (Path(spec) / MANIFEST).is_file():
         found = _artifact(Path(spec))
+    elif isinstance(spec, str) and (Path(spec) / adapters.MANIFEST).is_file():
+        found = adapters.load_adapters(spec)
     elif isinstance(spec, str) and ":" not in spec and (Path(spec).exists() or "/" in spec):
         raise ModelError(f"{spec}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{spec} or open_clip:{spec}")
     else:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.modalities.changes import mask_sound, mix_sounds
 from mmtune.modalities.draw import spectrogram, wave
 from mmtune.modalities.near import NEAR_SOUNDS, sound_key
 
@@ -125,13 +126,32 @@ class Audio(Modality):
         return sound_key(signal.samples, signal.rate)
 
     def augment(
-        self, shift: bool = False, gain_db: float = 0.0, noise_db: float | None = None, polarity: bool = False, **unknown: Any
+        self,
+        shift: bool = False,
+        gain_db: float = 0.0,
+        noise_db: float | None = None,
+        polarity: bool = False,
+        mask_time: float = 0.0,
+        mask_freq: float = 0.0,
+        masks: int = 1,
+        **unknown: Any,
     ) -> Callable[[Any, random.Random], Any]:
         """`shift`: rotate in time; `gain_db`: gain at most, either way; `noise_db`: white noise this far below the signal
-        at the loudest (None = off); `polarity`: invert half of the time."""
+        at the loudest (None = off); `polarity`: invert half of the time; `mask_time`, `mask_freq` (SpecAugment): largest share
+        of the time and of the mel scale that a mask hides (0 = off), `masks` of each kind."""
         if unknown:
-            raise RecipeError(f"augment.audio.{next(iter(unknown))}: unknown; known: shift, gain_db, noise_db, polarity")
-        return Augment(shift, gain_db, noise_db, polarity)
+            known = "shift, gain_db, noise_db, polarity, mask_time, mask_freq, masks, mixup"
+            raise RecipeError(f"augment.audio.{next(iter(unknown))}: unknown; known: {known}")
+        for key, value in (("mask_time", mask_time), ("mask_freq", mask_freq)):
+            if not 0 <= value <= 1:
+                raise RecipeError(f"augment.audio.{key}: {value} is not a share from 0 to 1")
+        if masks < 1:
+            raise RecipeError(f"augment.audio.masks: {masks} is not 1 or more")
+        return Augment(shift, gain_db, noise_db, polarity, (mask_time, mask_freq, masks))
+
+    def mix(self, signal: Sound, other: Sound, share: float) -> Sound:
+        """Both at once, `other` with `share` of the energy, repeated or cut to the length of `signal`."""
+        return Sound(mix_sounds(signal.samples, other.resampled(signal.rate).samples, share), signal.rate)
 
     def show(self, data: bytes) -> str:
         import soundfile
@@ -189,10 +209,12 @@ def _player(sound: Sound) -> tuple[str, bytes, str]:
 
 
 class Augment:
-    """Time shift, gain, white noise and polarity on a Sound."""
+    """Time shift, gain, white noise, polarity and masks on a Sound."""
 
-    def __init__(self, shift: bool, gain_db: float, noise_db: float | None, polarity: bool):
-        self.shift, self.gain_db, self.noise_db, self.polarity = shift, gain_db, noise_db, polarity
+    def __init__(
+        self, shift: bool, gain_db: float, noise_db: float | None, polarity: bool, masks: tuple[float, float, int] = (0, 0, 1)
+    ):
+        self.shift, self.gain_db, self.noise_db, self.polarity, self.masks = shift, gain_db, noise_db, polarity, masks
 
     def __call__(self, sound: Sound, rng: random.Random) -> Sound:
         x = sound.samples
@@ -206,4 +228,6 @@ class Augment:
             x = x + noise * np.float32(level)
         if self.polarity and rng.random() < 0.5:
             x = -x
+        if self.masks[0] or self.masks[1]:
+            x = mask_sound(x, sound.rate, *self.masks, rng)
         return Sound(np.ascontiguousarray(x, np.float32), sound.rate)

@@ -21,7 +21,7 @@ from mmtune.modalities.near import NEAR_PICTURES, picture_key
 MAX_PIXELS = 100_000_000
 CARD_SIDE = 160
 SERVED_PIXELS = 50_000_000
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What a stranger may send: those of `extensions`. Pillow knows more, some through other programs (EPS through Ghostscript)."""
 _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
@@ -163,7 +163,7 @@ class Image(Modality):
 
     def mime(self, data: bytes) -> str:
         try:
-            return PILImage.MIME[_header(data).format or ""]
+            return PILImage.MIME[(_header(data).format or "").replace("MPO", "JPEG")]  # cameras' MPO opens as a JPEG
         except Exception:  # as in _open
             return super().mime(data)
 

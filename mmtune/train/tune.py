@@ -16,13 +16,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from mmtune.artifact.low_rank import Low, round_to_4bit
 from mmtune.config import Tuning
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.train import tune_lora
+from mmtune.train.stages import take_heads
 from mmtune.train.surgery import blocks, depths, forget_fingerprint, norm_parameters, plain_copy, rest_in_eval
 from mmtune.train.terms import nearest
 from mmtune.train.tune_features import Features
-from mmtune.train.tune_lora import Low
 
 if TYPE_CHECKING:
     from mmtune.model import Model
@@ -136,24 +137,26 @@ class Tuned:
 
 def tune(
     model: "Model", given: "str | Mapping[str, Any]", trained: Sequence[str], augmented: Sequence[str] = (), seed: int = 0,
-    keep_start: bool = False,
+    keep_start: bool = False, heads: "Model | None" = None,
 ) -> Tuned:  # fmt: skip
     """Make `model` learn as the recipe's `tune` says. With "full" nothing is touched.
 
     Frozen towers whose inputs are not `augmented` run on kept features. keep_start: remember the weights that training starts
-    from (for interpolation). Raises RecipeError and MissingExtra.
+    from (for interpolation). heads: the model whose heads were trained first. Raises RecipeError and MissingExtra.
     """
     towers = parse_tune(given, list(model.towers), trained)
     if all(towers[m].how == "frozen" for m in trained):
         raise RecipeError(f"tune: everything is frozen ({', '.join(trained)}): nothing would learn")
     totals = {m: sum(p.numel() for p in _owned(model, m)) for m in towers}
     for m, t in towers.items():
-        if t.how == "head" and m not in model.heads:
+        if (t.how == "head" or t.head_first) and m not in model.heads:
             model.heads[m] = _identity(model.width).to(model.device)
             totals[m] += model.width**2
         if t.how == "qlora":
             _round(model.towers[m].modules, t, f"tune.{m}")
     start = plain_copy(model) if keep_start else {}
+    if heads is not None:
+        take_heads(model, heads)
     before = {m: depths(model.towers[m].modules) for m in towers}
     rates = {i: r for m, t in towers.items() for i, r in _rates(before[m], t, f"tune.{m}").items()}
     for m, t in towers.items():
@@ -183,7 +186,7 @@ def _round(tower: list[nn.Module], tuning: Tuning, key: str) -> None:
         for name in t.layers:
             layer = t.module.get_submodule(name)
             if isinstance(layer, nn.Linear):
-                layer.weight.copy_(tune_lora.round_to_4bit(layer.weight, key))
+                layer.weight.copy_(round_to_4bit(layer.weight, key))
 
 
 def _owned(model: "Model", m: str) -> list[nn.Parameter]:

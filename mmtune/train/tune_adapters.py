@@ -4,22 +4,21 @@ DIR/adapters.safetensors holds `NAME::a` and `NAME::b` of every adapted weight, 
 DIR/adapters.json the base, its fingerprint, and what to do. No library but ours is needed to put them back.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmtune.artifact import load
-from mmtune.errors import ModelError
-from mmtune.files import atomic_dir, read_json, write_json
-from mmtune.model import Model
-from mmtune.train.surgery import forget_fingerprint
-from mmtune.train.tune_lora import Low, round_to_4bit
+from mmtune.artifact.adapters import FORMAT, INFO, MANIFEST, WEIGHTS, load_adapters
+from mmtune.artifact.load import TRAINED
+from mmtune.artifact.low_rank import Low
+from mmtune.files import atomic_dir, write_bytes, write_json
 
 if TYPE_CHECKING:
     from mmtune.train.tune import Tuned
 
-WEIGHTS, MANIFEST, FORMAT = "adapters.safetensors", "adapters.json", 1
+__all__ = ["describe_adapters", "load_adapters", "save_adapters"]
 
 
 def save_adapters(tuned: "Tuned", directory: str | Path, base: Any, base_fingerprint: str, coefficient: float = 1.0) -> None:
@@ -48,6 +47,12 @@ def save_adapters(tuned: "Tuned", directory: str | Path, base: Any, base_fingerp
         write_json(tmp / MANIFEST, document)
 
 
+def describe_adapters(directory: Path, artifact: Path, info: Mapping[str, Any]) -> None:
+    """Let adapters say what their run's artifact says: where they come from, and which rows they were trained on."""
+    write_json(directory / INFO, dict(info))
+    write_bytes(directory / TRAINED, (artifact / TRAINED).read_bytes())
+
+
 def _four_bits(tuned: "Tuned", low: Low) -> bool:
     """Whether this weight is a linear layer of a tower that was held in 4 bits."""
     owner, _, name = low.name.rpartition(".")
@@ -56,42 +61,3 @@ def _four_bits(tuned: "Tuned", low: Low) -> bool:
         t for m, t in tuned.towers.items() if any(module is x for top in tuned.model.towers[m].modules for x in top.modules())
     ]
     return name == "weight" and isinstance(module, torch.nn.Linear) and any(t.how == "qlora" for t in inside)
-
-
-@torch.no_grad()
-def load_adapters(directory: str | Path, base: "Model | str | None" = None) -> Model:
-    """The tuned model: its base (by default the one named there) with the adapters merged. ModelError on another base."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    directory = Path(directory)
-    document = read_json(directory / MANIFEST)
-    if document.get("format") != FORMAT:
-        raise ModelError(f"{directory}: adapter format {document.get('format')!r}; this mmtune reads {FORMAT}: update mmtune")
-    model = base if isinstance(base, Model) else load(document["base"] if base is None else base)
-    if model.fingerprint != document["base_fingerprint"]:
-        raise ModelError(
-            f"{directory}: these adapters belong on {document['base']} ({document['base_fingerprint']}), not on a model with "
-            f"fingerprint {model.fingerprint}"
-        )
-    model.ensure_scales([tuple(key.split("~")) for key in document["own_scales"]])
-    for m in document["heads"]:
-        if m not in model.heads:
-            model.heads[m] = torch.nn.Linear(model.towers[m].dim, model.width, bias=False).to(model.device)
-    try:
-        tensors = load_file(directory / WEIGHTS)
-    except (OSError, SafetensorError) as e:
-        raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
-    state = model.state_dict()
-    for name, value in tensors.items():
-        if "::" not in name:
-            state[name].copy_(value)
-    for name, factor in document["factors"].items():
-        weight = state[name]
-        if name in document["rounded"]:
-            weight.copy_(round_to_4bit(weight, str(directory)))
-        low = Low(name, tensors[f"{name}::a"], tensors[f"{name}::b"], factor)
-        weight += low.delta(weight).to(weight.device)
-    model.settings = document.get("settings", model.settings)
-    forget_fingerprint(model)
-    return model

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mmtune.artifact.low_rank import Low, bitsandbytes
 from mmtune.config import Tuning
 from mmtune.errors import MissingExtra, RecipeError
 from mmtune.train.surgery import blocks
@@ -129,7 +130,7 @@ def inject(tower: list[nn.Module], tuning: Tuning, key: str, seed: int) -> None:
 
 def quantise(root: nn.Module, layers: list[str], key: str) -> int:
     """Replace the linear layers among `layers` by 4-bit ones (NF4); returns how many."""
-    bnb, count = _bitsandbytes(key), 0
+    bnb, count = bitsandbytes(key), 0
     for name in layers:
         layer = root.get_submodule(name)
         if isinstance(layer, nn.Linear):
@@ -147,41 +148,12 @@ def quantise(root: nn.Module, layers: list[str], key: str) -> int:
     return count
 
 
-def _bitsandbytes(key: str) -> Any:
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise MissingExtra(f"{key}: qlora needs bitsandbytes: pip install bitsandbytes (or how: lora)") from None
-    return bitsandbytes
-
-
-def round_to_4bit(weight: Tensor, key: str) -> Tensor:
-    """The float32 values that a 4-bit layer of this weight works with."""
-    F = _bitsandbytes(key).functional
-    packed, state = F.quantize_4bit(weight.detach().contiguous(), compress_statistics=False, quant_type="nf4")
-    return F.dequantize_4bit(packed, state).to(weight.dtype)
-
-
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(root.get_submodule(parent), last, module)
 
 
 # --- reading and removing ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Low:
-    """One adapted weight: delta = factor * b @ a; `name` is the weight's plain name in the model."""
-
-    name: str
-    a: Tensor
-    b: Tensor
-    factor: float
-
-    def delta(self, like: Tensor) -> Tensor:
-        """In the shape of the weight."""
-        return ((self.b.flatten(1) @ self.a.flatten(1)) * self.factor).view_as(like)
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, Any, Low]]:
