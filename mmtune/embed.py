@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +11,19 @@ import numpy as np
 import torch
 
 from mmtune.callable import make_callable
+from mmtune.claim import share_out
 from mmtune.contracts import Embedded
 from mmtune.data.decode import decode_row
 from mmtune.data.labels import first_seen
 from mmtune.encode import vectors
 from mmtune.errors import DataError
 from mmtune.files import atomic_open, read_json, write_json
-from mmtune.processes import ALONE, Processes
+from mmtune.processes import ALONE, Processes, own_device
 from mmtune.progress import Progress
 from mmtune.prompts import QUERY, ZERO_SHOT, asks_otherwise
 
 if TYPE_CHECKING:
-    from mmtune.data.shards import Data
+    from mmtune.data.shards import Data, Shard
     from mmtune.model import Model
 
 
@@ -110,13 +112,14 @@ def embed(
     """Write OUT/<modality>/part-*.parquet (id, group, vector), a part a shard, and OUT/meta.json; returns the latter.
 
     A part that is there with the same fingerprint and shard content is kept, so a killed run goes on where it stopped;
-    another model's parts are refused. Rows that lack a modality are counted, not written. dim: the first so many dimensions
+    another model's parts are refused. Processes that run this at the same time share the parts (see `claim`); each returns when
+    all are there. Rows that lack a modality are counted, not written. dim: the first so many dimensions
     (`Model.prefix`); role: the prompt around words, by default what an index holds (see `mmtune.prompts`).
     """
     from mmtune.artifact import load
     from mmtune.data.shards import open_data
 
-    model = load(model) if isinstance(model, str) else model
+    model = load(model).to(own_device()) if isinstance(model, str) else model
     model = model if dim is None else model.prefix(dim)
     data = open_data(data) if isinstance(data, str) else data
     names = shared_modalities(model, data, wanted)
@@ -129,26 +132,43 @@ def embed(
         if old.get("role") != role:
             raise DataError(f"{out} holds vectors of role {old.get('role')!r}, not {role!r}; use another --out")
     counts: dict[str, Any] = {m: {"rows": 0, "missing": 0, "parts": len(data.shards)} for m in names}
-    with Progress("embed", len(data) * len(names), quiet=quiet) as progress:
-        for m in names:
-            for number, shard in enumerate(data.shards):
-                rows = np.arange(shard.start, shard.start + shard.count)
-                here = rows[data.present[m][rows]]
-                content = np.ascontiguousarray(np.stack([data.labels["id"][here], data.labels[m][here]]))
-                stamp = {"fingerprint": mark, "shard": shard.name, "content": _digest(content), **said}
-                path = out / m / f"part-{number:05d}.parquet"
-                if not _written(path, stamp):
-                    found = _embed_rows(model, data, m, here, batch_size, progress.advance, role)
-                    _write_part(path, [data.ids[i] for i in here], [data.groups[i] for i in here], found, stamp)
-                else:
-                    progress.advance(len(here))
-                counts[m]["rows"] += len(here)
-                counts[m]["missing"] += len(rows) - len(here)
-                progress.advance(len(rows) - len(here))
+    parts = [
+        _part(data, shard, m, out / m / f"part-{i:05d}.parquet", mark) for m in names for i, shard in enumerate(data.shards)
+    ]
+    with Progress("embed", sum(len(p.rows) for p in parts), quiet=quiet) as progress:
+
+        def make(part: Part) -> None:
+            found = _embed_rows(model, data, part.modality, part.rows, batch_size, progress.advance, role)
+            _write_part(part.path, [data.ids[i] for i in part.rows], [data.groups[i] for i in part.rows], found, part.stamp)
+
+        for part in parts:
+            part.stamp |= said
+            counts[part.modality]["rows"] += len(part.rows)
+            counts[part.modality]["missing"] += part.missing
+        share_out(parts, lambda p: p.path, lambda p: _written(p.path, p.stamp), make)
     meta = {"fingerprint": mark, "dim": model.dim, "counts": counts, "data": data.spec}
     meta |= {"data_fingerprint": data.fingerprint, **said}
     write_json(out / "meta.json", meta)
     return meta
+
+
+@dataclass
+class Part:
+    """What one file holds: the rows of one shard that have a modality; `stamp` says of which rows and which model."""
+
+    path: Path
+    modality: str
+    rows: np.ndarray
+    missing: int
+    stamp: dict[str, str]
+
+
+def _part(data: "Data", shard: "Shard", modality: str, path: Path, mark: str) -> Part:
+    rows = np.arange(shard.start, shard.start + shard.count)
+    here = rows[data.present[modality][rows]]
+    content = np.ascontiguousarray(np.stack([data.labels["id"][here], data.labels[modality][here]]))
+    stamp = {"fingerprint": mark, "shard": shard.name, "content": _digest(content)}
+    return Part(path, modality, here, len(rows) - len(here), stamp)
 
 
 def _digest(array: np.ndarray) -> str:

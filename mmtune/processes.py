@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmtune.meeting import agree
+
 PATIENCE = datetime.timedelta(days=7)
 """How long one waits for what the first does alone (mining a large corpus); a process that died is noticed at once."""
 AT_ONCE = 64 << 20  # bytes of one sum over processes
@@ -122,8 +124,11 @@ def join() -> Iterator[Processes]:
             yield ALONE
             return
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            torch.cuda.set_device(own_device())
+        store, rank, count = next(torch.distributed.rendezvous("env://"))
+        store = torch.distributed.PrefixStore(agree(store, rank, count), store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
     count = torch.distributed.get_world_size()
     if count == 1:
         yield ALONE
@@ -145,3 +150,10 @@ def hush_others() -> None:
     """Of several processes only the first answers on standard output."""
     if int(os.environ.get("RANK", "0")) > 0:
         sys.stdout = open(os.devnull, "w")
+
+
+def own_device() -> torch.device:
+    """The accelerator that is this process's on this machine, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

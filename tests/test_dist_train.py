@@ -1,0 +1,186 @@
+"""Whole runs under real launchers: torchrun and accelerate start the recipe unchanged; workers die, are stopped, go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from tests import corpora
+
+pytestmark = pytest.mark.dist
+ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("dist-train")
+
+
+def recipe(root: Path, path: Path, **changes) -> Path:
+    base = {
+        "model": "tiny:clip",
+        "data": {"train": corpora.packed(root), "val": corpora.packed(root, 12, 1)},
+        "train": {"epochs": 3, "batch_size": 7, "lr": 1e-3, "precision": "fp32", "checkpoint_every": 2},
+    }
+    for key, value in changes.items():
+        base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
+    path.write_text(yaml.safe_dump(base))
+    return path
+
+
+def launch(launcher: list[str], path: Path, run: Path, *more: str) -> subprocess.Popen:
+    command = [*launcher, "-m", "mmtune", "train", str(path), f"run.dir={run}", "--quiet", "--json", *more]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def done(process: subprocess.Popen) -> dict:
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        end(process)
+        raise
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out)  # one document: only the first process speaks
+
+
+def end(process: subprocess.Popen) -> None:
+    for p in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        p.kill()
+    process.communicate(timeout=60)
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "artifact" / "weights.safetensors").read_bytes()
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    end = time.time() + 120
+    while time.time() < end:
+        if (run / "metrics.jsonl").exists() and any(r["step"] >= step for r in lines(run)):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the run did not get that far")
+
+
+def worker(launcher: subprocess.Popen, rank: int) -> psutil.Process:
+    found = [p for p in psutil.Process(launcher.pid).children(recursive=True) if p.environ().get("RANK") == str(rank)]
+    assert found
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def whole(root) -> Path:
+    """A run of two processes that nothing disturbed; the image is augmented."""
+    path = recipe(root, root / "r.yaml", train={"epochs": 12}, augment={"image": {"flip": True}})
+    done(launch(TORCHRUN, path, root / "whole"))
+    return root / "whole"
+
+
+def test_the_same_recipe_on_two_processes_logs_the_same_losses(root, tmp_path):
+    """Mixed batches, of which a process may have no picture; gradient caching; one log, one artifact."""
+    sets = [corpora.packed(root, 6, 0), corpora.packed(root, 18, 3, ("audio", "text"))]
+    path = recipe(
+        root,
+        tmp_path / "r.yaml",
+        model="tiny:all",
+        data={"train": sets},
+        pairs=[["text", "image"], ["text", "audio"]],
+        memory={"size": 16},
+        train={"micro_batch_size": 2},
+    )
+    one = done(launch([sys.executable], path, tmp_path / "one"))
+    two = done(launch(TORCHRUN, path, tmp_path / "two"))
+    assert two["pairs"] == one["pairs"] == 3 * 24 and two["steps"] == one["steps"] == 12
+    a, b = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [(r["step"], r["epoch"], "loss" in r) for r in a] == [(r["step"], r["epoch"], "loss" in r) for r in b]
+    for x, y in zip(a, b, strict=True):
+        for key in set(x) - {"pairs_per_second", "wait"}:
+            assert y[key] == pytest.approx(x[key], rel=2e-4, abs=2e-5), (x["step"], key)
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+    for direction, values in one["metrics"]["directions"].items():
+        assert two["metrics"]["directions"][direction]["metrics"]["map"] == pytest.approx(values["metrics"]["map"], abs=0.05)
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_killed_process_is_started_again_and_ends_in_the_same_place(root, whole, tmp_path, rank):
+    run = tmp_path / "run"
+    process = launch([*TORCHRUN, "--max-restarts", "2"], root / "r.yaml", run)
+    wait_for_step(run, 11)
+    worker(process, rank).send_signal(signal.SIGKILL)
+    assert done(process)["steps"] == 48
+    assert len(list((run / "tensorboard").iterdir())) == 2  # it did start again
+    assert weights(run) == weights(whole)
+    assert [r["step"] for r in lines(run)] == [r["step"] for r in lines(whole)]
+
+
+def test_all_are_killed_and_resumed(root, whole, tmp_path):
+    run = tmp_path / "run"
+    process = launch(TORCHRUN, root / "r.yaml", run)
+    wait_for_step(run, 17)
+    end(process)
+    done(launch(TORCHRUN, root / "r.yaml", run, "--resume"))
+    assert weights(run) == weights(whole)
+
+
+def test_ctrl_c_saves_the_same_step_everywhere(root, whole, tmp_path):
+    run = tmp_path / "run"
+    process = launch(TORCHRUN, root / "r.yaml", run)
+    wait_for_step(run, 12)
+    begin = len(lines(run))
+    for p in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:  # as a terminal does
+        p.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    place = json.loads((run / "checkpoints" / "last" / "place.json").read_text())
+    assert place["step"] == max(r["step"] for r in lines(run) if "loss" in r) < 48 and begin > 10
+    done(launch(TORCHRUN, root / "r.yaml", run, "--resume"))
+    assert weights(run) == weights(whole)
+
+
+def test_mining_rounds_on_two_processes(root, tmp_path):
+    """The first mines, both train on its table; the mined rows are those of one process."""
+    import pyarrow.parquet as pq
+
+    mining = {"rounds": 1, "negatives": 2, "use": {"columns": 1, "confusable": 0.5}}
+    path = recipe(root, tmp_path / "r.yaml", mining=mining, train={"epochs": 2})
+    done(launch([sys.executable], path, tmp_path / "one"))
+    done(launch(TORCHRUN, path, tmp_path / "two"))
+    one, two = (pq.read_table(tmp_path / n / "mining" / "round-0.parquet").to_pandas() for n in ("one", "two"))
+    assert len(one) and one["query_id"].tolist() == two["query_id"].tolist()
+    assert np.mean(one["negative_id"] == two["negative_id"]) > 0.9  # near ties may fall the other way
+    assert len([r for r in lines(tmp_path / "two") if "loss" in r]) == len([r for r in lines(tmp_path / "one") if "loss" in r])
+
+
+def test_a_frozen_tower_and_a_bad_row(root, tmp_path):
+    """Kept features on two processes; a mistake in the recipe is one line of each and a launcher that ends."""
+    path = recipe(root, tmp_path / "r.yaml", tune={"image": "head", "text": "frozen"})
+    assert done(launch(TORCHRUN, path, tmp_path / "run"))["trainable"]["image"]["how"] == "head"
+    process = launch(TORCHRUN, path, tmp_path / "run", "train.metric=mapp")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "add --resume" in err
+
+
+def test_accelerate_launch(root, tmp_path):
+    path = recipe(root, tmp_path / "r.yaml", train={"epochs": 1})
+    one = done(launch([sys.executable], path, tmp_path / "one"))
+    accelerate = str(Path(sys.executable).parent / "accelerate")
+    multi = [accelerate, "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    multi += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    two = done(launch(multi, path, tmp_path / "two"))
+    assert two["steps"] == one["steps"]
+    losses = [[r["loss"] for r in lines(tmp_path / n) if "loss" in r] for n in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
