@@ -29,8 +29,8 @@ def row(id: str, name: str = "red", seed: int = 0, **meta) -> Row:
     return Row(id, name, {"image": picture(name, seed), "text": f"a {name} square".encode()}, meta)
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory):
+@pytest.fixture(scope="session", name="shelf")
+def shelf_fixture(tmp_path_factory):
     """data (24 items), held (12 held-out rows), and a collection with v1 live and v2 staged."""
     root = tmp_path_factory.mktemp("lifecycle")
     made = {"root": root, "data": packed(root, 24, 0, COLUMNS), "held": packed(root, 12, 1, COLUMNS)}
@@ -41,8 +41,8 @@ def shelf(tmp_path_factory):
     return made
 
 
-@pytest.fixture
-def coll(shelf, tmp_path):
+@pytest.fixture(name="coll")
+def coll_fixture(shelf, tmp_path):
     """A copy of that collection."""
     shutil.copytree(shelf["root"] / "coll", tmp_path / "coll")
     with Collection(tmp_path / "coll") as opened:

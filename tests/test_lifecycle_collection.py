@@ -15,7 +15,7 @@ from mmtune.lifecycle import embedding
 from mmtune.lifecycle.collection import Collection
 from mmtune.similarity import tie_order, topk
 from tests.corpora import packed
-from tests.lifecycle_helpers import BASE, COLUMNS, OTHER, again, blocks, coll, picture, row, shelf  # noqa: F401
+from tests.lifecycle_helpers import BASE, COLUMNS, OTHER, again, blocks, coll_fixture, picture, row, shelf_fixture  # noqa: F401
 
 
 def expected(model, data, words, k):
@@ -199,7 +199,9 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     assert run(capsys, "search", place, "--text", "x")[0] == 2
     assert run(capsys, "promote", place, "v1")[1]["promoted"]
     status, found, _ = run(capsys, "search", place, "--text", "a red square", "-k", 3, "--filter", "shade = 'light'")
-    assert status == 0 and found["version"] == "v1" and len(found["results"]) == 3 and {"id", "score"} <= set(found["results"][0])
+    assert (
+        status == 0 and found["version"] == "v1" and len(found["results"]) == 3 and {"id", "score"} <= set(found["results"][0])
+    )
     (tmp_path / "q.png").write_bytes(picture("green", 5))
     by_file = run(capsys, "search", place, "--file", tmp_path / "q.png")[1]["results"]
     assert by_file == run(capsys, "search", place, "--image", tmp_path / "q.png")[1]["results"]
@@ -227,6 +229,12 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     assert planned["items"] == 10**6 and planned["hours"] > 0 and planned["bytes"] > 2 * 10**6 * 64 * 4 and planned["price"] > 0
     for argv in (["status", place], ["journal", place], ["search", place, "--text", "x"]):
         assert main(["index", *map(str, argv)]) == 0 and "v1" in capsys.readouterr().out
-    for wrong in (["search", place], ["search", place, "--file", "a.xyz"], ["status", tmp_path / "no"], ["nothing", place], ["drop", place, "v1"]):
+    for wrong in (
+        ["search", place],
+        ["search", place, "--file", "a.xyz"],
+        ["status", tmp_path / "no"],
+        ["nothing", place],
+        ["drop", place, "v1"],
+    ):
         status, _, err = run(capsys, *wrong)
         assert status == 2 and len(err.strip().splitlines()) == 1, err

@@ -14,7 +14,7 @@ from mmtune.embed import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.lifecycle import checks
 from mmtune.lifecycle.stores import create_store
-from tests.lifecycle_helpers import BASE, OTHER, again, coll, picture, row, shelf  # noqa: F401
+from tests.lifecycle_helpers import BASE, OTHER, again, coll_fixture, picture, row, shelf_fixture  # noqa: F401
 
 
 def pinned(coll, version="v1"):
@@ -44,7 +44,9 @@ def test_same_dimensions_other_weights(coll):
     """The pinned artifact was replaced by another model's, whole and valid."""
     shutil.rmtree(pinned(coll, "v2"))
     save(load("tiny:clip@8"), pinned(coll, "v2"))
-    refused(coll, r"version v2 was embedded by mm1-.* what differs: weights: \d+ of \d+ \(.*files: 1 of 1 \(0/tiny.json\)", "v2")
+    refused(
+        coll, r"version v2 was embedded by mm1-.* what differs: weights: \d+ of \d+ \(.*files: 1 of 1 \(0/tiny.json\)", "v2"
+    )
 
 
 def test_same_weights_other_preprocessing(coll):
@@ -115,7 +117,10 @@ def test_vectors_of_another_model(coll):
     """Vectors are only asked with their fingerprint, and it must be the version's."""
     a, b = coll.open("v1"), coll.open("v2")
     query = b.encode("text", ["a red square"])
-    assert coll.search_vectors(query, b.fingerprint, 3, version="v2")[0].ids == coll.search(text="a red square", k=3, version="v2").ids
+    assert (
+        coll.search_vectors(query, b.fingerprint, 3, version="v2")[0].ids
+        == coll.search(text="a red square", k=3, version="v2").ids
+    )
     for mark in (b.fingerprint, "", a.fingerprint + "0"):
         with pytest.raises(ModelError, match="not comparable"):
             coll.search_vectors(query, mark, 3)

@@ -202,6 +202,7 @@ def _point(
     coll: "Collection", version: str, history: list[str], what: str, why: str | None, said: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Under the write lock: replace the pointer, then the journal's line."""
+    journal.append(coll.layout)  # first what a killed writer moved without saying: this move replaces its event
     current = coll.layout.live()
     generation = current["generation"] + 1
     event = journal.event(what, version, why, previous=current["version"], generation=generation, **said)
