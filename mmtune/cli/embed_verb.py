@@ -1,6 +1,7 @@
 """Vectors and ids of a corpus: OUT/<modality>/part-*.parquet (id, group, vector) and OUT/meta.json.
 
-A killed run goes on where it stopped; vectors of another model are refused.
+A killed run goes on where it stopped; vectors of another model are refused. Started several times on one DIR (torchrun
+--nproc-per-node N -m mmtune embed ..., a Slurm array, two terminals) the processes share the parts.
 """
 
 import argparse
@@ -23,7 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.embed import embed
+    from mmtune.processes import hush_others
 
+    hush_others()
     meta = embed(args.model, args.data, args.out, args.only, args.batch_size, args.quiet, dim=args.dim, role=args.role)
     lines = [
         f"{m}: {c['rows']} vectors in {c['parts']} parts, {c['missing']} rows without it" for m, c in meta["counts"].items()
