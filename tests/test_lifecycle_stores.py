@@ -169,7 +169,7 @@ LEAVES = [
     "b.c is null", "b.c.d = 2", "b.c = 'it''s \"quoted\" \\ back'", "b.c > 1e14", "b.d < 3", "b.d.e = 'deep'", "b = true",
     "b != true", "nowhere = 1", "nowhere != 1", "nowhere is null", "\"with space\" = 'y'", "UPPER = 1", "upper = 1",
     "\"0\" = 'zero'", "äö = 'ü'", "tags = 'x'", "tags.\"0\" = 'x'", "a_b = 5", "\"a b\" = 6", "\"a_b\" = 6",
-    "c = 9007199254740992", "\"q\"\"u\" = 'w'", "tags is null",
+    "c = 9007199254740992", "c in (9007199254740993, 4)", "a = -0.0025", "\"q\"\"u\" = 'w'", "tags is null",
 ]  # fmt: skip
 WORD_ORDER = ["a < 'b'", "a >= 'apple'", "a > 'Z' and a <= 'é'", "b.c >= 'X'"]
 
@@ -301,6 +301,7 @@ def test_rows_that_do_not_belong_are_refused_and_nothing_of_their_batch_is_kept(
         store.build("annoy")
 
 
+@pytest.mark.parametrize("at", KINDS[1:], indirect=True)  # files hold any id
 @pytest.mark.parametrize(
     "bad", [("", {}), ("a\0b", {}), ("a\ud800", {}), ("x" * 1025, {}), ("a", {"k": "\0"}), ("a", {"k": {1: 2}})]
 )

@@ -36,7 +36,7 @@ TYPES = {"n": "float64", "s": "string", "b": "bool_", "j": "bool_"}
 
 
 def _lancedb() -> Any:
-    os.environ.setdefault("LANCE_LOG", "error")
+    os.environ.setdefault("LANCEDB_LOG", "error")
     try:
         import lancedb
         import lancedb.expr
@@ -151,9 +151,10 @@ class LanceStore:
         if index == "hnsw":
             settings: dict[str, Any] = {"m": 20, "ef_construction": 200}
             return parts.HnswSq(distance_type="dot", **settings), {"index": index, **settings}
-        sub = next((self.dim // n for n in (4, 3, 2) if self.dim % n == 0), self.dim)
-        settings = {"num_partitions": max(1, round(count**0.5)), "num_sub_vectors": sub}
-        return parts.IvfPq(distance_type="dot", **settings), {"index": index, **settings}
+        # eight dimensions a code, and few rounds of k-means: answers are scored again with the whole vectors
+        sub = next((self.dim // n for n in (8, 6, 4, 3, 2) if self.dim % n == 0), self.dim)
+        settings = {"num_partitions": max(1, min(round(count**0.5), count // 256)), "num_sub_vectors": sub}
+        return parts.IvfPq(distance_type="dot", max_iterations=20, **settings), {"index": index, **settings}
 
     def _clean(self, older: timedelta) -> None:
         import warnings

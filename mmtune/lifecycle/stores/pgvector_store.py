@@ -328,11 +328,11 @@ def _condition(f: Filter, values: list[Any]) -> str:
             return _number(path, op, [float(value)], values)
         case In(path, options):
             tests = []
-            numbers = [float(v) for v in options if kind(v) == "n"]
-            if numbers:
-                tests.append(_number(path, "= ANY", numbers, values))
+            numbers = [v for v in options if kind(v) == "n" and abs(v) >= 2**53]  # type: ignore[arg-type]
+            if numbers:  # where float64 and decimals part
+                tests.append(_number(path, "= ANY", [float(v) for v in numbers], values))
             for v in options:
-                if kind(v) != "n":  # containment: the index on meta answers it
+                if v not in numbers:  # containment: the index on meta answers it
                     values.append(rows.document(_nested(path, v)))
                     tests.append("meta @> %s::jsonb")
             return "(" + " OR ".join(tests) + ")"
