@@ -1,0 +1,29 @@
+"""The mean of the weights of several runs of one base, as an artifact: mostly better than any of them, and as fast.
+
+  mmtune soup runs/a/artifact runs/b/artifact runs/c/artifact --data data/val --out soups/abc
+
+greedy (the default): the best on DATA, then the next ones as long as the mean does not get worse; uniform: all. The score that
+is printed chose the soup: judge the soup on rows that it did not see, e.g. with `mmtune compare`.
+"""
+
+import argparse
+
+from mmtune.cli.dispatch import Result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="artifacts of one base and one layout; the base itself, too")
+    parser.add_argument("--data", required=True, metavar="DATA", help="shards that none of them was trained on")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the soup, an artifact")
+    parser.add_argument("--how", default="greedy", help="greedy (the default) or uniform")
+    parser.add_argument("--metric", default="map", help="averaged over the directions between modalities (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64)
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.train.soup import soup
+
+    done = soup(args.models, args.data, args.out, how=args.how, metric=args.metric, batch_size=args.batch_size)
+    lines = [f"{'+' if s['taken'] else '-'} {s['model']}: {args.metric} {s['alone']:.4f} alone" for s in done["steps"]]
+    lines += [f"{done['artifact']}: {args.metric} {done['score']:.4f}, the best single one has {done['best single']:.4f}"]
+    return Result(done, "\n".join(lines))
