@@ -24,9 +24,12 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 LOCAL = "http://127.0.0.1"
 
 
-def collection(root: Path, rows: int = 24) -> Path:
-    """v1 live and v2 staged, two models over the same items."""
+def collection(tmp_path_factory, rows: int = 24) -> Path:
+    """v1 live and v2 staged, two models over the same items; made once, for reading (`copy_of` is for the rest)."""
+    root = tmp_path_factory.getbasetemp() / f"serve-{rows}"
     path = root / "shelf"
+    if (path / "live.json").exists():
+        return path
     with Collection(path, create=True) as c:
         data = packed(root / "data", rows)
         c.build("tiny:all", data, quiet=True)

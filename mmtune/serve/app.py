@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.errors import MissingExtra, MmtuneError
+from mmtune.lifecycle.versions import Layout
 from mmtune.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def make(path: str | Path, settings: Settings | None = None) -> "FastAPI":
 
     Whoever runs it sees to its lifespan: `mmtune.serve.run.run`, or Starlette's TestClient as a context.
     """
+    layout = Layout(path)  # says at once what is no collection
     needs()
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
@@ -66,7 +68,7 @@ def make(path: str | Path, settings: Settings | None = None) -> "FastAPI":
             uploads.cleanup()
 
     app = FastAPI(
-        title=f"mmtune: {collection.layout.manifest['name']}", version=__version__, lifespan=lifespan,
+        title=f"mmtune: {layout.manifest['name']}", version=__version__, lifespan=lifespan,
         docs_url=None, redoc_url=None,  # their scripts come from elsewhere; /openapi.json is the whole of it
         middleware=[Middleware(Counted, metrics), Middleware(Guarded, settings), Middleware(Sized, settings.limits.max_bytes)],
     )  # fmt: skip

@@ -36,7 +36,7 @@ def mount(app: "FastAPI", service: "Service", folder: Path) -> None:
 
     page = Page(service, folder).blocks()
     gr.mount_gradio_app(
-        app, page, PATH, allowed_paths=[], blocked_paths=["/"], max_file_size=service.settings.limits.max_bytes, ssr_mode=False,
+        app, page, PATH, allowed_paths=[], blocked_paths=[], max_file_size=service.settings.limits.max_bytes, ssr_mode=False,
         show_error=False, footer_links=[], run_history=False, mcp_server=False, pwa=False, enable_monitoring=False, css=STYLE,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )  # fmt: skip
