@@ -221,7 +221,7 @@ def test_curves_of_every_kind_of_run():
     charts = {c.title: c for c in learning(log, between)}
     assert list(charts) == [
         "Training loss", "Parts of the loss, smoothed", "Validation after each epoch", "General skill after each epoch",
-        "Weights between base and tuned", "Learning rate", "Gradient norm",
+        "Weights between base and tuned", "Domain against general skill", "Learning rate", "Gradient norm",
     ]  # fmt: skip
     assert [k.name for k in charts["Parts of the loss, smoothed"].curves] == ["info_nce", "sigmoid"]
     assert [k.name for k in charts["Validation after each epoch"].curves] == ["a->b map"]

@@ -115,7 +115,8 @@ def evaluate(
         by = f"ndcg@{max(ks)}"
         result.slices = {n: slice_direction(d, parts, by) for n, d in result.directions.items()}
     result.unseen = unseen(found, result.directions)
-    result.dims = evaluate_dims(vectors, result, trained_dims(found), ks=ks, qrels=judged, within=within)
+    dims = trained_dims(found) if views is None else []  # a prefix of a mean is not the mean of prefixes
+    result.dims = evaluate_dims(vectors, result, dims, ks=ks, qrels=judged, within=within)
     return result
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mmtune.report.between import between as sweep
 from mmtune.report.plots import Chart, chart, number, thin
 
 VAL, GENERAL = "val ", "val general "
@@ -53,7 +54,7 @@ def learning(log: list[dict[str, Any]], between: Mapping[str, Any] | None = None
             told = "; ".join(f"{n} ends at {number(float(y[-1]))}, best {number(float(y.max()))}" for n, _, y in found)
             out.append(chart(title, told, _tones(found), "step", dots=True))
     if between:
-        out.append(_between(between))
+        out += sweep(between)
     for name, title in (("lr", "Learning rate"), ("grad_norm", "Gradient norm")):
         x, y = _column(log, name)
         if len(x) > 1:
@@ -80,13 +81,3 @@ def _parts(log: list[dict[str, Any]]) -> list[tuple[str, np.ndarray, np.ndarray]
             at = thin(x)
             out.append((name, x[at], smooth(y, max(1.0, len(y) / 30))[at]))
     return out
-
-
-def _between(found: Mapping[str, Any]) -> Chart:
-    """Domain and general score over the weights between base (0) and tuned (1)."""
-    points = sorted(found["points"], key=lambda p: p["coefficient"])
-    x = np.array([p["coefficient"] for p in points], float)
-    series = [(side, np.array([p[side] for p in points], float)) for side in ("domain", "general")]
-    told = f"{found['metric']}; chosen: {found['chosen']:g}, {found['rule']}."
-    curves = [(n, f"tone{i}", x, y) for i, (n, y) in enumerate(series)]
-    return chart("Weights between base and tuned", told, curves, "0: base, 1: tuned", dots=True)
