@@ -165,8 +165,8 @@ def test_mining_rounds_on_two_processes(root, tmp_path):
     assert len([r for r in lines(tmp_path / "two") if "loss" in r]) == len([r for r in lines(tmp_path / "one") if "loss" in r])
 
 
-def test_a_frozen_tower_and_a_bad_row(root, tmp_path):
-    """Kept features on two processes; a mistake in the recipe is one line of each and a launcher that ends."""
+def test_a_frozen_tower_and_a_run_that_is_there_already(root, tmp_path):
+    """Kept features on two processes; what the first refuses ends the launcher, nobody waits."""
     path = recipe(root, tmp_path / "r.yaml", tune={"image": "head", "text": "frozen"})
     assert done(launch(TORCHRUN, path, tmp_path / "run"))["trainable"]["image"]["how"] == "head"
     process = launch(TORCHRUN, path, tmp_path / "run", "train.metric=mapp")

@@ -19,15 +19,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role", metavar="NAME", help='the prompt around words, e.g. "query" (default: as an index holds them)'
     )
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--engine", choices=("here", "ray"), default="here", help="ray: on a Ray cluster (RAY_ADDRESS), or one here"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="ray: processes (default: one a GPU, else one a core)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.embed import embed
     from mmtune.processes import hush_others
 
     hush_others()
-    meta = embed(args.model, args.data, args.out, args.only, args.batch_size, args.quiet, dim=args.dim, role=args.role)
+    common = args.model, args.data, args.out, args.only, args.batch_size, args.quiet
+    if args.engine == "ray":
+        from mmtune.embed_ray import embed_on_ray
+
+        meta = embed_on_ray(*common, workers=args.workers, dim=args.dim, role=args.role)
+    else:
+        from mmtune.embed import embed
+
+        meta = embed(*common, dim=args.dim, role=args.role)
     lines = [
         f"{m}: {c['rows']} vectors in {c['parts']} parts, {c['missing']} rows without it" for m, c in meta["counts"].items()
     ]
