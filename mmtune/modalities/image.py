@@ -170,7 +170,7 @@ class Image(Modality):
     def widget(self, **options: Any) -> Any:
         import gradio
 
-        return gradio.Image(sources=["upload", "clipboard", "webcam"], type="filepath", buttons=[], **options)
+        return gradio.Image(sources=["upload", "clipboard", "webcam"], type="filepath", buttons=[], height=240, **options)
 
 
 class Augment:

@@ -13,20 +13,24 @@ if TYPE_CHECKING:
 
 CELL = 200  # characters of a metadata value that are shown
 STYLE = """
-.mm-hit{display:grid;gap:.35rem;border:1px solid var(--border-color-primary,#8884);border-radius:8px;padding:.6rem}
-.mm-hit .values{display:flex;flex-wrap:wrap;gap:.6rem;align-items:center}
-.mm-hit img{max-width:160px;height:auto;border-radius:4px}
-.mm-hit audio{width:100%;min-width:220px;height:36px}
-.mm-hit .sound{display:grid;gap:.2rem;max-width:320px}
-.mm-hit .sound svg{width:100%;height:36px;stroke:currentColor;fill:none;stroke-width:.6;vector-effect:non-scaling-stroke}
-.mm-hit .sound img{width:100%;max-width:none;height:64px}
-.mm-hit .words{margin:0}
-.mm-hit dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem .6rem;margin:0;font-size:.85em;opacity:.85}
-.mm-hit dt{font-weight:600}.mm-hit dd{margin:0;overflow-wrap:anywhere}
+.mm-top h1{margin:0;font-size:1.4rem}.mm-said{margin:0}
+.mm-row{background:var(--background-fill-primary);border:1px solid var(--border-color-primary);border-radius:10px;padding:.7rem}
+.mm-row .mm-row,.mm-row .styler,.mm-row .block{background:none;border:0;padding:0}
+.mm-hit{display:grid;gap:.45rem}
 .mm-hit .head{display:flex;justify-content:space-between;gap:.6rem;font-variant-numeric:tabular-nums}
 .mm-hit .head b{overflow-wrap:anywhere}
-.mm-said{margin:0}.mm-no{color:#b3261e;font-weight:600;margin:0}
-@media (prefers-color-scheme:dark){.mm-no{color:#ff8a80}}
+.mm-hit .values{display:flex;flex-wrap:wrap;gap:.8rem;align-items:center}
+.mm-hit .values>img{max-width:160px;max-height:160px;min-width:64px;object-fit:contain;border-radius:6px}
+.mm-hit .sound{display:grid;gap:.15rem;width:min(100%,240px)}
+.mm-hit .sound svg{width:100%;height:26px;stroke:currentColor;fill:none;stroke-width:.6;vector-effect:non-scaling-stroke}
+.mm-hit .sound img{width:100%;height:44px}
+.mm-hit audio{width:100%;min-width:200px;height:32px}
+.mm-hit .words{margin:0;flex:1 1 12rem}
+.mm-hit p.meta{margin:0;font-size:.85em;overflow-wrap:anywhere}
+.mm-hit p.meta span{margin-right:.9em}
+.mm-marks{margin-top:.5rem;gap:.5rem!important}
+.mm-mark{border:1px solid var(--border-color-primary)!important;border-radius:6px!important}
+.mm-no{color:#b3261e;font-weight:600;margin:0}.dark .mm-no{color:#ff8a80}
 """
 
 
@@ -48,13 +52,19 @@ class Cards:
         """One result: rank, id, score, its values, its metadata. A changed value has another label and is drawn anew."""
         item = self.service.items([result["id"]]).get(result["id"])
         contents = item.contents if item else {}
-        cards = "".join(self._card(result["id"], m, mark) for m, (mark, _) in contents.items())
+        cards = "".join(self._card(result["id"], m, contents[m][0]) for m in modalities.names() if m in contents)
         meta = {"group": result.get("group"), **result.get("meta", {})}
         cells = "".join(
-            f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v)[:CELL])}</dd>" for k, v in meta.items() if v is not None
+            f"<span>{html.escape(str(k))}: <b>{html.escape(str(v)[:CELL])}</b></span>" for k, v in meta.items() if v is not None
         )
         head = f"<span>{rank}. <b>{html.escape(result['id'])}</b></span><span>{result['score']:.3f}</span>"
-        return f'<div class="mm-hit"><div class="head">{head}</div><div class="values">{cards}</div><dl>{cells}</dl></div>'
+        parts = f'<div class="head">{head}</div><div class="values">{cards}</div><p class="meta">{cells}</p>'
+        return f'<div class="mm-hit">{parts}</div>'
+
+
+def heading(name: str, line: str) -> str:
+    """The top of the page."""
+    return f'<div class="mm-top"><h1>{html.escape(name)}</h1><p class="mm-said">{html.escape(line)}</p></div>'
 
 
 def said(document: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmtune import modalities
 from mmtune.errors import MmtuneError
 from mmtune.serve.asked import Body, admitted, search_of
-from mmtune.serve.cards import STYLE, Cards, refused, said
+from mmtune.serve.cards import STYLE, Cards, heading, refused, said
 from mmtune.serve.refusals import Refusal
 from mmtune.serve.uploads import Guard, inside
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PATH = "/page"
 ROWS = 10
 ALONE = "live only"
+MARKS = {"match": "A match", "not_a_match": "Not a match"}
 KEEP = 3600  # seconds that an upload of the page stays on disk
 
 
@@ -50,6 +51,7 @@ class Page:
 
     def __init__(self, service: "Service", folder: Path):
         self.service, self.folder, self.cards = service, folder, Cards(service)
+        self.name = service.collection.layout.manifest["name"]
         self.rows = min(ROWS, service.settings.limits.max_k)
         self.columns: list[dict[str, Any]] = []
         self.asks: dict[str, Any] = {}
@@ -58,11 +60,10 @@ class Page:
         """The page."""
         import gradio as gr
 
-        name = self.service.collection.layout.manifest["name"]
-        with gr.Blocks(title=f"mmtune: {name}", analytics_enabled=False, delete_cache=(600, KEEP)) as page:
+        with gr.Blocks(title=f"mmtune: {self.name}", analytics_enabled=False, delete_cache=(600, KEEP)) as page:
             top = gr.HTML(elem_id="top")
             with gr.Tabs():
-                for m in [*modalities.names(), "item"]:
+                for m in self._order():
                     with gr.Tab(m, id=m, elem_id=f"tab-{m}") as tab:
                         label = "an item's id: what is like it?" if m == "item" else f"search by {m}"
                         make = gr.Textbox if m == "item" else modalities.get(m).widget
@@ -75,7 +76,7 @@ class Page:
                 beside = gr.Dropdown([ALONE], value=ALONE, label="side by side with", elem_id="beside")
             with gr.Row():
                 self.columns = [self._column(side) for side in ("live", "beside")]
-            outputs = [x for c in self.columns for x in (c["box"], c["said"], c["found"], *c["cells"], *c["buttons"])]
+            outputs = [x for c in self.columns for x in (c["box"], c["said"], c["found"], *c["rows"])]
             for m, (_, ask, go) in self.asks.items():
                 for event in (go.click, *([ask.submit] if hasattr(ask, "submit") else [])):
                     event(self._search(m), [ask, k, where, beside], outputs, preprocess=False, api_visibility="private",
@@ -83,21 +84,27 @@ class Page:
             page.load(self._load, None, [top, beside, *(tab for tab, _, _ in self.asks.values())], api_visibility="private")
         return page
 
+    def _order(self) -> list[str]:
+        """Words first: what most people try."""
+        return [*sorted(modalities.names(), key=lambda m: not modalities.get(m).inline), "item"]
+
     def _column(self, side: str) -> dict[str, Any]:
         import gradio as gr
 
-        cells, buttons = [], []
+        rows = []
         with gr.Column(visible=side == "live", elem_id=side) as box:
             heading, found = gr.HTML(), gr.State([])
             for n in range(self.rows):
-                with gr.Group():
-                    cells.append(gr.HTML(visible=False, elem_id=f"{side}-hit-{n}"))
-                    with gr.Row():
-                        for kind, label in (("match", "A match"), ("not_a_match", "Not a match")):
-                            button = gr.Button(label, size="sm", visible=False, elem_id=f"{side}-{kind}-{n}")
+                with gr.Group(visible=False, elem_classes="mm-row") as row:
+                    cell = gr.HTML(elem_id=f"{side}-hit-{n}")
+                    buttons = []
+                    with gr.Row(elem_classes="mm-marks"):
+                        for kind, label in MARKS.items():
+                            button = gr.Button(label, size="sm", elem_id=f"{side}-{kind}-{n}", elem_classes="mm-mark")
                             button.click(self._mark(n, kind), [found], [button], api_visibility="private")
                             buttons.append(button)
-        return {"box": box, "said": heading, "found": found, "cells": cells, "buttons": buttons}
+                rows += [row, cell, *buttons]
+        return {"box": box, "said": heading, "found": found, "rows": rows}
 
     async def _load(self) -> list[Any]:
         """What depends on the moment: who is live, who can be put beside it, what can be asked."""
@@ -108,8 +115,9 @@ class Page:
                 state = self.service.versions()
                 count = len(self.service.collection.corpus)
                 others = [v["version"] for v in reversed(state["versions"]) if not v["live"]]
-                live = f"{state['live']} is live since {state['since']}" if state["live"] else "nothing is live yet"
-                return f'<p class="mm-said">{count} items; {live}</p>', others, self.service.queryable()
+                since = str(state["since"])[:16].replace("T", " ")
+                live = f"{state['live']} is live since {since} UTC" if state["live"] else "nothing is live yet"
+                return heading(self.name, f"{count} items; {live}"), others, self.service.queryable()
             except (MmtuneError, OSError) as e:
                 return refused(str(e)), [], modalities.names()
 
@@ -177,12 +185,10 @@ class Page:
                 for i, r in enumerate(hits, 1)
             ] if isinstance(answer, dict) else []  # fmt: skip
             out += [gr.update(visible=answer is not None), head, marks]
-            out += [
-                gr.update(value=self.cards.hit(hits[i], i + 1) if i < len(hits) else "", visible=i < len(hits))
-                for i in range(self.rows)
-            ]
-            fresh = [("A match", "match"), ("Not a match", "not_a_match")]
-            out += [gr.update(visible=i < len(hits), value=w, interactive=True) for i in range(self.rows) for w, _ in fresh]
+            for i in range(self.rows):
+                there = i < len(hits)
+                out += [gr.update(visible=there), self.cards.hit(hits[i], i + 1) if there else ""]
+                out += [gr.update(value=label, interactive=True) for label in MARKS.values()]
         return out
 
     def _mark(self, n: int, kind: str) -> Callable[..., Awaitable[Any]]:
@@ -194,6 +200,6 @@ class Page:
                 await self.service.thread(self.service.feedback, {**found[n], "kind": kind, "page": PATH})
             except (Refusal, IndexError) as e:
                 return gr.update(value=str(e)[:80] or "search again", interactive=False)
-            return gr.update(value="noted: a match" if kind == "match" else "noted: not a match", interactive=False)
+            return gr.update(value=f"noted: {MARKS[kind].lower()}", interactive=False)
 
         return mark

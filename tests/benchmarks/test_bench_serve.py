@@ -1,0 +1,113 @@
+"""Latency of searches over HTTP at 1, 8 and 32 clients, and what sharing forward passes gains over one at a time.
+
+  pytest -m bench -s tests/benchmarks/test_bench_serve.py
+
+Prints one JSON line: milliseconds and requests a second through a server process and as many keep-alive clients, all on this
+machine's cores, with and without micro-batches; and the same of the encoding alone, where the gain is not diluted by HTTP.
+"""
+
+import http.client
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmtune.lifecycle.collection import Collection
+from mmtune.serve.served import Served
+from tests.corpora import packed
+from tests.serve_helpers import Process
+
+pytestmark = pytest.mark.bench
+SECONDS = float(os.environ.get("MMTUNE_BENCH_SECONDS", "4"))
+MODEL = os.environ.get("MMTUNE_BENCH_MODEL", "tiny:clip")
+CLIENTS = (1, 8, 32)
+WAYS = {"shared": ("--batch", "32", "--window", "2"), "one at a time": ("--batch", "1", "--window", "0")}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("bench")
+    with Collection(root / "shelf", create=True) as c:
+        c.build(MODEL, packed(root / "data", 240, columns=("image", "text")), quiet=True)
+        c.promote("v1")
+    return root / "shelf"
+
+
+def ready(url: str) -> None:
+    for _ in range(1200):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        try:
+            connection.request("GET", "/ready")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    raise AssertionError("not ready")
+
+
+def drive(ask, clients: int) -> dict[str, float]:
+    """`ask(n)` in a loop from so many threads: {"per_second", "p50_ms", "p95_ms"}; every n is asked once."""
+    end, took, guard, number = time.perf_counter() + SECONDS, [], threading.Lock(), iter(range(10**9))
+
+    def loop(call) -> None:
+        while (begin := time.perf_counter()) < end:
+            with guard:
+                n = next(number)
+            call(n)
+            took.append(time.perf_counter() - begin)
+
+    threads = [threading.Thread(target=loop, args=(ask(),)) for _ in range(clients)]
+    begin = time.perf_counter()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    seconds = time.perf_counter() - begin
+    p50, p95 = np.quantile(took, [0.5, 0.95])
+    return {"per_second": round(len(took) / seconds, 1), "p50_ms": round(1000 * p50, 2), "p95_ms": round(1000 * p95, 2)}
+
+
+def over_http(url: str, salt: str):
+    def client():
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+
+        def ask(n: int) -> None:  # never the same words: nothing comes from the cache
+            body = json.dumps({"text": f"a red square {salt} {n}", "k": 10})
+            connection.request("POST", "/search", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            assert response.status == 200 and len(json.loads(response.read())["results"]) == 10
+
+        return ask
+
+    return client
+
+
+def test_latency_and_what_batches_gain(path):
+    found: dict[str, dict] = {"http": {}, "encoding": {}}
+    for way, options in WAYS.items():
+        with Process(path, "--no-page", *options) as server:
+            ready(server.url)
+            drive(over_http(server.url, "warm"), 1)
+            found["http"][way] = {str(c): drive(over_http(server.url, f"{c}"), c) for c in CLIENTS}
+        batch, window = int(options[1]), float(options[3]) / 1000
+        with Served(path, window, batch) as served:
+            opened = served.open()
+            opened.encode("text", ["warm"])
+
+            def words(opened=opened):
+                return lambda n: opened.encode("text", [f"a red square {n}"])
+
+            found["encoding"][way] = {str(c): drive(words, c) for c in CLIENTS}
+    gain = {
+        kind: {c: round(ways["shared"][c]["per_second"] / ways["one at a time"][c]["per_second"], 2) for c in ways["shared"]}
+        for kind, ways in found.items()
+    }
+    print(json.dumps({"bench": "serve", "model": MODEL, "cores": os.cpu_count(), "seconds": SECONDS, **found, "gain": gain}))
+    assert gain["encoding"]["32"] >= 2, gain
