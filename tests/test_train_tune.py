@@ -22,11 +22,25 @@ FAMILIES = {
     "clip": ("hf", ("image", "text")),
     "siglip": ("hf", ("image", "text")),
     "clap": ("hf", ("audio", "text")),
+    "clap_fused": ("hf", ("audio", "text")),
     "open_clip_dir": ("open_clip", ("image", "text")),
     "composed": ("", ("image", "text")),
     "tiny": ("tiny", ("image", "text")),
 }
-WAYS = ["full", "head", "lora", "qlora", "partial", {"how": "partial", "norms": True}]
+WAYS = ["full", "head", "lora", "qlora", "partial", {"how": "partial", "norms": True}, "frozen"]
+QUICK = {("tiny", w) for w in ("full", "head", "lora", "partial", "frozen")} | {("clip", "lora"), ("open_clip_dir", "lora")}
+"""What the default tier runs of the whole table; the rest, transformers' and open_clip's every way, is marked slow."""
+
+
+def cases():
+    for family in FAMILIES:
+        for how in WAYS:
+            quick = isinstance(how, str) and (family, how) in QUICK
+            yield pytest.param(family, how, id=f"{family}-{named(how)}", marks=[] if quick else pytest.mark.slow)
+
+
+def named(how):
+    return how if isinstance(how, str) else "norms" if "norms" in how else "one"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +51,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(root):
     made = {}
+    made["clap_fused"] = f"hf:{checkpoints.clap(root / 'clap_fused', fused=True)}"
     for name in ("clip", "siglip", "clap", "open_clip_dir", "text_encoder"):
         made[name] = f"{FAMILIES.get(name, ('hf',))[0]}:{getattr(checkpoints, name)(root / name)}"
     return made | {"tiny": "tiny:clip", "composed": {"image": made["clip"], "text": made.pop("text_encoder")}}
@@ -67,16 +82,13 @@ def vectors(model, pair):
     return {m: model.encode(**{m: values[m]}) for m in pair}
 
 
-def named(how):
-    return how if isinstance(how, str) else "norms"
-
-
-@pytest.mark.parametrize("how", WAYS, ids=named)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, how", list(cases()))
 def test_two_steps_of_every_family_and_way(root, models, tmp_path, family, how, monkeypatch):
     pair, spec = FAMILIES[family][1], models[family]
     if family == "tiny" and how == "qlora":
         how = {"image": "lora", "text": "qlora"}  # its convolutions are not linear layers
+    if how == "frozen":  # one tower; with both nothing would learn
+        how = {pair[0]: "full", "text": "frozen"}
     adapted = {}
     finish = Trainer.load_best
 
@@ -93,7 +105,7 @@ def test_two_steps_of_every_family_and_way(root, models, tmp_path, family, how, 
     before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     kept = {n for n in before if n not in moved}
-    kind = how if isinstance(how, str) else how.get("how", "lora")
+    kind = how if isinstance(how, str) else how.get("how", "frozen" if how["text"] == "frozen" else "lora")
     if kind == "head":
         heads = {f"heads.{m}.weight" for m in pair}
         assert set(tuned.heads) >= set(pair) and not {
@@ -115,7 +127,11 @@ def test_two_steps_of_every_family_and_way(root, models, tmp_path, family, how, 
             assert moved
     else:
         assert any(n.endswith("weight") for n in moved)
-    for m in pair:
+    if kind == "frozen":
+        held = {id(p) for module in base.owned("text") for p in module.parameters()}
+        assert held and {n for n, p in before.items() if id(p) in held} <= kept
+        np.testing.assert_allclose(again["text"], vectors(base, pair)["text"], atol=1e-6)
+    for m in pair if kind != "frozen" else pair[:1]:
         assert 0 < out["trainable"][m]["trainable"] <= out["trainable"][m]["total"] * (1 if kind == "full" else 2)
         assert not np.allclose(vectors(base, pair)[m], again[m], atol=1e-4) or family == "composed"
     if kind in ("lora", "qlora"):
@@ -146,7 +162,9 @@ def test_adapters_change_nothing_at_first_and_all_get_gradients(models, family):
     assert {n for n, _ in model.named_parameters()} == set(weights)
 
 
-@pytest.mark.parametrize("how", ["lora", "head", {"image": "lora", "text": "frozen"}])
+@pytest.mark.parametrize(
+    "how", ["lora", "head", pytest.param({"image": "lora", "text": "frozen"}, marks=pytest.mark.slow)], ids=named
+)
 def test_stopped_and_resumed_is_bit_identical(root, tmp_path, how, monkeypatch):
     more = {"tune": how, "train": {"epochs": 2, "checkpoint_every": 2, "ema": 0.9, "l2_start": 0.1, "micro_batch_size": 5}}
     more["data"] = {"val": corpora.packed(root, 12, 1)}
