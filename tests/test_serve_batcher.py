@@ -76,6 +76,28 @@ def test_a_lone_value_waits_for_the_window_and_no_longer():
     batcher.submit("k", 1).result(10)
     assert 0.015 < time.monotonic() - begin < 2
     batcher.close()
+    alone = Batcher(lambda key, values: values, window=30.0)
+    alone.expected = lambda: 1  # who knows that nobody else comes does not wait
+    begin = time.monotonic()
+    alone.submit("k", 1).result(10)
+    assert time.monotonic() - begin < 10
+    alone.close()
+
+
+def test_filters_that_python_finds_equal_do_not_share_a_pass(tmp_path):
+    """`a = 1` and `a = true` are equal to Python and different to a filter."""
+    from mmtune.contracts import Row
+
+    path = tmp_path / "shelf"
+    with Collection(path, create=True) as c:
+        c.upsert([Row("number", None, {"text": b"one"}, {"a": 1}), Row("flag", None, {"text": b"two"}, {"a": True})])
+        c.build("tiny:clip", quiet=True)
+        c.promote("v1")
+    with Served(path, 0.05) as served, ThreadPoolExecutor(20) as pool:
+        served.open()
+        wheres = ["a = 1", "a = true"] * 20
+        found = list(pool.map(lambda w: served.search(text="one", where=w).ids, wheres))
+    assert found == [["number"], ["flag"]] * 20
 
 
 def test_shared_passes_give_the_vectors_of_the_collection(tmp_path_factory):

@@ -74,19 +74,33 @@ def test_a_missing_library_is_one_line(shelf):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_what_is_under_way(shelf, how):
-    with Process(shelf, "--no-page", "--window", "1500", "--json") as server:  # a window so long that a search is under way
+    """A search that waits for another one, whose body is still on its way, to share its pass; then the stop."""
+    with Process(shelf, "--no-page", "--window", "1500", "--json") as server:
         wait(server)
-        found = []
-        ask = threading.Thread(
-            target=lambda: found.append(httpx.post(server.url + "/search", json={"text": "under way"}, timeout=60))
-        )
-        ask.start()
-        time.sleep(0.5)
-        assert not found
-        assert server.stop(how) == 0, server.said
-        ask.join(60)
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps({"text": "sent slowly"}).encode()
+        head = f"POST /search HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=60) as slow:
+            slow.sendall(head.encode() + body[:5])
+            time.sleep(0.3)
+            found = []
+
+            def ask():
+                found.append(httpx.post(server.url + "/search", json={"text": "under way"}, timeout=60))
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            time.sleep(0.6)
+            assert not found
+            server.process.send_signal(how)
+            time.sleep(0.3)
+            slow.sendall(body[5:])
+            answer = slow.recv(65_536)
+            asking.join(60)
+        assert server.process.wait(60) == 0, server.said
         assert found and found[0].status_code == 200 and found[0].json()["results"]
-        assert json.loads(server.process.stdout.read())["requests"] >= 2
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert json.loads(server.process.stdout.read())["requests"] >= 3
         assert "Traceback" not in server.said, server.said
         with pytest.raises(httpx.TransportError):
             httpx.get(server.url + "/health", timeout=5)

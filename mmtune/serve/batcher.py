@@ -20,10 +20,12 @@ class Batcher:
 
     Values of one key (of one version and modality) share a pass; keys take turns, oldest first. A pass that raises is run again
     value by value, so that an error reaches only the request that caused it. observe(size, seconds) is told every pass.
+    `expected`, where set, tells how many may come at all: nobody waits for others when there are none.
     """
 
     def __init__(self, run: Run, window: float = 0.004, most: int = 32, observe: Callable[[int, float], None] | None = None):
         self.run, self.window, self.most, self.observe = run, window, max(1, most), observe
+        self.expected: Callable[[], int] = lambda: self.most
         self._waiting: OrderedDict[Hashable, deque[tuple[Any, Future[Any]]]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
@@ -56,7 +58,7 @@ class Batcher:
                 self._changed.wait()
             key, queue = next(iter(self._waiting.items()))
             end = time.monotonic() + self.window
-            while len(queue) < self.most and not self._closed and (left := end - time.monotonic()) > 0:
+            while len(queue) < min(self.most, self.expected()) and not self._closed and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             batch = [queue.popleft() for _ in range(min(len(queue), self.most))]
             del self._waiting[key]

@@ -1,9 +1,9 @@
-"""A Collection whose query encoding goes through micro-batches; all else of a search is the Collection's own."""
+"""A Collection whose encoding of queries, and search by them, go through micro-batches; all else is the Collection's own."""
 
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +14,16 @@ from mmtune.lifecycle.opened import Opened, content_of, query_label
 from mmtune.prompts import QUERY
 from mmtune.serve.batcher import Batcher
 
+if TYPE_CHECKING:
+    from mmtune.lifecycle.filters import Filter
+
 
 class Batched(Opened):
-    """An open version; threads that encode at the same moment share a pass. Answers are those of `Opened`."""
+    """An open version; threads that encode or search at the same moment share a pass. Answers are those of `Opened`."""
 
-    def __init__(self, opened: Opened, batcher: Batcher):
+    def __init__(self, opened: Opened, batcher: Batcher, searcher: Batcher):
         super().__init__(opened.record, opened.model, opened.stores, opened.cache)
-        self.opened, self.batcher = opened, batcher
+        self.opened, self.batcher, self.searcher = opened, batcher, searcher
 
     def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
         """As `Opened.encode`: [N, D]. Values are decoded here, in the caller's thread; only the pass is shared."""
@@ -42,6 +45,19 @@ class Batched(Opened):
                 self.cache.put(key, out[n].copy())
         return out
 
+    def search(
+        self, query_QD: np.ndarray, k: int, where: "Filter | None" = None, target: Sequence[str] | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """As `Opened.search`; those who ask for as many, with the same filter, share a pass over the stores."""
+        key = (self, k, repr(where), tuple(target) if target else None)  # repr: to Python `a = 1` and `a = true` are equal
+        return [f.result() for f in [self.searcher.submit(key, (query, where)) for query in query_QD]]
+
+
+def search_vectors(key: tuple[Batched, int, str, tuple[str, ...] | None], asked: list[tuple[np.ndarray, Any]]) -> Any:
+    """One pass over a version's stores: a list of results a query. The filters of one key are the same."""
+    opened, k, _, target = key
+    return opened.opened.search(np.stack([query for query, _ in asked]), k, asked[0][1], target)
+
 
 def encode_signals(key: tuple[Batched, str], signals: list[Any]) -> np.ndarray:
     """The pass itself: [N, D] of signals of one modality, by one version's model."""
@@ -58,6 +74,7 @@ class Served(Collection):
     ):
         super().__init__(path)
         self.batcher = Batcher(encode_signals, window, batch, observe)
+        self.searcher = Batcher(search_vectors, 0.0, batch)  # who was encoded together comes together: nobody is waited for
         self._batched: dict[str, Batched] = {}
         self._wrap = threading.Lock()
 
@@ -67,7 +84,7 @@ class Served(Collection):
         with self._wrap:
             found = self._batched.get(opened.version)
             if found is None or found.opened is not opened:
-                found = self._batched[opened.version] = Batched(opened, self.batcher)
+                found = self._batched[opened.version] = Batched(opened, self.batcher, self.searcher)
             for gone in set(self._batched) - set(self._opened) - {opened.version}:
                 del self._batched[gone]
         return found
@@ -98,4 +115,5 @@ class Served(Collection):
         """Answer what waits, then as `Collection.close`."""
         self.shadowing.close()  # its searches use the batcher
         self.batcher.close()
+        self.searcher.close()
         super().close()

@@ -33,6 +33,7 @@ class Service:
     def __init__(self, collection: Served, settings: Settings, metrics: Metrics):
         self.collection, self.settings, self.metrics = collection, settings, metrics
         self._under_way = 0
+        collection.batcher.expected = lambda: self._under_way
         self._threads: anyio.CapacityLimiter | None = None
 
     @contextlib.contextmanager
