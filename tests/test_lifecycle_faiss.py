@@ -104,7 +104,7 @@ def test_search_short_rerank_full(tmp_path):
 
 
 def test_auto_is_exact_until_it_is_large():
-    assert plan_index("auto", 100_000, 256)["index"] == "flat"
+    assert plan_index("auto", 50_000, 256)["index"] == "flat"
     assert plan_index("auto", 1_000_000, 512)["index"] == "hnsw" and plan_index("auto", 10_000_000, 512)["index"] == "ivfpq"
     assert plan_index("ivfpq", 500, 64)["index"] == "flat" and "too few" in plan_index("ivfpq", 500, 64)["note"]
     with pytest.raises(DataError, match="no index 'hnws'"):

@@ -100,7 +100,7 @@ def build(
         for m in names:
             held.merge(m)
         version = next_version(coll)
-        place = {"kind": store or coll.default_store(), "url": url}
+        place = coll.store_of(store, url)
         built = _fill(coll, version, names, found, held, place, index, short, until)
         directory = coll.layout.directory(version)
         _compare(held, canaries.keep(found, coll.corpus, directory / "canaries.safetensors"))

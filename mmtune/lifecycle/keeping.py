@@ -156,10 +156,12 @@ class Keeping:
         """The vectors by content of one fingerprint."""
         return ContentVectors(self.path / "vectors" / fingerprint, fingerprint, dim)
 
-    def default_store(self) -> str:
-        """The kind of the newest version, faiss for the first."""
+    def store_of(self, kind: str | None, url: str | None) -> dict[str, Any]:
+        """{"kind", "url"} of a new version: what is asked for, else as the newest version, else faiss."""
         versions = self.layout.versions()
-        return self.layout.record(versions[-1])["store"]["kind"] if versions else "faiss"
+        newest = self.layout.record(versions[-1])["store"] if versions else {"kind": "faiss", "url": None}
+        kind = kind or newest["kind"]
+        return {"kind": kind, "url": url or (newest["url"] if kind == newest["kind"] else None)}
 
     def drop(self, version: str, why: str | None = None) -> dict[str, Any]:
         """Remove a version's vectors for good. DataError for the live one. Its pinned model stays."""
