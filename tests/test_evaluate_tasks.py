@@ -21,6 +21,7 @@ from mmtune.evaluate.classify import by_neighbours, tasks
 from mmtune.evaluate.knn import TEMPERATURE, by_reference, nearest
 from mmtune.evaluate.roc import auroc, partial_auroc
 from mmtune.evaluate.views import pool_views
+from mmtune.evaluate.zero_shot import zero_shot
 from tests import corpora
 
 
@@ -214,6 +215,23 @@ def test_a_class_is_called_what_a_column_says(tmp_path):
     (by_hand,) = tasks({m: e for m, e in embed_data(model, open_data(data)).items() if m in ("image", "text")})
     assert plain.metric("accuracy") == by_hand.accuracy and by_hand.how == "words"
     assert "accuracy" in str(plain) and list(plain.found) == ["image"]
+
+
+def test_a_class_of_several_names_is_found_by_the_nearest():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        names = embedded(units(rng, 12), [f"c{i % 4}" for i in range(12)], "text")
+        truth = [None if rng.random() < 0.1 else f"c{rng.integers(4)}" for _ in range(40)]
+        rows = embedded(units(rng, 40), truth)
+        found = zero_shot(rows, names, "audio->text")
+        best = [max(range(12), key=lambda j, z=z: float(z.astype(float) @ names.vectors[j])) for z in rows.vectors]
+        pairs = [(t, f"c{j % 4}") for t, j in zip(truth, best, strict=True) if t is not None]
+        assert found.skipped == 40 - len(pairs) and found.rows == len(pairs)
+        for i, t in enumerate(found.classes):
+            for j, p in enumerate(found.classes):
+                assert found.confusion[i, j] == pairs.count((t, p))
+    same = embedded(np.ones((2, 4), np.float32) / 2, ["a", "b"], "text")
+    assert zero_shot(embedded(np.ones((1, 4), np.float32) / 2, ["a"]), same, "x").confusion.tolist() == [[0, 1], [0, 0]]
 
 
 def test_neighbours_and_anomalies_of_the_demos_machines(machines, capsys):

@@ -46,7 +46,9 @@ def recipe(root, run, model="tiny:clip", **more):
 # --- heads first ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["full", "lora", {"image": "partial", "text": "frozen"}])
+@pytest.mark.parametrize(
+    "how", ["full", *(pytest.param(h, marks=pytest.mark.slow) for h in ("lora", {"image": "partial", "text": "frozen"}))]
+)
 def test_heads_learn_first_and_go_on_from_there(root, tmp_path, how):
     first = {"head_first": 2, "head_lr": 1e-2}
     tune = {"how": how, **first} if isinstance(how, str) else {"image": {"how": "partial", **first}, "text": "frozen"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embedded, direction
 from mmtune.data.decode import decode_row
 from mmtune.embed import embed_data, shared_modalities
 from mmtune.errors import DataError, RecipeError
@@ -196,7 +196,7 @@ def _zero_shot(
     called = named_classes(labels, column(work.data, names) if names else None, work.data.spec)
     classes = class_vectors(work.model, called, prompts, work.batch_size)
     vectors = _by_class(work.data, work.embed(work.data, kept), labels)
-    out = zero_shot({m: e for m, e in vectors.items() if m != words}, classes, words)
+    out = {m: zero_shot(e, classes, direction(m, words)) for m, e in vectors.items() if m != words}
     if not out:
         raise DataError(f"zero_shot: {words} names the classes; ask for another modality to classify")
     for m, found in out.items():

@@ -1,5 +1,6 @@
-"""Classes by their names alone: no row teaches the classifier. A class is the mean of its names in every template
-(CLIP, arXiv 2103.00020, 3.1.4), and a row gets the class that lies nearest."""
+"""Classes by their names alone: no row teaches the classifier. A name is the mean of all templates around it (CLIP, arXiv
+2103.00020, 3.1.4), and a row gets the class of the name that lies nearest: a class may have several that are unlike each other.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ from mmtune import modalities
 from mmtune.contracts import Embedded
 from mmtune.encode import encode_values
 from mmtune.errors import DataError, ModelError
-from mmtune.evaluate.classify import Classified, classify
+from mmtune.evaluate.classify import Classified
 from mmtune.prompts import ZERO_SHOT, parse_prompts
+from mmtune.similarity import exact_keys, tie_order, unit
 
 if TYPE_CHECKING:
     from mmtune.model import Model
@@ -65,6 +67,19 @@ def named_classes(labels: Sequence[str | None], names: Sequence[str | None] | No
     return out
 
 
-def zero_shot(vectors: Mapping[str, Embedded], classes: Embedded, words: str) -> dict[str, Classified]:
-    """{modality: how its rows were classified}; `vectors` have the true class of each row as its group."""
-    return {m: classify({m: e, words: classes}, (m, words)) for m, e in vectors.items()}
+def zero_shot(rows: Embedded, names: Embedded, direction: str) -> Classified:
+    """How `rows`, whose groups are their true classes, were classified by `names`, whose groups are the classes. Ties go to
+    the class that comes last, as everywhere; rows without a class are skipped."""
+    named = [str(c) for c in names.groups]
+    classes = sorted(set(named))
+    number = {c: i for i, c in enumerate(classes)}
+    down = np.array(tie_order([f"{c}\0{i}" for c, i in zip(named, names.ids, strict=True)]), np.int64)
+    at = np.array([i for i, g in enumerate(rows.groups) if g in number], np.int64)
+    z, words = unit(rows.vectors[at], direction), unit(names.vectors[down], direction)
+    of_name = np.array([number[named[i]] for i in down], np.int64)
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    for start in range(0, len(at), 1024):
+        part = slice(start, start + 1024)
+        found = of_name[exact_keys(z[part], words).argmax(1)]
+        np.add.at(confusion, ([number[str(rows.groups[i])] for i in at[part]], found), 1)
+    return Classified(direction, classes, confusion, len(rows.ids) - len(at))
