@@ -24,6 +24,7 @@ def test_a_handful_of_kills(tmp_path):
     assert told["kills"] + told["finished first"] == 5 and told["kills"] >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_few_clients_while_the_pointer_moves(tmp_path):
     told = drive(tmp_path, "clients", 2, 300, 2, timeout=880)

@@ -43,6 +43,7 @@ def test_embedded(kind, coll, shelf, tmp_path):
     life(tmp_path / "other", shelf["data"], kind, None, coll)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_postgres_whose_url_no_file_holds(coll, shelf, tmp_path, monkeypatch):
     pytest.importorskip("psycopg"), pytest.importorskip("pgserver")

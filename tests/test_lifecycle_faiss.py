@@ -60,7 +60,7 @@ def test_random_writes_equal_a_dict(tmp_path, monkeypatch):
     assert {p.name.split(".")[0] for p in at.directory.iterdir()} <= named | {"None"}
 
 
-@pytest.mark.parametrize("index", ["hnsw", "ivfpq"])
+@pytest.mark.parametrize("index", ["hnsw", pytest.param("ivfpq", marks=pytest.mark.slow)])
 def test_approximate_indexes_find_and_follow_writes(tmp_path, index):
     rng = np.random.default_rng(1)
     vectors, queries = clustered(rng, 12_000, DIM), None
