@@ -42,6 +42,14 @@ def wait(server, path="/ready", seconds=120):
     raise AssertionError(server.said)
 
 
+def until(server, line, seconds=60):
+    """Until a counter of the server reads so."""
+    end = time.monotonic() + seconds
+    while line not in (told := httpx.get(server.url + "/metrics", timeout=30).text):
+        assert time.monotonic() < end, told
+        time.sleep(0.05)
+
+
 def command(*arguments, **env):
     return subprocess.run([sys.executable, "-m", "mmtune", "serve", *arguments], capture_output=True, text=True, timeout=120)
 
@@ -75,14 +83,14 @@ def test_a_missing_library_is_one_line(shelf):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_what_is_under_way(shelf, how):
     """A search that waits for another one, whose body is still on its way, to share its pass; then the stop."""
-    with Process(shelf, "--no-page", "--window", "1500", "--json") as server:
+    with Process(shelf, "--no-page", "--window", "6000", "--grace", "60", "--json") as server:
         wait(server)
         host, port = server.url.removeprefix("http://").split(":")
         body = json.dumps({"text": "sent slowly"}).encode()
         head = f"POST /search HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((host, int(port)), timeout=60) as slow:
             slow.sendall(head.encode() + body[:5])
-            time.sleep(0.3)
+            until(server, "mmtune_under_way 1.0")
             found = []
 
             def ask():
@@ -90,7 +98,7 @@ def test_a_stop_answers_what_is_under_way(shelf, how):
 
             asking = threading.Thread(target=ask)
             asking.start()
-            time.sleep(0.6)
+            until(server, "mmtune_under_way 2.0")
             assert not found
             server.process.send_signal(how)
             time.sleep(0.3)

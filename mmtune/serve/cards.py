@@ -24,7 +24,7 @@ STYLE = """
 .mm-hit .sound{display:grid;gap:.15rem;width:min(100%,240px)}
 .mm-hit .sound svg{width:100%;height:26px;stroke:currentColor;fill:none;stroke-width:.6;vector-effect:non-scaling-stroke}
 .mm-hit .sound img{width:100%;height:44px}
-.mm-hit audio{width:100%;min-width:200px;height:32px}
+.mm-hit [controls]{width:100%;min-width:200px;height:32px}
 .mm-hit .words{margin:0;flex:1 1 12rem}
 .mm-hit p.meta{margin:0;font-size:.85em;overflow-wrap:anywhere}
 .mm-hit p.meta span{margin-right:.9em}
