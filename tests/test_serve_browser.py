@@ -143,9 +143,10 @@ def test_a_microphone_records_and_asks(page, path):
     tab(page, "audio")
     page.locator("#ask-audio").get_by_role("button", name="Record", exact=False).first.click()
     page.wait_for_timeout(1500)
-    page.locator("#ask-audio").get_by_role("button", name="Stop", exact=False).first.click()
+    with page.expect_response(lambda r: "/gradio_api/upload" in r.url and r.ok):  # the recording arrives
+        page.locator("#ask-audio").get_by_role("button", name="Stop", exact=False).first.click()
     page.locator("#ask-audio [data-testid*='waveform'], #ask-audio #waveform").first.wait_for()
-    page.wait_for_timeout(1000)  # the recording is uploaded
+    page.wait_for_timeout(500)
     page.locator("#go-audio").click()
     page.locator("#live .mm-hit").first.wait_for()
     assert len(hits(page)) == 10
