@@ -105,7 +105,7 @@ def test_two_steps_of_every_family_and_way(root, models, tmp_path, family, how, 
     before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     kept = {n for n in before if n not in moved}
-    kind = how if isinstance(how, str) else how.get("how", "frozen" if how["text"] == "frozen" else "lora")
+    kind = how if isinstance(how, str) else how.get("how") or ("frozen" if how["text"] == "frozen" else "lora")
     if kind == "head":
         heads = {f"heads.{m}.weight" for m in pair}
         assert set(tuned.heads) >= set(pair) and not {
