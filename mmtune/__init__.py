@@ -15,6 +15,7 @@ _LAZY = {
     "open_data": "mmtune.data.shards",
     "compare": "mmtune.evaluate",
     "mine": "mmtune.mining.verb",
+    "soup": "mmtune.train.soup",
     "doctor": "mmtune.evaluate.doctor",
     "advise": "mmtune.evaluate.advise",
     "Collection": "mmtune.lifecycle.collection",

@@ -51,6 +51,7 @@ def test_the_recipe_teaches_a_small_model_a_large_ones_space(root, data, capsys)
     val = corpora.packed(root, 18, 1, ("image", "text"))
     small = checkpoints.clip(root / "small")
     asked = [f"model=hf:{small}", "teachers.big.model=tiny:clip@3", f"data.train={data}", f"data.val={val}", *QUICK]
+    asked.append("objective=[{loss: info_nce}, {loss: feature, teacher: big}, {loss: kl, teacher: big, temperature: 0.1}]")
     assert main(["train", str(RECIPE), *asked, f"run.dir={root / 'one'}", "--quiet", "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
     logged = [s for s in steps(root / "one") if "feature" in s]
