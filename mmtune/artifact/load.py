@@ -31,6 +31,8 @@ def load(model: "str | Path | Mapping[str, str]", device: str | None = None, *, 
     elif isinstance(spec, str) and (Path(spec) / adapters.MANIFEST).is_file():
         found = adapters.load_adapters(spec)
     elif isinstance(spec, str) and ":" not in spec and (Path(spec).exists() or "/" in spec):
+        if not Path(spec).exists():
+            raise ModelError(f"{spec}: no such directory; for a checkpoint of a hub write hf:{spec}")
         raise ModelError(f"{spec}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{spec} or open_clip:{spec}")
     else:
         found = from_spec(spec)

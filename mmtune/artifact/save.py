@@ -26,16 +26,19 @@ def save(
     """Write the artifact and return its fingerprint.
 
     metrics go to metrics.json; info (base, recipe, data, ...) to the manifest and the card; trained_on, int64 labels of the
-    training rows by name (id and content), to trained_on.safetensors, so that an evaluation on trained-on data is refused.
-    Without info and trained_on, those that the model was loaded with are kept (a prefix of an artifact saved anew).
+    training rows by name (id and content), to trained_on.safetensors, so that an evaluation on trained-on data is refused;
+    rows that the artifact it was loaded from was trained on stay among them. Without info, that of the loaded model is kept.
     """
+    from safetensors.numpy import load
     from safetensors.numpy import save as dump
     from safetensors.torch import save_model
 
     was_training = model.training
     model.eval()
     source = Path(model.info["source"]) / TRAINED if isinstance(model.info.get("source"), str) else None
-    known = source.read_bytes() if trained_on is None and source and source.is_file() else None
+    rows = {k: np.unique(v[v != 0]) for k, v in (trained_on or {}).items()}
+    for k, v in load(source.read_bytes()).items() if source and source.is_file() else ():
+        rows[k] = np.union1d(rows[k], v) if k in rows else v
     if info is None:
         info = {k: v for k, v in model.info.items() if k != "source"}
     info = {**info, "mmtune": __version__}
@@ -47,11 +50,8 @@ def save(
         manifest = {"format": FORMAT, "fingerprint": mark, "layout": model.layout(), "info": info}
         write_json(tmp / MANIFEST, manifest)
         write_json(tmp / "metrics.json", dict(metrics or {}))
-        if trained_on:
-            arrays = {k: np.unique(v[v != 0]) for k, v in trained_on.items()}
-            write_bytes(tmp / TRAINED, dump(arrays))
-        elif known is not None:
-            write_bytes(tmp / TRAINED, known)
+        if rows:
+            write_bytes(tmp / TRAINED, dump(rows))
         write_text(tmp / "README.md", card(model, mark, metrics or {}, info))
     model.train(was_training)
     return mark
