@@ -35,8 +35,8 @@ import mmtune
 from mmtune.demo.catalog import write_catalog
 from mmtune.demo.machines import write_machines
 from mmtune.demo.pages import sheet
-from mmtune.demo.pictures import spectrogram
 from mmtune.demo.searches import searches
+from mmtune.modalities.draw import spectrogram_picture
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar of another library that wants widgets
 out = Path(tempfile.mkdtemp(prefix="mmtune-"))
@@ -75,7 +75,7 @@ for group in ("gearbox-healthy", "gearbox-crack-severe", "gearbox-scratch-severe
     row = next(r for r in clips["train"] if r["group"] == group)
     samples, rate = soundfile.read(machines / row["audio"])
     print(row["text"])
-    display(spectrogram(samples, rate, 420, 110).quantize(64), Audio(samples, rate=rate))
+    display(spectrogram_picture(samples, rate, 420, 110), Audio(samples, rate=rate))
 
 # %% [markdown]
 # ## Pack

@@ -54,7 +54,7 @@ def test_round_trip_keeps_vectors_scales_and_fingerprint(made, tmp_path, name):
     from safetensors.numpy import load_file
 
     assert load_file(tmp_path / "a" / "trained_on.safetensors")["id"].tolist() == [5, 9]
-    save(mmtune.load(tmp_path / "a"), tmp_path / "b", trained_on={"id": np.array([7, 9]), "text": np.array([3])})  # tuned further
+    save(mmtune.load(tmp_path / "a"), tmp_path / "b", trained_on={"id": np.array([7, 9]), "text": np.array([3])})  # tuned on
     seen = load_file(tmp_path / "b" / "trained_on.safetensors")
     assert seen["id"].tolist() == [5, 7, 9] and seen["text"].tolist() == [3]
 
