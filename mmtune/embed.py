@@ -132,8 +132,9 @@ def embed(
         if old.get("role") != role:
             raise DataError(f"{out} holds vectors of role {old.get('role')!r}, not {role!r}; use another --out")
     counts: dict[str, Any] = {m: {"rows": 0, "missing": 0, "parts": len(data.shards)} for m in names}
+    made_by = {"fingerprint": mark, **said}
     parts = [
-        _part(data, shard, m, out / m / f"part-{i:05d}.parquet", mark) for m in names for i, shard in enumerate(data.shards)
+        _part(data, shard, m, out / m / f"part-{i:05d}.parquet", made_by) for m in names for i, shard in enumerate(data.shards)
     ]
     with Progress("embed", sum(len(p.rows) for p in parts), quiet=quiet) as progress:
 
@@ -142,7 +143,6 @@ def embed(
             _write_part(part.path, [data.ids[i] for i in part.rows], [data.groups[i] for i in part.rows], found, part.stamp)
 
         for part in parts:
-            part.stamp |= said
             counts[part.modality]["rows"] += len(part.rows)
             counts[part.modality]["missing"] += part.missing
         share_out(parts, lambda p: p.path, lambda p: _written(p.path, p.stamp), make)
@@ -163,11 +163,11 @@ class Part:
     stamp: dict[str, str]
 
 
-def _part(data: "Data", shard: "Shard", modality: str, path: Path, mark: str) -> Part:
+def _part(data: "Data", shard: "Shard", modality: str, path: Path, made_by: dict[str, str]) -> Part:
     rows = np.arange(shard.start, shard.start + shard.count)
     here = rows[data.present[modality][rows]]
     content = np.ascontiguousarray(np.stack([data.labels["id"][here], data.labels[modality][here]]))
-    stamp = {"fingerprint": mark, "shard": shard.name, "content": _digest(content)}
+    stamp = {**made_by, "shard": shard.name, "content": _digest(content)}
     return Part(path, modality, here, len(rows) - len(here), stamp)
 
 

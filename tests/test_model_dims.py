@@ -91,7 +91,7 @@ def test_eval_reports_every_trained_dim_without_encoding_again(run, monkeypatch)
 
 
 def test_an_artifact_knows_its_dims_and_a_short_copy_of_it_too(run, root):
-    from mmtune.evaluate.verbs import trained_on
+    from mmtune.artifact.trained import trained_on
 
     assert run["metrics"]["dims"].keys() == {"8", "16", "64"}
     model = mmtune.load(run["artifact"], dim=16)

@@ -15,7 +15,6 @@ from mmtune.model import Model, from_spec
 
 MANIFEST = "mmtune.json"
 WEIGHTS = "weights.safetensors"
-TRAINED = "trained_on.safetensors"
 FORMAT = 1
 
 

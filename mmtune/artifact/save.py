@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import __version__
-from mmtune.artifact.load import FORMAT, MANIFEST, TRAINED, WEIGHTS
+from mmtune.artifact.load import FORMAT, MANIFEST, WEIGHTS
+from mmtune.artifact.trained import TRAINED, union
+from mmtune.artifact.trained import trained_on as known_rows
 from mmtune.files import atomic_dir, write_bytes, write_json, write_text
 from mmtune.prompts import asks_otherwise
 
@@ -29,16 +31,12 @@ def save(
     training rows by name (id and content), to trained_on.safetensors, so that an evaluation on trained-on data is refused;
     rows that the artifact it was loaded from was trained on stay among them. Without info, that of the loaded model is kept.
     """
-    from safetensors.numpy import load
     from safetensors.numpy import save as dump
     from safetensors.torch import save_model
 
     was_training = model.training
     model.eval()
-    source = Path(model.info["source"]) / TRAINED if isinstance(model.info.get("source"), str) else None
-    rows = {k: np.unique(v[v != 0]) for k, v in (trained_on or {}).items()}
-    for k, v in load(source.read_bytes()).items() if source and source.is_file() else ():
-        rows[k] = np.union1d(rows[k], v) if k in rows else v
+    rows = union([trained_on, known_rows(model)])
     if info is None:
         info = {k: v for k, v in model.info.items() if k != "source"}
     info = {**info, "mmtune": __version__}

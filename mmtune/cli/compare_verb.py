@@ -19,10 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("candidate", metavar="CANDIDATE", help="MODEL that may replace it")
     parser.add_argument("data", metavar="DATA", help="shards that neither was trained on")
     parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the mean over directions must rise)")
-    parser.add_argument("--metric", help="the gate's metric, e.g. ndcg@10")
-    parser.add_argument("--direction", help='the gate\'s direction, "A->B" or "mean"')
-    parser.add_argument("--min-gain", type=float, help="the least gain that is worth a change")
-    parser.add_argument("--guard", action="append", default=[], metavar="NAME=BOUND", help="a slice or direction and its bound")
+    gate_options(parser)
     parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
     parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
     parser.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
@@ -34,6 +31,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dim", type=int, metavar="N", help="the first N dimensions of both, of unit length again")
     parser.add_argument("--base-dim", type=int, metavar="N", help="as --dim, for BASE alone: is a short CANDIDATE good enough?")
     parser.add_argument("--batch-size", type=int, default=64)
+
+
+def gate_options(parser: argparse.ArgumentParser) -> None:
+    """What may stand over the gate of --gate FILE; `gate_of` reads both."""
+    parser.add_argument("--metric", help="the gate's metric, e.g. ndcg@10")
+    parser.add_argument("--direction", help='the gate\'s direction, "A->B" or "mean"')
+    parser.add_argument("--min-gain", type=float, help="the least gain that is worth a change")
+    parser.add_argument("--guard", action="append", default=[], metavar="NAME=BOUND", help="a slice or direction and its bound")
 
 
 def gate_of(args: argparse.Namespace) -> dict[str, Any] | None:

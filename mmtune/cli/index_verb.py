@@ -199,13 +199,12 @@ def _shadow(args: argparse.Namespace) -> Result:
 
 
 def _promote_arguments(p: argparse.ArgumentParser) -> None:
+    from mmtune.cli.compare_verb import gate_options
+
     p.add_argument("version", metavar="VERSION")
     p.add_argument("--queries", metavar="DATA", help="held-out rows, which neither model was trained on")
     p.add_argument("--gate", metavar="FILE", help="YAML with the gate (a recipe, or the gate alone), as `mmtune compare`")
-    p.add_argument("--metric", help="the gate's metric, e.g. ndcg@10")
-    p.add_argument("--direction", help='the gate\'s direction, "A->B" or "mean"')
-    p.add_argument("--min-gain", type=float, help="the least gain that is worth a change")
-    p.add_argument("--guard", action="append", default=[], metavar="NAME=BOUND", help="a slice or direction and its bound")
+    gate_options(p)
     p.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
     p.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="a metadata column of the held-out rows")
     p.add_argument("--qrels", metavar="FILE", help="judgments of held-out rows and items, TREC or JSON lines")

@@ -14,7 +14,7 @@ from mmtune.embed import embed_data, shared_modalities
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluate import anomaly, knn
 from mmtune.evaluate.anomaly import Anomalies, detect
-from mmtune.evaluate.classify import Classified, by_neighbours
+from mmtune.evaluate.classify import Classified, by_neighbours, count, of_one_group
 from mmtune.evaluate.items import unite
 from mmtune.evaluate.overlap import identity, refuse_shared, refuse_trained
 from mmtune.evaluate.slices import named
@@ -230,16 +230,12 @@ def _knn(
 def _from(m: str, rows: Embedded, reference: Embedded, neighbours: int, skipped: int) -> Classified:
     """Each row's class by the reference's items; items of identical content whose classes differ answer nothing."""
     items = unite(m, reference)
-    said = [{g for r in items.rows[i] if (g := reference.groups[r]) is not None} for i in range(len(items))]
-    at = [i for i, g in enumerate(said) if len(g) == 1]
-    found = knn.by_reference(
-        unit(rows.vectors, m), np.asarray(items.vectors)[at], [next(iter(said[i])) for i in at], neighbours
-    )
+    at, names = of_one_group(items, reference.groups)
+    found = knn.by_reference(unit(rows.vectors, m), np.asarray(items.vectors)[at], names, neighbours)
     truth = [str(g) for g in rows.groups]
     classes = sorted({*truth, *found})
     number = {c: i for i, c in enumerate(classes)}
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(confusion, ([number[t] for t in truth], [number[f] for f in found]), 1)
+    confusion = count([number[t] for t in truth], [number[f] for f in found], len(classes))
     return Classified(f"{m}->{m}", classes, confusion, skipped, "neighbours")
 
 

@@ -2,7 +2,7 @@
 none do: what the nearest other items are (weighted k nearest neighbours, Wu et al., arXiv 1805.01978, 3.4)."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from mmtune import modalities
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
-from mmtune.evaluate.items import names_to_labels, unite
+from mmtune.evaluate.items import Items, names_to_labels, unite
 from mmtune.evaluate.knn import NEIGHBOURS, nearest, vote
 from mmtune.similarity import exact_keys, tie_order, unit
 
@@ -73,6 +73,20 @@ def is_task(labels: Embedded, name: str) -> bool:
     return 2 * len(np.unique(content[known])) <= int(known.sum())
 
 
+def count(truth: Sequence[int] | np.ndarray, found: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+    """The confusion matrix [C, C] of class numbers [N]."""
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (np.asarray(truth, np.int64), np.asarray(found, np.int64)), 1)
+    return confusion
+
+
+def of_one_group(items: Items, groups: Sequence[str | None]) -> tuple[np.ndarray, list[str]]:
+    """(positions [N] of the items whose rows name one group, these groups); groups: of the rows."""
+    said = [{g for r in items.rows[i] if (g := groups[r]) is not None} for i in range(len(items))]
+    at = [i for i, g in enumerate(said) if len(g) == 1]
+    return np.array(at, np.int64), [next(iter(said[i])) for i in at]
+
+
 def classify(vectors: Mapping[str, Embedded], pair: tuple[str, str]) -> Classified:
     """Give each row's `pair[0]` the group whose description is nearest: the mean of the group's distinct values of `pair[1]`,
     each of unit length, normalised again. Ties go to the class whose name is last, as everywhere.
@@ -97,8 +111,7 @@ def classify(vectors: Mapping[str, Embedded], pair: tuple[str, str]) -> Classifi
     truth = np.array([number[a.groups[i]] for i in at], np.int64)
     found = exact_keys(unit(a.vectors[at], pair[0]), unit(sums.astype(np.float32), pair[1])).argmax(1)
     up = len(classes) - 1 - np.arange(len(classes))
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(confusion, (up[truth], up[found]), 1)
+    confusion = count(up[truth], up[found], len(classes))
     return Classified("->".join(pair), classes[::-1], confusion, len(a.groups) - len(at))
 
 
@@ -110,9 +123,7 @@ def by_neighbours(
     do not vote for each other. Raises DataError for fewer than two groups of two items."""
     e = vectors[name]
     items = unite(name, e)
-    groups = [{g for r in items.rows[i] if (g := e.groups[r]) is not None} for i in range(len(items))]
-    at = np.array([i for i, g in enumerate(groups) if len(g) == 1], np.int64)
-    label = [next(iter(groups[i])) for i in at]
+    at, label = of_one_group(items, e.groups)
     classes = sorted(set(label))
     number = {g: i for i, g in enumerate(classes)}
     truth = np.array([number[g] for g in label], np.int64)
@@ -126,8 +137,7 @@ def by_neighbours(
     score_NK, near_NK = nearest(x_ND, x_ND, k, (bar, bar))
     heard = np.isfinite(score_NK).any(1)
     found = vote(score_NK[heard], truth[near_NK[heard]], len(classes))
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(confusion, (truth[heard], found), 1)
+    confusion = count(truth[heard], found, len(classes))
     return Classified(f"{name}->{name}", classes, confusion, len(items) - int(heard.sum()), "neighbours")
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
+from mmtune.artifact.trained import trained_on
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.evaluate.comparison import Comparison, compare_vectors
@@ -38,19 +37,6 @@ def _data(data: "Data | str") -> "Data":
     from mmtune.data.shards import open_data
 
     return open_data(data) if isinstance(data, str) else data
-
-
-def trained_on(model: "Model | str | Path") -> dict[str, np.ndarray] | None:
-    """Labels of the rows that an artifact was trained on, or None when it does not say (a checkpoint never does)."""
-    from mmtune.artifact.load import TRAINED
-
-    source = model if isinstance(model, str | Path) else model.info.get("source", "")
-    path = Path(source) / TRAINED if isinstance(source, str | Path) else None
-    if path is None or not path.is_file():
-        return None
-    from safetensors.numpy import load_file
-
-    return load_file(path)
 
 
 @overload

@@ -12,7 +12,7 @@ from mmtune import modalities
 from mmtune.contracts import Embedded
 from mmtune.encode import encode_values
 from mmtune.errors import DataError, ModelError
-from mmtune.evaluate.classify import Classified
+from mmtune.evaluate.classify import Classified, count
 from mmtune.prompts import ZERO_SHOT, parse_prompts
 from mmtune.similarity import exact_keys, tie_order, unit
 
@@ -81,5 +81,5 @@ def zero_shot(rows: Embedded, names: Embedded, direction: str) -> Classified:
     for start in range(0, len(at), 1024):
         part = slice(start, start + 1024)
         found = of_name[exact_keys(z[part], words).argmax(1)]
-        np.add.at(confusion, ([number[str(rows.groups[i])] for i in at[part]], found), 1)
+        confusion += count([number[str(rows.groups[i])] for i in at[part]], found, len(classes))
     return Classified(direction, classes, confusion, len(rows.ids) - len(at))

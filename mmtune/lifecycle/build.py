@@ -53,7 +53,7 @@ def indexed(coll: "Collection", model: "Model", wanted: Sequence[str] | None) ->
     for m in wanted or ():
         if m not in there:
             raise DataError(f"{m}: the items have {', '.join(coll.corpus.counts())}, the model {', '.join(model.towers)}")
-    names = [m for m in there if m in wanted] if wanted else [m for m in there if not kinds.get(m).inline] or there
+    names = [m for m in there if m in wanted] if wanted else kinds.in_files(there)
     if not names:
         raise DataError(
             f"nothing to index: the items have {', '.join(coll.corpus.counts())}, the model {', '.join(model.towers)}"

@@ -37,18 +37,18 @@ def compare_held_out(
 
     DataError when either model was trained on rows of `data`.
     """
+    from mmtune.artifact.trained import trained_on
     from mmtune.embed import embed_data
     from mmtune.evaluate.comparison import compare_vectors
-    from mmtune.evaluate.overlap import refuse_trained
+    from mmtune.evaluate.overlap import identity, refuse_trained
     from mmtune.evaluate.slices import named
     from mmtune.evaluate.trec import read_qrels
-    from mmtune.evaluate.verbs import trained_on
 
     both = [m for m in data.modalities if m in live.model.towers and m in new.model.towers]
     judged = read_qrels(qrels) if isinstance(qrels, str | Path) else None
-    old = [embed_data(o.model, data, both, batch_size, role=QUERY) for o in (live, new)]
-    for opened, vectors in zip((live, new), old, strict=True):
-        refuse_trained(vectors, trained_on(coll.path / "models" / opened.fingerprint), f"version {opened.version}'s model")
+    rows = {m: identity(data, m) for m in both}
+    for opened in (live, new):  # before anything is embedded
+        refuse_trained(rows, trained_on(coll.path / "models" / opened.fingerprint), f"version {opened.version}'s model")
     extra = None
     if general is not None:
         shared = [m for m in general.modalities if m in live.model.towers and m in new.model.towers]
@@ -56,19 +56,16 @@ def compare_held_out(
         extra = {"general": (sides[0], sides[1])}
     options: dict[str, Any] = {"gate": gate, "qrels": judged, "slices": named(data, slices), "extra": extra}
     found = [m for m in live.stores if m in new.stores]
-    pairs = [(q, m) for q in both for m in found if q != m]
-    if pairs:
+    asking = [m for m in both if m not in found]
+    if asking and found:
         items = [stored(o, coll.corpus, found) for o in (live, new)]
-        if judged is not None or any(_answered(old[0][q], items[0][m]) for q, m in pairs):
-            sides = [
-                {**{q: e for q, e in mine.items() if q not in found}, **theirs} for mine, theirs in zip(old, items, strict=True)
-            ]
-            pairs = [(q, m) for q, m in pairs if q not in found]
-            if pairs:
-                said = f"{len(data)} held-out rows against {len(coll.corpus)} items of the collection"
-                return compare_vectors(sides[0], sides[1], pairs=pairs, **options), said
-    rows = [embed_data(o.model, data, both, batch_size) for o in (live, new)]
-    return compare_vectors(rows[0], rows[1], within=len(both) == 1, **options), f"{len(data)} held-out rows among themselves"
+        if judged is not None or any(_answered(rows[q], items[0][m]) for q in both for m in found if q != m):
+            asked = [embed_data(o.model, data, asking, batch_size, role=QUERY) for o in (live, new)]
+            sides = [{**mine, **theirs} for mine, theirs in zip(asked, items, strict=True)]
+            said = f"{len(data)} held-out rows against {len(coll.corpus)} items of the collection"
+            return compare_vectors(sides[0], sides[1], pairs=[(q, m) for q in asking for m in found], **options), said
+    sides = [embed_data(o.model, data, both, batch_size) for o in (live, new)]
+    return compare_vectors(sides[0], sides[1], within=len(both) == 1, **options), f"{len(data)} held-out rows among themselves"
 
 
 def _answered(queries: Embedded, items: Embedded) -> bool:

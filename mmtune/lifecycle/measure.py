@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,16 +34,12 @@ def recall(store: "Store", query_QD: np.ndarray, k: int = 10) -> float:
     return float(np.mean(hits))
 
 
-def _same(signal: Any) -> Any:
-    return signal
-
-
 def latencies(versions: Sequence["Opened"], queries: Sequence[tuple[str, Any]], k: int = 10) -> list[dict[str, float]]:
     """{"p50", "p95"} milliseconds of one search (encoding and index) a version, each query asked of each in turn.
 
     queries: (modality, signal or bytes); the cache of query vectors is passed by.
     """
-    from mmtune.encode import vectors
+    from mmtune.encode import in_hand, vectors
     from mmtune.lifecycle.opened import content_of
     from mmtune.prompts import QUERY
 
@@ -53,7 +48,7 @@ def latencies(versions: Sequence["Opened"], queries: Sequence[tuple[str, Any]], 
         signal, _ = content_of(name, value)
         for times, opened in zip(taken, versions, strict=True):
             begin = time.perf_counter()
-            query = next(iter(vectors(opened.model, name, [partial(_same, signal)], 1, lambda n: None, QUERY)))
+            query = next(iter(vectors(opened.model, name, in_hand([signal]), 1, lambda n: None, QUERY)))
             opened.search(query, k)
             if number >= 2:
                 times.append(1000 * (time.perf_counter() - begin))

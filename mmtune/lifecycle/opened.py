@@ -1,8 +1,7 @@
 """A version open for search: its pinned model and its stores, checked against each other before the first answer."""
 
-import functools
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.data.labels import label
-from mmtune.encode import vectors
+from mmtune.encode import in_hand, vectors
 from mmtune.errors import DataError, ModelError, Rejected
 from mmtune.lifecycle import canaries
 from mmtune.lifecycle.identity import difference, load_pinned
@@ -67,10 +66,6 @@ def content_of(modality: str, value: Any) -> tuple[Any, bytes | None]:
         raise DataError(f"the query's {modality}: {e}") from None
 
 
-def _same(signal: Any) -> Any:
-    return signal
-
-
 def query_label(modality: str, data: bytes) -> int:
     """Identity of a query's content."""
     return label(modalities.get(modality).content_key(data))
@@ -104,16 +99,16 @@ class Opened:
                 todo.append((n, signal, key))
             else:
                 out[n] = found
-        at = 0
-        calls = [functools.partial(_same, signal) for _, signal, _ in todo]
-        for part in vectors(self.model, modality, calls, 64, lambda n: None, QUERY):
-            for vector in part:
-                n, _, key = todo[at]
-                out[n] = vector
-                if key:
-                    self.cache.put(key, vector)
-                at += 1
+        for (n, _, key), vector_D in zip(todo, self.forward(modality, [signal for _, signal, _ in todo]), strict=True):
+            out[n] = vector_D
+            if key:
+                self.cache.put(key, out[n].copy())
         return out
+
+    def forward(self, modality: str, signals: Sequence[Any]) -> Iterable[np.ndarray]:
+        """Vectors [D] of decoded queries, in order: the tower's pass itself."""
+        for part_ND in vectors(self.model, modality, in_hand(signals), 64, lambda n: None, QUERY):
+            yield from part_ND
 
     def vector(self, item: str) -> tuple[str, np.ndarray]:
         """(modality, vector [D]) of an item as it is stored. DataError when no store has it."""

@@ -34,7 +34,7 @@ def plan(
     found = found if dim is None else found.prefix(dim)
     rows = open_data(data) if isinstance(data, str) else data
     both = shared_modalities(found, rows, modalities)
-    names = both if modalities else [m for m in both if not kinds.get(m).inline] or both
+    names = both if modalities else kinds.in_files(both)
     wanted = items or len(rows)
     if wanted < 1:
         raise DataError(f"items {wanted}: how many items are to be embedded?")

@@ -1,6 +1,7 @@
 """The modalities. A fourth one is one new file and one line in TABLE (or `register` for out-of-tree code)."""
 
 import importlib
+from collections.abc import Iterable
 from functools import cache
 
 from mmtune.contracts import Modality
@@ -37,6 +38,12 @@ def register(name: str, target: str) -> None:
     if name in RESERVED:
         raise RecipeError(f"a modality cannot be called {name!r}: that word is a column of every row")
     TABLE[name] = target
+
+
+def in_files(names: Iterable[str]) -> list[str]:
+    """Those of `names` whose values lie in files; all of them where every one is inline."""
+    names = list(names)
+    return [n for n in names if not get(n).inline] or names
 
 
 def by_extension() -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmtune.artifact.trained import trained_on
 from mmtune.contracts import Embedded
 from mmtune.errors import DataError
 from mmtune.evaluate.comparison import Comparison, compare_vectors
@@ -17,7 +18,6 @@ from mmtune.evaluate.overlap import refuse_trained
 from mmtune.evaluate.relevance import Qrels, relevant
 from mmtune.evaluate.slices import named
 from mmtune.evaluate.trec import judgments
-from mmtune.evaluate.verbs import trained_on
 from mmtune.report.subject import Subject
 from mmtune.similarity import exact_keys
 

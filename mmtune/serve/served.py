@@ -1,17 +1,15 @@
 """A Collection whose encoding of queries, and search by them, go through micro-batches; all else is the Collection's own."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune.encode import vectors
 from mmtune.errors import ModelError
 from mmtune.lifecycle.collection import Collection
-from mmtune.lifecycle.opened import Opened, content_of, query_label
-from mmtune.prompts import QUERY
+from mmtune.lifecycle.opened import Opened
 from mmtune.serve.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -25,25 +23,9 @@ class Batched(Opened):
         super().__init__(opened.record, opened.model, opened.stores, opened.cache)
         self.opened, self.batcher, self.searcher = opened, batcher, searcher
 
-    def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
-        """As `Opened.encode`: [N, D]. Values are decoded here, in the caller's thread; only the pass is shared."""
-        if modality not in self.model.towers:
-            return super().encode(modality, values)  # which says what there is
-        out = np.empty((len(values), self.dim), np.float32)
-        waiting = []
-        for n, value in enumerate(values):
-            signal, data = content_of(modality, value)
-            key = None if data is None else (self.fingerprint, modality, query_label(modality, data))
-            found = self.cache.get(key) if key else None
-            if found is None:
-                waiting.append((n, key, self.batcher.submit((self, modality), signal)))
-            else:
-                out[n] = found
-        for n, key, future in waiting:
-            out[n] = future.result()
-            if key:
-                self.cache.put(key, out[n].copy())
-        return out
+    def forward(self, modality: str, signals: Sequence[Any]) -> Iterable[np.ndarray]:
+        """As `Opened.forward`, in a pass with what others ask. Values were decoded in the caller's thread."""
+        return [f.result() for f in [self.batcher.submit((self, modality), signal) for signal in signals]]
 
     def search(
         self, query_QD: np.ndarray, k: int, where: "Filter | None" = None, target: Sequence[str] | None = None
@@ -62,8 +44,7 @@ def search_vectors(key: tuple[Batched, int, str, tuple[str, ...] | None], asked:
 def encode_signals(key: tuple[Batched, str], signals: list[Any]) -> np.ndarray:
     """The pass itself: [N, D] of signals of one modality, by one version's model."""
     opened, modality = key
-    calls = [lambda s=s: s for s in signals]
-    return np.concatenate(list(vectors(opened.model, modality, calls, len(calls), lambda n: None, QUERY)))
+    return np.stack(list(opened.opened.forward(modality, signals)))
 
 
 class Served(Collection):

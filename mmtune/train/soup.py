@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mmtune import artifact
+from mmtune.artifact.trained import trained_on, union
 from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.evaluate import evaluate
 from mmtune.evaluate.overlap import identity, refuse_trained
-from mmtune.evaluate.verbs import trained_on
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -72,7 +72,7 @@ def soup(
     mean = _mean([states[i] for i in chosen])
     final = score(mean)
     info = _info(pot, [places[i] for i in chosen], how, metric)
-    mark = artifact.save(pot, out, info=info, trained_on=_seen([places[i] for i in chosen]))
+    mark = artifact.save(pot, out, info=info, trained_on=union([trained_on(places[i]) for i in chosen]))
     return {
         "artifact": str(out), "fingerprint": mark, "metric": metric, "score": final, "best single": single[order[0]],
         "steps": [{"model": places[i], **step} for i, step in steps],
@@ -150,10 +150,3 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any], first: str, other: str) ->
 def _info(model: "Model", chosen: Sequence[str], how: str, metric: str) -> dict[str, Any]:
     kept = ("base", "base_fingerprint", "pairs", "seen", "tune", "matryoshka")
     return {k: v for k, v in model.info.items() if k in kept} | {"soup": list(chosen), "soup_of": f"{how}, by {metric}"}
-
-
-def _seen(chosen: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """Labels of all rows that any ingredient was trained on."""
-    found = [t for place in chosen if (t := trained_on(place))]
-    keys = sorted({k for t in found for k in t})
-    return {k: np.unique(np.concatenate([t[k] for t in found if k in t])) for k in keys} or None

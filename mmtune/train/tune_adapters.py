@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmtune.artifact.adapters import FORMAT, INFO, MANIFEST, WEIGHTS, load_adapters
-from mmtune.artifact.load import TRAINED
 from mmtune.artifact.low_rank import Low
+from mmtune.artifact.trained import TRAINED
 from mmtune.files import atomic_dir, write_bytes, write_json
 
 if TYPE_CHECKING:
