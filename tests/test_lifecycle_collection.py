@@ -13,6 +13,7 @@ from mmtune.embed import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.lifecycle import embedding
 from mmtune.lifecycle.collection import Collection
+from mmtune.lifecycle.per import best_of_each, one_each
 from mmtune.similarity import tie_order, topk
 from tests.corpora import packed
 from tests.lifecycle_helpers import BASE, COLUMNS, OTHER, again, blocks, coll_fixture, picture, row, shelf_fixture  # noqa: F401
@@ -74,6 +75,45 @@ def test_every_way_to_ask(coll, shelf):
     ):
         with pytest.raises((DataError, ModelError), match=message):
             coll.search(**wrong)
+
+
+def first_of_each(results, of):
+    """The first result of every value, by a plain loop."""
+    seen = []
+    return [r["id"] for r in results if of(r) not in seen and not seen.append(of(r))]
+
+
+def test_one_answer_a_group(coll, shelf):
+    """k counts groups; each is its best item, as if everything had been ranked and the rest of its items struck out."""
+    ranked = coll.search(text="a red square", k=50).results
+    for k in (1, 2, 4):
+        found = coll.search(text="a red square", k=k, per="group")
+        assert found.ids == first_of_each(ranked, lambda r: r["group"])[:k]
+    assert coll.search(text="a red square", k=9, per="shade").ids == first_of_each(ranked, lambda r: r["meta"]["shade"])
+    dark = coll.search(text="a red square", k=50, per="group", where="shade = 'dark'").results
+    assert {r["meta"]["shade"] for r in dark} == {"dark"} and len({r["group"] for r in dark}) == len(dark)
+    data = open_data(shelf["data"])
+    like = coll.search(item=data.ids[3], k=50, per="group").results
+    assert {r["group"] for r in like} == {*data.groups} - {data.groups[3]} and len(like) == len(set(data.groups)) - 1
+    assert len({r["group"] for r in coll.search(text="red", hybrid=True, per="group", k=3).results}) == 3
+    with pytest.raises(DataError, match="per 'shad': none of the items found has it; they have group, shade"):
+        coll.search(text="x", per="shad")
+
+
+def test_a_thing_with_many_items_does_not_crowd_out_the_others():
+    line = [{"id": str(i), "group": "many" if i < 90 else f"g{i}", "meta": {"none": "", "n": [1]}} for i in range(1000)]
+    asked = []
+
+    def search(depth):
+        asked.append(depth)
+        return line[:depth]
+
+    assert [r["id"] for r in best_of_each(search, 5, "group")] == ["0", "90", "91", "92", "93"] and asked == [20, 100]
+    assert [r["id"] for r in best_of_each(search, 2, "group", "many")] == ["90", "91"] and asked[2:] == [8, 40, 200]
+    assert [r["id"] for r in best_of_each(search, 3, "n")] == ["0"]  # 300 items were looked at, and no more
+    assert [r["id"] for r in one_each(line[88:91] + [{"id": "x", "group": None, "meta": {}}] * 2, "group")] == ["88", "90", "x", "x"]
+    with pytest.raises(DataError, match="they have group, n"):
+        one_each(line, "none")
 
 
 def test_a_query_is_encoded_once_a_model(coll, monkeypatch):
@@ -203,6 +243,9 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
         status == 0 and found["version"] == "v1" and len(found["results"]) == 3 and {"id", "score"} <= set(found["results"][0])
     )
     (tmp_path / "q.png").write_bytes(picture("green", 5))
+    each = run(capsys, "search", place, "--text", "a red square", "--per", "group")[1]["results"]
+    assert len({r["group"] for r in each}) == len(each) > 1
+    assert run(capsys, "search", place, "--text", "a red square", "--per", "colour")[0] == 2
     by_file = run(capsys, "search", place, "--file", tmp_path / "q.png")[1]["results"]
     assert by_file == run(capsys, "search", place, "--image", tmp_path / "q.png")[1]["results"]
     assert run(capsys, "search", place, "--id", by_file[0]["id"])[1]["results"][0]["id"] != by_file[0]["id"]

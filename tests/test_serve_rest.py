@@ -92,6 +92,10 @@ def test_versions_filters_and_targets(shelf, web):
         assert dark and {r["meta"]["shade"] for r in dark} == {"dark"}
         found = web.post("/search", json={"text": "a red square", "target": ["audio"]}).json()["results"]
         assert {r["found"] for r in found} == {"audio"}
+        each = web.post("/search", json={"text": "a red square", "per": "group", "k": 3}).json()["results"]
+        assert [r["id"] for r in each] == c.search(text="a red square", per="group", k=3).ids
+    refused(web.post("/search", json={"text": "x", "per": "colour"}), 422, "colour")
+    refused(web.post("/search", json={"text": "x", "per": 3}), 422, "per")
     refused(web.post("/search", json={"text": "x", "version": "v9"}), 404, "v9")
     refused(web.post("/search", json={"text": "x", "version": "../../etc"}), 404)
     refused(web.post("/search", json={"text": "x", "filter": "shade ="}), 422, "filter")

@@ -146,6 +146,7 @@ def _search_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--version", metavar="VERSION", help="ask this version (default: live)")
     p.add_argument("--target", action="append", metavar="NAME", help="only what this modality's index finds")
     p.add_argument("--hybrid", action="store_true", help="fused with BM25 over the items' words")
+    p.add_argument("--per", metavar="COLUMN", help='"group" or metadata: one answer for each, the best, e.g. of all its photos')
 
 
 def _query(args: argparse.Namespace) -> Any:
@@ -168,8 +169,9 @@ def _query(args: argparse.Namespace) -> Any:
 def _search(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         answer = coll.search(
-            k=args.k, where=args.filter, version=args.version, target=args.target, hybrid=args.hybrid, **_query(args)
-        )
+            k=args.k, where=args.filter, version=args.version, target=args.target, hybrid=args.hybrid, per=args.per,
+            **_query(args),
+        )  # fmt: skip
     document: dict[str, Any] = {"version": answer.version, "fingerprint": answer.fingerprint, "results": answer.results}
     document |= {"seconds": answer.seconds, "query": answer.query}
     return Result(document, say.answer(answer))

@@ -15,8 +15,10 @@ from mmtune.lifecycle import journal
 from mmtune.lifecycle.contracts import Answer
 from mmtune.lifecycle.feedback import Feedback
 from mmtune.lifecycle.filters import Filter, parse
+from mmtune.lifecycle.hybrid import DEPTH, ItemWords, fuse
 from mmtune.lifecycle.keeping import Keeping
 from mmtune.lifecycle.opened import content_of, query_label
+from mmtune.lifecycle.per import best_of_each, one_each
 from mmtune.lifecycle.shadow import Shadow
 
 if TYPE_CHECKING:
@@ -96,13 +98,15 @@ class Collection(Keeping):
         hybrid: bool = False,
         item: str | None = None,
         target: Sequence[str] | None = None,
+        per: str | None = None,
         **query: Any,
     ) -> Answer:
         """The k best items for one value, `search(NAME=value)` with a modality's name, or for an `item` by id (itself left
         out).
 
         where: a filter over metadata, e.g. "category = 'Apple'"; version: another than the live one; target: only what those
-        modalities found; hybrid: fused with BM25 over the items' words (the query must be words).
+        modalities found; hybrid: fused with BM25 over the items' words (the query must be words); per: "group" or a column of
+        metadata, one answer for each value of it, the item that was found best (for an `item`, its own value is left out, too).
         """
         begin = time.perf_counter()
         if len(query) + (item is not None) != 1:
@@ -111,26 +115,32 @@ class Collection(Keeping):
             )
         opened, condition = self.open(version), parse(where) if where else None
         if item is not None:
-            found_by, vector = opened.vector(item)
-            results = opened.search(vector[None], k + 1, condition, target)[0]
-            results, mark = [r for r in results if r["id"] != item][:k], item
+            (_, vector), mark = opened.vector(item), item
         else:
             ((name, value),) = query.items()
             opened.require(name)
             signal, data = content_of(name, value)
             mark = self.feedback_log.remember(name, data, query_label(name, data)) if data is not None else ""
             vector = opened.encode(name, [data if data is not None else signal])[0]
-            results = opened.search(vector[None], 100 if hybrid and k < 100 else k, condition, target)[0]
-            if hybrid:
-                results = self._hybrid(name, signal, results, condition)[:k]
+
+        def nearest(count: int) -> list[dict[str, Any]]:
+            found = opened.search(vector[None], count + (item is not None), condition, target)[0]
+            return [r for r in found if r["id"] != item][:count]
+
+        if hybrid and item is None:
+            results = self._hybrid(name, signal, nearest(max(k, DEPTH)), condition)
+            results = (one_each(results, per) if per else results)[:k]
+        elif per:
+            mine = self.corpus.items([item]).get(item) if item is not None else None
+            results = best_of_each(nearest, k, per, mine.columns.get(per) if mine else None)
+        else:
+            results = nearest(k)
         answer = Answer(opened.version, opened.fingerprint, results, time.perf_counter() - begin, mark)
-        if version is None and not hybrid:
+        if version is None and not hybrid and not per:
             self.shadowing.offer(answer, k, condition, target, item, query)
         return answer
 
     def _hybrid(self, name: str, words: Any, results: list[dict[str, Any]], where: Filter | None) -> list[dict[str, Any]]:
-        from mmtune.lifecycle.hybrid import ItemWords, fuse
-
         if not kinds.get(name).inline:
             raise DataError(f"hybrid search is by words; a value of {name} has none")
         with self._guard:

@@ -148,9 +148,10 @@ class Search:
     version: str | None = None
     hybrid: bool = False
     target: tuple[str, ...] | None = None
+    per: str | None = None
 
 
-KNOWN = ("k", "filter", "version", "item", "hybrid", "target")
+KNOWN = ("k", "filter", "version", "item", "hybrid", "target", "per")
 
 
 def search_of(body: Body, limits: Limits) -> Search:
@@ -159,7 +160,7 @@ def search_of(body: Body, limits: Limits) -> Search:
     unknown = [f for f in fields if f not in KNOWN]
     if unknown:
         raise invalid(f"{unknown[0][:80]}: no such field; there are {', '.join([*modalities.names(), *KNOWN])}")
-    for name in ("item", "filter", "version"):
+    for name in ("item", "filter", "version", "per"):
         if name in fields and not isinstance(fields[name], str):
             raise invalid(f"{name}: a string")
     item, target = fields.get("item") or None, fields.get("target") or None
@@ -177,7 +178,7 @@ def search_of(body: Body, limits: Limits) -> Search:
     modality, data = next(iter(body.values.items()), (None, b""))
     return Search(
         modality, data, item, _count(fields.get("k", 10), limits.max_k), where, fields.get("version"),
-        _flag(fields.get("hybrid", False)), tuple(target) if target else None,
+        _flag(fields.get("hybrid", False)), tuple(target) if target else None, fields.get("per") or None,
     )  # fmt: skip
 
 

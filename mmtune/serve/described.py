@@ -26,6 +26,7 @@ ASK: dict[str, Any] = {
     "version": {**WORDS, "description": "live (default), staged, or a version's name"},
     "hybrid": {"type": "boolean", "default": False, "description": "fused with BM25 over the items' words"},
     "target": {"type": "array", "items": WORDS, "description": "only what these modalities found"},
+    "per": {**WORDS, "description": "group, or a column of metadata: one answer for each, the best"},
 }
 
 

@@ -77,8 +77,9 @@ class Service:
         target = list(asked.target) if asked.target else None
         with refusing(422):
             answer = self.collection.search(
-                k=asked.k, where=asked.filter, version=version, hybrid=asked.hybrid, item=asked.item, target=target, **query
-            )
+                k=asked.k, where=asked.filter, version=version, hybrid=asked.hybrid, item=asked.item, target=target,
+                per=asked.per, **query,
+            )  # fmt: skip
         self.metrics.searches.labels(answer.version, asked.modality or "item").inc()
         if not answer.results:
             self.metrics.empty.labels(answer.version).inc()
