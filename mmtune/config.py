@@ -105,7 +105,7 @@ class Interpolate(Strict):
 
     coefficients: list[Annotated[float, Field(ge=0, le=1)]] = Field([i / 10 for i in range(11)], min_length=2)
     general_weight: float = Field(1.0, ge=0, description="picked: the highest domain + general_weight * general")
-    keep: float | None = Field(None, gt=0, description="picked: the best domain that keeps this share of the base's general")
+    keep: float | None = Field(None, gt=0, le=1, description="picked: the best domain that keeps this share of the general")
 
 
 class MatryoshkaConfig(Strict):
@@ -183,6 +183,17 @@ def _without_blanks(value: Any) -> Any:
     return value
 
 
+def _deepest(problems: list[Any]) -> Any:
+    """The first key's problem; where a value may be of several types, that of the type it came nearest to."""
+    first = [p for p in problems if p["loc"][0] == problems[0]["loc"][0]]
+    return max(first, key=lambda p: len(p["loc"]))
+
+
+def _is_type(part: str) -> bool:
+    """Whether a part of pydantic's path is the alternative of a union ("str", "Source", "list[...]"), no key."""
+    return part[0].isupper() or "[" in part or part in ("str", "bool", "int", "float")
+
+
 def parse(document: Any, where: str = "recipe") -> Recipe:
     """A checked Recipe from plain data. RecipeError: one line with the key and what is wrong."""
     if not isinstance(document, dict):
@@ -192,8 +203,8 @@ def parse(document: Any, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as e:
-        problem = e.errors()[0]
-        key = ".".join(str(p) for p in problem["loc"] if not str(p)[0].isupper() and "[" not in str(p))
+        problem = _deepest(e.errors())
+        key = ".".join(str(p) for p in problem["loc"] if not _is_type(str(p)))
         what = "is missing" if problem["type"] == "missing" else problem["msg"]
         given = "" if problem["type"] == "missing" or isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
         raise RecipeError(f"{where}: {key}: {what}{given}") from None

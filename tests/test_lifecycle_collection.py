@@ -111,7 +111,8 @@ def test_a_thing_with_many_items_does_not_crowd_out_the_others():
     assert [r["id"] for r in best_of_each(search, 5, "group")] == ["0", "90", "91", "92", "93"] and asked == [20, 100]
     assert [r["id"] for r in best_of_each(search, 2, "group", "many")] == ["90", "91"] and asked[2:] == [8, 40, 200]
     assert [r["id"] for r in best_of_each(search, 3, "n")] == ["0"]  # 300 items were looked at, and no more
-    assert [r["id"] for r in one_each(line[88:91] + [{"id": "x", "group": None, "meta": {}}] * 2, "group")] == ["88", "90", "x", "x"]
+    alone = {"id": "x", "group": None, "meta": {}}
+    assert [r["id"] for r in one_each([*line[88:91], alone, alone], "group")] == ["88", "90", "x", "x"]
     with pytest.raises(DataError, match="they have group, n"):
         one_each(line, "none")
 

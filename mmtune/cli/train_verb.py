@@ -31,4 +31,6 @@ def run(args: argparse.Namespace) -> Result:
     except Stopped as e:
         return Result({"stopped": str(e)}, f"{e}; the same command with --resume goes on", 130)
     head = f"{out['artifact']}  {out['fingerprint']}\n{out['pairs_per_second']:.1f} pairs/s over {out['pairs']} pairs"
+    if out["coefficient"] is not None:
+        head += f"\n{out['coefficient']:g} of the way from base to tuned; `mmtune report` draws the curve"
     return Result(out, f"{head}\n{result}" if (result := out.pop("result")) else head)

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 WAYS = ("full", "head", "lora", "qlora", "partial", "frozen")
 LOW_RANK = ("lora", "qlora")
+GOES_WITH = {
+    **dict.fromkeys(("rank", "alpha", "dropout", "targets"), LOW_RANK),
+    **dict.fromkeys(("blocks", "norms"), ("partial",)),
+    "layer_decay": ("full", "partial", *LOW_RANK),
+}
+"""Option -> the ways that it says something about (`head_first` and `head_lr`: see `stages`)."""
 CHECK_AFTER = 2
 """Steps after which every adapter must have had a gradient: the first reaches only b, for b is zero."""
 
@@ -71,10 +77,18 @@ def _tuning(given: Any, key: str) -> Tuning:
         if option not in Tuning.model_fields:
             raise RecipeError(f"{key}.{option}: unknown{nearest(str(option), list(Tuning.model_fields))}")
     try:
-        return Tuning.model_validate(dict(given))
+        tuning = Tuning.model_validate(dict(given))
     except ValidationError as e:
         problem = e.errors()[0]
         raise RecipeError(f"{key}.{problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
+    for option in given:
+        if tuning.how not in GOES_WITH.get(option, WAYS):
+            raise RecipeError(
+                f"{key}.{option}: goes with {', '.join(GOES_WITH[option])}; it does nothing for how: {tuning.how}"
+            )
+    if tuning.head_lr and not tuning.head_first:
+        raise RecipeError(f"{key}.head_lr: is the rate of the epochs of head_first; add that, or set train.lr")
+    return tuning
 
 
 @dataclass

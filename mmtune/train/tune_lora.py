@@ -55,7 +55,9 @@ def find_targets(tower: list[nn.Module], wanted: list[str] | None, key: str) -> 
         raise RecipeError(f"{key}: this tower has no blocks with layers for adapters; tune it full, partial or head instead")
     if wanted is None:
         return found
-    for end in wanted or [""]:
+    if not wanted:
+        raise RecipeError(f"{key}.targets: an empty list adapts nothing; leave it out for all layers of the blocks")
+    for end in wanted:
         if not any(t.keep([end]).names for t in found):
             known = sorted({n.rsplit(".", 1)[-1] for t in found for n in t.names})
             raise RecipeError(f"{key}.targets: {end!r} matches no layer of this tower's blocks; there are: {', '.join(known)}")
