@@ -211,6 +211,8 @@ def test_layer_decay_and_the_frozen_tower(root, tmp_path):
     assert tuned.rates[id(named["parts.0.image.head.1.weight"])] == 1
     assert not named["parts.0.text.table.weight"].requires_grad and tuned.counts["text"]["trainable"] == 0
     assert "text: frozen, 0 of " in "\n".join(tuned.lines())
+    told = tune(load("tiny:clip"), "head", ["image", "text"], augmented=["image"]).lines()
+    assert "image: head" in told[0] and "runs every epoch" in told[0] and "features are kept" in told[1]
 
 
 BAD = [

@@ -144,9 +144,16 @@ class Tuned:
     def lines(self) -> list[str]:
         """What learns, a tower a line, for people."""
         return [
-            f"{m}: {c['how']}, {c['trainable']:,} of {c['total']:,} parameters learn ({c['percent']:.2f}%)"
+            f"{m}: {c['how']}, {c['trainable']:,} of {c['total']:,} parameters learn ({c['percent']:.2f}%){self._run(m)}"
             for m, c in self.counts.items()
         ]
+
+    def _run(self, m: str) -> str:
+        if self.towers[m].how not in ("head", "frozen"):
+            return ""
+        if self.features is not None and m in self.features.names:
+            return "; the tower runs once, its features are kept"
+        return f"; the tower runs every epoch, for its input varies (augment.{m}, or prompts)"
 
 
 def tune(
