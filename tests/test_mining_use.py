@@ -89,17 +89,21 @@ def test_extra_rows_are_the_tables_and_never_known_positives(shop, tmp_path):
             a, b = r["direction"].split("->")
             for q in np.flatnonzero(data.labels[a] == data.labels[a][row[r["query_id"]]]):
                 same = np.flatnonzero(data.labels[b] == data.labels[b][row[r["negative_id"]]])
-                allowed.setdefault(int(q), set()).update(same.tolist())
+                allowed.setdefault((b, int(q)), set()).update(same.tolist())
     batch = np.array([0, 5, 9])
     seen = set()
     for epoch in range(6):
-        extra = negatives.extra(batch, columns=2, seed=1, epoch=epoch)
-        np.testing.assert_array_equal(extra, negatives.extra(batch, columns=2, seed=1, epoch=epoch))
-        assert not set(extra.tolist()) & set(batch.tolist()) and len(set(extra.tolist())) == len(extra)
-        assert set(extra.tolist()) <= set.union(*(allowed[int(q)] for q in batch))
-        assert 1 <= len(extra) <= 3 * 2 * 2
-        seen |= set(extra.tolist())
-    assert len(seen) > len(extra), "other negatives in other epochs"
+        found, again = (negatives.extra(batch, 2, seed=1, epoch=epoch) for _ in range(2))
+        assert set(found) == {"image", "text"}
+        for m, extra in found.items():
+            np.testing.assert_array_equal(extra, again[m])
+            assert not set(extra.tolist()) & set(batch.tolist()) and len(set(extra.tolist())) == len(extra)
+            assert set(extra.tolist()) <= set.union(*(allowed[m, int(q)] for q in batch))
+            assert 1 <= len(extra) <= 3 * 2
+            seen |= {(m, row) for row in extra.tolist()}
+    assert len(seen) > sum(map(len, found.values())), "other negatives in other epochs"
+    only = negatives.extra(batch, {"image->text": 1}, seed=1)
+    assert set(only) == {"text"} and 1 <= len(only["text"]) <= 3, "a direction without columns brings nothing"
     with pytest.raises(DataError, match="other weights"):
         Negatives(tmp_path / "t.parquet", data, "newer")
     assert "other weights" in Negatives(tmp_path / "t.parquet", data, "newer", allow_stale=True).notes[0]
@@ -302,11 +306,12 @@ def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, cap
     assert one.plan(1)[0].tolist() == batches(1)[0].tolist()
     mined = one.plan(2)
     assert sorted(np.concatenate(mined).tolist()) == list(range(24)) and len(mined) == 4
-    assert len(one.extra(mined[0])) > 0
+    assert set(one.extra(mined[0])) == {"image", "text"}
     stamp = (tmp_path / "round-0.parquet").stat().st_mtime_ns
     two = rounds()
     assert [b.tolist() for b in two.plan(3)] == [b.tolist() for b in one.plan(3)]
-    assert two.extra(mined[0]).tolist() == one.extra(mined[0]).tolist()
+    for m, rows in one.extra(mined[0]).items():
+        assert two.extra(mined[0])[m].tolist() == rows.tolist()
     assert (tmp_path / "round-0.parquet").stat().st_mtime_ns == stamp, "a resumed run does not mine again"
     values = iter([0.5, 0.4])
     watched = two.watch(lambda m: {"metric": next(values)})

@@ -83,9 +83,13 @@ class Stream:
         self.columns = {name: _numbers(data, name, key) for name, key in (columns or {}).items()}
 
     def epoch(
-        self, epoch: int, batches: Sequence[np.ndarray], extra: Callable[[np.ndarray], np.ndarray | None] | None = None
+        self,
+        epoch: int,
+        batches: Sequence[np.ndarray],
+        extra: Callable[[np.ndarray], Mapping[str, np.ndarray] | None] | None = None,
     ) -> Iterator[Batch]:
-        """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives)."""
+        """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives), by the
+        modality that they bring."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="mmtune-data") as pool:
             waiting: deque[Future[Batch]] = deque()
             source = iter(batches)
@@ -100,26 +104,27 @@ class Stream:
                 for future in waiting:
                     future.cancel()
 
-    def batch(self, rows: np.ndarray, epoch: int, extra: np.ndarray | None = None) -> Batch:
-        """One batch of `rows`, then the `extra` rows with queries False."""
-        queries = torch.ones(len(rows) + (0 if extra is None else len(extra)), dtype=torch.bool)
-        if extra is not None:
-            queries[len(rows) :] = False
-            rows = np.concatenate([rows, extra])
+    def batch(self, rows: np.ndarray, epoch: int, extra: Mapping[str, np.ndarray] | None = None) -> Batch:
+        """One batch of `rows`, then the `extra` rows with queries False; each of these brings the modality it is under, and
+        nothing else is read or encoded of it."""
+        asking, extra = len(rows), extra or {}
+        rows = np.concatenate([rows, *extra.values()])
+        brings = np.repeat(["", *extra], [asking, *map(len, extra.values())])
         inputs: dict[str, dict[str, Tensor]] = {}
         slots: dict[str, Tensor] = {}
         for m, preprocess in self.preprocess.items():
-            here = np.flatnonzero(self.data.present[m][rows])
+            here = np.flatnonzero(self.data.present[m][rows] & ((brings == "") | (brings == m)))
             slot = np.full(len(rows), -1, np.int64)
             if len(here):
                 first, slot[here] = first_seen(self.data.labels[m][rows[here]])
                 if len(mine := rows[here[first[self.processes.share(len(first))]]]):
                     inputs[m] = preprocess.collate([self._item(m, int(row), epoch) for row in mine])
             slots[m] = torch.from_numpy(slot)
+        asks = torch.from_numpy(brings == "")
         labels = {k: torch.from_numpy(v[rows]) for k, v in self.data.labels.items()}
         columns = {k: torch.from_numpy(v[rows]) for k, v in self.columns.items()}
         ids = [self.data.ids[i] for i in rows]
-        return Batch(ids, torch.from_numpy(rows.astype(np.int64)), queries, inputs, slots, labels, columns)
+        return Batch(ids, torch.from_numpy(rows.astype(np.int64)), asks, inputs, slots, labels, columns)
 
     def _item(self, modality: str, row: int, epoch: int) -> dict[str, Tensor]:
         """Prepared tensors of one row's value; cached after the last step that is the same every epoch."""

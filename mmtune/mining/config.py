@@ -64,6 +64,7 @@ class Overrides(Strict):
     negatives: int | None = Field(None, ge=1)
     window: int | None = Field(None, ge=1)
     sampling: Literal["top", "random", "softmax"] | None = None
+    columns: int | None = Field(None, ge=0, description="of `use`: candidates of a cheap modality cost next to nothing")
 
     @model_validator(mode="after")
     def _known(self) -> "Overrides":
@@ -103,7 +104,9 @@ class MiningOptions(Strict):
         out = self
         for own in self.per_direction:
             if own.direction == name:
-                changes: dict[str, Any] = own.model_dump(exclude={"guards", "direction"}, exclude_none=True)
+                changes: dict[str, Any] = own.model_dump(exclude={"guards", "direction", "columns"}, exclude_none=True)
+                if own.columns is not None:
+                    changes["use"] = out.use.model_copy(update={"columns": own.columns})
                 changes["guards"] = Guards(**{**out.guards.model_dump(), **own.guards})
                 out = out.model_copy(update=changes)
         return out

@@ -84,12 +84,12 @@ class Rounds:
         share, groups = self.options.use.confusable, self.data.labels["group"]
         return ConfusableBatches(self.negatives, lambda _: usable, self.batch_size, self.seed, share, groups)(epoch)
 
-    def extra(self, rows: np.ndarray) -> np.ndarray | None:
-        """Mined rows for a batch of the current epoch; None when there are none."""
-        if self.negatives is None or not self.options.use.columns:
+    def extra(self, rows: np.ndarray) -> dict[str, np.ndarray] | None:
+        """Mined rows for a batch of the current epoch, by the modality that they bring; None when there are none."""
+        if self.negatives is None:
             return None
-        found = self.negatives.extra(rows, self.options.use.columns, self.seed, self.epoch)
-        return found if len(found) else None
+        columns = {name: self.options.for_direction(name).use.columns for name in self.negatives.directions}
+        return self.negatives.extra(rows, columns, self.seed, self.epoch) or None
 
     def _begin(self, number: int) -> None:
         self.number, self.negatives, self.mined = number, None, None

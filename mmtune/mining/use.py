@@ -4,7 +4,7 @@ The table is read a row group at a time and kept as row numbers (4 bytes a negat
 row that the table names (the same caption, say) has the same negatives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,11 +57,14 @@ class Negatives:
         at = s.query[row]
         return s.negatives[s.start[at] : s.start[at + 1]] if at >= 0 else np.zeros(0, np.int32)
 
-    def extra(self, rows: np.ndarray, columns: int = 1, seed: int = 0, epoch: int = 0) -> np.ndarray:
-        """Row numbers [E] (ascending, none of `rows`) to append to a batch as candidates: `columns` negatives for each row and
-        direction, other ones each epoch; drawn by a hash of (seed, epoch, row), so a resumed run draws the same."""
+    def extra(
+        self, rows: np.ndarray, columns: int | Mapping[str, int] = 1, seed: int = 0, epoch: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Rows [E] (ascending, none of `rows`) to append to a batch as candidates, by the modality that each was mined for and
+        that alone it brings along: `columns` (of all or by direction) negatives for each row and direction, other ones each
+        epoch; drawn by a hash of (seed, epoch, row), so a resumed run draws the same."""
         rows = np.asarray(rows, np.int64)
-        out = []
+        found: dict[str, list[np.ndarray]] = {}
         for number, name in enumerate(self.directions):
             s = self._sets[name]
             at = s.query[rows]
@@ -69,19 +72,13 @@ class Negatives:
             count = (s.start[at + 1] - s.start[at]).astype(np.uint64)
             with np.errstate(over="ignore"):
                 draw = mix(self._hash[asked] ^ mix(np.array([seed * 1_000_003 + epoch * 64 + number], np.uint64)))
-            for j in range(columns):
+            for j in range(columns if isinstance(columns, int) else columns.get(name, 0)):
                 use = j < count
                 pick = (draw[use] + np.uint64(j)) % count[use]  # consecutive places: without repeats
                 chosen = s.negatives[s.start[at[use]] + pick.astype(np.int64)]
-                out.append(s.another(chosen, draw[use], j))
-        found = np.unique(np.concatenate(out)) if out else np.zeros(0, np.int64)
-        return np.setdiff1d(found, rows).astype(np.int64)
-
-    def neighbours(self, row: int) -> list[int]:
-        """Confusable rows: the negatives of a row in every direction, best first, one of each direction in turn."""
-        lists = [self.of(name, row).tolist() for name in self.directions]
-        longest = max(map(len, lists), default=0)
-        return [x[i] for i in range(longest) for x in lists if i < len(x)]
+                found.setdefault(name.partition("->")[2], []).append(s.another(chosen, draw[use], j))
+        each = {m: np.setdiff1d(np.concatenate(parts), rows).astype(np.int64) for m, parts in found.items()}
+        return {m: part for m, part in each.items() if len(part)}
 
     def same_content(self, name: str, row: int) -> np.ndarray:
         """Rows that carry the same content as `row` on the candidates' side of a direction."""

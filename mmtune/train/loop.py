@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class Trainer:
         directory: Path,
         *,
         validate: "Callable[[Model], dict[str, float]] | None" = None,
-        extra: Callable[[np.ndarray], np.ndarray | None] | None = None,
+        extra: Callable[[np.ndarray], Mapping[str, np.ndarray] | None] | None = None,
         tuned: "Tuned | None" = None,
         processes: Processes = ALONE,
         quiet: bool = False,
