@@ -105,7 +105,7 @@ def _train(
     validate = _validators(val, general, pairs, recipe.train.metric, embed, processes)
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
     check_demands(objective, data, stream.columns, batches(0))
-    rounds = _rounds(recipe, model, data, batches, pairs, quiet, processes) if recipe.mining else None
+    rounds = _rounds(recipe, model, data, batches, pairs, base_mark, quiet, processes) if recipe.mining else None
     trainer = Trainer(
         model, objective, stream, rounds.plan if rounds else batches, recipe.train, directory, tuned=tuned, quiet=quiet,
         validate=rounds.watch(validate) if rounds and validate else validate, extra=rounds.extra if rounds else None,
@@ -190,7 +190,7 @@ def _course(trainer: Trainer) -> dict[str, Any]:
 
 
 def _rounds(
-    recipe: Recipe, model: "Model", data: Mix, batches: Any, pairs: Sequence[Pair], quiet: bool, processes: Processes
+    recipe: Recipe, model: "Model", data: Mix, batches: Any, pairs: Sequence[Pair], base: str, quiet: bool, processes: Processes
 ) -> Rounds:
     """Mining for this run; its tables and audits lie in RUN/mining."""
     assert recipe.mining is not None
@@ -198,6 +198,7 @@ def _rounds(
     return Rounds(
         model, data, batches, recipe.mining, Path(recipe.run.dir) / "mining", pairs=pairs, epochs=recipe.train.epochs,
         batch_size=recipe.train.batch_size, seed=recipe.train.seed, verifier=verifier, quiet=quiet, processes=processes,
+        base=base,
     )  # fmt: skip
 
 

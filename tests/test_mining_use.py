@@ -22,6 +22,7 @@ from mmtune.mining.rounds import Rounds, fallen, round_epochs
 from mmtune.mining.sampler import ConfusableBatches
 from mmtune.mining.use import Negatives
 from mmtune.modalities.audio import Sound
+from mmtune.run import train
 from tests.data_helpers import write_csv
 
 
@@ -285,6 +286,26 @@ def test_verifier_drops_what_it_finds_as_good_as_the_positive(shop, tmp_path):
     assert judge.asked and dropped and mined
     assert all(colour[r["query_id"]] == colour[r["negative_id"]] for r in dropped)
     assert all(colour[r["query_id"]] != colour[r["negative_id"]] for r in mined)
+
+
+def test_training_takes_a_users_own_table(shop, tmp_path, capsys):
+    import pyarrow as pa
+
+    own = pa.table({"direction": ["text->image"] * 2, "query_id": ["row00", "row02"], "negative_id": ["row04", "row08"]})
+    pq.write_table(own, tmp_path / "own.parquet")
+    recipe = {
+        "model": "tiny:clip", "data": {"train": str(shop)}, "train": {"epochs": 1, "batch_size": 6},
+        "mining": {"table": str(tmp_path / "own.parquet"), "use": {"columns": 1, "confusable": 0}},
+    }  # fmt: skip
+    with pytest.raises(DataError, match="own.parquet does not say which weights.*mining.allow_stale=true"):
+        train(recipe | {"run": {"dir": str(tmp_path / "refused")}}, quiet=True)
+    recipe["mining"]["allow_stale"] = True
+    done = train(recipe | {"run": {"dir": str(tmp_path / "run")}})
+    assert "used all the same, as asked" in capsys.readouterr().err
+    del recipe["mining"]
+    plain = train(recipe | {"run": {"dir": str(tmp_path / "plain")}}, quiet=True)
+    assert done["fingerprint"] != plain["fingerprint"], "the table's negatives changed nothing"
+    assert not (tmp_path / "run" / "mining").exists(), "nothing was mined"
 
 
 def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, capsys):

@@ -76,6 +76,8 @@ class MiningOptions(Strict):
     """Options of one mining run; `rounds` and `use` matter to training only."""
 
     rounds: int = Field(3, ge=1, description="how often training mines again with the weights it has then")
+    table: str | None = Field(None, description="a table of one's own, used from the first epoch on instead of mining")
+    allow_stale: bool = Field(False, description="use `table` although other weights mined it, or none that it names")
     directions: list[str] | None = Field(None, description='such as "a->b" or "a->a"; default: both ways of every trained pair')
     negatives: int = Field(4, ge=1, description="a query row; a value that several rows share gets so many for each")
     window: int = Field(30, ge=1, description="ranks looked at, known positives not counted")

@@ -62,7 +62,7 @@ def directions(names: Sequence[str], asked: Sequence[str] | None, pairs: Sequenc
 
 def settings(options: MiningOptions, todo: list[str]) -> dict[str, Any]:
     """What decides a table beside vectors and labels; sizes, devices and use do not change a byte of it."""
-    document = options.model_dump(mode="json", exclude={"rounds", "use"})
+    document = options.model_dump(mode="json", exclude={"rounds", "use", "table", "allow_stale"})
     for name in ("memory_mb", "device"):
         document["search"].pop(name)
     if options.judgments:

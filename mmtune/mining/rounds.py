@@ -37,7 +37,8 @@ def round_epochs(epochs: float, rounds: int) -> list[int]:
 class Rounds:
     """What training asks: `plan(epoch)` -> batches, `extra(rows)` -> rows that join a batch as candidates, `watch(validate)`.
 
-    Before the first round batches are those of `plain` and nothing is extra. Batches are as many in every epoch.
+    Before the first round batches are those of `plain` and nothing is extra. Batches are as many in every epoch. A table of the
+    user's own (`options.table`) serves from the first epoch on instead, and nothing is mined.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Rounds:
         verifier: Any = None,
         processes: Processes = ALONE,
         quiet: bool = False,
+        base: str = "",
     ):
+        """base: fingerprint of the model that training starts from, which a table of the user's own was mined with."""
         self.model, self.data, self.plain, self.options, self.pairs = model, data, plain, options, list(pairs)
         self.directory, self.batch_size, self.seed, self.verifier, self.quiet = (
             Path(directory),
@@ -65,7 +68,8 @@ class Rounds:
             quiet,
         )
         self.processes = processes
-        self.starts = round_epochs(epochs, options.rounds)
+        self.base = base
+        self.starts = [0] if options.table else round_epochs(epochs, options.rounds)
         self.epoch, self.number = 0, -1
         self.mined: Mined | None = None
         self.negatives: Negatives | None = None
@@ -94,6 +98,11 @@ class Rounds:
     def _begin(self, number: int) -> None:
         self.number, self.negatives, self.mined = number, None, None
         if number < 0:
+            return
+        if self.options.table:
+            self.negatives = Negatives(self.options.table, self.data, self.base, self.options.allow_stale)
+            for line in self.negatives.notes:
+                self._say(f"mining: {line}")
             return
         path = self.directory / f"round-{number}.parquet"
         self.mined = self._there(path) if self.processes.told(self._there(path) is not None) else self._mine(path)

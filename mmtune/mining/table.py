@@ -92,7 +92,7 @@ def check_fingerprint(path: str | Path, fingerprint: str, allow_stale: bool) -> 
     if found:
         what = f"was mined with other weights ({found[:12]}, not {fingerprint[:12]})"
     if not allow_stale:
-        raise DataError(f"{path} {what}; mine again, or allow a stale table")
+        raise DataError(f"{path} {what}; mine again, or allow a stale table (in a recipe: mining.allow_stale=true)")
     return f"{path} {what}; used all the same, as asked"
 
 
