@@ -159,7 +159,9 @@ class Batch:
     ids [B] row ids; index [B] row numbers in the dataset (int64); queries [B] bool, False for rows that serve only as
     candidates (mined negatives); inputs[m] the tower's inputs for U_m unique items; slot[m] [B] row -> unique item or -1
     where the row lacks m; labels[k] [B] int64 with k in {"id", "group"} and every modality (content): equal non-zero
-    labels mean "the same thing", 0 means none; columns[c] [B] float32 numeric metadata that an objective asked for.
+    labels mean "the same thing", 0 means none; columns[c] [B] float32 numeric metadata that an objective asked for;
+    hard["a->b"] [2, n] int64: a row that asks, and a row mined as its negative in that direction. A row that only serves as
+    candidate is a negative of the queries that mined it and of no other: drawn for being hard, it would weigh too much for all.
     """
 
     ids: list[str]
@@ -169,6 +171,7 @@ class Batch:
     slot: "dict[str, Tensor]"
     labels: "dict[str, Tensor]"
     columns: "dict[str, Tensor]" = field(default_factory=dict)
+    hard: "dict[str, Tensor]" = field(default_factory=dict)
 
     def to(self, device: "torch.device | str") -> "Batch":
         """The batch on another device (non-blocking copies)."""
@@ -176,7 +179,8 @@ class Batch:
         def move(x: Any) -> Any:
             return {k: move(v) for k, v in x.items()} if isinstance(x, dict) else x.to(device, non_blocking=True)
 
-        return Batch(self.ids, *(move(getattr(self, n)) for n in ("index", "queries", "inputs", "slot", "labels", "columns")))
+        names = ("index", "queries", "inputs", "slot", "labels", "columns", "hard")
+        return Batch(self.ids, *(move(getattr(self, n)) for n in names))
 
 
 class Scorer(Protocol):

@@ -82,6 +82,13 @@ def naive_sides(batch, a, b):
 def naive_contrastive(batch, z, a, b, row_loss, weights=None, by_item=False):
     """Weighted mean over queries; row_loss(sims of positives, sims of negatives, [(sim, weight) of own pairs])."""
     queries, candidates, related, own = naive_sides(batch, a, b)
+    asking = {c for _, _, c in own}
+    mined = {
+        (int(batch.labels[a][q]), int(batch.labels[b][c])) for q, c in batch.hard.get(f"{a}->{b}", torch.zeros(2, 0)).T.int()
+    }
+
+    def meets(q, c):
+        return not batch.hard or c in asking or (q, c) in mined
 
     def vector(m, item):
         row = next(r for r in range(len(batch.ids)) if int(batch.labels[m][r]) == item)
@@ -96,7 +103,7 @@ def naive_contrastive(batch, z, a, b, row_loss, weights=None, by_item=False):
             return float((vector(a, q) * vector(b, c)).sum())
 
         pos = [sim(c) for c in candidates if (related(q, c) if weights is None else c in owned)]
-        neg = [sim(c) for c in candidates if not related(q, c)]
+        neg = [sim(c) for c in candidates if not related(q, c) and meets(q, c)]
         w = sum(x for _, x in mine)
         if not pos or w == 0:
             continue

@@ -101,8 +101,8 @@ def test_shares_of_a_batch_are_the_batch(tmp_path_factory):
 
     streams = [Stream(data, preprocess, {"image": noisy}, processes=Processes(r, 5)) for r in range(5)]
     rows = np.array([3, 4, 9, 15, 21, 22, 0])
-    whole = Stream(data, preprocess, {"image": noisy}).batch(rows, 2, {"image": np.array([5])})
-    parts = [s.batch(rows, 2, {"image": np.array([5])}) for s in streams]
+    whole = Stream(data, preprocess, {"image": noisy}).batch(rows, 2, {"text->image": np.array([[2], [5]])})
+    parts = [s.batch(rows, 2, {"text->image": np.array([[2], [5]])}) for s in streams]
     assert "text" not in parts[4].inputs and "image" in parts[3].inputs
     for m, x in whole.inputs.items():
         for k in set(x) - {"segments"}:

@@ -51,6 +51,23 @@ def test_equals_a_naive_loop(data, term, naive, directions, queries):
     assert logs[term["loss"]] == pytest.approx(float(loss))
 
 
+@pytest.mark.parametrize("term,naive", CASES, ids=[str(c[0]) for c in CASES])
+@pytest.mark.parametrize("tile", ["never", "always"])
+def test_a_mined_candidate_is_a_negative_of_the_queries_that_mined_it(data, term, naive, tile):
+    batch, z = make_batch(ROWS), data[1]
+    objective = build_objective([{**term, "tile": tile}], [("a", "b")])
+    for_all = float(objective(z, batch, scale_of)[0])
+    batch.hard = {"a->b": torch.tensor([[0, 3, 4], [8, 8, 9]]), "b->a": torch.tensor([[4], [10]])}
+    want = sum(naive_contrastive(batch, z, a, b, naive) for a, b in (("a", "b"), ("b", "a"))) / 2
+    got = float(objective(z, batch, scale_of)[0])
+    assert got == pytest.approx(want, rel=1e-5) and got != for_all
+    batch.hard = {"a->b": batch.hard["a->b"]}
+    want = sum(naive_contrastive(batch, z, a, b, naive) for a, b in (("a", "b"), ("b", "a"))) / 2
+    assert float(objective(z, batch, scale_of)[0]) == pytest.approx(want, rel=1e-5), (
+        "nothing mined in a direction: no extra there"
+    )
+
+
 @pytest.mark.parametrize("positives", ["mask", "mean"])
 def test_graded_weights_make_only_own_pairs_positives(data, positives):
     batch, z = data

@@ -90,21 +90,20 @@ def test_extra_rows_are_the_tables_and_never_known_positives(shop, tmp_path):
             a, b = r["direction"].split("->")
             for q in np.flatnonzero(data.labels[a] == data.labels[a][row[r["query_id"]]]):
                 same = np.flatnonzero(data.labels[b] == data.labels[b][row[r["negative_id"]]])
-                allowed.setdefault((b, int(q)), set()).update(same.tolist())
+                allowed.setdefault((r["direction"], int(q)), set()).update(same.tolist())
     batch = np.array([0, 5, 9])
     seen = set()
     for epoch in range(6):
         found, again = (negatives.extra(batch, 2, seed=1, epoch=epoch) for _ in range(2))
-        assert set(found) == {"image", "text"}
-        for m, extra in found.items():
-            np.testing.assert_array_equal(extra, again[m])
-            assert not set(extra.tolist()) & set(batch.tolist()) and len(set(extra.tolist())) == len(extra)
-            assert set(extra.tolist()) <= set.union(*(allowed[m, int(q)] for q in batch))
-            assert 1 <= len(extra) <= 3 * 2
-            seen |= {(m, row) for row in extra.tolist()}
-    assert len(seen) > sum(map(len, found.values())), "other negatives in other epochs"
+        assert set(found) == {"image->text", "text->image"}
+        for name, pairs in found.items():
+            np.testing.assert_array_equal(pairs, again[name])
+            assert not set(pairs[1].tolist()) & set(batch.tolist()) and 1 <= pairs.shape[1] <= 3 * 2
+            assert all(n in allowed[name, int(batch[q])] for q, n in pairs.T.tolist()), "each is its own query's"
+            seen |= {(name, q, n) for q, n in pairs.T.tolist()}
+    assert len(seen) > sum(pairs.shape[1] for pairs in found.values()), "other negatives in other epochs"
     only = negatives.extra(batch, {"image->text": 1}, seed=1)
-    assert set(only) == {"text"} and 1 <= len(only["text"]) <= 3, "a direction without columns brings nothing"
+    assert set(only) == {"image->text"} and only["image->text"].shape[1] <= 3, "a direction without columns brings nothing"
     with pytest.raises(DataError, match="other weights"):
         Negatives(tmp_path / "t.parquet", data, "newer")
     assert "other weights" in Negatives(tmp_path / "t.parquet", data, "newer", allow_stale=True).notes[0]
@@ -327,7 +326,7 @@ def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, cap
     assert one.plan(1)[0].tolist() == batches(1)[0].tolist()
     mined = one.plan(2)
     assert sorted(np.concatenate(mined).tolist()) == list(range(24)) and len(mined) == 4
-    assert set(one.extra(mined[0])) == {"image", "text"}
+    assert set(one.extra(mined[0])) == {"image->text", "text->image"}
     stamp = (tmp_path / "round-0.parquet").stat().st_mtime_ns
     two = rounds()
     assert [b.tolist() for b in two.plan(3)] == [b.tolist() for b in one.plan(3)]

@@ -88,8 +88,8 @@ class Stream:
         batches: Sequence[np.ndarray],
         extra: Callable[[np.ndarray], Mapping[str, np.ndarray] | None] | None = None,
     ) -> Iterator[Batch]:
-        """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives), by the
-        modality that they bring."""
+        """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives):
+        direction -> [2, n] places in `rows` and rows mined for them."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="mmtune-data") as pool:
             waiting: deque[Future[Batch]] = deque()
             source = iter(batches)
@@ -105,26 +105,30 @@ class Stream:
                     future.cancel()
 
     def batch(self, rows: np.ndarray, epoch: int, extra: Mapping[str, np.ndarray] | None = None) -> Batch:
-        """One batch of `rows`, then the `extra` rows with queries False; each of these brings the modality it is under, and
-        nothing else is read or encoded of it."""
-        asking, extra = len(rows), extra or {}
-        rows = np.concatenate([rows, *extra.values()])
-        brings = np.repeat(["", *extra], [asking, *map(len, extra.values())])
+        """One batch of `rows`, then the `extra` rows with queries False; each of these brings the modality it was mined for,
+        and nothing else is read or encoded of it."""
+        asking, brings, hard, parts = len(rows), [""] * len(rows), {}, [rows]
+        for name, (place, mined) in (extra or {}).items():
+            unique, at = np.unique(mined, return_inverse=True)
+            hard[name] = torch.from_numpy(np.stack([place, len(brings) + at]))
+            brings += [name.partition("->")[2]] * len(unique)
+            parts.append(unique)
+        rows, carries = np.concatenate(parts), np.array(brings)
         inputs: dict[str, dict[str, Tensor]] = {}
         slots: dict[str, Tensor] = {}
         for m, preprocess in self.preprocess.items():
-            here = np.flatnonzero(self.data.present[m][rows] & ((brings == "") | (brings == m)))
+            here = np.flatnonzero(self.data.present[m][rows] & ((carries == "") | (carries == m)))
             slot = np.full(len(rows), -1, np.int64)
             if len(here):
                 first, slot[here] = first_seen(self.data.labels[m][rows[here]])
                 if len(mine := rows[here[first[self.processes.share(len(first))]]]):
                     inputs[m] = preprocess.collate([self._item(m, int(row), epoch) for row in mine])
             slots[m] = torch.from_numpy(slot)
-        asks = torch.from_numpy(brings == "")
+        asks = torch.arange(len(rows)) < asking
         labels = {k: torch.from_numpy(v[rows]) for k, v in self.data.labels.items()}
         columns = {k: torch.from_numpy(v[rows]) for k, v in self.columns.items()}
         ids = [self.data.ids[i] for i in rows]
-        return Batch(ids, torch.from_numpy(rows.astype(np.int64)), asks, inputs, slots, labels, columns)
+        return Batch(ids, torch.from_numpy(rows.astype(np.int64)), asks, inputs, slots, labels, columns, hard)
 
     def _item(self, modality: str, row: int, epoch: int) -> dict[str, Tensor]:
         """Prepared tensors of one row's value; cached after the last step that is the same every epoch."""

@@ -55,6 +55,7 @@ class View:
     Candidates from `stale` on come from a memory queue: they serve as negatives only. `same`: query i is candidate i, and
     never meets itself. `graded`: the own weights are judgments, so that only own pairs are positives.
     `by_item`: every query weighs the same; otherwise a query weighs as much as its rows.
+    `hard`: (query [n], candidate [n], first): candidates from `first` on are negatives in these pairs only.
     """
 
     q: Tensor
@@ -68,6 +69,7 @@ class View:
     same: bool = False
     graded: bool = False
     by_item: bool = False
+    hard: tuple[Tensor, Tensor, int] | None = None
 
 
 def query_weights(view: View) -> Tensor:
@@ -83,6 +85,12 @@ def masks(view: View, start: int, stop: int, related: Tensor | None = None) -> t
     neg = ~pos
     if view.guide is not None:
         neg &= ~_too_alike(view, start, stop)
+    if view.hard is not None:
+        i, j, first = view.hard
+        here = (i >= start) & (i < stop)
+        mined = torch.zeros_like(neg)
+        mined[i[here] - start, j[here]] = True
+        neg[:, first : view.stale] &= mined[:, first : view.stale]
     if view.graded:
         i, j, w = own_of(view, start, stop)
         pos = torch.zeros_like(pos).index_put_((i, j), w > 0)

@@ -89,7 +89,7 @@ class Rounds:
         return ConfusableBatches(self.negatives, lambda _: usable, self.batch_size, self.seed, share, groups)(epoch)
 
     def extra(self, rows: np.ndarray) -> dict[str, np.ndarray] | None:
-        """Mined rows for a batch of the current epoch, by the modality that they bring; None when there are none."""
+        """Mined rows for a batch of the current epoch, as `Negatives.extra` gives them; None when there are none."""
         if self.negatives is None:
             return None
         columns = {name: self.options.for_direction(name).use.columns for name in self.negatives.directions}

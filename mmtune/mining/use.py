@@ -60,25 +60,29 @@ class Negatives:
     def extra(
         self, rows: np.ndarray, columns: int | Mapping[str, int] = 1, seed: int = 0, epoch: int = 0
     ) -> dict[str, np.ndarray]:
-        """Rows [E] (ascending, none of `rows`) to append to a batch as candidates, by the modality that each was mined for and
-        that alone it brings along: `columns` (of all or by direction) negatives for each row and direction, other ones each
-        epoch; drawn by a hash of (seed, epoch, row), so a resumed run draws the same."""
+        """direction -> int64 [2, n]: places in `rows`, and for each a negative row outside of them that the batch takes along
+        as its candidate: `columns` (of all or by direction) a row and direction, other ones each epoch; drawn by a hash of
+        (seed, epoch, row), so a resumed run draws the same. Directions without any are left out."""
         rows = np.asarray(rows, np.int64)
-        found: dict[str, list[np.ndarray]] = {}
+        found: dict[str, np.ndarray] = {}
         for number, name in enumerate(self.directions):
             s = self._sets[name]
             at = s.query[rows]
-            asked, at = rows[at >= 0], at[at >= 0]
+            place, at = np.flatnonzero(at >= 0), at[at >= 0]
             count = (s.start[at + 1] - s.start[at]).astype(np.uint64)
             with np.errstate(over="ignore"):
-                draw = mix(self._hash[asked] ^ mix(np.array([seed * 1_000_003 + epoch * 64 + number], np.uint64)))
+                draw = mix(self._hash[rows[place]] ^ mix(np.array([seed * 1_000_003 + epoch * 64 + number], np.uint64)))
+            parts = [np.zeros((2, 0), np.int64)]
             for j in range(columns if isinstance(columns, int) else columns.get(name, 0)):
                 use = j < count
                 pick = (draw[use] + np.uint64(j)) % count[use]  # consecutive places: without repeats
                 chosen = s.negatives[s.start[at[use]] + pick.astype(np.int64)]
-                found.setdefault(name.partition("->")[2], []).append(s.another(chosen, draw[use], j))
-        each = {m: np.setdiff1d(np.concatenate(parts), rows).astype(np.int64) for m, parts in found.items()}
-        return {m: part for m, part in each.items() if len(part)}
+                parts.append(np.stack([place[use], s.another(chosen, draw[use], j)]))
+            pairs = np.concatenate(parts, axis=1)
+            pairs = pairs[:, ~np.isin(pairs[1], rows)]
+            if pairs.size:
+                found[name] = pairs
+        return found
 
     def same_content(self, name: str, row: int) -> np.ndarray:
         """Rows that carry the same content as `row` on the candidates' side of a direction."""

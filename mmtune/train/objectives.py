@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtune.contracts import Batch, Pair
+from mmtune.contracts import Batch, Pair, direction
 from mmtune.errors import DataError, RecipeError
 from mmtune.losses.contrast import Block, Guide, View, dense, masks, query_weights
 from mmtune.losses.distill import Taught
@@ -21,7 +21,7 @@ from mmtune.processes import ALONE, Processes
 from mmtune.train.queue import Memory, Stored
 from mmtune.train.teachers import Teacher, TeacherVectors
 from mmtune.train.terms import AUTO, Term, find_loss, nearest, own_options, parse_terms
-from mmtune.train.views import PairItems, column, kinds, pair_items
+from mmtune.train.views import Items, PairItems, column, kinds, pair_items
 
 Scale = Callable[[str, str], tuple[Tensor, Tensor | None]]
 """Directed pair -> (exponentiated scale, bias or None): the model's."""
@@ -191,7 +191,9 @@ class Objective(nn.Module):
             asked = batch.index[q_items.row[: q_items.asking]]
             guide = Guide(teacher.at(a, asked), teacher.at(b, index), term.guide_margin)
         own = (i, j, w) if forward else (j, i, w)
-        return View(q, c, relation, own, value, bias, guide, stale, a == b, term.weights is not None, term.queries == "items")
+        hard = _hard(batch, turn, q_items, c_items)
+        graded, by_item = term.weights is not None, term.queries == "items"
+        return View(q, c, relation, own, value, bias, guide, stale, a == b, graded, by_item, hard)
 
     def _taught(self, number: int, seen: Seen, turn: Pair, view: View, batch: Batch) -> Tensor:
         term, items, (a, b) = self.terms[number], seen.items, turn
@@ -224,6 +226,16 @@ class Objective(nn.Module):
         return value, bias
 
 
+def _hard(batch: Batch, turn: Pair, queries: Items, candidates: Items) -> tuple[Tensor, Tensor, int] | None:
+    """The batch's mined pairs in this direction as items; None when nothing was mined for it in any."""
+    if not batch.hard:
+        return None
+    row = batch.hard.get(direction(*turn), batch.index.new_zeros(2, 0))
+    i, j = queries.of_row[row[0]], candidates.of_row[row[1]]
+    known = (i >= 0) & (j >= 0)
+    return i[known], j[known], candidates.asking
+
+
 def _with_memory(relation: Relation, stored: Stored, batch: Batch, turn: Pair) -> Relation:
     """The relation with the memory's items as further candidates."""
     queries, candidates = relation.labels
@@ -251,7 +263,7 @@ def _both_ways(term: Term, forward: View, backward: View, seen: Seen, processes:
     positives = options.pop("positives")
     if not plain or positives == "sum" or any(options.values()):
         return None
-    if any(v.guide is not None or v.stale is not None or v.graded for v in (forward, backward)):
+    if any(v.guide is not None or v.stale is not None or v.graded or v.hard is not None for v in (forward, backward)):
         return None
     a, b = backward.c, forward.c
     related = related_pairs(View(a, b, seen.items.relation, forward.own, forward.scale))
