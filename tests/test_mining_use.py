@@ -2,6 +2,9 @@
 
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,11 +21,12 @@ from mmtune.mining.config import MiningOptions
 from mmtune.mining.items import unite
 from mmtune.mining.mine import mine, row_finder
 from mmtune.mining.near import Near, signatures
-from mmtune.mining.rounds import Rounds, fallen, round_epochs
+from mmtune.mining.rounds import Rounds, columns_of, fallen, round_epochs
 from mmtune.mining.sampler import ConfusableBatches
 from mmtune.mining.use import Negatives
 from mmtune.modalities.audio import Sound
 from mmtune.run import train
+from tests import corpora
 from tests.data_helpers import write_csv
 
 
@@ -307,6 +311,16 @@ def test_training_takes_a_users_own_table(shop, tmp_path, capsys):
     assert not (tmp_path / "run" / "mining").exists(), "nothing was mined"
 
 
+def test_columns_are_words_unless_the_recipe_says():
+    names = ["image->text", "text->image", "audio->image"]
+    assert columns_of(MiningOptions(), names) == {"image->text": 4, "text->image": 0, "audio->image": 0}
+    assert columns_of(MiningOptions(), names[2:]) == {"audio->image": 1}
+    assert columns_of(MiningOptions(use={"columns": 2}), names) == dict.fromkeys(names, 2)
+    own = MiningOptions(per_direction=[{"direction": "text->image", "columns": 1, "negatives": 2}])
+    assert columns_of(own, names) == {"image->text": 4, "text->image": 1, "audio->image": 0}
+    assert own.for_direction("text->image").negatives == 2
+
+
 def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, capsys):
     import mmtune
 
@@ -381,3 +395,24 @@ def parsed(argv):
     parser = argparse.ArgumentParser()
     mine_verb.arguments(parser)
     return parser.parse_args(argv)
+
+
+@pytest.mark.slow
+def test_the_study_of_mining_runs_and_goes_on(tmp_path):
+    """recipes/does_mining_help.py: every arm and seed, on all and on confusable queries; done runs are not done again."""
+    data, recipe = corpora.packed(tmp_path), tmp_path / "r.yaml"
+    recipe.write_text("model: ???\ndata:\n  train: ???\n  batches: spread\ntrain: {batch_size: 8}\n")
+    script = Path(__file__).parents[1] / "recipes" / "does_mining_help.py"
+    command = [sys.executable, script, recipe, "tiny:clip", data, data, "--out", tmp_path / "runs", "train.epochs=2"]
+
+    def go(*more):
+        done = subprocess.run([*map(str, command), *more], capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = done.stdout.splitlines()
+        return [json.loads(x) for x in lines if x[0] == "{"], [x for x in lines if "±" in x], done.stderr
+
+    found, table, said = go("--seeds", "0", "--mining", '{"rounds": 1}')
+    assert [(x["arm"], x.get("seed")) for x in found] == [("base", None), ("none", 0), ("naive", 0), ("guarded", 0)]
+    assert set(found[0]["confusable"]) == {"image->text", "text->image"} and len(table) == 8 and "mining round 1" in said
+    again, _, said = go("--seeds", "0", "--mining", '{"rounds": 1}')
+    assert again == found and "mining round" not in said, "what is done is read, not done again"

@@ -52,8 +52,10 @@ class Search(Strict):
 class Use(Strict):
     """How mined negatives enter training."""
 
-    columns: int = Field(1, ge=0, description="negatives a query and direction appended to the batch as candidates")
-    confusable: float = Field(0.5, ge=0, le=1, description="share of a batch that is drawn as neighbours of its other rows")
+    columns: int | None = Field(
+        None, ge=0, description="negatives a query that join its batch as candidates of its own; default: see `columns_of`"
+    )
+    confusable: float = Field(0.0, ge=0, le=1, description="share of a batch that is drawn as neighbours of its other rows")
 
 
 class Overrides(Strict):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmtune import modalities
 from mmtune.contracts import Pair, direction
 from mmtune.embed import embed_data
 from mmtune.files import read_json
@@ -32,6 +33,15 @@ def round_epochs(epochs: float, rounds: int) -> list[int]:
     model are noise (ANCE, arXiv 2007.00808, warms up for the same reason)."""
     whole = max(int(np.ceil(epochs)), 1)
     return sorted({whole * (i + 1) // (rounds + 1) for i in range(rounds)})
+
+
+def columns_of(options: MiningOptions, names: Sequence[str]) -> dict[str, int]:
+    """Columns a query by direction. Unless the options say: 4 where candidates are words, which cost next to nothing, and
+    none elsewhere; 1 everywhere when no direction has words to find. (Candidates that lie in files double a step's cost.)"""
+    cheap = {name: modalities.get(name.partition("->")[2]).inline for name in names}
+    usual = {name: (4 if cheap[name] else 0) if any(cheap.values()) else 1 for name in names}
+    given = {name: options.for_direction(name).use.columns for name in names}
+    return {name: usual[name] if (n := given[name]) is None else n for name in names}
 
 
 class Rounds:
@@ -92,7 +102,7 @@ class Rounds:
         """Mined rows for a batch of the current epoch, as `Negatives.extra` gives them; None when there are none."""
         if self.negatives is None:
             return None
-        columns = {name: self.options.for_direction(name).use.columns for name in self.negatives.directions}
+        columns = columns_of(self.options, self.negatives.directions)
         return self.negatives.extra(rows, columns, self.seed, self.epoch) or None
 
     def _begin(self, number: int) -> None:
