@@ -41,6 +41,7 @@ class Model(nn.Module):
         self.settings: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self._fingerprint: str | None = None
+        self._seen: tuple[list[Tensor], int] = ([], 0)
         self._scales: dict[str, Scale] = {}
         for part, names in parts:
             for scale in part.scales:
@@ -196,10 +197,14 @@ class Model(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """The space's name (see `mmtune.fingerprint`). Computed anew while training, remembered in eval mode."""
-        if self._fingerprint is None or self.training:
+        """The space's name (see `mmtune.fingerprint`). Computed anew while training, remembered in eval mode until a weight is
+        written to (torch counts the writes to a tensor)."""
+        tensors, writes = self._seen
+        if self._fingerprint is None or self.training or sum(t._version for t in tensors) != writes:
             rules = {"normalised": True, "dtype": "float32", "metric": "cosine"}
             self._fingerprint = fingerprint(self.state_dict().items(), self.files(), self.layout() | rules)
+            tensors = [t for t in (*self.parameters(), *self.buffers()) if not t.is_inference()]
+            self._seen = tensors, sum(t._version for t in tensors)
         return self._fingerprint
 
     def train(self, mode: bool = True) -> "Model":

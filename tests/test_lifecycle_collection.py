@@ -271,10 +271,20 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     assert run(capsys, "upsert", place, "--data", data)[1]["new"] == 2
     status, planned, _ = run(capsys, "plan", "--model", BASE, "--data", data, "--items", 10**6, "--price-per-hour", 2)
     assert planned["items"] == 10**6 and planned["hours"] > 0 and planned["bytes"] > 2 * 10**6 * 64 * 4 and planned["price"] > 0
+    status, planned, _ = run(capsys, "plan", place, "--model", BASE)  # the collection's own items, all known
+    assert planned["items"] == 24 and planned["by_modality"]["image"]["known"] == 24 and planned["hours"] == 0
+    status, planned, _ = run(capsys, "plan", place, "--model", "tiny:clip@5")
+    assert planned["by_modality"]["image"]["known"] == 0 and planned["hours"] > 0
     for argv in (["status", place], ["journal", place], ["search", place, "--text", "x"]):
-        assert main(["index", *map(str, argv)]) == 0 and "v1" in capsys.readouterr().out
+        assert main(["index", *map(str, argv)]) == 0
+        out = capsys.readouterr().out
+        assert "v1" in out
+        if argv[0] == "journal":
+            assert "refused    v2    another model, and nothing to judge it by" in out
+            assert "promote    v2    before: v1; why: trial; forced over: another model" in out
     for wrong in (
         ["search", place],
+        ["plan", "--model", BASE],
         ["search", place, "--file", "a.xyz"],
         ["status", tmp_path / "no"],
         ["nothing", place],

@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mmtune.artifact import load, save
@@ -13,8 +15,11 @@ from mmtune.data.shards import open_data
 from mmtune.embed import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.lifecycle import checks
+from mmtune.lifecycle.collection import Collection
+from mmtune.lifecycle.embedding import fill
 from mmtune.lifecycle.stores import create_store
-from tests.lifecycle_helpers import BASE, OTHER, again, coll_fixture, picture, row, shelf_fixture  # noqa: F401
+from tests.corpora import packed
+from tests.lifecycle_helpers import BASE, COLUMNS, OTHER, again, coll_fixture, picture, row, shelf_fixture  # noqa: F401
 
 
 def pinned(coll, version="v1"):
@@ -93,8 +98,6 @@ def test_a_store_of_another_version(coll):
 
 def test_an_adapter_was_swapped(coll, shelf, tmp_path):
     """Two fine-tunings of one base, a low-rank update each: everything but a few tensors is the same."""
-    import torch
-
     base, made = load(BASE), []
     for seed in (1, 2):
         model = load(BASE)
@@ -126,6 +129,9 @@ def test_vectors_of_another_model(coll):
             coll.search_vectors(query, mark, 3)
     with pytest.raises(DataError, match="64 dimensions"):
         coll.search_vectors(query[:, :32], a.fingerprint, 3)
+    for vectors in (3 * a.encode("text", ["x"]), np.full((1, 64), np.nan, np.float32)):  # another normalisation, or none
+        with pytest.raises(DataError, match="a model's have 1"):
+            coll.search_vectors(vectors, a.fingerprint, 3)
 
 
 def test_vectors_written_behind_our_back(coll, shelf):
@@ -138,6 +144,89 @@ def test_vectors_written_behind_our_back(coll, shelf):
     fresh = again(coll)
     with pytest.raises(ModelError, match=r"24 of 24 stored vectors are not what mm1-.*something else wrote into the store"):
         fresh.search(text="a red square")
+
+
+def test_lengths_written_behind_our_back(coll):
+    """The right directions, and a length that is somebody's weight: scores would no longer be cosines."""
+    file = next(place(coll, "v2").directory.glob("*.vectors.safetensors"))
+    with safe_open(file, "numpy") as f:
+        mark, arrays = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    save_file({k: a * np.float32(1.5) for k, a in arrays.items()}, file, mark)
+    refused(coll, r"24 of 24 stored vectors are not what mm1-.*cosine 1.0000, length 1.50\)", "v2")
+
+
+def test_vectors_and_their_reference_written_behind_our_back(coll):
+    """A script put another model's vectors into the store and into the blocks, under the stamps that were there: what the
+    canaries give now is not what is stored for them."""
+    one, two = (coll.layout.record(v)["fingerprint"] for v in ("v1", "v2"))
+    keys = coll.vectors(one, 64).keys("image")
+    wrong = coll.vectors(two, 64).read("image", keys)
+    shutil.rmtree(coll.path / "vectors" / one)
+    coll.vectors(one, 64).write("image", keys, wrong)
+    store = create_store(place(coll, "v1"), 64, one)
+    fill(store, coll.vectors(one, 64), coll.corpus.changed(0), "image")
+    store.build("flat")
+    refused(coll, r"16 of 24 stored vectors are not what mm1-", "v1")  # half of the 32 canaries are pictures
+
+
+def test_no_canaries(coll):
+    save_file(
+        {}, coll.layout.directory("v2") / "canaries.safetensors", {"fingerprint": coll.layout.record("v2")["fingerprint"]}
+    )
+    refused(coll, "it holds no canaries", "v2")
+
+
+@pytest.mark.parametrize("change", ["weights", "prompts"])
+def test_a_model_that_was_changed_in_memory(coll, change):
+    """Somebody trains on, or sets a prompt, with the very object that the collection holds."""
+    opened = coll.open("v1")
+    coll.search(text="a red square")
+    if change == "weights":
+        with torch.no_grad():
+            next(opened.model.parameters()).add_(1)
+    else:
+        opened.model.set_prompts({"text": {"query": ["find: {}"]}})
+    with pytest.raises(ModelError, match="its model was changed in memory"):
+        coll.search(text="a green square")
+    assert "changed in memory" in coll.upsert([row("n", "red", 5)])["behind"]["v1"]
+    fresh = again(coll)
+    assert fresh.bring_all() == {}  # by the pinned model
+    assert fresh.search(image=picture("red", 5), k=1).ids == ["n"]
+
+
+def test_a_model_in_memory_is_another_once_it_was_trained(coll):
+    """Handed over again after its weights were written to, in eval mode all the time."""
+    model = load(BASE)
+    assert coll.build(model, quiet=True)["fingerprint"] == coll.layout.record("v1")["fingerprint"]
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    done = coll.build(model, quiet=True)
+    assert done["fingerprint"] != coll.layout.record("v1")["fingerprint"] and done["embedded"] == 24
+
+
+def test_items_of_an_older_backup(coll):
+    """items.sqlite of yesterday under versions of today: numbers of changes would be given twice, and new items be lost."""
+    shutil.copytree(coll.path / "corpus", coll.path / "old")
+    coll.upsert([row("n", "red", 5)])
+    coll.close()
+    shutil.rmtree(coll.path / "corpus")
+    (coll.path / "old").rename(coll.path / "corpus")
+    refused(coll, r"v2 has the first 2 changes of the items, and .*items.sqlite knows of 1", "v2")
+    for write in (lambda c: c.upsert([row("m", "blue", 6)]), lambda c: c.delete(["0-001"])):
+        with pytest.raises(DataError, match="bring back the newer one"):
+            write(again(coll))
+
+
+def test_a_version_of_another_collection(coll, shelf, tmp_path):
+    """The same model, other items: the directory of its version was copied here."""
+    with Collection(tmp_path / "other", create=True) as other:
+        other.build(OTHER, packed(shelf["root"], 12, 1, COLUMNS), quiet=True)
+    shutil.rmtree(coll.layout.directory("v2"))
+    shutil.copytree(tmp_path / "other/versions/v1", coll.layout.directory("v2"))
+    refused(coll, "v2 is a copy of v1", "v2")
+    file = coll.layout.directory("v2") / "version.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": "v2"}))
+    refused(coll, "12 vectors in the store, 24 items in the corpus", "v2")
 
 
 def test_one_vector_and_one_item_written_behind_our_back(coll, monkeypatch):

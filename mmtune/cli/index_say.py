@@ -31,6 +31,7 @@ def plan(document: dict[str, Any]) -> str:
     for m, x in document["by_modality"].items():
         lines.append(
             f"  {m}: {x['items']:,} at {x['per_second']:,} a second (measured on {x['measured_on']}), {x['index']} index"
+            + (f"; {x['known']:,} of them are embedded already" if x["known"] else "")
         )
     return "\n".join(lines)
 
@@ -78,22 +79,42 @@ def shadow(document: dict[str, Any]) -> str:
 
 def status(document: dict[str, Any]) -> str:
     """A line a version."""
-    lines = [f"{document['collection']}: {document['items']:,} items; live: {document['live']} since {document['since']}"]
+    live = f"{document['live']} is live since {document['since']}" if document["live"] else "nothing is live"
+    lines = [f"{document['collection']}: {document['items']:,} items; {live}"]
     for v in document["versions"]:
         mark = "live" if v["live"] else "previous" if v["can_roll_back_to"] else ""
         gate = ((v["gate"] or {}).get("gate") or {}).get("verdict", "")
+        index = ", ".join(f"{m} {i['index']}" for m, i in v["index"].items())
         behind = f"  {v['behind']} changes behind" if v["behind"] else ""
         lines.append(
-            f"  {v['version']:<4} {mark:<8} {v['fingerprint']}  {v['items']:,} items  {v['store']['kind']}  {v['created']}  "
-            f"{v['model']}  {gate}{behind}".rstrip()
+            f"  {v['version']:<4} {mark:<8} {v['fingerprint']}  {v['items']:,} items  {v['store']['kind']} ({index})  "
+            f"{v['created']}  {v['model']}{'  gate: ' + gate if gate else ''}{behind}"
         )
+    if document["shadow"]:
+        lines.append(f"  shadowing {document['shadow']['version']}, {document['shadow']['fraction']:.0%} of the searches")
     return "\n".join(lines)
 
 
 def journal(lines: list[dict[str, Any]]) -> str:
     """A line an event."""
     return "\n".join(
-        f"{x['at']}  {x['who']:<10} {x['what']:<10} {x['version'] or '':<5} {x['why'] or ''}"
-        + ("  (forced: " + "; ".join(x["reasons"]) + ")" if x.get("forced") else "")
-        for x in lines
+        f"{x['at'][:19]}  {x['who']:<10} {x['what']:<10} {x['version'] or '':<5} {_told(x)}".rstrip() for x in lines
     )
+
+
+def _told(x: dict[str, Any]) -> str:
+    """What an event's line says beside who, what and when."""
+    parts = []
+    if x.get("items") is not None:
+        parts.append(f"{x['items']:,} items" + (f" of {x['fingerprint']}" if "fingerprint" in x else ""))
+    if "generation" in x:
+        parts.append(f"before: {x['previous'] or 'nothing'}")
+    if x.get("gate"):
+        parts.append(f"gate: {x['gate']['verdict']}")
+    if "fraction" in x:
+        parts.append(f"{x['fraction']:.0%} of the searches")
+    if x.get("why"):
+        parts.append(f"why: {x['why']}")
+    if x.get("reasons"):
+        parts.append(("forced over: " if x.get("forced") else "") + "; ".join(x["reasons"]))
+    return "; ".join(parts)

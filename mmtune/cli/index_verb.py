@@ -7,6 +7,7 @@
 """
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, (add, do, text) in ACTIONS.items():
         p = actions.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
-        if name != "plan":
-            p.add_argument("collection", metavar="COLLECTION", help="its directory")
+        optional = {"nargs": "?"} if name == "plan" else {}
+        p.add_argument("collection", metavar="COLLECTION", help="its directory", **optional)  # type: ignore[arg-type]
         add(p)
         p.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
         p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
@@ -84,8 +85,8 @@ def _build(args: argparse.Namespace) -> Result:
 
 def _plan_arguments(p: argparse.ArgumentParser) -> None:
     _embedding(p)
-    p.add_argument("--data", required=True, metavar="DATA", help="a sample of these rows is embedded")
-    p.add_argument("--items", type=int, metavar="N", help="how many items there will be (default: those of DATA)")
+    p.add_argument("--data", metavar="DATA", help="a sample of these rows is embedded (default: of the collection's items)")
+    p.add_argument("--items", type=int, metavar="N", help="how many there will be (default: as many as there are)")
     p.add_argument("--price-per-hour", type=float, metavar="X", help="of this machine")
     p.add_argument("--sample", type=int, default=64, metavar="N", help="rows to measure on (default %(default)s)")
 
@@ -93,10 +94,11 @@ def _plan_arguments(p: argparse.ArgumentParser) -> None:
 def _plan(args: argparse.Namespace) -> Result:
     from mmtune.lifecycle.plan import plan
 
-    document = plan(
-        args.model, _data(args.data), args.items, args.price_per_hour,
-        modalities=args.only, dim=args.dim, sample=args.sample, batch_size=args.batch_size,
-    )  # fmt: skip
+    with _open(args) if args.collection else contextlib.nullcontext() as coll:
+        document = plan(
+            args.model, _data(args.data), args.items, args.price_per_hour, coll=coll,
+            modalities=args.only, dim=args.dim, sample=args.sample, batch_size=args.batch_size,
+        )  # fmt: skip
     return Result(document, say.plan(document))
 
 

@@ -115,11 +115,14 @@ def build(
             event = journal.event("build", version, fingerprint=found.fingerprint, items=record["items"])
             write_json(directory / "version.json", {**record, "seq": seq, "event": event})
             journal.append(coll.layout)
+    live = coll.live
+    judged = live is not None and coll.layout.record(live)["fingerprint"] != found.fingerprint
     return {
         "version": version, "fingerprint": found.fingerprint, "items": record["items"], "vectors": record["vectors"],
         "index": built, "store": place["kind"], "embedded": embedded,
         "reused": max(0, sum(counts[m] for m in names) - embedded), "loaded": loaded,
-        "live": coll.live, "next": f"mmtune index promote {coll.path} {version}", "seconds": round(time.monotonic() - begin, 3),
+        "live": live, "next": f"mmtune index promote {coll.path} {version}" + " --queries DATA" * judged,
+        "seconds": round(time.monotonic() - begin, 3),
     }  # fmt: skip
 
 
@@ -161,7 +164,7 @@ def _compare(held: ContentVectors, kept: Mapping[str, tuple[np.ndarray, np.ndarr
         known = ~held.missing(m, labels)
         if known.any():
             cosines = (held.read(m, labels[known]).astype(np.float64) * fresh[known]).sum(1)
-            bad = int((cosines < canaries.ALIKE).sum())
+            bad = int(canaries.apart(held.read(m, labels[known]), fresh[known]).sum())
             if bad:
                 raise ModelError(
                     f"{held.directory / m}: {bad} of {len(cosines)} vectors on disk are not what {held.fingerprint} makes of "

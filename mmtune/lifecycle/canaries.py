@@ -24,6 +24,11 @@ ALIKE = 0.999
 BATCH = 8
 
 
+def apart(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    """bool [N]: rows that are not the same unit vector. By distance, which is the cosine for unit vectors and sees lengths."""
+    return ~(((a_ND.astype(np.float64) - b_ND) ** 2).sum(1) <= 2 * (1 - ALIKE))
+
+
 def embed_bytes(
     model: "Model", modality: str, values: Sequence[bytes], role: str | None = None, batch_size: int = BATCH
 ) -> np.ndarray:
@@ -65,22 +70,25 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         raise DataError(f"{path}: the canaries cannot be read ({e}); build a new version") from None
 
 
-def check(model: "Model", path: Path) -> float:
-    """The worst cosine between a canary's vector now and then. ModelError below 0.999, naming the modality and the input."""
+def check(model: "Model", path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{modality: (labels [n], vectors [n, D] of now)} of the canaries. ModelError where a vector of now and one of then have a
+    cosine below 0.999, naming the modality."""
     arrays, mark = _read(path)
     if mark != model.fingerprint:
         raise ModelError(f"{path}: canaries of another model ({mark}, not {model.fingerprint})")
-    worst = 1.0
+    found = {}
     for name in [k.rpartition("/")[0] for k in arrays if k.endswith("/labels")]:
         then = arrays[f"{name}/vectors"]
         now = embed_bytes(model, name, [arrays[f"{name}/{n}"].tobytes() for n in range(len(then))])
         cosines = (now.astype(np.float64) * then).sum(1) if now.shape == then.shape else np.zeros(len(then))
-        bad = int((cosines < ALIKE).sum())
+        bad = int(apart(now, then).sum()) if now.shape == then.shape else len(then)
         if bad:
             raise ModelError(
                 f"{path}: {bad} of {len(then)} stored {name} inputs have another vector than when they were indexed (the worst "
                 f"cosine is {cosines.min():.4f}, {ALIKE} is asked): weights and files are the same, so the code or a library "
                 "that prepares them changed; bring it back, or build a new version"
             )
-        worst = min(worst, float(cosines.min())) if len(cosines) else worst
-    return worst
+        found[name] = (arrays[f"{name}/labels"], now)
+    if not any(len(labels) for labels, _ in found.values()):
+        raise ModelError(f"{path}: it holds no canaries, so nothing says that the model is what it was; build a new version")
+    return found

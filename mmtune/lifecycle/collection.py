@@ -83,6 +83,7 @@ class Collection(Keeping):
     def delete(self, ids: Sequence[str]) -> dict[str, Any]:
         """Remove items by id, from the corpus and from every version."""
         with self.layout.lock():
+            self.in_step()
             count = self.corpus.remove(list(ids))
             journal.append(self.layout, journal.event("delete", items=count))
         return {"deleted": count, "unknown": len(set(ids)) - count, "behind": self.bring_all()}
@@ -108,12 +109,12 @@ class Collection(Keeping):
         modalities found; hybrid: fused with BM25 over the items' words (the query must be words); per: "group" or a column of
         metadata, one answer for each value of it, the item that was found best (for an `item`, its own value is left out, too).
         """
-        begin = time.perf_counter()
         if len(query) + (item is not None) != 1:
             raise DataError(
                 f"search: one value of {', '.join(kinds.names())}, or an item; got {len(query) + (item is not None)}"
             )
         opened, condition = self.open(version), parse(where) if where else None
+        begin = time.perf_counter()  # opening is no part of a search
         if item is not None:
             (_, vector), mark = opened.vector(item), item
         else:
@@ -160,14 +161,19 @@ class Collection(Keeping):
         version: str | None = None,
         target: Sequence[str] | None = None,
     ) -> list[Answer]:
-        """Answers for vectors [Q, D] that `fingerprint` made. ModelError when that is not the version's own model."""
-        begin, opened = time.perf_counter(), self.open(version)
+        """Answers for unit vectors [Q, D] that `fingerprint` made. ModelError when that is not the version's own model,
+        DataError for vectors of another length than 1: no model of ours made them."""
+        opened, begin = self.open(version), time.perf_counter()
         if fingerprint != opened.fingerprint:
             raise ModelError(
                 f"these vectors are of {fingerprint or 'no model'}, version {opened.version} is of {opened.fingerprint}: "
                 "vectors of two models are not comparable; embed the queries with the version's own model"
             )
-        found = opened.search(np.atleast_2d(np.asarray(vectors, np.float32)), k, parse(where) if where else None, target)
+        asked = np.atleast_2d(np.asarray(vectors, np.float32))
+        lengths = np.linalg.norm(asked, axis=-1)
+        if asked.shape[-1] == opened.dim and not (abs(lengths - 1) <= 1e-3).all():
+            raise DataError(f"search_vectors: vectors of length {lengths.min():.4g} to {lengths.max():.4g}; a model's have 1")
+        found = opened.search(asked, k, parse(where) if where else None, target)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
         return [Answer(opened.version, opened.fingerprint, results, seconds) for results in found]
 
@@ -249,12 +255,12 @@ class Collection(Keeping):
         return journal.read(self.layout)
 
     def plan(
-        self, model: Any, data: Any, items: int | None = None, price_per_hour: float | None = None, **options: Any
+        self, model: Any, data: Any = None, items: int | None = None, price_per_hour: float | None = None, **options: Any
     ) -> dict:
-        """Hours, bytes and price of embedding so many items, measured on a sample."""
+        """Hours, bytes and price of embedding the collection's items, or so many like those of `data`, measured on a sample."""
         from mmtune.lifecycle.plan import plan
 
-        return plan(model, data, items, price_per_hour, **options)
+        return plan(model, data, items, price_per_hour, coll=self, **options)
 
     def close(self) -> None:
         """Wait for shadowed searches, release the handles."""

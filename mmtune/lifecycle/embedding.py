@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune.embed import _embed_rows
+from mmtune.errors import ModelError
 from mmtune.lifecycle.canaries import embed_bytes
 from mmtune.lifecycle.corpus import HERE, Corpus, Item, labels_of
 from mmtune.lifecycle.vectors import ContentVectors
@@ -28,7 +29,12 @@ def embed_missing(
     batch_size: int = 64,
 ) -> int:
     """Embed the contents of those items that have no vector yet; each block is on disk before the next begins. Returns how
-    many."""
+    many. ModelError when the model is not the one whose vectors these are."""
+    if model.fingerprint != vectors.fingerprint:
+        raise ModelError(
+            f"{vectors.directory}: vectors of {vectors.fingerprint}, and the model is {model.fingerprint} by now: it was "
+            "changed in memory; open the collection again"
+        )
     known, new, waiting = vectors.keys(modality), set[int](), list[Item]()
     made = 0
     for items in chunks:
@@ -52,8 +58,15 @@ def embed_missing(
 def _embed_block(
     model: "Model", corpus: Corpus, vectors: ContentVectors, items: Sequence[Item], modality: str, batch_size: int
 ) -> int:
-    """Embed and publish one block: rows of shards as evaluation does, contents of the collection by the same tower."""
-    labels, found = labels_of(items, modality), np.empty((len(items), model.dim), np.float32)
+    """Embed and publish one block."""
+    vectors.write(modality, labels_of(items, modality), embed_items(model, corpus, items, modality, batch_size))
+    return len(items)
+
+
+def embed_items(model: "Model", corpus: Corpus, items: Sequence[Item], modality: str, batch_size: int) -> np.ndarray:
+    """Vectors [N, D] of items that have the modality: rows of shards as evaluation does, contents of the collection by the same
+    tower."""
+    found = np.empty((len(items), model.dim), np.float32)
     sources = np.array([i.contents[modality][1] for i in items])
     for source in np.unique(sources).tolist():
         at = np.flatnonzero(sources == source)
@@ -66,8 +79,7 @@ def _embed_block(
         rows = np.array([row for _, row in places])
         order = np.argsort(rows)
         found[at[order]] = _embed_rows(model, places[0][0], modality, rows[order], batch_size, lambda n: None, None)
-    vectors.write(modality, labels, found)
-    return len(items)
+    return found
 
 
 def fill(store: "Store", vectors: ContentVectors, chunks: Iterable[Sequence[Item]], modality: str) -> int:

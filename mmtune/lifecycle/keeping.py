@@ -94,12 +94,19 @@ class Keeping:
         rejected: list[dict[str, str]] = []
         opened = open_data(data) if isinstance(data, str) else data
         with self.layout.lock():
+            self.in_step()
             if isinstance(opened, Data):
                 counts = self.corpus.load(opened, prune)
             else:
                 counts, rejected = self.corpus.put(opened)
             journal.append(self.layout, journal.event("upsert", items=counts["new"] + counts["changed"]))
         return {**counts, "rejected": rejected, "behind": self.bring_all(quiet)}
+
+    def in_step(self) -> None:
+        """DataError when the corpus is older than a version: before it changes."""
+        for version in self.layout.versions():
+            for reason in checks.behind(version, self.corpus, self.layout.applied(version)):
+                raise DataError(reason)
 
     def bring_all(self, quiet: bool = True) -> dict[str, str]:
         """Bring every version up to date; {version: why not}. A broken one does not hold up the others."""

@@ -74,8 +74,15 @@ def query_label(modality: str, data: bytes) -> int:
 class Opened:
     """Made by `open_version`. Threads share it; everything in an answer comes from here."""
 
-    def __init__(self, record: dict[str, Any], model: "Model", stores: "dict[str, Store]", cache: QueryCache):
-        self.record, self.model, self.stores, self.cache = record, model, stores, cache
+    def __init__(
+        self,
+        record: dict[str, Any],
+        model: "Model",
+        stores: "dict[str, Store]",
+        cache: QueryCache,
+        kept: "Mapping[str, tuple[np.ndarray, np.ndarray]]",
+    ):
+        self.record, self.model, self.stores, self.cache, self.canaries = record, model, stores, cache, kept
         self.version, self.fingerprint, self.dim = record["version"], record["fingerprint"], record["dim"]
 
     def require(self, modality: str) -> None:
@@ -106,7 +113,12 @@ class Opened:
         return out
 
     def forward(self, modality: str, signals: Sequence[Any]) -> Iterable[np.ndarray]:
-        """Vectors [D] of decoded queries, in order: the tower's pass itself."""
+        """Vectors [D] of decoded queries, in order: the tower's pass itself. ModelError when the model is another by now."""
+        if self.model.fingerprint != self.fingerprint:
+            raise ModelError(
+                f"version {self.version}: its model was changed in memory: it was {self.fingerprint}, and is "
+                f"{self.model.fingerprint}; open the collection again"
+            )
         for part_ND in vectors(self.model, modality, in_hand(signals), 64, lambda n: None, QUERY):
             yield from part_ND
 
@@ -158,11 +170,13 @@ def open_version(
     fingerprint. ModelError names what differs. models: those loaded (and so checked) already, by fingerprint; handles: stores
     of it that are open already."""
     record = layout.record(version)
+    if record["version"] != version:
+        raise DataError(f"version {version}: {layout.directory(version)} is a copy of {record['version']}; remove it")
     mark = record["fingerprint"]
     model = models.get(mark)
     if model is None:
         model = load_pinned(layout.path / "models" / mark, mark, record["identity"], version)
-    canaries.check(model, layout.directory(version) / "canaries.safetensors")
+    kept = canaries.check(model, layout.directory(version) / "canaries.safetensors")
     stores: dict[str, Store] = {}
     for name in record["modalities"]:
         place = layout.place(version, name, record["store"]["kind"], record["store"].get("url"))
@@ -174,7 +188,7 @@ def open_version(
             )
         stores[name] = store
     models[mark] = model
-    return Opened(record, model, stores, cache)
+    return Opened(record, model, stores, cache, kept)
 
 
 def _who(layout: Layout, mark: str, record: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ class Batched(Opened):
     """An open version; threads that encode or search at the same moment share a pass. Answers are those of `Opened`."""
 
     def __init__(self, opened: Opened, batcher: Batcher, searcher: Batcher):
-        super().__init__(opened.record, opened.model, opened.stores, opened.cache)
+        super().__init__(opened.record, opened.model, opened.stores, opened.cache, opened.canaries)
         self.opened, self.batcher, self.searcher = opened, batcher, searcher
 
     def forward(self, modality: str, signals: Sequence[Any]) -> Iterable[np.ndarray]:
