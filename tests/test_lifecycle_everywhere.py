@@ -1,12 +1,23 @@
-"""The same life of a collection in every store: the same answers, the same updates, the same way back."""
+"""The same life of a collection in every store: the same answers, the same updates, the same refusals, the same way back."""
 
 import os
 
+import numpy as np
 import pytest
 
+from mmtune.artifact import load
+from mmtune.data.pack import pack
+from mmtune.data.shards import open_data
+from mmtune.demo.catalog import write_catalog
+from mmtune.embed import embed_data
+from mmtune.errors import ModelError
 from mmtune.lifecycle.collection import Collection
+from mmtune.lifecycle.embedding import fill
+from mmtune.lifecycle.stores import create_store
+from mmtune.prompts import QUERY
+from mmtune.similarity import tie_order, topk
 from tests.lifecycle_helpers import BASE, OTHER, again, coll_fixture, row, shelf_fixture  # noqa: F401
-from tests.store_helpers import postgres
+from tests.store_helpers import KINDS, postgres
 
 
 def life(path, data, kind, url, reference):
@@ -35,6 +46,30 @@ def life(path, data, kind, url, reference):
     assert coll.promote("v2", force=True, why="x")["promoted"] and coll.drop("v1") == {"dropped": "v1"}
     coll.close()
     assert again(coll).search(text="x", k=1).version == "v2"
+    of_another_version(path, kind)
+
+
+def of_another_version(path, kind):
+    """A table or directory of v3 comes back under v2's name, from a backup or by a script: with its stamp, and without."""
+    with Collection(path) as coll:
+        assert coll.build(BASE, quiet=True)["version"] == "v3"
+        three, two = (coll.layout.record(v)["fingerprint"] for v in ("v3", "v2"))
+        where = coll.layout.place("v2", "image", kind, coll.layout.record("v2")["store"]["url"])
+
+    def put(stamp, vectors):
+        with Collection(path) as coll:
+            store = create_store(where, 64, stamp)
+            fill(store, coll.vectors(vectors, 64), coll.corpus.changed(0), "image")
+            store.build("flat")
+            store.close()
+
+    for stamp, match in ((three, "image store holds 64 numbers of mm1-.*the model of v3"), (two, "24 of 24 stored vectors")):
+        put(stamp, three)
+        with Collection(path) as coll, pytest.raises(ModelError, match=match):
+            coll.search(text="a red square")
+    put(two, two)
+    with Collection(path) as coll:
+        assert coll.search(text="x", k=1).version == "v2"
 
 
 @pytest.mark.parametrize("kind", ["lancedb", "qdrant"])
@@ -53,3 +88,36 @@ def test_postgres_whose_url_no_file_holds(coll, shelf, tmp_path, monkeypatch):
         for folder, _, files in os.walk(tmp_path / "other"):
             for name in files:
                 assert url.encode() not in open(os.path.join(folder, name), "rb").read()
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    """Packed photos of 16 products that differ in a detail, their vectors, the words, and their vectors, asked one by one."""
+    root = tmp_path_factory.mktemp("catalog")
+    write_catalog(root / "source", seed=3, skus=16, train_per_sku=1, val_per_sku=3, base_per_kind=1)
+    pack(root / "source/val.csv", root / "data")
+    rows, model = open_data(str(root / "data")), load("tiny:all@3")
+    photos = embed_data(model, rows, ["image"])["image"]
+    words = [rows.read(i, "text").decode() for i in range(len(rows))]
+    return root, rows, photos, words, np.stack([model.encode(text=w, role=QUERY) for w in words])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flat_answers_are_those_of_exact_search_over_the_catalog(kind, catalog, tmp_path):
+    """Ids, order and scores, of every description, with and without a filter."""
+    root, rows, photos, words, asked = catalog
+    needs = {"lancedb": ["lancedb"], "pgvector": ["psycopg", "pgserver"], "qdrant": ["qdrant_client"]}
+    for module in needs.get(kind, []):
+        pytest.importorskip(module)
+    with postgres() if kind == "pgvector" else open(os.devnull) as url, Collection(tmp_path / "c", create=True) as coll:
+        place = {"url": url} if kind == "pgvector" else {}
+        coll.build("tiny:all@3", rows, store=kind, index="flat", quiet=True, **place)
+        coll.promote("v1")
+        for where, keep in ((None, lambda m: True), ("category = 'shirt'", lambda m: m["category"] == "shirt")):
+            at = [i for i in range(len(rows)) if keep(rows.meta(i))]
+            assert 10 < len(at) <= 48
+            ids = [photos.ids[i] for i in at]
+            scores, best = topk(asked, photos.vectors[at], 10, order=tie_order(ids))
+            for row, (s, found) in enumerate(zip(scores, best, strict=True)):
+                got = coll.search(text=words[row], k=10, where=where).results
+                assert [(r["id"], r["score"]) for r in got] == [(ids[j], float(x)) for j, x in zip(found, s, strict=True)]
