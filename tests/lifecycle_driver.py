@@ -158,6 +158,7 @@ def kills(root: Path, count: int, seed: int) -> dict:
     rng, out = random.Random(seed), root / "out.json"
     made = done(lambda: prepare(root, 4, 20), out)
     state, marks = made["state"], made["marks"]
+    begin = time.perf_counter()
     took = {"build": 0.6, "upsert": 0.4, "delete": 0.4, "promote": 0.5, "rollback": 0.3}
     told = {"kills": 0, "finished first": 0}
     for n in range(count):
@@ -173,7 +174,7 @@ def kills(root: Path, count: int, seed: int) -> dict:
         state = result["state"]
         if op["what"] not in ("promote", "rollback") or result["seconds"] > 0.05:
             took[op["what"]] = 0.7 * took[op["what"]] + 0.3 * result["seconds"]
-    return told
+    return told | {"seconds": round(time.perf_counter() - begin, 1)}
 
 
 def client(root: Path, number: int, searches: int, cycles: int, truth: dict) -> dict:

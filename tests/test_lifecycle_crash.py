@@ -15,6 +15,7 @@ def drive(tmp_path: Path, *argv: object, timeout: int) -> dict:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MMTUNE_USER": "driver"}
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=timeout, env=env)
     assert done.returncode == 0, done.stderr[-4000:]
+    print(done.stdout)
     return json.loads(done.stdout.splitlines()[-1])
 
 
