@@ -63,6 +63,28 @@ def test_pictures_and_page(small: dict) -> None:
     assert len(sheets) == 4 and all(Image.open(p).size[0] > 700 for p in sheets)
 
 
+def test_the_search_was_cut_over_and_back(small: dict) -> None:
+    """The story's own telling, the page, and the collection that it leaves, agree."""
+    import mmtune
+
+    told, page = small["shop"], Path(small["page"]).read_text()
+    with mmtune.Collection(told["place"]) as shop:
+        events = [(x["what"], x["version"]) for x in shop.journal() if x["what"] in ("promote", "rollback")]
+        assert events == [("promote", "v1"), ("promote", "v2"), ("rollback", "v1"), ("promote", "v2")]
+        assert shop.live == told["live"] == "v2"
+        models = [shop.layout.record(v)["fingerprint"] for v in ("v1", "v2")]
+        assert models == [mmtune.load(small[k]).fingerprint for k in ("base", "artifact")]
+        rows = mmtune.open_data(str(Path(small["out"]) / "data" / "catalog" / "val"))
+        for a in told["answers"]:
+            for v in ("v1", "v2"):
+                assert shop.search(text=rows.read(a["query"], "text").decode(), k=5, version=v).ids == a[v]
+    assert told["forced"] == (told["verdict"] != "pass") and f"verdict: <b>{told['verdict']}</b>" in page
+    assert page.count("<em>v1</em>") == page.count("<em>v2</em>") == len(told["answers"]) > 0
+    assert page.count("<li><code>mmtune index ") == len(told["steps"]) and "to see that it works" in page
+    shown = table(small)
+    assert "rolled back in" in shown and f"mmtune index search {told['place']}" in shown
+
+
 def test_a_second_call_reads_everything_back(small: dict) -> None:
     begin = time.monotonic()
     assert demo(small["out"], seed=5, sizes=SMALL, quiet=True) == small
@@ -121,7 +143,7 @@ def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "demo", "--json", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
-    assert "[8/8]" in done.stderr
+    assert "[9/9]" in done.stderr
     for m in CORPORA.values():
         for d in (f"text->{m}", f"{m}->text"):
             before, after = document["before"][d]["hit@1"], document["after"][d]["hit@1"]

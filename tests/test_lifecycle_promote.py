@@ -1,6 +1,10 @@
 """Who may go live: the gate, the index, the items, the time it takes; and the way back."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +52,24 @@ def test_the_whole_story(shelf, tuned, tmp_path):
     assert back["version"] == "v1" and coll.search(text="a red square", k=5).results == before.results
     assert [x["what"] for x in coll.journal() if x["version"]] == ["build", "promote", "build", "shadow", "promote", "rollback"]
     assert coll.journal()[-2]["why"] == "tuned on colours" and coll.journal()[-2]["gate"]["verdict"] == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_story_in_a_shell(shelf, tmp_path):
+    """recipes/new_model.sh as a user runs it; the gate decides, so it learns enough to pass."""
+    root = Path(__file__).parents[1]
+    data = [packed(shelf["root"], 24, 2, COLUMNS), shelf["data"], packed(shelf["root"], 36, 1, COLUMNS)]
+    keys = ["train.epochs=24", "train.batch_size=8", "train.lr=1e-3", "train.warmup=0", "train.precision=fp32"]
+    command = ["sh", root / "recipes/new_model.sh", BASE, *data, tmp_path, *keys]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    with mmtune.Collection(tmp_path / "shop") as coll:
+        events = [x["what"] for x in coll.journal() if x["version"]]
+        assert events == ["build", "promote", "build", "promote", "rollback", "promote"] and coll.live == "v2"
+    for said in ("v2 is live (before: v1)", "v1 is live again (it was v2)", "gate: pass", "why: to see that it works"):
+        assert said in done.stdout, done.stdout
 
 
 def test_the_gate_refuses_and_force_overrides_with_a_reason(coll, shelf):

@@ -1,4 +1,4 @@
-"""The whole job on a small scale: draw, pack, train a generic base, tune it, measure both, show searches.
+"""The whole job on a small scale: draw, pack, train a generic base, tune it, measure both, cut a search over, show it all.
 
 One model of three towers, one trainer, two corpora. The base has only ever read coarse words; tuning reads the fine ones. Both
 are measured on validation photos and recordings that neither training nor any choice of checkpoint has seen. Every stage
@@ -39,7 +39,7 @@ class Sizes:
     searches: int = 3
 
 
-SMALL = Sizes(4, 4, 2, 2, 1, 1, 1, 2, 2, 1, 1, 1)
+SMALL = Sizes(4, 4, 4, 2, 1, 1, 1, 2, 2, 1, 1, 1)
 """A few seconds: shows that everything runs, proves nothing about quality."""
 
 
@@ -71,12 +71,13 @@ class Stages:
 def demo(out: str | Path = "runs/demo", *, seed: int = 0, sizes: Sizes | None = None, quiet: bool = False) -> dict[str, Any]:
     """Run the demo in `out`, or finish one that was killed there.
 
-    Returns {"seconds", "before": {direction: {metric: value}}, "after": {...}, "out", "page", "base", "artifact", "seed"}.
+    Returns {"seconds", "before": {direction: {metric: value}}, "after": {...}, "shop": see `mmtune.demo.shop.story`, "out",
+    "page", "base", "artifact", "seed"}.
     Raises DataError when `out` holds a demo of another seed or size.
     """
     out, sizes = Path(out), sizes or Sizes()
     _claim(out, {"seed": seed, **asdict(sizes)})
-    stages = Stages(out, (lambda line: None) if quiet else _say, 8)
+    stages = Stages(out, (lambda line: None) if quiet else _say, 9)
     stages("catalog", "draw a catalog whose products differ in one detail", lambda: _draw_catalog(out, seed, sizes))
     stages("machines", "synthesise machines with graded faults", lambda: _play_machines(out, seed, sizes))
     stages("pack", "check and pack both into shards", lambda: _pack(out))
@@ -86,10 +87,11 @@ def demo(out: str | Path = "runs/demo", *, seed: int = 0, sizes: Sizes | None = 
     before = stages("before", "measure the base", lambda: evaluate(base, out))
     artifact = stages("tune", "tune it on the fine words", lambda: _train(out, seed, sizes, tuned=True, quiet=quiet))
     after = stages("after", "measure the tuned model", lambda: evaluate(artifact, out))
-    both = {"before": before, "after": after}
-    page = stages("pages", "search before and after", lambda: _show(out, seed, sizes, base, artifact, both))
+    shop = stages("shop", "put both behind one search: gate, shadow, promote, roll back", lambda: _sell(out, base, artifact))
+    told = {"before": before, "after": after, "shop": shop}
+    page = stages("pages", "search before and after", lambda: _show(out, seed, sizes, base, artifact, told))
     return {
-        "seconds": round(stages.seconds, 3), "before": before, "after": after, "out": str(out), "seed": seed,
+        "seconds": round(stages.seconds, 3), **told, "out": str(out), "seed": seed,
         "page": str(out / page), "base": base, "artifact": artifact,
     }  # fmt: skip
 
@@ -170,21 +172,30 @@ def evaluate(model: str, out: Path) -> dict[str, dict[str, float]]:
     return {name: d.metrics for name, d in result.directions.items()}
 
 
-def _show(out: Path, seed: int, sizes: Sizes, base: str, artifact: str, both: Mapping[str, Any]) -> str:
+def _sell(out: Path, base: str, artifact: str) -> dict[str, Any]:
+    from mmtune.demo.shop import story
+
+    return story(out / "shop", base, artifact, str(out / "data" / "catalog" / "val"))
+
+
+def _show(out: Path, seed: int, sizes: Sizes, base: str, artifact: str, told: Mapping[str, Any]) -> str:
     from mmtune.demo.pages import write_pages
-    from mmtune.demo.searches import searches
+    from mmtune.demo.searches import looked_up, searches
 
     found = searches({c: str(out / "data" / c / "val") for c in CORPORA}, base, artifact, sizes.searches)
     facts = {"seed": seed, "products": sizes.skus, "machines": sizes.machines,
              "queries": "spread over the validation set by a fixed rule, not chosen by their answers"}  # fmt: skip
-    before, after = ({d: {m: v[m] for m in METRICS} for d, v in both[k].items()} for k in ("before", "after"))
-    return str(write_pages(out, found, before, after, facts)[0].relative_to(out))
+    before, after = ({d: {m: v[m] for m in METRICS} for d, v in told[k].items()} for k in ("before", "after"))
+    shop = {**told["shop"], "searches": looked_up(str(out / "data" / "catalog" / "val"), told["shop"]["answers"])}
+    return str(write_pages(out, found, before, after, facts, shop)[0].relative_to(out))
 
 
 def table(document: Mapping[str, Any]) -> str:
     """Before and after, a line a direction, for a terminal."""
     from rich.console import Console
     from rich.table import Table
+
+    from mmtune.demo.shop import lines
 
     grid = Table(title="before -> after, on photos and recordings that nothing was tuned on", title_justify="left")
     grid.add_column("direction", no_wrap=True)
@@ -198,5 +209,6 @@ def table(document: Mapping[str, Any]) -> str:
     console = Console(width=110)
     with console.capture() as shown:
         console.print(grid)
+        console.print("\n".join(lines(document["shop"])), highlight=False, markup=False, soft_wrap=True)
         console.print(f"{document['seconds']:.0f} s. Look at {document['page']}", highlight=False, soft_wrap=True)
     return shown.get()

@@ -129,12 +129,14 @@ def write_pages(
     before: Mapping[str, Mapping[str, float]],
     after: Mapping[str, Mapping[str, float]],
     facts: Mapping[str, object],
+    shop: Mapping[str, Any] | None = None,
     top: int = 5,
 ) -> list[Path]:
     """Write one PNG a search and index.html into `out`; returns their paths, the page first.
 
     searches: heading -> searches; before and after: direction -> {metric: value}, same metrics in both; facts: a few numbers
-    for the page's head. The page refers to nothing outside itself.
+    for the page's head; shop: what `mmtune.demo.shop.story` told, and its "searches". The page refers to nothing outside
+    itself.
     """
     import jinja2
 
@@ -147,7 +149,7 @@ def write_pages(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
     page = template.render(
-        searches=searches, before=before, after=after, facts=facts, top=top, fragment=fragment,
+        searches=searches, before=before, after=after, facts=facts, shop=shop, top=top, fragment=fragment,
         metrics=list(next(iter(after.values()), {})),
     )  # fmt: skip
     files.write_text(out / "index.html", page)

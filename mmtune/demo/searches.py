@@ -1,6 +1,7 @@
 """A few searches by two models on the same validation rows, for people to look at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,17 @@ def searches(data: Mapping[str, str], before: str, after: str, count: int, top: 
             Search(_shown(rows, q, asks, None), *(_answers(rows, side, q, asks, answers, pool, top) for side in sides))
             for q in dict.fromkeys(chosen)
         ]
+    return found
+
+
+def looked_up(data: str, answers: Sequence[Mapping[str, Any]]) -> list[Search]:
+    """Answers of a collection's two versions, {"query": row, "v1": [ids], "v2": [ids]}, with what their ids stand for."""
+    rows, found = open_data(data), []
+    at = {name: i for i, name in enumerate(rows.ids)}
+    for a in answers:
+        group = rows.groups[a["query"]]
+        sides = ([_shown(rows, at[i], "image", rows.groups[at[i]] == group) for i in a[v]] for v in ("v1", "v2"))
+        found.append(Search(_shown(rows, a["query"], "text", None), *sides))
     return found
 
 
