@@ -4,7 +4,8 @@
 #   sh recipes/new_model.sh MODEL TRAIN CATALOG TEST OUT [key=value ...]      keys of recipes/catalog_images.yaml
 #
 # MODEL: the base. TRAIN: packed rows to tune on. CATALOG: packed rows that are searched. TEST: packed rows of the same
-# products, which neither model has seen: they judge. OUT: gets run/ and shop/. A refused promotion ends it: v1 goes on answering.
+# products, which neither model has seen: they judge. OUT: gets run/ and shop/. A refused promotion ends it: v1 goes on
+# answering.
 set -eu
 model=$1 train=$2 catalog=$3 test=$4 out=$5
 shift 5
