@@ -15,7 +15,7 @@ Job = TypeVar("Job")
 
 
 def share_out(
-    jobs: Iterable[Job], path: Callable[[Job], Path], done: Callable[[Job], bool], make: Callable[[Job], None]
+    jobs: Iterable[Job], path: Callable[[Job], Path], done: Callable[[Job], bool], make: Callable[[Job], object]
 ) -> None:
     """`make` every job that is not `done`, here or in another process; all are done when it returns.
 

@@ -1,36 +1,29 @@
-"""`mmtune embed --engine ray`: as many workers as a Ray cluster has room for, each doing what `embed` does.
+"""`--engine ray`: as many workers as a Ray cluster has room for, each doing what one process does alone.
 
-Ray places the workers and starts them again when they die; who embeds which part they settle by themselves, by the locks of
-`claim`, so DIR and its locks must be one for all nodes (NFS has them). At the end this process looks for itself that every
-part is there, and makes what is not.
+Plain Ray tasks over the locks of `claim`, and not Ray Data's `map_batches`: who embeds which part is settled the same way as
+under torchrun or a Slurm array, through the one embedding path, so that the files are the same and a run may be killed under
+one engine and finished under another. Ray Data would bring a reader, a batcher and a writer of its own beside ours, move every
+vector through the object store, and start from nothing after its driver's death; what it adds, blocks that are given out as
+workers come and go, the locks do already. Ray places the workers and starts them again when they die. The directory and its
+locks must be one for all nodes (NFS has them). The caller then runs the same work itself: it finds that everything is there, or
+makes what is not.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from mmtune.embed import embed
 from mmtune.errors import MissingExtra, MmtuneError
 
 OBJECT_STORE = 128 << 20  # nothing travels through it but counts
 
 
-def embed_on_ray(
-    model: str,
-    data: str,
-    out: str | Path,
-    wanted: Sequence[str] | None = None,
-    batch_size: int = 64,
-    quiet: bool = False,
-    *,
-    workers: int | None = None,
-    dim: int | None = None,
-    role: str | None = None,
-) -> dict[str, Any]:
-    """As `embed`, on the cluster of RAY_ADDRESS, or on one that is started here for as long as it takes.
+def on_ray(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], workers: int | None = None, **options: Any) -> None:
+    """Run `work(*arguments, **options)` in several workers at once, on the cluster of RAY_ADDRESS or on one that is started
+    here for as long as it takes; returns when all have ended.
 
-    model, data and out are absolute paths or names that every node understands. workers: default one a GPU, or one a core where
-    there is none. Raises MissingExtra, and what `embed` raises.
+    work: a job that many may share, such as `mmtune.embed.embed`. arguments, options: absolute paths or names that every node
+    understands. workers: default one a GPU, or one a core where there is none. A worker that died too often is left out: what
+    it had not done is the others', or the caller's. Raises MissingExtra, and what `work` raises.
     """
     import logging
     import os
@@ -44,23 +37,20 @@ def embed_on_ray(
     if mine:
         there = bool(os.environ.get("RAY_ADDRESS"))
         here: dict[str, Any] = {} if there else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        ray.init(log_to_driver=not quiet, logging_level=logging.ERROR, **here)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = workers or gpus or int(ray.cluster_resources().get("CPU", 1))
-        work = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)(embed)
-        place = str(Path(out).absolute())
-        running = [work.remote(model, data, place, wanted, batch_size, True, dim=dim, role=role) for _ in range(count)]
-        for worker in running:
+        task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)(work)
+        for worker in [task.remote(*arguments, **options) for _ in range(count)]:
             try:
                 ray.get(worker)
             except ray.exceptions.RayTaskError as e:
                 if isinstance(e.cause, MmtuneError):
                     raise e.cause from None
                 raise
-            except ray.exceptions.RayError:  # it died too often: its parts are the others', or ours below
+            except ray.exceptions.RayError:
                 continue
     finally:
         if mine:
             ray.shutdown()
-    return embed(model, data, out, wanted, batch_size, quiet, dim=dim, role=role)

@@ -104,3 +104,40 @@ def test_embedding_shared_and_killed_is_that_of_one_process(tmp_path):
             assert a["id"] == b["id"] and a.schema.metadata == b.schema.metadata
             x, y = (t["vector"].combine_chunks().flatten().to_numpy() for t in (a, b))
             assert abs(x - y).max() < 1e-6
+
+
+@pytest.mark.dist
+def test_a_build_finds_what_workers_embedded_and_one_of_them_was_killed(tmp_path, monkeypatch):
+    """`index embed` by three processes, one killed: every content once or more, the same answers, nothing left to embed."""
+    from mmtune.data.pack import pack
+    from mmtune.lifecycle import apart
+    from mmtune.lifecycle.collection import Collection
+    from tests import corpora
+
+    pack(corpora.source(tmp_path / "source", 36, columns=("image", "text")), tmp_path / "data", shard_size="25KB")
+    data, root = str(tmp_path / "data"), Path(__file__).parents[1]
+    with Collection(tmp_path / "alone", create=True) as alone:
+        assert alone.build("tiny:clip", data, quiet=True)["embedded"] == 36
+        want = alone.search(text="a red square", k=36, version="v1")
+    code = "import sys; from mmtune import cli; from mmtune.lifecycle import apart; apart.ROWS = 2; cli.main(sys.argv[1:])"
+    verb = ["index", "embed", str(tmp_path / "shop"), "--model", "tiny:clip", "--data", data, "--quiet", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, *verb], cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    end = time.time() + 240
+    while not list((tmp_path / "shop").glob("vectors/*/image/*.safetensors")) and time.time() < end:
+        time.sleep(0.002)
+    workers[0].kill()
+    said = [json.loads(w.communicate(timeout=240)[0])["counts"]["image"] for w in workers[1:]]
+    assert [(s["rows"], s["missing"], s["contents"]) for s in said] == [(36, 0, 36)] * 2
+    assert sum(s["embedded"] for s in said) <= 36
+    monkeypatch.setattr(apart, "ROWS", 2)
+    with Collection(tmp_path / "shop") as shop:
+        assert apart.embed_apart(shop.path, "tiny:clip", data, quiet=True)["counts"]["image"]["embedded"] == 0
+        done = shop.build("tiny:clip", data, quiet=True)
+        assert (done["embedded"], done["reused"], done["vectors"]) == (0, 36, {"image": 36})
+        found = shop.search(text="a red square", k=36, version="v1")
+    assert found.ids == want.ids
+    assert max(abs(a["score"] - b["score"]) for a, b in zip(found.results, want.results, strict=True)) < 1e-5

@@ -10,7 +10,8 @@ import pytest
 
 import mmtune
 from mmtune.data.pack import pack
-from mmtune.embed_ray import embed_on_ray
+from mmtune.embed import embed
+from mmtune.embed_ray import on_ray
 from mmtune.errors import DataError
 from tests import corpora
 
@@ -37,16 +38,21 @@ def kill_a_worker(out: Path, killed: list) -> None:
             return
 
 
+def embed_on_ray(model: str, data: str, out: Path, workers: int) -> dict:
+    on_ray(embed, (model, data, str(out), None, 64, True), workers)
+    return embed(model, data, out, quiet=True)
+
+
 def test_vectors_are_those_of_one_process(cluster, tmp_path):
     import pyarrow.parquet as pq
 
     pack(corpora.source(tmp_path / "source", 36), tmp_path / "data", shard_size="25KB")
     data = str(tmp_path / "data")
     want, killed = mmtune.embed("tiny:all", data, tmp_path / "one", quiet=True), []
-    assert embed_on_ray("tiny:all", data, tmp_path / "two", quiet=True, workers=2) == want
+    assert embed_on_ray("tiny:all", data, tmp_path / "two", 2) == want
     assassin = threading.Thread(target=kill_a_worker, args=(tmp_path / "killed", killed))
     assassin.start()
-    assert embed_on_ray("tiny:all", data, tmp_path / "killed", quiet=True, workers=2) == want
+    assert embed_on_ray("tiny:all", data, tmp_path / "killed", 2) == want
     assassin.join(10)
     assert killed
     for run in ("two", "killed"):
@@ -57,4 +63,4 @@ def test_vectors_are_those_of_one_process(cluster, tmp_path):
             x, y = (t["vector"].combine_chunks().flatten().to_numpy() for t in (a, b))
             assert abs(x - y).max() < 1e-6
     with pytest.raises(DataError, match="another model"):
-        embed_on_ray("tiny:clip@3", data, tmp_path / "two", quiet=True, workers=1)
+        embed_on_ray("tiny:clip@3", data, tmp_path / "two", 1)

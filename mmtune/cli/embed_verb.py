@@ -5,6 +5,7 @@ A killed run goes on where it stopped; vectors of another model are refused. Sta
 """
 
 import argparse
+from pathlib import Path
 
 from mmtune.cli.dispatch import Result
 
@@ -19,26 +20,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role", metavar="NAME", help='the prompt around words, e.g. "query" (default: as an index holds them)'
     )
     parser.add_argument("--batch-size", type=int, default=64)
+    engine(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def engine(parser: argparse.ArgumentParser) -> None:
+    """Where the workers run."""
     parser.add_argument(
         "--engine", choices=("here", "ray"), default="here", help="ray: on a Ray cluster (RAY_ADDRESS), or one here"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="ray: processes (default: one a GPU, else one a core)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.embed import embed
     from mmtune.processes import hush_others
 
     hush_others()
-    common = args.model, args.data, args.out, args.only, args.batch_size, args.quiet
+    common, more = (args.only, args.batch_size), {"dim": args.dim, "role": args.role}
     if args.engine == "ray":
-        from mmtune.embed_ray import embed_on_ray
+        from mmtune.embed_ray import on_ray
 
-        meta = embed_on_ray(*common, workers=args.workers, dim=args.dim, role=args.role)
-    else:
-        from mmtune.embed import embed
-
-        meta = embed(*common, dim=args.dim, role=args.role)
+        on_ray(embed, (args.model, args.data, str(Path(args.out).absolute()), *common, True), args.workers, **more)
+    meta = embed(args.model, args.data, args.out, *common, args.quiet, **more)
     lines = [
         f"{m}: {c['rows']} vectors in {c['parts']} parts, {c['missing']} rows without it" for m, c in meta["counts"].items()
     ]

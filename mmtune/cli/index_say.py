@@ -17,6 +17,15 @@ def built(done: dict[str, Any]) -> str:
     )
 
 
+def embedded(done: dict[str, Any], collection: str) -> str:
+    """After the vectors of a build were made."""
+    lines = [
+        f"{m}: {c['rows']:,} rows, {c['contents']:,} contents, {c['embedded']:,} embedded here, {c['missing']:,} rows without"
+        for m, c in done["counts"].items()
+    ]
+    return "\n".join([f"{collection}  {done['fingerprint']}  {done['dim']} dimensions", *lines])
+
+
 def taken(done: dict[str, Any]) -> str:
     """After an upsert."""
     lines = [", ".join(f"{done[k]} {k}" for k in ("new", "changed", "same")) + f", {len(done['rejected'])} rejected"]

@@ -1,5 +1,6 @@
 """A collection: items, a pinned model a version, and a pointer to the version that answers.
 
+  mmtune index embed    COLLECTION --model MODEL --data DATA     by many processes or machines, before the build
   mmtune index build    COLLECTION --model MODEL --data DATA     embed into a new version; what is live stays live
   mmtune index promote  COLLECTION VERSION --queries DATA        make it live, if it passes the gate (exit 1: it does not)
   mmtune index rollback COLLECTION                               and back, at once
@@ -8,6 +9,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,16 +73,46 @@ def _build_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--url", help="the store's database, or env:NAME of the variable that holds it")
     p.add_argument("--index", default="auto", help="auto (default), flat, hnsw, ivfpq")
     p.add_argument("--short", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)")
+    p.add_argument("--memory-mb", type=int, metavar="N", help="what making an ivfpq index may take (default 1024; faiss)")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _build(args: argparse.Namespace) -> Result:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DataError(
+            "`index build` is one process's: share the embedding first, torchrun ... -m mmtune index embed COLLECTION"
+        )
     with _open(args, create=True) as coll:
         done = coll.build(
             args.model, _data(args.data), store=args.store, url=args.url, index=args.index, modalities=args.only, dim=args.dim,
-            short=args.short, prune=args.prune, batch_size=args.batch_size, quiet=args.quiet,
+            short=args.short, memory_mb=args.memory_mb, prune=args.prune, batch_size=args.batch_size, quiet=args.quiet,
         )  # fmt: skip
     return Result(done, say.built(done))
+
+
+def _embed_arguments(p: argparse.ArgumentParser) -> None:
+    from mmtune.cli.embed_verb import engine
+
+    _embedding(p)
+    p.add_argument("--data", required=True, metavar="DATA", help="the rows that will be built from")
+    engine(p)
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _embed(args: argparse.Namespace) -> Result:
+    from pathlib import Path
+
+    from mmtune.lifecycle.apart import embed_apart
+    from mmtune.processes import hush_others
+
+    hush_others()
+    given = str(Path(args.collection).absolute()), args.model, args.data, args.only, args.batch_size
+    if args.engine == "ray":
+        from mmtune.embed_ray import on_ray
+
+        on_ray(embed_apart, (*given, True), args.workers, dim=args.dim)
+    done = embed_apart(*given, args.quiet, dim=args.dim)
+    return Result(done, say.embedded(done, args.collection))
 
 
 def _plan_arguments(p: argparse.ArgumentParser) -> None:
@@ -273,6 +305,7 @@ def _journal(args: argparse.Namespace) -> Result:
 ACTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Do, str]] = {
     "plan": (_plan_arguments, _plan, "hours, bytes and price of embedding, measured on a sample"),
     "build": (_build_arguments, _build, "embed the items into a new version; what is live stays live"),
+    "embed": (_embed_arguments, _embed, "vectors for a build, by as many processes and machines as run this"),
     "search": (_search_arguments, _search, "the best items for a value, a file or an item"),
     "status": (_nothing, _status, "versions, models, counts, gates; who is live since when"),
     "upsert": (_upsert_arguments, _upsert, "insert or replace items, in every version"),

@@ -16,11 +16,11 @@ import numpy as np
 
 from mmtune import modalities as kinds
 from mmtune.errors import DataError, ModelError
-from mmtune.files import write_json
+from mmtune.files import read_json, write_json
 from mmtune.lifecycle import canaries, journal
 from mmtune.lifecycle.embedding import embed_missing, fill
-from mmtune.lifecycle.identity import identity, load_pinned
-from mmtune.lifecycle.stores import create_store
+from mmtune.lifecycle.identity import identity, kept, narrowed
+from mmtune.lifecycle.stores import create_store, open_store
 from mmtune.lifecycle.vectors import ContentVectors
 from mmtune.lifecycle.versions import now
 from mmtune.progress import Progress
@@ -32,17 +32,10 @@ if TYPE_CHECKING:
 
 def pin(coll: "Collection", model: "Model | str | Path | Mapping[str, str]", dim: int | None) -> "Model":
     """The model as the collection keeps it: saved under its fingerprint, loaded from there."""
-    from mmtune.artifact import load, save
-
-    found = load(model) if isinstance(model, str | Path | Mapping) else model
-    found = found.eval() if dim is None else found.eval().prefix(dim)
+    found = narrowed(model, dim)
     mark = found.fingerprint
-    if mark in coll.models:
-        return coll.models[mark]
-    directory = coll.path / "models" / mark
-    if not directory.exists():
-        save(found, directory)
-    coll.models[mark] = load_pinned(directory, mark, {}, "(new)")
+    if mark not in coll.models:
+        coll.models[mark] = kept(coll.path, found)
     return coll.models[mark]
 
 
@@ -78,6 +71,7 @@ def build(
     modalities: Sequence[str] | None = None,
     dim: int | None = None,
     short: int | None = None,
+    memory_mb: int | None = None,
     prune: bool = False,
     batch_size: int = 64,
     quiet: bool = False,
@@ -101,7 +95,8 @@ def build(
             held.merge(m)
         version = next_version(coll)
         place = coll.store_of(store, url)
-        built = _fill(coll, version, names, found, held, place, index, short, until)
+        options = {k: v for k, v in (("short", short), ("memory_mb", memory_mb)) if v is not None}
+        built = _fill(coll, version, names, found, held, place, index, options, until)
         directory = coll.layout.directory(version)
         _compare(held, canaries.keep(found, coll.corpus, directory / "canaries.safetensors"))
         record: dict[str, Any] = {
@@ -139,20 +134,32 @@ def _fill(
     held: ContentVectors,
     place: Mapping[str, Any],
     index: str,
-    short: int | None,
+    options: Mapping[str, int],
     until: int,
 ) -> dict[str, Any]:
-    """New stores for the items as of `until`; what a killed build left under that name goes. {modality: what was built}."""
-    shutil.rmtree(coll.layout.directory(version), ignore_errors=True)
-    coll.layout.directory(version).mkdir(parents=True)
+    """New stores for the items as of `until`. {modality: what was built}. One that a killed build has filled with the same is
+    used as it is; all else that it left under that name goes."""
+    if options and place["kind"] != "faiss":
+        name = "--" + next(iter(options)).replace("_", "-")
+        raise DataError(f"{name} is an option of the faiss store, not of {place['kind']}")
+    directory, marks = coll.layout.directory(version), {m: f"{m}.filled.json" for m in names}
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        if path.name not in {*marks, *marks.values()}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     built = {}
     for m in names:
-        store = create_store(coll.layout.place(version, m, place["kind"], place["url"]), model.dim, model.fingerprint)
+        at, mark = coll.layout.place(version, m, place["kind"], place["url"]), directory / marks[m]
+        what = {"fingerprint": model.fingerprint, "dim": model.dim, "seq": until, "store": dict(place)}
+        known = mark.exists() and read_json(mark) == what
+        if not known:
+            mark.unlink(missing_ok=True)
+        store = open_store(at) if known else create_store(at, model.dim, model.fingerprint)
         try:
-            fill(store, held, coll.corpus.changed(0, until), m)
-            if short is not None and place["kind"] != "faiss":
-                raise DataError(f"--short: search by a prefix is an option of the faiss store, not of {place['kind']}")
-            built[m] = store.build(index, short=short) if short is not None else store.build(index)  # type: ignore[call-arg]
+            if not known:
+                fill(store, held, coll.corpus.changed(0, until), m)
+                write_json(mark, what)
+            built[m] = store.build(index, **options)
         finally:
             store.close()
     return built

@@ -54,6 +54,7 @@ class Collection(Keeping):
         modalities: Sequence[str] | None = None,
         dim: int | None = None,
         short: int | None = None,
+        memory_mb: int | None = None,
         prune: bool = False,
         batch_size: int = 64,
         quiet: bool = False,
@@ -65,11 +66,13 @@ class Collection(Keeping):
         rest);
         None: the corpus as it is. store, url, index: see `mmtune.lifecycle.stores`. modalities: which get an index (default:
         those that lie in files). dim: a prefix of the model, a space of its own; short: search by that prefix of the vectors,
-        re-rank by all (faiss store). Killed and called again, it embeds nothing twice.
+        re-rank by all; memory_mb: what making an ivfpq index may take beside the ids (both faiss store). Killed and
+        called again, it embeds nothing twice.
         """
         from mmtune.lifecycle.build import build
 
-        options = {"store": store, "url": url, "index": index, "modalities": modalities, "dim": dim, "short": short}
+        options = {"store": store, "url": url, "index": index, "modalities": modalities, "dim": dim}
+        options |= {"short": short, "memory_mb": memory_mb}
         return build(self, model, data, **options, prune=prune, batch_size=batch_size, quiet=quiet)  # type: ignore[arg-type]
 
     def upsert(self, data: "Data | str | Iterable[Row]", *, quiet: bool = True) -> dict[str, Any]:

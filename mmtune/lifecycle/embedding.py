@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmtune.model import Model
 
 BLOCK = 512  # contents a block: what a kill can lose
-FILL = 8192  # items that go into a store at once
+FILL = 32_768  # items that go into a store at once
 
 
 def embed_missing(

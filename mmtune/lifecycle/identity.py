@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.artifact.load import MANIFEST, WEIGHTS
+from mmtune.claim import share_out
 from mmtune.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -51,6 +52,23 @@ def difference(was: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[s
             shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
             lines.append(f"{kind}: {len(names)} of {len({*a, *b})} ({shown})")
     return lines
+
+
+def narrowed(model: "Model | str | Path | Mapping[str, str]", dim: int | None) -> "Model":
+    """A model by name or in memory, its first `dim` dimensions when asked for, ready to embed."""
+    from mmtune.artifact import load
+
+    found = load(model) if isinstance(model, str | Path | Mapping) else model
+    return found.eval() if dim is None else found.eval().prefix(dim)
+
+
+def kept(collection: Path, model: "Model") -> "Model":
+    """The model as a collection keeps it, COLL/models/FINGERPRINT; processes that come at once save it once."""
+    from mmtune.artifact import save
+
+    directory = collection / "models" / model.fingerprint
+    share_out([directory], lambda d: d, Path.exists, lambda d: save(model, d))
+    return load_pinned(directory, model.fingerprint, {}, "(new)")
 
 
 def load_pinned(directory: Path, fingerprint: str, was: Mapping[str, Mapping[str, str]], version: str) -> "Model":

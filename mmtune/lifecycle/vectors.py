@@ -92,15 +92,15 @@ class ContentVectors:
             out[here] = self._block(files[i])[1][row[here]]
         return out
 
-    def write(self, modality: str, labels: np.ndarray, vectors_ND: np.ndarray) -> None:
-        """Publish one block; durable when it returns."""
+    def write(self, modality: str, labels: np.ndarray, vectors_ND: np.ndarray, name: str | None = None) -> None:
+        """Publish one block (`name`: its file's, by default one that no other has); durable when it returns."""
         from safetensors.numpy import save
 
         arrays: dict[str, np.ndarray] = {
             "keys": np.asarray(labels, np.int64),
             "vectors": np.ascontiguousarray(vectors_ND, np.float32),
         }
-        path = self.directory / modality / f"{uuid.uuid4().hex}.safetensors"
+        path = self.directory / modality / f"{name or uuid.uuid4().hex}.safetensors"
         write_bytes(path, save(arrays, {"fingerprint": self.fingerprint, "modality": modality}))
 
     def merge(self, modality: str) -> None:

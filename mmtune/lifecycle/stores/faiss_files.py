@@ -22,16 +22,19 @@ from mmtune.files import atomic_open, read_json, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-BLOCK = 65_536
+
+
+Block = tuple[Sequence[str] | pa.Array, Sequence[str] | pa.Array, np.ndarray]
+"""ids [n], metadata as JSON [n], vectors [n, D]."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows with their vectors; `deleted` ids were removed before these rows were added."""
+    """Rows with their vectors, all mapped; `deleted` ids were removed before these rows were added."""
 
     vectors: np.ndarray
-    ids: pa.Array
-    meta: pa.Array
+    ids: pa.ChunkedArray
+    meta: pa.ChunkedArray
     deleted: list[str]
 
 
@@ -44,29 +47,31 @@ def write_segment(
     directory: Path,
     fingerprint: str,
     dim: int,
-    ids: Sequence[str],
-    meta: Sequence[str],
-    blocks: Iterable[np.ndarray],
+    count: int,
+    blocks: Iterable[Block],
     deleted: Sequence[str] = (),
+    name: str | None = None,
 ) -> str:
-    """Publish a segment; returns its name. blocks: its vectors in order, so that they need not be in memory at once."""
-    name, count = new_name(), len(ids)
+    """Publish a segment of `count` rows; returns its name. blocks: its rows in order, never all of them in memory."""
+    name = name or new_name()
     metadata = {"fingerprint": fingerprint, "deleted": json.dumps(list(deleted))}
-    size = count * dim * 4
+    size, written = count * dim * 4, 0
     header = json.dumps(
         {"__metadata__": metadata, "vectors": {"dtype": "F32", "shape": [count, dim], "data_offsets": [0, size]}}
     ).encode()
     header += b" " * (-len(header) % 64)
-    with atomic_open(directory / f"{name}.vectors.safetensors") as f:
+    schema = pa.schema([("id", pa.large_string()), ("meta", pa.large_string())])
+    with (
+        atomic_open(directory / f"{name}.vectors.safetensors") as f,  # published last: who sees it has the rows, too
+        atomic_open(directory / f"{name}.rows.arrow") as g,
+        pa.ipc.new_file(g, schema) as out,
+    ):
         f.write(len(header).to_bytes(8, "little") + header)
-        written = 0
-        for block in blocks:
-            f.write(np.ascontiguousarray(block, np.float32).data)
-            written += block.nbytes
+        for ids, meta, vectors in blocks:
+            f.write(np.ascontiguousarray(vectors, np.float32).data)
+            out.write_batch(pa.record_batch([pa.array(x, pa.large_string()) for x in (ids, meta)], schema=schema))
+            written += vectors.nbytes
     assert written == size, (written, size)
-    table = pa.table({"id": pa.array(ids, pa.large_string()), "meta": pa.array(meta, pa.large_string())})
-    with atomic_open(directory / f"{name}.rows.arrow") as f, pa.ipc.new_file(f, table.schema) as out:
-        out.write_table(table, max_chunksize=max(1, count))
     return name
 
 
@@ -93,8 +98,7 @@ def read_segment(directory: Path, name: str, fingerprint: str) -> Segment:
     vectors, metadata = map_vectors(directory / f"{name}.vectors.safetensors", fingerprint)
     with pa.memory_map(str(directory / f"{name}.rows.arrow")) as f:
         table = pa.ipc.open_file(f).read_all()
-    columns = [c.combine_chunks() if c.num_chunks != 1 else c.chunk(0) for c in (table["id"], table["meta"])]
-    return Segment(vectors, columns[0], columns[1], json.loads(metadata["deleted"]))
+    return Segment(vectors, table["id"], table["meta"], json.loads(metadata["deleted"]))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

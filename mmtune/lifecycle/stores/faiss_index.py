@@ -1,7 +1,8 @@
 """Proposals of an approximate index over the base's vectors; the store scores them again, exactly, with the whole vectors.
 
-flat: none (exact search). hnsw: a graph. ivfpq: cells and 8-bit codes, for what does not fit in memory. `short`: the index
-holds only the first dimensions (of unit length again), a Matryoshka prefix (arXiv 2205.13147): search short, re-rank full.
+flat: none (exact search). hnsw: a graph. ivfpq: cells and 8-bit codes, for what does not fit in memory (see `faiss_lists`).
+`short`: the index holds only the first dimensions (of unit length again), a Matryoshka prefix (arXiv 2205.13147): search
+short, re-rank full.
 """
 
 import math
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.errors import DataError, MissingExtra
-from mmtune.files import atomic_open
+from mmtune.claim import share_out
+from mmtune.errors import DataError
+from mmtune.lifecycle.stores.faiss_lists import make_lists, plan_lists
+from mmtune.lifecycle.stores.faiss_module import faiss, write_index
 from mmtune.similarity import topk, unit
 
 FLAT_NUMBERS = (
@@ -21,17 +24,8 @@ HNSW_ITEMS = 2_000_000  # a graph keeps its vectors in memory: beyond this, code
 FEW_FOR_CODES = 10_000  # 256 centroids of a code want 39 vectors each
 
 
-def faiss() -> Any:
-    """The module; MissingExtra with the command that installs it."""
-    try:
-        import faiss as module
-    except ImportError:
-        raise MissingExtra('this index needs faiss: pip install "mmtune[cpu]" (or "mmtune[gpu]")') from None
-    return module
-
-
-def plan_index(index: str, count: int, dim: int) -> dict[str, Any]:
-    """What `index` means for so many vectors: {"index", settings...}."""
+def plan_index(index: str, count: int, dim: int, memory_mb: int | None = None) -> dict[str, Any]:
+    """What `index` means for so many vectors: {"index", settings...}. memory_mb: what ivfpq may take to build."""
     if index == "auto":
         index = "flat" if count * dim <= FLAT_NUMBERS else "hnsw" if count <= HNSW_ITEMS else "ivfpq"
     if index == "hnsw":
@@ -41,7 +35,8 @@ def plan_index(index: str, count: int, dim: int) -> dict[str, Any]:
             return {"index": "flat", "note": f"{count} vectors are too few to train codes ({FEW_FOR_CODES}): exact search"}
         codes = next(c for c in range(max(1, dim // 4), 0, -1) if dim % c == 0)
         cells = int(min(65_536, 4 * math.sqrt(count), count // 40))  # faiss asks for 39 vectors a cell
-        return {"index": "ivfpq", "cells": cells, "codes": codes, "probes": max(16, cells // 8)}
+        lists = plan_lists(count, dim, cells, memory_mb)
+        return {"index": "ivfpq", "codes": codes, "probes": max(16, lists["cells"] // 8), **lists}
     if index == "flat":
         return {"index": "flat"}
     raise DataError(f"no index {index!r}; there are: auto, flat, hnsw, ivfpq")
@@ -51,34 +46,39 @@ def _short(vectors_ND: np.ndarray, short: int | None) -> np.ndarray:
     return vectors_ND if short is None else unit(vectors_ND[:, :short])
 
 
-def make_index(vectors_ND: np.ndarray, settings: dict[str, Any], path: Path) -> None:
-    """Build what `settings` say over all vectors, and publish it at `path`."""
-    lib, kind, short = faiss(), settings["index"], settings.get("short")
+def make_index(vectors_ND: np.ndarray, settings: dict[str, Any], stem: Path) -> None:
+    """Build what `settings` say over all vectors, and publish it as STEM.index; what another process does is waited for."""
+    short = settings.get("short")
     width = short or vectors_ND.shape[1]
-    if kind == "hnsw":
+    if settings["index"] == "ivfpq":
+        make_lists(vectors_ND, settings, stem, lambda x: _short(x, short), width)
+    else:
+        final = stem.with_name(f"{stem.name}.index")
+        share_out([final], lambda p: p, Path.exists, lambda p: _make_whole(vectors_ND, settings, p, short, width))
+
+
+def _make_whole(vectors_ND: np.ndarray, settings: dict[str, Any], path: Path, short: int | None, width: int) -> None:
+    lib = faiss()
+    if settings["index"] == "hnsw":
         index = lib.IndexHNSWFlat(width, settings["m"], lib.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = settings["construction"]
-    elif kind == "ivfpq":
-        index = lib.index_factory(width, f"IVF{settings['cells']},PQ{settings['codes']}np", lib.METRIC_INNER_PRODUCT)
-        rng = np.random.default_rng(0)
-        count = min(len(vectors_ND), max(64 * settings["cells"], 50_000))
-        index.train(_short(vectors_ND[np.sort(rng.choice(len(vectors_ND), count, replace=False))], short))
     else:
         index = lib.IndexFlatIP(width)
     for start in range(0, len(vectors_ND), 65_536):
         index.add(_short(vectors_ND[start : start + 65_536], short))
-    with atomic_open(path) as f:
-        lib.write_index(index, lib.PyCallbackIOWriter(f.write))
+    write_index(index, path)
 
 
 class Proposer:
-    """An index that was read from its file."""
+    """An index that was read from its file; inverted lists and codes stay on disk, mapped."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         lib = faiss()
         self.settings = settings
-        flag = lib.IO_FLAG_MMAP_IFC if hasattr(lib, "IO_FLAG_MMAP_IFC") else 0
-        self.index = lib.read_index(str(path), flag)
+        mapped = lib.IO_FLAG_MMAP if settings["index"] == "ivfpq" else getattr(lib, "IO_FLAG_MMAP_IFC", 0)
+        self.index = lib.read_index(str(path), mapped)
+        if settings["index"] == "ivfpq":  # 32 threads a search otherwise, whether the pages are in memory or not
+            lib.downcast_InvertedLists(self.index.invlists).prefetch_nthread = 0
 
     def __call__(self, query_QD: np.ndarray, width: int, mask: np.ndarray | None) -> np.ndarray:
         """Positions [Q, width] of the best, -1 where there are fewer; `mask` [N] admits candidates."""

@@ -5,6 +5,7 @@ Readers in other processes see a write at their next search: they look whether t
 """
 
 import bisect
+import hashlib
 import json
 import os
 import shutil
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
+from mmtune.claim import share_out
 from mmtune.errors import DataError
 from mmtune.files import write_json
 from mmtune.lifecycle.contracts import Hit, Place
 from mmtune.lifecycle.stores import faiss_files as files
 from mmtune.lifecycle.stores.faiss_index import Proposer, exact, make_index, plan_index
+from mmtune.lifecycle.stores.faiss_living import living
 from mmtune.similarity import pair_keys, to_scores, unit
 
 if TYPE_CHECKING:
@@ -36,7 +39,8 @@ class _State:
 
     def __init__(self, directory: Path, manifest: dict[str, Any], known: "_State | None" = None):
         mark, self.manifest = manifest["fingerprint"], manifest
-        empty = files.Segment(np.zeros((0, manifest["dim"]), np.float32), pa.array([], pa.large_string()), pa.array([]), [])
+        none = pa.chunked_array([], pa.large_string())
+        empty = files.Segment(np.zeros((0, manifest["dim"]), np.float32), none, none, [])
         if known is not None and known.manifest["base"] != manifest["base"]:
             known = None  # else its mapped base and index serve on
         made = files.read_segment(directory, manifest["base"], mark) if manifest["base"] and known is None else empty
@@ -101,7 +105,8 @@ class _State:
             return self.alive, None
         key = repr(where)
         if key not in self.masks:
-            base = np.fromiter((where.matches(json.loads(m)) for m in self.base.meta.to_pylist()), bool, len(self.base.ids))
+            every = (m for chunk in self.base.meta.chunks for m in chunk.to_pylist())
+            base = np.fromiter((where.matches(json.loads(m)) for m in every), bool, len(self.base.ids))
             delta = np.fromiter((where.matches(json.loads(m)) for m in self.delta_meta), bool, len(self.delta_ids))
             while len(self.masks) >= MASKS:
                 self.masks.pop(next(iter(self.masks)), None)
@@ -192,7 +197,8 @@ class FaissStore:
 
     def _add(self, ids: Sequence[str], meta: Sequence[str], vectors_ND: np.ndarray, deleted: Sequence[str]) -> None:
         manifest = files.read_manifest(self.directory)
-        made = files.write_segment(self.directory, self.fingerprint, self.dim, ids, meta, [vectors_ND], deleted)
+        blocks = [(ids, meta, vectors_ND)] if len(ids) else []
+        made = files.write_segment(self.directory, self.fingerprint, self.dim, len(ids), blocks, deleted)
         manifest = {**manifest, "segments": [*manifest["segments"], made]}
         files.publish(self.directory, manifest)
         if manifest["base"] and len(manifest["segments"]) > MANY_SEGMENTS:
@@ -202,39 +208,43 @@ class FaissStore:
         """All segments into one."""
         state = self._state()
         dead = [] if state.alive is None else [state.base.ids[i].as_py() for i in np.flatnonzero(~state.alive).tolist()]
-        rows = (state.delta_ids, state.delta_meta, [state.delta])
-        made = files.write_segment(self.directory, self.fingerprint, self.dim, *rows, dead)
+        rows = (state.delta_ids, state.delta_meta, state.delta)
+        made = files.write_segment(self.directory, self.fingerprint, self.dim, len(state.delta_ids), [rows], dead)
         files.publish(self.directory, {**manifest, "segments": [made]})
 
-    def build(self, index: str = "auto", short: int | None = None) -> dict[str, Any]:
-        """As the contract; short: search by the first so many dimensions, re-rank by all (a model trained for it)."""
+    def build(self, index: str = "auto", short: int | None = None, memory_mb: int | None = None) -> dict[str, Any]:
+        """As the contract; short: search by the first so many dimensions, re-rank by all (a model trained for it).
+
+        memory_mb: what building an ivfpq index may take beside the ids (see `faiss_lists`). Killed and called again it goes on
+        where it stopped; processes that call it at the same time share the work.
+        """
         if short is not None and not 1 <= short < self.dim:
             raise DataError(f"short {short}: these vectors have {self.dim} dimensions; ask for 1 to {self.dim - 1}")
-        state = self._state()
-        living = range(len(state.base.ids)) if state.alive is None else np.flatnonzero(state.alive).tolist()
-        every = [(state.base.ids[i].as_py(), 0, i) for i in living]
-        every += [(name, 1, i) for i, name in enumerate(state.delta_ids)]
-        every.sort(reverse=True)
-        ids = [e[0] for e in every]
-        meta = [state.delta_meta[i] if which else state.base.meta[i].as_py() for _, which, i in every]
-
-        def blocks() -> Any:
-            for start in range(0, len(every), files.BLOCK):
-                part = every[start : start + files.BLOCK]
-                which = np.array([e[1] for e in part], bool)
-                at = np.array([e[2] for e in part])
-                out = np.empty((len(part), self.dim), np.float32)
-                out[which], out[~which] = state.gather(at[which]), state.base.vectors[at[~which]]
-                yield out
-
-        name = files.write_segment(self.directory, self.fingerprint, self.dim, ids, meta, blocks())
-        settings = plan_index(index, len(ids), short or self.dim) | ({"short": short} if short else {})
+        manifest = files.read_manifest(self.directory)
+        named = [name for name in (manifest["base"], *manifest["segments"]) if name]
+        asked = [index, short, memory_mb]
+        if manifest["base"] and not manifest["segments"] and manifest.get("asked") == asked:
+            return manifest["index"]
+        stem = self.directory / hashlib.sha256(json.dumps([named, asked]).encode()).hexdigest()[:16]
+        path = stem.with_name(f"{stem.name}.vectors.safetensors")
+        share_out([path], lambda p: p, Path.exists, lambda p: self._write_base(named, stem.name))
+        vectors, _ = files.map_vectors(path, self.fingerprint)
+        settings = plan_index(index, len(vectors), short or self.dim, memory_mb) | ({"short": short} if short else {})
         if settings["index"] != "flat" or short:
-            vectors, _ = files.map_vectors(self.directory / f"{name}.vectors.safetensors", self.fingerprint)
-            make_index(vectors, settings, self.directory / f"{name}.index")
-        manifest = files.read_manifest(self.directory) | {"base": name, "segments": [], "index": settings}
-        files.publish(self.directory, manifest)
+            make_index(vectors, settings, stem)
+        new = manifest | {"base": stem.name, "segments": [], "index": settings, "asked": asked}
+        share_out(
+            [stem],
+            lambda p: p,
+            lambda p: files.read_manifest(self.directory) != manifest,
+            lambda p: files.publish(self.directory, new),
+        )
         return settings
+
+    def _write_base(self, named: Sequence[str], name: str) -> None:
+        segments = [files.read_segment(self.directory, n, self.fingerprint) for n in named]
+        rows = living(segments)
+        files.write_segment(self.directory, self.fingerprint, self.dim, len(rows), rows.blocks(), name=name)
 
     def search(self, query_QD: np.ndarray, k: int, where: "Filter | None" = None) -> list[list[Hit]]:
         query_QD = np.ascontiguousarray(query_QD, np.float32)
