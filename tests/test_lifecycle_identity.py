@@ -105,7 +105,7 @@ def test_an_adapter_was_swapped(coll, shelf, tmp_path):
         with torch.no_grad():
             weight = model.state_dict()["parts.0.text.head.1.weight"]
             a, b = torch.randn(weight.shape[0], 2, generator=generator), torch.randn(2, weight.shape[1], generator=generator)
-            weight += 0.05 * a @ b
+            weight += (0.05 * a @ b).to(weight.device)
         model.train().eval()
         made.append(tmp_path / str(seed))
         save(model, made[-1])
