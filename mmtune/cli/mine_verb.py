@@ -5,7 +5,7 @@
 
 Every option of a recipe's `mining:` can be set with --set. OUT.audit.html shows what was mined and what was dropped, and why;
 judge some pairs in a JSONL ({"query_id", "negative_id", "verdict": "positive" or "negative"}) and give it with --judgments.
-Exit status 1: nothing was mined; the audit says why.
+torchrun --nproc-per-node N -m mmtune mine ... shares the embedding. Exit status 1: nothing was mined; the audit says why.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     from mmtune.mining.page import summary
     from mmtune.mining.verb import mine, parse_options
+    from mmtune.processes import hush_others
 
+    hush_others()
     options = parse_options(collected(args))
     found = mine(
         args.model, args.data, args.out, options, verifier=args.verifier, truth=args.truth, batch_size=args.batch_size,

@@ -12,6 +12,7 @@ from mmtune.mining.config import MiningOptions
 from mmtune.mining.mine import Mined
 from mmtune.mining.mine import mine as mine_vectors
 from mmtune.mining.verify import ModelScorer
+from mmtune.processes import join
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -33,7 +34,8 @@ def mine(
     """Embed DATA with MODEL and mine every direction into the Parquet file `out`; its audit lies beside it.
 
     verifier: an object with score(pairs), "package.module:Class", or a MODEL. truth: a column of the data with the right group
-    of every row, to measure guards by where groups are incomplete. Raises MmtuneError.
+    of every row, to measure guards by where groups are incomplete. Raises MmtuneError. Started by torchrun, the processes embed
+    a share each, the first searches and writes.
     """
     from mmtune.artifact import load
     from mmtune.data.shards import open_data
@@ -44,11 +46,17 @@ def mine(
     loaded = load(model) if isinstance(model, str | Path) else model
     asked = options.directions
     wanted = [m for m in opened.modalities if any(m in d.split("->") for d in asked)] if asked else None
-    embedded = embed_data(loaded, opened, wanted, batch_size, quiet)
-    return mine_vectors(
-        embedded, out, options, data=opened, verifier=find_verifier(verifier or options.verifier),
-        truth=opened.column(truth) if truth else None, cache=cache, quiet=quiet,
-    )  # fmt: skip
+    with join() as processes:
+        embedded = embed_data(loaded, opened, wanted, batch_size, quiet or not processes.first, processes=processes)
+        if not processes.first:
+            table, audit, page, mined, document = processes.told()
+            return Mined(Path(table), Path(audit), Path(page), mined, document)
+        found = mine_vectors(
+            embedded, out, options, data=opened, verifier=find_verifier(verifier or options.verifier),
+            truth=opened.column(truth) if truth else None, cache=cache, quiet=quiet,
+        )  # fmt: skip
+        processes.told([str(found.table), str(found.audit), str(found.page), found.mined, found.document])
+        return found
 
 
 def parse_options(values: dict[str, Any]) -> MiningOptions:

@@ -1,0 +1,43 @@
+"""`mine` under torchrun: the embedding is shared, one process writes, and the result is that of one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmtune
+from mmtune.data.pack import pack
+from tests import corpora
+
+pytestmark = pytest.mark.dist
+ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmtune"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    root = tmp_path_factory.mktemp("dist-verbs")
+    pack(corpora.source(root / "source", 36), root / "data", shard_size="50KB")
+    return str(root / "data")
+
+
+def together(*arguments: str) -> dict:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*TORCHRUN, *arguments, "--json"], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)  # one document: only the first process speaks
+
+
+def test_mining(data, tmp_path):
+    import pyarrow.parquet as pq
+
+    one = mmtune.mine("tiny:all", data, tmp_path / "one.parquet", quiet=True)
+    two = together("mine", "tiny:all", data, "--out", str(tmp_path / "two.parquet"), "--quiet")
+    assert two["mined"] == one.mined > 0 and two["fingerprint"] == one.document["fingerprint"]
+    a, b = (pq.read_table(tmp_path / f"{n}.parquet").to_pandas() for n in ("one", "two"))
+    assert a["query_id"].tolist() == b["query_id"].tolist()
+    assert np.mean(a["negative_id"] == b["negative_id"]) > 0.95  # near ties may fall the other way
