@@ -82,6 +82,7 @@ class TrainConfig(Strict):
     metric: str = Field("map", description="validation metric, averaged over the trained directions")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better metric")
     ema: float | None = Field(None, gt=0, lt=1, description="what is validated and saved is a running mean, e.g. 0.999 a step")
+    shard: bool = Field(False, description="of several processes each holds a share of the blocks' weights and state (FSDP2)")
     l2_start: float = Field(0.0, ge=0, description="pull towards the starting weights, a share of lr a step (L2-SP)")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmtune.errors import TrainingError
 from mmtune.meeting import agree
 
 PATIENCE = datetime.timedelta(days=7)
@@ -43,6 +44,11 @@ class Processes:
         each = -(-n // self.count)
         start = min(self.rank * each, n)
         return slice(start, min(start + each, n))
+
+    def share_size(self, n: int, rank: int | None = None) -> int:
+        """How many of n things are in the share of this process, or of `rank`."""
+        part = self.share(n) if rank is None else Processes(rank, self.count).share(n)
+        return part.stop - part.start
 
     def gather(self, part: Tensor, n: int) -> Tensor:
         """All n rows [n, ...], of which `part` are this process's `share`. No gradient flows through."""
@@ -135,7 +141,13 @@ def join() -> Iterator[Processes]:
         return
     patient = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     together = Processes(torch.distributed.get_rank(), count, patient)
-    yield together
+    try:
+        yield together
+    except RuntimeError as e:
+        if not isinstance(e, torch.distributed.DistError) and "/gloo/" not in str(e):
+            raise
+        line = str(e).split("] ", 1)[-1].split(". ")[0].splitlines()[0]
+        raise TrainingError(f"process {together.rank}: another process ended ({line}); its own message says why") from e
     together.wait()  # reached only when all went well: after an error the others are not waited for
     if mine:
         torch.distributed.destroy_process_group()

@@ -99,7 +99,7 @@ def _train(
         data, {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
         augment, seed=recipe.train.seed, workers=recipe.data.workers,
         cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=objective.columns,
-        processes=processes,
+        processes=processes, in_step=recipe.train.shard,
     )  # fmt: skip
     embed = _prepare(tuned, stream, [val, general], quiet)
     validate = _validators(val, general, pairs, recipe.train.metric, embed, processes)
@@ -227,10 +227,10 @@ def _claim(directory: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def _changed(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted keys that differ; where the run lies and how fast data are read may change."""
+    """Dotted keys that differ; where the run lies, how fast data are read and how weights are held may change."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [c for k in sorted({*old, *new}) for c in _changed(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
-    return [] if old == new or path in ("run.dir", "data.workers", "data.cache") else [path]
+    return [] if old == new or path in ("run.dir", "data.workers", "data.cache", "train.shard") else [path]
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:

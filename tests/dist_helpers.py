@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mmtune.backbones import Tower
 from mmtune.processes import Processes, join
 from mmtune.train.distributed import draw_apart, mean_statistics, sum_gradients
 from mmtune.train.objectives import build_objective
+from mmtune.train.sharding import Sharded
 from mmtune.train.step import count_items, forward_backward, slice_inputs
 from mmtune.train.teachers import TeacherVectors
 from tests.losses_helpers import ROWS, make_batch, unit
@@ -29,8 +31,20 @@ class Wide(nn.BatchNorm1d):
         return super().forward(torch.stack([x, 2 * x], 2)).mean(2)
 
 
+class Residual(nn.Module):
+    """A block; its three rows are fewer than four processes."""
+
+    def __init__(self, dropout, norm):
+        super().__init__()
+        middle = Wide(16) if norm else nn.LayerNorm(16)
+        self.inner = nn.Sequential(middle, nn.Linear(16, 3), nn.GELU(), nn.Dropout(dropout), nn.Linear(3, 16))
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
 class Toy(nn.Module):
-    """Three small encoders in one space."""
+    """Three small encoders in one space, each of two blocks and what stands before and behind them."""
 
     dim = DIM
 
@@ -39,15 +53,16 @@ class Toy(nn.Module):
         torch.manual_seed(0)
 
         def tower():
-            middle = Wide(16) if norm else nn.LayerNorm(16)
-            return nn.Sequential(nn.Linear(5, 16), nn.GELU(), middle, nn.Dropout(dropout), nn.Linear(16, DIM))
+            return nn.Sequential(nn.Linear(5, 16), *(Residual(dropout, norm) for _ in range(2)), nn.Linear(16, DIM))
 
-        self.towers = nn.ModuleDict({m: tower() for m in "abc"})
+        self.nets = nn.ModuleDict({m: tower() for m in "abc"})
+        self.towers = {m: Tower(m, DIM, None, net, [net]) for m, net in self.nets.items()}
+        self.device = torch.device("cpu")
         self.log_scale = nn.Parameter(torch.tensor(math.log(9.0)))
         self.bias = nn.Parameter(torch.tensor(-2.0))
 
     def encode_inputs(self, modality, inputs):
-        return nn.functional.normalize(self.towers[modality](inputs["x"]), dim=1)
+        return nn.functional.normalize(self.nets[modality](inputs["x"]), dim=1)
 
     def scale(self, a, b):
         return self.log_scale.exp(), self.bias
@@ -67,11 +82,18 @@ def whole_batch(step=0):
     return batch
 
 
-def share_of(batch, processes):
-    """The batch as this process gets it: its share of each modality's items, nothing of one it has none of."""
+def share_of(batch, processes, shard=False):
+    """The batch as this process gets it: its share of each modality's items, nothing of one it has none of (the last item when
+    blocks are cut)."""
     parts = {m: slice_inputs(x, *_ends(processes.share(count_items(x)))) for m, x in batch.inputs.items()}
+    if shard:
+        parts = {m: p if count_items(p) else slice_inputs(x, n - 1, n) for (m, x), p, n in _sized(batch.inputs, parts)}
     batch.inputs = {m: x for m, x in parts.items() if count_items(x)}
     return batch
+
+
+def _sized(inputs, parts):
+    return [((m, x), parts[m], count_items(x)) for m, x in inputs.items()]
 
 
 def _ends(part):
@@ -106,40 +128,62 @@ def cases():
         found[loss] = {"terms": [{"loss": loss, "column": "score"}]}
     for loss in ("kl", "score_mse", "margin_mse", "feature"):
         found[loss] = {"terms": [{"loss": loss, "teacher": "t"}, {"loss": "info_nce"}]}
-    found["matryoshka"] = {"terms": [{"loss": "info_nce"}], "matryoshka": {"dims": [4]}}
+    for tile in ("never", "always"):
+        found[f"matryoshka {tile}"] = {"terms": [{"loss": "info_nce", "tile": tile}], "matryoshka": {"dims": [4]}}
+        found[f"semi-hard {tile}"] = {"terms": [{"loss": "triplet", "mining": "semi_hard", "tile": tile}]}
+        found[f"one-way {tile}"] = {"terms": [{"loss": "info_nce", "directions": "forward", "queries": "items", "tile": tile}]}
+        found[f"memory-sigmoid {tile}"] = {"terms": [{"loss": "sigmoid", "tile": tile}], "memory": {"size": 9}}
     found["three pairs"] = {"terms": [{"loss": "info_nce"}, {"loss": "triplet", "pairs": [["a", "c"]]}], "pairs": PAIRS}
     return found
 
 
-def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropout=0.0, norm=False, **options):
-    """Two steps without an update; {"losses": [2], "gradients": [one a parameter, NaN where there is none], ...}."""
+def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropout=0.0, norm=False, shard=False, **options):
+    """Two steps without an update; {"losses": [2], "norms": [2], "gradients": [one a parameter, NaN for none], ...}."""
     model = Toy(dropout, norm).train(bool(dropout or norm))
     objective = build_objective(terms, list(pairs), dim=DIM, teachers={"t": teacher()}, **options)
     objective.processes = processes
     parameters = [*model.parameters(), *objective.parameters()]
-    losses, gradients = [], []
+    rows = [len(p) if p.ndim else 1 for p in parameters]
+    sharded = Sharded(model, processes, shard)
+    rest = [p for p in parameters if not sharded.holds(p)]
+    assert len(rest) == len(parameters) - (shard and 3 * 2 * 6)
+    losses, norms, gradients = [], [], []
     for step in range(2):
-        batch = share_of(whole_batch(step), processes)
+        batch = share_of(whole_batch(step), processes, shard)
         draw_apart(processes, 5, step)
+        sharded.clear_gradients()
         for p in parameters:
             p.grad = None
-        loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes)
-        assert sum_gradients(processes, parameters, flag=processes.rank == 1 and step == 1) == (
-            step == 1 and not processes.alone
-        )
+        loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes, in_step=shard)
+        sharded.take_gradients()
+        assert sum_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (step == 1 and not processes.alone)
         mean_statistics(processes, model)
         losses.append(loss)
-        gradients += [torch.full_like(p, torch.nan) if p.grad is None else p.grad for p in parameters]
-    buffers = [b.clone() for n, b in model.named_buffers() if "num_batches" not in n]
-    return {"losses": torch.tensor(losses), "gradients": gradients, "buffers": buffers}
+        norms.append(float(sharded.clip(parameters, math.inf)))
+        for p, n in zip(parameters, rows, strict=True):
+            if p.grad is None:
+                gradients.append(torch.full([], torch.nan))
+            else:
+                gradients.append(processes.gather(p.grad, n) if sharded.holds(p) else p.grad)
+    with sharded.whole():
+        buffers = [b.clone() for n, b in model.named_buffers() if "num_batches" not in n]
+        assert [len(p) if p.ndim else 1 for p in parameters] == rows and parameters[0] is next(model.parameters())
+    return {"losses": torch.tensor(losses), "norms": torch.tensor(norms), "gradients": gradients, "buffers": buffers}
 
 
 def everything(processes: Processes, thorough: bool = True):
-    """All cases (or a few), in one pass and in micro-batches of two."""
+    """All cases (or a few), in one pass and in micro-batches of two; of several processes also with their blocks cut."""
     every = {name: c for name, c in cases().items() if thorough or name.split()[0] in FEW}
-    found = {(name, micro): run_case(processes, micro=micro, **c) for name, c in every.items() for micro in (None, 2)}
-    odd = {"terms": [{"loss": "info_nce"}], "micro": 2}
-    return found | {("dropout", 2): run_case(processes, dropout=0.3, **odd), ("norm", 2): run_case(processes, norm=True, **odd)}
+    found = {}
+    for shard in (False,) if processes.alone else (False, True):
+        for name, case in every.items():
+            if shard and not thorough and name.split()[0] not in ("three", "memory"):
+                continue
+            found |= {(name, micro, shard): run_case(processes, micro=micro, shard=shard, **case) for micro in (None, 2)}
+        odd = {"terms": [{"loss": "info_nce"}], "micro": 2, "shard": shard}
+        found["dropout", 2, shard] = run_case(processes, dropout=0.3, **odd)
+        found["norm", 2, shard] = run_case(processes, norm=True, **odd)
+    return found
 
 
 def exchanges(processes: Processes):

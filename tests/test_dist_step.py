@@ -20,18 +20,21 @@ from tests.dist_helpers import Toy, cases, everything, start, whole_batch
 
 @pytest.mark.parametrize("count,objectives", [(2, "few"), *(pytest.param(n, "all", marks=pytest.mark.dist) for n in (2, 4))])
 def test_the_step_of_several_processes_is_that_of_one(count, objectives, tmp_path):
-    """Four processes are more than some modalities have items for: then a process takes part without any."""
+    """Four processes are more than some modalities have items for: then a process takes part without any. With blocks cut
+    among the processes it is the same step."""
     running = start(count, [sys.executable, "-m", "tests.dist_helpers", str(tmp_path), objectives])
     torch.set_num_threads(1)
     want = everything(ALONE, objectives == "all")
     assert [p.wait(timeout=280) for p in running] == [0] * count
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
-    assert len(want) == len(found[0]) >= (2 * len(cases()) + 2 if objectives == "all" else 20)
-    for key, one in want.items():
+    assert len(want) >= (2 * len(cases()) + 2 if objectives == "all" else 20)
+    assert len(found[0]) == 2 * len(want) if objectives == "all" else len(found[0]) >= len(want) + 8
+    for key, here in found[0].items():
         if key[0] in ("dropout", "norm"):
             continue
-        here, everywhere = found[0][key], [f[key] for f in found]
+        one, everywhere = want[*key[:2], False], [f[key] for f in found]
         assert torch.allclose(here["losses"], one["losses"], rtol=1e-5), key
+        assert torch.allclose(here["norms"], one["norms"], rtol=1e-5), key
         some = 0
         for n, (g, w) in enumerate(zip(here["gradients"], one["gradients"], strict=True)):
             assert bool(g.isnan().any()) == bool(w.isnan().any()), (key, n)  # none where one process has none
@@ -40,8 +43,9 @@ def test_the_step_of_several_processes_is_that_of_one(count, objectives, tmp_pat
                 some += 1
                 assert float((g - w).norm()) <= 1e-5 * float(w.norm()) + 1e-7, (key, n)
         assert some >= 10, key
-    dropout(found, count)
-    statistics(found, count)
+    for shard in (False, True):
+        dropout(found, count, shard)
+        statistics(found, count, shard)
 
 
 def shares(step, count):
@@ -54,7 +58,7 @@ def shares(step, count):
                 yield rank, m, slice_inputs(x, i, min(i + 2, part.stop))
 
 
-def dropout(found, count):
+def dropout(found, count, shard):
     """The gradient is that of one graph in which every process drew from its own stream."""
     model, objective = Toy(0.3).train(), build_objective([{"loss": "info_nce"}], [("a", "b")])
     streams, z = {}, {}
@@ -66,14 +70,14 @@ def dropout(found, count):
         z.setdefault(m, []).append(model.encode_inputs(m, x))
         streams[rank] = torch.get_rng_state()
     objective({m: torch.cat(v) for m, v in z.items()}, whole_batch(0), model.scale)[0].backward()
-    got = found[0]["dropout", 2]["gradients"]
+    got = found[0]["dropout", 2, shard]["gradients"]
     for g, p in zip(got, model.parameters(), strict=False):
         if p.grad is not None:
             assert torch.allclose(g, p.grad, rtol=1e-4, atol=1e-6)
     assert not torch.equal(streams[0], streams[1])
 
 
-def statistics(found, count):
+def statistics(found, count, shard):
     """BatchNorm: every process remembers the mean of what each remembered of its micro-batches."""
     alone = [Toy(norm=True).train() for _ in range(count)]
     for step in range(2):
@@ -86,7 +90,7 @@ def statistics(found, count):
             for b, mean in zip(own, means, strict=True):
                 b.copy_(mean)
     for rank in range(count):
-        for b, mean in zip(found[rank]["norm", 2]["buffers"], means, strict=True):
+        for b, mean in zip(found[rank]["norm", 2, shard]["buffers"], means, strict=True):
             assert torch.allclose(b, mean, rtol=1e-5, atol=1e-7)
 
 

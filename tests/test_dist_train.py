@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from tests import corpora
 
@@ -163,6 +164,76 @@ def test_mining_rounds_on_two_processes(root, tmp_path):
     assert len(one) and one["query_id"].tolist() == two["query_id"].tolist()
     assert np.mean(one["negative_id"] == two["negative_id"]) > 0.9  # near ties may fall the other way
     assert len([r for r in lines(tmp_path / "two") if "loss" in r]) == len([r for r in lines(tmp_path / "one") if "loss" in r])
+
+
+def near(run: Path, other: Path, limit: float) -> None:
+    """The two artifacts' weights are the same but for rounding."""
+    a, b = (load_file(r / "artifact" / "weights.safetensors") for r in (run, other))
+    assert a.keys() == b.keys()
+    for name, one in a.items():
+        assert one.shape == b[name].shape and float((one - b[name]).abs().max()) <= limit, name
+
+
+@pytest.fixture(scope="module")
+def cut(root) -> tuple[Path, Path]:
+    """A recipe whose blocks are cut among the processes, and a run of it that nothing disturbed: batches of which a process may
+    have no picture, gradient caching, running mean, pull to the start."""
+    sets = [corpora.packed(root, 6, 0), corpora.packed(root, 18, 3, ("audio", "text"))]
+    path = recipe(
+        root,
+        root / "cut.yaml",
+        model="tiny:all",
+        data={"train": sets},
+        pairs=[["text", "image"], ["text", "audio"]],
+        train={"micro_batch_size": 2, "shard": True, "ema": 0.9, "l2_start": 0.1, "epochs": 6},
+    )
+    done(launch(TORCHRUN, path, root / "cut"))
+    return path, root / "cut"
+
+
+def test_blocks_cut_among_processes_learn_what_one_process_learns(cut, tmp_path):
+    path, run = cut
+    done(launch([sys.executable], path, tmp_path / "one"))  # alone there is nothing to cut
+    for x, y in zip(lines(tmp_path / "one"), lines(run), strict=True):
+        for key in set(x) - {"pairs_per_second", "wait"}:
+            assert y[key] == pytest.approx(x[key], rel=2e-3, abs=2e-4), (x["step"], key)
+    near(run, tmp_path / "one", 2e-3)
+    assert {p.name for p in run.iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.parametrize("count", [2, 1, 3])
+def test_cut_blocks_go_on_from_a_checkpoint_on_any_number_of_processes(cut, tmp_path, count):
+    """The same number: bit for bit."""
+    path, whole = cut
+    process = launch(TORCHRUN, path, tmp_path / "run")
+    wait_for_step(tmp_path / "run", 9)
+    end(process)
+    launcher = [sys.executable] if count == 1 else [*TORCHRUN[:-1], str(count)]
+    done(launch(launcher, path, tmp_path / "run", f"train.shard={str(count > 1).lower()}", "--resume"))
+    assert [r["step"] for r in lines(tmp_path / "run")] == [r["step"] for r in lines(whole)]
+    if count == 2:
+        assert weights(tmp_path / "run") == weights(whole)
+    else:
+        near(tmp_path / "run", whole, 2e-3)
+
+
+def test_cut_blocks_with_adapters_and_mining(root, tmp_path):
+    """Adapters stand in cut blocks; mining reads the whole model between epochs; what is written is whole."""
+    mining = {"rounds": 1, "negatives": 2, "use": {"columns": 1, "confusable": 0.5}}
+    tuning = {"image": {"how": "lora", "rank": 1}, "text": "full"}
+    path = recipe(root, tmp_path / "r.yaml", mining=mining, tune=tuning, train={"epochs": 2, "shard": True})
+    one, two = done(launch([sys.executable], path, tmp_path / "one")), done(launch(TORCHRUN, path, tmp_path / "two"))
+    assert two["trainable"] == one["trainable"] and (tmp_path / "two" / "adapters").exists()
+    for x, y in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert "loss" not in x or y["loss"] == pytest.approx(x["loss"], rel=1e-3), x["step"]
+    near(tmp_path / "one", tmp_path / "two", 2e-3)
+
+
+def test_what_cannot_be_cut_is_said_in_one_line(root, tmp_path):
+    path = recipe(root, tmp_path / "r.yaml", tune={"image": "frozen", "text": "qlora"}, train={"shard": True})
+    process = launch(TORCHRUN, path, tmp_path / "run")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode != 0 and "mmtune train: train.shard: weights in 4 bits (qlora) cannot be cut" in err
 
 
 def test_a_frozen_tower_and_a_run_that_is_there_already(root, tmp_path):

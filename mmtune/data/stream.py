@@ -62,7 +62,8 @@ class Stream:
     preprocess: {modality: Preprocess} of the towers that are trained; augment: {modality: (signal, rng) -> signal}; columns:
     numeric metadata that the objective asks for -> the recipe key that does. Augmentation's randomness comes from (seed,
     epoch, row), whatever the threads.
-    Of several `processes` each prepares its share of a batch's items; rows, slots and labels are the whole batch's.
+    Of several `processes` each prepares its share of a batch's items; rows, slots and labels are the whole batch's. in_step:
+    a process whose share of a modality is empty gets one item all the same (see `forward_backward`).
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class Stream:
         cache_bytes: int = 0,
         columns: Mapping[str, str] | None = None,
         processes: Processes = ALONE,
+        in_step: bool = False,
     ):
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.seed, self.workers, self.cache = seed, workers, Cache(cache_bytes)
-        self.processes = processes
+        self.processes, self.in_step = processes, in_step
         self.columns = {name: _numbers(data, name, key) for name, key in (columns or {}).items()}
 
     def epoch(
@@ -121,7 +123,10 @@ class Stream:
             slot = np.full(len(rows), -1, np.int64)
             if len(here):
                 first, slot[here] = first_seen(self.data.labels[m][rows[here]])
-                if len(mine := rows[here[first[self.processes.share(len(first))]]]):
+                mine = rows[here[first[self.processes.share(len(first))]]]
+                if self.in_step and not len(mine):
+                    mine = rows[here[first[-1:]]]
+                if len(mine):
                     inputs[m] = preprocess.collate([self._item(m, int(row), epoch) for row in mine])
             slots[m] = torch.from_numpy(slot)
         asks = torch.arange(len(rows)) < asking

@@ -5,7 +5,8 @@ queries meets all candidates, its share of the value and of the gradients is tak
 InfoNCE in both directions has a way of its own (`tiled_info_nce`) that shares the products of the two directions.
 
 Of several processes that have the same vectors each takes a share of the queries, and the sums are added up: nobody makes all
-logits and the arithmetic is divided. (Inf-CL sends vectors around a ring; they are few bytes beside the logits: all have all.)
+logits and the arithmetic is divided. (Inf-CL sends vectors around a ring, so that nobody has all of those either. They are few
+bytes beside the logits: 65,536 x 512 are 128 MiB a modality, and as much again for the gradient; all have all.)
 """
 
 import math

@@ -24,6 +24,7 @@ from mmtune.train.distributed import draw_apart, mean_statistics, sum_gradients
 from mmtune.train.log import Log
 from mmtune.train.objectives import Objective
 from mmtune.train.optimizer import build_optimizer, lr_factor, parameter_groups
+from mmtune.train.sharding import Sharded, each_moment
 from mmtune.train.step import forward_backward
 from mmtune.train.surgery import learning_state, load_learning_state
 from mmtune.train.tune_steady import Steady
@@ -74,31 +75,36 @@ class Trainer:
         self.processes = self.objective.processes = processes
         processes.same(self.model, self.objective)
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.first)
+        self.steps_per_epoch = len(plan(0))
         groups = parameter_groups(model, objective, config, tuned.rates if tuned else None)
+        self.sharded = Sharded(model, processes, config.shard)
         self.optimizer = build_optimizer(groups, config)
         self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.steady = Steady(self.learning, config.ema, config.l2_start)
         self.place = Place()
-        self.steps_per_epoch = len(plan(0))
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
         self.stop, self.stopping = threading.Event(), False
 
     # --- state ---------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Any]:
-        """All that a checkpoint holds beside the place."""
-        state = {"model": learning_state(self.model), "steady": self.steady.state(), "objective": self.objective.state_dict()}
-        return state | {"optimizer": self.optimizer.state_dict(), "random": random_state()}
+        """All that a checkpoint holds beside the place: whole, so that any number of processes can go on from it."""
+        with self.sharded.whole():
+            state = {"model": learning_state(self.model), "objective": self.objective.state_dict()}
+        steady = self.steady.state(self.sharded.joined)
+        optimizer = each_moment(self.optimizer.state_dict(), self.learning, self.sharded.joined)
+        return state | {"steady": steady, "optimizer": optimizer, "random": random_state()}
 
     def resume(self) -> bool:
         """Go back to the last checkpoint, if there is one."""
         if not self.processes.told(self.checkpoints.has(LAST)):
             return False
         tensors, self.place = self.checkpoints.load(LAST)
-        load_learning_state(self.model, tensors["model"])
-        self.steady.load(tensors["steady"])
+        with self.sharded.whole(change=True):
+            load_learning_state(self.model, tensors["model"])
+        self.steady.load(tensors["steady"], self.sharded.part)
         self.objective.load_state_dict(tensors["objective"])
-        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.optimizer.load_state_dict(each_moment(tensors["optimizer"], self.learning, self.sharded.part))
         restore_random_state(tensors["random"])
         self.processes.wait()  # nobody writes while another still reads
         return True
@@ -109,6 +115,7 @@ class Trainer:
         tensors, _ = self.checkpoints.load(name)
         load_learning_state(self.model, tensors["model"])
         if name == LAST:
+            self.steady.load(tensors["steady"])  # of whole weights now
             self.steady.use_mean()
         self.model.eval()
         return name
@@ -116,9 +123,13 @@ class Trainer:
     # --- the loop ------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train to the end of the recipe, or until nothing improves. Raises Stopped (Ctrl-C; saved) and TrainingError (NaN)."""
-        if self.place.finished:
-            return
+        """Train to the end of the recipe, or until nothing improves; the model is a plain one afterwards. Raises Stopped
+        (Ctrl-C; saved) and TrainingError (NaN)."""
+        if not self.place.finished:
+            self._fit()
+        self.sharded.undo()
+
+    def _fit(self) -> None:
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
         with self._attention(), Log(self.directory, self.place.step, self.processes.first) as log, self._signals():
@@ -134,7 +145,8 @@ class Trainer:
         return patience is not None and self.place.stale >= patience
 
     def _epoch(self, log: Log, progress: Progress) -> None:
-        batches = self.plan(self.place.epoch)
+        with self.sharded.whole() if self.extra else contextlib.nullcontext():  # mining reads the model
+            batches = self.plan(self.place.epoch)
         self.model.train()
         if self.tuned is not None:
             self.tuned.rest()
@@ -173,7 +185,7 @@ class Trainer:
         if self.tuned is not None:
             self.tuned.check()
         if self.validate is not None:
-            with self.steady.averaged():
+            with self.steady.averaged(), self.sharded.whole():
                 values = self.validate(self.model)
                 better = self.checkpoints.offer(values["metric"], self.tensors(), self.place)
             log.write(self.place.step, self.place.epoch - 1, {f"val {k}": v for k, v in values.items()})
@@ -188,19 +200,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
+        self.sharded.clear_gradients()
         batch = batch.to(self.device) if self.device.type != "cpu" else batch
         draw_apart(self.processes, self.config.seed, self.place.step)
         loss, logs = forward_backward(
             self.model, batch, self.objective, micro_batch_size=self.config.micro_batch_size,
             backward=self.accelerator.backward, autocast=self.accelerator.autocast, processes=self.processes,
+            in_step=self.config.shard,
         )  # fmt: skip
-        self.stopping = sum_gradients(self.processes, self.learning, self.stop.is_set())
+        self.sharded.take_gradients()
+        rest = [p for p in self.learning if not self.sharded.holds(p)]
+        self.stopping = sum_gradients(self.processes, rest, self.stop.is_set())
         mean_statistics(self.processes, self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self.learning, self.config.clip_norm or math.inf)
+        norm = self.sharded.clip(self.learning, self.config.clip_norm or math.inf)
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             self._not_finite(batch, loss, float(norm))
         if self.tuned is not None:
-            self.tuned.after_backward()
+            self.tuned.after_backward(self.processes)
         self.optimizer.step()
         self.steady.after_step(self.config.lr * factor)
         self.model.clamp_scales()

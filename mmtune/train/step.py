@@ -47,6 +47,7 @@ def forward_backward(
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     processes: Processes = ALONE,
+    in_step: bool = False,
 ) -> tuple[float, dict[str, float]]:
     """Leave the gradient of `objective` on `batch` in the parameters; returns (loss, logs).
 
@@ -56,17 +57,27 @@ def forward_backward(
     With `micro_batch_size` the towers never see more unique items at once; gradients, the scale's included, are those of
     the unsplit batch whose dropout is drawn micro-batch by micro-batch. Layers that normalise over the batch (BatchNorm)
     see micro-batches: their running statistics move once for each, as in the first pass. The objective runs in float32.
+
+    in_step: towers exchange weights while they run (`sharding`), so every process runs each tower as often as the one with the
+    most items does, in the end on an item whose gradient is zero; who has no item of a modality is given one (`Stream`).
     """
-    sizes = {m: count_items(x) for m, x in batch.inputs.items()}
-    sizes = {m: n for m, n in sizes.items() if n}
-    if micro_batch_size is None or all(n <= micro_batch_size for n in sizes.values()):
+    sizes = {m: n for m, x in batch.inputs.items() if (n := count_items(x))}
+    most = sizes
+    if in_step:
+        everyones = {m: int(s.max()) + 1 for m, s in batch.slot.items() if m in sizes}
+        sizes = {m: processes.share_size(n) for m, n in everyones.items()}
+        most = {m: processes.share_size(n, 0) for m, n in everyones.items()}
+    if micro_batch_size is None or all(n <= micro_batch_size for n in most.values()):
         with autocast():
-            whole = {m: model.encode_inputs(m, batch.inputs[m]) for m in sizes}
+            whole = {m: model.encode_inputs(m, batch.inputs[m]) if n else _encode(model, m, batch.inputs[m], 0, 0)
+                     for m, n in sizes.items()}  # fmt: skip
         whole = {m: v.float() for m, v in whole.items()}
         if not processes.alone:
-            cut = {m: v.detach() for m, v in whole.items()}
+            cut = {m: v.detach()[: sizes[m]] for m, v in whole.items()}
             gradients, value, logs = shared_loss(cut, batch, model, objective, backward, processes)
-            learn = [(whole[m], g) for m, g in gradients.items() if g is not None and whole[m].requires_grad]
+            learn = [
+                (whole[m], _as_long(g, whole[m])) for m, g in gradients.items() if g is not None and whole[m].requires_grad
+            ]
             if learn:  # one call: a parameter that two towers share gets both parts
                 torch.autograd.backward([v for v, _ in learn], [g for _, g in learn])
             return value, logs
@@ -74,7 +85,8 @@ def forward_backward(
         backward(loss)
         return float(loss.detach()), logs
 
-    chunks = [(m, i, min(i + micro_batch_size, n)) for m, n in sizes.items() for i in range(0, n, micro_batch_size)]
+    starts = [(m, i, sizes[m]) for m, n in most.items() for i in range(0, n, micro_batch_size)]
+    chunks = [(m, min(i, n), min(i + micro_batch_size, n)) for m, i, n in starts]
     # What outlives a micro-batch has its place beforehand: a small tensor left behind on top of the heap keeps the
     # allocator from reusing all that a micro-batch frees below it.
     states = RandomStates(len(chunks) + 1, batch.queries.device)
@@ -83,10 +95,10 @@ def forward_backward(
         for number, (m, i, j) in enumerate(chunks):
             states.keep(number)
             with autocast():
-                part = model.encode_inputs(m, slice_inputs(batch.inputs[m], i, j))
+                part = _encode(model, m, batch.inputs[m], i, j)
             if m not in z:
                 z[m] = torch.empty(sizes[m], part.shape[1], device=part.device)
-            z[m][i:j] = part
+            z[m][i:j] = part[: j - i]
             del part
     states.keep(len(chunks))
     gradients, value, logs = shared_loss(z, batch, model, objective, backward, processes)
@@ -97,12 +109,28 @@ def forward_backward(
                 continue
             states.restore(number)
             with autocast():
-                again = model.encode_inputs(m, slice_inputs(batch.inputs[m], i, j)).float()
+                again = _encode(model, m, batch.inputs[m], i, j).float()
             if again.requires_grad:  # not a frozen tower's
-                again.backward(gradient[i:j])
+                again.backward(_as_long(gradient[i:j], again))
             del again
     states.restore(len(chunks))
     return value, logs
+
+
+def _encode(model: Any, modality: str, inputs: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+    """Vectors of items [start, stop). Of none: the first item's, run for the other processes' sake and leaving no trace."""
+    if start < stop:
+        return model.encode_inputs(modality, slice_inputs(inputs, start, stop))
+    before = RandomStates(1, next(iter(inputs.values())).device)
+    with statistics_frozen(model):
+        vectors = model.encode_inputs(modality, slice_inputs(inputs, 0, 1))
+    before.restore(0)
+    return vectors
+
+
+def _as_long(gradient: Tensor, vectors: Tensor) -> Tensor:
+    """The gradient of `vectors`; zero where there is none because the item counts for nothing."""
+    return gradient if len(gradient) == len(vectors) else torch.zeros_like(vectors)
 
 
 class RandomStates:
@@ -152,7 +180,7 @@ def gradients_in_one_piece(model: Any) -> Iterator[None]:
     activations that nothing can use. Parameters that get no gradient have none afterwards.
     """
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    parameters = [p for p in parameters if p.requires_grad and p.grad is None and p.device.type == "cpu"]
+    parameters = [p for p in parameters if p.requires_grad and p.grad is None and type(p) is nn.Parameter and p.is_cpu]
     touched: set[int] = set()
     hooks = [p.register_post_accumulate_grad_hook(lambda q: touched.add(id(q))) for p in parameters]
     for dtype in {p.dtype for p in parameters}:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmtune.artifact.low_rank import Low, round_to_4bit
 from mmtune.config import Tuning
 from mmtune.errors import RecipeError, TrainingError
+from mmtune.processes import ALONE, Processes
 from mmtune.train import tune_lora
 from mmtune.train.stages import take_heads
 from mmtune.train.surgery import blocks, depths, forget_fingerprint, norm_parameters, plain_copy, rest_in_eval
@@ -111,10 +112,13 @@ class Tuned:
         if any(t.how != "full" for t in self.towers.values()):
             rest_in_eval(self.model)
 
-    def after_backward(self) -> None:
-        """Call each step before gradients are cleared: notes which adapters have had a gradient."""
+    def after_backward(self, processes: Processes = ALONE) -> None:
+        """Call each step before gradients are cleared: notes which adapters have had a gradient, in any of the processes."""
         if self._waiting:
-            self._waiting = {n: p for n, p in self._waiting.items() if p.grad is None or not bool(p.grad.any())}
+            some = torch.tensor([float(p.grad is not None and bool(p.grad.any())) for p in self._waiting.values()])
+            some = some.to(self.model.device)
+            processes.add([some])
+            self._waiting = {n: p for (n, p), got in zip(self._waiting.items(), some.tolist(), strict=True) if not got}
             self._steps += 1
 
     def check(self) -> None:

@@ -1,10 +1,12 @@
 """Two ways not to wander off while training: a running mean of the weights, and a pull towards where they started."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+Change = Callable[[Tensor, Tensor], Tensor]
 
 
 class Steady:
@@ -48,15 +50,14 @@ class Steady:
                 for p, k in zip(self.parameters, kept, strict=False):
                     p.copy_(k)
 
-    def state(self) -> dict[str, list[Tensor] | int]:
-        """For a checkpoint; the start is known from the base."""
-        return {"mean": self.mean, "steps": self.steps}
+    def state(self, joined: Change = lambda p, mean: mean) -> dict[str, list[Tensor] | int]:
+        """For a checkpoint; the start is known from the base. joined(parameter, its mean): what to save of it."""
+        return {"mean": [joined(p, m) for p, m in zip(self.parameters, self.mean, strict=False)], "steps": self.steps}
 
     @torch.no_grad()
-    def load(self, state: dict[str, list[Tensor] | int]) -> None:
-        """Undo `state`."""
+    def load(self, state: dict[str, list[Tensor] | int], part: Change = lambda p, mean: mean) -> None:
+        """Undo `state`. part(parameter, what was saved): its mean."""
         mean = state["mean"]
-        assert isinstance(mean, list)
-        for m, saved in zip(self.mean, mean, strict=True):
-            m.copy_(saved)
+        assert isinstance(mean, list) and len(mean) == len(self.mean)
+        self.mean = [part(p, saved).to(p.device, copy=True) for p, saved in zip(self.parameters, mean, strict=False)]
         self.steps = int(state["steps"])  # type: ignore[arg-type]
