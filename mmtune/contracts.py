@@ -70,9 +70,11 @@ class Modality:
         """Raise Rejected(reason) when the value is undecodable, empty, or over a limit of `options`."""
         self.decode(data)
 
-    def admit(self, data: bytes, **options: Any) -> None:
-        """As `check`, by what the header says where there is one: nothing of a value over a limit is decoded."""
+    def admit(self, data: bytes, **options: Any) -> int:
+        """As `check`, by what the header says where there is one: nothing of a value over a limit is decoded. Returns about how
+        many bytes of memory decoding takes."""
         self.check(data, **options)
+        return len(data)
 
     def coerce(self, value: Any) -> Any:
         """What a user hands to `encode` (path, array, library object, ...) -> signal. Raises Rejected."""

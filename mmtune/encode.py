@@ -43,20 +43,27 @@ def vectors(
         if batch:
             yield batch
 
+    def forward(inputs: dict[str, torch.Tensor]) -> np.ndarray:
+        with torch.inference_mode():
+            z = model.encode_inputs(modality, {k: v.to(device) for k, v in inputs.items()})
+        return z.cpu().numpy()
+
     was_training = model.training
     model.eval()
     try:
+        source = batches()
+        ahead, after = next(source, None), next(source, None)
+        if ahead and after is None:  # one batch, as of a query: nothing to overlap with, so no thread
+            yield forward(prepare(ahead))
+            advance(len(ahead))
+            return
         with ThreadPoolExecutor(1) as pool:
-            source = batches()
-            ahead = next(source, None)
             future = pool.submit(prepare, ahead) if ahead else None
             while ahead and future:
                 size, inputs = len(ahead), future.result()
-                ahead = next(source, None)
+                ahead, after = after, next(source, None)
                 future = pool.submit(prepare, ahead) if ahead else None
-                with torch.inference_mode():
-                    z = model.encode_inputs(modality, {k: v.to(device) for k, v in inputs.items()})
-                yield z.cpu().numpy()
+                yield forward(inputs)
                 advance(size)
     finally:
         model.train(was_training)

@@ -1,16 +1,18 @@
 """Micro-batches: who shares a pass, whose answer and whose error is whose."""
 
+import asyncio
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from mmtune.errors import DataError
+from mmtune.errors import MmtuneError
+from mmtune.lifecycle.asking import Ask
 from mmtune.lifecycle.collection import Collection
+from mmtune.lifecycle.filters import parse
+from mmtune.lifecycle.opened import content_of
 from mmtune.serve.batcher import Batcher
-from mmtune.serve.served import Served
 from tests.serve_helpers import collection, picture
 
 
@@ -22,15 +24,19 @@ def test_values_that_arrive_together_share_a_pass_and_get_their_own_answers():
         passes.append((key, list(values)))
         return [(key, v * v) for v in values]
 
-    batcher = Batcher(run, window=0.05, most=8)
-    first = batcher.submit("a", 0)
-    time.sleep(0.2)  # its pass has begun and waits at the gate
-    rest = [(k, v, batcher.submit(k, v)) for v in range(1, 21) for k in ("a", "b")]
-    gate.set()
-    assert first.result(10) == ("a", 0)
-    for key, value, future in rest:
-        assert future.result(10) == (key, value * value)
-    batcher.close()
+    async def ask():
+        batcher = Batcher(run, window=0.05, most=8)
+        first = asyncio.create_task(batcher.submit("a", 0))
+        await asyncio.sleep(0.2)  # its pass has begun and waits at the gate
+        rest = [(k, v, asyncio.create_task(batcher.submit(k, v))) for v in range(1, 21) for k in ("a", "b")]
+        await asyncio.sleep(0)
+        gate.set()
+        assert await first == ("a", 0)
+        for key, value, task in rest:
+            assert await task == (key, value * value)
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
     assert passes[0] == ("a", [0]) and [len(v) for _, v in passes[1:]] == [8, 8, 8, 8, 4, 4]
     assert [k for k, _ in passes[1:]] == ["a", "b", "a", "b", "a", "b"]  # keys take turns
     assert [v for k, values in passes for v in values if k == "b"] == list(range(1, 21))  # in order of arrival
@@ -40,93 +46,114 @@ def test_an_error_is_its_own_requests_alone():
     def run(key, values):
         if 13 in values:
             raise ValueError(f"unlucky among {len(values)}")
-        return [v + 1 for v in values]
+        return [KeyError(v) if v == 11 else v + 1 for v in values]
 
-    batcher = Batcher(run, window=0.05)
-    futures = {v: batcher.submit("k", v) for v in range(10, 16)}
-    for value, future in futures.items():
-        if value == 13:
-            with pytest.raises(ValueError, match="among 1"):
-                future.result(10)
-        else:
-            assert future.result(10) == value + 1
-    wrong = Batcher(lambda key, values: [], window=0)
-    with pytest.raises(RuntimeError, match="0 results of 1"):
-        wrong.submit("k", 1).result(10)
-    assert batcher.submit("k", 1).result(10) == 2  # it goes on
-    wrong.close(), batcher.close()
+    async def ask():
+        batcher = Batcher(run, window=0.05)
+        found = await asyncio.gather(*(batcher.submit("k", v) for v in range(10, 16)), return_exceptions=True)
+        assert found[0] == 11 and found[2:3] + found[4:] == [13, 15, 16]
+        assert isinstance(found[1], KeyError) and str(found[3]) == "unlucky among 1"
+        wrong = Batcher(lambda key, values: [], window=0)
+        with pytest.raises(RuntimeError, match="0 results of 1"):
+            await wrong.submit("k", 1)
+        assert await batcher.submit("k", 1) == 2  # it goes on
+        await wrong.close(), await batcher.close()
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
 
 
 def test_closing_answers_what_waits_and_takes_no_more():
-    batcher = Batcher(lambda key, values: (time.sleep(0.05), values)[1], window=5.0, most=2)
-    futures = [batcher.submit("k", n) for n in range(5)]
-    gone = batcher.submit("k", 99)
-    gone.cancel()
-    begin = time.monotonic()
-    batcher.close()
-    assert time.monotonic() - begin < 4 and [f.result(0) for f in futures] == list(range(5)) and gone.cancelled()
-    with pytest.raises(RuntimeError, match="stopping"):
-        batcher.submit("k", 1)
+    done = []
+
+    async def ask():
+        batcher = Batcher(lambda key, values: (time.sleep(0.05), done.extend(values), values)[2], window=5.0, most=2)
+        tasks = [asyncio.create_task(batcher.submit("k", n)) for n in range(5)]
+        gone = asyncio.create_task(batcher.submit("k", 99))
+        await asyncio.sleep(0)
+        gone.cancel()
+        begin = time.monotonic()
+        await batcher.close()
+        assert time.monotonic() - begin < 4 and [await t for t in tasks] == list(range(5)) and 99 not in done
+        with pytest.raises(RuntimeError, match="stopping"):
+            await batcher.submit("k", 1)
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
 
 
 def test_a_lone_value_waits_for_the_window_and_no_longer():
-    batcher = Batcher(lambda key, values: values, window=0.02)
-    batcher.submit("k", 0).result(10)
-    begin = time.monotonic()
-    batcher.submit("k", 1).result(10)
-    assert 0.015 < time.monotonic() - begin < 2
-    batcher.close()
-    alone = Batcher(lambda key, values: values, window=30.0)
-    alone.expected = lambda: 1  # who knows that nobody else comes does not wait
-    begin = time.monotonic()
-    alone.submit("k", 1).result(10)
-    assert time.monotonic() - begin < 10
-    alone.close()
+    async def ask():
+        batcher = Batcher(lambda key, values: values, window=0.02)
+        await batcher.submit("k", 0)
+        begin = time.monotonic()
+        await batcher.submit("k", 1)
+        assert 0.015 < time.monotonic() - begin < 2
+        await batcher.close()
+        alone = Batcher(lambda key, values: values, window=30.0)
+        alone.expected = lambda: 1  # who knows that nobody else comes does not wait
+        begin = time.monotonic()
+        await alone.submit("k", 1)
+        assert time.monotonic() - begin < 10
+        await alone.close()
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
 
 
 def test_filters_that_python_finds_equal_do_not_share_a_pass(tmp_path):
     """`a = 1` and `a = true` are equal to Python and different to a filter."""
     from mmtune.contracts import Row
 
-    path = tmp_path / "shelf"
-    with Collection(path, create=True) as c:
+    with Collection(tmp_path / "shelf", create=True) as c:
         c.upsert([Row("number", None, {"text": b"one"}, {"a": 1}), Row("flag", None, {"text": b"two"}, {"a": True})])
         c.build("tiny:clip", quiet=True)
         c.promote("v1")
-    with Served(path, 0.05) as served, ThreadPoolExecutor(20) as pool:
-        served.open()
-        wheres = ["a = 1", "a = true"] * 20
-        found = list(pool.map(lambda w: served.search(text="one", where=w).ids, wheres))
-    assert found == [["number"], ["flag"]] * 20
+        one = content_of("text", "one")
+        found = c.search_all([Ask("text", one, where=parse(w)) for w in ("a = 1", "a = true") * 5])
+    assert [a.ids for a in found] == [["number"], ["flag"]] * 5
 
 
-def test_shared_passes_give_the_vectors_of_the_collection(tmp_path_factory):
-    """Twenty threads ask two versions by two modalities; the answers are those of one at a time, the bad ones fail alone."""
-    path = collection(tmp_path_factory)
-    asks = [{"text": f"a {c} square {n}"} for n in range(4) for c in ("red", "blue")]
-    asks += [{"image": picture(c, (30 + n, 40))} for n in range(4) for c in ("red", "green")]
-    asks += [{"image": b"no picture"}, {"image": picture()[:50]}]
-    sizes = []
-    with Collection(path) as plain, Served(path, 0.05, 32, lambda size, seconds: sizes.append(size)) as served:
-        served.open("v1"), served.open("v2")
+def test_searches_that_share_a_pass_give_what_they_give_alone(tmp_path_factory):
+    """Words, pictures, items, filters and targets mixed, with some that cannot be answered: those fail alone."""
+    with Collection(collection(tmp_path_factory)) as c:
+        words = [{"text": f"a {c} square {n}"} for n in range(3) for c in ("red", "blue")]
+        pictures = [{"image": picture(c, (30 + n, 40))} for n in range(3) for c in ("red", "green")]
+        more = [{"item": "0-003"}, {"item": "0-003", "k": 3}, {"item": "nothing"}, {"text": "x", "where": "shade = 'dark'"}]
+        more += [
+            {"text": "x", "target": ["audio"]},
+            {"text": "x", "target": ["text", "depth"]},
+            {"text": "red dark", "hybrid": True},
+        ]
+        queries = [{"k": 5} | q for q in [*words, *pictures, *more]]
 
-        def search(c, ask, version):
-            try:
-                return c.search(k=5, version=version, **ask)
-            except DataError as e:
-                return str(e)
+        def ask(query):
+            names = [m for m in ("text", "image") if m in query]
+            where, target, hybrid = query.get("where"), query.get("target"), query.get("hybrid", False)
+            return Ask(
+                *([names[0], content_of(names[0], query[names[0]])] if names else []), item=query.get("item"), k=query["k"],
+                where=parse(where) if where else None, target=tuple(target) if target else None, hybrid=hybrid,
+            )  # fmt: skip
 
-        jobs = [(ask, v) for ask in asks for v in ("v1", "v2")]
-        with ThreadPoolExecutor(20) as pool:
-            found = list(pool.map(lambda job: search(served, *job), jobs))
-        for (ask, version), got in zip(jobs, found, strict=True):
-            want = search(plain, ask, version)
-            if isinstance(want, str):
-                assert got.partition(" <")[0] == want.partition(" <")[0]  # Pillow's reason names an address in memory
-                continue
-            assert got.version == version and got.fingerprint == want.fingerprint and got.query == want.query
-            assert got.ids == want.ids
-            np.testing.assert_allclose([r["score"] for r in got.results], [r["score"] for r in want.results], atol=1e-5)
-        assert sum(sizes) == len(jobs) - 4 and len(sizes) < sum(sizes) / 2, sizes
-        served.search(text="a red square 0")  # what was asked before is not encoded again
-        assert sum(sizes) == len(jobs) - 4
+        for version in ("v1", "v2"):
+            together = c.search_all([ask(q) for q in queries], version)
+            c.cache._held.clear()
+            errors = 0
+            for query, got in zip(queries, together, strict=True):
+                try:
+                    want = c.search(**query, version=version)
+                except MmtuneError as e:
+                    errors += 1
+                    assert str(got) == str(e)
+                    continue
+                assert (got.version, got.fingerprint, got.query, got.ids) == (version, want.fingerprint, want.query, want.ids)
+                np.testing.assert_allclose([r["score"] for r in got.results], [r["score"] for r in want.results], atol=1e-5)
+            assert errors == 2
+
+
+def test_what_was_asked_before_is_not_encoded_again(tmp_path_factory):
+    with Collection(collection(tmp_path_factory)) as c:
+        opened, passes = c.open(), []
+        forward = opened.forward
+        opened.forward = lambda m, signals: (passes.append(len(signals)), forward(m, signals))[1]
+        asks = [Ask("text", content_of("text", w)) for w in ("one", "two", "three")]
+        first = [a.ids for a in c.search_all(asks[:2])]
+        again = [a.ids for a in c.search_all(asks)]
+        assert again[:2] == first and passes == [2, 1]

@@ -12,7 +12,9 @@ import PIL.Image
 import pytest
 
 from mmtune import modalities
+from mmtune.data.shards import open_data
 from mmtune.errors import DataError, Rejected
+from mmtune.files import read_jsonl
 from mmtune.lifecycle.collection import Collection
 from mmtune.serve.settings import Settings
 from tests.serve_helpers import BEARER, LOCAL, TOKEN, client, collection, copy_of, picture, sound
@@ -183,6 +185,47 @@ def test_feedback_is_kept(shelf, tmp_path):
         assert c.export_feedback(tmp_path / "out")["verdicts"] == 1
 
 
+def test_interleaved_answers_and_their_clicks_give_a_preference_and_the_next_rounds_data(shelf, tmp_path):
+    path, shown, words = copy_of(shelf, tmp_path), {"v2": 0, "v1": 0}, ["something red", "a dark one", "blue light", "green"]
+    liked = []
+    with client(path) as web:
+        for w in words:
+            answer = web.post("/search", json={"text": w, "k": 6, "interleave": "staged"}).json()
+            assert answer["version"] == "v1|v2" and len({r["id"] for r in answer["results"]}) == 6
+            for r in answer["results"]:
+                shown[r["version"]] += 1
+                assert r["version"] == {"live": "v1", "staged": "v2"}[r["team"]] and r["values"]
+            liked.append(next(r["id"] for r in answer["results"] if r["team"] == "staged"))
+            event = {"query": answer["query"], "item": liked[-1], "kind": "click"}
+            assert web.post("/feedback", json=event).status_code == 201
+        assert shown["v1"] >= 8 and shown["v2"] >= 8  # in turn
+        no = web.post("/search", json={"text": words[0], "k": 6}).json()
+        wrong = next(r["id"] for r in reversed(no["results"]) if r["id"] not in liked)
+        assert web.post("/feedback", json={"query": no["query"], "item": wrong, "kind": "not_a_match"}).is_success
+        told = web.get("/shadow").json()["preference"]
+        assert (told["impressions"], told["staged"], told["live"]) == (4, 4, 0) and told["interval"][0] > 0.5
+        assert told["prefers"] == "staged" and web.get("/shadow?version=v2").json()["preference"] == told
+        refused(web.get("/shadow?version=v9"), 404)
+        refused(web.post("/search", json={"text": "x", "interleave": "v1"}), 422, "v1")
+        refused(web.post("/search", json={"text": "x", "interleave": "v9"}), 404, "v9")
+        refused(web.post("/search", json={"text": "x", "interleave": "v2", "version": "v2"}), 422, "interleave")
+        refused(web.post("/search", json={"text": "x", "interleave": 3}), 422, "interleave")
+    with Collection(path) as c:
+        done = c.export_feedback(tmp_path / "out")
+        assert done["unused"] == 0
+        lines = read_jsonl(done["judgments"])
+        pairs = open_data(done["pairs"])
+        asked = {pairs.read(i, "text").decode(): n for i, n in enumerate(pairs.ids) if n.startswith("q-text-")}
+        said = {(x["query_id"], x["item_id"]): x["verdict"] for x in lines}
+        yes = [pair for pair, verdict in said.items() if verdict == "positive"]
+        assert said[no["query"], wrong] == "negative" and wrong in pairs.ids
+        assert set(asked) == set(words)
+        for query, item in yes:
+            at = pairs.ids.index(query)
+            assert pairs.read(at, "image") == c.value(item, "image")
+            assert pairs.groups[at] == c.corpus.items([item])[item].group
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +298,61 @@ def test_broken_forms_and_values(web):
         modalities.get("image").admit(eps)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"item": "\\ud800"}', b'{"text": "a", "version": "\\ud800"}', b'{"text": "a", "filter": "a = \'\\ud800\'"}',
+        b'{"text": "a", "\\ud800": 1}', b'{"text": "a", "target": ["\\ud800"]}', b'{"text": "a", "interleave": "\\ud800"}',
+        b'{"text": "a", "k": ' + b"9" * 5000 + b"}", b'{"text": "a", "k": 1e400}', b'{"k": ' + b"[" * 50_000 + b"}",
+        b'{"text": "a", "filter": "' + b"(" * 450 + b"a = 1" + b")" * 450 + b'"}',
+        b'{"text": "a", "filter": "' + b"not " * 240 + b'a = 1"}', b'{"text": "a", "filter": "\\u0000"}',
+    ],
+)  # fmt: skip
+def test_what_is_no_text_and_no_number_is_422(web, body):
+    error = refused(web.post("/search", content=body, headers={"Content-Type": "application/json"}), 422)
+    assert "\n" not in error["message"]
+
+
+def test_feedback_and_items_with_halves_of_characters_are_422(shelf, tmp_path):
+    with client(copy_of(shelf, tmp_path), token=TOKEN) as web:
+        head = {"Content-Type": "application/json"} | BEARER
+        for event in (
+            b'{"query": "\\ud800", "item": "0-000", "kind": "click"}',
+            b'{"query": "q", "item": "\\ud800", "kind": "click"}',
+        ):
+            refused(web.post("/feedback", content=event, headers=head), 422)
+        for item in (b'{"text": "x", "group": "\\ud800"}', b'{"text": "x", "meta": {"a": "\\ud800"}}'):
+            refused(web.put("/items/half", content=item, headers=head), 422)
+        assert web.put("/items/half", content=b'{"text": "\\ud800 x"}', headers=head).status_code == 201  # words are words
+        assert web.get("/items/half/value/text").text == "? x"
+
+
+def test_an_id_writes_no_header(web):
+    for name in ("a%0d%0aX-Evil:%20yes", "a%00b", "%ed%a0%80", "%ff%fe", "x" * 30_000):
+        found = web.get(f"/items/{name}")
+        assert refused(found, 404)["code"] in ("no_item", "not_found") and "x-evil" not in found.headers
+    found = web.post("/search", files={"file": ("a\r\nX-Evil: yes.png", picture())})
+    assert found.status_code in (200, 400, 422) and "x-evil" not in found.headers
+
+
+def test_a_picture_that_claims_to_be_huge_costs_nothing(web):
+    """A header of 10^9 pixels, a GIF of many frames: refused, or read, at once."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", 40_000, 25_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    refused(web.post("/search", files={"image": ("x.png", bomb)}), 422, "too large")
+    head = picture("red", (8, 8), "GIF")
+    frame = b"\x21\xf9\x04\x00\x00\x00\x00\x00\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x44\x01\x00"
+    begin = time.process_time()
+    found = web.post("/search", files={"image": ("x.gif", head[:-1] + frame * 12_000 + b";")})
+    assert found.status_code == 200 and time.process_time() - begin < 1.0
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_every_picture_format_that_is_packed_may_be_asked_with(web, kind):
     assert web.post("/search", files={"image": ("x", picture(kind=kind))}).status_code == 200
@@ -273,29 +371,49 @@ def test_a_header_that_lies_about_a_sound_costs_nothing():
         kind.admit(out.getvalue(), max_seconds=2.0)
 
 
+def test_large_pictures_are_decoded_one_after_the_other(shelf):
+    """Small files, large pictures: together they never take more memory than they may; small ones do not wait for them."""
+    big = picture(size=(1000, 900))
+    with client(shelf, max_decoded=12_000_000) as web:
+        wait_ready(web)
+        budget, seen = web.service.budget, []
+        decode = web.service._ask
+
+        def look(asked):
+            seen.append((len(asked.data), budget.used))
+            time.sleep(0.05)
+            return decode(asked)
+
+        web.service._ask = look
+        with ThreadPoolExecutor(6) as pool:
+            sent = [big] * 5 + [picture()]
+            asks = [pool.submit(web.post, "/search", files={"image": ("x.png", data)}) for data in sent]
+            assert [a.result().status_code for a in asks] == [200] * 6
+        assert [used for size, used in seen if size == len(big)] == [10_800_000] * 5 and budget.used == 0
+
+
 def test_more_at_once_than_there_are_places_is_429(shelf):
     with client(shelf, max_concurrent=2) as web:
         wait_ready(web)
         opened = web.service.collection.open()
-        go, entered = threading.Event(), threading.Semaphore(0)
-        encode = type(opened).encode
+        go = threading.Event()
+        vectors_of = type(opened).vectors_of
 
-        def slow(modality, values):
-            entered.release()
+        def slow(modality, contents):
             assert go.wait(60)
-            return encode(opened, modality, values)
+            return vectors_of(opened, modality, contents)
 
-        opened.encode = slow
+        opened.vectors_of = slow
         with ThreadPoolExecutor(2) as pool:
             first = [pool.submit(web.post, "/search", json={"text": f"slow {n}"}) for n in range(2)]
-            for _ in first:
-                assert entered.acquire(timeout=60)
+            while "mmtune_under_way 2.0" not in web.get("/metrics").text:
+                assert not any(f.done() for f in first)
             over = web.post("/search", json={"text": "third"})
             assert refused(over, 429)["limit"] == 2 and over.headers["retry-after"] == "1"
             assert web.get("/health").status_code == 200  # still answers
             go.set()
             assert [f.result().status_code for f in first] == [200, 200]
-        del opened.encode
+        del opened.vectors_of
         assert web.post("/search", json={"text": "afterwards"}).status_code == 200
 
 

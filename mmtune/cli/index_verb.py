@@ -272,14 +272,16 @@ def _rollback(args: argparse.Namespace) -> Result:
 
 
 def _judgments_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--out", required=True, metavar="DIR", help="gets judgments.jsonl, and the rows they are about, packed")
+    p.add_argument("--out", required=True, metavar="DIR", help="gets judgments.jsonl, data and pairs, packed")
 
 
 def _judgments(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         done = coll.export_feedback(args.out)
     return Result(
-        done, f"{done['verdicts']} verdicts in {done['judgments']}, their rows in {done['data']}; {done['unused']} unused"
+        done,
+        f"{done['verdicts']} verdicts in {done['judgments']}, their rows in {done['data']}; {done['unused']} unused"
+        + (f"\npairs to train on in {done['pairs']}" if done["pairs"] else ""),
     )
 
 

@@ -10,14 +10,15 @@ import numpy as np
 
 from mmtune import modalities as kinds
 from mmtune.contracts import Row
-from mmtune.errors import DataError, ModelError
+from mmtune.errors import DataError, MmtuneError, ModelError
 from mmtune.lifecycle import journal
+from mmtune.lifecycle.asking import Ask, Nearest, Results, ask_all
 from mmtune.lifecycle.contracts import Answer
 from mmtune.lifecycle.feedback import Feedback
-from mmtune.lifecycle.filters import Filter, parse
+from mmtune.lifecycle.filters import parse
 from mmtune.lifecycle.hybrid import DEPTH, ItemWords, fuse
 from mmtune.lifecycle.keeping import Keeping
-from mmtune.lifecycle.opened import content_of, query_label
+from mmtune.lifecycle.opened import content_of
 from mmtune.lifecycle.per import best_of_each, one_each
 from mmtune.lifecycle.shadow import Shadow
 
@@ -118,41 +119,60 @@ class Collection(Keeping):
             )
         opened, condition = self.open(version), parse(where) if where else None
         begin = time.perf_counter()  # opening is no part of a search
+        options: dict[str, Any] = {"k": k, "where": condition, "target": tuple(target) if target else None, "per": per}
         if item is not None:
-            (_, vector), mark = opened.vector(item), item
+            ask = Ask(item=item, **options)
         else:
             ((name, value),) = query.items()
             opened.require(name)
-            signal, data = content_of(name, value)
-            mark = self.feedback_log.remember(name, data, query_label(name, data)) if data is not None else ""
-            vector = opened.encode(name, [data if data is not None else signal])[0]
+            ask = Ask(name, content_of(name, value), hybrid=hybrid, **options)
+        (found,) = self.search_all([ask], version, begin)
+        if isinstance(found, MmtuneError):
+            raise found
+        return found
 
-        def nearest(count: int) -> list[dict[str, Any]]:
-            found = opened.search(vector[None], count + (item is not None), condition, target)[0]
-            return [r for r in found if r["id"] != item][:count]
+    def search_all(
+        self, asks: Sequence[Ask], version: str | None = None, begin: float | None = None
+    ) -> list[Answer | MmtuneError]:
+        """As `search`, of many that one version answers in shared passes: each has its answer, or its own error.
 
-        if hybrid and item is None:
-            results = self._hybrid(name, signal, nearest(max(k, DEPTH)), condition)
-            results = (one_each(results, per) if per else results)[:k]
-        elif per:
-            mine = self.corpus.items([item]).get(item) if item is not None else None
-            results = best_of_each(nearest, k, per, mine.columns.get(per) if mine else None)
-        else:
-            results = nearest(k)
-        answer = Answer(opened.version, opened.fingerprint, results, time.perf_counter() - begin, mark)
-        if version is None and not hybrid and not per:
-            self.shadowing.offer(answer, k, condition, target, item, query)
-        return answer
+        begin: when the first was asked (`time.perf_counter`), if that was before now.
+        """
+        opened = self.open(version)
+        begin = time.perf_counter() if begin is None else begin
+        found = ask_all(opened, asks, self._alone)
+        seconds, out = time.perf_counter() - begin, list[Answer | MmtuneError]()
+        for ask, results in zip(asks, found, strict=True):
+            if isinstance(results, MmtuneError):
+                out.append(results)
+                continue
+            mark, content = ask.item or "", ask.content
+            if content is not None and content.data is not None:
+                mark = self.feedback_log.remember(ask.name, content.data, content.mark)
+            answer = Answer(opened.version, opened.fingerprint, results, seconds, mark)
+            if version is None and not ask.alone:
+                self.shadowing.offer(answer, ask)
+            out.append(answer)
+        return out
 
-    def _hybrid(self, name: str, words: Any, results: list[dict[str, Any]], where: Filter | None) -> list[dict[str, Any]]:
-        if not kinds.get(name).inline:
-            raise DataError(f"hybrid search is by words; a value of {name} has none")
+    def _alone(self, ask: Ask, nearest: Nearest) -> Results:
+        """Words fused with what the vectors found, or one answer for each value of a column."""
+        if ask.hybrid:
+            results = self._hybrid(ask, nearest(max(ask.k, DEPTH)))
+            return one_each(results, ask.per) if ask.per else results
+        assert ask.per is not None
+        mine = self.corpus.items([ask.item]).get(ask.item) if ask.item is not None else None
+        return best_of_each(nearest, ask.k, ask.per, mine.columns.get(ask.per) if mine else None)
+
+    def _hybrid(self, ask: Ask, results: Results) -> Results:
+        if ask.content is None or not kinds.get(ask.name).inline:
+            raise DataError(f"hybrid search is by words; a value of {ask.name} has none")
         with self._guard:
             seq = self.corpus.seq
             if self._words is None or self._words[0] != seq:
                 self._words = (seq, ItemWords(self.corpus))
             held: ItemWords = self._words[1]
-        return fuse(held, str(words), results, where)
+        return fuse(held, str(ask.content.signal), results, ask.where)
 
     def search_vectors(
         self,

@@ -87,17 +87,18 @@ class Feedback:
         return {pair: {**said, "verdict": said["mark"] or "positive"} for pair, said in out.items()}
 
     def export(self, corpus: Corpus, out: Path) -> dict[str, Any]:
-        """OUT/judgments.jsonl, and OUT/data, packed shards with the queries and the items they are about.
+        """What people said, for the next round.
 
-        `mmtune eval MODEL OUT/data --qrels OUT/judgments.jsonl`, and the same file as judgments of mining. Verdicts whose query
-        or item is not known any more are counted as unused.
+        OUT/judgments.jsonl: a verdict a line, as `eval --qrels` and `mine --judgments` read it. OUT/data: packed shards with
+        the queries and the items that it is about. OUT/pairs, to train on, where somebody said yes to a query's value: a row
+        for each, the value beside the item's of other modalities, under the query's id and the item's group; and the items
+        that somebody said no to. Verdicts whose query or item is not known any more are counted as unused.
         """
-        from mmtune.data.pack import pack
-
         verdicts = self.verdicts()
         items = corpus.items(list(dict.fromkeys(name for pair in verdicts for name in pair)))
         rows: dict[str, dict[str, Any]] = {}
-        lines, unused = [], 0
+        pairs: dict[str, dict[str, Any]] = {}
+        lines, unused, learnt = [], 0, False
         for (query, item), said in verdicts.items():
             content = self.path / hashlib.sha256(query.encode()).hexdigest()[:32]
             asked = query in items or said["modality"] and content.exists()
@@ -108,17 +109,20 @@ class Feedback:
                 rows[query] = {"id": query} | self._cell(out, query, said["modality"], content.read_bytes())
             for name in (n for n in (query, item) if n in items):
                 rows.setdefault(name, self._row(out, corpus, items[name]))
-            line = {"query_id": query, "item_id": item, "verdict": said["verdict"], "clicks": said["clicks"]}
-            lines.append(line)
+            lines.append({"query_id": query, "item_id": item, "verdict": said["verdict"], "clicks": said["clicks"]})
+            if said["verdict"] == "negative":
+                pairs.setdefault(item, rows[item])
+            elif query not in items and set(items[item].contents) - {said["modality"]}:
+                name = query if query not in pairs else f"{query} {item}"
+                pairs[name] = {**rows[item], **rows[query], "id": name}
+                learnt = True
         if not lines:
             raise DataError(f"{self.log}: no verdict on a query and an item that are known")
         write_jsonl(out / "judgments.jsonl", lines)
-        columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-        with atomic_open(out / "rows.jsonl") as f:
-            for row in rows.values():
-                f.write((json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False) + "\n").encode())
-        pack(out / "rows.jsonl", out / "data", overwrite=True)
-        return {"judgments": str(out / "judgments.jsonl"), "data": str(out / "data"), "verdicts": len(lines), "unused": unused}
+        told = {"judgments": str(out / "judgments.jsonl"), "data": _packed(out, "data", rows), "pairs": None}
+        if learnt:
+            told["pairs"] = _packed(out, "pairs", pairs)
+        return {**told, "verdicts": len(lines), "unused": unused}
 
     def _row(self, out: Path, corpus: Corpus, item: Item) -> dict[str, Any]:
         row: dict[str, Any] = {**item.meta, "id": item.id, "group": item.group}
@@ -134,3 +138,16 @@ class Feedback:
         path = f"files/{hashlib.sha256(name.encode()).hexdigest()[:24]}.{kind.extensions[0]}"
         write_bytes(out / path, data)
         return {modality: path}
+
+
+def _packed(out: Path, name: str, rows: Mapping[str, dict[str, Any]]) -> str:
+    """Rows as shards in OUT/name."""
+    from mmtune.data.pack import pack
+
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    table = out / f"{name}.jsonl"
+    with atomic_open(table) as f:
+        for row in rows.values():
+            f.write((json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False) + "\n").encode())
+    pack(table, out / name, overwrite=True)
+    return str(out / name)

@@ -41,19 +41,38 @@ def draft(live: Sequence[str], staged: Sequence[str], k: int, rng: random.Random
 
 def interleave(coll: "Collection", version: str, k: int, rng: random.Random, **query: Any) -> Answer:
     """Each result says its "team" and "version"; the answer's `query` is the id of this impression, for feedback."""
+    versions = rivals(coll, version)
+    answers = {team: coll.search(k=k, version=name, **query) for team, name in versions.items()}
+    results = {team: a.results for team, a in answers.items()}
+    impression, shown = show(coll, versions, results, answers["live"].query, k, rng)
+    return Answer("|".join(versions.values()), "", shown, sum(a.seconds for a in answers.values()), impression)
+
+
+def rivals(coll: "Collection", version: str) -> dict[str, str]:
+    """{"live", "staged"}: the names of the two versions. DataError when `version` is live, or nothing is."""
     live = coll.live
     if live is None or version == live:
         raise DataError(f"interleave {version}: with the live version ({live}); name a staged one")
-    answers = {"live": coll.search(k=k, version=live, **query), "staged": coll.search(k=k, version=version, **query)}
-    by_id = {team: {r["id"]: r for r in a.results} for team, a in answers.items()}
-    chosen = draft(answers["live"].ids, answers["staged"].ids, k, rng)
-    names = {"live": live, "staged": version}
-    results = [{**by_id[team][name], "team": team, "version": names[team]} for name, team in chosen]
+    coll.layout.record(version)
+    return {"live": live, "staged": version}
+
+
+def show(
+    coll: "Collection",
+    versions: dict[str, str],
+    results: dict[str, list[dict[str, Any]]],
+    query: str,
+    k: int,
+    rng: random.Random,
+) -> tuple[str, list[dict[str, Any]]]:
+    """Draft one list of both teams' results and keep who chose what: (the impression's id, the list)."""
+    by_id = {team: {r["id"]: r for r in found} for team, found in results.items()}
+    chosen = draft([r["id"] for r in results["live"]], [r["id"] for r in results["staged"]], k, rng)
     impression = f"i-{uuid.uuid4().hex}"
-    line = {"at": now(), "impression": impression, "query": answers["live"].query, "live": live, "staged": version}
-    append_jsonl(coll.path / "interleave.jsonl", {**line, "teams": dict(chosen)})
-    coll.feedback_log.link(impression, answers["live"].query)
-    return Answer(f"{live}|{version}", "", results, sum(a.seconds for a in answers.values()), impression)
+    line = {"at": now(), "impression": impression, "query": query, **versions, "teams": dict(chosen)}
+    append_jsonl(coll.path / "interleave.jsonl", line)
+    coll.feedback_log.link(impression, query)
+    return impression, [{**by_id[team][name], "team": team, "version": versions[team]} for name, team in chosen]
 
 
 def wilson(wins: int, count: int) -> tuple[float, float]:

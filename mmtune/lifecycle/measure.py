@@ -45,7 +45,7 @@ def latencies(versions: Sequence["Opened"], queries: Sequence[tuple[str, Any]], 
 
     taken: list[list[float]] = [[] for _ in versions]
     for number, (name, value) in enumerate([*queries[:2], *queries]):  # the first are thrown away
-        signal, _ = content_of(name, value)
+        signal = content_of(name, value).signal
         for times, opened in zip(taken, versions, strict=True):
             begin = time.perf_counter()
             query = next(iter(vectors(opened.model, name, in_hand([signal]), 1, lambda n: None, QUERY)))

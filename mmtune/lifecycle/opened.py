@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -48,9 +48,17 @@ class QueryCache:
                 self._held.popitem(last=False)
 
 
-def content_of(modality: str, value: Any) -> tuple[Any, bytes | None]:
-    """What a user asks with -> (signal, its bytes where there are any). Bytes are the content; a string is a path, or the value
-    itself of an inline modality. DataError names the modality."""
+class Content(NamedTuple):
+    """What is asked with, decoded: the signal, its bytes where there are any, and their label, the content's identity."""
+
+    signal: Any
+    data: bytes | None = None
+    mark: int = 0
+
+
+def content_of(modality: str, value: Any) -> Content:
+    """What a user asks with, decoded. Bytes are the content; a string is a path, or the value itself of an inline modality.
+    DataError names the modality."""
     kind = modalities.get(modality)
     try:
         if isinstance(value, str | Path) and not kind.inline:
@@ -58,17 +66,12 @@ def content_of(modality: str, value: Any) -> tuple[Any, bytes | None]:
         elif isinstance(value, str):
             value = value.encode("utf-8", "replace")
         if isinstance(value, bytes):
-            return kind.decode(value), value
-        return kind.coerce(value), None
+            return Content(kind.decode(value), value, label(kind.content_key(value)))
+        return Content(kind.coerce(value))
     except OSError as e:
         raise DataError(f"{value}: {e.strerror}") from None
     except Rejected as e:
         raise DataError(f"the query's {modality}: {e}") from None
-
-
-def query_label(modality: str, data: bytes) -> int:
-    """Identity of a query's content."""
-    return label(modalities.get(modality).content_key(data))
 
 
 class Opened:
@@ -96,20 +99,22 @@ class Opened:
     def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
         """Query vectors [N, D] of values of one modality, by this version's model alone."""
         self.require(modality)
-        out = np.empty((len(values), self.dim), np.float32)
-        todo: list[tuple[int, Any, Key | None]] = []
-        for n, value in enumerate(values):
-            signal, data = content_of(modality, value)
-            key = None if data is None else (self.fingerprint, modality, query_label(modality, data))
-            found = self.cache.get(key) if key else None
-            if found is None:
-                todo.append((n, signal, key))
-            else:
-                out[n] = found
-        for (n, _, key), vector_D in zip(todo, self.forward(modality, [signal for _, signal, _ in todo]), strict=True):
+        return self.vectors_of(modality, [content_of(modality, v) for v in values])
+
+    def vectors_of(self, modality: str, contents: Sequence[Content]) -> np.ndarray:
+        """As `encode`, of contents that are decoded; those that were asked before come from the cache."""
+        out = np.empty((len(contents), self.dim), np.float32)
+        keys = [None if c.data is None else (self.fingerprint, modality, c.mark) for c in contents]
+        held = [self.cache.get(key) if key else None for key in keys]
+        todo = [n for n, found in enumerate(held) if found is None]
+        made = self.forward(modality, [contents[n].signal for n in todo])
+        for n, vector_D in zip(todo, made, strict=True):
             out[n] = vector_D
-            if key:
+            if key := keys[n]:
                 self.cache.put(key, out[n].copy())
+        for n, found in enumerate(held):
+            if found is not None:
+                out[n] = found
         return out
 
     def forward(self, modality: str, signals: Sequence[Any]) -> Iterable[np.ndarray]:

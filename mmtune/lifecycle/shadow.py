@@ -16,6 +16,8 @@ import numpy as np
 from mmtune.errors import DataError, MmtuneError
 from mmtune.files import append_jsonl, read_json, read_jsonl, write_json
 from mmtune.lifecycle import journal
+from mmtune.lifecycle.asking import Ask
+from mmtune.lifecycle.opened import content_of
 from mmtune.lifecycle.versions import now
 from mmtune.progress import Progress
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from mmtune.data.shards import Data
     from mmtune.lifecycle.collection import Collection
     from mmtune.lifecycle.contracts import Answer
-    from mmtune.lifecycle.filters import Filter
 
 WAITING = 64  # searches that may wait to be repeated; more are counted as dropped
 WORST = 5
@@ -71,15 +72,7 @@ class Shadow:
             journal.append(self.coll.layout, journal.event("shadow" if version else "shadow off", version, fraction=fraction))
         return document
 
-    def offer(
-        self,
-        answer: "Answer",
-        k: int,
-        where: "Filter | None",
-        target: Sequence[str] | None,
-        item: str | None,
-        query: dict[str, Any],
-    ) -> None:
+    def offer(self, answer: "Answer", ask: "Ask") -> None:
         """Maybe repeat this search."""
         state = self.state()
         if state is None or state["version"] == answer.version or self._random.random() >= state["fraction"]:
@@ -89,35 +82,23 @@ class Shadow:
                 self.dropped += 1
                 return
             self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="shadow")
-            future = self._pool.submit(self.repeat, state["version"], answer, k, where, target, item, query)
+            future = self._pool.submit(self.repeat, state["version"], answer, ask)
             self._pending.add(future)
         future.add_done_callback(self._pending.discard)
 
-    def repeat(
-        self,
-        version: str,
-        answer: "Answer",
-        k: int,
-        where: "Filter | None",
-        target: Sequence[str] | None,
-        item: str | None,
-        query: dict[str, Any],
-    ) -> None:
+    def repeat(self, version: str, answer: "Answer", ask: "Ask") -> None:
         """Search again on the staged version and write a line; an error is a line, too."""
-        line: dict[str, Any] = {"at": now(), "live": answer.version, "staged": version, "k": k, "query": answer.query}
+        line: dict[str, Any] = {"at": now(), "live": answer.version, "staged": version, "k": ask.k, "query": answer.query}
         begin = time.perf_counter()
         try:
-            opened = self.coll.open(version)
+            self.coll.open(version)
             begin = time.perf_counter()  # opening is no part of a search
-            if item is not None:
-                found = opened.search(opened.vector(item)[1][None], k + 1, where, target)[0]
-            else:
-                ((name, value),) = query.items()
-                found = opened.search(opened.encode(name, [value]), k, where, target)[0]
-            ids = [r["id"] for r in found if r["id"] != item][:k]
-            overlap, moved = agreement(answer.ids, ids, k)
-            line |= {"overlap": overlap, "moved": moved, "top": answer.ids[:1] == ids[:1]}
-            line |= {"empty_live": not answer.results, "empty_staged": not ids, "seconds_live": answer.seconds}
+            (found,) = self.coll.search_all([ask], version)
+            if isinstance(found, MmtuneError):
+                raise found
+            overlap, moved = agreement(answer.ids, found.ids, ask.k)
+            line |= {"overlap": overlap, "moved": moved, "top": answer.ids[:1] == found.ids[:1]}
+            line |= {"empty_live": not answer.results, "empty_staged": not found.results, "seconds_live": answer.seconds}
         except (MmtuneError, OSError) as e:
             line["error"] = str(e)
         append_jsonl(self.log, {**line, "seconds_staged": time.perf_counter() - begin})
@@ -131,9 +112,11 @@ class Shadow:
             rows = np.flatnonzero(data.present[m]).tolist()
             with Progress(f"shadow {m}", len(rows), "searches", quiet) as progress:
                 for i in rows:
-                    query: dict[str, Any] = {m: data.read(i, m)}
-                    answer = self.coll.search(k=k, version=live.version, **query)  # names a version: not offered again
-                    self.repeat(version, answer, k, None, None, None, query)
+                    ask = Ask(m, content_of(m, data.read(i, m)), k=k)
+                    (answer,) = self.coll.search_all([ask], live.version)  # names a version: not offered again
+                    if isinstance(answer, MmtuneError):
+                        raise answer
+                    self.repeat(version, answer, ask)
                     progress.advance(1)
                     count += 1
         return count

@@ -95,7 +95,7 @@ class Audio(Modality):
     def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: Any) -> None:
         self.decode(data, max_seconds)
 
-    def admit(self, data: bytes, max_seconds: float = SERVED_SECONDS, **_: Any) -> None:
+    def admit(self, data: bytes, max_seconds: float = SERVED_SECONDS, **_: Any) -> int:
         import soundfile
 
         try:
@@ -107,6 +107,7 @@ class Audio(Modality):
             raise Rejected(f"too long: {frames / max(rate, 1):.1f} s, limit {max_seconds:g}")
         if frames * channels > max_seconds * SERVED_RATE:
             raise Rejected(f"too large: {frames} frames of {channels} channels, limit {max_seconds * SERVED_RATE:.0f} samples")
+        return frames * (channels + 1) * 4
 
     def coerce(self, value: Any) -> Sound:
         """A path, bytes, a `Sound`, or a pair (array [N] or [N, C], rate)."""

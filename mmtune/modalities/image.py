@@ -21,6 +21,7 @@ from mmtune.modalities.near import NEAR_PICTURES, picture_key
 MAX_PIXELS = 100_000_000
 CARD_SIDE = 160
 SERVED_PIXELS = 50_000_000
+DECODED = 12  # bytes a pixel while `_rgb` works: the picture, its RGBA, and the white it is laid over
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What a stranger may send: those of `extensions`. Pillow knows more, some through other programs (EPS through Ghostscript)."""
 _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
@@ -28,7 +29,6 @@ _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
 def _rgb(picture: PILImage.Image) -> PILImage.Image:
     """First frame, upright, transparency over white, 16-bit scaled to 8-bit, RGB."""
-    picture.seek(0) if getattr(picture, "n_frames", 1) > 1 else None
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in _WIDE:
@@ -85,9 +85,11 @@ class Image(Modality):
     def check(self, data: bytes, max_pixels: int = MAX_PIXELS, **_: Any) -> None:
         _open(data, max_pixels)
 
-    def admit(self, data: bytes, max_pixels: int = SERVED_PIXELS, **_: Any) -> None:
+    def admit(self, data: bytes, max_pixels: int = SERVED_PIXELS, **_: Any) -> int:
         try:
             width, height = _header(data).size
+        except PILImage.DecompressionBombError:
+            raise Rejected(f"too large: more pixels than Pillow opens, limit {max_pixels}") from None
         except Exception as e:  # as in _open
             known = f"not a readable picture ({', '.join(FORMATS)})"
             raise Rejected(
@@ -95,6 +97,7 @@ class Image(Modality):
             ) from None
         if width * height > max_pixels:
             raise Rejected(f"too large: {width} x {height} pixels, limit {max_pixels}")
+        return width * height * DECODED
 
     def coerce(self, value: Any) -> PILImage.Image:
         """A path, bytes, `PIL.Image`, or an array [H, W], [H, W, 3] or [H, W, 4] (uint8, or floats in 0..1)."""

@@ -26,7 +26,7 @@ MANY = 64  # fields of a form
 
 @dataclass
 class Body:
-    """values: modality -> bytes; fields: all the rest."""
+    """values: modality -> bytes, which nobody has looked at yet (`admitted`); fields: all the rest."""
 
     values: dict[str, bytes] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ async def read_body(request: "Request", limits: Limits) -> Body:
             if kind == FORM:
                 return await _form(request, limits)
             if kind == JSON:
-                return _json(await request.body(), limits)
+                return _json(await request.body())
     except TimeoutError:
         raise Refusal(408, "too_slow", f"the request did not arrive within {limits.body_seconds:g} s") from None
     raise Refusal(415, "unsupported", f"send {JSON} or {FORM}, not {kind[:80] or 'a body without a type'}")
@@ -70,13 +70,13 @@ def _object(data: bytes) -> dict[str, Any]:
     return found
 
 
-def _json(data: bytes, limits: Limits) -> Body:
+def _json(data: bytes) -> Body:
     body = Body()
     for name, value in _object(data).items():
         if name not in modalities.names():
             body.fields[name] = value
         elif value is not None:
-            body.values[name] = admitted(name, _value(name, value), limits)
+            body.values[name] = _value(name, value)
     return body
 
 
@@ -103,15 +103,14 @@ async def _form(request: "Request", limits: Limits) -> Body:
                 raise invalid(f"{name}: comes twice")
             if not isinstance(value, UploadFile):
                 if name in modalities.names():
-                    body.values[name] = admitted(name, _value(name, value), limits)
+                    body.values[name] = _value(name, value)
                 else:
                     body.fields[name] = value
                 continue
             name = name if name in modalities.names() else _by_ending(name, value.filename or "")
             if name in body.values:
                 raise invalid(f"{name}: comes twice")
-            data = await value.read()
-            body.values[name] = await asyncio.to_thread(admitted, name, data, limits)
+            body.values[name] = await value.read()
     return body
 
 
@@ -126,14 +125,13 @@ def _by_ending(field: str, filename: str) -> str:
     return known[ending]
 
 
-def admitted(name: str, data: bytes, limits: Limits) -> bytes:
-    """A value within the limits of its modality, or Refusal 422 with the reason."""
+def admitted(name: str, data: bytes, limits: Limits) -> int:
+    """How many bytes of memory decoding takes of a value within the limits of its modality. Refusal 422 for another."""
     kind = modalities.get(name)
     try:
-        kind.admit(data, **{k: v for k, v in limits.values.items() if k in kind.options})
+        return kind.admit(data, **{k: v for k, v in limits.values.items() if k in kind.options})
     except Rejected as e:
         raise invalid(f"{name}: {e}", field=name) from None
-    return data
 
 
 @dataclass(frozen=True)
@@ -149,9 +147,10 @@ class Search:
     hybrid: bool = False
     target: tuple[str, ...] | None = None
     per: str | None = None
+    interleave: str | None = None
 
 
-KNOWN = ("k", "filter", "version", "item", "hybrid", "target", "per")
+KNOWN = ("k", "filter", "version", "item", "hybrid", "target", "per", "interleave")
 
 
 def search_of(body: Body, limits: Limits) -> Search:
@@ -160,8 +159,8 @@ def search_of(body: Body, limits: Limits) -> Search:
     unknown = [f for f in fields if f not in KNOWN]
     if unknown:
         raise invalid(f"{unknown[0][:80]}: no such field; there are {', '.join([*modalities.names(), *KNOWN])}")
-    for name in ("item", "filter", "version", "per"):
-        if name in fields and not isinstance(fields[name], str):
+    for name in ("item", "filter", "version", "per", "interleave"):
+        if name in fields and not (isinstance(fields[name], str) and encodable(fields[name])):
             raise invalid(f"{name}: a string")
     item, target = fields.get("item") or None, fields.get("target") or None
     if len(body.values) + (item is not None) != 1:
@@ -175,11 +174,23 @@ def search_of(body: Body, limits: Limits) -> Search:
     where = (fields.get("filter") or "").strip() or None
     if where and len(where) > limits.max_filter:
         raise invalid(f"filter: {len(where)} characters, limit {limits.max_filter}", limit=limits.max_filter)
+    if fields.get("interleave") and fields.get("version"):
+        raise invalid("interleave: names the version beside live, so give no version")
     modality, data = next(iter(body.values.items()), (None, b""))
     return Search(
         modality, data, item, _count(fields.get("k", 10), limits.max_k), where, fields.get("version"),
         _flag(fields.get("hybrid", False)), tuple(target) if target else None, fields.get("per") or None,
+        fields.get("interleave") or None,
     )  # fmt: skip
+
+
+def encodable(words: str) -> bool:
+    """Whether it is Unicode that can be written down: JSON can hold halves of characters."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _count(k: Any, most: int) -> int:

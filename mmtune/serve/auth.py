@@ -9,6 +9,7 @@
 
 import hashlib
 import hmac
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -38,6 +39,15 @@ def session(token: str) -> str:
 
 def _same(given: str, right: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), right.encode())
+
+
+@lru_cache(256)
+def _loopback_name(host: str) -> bool:
+    """Whether a request's Host means this machine."""
+    try:
+        return is_loopback(urlsplit("//" + host).hostname or "")
+    except ValueError:
+        return False
 
 
 class Guarded:
@@ -89,8 +99,8 @@ class Guarded:
 
     def local(self, request: "Request") -> bool:
         """Whether the request is from this machine, for all that one can tell."""
-        host = urlsplit("//" + request.headers.get("host", "")).hostname or ""
-        return self.settings.loopback and is_loopback(host) and not any(h in request.headers for h in FORWARDED)
+        here = self.settings.loopback and _loopback_name(request.headers.get("host", ""))
+        return here and not any(h in request.headers for h in FORWARDED)
 
     async def _login(self, request: "Request") -> "Response":
         from starlette.responses import HTMLResponse, RedirectResponse

@@ -24,6 +24,11 @@ ASK: dict[str, Any] = {
     "k": {"type": "integer", "default": 10},
     "filter": {**WORDS, "description": "over metadata: category = 'Apple' and price < 3"},
     "version": {**WORDS, "description": "live (default), staged, or a version's name"},
+    "interleave": {
+        **WORDS,
+        "description": "staged, or a version's name: one list drafted from live and that version in turn; results say their "
+        "team, clicks go to /feedback with the answer's query, and /shadow says who is preferred",
+    },
     "hybrid": {"type": "boolean", "default": False, "description": "fused with BM25 over the items' words"},
     "target": {"type": "array", "items": WORDS, "description": "only what these modalities found"},
     "per": {**WORDS, "description": "group, or a column of metadata: one answer for each, the best"},

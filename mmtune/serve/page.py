@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune import modalities
 from mmtune.errors import MmtuneError
-from mmtune.serve.asked import Body, admitted, search_of
+from mmtune.serve.asked import Body, search_of
 from mmtune.serve.cards import STYLE, Cards, heading, refused, said
 from mmtune.serve.refusals import Refusal
 from mmtune.serve.uploads import Guard, inside
@@ -153,7 +153,7 @@ class Page:
 
     async def _ask(self, question: Any) -> dict[str, Any]:
         with self.service.place():
-            return await self.service.thread(self.service.search, question)
+            return await self.service.search(question)
 
     def _body(self, modality: str, asked: Any, fields: dict[str, Any]) -> Body:
         """What the component holds, as a request's body. Refusal 403, 422."""
@@ -169,7 +169,7 @@ class Page:
             data = asked.encode("utf-8", "replace")
         else:
             raise Refusal(422, "invalid", f"give some {modality} first")
-        return Body({modality: admitted(modality, data, self.service.settings.limits)}, fields)
+        return Body({modality: data}, fields)
 
     def _show(self, answers: list[dict[str, Any] | str]) -> list[Any]:
         """Updates of both columns."""

@@ -8,6 +8,7 @@ class Refusal(Exception):
 
     def __init__(self, status: int, code: str, message: str, **more: Any):
         super().__init__(message)
+        message = message.encode("utf-8", "replace").decode()  # it may repeat half a character of the caller's
         self.status, self.code, self.message, self.more = status, code, message, more
 
     @property

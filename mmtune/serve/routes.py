@@ -1,5 +1,6 @@
 """The REST surface."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from mmtune import modalities
@@ -15,14 +16,22 @@ def router(service: Service) -> "APIRouter":
     """The routes of one service. They read bodies themselves: what is over a limit is refused before it is held."""
     from fastapi import APIRouter, Request
     from fastapi.responses import JSONResponse, RedirectResponse, Response
+    from fastapi.routing import APIRoute
 
-    routes, limits = APIRouter(responses=REFUSALS), service.settings.limits
+    class Direct(APIRoute):
+        """An endpoint that takes the request as it is, and nothing else, is simply called."""
+
+        def get_route_handler(self) -> Any:
+            alone = list(inspect.signature(self.endpoint).parameters) == ["request"]
+            return self.endpoint if alone else super().get_route_handler()
+
+    routes, limits = APIRouter(responses=REFUSALS, route_class=Direct), service.settings.limits
 
     @routes.post("/search", openapi_extra=search_body(), summary="The k items most alike a value or an item")
     async def search(request: Request) -> JSONResponse:
         with service.place():
             asked = search_of(await read_body(request, limits), limits)
-            return JSONResponse(await service.thread(service.search, asked))
+            return JSONResponse(await service.search(asked))
 
     @routes.get("/items/{id:path}/value/{modality}", summary="An item's own value, as it was packed")
     async def value(id: str, modality: str) -> Response:
@@ -63,6 +72,11 @@ def router(service: Service) -> "APIRouter":
     @routes.get("/versions", summary="Who is live, since when, and who waits")
     async def versions() -> JSONResponse:
         return JSONResponse(await service.thread(service.versions))
+
+    @routes.get("/shadow", summary="What shadowed searches and interleaved answers say of a staged version")
+    async def shadow(version: str | None = None) -> JSONResponse:
+        with service.place():  # it reads all that was written down
+            return JSONResponse(await service.thread(service.shadow, version))
 
     @routes.get("/limits", summary="What one request may ask for")
     async def told() -> dict[str, Any]:

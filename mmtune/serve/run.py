@@ -19,13 +19,15 @@ def run(path: str | Path, settings: Settings, quiet: bool = False) -> dict[str, 
     app = make(path, settings)  # says what is missing before uvicorn is looked for
     import uvicorn
 
+    from mmtune.serve.wire import Wire
+
     _log(quiet)
     address = _bind(settings.host, settings.port)
     host, port = address.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, proxy_headers=False, server_header=False, ws="none",
-        timeout_graceful_shutdown=max(1, round(settings.grace)), timeout_keep_alive=15, h11_max_incomplete_event_size=65_536,
+        app, log_config=None, access_log=False, proxy_headers=False, server_header=False, ws="none", http=Wire,
+        timeout_graceful_shutdown=max(1, round(settings.grace)), timeout_keep_alive=15,
     )  # fmt: skip
     server = uvicorn.Server(config)
     # uvicorn raises the signal again when it has stopped; stopping was what it asked for, so nobody needs to hear it twice

@@ -1,17 +1,24 @@
 """What REST and the page both do: search, look at an item, change one, say something about an answer."""
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from mmtune import modalities
 from mmtune.contracts import Row
 from mmtune.errors import DataError, MissingExtra, MmtuneError, ModelError, Rejected
+from mmtune.lifecycle.asking import Ask
 from mmtune.lifecycle.filters import parse
+from mmtune.lifecycle.interleave import rivals, show
+from mmtune.lifecycle.opened import content_of
 from mmtune.lifecycle.stores.rows import ID_BYTES, check_id, plain
-from mmtune.serve.asked import Body, Search
+from mmtune.serve.asked import Body, Search, admitted, encodable
+from mmtune.serve.batcher import Batcher
+from mmtune.serve.budget import Budget
 from mmtune.serve.metrics import Metrics
 from mmtune.serve.refusals import Refusal, invalid, too_many
 from mmtune.serve.served import Served
@@ -22,9 +29,12 @@ if TYPE_CHECKING:
 
     from mmtune.lifecycle.contracts import Answer
     from mmtune.lifecycle.corpus import Item
+    from mmtune.lifecycle.opened import Opened
 
 T = TypeVar("T")
 log = logging.getLogger("mmtune.serve")
+SMALL = 2**23  # bytes that a value may take decoded without waiting for its turn
+CODES = {404: "not_found", 409: "conflict", 422: "invalid", 503: "not_open"}
 
 
 class Service:
@@ -33,8 +43,11 @@ class Service:
     def __init__(self, collection: Served, settings: Settings, metrics: Metrics):
         self.collection, self.settings, self.metrics = collection, settings, metrics
         self._under_way = 0
-        collection.batcher.expected = lambda: self._under_way
+        self.batcher = Batcher(self._batch, settings.window, settings.batch, metrics.observe_batch)
+        self.batcher.expected = lambda: self._under_way
+        self.budget = Budget(settings.limits.max_decoded)
         self._threads: anyio.CapacityLimiter | None = None
+        self._random = random.Random()
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -60,42 +73,90 @@ class Service:
 
     # --- searching -----------------------------------------------------------------------------------------------
 
-    def search(self, asked: Search) -> dict[str, Any]:
+    async def search(self, asked: Search) -> dict[str, Any]:
         """The document of an answer. Refusal: 404 for an unknown version or item, 422 for a value, filter or name that cannot
         be used, 503 while nothing is live or the version does not open."""
-        version = self.version(asked.version)
-        if asked.filter:
-            with refusing(422):
-                parse(asked.filter)
-        if asked.item is not None and not self.items([asked.item]):
-            raise Refusal(404, "no_item", f"no item {asked.item[:200]!r}")
-        opened = self.opened(version)
-        if asked.modality is not None and asked.modality not in opened.model.towers:
-            known = ", ".join([*opened.model.towers, "item"])
-            raise invalid(f"version {opened.version} cannot be asked by {asked.modality}; it takes {known}")
-        query: dict[str, Any] = {} if asked.modality is None else {asked.modality: asked.data}
-        target = list(asked.target) if asked.target else None
-        with refusing(422):
-            answer = self.collection.search(
-                k=asked.k, where=asked.filter, version=version, hybrid=asked.hybrid, item=asked.item, target=target,
-                per=asked.per, **query,
-            )  # fmt: skip
-        self.metrics.searches.labels(answer.version, asked.modality or "item").inc()
-        if not answer.results:
-            self.metrics.empty.labels(answer.version).inc()
-        return self.document(answer)
+        if asked.modality is None or modalities.get(asked.modality).inline:
+            return await self._found(asked, self._admit(asked)[1] or self._ask(asked))
+        size, ask = await self.thread(self._admit, asked)
+        async with self.budget.hold(size):
+            if ask is None:
+                ask = await self.thread(self._ask, asked)
+            return await self._found(asked, ask)
 
-    def document(self, answer: "Answer") -> dict[str, Any]:
-        """An answer as JSON; every result names where its item's own values are."""
-        items = self.items(answer.ids)
-        results = []
-        for r in answer.results:
-            values = {m: address(r["id"], m) for m in items[r["id"]].contents} if r["id"] in items else {}
-            results.append({**r, "values": values})
-        return {
-            "version": answer.version, "fingerprint": answer.fingerprint, "query": answer.query, "seconds": answer.seconds,
-            "results": results,
-        }  # fmt: skip
+    async def _found(self, asked: Search, ask: Ask) -> dict[str, Any]:
+        if asked.interleave:
+            return await self._interleaved(asked.interleave, ask)
+        plain = asked.version in (None, "", "live")
+        return await self._answer(None if plain else await self.thread(self.version, asked.version), ask)
+
+    async def _interleaved(self, wanted: str, ask: Ask) -> dict[str, Any]:
+        """One list of live and another version; its "query" is the impression that clicks are about."""
+
+        def rival() -> dict[str, str]:
+            with refusing(422):
+                return rivals(self.collection, self.version(wanted) or "live")
+
+        versions = await self.thread(rival)
+        found = await asyncio.gather(*(self._answer(name, ask) for name in versions.values()))
+        results = {team: one["results"] for team, one in zip(versions, found, strict=True)}
+        shown = await self.thread(show, self.collection, versions, results, found[0]["query"], ask.k, self._random)
+        more = {"seconds": max(one["seconds"] for one in found), "results": shown[1]}
+        return {"version": "|".join(versions.values()), "fingerprint": "", "query": shown[0], **more}
+
+    def _admit(self, asked: Search) -> tuple[int, Ask | None]:
+        """(bytes of memory that decoding takes, what is asked, where that is little enough to be decoded at once)."""
+        size = admitted(asked.modality, asked.data, self.settings.limits) if asked.modality else 0
+        return size, self._ask(asked) if size <= SMALL else None
+
+    def _ask(self, asked: Search) -> Ask:
+        """Decoded and checked, as far as that goes without the version. Refusal 422."""
+        name = asked.modality or ""
+        with refusing(422):
+            where = parse(asked.filter) if asked.filter else None
+            content = content_of(name, asked.data) if name else None
+        return Ask(name, content, asked.item, asked.k, where, asked.target, asked.hybrid and not asked.item, asked.per)
+
+    async def _answer(self, version: str | None, ask: Ask) -> dict[str, Any]:
+        """With others, where that is quick; alone, in a thread of its own, where words of all items or a version come first."""
+        found = None if ask.alone else await self.batcher.submit(version, ask)
+        if found is None:
+            (found,) = await self.thread(self._answers, version, [ask])
+        if isinstance(found, Refusal):
+            raise found
+        return found
+
+    def _batch(self, version: str | None, asks: list[Ask]) -> Sequence[Any]:
+        """`_answers`, or None for each while the version is not open: others are not to wait for that."""
+        with refusing(503):
+            name = version or self.collection.live
+        return self._answers(version, asks) if name is None or name in self.collection.open_versions else [None] * len(asks)
+
+    def _answers(self, version: str | None, asks: list[Ask]) -> list[Any]:
+        """The document of each, or its Refusal."""
+        opened = self.opened(version)
+        known = self.items([a.item for a in asks if a.item is not None])
+        out: list[Any] = [self._unanswerable(opened, a, known) for a in asks]
+        todo = [n for n, no in enumerate(out) if no is None]
+        found = self.collection.search_all([asks[n] for n in todo], version)
+        items = self.items(list({r["id"] for a in found if not isinstance(a, MmtuneError) for r in a.results}))
+        for n, answer in zip(todo, found, strict=True):
+            if isinstance(answer, MmtuneError):
+                out[n] = refusal(answer, 422)
+                continue
+            self.metrics.searches.labels(answer.version, asks[n].name or "item").inc()
+            if not answer.results:
+                self.metrics.empty.labels(answer.version).inc()
+            out[n] = document(answer, items)
+        return out
+
+    def _unanswerable(self, opened: "Opened", ask: Ask, known: "dict[str, Item]") -> Refusal | None:
+        if ask.item is not None and ask.item not in known:
+            return Refusal(404, "no_item", f"no item {ask.item[:200]!r}")
+        if ask.item is None and ask.name not in opened.model.towers:
+            able = ", ".join([*opened.model.towers, "item"])
+            return invalid(f"version {opened.version} cannot be asked by {ask.name}; it takes {able}")
+        return None
 
     def version(self, wanted: str | None) -> str | None:
         """None for whoever is live, else a version's name. Refusal 404."""
@@ -107,7 +168,7 @@ class Service:
             raise Refusal(404, "no_version", without_paths(e)) from None
         return version
 
-    def opened(self, version: str | None) -> Any:
+    def opened(self, version: str | None) -> "Opened":
         """The version, open. Refusal 503: the reason goes to the log, where it may name files of this machine."""
         try:
             return self.collection.open(version)
@@ -158,7 +219,7 @@ class Service:
                 meta = json.loads(meta)
             except (ValueError, RecursionError) as e:
                 raise invalid(f"meta: not JSON: {str(e)[:200]}") from None
-        if not isinstance(meta, dict) or not isinstance(group, str | None):
+        if not isinstance(meta, dict) or not isinstance(group, str | None) or not encodable(group or ""):
             raise invalid("meta is a JSON object, group a string")
         if not body.values:
             raise invalid(f"an item needs a value: one of {', '.join(modalities.names())}")
@@ -166,6 +227,7 @@ class Service:
             check_id(id, "items")
             meta = plain(meta, "meta")
             for name, data in body.values.items():
+                admitted(name, data, self.settings.limits)
                 try:
                     modalities.get(name).check(data)
                 except Rejected as e:
@@ -197,8 +259,9 @@ class Service:
         unknown = [k for k in event if k not in known and event[k] is not None]
         if unknown:
             raise invalid(f"feedback: no field {unknown[0][:80]!r}; give query, item, kind, and version, rank or score")
-        if any(isinstance(v, str) and len(v.encode("utf-8", "replace")) > ID_BYTES for v in known.values()):
-            raise invalid(f"feedback: a word of more than {ID_BYTES} bytes")
+        words = [v for v in known.values() if isinstance(v, str)]
+        if any(not encodable(w) or len(w.encode()) > ID_BYTES for w in words):
+            raise invalid(f"feedback: a word of more than {ID_BYTES} bytes, or with half a character in it")
         if isinstance(known.get("item"), str) and not self.items([known["item"]]):
             raise Refusal(404, "no_item", f"no item {known['item'][:200]!r}")
         with refusing(422):
@@ -217,6 +280,12 @@ class Service:
             out.append({**shown, "open": v["version"] in self.collection.open_versions})
         live = {k: pointer[k] for k in ("version", "previous", "since", "generation")}
         return {"live": live["version"], **live, "staged": self.collection.staged(), "versions": out}
+
+    def shadow(self, version: str | None) -> dict[str, Any]:
+        """What shadowed searches and interleaved answers say of a staged version. Refusal 404."""
+        named = self.version(version)
+        collection = self.collection
+        return {**collection.shadow_report(named), "preference": collection.preference(named)}
 
     def ready(self) -> dict[str, Any]:
         """{"ready": True, "version"} or Refusal 503: whether a search is answered at once."""
@@ -240,18 +309,34 @@ class Service:
 @contextlib.contextmanager
 def refusing(status: int) -> Iterator[None]:
     """Errors of the house as refusals; a server's own lacks (an extra, a version that broke) as 501 and 503."""
-    codes = {404: "not_found", 409: "conflict", 422: "invalid"}
     try:
         yield
-    except MissingExtra as e:
-        raise Refusal(501, "missing_extra", str(e)) from None
-    except ModelError as e:
-        log.error("%s", e)
-        raise Refusal(503, "not_open", "the version cannot answer; the server's log says why") from None
-    except RecursionError:
-        raise Refusal(status, codes[status], "nested too deeply") from None
     except MmtuneError as e:
-        raise Refusal(status, codes[status], without_paths(e)) from None
+        raise refusal(e, status) from None
+    except RecursionError:
+        raise Refusal(status, CODES[status], "nested too deeply") from None
+
+
+def refusal(e: MmtuneError, status: int) -> Refusal:
+    """As `refusing`, of an error that is at hand."""
+    if isinstance(e, MissingExtra):
+        return Refusal(501, "missing_extra", str(e))
+    if isinstance(e, ModelError):
+        log.error("%s", e)
+        return Refusal(503, "not_open", "the version cannot answer; the server's log says why")
+    return Refusal(status, CODES[status], without_paths(e))
+
+
+def document(answer: "Answer", items: "Mapping[str, Item]") -> dict[str, Any]:
+    """An answer as JSON; every result names where its item's own values are."""
+    results = []
+    for r in answer.results:
+        values = {m: address(r["id"], m) for m in items[r["id"]].contents} if r["id"] in items else {}
+        results.append({**r, "values": values})
+    return {
+        "version": answer.version, "fingerprint": answer.fingerprint, "query": answer.query, "seconds": answer.seconds,
+        "results": results,
+    }  # fmt: skip
 
 
 def without_paths(error: Exception) -> str:

@@ -28,6 +28,8 @@ class Limits:
     """Characters of a filter."""
     max_concurrent: int = 64
     """Searches and writes that are under way at once."""
+    max_decoded: int = 2**31
+    """Bytes of memory that values may take decoded, all requests together; who does not fit waits."""
     body_seconds: float = 30.0
     """For the caller to send the whole request."""
     values: dict[str, Any] = field(default_factory=value_limits)
