@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mmtune.cli import main
+from mmtune.cli import index_say, main
 from mmtune.contracts import Row
 from mmtune.data.shards import open_data
 from mmtune.embed import embed_data
@@ -275,6 +275,8 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     assert planned["items"] == 24 and planned["by_modality"]["image"]["known"] == 24 and planned["hours"] == 0
     status, planned, _ = run(capsys, "plan", place, "--model", "tiny:clip@5")
     assert planned["by_modality"]["image"]["known"] == 0 and planned["hours"] > 0
+    said = index_say.plan(planned | {"hours": 1 / 60, "bytes": 2**21, "price": 0.5, "price_per_hour": 30})
+    assert said.splitlines()[0] == "24 items: 1.0 min, 2.0 MiB, 0.50 at 30 an hour"
     for argv in (["status", place], ["journal", place], ["search", place, "--text", "x"]):
         assert main(["index", *map(str, argv)]) == 0
         out = capsys.readouterr().out

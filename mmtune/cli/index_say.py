@@ -36,7 +36,10 @@ def taken(done: dict[str, Any]) -> str:
 def plan(document: dict[str, Any]) -> str:
     """Before a build."""
     price = "" if document["price"] is None else f", {document['price']:.2f} at {document['price_per_hour']:g} an hour"
-    lines = [f"{document['items']:,} items: {document['hours']:.2f} h, {document['bytes'] / 2**30:.2f} GiB{price}"]
+    seconds, size = 3600 * document["hours"], document["bytes"]
+    time = f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+    room = f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    lines = [f"{document['items']:,} items: {time}, {room}{price}"]
     for m, x in document["by_modality"].items():
         lines.append(
             f"  {m}: {x['items']:,} at {x['per_second']:,} a second (measured on {x['measured_on']}), {x['index']} index"
