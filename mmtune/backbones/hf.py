@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Part, Scale, Tower, read_files
+from mmtune.backbones.hf_pooled import pool_last_block
 from mmtune.backbones.hf_preprocess import ClapPreprocess, ImagePreprocess, TokenPreprocess
 from mmtune.errors import ModelError
 
@@ -124,6 +125,8 @@ def _dual(directory: Path, config: Any, weights: bool) -> Part:
         both = [f"{signal}->{word}", f"{word}->{signal}"]
         scales = [Scale(module.logit_scale, getattr(module, "logit_bias", None), both)]
         encode_first = lambda x: module.get_image_features(**x).pooler_output  # noqa: E731
+        if config.model_type == "clip":
+            pool_last_block(module.vision_model)
     encode_word = lambda x: module.get_text_features(**x).pooler_output  # noqa: E731
     if config.model_type == "siglip":  # its text head may have a width of its own
         dim = getattr(config.text_config, "projection_size", None) or dim
