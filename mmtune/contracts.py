@@ -66,6 +66,11 @@ class Modality:
         """Bytes -> signal. Raises Rejected(reason) for anything that is not one; never crashes, never hangs."""
         raise NotImplementedError
 
+    def decode_enough(self, data: bytes, enough: float) -> Any:
+        """As `decode` for somebody who needs no more than `enough` of the signal (see Preprocess): what decodes faster and
+        still has twice that, where there is such a thing."""
+        return self.decode(data)
+
     def check(self, data: bytes, **options: Any) -> None:
         """Raise Rejected(reason) when the value is undecodable, empty, or over a limit of `options`."""
         self.decode(data)
@@ -139,7 +144,9 @@ class Preprocess(Protocol):
         """Items -> one batch of inputs for the tower. Items of several windows add "segments" [W], window -> item."""
         ...
 
-    # Optional: `fixed(signal) -> bool`, False where training with `rng` sees other numbers each time (a random crop).
+    # Optional: `fixed(signal) -> bool`, False where training with `rng` sees other numbers each time (a random crop);
+    # `enough: float`, the size that signals are scaled to, in the modality's own unit. An augmentation's optional `zoom` says
+    # how many times more it may need, infinity where the original's size matters.
 
 
 class Tower(Protocol):

@@ -22,6 +22,7 @@ class ImagePreprocess:
     def __init__(self, processor: Any):
         self.processor = processor
         self.fast = _fast_image(processor)
+        self.enough = None if self.fast is None else float(self.fast.edge or max(self.fast.exact or (0,)))
 
     def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
         if self.fast is not None:

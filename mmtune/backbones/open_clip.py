@@ -180,7 +180,9 @@ class Picture:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         known = {f.name for f in fields(PreprocessCfg)}
-        self.transform = image_transform_v2(PreprocessCfg(**{k: v for k, v in cfg.items() if k in known}), is_train=False)
+        options = PreprocessCfg(**{k: v for k, v in cfg.items() if k in known})
+        self.transform = image_transform_v2(options, is_train=False)
+        self.enough = float(options.size if isinstance(options.size, int) else max(options.size))
 
     def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
         return {"image": self.transform(signal)}

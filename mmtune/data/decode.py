@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from mmtune.data.shards import Data
 
 
-def decode_row(data: "Data | Mix", row: int, modality: str) -> Any:
-    """The signal of row number `row`. Raises DataError naming the data, the row and the modality."""
+def decode_row(data: "Data | Mix", row: int, modality: str, enough: float | None = None) -> Any:
+    """The signal of row number `row`, or `enough` of it (see `Modality.decode_enough`). Raises DataError naming the data, the
+    row and the modality."""
+    kind, value = modalities.get(modality), data.read(row, modality)
     try:
-        return modalities.get(modality).decode(data.read(row, modality))
+        return kind.decode(value) if enough is None else kind.decode_enough(value, enough)
     except Rejected as e:
         raise DataError(
             f"{data.spec}: row {data.ids[row]!r}: {modality}: {e}; pack the data again to reject such rows"

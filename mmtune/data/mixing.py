@@ -36,6 +36,7 @@ class Mixed:
     def __init__(self, inner: Callable[[Any, random.Random], Any] | None, data: Mix, name: str, share: float):
         self.inner, self.data, self.name, self.share = inner, data, name, share
         self.kind, self.rows = modalities.get(name), np.flatnonzero(data.present[name])
+        self.zoom: float = getattr(inner, "zoom", 1.0)
 
     def __call__(self, signal: Any, rng: random.Random) -> Any:
         signal = signal if self.inner is None else self.inner(signal, rng)

@@ -3,6 +3,7 @@
 Threads, not processes: Pillow, libsndfile, numpy and torch release the interpreter's lock, and one memory cache serves all.
 """
 
+import math
 import random
 import threading
 from collections import deque
@@ -82,6 +83,7 @@ class Stream:
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.seed, self.workers, self.cache = seed, workers, Cache(cache_bytes)
         self.processes, self.in_step = processes, in_step
+        self.enough = {m: _enough(p, self.augment.get(m)) for m, p in self.preprocess.items()}
         self.columns = {name: _numbers(data, name, key) for name, key in (columns or {}).items()}
 
     def epoch(
@@ -141,7 +143,7 @@ class Stream:
         fixed = getattr(preprocess, "fixed", None)  # None: the same every time without augmentation
 
         def make() -> Any:
-            signal = decode_row(self.data, row, modality)
+            signal = decode_row(self.data, row, modality, self.enough[modality])
             return preprocess(signal) if augment is None and (fixed is None or fixed(signal)) else signal
 
         key = (modality, int(self.data.labels[modality][row]))
@@ -150,6 +152,14 @@ class Stream:
             return item
         rng = random.Random(hash((self.seed, epoch, key[1], int(self.data.labels["id"][row]))))
         return preprocess(augment(item, rng) if augment else item, rng)
+
+
+def _enough(preprocess: Preprocess, augment: Any) -> float | None:
+    """How much of a signal training needs; None: all of it. (What is embedded is always decoded whole, so that a vector is
+    the one that upstream's own preprocessing gives.)"""
+    enough = getattr(preprocess, "enough", None)
+    needed = enough * getattr(augment, "zoom", 1.0) if enough else math.inf
+    return needed if math.isfinite(needed) else None
 
 
 def _numbers(data: Mix, name: str, key: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -28,9 +29,9 @@ _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
 
 def _rgb(picture: PILImage.Image) -> PILImage.Image:
-    """First frame, upright, transparency over white, 16-bit scaled to 8-bit, RGB."""
+    """First frame, upright, transparency over white, 16-bit scaled to 8-bit, RGB. May change `picture`, or give it back."""
     picture.load()
-    picture = ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode in _WIDE:
         wide = np.nan_to_num(np.asarray(picture, dtype=np.float64))
         top = 65535.0 if picture.mode != "F" and wide.max(initial=0) > 255 else max(255.0, float(wide.max(initial=0)))
@@ -39,11 +40,12 @@ def _rgb(picture: PILImage.Image) -> PILImage.Image:
         picture = picture.convert("RGBA")
         white = PILImage.new("RGBA", picture.size, "white")
         picture = PILImage.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    return picture if picture.format == "JPEG" and picture.mode == "RGB" else picture.convert("RGB")  # which copies
 
 
-def _open(data: bytes, max_pixels: int) -> PILImage.Image:
-    """Decode `data`; the header's size is checked before a pixel is read."""
+def _open(data: bytes, max_pixels: int, least: int | None = None) -> PILImage.Image:
+    """Decode `data`; the header's size is checked before a pixel is read. least: pixels that either side must keep; a JPEG
+    is then decoded at 1/2, 1/4 or 1/8 (of its cosine transform, "draft mode") where that leaves so many."""
     if not data:
         raise Rejected("empty file")
     try:
@@ -52,6 +54,8 @@ def _open(data: bytes, max_pixels: int) -> PILImage.Image:
             picture = PILImage.open(io.BytesIO(data))
             if picture.width * picture.height > max_pixels:
                 raise Rejected(f"too large: {picture.width} x {picture.height} pixels, limit {max_pixels} (--max-pixels)")
+            if least is not None and picture.format == "JPEG":
+                picture.draft(picture.mode, (least, least))
             return _rgb(picture)
     except Rejected:
         raise
@@ -81,6 +85,10 @@ class Image(Modality):
 
     def decode(self, data: bytes) -> PILImage.Image:
         return _open(data, MAX_PIXELS * 4)
+
+    def decode_enough(self, data: bytes, enough: float) -> PILImage.Image:
+        """enough: pixels of the shorter side."""
+        return _open(data, MAX_PIXELS * 4, math.ceil(2 * enough))
 
     def check(self, data: bytes, max_pixels: int = MAX_PIXELS, **_: Any) -> None:
         _open(data, max_pixels)
@@ -183,6 +191,9 @@ class Augment:
         if not 0 < crop <= 1:
             raise RecipeError(f"augment.image.crop: {crop} is not in (0, 1]")
         self.crop, self.flip, self.rotate, self.color, self.more = crop, flip, rotate, color, more
+        narrow = (2**0.4 / crop) ** 0.5 if crop < 1 else 1.0  # the least side of a crop is the picture's through this
+        fine = more is not None and (more.blur or more.trivial)  # a blur's radius, a sharpened edge: in the original's pixels
+        self.zoom = math.inf if fine else narrow
 
     def __call__(self, picture: PILImage.Image, rng: random.Random) -> PILImage.Image:
         from PIL import ImageEnhance
