@@ -76,6 +76,8 @@ class TrainConfig(Strict):
     clip_norm: float | None = Field(1.0, gt=0)
     scale_lr: float = Field(1.0, ge=0, description="factor on lr for the temperatures")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = Field(False, description="torch.compile the towers' blocks; the first steps wait for it")
+    recompute: bool = Field(False, description="activation checkpointing: a block's insides are computed twice, not kept")
     seed: int = 0
     checkpoint_every: int | None = Field(None, ge=1, description="steps; always also after each epoch")
     keep: int = Field(3, ge=1, description="best checkpoints kept, beside the last")

@@ -182,6 +182,7 @@ def _course(trainer: Trainer) -> dict[str, Any]:
     place = trainer.place
     return {
         "pairs_per_second": place.pairs / max(place.seconds, 1e-9),
+        "wait": place.wait,
         "pairs": place.pairs,
         "seconds": place.seconds,
         "steps": place.step,

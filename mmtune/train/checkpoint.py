@@ -15,16 +15,23 @@ from mmtune.files import atomic_dir, read_json, write_json
 
 @dataclass
 class Place:
-    """Where a run is. step: optimizer steps taken; epoch, batch: the next batch to train; best: (metric, checkpoint name)."""
+    """Where a run is. step: optimizer steps taken; epoch, batch: the next batch to train; seconds in steps, `waited` of them
+    for data; best: (metric, checkpoint name)."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     pairs: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     best: list[tuple[float, str]] = field(default_factory=list)
     stale: int = 0
     finished: bool = False
+
+    @property
+    def wait(self) -> float:
+        """The share of its time that the run waited for data."""
+        return self.waited / max(self.seconds, 1e-9)
 
 
 def random_state() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mmtune.errors import TrainingError
 from mmtune.files import write_json
 from mmtune.processes import ALONE, Processes
 from mmtune.progress import Progress
+from mmtune.train.blockwise import blockwise
 from mmtune.train.checkpoint import Checkpoints, Place, random_state, restore_random_state
 from mmtune.train.distributed import draw_apart, mean_statistics, sum_gradients
 from mmtune.train.log import Log
@@ -132,7 +133,8 @@ class Trainer:
     def _fit(self) -> None:
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
-        with self._attention(), Log(self.directory, self.place.step, self.processes.first) as log, self._signals():
+        blocks = blockwise(self.model, self.config.compile, self.config.recompute)
+        with self._attention(), blocks, Log(self.directory, self.place.step, self.processes.first) as log, self._signals():
             with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet) as progress:
                 progress.done = self.place.step * self.config.batch_size
                 while self.place.step < self.total and not self._exhausted():
@@ -162,6 +164,7 @@ class Trainer:
             rows = int(batch.queries.sum())
             self.place.pairs += rows
             self.place.seconds += seconds
+            self.place.waited += wait
             row = {
                 "loss": loss,
                 **logs,
@@ -170,7 +173,7 @@ class Trainer:
                 "wait": wait / seconds,
             }
             log.write(self.place.step, self.place.epoch, row)
-            progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f}")
+            progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f} waiting {self.place.wait:.0%}")
             every = self.config.checkpoint_every
             if self.stopping or (every and self.place.step % every == 0):
                 self.checkpoints.save(LAST, self.tensors(), self.place)
