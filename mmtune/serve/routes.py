@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def router(service: Service) -> "APIRouter":
     """The routes of one service. They read bodies themselves: what is over a limit is refused before it is held."""
     from fastapi import APIRouter, Request
-    from fastapi.responses import JSONResponse, RedirectResponse, Response
+    from fastapi.responses import JSONResponse, Response
     from fastapi.routing import APIRoute
 
     class Direct(APIRoute):
@@ -61,6 +61,16 @@ def router(service: Service) -> "APIRouter":
             event = await read_json(request, limits)
             return JSONResponse(await service.thread(service.feedback, event), 201)
 
+    _about(routes, service)
+    return routes
+
+
+def _about(routes: "APIRouter", service: Service) -> None:
+    """The routes that say how the service is, and answer nothing of the corpus."""
+    from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+    limits = service.settings.limits
+
     @routes.get("/health", summary="The process runs")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -103,8 +113,6 @@ def router(service: Service) -> "APIRouter":
     @routes.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/page/" if service.settings.page else "/openapi.json")
-
-    return routes
 
 
 UNKNOWN = "application/octet-stream"
