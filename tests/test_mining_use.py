@@ -383,6 +383,8 @@ def test_the_verb(shop, tmp_path, capsys, monkeypatch):
     assert "guarded away" in capsys.readouterr().out
     assert dispatch("mine", [*argv[:5], "--set", "guards.max_scor=1"]) == 2
     assert "guards.max_scor" in capsys.readouterr().err
+    assert dispatch("mine", [*argv[:5], "--set", "table=own.parquet"]) == 2
+    assert "table: own.parquet is for training" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="KEY=VALUE"):
         mine_verb.collected(parsed(["m", "d", "--out", "o", "--set", "x"]))
     values = mine_verb.collected(parsed(["m", "d", "--out", "o", "--relative-margin", "off", "--memory", "99", "--seed", "3"]))

@@ -42,6 +42,8 @@ def mine(
 
     if not isinstance(options, MiningOptions):
         options = parse_options(options or {})
+    if options.table:
+        raise RecipeError(f"mining: table: {options.table} is for training in a recipe; what is mined here goes to --out")
     opened = open_data(data) if isinstance(data, str) else data
     loaded = load(model) if isinstance(model, str | Path) else model
     asked = options.directions
