@@ -59,7 +59,7 @@ class Processes:
         mine[: len(part)] = part.detach()
         whole = part.new_empty(each * self.count, *part.shape[1:])
         torch.distributed.all_gather(list(whole.split(each)), mine)
-        return whole[:n]
+        return whole if len(whole) == n else whole[:n].clone()  # a piece of a larger storage could not be saved
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over all processes into each tensor; shapes and types are the same everywhere."""
