@@ -179,7 +179,7 @@ class _Parser:
         self.tokens: list[tuple[str, str, int]] = []
         if len(source) > LONGEST:
             raise DataError(f"filter: {len(source)} characters; at most {LONGEST} are read")
-        if "\0" in source or not _encodable(source):
+        if "\0" in source or not encodable(source):
             raise DataError("filter: holds a NUL character or half a surrogate pair")
         at = 0
         while not self.tokens or self.tokens[-1][0] != "end":
@@ -309,7 +309,8 @@ class _Parser:
         self.fail("expected a number, true, false, or words in single quotes")
 
 
-def _encodable(words: str) -> bool:
+def encodable(words: str) -> bool:
+    """Whether it is Unicode that can be written down: JSON can hold halves of characters."""
     try:
         words.encode()
     except UnicodeEncodeError:

@@ -83,6 +83,7 @@ class Rounds:
         self.epoch, self.number = 0, -1
         self.mined: Mined | None = None
         self.negatives: Negatives | None = None
+        self.columns: dict[str, int] = {}
         self._before: tuple[int, float] | None = None
 
     def plan(self, epoch: int) -> Sequence[np.ndarray]:
@@ -102,26 +103,29 @@ class Rounds:
         """Mined rows for a batch of the current epoch, as `Negatives.extra` gives them; None when there are none."""
         if self.negatives is None:
             return None
-        columns = columns_of(self.options, self.negatives.directions)
-        return self.negatives.extra(rows, columns, self.seed, self.epoch) or None
+        return self.negatives.extra(rows, self.columns, self.seed, self.epoch) or None
 
     def _begin(self, number: int) -> None:
         self.number, self.negatives, self.mined = number, None, None
         if number < 0:
             return
         if self.options.table:
-            self.negatives = Negatives(self.options.table, self.data, self.base, self.options.allow_stale)
-            for line in self.negatives.notes:
+            own = Negatives(self.options.table, self.data, self.base, self.options.allow_stale)
+            self._take(own)
+            for line in own.notes:
                 self._say(f"mining: {line}")
             return
         path = self.directory / f"round-{number}.parquet"
         self.mined = self._there(path) if self.processes.told(self._there(path) is not None) else self._mine(path)
         assert self.mined is not None
         if self.mined.mined:
-            self.negatives = Negatives(path, self.data, self.mined.document["fingerprint"])
+            self._take(Negatives(path, self.data, self.mined.document["fingerprint"]))
         for line in [*self.mined.document["warnings"], *(self.negatives.notes if self.negatives else [])]:
             self._say(f"mining round {number + 1}: {line}")
         self._say(f"mining round {number + 1}: {self.mined.mined} negatives, audit {self.mined.page}")
+
+    def _take(self, negatives: Negatives) -> None:
+        self.negatives, self.columns = negatives, columns_of(self.options, negatives.directions)
 
     def _names(self) -> list[str]:
         asked = self.options.directions

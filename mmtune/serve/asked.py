@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune import modalities
 from mmtune.errors import Rejected
+from mmtune.lifecycle.filters import encodable
 from mmtune.serve.refusals import Refusal, invalid
 from mmtune.serve.settings import Limits
 
@@ -182,15 +183,6 @@ def search_of(body: Body, limits: Limits) -> Search:
         _flag(fields.get("hybrid", False)), tuple(target) if target else None, fields.get("per") or None,
         fields.get("interleave") or None,
     )  # fmt: skip
-
-
-def encodable(words: str) -> bool:
-    """Whether it is Unicode that can be written down: JSON can hold halves of characters."""
-    try:
-        words.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _count(k: Any, most: int) -> int:

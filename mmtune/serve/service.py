@@ -12,11 +12,11 @@ from mmtune import modalities
 from mmtune.contracts import Row
 from mmtune.errors import DataError, MissingExtra, MmtuneError, ModelError, Rejected
 from mmtune.lifecycle.asking import Ask
-from mmtune.lifecycle.filters import parse
+from mmtune.lifecycle.filters import encodable, parse
 from mmtune.lifecycle.interleave import rivals, show
 from mmtune.lifecycle.opened import content_of
 from mmtune.lifecycle.stores.rows import ID_BYTES, check_id, plain
-from mmtune.serve.asked import Body, Search, admitted, encodable
+from mmtune.serve.asked import Body, Search, admitted
 from mmtune.serve.batcher import Batcher
 from mmtune.serve.budget import Budget
 from mmtune.serve.metrics import Metrics
