@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import torch
     from torch import Tensor
 
 Pair = tuple[str, str]
@@ -182,14 +181,14 @@ class Batch:
     columns: "dict[str, Tensor]" = field(default_factory=dict)
     hard: "dict[str, Tensor]" = field(default_factory=dict)
 
-    def to(self, device: "torch.device | str") -> "Batch":
-        """The batch on another device (non-blocking copies)."""
+    def moved(self, move: "Callable[[Tensor], Tensor]") -> "Batch":
+        """The batch with `move` of every tensor."""
 
-        def move(x: Any) -> Any:
-            return {k: move(v) for k, v in x.items()} if isinstance(x, dict) else x.to(device, non_blocking=True)
+        def each(x: Any) -> Any:
+            return {k: each(v) for k, v in x.items()} if isinstance(x, dict) else move(x)
 
         names = ("index", "queries", "inputs", "slot", "labels", "columns", "hard")
-        return Batch(self.ids, *(move(getattr(self, n)) for n in names))
+        return Batch(self.ids, *(each(getattr(self, n)) for n in names))
 
 
 class Scorer(Protocol):

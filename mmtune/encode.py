@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mmtune import modalities
+from mmtune.ahead import Mover
 from mmtune.errors import ModelError, Rejected
 from mmtune.prompts import prompted
 
@@ -23,15 +24,16 @@ def vectors(
     advance: Callable[[int], None],
     role: str | None = None,
 ) -> Iterator[np.ndarray]:
-    """Each item is a call that gives a signal; yields [n, D] a batch. Decoding of the next batch overlaps the model's work.
+    """Each item is a call that gives a signal; yields [n, D] a batch. The next batch is decoded and copied to the
+    device while the model works.
 
     role: which of the model's prompts (see `mmtune.prompts`) goes around each value.
     """
     preprocess = prompted(model.towers[modality].preprocess, model.prompts, modality, role)
-    device = model.device
+    move = Mover(model.device)
 
     def prepare(batch: list[Callable[[], Any]]) -> dict[str, torch.Tensor]:
-        return preprocess.collate([preprocess(item()) for item in batch])
+        return {k: move(v) for k, v in preprocess.collate([preprocess(item()) for item in batch]).items()}
 
     def batches() -> Iterator[list[Callable[[], Any]]]:
         batch = []
@@ -45,7 +47,7 @@ def vectors(
 
     def forward(inputs: dict[str, torch.Tensor]) -> np.ndarray:
         with torch.inference_mode():
-            z = model.encode_inputs(modality, {k: v.to(device) for k, v in inputs.items()})
+            z = model.encode_inputs(modality, inputs)
         return z.cpu().numpy()
 
     was_training = model.training

@@ -120,11 +120,12 @@ def test_embedding_is_the_bare_forward(where):
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_training_on_the_device_learns_and_its_artifact_embeds(where, tmp_path):
+@pytest.mark.parametrize("micro", [None, 5])
+def test_training_on_the_device_learns_and_its_artifact_embeds(micro, where, tmp_path):
     """A whole run: bf16 on the device, and the artifact's vectors there are those on the CPU."""
     data = packed(tmp_path, 24, 0, ("image", "text"))
     recipe = {"model": "tiny:clip", "data": {"train": data, "val": data}, "run": {"dir": str(tmp_path / "run")}}
-    settings = {"epochs": 6, "batch_size": 12, "micro_batch_size": 5, "precision": "bf16", "lr": 1e-3}
+    settings = {"epochs": 6, "batch_size": 12, "micro_batch_size": micro, "precision": "bf16", "lr": 1e-3}
     train(recipe | {"train": settings}, quiet=True)
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [x["loss"] for x in lines if "loss" in x]

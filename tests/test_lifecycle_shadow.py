@@ -11,6 +11,7 @@ import mmtune
 from mmtune.data.shards import open_data
 from mmtune.errors import DataError
 from mmtune.evaluate.trec import read_qrels
+from mmtune.lifecycle import shadow
 from mmtune.lifecycle.interleave import draft, wilson
 from mmtune.lifecycle.shadow import agreement
 from mmtune.mining.judgments import read_judgments
@@ -51,6 +52,29 @@ def test_shadowed_searches_say_what_would_change(coll):
     for wrong in (lambda: coll.shadow("v1"), lambda: coll.shadow("v9"), lambda: coll.shadow("v2", 0)):
         with pytest.raises(DataError):
             wrong()
+
+
+def test_a_full_log_makes_room_and_the_report_reads_both(coll, monkeypatch):
+    monkeypatch.setattr(shadow, "FULL", 1500)
+    coll.shadow("v2", 1.0)
+    sizes = []
+    for _ in range(20):
+        coll.search(text="red", k=2)
+        coll.shadowing.wait()
+        sizes.append(sum(p.stat().st_size for p in coll.path.glob("shadow*.jsonl")))
+    assert max(sizes) < 2 * 1500 + 600 and (coll.path / "shadow.old.jsonl").exists()
+    kept = sum(len(p.read_text().splitlines()) for p in coll.path.glob("shadow*.jsonl"))
+    assert coll.shadow_report()["searches"] == kept >= 3
+
+
+def test_a_shadowed_version_that_goes_live_is_shadowed_no_more(coll):
+    coll.shadow("v2", 1.0)
+    assert coll.status()["shadow"]["version"] == "v2"
+    coll.promote("v2", force=True, why="a test")
+    coll.search(text="red")
+    assert coll.status()["shadow"] is None and coll.shadow_report("v2")["shadowing"] is None
+    coll.rollback()
+    assert coll.status()["shadow"]["version"] == "v2"
 
 
 def test_a_fraction_is_drawn(coll):

@@ -1,6 +1,7 @@
 """Live searches repeated on a staged version, off the hot path: what would change for those who search?
 
-COLL/shadow.json says which version and what fraction, for every process; COLL/shadow.jsonl has a line a repeated search.
+COLL/shadow.json says which version and what fraction, for every process; COLL/shadow.jsonl has a line a repeated search, and
+COLL/shadow.old.jsonl those before: full, the one becomes the other.
 """
 
 import os
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 WAITING = 64  # searches that may wait to be repeated; more are counted as dropped
 WORST = 5
+FULL = 64 << 20  # bytes of a log, about 250,000 searches
 
 
 def agreement(live: Sequence[str], staged: Sequence[str], k: int) -> tuple[float, float | None]:
@@ -44,7 +46,8 @@ class Shadow:
     """One a Collection. `offer` costs a draw; a thread of its own does the rest."""
 
     def __init__(self, coll: "Collection"):
-        self.coll, self.state_path, self.log = coll, coll.path / "shadow.json", coll.path / "shadow.jsonl"
+        self.coll, self.state_path = coll, coll.path / "shadow.json"
+        self.log, self.old = coll.path / "shadow.jsonl", coll.path / "shadow.old.jsonl"
         self._known: tuple[int, dict[str, Any]] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._pending: set[Future[None]] = set()
@@ -59,6 +62,11 @@ class Shadow:
         if self._known is None or self._known[0] != stamp:
             self._known = (stamp, read_json(self.state_path))
         return self._known[1] if self._known[1]["version"] else None
+
+    def active(self) -> dict[str, Any] | None:
+        """`state`, but None while that version is the live one: nothing is repeated then."""
+        state = self.state()
+        return state if state and state["version"] != self.coll.live else None
 
     def start(self, version: str | None, fraction: float) -> dict[str, Any]:
         """Shadow `version` from now on; None stops."""
@@ -102,6 +110,13 @@ class Shadow:
         except (MmtuneError, OSError) as e:
             line["error"] = str(e)
         append_jsonl(self.log, {**line, "seconds_staged": time.perf_counter() - begin})
+        if self._full():
+            with self.coll.layout.lock("shadow"):
+                if self._full():  # no other process was sooner
+                    os.replace(self.log, self.old)
+
+    def _full(self) -> bool:
+        return self.log.exists() and self.log.stat().st_size > FULL
 
     def replay(self, version: str, data: "Data", k: int = 10, quiet: bool = True) -> int:
         """Search with every row of `data` on both now (no server, no traffic); returns how many searches that were."""
@@ -136,8 +151,8 @@ class Shadow:
     def report(self, version: str | None = None) -> dict[str, Any]:
         """Over all lines of the version (default: the one shadowed now, else the last) against the version that is live now."""
         self.wait()
-        lines = read_jsonl(self.log, torn=True) if self.log.exists() else []
-        state = self.state()
+        lines = [line for log in (self.old, self.log) if log.exists() for line in read_jsonl(log, torn=True)]
+        state = self.active()
         staged = version or (state["version"] if state else lines[-1]["staged"] if lines else None)
         live = self.coll.live
         chosen = [x for x in lines if x["staged"] == staged and x["live"] == live]

@@ -37,5 +37,5 @@ def status(coll: "Collection") -> dict[str, Any]:
         "items": len(coll.corpus),
         "by_modality": coll.corpus.counts(),
         "versions": versions(coll),
-        "shadow": coll.shadowing.state(),
+        "shadow": coll.shadowing.active(),
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmtune.ahead import Mover, in_advance
 from mmtune.config import TrainConfig
 from mmtune.contracts import Batch
 from mmtune.data.stream import Stream
@@ -70,6 +71,7 @@ class Trainer:
 
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
+        self.move = Mover(self.device)
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
         self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
@@ -142,6 +144,12 @@ class Trainer:
         self.place.finished = True
         self.checkpoints.save(LAST, self.tensors(), self.place)
 
+    def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The next batch is copied to the device while a step runs; not where micro-batches are to save memory."""
+        if self.device.type == "cpu" or self.config.micro_batch_size is not None:
+            return batches
+        return in_advance(batches, lambda batch: batch.moved(self.move))
+
     def _exhausted(self) -> bool:
         patience = self.config.patience
         return patience is not None and self.place.stale >= patience
@@ -154,7 +162,7 @@ class Trainer:
             self.tuned.rest()
         left = batches[self.place.batch : self.place.batch + self.total - self.place.step]
         waiting = time.perf_counter()
-        for batch in self.stream.epoch(self.place.epoch, left, self.extra):
+        for batch in self._ahead(self.stream.epoch(self.place.epoch, left, self.extra)):
             begin = time.perf_counter()
             wait = begin - waiting
             loss, logs = self.step(batch)
@@ -204,7 +212,7 @@ class Trainer:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
         self.sharded.clear_gradients()
-        batch = batch.to(self.device) if self.device.type != "cpu" else batch
+        batch = batch.moved(self.move) if self.device.type != "cpu" else batch
         draw_apart(self.processes, self.config.seed, self.place.step)
         loss, logs = forward_backward(
             self.model, batch, self.objective, micro_batch_size=self.config.micro_batch_size,
