@@ -3,9 +3,11 @@
 import os
 from typing import Any
 
-# libgomp's threads spin while they wait; on a machine whose cores are shared (with the data threads, to begin with) that made
-# a training step ten times longer. Sleeping costs next to nothing. Only a default, and only if torch is not loaded yet.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# libgomp's threads spin while they wait, by default long; on a machine whose cores are shared (with the data threads, to begin
+# with) that made a training step ten times longer. Sleeping at once made it a tenth longer than after a short spin (some 50
+# microseconds). Only a default, and only if torch is not loaded yet.
+if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 
 __version__ = "0.1.0"
 

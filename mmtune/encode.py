@@ -1,7 +1,6 @@
 """Signals -> vectors through one tower: the inner loop of every embedding, for users' own values and for packed rows alike."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from mmtune import modalities
 from mmtune.ahead import Mover
 from mmtune.errors import ModelError, Rejected
 from mmtune.prompts import prompted
+from mmtune.threads import preparing
 
 if TYPE_CHECKING:
     from mmtune.model import Model
@@ -59,7 +59,7 @@ def vectors(
             yield forward(prepare(ahead))
             advance(len(ahead))
             return
-        with ThreadPoolExecutor(1) as pool:
+        with preparing(1) as pool:
             future = pool.submit(prepare, ahead) if ahead else None
             while ahead and future:
                 size, inputs = len(ahead), future.result()

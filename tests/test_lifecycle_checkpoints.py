@@ -1,5 +1,5 @@
 """Spaces of models in Hugging Face's format: the same weights behind another tokenizer, preprocessing or pooling are another
-space, in the pinned artifact (edited: refused) and in the source (edited: another model, and nothing is taken from the first)."""
+space, in the pinned artifact (edited: refused) and in the source (edited: another model; nothing is taken from the first)."""
 
 import json
 import re

@@ -8,7 +8,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mmtune.data.labels import first_seen
 from mmtune.data.mix import Mix
 from mmtune.errors import DataError
 from mmtune.processes import ALONE, Processes
+from mmtune.threads import preparing
 
 AHEAD = 2
 
@@ -94,7 +95,7 @@ class Stream:
     ) -> Iterator[Batch]:
         """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives):
         direction -> [2, n] places in `rows` and rows mined for them."""
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="mmtune-data") as pool:
+        with preparing(self.workers) as pool:
             waiting: deque[Future[Batch]] = deque()
             source = iter(batches)
             try:

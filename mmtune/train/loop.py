@@ -18,6 +18,7 @@ from mmtune.contracts import Batch
 from mmtune.data.stream import Stream
 from mmtune.errors import TrainingError
 from mmtune.files import write_json
+from mmtune.heap import heap_kept
 from mmtune.processes import ALONE, Processes
 from mmtune.progress import Progress
 from mmtune.train.blockwise import blockwise
@@ -136,7 +137,14 @@ class Trainer:
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
         blocks = blockwise(self.model, self.config.compile, self.config.recompute)
-        with self._attention(), blocks, Log(self.directory, self.place.step, self.processes.first) as log, self._signals():
+        heap = heap_kept() if self.device.type == "cpu" else contextlib.nullcontext()
+        with (
+            heap,
+            self._attention(),
+            blocks,
+            Log(self.directory, self.place.step, self.processes.first) as log,
+            self._signals(),
+        ):
             with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet) as progress:
                 progress.done = self.place.step * self.config.batch_size
                 while self.place.step < self.total and not self._exhausted():

@@ -2,7 +2,7 @@
 
 Each is timed the same way, by a hook behind every optimizer step: wall clock and processor time (of all its processes) from the
 end of step WARM to the end of step LAST of a longer run, so that nobody profits from what was prepared while others started,
-nor from a queue that runs dry. All train the same towers in the same precision with a symmetric InfoNCE, AdamW and gradients
+nor from a queue that runs dry. Each has the environment that a user's shell would give it. All train the same towers in the same precision with a symmetric InfoNCE, AdamW and gradients
 clipped at 1, from a first epoch over JPEG or FLAC files.
 """
 
@@ -34,10 +34,10 @@ class Clock:
 
     def __init__(self, job: Job):
         import psutil
-        import torch
+        from torch.optim.optimizer import register_optimizer_step_post_hook
 
         self.job, self.step, self.me = job, 0, psutil.Process()
-        torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: self.tick())
+        register_optimizer_step_post_hook(lambda *_: self.tick())
 
     def used(self) -> tuple[float, float]:
         """(processor seconds, memory in MB) of this process and its children now."""
@@ -85,7 +85,8 @@ def bare(job: Job) -> None:
 
     rows = list(csv.DictReader(open(job.table)))[: PLANNED * job.batch]
     processor, model = AutoProcessor.from_pretrained(job.init), AutoModel.from_pretrained(job.init).train()
-    model.set_attn_implementation("eager" if job.precision == "bf16" else "sdpa")  # the faster one, see mmtune/backbones/hf.py
+    if job.kind == "image" and job.precision == "bf16":
+        model.set_attn_implementation("eager")  # faster, see mmtune/backbones/hf.py
     folder, batches = Path(job.table).parent, []
     for i in range(0, len(rows), job.batch):
         part = rows[i : i + job.batch]
@@ -143,8 +144,14 @@ def sentence_transformers(job: Job) -> None:
 
 def open_clip(job: Job) -> None:
     """open_clip's own trainer on the same shards, with a model of the same size (its text tower pads to 48 tokens)."""
+    import functools
+
     import open_clip
+    import open_clip_train.data
     from open_clip_train.main import main
+
+    # webdataset 1.0 marks the end of a shard, which open_clip's own grouping takes for a file and stumbles over
+    open_clip_train.data.tar_file_expander = functools.partial(open_clip_train.data.tar_file_expander, eof_value=None)
 
     name = f"small-{os.getpid()}"
     size = {
@@ -169,7 +176,6 @@ def open_clip(job: Job) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # ours sets it; on two cores it helps everybody
     job = Job(**json.loads(sys.argv[2]))
     import torch
 
