@@ -19,13 +19,19 @@ def bytes_of(picture: PIL.Image.Image, form: str, **options) -> bytes:
     return out.getvalue()
 
 
-def test_exif_rotation_is_undone():
-    picture = PIL.Image.new("RGB", (20, 10), "red")
-    picture.paste("blue", (0, 0, 10, 10))
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("form, said", [("PNG", "exif"), ("JPEG", "exif"), ("JPEG", "xmp")])
+def test_rotation_is_undone(form, said):
+    picture = PIL.Image.new("RGB", (64, 32), "red")
+    picture.paste("blue", (0, 0, 32, 32))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side: turn clockwise
-    shown = image.decode(bytes_of(picture, "PNG", exif=exif))
-    assert shown.size == (10, 20) and shown.getpixel((5, 2)) == (0, 0, 255) and shown.getpixel((5, 17)) == (255, 0, 0)
+    shown = image.decode(bytes_of(picture, form, **{said: exif if said == "exif" else XMP}))
+    assert shown.size == (32, 64)
+    for y, colour in ((8, (0, 0, 255)), (56, (255, 0, 0))):
+        assert np.abs(np.subtract(shown.getpixel((16, y)), colour)).max() < 5
 
 
 def test_transparency_lies_over_white():

@@ -31,7 +31,8 @@ _WIDE = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 def _rgb(picture: PILImage.Image) -> PILImage.Image:
     """First frame, upright, transparency over white, 16-bit scaled to 8-bit, RGB. May change `picture`, or give it back."""
     picture.load()
-    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(picture.info):  # else a JPEG says nothing about its side
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode in _WIDE:
         wide = np.nan_to_num(np.asarray(picture, dtype=np.float64))
         top = 65535.0 if picture.mode != "F" and wide.max(initial=0) > 255 else max(255.0, float(wide.max(initial=0)))

@@ -133,13 +133,14 @@ def test_the_loader_alone(kind, home):
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
 def test_embedding(kind, home):
-    """At least 0.95 of a plain loop that decodes, prepares and encodes; and beside it the tower alone on tensors in memory."""
+    """In items a second at least 0.95 of the tower alone on tensors in memory (the thread that decodes has a core of its own); a
+    core, at least 0.9 of a plain loop that decodes, prepares and encodes."""
     found = measured(EMBED, kind, home)
     line = {"bench": f"embedding, {kind}", "rows": ROWS, **found, "rounds": ROUNDS}
-    line |= {f"over_{w.replace(' ', '_')}": round(found["ours"]["per_core_s"] / found[w]["per_core_s"], 2)
-             for w in ("bare loop", "tower alone")}  # fmt: skip
+    line["over_tower_alone"] = round(found["ours"]["per_s"] / found["tower alone"]["per_s"], 2)
+    line["over_bare_loop_a_core"] = round(found["ours"]["per_core_s"] / found["bare loop"]["per_core_s"], 2)
     print(json.dumps(line))
-    assert line["over_bare_loop"] >= 0.95
+    assert line["over_tower_alone"] >= 0.95 and line["over_bare_loop_a_core"] >= 0.9
 
 
 def test_starting():

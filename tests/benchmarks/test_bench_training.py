@@ -47,9 +47,9 @@ def run(name: str, job: Job) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind, rows_per_text", [("image", 1), ("image", 32), ("audio", 1)])
+@pytest.mark.parametrize("kind, rows_per_text", [("image", 1), ("image", 32), ("audio", 1), ("audio", 16)])
 def test_training(kind, rows_per_text, tmp_path_factory):
-    """rows_per_text 32: a catalog, where many photos have the same words, which ours encodes once a batch."""
+    """rows_per_text: in a catalog many photos have the same words, in a plant many sounds; ours encodes them once a batch."""
     home = tmp_path_factory.getbasetemp().parent
     init = clip_init(home / "clip_init") if kind == "image" else clap_init(home / "clap_init")
     batch = 64 if kind == "image" else 32
