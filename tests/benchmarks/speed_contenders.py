@@ -2,8 +2,8 @@
 
 Each is timed the same way, by a hook behind every optimizer step: wall clock and processor time (of all its processes) from the
 end of step WARM to the end of step LAST of a longer run, so that nobody profits from what was prepared while others started,
-nor from a queue that runs dry. Each has the environment that a user's shell would give it. All train the same towers in the same precision with a symmetric InfoNCE, AdamW and gradients
-clipped at 1, from a first epoch over JPEG or FLAC files.
+nor from a queue that runs dry. Each has the environment that a user's shell would give it. All train the same towers in the
+same precision with a symmetric InfoNCE, AdamW and gradients clipped at 1, from a first epoch over JPEG or FLAC files.
 """
 
 import json

@@ -133,8 +133,8 @@ def test_the_loader_alone(kind, home):
 
 @pytest.mark.parametrize("kind", ["image", "audio"])
 def test_embedding(kind, home):
-    """In items a second at least 0.95 of the tower alone on tensors in memory (the thread that decodes has a core of its own); a
-    core, at least 0.9 of a plain loop that decodes, prepares and encodes."""
+    """In items a second at least 0.95 of the tower alone on tensors in memory (the thread that decodes has a core of its own);
+    a core, at least 0.9 of a plain loop that decodes, prepares and encodes."""
     found = measured(EMBED, kind, home)
     line = {"bench": f"embedding, {kind}", "rows": ROWS, **found, "rounds": ROUNDS}
     line["over_tower_alone"] = round(found["ours"]["per_s"] / found["tower alone"]["per_s"], 2)
