@@ -10,6 +10,7 @@ from mmtune.contracts import Embedded
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining import grids, scan
 from mmtune.mining.config import MiningOptions
+from mmtune.mining.items import unite
 from mmtune.mining.mine import mine
 from mmtune.mining.table import read_table
 from tests.mining_helpers import corpus, naive_mine, permuted
@@ -245,3 +246,13 @@ def test_calibration_separates_hidden_positives(tmp_path):
     assert len(false) > 300
     assert np.mean([r["verdict"] == "dropped" for r in false]) > 0.9
     assert np.mean([r["verdict"] == "dropped" for r in table if r not in false]) < 0.1
+
+
+def test_a_row_that_two_sources_hold_is_one_item_and_two_rows_of_one_id_are_refused():
+    """`data.train: [A, B]` where B repeats a row of A, as the rows that people marked do."""
+    x = np.eye(3, dtype=np.float32)
+    labels = {"image": np.array([5, 6, 5]), "group": np.array([1, 2, 1])}
+    items = unite("image", Embedded(["a", "b", "a"], [None] * 3, labels, x, "f"))
+    assert sorted(items.ids) == ["a", "b"] and items.of_row[0] == items.of_row[2] != items.of_row[1]
+    with pytest.raises(DataError, match="'a' occurs twice, with other content"):
+        unite("image", Embedded(["a", "b", "a"], [None] * 3, labels | {"image": np.array([5, 6, 7])}, x, "f"))

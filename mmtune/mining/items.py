@@ -93,16 +93,17 @@ class Items:
 
 
 def unite(name: str, e: Embedded) -> Items:
-    """The items of modality `name`. DataError for lengths that differ, repeated ids, and vectors mining cannot use."""
+    """The items of modality `name`. DataError for lengths that differ, one id of two contents (the same row in two sources of
+    a mix is fine), and vectors mining cannot use."""
     n = len(e.ids)
     if len(e.vectors) != n or any(len(v) != n for v in e.labels.values()):
         raise DataError(f"{name}: {n} ids but {len(e.vectors)} vectors or labels of another length; they must be one a row")
+    content = np.asarray(e.labels.get(name, np.zeros(n, np.int64)), np.int64)
     up = np.array(sorted(range(n), key=e.ids.__getitem__), np.int64)
     for a, b in zip(up[:-1].tolist(), up[1:].tolist(), strict=True):
-        if e.ids[a] == e.ids[b]:
-            raise DataError(f"{name}: the row id {e.ids[a]!r} occurs twice; ids must be unique")
+        if e.ids[a] == e.ids[b] and not content[a] == content[b] != 0:
+            raise DataError(f"{name}: the row id {e.ids[a]!r} occurs twice, with other content; ids must be unique")
     check_vectors(name, e)
-    content = np.asarray(e.labels.get(name, np.zeros(n, np.int64)), np.int64)
     _, same = np.unique(content, return_inverse=True)
     same = np.where(content == 0, same.max(initial=0) + 1 + np.arange(n), same)
     _, first, of_up = np.unique(same[up], return_index=True, return_inverse=True)
