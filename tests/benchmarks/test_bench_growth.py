@@ -138,5 +138,7 @@ def draw(curves: dict, path: Path) -> None:
     for axis, (name, c) in zip(axes, curves.items(), strict=True):
         axis.loglog(c["sizes"], c["cpu_seconds"], "o-")
         axis.set(title=f"{name}\nexponent {c['exponent']}", xlabel=name.rsplit(", ", 1)[1], ylabel="processor seconds")
-        axis.grid(True, which="both", alpha=0.3)
+        axis.set_xticks(c["sizes"], [f"{n:,}" for n in c["sizes"]])
+        axis.set_xticks([], minor=True)
+        axis.grid(True, alpha=0.3)
     figure.savefig(path, dpi=110)
