@@ -41,3 +41,13 @@ def test_mining(data, tmp_path):
     a, b = (pq.read_table(tmp_path / f"{n}.parquet").to_pandas() for n in ("one", "two"))
     assert a["query_id"].tolist() == b["query_id"].tolist()
     assert np.mean(a["negative_id"] == b["negative_id"]) > 0.95  # near ties may fall the other way
+
+
+def test_evaluation(data, tmp_path):
+    """The figures of one process, and one writer."""
+    one = mmtune.evaluate("tiny:all", data).to_dict()
+    two = together("eval", "tiny:all", data, "--quiet", "--out", str(tmp_path / "out.json"), "--trec", str(tmp_path / "trec"))
+    assert two == json.loads((tmp_path / "out.json").read_text()) and len(list((tmp_path / "trec").iterdir())) > 4
+    assert two["directions"].keys() == one["directions"].keys()
+    for name, direction in one["directions"].items():
+        assert two["directions"][name]["metrics"] == pytest.approx(direction["metrics"], abs=0.05), name  # near ties

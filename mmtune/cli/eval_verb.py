@@ -6,7 +6,7 @@
 
 Positive = same row, same group, or a judgment (--qrels). Identical content counts as one item with its groups united.
 Ties rank by id, descending, as trec_eval does; the tie rate is reported. A model trained with `matryoshka` dims is also
-measured at each of them, without encoding again.
+measured at each of them, without encoding again. Processes started by torchrun share the embedding (retrieval only).
 """
 
 import argparse
@@ -44,15 +44,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     from mmtune.evaluate.verbs import evaluate
     from mmtune.files import write_json
+    from mmtune.processes import hush_others, join
 
-    result = evaluate(
-        args.model, args.data, modalities=args.only, ks=cutoffs(args.k), qrels=args.qrels, slices=args.slice,
-        within=not args.no_within, trec=args.trec, batch_size=args.batch_size, quiet=args.quiet, dim=args.dim,
-        views=args.views, task=args.task, label=args.label, names=args.names, prompts=args.prompt,
-        train=args.train, neighbours=args.neighbours, apart=args.apart, normal=args.normal, by=args.by,
-    )  # fmt: skip
+    hush_others()
+    ks = cutoffs(args.k)
+    with join() as processes:
+        result = evaluate(
+            args.model, args.data, modalities=args.only, ks=ks, qrels=args.qrels, slices=args.slice,
+            within=not args.no_within, trec=args.trec, batch_size=args.batch_size, dim=args.dim,
+            quiet=args.quiet or not processes.first, processes=processes,
+            views=args.views, task=args.task, label=args.label, names=args.names, prompts=args.prompt,
+            train=args.train, neighbours=args.neighbours, apart=args.apart, normal=args.normal, by=args.by,
+        )  # fmt: skip
     document = result.to_dict()
-    if args.out:
+    if args.out and processes.first:
         write_json(Path(args.out), document)
     return Result(document, str(result))
 

@@ -19,6 +19,7 @@ from mmtune.evaluate.seen import unseen
 from mmtune.evaluate.slices import named, slice_direction
 from mmtune.evaluate.trec import judgments, write_qrels, write_run
 from mmtune.evaluate.views import pool_views
+from mmtune.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -65,6 +66,7 @@ def evaluate(
     quiet: bool = True,
     dim: int | None = None,
     views: str | None = None,
+    processes: Processes = ALONE,
     **options: Any,
 ) -> "Result | TaskResult":
     """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`), or by another `task`: zero_shot, knn, anomaly,
@@ -76,6 +78,7 @@ def evaluate(
     qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
     trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files;
     views: "mean", one item a group, the mean of its signals (see `evaluate.views`).
+    processes: those that all call this; for retrieval each embeds a share, all have the result, the first writes.
     """
     from mmtune.embed import embed_data
     from mmtune.evaluate.by_task import evaluate_task, refuse_options
@@ -89,11 +92,11 @@ def evaluate(
         )
     refuse_options(task, options)
     parts = named(rows, slices)
-    vectors = embed_data(found, rows, modalities, batch_size, quiet)
+    vectors = embed_data(found, rows, modalities, batch_size, quiet, processes=processes)
     judged = judgments(qrels, rows.ids)
     vectors = vectors if views is None else pool_views(vectors, views, judged)
     result = evaluate_vectors(vectors, ks=ks, qrels=judged, within=within, per_query=per_query or bool(parts))
-    for name in result.directions if trec is not None else ():
+    for name in result.directions if trec is not None and processes.first else ():
         (a, b), place = name.split("->"), Path(trec)  # type: ignore[arg-type]
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
         write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), judged)

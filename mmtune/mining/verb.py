@@ -45,10 +45,10 @@ def mine(
     if options.table:
         raise RecipeError(f"mining: table: {options.table} is for training in a recipe; what is mined here goes to --out")
     opened = open_data(data) if isinstance(data, str) else data
-    loaded = load(model) if isinstance(model, str | Path) else model
     asked = options.directions
     wanted = [m for m in opened.modalities if any(m in d.split("->") for d in asked)] if asked else None
-    with join() as processes:
+    with join() as processes:  # and then load: by now each knows its own accelerator
+        loaded = load(model) if isinstance(model, str | Path) else model
         embedded = embed_data(loaded, opened, wanted, batch_size, quiet or not processes.first, processes=processes)
         if not processes.first:
             table, audit, page, mined, document = processes.told()
