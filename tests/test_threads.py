@@ -1,0 +1,42 @@
+"""What keeps the data threads and the heap out of a training step's way."""
+
+import platform
+import resource
+
+import pytest
+import torch
+
+from mmtune.heap import heap_kept
+from mmtune.threads import preparing
+
+
+def test_a_data_thread_works_alone_and_the_others_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        x = torch.randn(300, 300, dtype=torch.float64)
+        with preparing(2) as pool:
+            seen = [f.result() for f in [pool.submit(torch.get_num_threads) for _ in range(4)]]
+            product = pool.submit(torch.matmul, x, x).result()
+        assert torch.get_num_threads() == 3 and torch.allclose(product, x @ x)
+        if platform.system() == "Linux":
+            assert seen == [1] * 4
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+def test_memory_that_was_freed_is_used_again():
+    size = 48 << 20  # more than glibc keeps of itself
+    pages = size // resource.getpagesize()
+
+    def faults(times: int) -> int:
+        begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(times):
+            torch.zeros(size // 4).fill_(1.0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin
+
+    with heap_kept():
+        faults(1)
+        assert faults(4) < pages
+    assert faults(4) >= pages or "[always]" in open("/sys/kernel/mm/transparent_hugepage/enabled").read()
