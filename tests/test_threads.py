@@ -36,7 +36,9 @@ def test_memory_that_was_freed_is_used_again():
             torch.zeros(size // 4).fill_(1.0)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin
 
+    if faults(4) < pages:
+        pytest.skip("memory comes without page faults here: huge pages, or a kernel that counts none")
     with heap_kept():
         faults(8)  # the heap grows
         assert faults(4) < pages
-    assert faults(4) >= pages or "[always]" in open("/sys/kernel/mm/transparent_hugepage/enabled").read()
+    assert faults(4) >= pages
