@@ -1,11 +1,12 @@
 """What an accelerator needs next is copied there while it is busy with what came before."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from mmtune.threads import preparing
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,7 +38,7 @@ def in_advance(source: Iterable[A], work: Callable[[A], B]) -> Iterator[B]:
         x = next(items, end)
         return end if x is end else work(x)  # type: ignore[arg-type]
 
-    with ThreadPoolExecutor(1, thread_name_prefix="mmtune-ahead") as pool:
+    with preparing(1) as pool:
         future = pool.submit(following)
         while (done := future.result()) is not end:
             future = pool.submit(following)

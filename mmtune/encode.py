@@ -1,5 +1,6 @@
 """Signals -> vectors through one tower: the inner loop of every embedding, for users' own values and for packed rows alike."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +8,9 @@ import numpy as np
 import torch
 
 from mmtune import modalities
-from mmtune.ahead import Mover
+from mmtune.ahead import Mover, in_advance
 from mmtune.errors import ModelError, Rejected
 from mmtune.prompts import prompted
-from mmtune.threads import preparing
 
 if TYPE_CHECKING:
     from mmtune.model import Model
@@ -59,14 +59,10 @@ def vectors(
             yield forward(prepare(ahead))
             advance(len(ahead))
             return
-        with preparing(1) as pool:
-            future = pool.submit(prepare, ahead) if ahead else None
-            while ahead and future:
-                size, inputs = len(ahead), future.result()
-                ahead, after = after, next(source, None)
-                future = pool.submit(prepare, ahead) if ahead else None
-                yield forward(inputs)
-                advance(size)
+        rest = itertools.chain(filter(None, (ahead, after)), source)
+        for size, inputs in in_advance(rest, lambda batch: (len(batch), prepare(batch))):
+            yield forward(inputs)
+            advance(size)
     finally:
         model.train(was_training)
 

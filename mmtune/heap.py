@@ -3,7 +3,6 @@ page (17,000 page faults a step of 64 small pictures, a twentieth of its time)."
 
 import contextlib
 import ctypes
-import sys
 from collections.abc import Iterator
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -15,11 +14,9 @@ USUAL = 32 << 20  # the most that glibc's own threshold grows to
 def heap_kept() -> Iterator[None]:
     """Inside, freed memory stays with the process; afterwards it is given back. Nothing happens where there is no glibc."""
     try:
-        libc = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
-        mallopt, trim = (libc.mallopt, libc.malloc_trim) if libc else (None, None)
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, trim = libc.mallopt, libc.malloc_trim
     except (OSError, AttributeError):
-        mallopt = trim = None
-    if mallopt is None or trim is None:
         yield
         return
     mallopt(MMAP_THRESHOLD, LARGE)

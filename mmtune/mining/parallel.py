@@ -25,30 +25,23 @@ def ordered(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterato
     if threads <= 1:
         yield from map(work, items)
         return
-    import torch
-
-    before = torch.get_num_threads()
     waiting: deque[Future[R]] = deque()
-    try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="mmtune-mine", initializer=_alone) as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(work, item))
-                    if len(waiting) > 2 * threads:
-                        yield waiting.popleft().result()
-                while waiting:
+    with ThreadPoolExecutor(threads, thread_name_prefix="mmtune-mine", initializer=_alone) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-    finally:
-        torch.set_num_threads(before)  # the setting of a worker reaches beyond its thread
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _alone() -> None:
-    import torch
-
     from mmtune.mining.scan import faiss_module
+    from mmtune.threads import work_alone
 
-    torch.set_num_threads(1)
+    work_alone()
     faiss_module().omp_set_num_threads(1)
