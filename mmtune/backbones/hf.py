@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmtune.backbones import Part, Scale, Tower, read_files
 from mmtune.backbones.hf_pooled import pool_last_block
 from mmtune.backbones.hf_preprocess import ClapPreprocess, ImagePreprocess, TokenPreprocess
+from mmtune.backbones.hf_quick import quicken
 from mmtune.errors import ModelError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -125,8 +126,9 @@ def _dual(directory: Path, config: Any, weights: bool) -> Part:
         both = [f"{signal}->{word}", f"{word}->{signal}"]
         scales = [Scale(module.logit_scale, getattr(module, "logit_bias", None), both)]
         encode_first = lambda x: module.get_image_features(**x).pooler_output  # noqa: E731
-        if config.model_type == "clip":
-            pool_last_block(module.vision_model)
+    if config.model_type != "siglip":
+        pool_last_block(module.vision_model if config.model_type == "clip" else module.text_model)
+    quicken(module)
     encode_word = lambda x: module.get_text_features(**x).pooler_output  # noqa: E731
     if config.model_type == "siglip":  # its text head may have a width of its own
         dim = getattr(config.text_config, "projection_size", None) or dim
@@ -182,6 +184,7 @@ def _text_encoder(directory: Path, config: Any, weights: bool) -> Part:
     tokens = TokenPreprocess(tokenizer, config, limit=limit)
     encode = _pooled(module, pooling)
     tower = Tower("text", config.hidden_size, tokens, encode, [module])
+    quicken(module)
     files = _saved(config, tokenizer) | extra
     return Part("hf", module, {"text": tower}, [], files, training_on=_attention(module), facts={"pooling": pooling})
 

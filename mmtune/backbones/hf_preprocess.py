@@ -129,14 +129,15 @@ class ClapPreprocess:
         self.extractor, self.fused = extractor, fused
         self.window = int(extractor.nb_max_samples)
         self.rate = int(extractor.sampling_rate)
-        self.filters = torch.from_numpy(extractor.mel_filters if fused else extractor.mel_filters_slaney).double()
+        self.filters = extractor.mel_filters if fused else extractor.mel_filters_slaney
+        self.filters_FM = torch.from_numpy(self.filters).float()
         self.hann = torch.hann_window(extractor.fft_window_size, periodic=True, dtype=torch.float64)
         self.fast = True
         noise = np.random.default_rng(0).standard_normal(self.window).astype(np.float32)
         self.fast = bool(torch.allclose(self._mel(noise), self._upstream(noise), atol=1e-3))
 
     def _upstream(self, samples: np.ndarray) -> Tensor:
-        mel = self.extractor._np_extract_fbank_features(samples, self.filters.numpy())
+        mel = self.extractor._np_extract_fbank_features(samples, self.filters)
         return torch.from_numpy(np.asarray(mel, np.float32))
 
     def _mel(self, samples: np.ndarray) -> Tensor:
@@ -145,11 +146,11 @@ class ClapPreprocess:
             return self._upstream(samples)
         x = torch.from_numpy(samples).double()
         e = self.extractor
-        spectrum = torch.stft(
+        spectrum_FT = torch.stft(
             x, e.fft_window_size, e.hop_length, window=self.hann, center=True, pad_mode="reflect", return_complex=True
-        )
-        power_FT = spectrum.real.square() + spectrum.imag.square()
-        return (10.0 * torch.log10((self.filters.T @ power_FT).clamp(min=1e-10))).T.to(torch.float32).contiguous()
+        ).to(torch.complex64)  # the transform needs double precision, what follows does not
+        power_FT = spectrum_FT.real.square() + spectrum_FT.imag.square()
+        return (power_FT.T @ self.filters_FM).clamp_(min=1e-10).log10_().mul_(10.0)
 
     def _padded(self, samples: np.ndarray) -> np.ndarray:
         n = len(samples)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Part, Scale, Tower, read_files
+from mmtune.backbones.kernels import quicken_layers
 from mmtune.errors import ModelError
 
 CONFIG = "open_clip_config.json"
@@ -131,6 +132,7 @@ def _part(module: Any, files: dict[str, bytes], tokenizer: Any = None) -> Part:
     config = json.loads(files[CONFIG])
     if tokenizer is None:
         tokenizer = _tokenizer(files)
+    quicken_layers(module)
     dim = int(config["model_cfg"]["embed_dim"])
     custom = hasattr(module, "text")
     words = [module.text] if custom else [module.transformer, module.token_embedding, module.ln_final, _Loose(module)]
