@@ -98,6 +98,16 @@ def test_a_towers_vectors_and_gradients_are_upstreams(make, encode, training, at
     same(plain, copy.deepcopy(quick), encode)
 
 
+def test_training_after_embedding():
+    """What the first call keeps for the next ones is no tensor of inference mode."""
+    torch.manual_seed(0)
+    model = clap(spec_size=128).eval()
+    quicken(model)
+    with torch.inference_mode():
+        sounds(model)
+    answer(model.train(), sounds)
+
+
 def test_a_window_as_large_as_its_grid_is_not_shifted():
     torch.manual_seed(0)
     plain = clap(window_size=8).train()

@@ -35,7 +35,8 @@ def test_the_notebook_shows_pictures_players_and_no_machine_path(script: Path) -
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.stem)
-def test_the_notebook_runs(script: Path, tmp_path: Path) -> None:
+def test_the_notebook_runs(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMTUNE_BENCH_ROUNDS", "1")
     nbclient = pytest.importorskip("nbclient", reason='needs pip install -e ".[notebook]"')
     nbformat = pytest.importorskip("nbformat", reason='needs pip install -e ".[notebook]"')
     pytest.importorskip("ipykernel", reason='needs pip install -e ".[notebook]"')

@@ -105,6 +105,7 @@ def _grids(module: Any) -> list[tuple[Any, ...]]:
 
 
 @functools.lru_cache(16)
+@torch.inference_mode(False)  # what is kept serves training too
 def _windows(size: tuple[int, int], side: int, shift: int, batch: int, heads: int) -> Windows:
     """The windows of a grid [height, width] that is rolled by `shift` first, as Swin's are (https://arxiv.org/abs/2103.14030)."""
     order = torch.arange(size[0] * size[1]).view(size).roll((-shift, -shift), (0, 1))
@@ -140,6 +141,7 @@ def _spectrograms(module: Any) -> list[tuple[Any, ...]]:
 
 
 @functools.lru_cache(16)
+@torch.inference_mode(False)
 def _bicubic(long: int, longer: int) -> Tensor:
     """[longer, long]: torch's bicubic interpolation of `long` numbers as a matrix."""
     return F.interpolate(torch.eye(long)[None, None], (longer, long), mode="bicubic", align_corners=True)[0, 0]

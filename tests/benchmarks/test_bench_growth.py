@@ -105,21 +105,29 @@ def exponent(sizes: list[int], values: list[float]) -> float:
     return round(float(np.polyfit(np.log(sizes[half:]), np.log(values[half:]), 1)[0]), 2)
 
 
-def test_growth(tmp_path_factory):
-    """Time grows as it should: a step and embedding in proportion, all pairs with the square; cached steps in flat memory."""
-    home = tmp_path_factory.getbasetemp().parent
+def grow(home: Path, rounds: int) -> dict:
+    """{what: {"sizes", "cpu_seconds", "memory_mb", "exponent"}}."""
     init, (_, shards) = clip_init(home / "clip_init"), corpus(home / "input-image", "image", 512)
     curves = {}
     for name, (code, sizes, more) in WORK.items():
-        argv = [sys.executable, "-c", COMMON + code, str(init), str(shards), json.dumps(sizes), str(ROUNDS), *more]
+        argv = [sys.executable, "-c", COMMON + code, str(init), str(shards), json.dumps(sizes), str(rounds), *more]
         done = subprocess.run(argv, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         runs = json.loads(done.stdout.strip().splitlines()[-1])
         seconds, memory = ([round(statistics.median(r[k] for r in runs[str(n)]), 4) for n in sizes] for k in (0, 1))
         curves[name] = {"sizes": sizes, "cpu_seconds": seconds, "memory_mb": memory, "exponent": exponent(sizes, seconds)}
+    return curves
+
+
+def test_growth(tmp_path_factory):
+    """Time grows as it should: a step and embedding in proportion, all pairs with the square; cached steps in flat memory."""
+    curves = grow(tmp_path_factory.getbasetemp().parent, ROUNDS)
     print(json.dumps({"bench": "growth", **curves, "rounds": ROUNDS}))
     if path := os.environ.get("MMTUNE_BENCH_PLOT"):
-        draw(curves, Path(path))
+        import matplotlib
+
+        matplotlib.use("Agg")
+        draw(curves).savefig(path, dpi=110)
     by = {name: c["exponent"] for name, c in curves.items()}
     assert all(0.7 < by[n] < 1.3 for n in by if "InfoNCE" not in n), by
     assert 1.6 < by["tiled InfoNCE, 256 dims, batch"] < 2.3, by
@@ -127,11 +135,8 @@ def test_growth(tmp_path_factory):
     assert cached < plain / 2, (cached, plain)
 
 
-def draw(curves: dict, path: Path) -> None:
-    """One small plot a curve, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+def draw(curves: dict):
+    """A matplotlib figure: one small plot a curve, both axes logarithmic."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.2), layout="constrained")
@@ -141,4 +146,4 @@ def draw(curves: dict, path: Path) -> None:
         axis.set_xticks(c["sizes"], [f"{n:,}" for n in c["sizes"]])
         axis.set_xticks([], minor=True)
         axis.grid(True, alpha=0.3)
-    figure.savefig(path, dpi=110)
+    return figure
