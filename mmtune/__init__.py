@@ -22,7 +22,7 @@ _LAZY = {
     "advise": "mmtune.evaluate.advise",
     "Collection": "mmtune.lifecycle.collection",
 }
-_VERBS = ("train", "embed", "evaluate", "report")  # modules that can be called, see mmtune.callable
+_VERBS = ("train", "embed", "evaluate", "report", "bench")  # modules that can be called, see mmtune.callable
 __all__ = [*_LAZY, *_VERBS]
 
 

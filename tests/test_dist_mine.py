@@ -51,3 +51,12 @@ def test_evaluation(data, tmp_path):
     assert two["directions"].keys() == one["directions"].keys()
     for name, direction in one["directions"].items():
         assert two["directions"][name]["metrics"] == pytest.approx(direction["metrics"], abs=0.05), name  # near ties
+
+
+def test_a_task(data, tmp_path):
+    options = ("--task", "knn", "--label", "group", "--only", "image", "--neighbours", "3")
+    one = mmtune.evaluate("tiny:all", data, task="knn", label="group", modalities=["image"], neighbours=3).to_dict()
+    two = together("eval", "tiny:all", data, "--quiet", *options)
+    assert two["task"] == "knn" and two["settings"] == one["settings"]
+    (a, b) = (d["results"]["image"] for d in (one, two))
+    assert b["rows"] == a["rows"] > 0 and b["accuracy"] == pytest.approx(a["accuracy"], abs=0.05)  # near ties

@@ -11,6 +11,7 @@ VERBS = {
     "init": "a commented recipe to start from",
     "pack": "CSV/TSV/JSONL/Parquet/folder -> checked WebDataset shards",
     "train": "tune a model by a recipe -> a run with checkpoints, metrics and an artifact",
+    "bench": "how fast a recipe is on this machine, and what it waits for",
     "soup": "the mean of several runs' weights, the good ones only -> an artifact",
     "embed": "vectors and ids of a corpus, as Parquet",
     "eval": "retrieval metrics in every direction",

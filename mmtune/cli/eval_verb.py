@@ -6,7 +6,7 @@
 
 Positive = same row, same group, or a judgment (--qrels). Identical content counts as one item with its groups united.
 Ties rank by id, descending, as trec_eval does; the tie rate is reported. A model trained with `matryoshka` dims is also
-measured at each of them, without encoding again. Processes started by torchrun share the embedding (retrieval only).
+measured at each of them, without encoding again. Processes started by torchrun share the embedding.
 """
 
 import argparse

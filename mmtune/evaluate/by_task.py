@@ -19,6 +19,7 @@ from mmtune.evaluate.items import unite
 from mmtune.evaluate.overlap import identity, refuse_shared, refuse_trained
 from mmtune.evaluate.slices import named
 from mmtune.evaluate.zero_shot import class_vectors, named_classes, speaker, zero_shot
+from mmtune.processes import ALONE, Processes
 from mmtune.similarity import unit
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def evaluate_task(
     modalities: Sequence[str] | None = None,
     batch_size: int = 64,
     quiet: bool = True,
+    processes: Processes = ALONE,
     **options: Any,
 ) -> TaskResult:
     """Judge `model` on `data` by `task`. trained: labels of the rows it was trained on, which are refused.
@@ -98,6 +100,7 @@ def evaluate_task(
     neighbours. anomaly: normal ("COLUMN=VALUE"), by (a column: each machine is judged by itself), train (DATA with normal
     rows; default: those of `data`, each left out where it is judged), neighbours, slices (columns: anomalous rows by value).
     knn, anomaly: apart (a column, e.g. the recording: rows that share it never judge each other, nor lie on both sides).
+    processes: those that all call this; each embeds a share, all have the result.
 
     Raises RecipeError for an option of another task, DataError for rows that cannot be judged.
     """
@@ -106,7 +109,7 @@ def evaluate_task(
     names = _signals(model, data, modalities, task)
     refuse_trained({m: identity(data, m) for m in names}, trained, "the model")
     run: dict[str, Any] = {"zero_shot": _zero_shot, "knn": _knn, "anomaly": _anomaly}
-    found = run[task](_Work(model, data, names, batch_size, quiet), **given)
+    found = run[task](_Work(model, data, names, batch_size, quiet, processes), **given)
     settings = {k: getattr(v, "spec", v) for k, v in given.items()}
     return TaskResult(task, model.fingerprint, found, {"data": data.spec, **settings})
 
@@ -147,6 +150,7 @@ class _Work:
     names: list[str]
     batch_size: int
     quiet: bool
+    processes: Processes
 
     def embed(self, data: "Data", kept: np.ndarray) -> dict[str, Embedded]:
         """Vectors of the rows of `data` that are `kept` (bool [N])."""
@@ -154,7 +158,7 @@ class _Work:
         missing = [m for m in self.names if m not in names]
         if missing:
             raise DataError(f"{data.spec}: has no {missing[0]}; it has {', '.join(data.modalities)}")
-        return embed_data(self.model, data.subset(kept), names, self.batch_size, self.quiet)
+        return embed_data(self.model, data.subset(kept), names, self.batch_size, self.quiet, processes=self.processes)
 
     def reference(self, train: "Data | str", apart: str | None) -> "Data":
         from mmtune.data.shards import open_data

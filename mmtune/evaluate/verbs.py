@@ -78,7 +78,7 @@ def evaluate(
     qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
     trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files;
     views: "mean", one item a group, the mean of its signals (see `evaluate.views`).
-    processes: those that all call this; for retrieval each embeds a share, all have the result, the first writes.
+    processes: those that all call this; each embeds a share, all have the result, the first writes.
     """
     from mmtune.embed import embed_data
     from mmtune.evaluate.by_task import evaluate_task, refuse_options
@@ -88,8 +88,9 @@ def evaluate(
         options |= {"slices": slices, "qrels": qrels, "trec": trec, "views": views}
         seen = trained_on(model)
         return evaluate_task(
-            found, rows, task, trained=seen, modalities=modalities, batch_size=batch_size, quiet=quiet, **options
-        )
+            found, rows, task, trained=seen, modalities=modalities, batch_size=batch_size, quiet=quiet, processes=processes,
+            **options,
+        )  # fmt: skip
     refuse_options(task, options)
     parts = named(rows, slices)
     vectors = embed_data(found, rows, modalities, batch_size, quiet, processes=processes)

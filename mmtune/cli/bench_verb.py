@@ -1,0 +1,25 @@
+"""How fast a recipe is on this machine with its own rows, and what it waits for: a few steps of its training, loading alone,
+embedding. Nothing is written; about a minute.
+
+  mmtune bench RECIPE.yaml [key=value ...]      e.g. data.workers=4
+
+Against sentence-transformers, open_clip and a bare PyTorch loop: notebooks/speed.ipynb, or `pytest -m bench -s`.
+"""
+
+import argparse
+
+from mmtune.cli.dispatch import Result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML recipe, as for `mmtune train`")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys by dotted name")
+    parser.add_argument("--steps", type=int, default=16, help="that are timed")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.bench import bench
+
+    speed = bench(args.recipe, args.overrides, steps=args.steps, quiet=args.quiet)
+    return Result(speed.to_dict(), str(speed))
