@@ -1,6 +1,5 @@
 """What a recipe does a second on this machine with its own rows, and what it waits for."""
 
-import os
 import statistics
 import sys
 import tempfile
@@ -22,8 +21,9 @@ from mmtune.data.stream import Stream
 from mmtune.embed import embed_data
 from mmtune.errors import RecipeError
 from mmtune.files import read_jsonl
+from mmtune.processes import launched
 from mmtune.prompts import for_training
-from mmtune.run import augmentations, choose_pairs, train
+from mmtune.run import augmentations, choose_pairs, train, trained_modalities, usable_rows
 
 if TYPE_CHECKING:
     from mmtune.data.shards import Data
@@ -84,7 +84,7 @@ def bench(
     """
     if steps < 1:
         raise RecipeError(f"--steps {steps}: is not 1 or more")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         raise RecipeError("bench measures one process; of several, `mmtune train` prints the pairs/s")
     whole = load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else recipe
     document = (whole if isinstance(whole, Recipe) else parse(whole)).model_dump(mode="json")
@@ -116,8 +116,7 @@ def _load(recipe: Recipe, steps: int) -> "tuple[Model, Data, int, float]":
     data = Mix(parts, [s.weight for s in sources])
     model = artifact.load(recipe.model)
     pairs = choose_pairs(recipe, model, data)
-    trained = sorted({m for pair in pairs for m in pair})
-    usable = sum((data.present[a] & data.present[b] for a, b in pairs), start=data.present[trained[0]] & False)
+    trained, usable = trained_modalities(pairs), usable_rows(data, pairs)
     if usable.sum() < 2:
         raise RecipeError(f"{data.spec} has {int(usable.sum())} rows to train on; at least 2 are needed")
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)(0)

@@ -121,12 +121,17 @@ def _add(tensors: list[Tensor]) -> None:
         tensor.copy_(part.view(tensor.shape))
 
 
+def launched() -> int:
+    """How many processes the launcher says that it started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def join() -> Iterator[Processes]:
     """Meet the other processes; a group that the caller has opened already is used and left open."""
     mine = not torch.distributed.is_initialized()
     if mine:
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+        if launched() < 2 or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
             yield ALONE
             return
         if torch.cuda.is_available():

@@ -84,8 +84,7 @@ def _train(
     model.ensure_scales(pairs)
     with processes.first_ahead():
         objective = _objective(recipe, model, data, pairs, quiet)
-    trained = _trained(pairs)
-    usable = sum((data.present[a] & data.present[b] for a, b in pairs), start=data.present[trained[0]] & False)
+    trained, usable = trained_modalities(pairs), usable_rows(data, pairs)
     if usable.sum() < 2:
         raise RecipeError(
             f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {_named(pairs)}; at least 2 are needed"
@@ -287,7 +286,12 @@ def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
     return [(a, b) for a, b in recipe.pairs]
 
 
-def _trained(pairs: Sequence[Pair]) -> list[str]:
+def usable_rows(data: Mix, pairs: Sequence[Pair]) -> np.ndarray:
+    """bool [N]: the rows that have both sides of some pair."""
+    return np.any([data.present[a] & data.present[b] for a, b in pairs], axis=0)
+
+
+def trained_modalities(pairs: Sequence[Pair]) -> list[str]:
     """The modalities of the pairs, in the table's order."""
     return sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
 
@@ -376,7 +380,7 @@ def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key:
     wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
 
     def validate(model: "Model") -> dict[str, float]:
-        shared = [m for m in _trained(pairs) if m in val.modalities]
+        shared = [m for m in trained_modalities(pairs) if m in val.modalities]
         vectors = embed(model, val, shared, processes=processes)
         if not processes.first:
             return {}

@@ -106,7 +106,8 @@ def test_training_after_embedding():
     quicken(model)
     with torch.inference_mode():
         sounds(model, 77)
-    answer(model.train(), lambda model: sounds(model, 77))
+    z, gradients = answer(model.train(), lambda model: sounds(model, 77))
+    assert z.isfinite().all() and any(n.startswith("audio_model") for n in gradients)
 
 
 def test_a_window_as_large_as_its_grid_is_not_shifted():

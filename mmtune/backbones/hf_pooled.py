@@ -3,13 +3,14 @@ block's queries, projection and MLP need no other token: the same vectors and gr
 less.
 """
 
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmtune.backbones.hf_replace import replace_method
 
 
 def pool_last_block(tower: Any) -> None:
@@ -27,22 +28,12 @@ def pool_last_block(tower: Any) -> None:
 
 
 def _cut(encoder: Any, name: str, forward: Callable[..., Tensor], answer: Callable[[], Tensor]) -> None:
-    blocks, training = getattr(encoder, name), encoder.training
-    last = blocks[-1]
+    blocks = getattr(encoder, name)
+    setattr(encoder, name, blocks[-1:])
     try:
-        last.train(False)
-        setattr(encoder, name, blocks[-1:])
-        with torch.no_grad():
-            wanted = answer()
-            last.forward = types.MethodType(forward, last)
-            same = torch.allclose(answer(), wanted, rtol=1e-4, atol=1e-5)
-    except (AttributeError, TypeError, RuntimeError):  # built otherwise than this file knows
-        same = False
+        replace_method(blocks[-1], "forward", forward, lambda: [answer()])
     finally:
         setattr(encoder, name, blocks)
-        last.train(training)
-    if not same:
-        vars(last).pop("forward", None)
 
 
 def _attended(block: Any, layers: tuple[Any, Any, Any], x_BTW: Tensor, size: int, scale: float, p: float, mask: Any) -> Tensor:

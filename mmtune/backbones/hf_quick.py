@@ -5,7 +5,6 @@ upstream's way on an accelerator, under torch.compile, for long sequences and wh
 """
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtune.backbones.hf_replace import replace_method
 from mmtune.backbones.kernels import Windows, attend, project, quicken_layers, windows
 
 LONGEST = 128  # tokens; with more, torch's attention, which keeps no softmax, is as fast
@@ -25,29 +25,19 @@ def quicken(tower: nn.Module) -> None:
     for module in tower.modules():
         kind = type(module).__name__
         if kind == "ClapAudioEncoder":
-            _replace(module, "reshape_mel2img", _stretched, _spectrograms(module))
+            _put(module, "reshape_mel2img", _stretched, _spectrograms(module))
         elif kind == "ClapAudioLayer":
-            _replace(module, "forward", _window_layer, _grids(module))
+            _put(module, "forward", _window_layer, _grids(module))
         elif kind in ("CLIPAttention", "SiglipAttention", "ClapTextSelfAttention", "BertSelfAttention"):
-            _replace(module, "forward", _attention, _sequences(module))
+            _put(module, "forward", _attention, _sequences(module))
 
 
-def _replace(module: Any, name: str, method: Callable[..., Any], noises: list[tuple[Any, ...]]) -> None:
-    """Put `method` in place of the module's method `name`, if it answers the noises as that does."""
-    training, first = module.training, lambda x: x[0] if isinstance(x, tuple) else x
-    module.eval()
-    try:
-        with torch.no_grad():
-            wanted = [first(getattr(module, name)(*noise)) for noise in noises]
-            setattr(module, name, types.MethodType(method, module))
-            found = [first(getattr(module, name)(*noise)) for noise in noises]
-        same = all(torch.allclose(f, w, rtol=1e-4, atol=1e-5) for f, w in zip(found, wanted, strict=True))
-    except (AttributeError, TypeError, RuntimeError, ValueError):  # built otherwise than this file knows
-        same = False
-    finally:
-        module.train(training)
-    if not same:
-        vars(module).pop(name, None)
+def _put(module: Any, name: str, method: Callable[..., Any], noises: list[tuple[Any, ...]]) -> None:
+    def answers() -> list[Tensor]:
+        found = [getattr(module, name)(*noise) for noise in noises]
+        return [f[0] if isinstance(f, tuple) else f for f in found]
+
+    replace_method(module, name, method, answers)
 
 
 def _noise(*shape: int) -> Tensor:

@@ -80,12 +80,11 @@ class Windows(NamedTuple):
 
 def windows(order_T: Tensor, size: int, batch: int, heads: int) -> Windows:
     """`order`: the T tokens such that those of a window follow each other, `size` at a time."""
-    T, device = len(order_T), order_T.device
-    tokens = (order_T + T * torch.arange(batch, device=device)[:, None]).view(-1, 1, size)
-    unjoin = tokens * heads + torch.arange(heads, device=device)[:, None]  # [N, H, L] of rows [B, T, H]
-    thirds = torch.arange(3, device=device).view(3, 1, 1, 1)
-    split = ((tokens * 3 + thirds) * heads + torch.arange(heads, device=device)[:, None]).flatten()
-    return Windows(size, split, split.argsort(), unjoin.flatten().argsort(), unjoin.flatten())
+    tokens = (order_T + len(order_T) * torch.arange(batch)[:, None]).view(-1, 1, size)
+    head, third = torch.arange(heads)[:, None], torch.arange(3).view(3, 1, 1, 1)
+    unjoin = (tokens * heads + head).flatten()
+    split = ((tokens * 3 + third) * heads + head).flatten()
+    return Windows(size, split, split.argsort(), unjoin.argsort(), unjoin)
 
 
 class _Attend(torch.autograd.Function):

@@ -9,7 +9,6 @@
 
 import argparse
 import contextlib
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +77,9 @@ def _build_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _build(args: argparse.Namespace) -> Result:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    from mmtune.processes import launched
+
+    if launched() > 1:
         raise DataError(
             "`index build` is one process's: share the embedding first, torchrun ... -m mmtune index embed COLLECTION"
         )
