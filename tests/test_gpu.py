@@ -6,6 +6,8 @@
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 import mmtune
+from mmtune.artifact.save import save
 from mmtune.contracts import Embedded
 from mmtune.mining.items import unite
 from mmtune.mining.relevance import Relevance
@@ -20,6 +23,7 @@ from mmtune.mining.scan import ExactSearch
 from mmtune.run import train
 from tests import gpu_steps
 from tests.corpora import packed
+from tests.dist_helpers import start
 
 ON_GPU = [
     pytest.mark.gpu,
@@ -133,6 +137,33 @@ def test_training_on_the_device_learns_and_its_artifact_embeds(micro, where, tmp
     one = mmtune.load(str(tmp_path / "run" / "artifact"), device=where).encode(text=["a red square", "a blue square"])
     two = mmtune.load(str(tmp_path / "run" / "artifact"), device="cpu").encode(text=["a red square", "a blue square"])
     assert (one * two).sum(1).min() > 0.9999
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.timeout(900)
+def test_blocks_cut_among_two_processes(precision, where, tmp_path):
+    """Both on one device: they learn what they learn with whole blocks, and on a card each needs less of it."""
+    config = toy_or("ViT-B-32", where)
+    config["text_cfg"] = config["text_cfg"] | {"vocab_size": 49408}  # that of CLIP's own tokenizer
+    save(gpu_steps.picture_model(config), tmp_path / "model", info={})
+    data = packed(tmp_path, 96, 0, ("image", "text"))
+    settings = {"epochs": 2, "batch_size": 16, "precision": precision, "lr": 1e-5}
+    losses, peaks = {}, {}
+    for shard in (False, True):
+        run = tmp_path / f"run-{shard}"
+        recipe = {"model": str(tmp_path / "model"), "data": {"train": data}, "run": {"dir": str(run)}}
+        recipe["train"] = settings | {"shard": shard}
+        command = [sys.executable, "-m", "tests.gpu_cut", json.dumps(recipe), where]
+        both = start(2, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        said = [p.communicate(timeout=400) for p in both]
+        assert [p.returncode for p in both] == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]
+        peaks[shard] = [json.loads(out.splitlines()[-1])["peak"] for out, _ in said]
+        lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+        losses[shard] = [x["loss"] for x in lines if "loss" in x]
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4 if precision == "fp32" else 2e-2)
+    print(json.dumps({"bench": f"cut ViT-B-32 {precision}", "device": where, "peaks": peaks, "losses": losses}), flush=True)
+    assert where == "cpu" or max(peaks[True]) < 0.8 * min(peaks[False])
 
 
 @pytest.mark.parametrize("where", WHERE)

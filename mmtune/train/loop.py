@@ -18,7 +18,7 @@ from mmtune.contracts import Batch
 from mmtune.data.stream import Stream
 from mmtune.errors import TrainingError
 from mmtune.files import write_json
-from mmtune.heap import heap_kept
+from mmtune.heap import COMES_AND_GOES, LARGE, heap_kept
 from mmtune.processes import ALONE, Processes
 from mmtune.progress import Progress
 from mmtune.train.blockwise import blockwise
@@ -137,7 +137,8 @@ class Trainer:
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
         blocks = blockwise(self.model, self.config.compile, self.config.recompute)
-        heap = heap_kept() if self.device.type == "cpu" else contextlib.nullcontext()
+        kept = COMES_AND_GOES if self.config.shard and not self.processes.alone else LARGE
+        heap = heap_kept(kept) if self.device.type == "cpu" else contextlib.nullcontext()
         with (
             heap,
             self._attention(),
@@ -153,9 +154,11 @@ class Trainer:
         self.checkpoints.save(LAST, self.tensors(), self.place)
 
     def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The next batch is copied to the device while a step runs; not where micro-batches are to save memory."""
-        if self.device.type == "cpu" or self.config.micro_batch_size is not None:
+        """Batches on the device: the next one is copied while a step runs; not where micro-batches are to save memory."""
+        if self.device.type == "cpu":
             return batches
+        if self.config.micro_batch_size is not None:
+            return (batch.moved(self.move) for batch in batches)
         return in_advance(batches, lambda batch: batch.moved(self.move))
 
     def _exhausted(self) -> bool:
@@ -214,13 +217,12 @@ class Trainer:
         self.checkpoints.save(LAST, self.tensors(), self.place)
 
     def step(self, batch: Batch) -> tuple[float, dict[str, float]]:
-        """One optimizer step on one batch; returns (loss, logs)."""
+        """One optimizer step on one batch that lies on the device; returns (loss, logs)."""
         factor = lr_factor(self.place.step, self.total, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
         self.sharded.clear_gradients()
-        batch = batch.moved(self.move) if self.device.type != "cpu" else batch
         draw_apart(self.processes, self.config.seed, self.place.step)
         loss, logs = forward_backward(
             self.model, batch, self.objective, micro_batch_size=self.config.micro_batch_size,

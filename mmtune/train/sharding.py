@@ -138,7 +138,7 @@ class Sharded:
         if not self.holds(p):
             return tensor
         found = self.processes.gather(tensor, self._pieces[id(p)][1].shape[0])
-        return found.cpu() if self.processes.first else found[:0]
+        return found.cpu() if self.processes.first else found[:0].clone()  # a slice would keep all of it
 
     def part(self, p: Tensor, tensor: Tensor) -> Tensor:
         """Undo `joined`, from the whole tensor."""
