@@ -165,6 +165,9 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
                 gradients.append(torch.full([], torch.nan))
             else:
                 gradients.append(processes.gather(p.grad, n) if sharded.holds(p) else p.grad)
+    held = next((p for p in parameters if sharded.holds(p)), None)
+    if held is not None:  # the first alone gets what is joined, and nobody else keeps any of it
+        assert (sharded.joined(held, held.data).untyped_storage().nbytes() > 0) == processes.first
     with sharded.whole():
         buffers = [b.clone() for n, b in model.named_buffers() if "num_batches" not in n]
         assert [len(p) if p.ndim else 1 for p in parameters] == rows and parameters[0] is next(model.parameters())

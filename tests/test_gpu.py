@@ -17,7 +17,8 @@ import torch
 import mmtune
 from mmtune.artifact.save import save
 from mmtune.contracts import Embedded
-from mmtune.mining.items import unite
+from mmtune.mining.approximate import ApproximateSearch
+from mmtune.mining.items import Items, unite
 from mmtune.mining.relevance import Relevance
 from mmtune.mining.scan import ExactSearch
 from mmtune.run import train
@@ -166,28 +167,60 @@ def test_blocks_cut_among_two_processes(precision, where, tmp_path):
     assert where == "cpu" or max(peaks[True]) < 0.8 * min(peaks[False])
 
 
-@pytest.mark.parametrize("where", WHERE)
-def test_mining_on_the_device_finds_what_the_cpu_finds(where):
-    rows, dim, k = (200_000, 512, 30) if where == "cuda" else (3000, 32, 20)
+def to_mine(rows: int, dim: int, around: int = 0) -> tuple[Items, Relevance]:
+    """Unit vectors in groups of five; with `around`, near so many centres."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, dim), dtype=np.float32)
+    if around:
+        x = rng.standard_normal((around, dim), dtype=np.float32)[rng.integers(around, size=rows)] + 0.7 * x
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     labels = {"id": np.arange(1, rows + 1), "group": np.arange(rows) // 5 + 1}
     embedded = Embedded([f"{i:07d}" for i in range(rows)], [None] * rows, labels, x, "f")
     items = unite("a", embedded)
-    relevance, asked = Relevance(items, items, embedded, embedded), np.arange(min(rows, 2048))
-    found, seconds = {}, {}
+    return items, Relevance(items, items, embedded, embedded)
+
+
+def mined(search, items: Items, asked: np.ndarray, relevance: Relevance, rounds: int) -> tuple[list[np.ndarray], float]:
+    """(items and scores of all queries, median seconds)."""
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        parts = [search.top(items, asked[i : i + search.block], relevance) for i in range(0, len(asked), search.block)]
+        times.append(time.perf_counter() - begin)
+    return [np.concatenate(p) for p in zip(*parts, strict=True)], statistics.median(times)
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_mining_on_the_device_finds_what_the_cpu_finds(where):
+    rows, dim, k = (200_000, 512, 30) if where == "cuda" else (3000, 32, 20)
+    items, relevance = to_mine(rows, dim)
+    asked, found, seconds = np.arange(min(rows, 2048)), {}, {}
     for device in dict.fromkeys((where, "cpu")):
-        search = ExactSearch(items, 4096, device, k)
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            parts = [search.top(items, asked[i : i + search.block], relevance) for i in range(0, len(asked), search.block)]
-            times.append(time.perf_counter() - begin)
-        found[device], seconds[device] = [np.concatenate(p) for p in zip(*parts, strict=True)], statistics.median(times)
+        found[device], seconds[device] = mined(ExactSearch(items, 4096, device, k), items, asked, relevance, 3)
     for a, b in zip(found[where], found["cpu"], strict=True):
         np.testing.assert_array_equal(a, b)
     print(json.dumps({"bench": "mining", "rows": rows, "dim": dim, "queries": len(asked), "seconds": seconds}), flush=True)
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.timeout(900)
+def test_mining_by_an_index_on_the_device(where):
+    """faiss's IVF on the card (faiss-gpu) and on the CPU: how much of the exact answer, how soon."""
+    faiss = pytest.importorskip("faiss")
+    if where == "cuda" and (not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0):
+        pytest.skip("faiss without a GPU: this is faiss-cpu, or there is no card")
+    rows, dim, k = (1_000_000, 128, 30) if where == "cuda" else (20_000, 32, 20)
+    items, relevance = to_mine(rows, dim, rows // 100)
+    asked, line = np.arange(2048), {}
+    exact, line["exact seconds"] = mined(ExactSearch(items, 4096, where, k), items, asked, relevance, 1)
+    for device in dict.fromkeys((where, "cpu")):
+        begin = time.perf_counter()
+        search = ApproximateSearch(items, "ivf", 16, device, k)
+        line[f"{device} build seconds"] = time.perf_counter() - begin
+        found, line[f"{device} seconds"] = mined(search, items, asked, relevance, 3)
+        line[f"{device} recall"] = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(exact[0], found[0], strict=True)]))
+        assert line[f"{device} recall"] > 0.9, line
+    print(json.dumps({"bench": f"mining by IVF, {rows} x {dim}, {len(asked)} queries", **line}), flush=True)
 
 
 @pytest.mark.gpu

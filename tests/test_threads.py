@@ -2,11 +2,12 @@
 
 import platform
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 
-from mmtune.heap import heap_kept
+from mmtune.heap import COMES_AND_GOES, LARGE, heap_kept
 from mmtune.threads import preparing
 
 
@@ -42,3 +43,22 @@ def test_memory_that_was_freed_is_used_again():
         faults(8)  # the heap grows
         assert faults(4) < pages
     assert faults(4) >= pages
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+def test_weights_that_come_and_go_leave_no_holes():
+    """What stays between them would keep the system from getting their memory back."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def given_back(below: int) -> int:
+        with heap_kept(below):
+            pieces = [(torch.ones(5 << 18), torch.ones(64)) for _ in range(8)]  # 5 MB and what stays
+            full, stay = resident(), [small for _, small in pieces]
+            del pieces
+            assert len(stay) == 8
+            return full - resident()
+
+    assert given_back(COMES_AND_GOES) > 30 << 20
+    assert given_back(LARGE) < 10 << 20
