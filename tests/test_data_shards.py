@@ -408,3 +408,15 @@ def test_ten_thousand_rows_open_in_a_second(tmp_path: Path) -> None:
     started = time.monotonic()
     data = open_data(str(tmp_path))
     assert len(data) == 10_000 and time.monotonic() - started < 1
+
+
+def test_files_are_closed_at_the_interpreters_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When modules may have lost their names already."""
+    data = open_data(str(shard(tmp_path / "s.tar", 0, 3)))
+    data.read(0, "image")
+    (fd,) = data._files.open.values()
+    monkeypatch.setattr("mmtune.data.shards.os", None)
+    data._files.__del__()
+    data._files.open.clear()
+    with pytest.raises(OSError):
+        os.fstat(fd)

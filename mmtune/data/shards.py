@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,10 +60,10 @@ class _Files:
     def __getstate__(self) -> dict[str, Any]:
         return {"paths": self.paths, "open": {}}
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end `os` may be gone already
         for fd in self.open.values():
-            try:  # not contextlib: at the interpreter's end it may be gone already
-                os.close(fd)
+            try:  # and contextlib
+                close(fd)
             except OSError:
                 pass
 
