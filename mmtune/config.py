@@ -208,7 +208,8 @@ def parse(document: Any, where: str = "recipe") -> Recipe:
     except ValidationError as e:
         problem = _deepest(e.errors())
         key = ".".join(str(p) for p in problem["loc"] if not _is_type(str(p)))
-        what = "is missing" if problem["type"] == "missing" else problem["msg"]
+        absent = f"is missing: give it in the recipe, or as {key}=VALUE after it"
+        what = absent if problem["type"] == "missing" else problem["msg"]
         given = "" if problem["type"] == "missing" or isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
         raise RecipeError(f"{where}: {key}: {what}{given}") from None
 

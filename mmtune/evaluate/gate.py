@@ -51,6 +51,8 @@ def read_gate(path: str | Path) -> dict[str, Any] | None:
 
     try:
         found = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file with a gate") from None
     except yaml.YAMLError as e:
         raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
     if isinstance(found, dict) and ("gate" in found or "model" in found):
