@@ -12,29 +12,31 @@ if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "mmtune.artifact",
-    "pack": "mmtune.data.pack",
-    "open_data": "mmtune.data.shards",
-    "compare": "mmtune.evaluate",
-    "mine": "mmtune.mining.verb",
-    "soup": "mmtune.train.soup",
-    "doctor": "mmtune.evaluate.doctor",
-    "advise": "mmtune.evaluate.advise",
-    "Collection": "mmtune.lifecycle.collection",
+    "load": "mmtune.model.artifact.load",
+    "pack": "mmtune.data.pack.pack",
+    "open_data": "mmtune.data.shards.dataset",
+    "train": "mmtune.run",
+    "embed": "mmtune.embedding.embed",
+    "evaluate": "mmtune.evaluation.evaluate_model",
+    "compare": "mmtune.evaluation.evaluate_model",
+    "report": "mmtune.reporting.report",
+    "bench": "mmtune.benchmark.throughput",
+    "mine": "mmtune.mining.mine_model",
+    "soup": "mmtune.training.regularise.soup",
+    "doctor": "mmtune.quality.doctor",
+    "advise": "mmtune.quality.advise",
+    "Collection": "mmtune.index.collection",
 }
-_VERBS = ("train", "embed", "evaluate", "report", "bench")  # modules that can be called, see mmtune.callable
-__all__ = [*_LAZY, *_VERBS]
+__all__ = [*_LAZY]
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name in _VERBS:
-        return importlib.import_module(f"mmtune.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'mmtune' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY, *_VERBS])
+    return sorted([*globals(), *_LAZY])

@@ -9,36 +9,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune import artifact, modalities
-from mmtune.config import Interpolate, Recipe, dump, load_recipe, parse, parse_size
+from mmtune import modalities
+from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embedded, Pair, direction
-from mmtune.data.batches import plan
-from mmtune.data.mix import Mix
-from mmtune.data.mixing import augmentation
-from mmtune.data.shards import Data, open_data
-from mmtune.data.stream import Stream
-from mmtune.embed import embed_data
+from mmtune.data.loader.batch_plan import plan
+from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.mixup import augmentation
+from mmtune.data.shards.dataset import Data, open_data
+from mmtune.data.shards.weighted_concat import Mix
+from mmtune.embedding.embed import embed_data
 from mmtune.errors import RecipeError, TrainingError
-from mmtune.evaluate import evaluate, evaluate_vectors
-from mmtune.evaluate.gate import Gate
-from mmtune.evaluate.overlap import trained_rows
-from mmtune.evaluate.seen import seen_pairs
-from mmtune.files import write_json, write_text
+from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.evaluate_model import evaluate
+from mmtune.evaluation.leakage import trained_rows
+from mmtune.evaluation.trained_pairs import seen_pairs
+from mmtune.mining.mine_model import find_verifier
 from mmtune.mining.rounds import Rounds
-from mmtune.mining.verb import find_verifier
-from mmtune.processes import ALONE, Processes, join, restarted
-from mmtune.prompts import for_training, parse_prompts
-from mmtune.train.demands import check_demands
-from mmtune.train.loop import Trainer, precision
-from mmtune.train.objectives import Objective, build_objective
-from mmtune.train.stages import head_stage
-from mmtune.train.teach import build_teachers
-from mmtune.train.tune import LOW_RANK, Tuned, parse_tune, tune
-from mmtune.train.tune_adapters import describe_adapters, save_adapters
-from mmtune.train.wise import interpolate
+from mmtune.model import artifact
+from mmtune.model.prompts import for_training, parse_prompts
+from mmtune.recipe.recipe import Interpolate, Recipe, dump, load_recipe, parse, parse_size
+from mmtune.runtime.distributed import ALONE, Processes, join, restarted
+from mmtune.runtime.files import write_json, write_text
+from mmtune.training.loop import Trainer, precision
+from mmtune.training.objective import Objective, build_objective
+from mmtune.training.preflight import check_demands
+from mmtune.training.regularise.wise_ft import interpolate
+from mmtune.training.teacher_cache import build_teachers
+from mmtune.training.tuning.adapter_files import describe_adapters, save_adapters
+from mmtune.training.tuning.lp_ft import head_stage
+from mmtune.training.tuning.tune import LOW_RANK, Tuned, parse_tune, tune
 
 if TYPE_CHECKING:
-    from mmtune.model import Model
+    from mmtune.model.dual_encoder import Model
 
 Embed = Callable[..., dict[str, Embedded]]
 """How validation embeds: `embed_data`, or from kept features."""
@@ -95,21 +97,34 @@ def _train(
     heads = _heads_first(recipe, model, trained, resume, quiet, processes)
     tuned = tune(model, recipe.tune, trained, list(recipe.augment), recipe.train.seed, between is not None, heads)
     stream = Stream(
-        data, {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
-        augment, seed=recipe.train.seed, workers=recipe.data.workers,
-        cache_bytes=parse_size(recipe.data.cache, "data.cache"), columns=objective.columns,
-        processes=processes, in_step=recipe.train.shard,
-    )  # fmt: skip
+        data,
+        {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
+        augment,
+        seed=recipe.train.seed,
+        workers=recipe.data.workers,
+        cache_bytes=parse_size(recipe.data.cache, "data.cache"),
+        columns=objective.columns,
+        processes=processes,
+        in_step=recipe.train.shard,
+    )
     embed = _prepare(tuned, stream, [val, general], quiet)
     validate = _validators(val, general, pairs, recipe.train.metric, embed, processes)
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
     check_demands(objective, data, stream.columns, batches(0))
     rounds = _rounds(recipe, model, data, batches, pairs, base_mark, quiet, processes) if recipe.mining else None
     trainer = Trainer(
-        model, objective, stream, rounds.plan if rounds else batches, recipe.train, directory, tuned=tuned, quiet=quiet,
-        validate=rounds.watch(validate) if rounds and validate else validate, extra=rounds.extra if rounds else None,
+        model,
+        objective,
+        stream,
+        rounds.plan if rounds else batches,
+        recipe.train,
+        directory,
+        tuned=tuned,
+        quiet=quiet,
+        validate=rounds.watch(validate) if rounds and validate else validate,
+        extra=rounds.extra if rounds else None,
         processes=processes,
-    )  # fmt: skip
+    )
     if resume:
         trainer.resume()
     trainer.fit()
@@ -196,10 +211,20 @@ def _rounds(
     assert recipe.mining is not None
     verifier = find_verifier(recipe.mining.verifier)
     return Rounds(
-        model, data, batches, recipe.mining, Path(recipe.run.dir) / "mining", pairs=pairs, epochs=recipe.train.epochs,
-        batch_size=recipe.train.batch_size, seed=recipe.train.seed, verifier=verifier, quiet=quiet, processes=processes,
+        model,
+        data,
+        batches,
+        recipe.mining,
+        Path(recipe.run.dir) / "mining",
+        pairs=pairs,
+        epochs=recipe.train.epochs,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        verifier=verifier,
+        quiet=quiet,
+        processes=processes,
         base=base,
-    )  # fmt: skip
+    )
 
 
 def _recipe(recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str]) -> Recipe:

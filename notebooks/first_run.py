@@ -36,7 +36,7 @@ from mmtune.demo.catalog import write_catalog
 from mmtune.demo.machines import write_machines
 from mmtune.demo.pages import sheet
 from mmtune.demo.searches import searches
-from mmtune.modalities.draw import spectrogram_picture
+from mmtune.modalities.spectrogram import spectrogram_picture
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar of another library that wants widgets
 out = Path(tempfile.mkdtemp(prefix="mmtune-"))

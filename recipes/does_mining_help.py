@@ -17,11 +17,11 @@ import numpy as np
 
 import mmtune
 from mmtune.contracts import Embedded, direction
-from mmtune.data.shards import open_data
-from mmtune.embed import embed_data
-from mmtune.evaluate import evaluate_vectors
-from mmtune.evaluate.items import unite
-from mmtune.evaluate.relevance import relevant
+from mmtune.data.shards.dataset import open_data
+from mmtune.embedding.embed import embed_data
+from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.relevance.items import unite
+from mmtune.relevance.relevant import relevant
 
 NAIVE = {"groups": False, "trust_groups": False, "relative_margin": None, "near_duplicates": False, "hub_cap": None}
 ARMS = {"none": None, "naive": {"guards": NAIVE}, "guarded": {}}

@@ -15,16 +15,16 @@ import pytest
 import torch
 
 import mmtune
-from mmtune.artifact.save import save
 from mmtune.contracts import Embedded
-from mmtune.mining.approximate import ApproximateSearch
-from mmtune.mining.items import Items, unite
-from mmtune.mining.relevance import Relevance
-from mmtune.mining.scan import ExactSearch
+from mmtune.model.artifact.save import save
+from mmtune.relevance.known_positives import Relevance
+from mmtune.relevance.mining_items import Items, unite
 from mmtune.run import train
-from tests import gpu_steps
-from tests.corpora import packed
-from tests.dist_helpers import start
+from mmtune.search.approximate import ApproximateSearch
+from mmtune.search.blocked import ExactSearch
+from tests.support import gpu_steps
+from tests.support.corpora import packed
+from tests.support.dist_helpers import start
 
 ON_GPU = [
     pytest.mark.gpu,
@@ -94,7 +94,7 @@ def test_a_step_of_sounds(where, tmp_path):
 @pytest.mark.parametrize("where", WHERE)
 def test_embedding_is_the_bare_forward(where):
     """Pictures that are decoded already through `encode.vectors`, beside the tower alone on tensors that lie on the device."""
-    from mmtune.encode import vectors
+    from mmtune.model.encode import vectors
 
     config, device = toy_or("ViT-B-32", where), torch.device(where)
     n, size = (16_384, 1024) if where == "cuda" else (16, 8)
@@ -155,7 +155,7 @@ def test_blocks_cut_among_two_processes(precision, where, tmp_path):
         run = tmp_path / f"run-{shard}"
         recipe = {"model": str(tmp_path / "model"), "data": {"train": data}, "run": {"dir": str(run)}}
         recipe["train"] = settings | {"shard": shard}
-        command = [sys.executable, "-m", "tests.gpu_cut", json.dumps(recipe), where]
+        command = [sys.executable, "-m", "tests.support.gpu_cut", json.dumps(recipe), where]
         both = start(2, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         said = [p.communicate(timeout=400) for p in both]
         assert [p.returncode for p in both] == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Part, Scale, Tower, read_files
-from mmtune.backbones.hf_pooled import pool_last_block
+from mmtune.backbones.cpu_fast.hf_fast import quicken
+from mmtune.backbones.cpu_fast.pooled_block import pool_last_block
 from mmtune.backbones.hf_preprocess import ClapPreprocess, ImagePreprocess, TokenPreprocess
-from mmtune.backbones.hf_quick import quicken
 from mmtune.errors import ModelError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

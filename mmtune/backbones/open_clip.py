@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Part, Scale, Tower, read_files
-from mmtune.backbones.kernels import quicken_layers
+from mmtune.backbones.cpu_fast.kernels import quicken_layers
 from mmtune.errors import ModelError
 
 CONFIG = "open_clip_config.json"

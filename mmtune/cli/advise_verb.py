@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.evaluate.advise import advise
+    from mmtune.quality.advise import advise
 
     if args.corpus_size < 1:
         raise RecipeError(f"--corpus-size {args.corpus_size}: at least 1 item")

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.bench import bench
+    from mmtune.benchmark.throughput import bench
 
     speed = bench(args.recipe, args.overrides, steps=args.steps, quiet=args.quiet)
     return Result(speed.to_dict(), str(speed))

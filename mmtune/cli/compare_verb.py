@@ -10,8 +10,8 @@ from typing import Any
 
 from mmtune.cli.dispatch import Result
 from mmtune.cli.eval_verb import cutoffs
+from mmtune.comparison.gate import read_gate
 from mmtune.errors import RecipeError
-from mmtune.evaluate.gate import read_gate
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def gate_of(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.evaluate import compare
+    from mmtune.evaluation.evaluate_model import compare
 
     found = compare(
         args.base,

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.evaluate.doctor import doctor
+    from mmtune.quality.doctor import doctor
 
     found = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=False)
     return Result(found.to_dict(), str(found), found.status)

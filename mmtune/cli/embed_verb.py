@@ -33,13 +33,13 @@ def engine(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.embed import embed
-    from mmtune.processes import hush_others
+    from mmtune.embedding.embed import embed
+    from mmtune.runtime.distributed import hush_others
 
     hush_others()
     common, more = (args.only, args.batch_size), {"dim": args.dim, "role": args.role}
     if args.engine == "ray":
-        from mmtune.embed_ray import on_ray
+        from mmtune.embedding.ray_workers import on_ray
 
         on_ray(embed, (args.model, args.data, str(Path(args.out).absolute()), *common, True), args.workers, **more)
     meta = embed(args.model, args.data, args.out, *common, args.quiet, **more)

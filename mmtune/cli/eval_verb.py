@@ -42,20 +42,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.evaluate.verbs import evaluate
-    from mmtune.files import write_json
-    from mmtune.processes import hush_others, join
+    from mmtune.evaluation.evaluate_model import evaluate
+    from mmtune.runtime.distributed import hush_others, join
+    from mmtune.runtime.files import write_json
 
     hush_others()
     ks = cutoffs(args.k)
     with join() as processes:
         result = evaluate(
-            args.model, args.data, modalities=args.only, ks=ks, qrels=args.qrels, slices=args.slice,
-            within=not args.no_within, trec=args.trec, batch_size=args.batch_size, dim=args.dim,
-            quiet=args.quiet or not processes.first, processes=processes,
-            views=args.views, task=args.task, label=args.label, names=args.names, prompts=args.prompt,
-            train=args.train, neighbours=args.neighbours, apart=args.apart, normal=args.normal, by=args.by,
-        )  # fmt: skip
+            args.model,
+            args.data,
+            modalities=args.only,
+            ks=ks,
+            qrels=args.qrels,
+            slices=args.slice,
+            within=not args.no_within,
+            trec=args.trec,
+            batch_size=args.batch_size,
+            dim=args.dim,
+            quiet=args.quiet or not processes.first,
+            processes=processes,
+            views=args.views,
+            task=args.task,
+            label=args.label,
+            names=args.names,
+            prompts=args.prompt,
+            train=args.train,
+            neighbours=args.neighbours,
+            apart=args.apart,
+            normal=args.normal,
+            by=args.by,
+        )
     document = result.to_dict()
     if args.out and processes.first:
         write_json(Path(args.out), document)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmtune import modalities
-from mmtune.cli import index_say as say
+from mmtune.cli import index_output as say
 from mmtune.cli.dispatch import Result
 from mmtune.errors import DataError
 
 if TYPE_CHECKING:
-    from mmtune.lifecycle.collection import Collection
+    from mmtune.index.collection import Collection
 
 Do = Callable[[argparse.Namespace], Result]
 
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _open(args: argparse.Namespace, create: bool = False) -> "Collection":
-    from mmtune.lifecycle.collection import Collection
+    from mmtune.index.collection import Collection
 
     return Collection(args.collection, create=create)
 
 
 def _data(spec: str | None) -> Any:
-    from mmtune.data.shards import open_data
+    from mmtune.data.shards.dataset import open_data
 
     return None if spec is None else open_data(spec)
 
@@ -77,7 +77,7 @@ def _build_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _build(args: argparse.Namespace) -> Result:
-    from mmtune.processes import launched
+    from mmtune.runtime.distributed import launched
 
     if launched() > 1:
         raise DataError(
@@ -85,9 +85,19 @@ def _build(args: argparse.Namespace) -> Result:
         )
     with _open(args, create=True) as coll:
         done = coll.build(
-            args.model, _data(args.data), store=args.store, url=args.url, index=args.index, modalities=args.only, dim=args.dim,
-            short=args.short, memory_mb=args.memory_mb, prune=args.prune, batch_size=args.batch_size, quiet=args.quiet,
-        )  # fmt: skip
+            args.model,
+            _data(args.data),
+            store=args.store,
+            url=args.url,
+            index=args.index,
+            modalities=args.only,
+            dim=args.dim,
+            short=args.short,
+            memory_mb=args.memory_mb,
+            prune=args.prune,
+            batch_size=args.batch_size,
+            quiet=args.quiet,
+        )
     return Result(done, say.built(done))
 
 
@@ -103,13 +113,13 @@ def _embed_arguments(p: argparse.ArgumentParser) -> None:
 def _embed(args: argparse.Namespace) -> Result:
     from pathlib import Path
 
-    from mmtune.lifecycle.apart import embed_apart
-    from mmtune.processes import hush_others
+    from mmtune.index.shared_embedding import embed_apart
+    from mmtune.runtime.distributed import hush_others
 
     hush_others()
     given = str(Path(args.collection).absolute()), args.model, args.data, args.only, args.batch_size
     if args.engine == "ray":
-        from mmtune.embed_ray import on_ray
+        from mmtune.embedding.ray_workers import on_ray
 
         on_ray(embed_apart, (*given, True), args.workers, dim=args.dim)
     done = embed_apart(*given, args.quiet, dim=args.dim)
@@ -125,13 +135,20 @@ def _plan_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Result:
-    from mmtune.lifecycle.plan import plan
+    from mmtune.index.release.cost import plan
 
     with _open(args) if args.collection else contextlib.nullcontext() as coll:
         document = plan(
-            args.model, _data(args.data), args.items, args.price_per_hour, coll=coll,
-            modalities=args.only, dim=args.dim, sample=args.sample, batch_size=args.batch_size,
-        )  # fmt: skip
+            args.model,
+            _data(args.data),
+            args.items,
+            args.price_per_hour,
+            coll=coll,
+            modalities=args.only,
+            dim=args.dim,
+            sample=args.sample,
+            batch_size=args.batch_size,
+        )
     return Result(document, say.plan(document))
 
 
@@ -204,9 +221,14 @@ def _query(args: argparse.Namespace) -> Any:
 def _search(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         answer = coll.search(
-            k=args.k, where=args.filter, version=args.version, target=args.target, hybrid=args.hybrid, per=args.per,
+            k=args.k,
+            where=args.filter,
+            version=args.version,
+            target=args.target,
+            hybrid=args.hybrid,
+            per=args.per,
             **_query(args),
-        )  # fmt: skip
+        )
     document: dict[str, Any] = {"version": answer.version, "fingerprint": answer.fingerprint, "results": answer.results}
     document |= {"seconds": answer.seconds, "query": answer.query}
     return Result(document, say.answer(answer))
@@ -256,9 +278,17 @@ def _promote(args: argparse.Namespace) -> Result:
 
     with _open(args) as coll:
         done = coll.promote(
-            args.version, gate=gate_of(args), queries=_data(args.queries), force=args.force, why=args.why, qrels=args.qrels,
-            general=_data(args.general), slices=args.slice, min_recall=args.min_recall, max_slowdown=args.max_slowdown,
-        )  # fmt: skip
+            args.version,
+            gate=gate_of(args),
+            queries=_data(args.queries),
+            force=args.force,
+            why=args.why,
+            qrels=args.qrels,
+            general=_data(args.general),
+            slices=args.slice,
+            min_recall=args.min_recall,
+            max_slowdown=args.max_slowdown,
+        )
     return Result(done, say.promoted(done), 0 if done["promoted"] else 1)
 
 

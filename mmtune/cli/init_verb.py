@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune import modalities
-    from mmtune.files import write_text
+    from mmtune.runtime.files import write_text
 
     path = Path(args.dir) / "recipe.yaml"
     if path.exists() and not args.force:

@@ -39,16 +39,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.mining.page import summary
-    from mmtune.mining.verb import mine, parse_options
-    from mmtune.processes import hush_others
+    from mmtune.mining.audit_page import summary
+    from mmtune.mining.mine_model import mine, parse_options
+    from mmtune.runtime.distributed import hush_others
 
     hush_others()
     options = parse_options(collected(args))
     found = mine(
-        args.model, args.data, args.out, options, verifier=args.verifier, truth=args.truth, batch_size=args.batch_size,
+        args.model,
+        args.data,
+        args.out,
+        options,
+        verifier=args.verifier,
+        truth=args.truth,
+        batch_size=args.batch_size,
         quiet=args.quiet,
-    )  # fmt: skip
+    )
     document = {**found.document, "table": str(found.table), "audit": str(found.audit), "page": str(found.page)}
     head = f"{found.table}  {found.mined} negatives; look at {found.page}"
     return Result({**document, "mined": found.mined}, f"{head}\n{summary(found.document)}", 0 if found.mined else 1)

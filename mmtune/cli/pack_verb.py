@@ -15,7 +15,7 @@ from typing import Any
 
 from mmtune import modalities
 from mmtune.cli.dispatch import Result
-from mmtune.data.pack import Progress, pack
+from mmtune.data.pack.pack import Progress, pack
 
 
 def _options() -> dict[str, Any]:

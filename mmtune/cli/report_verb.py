@@ -30,12 +30,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.evaluate.gate import read_gate
-    from mmtune.report.build import report
+    from mmtune.comparison.gate import read_gate
+    from mmtune.reporting.report import report
 
     done = report(
-        args.target, args.out, base=args.base, candidate=args.candidate, data=args.data,
-        gate=read_gate(args.gate) if args.gate else None, slices=args.slice, general=args.general, qrels=args.qrels,
-        examples=args.examples, batch_size=args.batch_size, quiet=args.quiet,
-    )  # fmt: skip
+        args.target,
+        args.out,
+        base=args.base,
+        candidate=args.candidate,
+        data=args.data,
+        gate=read_gate(args.gate) if args.gate else None,
+        slices=args.slice,
+        general=args.general,
+        qrels=args.qrels,
+        examples=args.examples,
+        batch_size=args.batch_size,
+        quiet=args.quiet,
+    )
     return Result(done, f"{done['out']}  {done['verdict']}, {done['bytes'] / 1e6:.1f} MB")

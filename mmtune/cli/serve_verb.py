@@ -57,16 +57,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.serve.run import run as serve
+    from mmtune.serve.server import run as serve
     from mmtune.serve.settings import Limits, Settings
 
     limits = Limits(
-        max_bytes=args.max_bytes, max_k=args.max_k, max_concurrent=args.max_concurrent,
+        max_bytes=args.max_bytes,
+        max_k=args.max_k,
+        max_concurrent=args.max_concurrent,
         values={name: getattr(args, name) for name in _limits()},
-    )  # fmt: skip
+    )
     settings = Settings(
-        args.host, args.port, args.token, limits, window=args.window / 1000, batch=args.batch, page=not args.no_page,
+        args.host,
+        args.port,
+        args.token,
+        limits,
+        window=args.window / 1000,
+        batch=args.batch,
+        page=not args.no_page,
         grace=args.grace,
-    )  # fmt: skip
+    )
     done = serve(args.collection, settings, args.quiet)
     return Result(done, f"{done['url']}  {done['requests']} requests")

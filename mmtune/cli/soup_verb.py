@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.train.soup import soup
+    from mmtune.training.regularise.soup import soup
 
     done = soup(args.models, args.data, args.out, how=args.how, metric=args.metric, batch_size=args.batch_size)
     lines = [f"{'+' if s['taken'] else '-'} {s['model']}: {args.metric} {s['alone']:.4f} alone" for s in done["steps"]]

@@ -21,9 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.processes import hush_others
     from mmtune.run import train
-    from mmtune.train.loop import Stopped
+    from mmtune.runtime.distributed import hush_others
+    from mmtune.training.loop import Stopped
 
     hush_others()
     try:

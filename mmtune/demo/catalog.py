@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mmtune.demo.products import COLORS, KINDS, Color, Pose, draw
-from mmtune.demo.source import Source, rng_of
+from mmtune.demo.source_folder import Source, rng_of
 from mmtune.errors import DataError
 
 TEXTS = ("{color} {kind} with {detail}", "{kind} in {color}, {detail}", "{detail} on a {color} {kind}")
@@ -65,8 +65,20 @@ def write_catalog(
                 # counted through the photos of a SKU, so that every way of saying it occurs in both splits
                 text, coarse = TEXTS[n % len(TEXTS)].format(**words), COARSE[n % len(COARSE)].format(**words)
                 image = source.file(f"photos/{split}/{name}.jpg", photo)
-                source.add(split, {"id": name, "image": image, "text": text, "coarse": coarse, "group": group,
-                                   "category": kind, "color": color, "detail": detail, "pose": f"pose-{pose}"})  # fmt: skip
+                source.add(
+                    split,
+                    {
+                        "id": name,
+                        "image": image,
+                        "text": text,
+                        "coarse": coarse,
+                        "group": group,
+                        "category": kind,
+                        "color": color,
+                        "detail": detail,
+                        "pose": f"pose-{pose}",
+                    },
+                )
             first += count
     _base(source, seed, base_per_kind, size)
     return source.close()

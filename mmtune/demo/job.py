@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtune import files
 from mmtune.errors import DataError
+from mmtune.runtime import files
 
 CORPORA = {"catalog": "image", "machines": "audio"}
 PAIRS = [["text", m] for m in CORPORA.values()]
@@ -91,9 +91,14 @@ def demo(out: str | Path = "runs/demo", *, seed: int = 0, sizes: Sizes | None = 
     told = {"before": before, "after": after, "shop": shop}
     page = stages("pages", "search before and after", lambda: _show(out, seed, sizes, base, artifact, told))
     return {
-        "seconds": round(stages.seconds, 3), **told, "out": str(out), "seed": seed,
-        "page": str(out / page), "base": base, "artifact": artifact,
-    }  # fmt: skip
+        "seconds": round(stages.seconds, 3),
+        **told,
+        "out": str(out),
+        "seed": seed,
+        "page": str(out / page),
+        "base": base,
+        "artifact": artifact,
+    }
 
 
 def _say(line: str) -> None:
@@ -118,22 +123,31 @@ def _draw_catalog(out: Path, seed: int, sizes: Sizes) -> None:
     from mmtune.demo.catalog import write_catalog
 
     write_catalog(
-        out / "source" / "catalog", seed=seed, skus=sizes.skus, train_per_sku=sizes.train_per_sku,
-        val_per_sku=sizes.val_per_sku, base_per_kind=sizes.base_per_kind,
-    )  # fmt: skip
+        out / "source" / "catalog",
+        seed=seed,
+        skus=sizes.skus,
+        train_per_sku=sizes.train_per_sku,
+        val_per_sku=sizes.val_per_sku,
+        base_per_kind=sizes.base_per_kind,
+    )
 
 
 def _play_machines(out: Path, seed: int, sizes: Sizes) -> None:
     from mmtune.demo.machines import write_machines
 
     write_machines(
-        out / "source" / "machines", seed=seed, machines=sizes.machines, train_recordings=sizes.train_recordings,
-        val_recordings=sizes.val_recordings, clips=sizes.clips, base_recordings=sizes.base_recordings,
-    )  # fmt: skip
+        out / "source" / "machines",
+        seed=seed,
+        machines=sizes.machines,
+        train_recordings=sizes.train_recordings,
+        val_recordings=sizes.val_recordings,
+        clips=sizes.clips,
+        base_recordings=sizes.base_recordings,
+    )
 
 
 def _pack(out: Path) -> dict[str, int]:
-    from mmtune.data.pack import pack
+    from mmtune.data.pack.pack import pack
 
     counts = {}
     for corpus in CORPORA:
@@ -165,8 +179,8 @@ def _train(out: Path, seed: int, sizes: Sizes, *, tuned: bool, quiet: bool) -> s
 
 def evaluate(model: str, out: Path) -> dict[str, dict[str, float]]:
     """Direction -> {metric: value} over both validation sets at once."""
-    from mmtune.data.shards import open_data
-    from mmtune.evaluate import evaluate as measure
+    from mmtune.data.shards.dataset import open_data
+    from mmtune.evaluation.evaluate_model import evaluate as measure
 
     result = measure(model, open_data([str(out / "data" / c / "val") for c in CORPORA]))
     return {name: d.metrics for name, d in result.directions.items()}
@@ -183,8 +197,12 @@ def _show(out: Path, seed: int, sizes: Sizes, base: str, artifact: str, told: Ma
     from mmtune.demo.searches import looked_up, searches
 
     found = searches({c: str(out / "data" / c / "val") for c in CORPORA}, base, artifact, sizes.searches)
-    facts = {"seed": seed, "products": sizes.skus, "machines": sizes.machines,
-             "queries": "spread over the validation set by a fixed rule, not chosen by their answers"}  # fmt: skip
+    facts = {
+        "seed": seed,
+        "products": sizes.skus,
+        "machines": sizes.machines,
+        "queries": "spread over the validation set by a fixed rule, not chosen by their answers",
+    }
     before, after = ({d: {m: v[m] for m in METRICS} for d, v in told[k].items()} for k in ("before", "after"))
     shop = {**told["shop"], "searches": looked_up(str(out / "data" / "catalog" / "val"), told["shop"]["answers"])}
     return str(write_pages(out, found, before, after, facts, shop)[0].relative_to(out))

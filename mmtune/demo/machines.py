@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmtune.demo.sounds import FAULTS, MACHINES, SEVERITIES, machine_sound, wording
-from mmtune.demo.source import Source, rng_of
+from mmtune.demo.source_folder import Source, rng_of
 from mmtune.errors import DataError
 
 TEXTS = ("{machine} with {condition}", "{condition} in a {machine}", "sound of a {machine}, {condition}")
@@ -59,9 +59,20 @@ def write_machines(
                     n = r * clips + k
                     text, coarse = TEXTS[n % len(TEXTS)].format(**words), COARSE[n % len(COARSE)].format(**words)
                     audio = source.file(f"clips/{split}/{name}.flac", flac(clip, rate))
-                    source.add(split, {"id": name, "audio": audio, "text": text, "coarse": coarse, "group": group,
-                                       "category": machine, "defect": fault or "none", "severity": severity,
-                                       "recording": f"{group}-r{r:02d}"})  # fmt: skip
+                    source.add(
+                        split,
+                        {
+                            "id": name,
+                            "audio": audio,
+                            "text": text,
+                            "coarse": coarse,
+                            "group": group,
+                            "category": machine,
+                            "defect": fault or "none",
+                            "severity": severity,
+                            "recording": f"{group}-r{r:02d}",
+                        },
+                    )
         _base(source, seed, m, machine, base_recordings, clips, seconds, rate)
     return source.close()
 

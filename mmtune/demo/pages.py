@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mmtune import files, modalities
-from mmtune.modalities.draw import spectrogram_picture
+from mmtune import modalities
+from mmtune.modalities.spectrogram import spectrogram_picture
+from mmtune.runtime import files
 
 INK, PAPER, PALE = (34, 36, 42), (250, 249, 246), (128, 128, 132)
 RIGHT, WRONG = (46, 148, 84), (204, 62, 56)
@@ -59,8 +60,15 @@ def tile(item: Shown, width: int, height: int) -> Image.Image:
     return canvas
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], words: str, width: int, size: int, lines: int = 3,
-           color: tuple[int, int, int] = INK) -> None:  # fmt: skip
+def _write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    words: str,
+    width: int,
+    size: int,
+    lines: int = 3,
+    color: tuple[int, int, int] = INK,
+) -> None:
     """Wrapped words; what does not fit ends in an ellipsis."""
     per_line = max(4, int(width / (size * 0.5)))
     wrapped = textwrap.wrap(words, per_line) or [""]
@@ -149,8 +157,14 @@ def write_pages(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
     page = template.render(
-        searches=searches, before=before, after=after, facts=facts, shop=shop, top=top, fragment=fragment,
+        searches=searches,
+        before=before,
+        after=after,
+        facts=facts,
+        shop=shop,
+        top=top,
+        fragment=fragment,
         metrics=list(next(iter(after.values()), {})),
-    )  # fmt: skip
+    )
     files.write_text(out / "index.html", page)
     return [out / "index.html", *paths]

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.artifact import load
 from mmtune.contracts import Embedded
-from mmtune.data.shards import Data, open_data
+from mmtune.data.shards.dataset import Data, open_data
 from mmtune.demo.pages import Search, Shown
-from mmtune.embed import embed_data
-from mmtune.similarity import tie_order, topk
+from mmtune.embedding.embed import embed_data
+from mmtune.model.artifact import load
+from mmtune.search.exact import tie_order, topk
 
 # heading, corpus, what asks, what is found
 KINDS = (

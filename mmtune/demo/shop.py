@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmtune.lifecycle.collection import Collection
+from mmtune.index.collection import Collection
 
 ASKED = 48  # live searches that are repeated on the staged version
 TOP = 5
@@ -23,7 +23,7 @@ def story(place: Path, base: str, tuned: str, data: str, count: int = 3) -> dict
     "said"}], "answers": [{"query": row, "v1": [ids], "v2": [ids]}], "verdict", "reason", "forced", "rollback_ms", "journal",
     "live"}. A gate that refuses is overridden with a reason, as a person could, and that is told.
     """
-    from mmtune.data.shards import open_data
+    from mmtune.data.shards.dataset import open_data
 
     shutil.rmtree(place, ignore_errors=True)
     rows, steps = open_data(data), list[dict[str, str]]()
@@ -57,9 +57,16 @@ def story(place: Path, base: str, tuned: str, data: str, count: int = 3) -> dict
         told(command, "v2 is live again; v1 stays beside it, and takes every upsert and delete, too")
         journal = [{k: x.get(k) for k in ("at", "who", "what", "version", "why")} for x in shop.journal()]
         return {
-            "place": str(place), "steps": steps, "answers": answers, "verdict": gate["verdict"], "reason": gate["reason"],
-            "forced": forced, "rollback_ms": round(back, 1), "journal": journal, "live": shop.live,
-        }  # fmt: skip
+            "place": str(place),
+            "steps": steps,
+            "answers": answers,
+            "verdict": gate["verdict"],
+            "reason": gate["reason"],
+            "forced": forced,
+            "rollback_ms": round(back, 1),
+            "journal": journal,
+            "live": shop.live,
+        }
 
 
 def _side_by_side(shop: Collection, rows: Any, count: int) -> list[dict[str, Any]]:

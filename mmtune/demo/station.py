@@ -14,7 +14,7 @@ from mmtune.demo.catalog import photograph
 from mmtune.demo.machines import flac
 from mmtune.demo.products import Color, Pen, Pose, arc, shade
 from mmtune.demo.sounds import MACHINES, SEVERITIES, machine_sound, wording
-from mmtune.demo.source import Source, rng_of
+from mmtune.demo.source_folder import Source, rng_of
 from mmtune.errors import DataError
 
 LAMPS: dict[str, Color] = {"green": (70, 220, 90), "amber": (255, 190, 40), "red": (245, 50, 50)}
@@ -74,12 +74,24 @@ def write_station(
                 split = "train" if n < train_per_state else "val"
                 rng = rng_of(seed, 7, m, s, n)
                 name = f"{group}-{n:03d}"
-                words = {"machine": machine, "lamp": state.lamp, "gauge": state.gauge,
-                         "condition": wording(state.fault, state.severity)}  # fmt: skip
-                row = {"id": name, "image": f"photos/{split}/{name}.jpg", "audio": f"clips/{split}/{name}.flac",
-                       "text": TEXTS[n % len(TEXTS)].format(**words), "coarse": f"a {machine}", "group": group,
-                       "category": machine, "lamp": state.lamp, "gauge": state.gauge,
-                       "defect": state.fault or "none"}  # fmt: skip
+                words = {
+                    "machine": machine,
+                    "lamp": state.lamp,
+                    "gauge": state.gauge,
+                    "condition": wording(state.fault, state.severity),
+                }
+                row = {
+                    "id": name,
+                    "image": f"photos/{split}/{name}.jpg",
+                    "audio": f"clips/{split}/{name}.flac",
+                    "text": TEXTS[n % len(TEXTS)].format(**words),
+                    "coarse": f"a {machine}",
+                    "group": group,
+                    "category": machine,
+                    "lamp": state.lamp,
+                    "gauge": state.gauge,
+                    "defect": state.fault or "none",
+                }
                 photo = io.BytesIO()
                 photograph(panel(machine, state, rng, size), rng, size).save(photo, "JPEG", quality=90, subsampling=0)
                 source.file(row["image"], photo.getvalue())
@@ -120,8 +132,12 @@ def _fan(pen: Pen, hull: Color, dark: Color) -> None:
 def _gearbox(pen: Pen, hull: Color, dark: Color) -> None:
     pen.shape([(8, 18), (18, 8), (92, 8), (92, 78), (80, 88), (8, 88)], hull, dark)
     for x, y, r, teeth in ((26, 66, 14, 12), (50, 72, 10, 9)):
-        rim = [p for i in range(teeth) for p in arc((x, y), r, r, 360 / teeth * i, 360 / teeth * (i + 0.5), 2)
-               + arc((x, y), r * 0.76, r * 0.76, 360 / teeth * (i + 0.5), 360 / teeth * (i + 1), 2)]  # fmt: skip
+        rim = [
+            p
+            for i in range(teeth)
+            for p in arc((x, y), r, r, 360 / teeth * i, 360 / teeth * (i + 0.5), 2)
+            + arc((x, y), r * 0.76, r * 0.76, 360 / teeth * (i + 0.5), 360 / teeth * (i + 1), 2)
+        ]
         pen.shape(rim, shade(hull, 1.5), dark)
         pen.disc((x, y), r * 0.3, dark)
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from mmtune.losses.contrast import Block, RowLoss, View, masks, own_of, query_weights
-from mmtune.processes import ALONE, Processes
+from mmtune.runtime.distributed import ALONE, Processes
 
 BLOCK_BYTES = 16 << 20  # of one block of logits; a loss makes about eight of that size at once
 TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # a tile's logits stay in a CPU's cache
@@ -37,8 +37,17 @@ class _Rows(torch.autograd.Function):
     """Value and gradients in one sweep: each block's graph lives only inside forward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, c: Tensor, scale: Tensor, bias: Tensor, view: View, loss: RowLoss, processes: Processes,
-                graph: bool) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        c: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        view: View,
+        loss: RowLoss,
+        processes: Processes,
+        graph: bool,
+    ) -> Tensor:
         weight = query_weights(view)
         need = graph and any(ctx.needs_input_grad)
         rows = max(16, BLOCK_BYTES // (4 * max(1, len(c))))
@@ -116,9 +125,17 @@ def tiled_info_nce(
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, sa: Tensor, sb: Tensor, pairs: Any, shares: Any, left_out: Any, processes: Processes,
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        sa: Tensor,
+        sb: Tensor,
+        pairs: Any,
+        shares: Any,
+        left_out: Any,
+        processes: Processes,
         graph: bool,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         (i, j), (ka, kb) = pairs, shares
         parts = torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE)
         cos = torch.cat([(a[i[k]] * b[j[k]]).sum(1) for k in parts])
@@ -158,9 +175,14 @@ class _Sweep:
     """
 
     def __init__(
-        self, a: Tensor, b: Tensor, sa: float, sb: float, left_out: tuple[Tensor, Tensor] | None = None,
+        self,
+        a: Tensor,
+        b: Tensor,
+        sa: float,
+        sb: float,
+        left_out: tuple[Tensor, Tensor] | None = None,
         processes: Processes = ALONE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.a, self.b, self.sa, self.sb, self.processes = a, b, sa, sb, processes
         bound = float(a.norm(dim=1).max() * b.norm(dim=1).max())
         self.shift_a, self.shift_b = (max(0.0, abs(s) * bound - LARGEST) for s in (sa, sb))

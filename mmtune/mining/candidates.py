@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.errors import DataError
-from mmtune.mining.approximate import ApproximateSearch
-from mmtune.mining.config import MiningOptions
-from mmtune.mining.items import Items
-from mmtune.mining.lexical import Lexical
-from mmtune.mining.parallel import workers
-from mmtune.mining.relevance import Relevance
-from mmtune.mining.scan import ExactSearch, best, exact_pairs
-from mmtune.mining.siblings import Sibling
-from mmtune.similarity import GRID
+from mmtune.mining.bm25_candidates import Lexical
+from mmtune.mining.metadata_candidates import Sibling
+from mmtune.recipe.mining_options import MiningOptions
+from mmtune.relevance.known_positives import Relevance
+from mmtune.relevance.mining_items import Items
+from mmtune.search.approximate import ApproximateSearch
+from mmtune.search.blocked import ExactSearch, best, exact_pairs
+from mmtune.search.exact import GRID
+from mmtune.search.parallel import workers
 
 if TYPE_CHECKING:
-    from mmtune.data.mix import Mix
-    from mmtune.data.shards import Data
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import Mix
 
 SOURCES = ("nearest", "lexical", "siblings")
 

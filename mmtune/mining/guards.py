@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmtune.mining.candidates import Block
-from mmtune.mining.config import Guards
-from mmtune.mining.items import Ragged
-from mmtune.mining.judgments import contains
-from mmtune.mining.near import Near
+from mmtune.mining.near_duplicates import Near
+from mmtune.recipe.mining_options import Guards
+from mmtune.relevance.judgments import contains
+from mmtune.relevance.mining_items import Ragged
 
 ORDER = ("skip_top", "max_score", "absolute_margin", "relative_margin", "near_duplicate", "verifier", "unverified", "hub")
 """Names in the order in which a drop is attributed; the number of a guard is its place here + 1, 0 means kept."""

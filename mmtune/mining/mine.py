@@ -12,27 +12,27 @@ import pyarrow as pa
 from mmtune import modalities
 from mmtune.contracts import Embedded, Pair, Scorer, direction
 from mmtune.errors import DataError, RecipeError
-from mmtune.files import sha256_file, write_json, write_text
 from mmtune.mining.audit import Audit
+from mmtune.mining.audit_page import page
 from mmtune.mining.candidates import SOURCES, Block, Sources
-from mmtune.mining.config import MiningOptions
+from mmtune.mining.guard_calibration import FALLBACK, Margin, calibrate, measure, precision
 from mmtune.mining.guards import ORDER, Guard, first_reason
-from mmtune.mining.items import Items, id_hashes, unite
-from mmtune.mining.judgments import judge, read_judgments
-from mmtune.mining.labelled import FALLBACK, Margin, calibrate, measure, precision
-from mmtune.mining.near import Near, Signatures, signatures
-from mmtune.mining.page import page
-from mmtune.mining.parallel import ordered
-from mmtune.mining.positives import Positives, positive_scores
-from mmtune.mining.relevance import Relevance
-from mmtune.mining.sampling import Sampler, preference
-from mmtune.mining.table import DROPPED, MINED, TableWriter
-from mmtune.mining.verify import Verifier
-from mmtune.progress import Progress
+from mmtune.mining.near_duplicates import Near, Signatures, signatures
+from mmtune.mining.negatives_table import DROPPED, MINED, TableWriter
+from mmtune.mining.positive_scores import Positives, positive_scores
+from mmtune.mining.selection import Sampler, preference
+from mmtune.mining.verifier import Verifier
+from mmtune.recipe.mining_options import MiningOptions
+from mmtune.relevance.judgments import judge, read_judgments
+from mmtune.relevance.known_positives import Relevance
+from mmtune.relevance.mining_items import Items, id_hashes, unite
+from mmtune.runtime.files import sha256_file, write_json, write_text
+from mmtune.runtime.progress import Progress
+from mmtune.search.parallel import ordered
 
 if TYPE_CHECKING:
-    from mmtune.data.mix import Mix
-    from mmtune.data.shards import Data
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import Mix
 
 RowOf = Callable[[list[str]], np.ndarray]
 
@@ -275,7 +275,7 @@ class _Direction:
 
     def _recall(self) -> float:
         """Share of the exact window that the search found, on some queries; 1 when it is the exact scan itself."""
-        from mmtune.mining.scan import ExactSearch
+        from mmtune.search.blocked import ExactSearch
 
         search = self.sources.search
         if search is None or isinstance(search, ExactSearch):

@@ -13,19 +13,19 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Pair, direction
-from mmtune.embed import embed_data
-from mmtune.files import read_json
-from mmtune.mining.config import MiningOptions
+from mmtune.embedding.embed import embed_data
+from mmtune.mining.confusable_batches import ConfusableBatches
 from mmtune.mining.mine import Mined, directions, mine, settings
-from mmtune.mining.sampler import ConfusableBatches
-from mmtune.mining.table import read_meta
-from mmtune.mining.use import Negatives
-from mmtune.processes import ALONE, Processes
+from mmtune.mining.negatives import Negatives
+from mmtune.mining.negatives_table import read_meta
+from mmtune.recipe.mining_options import MiningOptions
+from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
-    from mmtune.data.mix import Mix
-    from mmtune.data.shards import Data
-    from mmtune.model import Model
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.model.dual_encoder import Model
 
 
 def round_epochs(epochs: float, rounds: int) -> list[int]:
@@ -149,9 +149,15 @@ class Rounds:
         found = None
         if self.processes.first:
             found = mine(
-                embedded, path, self.options, pairs=self.pairs, data=self.data, cache=self.directory, verifier=self.verifier,
+                embedded,
+                path,
+                self.options,
+                pairs=self.pairs,
+                data=self.data,
+                cache=self.directory,
+                verifier=self.verifier,
                 quiet=self.quiet,
-            )  # fmt: skip
+            )
         self.processes.wait()
         return found or self._there(path)
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
-from mmtune.modalities.changes import mask_sound, mix_sounds
-from mmtune.modalities.draw import spectrogram, wave
-from mmtune.modalities.near import NEAR_SOUNDS, sound_key
+from mmtune.modalities.augmentations import mask_sound, mix_sounds
+from mmtune.modalities.perceptual_hash import NEAR_SOUNDS, sound_key
+from mmtune.modalities.spectrogram import spectrogram, wave
 
 MAX_SECONDS = 3600.0
 SERVED_SECONDS, SERVED_RATE = 120.0, 2 * 96_000  # samples a second of all channels: what a header says bounds the memory

@@ -16,8 +16,8 @@ from PIL import ImageOps
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
-from mmtune.modalities.changes import Changes
-from mmtune.modalities.near import NEAR_PICTURES, picture_key
+from mmtune.modalities.augmentations import Changes
+from mmtune.modalities.perceptual_hash import NEAR_PICTURES, picture_key
 
 MAX_PIXELS = 100_000_000
 CARD_SIDE = 160

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
-from mmtune.modalities.near import NEAR_TEXTS, text_key
+from mmtune.modalities.perceptual_hash import NEAR_TEXTS, text_key
 
 MAX_CHARS = 100_000
 CARD_CHARS = 240

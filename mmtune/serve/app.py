@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.errors import MissingExtra, MmtuneError
-from mmtune.lifecycle.versions import Layout
+from mmtune.index.layout import Layout
 from mmtune.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def needs() -> None:
 def make(path: str | Path, settings: Settings | None = None) -> "FastAPI":
     """The application over the collection at `path`; its `state.service` is the Service. DataError when there is no collection.
 
-    Whoever runs it sees to its lifespan: `mmtune.serve.run.run`, or Starlette's TestClient as a context.
+    Whoever runs it sees to its lifespan: `mmtune.serve.server.run`, or Starlette's TestClient as a context.
     """
     layout = Layout(path)  # says at once what is no collection
     needs()
@@ -45,12 +45,12 @@ def make(path: str | Path, settings: Settings | None = None) -> "FastAPI":
 
     from mmtune import __version__
     from mmtune.serve.auth import Guarded
-    from mmtune.serve.metrics import Counted, Metrics
-    from mmtune.serve.refusals import Refusal
+    from mmtune.serve.body_limit import Sized
+    from mmtune.serve.error_responses import Refusal
+    from mmtune.serve.live_versions import Served
+    from mmtune.serve.prometheus import Counted, Metrics
     from mmtune.serve.routes import router
-    from mmtune.serve.served import Served
     from mmtune.serve.service import Service
-    from mmtune.serve.size import Sized
 
     settings, metrics = settings or Settings(), Metrics()
     collection = Served(path)
@@ -71,10 +71,13 @@ def make(path: str | Path, settings: Settings | None = None) -> "FastAPI":
             uploads.cleanup()
 
     app = FastAPI(
-        title=f"mmtune: {layout.manifest['name']}", version=__version__, lifespan=lifespan,
-        docs_url=None, redoc_url=None,  # their scripts come from elsewhere; /openapi.json is the whole of it
+        title=f"mmtune: {layout.manifest['name']}",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,  # their scripts come from elsewhere; /openapi.json is the whole of it
         middleware=[Middleware(Counted, metrics), Middleware(Guarded, settings), Middleware(Sized, settings.limits.max_bytes)],
-    )  # fmt: skip
+    )
     app.state.service = service
 
     @app.exception_handler(Refusal)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mmtune.serve.refusals import Refusal
+from mmtune.serve.error_responses import Refusal
 from mmtune.serve.settings import Settings, is_loopback
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune import modalities
 from mmtune.errors import MmtuneError
-from mmtune.serve.asked import Body, search_of
-from mmtune.serve.cards import STYLE, Cards, heading, refused, said
-from mmtune.serve.refusals import Refusal
+from mmtune.serve.error_responses import Refusal
+from mmtune.serve.request import Body, search_of
+from mmtune.serve.result_cards import STYLE, Cards, heading, refused, said
 from mmtune.serve.uploads import Guard, inside
 
 if TYPE_CHECKING:
@@ -37,10 +37,22 @@ def mount(app: "FastAPI", service: "Service", folder: Path) -> None:
 
     page = Page(service, folder).blocks()
     gr.mount_gradio_app(
-        app, page, PATH, allowed_paths=[], blocked_paths=[], max_file_size=service.settings.limits.max_bytes, ssr_mode=False,
-        show_error=False, footer_links=[], run_history=False, mcp_server=False, pwa=False, enable_monitoring=False, css=STYLE,
+        app,
+        page,
+        PATH,
+        allowed_paths=[],
+        blocked_paths=[],
+        max_file_size=service.settings.limits.max_bytes,
+        ssr_mode=False,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        css=STYLE,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-    )  # fmt: skip
+    )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount) and mounted.path == PATH
     mounted.app = Guard(mounted.app, PATH, folder, service.settings.limits.max_bytes)
@@ -79,8 +91,14 @@ class Page:
             outputs = [x for c in self.columns for x in (c["box"], c["said"], c["found"], *c["rows"])]
             for m, (_, ask, go) in self.asks.items():
                 for event in (go.click, *([ask.submit] if hasattr(ask, "submit") else [])):
-                    event(self._search(m), [ask, k, where, beside], outputs, preprocess=False, api_visibility="private",
-                          concurrency_limit=self.service.settings.limits.max_concurrent)  # fmt: skip
+                    event(
+                        self._search(m),
+                        [ask, k, where, beside],
+                        outputs,
+                        preprocess=False,
+                        api_visibility="private",
+                        concurrency_limit=self.service.settings.limits.max_concurrent,
+                    )
             page.load(self._load, None, [top, beside, *(tab for tab, _, _ in self.asks.values())], api_visibility="private")
         return page
 
@@ -136,8 +154,9 @@ class Page:
             try:
                 fields = {"k": k, "filter": where or None}
                 body = await self.service.thread(self._body, modality, asked, fields)
-                questions = [search_of(Body(body.values, {**body.fields, "version": v}), self.service.settings.limits)
-                             for v in versions]  # fmt: skip
+                questions = [
+                    search_of(Body(body.values, {**body.fields, "version": v}), self.service.settings.limits) for v in versions
+                ]
                 for found in await asyncio.gather(*(self._ask(q) for q in questions), return_exceptions=True):
                     if isinstance(found, Refusal):
                         answers.append(found.message)
@@ -180,10 +199,14 @@ class Page:
             answer = answers[n] if n < len(answers) else None
             hits = answer["results"] if isinstance(answer, dict) else []
             head = refused(answer) if isinstance(answer, str) else said(answer) if answer else ""
-            marks = [
-                {"query": answer["query"], "item": r["id"], "version": answer["version"], "rank": i, "score": r["score"]}
-                for i, r in enumerate(hits, 1)
-            ] if isinstance(answer, dict) else []  # fmt: skip
+            marks = (
+                [
+                    {"query": answer["query"], "item": r["id"], "version": answer["version"], "rank": i, "score": r["score"]}
+                    for i, r in enumerate(hits, 1)
+                ]
+                if isinstance(answer, dict)
+                else []
+            )
             out += [gr.update(visible=answer is not None), head, marks]
             for i in range(self.rows):
                 there = i < len(hits)

@@ -4,8 +4,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from mmtune import modalities
-from mmtune.serve.asked import read_body, read_json, search_of
-from mmtune.serve.described import FEEDBACK, REFUSALS, put_body, search_body
+from mmtune.serve.openapi import FEEDBACK, REFUSALS, put_body, search_body
+from mmtune.serve.request import read_body, read_json, search_of
 from mmtune.serve.service import Service
 
 if TYPE_CHECKING:
@@ -92,9 +92,12 @@ def _about(routes: "APIRouter", service: Service) -> None:
     async def told() -> dict[str, Any]:
         values = {m: {k: limits.values[k] for k in modalities.get(m).served} for m in modalities.names()}
         return {
-            "max_bytes": limits.max_bytes, "max_k": limits.max_k, "max_filter": limits.max_filter,
-            "max_concurrent": limits.max_concurrent, "values": values,
-        }  # fmt: skip
+            "max_bytes": limits.max_bytes,
+            "max_k": limits.max_k,
+            "max_filter": limits.max_filter,
+            "max_concurrent": limits.max_concurrent,
+            "values": values,
+        }
 
     @routes.get("/metrics", summary="Counters for Prometheus")
     async def metrics() -> Response:

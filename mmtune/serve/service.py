@@ -11,25 +11,25 @@ from urllib.parse import quote
 from mmtune import modalities
 from mmtune.contracts import Row
 from mmtune.errors import DataError, MissingExtra, MmtuneError, ModelError, Rejected
-from mmtune.lifecycle.asking import Ask
-from mmtune.lifecycle.filters import encodable, parse
-from mmtune.lifecycle.interleave import rivals, show
-from mmtune.lifecycle.opened import content_of
-from mmtune.lifecycle.stores.rows import ID_BYTES, check_id, plain
-from mmtune.serve.asked import Body, Search, admitted
+from mmtune.index.feedback.interleave import rivals, show
+from mmtune.index.open_version import content_of
+from mmtune.index.query.filters import encodable, parse
+from mmtune.index.query.query import Ask
+from mmtune.index.stores.store_rows import ID_BYTES, check_id, plain
 from mmtune.serve.batcher import Batcher
-from mmtune.serve.budget import Budget
-from mmtune.serve.metrics import Metrics
-from mmtune.serve.refusals import Refusal, invalid, too_many
-from mmtune.serve.served import Served
+from mmtune.serve.error_responses import Refusal, invalid, too_many
+from mmtune.serve.live_versions import Served
+from mmtune.serve.memory_limit import Budget
+from mmtune.serve.prometheus import Metrics
+from mmtune.serve.request import Body, Search, admitted
 from mmtune.serve.settings import Settings
 
 if TYPE_CHECKING:
     import anyio
 
-    from mmtune.lifecycle.contracts import Answer
-    from mmtune.lifecycle.corpus import Item
-    from mmtune.lifecycle.opened import Opened
+    from mmtune.index.catalog import Item
+    from mmtune.index.open_version import Opened
+    from mmtune.index.protocols import Answer
 
 T = TypeVar("T")
 log = logging.getLogger("mmtune.serve")
@@ -334,9 +334,12 @@ def document(answer: "Answer", items: "Mapping[str, Item]") -> dict[str, Any]:
         values = {m: address(r["id"], m) for m in items[r["id"]].contents} if r["id"] in items else {}
         results.append({**r, "values": values})
     return {
-        "version": answer.version, "fingerprint": answer.fingerprint, "query": answer.query, "seconds": answer.seconds,
+        "version": answer.version,
+        "fingerprint": answer.fingerprint,
+        "query": answer.query,
+        "seconds": answer.seconds,
         "results": results,
-    }  # fmt: skip
+    }
 
 
 def without_paths(error: Exception) -> str:

@@ -10,17 +10,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from mmtune.serve.refusals import Refusal
+from mmtune.serve.error_responses import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API = "/gradio_api"
 EXACT = {
-    "", "/", "/config", "/config/", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt",
-    *(API + r for r in ("/theme.css", "/queue/data", "/upload", "/upload_progress", "/startup-events", "/cancel", "/reset",
-                        "/app_id", "/app_id/", "/info", "/info/", "/login_check", "/login_check/", "/user", "/user/")),
-}  # fmt: skip
+    "",
+    "/",
+    "/config",
+    "/config/",
+    "/theme.css",
+    "/manifest.json",
+    "/favicon.ico",
+    "/robots.txt",
+    *(
+        API + r
+        for r in (
+            "/theme.css",
+            "/queue/data",
+            "/upload",
+            "/upload_progress",
+            "/startup-events",
+            "/cancel",
+            "/reset",
+            "/app_id",
+            "/app_id/",
+            "/info",
+            "/info/",
+            "/login_check",
+            "/login_check/",
+            "/user",
+            "/user/",
+        )
+    ),
+}
 BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat/")
 JOIN, FILE = f"{API}/queue/join", f"{API}/file="
 

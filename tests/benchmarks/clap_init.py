@@ -25,8 +25,15 @@ def clap_init(directory: Path) -> Path:
     torch.manual_seed(0)
     ClapModel(ClapConfig(projection_dim=128, text_config=words, audio_config=sound)).save_pretrained(directory)
     extractor = ClapFeatureExtractor(
-        feature_size=64, sampling_rate=12000, hop_length=60, max_length_s=1, fft_window_size=512, frequency_min=0,
-        frequency_max=6000, truncation="rand_trunc", padding="repeatpad",
-    )  # fmt: skip
+        feature_size=64,
+        sampling_rate=12000,
+        hop_length=60,
+        max_length_s=1,
+        fft_window_size=512,
+        frequency_min=0,
+        frequency_max=6000,
+        truncation="rand_trunc",
+        padding="repeatpad",
+    )
     ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(directory)
     return directory

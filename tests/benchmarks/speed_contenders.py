@@ -64,14 +64,22 @@ def mmtune(job: Job) -> None:
     from mmtune.run import train
 
     Clock(job)
-    train({
-        "model": f"hf:{job.init}",
-        "data": {"train": job.shards, "workers": job.workers, "cache": 0},
-        "objective": [{"loss": "info_nce"}],
-        "train": {"epochs": 1, "batch_size": job.batch, "precision": job.precision, "lr": 5e-4,
-                  **({"compile": True} if job.compile else {})},
-        "run": {"dir": job.out},
-    }, quiet=True)  # fmt: skip
+    train(
+        {
+            "model": f"hf:{job.init}",
+            "data": {"train": job.shards, "workers": job.workers, "cache": 0},
+            "objective": [{"loss": "info_nce"}],
+            "train": {
+                "epochs": 1,
+                "batch_size": job.batch,
+                "precision": job.precision,
+                "lr": 5e-4,
+                **({"compile": True} if job.compile else {}),
+            },
+            "run": {"dir": job.out},
+        },
+        quiet=True,
+    )
 
 
 def bare(job: Job) -> None:
@@ -133,10 +141,20 @@ def sentence_transformers(job: Job) -> None:
     model = SentenceTransformer(job.init, device="cpu")
     both = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
     options = SentenceTransformerTrainingArguments(
-        output_dir=job.out, num_train_epochs=1, per_device_train_batch_size=job.batch, learning_rate=5e-4, save_strategy="no",
-        report_to=[], use_cpu=True, bf16=job.precision == "bf16", dataloader_drop_last=True, disable_tqdm=True,
-        logging_strategy="no", dataloader_num_workers=job.workers, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=job.out,
+        num_train_epochs=1,
+        per_device_train_batch_size=job.batch,
+        learning_rate=5e-4,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=job.precision == "bf16",
+        dataloader_drop_last=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        dataloader_num_workers=job.workers,
+        dataloader_pin_memory=False,
+    )
     Clock(job)
     loss = MultipleNegativesRankingLoss(model, **both)
     SentenceTransformerTrainer(model=model, args=options, train_dataset=data, loss=loss).train()
@@ -166,11 +184,23 @@ def open_clip(job: Job) -> None:
     names = f"{job.shards}/shard-{{{0:06d}..{len(shards) - 1:06d}}}.tar"
     Clock(job)
     options = {
-        "model": name, "train-data": names, "dataset-type": "webdataset", "train-num-samples": PLANNED * job.batch,
-        "batch-size": job.batch, "workers": job.workers, "epochs": 1, "lr": 5e-4, "wd": 0.05, "warmup": 1, "grad-clip-norm": 1,
-        "precision": "fp32" if job.precision == "fp32" else "amp_bf16", "device": "cpu", "logs": job.out,
-        "save-frequency": 0, "log-every-n-steps": 1000,
-    }  # fmt: skip
+        "model": name,
+        "train-data": names,
+        "dataset-type": "webdataset",
+        "train-num-samples": PLANNED * job.batch,
+        "batch-size": job.batch,
+        "workers": job.workers,
+        "epochs": 1,
+        "lr": 5e-4,
+        "wd": 0.05,
+        "warmup": 1,
+        "grad-clip-norm": 1,
+        "precision": "fp32" if job.precision == "fp32" else "amp_bf16",
+        "device": "cpu",
+        "logs": job.out,
+        "save-frequency": 0,
+        "log-every-n-steps": 1000,
+    }
     main([str(x) for k, v in options.items() for x in (f"--{k}", v)])
 
 

@@ -45,7 +45,7 @@ def corpus(directory: Path, kind: str, rows: int, rows_per_text: int = 1) -> tup
     """Write it once; returns (the table, packed shards of it). kind: image or audio; `rows_per_text` rows share their words."""
     import soundfile
 
-    from mmtune.data.pack import pack
+    from mmtune.data.pack.pack import pack
 
     table, shards = directory / "rows.csv", directory / "shards"
     if (shards / "index.json").exists():

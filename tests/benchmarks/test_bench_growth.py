@@ -48,11 +48,11 @@ def grown(make):
 """
 
 STEP = """
-from mmtune.data.mix import Mix
-from mmtune.data.shards import open_data
-from mmtune.data.stream import Stream
-from mmtune.train.objectives import build_objective
-from mmtune.train.step import forward_backward
+from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.dataset import open_data
+from mmtune.data.loader.loader import Stream
+from mmtune.training.objective import build_objective
+from mmtune.training.step import forward_backward
 pair = ("image", "text")
 model = mmtune.load(f"hf:{init}").train()
 objective = build_objective([{"loss": "info_nce"}], [pair])
@@ -85,8 +85,8 @@ grown(make)
 """
 
 EMBED = """
-from mmtune.data.shards import open_data
-from mmtune.embed import embed_data
+from mmtune.data.shards.dataset import open_data
+from mmtune.embedding.embed import embed_data
 model, data = mmtune.load(f"hf:{init}"), open_data(shards)
 parts = {n: data.subset(range(n)) for n in sizes}
 grown(lambda n: lambda: embed_data(model, parts[n], ["image"]))

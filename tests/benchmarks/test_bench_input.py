@@ -26,7 +26,7 @@ import io, json, os, sys, time
 os.environ["HF_HUB_OFFLINE"] = "1"
 import mmtune
 import numpy as np, torch
-from mmtune.data.shards import open_data
+from mmtune.data.shards.dataset import open_data
 kind, init, shards, rows, rounds = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 torch.set_num_threads(1)
 data = open_data(shards).subset(range(rows))
@@ -45,8 +45,8 @@ def in_turn(ways):
 
 LOADER = """
 from torchvision.transforms.v2 import functional as F
-from mmtune.data.mix import Mix
-from mmtune.data.stream import Stream
+from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.loader.loader import Stream
 import PIL.Image, soundfile
 from transformers import AutoProcessor
 preprocess = mmtune.load(f"hf:{init}").towers[kind].preprocess
@@ -77,11 +77,11 @@ in_turn({"ours": ours, "bare": bare})
 """
 
 EMBED = """
-from mmtune.embed import embed_data
+from mmtune.embedding.embed import embed_data
 from transformers import AutoModel
 model, peer = mmtune.load(f"hf:{init}"), AutoModel.from_pretrained(init).eval()
 tower = peer.get_image_features if kind == "image" else peer.get_audio_features
-from mmtune.data.decode import decode_row
+from mmtune.data.loader.decode import decode_row
 preprocess = model.towers[kind].preprocess
 
 def batch(part):

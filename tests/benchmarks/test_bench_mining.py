@@ -53,7 +53,7 @@ def measured(work):
 OURS = """
 import torch
 from mmtune.contracts import Embedded
-from mmtune.mining.config import MiningOptions
+from mmtune.recipe.mining_options import MiningOptions
 from mmtune.mining.mine import mine
 ids = [f"{i:07d}" for i in range(n)]
 labels = {"id": np.arange(1, n + 1), "group": np.arange(n) % (n // 4) + 1}
@@ -121,9 +121,9 @@ import json, os, sys, time, threading
 import numpy as np
 import torch
 from mmtune.contracts import Embedded
-from mmtune.mining.items import unite
-from mmtune.mining.relevance import Relevance
-from mmtune.mining.scan import ExactSearch
+from mmtune.relevance.mining_items import unite
+from mmtune.relevance.known_positives import Relevance
+from mmtune.search.blocked import ExactSearch
 n, dim, memory, queries = map(int, sys.argv[1:5])
 path = sys.argv[5] + "/vectors"
 v = np.memmap(path, np.float32, "w+", shape=(n, dim))

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from mmtune.contracts import Embedded
-from mmtune.lifecycle.stores.faiss_index import make_index, plan_index
-from mmtune.mining.items import unite
-from mmtune.mining.relevance import Relevance
-from mmtune.mining.scan import ExactSearch
-from mmtune.similarity import topk
-from tests.store_helpers import clustered
+from mmtune.index.stores.faiss_index import make_index, plan_index
+from mmtune.relevance.known_positives import Relevance
+from mmtune.relevance.mining_items import unite
+from mmtune.search.blocked import ExactSearch
+from mmtune.search.exact import topk
+from tests.support.store_helpers import clustered
 
 ROWS = [int(x) for x in os.environ.get("SCALE_ROWS", "10000 20000 40000 80000 160000").split()]
 DIMS = [int(x) for x in os.environ.get("SCALE_DIMS", "64 128 256 512").split()]
@@ -122,8 +122,8 @@ HELD = """
 import json, os, sys, threading, time
 import numpy as np
 from pathlib import Path
-from mmtune.lifecycle.stores import create_store, open_store
-from tests.store_helpers import place
+from mmtune.index.stores import create_store, open_store
+from tests.support.store_helpers import place
 root, file, n, dim, memory, index = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6]
 x = np.memmap(file, np.float32, "r", shape=(n, dim))
 at = place("faiss", root, None)
@@ -152,8 +152,8 @@ print(json.dumps({"extra_mb": (top[0] - base) / 2**20, "build_s": seconds, "buil
 @pytest.mark.timeout(7200)
 def test_a_large_index_is_built_in_less_memory_than_its_vectors(tmp_path):
     """BIG x 128: memory beside the mapped files while it is built, and the answers re-ranked from these files."""
-    from mmtune.lifecycle.stores import open_store
-    from tests.store_helpers import place
+    from mmtune.index.stores import open_store
+    from tests.support.store_helpers import place
 
     dim, memory = 128, int(os.environ.get("SCALE_MEMORY_MB", "256"))
     every = clustered(np.random.default_rng(0), BIG + QUERIES, dim)

@@ -19,9 +19,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mmtune.lifecycle.collection import Collection
-from tests.corpora import packed
-from tests.serve_helpers import Process
+from mmtune.index.collection import Collection
+from tests.support.corpora import packed
+from tests.support.serve_helpers import Process
 
 pytestmark = pytest.mark.bench
 SECONDS = float(os.environ.get("MMTUNE_BENCH_SECONDS", "4"))
@@ -115,7 +115,17 @@ def test_latency_while_a_tenth_of_the_searches_are_repeated_on_a_staged_version(
                 runs[way].append(load(server, 8, "text", f"{way} {number}"))
         repeated = c.shadow_report(version)
     figures = {way: medians(r) for way, r in runs.items()}
-    print(json.dumps({"bench": "serve, shadow", "model": MODEL, "rounds": 2 * ROUNDS, "repeated": repeated["searches"],
-                      "dropped": repeated["dropped"], **figures}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "bench": "serve, shadow",
+                "model": MODEL,
+                "rounds": 2 * ROUNDS,
+                "repeated": repeated["searches"],
+                "dropped": repeated["dropped"],
+                **figures,
+            }
+        )
+    )
     assert repeated["searches"] > 50 and not repeated["errors"]
     assert figures["on"]["p95_ms"] < 1.5 * figures["off"]["p95_ms"], figures

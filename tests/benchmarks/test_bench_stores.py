@@ -16,10 +16,10 @@ import time
 import numpy as np
 import pytest
 
-from mmtune.lifecycle.filters import parse
-from mmtune.lifecycle.stores import create_store, open_store
-from mmtune.similarity import tie_order, topk
-from tests.store_helpers import clustered, place, postgres
+from mmtune.index.query.filters import parse
+from mmtune.index.stores import create_store, open_store
+from mmtune.search.exact import tie_order, topk
+from tests.support.store_helpers import clustered, place, postgres
 
 ROWS = int(os.environ.get("BENCH_ROWS", "200000"))
 DIM = int(os.environ.get("BENCH_DIM", "128"))

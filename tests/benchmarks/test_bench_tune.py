@@ -23,7 +23,7 @@ EPOCHS = 3
 
 def pictures(root: Path) -> str:
     """ROWS noisy photos of 96 pixels, each with words of its own, packed."""
-    from mmtune.data.pack import pack
+    from mmtune.data.pack.pack import pack
 
     root.mkdir()
     rng, lines = np.random.default_rng(0), ["image,text"]

@@ -1,0 +1,213 @@
+"""One shard -> one table: the only code that knows how samples lie in a tar, ours and other people's alike.
+
+A sample is all members of a tar with the same key: the path up to the first dot of its last part, as webdataset has it.
+What follows that dot is the member's extension, and says what it is:
+
+- a modality's own extension: that modality's bytes. Several of one modality: the first in the order of its
+  `extensions`. Of a compound extension (`left.png`) the last part counts, and only if the sample has nothing better.
+- `json`: an object with `id`, `group` and metadata. Ours nests the metadata under `meta`; in any other file every
+  other field is metadata, and a modality without a member may take its value from one of its `json_fields` (of a list
+  the first).
+- `cls`: a class number or name, kept as the metadata `cls`.
+
+Anything else is left alone. Values that are empty or that their modality cannot give a content key for count as absent.
+"""
+
+import json
+import os
+import tarfile
+from collections import Counter
+from hashlib import blake2b
+from typing import Any
+
+import pyarrow as pa
+
+from mmtune import modalities
+from mmtune.contracts import Modality
+from mmtune.data.identity_labels import label
+from mmtune.errors import DataError, Rejected
+
+SCAN_VERSION = 1
+NO_FIELD = -1
+"""In a `<modality>.field` column: the value is a member of its own, not a field of the .json member."""
+Members = dict[str, tuple[int, int]]
+"""Extension -> (offset, size) in the tar."""
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+
+
+def signature() -> list[Any]:
+    """What a scan depends on besides the bytes; a cached table with another signature is not used."""
+    return [SCAN_VERSION, *([n, modalities.TABLE[n], *_traits(modalities.get(n))] for n in modalities.names())]
+
+
+def _traits(modality: Modality) -> list[list[str]]:
+    return [list(modality.extensions), list(modality.json_fields)]
+
+
+def members(path: str) -> dict[str, Members]:
+    """Every sample's members by key, in the order the keys first appear.
+
+    Raises DataError naming the file when it is compressed, no tar, truncated, damaged, or holds a member twice.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        head = f.read(8)
+        f.seek(0)
+        for magic, kind in _PACKED.items():
+            if head.startswith(magic):
+                raise DataError(f"{path}: {kind}-compressed; rows are read at random, so decompress it to a plain .tar first")
+        samples: dict[str, Members] = {}
+        end = 0
+        try:
+            with tarfile.open(fileobj=f, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    end = tar.offset
+                    tar.members = []  # type: ignore[attr-defined]  # else a shard of a million members keeps a million headers
+                    if member.isreg():
+                        _add(samples, path, member, size)
+        except (tarfile.TarError, EOFError, OverflowError) as e:
+            what = "no tar file" if not end else f"truncated or damaged after byte {end}"
+            raise DataError(f"{path}: {what} ({e}); copy or write it again") from None
+        # tarfile takes a broken header for the end of the archive: rows after it would be lost without a word
+        f.seek(end)
+        last = f.read(512)
+        if len(last) < 512 or any(last):
+            what = "truncated" if len(last) < 512 else "damaged"
+            raise DataError(f"{path}: {what} at byte {end}, no end mark there; copy or write it again")
+    return samples
+
+
+def _add(samples: dict[str, Members], path: str, member: tarfile.TarInfo, size: int) -> None:
+    folder, slash, base = member.name.removeprefix("./").rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or base.startswith("__"):
+        return
+    if member.offset_data + member.size > size:
+        raise DataError(f"{path}: truncated inside {member.name}; copy or write it again")
+    found = samples.setdefault(folder + slash + stem, {})
+    if (extension := extension.lower()) in found:
+        raise DataError(f"{path}: the member {member.name} is there twice; give every sample its own key")
+    found[extension] = (member.offset_data, member.size)
+
+
+def claim(found: Members, owner: dict[str, str], name: str, extensions: tuple[str, ...]) -> tuple[int, int] | None:
+    """Where the value of modality `name` lies in a sample, or None. `owner`: extension -> modality."""
+    for extension in extensions:
+        if extension in found and owner[extension] == name:
+            return found[extension]
+    loose = [e for e in found if e not in owner and "." in e and owner.get(e.rpartition(".")[2]) == name]
+    return found[min(loose, key=lambda e: (extensions.index(e.rpartition(".")[2]), e))] if loose else None
+
+
+def field_value(document: Any, field: str) -> bytes:
+    """The value a .json member carries for a modality, as bytes; of a list the first; b"" when there is none."""
+    value = document.get(field) if isinstance(document, dict) else None
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return value.encode("utf-8", "replace") if isinstance(value, str) and value.strip() else b""
+
+
+def _describe(document: Any, used: set[str]) -> tuple[str | None, str | None, dict[str, Any]]:
+    """(id, group, metadata) of a .json member; `used` are the fields that became a modality's value."""
+    if not isinstance(document, dict):
+        return None, None, {} if document is None else {"json": document}
+    fields = {k: v for k, v in document.items() if k not in ("id", "group")}
+    ours = set(document) <= {"id", "group", "meta"} and isinstance(document.get("meta"), dict)
+    meta = document["meta"] if ours else {k: v for k, v in fields.items() if k not in used or not isinstance(v, str)}
+    return _name(document.get("id")), _name(document.get("group")), meta
+
+
+def _name(value: Any) -> str | None:
+    return None if value is None or isinstance(value, dict | list) or str(value) == "" else str(value)
+
+
+class _Columns:
+    """The table under construction: plain lists, one a column."""
+
+    def __init__(self) -> None:
+        self.known = {n: modalities.get(n) for n in modalities.names()}
+        self.owner = modalities.by_extension()
+        self.lists: dict[str, list[Any]] = {
+            k: [] for k in ("key", "id", "group", "meta", "id.label", "group.label", "row.label")
+        }
+        self.lists |= {f"{n}.{k}": [] for n in self.known for k in ("offset", "size", "field", "label")}
+        self.notes: Counter[str] = Counter()
+
+    def add(self, fd: int, key: str, found: Members) -> None:
+        """One sample; a sample without any modality is left out, with a note."""
+        whole = blake2b(key.encode("utf-8", "replace"), digest_size=8)
+        document = None
+        if "json" in found:
+            data = os.pread(fd, found["json"][1], found["json"][0])
+            whole.update(b"json" + blake2b(data).digest())
+            try:
+                document = json.loads(data)
+            except ValueError:
+                self.notes[".json members that are not JSON"] += 1
+        places, used = {}, set()
+        for name, modality in self.known.items():
+            if place := self._value(fd, name, modality, found, document, whole):
+                places[name] = place
+                used |= {modality.json_fields[place[2]]} if place[2] != NO_FIELD else set()
+        if not places:
+            self.notes["samples without any known modality"] += 1
+            return
+        id, group, meta = _describe(document, used)
+        if "cls" in found:
+            name = os.pread(fd, found["cls"][1], found["cls"][0]).decode("utf-8", "replace").strip()
+            whole.update(b"cls" + name.encode())
+            meta = {"cls": int(name) if name.lstrip("-").isdecimal() else name, **meta}
+        packed = json.dumps(meta, ensure_ascii=False) if meta else ""
+        for column, value in (("key", key), ("id", id), ("group", group), ("meta", packed)):
+            # JSON may spell half a surrogate pair, which no UTF-8 can hold
+            self.lists[column].append(None if value is None else value.encode("utf-8", "replace").decode())
+        self.lists["id.label"].append(label((id or key).encode("utf-8", "replace")))
+        self.lists["group.label"].append(label(group.encode("utf-8", "replace")) if group else 0)
+        self.lists["row.label"].append(int.from_bytes(whole.digest(), "little") >> 1 or 1)
+        for name in self.known:
+            for k, v in zip(("offset", "size", "field", "label"), places.get(name, (0, -1, NO_FIELD, 0)), strict=True):
+                self.lists[f"{name}.{k}"].append(v)
+
+    def _value(self, fd: int, name: str, modality: Modality, found: Members, document: Any, whole: Any) -> tuple | None:
+        """(offset, size, field, label) of one modality of a sample, or None where it has no usable value."""
+        place = claim(found, self.owner, name, modality.extensions)
+        field = NO_FIELD
+        data = os.pread(fd, place[1], place[0]) if place else b""
+        if not place:
+            field = next((i for i, f in enumerate(modality.json_fields) if field_value(document, f)), NO_FIELD)
+            if field == NO_FIELD:
+                return None
+            place, data = found["json"], field_value(document, modality.json_fields[field])
+        try:
+            if not data:
+                raise Rejected("empty")
+            value = label(modality.content_key(data))
+        except Rejected as e:
+            self.notes[f"{name} values left out: {e}"] += 1
+            return None
+        if field == NO_FIELD:
+            whole.update(name.encode() + blake2b(data).digest())
+        return *place, field, value
+
+    def table(self) -> pa.Table:
+        kinds = {"key": pa.string(), "id": pa.string(), "group": pa.string(), "meta": pa.string()}
+        arrays = {
+            k: pa.array(v, kinds.get(k, pa.int8() if k.endswith(".field") else pa.int64())) for k, v in self.lists.items()
+        }
+        return pa.table(arrays).replace_schema_metadata({"notes": json.dumps(self.notes)})
+
+
+def scan(path: str) -> pa.Table:
+    """One row a sample: key, id and group (null when absent), meta (JSON), labels, and where each modality's bytes lie.
+
+    Columns: `key id group meta`, `id.label group.label row.label` (row.label: everything in the sample), and for each
+    known modality `.offset .size .field .label`, size -1 where the row lacks it. Schema metadata `notes`: what was left out.
+    """
+    columns = _Columns()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for key, found in members(path).items():
+            columns.add(fd, key, found)
+    finally:
+        os.close(fd)
+    return columns.table()

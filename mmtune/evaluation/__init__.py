@@ -1,0 +1,1 @@
+"""Retrieval evaluation: metrics in every direction, slices, and evaluation tasks."""

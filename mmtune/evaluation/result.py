@@ -1,0 +1,143 @@
+"""What an evaluation found: typed, as a document, as a table for people, as a frame."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune.errors import RecipeError
+
+if TYPE_CHECKING:
+    import pandas
+
+    from mmtune.evaluation.slices import Slice
+
+SHOWN = 10  # slices of a direction in a table for people: the worst
+
+
+@dataclass
+class Direction:
+    """One directed pair. metrics: means over the queries that have a relevant candidate; skipped: queries that have none.
+
+    tie_rate: share of queries where a relevant candidate has the very score of one that is not, so that the tie rule
+    decides. With per_query: query_ids, query_rows (united row ids), clusters (int64, see `clusters.row_clusters`) and
+    values (metric -> [queries]).
+    """
+
+    queries: int
+    candidates: int
+    metrics: dict[str, float]
+    skipped: int = 0
+    tie_rate: float = 0.0
+    query_ids: list[str] = field(default_factory=list, repr=False)
+    query_rows: list[list[str]] = field(default_factory=list, repr=False)
+    clusters: np.ndarray | None = field(default=None, repr=False)
+    values: dict[str, np.ndarray] | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"queries": self.queries, "candidates": self.candidates, "metrics": self.metrics}
+
+
+@dataclass
+class Result:
+    """Every direction that has a query with an answer. `skipped` and `tie_rate` are by direction, also for those left out.
+
+    dims: the same of each prefix that a Matryoshka model was trained for, and of its whole vectors; unseen: directions between
+    modalities that no training of the model ever paired.
+    """
+
+    fingerprint: str
+    directions: dict[str, Direction]
+    skipped: dict[str, int]
+    tie_rate: dict[str, float]
+    slices: dict[str, dict[str, "Slice"]] = field(default_factory=dict)
+    dims: dict[int, "Result"] = field(default_factory=dict, repr=False)
+    unseen: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `mmtune eval --json`; "slices" by direction when there are any, the worst first; "dims":
+        {dim: {direction: metrics}} of a Matryoshka model."""
+        document: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "directions": {name: d.to_dict() for name, d in self.directions.items()},
+            "skipped": self.skipped,
+            "tie_rate": self.tie_rate,
+        }
+        if self.slices:
+            document["slices"] = {d: {n: s.to_dict() for n, s in by.items()} for d, by in self.slices.items()}
+        if self.unseen:
+            document["unseen in training"] = self.unseen
+        if self.dims:
+            document["dims"] = {str(dim): {n: d.metrics for n, d in r.directions.items()} for dim, r in self.dims.items()}
+        return document
+
+    def metric(self, name: str, direction: str | None = None) -> float:
+        """One metric of one direction, or its mean over the directions between different modalities (all, if there is none)."""
+        if direction is not None:
+            if direction not in self.directions:
+                raise RecipeError(
+                    f"no direction {direction!r} was evaluated; there are: {', '.join(self.directions) or 'none'}"
+                )
+            chosen = [self.directions[direction]]
+        else:
+            across = [d for n, d in self.directions.items() if len(set(n.split("->"))) == 2]
+            chosen = across or list(self.directions.values())
+        if not chosen:
+            raise RecipeError(f"{name}: no query of any direction has a relevant candidate")
+        if name not in chosen[0].metrics:
+            raise RecipeError(f"no metric {name!r}; there are: {', '.join(chosen[0].metrics)}")
+        return float(np.mean([d.metrics[name] for d in chosen]))
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One line a direction, and one a slice ("direction | slice"): queries, candidates, skipped, tie_rate, every metric."""
+        import pandas
+
+        rows: dict[str, dict[str, Any]] = {}
+        for name, d in self.directions.items():
+            more = {"queries": d.queries, "candidates": d.candidates, "skipped": d.skipped, "tie_rate": d.tie_rate}
+            rows[name] = {**more, **d.metrics}
+            for part, s in self.slices.get(name, {}).items():
+                rows[f"{name} | {part}"] = {"queries": s.queries, "candidates": d.candidates, **s.metrics}
+        return pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="direction"))
+
+    def columns(self) -> list[str]:
+        """The metrics that a table for people shows: every hit@k, then the rest at the largest k."""
+        every = list(next(iter(self.directions.values())).metrics) if self.directions else []
+        last: dict[str, str] = {}
+        for m in every:
+            last[m.split("@")[0]] = m
+        return [m for m in every if m.startswith("hit@") or last[m.split("@")[0]] == m]
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        columns, rows = self.columns(), []
+        for name, d in self.directions.items():
+            rows.append([name, f"{d.queries:,}", f"{d.candidates:,}", *(f"{d.metrics[c]:.4f}" for c in columns)])
+            parts = list(self.slices.get(name, {}).items())
+            for part, s in parts[:SHOWN]:
+                rows.append([f"  {part}", f"{s.queries:,}", f"{d.candidates:,}", *(f"{s.metrics[c]:.4f}" for c in columns)])
+            if len(parts) > SHOWN:
+                rows.append([f"  ({len(parts) - SHOWN} better slices)", *[""] * (len(columns) + 2)])
+        return ["direction", "queries", "candidates", *columns], rows
+
+    def __str__(self) -> str:
+        from mmtune.evaluation.result_tables import plain_table
+
+        notes = [f"{n}: {k:,} queries without a relevant candidate left out" for n, k in self.skipped.items() if k]
+        notes += [f"{n}: ties decide in {t:.1%} of the queries" for n, t in self.tie_rate.items() if t > 0.01]
+        notes += [f"{', '.join(self.unseen)}: unseen in training, no such pair was learnt"] if self.unseen else []
+        more = ["", plain_table(*self._dims_table())] if self.dims else []
+        return "\n".join([plain_table(*self._table()), *notes, *more])
+
+    def _dims_table(self) -> tuple[list[str], list[list[str]]]:
+        """Every direction at every width."""
+        columns, rows = self.columns(), []
+        for name in self.directions:
+            found = {dim: r.directions[name].metrics for dim, r in self.dims.items() if name in r.directions}
+            rows += [[name, str(dim), *(f"{m[c]:.4f}" for c in columns)] for dim, m in found.items()]
+        return ["direction", "dim", *columns], rows
+
+    def _repr_html_(self) -> str:
+        from mmtune.evaluation.result_tables import html_table
+
+        tables = html_table(*self._table(), caption=f"model {self.fingerprint[:12]}")
+        return tables + (html_table(*self._dims_table(), caption="by dimensions") if self.dims else "")

@@ -1,0 +1,327 @@
+"""Qdrant: one collection a (collection, version, modality), on a server or in the client's local mode.
+
+`url`: http(s)://host:port (the key in QDRANT_API_KEY), or a directory for local mode (default: the place's own). Local mode
+serves one process at a time, searches exactly and keeps its vectors in memory: for notebooks and tests. A point's payload
+is {"id", "meta": the whole metadata as JSON, "f": {column: value}}, the columns being typed (`store_rows.column`), so that a
+filter means what it means everywhere. Each point is written whole; a killed upsert leaves some points new and some old,
+and the same upsert again makes them all new.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtune.errors import DataError, MissingExtra
+from mmtune.index.protocols import INDEXES, Hit, Place
+from mmtune.index.query.filters import All, AnyOf, Filter, In, IsNull, Not, Order, kind
+from mmtune.index.stores import store_ranking, store_rows
+
+FLAT_UP_TO = 20_000
+"""Vectors that "auto" leaves to exact search."""
+
+GRAPH = {"m": 16, "ef_construct": 128}
+AT_ONCE = 512
+PAGE = 10_000
+INDEXED_WORDS = 64
+"""A column gets an index of the server when its first value has at most this many characters: categories, not prose."""
+
+SCHEMAS = {"n": "float", "s": "keyword", "b": "bool"}
+SPACE = uuid.UUID("6a1bd5a2-58f1-5d9e-b7c5-0c64a9a1f0de")
+"""Points are numbered by a UUID of the item's id in this name space."""
+
+
+def _qdrant() -> Any:
+    try:
+        import qdrant_client
+        import qdrant_client.http.exceptions
+    except ImportError:
+        raise MissingExtra('store qdrant needs qdrant-client: pip install "mmtune[qdrant]"') from None
+    return qdrant_client
+
+
+class _Client:
+    """One client of a server or directory, shared by the stores of this process that name it (local mode locks it)."""
+
+    _open: dict[str, "_Client"] = {}
+    _guard = threading.Lock()
+
+    def __init__(self, where: str):
+        self.where, self.users, self.local = where, 0, not where.startswith(("http://", "https://"))
+        self._lock: Any = threading.RLock() if self.local else contextlib.nullcontext()
+        try:
+            if self.local:
+                _mend(Path(where))
+                self._client = _qdrant().QdrantClient(path=where, force_disable_check_same_thread=True)
+            else:
+                key = os.environ.get("QDRANT_API_KEY")
+                self._client = _qdrant().QdrantClient(url=where, api_key=key, timeout=60, check_compatibility=False)
+        except RuntimeError as e:
+            if "already accessed" not in str(e):
+                raise
+            raise DataError(
+                f"{where}: open in another process; local mode takes one: run a Qdrant server, --url http://..."
+            ) from None
+
+    @classmethod
+    def take(cls, where: str) -> "_Client":
+        """The client for a place, made when nobody in this process has it."""
+        with cls._guard:
+            if where not in cls._open:
+                cls._open[where] = cls(where)
+            cls._open[where].users += 1
+            return cls._open[where]
+
+    def give_back(self) -> None:
+        with self._guard:
+            self.users -= 1
+            if self.users == 0:
+                self._client.close()
+                del self._open[self.where]
+
+    @contextlib.contextmanager
+    def use(self, label: str) -> Iterator[Any]:
+        """The client, for one call; errors of the connection and of the server become DataError in one line."""
+        exceptions = _qdrant().http.exceptions
+        with self._lock, warnings.catch_warnings():
+            if self.local:
+                warnings.simplefilter("ignore", UserWarning)  # its size, and payload indexes that it does not make
+            try:
+                yield self._client
+            except (exceptions.ResponseHandlingException, exceptions.UnexpectedResponse) as e:
+                raise DataError(f"{label}: {(str(e).strip().splitlines() or ['no answer'])[0]}") from None
+
+    @contextlib.contextmanager
+    def batch(self, name: str) -> Iterator[None]:
+        """Local mode syncs its file to disk for every point; here once at the end (SQLite's write-ahead log)."""
+        collections = getattr(getattr(self._client, "_client", None), "collections", {})
+        file = getattr(getattr(collections.get(name), "storage", None), "storage", None) if self.local else None
+        if file is not None:
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute("PRAGMA synchronous=NORMAL")
+        yield
+        if file is not None:
+            file.execute("PRAGMA wal_checkpoint(FULL)")
+
+
+def _mend(directory: Path) -> None:
+    """A process killed while it made the directory leaves an empty table of contents, which the client cannot read."""
+    contents = directory / "meta.json"
+    if contents.is_file() and not contents.stat().st_size and not (directory / "collection").exists():
+        contents.unlink()
+
+
+class QdrantStore:
+    """See `contracts.Store`."""
+
+    kind = "qdrant"
+
+    def __init__(self, place: Place, client: _Client, label: str):
+        self._name, self._client, self._label = place.name, client, label
+        with client.use(label) as c:
+            if not c.collection_exists(place.name):
+                raise DataError(f"{label}: no such collection")
+            config = c.get_collection(place.name).config
+        stamp = store_rows.read_stamp(
+            (config.metadata or {}).get("mmtune"), getattr(config.params.vectors, "size", None), label
+        )
+        self.fingerprint, self.dim, self._index = stamp["fingerprint"], stamp["dim"], stamp["index"]
+        self._columns: set[str] = set()
+        self._closed = False
+
+    @staticmethod
+    def _connect(place: Place) -> tuple[_Client, str]:
+        where = place.url or str(place.directory)
+        if not where.startswith(("http://", "https://")):
+            where = os.path.abspath(where.removeprefix("file://"))
+        return _Client.take(where), f"qdrant {where} collection {store_rows.check_name(place.name)}"
+
+    @classmethod
+    def create(cls, place: Place, dim: int, fingerprint: str) -> "QdrantStore":
+        """An empty collection, stamped; what lay there before is replaced."""
+        client, label = cls._connect(place)
+        models = _qdrant().models
+        try:
+            with client.use(label) as c:
+                c.delete_collection(place.name)
+                c.create_collection(
+                    place.name,
+                    # dot, not cosine: cosine would change the vectors' bits; no graph while they are loaded
+                    vectors_config=models.VectorParams(size=dim, distance=models.Distance.DOT),
+                    hnsw_config=models.HnswConfigDiff(m=0),
+                    metadata={"mmtune": store_rows.stamp(fingerprint, dim, index="flat")},
+                )
+            return cls(place, client, label)
+        except BaseException:
+            client.give_back()
+            raise
+
+    @classmethod
+    def open(cls, place: Place) -> "QdrantStore":
+        """The collection that lies there. DataError when there is none or it carries no stamp (servers before 1.16)."""
+        client, label = cls._connect(place)
+        try:
+            return cls(place, client, label)
+        except BaseException:
+            client.give_back()
+            raise
+
+    def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, Any]]) -> None:
+        ids, vectors_ND, meta = store_rows.checked(ids, vectors_ND, meta, self.dim, self._label)
+        models = _qdrant().models
+        for start in range(0, len(ids), AT_ONCE):
+            points = []
+            for i in range(start, min(start + AT_ONCE, len(ids))):
+                seen = dict(store_rows.leaves(meta[i]))
+                self._index_columns(seen)
+                payload = {"id": ids[i], "meta": store_rows.document(meta[i]), "f": seen}
+                points.append(models.PointStruct(id=_number(ids[i]), vector=vectors_ND[i].tolist(), payload=payload))
+            with self._client.use(self._label) as c, self._client.batch(self._name):
+                c.upsert(self._name, points, wait=True)
+
+    def _index_columns(self, seen: Mapping[str, Any]) -> None:
+        """A server filters by columns that it has an index of."""
+        if self._client.local:
+            return
+        for name, value in seen.items():
+            if name not in self._columns:
+                self._columns.add(name)
+                if name[0] in SCHEMAS and len(str(value)) <= INDEXED_WORDS:
+                    with self._client.use(self._label) as c:
+                        c.create_payload_index(self._name, f"f.{name}", SCHEMAS[name[0]], wait=False)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        numbers = [_number(i) for i in ids]
+        for start in range(0, len(numbers), AT_ONCE):
+            with self._client.use(self._label) as c, self._client.batch(self._name):
+                some = _qdrant().models.PointIdsList(points=numbers[start : start + AT_ONCE])
+                c.delete(self._name, points_selector=some, wait=True)
+
+    def build(self, index: str = "auto") -> dict[str, Any]:
+        if index not in INDEXES:
+            raise DataError(f"{self._label}: no index {index!r}; there are {', '.join(INDEXES)}")
+        if index == "ivfpq":
+            raise DataError(f"{self._label}: Qdrant makes graphs, not inverted lists; index flat or hnsw")
+        if index == "auto":
+            index = "flat" if len(self) <= FLAT_UP_TO else "hnsw"
+        built: dict[str, Any] = {"index": index} | (GRAPH if index == "hnsw" else {})
+        if self._client.local and index == "hnsw":
+            index, built = "flat", {"index": "flat", "note": "local mode searches exactly"}
+        models = _qdrant().models
+        with self._client.use(self._label) as c:
+            if not self._client.local:
+                graph = models.HnswConfigDiff(**(GRAPH if index == "hnsw" else {"m": 0}))
+                c.update_collection(self._name, hnsw_config=graph)
+                while c.get_collection(self._name).status != models.CollectionStatus.GREEN:
+                    time.sleep(0.5)
+            c.update_collection(self._name, metadata={"mmtune": store_rows.stamp(self.fingerprint, self.dim, index=index)})
+        self._index = index
+        return built
+
+    def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
+        condition = None if where is None else _condition(where)
+        query_QD = store_rows.queries(query_QD, self.dim, k, self._label)
+        widest = None if self._index == "flat" else 4 * k + 64
+        return [store_ranking.best(q, k, functools.partial(self._propose, q, condition), json.loads, widest) for q in query_QD]
+
+    def _propose(self, query_D: np.ndarray, condition: Any, width: int) -> store_ranking.Proposals:
+        models = _qdrant().models
+        how = models.SearchParams(exact=True) if self._index == "flat" else models.SearchParams(hnsw_ef=max(200, 2 * width))
+        with self._client.use(self._label) as c:
+            points = c.query_points(
+                self._name,
+                query=query_D.tolist(),
+                query_filter=condition,
+                limit=width,
+                search_params=how,
+                with_payload=["id", "meta"],
+                with_vectors=True,
+            ).points
+        vectors = np.array([p.vector for p in points], np.float32).reshape(-1, self.dim)
+        return [p.payload["id"] for p in points], vectors, [p.payload["meta"] for p in points]
+
+    def fetch(self, ids: Sequence[str]) -> np.ndarray:
+        ids = list(ids)
+        found: dict[str, Any] = {}
+        for start in range(0, len(ids), PAGE):
+            with self._client.use(self._label) as c:
+                numbers = [_number(i) for i in ids[start : start + PAGE]]
+                points = c.retrieve(self._name, numbers, with_payload=["id"], with_vectors=True)
+            found |= {p.payload["id"]: p.vector for p in points}
+        missing = [i for i in ids if i not in found]
+        if missing:
+            raise DataError(f"{self._label}: no id {missing[0]!r} ({len(missing)} of {len(ids)} missing)")
+        return np.array([found[i] for i in ids], np.float32).reshape(-1, self.dim)
+
+    def ids(self) -> list[str]:
+        out: list[str] = []
+        at = None
+        while True:
+            with self._client.use(self._label) as c:
+                points, at = c.scroll(self._name, limit=PAGE, offset=at, with_payload=["id"], with_vectors=False)
+            out.extend(p.payload["id"] for p in points)
+            if at is None:
+                return out
+
+    def __len__(self) -> int:
+        with self._client.use(self._label) as c:
+            return c.count(self._name, exact=True).count
+
+    def size(self) -> int:
+        """Local: bytes on disk. A server does not tell: the bytes of the vectors alone."""
+        if not self._client.local:
+            return len(self) * self.dim * 4
+        root = Path(self._client.where) / "collection" / self._name
+        return sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
+
+    def drop(self) -> None:
+        with self._client.use(self._label) as c:
+            c.delete_collection(self._name)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._client.give_back()
+
+
+def _number(id: str) -> str:
+    return str(uuid.uuid5(SPACE, id))
+
+
+def _condition(f: Filter) -> Any:
+    """A filter as Qdrant's own; values travel as values. DataError for an order of words, which Qdrant has not."""
+    m = _qdrant().models
+    match f:
+        case Not(term):
+            return m.Filter(must_not=[_condition(term)])
+        case All(terms):
+            return m.Filter(must=[_condition(t) for t in terms])
+        case AnyOf(terms):
+            return m.Filter(should=[_condition(t) for t in terms])
+        case IsNull(path):
+            fields = [m.PayloadField(key=f"f.{store_rows.column(k, path)}") for k in "nsbj"]
+            return m.Filter(must=[m.IsEmptyCondition(is_empty=x) for x in fields])
+        case Order(path, op, value):
+            if isinstance(value, str):
+                raise DataError(f"filter: Qdrant orders numbers only: {'.'.join(path)} {op} {value[:40]!r}; use = or in")
+            bound = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}[op]
+            test = m.FieldCondition(key=f"f.{store_rows.column('n', path)}", range=m.Range(**{bound: value}))
+            return m.Filter(must=[test])
+        case In(path, values):
+            number, switch, words = (f"f.{store_rows.column(k, path)}" for k in "nbs")
+            tests = [m.FieldCondition(key=number, range=m.Range(gte=v, lte=v)) for v in values if kind(v) == "n"]
+            tests += [m.FieldCondition(key=switch, match=m.MatchValue(value=v)) for v in values if kind(v) == "b"]
+            some = [v for v in values if isinstance(v, str)]
+            if some:
+                tests.append(m.FieldCondition(key=words, match=m.MatchAny(any=some)))
+            return m.Filter(should=tests)
+    raise TypeError(type(f))

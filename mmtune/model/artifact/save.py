@@ -1,0 +1,88 @@
+"""Publish a model as an artifact directory, whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune import __version__
+from mmtune.model.artifact.load import FORMAT, MANIFEST, WEIGHTS
+from mmtune.model.artifact.trained_rows import TRAINED, union
+from mmtune.model.artifact.trained_rows import trained_on as known_rows
+from mmtune.model.prompts import asks_otherwise
+from mmtune.runtime.files import atomic_dir, write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
+
+
+def save(
+    model: "Model",
+    directory: str | Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    info: Mapping[str, Any] | None = None,
+    trained_on: Mapping[str, np.ndarray] | None = None,
+) -> str:
+    """Write the artifact and return its fingerprint.
+
+    metrics go to metrics.json; info (base, recipe, data, ...) to the manifest and the card; trained_on, int64 labels of the
+    training rows by name (id and content), to trained_on.safetensors, so that an evaluation on trained-on data is refused;
+    rows that the artifact it was loaded from was trained on stay among them. Without info, that of the loaded model is kept.
+    """
+    from safetensors.numpy import save as dump
+    from safetensors.torch import save_model
+
+    was_training = model.training
+    model.eval()
+    rows = union([trained_on, known_rows(model)])
+    if info is None:
+        info = {k: v for k, v in model.info.items() if k != "source"}
+    info = {**info, "mmtune": __version__}
+    mark = model.fingerprint
+    with atomic_dir(directory) as tmp:
+        save_model(model, str(tmp / WEIGHTS))
+        for name, data in model.files().items():
+            write_bytes(tmp / "parts" / name, data)
+        manifest = {"format": FORMAT, "fingerprint": mark, "layout": model.layout(), "info": info}
+        write_json(tmp / MANIFEST, manifest)
+        write_json(tmp / "metrics.json", dict(metrics or {}))
+        if rows:
+            write_bytes(tmp / TRAINED, dump(rows))
+        write_text(tmp / "README.md", card(model, mark, metrics or {}, info))
+    model.train(was_training)
+    return mark
+
+
+def card(model: "Model", mark: str, metrics: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """The model card in Markdown."""
+    lines = ["# mmtune model", "", f"- fingerprint: `{mark}` (vectors of another fingerprint are never comparable)"]
+    lines += [
+        f"- towers: {', '.join(f'{m} ({t.dim})' for m, t in model.towers.items())}",
+        f"- shared space: {model.dim} dimensions, cosine"
+        + (f" (of the towers' {model.width})" if model.dim < model.width else ""),
+    ]
+    if prefixes := ", ".join(str(d) for d in info.get("matryoshka", []) if d < model.dim):
+        lines.append(f'- prefixes that were trained: {prefixes} (`mmtune.load("THIS_DIRECTORY", dim=N)`)')
+    lines += [
+        f"- prompt of {m}, {r}: {' | '.join(f'`{t}`' for t in ts)}" for m, x in model.prompts.items() for r, ts in x.items()
+    ]
+    lines += [f"- {key}: {value}" for key, value in info.items() if isinstance(value, str | int | float)]
+    rows = [(d, v["queries"], v["candidates"], v["metrics"]) for d, v in metrics.get("directions", {}).items()]
+    if rows:
+        lines += [
+            "",
+            "## Validation",
+            "",
+            "| direction | queries | candidates | hit@1 | recall@10 | MAP | nDCG@10 |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, queries, candidates, m in rows:
+            values = " | ".join(f"{m[k]:.4f}" for k in ("hit@1", "recall@10", "map", "ndcg@10"))
+            lines.append(f"| {name} | {queries} | {candidates} | {values} |")
+    lines += ["", "## Use", "", "```python", "import mmtune", 'model = mmtune.load("THIS_DIRECTORY")']
+    lines += [f"vectors = model.encode({m}=[...])" for m in model.towers]
+    lines += [f'queries = model.encode({m}=[...], role="query")' for m in model.towers if asks_otherwise(model.prompts, m)]
+    lines += ["```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""Both models on the same rows, once: vectors, the comparison, and items to search. Every section reads from here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmtune.comparison.comparison import Comparison, compare_vectors
+from mmtune.comparison.confusable import Confusable, freeze
+from mmtune.comparison.gate import MEAN, Gate
+from mmtune.contracts import Embedded
+from mmtune.errors import DataError
+from mmtune.evaluation.leakage import refuse_trained
+from mmtune.evaluation.slices import named
+from mmtune.model.artifact.trained_rows import trained_on
+from mmtune.relevance.items import Items, unite
+from mmtune.relevance.relevant import Qrels, relevant
+from mmtune.relevance.trec_files import judgments
+from mmtune.reporting.subject import Subject
+from mmtune.search.exact import exact_keys
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmtune.data.shards.dataset import Data
+    from mmtune.model.dual_encoder import Model
+
+SLICE_VALUES = 40  # a column with more values than this is not sliced unasked
+SLICE_COLUMNS = 4
+SIDES = ("before", "after")
+
+
+@dataclass
+class Measured:
+    """vectors[side][modality] for the sides "before" and "after". qrels: what is right, where it is not told by groups;
+    classes[side][modality]: words as class names, where that model has a prompt for these."""
+
+    data: "Data"
+    comparison: Comparison
+    vectors: dict[str, dict[str, Embedded]]
+    qrels: Qrels | None = None
+    classes: dict[str, dict[str, Embedded]] = field(default_factory=dict)
+
+    @cached_property
+    def items(self) -> dict[str, dict[str, Items]]:
+        """items[side][modality]; the same items in the same order on both sides."""
+        return {side: {m: unite(m, e) for m, e in found.items()} for side, found in self.vectors.items()}
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """Row id -> row number of the data."""
+        return {row: i for i, row in enumerate(self.data.ids)}
+
+    @property
+    def across(self) -> list[str]:
+        """Directions between modalities, or what there is."""
+        names = list(self.comparison.base.directions)
+        return [n for n in names if len(set(n.split("->"))) == 2] or names
+
+    def sides(self, name: str, side: str) -> tuple[Items, Items]:
+        """(queries, candidates) of a direction."""
+        a, b = name.split("->")
+        return self.items[side][a], self.items[side][b]
+
+    def right(self, name: str) -> list[np.ndarray]:
+        """For each query item of a direction, the candidates that answer it."""
+        queries, candidates = self.sides(name, "before")
+        out: list[np.ndarray] = []
+        for part in relevant(queries, candidates, 4096, self.qrels):
+            out.extend(part.items[i] for i in range(part.stop - part.start))
+        return out
+
+    def keys(self, name: str, side: str, queries_Q: np.ndarray) -> np.ndarray:
+        """Keys [Q, candidates] of some query items; within one modality the item itself comes last."""
+        queries, candidates = self.sides(name, side)
+        found = exact_keys(queries.asking[queries_Q], candidates.vectors)
+        if queries is candidates:
+            found[np.arange(len(found)), queries_Q] = np.iinfo(np.int32).min
+        return found
+
+
+def measure(
+    subject: Subject,
+    slices: Sequence[str] | None = None,
+    general: str | None = None,
+    batch_size: int = 64,
+    quiet: bool = True,
+    qrels: "Qrels | str | Path | None" = None,
+) -> Measured:
+    """Embed the subject's data with both models and compare.
+
+    slices: metadata columns or "size:MODALITY"; None: the columns of few values, and those that the gate's guards name.
+    general: other DATA for the slice of that name; qrels: judgments, or their file, that alone decide what is right. Raises
+    DataError for rows that either model was trained on.
+    """
+    from mmtune.data.shards.dataset import open_data
+    from mmtune.embedding.embed import embed_classes, embed_data, shared_modalities
+    from mmtune.model import artifact
+
+    rows = open_data(subject.data)  # type: ignore[arg-type]
+    general = general or subject.general
+    other = open_data(general) if general else None
+    judged = judgments(qrels, rows.ids)
+    gate = Gate.read(subject.gate)
+    wanted = _columns(rows, gate) if slices is None else list(slices)
+    parts = named(rows, wanted) if wanted else {}
+    models: dict[str, Model] = {}
+    for side, model in zip(SIDES, (subject.base, subject.candidate), strict=True):
+        models[side] = artifact.load(model) if isinstance(model, str | Mapping) else model
+    names = [m for m in shared_modalities(models["before"], rows) if m in models["after"].towers]
+    if not names:
+        raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(models['after'].towers)}")
+    vectors: dict[str, dict[str, Embedded]] = {}
+    classes: dict[str, dict[str, Embedded]] = {}
+    extra: list[Any] = []
+    for side, found in models.items():
+        vectors[side] = embed_data(found, rows, names, batch_size, quiet)
+        classes[side] = embed_classes(found, rows, names, batch_size, quiet)
+        refuse_trained(vectors[side], trained_on(found), "the base" if side == "before" else "the candidate")
+        if other is not None:
+            extra.append(embed_data(found, other, [m for m in names if m in other.modalities], batch_size, quiet))
+    _same(subject, vectors)
+    comparison = compare_vectors(
+        vectors["before"],
+        vectors["after"],
+        gate=gate,
+        within=len(names) == 1,
+        slices=parts,
+        qrels=judged,
+        extra={"general": (extra[0], extra[1])} if extra else None,
+        confusable=_frozen(vectors["before"], gate, judged),
+    )
+    return Measured(rows, comparison, vectors, judged, classes)
+
+
+def _same(subject: Subject, vectors: dict[str, dict[str, Embedded]]) -> None:
+    """A comparison's document must be of these very models."""
+    marks = subject.document.get("fingerprints", {})
+    for side, key in zip(SIDES, ("base", "candidate"), strict=True):
+        found = next(iter(vectors[side].values())).fingerprint
+        if marks.get(key, found) != found:
+            raise DataError(f"{subject.title}: the comparison's {key} is {marks[key]}, the --{key} given is {found}")
+
+
+def _columns(data: "Data", gate: Gate | None) -> list[str]:
+    """Metadata columns of 2 to SLICE_VALUES values, those with the fewest first; and what guards such as "kind=even" name."""
+    asked = [g.partition("=")[0] for g in (gate.guards if gate else {}) if "=" in g]
+    values: dict[str, set[str]] = {}
+    for i in range(min(len(data), 20_000)):
+        for name, value in data.meta(i).items():
+            if isinstance(value, str | int | float | bool) and len(values.setdefault(name, set())) <= SLICE_VALUES:
+                values[name].add(str(value))
+    few = sorted((len(v), n) for n, v in values.items() if 2 <= len(v) <= SLICE_VALUES)
+    return list(dict.fromkeys([*asked, *(n for _, n in few[:SLICE_COLUMNS])]))
+
+
+def _frozen(base: dict[str, Embedded], gate: Gate | None, qrels: Qrels | None) -> Confusable | None:
+    """The confusable slice of the gate's direction, or of the first; None where no two things can be confused."""
+    pairs = [(a, b) for a in base for b in base if a != b or len(base) == 1]
+    wanted = gate.direction if gate else MEAN
+    try:
+        return freeze(base, next((p for p in pairs if "->".join(p) == wanted), pairs[0]), qrels=qrels)
+    except DataError:
+        return None

@@ -1,0 +1,1 @@
+"""Training: one loop; objectives, large batches, tuning, regularisation, checkpoints."""

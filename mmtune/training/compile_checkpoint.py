@@ -1,0 +1,39 @@
+"""What is done to each block of the towers while they train: compiled, or computed again instead of remembered."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch.utils.checkpoint import checkpoint
+
+from mmtune.training.tuning.layers import blocks
+
+if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
+
+
+@contextlib.contextmanager
+def blockwise(model: "Model", compiled: bool, recompute: bool) -> Iterator[None]:
+    """Within, the blocks of every tower that learns are compiled (torch.compile, one graph for all that are alike), or keep
+    only what goes in: the rest is computed again for the gradient, dropout and all (Chen et al. 2016, arXiv 1604.06174)."""
+    learning = [
+        block
+        for tower in model.towers.values()
+        for block in (blocks(tower.modules) if compiled or recompute else [])
+        if any(p.requires_grad for p in block.parameters())
+    ]
+    own = [vars(block).get("forward") for block in learning]
+    for block in learning:
+        if recompute:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if compiled:
+            block.compile()
+    try:
+        yield
+    finally:
+        for block, forward in zip(learning, own, strict=True):
+            vars(block).pop("forward", None)
+            if forward is not None:
+                block.forward = forward
+            block._compiled_call_impl = None

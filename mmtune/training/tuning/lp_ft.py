@@ -1,0 +1,57 @@
+"""Heads first, then more (LP-FT, Kumar et al., arXiv 2202.10054): features that already serve are not torn apart by the
+gradient of a head that knows nothing yet. The first stage is a run of its own, on kept features, by the same loop."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmtune.errors import RecipeError
+from mmtune.recipe.recipe import Recipe, RunConfig, Tuning
+
+if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
+
+DIRECTORY = "head_first"
+LATER = ("full", "partial", "lora", "qlora")
+
+
+def head_stage(recipe: Recipe, towers: Mapping[str, Tuning]) -> Recipe | None:
+    """The recipe of the first stage, or None where no tower has a `head_first`.
+
+    It has the same data, pairs and objective, no augmentation (so that features are kept), no mining, no interpolation; towers
+    without a `head_first` are frozen in it. Raises RecipeError for numbers of epochs or rates that differ, and for a tower
+    that learns nothing more afterwards.
+    """
+    wanted = {m: t for m, t in towers.items() if t.head_first}
+    if not wanted:
+        return None
+    for m, t in wanted.items():
+        if t.how not in LATER:
+            raise RecipeError(f"tune.{m}.head_first: goes with {', '.join(LATER)}; how: {t.how} learns nothing after the head")
+    if len({(t.head_first, t.head_lr) for t in wanted.values()}) > 1:
+        raise RecipeError(f"tune: head_first and head_lr differ between {', '.join(wanted)}; one first stage serves them all")
+    first = next(iter(wanted.values()))
+    train = {"epochs": first.head_first, "lr": first.head_lr or recipe.train.lr}
+    return recipe.model_copy(
+        update={
+            "tune": {m: "head" if m in wanted else "frozen" for m in towers},
+            "train": recipe.train.model_copy(update=train),
+            "augment": {},
+            "interpolate": False,
+            "mining": None,
+            "gate": None,
+            "run": RunConfig(dir=str(Path(recipe.run.dir) / DIRECTORY)),
+        },
+    )
+
+
+@torch.no_grad()
+def take_heads(model: "Model", trained: "Model") -> None:
+    """Copy what the first stage learnt, heads and temperatures, into `model`, which has the same towers and heads."""
+    scales = {id(p) for s in model._scales.values() for p in (s.log, s.bias) if p is not None}
+    source = dict(trained.named_parameters())
+    for name, p in model.named_parameters():
+        if name.startswith("heads.") or id(p) in scales:
+            p.copy_(source[name])

@@ -1,0 +1,68 @@
+"""`mmtune bench`: rates of a recipe on its own rows, and what holds it up."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+import mmtune
+from mmtune.data.loader.loader import Stream
+from mmtune.errors import RecipeError
+from tests.support import corpora
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench-verb")
+    data = {"train": corpora.packed(root), "val": corpora.packed(root, 12, 1)}
+    train = {"epochs": 50, "batch_size": 8, "precision": "fp32", "checkpoint_every": 1}
+    tune = {"image": "full", "text": {"how": "full", "head_first": 2.0}}
+    return {"model": "tiny:clip", "data": data, "train": train, "tune": tune, "run": {"dir": str(root / "run")}}
+
+
+def test_rates_of_a_few_steps_and_nothing_is_left(recipe, tmp_path):
+    from pathlib import Path
+
+    begin = time.perf_counter()
+    speed = mmtune.bench(recipe, steps=5)
+    seconds = time.perf_counter() - begin
+    assert speed.steps == 5 and speed.batch_size == 8
+    assert speed.embedding.keys() == {"image", "text"}
+    assert all(v > 24 / seconds for v in (speed.loading, *speed.embedding.values()))  # each is a part of the whole
+    assert speed.pairs_per_second > 5 * 8 / seconds and 0 <= speed.wait < 1 and speed.memory_mb > 50
+    assert not Path(recipe["run"]["dir"]).exists()
+
+
+SLOW = 0.6  # seconds a batch: longer than a step, however busy the machine
+
+
+def test_slow_loading_is_what_holds_up(recipe, monkeypatch):
+    usual = Stream.batch
+
+    def slow(self, *arguments):
+        time.sleep(SLOW)
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(Stream, "batch", slow)
+    speed = mmtune.bench({**recipe, "data": {**recipe["data"], "workers": 1}}, steps=4)
+    assert speed.holds_up == "data" and speed.wait > 0.1 and "data.workers" in str(speed)
+    assert 4 / SLOW < speed.loading < 8 / SLOW + 1 and speed.pairs_per_second < 8 / SLOW * 1.3
+
+
+def test_the_verb_and_what_it_refuses(recipe, tmp_path, monkeypatch):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    argv = [sys.executable, "-m", "mmtune", "bench", str(file), "data.workers=1", "--steps", "2", "--json", "--quiet"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    document = json.loads(done.stdout)
+    assert done.returncode == 0 and document["steps"] == 2 and document["holds_up"] in ("data", "towers")
+    with pytest.raises(RecipeError, match="--steps 0"):
+        mmtune.bench(recipe, steps=0)
+    with pytest.raises(RecipeError, match="1 rows to train on"):
+        mmtune.bench({**recipe, "data": {"train": corpora.packed(tmp_path, 1)}})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="one process"):
+        mmtune.bench(recipe)

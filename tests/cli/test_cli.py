@@ -1,0 +1,117 @@
+"""The command line: documents on standard output, one line on standard error, exit status 0, 1 or 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mmtune.cli import main
+from tests.support import corpora
+
+
+def mm(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "mmtune", *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+def test_pack_train_eval_embed_as_documents(root, capsys):
+    """The README's chain, in one process for speed; each verb prints exactly one JSON document."""
+
+    def run(*arguments: str) -> dict:
+        assert main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    made = {}
+    for split, rows, seed in (("train", 24, 0), ("val", 12, 1)):
+        source = corpora.source(root / f"source-{split}", rows, seed)
+        made[split] = str(root / split)
+        counts = run("pack", str(source), "--out", made[split])
+        assert counts["rows"] == counts["packed"] == rows and counts["modalities"] == ["image", "audio", "text"]
+    recipe = root / "recipe.yaml"
+    recipe.write_text("model: ???\ndata:\n  train: ???\ntrain: {lr: 1.0e-3, batch_size: 8, precision: fp32}\n")
+    # options between overrides, as people type them
+    overrides = [
+        "model=tiny:all",
+        f"data.train={made['train']}",
+        "--quiet",
+        f"data.val={made['val']}",
+        f"run.dir={root / 'run'}",
+        "train.epochs=2",
+    ]
+    out = run("train", str(recipe), *overrides)
+    assert {"artifact", "pairs_per_second", "metrics"} <= set(out) and out["pairs_per_second"] > 0
+    scores = run("eval", out["artifact"], made["val"])
+    assert scores["fingerprint"] == out["fingerprint"]
+    one = scores["directions"]["text->image"]
+    assert one["queries"] == 6 and one["candidates"] == 12
+    assert {f"{m}@{k}" for m in ("hit", "recall", "precision", "ndcg") for k in (1, 5, 10)} | {"mrr", "map"} == set(
+        one["metrics"]
+    )
+    for d in ("image->text", "text->audio", "audio->text", "image->audio", "audio->image", "image->image", "audio->audio"):
+        assert d in scores["directions"]
+    assert scores["directions"] == out["metrics"]["directions"]
+    meta = run("embed", out["artifact"], made["val"], "--out", str(root / "vectors"), "--quiet")
+    assert meta["counts"]["audio"]["rows"] == 12 and (root / "vectors" / "image" / "part-00000.parquet").exists()
+    assert run("init", str(root / "new"))["recipe"].endswith("recipe.yaml")
+
+
+@pytest.mark.parametrize("case", ["catalog", "sound", "research"])
+def test_init_writes_recipes_that_parse(tmp_path, case):
+    from mmtune.recipe.recipe import load_recipe
+
+    assert main(["init", str(tmp_path), "--case", case]) == 0
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["model=tiny:all"])
+    assert recipe.data.val == f"{tmp_path}/val"
+    assert main(["init", str(tmp_path)]) == 2
+
+
+ERRORS = [
+    (["trian"], "no verb 'trian'; did you mean 'train'?"),
+    (["train", "/no/recipe.yaml"], "/no/recipe.yaml: no such recipe"),
+    (["eval", "nonsense", "/no/data"], "'nonsense' is not a MODEL"),
+    (["eval", "tiny:all", "/no/data"], "/no/data"),
+    (["eval", "tiny:all", "x", "--k", "one"], "--k one: write whole numbers"),
+    (["pack"], "the following arguments are required"),
+    (["pack", "/no/table.csv", "--out", "/tmp/none"], "/no/table.csv"),
+    (["embed", "tiny:all", "/no/data", "--out", "/tmp/none"], "/no/data"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", ERRORS)
+def test_bad_input_is_one_line_and_exit_2(arguments, message, capfd):
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert message in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err and not out
+
+
+def test_debug_shows_the_traceback():
+    done = mm("eval", "nonsense", "x", "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_every_recipe_in_the_project_parses():
+    from pathlib import Path
+
+    from mmtune.recipe.recipe import load_recipe
+
+    found = sorted(Path(__file__).parents[2].joinpath("recipes").rglob("*.yaml"))
+    assert len(found) >= 2
+    for path in found:
+        load_recipe(path, ["model=tiny:all", "data.train=a", "data.val=b"])
+        head = path.read_text().split("model:")[0]
+        assert f"mmtune train recipes/{path.name}" in head and "Seen:" in head
+
+
+def test_readme_has_exactly_two_set_up_commands_and_ci_runs_them():
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    lines = [x for x in (root / "README.md").read_text().splitlines() if x.startswith("pip install")]
+    assert lines == ['pip install -e ".[cpu]" && mmtune demo', 'pip install -e ".[cpu,test]" && pytest']
+    ci = (root / ".ci" / "run").read_text()
+    assert 'pip install -q -e ".[cpu,test]"' in ci and "\npytest\n" in ci and "mmtune demo" in ci

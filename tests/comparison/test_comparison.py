@@ -1,0 +1,259 @@
+"""Paired comparison, intervals by cluster, the gate, the confusable slice, and the refusal of rows trained on."""
+
+import numpy as np
+import pytest
+
+from mmtune.comparison.bootstrap import intervals, t_quantile
+from mmtune.comparison.clusters import row_clusters
+from mmtune.comparison.comparison import compare_vectors
+from mmtune.comparison.confusable import Confusable, accuracy, freeze
+from mmtune.comparison.gate import Change, Gate, decide, read_gate
+from mmtune.contracts import Embedded
+from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.leakage import trained_rows
+from mmtune.relevance.items import take
+from tests.support.evaluate_helpers import corpus, unit
+
+
+def noisy(vectors, amount, seed):
+    """The same rows, each item's own direction mixed with noise; `amount` 0 leaves them."""
+    rng = np.random.default_rng(seed)
+    return {
+        m: Embedded(e.ids, e.groups, e.labels, unit(e.vectors + amount * rng.standard_normal(e.vectors.shape)), f"f{seed}")
+        for m, e in vectors.items()
+    }
+
+
+def things(seed, groups=80, each=4, dim=24):
+    """A corpus where rows of a group lie together, the same point in both modalities."""
+    rng = np.random.default_rng(seed)
+    n, group = groups * each, np.repeat(np.arange(1, groups + 1), each)
+    ids = [f"r{i:04d}" for i in range(n)]
+    centre = rng.standard_normal((groups + 1, dim))
+    labels = {"id": np.arange(1, n + 1), "group": group, "a": np.arange(1, n + 1), "b": np.arange(1, n + 1)}
+    return {m: Embedded(ids, [f"g{g}" for g in group], labels, unit(centre[group])) for m in ("a", "b")}
+
+
+def test_differences_are_paired_and_counted_by_hand():
+    vectors = things(0)
+    base, candidate = noisy(vectors, 0.9, 1), noisy(vectors, 0.5, 2)
+    found = compare_vectors(base, candidate, gate={"metric": "mrr", "direction": "a->b"})
+    old, new = (evaluate_vectors(v, per_query=True).directions["a->b"] for v in (base, candidate))
+    d = new.values["mrr"] - old.values["mrr"]
+    change = found.directions["a->b"]
+    assert change.difference == pytest.approx(d.mean()) and change.candidate - change.base == pytest.approx(d.mean())
+    assert (change.wins, change.losses, change.queries, change.clusters) == ((d > 0).sum(), (d < 0).sum(), 320, 80)
+    assert change.interval[0] < d.mean() < change.interval[1]
+    assert found.verdict == "pass" and found.status == 0
+    document = found.to_dict()
+    assert set(document["directions"]["a->b"]) >= {"base", "candidate", "difference", "interval", "wins", "losses"}
+    mean = found.metrics["mean"]["mrr"].difference
+    assert mean == pytest.approx(np.mean([found.metrics[x]["mrr"].difference for x in ("a->b", "b->a")]))
+    back = compare_vectors(candidate, base, gate={"metric": "mrr", "direction": "a->b"})
+    assert back.verdict == "fail" and back.status == 1
+    rng = np.random.default_rng(9)
+    shuffled = {m: take(e, rng.permutation(320)) for m, e in candidate.items()}
+    assert compare_vectors(base, shuffled, gate={"metric": "mrr", "direction": "a->b"}).to_dict() == document
+    assert len(found.to_pandas()) > 10 and "PASS" in found._repr_html_() and "a->b" in str(found)
+
+
+def test_a_model_against_itself_never_passes():
+    vectors = noisy(things(1), 0.7, 1)
+    found = compare_vectors(vectors, vectors)
+    assert found.verdict == "fail" and found.directions["mean"].interval == (0, 0)
+
+
+def test_interval_covers_when_nothing_differs():
+    """1,000 comparisons with no true difference, 200 clustered queries each: the 95% interval misses zero in 3 to 7%."""
+    rng, misses = np.random.default_rng(11), 0
+    for run in range(1000):
+        size = rng.integers(1, 9, 45)
+        clusters = np.repeat(np.arange(45), size)
+        values = rng.standard_normal(45)[clusters] * 0.1 + rng.standard_normal(len(clusters)) * 0.1
+        low, high = intervals([(values[:, None], clusters)], resamples=600, seed=run)
+        misses += not low[0] <= 0 <= high[0]
+    assert 30 <= misses <= 70, misses
+
+
+def test_rows_instead_of_clusters_would_not_cover():
+    """The reason for clusters: the same differences resampled by row miss zero several times too often."""
+    rng, misses = np.random.default_rng(11), 0
+    for run in range(200):
+        clusters = np.repeat(np.arange(45), 5)
+        values = rng.standard_normal(45)[clusters] * 0.1 + rng.standard_normal(len(clusters)) * 0.05
+        low, high = intervals([(values[:, None], np.arange(len(values)))], resamples=300, seed=run)
+        misses += not low[0] <= 0 <= high[0]
+    assert misses > 40
+
+
+@pytest.mark.parametrize(("runs", "most"), [(20, 5), pytest.param(200, 18, marks=pytest.mark.slow)])
+def test_whole_comparisons_cover_and_a_general_drop_is_refused(runs, most):
+    """Two equally noisy models differ by chance alone; a general corpus made 3 points worse must not get through."""
+    excluded = refused = 0
+    for run in range(runs):
+        vectors, general = things(run, 40, 3), things(1000 + run, 200, 1)
+        base, candidate = noisy(vectors, 0.8, 2 * run), noisy(vectors, 0.8, 2 * run + 1)
+        change = compare_vectors(base, candidate, ks=(10,), resamples=400).directions["mean"]
+        excluded += not change.interval[0] <= 0 <= change.interval[1]
+        old = noisy(general, 0.1, run)
+        new = {m: Embedded(e.ids, e.groups, e.labels, e.vectors.copy(), "f") for m, e in old.items()}
+        spoil(new, 0.03, run)
+        gate = {"metric": "hit@10", "guards": {"general": -0.01}}
+        found = compare_vectors(
+            base, noisy(vectors, 0.2, run), ks=(10,), gate=gate, extra={"general": (old, new)}, resamples=400
+        )
+        assert found.slices["general"].difference == pytest.approx(-0.03, abs=1e-9)
+        refused += found.status == 1
+    assert excluded <= most  # 5% of them by right; more than that has a chance below 1 in 100
+    assert refused >= 0.95 * runs
+
+
+def spoil(vectors, share, seed):
+    """Turn the vectors of a `share` of one modality's rows round, so that they neither find nor are found."""
+    rng = np.random.default_rng(seed)
+    e = vectors["a"]
+    at = rng.choice(len(e.ids), round(share * len(e.ids)), replace=False)
+    e.vectors[at] *= -1
+
+
+def test_few_clusters_say_nothing():
+    low, high = intervals([(np.ones((40, 1)), np.repeat(np.arange(4), 10))])
+    assert (low[0], high[0]) == (-1, 1)
+
+
+def test_t_quantile_against_the_published_table():
+    for p, freedom, t in (
+        (0.975, 4, 2.776445),
+        (0.975, 10, 2.228139),
+        (0.975, 60, 2.000298),
+        (0.95, 5, 2.015048),
+        (0.995, 30, 2.749996),
+    ):
+        assert t_quantile(p, freedom) == pytest.approx(t, abs=2e-6)
+
+
+def change(difference, low, high):
+    return Change(0.5, 0.5 + difference, difference, (low, high), 1, 1, 100, 50)
+
+
+@pytest.mark.parametrize(
+    ("gain", "guard", "verdict", "word"),
+    [
+        (change(0.03, 0.02, 0.04), change(0, -0.005, 0.005), "pass", "1 guard held"),
+        (change(0.03, 0.005, 0.05), change(0, 0, 0), "inconclusive", "both sides of +0.01"),
+        (change(0.0, -0.01, 0.009), change(0, 0, 0), "fail", "not more than"),
+        (change(0.03, 0.02, 0.04), change(-0.03, -0.04, -0.02), "fail", "guard 'general'"),
+        (change(0.03, 0.02, 0.04), change(-0.01, -0.02, 0.0), "inconclusive", "may lie below"),
+    ],
+)
+def test_verdicts(gain, guard, verdict, word):
+    gate = Gate("ndcg@10", "a->b", 0.01, {"general": -0.01})
+    found, reason = decide(gate, gain, {"general": guard})
+    assert found == verdict and word in reason and reason.count("\n") == 0
+
+
+def test_gate_is_strict():
+    with pytest.raises(RecipeError, match="gate.min_gian: unknown; did you mean min_gain"):
+        Gate.read({"min_gian": 1})
+    with pytest.raises(RecipeError, match="are numbers"):
+        Gate.read({"guards": {"general": "little"}})
+    vectors = noisy(things(2, 20, 2), 0.7, 1)
+    for bad, message in (
+        ({"metric": "ndgc@10"}, "no metric 'ndgc@10'"),
+        ({"direction": "a->c"}, "there are: a->b, b->a"),
+        ({"guards": {"generl": 0}}, "neither a slice nor a direction"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            compare_vectors(vectors, vectors, gate=bad)
+    assert "ndcg@3" in compare_vectors(vectors, vectors, gate={"metric": "ndcg@3"}).metrics["a->b"]
+
+
+def test_a_gate_is_read_from_a_recipe_or_alone(tmp_path):
+    for text, expected in (
+        ("model: x\ngate: {metric: map, min_gain: 0.1}\n", {"metric": "map", "min_gain": 0.1}),
+        ("metric: map\n", {"metric": "map"}),
+        ("model: x\ngate: null\n", None),
+        ("model: x\n", None),
+    ):
+        (tmp_path / "g.yaml").write_text(text)
+        assert read_gate(tmp_path / "g.yaml") == expected
+    for text, line in (("[1]", "a gate is a mapping"), ("a: {", "not valid YAML")):
+        (tmp_path / "g.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=line):
+            read_gate(tmp_path / "g.yaml")
+
+
+def test_twins_are_the_nearest_items_of_another_group(tmp_path):
+    rng = np.random.default_rng(5)
+    vectors = corpus(rng, 60, 6, 12, content=None)
+    frozen = freeze(vectors, ("a", "b"), share=1.0)
+    row = {r: i for i, r in enumerate(vectors["b"].ids)}
+    group, sim = vectors["b"].groups, vectors["b"].vectors.astype(np.float64) @ vectors["b"].vectors.T
+    for t in frozen.twins:
+        r, w = row[t.right], row[t.twin]
+        others = [j for j in range(60) if j != r and (group[j] is None or group[j] != group[r])]
+        assert w == max(others, key=lambda j: sim[r, j]) and t.similarity == pytest.approx(sim[r, w], abs=1e-6)
+        q = vectors["a"].ids.index(t.query)
+        assert t.query == t.right or vectors["a"].groups[q] == group[r]
+    assert len(frozen.twins) == len({t.query for t in frozen.twins}) == 60
+    part = freeze(vectors, ("a", "b"), share=0.25)
+    assert part.twins == frozen.twins[:15]
+    part.save(tmp_path / "c.json")
+    assert Confusable.read(tmp_path / "c.json") == part
+    values, ids = accuracy(part, vectors)
+    for value, t in zip(values, part.twins, strict=True):
+        q = vectors["a"].vectors[vectors["a"].ids.index(t.query)].astype(np.float64)
+        right, wrong = (q @ vectors["b"].vectors[row[x]] for x in (t.right, t.twin))
+        assert value == (right > wrong)
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(DataError, match="not a confusable slice"):
+        Confusable.read(tmp_path / "x.json")
+    with pytest.raises(DataError, match="freeze it anew"):
+        accuracy(part, {m: Embedded(["?"], [None], {}, e.vectors[:1]) for m, e in vectors.items()})
+
+
+def test_confusable_slice_in_a_comparison():
+    vectors = things(3, 60, 3)
+    base, candidate = noisy(vectors, 0.8, 1), noisy(vectors, 0.4, 2)
+    frozen = freeze(base, ("a", "b"))
+    found = compare_vectors(base, candidate, confusable=frozen, slices={"half": set(base["a"].ids[:90])})
+    assert set(found.slices) == {"confusable", "confusable pairs", "half"} and "confusable" in found.gate.guards
+    assert found.slices["confusable pairs"].queries == 45 and found.slices["half"].queries == 180
+    differences = [c.difference for c in found.slices.values()]
+    assert differences == sorted(differences)
+
+
+def test_clusters_follow_groups_and_content_in_chains():
+    labels = {"id": np.arange(1, 6), "group": np.array([1, 1, 2, 0, 0]), "a": np.array([1, 2, 2, 4, 5])}
+    e = Embedded(list("vwxyz"), [None] * 5, labels, np.eye(5, dtype=np.float32))
+    found = row_clusters({"a": e})
+    assert found["v"] == found["w"] == found["x"] and len({found["x"], found["y"], found["z"]}) == 3
+
+
+def test_rows_trained_on_are_refused_but_a_class_name_is_not():
+    n = 40
+    labels = {
+        "id": np.arange(100, 100 + n),
+        "group": np.arange(n) % 4 + 1,
+        "a": np.arange(500, 500 + n),
+        "b": np.arange(n) % 4 + 1,
+    }
+    e = Embedded([f"r{i}" for i in range(n)], ["g"] * n, labels, unit(np.random.default_rng(0).standard_normal((n, 4))))
+    vectors = {"a": e, "b": e}
+    assert trained_rows(vectors, {"id": {1, 2}, "a": {3}, "b": {1, 2, 3, 4}}) == {}
+    assert trained_rows(vectors, {"id": {105}}) == {"r5": "its id was trained on"}
+    assert trained_rows(vectors, {"a": {507}}) == {"r7": "its a was trained on"}
+    only = {"b": e}
+    assert len(trained_rows(only, {"b": {1}})) == 10  # nothing but the repeated content, all of it seen
+    with pytest.raises(DataError, match="the candidate was trained on 1 of these 40 rows \\(row 'r7': its a"):
+        compare_vectors(vectors, vectors, trained={"a": {507}})
+
+
+def test_other_rows_or_modalities_are_refused():
+    vectors = things(4, 10, 2)
+    fewer = {m: take(e, np.arange(5)) for m, e in vectors.items()}
+    with pytest.raises(DataError, match="has a vector of one model only"):
+        compare_vectors(vectors, fewer)
+    with pytest.raises(DataError, match="compare what both have"):
+        compare_vectors(vectors, {"a": vectors["a"]})

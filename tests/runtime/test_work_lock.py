@@ -1,0 +1,143 @@
+"""Jobs shared through a directory: every job once, also when a worker is killed in the middle of one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmtune.runtime.work_lock import share_out
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.files import append_jsonl, write_text
+out, slow = Path(sys.argv[1]), float(sys.argv[2])
+def make(path):
+    append_jsonl(out / "begun.jsonl", [path.name, os.getpid()])
+    time.sleep(slow)
+    write_text(path, path.name)
+share_out([out / f"{i:02d}" for i in range(20)], lambda p: p, Path.exists, make)
+"""
+
+
+def worker(out: Path, slow: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(out), str(slow)], cwd=Path(__file__).parents[2])
+
+
+def begun(out: Path) -> list[list]:
+    path = out / "begun.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_three_workers_make_every_job_once(tmp_path):
+    workers = [worker(tmp_path, 0.05) for _ in range(3)]
+    assert [w.wait(timeout=60) for w in workers] == [0, 0, 0]
+    names = [name for name, _ in begun(tmp_path)]
+    assert sorted(names) == [f"{i:02d}" for i in range(20)]
+    assert len({pid for _, pid in begun(tmp_path)}) > 1
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "begun.jsonl"}  # no claim is left
+
+
+def test_the_job_of_a_killed_worker_is_anothers(tmp_path):
+    stuck = worker(tmp_path, 600)
+    end = time.time() + 60
+    while not begun(tmp_path) and time.time() < end:
+        time.sleep(0.01)
+    other = worker(tmp_path, 0.0)
+    while len(list(tmp_path.glob("[0-9][0-9]"))) < 19 and time.time() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert other.poll() is None and len(list(tmp_path.glob("[0-9][0-9]"))) == 19  # it waits for what the first one holds
+    stuck.send_signal(signal.SIGKILL)
+    assert other.wait(timeout=60) == 0 and stuck.wait(timeout=60) == -signal.SIGKILL
+    assert [n for n, pid in begun(tmp_path)].count("00") == 2 and (tmp_path / "00").read_text() == "00"
+
+
+def test_without_locks_the_work_is_done_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    made = []
+    share_out([1, 2], lambda j: tmp_path / str(j), lambda j: j in made, made.append)
+    assert made == [1, 2]
+
+
+@pytest.mark.dist
+def test_embedding_shared_and_killed_is_that_of_one_process(tmp_path):
+    """Two workers under torchrun, then two of which one is killed: the vectors of one process, part by part."""
+    import pyarrow.parquet as pq
+
+    import mmtune
+    from mmtune.data.pack.pack import pack
+    from tests.support import corpora
+
+    pack(corpora.source(tmp_path / "source", 36), tmp_path / "data", shard_size="50KB")
+    want = mmtune.embed("tiny:all", str(tmp_path / "data"), tmp_path / "one", quiet=True)
+    base, root = [sys.executable, "-m"], Path(__file__).parents[2]
+    verb = ["mmtune", "embed", "tiny:all", str(tmp_path / "data"), "--quiet", "--json", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [*base, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run([*torchrun, *verb, str(tmp_path / "two")], capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0 and json.loads(done.stdout)["counts"] == want["counts"], done.stderr
+    workers = [subprocess.Popen([*base, *verb, str(tmp_path / "killed")], cwd=root, env=environment) for _ in range(2)]
+    end = time.time() + 120
+    while not list((tmp_path / "killed").rglob("part-*")) and time.time() < end:
+        time.sleep(0.002)
+    workers[0].kill()
+    assert workers[1].wait(timeout=120) == 0
+    parts = [p.relative_to(tmp_path / "one") for p in sorted((tmp_path / "one").rglob("*.parquet"))]
+    assert len(parts) >= 3 * 6
+    for run in ("two", "killed"):
+        assert len(list((tmp_path / run).rglob("*.parquet"))) == len(parts)
+        assert json.loads((tmp_path / run / "meta.json").read_text()) == json.loads(
+            (tmp_path / "one" / "meta.json").read_text()
+        )
+        for part in parts:
+            a, b = pq.read_table(tmp_path / "one" / part), pq.read_table(tmp_path / run / part)
+            assert a["id"] == b["id"] and a.schema.metadata == b.schema.metadata
+            x, y = (t["vector"].combine_chunks().flatten().to_numpy() for t in (a, b))
+            assert abs(x - y).max() < 1e-6
+
+
+@pytest.mark.dist
+def test_a_build_finds_what_workers_embedded_and_one_of_them_was_killed(tmp_path, monkeypatch):
+    """`index embed` by three processes, one killed: every content once or more, the same answers, nothing left to embed."""
+    from mmtune.data.pack.pack import pack
+    from mmtune.index import shared_embedding
+    from mmtune.index.collection import Collection
+    from tests.support import corpora
+
+    pack(corpora.source(tmp_path / "source", 36, columns=("image", "text")), tmp_path / "data", shard_size="25KB")
+    data, root = str(tmp_path / "data"), Path(__file__).parents[2]
+    with Collection(tmp_path / "alone", create=True) as alone:
+        assert alone.build("tiny:clip", data, quiet=True)["embedded"] == 36
+        want = alone.search(text="a red square", k=36, version="v1")
+    code = "import sys; from mmtune import cli; from mmtune.index import shared_embedding; shared_embedding.ROWS = 2; cli.main(sys.argv[1:])"
+    verb = ["index", "embed", str(tmp_path / "shop"), "--model", "tiny:clip", "--data", data, "--quiet", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, *verb], cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    end = time.time() + 240
+    while not list((tmp_path / "shop").glob("vectors/*/image/*.safetensors")) and time.time() < end:
+        time.sleep(0.002)
+    workers[0].kill()
+    said = [json.loads(w.communicate(timeout=240)[0])["counts"]["image"] for w in workers[1:]]
+    assert [(s["rows"], s["missing"], s["contents"]) for s in said] == [(36, 0, 36)] * 2
+    assert sum(s["embedded"] for s in said) <= 36
+    monkeypatch.setattr(shared_embedding, "ROWS", 2)
+    with Collection(tmp_path / "shop") as shop:
+        assert shared_embedding.embed_apart(shop.path, "tiny:clip", data, quiet=True)["counts"]["image"]["embedded"] == 0
+        done = shop.build("tiny:clip", data, quiet=True)
+        assert (done["embedded"], done["reused"], done["vectors"]) == (0, 36, {"image": 36})
+        found = shop.search(text="a red square", k=36, version="v1")
+    assert found.ids == want.ids
+    assert max(abs(a["score"] - b["score"]) for a, b in zip(found.results, want.results, strict=True)) < 1e-5

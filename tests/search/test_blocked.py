@@ -1,0 +1,117 @@
+"""The blocked scan against full matrices: exact with either grid, whatever the shapes, masks and ties."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmtune.contracts import Embedded
+from mmtune.relevance import known_positives
+from mmtune.relevance.known_positives import Relevance
+from mmtune.relevance.mining_items import unite
+from mmtune.search import blocked, quantised
+from mmtune.search.approximate import ApproximateSearch
+from mmtune.search.exact import exact_keys
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def two(n, m, dim, seed=0, groups=40, collapse=0.0):
+    rng = np.random.default_rng(seed)
+    heavy = rng.standard_normal(dim) * np.geomspace(1, 20, dim)  # one dimension stands out, as in CLIP
+
+    def one(k, first):
+        labels = {"id": np.arange(first, first + k), "group": rng.integers(0, groups, k)}
+        x = unit(rng.standard_normal((k, dim)) * (1 - collapse) + collapse * heavy)
+        return Embedded([f"{i:06d}" for i in rng.permutation(k)], [None] * k, labels, x, "f")
+
+    return one(n, 1), one(m, 1)
+
+
+def reference(a, b, rel, k):
+    keys = exact_keys(a.take(np.arange(len(a))), b.take(np.arange(len(b)))).astype(np.int64)
+    every = np.broadcast_to(np.arange(len(b)), keys.shape)
+    keys[rel.is_positive(np.arange(len(a)), every)] = -(2**30)
+    order = np.lexsort((every, -keys), axis=1)[:, :k]
+    found = np.take_along_axis(keys, order, 1)
+    return np.where(found == -(2**30), -1, order), found
+
+
+@pytest.mark.parametrize("kind", [quantised.FloatGrid, quantised.Int8Grid])
+@pytest.mark.parametrize(
+    ("n", "m", "dim", "k", "collapse"),
+    [(70, 2000, 32, 20, 0.0), (33, 1000, 48, 30, 0.9), (20, 300, 8, 280, 0.0), (5, 7, 16, 30, 0.0), (40, 1500, 20, 5, 0.999)],
+)
+def test_same_as_the_full_matrix(monkeypatch, kind, n, m, dim, k, collapse):
+    monkeypatch.setattr(blocked, "CHUNK", 256)
+    monkeypatch.setattr(blocked, "grid", kind)
+    ea, eb = two(n, m, dim, collapse=collapse)
+    a, b = unite("a", ea), unite("b", eb)
+    rel = Relevance(a, b, ea, eb)
+    search = blocked.ExactSearch(b, k=k)
+    found, keys = search.top(a, np.arange(n), rel)
+    expected, scores = reference(a, b, rel, k)
+    width = expected.shape[1]
+    np.testing.assert_array_equal(found[:, :width], expected)
+    assert (found[:, width:] == -1).all()
+    np.testing.assert_array_equal(keys[:, :width][expected >= 0], scores[expected >= 0])
+
+
+def test_ties_everywhere_and_little_memory(monkeypatch):
+    """All candidates but a few are the same vector: the survivors overflow again and again, the answer stays."""
+    monkeypatch.setattr(blocked, "CHUNK", 128)
+    monkeypatch.setattr(blocked, "plan", lambda *_: blocked.Plan(16, 400, 0))
+    monkeypatch.setattr(blocked, "MAX_NEAR", 40)
+    ea, eb = two(16, 900, 16)
+    eb.vectors[:850] = eb.vectors[0]
+    a, b = unite("a", ea), unite("b", eb)
+    rel = Relevance(a, b, ea, eb)
+    for kind in (quantised.FloatGrid, quantised.Int8Grid):
+        monkeypatch.setattr(blocked, "grid", kind)
+        found, _ = blocked.ExactSearch(b, k=25).top(a, np.arange(16), rel)
+        np.testing.assert_array_equal(found, reference(a, b, rel, 25)[0])
+
+
+def test_large_groups_are_masked_by_rectangle(monkeypatch):
+    monkeypatch.setattr(blocked, "CHUNK", 128)
+    ea, eb = two(50, 700, 16, groups=3)
+    a, b = unite("a", ea), unite("b", eb)
+    pairwise = Relevance(a, b, ea, eb)
+    expected = reference(a, b, pairwise, 20)[0]
+    monkeypatch.setattr(known_positives, "BIG", 10)
+    by_rectangle = Relevance(a, b, ea, eb)
+    assert by_rectangle.known(np.arange(50)).big
+    np.testing.assert_array_equal(blocked.ExactSearch(b, k=20).top(a, np.arange(50), by_rectangle)[0], expected)
+    every = np.broadcast_to(np.arange(len(b)), (50, len(b)))
+    np.testing.assert_array_equal(by_rectangle.is_positive(np.arange(50), every), pairwise.is_positive(np.arange(50), every))
+
+
+def test_int8_bounds_hold_and_are_worth_something():
+    ea, eb = two(64, 3000, 64, collapse=0.5)
+    b = unite("b", eb)
+    grid = quantised.Int8Grid(b, 512, "cpu", 1 << 30)
+    q = grid.queries(ea.vectors)
+    true = ea.vectors.astype(np.float64) @ b.take(np.arange(len(b))).astype(np.float64).T
+    out = torch.empty(64, 512, dtype=torch.int32)
+    for number in range(6):
+        grid.product(q, number, out)
+        unit_B, eps_B = grid.bounds(q, number)
+        items = grid.order[number * 512 : (number + 1) * 512]
+        error = np.abs(out.numpy()[:, : len(items)] * unit_B[:, None] + q.shift[:, None] - true[:, items])
+        assert (error <= eps_B[:, None]).all()
+        assert eps_B.max() < 0.05
+
+
+@pytest.mark.parametrize("method", ["hnsw", "ivf"])
+def test_approximate_search_scores_exactly_and_finds_most(method):
+    ea, eb = two(100, 3000, 32)
+    a, b = unite("a", ea), unite("b", eb)
+    rel = Relevance(a, b, ea, eb)
+    expected, scores = reference(a, b, rel, 10)
+    found, keys = ApproximateSearch(b, method, probes=64, k=10).top(a, np.arange(100), rel)
+    hit = [len(np.intersect1d(x, y)) for x, y in zip(found, expected, strict=True)]
+    assert np.mean(hit) > 9
+    assert not rel.is_positive(np.arange(100), found).any()
+    same = found == expected
+    np.testing.assert_array_equal(keys[same], scores[same])

@@ -1,0 +1,281 @@
+"""`mmtune serve` as people start it: a real process, real sockets, signals, and the page's own server."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mmtune.index.collection import Collection
+from tests.support.serve_helpers import BEARER, TOKEN, Process, collection, copy_of, picture
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return collection(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def server(shelf):
+    """One process with its page."""
+    with Process(shelf, "--token", TOKEN, "--max-bytes", "200000") as found:
+        wait(found)
+        yield found
+
+
+def wait(server, path="/ready", seconds=120):
+    """Until a search is answered at once."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if httpx.get(server.url + path, timeout=10).status_code == 200:
+                return
+        except httpx.TransportError:
+            assert server.process.poll() is None, server.said
+        time.sleep(0.1)
+    raise AssertionError(server.said)
+
+
+def until(server, line, seconds=60):
+    """Until a counter of the server reads so."""
+    end = time.monotonic() + seconds
+    while line not in (told := httpx.get(server.url + "/metrics", timeout=30).text):
+        assert time.monotonic() < end, told
+        time.sleep(0.05)
+
+
+def command(*arguments, **env):
+    return subprocess.run([sys.executable, "-m", "mmtune", "serve", *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_it_refuses_to_start_in_one_line(shelf, tmp_path):
+    done = command(str(shelf), "--host", "0.0.0.0")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--token" in done.stderr and not done.stdout
+    done = command(str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not a collection" in done.stderr
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = command(str(shelf), "--no-page", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2 and "--port" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_a_missing_library_is_one_line(shelf):
+    code = (
+        "import importlib.util as u, sys\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'gradio' else real(name, *a)\n"
+        f"from mmtune.cli import main; sys.exit(main(['serve', {str(shelf)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.strip().endswith('pip install "mmtune[serve]"'), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_answers_what_is_under_way(shelf, how):
+    """A search that waits for another one, whose body is still on its way, to share its pass; then the stop."""
+    with Process(shelf, "--no-page", "--window", "6000", "--grace", "60", "--json") as server:
+        wait(server)
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps({"text": "sent slowly"}).encode()
+        head = f"POST /search HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=60) as slow:
+            slow.sendall(head.encode() + body[:5])
+            until(server, "mmtune_under_way 1.0")
+            found = []
+
+            def ask():
+                found.append(httpx.post(server.url + "/search", json={"text": "under way"}, timeout=60))
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            until(server, "mmtune_under_way 2.0")
+            assert not found
+            server.process.send_signal(how)
+            time.sleep(0.3)
+            slow.sendall(body[5:])
+            answer = slow.recv(65_536)
+            asking.join(60)
+        assert server.process.wait(60) == 0, server.said
+        assert found and found[0].status_code == 200 and found[0].json()["results"]
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert json.loads(server.process.stdout.read())["requests"] >= 3
+        assert "Traceback" not in server.said, server.said
+        with pytest.raises(httpx.TransportError):
+            httpx.get(server.url + "/health", timeout=5)
+
+
+@pytest.mark.slow
+def test_another_process_promotes_and_the_server_follows(shelf, tmp_path):
+    path = copy_of(shelf, tmp_path)
+    with Process(path, "--no-page") as server, httpx.Client(base_url=server.url, timeout=60) as web:
+        wait(server)
+        assert web.post("/search", json={"text": "x"}).json()["version"] == "v1"
+        with Collection(path) as c:
+            c.promote("v2", force=True, why="a test")
+            assert web.post("/search", json={"text": "x"}).json()["version"] == "v2"  # the very next request
+            c.rollback()
+            assert web.post("/search", json={"text": "x"}).json()["version"] == "v1"
+
+
+def test_too_much_is_refused_before_it_is_sent(server):
+    """A length that is told is believed at once: the answer comes although the body never does."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as s:
+        head = ["POST /search HTTP/1.1", f"Host: {host}", "Content-Type: application/json", "Content-Length: 200001", "", ""]
+        s.sendall("\r\n".join(head).encode())
+        assert s.recv(4096).startswith(b"HTTP/1.1 413")
+    found = httpx.post(
+        server.url + "/search", content=(b"x" * 10_000 for _ in range(100)), headers={"Content-Type": "application/json"}
+    )
+    assert found.status_code == 413 and found.json()["error"]["limit"] == 200_000
+    assert "server" not in found.headers
+
+
+# --- the page's own server -------------------------------------------------------------------------------------------
+
+
+def upload(server, name="x.png", data=None):
+    """A file through the page's own door; where it lies."""
+    found = httpx.post(server.url + "/page/gradio_api/upload", files={"files": (name, data or picture())}, timeout=60)
+    assert found.status_code == 200, found.text
+    return found.json()[0]
+
+
+def join(server, name, payload, **more):
+    """Press a search button of the page with that payload."""
+    config = httpx.get(server.url + "/page/config", timeout=60).json()
+    button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == f"go-{name}")
+    number = next(d["id"] for d in config["dependencies"] if [button, "click"] in [list(t) for t in d["targets"]])
+    body = {"data": [payload, 3, "", "live only"], "fn_index": number, "session_hash": "test", "trigger_id": button, **more}
+    return httpx.post(server.url + "/page/gradio_api/queue/join", json=body, timeout=60)
+
+
+def answer(server):
+    """What the page's stream says of the search that was joined."""
+    with httpx.stream("GET", server.url + "/page/gradio_api/queue/data?session_hash=test", timeout=60) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:") and "process_completed" in line:
+                return json.loads(line[5:])["output"]
+    raise AssertionError("no answer")
+
+
+def test_the_page_answers_and_keeps_uploads_to_itself(server):
+    page = httpx.get(server.url + "/page/", timeout=60)
+    assert page.status_code == 200 and "<html" in page.text
+    path = upload(server)
+    folder = Path(path).parents[1]
+    assert (folder.stat().st_mode & 0o077) == 0 and folder.name.startswith("mmtune-serve-")
+    assert join(server, "image", {"path": path, "meta": {"_type": "gradio.FileData"}}).status_code == 200
+    shown = json.dumps(answer(server))
+    assert "3 results" in shown and "mm-hit" in shown
+    assert httpx.get(server.url + f"/page/gradio_api/file={path}", timeout=60).content == picture()
+
+
+PLACES = [
+    "/etc/passwd",
+    "{root}/collection.json",
+    "../../../../etc/passwd",
+    "http://127.0.0.1:9/x.png",
+    "https://example.org/x.png",
+    "file:///etc/passwd",
+    "{folder}/../../etc/passwd",
+    "{folder}",
+    "",
+    "\0",
+    "data:image/png;base64,AAAA",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_path_or_url_reaches_the_page(server, shelf, place):
+    place = place.format(root=shelf, folder=Path(upload(server)).parents[1])
+    if place:
+        for address in (f"file={place}", f"file/{place}", f"proxy={place}", f"file=%2F{place.lstrip('/')}"):
+            try:
+                found = httpx.get(f"{server.url}/page/gradio_api/{address}", timeout=60)
+            except httpx.InvalidURL:
+                continue
+            assert found.status_code in (403, 404, 405) and b"root:" not in found.content and b"format" not in found.content
+    for payload in ({"path": place}, {"path": place, "url": place}, {"a": [{"path": place}]}, [{"path": place}]):
+        payload = {**payload, "meta": {"_type": "gradio.FileData"}} if isinstance(payload, dict) else payload
+        assert join(server, "image", payload).status_code == 403, payload
+    linked = join(server, "image", None, event_data={"path": place})
+    assert linked.status_code == 403
+
+
+def test_a_link_among_the_uploads_leads_nowhere(server):
+    folder = Path(upload(server)).parents[1]
+    link = folder / "link.png"
+    link.symlink_to("/etc/passwd")
+    assert httpx.get(f"{server.url}/page/gradio_api/file={link}", timeout=60).status_code == 403
+    assert join(server, "image", {"path": str(link)}).status_code == 403
+
+
+def test_a_url_beside_an_upload_is_taken_out(server):
+    with socket.socket() as trap:
+        trap.bind(("127.0.0.1", 0))
+        trap.listen()
+        trap.settimeout(1.0)
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"
+        payload = {"path": upload(server), "url": url, "meta": {"_type": "gradio.FileData"}}
+        assert join(server, "image", payload).status_code == 200
+        assert "results" in json.dumps(answer(server))
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
+def test_only_what_the_page_needs_is_there(server):
+    api = (
+        "runs",
+        "process_recording",
+        "vibe-edit",
+        "call/x",
+        "component_server",
+        "stream/x",
+        "custom_component/a/b/c/d",
+        "mcp",
+    )
+    for path in (*(f"gradio_api/{name}" for name in api), "monitoring", "login"):
+        for method in ("GET", "POST"):
+            assert httpx.request(method, f"{server.url}/page/{path}", timeout=60).status_code in (404, 405), path
+    for path in ("static/../../../../etc/passwd", "assets/..%2f..%2f..%2f..%2fetc%2fpasswd", "static/%2fetc%2fpasswd"):
+        found = httpx.get(f"{server.url}/page/{path}", timeout=60)
+        assert found.status_code in (403, 404) and b"root:" not in found.content
+
+
+def test_the_page_keeps_the_limits_of_rest(server):
+    found = httpx.post(server.url + "/page/gradio_api/upload", files={"files": ("x.png", bytes(300_000))}, timeout=60)
+    assert found.status_code == 413
+    bad = {"path": upload(server, data=b"not a picture"), "meta": {"_type": "gradio.FileData"}}
+    assert join(server, "image", bad).status_code == 200
+    assert "not a readable picture" in json.dumps(answer(server))
+    assert join(server, "text", "x" * 20_000).status_code == 200
+    assert "limit 10000" in json.dumps(answer(server))
+
+
+def test_the_page_needs_the_token_from_elsewhere(server):
+    elsewhere = {"X-Forwarded-For": "8.8.8.8"}
+    for path in ("/page/", "/page/config", "/page/gradio_api/info", "/page/theme.css"):
+        assert httpx.get(server.url + path, headers=elsewhere, timeout=60).status_code == 401
+        assert httpx.get(server.url + path, headers=elsewhere | BEARER, timeout=60).status_code == 200
+    assert httpx.post(server.url + "/page/gradio_api/upload", headers=elsewhere, timeout=60).status_code == 401
+
+
+@pytest.mark.slow
+def test_a_stopped_server_leaves_no_uploads(shelf):
+    with Process(shelf) as server:
+        wait(server)
+        folder = Path(upload(server)).parents[1]
+        assert folder.exists()
+        assert server.stop(signal.SIGTERM) == 0, server.said
+        assert not folder.exists()

@@ -1,0 +1,48 @@
+"""Places for the four kinds of store, a PostgreSQL server of our own, and vectors that lie like real ones."""
+
+import contextlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mmtune.index.protocols import Place
+
+KINDS = ("faiss", "lancedb", "pgvector", "qdrant")
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """A libpq url of a real server with pgvector, on a socket in a directory of its own."""
+    import pgserver
+
+    root = Path(tempfile.mkdtemp(prefix="mmtune-pg-"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = pgserver.get_server(root / "data", cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def place(kind: str, directory: Path, url: str | None, name: str = "shop_v1_a") -> Place:
+    """`directory` of its own for embedded kinds, `url` of the server for pgvector."""
+    return Place(kind, directory / kind / name, url if kind == "pgvector" else None, name)
+
+
+def unit_rows(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
+    x = rng.normal(size=(n, dim)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def clustered(rng: np.random.Generator, n: int, dim: int, inner: int = 16, spread: float = 0.35) -> np.ndarray:
+    """Products in families: sqrt(n) centres, and around each what varies in `inner` directions, as embeddings do."""
+    centres, basis = unit_rows(rng, max(1, round(n**0.5)), dim), unit_rows(rng, inner, dim)
+    x = centres[rng.integers(len(centres), size=n)] + spread * (rng.normal(size=(n, inner)) @ basis) / inner**0.5
+    x += 0.02 * rng.normal(size=(n, dim))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,82 @@
+"""Recomputed and compiled blocks: the gradients of a plain step, dropout included, and nothing of it left behind."""
+
+import json
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+import mmtune
+from mmtune.training.compile_checkpoint import blockwise
+from tests.support import corpora
+
+
+class Model:
+    """A real small CLIP with dropout, as `blockwise` sees a model: towers that own modules."""
+
+    class Tower:
+        def __init__(self, *modules):
+            self.modules = list(modules)
+
+    def __init__(self):
+        torch.manual_seed(0)
+        size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, attention_dropout=0.2)
+        words = dict(**size, vocab_size=64, max_position_embeddings=16, eos_token_id=63, bos_token_id=62)
+        self.clip = CLIPModel(CLIPConfig(text_config=words, vision_config=dict(**size, image_size=16, patch_size=4))).train()
+        self.towers = {"a": self.Tower(self.clip.vision_model), "b": self.Tower(self.clip.text_model)}
+
+    def step(self, compiled=False, recompute=False):
+        """(gradients, bytes that autograd remembers)."""
+        self.clip.zero_grad()
+        kept = 0
+
+        def remember(x):
+            nonlocal kept
+            kept += 0 if isinstance(x, torch.nn.Parameter) else x.numel() * x.element_size()
+            return x
+
+        pixels = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        words = torch.randint(0, 62, (6, 8), generator=torch.Generator().manual_seed(2))
+        words[:, -1] = 63
+        torch.manual_seed(3)
+        with blockwise(self, compiled, recompute):
+            with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+                a = self.clip.get_image_features(pixel_values=pixels).pooler_output
+                b = self.clip.get_text_features(input_ids=words).pooler_output
+            torch.nn.functional.cross_entropy(a @ b.T, torch.arange(6)).backward()
+        return torch.cat([p.grad.flatten() for p in self.clip.parameters() if p.grad is not None]), kept
+
+
+def test_recomputed_blocks_give_the_same_gradients_for_less_memory():
+    model = Model()
+    (plain, kept), (again, less) = model.step(), model.step(recompute=True)
+    assert torch.equal(plain, again)
+    assert less < 0.3 * kept
+    assert torch.equal(model.step()[0], plain) and model.step()[1] == kept  # and the model is as it was
+    assert not any("forward" in vars(m) for m in model.clip.modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_give_the_same_gradients(recompute):
+    model = Model()
+    for layer in [m for m in model.clip.modules() if hasattr(m, "dropout") and isinstance(m.dropout, float)]:
+        layer.dropout = 0.0  # compiled dropout draws other numbers
+    plain, _ = model.step()
+    compiled, _ = model.step(compiled=True, recompute=recompute)
+    assert float((plain - compiled).norm() / plain.norm()) < 1e-4
+    assert torch.equal(model.step()[0], plain)
+
+
+@pytest.mark.parametrize("key", ["recompute", pytest.param("compile", marks=pytest.mark.slow)])
+def test_a_recipe_may_ask_for_it(key, tmp_path):
+    losses = {}
+    for on in (False, True):
+        run = {"dir": str(tmp_path / str(on))}
+        settings = {"epochs": 1, "batch_size": 8, "lr": 1e-3, "precision": "fp32", key: on}
+        mmtune.train(
+            {"model": "tiny:clip", "data": {"train": corpora.packed(tmp_path)}, "train": settings, "run": run}, quiet=True
+        )
+        lines = [json.loads(x) for x in (tmp_path / str(on) / "metrics.jsonl").read_text().splitlines()]
+        losses[on] = [x["loss"] for x in lines if "loss" in x]
+    assert len(losses[True]) == 3 and losses[True] == pytest.approx(losses[False], rel=1e-4)

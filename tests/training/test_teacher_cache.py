@@ -1,0 +1,181 @@
+"""Teachers' outputs: computed once, stored beside the shards, the same when read again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mmtune.data.pack.pack import pack
+from mmtune.data.shards.dataset import open_data
+from mmtune.data.shards.weighted_concat import Mix
+from mmtune.embedding.embed import embed_data
+from mmtune.errors import DataError, RecipeError
+from mmtune.model.artifact import load
+from mmtune.training import teacher_cache
+from mmtune.training.teacher_cache import build_teachers
+from tests.support.data_helpers import catalog, write_csv
+
+PAIR = ("image", "text")
+CALLS = []
+
+
+class Lengths:
+    """Scores a pair by its sizes; counts what it was asked."""
+
+    def __init__(self, factor=1.0):
+        self.factor = factor
+
+    def score(self, pairs):
+        CALLS.append(len(pairs))
+        return [self.factor * (x.size[0] + len(y)) for x, y in pairs]
+
+
+class Broken:
+    def score(self, pairs):
+        return [float("nan")] * len(pairs)
+
+
+@pytest.fixture()
+def data(tmp_path):
+    pack(catalog(tmp_path / "src"), tmp_path / "train", group="sku")
+    return Mix([open_data(str(tmp_path / "train"))], [1.0])
+
+
+def build(spec, data, pairs=(PAIR,)):
+    return build_teachers({"big": spec}, data, list(pairs), quiet=True)["big"]
+
+
+def test_vectors_are_the_models_own_and_computed_once(data, tmp_path, monkeypatch):
+    teacher = build({"model": "tiny:clip@5"}, data)
+    model = load("tiny:clip@5")
+    assert teacher.fingerprint == model.fingerprint and teacher.dim == model.dim
+    for m, embedded in embed_data(model, data.sets[0]).items():
+        rows = torch.tensor([7, 0, 11])
+        assert np.allclose(teacher.at(m, rows).numpy(), embedded.vectors[rows.numpy()], atol=1e-6)
+    folder = tmp_path / "train" / "teachers" / model.fingerprint[:16]
+    assert json.loads((folder / "meta.json").read_text())["fingerprint"] == model.fingerprint
+    assert len(open_data(str(tmp_path / "train"))) == 12  # the shards are still what they were
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.parquet")}
+    again = build({"model": "tiny:clip@5"}, data)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.parquet")} == before
+    assert torch.equal(again.vectors["text"], teacher.vectors["text"])
+
+
+def test_vectors_of_two_sets_keep_their_rows(data, tmp_path):
+    shutil.copytree(tmp_path / "src", tmp_path / "src2")
+    rows = [{"image": f"img/{i:04d}.png", "text": f"other {i}", "sku": "s"} for i in range(5)]
+    pack(write_csv(tmp_path / "src2" / "rows.csv", rows), tmp_path / "more", group="sku")
+    mix = Mix([data.sets[0], open_data(str(tmp_path / "more"))], [1.0, 1.0])
+    teacher, model = build({"model": "tiny:clip", "out": str(tmp_path / "kept")}, mix), load("tiny:clip")
+    want = model.encode(text=["thing 3", "other 0", "other 4"])
+    rows = torch.tensor([mix.ids.index(i) for i in data.sets[0].ids[3:4]] + [12, 16])
+    assert np.allclose(teacher.at("text", rows).numpy(), want, atol=1e-6)
+    assert not (tmp_path / "train" / "teachers").exists()
+
+
+def test_scores_are_stored_with_a_fingerprint_and_go_on_after_a_kill(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "PART", 50)
+    CALLS.clear()
+    spec = {"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "all", "options": {"factor": 2.0}}
+    teacher = build(spec, data)
+    assert sum(CALLS) == 144 and len(CALLS) == 3
+    rows = np.arange(12)
+    labels = {m: torch.from_numpy(data.labels[m][rows]) for m in PAIR}
+    found = teacher.between(PAIR, labels["image"], labels["text"])
+    assert found[2, 3] == 2 * (24 + len("thing 3")) and found[2, 11] == 2 * (24 + len("thing 11"))
+    (folder,) = (tmp_path / "train" / "teachers").iterdir()
+    parts = sorted(folder.rglob("*.parquet"))
+    assert len(parts) == 3
+    parts[1].unlink()  # as if the job had been killed
+    CALLS.clear()
+    assert torch.equal(build(spec, data).between(PAIR, labels["image"], labels["text"]), found) and CALLS == [50]
+    CALLS.clear()
+    build({**spec, "options": {"factor": 3.0}}, data)  # another teacher, other outputs
+    assert sum(CALLS) == 144
+
+
+def test_candidates_from_a_negatives_table(data, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    CALLS.clear()
+    table = {
+        "direction": ["text->image", "image->text"],
+        "query_id": [data.ids[0], data.ids[4]],
+        "negative_id": [data.ids[5], data.ids[6]],
+    }
+    pq.write_table(pa.table(table), tmp_path / "negatives.parquet")
+    teacher = build(
+        {"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": str(tmp_path / "negatives.parquet")}, data
+    )
+    assert sum(CALLS) == 14
+    labels = {m: torch.from_numpy(data.labels[m]) for m in PAIR}
+    found = teacher.between(PAIR, labels["image"], labels["text"])
+    known = {tuple(x) for x in torch.nonzero(torch.isfinite(found)).tolist()}
+    assert known == {(i, i) for i in range(12)} | {(5, 0), (4, 6)}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_file_of_scores(data, tmp_path, suffix):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"direction": "text->image", "query_id": data.ids[1], "item_id": data.ids[2], "score": 0.25}]
+    rows += [{"direction": "image->text", "query_id": data.ids[3], "item_id": data.ids[3], "score": 0.75}]
+    path = tmp_path / f"scores.{suffix}"
+    if suffix == "csv":
+        write_csv(path, rows)
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    teacher = build({"scores": str(path)}, data)
+    labels = {m: torch.from_numpy(data.labels[m]) for m in PAIR}
+    found = teacher.between(PAIR, labels["image"], labels["text"])
+    assert found[2, 1] == 0.25 and found[3, 3] == 0.75 and int(torch.isfinite(found).sum()) == 2
+
+
+@pytest.mark.parametrize(
+    "spec,says",
+    [
+        ({"modle": "tiny:clip"}, "teachers.big: say what it is: model: MODEL, scorer: NAME, or scores: FILE"),
+        ({"model": "tiny:clip", "batchsize": 3}, "teachers.big.batchsize: there is no such key; did you mean 'batch_size'"),
+        ({"scorer": "cross_encodr"}, "teachers.big.scorer: no scorer 'cross_encodr'; did you mean 'cross_encoder'"),
+        (
+            {"scorer": "tests.training.test_teacher_cache:Nothing"},
+            "teachers.big.scorer: cannot make tests.training.test_teacher_cache:Nothing",
+        ),
+        ({"scorer": "json:JSONDecoder"}, "json:JSONDecoder has no method score(pairs)"),
+        (
+            {"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "nope"},
+            "teachers.big.candidates: 'nope' is neither own, all, nor a file",
+        ),
+        (
+            {"scorer": "tests.training.test_teacher_cache:Broken"},
+            "teachers.big: gave 12 scores for 12 pairs, or some",
+        ),
+        ({"scores": "nowhere.csv"}, "nowhere.csv"),
+        ({"scores": "nowhere.txt"}, "ends in .parquet, .jsonl, .csv or .tsv"),
+    ],
+)
+def test_mistakes_name_their_key(data, spec, says):
+    with pytest.raises((RecipeError, DataError)) as e:
+        build(spec, data)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_score_file_that_does_not_fit_names_its_line(data, tmp_path):
+    path = write_csv(tmp_path / "s.csv", [{"query_id": data.ids[0], "item_id": "who", "score": 1}])
+    with pytest.raises(DataError, match="line 1: the training data have no row 'who' with text"):
+        build({"scores": str(path)}, data)
+    path = write_csv(tmp_path / "t.csv", [{"query_id": data.ids[0], "item": "who", "score": 1}])
+    with pytest.raises(DataError, match="has no column 'item_id'; it has query_id, item, score"):
+        build({"scores": str(path)}, data)
+
+
+def test_too_many_pairs_are_refused(data, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "MOST", 100)
+    with pytest.raises(RecipeError, match="all is 12 x 12 pairs; name a negatives table"):
+        build({"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "all"}, data)
