@@ -6,7 +6,7 @@ the shared space. Everything keys by the modality's name; nothing outside `modal
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from mmtune.errors import Rejected
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
     import numpy as np
     from torch import Tensor
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON document, or a part of one, as `json` reads and writes it. For files and answers; results are classes with fields."""
+
+Signal: TypeAlias = Any
+"""A decoded value: whatever a modality's `decode` returns (a picture, samples with their rate, a string)."""
 
 Pair = tuple[str, str]
 """A directed or undirected pair of modality names, e.g. ("a", "b"); written "a->b" when directed."""
@@ -205,7 +211,7 @@ def direction(a: str, b: str) -> str:
 
 
 @dataclass(slots=True)
-class Embedded:
+class Embeddings:
     """Vectors of one modality for N rows of a corpus; identity travels with them.
 
     ids [N] row ids; groups [N]; labels[k] int64 [N] as in Batch; vectors float32 [N, D], unit length; fingerprint of the model;
@@ -220,6 +226,6 @@ class Embedded:
     queries: "np.ndarray | None" = None
 
     @property
-    def asking(self) -> "np.ndarray":
+    def query_vectors(self) -> "np.ndarray":
         """The vectors of the query side of a direction."""
         return self.vectors if self.queries is None else self.queries

@@ -11,12 +11,12 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.comparison.gate import Gate
-from mmtune.contracts import Embedded, Pair, direction
+from mmtune.contracts import Embeddings, Pair, direction
 from mmtune.data.loader.batch_plan import plan
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.mixup import augmentation
 from mmtune.data.shards.dataset import Data, open_data
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding.embed import embed_data
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluation.directions import evaluate_vectors
@@ -42,7 +42,7 @@ from mmtune.training.tuning.tune import LOW_RANK, Tuned, parse_tune, tune
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
-Embed = Callable[..., dict[str, Embedded]]
+Embed = Callable[..., dict[str, Embeddings]]
 """How validation embeds: `embed_data`, or from kept features."""
 
 
@@ -73,7 +73,7 @@ def _train(
         if processes.first:
             _claim(directory, recipe, resume)
     sources = recipe.data.sources()
-    data = Mix([open_data(s.path) for s in sources], [s.weight for s in sources])
+    data = WeightedConcat([open_data(s.path) for s in sources], [s.weight for s in sources])
     val = open_data(recipe.data.val) if recipe.data.val else None
     general = open_data(recipe.data.general) if recipe.data.general else None
     model = artifact.load(recipe.model)
@@ -96,7 +96,7 @@ def _train(
     augment = augmentations(recipe, trained, data)
     heads = _heads_first(recipe, model, trained, resume, quiet, processes)
     tuned = tune(model, recipe.tune, trained, list(recipe.augment), recipe.train.seed, between is not None, heads)
-    stream = Stream(
+    stream = Loader(
         data,
         {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
         augment,
@@ -153,7 +153,9 @@ def _train(
     return {**document, "result": result}
 
 
-def _info(recipe: Recipe, model: "Model", data: Mix, base_mark: str, tuned: Tuned, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _info(
+    recipe: Recipe, model: "Model", data: WeightedConcat, base_mark: str, tuned: Tuned, pairs: Sequence[Pair]
+) -> dict[str, Any]:
     """Where the artifact comes from, for its manifest and its card."""
     found = {
         "base": str(model.info.get("source")),
@@ -205,7 +207,14 @@ def _course(trainer: Trainer) -> dict[str, Any]:
 
 
 def _rounds(
-    recipe: Recipe, model: "Model", data: Mix, batches: Any, pairs: Sequence[Pair], base: str, quiet: bool, processes: Processes
+    recipe: Recipe,
+    model: "Model",
+    data: WeightedConcat,
+    batches: Any,
+    pairs: Sequence[Pair],
+    base: str,
+    quiet: bool,
+    processes: Processes,
 ) -> Rounds:
     """Mining for this run; its tables and audits lie in RUN/mining."""
     assert recipe.mining is not None
@@ -278,7 +287,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _objective(recipe: Recipe, model: "Model", data: Mix, pairs: Sequence[Pair], quiet: bool) -> Objective:
+def _objective(recipe: Recipe, model: "Model", data: WeightedConcat, pairs: Sequence[Pair], quiet: bool) -> Objective:
     """The recipe's objective, its teachers' outputs at hand."""
     return build_objective(
         recipe.objective,
@@ -291,7 +300,7 @@ def _objective(recipe: Recipe, model: "Model", data: Mix, pairs: Sequence[Pair],
     )
 
 
-def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
+def choose_pairs(recipe: Recipe, model: "Model", data: WeightedConcat) -> list[Pair]:
     """The recipe's pairs, or every pair that model and data share and that some row has. RecipeError names the pair."""
     both = [m for m in data.modalities if m in model.towers]
     if recipe.pairs is None:
@@ -311,7 +320,7 @@ def choose_pairs(recipe: Recipe, model: "Model", data: Mix) -> list[Pair]:
     return [(a, b) for a, b in recipe.pairs]
 
 
-def usable_rows(data: Mix, pairs: Sequence[Pair]) -> np.ndarray:
+def usable_rows(data: WeightedConcat, pairs: Sequence[Pair]) -> np.ndarray:
     """bool [N]: the rows that have both sides of some pair."""
     return np.any([data.present[a] & data.present[b] for a, b in pairs], axis=0)
 
@@ -325,7 +334,7 @@ def _named(pairs: Sequence[Pair]) -> str:
     return ", ".join(f"[{a}, {b}]" for a, b in pairs)
 
 
-def augmentations(recipe: Recipe, trained: Sequence[str], data: Mix) -> dict[str, Any]:
+def augmentations(recipe: Recipe, trained: Sequence[str], data: WeightedConcat) -> dict[str, Any]:
     """{modality: (signal, rng) -> signal} of the recipe's `augment`; `mixup` draws its partners from `data`."""
     for m in recipe.augment:
         modalities.get(m)
@@ -334,13 +343,15 @@ def augmentations(recipe: Recipe, trained: Sequence[str], data: Mix) -> dict[str
     return {m: augmentation(m, options, data) for m, options in recipe.augment.items() if options}
 
 
-def refuse_leak(general: Data | None, data: Mix, usable: np.ndarray, trained: Sequence[str]) -> None:
+def refuse_leak(general: Data | None, data: WeightedConcat, usable: np.ndarray, trained: Sequence[str]) -> None:
     """RecipeError when rows of the general slice are trained on. By content: unrelated sets may both have a row "1"."""
     if general is None:
         return
     rows = {m: np.flatnonzero(general.present[m]) for m in trained if m in general.modalities}
     found = {
-        m: Embedded([general.ids[i] for i in r], [None] * len(r), {m: general.labels[m][r]}, np.empty((len(r), 0), np.float32))
+        m: Embeddings(
+            [general.ids[i] for i in r], [None] * len(r), {m: general.labels[m][r]}, np.empty((len(r), 0), np.float32)
+        )
         for m, r in rows.items()
     }
     why = trained_rows(found, {m: np.unique(data.labels[m][usable]) for m in rows})
@@ -359,7 +370,7 @@ def _between(recipe: Recipe) -> Interpolate | None:
     return wanted if isinstance(wanted, Interpolate) else Interpolate() if wanted else None
 
 
-def _prepare(tuned: Tuned, stream: Stream, others: Sequence[Data | None], quiet: bool) -> Embed:
+def _prepare(tuned: Tuned, stream: Loader, others: Sequence[Data | None], quiet: bool) -> Embed:
     """Say what learns, compute features of towers that do not; returns how to embed between epochs."""
     if not quiet:
         print("\n".join(tuned.lines()), file=sys.stderr)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import mmtune
-from mmtune.contracts import Embedded, direction
+from mmtune.contracts import Embeddings, direction
 from mmtune.data.shards.dataset import open_data
 from mmtune.embedding.embed import embed_data
 from mmtune.evaluation.directions import evaluate_vectors
@@ -28,7 +28,7 @@ ARMS = {"none": None, "naive": {"guards": NAIVE}, "guarded": {}}
 NEAR = 0.95
 
 
-def confusable(vectors: dict[str, Embedded], a: str, b: str) -> set[str]:
+def confusable(vectors: dict[str, Embeddings], a: str, b: str) -> set[str]:
     """Ids of the queries of a whose best wrong item of b beats, or nears, the best right one."""
     queries, candidates = unite(a, vectors[a]), unite(b, vectors[b])
     out = set()
@@ -42,7 +42,7 @@ def confusable(vectors: dict[str, Embedded], a: str, b: str) -> set[str]:
     return out
 
 
-def scores(vectors: dict[str, Embedded], hard: dict[str, set[str]]) -> dict[str, float]:
+def scores(vectors: dict[str, Embeddings], hard: dict[str, set[str]]) -> dict[str, float]:
     """{"a->b all map": value, "a->b confusable hit@1": value, ...}"""
     out = {}
     for name, found in evaluate_vectors(vectors, ks=(1,), within=False, per_query=True).directions.items():

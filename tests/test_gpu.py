@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import mmtune
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.model.artifact.save import save
 from mmtune.relevance.known_positives import Relevance
 from mmtune.relevance.mining_items import Items, unite
@@ -175,7 +175,7 @@ def to_mine(rows: int, dim: int, around: int = 0) -> tuple[Items, Relevance]:
         x = rng.standard_normal((around, dim), dtype=np.float32)[rng.integers(around, size=rows)] + 0.7 * x
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     labels = {"id": np.arange(1, rows + 1), "group": np.arange(rows) // 5 + 1}
-    embedded = Embedded([f"{i:07d}" for i in range(rows)], [None] * rows, labels, x, "f")
+    embedded = Embeddings([f"{i:07d}" for i in range(rows)], [None] * rows, labels, x, "f")
     items = unite("a", embedded)
     return items, Relevance(items, items, embedded, embedded)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune.data.loader.batch_plan import plan
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.data.shards.dataset import open_data
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding.embed import embed_data
 from mmtune.errors import RecipeError
 from mmtune.model import artifact
@@ -111,14 +111,14 @@ def _load(recipe: Recipe, steps: int) -> "tuple[Model, Data, int, float]":
     """The model, the rows of the first source, the batches of an epoch, and the pairs a second of loading them alone."""
     sources = recipe.data.sources()
     parts = [open_data(s.path) for s in sources]
-    data = Mix(parts, [s.weight for s in sources])
+    data = WeightedConcat(parts, [s.weight for s in sources])
     model = artifact.load(recipe.model)
     pairs = choose_pairs(recipe, model, data)
     trained, usable = trained_modalities(pairs), usable_rows(data, pairs)
     if usable.sum() < 2:
         raise RecipeError(f"{data.spec} has {int(usable.sum())} rows to train on; at least 2 are needed")
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)(0)
-    stream = Stream(
+    stream = Loader(
         data,
         {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
         augmentations(recipe, trained, data),

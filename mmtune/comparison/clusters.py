@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 
 
-def row_clusters(vectors: Mapping[str, Embedded]) -> dict[str, int]:
+def row_clusters(vectors: Mapping[str, Embeddings]) -> dict[str, int]:
     """Row id -> cluster. Rows linked by a group or by identical content of an embedded modality, also in a chain, are one.
 
     The same clusters serve every direction of a corpus, so that a resample draws the same things in all of them.

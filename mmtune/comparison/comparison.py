@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.comparison.bootstrap import intervals
 from mmtune.comparison.confusable import Confusable, accuracy
 from mmtune.comparison.gate import MEAN, Change, Gate, decide, default_gate
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import refuse_trained
@@ -20,7 +20,7 @@ from mmtune.relevance.relevant import Qrels
 if TYPE_CHECKING:
     import pandas
 
-Vectors = Mapping[str, Embedded]
+Vectors = Mapping[str, Embeddings]
 TWINS = "confusable pairs"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.relevance.items import Items, unite
 from mmtune.relevance.relevant import Qrels, relevant
@@ -60,7 +60,7 @@ class Confusable:
 
 
 def freeze(
-    vectors: Mapping[str, Embedded], pair: tuple[str, str], share: float = 0.25, qrels: Qrels | None = None
+    vectors: Mapping[str, Embeddings], pair: tuple[str, str], share: float = 0.25, qrels: Qrels | None = None
 ) -> Confusable:
     """The `share` of the queries of `pair` whose right answer has the most similar twin. Raises DataError when none has one."""
     if not 0 < share <= 1:
@@ -99,7 +99,7 @@ def _nearest_other(items: Items, chunk: int = 256) -> tuple[np.ndarray, np.ndarr
     return near, best
 
 
-def accuracy(frozen: Confusable, vectors: Mapping[str, Embedded]) -> tuple[np.ndarray, list[str]]:
+def accuracy(frozen: Confusable, vectors: Mapping[str, Embeddings]) -> tuple[np.ndarray, list[str]]:
     """Per twin pair whose rows are all there: 1 right answer above its twin, 0 below, 0.5 the same score; and the query ids."""
     a, b = frozen.direction.split("->")
     for m in (a, b):
@@ -112,7 +112,7 @@ def accuracy(frozen: Confusable, vectors: Mapping[str, Embedded]) -> tuple[np.nd
         raise DataError("no query of the confusable slice is in these data; it was frozen from others: freeze it anew")
     q = np.array([left[t.query] for t in known])
     keys = [
-        pair_keys(vectors[a].asking, vectors[b].vectors, q, np.array([right[getattr(t, w)] for t in known]))
+        pair_keys(vectors[a].query_vectors, vectors[b].vectors, q, np.array([right[getattr(t, w)] for t in known]))
         for w in ("right", "twin")
     ]
     return (1 + np.sign(keys[0].astype(np.int64) - keys[1])) / 2, [t.query for t in known]

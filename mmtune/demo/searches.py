@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.demo.pages import Search, Shown
 from mmtune.embedding.embed import embed_data
@@ -55,14 +55,14 @@ def looked_up(data: str, answers: Sequence[Mapping[str, Any]]) -> list[Search]:
     return found
 
 
-def _distinct(e: Embedded, modality: str) -> list[int]:
+def _distinct(e: Embeddings, modality: str) -> list[int]:
     """The first row of every distinct content."""
     _, first = np.unique(e.labels[modality], return_index=True)
     return sorted(first.tolist())
 
 
 def _answers(
-    rows: Data, side: Mapping[str, Embedded], query: int, asks: str, answers: str, pool: list[int], top: int
+    rows: Data, side: Mapping[str, Embeddings], query: int, asks: str, answers: str, pool: list[int], top: int
 ) -> list[Shown]:
     here = [p for p in pool if asks != answers or p != query]
     ids = [side[answers].ids[p] for p in here]

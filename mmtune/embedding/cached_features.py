@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.data.identity_labels import first_seen
 from mmtune.data.loader.decode import decode_row
 from mmtune.embedding.embed import embed_data
@@ -22,9 +22,9 @@ from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from mmtune.backbones import Tower
-    from mmtune.data.loader.loader import Stream
+    from mmtune.data.loader.loader import Loader
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
     from mmtune.model.dual_encoder import Model
 
 FEATURES = "features"
@@ -61,7 +61,7 @@ class Features:
         self.model.towers.update(self.towers)
         self.kept = {m: {} for m in self.names}
 
-    def add(self, data: "Data | Mix", quiet: bool = False) -> None:
+    def add(self, data: "Data | WeightedConcat", quiet: bool = False) -> None:
         """Compute what is not kept yet of every value of `data`. A value that cannot be read: DataError."""
         for m in self.names:
             if m not in data.modalities:
@@ -76,7 +76,7 @@ class Features:
                         self.kept[m][int(data.labels[m][i])] = f
                     progress.advance(len(part))
 
-    def _compute(self, data: "Data | Mix", m: str, rows: list[int]) -> list[Tensor]:
+    def _compute(self, data: "Data | WeightedConcat", m: str, rows: list[int]) -> list[Tensor]:
         """[w_i, dim] on the CPU of each row's value, as an index would get it: deterministic windows, eval mode, float32."""
         tower = self.towers[m]
         items = [tower.preprocess(decode_row(data, i, m)) for i in rows]
@@ -91,14 +91,14 @@ class Features:
             self.model.train(training)
         return list(out.split(torch.bincount(segments, minlength=len(items)).tolist()))
 
-    def feed(self, stream: "Stream", quiet: bool = False) -> None:
+    def feed(self, stream: "Loader", quiet: bool = False) -> None:
         """Let a stream's batches carry features. (Its cache answers before anything is decoded.)"""
         self.add(stream.data, quiet)
         for m in self.names:
             stream.preprocess[m] = Collate()
             stream.cache.items |= {(m, label): {FEATURES: f} for label, f in self.kept[m].items()}
 
-    def embed(self, model: "Model", data: "Data", wanted: Sequence[str], processes: Processes = ALONE) -> dict[str, Embedded]:
+    def embed(self, model: "Model", data: "Data", wanted: Sequence[str], processes: Processes = ALONE) -> dict[str, Embeddings]:
         """As `embed_data`, from kept features where there are; for validation between epochs (its vectors name no model)."""
         rest = [m for m in wanted if m not in self.kept]
         found = embed_data(model, data, rest, processes=processes) if rest else {}
@@ -114,7 +114,7 @@ class Features:
         return {m: found[m] for m in wanted}
 
     @torch.inference_mode()
-    def _embedded(self, model: "Model", data: "Data", m: str, mark: str) -> Embedded:
+    def _embedded(self, model: "Model", data: "Data", m: str, mark: str) -> Embeddings:
         rows = np.flatnonzero(data.present[m])
         content, inverse = np.unique(data.labels[m][rows], return_inverse=True)
         parts = []
@@ -124,7 +124,7 @@ class Features:
             parts.append(model.encode_inputs(m, inputs).cpu().numpy())
         vectors = np.concatenate(parts)[inverse] if parts else np.zeros((0, model.dim), np.float32)
         labels = {k: v[rows] for k, v in data.labels.items()}
-        return Embedded([data.ids[i] for i in rows], [data.groups[i] for i in rows], labels, vectors, mark)
+        return Embeddings([data.ids[i] for i in rows], [data.groups[i] for i in rows], labels, vectors, mark)
 
 
 def _either(tower: "Tower") -> Any:

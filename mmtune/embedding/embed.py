@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.data.identity_labels import first_seen
 from mmtune.data.loader.decode import decode_row
 from mmtune.errors import DataError
@@ -69,11 +69,11 @@ def embed_data(
     quiet: bool = True,
     role: str | None = None,
     processes: Processes = ALONE,
-) -> dict[str, Embedded]:
-    """Vectors of every row in memory: {modality: Embedded}, rows in the data's order, rows that lack it left out.
+) -> dict[str, Embeddings]:
+    """Vectors of every row in memory: {modality: Embeddings}, rows in the data's order, rows that lack it left out.
 
     Without `role` the vectors are those of what is found, and where the model has a prompt of its own for queries
-    `Embedded.queries` are those of what asks (a second run of that tower). With `role` there are that role's vectors only.
+    `Embeddings.queries` are those of what asks (a second run of that tower). With `role` there are that role's vectors only.
     Several `processes` that all call this encode a share each and all get everything.
     """
     out = {}
@@ -85,13 +85,13 @@ def embed_data(
             found = [_embed_rows(model, data, m, rows, batch_size, progress.advance, r, processes) for r in roles]
         labels = {k: v[rows] for k, v in data.labels.items()}
         ids, groups = [data.ids[i] for i in rows], [data.groups[i] for i in rows]
-        out[m] = Embedded(ids, groups, labels, found[0], fingerprint, *found[1:])
+        out[m] = Embeddings(ids, groups, labels, found[0], fingerprint, *found[1:])
     return out
 
 
 def embed_classes(
     model: "Model", data: "Data", wanted: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
-) -> dict[str, Embedded]:
+) -> dict[str, Embeddings]:
     """Words as class names, where the model has a prompt `zero_shot` for them; {} where it has none."""
     names = [m for m in shared_modalities(model, data, wanted) if ZERO_SHOT in model.prompts.get(m, {})]
     return embed_data(model, data, names, batch_size, quiet, ZERO_SHOT) if names else {}

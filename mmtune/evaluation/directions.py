@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmtune.comparison.clusters import row_clusters
-from mmtune.contracts import Embedded, direction
+from mmtune.contracts import Embeddings, direction
 from mmtune.errors import DataError, ModelError
 from mmtune.evaluation import metrics
 from mmtune.evaluation.ranks import ranks
@@ -15,7 +15,7 @@ from mmtune.relevance.relevant import Qrels, relevant
 
 
 def evaluate_vectors(
-    vectors: Mapping[str, Embedded],
+    vectors: Mapping[str, Embeddings],
     *,
     ks: Sequence[int] = (1, 5, 10),
     pairs: Sequence[tuple[str, str]] | None = None,
@@ -74,7 +74,7 @@ def evaluate_direction(
     values: dict[str, list[np.ndarray]] = {m: [] for m in metrics.names(ks)}
     for part in relevant(queries, candidates, chunk, qrels):
         itself = np.arange(part.start, part.stop) if queries is candidates else None
-        rank_P, tied = ranks(queries.asking[part.start : part.stop], candidates.vectors, part.items, itself)
+        rank_P, tied = ranks(queries.query_vectors[part.start : part.stop], candidates.vectors, part.items, itself)
         has = part.items.counts > 0
         if not has.any():
             continue

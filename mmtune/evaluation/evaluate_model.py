@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from mmtune.comparison.comparison import Comparison, compare_vectors
 from mmtune.comparison.confusable import Confusable, freeze
 from mmtune.comparison.gate import MEAN, Gate
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_views
@@ -144,8 +144,8 @@ def compare(
     made, rows = Gate.read(gate), _data(data)
     parts = named(rows, slices)
     other = _data(general) if general is not None else None
-    vectors: list[dict[str, Embedded]] = []
-    extra: list[dict[str, Embedded]] = []
+    vectors: list[dict[str, Embeddings]] = []
+    extra: list[dict[str, Embeddings]] = []
     from mmtune.embedding.embed import embed_data, shared_modalities
 
     both = [_model(base, dim if base_dim is None else base_dim), _model(candidate, dim)]
@@ -173,7 +173,7 @@ def compare(
 
 
 def _confusable(
-    where: "bool | str | Path", base: dict[str, Embedded], gate: Gate | None, qrels: Qrels | None
+    where: "bool | str | Path", base: dict[str, Embeddings], gate: Gate | None, qrels: Qrels | None
 ) -> Confusable | None:
     """Read the frozen slice, or freeze it: for the gate's direction, or the first between two modalities."""
     if where is False:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.relevance.items import names_to_labels
 from mmtune.search.exact import unit
@@ -14,7 +14,7 @@ from mmtune.search.exact import unit
 HOW = ("mean",)
 
 
-def pool_views(vectors: Mapping[str, Embedded], how: str, qrels: Any = None) -> dict[str, Embedded]:
+def pool_views(vectors: Mapping[str, Embeddings], how: str, qrels: Any = None) -> dict[str, Embeddings]:
     """Signals of one group become one item with the group's smallest row id; words, and rows without a group, stay as they are.
 
     The mean is over distinct content: a photo that is there twice counts once. Raises RecipeError for another `how`, and with
@@ -27,7 +27,7 @@ def pool_views(vectors: Mapping[str, Embedded], how: str, qrels: Any = None) -> 
     return {m: e if modalities.get(m).inline else pooled(m, e) for m, e in vectors.items()}
 
 
-def pooled(name: str, e: Embedded) -> Embedded:
+def pooled(name: str, e: Embeddings) -> Embeddings:
     """One row a group."""
     members: dict[str, list[int]] = {}
     for i, (row, group) in enumerate(zip(e.ids, e.groups, strict=True)):
@@ -39,10 +39,10 @@ def pooled(name: str, e: Embedded) -> Embedded:
         once = list({(int(content[i]) or -1 - i) if content is not None else -1 - i: i for i in reversed(at)}.values())
         heads.append(at[0])
         out.append(e.vectors[once].mean(0, dtype=np.float64))
-        asking.append(e.asking[once].mean(0, dtype=np.float64))
+        asking.append(e.query_vectors[once].mean(0, dtype=np.float64))
     rows = np.array(heads, np.int64)
     labels = {k: np.asarray(v)[rows] for k, v in e.labels.items()}
     labels[name] = names_to_labels(list(members))  # its content is the whole group
     queries = None if e.queries is None else unit(np.stack(asking).astype(np.float32), name)
     z = unit(np.stack(out).astype(np.float32), name) if out else e.vectors
-    return Embedded([e.ids[i] for i in heads], [e.groups[i] for i in heads], labels, z, e.fingerprint, queries)
+    return Embeddings([e.ids[i] for i in heads], [e.groups[i] for i in heads], labels, z, e.fingerprint, queries)

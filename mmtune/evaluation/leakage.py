@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 UNIQUE = 0.9  # a modality whose contents are distinct in this share of the rows identifies rows; a class name does not
 
 
-def trained_rows(vectors: Mapping[str, Embedded], trained: Mapping[str, "np.ndarray | set[int]"]) -> dict[str, str]:
+def trained_rows(vectors: Mapping[str, Embeddings], trained: Mapping[str, "np.ndarray | set[int]"]) -> dict[str, str]:
     """Row id -> why it counts as trained on. `trained`: int64 labels of the training rows by key ("id" and modalities).
 
     A row was trained on when its id was, or a content that identifies rows was, or all of its contents were. Contents that
@@ -43,7 +43,7 @@ def trained_rows(vectors: Mapping[str, Embedded], trained: Mapping[str, "np.ndar
     return why
 
 
-def refuse_trained(vectors: Mapping[str, Embedded], trained: "Mapping[str, np.ndarray | set[int]] | None", what: str) -> None:
+def refuse_trained(vectors: Mapping[str, Embeddings], trained: "Mapping[str, np.ndarray | set[int]] | None", what: str) -> None:
     """Raise DataError when any row of `vectors` was trained on by the model called `what`; None means nothing is known."""
     why = trained_rows(vectors, trained) if trained else {}
     if why:
@@ -55,11 +55,11 @@ def refuse_trained(vectors: Mapping[str, Embedded], trained: "Mapping[str, np.nd
         )
 
 
-def identity(data: "Data", modality: str) -> Embedded:
+def identity(data: "Data", modality: str) -> Embeddings:
     """The rows that have `modality`, without vectors: enough to ask whether they were trained on."""
     at = np.flatnonzero(data.present[modality])
     labels = {k: v[at] for k, v in data.labels.items()}
-    return Embedded([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
+    return Embeddings([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
 
 
 def refuse_shared(data: "Data", reference: "Data", names: list[str], column: str | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.result import Result
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 
-def prefix(vectors: Mapping[str, Embedded], dim: int) -> dict[str, Embedded]:
+def prefix(vectors: Mapping[str, Embeddings], dim: int) -> dict[str, Embeddings]:
     """The first `dim` numbers of each vector, unit length again: what the model cut to `dim` would have given, but unnamed."""
     import torch
 
@@ -34,7 +34,7 @@ def trained_dims(model: "Model") -> list[int]:
     return sorted({int(d) for d in model.info.get("matryoshka", []) if d < model.dim})
 
 
-def evaluate_dims(vectors: Mapping[str, Embedded], whole: Result, dims: Sequence[int], **how: Any) -> dict[int, Result]:
+def evaluate_dims(vectors: Mapping[str, Embeddings], whole: Result, dims: Sequence[int], **how: Any) -> dict[int, Result]:
     """{dim: Result} of every prefix and of the whole vectors, whose result is there; {} without `dims`. how: as for
     `evaluate_vectors`."""
     if not dims or not vectors:

@@ -12,7 +12,7 @@ from mmtune.errors import Rejected
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.5rem 0}td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem;vertical-align:top}
@@ -86,7 +86,9 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
     return f"<table><tr>{heads}</tr>{''.join(map(row, rows))}</table>"
 
 
-def page(document: dict[str, Any], data: "Data | Mix | None", row_of: "Callable[[list[str]], np.ndarray] | None") -> str:
+def page(
+    document: dict[str, Any], data: "Data | WeightedConcat | None", row_of: "Callable[[list[str]], np.ndarray] | None"
+) -> str:
     """A self-contained HTML page; with `data`, examples are shown and played."""
     parts = [f"<h1>Negatives mined by {html.escape(document['fingerprint'][:12])}</h1>"]
     parts += [f'<p class="w">{html.escape(w)}</p>' for w in document["warnings"]]
@@ -122,7 +124,9 @@ def page(document: dict[str, Any], data: "Data | Mix | None", row_of: "Callable[
     return f"{head}{''.join(parts)}</html>\n"
 
 
-def _show(data: "Data | Mix | None", row_of: "Callable[[list[str]], np.ndarray] | None", modality: str, row_id: str) -> str:
+def _show(
+    data: "Data | WeightedConcat | None", row_of: "Callable[[list[str]], np.ndarray] | None", modality: str, row_id: str
+) -> str:
     label = f'<div class="id">{html.escape(row_id)}</div>'
     if data is None or row_of is None:
         return label

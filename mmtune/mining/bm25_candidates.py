@@ -15,14 +15,19 @@ from mmtune.relevance.mining_items import Items
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 
 class Lexical:
     """The `width` candidates most alike in words, best first, -1 where none shares a word."""
 
     def __init__(
-        self, queries: Items, candidates: Items, data: "Data | Mix", row_of: Callable[[list[str]], np.ndarray], width: int
+        self,
+        queries: Items,
+        candidates: Items,
+        data: "Data | WeightedConcat",
+        row_of: Callable[[list[str]], np.ndarray],
+        width: int,
     ):
         try:
             import bm25s

@@ -19,7 +19,7 @@ from mmtune.search.parallel import workers
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 SOURCES = ("nearest", "lexical", "siblings")
 
@@ -71,7 +71,7 @@ class Sources:
         candidates: Items,
         relevance: Relevance,
         options: MiningOptions,
-        data: "Data | Mix | None",
+        data: "Data | WeightedConcat | None",
         row_of: "Callable[[list[str]], np.ndarray] | None",
         search: "ExactSearch | ApproximateSearch | None" = None,
     ):

@@ -10,7 +10,7 @@ from mmtune.relevance.mining_items import Items, id_hashes, mix
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 LARGEST = 4096  # siblings of one kind that are looked at; of more, a fixed random choice
 
@@ -19,7 +19,12 @@ class Sibling:
     """The siblings of each query; the caller ranks them by score."""
 
     def __init__(
-        self, queries: Items, candidates: Items, data: "Data | Mix", row_of: Callable[[list[str]], np.ndarray], rule: Siblings
+        self,
+        queries: Items,
+        candidates: Items,
+        data: "Data | WeightedConcat",
+        row_of: Callable[[list[str]], np.ndarray],
+        rule: Siblings,
     ):
         columns = [data.column(c) for c in rule.same]
         other = data.column(rule.other) if rule.other else None

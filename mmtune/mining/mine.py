@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmtune import modalities
-from mmtune.contracts import Embedded, Pair, Scorer, direction
+from mmtune.contracts import Embeddings, Pair, Scorer, direction
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining.audit import Audit
 from mmtune.mining.audit_page import page
@@ -32,7 +32,7 @@ from mmtune.search.parallel import ordered
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 RowOf = Callable[[list[str]], np.ndarray]
 
@@ -70,19 +70,19 @@ def settings(options: MiningOptions, todo: list[str]) -> dict[str, Any]:
     return {"options": document, "directions": todo}
 
 
-def row_finder(data: "Data | Mix") -> RowOf:
+def row_finder(data: "Data | WeightedConcat") -> RowOf:
     """Row ids -> row numbers of `data`, -1 where it has none."""
     number = {row_id: i for i, row_id in enumerate(data.ids)}
     return lambda ids: np.array([number.get(i, -1) for i in ids], np.int64)
 
 
 def mine(
-    embedded: Mapping[str, Embedded],
+    embedded: Mapping[str, Embeddings],
     out: str | Path,
     options: MiningOptions | None = None,
     *,
     pairs: Sequence[Pair] | None = None,
-    data: "Data | Mix | None" = None,
+    data: "Data | WeightedConcat | None" = None,
     verifier: "Callable[[str, str], Scorer] | Scorer | None" = None,
     truth: Sequence[str | None] | None = None,
     cache: str | Path | None = None,
@@ -90,7 +90,7 @@ def mine(
 ) -> Mined:
     """Mine negatives into the Parquet file `out`, its audit beside it (`<out>.audit.json`, `<out>.audit.html`).
 
-    embedded: one Embedded a modality, of one model (DataError when fingerprints differ). pairs: the trained pairs, mined both
+    embedded: one Embeddings a modality, of one model (DataError when fingerprints differ). pairs: the trained pairs, mined both
     ways unless options.directions says otherwise. data: for near duplicates, other sources, the verifier and the page;
     without it those guards are off, and the audit says so. verifier: a Scorer, or a call (a, b) -> Scorer. truth: the group of
     every row of `data` to measure guards by, where the labels are incomplete. cache: a directory for what does not depend on
@@ -118,7 +118,7 @@ def mine(
             if known.unused:
                 warnings.append(f"{name}: {known.unused} judgments name rows that are not there; not used")
             own = options.for_direction(name)
-            asks = items[a] if a == b else replace(items[a], vectors=embedded[a].asking)
+            asks = items[a] if a == b else replace(items[a], vectors=embedded[a].query_vectors)
             job = _Direction(name, asks, items[b], embedded[a], embedded[b], own, known, data, row_of)
             document["directions"][name] = job.run(table, near, verifier, truth, quiet, warnings)
         mined = sum(d["mined"] for d in document["directions"].values())
@@ -133,7 +133,7 @@ def mine(
 
 def _signatures(
     options: MiningOptions,
-    data: "Data | Mix | None",
+    data: "Data | WeightedConcat | None",
     names: set[str],
     cache: "str | Path | None",
     quiet: bool,
@@ -166,11 +166,11 @@ class _Direction:
         name: str,
         a: Items,
         b: Items,
-        rows_a: Embedded,
-        rows_b: Embedded,
+        rows_a: Embeddings,
+        rows_b: Embeddings,
         options: MiningOptions,
         judged: Any,
-        data: "Data | Mix | None",
+        data: "Data | WeightedConcat | None",
         row_of: RowOf | None,
     ):
         self.name, self.a, self.b, self.rows, self.options = name, a, b, (rows_a, rows_b), options
@@ -287,14 +287,14 @@ class _Direction:
         return hits / max(int((exact >= 0).sum()), 1)
 
 
-def _relabelled(e: Embedded, truth: Sequence[str | None], row_of: RowOf) -> Embedded:
+def _relabelled(e: Embeddings, truth: Sequence[str | None], row_of: RowOf) -> Embeddings:
     names = [truth[i] if i >= 0 else None for i in row_of(e.ids)]
     codes = {n: i for i, n in enumerate(sorted({n for n in truth if n is not None}, key=str), 1)}
     group = np.array([codes[n] if n is not None else 0 for n in names], np.int64)
-    return Embedded(e.ids, names, {**e.labels, "group": group}, e.vectors, e.fingerprint)
+    return Embeddings(e.ids, names, {**e.labels, "group": group}, e.vectors, e.fingerprint)
 
 
-def _labelled(items: Items, e: Embedded) -> np.ndarray:
+def _labelled(items: Items, e: Embeddings) -> np.ndarray:
     out = np.ones(len(items), bool)
     group = np.asarray(e.labels.get("group", np.zeros(len(e.ids), np.int64)))
     out[items.of_row[group == 0]] = False

@@ -19,7 +19,7 @@ from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 ROWS = 8  # rows of an item that are compared, spread over it
 
@@ -31,7 +31,9 @@ class Signatures:
         self.sig, self.has, self.distance = sig, has, distance
 
 
-def signatures(data: "Data | Mix", modality: str, cache: "Path | None" = None, quiet: bool = True) -> "Signatures | None":
+def signatures(
+    data: "Data | WeightedConcat", modality: str, cache: "Path | None" = None, quiet: bool = True
+) -> "Signatures | None":
     """Signatures of every row, each content decoded once; None when the modality has no near key. They do not depend on any
     weights: `cache` (a directory) keeps them for the next round."""
     kind = modalities.get(modality)

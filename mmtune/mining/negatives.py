@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 
 class Negatives:
@@ -27,7 +27,7 @@ class Negatives:
     notes: what is to be said about the table (stale, ids that the data lack).
     """
 
-    def __init__(self, table: str | Path, data: "Data | Mix", fingerprint: str, allow_stale: bool = False):
+    def __init__(self, table: str | Path, data: "Data | WeightedConcat", fingerprint: str, allow_stale: bool = False):
         """DataError when the table was mined with other weights (unless allowed), or none of its rows is in the data."""
         stale = check_fingerprint(table, fingerprint, allow_stale)
         self.notes = [stale] if stale else []
@@ -92,7 +92,7 @@ class Negatives:
 class _Set:
     """One direction: query [N] -> list of negatives (-1: none), and which rows are the same candidate."""
 
-    def __init__(self, pairs: np.ndarray, data: "Data | Mix", name: str):
+    def __init__(self, pairs: np.ndarray, data: "Data | WeightedConcat", name: str):
         a, _, b = name.partition("->")
         query, candidate = (_content(data, m) for m in (a, b))
         code = query[pairs[:, 0]]
@@ -120,7 +120,7 @@ class _Set:
         return self._by_content[self._first[code] : self._first[code + 1]]
 
 
-def _content(data: "Data | Mix", modality: str) -> np.ndarray:
+def _content(data: "Data | WeightedConcat", modality: str) -> np.ndarray:
     """Content codes int64 [N] of the rows: 0 .. n-1; a row without content of its own kind has a code of its own."""
     label = data.labels.get(modality)
     if label is None:

@@ -24,7 +24,7 @@ from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
     from mmtune.model.dual_encoder import Model
 
 
@@ -54,7 +54,7 @@ class Rounds:
     def __init__(
         self,
         model: "Model",
-        data: "Data | Mix",
+        data: "Data | WeightedConcat",
         plain: Callable[[int], Sequence[np.ndarray]],
         options: MiningOptions,
         directory: str | Path,
@@ -145,7 +145,7 @@ class Rounds:
 
     def _mine(self, path: Path) -> Mined | None:
         """Several processes embed a share each; the first searches, the others read its table."""
-        embedded = embed_data(self.model, self.data, self._names(), processes=self.processes)  # type: ignore[arg-type]  # a Mix
+        embedded = embed_data(self.model, self.data, self._names(), processes=self.processes)  # type: ignore[arg-type]  # a WeightedConcat
         found = None
         if self.processes.first:
             found = mine(

@@ -17,7 +17,7 @@ from mmtune.relevance.mining_items import Items
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 
 class ModelScorer:
@@ -44,7 +44,7 @@ class Verifier:
     def __init__(
         self,
         scorer: Scorer,
-        data: "Data | Mix",
+        data: "Data | WeightedConcat",
         queries: Items,
         candidates: Items,
         relevance: Relevance,

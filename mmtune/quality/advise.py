@@ -11,7 +11,7 @@ from mmtune import modalities
 from mmtune.comparison.bootstrap import MIN_CLUSTERS
 from mmtune.comparison.comparison import changes
 from mmtune.comparison.gate import Change
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.quality.linear_probe import Probe, probe
@@ -126,7 +126,7 @@ def default_direction(pairs: Mapping[str, tuple[str, str]]) -> str:
     return next(iter([*typed, *pairs]))
 
 
-def baseline(vectors: Mapping[str, Embedded], pair: tuple[str, str], metric: str) -> Change:
+def baseline(vectors: Mapping[str, Embeddings], pair: tuple[str, str], metric: str) -> Change:
     """The metric with an interval by cluster (as a Change from zero)."""
     ks = [int(metric.partition("@")[2])] if metric.partition("@")[2].isdigit() else [10]
     found = evaluate_vectors(vectors, ks=ks, pairs=[pair], per_query=True).directions.get("->".join(pair))
@@ -232,7 +232,7 @@ def advise(
     pair = pairs[name]
     step = -(-len(rows) // limit)
     some = rows.subset(range(0, len(rows), step)) if step > 1 else rows
-    vectors: dict[str, Embedded] = {}
+    vectors: dict[str, Embeddings] = {}
     rates: dict[str, float] = {}
     for m in dict.fromkeys(pair):
         has = np.flatnonzero(some.present[m])

@@ -13,7 +13,7 @@ import numpy as np
 from mmtune.comparison.clusters import row_clusters
 from mmtune.comparison.comparison import changes
 from mmtune.comparison.gate import Change
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.result import Direction
@@ -23,7 +23,7 @@ from mmtune.search.exact import unit
 SHRINK, BLEND, RANK = (0.03, 0.3, 3.0), (0.0, 0.5, 1.0), 256
 ENOUGH = 4  # rows of the median group from which tuning will have seen the groups that it is asked for
 
-Vectors = Mapping[str, Embedded]
+Vectors = Mapping[str, Embeddings]
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Head:
     map: dict[str, np.ndarray]
     blend: float
 
-    def apply(self, vectors: Vectors) -> dict[str, Embedded]:
+    def apply(self, vectors: Vectors) -> dict[str, Embeddings]:
         out = {}
         for m, e in vectors.items():
             asking = None if e.queries is None else self._apply(m, e.queries)
-            out[m] = Embedded(e.ids, e.groups, e.labels, self._apply(m, e.vectors), "probe", asking)
+            out[m] = Embeddings(e.ids, e.groups, e.labels, self._apply(m, e.vectors), "probe", asking)
         return out
 
     def _apply(self, m: str, x_ND: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ class Head:
         return np.concatenate([(1 - self.blend) ** 0.5 * x_ND, self.blend**0.5 * mapped], axis=1).astype(np.float32)
 
 
-def things(e: Embedded) -> np.ndarray:
+def things(e: Embeddings) -> np.ndarray:
     """[N] int64: the group's label, or the row's own where it has none."""
     group: np.ndarray = np.asarray(e.labels["group"], np.int64) if "group" in e.labels else names_to_labels(e.groups)
     own: np.ndarray = np.asarray(e.labels["id"], np.int64) if "id" in e.labels else names_to_labels(e.ids)
@@ -100,14 +100,16 @@ def _direction(vectors: Vectors, pair: tuple[str, str], metric: str) -> Directio
     return evaluate_vectors(vectors, ks=ks, pairs=[pair], per_query=True).directions.get("->".join(pair))
 
 
-def split_rows(vectors: Vectors, by_thing: bool, share: float, seed: int) -> tuple[dict[str, Embedded], dict[str, Embedded]]:
+def split_rows(
+    vectors: Vectors, by_thing: bool, share: float, seed: int
+) -> tuple[dict[str, Embeddings], dict[str, Embeddings]]:
     """(first `share`, rest) by a hash-like draw over clusters, or over rows."""
     cluster = row_clusters(vectors)
     ids = sorted(cluster)
     keys = sorted(set(cluster.values())) if by_thing else ids
     order = np.random.default_rng(seed).permutation(len(keys))
     first = {keys[i] for i in order[: round(share * len(keys))]}
-    parts: tuple[dict[str, Embedded], dict[str, Embedded]] = ({}, {})
+    parts: tuple[dict[str, Embeddings], dict[str, Embeddings]] = ({}, {})
     for m, e in vectors.items():
         mask = np.array([(cluster[r] if by_thing else r) in first for r in e.ids], bool)
         parts[0][m], parts[1][m] = take(e, np.flatnonzero(mask)), take(e, np.flatnonzero(~mask))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import Rejected
 from mmtune.quality.doctor import Finding, finding
 from mmtune.relevance.items import Items, unite
@@ -25,7 +25,7 @@ NEIGHBOURS = 10
 AGREE = 0.7  # this share of a row's neighbours in one other group, and none in its own
 
 
-def check(vectors: Mapping[str, Embedded], facts: dict[str, Any], scales: Mapping[str, float] | None = None) -> list[Finding]:
+def check(vectors: Mapping[str, Embeddings], facts: dict[str, Any], scales: Mapping[str, float] | None = None) -> list[Finding]:
     """Findings on one corpus; facts["space"] gets every number, also the harmless ones."""
     items = {m: unite(m, e) for m, e in vectors.items() if len(e.ids)}
     space: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def hubs(queries: Items, candidates: Items, space: dict[str, Any]) -> list[Findi
     ]
 
 
-def mislabelled(name: str, items: Items, e: Embedded, space: dict[str, Any]) -> list[Finding]:
+def mislabelled(name: str, items: Items, e: Embeddings, space: dict[str, Any]) -> list[Finding]:
     """Rows whose neighbours agree on another group (Wilson 1972), where neighbours can be trusted."""
     groups = [{g for r in items.rows[i] if (g := e.groups[r]) is not None} for i in range(len(items))]
     one = [i for i in range(len(items)) if len(groups[i]) == 1]

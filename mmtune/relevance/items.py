@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.search.exact import tie_order, unit
 
 
-def take(e: Embedded, rows: np.ndarray) -> Embedded:
+def take(e: Embeddings, rows: np.ndarray) -> Embeddings:
     """The rows at positions `rows`, in that order."""
     labels = {k: np.asarray(v)[rows] for k, v in e.labels.items()}
     queries = None if e.queries is None else e.queries[rows]
-    return Embedded([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, e.vectors[rows], e.fingerprint, queries)
+    return Embeddings([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, e.vectors[rows], e.fingerprint, queries)
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Picked:
 class Items:
     """M items of one modality in descending id order; an item's id is the smallest of its rows' ids.
 
-    rows: positions in the Embedded it came from; row_labels, group_labels: what relevance is decided by; queries: as
-    in Embedded.
+    rows: positions in the Embeddings it came from; row_labels, group_labels: what relevance is decided by; queries: as
+    in Embeddings.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Items:
     queries: "np.ndarray | Picked | None" = field(repr=False, default=None)
 
     @property
-    def asking(self) -> "np.ndarray | Picked":
+    def query_vectors(self) -> "np.ndarray | Picked":
         """The vectors of the query side of a direction."""
         return self.vectors if self.queries is None else self.queries
 
@@ -95,7 +95,7 @@ def names_to_labels(names: "list[str] | list[str | None]") -> np.ndarray:
     return np.array([known.get(n, 0) for n in names], np.int64)  # type: ignore[arg-type]
 
 
-def unite(name: str, e: Embedded) -> Items:
+def unite(name: str, e: Embeddings) -> Items:
     """The items of modality `name`. Raises DataError for lengths that differ, repeated ids and vectors that are no numbers."""
     n = len(e.ids)
     if len(e.vectors) != n or len(e.groups) != n or any(len(v) != n for v in e.labels.values()):

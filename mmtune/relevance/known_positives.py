@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.relevance.mining_items import Items, Ragged
 
 BIG = 4096  # keys with more candidates than this are masked by rectangle, not pair by pair
@@ -31,8 +31,8 @@ class Relevance:
         self,
         a: Items,
         b: Items,
-        rows_a: Embedded,
-        rows_b: Embedded,
+        rows_a: Embeddings,
+        rows_b: Embeddings,
         groups: bool = True,
         judged: "np.ndarray | None" = None,
         first_row: bool = False,
@@ -109,7 +109,7 @@ class Relevance:
         return np.repeat(np.arange(len(q)), r.counts), r.values
 
 
-def _id_codes(e: Embedded) -> np.ndarray:
+def _id_codes(e: Embeddings) -> np.ndarray:
     from mmtune.relevance.mining_items import id_hashes
 
     label = e.labels.get("id")
@@ -118,7 +118,7 @@ def _id_codes(e: Embedded) -> np.ndarray:
     return id_hashes(e.ids).view(np.int64)
 
 
-def _keys(a: Embedded, b: Embedded, groups: bool):  # type: ignore[no-untyped-def]
+def _keys(a: Embeddings, b: Embeddings, groups: bool):  # type: ignore[no-untyped-def]
     """((row, code) of a, (row, code) of b, how many codes)."""
     both = (a,) if a is b else (a, b)
     split = len(a.ids)

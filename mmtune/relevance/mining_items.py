@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 
 CHECKED_AT_ONCE = 65536
@@ -65,9 +65,9 @@ class Ragged:
 
 @dataclass
 class Items:
-    """M items of one modality. vectors is the Embedded's own [N, D]; item i's vector is vectors[head[i]].
+    """M items of one modality. vectors is the Embeddings's own [N, D]; item i's vector is vectors[head[i]].
 
-    rows: item -> row numbers in the Embedded; of_row [N]: row -> item; labelled [M]: every row of it has a group.
+    rows: item -> row numbers in the Embeddings; of_row [N]: row -> item; labelled [M]: every row of it has a group.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Items:
         return np.ascontiguousarray(self.vectors[self.head[items]], np.float32)
 
 
-def unite(name: str, e: Embedded) -> Items:
+def unite(name: str, e: Embeddings) -> Items:
     """The items of modality `name`. DataError for lengths that differ, one id of two contents (the same row in two sources of
     a mix is fine), and vectors mining cannot use."""
     n = len(e.ids)
@@ -119,7 +119,7 @@ def unite(name: str, e: Embedded) -> Items:
     return Items(name, [e.ids[i] for i in head], e.vectors, head, rows, of_row, labelled, e.ids)
 
 
-def check_vectors(name: str, e: Embedded) -> None:
+def check_vectors(name: str, e: Embeddings) -> None:
     """DataError for vectors that are not float32 [N, D], hold NaN, are zero, or not of unit length; names the first rows."""
     v = e.vectors
     if v.ndim != 2 or v.dtype != np.float32 or not v.flags.c_contiguous:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.relevance.items import unite
 from mmtune.relevance.relevant import Judgments, Qrels, relevant
@@ -121,7 +121,7 @@ def _lines(path: str | Path, lines: Iterable[str]) -> None:
             f.write(line.encode())
 
 
-def write_qrels(path: str | Path, vectors: Mapping[str, Embedded], pair: tuple[str, str], qrels: Qrels | None = None) -> None:
+def write_qrels(path: str | Path, vectors: Mapping[str, Embeddings], pair: tuple[str, str], qrels: Qrels | None = None) -> None:
     """The relevance that evaluation uses for one direction, by item ids, as TREC judgments."""
     queries, candidates = _sides(vectors, pair)
 
@@ -136,7 +136,7 @@ def write_qrels(path: str | Path, vectors: Mapping[str, Embedded], pair: tuple[s
 
 
 def write_run(
-    path: str | Path, vectors: Mapping[str, Embedded], pair: tuple[str, str], k: int = 100, tag: str = "mmtune"
+    path: str | Path, vectors: Mapping[str, Embeddings], pair: tuple[str, str], k: int = 100, tag: str = "mmtune"
 ) -> None:
     """The best `k` candidates of every query of one direction as a TREC run; scores in full, so that ties stay ties."""
     queries, candidates = _sides(vectors, pair)
@@ -144,7 +144,7 @@ def write_run(
 
     def lines() -> Iterator[str]:
         for start in range(0, len(queries), 1024):
-            scores, index = topk(queries.asking[start : start + 1024], among, k + within)
+            scores, index = topk(queries.query_vectors[start : start + 1024], among, k + within)
             for i, (s_k, j_k) in enumerate(zip(scores, index, strict=True), start):
                 best = [(s, j) for s, j in zip(s_k.tolist(), j_k.tolist(), strict=True) if not (within and j == i)][:k]
                 for rank, (s, j) in enumerate(best, 1):
@@ -153,6 +153,6 @@ def write_run(
     _lines(path, lines())
 
 
-def _sides(vectors: Mapping[str, Embedded], pair: tuple[str, str]) -> Any:
+def _sides(vectors: Mapping[str, Embeddings], pair: tuple[str, str]) -> Any:
     first = unite(pair[0], vectors[pair[0]])
     return first, first if pair[0] == pair[1] else unite(pair[1], vectors[pair[1]])

@@ -10,7 +10,7 @@ import numpy as np
 from mmtune.comparison.comparison import Comparison, compare_vectors
 from mmtune.comparison.confusable import Confusable, freeze
 from mmtune.comparison.gate import MEAN, Gate
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.leakage import refuse_trained
 from mmtune.evaluation.slices import named
@@ -39,9 +39,9 @@ class Measured:
 
     data: "Data"
     comparison: Comparison
-    vectors: dict[str, dict[str, Embedded]]
+    vectors: dict[str, dict[str, Embeddings]]
     qrels: Qrels | None = None
-    classes: dict[str, dict[str, Embedded]] = field(default_factory=dict)
+    classes: dict[str, dict[str, Embeddings]] = field(default_factory=dict)
 
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
@@ -75,7 +75,7 @@ class Measured:
     def keys(self, name: str, side: str, queries_Q: np.ndarray) -> np.ndarray:
         """Keys [Q, candidates] of some query items; within one modality the item itself comes last."""
         queries, candidates = self.sides(name, side)
-        found = exact_keys(queries.asking[queries_Q], candidates.vectors)
+        found = exact_keys(queries.query_vectors[queries_Q], candidates.vectors)
         if queries is candidates:
             found[np.arange(len(found)), queries_Q] = np.iinfo(np.int32).min
         return found
@@ -112,8 +112,8 @@ def measure(
     names = [m for m in shared_modalities(models["before"], rows) if m in models["after"].towers]
     if not names:
         raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(models['after'].towers)}")
-    vectors: dict[str, dict[str, Embedded]] = {}
-    classes: dict[str, dict[str, Embedded]] = {}
+    vectors: dict[str, dict[str, Embeddings]] = {}
+    classes: dict[str, dict[str, Embeddings]] = {}
     extra: list[Any] = []
     for side, found in models.items():
         vectors[side] = embed_data(found, rows, names, batch_size, quiet)
@@ -135,7 +135,7 @@ def measure(
     return Measured(rows, comparison, vectors, judged, classes)
 
 
-def _same(subject: Subject, vectors: dict[str, dict[str, Embedded]]) -> None:
+def _same(subject: Subject, vectors: dict[str, dict[str, Embeddings]]) -> None:
     """A comparison's document must be of these very models."""
     marks = subject.document.get("fingerprints", {})
     for side, key in zip(SIDES, ("base", "candidate"), strict=True):
@@ -156,7 +156,7 @@ def _columns(data: "Data", gate: Gate | None) -> list[str]:
     return list(dict.fromkeys([*asked, *(n for _, n in few[:SLICE_COLUMNS])]))
 
 
-def _frozen(base: dict[str, Embedded], gate: Gate | None, qrels: Qrels | None) -> Confusable | None:
+def _frozen(base: dict[str, Embeddings], gate: Gate | None, qrels: Qrels | None) -> Confusable | None:
     """The confusable slice of the gate's direction, or of the first; None where no two things can be confused."""
     pairs = [(a, b) for a in base for b in base if a != b or len(base) == 1]
     wanted = gate.direction if gate else MEAN

@@ -15,12 +15,12 @@ from mmtune.losses.relation import Relation
 class Items:
     """The unique items of one modality that take part in a pair, N of them.
 
-    row [N] a batch row that holds each; of_row [B] row -> item or -1. The first `asking` are queries, the rest candidates only.
+    row [N] a batch row that holds each; of_row [B] row -> item or -1. The first `n_queries` are queries, the rest candidates only.
     """
 
     row: Tensor
     of_row: Tensor
-    asking: int
+    n_queries: int
 
     def labels(self, batch: Batch, kinds: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """kind -> (item, label): an item carries the labels of all its rows."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mmtune.contracts import Batch
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.errors import TrainingError
 from mmtune.recipe.recipe import TrainConfig
 from mmtune.runtime.distributed import ALONE, Processes
@@ -57,7 +57,7 @@ class Trainer:
         self,
         model: "Model",
         objective: Objective,
-        stream: Stream,
+        stream: Loader,
         plan: Callable[[int], Sequence[np.ndarray]],
         config: TrainConfig,
         directory: Path,

@@ -184,7 +184,7 @@ class Objective(nn.Module):
         q_items, c_items = (items.a, items.b) if forward else (items.b, items.a)
         i, j, w = items.own(weight)
         value, bias = self._scale(number, scale, a, b)
-        q, c = seen.z[a][: q_items.asking], seen.z[b]
+        q, c = seen.z[a][: q_items.n_queries], seen.z[b]
         relation, stale = items.relation if forward else items.relation.reversed, None
         index = batch.index[c_items.row]
         if self.memory is not None and term.family is Block and (stored := self.memory.beside(b, batch)) is not None:
@@ -195,7 +195,7 @@ class Objective(nn.Module):
         if term.guide:
             teacher = self.teachers[term.guide]
             assert isinstance(teacher, TeacherVectors)
-            asked = batch.index[q_items.row[: q_items.asking]]
+            asked = batch.index[q_items.row[: q_items.n_queries]]
             guide = Guide(teacher.at(a, asked), teacher.at(b, index), term.guide_margin)
         own = (i, j, w) if forward else (j, i, w)
         hard = _hard(batch, turn, q_items, c_items)
@@ -240,7 +240,7 @@ def _hard(batch: Batch, turn: Pair, queries: Items, candidates: Items) -> tuple[
     row = batch.hard.get(direction(*turn), batch.index.new_zeros(2, 0))
     i, j = queries.of_row[row[0]], candidates.of_row[row[1]]
     known = (i >= 0) & (j >= 0)
-    return i[known], j[known], candidates.asking
+    return i[known], j[known], candidates.n_queries
 
 
 def _with_memory(relation: Relation, stored: Stored, batch: Batch, turn: Pair) -> Relation:

@@ -16,13 +16,17 @@ from mmtune.training.objective_spec import AUTO, Term
 from mmtune.training.teacher_outputs import TeacherScores
 
 if TYPE_CHECKING:
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
+
+    pass
 
 LISTS = ("kl", "margin_mse")
 """Losses that compare the scores of one query's candidates with each other."""
 
 
-def check_demands(objective: Objective, data: "Mix", columns: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]) -> None:
+def check_demands(
+    objective: Objective, data: "WeightedConcat", columns: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]
+) -> None:
     """columns: numeric metadata by name [N]; batches: an epoch's, of row numbers.
 
     Raises DataError for a value that is missing, NaN or out of range in a row that a term looks at, and RecipeError for a term
@@ -43,7 +47,7 @@ def check_demands(objective: Objective, data: "Mix", columns: Mapping[str, np.nd
             _meet(term, a, data, batches)
 
 
-def _values(term: Term, data: "Mix", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+def _values(term: Term, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
     asked: list[tuple[str, str, float | None, float | None]] = []
     if term.family is Scored:
         low, high = RANGES.get(term.loss, (None, None))
@@ -57,7 +61,7 @@ def _values(term: Term, data: "Mix", columns: Mapping[str, np.ndarray], rows: np
             raise RecipeError(f"{key}: column {name!r} of {data.spec} is 0 in every row: nothing to learn from")
 
 
-def _meet(term: Term, a: str, data: "Mix", batches: Sequence[np.ndarray]) -> None:
+def _meet(term: Term, a: str, data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
     """Within one modality another value of the same group is the positive: some batch must hold two."""
     if term.family is Taught or term.family is Scored:
         return

@@ -59,7 +59,7 @@ def forward_backward(
     see micro-batches: their running statistics move once for each, as in the first pass. The objective runs in float32.
 
     in_step: towers exchange weights while they run (`sharding`), so every process runs each tower as often as the one with the
-    most items does, in the end on an item whose gradient is zero; who has no item of a modality is given one (`Stream`).
+    most items does, in the end on an item whose gradient is zero; who has no item of a modality is given one (`Loader`).
     """
     sizes = {m: n for m, x in batch.inputs.items() if (n := count_items(x))}
     most = sizes

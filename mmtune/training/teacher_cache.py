@@ -29,7 +29,7 @@ from mmtune.training.teacher_outputs import Teacher, TeacherScores, TeacherVecto
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 SCORERS = {
     "cross_encoder": "mmtune.backbones.cross_encoders:CrossEncoder",
@@ -46,7 +46,7 @@ MOST = 4_000_000
 
 
 def build_teachers(
-    config: Mapping[str, Mapping[str, Any]], data: "Mix", pairs: Sequence[Pair], *, quiet: bool = False
+    config: Mapping[str, Mapping[str, Any]], data: "WeightedConcat", pairs: Sequence[Pair], *, quiet: bool = False
 ) -> dict[str, Teacher]:
     """Every teacher of the recipe, ready to be looked up. Raises RecipeError naming the key, DataError naming row or file."""
     teachers: dict[str, Teacher] = {}
@@ -74,7 +74,7 @@ def beside(data: "Data", out: str | None, key: str) -> Path:
 # --- vectors ---------------------------------------------------------------------------------------------------------
 
 
-def _vectors(name: str, spec: Mapping[str, Any], data: "Mix", pairs: Sequence[Pair], quiet: bool) -> TeacherVectors:
+def _vectors(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherVectors:
     from mmtune.embedding.embed import embed
     from mmtune.model.artifact import load
 
@@ -125,7 +125,7 @@ def _read_vectors(folder: Path, parts: int, fingerprint: str) -> tuple[list[str]
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def _scorer(name: str, spec: Mapping[str, Any], data: "Mix", pairs: Sequence[Pair], quiet: bool) -> TeacherScores:
+def _scorer(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherScores:
     scorer, mark = load_scorer(spec["scorer"], spec.get("options") or {}, f"teachers.{name}")
     found = {}
     for pair in pairs:
@@ -152,7 +152,7 @@ def load_scorer(spec: str, options: Mapping[str, Any], key: str) -> tuple[Any, s
     return scorer, getattr(scorer, "fingerprint", None) or hashlib.sha256(given.encode()).hexdigest()
 
 
-def candidate_rows(candidates: str, data: "Mix", pair: Pair, key: str) -> tuple[np.ndarray, np.ndarray]:
+def candidate_rows(candidates: str, data: "WeightedConcat", pair: Pair, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of row numbers (of a, of b) to score, each content pair once: `own`, `all`, or own and a negatives table's."""
     a, b = pair
     own = np.flatnonzero(data.present[a] & data.present[b])
@@ -172,7 +172,7 @@ def candidate_rows(candidates: str, data: "Mix", pair: Pair, key: str) -> tuple[
     return left[once], right[once]
 
 
-def _table_rows(path: str, data: "Mix", pair: Pair, key: str) -> tuple[np.ndarray, np.ndarray]:
+def _table_rows(path: str, data: "WeightedConcat", pair: Pair, key: str) -> tuple[np.ndarray, np.ndarray]:
     """The (query, negative) pairs of a mined table, both directions, as rows of (a, b)."""
     if not Path(path).is_file():
         raise RecipeError(f"{key}: {path!r} is neither own, all, nor a file")
@@ -182,7 +182,14 @@ def _table_rows(path: str, data: "Mix", pair: Pair, key: str) -> tuple[np.ndarra
 
 
 def _score(
-    scorer: Any, mark: str, data: "Mix", pair: Pair, asked: tuple[np.ndarray, np.ndarray], folder: Path, quiet: bool, key: str
+    scorer: Any,
+    mark: str,
+    data: "WeightedConcat",
+    pair: Pair,
+    asked: tuple[np.ndarray, np.ndarray],
+    folder: Path,
+    quiet: bool,
+    key: str,
 ) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -213,7 +220,7 @@ def _same_stamp(path: Path, stamp: dict[str, str]) -> bool:
     return {k: found.get(k) for k in stamp} == stamp
 
 
-def _signals(data: "Mix", pair: Pair, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[Any, Any]]:
+def _signals(data: "WeightedConcat", pair: Pair, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[Any, Any]]:
     kept: dict[tuple[str, int], Any] = {}
 
     def signal(m: str, i: int) -> Any:
@@ -235,7 +242,7 @@ def _ask(scorer: Any, pairs: list[tuple[Any, Any]], key: str) -> np.ndarray:
 # --- a file of scores ------------------------------------------------------------------------------------------------
 
 
-def _file(name: str, spec: Mapping[str, Any], data: "Mix", pairs: Sequence[Pair], quiet: bool) -> TeacherScores:
+def _file(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherScores:
     path = str(spec["scores"])
     frame = _columns(path, ["query_id", "item_id", "score"])
     if "direction" not in frame and len(pairs) > 1:
@@ -287,7 +294,9 @@ def _columns(path: str, needed: list[str]) -> dict[str, list[Any]]:
     return {n: table[n].to_pylist() for n in table.column_names}
 
 
-def _rows_of(frame: dict[str, list[Any]], data: "Mix", pair: Pair, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rows_of(
+    frame: dict[str, list[Any]], data: "WeightedConcat", pair: Pair, path: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row of a, row of b, line) of the lines about this pair, turned where a line goes from b to a."""
     row = {i: n for n, i in enumerate(data.ids)}
     ways = frame.get("direction") or [direction(*pair)] * len(frame["query_id"])

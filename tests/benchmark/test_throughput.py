@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import mmtune
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.errors import RecipeError
 from tests.support import corpora
 
@@ -40,13 +40,13 @@ SLOW = 0.6  # seconds a batch: longer than a step, however busy the machine
 
 
 def test_slow_loading_is_what_holds_up(recipe, monkeypatch):
-    usual = Stream.batch
+    usual = Loader.batch
 
     def slow(self, *arguments):
         time.sleep(SLOW)
         return usual(self, *arguments)
 
-    monkeypatch.setattr(Stream, "batch", slow)
+    monkeypatch.setattr(Loader, "batch", slow)
     speed = mmtune.bench({**recipe, "data": {**recipe["data"], "workers": 1}}, steps=4)
     assert speed.holds_up == "data" and speed.wait > 0.1 and "data.workers" in str(speed)
     assert 4 / SLOW < speed.loading < 8 / SLOW + 1 and speed.pairs_per_second < 8 / SLOW * 1.3

@@ -17,7 +17,7 @@ SIZE = os.environ.get("MMTUNE_BENCH", "20000x1000000x256")
 WORK = """
 import json, sys, time
 import numpy as np
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 kind, (q, n, dim), path = sys.argv[1], map(int, sys.argv[2].split("x")), sys.argv[3]
 
 def peak():
@@ -42,8 +42,8 @@ x /= np.linalg.norm(x, axis=1, keepdims=True)
 del centre
 if kind == "ours":
     ids = [f"d{i:07d}" for i in range(n)]
-    left = Embedded([f"q{i:05d}" for i in range(q)], [None] * q, {"id": np.arange(n + 1, n + q + 1), "group": asked}, x)
-    right = Embedded(ids, [None] * n, {"id": np.arange(1, n + 1), "group": group}, d)
+    left = Embeddings([f"q{i:05d}" for i in range(q)], [None] * q, {"id": np.arange(n + 1, n + q + 1), "group": asked}, x)
+    right = Embeddings(ids, [None] * n, {"id": np.arange(1, n + 1), "group": group}, d)
     from mmtune.evaluate import evaluate_vectors
     before = reset()
     begin, cpu = time.perf_counter(), time.process_time()

@@ -48,16 +48,16 @@ def grown(make):
 """
 
 STEP = """
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.data.shards.dataset import open_data
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.training.objective import build_objective
 from mmtune.training.step import forward_backward
 pair = ("image", "text")
 model = mmtune.load(f"hf:{init}").train()
 objective = build_objective([{"loss": "info_nce"}], [pair])
 optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
-stream = Stream(Mix([open_data(shards)], [1.0]), {m: model.towers[m].preprocess for m in pair}, {}, cache_bytes=1 << 30)
+stream = Loader(WeightedConcat([open_data(shards)], [1.0]), {m: model.towers[m].preprocess for m in pair}, {}, cache_bytes=1 << 30)
 micro = int(sys.argv[5]) or None
 
 def make(n):

@@ -45,12 +45,12 @@ def in_turn(ways):
 
 LOADER = """
 from torchvision.transforms.v2 import functional as F
-from mmtune.data.shards.weighted_concat import Mix
-from mmtune.data.loader.loader import Stream
+from mmtune.data.shards.weighted_concat import WeightedConcat
+from mmtune.data.loader.loader import Loader
 import PIL.Image, soundfile
 from transformers import AutoProcessor
 preprocess = mmtune.load(f"hf:{init}").towers[kind].preprocess
-stream = Stream(Mix([data], [1.0]), {kind: preprocess}, {}, workers=1)
+stream = Loader(WeightedConcat([data], [1.0]), {kind: preprocess}, {}, workers=1)
 batches = np.split(np.arange(rows), range(64, rows, 64))
 raw = [data.read(i, kind) for i in range(rows)]
 extractor = AutoProcessor.from_pretrained(init).feature_extractor if kind == "audio" else None

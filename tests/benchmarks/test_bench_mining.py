@@ -52,12 +52,12 @@ def measured(work):
 
 OURS = """
 import torch
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.recipe.mining_options import MiningOptions
 from mmtune.mining.mine import mine
 ids = [f"{i:07d}" for i in range(n)]
 labels = {"id": np.arange(1, n + 1), "group": np.arange(n) % (n // 4) + 1}
-e = {m: Embedded(ids, [None] * n, labels, v, "f") for m, v in (("x", a), ("y", b))}
+e = {m: Embeddings(ids, [None] * n, labels, v, "f") for m, v in (("x", a), ("y", b))}
 o = MiningOptions(directions=["x->y"], negatives=negatives, window=10 * negatives, search={"memory_mb": 128},
                   guards={"relative_margin": 0.05, "trust_groups": False, "hub_cap": None}, record="mined")
 measured(lambda: mine(e, sys.argv[4] + "/ours.parquet", o).mined)
@@ -120,7 +120,7 @@ SCALE = """
 import json, os, sys, time, threading
 import numpy as np
 import torch
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.relevance.mining_items import unite
 from mmtune.relevance.known_positives import Relevance
 from mmtune.search.blocked import ExactSearch
@@ -133,7 +133,7 @@ for i in range(0, n, 65536):
     v[i : i + 65536] = x / np.linalg.norm(x, axis=1, keepdims=True)
 v.flush()
 v = np.memmap(path, np.float32, "r", shape=(n, dim))
-e = Embedded([f"{i:08d}" for i in range(n)], [None] * n, {"id": np.arange(1, n + 1), "group": np.arange(n) // 5 + 1}, v, "f")
+e = Embeddings([f"{i:08d}" for i in range(n)], [None] * n, {"id": np.arange(1, n + 1), "group": np.arange(n) // 5 + 1}, v, "f")
 items = unite("x", e)
 rel = Relevance(items, items, e, e)
 torch._int_mm(torch.ones(64, dim, dtype=torch.int8), torch.ones(64, dim, dtype=torch.int8).t())

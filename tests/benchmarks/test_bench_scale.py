@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.index.stores.faiss_index import make_index, plan_index
 from mmtune.relevance.known_positives import Relevance
 from mmtune.relevance.mining_items import unite
@@ -39,7 +39,7 @@ def mining(x: np.ndarray, queries: np.ndarray, root: Path):
     """As many queries as fit any size: the cost of one, by the number of candidates."""
     n = len(x)
     labels = {"id": np.arange(1, n + 1), "group": np.arange(n) // 5 + 1}
-    embedded = Embedded([f"{i:07d}" for i in range(n)], [None] * n, labels, x, "f")
+    embedded = Embeddings([f"{i:07d}" for i in range(n)], [None] * n, labels, x, "f")
     items = unite("a", embedded)
     relevance, asked = Relevance(items, items, embedded, embedded), np.arange(MINED)
 

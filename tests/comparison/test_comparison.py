@@ -8,7 +8,7 @@ from mmtune.comparison.clusters import row_clusters
 from mmtune.comparison.comparison import compare_vectors
 from mmtune.comparison.confusable import Confusable, accuracy, freeze
 from mmtune.comparison.gate import Change, Gate, decide, read_gate
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import trained_rows
@@ -20,7 +20,7 @@ def noisy(vectors, amount, seed):
     """The same rows, each item's own direction mixed with noise; `amount` 0 leaves them."""
     rng = np.random.default_rng(seed)
     return {
-        m: Embedded(e.ids, e.groups, e.labels, unit(e.vectors + amount * rng.standard_normal(e.vectors.shape)), f"f{seed}")
+        m: Embeddings(e.ids, e.groups, e.labels, unit(e.vectors + amount * rng.standard_normal(e.vectors.shape)), f"f{seed}")
         for m, e in vectors.items()
     }
 
@@ -32,7 +32,7 @@ def things(seed, groups=80, each=4, dim=24):
     ids = [f"r{i:04d}" for i in range(n)]
     centre = rng.standard_normal((groups + 1, dim))
     labels = {"id": np.arange(1, n + 1), "group": group, "a": np.arange(1, n + 1), "b": np.arange(1, n + 1)}
-    return {m: Embedded(ids, [f"g{g}" for g in group], labels, unit(centre[group])) for m in ("a", "b")}
+    return {m: Embeddings(ids, [f"g{g}" for g in group], labels, unit(centre[group])) for m in ("a", "b")}
 
 
 def test_differences_are_paired_and_counted_by_hand():
@@ -97,7 +97,7 @@ def test_whole_comparisons_cover_and_a_general_drop_is_refused(runs, most):
         change = compare_vectors(base, candidate, ks=(10,), resamples=400).directions["mean"]
         excluded += not change.interval[0] <= 0 <= change.interval[1]
         old = noisy(general, 0.1, run)
-        new = {m: Embedded(e.ids, e.groups, e.labels, e.vectors.copy(), "f") for m, e in old.items()}
+        new = {m: Embeddings(e.ids, e.groups, e.labels, e.vectors.copy(), "f") for m, e in old.items()}
         spoil(new, 0.03, run)
         gate = {"metric": "hit@10", "guards": {"general": -0.01}}
         found = compare_vectors(
@@ -210,7 +210,7 @@ def test_twins_are_the_nearest_items_of_another_group(tmp_path):
     with pytest.raises(DataError, match="not a confusable slice"):
         Confusable.read(tmp_path / "x.json")
     with pytest.raises(DataError, match="freeze it anew"):
-        accuracy(part, {m: Embedded(["?"], [None], {}, e.vectors[:1]) for m, e in vectors.items()})
+        accuracy(part, {m: Embeddings(["?"], [None], {}, e.vectors[:1]) for m, e in vectors.items()})
 
 
 def test_confusable_slice_in_a_comparison():
@@ -226,7 +226,7 @@ def test_confusable_slice_in_a_comparison():
 
 def test_clusters_follow_groups_and_content_in_chains():
     labels = {"id": np.arange(1, 6), "group": np.array([1, 1, 2, 0, 0]), "a": np.array([1, 2, 2, 4, 5])}
-    e = Embedded(list("vwxyz"), [None] * 5, labels, np.eye(5, dtype=np.float32))
+    e = Embeddings(list("vwxyz"), [None] * 5, labels, np.eye(5, dtype=np.float32))
     found = row_clusters({"a": e})
     assert found["v"] == found["w"] == found["x"] and len({found["x"], found["y"], found["z"]}) == 3
 
@@ -239,7 +239,7 @@ def test_rows_trained_on_are_refused_but_a_class_name_is_not():
         "a": np.arange(500, 500 + n),
         "b": np.arange(n) % 4 + 1,
     }
-    e = Embedded([f"r{i}" for i in range(n)], ["g"] * n, labels, unit(np.random.default_rng(0).standard_normal((n, 4))))
+    e = Embeddings([f"r{i}" for i in range(n)], ["g"] * n, labels, unit(np.random.default_rng(0).standard_normal((n, 4))))
     vectors = {"a": e, "b": e}
     assert trained_rows(vectors, {"id": {1, 2}, "a": {3}, "b": {1, 2, 3, 4}}) == {}
     assert trained_rows(vectors, {"id": {105}}) == {"r5": "its id was trained on"}

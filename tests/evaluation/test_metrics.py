@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.relevance.items import take
@@ -98,8 +98,8 @@ def test_many_relevant_candidates_take_the_sorting_path():
 def test_tie_rate_counts_queries_where_the_tie_rule_decides():
     e = np.eye(3, dtype=np.float32)
     labels = {"id": np.array([1, 2, 3]), "group": np.zeros(3, np.int64)}
-    left = Embedded(["r1", "r2", "r3"], [None] * 3, labels, e)
-    right = Embedded(["r1", "r2", "r3"], [None] * 3, labels, e[[0, 0, 2]])
+    left = Embeddings(["r1", "r2", "r3"], [None] * 3, labels, e)
+    right = Embeddings(["r1", "r2", "r3"], [None] * 3, labels, e[[0, 0, 2]])
     result = evaluate_vectors({"a": left, "b": right}, pairs=[("a", "b")])
     assert result.tie_rate == {"a->b": pytest.approx(2 / 3)}  # r1 ties r2; r2 (score 0) ties r3; r3 is alone
     assert result.directions["a->b"].metrics["mrr"] == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)  # ids descending
@@ -107,8 +107,8 @@ def test_tie_rate_counts_queries_where_the_tie_rule_decides():
 
 def test_skipped_queries_and_absent_directions():
     e = np.eye(2, dtype=np.float32)
-    a = Embedded(["x", "y"], ["g", "h"], {"id": np.array([1, 2]), "group": np.array([7, 8])}, e)
-    b = Embedded(["z"], ["g"], {"id": np.array([3]), "group": np.array([7])}, e[:1])
+    a = Embeddings(["x", "y"], ["g", "h"], {"id": np.array([1, 2]), "group": np.array([7, 8])}, e)
+    b = Embeddings(["z"], ["g"], {"id": np.array([3]), "group": np.array([7])}, e[:1])
     result = evaluate_vectors({"a": a, "b": b})
     assert result.directions["a->b"].queries == 1 and result.skipped["a->b"] == 1
     assert "a->a" not in result.directions and result.skipped["a->a"] == 2 and result.skipped["b->b"] == 1
@@ -120,16 +120,16 @@ def test_labels_may_be_left_out():
     """Without label arrays the names decide: the same row id, the same group name."""
     rng = np.random.default_rng(3)
     full = corpus(rng, 60, 8, 5, content=None)
-    bare = {m: Embedded(e.ids, e.groups, {m: e.labels[m]}, e.vectors) for m, e in full.items()}
+    bare = {m: Embeddings(e.ids, e.groups, {m: e.labels[m]}, e.vectors) for m, e in full.items()}
     assert evaluate_vectors(bare).to_dict() == evaluate_vectors(full).to_dict()
 
 
 def test_bad_input_is_one_line():
-    e = Embedded(["x", "x"], [None, None], {}, np.eye(2, dtype=np.float32))
+    e = Embeddings(["x", "x"], [None, None], {}, np.eye(2, dtype=np.float32))
     with pytest.raises(DataError, match="row id 'x' occurs twice"):
         evaluate_vectors({"a": e})
     with pytest.raises(DataError, match="NaN or infinity, the first at position 1"):
-        evaluate_vectors({"a": Embedded(["x", "y"], [None] * 2, {}, np.array([[1, 0], [np.nan, 1]], np.float32))})
+        evaluate_vectors({"a": Embeddings(["x", "y"], [None] * 2, {}, np.array([[1, 0], [np.nan, 1]], np.float32))})
     with pytest.raises(RecipeError, match="whole numbers"):
         evaluate_vectors({}, ks=(0,))
     with pytest.raises(DataError, match="no vectors of that modality"):

@@ -6,7 +6,7 @@ import ir_measures
 import numpy as np
 import pytest
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.slices import by_values, slice_direction
@@ -88,7 +88,7 @@ def test_judgments_by_people(tmp_path):
     rng = np.random.default_rng(3)
     ids = ["r1", "r2", "r3", "r4"]
     labels = {"id": np.arange(1, 5)}
-    vectors = {m: Embedded(ids, [None] * 4, labels, unit(rng.standard_normal((4, 6)))) for m in "ab"}
+    vectors = {m: Embeddings(ids, [None] * 4, labels, unit(rng.standard_normal((4, 6)))) for m in "ab"}
     result = evaluate_vectors(vectors, pairs=[("a", "b"), ("b", "a")], qrels=found)
     for name, answers in (("a->b", {"r2", "r3", "r4"}), ("b->a", {"r2", "r3"})):
         a, b = (vectors[m].vectors for m in name.split("->"))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining.mine import mine
 from mmtune.mining.negatives_table import read_table
@@ -86,7 +86,7 @@ def test_relative_margin_is_stricter_below_zero_too(tmp_path):
     c = np.array([at(-0.5), at(-0.45), at(-0.55), at(-0.65)], np.float32)
     labels = {k: np.array(v, np.int64) for k, v in {"id": [1], "group": [0]}.items()}
     more = {k: np.array(v, np.int64) for k, v in {"id": [1, 2, 3, 4], "group": [0, 0, 0, 0]}.items()}
-    data = {"a": Embedded(["x"], [None], labels, q, "f"), "b": Embedded(["x", "y", "z", "w"], [None] * 4, more, c, "f")}
+    data = {"a": Embeddings(["x"], [None], labels, q, "f"), "b": Embeddings(["x", "y", "z", "w"], [None] * 4, more, c, "f")}
     mine(data, tmp_path / "t.parquet", options({"relative_margin": 0.2}, directions=["a->b"]))
     assert [r["negative_id"] for r in rows(tmp_path / "t.parquet") if r["verdict"] == "mined"] == ["w"]
 
@@ -235,7 +235,7 @@ def test_calibration_separates_hidden_positives(tmp_path):
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     hidden = rng.random(n) < 0.1
     labels = {"id": np.arange(1, n + 1), "group": np.where(hidden, 0, truth + 1)}
-    e = Embedded([f"{i:04d}" for i in range(n)], [None] * n, labels, x, "f")
+    e = Embeddings([f"{i:04d}" for i in range(n)], [None] * n, labels, x, "f")
     o = MiningOptions(directions=["a->a"], negatives=4, window=20)
     found = mine({"a": e}, tmp_path / "t.parquet", o)
     d = found.document["directions"]["a->a"]
@@ -252,7 +252,7 @@ def test_a_row_that_two_sources_hold_is_one_item_and_two_rows_of_one_id_are_refu
     """`data.train: [A, B]` where B repeats a row of A, as the rows that people marked do."""
     x = np.eye(3, dtype=np.float32)
     labels = {"image": np.array([5, 6, 5]), "group": np.array([1, 2, 1])}
-    items = unite("image", Embedded(["a", "b", "a"], [None] * 3, labels, x, "f"))
+    items = unite("image", Embeddings(["a", "b", "a"], [None] * 3, labels, x, "f"))
     assert sorted(items.ids) == ["a", "b"] and items.of_row[0] == items.of_row[2] != items.of_row[1]
     with pytest.raises(DataError, match="'a' occurs twice, with other content"):
-        unite("image", Embedded(["a", "b", "a"], [None] * 3, labels | {"image": np.array([5, 6, 7])}, x, "f"))
+        unite("image", Embeddings(["a", "b", "a"], [None] * 3, labels | {"image": np.array([5, 6, 7])}, x, "f"))

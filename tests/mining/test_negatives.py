@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from mmtune import modalities
 from mmtune.cli import mine_verb
 from mmtune.cli.dispatch import dispatch
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining.confusable_batches import ConfusableBatches
@@ -74,7 +74,7 @@ def vectors(data, seed=0, dim=16):
         for label in np.unique(data.labels[m]):
             x = np.random.default_rng([seed, int(label) & 0xFFFFFFFF]).standard_normal(dim)
             v[data.labels[m] == label] = (x / np.linalg.norm(x)).astype(np.float32)
-        out[m] = Embedded(data.ids, data.groups, data.labels, v, "print")
+        out[m] = Embeddings(data.ids, data.groups, data.labels, v, "print")
     return out
 
 

@@ -85,7 +85,7 @@ def test_prompts_travel_with_the_artifact_and_name_the_space(model, root):
 def test_the_query_side_of_an_evaluation_asks_with_its_own_words(model, data):
     rows = mmtune.open_data(data)
     found = embed_data(model, rows)
-    assert found["image"].queries is None and found["image"].asking is found["image"].vectors
+    assert found["image"].queries is None and found["image"].query_vectors is found["image"].vectors
     alone = {r: embed_data(model, rows, ["text"], role=r)["text"] for r in ("default", "query")}
     np.testing.assert_array_equal(found["text"].vectors, alone["default"].vectors)
     np.testing.assert_array_equal(found["text"].queries, alone["query"].vectors)

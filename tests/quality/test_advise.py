@@ -7,7 +7,7 @@ import pytest
 
 from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.gate import Change
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.quality.advise import baseline, decide, duration, map_rate, parse_target, reindex_cost
 from mmtune.quality.linear_probe import Probe, fit, probe
@@ -26,7 +26,7 @@ def features(kind, groups=60, each=6, dim=24, seed=0):
             x[:, -6:] = code[group] + 0.15 * rng.standard_normal((n, 6))
         if kind == "hidden":
             x[:, :-6] *= 4
-        e = Embedded(
+        e = Embeddings(
             [f"r{i:04d}" for i in range(n)], [f"g{g}" for g in group], {"id": np.arange(1, n + 1), "group": group}, unit(x)
         )
         e.labels[m] = np.arange(1, n + 1)
@@ -58,7 +58,7 @@ def test_the_head_is_the_canonical_correlation():
     n, shared = 4000, rng.standard_normal((4000, 2))
     sides = [np.concatenate([shared + 0.5 * rng.standard_normal((n, 2)), rng.standard_normal((n, 3))], 1) for _ in range(2)]
     vectors = {
-        m: Embedded([str(i) for i in range(n)], [None] * n, {"id": np.arange(1, n + 1)}, x.astype(np.float32))
+        m: Embeddings([str(i) for i in range(n)], [None] * n, {"id": np.arange(1, n + 1)}, x.astype(np.float32))
         for m, x in zip("ab", sides, strict=True)
     }
     head = fit(vectors, ("a", "b"), 0.0, 1.0)

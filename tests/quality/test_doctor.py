@@ -8,7 +8,7 @@ import pytest
 
 import mmtune
 from mmtune.cli.dispatch import dispatch
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.quality.doctor import doctor
 from mmtune.quality.model_checks import check
@@ -182,7 +182,7 @@ def space(groups=12, each=20, dim=32, noise=0.3, seed=0, gap=0.0):
     for k, m in enumerate("ab"):
         x = centre[group] + noise * rng.standard_normal((n, dim)) / dim**0.5
         x[:, 0] += gap * (1 - 2 * k)
-        out[m] = Embedded(
+        out[m] = Embeddings(
             [f"r{i:03d}" for i in range(n)], [f"g{g}" for g in group], {"id": np.arange(1, n + 1), "group": group}, unit(x)
         )
     return out

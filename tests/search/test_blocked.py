@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.relevance import known_positives
 from mmtune.relevance.known_positives import Relevance
 from mmtune.relevance.mining_items import unite
@@ -24,7 +24,7 @@ def two(n, m, dim, seed=0, groups=40, collapse=0.0):
     def one(k, first):
         labels = {"id": np.arange(first, first + k), "group": rng.integers(0, groups, k)}
         x = unit(rng.standard_normal((k, dim)) * (1 - collapse) + collapse * heavy)
-        return Embedded([f"{i:06d}" for i in rng.permutation(k)], [None] * k, labels, x, "f")
+        return Embeddings([f"{i:06d}" for i in rng.permutation(k)], [None] * k, labels, x, "f")
 
     return one(n, 1), one(m, 1)
 

@@ -5,7 +5,7 @@ import math
 import ir_measures
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 
 MEASURES = {"hit": ir_measures.Success, "recall": ir_measures.R, "precision": ir_measures.P, "ndcg": ir_measures.nDCG}
 
@@ -20,7 +20,7 @@ def unit(x):
 
 
 def corpus(rng, n, dim, groups, *, names=("a", "b"), content=None, coarse=False, missing=0.0):
-    """{modality: Embedded}; `coarse` vectors lie on few points, so scores tie; `content` distinct contents a modality."""
+    """{modality: Embeddings}; `coarse` vectors lie on few points, so scores tie; `content` distinct contents a modality."""
     ids = [f"row-{i}" for i in rng.permutation(10 * n)[:n]]
     group = rng.integers(0, groups + 1, n)  # 0: no group
     labels = {"id": np.arange(1, n + 1), "group": group.astype(np.int64)}
@@ -34,7 +34,7 @@ def corpus(rng, n, dim, groups, *, names=("a", "b"), content=None, coarse=False,
     out = {}
     for name in names:
         keep = np.flatnonzero(rng.random(n) >= missing)
-        out[name] = Embedded(
+        out[name] = Embeddings(
             [ids[i] for i in keep],
             [f"g{group[i]}" if group[i] else None for i in keep],
             {k: v[keep] for k, v in labels.items()},

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 
 
 def corpus(n, dim, seed=0, groups=6, grouped=0.7, shared=0.3, dyadic=True):
@@ -31,8 +31,8 @@ def corpus(n, dim, seed=0, groups=6, grouped=0.7, shared=0.3, dyadic=True):
     names = [None if g == 0 else f"g{g}" for g in group]
     labels = {k: v.astype(np.int64) for k, v in labels.items()}
     return {
-        "a": Embedded(ids, names, labels, vectors(labels["a"]), "print"),
-        "b": Embedded(ids, names, labels, vectors(labels["b"]), "print"),
+        "a": Embeddings(ids, names, labels, vectors(labels["a"]), "print"),
+        "b": Embeddings(ids, names, labels, vectors(labels["b"]), "print"),
     }
 
 
@@ -41,7 +41,7 @@ def permuted(embedded, seed):
     n = len(next(iter(embedded.values())).ids)
     p = np.random.default_rng(seed).permutation(n)
     return {
-        m: Embedded(
+        m: Embeddings(
             [e.ids[i] for i in p], [e.groups[i] for i in p], {k: v[p] for k, v in e.labels.items()}, e.vectors[p], e.fingerprint
         )
         for m, e in embedded.items()

@@ -75,9 +75,9 @@ def test_a_matcher_teaches_what_it_says_itself(root, data):
     assert out["steps"] == 3 and all(np.isfinite(s["loss"]) and s["loss"] > 0 for s in steps(root / "matched"))
     rows = mmtune.open_data(data)
     from mmtune.data.loader.decode import decode_row
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
-    teacher = build_teachers({"judge": spec}, Mix([rows], [1.0]), [("image", "text")], quiet=True)["judge"]
+    teacher = build_teachers({"judge": spec}, WeightedConcat([rows], [1.0]), [("image", "text")], quiet=True)["judge"]
     asked = [(decode_row(rows, i, "image"), decode_row(rows, j, "text")) for i, j in ((0, 0), (0, 1), (7, 2))]
     labels = {m: torch.from_numpy(rows.labels[m]) for m in ("image", "text")}
     found = teacher.between(("image", "text"), labels["image"], labels["text"])
@@ -103,10 +103,10 @@ def test_a_cross_encoder_teaches_between_texts(root):
             objective=[{"loss": loss, "teacher": "judge"}],
         )
         assert all(s["loss"] > 0 for s in steps(root / f"read-{loss}"))
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
     opened = mmtune.open_data(data)
-    teacher = build_teachers({"judge": spec}, Mix([opened], [1.0]), [("text", "text")], quiet=True)["judge"]
+    teacher = build_teachers({"judge": spec}, WeightedConcat([opened], [1.0]), [("text", "text")], quiet=True)["judge"]
     label = torch.from_numpy(opened.labels["text"])
     found = teacher.between(("text", "text"), label[:3], label[:5])
     texts = [r["text"] for r in rows]

@@ -9,7 +9,7 @@ import torch
 
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding.embed import embed_data
 from mmtune.errors import DataError, RecipeError
 from mmtune.model.artifact import load
@@ -40,7 +40,7 @@ class Broken:
 @pytest.fixture()
 def data(tmp_path):
     pack(catalog(tmp_path / "src"), tmp_path / "train", group="sku")
-    return Mix([open_data(str(tmp_path / "train"))], [1.0])
+    return WeightedConcat([open_data(str(tmp_path / "train"))], [1.0])
 
 
 def build(spec, data, pairs=(PAIR,)):
@@ -67,7 +67,7 @@ def test_vectors_of_two_sets_keep_their_rows(data, tmp_path):
     shutil.copytree(tmp_path / "src", tmp_path / "src2")
     rows = [{"image": f"img/{i:04d}.png", "text": f"other {i}", "sku": "s"} for i in range(5)]
     pack(write_csv(tmp_path / "src2" / "rows.csv", rows), tmp_path / "more", group="sku")
-    mix = Mix([data.sets[0], open_data(str(tmp_path / "more"))], [1.0, 1.0])
+    mix = WeightedConcat([data.sets[0], open_data(str(tmp_path / "more"))], [1.0, 1.0])
     teacher, model = build({"model": "tiny:clip", "out": str(tmp_path / "kept")}, mix), load("tiny:clip")
     want = model.encode(text=["thing 3", "other 0", "other 4"])
     rows = torch.tensor([mix.ids.index(i) for i in data.sets[0].ids[3:4]] + [12, 16])

@@ -284,13 +284,13 @@ def test_recipe_file_and_overrides(root, tmp_path):
 
 
 def test_identical_texts_are_encoded_once_and_are_not_negatives(root):
-    from mmtune.data.loader.loader import Stream
+    from mmtune.data.loader.loader import Loader
     from mmtune.data.shards.dataset import open_data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
-    data = Mix([open_data(corpora.packed(root))], [1.0])
+    data = WeightedConcat([open_data(corpora.packed(root))], [1.0])
     model = mmtune.load("tiny:clip")
-    stream = Stream(data, {m: t.preprocess for m, t in model.towers.items()}, {})
+    stream = Loader(data, {m: t.preprocess for m, t in model.towers.items()}, {})
     batch = stream.batch(np.arange(12), 0)
     assert len(batch.inputs["text"]["ids"]) == 6 and len(batch.inputs["image"]["planes"]) == 12
     assert batch.slot["text"].tolist() == [0, 1, 2, 3, 4, 5] * 2
@@ -307,9 +307,9 @@ def test_identical_texts_are_encoded_once_and_are_not_negatives(root):
 def test_an_epoch_is_every_row_once(root, how):
     from mmtune.data.loader.batch_plan import plan
     from mmtune.data.shards.dataset import open_data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
-    data = Mix([open_data(corpora.packed(root))], [1.0])
+    data = WeightedConcat([open_data(corpora.packed(root))], [1.0])
     usable = np.ones(24, bool)
     usable[3] = False
     batches = plan(data, usable, 7, 0, how)

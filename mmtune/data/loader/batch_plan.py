@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 
 
-def plan(data: Mix, usable: np.ndarray, batch_size: int, seed: int, how: str = "random") -> Callable[[int], list[np.ndarray]]:
+def plan(
+    data: WeightedConcat, usable: np.ndarray, batch_size: int, seed: int, how: str = "random"
+) -> Callable[[int], list[np.ndarray]]:
     """epoch -> its batches, arrays of row numbers, over the `usable` rows (bool [N]). "random": any rows; the last batch may
     be smaller; a single left-over row joins the batch before it. "spread": rows of one group are dealt to different batches
     as far as possible, so that a batch holds many groups; batches are of equal size, give or take one row."""
@@ -26,7 +28,7 @@ def plan(data: Mix, usable: np.ndarray, batch_size: int, seed: int, how: str = "
     return batches
 
 
-def _spread(rows: np.ndarray, data: Mix, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _spread(rows: np.ndarray, data: WeightedConcat, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Deal the rows like cards: sorted by group, row j goes to batch j mod n; batches and their insides are shuffled again."""
     group = data.labels["group"][rows]
     group = np.where(group == 0, data.labels["id"][rows], group)

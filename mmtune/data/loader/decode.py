@@ -7,10 +7,10 @@ from mmtune.errors import DataError, Rejected
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import Mix
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 
-def decode_row(data: "Data | Mix", row: int, modality: str, enough: float | None = None) -> Any:
+def decode_row(data: "Data | WeightedConcat", row: int, modality: str, enough: float | None = None) -> Any:
     """The signal of row number `row`, or `enough` of it (see `Modality.decode_enough`). Raises DataError naming the data, the
     row and the modality."""
     kind, value = modalities.get(modality), data.read(row, modality)

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmtune.contracts import Batch, Preprocess
 from mmtune.data.identity_labels import first_seen
 from mmtune.data.loader.decode import decode_row
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import DataError
 from mmtune.runtime.distributed import ALONE, Processes
 from mmtune.runtime.threads import preparing
@@ -58,7 +58,7 @@ def _bytes(item: Any) -> int:
     return int(size[0] * size[1] * len(getattr(item, "getbands", lambda: "???")()))
 
 
-class Stream:
+class Loader:
     """Batches of `data` for the given preprocessing.
 
     preprocess: {modality: Preprocess} of the towers that are trained; augment: {modality: (signal, rng) -> signal}; columns:
@@ -70,7 +70,7 @@ class Stream:
 
     def __init__(
         self,
-        data: Mix,
+        data: WeightedConcat,
         preprocess: Mapping[str, Preprocess],
         augment: Mapping[str, Callable[[Any, random.Random], Any]],
         *,
@@ -163,7 +163,7 @@ def _enough(preprocess: Preprocess, augment: Any) -> float | None:
     return needed if math.isfinite(needed) else None
 
 
-def _numbers(data: Mix, name: str, key: str) -> np.ndarray:
+def _numbers(data: WeightedConcat, name: str, key: str) -> np.ndarray:
     """A metadata column as float32 [N]; NaN where a row has none. DataError names the recipe key that asks for it, and the
     first value that is no number."""
     out = np.full(len(data), np.nan, np.float32)

@@ -9,13 +9,13 @@ import numpy as np
 from mmtune import modalities
 from mmtune.contracts import Modality
 from mmtune.data.loader.decode import decode_row
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import RecipeError
 
 MIXUP = "mixup"
 
 
-def augmentation(name: str, options: Mapping[str, Any], data: Mix) -> Callable[[Any, random.Random], Any]:
+def augmentation(name: str, options: Mapping[str, Any], data: WeightedConcat) -> Callable[[Any, random.Random], Any]:
     """(signal, rng) -> signal of one modality's options: its own, and `mixup`, the largest share that another training signal
     gets. Raises RecipeError for an unknown option, and for signals that cannot be mixed."""
     kind, own = modalities.get(name), {k: v for k, v in options.items() if k != MIXUP}
@@ -33,7 +33,7 @@ class Mixed:
     """Another row's signal in the background, its share drawn from 0 to `share`, after the modality's own augmentation. The row
     keeps its words: it stays what is heard most (as in BYOL-A, arXiv 2103.06695; mixup with mixed targets is 1710.09412)."""
 
-    def __init__(self, inner: Callable[[Any, random.Random], Any] | None, data: Mix, name: str, share: float):
+    def __init__(self, inner: Callable[[Any, random.Random], Any] | None, data: WeightedConcat, name: str, share: float):
         self.inner, self.data, self.name, self.share = inner, data, name, share
         self.kind, self.rows = modalities.get(name), np.flatnonzero(data.present[name])
         self.zoom: float = getattr(inner, "zoom", 1.0)

@@ -10,7 +10,7 @@ from mmtune.contracts import Row
 from mmtune.data.shards.dataset import Data
 
 
-class Mix:
+class WeightedConcat:
     """Rows of several Datas one after the other, with a weight each. One set alone keeps its labels as they are.
 
     Groups are shared between the sets (a SKU is a SKU), ids are not: row "1" of one set is not row "1" of another.

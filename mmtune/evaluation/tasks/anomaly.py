@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.tasks.knn import nearest
 from mmtune.evaluation.tasks.roc import MAX_FPR, auroc, partial_auroc
@@ -76,7 +76,7 @@ def mean_of(found: Sequence[Detected]) -> Detected:
 
 
 def distances(
-    queries: Embedded, reference: Embedded, k: int = NEIGHBOURS, bars: tuple[np.ndarray, np.ndarray] | None = None
+    queries: Embeddings, reference: Embeddings, k: int = NEIGHBOURS, bars: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
     """[Q] mean of 1 - cosine to the `k` nearest allowed references (fewer where there are not as many); NaN without any."""
     q_QD, r_ND = unit(queries.vectors, "queries"), unit(reference.vectors, "references")
@@ -88,11 +88,11 @@ def distances(
 
 def detect(
     name: str,
-    rows: Embedded,
+    rows: Embeddings,
     normal: Mapping[str, bool],
     machine: Mapping[str, str | None],
     *,
-    reference: Embedded | None = None,
+    reference: Embeddings | None = None,
     reference_machine: Mapping[str, str | None] | None = None,
     apart: Mapping[str, str | None] | None = None,
     parts: Mapping[str, frozenset[str]] | None = None,
@@ -146,7 +146,7 @@ def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float) -> Detected
 
 
 def _bars(
-    name: str, rows: Embedded, at: np.ndarray, usual: np.ndarray, apart: Mapping[str, str | None] | None
+    name: str, rows: Embeddings, at: np.ndarray, usual: np.ndarray, apart: Mapping[str, str | None] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels of the rows `at` and of the normal ones among them: what may not judge whom."""
     content = np.asarray(rows.labels.get(name, np.zeros(len(rows.ids))), np.int64)[at]

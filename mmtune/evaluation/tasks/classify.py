@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.tasks.knn import NEIGHBOURS, nearest, vote
 from mmtune.relevance.items import Items, names_to_labels, unite
@@ -61,7 +61,7 @@ class Classified:
         }
 
 
-def is_task(labels: Embedded, name: str) -> bool:
+def is_task(labels: Embeddings, name: str) -> bool:
     """Whether the values of modality `name` name classes: in two groups at least, and shared by two rows each on average.
 
     Where every row has words of its own, a class's words would hold the row's own: that is retrieval, not classification.
@@ -87,7 +87,7 @@ def of_one_group(items: Items, groups: Sequence[str | None]) -> tuple[np.ndarray
     return np.array(at, np.int64), [next(iter(said[i])) for i in at]
 
 
-def classify(vectors: Mapping[str, Embedded], pair: tuple[str, str]) -> Classified:
+def classify(vectors: Mapping[str, Embeddings], pair: tuple[str, str]) -> Classified:
     """Give each row's `pair[0]` the group whose description is nearest: the mean of the group's distinct values of `pair[1]`,
     each of unit length, normalised again. Ties go to the class whose name is last, as everywhere.
 
@@ -116,7 +116,7 @@ def classify(vectors: Mapping[str, Embedded], pair: tuple[str, str]) -> Classifi
 
 
 def by_neighbours(
-    vectors: Mapping[str, Embedded], name: str, k: int = NEIGHBOURS, apart: Mapping[str, str | None] | None = None
+    vectors: Mapping[str, Embeddings], name: str, k: int = NEIGHBOURS, apart: Mapping[str, str | None] | None = None
 ) -> Classified:
     """Give each item of modality `name` the group that its `k` nearest others vote for, itself left out. Items of identical
     content are one, and of no class when their groups differ. apart: row id -> what it was cut from; items of one recording
@@ -141,7 +141,7 @@ def by_neighbours(
     return Classified(f"{name}->{name}", classes, confusion, len(items) - int(heard.sum()), "neighbours")
 
 
-def tasks(vectors: Mapping[str, Embedded], described: Mapping[str, Embedded] | None = None) -> list[Classified]:
+def tasks(vectors: Mapping[str, Embeddings], described: Mapping[str, Embeddings] | None = None) -> list[Classified]:
     """What can be classified: by words where a modality of words names classes; else each modality by its neighbours.
 
     described: the words as class names, where the model has a prompt for these (`embed.embed_classes`).

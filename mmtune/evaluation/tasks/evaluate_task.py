@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Embedded, direction
+from mmtune.contracts import Embeddings, direction
 from mmtune.data.loader.decode import decode_row
 from mmtune.embedding.embed import embed_data, shared_modalities
 from mmtune.errors import DataError, RecipeError
@@ -152,7 +152,7 @@ class _Work:
     quiet: bool
     processes: Processes
 
-    def embed(self, data: "Data", kept: np.ndarray) -> dict[str, Embedded]:
+    def embed(self, data: "Data", kept: np.ndarray) -> dict[str, Embeddings]:
         """Vectors of the rows of `data` that are `kept` (bool [N])."""
         names = [m for m in self.names if m in data.modalities]
         missing = [m for m in self.names if m not in names]
@@ -175,7 +175,7 @@ def column(data: "Data", name: str) -> list[str | None]:
     return [None if v in (None, "") else str(v) for v in (data.groups if name == "group" else data.column(name))]
 
 
-def _by_class(data: "Data", vectors: Mapping[str, Embedded], labels: Sequence[str | None]) -> dict[str, Embedded]:
+def _by_class(data: "Data", vectors: Mapping[str, Embeddings], labels: Sequence[str | None]) -> dict[str, Embeddings]:
     """The vectors with classes where their groups stood."""
     of = dict(zip(data.ids, labels, strict=True))
     return {
@@ -231,7 +231,7 @@ def _knn(
     return out
 
 
-def _from(m: str, rows: Embedded, reference: Embedded, neighbours: int, skipped: int) -> Classified:
+def _from(m: str, rows: Embeddings, reference: Embeddings, neighbours: int, skipped: int) -> Classified:
     """Each row's class by the reference's items; items of identical content whose classes differ answer nothing."""
     items = unite(m, reference)
     at, names = of_one_group(items, reference.groups)
@@ -258,7 +258,7 @@ def _anomaly(
         raise DataError(f"{work.data.spec}: all {len(usual)} rows are normal by {normal}: nothing to detect")
     parts = named(work.data, slices)
     vectors = work.embed(work.data, np.ones(len(work.data), bool))
-    answers: dict[str, Embedded] = {}
+    answers: dict[str, Embeddings] = {}
     machines: dict[str, str | None] | None = None
     if reference is not None:
         chosen = _usual(reference, normal)

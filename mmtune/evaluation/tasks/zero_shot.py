@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, ModelError
 from mmtune.evaluation.tasks.classify import Classified, count
 from mmtune.model.encode import encode_values
@@ -30,7 +30,7 @@ def speaker(model: "Model") -> str:
 
 def class_vectors(
     model: "Model", names: Mapping[str, Sequence[str]], templates: Sequence[str] = (), batch_size: int = 64
-) -> Embedded:
+) -> Embeddings:
     """A vector for each name of each class (groups: the classes), its `templates` averaged; without any, the model's own
     `zero_shot` prompts, or its plain ones. Raises RecipeError for a template without one {}."""
     words, prompts = speaker(model), model.prompts
@@ -42,7 +42,7 @@ def class_vectors(
     pairs = [(c, n) for c in sorted(names) for n in sorted(set(names[c]))]
     found = encode_values(asked, words, [n for _, n in pairs], batch_size, role)
     ids = [f"{c}: {n}" for c, n in pairs]
-    return Embedded(ids, [c for c, _ in pairs], {words: np.arange(1, len(ids) + 1)}, found, model.fingerprint)
+    return Embeddings(ids, [c for c, _ in pairs], {words: np.arange(1, len(ids) + 1)}, found, model.fingerprint)
 
 
 def named_classes(labels: Sequence[str | None], names: Sequence[str | None] | None, what: str) -> dict[str, list[str]]:
@@ -67,7 +67,7 @@ def named_classes(labels: Sequence[str | None], names: Sequence[str | None] | No
     return out
 
 
-def zero_shot(rows: Embedded, names: Embedded, direction: str) -> Classified:
+def zero_shot(rows: Embeddings, names: Embeddings, direction: str) -> Classified:
     """How `rows`, whose groups are their true classes, were classified by `names`, whose groups are the classes. Ties go to
     the class that comes last, as everywhere; rows without a class are skipped."""
     named = [str(c) for c in names.groups]

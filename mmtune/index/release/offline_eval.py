@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.model.prompts import QUERY
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def compare_held_out(
     return compare_vectors(sides[0], sides[1], within=len(both) == 1, **options), f"{len(data)} held-out rows among themselves"
 
 
-def _answered(queries: Embedded, items: Embedded) -> bool:
+def _answered(queries: Embeddings, items: Embeddings) -> bool:
     """Whether any query shares a row or a group with an item."""
     for key in ("id", "group"):
         a, b = queries.labels[key], items.labels[key]
@@ -77,7 +77,7 @@ def _answered(queries: Embedded, items: Embedded) -> bool:
     return False
 
 
-def stored(opened: "Opened", corpus: "Corpus", names: Sequence[str]) -> dict[str, Embedded]:
+def stored(opened: "Opened", corpus: "Corpus", names: Sequence[str]) -> dict[str, Embeddings]:
     """A version's stored vectors with the identity of their items."""
     out = {}
     for name in names:
@@ -92,5 +92,5 @@ def stored(opened: "Opened", corpus: "Corpus", names: Sequence[str]) -> dict[str
                     for key, value in (("id", item.id_label), ("group", item.group_label), (name, item.contents[name][0])):
                         labels[key].append(value)
         arrays = {k: np.array(v, np.int64) for k, v in labels.items()}
-        out[name] = Embedded(ids, groups, arrays, opened.stores[name].fetch(ids), opened.fingerprint)
+        out[name] = Embeddings(ids, groups, arrays, opened.stores[name].fetch(ids), opened.fingerprint)
     return out

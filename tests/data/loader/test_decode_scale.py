@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mmtune import modalities
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding.embed import embed_data
 from mmtune.model.dual_encoder import from_spec
 
@@ -81,7 +81,7 @@ def test_training_takes_what_is_enough_and_embedding_takes_all(data):
 
     def sizes(augment):
         seen.sizes.clear()
-        stream = Stream(Mix([data], [1.0]), {"image": seen}, {"image": augment} if augment else {})
+        stream = Loader(WeightedConcat([data], [1.0]), {"image": seen}, {"image": augment} if augment else {})
         (batch,) = stream.epoch(0, [np.arange(4)])
         assert torch.isfinite(next(iter(batch.inputs["image"].values()))).all()
         return {min(s) for s in seen.sizes}

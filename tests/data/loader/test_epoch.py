@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mmtune.data.loader.batch_plan import plan
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.data.shards.dataset import open_data
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.runtime.distributed import Processes
 from tests.support.corpora import packed
 
@@ -31,12 +31,12 @@ class Marks:
 @pytest.mark.parametrize("how", ["random", "spread"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_every_row_once(tmp_path, count, how):
-    data = Mix([open_data(packed(tmp_path, 30, columns=("image", "text")))], [1.0])
+    data = WeightedConcat([open_data(packed(tmp_path, 30, columns=("image", "text")))], [1.0])
     prepare = {"image": Marks(lambda p: p.tobytes()), "text": Marks(str.encode)}
     batches = plan(data, np.ones(len(data), bool), 8, seed=3, how=how)(0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(data)))
-    streams = [Stream(data, prepare, {}, processes=Processes(rank, count)) for rank in range(count)]
-    alone = Stream(data, prepare, {})
+    streams = [Loader(data, prepare, {}, processes=Processes(rank, count)) for rank in range(count)]
+    alone = Loader(data, prepare, {})
     for whole, *parts in zip(alone.epoch(0, batches), *(s.epoch(0, batches) for s in streams), strict=True):
         for part in parts:
             assert part.ids == whole.ids and all(torch.equal(part.slot[m], whole.slot[m]) for m in prepare)

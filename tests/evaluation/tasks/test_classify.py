@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from mmtune.cli.dispatch import dispatch
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.evaluation.tasks.classify import by_neighbours, classify, is_task, tasks
 from tests.support import corpora
 
@@ -15,7 +15,7 @@ def embedded(rng, rows, groups, contents, name):
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     ids = [f"r{i}" for i in range(rows)]
     labels = {"id": np.arange(1, rows + 1), name: np.array(contents, np.int64) + 1}
-    return Embedded(ids, groups, labels, z)
+    return Embeddings(ids, groups, labels, z)
 
 
 def test_accuracy_and_macro_f1_equal_plain_loops():

@@ -9,7 +9,7 @@ import pytest
 
 import mmtune
 from mmtune.cli.dispatch import dispatch
-from mmtune.contracts import Embedded
+from mmtune.contracts import Embeddings
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.demo.machines import write_machines
@@ -33,7 +33,7 @@ def units(rng, n, d=6):
 def embedded(z, groups=None, name="audio", start=0):
     n = len(z)
     labels = {name: np.arange(1 + start, n + 1 + start)}
-    return Embedded([f"r{start + i:03d}" for i in range(n)], groups or [None] * n, labels, z)
+    return Embeddings([f"r{start + i:03d}" for i in range(n)], groups or [None] * n, labels, z)
 
 
 # --- areas under the curve -----------------------------------------------------------------------------------------------

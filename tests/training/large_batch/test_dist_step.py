@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import mmtune
-from mmtune.data.loader.loader import Stream
+from mmtune.data.loader.loader import Loader
 from mmtune.data.shards.dataset import open_data
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.runtime.distributed import ALONE, Processes
 from mmtune.training.large_batch.shared_step import draw_apart
 from mmtune.training.objective import build_objective
@@ -96,16 +96,16 @@ def statistics(found, count, shard):
 
 def test_shares_of_a_batch_are_the_batch(tmp_path_factory):
     """Nothing is dropped or doubled between processes, and what is augmented is augmented alike; rows and labels are whole."""
-    data = Mix([open_data(corpora.packed(tmp_path_factory.mktemp("dist")))], [1.0])
+    data = WeightedConcat([open_data(corpora.packed(tmp_path_factory.mktemp("dist")))], [1.0])
     model = mmtune.load("tiny:all")
     preprocess = {m: t.preprocess for m, t in model.towers.items()}
 
     def noisy(signal, rng):
         return signal.rotate(rng.randrange(4) * 90)
 
-    streams = [Stream(data, preprocess, {"image": noisy}, processes=Processes(r, 5)) for r in range(5)]
+    streams = [Loader(data, preprocess, {"image": noisy}, processes=Processes(r, 5)) for r in range(5)]
     rows = np.array([3, 4, 9, 15, 21, 22, 0])
-    whole = Stream(data, preprocess, {"image": noisy}).batch(rows, 2, {"text->image": np.array([[2], [5]])})
+    whole = Loader(data, preprocess, {"image": noisy}).batch(rows, 2, {"text->image": np.array([[2], [5]])})
     parts = [s.batch(rows, 2, {"text->image": np.array([[2], [5]])}) for s in streams]
     assert "text" not in parts[4].inputs and "image" in parts[3].inputs
     for m, x in whole.inputs.items():

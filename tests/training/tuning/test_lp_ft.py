@@ -14,7 +14,7 @@ import yaml
 import mmtune
 from mmtune.cli.dispatch import dispatch
 from mmtune.data.shards.dataset import open_data
-from mmtune.data.shards.weighted_concat import Mix
+from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import MissingExtra, MmtuneError, ModelError
 from mmtune.evaluation.trained_pairs import seen_pairs, unseen
 from mmtune.model import artifact
@@ -177,7 +177,7 @@ def test_a_stage_has_the_recipe_of_the_run(root, tmp_path):
 
 def test_general_rows_are_replayed_by_their_weight(root, tmp_path):
     domain, general = corpora.packed(root, 24, 0), corpora.packed(root, 12, 5)
-    both = Mix([open_data(domain), open_data(general)], [1.0, 0.5])
+    both = WeightedConcat([open_data(domain), open_data(general)], [1.0, 0.5])
     drawn = [both.epoch_rows(np.random.default_rng([0, e, 1])) for e in range(4)]
     assert all(len(r) == 30 and (r >= 24).sum() == 6 for r in drawn)
     assert len(set(np.concatenate(drawn).tolist())) > 30  # other general rows each epoch
