@@ -18,7 +18,7 @@ class Mover:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.stream = torch.cuda.Loader(device) if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.stream is None or x.device.type != "cpu":
