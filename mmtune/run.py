@@ -28,7 +28,7 @@ from mmtune.mining.rounds import Rounds
 from mmtune.model import artifact
 from mmtune.model.prompts import for_training, parse_prompts
 from mmtune.recipe.recipe import Interpolate, Recipe, dump, load_recipe, parse, parse_size
-from mmtune.runtime.distributed import ALONE, Processes, join, restarted
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes, is_restarted
 from mmtune.runtime.files import write_json, write_text
 from mmtune.training.loop import Trainer, precision
 from mmtune.training.objective import Objective, build_objective
@@ -58,8 +58,8 @@ def train(
     Started several times by torchrun or accelerate, the processes train together on the recipe's batches; the first writes,
     the others return what it does (without "result"). RUN must be one directory for all of them.
     """
-    with join() as processes:
-        return _train(recipe, overrides, resume or restarted(), quiet or not processes.first, processes)
+    with init_processes() as processes:
+        return _train(recipe, overrides, resume or is_restarted(), quiet or not processes.is_main_process, processes)
 
 
 def _train(
@@ -69,8 +69,8 @@ def _train(
     Gate.read(recipe.gate)  # said now, not when it is needed
     prompts = None if recipe.prompts is None else parse_prompts(recipe.prompts)
     directory = Path(recipe.run.dir)
-    with processes.first_ahead():
-        if processes.first:
+    with processes.main_process_first():
+        if processes.is_main_process:
             _claim(directory, recipe, resume)
     sources = recipe.data.sources()
     data = WeightedConcat([open_data(s.path) for s in sources], [s.weight for s in sources])
@@ -84,7 +84,7 @@ def _train(
         model.set_windows(recipe.windows)
     pairs = choose_pairs(recipe, model, data)
     model.ensure_scales(pairs)
-    with processes.first_ahead():
+    with processes.main_process_first():
         objective = _objective(recipe, model, data, pairs, quiet)
     trained, usable = trained_modalities(pairs), usable_rows(data, pairs)
     if usable.sum() < 2:
@@ -128,10 +128,10 @@ def _train(
     if resume:
         trainer.resume()
     trainer.fit()
-    if not processes.first:
-        return {**processes.told(), "result": None}
+    if not processes.is_main_process:
+        return {**processes.broadcast(), "result": None}
     trainer.load_best()
-    validate = _validators(val, general, pairs, recipe.train.metric, embed, ALONE)
+    validate = _validators(val, general, pairs, recipe.train.metric, embed, SINGLE_PROCESS)
     coefficient = _finish(tuned, between, validate, directory, recipe, base_mark)
     model.info |= {"matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [], "seen": _seen(model, pairs)}
     result = evaluate(model, val) if val else None
@@ -149,7 +149,7 @@ def _train(
         "metrics": metrics,
         **_course(trainer),
     }
-    processes.told(document)
+    processes.broadcast(document)
     return {**document, "result": result}
 
 
@@ -185,8 +185,8 @@ def _heads_first(
         return None
     directory = Path(stage.run.dir)
     if resume and (directory / "artifact" / "mmtune.json").is_file():
-        with processes.first_ahead():
-            if processes.first:
+        with processes.main_process_first():
+            if processes.is_main_process:
                 _claim(directory, stage, True)  # done before, by this very recipe
     else:
         _train(stage, [], resume, quiet, processes)
@@ -408,7 +408,7 @@ def _validators(
         return None
     domain = _validator(val, pairs, metric, embed, "data.val", processes)
     other = _validator(general, pairs, metric, embed, "data.general", processes) if general is not None else lambda model: {}
-    return lambda model: processes.told(domain(model) | {f"general {k}": v for k, v in other(model).items()})
+    return lambda model: processes.broadcast(domain(model) | {f"general {k}": v for k, v in other(model).items()})
 
 
 def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key: str, processes: Processes) -> Any:
@@ -418,7 +418,7 @@ def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key:
     def validate(model: "Model") -> dict[str, float]:
         shared = [m for m in trained_modalities(pairs) if m in val.modalities]
         vectors = embed(model, val, shared, processes=processes)
-        if not processes.first:
+        if not processes.is_main_process:
             return {}
         directions = evaluate_vectors(vectors).to_dict()["directions"]
         values = {}

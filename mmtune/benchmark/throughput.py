@@ -21,7 +21,7 @@ from mmtune.model import artifact
 from mmtune.model.prompts import for_training
 from mmtune.recipe.recipe import Recipe, load_recipe, parse
 from mmtune.run import augmentations, choose_pairs, train, trained_modalities, usable_rows
-from mmtune.runtime.distributed import launched
+from mmtune.runtime.distributed import launched_world_size
 from mmtune.runtime.files import read_jsonl
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def bench(
     """
     if steps < 1:
         raise RecipeError(f"--steps {steps}: is not 1 or more")
-    if launched() > 1:
+    if launched_world_size() > 1:
         raise RecipeError("bench measures one process; of several, `mmtune train` prints the pairs/s")
     whole = load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else recipe
     document = (whole if isinstance(whole, Recipe) else parse(whole)).model_dump(mode="json")

@@ -34,9 +34,9 @@ def engine(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.embedding.embed import embed
-    from mmtune.runtime.distributed import hush_others
+    from mmtune.runtime.distributed import silence_other_ranks
 
-    hush_others()
+    silence_other_ranks()
     common, more = (args.only, args.batch_size), {"dim": args.dim, "role": args.role}
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray

@@ -43,12 +43,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.evaluation.evaluate_model import evaluate
-    from mmtune.runtime.distributed import hush_others, join
+    from mmtune.runtime.distributed import init_processes, silence_other_ranks
     from mmtune.runtime.files import write_json
 
-    hush_others()
+    silence_other_ranks()
     ks = cutoffs(args.k)
-    with join() as processes:
+    with init_processes() as processes:
         result = evaluate(
             args.model,
             args.data,
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Result:
             trec=args.trec,
             batch_size=args.batch_size,
             dim=args.dim,
-            quiet=args.quiet or not processes.first,
+            quiet=args.quiet or not processes.is_main_process,
             processes=processes,
             views=args.views,
             task=args.task,
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> Result:
             by=args.by,
         )
     document = result.to_dict()
-    if args.out and processes.first:
+    if args.out and processes.is_main_process:
         write_json(Path(args.out), document)
     return Result(document, str(result))
 

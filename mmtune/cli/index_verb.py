@@ -77,9 +77,9 @@ def _build_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _build(args: argparse.Namespace) -> Result:
-    from mmtune.runtime.distributed import launched
+    from mmtune.runtime.distributed import launched_world_size
 
-    if launched() > 1:
+    if launched_world_size() > 1:
         raise DataError(
             "`index build` is one process's: share the embedding first, torchrun ... -m mmtune index embed COLLECTION"
         )
@@ -114,9 +114,9 @@ def _embed(args: argparse.Namespace) -> Result:
     from pathlib import Path
 
     from mmtune.index.shared_embedding import embed_apart
-    from mmtune.runtime.distributed import hush_others
+    from mmtune.runtime.distributed import silence_other_ranks
 
-    hush_others()
+    silence_other_ranks()
     given = str(Path(args.collection).absolute()), args.model, args.data, args.only, args.batch_size
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray

@@ -41,9 +41,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     from mmtune.mining.audit_page import summary
     from mmtune.mining.mine_model import mine, parse_options
-    from mmtune.runtime.distributed import hush_others
+    from mmtune.runtime.distributed import silence_other_ranks
 
-    hush_others()
+    silence_other_ranks()
     options = parse_options(collected(args))
     found = mine(
         args.model,

@@ -22,10 +22,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.run import train
-    from mmtune.runtime.distributed import hush_others
+    from mmtune.runtime.distributed import silence_other_ranks
     from mmtune.training.loop import Stopped
 
-    hush_others()
+    silence_other_ranks()
     try:
         out = train(args.recipe, args.overrides, resume=args.resume, quiet=args.quiet)
     except Stopped as e:

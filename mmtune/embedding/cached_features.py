@@ -17,7 +17,7 @@ from mmtune.data.identity_labels import first_seen
 from mmtune.data.loader.decode import decode_row
 from mmtune.embedding.embed import embed_data
 from mmtune.errors import DataError
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ class Features:
             stream.preprocess[m] = Collate()
             stream.cache.items |= {(m, label): {FEATURES: f} for label, f in self.kept[m].items()}
 
-    def embed(self, model: "Model", data: "Data", wanted: Sequence[str], processes: Processes = ALONE) -> dict[str, Embeddings]:
+    def embed(
+        self, model: "Model", data: "Data", wanted: Sequence[str], processes: Processes = SINGLE_PROCESS
+    ) -> dict[str, Embeddings]:
         """As `embed_data`, from kept features where there are; for validation between epochs (its vectors name no model)."""
         rest = [m for m in wanted if m not in self.kept]
         found = embed_data(model, data, rest, processes=processes) if rest else {}

@@ -16,7 +16,7 @@ from mmtune.data.loader.decode import decode_row
 from mmtune.errors import DataError
 from mmtune.model.encode import vectors
 from mmtune.model.prompts import QUERY, ZERO_SHOT, asks_otherwise
-from mmtune.runtime.distributed import ALONE, Processes, own_device
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, local_device
 from mmtune.runtime.files import atomic_open, read_json, write_json
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import share_out
@@ -34,11 +34,11 @@ def _embed_rows(
     batch_size: int,
     advance: Callable[[int], None],
     role: str | None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> np.ndarray:
     """Vectors of `rows` [n] of `data`; identical content is encoded once, in the shards' order on disk."""
     first, inverse = first_seen(data.labels[modality][rows])
-    mine = rows[first][processes.share(len(first))]
+    mine = rows[first][processes.local_slice(len(first))]
     items = (functools.partial(decode_row, data, i, modality) for i in mine.tolist())
     parts = list(vectors(model, modality, items, batch_size, advance, role))
     advance(len(rows) - len(mine))
@@ -68,7 +68,7 @@ def embed_data(
     batch_size: int = 64,
     quiet: bool = True,
     role: str | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Embeddings]:
     """Vectors of every row in memory: {modality: Embeddings}, rows in the data's order, rows that lack it left out.
 
@@ -118,7 +118,7 @@ def embed(
     from mmtune.data.shards.dataset import open_data
     from mmtune.model.artifact import load
 
-    model = load(model).to(own_device()) if isinstance(model, str) else model
+    model = load(model).to(local_device()) if isinstance(model, str) else model
     model = model if dim is None else model.prefix(dim)
     data = open_data(data) if isinstance(data, str) else data
     names = shared_modalities(model, data, wanted)

@@ -19,7 +19,7 @@ from mmtune.evaluation.trained_pairs import unseen
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.relevant import Qrels
 from mmtune.relevance.trec_files import judgments, write_qrels, write_run
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -66,7 +66,7 @@ def evaluate(
     quiet: bool = True,
     dim: int | None = None,
     views: str | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     **options: Any,
 ) -> "Result | TaskResult":
     """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`), or by another `task`: zero_shot, knn, anomaly,
@@ -104,7 +104,7 @@ def evaluate(
     judged = judgments(qrels, rows.ids)
     vectors = vectors if views is None else pool_views(vectors, views, judged)
     result = evaluate_vectors(vectors, ks=ks, qrels=judged, within=within, per_query=per_query or bool(parts))
-    for name in result.directions if trec is not None and processes.first else ():
+    for name in result.directions if trec is not None and processes.is_main_process else ():
         (a, b), place = name.split("->"), Path(trec)  # type: ignore[arg-type]
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
         write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), judged)

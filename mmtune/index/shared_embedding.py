@@ -20,7 +20,7 @@ from mmtune.errors import DataError
 from mmtune.index.layout import Layout
 from mmtune.index.pinned_model import kept, narrowed
 from mmtune.index.vector_cache import ContentVectors
-from mmtune.runtime.distributed import own_device
+from mmtune.runtime.distributed import local_device
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import share_out
 
@@ -60,7 +60,7 @@ def embed_apart(
     manifest = collection / "collection.json"
     share_out([manifest], lambda p: p, Path.exists, _new)
     rows = open_data(data) if isinstance(data, str) else data
-    found = kept(collection, narrowed(model, dim)).to(own_device())
+    found = kept(collection, narrowed(model, dim)).to(local_device())
     both = shared_modalities(found, rows, wanted)
     names = both if wanted else kinds.in_files(both)
     held = ContentVectors(collection / "vectors" / found.fingerprint, found.fingerprint, found.dim)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from mmtune.losses.contrast import Block, RowLoss, View, masks, own_of, query_weights
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
 BLOCK_BYTES = 16 << 20  # of one block of logits; a loss makes about eight of that size at once
 TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # a tile's logits stay in a CPU's cache
@@ -27,7 +27,7 @@ LARGEST, SMALLEST = 75.0, 1e-28  # e^75 times a million terms is below float32's
 MATCH_LIMIT = 16  # related pairs an item on average, past which a list of them is no longer small
 
 
-def tiled(view: View, loss: RowLoss, processes: Processes = ALONE) -> Tensor:
+def tiled(view: View, loss: RowLoss, processes: Processes = SINGLE_PROCESS) -> Tensor:
     """`contrast.dense(view, loss)`, a block of queries at a time."""
     bias = view.bias if view.bias is not None else view.scale.new_zeros(())
     return _Rows.apply(view.q, view.c, view.scale, bias, view, loss, processes, torch.is_grad_enabled())
@@ -55,7 +55,7 @@ class _Rows(torch.autograd.Function):
         ds, db = torch.zeros_like(scale), torch.zeros_like(bias)
         value = torch.zeros((), dtype=torch.float64, device=q.device)
         norm = torch.zeros((), dtype=torch.float64, device=q.device)
-        mine = processes.share(len(q))
+        mine = processes.local_slice(len(q))
         for start in range(mine.start, mine.stop, rows):
             stop = min(start + rows, mine.stop)
             pos, neg = masks(view, start, stop)
@@ -74,7 +74,7 @@ class _Rows(torch.autograd.Function):
                 dc.addmm_(g.T, q[start:stop])
                 ds += gs if gs is not None else 0
                 db += gb if gb is not None else 0
-        processes.add([value, norm] if dq is None or dc is None else [value, norm, dq, dc, ds, db])
+        processes.all_reduce([value, norm] if dq is None or dc is None else [value, norm, dq, dc, ds, db])
         norm = norm.clamp_min(torch.finfo(torch.float32).tiny)
         if dq is not None and dc is not None:
             ctx.found = [x.div_(norm.to(x.dtype)) for x in (dq, dc, ds, db)]
@@ -110,7 +110,7 @@ def tiled_info_nce(
     shares: tuple[Tensor, Tensor],
     scales: tuple[Tensor, Tensor],
     left_out: tuple[Tensor, Tensor] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Tensor:
     """InfoNCE from a [N, D] to b [M, D] and back in four tile products instead of six.
 
@@ -181,14 +181,14 @@ class _Sweep:
         sa: float,
         sb: float,
         left_out: tuple[Tensor, Tensor] | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.a, self.b, self.sa, self.sb, self.processes = a, b, sa, sb, processes
         bound = float(a.norm(dim=1).max() * b.norm(dim=1).max())
         self.shift_a, self.shift_b = (max(0.0, abs(s) * bound - LARGEST) for s in (sa, sb))
         self.careful = False
         rows, columns = TILE["cuda" if a.is_cuda else "cpu"]
-        self.rows, self.columns = min(rows, -(-len(a) // processes.count)), min(columns, len(b))
+        self.rows, self.columns = min(rows, -(-len(a) // processes.world_size)), min(columns, len(b))
         self.buffers = [torch.empty(self.rows * self.columns, device=a.device) for _ in range(3)]
         self.across = -(-len(b) // self.columns)
         self.left_out = left_out
@@ -210,7 +210,7 @@ class _Sweep:
 
     def tiles(self):  # type: ignore[no-untyped-def]
         """(rows, columns, cosines, two spare buffers) of every tile; of several processes' each in its turn of rows."""
-        for i in range(self.processes.rank * self.rows, len(self.a), self.processes.count * self.rows):
+        for i in range(self.processes.rank * self.rows, len(self.a), self.processes.world_size * self.rows):
             r = slice(i, min(i + self.rows, len(self.a)))
             for j in range(0, len(self.b), self.columns):
                 c = slice(j, min(j + self.columns, len(self.b)))
@@ -227,7 +227,7 @@ class _Sweep:
             e = self.drop(_exp(cos, self.sa, self.shift_a, x), r, c)
             rows[r] += e.sum(1)
             columns[c] += (e if self.sa == self.sb else self.drop(_exp(cos, self.sb, self.shift_b, x), r, c)).sum(0)
-        self.processes.add([rows, columns])
+        self.processes.all_reduce([rows, columns])
         if min(float(rows.min()), float(columns.min())) > SMALLEST:
             return rows.log() + self.shift_a, columns.log() + self.shift_b
         self.careful = True
@@ -240,7 +240,7 @@ class _Sweep:
             columns[c] = torch.logaddexp(
                 columns[c], torch.logsumexp(self.drop(torch.mul(cos, self.sb, out=x), r, c, -math.inf), 0).double()
             )
-        count = self.processes.count
+        count = self.processes.world_size
         rows, columns = (torch.logsumexp(self.processes.gather(x[None], count), 0) for x in (rows, columns))
         return rows, columns
 
@@ -273,7 +273,7 @@ class _Sweep:
                 g = p.mul_(self.sa).add_(s, alpha=self.sb)
             da[r].addmm_(g, self.b[c])
             db[c].addmm_(g.T, self.a[r])
-        self.processes.add([da, db, ga, gb])
+        self.processes.all_reduce([da, db, ga, gb])
         return da, db, ga, gb
 
 

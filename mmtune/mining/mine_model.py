@@ -12,7 +12,7 @@ from mmtune.mining.mine import Mined
 from mmtune.mining.mine import mine as mine_vectors
 from mmtune.mining.verifier import ModelScorer
 from mmtune.recipe.mining_options import MiningOptions
-from mmtune.runtime.distributed import join
+from mmtune.runtime.distributed import init_processes
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -47,11 +47,11 @@ def mine(
     opened = open_data(data) if isinstance(data, str) else data
     asked = options.directions
     wanted = [m for m in opened.modalities if any(m in d.split("->") for d in asked)] if asked else None
-    with join() as processes:  # and then load: by now each knows its own accelerator
+    with init_processes() as processes:  # and then load: by now each knows its own accelerator
         loaded = load(model) if isinstance(model, str | Path) else model
-        embedded = embed_data(loaded, opened, wanted, batch_size, quiet or not processes.first, processes=processes)
-        if not processes.first:
-            table, audit, page, mined, document = processes.told()
+        embedded = embed_data(loaded, opened, wanted, batch_size, quiet or not processes.is_main_process, processes=processes)
+        if not processes.is_main_process:
+            table, audit, page, mined, document = processes.broadcast()
             return Mined(Path(table), Path(audit), Path(page), mined, document)
         found = mine_vectors(
             embedded,
@@ -63,7 +63,7 @@ def mine(
             cache=cache,
             quiet=quiet,
         )
-        processes.told([str(found.table), str(found.audit), str(found.page), found.mined, found.document])
+        processes.broadcast([str(found.table), str(found.audit), str(found.page), found.mined, found.document])
         return found
 
 

@@ -19,7 +19,7 @@ from mmtune.mining.mine import Mined, directions, mine, settings
 from mmtune.mining.negatives import Negatives
 from mmtune.mining.negatives_table import read_meta
 from mmtune.recipe.mining_options import MiningOptions
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Rounds:
         batch_size: int,
         seed: int = 0,
         verifier: Any = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         quiet: bool = False,
         base: str = "",
     ):
@@ -116,7 +116,7 @@ class Rounds:
                 self._say(f"mining: {line}")
             return
         path = self.directory / f"round-{number}.parquet"
-        self.mined = self._there(path) if self.processes.told(self._there(path) is not None) else self._mine(path)
+        self.mined = self._there(path) if self.processes.broadcast(self._there(path) is not None) else self._mine(path)
         assert self.mined is not None
         if self.mined.mined:
             self._take(Negatives(path, self.data, self.mined.document["fingerprint"]))
@@ -147,7 +147,7 @@ class Rounds:
         """Several processes embed a share each; the first searches, the others read its table."""
         embedded = embed_data(self.model, self.data, self._names(), processes=self.processes)  # type: ignore[arg-type]  # a WeightedConcat
         found = None
-        if self.processes.first:
+        if self.processes.is_main_process:
             found = mine(
                 embedded,
                 path,
@@ -158,7 +158,7 @@ class Rounds:
                 verifier=self.verifier,
                 quiet=self.quiet,
             )
-        self.processes.wait()
+        self.processes.barrier()
         return found or self._there(path)
 
     def watch(self, validate: Callable[["Model"], dict[str, float]]) -> Callable[["Model"], dict[str, float]]:

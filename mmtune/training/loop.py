@@ -16,7 +16,7 @@ from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
 from mmtune.errors import TrainingError
 from mmtune.recipe.recipe import TrainConfig
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import COMES_AND_GOES, LARGE, heap_kept
 from mmtune.runtime.prefetch import Mover, in_advance
@@ -65,7 +65,7 @@ class Trainer:
         validate: "Callable[[Model], dict[str, float]] | None" = None,
         extra: Callable[[np.ndarray], Mapping[str, np.ndarray] | None] | None = None,
         tuned: "Tuned | None" = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         quiet: bool = False,
     ):
         from accelerate import Accelerator
@@ -77,8 +77,8 @@ class Trainer:
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
         self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
         self.processes = self.objective.processes = processes
-        processes.same(self.model, self.objective)
-        self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.first)
+        processes.broadcast_parameters(self.model, self.objective)
+        self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
         self.steps_per_epoch = len(plan(0))
         groups = parameter_groups(model, objective, config, tuned.rates if tuned else None)
         self.sharded = Sharded(model, processes, config.shard)
@@ -101,7 +101,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Go back to the last checkpoint, if there is one."""
-        if not self.processes.told(self.checkpoints.has(LAST)):
+        if not self.processes.broadcast(self.checkpoints.has(LAST)):
             return False
         tensors, self.place = self.checkpoints.load(LAST)
         with self.sharded.whole(change=True):
@@ -110,7 +110,7 @@ class Trainer:
         self.objective.load_state_dict(tensors["objective"])
         self.optimizer.load_state_dict(each_moment(tensors["optimizer"], self.learning, self.sharded.part))
         restore_random_state(tensors["random"])
-        self.processes.wait()  # nobody writes while another still reads
+        self.processes.barrier()  # nobody writes while another still reads
         return True
 
     def load_best(self) -> str:
@@ -137,13 +137,13 @@ class Trainer:
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
         blocks = blockwise(self.model, self.config.compile, self.config.recompute)
-        kept = COMES_AND_GOES if self.config.shard and not self.processes.alone else LARGE
+        kept = COMES_AND_GOES if self.config.shard and not self.processes.is_single else LARGE
         heap = heap_kept(kept) if self.device.type == "cpu" else contextlib.nullcontext()
         with (
             heap,
             self._attention(),
             blocks,
-            Log(self.directory, self.place.step, self.processes.first) as log,
+            Log(self.directory, self.place.step, self.processes.is_main_process) as log,
             self._signals(),
         ):
             with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet) as progress:
@@ -257,7 +257,7 @@ class Trainer:
             "grad_norm": str(norm),
             "ids": batch.ids,
         }
-        if self.processes.first:
+        if self.processes.is_main_process:
             write_json(path, found)
         raise TrainingError(
             f"step {self.place.step}: the loss is {loss} and the gradient's norm {norm}; row ids "
@@ -288,7 +288,7 @@ class Trainer:
 
         def ask(number: int, frame: Any) -> None:
             nonlocal asked
-            if self.stop.is_set() and (self.processes.alone or time.monotonic() - asked > ONE_CTRL_C):
+            if self.stop.is_set() and (self.processes.is_single or time.monotonic() - asked > ONE_CTRL_C):
                 raise KeyboardInterrupt
             asked = time.monotonic()
             self.stop.set()

@@ -17,7 +17,7 @@ from mmtune.losses.info_nce import info_nce
 from mmtune.losses.matryoshka import truncate
 from mmtune.losses.relation import Relation
 from mmtune.losses.tiled import related_pairs, tiled, tiled_info_nce
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.batch_views import Items, PairItems, column, kinds, pair_items
 from mmtune.training.large_batch.cross_batch_memory import Memory, Stored
 from mmtune.training.objective_spec import AUTO, Term, find_loss, nearest, own_options, parse_terms
@@ -67,7 +67,7 @@ class Objective(nn.Module):
     `processes`: who else takes this same loss on these same vectors, and so shares the work of a tiled one.
     """
 
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.contracts import Batch
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.large_batch.shared_step import shared_loss
 
 SEGMENTS = "segments"
@@ -46,7 +46,7 @@ def forward_backward(
     micro_batch_size: int | None = None,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     in_step: bool = False,
 ) -> tuple[float, dict[str, float]]:
     """Leave the gradient of `objective` on `batch` in the parameters; returns (loss, logs).
@@ -65,8 +65,8 @@ def forward_backward(
     most = sizes
     if in_step:
         everyones = {m: int(s.max()) + 1 for m, s in batch.slot.items() if m in sizes}
-        sizes = {m: processes.share_size(n) for m, n in everyones.items()}
-        most = {m: processes.share_size(n, 0) for m, n in everyones.items()}
+        sizes = {m: processes.local_size(n) for m, n in everyones.items()}
+        most = {m: processes.local_size(n, 0) for m, n in everyones.items()}
     if micro_batch_size is None or all(n <= micro_batch_size for n in most.values()):
         with autocast():
             whole = {
@@ -74,7 +74,7 @@ def forward_backward(
                 for m, n in sizes.items()
             }
         whole = {m: v.float() for m, v in whole.items()}
-        if not processes.alone:
+        if not processes.is_single:
             cut = {m: v.detach()[: sizes[m]] for m, v in whole.items()}
             gradients, value, logs = shared_loss(cut, batch, model, objective, backward, processes)
             learn = [

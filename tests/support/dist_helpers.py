@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmtune.backbones import Tower
-from mmtune.runtime.distributed import Processes, join
+from mmtune.runtime.distributed import Processes, init_processes
 from mmtune.training.large_batch.fsdp import Sharded
 from mmtune.training.large_batch.shared_step import draw_apart, mean_statistics, sum_gradients
 from mmtune.training.objective import build_objective
@@ -85,7 +85,7 @@ def whole_batch(step=0):
 def share_of(batch, processes, shard=False):
     """The batch as this process gets it: its share of each modality's items, nothing of one it has none of (the last item when
     blocks are cut)."""
-    parts = {m: slice_inputs(x, *_ends(processes.share(count_items(x)))) for m, x in batch.inputs.items()}
+    parts = {m: slice_inputs(x, *_ends(processes.local_slice(count_items(x)))) for m, x in batch.inputs.items()}
     if shard:
         parts = {m: p if count_items(p) else slice_inputs(x, n - 1, n) for (m, x), p, n in _sized(batch.inputs, parts)}
     batch.inputs = {m: x for m, x in parts.items() if count_items(x)}
@@ -156,7 +156,7 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
             p.grad = None
         loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes, in_step=shard)
         sharded.take_gradients()
-        assert sum_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (step == 1 and not processes.alone)
+        assert sum_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (step == 1 and not processes.is_single)
         mean_statistics(processes, model)
         losses.append(loss)
         norms.append(float(sharded.clip(parameters, math.inf)))
@@ -167,7 +167,7 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
                 gradients.append(processes.gather(p.grad, n) if sharded.holds(p) else p.grad)
     held = next((p for p in parameters if sharded.holds(p)), None)
     if held is not None:  # the first alone gets what is joined, and nobody else keeps any of it
-        assert (sharded.joined(held, held.data).untyped_storage().nbytes() > 0) == processes.first
+        assert (sharded.joined(held, held.data).untyped_storage().nbytes() > 0) == processes.is_main_process
     with sharded.whole():
         buffers = [b.clone() for n, b in model.named_buffers() if "num_batches" not in n]
         assert [len(p) if p.ndim else 1 for p in parameters] == rows and parameters[0] is next(model.parameters())
@@ -178,7 +178,7 @@ def everything(processes: Processes, thorough: bool = True):
     """All cases (or a few), in one pass and in micro-batches of two; of several processes also with their blocks cut."""
     every = {name: c for name, c in cases().items() if thorough or name.split()[0] in FEW}
     found = {}
-    for shard in (False,) if processes.alone else (False, True):
+    for shard in (False,) if processes.is_single else (False, True):
         for name, case in every.items():
             if shard and not thorough and name.split()[0] not in ("three", "memory"):
                 continue
@@ -192,18 +192,18 @@ def everything(processes: Processes, thorough: bool = True):
 def exchanges(processes: Processes):
     """What Processes promises, asked of the real thing."""
     for n in (0, 1, 3, 4, 7):
-        part = torch.arange(n)[processes.share(n)]
+        part = torch.arange(n)[processes.local_slice(n)]
         assert processes.gather(part, n).tolist() == list(range(n)) if n else len(part) == 0
     ones = [torch.ones(3), torch.full((2, 2), float(processes.rank)), torch.ones(1, dtype=torch.int64)]
-    processes.add(ones)
-    total = processes.count * (processes.count - 1) / 2
-    assert ones[0].tolist() == [processes.count] * 3 and ones[1].flatten().tolist() == [total] * 4
-    assert ones[2].item() == processes.count
-    assert processes.told({"a": [1, 0.1], "rank": processes.rank}) == {"a": [1, 0.1], "rank": 0}
+    processes.all_reduce(ones)
+    total = processes.world_size * (processes.world_size - 1) / 2
+    assert ones[0].tolist() == [processes.world_size] * 3 and ones[1].flatten().tolist() == [total] * 4
+    assert ones[2].item() == processes.world_size
+    assert processes.broadcast({"a": [1, 0.1], "rank": processes.rank}) == {"a": [1, 0.1], "rank": 0}
     layer = nn.BatchNorm1d(2)
     layer.weight.data.fill_(processes.rank + 1.0)
     layer.num_batches_tracked += processes.rank
-    processes.same(layer)
+    processes.broadcast_parameters(layer)
     assert layer.weight.tolist() == [1, 1] and int(layer.num_batches_tracked) == 0
 
 
@@ -220,7 +220,7 @@ def start(count: int, command: list[str], **options) -> list[subprocess.Popen]:
 
 def main(out: str, thorough: str) -> None:
     torch.set_num_threads(1)
-    with join() as processes:
+    with init_processes() as processes:
         exchanges(processes)
         torch.save(everything(processes, thorough == "all"), Path(out) / f"{processes.rank}.pt")
 

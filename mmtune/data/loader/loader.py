@@ -20,7 +20,7 @@ from mmtune.data.identity_labels import first_seen
 from mmtune.data.loader.decode import decode_row
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import DataError
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.threads import preparing
 
 AHEAD = 2
@@ -78,7 +78,7 @@ class Loader:
         workers: int = 2,
         cache_bytes: int = 0,
         columns: Mapping[str, str] | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         in_step: bool = False,
     ):
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
@@ -126,7 +126,7 @@ class Loader:
             slot = np.full(len(rows), -1, np.int64)
             if len(here):
                 first, slot[here] = first_seen(self.data.labels[m][rows[here]])
-                mine = rows[here[first[self.processes.share(len(first))]]]
+                mine = rows[here[first[self.processes.local_slice(len(first))]]]
                 if self.in_step and not len(mine):
                     mine = rows[here[first[-1:]]]
                 if len(mine):

@@ -19,7 +19,7 @@ from mmtune.evaluation.tasks.anomaly import Anomalies, detect
 from mmtune.evaluation.tasks.classify import Classified, by_neighbours, count, of_one_group
 from mmtune.evaluation.tasks.zero_shot import class_vectors, named_classes, speaker, zero_shot
 from mmtune.relevance.items import unite
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.search.exact import unit
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def evaluate_task(
     modalities: Sequence[str] | None = None,
     batch_size: int = 64,
     quiet: bool = True,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     **options: Any,
 ) -> TaskResult:
     """Judge `model` on `data` by `task`. trained: labels of the rows it was trained on, which are refused.

@@ -37,7 +37,7 @@ class Sharded:
         self._places: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []  # parent, name, block, its twin
         self._pieces: dict[int, tuple[nn.Parameter, Any]] = {}  # id -> a block's parameter, its twin's DTensor
         self._whole = 0  # how many ask for it now
-        if on and not processes.alone:
+        if on and not processes.is_single:
             self._cut(model)
 
     @torch.no_grad()
@@ -45,7 +45,7 @@ class Sharded:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, share_comm_ctx
 
-        mesh = init_device_mesh(model.device.type, (self.processes.count,))
+        mesh = init_device_mesh(model.device.type, (self.processes.world_size,))
         twins: dict[int, Any] = {}
         for block in _divisible(model):
             twin: Any = fully_shard(_twin(block), mesh=mesh, reshard_after_forward=True)
@@ -85,7 +85,7 @@ class Sharded:
             torch.nn.utils.get_total_norm([p.grad for p in learn if p.grad is not None and self.holds(p) == cut]).square()
             for cut in (True, False)
         ]
-        self.processes.add(squares[:1])
+        self.processes.all_reduce(squares[:1])
         norm = (squares[0] + squares[1]).sqrt()
         torch.nn.utils.clip_grads_with_norm_(learn, limit, norm)
         return norm
@@ -138,11 +138,11 @@ class Sharded:
         if not self.holds(p):
             return tensor
         found = self.processes.gather(tensor, self._pieces[id(p)][1].shape[0])
-        return found.cpu() if self.processes.first else found[:0].clone()  # a slice would keep all of it
+        return found.cpu() if self.processes.is_main_process else found[:0].clone()  # a slice would keep all of it
 
     def part(self, p: Tensor, tensor: Tensor) -> Tensor:
         """Undo `joined`, from the whole tensor."""
-        return tensor[self.processes.share(len(tensor))].clone() if self.holds(p) else tensor
+        return tensor[self.processes.local_slice(len(tensor))].clone() if self.holds(p) else tensor
 
 
 def each_moment(

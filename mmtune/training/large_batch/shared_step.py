@@ -32,7 +32,7 @@ def shared_loss(
     Parameters that the loss itself uses (temperatures, a learned bias) get their gradient here, at the first process only:
     it is the same everywhere and will be added up.
     """
-    if processes.alone:
+    if processes.is_single:
         leaves = {m: v.requires_grad_() for m, v in z.items()}
     else:
         leaves = {}
@@ -42,12 +42,12 @@ def shared_loss(
                 leaves[m] = processes.gather(part, n).requires_grad_()
     loss, logs = objective(leaves, batch, model.scale)
     backward(loss)
-    if not processes.first:
+    if not processes.is_main_process:
         for module in (model, objective):
             for p in module.parameters() if isinstance(module, nn.Module) else ():
                 p.grad = None
     found = {m: leaves[m].grad for m in z}
-    mine = {m: g if g is None or processes.alone else g[processes.share(len(g))] for m, g in found.items()}
+    mine = {m: g if g is None or processes.is_single else g[processes.local_slice(len(g))] for m, g in found.items()}
     return mine, float(loss.detach()), logs
 
 
@@ -56,32 +56,32 @@ def sum_gradients(processes: Processes, parameters: Sequence[nn.Parameter], flag
 
     Returns whether any process came with `flag` up, so that all of them act on it after the same step.
     """
-    if processes.alone:
+    if processes.is_single:
         return flag
     mine = [float(p.grad is not None) for p in parameters]
     some = torch.tensor([*mine, float(flag)], device=parameters[0].device)
-    processes.add([some])
+    processes.all_reduce([some])
     *has, raised = (some > 0).tolist()
     learning = [p for p, h in zip(parameters, has, strict=True) if h]
     for p in learning:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    processes.add([p.grad for p in learning if p.grad is not None])
+    processes.all_reduce([p.grad for p in learning if p.grad is not None])
     return bool(raised)
 
 
 def mean_statistics(processes: Processes, model: nn.Module) -> None:
     """Running statistics of BatchNorm layers that learn: each process normalised its share, all remember the mean."""
-    if processes.alone:
+    if processes.is_single:
         return
     layers = [x for x in model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm) and x.training]
     found = [b for x in layers for b in (x.running_mean, x.running_var) if b is not None]
-    processes.add(found)
+    processes.all_reduce(found)
     for b in found:
-        b.div_(processes.count)
+        b.div_(processes.world_size)
 
 
 def draw_apart(processes: Processes, seed: int, step: int) -> None:
     """Random numbers (dropout) of this step: a stream of its own for each process, a function of (seed, step, rank)."""
-    if not processes.alone:
+    if not processes.is_single:
         torch.manual_seed(int(np.random.SeedSequence([seed, step, processes.rank]).generate_state(1, np.uint64)[0] >> 1))

@@ -20,7 +20,7 @@ from mmtune.embedding.cached_features import Features
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.model.artifact.low_rank import Low, round_to_4bit
 from mmtune.recipe.recipe import Tuning
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.objective_spec import nearest
 from mmtune.training.tuning import lora
 from mmtune.training.tuning.layers import blocks, depths, forget_fingerprint, norm_parameters, plain_copy, rest_in_eval
@@ -112,12 +112,12 @@ class Tuned:
         if any(t.how != "full" for t in self.towers.values()):
             rest_in_eval(self.model)
 
-    def after_backward(self, processes: Processes = ALONE) -> None:
+    def after_backward(self, processes: Processes = SINGLE_PROCESS) -> None:
         """Call each step before gradients are cleared: notes which adapters have had a gradient, in any of the processes."""
         if self._waiting:
             some = torch.tensor([float(p.grad is not None and bool(p.grad.any())) for p in self._waiting.values()])
             some = some.to(self.model.device)
-            processes.add([some])
+            processes.all_reduce([some])
             self._waiting = {n: p for (n, p), got in zip(self._waiting.items(), some.tolist(), strict=True) if not got}
             self._steps += 1
 

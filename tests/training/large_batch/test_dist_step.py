@@ -10,7 +10,7 @@ import mmtune
 from mmtune.data.loader.loader import Loader
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
-from mmtune.runtime.distributed import ALONE, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.large_batch.shared_step import draw_apart
 from mmtune.training.objective import build_objective
 from mmtune.training.step import count_items, slice_inputs
@@ -24,7 +24,7 @@ def test_the_step_of_several_processes_is_that_of_one(count, objectives, tmp_pat
     among the processes it is the same step."""
     running = start(count, [sys.executable, "-m", "tests.support.dist_helpers", str(tmp_path), objectives])
     torch.set_num_threads(1)
-    want = everything(ALONE, objectives == "all")
+    want = everything(SINGLE_PROCESS, objectives == "all")
     assert [p.wait(timeout=280) for p in running] == [0] * count
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
     assert len(want) >= (2 * len(cases()) + 2 if objectives == "all" else 20)
@@ -53,7 +53,7 @@ def shares(step, count):
     batch = whole_batch(step)
     for m, x in batch.inputs.items():
         for rank in range(count):
-            part = Processes(rank, count).share(count_items(x))
+            part = Processes(rank, count).local_slice(count_items(x))
             for i in range(part.start, part.stop, 2):
                 yield rank, m, slice_inputs(x, i, min(i + 2, part.stop))
 
