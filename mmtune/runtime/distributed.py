@@ -153,7 +153,7 @@ def init_processes() -> Iterator[Processes]:
             raise
         line = str(e).split("] ", 1)[-1].split(". ")[0].splitlines()[0]
         raise TrainingError(f"process {together.rank}: another process ended ({line}); its own message says why") from e
-    together.wait()  # reached only when all went well: after an error the others are not waited for
+    together.barrier()  # reached only when all went well: after an error the others are not waited for
     if mine:
         torch.distributed.destroy_process_group()
 
