@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmtune.index.protocols import Answer
+    from mmtune.index.protocols import SearchResponse
 
 
 def built(done: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ def plan(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def answer(found: "Answer") -> str:
+def answer(found: "SearchResponse") -> str:
     """The best first."""
     lines = [f"{found.version}  {1000 * found.seconds:.1f} ms"]
     for n, r in enumerate(found.results, 1):

@@ -113,7 +113,7 @@ def _embed_arguments(p: argparse.ArgumentParser) -> None:
 def _embed(args: argparse.Namespace) -> Result:
     from pathlib import Path
 
-    from mmtune.index.shared_embedding import embed_apart
+    from mmtune.index.shared_embedding import embed_into_collection
     from mmtune.runtime.distributed import silence_other_ranks
 
     silence_other_ranks()
@@ -121,8 +121,8 @@ def _embed(args: argparse.Namespace) -> Result:
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray
 
-        on_ray(embed_apart, (*given, True), args.workers, dim=args.dim)
-    done = embed_apart(*given, args.quiet, dim=args.dim)
+        on_ray(embed_into_collection, (*given, True), args.workers, dim=args.dim)
+    done = embed_into_collection(*given, args.quiet, dim=args.dim)
     return Result(done, say.embedded(done, args.collection))
 
 
@@ -252,7 +252,7 @@ def _shadow(args: argparse.Namespace) -> Result:
         elif args.version and (args.fraction is not None or not args.queries):
             coll.shadow(args.version, 0.1 if args.fraction is None else args.fraction)
         if args.queries and args.version:
-            coll.shadowing.replay(args.version, _data(args.queries), args.k, quiet=False)
+            coll.shadow_searches.replay(args.version, _data(args.queries), args.k, quiet=False)
         document = {**coll.shadow_report(args.version), "preference": coll.preference(args.version)}
     return Result(document, say.shadow(document))
 

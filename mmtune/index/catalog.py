@@ -1,6 +1,6 @@
 """The items as a collection knows them, COLL/corpus/items.sqlite: ids, groups, metadata, and where the content lies.
 
-Content of packed data stays in its shards; content that was handed over as rows is kept here. Every change of an item carries
+QueryContent of packed data stays in its shards; content that was handed over as rows is kept here. Every change of an item carries
 a sequence number, and a deleted item leaves its number behind: a version is brought up to date by what is newer than what it
 applied, whichever way it fell behind. One change is one transaction: a killed one never happened.
 """
@@ -54,7 +54,7 @@ class Item:
         return self.meta if self.group is None else {"group": self.group, **self.meta}
 
 
-class Corpus:
+class Catalog:
     """Items by id. Threads have connections of their own; writers hold the collection's write lock."""
 
     def __init__(self, directory: Path):

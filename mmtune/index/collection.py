@@ -13,14 +13,14 @@ from mmtune.contracts import Row
 from mmtune.errors import DataError, MmtuneError, ModelError
 from mmtune.index import audit_log
 from mmtune.index.collection_state import Keeping
-from mmtune.index.feedback.feedback import Feedback
-from mmtune.index.open_version import content_of
-from mmtune.index.protocols import Answer
+from mmtune.index.feedback.feedback import FeedbackLog
+from mmtune.index.open_version import decode_query
+from mmtune.index.protocols import SearchResponse
 from mmtune.index.query.filters import parse
 from mmtune.index.query.group_results import best_of_each, one_each
 from mmtune.index.query.hybrid import DEPTH, ItemWords, fuse
-from mmtune.index.query.query import Ask, Nearest, Results, ask_all
-from mmtune.index.release.shadow import Shadow
+from mmtune.index.query.query import Nearest, Query, Results, ask_all
+from mmtune.index.release.shadow import ShadowSearches
 
 if TYPE_CHECKING:
     from mmtune.comparison.gate import Gate
@@ -38,8 +38,8 @@ class Collection(Keeping):
 
     def __init__(self, path: str | Path, *, create: bool = False):
         super().__init__(path, create=create)
-        self.feedback_log = Feedback(self.path)
-        self.shadowing = Shadow(self)
+        self.feedback_log = FeedbackLog(self.path)
+        self.shadow_searches = ShadowSearches(self)
         self._words: tuple[int, Any] | None = None
 
     # --- building and changing -----------------------------------------------------------------------------------
@@ -88,9 +88,9 @@ class Collection(Keeping):
         """Remove items by id, from the corpus and from every version."""
         with self.layout.lock():
             self.in_step()
-            count = self.corpus.remove(list(ids))
+            count = self.catalog.remove(list(ids))
             audit_log.append(self.layout, audit_log.event("delete", items=count))
-        return {"deleted": count, "unknown": len(set(ids)) - count, "behind": self.bring_all()}
+        return {"deleted": count, "unknown": len(set(ids)) - count, "behind": self.update_all_versions()}
 
     # --- searching -----------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class Collection(Keeping):
         target: Sequence[str] | None = None,
         per: str | None = None,
         **query: Any,
-    ) -> Answer:
+    ) -> SearchResponse:
         """The k best items for one value, `search(NAME=value)` with a modality's name, or for an `item` by id (itself left
         out).
 
@@ -121,19 +121,19 @@ class Collection(Keeping):
         begin = time.perf_counter()  # opening is no part of a search
         options: dict[str, Any] = {"k": k, "where": condition, "target": tuple(target) if target else None, "per": per}
         if item is not None:
-            ask = Ask(item=item, **options)
+            ask = Query(item=item, **options)
         else:
             ((name, value),) = query.items()
             opened.require(name)
-            ask = Ask(name, content_of(name, value), hybrid=hybrid, **options)
-        (found,) = self.search_all([ask], version, begin)
+            ask = Query(name, decode_query(name, value), hybrid=hybrid, **options)
+        (found,) = self.search_many([ask], version, begin)
         if isinstance(found, MmtuneError):
             raise found
         return found
 
-    def search_all(
-        self, asks: Sequence[Ask], version: str | None = None, begin: float | None = None
-    ) -> list[Answer | MmtuneError]:
+    def search_many(
+        self, asks: Sequence[Query], version: str | None = None, begin: float | None = None
+    ) -> list[SearchResponse | MmtuneError]:
         """As `search`, of many that one version answers in shared passes: each has its answer, or its own error.
 
         begin: when the first was asked (`time.perf_counter`), if that was before now.
@@ -141,7 +141,7 @@ class Collection(Keeping):
         opened = self.open(version)
         begin = time.perf_counter() if begin is None else begin
         found = ask_all(opened, asks, self._alone)
-        seconds, out = time.perf_counter() - begin, list[Answer | MmtuneError]()
+        seconds, out = time.perf_counter() - begin, list[SearchResponse | MmtuneError]()
         for ask, results in zip(asks, found, strict=True):
             if isinstance(results, MmtuneError):
                 out.append(results)
@@ -149,28 +149,28 @@ class Collection(Keeping):
             mark, content = ask.item or "", ask.content
             if content is not None and content.data is not None:
                 mark = self.feedback_log.remember(ask.name, content.data, content.mark)
-            answer = Answer(opened.version, opened.fingerprint, results, seconds, mark)
+            answer = SearchResponse(opened.version, opened.fingerprint, results, seconds, mark)
             if version is None and not ask.alone:
-                self.shadowing.offer(answer, ask)
+                self.shadow_searches.offer(answer, ask)
             out.append(answer)
         return out
 
-    def _alone(self, ask: Ask, nearest: Nearest) -> Results:
+    def _alone(self, ask: Query, nearest: Nearest) -> Results:
         """Words fused with what the vectors found, or one answer for each value of a column."""
         if ask.hybrid:
             results = self._hybrid(ask, nearest(max(ask.k, DEPTH)))
             return one_each(results, ask.per) if ask.per else results
         assert ask.per is not None
-        mine = self.corpus.items([ask.item]).get(ask.item) if ask.item is not None else None
+        mine = self.catalog.items([ask.item]).get(ask.item) if ask.item is not None else None
         return best_of_each(nearest, ask.k, ask.per, mine.columns.get(ask.per) if mine else None)
 
-    def _hybrid(self, ask: Ask, results: Results) -> Results:
+    def _hybrid(self, ask: Query, results: Results) -> Results:
         if ask.content is None or not kinds.get(ask.name).inline:
             raise DataError(f"hybrid search is by words; a value of {ask.name} has none")
         with self._guard:
-            seq = self.corpus.seq
+            seq = self.catalog.seq
             if self._words is None or self._words[0] != seq:
-                self._words = (seq, ItemWords(self.corpus))
+                self._words = (seq, ItemWords(self.catalog))
             held: ItemWords = self._words[1]
         return fuse(held, str(ask.content.signal), results, ask.where)
 
@@ -183,7 +183,7 @@ class Collection(Keeping):
         where: str | None = None,
         version: str | None = None,
         target: Sequence[str] | None = None,
-    ) -> list[Answer]:
+    ) -> list[SearchResponse]:
         """Answers for unit vectors [Q, D] that `fingerprint` made. ModelError when that is not the version's own model,
         DataError for vectors of another length than 1: no model of ours made them."""
         opened, begin = self.open(version), time.perf_counter()
@@ -198,12 +198,12 @@ class Collection(Keeping):
             raise DataError(f"search_vectors: vectors of length {lengths.min():.4g} to {lengths.max():.4g}; a model's have 1")
         found = opened.search(asked, k, parse(where) if where else None, target)
         seconds = (time.perf_counter() - begin) / max(1, len(found))
-        return [Answer(opened.version, opened.fingerprint, results, seconds) for results in found]
+        return [SearchResponse(opened.version, opened.fingerprint, results, seconds) for results in found]
 
     def value(self, id: str, modality: str) -> bytes | None:
         """An item's own value; None when there is no such item, or it has no such value."""
-        item = self.corpus.items([id]).get(id)
-        return self.corpus.read(item, modality) if item and modality in item.contents else None
+        item = self.catalog.items([id]).get(id)
+        return self.catalog.read(item, modality) if item and modality in item.contents else None
 
     # --- deciding ------------------------------------------------------------------------------------------------
 
@@ -233,13 +233,13 @@ class Collection(Keeping):
         stop."""
         if version is not None:
             self.layout.record(version)
-        return self.shadowing.start(version, fraction)
+        return self.shadow_searches.start(version, fraction)
 
     def shadow_report(self, version: str | None = None) -> dict[str, Any]:
         """What the shadowed searches say: overlap, rank change, latency, empty answers."""
-        return self.shadowing.report(version)
+        return self.shadow_searches.report(version)
 
-    def interleave(self, version: str, *, k: int = 10, rng: random.Random | None = None, **query: Any) -> Answer:
+    def interleave(self, version: str, *, k: int = 10, rng: random.Random | None = None, **query: Any) -> SearchResponse:
         """One list drafted from the live and the staged answers in turn; clicks on it (`feedback`) say which is preferred."""
         from mmtune.index.feedback.interleave import interleave
 
@@ -257,7 +257,7 @@ class Collection(Keeping):
 
     def export_feedback(self, out: str | Path) -> dict[str, Any]:
         """Judgments and the rows they are about, for `mmtune eval --qrels` and the next round of mining."""
-        return self.feedback_log.export(self.corpus, Path(out))
+        return self.feedback_log.export(self.catalog, Path(out))
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -287,12 +287,12 @@ class Collection(Keeping):
 
     def close(self) -> None:
         """Wait for shadowed searches, release the handles."""
-        self.shadowing.close()
+        self.shadow_searches.close()
         with self._guard:
             for opened in self._opened.values():
                 opened.close()
             self._opened.clear()
-        self.corpus.close()
+        self.catalog.close()
 
     def __enter__(self) -> "Collection":
         return self

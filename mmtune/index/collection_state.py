@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from mmtune.contracts import Row
 from mmtune.errors import DataError, ModelError
 from mmtune.index import audit_log, integrity
-from mmtune.index.catalog import Corpus
+from mmtune.index.catalog import Catalog
 from mmtune.index.item_vectors import embed_missing, fill
 from mmtune.index.layout import Layout
-from mmtune.index.open_version import Opened, QueryCache, open_version
+from mmtune.index.open_version import OpenVersion, QueryCache, load_version
 from mmtune.index.protocols import Store
 from mmtune.index.stores import open_store
-from mmtune.index.vector_cache import ContentVectors
+from mmtune.index.vector_cache import VectorCache
 from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ class Keeping:
     def __init__(self, path: str | Path, *, create: bool = False):
         self.layout = Layout(path, create)
         self.path = self.layout.path
-        self.corpus = Corpus(self.path / "corpus")
+        self.catalog = Catalog(self.path / "corpus")
         self.models: dict[str, Model] = {}
         self.cache = QueryCache()
-        self._opened: dict[str, Opened] = {}
+        self._opened: dict[str, OpenVersion] = {}
         self._guard = threading.RLock()
 
     @property
@@ -42,7 +42,7 @@ class Keeping:
         """The version that answers."""
         return self.layout.live()["version"]
 
-    def open(self, version: str | None = None) -> Opened:
+    def open(self, version: str | None = None) -> OpenVersion:
         """A version's handles (default: live), checked when it is opened first: fingerprints, canaries, a sample of the stored
         vectors. ModelError or DataError say what is wrong; nothing is answered then."""
         if version is None:
@@ -58,31 +58,31 @@ class Keeping:
             with self._guard:
                 found = self._opened.get(version)
                 if found is None:
-                    found = self.check(open_version(self.layout, version, self.models, self.cache))
+                    found = self.check(load_version(self.layout, version, self.models, self.cache))
                     self._keep(found)
         return found
 
-    def reopen(self, version: str) -> Opened:
+    def reopen(self, version: str) -> OpenVersion:
         """As `open`, with the artifact read and verified again, and the canaries asked again."""
         with self._guard:
             known = self._opened.get(version)
-            found = open_version(self.layout, version, {}, self.cache, known.stores if known else None)
+            found = load_version(self.layout, version, {}, self.cache, known.stores if known else None)
             self.models[found.fingerprint] = found.model
             self._keep(self.check(found))
         return found
 
-    def _keep(self, opened: Opened) -> None:
+    def _keep(self, opened: OpenVersion) -> None:
         while len(self._opened) >= KEPT_OPEN and opened.version not in self._opened:
             oldest = next(v for v in self._opened if v != self.live)
             self._opened.pop(oldest)  # not closed: a search may still hold it
         self._opened[opened.version] = opened
 
-    def check(self, opened: Opened, every: bool = False) -> Opened:
+    def check(self, opened: OpenVersion, every: bool = False) -> OpenVersion:
         """The same version when its stores hold what they should (a sample, or `every` vector); else ModelError."""
         held = self.vectors(opened.fingerprint, opened.dim)
-        if every or integrity.faults(opened, self.corpus, held, self.layout.applied(opened.version)):
+        if every or integrity.faults(opened, self.catalog, held, self.layout.applied(opened.version)):
             with self.layout.lock():  # a writer may have been in the middle of it
-                found = integrity.faults(opened, self.corpus, held, self.layout.applied(opened.version), every)
+                found = integrity.faults(opened, self.catalog, held, self.layout.applied(opened.version), every)
             if found:
                 raise ModelError("; ".join(found))
         return opened
@@ -96,30 +96,30 @@ class Keeping:
         with self.layout.lock():
             self.in_step()
             if isinstance(opened, Data):
-                counts = self.corpus.load(opened, prune)
+                counts = self.catalog.load(opened, prune)
             else:
-                counts, rejected = self.corpus.put(opened)
+                counts, rejected = self.catalog.put(opened)
             audit_log.append(self.layout, audit_log.event("upsert", items=counts["new"] + counts["changed"]))
-        return {**counts, "rejected": rejected, "behind": self.bring_all(quiet)}
+        return {**counts, "rejected": rejected, "behind": self.update_all_versions(quiet)}
 
     def in_step(self) -> None:
         """DataError when the corpus is older than a version: before it changes."""
         for version in self.layout.versions():
-            for reason in integrity.behind(version, self.corpus, self.layout.applied(version)):
+            for reason in integrity.behind(version, self.catalog, self.layout.applied(version)):
                 raise DataError(reason)
 
-    def bring_all(self, quiet: bool = True) -> dict[str, str]:
+    def update_all_versions(self, quiet: bool = True) -> dict[str, str]:
         """Bring every version up to date; {version: why not}. A broken one does not hold up the others."""
         behind = {}
         for version in self.layout.versions():
             try:
-                if self.layout.applied(version) < self.corpus.seq:
+                if self.layout.applied(version) < self.catalog.seq:
                     record, model = self.layout.record(version), self.open(version).model
                     held = self.vectors(record["fingerprint"], record["dim"])
                     since = self.layout.applied(version)
                     for m in record["modalities"]:  # the long part, without the lock
-                        with Progress(f"embed {m} for {version}", self.corpus.counts().get(m, 0), "items", quiet) as progress:
-                            embed_missing(model, self.corpus, held, self.corpus.changed(since), m, progress.advance)
+                        with Progress(f"embed {m} for {version}", self.catalog.counts().get(m, 0), "items", quiet) as progress:
+                            embed_missing(model, self.catalog, held, self.catalog.changed(since), m, progress.advance)
                     with self.layout.lock():
                         self.bring(version, record, model)
             except (ModelError, DataError) as e:
@@ -129,13 +129,13 @@ class Keeping:
     def bring(self, version: str, record: Mapping[str, Any], model: "Model", built_until: int | None = None) -> int:
         """Under the write lock: apply what the corpus has and the version lacks; returns the sequence number it is at."""
         since = self.layout.applied(version) if built_until is None else built_until
-        until = self.corpus.seq
+        until = self.catalog.seq
         if since < until:
             held = self.vectors(record["fingerprint"], record["dim"])
             for m in record["modalities"]:
-                embed_missing(model, self.corpus, held, self.corpus.changed(since, until), m, lambda n: None)
+                embed_missing(model, self.catalog, held, self.catalog.changed(since, until), m, lambda n: None)
                 with self.store(record, m) as store:
-                    fill(store, held, self.corpus.changed(since, until), m)
+                    fill(store, held, self.catalog.changed(since, until), m)
         self.layout.set_applied(version, until)
         return until
 
@@ -159,9 +159,9 @@ class Keeping:
         with self.store(record, modality) as store:
             return len(store)
 
-    def vectors(self, fingerprint: str, dim: int) -> ContentVectors:
+    def vectors(self, fingerprint: str, dim: int) -> VectorCache:
         """The vectors by content of one fingerprint."""
-        return ContentVectors(self.path / "vectors" / fingerprint, fingerprint, dim)
+        return VectorCache(self.path / "vectors" / fingerprint, fingerprint, dim)
 
     def store_of(self, kind: str | None, url: str | None) -> dict[str, Any]:
         """{"kind", "url"} of a new version: what is asked for, else as the newest version, else faiss."""

@@ -11,47 +11,47 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.errors import DataError
-from mmtune.index.catalog import Corpus, Item, labels_of
+from mmtune.index.catalog import Catalog, Item, labels_of
 from mmtune.index.release.canaries import apart
-from mmtune.index.vector_cache import ContentVectors
+from mmtune.index.vector_cache import VectorCache
 
 if TYPE_CHECKING:
-    from mmtune.index.open_version import Opened
+    from mmtune.index.open_version import OpenVersion
 
 SAMPLE = 128
 
 
-def faults(opened: "Opened", corpus: Corpus, vectors: ContentVectors, applied: int, every: bool = False) -> list[str]:
+def faults(opened: "OpenVersion", catalog: Catalog, vectors: VectorCache, applied: int, every: bool = False) -> list[str]:
     """Reasons, [] when all is well. every: all vectors and the sets of ids; else a sample and the counts.
 
     Needs a corpus that stands still: call it under the write lock, or ask again there before a reason is believed.
     """
-    found = behind(opened.version, corpus, applied)
+    found = behind(opened.version, catalog, applied)
     for name, store in opened.stores.items():
         what = f"version {opened.version}: {name}"
-        if applied == corpus.seq:
-            count = corpus.counts().get(name, 0)
+        if applied == catalog.seq:
+            count = catalog.counts().get(name, 0)
             if len(store) != count:
                 found.append(f"{what}: {len(store)} vectors in the store, {count} items in the corpus")
         if not every:
-            found += _compare(opened, name, vectors, corpus.sample(name, SAMPLE, applied), what)
+            found += _compare(opened, name, vectors, catalog.sample(name, SAMPLE, applied), what)
             continue
         stored, seen = set(store.ids()), 0
-        for items in corpus.changed(0, applied):
+        for items in catalog.changed(0, applied):
             having = [i for i in items if name in i.contents]
             lost = [i.id for i in having if i.id not in stored]
             if lost:
                 found.append(f"{what}: {len(lost)} items are not in the store, e.g. {lost[0]!r}")
             seen += len(having)
             found += _compare(opened, name, vectors, [i for i in having if i.id in stored], what)
-        if not found and applied == corpus.seq and len(stored) != seen:
+        if not found and applied == catalog.seq and len(stored) != seen:
             found.append(f"{what}: {len(stored) - seen} vectors in the store belong to no item of the corpus")
     return found[:5]
 
 
-def behind(version: str, corpus: Corpus, applied: int) -> list[str]:
+def behind(version: str, catalog: Catalog, applied: int) -> list[str]:
     """The reason against a corpus that is older than the version: changes that it makes from now on would not reach it."""
-    if applied <= corpus.seq:
+    if applied <= catalog.seq:
         return []
     return [
         f"version {version} has the first {applied} changes of the items, and {corpus.path} knows of {corpus.seq}: an older "
@@ -59,7 +59,7 @@ def behind(version: str, corpus: Corpus, applied: int) -> list[str]:
     ]
 
 
-def _compare(opened: "Opened", name: str, vectors: ContentVectors, items: Sequence[Item], what: str) -> list[str]:
+def _compare(opened: "OpenVersion", name: str, vectors: VectorCache, items: Sequence[Item], what: str) -> list[str]:
     """Stored vectors against those of the same content and fingerprint."""
     if not items:
         return []

@@ -7,9 +7,9 @@ import numpy as np
 
 from mmtune.embedding.embed import _embed_rows
 from mmtune.errors import ModelError
-from mmtune.index.catalog import HERE, Corpus, Item, labels_of
+from mmtune.index.catalog import HERE, Catalog, Item, labels_of
 from mmtune.index.release.canaries import embed_bytes
-from mmtune.index.vector_cache import ContentVectors
+from mmtune.index.vector_cache import VectorCache
 
 if TYPE_CHECKING:
     from mmtune.index.protocols import Store
@@ -21,8 +21,8 @@ FILL = 32_768  # items that go into a store at once
 
 def embed_missing(
     model: "Model",
-    corpus: Corpus,
-    vectors: ContentVectors,
+    catalog: Catalog,
+    vectors: VectorCache,
     chunks: Iterable[Sequence[Item]],
     modality: str,
     advance: Callable[[int], None],
@@ -48,22 +48,22 @@ def embed_missing(
                 waiting.append(item)
         advance(len(having))
         while len(waiting) >= BLOCK:
-            made += _embed_block(model, corpus, vectors, waiting[:BLOCK], modality, batch_size)
+            made += _embed_block(model, catalog, vectors, waiting[:BLOCK], modality, batch_size)
             waiting = waiting[BLOCK:]
     if waiting:
-        made += _embed_block(model, corpus, vectors, waiting, modality, batch_size)
+        made += _embed_block(model, catalog, vectors, waiting, modality, batch_size)
     return made
 
 
 def _embed_block(
-    model: "Model", corpus: Corpus, vectors: ContentVectors, items: Sequence[Item], modality: str, batch_size: int
+    model: "Model", catalog: Catalog, vectors: VectorCache, items: Sequence[Item], modality: str, batch_size: int
 ) -> int:
     """Embed and publish one block."""
-    vectors.write(modality, labels_of(items, modality), embed_items(model, corpus, items, modality, batch_size))
+    vectors.write(modality, labels_of(items, modality), embed_items(model, catalog, items, modality, batch_size))
     return len(items)
 
 
-def embed_items(model: "Model", corpus: Corpus, items: Sequence[Item], modality: str, batch_size: int) -> np.ndarray:
+def embed_items(model: "Model", catalog: Catalog, items: Sequence[Item], modality: str, batch_size: int) -> np.ndarray:
     """Vectors [N, D] of items that have the modality: rows of shards as evaluation does, contents of the collection by the same
     tower."""
     found = np.empty((len(items), model.dim), np.float32)
@@ -72,17 +72,17 @@ def embed_items(model: "Model", corpus: Corpus, items: Sequence[Item], modality:
         at = np.flatnonzero(sources == source)
         here = [items[n] for n in at.tolist()]
         if source == HERE:
-            values = [corpus.read(i, modality) for i in here]
+            values = [catalog.read(i, modality) for i in here]
             found[at] = embed_bytes(model, modality, values, None, batch_size)
             continue
-        places = [corpus.where(i, modality) for i in here]
+        places = [catalog.where(i, modality) for i in here]
         rows = np.array([row for _, row in places])
         order = np.argsort(rows)
         found[at[order]] = _embed_rows(model, places[0][0], modality, rows[order], batch_size, lambda n: None, None)
     return found
 
 
-def fill(store: "Store", vectors: ContentVectors, chunks: Iterable[Sequence[Item]], modality: str) -> int:
+def fill(store: "Store", vectors: VectorCache, chunks: Iterable[Sequence[Item]], modality: str) -> int:
     """Put the vectors of items into a store; returns how many. Items without the modality, or deleted, are taken out of it."""
     have: list[Item] = []
     gone: list[str] = []
@@ -98,7 +98,7 @@ def fill(store: "Store", vectors: ContentVectors, chunks: Iterable[Sequence[Item
     return count + _upsert(store, vectors, have, modality)
 
 
-def _upsert(store: "Store", vectors: ContentVectors, items: Sequence[Item], modality: str) -> int:
+def _upsert(store: "Store", vectors: VectorCache, items: Sequence[Item], modality: str) -> int:
     if items:
         meta: list[dict[str, Any]] = [i.columns for i in items]
         store.upsert([i.id for i in items], vectors.read(modality, labels_of(items, modality)), meta)

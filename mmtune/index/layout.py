@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.errors import DataError
-from mmtune.index.protocols import Place
+from mmtune.index.protocols import StoreLocation
 from mmtune.runtime.files import read_json, write_json
 
 FORMAT = 1
@@ -92,7 +92,7 @@ class Layout:
         """Publish that number; the vectors are durable before it is."""
         write_json(self.directory(version) / "applied.json", {"seq": seq})
 
-    def place(self, version: str, modality: str, kind: str, url: str | None) -> Place:
+    def place(self, version: str, modality: str, kind: str, url: str | None) -> StoreLocation:
         """Where a store of that version lies. The url `env:NAME` is read from the environment: no file need hold a password."""
         if url and url.startswith("env:"):
             name = url[4:]
@@ -101,7 +101,7 @@ class Layout:
             url = os.environ[name]
         slug = re.sub(r"[^a-z0-9]+", "_", self.manifest["name"].lower()).strip("_")[:24] or "collection"
         name = f"{slug}_{self.manifest['uid']}_{version}_{modality}"[:60]
-        return Place(kind, self.directory(version) / modality, url, name)
+        return StoreLocation(kind, self.directory(version) / modality, url, name)
 
     # --- writers -------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class QueryCache:
                 self._held.popitem(last=False)
 
 
-class Content(NamedTuple):
+class QueryContent(NamedTuple):
     """What is asked with, decoded: the signal, its bytes where there are any, and their label, the content's identity."""
 
     signal: Any
@@ -56,7 +56,7 @@ class Content(NamedTuple):
     mark: int = 0
 
 
-def content_of(modality: str, value: Any) -> Content:
+def decode_query(modality: str, value: Any) -> QueryContent:
     """What a user asks with, decoded. Bytes are the content; a string is a path, or the value itself of an inline modality.
     DataError names the modality."""
     kind = modalities.get(modality)
@@ -66,15 +66,15 @@ def content_of(modality: str, value: Any) -> Content:
         elif isinstance(value, str):
             value = value.encode("utf-8", "replace")
         if isinstance(value, bytes):
-            return Content(kind.decode(value), value, label(kind.content_key(value)))
-        return Content(kind.coerce(value))
+            return QueryContent(kind.decode(value), value, label(kind.content_key(value)))
+        return QueryContent(kind.coerce(value))
     except OSError as e:
         raise DataError(f"{value}: {e.strerror}") from None
     except Rejected as e:
         raise DataError(f"the query's {modality}: {e}") from None
 
 
-class Opened:
+class OpenVersion:
     """Made by `open_version`. Threads share it; everything in an answer comes from here."""
 
     def __init__(
@@ -99,9 +99,9 @@ class Opened:
     def encode(self, modality: str, values: Sequence[Any]) -> np.ndarray:
         """Query vectors [N, D] of values of one modality, by this version's model alone."""
         self.require(modality)
-        return self.vectors_of(modality, [content_of(modality, v) for v in values])
+        return self.vectors_of(modality, [decode_query(modality, v) for v in values])
 
-    def vectors_of(self, modality: str, contents: Sequence[Content]) -> np.ndarray:
+    def vectors_of(self, modality: str, contents: Sequence[QueryContent]) -> np.ndarray:
         """As `encode`, of contents that are decoded; those that were asked before come from the cache."""
         out = np.empty((len(contents), self.dim), np.float32)
         keys = [None if c.data is None else (self.fingerprint, modality, c.mark) for c in contents]
@@ -164,13 +164,13 @@ class Opened:
             store.close()
 
 
-def open_version(
+def load_version(
     layout: Layout,
     version: str,
     models: "dict[str, Model]",
     cache: QueryCache,
     handles: "Mapping[str, Store] | None" = None,
-) -> Opened:
+) -> OpenVersion:
     """Check and open: the pinned artifact is what it was, the canaries have their vectors, every store is stamped with the same
     fingerprint. ModelError names what differs. models: those loaded (and so checked) already, by fingerprint; handles: stores
     of it that are open already."""
@@ -193,7 +193,7 @@ def open_version(
             )
         stores[name] = store
     models[mark] = model
-    return Opened(record, model, stores, cache, kept)
+    return OpenVersion(record, model, stores, cache, kept)
 
 
 def _who(layout: Layout, mark: str, record: dict[str, Any]) -> str:

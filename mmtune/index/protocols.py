@@ -15,7 +15,7 @@ INDEXES = ("auto", "flat", "hnsw", "ivfpq")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoreLocation:
     """Where the vectors of one (collection, version, modality) lie.
 
     directory: for what lies in files (made by the store); url: of a database, None for embedded kinds; name: unique per
@@ -89,7 +89,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SearchResponse:
     """What a search returns. results: {"id", "score", "found" (the modality that matched), "group", "meta"}, best first.
 
     Everything in it comes from one version, whose name and fingerprint it carries.

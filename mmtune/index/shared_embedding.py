@@ -19,7 +19,7 @@ from mmtune.embedding.embed import _embed_rows, shared_modalities
 from mmtune.errors import DataError
 from mmtune.index.layout import Layout
 from mmtune.index.pinned_model import kept, narrowed
-from mmtune.index.vector_cache import ContentVectors
+from mmtune.index.vector_cache import VectorCache
 from mmtune.runtime.distributed import local_device
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import share_out
@@ -39,7 +39,7 @@ class Job:
     rows: np.ndarray
 
 
-def embed_apart(
+def embed_into_collection(
     collection: str | Path,
     model: "Model | str | Path | Mapping[str, str]",
     data: "Data | str",
@@ -63,13 +63,13 @@ def embed_apart(
     found = kept(collection, narrowed(model, dim)).to(local_device())
     both = shared_modalities(found, rows, wanted)
     names = both if wanted else kinds.in_files(both)
-    held = ContentVectors(collection / "vectors" / found.fingerprint, found.fingerprint, found.dim)
+    held = VectorCache(collection / "vectors" / found.fingerprint, found.fingerprint, found.dim)
     counts = {m: _embed_modality(found, rows, m, held, batch_size, quiet) for m in names}
     return {"fingerprint": found.fingerprint, "dim": found.dim, "counts": counts}
 
 
 def _embed_modality(
-    model: "Model", data: "Data", modality: str, held: ContentVectors, batch_size: int, quiet: bool
+    model: "Model", data: "Data", modality: str, held: VectorCache, batch_size: int, quiet: bool
 ) -> dict[str, int]:
     """The counts of one modality, once all its vectors are there."""
     rows, labels = np.flatnonzero(data.present[modality]), data.labels[modality]

@@ -13,7 +13,7 @@ SHOWN = ("version", "fingerprint", "dim", "modalities", "store", "index", "creat
 def versions(coll: "Collection") -> list[dict[str, Any]]:
     """Oldest first. "behind": changes of the corpus that the version has not taken (a killed writer; the next write mends
     it)."""
-    live, seq, out = coll.layout.live(), coll.corpus.seq, []
+    live, seq, out = coll.layout.live(), coll.catalog.seq, []
     for name in coll.layout.versions():
         record = coll.layout.record(name)
         gate = coll.layout.directory(name) / "gate.json"
@@ -34,8 +34,8 @@ def status(coll: "Collection") -> dict[str, Any]:
         "live": live["version"],
         "since": live["since"],
         "previous": live["previous"],
-        "items": len(coll.corpus),
-        "by_modality": coll.corpus.counts(),
+        "items": len(coll.catalog),
+        "by_modality": coll.catalog.counts(),
         "versions": versions(coll),
-        "shadow": coll.shadowing.active(),
+        "shadow": coll.shadow_searches.active(),
     }

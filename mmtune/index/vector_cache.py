@@ -18,7 +18,7 @@ from mmtune.runtime.files import write_bytes
 MERGED = 65_536  # rows of a merged block
 
 
-class ContentVectors:
+class VectorCache:
     """The blocks of one fingerprint. One reader a thread; several writers at once may add blocks."""
 
     def __init__(self, directory: Path, fingerprint: str, dim: int):

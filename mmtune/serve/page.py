@@ -131,7 +131,7 @@ class Page:
         def look() -> tuple[str, list[str], list[str]]:
             try:
                 state = self.service.versions()
-                count = len(self.service.collection.corpus)
+                count = len(self.service.collection.catalog)
                 others = [v["version"] for v in reversed(state["versions"]) if not v["live"]]
                 since = str(state["since"])[:16].replace("T", " ")
                 live = f"{state['live']} is live since {since} UTC" if state["live"] else "nothing is live yet"

@@ -107,7 +107,7 @@ def _about(routes: "APIRouter", service: Service) -> None:
             live = service.collection.live
             if live is not None:
                 counts.live.labels(live, service.collection.layout.record(live)["fingerprint"]).set(1)
-            counts.items.set(len(service.collection.corpus))
+            counts.items.set(len(service.collection.catalog))
             return counts.exposition()
 
         data, mime = await service.thread(document)

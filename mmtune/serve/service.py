@@ -12,9 +12,9 @@ from mmtune import modalities
 from mmtune.contracts import Row
 from mmtune.errors import DataError, MissingExtra, MmtuneError, ModelError, Rejected
 from mmtune.index.feedback.interleave import rivals, show
-from mmtune.index.open_version import content_of
+from mmtune.index.open_version import decode_query
 from mmtune.index.query.filters import encodable, parse
-from mmtune.index.query.query import Ask
+from mmtune.index.query.query import Query
 from mmtune.index.stores.store_rows import ID_BYTES, check_id, plain
 from mmtune.serve.batcher import Batcher
 from mmtune.serve.error_responses import Refusal, invalid, too_many
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import anyio
 
     from mmtune.index.catalog import Item
-    from mmtune.index.open_version import Opened
-    from mmtune.index.protocols import Answer
+    from mmtune.index.open_version import OpenVersion
+    from mmtune.index.protocols import SearchResponse
 
 T = TypeVar("T")
 log = logging.getLogger("mmtune.serve")
@@ -84,13 +84,13 @@ class Service:
                 ask = await self.thread(self._ask, asked)
             return await self._found(asked, ask)
 
-    async def _found(self, asked: Search, ask: Ask) -> dict[str, Any]:
+    async def _found(self, asked: Search, ask: Query) -> dict[str, Any]:
         if asked.interleave:
             return await self._interleaved(asked.interleave, ask)
         plain = asked.version in (None, "", "live")
         return await self._answer(None if plain else await self.thread(self.version, asked.version), ask)
 
-    async def _interleaved(self, wanted: str, ask: Ask) -> dict[str, Any]:
+    async def _interleaved(self, wanted: str, ask: Query) -> dict[str, Any]:
         """One list of live and another version; its "query" is the impression that clicks are about."""
 
         def rival() -> dict[str, str]:
@@ -104,20 +104,20 @@ class Service:
         more = {"seconds": max(one["seconds"] for one in found), "results": shown[1]}
         return {"version": "|".join(versions.values()), "fingerprint": "", "query": shown[0], **more}
 
-    def _admit(self, asked: Search) -> tuple[int, Ask | None]:
+    def _admit(self, asked: Search) -> tuple[int, Query | None]:
         """(bytes of memory that decoding takes, what is asked, where that is little enough to be decoded at once)."""
         size = admitted(asked.modality, asked.data, self.settings.limits) if asked.modality else 0
         return size, self._ask(asked) if size <= SMALL else None
 
-    def _ask(self, asked: Search) -> Ask:
+    def _ask(self, asked: Search) -> Query:
         """Decoded and checked, as far as that goes without the version. Refusal 422."""
         name = asked.modality or ""
         with refusing(422):
             where = parse(asked.filter) if asked.filter else None
-            content = content_of(name, asked.data) if name else None
-        return Ask(name, content, asked.item, asked.k, where, asked.target, asked.hybrid and not asked.item, asked.per)
+            content = decode_query(name, asked.data) if name else None
+        return Query(name, content, asked.item, asked.k, where, asked.target, asked.hybrid and not asked.item, asked.per)
 
-    async def _answer(self, version: str | None, ask: Ask) -> dict[str, Any]:
+    async def _answer(self, version: str | None, ask: Query) -> dict[str, Any]:
         """With others, where that is quick; alone, in a thread of its own, where words of all items or a version come first."""
         found = None if ask.alone else await self.batcher.submit(version, ask)
         if found is None:
@@ -126,19 +126,19 @@ class Service:
             raise found
         return found
 
-    def _batch(self, version: str | None, asks: list[Ask]) -> Sequence[Any]:
+    def _batch(self, version: str | None, asks: list[Query]) -> Sequence[Any]:
         """`_answers`, or None for each while the version is not open: others are not to wait for that."""
         with refusing(503):
             name = version or self.collection.live
         return self._answers(version, asks) if name is None or name in self.collection.open_versions else [None] * len(asks)
 
-    def _answers(self, version: str | None, asks: list[Ask]) -> list[Any]:
+    def _answers(self, version: str | None, asks: list[Query]) -> list[Any]:
         """The document of each, or its Refusal."""
         opened = self.opened(version)
         known = self.items([a.item for a in asks if a.item is not None])
         out: list[Any] = [self._unanswerable(opened, a, known) for a in asks]
         todo = [n for n, no in enumerate(out) if no is None]
-        found = self.collection.search_all([asks[n] for n in todo], version)
+        found = self.collection.search_many([asks[n] for n in todo], version)
         items = self.items(list({r["id"] for a in found if not isinstance(a, MmtuneError) for r in a.results}))
         for n, answer in zip(todo, found, strict=True):
             if isinstance(answer, MmtuneError):
@@ -150,7 +150,7 @@ class Service:
             out[n] = document(answer, items)
         return out
 
-    def _unanswerable(self, opened: "Opened", ask: Ask, known: "dict[str, Item]") -> Refusal | None:
+    def _unanswerable(self, opened: "OpenVersion", ask: Query, known: "dict[str, Item]") -> Refusal | None:
         if ask.item is not None and ask.item not in known:
             return Refusal(404, "no_item", f"no item {ask.item[:200]!r}")
         if ask.item is None and ask.name not in opened.model.towers:
@@ -168,7 +168,7 @@ class Service:
             raise Refusal(404, "no_version", without_paths(e)) from None
         return version
 
-    def opened(self, version: str | None) -> "Opened":
+    def opened(self, version: str | None) -> "OpenVersion":
         """The version, open. Refusal 503: the reason goes to the log, where it may name files of this machine."""
         try:
             return self.collection.open(version)
@@ -183,7 +183,7 @@ class Service:
 
     def items(self, ids: Sequence[str]) -> "dict[str, Item]":
         """Those that there are."""
-        return self.collection.corpus.items(ids)
+        return self.collection.catalog.items(ids)
 
     def item(self, id: str) -> dict[str, Any]:
         """An item's document. Refusal 404."""
@@ -327,7 +327,7 @@ def refusal(e: MmtuneError, status: int) -> Refusal:
     return Refusal(status, CODES[status], without_paths(e))
 
 
-def document(answer: "Answer", items: "Mapping[str, Item]") -> dict[str, Any]:
+def document(answer: "SearchResponse", items: "Mapping[str, Item]") -> dict[str, Any]:
     """An answer as JSON; every result names where its item's own values are."""
     results = []
     for r in answer.results:

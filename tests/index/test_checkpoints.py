@@ -79,7 +79,7 @@ def test_the_source_was_edited(built, tmp_path, name):
         before = coll.search(text="A red square").results
         done = coll.build(f"hf:{tmp_path / 'model'}", quiet=True)
         assert done["fingerprint"] != coll.layout.record("v1")["fingerprint"]
-        assert done["embedded"] == len(coll.corpus)
+        assert done["embedded"] == len(coll.catalog)
         assert coll.search(text="A red square").results == before
         edited = load(f"hf:{tmp_path / 'model'}").encode(text=["A red square"])
         with pytest.raises(ModelError, match="not comparable"):

@@ -211,13 +211,13 @@ def test_shards_that_changed_are_not_believed(shelf, tmp_path):
 
 
 def test_blocks_are_merged_without_losing_a_vector(tmp_path):
-    from mmtune.index.vector_cache import ContentVectors
+    from mmtune.index.vector_cache import VectorCache
 
-    held, rng = ContentVectors(tmp_path, "f", 4), np.random.default_rng(0)
+    held, rng = VectorCache(tmp_path, "f", 4), np.random.default_rng(0)
     all_keys, all_vectors = rng.permutation(200), rng.normal(size=(200, 4)).astype(np.float32)
     for start in range(0, 200, 10):
         held.write("image", all_keys[start : start + 10], all_vectors[start : start + 10])
-    reader = ContentVectors(tmp_path, "f", 4)
+    reader = VectorCache(tmp_path, "f", 4)
     assert np.array_equal(reader.read("image", all_keys), all_vectors)
     held.merge("image")
     assert len(list(tmp_path.glob("image/*"))) == 1

@@ -59,7 +59,7 @@ def of_another_version(path, kind):
     def put(stamp, vectors):
         with Collection(path) as coll:
             store = create_store(where, 64, stamp)
-            fill(store, coll.vectors(vectors, 64), coll.corpus.changed(0), "image")
+            fill(store, coll.vector_cache(vectors, 64), coll.catalog.changed(0), "image")
             store.build("flat")
             store.close()
 

@@ -159,12 +159,12 @@ def test_vectors_and_their_reference_written_behind_our_back(coll):
     """A script put another model's vectors into the store and into the blocks, under the stamps that were there: what the
     canaries give now is not what is stored for them."""
     one, two = (coll.layout.record(v)["fingerprint"] for v in ("v1", "v2"))
-    keys = coll.vectors(one, 64).keys("image")
-    wrong = coll.vectors(two, 64).read("image", keys)
+    keys = coll.vector_cache(one, 64).keys("image")
+    wrong = coll.vector_cache(two, 64).read("image", keys)
     shutil.rmtree(coll.path / "vectors" / one)
-    coll.vectors(one, 64).write("image", keys, wrong)
+    coll.vector_cache(one, 64).write("image", keys, wrong)
     store = create_store(place(coll, "v1"), 64, one)
-    fill(store, coll.vectors(one, 64), coll.corpus.changed(0), "image")
+    fill(store, coll.vector_cache(one, 64), coll.catalog.changed(0), "image")
     store.build("flat")
     refused(coll, r"16 of 24 stored vectors are not what mm1-", "v1")  # half of the 32 canaries are pictures
 
@@ -190,7 +190,7 @@ def test_a_model_that_was_changed_in_memory(coll, change):
         coll.search(text="a green square")
     assert "changed in memory" in coll.upsert([row("n", "red", 5)])["behind"]["v1"]
     fresh = again(coll)
-    assert fresh.bring_all() == {}  # by the pinned model
+    assert fresh.update_all_versions() == {}  # by the pinned model
     assert fresh.search(image=picture("red", 5), k=1).ids == ["n"]
 
 

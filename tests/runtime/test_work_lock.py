@@ -135,7 +135,9 @@ def test_a_build_finds_what_workers_embedded_and_one_of_them_was_killed(tmp_path
     assert sum(s["embedded"] for s in said) <= 36
     monkeypatch.setattr(shared_embedding, "ROWS", 2)
     with Collection(tmp_path / "shop") as shop:
-        assert shared_embedding.embed_apart(shop.path, "tiny:clip", data, quiet=True)["counts"]["image"]["embedded"] == 0
+        assert (
+            shared_embedding.embed_into_collection(shop.path, "tiny:clip", data, quiet=True)["counts"]["image"]["embedded"] == 0
+        )
         done = shop.build("tiny:clip", data, quiet=True)
         assert (done["embedded"], done["reused"], done["vectors"]) == (0, 36, {"image": 36})
         found = shop.search(text="a red square", k=36, version="v1")

@@ -9,9 +9,9 @@ import pytest
 
 from mmtune.errors import MmtuneError
 from mmtune.index.collection import Collection
-from mmtune.index.open_version import content_of
+from mmtune.index.open_version import decode_query
 from mmtune.index.query.filters import parse
-from mmtune.index.query.query import Ask
+from mmtune.index.query.query import Query
 from mmtune.serve.batcher import Batcher
 from tests.support.serve_helpers import collection, picture
 
@@ -106,8 +106,8 @@ def test_filters_that_python_finds_equal_do_not_share_a_pass(tmp_path):
         c.upsert([Row("number", None, {"text": b"one"}, {"a": 1}), Row("flag", None, {"text": b"two"}, {"a": True})])
         c.build("tiny:clip", quiet=True)
         c.promote("v1")
-        one = content_of("text", "one")
-        found = c.search_all([Ask("text", one, where=parse(w)) for w in ("a = 1", "a = true") * 5])
+        one = decode_query("text", "one")
+        found = c.search_many([Query("text", one, where=parse(w)) for w in ("a = 1", "a = true") * 5])
     assert [a.ids for a in found] == [["number"], ["flag"]] * 5
 
 
@@ -127,8 +127,8 @@ def test_searches_that_share_a_pass_give_what_they_give_alone(tmp_path_factory):
         def ask(query):
             names = [m for m in ("text", "image") if m in query]
             where, target, hybrid = query.get("where"), query.get("target"), query.get("hybrid", False)
-            return Ask(
-                *([names[0], content_of(names[0], query[names[0]])] if names else []),
+            return Query(
+                *([names[0], decode_query(names[0], query[names[0]])] if names else []),
                 item=query.get("item"),
                 k=query["k"],
                 where=parse(where) if where else None,
@@ -137,7 +137,7 @@ def test_searches_that_share_a_pass_give_what_they_give_alone(tmp_path_factory):
             )
 
         for version in ("v1", "v2"):
-            together = c.search_all([ask(q) for q in queries], version)
+            together = c.search_many([ask(q) for q in queries], version)
             c.cache._held.clear()
             errors = 0
             for query, got in zip(queries, together, strict=True):
@@ -157,7 +157,7 @@ def test_what_was_asked_before_is_not_encoded_again(tmp_path_factory):
         opened, passes = c.open(), []
         forward = opened.forward
         opened.forward = lambda m, signals: (passes.append(len(signals)), forward(m, signals))[1]
-        asks = [Ask("text", content_of("text", w)) for w in ("one", "two", "three")]
-        first = [a.ids for a in c.search_all(asks[:2])]
-        again = [a.ids for a in c.search_all(asks)]
+        asks = [Query("text", decode_query("text", w)) for w in ("one", "two", "three")]
+        first = [a.ids for a in c.search_many(asks[:2])]
+        again = [a.ids for a in c.search_many(asks)]
         assert again[:2] == first and passes == [2, 1]

@@ -223,7 +223,7 @@ def test_interleaved_answers_and_their_clicks_give_a_preference_and_the_next_rou
         for query, item in yes:
             at = pairs.ids.index(query)
             assert pairs.read(at, "image") == c.value(item, "image")
-            assert pairs.groups[at] == c.corpus.items([item])[item].group
+            assert pairs.groups[at] == c.catalog.items([item])[item].group
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

@@ -81,21 +81,21 @@ def finish(root: Path, op: dict, before: dict):
     found = coll.search(text="a red square", k=1000)
     assert found.version == live["version"] and len(set(found.ids)) == len(found.ids)
     assert sorted(found.ids) in (sorted(state), sorted(after)), "live has lost, doubled or halved items"
-    corpus = sorted(i.id for items in coll.corpus.changed(0) for i in items)
-    assert corpus in (sorted(state), sorted(after)), "the corpus is half changed"
+    catalog = sorted(i.id for items in coll.catalog.changed(0) for i in items)
+    assert catalog in (sorted(state), sorted(after)), "the corpus is half changed"
     names = coll.layout.versions()
     assert set(before["versions"]) <= set(names) and len(names) - len(before["versions"]) in (0, 1)
     missing = None
     if op["what"] == "build":
-        mark, items = op["fingerprint"], [i for chunk in coll.corpus.changed(0) for i in chunk]
+        mark, items = op["fingerprint"], [i for chunk in coll.catalog.changed(0) for i in chunk]
         labels = np.unique([i.contents["image"][0] for i in items])
-        missing = int(coll.vectors(mark, 64).missing("image", labels).sum())
+        missing = int(coll.vector_cache(mark, 64).missing("image", labels).sum())
     begin = time.perf_counter()
     result = act(coll, op, before["generation"])
     seconds = time.perf_counter() - begin
     if missing is not None:
         assert result["embedded"] == missing, f"embedded {result['embedded']}, {missing} were missing"
-    assert not coll.bring_all()
+    assert not coll.update_all_versions()
     live = coll.layout.live()
     for version in coll.layout.versions():
         opened = coll.check(coll.open(version), every=True)

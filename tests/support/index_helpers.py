@@ -56,6 +56,6 @@ def again(coll: Collection) -> Collection:
 
 def blocks(coll: Collection, fingerprint: str) -> tuple[int, int]:
     """(vectors on disk, distinct contents among them) of one fingerprint."""
-    held = coll.vectors(fingerprint, coll.layout.record("v1")["dim"])
+    held = coll.vector_cache(fingerprint, coll.layout.record("v1")["dim"])
     keys = [held.keys(p.name) for p in Path(held.directory).iterdir()]
     return sum(len(k) for k in keys), sum(len(np.unique(k)) for k in keys)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtune.index.protocols import Place
+from mmtune.index.protocols import StoreLocation
 
 KINDS = ("faiss", "lancedb", "pgvector", "qdrant")
 
@@ -30,9 +30,9 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def place(kind: str, directory: Path, url: str | None, name: str = "shop_v1_a") -> Place:
+def place(kind: str, directory: Path, url: str | None, name: str = "shop_v1_a") -> StoreLocation:
     """`directory` of its own for embedded kinds, `url` of the server for pgvector."""
-    return Place(kind, directory / kind / name, url if kind == "pgvector" else None, name)
+    return StoreLocation(kind, directory / kind / name, url if kind == "pgvector" else None, name)
 
 
 def unit_rows(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmtune import modalities
 from mmtune.errors import DataError
-from mmtune.index.catalog import Corpus, Item
+from mmtune.index.catalog import Catalog, Item
 from mmtune.index.layout import now
 from mmtune.runtime.files import append_jsonl, atomic_open, read_jsonl, write_bytes, write_jsonl
 
@@ -22,7 +22,7 @@ REMEMBERED = 64 * 2**20  # bytes of recent queries that are held until somebody 
 LINKS = 10_000
 
 
-class Feedback:
+class FeedbackLog:
     """The log of one collection. Appends are single writes: any number of processes."""
 
     def __init__(self, path: Path):
@@ -86,7 +86,7 @@ class Feedback:
                 said["mark"] = KINDS[event["kind"]]
         return {pair: {**said, "verdict": said["mark"] or "positive"} for pair, said in out.items()}
 
-    def export(self, corpus: Corpus, out: Path) -> dict[str, Any]:
+    def export(self, catalog: Catalog, out: Path) -> dict[str, Any]:
         """What people said, for the next round.
 
         OUT/judgments.jsonl: a verdict a line, as `eval --qrels` and `mine --judgments` read it. OUT/data: packed shards with
@@ -95,7 +95,7 @@ class Feedback:
         that somebody said no to. Verdicts whose query or item is not known any more are counted as unused.
         """
         verdicts = self.verdicts()
-        items = corpus.items(list(dict.fromkeys(name for pair in verdicts for name in pair)))
+        items = catalog.items(list(dict.fromkeys(name for pair in verdicts for name in pair)))
         rows: dict[str, dict[str, Any]] = {}
         pairs: dict[str, dict[str, Any]] = {}
         lines, unused, learnt = [], 0, False
@@ -108,7 +108,7 @@ class Feedback:
             if query not in items:
                 rows[query] = {"id": query} | self._cell(out, query, said["modality"], content.read_bytes())
             for name in (n for n in (query, item) if n in items):
-                rows.setdefault(name, self._row(out, corpus, items[name]))
+                rows.setdefault(name, self._row(out, catalog, items[name]))
             lines.append({"query_id": query, "item_id": item, "verdict": said["verdict"], "clicks": said["clicks"]})
             if said["verdict"] == "negative":
                 pairs.setdefault(item, rows[item])
@@ -124,10 +124,10 @@ class Feedback:
             told["pairs"] = _packed(out, "pairs", pairs)
         return {**told, "verdicts": len(lines), "unused": unused}
 
-    def _row(self, out: Path, corpus: Corpus, item: Item) -> dict[str, Any]:
+    def _row(self, out: Path, catalog: Catalog, item: Item) -> dict[str, Any]:
         row: dict[str, Any] = {**item.meta, "id": item.id, "group": item.group}
         for m in item.contents:
-            row |= self._cell(out, item.id, m, corpus.read(item, m))
+            row |= self._cell(out, item.id, m, catalog.read(item, m))
         return row
 
     def _cell(self, out: Path, name: str, modality: str, data: bytes) -> dict[str, str]:

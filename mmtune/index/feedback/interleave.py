@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.errors import DataError
 from mmtune.index.layout import now
-from mmtune.index.protocols import Answer
+from mmtune.index.protocols import SearchResponse
 from mmtune.runtime.files import append_jsonl, read_jsonl
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ def draft(live: Sequence[str], staged: Sequence[str], k: int, rng: random.Random
     return out
 
 
-def interleave(coll: "Collection", version: str, k: int, rng: random.Random, **query: Any) -> Answer:
+def interleave(coll: "Collection", version: str, k: int, rng: random.Random, **query: Any) -> SearchResponse:
     """Each result says its "team" and "version"; the answer's `query` is the id of this impression, for feedback."""
     versions = rivals(coll, version)
     answers = {team: coll.search(k=k, version=name, **query) for team, name in versions.items()}
     results = {team: a.results for team, a in answers.items()}
     impression, shown = show(coll, versions, results, answers["live"].query, k, rng)
-    return Answer("|".join(versions.values()), "", shown, sum(a.seconds for a in answers.values()), impression)
+    return SearchResponse("|".join(versions.values()), "", shown, sum(a.seconds for a in answers.values()), impression)
 
 
 def rivals(coll: "Collection", version: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mmtune import modalities
-from mmtune.index.catalog import Corpus
+from mmtune.index.catalog import Catalog
 from mmtune.index.query.bm25 import Words, reciprocal_rank_fusion
 from mmtune.index.query.filters import Filter
 
@@ -13,13 +13,13 @@ DEPTH = 100
 class ItemWords:
     """The words of a corpus at one moment, in memory."""
 
-    def __init__(self, corpus: Corpus):
-        inline = [m for m in corpus.counts() if modalities.get(m).inline]
+    def __init__(self, catalog: Catalog):
+        inline = [m for m in catalog.counts() if modalities.get(m).inline]
         self.columns: dict[str, dict[str, Any]] = {}
         said: list[str] = []
-        for items in corpus.changed(0):
+        for items in catalog.changed(0):
             for item in items:
-                own = [corpus.read(item, m).decode("utf-8", "replace") for m in inline if m in item.contents]
+                own = [catalog.read(item, m).decode("utf-8", "replace") for m in inline if m in item.contents]
                 said.append(" ".join([*own, *(v for v in item.meta.values() if isinstance(v, str))]))
                 self.columns[item.id] = item.columns
         self.words = Words(list(self.columns), said)

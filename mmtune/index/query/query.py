@@ -10,7 +10,7 @@ import numpy as np
 from mmtune.errors import MmtuneError
 
 if TYPE_CHECKING:
-    from mmtune.index.open_version import Content, Opened
+    from mmtune.index.open_version import OpenVersion, QueryContent
     from mmtune.index.query.filters import Filter
 
 Results = list[dict[str, Any]]
@@ -19,12 +19,12 @@ Nearest = Callable[[int], Results]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Query:
     """One search: `content` of the modality `name`, or the `item` whose own vector asks. For the rest see
     `Collection.search`."""
 
     name: str = ""
-    content: "Content | None" = None
+    content: "QueryContent | None" = None
     item: str | None = None
     k: int = 10
     where: "Filter | None" = None
@@ -38,7 +38,9 @@ class Ask:
         return self.hybrid or self.per is not None
 
 
-def ask_all(opened: "Opened", asks: Sequence[Ask], alone: Callable[[Ask, Nearest], Results]) -> list[Results | MmtuneError]:
+def ask_all(
+    opened: "OpenVersion", asks: Sequence[Query], alone: Callable[[Query, Nearest], Results]
+) -> list[Results | MmtuneError]:
     """The results of each ask, or its own error, in order. alone: what makes the results of an ask that is so."""
     vectors = _vectors(opened, asks)
     out: list[Any] = list(vectors)
@@ -60,23 +62,25 @@ def ask_all(opened: "Opened", asks: Sequence[Ask], alone: Callable[[Ask, Nearest
     return out
 
 
-def _alone(opened: "Opened", ask: Ask, vector: np.ndarray, alone: Callable[[Ask, Nearest], Results]) -> Results | MmtuneError:
+def _alone(
+    opened: "OpenVersion", ask: Query, vector: np.ndarray, alone: Callable[[Query, Nearest], Results]
+) -> Results | MmtuneError:
     try:
         return alone(ask, lambda count: _others(ask, _nearest(opened, ask, vector[None], count)[0], count))[: ask.k]
     except MmtuneError as e:
         return e
 
 
-def _nearest(opened: "Opened", ask: Ask, query_QD: np.ndarray, count: int) -> list[Results]:
+def _nearest(opened: "OpenVersion", ask: Query, query_QD: np.ndarray, count: int) -> list[Results]:
     """Of several who ask alike; one more where an item will find itself."""
     return opened.search(query_QD, count + (ask.item is not None), ask.where, ask.target)
 
 
-def _others(ask: Ask, results: Results, count: int) -> Results:
+def _others(ask: Query, results: Results, count: int) -> Results:
     return [r for r in results if r["id"] != ask.item][:count]
 
 
-def _vectors(opened: "Opened", asks: Sequence[Ask]) -> list[Any]:
+def _vectors(opened: "OpenVersion", asks: Sequence[Query]) -> list[Any]:
     """The vector [D] of each, or its error."""
     out: list[Any] = [None] * len(asks)
     for name in dict.fromkeys(a.name for a in asks if a.item is None):

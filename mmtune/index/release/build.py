@@ -22,7 +22,7 @@ from mmtune.index.layout import now
 from mmtune.index.pinned_model import identity, kept, narrowed
 from mmtune.index.release import canaries
 from mmtune.index.stores import create_store, open_store
-from mmtune.index.vector_cache import ContentVectors
+from mmtune.index.vector_cache import VectorCache
 from mmtune.runtime.files import read_json, write_json
 from mmtune.runtime.progress import Progress
 
@@ -43,7 +43,7 @@ def pin(coll: "Collection", model: "Model | str | Path | Mapping[str, str]", dim
 def indexed(coll: "Collection", model: "Model", wanted: Sequence[str] | None) -> list[str]:
     """The modalities that get a store: those wanted, else what lies in files, else the inline ones. DataError when none is
     there."""
-    there = [m for m in kinds.names() if m in coll.corpus.counts() and m in model.towers]
+    there = [m for m in kinds.names() if m in coll.catalog.counts() and m in model.towers]
     for m in wanted or ():
         if m not in there:
             raise DataError(f"{m}: the items have {', '.join(coll.corpus.counts())}, the model {', '.join(model.towers)}")
@@ -81,17 +81,17 @@ def build(
     with coll.layout.lock("build", wait=0.5):
         begin = time.monotonic()
         loaded = coll.take(data, prune=prune, quiet=quiet) if data is not None else None
-        if not len(coll.corpus):
+        if not len(coll.catalog):
             raise DataError(f"{coll.path}: the collection has no items; name them with --data DATA")
         found = pin(coll, model, dim)
         names = indexed(coll, found, modalities)
-        held = coll.vectors(found.fingerprint, found.dim)
-        until, counts = coll.corpus.seq, coll.corpus.counts()
+        held = coll.vector_cache(found.fingerprint, found.dim)
+        until, counts = coll.catalog.seq, coll.catalog.counts()
         embedded = 0
         with Progress("embed", sum(counts[m] for m in names), "items", quiet) as progress:
             for m in names:
-                chunks = coll.corpus.changed(0, until)
-                embedded += embed_missing(found, coll.corpus, held, chunks, m, progress.advance, batch_size)
+                chunks = coll.catalog.changed(0, until)
+                embedded += embed_missing(found, coll.catalog, held, chunks, m, progress.advance, batch_size)
         for m in names:
             held.merge(m)
         version = next_version(coll)
@@ -99,7 +99,7 @@ def build(
         options = {k: v for k, v in (("short", short), ("memory_mb", memory_mb)) if v is not None}
         built = _fill(coll, version, names, found, held, place, index, options, until)
         directory = coll.layout.directory(version)
-        _compare(held, canaries.keep(found, coll.corpus, directory / "canaries.safetensors"))
+        _compare(held, canaries.keep(found, coll.catalog, directory / "canaries.safetensors"))
         record: dict[str, Any] = {
             "version": version,
             "fingerprint": found.fingerprint,
@@ -115,7 +115,7 @@ def build(
         }
         with coll.layout.lock():
             seq = coll.bring(version, record, found, built_until=until)
-            record["items"], record["vectors"] = coll.corpus.count(names), {m: coll.count(record, m) for m in names}
+            record["items"], record["vectors"] = coll.catalog.count(names), {m: coll.count(record, m) for m in names}
             event = audit_log.event("build", version, fingerprint=found.fingerprint, items=record["items"])
             write_json(directory / "version.json", {**record, "seq": seq, "event": event})
             audit_log.append(coll.layout)
@@ -147,7 +147,7 @@ def _fill(
     version: str,
     names: Sequence[str],
     model: "Model",
-    held: ContentVectors,
+    held: VectorCache,
     place: Mapping[str, Any],
     index: str,
     options: Mapping[str, int],
@@ -173,7 +173,7 @@ def _fill(
         store = open_store(at) if known else create_store(at, model.dim, model.fingerprint)
         try:
             if not known:
-                fill(store, held, coll.corpus.changed(0, until), m)
+                fill(store, held, coll.catalog.changed(0, until), m)
                 write_json(mark, what)
             built[m] = store.build(index, **options)
         finally:
@@ -181,7 +181,7 @@ def _fill(
     return built
 
 
-def _compare(held: ContentVectors, kept: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def _compare(held: VectorCache, kept: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Canaries are embedded afresh: where a vector that was found on disk differs, those files are another model's."""
     for m, (labels, fresh) in kept.items():
         known = ~held.missing(m, labels)

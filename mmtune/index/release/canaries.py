@@ -12,7 +12,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.errors import DataError, ModelError
-from mmtune.index.catalog import Corpus
+from mmtune.index.catalog import Catalog
 from mmtune.model.encode import vectors
 from mmtune.runtime.files import write_bytes
 
@@ -39,19 +39,19 @@ def embed_bytes(
     return np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
 
 
-def keep(model: "Model", corpus: Corpus, path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def keep(model: "Model", catalog: Catalog, path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Choose inputs of every modality that model and corpus have, embed them, publish them at `path`.
 
     Returns {modality: (labels [n], vectors [n, D])}.
     """
     from safetensors.numpy import save
 
-    names = [m for m in corpus.counts() if m in model.towers]
+    names = [m for m in catalog.counts() if m in model.towers]
     arrays: dict[str, np.ndarray] = {}
     made = {}
     for m in names:
-        items = corpus.sample(m, max(1, COUNT // len(names)))
-        values = [corpus.read(i, m) for i in items]
+        items = catalog.sample(m, max(1, COUNT // len(names)))
+        values = [catalog.read(i, m) for i in items]
         labels = np.array([i.contents[m][0] for i in items], np.int64)
         made[m] = (labels, embed_bytes(model, m, values))
         arrays |= {f"{m}/labels": labels, f"{m}/vectors": made[m][1]}

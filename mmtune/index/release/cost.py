@@ -97,15 +97,15 @@ def _items(coll: "Collection", model: "Model", batch_size: int) -> Source:
     from mmtune.index.catalog import labels_of
     from mmtune.index.item_vectors import embed_items
 
-    held = coll.vectors(model.fingerprint, model.dim)
+    held = coll.vector_cache(model.fingerprint, model.dim)
 
     def embed(m: str, count: int) -> int:
-        items = coll.corpus.sample(m, count)
-        embed_items(model, coll.corpus, items, m, batch_size)
+        items = coll.catalog.sample(m, count)
+        embed_items(model, coll.catalog, items, m, batch_size)
         return len(items)
 
     def known(m: str) -> int:
-        parts = ([i for i in items if m in i.contents] for items in coll.corpus.changed(0))
+        parts = ([i for i in items if m in i.contents] for items in coll.catalog.changed(0))
         return sum(len(p) - int(held.missing(m, labels_of(p, m)).sum()) for p in parts)
 
-    return len(coll.corpus), coll.corpus.counts(), known, embed
+    return len(coll.catalog), coll.catalog.counts(), known, embed

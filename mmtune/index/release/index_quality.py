@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.search.exact import tie_order, topk
 
 if TYPE_CHECKING:
-    from mmtune.index.open_version import Opened
+    from mmtune.index.open_version import OpenVersion
     from mmtune.index.protocols import Store
 
 CHUNK = 65_536
@@ -34,18 +34,18 @@ def recall(store: "Store", query_QD: np.ndarray, k: int = 10) -> float:
     return float(np.mean(hits))
 
 
-def latencies(versions: Sequence["Opened"], queries: Sequence[tuple[str, Any]], k: int = 10) -> list[dict[str, float]]:
+def latencies(versions: Sequence["OpenVersion"], queries: Sequence[tuple[str, Any]], k: int = 10) -> list[dict[str, float]]:
     """{"p50", "p95"} milliseconds of one search (encoding and index) a version, each query asked of each in turn.
 
     queries: (modality, signal or bytes); the cache of query vectors is passed by.
     """
-    from mmtune.index.open_version import content_of
+    from mmtune.index.open_version import decode_query
     from mmtune.model.encode import in_hand, vectors
     from mmtune.model.prompts import QUERY
 
     taken: list[list[float]] = [[] for _ in versions]
     for number, (name, value) in enumerate([*queries[:2], *queries]):  # the first are thrown away
-        signal = content_of(name, value).signal
+        signal = decode_query(name, value).signal
         for times, opened in zip(taken, versions, strict=True):
             begin = time.perf_counter()
             query = next(iter(vectors(opened.model, name, in_hand([signal]), 1, lambda n: None, QUERY)))

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from mmtune.comparison.comparison import Comparison
     from mmtune.comparison.gate import Gate
     from mmtune.data.shards.dataset import Data
-    from mmtune.index.catalog import Corpus
+    from mmtune.index.catalog import Catalog
     from mmtune.index.collection import Collection
-    from mmtune.index.open_version import Opened
+    from mmtune.index.open_version import OpenVersion
 
 
 def compare_held_out(
     coll: "Collection",
-    live: "Opened",
-    new: "Opened",
+    live: "OpenVersion",
+    new: "OpenVersion",
     data: "Data",
     gate: "Gate | Mapping[str, Any] | None",
     *,
@@ -58,7 +58,7 @@ def compare_held_out(
     found = [m for m in live.stores if m in new.stores]
     asking = [m for m in both if m not in found]
     if asking and found:
-        items = [stored(o, coll.corpus, found) for o in (live, new)]
+        items = [stored(o, coll.catalog, found) for o in (live, new)]
         if judged is not None or any(_answered(rows[q], items[0][m]) for q in both for m in found if q != m):
             asked = [embed_data(o.model, data, asking, batch_size, role=QUERY) for o in (live, new)]
             sides = [{**mine, **theirs} for mine, theirs in zip(asked, items, strict=True)]
@@ -77,14 +77,14 @@ def _answered(queries: Embeddings, items: Embeddings) -> bool:
     return False
 
 
-def stored(opened: "Opened", corpus: "Corpus", names: Sequence[str]) -> dict[str, Embeddings]:
+def stored(opened: "OpenVersion", catalog: "Catalog", names: Sequence[str]) -> dict[str, Embeddings]:
     """A version's stored vectors with the identity of their items."""
     out = {}
     for name in names:
         ids: list[str] = []
         groups: list[str | None] = []
         labels: dict[str, list[int]] = {"id": [], "group": [], name: []}
-        for items in corpus.changed(0):
+        for items in catalog.changed(0):
             for item in items:
                 if name in item.contents:
                     ids.append(item.id)

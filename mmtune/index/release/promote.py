@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmtune.comparison.gate import Gate
     from mmtune.data.shards.dataset import Data
     from mmtune.index.collection import Collection
-    from mmtune.index.open_version import Opened
+    from mmtune.index.open_version import OpenVersion
 
 QUERIES = 64  # searches that recall and latency are measured with
 HISTORY = 50  # versions that one can roll back through
@@ -89,12 +89,12 @@ def promote(
     return {**document, "promoted": True, "forced": bool(reasons), "reasons": reasons, "why": why}
 
 
-def whole(coll: "Collection", version: str) -> "Opened":
+def whole(coll: "Collection", version: str) -> "OpenVersion":
     """The version opened from its files as for the first time, brought up to date, its canaries and every stored vector
     checked."""
-    coll.bring_all()
+    coll.update_all_versions()
     opened = coll.reopen(version)
-    behind = coll.corpus.seq - coll.layout.applied(version)
+    behind = coll.catalog.seq - coll.layout.applied(version)
     if behind:
         with coll.layout.lock():
             coll.bring(version, opened.record, opened.model)
@@ -105,7 +105,7 @@ def _judge(
     coll: "Collection",
     document: dict[str, Any],
     before: Mapping[str, Any],
-    new: "Opened",
+    new: "OpenVersion",
     data: "Data | None",
     gate: "Gate | Mapping[str, Any] | None",
     min_recall: float,
@@ -151,7 +151,7 @@ def _judge(
     return reasons
 
 
-def _same_items(live: "Opened", new: "Opened", checks: dict[str, Any]) -> list[str]:
+def _same_items(live: "OpenVersion", new: "OpenVersion", checks: dict[str, Any]) -> list[str]:
     """The sets of ids that the two can find; a difference is a reason unless other modalities are indexed, which explains
     it."""
     a, b = ({i for s in o.stores.values() for i in s.ids()} for o in (live, new))
@@ -165,7 +165,7 @@ def _same_items(live: "Opened", new: "Opened", checks: dict[str, Any]) -> list[s
     return [f"other items: {len(a - b)} only in {live.version}, {len(b - a)} only in {new.version}, e.g. {name!r}"]
 
 
-def _queries(coll: "Collection", new: "Opened", data: "Data | None", name: str) -> np.ndarray:
+def _queries(coll: "Collection", new: "OpenVersion", data: "Data | None", name: str) -> np.ndarray:
     """Vectors to measure recall with: held-out rows, else stored items."""
     from mmtune.embedding.embed import embed_data
     from mmtune.model.prompts import QUERY
@@ -176,19 +176,19 @@ def _queries(coll: "Collection", new: "Opened", data: "Data | None", name: str) 
         found = embed_data(new.model, part, known, role=QUERY) if known else {}
         if found:
             return np.concatenate([e.vectors for e in found.values()])[:QUERIES]
-    items = coll.corpus.sample(name, QUERIES)
+    items = coll.catalog.sample(name, QUERIES)
     return new.stores[name].fetch([i.id for i in items])
 
 
-def _signals(coll: "Collection", live: "Opened", new: "Opened", data: "Data | None") -> list[tuple[str, bytes]]:
+def _signals(coll: "Collection", live: "OpenVersion", new: "OpenVersion", data: "Data | None") -> list[tuple[str, bytes]]:
     """Contents to time searches with: held-out rows, else items, of one modality that both models have."""
     names = [m for m in live.model.towers if m in new.model.towers]
     if data is not None:
         for m in [m for m in data.modalities if m in names]:
             rows = np.flatnonzero(data.present[m])[:QUERIES]
             return [(m, data.read(int(i), m)) for i in rows]
-    for m in [m for m in coll.corpus.counts() if m in names]:
-        return [(m, coll.corpus.read(i, m)) for i in coll.corpus.sample(m, QUERIES // 4)]
+    for m in [m for m in coll.catalog.counts() if m in names]:
+        return [(m, coll.catalog.read(i, m)) for i in coll.catalog.sample(m, QUERIES // 4)]
     return []
 
 

@@ -17,15 +17,15 @@ import numpy as np
 from mmtune.errors import DataError, MmtuneError
 from mmtune.index import audit_log
 from mmtune.index.layout import now
-from mmtune.index.open_version import content_of
-from mmtune.index.query.query import Ask
+from mmtune.index.open_version import decode_query
+from mmtune.index.query.query import Query
 from mmtune.runtime.files import append_jsonl, read_json, read_jsonl, write_json
 from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.index.collection import Collection
-    from mmtune.index.protocols import Answer
+    from mmtune.index.protocols import SearchResponse
 
 WAITING = 64  # searches that may wait to be repeated; more are counted as dropped
 WORST = 5
@@ -42,7 +42,7 @@ def agreement(live: Sequence[str], staged: Sequence[str], k: int) -> tuple[float
     return (len(both) / longest if longest else 1.0), (float(np.mean(both)) if both else None)
 
 
-class Shadow:
+class ShadowSearches:
     """One a Collection. `offer` costs a draw; a thread of its own does the rest."""
 
     def __init__(self, coll: "Collection"):
@@ -69,7 +69,7 @@ class Shadow:
         return state if state and state["version"] != self.coll.live else None
 
     def start(self, version: str | None, fraction: float) -> dict[str, Any]:
-        """Shadow `version` from now on; None stops."""
+        """ShadowSearches `version` from now on; None stops."""
         if not 0 < fraction <= 1:
             raise DataError(f"fraction {fraction}: between 0 and 1")
         if version is not None and version == self.coll.live:
@@ -82,7 +82,7 @@ class Shadow:
             )
         return document
 
-    def offer(self, answer: "Answer", ask: "Ask") -> None:
+    def offer(self, answer: "SearchResponse", ask: "Query") -> None:
         """Maybe repeat this search."""
         state = self.state()
         if state is None or state["version"] == answer.version or self._random.random() >= state["fraction"]:
@@ -96,14 +96,14 @@ class Shadow:
             self._pending.add(future)
         future.add_done_callback(self._pending.discard)
 
-    def repeat(self, version: str, answer: "Answer", ask: "Ask") -> None:
+    def repeat(self, version: str, answer: "SearchResponse", ask: "Query") -> None:
         """Search again on the staged version and write a line; an error is a line, too."""
         line: dict[str, Any] = {"at": now(), "live": answer.version, "staged": version, "k": ask.k, "query": answer.query}
         begin = time.perf_counter()
         try:
             self.coll.open(version)
             begin = time.perf_counter()  # opening is no part of a search
-            (found,) = self.coll.search_all([ask], version)
+            (found,) = self.coll.search_many([ask], version)
             if isinstance(found, MmtuneError):
                 raise found
             overlap, moved = agreement(answer.ids, found.ids, ask.k)
@@ -129,8 +129,8 @@ class Shadow:
             rows = np.flatnonzero(data.present[m]).tolist()
             with Progress(f"shadow {m}", len(rows), "searches", quiet) as progress:
                 for i in rows:
-                    ask = Ask(m, content_of(m, data.read(i, m)), k=k)
-                    (answer,) = self.coll.search_all([ask], live.version)  # names a version: not offered again
+                    ask = Query(m, decode_query(m, data.read(i, m)), k=k)
+                    (answer,) = self.coll.search_many([ask], live.version)  # names a version: not offered again
                     if isinstance(answer, MmtuneError):
                         raise answer
                     self.repeat(version, answer, ask)

@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 from mmtune.errors import DataError
-from mmtune.index.protocols import Place, Store
+from mmtune.index.protocols import Store, StoreLocation
 
 TABLE = {
     "faiss": "mmtune.index.stores.faiss_store:FaissStore",
@@ -26,11 +26,11 @@ def _kind(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def open_store(place: Place) -> Store:
+def open_store(place: StoreLocation) -> Store:
     """The store that lies there. DataError when there is none, or it is not whole."""
     return _kind(place.kind).open(place)
 
 
-def create_store(place: Place, dim: int, fingerprint: str) -> Store:
+def create_store(place: StoreLocation, dim: int, fingerprint: str) -> Store:
     """A new empty store, stamped with the fingerprint; what lay there before is replaced."""
     return _kind(place.kind).create(place, dim, fingerprint)

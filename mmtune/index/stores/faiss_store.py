@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmtune.errors import DataError
-from mmtune.index.protocols import Hit, Place
+from mmtune.index.protocols import Hit, StoreLocation
 from mmtune.index.stores import faiss_files as files
 from mmtune.index.stores.faiss_index import Proposer, exact, make_index, plan_index
 from mmtune.index.stores.faiss_updates import living
@@ -138,7 +138,7 @@ class FaissStore:
         self._guard = threading.Lock()
 
     @classmethod
-    def create(cls, place: Place, dim: int, fingerprint: str) -> "FaissStore":
+    def create(cls, place: StoreLocation, dim: int, fingerprint: str) -> "FaissStore":
         """An empty store; what lay in that directory goes."""
         shutil.rmtree(place.directory, ignore_errors=True)
         place.directory.mkdir(parents=True)
@@ -147,7 +147,7 @@ class FaissStore:
         return cls(place.directory, manifest)
 
     @classmethod
-    def open(cls, place: Place) -> "FaissStore":
+    def open(cls, place: StoreLocation) -> "FaissStore":
         """The store that lies there; every file's fingerprint is compared with the manifest's."""
         store = cls(place.directory, files.read_manifest(place.directory))
         store._state()

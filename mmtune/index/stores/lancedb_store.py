@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.errors import DataError, MissingExtra
-from mmtune.index.protocols import INDEXES, Hit, Place
+from mmtune.index.protocols import INDEXES, Hit, StoreLocation
 from mmtune.index.query.filters import All, AnyOf, Filter, In, IsNull, Not, Order, kind
 from mmtune.index.stores import store_ranking, store_rows
 
@@ -51,7 +51,7 @@ class LanceStore:
 
     kind = "lancedb"
 
-    def __init__(self, place: Place, db: Any, table: Any, label: str):
+    def __init__(self, place: StoreLocation, db: Any, table: Any, label: str):
         self._place, self._db, self._table, self._label = place, db, table, label
         schema = table.schema
         found = json.loads((schema.metadata or {}).get(b"mmtune", b"null"))
@@ -61,13 +61,13 @@ class LanceStore:
         self._index = self._built()
 
     @staticmethod
-    def _connect(place: Place) -> tuple[Any, str]:
+    def _connect(place: StoreLocation) -> tuple[Any, str]:
         uri = place.url or str(place.directory)
         # every search looks whether another process has written
         return _lancedb().connect(uri, read_consistency_interval=timedelta(0)), f"{uri}/{store_rows.check_name(place.name)}"
 
     @classmethod
-    def create(cls, place: Place, dim: int, fingerprint: str) -> "LanceStore":
+    def create(cls, place: StoreLocation, dim: int, fingerprint: str) -> "LanceStore":
         """An empty table, stamped; what lay there before is replaced."""
         import pyarrow as pa
 
@@ -78,7 +78,7 @@ class LanceStore:
         return cls(place, db, db.create_table(place.name, schema=schema, mode="overwrite"), label)
 
     @classmethod
-    def open(cls, place: Place) -> "LanceStore":
+    def open(cls, place: StoreLocation) -> "LanceStore":
         """The table that lies there. DataError when there is none or it carries no stamp."""
         db, label = cls._connect(place)
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.errors import DataError, MissingExtra
-from mmtune.index.protocols import INDEXES, Hit, Place
+from mmtune.index.protocols import INDEXES, Hit, StoreLocation
 from mmtune.index.query.filters import All, AnyOf, Filter, In, IsNull, Not, Order, Path, kind
 from mmtune.index.stores import store_ranking, store_rows
 
@@ -112,7 +112,7 @@ class PgvectorStore:
 
     kind = "pgvector"
 
-    def __init__(self, place: Place, connections: _Connections, label: str):
+    def __init__(self, place: StoreLocation, connections: _Connections, label: str):
         self._place, self._connections, self._label = place, connections, label
         self._table = _psycopg().sql.Identifier(place.name)
         stamp = connections.run(self._stamp)
@@ -120,7 +120,7 @@ class PgvectorStore:
         self._index = connections.run(self._built)
 
     @staticmethod
-    def _connect(place: Place) -> tuple[_Connections, str]:
+    def _connect(place: StoreLocation) -> tuple[_Connections, str]:
         psycopg = _psycopg()
         if not place.url:
             raise DataError("store pgvector needs a url: postgresql://user@host/database")
@@ -133,7 +133,7 @@ class PgvectorStore:
         return _Connections(place.url, label), label
 
     @classmethod
-    def create(cls, place: Place, dim: int, fingerprint: str) -> "PgvectorStore":
+    def create(cls, place: StoreLocation, dim: int, fingerprint: str) -> "PgvectorStore":
         """An empty table, stamped, in one transaction; what lay there before is replaced."""
         connections, label = cls._connect(place)
         sql = _psycopg().sql
@@ -157,7 +157,7 @@ class PgvectorStore:
         return cls(place, connections, label)
 
     @classmethod
-    def open(cls, place: Place) -> "PgvectorStore":
+    def open(cls, place: StoreLocation) -> "PgvectorStore":
         """The table that lies there. DataError when there is none or it carries no stamp."""
         connections, label = cls._connect(place)
         return cls(place, connections, label)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.errors import DataError, MissingExtra
-from mmtune.index.protocols import INDEXES, Hit, Place
+from mmtune.index.protocols import INDEXES, Hit, StoreLocation
 from mmtune.index.query.filters import All, AnyOf, Filter, In, IsNull, Not, Order, kind
 from mmtune.index.stores import store_ranking, store_rows
 
@@ -125,7 +125,7 @@ class QdrantStore:
 
     kind = "qdrant"
 
-    def __init__(self, place: Place, client: _Client, label: str):
+    def __init__(self, place: StoreLocation, client: _Client, label: str):
         self._name, self._client, self._label = place.name, client, label
         with client.use(label) as c:
             if not c.collection_exists(place.name):
@@ -139,14 +139,14 @@ class QdrantStore:
         self._closed = False
 
     @staticmethod
-    def _connect(place: Place) -> tuple[_Client, str]:
+    def _connect(place: StoreLocation) -> tuple[_Client, str]:
         where = place.url or str(place.directory)
         if not where.startswith(("http://", "https://")):
             where = os.path.abspath(where.removeprefix("file://"))
         return _Client.take(where), f"qdrant {where} collection {store_rows.check_name(place.name)}"
 
     @classmethod
-    def create(cls, place: Place, dim: int, fingerprint: str) -> "QdrantStore":
+    def create(cls, place: StoreLocation, dim: int, fingerprint: str) -> "QdrantStore":
         """An empty collection, stamped; what lay there before is replaced."""
         client, label = cls._connect(place)
         models = _qdrant().models
@@ -166,7 +166,7 @@ class QdrantStore:
             raise
 
     @classmethod
-    def open(cls, place: Place) -> "QdrantStore":
+    def open(cls, place: StoreLocation) -> "QdrantStore":
         """The collection that lies there. DataError when there is none or it carries no stamp (servers before 1.16)."""
         client, label = cls._connect(place)
         try:

@@ -36,7 +36,7 @@ def test_shadowed_searches_say_what_would_change(coll):
             assert answer.version == "v1"
     coll.search(item="0-003", k=5)
     coll.search(text="red", k=5, where="shade = 'nothing'")
-    other.shadowing.wait()
+    other.shadow_searches.wait()
     report = coll.shadow_report()
     assert report["searches"] == 14 and report["errors"] == 0 and report["dropped"] == 0
     naive = []
@@ -48,7 +48,7 @@ def test_shadowed_searches_say_what_would_change(coll):
     coll.shadow(None)
     before = coll.shadow_report("v2")["searches"]
     coll.search(text="red")
-    assert coll.shadow_report("v2")["searches"] == before and coll.shadowing.state() is None
+    assert coll.shadow_report("v2")["searches"] == before and coll.shadow_searches.state() is None
     for wrong in (lambda: coll.shadow("v1"), lambda: coll.shadow("v9"), lambda: coll.shadow("v2", 0)):
         with pytest.raises(DataError):
             wrong()
@@ -60,7 +60,7 @@ def test_a_full_log_makes_room_and_the_report_reads_both(coll, monkeypatch):
     sizes = []
     for _ in range(20):
         coll.search(text="red", k=2)
-        coll.shadowing.wait()
+        coll.shadow_searches.wait()
         sizes.append(sum(p.stat().st_size for p in coll.path.glob("shadow*.jsonl")))
     assert max(sizes) < 2 * 1500 + 600 and (coll.path / "shadow.old.jsonl").exists()
     kept = sum(len(p.read_text().splitlines()) for p in coll.path.glob("shadow*.jsonl"))
@@ -79,7 +79,7 @@ def test_a_shadowed_version_that_goes_live_is_shadowed_no_more(coll):
 
 def test_a_fraction_is_drawn(coll):
     coll.shadow("v2", 0.25)
-    coll.shadowing._random.seed(0)
+    coll.shadow_searches._random.seed(0)
     for _ in range(80):
         coll.search(text="red", k=2)
     assert 8 <= coll.shadow_report()["searches"] <= 32
@@ -96,7 +96,7 @@ def test_a_broken_staged_version_never_hurts_a_live_search(coll):
 
 def test_replaying_held_out_rows_needs_no_traffic(coll, shelf):
     held = open_data(shelf["held"])
-    assert coll.shadowing.replay("v2", held, 5) == sum(int(held.present[m].sum()) for m in held.modalities)
+    assert coll.shadow_searches.replay("v2", held, 5) == sum(int(held.present[m].sum()) for m in held.modalities)
     assert coll.shadow_report("v2")["searches"] == 24 and coll.live == "v1"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mmtune.errors import DataError, MissingExtra
-from mmtune.index.protocols import Place
+from mmtune.index.protocols import StoreLocation
 from mmtune.index.query.filters import parse
 from mmtune.index.stores import create_store, open_store
 from mmtune.search.exact import tie_order, topk
@@ -370,7 +370,7 @@ def test_places_side_by_side_and_what_lies_nowhere(at, store, tmp_path):
 def test_names_that_are_no_names_are_refused(at, tmp_path):
     for name in ('a"; DROP TABLE x; --', "../up", "", "A", "a" * 61):
         with pytest.raises(DataError, match="store name"):
-            create_store(Place(at.kind, tmp_path, at.url, name), 4, "f")
+            create_store(StoreLocation(at.kind, tmp_path, at.url, name), 4, "f")
 
 
 @pytest.mark.parametrize("at", KINDS[1:], indirect=True)  # files: their own tests
@@ -405,10 +405,10 @@ def test_a_table_without_our_stamp_or_with_other_vectors_is_refused(at, store):
 CHILD = """
 import sys, json, numpy as np
 from pathlib import Path
-from mmtune.index.protocols import Place
+from mmtune.index.protocols import StoreLocation
 from mmtune.index.stores import open_store
 kind, directory, url, name = json.loads(sys.argv[1])
-store = open_store(Place(kind, Path(directory), url, name))
+store = open_store(StoreLocation(kind, Path(directory), url, name))
 n = 60
 print("go", flush=True)
 for turn in range(1, 10**6):
@@ -491,7 +491,7 @@ def test_a_missing_package_is_one_line_with_the_command(kind, module, extra, tmp
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra) as caught:
-        create_store(Place(kind, tmp_path, "postgresql://u@h/d" if kind == "pgvector" else None, "a"), 4, "f")
+        create_store(StoreLocation(kind, tmp_path, "postgresql://u@h/d" if kind == "pgvector" else None, "a"), 4, "f")
     assert str(caught.value).endswith(f'pip install "mmtune[{extra}]"')
 
 
@@ -500,14 +500,14 @@ def test_a_database_that_does_not_answer_is_one_line_without_the_password(tmp_pa
         pytest.importorskip(module)
     for url in ("postgresql://me:hunter2@127.0.0.1:1/shop", "host=127.0.0.1 port=1 password=hunter2", None, "no url at all"):
         with pytest.raises(DataError) as caught:
-            open_store(Place("pgvector", tmp_path, url, "a"))
+            open_store(StoreLocation("pgvector", tmp_path, url, "a"))
         assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_qdrant_server_that_does_not_answer_is_one_line(tmp_path):
     pytest.importorskip("qdrant_client")
     with pytest.raises(DataError) as caught:
-        open_store(Place("qdrant", tmp_path, "http://127.0.0.1:1", "a"))
+        open_store(StoreLocation("qdrant", tmp_path, "http://127.0.0.1:1", "a"))
     assert "127.0.0.1:1" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -515,12 +515,12 @@ def test_qdrant_local_mode_takes_one_process(tmp_path):
     pytest.importorskip("qdrant_client")
     at = place("qdrant", tmp_path, None)
     store = create_store(at, 4, "f")
-    code = "import sys; from mmtune.index.protocols import Place; from pathlib import Path\n"
+    code = "import sys; from mmtune.index.protocols import StoreLocation; from pathlib import Path\n"
     code += "from mmtune.index.stores import open_store; from mmtune.errors import DataError\n"
-    code += f"try: open_store(Place('qdrant', Path({str(at.directory)!r}), None, {at.name!r}))\nexcept DataError as e: print(e)"
+    code += f"try: open_store(StoreLocation('qdrant', Path({str(at.directory)!r}), None, {at.name!r}))\nexcept DataError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert "open in another process" in done.stdout and not done.stderr, done.stderr
     store.close()
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "meta.json").touch()  # what a process killed while it made the directory leaves
-    create_store(Place("qdrant", tmp_path / "torn", None, "a"), 4, "f").close()
+    create_store(StoreLocation("qdrant", tmp_path / "torn", None, "a"), 4, "f").close()
