@@ -302,4 +302,4 @@ class Collection(Keeping):
 
     def __repr__(self) -> str:
         versions = ", ".join(self.layout.versions()) or "no versions"
-        return f"Collection({str(self.path)!r}: {len(self.corpus)} items, {versions}, live {self.live})"
+        return f"Collection({str(self.path)!r}: {len(self.catalog)} items, {versions}, live {self.live})"

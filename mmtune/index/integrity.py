@@ -54,7 +54,7 @@ def behind(version: str, catalog: Catalog, applied: int) -> list[str]:
     if applied <= catalog.seq:
         return []
     return [
-        f"version {version} has the first {applied} changes of the items, and {corpus.path} knows of {corpus.seq}: an older "
+        f"version {version} has the first {applied} changes of the items, and {catalog.path} knows of {catalog.seq}: an older "
         "file was put there; bring back the newer one"
     ]
 

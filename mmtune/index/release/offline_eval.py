@@ -62,7 +62,7 @@ def compare_held_out(
         if judged is not None or any(_answered(rows[q], items[0][m]) for q in both for m in found if q != m):
             asked = [embed_data(o.model, data, asking, batch_size, role=QUERY) for o in (live, new)]
             sides = [{**mine, **theirs} for mine, theirs in zip(asked, items, strict=True)]
-            said = f"{len(data)} held-out rows against {len(coll.corpus)} items of the collection"
+            said = f"{len(data)} held-out rows against {len(coll.catalog)} items of the collection"
             return compare_vectors(sides[0], sides[1], pairs=[(q, m) for q in asking for m in found], **options), said
     sides = [embed_data(o.model, data, both, batch_size) for o in (live, new)]
     return compare_vectors(sides[0], sides[1], within=len(both) == 1, **options), f"{len(data)} held-out rows among themselves"
