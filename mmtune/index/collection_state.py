@@ -79,7 +79,7 @@ class Keeping:
 
     def check(self, opened: OpenVersion, every: bool = False) -> OpenVersion:
         """The same version when its stores hold what they should (a sample, or `every` vector); else ModelError."""
-        held = self.vectors(opened.fingerprint, opened.dim)
+        held = self.vector_cache(opened.fingerprint, opened.dim)
         if every or integrity.faults(opened, self.catalog, held, self.layout.applied(opened.version)):
             with self.layout.lock():  # a writer may have been in the middle of it
                 found = integrity.faults(opened, self.catalog, held, self.layout.applied(opened.version), every)
@@ -115,7 +115,7 @@ class Keeping:
             try:
                 if self.layout.applied(version) < self.catalog.seq:
                     record, model = self.layout.record(version), self.open(version).model
-                    held = self.vectors(record["fingerprint"], record["dim"])
+                    held = self.vector_cache(record["fingerprint"], record["dim"])
                     since = self.layout.applied(version)
                     for m in record["modalities"]:  # the long part, without the lock
                         with Progress(f"embed {m} for {version}", self.catalog.counts().get(m, 0), "items", quiet) as progress:
@@ -131,7 +131,7 @@ class Keeping:
         since = self.layout.applied(version) if built_until is None else built_until
         until = self.catalog.seq
         if since < until:
-            held = self.vectors(record["fingerprint"], record["dim"])
+            held = self.vector_cache(record["fingerprint"], record["dim"])
             for m in record["modalities"]:
                 embed_missing(model, self.catalog, held, self.catalog.changed(since, until), m, lambda n: None)
                 with self.store(record, m) as store:
@@ -159,7 +159,7 @@ class Keeping:
         with self.store(record, modality) as store:
             return len(store)
 
-    def vectors(self, fingerprint: str, dim: int) -> VectorCache:
+    def vector_cache(self, fingerprint: str, dim: int) -> VectorCache:
         """The vectors by content of one fingerprint."""
         return VectorCache(self.path / "vectors" / fingerprint, fingerprint, dim)
 

@@ -46,11 +46,11 @@ def indexed(coll: "Collection", model: "Model", wanted: Sequence[str] | None) ->
     there = [m for m in kinds.names() if m in coll.catalog.counts() and m in model.towers]
     for m in wanted or ():
         if m not in there:
-            raise DataError(f"{m}: the items have {', '.join(coll.corpus.counts())}, the model {', '.join(model.towers)}")
+            raise DataError(f"{m}: the items have {', '.join(coll.catalog.counts())}, the model {', '.join(model.towers)}")
     names = [m for m in there if m in wanted] if wanted else kinds.in_files(there)
     if not names:
         raise DataError(
-            f"nothing to index: the items have {', '.join(coll.corpus.counts())}, the model {', '.join(model.towers)}"
+            f"nothing to index: the items have {', '.join(coll.catalog.counts())}, the model {', '.join(model.towers)}"
         )
     return names
 
