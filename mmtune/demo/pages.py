@@ -1,19 +1,22 @@
 """Searches before and after, to look at: a PNG sheet each, and one self-contained HTML page with players."""
 
-import base64
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from mmtune import modalities
+from mmtune.html.render import render, trusted
 from mmtune.modalities.spectrogram import spectrogram_picture
 from mmtune.runtime import files
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 INK, PAPER, PALE = (34, 36, 42), (250, 249, 246), (128, 128, 132)
 RIGHT, WRONG = (46, 148, 84), (204, 62, 56)
@@ -122,13 +125,9 @@ def png(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def fragment(item: Shown) -> str:
-    """HTML that shows the item: as its modality does, with the spectrogram above a player for a sound."""
-    shown = modalities.get(item.modality).show(item.data)
-    if item.modality != "audio":
-        return shown
-    drawn = base64.b64encode(png(tile(item, 180, 90))).decode()
-    return f'<img alt="" src="data:image/png;base64,{drawn}">{shown}'
+def card(item: Shown) -> "Markup":
+    """HTML that shows the item, or a player with its waveform and spectrogram."""
+    return trusted(modalities.get(item.modality).card(item.data, item.label))
 
 
 def write_pages(
@@ -146,24 +145,21 @@ def write_pages(
     for the page's head; shop: what `mmtune.demo.shop.story` told, and its "searches". The page refers to nothing outside
     itself.
     """
-    import jinja2
-
     out, paths = Path(out), []
     for heading, group in searches.items():
         for i, search in enumerate(group, 1):
             name = "-".join(w for w in "".join(c if c.isalnum() else " " for c in heading.lower()).split())
             paths.append(out / f"search-{name}-{i}.png")
             files.write_bytes(paths[-1], png(sheet(search, top)))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
-    page = template.render(
+    page = render(
+        "demo.html.j2",
         searches=searches,
         before=before,
         after=after,
         facts=facts,
-        shop=shop,
+        release=shop,
         top=top,
-        fragment=fragment,
+        card=card,
         metrics=list(next(iter(after.values()), {})),
     )
     files.write_text(out / "index.html", page)

@@ -20,7 +20,7 @@ def story(place: Path, base: str, tuned: str, data: str, count: int = 3) -> dict
     left there goes).
 
     data: rows that neither model was trained on: their photos are the items, their words ask. Returns {"steps": [{"command",
-    "said"}], "answers": [{"query": row, "v1": [ids], "v2": [ids]}], "verdict", "reason", "forced", "rollback_ms", "journal",
+    "result"}], "answers": [{"query": row, "v1": [ids], "v2": [ids]}], "verdict", "reason", "forced", "rollback_ms", "audit_log",
     "live"}. A gate that refuses is overridden with a reason, as a person could, and that is told.
     """
     from mmtune.data.shards.dataset import open_data
@@ -29,7 +29,7 @@ def story(place: Path, base: str, tuned: str, data: str, count: int = 3) -> dict
     rows, steps = open_data(data), list[dict[str, str]]()
 
     def told(command: str, said: str) -> None:
-        steps.append({"command": f"mmtune index {command}", "said": said})
+        steps.append({"command": f"mmtune index {command}", "result": said})
 
     with Collection(place, create=True) as shop:
         made = shop.build(base, data, quiet=True)
@@ -57,14 +57,14 @@ def story(place: Path, base: str, tuned: str, data: str, count: int = 3) -> dict
         told(command, "v2 is live again; v1 stays beside it, and takes every upsert and delete, too")
         journal = [{k: x.get(k) for k in ("at", "who", "what", "version", "why")} for x in shop.journal()]
         return {
-            "place": str(place),
+            "collection": str(place),
             "steps": steps,
             "answers": answers,
             "verdict": gate["verdict"],
             "reason": gate["reason"],
             "forced": forced,
             "rollback_ms": round(back, 1),
-            "journal": journal,
+            "audit_log": journal,
             "live": shop.live,
         }
 
@@ -94,6 +94,6 @@ def _shadowed(shop: Collection, rows: Any) -> str:
 
 def lines(told: Mapping[str, Any]) -> list[str]:
     """For a terminal: what happened, and what to try."""
-    first = f"{told['place']}: v1 (base) -> v2 (tuned) -> rolled back in {told['rollback_ms']:.0f} ms -> {told['live']} is live"
+    first = f"{told['collection']}: v1 (base) -> v2 (tuned) -> rolled back in {told['rollback_ms']:.0f} ms -> {told['live']} is live"
     verdict = f"gate: {told['verdict']}{' (overridden)' if told['forced'] else ''}: {told['reason']}"
-    return [first, verdict, f'try: mmtune index search {told["place"]} --text "green bag with a wide pocket" -k 5']
+    return [first, verdict, f'try: mmtune index search {told["collection"]} --text "green bag with a wide pocket" -k 5']

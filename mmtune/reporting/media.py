@@ -1,50 +1,55 @@
-"""Values shown on the page: each is embedded once, whatever the number of places that show it."""
+"""Values shown on a report's page: each is embedded once, however many places show it."""
 
-import html
 from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.errors import DataError, Rejected
+from mmtune.html.render import trusted
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from mmtune.data.shards.dataset import Data
 
-BUDGET = 11_000_000  # characters of all cards
-SHORT = 600  # a fragment up to this size is simply repeated
+BUDGET = 11_000_000  # characters of all cards of a page
+REPEATABLE = 600  # a card of at most this many characters is repeated instead of linked
 
 
-class Cards:
-    """`show` gives a value's HTML at its first place; later places get a link to it, which the page's script fills with a
-    copy. Past the budget a value is only named."""
+class ValueCards:
+    """Draws the values of packed rows as HTML cards.
+
+    `show` returns a value's card at its first place; later places get a link, which the page's script replaces by a copy. Once
+    `budget` characters are used up, a value is named instead of shown, and counted in `unshown`.
+    """
 
     def __init__(self, data: "Data", budget: int = BUDGET, prefix: str = "v"):
         self.data, self.left, self.prefix = data, budget, prefix
-        self.known: dict[tuple[str, int], str] = {}
+        self._known: dict[tuple[str, int], Markup] = {}
         self.number = self.unshown = 0
 
     def label(self, row: int) -> str:
-        """What a row is called: its group and its id."""
+        """A row's group and id."""
         group = self.data.groups[row]
         return self.data.ids[row] if group is None else f"{group} ({self.data.ids[row]})"
 
-    def show(self, row: int, modality: str) -> str:
-        """The value of `modality` in row `row`."""
+    def show(self, row: int, modality: str) -> "Markup":
+        """The card of the value of `modality` in row `row`."""
         key = modality, int(self.data.labels[modality][row])
-        if key in self.known:
-            return self.known[key]
+        if key in self._known:
+            return self._known[key]
         try:
             fragment = modalities.get(modality).card(self.data.read(row, modality), self.label(row))
         except (Rejected, NotImplementedError, DataError, KeyError):
             fragment = None
         if fragment is None or len(fragment) > self.left:
             self.unshown += 1
-            self.known[key] = f'<p class="unshown">{html.escape(self.label(row))}</p>'
-            return self.known[key]
+            self._known[key] = trusted('<p class="unshown">{}</p>').format(self.label(row))
+            return self._known[key]
         self.left -= len(fragment)
-        if len(fragment) <= SHORT:
-            self.known[key] = f'<div class="card">{fragment}</div>'
-            return self.known[key]
+        if len(fragment) <= REPEATABLE:
+            self._known[key] = trusted(f'<div class="card">{fragment}</div>')
+            return self._known[key]
         name = f"{self.prefix}{self.number}"
         self.number += 1
-        self.known[key] = f'<div class="card" data-same="{name}"><a href="#{name}">shown elsewhere</a></div>'
-        return f'<div class="card" id="{name}">{fragment}</div>'
+        self._known[key] = trusted(f'<div class="card" data-same="{name}"><a href="#{name}">shown elsewhere</a></div>')
+        return trusted(f'<div class="card" id="{name}">{fragment}</div>')

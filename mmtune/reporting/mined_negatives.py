@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmtune.errors import DataError
-from mmtune.reporting.media import Cards
+from mmtune.reporting.media import ValueCards
 from mmtune.reporting.subject import Run
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def audits(run: Run | None) -> list[Audit]:
     if run is None or not run.audits:
         return []
     data = _data(run.recipe)
-    cards = Cards(data, BUDGET, "n") if data is not None else None
+    cards = ValueCards(data, BUDGET, "n") if data is not None else None
     row = {i: n for n, i in enumerate(data.ids)} if data is not None else {}
     last = list(run.audits)[-1]
     out = []
@@ -68,7 +68,7 @@ def _data(recipe: dict[str, Any]) -> "Data | None":
         return None
 
 
-def _examples(found: dict[str, Any], direction: str, cards: Cards, row: dict[str, int]) -> dict[str, list[Pair]]:
+def _examples(found: dict[str, Any], direction: str, cards: ValueCards, row: dict[str, int]) -> dict[str, list[Pair]]:
     a, b = direction.split("->")
     kinds = {"mined": found.get("mined", []), "dropped": [e for k, v in found.items() if k != "mined" for e in v]}
     out = {}

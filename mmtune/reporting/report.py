@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.errors import DataError
+from mmtune.html.render import render
 from mmtune.reporting.confusion import confusions
 from mmtune.reporting.examples import TOP, galleries
 from mmtune.reporting.forest import Forest, forest, told
 from mmtune.reporting.learning_curves import learning
 from mmtune.reporting.measured import Measured, measure
-from mmtune.reporting.media import Cards
+from mmtune.reporting.media import ValueCards
 from mmtune.reporting.mined_negatives import audits
 from mmtune.reporting.score_distribution import scores, space
 from mmtune.reporting.subject import Subject, subject
@@ -57,7 +58,7 @@ def report(
     found = measure(about, slices, general, batch_size, quiet, qrels) if about.data else None
     if found is None and qrels is not None:
         raise DataError("judgments need searches: give --base, --candidate and --data as well")
-    page = render(about, found, examples)
+    page = report_page(about, found, examples)
     write_text(out, page)
     return {
         "out": str(out),
@@ -66,21 +67,13 @@ def report(
     }
 
 
-def render(about: Subject, found: Measured | None, examples: int = 6) -> str:
+def report_page(about: Subject, found: Measured | None, examples: int = 6) -> str:
     """The page. Without measurements only what the comparison's document says is shown."""
-    import jinja2
-
     document = found.comparison.to_dict() if found else about.document
-    cards = Cards(found.data) if found else None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmtune.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    cards = ValueCards(found.data) if found else None
     word, meaning = headline(document)
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "report.html.j2",
         about=about,
         document=document,
         gate=document["gate"],

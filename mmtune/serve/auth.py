@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from mmtune.html.render import render
 from mmtune.serve.error_responses import Refusal
 from mmtune.serve.settings import Settings, is_loopback
 
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 COOKIE = "mmtune"
 WRITES = ("PUT", "DELETE", "PATCH")
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>mmtune</title><style>body{font:16px system-ui,sans-serif;display:grid;place-items:center;min-height:90vh}
-form{display:grid;gap:.7rem;width:min(20rem,90vw)}input,button{font:inherit;padding:.5rem}</style>
-<form method="post" action="/login"><label for="token">The token of this server</label>
-<input id="token" name="token" type="password" autocomplete="current-password" autofocus required>
-<button>Enter</button>%s</form></html>"""
 
 
 def session(token: str) -> str:
@@ -121,5 +116,5 @@ class Guarded:
                     COOKIE, session(token), httponly=True, samesite="strict", secure=request.url.scheme == "https"
                 )
                 return response
-            said = '<p role="alert">That is not the token.</p>'
-        return HTMLResponse(LOGIN % said, 401 if said else 200, {"Cache-Control": "no-store"})
+            said = "That is not the token."
+        return HTMLResponse(render("login.html.j2", message=said), 401 if said else 200, {"Cache-Control": "no-store"})

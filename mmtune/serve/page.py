@@ -13,7 +13,7 @@ from mmtune import modalities
 from mmtune.errors import MmtuneError
 from mmtune.serve.error_responses import Refusal
 from mmtune.serve.request import Body, search_of
-from mmtune.serve.result_cards import STYLE, Cards, heading, refused, said
+from mmtune.serve.result_cards import ResultCards, answer_line, error_line, page_heading, style_sheet
 from mmtune.serve.uploads import Guard, inside
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def mount(app: "FastAPI", service: "Service", folder: Path) -> None:
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
-        css=STYLE,
+        css=style_sheet(),
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
     mounted = app.router.routes[-1]
@@ -62,7 +62,7 @@ class Page:
     """The components, and what happens when they are used."""
 
     def __init__(self, service: "Service", folder: Path):
-        self.service, self.folder, self.cards = service, folder, Cards(service)
+        self.service, self.folder, self.cards = service, folder, ResultCards(service)
         self.name = service.collection.layout.manifest["name"]
         self.rows = min(ROWS, service.settings.limits.max_k)
         self.columns: list[dict[str, Any]] = []
@@ -135,9 +135,9 @@ class Page:
                 others = [v["version"] for v in reversed(state["versions"]) if not v["live"]]
                 since = str(state["since"])[:16].replace("T", " ")
                 live = f"{state['live']} is live since {since} UTC" if state["live"] else "nothing is live yet"
-                return heading(self.name, f"{count} items; {live}"), others, self.service.queryable()
+                return page_heading(self.name, f"{count} items; {live}"), others, self.service.queryable()
             except (MmtuneError, OSError) as e:
-                return refused(str(e)), [], modalities.names()
+                return error_line(str(e)), [], modalities.names()
 
         top, others, able = await self.service.thread(look)
         staged = self.service.collection.staged()
@@ -198,7 +198,7 @@ class Page:
         for n in range(len(self.columns)):
             answer = answers[n] if n < len(answers) else None
             hits = answer["results"] if isinstance(answer, dict) else []
-            head = refused(answer) if isinstance(answer, str) else said(answer) if answer else ""
+            head = error_line(answer) if isinstance(answer, str) else answer_line(answer) if answer else ""
             marks = (
                 [
                     {"query": answer["query"], "item": r["id"], "version": answer["version"], "rank": i, "score": r["score"]}
@@ -210,7 +210,7 @@ class Page:
             out += [gr.update(visible=answer is not None), head, marks]
             for i in range(self.rows):
                 there = i < len(hits)
-                out += [gr.update(visible=there), self.cards.hit(hits[i], i + 1) if there else ""]
+                out += [gr.update(visible=there), self.cards.result(hits[i], i + 1) if there else ""]
                 out += [gr.update(value=label, interactive=True) for label in MARKS.values()]
         return out
 

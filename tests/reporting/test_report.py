@@ -19,7 +19,7 @@ from mmtune.modalities import get
 from mmtune.reporting.examples import galleries, pick
 from mmtune.reporting.learning_curves import learning
 from mmtune.reporting.measured import measure
-from mmtune.reporting.media import BUDGET, Cards
+from mmtune.reporting.media import BUDGET, ValueCards
 from mmtune.reporting.plots import ticks
 from mmtune.reporting.report import headline, report
 from mmtune.reporting.score_distribution import components, separation
@@ -280,7 +280,7 @@ def test_names_are_escaped(root, tmp_path):
 
 def test_a_card_once_and_none_past_the_budget(root):
     data = open_data(corpora.packed(root, 18, 1, ("image", "text")))
-    cards = Cards(data, 3000)
+    cards = ValueCards(data, 3000)
     full = cards.show(0, "image")
     assert 'id="v0"' in full and 'data-same="v0"' in cards.show(0, "image")
     rest = [cards.show(i, "image") for i in range(1, 6)]
