@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune.comparison.bootstrap import intervals
+from mmtune.comparison.bootstrap_intervals import intervals
 from mmtune.comparison.confusable import Confusable, accuracy
 from mmtune.comparison.gate import MEAN, Change, Gate, decide, default_gate
 from mmtune.contracts import Embeddings
@@ -207,7 +207,7 @@ def _extra(name: str, left: Vectors, right: Vectors, gate: Gate, run: dict[str, 
 def _twin_change(frozen: Confusable, base: Vectors, candidate: Vectors, old: Result, how: dict[str, Any]) -> Change:
     """Accuracy over the frozen pairs as a Change."""
     (a, queries), (b, _) = accuracy(frozen, base), accuracy(frozen, candidate)
-    from mmtune.comparison.clusters import row_clusters
+    from mmtune.evaluation.clusters import row_clusters
 
     linked = row_clusters(base)
     at = np.array([linked[q] for q in queries])

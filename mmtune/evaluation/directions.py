@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmtune.comparison.clusters import row_clusters
 from mmtune.contracts import Embeddings, direction
 from mmtune.errors import DataError, ModelError
 from mmtune.evaluation import metrics
+from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.ranks import ranks
 from mmtune.evaluation.result import Direction, Result
 from mmtune.relevance.items import Items, unite

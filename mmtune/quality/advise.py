@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import modalities
-from mmtune.comparison.bootstrap import MIN_CLUSTERS
+from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.comparison import changes
 from mmtune.comparison.gate import Change
 from mmtune.contracts import Embeddings

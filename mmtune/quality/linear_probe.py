@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune.comparison.clusters import row_clusters
 from mmtune.comparison.comparison import changes
 from mmtune.comparison.gate import Change
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
+from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.result import Direction
 from mmtune.relevance.items import names_to_labels, take

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmtune.contracts import Embeddings
 from mmtune.errors import Rejected
-from mmtune.quality.doctor import Finding, finding
+from mmtune.quality.findings import Finding, finding
 from mmtune.relevance.items import Items, unite
 from mmtune.search.exact import topk
 

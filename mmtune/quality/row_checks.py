@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from mmtune.evaluation.leakage import UNIQUE
-from mmtune.quality.doctor import Finding, Split, finding
+from mmtune.quality.findings import Finding, Split, finding
 
 NUMBERING = 0.5  # if more ids than this meet under other contents, ids are mere numbers and say nothing
 LOPSIDED = 20  # the largest group holds so many times the median group

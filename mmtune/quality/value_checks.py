@@ -7,7 +7,7 @@ import numpy as np
 from mmtune import modalities
 from mmtune.errors import DataError, Rejected
 from mmtune.modalities.quality import Measure, measure
-from mmtune.quality.doctor import Finding, Split, finding
+from mmtune.quality.findings import Finding, Split, finding
 from mmtune.quality.row_checks import contents
 from mmtune.runtime.progress import Progress
 from mmtune.search.exact import topk, unit

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from mmtune.comparison.bootstrap import intervals, t_quantile
-from mmtune.comparison.clusters import row_clusters
+from mmtune.comparison.bootstrap_intervals import intervals, t_quantile
 from mmtune.comparison.comparison import compare_vectors
 from mmtune.comparison.confusable import Confusable, accuracy, freeze
 from mmtune.comparison.gate import Change, Gate, decide, read_gate
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import trained_rows
 from mmtune.relevance.items import take
