@@ -18,7 +18,7 @@ _LAZY = {
     "train": "mmtune.run",
     "embed": "mmtune.embedding.embed",
     "evaluate": "mmtune.evaluation.evaluate_model",
-    "compare": "mmtune.evaluation.evaluate_model",
+    "compare": "mmtune.comparison.compare_models",
     "report": "mmtune.reporting.report",
     "bench": "mmtune.benchmark.throughput",
     "mine": "mmtune.mining.mine_model",

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.comparison.gate import Gate
+from mmtune.comparison.retention import refuse_trained_retention
 from mmtune.contracts import Embeddings, Pair, direction
 from mmtune.data.loader.batch_plan import plan
 from mmtune.data.loader.loader import Loader
@@ -21,7 +22,6 @@ from mmtune.embedding.embed import embed_data
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.evaluate_model import evaluate
-from mmtune.evaluation.leakage import trained_rows
 from mmtune.evaluation.trained_pairs import seen_pairs
 from mmtune.mining.mine_model import find_verifier
 from mmtune.mining.rounds import Rounds
@@ -91,7 +91,8 @@ def _train(
         raise RecipeError(
             f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {_named(pairs)}; at least 2 are needed"
         )
-    refuse_leak(general, data, usable, trained)
+    if general is not None:
+        refuse_trained_retention(general, data, usable, trained)
     between = _between(recipe)
     augment = augmentations(recipe, trained, data)
     heads = _heads_first(recipe, model, trained, resume, quiet, processes)
@@ -341,25 +342,6 @@ def augmentations(recipe: Recipe, trained: Sequence[str], data: WeightedConcat) 
         if m not in trained:
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(trained)}")
     return {m: augmentation(m, options, data) for m, options in recipe.augment.items() if options}
-
-
-def refuse_leak(general: Data | None, data: WeightedConcat, usable: np.ndarray, trained: Sequence[str]) -> None:
-    """RecipeError when rows of the general slice are trained on. By content: unrelated sets may both have a row "1"."""
-    if general is None:
-        return
-    rows = {m: np.flatnonzero(general.present[m]) for m in trained if m in general.modalities}
-    found = {
-        m: Embeddings(
-            [general.ids[i] for i in r], [None] * len(r), {m: general.labels[m][r]}, np.empty((len(r), 0), np.float32)
-        )
-        for m, r in rows.items()
-    }
-    why = trained_rows(found, {m: np.unique(data.labels[m][usable]) for m in rows})
-    if why:
-        row = min(why)
-        raise RecipeError(
-            f"data.general: {len(why)} of the rows of {general.spec} are trained on (row {row!r}: {why[row]}); take them out"
-        )
 
 
 def _between(recipe: Recipe) -> Interpolate | None:

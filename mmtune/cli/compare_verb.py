@@ -2,7 +2,7 @@
 
 Exit status: 0 the candidate passes, 1 it fails or the data cannot tell, 2 bad input.
 The gate is read from FILE (a recipe with a `gate:` key, or the gate alone):
-  gate: {metric: ndcg@10, direction: "A->B", min_gain: 0.01, guards: {general: -0.01, confusable: 0.0}}
+  gate: {metric: ndcg@10, direction: "A->B", min_gain: 0.01, guards: {retention: -0.01, confusable: 0.0}}
 """
 
 import argparse
@@ -54,12 +54,12 @@ def gate_of(args: argparse.Namespace) -> dict[str, Any] | None:
         except ValueError:
             equals = ""
         if not equals:
-            raise RecipeError(f"--guard {guard}: write NAME=BOUND, e.g. general=-0.01")
+            raise RecipeError(f"--guard {guard}: write NAME=BOUND, e.g. retention=-0.01")
     return gate or None
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.evaluation.evaluate_model import compare
+    from mmtune.comparison.compare_models import compare
 
     found = compare(
         args.base,
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Result:
         ks=cutoffs(args.k),
         qrels=args.qrels,
         slices=args.slice,
-        general=args.general,
+        retention=args.general,
         confusable=args.confusable or True,
         within=args.within,
         batch_size=args.batch_size,

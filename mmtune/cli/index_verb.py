@@ -284,7 +284,7 @@ def _promote(args: argparse.Namespace) -> Result:
             force=args.force,
             why=args.why,
             qrels=args.qrels,
-            general=_data(args.general),
+            retention=_data(args.general),
             slices=args.slice,
             min_recall=args.min_recall,
             max_slowdown=args.max_slowdown,

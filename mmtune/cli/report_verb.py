@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> Result:
         data=args.data,
         gate=read_gate(args.gate) if args.gate else None,
         slices=args.slice,
-        general=args.general,
+        retention=args.general,
         qrels=args.qrels,
         examples=args.examples,
         batch_size=args.batch_size,

@@ -9,7 +9,7 @@ import numpy as np
 MIN_CLUSTERS = 5  # below this no interval is worth its name: [-1, 1], all that a metric in [0, 1] can differ
 
 
-def intervals(
+def bootstrap_intervals(
     parts: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds (lower [M], upper [M]) of the mean over `parts` of each part's mean.

@@ -1,7 +1,7 @@
-"""The confusable slice: queries whose right answer has a near twin, frozen once from the base model and kept by id.
+"""The confusable slice: queries whose relevant candidate has a near twin, frozen once from the base model and kept by id.
 
-The twin of an item is the most similar item of another thing in the base's own space of items. Queries are not chosen by
-how the base answers them: a slice of the base's own mistakes flatters every other model (regression to the mean).
+The twin of an item is the most similar item of another group in the base model's own space. Queries are not chosen by how
+well the base answers them: a slice of the base's own mistakes flatters every other model (regression to the mean).
 """
 
 from collections.abc import Mapping
@@ -10,19 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
+from mmtune.comparison.bootstrap_intervals import bootstrap_intervals
+from mmtune.comparison.gate import MEAN, Gate
+from mmtune.comparison.paired_difference import Bootstrap, PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
+from mmtune.evaluation.clusters import row_clusters
 from mmtune.relevance.items import Items, unite
 from mmtune.relevance.relevant import Qrels, relevant
 from mmtune.runtime.files import read_json, write_json
 from mmtune.search.exact import GRID, exact_keys, pair_keys
 
 FORMAT = 1
+CONFUSABLE, CONFUSABLE_PAIRS = "confusable", "confusable pairs"
+"""Names of slices: the confusable queries, and the accuracy over their (relevant candidate, twin) pairs."""
+
+Vectors = Mapping[str, Embeddings]
 
 
 @dataclass(frozen=True)
 class Twins:
-    """One confusable query: row ids of the query, its right answer and the twin; their similarity in the base."""
+    """One confusable query: row ids of the query, its relevant candidate and the twin; similarity of the latter two."""
 
     query: str
     right: str
@@ -32,7 +40,7 @@ class Twins:
 
 @dataclass
 class Confusable:
-    """The frozen slice of one direction. fingerprint: the base that chose it; share: of the queries, the most confusable."""
+    """The frozen slice of one direction. fingerprint: of the base model; share: of the queries, the most confusable."""
 
     direction: str
     fingerprint: str
@@ -41,78 +49,125 @@ class Confusable:
 
     @property
     def rows(self) -> frozenset[str]:
-        """The slice as row ids."""
+        """Row ids of the queries."""
         return frozenset(t.query for t in self.twins)
 
     def save(self, path: str | Path) -> None:
+        """Write the slice as JSON."""
         write_json(path, {"format": FORMAT, **asdict(self)})
 
     @staticmethod
     def read(path: str | Path) -> "Confusable":
         """Raises DataError naming the file when it is no confusable slice."""
-        found = read_json(path)
+        document = read_json(path)
         try:
-            if found.pop("format") != FORMAT:
+            if document.pop("format") != FORMAT:
                 raise DataError(f"{path}: a confusable slice of another format; freeze it again with this mmtune")
-            return Confusable(**{**found, "twins": [Twins(**t) for t in found["twins"]]})
+            return Confusable(**{**document, "twins": [Twins(**t) for t in document["twins"]]})
         except (AttributeError, KeyError, TypeError):
             raise DataError(f"{path}: not a confusable slice (as written by `mmtune compare --confusable FILE`)") from None
 
 
-def freeze(
-    vectors: Mapping[str, Embeddings], pair: tuple[str, str], share: float = 0.25, qrels: Qrels | None = None
-) -> Confusable:
-    """The `share` of the queries of `pair` whose right answer has the most similar twin. Raises DataError when none has one."""
+def read_or_freeze(where: "bool | str | Path", base: Vectors, gate: Gate | None, qrels: Qrels | None) -> Confusable | None:
+    """The confusable slice of a comparison. where: False for none; True freezes it in memory, or gives None where no two
+    groups can be confused; a path is read, or written when there is no such file.
+
+    It is frozen for the gate's direction, or for the first direction between two modalities.
+    """
+    if where is False:
+        return None
+    if not isinstance(where, bool) and Path(where).exists():
+        return Confusable.read(where)
+    wanted = gate.direction if gate else MEAN
+    pairs = [(a, b) for a in base for b in base if a != b or len(base) == 1]
+    pair = next((p for p in pairs if "->".join(p) == wanted), pairs[0])
+    try:
+        frozen = freeze(base, pair, qrels=qrels)
+    except DataError:
+        if isinstance(where, bool):
+            return None
+        raise
+    if not isinstance(where, bool):
+        frozen.save(where)
+    return frozen
+
+
+def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: Qrels | None = None) -> Confusable:
+    """The `share` of the queries of `pair` whose relevant candidate has the most similar twin. DataError when none has one."""
     if not 0 < share <= 1:
         raise DataError(f"confusable share {share}: a number in (0, 1]")
     a, b = pair
     queries = unite(a, vectors[a])
     candidates = queries if a == b else unite(b, vectors[b])
-    near, key = _nearest_other(candidates)
-    found: list[tuple[int, int, int, int]] = []
+    twin_N, key_N = _nearest_of_another_group(candidates)
+    triples: list[tuple[int, int, int, int]] = []
     for part in relevant(queries, candidates, 4096, qrels):
         for i in range(part.start, part.stop):
             right = part.items[i - part.start]
-            good = right[(near[right] >= 0) & ~np.isin(near[right], right)]
-            if len(good):
-                best = good[np.argmax(key[good])]  # the first of equals, which has the greatest id
-                found.append((-int(key[best]), i, int(best), int(near[best])))
-    if not found:
+            with_twin = right[(twin_N[right] >= 0) & ~np.isin(twin_N[right], right)]
+            if len(with_twin):
+                best = with_twin[np.argmax(key_N[with_twin])]  # of equals the first, which has the greatest id
+                triples.append((-int(key_N[best]), i, int(best), int(twin_N[best])))
+    if not triples:
         raise DataError(
-            f"{a}->{b}: no right answer has a twin of another group; the confusable slice needs two groups at least"
+            f"{a}->{b}: no relevant candidate has a twin of another group; the confusable slice needs two groups at least"
         )
-    chosen = sorted(found)[: max(1, round(share * len(found)))]
+    chosen = sorted(triples)[: max(1, round(share * len(triples)))]
     twins = [Twins(queries.ids[q], candidates.ids[r], candidates.ids[t], -k / GRID) for k, q, r, t in chosen]
     return Confusable(f"{a}->{b}", vectors[a].fingerprint, share, twins)
 
 
-def _nearest_other(items: Items, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """For each item the most similar one that shares neither group nor row, or -1; and the key of that similarity."""
+def _nearest_of_another_group(items: Items, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """(nearest [N], key [N]): for each item the most similar one that shares neither group nor row, or -1, and the integer
+    key of their cosine (see `mmtune.search.exact`)."""
     near, best = np.full(len(items), -1), np.zeros(len(items), np.int64)
     for part in relevant(items, items, chunk):
         keys = exact_keys(items.vectors[part.start : part.stop], items.vectors)
         keys[np.repeat(np.arange(len(part.items)), part.items.counts), part.items.values] = -2 * GRID
         keys[np.arange(len(keys)), np.arange(part.start, part.stop)] = -2 * GRID
-        at = keys.argmax(1)  # ties: the first, which has the greatest id
+        at = keys.argmax(1)  # of equals the first, which has the greatest id
         top = keys[np.arange(len(keys)), at]
         near[part.start : part.stop], best[part.start : part.stop] = np.where(top > -2 * GRID, at, -1), top
     return near, best
 
 
-def accuracy(frozen: Confusable, vectors: Mapping[str, Embeddings]) -> tuple[np.ndarray, list[str]]:
-    """Per twin pair whose rows are all there: 1 right answer above its twin, 0 below, 0.5 the same score; and the query ids."""
+def accuracy(frozen: Confusable, vectors: Vectors) -> tuple[np.ndarray, list[str]]:
+    """(accuracy [P], query ids [P]) of the pairs whose rows are all among `vectors`: 1 when the relevant candidate scores
+    above its twin, 0 when below, 0.5 when the same."""
     a, b = frozen.direction.split("->")
     for m in (a, b):
         if m not in vectors:
             raise DataError(f"the confusable slice is of {frozen.direction}; there are no vectors of {m}")
-    left = {row: i for i, row in enumerate(vectors[a].ids)}
-    right = {row: i for i, row in enumerate(vectors[b].ids)}
-    known = [t for t in frozen.twins if t.query in left and t.right in right and t.twin in right]
+    query_row = {row: i for i, row in enumerate(vectors[a].ids)}
+    candidate_row = {row: i for i, row in enumerate(vectors[b].ids)}
+    known = [t for t in frozen.twins if t.query in query_row and t.right in candidate_row and t.twin in candidate_row]
     if not known:
         raise DataError("no query of the confusable slice is in these data; it was frozen from others: freeze it anew")
-    q = np.array([left[t.query] for t in known])
-    keys = [
-        pair_keys(vectors[a].query_vectors, vectors[b].vectors, q, np.array([right[getattr(t, w)] for t in known]))
+    q = np.array([query_row[t.query] for t in known])
+    right_key, twin_key = (
+        pair_keys(vectors[a].query_vectors, vectors[b].vectors, q, np.array([candidate_row[getattr(t, w)] for t in known]))
         for w in ("right", "twin")
-    ]
-    return (1 + np.sign(keys[0].astype(np.int64) - keys[1])) / 2, [t.query for t in known]
+    )
+    return (1 + np.sign(right_key.astype(np.int64) - twin_key)) / 2, [t.query for t in known]
+
+
+def confusable_difference(
+    frozen: Confusable, base: Vectors, candidate: Vectors, bootstrap: Bootstrap | None = None
+) -> PairedDifference:
+    """Paired difference of the accuracy over the frozen pairs."""
+    bootstrap = bootstrap or Bootstrap()
+    (before, queries), (after, _) = accuracy(frozen, base), accuracy(frozen, candidate)
+    cluster_of = row_clusters(base)
+    clusters = np.array([cluster_of[q] for q in queries])
+    delta = after - before
+    low, high = bootstrap_intervals([(delta[:, None], clusters)], bootstrap.level, bootstrap.resamples, bootstrap.seed)
+    return PairedDifference(
+        base=float(before.mean()),
+        candidate=float(after.mean()),
+        difference=float(delta.mean()),
+        interval=(float(low[0]), float(high[0])),
+        wins=int((delta > 0).sum()),
+        losses=int((delta < 0).sum()),
+        queries=len(delta),
+        clusters=len(np.unique(clusters)),
+    )

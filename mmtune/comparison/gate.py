@@ -1,20 +1,32 @@
-"""The gate: may the candidate replace the base? By effect size and its interval, never by a p-value alone."""
+"""The gate: may the candidate replace the base? Decided by effect size and its interval, never by a p-value alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mmtune.comparison.paired_difference import PairedDifference
 
 MEAN = "mean"
 """The name of the mean over all directions between different modalities."""
+RETENTION = "retention"
+"""The name of the slice that holds the retention data (see `mmtune.comparison.retention`)."""
+OLD_NAMES = {"general": RETENTION}
+"""Guards of gate files written by earlier versions."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """`metric` of `direction` must gain at least `min_gain`; each guard (a slice or a direction) may change by no less than
-    its bound: {general: -0.01} lets it lose one point at most. Both are asked of the 95% interval's lower end."""
+    """What a candidate has to gain, and what it must not lose.
+
+    `metric` of `direction` ("A->B", or "mean") must gain more than `min_gain`. guards: slice or direction -> the least
+    difference that it may show: {"retention": -0.01} lets the retention slice lose one point at most. Both are decided by the
+    95% interval of the difference: its lower end must be above `min_gain`, and no lower than a guard's bound.
+    """
 
     metric: str = "ndcg@10"
     direction: str = MEAN
@@ -22,7 +34,7 @@ class Gate:
     guards: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def read(value: "Mapping[str, Any] | Gate | None") -> "Gate | None":
+    def read(value: "Mapping[str, object] | Gate | None") -> "Gate | None":
         """From the recipe's `gate:` mapping. Raises RecipeError for unknown keys and values that are no numbers."""
         if value is None or isinstance(value, Gate):
             return value
@@ -35,86 +47,80 @@ class Gate:
                 raise RecipeError(
                     f"gate.{key}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
                 )
+        fields = cast("JsonObject", dict(value))
         try:
-            guards = {str(k): float(v) for k, v in dict(value.get("guards") or {}).items()}
-            return Gate(**{**value, "min_gain": float(value.get("min_gain", 0.0)), "guards": guards})
+            guards = {OLD_NAMES.get(k, str(k)): float(v) for k, v in dict(fields.get("guards") or {}).items()}
+            return Gate(**{**fields, "min_gain": float(fields.get("min_gain", 0.0)), "guards": guards})
         except (TypeError, ValueError) as e:
-            raise RecipeError(f"gate: min_gain and guards are numbers, e.g. guards: {{general: -0.01}} ({e})") from None
+            raise RecipeError(f"gate: min_gain and guards are numbers, e.g. guards: {{retention: -0.01}} ({e})") from None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {**asdict(self), "guards": dict(self.guards)}
 
 
-def read_gate(path: str | Path) -> dict[str, Any] | None:
+def read_gate(path: str | Path) -> JsonObject | None:
     """The gate of a YAML file: a recipe with a `gate:` key (None where it is empty), or the gate alone. RecipeError else."""
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        document = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file with a gate") from None
     except yaml.YAMLError as e:
         raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
-    if isinstance(found, dict) and ("gate" in found or "model" in found):
-        found = found.get("gate") or {}
-    if not isinstance(found, dict):
+    if isinstance(document, dict) and ("gate" in document or "model" in document):
+        document = document.get("gate") or {}
+    if not isinstance(document, dict):
         raise RecipeError(f"{path}: a gate is a mapping, e.g. gate: {{metric: ndcg@10, min_gain: 0.01}}")
-    return found or None
+    return document or None
 
 
-def default_gate(directions: list[str], slices: list[str]) -> Gate:
-    """Without a recipe: the mean over directions must rise, none of them and no `general` slice may lose a point, and the
-    `confusable` slice may not fall."""
+def default_gate(directions: Iterable[str], slices: Iterable[str]) -> Gate:
+    """The gate when none is given: the mean over directions must rise, no direction and no retention slice may lose more than
+    one point, and the confusable slice may not fall."""
+    directions, slices = list(directions), list(slices)
     guards = dict.fromkeys(directions, -0.01) if len(directions) > 1 else {}
-    guards |= {s: b for s, b in (("general", -0.01), ("confusable", 0.0)) if s in slices}
+    guards |= {s: bound for s, bound in ((RETENTION, -0.01), ("confusable", 0.0)) if s in slices}
     return Gate(direction=MEAN if len(directions) > 1 else next(iter(directions), MEAN), guards=guards)
 
 
-@dataclass(frozen=True)
-class Change:
-    """Paired difference candidate - base of one metric over some queries, with its interval resampled by cluster."""
+class GateVerdict(NamedTuple):
+    """verdict: "pass", "fail", or "inconclusive" when the interval allows either; reason: one sentence."""
 
-    base: float
-    candidate: float
-    difference: float
-    interval: tuple[float, float]
-    wins: int
-    losses: int
-    queries: int
-    clusters: int
+    verdict: str
+    reason: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "interval": list(self.interval)}
-
-    def __str__(self) -> str:
-        return f"{self.difference:+.4f} [{self.interval[0]:+.4f}, {self.interval[1]:+.4f}]"
+    def to_dict(self) -> JsonObject:
+        return self._asdict()
 
 
-def decide(gate: Gate, gain: Change, guards: Mapping[str, Change]) -> tuple[str, str]:
-    """(verdict, reason in one sentence): pass, fail, or inconclusive when the interval allows either answer."""
+def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDifference]") -> GateVerdict:
+    """The verdict on the gain in the gate's direction and on the differences of the guarded slices and directions."""
     name = f"{gate.metric} of {gate.direction}"
-    broken = {g: c for g, c in guards.items() if c.interval[1] < gate.guards[g]}
-    unsure = {g: c for g, c in guards.items() if not c.interval[0] >= gate.guards[g] and g not in broken}
+    broken = {g: d for g, d in guards.items() if d.interval[1] < gate.guards[g]}
+    unsure = {g: d for g, d in guards.items() if not d.interval[0] >= gate.guards[g] and g not in broken}
     if broken:
-        g, c = min(broken.items(), key=lambda x: x[1].difference - gate.guards[x[0]])
-        return "fail", f"{gate.metric} of the guard {g!r} changed by {c}, below its bound {gate.guards[g]:+g}."
+        g, d = min(broken.items(), key=lambda x: x[1].difference - gate.guards[x[0]])
+        return GateVerdict("fail", f"{gate.metric} of the guard {g!r} changed by {d}, below its bound {gate.guards[g]:+g}.")
     if gain.interval[1] <= gate.min_gain:
-        return "fail", f"{name} changed by {gain}, {_missed(gate)}."
+        return GateVerdict("fail", f"{name} changed by {gain}, {_missed(gate)}.")
     if not gain.interval[0] > gate.min_gain:
-        return "inconclusive", (
+        return GateVerdict(
+            "inconclusive",
             f"{name} changed by {gain}: the interval ({gain.queries} queries, {gain.clusters} clusters) holds values on "
-            f"both sides of {gate.min_gain:+g}; more test queries would tell."
+            f"both sides of {gate.min_gain:+g}; more test queries would tell.",
         )
     if unsure:
-        g, c = min(unsure.items(), key=lambda x: x[1].interval[0] - gate.guards[x[0]])
-        return "inconclusive", (
-            f"{name} rose by {gain}, but {gate.metric} of the guard {g!r} changed by {c} and may lie below its bound "
-            f"{gate.guards[g]:+g}; more test queries would tell."
+        g, d = min(unsure.items(), key=lambda x: x[1].interval[0] - gate.guards[x[0]])
+        return GateVerdict(
+            "inconclusive",
+            f"{name} rose by {gain}, but {gate.metric} of the guard {g!r} changed by {d} and may lie below its bound "
+            f"{gate.guards[g]:+g}; more test queries would tell.",
         )
     kept = f" and {len(guards)} guard{'s' * (len(guards) > 1)} held" if guards else ""
-    asked = f", more than the {gate.min_gain:+g} asked for" if gate.min_gain else ""
-    return "pass", f"{name} rose by {gain}{asked}{kept}."
+    required = f", more than the required {gate.min_gain:+g}" if gate.min_gain else ""
+    return GateVerdict("pass", f"{name} rose by {gain}{required}{kept}.")
 
 
 def _missed(gate: Gate) -> str:
-    return f"which is not more than the {gate.min_gain:+g} asked for" if gate.min_gain else "which is no gain"
+    return f"which is not more than the required {gate.min_gain:+g}" if gate.min_gain else "which is no gain"

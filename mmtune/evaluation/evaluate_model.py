@@ -1,20 +1,15 @@
-"""`mmtune.evaluate` and `mmtune.compare`: MODEL and DATA in, a typed result out."""
+"""`mmtune.evaluate`: MODEL and DATA in, a typed result out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from mmtune.comparison.comparison import Comparison, compare_vectors
-from mmtune.comparison.confusable import Confusable, freeze
-from mmtune.comparison.gate import MEAN, Gate
-from mmtune.contracts import Embeddings
-from mmtune.errors import DataError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_views
-from mmtune.evaluation.leakage import identity, refuse_trained
+from mmtune.evaluation.inputs import as_data, as_model
 from mmtune.evaluation.matryoshka_dims import evaluate_dims, trained_dims
 from mmtune.evaluation.result import Result
-from mmtune.evaluation.slices import named, slice_direction
+from mmtune.evaluation.slices import metadata_slices, slice_direction
 from mmtune.evaluation.trained_pairs import unseen
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.relevant import Qrels
@@ -25,19 +20,6 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.evaluation.tasks.evaluate_task import TaskResult
     from mmtune.model.dual_encoder import Model
-
-
-def _model(model: "Model | str | Path", dim: int | None = None) -> "Model":
-    from mmtune.model.artifact import load
-
-    found = load(model) if isinstance(model, str | Path) else model
-    return found if dim is None else found.prefix(dim)
-
-
-def _data(data: "Data | str") -> "Data":
-    from mmtune.data.shards.dataset import open_data
-
-    return open_data(data) if isinstance(data, str) else data
 
 
 @overload
@@ -83,7 +65,7 @@ def evaluate(
     from mmtune.embedding.embed import embed_data
     from mmtune.evaluation.tasks.evaluate_task import evaluate_task, refuse_options
 
-    found, rows = _model(model, dim), _data(data)
+    found, rows = as_model(model, dim), as_data(data)
     if task != "retrieval":
         options |= {"slices": slices, "qrels": qrels, "trec": trec, "views": views}
         seen = trained_on(model)
@@ -99,7 +81,7 @@ def evaluate(
             **options,
         )
     refuse_options(task, options)
-    parts = named(rows, slices)
+    parts = metadata_slices(rows, slices)
     vectors = embed_data(found, rows, modalities, batch_size, quiet, processes=processes)
     judged = judgments(qrels, rows.ids)
     vectors = vectors if views is None else pool_views(vectors, views, judged)
@@ -115,80 +97,3 @@ def evaluate(
     dims = trained_dims(found) if views is None else []  # a prefix of a mean is not the mean of prefixes
     result.dims = evaluate_dims(vectors, result, dims, ks=ks, qrels=judged, within=within)
     return result
-
-
-def compare(
-    base: "Model | str | Path",
-    candidate: "Model | str | Path",
-    data: "Data | str",
-    *,
-    gate: "Gate | Mapping[str, Any] | None" = None,
-    modalities: Sequence[str] | None = None,
-    ks: Sequence[int] = (1, 5, 10),
-    qrels: "Qrels | str | Path | None" = None,
-    slices: Sequence[str] = (),
-    general: "Data | str | None" = None,
-    confusable: "bool | str | Path" = True,
-    within: bool = False,
-    batch_size: int = 64,
-    quiet: bool = True,
-    dim: int | None = None,
-    base_dim: int | None = None,
-) -> Comparison:
-    """Both models on the same DATA, query by query, and the gate's verdict (see `compare_vectors`).
-
-    general: other DATA on which nothing may be lost; confusable: True freezes the slice from the base in memory, a path
-    reads it from there, or freezes it there when there is no such file. Rows that either model was trained on: DataError.
-    dim: both with their first so many dimensions, the base with `base_dim` where that is given.
-    """
-    made, rows = Gate.read(gate), _data(data)
-    parts = named(rows, slices)
-    other = _data(general) if general is not None else None
-    vectors: list[dict[str, Embeddings]] = []
-    extra: list[dict[str, Embeddings]] = []
-    from mmtune.embedding.embed import embed_data, shared_modalities
-
-    both = [_model(base, dim if base_dim is None else base_dim), _model(candidate, dim)]
-    wanted = [m for m in shared_modalities(both[0], rows, modalities) if m in both[1].towers]
-    if not wanted:
-        raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(both[1].towers)}")
-    rows_only = {m: identity(rows, m) for m in wanted}
-    for name, given in (("the base", base), ("the candidate", candidate)):
-        refuse_trained(rows_only, trained_on(given), name)  # before anything is embedded
-    for model in both:
-        vectors.append(embed_data(model, rows, wanted, batch_size, quiet))
-        if other is not None:
-            extra.append(embed_data(model, other, [m for m in wanted if m in other.modalities], batch_size, quiet))
-    judged = judgments(qrels, rows.ids)
-    return compare_vectors(
-        *vectors,
-        gate=made,
-        ks=ks,
-        qrels=judged,
-        within=within,
-        slices=parts,
-        extra={"general": (extra[0], extra[1])} if extra else None,
-        confusable=_confusable(confusable, vectors[0], made, judged),
-    )
-
-
-def _confusable(
-    where: "bool | str | Path", base: dict[str, Embeddings], gate: Gate | None, qrels: Qrels | None
-) -> Confusable | None:
-    """Read the frozen slice, or freeze it: for the gate's direction, or the first between two modalities."""
-    if where is False:
-        return None
-    if not isinstance(where, bool) and Path(where).exists():
-        return Confusable.read(where)
-    wanted = gate.direction if gate else MEAN
-    pairs = [(a, b) for a in base for b in base if a != b or len(base) == 1]
-    pair = next((p for p in pairs if "->".join(p) == wanted), pairs[0])
-    try:
-        frozen = freeze(base, pair, qrels=qrels)
-    except DataError:
-        if isinstance(where, bool):
-            return None  # nothing here can be confused: no two groups
-        raise
-    if not isinstance(where, bool):
-        frozen.save(where)
-    return frozen

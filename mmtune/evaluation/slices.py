@@ -49,7 +49,7 @@ def by_values(name: str, ids: Iterable[str], values: Iterable[Any]) -> dict[str,
     return {k: frozenset(out[k]) for k in sorted(out)}
 
 
-def named(data: "Data", wanted: Iterable[str]) -> dict[str, frozenset[str]]:
+def metadata_slices(data: "Data", wanted: Iterable[str]) -> dict[str, frozenset[str]]:
     """Slices of DATA: a metadata column by its name, or "size:MODALITY" for quarters by length, duration or area."""
     out: dict[str, frozenset[str]] = {}
     for name in wanted:
@@ -72,7 +72,7 @@ def _numbers(values: list[Any]) -> "np.ndarray | None":
         return None
 
 
-def member(found: Direction, rows: "frozenset[str] | set[str]") -> np.ndarray:
+def in_slice(found: Direction, rows: "frozenset[str] | set[str]") -> np.ndarray:
     """[queries] bool: the query is in the slice."""
     return np.array([not rows.isdisjoint(r) for r in found.query_rows], bool)
 
@@ -83,7 +83,7 @@ def slice_direction(found: Direction, slices: Slices, metric: str) -> dict[str, 
         raise RecipeError("slices need the values of every query: evaluate with per_query=True")
     out = {}
     for name, rows in slices.items():
-        mask = member(found, rows)
+        mask = in_slice(found, rows)
         if mask.any():
             out[name] = Slice(int(mask.sum()), {m: float(v[mask].mean()) for m, v in found.values.items()})
     return dict(sorted(out.items(), key=lambda x: (x[1].metrics[metric], x[0])))

@@ -9,8 +9,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
-from mmtune.comparison.comparison import changes
-from mmtune.comparison.gate import Change
+from mmtune.comparison.paired_difference import DirectionPair, PairedDifference, paired_differences
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
@@ -43,7 +42,7 @@ class Advice:
     direction: str
     metric: str
     target: float | None
-    baseline: Change
+    baseline: PairedDifference
     probe: Probe | None
     rates: dict[str, float]
     reindex: dict[str, dict[str, float | None]]
@@ -126,8 +125,8 @@ def default_direction(pairs: Mapping[str, tuple[str, str]]) -> str:
     return next(iter([*typed, *pairs]))
 
 
-def baseline(vectors: Mapping[str, Embeddings], pair: tuple[str, str], metric: str) -> Change:
-    """The metric with an interval by cluster (as a Change from zero)."""
+def baseline(vectors: Mapping[str, Embeddings], pair: tuple[str, str], metric: str) -> PairedDifference:
+    """The metric with an interval by cluster (as a PairedDifference from zero)."""
     ks = [int(metric.partition("@")[2])] if metric.partition("@")[2].isdigit() else [10]
     found = evaluate_vectors(vectors, ks=ks, pairs=[pair], per_query=True).directions.get("->".join(pair))
     if found is None:
@@ -136,11 +135,11 @@ def baseline(vectors: Mapping[str, Embeddings], pair: tuple[str, str], metric: s
         raise RecipeError(f"--target: no metric {metric!r}; there are: {', '.join(found.metrics)}")
     assert found.values is not None
     zero = type(found)(**{**found.__dict__, "values": {m: np.zeros_like(v) for m, v in found.values.items()}})
-    c = changes([(zero, found, None)], [metric])[metric]
-    return Change(c.candidate, c.candidate, 0.0, c.interval, 0, 0, c.queries, c.clusters)
+    c = paired_differences([DirectionPair(zero, found)], [metric])[metric]
+    return PairedDifference(c.candidate, c.candidate, 0.0, c.interval, 0, 0, c.queries, c.clusters)
 
 
-def decide(base: Change, head: Probe | None, target: float | None, per_group: float) -> tuple[str, str, list[str]]:
+def decide(base: PairedDifference, head: Probe | None, target: float | None, per_group: float) -> tuple[str, str, list[str]]:
     """(answer, why, sources) from what was measured. Pure, so that it can be argued with. Every number in it was measured here,
     or is quoted with its source."""
     if base.clusters < MIN_CLUSTERS or head is None:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune.comparison.comparison import changes
-from mmtune.comparison.gate import Change
+from mmtune.comparison.paired_difference import DirectionPair, PairedDifference, paired_differences
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.clusters import row_clusters
@@ -31,7 +30,7 @@ class Probe:
     """change: base against head on rows that the head did not see; curve: (share of the training part, metric); unseen: the
     held-out rows are of groups that the head never saw."""
 
-    change: Change
+    change: PairedDifference
     curve: list[tuple[float, float]]
     unseen: bool
     rows: int
@@ -147,6 +146,6 @@ def probe(vectors: Vectors, pair: tuple[str, str], metric: str = "ndcg@10", seed
             assert found is not None  # the same rows as the base
             curve[share].append(found.metrics[metric])
             if share == 1:
-                parts.append((base, found, None))
-    change = changes(parts, [metric])[metric]
+                parts.append(DirectionPair(base, found))
+    change = paired_differences(parts, [metric])[metric]
     return Probe(change, [(s, float(np.mean(v))) for s, v in curve.items()], unseen, len(vectors[pair[1]].ids))

@@ -3,21 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.comparison.comparison import Comparison, compare_vectors
-from mmtune.comparison.confusable import Confusable, freeze
-from mmtune.comparison.gate import MEAN, Gate
+from mmtune.comparison.compare_models import ComparedModel, assemble_comparison
+from mmtune.comparison.comparison_result import Comparison
+from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
-from mmtune.evaluation.leakage import refuse_trained
-from mmtune.evaluation.slices import named
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.items import Items, unite
 from mmtune.relevance.relevant import Qrels, relevant
-from mmtune.relevance.trec_files import judgments
 from mmtune.reporting.subject import Subject
 from mmtune.search.exact import exact_keys
 
@@ -84,7 +81,7 @@ class Measured:
 def measure(
     subject: Subject,
     slices: Sequence[str] | None = None,
-    general: str | None = None,
+    retention: str | None = None,
     batch_size: int = 64,
     quiet: bool = True,
     qrels: "Qrels | str | Path | None" = None,
@@ -92,56 +89,46 @@ def measure(
     """Embed the subject's data with both models and compare.
 
     slices: metadata columns or "size:MODALITY"; None: the columns of few values, and those that the gate's guards name.
-    general: other DATA for the slice of that name; qrels: judgments, or their file, that alone decide what is right. Raises
-    DataError for rows that either model was trained on.
+    retention: other DATA for the slice of that name; qrels: judgments, or their file, that alone decide what is relevant.
+    Raises DataError for rows that either model was trained on.
     """
     from mmtune.data.shards.dataset import open_data
-    from mmtune.embedding.embed import embed_classes, embed_data, shared_modalities
+    from mmtune.embedding.embed import embed_classes
     from mmtune.model import artifact
 
     rows = open_data(subject.data)  # type: ignore[arg-type]
-    general = general or subject.general
-    other = open_data(general) if general else None
-    judged = judgments(qrels, rows.ids)
+    retention = retention or subject.retention
     gate = Gate.read(subject.gate)
-    wanted = _columns(rows, gate) if slices is None else list(slices)
-    parts = named(rows, wanted) if wanted else {}
     models: dict[str, Model] = {}
     for side, model in zip(SIDES, (subject.base, subject.candidate), strict=True):
         models[side] = artifact.load(model) if isinstance(model, str | Mapping) else model
-    names = [m for m in shared_modalities(models["before"], rows) if m in models["after"].towers]
-    if not names:
-        raise DataError(f"{rows.spec}: nothing that both models embed; the candidate has {', '.join(models['after'].towers)}")
-    vectors: dict[str, dict[str, Embeddings]] = {}
-    classes: dict[str, dict[str, Embeddings]] = {}
-    extra: list[Any] = []
-    for side, found in models.items():
-        vectors[side] = embed_data(found, rows, names, batch_size, quiet)
-        classes[side] = embed_classes(found, rows, names, batch_size, quiet)
-        refuse_trained(vectors[side], trained_on(found), "the base" if side == "before" else "the candidate")
-        if other is not None:
-            extra.append(embed_data(found, other, [m for m in names if m in other.modalities], batch_size, quiet))
-    _same(subject, vectors)
-    comparison = compare_vectors(
-        vectors["before"],
-        vectors["after"],
-        gate=gate,
-        within=len(names) == 1,
-        slices=parts,
-        qrels=judged,
-        extra={"general": (extra[0], extra[1])} if extra else None,
-        confusable=_frozen(vectors["before"], gate, judged),
+    _check_fingerprints(subject, models)
+    base, candidate = (
+        ComparedModel(models[side], name, trained_on(models[side]))
+        for side, name in zip(SIDES, ("the base", "the candidate"), strict=True)
     )
-    return Measured(rows, comparison, vectors, judged, classes)
+    found = assemble_comparison(
+        base,
+        candidate,
+        rows,
+        gate=gate,
+        qrels=qrels,
+        slices=_columns(rows, gate) if slices is None else slices,
+        retention=open_data(retention) if retention else None,
+        batch_size=batch_size,
+        quiet=quiet,
+    )
+    classes = {side: embed_classes(models[side], rows, list(found.base), batch_size, quiet) for side in SIDES}
+    return Measured(rows, found.comparison, dict(zip(SIDES, (found.base, found.candidate), strict=True)), found.qrels, classes)
 
 
-def _same(subject: Subject, vectors: dict[str, dict[str, Embeddings]]) -> None:
+def _check_fingerprints(subject: Subject, models: "Mapping[str, Model]") -> None:
     """A comparison's document must be of these very models."""
     marks = subject.document.get("fingerprints", {})
     for side, key in zip(SIDES, ("base", "candidate"), strict=True):
-        found = next(iter(vectors[side].values())).fingerprint
-        if marks.get(key, found) != found:
-            raise DataError(f"{subject.title}: the comparison's {key} is {marks[key]}, the --{key} given is {found}")
+        fingerprint = models[side].fingerprint
+        if marks.get(key, fingerprint) != fingerprint:
+            raise DataError(f"{subject.title}: the comparison's {key} is {marks[key]}, the --{key} given is {fingerprint}")
 
 
 def _columns(data: "Data", gate: Gate | None) -> list[str]:
@@ -154,13 +141,3 @@ def _columns(data: "Data", gate: Gate | None) -> list[str]:
                 values[name].add(str(value))
     few = sorted((len(v), n) for n, v in values.items() if 2 <= len(v) <= SLICE_VALUES)
     return list(dict.fromkeys([*asked, *(n for _, n in few[:SLICE_COLUMNS])]))
-
-
-def _frozen(base: dict[str, Embeddings], gate: Gate | None, qrels: Qrels | None) -> Confusable | None:
-    """The confusable slice of the gate's direction, or of the first; None where no two things can be confused."""
-    pairs = [(a, b) for a in base for b in base if a != b or len(base) == 1]
-    wanted = gate.direction if gate else MEAN
-    try:
-        return freeze(base, next((p for p in pairs if "->".join(p) == wanted), pairs[0]), qrels=qrels)
-    except DataError:
-        return None

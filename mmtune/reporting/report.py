@@ -41,7 +41,7 @@ def report(
     data: str | None = None,
     gate: Mapping[str, Any] | None = None,
     slices: Sequence[str] | None = None,
-    general: str | None = None,
+    retention: str | None = None,
     qrels: Any = None,
     examples: int = 6,
     batch_size: int = 64,
@@ -49,13 +49,13 @@ def report(
 ) -> dict[str, Any]:
     """Write the report of a RUN directory, of a comparison's JSON, or (target None) of base and candidate on data.
 
-    slices: metadata columns or "size:MODALITY" (default: columns of few values); general: DATA on which nothing may be lost;
+    slices: metadata columns or "size:MODALITY" (default: columns of few values); retention: DATA on which nothing may be lost;
     qrels: judgments or their file, which then say throughout what is right instead of rows and groups; examples: queries
     shown of each kind and direction. Returns {"out", "verdict", "bytes"}. Raises DataError for rows that a model was trained
     on, and for anything missing.
     """
     about = subject(target, base, candidate, data, gate)
-    found = measure(about, slices, general, batch_size, quiet, qrels) if about.data else None
+    found = measure(about, slices, retention, batch_size, quiet, qrels) if about.data else None
     if found is None and qrels is not None:
         raise DataError("judgments need searches: give --base, --candidate and --data as well")
     page = report_page(about, found, examples)

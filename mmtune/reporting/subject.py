@@ -26,15 +26,15 @@ class Run:
 
 @dataclass
 class Subject:
-    """base, candidate: MODELs, None when only the numbers of a comparison are there (`document`). general: DATA on which
-    nothing may be lost."""
+    """base, candidate: MODELs, None when only the numbers of a comparison are there (`document`). retention: DATA on
+    which nothing may be lost."""
 
     title: str
     base: Any = None
     candidate: Any = None
     data: str | None = None
     gate: Mapping[str, Any] | None = None
-    general: str | None = None
+    retention: str | None = None
     run: Run | None = None
     document: dict[str, Any] = field(default_factory=dict)
 
@@ -85,9 +85,10 @@ def subject(
     data = data or (run.recipe.get("data") or {}).get("val")
     if not data:
         raise DataError(f"{path}: its recipe has no data.val; add --data DATA that the model was not trained on")
-    general = (run.recipe.get("data") or {}).get("general")
+    stored = run.recipe.get("data") or {}
+    retention = stored.get("retention") or stored.get("general")  # the key of earlier versions
     base = base if base is not None else run.recipe["model"]
-    return Subject(path.resolve().name, base, candidate or str(artifact), data, gate or run.recipe.get("gate"), general, run)
+    return Subject(path.resolve().name, base, candidate or str(artifact), data, gate or run.recipe.get("gate"), retention, run)
 
 
 def _comparison(path: Path, base: Any, candidate: Any, data: str | None, gate: Mapping[str, Any] | None) -> Subject:

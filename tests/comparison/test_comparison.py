@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from mmtune.comparison.bootstrap_intervals import intervals, t_quantile
-from mmtune.comparison.comparison import compare_vectors
+from mmtune.comparison.bootstrap_intervals import bootstrap_intervals, t_quantile
+from mmtune.comparison.compare_vectors import compare_vectors
 from mmtune.comparison.confusable import Confusable, accuracy, freeze
-from mmtune.comparison.gate import Change, Gate, decide, read_gate
+from mmtune.comparison.gate import Gate, decide, read_gate
+from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.clusters import row_clusters
@@ -71,7 +72,7 @@ def test_interval_covers_when_nothing_differs():
         size = rng.integers(1, 9, 45)
         clusters = np.repeat(np.arange(45), size)
         values = rng.standard_normal(45)[clusters] * 0.1 + rng.standard_normal(len(clusters)) * 0.1
-        low, high = intervals([(values[:, None], clusters)], resamples=600, seed=run)
+        low, high = bootstrap_intervals([(values[:, None], clusters)], resamples=600, seed=run)
         misses += not low[0] <= 0 <= high[0]
     assert 30 <= misses <= 70, misses
 
@@ -82,28 +83,26 @@ def test_rows_instead_of_clusters_would_not_cover():
     for run in range(200):
         clusters = np.repeat(np.arange(45), 5)
         values = rng.standard_normal(45)[clusters] * 0.1 + rng.standard_normal(len(clusters)) * 0.05
-        low, high = intervals([(values[:, None], np.arange(len(values)))], resamples=300, seed=run)
+        low, high = bootstrap_intervals([(values[:, None], np.arange(len(values)))], resamples=300, seed=run)
         misses += not low[0] <= 0 <= high[0]
     assert misses > 40
 
 
 @pytest.mark.parametrize(("runs", "most"), [(20, 5), pytest.param(200, 18, marks=pytest.mark.slow)])
-def test_whole_comparisons_cover_and_a_general_drop_is_refused(runs, most):
-    """Two equally noisy models differ by chance alone; a general corpus made 3 points worse must not get through."""
+def test_whole_comparisons_cover_and_a_retention_drop_is_refused(runs, most):
+    """Two equally noisy models differ by chance alone; a retention corpus made 3 points worse must not get through."""
     excluded = refused = 0
     for run in range(runs):
-        vectors, general = things(run, 40, 3), things(1000 + run, 200, 1)
+        vectors, retained = things(run, 40, 3), things(1000 + run, 200, 1)
         base, candidate = noisy(vectors, 0.8, 2 * run), noisy(vectors, 0.8, 2 * run + 1)
         change = compare_vectors(base, candidate, ks=(10,), resamples=400).directions["mean"]
         excluded += not change.interval[0] <= 0 <= change.interval[1]
-        old = noisy(general, 0.1, run)
+        old = noisy(retained, 0.1, run)
         new = {m: Embeddings(e.ids, e.groups, e.labels, e.vectors.copy(), "f") for m, e in old.items()}
         spoil(new, 0.03, run)
-        gate = {"metric": "hit@10", "guards": {"general": -0.01}}
-        found = compare_vectors(
-            base, noisy(vectors, 0.2, run), ks=(10,), gate=gate, extra={"general": (old, new)}, resamples=400
-        )
-        assert found.slices["general"].difference == pytest.approx(-0.03, abs=1e-9)
+        gate = {"metric": "hit@10", "guards": {"retention": -0.01}}
+        found = compare_vectors(base, noisy(vectors, 0.2, run), ks=(10,), gate=gate, retention=(old, new), resamples=400)
+        assert found.slices["retention"].difference == pytest.approx(-0.03, abs=1e-9)
         refused += found.status == 1
     assert excluded <= most  # 5% of them by right; more than that has a chance below 1 in 100
     assert refused >= 0.95 * runs
@@ -118,7 +117,7 @@ def spoil(vectors, share, seed):
 
 
 def test_few_clusters_say_nothing():
-    low, high = intervals([(np.ones((40, 1)), np.repeat(np.arange(4), 10))])
+    low, high = bootstrap_intervals([(np.ones((40, 1)), np.repeat(np.arange(4), 10))])
     assert (low[0], high[0]) == (-1, 1)
 
 
@@ -134,7 +133,7 @@ def test_t_quantile_against_the_published_table():
 
 
 def change(difference, low, high):
-    return Change(0.5, 0.5 + difference, difference, (low, high), 1, 1, 100, 50)
+    return PairedDifference(0.5, 0.5 + difference, difference, (low, high), 1, 1, 100, 50)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +142,13 @@ def change(difference, low, high):
         (change(0.03, 0.02, 0.04), change(0, -0.005, 0.005), "pass", "1 guard held"),
         (change(0.03, 0.005, 0.05), change(0, 0, 0), "inconclusive", "both sides of +0.01"),
         (change(0.0, -0.01, 0.009), change(0, 0, 0), "fail", "not more than"),
-        (change(0.03, 0.02, 0.04), change(-0.03, -0.04, -0.02), "fail", "guard 'general'"),
+        (change(0.03, 0.02, 0.04), change(-0.03, -0.04, -0.02), "fail", "guard 'retention'"),
         (change(0.03, 0.02, 0.04), change(-0.01, -0.02, 0.0), "inconclusive", "may lie below"),
     ],
 )
 def test_verdicts(gain, guard, verdict, word):
-    gate = Gate("ndcg@10", "a->b", 0.01, {"general": -0.01})
-    found, reason = decide(gate, gain, {"general": guard})
+    gate = Gate("ndcg@10", "a->b", 0.01, {"retention": -0.01})
+    found, reason = decide(gate, gain, {"retention": guard})
     assert found == verdict and word in reason and reason.count("\n") == 0
 
 
@@ -157,7 +156,7 @@ def test_gate_is_strict():
     with pytest.raises(RecipeError, match="gate.min_gian: unknown; did you mean min_gain"):
         Gate.read({"min_gian": 1})
     with pytest.raises(RecipeError, match="are numbers"):
-        Gate.read({"guards": {"general": "little"}})
+        Gate.read({"guards": {"retention": "little"}})
     vectors = noisy(things(2, 20, 2), 0.7, 1)
     for bad, message in (
         ({"metric": "ndgc@10"}, "no metric 'ndgc@10'"),

@@ -7,10 +7,10 @@ import pytest
 
 import mmtune
 from mmtune.cli.dispatch import dispatch
+from mmtune.comparison.compare_models import compare
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
 from mmtune.evaluation.directions import evaluate_vectors
-from mmtune.evaluation.evaluate_model import compare
 from mmtune.model import artifact
 from tests.support.evaluate_helpers import picture, shards
 
@@ -66,8 +66,8 @@ def test_compare_verb(place, tmp_path, capsys):
     status = dispatch("compare", argv)
     document = json.loads(capsys.readouterr().out)
     assert status == (0 if document["verdict"] == "pass" else 1) and document["verdict"] in ("pass", "fail", "inconclusive")
-    assert document["gate"]["guards"] == {"general": -0.01, "confusable": -0.5} and document["gate"]["min_gain"] == 0.05
-    assert set(document["slices"]) == {"general", "confusable", "confusable pairs", "kind=even", "kind=odd"}
+    assert document["gate"]["guards"] == {"retention": -0.01, "confusable": -0.5} and document["gate"]["min_gain"] == 0.05
+    assert set(document["slices"]) == {"retention", "confusable", "confusable pairs", "kind=even", "kind=odd"}
     assert set(document["directions"]) == {"image->text", "text->image", "mean"}
     assert json.loads(frozen.read_text())["fingerprint"] == document["fingerprints"]["base"]
     before = frozen.read_bytes()

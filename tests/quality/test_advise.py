@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmtune.cli.dispatch import dispatch
-from mmtune.comparison.gate import Change
+from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.quality.advise import baseline, decide, duration, map_rate, parse_target, reindex_cost
@@ -80,11 +80,11 @@ def test_the_head_of_deficient_features_is_finite():
 
 
 def change(base, difference, half, clusters=60):
-    return Change(base, base + difference, difference, (difference - half, difference + half), 1, 1, 300, clusters)
+    return PairedDifference(base, base + difference, difference, (difference - half, difference + half), 1, 1, 300, clusters)
 
 
 def flat(base, half=0.02, clusters=60):
-    return Change(base, base, 0.0, (base - half, base + half), 0, 0, 300, clusters)
+    return PairedDifference(base, base, 0.0, (base - half, base + half), 0, 0, 300, clusters)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from mmtune.cli.dispatch import dispatch
+from mmtune.comparison.compare_models import compare
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
-from mmtune.evaluation.evaluate_model import compare
 from mmtune.mining.mine_model import mine
 from mmtune.modalities import get
 from mmtune.reporting.examples import galleries, pick

@@ -13,7 +13,7 @@ from mmtune.data.loader.decode import decode_row
 from mmtune.embedding.embed import embed_data, shared_modalities
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.leakage import identity, refuse_shared, refuse_trained
-from mmtune.evaluation.slices import named
+from mmtune.evaluation.slices import metadata_slices
 from mmtune.evaluation.tasks import anomaly, knn
 from mmtune.evaluation.tasks.anomaly import Anomalies, detect
 from mmtune.evaluation.tasks.classify import Classified, by_neighbours, count, of_one_group
@@ -256,7 +256,7 @@ def _anomaly(
     reference = None if train is None else work.reference(train, apart)
     if usual.all():
         raise DataError(f"{work.data.spec}: all {len(usual)} rows are normal by {normal}: nothing to detect")
-    parts = named(work.data, slices)
+    parts = metadata_slices(work.data, slices)
     vectors = work.embed(work.data, np.ones(len(work.data), bool))
     answers: dict[str, Embeddings] = {}
     machines: dict[str, str | None] | None = None

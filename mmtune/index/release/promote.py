@@ -38,7 +38,7 @@ def promote(
     force: bool = False,
     why: str | None = None,
     qrels: Any = None,
-    general: "Data | str | None" = None,
+    retention: "Data | str | None" = None,
     slices: Sequence[str] = (),
     min_recall: float = 0.95,
     max_slowdown: float = 2.0,
@@ -63,13 +63,13 @@ def promote(
             "reasons": [f"{version} is live already"],
         }
     data = open_data(queries) if isinstance(queries, str) else queries
-    other = open_data(general) if isinstance(general, str) else general
+    other = open_data(retention) if isinstance(retention, str) else retention
     document: dict[str, Any] = {"promoted": False, "version": version, "previous": before["version"], "checks": {}}
     try:
         new = whole(coll, version)
     except (ModelError, DataError) as e:
         return _refuse(coll, document, [str(e)], why)
-    options = {"qrels": qrels, "general": other, "slices": slices, "batch_size": batch_size}
+    options = {"qrels": qrels, "retention": other, "slices": slices, "batch_size": batch_size}
     reasons = _judge(coll, document, before, new, data, gate, min_recall, max_slowdown, force, options)
     checks = document["checks"]
     write_json(

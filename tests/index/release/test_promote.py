@@ -97,9 +97,9 @@ def test_the_recipes_gate_decides(coll, shelf, tuned):
     with pytest.raises(RecipeError, match="gate.min_gian"):
         coll.promote(version, gate={"min_gian": 1}, queries=held)
     done = coll.promote(
-        version, gate={**strict, "min_gain": 0.05, "guards": {"general": -0.5}}, queries=held, general=shelf["held"]
+        version, gate={**strict, "min_gain": 0.05, "guards": {"general": -0.5}}, queries=held, retention=shelf["held"]
     )
-    assert done["promoted"] and done["checks"]["gate"]["slices"]["general"]["queries"]
+    assert done["promoted"] and done["checks"]["gate"]["slices"]["retention"]["queries"]
 
 
 def test_never_judged_on_what_it_was_trained_on(coll, shelf, tuned):

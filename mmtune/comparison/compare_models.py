@@ -1,0 +1,207 @@
+"""`mmtune.compare`, and the one place where a comparison of two models is assembled: the compare verb, the report and the
+promotion of an index version call `assemble_comparison`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmtune.comparison.compare_vectors import compare_vectors
+from mmtune.comparison.comparison_result import Comparison
+from mmtune.comparison.confusable import read_or_freeze
+from mmtune.comparison.gate import Gate
+from mmtune.contracts import Embeddings
+from mmtune.errors import DataError
+from mmtune.evaluation.inputs import as_data, as_model
+from mmtune.evaluation.leakage import identity, refuse_trained
+from mmtune.evaluation.slices import metadata_slices
+from mmtune.model.artifact.trained_rows import trained_on
+from mmtune.model.prompts import QUERY
+from mmtune.relevance.relevant import Qrels
+from mmtune.relevance.trec_files import judgments, read_qrels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmtune.data.shards.dataset import Data
+    from mmtune.model.dual_encoder import Model
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One of the two models of a comparison.
+
+    name: as error messages call it, e.g. "the base"; trained: labels of the rows it was trained on by key, None when nothing
+    is known; stored: vectors that an index holds for the modalities given, and indexed: those modalities, where the
+    candidates are the items of an index.
+    """
+
+    model: "Model"
+    name: str
+    trained: "Mapping[str, np.ndarray] | None" = None
+    indexed: tuple[str, ...] = ()
+    stored: Callable[[Sequence[str]], dict[str, Embeddings]] | None = None
+
+
+@dataclass(frozen=True)
+class AssembledComparison:
+    """A comparison with the vectors that it was made from, by modality.
+
+    against_index: the candidates were the items of an index, not the rows of the data.
+    """
+
+    comparison: Comparison
+    base: dict[str, Embeddings]
+    candidate: dict[str, Embeddings]
+    qrels: Qrels | None
+    against_index: bool = False
+
+
+def compare(
+    base: "Model | str | Path",
+    candidate: "Model | str | Path",
+    data: "Data | str",
+    *,
+    gate: "Gate | Mapping[str, object] | None" = None,
+    modalities: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    qrels: "Qrels | str | Path | None" = None,
+    slices: Sequence[str] = (),
+    retention: "Data | str | None" = None,
+    confusable: "bool | str | Path" = True,
+    within: bool = False,
+    batch_size: int = 64,
+    quiet: bool = True,
+    dim: int | None = None,
+    base_dim: int | None = None,
+) -> Comparison:
+    """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
+
+    slices: metadata columns, or "size:MODALITY"; retention: other DATA that must not get worse, reported as the slice
+    "retention"; confusable: True freezes the confusable slice from the base in memory, a path reads it from there, or writes
+    it there when there is no such file; within: also the directions within one modality (always, when there is only one).
+    dim: both models with their first so many dimensions; base_dim: the base with another number of them.
+
+    Raises DataError for rows that either model was trained on.
+    """
+    gate = Gate.read(gate)  # a mistake in it is reported before a model is loaded
+    rows, other = as_data(data), None if retention is None else as_data(retention)
+    sides = [
+        ComparedModel(as_model(model, width), name, trained_on(model))
+        for model, name, width in ((base, "the base", dim if base_dim is None else base_dim), (candidate, "the candidate", dim))
+    ]
+    return assemble_comparison(
+        sides[0],
+        sides[1],
+        rows,
+        gate=gate,
+        modalities=modalities,
+        ks=ks,
+        qrels=qrels,
+        slices=slices,
+        retention=other,
+        confusable=confusable,
+        within=within,
+        batch_size=batch_size,
+        quiet=quiet,
+    ).comparison
+
+
+def assemble_comparison(
+    base: ComparedModel,
+    candidate: ComparedModel,
+    data: "Data",
+    *,
+    gate: "Gate | Mapping[str, object] | None" = None,
+    modalities: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    qrels: "Qrels | str | Path | None" = None,
+    slices: Sequence[str] = (),
+    retention: "Data | None" = None,
+    confusable: "bool | str | Path" = True,
+    within: bool = False,
+    batch_size: int = 64,
+    quiet: bool = True,
+) -> AssembledComparison:
+    """Refuse trained rows, embed the data and the retention data with both models, and compare; options as of `compare`.
+
+    Where both models have an index (`ComparedModel.indexed`) whose items answer queries of the data, by row, group or
+    judgment, the queries are the rows of the modalities that are not indexed, and the candidates the stored vectors. Else the
+    data alone are queries and candidates.
+    """
+    from mmtune.embedding.embed import embed_data, shared_modalities
+
+    gate = Gate.read(gate)
+    sides = (base, candidate)
+    parts = metadata_slices(data, slices)
+    names = [m for m in shared_modalities(base.model, data, modalities) if m in candidate.model.towers]
+    if not names:
+        raise DataError(f"{data.spec}: nothing that both models embed; the candidate has {', '.join(candidate.model.towers)}")
+    rows = {m: identity(data, m) for m in names}
+    for side in sides:  # before anything is embedded
+        refuse_trained(rows, side.trained, side.name)
+    indexed = [m for m in base.indexed if m in candidate.indexed]
+    judged = _judgments(qrels, data, indexed)
+    kept = None
+    if retention is not None:
+        wanted = [m for m in retention.modalities if m in (*names, *indexed) and all(m in s.model.towers for s in sides)]
+        kept = tuple(embed_data(s.model, retention, wanted, batch_size, quiet) for s in sides)
+    pairs: list[tuple[str, str]] | None = None
+    vectors = _against_index(sides, rows, data, indexed, judged, batch_size, quiet)
+    against_index = vectors is not None
+    if vectors is None:
+        vectors = [embed_data(s.model, data, names, batch_size, quiet) for s in sides]
+    else:
+        pairs = [(q, m) for q in names if q not in indexed for m in indexed]
+    comparison = compare_vectors(
+        vectors[0],
+        vectors[1],
+        gate=gate,
+        ks=ks,
+        pairs=pairs,
+        within=within or (len(names) == 1 and not against_index),
+        qrels=judged,
+        slices=parts,
+        retention=None if kept is None else (kept[0], kept[1]),
+        confusable=read_or_freeze(confusable, vectors[0], gate, judged),
+    )
+    return AssembledComparison(comparison, vectors[0], vectors[1], judged, against_index)
+
+
+def _judgments(qrels: "Qrels | str | Path | None", data: "Data", indexed: Sequence[str]) -> Qrels | None:
+    """Judgments, or those of a file. Without an index they have to be about rows of the data."""
+    if not indexed:
+        return judgments(qrels, data.ids)
+    return qrels if qrels is None or isinstance(qrels, Mapping) else read_qrels(qrels)
+
+
+def _against_index(
+    sides: Sequence[ComparedModel],
+    rows: Mapping[str, Embeddings],
+    data: "Data",
+    indexed: Sequence[str],
+    qrels: Qrels | None,
+    batch_size: int,
+    quiet: bool,
+) -> list[dict[str, Embeddings]] | None:
+    """Each model's query vectors of the data and stored vectors of the index; None when the index answers no query."""
+    from mmtune.embedding.embed import embed_data
+
+    queries = [m for m in rows if m not in indexed]
+    if not queries or not indexed:
+        return None
+    stored = [s.stored(indexed) for s in sides if s.stored is not None]
+    if qrels is None and not any(_share_a_row_or_group(rows[q], stored[0][m]) for q in rows for m in indexed if q != m):
+        return None
+    embedded = [embed_data(s.model, data, queries, batch_size, quiet, role=QUERY) for s in sides]
+    return [{**mine, **items} for mine, items in zip(embedded, stored, strict=True)]
+
+
+def _share_a_row_or_group(queries: Embeddings, items: Embeddings) -> bool:
+    """Whether any query shares a row or a group with an item."""
+    for key in ("id", "group"):
+        a, b = queries.labels[key], items.labels[key]
+        if np.isin(a[a != 0], b[b != 0]).any():
+            return True
+    return False

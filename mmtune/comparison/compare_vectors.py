@@ -1,0 +1,134 @@
+"""Compare two models' vectors of the same rows: paired differences by direction and slice, and the gate's verdict."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmtune.comparison.comparison_result import Comparison
+from mmtune.comparison.confusable import CONFUSABLE, CONFUSABLE_PAIRS, Confusable, confusable_difference
+from mmtune.comparison.gate import MEAN, RETENTION, Gate, decide, default_gate
+from mmtune.comparison.paired_difference import Bootstrap, DirectionPair, PairedDifference, paired_differences
+from mmtune.comparison.retention import across_modalities, retention_difference
+from mmtune.contracts import Embeddings
+from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.leakage import refuse_trained
+from mmtune.evaluation.result import Result
+from mmtune.evaluation.slices import Slices, in_slice
+from mmtune.relevance.relevant import Qrels
+
+Vectors = Mapping[str, Embeddings]
+Differences = dict[str, PairedDifference]
+
+
+def compare_vectors(
+    base: Vectors,
+    candidate: Vectors,
+    *,
+    gate: "Gate | Mapping[str, object] | None" = None,
+    ks: Sequence[int] = (1, 5, 10),
+    pairs: Sequence[tuple[str, str]] | None = None,
+    within: bool = False,
+    qrels: Qrels | None = None,
+    slices: Slices | None = None,
+    retention: tuple[Vectors, Vectors] | None = None,
+    confusable: Confusable | None = None,
+    trained: "Mapping[str, np.ndarray | set[int]] | None" = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models' vectors of the same rows, query by query.
+
+    gate: what the candidate has to gain and to keep (default: `default_gate`); ks, pairs, within, qrels: as for
+    `evaluate_vectors`; slices: slice name -> row ids; retention: (base's, candidate's) vectors of the retention data, for the
+    slice "retention"; confusable: adds the slices "confusable" and "confusable pairs"; trained: labels of the candidate's
+    training rows, refused among the compared rows; level, resamples, seed: of the bootstrap intervals.
+
+    Raises DataError for rows that only one model has vectors of, and RecipeError for a gate that names an unknown metric,
+    direction or slice.
+    """
+    _check_same_rows(base, candidate, "the data")
+    refuse_trained(candidate, trained, "the candidate")
+    chosen, bootstrap = Gate.read(gate), Bootstrap(level, resamples, seed)
+    ks = _with_cutoff(ks, chosen)
+    before, after = (
+        evaluate_vectors(v, ks=ks, pairs=pairs, within=within, qrels=qrels, per_query=True) for v in (base, candidate)
+    )
+    if not before.directions:
+        raise DataError("no query of any direction has a relevant candidate; are ids or groups missing?")
+    across = across_modalities(before.directions) or list(before.directions)
+    sets: dict[str, frozenset[str] | set[str]] = {**(slices or {}), **({CONFUSABLE: confusable.rows} if confusable else {})}
+    chosen = chosen or default_gate(across, [*sets, *([RETENTION] if retention else [])])
+    table = _all_differences(before, after, across, chosen, bootstrap)
+    differences = _slice_differences(
+        before, after, sets, across if chosen.direction == MEAN else [chosen.direction], chosen, bootstrap
+    )
+    if retention:
+        _check_same_rows(*retention, f"slice {RETENTION!r}")
+        differences[RETENTION] = retention_difference(
+            *retention, chosen.metric, chosen.direction, ks=ks, within=within, bootstrap=bootstrap
+        )
+    if confusable:
+        differences[CONFUSABLE_PAIRS] = confusable_difference(confusable, base, candidate, bootstrap)
+    return _with_verdict(chosen, table, differences, before, after)
+
+
+def _with_cutoff(ks: Sequence[int], gate: Gate | None) -> list[int]:
+    """The cut-offs, and that of the gate's metric ("ndcg@3")."""
+    cutoff = gate.metric.partition("@")[2] if gate else ""
+    return sorted({*ks, *([int(cutoff)] if cutoff.isdigit() else [])})
+
+
+def _all_differences(
+    before: Result, after: Result, across: Sequence[str], gate: Gate, bootstrap: Bootstrap
+) -> dict[str, Differences]:
+    """Differences of every metric by direction, and of the mean over directions; checks what the gate names."""
+    metrics = list(next(iter(before.directions.values())).metrics)
+    if gate.metric not in metrics:
+        raise RecipeError(f"gate.metric: no metric {gate.metric!r}; there are: {', '.join(metrics)}")
+    pairs = {n: DirectionPair(before.directions[n], after.directions[n]) for n in before.directions}
+    table = {n: paired_differences([pair], metrics, bootstrap) for n, pair in pairs.items()}
+    if len(across) > 1:
+        table[MEAN] = paired_differences([pairs[n] for n in across], metrics, bootstrap)
+    if gate.direction not in table:
+        raise RecipeError(f"gate.direction: no {gate.direction!r}; there are: {', '.join(table)}")
+    return table
+
+
+def _slice_differences(
+    before: Result, after: Result, slices: Slices, directions: Sequence[str], gate: Gate, bootstrap: Bootstrap
+) -> Differences:
+    """Difference of the gate's metric over the queries of each slice; slices without a query are left out."""
+    out = {}
+    for name, rows in slices.items():
+        pairs = [
+            DirectionPair(before.directions[n], after.directions[n], in_slice(before.directions[n], rows)) for n in directions
+        ]
+        pairs = [p for p in pairs if p.mask is not None and p.mask.any()]
+        if pairs:
+            out[name] = paired_differences(pairs, [gate.metric], bootstrap)[gate.metric]
+    return out
+
+
+def _with_verdict(gate: Gate, table: dict[str, Differences], slices: Differences, before: Result, after: Result) -> Comparison:
+    directions = {n: by_metric[gate.metric] for n, by_metric in table.items()}
+    known = {**directions, **slices}
+    for guard in gate.guards:
+        if guard not in known:
+            raise RecipeError(f"gate.guards.{guard}: neither a slice nor a direction here; there are: {', '.join(known)}")
+    verdict, reason = decide(gate, directions[gate.direction], {g: known[g] for g in gate.guards})
+    worst_first = dict(sorted(slices.items(), key=lambda x: (x[1].difference, x[0])))
+    return Comparison(verdict, reason, gate, directions, worst_first, table, before, after)
+
+
+def _check_same_rows(base: Vectors, candidate: Vectors, what: str) -> None:
+    """Raise DataError unless both models have vectors of the same modalities and rows."""
+    if set(base) != set(candidate):
+        raise DataError(
+            f"{what}: the base gives {', '.join(base)} and the candidate {', '.join(candidate)}; compare what both have"
+        )
+    for name in base:
+        if set(base[name].ids) != set(candidate[name].ids):
+            only = min(set(base[name].ids) ^ set(candidate[name].ids))
+            raise DataError(f"{what}: {name}: row {only!r} has a vector of one model only; embed the same data with both")

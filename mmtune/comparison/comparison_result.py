@@ -1,0 +1,75 @@
+"""The result of a comparison: the gate's verdict first, then every difference that it rests on."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mmtune.comparison.gate import Gate
+from mmtune.comparison.paired_difference import PairedDifference
+from mmtune.contracts import JsonObject
+from mmtune.evaluation.result import Result
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass
+class Comparison:
+    """Verdict ("pass", "fail" or "inconclusive") of base against candidate, with the reason in one sentence.
+
+    directions: the gate's metric by direction, and "mean" where there are several; slices: the gate's metric in the gate's
+    direction by slice; metrics: every metric of every direction; base, candidate: both evaluations.
+    """
+
+    verdict: str
+    reason: str
+    gate: Gate
+    directions: dict[str, PairedDifference]
+    slices: dict[str, PairedDifference]
+    metrics: dict[str, dict[str, PairedDifference]] = field(repr=False)
+    base: Result = field(repr=False)
+    candidate: Result = field(repr=False)
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0 when the gate lets the candidate pass, else 1."""
+        return 0 if self.verdict == "pass" else 1
+
+    def to_dict(self) -> JsonObject:
+        """The JSON document of `mmtune compare --json`."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "gate": self.gate.to_dict(),
+            "directions": {n: c.to_dict() for n, c in self.directions.items()},
+            "slices": {n: c.to_dict() for n, c in self.slices.items()},
+            "metrics": {d: {m: c.to_dict() for m, c in by.items()} for d, by in self.metrics.items()},
+            "fingerprints": {"base": self.base.fingerprint, "candidate": self.candidate.fingerprint},
+        }
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row a direction and metric, and one a slice with the gate's metric."""
+        import pandas
+
+        rows = [{"where": d, "metric": m, **c.to_dict()} for d, by in self.metrics.items() for m, c in by.items()]
+        rows += [{"where": s, "metric": self.gate.metric, **c.to_dict()} for s, c in self.slices.items()]
+        frame = pandas.DataFrame(rows)
+        return frame.assign(low=[r["interval"][0] for r in rows], high=[r["interval"][1] for r in rows]).drop(
+            columns="interval"
+        )
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        rows = [
+            [n, f"{c.queries:,}", f"{c.base:.4f}", f"{c.candidate:.4f}", str(c), f"{c.wins:,}", f"{c.losses:,}"]
+            for n, c in [*self.directions.items(), *self.slices.items()]
+        ]
+        return ["where", "queries", "base", "candidate", f"difference of {self.gate.metric}", "wins", "losses"], rows
+
+    def __str__(self) -> str:
+        from mmtune.evaluation.result_tables import plain_table
+
+        return f"{self.verdict.upper()}: {self.reason}\n\n{plain_table(*self._table())}"
+
+    def _repr_html_(self) -> str:
+        from mmtune.evaluation.result_tables import html_table
+
+        return html_table(*self._table(), caption=f"{self.verdict.upper()}: {self.reason}")

@@ -1,0 +1,93 @@
+"""Paired difference of a metric between two models over the same queries, with its bootstrap interval."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mmtune.comparison.bootstrap_intervals import bootstrap_intervals
+from mmtune.contracts import JsonObject
+
+if TYPE_CHECKING:
+    from mmtune.evaluation.result import Direction
+
+ROUNDING = 1e-12  # the same values summed in another order differ in the last bit: that is neither a win nor a loss
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Paired difference candidate - base of one metric, with its 95% interval resampled by cluster.
+
+    base, candidate: the metric's mean over the queries; wins, losses: queries on which the candidate is better or worse.
+    """
+
+    base: float
+    candidate: float
+    difference: float
+    interval: tuple[float, float]
+    wins: int
+    losses: int
+    queries: int
+    clusters: int
+
+    def to_dict(self) -> JsonObject:
+        return {**asdict(self), "interval": list(self.interval)}
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.4f} [{self.interval[0]:+.4f}, {self.interval[1]:+.4f}]"
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are computed: confidence level, number of resamples, seed of the random generator."""
+
+    level: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+
+
+class DirectionPair(NamedTuple):
+    """One direction as both models see it. mask [queries] bool: the queries that count; None: all of them."""
+
+    base: "Direction"
+    candidate: "Direction"
+    mask: np.ndarray | None = None
+
+
+def paired_differences(
+    pairs: Sequence[DirectionPair], metrics: Sequence[str], bootstrap: Bootstrap | None = None
+) -> dict[str, PairedDifference]:
+    """Paired difference of each metric. Over several directions it is the mean of the directions' means."""
+    bootstrap = bootstrap or Bootstrap()
+    deltas: list[tuple[np.ndarray, np.ndarray]] = []
+    values: list[tuple[np.ndarray, np.ndarray]] = []
+    for base, candidate, mask in pairs:
+        keep = np.ones(base.queries, bool) if mask is None else mask
+        base_QM, candidate_QM = _values(base, metrics)[keep], _values(candidate, metrics)[keep]
+        assert base.clusters is not None
+        values.append((base_QM, candidate_QM))
+        deltas.append((candidate_QM - base_QM, base.clusters[keep]))
+    low, high = bootstrap_intervals(deltas, bootstrap.level, bootstrap.resamples, bootstrap.seed)
+    clusters = len(np.unique(np.concatenate([c for _, c in deltas])))
+    out = {}
+    for m, name in enumerate(metrics):
+        base_mean, candidate_mean = (float(np.mean([v[side][:, m].mean() for v in values])) for side in (0, 1))
+        every = np.concatenate([d[:, m] for d, _ in deltas])
+        out[name] = PairedDifference(
+            base=base_mean,
+            candidate=candidate_mean,
+            difference=float(np.mean([d[:, m].mean() for d, _ in deltas])),
+            interval=(float(low[m]), float(high[m])),
+            wins=int((every > ROUNDING).sum()),
+            losses=int((every < -ROUNDING).sum()),
+            queries=len(every),
+            clusters=clusters,
+        )
+    return out
+
+
+def _values(direction: "Direction", metrics: Sequence[str]) -> np.ndarray:
+    """Every query's value [Q, M] of `metrics`."""
+    assert direction.values is not None, "a comparison needs the values of every query: evaluate with per_query=True"
+    return np.stack([direction.values[m] for m in metrics], axis=1)

@@ -1,0 +1,75 @@
+"""Retention: what a tuned model must not forget.
+
+The retention data are other DATA than those the model is tuned for, e.g. general image-caption pairs. A comparison scores
+both models on them as the slice "retention", the gate guards that slice, and a training run refuses retention rows among
+its training rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmtune.comparison.gate import MEAN, RETENTION
+from mmtune.comparison.paired_difference import Bootstrap, DirectionPair, PairedDifference, paired_differences
+from mmtune.contracts import Embeddings
+from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.leakage import trained_rows
+
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import WeightedConcat
+
+Vectors = Mapping[str, Embeddings]
+
+
+def retention_difference(
+    base: Vectors,
+    candidate: Vectors,
+    metric: str,
+    direction: str = MEAN,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    within: bool = False,
+    bootstrap: Bootstrap | None = None,
+) -> PairedDifference:
+    """Paired difference of `metric` between both models' vectors of the retention data.
+
+    It is of `direction` where the data have it, else the mean over the directions between two modalities. Raises DataError
+    when no query of these has a relevant candidate.
+    """
+    before, after = (evaluate_vectors(v, ks=ks, within=within, per_query=True) for v in (base, candidate))
+    names = [direction] if direction in before.directions else across_modalities(before.directions)
+    if not names:
+        raise DataError(f"slice {RETENTION!r}: no query of the retention data has a relevant candidate")
+    pairs = [DirectionPair(before.directions[n], after.directions[n]) for n in names]
+    return paired_differences(pairs, [metric], bootstrap)[metric]
+
+
+def across_modalities(directions: Iterable[str]) -> list[str]:
+    """Those of `directions` ("a->b") whose query and candidate are of different modalities."""
+    return [n for n in directions if len(set(n.split("->"))) == 2]
+
+
+def refuse_trained_retention(
+    retention: "Data", trained: "Data | WeightedConcat", usable: np.ndarray, modalities: Sequence[str]
+) -> None:
+    """Raise RecipeError when rows of the retention data are among the training rows `usable` (bool [N]) of `trained`.
+
+    Rows are compared by content alone: unrelated data sets may both have a row whose id is "1".
+    """
+    present = {m: np.flatnonzero(retention.present[m]) for m in modalities if m in retention.modalities}
+    rows = {
+        m: Embeddings(
+            [retention.ids[i] for i in at], [None] * len(at), {m: retention.labels[m][at]}, np.empty((len(at), 0), np.float32)
+        )
+        for m, at in present.items()
+    }
+    reasons = trained_rows(rows, {m: np.unique(trained.labels[m][usable]) for m in present})
+    if reasons:
+        row = min(reasons)
+        raise RecipeError(
+            f"data.general: {len(reasons)} of the rows of {retention.spec} are trained on (row {row!r}: {reasons[row]}); "
+            "take them out"
+        )
