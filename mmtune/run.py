@@ -30,8 +30,9 @@ from mmtune.model.prompts import for_training, parse_prompts
 from mmtune.recipe.recipe import Interpolate, Recipe, dump, load_recipe, parse, parse_size
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes, is_restarted
 from mmtune.runtime.files import write_json, write_text
-from mmtune.training.loop import Trainer, precision
+from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective, build_objective
+from mmtune.training.precision import resolve_precision
 from mmtune.training.preflight import check_demands
 from mmtune.training.regularise.wise_ft import interpolate
 from mmtune.training.teacher_cache import build_teachers
@@ -165,7 +166,7 @@ def _info(
         "base_fingerprint": base_mark,
         "tune": {m: t["how"] for m, t in tuned.counts.items()},
         "seed": recipe.train.seed,
-        "precision": precision(recipe.train.precision),
+        "precision": resolve_precision(recipe.train.precision),
         "pairs": [list(p) for p in pairs],
         "seen": model.info["seen"],
     }
@@ -282,7 +283,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "device": device,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "precision": precision(recipe.train.precision),
+        "precision": resolve_precision(recipe.train.precision),
         "seed": recipe.train.seed,
         "command": sys.argv,
     }

@@ -1,6 +1,7 @@
 """The ONE training loop. Objectives, large batches and surgery on parameters plug into it; nothing copies it."""
 
 import contextlib
+import functools
 import math
 import signal
 import threading
@@ -16,7 +17,7 @@ from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
 from mmtune.errors import TrainingError
 from mmtune.recipe.recipe import TrainConfig
-from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, own_device
 from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import COMES_AND_GOES, LARGE, heap_kept
 from mmtune.runtime.prefetch import Mover, in_advance
@@ -28,6 +29,7 @@ from mmtune.training.large_batch.shared_step import draw_apart, mean_statistics,
 from mmtune.training.metrics_log import Log
 from mmtune.training.objective import Objective
 from mmtune.training.optimizer import build_optimizer, lr_factor, parameter_groups
+from mmtune.training.precision import autocast, resolve_precision
 from mmtune.training.regularise.ema_l2sp import Steady
 from mmtune.training.step import forward_backward
 from mmtune.training.tuning.layers import learning_state, load_learning_state
@@ -68,10 +70,8 @@ class Trainer:
         processes: Processes = SINGLE_PROCESS,
         quiet: bool = False,
     ):
-        from accelerate import Accelerator
-
-        self.accelerator = Accelerator(mixed_precision=precision(config.precision), cpu=not torch.cuda.is_available())
-        self.device = self.accelerator.device
+        self.precision = resolve_precision(config.precision)
+        self.device = own_device()
         self.move = Mover(self.device)
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
@@ -229,8 +229,7 @@ class Trainer:
             batch,
             self.objective,
             micro_batch_size=self.config.micro_batch_size,
-            backward=self.accelerator.backward,
-            autocast=self.accelerator.autocast,
+            autocast=functools.partial(autocast, self.device, self.precision),
             processes=self.processes,
             in_step=self.config.shard,
         )
@@ -269,7 +268,7 @@ class Trainer:
     def _attention(self) -> Iterator[None]:
         """Each part's attention that trains fast here; the usual one again afterwards, so that vectors stay what they are."""
         for part, _ in self.model.sources:
-            part.training_on(self.device.type, self.accelerator.mixed_precision == "bf16")
+            part.training_on(self.device.type, self.precision == "bf16")
         try:
             yield
         finally:
@@ -299,12 +298,3 @@ class Trainer:
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
-
-
-def precision(wanted: str) -> str:
-    """What accelerate calls it, "bf16" or "no". auto: bf16 where the hardware multiplies it (AVX-512 bf16, Ampere on)."""
-    if wanted != "auto":
-        return "bf16" if wanted == "bf16" else "no"
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"

@@ -291,6 +291,7 @@ def test_verifier_drops_what_it_finds_as_good_as_the_positive(shop, tmp_path):
     assert all(colour[r["query_id"]] != colour[r["negative_id"]] for r in mined)
 
 
+@pytest.mark.precision
 def test_training_takes_a_users_own_table(shop, tmp_path, capsys):
     import pyarrow as pa
 
@@ -402,6 +403,7 @@ def parsed(argv):
 
 
 @pytest.mark.slow
+@pytest.mark.precision
 def test_the_study_of_mining_runs_and_goes_on(tmp_path):
     """recipes/does_mining_help.py: every arm and seed, on all and on confusable queries; done runs are not done again."""
     data, recipe = corpora.packed(tmp_path), tmp_path / "r.yaml"
