@@ -17,7 +17,7 @@ from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
 from mmtune.errors import TrainingError
 from mmtune.recipe.recipe import TrainConfig
-from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, own_device
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, local_device
 from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import COMES_AND_GOES, LARGE, heap_kept
 from mmtune.runtime.prefetch import Mover, in_advance
@@ -71,7 +71,7 @@ class Trainer:
         quiet: bool = False,
     ):
         self.precision = resolve_precision(config.precision)
-        self.device = own_device()
+        self.device = local_device()
         self.move = Mover(self.device)
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
