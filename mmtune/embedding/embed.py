@@ -19,7 +19,7 @@ from mmtune.model.prompts import QUERY, ZERO_SHOT, asks_otherwise
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, local_device
 from mmtune.runtime.files import atomic_open, read_json, write_json
 from mmtune.runtime.progress import Progress
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data, Shard
@@ -144,7 +144,7 @@ def embed(
         for part in parts:
             counts[part.modality]["rows"] += len(part.rows)
             counts[part.modality]["missing"] += part.missing
-        share_out(parts, lambda p: p.path, lambda p: _written(p.path, p.stamp), make)
+        run_jobs_once(parts, lambda p: p.path, lambda p: _written(p.path, p.stamp), make)
     meta = {"fingerprint": mark, "dim": model.dim, "counts": counts, "data": data.spec}
     meta |= {"data_fingerprint": data.fingerprint, **said}
     write_json(out / "meta.json", meta)

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from mmtune.index.layout import Layout, now
-from mmtune.runtime.files import append_jsonl, read_jsonl
+from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_line
 
 
 def who() -> str:
@@ -26,8 +26,7 @@ def event(what: str, version: str | None = None, why: str | None = None, **more:
 
 
 def _lines(layout: Layout) -> list[dict[str, Any]]:
-    path = layout.path / "journal.jsonl"
-    return read_jsonl(path, torn=True) if path.exists() else []
+    return read_jsonl_log(layout.path / "journal.jsonl")
 
 
 def _pending(layout: Layout, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -52,10 +51,6 @@ def append(layout: Layout, line: dict[str, Any] | None = None) -> None:
     The event of a move or a build is published with it (in live.json, in version.json), so it comes here by itself.
     """
     path = layout.path / "journal.jsonl"
-    if path.exists() and path.stat().st_size:
-        with open(path, "rb+") as f:
-            data = f.read()
-            if not data.endswith(b"\n"):
-                f.truncate(data.rfind(b"\n") + 1)
+    truncate_torn_line(path)
     for lost in [*_pending(layout, _lines(layout)), *([line] if line else [])]:
         append_jsonl(path, lost)

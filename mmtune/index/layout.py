@@ -8,10 +8,8 @@ A version exists when its version.json does: that file is written last.
 """
 
 import contextlib
-import fcntl
 import os
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from typing import Any
 from mmtune.errors import DataError
 from mmtune.index.protocols import StoreLocation
 from mmtune.runtime.files import read_json, write_json
+from mmtune.runtime.work_lock import Timeout, file_lock
 
 FORMAT = 1
 WAIT = 120.0  # seconds that a writer waits for another one's short step
@@ -108,17 +107,12 @@ class Layout:
     @contextlib.contextmanager
     def lock(self, name: str = "write", wait: float = WAIT) -> Iterator[None]:
         """One holder at a time, over threads and processes; a killed one's lock is free at once. DataError after `wait` s."""
-        with open(self.path / f".{name}.lock", "a") as f:
-            end = time.monotonic() + wait
-            while True:
-                try:
-                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= end:
-                        raise DataError(f"{self.path}: another {name} is going on in it; wait for it, or stop it") from None
-                    time.sleep(0.01)
-            try:
-                yield
-            finally:
-                fcntl.flock(f, fcntl.LOCK_UN)
+        lock = file_lock(self.path / f".{name}.lock")
+        try:
+            lock.acquire(timeout=wait, poll_interval=0.01)
+        except Timeout:
+            raise DataError(f"{self.path}: another {name} is going on in it; wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mmtune.errors import DataError, ModelError
 from mmtune.model.artifact.load import MANIFEST, WEIGHTS
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -67,7 +67,7 @@ def kept(collection: Path, model: "Model") -> "Model":
     from mmtune.model.artifact import save
 
     directory = collection / "models" / model.fingerprint
-    share_out([directory], lambda d: d, Path.exists, lambda d: save(model, d))
+    run_jobs_once([directory], lambda d: d, Path.exists, lambda d: save(model, d))
     return load_pinned(directory, model.fingerprint, {}, "(new)")
 
 

@@ -22,7 +22,7 @@ from mmtune.index.pinned_model import kept, narrowed
 from mmtune.index.vector_cache import VectorCache
 from mmtune.runtime.distributed import local_device
 from mmtune.runtime.progress import Progress
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -58,7 +58,7 @@ def embed_into_collection(
 
     collection = Path(collection)
     manifest = collection / "collection.json"
-    share_out([manifest], lambda p: p, Path.exists, _new)
+    run_jobs_once([manifest], lambda p: p, Path.exists, _new)
     rows = open_data(data) if isinstance(data, str) else data
     found = kept(collection, narrowed(model, dim)).to(local_device())
     both = shared_modalities(found, rows, wanted)
@@ -89,7 +89,7 @@ def _embed_modality(
             counts["embedded"] += len(new)
 
         jobs = [j for j in _jobs(data, labels, unique, held.directory / modality) if not known[j.rows].all()]
-        share_out(jobs, lambda j: j.path, lambda j: j.path.exists(), make)
+        run_jobs_once(jobs, lambda j: j.path, lambda j: j.path.exists(), make)
     if held.missing(modality, labels[rows]).any():
         raise DataError(f"{held.directory / modality}: files were removed while they were made; run this again")
     return counts

@@ -10,7 +10,7 @@ import torch
 from mmtune import modalities
 from mmtune.errors import ModelError, Rejected
 from mmtune.model.prompts import prompted
-from mmtune.runtime.prefetch import Mover, in_advance
+from mmtune.runtime.prefetch import DeviceCopier, prefetch
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -30,7 +30,7 @@ def vectors(
     role: which of the model's prompts (see `mmtune.model.prompts`) goes around each value.
     """
     preprocess = prompted(model.towers[modality].preprocess, model.prompts, modality, role)
-    move = Mover(model.device)
+    move = DeviceCopier(model.device)
 
     def prepare(batch: list[Callable[[], Any]]) -> dict[str, torch.Tensor]:
         return {k: move(v) for k, v in preprocess.collate([preprocess(item()) for item in batch]).items()}
@@ -60,7 +60,7 @@ def vectors(
             advance(len(ahead))
             return
         rest = itertools.chain(filter(None, (ahead, after)), source)
-        for size, inputs in in_advance(rest, lambda batch: (len(batch), prepare(batch))):
+        for size, inputs in prefetch(rest, lambda batch: (len(batch), prepare(batch))):
             yield forward(inputs)
             advance(size)
     finally:

@@ -11,19 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mmtune.errors import RecipeError
 from mmtune.recipe.mining_options import MiningOptions
+from mmtune.runtime import sizes
 
 Size = int | str
 
 
 def parse_size(value: Size, key: str) -> int:
-    """Bytes from an int or "256MB", "2GB" (powers of 1000), "1GiB" (powers of 1024). RecipeError names `key`."""
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    text = str(value).strip().upper()
-    digits = text.rstrip("KMGTIB ")
+    """Bytes of a size such as "256MB", "1GiB" or 0 (see `runtime.sizes`). RecipeError names `key`."""
     try:
-        return int(float(digits) * units[text[len(digits) :].strip()])
-    except (ValueError, KeyError):
-        raise RecipeError(f"{key}: {value!r} is not a size; write for example 256MB or 2GiB") from None
+        return sizes.parse_size(value, minimum=0)
+    except ValueError as e:
+        raise RecipeError(f"{key}: {e}") from None
 
 
 class Strict(BaseModel):

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmtune.errors import DataError
 from mmtune.relevance.mining_items import Items, Ragged
-from mmtune.runtime.files import read_jsonl
+from mmtune.runtime.files import read_jsonl_log
 
 OTHER = ("negative_id", "candidate_id", "item_id")
 
@@ -31,7 +31,7 @@ def read_judgments(path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).exists():
         raise DataError(f"{path}: no such file of judgments")
     out = []
-    for number, row in enumerate(read_jsonl(path, torn=True), 1):
+    for number, row in enumerate(read_jsonl_log(path), 1):
         other = next((str(row[k]) for k in OTHER if k in row), None) if isinstance(row, dict) else None
         verdict = row.get("verdict") if isinstance(row, dict) else None
         if verdict is None and isinstance(row, dict) and isinstance(row.get("grade"), int | float):

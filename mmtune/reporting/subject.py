@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.errors import DataError, RecipeError
-from mmtune.runtime.files import read_json, read_jsonl
+from mmtune.runtime.files import read_json, read_jsonl_log
 
 AUDIT = ".audit.json"
 
@@ -55,7 +55,7 @@ def read_run(directory: Path) -> Run:
         directory,
         recipe,
         read_json(environment) if environment.exists() else {},
-        read_jsonl(log, torn=True) if log.exists() else [],
+        read_jsonl_log(log),
         {p.name.removesuffix(AUDIT): read_json(p) for p in sorted(directory.rglob("*" + AUDIT))},
         read_json(between) if between.exists() else {},
     )

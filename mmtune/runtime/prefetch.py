@@ -1,4 +1,4 @@
-"""What an accelerator needs next is copied there while it is busy with what came before."""
+"""Overlap of preparation and computation: the next batch is prepared and copied to the device while the current one is used."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -6,15 +6,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mmtune.runtime.threads import preparing
+from mmtune.runtime.threads import data_thread_pool
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Mover:
-    """Copies tensors to `device`; a call returns when the copy is there. To a CUDA device it goes through pinned memory and a
-    stream of its own: called from another thread, it runs beside the model."""
+class DeviceCopier:
+    """Copies tensors to `device`; a call returns when the copy is complete. To a CUDA device the copy goes through pinned memory
+    and a CUDA stream of its own, so that, called from another thread, it runs beside the model."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -24,22 +24,25 @@ class Mover:
         if self.stream is None or x.device.type != "cpu":
             return x.to(self.device)
         with torch.cuda.stream(self.stream):
-            there = x.pin_memory().to(self.device, non_blocking=True)
+            copy = x.pin_memory().to(self.device, non_blocking=True)
         self.stream.synchronize()
-        there.record_stream(torch.cuda.default_stream(self.device))  # its memory is not reused while the model reads it
-        return there
+        copy.record_stream(torch.cuda.default_stream(self.device))  # its memory is not reused while the model reads it
+        return copy
 
 
-def in_advance(source: Iterable[A], work: Callable[[A], B]) -> Iterator[B]:
-    """work(x) of each x, in order; the next x is drawn and worked on in a thread while the caller is busy with this one."""
+def prefetch(source: Iterable[A], prepare: Callable[[A], B]) -> Iterator[B]:
+    """prepare(x) of each x, in order; a thread draws and prepares the next one while the caller uses the current one.
+
+    An error of `source` or `prepare` is raised where its result would have been used.
+    """
     items, end = iter(source), object()
 
-    def following() -> B | object:
+    def prepare_next() -> B | object:
         x = next(items, end)
-        return end if x is end else work(x)  # type: ignore[arg-type]
+        return end if x is end else prepare(x)  # type: ignore[arg-type]
 
-    with preparing(1) as pool:
-        future = pool.submit(following)
-        while (done := future.result()) is not end:
-            future = pool.submit(following)
-            yield done  # type: ignore[misc]
+    with data_thread_pool(1) as pool:
+        future = pool.submit(prepare_next)
+        while (result := future.result()) is not end:
+            future = pool.submit(prepare_next)
+            yield result  # type: ignore[misc]

@@ -1,48 +1,57 @@
-"""Progress of long work on standard error: a rich bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work on standard error: a rich bar on a terminal, elsewhere a line every 15 seconds."""
 
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
-EVERY = 15.0
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+LINE_SECONDS = 15.0
 
 
 class Progress:
-    """`with Progress("embed", total) as p: p.advance(n, note="recall 0.41")`. `quiet` shows nothing."""
+    """`with Progress("embed", total) as p: p.advance(n, note="recall 0.41")`.
 
-    def __init__(self, what: str, total: int, unit: str = "rows", quiet: bool = False):
-        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
-        self.done, self.note, self.begin, self.last = 0, "", time.monotonic(), time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
+    unit: what is counted, for the rate; quiet: show nothing; initial: how much an earlier run has done.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "rows", quiet: bool = False, initial: int = 0):
+        self.label, self.total, self.unit, self.quiet = label, total, unit, quiet
+        self.initial = self.done = initial
+        self.note = ""
+        self._start = self._last_line = time.monotonic()
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> "Progress":
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import Progress as RichProgress
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bar = RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self.what, total=self.total, note="")
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
         return self
 
     def advance(self, n: int, note: str = "") -> None:
-        """`n` more are done; `note` stands beside the rate."""
+        """Count `n` more as done; `note` is shown beside the rate."""
         self.done += n
         self.note = note or self.note
         now = time.monotonic()
-        rate = f"{self.done / max(now - self.begin, 1e-9):.1f} {self.unit}/s"
-        if self._bar is not None:
+        rate = f"{(self.done - self.initial) / max(now - self._start, 1e-9):.1f} {self.unit}/s"
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, note=f"{rate}  {self.note}")
-        elif not self.quiet and now - self.last >= EVERY:
-            self.last = now
-            print(f"{self.what}: {self.done}/{self.total} {rate} {self.note}".rstrip(), file=sys.stderr, flush=True)
+        elif not self.quiet and now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            print(f"{self.label}: {self.done}/{self.total} {rate} {self.note}".rstrip(), file=sys.stderr, flush=True)
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
+    def print(self, line: str) -> None:
+        """Print a line above the bar."""
         if self.quiet:
             return
         if self._bar is not None:

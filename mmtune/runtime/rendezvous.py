@@ -1,7 +1,7 @@
-"""Processes that were started together find each other, also when some of them are started anew.
+"""Rendezvous of processes that torchrun may restart: all ranks of one attempt agree on a key prefix for the address store.
 
-torchrun starts all workers again when one dies, on the same store of addresses; who reads an address that the dead has left
-there waits for it for ever. So the living first agree on a name for this attempt, and all else is stored under that name.
+torchrun restarts all workers when one dies, on the same store; a rank that reads an address left by a dead process waits for it
+for ever. So the ranks first agree on a name for this attempt, and store everything else under that name.
 """
 
 import json
@@ -14,37 +14,39 @@ from mmtune.errors import TrainingError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-PAUSE, PATIENCE = 0.02, 1800.0  # seconds
+POLL_SECONDS, TIMEOUT_SECONDS = 0.02, 1800.0
 
 
-def agree(store: "Store", rank: int, count: int) -> str:
-    """A name that only the `count` processes which now call this know. Raises TrainingError when some do not come.
+def agree_on_attempt(store: "Store", rank: int, world_size: int) -> str:
+    """A name that only the `world_size` processes which now call this know. Raises TrainingError when some do not call in time.
 
-    Everyone shows a sign of its own; the first makes a name with all the signs it sees, and another name when a sign changes;
-    a name stands once all whose signs are in it have said so.
+    Every rank publishes a token. Rank 0 proposes a name together with all tokens it reads, and a new one when a token changes; the
+    name is final once every rank whose token is part of the proposal has confirmed it.
     """
-    sign, end = uuid.uuid4().hex, time.monotonic() + PATIENCE
-    store.set(f"sign/{rank}", sign)
-    name, signs = "", [""] * count
-    while time.monotonic() < end:
+    token, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT_SECONDS
+    store.set(f"token/{rank}", token)
+    name, tokens = "", [""] * world_size
+    while time.monotonic() < deadline:
         if rank == 0:
-            seen = [_get(store, f"sign/{r}") for r in range(count)]
-            if seen != signs:
-                name, signs = uuid.uuid4().hex, seen
-                store.set("name", json.dumps([name, signs]))
-            if "" not in signs and all(_get(store, f"yes/{r}") == name for r in range(1, count)):
-                store.set("stands", name)
+            current = [_get(store, f"token/{r}") for r in range(world_size)]
+            if current != tokens:
+                name, tokens = uuid.uuid4().hex, current
+                store.set("name", json.dumps([name, tokens]))
+            if "" not in tokens and all(_get(store, f"confirmed/{r}") == name for r in range(1, world_size)):
+                store.set("final", name)
                 return name
-        elif found := _get(store, "name"):
-            offered, signs = json.loads(found)
-            if signs[rank : rank + 1] == [sign]:
-                if offered != name:
-                    name = offered
-                    store.set(f"yes/{rank}", name)
-                if _get(store, "stands") == name:
+        elif proposal := _get(store, "name"):
+            proposed, tokens = json.loads(proposal)
+            if tokens[rank : rank + 1] == [token]:
+                if proposed != name:
+                    name = proposed
+                    store.set(f"confirmed/{rank}", name)
+                if _get(store, "final") == name:
                     return name
-        time.sleep(PAUSE)
-    raise TrainingError(f"process {rank}: not all of the {count} processes came within {PATIENCE / 60:.0f} minutes")
+        time.sleep(POLL_SECONDS)
+    raise TrainingError(
+        f"process {rank}: not all of the {world_size} processes started within {TIMEOUT_SECONDS / 60:.0f} minutes"
+    )
 
 
 def _get(store: "Store", key: str) -> str:

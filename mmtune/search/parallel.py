@@ -40,8 +40,8 @@ def ordered(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterato
 
 
 def _alone() -> None:
-    from mmtune.runtime.threads import work_alone
+    from mmtune.runtime.threads import use_one_thread
     from mmtune.search.blocked import faiss_module
 
-    work_alone()
+    use_one_thread()
     faiss_module().omp_set_num_threads(1)

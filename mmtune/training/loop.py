@@ -19,8 +19,8 @@ from mmtune.errors import TrainingError
 from mmtune.recipe.recipe import TrainConfig
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, local_device
 from mmtune.runtime.files import write_json
-from mmtune.runtime.malloc import COMES_AND_GOES, LARGE, heap_kept
-from mmtune.runtime.prefetch import Mover, in_advance
+from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory
+from mmtune.runtime.prefetch import DeviceCopier, prefetch
 from mmtune.runtime.progress import Progress
 from mmtune.training.checkpoint import Checkpoints, Place, random_state, restore_random_state
 from mmtune.training.compile_checkpoint import blockwise
@@ -72,7 +72,7 @@ class Trainer:
     ):
         self.precision = resolve_precision(config.precision)
         self.device = local_device()
-        self.move = Mover(self.device)
+        self.move = DeviceCopier(self.device)
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
         self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
@@ -137,8 +137,8 @@ class Trainer:
         if self.place.step == 0:
             torch.manual_seed(self.config.seed)
         blocks = blockwise(self.model, self.config.compile, self.config.recompute)
-        kept = COMES_AND_GOES if self.config.shard and not self.processes.is_single else LARGE
-        heap = heap_kept(kept) if self.device.type == "cpu" else contextlib.nullcontext()
+        kept = KEEP_SMALL if self.config.shard and not self.processes.is_single else KEEP_ALL
+        heap = keep_freed_memory(kept) if self.device.type == "cpu" else contextlib.nullcontext()
         with (
             heap,
             self._attention(),
@@ -146,8 +146,8 @@ class Trainer:
             Log(self.directory, self.place.step, self.processes.is_main_process) as log,
             self._signals(),
         ):
-            with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet) as progress:
-                progress.done = self.place.step * self.config.batch_size
+            done = self.place.step * self.config.batch_size
+            with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet, done) as progress:
                 while self.place.step < self.total and not self._exhausted():
                     self._epoch(log, progress)
         self.place.finished = True
@@ -159,7 +159,7 @@ class Trainer:
             return batches
         if self.config.micro_batch_size is not None:
             return (batch.moved(self.move) for batch in batches)
-        return in_advance(batches, lambda batch: batch.moved(self.move))
+        return prefetch(batches, lambda batch: batch.moved(self.move))
 
     def _exhausted(self) -> bool:
         patience = self.config.patience
@@ -212,7 +212,7 @@ class Trainer:
                 better = self.checkpoints.offer(values["metric"], self.tensors(), self.place)
             log.write(self.place.step, self.place.epoch - 1, {f"val {k}": v for k, v in values.items()})
             shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "metric")
-            progress.say(f"epoch {self.place.epoch}: {shown}")
+            progress.print(f"epoch {self.place.epoch}: {shown}")
             self.place.stale = 0 if better else self.place.stale + 1
         self.checkpoints.save(LAST, self.tensors(), self.place)
 

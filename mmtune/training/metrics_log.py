@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmtune.runtime.files import append_jsonl, read_jsonl, write_jsonl
+from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_jsonl
 
 
 class Log:
@@ -21,7 +21,7 @@ class Log:
             return self
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            write_jsonl(self.path, [r for r in read_jsonl(self.path, torn=True) if r["step"] <= self.step])
+            write_jsonl(self.path, [r for r in read_jsonl_log(self.path) if r["step"] <= self.step])
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mmtune.runtime.prefetch import Mover, in_advance
+from mmtune.runtime.prefetch import DeviceCopier, prefetch
 
 
 def test_the_next_is_worked_on_while_this_one_is_used():
@@ -16,13 +16,13 @@ def test_the_next_is_worked_on_while_this_one_is_used():
         return n * n
 
     found = []
-    for n, square in enumerate(in_advance(range(4), work)):
+    for n, square in enumerate(prefetch(range(4), work)):
         if n < 3:
             assert started[n + 1].wait(10), "nobody works on the next one"
         assert n > 1 or not started[n + 2].is_set(), "more than one ahead"
         found.append(square)
     assert found == [0, 1, 4, 9]
-    assert list(in_advance([], work)) == []
+    assert list(prefetch([], work)) == []
 
 
 def test_an_error_of_the_source_or_the_work_is_raised_where_it_would_be_used():
@@ -30,14 +30,14 @@ def test_an_error_of_the_source_or_the_work_is_raised_where_it_would_be_used():
         yield 1
         raise ValueError("the source broke")
 
-    items = in_advance(source(), lambda n: n)
+    items = prefetch(source(), lambda n: n)
     assert next(items) == 1
     with pytest.raises(ValueError, match="the source broke"):
         next(items)
     with pytest.raises(ZeroDivisionError):
-        list(in_advance([1, 0], lambda n: 1 / n))
+        list(prefetch([1, 0], lambda n: 1 / n))
 
 
 def test_on_the_cpu_nothing_is_copied():
     x = torch.ones(3)
-    assert Mover(torch.device("cpu"))(x) is x
+    assert DeviceCopier(torch.device("cpu"))(x) is x

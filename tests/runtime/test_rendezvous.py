@@ -1,16 +1,16 @@
-"""Processes meet under a name that no earlier attempt knew, whatever that one has left in the store."""
+"""All ranks agree on a name that no earlier attempt used, whatever that attempt has left in the store."""
 
 import threading
 
 from torch.distributed import HashStore
 
-from mmtune.runtime.rendezvous import agree
+from mmtune.runtime.rendezvous import agree_on_attempt
 
 
-def meet(store, count, absent=()):
+def start_ranks(store, count, absent=()):
     names = {}
     threads = [
-        threading.Thread(target=lambda r=r: names.__setitem__(r, agree(store, r, count)), daemon=True)
+        threading.Thread(target=lambda r=r: names.__setitem__(r, agree_on_attempt(store, r, count)), daemon=True)
         for r in range(count)
         if r not in absent
     ]
@@ -22,7 +22,7 @@ def meet(store, count, absent=()):
 def test_every_attempt_has_a_name_of_its_own():
     store, seen = HashStore(), set()
     for _ in range(5):
-        names, threads = meet(store, 4)
+        names, threads = start_ranks(store, 4)
         for t in threads:
             t.join(20)
         assert len(names) == 4 and len(set(names.values())) == 1
@@ -30,16 +30,16 @@ def test_every_attempt_has_a_name_of_its_own():
     assert len(seen) == 5
 
 
-def test_who_died_on_the_way_is_not_met():
-    """Rank 2 shows its sign and dies; the first and others already wait with it. Its successor is met, not it."""
+def test_a_rank_that_died_during_the_rendezvous_is_replaced_by_its_successor():
+    """Rank 2 publishes its token and dies while the other ranks wait. They agree with its successor, not with it."""
     store = HashStore()
-    store.set("sign/2", "dead")
+    store.set("token/2", "dead")
     store.set("name", '["old", ["dead", "dead", "dead"]]')
-    store.set("stands", "old")
-    names, threads = meet(store, 3, absent=(2,))
+    store.set("final", "old")
+    names, threads = start_ranks(store, 3, absent=(2,))
     threads[0].join(0.5)
     assert not names
-    late, more = meet(store, 3, absent=(0, 1))
+    late, more = start_ranks(store, 3, absent=(0, 1))
     for t in [*threads, *more]:
         t.join(20)
     assert len({*names.values(), *late.values()}) == 1 and len(names) == 2 and len(late) == 1

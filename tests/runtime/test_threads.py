@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from mmtune.runtime.malloc import COMES_AND_GOES, LARGE, heap_kept
-from mmtune.runtime.threads import preparing
+from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory
+from mmtune.runtime.threads import data_thread_pool
 
 
 def test_a_data_thread_works_alone_and_the_others_as_before():
@@ -17,7 +17,7 @@ def test_a_data_thread_works_alone_and_the_others_as_before():
     torch.set_num_threads(3)
     try:
         x = torch.randn(300, 300, dtype=torch.float64)
-        with preparing(2) as pool:
+        with data_thread_pool(2) as pool:
             seen = [f.result() for f in [pool.submit(torch.get_num_threads) for _ in range(4)]]
             product = pool.submit(torch.matmul, x, x).result()
         assert torch.get_num_threads() == 3 and torch.allclose(product, x @ x)
@@ -40,7 +40,7 @@ def test_memory_that_was_freed_is_used_again():
 
     if faults(4) < pages:
         pytest.skip("memory comes without page faults here: huge pages, or a kernel that counts none")
-    with heap_kept():
+    with keep_freed_memory():
         faults(8)  # the heap grows
         assert faults(4) < pages
     assert faults(4) >= pages
@@ -48,12 +48,12 @@ def test_memory_that_was_freed_is_used_again():
 
 GIVEN_BACK = """
 import resource, sys, torch
-from mmtune.runtime.malloc import heap_kept
+from mmtune.runtime.malloc import keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
-with heap_kept(int(sys.argv[1])):
+with keep_freed_memory(int(sys.argv[1])):
     pieces = [(torch.ones(5 << 18), torch.ones(64)) for _ in range(8)]  # 5 MB, and what stays
     full, stay = resident(), [small for _, small in pieces]
     del pieces
@@ -68,5 +68,5 @@ def test_weights_that_come_and_go_leave_no_holes():
     def given_back(below: int) -> int:
         return int(subprocess.run([sys.executable, "-c", GIVEN_BACK, str(below)], capture_output=True, check=True).stdout)
 
-    assert given_back(COMES_AND_GOES) > 30 << 20
-    assert given_back(LARGE) < 10 << 20
+    assert given_back(KEEP_SMALL) > 30 << 20
+    assert given_back(KEEP_ALL) < 10 << 20

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 from mmtune.runtime.files import append_jsonl, write_text
 out, slow = Path(sys.argv[1]), float(sys.argv[2])
 def make(path):
     append_jsonl(out / "begun.jsonl", [path.name, os.getpid()])
     time.sleep(slow)
     write_text(path, path.name)
-share_out([out / f"{i:02d}" for i in range(20)], lambda p: p, Path.exists, make)
+run_jobs_once([out / f"{i:02d}" for i in range(20)], lambda p: p, Path.exists, make)
 """
 
 
@@ -41,7 +41,7 @@ def test_three_workers_make_every_job_once(tmp_path):
     names = [name for name, _ in begun(tmp_path)]
     assert sorted(names) == [f"{i:02d}" for i in range(20)]
     assert len({pid for _, pid in begun(tmp_path)}) > 1
-    assert {p.name for p in tmp_path.iterdir()} == {*names, "begun.jsonl"}  # no claim is left
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "begun.jsonl"}  # no lock file is left
 
 
 def test_the_job_of_a_killed_worker_is_anothers(tmp_path):
@@ -65,7 +65,7 @@ def test_without_locks_the_work_is_done_all_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", refuse)
     made = []
-    share_out([1, 2], lambda j: tmp_path / str(j), lambda j: j in made, made.append)
+    run_jobs_once([1, 2], lambda j: tmp_path / str(j), lambda j: j in made, made.append)
     assert made == [1, 2]
 
 

@@ -21,7 +21,7 @@ from mmtune.data.loader.decode import decode_row
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import DataError
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
-from mmtune.runtime.threads import preparing
+from mmtune.runtime.threads import data_thread_pool
 
 AHEAD = 2
 
@@ -95,7 +95,7 @@ class Loader:
     ) -> Iterator[Batch]:
         """The batches in order, prepared ahead. `extra(rows)` gives rows that join as candidates only (mined negatives):
         direction -> [2, n] places in `rows` and rows mined for them."""
-        with preparing(self.workers) as pool:
+        with data_thread_pool(self.workers) as pool:
             waiting: deque[Future[Batch]] = deque()
             source = iter(batches)
             try:

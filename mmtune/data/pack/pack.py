@@ -17,20 +17,19 @@ from mmtune.data.shards.locate import KIND, SPLIT_KIND
 from mmtune.data.sources.tables import open_source
 from mmtune.errors import DataError
 from mmtune.runtime.files import write_json, write_jsonl
+from mmtune.runtime.sizes import parse_size
 
 SCHEMA = 1
 MAX_SPLITS = 64
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Progress = Callable[[int, int, int, int], None]
 """Called with (rows done, packed, rejected, rows in all: an estimate)."""
 
 
-def parse_size(size: str | int) -> int:
-    """ "256MB" -> bytes. Raises DataError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.I)
-    if not match or match[2].upper() not in UNITS or not float(match[1]):
-        raise DataError(f"{size!r} is not a size; write e.g. 256MB or 1GiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+def _size(option: str, size: str | int) -> int:
+    try:
+        return parse_size(size)
+    except ValueError as e:
+        raise DataError(f"{option}: {e}") from None
 
 
 def pack(
@@ -67,17 +66,17 @@ def pack(
     opened = open_source(source)
     plan = make_plan(opened, columns or {}, id, group, split)
     limits = _limits(plan, options or {})
-    limit = parse_size(shard_size)
+    limit, most_bytes = _size("--shard-size", shard_size), _size("--max-bytes", max_bytes)
     identity = {
         "schema": SCHEMA,
         "source": opened.sha256,
         "columns": plan.columns(),
         "shard size": limit,
-        "options": {**limits, "max_bytes": parse_size(max_bytes)},
+        "options": {**limits, "max_bytes": most_bytes},
     }
     with Journal(Path(out), identity, overwrite) as journal:
         packing = _Packing(plan, journal, limit)
-        with Checkers(workers, list(plan.modalities), limits, parse_size(max_bytes), timeout) as checkers:
+        with Checkers(workers, list(plan.modalities), limits, most_bytes, timeout) as checkers:
             packing.run(checkers, progress)
         if not packing.rows:
             journal.remove()

@@ -6,7 +6,6 @@ without a shard (`last` null) once a split is through. The stamp covers size and
 """
 
 import contextlib
-import fcntl
 import math
 import os
 import shutil
@@ -15,7 +14,8 @@ from typing import Any
 
 from mmtune.data.shards.locate import SPLIT_KIND
 from mmtune.errors import DataError
-from mmtune.runtime.files import append_jsonl, read_json, read_jsonl, write_jsonl
+from mmtune.runtime.files import append_jsonl, read_json, read_jsonl_log, write_jsonl
+from mmtune.runtime.work_lock import Timeout, file_lock
 
 
 class Journal:
@@ -30,22 +30,20 @@ class Journal:
         if strange and not self.path.exists():
             raise DataError(f"{out}: holds something else ({', '.join(strange[:3])}); --out must be a new or empty folder")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path.parent / "lock", "w")
+        self._lock = file_lock(self.path.parent / "lock")
         try:
-            # a POSIX lock: it goes with this process, whatever children it leaves behind
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
+            self._lock.acquire(timeout=0)
+        except Timeout:
             raise DataError(f"{out}: another `mmtune pack` is writing here") from None
         try:
             self._load(identity, overwrite)
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def _load(self, identity: dict[str, Any], overwrite: bool) -> None:
         self.identity = identity
-        lines = read_jsonl(self.path, torn=True) if self.path.exists() else []
+        lines = read_jsonl_log(self.path)
         if overwrite:
             self._clear()
             lines = []
@@ -76,7 +74,7 @@ class Journal:
         """Remove what a pack wrote, and nothing else."""
         index = read_json(self.out / "index.json") if (self.out / "index.json").exists() else {}
         splits = index.get("splits", {}) if index.get("kind") == SPLIT_KIND else {}
-        lines = read_jsonl(self.path, torn=True)[1:] if self.path.exists() else []
+        lines = read_jsonl_log(self.path)[1:] if self.path.exists() else []
         for name in {"", *splits, *(e["split"] for e in lines)}:
             folder = self.out / name
             for path in [*folder.glob("shard-[0-9]*.tar"), folder / "index.json", folder / "rejected.jsonl"]:
@@ -97,7 +95,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._lock.close()
+        self._lock.release()
 
     def remove(self) -> None:
         """Take back an OUT in which nothing was packed."""

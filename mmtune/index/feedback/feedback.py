@@ -4,7 +4,6 @@ A query's content is kept when somebody says something about its answer, not bef
 """
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from mmtune import modalities
 from mmtune.errors import DataError
 from mmtune.index.catalog import Catalog, Item
 from mmtune.index.layout import now
-from mmtune.runtime.files import append_jsonl, atomic_open, read_jsonl, write_bytes, write_jsonl
+from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_bytes, write_jsonl
 
 KINDS = {"click": "positive", "match": "positive", "not_a_match": "negative"}
 REMEMBERED = 64 * 2**20  # bytes of recent queries that are held until somebody says something about them
@@ -71,7 +70,7 @@ class FeedbackLog:
 
     def events(self) -> list[dict[str, Any]]:
         """Every event, oldest first."""
-        return read_jsonl(self.log, torn=True) if self.log.exists() else []
+        return read_jsonl_log(self.log)
 
     def verdicts(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(query, item) -> {"verdict", "clicks", "modality"}: the last mark counts; a click is a weak yes that any mark
@@ -146,8 +145,6 @@ def _packed(out: Path, name: str, rows: Mapping[str, dict[str, Any]]) -> str:
 
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
     table = out / f"{name}.jsonl"
-    with atomic_open(table) as f:
-        for row in rows.values():
-            f.write((json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False) + "\n").encode())
+    write_jsonl(table, ({c: row.get(c) for c in columns} for row in rows.values()))
     pack(table, out / name, overwrite=True)
     return str(out / name)

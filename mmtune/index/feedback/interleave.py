@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmtune.errors import DataError
 from mmtune.index.layout import now
 from mmtune.index.protocols import SearchResponse
-from mmtune.runtime.files import append_jsonl, read_jsonl
+from mmtune.runtime.files import append_jsonl, read_jsonl_log
 
 if TYPE_CHECKING:
     from mmtune.index.collection import Collection
@@ -89,7 +89,7 @@ def preference(coll: "Collection", version: str | None = None) -> dict[str, Any]
     """{"impressions", "clicked", "staged", "live", "ties", "share", "interval", "prefers"}: an impression is won by the team
     with more clicked items; the share is of those won by either. prefers: the side that the whole interval is on, or None."""
     path = coll.path / "interleave.jsonl"
-    lines = read_jsonl(path, torn=True) if path.exists() else []
+    lines = read_jsonl_log(path)
     staged, live = version or (lines[-1]["staged"] if lines else None), coll.live
     shown = {x["impression"]: x["teams"] for x in lines if x["staged"] == staged and x["live"] == live}
     clicked: dict[str, set[str]] = {}

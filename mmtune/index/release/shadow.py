@@ -19,7 +19,7 @@ from mmtune.index import audit_log
 from mmtune.index.layout import now
 from mmtune.index.open_version import decode_query
 from mmtune.index.query.query import Query
-from mmtune.runtime.files import append_jsonl, read_json, read_jsonl, write_json
+from mmtune.runtime.files import append_jsonl, read_json, read_jsonl_log, write_json
 from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class ShadowSearches:
     def report(self, version: str | None = None) -> dict[str, Any]:
         """Over all lines of the version (default: the one shadowed now, else the last) against the version that is live now."""
         self.wait()
-        lines = [line for log in (self.old, self.log) if log.exists() for line in read_jsonl(log, torn=True)]
+        lines = [line for log in (self.old, self.log) for line in read_jsonl_log(log)]
         state = self.active()
         staged = version or (state["version"] if state else lines[-1]["staged"] if lines else None)
         live = self.coll.live

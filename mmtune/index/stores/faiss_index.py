@@ -14,7 +14,7 @@ import numpy as np
 from mmtune.errors import DataError
 from mmtune.index.stores.faiss_ivf import make_lists, plan_lists
 from mmtune.index.stores.import_faiss import faiss, write_index
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 from mmtune.search.exact import topk, unit
 
 FLAT_NUMBERS = (
@@ -54,7 +54,7 @@ def make_index(vectors_ND: np.ndarray, settings: dict[str, Any], stem: Path) -> 
         make_lists(vectors_ND, settings, stem, lambda x: _short(x, short), width)
     else:
         final = stem.with_name(f"{stem.name}.index")
-        share_out([final], lambda p: p, Path.exists, lambda p: _make_whole(vectors_ND, settings, p, short, width))
+        run_jobs_once([final], lambda p: p, Path.exists, lambda p: _make_whole(vectors_ND, settings, p, short, width))
 
 
 def _make_whole(vectors_ND: np.ndarray, settings: dict[str, Any], path: Path, short: int | None, width: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from mmtune.errors import DataError
 from mmtune.index.stores.import_faiss import faiss, write_index
 from mmtune.runtime.files import atomic_open
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 
 PART = 1 << 20
 """Rows of a part at most."""
@@ -65,11 +65,11 @@ def make_lists(
             index.add_with_ids(shape(vectors_ND[at:end]), np.arange(at, end))
         write_index(index, part(start))
 
-    share_out(
+    run_jobs_once(
         [trained], lambda p: p, lambda p: p.exists() or final.exists(), lambda p: _train(vectors_ND, settings, p, shape, width)
     )
-    share_out(starts, part, lambda s: part(s).exists() or final.exists(), add)
-    share_out([final], lambda p: p, Path.exists, lambda p: _merge(trained, [part(s) for s in starts], p))
+    run_jobs_once(starts, part, lambda s: part(s).exists() or final.exists(), add)
+    run_jobs_once([final], lambda p: p, Path.exists, lambda p: _merge(trained, [part(s) for s in starts], p))
     for path in (trained, *map(part, starts)):
         path.unlink(missing_ok=True)
 

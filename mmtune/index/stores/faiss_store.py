@@ -23,7 +23,7 @@ from mmtune.index.stores import faiss_files as files
 from mmtune.index.stores.faiss_index import Proposer, exact, make_index, plan_index
 from mmtune.index.stores.faiss_updates import living
 from mmtune.runtime.files import write_json
-from mmtune.runtime.work_lock import share_out
+from mmtune.runtime.work_lock import run_jobs_once
 from mmtune.search.exact import pair_keys, to_scores, unit
 
 if TYPE_CHECKING:
@@ -227,13 +227,13 @@ class FaissStore:
             return manifest["index"]
         stem = self.directory / hashlib.sha256(json.dumps([named, asked]).encode()).hexdigest()[:16]
         path = stem.with_name(f"{stem.name}.vectors.safetensors")
-        share_out([path], lambda p: p, Path.exists, lambda p: self._write_base(named, stem.name))
+        run_jobs_once([path], lambda p: p, Path.exists, lambda p: self._write_base(named, stem.name))
         vectors, _ = files.map_vectors(path, self.fingerprint)
         settings = plan_index(index, len(vectors), short or self.dim, memory_mb) | ({"short": short} if short else {})
         if settings["index"] != "flat" or short:
             make_index(vectors, settings, stem)
         new = manifest | {"base": stem.name, "segments": [], "index": settings, "asked": asked}
-        share_out(
+        run_jobs_once(
             [stem],
             lambda p: p,
             lambda p: files.read_manifest(self.directory) != manifest,

@@ -1,0 +1,30 @@
+"""Sizes in bytes as people write them: "256MB", "1.5 GiB"."""
+
+import re
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_size(size: str | int, minimum: int = 1) -> int:
+    """Bytes of an int, or of a string like "256MB" (powers of 1000) or "1.5 GiB" (powers of 1024), at least `minimum`.
+
+    Raises ValueError with one line that says what to write; the caller names the option or key.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.I)
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError(f"{size!r} is not a size; write for example 256MB or 1GiB")
+    found = int(float(match[1]) * UNITS[match[2].upper()])
+    if found < minimum:
+        raise ValueError(f"{size!r} is not a size of at least {minimum} bytes; write for example 256MB or 1GiB")
+    return found
