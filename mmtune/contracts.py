@@ -1,11 +1,20 @@
-"""What the rooms agree on: small protocols and the rows and batches that travel between them.
+"""Interfaces and data types that several rooms share.
 
-Shapes: B rows of a batch, U unique items of one modality in it (identical content is encoded once), D dimensions of
-the shared space. Everything keys by the modality's name; nothing outside `modalities/` and `backbones/` spells one.
+| what | where |
+|---|---|
+| `Row`, `Batch`, `Embeddings`, `Modality`, `Preprocess`, `Augmentation`, `Scorer` | here |
+| `Tower`, `LogitScale`, `Backbone`, `Family` | `mmtune.backbones` |
+| `Block`, `Scored`, `Taught`: the inputs of the three kinds of loss | `mmtune.losses` |
+| miner sources and false-negative guards | `mmtune.mining` |
+| evaluation tasks and metrics | `mmtune.evaluation` |
+| `Store` | `mmtune.index.protocols` |
+
+Shapes: B rows of a batch, U unique items of one modality in it (identical content is encoded once), D dimensions of the shared
+space. Modalities are keyed by name; no identifier outside `modalities/` and `backbones/` spells one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from mmtune.errors import Rejected
@@ -26,6 +35,11 @@ Signal: TypeAlias = Any
 Pair = tuple[str, str]
 """A directed or undirected pair of modality names, e.g. ("a", "b"); written "a->b" when directed."""
 
+Augmentation: TypeAlias = "Callable[[Signal, random.Random], Signal]"
+"""A training-time augmentation. It draws from the generator that it is given and from no other, so that a resumed run sees the
+same signals. An optional attribute `zoom: float` (1 without it) says how many times the tower's input size the signal must be
+decoded at, so that what the augmentation keeps of it still fills the input; infinity where it works on the original's pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -39,58 +53,68 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A limit or switch that a modality offers to `pack`; becomes `--name` (dashes) on the command line."""
+    """A numeric limit that a modality offers to `pack`; becomes `--name` (with dashes) on the command line."""
 
-    type: type
-    default: Any
+    type: type[int] | type[float]
+    default: float
     help: str
 
 
 class Modality:
-    """All that knows what one kind of signal is. Subclass it, then name the class in `modalities.TABLE` (one line).
+    """Everything that depends on one kind of signal: decoding, limits, identity of content, augmentation, display.
 
-    A signal is whatever `decode` returns (a picture, samples with a rate, a string, ...); towers' preprocessing takes it.
+    Subclass it, then add it to the table: `modalities.register(name, "package.module:Class")`, or one line in
+    `modalities.TABLE`. Only `decode` and `coerce` must be written.
     """
 
     name: str = ""
     extensions: tuple[str, ...] = ()
-    """File suffixes without dot, as shard members and in folders; the first is the default."""
+    """File suffixes without dot, for shard members and source folders; the first is the default."""
     columns: tuple[str, ...] = ()
-    """Source columns that are found unasked."""
+    """Names of source columns that hold this modality when `pack` is given none."""
+    language: bool = False
+    """True when signals are strings of natural language: queries can be typed, prompts and class names can be encoded."""
     inline: bool = False
-    """True when a source cell is the value itself, False when it is a path relative to the source."""
+    """True when the cell of a source table holds the value itself, False when it holds a path relative to the source."""
     json_fields: tuple[str, ...] = ()
-    """Fields of a shard's .json member that carry the value when there is no member of its own."""
+    """Fields of a shard's .json member that hold the value when the sample has no member of this modality."""
     options: Mapping[str, Option] = {}
-    served: Mapping[str, Any] = {}
-    """Limits among `options` that hold for values which arrive over the network, with their defaults there."""
-    near_distance: int = -1
-    """Near keys that differ in at most this many bits are near duplicates; -1: this modality has no near key."""
+    """Limits that `check` and `check_header` take as keyword arguments."""
+    request_limits: Mapping[str, float] = {}
+    """Defaults of those `options` that limit values which arrive in HTTP requests."""
+    near_duplicate_distance: int = -1
+    """Two `near_duplicate_key`s that differ in at most this many bits are near duplicates; -1: this modality has no such key."""
 
-    def decode(self, data: bytes) -> Any:
-        """Bytes -> signal. Raises Rejected(reason) for anything that is not one; never crashes, never hangs."""
+    def decode(self, data: bytes) -> Signal:
+        """Bytes -> signal. Raises Rejected(reason) for undecodable bytes; never raises anything else, never hangs."""
         raise NotImplementedError
 
-    def decode_enough(self, data: bytes, enough: float) -> Any:
-        """As `decode` for somebody who needs no more than `enough` of the signal (see Preprocess): what decodes faster and
-        still has twice that, where there is such a thing."""
+    def decode_scaled(self, data: bytes, input_size: float) -> Signal:
+        """As `decode`, at a reduced resolution where that is faster. The result keeps at least twice `input_size`, the size that
+        the tower scales signals to (`Preprocess.input_size`)."""
         return self.decode(data)
 
-    def check(self, data: bytes, **options: Any) -> None:
+    def check(self, data: bytes, **options: float) -> None:
         """Raise Rejected(reason) when the value is undecodable, empty, or over a limit of `options`."""
         self.decode(data)
 
-    def admit(self, data: bytes, **options: Any) -> int:
-        """As `check`, by what the header says where there is one: nothing of a value over a limit is decoded. Returns about how
-        many bytes of memory decoding takes."""
+    def check_header(self, data: bytes, **options: float) -> int:
+        """As `check`, by the header alone where the format has one, so that no value over a limit is decoded. Returns an estimate
+        of the bytes of memory that decoding takes."""
         self.check(data, **options)
         return len(data)
 
-    def coerce(self, value: Any) -> Any:
-        """What a user hands to `encode` (path, array, library object, ...) -> signal. Raises Rejected."""
+    def coerce(self, value: object) -> Signal:
+        """A user's value (path, array, library object, ...) -> signal. Raises Rejected."""
         raise NotImplementedError
 
-    def from_file(self, path: "str | Path") -> Any:
+    def accepts(self, value: object) -> bool:
+        """Whether `Model.encode(value)` without a modality's name may take `value` for this modality, judged by its type and, for
+        a path, its suffix; nothing is read. Default: paths (`str` or `Path`) whose suffix is one of `extensions`."""
+        suffix = str(value).rpartition(".")[2].lower() if isinstance(value, str) or hasattr(value, "__fspath__") else ""
+        return suffix in self.extensions
+
+    def from_file(self, path: "str | Path") -> Signal:
         """The signal in a file. Raises Rejected naming the path."""
         try:
             with open(path, "rb") as f:
@@ -101,47 +125,51 @@ class Modality:
             raise Rejected(f"{path}: {e}") from None
 
     def content_key(self, data: bytes) -> bytes:
-        """Identity of content: equal keys are the same item. Default: the bytes themselves."""
+        """Identity of content: values with equal keys are the same item. Default: the bytes themselves."""
         return data
 
-    def near_key(self, signal: Any) -> int | None:
-        """A 64-bit signature of a signal that survives re-encoding, scaling and the like; None when it has no structure."""
+    def near_duplicate_key(self, signal: Signal) -> int | None:
+        """A 64-bit perceptual hash that survives re-encoding, scaling and the like; None when the signal has no structure."""
         return None
 
-    def augment(self, **options: Any) -> "Callable[[Any, random.Random], Any]":
-        """A training-time augmentation `(signal, rng) -> signal`. Raises RecipeError for an unknown option."""
+    def augment(self, **options: Any) -> Augmentation:
+        """A training-time augmentation, built from a recipe's `augment.NAME` block. Raises RecipeError for an unknown option."""
         raise NotImplementedError
 
-    def mix(self, signal: Any, other: Any, share: float) -> Any:
-        """`signal` with `other` in its background, which has `share` (0 to 1) of the whole. For training's `mixup`."""
+    def mix(self, signal: Signal, other: Signal, share: float) -> Signal:
+        """`signal` mixed with `other` as background, whose weight in the mix is `share` (0 to 1). Used by `augment.NAME.mixup`."""
         raise NotImplementedError
 
-    def show(self, data: bytes) -> str:
+    def to_html(self, data: bytes) -> str:
         """An HTML fragment that shows or plays the value, self-contained (data: URLs)."""
         raise NotImplementedError
 
-    def card(self, data: bytes, label: str = "") -> str:
-        """As `show`, small: a page holds hundreds. `label` names the value for those who do not see it."""
-        return self.show(data)
+    def thumbnail_html(self, data: bytes, label: str = "") -> str:
+        """As `to_html`, small, for pages with hundreds of values. `label` is the accessible name of the value."""
+        return self.to_html(data)
 
-    def mime(self, data: bytes) -> str:
-        """The value's media type, for whoever hands it out over HTTP; by its bytes, never by a name."""
+    def media_type(self, data: bytes) -> str:
+        """The value's media type (MIME) for an HTTP response, from its bytes, never from a name."""
         return "application/octet-stream"
 
-    def widget(self, **options: Any) -> Any:
-        """A gradio component by which a person gives a value: words where it is inline, else an uploaded file."""
+    def input_component(self, **options: Any) -> Any:
+        """The gradio component for a query of this modality: a text box for language, else a file upload."""
         import gradio
 
-        return (
-            gradio.Textbox(**options) if self.inline else gradio.File(file_types=[f".{e}" for e in self.extensions], **options)
-        )
+        if self.language:
+            return gradio.Textbox(**options)
+        return gradio.File(file_types=[f".{e}" for e in self.extensions], **options)
 
 
 @runtime_checkable
 class Preprocess(Protocol):
-    """A checkpoint's own preprocessing: picklable, without weights, so that data workers can run it."""
+    """A checkpoint's own preprocessing of one modality: picklable, without weights, so that data workers can run it.
 
-    def __call__(self, signal: Any, rng: "random.Random | None" = None) -> "dict[str, Tensor]":
+    Two optional attributes: `is_deterministic(signal) -> bool`, False where training (with `rng`) gets other numbers each time,
+    e.g. a random crop; `input_size: float | None`, the size that signals are scaled to, in the modality's own unit.
+    """
+
+    def __call__(self, signal: Signal, rng: "random.Random | None" = None) -> "dict[str, Tensor]":
         """One signal -> tensors without a batch axis. Deterministic without `rng`; with it (training) may crop at random."""
         ...
 
@@ -149,59 +177,51 @@ class Preprocess(Protocol):
         """Items -> one batch of inputs for the tower. Items of several windows add "segments" [W], window -> item."""
         ...
 
-    # Optional: `fixed(signal) -> bool`, False where training with `rng` sees other numbers each time (a random crop);
-    # `enough: float`, the size that signals are scaled to, in the modality's own unit. An augmentation's optional `zoom` says
-    # how many times more it may need, infinity where the original's size matters.
-
-
-class Tower(Protocol):
-    """An encoder of one modality into the shared space (an nn.Module)."""
-
-    modality: str
-    dim: int
-    preprocess: Preprocess
-
-    def __call__(self, inputs: "dict[str, Tensor]") -> "Tensor":
-        """Inputs of U items -> [U, D], not normalised."""
-        ...
-
 
 @dataclass(slots=True)
 class Batch:
-    """Rows on their way through the trainer. All tensors of one batch live on one device.
+    """Rows on their way through the trainer. All tensors of one batch lie on one device.
 
-    ids [B] row ids; index [B] row numbers in the dataset (int64); queries [B] bool, False for rows that serve only as
-    candidates (mined negatives); inputs[m] the tower's inputs for U_m unique items; slot[m] [B] row -> unique item or -1
+    ids [B] row ids; index [B] row numbers in the dataset (int64); is_query [B] bool, False for rows that serve only as
+    candidates (mined negatives); inputs[m] the tower's inputs for U_m unique items; item_of_row[m] [B] row -> unique item, -1
     where the row lacks m; labels[k] [B] int64 with k in {"id", "group"} and every modality (content): equal non-zero
-    labels mean "the same thing", 0 means none; columns[c] [B] float32 numeric metadata that an objective asked for;
-    hard["a->b"] [2, n] int64: a row that asks, and a row mined as its negative in that direction. A row that only serves as
-    candidate is a negative of the queries that mined it and of no other: drawn for being hard, it would weigh too much for all.
+    labels mean "the same thing", 0 means none; columns[c] [B] float32 numeric metadata that an objective needs;
+    hard_negatives["a->b"] [2, n] int64: row of a query, row of a negative mined for it in that direction. A row that only serves
+    as candidate is a negative of the queries that mined it and of no other: being hard, it would weigh too much for all.
     """
 
     ids: list[str]
     index: "Tensor"
-    queries: "Tensor"
+    is_query: "Tensor"
     inputs: "dict[str, dict[str, Tensor]]"
-    slot: "dict[str, Tensor]"
+    item_of_row: "dict[str, Tensor]"
     labels: "dict[str, Tensor]"
     columns: "dict[str, Tensor]" = field(default_factory=dict)
-    hard: "dict[str, Tensor]" = field(default_factory=dict)
+    hard_negatives: "dict[str, Tensor]" = field(default_factory=dict)
 
-    def moved(self, move: "Callable[[Tensor], Tensor]") -> "Batch":
-        """The batch with `move` of every tensor."""
+    def map_tensors(self, function: "Callable[[Tensor], Tensor]") -> "Batch":
+        """The batch with `function` applied to every tensor, e.g. a copy to a device."""
 
-        def each(x: Any) -> Any:
-            return {k: each(v) for k, v in x.items()} if isinstance(x, dict) else move(x)
+        def each(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+            return {k: function(v) for k, v in tensors.items()}
 
-        names = ("index", "queries", "inputs", "slot", "labels", "columns", "hard")
-        return Batch(self.ids, *(each(getattr(self, n)) for n in names))
+        return replace(
+            self,
+            index=function(self.index),
+            is_query=function(self.is_query),
+            inputs={m: each(x) for m, x in self.inputs.items()},
+            item_of_row=each(self.item_of_row),
+            labels=each(self.labels),
+            columns=each(self.columns),
+            hard_negatives=each(self.hard_negatives),
+        )
 
 
 class Scorer(Protocol):
-    """A teacher, a verifier, a judge: anything that scores pairs of signals."""
+    """Scores pairs of signals: a cross-encoder as a teacher of distillation, a verifier of mined negatives."""
 
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> Sequence[float]:
-        """One float a pair, higher is more alike."""
+    def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> Sequence[float]:
+        """One float a pair; a higher one means more similar."""
         ...
 
 
@@ -212,10 +232,10 @@ def direction(a: str, b: str) -> str:
 
 @dataclass(slots=True)
 class Embeddings:
-    """Vectors of one modality for N rows of a corpus; identity travels with them.
+    """Vectors of one modality for N rows of a dataset, with their ids and labels.
 
     ids [N] row ids; groups [N]; labels[k] int64 [N] as in Batch; vectors float32 [N, D], unit length; fingerprint of the model;
-    queries [N, D] the same rows as they ask, where the model has other words around a query than around what is found.
+    queries [N, D] the same rows encoded with the query prompt, where the model has one that differs from the default prompt.
     """
 
     ids: list[str]

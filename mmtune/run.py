@@ -84,7 +84,7 @@ def _train(
     if recipe.windows is not None:
         model.set_windows(recipe.windows)
     pairs = choose_pairs(recipe, model, data)
-    model.ensure_scales(pairs)
+    model.ensure_logit_scales(pairs)
     with processes.main_process_first():
         objective = _objective(recipe, model, data, pairs, quiet)
     trained, usable = trained_modalities(pairs), usable_rows(data, pairs)

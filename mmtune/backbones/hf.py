@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtune.backbones import Part, Scale, Tower, read_files
+from mmtune.backbones import Backbone, LogitScale, Tower, read_files
 from mmtune.backbones.cpu_fast.hf_fast import quicken
 from mmtune.backbones.cpu_fast.pooled_block import pool_last_block
 from mmtune.backbones.hf_preprocess import ClapPreprocess, ImagePreprocess, TokenPreprocess
@@ -38,7 +38,7 @@ def _need(directory: Path, names: tuple[str, ...], what: str) -> None:
         )
 
 
-def load(place: str) -> Part:
+def load(place: str) -> Backbone:
     """A local directory, or a hub name (through huggingface_hub's cache; offline machines need it there)."""
     _quiet()
     directory = Path(place).expanduser()
@@ -53,15 +53,15 @@ def load(place: str) -> Part:
         _need(directory, IMAGE_FILES, "preprocessing")
     _need(directory, TOKENIZER_FILES, "tokenizer")
     try:
-        return _part(directory, weights=True)
+        return _backbone(directory, weights=True)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise ModelError(f"hf:{place}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
 
 
-def rebuild(directory: Path) -> Part:
+def rebuild(directory: Path) -> Backbone:
     """From an artifact's part directory; weights uninitialised."""
     _quiet()
-    return _part(directory, weights=False)
+    return _backbone(directory, weights=False)
 
 
 def _snapshot(name: str) -> Path:
@@ -94,14 +94,14 @@ def _build(cls: Any, directory: Path, config: Any, weights: bool) -> nn.Module:
     return module.eval()
 
 
-def _part(directory: Path, weights: bool) -> Part:
+def _backbone(directory: Path, weights: bool) -> Backbone:
     config = _config(directory)
     if config.model_type in DUAL:
         return _dual(directory, config, weights)
     return _text_encoder(directory, config, weights)
 
 
-def _dual(directory: Path, config: Any, weights: bool) -> Part:
+def _dual(directory: Path, config: Any, weights: bool) -> Backbone:
     import transformers
 
     cls = {"clip": "CLIPModel", "siglip": "SiglipModel", "clap": "ClapModel"}[config.model_type]
@@ -115,8 +115,8 @@ def _dual(directory: Path, config: Any, weights: bool) -> Part:
         names = {signal: ["audio_model", "audio_projection"], word: ["text_model", "text_projection"]}
         dim = config.projection_dim
         scales = [
-            Scale(module.logit_scale_a, None, [f"{signal}->{word}"]),
-            Scale(module.logit_scale_t, None, [f"{word}->{signal}"]),
+            LogitScale(module.logit_scale_a, None, [f"{signal}->{word}"]),
+            LogitScale(module.logit_scale_t, None, [f"{word}->{signal}"]),
         ]
         encode_first = lambda x: module.get_audio_features(**x).pooler_output  # noqa: E731
     else:
@@ -124,7 +124,7 @@ def _dual(directory: Path, config: Any, weights: bool) -> Part:
         names = {signal: ["vision_model", "visual_projection"], word: ["text_model", "text_projection"]}
         dim = config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
         both = [f"{signal}->{word}", f"{word}->{signal}"]
-        scales = [Scale(module.logit_scale, getattr(module, "logit_bias", None), both)]
+        scales = [LogitScale(module.logit_scale, getattr(module, "logit_bias", None), both)]
         encode_first = lambda x: module.get_image_features(**x).pooler_output  # noqa: E731
     if config.model_type != "siglip":
         pool_last_block(module.vision_model if config.model_type == "clip" else module.text_model)
@@ -145,7 +145,7 @@ def _dual(directory: Path, config: Any, weights: bool) -> Part:
         signal: Tower(signal, dim, first, encode_first, owned(signal)),
         word: Tower(word, dim, tokens, encode_word, owned(word)),
     }
-    return Part("hf", module, towers, scales, _saved(config, processor), drop, _attention(module))
+    return Backbone("hf", module, towers, scales, _saved(config, processor), drop, _attention(module))
 
 
 def _attention(module: Any) -> Callable[[str, bool], None]:
@@ -153,10 +153,10 @@ def _attention(module: Any) -> Callable[[str, bool], None]:
     800 ms a step of 64 pictures); the plain one does not (500 ms)."""
     usual = module.config._attn_implementation
 
-    def training_on(device: str, low_precision: bool) -> None:
+    def select_attention(device: str, low_precision: bool) -> None:
         module.set_attn_implementation("eager" if device == "cpu" and low_precision else usual)
 
-    return training_on
+    return select_attention
 
 
 def _saved(*things: Any) -> dict[str, bytes]:
@@ -174,7 +174,7 @@ def _saved(*things: Any) -> dict[str, bytes]:
     return files
 
 
-def _text_encoder(directory: Path, config: Any, weights: bool) -> Part:
+def _text_encoder(directory: Path, config: Any, weights: bool) -> Backbone:
     """AutoModel with the pooling that sentence-transformers' files ask for (mean without them)."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -186,7 +186,7 @@ def _text_encoder(directory: Path, config: Any, weights: bool) -> Part:
     tower = Tower("text", config.hidden_size, tokens, encode, [module])
     quicken(module)
     files = _saved(config, tokenizer) | extra
-    return Part("hf", module, {"text": tower}, [], files, training_on=_attention(module), facts={"pooling": pooling})
+    return Backbone("hf", module, {"text": tower}, [], files, select_attention=_attention(module), info={"pooling": pooling})
 
 
 def _pooling(directory: Path) -> tuple[str, int | None, dict[str, bytes]]:

@@ -23,7 +23,7 @@ class ImagePreprocess:
     def __init__(self, processor: Any):
         self.processor = processor
         self.fast = _fast_image(processor)
-        self.enough = None if self.fast is None else float(self.fast.edge or max(self.fast.exact or (0,)))
+        self.input_size = None if self.fast is None else float(self.fast.edge or max(self.fast.exact or (0,)))
 
     def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
         if self.fast is not None:
@@ -162,7 +162,7 @@ class ClapPreprocess:
             samples = np.pad(samples, (0, self.window - len(samples)))
         return samples
 
-    def fixed(self, signal: Sound) -> bool:
+    def is_deterministic(self, signal: Sound) -> bool:
         """Whether training sees the same numbers every time: a longer sound gives another window each epoch."""
         return signal.seconds * self.rate <= self.window
 

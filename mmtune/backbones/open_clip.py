@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtune.backbones import Part, Scale, Tower, read_files
+from mmtune.backbones import Backbone, LogitScale, Tower, read_files
 from mmtune.backbones.cpu_fast.kernels import quicken_layers
 from mmtune.errors import ModelError
 
@@ -25,7 +25,7 @@ BPE_VOCABULARY = 49408
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
-def load(place: str) -> Part:
+def load(place: str) -> Backbone:
     """A local-dir directory, or NAME/TAG as in open_clip.list_pretrained()."""
     directory = Path(place).expanduser()
     if (directory / CONFIG).is_file() or directory.is_dir() or place.startswith((".", "/", "~")):
@@ -36,14 +36,14 @@ def load(place: str) -> Part:
     return _from_name(name, tag)
 
 
-def _from_directory(directory: Path) -> Part:
+def _from_directory(directory: Path) -> Backbone:
     config = _checked_config(directory)
     if not [f for p in ("*.safetensors", "*.bin", "*.pth") for f in directory.glob(p)]:
         raise ModelError(
             f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors (*.pt is not looked at)"
         )
     module = _create(f"local-dir:{directory}", load_weights=True)
-    return _part(module, _files(directory, config))
+    return _backbone(module, _files(directory, config))
 
 
 def _checked_config(directory: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _files(directory: Path, config: dict[str, Any]) -> dict[str, bytes]:
     return kept
 
 
-def _from_name(name: str, tag: str) -> Part:
+def _from_name(name: str, tag: str) -> Backbone:
     import tempfile
 
     import open_clip
@@ -100,17 +100,17 @@ def _from_name(name: str, tag: str) -> Part:
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(tmp)
         files = read_files(Path(tmp))
-    return _part(module, files | {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}, tokenizer)
+    return _backbone(module, files | {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}, tokenizer)
 
 
 def _jsonable(cfg: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in cfg.items()}
 
 
-def rebuild(directory: Path) -> Part:
+def rebuild(directory: Path) -> Backbone:
     """From an artifact's part directory; weights uninitialised."""
     _checked_config(directory)
-    return _part(_create(f"local-dir:{directory}", load_weights=False), read_files(directory))
+    return _backbone(_create(f"local-dir:{directory}", load_weights=False), read_files(directory))
 
 
 def _create(name: str, **options: Any) -> Any:
@@ -128,7 +128,7 @@ def _create(name: str, **options: Any) -> Any:
         logging.disable(previous)
 
 
-def _part(module: Any, files: dict[str, bytes], tokenizer: Any = None) -> Part:
+def _backbone(module: Any, files: dict[str, bytes], tokenizer: Any = None) -> Backbone:
     config = json.loads(files[CONFIG])
     if tokenizer is None:
         tokenizer = _tokenizer(files)
@@ -140,7 +140,7 @@ def _part(module: Any, files: dict[str, bytes], tokenizer: Any = None) -> Part:
         "image": Tower("image", dim, Picture(config["preprocess_cfg"]), lambda x: module.encode_image(**x), [module.visual]),
         "text": Tower("text", dim, Tokens(tokenizer), lambda x: module.encode_text(**x), words),
     }
-    scale = Scale(module.logit_scale, getattr(module, "logit_bias", None), ["image->text", "text->image"])
+    scale = LogitScale(module.logit_scale, getattr(module, "logit_bias", None), ["image->text", "text->image"])
 
     def drop(modality: str) -> None:
         if modality == "image":
@@ -152,7 +152,7 @@ def _part(module: Any, files: dict[str, bytes], tokenizer: Any = None) -> Part:
                 setattr(module, name, nn.Identity())
             module.text_projection = module.positional_embedding = None
 
-    return Part("open_clip", module, towers, [scale], files, drop)
+    return Backbone("open_clip", module, towers, [scale], files, drop)
 
 
 class _Loose(nn.Module):
@@ -184,7 +184,7 @@ class Picture:
         known = {f.name for f in fields(PreprocessCfg)}
         options = PreprocessCfg(**{k: v for k, v in cfg.items() if k in known})
         self.transform = image_transform_v2(options, is_train=False)
-        self.enough = float(options.size if isinstance(options.size, int) else max(options.size))
+        self.input_size = float(options.size if isinstance(options.size, int) else max(options.size))
 
     def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
         return {"image": self.transform(signal)}

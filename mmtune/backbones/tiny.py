@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmtune.backbones import Part, Scale, Tower
+from mmtune.backbones import Backbone, LogitScale, Tower
 from mmtune.errors import ModelError
 
 ALIASES = {"clip": "image+text", "clap": "audio+text", "all": "image+audio+text"}
@@ -24,7 +24,7 @@ SIDE, RATE, WINDOW, MELS = 64, 8000, 8000, 64
 WORDS, TOKENS = 4096, 32
 
 
-def load(place: str) -> Part:
+def load(place: str) -> Backbone:
     """`NAME[@SEED]`: NAME is clip, clap, all, or modalities joined by +."""
     name, _, seed = place.partition("@")
     wanted = ALIASES.get(name, name).split("+")
@@ -33,15 +33,15 @@ def load(place: str) -> Part:
         raise ModelError(
             f"tiny:{place}: unknown; write tiny:clip, tiny:clap, tiny:all or tiny:image+text, with @SEED if you like"
         )
-    return _part({"towers": wanted, "seed": int(seed or 0), "dim": DIM, "width": WIDTH})
+    return _backbone({"towers": wanted, "seed": int(seed or 0), "dim": DIM, "width": WIDTH})
 
 
-def rebuild(directory: Path) -> Part:
+def rebuild(directory: Path) -> Backbone:
     """From an artifact's part directory."""
-    return _part(json.loads((directory / "tiny.json").read_text()))
+    return _backbone(json.loads((directory / "tiny.json").read_text()))
 
 
-def _part(config: dict[str, Any]) -> Part:
+def _backbone(config: dict[str, Any]) -> Backbone:
     module = nn.Module()
     with torch.random.fork_rng(devices=[]):
         for name in config["towers"]:
@@ -52,14 +52,14 @@ def _part(config: dict[str, Any]) -> Part:
     towers = {n: Tower(n, config["dim"], TOWERS[n][1](), getattr(module, n), [getattr(module, n)]) for n in config["towers"]}
     pairs = [f"{a}->{b}" for a in towers for b in towers if a != b]
     files = {"tiny.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}
-    return Part(
+    return Backbone(
         "tiny",
         module.eval(),
         towers,
-        [Scale(log_scale, None, pairs)],
+        [LogitScale(log_scale, None, pairs)],
         files,
         lambda m: setattr(module, m, nn.Identity()),
-        facts={"untrained": True},
+        info={"untrained": True},
     )
 
 
@@ -135,7 +135,7 @@ class TinyAudio:
         fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
         self.mel_MF = torch.from_numpy(np.maximum(0, np.minimum(rise, fall)).astype(np.float32))
 
-    def fixed(self, signal: Any) -> bool:
+    def is_deterministic(self, signal: Any) -> bool:
         """Whether training sees the same numbers every time."""
         return signal.seconds * RATE <= WINDOW
 

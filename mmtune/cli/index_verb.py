@@ -189,8 +189,8 @@ def _drop(args: argparse.Namespace) -> Result:
 def _search_arguments(p: argparse.ArgumentParser) -> None:
     what = p.add_mutually_exclusive_group(required=True)
     for name in modalities.names():
-        inline = modalities.get(name).inline
-        what.add_argument(f"--{name}", dest=f"query_{name}", metavar="VALUE" if inline else "PATH", help=f"search by {name}")
+        language = modalities.get(name).language
+        what.add_argument(f"--{name}", dest=f"query_{name}", metavar="VALUE" if language else "PATH", help=f"search by {name}")
     what.add_argument("--file", metavar="PATH", help="search by a file, of the modality that its extension says")
     what.add_argument("--id", metavar="ID", help="search by an item, for others like it")
     p.add_argument("-k", type=int, default=10, help="how many (default %(default)s)")

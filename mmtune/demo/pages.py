@@ -127,7 +127,7 @@ def png(picture: Image.Image) -> bytes:
 
 def card(item: Shown) -> "Markup":
     """HTML that shows the item, or a player with its waveform and spectrogram."""
-    return trusted(modalities.get(item.modality).card(item.data, item.label))
+    return trusted(modalities.get(item.modality).thumbnail_html(item.data, item.label))
 
 
 def write_pages(

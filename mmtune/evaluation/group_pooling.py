@@ -24,7 +24,7 @@ def pool_views(vectors: Mapping[str, Embeddings], how: str, qrels: Any = None) -
         raise RecipeError(f"views: {how!r}; there is: {', '.join(HOW)}")
     if qrels is not None:
         raise RecipeError("views: judgments are about single rows; use the one or the other")
-    return {m: e if modalities.get(m).inline else pooled(m, e) for m, e in vectors.items()}
+    return {m: e if modalities.get(m).language else pooled(m, e) for m, e in vectors.items()}
 
 
 def pooled(name: str, e: Embeddings) -> Embeddings:

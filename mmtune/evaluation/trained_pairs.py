@@ -15,9 +15,9 @@ def seen_pairs(model: "Model") -> list[Pair]:
     A checkpoint pairs the modalities that its own temperatures join; seeded towers that nobody trained pair nothing.
     """
     found: set[Pair] = set()
-    for part, names in model.sources:
-        if not part.facts.get("untrained"):
-            joined = [d.partition("->") for s in part.scales for d in s.directions]
+    for part, names in model.backbones:
+        if not part.info.get("untrained"):
+            joined = [d.partition("->") for s in part.logit_scales for d in s.directions]
             found |= {_sorted(a, b) for a, _, b in joined if a in names and b in names}
     for a, b in [*model.info.get("pairs", []), *model.info.get("seen", [])]:
         found.add(_sorted(a, b))

@@ -165,7 +165,7 @@ class Collection(Keeping):
         return best_of_each(nearest, ask.k, ask.per, mine.columns.get(ask.per) if mine else None)
 
     def _hybrid(self, ask: Query, results: Results) -> Results:
-        if ask.content is None or not kinds.get(ask.name).inline:
+        if ask.content is None or not kinds.get(ask.name).language:
             raise DataError(f"hybrid search is by words; a value of {ask.name} has none")
         with self._guard:
             seq = self.catalog.seq

@@ -57,11 +57,11 @@ class QueryContent(NamedTuple):
 
 
 def decode_query(modality: str, value: Any) -> QueryContent:
-    """What a user asks with, decoded. Bytes are the content; a string is a path, or the value itself of an inline modality.
+    """What a user asks with, decoded. Bytes are the content; a string is a path, or the value itself where the modality is language.
     DataError names the modality."""
     kind = modalities.get(modality)
     try:
-        if isinstance(value, str | Path) and not kind.inline:
+        if isinstance(value, str | Path) and not kind.language:
             value = Path(value).read_bytes()
         elif isinstance(value, str):
             value = value.encode("utf-8", "replace")

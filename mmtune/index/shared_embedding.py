@@ -62,7 +62,7 @@ def embed_into_collection(
     rows = open_data(data) if isinstance(data, str) else data
     found = kept(collection, narrowed(model, dim)).to(local_device())
     both = shared_modalities(found, rows, wanted)
-    names = both if wanted else kinds.in_files(both)
+    names = both if wanted else kinds.non_language(both)
     held = VectorCache(collection / "vectors" / found.fingerprint, found.fingerprint, found.dim)
     counts = {m: _embed_modality(found, rows, m, held, batch_size, quiet) for m in names}
     return {"fingerprint": found.fingerprint, "dim": found.dim, "counts": counts}

@@ -1,4 +1,4 @@
-"""Candidates whose words are like the query's (BM25 through bm25s), for any direction whose rows carry an inline modality.
+"""Candidates whose words are like the query's (BM25 through bm25s), for any direction whose rows carry text.
 
 The words of an item are those of the row that names it: a direction between two modalities without words still finds rows
 whose descriptions are alike.
@@ -34,9 +34,9 @@ class Lexical:
         except ImportError:
             raise MissingExtra('sources: lexical needs bm25s: pip install "mmtune[mining]"') from None
         self.bm25s, self.width = bm25s, min(width, len(candidates))
-        self.modality = next((m for m in data.modalities if modalities.get(m).inline), None)
+        self.modality = next((m for m in data.modalities if modalities.get(m).language), None)
         if self.modality is None:
-            raise DataError(f"{data.spec}: sources: lexical needs words, and no modality of the data is inline; leave it out")
+            raise DataError(f"{data.spec}: sources: lexical needs text, and the data have no text; leave it out")
         self.data, self.rows = data, row_of(queries.ids)
         self.index = bm25s.BM25()
         corpus = [self._words(i) for i in row_of(candidates.ids)]

@@ -1,4 +1,4 @@
-"""Near-duplicate content: 64-bit signatures of rows (`Modality.near_key`), compared by Hamming distance.
+"""Near-duplicate content: 64-bit signatures of rows (`Modality.near_duplicate_key`), compared by Hamming distance.
 
 A candidate is a near duplicate of the query when, in either modality of the direction, what its rows carry is nearly what the
 query's rows carry: another scan of the query itself, or a copy of its positive that somebody filed under another row.
@@ -37,13 +37,13 @@ def signatures(
     """Signatures of every row, each content decoded once; None when the modality has no near key. They do not depend on any
     weights: `cache` (a directory) keeps them for the next round."""
     kind = modalities.get(modality)
-    if kind.near_distance < 0:
+    if kind.near_duplicate_distance < 0:
         return None
     mark = hashlib.sha256(data.fingerprint.encode()).hexdigest()[:16]
     path = cache / f"near-{modality}-{mark}.npz" if cache else None
     if path and path.exists():
         with np.load(path, allow_pickle=False) as f:
-            return Signatures(f["sig"], f["has"], kind.near_distance)
+            return Signatures(f["sig"], f["has"], kind.near_duplicate_distance)
     sig, has = np.zeros(len(data), np.uint64), np.zeros(len(data), bool)
     rows = np.flatnonzero(data.present[modality])
     _, first, inverse = np.unique(data.labels[modality][rows], return_index=True, return_inverse=True)
@@ -52,7 +52,7 @@ def signatures(
     with Progress(f"signatures {modality}", len(unique), quiet=quiet) as progress:
         for at in np.argsort(unique).tolist():  # the shards' order on disk
             try:
-                keys[at] = kind.near_key(kind.decode(data.read(int(unique[at]), modality)))
+                keys[at] = kind.near_duplicate_key(kind.decode(data.read(int(unique[at]), modality)))
             except Rejected:
                 keys[at] = None
             progress.advance(1)
@@ -61,7 +61,7 @@ def signatures(
     if path:
         with atomic_open(path) as f:
             np.savez(f, sig=sig, has=has)
-    return Signatures(sig, has, kind.near_distance)
+    return Signatures(sig, has, kind.near_duplicate_distance)
 
 
 class Near:

@@ -38,7 +38,7 @@ def round_epochs(epochs: float, rounds: int) -> list[int]:
 def columns_of(options: MiningOptions, names: Sequence[str]) -> dict[str, int]:
     """Columns a query by direction. Unless the options say: 4 where candidates are words, which cost next to nothing, and
     none elsewhere; 1 everywhere when no direction has words to find. (Candidates that lie in files double a step's cost.)"""
-    cheap = {name: modalities.get(name.partition("->")[2]).inline for name in names}
+    cheap = {name: modalities.get(name.partition("->")[2]).language for name in names}
     usual = {name: (4 if cheap[name] else 0) if any(cheap.values()) else 1 for name in names}
     given = {name: options.for_direction(name).use.columns for name in names}
     return {name: usual[name] if (n := given[name]) is None else n for name in names}

@@ -1,11 +1,27 @@
-"""The modalities. A fourth one is one new file and one line in TABLE (or `register` for out-of-tree code)."""
+"""The modalities: one table, name -> class. A fourth one is one new file and one line in TABLE, or `register`.
 
-import importlib
+What the author of a modality needs is importable from here: `Modality`, `Option`, `Rejected`, `Signal`.
+"""
+
 from collections.abc import Iterable
 from functools import cache
 
-from mmtune.contracts import Modality
-from mmtune.errors import RecipeError
+from mmtune.contracts import Augmentation, Modality, Option, Signal
+from mmtune.errors import RecipeError, Rejected
+from mmtune.runtime import plugins
+
+__all__ = [
+    "Augmentation",
+    "Modality",
+    "Option",
+    "Rejected",
+    "Signal",
+    "by_extension",
+    "get",
+    "names",
+    "non_language",
+    "register",
+]
 
 TABLE = {
     "image": "mmtune.modalities.image:Image",
@@ -13,6 +29,7 @@ TABLE = {
     "text": "mmtune.modalities.text:Text",
 }
 RESERVED = {"id", "group", "split"}
+"""Columns that every row has: no modality can have their names."""
 
 
 def names() -> list[str]:
@@ -22,28 +39,28 @@ def names() -> list[str]:
 
 @cache
 def _load(target: str) -> Modality:
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)()
+    return plugins.import_target(target, "modality")()
 
 
 def get(name: str) -> Modality:
     """The modality called `name`. Raises RecipeError naming the known ones."""
     if name not in TABLE:
-        raise RecipeError(f"no modality called {name!r}; known: {', '.join(TABLE)} (add one line to mmtune.modalities.TABLE)")
+        raise RecipeError(f"no modality called {name!r}{plugins.nearest(name, TABLE)} (modalities.register adds one)")
     return _load(TABLE[name])
 
 
 def register(name: str, target: str) -> None:
-    """Add an out-of-tree modality: `target` is "package.module:Class". Its `name` must equal `name`."""
+    """Add a modality from outside: `target` is "package.module:Class", searched for in the working directory too. The class's
+    `name` must equal `name`. Raises RecipeError for a name that is a column of every row."""
     if name in RESERVED:
-        raise RecipeError(f"a modality cannot be called {name!r}: that word is a column of every row")
-    TABLE[name] = target
+        raise RecipeError(f"a modality cannot be called {name!r}: every row has a column of that name")
+    plugins.register(TABLE, name, target, "modality")
 
 
-def in_files(names: Iterable[str]) -> list[str]:
-    """Those of `names` whose values lie in files; all of them where every one is inline."""
+def non_language(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are not language; all of them where every one is."""
     names = list(names)
-    return [n for n in names if not get(n).inline] or names
+    return [n for n in names if not get(n).language] or names
 
 
 def by_extension() -> dict[str, str]:

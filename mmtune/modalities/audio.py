@@ -70,9 +70,9 @@ class Audio(Modality):
     name = "audio"
     extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au")
     columns = ("audio", "audio_path", "sound", "wav", "clip")
-    near_distance = NEAR_SOUNDS
+    near_duplicate_distance = NEAR_SOUNDS
     options = {"max_seconds": Option(float, MAX_SECONDS, "reject sounds longer than this")}
-    served = {"max_seconds": SERVED_SECONDS}
+    request_limits = {"max_seconds": SERVED_SECONDS}
 
     def decode(self, data: bytes, max_seconds: float = MAX_SECONDS * 24) -> Sound:
         import soundfile
@@ -92,10 +92,10 @@ class Audio(Modality):
             raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
         return _sound(samples, rate)
 
-    def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: Any) -> None:
+    def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: float) -> None:
         self.decode(data, max_seconds)
 
-    def admit(self, data: bytes, max_seconds: float = SERVED_SECONDS, **_: Any) -> int:
+    def check_header(self, data: bytes, max_seconds: float = SERVED_SECONDS, **_: float) -> int:
         import soundfile
 
         try:
@@ -123,7 +123,7 @@ class Audio(Modality):
             f"a sound is a path or (samples, rate); got {type(value).__name__}: an array without its rate means nothing"
         )
 
-    def near_key(self, signal: Sound) -> int | None:
+    def near_duplicate_key(self, signal: Sound) -> int | None:
         return sound_key(signal.samples, signal.rate)
 
     def augment(
@@ -154,7 +154,7 @@ class Audio(Modality):
         """Both at once, `other` with `share` of the energy, repeated or cut to the length of `signal`."""
         return Sound(mix_sounds(signal.samples, other.resampled(signal.rate).samples, share), signal.rate)
 
-    def show(self, data: bytes) -> str:
+    def to_html(self, data: bytes) -> str:
         import soundfile
 
         sound = self.decode(data)
@@ -164,7 +164,7 @@ class Audio(Modality):
             f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
         )
 
-    def card(self, data: bytes, label: str = "") -> str:
+    def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """Waveform and spectrogram of the whole sound over a player: all of it unchanged where that is small, else its first
         seconds, as MP3 where they are still large; the line under it says so. About 40 kB at most, whatever the sound."""
         sound = self.decode(data)
@@ -180,11 +180,11 @@ class Audio(Modality):
             f"<small>{sound.seconds:.3g} s, up to {top}{note}</small></div>"
         )
 
-    def mime(self, data: bytes) -> str:
+    def media_type(self, data: bytes) -> str:
         kind = next((t for start, t in TYPES.items() if data.startswith(start)), None)
-        return f"audio/{kind}" if kind else super().mime(data)
+        return f"audio/{kind}" if kind else super().media_type(data)
 
-    def widget(self, **options: Any) -> Any:
+    def input_component(self, **options: Any) -> Any:
         import gradio
 
         return gradio.Audio(sources=["microphone", "upload"], type="filepath", buttons=[], **options)

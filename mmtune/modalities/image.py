@@ -44,7 +44,7 @@ def _rgb(picture: PILImage.Image) -> PILImage.Image:
     return picture if picture.format == "JPEG" and picture.mode == "RGB" else picture.convert("RGB")  # which copies
 
 
-def _open(data: bytes, max_pixels: int, least: int | None = None) -> PILImage.Image:
+def _open(data: bytes, max_pixels: float, least: int | None = None) -> PILImage.Image:
     """Decode `data`; the header's size is checked before a pixel is read. least: pixels that either side must keep; a JPEG
     is then decoded at 1/2, 1/4 or 1/8 (of its cosine transform, "draft mode") where that leaves so many."""
     if not data:
@@ -80,21 +80,21 @@ class Image(Modality):
     name = "image"
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
     columns = ("image", "image_path", "picture", "photo", "img")
-    near_distance = NEAR_PICTURES
+    near_duplicate_distance = NEAR_PICTURES
     options = {"max_pixels": Option(int, MAX_PIXELS, "reject pictures with more pixels than this")}
-    served = {"max_pixels": SERVED_PIXELS}
+    request_limits = {"max_pixels": SERVED_PIXELS}
 
     def decode(self, data: bytes) -> PILImage.Image:
         return _open(data, MAX_PIXELS * 4)
 
-    def decode_enough(self, data: bytes, enough: float) -> PILImage.Image:
+    def decode_scaled(self, data: bytes, enough: float) -> PILImage.Image:
         """enough: pixels of the shorter side."""
         return _open(data, MAX_PIXELS * 4, math.ceil(2 * enough))
 
-    def check(self, data: bytes, max_pixels: int = MAX_PIXELS, **_: Any) -> None:
+    def check(self, data: bytes, max_pixels: float = MAX_PIXELS, **_: float) -> None:
         _open(data, max_pixels)
 
-    def admit(self, data: bytes, max_pixels: int = SERVED_PIXELS, **_: Any) -> int:
+    def check_header(self, data: bytes, max_pixels: float = SERVED_PIXELS, **_: float) -> int:
         try:
             width, height = _header(data).size
         except PILImage.DecompressionBombError:
@@ -123,7 +123,7 @@ class Image(Modality):
             raise Rejected(f"a picture is a path, a PIL image or an array [H, W, 3]; got {type(value).__name__} {array.shape}")
         return _rgb(PILImage.fromarray(array.astype(np.uint8)))
 
-    def near_key(self, signal: PILImage.Image) -> int | None:
+    def near_duplicate_key(self, signal: PILImage.Image) -> int | None:
         return picture_key(signal)
 
     def augment(
@@ -156,14 +156,14 @@ class Image(Modality):
         """The average of both, `other` stretched to the size of `signal` with weight `share`."""
         return PILImage.blend(signal, other.resize(signal.size, PILImage.Resampling.BILINEAR), share)
 
-    def show(self, data: bytes) -> str:
+    def to_html(self, data: bytes) -> str:
         picture = self.decode(data)
         picture.thumbnail((256, 256))
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=85)
         return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
-    def card(self, data: bytes, label: str = "") -> str:
+    def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """A thumbnail, CARD_SIDE pixels at most, with its size written down so that a page does not jump."""
         picture, out = self.decode(data), io.BytesIO()
         picture.thumbnail((CARD_SIDE, CARD_SIDE), PILImage.Resampling.LANCZOS)
@@ -173,13 +173,13 @@ class Image(Modality):
             f'src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
         )
 
-    def mime(self, data: bytes) -> str:
+    def media_type(self, data: bytes) -> str:
         try:
             return PILImage.MIME[(_header(data).format or "").replace("MPO", "JPEG")]  # cameras' MPO opens as a JPEG
         except Exception:  # as in _open
-            return super().mime(data)
+            return super().media_type(data)
 
-    def widget(self, **options: Any) -> Any:
+    def input_component(self, **options: Any) -> Any:
         import gradio
 
         return gradio.Image(sources=["upload", "clipboard", "webcam"], type="filepath", buttons=[], height=240, **options)

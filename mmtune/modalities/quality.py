@@ -20,7 +20,7 @@ FULL_SCALE = 0.999
 class Measure:
     """size and its unit; facts that a corpus should agree on (rate, channels); faults by name with one line each;
     near-duplicates are told by what fits the kind, None where it has none: signature [S] float32, of which no entry differs by
-    more than 1; key, 64 bits of which at most the modality's `near_distance` differ; exact, a word that they share."""
+    more than 1; key, 64 bits of which at most the modality's `near_duplicate_distance` differ; exact, a word that they share."""
 
     size: float
     unit: str

@@ -20,11 +20,12 @@ class Text(Modality):
     name = "text"
     extensions = ("txt",)
     columns = ("text", "caption", "title", "description")
+    language = True
     inline = True
     json_fields = ("text", "caption")
-    near_distance = NEAR_TEXTS
+    near_duplicate_distance = NEAR_TEXTS
     options = {"max_chars": Option(int, MAX_CHARS, "reject texts longer than this")}
-    served = {"max_chars": SERVED_CHARS}
+    request_limits = {"max_chars": SERVED_CHARS}
 
     def decode(self, data: bytes) -> str:
         try:
@@ -35,7 +36,7 @@ class Text(Modality):
             raise Rejected("empty text")
         return text
 
-    def check(self, data: bytes, max_chars: int = MAX_CHARS, **_: Any) -> None:
+    def check(self, data: bytes, max_chars: float = MAX_CHARS, **_: float) -> None:
         text = self.decode(data)
         if len(text) > max_chars:
             raise Rejected(f"too long: {len(text)} characters, limit {max_chars} (--max-chars)")
@@ -50,7 +51,7 @@ class Text(Modality):
     def content_key(self, data: bytes) -> bytes:
         return self.decode(data).encode()
 
-    def near_key(self, signal: str) -> int | None:
+    def near_duplicate_key(self, signal: str) -> int | None:
         return text_key(signal)
 
     def augment(self, drop_words: float = 0.0, **unknown: Any) -> Callable[[Any, random.Random], Any]:
@@ -59,16 +60,16 @@ class Text(Modality):
             raise RecipeError(f"augment.text.{next(iter(unknown))}: unknown; known: drop_words")
         return DropWords(drop_words)
 
-    def show(self, data: bytes) -> str:
+    def to_html(self, data: bytes) -> str:
         return f"<p>{html.escape(self.decode(data))}</p>"
 
-    def card(self, data: bytes, label: str = "") -> str:
+    def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """The words, the first of them where there are many."""
         words = self.decode(data)
         shown = words if len(words) <= CARD_CHARS else words[:CARD_CHARS].rsplit(maxsplit=1)[0] + " ..."
         return f'<p class="words">{html.escape(shown)}</p>'
 
-    def mime(self, data: bytes) -> str:
+    def media_type(self, data: bytes) -> str:
         return "text/plain; charset=utf-8"
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtune import backbones, modalities
-from mmtune.backbones import Part, Scale, Tower
+from mmtune.backbones import Backbone, LogitScale, Tower
 from mmtune.contracts import Pair, direction
 from mmtune.errors import ModelError, RecipeError
 from mmtune.losses.matryoshka import truncate
@@ -31,9 +31,9 @@ class Model(nn.Module):
     for one, gets a linear head. Pairs that no checkpoint was trained on get a temperature of their own.
     """
 
-    def __init__(self, parts: list[tuple[Part, list[str]]], dim: int, heads: Iterable[str] = (), seed: int = 0):
+    def __init__(self, parts: list[tuple[Backbone, list[str]]], dim: int, heads: Iterable[str] = (), seed: int = 0):
         super().__init__()
-        self.sources = parts
+        self.backbones = parts
         self.parts = nn.ModuleList(p.module for p, _ in parts)
         self.towers: dict[str, Tower] = {m: p.towers[m] for p, names in parts for m in names}
         self.towers = {m: self.towers[m] for m in modalities.names() if m in self.towers}
@@ -42,9 +42,9 @@ class Model(nn.Module):
         self.info: dict[str, Any] = {}
         self._fingerprint: str | None = None
         self._seen: tuple[list[Tensor], int] = ([], 0)
-        self._scales: dict[str, Scale] = {}
+        self._scales: dict[str, LogitScale] = {}
         for part, names in parts:
-            for scale in part.scales:
+            for scale in part.logit_scales:
                 for d in scale.directions:
                     if set(d.split("->")) <= set(names):
                         self._scales[d] = scale
@@ -100,7 +100,7 @@ class Model(nn.Module):
 
     # --- temperatures --------------------------------------------------------------------------------------------
 
-    def ensure_scales(self, pairs: Iterable[Pair]) -> None:
+    def ensure_logit_scales(self, pairs: Iterable[Pair]) -> None:
         """Give every pair a temperature; new ones start at 1/0.07 (CLIP, arXiv 2103.00020)."""
         for a, b in pairs:
             if direction(a, b) not in self._scales:
@@ -108,16 +108,16 @@ class Model(nn.Module):
                 key = "~".join(sorted((a, b)))
                 self.own_scales[key] = log
                 self._top[id(log)] = MAX_LOG_SCALE
-                scale = Scale(log, None, [direction(a, b), direction(b, a)])
+                scale = LogitScale(log, None, [direction(a, b), direction(b, a)])
                 self._scales |= {d: scale for d in scale.directions}
 
-    def scale(self, a: str, b: str) -> tuple[Tensor, Tensor | None]:
+    def logit_scale(self, a: str, b: str) -> tuple[Tensor, Tensor | None]:
         """(temperature factor, bias or None) of the directed pair a -> b, with gradient."""
         s = self._scales[direction(a, b)]
         return s.log.exp().squeeze(), None if s.bias is None else s.bias.squeeze()
 
     @torch.no_grad()
-    def clamp_scales(self) -> None:
+    def clamp_logit_scales(self) -> None:
         """Keep every factor in [1, 100] (or the checkpoint's own value if that is higher); called after each step."""
         for s in self._scales.values():
             s.log.clamp_(0.0, self._top[id(s.log)])
@@ -163,8 +163,8 @@ class Model(nn.Module):
         """Replace `windows`; part of the fingerprint. RecipeError for a modality that the model lacks, and for words, whose
         templates are averaged."""
         for name in windows:
-            if name not in self.towers or modalities.get(name).inline:
-                known = [m for m in self.towers if not modalities.get(m).inline]
+            if name not in self.towers or modalities.get(name).language:
+                known = [m for m in self.towers if not modalities.get(m).language]
                 raise RecipeError(f"windows.{name}: this model cuts no such signal; there is: {', '.join(known) or 'none'}")
         chosen = {m: how for m, how in windows.items() if how != "mean"}
         self.settings = {k: v for k, v in self.settings.items() if k != "windows"} | ({"windows": chosen} if chosen else {})
@@ -177,18 +177,18 @@ class Model(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def owned(self, modality: str) -> list[nn.Module]:
+    def modules_of(self, modality: str) -> list[nn.Module]:
         """The modules whose parameters belong to one modality's tower and head."""
         return [*self.towers[modality].modules, *([self.heads[modality]] if modality in self.heads else [])]
 
     def files(self) -> dict[str, bytes]:
         """Configuration, preprocessing and tokenizer files of every part, by "part number/path"."""
-        return {f"{i}/{name}": data for i, (p, _) in enumerate(self.sources) for name, data in p.files.items()}
+        return {f"{i}/{name}": data for i, (p, _) in enumerate(self.backbones) for name, data in p.files.items()}
 
     def layout(self) -> dict[str, Any]:
         """What is needed, beside weights and files, to build this model again."""
         return {
-            "parts": [{"family": p.family, "modalities": names} for p, names in self.sources],
+            "parts": [{"family": p.family, "modalities": names} for p, names in self.backbones],
             "dim": self.width,
             "heads": list(self.heads),
             "own_scales": list(self.own_scales),
@@ -214,15 +214,15 @@ class Model(nn.Module):
         return super().train(mode)
 
 
-def from_parts(specs: Mapping[str, Part], seed: int = 0) -> Model:
-    """A model from one part a modality (the same Part object may serve several). The anchor, whose width is the shared
-    space's, is the first inline modality (words), else the first."""
+def from_backbones(specs: Mapping[str, Backbone], seed: int = 0) -> Model:
+    """A model from one part a modality (the same Backbone object may serve several). The anchor, whose width is the shared
+    space's, is the first language modality, else the first."""
     order = [m for m in modalities.names() if m in specs]
     for m in order:
         if m not in specs[m].towers:
             raise ModelError(f"model.{m}: that checkpoint has no {m} tower; it has {', '.join(specs[m].towers)}")
-    anchor = next((m for m in order if modalities.get(m).inline), order[0])
-    parts: list[tuple[Part, list[str]]] = []
+    anchor = next((m for m in order if modalities.get(m).language), order[0])
+    parts: list[tuple[Backbone, list[str]]] = []
     for m in order:
         known = next((names for p, names in parts if p is specs[m]), None)
         if known is None:
@@ -231,7 +231,7 @@ def from_parts(specs: Mapping[str, Part], seed: int = 0) -> Model:
             known.append(m)
     for part, names in parts:
         for unused in set(part.towers) - set(names):
-            part.drop(unused)
+            part.free_tower(unused)
     return Model(parts, specs[anchor].towers[anchor].dim, seed=seed)
 
 
@@ -242,8 +242,8 @@ def from_spec(spec: str | Mapping[str, str]) -> Model:
         spec = {name.strip(): place.strip() for name, _, place in entries}
     if isinstance(spec, str):
         part = backbones.load(spec)
-        return from_parts(dict.fromkeys(part.towers, part))
+        return from_backbones(dict.fromkeys(part.towers, part))
     for m in spec:
         modalities.get(m)
     loaded = {place: backbones.load(place) for place in dict.fromkeys(spec.values())}
-    return from_parts({m: loaded[place] for m, place in spec.items()})
+    return from_backbones({m: loaded[place] for m, place in spec.items()})

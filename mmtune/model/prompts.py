@@ -35,9 +35,9 @@ def parse_prompts(config: Mapping[str, Any]) -> Prompts:
     parsed: Prompts = {}
     for name, roles in config.items():
         if name not in modalities.names():
-            inline = [m for m in modalities.names() if modalities.get(m).inline]
-            raise RecipeError(f"prompts.{name}: no modality called {name!r}; templates go around {', '.join(inline)}")
-        if not modalities.get(name).inline:
+            language = [m for m in modalities.names() if modalities.get(m).language]
+            raise RecipeError(f"prompts.{name}: no modality called {name!r}; templates go around {', '.join(language)}")
+        if not modalities.get(name).language:
             raise RecipeError(f"prompts.{name}: templates go around words; a value of {name} is none")
         if not isinstance(roles, Mapping):
             roles = {DEFAULT: roles}
@@ -93,7 +93,7 @@ class Prompted:
     def __init__(self, inner: Preprocess, templates: Sequence[str]) -> None:
         self.inner, self.templates = inner, list(templates)
 
-    def fixed(self, signal: Any) -> bool:
+    def is_deterministic(self, signal: Any) -> bool:
         """Whether training sees the same numbers every time."""
         return len(self.templates) == 1
 

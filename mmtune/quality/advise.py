@@ -121,7 +121,7 @@ def parse_target(given: str | None) -> tuple[str, float | None]:
 
 def default_direction(pairs: Mapping[str, tuple[str, str]]) -> str:
     """The first search by what people type for what they cannot; else the first there is."""
-    typed = [n for n, (a, b) in pairs.items() if modalities.get(a).inline and not modalities.get(b).inline]
+    typed = [n for n, (a, b) in pairs.items() if modalities.get(a).language and not modalities.get(b).language]
     return next(iter([*typed, *pairs]))
 
 

@@ -51,6 +51,6 @@ def doctor(
         found = load(model) if isinstance(model, str) else model
         small = main if len(main) <= limit else main.subset(range(0, len(main), -(-len(main) // limit)))
         findings += model_checks.check_cut(small, found)
-        scales = {f"{a}->{b}": found.scale(a, b)[0].item() for a in found.towers for b in found.towers if a != b}
+        scales = {f"{a}->{b}": found.logit_scale(a, b)[0].item() for a in found.towers for b in found.towers if a != b}
         findings += model_checks.check(embed_data(found, small, quiet=quiet), facts, scales)
     return Diagnosis(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.count, f.code)), facts)

@@ -120,7 +120,7 @@ def _near(name: str, splits: list[Split], where: list[Where], found: list[Measur
         pairs += [(signed[i][0], signed[j][0]) for i, j in near_pairs(np.stack([x for _, x in signed]))]
     keyed = [(i, m.key) for i, m in enumerate(found) if m.key is not None]
     if len(keyed) > 1:
-        near = key_pairs(np.array([k for _, k in keyed], np.uint64), modalities.get(name).near_distance)
+        near = key_pairs(np.array([k for _, k in keyed], np.uint64), modalities.get(name).near_duplicate_distance)
         pairs += [(keyed[i][0], keyed[j][0]) for i, j in near]
     identifying = {s.name for s in splits if name in contents(s)}
     first: dict[str, int] = {}

@@ -38,7 +38,7 @@ class ValueCards:
         if key in self._known:
             return self._known[key]
         try:
-            fragment = modalities.get(modality).card(self.data.read(row, modality), self.label(row))
+            fragment = modalities.get(modality).thumbnail_html(self.data.read(row, modality), self.label(row))
         except (Rejected, NotImplementedError, DataError, KeyError):
             fragment = None
         if fragment is None or len(fragment) > self.left:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 from mmtune.errors import MmtuneError, RecipeError
@@ -43,7 +43,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def resolve(
-    table: MutableMapping[str, Any],
+    table: Mapping[str, object],
     name: str,
     kind: str,
     *,

@@ -38,7 +38,7 @@ ASK: dict[str, Any] = {
 def _values(files: bool) -> dict[str, Any]:
     out = {}
     for name in modalities.names():
-        if modalities.get(name).inline:
+        if modalities.get(name).language:
             out[name] = WORDS
         elif files:
             out[name] = {**WORDS, "format": "binary"}

@@ -78,7 +78,7 @@ class Page:
                 for m in self._order():
                     with gr.Tab(m, id=m, elem_id=f"tab-{m}") as tab:
                         label = "an item's id: what is like it?" if m == "item" else f"search by {m}"
-                        make = gr.Textbox if m == "item" else modalities.get(m).widget
+                        make = gr.Textbox if m == "item" else modalities.get(m).input_component
                         ask = make(label=label, elem_id=f"ask-{m}")
                         go = gr.Button("Search", variant="primary", elem_id=f"go-{m}")
                     self.asks[m] = (tab, ask, go)
@@ -104,7 +104,7 @@ class Page:
 
     def _order(self) -> list[str]:
         """Words first: what most people try."""
-        return [*sorted(modalities.names(), key=lambda m: not modalities.get(m).inline), "item"]
+        return [*sorted(modalities.names(), key=lambda m: not modalities.get(m).language), "item"]
 
     def _column(self, side: str) -> dict[str, Any]:
         import gradio as gr
@@ -184,7 +184,7 @@ class Page:
             if not inside(asked.get("path"), self.folder):
                 raise Refusal(403, "path", "only what was uploaded here is opened")
             data = Path(asked["path"]).read_bytes()
-        elif isinstance(asked, str) and modalities.get(modality).inline and asked.strip():
+        elif isinstance(asked, str) and modalities.get(modality).language and asked.strip():
             data = asked.encode("utf-8", "replace")
         else:
             raise Refusal(422, "invalid", f"give some {modality} first")

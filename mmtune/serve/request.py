@@ -82,14 +82,14 @@ def _json(data: bytes) -> Body:
 
 
 def _value(name: str, value: Any) -> bytes:
-    if isinstance(value, str) and modalities.get(name).inline:
+    if isinstance(value, str) and modalities.get(name).language:
         return value.encode("utf-8", "replace")
     if isinstance(value, dict) and set(value) == {"base64"} and isinstance(value["base64"], str):
         try:
             return base64.b64decode(value["base64"], validate=True)
         except (binascii.Error, ValueError):
             raise invalid(f"{name}: not base64") from None
-    if modalities.get(name).inline:
+    if modalities.get(name).language:
         raise invalid(f"{name}: a string")
     raise invalid(f'{name}: upload a file ({FORM}), or give {{"base64": "..."}}; no path and no URL is ever opened')
 
@@ -130,7 +130,7 @@ def admitted(name: str, data: bytes, limits: Limits) -> int:
     """How many bytes of memory decoding takes of a value within the limits of its modality. Refusal 422 for another."""
     kind = modalities.get(name)
     try:
-        return kind.admit(data, **{k: v for k, v in limits.values.items() if k in kind.options})
+        return kind.check_header(data, **{k: v for k, v in limits.values.items() if k in kind.options})
     except Rejected as e:
         raise invalid(f"{name}: {e}", field=name) from None
 

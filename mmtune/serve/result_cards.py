@@ -33,7 +33,7 @@ class ResultCards:
         """`content` is only a part of the cache's key: a changed value has another content label and is drawn anew."""
         try:
             data, _ = self.service.value(id, modality)
-            return trusted(modalities.get(modality).card(data, id))
+            return trusted(modalities.get(modality).thumbnail_html(data, id))
         except (Refusal, Rejected, NotImplementedError) as e:
             return render_macro(TEMPLATE, "unreadable_value", modality, str(e) or "cannot be shown")
 

@@ -90,7 +90,7 @@ def _about(routes: "APIRouter", service: Service) -> None:
 
     @routes.get("/limits", summary="What one request may ask for")
     async def told() -> dict[str, Any]:
-        values = {m: {k: limits.values[k] for k in modalities.get(m).served} for m in modalities.names()}
+        values = {m: {k: limits.values[k] for k in modalities.get(m).request_limits} for m in modalities.names()}
         return {
             "max_bytes": limits.max_bytes,
             "max_k": limits.max_k,

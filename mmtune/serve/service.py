@@ -76,7 +76,7 @@ class Service:
     async def search(self, asked: Search) -> dict[str, Any]:
         """The document of an answer. Refusal: 404 for an unknown version or item, 422 for a value, filter or name that cannot
         be used, 503 while nothing is live or the version does not open."""
-        if asked.modality is None or modalities.get(asked.modality).inline:
+        if asked.modality is None or modalities.get(asked.modality).language:
             return await self._found(asked, self._admit(asked)[1] or self._ask(asked))
         size, ask = await self.thread(self._admit, asked)
         async with self.budget.hold(size):
@@ -204,7 +204,7 @@ class Service:
             raise Refusal(410, "gone", f"{modality} of item {id[:200]!r} is not where the collection found it") from None
         if data is None:
             raise Refusal(404, "no_value", f"item {id[:200]!r} has no {modality}")
-        return data, modalities.get(modality).mime(data)
+        return data, modalities.get(modality).media_type(data)
 
     def put(self, id: str, body: Body) -> dict[str, Any]:
         """Insert or replace an item, in every version. {"id", "created", "behind"}."""

@@ -12,7 +12,7 @@ def value_limits() -> dict[str, Any]:
     """Every modality's limits for what arrives over the network, by name; the widest default where several have one."""
     found: dict[str, Any] = {}
     for name in modalities.names():
-        for option, default in modalities.get(name).served.items():
+        for option, default in modalities.get(name).request_limits.items():
             found[option] = max(found.get(option, default), default)
     return found
 

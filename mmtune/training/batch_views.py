@@ -49,7 +49,7 @@ def unique_items(batch: Batch, modality: str, rows: Tensor, asking: Tensor) -> I
 
     Equal content is one item, also when it came in two slots.
     """
-    slot, content = batch.slot[modality], batch.labels[modality]
+    slot, content = batch.item_of_row[modality], batch.labels[modality]
     key = torch.where(content != 0, content, -1 - slot)
     index = torch.nonzero(rows).squeeze(1)
     _, inverse = torch.unique(key[index], return_inverse=True)
@@ -74,13 +74,13 @@ def kinds(batch: Batch, *modality: str) -> list[str]:
 def pair_items(batch: Batch, pair: Pair) -> PairItems | None:
     """The pair's items, or None when no row that asks has both. Rows that only serve as candidates need one of them."""
     a, b = pair
-    has_a, has_b = batch.slot[a] >= 0, batch.slot[b] >= 0
+    has_a, has_b = batch.item_of_row[a] >= 0, batch.item_of_row[b] >= 0
     both = has_a & has_b
-    asks = both & batch.queries
+    asks = both & batch.is_query
     rows = torch.nonzero(asks).squeeze(1)
     if not len(rows):
         return None
-    extra = ~batch.queries
+    extra = ~batch.is_query
     items_a = unique_items(batch, a, has_a & (both | extra), asks)
     items_b = items_a if a == b else unique_items(batch, b, has_b & (both | extra), asks)
     shared = kinds(batch, a, b)

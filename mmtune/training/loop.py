@@ -158,8 +158,8 @@ class Trainer:
         if self.device.type == "cpu":
             return batches
         if self.config.micro_batch_size is not None:
-            return (batch.moved(self.move) for batch in batches)
-        return prefetch(batches, lambda batch: batch.moved(self.move))
+            return (batch.map_tensors(self.move) for batch in batches)
+        return prefetch(batches, lambda batch: batch.map_tensors(self.move))
 
     def _exhausted(self) -> bool:
         patience = self.config.patience
@@ -180,7 +180,7 @@ class Trainer:
             seconds = time.perf_counter() - waiting
             self.place.step += 1
             self.place.batch += 1
-            rows = int(batch.queries.sum())
+            rows = int(batch.is_query.sum())
             self.place.pairs += rows
             self.place.seconds += seconds
             self.place.waited += wait
@@ -244,7 +244,7 @@ class Trainer:
             self.tuned.after_backward(self.processes)
         self.optimizer.step()
         self.steady.after_step(self.config.lr * factor)
-        self.model.clamp_scales()
+        self.model.clamp_logit_scales()
         return loss, logs | {"grad_norm": float(norm)}
 
     def _not_finite(self, batch: Batch, loss: float, norm: float) -> None:
@@ -267,13 +267,13 @@ class Trainer:
     @contextlib.contextmanager
     def _attention(self) -> Iterator[None]:
         """Each part's attention that trains fast here; the usual one again afterwards, so that vectors stay what they are."""
-        for part, _ in self.model.sources:
-            part.training_on(self.device.type, self.precision == "bf16")
+        for part, _ in self.model.backbones:
+            part.select_attention(self.device.type, self.precision == "bf16")
         try:
             yield
         finally:
-            for part, _ in self.model.sources:
-                part.training_on("", False)
+            for part, _ in self.model.backbones:
+                part.select_attention("", False)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

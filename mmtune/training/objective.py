@@ -42,7 +42,7 @@ class Seen:
     def with_vectors(self, z: Mapping[str, Tensor], batch: Batch) -> "Seen":
         """The same pair with each item's vector."""
         a, b = self.items.pair
-        vectors = {m: z[m][batch.slot[m][i.row]] for m, i in ((a, self.items.a), (b, self.items.b))}
+        vectors = {m: z[m][batch.item_of_row[m][i.row]] for m, i in ((a, self.items.a), (b, self.items.b))}
         return Seen(self.items, vectors, self.related)
 
     def make_dense(self) -> tuple[Tensor, Tensor]:
@@ -235,9 +235,9 @@ class Objective(nn.Module):
 
 def _hard(batch: Batch, turn: Pair, queries: Items, candidates: Items) -> tuple[Tensor, Tensor, int] | None:
     """The batch's mined pairs in this direction as items; None when nothing was mined for it in any."""
-    if not batch.hard:
+    if not batch.hard_negatives:
         return None
-    row = batch.hard.get(direction(*turn), batch.index.new_zeros(2, 0))
+    row = batch.hard_negatives.get(direction(*turn), batch.index.new_zeros(2, 0))
     i, j = queries.of_row[row[0]], candidates.of_row[row[1]]
     known = (i >= 0) & (j >= 0)
     return i[known], j[known], candidates.n_queries

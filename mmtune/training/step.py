@@ -64,7 +64,7 @@ def forward_backward(
     sizes = {m: n for m, x in batch.inputs.items() if (n := count_items(x))}
     most = sizes
     if in_step:
-        everyones = {m: int(s.max()) + 1 for m, s in batch.slot.items() if m in sizes}
+        everyones = {m: int(s.max()) + 1 for m, s in batch.item_of_row.items() if m in sizes}
         sizes = {m: processes.local_size(n) for m, n in everyones.items()}
         most = {m: processes.local_size(n, 0) for m, n in everyones.items()}
     if micro_batch_size is None or all(n <= micro_batch_size for n in most.values()):
@@ -83,7 +83,7 @@ def forward_backward(
             if learn:  # one call: a parameter that two towers share gets both parts
                 torch.autograd.backward([v for v, _ in learn], [g for _, g in learn])
             return value, logs
-        loss, logs = objective(whole, batch, model.scale)
+        loss, logs = objective(whole, batch, model.logit_scale)
         backward(loss)
         return float(loss.detach()), logs
 
@@ -91,7 +91,7 @@ def forward_backward(
     chunks = [(m, min(i, n), min(i + micro_batch_size, n)) for m, i, n in starts]
     # What outlives a micro-batch has its place beforehand: a small tensor left behind on top of the heap keeps the
     # allocator from reusing all that a micro-batch frees below it.
-    states = RandomStates(len(chunks) + 1, batch.queries.device)
+    states = RandomStates(len(chunks) + 1, batch.is_query.device)
     z: dict[str, Tensor] = {}
     with torch.no_grad():
         for number, (m, i, j) in enumerate(chunks):

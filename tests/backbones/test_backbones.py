@@ -57,7 +57,7 @@ def test_pictures_and_texts_equal_transformers(made, family):
             **processor.tokenizer(TEXTS, padding=padding, truncation=True, return_tensors="pt")
         ).pooler_output
         np.testing.assert_allclose(ours.encode(text=TEXTS), unit(want), atol=1e-5)
-    factor, bias = ours.scale("image", "text")
+    factor, bias = ours.logit_scale("image", "text")
     assert float(factor.detach()) == pytest.approx(float(theirs.logit_scale.detach().exp()), rel=1e-6)
     assert (bias is not None) == (family == "siglip")
 
@@ -76,7 +76,9 @@ def test_sounds_equal_transformers(made, family):
         )
         words = processor.tokenizer(TEXTS, padding=True, return_tensors="pt", truncation=True)
         np.testing.assert_allclose(ours.encode(text=TEXTS), unit(theirs.get_text_features(**words).pooler_output), atol=1e-5)
-    assert float(ours.scale("audio", "text")[0].detach()) == pytest.approx(float(theirs.logit_scale_a.detach().exp()), rel=1e-6)
+    assert float(ours.logit_scale("audio", "text")[0].detach()) == pytest.approx(
+        float(theirs.logit_scale_a.detach().exp()), rel=1e-6
+    )
     assert ours.towers["audio"].preprocess.fast  # else the fast log-mel was found to differ and upstream's is in use
 
 

@@ -56,7 +56,7 @@ def ours():
         rows = torch.arange(j - i)
         cut = {m: slice_inputs(x, i, j) for m, x in whole.inputs.items()}
         labels = {k: v[i:j] for k, v in whole.labels.items()}
-        return Batch(whole.ids[i:j], rows, whole.queries[i:j], cut, {m: rows for m in cut}, labels)
+        return Batch(whole.ids[i:j], rows, whole.is_query[i:j], cut, {m: rows for m in cut}, labels)
 
     def step(b, micro):
         optimizer.zero_grad(set_to_none=True)

@@ -57,11 +57,11 @@ def test_a_mined_candidate_is_a_negative_of_the_queries_that_mined_it(data, term
     batch, z = make_batch(ROWS), data[1]
     objective = build_objective([{**term, "tile": tile}], [("a", "b")])
     for_all = float(objective(z, batch, scale_of)[0])
-    batch.hard = {"a->b": torch.tensor([[0, 3, 4], [8, 8, 9]]), "b->a": torch.tensor([[4], [10]])}
+    batch.hard_negatives = {"a->b": torch.tensor([[0, 3, 4], [8, 8, 9]]), "b->a": torch.tensor([[4], [10]])}
     want = sum(naive_contrastive(batch, z, a, b, naive) for a, b in (("a", "b"), ("b", "a"))) / 2
     got = float(objective(z, batch, scale_of)[0])
     assert got == pytest.approx(want, rel=1e-5) and got != for_all
-    batch.hard = {"a->b": batch.hard["a->b"]}
+    batch.hard_negatives = {"a->b": batch.hard_negatives["a->b"]}
     want = sum(naive_contrastive(batch, z, a, b, naive) for a, b in (("a", "b"), ("b", "a"))) / 2
     assert float(objective(z, batch, scale_of)[0]) == pytest.approx(want, rel=1e-5), (
         "nothing mined in a direction: no extra there"
@@ -117,7 +117,7 @@ def test_matches_torch_on_a_plain_batch():
 def test_identical_content_in_two_slots_is_one_candidate(data):
     batch, z = data
     twice = make_batch(ROWS)
-    twice.slot["b"][5] = len(z["b"])  # row 5's content 21 arrives in a slot of its own, as from another process
+    twice.item_of_row["b"][5] = len(z["b"])  # row 5's content 21 arrives in a slot of its own, as from another process
     more = {"a": z["a"], "b": torch.cat([z["b"], z["b"][:1]])}
     objective = build_objective([{"loss": "info_nce"}], [("a", "b")])
     assert float(objective(more, twice, scale_of)[0]) == pytest.approx(float(objective(z, batch, scale_of)[0]), rel=1e-6)

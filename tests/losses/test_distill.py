@@ -60,7 +60,7 @@ def test_score_mse_and_margin_mse_equal_loops():
 
 def data():
     batch = make_batch(ROWS)
-    return {m: unit(int(batch.slot[m].max()) + 1, 6, s) for m, s in (("a", 1), ("b", 2))}, batch
+    return {m: unit(int(batch.item_of_row[m].max()) + 1, 6, s) for m, s in (("a", 1), ("b", 2))}, batch
 
 
 def vectors_teacher(dim, lacking=None):
@@ -78,7 +78,7 @@ def test_feature_distillation_follows_the_teacher_by_row():
     want = 0.0
     takes = {"a": [0, 1, 2, 3, 4, 5, 10], "b": [0, 1, 2, 4, 8, 9, 10]}  # the first row of each item of the pair
     for m, rows in takes.items():
-        gap = [(z[m][batch.slot[m][r]] - teacher.vectors[m][r]).square().sum() for r in rows]
+        gap = [(z[m][batch.item_of_row[m][r]] - teacher.vectors[m][r]).square().sum() for r in rows]
         want += float(sum(gap) / len(gap)) / 2
     assert float(objective(z, batch, scale_of)[0]) == pytest.approx(want, rel=1e-5)
 
@@ -110,7 +110,7 @@ def test_scores_are_found_by_content_in_both_directions():
     )
     gaps = []
     for x, y, s in zip(a.tolist(), b.tolist(), score.tolist(), strict=True):
-        u, v = (batch.slot[m][batch.labels[m].tolist().index(c)] for m, c in (("a", x), ("b", y)))
+        u, v = (batch.item_of_row[m][batch.labels[m].tolist().index(c)] for m, c in (("a", x), ("b", y)))
         gaps.append((float(z["a"][u] @ z["b"][v]) - s) ** 2)
     assert float(loss) == pytest.approx(sum(gaps) / 4, rel=1e-5)
 

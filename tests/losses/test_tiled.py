@@ -14,7 +14,7 @@ from tests.support.losses_helpers import ROWS, make_batch, unit
 def outcome(terms, batch, logs_scale, memory=None, teachers=None, steps=1):
     """(loss, gradients of vectors, scales and bias) after `steps` batches, all in one vector."""
     objective = build_objective(terms, [("a", "b")], memory=memory, teachers=teachers)
-    z = {m: unit(int(batch.slot[m].max()) + 1, 6, s).requires_grad_() for m, s in (("a", 1), ("b", 2))}
+    z = {m: unit(int(batch.item_of_row[m].max()) + 1, 6, s).requires_grad_() for m, s in (("a", 1), ("b", 2))}
     learned = {
         "ab": torch.tensor(float(logs_scale[0]), requires_grad=True),
         "ba": torch.tensor(float(logs_scale[1]), requires_grad=True),
@@ -117,7 +117,7 @@ def test_very_common_labels_fall_back_to_blocks(monkeypatch):
 def test_no_graph_without_gradients_and_one_backward_only():
     batch = make_batch(ROWS)
     objective = build_objective([{"loss": "info_nce", "tile": "always"}], [("a", "b")])
-    z = {m: unit(int(batch.slot[m].max()) + 1, 6, 1).requires_grad_() for m in "ab"}
+    z = {m: unit(int(batch.item_of_row[m].max()) + 1, 6, 1).requires_grad_() for m in "ab"}
     with torch.no_grad():
         assert not objective(z, batch, lambda a, b: (torch.tensor(5.0), None))[0].requires_grad
     loss, _ = objective(z, batch, lambda a, b: (torch.tensor(5.0), None))
@@ -144,7 +144,7 @@ def test_the_logits_never_exist():
     n = 4096
     slot, labels = torch.arange(n), {k: torch.arange(1, n + 1) for k in ("id", "a", "b")}
     batch = make_batch(ROWS)
-    batch.queries, batch.index, batch.slot = torch.ones(n, dtype=torch.bool), slot, {"a": slot, "b": slot}
+    batch.is_query, batch.index, batch.item_of_row = torch.ones(n, dtype=torch.bool), slot, {"a": slot, "b": slot}
     batch.labels = labels | {"group": torch.zeros(n, dtype=torch.int64)}
     for term in ({"loss": "info_nce"}, {"loss": "sigmoid"}):
         z = {m: unit(n, 8, 1).requires_grad_() for m in "ab"}

@@ -182,12 +182,12 @@ def test_confusable_batches_hold_as_many_groups_as_even_dealing_would(shop, tmp_
 
 def test_near_keys_survive_other_clothes_and_tell_others_apart():
     image, audio, text = (modalities.get(m) for m in ("image", "audio", "text"))
-    keys = [image.near_key(drawing(s, 128)) for s in range(40)]
+    keys = [image.near_duplicate_key(drawing(s, 128)) for s in range(40)]
     for s in range(40):
-        again = image.near_key(image.decode(encoded(drawing(s, 128).resize((80, 80)), "JPEG", quality=50)))
-        assert (keys[s] ^ again).bit_count() <= image.near_distance
-    assert min((a ^ b).bit_count() for i, a in enumerate(keys) for b in keys[:i]) > image.near_distance
-    assert image.near_key(PILImage.new("RGB", (50, 50), "white")) is None
+        again = image.near_duplicate_key(image.decode(encoded(drawing(s, 128).resize((80, 80)), "JPEG", quality=50)))
+        assert (keys[s] ^ again).bit_count() <= image.near_duplicate_distance
+    assert min((a ^ b).bit_count() for i, a in enumerate(keys) for b in keys[:i]) > image.near_duplicate_distance
+    assert image.near_duplicate_key(PILImage.new("RGB", (50, 50), "white")) is None
 
     def tones(seed):
         rng = np.random.default_rng(seed)
@@ -198,14 +198,18 @@ def test_near_keys_survive_other_clothes_and_tell_others_apart():
         return Sound((sum(waves) / 6 + 0.01 * rng.standard_normal(24000)).astype(np.float32), 12000)
 
     sounds = [tones(s) for s in range(12)]
-    keys = [audio.near_key(s) for s in sounds]
+    keys = [audio.near_duplicate_key(s) for s in sounds]
     for s, key in zip(sounds, keys, strict=True):
         quieter = s.resampled(8000)
-        assert (key ^ audio.near_key(Sound(quieter.samples * 0.3, 8000))).bit_count() <= audio.near_distance
-    assert min((a ^ b).bit_count() for i, a in enumerate(keys) for b in keys[:i]) > audio.near_distance
-    assert audio.near_key(Sound(np.zeros(9000, np.float32), 8000)) is None
-    assert text.near_key("A Red  thing!") == text.near_key("a red thing") != text.near_key("a red things")
-    assert text.near_key("...") is None
+        assert (key ^ audio.near_duplicate_key(Sound(quieter.samples * 0.3, 8000))).bit_count() <= audio.near_duplicate_distance
+    assert min((a ^ b).bit_count() for i, a in enumerate(keys) for b in keys[:i]) > audio.near_duplicate_distance
+    assert audio.near_duplicate_key(Sound(np.zeros(9000, np.float32), 8000)) is None
+    assert (
+        text.near_duplicate_key("A Red  thing!")
+        == text.near_duplicate_key("a red thing")
+        != text.near_duplicate_key("a red things")
+    )
+    assert text.near_duplicate_key("...") is None
 
 
 def test_near_duplicates_without_a_group_are_dropped_in_both_modalities(shop, tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mmtune
 from mmtune import modalities
-from mmtune.backbones import Part, Scale, Tower
+from mmtune.backbones import Backbone, LogitScale, Tower
 from mmtune.contracts import Modality
 from mmtune.data.pack.pack import pack
 from mmtune.errors import Rejected
@@ -42,17 +42,17 @@ class Readings:
         return {"readings": torch.stack([i["readings"] for i in items])}
 
 
-def load(place: str) -> Part:
+def load(place: str) -> Backbone:
     """A tower for it, by the door that out-of-tree families use: MODEL is `tests.modalities.test_fourth_modality:64`."""
     module = nn.Module()
     torch.manual_seed(0)
     module.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.GELU(), nn.Linear(64, int(place)))
     tower = Tower("vibration", int(place), Readings(), lambda x: module.net(x["readings"]), [module.net])
-    scales: list[Scale] = []
-    return Part("tests.modalities.test_fourth_modality", module, {"vibration": tower}, scales, {"dim": place.encode()})
+    scales: list[LogitScale] = []
+    return Backbone("tests.modalities.test_fourth_modality", module, {"vibration": tower}, scales, {"dim": place.encode()})
 
 
-def rebuild(directory) -> Part:
+def rebuild(directory) -> Backbone:
     return load((directory / "dim").read_text())
 
 

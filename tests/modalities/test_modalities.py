@@ -149,5 +149,5 @@ def test_augmentation_is_a_function_of_its_generator(kind, options):
 def test_shows_are_self_contained():
     out = io.BytesIO()
     soundfile.write(out, np.zeros(800), 8000, format="WAV")
-    assert image.show(bytes_of(PIL.Image.new("RGB", (9, 9)), "PNG")).startswith('<img alt="" src="data:image/jpeg;base64,')
-    assert "<audio controls" in audio.show(out.getvalue()) and text.show(b"<b>") == "<p>&lt;b&gt;</p>"
+    assert image.to_html(bytes_of(PIL.Image.new("RGB", (9, 9)), "PNG")).startswith('<img alt="" src="data:image/jpeg;base64,')
+    assert "<audio controls" in audio.to_html(out.getvalue()) and text.to_html(b"<b>") == "<p>&lt;b&gt;</p>"

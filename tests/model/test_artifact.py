@@ -38,7 +38,7 @@ ALL = ["clip", "siglip", "clap", "fused", "text", "open_clip", "siglip_like", "t
 def test_round_trip_keeps_vectors_scales_and_fingerprint(made, tmp_path, name):
     model = mmtune.load(made[name])
     pairs = [("image", "audio")] if {"image", "audio"} <= set(model.towers) else []
-    model.ensure_scales(pairs)
+    model.ensure_logit_scales(pairs)
     with torch.no_grad():  # as if tuned
         for p in model.parameters():
             p.add_(0.01 * torch.randn_like(p))
@@ -48,7 +48,7 @@ def test_round_trip_keeps_vectors_scales_and_fingerprint(made, tmp_path, name):
     assert again.fingerprint == mark == model.fingerprint != mmtune.load(made[name]).fingerprint
     np.testing.assert_array_equal(again.encode(text=TEXTS), model.encode(text=TEXTS))
     for d in model._scales:
-        (factor, bias), (factor2, bias2) = model.scale(*d.split("->")), again.scale(*d.split("->"))
+        (factor, bias), (factor2, bias2) = model.logit_scale(*d.split("->")), again.logit_scale(*d.split("->"))
         assert torch.equal(factor, factor2) and (bias is None) == (bias2 is None)
     assert (tmp_path / "a" / "README.md").read_text().count(mark) == 1
     from safetensors.numpy import load_file

@@ -39,7 +39,7 @@ def test_an_ensemble_is_the_mean_of_unit_vectors(model):
 
 def test_training_draws_one_template_a_row(model):
     wrapped = Prompted(model.towers["text"].preprocess, ["one {}", "two words {}"])
-    assert not wrapped.fixed("x") and Prompted(wrapped.inner, ["one {}"]).fixed("x")
+    assert not wrapped.is_deterministic("x") and Prompted(wrapped.inner, ["one {}"]).is_deterministic("x")
     drawn = [wrapped("shoe", random.Random(s)) for s in range(20)]
     assert {next(iter(d.values())).shape[0] for d in drawn} == {2, 3}
     assert "segments" not in wrapped.collate(drawn)

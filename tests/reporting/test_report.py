@@ -293,14 +293,14 @@ def test_a_card_is_small_whatever_it_shows():
     rng = np.random.default_rng(0)
     room = BUDGET / (2 * 12 * 11)
     for seconds, rate in ((60, 48000), (30, 8000), (6, 44100), (1, 12000), (0.4, 96000)):
-        card = get("audio").card(long_sound(rng, seconds, rate), "hum")
+        card = get("audio").thumbnail_html(long_sound(rng, seconds, rate), "hum")
         kind = re.search('src=.data:audio/([a-z]+);base64,([^"]+)', card)
         heard, at = soundfile.read(io.BytesIO(base64.b64decode(kind[2])))
         assert len(card) <= room and len(heard) / at == pytest.approx(min(seconds, 5), abs=0.15)  # MP3 pads to whole frames
         assert ("plays the first 5 s" in card) == (seconds > 5) and ("as MP3" in card) == (kind[1] == "mpeg")
     assert kind[1] == "flac", "a short clip is heard as it is"
-    assert len(get("image").card(big_photo(rng, (4000, 3000)), "boot")) <= room
-    assert len(get("text").card(b"word " * 5000, "words")) <= 400
+    assert len(get("image").thumbnail_html(big_photo(rng, (4000, 3000)), "boot")) <= room
+    assert len(get("text").thumbnail_html(b"word " * 5000, "words")) <= 400
 
 
 @pytest.mark.slow

@@ -316,7 +316,7 @@ def test_broken_forms_and_values(web):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     refused(web.post("/search", files={"image": ("x.eps", eps)}), 422, "not a readable picture")
     with pytest.raises(Rejected):
-        modalities.get("image").admit(eps)
+        modalities.get("image").check_header(eps)
 
 
 @pytest.mark.parametrize(
@@ -384,19 +384,19 @@ def test_a_picture_that_claims_to_be_huge_costs_nothing(web):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_every_picture_format_that_is_packed_may_be_asked_with(web, kind):
     assert web.post("/search", files={"image": ("x", picture(kind=kind))}).status_code == 200
-    assert modalities.get("image").mime(picture(kind=kind)).startswith("image/")
+    assert modalities.get("image").media_type(picture(kind=kind)).startswith("image/")
 
 
 def test_a_header_that_lies_about_a_sound_costs_nothing():
     kind = modalities.get("audio")
     wave = bytearray(sound(seconds=1.0, rate=8000))
-    kind.admit(bytes(wave), max_seconds=2.0)
+    kind.check_header(bytes(wave), max_seconds=2.0)
     import soundfile
 
     out = io.BytesIO()
     soundfile.write(out, np.zeros((600_000, 8), np.float32), 600_000, format="FLAC", subtype="PCM_16")  # one second, small file
     with pytest.raises(Rejected, match="too large"):
-        kind.admit(out.getvalue(), max_seconds=2.0)
+        kind.check_header(out.getvalue(), max_seconds=2.0)
 
 
 def test_large_pictures_are_decoded_one_after_the_other(shelf):

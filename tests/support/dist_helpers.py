@@ -64,7 +64,7 @@ class Toy(nn.Module):
     def encode_inputs(self, modality, inputs):
         return nn.functional.normalize(self.nets[modality](inputs["x"]), dim=1)
 
-    def scale(self, a, b):
+    def logit_scale(self, a, b):
         return self.log_scale.exp(), self.bias
 
 
@@ -74,11 +74,11 @@ def whole_batch(step=0):
     g = torch.Generator().manual_seed(7 + step)
     n = len(rows)
     batch = make_batch(rows, {"score": torch.rand(n, generator=g), "grade": 0.5 + torch.rand(n, generator=g)})
-    batch.slot["c"] = torch.full((n,), -1)
-    batch.slot["c"][3] = 0
-    batch.labels["c"] = torch.where(batch.slot["c"] == 0, 77, 0)
+    batch.item_of_row["c"] = torch.full((n,), -1)
+    batch.item_of_row["c"][3] = 0
+    batch.labels["c"] = torch.where(batch.item_of_row["c"] == 0, 77, 0)
     batch.labels["id"] += 100 * step
-    batch.inputs = {m: {"x": torch.randn(int(s.max()) + 1, 5, generator=g)} for m, s in batch.slot.items()}
+    batch.inputs = {m: {"x": torch.randn(int(s.max()) + 1, 5, generator=g)} for m, s in batch.item_of_row.items()}
     return batch
 
 

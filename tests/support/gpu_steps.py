@@ -47,7 +47,7 @@ def picture_model(config: dict[str, Any]) -> Model:
     written = {"model_cfg": config, "preprocess_cfg": preprocess}
     part = family._part(module, {family.CONFIG: json.dumps(written).encode()}, open_clip.SimpleTokenizer())
     model = Model([(part, ["image", "text"])], config["embed_dim"])
-    model.ensure_scales([("image", "text")])
+    model.ensure_logit_scales([("image", "text")])
     return model
 
 
@@ -74,7 +74,7 @@ def sound_model(out: Path, small: bool) -> Model:
         extractor = ClapFeatureExtractor(truncation="rand_trunc")
         ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer_roberta()[0]).save_pretrained(out)
     model = load(f"hf:{out}", device="cpu")
-    model.ensure_scales([("audio", "text")])
+    model.ensure_logit_scales([("audio", "text")])
     return model
 
 
@@ -114,7 +114,7 @@ def ours(model: Model, inputs: dict[str, dict[str, Tensor]], micro: int | None) 
         loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, autocast=half(where))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        model.clamp_scales()
+        model.clamp_logit_scales()
         return loss
 
     return step

@@ -24,9 +24,9 @@ def make_batch(rows, columns=None, ids=None):
     return Batch(
         ids=ids or [f"r{i}" for i in range(n)],
         index=torch.arange(n),
-        queries=t([bool(r[3]) for r in rows]),
+        is_query=t([bool(r[3]) for r in rows]),
         inputs={m: {"x": torch.zeros(len(order[m]), 1)} for m in order},
-        slot={m: t(s) for m, s in slot.items()},
+        item_of_row={m: t(s) for m, s in slot.items()},
         labels={
             "id": t([1000 + i for i in range(n)]),
             "group": t([r[0] for r in rows]),
@@ -59,13 +59,13 @@ def naive_sides(batch, a, b):
     rows = range(len(batch.ids))
 
     def has(r, m):
-        return int(batch.slot[m][r]) >= 0
+        return int(batch.item_of_row[m][r]) >= 0
 
     def content(r, m):
         return int(batch.labels[m][r])
 
-    asks = [r for r in rows if bool(batch.queries[r]) and has(r, a) and has(r, b)]
-    takes = [r for r in rows if (has(r, a) and has(r, b)) or not bool(batch.queries[r])]
+    asks = [r for r in rows if bool(batch.is_query[r]) and has(r, a) and has(r, b)]
+    takes = [r for r in rows if (has(r, a) and has(r, b)) or not bool(batch.is_query[r])]
     queries = sorted({content(r, a) for r in asks})
     candidates = sorted({content(r, b) for r in takes if has(r, b)})
 
@@ -84,15 +84,16 @@ def naive_contrastive(batch, z, a, b, row_loss, weights=None, by_item=False):
     queries, candidates, related, own = naive_sides(batch, a, b)
     asking = {c for _, _, c in own}
     mined = {
-        (int(batch.labels[a][q]), int(batch.labels[b][c])) for q, c in batch.hard.get(f"{a}->{b}", torch.zeros(2, 0)).T.int()
+        (int(batch.labels[a][q]), int(batch.labels[b][c]))
+        for q, c in batch.hard_negatives.get(f"{a}->{b}", torch.zeros(2, 0)).T.int()
     }
 
     def meets(q, c):
-        return not batch.hard or c in asking or (q, c) in mined
+        return not batch.hard_negatives or c in asking or (q, c) in mined
 
     def vector(m, item):
         row = next(r for r in range(len(batch.ids)) if int(batch.labels[m][r]) == item)
-        return z[m][int(batch.slot[m][row])]
+        return z[m][int(batch.item_of_row[m][row])]
 
     total, norm = 0.0, 0.0
     for q in queries:

@@ -21,7 +21,7 @@ def data(**columns):
 
 def test_terms_add_up_by_weight_over_pairs():
     z, batch = data()
-    z["c"], batch.slot["c"] = unit(12, 6, 3), torch.arange(12)
+    z["c"], batch.item_of_row["c"] = unit(12, 6, 3), torch.arange(12)
     batch.labels["c"] = torch.arange(12) + 70
     pairs = [("a", "b"), ("a", "c"), ("c", "b")]
     one = {p: float(build_objective([{"loss": "info_nce"}], [p])(z, batch, scale_of)[0]) for p in pairs}

@@ -35,7 +35,7 @@ class Toy(nn.Module):
         self.largest = max(self.largest, len(h))
         return nn.functional.normalize(h, dim=1)
 
-    def scale(self, a, b):
+    def logit_scale(self, a, b):
         return self.log_scale.exp(), self.bias
 
 

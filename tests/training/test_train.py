@@ -201,7 +201,7 @@ def test_mining_in_rounds_and_resumed_is_bit_identical(root, tmp_path, monkeypat
     joined, step = [], Trainer.step
 
     def counted(self, batch):
-        joined.append(int((~batch.queries).sum()))
+        joined.append(int((~batch.is_query).sum()))
         return step(self, batch)
 
     monkeypatch.setattr(Trainer, "step", counted)
@@ -293,12 +293,22 @@ def test_identical_texts_are_encoded_once_and_are_not_negatives(root):
     stream = Loader(data, {m: t.preprocess for m, t in model.towers.items()}, {})
     batch = stream.batch(np.arange(12), 0)
     assert len(batch.inputs["text"]["ids"]) == 6 and len(batch.inputs["image"]["planes"]) == 12
-    assert batch.slot["text"].tolist() == [0, 1, 2, 3, 4, 5] * 2
+    assert batch.item_of_row["text"].tolist() == [0, 1, 2, 3, 4, 5] * 2
     hard = {"image->text": np.array([[0, 2], [4, 4]]), "text->image": np.array([[1, 0], [4, 9]])}
     wide = stream.batch(np.arange(3), 0, hard)
-    assert wide.queries.tolist() == [True] * 3 + [False] * 3 and wide.ids[3:] == ["0-004", "0-004", "0-009"]
-    assert wide.slot["text"].tolist() == [0, 1, 2, 3, -1, -1] and wide.slot["image"].tolist() == [0, 1, 2, -1, 3, 4]
-    assert wide.hard["image->text"].tolist() == [[0, 2], [3, 3]] and wide.hard["text->image"].tolist() == [[1, 0], [4, 5]]
+    assert wide.is_query.tolist() == [True] * 3 + [False] * 3 and wide.ids[3:] == ["0-004", "0-004", "0-009"]
+    assert wide.item_of_row["text"].tolist() == [0, 1, 2, 3, -1, -1] and wide.item_of_row["image"].tolist() == [
+        0,
+        1,
+        2,
+        -1,
+        3,
+        4,
+    ]
+    assert wide.hard_negatives["image->text"].tolist() == [[0, 2], [3, 3]] and wide.hard_negatives["text->image"].tolist() == [
+        [1, 0],
+        [4, 5],
+    ]
     assert len(wide.inputs["text"]["ids"]) == 4 and len(wide.inputs["image"]["planes"]) == 5, "only what was mined is read"
     assert batch.ids[7] == "0-007" and batch.labels["group"][0] == batch.labels["group"][6] != batch.labels["group"][1]
 

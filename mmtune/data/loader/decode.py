@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def decode_row(data: "Data | WeightedConcat", row: int, modality: str, enough: float | None = None) -> Any:
-    """The signal of row number `row`, or `enough` of it (see `Modality.decode_enough`). Raises DataError naming the data, the
+    """The signal of row number `row`, or `enough` of it (see `Modality.decode_scaled`). Raises DataError naming the data, the
     row and the modality."""
     kind, value = modalities.get(modality), data.read(row, modality)
     try:
-        return kind.decode(value) if enough is None else kind.decode_enough(value, enough)
+        return kind.decode(value) if enough is None else kind.decode_scaled(value, enough)
     except Rejected as e:
         raise DataError(
             f"{data.spec}: row {data.ids[row]!r}: {modality}: {e}; pack the data again to reject such rows"

@@ -141,7 +141,7 @@ class Loader:
     def _item(self, modality: str, row: int, epoch: int) -> dict[str, Tensor]:
         """Prepared tensors of one row's value; cached after the last step that is the same every epoch."""
         preprocess, augment = self.preprocess[modality], self.augment.get(modality)
-        fixed = getattr(preprocess, "fixed", None)  # None: the same every time without augmentation
+        fixed = getattr(preprocess, "is_deterministic", None)  # None: the same every time without augmentation
 
         def make() -> Any:
             signal = decode_row(self.data, row, modality, self.enough[modality])
@@ -158,7 +158,7 @@ class Loader:
 def _enough(preprocess: Preprocess, augment: Any) -> float | None:
     """How much of a signal training needs; None: all of it. (What is embedded is always decoded whole, so that a vector is
     the one that upstream's own preprocessing gives.)"""
-    enough = getattr(preprocess, "enough", None)
+    enough = getattr(preprocess, "input_size", None)
     needed = enough * getattr(augment, "zoom", 1.0) if enough else math.inf
     return needed if math.isfinite(needed) else None
 

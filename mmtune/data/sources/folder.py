@@ -2,7 +2,7 @@
 
 Side-car layout (some file that is itself a value, like .txt, shares a folder and a stem with another file): rows are
 what shares folder and stem. Otherwise every file is a row, and the folder it lies in names its class: the group is the
-folder's name, the inline value the name with `_` and `-` as spaces; files at the top have neither.
+folder's name, the text the name with `_` and `-` as spaces; files at the top have neither.
 Ids are paths relative to the folder. Hidden files and folders are not rows; any other file is one, packed or rejected.
 """
 
@@ -41,16 +41,16 @@ class Folder:
 
     def _rows(self) -> list[dict[str, Any] | tuple[str, str]]:
         owner = modalities.by_extension()
-        inline = [n for n in modalities.names() if modalities.get(n).inline]
+        language = [n for n in modalities.names() if modalities.get(n).language]
         stems: dict[str, list[str]] = defaultdict(list)
         for file in self.files:
             stems[file.rpartition(".")[0] or file].append(file)
         kinds = {stem: {owner.get(_suffix(f)) for f in files} - {None} for stem, files in stems.items()}
-        side_cars = any(k & set(inline) and k - set(inline) for k in kinds.values())
+        side_cars = any(k & set(language) and k - set(language) for k in kinds.values())
         rows: list[dict[str, Any] | tuple[str, str]] = []
         for files in stems.values():
             groups = _split(files, owner) if side_cars else [[f] for f in files]
-            rows += [self._row(group, owner, None if side_cars or not inline else inline[0]) for group in groups]
+            rows += [self._row(group, owner, None if side_cars or not language else language[0]) for group in groups]
         return rows
 
     def _row(self, files: list[str], owner: dict[str, str], named: str | None) -> dict[str, Any] | tuple[str, str]:
@@ -78,6 +78,6 @@ def _split(files: list[str], owner: dict[str, str]) -> list[list[str]]:
             alone.append([file])
         else:
             first[name] = file
-    # the row is called after what is not inline: adding a side-car later must not change its id
-    ordered = sorted(first, key=lambda n: (modalities.get(n).inline, modalities.names().index(n)))
+    # the row is called after what is not language: adding a side-car later must not change its id
+    ordered = sorted(first, key=lambda n: (modalities.get(n).language, modalities.names().index(n)))
     return ([[first[n] for n in ordered]] if first else []) + alone

@@ -146,7 +146,7 @@ def tasks(vectors: Mapping[str, Embeddings], described: Mapping[str, Embeddings]
 
     described: the words as class names, where the model has a prompt for these (`embed.embed_classes`).
     """
-    words = [m for m in vectors if modalities.get(m).inline and is_task(vectors[m], m)]
+    words = [m for m in vectors if modalities.get(m).language and is_task(vectors[m], m)]
     if found := [classify({**vectors, **(described or {})}, (a, b)) for b in words for a in vectors if a != b]:
         return found
     out = []

@@ -137,7 +137,7 @@ def _signals(model: "Model", data: "Data", wanted: Sequence[str] | None, task: s
     both = shared_modalities(model, data, wanted)
     if wanted:
         return both
-    signals = [m for m in both if not modalities.get(m).inline]
+    signals = [m for m in both if not modalities.get(m).language]
     if not signals and task == "zero_shot":
         raise DataError(f"{data.spec}: zero_shot classifies signals, not words; the data have {', '.join(data.modalities)}")
     return signals or both
@@ -170,7 +170,7 @@ class _Work:
 
 def column(data: "Data", name: str) -> list[str | None]:
     """A metadata column, "group", or a modality of words, as strings; None where a row has no value."""
-    if name in data.present and modalities.get(name).inline:
+    if name in data.present and modalities.get(name).language:
         return [str(decode_row(data, int(i), name)) if data.present[name][i] else None for i in range(len(data))]
     return [None if v in (None, "") else str(v) for v in (data.groups if name == "group" else data.column(name))]
 

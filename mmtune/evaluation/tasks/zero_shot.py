@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def speaker(model: "Model") -> str:
     """The tower that reads class names: the first of words. ModelError where the model has none."""
     for name in model.towers:
-        if modalities.get(name).inline:
+        if modalities.get(name).language:
             return name
     raise ModelError(f"zero_shot: class names need a tower that reads words; this model has {', '.join(model.towers)}")
 

@@ -1,4 +1,4 @@
-"""Words beside vectors: BM25 over what items say (inline values, and strings of their metadata), fused by reciprocal rank."""
+"""Words beside vectors: BM25 over what items say (language values, and strings of their metadata), fused by reciprocal rank."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ class ItemWords:
     """The words of a corpus at one moment, in memory."""
 
     def __init__(self, catalog: Catalog):
-        inline = [m for m in catalog.counts() if modalities.get(m).inline]
+        language = [m for m in catalog.counts() if modalities.get(m).language]
         self.columns: dict[str, dict[str, Any]] = {}
         said: list[str] = []
         for items in catalog.changed(0):
             for item in items:
-                own = [catalog.read(item, m).decode("utf-8", "replace") for m in inline if m in item.contents]
+                own = [catalog.read(item, m).decode("utf-8", "replace") for m in language if m in item.contents]
                 said.append(" ".join([*own, *(v for v in item.meta.values() if isinstance(v, str))]))
                 self.columns[item.id] = item.columns
         self.words = Words(list(self.columns), said)

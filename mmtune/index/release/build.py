@@ -41,13 +41,13 @@ def pin(coll: "Collection", model: "Model | str | Path | Mapping[str, str]", dim
 
 
 def indexed(coll: "Collection", model: "Model", wanted: Sequence[str] | None) -> list[str]:
-    """The modalities that get a store: those wanted, else what lies in files, else the inline ones. DataError when none is
+    """The modalities that get a store: those wanted, else those that are not language, else all. DataError when none is
     there."""
     there = [m for m in kinds.names() if m in coll.catalog.counts() and m in model.towers]
     for m in wanted or ():
         if m not in there:
             raise DataError(f"{m}: the items have {', '.join(coll.catalog.counts())}, the model {', '.join(model.towers)}")
-    names = [m for m in there if m in wanted] if wanted else kinds.in_files(there)
+    names = [m for m in there if m in wanted] if wanted else kinds.non_language(there)
     if not names:
         raise DataError(
             f"nothing to index: the items have {', '.join(coll.catalog.counts())}, the model {', '.join(model.towers)}"

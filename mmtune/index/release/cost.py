@@ -45,7 +45,7 @@ def plan(
     for m in modalities or ():
         if m not in both:
             raise DataError(f"{m}: the items have {', '.join(counts)}, the model {', '.join(found.towers)}")
-    names = [m for m in both if m in modalities] if modalities else kinds.in_files(both)
+    names = [m for m in both if m in modalities] if modalities else kinds.non_language(both)
     if not names:
         raise DataError(f"nothing to index: the items have {', '.join(counts)}, the model {', '.join(found.towers)}")
     wanted = total if items is None else items

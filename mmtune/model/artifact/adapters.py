@@ -30,7 +30,7 @@ def load_adapters(directory: str | Path, base: "Model | str | None" = None) -> M
             f"{directory}: these adapters belong on {document['base']} ({document['base_fingerprint']}), not on a model with "
             f"fingerprint {model.fingerprint}"
         )
-    model.ensure_scales([tuple(key.split("~")) for key in document["own_scales"]])
+    model.ensure_logit_scales([tuple(key.split("~")) for key in document["own_scales"]])
     for m in document["heads"]:
         if m not in model.heads:
             model.heads[m] = torch.nn.Linear(model.towers[m].dim, model.width, bias=False).to(model.device)

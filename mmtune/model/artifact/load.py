@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mmtune import backbones
-from mmtune.backbones import Part
+from mmtune.backbones import Backbone
 from mmtune.errors import ModelError
 from mmtune.model.artifact import adapters
 from mmtune.model.dual_encoder import Model, from_spec
@@ -52,7 +52,7 @@ def _artifact(directory: Path) -> Model:
     if not (directory / WEIGHTS).is_file():
         raise ModelError(f"{directory}: the weights are missing: no {WEIGHTS}")
     layout = manifest["layout"]
-    parts: list[tuple[Part, list[str]]] = []
+    parts: list[tuple[Backbone, list[str]]] = []
     for i, entry in enumerate(layout["parts"]):
         folder = directory / "parts" / str(i)
         if not folder.is_dir():
@@ -63,10 +63,10 @@ def _artifact(directory: Path) -> Model:
             raise ModelError(f"{folder}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
         part.files = backbones.read_files(folder)  # what lies there is what the fingerprint must be about
         for unused in set(part.towers) - set(entry["modalities"]):
-            part.drop(unused)
+            part.free_tower(unused)
         parts.append((part, entry["modalities"]))
     model = Model(parts, layout["dim"], layout["heads"])
-    model.ensure_scales([tuple(key.split("~")) for key in layout["own_scales"]])
+    model.ensure_logit_scales([tuple(key.split("~")) for key in layout["own_scales"]])
     model.settings = layout["settings"]
     try:
         load_model(model, str(directory / WEIGHTS), strict=True)

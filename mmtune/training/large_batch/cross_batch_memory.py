@@ -48,7 +48,7 @@ class Memory(nn.Module):
         stored = self.stored.get(modality)
         if stored is None or self.steps < self.start:
             return None
-        here = batch.labels[modality][batch.slot[modality] >= 0]
+        here = batch.labels[modality][batch.item_of_row[modality] >= 0]
         stored = stored.keep(~torch.isin(stored.content, here))
         return stored if len(stored.z) else None
 
@@ -57,11 +57,11 @@ class Memory(nn.Module):
         """Remember the batch's items, forget the oldest and older vectors of the same content."""
         self.steps += 1
         for m, v in z.items():
-            has = batch.slot[m] >= 0
+            has = batch.item_of_row[m] >= 0
             items = unique_items(batch, m, has, has)
-            labels = items.labels(batch, kinds(batch, *batch.slot))
+            labels = items.labels(batch, kinds(batch, *batch.item_of_row))
             content, index = batch.labels[m][items.row], batch.index[items.row]
-            new = Stored(v.detach().float()[batch.slot[m][items.row]], labels, content, index)
+            new = Stored(v.detach().float()[batch.item_of_row[m][items.row]], labels, content, index)
             self.stored[m] = _join(new, self.stored.get(m), self.size)
 
     def get_extra_state(self) -> dict[str, Any]:

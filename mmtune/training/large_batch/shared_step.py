@@ -36,11 +36,11 @@ def shared_loss(
         leaves = {m: v.requires_grad_() for m, v in z.items()}
     else:
         leaves = {}
-        for m, slot in batch.slot.items():
+        for m, slot in batch.item_of_row.items():
             if n := int(slot.max()) + 1:
                 part = z[m] if m in z else torch.zeros(0, model.dim, device=slot.device)
                 leaves[m] = processes.gather(part, n).requires_grad_()
-    loss, logs = objective(leaves, batch, model.scale)
+    loss, logs = objective(leaves, batch, model.logit_scale)
     backward(loss)
     if not processes.is_main_process:
         for module in (model, objective):

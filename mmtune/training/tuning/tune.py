@@ -220,7 +220,7 @@ def _round(tower: list[nn.Module], tuning: Tuning, key: str) -> None:
 
 
 def _owned(model: "Model", m: str) -> list[nn.Parameter]:
-    return list({id(p): p for module in model.owned(m) for p in module.parameters()}.values())
+    return list({id(p): p for module in model.modules_of(m) for p in module.parameters()}.values())
 
 
 def _choose(model: "Model", towers: Mapping[str, Tuning], before: Mapping[str, tuple[dict[int, int], int]]) -> None:

@@ -29,7 +29,7 @@ def photo(width: int, height: int, kind: str = "JPEG", **options) -> bytes:
 
 @pytest.mark.parametrize("size, side", [((400, 300), 150), ((1000, 1400), 250), ((250, 255), 250), ((90, 100), 90)])
 def test_a_jpeg_is_decoded_at_the_scale_that_leaves_twice_what_is_needed(size, side):
-    found = IMAGE.decode_enough(photo(*size), 64.0)
+    found = IMAGE.decode_scaled(photo(*size), 64.0)
     assert min(found.size) == side and found.mode == "RGB"
     whole = IMAGE.decode(photo(*size))
     assert whole.size == size
@@ -38,11 +38,11 @@ def test_a_jpeg_is_decoded_at_the_scale_that_leaves_twice_what_is_needed(size, s
 
 
 def test_what_is_no_jpeg_and_what_is_turned_is_right_too():
-    assert IMAGE.decode_enough(photo(400, 300, "PNG"), 64.0).size == (400, 300)
+    assert IMAGE.decode_scaled(photo(400, 300, "PNG"), 64.0).size == (400, 300)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     turned = photo(400, 300, exif=exif)
-    assert IMAGE.decode(turned).size == (300, 400) and IMAGE.decode_enough(turned, 64.0).size == (150, 200)
+    assert IMAGE.decode(turned).size == (300, 400) and IMAGE.decode_scaled(turned, 64.0).size == (150, 200)
 
 
 def test_an_augmentation_says_how_much_more_it_needs():
@@ -64,7 +64,7 @@ class Seen:
     """A preprocess that notes the size of what it is given."""
 
     def __init__(self, inner, enough):
-        self.inner, self.enough, self.sizes = inner, enough, []
+        self.inner, self.input_size, self.sizes = inner, enough, []
 
     def __call__(self, signal, rng=None):
         self.sizes.append(signal.size)

@@ -39,7 +39,7 @@ def test_every_row_once(tmp_path, count, how):
     alone = Loader(data, prepare, {})
     for whole, *parts in zip(alone.epoch(0, batches), *(s.epoch(0, batches) for s in streams), strict=True):
         for part in parts:
-            assert part.ids == whole.ids and all(torch.equal(part.slot[m], whole.slot[m]) for m in prepare)
+            assert part.ids == whole.ids and all(torch.equal(part.item_of_row[m], whole.item_of_row[m]) for m in prepare)
         for m in prepare:
             shares = [p.inputs[m]["mark"] for p in parts if m in p.inputs]
             assert torch.equal(torch.cat(shares), whole.inputs[m]["mark"])  # in order, none left out, none twice

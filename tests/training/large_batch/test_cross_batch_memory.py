@@ -21,7 +21,7 @@ def rows(groups, start):
 
 
 def vectors(batch, seed):
-    return {m: unit(int(batch.slot[m].max()) + 1, 6, seed + i) for i, m in enumerate("ab")}
+    return {m: unit(int(batch.item_of_row[m].max()) + 1, 6, seed + i) for i, m in enumerate("ab")}
 
 
 def batch_of(groups, start):

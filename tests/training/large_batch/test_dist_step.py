@@ -69,7 +69,7 @@ def dropout(found, count, shard):
         torch.set_rng_state(streams[rank])
         z.setdefault(m, []).append(model.encode_inputs(m, x))
         streams[rank] = torch.get_rng_state()
-    objective({m: torch.cat(v) for m, v in z.items()}, whole_batch(0), model.scale)[0].backward()
+    objective({m: torch.cat(v) for m, v in z.items()}, whole_batch(0), model.logit_scale)[0].backward()
     got = found[0]["dropout", 2, shard]["gradients"]
     for g, p in zip(got, model.parameters(), strict=False):
         if p.grad is not None:
@@ -113,5 +113,8 @@ def test_shares_of_a_batch_are_the_batch(tmp_path_factory):
             mine = [p.inputs[m][k] for p in parts if m in p.inputs]
             assert torch.equal(torch.cat(mine), x[k])
     for p in parts:
-        assert p.ids == whole.ids and torch.equal(p.queries, whole.queries)
-        assert all(torch.equal(p.slot[m], whole.slot[m]) and torch.equal(p.labels[m], whole.labels[m]) for m in whole.slot)
+        assert p.ids == whole.ids and torch.equal(p.is_query, whole.is_query)
+        assert all(
+            torch.equal(p.item_of_row[m], whole.item_of_row[m]) and torch.equal(p.labels[m], whole.labels[m])
+            for m in whole.item_of_row
+        )

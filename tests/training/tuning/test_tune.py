@@ -128,7 +128,7 @@ def test_two_steps_of_every_family_and_way(root, models, tmp_path, family, how, 
     else:
         assert any(n.endswith("weight") for n in moved)
     if kind == "frozen":
-        held = {id(p) for module in base.owned("text") for p in module.parameters()}
+        held = {id(p) for module in base.modules_of("text") for p in module.parameters()}
         assert held and {n for n, p in before.items() if id(p) in held} <= kept
         np.testing.assert_allclose(again["text"], vectors(base, pair)["text"], atol=1e-6)
     for m in pair if kind != "frozen" else pair[:1]:
