@@ -146,6 +146,8 @@ def _card(
         return trusted(label)
     row = int(row_of([row_id])[0])
     try:
-        return trusted(f'<div class="card">{modalities.get(modality).thumbnail_html(data.read(row, modality), row_id)}</div>{label}')
+        return trusted(
+            f'<div class="card">{modalities.get(modality).thumbnail_html(data.read(row, modality), row_id)}</div>{label}'
+        )
     except (Rejected, KeyError, NotImplementedError):
         return trusted(label)

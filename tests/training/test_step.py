@@ -69,7 +69,7 @@ def test_cached_gradients_equal_one_graph_over_the_same_dropout(loss, windows):
     for m in batch.inputs:
         n = count_items(batch.inputs[m])
         z[m] = torch.cat([whole.encode_inputs(m, slice_inputs(batch.inputs[m], i, min(i + 3, n))) for i in range(0, n, 3)])
-    want, _ = objective(z, batch, whole.scale)
+    want, _ = objective(z, batch, whole.logit_scale)
     want.backward()
     after = torch.rand(1)
 
@@ -87,7 +87,7 @@ def test_cached_gradients_equal_one_graph_over_the_same_dropout(loss, windows):
 def test_without_a_split_it_is_a_plain_step():
     batch, objective = batch_with_inputs(), build_objective([{"loss": "sigmoid"}], [("a", "b")])
     plain, whole, cached = Toy().eval(), Toy().eval(), Toy().eval()
-    objective({m: plain.encode_inputs(m, batch.inputs[m]) for m in "ab"}, batch, plain.scale)[0].backward()
+    objective({m: plain.encode_inputs(m, batch.inputs[m]) for m in "ab"}, batch, plain.logit_scale)[0].backward()
     forward_backward(whole, batch, objective, micro_batch_size=None)
     forward_backward(cached, batch, objective, micro_batch_size=4)
     assert torch.equal(gradients(plain), gradients(whole))
