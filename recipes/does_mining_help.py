@@ -21,7 +21,7 @@ from mmtune.data.shards.dataset import open_data
 from mmtune.embedding.embed import embed_data
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.relevance.items import unite
-from mmtune.relevance.relevant import relevant
+from mmtune.relevance.positives import relevant_blocks
 
 NAIVE = {"groups": False, "trust_groups": False, "relative_margin": None, "near_duplicates": False, "hub_cap": None}
 ARMS = {"none": None, "naive": {"guards": NAIVE}, "guarded": {}}
@@ -32,7 +32,7 @@ def confusable(vectors: dict[str, Embeddings], a: str, b: str) -> set[str]:
     """Ids of the queries of a whose best wrong item of b beats, or nears, the best right one."""
     queries, candidates = unite(a, vectors[a]), unite(b, vectors[b])
     out = set()
-    for part in relevant(queries, candidates, 1024):
+    for part in relevant_blocks(queries, candidates, 1024):
         sim_QC = np.asarray(queries.asking[part.start : part.stop]) @ np.asarray(candidates.vectors).T
         right = np.zeros(sim_QC.shape, bool)
         right[np.repeat(np.arange(len(sim_QC)), part.items.counts), part.items.values] = True

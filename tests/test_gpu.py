@@ -17,8 +17,8 @@ import torch
 import mmtune
 from mmtune.contracts import Embeddings
 from mmtune.model.artifact.save import save
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import Items, unite
+from mmtune.relevance.items import Items, unite
+from mmtune.relevance.positives import Positives
 from mmtune.run import train
 from mmtune.search.approximate import ApproximateSearch
 from mmtune.search.blocked import ExactSearch
@@ -167,7 +167,7 @@ def test_blocks_cut_among_two_processes(precision, where, tmp_path):
     assert where == "cpu" or max(peaks[True]) < 0.8 * min(peaks[False])
 
 
-def to_mine(rows: int, dim: int, around: int = 0) -> tuple[Items, Relevance]:
+def to_mine(rows: int, dim: int, around: int = 0) -> tuple[Items, Positives]:
     """Unit vectors in groups of five; with `around`, near so many centres."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, dim), dtype=np.float32)
@@ -177,15 +177,16 @@ def to_mine(rows: int, dim: int, around: int = 0) -> tuple[Items, Relevance]:
     labels = {"id": np.arange(1, rows + 1), "group": np.arange(rows) // 5 + 1}
     embedded = Embeddings([f"{i:07d}" for i in range(rows)], [None] * rows, labels, x, "f")
     items = unite("a", embedded)
-    return items, Relevance(items, items, embedded, embedded)
+    return items, Positives(items, items)
 
 
-def mined(search, items: Items, asked: np.ndarray, relevance: Relevance, rounds: int) -> tuple[list[np.ndarray], float]:
+def mined(search, items: Items, asked: np.ndarray, positives: Positives, rounds: int) -> tuple[list[np.ndarray], float]:
     """(items and scores of all queries, median seconds)."""
     times = []
     for _ in range(rounds):
         begin = time.perf_counter()
-        parts = [search.top(items, asked[i : i + search.block], relevance) for i in range(0, len(asked), search.block)]
+        blocks = [asked[i : i + search.block] for i in range(0, len(asked), search.block)]
+        parts = [search.top(items.vectors[q], positives.of(q)) for q in blocks]
         times.append(time.perf_counter() - begin)
     return [np.concatenate(p) for p in zip(*parts, strict=True)], statistics.median(times)
 
@@ -193,10 +194,10 @@ def mined(search, items: Items, asked: np.ndarray, relevance: Relevance, rounds:
 @pytest.mark.parametrize("where", WHERE)
 def test_mining_on_the_device_finds_what_the_cpu_finds(where):
     rows, dim, k = (200_000, 512, 30) if where == "cuda" else (3000, 32, 20)
-    items, relevance = to_mine(rows, dim)
+    items, positives = to_mine(rows, dim)
     asked, found, seconds = np.arange(min(rows, 2048)), {}, {}
     for device in dict.fromkeys((where, "cpu")):
-        found[device], seconds[device] = mined(ExactSearch(items, 4096, device, k), items, asked, relevance, 3)
+        found[device], seconds[device] = mined(ExactSearch(items.vectors, 4096, device, k), items, asked, positives, 3)
     for a, b in zip(found[where], found["cpu"], strict=True):
         np.testing.assert_array_equal(a, b)
     print(json.dumps({"bench": "mining", "rows": rows, "dim": dim, "queries": len(asked), "seconds": seconds}), flush=True)
@@ -210,14 +211,14 @@ def test_mining_by_an_index_on_the_device(where):
     if where == "cuda" and (not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0):
         pytest.skip("faiss without a GPU: this is faiss-cpu, or there is no card")
     rows, dim, k = (1_000_000, 128, 30) if where == "cuda" else (20_000, 32, 20)
-    items, relevance = to_mine(rows, dim, rows // 100)
+    items, positives = to_mine(rows, dim, rows // 100)
     asked, line = np.arange(2048), {}
-    exact, line["exact seconds"] = mined(ExactSearch(items, 4096, where, k), items, asked, relevance, 1)
+    exact, line["exact seconds"] = mined(ExactSearch(items.vectors, 4096, where, k), items, asked, positives, 1)
     for device in dict.fromkeys((where, "cpu")):
         begin = time.perf_counter()
-        search = ApproximateSearch(items, "ivf", 16, device, k)
+        search = ApproximateSearch(items.vectors, "ivf", 16, device, k)
         line[f"{device} build seconds"] = time.perf_counter() - begin
-        found, line[f"{device} seconds"] = mined(search, items, asked, relevance, 3)
+        found, line[f"{device} seconds"] = mined(search, items, asked, positives, 3)
         line[f"{device} recall"] = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(exact[0], found[0], strict=True)]))
         assert line[f"{device} recall"] > 0.9, line
     print(json.dumps({"bench": f"mining by IVF, {rows} x {dim}, {len(asked)} queries", **line}), flush=True)

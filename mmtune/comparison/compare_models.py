@@ -18,8 +18,7 @@ from mmtune.evaluation.leakage import identity, refuse_trained
 from mmtune.evaluation.slices import metadata_slices
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.model.prompts import QUERY
-from mmtune.relevance.relevant import Qrels
-from mmtune.relevance.trec_files import judgments, read_qrels
+from mmtune.relevance.judgments import Qrels, qrels_for, read_qrels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,7 +171,7 @@ def assemble_comparison(
 def _judgments(qrels: "Qrels | str | Path | None", data: "Data", indexed: Sequence[str]) -> Qrels | None:
     """Judgments, or those of a file. Without an index they have to be about rows of the data."""
     if not indexed:
-        return judgments(qrels, data.ids)
+        return qrels_for(qrels, data.ids)
     return qrels if qrels is None or isinstance(qrels, Mapping) else read_qrels(qrels)
 
 

@@ -15,7 +15,7 @@ from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import refuse_trained
 from mmtune.evaluation.result import Result
 from mmtune.evaluation.slices import Slices, in_slice
-from mmtune.relevance.relevant import Qrels
+from mmtune.relevance.judgments import Qrels
 
 Vectors = Mapping[str, Embeddings]
 Differences = dict[str, PairedDifference]

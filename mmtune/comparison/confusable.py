@@ -17,9 +17,11 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.clusters import row_clusters
 from mmtune.relevance.items import Items, unite
-from mmtune.relevance.relevant import Qrels, relevant
+from mmtune.relevance.judgments import Qrels
+from mmtune.relevance.positives import relevant_blocks
 from mmtune.runtime.files import read_json, write_json
-from mmtune.search.exact import GRID, exact_keys, pair_keys
+from mmtune.search.exact_scores import exact_keys, pair_keys
+from mmtune.search.tie_order import GRID
 
 FORMAT = 1
 CONFUSABLE, CONFUSABLE_PAIRS = "confusable", "confusable pairs"
@@ -101,7 +103,7 @@ def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: 
     candidates = queries if a == b else unite(b, vectors[b])
     twin_N, key_N = _nearest_of_another_group(candidates)
     triples: list[tuple[int, int, int, int]] = []
-    for part in relevant(queries, candidates, 4096, qrels):
+    for part in relevant_blocks(queries, candidates, 4096, qrels):
         for i in range(part.start, part.stop):
             right = part.items[i - part.start]
             with_twin = right[(twin_N[right] >= 0) & ~np.isin(twin_N[right], right)]
@@ -121,7 +123,7 @@ def _nearest_of_another_group(items: Items, chunk: int = 256) -> tuple[np.ndarra
     """(nearest [N], key [N]): for each item the most similar one that shares neither group nor row, or -1, and the integer
     key of their cosine (see `mmtune.search.exact`)."""
     near, best = np.full(len(items), -1), np.zeros(len(items), np.int64)
-    for part in relevant(items, items, chunk):
+    for part in relevant_blocks(items, items, chunk):
         keys = exact_keys(items.vectors[part.start : part.stop], items.vectors)
         keys[np.repeat(np.arange(len(part.items)), part.items.counts), part.items.values] = -2 * GRID
         keys[np.arange(len(keys)), np.arange(part.start, part.stop)] = -2 * GRID

@@ -10,7 +10,8 @@ from mmtune.data.shards.dataset import Data, open_data
 from mmtune.demo.pages import Search, Shown
 from mmtune.embedding.embed import embed_data
 from mmtune.model.artifact import load
-from mmtune.search.exact import tie_order, topk
+from mmtune.search.exact import topk
+from mmtune.search.tie_order import tie_order
 
 # heading, corpus, what asks, what is found
 KINDS = (

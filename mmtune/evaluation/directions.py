@@ -11,7 +11,8 @@ from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.ranks import ranks
 from mmtune.evaluation.result import Direction, Result
 from mmtune.relevance.items import Items, unite
-from mmtune.relevance.relevant import Qrels, relevant
+from mmtune.relevance.judgments import Qrels
+from mmtune.relevance.positives import relevant_blocks
 
 
 def evaluate_vectors(
@@ -72,7 +73,7 @@ def evaluate_direction(
         raise DataError(f"{name}: vectors of {a} and of {b} dimensions; vectors of one model share one space")
     kept, ties = [], 0
     values: dict[str, list[np.ndarray]] = {m: [] for m in metrics.names(ks)}
-    for part in relevant(queries, candidates, chunk, qrels):
+    for part in relevant_blocks(queries, candidates, chunk, qrels):
         itself = np.arange(part.start, part.stop) if queries is candidates else None
         rank_P, tied = ranks(queries.query_vectors[part.start : part.stop], candidates.vectors, part.items, itself)
         has = part.items.counts > 0

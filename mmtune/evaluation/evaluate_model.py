@@ -12,8 +12,8 @@ from mmtune.evaluation.result import Result
 from mmtune.evaluation.slices import metadata_slices, slice_direction
 from mmtune.evaluation.trained_pairs import unseen
 from mmtune.model.artifact.trained_rows import trained_on
-from mmtune.relevance.relevant import Qrels
-from mmtune.relevance.trec_files import judgments, write_qrels, write_run
+from mmtune.relevance.judgments import Qrels, qrels_for
+from mmtune.relevance.trec_files import write_qrels, write_run
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def evaluate(
     refuse_options(task, options)
     parts = metadata_slices(rows, slices)
     vectors = embed_data(found, rows, modalities, batch_size, quiet, processes=processes)
-    judged = judgments(qrels, rows.ids)
+    judged = qrels_for(qrels, rows.ids)
     vectors = vectors if views is None else pool_views(vectors, views, judged)
     result = evaluate_vectors(vectors, ks=ks, qrels=judged, within=within, per_query=per_query or bool(parts))
     for name in result.directions if trec is not None and processes.is_main_process else ():

@@ -9,7 +9,7 @@ from mmtune import modalities
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.relevance.items import names_to_labels
-from mmtune.search.exact import unit
+from mmtune.search.vectors import unit
 
 HOW = ("mean",)
 

@@ -3,8 +3,10 @@
 import numpy as np
 
 from mmtune.evaluation.ranks_blocked import ranks_wide
-from mmtune.relevance.items import Picked, Ragged
-from mmtune.search.exact import exact_keys, ordered
+from mmtune.relevance.ragged import Ragged
+from mmtune.search.exact_scores import exact_keys
+from mmtune.search.tie_order import ordered
+from mmtune.search.vectors import GatheredRows
 
 BUDGET = 64 << 20  # bytes of scores held at once
 WIDE = 20_000  # candidates from which float32 with a second look is faster; the answer is the same
@@ -18,7 +20,7 @@ def chunk_of(candidates: int, chunk: int) -> int:
 
 
 def ranks(
-    q_QD: np.ndarray, d_ND: np.ndarray | Picked, items: Ragged, exclude_Q: np.ndarray | None
+    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, items: Ragged, exclude_Q: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks (from 1) beside `items.values`, and [Q] bool: some relevant candidate ties with one that is not.
 

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mmtune.relevance.items import Picked, Ragged
-from mmtune.search.exact import GRID, pair_keys
+from mmtune.relevance.ragged import Ragged
+from mmtune.search.exact_scores import pair_keys
+from mmtune.search.tie_order import GRID
+from mmtune.search.vectors import GatheredRows
 
 COLUMNS = 1 << 16
 ROWS = 256  # 64 MiB of scores
@@ -30,7 +32,7 @@ def threads() -> int:
 
 
 def ranks_wide(
-    q_QD: np.ndarray, d_ND: np.ndarray | Picked, items: Ragged, exclude_Q: np.ndarray | None
+    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, items: Ragged, exclude_Q: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ranks beside items.values, tied [Q], crowded [Q]): rows marked crowded have no ranks yet and need the exact path."""
     owner = np.repeat(np.arange(len(items)), items.counts)
@@ -98,7 +100,7 @@ def count_row(s_N: np.ndarray, low_R: np.ndarray, high_R: np.ndarray) -> tuple[n
 def _settle(
     bands: list[Band],
     q_QD: np.ndarray,
-    d_ND: np.ndarray | Picked,
+    d_ND: np.ndarray | GatheredRows,
     items: Ragged,
     key_P: np.ndarray,
     above: np.ndarray,

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmtune.mining.candidates import SOURCES, Block
 from mmtune.mining.guards import ORDER
-from mmtune.relevance.mining_items import Items
+from mmtune.relevance.items import Items
 
 BINS = 2000
 EXAMPLES = 8

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.errors import DataError, MissingExtra
-from mmtune.relevance.mining_items import Items
+from mmtune.relevance.items import Items
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data

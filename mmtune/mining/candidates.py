@@ -10,12 +10,13 @@ from mmtune.errors import DataError
 from mmtune.mining.bm25_candidates import Lexical
 from mmtune.mining.metadata_candidates import Sibling
 from mmtune.recipe.mining_options import MiningOptions
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import Items
+from mmtune.relevance.items import Items
+from mmtune.relevance.positives import Positives
 from mmtune.search.approximate import ApproximateSearch
-from mmtune.search.blocked import ExactSearch, best, exact_pairs
-from mmtune.search.exact import GRID
-from mmtune.search.parallel import workers
+from mmtune.search.blocked import ExactSearch
+from mmtune.search.exact_scores import pair_keys
+from mmtune.search.parallel import worker_count
+from mmtune.search.tie_order import GRID, best
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -58,8 +59,8 @@ def searcher(candidates: Items, options: MiningOptions, k: int) -> "ExactSearch 
     s = options.search
     method = s.method if s.method != "auto" else ("exact" if len(candidates) <= s.exact_up_to else "ivf")
     if method == "exact":
-        return ExactSearch(candidates, s.memory_mb, device_of(s.device), k)
-    return ApproximateSearch(candidates, method, s.probes, device_of(s.device), k)
+        return ExactSearch(candidates.vectors, s.memory_mb, device_of(s.device), k)
+    return ApproximateSearch(candidates.vectors, method, s.probes, device_of(s.device), k)
 
 
 class Sources:
@@ -69,14 +70,14 @@ class Sources:
         self,
         queries: Items,
         candidates: Items,
-        relevance: Relevance,
+        positives: Positives,
         options: MiningOptions,
         data: "Data | WeightedConcat | None",
         row_of: "Callable[[list[str]], np.ndarray] | None",
         search: "ExactSearch | ApproximateSearch | None" = None,
     ):
         """search: one over the same candidates that is there already."""
-        self.queries, self.candidates, self.relevance, self.window = queries, candidates, relevance, options.window
+        self.queries, self.candidates, self.positives, self.window = queries, candidates, positives, options.window
         self.search = search
         if search is None and "nearest" in options.sources:
             self.search = searcher(candidates, options, options.window)
@@ -90,17 +91,17 @@ class Sources:
         if "siblings" in options.sources and data is not None and row_of is not None and options.siblings is not None:
             self.siblings = Sibling(queries, candidates, data, row_of, options.siblings)
         self.block = self.search.block if self.search else 1024
-        self.threads = workers(device_of(options.search.device))
+        self.threads = worker_count(device_of(options.search.device))
 
     def top(self, q: np.ndarray, positive: np.ndarray) -> Block:
         """Candidates of query items q [B]; an item that several sources find counts for the first of them."""
         parts = []
         if self.search:
-            items, keys = self.search.top(self.queries, q, self.relevance)
+            items, keys = self.search.top(self.queries.vectors[q], self.positives.of(q))
             parts.append(self._part(0, items, keys))
         if self.lexical:
             items = self.lexical.top(q)
-            items = np.where(self.relevance.is_positive(q, items), -1, items)
+            items = np.where(self.positives.contains(q, items), -1, items)
             parts.append(self._part(1, *self._scored(q, _packed(items)[:, : self.window])))
         if self.siblings:
             parts.append(self._part(2, *self._nearest_siblings(q)))
@@ -122,22 +123,22 @@ class Sources:
         row, column = np.nonzero(items >= 0)
         keys = np.full(items.shape, -GRID, np.int32)
         c = self.candidates
-        keys[row, column] = exact_pairs(self.queries.take(q), row, c.vectors, c.head[items[row, column]])
+        keys[row, column] = pair_keys(self.queries.vectors, c.vectors, q[row], items[row, column])
         return items, keys
 
     def _nearest_siblings(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert self.siblings is not None
-        q_BD, c, owners, found = self.queries.take(q), self.candidates, [], []
+        q_BD, c, owners, found = self.queries.vectors[q], self.candidates, [], []
         for i, item in enumerate(q.tolist()):
             members = self.siblings.of(item)
-            members = members[~self.relevance.is_positive(np.array([item]), members[None, :])[0]]
+            members = members[~self.positives.contains(np.array([item]), members[None, :])[0]]
             if len(members) > 4 * self.window:  # float32 tells most of them off
-                near = q_BD[i] @ c.take(members).T
+                near = q_BD[i] @ c.vectors[members].T
                 members = members[near >= np.partition(near, -self.window)[-self.window] - 1e-4]
             owners.append(np.full(len(members), i))
             found.append(members)
         owner, item_P = np.concatenate(owners), np.concatenate(found)
-        keys = exact_pairs(q_BD, owner, c.vectors, c.head[item_P])
+        keys = pair_keys(q_BD, c.vectors, owner, item_P)
         return best(owner, item_P, keys, len(q), self.window)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from mmtune.mining.candidates import Block, Sources
 from mmtune.mining.guards import Guard
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import id_hashes
-from mmtune.search.parallel import ordered
+from mmtune.mining.hash_draws import id_hashes
+from mmtune.relevance.positives import Positives
+from mmtune.search.parallel import ordered_map
 
 SAMPLE = 2000
 ENOUGH = 50  # hidden positives below which a margin is not calibrated
@@ -36,7 +36,7 @@ class Measured:
 
 
 def measure(
-    hidden: Sources, truth: Relevance, labelled_q: np.ndarray, labelled_c: np.ndarray, positive: np.ndarray
+    hidden: Sources, truth: Positives, labelled_q: np.ndarray, labelled_c: np.ndarray, positive: np.ndarray
 ) -> Measured:
     """Search a sample of labelled queries that have mates. hidden: sources that know own rows only; truth: with groups."""
     q = np.flatnonzero(labelled_q)
@@ -46,10 +46,10 @@ def measure(
 
     def search(part: np.ndarray) -> tuple[Block, np.ndarray]:
         block = hidden.top(part, positive[part])
-        return block, truth.is_positive(part, block.items)
+        return block, truth.contains(part, block.items)
 
     parts = [q[start : start + hidden.block] for start in range(0, len(q), hidden.block)]
-    for block, same in ordered(search, parts, hidden.threads):
+    for block, same in ordered_map(search, parts, hidden.threads):
         out.blocks.append(block)
         out.truth.append(same)
         out.known.append(block.there & labelled_c[block.items])

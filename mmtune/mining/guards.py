@@ -11,8 +11,7 @@ import numpy as np
 from mmtune.mining.candidates import Block
 from mmtune.mining.near_duplicates import Near
 from mmtune.recipe.mining_options import Guards
-from mmtune.relevance.judgments import contains
-from mmtune.relevance.mining_items import Ragged
+from mmtune.relevance.ragged import Ragged
 
 ORDER = ("skip_top", "max_score", "absolute_margin", "relative_margin", "near_duplicate", "verifier", "unverified", "hub")
 """Names in the order in which a drop is attributed; the number of a guard is its place here + 1, 0 means kept."""
@@ -53,7 +52,7 @@ class Guard:
         if self.options.groups and self.options.trust_groups:
             out |= self.labelled_q[block.q][:, None] & self.labelled_c[block.items]
         if self.judged_negative is not None:
-            out |= contains(self.judged_negative, block.q, block.items)
+            out |= self.judged_negative.contains(block.q, block.items)
         return out & block.there
 
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmtune.mining.hash_draws import id_hashes, splitmix64
 from mmtune.recipe.mining_options import Siblings
-from mmtune.relevance.mining_items import Items, id_hashes, mix
+from mmtune.relevance.items import Items
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -39,7 +40,7 @@ class Sibling:
         for item, kind in enumerate(kind_c):
             if kind is not None:
                 kinds.setdefault(kind, []).append(item)
-        draw = mix(id_hashes(candidates.ids))
+        draw = splitmix64(id_hashes(candidates.ids))
         self.members = {}
         for kind, items in kinds.items():
             chosen = np.array(items, np.int64)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,19 @@ from mmtune.mining.audit_page import page
 from mmtune.mining.candidates import SOURCES, Block, Sources
 from mmtune.mining.guard_calibration import FALLBACK, Margin, calibrate, measure, precision
 from mmtune.mining.guards import ORDER, Guard, first_reason
+from mmtune.mining.hash_draws import id_hashes
 from mmtune.mining.near_duplicates import Near, Signatures, signatures
 from mmtune.mining.negatives_table import DROPPED, MINED, TableWriter
-from mmtune.mining.positive_scores import Positives, positive_scores
+from mmtune.mining.positive_scores import PositiveScores, positive_scores
 from mmtune.mining.selection import Sampler, preference
 from mmtune.mining.verifier import Verifier
 from mmtune.recipe.mining_options import MiningOptions
-from mmtune.relevance.judgments import judge, read_judgments
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import Items, id_hashes, unite
+from mmtune.relevance.items import Items, check_unit_vectors, unite
+from mmtune.relevance.judgments import JudgedPairs, judged_pairs, read_verdicts
+from mmtune.relevance.positives import Positives
 from mmtune.runtime.files import sha256_file, write_json, write_text
 from mmtune.runtime.progress import Progress
-from mmtune.search.parallel import ordered
+from mmtune.search.parallel import ordered_map
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -102,11 +103,11 @@ def mine(
     if len(marks) != 1:
         raise DataError(f"vectors of different models cannot be searched together: {', '.join(marks) or 'no vectors'}")
     todo = directions(list(embedded), options.directions, pairs)
-    judged = read_judgments(options.judgments) if options.judgments else []
+    judged = read_verdicts(options.judgments) if options.judgments else []
     row_of = row_finder(data) if data is not None else None
     warnings: list[str] = []
     near = _signatures(options, data, {m for d in todo for m in d}, cache, quiet, warnings)
-    items = {m: unite(m, embedded[m]) for m in dict.fromkeys(m for d in todo for m in d)}
+    items = {m: _items(m, embedded[m]) for m in dict.fromkeys(m for d in todo for m in d)}
     for m in items:
         if not len(items[m]):
             raise DataError(f"{m}: no rows with it, nothing to mine")
@@ -114,12 +115,12 @@ def mine(
     with TableWriter(out, marks[0], settings(options, [direction(a, b) for a, b in todo])) as table:
         for a, b in todo:
             name = direction(a, b)
-            known = judge(judged, name, items[a], items[b])
+            known = judged_pairs(judged, name, items[a], items[b])
             if known.unused:
                 warnings.append(f"{name}: {known.unused} judgments name rows that are not there; not used")
             own = options.for_direction(name)
-            asks = items[a] if a == b else replace(items[a], vectors=embedded[a].query_vectors)
-            job = _Direction(name, asks, items[b], embedded[a], embedded[b], own, known, data, row_of)
+            queries = items[a] if a == b else items[a].as_queries()
+            job = _Direction(name, queries, items[b], own, known, data, row_of)
             document["directions"][name] = job.run(table, near, verifier, truth, quiet, warnings)
         mined = sum(d["mined"] for d in document["directions"].values())
     if not mined:
@@ -166,30 +167,29 @@ class _Direction:
         name: str,
         a: Items,
         b: Items,
-        rows_a: Embeddings,
-        rows_b: Embeddings,
         options: MiningOptions,
-        judged: Any,
+        judged: JudgedPairs,
         data: "Data | WeightedConcat | None",
         row_of: RowOf | None,
     ):
-        self.name, self.a, self.b, self.rows, self.options = name, a, b, (rows_a, rows_b), options
+        self.name, self.a, self.b, self.options = name, a, b, options
         self.judged, self.data, self.row_of = judged, data, row_of
         if a.dim != b.dim:
             raise DataError(f"{name}: vectors of {a.dim} and of {b.dim} dimensions; vectors of one model share one space")
-        self.relevance = Relevance(a, b, rows_a, rows_b, options.guards.groups, judged.positive)
-        self.sources = Sources(a, b, self.relevance, options, data, row_of)
+        kinds = None if options.guards.groups else ("id",)
+        self.positives = Positives(a, b, kinds, judged=judged.positive)
+        self.sources = Sources(a, b, self.positives, options, data, row_of)
 
     def run(
         self, table: TableWriter, near: dict[str, Signatures], verifier: Any, truth: Any, quiet: bool, warnings: list[str]
     ) -> dict[str, Any]:
         """Mine the direction into `table`; returns its part of the audit."""
         o, a, b = self.options, self.a, self.b
-        positives = positive_scores(self.relevance, o.positive)
-        self._remarks(positives, warnings)
+        scores = positive_scores(self.positives, o.positive)
+        self._remarks(scores, warnings)
         likeness = Near(a, b, near, self.row_of) if near and self.row_of and o.guards.near_duplicates else None
         guard = Guard(o.guards, None, a.labelled, b.labelled, likeness, self.judged.negative)
-        margin, measured, by_truth = self._measure(guard, positives, truth)
+        margin, measured, by_truth = self._measure(guard, scores, truth)
         sampler = Sampler(np.minimum(o.negatives * a.rows.counts, o.window), len(b), o.guards.hub_cap)
         hashes = (id_hashes(a.ids), id_hashes(b.ids)) if o.sampling != "top" else (np.zeros(0, np.uint64),) * 2
         check = self._verifier(verifier)
@@ -197,13 +197,13 @@ class _Direction:
 
         def look(start: int) -> tuple[Block, dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
             q = np.arange(start, min(len(a), start + self.sources.block))
-            block = self.sources.top(q, positives.score[q])
+            block = self.sources.top(q, scores.score[q])
             masks, trusted = guard.masks(block), guard.trusted(block)
             preferred = preference(block, o.sampling, o.temperature, o.seed, *hashes)
             return block, masks, trusted, first_reason(masks, trusted), preferred
 
         with Progress(f"mine {self.name}", len(a), unit="queries", quiet=quiet) as progress:
-            blocks = ordered(look, range(0, len(a), self.sources.block), self.sources.threads)
+            blocks = ordered_map(look, range(0, len(a), self.sources.block), self.sources.threads)
             for block, masks, trusted, reason, preferred in blocks:
                 if check is not None:
                     dropped, unverified = check.drops(block, block.there & (reason == 0), preferred)
@@ -217,35 +217,35 @@ class _Direction:
         part = audit.document(sampler.served, sampler.cap)
         part["relative_margin"] = vars(margin)
         part["measured"], part["measured_by_truth"] = measured, by_truth
-        part["positives"] = {k: int((positives.kind == i).sum()) for i, k in enumerate(("own_rows", "mates", "median", "none"))}
+        part["positives"] = {k: int((scores.kind == i).sum()) for i, k in enumerate(("own_rows", "mates", "median", "none"))}
         part["search"] = {"method": self.sources.search.name if self.sources.search else None, "sources": list(o.sources)}
         part["search"]["recall"] = self._recall()
         part["examples"] = audit.shown()
         return part
 
-    def _remarks(self, positives: Positives, warnings: list[str]) -> None:
+    def _remarks(self, positives: PositiveScores, warnings: list[str]) -> None:
         if len(self.b) < 2:
             warnings.append(f"{self.name}: only {len(self.b)} distinct candidate; there is nothing to be told apart")
         alone = int((positives.kind >= 2).sum())
-        if self.relevance.within and alone == len(self.a):
+        if self.positives.within and alone == len(self.a):
             warnings.append(f"{self.name}: every group holds one item, so margins compare with the item itself (score 1)")
-        elif self.relevance.within and alone:
+        elif self.positives.within and alone:
             warnings.append(f"{self.name}: {alone} of {len(self.a)} items have no mate; the median positive stands in")
-        elif not self.relevance.within and alone == len(self.a):
+        elif not self.positives.within and alone == len(self.a):
             warnings.append(f"{self.name}: no row has both, and no group links them: margins are off")
 
     def _measure(
-        self, guard: Guard, positives: Positives, truth: Sequence[str | None] | None
+        self, guard: Guard, positives: PositiveScores, truth: Sequence[str | None] | None
     ) -> tuple[Margin, dict[str, Any] | None, dict[str, Any] | None]:
         """(the relative margin, every guard on labelled rows with the labels hidden, every guard judged by `truth`)."""
         wanted, a, b = self.options.guards.relative_margin, self.a, self.b
         margin = Margin(FALLBACK, f"{FALLBACK:g}: no labelled rows to calibrate on")
         measured = by_truth = None
         if a.labelled.any() and b.labelled.any():
-            hidden = Relevance(a, b, *self.rows, groups=False, judged=self.judged.positive, first_row=True)
+            hidden = Positives(a, b, ("id",), judged=self.judged.positive, first_row_only=True)
             score = positives.score if hidden.within else positive_scores(hidden, self.options.positive, own_only=True).score
             only = self.options.model_copy(update={"sources": ["nearest"]})
-            known = Relevance(a, b, *self.rows, judged=self.judged.positive)
+            known = Positives(a, b, judged=self.judged.positive)
             found = measure(Sources(a, b, hidden, only, None, None, self.sources.search), known, a.labelled, b.labelled, score)
             if wanted == "calibrated":
                 margin = calibrate(found)
@@ -255,10 +255,9 @@ class _Direction:
             margin = Margin(wanted, "given")
         guard.relative = margin.value
         if truth is not None and self.row_of is not None:
-            rows_a = _relabelled(self.rows[0], truth, self.row_of)
-            rows_b = rows_a if a is b else _relabelled(self.rows[1], truth, self.row_of)
-            right_a, right_b = _labelled(a, rows_a), _labelled(b, rows_b)
-            found = measure(self.sources, Relevance(a, b, rows_a, rows_b), right_a, right_b, positives.score)
+            right_a = _relabelled(a, truth, self.row_of)
+            right_b = right_a if a is b else _relabelled(b, truth, self.row_of)
+            found = measure(self.sources, Positives(right_a, right_b), right_a.labelled, right_b.labelled, positives.score)
             for block, decided in zip(found.blocks, found.known, strict=True):
                 decided &= ~guard.trusted(block)  # what labels settle is no work for a guess
             by_truth = precision(found, guard)
@@ -271,7 +270,7 @@ class _Direction:
             raise DataError("a verifier looks at the content of pairs, and only vectors were given; give the data too")
         scorer = verifier if hasattr(verifier, "score") else verifier(self.a.name, self.b.name)
         g = self.options.guards
-        return Verifier(scorer, self.data, self.a, self.b, self.relevance, self.row_of, g.verify_margin, g.verify_top)
+        return Verifier(scorer, self.data, self.a, self.b, self.positives, self.row_of, g.verify_margin, g.verify_top)
 
     def _recall(self) -> float:
         """Share of the exact window that the search found, on some queries; 1 when it is the exact scan itself."""
@@ -281,24 +280,22 @@ class _Direction:
         if search is None or isinstance(search, ExactSearch):
             return 1.0
         q = np.unique(np.linspace(0, len(self.a) - 1, 200).astype(np.int64))
-        exact = ExactSearch(self.b, self.options.search.memory_mb, "cpu", self.options.window).top(self.a, q, self.relevance)[0]
-        found = search.top(self.a, q, self.relevance)[0]
+        exact = ExactSearch(self.b.vectors, self.options.search.memory_mb, "cpu", self.options.window)
+        vectors, excluded = self.a.vectors[q], self.positives.of(q)
+        exact, found = exact.top(vectors, excluded)[0], search.top(vectors, excluded)[0]
         hits = sum(len(np.intersect1d(e[e >= 0], f[f >= 0])) for e, f in zip(exact, found, strict=True))
         return hits / max(int((exact >= 0).sum()), 1)
 
 
-def _relabelled(e: Embeddings, truth: Sequence[str | None], row_of: RowOf) -> Embeddings:
-    names = [truth[i] if i >= 0 else None for i in row_of(e.ids)]
+def _items(name: str, e: Embeddings) -> Items:
+    check_unit_vectors(name, e)
+    return unite(name, e, repeated_ids=True)
+
+
+def _relabelled(items: Items, truth: Sequence[str | None], row_of: RowOf) -> Items:
+    names = [truth[i] if i >= 0 else None for i in row_of(items.row_ids)]
     codes = {n: i for i, n in enumerate(sorted({n for n in truth if n is not None}, key=str), 1)}
-    group = np.array([codes[n] if n is not None else 0 for n in names], np.int64)
-    return Embeddings(e.ids, names, {**e.labels, "group": group}, e.vectors, e.fingerprint)
-
-
-def _labelled(items: Items, e: Embeddings) -> np.ndarray:
-    out = np.ones(len(items), bool)
-    group = np.asarray(e.labels.get("group", np.zeros(len(e.ids), np.int64)))
-    out[items.of_row[group == 0]] = False
-    return out
+    return items.regrouped(np.array([codes[n] if n is not None else 0 for n in names], np.int64))
 
 
 class _Rows:

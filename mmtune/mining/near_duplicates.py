@@ -13,7 +13,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.errors import Rejected
-from mmtune.relevance.mining_items import Items
+from mmtune.relevance.items import Items
 from mmtune.runtime.files import atomic_open
 from mmtune.runtime.progress import Progress
 

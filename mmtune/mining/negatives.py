@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.errors import DataError
+from mmtune.mining.hash_draws import id_hashes, splitmix64
 from mmtune.mining.negatives_table import check_fingerprint, read_table
-from mmtune.relevance.mining_items import id_hashes, mix
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,9 @@ class Negatives:
             place, at = np.flatnonzero(at >= 0), at[at >= 0]
             count = (s.start[at + 1] - s.start[at]).astype(np.uint64)
             with np.errstate(over="ignore"):
-                draw = mix(self._hash[rows[place]] ^ mix(np.array([seed * 1_000_003 + epoch * 64 + number], np.uint64)))
+                draw = splitmix64(
+                    self._hash[rows[place]] ^ splitmix64(np.array([seed * 1_000_003 + epoch * 64 + number], np.uint64))
+                )
             parts = [np.zeros((2, 0), np.int64)]
             for j in range(columns if isinstance(columns, int) else columns.get(name, 0)):
                 use = j < count
@@ -112,7 +114,7 @@ class _Set:
         code = self._candidate[rows]
         size = (self._first[code + 1] - self._first[code]).astype(np.uint64)
         with np.errstate(over="ignore"):
-            return self._by_content[self._first[code] + (mix(draw + np.uint64(j + 1)) % size).astype(np.int64)]
+            return self._by_content[self._first[code] + (splitmix64(draw + np.uint64(j + 1)) % size).astype(np.int64)]
 
     def alike(self, row: int) -> np.ndarray:
         """Rows with the same candidate as `row`."""

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune.relevance.known_positives import Relevance
-from mmtune.search.blocked import exact_pairs
-from mmtune.search.exact import GRID
+from mmtune.relevance.positives import Positives
+from mmtune.search.exact_scores import pair_keys
+from mmtune.search.tie_order import GRID
 
 AT_ONCE = 4096
 
 
 @dataclass
-class Positives:
+class PositiveScores:
     """score float64 [M] a query (NaN: none); kind int8 [M]: 0 own rows, 1 mates, 2 the direction's median, 3 none."""
 
     score: np.ndarray
@@ -27,35 +27,34 @@ class Positives:
     spread: np.ndarray
 
 
-def positive_scores(relevance: Relevance, how: str = "mean", own_only: bool = False) -> Positives:
+def positive_scores(positives: Positives, how: str = "mean", own_only: bool = False) -> PositiveScores:
     """Positive scores of every query of a direction. own_only: mates do not count."""
-    a = relevance.a
-    score, kind = np.full(len(a), np.nan), np.full(len(a), 3, np.int8)
-    own = relevance.own()
-    for start in range(0, len(a), AT_ONCE):
-        q = np.arange(start, min(len(a), start + AT_ONCE))
+    queries = positives.queries
+    score, kind = np.full(len(queries), np.nan), np.full(len(queries), 3, np.int8)
+    own = positives.own()
+    for start in range(0, len(queries), AT_ONCE):
+        q = np.arange(start, min(len(queries), start + AT_ONCE))
         owner, c = own.take(q)
-        value = _united(relevance, q, owner, c, how)
+        value = _united(positives, q, owner, c, how)
         score[q], kind[q] = value, np.where(np.isnan(value), 3, 0)
         lacks = np.flatnonzero(np.isnan(value))
         if len(lacks) and not own_only:
-            owner, c = relevance.mates(q[lacks])
-            value = _united(relevance, q[lacks], owner, c, how)
+            owner, c = positives.group_positives(q[lacks])
+            value = _united(positives, q[lacks], owner, c, how)
             score[q[lacks]], kind[q[lacks]] = value, np.where(np.isnan(value), 3, 1)
     known = score[kind < 3]
     spread = np.quantile(known, [0.05, 0.25, 0.5, 0.75, 0.95]) if len(known) else np.full(5, np.nan)
     if len(known):
         score[kind == 3] = np.round(spread[2] * GRID) / GRID
         kind[kind == 3] = 2
-    elif relevance.within:
+    elif positives.within:
         score[:] = 1.0
-    return Positives(score, kind, spread)
+    return PositiveScores(score, kind, spread)
 
 
-def _united(relevance: Relevance, q: np.ndarray, owner: np.ndarray, c: np.ndarray, how: str) -> np.ndarray:
+def _united(positives: Positives, q: np.ndarray, owner: np.ndarray, c: np.ndarray, how: str) -> np.ndarray:
     """float64 [len(q)], NaN without pairs. Keys are integers, so the mean does not depend on the order of the rows."""
-    a, b = relevance.a, relevance.b
-    keys = exact_pairs(a.vectors, a.head[q[owner]], b.vectors, b.head[c]).astype(np.float64)
+    keys = pair_keys(positives.queries.vectors, positives.candidates.vectors, q[owner], c).astype(np.float64)
     out = np.full(len(q), np.nan)
     count = np.bincount(owner, minlength=len(q))
     some = count > 0

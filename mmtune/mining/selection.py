@@ -7,7 +7,7 @@ import numpy as np
 
 from mmtune.mining.candidates import Block
 from mmtune.mining.guards import ORDER
-from mmtune.relevance.mining_items import mix
+from mmtune.mining.hash_draws import splitmix64
 
 HUB = ORDER.index("hub") + 1
 
@@ -17,7 +17,7 @@ def preference(block: Block, how: str, temperature: float, seed: int, hash_q: np
     if how == "top":
         return block.rank * 8.0 + block.source
     with np.errstate(over="ignore"):
-        bits = mix(mix(hash_q[block.q] + np.uint64(seed))[:, None] ^ hash_c[block.items])
+        bits = splitmix64(splitmix64(hash_q[block.q] + np.uint64(seed))[:, None] ^ hash_c[block.items])
     u = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     if how == "random":
         return u

@@ -12,8 +12,8 @@ from mmtune import modalities
 from mmtune.contracts import Scorer
 from mmtune.errors import DataError
 from mmtune.mining.candidates import Block
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import Items
+from mmtune.relevance.items import Items
+from mmtune.relevance.positives import Positives
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -47,7 +47,7 @@ class Verifier:
         data: "Data | WeightedConcat",
         queries: Items,
         candidates: Items,
-        relevance: Relevance,
+        positives: Positives,
         row_of: Callable[[list[str]], np.ndarray],
         margin: float,
         top: int,
@@ -55,18 +55,18 @@ class Verifier:
         self.scorer, self.data, self.margin, self.top = scorer, data, margin, top
         self.names = queries.name, candidates.name
         self.row_q, self.row_c = row_of(queries.ids), row_of(candidates.ids)
-        own = relevance.own()
+        own = positives.own()
         self.own = np.full(len(queries), -1, np.int64)
         has = own.counts > 0
         self.own[has] = own.values[own.start[:-1][has]]
-        self.relevance = relevance
+        self.positives = positives
 
     def drops(self, block: Block, free: np.ndarray, preferred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(dropped, unverified) bool [B, W] among the `free` candidates: the `top` preferred ones of each query are asked
         about, the others are not known to be safe. A query without any positive is not asked about, and nothing is dropped."""
         positive = self.own[block.q].copy()
         lacks = np.flatnonzero(positive < 0)
-        owner, c = self.relevance.mates(block.q[lacks])
+        owner, c = self.positives.group_positives(block.q[lacks])
         positive[lacks[owner[::-1]]] = c[::-1]
         order = np.argsort(np.where(free, preferred, np.inf), axis=1, kind="stable")
         place = np.empty_like(order)

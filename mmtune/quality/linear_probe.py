@@ -16,8 +16,8 @@ from mmtune.errors import DataError
 from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.result import Direction
-from mmtune.relevance.items import names_to_labels, take
-from mmtune.search.exact import unit
+from mmtune.relevance.items import names_to_labels, take_rows
+from mmtune.search.vectors import unit
 
 SHRINK, BLEND, RANK = (0.03, 0.3, 3.0), (0.0, 0.5, 1.0), 256
 ENOUGH = 4  # rows of the median group from which tuning will have seen the groups that it is asked for
@@ -111,7 +111,7 @@ def split_rows(
     parts: tuple[dict[str, Embeddings], dict[str, Embeddings]] = ({}, {})
     for m, e in vectors.items():
         mask = np.array([(cluster[r] if by_thing else r) in first for r in e.ids], bool)
-        parts[0][m], parts[1][m] = take(e, np.flatnonzero(mask)), take(e, np.flatnonzero(~mask))
+        parts[0][m], parts[1][m] = take_rows(e, np.flatnonzero(mask)), take_rows(e, np.flatnonzero(~mask))
     return parts
 
 

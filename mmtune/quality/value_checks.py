@@ -10,7 +10,8 @@ from mmtune.modalities.quality import Measure, measure
 from mmtune.quality.findings import Finding, Split, finding
 from mmtune.quality.row_checks import contents
 from mmtune.runtime.progress import Progress
-from mmtune.search.exact import topk, unit
+from mmtune.search.exact import topk
+from mmtune.search.vectors import unit
 
 FIXES = {
     "silent": "drop the clips, or look at the recorder: a silent clip answers everything alike",

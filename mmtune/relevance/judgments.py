@@ -1,73 +1,210 @@
-"""Human verdicts read back: a JSONL of {"query_id", "negative_id", "verdict": "positive" | "negative"}, a verdict a line.
+"""Human judgments of pairs of rows, from files: TREC lines `query iteration item grade`, or JSON lines.
 
-`candidate_id` and `item_id` also name the other row; `grade` (above 0: positive) also gives the verdict; `direction` limits a
-line to one direction. The last line about a pair counts. Lines whose rows are not in the data are counted, not used.
+Evaluation reads them as graded relevance (`read_qrels`), mining as verdicts on pairs (`read_verdicts`, `Verdicts`). Both read
+the same lines. A JSON line has "query" and "item" (row ids; QUERY_KEYS and ITEM_KEYS are other names of these), a "grade" or a
+"verdict" ("positive" or "negative"), and optionally a "judge" and the "direction" that it is limited to.
 """
 
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
-from mmtune.relevance.mining_items import Items, Ragged
-from mmtune.runtime.files import read_jsonl_log
+from mmtune.relevance.items import Items
+from mmtune.relevance.ragged import Ragged
 
-OTHER = ("negative_id", "candidate_id", "item_id")
+QUERY_KEYS = ("query", "query_id", "qid", "query-id")
+ITEM_KEYS = ("item", "item_id", "doc_id", "docid", "doc", "candidate", "candidate_id", "negative_id", "corpus-id")
+GRADE_KEYS = ("grade", "relevance", "rel", "score", "verdict")
+JUDGE_KEYS = ("judge", "rater", "annotator", "user")
+VERDICT_GRADES: Mapping[object, int] = {"positive": 1, "negative": 0, True: 1, False: 0}
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Graded judgments: query row id -> candidate row id -> grade; a grade of 0 or less means "not relevant"."""
+
+
+class Judgments(dict[str, dict[str, int]]):
+    """Qrels of a file. directed: direction -> judgments that hold there only, e.g. a verdict on the caption of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directed: dict[str, dict[str, dict[str, int]]] = {}
+
+
+def grades_of(qrels: Qrels, query: str, name: str) -> Mapping[str, int]:
+    """Candidate -> grade of one query row in direction `name`; judgments of that direction replace general ones."""
+    general = qrels.get(query, {})
+    if not isinstance(qrels, Judgments):
+        return general
+    return {**general, **qrels.directed.get(name, {}).get(query, {})}
+
+
+@dataclass(frozen=True)
+class JudgmentLine:
+    """One line of a file. `where` names file and line for messages; fields are the line's own, by its own names."""
+
+    where: str
+    query: str
+    item: str
+    fields: JsonObject
+
+    def first(self, keys: Iterable[str]) -> object:
+        """The first field of these names that has a value, or None."""
+        return next((self.fields[k] for k in keys if self.fields.get(k) is not None), None)
+
+
+def read_lines(path: str | Path, drop_incomplete: bool = False) -> Iterator[JudgmentLine]:
+    """The lines of a file. drop_incomplete: leave out a last line without its line end, which is still being written.
+
+    Raises DataError naming the file and the line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of judgments") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8; judgments are TREC or JSON lines") from None
+    if drop_incomplete:
+        text = text[: text.rfind("\n") + 1]
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{path} line {number}"
+            yield _json_line(line, where) if line.lstrip().startswith("{") else _trec_line(line, where)
+
+
+def _trec_line(line: str, where: str) -> JudgmentLine:
+    parts = line.split()
+    if len(parts) != 4:
+        raise DataError(f"{where}: {len(parts)} columns; TREC judgments have 4: query iteration item grade")
+    return JudgmentLine(where, parts[0], parts[2], {"grade": parts[3]})
+
+
+def _json_line(line: str, where: str) -> JudgmentLine:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as e:
+        raise DataError(f"{where}: not valid JSON ({e})") from None
+    query = next((row[k] for k in QUERY_KEYS if row.get(k) is not None), None)
+    item = next((row[k] for k in ITEM_KEYS if row.get(k) is not None), None)
+    if query is None or item is None:
+        raise DataError(f'{where}: a judgment needs "query" and "item"; this line has {", ".join(row) or "nothing"}')
+    return JudgmentLine(where, str(query), str(item), row)
+
+
+# --- graded judgments, for evaluation --------------------------------------------------------------------------------
+
+
+def read_qrels(path: str | Path) -> Judgments:
+    """Graded judgments of a file.
+
+    Grades are whole numbers, 0 or less is "not relevant"; a verdict counts as 1 or 0, and a line without either as 1. Of
+    verdicts, and of lines of the same judge, the last about a pair counts; of several judges the (lower) median. Raises
+    DataError naming the line.
+    """
+    by_judge: dict[tuple[str | None, str, str], dict[str, int]] = {}
+    for line in read_lines(path):
+        judge = str(line.first(JUDGE_KEYS) or ("verdict" if "verdict" in line.fields else ""))
+        grade = line.first(GRADE_KEYS)
+        value = _grade(1 if grade is None else grade, line.where)
+        name = line.fields.get("direction")
+        grades = by_judge.setdefault((name, line.query, line.item), {})
+        if grades.get(judge, value) != value and not judge:
+            pair = f"{line.query!r} and {line.item!r}"
+            raise DataError(f"{line.where}: {pair} are judged {grades[judge]} above and {value} here; keep one")
+        grades[judge] = value
+    if not by_judge:
+        raise DataError(f"{path}: no judgments in it")
+    out = Judgments()
+    for (name, query, item), grades in by_judge.items():
+        target = out if name is None else out.directed.setdefault(name, {})
+        target.setdefault(query, {})[item] = sorted(grades.values())[(len(grades) - 1) // 2]
+    return out
+
+
+def _grade(grade: object, where: str) -> int:
+    if isinstance(grade, str | bool) and grade in VERDICT_GRADES:
+        return VERDICT_GRADES[grade]
+    try:
+        value = float(grade)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: the grade {grade!r} is no number") from None
+    if not math.isfinite(value) or value != int(value):
+        raise DataError(f"{where}: the grade {grade!r} is not a whole number; nDCG's gains are whole (0, 1, 2, ...)")
+    return int(value)
+
+
+def qrels_for(qrels: "Qrels | str | Path | None", ids: Iterable[str]) -> Qrels | None:
+    """Judgments, or those of a file, for rows `ids`. DataError when all of them are about other rows."""
+    if qrels is None:
+        return None
+    judged = read_qrels(qrels) if isinstance(qrels, str | Path) else qrels
+    known = set(ids)
+    parts = [judged, *(judged.directed.values() if isinstance(judged, Judgments) else ())]
+    if not any(q in known and not known.isdisjoint(items) for part in parts for q, items in part.items()):
+        query = next((q for part in parts for q in part), "")
+        raise DataError(f"no judgment is about two rows of these data (the first asks for {query!r}); ids are row ids")
+    return judged
+
+
+# --- verdicts on pairs, for mining -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What somebody said about two rows; direction: the only one it holds in, or None."""
+
+    query: str
+    item: str
+    positive: bool
+    direction: str | None = None
+
+
+def read_verdicts(path: str | Path) -> list[Verdict]:
+    """The verdicts of a file, in its order: a "verdict", or a "grade" above 0 for positive. DataError names file and line."""
+    verdicts = []
+    for line in read_lines(path, drop_incomplete=True):
+        verdict, grade = line.fields.get("verdict"), line.fields.get("grade")
+        if verdict is None and isinstance(grade, int | float):
+            verdict = "positive" if grade > 0 else "negative"
+        if verdict not in ("positive", "negative"):
+            raise DataError(f'{line.where}: needs a query, an item and verdict "positive" or "negative"')
+        verdicts.append(Verdict(line.query, line.item, verdict == "positive", line.fields.get("direction")))
+    return verdicts
 
 
 @dataclass
-class Judged:
-    """Pairs int64 [J, 2] (item of a, item of b) that people called positive, and those called negative; lines not used."""
+class JudgedPairs:
+    """Verdicts of one direction by item: positive int64 [J, 2] (query item, candidate item); negative: query -> candidates;
+    unused: verdicts on rows that the data do not have."""
 
     positive: np.ndarray
     negative: Ragged
     unused: int
 
 
-def read_judgments(path: str | Path) -> list[dict[str, Any]]:
-    """The lines, checked: {"query", "other", "direction" or None, "positive"}. DataError names file and line."""
-    if not Path(path).exists():
-        raise DataError(f"{path}: no such file of judgments")
-    out = []
-    for number, row in enumerate(read_jsonl_log(path), 1):
-        other = next((str(row[k]) for k in OTHER if k in row), None) if isinstance(row, dict) else None
-        verdict = row.get("verdict") if isinstance(row, dict) else None
-        if verdict is None and isinstance(row, dict) and isinstance(row.get("grade"), int | float):
-            verdict = "positive" if row["grade"] > 0 else "negative"
-        if other is None or "query_id" not in row or verdict not in ("positive", "negative"):
-            raise DataError(f'{path} line {number}: needs query_id, negative_id and verdict "positive" or "negative"')
-        line = {"query": str(row["query_id"]), "other": other, "direction": row.get("direction")}
-        out.append({**line, "positive": verdict == "positive"})
-    return out
-
-
-def judge(lines: list[dict[str, Any]], name: str, a: Items, b: Items) -> Judged:
-    """The verdicts on one direction; a verdict about two rows holds both ways."""
-    item_a = dict(zip(a.row_ids, a.of_row.tolist(), strict=True))
-    item_b = item_a if a is b else dict(zip(b.row_ids, b.of_row.tolist(), strict=True))
+def judged_pairs(verdicts: Iterable[Verdict], name: str, queries: Items, candidates: Items) -> JudgedPairs:
+    """The verdicts on direction `name`; the last about a pair counts. A verdict without a direction holds both ways."""
+    query_item = dict(zip(queries.row_ids, queries.of_row.tolist(), strict=True))
+    within = queries is candidates
+    candidate_item = query_item if within else dict(zip(candidates.row_ids, candidates.of_row.tolist(), strict=True))
     last: dict[tuple[int, int], bool] = {}
     unused = 0
-    for line in lines:
-        if line["direction"] not in (None, name):
+    for verdict in verdicts:
+        if verdict.direction not in (None, name):
             continue
-        pairs = [(item_a.get(x), item_b.get(y)) for x, y in ((line["query"], line["other"]), (line["other"], line["query"]))]
-        pairs = pairs if line["direction"] is None or a is b else pairs[:1]
-        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        both_ways = ((verdict.query, verdict.item), (verdict.item, verdict.query))
+        pairs = [(query_item.get(q), candidate_item.get(c)) for q, c in both_ways]
+        pairs = pairs if verdict.direction is None or within else pairs[:1]
+        known = [(q, c) for q, c in pairs if q is not None and c is not None]
         unused += not known
         for pair in known:
             last.pop(pair, None)
-            last[pair] = line["positive"]
+            last[pair] = verdict.positive
     positive = np.array([p for p, v in last.items() if v], np.int64).reshape(-1, 2)
     negative = np.array([p for p, v in last.items() if not v], np.int64).reshape(-1, 2)
-    return Judged(positive, Ragged.of(negative[:, 0], negative[:, 1], len(a)), unused)
-
-
-def contains(pairs: Ragged, q: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """bool [B, W]: whether items [B, W] are in the lists of queries q [B]."""
-    out = np.zeros(items.shape, bool)
-    if len(pairs.values):
-        for i in np.flatnonzero(pairs.counts[q]):
-            out[i] = np.isin(items[i], pairs[int(q[i])])
-    return out
+    return JudgedPairs(positive, Ragged.of(negative[:, 0], negative[:, 1], len(queries)), unused)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmtune.comparison.gate import MEAN
 from mmtune.reporting.measured import SIDES, Measured
-from mmtune.search.exact import ordered, to_scores
+from mmtune.search.tie_order import ordered, to_scores
 
 TOP = 5
 MAX_DIRECTIONS = 2

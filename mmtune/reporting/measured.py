@@ -14,9 +14,10 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.items import Items, unite
-from mmtune.relevance.relevant import Qrels, relevant
+from mmtune.relevance.judgments import Qrels
+from mmtune.relevance.positives import relevant_blocks
 from mmtune.reporting.subject import Subject
-from mmtune.search.exact import exact_keys
+from mmtune.search.exact_scores import exact_keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ class Measured:
         """For each query item of a direction, the candidates that answer it."""
         queries, candidates = self.sides(name, "before")
         out: list[np.ndarray] = []
-        for part in relevant(queries, candidates, 4096, self.qrels):
+        for part in relevant_blocks(queries, candidates, 4096, self.qrels):
             out.extend(part.items[i] for i in range(part.stop - part.start))
         return out
 

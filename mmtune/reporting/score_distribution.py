@@ -6,7 +6,7 @@ import numpy as np
 
 from mmtune.reporting.measured import SIDES, Measured
 from mmtune.reporting.plots import Chart, chart
-from mmtune.search.exact import to_scores
+from mmtune.search.tie_order import to_scores
 
 QUERIES, PAIRS, BINS = 500, 200_000, 36
 DOTS, COLOURS = 500, 8

@@ -1,59 +1,73 @@
-"""Approximate neighbours past the size where exact ones are worth waiting for: faiss HNSW or IVF over 8-bit codes.
+"""Approximate nearest candidates for sets that are too large for exact search: faiss HNSW or IVF over 8-bit codes.
 
-Proposals are scored again exactly, so scores and their order are right; what the index did not propose is missing. The audit
-says how much: the recall measured against the exact scan on some of the queries.
+Candidates that the index proposes are scored again exactly, so scores and their order are right; a candidate that the index
+does not propose is missing. The audit of mining reports the recall, measured against exact search on some of the queries.
 """
-
-from typing import Any
 
 import numpy as np
 
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import Items
-from mmtune.search.blocked import best, exact_pairs, faiss_module
+from mmtune.search.exact_scores import pair_keys
+from mmtune.search.faiss_library import import_faiss
+from mmtune.search.pair_set import PairSet
+from mmtune.search.tie_order import best
+from mmtune.search.vectors import GatheredRows
 
-ADD_AT_ONCE = 65536
+ADD_BLOCK = 65536
+"""Vectors that are added to the index at a time."""
 TRAIN_PER_LIST = 64
-LIMIT = 2048  # faiss on an accelerator returns no more
+"""Training vectors per IVF list."""
+MAX_PROPOSALS = 2048
+"""faiss on an accelerator returns no more candidates per query."""
 
 
 class ApproximateSearch:
-    """The interface of `scan.ExactSearch`, from an index."""
+    """`ExactSearch` from a faiss index: the same methods, of the candidates that the index proposes.
 
-    def __init__(self, candidates: Items, method: str, probes: int, device: str = "cpu", k: int = 64, block: int = 1024):
+    method: "hnsw" or "ivf". probes: IVF lists that are visited; HNSW's efSearch is 4 times this.
+    """
+
+    def __init__(
+        self,
+        candidates: np.ndarray | GatheredRows,
+        method: str,
+        probes: int,
+        device: str = "cpu",
+        k: int = 64,
+        block: int = 1024,
+    ):
         self.name, self.candidates, self.k, self.block = method, candidates, k, block
-        faiss, n, dim = faiss_module(), len(candidates), candidates.dim
-        inner = faiss.METRIC_INNER_PRODUCT
+        faiss = import_faiss()
+        n, dim = candidates.shape
+        inner, eight_bits = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
+        lists = int(max(1, min(4 * n**0.5, n / 39)))
         if method == "hnsw":
-            index: Any = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, 32, inner)
+            index = faiss.IndexHNSWSQ(dim, eight_bits, 32, inner)
             index.hnsw.efConstruction, index.hnsw.efSearch = 128, 4 * probes
+            lists = 1
         else:
-            lists = int(max(1, min(4 * n**0.5, n / 39)))
-            coarse, eight = faiss.IndexFlatIP(dim), faiss.ScalarQuantizer.QT_8bit
-            index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, eight, inner, False)
+            index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, lists, eight_bits, inner, False)
             index.nprobe = probes
-        wanted = min(n, max(10000, TRAIN_PER_LIST * getattr(index, "nlist", 1)))
-        index.train(candidates.take(np.unique(np.linspace(0, n - 1, wanted).astype(np.int64))))
+        sample = min(n, max(10000, TRAIN_PER_LIST * lists))
+        index.train(candidates[np.unique(np.linspace(0, n - 1, sample).astype(np.int64))])
         if device.startswith("cuda") and method == "ivf" and getattr(faiss, "get_num_gpus", lambda: 0)():
             index = faiss.index_cpu_to_all_gpus(index)
-        for start in range(0, n, ADD_AT_ONCE):
-            index.add(candidates.take(np.arange(start, min(n, start + ADD_AT_ONCE))))
+        for start in range(0, n, ADD_BLOCK):
+            index.add(np.ascontiguousarray(candidates[start : start + ADD_BLOCK]))
         self.index = index
 
-    def top(self, queries: Items, q: np.ndarray, relevance: Relevance) -> tuple[np.ndarray, np.ndarray]:
-        """As `ExactSearch.top`, of what the index proposes; looks further while known positives take the places."""
-        q_BD = queries.take(q)
-        out = np.full((len(q), self.k), -1, np.int64), np.zeros((len(q), self.k), np.int32)
-        todo, width, n = np.arange(len(q)), min(2 * self.k, LIMIT), len(self.candidates)
+    def top(self, q_BD: np.ndarray, excluded: PairSet | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As `ExactSearch.top`. Asks the index for more candidates while excluded ones take the places."""
+        excluded = excluded or PairSet()
+        candidates, keys = np.full((len(q_BD), self.k), -1, np.int64), np.zeros((len(q_BD), self.k), np.int32)
+        todo, width, n = np.arange(len(q_BD)), min(2 * self.k, MAX_PROPOSALS), len(self.candidates)
         while len(todo):
-            _, found = self.index.search(q_BD[todo], min(width, n))
-            found = np.where(relevance.is_positive(q[todo], found), -1, found)
-            row, column = np.nonzero(found >= 0)
-            item = found[row, column]
-            keys = exact_pairs(q_BD, todo[row], self.candidates.vectors, self.candidates.head[item])
-            items, scores = best(row, item, keys, len(todo), self.k)
-            out[0][todo], out[1][todo] = items, scores
-            if width >= min(n, LIMIT):
+            _, proposed = self.index.search(q_BD[todo], min(width, n))
+            proposed = np.where(excluded.contains(proposed, todo), -1, proposed)
+            row, column = np.nonzero(proposed >= 0)
+            candidate = proposed[row, column]
+            scored = pair_keys(q_BD, self.candidates, todo[row], candidate)
+            candidates[todo], keys[todo] = best(row, candidate, scored, len(todo), self.k)
+            if width >= min(n, MAX_PROPOSALS):
                 break
-            todo, width = todo[items[:, -1] < 0], min(4 * width, LIMIT)
-        return out
+            todo, width = todo[candidates[todo, -1] < 0], min(4 * width, MAX_PROPOSALS)
+        return candidates, keys

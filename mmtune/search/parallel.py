@@ -1,7 +1,7 @@
-"""Blocks of queries in parallel, one core each, results in order.
+"""Blocks of queries on several threads, one core each, results in order.
 
-Whole blocks on single threads beat every operation on all threads: no operation waits for the slowest core, and the parts in
-NumPy run side by side too.
+Whole blocks on single threads are faster than every operation on all threads: no operation waits for the slowest core, and
+the parts in NumPy run in parallel too.
 """
 
 from collections import deque
@@ -9,24 +9,26 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from mmtune.search.faiss_library import faiss_installed, import_faiss
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def workers(device: str = "cpu") -> int:
-    """Threads to work with: those that torch may use (OMP_NUM_THREADS); one where an accelerator does the work."""
+def worker_count(device: str = "cpu") -> int:
+    """Threads to work with: as many as torch may use (OMP_NUM_THREADS); one where an accelerator does the work."""
     import torch
 
     return torch.get_num_threads() if device == "cpu" else 1
 
 
-def ordered(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map(work, items)` on `threads` threads, at most two results ahead of the consumer for each."""
+def ordered_map(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`map(work, items)` on `threads` threads, at most two results per thread ahead of the consumer."""
     if threads <= 1:
         yield from map(work, items)
         return
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="mmtune-mine", initializer=_alone) as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="mmtune-search", initializer=_single_threaded) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
@@ -39,9 +41,9 @@ def ordered(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterato
                 future.cancel()
 
 
-def _alone() -> None:
+def _single_threaded() -> None:
     from mmtune.runtime.threads import use_one_thread
-    from mmtune.search.blocked import faiss_module
 
     use_one_thread()
-    faiss_module().omp_set_num_threads(1)
+    if faiss_installed():
+        import_faiss().omp_set_num_threads(1)

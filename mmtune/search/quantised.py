@@ -1,8 +1,8 @@
-"""Low-precision products with a proved error, for a scan that only has to tell what cannot be among the best.
+"""Low-precision products with a proved error, for a scan that only has to rule out what cannot be among the best.
 
 A grid lays the candidates out in chunks and turns a block of queries and a chunk into one matrix product: for accumulators
-[B, n], |unit_b * accumulator + shift_b - q_b . c| <= eps_b for every candidate c of the chunk. Scores themselves are computed
-elsewhere, exactly.
+[B, n], |step_b * accumulator + shift_b - q_b . c| <= error_b for every candidate c of the chunk. The scores themselves are
+computed elsewhere, exactly.
 """
 
 import functools
@@ -13,25 +13,32 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mmtune.relevance.mining_items import Items
+from mmtune.search.vectors import GatheredRows
 
-SAMPLE = 4096
+Candidates = np.ndarray | GatheredRows
+
+MEAN_SAMPLE = 4096
+"""Candidates that the mean is estimated on."""
 
 
-def slack(dim: int) -> float:
+def float32_error(dim: int) -> float:
     """Bound of a float32 sum of `dim` products of unit vectors, in any order of addition (Higham 2002, 3.5)."""
     return (dim + 2) * 2.0**-24 * 1.01
 
 
 @dataclass
-class Queries:
-    """A block of queries ready for products: operand [B, D]; the rest [B] float64."""
+class QueryBlock:
+    """A block of queries ready for products: operand [B, D]; the rest float64 [B].
+
+    step: score of one unit of the accumulator; shift: constant that is added; length: of the query; rounding: length of the
+    difference that rounding made.
+    """
 
     operand: torch.Tensor
-    unit: np.ndarray
+    step: np.ndarray
     shift: np.ndarray
     length: np.ndarray
-    lost: np.ndarray
+    rounding: np.ndarray
 
 
 def rotation(dim: int) -> torch.Tensor:
@@ -48,40 +55,46 @@ class FloatGrid:
     dtype = torch.float32
     low = float("-inf")
 
-    def __init__(self, items: Items, chunk: int, device: str, room: int):
-        self.items, self.chunk, self.device = items, chunk, device
-        self.order = np.arange(len(items))
-        self.place = self.order
-        self._held: torch.Tensor | None = None
-        if 4 * len(items) * items.dim <= room:
-            self._held = torch.zeros(-(-len(items) // chunk), chunk, items.dim, device=device)
-            for number in range(len(self._held)):
-                self._read(number, self._held[number])
-        self._own = threading.local()
+    def __init__(self, candidates: Candidates, chunk: int, device: str, prepared_bytes: int):
+        self.vectors, self.chunk, self.device = candidates, chunk, device
+        self.size, self.dim = candidates.shape
+        self.order = np.arange(self.size)
+        self.position = self.order
+        self._prepared: torch.Tensor | None = None
+        # an array on the CPU is read where it lies
+        self._in_place = device == "cpu" and isinstance(candidates, np.ndarray) and candidates.flags.writeable
+        if not self._in_place and 4 * self.size * self.dim <= prepared_bytes:
+            self._prepared = torch.zeros(-(-self.size // chunk), chunk, self.dim, device=device)
+            for number in range(len(self._prepared)):
+                self._read(number, self._prepared[number])
+        self._buffers = threading.local()
 
     def candidates(self, number: int) -> torch.Tensor:
-        """Chunk `number`, padded to [chunk, D] (what the padding holds is masked by the scan)."""
-        if self._held is not None:
-            return self._held[number]
-        if not hasattr(self._own, "block"):
-            self._own.block = torch.zeros(self.chunk, self.items.dim, device=self.device)
-        self._read(number, self._own.block)
-        return self._own.block
+        """Chunk `number`, padded to [chunk, D] (the scan masks the padding, whatever it holds)."""
+        start, stop = number * self.chunk, (number + 1) * self.chunk
+        if self._in_place and stop <= self.size:
+            return torch.from_numpy(self.vectors[start:stop])
+        if self._prepared is not None:
+            return self._prepared[number]
+        if not hasattr(self._buffers, "block"):
+            self._buffers.block = torch.zeros(self.chunk, self.dim, device=self.device)
+        self._read(number, self._buffers.block)
+        return self._buffers.block
 
     def _read(self, number: int, block: torch.Tensor) -> None:
-        part = self.items.take(np.arange(number * self.chunk, min(len(self.items), (number + 1) * self.chunk)))
-        block[: len(part)] = torch.from_numpy(part).to(self.device)
+        part = self.vectors[number * self.chunk : min(self.size, (number + 1) * self.chunk)]
+        block[: len(part)] = torch.from_numpy(np.array(part)).to(self.device)
 
-    def queries(self, q_BD: np.ndarray) -> Queries:
+    def queries(self, q_BD: np.ndarray) -> QueryBlock:
         """The block of queries q_BD."""
         n = len(q_BD)
-        return Queries(torch.from_numpy(q_BD).to(self.device), np.ones(n), np.zeros(n), np.ones(n), np.zeros(n))
+        return QueryBlock(torch.from_numpy(q_BD).to(self.device), np.ones(n), np.zeros(n), np.ones(n), np.zeros(n))
 
-    def bounds(self, q: Queries, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self, q: QueryBlock, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(unit [B], eps [B]) of chunk `number`."""
-        return q.unit, np.full(len(q.unit), slack(self.items.dim))
+        return q.step, np.full(len(q.step), float32_error(self.dim))
 
-    def product(self, q: Queries, number: int, out: torch.Tensor) -> None:
+    def product(self, q: QueryBlock, number: int, out: torch.Tensor) -> None:
         """Accumulators into `out` [B, chunk]."""
         torch.mm(q.operand, self.candidates(number).t(), out=out)
 
@@ -97,67 +110,69 @@ class Int8Grid:
     dtype = torch.int32
     low = torch.iinfo(torch.int32).min
 
-    def __init__(self, items: Items, chunk: int, device: str, room: int):
-        self.items, self.chunk, dim = items, chunk, items.dim
-        self.turn = rotation(dim)
-        some = items.take(np.unique(np.linspace(0, len(items) - 1, SAMPLE).astype(np.int64)))
-        self.mean = torch.from_numpy(some.mean(0, dtype=np.float64).astype(np.float32))
-        self.order, n = np.arange(len(items)), len(items)
+    def __init__(self, candidates: Candidates, chunk: int, device: str, prepared_bytes: int):
+        self.vectors, self.chunk = candidates, chunk
+        n, dim = candidates.shape
+        self.dim = dim
+        self.rotation = rotation(dim)
+        sample = candidates[np.unique(np.linspace(0, n - 1, MEAN_SAMPLE).astype(np.int64))]
+        self.mean = torch.from_numpy(sample.mean(0, dtype=np.float64).astype(np.float32))
+        self.order = np.arange(n)
         top = np.empty(n, np.float32)  # filled in place: small results kept between large ones would fragment the heap
         for i in range(0, n, chunk):
-            top[i : i + chunk] = self._turned(self.order[i : i + chunk]).abs_().amax(1).numpy()
+            top[i : i + chunk] = self._rotated(self.order[i : i + chunk]).abs_().amax(1).numpy()
         self.order = np.argsort(top, kind="stable")
-        self.place = np.empty(n, np.int64)
-        self.place[self.order] = np.arange(n)
+        self.position = np.empty(n, np.int64)
+        self.position[self.order] = np.arange(n)
         self.scale = np.maximum([top[self.order[i : i + chunk]].max() / 127 for i in range(0, n, chunk)], 1e-12)
         shape = (len(self.scale), chunk, dim)
-        self._lost, self._length = np.zeros(len(self.scale)), np.zeros(len(self.scale))
-        if n * dim <= room:
+        self._rounding, self._length = np.zeros(len(self.scale)), np.zeros(len(self.scale))
+        if n * dim <= prepared_bytes:
             self._codes = torch.zeros(shape, dtype=torch.int8)
         else:  # what does not fit lies in a file without a name, which the system pages (TMPDIR says where)
             self._codes = torch.from_numpy(np.memmap(tempfile.TemporaryFile(), np.int8, "w+", shape=shape))
         for number in range(len(self.scale)):
             self._round(number)
 
-    def _turned(self, items: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.items.take(items)).sub_(self.mean) @ self.turn
+    def _rotated(self, candidates: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.vectors[candidates]).sub_(self.mean) @ self.rotation
 
     def _round(self, number: int) -> None:
         """Fill chunk `number` and measure what rounding took away."""
-        x, scale = self._turned(self.order[number * self.chunk : (number + 1) * self.chunk]), float(self.scale[number])
+        x, scale = self._rotated(self.order[number * self.chunk : (number + 1) * self.chunk]), float(self.scale[number])
         rounded = (x / scale).round_().clamp_(-127, 127)
         self._codes[number, : len(x)] = rounded.to(torch.int8)
         rounded *= scale
         self._length[number] = float(rounded.norm(dim=1).max())
-        self._lost[number] = float(x.sub_(rounded).norm(dim=1).max())
+        self._rounding[number] = float(x.sub_(rounded).norm(dim=1).max())
 
     def candidates(self, number: int) -> torch.Tensor:
         """Chunk `number`, padded with zero rows to [chunk, D] int8."""
         return self._codes[number]
 
-    def queries(self, q_BD: np.ndarray) -> Queries:
+    def queries(self, q_BD: np.ndarray) -> QueryBlock:
         """The block of queries q_BD."""
         q = torch.from_numpy(q_BD)
-        x = q @ self.turn
+        x = q @ self.rotation
         scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
         rounded = (x / scale).round()
         lost = (x - rounded * scale).norm(dim=1).double().numpy()
         shift = (q.double() @ self.mean.double()).numpy()
-        return Queries(rounded.to(torch.int8), scale[:, 0].double().numpy(), shift, q.norm(dim=1).double().numpy(), lost)
+        return QueryBlock(rounded.to(torch.int8), scale[:, 0].double().numpy(), shift, q.norm(dim=1).double().numpy(), lost)
 
-    def bounds(self, q: Queries, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self, q: QueryBlock, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(unit [B], eps [B]) of chunk `number`."""
-        eps = q.length * self._lost[number] + q.lost * self._length[number]
+        eps = q.length * self._rounding[number] + q.rounding * self._length[number]
         # the float32 rotation, centring and norms are themselves rounded
-        return q.unit * self.scale[number], eps * 1.0001 + 6 * slack(self.items.dim)
+        return q.step * self.scale[number], eps * 1.0001 + 6 * float32_error(self.dim)
 
-    def product(self, q: Queries, number: int, out: torch.Tensor) -> None:
+    def product(self, q: QueryBlock, number: int, out: torch.Tensor) -> None:
         """Accumulators into `out` [B, chunk] int32."""
         torch._int_mm(q.operand, self.candidates(number).t(), out=out)
 
 
 @functools.cache
-def int8_pays(dim: int) -> bool:
+def int8_is_faster(dim: int) -> bool:
     """Whether this machine multiplies int8 matrices right, and has the instructions that make it worth while."""
     try:
         if not torch.cpu._is_vnni_supported():
@@ -169,8 +184,8 @@ def int8_pays(dim: int) -> bool:
         return False
 
 
-def grid(items: Items, chunk: int, device: str, room: int) -> "FloatGrid | Int8Grid":
-    """The faster grid for this machine; `room` bytes may hold prepared candidates. The answer is the same with either."""
-    if device == "cpu" and len(items) >= 2 * chunk and int8_pays(items.dim):
-        return Int8Grid(items, chunk, device, room)
-    return FloatGrid(items, chunk, device, room)
+def choose_grid(candidates: Candidates, chunk: int, device: str, prepared_bytes: int) -> "FloatGrid | Int8Grid":
+    """The faster grid for this machine; `prepared_bytes` may hold prepared candidates. Results are the same with either."""
+    if device == "cpu" and len(candidates) >= 2 * chunk and int8_is_faster(candidates.shape[1]):
+        return Int8Grid(candidates, chunk, device, prepared_bytes)
+    return FloatGrid(candidates, chunk, device, prepared_bytes)

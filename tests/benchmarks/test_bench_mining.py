@@ -121,8 +121,8 @@ import json, os, sys, time, threading
 import numpy as np
 import torch
 from mmtune.contracts import Embeddings
-from mmtune.relevance.mining_items import unite
-from mmtune.relevance.known_positives import Relevance
+from mmtune.relevance.items import unite
+from mmtune.relevance.positives import Positives
 from mmtune.search.blocked import ExactSearch
 n, dim, memory, queries = map(int, sys.argv[1:5])
 path = sys.argv[5] + "/vectors"
@@ -135,7 +135,7 @@ v.flush()
 v = np.memmap(path, np.float32, "r", shape=(n, dim))
 e = Embeddings([f"{i:08d}" for i in range(n)], [None] * n, {"id": np.arange(1, n + 1), "group": np.arange(n) // 5 + 1}, v, "f")
 items = unite("x", e)
-rel = Relevance(items, items, e, e)
+positives = Positives(items, items)
 torch._int_mm(torch.ones(64, dim, dtype=torch.int8), torch.ones(64, dim, dtype=torch.int8).t())
 def anonymous():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) * 1024
@@ -145,10 +145,11 @@ def look():
         top[0] = max(top[0], anonymous()); time.sleep(0.01)
 watch = threading.Thread(target=look); watch.start()
 start = time.perf_counter()
-search = ExactSearch(items, memory, k=30)
+search = ExactSearch(items.vectors, memory, k=30)
 prepared = time.perf_counter()
 for q in range(0, queries, search.block):
-    search.top(items, np.arange(q, min(q + search.block, queries)), rel)
+    at = np.arange(q, min(q + search.block, queries))
+    search.top(items.vectors[at], positives.of(at))
 end = time.perf_counter()
 on[0] = False; watch.join()
 out = {"extra": top[0] - base, "prepare": prepared - start, "seconds": end - prepared, "grid": type(search.grid).__name__}

@@ -19,8 +19,8 @@ import pytest
 
 from mmtune.contracts import Embeddings
 from mmtune.index.stores.faiss_index import make_index, plan_index
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import unite
+from mmtune.relevance.items import unite
+from mmtune.relevance.positives import Positives
 from mmtune.search.blocked import ExactSearch
 from mmtune.search.exact import topk
 from tests.support.store_helpers import clustered
@@ -41,12 +41,13 @@ def mining(x: np.ndarray, queries: np.ndarray, root: Path):
     labels = {"id": np.arange(1, n + 1), "group": np.arange(n) // 5 + 1}
     embedded = Embeddings([f"{i:07d}" for i in range(n)], [None] * n, labels, x, "f")
     items = unite("a", embedded)
-    relevance, asked = Relevance(items, items, embedded, embedded), np.arange(MINED)
+    positives, asked = Positives(items, items), np.arange(MINED)
 
     def run():
-        search = ExactSearch(items, 1024, "cpu", 30)
+        search = ExactSearch(items.vectors, 1024, "cpu", 30)
         for at in range(0, len(asked), search.block):
-            search.top(items, asked[at : at + search.block], relevance)
+            q = asked[at : at + search.block]
+            search.top(items.vectors[q], positives.of(q))
 
     return run
 

@@ -18,7 +18,8 @@ import pytest
 
 from mmtune.index.query.filters import parse
 from mmtune.index.stores import create_store, open_store
-from mmtune.search.exact import tie_order, topk
+from mmtune.search.exact import topk
+from mmtune.search.tie_order import tie_order
 from tests.support.store_helpers import clustered, place, postgres
 
 ROWS = int(os.environ.get("BENCH_ROWS", "200000"))

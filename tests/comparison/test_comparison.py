@@ -13,7 +13,7 @@ from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import trained_rows
-from mmtune.relevance.items import take
+from mmtune.relevance.items import take_rows
 from tests.support.evaluate_helpers import corpus, unit
 
 
@@ -54,7 +54,7 @@ def test_differences_are_paired_and_counted_by_hand():
     back = compare_vectors(candidate, base, gate={"metric": "mrr", "direction": "a->b"})
     assert back.verdict == "fail" and back.status == 1
     rng = np.random.default_rng(9)
-    shuffled = {m: take(e, rng.permutation(320)) for m, e in candidate.items()}
+    shuffled = {m: take_rows(e, rng.permutation(320)) for m, e in candidate.items()}
     assert compare_vectors(base, shuffled, gate={"metric": "mrr", "direction": "a->b"}).to_dict() == document
     assert len(found.to_pandas()) > 10 and "PASS" in found._repr_html_() and "a->b" in str(found)
 
@@ -251,7 +251,7 @@ def test_rows_trained_on_are_refused_but_a_class_name_is_not():
 
 def test_other_rows_or_modalities_are_refused():
     vectors = things(4, 10, 2)
-    fewer = {m: take(e, np.arange(5)) for m, e in vectors.items()}
+    fewer = {m: take_rows(e, np.arange(5)) for m, e in vectors.items()}
     with pytest.raises(DataError, match="has a vector of one model only"):
         compare_vectors(vectors, fewer)
     with pytest.raises(DataError, match="compare what both have"):

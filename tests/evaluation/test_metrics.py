@@ -6,7 +6,7 @@ import pytest
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
-from mmtune.relevance.items import take
+from mmtune.relevance.items import take_rows
 from tests.support.evaluate_helpers import corpus, judge, naive_direction
 
 CASES = 200
@@ -58,7 +58,7 @@ def test_never_depends_on_row_order_or_chunk():
         rng = np.random.default_rng(seed)
         vectors = corpus(rng, 300, 24, 20, content=200, coarse=seed % 2 == 0)
         expected = evaluate_vectors(vectors).to_dict()
-        shuffled = {m: take(e, rng.permutation(len(e.ids))) for m, e in vectors.items()}
+        shuffled = {m: take_rows(e, rng.permutation(len(e.ids))) for m, e in vectors.items()}
         for chunk in (1, 7, 64, 4096):
             assert evaluate_vectors(shuffled, chunk=chunk).to_dict() == expected  # bit for bit
 

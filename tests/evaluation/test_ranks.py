@@ -5,7 +5,7 @@ import pytest
 
 from mmtune.evaluation import ranks as narrow
 from mmtune.evaluation import ranks_blocked as wide
-from mmtune.relevance.items import Ragged
+from mmtune.relevance.ragged import Ragged
 from tests.support.evaluate_helpers import unit
 
 

@@ -10,7 +10,8 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.slices import by_values, slice_direction
-from mmtune.relevance.trec_files import judgments, read_qrels, write_qrels, write_run
+from mmtune.relevance.judgments import qrels_for, read_qrels
+from mmtune.relevance.trec_files import write_qrels, write_run
 from tests.support.evaluate_helpers import corpus, measure, unit
 
 
@@ -95,9 +96,9 @@ def test_judgments_by_people(tmp_path):
         rank = {r: 1 + sum(b @ a[0] > b[i] @ a[0]) for i, r in enumerate(ids)}
         assert result.directions[name].queries == 1
         assert result.directions[name].metrics["mrr"] == pytest.approx(1 / min(rank[r] for r in answers))
-    assert judgments(tmp_path / "j", ids) == found and judgments(None, ids) is None
+    assert qrels_for(tmp_path / "j", ids) == found and qrels_for(None, ids) is None
     with pytest.raises(DataError, match="about two rows of these data .the first asks for 'r1'"):
-        judgments(tmp_path / "j", ["r1", "x"])
+        qrels_for(tmp_path / "j", ["r1", "x"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from mmtune.errors import DataError, ModelError
 from mmtune.index import item_vectors
 from mmtune.index.collection import Collection
 from mmtune.index.query.group_results import best_of_each, one_each
-from mmtune.search.exact import tie_order, topk
+from mmtune.search.exact import topk
+from mmtune.search.tie_order import tie_order
 from tests.support.corpora import packed
 from tests.support.index_helpers import BASE, COLUMNS, OTHER, again, blocks, coll_fixture, picture, row, shelf_fixture  # noqa: F401
 

@@ -15,7 +15,8 @@ from mmtune.index.item_vectors import fill
 from mmtune.index.stores import create_store
 from mmtune.model.artifact import load
 from mmtune.model.prompts import QUERY
-from mmtune.search.exact import tie_order, topk
+from mmtune.search.exact import topk
+from mmtune.search.tie_order import tie_order
 from tests.support.index_helpers import BASE, OTHER, again, coll_fixture, row, shelf_fixture  # noqa: F401
 from tests.support.store_helpers import KINDS, postgres
 

@@ -11,7 +11,7 @@ from mmtune.errors import DataError, RecipeError
 from mmtune.mining.mine import mine
 from mmtune.mining.negatives_table import read_table
 from mmtune.recipe.mining_options import MiningOptions
-from mmtune.relevance.mining_items import unite
+from mmtune.relevance.items import unite
 from mmtune.search import blocked, quantised
 from tests.support.mining_helpers import corpus, naive_mine, permuted
 
@@ -104,7 +104,7 @@ def test_bytes_do_not_depend_on_order_blocks_memory_or_grid(tmp_path, monkeypatc
     mine(data, tmp_path / "three.parquet", o)
     assert (tmp_path / "three.parquet").read_bytes() == one
     for kind in (quantised.FloatGrid, quantised.Int8Grid):
-        monkeypatch.setattr(blocked, "grid", kind)
+        monkeypatch.setattr(blocked, "choose_grid", kind)
         mine(data, tmp_path / "four.parquet", o)
         assert (tmp_path / "four.parquet").read_bytes() == one
     audits = [json.loads((tmp_path / f"{n}.parquet.audit.json").read_text()) for n in ("one", "two", "four")]
@@ -252,7 +252,9 @@ def test_a_row_that_two_sources_hold_is_one_item_and_two_rows_of_one_id_are_refu
     """`data.train: [A, B]` where B repeats a row of A, as the rows that people marked do."""
     x = np.eye(3, dtype=np.float32)
     labels = {"image": np.array([5, 6, 5]), "group": np.array([1, 2, 1])}
-    items = unite("image", Embeddings(["a", "b", "a"], [None] * 3, labels, x, "f"))
+    items = unite("image", Embeddings(["a", "b", "a"], [None] * 3, labels, x, "f"), repeated_ids=True)
     assert sorted(items.ids) == ["a", "b"] and items.of_row[0] == items.of_row[2] != items.of_row[1]
     with pytest.raises(DataError, match="'a' occurs twice, with other content"):
-        unite("image", Embeddings(["a", "b", "a"], [None] * 3, labels | {"image": np.array([5, 6, 7])}, x, "f"))
+        unite(
+            "image", Embeddings(["a", "b", "a"], [None] * 3, labels | {"image": np.array([5, 6, 7])}, x, "f"), repeated_ids=True
+        )

@@ -24,7 +24,7 @@ from mmtune.mining.negatives import Negatives
 from mmtune.mining.rounds import Rounds, columns_of, fallen, round_epochs
 from mmtune.modalities.audio import Sound
 from mmtune.recipe.mining_options import MiningOptions
-from mmtune.relevance.mining_items import unite
+from mmtune.relevance.items import unite
 from mmtune.run import train
 from tests.support import corpora
 from tests.support.data_helpers import write_csv

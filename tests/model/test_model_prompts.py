@@ -106,7 +106,7 @@ def test_runs_twins_heads_and_mining_ask_with_the_same_words(model, data, tmp_pa
     import pyarrow.parquet as pq
 
     from mmtune.comparison.confusable import accuracy, freeze
-    from mmtune.relevance.items import take
+    from mmtune.relevance.items import take_rows
     from mmtune.relevance.trec_files import write_run
 
     rows = mmtune.open_data(data)
@@ -116,7 +116,7 @@ def test_runs_twins_heads_and_mining_ask_with_the_same_words(model, data, tmp_pa
     for line in (tmp_path / "run").read_text().splitlines():
         query, _, item, _, score, _ = line.split()
         assert float(score) == pytest.approx(scores[query][rows.ids.index(item)], abs=1e-5)
-    few = take(found["text"], np.array([3, 1]))
+    few = take_rows(found["text"], np.array([3, 1]))
     np.testing.assert_array_equal(few.queries, found["text"].queries[[3, 1]])
     twins = freeze(found, ("text", "image"))
     right, queries = accuracy(twins, found)

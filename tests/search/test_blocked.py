@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from mmtune.contracts import Embeddings
-from mmtune.relevance import known_positives
-from mmtune.relevance.known_positives import Relevance
-from mmtune.relevance.mining_items import unite
+from mmtune.relevance import positives
+from mmtune.relevance.items import unite
+from mmtune.relevance.positives import Positives
 from mmtune.search import blocked, quantised
 from mmtune.search.approximate import ApproximateSearch
-from mmtune.search.exact import exact_keys
+from mmtune.search.exact_scores import exact_keys
 
 
 def unit(x):
@@ -30,9 +30,9 @@ def two(n, m, dim, seed=0, groups=40, collapse=0.0):
 
 
 def reference(a, b, rel, k):
-    keys = exact_keys(a.take(np.arange(len(a))), b.take(np.arange(len(b)))).astype(np.int64)
+    keys = exact_keys(np.asarray(a.vectors), b.vectors).astype(np.int64)
     every = np.broadcast_to(np.arange(len(b)), keys.shape)
-    keys[rel.is_positive(np.arange(len(a)), every)] = -(2**30)
+    keys[rel.contains(np.arange(len(a)), every)] = -(2**30)
     order = np.lexsort((every, -keys), axis=1)[:, :k]
     found = np.take_along_axis(keys, order, 1)
     return np.where(found == -(2**30), -1, order), found
@@ -45,12 +45,12 @@ def reference(a, b, rel, k):
 )
 def test_same_as_the_full_matrix(monkeypatch, kind, n, m, dim, k, collapse):
     monkeypatch.setattr(blocked, "CHUNK", 256)
-    monkeypatch.setattr(blocked, "grid", kind)
+    monkeypatch.setattr(blocked, "choose_grid", kind)
     ea, eb = two(n, m, dim, collapse=collapse)
     a, b = unite("a", ea), unite("b", eb)
-    rel = Relevance(a, b, ea, eb)
-    search = blocked.ExactSearch(b, k=k)
-    found, keys = search.top(a, np.arange(n), rel)
+    rel = Positives(a, b)
+    search = blocked.ExactSearch(b.vectors, k=k)
+    found, keys = search.top(a.vectors[:], rel.of(np.arange(n)))
     expected, scores = reference(a, b, rel, k)
     width = expected.shape[1]
     np.testing.assert_array_equal(found[:, :width], expected)
@@ -66,10 +66,10 @@ def test_ties_everywhere_and_little_memory(monkeypatch):
     ea, eb = two(16, 900, 16)
     eb.vectors[:850] = eb.vectors[0]
     a, b = unite("a", ea), unite("b", eb)
-    rel = Relevance(a, b, ea, eb)
+    rel = Positives(a, b)
     for kind in (quantised.FloatGrid, quantised.Int8Grid):
-        monkeypatch.setattr(blocked, "grid", kind)
-        found, _ = blocked.ExactSearch(b, k=25).top(a, np.arange(16), rel)
+        monkeypatch.setattr(blocked, "choose_grid", kind)
+        found, _ = blocked.ExactSearch(b.vectors, k=25).top(a.vectors[:], rel.of(np.arange(16)))
         np.testing.assert_array_equal(found, reference(a, b, rel, 25)[0])
 
 
@@ -77,22 +77,23 @@ def test_large_groups_are_masked_by_rectangle(monkeypatch):
     monkeypatch.setattr(blocked, "CHUNK", 128)
     ea, eb = two(50, 700, 16, groups=3)
     a, b = unite("a", ea), unite("b", eb)
-    pairwise = Relevance(a, b, ea, eb)
+    pairwise = Positives(a, b)
     expected = reference(a, b, pairwise, 20)[0]
-    monkeypatch.setattr(known_positives, "BIG", 10)
-    by_rectangle = Relevance(a, b, ea, eb)
-    assert by_rectangle.known(np.arange(50)).big
-    np.testing.assert_array_equal(blocked.ExactSearch(b, k=20).top(a, np.arange(50), by_rectangle)[0], expected)
+    monkeypatch.setattr(positives, "BIG", 10)
+    by_rectangle = Positives(a, b)
+    assert by_rectangle.of(np.arange(50)).rectangles
+    found, _ = blocked.ExactSearch(b.vectors, k=20).top(a.vectors[:], by_rectangle.of(np.arange(50)))
+    np.testing.assert_array_equal(found, expected)
     every = np.broadcast_to(np.arange(len(b)), (50, len(b)))
-    np.testing.assert_array_equal(by_rectangle.is_positive(np.arange(50), every), pairwise.is_positive(np.arange(50), every))
+    np.testing.assert_array_equal(by_rectangle.contains(np.arange(50), every), pairwise.contains(np.arange(50), every))
 
 
 def test_int8_bounds_hold_and_are_worth_something():
     ea, eb = two(64, 3000, 64, collapse=0.5)
     b = unite("b", eb)
-    grid = quantised.Int8Grid(b, 512, "cpu", 1 << 30)
+    grid = quantised.Int8Grid(b.vectors, 512, "cpu", 1 << 30)
     q = grid.queries(ea.vectors)
-    true = ea.vectors.astype(np.float64) @ b.take(np.arange(len(b))).astype(np.float64).T
+    true = ea.vectors.astype(np.float64) @ np.asarray(b.vectors).astype(np.float64).T
     out = torch.empty(64, 512, dtype=torch.int32)
     for number in range(6):
         grid.product(q, number, out)
@@ -107,11 +108,11 @@ def test_int8_bounds_hold_and_are_worth_something():
 def test_approximate_search_scores_exactly_and_finds_most(method):
     ea, eb = two(100, 3000, 32)
     a, b = unite("a", ea), unite("b", eb)
-    rel = Relevance(a, b, ea, eb)
+    rel = Positives(a, b)
     expected, scores = reference(a, b, rel, 10)
-    found, keys = ApproximateSearch(b, method, probes=64, k=10).top(a, np.arange(100), rel)
+    found, keys = ApproximateSearch(b.vectors, method, probes=64, k=10).top(a.vectors[:], rel.of(np.arange(100)))
     hit = [len(np.intersect1d(x, y)) for x, y in zip(found, expected, strict=True)]
     assert np.mean(hit) > 9
-    assert not rel.is_positive(np.arange(100), found).any()
+    assert not rel.contains(np.arange(100), found).any()
     same = found == expected
     np.testing.assert_array_equal(keys[same], scores[same])

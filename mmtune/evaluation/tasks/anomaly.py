@@ -13,8 +13,9 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.tasks.knn import nearest
 from mmtune.evaluation.tasks.roc import MAX_FPR, auroc, partial_auroc
-from mmtune.relevance.items import names_to_labels, take
-from mmtune.search.exact import tie_order, unit
+from mmtune.relevance.items import names_to_labels, take_rows
+from mmtune.search.tie_order import tie_order
+from mmtune.search.vectors import unit
 
 NEIGHBOURS = 1
 ALL = "all"  # the machine of rows when no column names one
@@ -116,13 +117,13 @@ def detect(
         at = np.array(at_of[m], np.int64)
         usual = np.array([normal[rows.ids[i]] for i in at], bool)
         if reference is None:
-            score = distances(take(rows, at), take(rows, at[usual]), k, _bars(name, rows, at, usual, apart))
+            score = distances(take_rows(rows, at), take_rows(rows, at[usual]), k, _bars(name, rows, at, usual, apart))
         else:
             mine = [i for i, r in enumerate(reference.ids) if (reference_machine or {}).get(r) == m]
             if not mine:
                 why[m] = "no normal reference"
                 continue
-            score = distances(take(rows, at), take(reference, np.array(mine, np.int64)), k)
+            score = distances(take_rows(rows, at), take_rows(reference, np.array(mine, np.int64)), k)
         judged = np.isfinite(score)
         if not judged[usual].any() or usual.all():
             why[m] = "no anomalous row" if usual.all() else "no normal row that another one could judge"

@@ -13,7 +13,9 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.tasks.knn import NEIGHBOURS, nearest, vote
 from mmtune.relevance.items import Items, names_to_labels, unite
-from mmtune.search.exact import exact_keys, tie_order, unit
+from mmtune.search.exact_scores import exact_keys
+from mmtune.search.tie_order import tie_order
+from mmtune.search.vectors import unit
 
 
 @dataclass

@@ -20,7 +20,7 @@ from mmtune.evaluation.tasks.classify import Classified, by_neighbours, count, o
 from mmtune.evaluation.tasks.zero_shot import class_vectors, named_classes, speaker, zero_shot
 from mmtune.relevance.items import unite
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
-from mmtune.search.exact import unit
+from mmtune.search.vectors import unit
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data

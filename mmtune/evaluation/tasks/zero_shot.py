@@ -14,7 +14,9 @@ from mmtune.errors import DataError, ModelError
 from mmtune.evaluation.tasks.classify import Classified, count
 from mmtune.model.encode import encode_values
 from mmtune.model.prompts import ZERO_SHOT, parse_prompts
-from mmtune.search.exact import exact_keys, tie_order, unit
+from mmtune.search.exact_scores import exact_keys
+from mmtune.search.tie_order import tie_order
+from mmtune.search.vectors import unit
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from mmtune.errors import MissingExtra
-from mmtune.search.exact import tie_order
+from mmtune.search.tie_order import tie_order
 
 
 class Words:

@@ -15,7 +15,8 @@ from mmtune.errors import DataError
 from mmtune.index.stores.faiss_ivf import make_lists, plan_lists
 from mmtune.index.stores.import_faiss import faiss, write_index
 from mmtune.runtime.work_lock import run_jobs_once
-from mmtune.search.exact import topk, unit
+from mmtune.search.exact import topk
+from mmtune.search.vectors import unit
 
 FLAT_NUMBERS = (
     20_000_000  # numbers (N * D): one query took 21 ms over 13 million and 89 over 51, on a busy machine of two cores

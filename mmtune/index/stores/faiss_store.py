@@ -24,7 +24,9 @@ from mmtune.index.stores.faiss_index import Proposer, exact, make_index, plan_in
 from mmtune.index.stores.faiss_updates import living
 from mmtune.runtime.files import write_json
 from mmtune.runtime.work_lock import run_jobs_once
-from mmtune.search.exact import pair_keys, to_scores, unit
+from mmtune.search.exact_scores import pair_keys
+from mmtune.search.tie_order import to_scores
+from mmtune.search.vectors import unit
 
 if TYPE_CHECKING:
     from mmtune.index.query.filters import Filter

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mmtune.index.protocols import Hit
-from mmtune.search.exact import GRID, exact_keys, to_scores
+from mmtune.search.exact_scores import exact_keys
+from mmtune.search.tie_order import GRID, to_scores
 
 Proposals = tuple[Sequence[str], np.ndarray, Sequence[Any]]
 """ids [W], their vectors float32 [W, D], and what `meta` makes metadata from [W]."""

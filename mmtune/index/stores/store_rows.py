@@ -10,7 +10,7 @@ import numpy as np
 
 from mmtune.errors import DataError
 from mmtune.index.query.filters import Path, kind
-from mmtune.search.exact import unit
+from mmtune.search.vectors import unit
 
 ID_BYTES = 1024
 """The longest id, UTF-8: what every engine's key takes."""

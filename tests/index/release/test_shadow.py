@@ -13,8 +13,7 @@ from mmtune.errors import DataError
 from mmtune.index.feedback.interleave import draft, wilson
 from mmtune.index.release import shadow
 from mmtune.index.release.shadow import agreement
-from mmtune.relevance.judgments import read_judgments
-from mmtune.relevance.trec_files import read_qrels
+from mmtune.relevance.judgments import read_qrels, read_verdicts
 from tests.support.corpora import COLOURS
 from tests.support.index_helpers import BASE, again, coll_fixture, row, shelf_fixture  # noqa: F401
 
@@ -157,8 +156,8 @@ def test_feedback_becomes_judgments_for_evaluation_and_mining(coll, tmp_path):
     assert (done["verdicts"], done["unused"]) == (6, 1)
     qrels = read_qrels(done["judgments"])
     assert qrels[words.query] == {"0-000": 1, "0-001": 0} and qrels["0-002"] == {"0-008": 1}
-    mined = read_judgments(done["judgments"])
-    assert [x["positive"] for x in mined if x["query"] == words.query] == [True, False]
+    mined = read_verdicts(done["judgments"])
+    assert [v.positive for v in mined if v.query == words.query] == [True, False]
     data = open_data(done["data"])
     at = data.ids.index(words.query)
     assert data.read(at, "text") == b"something red" and not data.present["image"][at]

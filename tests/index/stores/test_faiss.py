@@ -9,7 +9,8 @@ from mmtune.errors import DataError, ModelError
 from mmtune.index.query.filters import parse
 from mmtune.index.stores import create_store, faiss_store, open_store
 from mmtune.index.stores.faiss_index import plan_index
-from mmtune.search.exact import tie_order, topk
+from mmtune.search.exact import topk
+from mmtune.search.tie_order import tie_order
 from tests.support.store_helpers import clustered, place, unit_rows
 
 DIM = 16

@@ -17,7 +17,8 @@ from mmtune.errors import DataError, MissingExtra
 from mmtune.index.protocols import StoreLocation
 from mmtune.index.query.filters import parse
 from mmtune.index.stores import create_store, open_store
-from mmtune.search.exact import tie_order, topk
+from mmtune.search.exact import topk
+from mmtune.search.tie_order import tie_order
 from tests.support.store_helpers import KINDS, clustered, place, postgres, unit_rows
 
 DIM = 24
