@@ -22,6 +22,7 @@ from mmtune.embedding.embed import embed_data
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.evaluate_model import evaluate
+from mmtune.evaluation.metrics import metric_columns
 from mmtune.evaluation.trained_pairs import seen_pairs
 from mmtune.mining.mine_model import find_verifier
 from mmtune.mining.rounds import Rounds
@@ -396,6 +397,7 @@ def _validators(
 
 def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key: str, processes: Processes) -> Any:
     """model -> {"a->b metric": value, ..., "metric": their mean} over the trained directions."""
+    metric_columns((1, 5, 10), [metric], "train.metric")  # RecipeError for an unknown metric
     wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
 
     def validate(model: "Model") -> dict[str, float]:
@@ -403,13 +405,11 @@ def _validator(val: Data, pairs: Sequence[Pair], metric: str, embed: Embed, key:
         vectors = embed(model, val, shared, processes=processes)
         if not processes.is_main_process:
             return {}
-        directions = evaluate_vectors(vectors).to_dict()["directions"]
+        directions = evaluate_vectors(vectors, metrics=[metric]).directions
         values = {}
         for d in wanted:
             if d in directions:
-                if metric not in directions[d]["metrics"]:
-                    raise RecipeError(f"train.metric: {metric!r} is unknown; known: {', '.join(directions[d]['metrics'])}")
-                values[f"{d} {metric}"] = directions[d]["metrics"][metric]
+                values[f"{d} {metric}"] = directions[d].metrics[metric]
         if not values:
             raise RecipeError(f"{key}: {val.spec} has no row for the trained directions {', '.join(wanted)}")
         return values | {"metric": sum(values.values()) / len(values)}

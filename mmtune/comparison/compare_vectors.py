@@ -13,6 +13,7 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import refuse_trained
+from mmtune.evaluation.metrics import metric_columns, with_cutoffs
 from mmtune.evaluation.result import Result
 from mmtune.evaluation.slices import Slices, in_slice
 from mmtune.relevance.judgments import Qrels
@@ -51,9 +52,12 @@ def compare_vectors(
     _check_same_rows(base, candidate, "the data")
     refuse_trained(candidate, trained, "the candidate")
     chosen, bootstrap = Gate.read(gate), Bootstrap(level, resamples, seed)
-    ks = _with_cutoff(ks, chosen)
+    wanted = [chosen.metric] if chosen else []
+    metric_columns(ks, wanted, "gate.metric")  # RecipeError for an unknown metric
+    ks = with_cutoffs(ks, wanted)
     before, after = (
-        evaluate_vectors(v, ks=ks, pairs=pairs, within=within, qrels=qrels, per_query=True) for v in (base, candidate)
+        evaluate_vectors(v, ks=ks, metrics=wanted, pairs=pairs, within=within, qrels=qrels, per_query=True)
+        for v in (base, candidate)
     )
     if not before.directions:
         raise DataError("no query of any direction has a relevant candidate; are ids or groups missing?")
@@ -74,18 +78,12 @@ def compare_vectors(
     return _with_verdict(chosen, table, differences, before, after)
 
 
-def _with_cutoff(ks: Sequence[int], gate: Gate | None) -> list[int]:
-    """The cut-offs, and that of the gate's metric ("ndcg@3")."""
-    cutoff = gate.metric.partition("@")[2] if gate else ""
-    return sorted({*ks, *([int(cutoff)] if cutoff.isdigit() else [])})
-
-
 def _all_differences(
     before: Result, after: Result, across: Sequence[str], gate: Gate, bootstrap: Bootstrap
 ) -> dict[str, Differences]:
     """Differences of every metric by direction, and of the mean over directions; checks what the gate names."""
     metrics = list(next(iter(before.directions.values())).metrics)
-    if gate.metric not in metrics:
+    if gate.metric not in metrics:  # the default gate's, at cut-offs that leave it out
         raise RecipeError(f"gate.metric: no metric {gate.metric!r}; there are: {', '.join(metrics)}")
     pairs = {n: DirectionPair(before.directions[n], after.directions[n]) for n in before.directions}
     table = {n: paired_differences([pair], metrics, bootstrap) for n, pair in pairs.items()}

@@ -39,7 +39,7 @@ def retention_difference(
     It is of `direction` where the data have it, else the mean over the directions between two modalities. Raises DataError
     when no query of these has a relevant candidate.
     """
-    before, after = (evaluate_vectors(v, ks=ks, within=within, per_query=True) for v in (base, candidate))
+    before, after = (evaluate_vectors(v, ks=ks, metrics=[metric], within=within, per_query=True) for v in (base, candidate))
     names = [direction] if direction in before.directions else across_modalities(before.directions)
     if not names:
         raise DataError(f"slice {RETENTION!r}: no query of the retention data has a relevant candidate")

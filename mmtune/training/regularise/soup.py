@@ -62,9 +62,7 @@ def soup(
 
     def score(state: Mapping[str, Tensor]) -> float:
         _pour(pot, state)
-        return evaluate(pot, rows, within=False, ks=(1,) if "@" not in metric else _ks(metric), batch_size=batch_size).metric(
-            metric
-        )
+        return evaluate(pot, rows, within=False, metrics=[metric], batch_size=batch_size).metric(metric)
 
     single = [score(s) for s in states]
     order = sorted(range(len(places)), key=lambda i: (-single[i], places[i]))
@@ -98,13 +96,6 @@ def _stir(
             chosen.append(i)
             best = joined
     return chosen, steps
-
-
-def _ks(metric: str) -> tuple[int, ...]:
-    try:
-        return (int(metric.partition("@")[2]),)
-    except ValueError:
-        raise RecipeError(f"metric {metric!r}: write for example map, ndcg@10 or hit@1") from None
 
 
 def _state(model: "Model") -> dict[str, Tensor]:
