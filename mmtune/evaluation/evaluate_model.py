@@ -39,6 +39,7 @@ def evaluate(
     task: str = "retrieval",
     modalities: Sequence[str] | None = None,
     ks: Sequence[int] = (1, 5, 10),
+    metrics: Sequence[str] = (),
     qrels: "Qrels | str | Path | None" = None,
     slices: Sequence[str] = (),
     within: bool = True,
@@ -85,7 +86,7 @@ def evaluate(
     vectors = embed_data(found, rows, modalities, batch_size, quiet, processes=processes)
     judged = qrels_for(qrels, rows.ids)
     vectors = vectors if views is None else pool_views(vectors, views, judged)
-    result = evaluate_vectors(vectors, ks=ks, qrels=judged, within=within, per_query=per_query or bool(parts))
+    result = evaluate_vectors(vectors, ks=ks, metrics=metrics, qrels=judged, within=within, per_query=per_query or bool(parts))
     for name in result.directions if trec is not None and processes.is_main_process else ():
         (a, b), place = name.split("->"), Path(trec)  # type: ignore[arg-type]
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
