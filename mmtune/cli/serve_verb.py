@@ -57,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.serve.server import run as serve
+    from mmtune.serve.server import run_server
     from mmtune.serve.settings import Limits, Settings
 
     limits = Limits(
@@ -76,5 +76,5 @@ def run(args: argparse.Namespace) -> Result:
         page=not args.no_page,
         grace=args.grace,
     )
-    done = serve(args.collection, settings, args.quiet)
-    return Result(done, f"{done['url']}  {done['requests']} requests")
+    done = run_server(args.collection, settings, args.quiet)
+    return Result(done.to_dict(), f"{done.url}  {done.requests} requests")

@@ -1,1 +1,1 @@
-"""A collection over HTTP: REST, a page, limits, metrics. `mmtune serve COLLECTION`; in Python `mmtune.serve.app.make(...)`."""
+"""A collection over HTTP: REST, a search page, limits and metrics. `mmtune serve COLLECTION`; in Python `create_app(COLLECTION)`."""

@@ -1,15 +1,15 @@
-"""No request is larger than it may be, whatever it says of itself."""
+"""Limits the bytes of a request, whatever its headers claim."""
 
 from typing import TYPE_CHECKING
 
-from mmtune.serve.error_responses import Refusal, too_large
+from mmtune.serve.error_responses import RequestError, too_large
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Sized:
-    """413 before a byte is read where the length is told, else at the byte that is too many."""
+class BodyLimitMiddleware:
+    """413 before a byte is read where Content-Length is over the limit, else at the first byte that is."""
 
     def __init__(self, app: "ASGIApp", limit: int):
         self.app, self.limit = app, limit
@@ -20,28 +20,28 @@ class Sized:
 
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        told = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-        no = too_large(self.limit)
-        if not told.isdigit() or int(told) > self.limit:
-            return await JSONResponse(no.body, no.status, {"Connection": "close"})(scope, receive, send)
-        seen, started = 0, False
+        length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+        refusal = too_large(self.limit)
+        if not length.isdigit() or int(length) > self.limit:
+            return await JSONResponse(refusal.body, refusal.status, {"Connection": "close"})(scope, receive, send)
+        received, started = 0, False
 
-        async def counted() -> "Message":
-            nonlocal seen
+        async def counting_receive() -> "Message":
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
-                raise no
+            received += len(message.get("body", b""))
+            if received > self.limit:
+                raise refusal
             return message
 
-        async def told_start(message: "Message") -> None:
+        async def noting_send(message: "Message") -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self.app(scope, counted, told_start)
-        except Refusal as refused:
+            await self.app(scope, counting_receive, noting_send)
+        except RequestError as error:
             if started:
                 raise
-            await JSONResponse(refused.body, refused.status, {"Connection": "close"})(scope, receive, send)
+            await JSONResponse(error.body, error.status, {"Connection": "close"})(scope, receive, send)

@@ -1,23 +1,23 @@
-"""What is decoded at once takes no more memory than this: a small file may hold a very large picture, and many may come."""
+"""Limits the memory of decoded values: a small file may hold a very large picture, and many may arrive at once."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 
-class Budget:
-    """Bytes that may be held at once. On one event loop only."""
+class MemoryLimit:
+    """`limit` bytes that may be reserved at a time. On one event loop only."""
 
-    def __init__(self, most: int):
-        self.most, self.used = most, 0
+    def __init__(self, limit: int):
+        self.limit, self.used = limit, 0
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[None]:
-        """Wait until `size` bytes are free (all of them, where it is more than there are), and give them back in the end."""
-        size = min(size, self.most)
+    async def reserve(self, size: int) -> AsyncIterator[None]:
+        """Wait until `size` bytes are free (the whole limit, where `size` is larger) and hold them within the block."""
+        size = min(size, self.limit)
         async with self._changed:
-            await self._changed.wait_for(lambda: self.used + size <= self.most)
+            await self._changed.wait_for(lambda: self.used + size <= self.limit)
             self.used += size
         try:
             yield

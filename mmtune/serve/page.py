@@ -1,44 +1,54 @@
-"""The page: ask by any modality that the live model takes, look at what two versions answer, say what is not a match.
+"""The search page: query by any modality that the live model takes, compare the answers of two versions, and judge results.
 
-Tabs and their components come from the modalities; gradio hands over payloads undecoded (`preprocess=False`), so that a value
-goes through the same door and the same limits as one of REST.
+Tabs and their components come from the modalities. gradio hands over payloads undecoded (`preprocess=False`), so that a value
+passes the same checks and limits as one of REST.
 """
 
+import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.errors import MmtuneError
-from mmtune.serve.error_responses import Refusal
-from mmtune.serve.request import Body, search_of
+from mmtune.serve.error_responses import RequestError
+from mmtune.serve.request import RequestBody, SearchRequest, parse_search
 from mmtune.serve.result_cards import ResultCards, answer_line, error_line, page_heading, style_sheet
-from mmtune.serve.uploads import Guard, inside
+from mmtune.serve.schemas import SearchDocument
+from mmtune.serve.uploads import UploadGuard, is_upload
 
 if TYPE_CHECKING:
+    import gradio
     from fastapi import FastAPI
+    from gradio.components import Component
 
     from mmtune.serve.service import Service
 
 PATH = "/page"
-ROWS = 10
-ALONE = "live only"
-MARKS = {"match": "A match", "not_a_match": "Not a match"}
-KEEP = 3600  # seconds that an upload of the page stays on disk
+MAX_ROWS = 10
+LIVE_ONLY = "live only"
+JUDGMENTS = {"match": "A match", "not_a_match": "Not a match"}
+UPLOAD_SECONDS = 3600  # that an upload of the page stays on disk
+ITEM = "item"
+
+Updates: TypeAlias = list[object]
+"""New values and properties of gradio components, in the order of an event's outputs."""
 
 
-def mount(app: "FastAPI", service: "Service", folder: Path) -> None:
-    """Put the page at /page. `folder`: where gradio keeps uploads; nobody else's, removed at the end."""
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when components and the page's server are made
+def mount_page(app: "FastAPI", service: "Service", folder: Path) -> None:
+    """Put the page at /page. `folder`: where gradio keeps uploads; of this server alone, and removed with it."""
+    # gradio reads its environment when components and the page's server are made
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
     from starlette.routing import Mount
 
-    page = Page(service, folder).blocks()
     gr.mount_gradio_app(
         app,
-        page,
+        SearchPage(service, folder).blocks(),
         PATH,
         allowed_paths=[],
         blocked_paths=[],
@@ -55,174 +65,201 @@ def mount(app: "FastAPI", service: "Service", folder: Path) -> None:
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount) and mounted.path == PATH
-    mounted.app = Guard(mounted.app, PATH, folder, service.settings.limits.max_bytes)
+    mounted.app = UploadGuard(mounted.app, PATH, folder, service.settings.limits.max_bytes)
 
 
-class Page:
-    """The components, and what happens when they are used."""
+@dataclass
+class QueryTab:
+    """The tab of one modality: the component that takes a value, and the button that searches."""
+
+    tab: "gradio.Tab"
+    value: "Component"
+    button: "gradio.Button"
+
+
+@dataclass
+class ResultColumn:
+    """One version's results. state: the feedback event of each result; rows: the components of all rows, in order."""
+
+    box: "gradio.Column"
+    heading: "gradio.HTML"
+    state: "gradio.State"
+    rows: "list[gradio.Group | Component]"
+
+    @property
+    def outputs(self) -> "list[gradio.Column | gradio.Group | Component]":
+        """What a search updates."""
+        return [self.box, self.heading, self.state, *self.rows]
+
+
+class SearchPage:
+    """The components, and the functions that their events call."""
 
     def __init__(self, service: "Service", folder: Path):
         self.service, self.folder, self.cards = service, folder, ResultCards(service)
         self.name = service.collection.layout.manifest["name"]
-        self.rows = min(ROWS, service.settings.limits.max_k)
-        self.columns: list[dict[str, Any]] = []
-        self.asks: dict[str, Any] = {}
+        self.rows = min(MAX_ROWS, service.settings.limits.max_k)
+        self.tabs: dict[str, QueryTab] = {}
+        self.columns: list[ResultColumn] = []
 
-    def blocks(self) -> Any:
+    def blocks(self) -> "gradio.Blocks":
         """The page."""
         import gradio as gr
 
-        with gr.Blocks(title=f"mmtune: {self.name}", analytics_enabled=False, delete_cache=(600, KEEP)) as page:
+        with gr.Blocks(title=f"mmtune: {self.name}", analytics_enabled=False, delete_cache=(600, UPLOAD_SECONDS)) as page:
             top = gr.HTML(elem_id="top")
             with gr.Tabs():
-                for m in self._order():
-                    with gr.Tab(m, id=m, elem_id=f"tab-{m}") as tab:
-                        label = "an item's id: what is like it?" if m == "item" else f"search by {m}"
-                        make = gr.Textbox if m == "item" else modalities.get(m).input_component
-                        ask = make(label=label, elem_id=f"ask-{m}")
-                        go = gr.Button("Search", variant="primary", elem_id=f"go-{m}")
-                    self.asks[m] = (tab, ask, go)
+                for name in self._tab_names():
+                    with gr.Tab(name, id=name, elem_id=f"tab-{name}") as tab:
+                        label = "similar to the item with this id" if name == ITEM else f"search by {name}"
+                        make = gr.Textbox if name == ITEM else modalities.get(name).input_component
+                        value = make(label=label, elem_id=f"ask-{name}")
+                        button = gr.Button("Search", variant="primary", elem_id=f"go-{name}")
+                    self.tabs[name] = QueryTab(tab, value, button)
             with gr.Row():
                 k = gr.Slider(1, self.rows, self.rows, step=1, label="results", elem_id="k")
-                where = gr.Textbox(label="filter", placeholder="category = 'Apple' and price < 3", elem_id="filter")
-                beside = gr.Dropdown([ALONE], value=ALONE, label="side by side with", elem_id="beside")
+                condition = gr.Textbox(label="filter", placeholder="category = 'Apple' and price < 3", elem_id="filter")
+                other = gr.Dropdown([LIVE_ONLY], value=LIVE_ONLY, label="side by side with", elem_id="beside")
             with gr.Row():
                 self.columns = [self._column(side) for side in ("live", "beside")]
-            outputs = [x for c in self.columns for x in (c["box"], c["said"], c["found"], *c["rows"])]
-            for m, (_, ask, go) in self.asks.items():
-                for event in (go.click, *([ask.submit] if hasattr(ask, "submit") else [])):
+            outputs = [component for column in self.columns for component in column.outputs]
+            for name, t in self.tabs.items():
+                for event in (t.button.click, *([t.value.submit] if hasattr(t.value, "submit") else [])):
                     event(
-                        self._search(m),
-                        [ask, k, where, beside],
+                        self._search_function(name),
+                        [t.value, k, condition, other],
                         outputs,
                         preprocess=False,
                         api_visibility="private",
                         concurrency_limit=self.service.settings.limits.max_concurrent,
                     )
-            page.load(self._load, None, [top, beside, *(tab for tab, _, _ in self.asks.values())], api_visibility="private")
+            page.load(self._load, None, [top, other, *(t.tab for t in self.tabs.values())], api_visibility="private")
         return page
 
-    def _order(self) -> list[str]:
-        """Words first: what most people try."""
-        return [*sorted(modalities.names(), key=lambda m: not modalities.get(m).language), "item"]
+    def _tab_names(self) -> list[str]:
+        """Modalities that are typed come first, items last."""
+        return [*sorted(modalities.names(), key=lambda m: not modalities.get(m).language), ITEM]
 
-    def _column(self, side: str) -> dict[str, Any]:
+    def _column(self, side: str) -> ResultColumn:
         import gradio as gr
 
-        rows = []
+        rows: list[gr.Group | Component] = []
         with gr.Column(visible=side == "live", elem_id=side) as box:
-            heading, found = gr.HTML(), gr.State([])
+            heading, state = gr.HTML(), gr.State([])
             for n in range(self.rows):
                 with gr.Group(visible=False, elem_classes="mm-row") as row:
                     cell = gr.HTML(elem_id=f"{side}-hit-{n}")
                     buttons = []
                     with gr.Row(elem_classes="mm-marks"):
-                        for kind, label in MARKS.items():
+                        for kind, label in JUDGMENTS.items():
                             button = gr.Button(label, size="sm", elem_id=f"{side}-{kind}-{n}", elem_classes="mm-mark")
-                            button.click(self._mark(n, kind), [found], [button], api_visibility="private")
+                            button.click(self._judge_function(n, kind), [state], [button], api_visibility="private")
                             buttons.append(button)
                 rows += [row, cell, *buttons]
-        return {"box": box, "said": heading, "found": found, "rows": rows}
+        return ResultColumn(box, heading, state, rows)
 
-    async def _load(self) -> list[Any]:
-        """What depends on the moment: who is live, who can be put beside it, what can be asked."""
+    async def _load(self) -> Updates:
+        """Called when the page opens: the versions that there are, and the modalities that can be queried."""
         import gradio as gr
 
-        def look() -> tuple[str, list[str], list[str]]:
+        def state() -> tuple[str, list[str], list[str]]:
             try:
-                state = self.service.versions()
+                versions = self.service.versions()
                 count = len(self.service.collection.catalog)
-                others = [v["version"] for v in reversed(state["versions"]) if not v["live"]]
-                since = str(state["since"])[:16].replace("T", " ")
-                live = f"{state['live']} is live since {since} UTC" if state["live"] else "nothing is live yet"
+                others = [v["version"] for v in reversed(versions["versions"]) if not v["live"]]
+                since = str(versions["since"])[:16].replace("T", " ")
+                live = f"{versions['live']} is live since {since} UTC" if versions["live"] else "nothing is live yet"
                 return page_heading(self.name, f"{count} items; {live}"), others, self.service.queryable()
             except (MmtuneError, OSError) as e:
                 return error_line(str(e)), [], modalities.names()
 
-        top, others, able = await self.service.thread(look)
+        top, others, queryable = await self.service.run_blocking(state)
         staged = self.service.collection.staged()
-        tabs = [gr.update(visible=m == "item" or m in able) for m in self.asks]
-        return [top, gr.update(choices=[ALONE, *others], value=staged if staged in others else ALONE), *tabs]
+        tabs = [gr.update(visible=name == ITEM or name in queryable) for name in self.tabs]
+        return [top, gr.update(choices=[LIVE_ONLY, *others], value=staged if staged in others else LIVE_ONLY), *tabs]
 
-    def _search(self, modality: str) -> Callable[..., Awaitable[list[Any]]]:
-        async def search(asked: Any, k: Any, where: Any, beside: Any) -> list[Any]:
-            """Ask live and, if wanted, another version, at the same time."""
-            import asyncio
-
-            versions = [None] if beside in (None, "", ALONE) else [None, beside]
-            answers: list[dict[str, Any] | str] = []
+    def _search_function(self, modality: str) -> Callable[..., Awaitable[Updates]]:
+        async def search(value: object, k: object, condition: object, other: object) -> Updates:
+            """Search the live version and, if one is chosen, another at the same time."""
+            versions = [None] if other in (None, "", LIVE_ONLY) else [None, other]
+            answers: list[SearchDocument | str] = []
             try:
-                fields = {"k": k, "filter": where or None}
-                body = await self.service.thread(self._body, modality, asked, fields)
-                questions = [
-                    search_of(Body(body.values, {**body.fields, "version": v}), self.service.settings.limits) for v in versions
+                body = await self.service.run_blocking(
+                    self._request_body, modality, value, {"k": k, "filter": condition or None}
+                )
+                requests = [
+                    parse_search(RequestBody(body.values, {**body.fields, "version": v}), self.service.settings.limits)
+                    for v in versions
                 ]
-                for found in await asyncio.gather(*(self._ask(q) for q in questions), return_exceptions=True):
-                    if isinstance(found, Refusal):
+                for found in await asyncio.gather(*map(self._search, requests), return_exceptions=True):
+                    if isinstance(found, RequestError):
                         answers.append(found.message)
                     elif isinstance(found, BaseException):
                         raise found
                     else:
                         answers.append(found)
-            except Refusal as no:
-                answers = [no.message]
-            return await self.service.thread(self._show, answers)
+            except RequestError as error:
+                answers = [error.message]
+            return await self.service.run_blocking(self._show, answers)
 
         return search
 
-    async def _ask(self, question: Any) -> dict[str, Any]:
-        with self.service.place():
-            return await self.service.search(question)
+    async def _search(self, request: SearchRequest) -> SearchDocument:
+        with self.service.slot():
+            return await self.service.search(request)
 
-    def _body(self, modality: str, asked: Any, fields: dict[str, Any]) -> Body:
-        """What the component holds, as a request's body. Refusal 403, 422."""
-        if modality == "item":
-            return Body({}, {**fields, "item": asked if isinstance(asked, str) else ""})
-        if isinstance(asked, list):
-            asked = asked[0] if asked else None
-        if isinstance(asked, dict):
-            if not inside(asked.get("path"), self.folder):
-                raise Refusal(403, "path", "only what was uploaded here is opened")
-            data = Path(asked["path"]).read_bytes()
-        elif isinstance(asked, str) and modalities.get(modality).language and asked.strip():
-            data = asked.encode("utf-8", "replace")
+    def _request_body(self, modality: str, value: object, fields: dict[str, object]) -> RequestBody:
+        """A component's payload as the body of a request. RequestError 403, 422."""
+        if modality == ITEM:
+            return RequestBody({}, {**fields, ITEM: value if isinstance(value, str) else ""})
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if isinstance(value, dict):
+            if not is_upload(value.get("path"), self.folder):
+                raise RequestError(403, "path", "only uploaded files are opened")
+            data = Path(value["path"]).read_bytes()
+        elif isinstance(value, str) and modalities.get(modality).language and value.strip():
+            data = value.encode("utf-8", "replace")
         else:
-            raise Refusal(422, "invalid", f"give some {modality} first")
-        return Body({modality: data}, fields)
+            raise RequestError(422, "invalid", f"give a value of {modality} first")
+        return RequestBody({modality: data}, fields)
 
-    def _show(self, answers: list[dict[str, Any] | str]) -> list[Any]:
-        """Updates of both columns."""
+    def _show(self, answers: Sequence[SearchDocument | str]) -> Updates:
+        """Updates of all columns; a string is the message of a refused search."""
         import gradio as gr
 
-        out: list[Any] = []
+        out: Updates = []
         for n in range(len(self.columns)):
             answer = answers[n] if n < len(answers) else None
-            hits = answer["results"] if isinstance(answer, dict) else []
-            head = error_line(answer) if isinstance(answer, str) else answer_line(answer) if answer else ""
-            marks = (
-                [
-                    {"query": answer["query"], "item": r["id"], "version": answer["version"], "rank": i, "score": r["score"]}
-                    for i, r in enumerate(hits, 1)
-                ]
-                if isinstance(answer, dict)
-                else []
-            )
-            out += [gr.update(visible=answer is not None), head, marks]
+            results = answer["results"] if isinstance(answer, dict) else []
+            heading = error_line(answer) if isinstance(answer, str) else answer_line(answer) if answer else ""
+            out += [gr.update(visible=answer is not None), heading, feedback_events(answer)]
             for i in range(self.rows):
-                there = i < len(hits)
-                out += [gr.update(visible=there), self.cards.result(hits[i], i + 1) if there else ""]
-                out += [gr.update(value=label, interactive=True) for label in MARKS.values()]
+                shown = i < len(results)
+                out += [gr.update(visible=shown), self.cards.result(results[i], i + 1) if shown else ""]
+                out += [gr.update(value=label, interactive=True) for label in JUDGMENTS.values()]
         return out
 
-    def _mark(self, n: int, kind: str) -> Callable[..., Awaitable[Any]]:
-        async def mark(found: list[dict[str, Any]]) -> Any:
-            """Record it; the button says that it was."""
+    def _judge_function(self, n: int, kind: str) -> Callable[..., Awaitable[object]]:
+        async def judge(events: list[JsonObject]) -> object:
+            """Record the judgment of result `n`; the button then says that it was recorded."""
             import gradio as gr
 
             try:
-                await self.service.thread(self.service.feedback, {**found[n], "kind": kind, "page": PATH})
-            except (Refusal, IndexError) as e:
+                event = {**events[n], "kind": kind, "page": PATH}
+                await self.service.run_blocking(self.service.feedback, event)
+            except (RequestError, IndexError) as e:
                 return gr.update(value=str(e)[:80] or "search again", interactive=False)
-            return gr.update(value=f"noted: {MARKS[kind].lower()}", interactive=False)
+            return gr.update(value=f"noted: {JUDGMENTS[kind].lower()}", interactive=False)
 
-        return mark
+        return judge
+
+
+def feedback_events(answer: SearchDocument | str | None) -> list[JsonObject]:
+    """For each result of an answer the feedback event that a judgment of it would record, without its kind."""
+    if not isinstance(answer, dict):
+        return []
+    return [
+        {"query": answer["query"], "item": r["id"], "version": answer["version"], "rank": rank, "score": r["score"]}
+        for rank, r in enumerate(answer["results"], 1)
+    ]

@@ -1,7 +1,7 @@
-"""What a server counts, in Prometheus' own format."""
+"""The server's counters, in Prometheus' text format."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,38 +11,38 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """One registry a server; `exposition` is the document of GET /metrics."""
+    """The counters of one server, in a registry of their own; `exposition` is the body of GET /metrics."""
 
     def __init__(self) -> None:
         import prometheus_client as p
 
         self.registry = r = p.CollectorRegistry()
         self.requests = p.Counter("mmtune_requests", "HTTP requests", ["route", "status"], registry=r)
-        self.seconds = p.Histogram("mmtune_request_seconds", "Their duration", ["route"], buckets=SECONDS, registry=r)
+        self.seconds = p.Histogram("mmtune_request_seconds", "Duration of requests", ["route"], buckets=SECONDS, registry=r)
         self.searches = p.Counter("mmtune_searches", "Searches answered", ["version", "by"], registry=r)
-        self.empty = p.Counter("mmtune_searches_empty", "Searches that found nothing", ["version"], registry=r)
+        self.empty = p.Counter("mmtune_searches_empty", "Searches without results", ["version"], registry=r)
         self.refused = p.Counter("mmtune_refused", "Requests refused", ["code"], registry=r)
-        self.batch = p.Histogram("mmtune_batch_size", "Values that shared a forward pass", buckets=SIZES, registry=r)
-        self.pass_seconds = p.Histogram("mmtune_batch_seconds", "Duration of a forward pass", buckets=SECONDS, registry=r)
+        self.batch = p.Histogram("mmtune_batch_size", "Queries that shared a forward pass", buckets=SIZES, registry=r)
+        self.batch_seconds = p.Histogram("mmtune_batch_seconds", "Duration of a forward pass", buckets=SECONDS, registry=r)
         self.under_way = p.Gauge("mmtune_under_way", "Searches and writes under way", registry=r)
-        self.live = p.Gauge("mmtune_live", "1 for the version that answers", ["version", "fingerprint"], registry=r)
+        self.live = p.Gauge("mmtune_live", "1 for the live version", ["version", "fingerprint"], registry=r)
         self.items = p.Gauge("mmtune_items", "Items in the collection", registry=r)
-        self.feedback = p.Counter("mmtune_feedback", "Clicks and marks", ["kind"], registry=r)
+        self.feedback = p.Counter("mmtune_feedback", "Clicks and judgments", ["kind"], registry=r)
 
     def observe_batch(self, size: int, seconds: float) -> None:
-        """One forward pass."""
+        """Record one forward pass of `size` queries."""
         self.batch.observe(size)
-        self.pass_seconds.observe(seconds)
+        self.batch_seconds.observe(seconds)
 
     def exposition(self) -> tuple[bytes, str]:
-        """(document, its media type)."""
+        """(body, media type) of GET /metrics."""
         import prometheus_client as p
 
         return p.generate_latest(self.registry), p.CONTENT_TYPE_LATEST
 
 
-class Counted:
-    """Counts and times every HTTP request by the route that took it (never by its path, which a caller makes up)."""
+class MetricsMiddleware:
+    """Counts and times every HTTP request by the route that answered it, never by its path, which a caller invents."""
 
     def __init__(self, app: "ASGIApp", metrics: Metrics):
         self.app, self.metrics = app, metrics
@@ -53,22 +53,22 @@ class Counted:
             return await self.app(scope, receive, send)
         begin, status = time.perf_counter(), 500
 
-        async def told(message: "Message") -> None:
+        async def noting_send(message: "Message") -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, told)
+            await self.app(scope, receive, noting_send)
         finally:
             route = route_of(scope)
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - begin)
 
 
-def route_of(scope: Any) -> str:
-    """The route's pattern, "/page" for all of the page, "other" where none took it."""
+def route_of(scope: "Scope") -> str:
+    """The route's pattern; "/page" for everything of the search page, "other" where no route matched."""
     if scope["path"].startswith("/page"):
         return "/page"
     return getattr(scope.get("route"), "path", "other")

@@ -1,79 +1,147 @@
-"""From an HTTP request to what is asked: JSON, or a form with files. A caller's string is a value, never a path or a URL.
+"""Reads and validates request bodies: JSON, or a form with files. A caller's string is a value, never a path or a URL.
 
-Both carry the same fields. A value goes under its modality's name: words as they are, anything else as an uploaded file, or in
-JSON as {"base64": "..."}. In a form a file may also come as `file`; its name's ending says what it is (and nothing else of the
-name is looked at).
+Both carry the same fields. A value goes under its modality's name: a caption as it is, anything else as an uploaded file, or in
+JSON as {"base64": "..."}. In a form a file may also come as `file`; the ending of its name then tells the modality (and nothing
+else of the name is used).
 """
 
 import asyncio
 import base64
 import binascii
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
-from mmtune.index.query.filters import encodable
-from mmtune.serve.error_responses import Refusal, invalid
+from mmtune.serve.error_responses import RequestError, invalid
+from mmtune.serve.schemas import RequestFields, SearchFields
 from mmtune.serve.settings import Limits
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 FORM, JSON = "multipart/form-data", "application/json"
-MANY = 64  # fields of a form
+MAX_FORM_FIELDS = 64
+OLD_NAMES = {"per": "group_by"}
+"""Earlier names of fields, which are still accepted."""
+
+Fields = TypeVar("Fields", bound=RequestFields)
 
 
 @dataclass
-class Body:
-    """values: modality -> bytes, which nobody has looked at yet (`admitted`); fields: all the rest."""
+class RequestBody:
+    """values: modality -> bytes, not yet checked (see `decoded_bytes`); fields: everything else."""
 
     values: dict[str, bytes] = field(default_factory=dict)
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, object] = field(default_factory=dict)
 
 
-async def read_body(request: "Request", limits: Limits) -> Body:
-    """The body of a request. Refusal 408, 413, 415, 422."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+@dataclass(frozen=True)
+class SearchRequest:
+    """A validated search: one value of one modality, or an item's id, and the other fields."""
+
+    fields: SearchFields
+    modality: str | None = None
+    data: bytes = b""
+
+
+async def read_body(request: "Request", limits: Limits) -> RequestBody:
+    """The body of a request. RequestError 408 (too slow), 413, 415 (neither JSON nor a form), 422."""
+    kind = _media_type(request)
     try:
         async with asyncio.timeout(limits.body_seconds):
             if kind == FORM:
                 return await _form(request, limits)
             if kind == JSON:
-                return _json(await request.body())
+                return _json_body(await request.body())
     except TimeoutError:
-        raise Refusal(408, "too_slow", f"the request did not arrive within {limits.body_seconds:g} s") from None
-    raise Refusal(415, "unsupported", f"send {JSON} or {FORM}, not {kind[:80] or 'a body without a type'}")
+        raise _too_slow(limits) from None
+    raise RequestError(415, "unsupported", f"send {JSON} or {FORM}, not {kind[:80] or 'a body without a type'}")
 
 
-async def read_json(request: "Request", limits: Limits) -> dict[str, Any]:
-    """A body that is a JSON object. The type is asked for because a browser sends it across sites only when allowed to."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        raise Refusal(415, "unsupported", f"send {JSON}")
+async def read_json(request: "Request", limits: Limits) -> JsonObject:
+    """A body that is a JSON object. The media type is required because a browser sends it across sites only when allowed to."""
+    if _media_type(request) != JSON:
+        raise RequestError(415, "unsupported", f"send {JSON}")
     try:
         async with asyncio.timeout(limits.body_seconds):
-            return _object(await request.body())
+            return _json_object(await request.body())
     except TimeoutError:
-        raise Refusal(408, "too_slow", f"the request did not arrive within {limits.body_seconds:g} s") from None
+        raise _too_slow(limits) from None
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    def refuse(name: str) -> None:
+def validated(model: type[Fields], fields: Mapping[str, object], limits: Limits, other_fields: Sequence[str] = ()) -> Fields:
+    """The fields as `model`; those that are None count as absent. RequestError 422 names the first that is wrong.
+
+    other_fields: names that a message about an unknown field lists beside the model's.
+    """
+    given: dict[str, object] = {}
+    for name, value in fields.items():
+        new = OLD_NAMES.get(name, name)
+        name = new if new in model.model_fields else name
+        if name in given:
+            raise invalid(f"{name}: comes twice")
+        if name not in model.model_fields:
+            raise invalid(f"{name[:80]}: no such field; there are {', '.join([*other_fields, *model.model_fields])}")
+        if value is not None:
+            given[name] = value
+    try:
+        return model.model_validate(given, context=limits)
+    except ValidationError as e:
+        error = e.errors(include_url=False, include_input=False)[0]
+        where, limit = ".".join(map(str, error["loc"][:1])), error.get("ctx", {}).get("limit")
+        line = f"{where}: {error['msg']}" if where else error["msg"]
+        raise (invalid(line) if limit is None else invalid(line, limit=limit)) from None
+
+
+def parse_search(body: RequestBody, limits: Limits) -> SearchRequest:
+    """The search that a body describes. RequestError 422 names the field."""
+    fields = validated(SearchFields, body.fields, limits, modalities.names())
+    count = len(body.values) + (fields.item is not None)
+    if count != 1:
+        raise invalid(f"a query is one of {', '.join([*modalities.names(), 'item'])}; got {count}")
+    modality, data = next(iter(body.values.items()), (None, b""))
+    return SearchRequest(fields, modality, data)
+
+
+def decoded_bytes(name: str, data: bytes, limits: Limits) -> int:
+    """The bytes of memory that decoding a value takes. RequestError 422 where it is over the limits of its modality."""
+    modality = modalities.get(name)
+    try:
+        return modality.check_header(data, **{k: v for k, v in limits.values.items() if k in modality.options})
+    except Rejected as e:
+        raise invalid(f"{name}: {e}", field=name) from None
+
+
+def _media_type(request: "Request") -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _too_slow(limits: Limits) -> RequestError:
+    return RequestError(408, "too_slow", f"the request did not arrive within {limits.body_seconds:g} s")
+
+
+def _json_object(data: bytes) -> JsonObject:
+    def refuse_constant(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        found = json.loads(data, parse_constant=refuse)
+        document = json.loads(data, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as e:
         raise invalid(f"the body is not JSON: {str(e)[:200]}") from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise invalid("the body is a JSON object, {...}")
-    return found
+    return document
 
 
-def _json(data: bytes) -> Body:
-    body = Body()
-    for name, value in _object(data).items():
+def _json_body(data: bytes) -> RequestBody:
+    body = RequestBody()
+    for name, value in _json_object(data).items():
         if name not in modalities.names():
             body.fields[name] = value
         elif value is not None:
@@ -81,7 +149,8 @@ def _json(data: bytes) -> Body:
     return body
 
 
-def _value(name: str, value: Any) -> bytes:
+def _value(name: str, value: object) -> bytes:
+    """The bytes of a value in JSON, or of a form's plain field."""
     if isinstance(value, str) and modalities.get(name).language:
         return value.encode("utf-8", "replace")
     if isinstance(value, dict) and set(value) == {"base64"} and isinstance(value["base64"], str):
@@ -94,11 +163,12 @@ def _value(name: str, value: Any) -> bytes:
     raise invalid(f'{name}: upload a file ({FORM}), or give {{"base64": "..."}}; no path and no URL is ever opened')
 
 
-async def _form(request: "Request", limits: Limits) -> Body:
+async def _form(request: "Request", limits: Limits) -> RequestBody:
     from starlette.datastructures import UploadFile
 
-    body = Body()
-    async with request.form(max_files=len(modalities.names()), max_fields=MANY, max_part_size=limits.max_bytes) as form:
+    body = RequestBody()
+    options = {"max_files": len(modalities.names()), "max_fields": MAX_FORM_FIELDS, "max_part_size": limits.max_bytes}
+    async with request.form(**options) as form:
         for name, value in form.multi_items():
             if name in body.fields or name in body.values:
                 raise invalid(f"{name}: comes twice")
@@ -108,101 +178,20 @@ async def _form(request: "Request", limits: Limits) -> Body:
                 else:
                     body.fields[name] = value
                 continue
-            name = name if name in modalities.names() else _by_ending(name, value.filename or "")
+            name = name if name in modalities.names() else _modality_of_file(name, value.filename or "")
             if name in body.values:
                 raise invalid(f"{name}: comes twice")
             body.values[name] = await value.read()
     return body
 
 
-def _by_ending(field: str, filename: str) -> str:
+def _modality_of_file(field: str, filename: str) -> str:
+    """The modality that the ending of a file's name tells."""
     ending = filename.rpartition(".")[2].lower() if "." in filename else ""
     if field != "file":
         raise invalid(f"{field}: no field for a file; there are {', '.join([*modalities.names(), 'file'])}")
     known = modalities.by_extension()
     if ending not in known:
-        named = f"name the field {' or '.join(modalities.names())}, or end it in one of {', '.join(known)}"
-        raise invalid(f"file: its name ends in {ending[:20]!r}; {named}")
+        fix = f"name the field {' or '.join(modalities.names())}, or end the file's name in one of {', '.join(known)}"
+        raise invalid(f"file: its name ends in {ending[:20]!r}; {fix}")
     return known[ending]
-
-
-def admitted(name: str, data: bytes, limits: Limits) -> int:
-    """How many bytes of memory decoding takes of a value within the limits of its modality. Refusal 422 for another."""
-    kind = modalities.get(name)
-    try:
-        return kind.check_header(data, **{k: v for k, v in limits.values.items() if k in kind.options})
-    except Rejected as e:
-        raise invalid(f"{name}: {e}", field=name) from None
-
-
-@dataclass(frozen=True)
-class Search:
-    """A checked question: one value of one modality, or an item's id."""
-
-    modality: str | None = None
-    data: bytes = b""
-    item: str | None = None
-    k: int = 10
-    filter: str | None = None
-    version: str | None = None
-    hybrid: bool = False
-    target: tuple[str, ...] | None = None
-    per: str | None = None
-    interleave: str | None = None
-
-
-KNOWN = ("k", "filter", "version", "item", "hybrid", "target", "per", "interleave")
-
-
-def search_of(body: Body, limits: Limits) -> Search:
-    """The search that a body asks for. Refusal 422 naming the field."""
-    fields = {k: v for k, v in body.fields.items() if v is not None}
-    unknown = [f for f in fields if f not in KNOWN]
-    if unknown:
-        raise invalid(f"{unknown[0][:80]}: no such field; there are {', '.join([*modalities.names(), *KNOWN])}")
-    for name in ("item", "filter", "version", "per", "interleave"):
-        if name in fields and not (isinstance(fields[name], str) and encodable(fields[name])):
-            raise invalid(f"{name}: a string")
-    item, target = fields.get("item") or None, fields.get("target") or None
-    if len(body.values) + (item is not None) != 1:
-        raise invalid(
-            f"ask with one of {', '.join([*modalities.names(), 'item'])}; got {len(body.values) + (item is not None)}"
-        )
-    if isinstance(target, str):
-        target = [t.strip() for t in target.split(",")]
-    if target is not None and not (isinstance(target, list) and all(t in modalities.names() for t in target)):
-        raise invalid(f"target: names among {', '.join(modalities.names())}")
-    where = (fields.get("filter") or "").strip() or None
-    if where and len(where) > limits.max_filter:
-        raise invalid(f"filter: {len(where)} characters, limit {limits.max_filter}", limit=limits.max_filter)
-    if fields.get("interleave") and fields.get("version"):
-        raise invalid("interleave: names the version beside live, so give no version")
-    modality, data = next(iter(body.values.items()), (None, b""))
-    return Search(
-        modality,
-        data,
-        item,
-        _count(fields.get("k", 10), limits.max_k),
-        where,
-        fields.get("version"),
-        _flag(fields.get("hybrid", False)),
-        tuple(target) if target else None,
-        fields.get("per") or None,
-        fields.get("interleave") or None,
-    )
-
-
-def _count(k: Any, most: int) -> int:
-    if isinstance(k, str) and k.strip().isascii() and k.strip().isdigit() and len(k) < 10:
-        k = int(k)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
-        raise invalid(f"k: a whole number, 1 to {most}", limit=most)
-    return k
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false", "1", "0", ""):
-        return value.lower() in ("true", "1")
-    if not isinstance(value, bool):
-        raise invalid("hybrid: true or false")
-    return value

@@ -1,12 +1,13 @@
 """Search results as HTML fragments for the page; the templates escape whatever comes from data."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.errors import Rejected
 from mmtune.html.render import render, render_macro, trusted
-from mmtune.serve.error_responses import Refusal
+from mmtune.serve.error_responses import RequestError
+from mmtune.serve.schemas import SearchDocument, SearchResult
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -34,15 +35,15 @@ class ResultCards:
         try:
             data, _ = self.service.value(id, modality)
             return trusted(modalities.get(modality).thumbnail_html(data, id))
-        except (Refusal, Rejected, NotImplementedError) as e:
+        except (RequestError, Rejected, NotImplementedError) as e:
             return render_macro(TEMPLATE, "unreadable_value", modality, str(e) or "cannot be shown")
 
-    def result(self, result: dict[str, Any], rank: int) -> str:
+    def result(self, result: SearchResult, rank: int) -> str:
         """One result: rank, id, score, the cards of its values, group and metadata."""
         item = self.service.items([result["id"]]).get(result["id"])
         contents = item.contents if item else {}
         cards = [self._card(result["id"], m, contents[m][0]) for m in modalities.names() if m in contents]
-        metadata = {"group": result.get("group"), **result.get("meta", {})}
+        metadata = {"group": result["group"], **result["meta"]}
         shown = {name: str(value)[:METADATA_CHARACTERS] for name, value in metadata.items() if value is not None}
         return render_macro(TEMPLATE, "result", result["id"], rank, result["score"], cards, shown)
 
@@ -52,7 +53,7 @@ def page_heading(name: str, line: str) -> str:
     return render_macro(TEMPLATE, "page_heading", name, line)
 
 
-def answer_line(document: dict[str, Any]) -> str:
+def answer_line(document: SearchDocument) -> str:
     """The line over a column of results: version, number of results and time."""
     return render_macro(TEMPLATE, "answer_line", document["version"], len(document["results"]), 1000 * document["seconds"])
 

@@ -1,105 +1,137 @@
-"""The REST surface."""
+"""The REST routes."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING
 
 from mmtune import modalities
-from mmtune.serve.openapi import FEEDBACK, REFUSALS, put_body, search_body
-from mmtune.serve.request import read_body, read_json, search_of
+from mmtune.serve.openapi import ERROR_RESPONSES, feedback_body, item_body, search_body
+from mmtune.serve.request import parse_search, read_body, read_json
+from mmtune.serve.schemas import (
+    DeleteDocument,
+    HealthDocument,
+    ItemDocument,
+    LimitsDocument,
+    PutDocument,
+    ReadyDocument,
+    SearchDocument,
+    VersionsDocument,
+)
 from mmtune.serve.service import Service
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter
+    from fastapi import APIRouter, Request, Response
+
+UNKNOWN = "application/octet-stream"
+VALUE_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
+"""A value is a caller's file: a browser must neither guess its type nor run anything in it."""
 
 
 def router(service: Service) -> "APIRouter":
-    """The routes of one service. They read bodies themselves: what is over a limit is refused before it is held."""
+    """The routes of one service. They read bodies themselves, so that one over a limit is refused while it arrives."""
     from fastapi import APIRouter, Request
     from fastapi.responses import JSONResponse, Response
     from fastapi.routing import APIRoute
 
-    class Direct(APIRoute):
-        """An endpoint that takes the request as it is, and nothing else, is simply called."""
+    class DirectRoute(APIRoute):
+        """Calls an endpoint that takes the request and nothing else without FastAPI's dependency resolution."""
 
-        def get_route_handler(self) -> Any:
-            alone = list(inspect.signature(self.endpoint).parameters) == ["request"]
-            return self.endpoint if alone else super().get_route_handler()
+        def get_route_handler(self) -> "Callable[[Request], Coroutine[object, object, Response]]":
+            direct = list(inspect.signature(self.endpoint).parameters) == ["request"]
+            return self.endpoint if direct else super().get_route_handler()
 
-    routes, limits = APIRouter(responses=REFUSALS, route_class=Direct), service.settings.limits
+    routes, limits = APIRouter(responses=ERROR_RESPONSES, route_class=DirectRoute), service.settings.limits
 
-    @routes.post("/search", openapi_extra=search_body(), summary="The k items most alike a value or an item")
+    @routes.post(
+        "/search",
+        openapi_extra=search_body(),
+        response_model=SearchDocument,
+        summary="The k items that are most similar to a value or an item",
+    )
     async def search(request: Request) -> JSONResponse:
-        with service.place():
-            asked = search_of(await read_body(request, limits), limits)
-            return JSONResponse(await service.search(asked))
+        with service.slot():
+            wanted = parse_search(await read_body(request, limits), limits)
+            return JSONResponse(await service.search(wanted))
 
-    @routes.get("/items/{id:path}/value/{modality}", summary="An item's own value, as it was packed")
+    @routes.get("/items/{id:path}/value/{modality}", response_class=Response, summary="An item's own value, as it was packed")
     async def value(id: str, modality: str) -> Response:
-        data, mime = await service.thread(service.value, id, modality)
-        return Response(
-            data, media_type=mime, headers=SAFE | ({} if mime != UNKNOWN else {"Content-Disposition": "attachment"})
-        )
+        data, mime = await service.run_blocking(service.value, id, modality)
+        unknown = {"Content-Disposition": "attachment"} if mime == UNKNOWN else {}
+        return Response(data, media_type=mime, headers=VALUE_HEADERS | unknown)
 
-    @routes.get("/items/{id:path}", summary="An item's group, metadata, and where its values are")
+    @routes.get(
+        "/items/{id:path}",
+        response_model=ItemDocument,
+        summary="An item's group, metadata, and the addresses of its values",
+    )
     async def item(id: str) -> JSONResponse:
-        return JSONResponse(await service.thread(service.item, id))
+        return JSONResponse(await service.run_blocking(service.item, id))
 
-    @routes.put("/items/{id:path}", openapi_extra=put_body(), summary="Insert or replace an item (needs the token)")
+    @routes.put(
+        "/items/{id:path}",
+        openapi_extra=item_body(),
+        response_model=PutDocument,
+        summary="Insert or replace an item (needs the token)",
+    )
     async def put(id: str, request: Request) -> JSONResponse:
-        with service.place():
-            done = await service.thread(service.put, id, await read_body(request, limits))
+        with service.slot():
+            done = await service.run_blocking(service.put, id, await read_body(request, limits))
         return JSONResponse(done, 201 if done["created"] else 200)
 
-    @routes.delete("/items/{id:path}", summary="Remove an item (needs the token)")
+    @routes.delete("/items/{id:path}", response_model=DeleteDocument, summary="Remove an item (needs the token)")
     async def delete(id: str) -> JSONResponse:
-        with service.place():
-            return JSONResponse(await service.thread(service.delete, id))
+        with service.slot():
+            return JSONResponse(await service.run_blocking(service.delete, id))
 
-    @routes.post("/feedback", openapi_extra=FEEDBACK, summary="A click on a result, a match, or not a match")
+    @routes.post(
+        "/feedback",
+        openapi_extra=feedback_body(),
+        status_code=201,
+        summary="A click on a result, or a judgment: a match, or not a match",
+    )
     async def feedback(request: Request) -> JSONResponse:
-        with service.place():
+        with service.slot():
             event = await read_json(request, limits)
-            return JSONResponse(await service.thread(service.feedback, event), 201)
+            return JSONResponse(await service.run_blocking(service.feedback, event), 201)
 
-    _about(routes, service)
+    _add_state_routes(routes, service)
     return routes
 
 
-def _about(routes: "APIRouter", service: Service) -> None:
-    """The routes that say how the service is, and answer nothing of the corpus."""
+def _add_state_routes(routes: "APIRouter", service: Service) -> None:
+    """The routes about the server and the versions, which return no items."""
     from fastapi.responses import JSONResponse, RedirectResponse, Response
 
     limits = service.settings.limits
 
     @routes.get("/health", summary="The process runs")
-    async def health() -> dict[str, str]:
+    async def health() -> HealthDocument:
         return {"status": "ok"}
 
-    @routes.get("/ready", summary="A search is answered at once")
+    @routes.get("/ready", response_model=ReadyDocument, summary="A search is answered without loading a model first")
     async def ready() -> JSONResponse:
-        return JSONResponse(await service.thread(service.ready))
+        return JSONResponse(await service.run_blocking(service.ready))
 
-    @routes.get("/versions", summary="Who is live, since when, and who waits")
+    @routes.get("/versions", response_model=VersionsDocument, summary="The live version, since when, and the staged one")
     async def versions() -> JSONResponse:
-        return JSONResponse(await service.thread(service.versions))
+        return JSONResponse(await service.run_blocking(service.versions))
 
-    @routes.get("/shadow", summary="What shadowed searches and interleaved answers say of a staged version")
+    @routes.get("/shadow", summary="What repeated searches and interleaved answers tell about a staged version")
     async def shadow(version: str | None = None) -> JSONResponse:
-        with service.place():  # it reads all that was written down
-            return JSONResponse(await service.thread(service.shadow, version))
+        with service.slot():  # it reads the whole log
+            return JSONResponse(await service.run_blocking(service.shadow, version))
 
-    @routes.get("/limits", summary="What one request may ask for")
-    async def told() -> dict[str, Any]:
-        values = {m: {k: limits.values[k] for k in modalities.get(m).request_limits} for m in modalities.names()}
+    @routes.get("/limits", summary="What one request may contain")
+    async def request_limits() -> LimitsDocument:
         return {
             "max_bytes": limits.max_bytes,
             "max_k": limits.max_k,
             "max_filter": limits.max_filter,
             "max_concurrent": limits.max_concurrent,
-            "values": values,
+            "values": {m: {k: limits.values[k] for k in modalities.get(m).request_limits} for m in modalities.names()},
         }
 
-    @routes.get("/metrics", summary="Counters for Prometheus")
+    @routes.get("/metrics", response_class=Response, summary="Counters for Prometheus")
     async def metrics() -> Response:
         def document() -> tuple[bytes, str]:
             counts = service.metrics
@@ -110,13 +142,9 @@ def _about(routes: "APIRouter", service: Service) -> None:
             counts.items.set(len(service.collection.catalog))
             return counts.exposition()
 
-        data, mime = await service.thread(document)
+        data, mime = await service.run_blocking(document)
         return Response(data, headers={"Content-Type": mime})
 
     @routes.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/page/" if service.settings.page else "/openapi.json")
-
-
-UNKNOWN = "application/octet-stream"
-SAFE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}

@@ -1,46 +1,51 @@
-"""What a server may be told, with the defaults of a careful one."""
+"""Settings of a server and the limits on a request, with cautious defaults."""
 
 import ipaddress
 from dataclasses import dataclass, field
-from typing import Any
 
 from mmtune import modalities
 from mmtune.errors import DataError
 
+Number = int | float
 
-def value_limits() -> dict[str, Any]:
-    """Every modality's limits for what arrives over the network, by name; the widest default where several have one."""
-    found: dict[str, Any] = {}
+
+def value_limits() -> dict[str, Number]:
+    """The limits of all modalities on values that arrive over the network, by option name; the widest where several have it."""
+    limits: dict[str, Number] = {}
     for name in modalities.names():
         for option, default in modalities.get(name).request_limits.items():
-            found[option] = max(found.get(option, default), default)
-    return found
+            limits[option] = max(limits.get(option, default), default)
+    return limits
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one caller may ask for; over it 413 (bytes), 422 (k, a filter, a value), 429 (too many at once), 408 (too slow)."""
+    """What one request may contain. Over a limit: 413 (bytes), 422 (k, filter, value), 429 (concurrency), 408 (time)."""
 
     max_bytes: int = 20_000_000
-    """Of one request, whatever it carries."""
+    """Bytes of a request's body."""
     max_k: int = 100
+    """Results of a search."""
     max_filter: int = 1000
     """Characters of a filter."""
     max_concurrent: int = 64
     """Searches and writes that are under way at once."""
     max_decoded: int = 2**31
-    """Bytes of memory that values may take decoded, all requests together; who does not fit waits."""
+    """Bytes of memory that all values being decoded may take together; a request over it waits."""
     body_seconds: float = 30.0
-    """For the caller to send the whole request."""
-    values: dict[str, Any] = field(default_factory=value_limits)
-    """Of a value, by the names of the modalities' own options."""
+    """Seconds in which the whole body has to arrive."""
+    values: dict[str, Number] = field(default_factory=value_limits)
+    """Limits of a value, by the names of the modalities' options."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`host`, `port`: where; `token`: see `mmtune.serve.auth`; `window`: seconds that a search may wait for others to share its
-    forward pass; `batch`: values a pass; `page`: whether people get a page; `watch`: seconds between looks at who is live;
-    `grace`: seconds that a stopping server waits for what is under way."""
+    """How a server listens and answers. DataError for an address that other machines reach without a token.
+
+    token: see `mmtune.serve.auth`; window: seconds that a search may wait for others to share its forward pass; batch: queries
+    a forward pass; page: whether there is a search page; watch: seconds between looks at which version is live; grace: seconds
+    that a stopping server waits for requests under way.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -68,7 +73,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine itself."""
+    """Whether a host name or address means this machine itself."""
     if host == "localhost":
         return True
     try:

@@ -1,22 +1,39 @@
-"""Stands before the page's own server: what the page needs passes, and no path or URL of a caller is ever opened.
+"""Guards the search page's own server: no path or URL that a caller names is ever opened.
 
-gradio fetches URLs (`/file=http...`, `/proxy=...`, a payload whose path is a URL), and a mounted page of its does not check
-that a payload's path was uploaded. So: routes are an allow list; a path must lie, links followed, in the folder of this
-server's uploads; what else a payload says of where its content is, is taken out.
+gradio fetches URLs (`/file=http...`, `/proxy=...`, a payload whose path is a URL), and does not check for a mounted page that a
+payload's path was uploaded. So routes are an allow list; a path must lie, links followed, in this server's folder of uploads;
+URLs in payloads are removed.
 """
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from mmtune.serve.error_responses import Refusal
+from mmtune.serve.error_responses import RequestError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API = "/gradio_api"
-EXACT = {
+API_ROUTES = (
+    "/theme.css",
+    "/queue/data",
+    "/upload",
+    "/upload_progress",
+    "/startup-events",
+    "/cancel",
+    "/reset",
+    "/app_id",
+    "/app_id/",
+    "/info",
+    "/info/",
+    "/login_check",
+    "/login_check/",
+    "/user",
+    "/user/",
+)
+ROUTES = {
     "",
     "/",
     "/config",
@@ -25,33 +42,14 @@ EXACT = {
     "/manifest.json",
     "/favicon.ico",
     "/robots.txt",
-    *(
-        API + r
-        for r in (
-            "/theme.css",
-            "/queue/data",
-            "/upload",
-            "/upload_progress",
-            "/startup-events",
-            "/cancel",
-            "/reset",
-            "/app_id",
-            "/app_id/",
-            "/info",
-            "/info/",
-            "/login_check",
-            "/login_check/",
-            "/user",
-            "/user/",
-        )
-    ),
+    *(API + route for route in API_ROUTES),
 }
-BELOW = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat/")
+PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat/")
 JOIN, FILE = f"{API}/queue/join", f"{API}/file="
 
 
-def inside(path: Any, folder: Path) -> bool:
-    """Whether it is a file of that folder, all links followed. False for whatever is no such path."""
+def is_upload(path: object, folder: Path) -> bool:
+    """Whether `path` is a file inside `folder`, all links followed. False for whatever is no such path."""
     if not isinstance(path, str) or not path or "\0" in path or "://" in path:
         return False
     try:
@@ -61,19 +59,19 @@ def inside(path: Any, folder: Path) -> bool:
         return False
 
 
-def cleaned(value: Any, folder: Path) -> Any:
-    """A payload without URLs. Refusal 403 where it names a path that is no upload."""
+def without_urls(value: object, folder: Path) -> object:
+    """A JSON payload whose URLs are removed. RequestError 403 where it names a path that is no upload."""
     if isinstance(value, list):
-        return [cleaned(v, folder) for v in value]
+        return [without_urls(v, folder) for v in value]
     if not isinstance(value, dict):
         return value
-    if value.get("path") is not None and not inside(value["path"], folder):
-        raise Refusal(403, "path", "only what was uploaded here is opened")
-    return {k: None if k == "url" else cleaned(v, folder) for k, v in value.items()}
+    if value.get("path") is not None and not is_upload(value["path"], folder):
+        raise RequestError(403, "path", "only uploaded files are opened")
+    return {k: None if k == "url" else without_urls(v, folder) for k, v in value.items()}
 
 
-class Guard:
-    """ASGI, in the place where the page is mounted."""
+class UploadGuard:
+    """ASGI application around the mounted page. `prefix`: where it is mounted; `limit`: bytes of a payload."""
 
     def __init__(self, app: "ASGIApp", prefix: str, folder: Path, limit: int):
         self.app, self.prefix, self.folder, self.limit = app, prefix, folder, limit
@@ -87,39 +85,38 @@ class Guard:
         path = scope["path"].removeprefix(self.prefix)
         try:
             if path.rstrip("/") == JOIN:
-                receive = await self._join(receive)
+                receive = await self._checked_payload(receive)
             elif path.startswith(FILE):
                 for name in {path.removeprefix(FILE), unquote(path.removeprefix(FILE))}:
-                    if not inside(name, self.folder):
-                        raise Refusal(403, "path", "only what was uploaded here is opened")
-            elif path not in EXACT and not path.startswith(BELOW):
-                raise Refusal(404, "not_found", "no such page")
-        except Refusal as no:
-            return await JSONResponse(no.body, no.status, no.headers)(scope, receive, send)
+                    if not is_upload(name, self.folder):
+                        raise RequestError(403, "path", "only uploaded files are opened")
+            elif path not in ROUTES and not path.startswith(PREFIXES):
+                raise RequestError(404, "not_found", "no such page")
+        except RequestError as error:
+            return await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
         await self.app(scope, receive, send)
 
-    async def _join(self, receive: "Receive") -> "Receive":
-        """The same request with a clean payload."""
+    async def _checked_payload(self, receive: "Receive") -> "Receive":
+        """Reads the request's payload and returns a `receive` that delivers it without URLs."""
         body, more = b"", True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(400, "gone", "the caller went away")
+                raise RequestError(400, "gone", "the caller went away")
             body, more = body + message.get("body", b""), message.get("more_body", False)
             if len(body) > self.limit:
-                raise Refusal(413, "too_large", f"the request is over {self.limit} bytes", limit=self.limit)
+                raise RequestError(413, "too_large", f"the request is over {self.limit} bytes", limit=self.limit)
         try:
-            found = json.loads(body)
-            clean = json.dumps(cleaned(found, self.folder)).encode()
+            payload = json.dumps(without_urls(json.loads(body), self.folder)).encode()
         except (ValueError, RecursionError):
-            raise Refusal(422, "invalid", "the body is not JSON") from None
-        sent = False
+            raise RequestError(422, "invalid", "the body is not JSON") from None
+        delivered = False
 
-        async def again() -> "Message":
-            nonlocal sent
-            if sent:
+        async def checked_receive() -> "Message":
+            nonlocal delivered
+            if delivered:
                 return await receive()
-            sent = True
-            return {"type": "http.request", "body": clean, "more_body": False}
+            delivered = True
+            return {"type": "http.request", "body": payload, "more_body": False}
 
-        return again
+        return checked_receive

@@ -26,7 +26,9 @@ def address():
     """A server whose callers have half a second for a head."""
     kept, header_limits.HEAD_SECONDS = header_limits.HEAD_SECONDS, 0.5
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http=header_limits.Wire, ws="none", lifespan="off", log_level="critical"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=header_limits.HeaderLimitProtocol, ws="none", lifespan="off", log_level="critical")
+    )
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     yield listening.getsockname()

@@ -10,12 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 import pytest
+from pydantic import TypeAdapter
 
 from mmtune import modalities
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError, Rejected
 from mmtune.index.collection import Collection
 from mmtune.runtime.files import read_jsonl
+from mmtune.serve.request import FORM, JSON
+from mmtune.serve.schemas import (
+    ErrorDocument,
+    ItemDocument,
+    LimitsDocument,
+    ReadyDocument,
+    SearchDocument,
+    SearchFields,
+    VersionsDocument,
+)
 from mmtune.serve.settings import Settings
 from tests.support.serve_helpers import BEARER, LOCAL, TOKEN, client, collection, copy_of, picture, sound
 
@@ -94,10 +105,14 @@ def test_versions_filters_and_targets(shelf, web):
         assert dark and {r["meta"]["shade"] for r in dark} == {"dark"}
         found = web.post("/search", json={"text": "a red square", "target": ["audio"]}).json()["results"]
         assert {r["found"] for r in found} == {"audio"}
-        each = web.post("/search", json={"text": "a red square", "per": "group", "k": 3}).json()["results"]
+        each = web.post("/search", json={"text": "a red square", "group_by": "group", "k": 3}).json()["results"]
         assert [r["id"] for r in each] == c.search(text="a red square", per="group", k=3).ids
-    refused(web.post("/search", json={"text": "x", "per": "colour"}), 422, "colour")
-    refused(web.post("/search", json={"text": "x", "per": 3}), 422, "per")
+        old = web.post("/search", json={"text": "a red square", "per": "group", "k": 3}).json()["results"]
+        assert old == each  # the earlier name of group_by
+    refused(web.post("/search", json={"text": "x", "group_by": "colour"}), 422, "colour")
+    refused(web.post("/search", json={"text": "x", "group_by": 3}), 422, "group_by")
+    refused(web.post("/search", json={"text": "x", "per": 3}), 422, "group_by")
+    refused(web.post("/search", json={"text": "x", "per": "group", "group_by": "group"}), 422, "group_by", "twice")
     refused(web.post("/search", json={"text": "x", "version": "v9"}), 404, "v9")
     refused(web.post("/search", json={"text": "x", "version": "../../etc"}), 404)
     refused(web.post("/search", json={"text": "x", "filter": "shade ="}), 422, "filter")
@@ -137,6 +152,32 @@ def test_what_openapi_tells_is_what_there_is(web):
     assert (
         versions["live"] == "v1" and versions["staged"] == "v2" and [v["version"] for v in versions["versions"]] == ["v1", "v2"]
     )
+
+
+def test_openapi_is_made_from_the_models_and_answers_match_it(web):
+    told = web.get("/openapi.json").json()
+    search = told["paths"]["/search"]["post"]
+    bodies = [search["requestBody"]["content"][kind]["schema"]["properties"] for kind in (JSON, FORM)]
+    for body in bodies:
+        assert set(SearchFields.model_fields) <= set(body) and body["k"]["default"] == 10
+    assert bodies[0]["image"]["required"] == ["base64"] and bodies[0]["text"] == bodies[1]["text"] == {"type": "string"}
+    assert "file" in bodies[1] and "file" not in bodies[0]
+    kinds = told["paths"]["/feedback"]["post"]["requestBody"]["content"][JSON]["schema"]["properties"]["kind"]["enum"]
+    assert kinds == ["click", "match", "not_a_match"]
+    for status, name in (("200", "SearchDocument"), ("4XX", "ErrorDocument")):
+        assert search["responses"][status]["content"][JSON]["schema"]["$ref"].endswith("/" + name)
+    answers = {
+        SearchDocument: web.post("/search", json={"text": "a red square"}),
+        ItemDocument: web.get("/items/0-003"),
+        VersionsDocument: web.get("/versions"),
+        ReadyDocument: web.get("/ready"),
+        LimitsDocument: web.get("/limits"),
+        ErrorDocument: web.get("/items/nothing"),
+    }
+    for document, answer in answers.items():
+        fields = {**document.__annotations__}
+        assert set(answer.json()) == set(fields), document
+        TypeAdapter(document).validate_python(answer.json(), strict=True)
 
 
 def test_metrics_count_what_happened(web):
@@ -404,15 +445,15 @@ def test_large_pictures_are_decoded_one_after_the_other(shelf):
     big = picture(size=(1000, 900))
     with client(shelf, max_decoded=12_000_000) as web:
         wait_ready(web)
-        budget, seen = web.service.budget, []
-        decode = web.service._ask
+        budget, seen = web.service.memory, []
+        decode = web.service._query
 
         def look(asked):
             seen.append((len(asked.data), budget.used))
             time.sleep(0.05)
             return decode(asked)
 
-        web.service._ask = look
+        web.service._query = look
         with ThreadPoolExecutor(6) as pool:
             sent = [big] * 5 + [picture()]
             asks = [pool.submit(web.post, "/search", files={"image": ("x.png", data)}) for data in sent]

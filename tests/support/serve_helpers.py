@@ -15,7 +15,7 @@ import PIL.Image
 import soundfile
 
 from mmtune.index.collection import Collection
-from mmtune.serve.app import make
+from mmtune.serve.app import create_app
 from mmtune.serve.settings import Limits, Settings
 from tests.support.corpora import COLOURS, PITCHES, packed
 
@@ -67,7 +67,7 @@ def client(path: Path, **options):
     """The application without a socket, its lifespan included; a client on loopback."""
     from starlette.testclient import TestClient
 
-    app = make(path, settings(**options))
+    app = create_app(path, settings(**options))
     with TestClient(app, base_url=LOCAL, raise_server_exceptions=False) as found:
         found.service = app.state.service
         yield found

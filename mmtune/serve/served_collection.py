@@ -4,27 +4,27 @@ from mmtune.errors import ModelError
 from mmtune.index.collection import Collection
 
 
-class Served(Collection):
-    """`Collection` for a server."""
+class ServedCollection(Collection):
+    """A `Collection` that also knows its open versions and resolves the names that requests use."""
 
     @property
     def open_versions(self) -> set[str]:
-        """Those that answer without being opened first."""
+        """The versions whose model and vectors are loaded."""
         return set(self._opened)
 
     def staged(self) -> str | None:
-        """The newest version, where it is newer than the live one: what waits to be promoted."""
+        """The newest version where it is newer than the live one (it waits to be promoted), else None."""
         names = self.layout.versions()
         live = self.live
         return names[-1] if names and (live is None or int(names[-1][1:]) > int(live[1:])) else None
 
     def resolve(self, version: str | None) -> str | None:
-        """From "live", "staged", a name or None to a name, None for whoever is live. ModelError when nothing is staged."""
+        """A version's name from "live", "staged" or a name; None is the live one. ModelError when nothing is staged."""
         if version in (None, "", "live"):
             return None
         if version == "staged":
-            found = self.staged()
-            if found is None:
+            staged = self.staged()
+            if staged is None:
                 raise ModelError("no version is staged: the newest one is live")
-            return found
+            return staged
         return version
