@@ -31,8 +31,9 @@ from mmtune.model.prompts import for_training, parse_prompts
 from mmtune.recipe.recipe import Interpolate, Recipe, dump, load_recipe, parse, parse_size
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes, is_restarted
 from mmtune.runtime.files import write_json, write_text
+from mmtune.training.build_objective import build_objective
 from mmtune.training.loop import Trainer
-from mmtune.training.objective import Objective, build_objective
+from mmtune.training.objective import Objective
 from mmtune.training.precision import resolve_precision
 from mmtune.training.preflight import check_demands
 from mmtune.training.regularise.wise_ft import interpolate
@@ -87,7 +88,7 @@ def _train(
     pairs = choose_pairs(recipe, model, data)
     model.ensure_logit_scales(pairs)
     with processes.main_process_first():
-        objective = _objective(recipe, model, data, pairs, quiet)
+        objective = _objective(recipe, model, data, pairs, quiet, processes)
     trained, usable = trained_modalities(pairs), usable_rows(data, pairs)
     if usable.sum() < 2:
         raise RecipeError(
@@ -290,7 +291,9 @@ def environment(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _objective(recipe: Recipe, model: "Model", data: WeightedConcat, pairs: Sequence[Pair], quiet: bool) -> Objective:
+def _objective(
+    recipe: Recipe, model: "Model", data: WeightedConcat, pairs: Sequence[Pair], quiet: bool, processes: Processes
+) -> Objective:
     """The recipe's objective, its teachers' outputs at hand."""
     return build_objective(
         recipe.objective,
@@ -300,6 +303,7 @@ def _objective(recipe: Recipe, model: "Model", data: WeightedConcat, pairs: Sequ
         memory=recipe.memory.model_dump() if recipe.memory else None,
         teachers=build_teachers(recipe.teachers, data, pairs, quiet=quiet),
         seed=recipe.train.seed,
+        processes=processes,
     )
 
 

@@ -6,11 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmtune.losses.contrast import Block
+from mmtune.losses.contrastive import ContrastiveBlock
+from mmtune.losses.families import contrastive_loss
 
 
+@contrastive_loss
 def info_nce(
-    block: Block, *, positives: Literal["mean", "mask", "sum"] = "mean", smoothing: float = 0.0, hardness: float = 0.0
+    block: ContrastiveBlock,
+    *,
+    positives: Literal["mean", "mask", "sum"] = "mean",
+    smoothing: float = 0.0,
+    hardness: float = 0.0,
 ) -> Tensor:
     """Softmax cross-entropy over candidates, one value a query [R].
 
@@ -25,30 +31,30 @@ def info_nce(
     `smoothing` moves that share of the target from the positives to all candidates evenly (`sum` takes none).
     `hardness` b > 0 weighs each negative by e^(b l), normalised to mean 1 over N: Robinson et al. 2021 (2010.04592).
     """
-    logits = block.sim * block.scale
-    positive = logits.masked_fill(~block.pos, -math.inf)
-    some = block.pos.any(1)  # the others weigh nothing; their -inf must not reach the sum
-    count = block.pos.sum(1).clamp_min(1)
+    logits = block.similarity * block.scale
+    positive = logits.masked_fill(~block.positives, -math.inf)
+    some = block.positives.any(1)  # the others weigh nothing; their -inf must not reach the sum
+    count = block.positives.sum(1).clamp_min(1)
     if positives == "mean" and not hardness:
-        total = torch.logsumexp(logits.masked_fill(~(block.pos | block.neg), -math.inf), 1)
+        total = torch.logsumexp(logits.masked_fill(~(block.positives | block.negatives), -math.inf), 1)
     else:
-        against = _negatives(logits, block.neg, hardness)
+        against = _negatives(logits, block.negatives, hardness)
         total = torch.logaddexp(torch.logsumexp(positive, 1), against) if positives != "mask" else against
     if positives == "mean":
-        attained = (logits * block.pos).sum(1) / count
+        attained = (logits * block.positives).sum(1) / count
         value = total - attained
     elif positives == "sum":
         value = total - torch.logsumexp(positive, 1)
         return torch.where(some, value, 0.0)
     else:
-        weight = block.own_weights() * block.pos
+        weight = block.row_pair_weights() * block.positives
         share = weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         # log(e^l + sum over N) - l of each own pair; a query without negatives has nothing to lose
         each = torch.nn.functional.softplus(total[:, None] - logits)
         value = (share * each).sum(1)
         attained = (share * logits).sum(1)
     if smoothing:
-        candidates = block.pos | block.neg
+        candidates = block.positives | block.negatives
         even = (logits * candidates).sum(1) / candidates.sum(1).clamp_min(1)
         value = value + smoothing * (attained - even)
     return torch.where(some, value, 0.0)

@@ -4,10 +4,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mmtune.errors import RecipeError
-from mmtune.losses.contrast import Block
+from mmtune.losses.contrastive import ContrastiveBlock
+from mmtune.losses.families import contrastive_loss
 
 
-def sigmoid(block: Block, *, bias: float = -10.0) -> Tensor:
+@contrastive_loss
+def sigmoid(block: ContrastiveBlock, *, bias: float = -10.0) -> Tensor:
     """Sum over candidates of -log sigmoid(+-(scale * cosine + bias)), + for positives, one value a query [R].
 
     SigLIP (Zhai et al. 2023, arXiv 2303.15343). Needs a bias: without one the many negatives rule the early steps. For a
@@ -15,5 +17,5 @@ def sigmoid(block: Block, *, bias: float = -10.0) -> Tensor:
     """
     if block.bias is None:
         raise RecipeError("the sigmoid loss needs a bias: pass one, or use a model that has one")
-    logits = block.sim * block.scale + block.bias
-    return (softplus(-logits) * block.pos + softplus(logits) * block.neg).sum(1)
+    logits = block.similarity * block.scale + block.bias
+    return (softplus(-logits) * block.positives + softplus(logits) * block.negatives).sum(1)

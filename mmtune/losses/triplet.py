@@ -6,11 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmtune.losses.contrast import Block
+from mmtune.losses.contrastive import ContrastiveBlock
+from mmtune.losses.families import contrastive_loss
 
 
+@contrastive_loss
 def triplet(
-    block: Block,
+    block: ContrastiveBlock,
     *,
     margin: float = 0.2,
     distance: Literal["cosine", "euclidean"] = "cosine",
@@ -24,20 +26,20 @@ def triplet(
 
     `cosine` distance is 1 - cosine, `euclidean` that of the unit vectors. A query without negatives costs nothing.
     """
-    d = 1 - block.sim
+    d = 1 - block.similarity
     if distance == "euclidean":
         d = (2 * d).clamp_min(1e-12).sqrt()
-    some = block.neg.any(1)
+    some = block.negatives.any(1)
     if mining == "hard":
-        positive = d.masked_fill(~block.pos, -math.inf).amax(1)
-        negative = d.masked_fill(~block.neg, math.inf).amin(1)
-        some = some & block.pos.any(1)
+        positive = d.masked_fill(~block.positives, -math.inf).amax(1)
+        negative = d.masked_fill(~block.negatives, math.inf).amin(1)
+        some = some & block.positives.any(1)
         gap = torch.where(some, positive, 0.0) - torch.where(some, negative, 0.0)
         return torch.where(some, torch.relu(gap + margin), 0.0)
-    order = d.masked_fill(~block.neg, math.inf).sort(1).values
+    order = d.masked_fill(~block.negatives, math.inf).sort(1).values
     farther = torch.searchsorted(order.detach().contiguous(), d.detach().contiguous(), right=True)
-    last = (block.neg.sum(1, keepdim=True) - 1).clamp_min(0)
+    last = (block.negatives.sum(1, keepdim=True) - 1).clamp_min(0)
     negative = order.gather(1, torch.minimum(farther, last))
-    use = block.pos & some[:, None]
+    use = block.positives & some[:, None]
     each = torch.relu(torch.where(use, d - torch.where(use, negative, 0.0) + margin, 0.0))
-    return each.sum(1) / block.pos.sum(1).clamp_min(1)
+    return each.sum(1) / block.positives.sum(1).clamp_min(1)

@@ -76,7 +76,7 @@ class Trainer:
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
         self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
-        self.processes = self.objective.processes = processes
+        self.processes = processes
         processes.broadcast_parameters(self.model, self.objective)
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
         self.steps_per_epoch = len(plan(0))

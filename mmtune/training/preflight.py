@@ -8,11 +8,10 @@ import torch
 
 from mmtune.contracts import Pair
 from mmtune.errors import RecipeError
-from mmtune.losses.distill import Taught
-from mmtune.losses.graded import RANGES, Scored
-from mmtune.training.batch_views import check_values
+from mmtune.losses.graded import SCORE_RANGES
 from mmtune.training.objective import Objective, default_positives
-from mmtune.training.objective_spec import AUTO, Term
+from mmtune.training.objective_spec import AUTO, LossTerm
+from mmtune.training.score_columns import check_values
 from mmtune.training.teacher_outputs import TeacherScores
 
 if TYPE_CHECKING:
@@ -47,11 +46,11 @@ def check_demands(
             _meet(term, a, data, batches)
 
 
-def _values(term: Term, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+def _values(term: LossTerm, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
     asked: list[tuple[str, str, float | None, float | None]] = []
-    if term.family is Scored:
-        low, high = RANGES.get(term.loss, (None, None))
-        asked.append((term.options.get("column", "score"), f"{term.key}.column", low, high))
+    if term.family == "scored_pairs":
+        low, high = SCORE_RANGES.get(term.loss, (None, None))
+        asked.append((str(term.options.get("column", "score")), f"{term.key}.column", low, high))
     if term.weights:
         asked.append((term.weights, f"{term.key}.weights", 0.0, None))
     for name, key, low, high in asked:
@@ -61,9 +60,9 @@ def _values(term: Term, data: "WeightedConcat", columns: Mapping[str, np.ndarray
             raise RecipeError(f"{key}: column {name!r} of {data.spec} is 0 in every row: nothing to learn from")
 
 
-def _meet(term: Term, a: str, data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
+def _meet(term: LossTerm, a: str, data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
     """Within one modality another value of the same group is the positive: some batch must hold two."""
-    if term.family is Taught or term.family is Scored:
+    if term.family != "contrastive":
         return
     positives = term.options.get("positives", default_positives() if term.loss in (AUTO, "info_nce") else None)
     if positives == "mask" or term.weights:

@@ -23,8 +23,8 @@ from mmtune.data.loader.decode import decode_row
 from mmtune.data.shards.locate import remote
 from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.runtime.files import atomic_open
+from mmtune.runtime.plugins import nearest
 from mmtune.runtime.progress import Progress
-from mmtune.training.objective_spec import nearest
 from mmtune.training.teacher_outputs import Teacher, TeacherScores, TeacherVectors
 
 if TYPE_CHECKING:

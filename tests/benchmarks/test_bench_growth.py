@@ -51,7 +51,7 @@ STEP = """
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.loader.loader import Loader
-from mmtune.training.objective import build_objective
+from mmtune.training.build_objective import build_objective
 from mmtune.training.step import forward_backward
 pair = ("image", "text")
 model = mmtune.load(f"hf:{init}").train()

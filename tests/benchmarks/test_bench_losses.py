@@ -37,7 +37,7 @@ captions = [f"{i} " + " ".join(rng.choices(words, k=6)) for i in range(N)]
 def ours():
     import mmtune
     from mmtune.contracts import Batch
-    from mmtune.training.objective import build_objective
+    from mmtune.training.build_objective import build_objective
     from mmtune.training.step import forward_backward, slice_inputs
     model = mmtune.load(f"hf:{init}", device="cpu").train()
     pair = ("image", "text")

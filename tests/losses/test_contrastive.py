@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmtune.losses.relation import Relation
-from mmtune.training.objective import build_objective
+from mmtune.losses.positives_mask import PositivesMask
+from mmtune.training.build_objective import build_objective
 from tests.support.losses_helpers import ROWS, make_batch, naive_contrastive, naive_info_nce, naive_sigmoid, naive_triplet, unit
 
 SCALE, BIAS = 7.0, -3.0
@@ -135,16 +135,16 @@ def test_within_one_modality_an_item_never_meets_itself():
     assert float(loss) == pytest.approx(sum(want) / 4, rel=1e-5)
 
 
-def test_relation_blocks_equal_a_double_loop(monkeypatch):
+def test_positives_mask_blocks_equal_a_double_loop(monkeypatch):
     g = torch.Generator().manual_seed(0)
     q, c = (torch.randint(0, 6, (n, 3), generator=g) for n in (37, 53))
     want = torch.tensor([[any(x == y and x for x, y in zip(r, s, strict=True)) for s in c.tolist()] for r in q.tolist()])
     for at_once in (7, 1 << 20):  # a common label is expanded in several goes
-        monkeypatch.setattr("mmtune.losses.relation.MATCHES_AT_ONCE", at_once)
-        relation = Relation.from_arrays(q, c)
-        assert torch.equal(torch.cat([relation.block(0, 20), relation.block(20, 37)]), want)
-        assert torch.equal(relation.reversed.block(0, 53), want.T)
-    assert relation.matches(0, 37, limit=10) is None
+        monkeypatch.setattr("mmtune.losses.positives_mask.MATCHES_AT_ONCE", at_once)
+        mask = PositivesMask.from_arrays(q, c)
+        assert torch.equal(torch.cat([mask.block(0, 20), mask.block(20, 37)]), want)
+        assert torch.equal(mask.transposed.block(0, 53), want.T)
+    assert mask.pairs(0, 37, limit=10) is None
 
 
 def test_gradients_are_finite_when_a_query_has_no_negatives():

@@ -5,7 +5,7 @@ import torch
 
 from mmtune.losses import tiled
 from mmtune.training import objective
-from mmtune.training.objective import build_objective
+from mmtune.training.build_objective import build_objective
 from mmtune.training.teacher_outputs import TeacherVectors
 from tests.losses.test_contrastive import CASES
 from tests.support.losses_helpers import ROWS, make_batch, unit
@@ -72,16 +72,16 @@ def test_sums_that_would_vanish_are_taken_with_care(scales, positives):
         i = torch.arange(n + 1)
         if way == "tiled":
             share = torch.full((n + 1,), 0.5 / (n + 1))
-            left_out = None if positives == "mean" else (i, i)
-            loss = tiled.tiled_info_nce(a, b, (i, i), (share, share), (sa, sb), left_out)
+            ignored = None if positives == "mean" else (i, i)
+            loss = tiled.tiled_info_nce(a, b, (i, i), (share, share), (sa, sb), ignored)
         else:
             cross = torch.nn.functional.cross_entropy
             loss = (cross(a @ b.T * sa, i) + cross(b @ a.T * sb, i)) / 2
         loss.backward()
         found.append([loss.detach().reshape(1), a.grad, b.grad, sa.grad.reshape(1), sb.grad.reshape(1)])
-    sweep = tiled._Sweep(a.detach(), b.detach(), float(sa.detach()), float(sb.detach()))
-    sweep.normalisers()
-    assert sweep.careful
+    tiles = tiled._Tiles(a.detach(), b.detach(), float(sa.detach()), float(sb.detach()))
+    tiles.log_normalisers()
+    assert tiles.running_maximum
     close(*found, rel=1e-4, small=1e-5)  # logits of 270 have four digits after the point
 
 

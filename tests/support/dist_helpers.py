@@ -12,9 +12,9 @@ from torch import nn
 
 from mmtune.backbones import Tower
 from mmtune.runtime.distributed import Processes, init_processes
+from mmtune.training.build_objective import build_objective
 from mmtune.training.large_batch.fsdp import Sharded
 from mmtune.training.large_batch.shared_step import draw_apart, mean_statistics, sum_gradients
-from mmtune.training.objective import build_objective
 from mmtune.training.step import count_items, forward_backward, slice_inputs
 from mmtune.training.teacher_outputs import TeacherVectors
 from tests.support.losses_helpers import ROWS, make_batch, unit
@@ -140,8 +140,7 @@ def cases():
 def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropout=0.0, norm=False, shard=False, **options):
     """Two steps without an update; {"losses": [2], "norms": [2], "gradients": [one a parameter, NaN for none], ...}."""
     model = Toy(dropout, norm).train(bool(dropout or norm))
-    objective = build_objective(terms, list(pairs), dim=DIM, teachers={"t": teacher()}, **options)
-    objective.processes = processes
+    objective = build_objective(terms, list(pairs), dim=DIM, teachers={"t": teacher()}, processes=processes, **options)
     parameters = [*model.parameters(), *objective.parameters()]
     rows = [len(p) if p.ndim else 1 for p in parameters]
     sharded = Sharded(model, processes, shard)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmtune.errors import DataError, RecipeError
-from mmtune.training.objective import build_objective
+from mmtune.training.build_objective import build_objective
 from tests.support.losses_helpers import ROWS, make_batch, unit
 
 PAIR = [("a", "b")]
@@ -51,8 +51,11 @@ def test_terms_add_up_by_weight_over_pairs():
         ([{"loss": "auto", "weight": -1}], "objective[0].weight: -1.0 is negative"),
         ([{"loss": "auto", "scale": 0}], "objective[0].scale: 0.0 is not positive"),
         ([{"loss": "auto", "pairs": [["a", "x"]]}], "objective[0].pairs: ['a', 'x'] is not one of the recipe's pairs"),
-        ([{"loss": "no.such:thing"}], "objective[0].loss: cannot load 'no.such:thing'"),
-        ([{"loss": "math:sqrt"}], "objective[0].loss: math:sqrt: annotate its first parameter"),
+        (
+            [{"loss": "no.such:thing"}],
+            "objective[0].loss: loss 'no.such:thing': no module 'no.such' among the installed packages nor in ",
+        ),
+        ([{"loss": "math:sqrt"}], "objective[0].loss: math:sqrt is not marked as a loss: decorate it with contrastive_loss"),
     ],
 )
 def test_a_mistake_names_its_key(terms, says):
@@ -119,8 +122,9 @@ def test_out_of_tree_loss():
     assert float(objective(z, batch, scale_of)[0]) == pytest.approx(3.0)
 
 
-from mmtune.losses.contrast import Block  # noqa: E402
+from mmtune.losses import ContrastiveBlock, contrastive_loss  # noqa: E402
 
 
-def flat(block: Block, *, height: float = 1.0) -> torch.Tensor:
-    return torch.full((len(block.sim),), height)
+@contrastive_loss
+def flat(block: ContrastiveBlock, *, height: float = 1.0) -> torch.Tensor:
+    return torch.full((len(block.similarity),), height)

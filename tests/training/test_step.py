@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmtune.training.objective import build_objective
+from mmtune.training.build_objective import build_objective
 from mmtune.training.step import count_items, forward_backward, slice_inputs
 from tests.support.losses_helpers import ROWS, make_batch
 

@@ -1,95 +1,123 @@
-"""Cross-batch memory: vectors of earlier batches as further negatives, by identity."""
+"""Cross-batch memory: a queue of earlier batches' vectors, used as further negatives.
 
+XBM (Wang et al. 2020, arXiv 1912.06798): vectors change slowly, so those of the last batches are almost as good as new ones.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from mmtune.contracts import Batch
-from mmtune.training.batch_views import kinds, unique_items
-
-Labels = dict[str, tuple[Tensor, Tensor]]
+from mmtune.training.unique_items import label_kinds, unique_items
 
 
 @dataclass(slots=True)
-class Stored:
-    """M remembered items of one modality, newest first: vectors [M, D], labels as in Relation, content and dataset row [M]."""
+class QueuedItems:
+    """M queued items of one modality, newest first.
+
+    z [M, D] vectors; labels as in `losses.positives_mask.ItemLabels`; content [M] label of the content; index [M] dataset row.
+    """
 
     z: Tensor
-    labels: Labels
+    labels: dict[str, tuple[Tensor, Tensor]]
     content: Tensor
     index: Tensor
 
-    def keep(self, mask: Tensor) -> "Stored":
-        """Those where `mask` [M] is True."""
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def select(self, mask: Tensor) -> "QueuedItems":
+        """The items where `mask` [M] is True."""
         if bool(mask.all()):
             return self
-        place = torch.cumsum(mask, 0) - 1
-        labels = {k: (place[i[mask[i]]], v[mask[i]]) for k, (i, v) in self.labels.items()}
-        return Stored(self.z[mask], labels, self.content[mask], self.index[mask])
+        position = torch.cumsum(mask, 0) - 1
+        labels = {k: (position[i[mask[i]]], v[mask[i]]) for k, (i, v) in self.labels.items()}
+        return QueuedItems(self.z[mask], labels, self.content[mask], self.index[mask])
 
 
-class Memory(nn.Module):
-    """The last `size` items of each modality (XBM, Wang et al. 2020, arXiv 1912.06798: vectors drift slowly).
+class StoredQueue(TypedDict):
+    """One modality's queue in a checkpoint."""
 
-    They serve as candidates only. What shares a label with a query (its own stale twin, its group) is no negative of it; an
-    item whose content is in the running batch steps aside for its fresh vector. Used from `start` steps on, when the vectors
-    have settled. The state is part of `state_dict`, so that a resumed run goes on the same.
+    z: Tensor
+    labels: dict[str, tuple[Tensor, Tensor]]
+    content: Tensor
+    index: Tensor
+
+
+class MemoryState(TypedDict):
+    """The state of a CrossBatchMemory in a checkpoint: plain tensors and numbers, since a checkpoint is never unpickled."""
+
+    steps: int
+    stored: dict[str, StoredQueue]
+
+
+class CrossBatchMemory(nn.Module):
+    """The last `size` items of each modality, as candidates for the next batches.
+
+    An item that shares a label with a query (its own earlier vector, its group) is no negative of it; an item whose content
+    is in the running batch is left out in favour of its fresh vector. Used from `start` steps on, when the vectors have
+    settled. The queue is part of `state_dict`, so that a resumed run continues identically.
     """
 
     def __init__(self, size: int, start: int = 0) -> None:
         super().__init__()
         self.size, self.start, self.steps = size, start, 0
-        self.stored: dict[str, Stored] = {}
+        self.queues: dict[str, QueuedItems] = {}
 
-    def beside(self, modality: str, batch: Batch) -> Stored | None:
-        """What is remembered of `modality` and is not in `batch`; None while there is nothing to use."""
-        stored = self.stored.get(modality)
-        if stored is None or self.steps < self.start:
+    def candidates(self, modality: str, batch: Batch) -> QueuedItems | None:
+        """The queued items of `modality` whose content is not in `batch`; None while there are none to use."""
+        queue = self.queues.get(modality)
+        if queue is None or self.steps < self.start:
             return None
-        here = batch.labels[modality][batch.item_of_row[modality] >= 0]
-        stored = stored.keep(~torch.isin(stored.content, here))
-        return stored if len(stored.z) else None
+        in_batch = batch.labels[modality][batch.item_of_row[modality] >= 0]
+        queue = queue.select(~torch.isin(queue.content, in_batch))
+        return queue if len(queue) else None
 
     @torch.no_grad()
     def push(self, z: dict[str, Tensor], batch: Batch) -> None:
-        """Remember the batch's items, forget the oldest and older vectors of the same content."""
+        """Queue the batch's items; drop older vectors of the same content, and the oldest past `size`."""
         self.steps += 1
-        for m, v in z.items():
-            has = batch.item_of_row[m] >= 0
-            items = unique_items(batch, m, has, has)
-            labels = items.labels(batch, kinds(batch, *batch.item_of_row))
-            content, index = batch.labels[m][items.row], batch.index[items.row]
-            new = Stored(v.detach().float()[batch.item_of_row[m][items.row]], labels, content, index)
-            self.stored[m] = _join(new, self.stored.get(m), self.size)
+        for m, vectors in z.items():
+            present = batch.item_of_row[m] >= 0
+            items = unique_items(batch, m, present, present)
+            labels = items.labels(batch, label_kinds(batch, *batch.item_of_row))
+            content, index = batch.labels[m][items.first_row], batch.index[items.first_row]
+            newest = QueuedItems(vectors.detach().float()[batch.item_of_row[m][items.first_row]], labels, content, index)
+            self.queues[m] = _join(newest, self.queues.get(m), self.size)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Plain tensors and numbers only: a checkpoint is never unpickled."""
-        kept = {m: {"z": s.z, "labels": s.labels, "content": s.content, "index": s.index} for m, s in self.stored.items()}
-        return {"steps": self.steps, "stored": kept}
+    def get_extra_state(self) -> MemoryState:
+        """For `state_dict`."""
+        stored: dict[str, StoredQueue] = {
+            m: {"z": q.z, "labels": q.labels, "content": q.content, "index": q.index} for m, q in self.queues.items()
+        }
+        return {"steps": self.steps, "stored": stored}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: MemoryState) -> None:
+        """For `load_state_dict`."""
         self.steps = state["steps"]
-        self.stored = {m: Stored(s["z"], s["labels"], s["content"], s["index"]) for m, s in state["stored"].items()}
+        self.queues = {m: QueuedItems(s["z"], s["labels"], s["content"], s["index"]) for m, s in state["stored"].items()}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Memory":
-        for s in self.stored.values():
-            s.z, s.content, s.index = fn(s.z), fn(s.content), fn(s.index)
-            s.labels = {k: (fn(i), fn(v)) for k, (i, v) in s.labels.items()}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CrossBatchMemory":
+        for q in self.queues.values():
+            q.z, q.content, q.index = fn(q.z), fn(q.content), fn(q.index)
+            q.labels = {k: (fn(i), fn(v)) for k, (i, v) in q.labels.items()}
         return super()._apply(fn, recurse)
 
 
-def _join(new: Stored, old: Stored | None, size: int) -> Stored:
-    if old is not None:
-        old = old.keep(~(torch.isin(old.content, new.content) & (old.content != 0)))
-        n = len(new.z)
+def _join(newest: QueuedItems, queue: QueuedItems | None, size: int) -> QueuedItems:
+    """`newest`, then what is left of `queue`, cut to `size` items."""
+    if queue is not None:
+        queue = queue.select(~(torch.isin(queue.content, newest.content) & (queue.content != 0)))
+        n = len(newest)
         labels = {
-            k: (torch.cat([i, old.labels[k][0] + n]), torch.cat([v, old.labels[k][1]])) if k in old.labels else (i, v)
-            for k, (i, v) in new.labels.items()
+            k: (torch.cat([i, queue.labels[k][0] + n]), torch.cat([v, queue.labels[k][1]])) if k in queue.labels else (i, v)
+            for k, (i, v) in newest.labels.items()
         }
-        labels |= {k: (i + n, v) for k, (i, v) in old.labels.items() if k not in labels}
-        joined = zip((new.z, new.content, new.index), (old.z, old.content, old.index), strict=True)
-        z, content, index = (torch.cat(pair) for pair in joined)
-        new = Stored(z, labels, content, index)
-    return new.keep(torch.arange(len(new.z), device=new.z.device) < size)
+        labels |= {k: (i + n, v) for k, (i, v) in queue.labels.items() if k not in labels}
+        both = zip((newest.z, newest.content, newest.index), (queue.z, queue.content, queue.index), strict=True)
+        z, content, index = (torch.cat(tensors) for tensors in both)
+        newest = QueuedItems(z, labels, content, index)
+    return newest.select(torch.arange(len(newest), device=newest.z.device) < size)

@@ -21,7 +21,7 @@ from mmtune.errors import RecipeError, TrainingError
 from mmtune.model.artifact.low_rank import Low, round_to_4bit
 from mmtune.recipe.recipe import Tuning
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
-from mmtune.training.objective_spec import nearest
+from mmtune.runtime.plugins import nearest
 from mmtune.training.tuning import lora
 from mmtune.training.tuning.layers import blocks, depths, forget_fingerprint, norm_parameters, plain_copy, rest_in_eval
 from mmtune.training.tuning.lp_ft import take_heads

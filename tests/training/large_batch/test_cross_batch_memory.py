@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from mmtune.training.large_batch.cross_batch_memory import Memory
-from mmtune.training.objective import build_objective
+from mmtune.training.build_objective import build_objective
+from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from tests.support.losses_helpers import make_batch, unit
 
 PAIR = [("a", "b")]
@@ -55,7 +55,7 @@ def test_a_row_never_meets_its_own_stale_twin():
     edited = batch_of([0, 0, 0], 0)
     for m in "ab":
         edited.labels[m] = edited.labels[m] + 7000
-    stored = objective.memory.beside("b", edited)
+    stored = objective.memory.candidates("b", edited)
     assert len(stored.z) == 3
     value = objective(z, edited, scale_of)[0]
     want = []
@@ -67,11 +67,11 @@ def test_a_row_never_meets_its_own_stale_twin():
 
 
 def test_newest_kept_oldest_forgotten_one_vector_a_content():
-    memory = Memory(size=5)
+    memory = CrossBatchMemory(size=5)
     for step in range(4):
         batch = batch_of([0, 0, 0], step * 3 if step < 3 else 0)  # the last one repeats the first rows
         memory.push(vectors(batch, step * 10), batch)
-    stored = memory.stored["a"]
+    stored = memory.queues["a"]
     assert stored.content.tolist() == [100, 101, 102, 106, 107]
     assert torch.equal(stored.z[:3], vectors(batch_of([0, 0, 0], 0), 30)["a"])
     assert {k for k in stored.labels} == {"id", "group", "a", "b"}
@@ -100,3 +100,15 @@ def test_evaluation_leaves_the_memory_alone():
     before = copy.deepcopy(objective.memory.get_extra_state())
     objective(vectors(batch, 1), batch, scale_of)
     assert objective.memory.get_extra_state() == before
+
+
+def test_the_default_loss_uses_the_memory_as_info_nce_does():
+    first, second = batch_of([1, 2, 3], 0), batch_of([1, 9, 0], 3)
+    values = {}
+    for loss in ("auto", "info_nce"):
+        objective = build_objective([{"loss": loss}], PAIR, memory={"size": 10})
+        objective(vectors(first, 1), first, scale_of)
+        values[loss] = objective(vectors(second, 5), second, scale_of)[0]
+    assert values["auto"] == values["info_nce"]
+    plain = build_objective([{"loss": "auto"}], PAIR)
+    assert values["auto"] > plain(vectors(second, 5), second, scale_of)[0]

@@ -11,8 +11,8 @@ from mmtune.data.loader.loader import Loader
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.training.build_objective import build_objective
 from mmtune.training.large_batch.shared_step import draw_apart
-from mmtune.training.objective import build_objective
 from mmtune.training.step import count_items, slice_inputs
 from tests.support import corpora
 from tests.support.dist_helpers import Toy, cases, everything, start, whole_batch

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmtune.errors import DataError, RecipeError
-from mmtune.losses.distill import Taught, kl, margin_mse, score_mse
-from mmtune.training.objective import build_objective
+from mmtune.losses.distillation import TeacherBlock, kl, margin_mse, score_mse
+from mmtune.training.build_objective import build_objective
 from mmtune.training.teacher_outputs import TeacherScores, TeacherVectors
 from tests.support.losses_helpers import ROWS, make_batch, unit
 
@@ -19,39 +19,39 @@ def scale_of(a, b):
     return torch.tensor(5.0), None
 
 
-def taught():
+def teacher_block():
     g = torch.Generator().manual_seed(3)
     sim, scores = torch.rand(4, 6, generator=g), torch.rand(4, 6, generator=g)
     scores[0, 1:3] = scores[2] = math.nan
     scores[2, 4] = 0.3  # one candidate alone teaches no order
     pos = torch.zeros(4, 6, dtype=torch.bool)
     pos[:, 0] = pos[1, 3] = True
-    return Taught(sim.requires_grad_(), scores, pos, ~pos, torch.tensor(5.0))
+    return TeacherBlock(sim.requires_grad_(), scores, pos, ~pos, torch.tensor(5.0))
 
 
 def test_kl_equals_a_loop():
-    t, per_query = taught(), []
+    t, per_query = teacher_block(), []
     for q in (0, 1, 3):
-        known = [c for c in range(6) if not math.isnan(t.scores[q, c])]
-        teach = np.array([float(t.scores[q, c]) / 0.2 for c in known])
-        student = np.array([5 * float(t.sim[q, c].detach()) for c in known])
+        known = [c for c in range(6) if not math.isnan(t.teacher_scores[q, c])]
+        teach = np.array([float(t.teacher_scores[q, c]) / 0.2 for c in known])
+        student = np.array([5 * float(t.similarity[q, c].detach()) for c in known])
         p, s = (np.exp(x) / np.exp(x).sum() for x in (teach, student))
         per_query.append(float((p * np.log(p / s)).sum()))
     value = kl(t, temperature=0.2)
     assert float(value.detach()) == pytest.approx(sum(per_query) / 3, rel=1e-5)
     value.backward()
-    assert torch.isfinite(t.sim.grad).all() and float(t.sim.grad[2].abs().sum()) == 0
+    assert torch.isfinite(t.similarity.grad).all() and float(t.similarity.grad[2].abs().sum()) == 0
 
 
 def test_score_mse_and_margin_mse_equal_loops():
-    t = taught()
-    s, y = t.sim.detach(), t.scores
+    t = teacher_block()
+    s, y = t.similarity.detach(), t.teacher_scores
     known = [(q, c) for q in range(4) for c in range(6) if not math.isnan(y[q, c])]
     assert float(score_mse(t).detach()) == pytest.approx(sum(float(s[k] - y[k]) ** 2 for k in known) / len(known), rel=1e-5)
     each = []
     for q in range(4):
-        p = [c for c in range(6) if t.pos[q, c] and (q, c) in known]
-        n = [c for c in range(6) if t.neg[q, c] and (q, c) in known]
+        p = [c for c in range(6) if t.positives[q, c] and (q, c) in known]
+        n = [c for c in range(6) if t.negatives[q, c] and (q, c) in known]
         if p and n:
             gaps = [float((s[q, i] - s[q, j]) - 2 * (y[q, i] - y[q, j])) ** 2 for i in p for j in n]
             each.append(sum(gaps) / len(gaps))

@@ -1,0 +1,91 @@
+"""A recipe's `objective`, `matryoshka`, `memory` and teachers -> the Objective of the run."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from mmtune.contracts import Pair
+from mmtune.errors import RecipeError
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.runtime.plugins import nearest
+from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
+from mmtune.training.objective import Objective, projection_name
+from mmtune.training.objective_spec import LossTerm, parse_terms
+from mmtune.training.teacher_outputs import Teacher, TeacherVectors
+
+
+def build_objective(
+    terms: Sequence[Mapping[str, object]],
+    pairs: Sequence[Pair],
+    *,
+    dim: int | None = None,
+    matryoshka: Mapping[str, object] | None = None,
+    memory: Mapping[str, int] | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
+    seed: int = 0,
+    processes: Processes = SINGLE_PROCESS,
+) -> Objective:
+    """The Objective of a recipe. Raises RecipeError naming the key and the nearest valid one.
+
+    dim: the model's width. matryoshka: {dims: [64, 128], weights: [1, 1]}; the full width is always trained, with weight 1
+    unless it is named. memory: {size, start}. teachers: name -> outputs, for the terms that name one. seed: of learned
+    projections. processes: who shares the work of a tiled loss.
+    """
+    parsed, teachers = parse_terms(terms, pairs), dict(teachers or {})
+    for term in parsed:
+        _check_teacher(term, teachers)
+    dims = _dims(matryoshka, dim) if matryoshka else {}
+    queue = CrossBatchMemory(int(memory.get("size", 0)), int(memory.get("start", 0))) if memory else None
+    projections = _projections(parsed, pairs, teachers, dim, seed)
+    return Objective(parsed, pairs, dims, queue, teachers, projections, processes)
+
+
+def _projections(
+    terms: Sequence[LossTerm], pairs: Sequence[Pair], teachers: Mapping[str, Teacher], dim: int | None, seed: int
+) -> dict[str, nn.Module]:
+    """The learned maps of the `feature` terms whose teacher is of another width, or that set `projection`."""
+    projections: dict[str, nn.Module] = {}
+    for number, term in enumerate(terms):
+        teacher = teachers.get(term.teacher or "")
+        if term.loss != "feature" or not isinstance(teacher, TeacherVectors):
+            continue
+        if dim is None:
+            raise RecipeError(f"{term.key}: the feature loss must know the model's width")
+        if term.options.get("projection") or teacher.dim != dim:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                for m in sorted({m for pair in term.pairs or pairs for m in pair}):
+                    projections[projection_name(number, m)] = nn.Linear(dim, teacher.dim, bias=False)
+    return projections
+
+
+def _check_teacher(term: LossTerm, teachers: Mapping[str, Teacher]) -> None:
+    """Raise RecipeError for a teacher that is not there, or lacks what the term needs."""
+    for option, name in (("teacher", term.teacher), ("guide", term.guide)):
+        if name is not None and name not in teachers:
+            known = nearest(name, list(teachers)) if teachers else "; the recipe has no `teachers`"
+            raise RecipeError(f"{term.key}.{option}: no teacher {name!r}{known}")
+    if term.guide and not isinstance(teachers[term.guide], TeacherVectors):
+        raise RecipeError(f"{term.key}.guide: {term.guide!r} only scores pairs; a guide needs vectors (`model:`)")
+    if term.family == "distillation" and term.teacher is None:
+        known = nearest("", list(teachers)) if teachers else ""
+        raise RecipeError(f"{term.key}.teacher: {term.loss} needs the name of a teacher{known}")
+    if term.loss == "feature" and not isinstance(teachers[term.teacher or ""], TeacherVectors):
+        raise RecipeError(f"{term.key}.teacher: {term.teacher!r} only scores pairs; the feature loss needs vectors (`model:`)")
+
+
+def _dims(matryoshka: Mapping[str, object], width: int | None) -> dict[int, float]:
+    """{prefix width: weight} of the recipe's `matryoshka`."""
+    for key in matryoshka:
+        if key not in ("dims", "weights"):
+            raise RecipeError(f"matryoshka.{key}: there is no such key{nearest(key, ['dims', 'weights'])}")
+    given = matryoshka.get("dims")
+    dims = [int(d) for d in given] if isinstance(given, Sequence) else []
+    given = matryoshka.get("weights") or [1.0] * len(dims)
+    weights = [float(w) for w in given] if isinstance(given, Sequence) else []
+    if not dims or len(weights) != len(dims) or min(weights) < 0 or len(set(dims)) != len(dims):
+        raise RecipeError("matryoshka: name different dims, and as many weights (0 or more) or none")
+    if min(dims) < 1 or (width is not None and max(dims) > width):
+        raise RecipeError(f"matryoshka.dims: {dims} must lie in 1 to the model's {width}")
+    return dict(zip(dims, weights, strict=True))
