@@ -280,9 +280,9 @@ class _Direction:
         if search is None or isinstance(search, ExactSearch):
             return 1.0
         q = np.unique(np.linspace(0, len(self.a) - 1, 200).astype(np.int64))
-        exact = ExactSearch(self.b.vectors, self.options.search.memory_mb, "cpu", self.options.window)
+        scan = ExactSearch(self.b.vectors, self.options.search.memory_mb, "cpu", self.options.window)
         vectors, excluded = self.a.vectors[q], self.positives.of(q)
-        exact, found = exact.top(vectors, excluded)[0], search.top(vectors, excluded)[0]
+        exact, found = scan.top(vectors, excluded)[0], search.top(vectors, excluded)[0]
         hits = sum(len(np.intersect1d(e[e >= 0], f[f >= 0])) for e, f in zip(exact, found, strict=True))
         return hits / max(int((exact >= 0).sum()), 1)
 

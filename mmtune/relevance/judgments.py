@@ -17,6 +17,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.relevance.items import Items
 from mmtune.relevance.ragged import Ragged
+from mmtune.runtime.files import CANCELLED
 
 QUERY_KEYS = ("query", "query_id", "qid", "query-id")
 ITEM_KEYS = ("item", "item_id", "doc_id", "docid", "doc", "candidate", "candidate_id", "negative_id", "corpus-id")
@@ -58,21 +59,21 @@ class JudgmentLine:
         return next((self.fields[k] for k in keys if self.fields.get(k) is not None), None)
 
 
-def read_lines(path: str | Path, drop_incomplete: bool = False) -> Iterator[JudgmentLine]:
-    """The lines of a file. drop_incomplete: leave out a last line without its line end, which is still being written.
+def read_lines(path: str | Path, log: bool = False) -> Iterator[JudgmentLine]:
+    """The lines of a file. log: a log that is still appended to, whose torn lines (see `append_jsonl`) are left out.
 
     Raises DataError naming the file and the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of judgments") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8; judgments are TREC or JSON lines") from None
-    if drop_incomplete:
-        text = text[: text.rfind("\n") + 1]
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+    lines = text.split("\n")  # only a newline ends a line: `splitlines` would also split at U+2028 inside a value
+    for number, line in enumerate(lines, 1):
+        torn = log and (line.endswith(CANCELLED.decode()) or (number == len(lines) and not line.rstrip().endswith("}")))
+        if line.strip() and not torn:
             where = f"{path} line {number}"
             yield _json_line(line, where) if line.lstrip().startswith("{") else _trec_line(line, where)
 
@@ -167,7 +168,7 @@ class Verdict:
 def read_verdicts(path: str | Path) -> list[Verdict]:
     """The verdicts of a file, in its order: a "verdict", or a "grade" above 0 for positive. DataError names file and line."""
     verdicts = []
-    for line in read_lines(path, drop_incomplete=True):
+    for line in read_lines(path, log=True):
         verdict, grade = line.fields.get("verdict"), line.fields.get("grade")
         if verdict is None and isinstance(grade, int | float):
             verdict = "positive" if grade > 0 else "negative"

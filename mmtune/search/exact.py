@@ -1,11 +1,25 @@
-"""Exact nearest neighbours of a few queries, in the total order (see `mmtune.search.tie_order`)."""
+"""Exact nearest neighbours in the total order (see `mmtune.search.tie_order`): `topk`.
+
+There are two ways to the same answer. Few queries: a plain float32 search proposes candidates, which are scored again exactly;
+nothing is prepared. Many queries: the blocked scan of `ExactSearch`, which first prepares all candidates. On two cores with
+VNNI, the best 10 of 200,000 x 512 for one query took 0.03 s against 2.6 s, and the best 50 of 100,000 x 256 for 10,000 queries
+5.8 s against 3.1 s.
+"""
 
 import numpy as np
 
+from mmtune.search.blocked import ExactSearch
 from mmtune.search.exact_scores import pair_keys
 from mmtune.search.faiss_library import faiss_installed, import_faiss
+from mmtune.search.parallel import ordered_map, worker_count
 from mmtune.search.tie_order import GRID, sort_words, to_scores
-from mmtune.search.vectors import ROWS_PER_BLOCK
+from mmtune.search.vectors import ROWS_PER_BLOCK, GatheredRows
+
+MANY_QUERIES = 4096
+MANY_CANDIDATES = 16_384
+"""From so many queries and candidates on, preparing the candidates is worth its time."""
+FAISS_WIDTH = 2048
+"""faiss' flat search is slow for more results per query."""
 
 
 def topk(
@@ -13,47 +27,58 @@ def topk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top `k` of unit vectors: (scores [Q, k] float32, positions in d [Q, k] int64), in the total order.
 
-    `order` [N]: positions of the candidates in the order that ties fall (`tie_order(ids)`); default: as they lie.
-    With fewer than k candidates, k shrinks to their number. A float32 search (faiss when installed) proposes, its error
-    bound says how far it must look, and the proposals are scored again exactly: the answer is that of the full matrix.
+    order: int64 [N], the positions of the candidates in the order in which ties fall (`tie_order(ids)`); default: as they lie.
+    With fewer than k candidates, k shrinks to their number. chunk: queries at a time.
     """
     k = min(k, len(d_ND))
     q_QD, d_ND = np.ascontiguousarray(q_QD, np.float32), np.ascontiguousarray(d_ND, np.float32)
-    place = None
-    if order is not None:
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
     scores, index = np.empty((len(q_QD), k), np.float32), np.empty((len(q_QD), k), np.int64)
     if k == 0:
         return scores, index
+    if len(q_QD) >= MANY_QUERIES and len(d_ND) >= MANY_CANDIDATES:
+        return _prepared(q_QD, d_ND, k, order)
+    position = None
+    if order is not None:
+        position = np.empty(len(order), np.int64)
+        position[order] = np.arange(len(order))
     for start in range(0, len(q_QD), chunk):
         rows = slice(start, min(start + chunk, len(q_QD)))
-        scores[rows], index[rows] = _topk_chunk(q_QD[rows], d_ND, k, place)
+        scores[rows], index[rows] = _proposed(q_QD[rows], d_ND, k, position)
     return scores, index
 
 
-def _topk_chunk(q_QD: np.ndarray, d_ND: np.ndarray, k: int, place: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """`topk` of one chunk: propose w > k by float32, settle what the error bound allows, look wider for the rest."""
+def _prepared(q_QD: np.ndarray, d_ND: np.ndarray, k: int, order: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """`topk` by the blocked scan."""
+    search = ExactSearch(d_ND if order is None else GatheredRows(d_ND, order), k=k)
+    blocks = [q_QD[start : start + search.block] for start in range(0, len(q_QD), search.block)]
+    parts = list(ordered_map(search.top, blocks, worker_count()))
+    index, keys = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return to_scores(keys), index if order is None else order[index]
+
+
+def _proposed(q_QD: np.ndarray, d_ND: np.ndarray, k: int, position: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """`topk` of one chunk of queries: float32 proposes more than k candidates, exact keys order them. A query whose k-th
+    result could still be beaten by a candidate that was not proposed is searched again with more proposals."""
     scores, index = np.empty((len(q_QD), k), np.float32), np.empty((len(q_QD), k), np.int64)
     todo, width = np.arange(len(q_QD)), min(len(d_ND), k + max(16, k // 4))
     # float32 sums: |error| <= (D + 2) 2**-24 |q||d| in any order; plus half a grid step, on both of two scores
     slack = 2 * ((q_QD.shape[1] + 2) * 2.0**-24 * 1.001 + 0.5 / GRID)
     while len(todo):
-        approx, found = _propose(q_QD[todo], d_ND, width)
-        keys = pair_keys(q_QD, d_ND, np.repeat(todo, width), found.ravel()).reshape(found.shape)
-        tie = found if place is None else place[found]
+        approximate, proposed = _propose(q_QD[todo], d_ND, width)
+        keys = pair_keys(q_QD, d_ND, np.repeat(todo, width), proposed.ravel()).reshape(proposed.shape)
+        tie = proposed if position is None else position[proposed]
         best = np.argsort(sort_words(keys, tie), axis=1)[:, :k]
-        keys, found = np.take_along_axis(keys, best, 1), np.take_along_axis(found, best, 1)
-        # whatever was not proposed scores at most approx[:, -1] + error; settled when the k-th beats that for sure
-        settled = approx[:, -1] < keys[:, -1] / GRID - slack if width < len(d_ND) else np.ones(len(todo), bool)
-        scores[todo[settled]], index[todo[settled]] = to_scores(keys[settled]), found[settled]
+        keys, proposed = np.take_along_axis(keys, best, 1), np.take_along_axis(proposed, best, 1)
+        # a candidate that was not proposed scores at most approximate[:, -1] + error
+        settled = approximate[:, -1] < keys[:, -1] / GRID - slack if width < len(d_ND) else np.ones(len(todo), bool)
+        scores[todo[settled]], index[todo[settled]] = to_scores(keys[settled]), proposed[settled]
         todo, width = todo[~settled], min(len(d_ND), width * 4)
     return scores, index
 
 
 def _propose(q_QD: np.ndarray, d_ND: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` best by plain float32 sums: (scores descending, positions)."""
-    if faiss_installed() and width <= 2048 and width < len(d_ND):
+    """The `width` best by plain float32 sums: (scores descending, positions) [Q, width]."""
+    if faiss_installed() and width <= FAISS_WIDTH and width < len(d_ND):
         faiss = import_faiss()
         return faiss.knn(q_QD, d_ND, width, metric=faiss.METRIC_INNER_PRODUCT)
     best_s, best_i = np.empty((len(q_QD), 0), np.float32), np.empty((len(q_QD), 0), np.int64)

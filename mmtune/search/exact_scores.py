@@ -43,7 +43,11 @@ def pair_keys(q_QD: Vectors, d_ND: Vectors, i_P: np.ndarray, j_P: np.ndarray) ->
     for start in range(0, len(i_P), step):
         part = slice(start, start + step)
         sums = np.einsum("pd,pd->p", q_QD[i_P[part]].astype(np.float64), d_ND[j_P[part]].astype(np.float64))
-        out[part] = _round_to_grid(sums, q_QD, d_ND, lambda at, p=part: (i_P[p][at], j_P[p][at]))
+
+        def pairs_at(flat: np.ndarray, part: slice = part) -> tuple[np.ndarray, np.ndarray]:
+            return i_P[part][flat], j_P[part][flat]
+
+        out[part] = _round_to_grid(sums, q_QD, d_ND, pairs_at)
     return out
 
 

@@ -37,7 +37,7 @@ class GatheredRows:
     def __getitem__(self, key: RowIndex) -> np.ndarray:
         return self.array[self.index[key]]
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return self.array[self.index].astype(dtype or np.float32, copy=False)
 
 

@@ -48,13 +48,16 @@ def test_sums_on_a_rounding_boundary_do_not_depend_on_the_order_of_summation():
     assert (exact_scores.exact_keys(q, reverse) == expected[:, ::-1]).all()
 
 
-@pytest.mark.parametrize("library", ["faiss", "numpy"])
+@pytest.mark.parametrize("library", ["faiss", "numpy", "scan"])
 @pytest.mark.parametrize("coarse", [False, True])
 def test_topk_is_the_full_matrix_sorted_in_the_total_order(library, coarse, monkeypatch):
     if library == "numpy":
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     else:
         pytest.importorskip("faiss")
+    if library == "scan":
+        monkeypatch.setattr(exact, "MANY_QUERIES", 1)
+        monkeypatch.setattr(exact, "MANY_CANDIDATES", 1)
     rng = np.random.default_rng(2)
     q, d = draw(rng, 30, 12 if coarse else 48, coarse), draw(rng, 900, 12 if coarse else 48, coarse)
     ids = [f"d{i}" for i in rng.permutation(900)]

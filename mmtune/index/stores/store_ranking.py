@@ -12,7 +12,7 @@ import numpy as np
 
 from mmtune.index.protocols import Hit
 from mmtune.search.exact_scores import exact_keys
-from mmtune.search.tie_order import GRID, to_scores
+from mmtune.search.tie_order import GRID, ordered_by_id, to_scores
 
 Proposals = tuple[Sequence[str], np.ndarray, Sequence[Any]]
 """ids [W], their vectors float32 [W, D], and what `meta` makes metadata from [W]."""
@@ -38,7 +38,7 @@ def best(
         if not len(ids):
             return []
         keys = exact_keys(query_D[None], np.asarray(vectors_WD, np.float32))[0]
-        order = sorted(range(len(ids)), key=lambda i: (keys[i], ids[i]), reverse=True)[:k]
+        order = ordered_by_id(keys, ids)[:k]
         done = len(ids) < width or (widest is not None and width >= widest)
         if done or (keys[order[-1]] - keys.min()) / GRID > slack:
             scores = to_scores(keys)
