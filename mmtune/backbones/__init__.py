@@ -18,6 +18,8 @@ from mmtune.runtime import plugins
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mmtune.backbones.cpu_fast import CpuKernels
+
 __all__ = ["Backbone", "Family", "LogitScale", "ModelError", "Preprocess", "Tower", "load", "read_files", "rebuild", "register"]
 
 
@@ -58,7 +60,8 @@ class Backbone:
     was trained on; files: configuration, preprocessing and tokenizer (no weights), enough for `Family.rebuild`;
     free_tower(modality): release the weights of a tower that a composed model does not use; select_attention(device,
     low_precision): use the attention implementation whose backward is fastest there, ("", False) selects the one for inference
-    again; info: facts about the checkpoint for reports, e.g. {"untrained": True}.
+    again; info: facts about the checkpoint for reports, e.g. {"untrained": True}; use_cpu_kernels: whether `cpu_fast` may
+    replace layers of `module`; first_token_encoders: encoders within it of whose last block the towers use only the first token.
     """
 
     family: str
@@ -69,6 +72,8 @@ class Backbone:
     free_tower: Callable[[str], None] = _keep_tower
     select_attention: Callable[[str, bool], None] = _keep_attention
     info: dict[str, object] = field(default_factory=dict)
+    use_cpu_kernels: bool = False
+    first_token_encoders: "list[nn.Module]" = field(default_factory=list)
 
 
 class Family(Protocol):
@@ -102,9 +107,10 @@ def _family(name: str) -> Family:
     return part() if isinstance(part, type) else part
 
 
-def load(spec: str) -> Backbone:
+def load(spec: str, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
     """The checkpoint that `spec` names. Raises ModelError naming the missing file or the known families.
 
+    cpu_kernels: "auto" uses the faster layers of `cpu_fast`, "off" leaves upstream's modules as they are.
     A family that is not in TABLE is imported from `package.module` and added to it, so that artifacts of its towers can be
     loaded later in the same process.
     """
@@ -124,20 +130,28 @@ def load(spec: str) -> Backbone:
             raise ModelError(f"no model family {family!r}{plugins.nearest(family, TABLE)} ({e})") from None
         TABLE[target] = target
         family = target
-    return _family(family).load(place)
+    return _with_kernels(_family(family).load(place), cpu_kernels)
 
 
-def rebuild(family: str, directory: Path) -> Backbone:
+def rebuild(family: str, directory: Path, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
     """A backbone from its files alone; the caller loads the weights into `Backbone.module`.
 
-    The family must be in TABLE: an artifact's manifest names it, and a file must never decide what is imported.
+    cpu_kernels: as in `load`. The family must be in TABLE: an artifact's manifest names it, and a file must never decide what is imported.
     """
     if family not in TABLE:
         raise ModelError(
             f"{directory}: its model family {family!r} is not registered{plugins.nearest(family, TABLE)}; if its code is yours, "
             f'call mmtune.backbones.register("{family}", "package.module:Class") first'
         )
-    return _family(family).rebuild(directory)
+    return _with_kernels(_family(family).rebuild(directory), cpu_kernels)
+
+
+def _with_kernels(backbone: Backbone, cpu_kernels: "CpuKernels") -> Backbone:
+    if backbone.use_cpu_kernels and cpu_kernels != "off":
+        from mmtune.backbones import cpu_fast
+
+        cpu_fast.apply(backbone.module, backbone.first_token_encoders)
+    return backbone
 
 
 def read_files(directory: Path) -> dict[str, bytes]:

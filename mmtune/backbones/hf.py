@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower, read_files
-from mmtune.backbones.cpu_fast.hf_fast import quicken
-from mmtune.backbones.cpu_fast.pooled_block import pool_last_block
 from mmtune.backbones.hf_preprocess import ClapPreprocess, ImagePreprocess, TokenPreprocess
 from mmtune.errors import ModelError
 
@@ -126,9 +124,6 @@ def _dual(directory: Path, config: Any, weights: bool) -> Backbone:
         both = [f"{signal}->{word}", f"{word}->{signal}"]
         scales = [LogitScale(module.logit_scale, getattr(module, "logit_bias", None), both)]
         encode_first = lambda x: module.get_image_features(**x).pooler_output  # noqa: E731
-    if config.model_type != "siglip":
-        pool_last_block(module.vision_model if config.model_type == "clip" else module.text_model)
-    quicken(module)
     encode_word = lambda x: module.get_text_features(**x).pooler_output  # noqa: E731
     if config.model_type == "siglip":  # its text head may have a width of its own
         dim = getattr(config.text_config, "projection_size", None) or dim
@@ -145,7 +140,18 @@ def _dual(directory: Path, config: Any, weights: bool) -> Backbone:
         signal: Tower(signal, dim, first, encode_first, owned(signal)),
         word: Tower(word, dim, tokens, encode_word, owned(word)),
     }
-    return Backbone("hf", module, towers, scales, _saved(config, processor), drop, _attention(module))
+    first_token = {"clip": "vision_model", "clap": "text_model"}.get(config.model_type)
+    return Backbone(
+        "hf",
+        module,
+        towers,
+        scales,
+        _saved(config, processor),
+        drop,
+        _attention(module),
+        use_cpu_kernels=True,
+        first_token_encoders=[getattr(module, first_token)] if first_token else [],
+    )
 
 
 def _attention(module: Any) -> Callable[[str, bool], None]:
@@ -184,9 +190,17 @@ def _text_encoder(directory: Path, config: Any, weights: bool) -> Backbone:
     tokens = TokenPreprocess(tokenizer, config, limit=limit)
     encode = _pooled(module, pooling)
     tower = Tower("text", config.hidden_size, tokens, encode, [module])
-    quicken(module)
     files = _saved(config, tokenizer) | extra
-    return Backbone("hf", module, {"text": tower}, [], files, select_attention=_attention(module), info={"pooling": pooling})
+    return Backbone(
+        "hf",
+        module,
+        {"text": tower},
+        [],
+        files,
+        select_attention=_attention(module),
+        use_cpu_kernels=True,
+        info={"pooling": pooling},
+    )
 
 
 def _pooling(directory: Path) -> tuple[str, int | None, dict[str, bytes]]:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower, read_files
-from mmtune.backbones.cpu_fast.kernels import quicken_layers
 from mmtune.errors import ModelError
 
 CONFIG = "open_clip_config.json"
@@ -132,7 +131,6 @@ def _backbone(module: Any, files: dict[str, bytes], tokenizer: Any = None) -> Ba
     config = json.loads(files[CONFIG])
     if tokenizer is None:
         tokenizer = _tokenizer(files)
-    quicken_layers(module)
     dim = int(config["model_cfg"]["embed_dim"])
     custom = hasattr(module, "text")
     words = [module.text] if custom else [module.transformer, module.token_embedding, module.ln_final, _Loose(module)]
@@ -152,7 +150,7 @@ def _backbone(module: Any, files: dict[str, bytes], tokenizer: Any = None) -> Ba
                 setattr(module, name, nn.Identity())
             module.text_projection = module.positional_embedding = None
 
-    return Backbone("open_clip", module, towers, [scale], files, drop)
+    return Backbone("open_clip", module, towers, [scale], files, drop, use_cpu_kernels=True)
 
 
 class _Loose(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mmtune.backbones.cpu_fast.pooled_block import pool_last_block
+from mmtune.backbones.cpu_fast.first_token_block import keep_first_token
 
 
 def tower(**options):
@@ -26,7 +26,7 @@ def run(module, x):
 def test_vectors_and_gradients_are_upstreams(attention):
     plain = tower(attn_implementation=attention)
     short = copy.deepcopy(plain)
-    pool_last_block(short)
+    keep_first_token(short)
     assert "forward" in vars(short.encoder.layers[-1]) and len(short.encoder.layers) == 3
     x = torch.randn(5, 3, 16, 16)
     (z, gradients), (z2, gradients2) = run(plain, x), run(short, x)
@@ -45,5 +45,5 @@ def test_a_tower_of_another_build_is_left_alone():
     layer = other.encoder.layers[-1]
     plain = type(layer).forward
     layer.mlp.forward = lambda x: x - x.mean(1, keepdim=True)  # a block in which tokens also meet after the attention
-    pool_last_block(other)
+    keep_first_token(other)
     assert "forward" not in vars(layer) and type(layer).forward is plain and len(other.encoder.layers) == 3

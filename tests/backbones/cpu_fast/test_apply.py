@@ -8,7 +8,8 @@ import torch
 import transformers
 from torch import nn
 
-from mmtune.backbones.cpu_fast.hf_fast import quicken
+from mmtune.backbones.cpu_fast import apply
+from mmtune.backbones.cpu_fast.first_token_block import keep_first_token
 from mmtune.backbones.cpu_fast.kernels import (
     Dropout,
     PatchConv2d,
@@ -16,10 +17,9 @@ from mmtune.backbones.cpu_fast.kernels import (
     attend,
     keep_mask,
     project,
-    quicken_layers,
+    replace_layers,
     windows,
 )
-from mmtune.backbones.cpu_fast.pooled_block import pool_last_block
 
 WORDS = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=60)
 
@@ -99,7 +99,7 @@ def test_a_towers_vectors_and_gradients_are_upstreams(make, encode, training, at
         plain.set_attn_implementation(attention)
     plain.train(training)
     quick = copy.deepcopy(plain)
-    quicken(quick)
+    apply(quick)
     kinds = ("CLIPAttention", "ClapTextSelfAttention", "ClapAudioLayer", "ClapAudioEncoder", "BertSelfAttention")
     changed = [m for m in quick.modules() if {"forward", "reshape_mel2img"} & vars(m).keys()]
     assert len(changed) == sum(type(m).__name__ in kinds for m in plain.modules())
@@ -112,7 +112,7 @@ def test_training_after_embedding():
     """What the first call keeps for the next ones is no tensor of inference mode."""
     torch.manual_seed(0)
     model = clap().eval()
-    quicken(model)
+    apply(model)
     with torch.inference_mode():
         sounds(model, 77)
     z, gradients = answer(model.train(), lambda model: sounds(model, 77))
@@ -123,7 +123,7 @@ def test_a_window_as_large_as_its_grid_is_not_shifted():
     torch.manual_seed(0)
     plain = clap(window_size=8).train()
     quick = copy.deepcopy(plain)
-    quicken(quick)
+    apply(quick)
     same(plain, quick, sounds)
 
 
@@ -131,7 +131,7 @@ def test_the_last_block_of_claps_texts_is_cut_to_the_first_token():
     torch.manual_seed(0)
     plain = clap().train()
     short = copy.deepcopy(plain)
-    pool_last_block(short.text_model)
+    keep_first_token(short.text_model)
     assert "forward" in vars(short.text_model.encoder.layer[-1]) and len(short.text_model.encoder.layer) == 2
     same(plain, short, texts)
 
@@ -146,7 +146,7 @@ def test_layers_that_a_tuning_put_in_place_of_linear_ones_are_asked_themselves()
     for block in plain.vision_model.encoder.layers:
         block.self_attn.q_proj.__class__ = Twice
     quick = copy.deepcopy(plain)
-    quicken(quick)
+    apply(quick)
     same(plain, quick, pictures)
 
 
@@ -155,7 +155,7 @@ def test_a_module_of_another_build_is_left_alone():
     at = model.vision_model.encoder.layers[0].self_attn
     type(at).forward, usual = (lambda self, x, mask=None, **more: (usual(self, x, mask, **more)[0] + 1, None)), type(at).forward
     try:
-        quicken(model)
+        apply(model)
         assert not any("forward" in vars(m) for m in model.modules())
     finally:
         type(at).forward = usual
@@ -165,7 +165,7 @@ def test_upstreams_way_for_long_sequences_and_for_attentions():
     model = clip().eval()
     at = model.vision_model.encoder.layers[0].self_attn
     plain = copy.deepcopy(at)
-    quicken(model)
+    apply(model)
     assert "forward" in vars(at)
     x = torch.randn(1, 200, 32)
     assert torch.equal(at(x)[0], plain(x)[0])
@@ -256,7 +256,7 @@ def test_patches_that_do_not_overlap():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 5, (2, 4), (2, 4)), nn.Conv2d(5, 2, 3, 2), nn.Conv2d(2, 2, 1, padding=1))
     quick = copy.deepcopy(plain)
-    quicken_layers(quick)
+    replace_layers(quick)
     assert [type(m) for m in quick] == [PatchConv2d, nn.Conv2d, nn.Conv2d]
     for shape in ((2, 3, 12, 16), (2, 3, 13, 18)):  # the second leaves a rest over
         x = torch.randn(*shape, requires_grad=True)
