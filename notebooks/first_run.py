@@ -84,7 +84,7 @@ for group in ("gearbox-healthy", "gearbox-crack-severe", "gearbox-scratch-severe
 
 # %%
 data = {
-    (name, split): mmtune.pack(source / f"{split}.csv", out / "data" / name / split)["out"]
+    (name, split): mmtune.pack(source / f"{split}.csv", out / "data" / name / split).out
     for name, source in (("catalog", catalog), ("machines", machines))
     for split in ("base", "train", "val")
 }

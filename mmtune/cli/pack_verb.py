@@ -15,7 +15,7 @@ from typing import Any
 
 from mmtune import modalities
 from mmtune.cli.dispatch import Result
-from mmtune.data.pack.pack import Progress, pack
+from mmtune.data.pack.pack import PackResult, ProgressCallback, pack
 
 
 def _options() -> dict[str, Any]:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> Result:
     options = {k: v for k in _options() if (v := getattr(args, f"option_{k}")) is not None}
     started = time.monotonic()
     with _display() as progress:
-        document = pack(
+        result = pack(
             args.source,
             args.out,
             columns=columns,
@@ -84,22 +84,22 @@ def run(args: argparse.Namespace) -> Result:
             overwrite=args.overwrite,
             progress=progress,
         )
-    document["seconds"] = round(time.monotonic() - started, 3)
-    return Result(document, _text(document))
+    document = {**result.to_dict(), "seconds": round(time.monotonic() - started, 3)}
+    return Result(document, _text(result))
 
 
-def _text(document: dict[str, Any]) -> str:
-    counts = f"{document['packed']} of {document['rows']} rows in {document['shards']} shards"
-    lines = [f"{counts}: {document['out']} ({', '.join(document['modalities'])})"]
-    lines += [f"  {n}: {s['packed']} of {s['rows']} rows in {s['shards']} shards" for n, s in document["splits"].items()]
-    if document["rejected"]:
-        lines.append(f"{document['rejected']} rejected, listed in {document['rejected_file']}:")
-        lines += [f"  {n} x {reason}" for reason, n in document["reasons"].items()]
+def _text(result: PackResult) -> str:
+    counts = f"{result.packed} of {result.rows} rows in {result.shards} shards"
+    lines = [f"{counts}: {result.out} ({', '.join(result.modalities)})"]
+    lines += [f"  {n}: {s.packed} of {s.rows} rows in {s.shards} shards" for n, s in result.splits.items()]
+    if result.rejected:
+        lines.append(f"{result.rejected} rejected, listed in {result.rejected_file}:")
+        lines += [f"  {n} x {reason}" for reason, n in result.reasons.items()]
     return "\n".join(lines)
 
 
 @contextmanager
-def _display() -> Iterator[Progress]:
+def _display() -> Iterator[ProgressCallback]:
     """Progress on standard error: a bar on a terminal, else a line every ten seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

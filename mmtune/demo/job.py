@@ -153,7 +153,7 @@ def _pack(out: Path) -> dict[str, int]:
     for corpus in CORPORA:
         for split in ("base", "train", "val"):
             report = pack(out / "source" / corpus / f"{split}.csv", out / "data" / corpus / split, max_rejected=0.0)
-            counts[f"{corpus}/{split}"] = report["packed"]
+            counts[f"{corpus}/{split}"] = report.packed
     return counts
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ def init_processes() -> Iterator[Processes]:
     if world_size == 1:
         yield SINGLE_PROCESS
         return
-    long_group = torch.distributed.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+    long_group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo", timeout=LONG_TIMEOUT))  # all ranks are in it
     processes = Processes(torch.distributed.get_rank(), world_size, long_group)
     try:
         yield processes

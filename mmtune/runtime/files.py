@@ -69,6 +69,7 @@ class AtomicFile:
                     self._file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
+        self._cleanup.detach()
 
     def __enter__(self) -> BinaryIO:
         return self.open()
@@ -98,7 +99,8 @@ class AtomicDirectory:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._temporary = _sibling(self.path, f".tmp-{self.path.name}-")
-        self._cleanup = weakref.finalize(self, _remove_directory, self._temporary, os.getpid())
+        self._old = _sibling(self.path, f".old-{self.path.name}-")
+        self._cleanup = weakref.finalize(self, _tidy_directory, self.path, self._temporary, self._old, os.getpid())
 
     def __enter__(self) -> Path:
         try:
@@ -116,37 +118,28 @@ class AtomicDirectory:
                 if file.is_file():
                     with open(file, "rb") as f:
                         os.fsync(f.fileno())
-            self._move()
-        except BaseException:
-            self.discard()
-            raise
-        self._cleanup.detach()
-
-    def _move(self) -> None:
-        old = _sibling(self.path, f".old-{self.path.name}-")
-        try:
             with contextlib.suppress(FileNotFoundError):
-                os.replace(self.path, old)
+                os.replace(self.path, self._old)
             os.replace(self._temporary, self.path)
-        except BaseException:
-            if old.exists() and not self.path.exists():
-                os.replace(old, self.path)
-            raise
         finally:
-            if self.path.exists():
-                shutil.rmtree(old, ignore_errors=True)
+            self.discard()
 
     def discard(self) -> None:
-        """Remove the temporary directory; `path` is untouched."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        """Remove the temporary directory; `path` is as before, or published. May be called at any time."""
+        _tidy_directory(self.path, self._temporary, self._old, os.getpid())
+        self._cleanup.detach()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.commit() if kind is None else self.discard()
 
 
-def _remove_directory(path: Path, pid: int) -> None:
-    if os.getpid() == pid:
-        shutil.rmtree(path, ignore_errors=True)
+def _tidy_directory(path: Path, temporary: Path, old: Path, pid: int) -> None:
+    if os.getpid() != pid:  # a forked child does not remove its parent's directory
+        return
+    if old.exists() and not path.exists():
+        os.replace(old, path)  # interrupted between the two renames
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def atomic_dir(path: str | Path) -> AtomicDirectory:

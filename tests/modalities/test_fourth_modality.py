@@ -83,7 +83,7 @@ def source(out, rows: int, seed: int):
 
 def test_a_fourth_modality_goes_through_everything(registered, tmp_path):
     counts = pack(source(tmp_path / "train", 40, 0), tmp_path / "packed", max_rejected=0.1)
-    assert counts["packed"] == 40 and counts["rejected"] == 1
+    assert counts.packed == 40 and counts.rejected == 1
     assert "not readings of three axes" in (tmp_path / "packed" / "rejected.jsonl").read_text()
     pack(source(tmp_path / "val", 20, 1), tmp_path / "held", max_rejected=0.1)
     data = mmtune.open_data(str(tmp_path / "held"))

@@ -1,7 +1,7 @@
-"""The parent side of checking: jobs out to child processes, results back in order, whatever a file does to its decoder.
+"""The parent side of checking: rows go out to worker processes and come back in order, whatever a file does to its decoder.
 
-A child that crashes, is killed for its memory, or takes longer than `timeout` over a row costs that row and is replaced.
-Children are fresh processes, not forks: a fork of a process with threads can hang. Results do not depend on their number.
+A worker that crashes, is killed for its memory, or takes longer than `timeout` over a row costs that row and is replaced.
+Workers are fresh processes, not forks: a fork of a process with threads can hang. Results do not depend on their number.
 """
 
 import json
@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 from mmtune import modalities
-from mmtune.data.pack.columns import Job
+from mmtune.contracts import JsonObject
+from mmtune.data.pack.columns import PackRow
 from mmtune.errors import DataError
 
 BATCH_ROWS, BATCH_BYTES = 16, 8 << 20
@@ -26,34 +26,34 @@ AHEAD_ROWS, AHEAD_BYTES = 4096, 256 << 20
 START_SECONDS = 60.0
 
 
-class Child:
-    """One checking process; `batch` is what it has been given and not answered, oldest first."""
+class DecodeWorker:
+    """One checking process; `batch` is what it has been sent and not answered, oldest first."""
 
     def __init__(self, settings: bytes):
         ours, theirs = socket.socketpair()
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "mmtune.data.pack.decode_worker", str(theirs.fileno())]
         with theirs:
-            none = subprocess.DEVNULL
-            self.process = subprocess.Popen(command, stdin=none, stdout=none, stderr=none, env=env, pass_fds=[theirs.fileno()])
-        self.wire = Connection(ours.detach())
-        self.batch: deque[Job] = deque()
+            null = subprocess.DEVNULL
+            self.process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, env=env, pass_fds=[theirs.fileno()])
+        self.connection = Connection(ours.detach())
+        self.batch: deque[PackRow] = deque()
         self.ready = False
         self.deadline = time.monotonic() + START_SECONDS
-        self.wire.send_bytes(settings)
+        self.connection.send_bytes(settings)
 
-    def send(self, jobs: list[Job], timeout: float) -> None:
-        """Give the child its next batch. Raises OSError when it is gone; the jobs are then still in `batch`."""
-        self.batch.extend(jobs)
+    def send(self, rows: list[PackRow], timeout: float) -> None:
+        """Send the next batch. Raises OSError when the process is gone; the rows are then still in `batch`."""
+        self.batch.extend(rows)
         self.deadline = time.monotonic() + timeout + (0 if self.ready else START_SECONDS)
-        rows = [[[n, v if isinstance(v, str) else None] for n, v in job.values.items()] for job in jobs]
-        self.wire.send_bytes(json.dumps(rows).encode())
-        for data in (v for job in jobs for v in job.values.values() if isinstance(v, bytes)):
-            self.wire.send_bytes(data)
+        request = [[[n, v if isinstance(v, str) else None] for n, v in row.values.items()] for row in rows]
+        self.connection.send_bytes(json.dumps(request).encode())
+        for data in (v for row in rows for v in row.values.values() if isinstance(v, bytes)):
+            self.connection.send_bytes(data)
 
     def receive(self, timeout: float) -> None:
-        """Take one message. Raises EOFError or OSError when the child is gone, DataError when it cannot start."""
-        answer = json.loads(self.wire.recv_bytes())
+        """Take one message. Raises EOFError or OSError when the process is gone, DataError when it cannot start."""
+        answer = json.loads(self.connection.recv_bytes())
         self.deadline = time.monotonic() + timeout
         if "fatal" in answer:
             raise DataError(
@@ -62,132 +62,137 @@ class Child:
         if "ready" in answer:
             self.ready = True
             return
-        job = self.batch[0]
+        row = self.batch[0]
         if answer["reason"] is None:
-            names = [n for n, v in job.values.items() if isinstance(v, str)]
-            data = {n: self.wire.recv_bytes() for n in names}
-            job.stamp = answer["stamp"]
-            job.values.update(data)
+            names = [n for n, v in row.values.items() if isinstance(v, str)]
+            data = {n: self.connection.recv_bytes() for n in names}
+            row.stamp = answer["stamp"]
+            row.values.update(data)
         else:
             name = answer["modality"]
-            job.reason, job.file = f"{name}: {answer['reason']}", job.files.get(name, job.file)
+            row.reason, row.file = f"{name}: {answer['reason']}", row.files.get(name, row.file)
         self.batch.popleft()
 
-    def end(self) -> int:
-        """Kill it if it still runs; its exit status."""
+    def stop(self) -> int:
+        """Kill the process if it still runs; its exit status."""
         self.process.kill()
-        self.wire.close()
+        self.connection.close()
         return self.process.wait()
 
 
-class Checkers:
-    """`workers` checking processes (at least one: a decoder never runs in the parent). A context manager."""
+class DecodePool:
+    """`workers` checking processes (at least one: a decoder never runs in the parent). A context manager.
 
-    def __init__(self, workers: int, used: list[str], options: dict[str, dict[str, Any]], max_bytes: int, timeout: float):
+    options: modality -> its limits; max_bytes: of one value; timeout: seconds for one row.
+    """
+
+    def __init__(self, workers: int, used: list[str], options: Mapping[str, JsonObject], max_bytes: int, timeout: float):
         settings = {"table": modalities.TABLE, "used": used, "options": options, "max_bytes": max_bytes}
-        self.settings, self.timeout, self.workers = json.dumps(settings).encode(), timeout, max(1, workers)
-        self.children: list[Child] = []
-        self.stillborn = self.ahead = 0
+        self.settings, self.timeout, self.size = json.dumps(settings).encode(), timeout, max(1, workers)
+        self.workers: list[DecodeWorker] = []
+        self.bytes_ahead = 0
+        self._failed_starts = 0
+        self._order: deque[PackRow] = deque()  # rows taken from the source and not given back
+        self._again: deque[PackRow] = deque()  # rows of a worker that died, to be checked once more
+        self._unanswered: set[int] = set()
 
-    def __enter__(self) -> "Checkers":
+    def __enter__(self) -> "DecodePool":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        for child in self.children:
-            child.end()
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.stop()
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The jobs in order, each with its values read and checked, or with a reason. Memory is bounded."""
-        source = iter(jobs)
-        order: deque[Job] = deque()
-        again: deque[Job] = deque()
-        open_rows: set[int] = set()  # rows not answered yet
+    def check(self, rows: Iterable[PackRow]) -> Iterator[PackRow]:
+        """The rows in order, each with its values read and checked, or with a reason. Memory is bounded."""
+        if os.name == "nt":
+            raise DataError("pack needs Linux or macOS (its checking processes use POSIX sockets and limits); use WSL")
+        source = iter(rows)
         while True:
-            more = self._dispatch(source, order, again, open_rows)
-            while order and order[0].row not in open_rows:
-                job = order.popleft()
-                self.ahead -= job.held
-                yield job
-            if not more and not order:
+            more = self._dispatch(source)
+            while self._order and self._order[0].number not in self._unanswered:
+                row = self._order.popleft()
+                self.bytes_ahead -= row.held
+                yield row
+            if not more and not self._order:
                 return
-            if any(c.batch for c in self.children):
-                self._collect(again, open_rows)
+            if any(w.batch for w in self.workers):
+                self._collect()
 
-    def _dispatch(self, source: Iterator[Job], order: deque[Job], again: deque[Job], open_rows: set[int]) -> bool:
-        """Fill idle children; False once the source is exhausted."""
+    def _dispatch(self, source: Iterator[PackRow]) -> bool:
+        """Send batches to idle workers; False once the source is exhausted."""
         while True:
-            if not again and (len(order) > AHEAD_ROWS or self.ahead > AHEAD_BYTES):
+            if not self._again and (len(self._order) > AHEAD_ROWS or self.bytes_ahead > AHEAD_BYTES):
                 return True
-            child = next((c for c in self.children if not c.batch), None)
-            if child is None and len(self.children) >= self.workers:
+            worker = next((w for w in self.workers if not w.batch), None)
+            if worker is None and len(self.workers) >= self.size:
                 return True
-            batch, more = _take(source, order, again, open_rows)
+            batch, more = self._next_batch(source)
             if batch:
-                if child is None:
-                    self.children.append(child := Child(self.settings))
+                if worker is None:
+                    self.workers.append(worker := DecodeWorker(self.settings))
                 try:
-                    child.send(batch, self.timeout)
+                    worker.send(batch, self.timeout)
                 except OSError:
-                    self._bury(child, again, open_rows)
-            if not more and not again:
+                    self._replace(worker)
+            if not more and not self._again:
                 return False
             if not batch:
-                return True  # a run of rows that need no checking: let them out first
+                return True  # a run of rows that need no checking: give them back first
 
-    def _collect(self, again: deque[Job], open_rows: set[int]) -> None:
-        """Wait for at least one message or deadline, and take what is there."""
-        busy: dict[Any, Child] = {c.wire: c for c in self.children if c.batch}
-        first = min(c.deadline for c in busy.values())
-        for wire in wait(list(busy), max(0.0, first - time.monotonic())):
-            child = busy[wire]
+    def _next_batch(self, source: Iterator[PackRow]) -> tuple[list[PackRow], bool]:
+        """The next batch, and whether there may be more. Rows that need no check only join the order."""
+        batch: list[PackRow] = []
+        size = 0
+        for _ in range(AHEAD_ROWS):
+            if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
+                return batch, True
+            if self._again:
+                batch.append(self._again.popleft())
+                continue
+            row = next(source, None)
+            if row is None:
+                return batch, False
+            self._order.append(row)
+            if row.reason is None and not row.settled:
+                self._unanswered.add(row.number)
+                batch.append(row)
+                size += sum(len(v) for v in row.values.values() if isinstance(v, bytes))
+        return batch, True
+
+    def _collect(self) -> None:
+        """Wait for at least one message or deadline, and take what has come."""
+        busy = {w.connection: w for w in self.workers if w.batch}
+        first = min(w.deadline for w in busy.values())
+        for connection in wait(list(busy), max(0.0, first - time.monotonic())):
+            worker = busy[connection]  # type: ignore[index]  # `wait` gives back what it was given
             try:
-                done = child.batch[0]
-                child.receive(self.timeout)
-                if not child.batch or child.batch[0] is not done:
-                    open_rows.discard(done.row)
-                    done.held = sum(len(v) for v in done.values.values() if isinstance(v, bytes))
-                    self.ahead += done.held
+                row = worker.batch[0]
+                worker.receive(self.timeout)
+                if not worker.batch or worker.batch[0] is not row:
+                    self._unanswered.discard(row.number)
+                    row.held = sum(len(v) for v in row.values.values() if isinstance(v, bytes))
+                    self.bytes_ahead += row.held
             except (EOFError, OSError):
-                self._bury(child, again, open_rows)
+                self._replace(worker)
         now = time.monotonic()
-        for child in [c for c in self.children if c.batch and c.deadline < now and not c.wire.poll()]:
-            self._bury(child, again, open_rows, f"takes longer than {self.timeout:g} s to decode (--timeout)")
+        for worker in [w for w in self.workers if w.batch and w.deadline < now and not w.connection.poll()]:
+            self._replace(worker, f"takes longer than {self.timeout:g} s to decode (--timeout)")
 
-    def _bury(self, child: Child, again: deque[Job], open_rows: set[int], reason: str = "") -> None:
-        """Account for a dead or hanging child: the row it was at is rejected, the rest of its batch is checked again."""
-        status = child.end()
-        self.children.remove(child)
-        if not child.ready:
-            self.stillborn += 1
-            if self.stillborn > 3:
+    def _replace(self, worker: DecodeWorker, reason: str = "") -> None:
+        """Account for a dead or hanging worker: its current row is rejected, the rest of its batch is checked again."""
+        status = worker.stop()
+        self.workers.remove(worker)
+        if not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts > 3:
                 raise DataError(
                     f"checking processes cannot start (exit status {status}); try `python -m mmtune.data.pack.decode_worker` by hand"
                 )
-        elif child.batch:
-            self.stillborn = 0
-            job = child.batch.popleft()
-            died = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            job.reason = f"{', '.join(job.values)}: {reason or f'crashes its decoder ({died})'}"
-            open_rows.discard(job.row)
-        again.extendleft(reversed(child.batch))
-
-
-def _take(source: Iterator[Job], order: deque[Job], again: deque[Job], open_rows: set[int]) -> tuple[list[Job], bool]:
-    """The next batch, and whether there may be more. Jobs that need no check only join the order."""
-    batch: list[Job] = []
-    size = 0
-    for _ in range(AHEAD_ROWS):
-        if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
-            return batch, True
-        if again:
-            batch.append(again.popleft())
-            continue
-        job = next(source, None)
-        if job is None:
-            return batch, False
-        order.append(job)
-        if job.reason is None and not job.settled:
-            open_rows.add(job.row)
-            batch.append(job)
-            size += sum(len(v) for v in job.values.values() if isinstance(v, bytes))
-    return batch, True
+        elif worker.batch:
+            self._failed_starts = 0
+            row = worker.batch.popleft()
+            death = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            row.reason = f"{', '.join(row.values)}: {reason or f'crashes its decoder ({death})'}"
+            self._unanswered.discard(row.number)
+        self._again.extendleft(reversed(worker.batch))

@@ -1,28 +1,59 @@
-"""SOURCE -> checked shards: every row is packed or listed with its reason, and the bytes depend on the source alone."""
+"""SOURCE -> checked shards: every row is packed, or listed with its reason, and the shards' bytes depend on the source alone."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from mmtune import modalities
-from mmtune.data.pack.columns import Job, Plan, make_plan
-from mmtune.data.pack.decode_pool import Checkers
-from mmtune.data.pack.resume_journal import Journal
-from mmtune.data.pack.split_writer import Sink
+from mmtune.contracts import JsonObject
+from mmtune.data.pack.columns import ColumnRoles, PackRow, assign_columns
+from mmtune.data.pack.decode_pool import DecodePool
+from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
+from mmtune.data.pack.split_writer import SplitWriter
 from mmtune.data.shards.locate import KIND, SPLIT_KIND
-from mmtune.data.sources.tables import open_source
+from mmtune.data.sources.row_source import open_source
 from mmtune.errors import DataError
 from mmtune.runtime.files import write_json, write_jsonl
 from mmtune.runtime.sizes import parse_size
 
 SCHEMA = 1
 MAX_SPLITS = 64
-Progress = Callable[[int, int, int, int], None]
+ProgressCallback = Callable[[int, int, int, int], None]
 """Called with (rows done, packed, rejected, rows in all: an estimate)."""
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """What was packed of one value of the split column, into the folder `out`."""
+
+    out: str
+    rows: int
+    packed: int
+    rejected: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What `pack` did. rows = packed + rejected; reasons: kind of reason -> rows, most frequent first."""
+
+    out: str
+    rows: int
+    packed: int
+    rejected: int
+    shards: int
+    modalities: list[str]
+    splits: dict[str, SplitCounts]
+    reasons: dict[str, int]
+    rejected_file: str
+
+    def to_dict(self) -> JsonObject:
+        """As a JSON document."""
+        return asdict(self)
 
 
 def _size(option: str, size: str | int) -> int:
@@ -43,63 +74,62 @@ def pack(
     shard_size: str | int = "256MB",
     workers: int = 0,
     max_rejected: float = 0.05,
-    options: dict[str, Any] | None = None,
+    options: JsonObject | None = None,
     max_bytes: str | int = "512MB",
     timeout: float = 60.0,
     overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Pack SOURCE into WebDataset shards in `out` (`out/<value>` for each value of the column `split`).
+    progress: ProgressCallback | None = None,
+) -> PackResult:
+    """Check SOURCE and pack it into WebDataset shards in `out` (in `out/VALUE` for each value of the column `split`).
 
-    `columns`: modality -> column; `id`, `group`, `split`: columns; what is not named is found by the usual names.
-    `options`: limits by name as the modalities declare them. `workers`: checking processes; 0 or 1 is one, never none:
-    a file that crashes its decoder, or takes longer than `timeout` seconds, costs its row and nothing else.
-    A shard is closed before it would exceed `shard_size` (one larger row makes a larger shard). Killed and called again,
-    it goes on; called again when finished, it checks that nothing has changed. `overwrite` starts anew where another
-    pack wrote.
+    columns: modality -> column; id, group, split: columns. Columns that are not named are found by their usual names.
+    options: limits by name, as the modalities declare them. workers: checking processes; 0 or 1 is one, never none: a file that
+    crashes its decoder, or takes longer than `timeout` seconds, costs its row and nothing else.
+    A shard is closed before it would exceed `shard_size` (one larger row makes a larger shard). Killed and called again, it
+    resumes; called again when finished, it checks that nothing has changed. `overwrite` starts anew where another pack wrote.
 
-    Returns counts, reasons and paths. Raises DataError for an unusable source or `out`, and, after everything has been
-    written, when more than the fraction `max_rejected` of the rows was rejected.
+    Returns counts, reasons and paths. Raises DataError for an unusable source or `out`, and, after everything has been written,
+    when more than the fraction `max_rejected` of the rows was rejected.
     """
     if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
         raise DataError(f"{out}: lies inside {source}, so the shards would become a part of it; choose another --out")
     opened = open_source(source)
-    plan = make_plan(opened, columns or {}, id, group, split)
-    limits = _limits(plan, options or {})
-    limit, most_bytes = _size("--shard-size", shard_size), _size("--max-bytes", max_bytes)
-    identity = {
+    roles = assign_columns(opened, columns or {}, id, group, split)
+    limits = _limits(roles, options or {})
+    shard_bytes, value_bytes = _size("--shard-size", shard_size), _size("--max-bytes", max_bytes)
+    identity: JsonObject = {
         "schema": SCHEMA,
         "source": opened.sha256,
-        "columns": plan.columns(),
-        "shard size": limit,
-        "options": {**limits, "max_bytes": most_bytes},
+        "columns": roles.by_role(),
+        "shard size": shard_bytes,
+        "options": {**limits, "max_bytes": value_bytes},
     }
-    with Journal(Path(out), identity, overwrite) as journal:
-        packing = _Packing(plan, journal, limit)
-        with Checkers(workers, list(plan.modalities), limits, most_bytes, timeout) as checkers:
-            packing.run(checkers, progress)
-        if not packing.rows:
+    with PackJournal(Path(out), identity, overwrite) as journal:
+        run = _PackRun(roles, journal, shard_bytes)
+        with DecodePool(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
+            run.pack_rows(pool, progress)
+        if not run.rows:
             journal.remove()
             raise DataError(f"{source}: no rows")
-        document = packing.publish(identity)
-    if packing.rejected > max_rejected * packing.rows:
-        worst = "; ".join(f"{n} x {r}" for r, n in list(document["reasons"].items())[:3])
+        result = run.publish(identity)
+    if run.rejected > max_rejected * run.rows:
+        most_frequent = "; ".join(f"{n} x {r}" for r, n in list(result.reasons.items())[:3])
         raise DataError(
-            f"{packing.rejected} of {packing.rows} rows rejected, more than --max-rejected {max_rejected:g} ({worst}); "
-            f"every one is listed in {document['rejected_file']}"
+            f"{run.rejected} of {run.rows} rows rejected, more than --max-rejected {max_rejected:g} ({most_frequent}); "
+            f"every one is listed in {result.rejected_file}"
         )
-    return document
+    return result
 
 
-def _limits(plan: Plan, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _limits(roles: ColumnRoles, options: JsonObject) -> dict[str, JsonObject]:
     """Modality -> all its options with their values. Raises DataError for one that no packed modality has."""
-    known = {n: modalities.get(n).options for n in plan.modalities}
+    declared = {n: modalities.get(n).options for n in roles.modalities}
     for name in options:
-        if not any(name in o for o in known.values()):
+        if not any(name in o for o in declared.values()):
             raise DataError(
-                f"{name}: no option of {', '.join(known)}; they have {', '.join(k for o in known.values() for k in o)}"
+                f"{name}: no option of {', '.join(declared)}; they have {', '.join(k for o in declared.values() for k in o)}"
             )
-    return {n: {k: options.get(k, o.default) for k, o in found.items()} for n, found in known.items()}
+    return {n: {k: options.get(k, o.default) for k, o in of_modality.items()} for n, of_modality in declared.items()}
 
 
 def reason_kind(reason: str) -> str:
@@ -109,102 +139,109 @@ def reason_kind(reason: str) -> str:
     return re.split(r" \(| '", kind)[0]
 
 
-class _Packing:
-    """One run of `pack` over a source."""
+def _reason_counts(rejected: list[RejectedRow]) -> dict[str, int]:
+    return dict(Counter(reason_kind(r["reason"]) for r in rejected).most_common())
 
-    def __init__(self, plan: Plan, journal: Journal, limit: int):
-        self.plan, self.journal, self.limit = plan, journal, limit
-        self.sinks: dict[str, Sink] = {} if plan.split else {"": Sink(journal, "", limit)}
-        self.nowhere: list[dict[str, Any]] = []  # rejected rows without a split
-        self.seen: dict[bytes, int] = {}
+
+class _PackRun:
+    """One run of `pack` over a source: its rows, in order, into the writers of their splits."""
+
+    def __init__(self, roles: ColumnRoles, journal: PackJournal, shard_size: int):
+        self.roles, self.journal, self.shard_size = roles, journal, shard_size
+        self.writers: dict[str, SplitWriter] = {} if roles.split else {"": SplitWriter(journal, "", shard_size)}
+        self.without_split: list[RejectedRow] = []
         self.rows = self.packed = self.rejected = 0
+        self._row_of_id: dict[bytes, int] = {}
 
-    def _sink(self, split: str) -> Sink:
-        if split not in self.sinks:
-            if len(self.sinks) == MAX_SPLITS:
-                path, column = self.plan.source.path, self.plan.split
+    def _writer(self, split: str) -> SplitWriter:
+        if split not in self.writers:
+            if len(self.writers) == MAX_SPLITS:
+                path, column = self.roles.source.path, self.roles.split
                 raise DataError(f"{path}: --split {column} has more than {MAX_SPLITS} values; is it the right column?")
-            self.sinks[split] = Sink(self.journal, split, self.limit)
-        return self.sinks[split]
+            self.writers[split] = SplitWriter(self.journal, split, self.shard_size)
+        return self.writers[split]
 
-    def _jobs(self) -> Iterator[Job]:
-        for number, cells in self.plan.source.rows(set(filter(None, self.plan.columns().values()))):
-            job = self.plan.job(number, cells)
-            job.settled = job.split is not None and self._sink(job.split).settled(number)
-            yield job
+    def _source_rows(self) -> Iterator[PackRow]:
+        for number, cells in self.roles.source.rows(set(filter(None, self.roles.by_role().values()))):
+            row = self.roles.row(number, cells)
+            row.settled = row.split is not None and self._writer(row.split).is_settled(number)
+            yield row
 
-    def run(self, checkers: Checkers, progress: Progress | None) -> None:
-        """All rows, in order, into their sinks."""
+    def pack_rows(self, pool: DecodePool, progress: ProgressCallback | None) -> None:
+        """Check all rows and write them. On any error, Ctrl-C included, unfinished shards are removed."""
         try:
-            for job in checkers.run(self._jobs()):
-                self._account(job)
+            for row in pool.check(self._source_rows()):
+                self._add(row)
                 if progress:
-                    progress(self.rows, self.packed, self.rejected, self.plan.source.total)
-            for sink in self.sinks.values():
-                sink.finish()
+                    progress(self.rows, self.packed, self.rejected, self.roles.source.total)
+            for writer in self.writers.values():
+                writer.finish()
         except BaseException:
-            for sink in self.sinks.values():
-                sink.abort()
+            for writer in self.writers.values():
+                writer.abort()
             raise
 
-    def _account(self, job: Job) -> None:
+    def _add(self, row: PackRow) -> None:
         self.rows += 1
-        assert self.rows == job.row, "rows come in order and none is lost"
-        sink = self.sinks[job.split] if job.split is not None else None
-        if sink and job.settled:
-            sink.recall(job)
-        key = blake2b(job.id.encode(), digest_size=8).digest()
-        if not job.reason and not job.settled and key in self.seen:
-            job.reason = f"duplicate id {job.id!r} (row {self.seen[key]} has it)"
-        if sink:
-            sink.take(job)
+        assert self.rows == row.number, "rows come in order and none is lost"
+        writer = self.writers[row.split] if row.split is not None else None
+        if writer and row.settled:
+            writer.restore_verdict(row)
+        key = blake2b(row.id.encode(), digest_size=8).digest()
+        if row.reason is None and not row.settled and key in self._row_of_id:
+            row.reason = f"duplicate id {row.id!r} (row {self._row_of_id[key]} has it)"
+        if writer:
+            writer.add(row)
         else:
-            self.nowhere.append({"row": job.row, "file": job.file, "reason": job.reason})
-        if job.reason:
+            self.without_split.append({"row": row.number, "file": row.file, "reason": row.reason or ""})
+        if row.reason is not None:
             self.rejected += 1
         else:
-            self.seen[key] = job.row
+            self._row_of_id[key] = row.number
             self.packed += 1
 
-    def publish(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """rejected.jsonl, then each index.json, the one at the top last. Returns pack's result."""
-        out, plan = self.journal.out, self.plan
-        rejected = sorted([*self.nowhere, *(r for s in self.sinks.values() for r in s.all_rejected)], key=lambda r: r["row"])
-        shards = sum(len(s.shards) for s in self.sinks.values())
+    def publish(self, identity: JsonObject) -> PackResult:
+        """Write rejected.jsonl, then each index.json, the one at the top last."""
+        out, roles = self.journal.out, self.roles
+        rejected = sorted(
+            [*self.without_split, *(r for w in self.writers.values() for r in w.rejected)], key=lambda r: r["row"]
+        )
         assert self.rows == self.packed + self.rejected and len(rejected) == self.rejected
-        assert self.packed == sum(s["rows"] for sink in self.sinks.values() for s in sink.shards)
-        reasons = dict(Counter(reason_kind(r["reason"]) for r in rejected).most_common())
-        present = [n for n in plan.modalities if any(s.present[n] for s in self.sinks.values())]
+        assert self.packed == sum(s["rows"] for w in self.writers.values() for s in w.shards)
+        splits = {n: _split_counts(w, str(out / n)) for n, w in sorted(self.writers.items())} if roles.split else {}
+        result = PackResult(
+            str(out),
+            self.rows,
+            self.packed,
+            self.rejected,
+            shards=sum(len(w.shards) for w in self.writers.values()),
+            modalities=[n for n in roles.modalities if any(w.modality_counts[n] for w in self.writers.values())],
+            splits=splits,
+            reasons=_reason_counts(rejected),
+            rejected_file=os.path.join(out, "rejected.jsonl"),
+        )
         if not (out / "index.json").exists():
-            self.journal.tidy([e for s in self.sinks.values() for e in s.entries])
-            source = {"name": plan.source.path.name, "kind": plan.source.kind, "sha256": plan.source.sha256}
-            common = {"schema": SCHEMA, "columns": plan.columns(), "meta": plan.meta, "source": source}
-            common |= {"shard_size": self.limit, "options": identity["options"]}
+            self.journal.rewrite_sorted([e for w in self.writers.values() for e in w.entries])
             write_jsonl(out / "rejected.jsonl", rejected)
-            for name, sink in self.sinks.items():
-                mine = dict(Counter(reason_kind(r["reason"]) for r in sink.all_rejected).most_common())
-                found = {"modalities": [n for n in plan.modalities if sink.present[n]], "reasons": mine}
-                write_json(out / name / "index.json", {"kind": KIND, **common, **found, **sink.describe()})
-            if plan.split:
-                counts = {"rows": self.rows, "packed": self.packed, "rejected": self.rejected, "reasons": reasons}
-                splits = {n: {"packed": s.packed, "rejected": len(s.all_rejected)} for n, s in sorted(self.sinks.items())}
-                write_json(
-                    out / "index.json", {"kind": SPLIT_KIND, **common, "modalities": present, **counts, "splits": splits}
-                )
-        splits = {n: _counts(s, str(out / n)) for n, s in sorted(self.sinks.items())} if plan.split else {}
-        return {
-            "out": str(out),
-            "rows": self.rows,
-            "packed": self.packed,
-            "rejected": self.rejected,
-            "shards": shards,
-            "modalities": present,
-            "splits": splits,
-            "reasons": reasons,
-            "rejected_file": os.path.join(out, "rejected.jsonl"),
-        }
+            self._write_indexes(identity, result)
+        return result
+
+    def _write_indexes(self, identity: JsonObject, result: PackResult) -> None:
+        out, roles = self.journal.out, self.roles
+        source = {"name": roles.source.path.name, "kind": roles.source.kind, "sha256": roles.source.sha256}
+        common = {"schema": SCHEMA, "columns": roles.by_role(), "meta": roles.meta, "source": source}
+        common |= {"shard_size": self.shard_size, "options": identity["options"]}
+        for name, writer in self.writers.items():
+            packed = [n for n in roles.modalities if writer.modality_counts[n]]
+            own = {"modalities": packed, "reasons": _reason_counts(writer.rejected), **writer.index()}
+            write_json(out / name / "index.json", {"kind": KIND, **common, **own})
+        if roles.split:
+            counts = {"rows": self.rows, "packed": self.packed, "rejected": self.rejected, "reasons": result.reasons}
+            splits = {n: {"packed": s.packed, "rejected": s.rejected} for n, s in result.splits.items()}
+            document = {"kind": SPLIT_KIND, **common, "modalities": result.modalities, **counts, "splits": splits}
+            write_json(out / "index.json", document)
 
 
-def _counts(sink: Sink, out: str) -> dict[str, Any]:
-    rejected = len(sink.all_rejected)
-    return {"out": out, "rows": sink.packed + rejected, "packed": sink.packed, "rejected": rejected, "shards": len(sink.shards)}
+def _split_counts(writer: SplitWriter, out: str) -> SplitCounts:
+    rejected = len(writer.rejected)
+    return SplitCounts(out, writer.packed + rejected, writer.packed, rejected, len(writer.shards))

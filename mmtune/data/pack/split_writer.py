@@ -1,114 +1,138 @@
-"""Where one split's rows go: into shards, into the list of the rejected, and into the journal that lets a killed pack go on."""
+"""One split's rows -> its shards, its list of rejected rows, and its entries in the journal by which a killed pack resumes."""
 
 import json
 import math
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from mmtune.data.pack.columns import Job, stamp
-from mmtune.data.pack.resume_journal import Journal, last
-from mmtune.data.pack.shard_writer import ShardWriter, room
+from mmtune.data.pack.columns import PackRow, file_stamp
+from mmtune.data.pack.resume_journal import JournalEntry, PackJournal, RejectedRow, last_row
+from mmtune.data.pack.shard_writer import ShardEntry, ShardWriter, sample_size
 from mmtune.errors import DataError
 
 
-class Sink:
-    """One split. Rows come in order; those that the journal has are only compared with it."""
+class SplitIndex(TypedDict):
+    """A split's own part of its index.json."""
 
-    def __init__(self, journal: Journal, split: str, limit: int):
-        self.journal, self.split, self.limit = journal, split, limit
+    rows: int
+    packed: int
+    rejected: int
+    present: dict[str, int]
+    shards: list[ShardEntry]
+
+
+class SplitWriter:
+    """Writes one split. Rows come in order; rows that the journal accounts for are only compared with it."""
+
+    def __init__(self, journal: PackJournal, split: str, shard_size: int):
+        self.journal, self.split, self.shard_size = journal, split, shard_size
         self.folder: Path = journal.out / split
         self.entries = journal.entries.get(split, [])
-        self.known = list(self.entries)
-        self.done_rejected: dict[int, dict[str, Any]] = {r["row"]: r for e in self.known for r in e["rejected"]}
-        self.settled_to = max((last(e) for e in self.known), default=0)
-        self.shards: list[dict[str, Any]] = [e["shard"] for e in self.known if e["shard"]]
-        self.rejected: list[dict[str, Any]] = []  # since the last entry
-        self.all_rejected: list[dict[str, Any]] = []
-        self.present: Counter[str] = Counter()
-        self.packed = self.last = 0
+        self.shards: list[ShardEntry] = [e["shard"] for e in self.entries if e["shard"]]
+        self.rejected: list[RejectedRow] = []
+        self.modality_counts: Counter[str] = Counter()
+        self.packed = 0
+        self._unverified = list(self.entries)  # entries of an earlier run whose last row has not come yet
+        self._rejected_before = {r["row"]: r for e in self.entries for r in e["rejected"]}
+        self._settled_to = max((last_row(e) for e in self.entries), default=0)
+        self._unrecorded: list[RejectedRow] = []  # rejected since the last entry
+        self._last_row = 0
         self._stamp = blake2b(digest_size=16)
         self._writer: ShardWriter | None = None
-        for left in self.folder.glob(".tmp-*"):  # of a killed run
-            left.unlink(missing_ok=True)
+        for left_over in self.folder.glob(".tmp-*"):  # of a killed run
+            left_over.unlink(missing_ok=True)
 
-    def settled(self, row: int) -> bool:
-        """True for a row that an earlier run packed or rejected."""
-        return row <= self.settled_to
+    def is_settled(self, row: int) -> bool:
+        """Whether an earlier run has packed or rejected this row."""
+        return row <= self._settled_to
 
-    def take(self, job: Job) -> None:
-        """Account for one row; a packed one is written. `job.reason` decides."""
-        while self.known and job.row > last(self.known[0]):
-            self._match(self.known.pop(0))
-        line = {"row": job.row, "file": job.file, "reason": job.reason} if job.reason else None
-        if line is None and not job.settled:
-            self._write(job)
-        self._stamp.update(f"{job.row}:{job.stamp or stamp(job)}\n".encode())
-        self.last = job.row
-        if line:
-            self.all_rejected.append(line)
-            if not job.settled:
-                self.rejected.append(line)
+    def restore_verdict(self, row: PackRow) -> None:
+        """Give a settled row the reason for which the earlier run rejected it, if it did."""
+        if before := self._rejected_before.get(row.number):
+            row.reason, row.file = before["reason"], before["file"]
+
+    def add(self, row: PackRow) -> None:
+        """Account for one row: rejected if it has a reason, else packed. A settled row is not written again."""
+        while self._unverified and row.number > last_row(self._unverified[0]):
+            self._verify(self._unverified.pop(0))
+        if row.reason is None and not row.settled:
+            self._write(row)
+        self._stamp.update(f"{row.number}:{row.stamp or file_stamp(row)}\n".encode())
+        self._last_row = row.number
+        if row.reason is not None:
+            line: RejectedRow = {"row": row.number, "file": row.file, "reason": row.reason}
+            self.rejected.append(line)
+            if not row.settled:
+                self._unrecorded.append(line)
         else:
             self.packed += 1
-            self.present.update(list(job.values))
+            self.modality_counts.update(list(row.values))
 
-    def recall(self, job: Job) -> None:
-        """Give a settled row the verdict of the run that settled it."""
-        if line := self.done_rejected.get(job.row):
-            job.reason, job.file = line["reason"], line["file"]
-
-    def _match(self, entry: dict[str, Any]) -> None:
-        """Past an entry's last row: the files behind its rows must be what they were when it was written."""
+    def _verify(self, entry: JournalEntry) -> None:
+        """Past an entry's last row: the files behind its rows must be as they were when the entry was written."""
         if entry["stamp"] != self._stamp.hexdigest():
             raise DataError(
-                f"{self.journal.out}: files of rows up to {self.last} have changed since they were packed; "
+                f"{self.journal.out}: files of rows up to {self._last_row} have changed since they were packed; "
                 "choose another --out, or add --overwrite"
             )
         self._stamp = blake2b(digest_size=16)
 
-    def _write(self, job: Job) -> None:
-        document = {"id": job.id, "group": job.group, "meta": job.meta}
+    def _write(self, row: PackRow) -> None:
+        document = {"id": row.id, "group": row.group, "meta": row.meta}
         line = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        members: list[tuple[str, bytes]] = [(job.extensions[n], v) for n, v in job.values.items() if isinstance(v, bytes)]
-        assert len(members) == len(job.values), job
-        members.append(("json", line.encode()))
-        if self._writer and self._writer.bytes + room(members) > self.limit:
-            self._close()
+        members = {row.extensions[n]: v for n, v in row.values.items() if isinstance(v, bytes)}
+        assert len(members) == len(row.values), row
+        members["json"] = line.encode()
+        if self._writer and self._writer.size + sample_size(members) > self.shard_size:
+            self._close_shard()
         if self._writer is None:
+            # known here before it creates a file, so that `abort` removes the file whenever Ctrl-C falls
             self._writer = ShardWriter(self.folder / f"shard-{len(self.shards):06d}.tar")
-        self._writer.add(f"{job.row:08d}", members)
+            self._writer.open()
+        self._writer.add(f"{row.number:08d}", members)
 
-    def _close(self) -> None:
-        """Publish the shard; its entry accounts for every row before the one at hand."""
+    def _close_shard(self) -> None:
+        """Publish the shard; its journal entry accounts for every row before the current one."""
         assert self._writer
         self.shards.append(self._writer.close())
         self._writer = None
-        self._record(self.shards[-1], self.last)
+        self._record(self.shards[-1], self._last_row)
 
-    def _record(self, shard: dict[str, Any] | None, row: int | None) -> None:
-        entry = {"split": self.split, "shard": shard, "last": row, "rejected": self.rejected, "stamp": self._stamp.hexdigest()}
-        self.journal.add(entry)
+    def _record(self, shard: ShardEntry | None, last: int | None) -> None:
+        entry: JournalEntry = {
+            "split": self.split,
+            "shard": shard,
+            "last": last,
+            "rejected": self._unrecorded,
+            "stamp": self._stamp.hexdigest(),
+        }
+        self.journal.append(entry)
         self.entries.append(entry)
         self._stamp = blake2b(digest_size=16)
-        self.rejected = []
+        self._unrecorded = []
 
     def finish(self) -> None:
-        """The source is through: publish the last shard and close the split's account."""
+        """The source has no more rows: publish the last shard and record that the split is complete."""
         if self._writer:
-            self._close()
-        for entry in self.known:
-            self._match(entry)
-        self.known = []
-        if self.settled_to != math.inf:
+            self._close_shard()
+        for entry in self._unverified:
+            self._verify(entry)
+        self._unverified = []
+        if self._settled_to != math.inf:
             self._record(None, None)
-            self.settled_to = math.inf
+            self._settled_to = math.inf
 
-    def describe(self) -> dict[str, Any]:
-        """The split's part of index.json."""
-        counts = {"rows": self.packed + len(self.all_rejected), "packed": self.packed, "rejected": len(self.all_rejected)}
-        return {**counts, "present": {n: self.present[n] for n in sorted(self.present)}, "shards": self.shards}
+    def index(self) -> SplitIndex:
+        """The split's own part of its index.json."""
+        return {
+            "rows": self.packed + len(self.rejected),
+            "packed": self.packed,
+            "rejected": len(self.rejected),
+            "present": {n: self.modality_counts[n] for n in sorted(self.modality_counts)},
+            "shards": self.shards,
+        }
 
     def abort(self) -> None:
         """Drop the shard being written."""

@@ -1,36 +1,39 @@
-"""Rows of tables as people really write them: byte-order marks, other encodings, quoted newlines, stray quotes."""
+"""Rows of CSV, TSV and JSONL files as people write them: byte-order marks, other encodings, quoted newlines, stray quotes."""
 
 import codecs
 import csv
 import hashlib
 import json
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from mmtune.errors import DataError
 
 MAX_LINES = 1000
-"""A quoted cell may span this many lines; one that spans more is taken for a quote that nobody closed."""
-csv.field_size_limit(2**31 - 1)
+"""A quoted cell may span this many lines; one that spans more is taken for a quote that was never closed."""
+MAX_CELL = 2**31 - 1
+"""Characters of a cell, where Python's csv module by default allows 131,072."""
+_CSV_LIMIT = threading.Lock()
 
 
 def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
-    """Bytes that are no UTF-8 read as Windows-1252, the usual culprit; the rest of the file stays UTF-8."""
+    """Decode bytes that are not UTF-8 as Windows-1252, the usual other encoding; the rest of the file stays UTF-8."""
     assert isinstance(error, UnicodeDecodeError)
-    bad = error.object[error.start : error.end]
+    invalid = error.object[error.start : error.end]
     try:
-        return bad.decode("cp1252"), error.end
+        return invalid.decode("cp1252"), error.end
     except UnicodeDecodeError:
-        return bad.decode("latin-1"), error.end
+        return invalid.decode("latin-1"), error.end
 
 
-codecs.register_error("mmtune_cp1252", _as_cp1252)
+codecs.register_error("mmtune_cp1252", _as_cp1252)  # process-wide, but under a name of our own: nobody else's decoding changes
 
 
 def open_text(path: Path) -> TextIO:
-    """A file of characters in UTF-8 (with or without a mark), in UTF-16 with a mark, or in Windows-1252."""
+    """Open a text file in UTF-8 (with or without a byte-order mark), in UTF-16 with one, or in Windows-1252."""
     with open(path, "rb") as f:
         head = f.read(2)
     encoding = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
@@ -38,14 +41,14 @@ def open_text(path: Path) -> TextIO:
     return open(path, encoding=encoding, errors=errors, newline="")
 
 
-def digest(path: Path) -> tuple[str, int]:
-    """(sha256, number of line ends) of a file in one pass."""
-    sha, lines = hashlib.sha256(), 0
+def file_digest(path: Path) -> tuple[str, int]:
+    """(sha256, number of newlines) of a file in one pass."""
+    sha256, lines = hashlib.sha256(), 0
     with open(path, "rb") as f:
         while block := f.read(1 << 20):
-            sha.update(block)
+            sha256.update(block)
             lines += block.count(b"\n")
-    return sha.hexdigest(), lines
+    return sha256.hexdigest(), lines
 
 
 def _delimiter(path: Path) -> str:
@@ -56,8 +59,8 @@ def _delimiter(path: Path) -> str:
     return "," if "," in head else max(";\t|", key=head.count) if any(c in head for c in ";\t|") else ","
 
 
-class Table:
-    """A CSV or TSV file. Iterating gives each record in order: a dict by column, or the reason it cannot be one."""
+class CsvTable:
+    """A CSV or TSV file. Iterating gives each record in order: {column: cell}, or the reason why it cannot be one."""
 
     def __init__(self, path: Path):
         self.path, self.delimiter = path, _delimiter(path)
@@ -66,11 +69,11 @@ class Table:
         if header is None or isinstance(header[1], str):
             raise DataError(f"{path}: {'empty' if header is None else header[1]}; the first line must name the columns")
         self.columns = [c.strip() for c in header[1]]
-        doubles = sorted({c for c in self.columns if c and self.columns.count(c) > 1})
-        if doubles:
-            raise DataError(f"{path}: the column {doubles[0]!r} is there twice; rename one")
+        repeated = sorted({c for c in self.columns if c and self.columns.count(c) > 1})
+        if repeated:
+            raise DataError(f"{path}: the column {repeated[0]!r} is there twice; rename one")
 
-    def __iter__(self) -> Iterator[dict[str, Any] | str]:
+    def __iter__(self) -> Iterator[dict[str, object] | str]:
         with open_text(self.path) as f:
             records = _records(f, self.delimiter, len(self.columns))
             next(records)
@@ -81,31 +84,65 @@ class Table:
                     yield {c: v for c, v in zip(self.columns, fields, strict=True) if c}
 
 
-def _records(lines: Iterator[str], delimiter: str, width: int | None) -> Iterator[tuple[int, list[str] | str]]:
+class _Lines:
+    """The lines of a file, some of which may be given back to be read again."""
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines, self._returned = lines, deque[str]()
+
+    def __next__(self) -> str:
+        return self._returned.popleft() if self._returned else next(self._lines)
+
+    def give_back(self, lines: Sequence[str]) -> None:
+        """Read these lines next, in order."""
+        self._returned.extendleft(reversed(lines))
+
+
+def _parse_record(lines: _Lines, delimiter: str) -> tuple[list[str], list[str] | str]:
+    """(lines taken, fields or the reason why not) of the next record; no lines at the end of the file."""
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        while len(taken) < MAX_LINES:
+            try:
+                taken.append(next(lines))
+            except StopIteration:
+                return
+            yield taken[-1]
+
+    def parse() -> list[str]:
+        return next(csv.reader(feed(), delimiter=delimiter, strict=True), [])
+
+    try:
+        try:
+            return taken, parse()
+        except csv.Error as e:
+            if "field limit" not in str(e):
+                raise
+        lines.give_back(taken)
+        taken = []
+        # csv's limit is process-wide: raised for this record only, so that nobody else's parsing changes
+        with _CSV_LIMIT:
+            limit = csv.field_size_limit(MAX_CELL)
+            try:
+                return taken, parse()
+            finally:
+                csv.field_size_limit(limit)
+    except csv.Error as e:
+        return taken, "a quote that is never closed" if "end of data" in str(e) else f"bad quoting ({e})"
+
+
+def _records(file: Iterator[str], delimiter: str, width: int | None) -> Iterator[tuple[int, list[str] | str]]:
     """(line number, fields or the reason why not) of each record that is not blank.
 
-    A record that goes wrong costs its first line only: the lines after it, which a stray quote would have swallowed,
-    are read again as records of their own.
+    A malformed record costs its first line only: the lines after it, which a stray quote would have swallowed, are parsed again as
+    records of their own.
     """
-    again: deque[str] = deque()
-    number = 0
+    lines, number = _Lines(file), 0
     while True:
-        taken: list[str] = []
-
-        def feed(taken: list[str] = taken) -> Iterator[str]:
-            while len(taken) < MAX_LINES:
-                line = again.popleft() if again else next(lines, None)
-                if line is None:
-                    return
-                taken.append(line)
-                yield line
-
-        try:
-            fields: list[str] | str = next(csv.reader(feed(), delimiter=delimiter, strict=True))
-        except StopIteration:
+        taken, fields = _parse_record(lines, delimiter)
+        if not taken:
             return
-        except csv.Error as e:
-            fields = "a quote that is never closed" if "end of data" in str(e) else f"bad quoting ({e})"
         first = number + 1
         if isinstance(fields, list) and not any(f.strip() for f in fields) and len(fields) <= 1:
             number += len(taken)
@@ -116,7 +153,7 @@ def _records(lines: Iterator[str], delimiter: str, width: int | None) -> Iterato
             if len(fields) != width:
                 fields = f"wrong number of cells ({len(fields)}, the header has {width})"
         if isinstance(fields, str):
-            again.extendleft(reversed(taken[1:]))
+            lines.give_back(taken[1:])
             taken = taken[:1]
             plain = taken[0].rstrip("\r\n").split("\t")
             if delimiter == "\t" and len(plain) == width:  # many a TSV knows no quoting: a quote there is a quote
@@ -125,8 +162,8 @@ def _records(lines: Iterator[str], delimiter: str, width: int | None) -> Iterato
         yield first, fields
 
 
-def json_rows(path: Path) -> Iterator[dict[str, Any] | str]:
-    """The rows of a JSONL file: an object, or the reason it is none. Blank lines are no rows."""
+def jsonl_rows(path: Path) -> Iterator[dict[str, object] | str]:
+    """The rows of a JSONL file: an object, or the reason why a line is none. Blank lines are not rows."""
     with open_text(path) as f:
         for number, line in enumerate(f, 1):
             if not line.strip():

@@ -44,12 +44,12 @@ def mangle(tmp_path: Path, count: int) -> None:
         )
     for source, out in ((files, tmp_path / "a"), (write_csv(tmp_path / "rows.csv", table), tmp_path / "b")):
         got = pack(source, out, max_rejected=1.0, workers=2, options={"max_pixels": 10_000_000}, timeout=30)
-        assert got["rows"] == count == got["packed"] + got["rejected"] and got["packed"] > count // 10 < got["rejected"]
+        assert got.rows == count == got.packed + got.rejected and got.packed > count // 10 < got.rejected
         rejected = read_jsonl(out / "rejected.jsonl")
-        assert len(rejected) == got["rejected"] and len({r["row"] for r in rejected}) == len(rejected)
+        assert len(rejected) == got.rejected and len({r["row"] for r in rejected}) == len(rejected)
         assert all(r["reason"] and (r["file"] or source != files) for r in rejected)
         data = open_data(str(out))
-        assert len(data) == got["packed"]
+        assert len(data) == got.packed
         for i in range(len(data)):
             for name, value in data.row(i).values.items():
                 modalities.get(name).decode(value)
@@ -79,7 +79,7 @@ def test_a_decoder_that_dies_or_hangs_costs_its_row(tmp_path: Path, monkeypatch:
     source = write_csv(tmp_path / "rows.csv", [{"trace": f"{i}.f32"} for i in range(40)])
     started = time.monotonic()
     got = pack(source, tmp_path / "out", workers=workers, timeout=1.0, max_rejected=0.5)
-    assert got["packed"] == 34 and time.monotonic() - started < 30
+    assert got.packed == 34 and time.monotonic() - started < 30
     reasons = {r["row"] - 1: r["reason"] for r in read_jsonl(tmp_path / "out" / "rejected.jsonl")}
     assert reasons == {
         **{i: "trace: crashes its decoder (SIGSEGV)" for i in (3, 4, 20, 39)},
@@ -206,7 +206,7 @@ def test_ctrl_c_leaves_no_torn_file_and_can_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130 and b"run the same command again" in error and not list((tmp_path / "out").rglob(".tmp-*"))
-    assert pack(source, tmp_path / "out", shard_size="30KB")["packed"] == 240
+    assert pack(source, tmp_path / "out", shard_size="30KB").packed == 240
 
 
 def test_memory_stays_bounded_when_the_first_row_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,15 +218,15 @@ def test_memory_stays_bounded_when_the_first_row_is_slow(tmp_path: Path, monkeyp
         (tmp_path / "src" / f"{i}.wav").write_bytes(sound(i, seconds=1.0, rate=16000))
     table = [{"image": "0.png", "audio": ""}, *({"image": "", "audio": f"{i}.wav"} for i in range(1, 120))]
     held: list[int] = []
-    from mmtune.data.pack.decode_pool import Checkers
+    from mmtune.data.pack.decode_pool import DecodePool
 
-    collect = Checkers._collect
+    collect = DecodePool._collect
 
-    def watch(self: Checkers, *args: object) -> None:
+    def watch(self: DecodePool, *args: object) -> None:
         collect(self, *args)  # type: ignore[arg-type]
-        held.append(self.ahead)
+        held.append(self.bytes_ahead)
 
-    monkeypatch.setattr(Checkers, "_collect", watch)
+    monkeypatch.setattr(DecodePool, "_collect", watch)
     pack(write_csv(tmp_path / "src" / "rows.csv", table), tmp_path / "out", workers=2)
     assert len(open_data(str(tmp_path / "out"))) == 120
     assert max(held) < 400_000 + 2 * 17 * 33_000
@@ -243,6 +243,6 @@ def test_torn_journal_lines_are_ignored(tmp_path: Path) -> None:
     (out / ".tmp-left.tar").write_bytes(b"of a killed run")
     for k in range(4, 8):
         os.unlink(out / f"shard-{k:06d}.tar")
-    assert pack(source, out, shard_size="8KB")["packed"] == 30
+    assert pack(source, out, shard_size="8KB").packed == 30
     assert tree(out, hidden=True) == want
     assert json.loads(want[".pack/journal.jsonl"].splitlines()[0])["schema"] == 1

@@ -12,7 +12,7 @@ import webdataset
 
 from mmtune import modalities
 from mmtune.cli import main
-from mmtune.data.pack.pack import pack
+from mmtune.data.pack.pack import SplitCounts, pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
 from mmtune.runtime.files import read_jsonl
@@ -64,7 +64,7 @@ def mixed(folder: Path) -> Path:
 def test_every_row_is_packed_or_listed_with_its_reason(tmp_path: Path) -> None:
     source, out = mixed(tmp_path / "src"), tmp_path / "out"
     got = pack(source, out, max_rejected=0.9, options={"max_pixels": 5000, "max_seconds": 2.0})
-    assert (got["rows"], got["packed"], got["rejected"], got["shards"]) == (14, 5, 9, 1) and got["modalities"] == [
+    assert (got.rows, got.packed, got.rejected, got.shards) == (14, 5, 9, 1) and got.modalities == [
         "image",
         "audio",
         "text",
@@ -83,7 +83,7 @@ def test_every_row_is_packed_or_listed_with_its_reason(tmp_path: Path) -> None:
         "no value: image and audio and text empty",
     )
     assert by_row[14] == ("dir.png", "image: not a file but a folder")
-    assert got["reasons"]["image: not a readable picture"] == 2 and sum(got["reasons"].values()) == 9
+    assert got.reasons["image: not a readable picture"] == 2 and sum(got.reasons.values()) == 9
 
     data = open_data(str(out))
     assert data.ids == ["a", "b", "d", "h", "l"] and data.groups == ["g1", "g1", "g2", None, None]
@@ -112,11 +112,11 @@ def test_too_many_rejected_fails_after_everything_is_written(tmp_path: Path) -> 
         ):
             pack(source, out, options={"max_pixels": 5000})
         assert len(open_data(str(out))) == 6 and len(read_jsonl(out / "rejected.jsonl")) == 8
-    assert pack(source, out, options={"max_pixels": 5000}, max_rejected=0.6)["rejected"] == 8
+    assert pack(source, out, options={"max_pixels": 5000}, max_rejected=0.6).rejected == 8
     write_csv(tmp_path / "none.csv", [{"image": "gone.png"}])
     with pytest.raises(DataError, match="1 of 1 rows rejected"):
         pack(tmp_path / "none.csv", tmp_path / "none", max_rejected=0.99)
-    assert pack(tmp_path / "none.csv", tmp_path / "none", max_rejected=1.0)["packed"] == 0
+    assert pack(tmp_path / "none.csv", tmp_path / "none", max_rejected=1.0).packed == 0
     with pytest.raises(DataError, match="none: nothing was packed here"):
         open_data(str(tmp_path / "none"))
     (tmp_path / "zero.csv").write_text("image,text\n")
@@ -185,8 +185,8 @@ def test_splits_become_folders(tmp_path: Path) -> None:
     source.write_text(source.read_text() + "ragged\n")
     out = tmp_path / "out"
     got = pack(source, out, split="part", max_rejected=0.9)
-    assert (got["rows"], got["packed"], got["rejected"]) == (9, 4, 5) and list(got["splits"]) == ["train", "val"]
-    assert got["splits"]["val"] == {"out": str(out / "val"), "rows": 3, "packed": 1, "rejected": 2, "shards": 1}
+    assert (got.rows, got.packed, got.rejected) == (9, 4, 5) and list(got.splits) == ["train", "val"]
+    assert got.splits["val"] == SplitCounts(str(out / "val"), rows=3, packed=1, rejected=2, shards=1)
     assert open_data(str(out / "train")).ids == ["0", "2", "5"] and open_data(str(out / "val")).ids == ["1"]
     assert open_data(str(out / "val")).column("part") == ["val"]
     reasons = {r["row"]: r["reason"] for r in read_jsonl(out / "rejected.jsonl")}
@@ -213,7 +213,7 @@ def test_limits_of_bytes_and_odd_paths(tmp_path: Path) -> None:
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"image": c}) + "\n" for c in cells))
     got = pack(tmp_path / "rows.jsonl", tmp_path / "out", max_rejected=1.0, timeout=20)
-    assert got["packed"] == 2 and open_data(str(tmp_path / "out")).ids == ["a.png", str(tmp_path / "a.png")]
+    assert got.packed == 2 and open_data(str(tmp_path / "out")).ids == ["a.png", str(tmp_path / "a.png")]
     reasons = [r["reason"] for r in read_jsonl(tmp_path / "out" / "rejected.jsonl")]
     assert reasons[0] == "image: not a file" == reasons[4] and "not a path" in reasons[1] and "too long" in reasons[2]
     assert reasons[3] == "image: missing file"
@@ -237,14 +237,14 @@ def test_a_file_url_and_parquet_bytes_are_stored_as_they_are(tmp_path: Path) -> 
         and data.read(0, "audio") == sound(1, "FLAC")
     )
     with tarfile.open(tmp_path / "out" / "shard-000000.tar") as f:
-        assert f.getnames() == ["00000001.jpg", "00000001.wav", "00000001.json", "00000002.png", "00000002.json"]
+        assert f.getnames() == ["00000001.jpg", "00000001.json", "00000001.wav", "00000002.json", "00000002.png"]
 
 
 def test_folders_pack(tmp_path: Path) -> None:
     for i, name in enumerate(("red_apple/1.png", "red_apple/2.png", "pear/3.png")):
         (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "f" / name).write_bytes(picture(i))
-    assert pack(tmp_path / "f", tmp_path / "out")["packed"] == 3
+    assert pack(tmp_path / "f", tmp_path / "out").packed == 3
     data = open_data(str(tmp_path / "out"))
     assert data.ids == ["pear/3.png", "red_apple/1.png", "red_apple/2.png"] and data.groups == [
         "pear",
@@ -284,7 +284,7 @@ def test_another_job_in_the_same_place_is_refused_and_overwrite_is_not(tmp_path:
     with pytest.raises(DataError, match="another source"):
         pack(source, out, group="sku")
     (out / "notes.txt").write_text("mine")
-    assert pack(source, out, group="sku", overwrite=True)["packed"] == 13 and len(open_data(str(out))) == 13
+    assert pack(source, out, group="sku", overwrite=True).packed == 13 and len(open_data(str(out))) == 13
     assert (out / "notes.txt").read_text() == "mine"
     with pytest.raises(DataError, match="max_bananas: no option of image, text; they have max_pixels, max_chars"):
         pack(source, tmp_path / "o", options={"max_bananas": 3})
@@ -297,7 +297,7 @@ def test_files_replaced_since_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "src/img/0011.png").write_bytes(picture(11))
     with pytest.raises(DataError, match="files of rows up to 12 have changed.*--overwrite"):
         pack(source, out, max_rejected=0.5, shard_size="8KB")
-    assert pack(source, out, max_rejected=0.5, shard_size="8KB", overwrite=True)["packed"] == 12
+    assert pack(source, out, max_rejected=0.5, shard_size="8KB", overwrite=True).packed == 12
     (tmp_path / "src/img/0001.png").write_bytes(picture(99))
     with pytest.raises(DataError, match="have changed"):
         pack(source, out, max_rejected=0.5, shard_size="8KB")

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmtune.data.pack.columns import Job, make_plan
-from mmtune.data.sources.tables import Bad, open_source
+from mmtune.data.pack.columns import PackRow, assign_columns
+from mmtune.data.sources.row_source import InvalidRow, open_source
 from mmtune.errors import DataError
 from tests.support.data_helpers import picture, sound, write_csv
 
@@ -18,13 +18,13 @@ def rows(path: Path, wanted: set[str] | None = None) -> list[Any]:
     source = open_source(path)
     found = list(source.rows(wanted or set(source.columns)))
     assert [n for n, _ in found] == list(range(1, len(found) + 1))
-    return [c.reason if isinstance(c, Bad) else c for _, c in found]
+    return [c.reason if isinstance(c, InvalidRow) else c for _, c in found]
 
 
-def jobs(path: Path, columns: dict[str, str] | None = None, **roles: str | None) -> list[Job]:
+def pack_rows(path: Path, columns: dict[str, str] | None = None, **roles: str | None) -> list[PackRow]:
     source = open_source(path)
-    plan = make_plan(source, columns or {}, *(roles.get(r) for r in ("id", "group", "split")))
-    return [plan.job(n, c) for n, c in source.rows(set(source.columns))]
+    found = assign_columns(source, columns or {}, *(roles.get(r) for r in ("id", "group", "split")))
+    return [found.row(n, c) for n, c in source.rows(set(source.columns))]
 
 
 def test_csv_with_mark_quotes_newlines_and_blank_lines(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_parquet_with_bytes_and_huggingface_structs(tmp_path: Path) -> None:
         {"image": image, "audio": [sound(1), b"", None], "text": ["a", None, "c"], "n": [1, 2, 3], "blob": [b"x"] * 3}
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    got = jobs(tmp_path / "a.parquet")
+    got = pack_rows(tmp_path / "a.parquet")
     assert got[0].values == {"image": picture(1), "audio": sound(1), "text": b"a"} and got[0].extensions["image"] == "png"
     assert got[1].values == {"image": str(tmp_path / "two.png"), "audio": b""} and got[2].values == {"text": b"c"}
     assert [j.id for j in got] == ["x/one.png", "two.png", "00000003"] and got[0].meta == {"n": 1}
@@ -104,7 +104,7 @@ def test_parquet_with_bytes_and_huggingface_structs(tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     for k in range(2):
         pq.write_table(table.slice(k, 1), tmp_path / "many" / f"{k}.parquet")
-    assert len(jobs(tmp_path / "many")) == 2
+    assert len(pack_rows(tmp_path / "many")) == 2
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="bad.parquet: not a readable Parquet file"):
         open_source(tmp_path / "bad.parquet")
@@ -112,25 +112,25 @@ def test_parquet_with_bytes_and_huggingface_structs(tmp_path: Path) -> None:
 
 def test_columns_are_found_unasked_whatever_their_case(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"Photo": "a.png", " TITLE": "t", "ID": "7", "Group": "g", "price": "3"}])
-    (job,) = jobs(path)
-    assert (job.id, job.group, job.meta, job.values["text"]) == ("7", "g", {"price": "3"}, b"t")
-    assert job.values["image"] == str(tmp_path / "a.png")
-    (job,) = jobs(path, {"text": "price"}, id="photo", group=" title")
-    assert (job.id, job.group, job.values["text"]) == ("a.png", "t", b"3")
-    assert job.meta == {"ID": "7", "Group": "g"}
+    (row,) = pack_rows(path)
+    assert (row.id, row.group, row.meta, row.values["text"]) == ("7", "g", {"price": "3"}, b"t")
+    assert row.values["image"] == str(tmp_path / "a.png")
+    (row,) = pack_rows(path, {"text": "price"}, id="photo", group=" title")
+    assert (row.id, row.group, row.values["text"]) == ("a.png", "t", b"3")
+    assert row.meta == {"ID": "7", "Group": "g"}
 
 
 def test_missing_columns_name_those_there_are(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"picutre": "a", "words": "b"}])
     with pytest.raises(DataError, match="no column to pack; columns: picutre, words; name them with --image, --audio, --text"):
-        jobs(path)
+        pack_rows(path)
     with pytest.raises(DataError, match=r"no column 'picture' \(--image\); did you mean 'picutre'\? columns: picutre, words"):
-        jobs(path, {"image": "picture"})
+        pack_rows(path, {"image": "picture"})
     with pytest.raises(DataError, match="'sku'.*--group"):
-        jobs(path, {"image": "picutre"}, group="sku")
+        pack_rows(path, {"image": "picutre"}, group="sku")
     (tmp_path / "d.csv").write_text("a,text,a\n1,2,3\n")
     with pytest.raises(DataError, match="column 'a' is there twice"):
-        jobs(tmp_path / "d.csv")
+        pack_rows(tmp_path / "d.csv")
     for name, match in (
         ("none.csv", "no such file"),
         ("e.csv", "empty"),
@@ -145,9 +145,9 @@ def test_missing_columns_name_those_there_are(tmp_path: Path) -> None:
 
 def test_ids_do_not_change_when_rows_are_added(tmp_path: Path) -> None:
     table = [{"image": f"{i // 2}.png", "text": str(i)} for i in range(4)] + [{"image": "", "text": "no path"}]
-    before = [j.id for j in jobs(write_csv(tmp_path / "a.csv", table))]
+    before = [j.id for j in pack_rows(write_csv(tmp_path / "a.csv", table))]
     assert before == ["0.png", "0.png#2", "1.png", "1.png#2", "00000005"]
-    after = [j.id for j in jobs(write_csv(tmp_path / "a.csv", [*table, {"image": "0.png", "text": "x"}]))]
+    after = [j.id for j in pack_rows(write_csv(tmp_path / "a.csv", [*table, {"image": "0.png", "text": "x"}]))]
     assert after == [*before, "0.png#3"]
 
 
@@ -163,7 +163,7 @@ def test_cells_of_every_kind(tmp_path: Path) -> None:
     ]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(c) + "\n" for c in cells))
-    got = jobs(path)
+    got = pack_rows(path)
     assert got[0].values == {"image": str(tmp_path / "b.png"), "text": b"first"}
     assert (got[0].id, got[0].group, got[0].meta) == ("5", "2.5", {"extra": {"a": [1, None]}})
     assert (
@@ -188,7 +188,7 @@ def test_folder_with_a_class_per_subfolder(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(picture(i))
     (tmp_path / "labels.pdf").write_bytes(b"")
-    got = {j.id or j.file: j for j in jobs(tmp_path)}
+    got = {j.id or j.file: j for j in pack_rows(tmp_path)}
     assert list(got) == ["4.jpg", "labels.pdf", "green-pear/deep/3.PNG", "red_apple/1.png", "red_apple/2.png"]
     assert got["red_apple/1.png"].values == {"image": str(tmp_path / "red_apple/1.png"), "text": b"red apple"}
     assert got["red_apple/1.png"].group == "red_apple" and got["green-pear/deep/3.PNG"].group == "deep"
@@ -209,7 +209,7 @@ def test_folder_with_side_cars(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    got = {j.id: j for j in jobs(tmp_path)}
+    got = {j.id: j for j in pack_rows(tmp_path)}
     assert {k: sorted(j.values) for k, j in got.items()} == {
         "a/1.png": ["audio", "image", "text"],
         "a/2.png": ["image"],
