@@ -47,4 +47,4 @@ def run(args: argparse.Namespace) -> Result:
         batch_size=args.batch_size,
         quiet=args.quiet,
     )
-    return Result(done, f"{done['out']}  {done['verdict']}, {done['bytes'] / 1e6:.1f} MB")
+    return Result(done.to_dict(), f"{done.out}  {done.verdict}, {done.bytes / 1e6:.1f} MB")

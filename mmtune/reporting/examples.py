@@ -1,4 +1,4 @@
-"""Before and after: the queries that gained most and those that lost most, with what each model found."""
+"""Example queries: those that gained most and those that lost most, with the results of both models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,101 +6,124 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmtune.comparison.gate import MEAN
+from mmtune.evaluation.result import Direction
 from mmtune.reporting.measured import SIDES, Measured
 from mmtune.search.tie_order import ordered, to_scores
 
 TOP = 5
 MAX_DIRECTIONS = 2
+EPSILON = 1e-12
+"""Smaller changes of a metric count as none."""
 
 
 @dataclass
-class Hit:
-    """An item found: `row` and `modality` say where its value is."""
+class ExampleResult:
+    """One retrieved item: the row and modality of its value, whether it is relevant, its cosine similarity."""
 
     row: int
     modality: str
-    right: bool
+    relevant: bool
     score: float
 
 
 @dataclass
-class Example:
-    """One query. value and first by side: the metric, and the rank of the first right answer."""
+class ExampleQuery:
+    """One query. By side: the metric's value, the rank of the first relevant item, and the results, best first."""
 
     row: int
     modality: str
     value: dict[str, float]
-    first: dict[str, int]
-    hits: dict[str, list[Hit]]
+    first_relevant: dict[str, int]
+    results: dict[str, list[ExampleResult]]
 
 
 @dataclass
-class Gallery:
-    """Examples of one direction; counts of all its queries that rose and fell."""
+class ExampleSection:
+    """Examples of one direction; gained and lost count all its queries whose metric rose or fell."""
 
     direction: str
     metric: str
-    improved: list[Example]
-    harmed: list[Example]
-    rose: int
-    fell: int
+    improved: list[ExampleQuery]
+    harmed: list[ExampleQuery]
+    gained: int
+    lost: int
 
 
-def galleries(found: Measured, count: int) -> list[Gallery]:
-    """The gate's direction, or the first ones between modalities; at most `count` examples of each kind in each."""
-    gate = found.comparison.gate
-    names = found.across[:MAX_DIRECTIONS] if gate.direction == MEAN else [gate.direction]
-    return [_gallery(found, name, gate.metric, count) for name in names]
+def example_sections(measured: Measured, count: int) -> list[ExampleSection]:
+    """The gate's direction, or the first directions between modalities; at most `count` examples of each kind in each."""
+    gate = measured.comparison.gate
+    names = measured.cross_modal_directions[:MAX_DIRECTIONS] if gate.direction == MEAN else [gate.direction]
+    return [_section(measured, name, gate.metric, count) for name in names]
 
 
-def _gallery(found: Measured, name: str, metric: str, count: int) -> Gallery:
-    sides = dict(zip(SIDES, (found.comparison.base, found.comparison.candidate), strict=True))
-    old, new = (sides[s].directions[name] for s in SIDES)
-    assert old.values is not None and new.values is not None and old.clusters is not None
-    change = new.values[metric] - old.values[metric]
-    values = {s: sides[s].directions[name].values[metric] for s in SIDES}  # type: ignore[index]
-    first = {s: np.rint(1 / sides[s].directions[name].values["mrr"]).astype(int) for s in SIDES}  # type: ignore[index]
-    queries = found.sides(name, "before")[0]
-    place = {row: i for i, row in enumerate(queries.ids)}
-    right = found.right(name)
+def _section(measured: Measured, name: str, metric: str, count: int) -> ExampleSection:
+    evaluations = dict(zip(SIDES, (measured.comparison.base, measured.comparison.candidate), strict=True))
+    directions = {side: evaluations[side].directions[name] for side in SIDES}
+    values = {side: _per_query(directions[side], metric) for side in SIDES}
+    first_relevant = {side: np.rint(1 / _per_query(directions[side], "mrr")).astype(int) for side in SIDES}
+    change = values["after"] - values["before"]
+    query_ids, clusters = directions["before"].query_ids, directions["before"].clusters
+    assert clusters is not None, "the comparison keeps every query's metrics"
+    queries = measured.items_of(name, "before")[0]
+    position = {row_id: i for i, row_id in enumerate(queries.ids)}
+    relevant = measured.relevant_items(name)
     out = []
     for sign in (1, -1):
-        chosen = pick(sign * change, old.clusters, count)
-        at = np.array([place[old.query_ids[i]] for i in chosen], np.int64)
-        hits = {s: _hits(found, name, s, at, [right[q] for q in at]) for s in SIDES}
+        chosen = most_changed(sign * change, clusters, count)
+        at = np.array([position[query_ids[i]] for i in chosen], np.int64)
+        results = {side: _results(measured, name, side, at, [relevant[q] for q in at]) for side in SIDES}
         out.append(
             [
-                Example(
-                    found.row[old.query_ids[i]],
+                ExampleQuery(
+                    measured.row_number[query_ids[i]],
                     queries.name,
-                    {s: float(values[s][i]) for s in SIDES},
-                    {s: int(first[s][i]) for s in SIDES},
-                    {s: hits[s][n] for s in SIDES},
+                    {side: float(values[side][i]) for side in SIDES},
+                    {side: int(first_relevant[side][i]) for side in SIDES},
+                    {side: results[side][n] for side in SIDES},
                 )
                 for n, i in enumerate(chosen)
             ]
         )
-    return Gallery(name, metric, out[0], out[1], int((change > 1e-12).sum()), int((change < -1e-12).sum()))
+    gained, lost = int((change > EPSILON).sum()), int((change < -EPSILON).sum())
+    return ExampleSection(name, metric, out[0], out[1], gained, lost)
 
 
-def pick(gain: np.ndarray, clusters: np.ndarray, count: int) -> list[int]:
-    """Positions of the greatest gains above zero, one a cluster before a second of any: eight times the same thing teach
-    nothing. Ties by position."""
-    down = [int(i) for i in np.argsort(-gain, kind="stable") if gain[i] > 1e-12]
-    seen: set[int] = set()
-    fresh = [i for i in down if not (clusters[i] in seen or seen.add(int(clusters[i])))]  # type: ignore[func-returns-value]
-    again = [i for i in down if i not in set(fresh)]
-    return sorted((fresh + again)[:count], key=lambda i: (-gain[i], i))
+def _per_query(direction: Direction, metric: str) -> np.ndarray:
+    """[Q] the metric of each query."""
+    assert direction.values is not None, "the comparison keeps every query's metrics"
+    return direction.values[metric]
 
 
-def _hits(found: Measured, name: str, side: str, at: np.ndarray, right: Sequence[np.ndarray]) -> list[list[Hit]]:
-    """The TOP candidates of each query item in the total order."""
-    candidates = found.sides(name, side)[1]
+def most_changed(gain_Q: np.ndarray, clusters_Q: np.ndarray, count: int) -> list[int]:
+    """Positions of the `count` greatest gains above zero, the greatest first, ties by position.
+
+    Every cluster gives one query before any gives a second: eight queries about the same product would show one thing.
+    """
+    descending = [int(i) for i in np.argsort(-gain_Q, kind="stable") if gain_Q[i] > EPSILON]
+    _, first = np.unique(clusters_Q[descending], return_index=True)
+    first_of_cluster = {descending[i] for i in first}
+    repeated = [i for i in descending if i not in first_of_cluster]
+    chosen = [*(i for i in descending if i in first_of_cluster), *repeated][:count]
+    return sorted(chosen, key=lambda i: (-gain_Q[i], i))
+
+
+def _results(
+    measured: Measured, name: str, side: str, queries: np.ndarray, relevant: Sequence[np.ndarray]
+) -> list[list[ExampleResult]]:
+    """The TOP candidates of each query item, in the total order."""
+    if not len(queries):
+        return []
+    candidates = measured.items_of(name, side)[1]
     out = []
-    for keys, good in zip(found.keys(name, side, at), right, strict=True) if len(at) else ():
+    for keys, relevant_items in zip(measured.score_keys(name, side, queries), relevant, strict=True):
         best = [int(j) for j in ordered(keys)[:TOP] if keys[j] > np.iinfo(np.int32).min]
-        known = set(good.tolist())
+        known = set(relevant_items.tolist())
         out.append(
-            [Hit(found.row[candidates.ids[j]], candidates.name, j in known, float(to_scores(keys[j : j + 1])[0])) for j in best]
+            [
+                ExampleResult(
+                    measured.row_number[candidates.ids[j]], candidates.name, j in known, float(to_scores(keys[j : j + 1])[0])
+                )
+                for j in best
+            ]
         )
     return out

@@ -1,16 +1,34 @@
-"""Changes with their intervals as bars on one common axis."""
+"""A forest plot: differences with their intervals as bars on one common axis."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
+from mmtune.contracts import JsonObject
 from mmtune.reporting.plots import Tick, ticks
+
+FULL_WIDTH = 1.99  # of 2, the range of a difference of metrics between 0 and 1
+
+
+class DifferenceDocument(TypedDict):
+    """A `PairedDifference` as the comparison's JSON document has it."""
+
+    queries: int
+    base: float
+    candidate: float
+    difference: float
+    interval: Sequence[float]
+    wins: int
+    losses: int
 
 
 @dataclass
-class Line:
-    """One row. Positions are percent of the axis; sure: +1 when the interval lies above 0, -1 below, else 0."""
+class ForestRow:
+    """One direction or slice. Positions are percent of the axis; sign: +1 where the interval lies above 0, -1 below, else 0.
+
+    gate_bound: the position of what the gate requires here, if it requires anything; role: the same in words.
+    """
 
     name: str
     queries: int
@@ -21,69 +39,69 @@ class Line:
     high: float
     wins: int
     losses: int
-    at: float
-    left: float
-    width: float
-    sure: int
-    bound: float | None
+    dot: float
+    bar_start: float
+    bar_width: float
+    sign: int
+    gate_bound: float | None
     role: str
 
 
 @dataclass
-class Forest:
-    lines: list[Line]
+class ForestPlot:
+    """The rows, the position of zero, and the axis' ticks."""
+
+    rows: list[ForestRow]
     zero: float
     ticks: list[Tick]
 
 
-VACUOUS = 1.99  # of 2
+def is_informative(difference: DifferenceDocument) -> bool:
+    """Whether the interval excludes anything: over too few clusters it spans all possible differences, -1 to +1."""
+    return difference["interval"][1] - difference["interval"][0] < FULL_WIDTH
 
 
-def told(change: Mapping[str, Any]) -> bool:
-    """Whether the interval says anything: over too few things it spans all that a metric can change by, -1 to +1."""
-    return bool(change["interval"][1] - change["interval"][0] < VACUOUS)
+def _axis(points: Sequence[float], differences: Sequence[DifferenceDocument]) -> tuple[float, float]:
+    """Ends of an axis that holds every point, and every interval except those that are much wider than most.
+
+    The interval of a slice with few queries would flatten all others; its bar runs off the edge, and its numbers stand beside.
+    """
+    low, high = ([d["interval"][end] for d in differences] for end in (0, 1))
+    start = min(*points, max(min(low), 2.5 * min(median(low), min(points), 0.0)))
+    stop = max(*points, min(max(high), 2.5 * max(median(high), max(points), 0.0)))
+    padding = (stop - start) * 0.05 or 0.01
+    return start - padding, stop + padding
 
 
-def _axis(points: list[float], changes: list[Mapping[str, Any]]) -> tuple[float, float]:
-    """Ends that hold every point, and every interval but those much wider than most: a slice of few things would flatten
-    all others; its bar runs off the edge and its numbers stand beside it."""
-    low, high = ([c["interval"][side] for c in changes] for side in (0, 1))
-    lo = min(*points, max(min(low), 2.5 * min(median(low), min(points), 0.0)))
-    hi = max(*points, min(max(high), 2.5 * max(median(high), max(points), 0.0)))
-    pad = (hi - lo) * 0.05 or 0.01
-    return lo - pad, hi + pad
+def forest_plot(differences: Mapping[str, DifferenceDocument], gate: JsonObject) -> ForestPlot:
+    """differences: name -> difference. gate: as a document; its direction and its guards get a mark at their bound."""
+    guards = dict(gate.get("guards") or {})
+    bounds = {n: b for n, b in {**guards, str(gate["direction"]): gate["min_gain"]}.items() if n in differences}
+    start, stop = _axis([0.0, *bounds.values(), *(d["difference"] for d in differences.values())], [*differences.values()])
 
+    def percent(x: float) -> float:
+        return round(min(max((x - start) / (stop - start), 0.0), 1.0) * 100, 2)
 
-def forest(changes: Mapping[str, Mapping[str, Any]], gate: Mapping[str, Any]) -> Forest:
-    """changes: name -> Change as a dict; gate as a dict: its direction and guards get a mark at their bound."""
-    bounds = dict(gate.get("guards") or {})
-    limits = {n: b for n, b in {**bounds, str(gate["direction"]): gate["min_gain"]}.items() if n in changes}
-    lo, hi = _axis([0.0, *limits.values(), *(c["difference"] for c in changes.values())], [*changes.values()])
-
-    def place(x: float) -> float:
-        return round(min(max((x - lo) / (hi - lo), 0.0), 1.0) * 100, 2)
-
-    lines = []
-    for name, c in changes.items():
-        low, high = c["interval"]
-        role = "asked to rise" if name == gate["direction"] else "must not fall" if name in bounds else ""
-        lines.append(
-            Line(
-                name,
-                c["queries"],
-                c["base"],
-                c["candidate"],
-                c["difference"],
-                low,
-                high,
-                c["wins"],
-                c["losses"],
-                place(c["difference"]),
-                place(low),
-                round(place(high) - place(low), 2),
-                (low > 0) - (high < 0),
-                place(limits[name]) if name in limits else None,
-                role,
+    rows = []
+    for name, d in differences.items():
+        low, high = d["interval"]
+        rows.append(
+            ForestRow(
+                name=name,
+                queries=d["queries"],
+                base=d["base"],
+                candidate=d["candidate"],
+                difference=d["difference"],
+                low=low,
+                high=high,
+                wins=d["wins"],
+                losses=d["losses"],
+                dot=percent(d["difference"]),
+                bar_start=percent(low),
+                bar_width=round(percent(high) - percent(low), 2),
+                sign=(low > 0) - (high < 0),
+                gate_bound=percent(bounds[name]) if name in bounds else None,
+                role="must improve" if name == gate["direction"] else "must not get worse" if name in guards else "",
             )
         )
-    return Forest(lines, place(0.0), [Tick(place(t), f"{t:+.3g}" if t else "0") for t in ticks(lo, hi, 5)])
+    return ForestPlot(rows, percent(0.0), [Tick(percent(t), f"{t:+.3g}" if t else "0") for t in ticks(start, stop, 5)])

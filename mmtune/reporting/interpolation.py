@@ -1,30 +1,41 @@
-"""RUN/interpolation.json -> what is given for what, on the way from the base's weights to the tuned ones."""
-
-from collections.abc import Mapping
-from typing import Any
+"""RUN/interpolation.json as charts: domain against retention, along the weights between base and tuned model."""
 
 import numpy as np
 
-from mmtune.reporting.plots import Chart, chart, number
+from mmtune.contracts import JsonObject
+from mmtune.reporting.plots import Chart, Series, line_chart, short_number
 
 
-def between(found: Mapping[str, Any]) -> list[Chart]:
-    """Both scores over the coefficient, and one against the other with the chosen place marked."""
-    points = sorted(found["points"], key=lambda p: p["coefficient"])
-    x, domain, general = (np.array([p[k] for p in points], float) for k in ("coefficient", "domain", "general"))
-    told = f"{found['metric']}; chosen: {found['chosen']:g}, {found['rule']}."
-    curves = [("domain", "tone0", x, domain), ("general", "tone1", x, general)]
-    over = chart("Weights between base and tuned", told, curves, "0: base, 1: tuned", dots=True)
-    at = int(np.argmin(np.abs(x - found["chosen"])))
-    kept = f": {general[at] / general[0]:.1%} of the general skill." if general[0] > 0 else "."
-    told = (
-        f"{found['metric']} on the domain, upwards, against the general skill: the base has {number(float(domain[0]))} and "
-        f"{number(float(general[0]))}, the tuned end {number(float(domain[-1]))} and {number(float(general[-1]))}, the chosen "
-        f"place ({found['chosen']:g}) {number(float(domain[at]))} and {number(float(general[at]))}{kept}"
+def interpolation_charts(document: JsonObject) -> list[Chart]:
+    """Both scores over the coefficient, and one against the other with the chosen coefficient marked."""
+    points = sorted(document["points"], key=lambda p: p["coefficient"])
+    coefficient = np.array([p["coefficient"] for p in points], float)
+    domain = np.array([p["domain"] for p in points], float)
+    retention = np.array([p["retention"] if "retention" in p else p["general"] for p in points], float)  # its earlier name
+    metric, chosen = document["metric"], document["chosen"]
+    over = line_chart(
+        "Weights between base and tuned",
+        f"{metric}; chosen: {chosen:g}, {document['rule']}.",
+        [Series("domain", "tone0", coefficient, domain), Series("retention", "tone1", coefficient, retention)],
+        "0: base, 1: tuned",
+        dots=True,
     )
-    along = [
-        ("base to tuned", "tone0", general, domain),
-        ("base", "tone1", general[:1], domain[:1]),
-        ("chosen", "tone2", general[at : at + 1], domain[at : at + 1]),
-    ]
-    return [over, chart("Domain against general skill", told, along, "general", dots=True)]
+    at = int(np.argmin(np.abs(coefficient - chosen)))
+    kept = f": {retention[at] / retention[0]:.1%} of the base's retention score." if retention[0] > 0 else "."
+
+    def both(i: int) -> str:
+        return f"{short_number(float(domain[i]))} and {short_number(float(retention[i]))}"
+
+    against = line_chart(
+        "Domain against retention",
+        f"{metric} on the domain (upwards) against the retention data: the base has {both(0)}, the tuned end {both(-1)}, the "
+        f"chosen coefficient ({chosen:g}) {both(at)}{kept}",
+        [
+            Series("base to tuned", "tone0", retention, domain),
+            Series("base", "tone1", retention[:1], domain[:1]),
+            Series("chosen", "tone2", retention[at : at + 1], domain[at : at + 1]),
+        ],
+        "retention",
+        dots=True,
+    )
+    return [over, against]

@@ -1,22 +1,24 @@
-"""RUN/metrics.jsonl and RUN/interpolation.json -> learning curves, whatever kind of run wrote them."""
+"""RUN/metrics.jsonl and RUN/interpolation.json as charts, whatever objective the run had."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from mmtune.reporting.interpolation import between as sweep
-from mmtune.reporting.plots import Chart, chart, number, thin
+from mmtune.contracts import JsonObject
+from mmtune.reporting.interpolation import interpolation_charts
+from mmtune.reporting.plots import Chart, Series, evenly_spaced, line_chart, short_number
 
-VAL, GENERAL = "val ", "val general "
-MEANS = ("val metric", "val general metric")
-QUIET = ("step", "epoch", "loss", "lr", "grad_norm", "pairs_per_second", "wait")
+VALIDATION = "val "
+RETENTION = ("val retention ", "val general ")
+"""Prefixes of metrics on the retention data; runs of earlier versions have the second."""
+MEANS = ("val metric", "val retention metric", "val general metric")
+NOT_LOSSES = ("step", "epoch", "loss", "lr", "grad_norm", "pairs_per_second", "wait")
 TONES = 8
 
 
-def smooth(y: np.ndarray, half: float) -> np.ndarray:
-    """Exponential mean with half-life `half` in points, without the bias of its start."""
-    keep = 0.5 ** (1 / max(half, 1e-9))
+def exponential_mean(y: np.ndarray, half_life: float) -> np.ndarray:
+    """Exponential moving mean with a half-life in points, without the bias of its start."""
+    keep = 0.5 ** (1 / max(half_life, 1e-9))
     total = weight = 0.0
     out = np.empty(len(y))
     for i, value in enumerate(y):
@@ -25,59 +27,67 @@ def smooth(y: np.ndarray, half: float) -> np.ndarray:
     return out
 
 
-def _column(log: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def learning_curves(log: Sequence[JsonObject], interpolation: JsonObject | None = None) -> list[Chart]:
+    """Charts of a run's log: the loss and its parts, validation on the domain and on the retention data, learning rate, gradient
+    norm; and those of its interpolation, if it has one."""
+    out = []
+    x, y = _column(log, "loss")
+    if len(x) > 1:
+        at, smooth = evenly_spaced(len(x)), exponential_mean(y, max(1.0, len(y) / 30))
+        caption = f"Training loss from {short_number(float(smooth[0]))} to {short_number(float(smooth[-1]))} over {int(x[-1]):,} steps."
+        series = [Series("each step", "faint", x[at], y[at]), Series("smoothed", "after", x[at], smooth[at])]
+        out.append(line_chart("Training loss", caption, series, "step"))
+    parts = _parts_of_the_loss(log)
+    if len(parts) > 1:
+        caption = "; ".join(f"{s.name} from {short_number(float(s.y[0]))} to {short_number(float(s.y[-1]))}" for s in parts)
+        out.append(line_chart("Parts of the loss, smoothed", caption, parts, "step"))
+    names = [n for n in _names(log) if n not in MEANS]
+    retention = [n for n in names if n.startswith(RETENTION)]
+    domain = [n for n in names if n.startswith(VALIDATION) and n not in retention]
+    out += _validation("Validation after each epoch", log, {n: n.removeprefix(VALIDATION) for n in domain})
+    out += _validation(
+        "Retention after each epoch", log, {n: n.removeprefix(RETENTION[0]).removeprefix(RETENTION[1]) for n in retention}
+    )
+    if interpolation:
+        out += interpolation_charts(interpolation)
+    for name, title in (("lr", "Learning rate"), ("grad_norm", "Gradient norm")):
+        x, y = _column(log, name)
+        if len(x) > 1:
+            at = evenly_spaced(len(x))
+            caption = f"{title} between {short_number(float(y.min()))} and {short_number(float(y.max()))}."
+            series = [Series(title.lower(), "before", x[at], y[at])]
+            out.append(line_chart(title, caption, series, "step", from_zero=True, legend=False))
+    return out
+
+
+def _validation(title: str, log: Sequence[JsonObject], labels: dict[str, str]) -> list[Chart]:
+    """One chart of the log's columns, with their labels; none where they are empty."""
+    columns = [(label, *_column(log, name)) for name, label in labels.items()]
+    series = [Series(label, f"tone{i % TONES}", x, y) for i, (label, x, y) in enumerate(c for c in columns if len(c[1]))]
+    if not series:
+        return []
+    caption = "; ".join(
+        f"{s.name} ends at {short_number(float(s.y[-1]))}, best {short_number(float(s.y.max()))}" for s in series
+    )
+    return [line_chart(title, caption, series, "step", dots=True)]
+
+
+def _column(log: Sequence[JsonObject], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of the lines that have a finite number under `name`."""
     rows = [(r["step"], r[name]) for r in log if isinstance(r.get(name), int | float) and np.isfinite(r[name])]
     return np.array([s for s, _ in rows], float), np.array([v for _, v in rows], float)
 
 
-def learning(log: list[dict[str, Any]], between: Mapping[str, Any] | None = None) -> list[Chart]:
-    """Charts of what the log holds: the loss and its parts, validation on the domain and on the general slice, learning rate,
-    gradient; and of `between`, what a sweep of the weights between base and tuned wrote."""
-    out = []
-    x, y = _column(log, "loss")
-    if len(x) > 1:
-        at, calm = thin(x), smooth(y, max(1.0, len(y) / 30))
-        told = f"Training loss from {number(float(calm[0]))} to {number(float(calm[-1]))} over {int(x[-1]):,} steps."
-        series = [("each step", "faint", x[at], y[at]), ("smoothed", "after", x[at], calm[at])]
-        out.append(chart("Training loss", told, series, "step"))
-    parts = _parts(log)
-    if len(parts) > 1:
-        told = "; ".join(f"{n} from {number(float(y[0]))} to {number(float(y[-1]))}" for n, _, y in parts)
-        out.append(chart("Parts of the loss, smoothed", told, _tones(parts), "step"))
-    general = [k for k in _names(log) if k.startswith(GENERAL)]
-    for title, prefix, names in (
-        ("Validation after each epoch", VAL, [k for k in _names(log) if k.startswith(VAL) and k not in general]),
-        ("General skill after each epoch", GENERAL, general),
-    ):
-        found = [(n.removeprefix(prefix), *_column(log, n)) for n in names if n not in MEANS]
-        if found := [f for f in found if len(f[1])]:
-            told = "; ".join(f"{n} ends at {number(float(y[-1]))}, best {number(float(y.max()))}" for n, _, y in found)
-            out.append(chart(title, told, _tones(found), "step", dots=True))
-    if between:
-        out += sweep(between)
-    for name, title in (("lr", "Learning rate"), ("grad_norm", "Gradient norm")):
-        x, y = _column(log, name)
-        if len(x) > 1:
-            at = thin(x)
-            told = f"{title} between {number(float(y.min()))} and {number(float(y.max()))}."
-            out.append(chart(title, told, [(title.lower(), "before", x[at], y[at])], "step", zero=True, legend=False))
-    return out
-
-
-def _names(log: list[dict[str, Any]]) -> list[str]:
+def _names(log: Sequence[JsonObject]) -> list[str]:
     return sorted({k for r in log for k in r})
 
 
-def _tones(found: list[tuple[str, np.ndarray, np.ndarray]]) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
-    return [(n, f"tone{i % TONES}", x, y) for i, (n, x, y) in enumerate(found)]
-
-
-def _parts(log: list[dict[str, Any]]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _parts_of_the_loss(log: Sequence[JsonObject]) -> list[Series]:
     """What the objective logged beside the loss, smoothed and thinned."""
-    out = []
+    out: list[Series] = []
     for name in _names(log):
         x, y = _column(log, name)
-        if name not in QUIET and not name.startswith(VAL) and len(x) > 1:
-            at = thin(x)
-            out.append((name, x[at], smooth(y, max(1.0, len(y) / 30))[at]))
+        if name not in NOT_LOSSES and not name.startswith(VALIDATION) and len(x) > 1:
+            at, smooth = evenly_spaced(len(x)), exponential_mean(y, max(1.0, len(y) / 30))
+            out.append(Series(name, f"tone{len(out) % TONES}", x[at], smooth[at]))
     return out

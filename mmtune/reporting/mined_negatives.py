@@ -1,62 +1,75 @@
-"""The audits of a run's mined negatives: what was mined, what the guards dropped, and examples of both."""
+"""A run's mining audits: what was mined, what the guards dropped, and examples of both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
-from mmtune.reporting.media import ValueCards
-from mmtune.reporting.subject import Run
+from mmtune.reporting.subject import RunRecords
+from mmtune.reporting.value_cards import ValueCards
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from mmtune.data.shards.dataset import Data
 
-EXAMPLES, BUDGET = 4, 2_500_000
-SAYS = {"mined": "Mined, the hardest", "dropped": "Dropped, suspected to be right answers"}
+MAX_EXAMPLES, BUDGET = 4, 2_500_000  # examples of each kind; characters of their cards
+TITLES = {"mined": "Mined, the hardest", "dropped": "Dropped as suspected false negatives"}
+COUNTS = ("queries", "mined", "mined_at_or_above_positive", "suspected_false_negatives")
 
 
 @dataclass
-class Pair:
-    """HTML of a query and of a candidate, and their score beside the query's own positive."""
+class ExamplePair:
+    """HTML of a query and of a candidate; the pair's score, and that of the query's positive."""
 
-    query: str
-    candidate: str
+    query: "Markup"
+    candidate: "Markup"
     score: float
-    positive: float | None
+    positive_score: float | None
 
 
 @dataclass
-class Audit:
-    """One round, one direction."""
+class MiningSection:
+    """One round in one direction. dropped: by guard; scores: quantiles by kind of pair."""
 
     name: str
     direction: str
-    numbers: dict[str, int]
+    counts: dict[str, int]
     dropped: dict[str, int]
     scores: dict[str, dict[str, float]]
     warnings: list[str]
-    examples: dict[str, list[Pair]]
+    examples: dict[str, list[ExamplePair]]
 
 
-def audits(run: Run | None) -> list[Audit]:
-    """Every round's numbers; examples of the last round, shown when the training data are still where the recipe says."""
+def mining_sections(run: RunRecords | None) -> list[MiningSection]:
+    """Every round's numbers; examples of the last round, where the training data are still at the recipe's path."""
     if run is None or not run.audits:
         return []
-    data = _data(run.recipe)
+    data = _training_data(run.recipe)
     cards = ValueCards(data, BUDGET, "n") if data is not None else None
-    row = {i: n for n, i in enumerate(data.ids)} if data is not None else {}
+    row_number = {i: n for n, i in enumerate(data.ids)} if data is not None else {}
     last = list(run.audits)[-1]
     out = []
     for name, document in run.audits.items():
         for direction, d in document["directions"].items():
-            numbers = {k: d[k] for k in ("queries", "mined", "mined_at_or_above_positive", "suspected_false_negatives")}
-            spread = {k: s for k, s in d["scores"].items() if s}
-            dropped = {k.replace("_", " "): n for k, n in d["dropped"].items() if n}
-            shown = _examples(d.get("examples", {}), direction, cards, row) if name == last and cards else {}
-            out.append(Audit(name, direction, numbers, dropped, spread, document.get("warnings", []), shown))
+            examples = _examples(d.get("examples", {}), direction, cards, row_number) if name == last and cards else {}
+            out.append(
+                MiningSection(
+                    name,
+                    direction,
+                    {k: d[k] for k in COUNTS},
+                    {k.replace("_", " "): n for k, n in d["dropped"].items() if n},
+                    {k: s for k, s in d["scores"].items() if s},
+                    document.get("warnings", []),
+                    examples,
+                )
+            )
     return out
 
 
-def _data(recipe: dict[str, Any]) -> "Data | None":
+def _training_data(recipe: JsonObject) -> "Data | None":
+    """The data that a run was trained on, where they are one set that can be opened."""
     from mmtune.data.shards.dataset import open_data
 
     train = recipe["data"]["train"]
@@ -68,15 +81,22 @@ def _data(recipe: dict[str, Any]) -> "Data | None":
         return None
 
 
-def _examples(found: dict[str, Any], direction: str, cards: ValueCards, row: dict[str, int]) -> dict[str, list[Pair]]:
+def _examples(
+    examples: Mapping[str, list[JsonObject]], direction: str, cards: ValueCards, row_number: Mapping[str, int]
+) -> dict[str, list[ExamplePair]]:
     a, b = direction.split("->")
-    kinds = {"mined": found.get("mined", []), "dropped": [e for k, v in found.items() if k != "mined" for e in v]}
+    kinds = {"mined": examples.get("mined", []), "dropped": [e for k, v in examples.items() if k != "mined" for e in v]}
     out = {}
-    for kind, examples in kinds.items():
-        known = [e for e in examples if e["query_id"] in row and e["negative_id"] in row][:EXAMPLES]
+    for kind, pairs in kinds.items():
+        known = [e for e in pairs if e["query_id"] in row_number and e["negative_id"] in row_number][:MAX_EXAMPLES]
         if known:
-            out[SAYS[kind]] = [
-                Pair(cards.show(row[e["query_id"]], a), cards.show(row[e["negative_id"]], b), e["score"], e["positive_score"])
+            out[TITLES[kind]] = [
+                ExamplePair(
+                    cards.show(row_number[e["query_id"]], a),
+                    cards.show(row_number[e["negative_id"]], b),
+                    e["score"],
+                    e["positive_score"],
+                )
                 for e in known
             ]
     return out

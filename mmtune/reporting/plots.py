@@ -1,4 +1,4 @@
-"""Numbers -> coordinates; the template draws them. Charts are 360 units wide, so that a phone shows them at their own size."""
+"""Numbers to coordinates of charts; a template draws them. Charts are 360 units wide, a phone's width."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,30 @@ import numpy as np
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26
-POINTS = 240  # of a curve
+MAX_POINTS = 240  # of a curve
 
 
 @dataclass
 class Tick:
+    """A mark of an axis: its coordinate and its label."""
+
     at: float
     label: str
 
 
 @dataclass
+class Series:
+    """One curve to draw: its name, the CSS class `kind` (an "area ..." is filled), and its points."""
+
+    name: str
+    kind: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass
 class Curve:
-    """points: "x,y x,y ..."; kind: the CSS class; last: the value to write in the legend; dots: points to mark."""
+    """A drawn curve. points: "x,y x,y ..."; kind: CSS class; last: the value for the legend; dots: points to mark."""
 
     name: str
     points: str
@@ -30,10 +42,10 @@ class Curve:
 
 @dataclass
 class Chart:
-    """One chart with its axes; `told` says in words what is seen."""
+    """One chart with its axes; `caption` says in a sentence what it shows."""
 
     title: str
-    told: str
+    caption: str
     x: list[Tick]
     y: list[Tick]
     curves: list[Curve]
@@ -42,55 +54,63 @@ class Chart:
     height: int = HEIGHT
 
 
-def number(value: float) -> str:
-    """A short decimal: 0.02, 3.5, 1200."""
+def short_number(value: float) -> str:
+    """Three significant digits: 0.02, 3.5, 1,200."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def ticks(lo: float, hi: float, count: int = 4) -> list[float]:
-    """About `count` round values inside [lo, hi]."""
-    if not hi > lo:
-        return [lo]
-    raw = (hi - lo) / count
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round values inside [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
     base = 10.0 ** math.floor(math.log10(raw))
     step = next(s * base for s in (1, 2, 5, 10) if s * base >= raw * 0.999)
-    first = math.ceil(lo / step - 1e-9)
-    return [k * step for k in range(first, math.floor(hi / step + 1e-9) + 1)]
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _scale(values: np.ndarray, lo: float, hi: float, a: float, b: float) -> np.ndarray:
-    return a + (values - lo) / ((hi - lo) or 1.0) * (b - a)
+def evenly_spaced(length: int, count: int = MAX_POINTS) -> np.ndarray:
+    """At most `count` positions below `length`, the first and the last among them."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))
 
 
-def thin(values: np.ndarray, count: int = POINTS) -> np.ndarray:
-    """At most `count` positions, the first and the last among them."""
-    return np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int))
+def _scale(values: np.ndarray, low: float, high: float, start: float, stop: float) -> np.ndarray:
+    """Values of [low, high] as coordinates between start and stop."""
+    return start + (values - low) / ((high - low) or 1.0) * (stop - start)
 
 
-def chart(
+def line_chart(
     title: str,
-    told: str,
-    series: Sequence[tuple[str, str, np.ndarray, np.ndarray]],
+    caption: str,
+    series: Sequence[Series],
     x_name: str = "",
-    zero: bool = False,
+    from_zero: bool = False,
     dots: bool = False,
     legend: bool = True,
 ) -> Chart:
-    """series: (name, kind, x, y). `zero`: the y axis begins at 0; kinds that begin with "area" are closed to the base."""
-    xs, ys = np.concatenate([s[2] for s in series]), np.concatenate([s[3] for s in series])
-    x_lo, x_hi = float(xs.min()), float(xs.max())
-    y_lo, y_hi = 0.0 if zero else float(ys.min()), float(ys.max())
-    pad = (y_hi - y_lo) * 0.06 or abs(y_hi) * 0.1 or 1.0
-    y_lo, y_hi = (y_lo if zero else y_lo - pad), y_hi + pad
-    x0, x1, y0, y1 = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, TOP
+    """Curves over one pair of axes. from_zero: the y axis begins at 0; dots: every point is marked."""
+    xs, ys = np.concatenate([s.x for s in series]), np.concatenate([s.y for s in series])
+    x_low, x_high = float(xs.min()), float(xs.max())
+    y_low, y_high = 0.0 if from_zero else float(ys.min()), float(ys.max())
+    padding = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
+    y_low, y_high = (y_low if from_zero else y_low - padding), y_high + padding
+    bottom = HEIGHT - BOTTOM
+
+    def place_x(values: np.ndarray) -> np.ndarray:
+        return _scale(values, x_low, x_high, LEFT, WIDTH - RIGHT)
+
+    def place_y(values: np.ndarray) -> np.ndarray:
+        return _scale(values, y_low, y_high, bottom, TOP)
+
     curves = []
-    for name, kind, x, y in series:
-        px, py = _scale(x, x_lo, x_hi, x0, x1), _scale(y, y_lo, y_hi, y0, y1)
+    for s in series:
+        px, py = place_x(s.x), place_y(s.y)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
-        if kind.startswith("area"):
-            points = f"{px[0]:.1f},{y0} {points} {px[-1]:.1f},{y0}"
+        if s.kind.startswith("area"):  # closed along the x axis
+            points = f"{px[0]:.1f},{bottom} {points} {px[-1]:.1f},{bottom}"
         marked = [(round(float(a), 1), round(float(b), 1)) for a, b in zip(px, py, strict=True)] if dots else []
-        curves.append(Curve(name, points, kind, number(float(y[-1])) if legend else "", marked))
-    x_ticks = [Tick(float(_scale(np.array(t), x_lo, x_hi, x0, x1)), number(t)) for t in ticks(x_lo, x_hi)]
-    y_ticks = [Tick(float(_scale(np.array(t), y_lo, y_hi, y0, y1)), number(t)) for t in ticks(y_lo, y_hi)]
-    return Chart(title, told, x_ticks, y_ticks, curves, x_name)
+        curves.append(Curve(s.name, points, s.kind, short_number(float(s.y[-1])) if legend else "", marked))
+    x_ticks = [Tick(float(place_x(np.array(t))), short_number(t)) for t in ticks(x_low, x_high)]
+    y_ticks = [Tick(float(place_y(np.array(t))), short_number(t)) for t in ticks(y_low, y_high)]
+    return Chart(title, caption, x_ticks, y_ticks, curves, x_name)

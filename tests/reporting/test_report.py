@@ -16,14 +16,15 @@ from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
 from mmtune.mining.mine_model import mine
 from mmtune.modalities import get
-from mmtune.reporting.examples import galleries, pick
-from mmtune.reporting.learning_curves import learning
+from mmtune.reporting.embedding_map import principal_components
+from mmtune.reporting.examples import example_sections, most_changed
+from mmtune.reporting.learning_curves import learning_curves
 from mmtune.reporting.measured import measure
-from mmtune.reporting.media import BUDGET, ValueCards
 from mmtune.reporting.plots import ticks
 from mmtune.reporting.report import headline, report
-from mmtune.reporting.score_distribution import components, separation
-from mmtune.reporting.subject import subject
+from mmtune.reporting.score_distribution import auroc
+from mmtune.reporting.subject import report_subject
+from mmtune.reporting.value_cards import BUDGET, ValueCards
 from tests.support import corpora
 from tests.support.report_helpers import big_photo, long_corpus, long_sound, run
 
@@ -88,7 +89,7 @@ def test_a_run_with_pictures(pictures, tmp_path, capsys):
     out = tmp_path / "r.html"
     assert dispatch("report", [str(pictures), "--out", str(out), "--json", "--quiet"]) == 0
     said = json.loads(capsys.readouterr().out)
-    recipe = subject(pictures)
+    recipe = report_subject(pictures)
     found = compare(recipe.base, recipe.candidate, recipe.data, slices=["shade"])
     assert said == {"out": str(out), "verdict": found.verdict, "bytes": out.stat().st_size}
     page = checked(out)
@@ -116,44 +117,48 @@ def test_a_run_with_sounds(root, tmp_path):
 
 
 def test_examples_are_the_greatest_changes_and_hits_are_in_order(pictures):
-    found = measure(subject(pictures))
+    found = measure(report_subject(pictures))
     data = found.data
-    for g in galleries(found, 4):
+    for g in example_sections(found, 4):
         old, new = (r.directions[g.direction] for r in (found.comparison.base, found.comparison.candidate))
         change = new.values[g.metric] - old.values[g.metric]
-        assert (g.rose, g.fell) == (sum(change > 1e-12), sum(change < -1e-12))
+        assert (g.gained, g.lost) == (sum(change > 1e-12), sum(change < -1e-12))
         assert len(g.improved) <= 4
         if g.improved:
             first = g.improved[0]
             assert np.isclose(first.value["after"] - first.value["before"], change.max())
         for e in [*g.improved, *g.harmed]:
             for side in ("before", "after"):
-                hits = e.hits[side]
+                hits = e.results[side]
                 assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
                 vectors = found.vectors[side]
                 a = vectors[e.modality].vectors[vectors[e.modality].ids.index(data.ids[e.row])]
                 every = vectors[hits[0].modality].vectors @ a
                 assert np.isclose(hits[0].score, every.max(), atol=1e-5)
                 for h in hits:
-                    assert h.right == (data.groups[h.row] == data.groups[e.row])
-                rank = next((i for i, h in enumerate(hits, 1) if h.right), None)
-                assert rank == (e.first[side] if e.first[side] <= len(hits) else None)
+                    assert h.relevant == (data.groups[h.row] == data.groups[e.row])
+                rank = next((i for i, h in enumerate(hits, 1) if h.relevant), None)
+                assert rank == (e.first_relevant[side] if e.first_relevant[side] <= len(hits) else None)
 
 
 def test_the_most_changed_of_each_thing_come_first():
     gain = np.array([0.9, 0.8, 0.7, 0.0, -0.5, 0.1])
     things = np.array([1, 1, 1, 2, 3, 4])
-    assert pick(gain, things, 2) == [0, 5] and pick(gain, things, 4) == [0, 1, 2, 5] and pick(-gain, things, 4) == [4]
+    assert (
+        most_changed(gain, things, 2) == [0, 5]
+        and most_changed(gain, things, 4) == [0, 1, 2, 5]
+        and most_changed(-gain, things, 4) == [4]
+    )
 
 
 def test_a_comparison_as_json(pictures, tmp_path, capsys):
-    about = subject(pictures)
+    about = report_subject(pictures)
     assert dispatch("compare", [about.base, about.candidate, about.data, "--json"]) in (0, 1)
     document = tmp_path / "c.json"
     document.write_text(capsys.readouterr().out)
     said = report(document, tmp_path / "numbers.html")
     page = checked(tmp_path / "numbers.html")
-    assert said["verdict"] == json.loads(document.read_text())["verdict"] and not page.pictures
+    assert said.verdict == json.loads(document.read_text())["verdict"] and not page.pictures
     report(document, tmp_path / "all.html", base=about.base, candidate=about.candidate, data=about.data)
     assert checked(tmp_path / "all.html").pictures
     with pytest.raises(DataError, match="the comparison's base is"):
@@ -163,7 +168,7 @@ def test_a_comparison_as_json(pictures, tmp_path, capsys):
 
 
 def test_the_audit_of_mined_negatives_is_shown(pictures, tmp_path):
-    about = subject(pictures)
+    about = report_subject(pictures)
     mine(about.base, about.run.recipe["data"]["train"], pictures / "mining" / "round-0.parquet", {}, quiet=True)
     try:
         report(pictures, tmp_path / "r.html")
@@ -184,7 +189,7 @@ def test_gate_of_the_recipe_and_of_a_file(pictures, tmp_path, capsys):
 
 def test_judgments_say_what_is_right(pictures, tmp_path, capsys):
     """Every picture is judged to be the answer of one text alone: that of the next colour. Groups no longer count."""
-    about = subject(pictures)
+    about = report_subject(pictures)
     data = open_data(about.data)
     lines = [{"query": q, "item": data.ids[i - 1], "grade": 2, "judge": "ann"} for i, q in enumerate(data.ids)]
     (tmp_path / "j.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -198,7 +203,9 @@ def test_judgments_say_what_is_right(pictures, tmp_path, capsys):
     assert f"{lead.base:.3f} → {lead.candidate:.3f}" in words and "judgments, not rows and groups" in words
     found = measure(about, qrels=tmp_path / "j.jsonl")
     where = {row: i for i, row in enumerate(data.ids)}
-    shown = [(e, h) for g in galleries(found, 3) for e in [*g.improved, *g.harmed] for h in e.hits["after"] if h.right]
+    shown = [
+        (e, h) for g in example_sections(found, 3) for e in [*g.improved, *g.harmed] for h in e.results["after"] if h.relevant
+    ]
     for e, h in shown:
         same = data.labels[h.modality][h.row]
         answers = {
@@ -230,23 +237,23 @@ def test_curves_of_every_kind_of_run():
     log += [{"step": 4, "epoch": 0, **val}]
     points = [{"coefficient": c, "domain": c, "general": 1 - c, "values": {}} for c in (0.0, 0.5, 1.0)]
     between = {"metric": "map", "rule": "the best", "chosen": 0.5, "points": points}
-    charts = {c.title: c for c in learning(log, between)}
+    charts = {c.title: c for c in learning_curves(log, between)}
     assert list(charts) == [
         "Training loss",
         "Parts of the loss, smoothed",
         "Validation after each epoch",
-        "General skill after each epoch",
+        "Retention after each epoch",
         "Weights between base and tuned",
-        "Domain against general skill",
+        "Domain against retention",
         "Learning rate",
         "Gradient norm",
     ]
     assert [k.name for k in charts["Parts of the loss, smoothed"].curves] == ["info_nce", "sigmoid"]
     assert [k.name for k in charts["Validation after each epoch"].curves] == ["a->b map"]
-    assert [k.name for k in charts["General skill after each epoch"].curves] == ["a->b map"]
+    assert [k.name for k in charts["Retention after each epoch"].curves] == ["a->b map"]
     assert [k.last for k in charts["Weights between base and tuned"].curves] == ["1", "0"]
-    assert "chosen: 0.5, the best." in charts["Weights between base and tuned"].told
-    assert [c.title for c in learning([r for r in log if "loss" in r][:1])] == [] and learning([]) == []
+    assert "chosen: 0.5, the best." in charts["Weights between base and tuned"].caption
+    assert [c.title for c in learning_curves([r for r in log if "loss" in r][:1])] == [] and learning_curves([]) == []
 
 
 def test_refusals_name_the_fix(pictures, tmp_path, capsys):
@@ -254,7 +261,7 @@ def test_refusals_name_the_fix(pictures, tmp_path, capsys):
         ([str(tmp_path)], "no run (it has no recipe.yaml)"),
         ([str(tmp_path / "nothing")], "no such run or comparison"),
         ([], "--base, --candidate and --data"),
-        ([str(pictures), "--data", subject(pictures).run.recipe["data"]["train"]], "was trained on"),
+        ([str(pictures), "--data", report_subject(pictures).run.recipe["data"]["train"]], "was trained on"),
     ):
         assert dispatch("report", [*args, "--out", str(tmp_path / "r.html"), "--quiet"]) == 2
         said = capsys.readouterr().err
@@ -308,7 +315,7 @@ def test_five_hundred_queries_of_long_sounds_and_big_photos(tmp_path):
     data, out = long_corpus(tmp_path / "d", 500), tmp_path / "r.html"
     said = report(None, out, base="tiny:all", candidate="tiny:all@3", data=data, examples=30)
     page = checked(out)
-    assert said["bytes"] < 15_000_000 and len(page.players) > 60 and 'class="unshown"' not in out.read_text()
+    assert said.bytes < 15_000_000 and len(page.players) > 60 and 'class="unshown"' not in out.read_text()
     words = " ".join(" ".join(page.words).split())
     assert "30 s, up to 8 kHz; plays the first 5 s as MP3" in words
     assert re.search("the same, of 1,000", words), "500 in each direction"
@@ -319,10 +326,10 @@ def test_small_numbers():
     rng = np.random.default_rng(0)
     good, bad = rng.integers(0, 5, 40) / 4, rng.integers(0, 5, 60) / 4
     naive = np.mean([(g > b) + 0.5 * (g == b) for g in good for b in bad])
-    assert np.isclose(separation(good, bad), naive)
+    assert np.isclose(auroc(good, bad), naive)
     x = rng.normal(size=(50, 6)) * [5, 3, 1, 1, 1, 1]
     x -= x.mean(0)
-    flat, kept = components(x)
+    flat, kept = principal_components(x)
     spectrum = np.linalg.eigvalsh(x.T @ x)[::-1]
     assert np.isclose(kept, spectrum[:2].sum() / spectrum.sum()) and np.allclose((flat**2).sum(0), spectrum[:2])
     assert ticks(0, 1) == pytest.approx([0, 0.5, 1.0]) or len(ticks(0, 1)) >= 3
