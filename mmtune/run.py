@@ -23,7 +23,7 @@ from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.evaluate_model import evaluate
 from mmtune.evaluation.metrics import metric_columns
-from mmtune.evaluation.trained_pairs import seen_pairs
+from mmtune.evaluation.trained_pairs import trained_pairs
 from mmtune.mining.mine_model import find_verifier
 from mmtune.mining.rounds import Rounds
 from mmtune.model import artifact
@@ -177,7 +177,7 @@ def _info(
 
 def _seen(model: "Model", pairs: Sequence[Pair]) -> list[list[str]]:
     """The pairs that its checkpoints, earlier runs and this one trained."""
-    return [list(p) for p in sorted({*seen_pairs(model), *((min(p), max(p)) for p in pairs)})]
+    return [list(p) for p in sorted({*trained_pairs(model), *((min(p), max(p)) for p in pairs)})]
 
 
 def _heads_first(

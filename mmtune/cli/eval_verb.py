@@ -1,8 +1,8 @@
 """Retrieval metrics of MODEL on DATA: every directed pair of modalities present, and within each one by group; or --task:
 
-  zero_shot  classes by their names:        --label COLUMN [--names COLUMN] [--prompt "a photo of {}" ...]
-  knn        classes by their neighbours:   --label COLUMN [--train DATA] [--neighbours 5] [--apart recording]
-  anomaly    faults told from normal clips: --normal COLUMN=VALUE [--by machine] [--train DATA] [--apart recording]
+  zero_shot  classes by their names:        --label COLUMN [--class-names COLUMN] [--prompt "a photo of {}" ...]
+  knn        classes by their neighbours:   --label COLUMN [--reference DATA] [--neighbours 5] [--exclude-same recording]
+  anomaly    faults told from normal clips: --normal COLUMN=VALUE [--machine COLUMN] [--reference DATA] [--exclude-same recording]
 
 Positive = same row, same group, or a judgment (--qrels). Identical content counts as one item with its groups united.
 Ties rank by id, descending, as trec_eval does; the tie rate is reported. A model trained with `matryoshka` dims is also
@@ -21,15 +21,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--task", default="retrieval", help="retrieval (the default), zero_shot, knn or anomaly")
     parser.add_argument("--label", metavar="COLUMN", help='the true class: a metadata column, or "group" (the default)')
-    parser.add_argument("--names", metavar="COLUMN", help="what a class is called (default: the class itself)")
+    parser.add_argument("--class-names", metavar="COLUMN", help="what a class is called (default: the class itself)")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEMPLATE", help="around names; several are averaged")
-    parser.add_argument("--train", metavar="DATA", help="labelled or normal rows to judge by (default: the others in DATA)")
+    parser.add_argument("--reference", metavar="DATA", help="labelled or normal rows to judge by (default: the others in DATA)")
     parser.add_argument("--neighbours", type=int, metavar="N", help="how many are asked (default: knn 5, anomaly 1)")
-    parser.add_argument("--apart", metavar="COLUMN", help="rows that share this value never judge each other")
+    parser.add_argument("--exclude-same", metavar="COLUMN", help="rows that share this value never judge each other")
     parser.add_argument("--normal", metavar="COLUMN=VALUE", help="which rows are as usual")
-    parser.add_argument("--by", metavar="COLUMN", help="judge each of these machines by its own normal rows")
-    parser.add_argument("--views", metavar="HOW", help='"mean": signals of one group are one item, e.g. photos of a product')
+    parser.add_argument("--machine", metavar="COLUMN", help="judge the rows of each machine by its own normal rows")
+    parser.add_argument("--task-option", action="append", default=[], metavar="NAME=VALUE", help="an option of another task")
+    parser.add_argument(
+        "--group-pooling", metavar="HOW", help='"mean": signals of one group are one item, e.g. photos of a product'
+    )
     parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
+    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="a further one, package.module:Class@10")
     parser.add_argument("--only", action="append", metavar="NAME", help="these modalities only (may be repeated)")
     parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
     parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
@@ -62,16 +66,18 @@ def run(args: argparse.Namespace) -> Result:
             dim=args.dim,
             quiet=args.quiet or not processes.is_main_process,
             processes=processes,
-            views=args.views,
+            group_pooling=args.group_pooling,
+            metrics=args.metric,
+            task_options=_task_options(args.task_option),
             task=args.task,
             label=args.label,
-            names=args.names,
+            class_names=args.class_names,
             prompts=args.prompt,
-            train=args.train,
+            reference=args.reference,
             neighbours=args.neighbours,
-            apart=args.apart,
+            exclude_same=args.exclude_same,
             normal=args.normal,
-            by=args.by,
+            machine=args.machine,
         )
     document = result.to_dict()
     if args.out and processes.is_main_process:
@@ -85,3 +91,16 @@ def cutoffs(text: str) -> tuple[int, ...]:
         return tuple(int(k) for k in text.split(","))
     except ValueError:
         raise RecipeError(f"--k {text}: write whole numbers, e.g. 1,5,10") from None
+
+
+def _task_options(given: list[str]) -> dict[str, object]:
+    """["threshold=0.5"] -> {"threshold": 0.5}, values as in YAML. RecipeError for anything else."""
+    import yaml
+
+    options: dict[str, object] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"--task-option {text}: write NAME=VALUE, e.g. threshold=0.5")
+        options[name] = yaml.safe_load(value)
+    return options

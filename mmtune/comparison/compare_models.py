@@ -14,7 +14,7 @@ from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.inputs import as_data, as_model
-from mmtune.evaluation.leakage import identity, refuse_trained
+from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
 from mmtune.evaluation.slices import metadata_slices
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.model.prompts import QUERY
@@ -137,9 +137,9 @@ def assemble_comparison(
     names = [m for m in shared_modalities(base.model, data, modalities) if m in candidate.model.towers]
     if not names:
         raise DataError(f"{data.spec}: nothing that both models embed; the candidate has {', '.join(candidate.model.towers)}")
-    rows = {m: identity(data, m) for m in names}
+    rows = {m: row_identity(data, m) for m in names}
     for side in sides:  # before anything is embedded
-        refuse_trained(rows, side.trained, side.name)
+        refuse_trained_rows(rows, side.trained, side.name)
     indexed = [m for m in base.indexed if m in candidate.indexed]
     judged = _judgments(qrels, data, indexed)
     kept = None

@@ -12,7 +12,7 @@ from mmtune.comparison.retention import across_modalities, retention_difference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
-from mmtune.evaluation.leakage import refuse_trained
+from mmtune.evaluation.leakage import refuse_trained_rows
 from mmtune.evaluation.metrics import metric_columns, with_cutoffs
 from mmtune.evaluation.result import Result
 from mmtune.evaluation.slices import Slices, in_slice
@@ -50,7 +50,7 @@ def compare_vectors(
     direction or slice.
     """
     _check_same_rows(base, candidate, "the data")
-    refuse_trained(candidate, trained, "the candidate")
+    refuse_trained_rows(candidate, trained, "the candidate")
     chosen, bootstrap = Gate.read(gate), Bootstrap(level, resamples, seed)
     wanted = [chosen.metric] if chosen else []
     metric_columns(ks, wanted, "gate.metric")  # RecipeError for an unknown metric

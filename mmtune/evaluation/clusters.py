@@ -1,38 +1,40 @@
-"""What is resampled together: rows that are one thing, by group or by content."""
+"""Clusters of rows that belong to one thing, by group or by content: bootstrap intervals resample whole clusters."""
 
 from collections.abc import Mapping
+
+import numpy as np
 
 from mmtune.contracts import Embeddings
 
 
 def row_clusters(vectors: Mapping[str, Embeddings]) -> dict[str, int]:
-    """Row id -> cluster. Rows linked by a group or by identical content of an embedded modality, also in a chain, are one.
+    """Row id -> cluster number. Rows linked by a group or by identical content of an embedded modality, also in a chain, are one
+    cluster.
 
-    The same clusters serve every direction of a corpus, so that a resample draws the same things in all of them.
+    The same clusters serve every direction of a corpus, so that a resample draws the same things in all of them. Clusters are
+    numbered by their first row in sorted order: the same corpus gives the same intervals in whatever order its rows come.
     """
-    known: dict[tuple[str, object], int] = {}
-    parent: list[int] = []
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(x: int) -> int:
-        while parent[x] != x:
-            parent[x] = x = parent[parent[x]]
-        return x
+    node_of: dict[tuple[str, object], int] = {}
+    rows: dict[str, int] = {}
+    edges: list[tuple[int, int]] = []
 
     def node(key: tuple[str, object]) -> int:
-        if key not in known:
-            known[key] = len(parent)
-            parent.append(len(parent))
-        return known[key]
+        return node_of.setdefault(key, len(node_of))
 
-    rows: dict[str, int] = {}
     for name, e in vectors.items():
         group, content = e.labels.get("group"), e.labels.get(name)
         for i, row in enumerate(e.ids):
-            rows[row] = me = node(("id", row))
-            mark: object = (group[i] or None) if group is not None else e.groups[i]
+            rows[row] = this = node(("id", row))
+            mark: object = (int(group[i]) or None) if group is not None else e.groups[i]
             if mark is not None:
-                parent[root(me)] = root(node(("group", mark)))
+                edges.append((this, node(("group", mark))))
             if content is not None and content[i]:
-                parent[root(me)] = root(node((f"content {name}", int(content[i]))))
+                edges.append((this, node((f"content {name}", int(content[i])))))
+    ends = np.array(edges, np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(len(node_of), len(node_of)))
+    _, component = connected_components(graph, directed=False)
     number: dict[int, int] = {}
-    return {row: number.setdefault(root(me), len(number)) for row, me in sorted(rows.items())}
+    return {row: number.setdefault(int(component[at]), len(number)) for row, at in sorted(rows.items())}

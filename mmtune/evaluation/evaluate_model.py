@@ -1,16 +1,19 @@
 """`mmtune.evaluate`: MODEL and DATA in, a typed result out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
+from mmtune.contracts import Embeddings
 from mmtune.evaluation.directions import evaluate_vectors
-from mmtune.evaluation.group_pooling import pool_views
+from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.inputs import as_data, as_model
 from mmtune.evaluation.matryoshka_dims import evaluate_dims, trained_dims
 from mmtune.evaluation.result import Result
-from mmtune.evaluation.slices import metadata_slices, slice_direction
-from mmtune.evaluation.trained_pairs import unseen
+from mmtune.evaluation.slices import Slices, metadata_slices, slice_direction
+from mmtune.evaluation.tasks.evaluate_task import TaskResult, check_options, evaluate_task
+from mmtune.evaluation.tasks.task import RETRIEVAL
+from mmtune.evaluation.trained_pairs import untrained_directions
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.judgments import Qrels, qrels_for
 from mmtune.relevance.trec_files import write_qrels, write_run
@@ -18,83 +21,175 @@ from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.evaluation.tasks.evaluate_task import TaskResult
     from mmtune.model.dual_encoder import Model
 
 
 @overload
-def evaluate(
-    model: "Model | str | Path", data: "Data | str", *, task: Literal["retrieval"] = ..., **options: Any
-) -> Result: ...
-
-
-@overload
-def evaluate(model: "Model | str | Path", data: "Data | str", *, task: str, **options: Any) -> "TaskResult": ...
-
-
-def evaluate(
+def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
     model: "Model | str | Path",
     data: "Data | str",
     *,
-    task: str = "retrieval",
+    task: Literal["retrieval"] = "retrieval",
     modalities: Sequence[str] | None = None,
     ks: Sequence[int] = (1, 5, 10),
     metrics: Sequence[str] = (),
     qrels: "Qrels | str | Path | None" = None,
     slices: Sequence[str] = (),
     within: bool = True,
+    group_pooling: str | None = None,
     per_query: bool = False,
     trec: "str | Path | None" = None,
     batch_size: int = 64,
     quiet: bool = True,
     dim: int | None = None,
-    views: str | None = None,
     processes: Processes = SINGLE_PROCESS,
-    **options: Any,
+) -> Result: ...
+
+
+@overload
+def evaluate(
+    model: "Model | str | Path",
+    data: "Data | str",
+    *,
+    task: str,
+    modalities: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    metrics: Sequence[str] = (),
+    qrels: "Qrels | str | Path | None" = None,
+    slices: Sequence[str] = (),
+    within: bool = True,
+    group_pooling: str | None = None,
+    per_query: bool = False,
+    trec: "str | Path | None" = None,
+    label: str | None = None,
+    class_names: str | None = None,
+    prompts: Sequence[str] = (),
+    reference: "Data | str | None" = None,
+    neighbours: int | None = None,
+    exclude_same: str | None = None,
+    normal: str | None = None,
+    machine: str | None = None,
+    task_options: Mapping[str, object] | None = None,
+    batch_size: int = 64,
+    quiet: bool = True,
+    dim: int | None = None,
+    processes: Processes = SINGLE_PROCESS,
+) -> TaskResult: ...
+
+
+def evaluate(
+    model: "Model | str | Path",
+    data: "Data | str",
+    *,
+    task: str = RETRIEVAL,
+    modalities: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    metrics: Sequence[str] = (),
+    qrels: "Qrels | str | Path | None" = None,
+    slices: Sequence[str] = (),
+    within: bool = True,
+    group_pooling: str | None = None,
+    per_query: bool = False,
+    trec: "str | Path | None" = None,
+    label: str | None = None,
+    class_names: str | None = None,
+    prompts: Sequence[str] = (),
+    reference: "Data | str | None" = None,
+    neighbours: int | None = None,
+    exclude_same: str | None = None,
+    normal: str | None = None,
+    machine: str | None = None,
+    task_options: Mapping[str, object] | None = None,
+    batch_size: int = 64,
+    quiet: bool = True,
+    dim: int | None = None,
+    processes: Processes = SINGLE_PROCESS,
 ) -> "Result | TaskResult":
-    """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`), or by another `task`: zero_shot, knn, anomaly,
-    whose `options` are those of `by_task.evaluate_task`.
+    """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`), or another `task`: "zero_shot", "knn", "anomaly", a
+    registered one, or "package.module:Class".
 
-    dim: with the first so many dimensions. A model trained with `matryoshka` dims shows each of them under `dims`, too.
-    A prompt of the model for queries goes around the query side of every direction (see `mmtune.model.prompts`).
+    modalities: these alone; ks: cut-offs; metrics: further metrics by name, e.g. "package.module:Class@10"; qrels: graded
+    judgments, or their file; slices: metadata columns, or "size:MODALITY", reported the worst first by nDCG; within: also the
+    directions within one modality; group_pooling: "mean" makes the images or sounds of each group one item (see
+    `pool_groups`); per_query: keep every query's values; trec: a directory for a run (a-to-b.run) and judgments
+    (a-to-b.qrels) of every direction, as TREC files; dim: the first so many dimensions, of unit length again; processes: those
+    that all call this: each embeds a share, all have the result, the first writes.
 
-    qrels: judgments or their file; slices: metadata columns or "size:MODALITY", reported the worst first by nDCG;
-    trec: a directory that gets a run (a-to-b.run) and judgments (a-to-b.qrels) of every direction, as TREC files;
-    views: "mean", one item a group, the mean of its signals (see `evaluate.views`).
-    processes: those that all call this; each embeds a share, all have the result, the first writes.
+    Options of tasks: label, class_names and prompts of zero_shot; label, reference, neighbours and exclude_same of knn; normal,
+    machine, reference, neighbours, exclude_same and slices of anomaly (see `ZeroShot`, `NearestNeighbours` and
+    `AnomalyDetection` in `mmtune.evaluation`); task_options: those of any other task.
+
+    A model trained with `matryoshka` dims shows each of them under `dims`, too. Where the model has a prompt for queries, it
+    goes around the query side of every direction (see `mmtune.model.prompts`).
     """
-    from mmtune.embedding.embed import embed_data
-    from mmtune.evaluation.tasks.evaluate_task import evaluate_task, refuse_options
+    options: dict[str, object] = {
+        "label": label,
+        "class_names": class_names,
+        "prompts": prompts,
+        "reference": reference,
+        "neighbours": neighbours,
+        "exclude_same": exclude_same,
+        "normal": normal,
+        "machine": machine,
+        **(task_options or {}),
+    }
+    check_options(task, {**options, "slices": slices, "qrels": qrels, "trec": trec, "group_pooling": group_pooling})
+    loaded, rows = as_model(model, dim), as_data(data)
+    if task == RETRIEVAL:
+        parts, judged = metadata_slices(rows, slices), qrels_for(qrels, rows.ids)
+        from mmtune.embedding.embed import embed_data
 
-    found, rows = as_model(model, dim), as_data(data)
-    if task != "retrieval":
-        options |= {"slices": slices, "qrels": qrels, "trec": trec, "views": views}
-        seen = trained_on(model)
-        return evaluate_task(
-            found,
-            rows,
-            task,
-            trained=seen,
-            modalities=modalities,
-            batch_size=batch_size,
-            quiet=quiet,
-            processes=processes,
-            **options,
+        vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
+        return _retrieval(
+            loaded,
+            vectors,
+            judged,
+            parts,
+            ks=ks,
+            metrics=metrics,
+            within=within,
+            group_pooling=group_pooling,
+            per_query=per_query,
+            trec=trec if processes.is_main_process else None,
         )
-    refuse_options(task, options)
-    parts = metadata_slices(rows, slices)
-    vectors = embed_data(found, rows, modalities, batch_size, quiet, processes=processes)
-    judged = qrels_for(qrels, rows.ids)
-    vectors = vectors if views is None else pool_views(vectors, views, judged)
-    result = evaluate_vectors(vectors, ks=ks, metrics=metrics, qrels=judged, within=within, per_query=per_query or bool(parts))
-    for name in result.directions if trec is not None and processes.is_main_process else ():
-        (a, b), place = name.split("->"), Path(trec)  # type: ignore[arg-type]
+    return evaluate_task(
+        loaded,
+        rows,
+        task,
+        {**options, "slices": slices},
+        trained=trained_on(model),
+        modalities=modalities,
+        batch_size=batch_size,
+        quiet=quiet,
+        processes=processes,
+    )
+
+
+def _retrieval(
+    model: "Model",
+    vectors: dict[str, Embeddings],
+    qrels: Qrels | None,
+    parts: Slices,
+    *,
+    ks: Sequence[int],
+    metrics: Sequence[str],
+    within: bool,
+    group_pooling: str | None,
+    per_query: bool,
+    trec: "str | Path | None",
+) -> Result:
+    """The retrieval evaluation of embedded data, with slices, dims and TREC files."""
+    if group_pooling is not None:
+        vectors = pool_groups(vectors, group_pooling, qrels)
+    result = evaluate_vectors(vectors, ks=ks, metrics=metrics, qrels=qrels, within=within, per_query=per_query or bool(parts))
+    for name in result.directions if trec is not None else ():
+        (a, b), place = name.split("->"), Path(str(trec))
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
-        write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), judged)
+        write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), qrels)
     if parts:
-        by = f"ndcg@{max(ks)}"
-        result.slices = {n: slice_direction(d, parts, by) for n, d in result.directions.items()}
-    result.unseen = unseen(found, result.directions)
-    dims = trained_dims(found) if views is None else []  # a prefix of a mean is not the mean of prefixes
-    result.dims = evaluate_dims(vectors, result, dims, ks=ks, qrels=judged, within=within)
+        worst_by = f"ndcg@{max(ks)}"
+        result.slices = {n: slice_direction(d, parts, worst_by) for n, d in result.directions.items()}
+    result.untrained_directions = untrained_directions(model, result.directions)
+    dims = trained_dims(model) if group_pooling is None else []  # the prefix of a mean is not the mean of prefixes
+    result.dims = evaluate_dims(vectors, result, dims, ks=ks, metrics=metrics, qrels=qrels, within=within)
     return result

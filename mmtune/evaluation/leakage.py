@@ -1,4 +1,4 @@
-"""Never judge a model on what it was trained on."""
+"""Leakage: rows that a model was trained on, or that are their own reference, are refused before a score is computed."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,78 +11,83 @@ from mmtune.errors import DataError
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
-UNIQUE = 0.9  # a modality whose contents are distinct in this share of the rows identifies rows; a class name does not
+IDENTIFYING = 0.9
+"""A modality identifies rows when its contents are distinct in this share of them; a class name as a caption does not."""
+
+TrainedLabels = Mapping[str, "np.ndarray | set[int]"]
+"""int64 labels of the rows that a model was trained on, by key: "id" and the modalities."""
 
 
-def trained_rows(vectors: Mapping[str, Embeddings], trained: Mapping[str, "np.ndarray | set[int]"]) -> dict[str, str]:
-    """Row id -> why it counts as trained on. `trained`: int64 labels of the training rows by key ("id" and modalities).
+def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> dict[str, str]:
+    """Row id -> why it counts as trained on.
 
     A row was trained on when its id was, or a content that identifies rows was, or all of its contents were. Contents that
-    repeat between rows (the class name as a caption) identify nobody: alone they refuse nothing.
+    repeat between rows (the class name as a caption) identify no row: alone they refuse nothing.
     """
-    seen = {k: np.unique(np.fromiter(v, np.int64, len(v))) for k, v in trained.items()}
-    why: dict[str, str] = {}
-    hits: dict[str, list[bool]] = {}
+    known = {k: np.unique(np.fromiter(v, np.int64, len(v))) for k, v in trained.items()}
+    reasons: dict[str, str] = {}
+    content_known: dict[str, list[bool]] = {}
     for name, e in vectors.items():
         id_label, content = e.labels.get("id"), e.labels.get(name)
-        if id_label is not None and "id" in seen:
-            for i in np.flatnonzero(np.isin(id_label, seen["id"]) & (id_label != 0)).tolist():
-                why.setdefault(e.ids[i], "its id was trained on")
-        if content is None or name not in seen:
+        if id_label is not None and "id" in known:
+            for i in np.flatnonzero(np.isin(id_label, known["id"]) & (id_label != 0)).tolist():
+                reasons.setdefault(e.ids[i], "its id was trained on")
+        if content is None or name not in known:
             hit = np.zeros(len(e.ids), bool)
         else:
-            hit = np.isin(content, seen[name]) & (content != 0)
-            if len(np.unique(content)) >= UNIQUE * len(content):
+            hit = np.isin(content, known[name]) & (content != 0)
+            if len(np.unique(content)) >= IDENTIFYING * len(content):
                 for i in np.flatnonzero(hit).tolist():
-                    why.setdefault(e.ids[i], f"its {name} was trained on")
+                    reasons.setdefault(e.ids[i], f"its {name} was trained on")
         for i, row in enumerate(e.ids):
-            hits.setdefault(row, []).append(bool(hit[i]))
-    for row, all_of in hits.items():
-        if all(all_of):
-            why.setdefault(row, "all of its contents were trained on")
-    return why
+            content_known.setdefault(row, []).append(bool(hit[i]))
+    for row, of_modalities in content_known.items():
+        if all(of_modalities):
+            reasons.setdefault(row, "all of its contents were trained on")
+    return reasons
 
 
-def refuse_trained(vectors: Mapping[str, Embeddings], trained: "Mapping[str, np.ndarray | set[int]] | None", what: str) -> None:
-    """Raise DataError when any row of `vectors` was trained on by the model called `what`; None means nothing is known."""
-    why = trained_rows(vectors, trained) if trained else {}
-    if why:
+def refuse_trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels | None, model: str) -> None:
+    """Raise DataError when the model, called `model` in the message, was trained on a row of `vectors`. trained: labels of its
+    training rows; None: nothing is known, nothing is refused."""
+    reasons = trained_rows(vectors, trained) if trained else {}
+    if reasons:
         rows = {r for e in vectors.values() for r in e.ids}
-        row = min(why)
+        row = min(reasons)
         raise DataError(
-            f"{what} was trained on {len(why)} of these {len(rows)} rows (row {row!r}: {why[row]}); a score on them proves "
-            "nothing: evaluate on rows it has not seen"
+            f"{model} was trained on {len(reasons)} of these {len(rows)} rows (row {row!r}: {reasons[row]}); a score on them "
+            "proves nothing: evaluate on rows it was not trained on"
         )
 
 
-def identity(data: "Data", modality: str) -> Embeddings:
-    """The rows that have `modality`, without vectors: enough to ask whether they were trained on."""
+def row_identity(data: "Data", modality: str) -> Embeddings:
+    """The ids, groups and labels of the rows that have `modality`, without vectors: enough to find trained rows."""
     at = np.flatnonzero(data.present[modality])
     labels = {k: v[at] for k, v in data.labels.items()}
     return Embeddings([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
 
 
-def refuse_shared(data: "Data", reference: "Data", names: list[str], column: str | None = None) -> None:
-    """Raise DataError when a row of `data`, by id or by what it holds in modalities `names`, lies in `reference` too; or a
-    value of `column` (a recording, an individual machine): what was cut from one thing knows its sister."""
-    known = {k: np.unique(reference.labels[k]) for k in ("id", *names) if k in reference.labels}
-    why = trained_rows({m: identity(data, m) for m in names}, known)
-    if why:
-        row = min(why)
-        said = why[row].replace("was trained on", "is there").replace("were trained on", "are there")
+def refuse_shared_rows(data: "Data", reference: "Data", modalities: list[str], column: str | None = None) -> None:
+    """Raise DataError when `data` and `reference` share a row, by its id or by its content in `modalities`, or a value of the
+    metadata column `column` (a recording, an individual machine): what was cut from one thing identifies its other parts."""
+    known = {k: np.unique(reference.labels[k]) for k in ("id", *modalities) if k in reference.labels}
+    reasons = trained_rows({m: row_identity(data, m) for m in modalities}, known)
+    if reasons:
+        row = min(reasons)
+        why = reasons[row].replace("was trained on", "is there").replace("were trained on", "are there")
         raise DataError(
-            f"{reference.spec}: {len(why)} of the {len(data)} rows of {data.spec} are among the references (row {row!r}: "
-            f"{said}); a neighbour that is the thing itself proves nothing: take them out"
+            f"{reference.spec}: {len(reasons)} of the {len(data)} rows of {data.spec} are among the references (row {row!r}: "
+            f"{why}); a neighbour that is the row itself proves nothing: take them out"
         )
     if column is not None:
-        both = values_of(data, column) & values_of(reference, column)
+        both = _values(data, column) & _values(reference, column)
         if both:
             raise DataError(
-                f"{reference.spec}: {len(both)} values of {column!r} are in {data.spec} too, e.g. {min(both)!r}; what is "
-                "judged and what it is judged by must not come from one of these: split by it"
+                f"{reference.spec}: {len(both)} values of {column!r} are in {data.spec} too, e.g. {min(both)!r}; evaluated and "
+                "reference rows must not share one: split the data by this column"
             )
 
 
-def values_of(data: "Data", column: str) -> set[str]:
+def _values(data: "Data", column: str) -> set[str]:
     """Distinct values of a metadata column, empty ones left out."""
     return {str(v) for v in data.column(column) if v not in (None, "")}

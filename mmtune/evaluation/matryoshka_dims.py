@@ -1,43 +1,55 @@
-"""Every trained prefix of a Matryoshka model on vectors that are there already: nothing is encoded again."""
+"""Evaluation of every prefix length that a Matryoshka model was trained for, on vectors that are embedded already."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune.contracts import Embeddings
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.result import Result
+from mmtune.relevance.judgments import Qrels
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 
-def prefix(vectors: Mapping[str, Embeddings], dim: int) -> dict[str, Embeddings]:
-    """The first `dim` numbers of each vector, unit length again: what the model cut to `dim` would have given, but unnamed."""
+def prefix_vectors(vectors: Mapping[str, Embeddings], dim: int) -> dict[str, Embeddings]:
+    """The first `dim` numbers of each vector, of unit length again: what `model.prefix(dim)` would give, without its
+    fingerprint."""
     import torch
 
     from mmtune.losses.matryoshka import truncate
 
-    def short(x_ND: np.ndarray) -> np.ndarray:
+    def prefix(x_ND: np.ndarray) -> np.ndarray:
         return truncate({"": torch.from_numpy(x_ND)}, dim)[""].numpy()
 
     return {
-        m: replace(e, vectors=short(e.vectors), queries=None if e.queries is None else short(e.queries), fingerprint="")
+        m: replace(e, vectors=prefix(e.vectors), queries=None if e.queries is None else prefix(e.queries), fingerprint="")
         for m, e in vectors.items()
     }
 
 
 def trained_dims(model: "Model") -> list[int]:
-    """The prefixes that the model was trained for, shorter than its vectors, ascending."""
+    """The prefix lengths that the model was trained for, shorter than its vectors, ascending."""
     return sorted({int(d) for d in model.info.get("matryoshka", []) if d < model.dim})
 
 
-def evaluate_dims(vectors: Mapping[str, Embeddings], whole: Result, dims: Sequence[int], **how: Any) -> dict[int, Result]:
-    """{dim: Result} of every prefix and of the whole vectors, whose result is there; {} without `dims`. how: as for
-    `evaluate_vectors`."""
+def evaluate_dims(
+    vectors: Mapping[str, Embeddings],
+    whole: Result,
+    dims: Sequence[int],
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    metrics: Sequence[str] = (),
+    qrels: Qrels | None = None,
+    within: bool = True,
+) -> dict[int, Result]:
+    """{dim: Result} of every prefix length in `dims` and of the whole vectors, whose result is `whole`; {} without `dims`."""
     if not dims or not vectors:
         return {}
-    found = {d: evaluate_vectors(prefix(vectors, d), **how) for d in dims}
-    return found | {next(iter(vectors.values())).vectors.shape[1]: whole}
+    results = {
+        d: evaluate_vectors(prefix_vectors(vectors, d), ks=ks, metrics=metrics, qrels=qrels, within=within) for d in dims
+    }
+    return results | {next(iter(vectors.values())).vectors.shape[1]: whole}

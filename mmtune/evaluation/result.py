@@ -1,10 +1,11 @@
-"""What an evaluation found: typed, as a document, as a table for people, as a frame."""
+"""The result of a retrieval evaluation: typed, as a JSON document, as a table for terminals and notebooks, as a DataFrame."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -12,16 +13,16 @@ if TYPE_CHECKING:
 
     from mmtune.evaluation.slices import Slice
 
-SHOWN = 10  # slices of a direction in a table for people: the worst
+SHOWN = 10  # slices of a direction in a printed table: the worst
 
 
 @dataclass
 class Direction:
-    """One directed pair. metrics: means over the queries that have a relevant candidate; skipped: queries that have none.
+    """Metrics of one direction: means over the queries that have a relevant candidate.
 
-    tie_rate: share of queries where a relevant candidate has the very score of one that is not, so that the tie rule
-    decides. With per_query: query_ids, query_rows (united row ids), clusters (int64, see `clusters.row_clusters`) and
-    values (metric -> [queries]).
+    queries, candidates: numbers of items; skipped: queries without a relevant candidate; tie_rate: share of the queries where a
+    relevant candidate has exactly the score of an irrelevant one, so that the tie order decides. With per_query: query_ids,
+    query_rows (the row ids of each query's item), clusters (int64, see `clusters.row_clusters`) and values (metric -> [queries]).
     """
 
     queries: int
@@ -34,16 +35,17 @@ class Direction:
     clusters: np.ndarray | None = field(default=None, repr=False)
     values: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {"queries": self.queries, "candidates": self.candidates, "metrics": self.metrics}
 
 
 @dataclass
 class Result:
-    """Every direction that has a query with an answer. `skipped` and `tie_rate` are by direction, also for those left out.
+    """Metrics by direction ("a->b") of every direction that has a query with a relevant candidate.
 
-    dims: the same of each prefix that a Matryoshka model was trained for, and of its whole vectors; unseen: directions between
-    modalities that no training of the model ever paired.
+    skipped, tie_rate: by direction, also for directions without such a query; slices: by direction and slice, the worst first;
+    dims: the same evaluation for each prefix length that a Matryoshka model was trained for, and for its whole vectors;
+    untrained_directions: those between modalities that the model was never trained on as a pair.
     """
 
     fingerprint: str
@@ -52,12 +54,12 @@ class Result:
     tie_rate: dict[str, float]
     slices: dict[str, dict[str, "Slice"]] = field(default_factory=dict)
     dims: dict[int, "Result"] = field(default_factory=dict, repr=False)
-    unseen: list[str] = field(default_factory=list)
+    untrained_directions: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The JSON document of `mmtune eval --json`; "slices" by direction when there are any, the worst first; "dims":
         {dim: {direction: metrics}} of a Matryoshka model."""
-        document: dict[str, Any] = {
+        document: JsonObject = {
             "fingerprint": self.fingerprint,
             "directions": {name: d.to_dict() for name, d in self.directions.items()},
             "skipped": self.skipped,
@@ -65,14 +67,14 @@ class Result:
         }
         if self.slices:
             document["slices"] = {d: {n: s.to_dict() for n, s in by.items()} for d, by in self.slices.items()}
-        if self.unseen:
-            document["unseen in training"] = self.unseen
+        if self.untrained_directions:
+            document["untrained_directions"] = self.untrained_directions
         if self.dims:
             document["dims"] = {str(dim): {n: d.metrics for n, d in r.directions.items()} for dim, r in self.dims.items()}
         return document
 
     def metric(self, name: str, direction: str | None = None) -> float:
-        """One metric of one direction, or its mean over the directions between different modalities (all, if there is none)."""
+        """One metric of one direction, or its mean over the directions between two modalities (over all, if there is none)."""
         if direction is not None:
             if direction not in self.directions:
                 raise RecipeError(
@@ -89,19 +91,19 @@ class Result:
         return float(np.mean([d.metrics[name] for d in chosen]))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One line a direction, and one a slice ("direction | slice"): queries, candidates, skipped, tie_rate, every metric."""
+        """One row a direction, and one a slice ("direction | slice"): queries, candidates, skipped, tie_rate, every metric."""
         import pandas
 
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, dict[str, float]] = {}
         for name, d in self.directions.items():
-            more = {"queries": d.queries, "candidates": d.candidates, "skipped": d.skipped, "tie_rate": d.tie_rate}
-            rows[name] = {**more, **d.metrics}
+            counts = {"queries": d.queries, "candidates": d.candidates, "skipped": d.skipped, "tie_rate": d.tie_rate}
+            rows[name] = {**counts, **d.metrics}
             for part, s in self.slices.get(name, {}).items():
                 rows[f"{name} | {part}"] = {"queries": s.queries, "candidates": d.candidates, **s.metrics}
         return pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="direction"))
 
     def columns(self) -> list[str]:
-        """The metrics that a table for people shows: every hit@k, then the rest at the largest k."""
+        """The metrics of a printed table: hit at every cut-off, the others at the largest."""
         every = list(next(iter(self.directions.values())).metrics) if self.directions else []
         last: dict[str, str] = {}
         for m in every:
@@ -124,16 +126,17 @@ class Result:
 
         notes = [f"{n}: {k:,} queries without a relevant candidate left out" for n, k in self.skipped.items() if k]
         notes += [f"{n}: ties decide in {t:.1%} of the queries" for n, t in self.tie_rate.items() if t > 0.01]
-        notes += [f"{', '.join(self.unseen)}: unseen in training, no such pair was learnt"] if self.unseen else []
-        more = ["", plain_table(*self._dims_table())] if self.dims else []
-        return "\n".join([plain_table(*self._table()), *notes, *more])
+        if self.untrained_directions:
+            notes.append(f"{', '.join(self.untrained_directions)}: the model was never trained on this pair of modalities")
+        dims = ["", plain_table(*self._dims_table())] if self.dims else []
+        return "\n".join([plain_table(*self._table()), *notes, *dims])
 
     def _dims_table(self) -> tuple[list[str], list[list[str]]]:
-        """Every direction at every width."""
+        """Every direction at every number of dimensions."""
         columns, rows = self.columns(), []
         for name in self.directions:
-            found = {dim: r.directions[name].metrics for dim, r in self.dims.items() if name in r.directions}
-            rows += [[name, str(dim), *(f"{m[c]:.4f}" for c in columns)] for dim, m in found.items()]
+            by_dim = {dim: r.directions[name].metrics for dim, r in self.dims.items() if name in r.directions}
+            rows += [[name, str(dim), *(f"{m[c]:.4f}" for c in columns)] for dim, m in by_dim.items()]
         return ["direction", "dim", *columns], rows
 
     def _repr_html_(self) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from mmtune.evaluation.leakage import UNIQUE
+from mmtune.evaluation.leakage import IDENTIFYING
 from mmtune.quality.findings import Finding, Split, finding
 
 NUMBERING = 0.5  # if more ids than this meet under other contents, ids are mere numbers and say nothing
@@ -16,12 +16,12 @@ def check(splits: list[Split]) -> list[Finding]:
 
 
 def contents(split: Split) -> dict[str, np.ndarray]:
-    """Content labels by modality, for those whose contents identify rows (`overlap.UNIQUE`)."""
+    """Content labels by modality, for those whose contents identify rows (`overlap.IDENTIFYING`)."""
     out = {}
     for name in split.data.modalities:
         label = split.data.labels[name][split.rows]
         there = label[label != 0]
-        if len(there) and len(np.unique(there)) >= UNIQUE * len(there):
+        if len(there) and len(np.unique(there)) >= IDENTIFYING * len(there):
             out[name] = label
     return out
 
@@ -48,7 +48,7 @@ def leaks(splits: list[Split]) -> list[Finding]:
                 owner = {int(x): a.data.ids[i] for x, i in zip(label.tolist(), a.rows, strict=True)}
                 both = [(owner[int(theirs[b.rows[j]])], b.data.ids[b.rows[j]]) for j in np.flatnonzero(hit)]
                 rows = [f"{x} = {y}" for x, y in both if y not in set(whole)]
-                if rows and len(np.unique(theirs[b.rows][hit])) >= UNIQUE * hit.sum():
+                if rows and len(np.unique(theirs[b.rows][hit])) >= IDENTIFYING * hit.sum():
                     out.append(finding(f"leak-{name}", "error", rows, f"the same {name} is in {where} under other ids", fix))
     return out
 

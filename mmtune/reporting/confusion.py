@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune.evaluation.tasks.classify import NEIGHBOURS, Classified, tasks
+from mmtune.evaluation.tasks.classified import Classified
+from mmtune.evaluation.tasks.classify import classifications
 from mmtune.reporting.measured import SIDES, Measured
 
 MAX_CLASSES, MAX_MISTAKES = 24, 10
@@ -54,16 +55,16 @@ class ConfusionSection:
 
 
 def confusion_sections(measured: Measured) -> list[ConfusionSection]:
-    """One for each classification task that the data allow (see `mmtune.evaluation.tasks.classify.tasks`)."""
-    before, after = (tasks(measured.vectors[side], measured.classes.get(side)) for side in SIDES)
+    """One for each classification task that the data allow (see `mmtune.evaluation.tasks.classify.classifications`)."""
+    before, after = (classifications(measured.vectors[side], measured.classes.get(side)) for side in SIDES)
     return [_section(dict(zip(SIDES, pair, strict=True))) for pair in zip(before, after, strict=True)]
 
 
 def _description(task: Classified) -> str:
-    if task.how == "words":
+    if task.how == "descriptions":
         return f"{task.direction} as classification: each of {task.rows:,} rows gets the group with the nearest description"
     name = task.direction.split("->")[0]
-    return f"{name} as classification: each of {task.rows:,} items gets the group of its {NEIGHBOURS} nearest neighbours"
+    return f"{name} as classification: each of {task.rows:,} items gets the group of its {task.neighbours} nearest neighbours"
 
 
 def _section(by_side: dict[str, Classified]) -> ConfusionSection:

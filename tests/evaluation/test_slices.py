@@ -9,20 +9,23 @@ import pytest
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
-from mmtune.evaluation.slices import by_values, slice_direction
+from mmtune.evaluation.slices import slice_direction, slices_by_value
 from mmtune.relevance.judgments import qrels_for, read_qrels
 from mmtune.relevance.trec_files import write_qrels, write_run
 from tests.support.evaluate_helpers import corpus, measure, unit
 
 
 def test_slices_of_a_column_and_of_a_quantity():
-    assert by_values("kind", ["r1", "r2", "r3", "r4"], ["x", "y", "x", None]) == {"kind=x": {"r1", "r3"}, "kind=y": {"r2"}}
-    assert set(by_values("size", ["r1", "r2"], [36864.0, 0.5])) == {"size=36864", "size=0.5"}
-    parts = by_values("length", [f"r{i}" for i in range(101)], range(101))
+    assert slices_by_value("kind", ["r1", "r2", "r3", "r4"], ["x", "y", "x", None]) == {
+        "kind=x": {"r1", "r3"},
+        "kind=y": {"r2"},
+    }
+    assert set(slices_by_value("size", ["r1", "r2"], [36864.0, 0.5])) == {"size=36864", "size=0.5"}
+    parts = slices_by_value("length", [f"r{i}" for i in range(101)], range(101))
     assert list(map(len, parts.values())) == [26, 25, 25, 25] and set().union(*parts.values()) == {f"r{i}" for i in range(101)}
     assert all(name.startswith("length=") for name in parts)
     with pytest.raises(RecipeError, match="no row has a value"):
-        by_values("kind", ["r1"], [None])
+        slices_by_value("kind", ["r1"], [None])
 
 
 def test_a_slice_is_the_mean_over_its_queries_worst_first():

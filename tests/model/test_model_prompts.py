@@ -136,11 +136,11 @@ def test_class_names_have_words_of_their_own(model, data):
     assert list(described) == ["text"] and embed_classes(mmtune.load("tiny:clip"), rows) == {}
     want = model.encode(text="a red square", role="zero_shot")
     np.testing.assert_allclose(described["text"].vectors[0], want, atol=1e-6)
-    from mmtune.evaluation.tasks.classify import classify, tasks
+    from mmtune.evaluation.tasks.classify import classifications, classify_by_descriptions
 
     vectors = embed_data(model, rows)
-    (found,) = tasks(vectors, described)
-    assert found.to_dict() == classify({**vectors, **described}, ("image", "text")).to_dict()
+    (found,) = classifications(vectors, described)
+    assert found.to_dict() == classify_by_descriptions({**vectors, **described}, ("image", "text")).to_dict()
 
 
 def test_training_draws_what_retrieval_uses(model):

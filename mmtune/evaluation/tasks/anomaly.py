@@ -1,29 +1,34 @@
-"""What is not as usual, told from normal clips alone: a plant has few faults, and never all kinds of them.
+"""Anomaly detection from normal rows alone, the task "anomaly": a plant has few faults, and never all kinds of them.
 
 The score of a row is its mean distance (1 - cosine) to the nearest normal references of its own machine, as in DCASE's task 2.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.contracts import Embeddings
-from mmtune.errors import DataError
-from mmtune.evaluation.tasks.knn import nearest
+from mmtune.contracts import Embeddings, JsonObject
+from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.slices import metadata_slices
+from mmtune.evaluation.tasks.knn import Exclusion, nearest, source_of_rows
 from mmtune.evaluation.tasks.roc import MAX_FPR, auroc, partial_auroc
+from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, check_neighbours, row_values
 from mmtune.relevance.items import names_to_labels, take_rows
 from mmtune.search.tie_order import tie_order
 from mmtune.search.vectors import unit
 
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+
 NEIGHBOURS = 1
-ALL = "all"  # the machine of rows when no column names one
+ALL = "all"  # the machine of every row when no column names machines
 
 
 @dataclass
-class Detected:
-    """Of one machine, or the mean of all: rows judged, and how well their scores tell anomalous from normal."""
+class DetectionScores:
+    """Of one machine, or the mean over machines: number of normal and anomalous rows, and the areas under the ROC curve."""
 
     normal: int
     anomalous: int
@@ -33,22 +38,27 @@ class Detected:
 
 @dataclass
 class Anomalies:
-    """machines: each one's areas; parts: by value of a column, the anomalous rows of that value against all normal ones,
-    averaged over machines; skipped: machines left out, with the reason; scores: row id -> score."""
+    """machines: the scores of each machine; parts: by value of a column, the anomalous rows of that value against all normal
+    ones, averaged over machines; skipped: machines left out, with the reason; scores: row id -> score."""
 
     direction: str
-    machines: dict[str, Detected]
-    parts: dict[str, Detected] = field(default_factory=dict)
+    machines: dict[str, DetectionScores]
+    parts: dict[str, DetectionScores] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict, repr=False)
     max_fpr: float = MAX_FPR
 
     @property
-    def mean(self) -> Detected:
+    def mean(self) -> DetectionScores:
         """Arithmetic mean of the areas over machines, counts added up."""
-        return mean_of(list(self.machines.values()))
+        return mean_scores(list(self.machines.values()))
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def metrics(self) -> dict[str, float]:
+        """auroc and partial_auroc, the means over machines."""
+        return {"auroc": self.mean.auroc, "partial_auroc": self.mean.partial_auroc}
+
+    def to_dict(self) -> JsonObject:
         return {
             "direction": self.direction,
             "max_fpr": self.max_fpr,
@@ -65,26 +75,96 @@ class Anomalies:
         lines = [*self.machines.items(), ("mean", self.mean), *((f"  {n}", d) for n, d in self.parts.items())]
         rows = [[n, f"{d.normal:,}", f"{d.anomalous:,}", f"{d.auroc:.4f}", f"{d.partial_auroc:.4f}"] for n, d in lines]
         notes = [f"{n} left out: {why}" for n, why in self.skipped.items()]
-        return "\n".join(
-            [plain_table([self.direction, "normal", "anomalous", "AUROC", f"pAUROC@{self.max_fpr:g}"], rows), *notes]
+        columns = [self.direction, "normal", "anomalous", "AUROC", f"pAUROC@{self.max_fpr:g}"]
+        return "\n".join([plain_table(columns, rows), *notes])
+
+
+@dataclass
+class AnomalyDetection(EvaluationTask):
+    """Score each row by its distance to normal rows, and measure how well the scores tell anomalous from normal rows.
+
+    normal: "COLUMN=VALUE", the normal rows (rows without a value are neither normal nor anomalous); machine: a metadata column:
+    the rows of each value are scored by normal rows of that value alone; reference: DATA with normal rows (default: those of
+    the data, where no row is its own reference); neighbours: how many references a score is the mean of; exclude_same: a
+    metadata column, e.g. the recording: rows that share its value are no references for each other, nor lie on both sides;
+    slices: metadata columns: the anomalous rows of each value against all normal ones.
+    """
+
+    normal: str | None = None
+    machine: str | None = None
+    reference: "Data | str | None" = None
+    neighbours: int = NEIGHBOURS
+    exclude_same: str | None = None
+    slices: Sequence[str] = ()
+
+    def run(self, inputs: TaskInputs) -> dict[str, Anomalies]:
+        check_neighbours(self.neighbours)
+        data = inputs.data
+        is_normal = _normal_rows(data, self.normal)
+        reference = None if self.reference is None else inputs.reference_data(self.reference, self.exclude_same)
+        if is_normal.all():
+            raise DataError(f"{data.spec}: all {len(is_normal)} rows are normal by {self.normal}: nothing to detect")
+        parts = metadata_slices(data, self.slices)
+        vectors = inputs.embed()
+        references: dict[str, Embeddings] = {}
+        reference_machine: dict[str, str | None] | None = None
+        if reference is not None:
+            references = inputs.embed(reference, _normal_rows(reference, self.normal))
+            reference_machine = _machine_of_rows(reference, self.machine)
+        values = row_values(data, str(self.normal).partition("=")[0])
+        known = {i: n for i, n, v in zip(data.ids, is_normal.tolist(), values, strict=True) if v is not None}
+        return {
+            m: detect(
+                m,
+                e,
+                known,
+                _machine_of_rows(data, self.machine),
+                reference=references.get(m),
+                reference_machine=reference_machine,
+                source=source_of_rows(data, self.exclude_same),
+                parts=parts,
+                k=self.neighbours,
+            )
+            for m, e in vectors.items()
+        }
+
+
+def _normal_rows(data: "Data", normal: str | None) -> np.ndarray:
+    """Which rows are normal [N] bool. DataError when none is."""
+    name, equals, value = (normal or "").partition("=")
+    if not equals:
+        raise RecipeError('anomaly: say what is normal: normal "COLUMN=VALUE", e.g. --normal defect=none')
+    values = row_values(data, name)
+    is_normal = np.array([v == value for v in values], bool)
+    if not is_normal.any():
+        some = sorted({v for v in values if v is not None})
+        raise DataError(
+            f"{data.spec}: no row has {name}={value}; there are: {', '.join(some[:8])}{', ...' if some[8:] else ''}"
         )
+    return is_normal
 
 
-def mean_of(found: Sequence[Detected]) -> Detected:
+def _machine_of_rows(data: "Data", machine: str | None) -> dict[str, str | None]:
+    """Row id -> its machine."""
+    return dict(zip(data.ids, row_values(data, machine) if machine else [ALL] * len(data), strict=True))
+
+
+def mean_scores(scores: Sequence[DetectionScores]) -> DetectionScores:
     """Means of the areas, sums of the counts."""
-    areas = [float(np.mean([getattr(d, a) for d in found])) for a in ("auroc", "partial_auroc")]
-    return Detected(sum(d.normal for d in found), sum(d.anomalous for d in found), areas[0], areas[1])
+    areas = [float(np.mean([getattr(d, a) for d in scores])) for a in ("auroc", "partial_auroc")]
+    return DetectionScores(sum(d.normal for d in scores), sum(d.anomalous for d in scores), areas[0], areas[1])
 
 
 def distances(
-    queries: Embeddings, reference: Embeddings, k: int = NEIGHBOURS, bars: tuple[np.ndarray, np.ndarray] | None = None
+    queries: Embeddings, reference: Embeddings, k: int = NEIGHBOURS, exclusion: Exclusion | None = None
 ) -> np.ndarray:
-    """[Q] mean of 1 - cosine to the `k` nearest allowed references (fewer where there are not as many); NaN without any."""
+    """[Q] mean of 1 - cosine to the `k` nearest references that are not excluded (fewer where there are not as many); NaN
+    without any."""
     q_QD, r_ND = unit(queries.vectors, "queries"), unit(reference.vectors, "references")
-    score_QK, _ = nearest(q_QD, r_ND, k, bars, tie_order(reference.ids))
-    heard = np.isfinite(score_QK)
-    total = np.where(heard, 1 - np.where(heard, score_QK, 0.0), 0.0).sum(1)
-    return np.where(heard.any(1), total / np.maximum(heard.sum(1), 1), np.nan)
+    score_QK, _ = nearest(q_QD, r_ND, k, exclusion, tie_order(reference.ids))
+    is_there = np.isfinite(score_QK)
+    total = np.where(is_there, 1 - np.where(is_there, score_QK, 0.0), 0.0).sum(1)
+    return np.where(is_there.any(1), total / np.maximum(is_there.sum(1), 1), np.nan)
 
 
 def detect(
@@ -95,64 +175,66 @@ def detect(
     *,
     reference: Embeddings | None = None,
     reference_machine: Mapping[str, str | None] | None = None,
-    apart: Mapping[str, str | None] | None = None,
+    source: Mapping[str, str | None] | None = None,
     parts: Mapping[str, frozenset[str]] | None = None,
     k: int = NEIGHBOURS,
     max_fpr: float = MAX_FPR,
 ) -> Anomalies:
-    """Score `rows` of modality `name` (row id -> `normal`, `machine`) by normal rows of the same machine.
+    """Score `rows` of modality `name` by normal rows of the same machine. normal, machine: row id -> is it normal, whose is it.
 
-    reference: normal rows (with their machines); without it the normal ones among `rows` are each judged by the others, and
-    never by the same content or by one that was cut from the same thing (`apart`, row id -> recording). parts: slices.
+    reference: normal rows, reference_machine: their machines; without them the normal ones among `rows` are each scored by the
+    others, and never by the same content or by one that was cut from the same source (`source`, row id -> e.g. its recording).
+    parts: slices, name -> row ids.
     """
-    found: dict[str, Detected] = {}
-    why: dict[str, str] = {}
+    machines: dict[str, DetectionScores] = {}
+    skipped: dict[str, str] = {}
     scores: dict[str, float] = {}
-    sliced: dict[str, list[Detected]] = {p: [] for p in parts or {}}
-    at_of: dict[str, list[int]] = {}
+    of_part: dict[str, list[DetectionScores]] = {p: [] for p in parts or {}}
+    rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(rows.ids):
         if row in normal and machine.get(row) is not None:
-            at_of.setdefault(str(machine[row]), []).append(i)
-    for m in sorted(at_of):
-        at = np.array(at_of[m], np.int64)
-        usual = np.array([normal[rows.ids[i]] for i in at], bool)
+            rows_of.setdefault(str(machine[row]), []).append(i)
+    for m in sorted(rows_of):
+        at = np.array(rows_of[m], np.int64)
+        is_normal = np.array([normal[rows.ids[i]] for i in at], bool)
         if reference is None:
-            score = distances(take_rows(rows, at), take_rows(rows, at[usual]), k, _bars(name, rows, at, usual, apart))
+            exclusion = _exclusion(name, rows, at, is_normal, source)
+            score = distances(take_rows(rows, at), take_rows(rows, at[is_normal]), k, exclusion)
         else:
-            mine = [i for i, r in enumerate(reference.ids) if (reference_machine or {}).get(r) == m]
-            if not mine:
-                why[m] = "no normal reference"
+            own = [i for i, r in enumerate(reference.ids) if (reference_machine or {}).get(r) == m]
+            if not own:
+                skipped[m] = "no normal reference"
                 continue
-            score = distances(take_rows(rows, at), take_rows(reference, np.array(mine, np.int64)), k)
-        judged = np.isfinite(score)
-        if not judged[usual].any() or usual.all():
-            why[m] = "no anomalous row" if usual.all() else "no normal row that another one could judge"
+            score = distances(take_rows(rows, at), take_rows(reference, np.array(own, np.int64)), k)
+        scored = np.isfinite(score)
+        if not scored[is_normal].any() or is_normal.all():
+            skipped[m] = "no anomalous row" if is_normal.all() else "no normal row that another one could judge"
             continue
-        at, usual, score = at[judged], usual[judged], score[judged]
-        found[m] = _areas(score, ~usual, max_fpr)
+        at, is_normal, score = at[scored], is_normal[scored], score[scored]
+        machines[m] = _areas(score, ~is_normal, max_fpr)
         scores |= {rows.ids[i]: float(s) for i, s in zip(at, score, strict=True)}
         for part, ids in (parts or {}).items():
-            inside = usual | np.array([rows.ids[i] in ids for i in at], bool)
-            if not usual[inside].all():
-                sliced[part].append(_areas(score[inside], ~usual[inside], max_fpr))
-    if not found:
-        raise DataError(f"{name}: nothing can be judged: " + "; ".join(f"{m}: {w}" for m, w in why.items()))
-    return Anomalies(name, found, {p: mean_of(d) for p, d in sliced.items() if d}, why, scores, max_fpr)
+            inside = is_normal | np.array([rows.ids[i] in ids for i in at], bool)
+            if not is_normal[inside].all():
+                of_part[part].append(_areas(score[inside], ~is_normal[inside], max_fpr))
+    if not machines:
+        raise DataError(f"{name}: nothing can be judged: " + "; ".join(f"{m}: {why}" for m, why in skipped.items()))
+    return Anomalies(name, machines, {p: mean_scores(d) for p, d in of_part.items() if d}, skipped, scores, max_fpr)
 
 
-def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float) -> Detected:
-    return Detected(
+def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float) -> DetectionScores:
+    return DetectionScores(
         int((~anomalous).sum()), int(anomalous.sum()), auroc(score, anomalous), partial_auroc(score, anomalous, max_fpr)
     )
 
 
-def _bars(
-    name: str, rows: Embeddings, at: np.ndarray, usual: np.ndarray, apart: Mapping[str, str | None] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of the rows `at` and of the normal ones among them: what may not judge whom."""
+def _exclusion(
+    name: str, rows: Embeddings, at: np.ndarray, is_normal: np.ndarray, source: Mapping[str, str | None] | None
+) -> Exclusion:
+    """Labels of the rows `at` and of the normal ones among them: rows of equal content or source are excluded as references."""
     content = np.asarray(rows.labels.get(name, np.zeros(len(rows.ids))), np.int64)[at]
-    bar = np.where(content == 0, np.arange(1, len(at) + 1), content)
-    if apart is not None:
-        origin = names_to_labels([apart.get(rows.ids[i]) for i in at])
-        bar = np.where(origin == 0, bar, origin)
-    return bar, bar[usual]
+    label = np.where(content == 0, np.arange(1, len(at) + 1), content)
+    if source is not None:
+        source_N = names_to_labels([source.get(rows.ids[i]) for i in at])
+        label = np.where(source_N == 0, label, source_N)
+    return label, label[is_normal]

@@ -1,47 +1,101 @@
-"""Nearest neighbours that may be barred (the item itself, clips of its own recording), and what they vote for: weighted k
-nearest neighbours (Wu et al., arXiv 1805.01978, 3.4)."""
+"""Classification by weighted k nearest neighbours (Wu et al., arXiv 1805.01978, section 3.4), and the task "knn".
 
-from collections.abc import Sequence
+Search and votes are our own, not scikit-learn's KNeighborsClassifier: some pairs may be excluded (the item itself, clips of the
+same recording), and ties fall in the one total order that all searches have.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
+from mmtune.evaluation.tasks.classified import Classified, confusion_counts
+from mmtune.evaluation.tasks.task import (
+    EvaluationTask,
+    TaskInputs,
+    check_neighbours,
+    class_labels,
+    grouped_by_class,
+    row_values,
+)
+from mmtune.relevance.items import Items, names_to_labels, unite
 from mmtune.search.exact import topk
+from mmtune.search.vectors import unit
 
-NEIGHBOURS, TEMPERATURE = 5, 0.07  # the weight of a neighbour is exp(cosine / 0.07), as there
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+
+NEIGHBOURS, TEMPERATURE = 5, 0.07  # the weight of a neighbour is exp(cosine / 0.07), as in the paper
+
+Exclusion = tuple[np.ndarray, np.ndarray]
+"""Labels of queries [Q] and references [N]: a pair with equal non-zero labels is excluded."""
+
+
+@dataclass
+class NearestNeighbours(EvaluationTask):
+    """Classify each row by its nearest neighbours, and compare with its true class.
+
+    label: "group" or a metadata column, the true class; reference: DATA of labelled rows that vote (default: the other rows of
+    the data); neighbours: how many of them; exclude_same: a metadata column, e.g. the recording: rows that share its value
+    never vote for each other, nor lie on both sides.
+    """
+
+    label: str = "group"
+    reference: "Data | str | None" = None
+    neighbours: int = NEIGHBOURS
+    exclude_same: str | None = None
+
+    def run(self, inputs: TaskInputs) -> dict[str, Classified]:
+        check_neighbours(self.neighbours)
+        labels, labelled = class_labels(inputs.data, self.label)
+        reference = None if self.reference is None else inputs.reference_data(self.reference, self.exclude_same)
+        vectors = grouped_by_class(inputs.data, inputs.embed(keep=labelled), labels)
+        if reference is None:
+            source = source_of_rows(inputs.data, self.exclude_same)
+            return {m: classify_among_themselves(vectors, m, self.neighbours, source) for m in vectors}
+        reference_labels, reference_labelled = class_labels(reference, self.label)
+        references = grouped_by_class(reference, inputs.embed(reference, reference_labelled), reference_labels)
+        return {
+            m: _classify_by(m, e, references[m], self.neighbours, int((inputs.data.present[m] & ~labelled).sum()))
+            for m, e in vectors.items()
+        }
+
+
+def source_of_rows(data: "Data", exclude_same: str | None) -> dict[str, str | None] | None:
+    """Row id -> its value in column `exclude_same`; None without a column."""
+    return dict(zip(data.ids, row_values(data, exclude_same), strict=True)) if exclude_same else None
 
 
 def nearest(
     q_QD: np.ndarray,
     r_ND: np.ndarray,
     k: int,
-    bars: tuple[np.ndarray, np.ndarray] | None = None,
+    exclusion: Exclusion | None = None,
     order: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest allowed references of each query: (cosines [Q, k] float64, positions [Q, k]); -inf and -1 where there
-    are fewer.
-
-    bars: labels of queries [Q] and references [N]; equal non-zero ones never meet. order: how ties fall (`tie_order`).
-    """
+    """The `k` nearest references of each query that are not excluded: (cosines [Q, k] float64, positions [Q, k]); -inf and -1
+    where there are fewer. order: how ties fall (`tie_order`)."""
     most = 0
-    if bars is not None and bars[1].any():
-        most = int(np.unique(bars[1][bars[1] != 0], return_counts=True)[1].max())
-    score, found = topk(q_QD, r_ND, min(len(r_ND), k + most), order=order)
-    allowed = np.ones(found.shape, bool)
-    if bars is not None:
-        allowed = (bars[0][:, None] != bars[1][found]) | (bars[0][:, None] == 0)
+    if exclusion is not None and exclusion[1].any():
+        most = int(np.unique(exclusion[1][exclusion[1] != 0], return_counts=True)[1].max())
+    score, index = topk(q_QD, r_ND, min(len(r_ND), k + most), order=order)
+    allowed = np.ones(index.shape, bool)
+    if exclusion is not None:
+        allowed = (exclusion[0][:, None] != exclusion[1][index]) | (exclusion[0][:, None] == 0)
     front = np.argsort(~allowed, axis=1, kind="stable")[:, :k]  # the allowed ones first, in their order
-    score, found = np.take_along_axis(score, front, 1).astype(np.float64), np.take_along_axis(found, front, 1)
-    gone = ~np.take_along_axis(allowed, front, 1)
-    score[gone], found[gone] = -np.inf, -1
+    score, index = np.take_along_axis(score, front, 1).astype(np.float64), np.take_along_axis(index, front, 1)
+    excluded = ~np.take_along_axis(allowed, front, 1)
+    score[excluded], index[excluded] = -np.inf, -1
     missing = max(0, k - score.shape[1])
-    return np.pad(score, ((0, 0), (0, missing)), constant_values=-np.inf), np.pad(
-        found, ((0, 0), (0, missing)), constant_values=-1
-    )
+    padding = ((0, 0), (0, missing))
+    return np.pad(score, padding, constant_values=-np.inf), np.pad(index, padding, constant_values=-1)
 
 
 def vote(score_QK: np.ndarray, class_QK: np.ndarray, classes: int) -> np.ndarray:
-    """[Q] the class with the heaviest neighbours; ties go to the last class, as everywhere. Queries without neighbours: 0."""
+    """[Q] the class whose neighbours weigh most; ties go to the last class, as everywhere. Queries without neighbours: 0."""
     out = np.zeros(len(score_QK), np.int64)
     for start in range(0, len(out), 1024):
         part = slice(start, start + 1024)
@@ -51,7 +105,7 @@ def vote(score_QK: np.ndarray, class_QK: np.ndarray, classes: int) -> np.ndarray
     return out
 
 
-def by_reference(
+def classify_by_reference(
     q_QD: np.ndarray, reference_ND: np.ndarray, names: Sequence[str], k: int = NEIGHBOURS, order: np.ndarray | None = None
 ) -> list[str]:
     """The class of each query by its `k` nearest references, whose classes are `names` [N]. DataError for one class only."""
@@ -59,6 +113,54 @@ def by_reference(
     if len(classes) < 2:
         raise DataError(f"{len(classes)} class among the references; neighbours have nothing to decide")
     number = {c: i for i, c in enumerate(classes)}
-    of_reference = np.array([number[n] for n in names], np.int64)
-    score, found = nearest(q_QD, reference_ND, k, order=order)
-    return [classes[i] for i in vote(score, of_reference[found], len(classes))]
+    class_N = np.array([number[n] for n in names], np.int64)
+    score, index = nearest(q_QD, reference_ND, k, order=order)
+    return [classes[i] for i in vote(score, class_N[index], len(classes))]
+
+
+def classify_among_themselves(
+    vectors: Mapping[str, Embeddings], name: str, k: int = NEIGHBOURS, source: Mapping[str, str | None] | None = None
+) -> Classified:
+    """Give each item of modality `name` the group that its `k` nearest others vote for, itself left out.
+
+    Items of identical content are one, and have no class when their groups differ. source: row id -> what it was cut from;
+    items of one source do not vote for each other. Raises DataError for fewer than two groups of two items.
+    """
+    e = vectors[name]
+    items = unite(name, e)
+    at, label = items_of_one_group(items, e.groups)
+    classes = sorted(set(label))
+    number = {g: i for i, g in enumerate(classes)}
+    truth = np.array([number[g] for g in label], np.int64)
+    if (np.bincount(truth, minlength=1) > 1).sum() < 2:
+        raise DataError(f"{name}: fewer than two groups have two items; neighbours have nothing to decide")
+    excluded = np.arange(1, len(at) + 1)
+    if source is not None:
+        source_N = names_to_labels([source.get(items.ids[i]) for i in at])
+        excluded = np.where(source_N == 0, excluded, source_N)
+    x_ND = np.asarray(items.vectors[at])
+    score_NK, near_NK = nearest(x_ND, x_ND, k, (excluded, excluded))
+    has_neighbour = np.isfinite(score_NK).any(1)
+    predicted = vote(score_NK[has_neighbour], truth[near_NK[has_neighbour]], len(classes))
+    confusion = confusion_counts(truth[has_neighbour], predicted, len(classes))
+    skipped = len(items) - int(has_neighbour.sum())
+    return Classified(f"{name}->{name}", classes, confusion, skipped, "neighbours", k)
+
+
+def _classify_by(name: str, rows: Embeddings, reference: Embeddings, k: int, skipped: int) -> Classified:
+    """Classify each row by the reference's items; items of identical content whose classes differ do not vote."""
+    items = unite(name, reference)
+    at, names = items_of_one_group(items, reference.groups)
+    predicted = classify_by_reference(unit(rows.vectors, name), np.asarray(items.vectors)[at], names, k)
+    truth = [str(g) for g in rows.groups]
+    classes = sorted({*truth, *predicted})
+    number = {c: i for i, c in enumerate(classes)}
+    confusion = confusion_counts([number[t] for t in truth], [number[p] for p in predicted], len(classes))
+    return Classified(f"{name}->{name}", classes, confusion, skipped, "neighbours", k)
+
+
+def items_of_one_group(items: Items, groups: Sequence[str | None]) -> tuple[np.ndarray, list[str]]:
+    """(positions [N] of the items whose rows have exactly one group among them, these groups); groups: of the rows."""
+    of_item = [{g for r in items.rows[i] if (g := groups[r]) is not None} for i in range(len(items))]
+    at = [i for i, g in enumerate(of_item) if len(g) == 1]
+    return np.array(at, np.int64), [next(iter(of_item[i])) for i in at]

@@ -1,17 +1,21 @@
-"""Classes by their names alone: no row teaches the classifier. A name is the mean of all templates around it (CLIP, arXiv
-2103.00020, 3.1.4), and a row gets the class of the name that lies nearest: a class may have several that are unlike each other.
+"""Zero-shot classification, the task "zero_shot": no row trains the classifier.
+
+The embedding of a class name is the mean over all prompt templates (CLIP, arXiv 2103.00020, section 3.1.4). A row gets the
+class of the nearest name; a class may have several names that are unlike each other.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Embeddings
+from mmtune.contracts import Embeddings, direction
 from mmtune.errors import DataError, ModelError
-from mmtune.evaluation.tasks.classify import Classified, count
+from mmtune.evaluation.tasks.classified import Classified, confusion_counts
+from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, class_labels, grouped_by_class
 from mmtune.model.encode import encode_values
 from mmtune.model.prompts import ZERO_SHOT, parse_prompts
 from mmtune.search.exact_scores import exact_keys
@@ -19,36 +23,72 @@ from mmtune.search.tie_order import tie_order
 from mmtune.search.vectors import unit
 
 if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
 
-def speaker(model: "Model") -> str:
-    """The tower that reads class names: the first of words. ModelError where the model has none."""
+@dataclass
+class ZeroShot(EvaluationTask):
+    """Classify each row by the names of the classes, and compare with its true class.
+
+    label: "group" or a metadata column, the true class; class_names: a metadata column, or a text modality, that holds what a
+    class is called (default: the class itself); prompts: templates with one {}, averaged (default: the model's own).
+    """
+
+    label: str = "group"
+    class_names: str | None = None
+    prompts: Sequence[str] = ()
+
+    def choose_modalities(self, model: "Model", data: "Data", wanted: Sequence[str] | None) -> list[str]:
+        chosen = super().choose_modalities(model, data, wanted)
+        if not wanted and all(modalities.get(m).language for m in chosen):
+            raise DataError(
+                f"{data.spec}: zero_shot classifies images or sounds by texts, and the data have {', '.join(data.modalities)}"
+            )
+        return chosen
+
+    def run(self, inputs: TaskInputs) -> dict[str, Classified]:
+        labels, labelled = class_labels(inputs.data, self.label)
+        tower = language_tower(inputs.model)
+        names = names_of_classes(labels, inputs.column(self.class_names) if self.class_names else None, inputs.data.spec)
+        classes = class_vectors(inputs.model, names, self.prompts, inputs.batch_size)
+        vectors = grouped_by_class(inputs.data, inputs.embed(keep=labelled), labels)
+        out = {m: zero_shot(e, classes, direction(m, tower)) for m, e in vectors.items() if m != tower}
+        if not out:
+            raise DataError(f"zero_shot: {tower} names the classes; ask for another modality to classify")
+        for m, classified in out.items():
+            classified.skipped += int((inputs.data.present[m] & ~labelled).sum())
+        return out
+
+
+def language_tower(model: "Model") -> str:
+    """The modality that embeds class names: the model's first text tower. ModelError where it has none."""
     for name in model.towers:
         if modalities.get(name).language:
             return name
-    raise ModelError(f"zero_shot: class names need a tower that reads words; this model has {', '.join(model.towers)}")
+    raise ModelError(f"zero_shot: class names need a tower that reads text; this model has {', '.join(model.towers)}")
 
 
 def class_vectors(
     model: "Model", names: Mapping[str, Sequence[str]], templates: Sequence[str] = (), batch_size: int = 64
 ) -> Embeddings:
-    """A vector for each name of each class (groups: the classes), its `templates` averaged; without any, the model's own
+    """A vector for each name of each class (groups: the classes), averaged over `templates`; without any, over the model's own
     `zero_shot` prompts, or its plain ones. Raises RecipeError for a template without one {}."""
-    words, prompts = speaker(model), model.prompts
+    tower, prompts = language_tower(model), model.prompts
     if templates:
-        prompts = {**prompts, words: {**prompts.get(words, {}), **parse_prompts({words: {ZERO_SHOT: list(templates)}})[words]}}
-    asked = copy.copy(model)
-    asked.settings = {**model.settings, "prompts": prompts}
-    role = ZERO_SHOT if ZERO_SHOT in prompts.get(words, {}) else None
+        parsed = parse_prompts({tower: {ZERO_SHOT: list(templates)}})
+        prompts = {**prompts, tower: {**prompts.get(tower, {}), **parsed[tower]}}
+    prompted = copy.copy(model)
+    prompted.settings = {**model.settings, "prompts": prompts}
+    role = ZERO_SHOT if ZERO_SHOT in prompts.get(tower, {}) else None
     pairs = [(c, n) for c in sorted(names) for n in sorted(set(names[c]))]
-    found = encode_values(asked, words, [n for _, n in pairs], batch_size, role)
+    vectors = encode_values(prompted, tower, [n for _, n in pairs], batch_size, role)
     ids = [f"{c}: {n}" for c, n in pairs]
-    return Embeddings(ids, [c for c, _ in pairs], {words: np.arange(1, len(ids) + 1)}, found, model.fingerprint)
+    return Embeddings(ids, [c for c, _ in pairs], {tower: np.arange(1, len(ids) + 1)}, vectors, model.fingerprint)
 
 
-def named_classes(labels: Sequence[str | None], names: Sequence[str | None] | None, what: str) -> dict[str, list[str]]:
-    """{class: its names} of rows with these labels; a class is called what it is, or what its rows say in `names`.
+def names_of_classes(labels: Sequence[str | None], names: Sequence[str | None] | None, source: str) -> dict[str, list[str]]:
+    """{class: its names} of rows with these labels. A class is called by its label, or what its rows have in `names`.
 
     Raises DataError for fewer than two classes, for a class without a name, and for a name of two classes.
     """
@@ -57,31 +97,33 @@ def named_classes(labels: Sequence[str | None], names: Sequence[str | None] | No
         if label is not None and name is not None and name not in out[label]:
             out[label].append(name)
     if len(out) < 2:
-        raise DataError(f"{what}: {len(out)} class among the rows; classification needs two")
-    nameless = [c for c, found in out.items() if not found]
+        raise DataError(f"{source}: {len(out)} class among the rows; classification needs two")
+    nameless = [c for c, of_class in out.items() if not of_class]
     if nameless:
-        raise DataError(f"{what}: no row of class {nameless[0]!r} says what it is called")
+        raise DataError(f"{source}: no row of class {nameless[0]!r} says what it is called")
     owner: dict[str, str] = {}
-    for c, found in out.items():
-        for name in found:
+    for c, of_class in out.items():
+        for name in of_class:
             if owner.setdefault(name, c) != c:
-                raise DataError(f"{what}: classes {owner[name]!r} and {c!r} are both called {name!r}: nothing tells them apart")
+                raise DataError(
+                    f"{source}: classes {owner[name]!r} and {c!r} are both called {name!r}: nothing tells them apart"
+                )
     return out
 
 
 def zero_shot(rows: Embeddings, names: Embeddings, direction: str) -> Classified:
-    """How `rows`, whose groups are their true classes, were classified by `names`, whose groups are the classes. Ties go to
-    the class that comes last, as everywhere; rows without a class are skipped."""
-    named = [str(c) for c in names.groups]
-    classes = sorted(set(named))
+    """Classify `rows`, whose groups are their true classes, by `names`, whose groups are the classes. Ties go to the class
+    that comes last, as everywhere; rows without a class are skipped."""
+    class_of_name = [str(c) for c in names.groups]
+    classes = sorted(set(class_of_name))
     number = {c: i for i, c in enumerate(classes)}
-    down = np.array(tie_order([f"{c}\0{i}" for c, i in zip(named, names.ids, strict=True)]), np.int64)
+    down = np.array(tie_order([f"{c}\0{i}" for c, i in zip(class_of_name, names.ids, strict=True)]), np.int64)
     at = np.array([i for i, g in enumerate(rows.groups) if g in number], np.int64)
-    z, words = unit(rows.vectors[at], direction), unit(names.vectors[down], direction)
-    of_name = np.array([number[named[i]] for i in down], np.int64)
+    rows_ND, names_CD = unit(rows.vectors[at], direction), unit(names.vectors[down], direction)
+    class_C = np.array([number[class_of_name[i]] for i in down], np.int64)
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     for start in range(0, len(at), 1024):
         part = slice(start, start + 1024)
-        found = of_name[exact_keys(z[part], words).argmax(1)]
-        confusion += count([number[str(rows.groups[i])] for i in at[part]], found, len(classes))
+        predicted = class_C[exact_keys(rows_ND[part], names_CD).argmax(1)]
+        confusion += confusion_counts([number[str(rows.groups[i])] for i in at[part]], predicted, len(classes))
     return Classified(direction, classes, confusion, len(rows.ids) - len(at))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.evaluation.evaluate_model import evaluate
-from mmtune.evaluation.leakage import identity, refuse_trained
+from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
 from mmtune.model import artifact
 from mmtune.model.artifact.trained_rows import trained_on, union
 
@@ -58,7 +58,7 @@ def soup(
         states.append(_state(other))
     names = [m for m in rows.modalities if m in pot.towers]
     for place in places:
-        refuse_trained({m: identity(rows, m) for m in names}, trained_on(place), place)
+        refuse_trained_rows({m: row_identity(rows, m) for m in names}, trained_on(place), place)
 
     def score(state: Mapping[str, Tensor]) -> float:
         _pour(pot, state)

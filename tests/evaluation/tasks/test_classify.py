@@ -6,7 +6,8 @@ import numpy as np
 
 from mmtune.cli.dispatch import dispatch
 from mmtune.contracts import Embeddings
-from mmtune.evaluation.tasks.classify import by_neighbours, classify, is_task, tasks
+from mmtune.evaluation.tasks.classify import classifications, classify_by_descriptions, names_classes
+from mmtune.evaluation.tasks.knn import classify_among_themselves
 from tests.support import corpora
 
 
@@ -24,8 +25,8 @@ def test_accuracy_and_macro_f1_equal_plain_loops():
         groups = [None if rng.random() < 0.1 else f"c{rng.integers(5)}" for _ in range(60)]
         words = [int(str(g or "c9")[1:]) * 2 + int(rng.integers(2)) for g in groups]
         vectors = {"a": embedded(rng, 60, groups, list(range(60)), "a"), "b": embedded(rng, 60, groups, words, "b")}
-        found = classify(vectors, ("a", "b"))
-        assert is_task(vectors["b"], "b") and not is_task(vectors["a"], "a")
+        found = classify_by_descriptions(vectors, ("a", "b"))
+        assert names_classes(vectors["b"], "b") and not names_classes(vectors["a"], "a")
         prompts = {}
         for g in sorted({g for g in groups if g}):
             own = {w: vectors["b"].vectors[i] for i, (w, x) in enumerate(zip(words, groups, strict=True)) if x == g}
@@ -51,7 +52,7 @@ def test_classes_by_neighbours_equal_plain_loops():
         groups = [None if rng.random() < 0.1 else f"c{rng.integers(5)}" for _ in range(60)]
         contents = rng.integers(0, 45, 60).tolist()
         e = embedded(rng, 60, groups, contents, "a")
-        found = by_neighbours({"a": e}, "a", k=4)
+        found = classify_among_themselves({"a": e}, "a", k=4)
         items: dict[int, set[str]] = {}
         for c, g in zip(contents, groups, strict=True):
             items.setdefault(c, set()).update([g] if g else [])
@@ -74,14 +75,14 @@ def test_words_classify_where_they_name_classes_and_neighbours_where_not():
     groups = [f"c{i % 4}" for i in range(40)]
     sound, own = embedded(rng, 40, groups, list(range(40)), "audio"), embedded(rng, 40, groups, list(range(40)), "text")
     named = embedded(rng, 40, groups, [i % 4 for i in range(40)], "text")
-    assert [(c.direction, c.how) for c in tasks({"audio": sound, "text": named})] == [("audio->text", "words")]
-    assert [(c.direction, c.how) for c in tasks({"audio": sound, "text": own})] == [
+    assert [(c.direction, c.how) for c in classifications({"audio": sound, "text": named})] == [("audio->text", "descriptions")]
+    assert [(c.direction, c.how) for c in classifications({"audio": sound, "text": own})] == [
         ("audio->audio", "neighbours"),
         ("text->text", "neighbours"),
     ]
-    assert [c.direction for c in tasks({"audio": sound})] == ["audio->audio"]
+    assert [c.direction for c in classifications({"audio": sound})] == ["audio->audio"]
     sound.groups[:] = [f"g{i}" for i in range(40)]
-    assert tasks({"audio": sound}) == []
+    assert classifications({"audio": sound}) == []
 
 
 def test_eval_writes_trec_files(tmp_path, capsys):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import mmtune
 from mmtune.cli.dispatch import dispatch
@@ -15,10 +16,10 @@ from mmtune.data.shards.dataset import open_data
 from mmtune.demo.machines import write_machines
 from mmtune.embedding.embed import embed_data
 from mmtune.errors import DataError, MmtuneError
-from mmtune.evaluation.group_pooling import pool_views
+from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.tasks.anomaly import detect, distances
-from mmtune.evaluation.tasks.classify import by_neighbours, tasks
-from mmtune.evaluation.tasks.knn import TEMPERATURE, by_reference, nearest
+from mmtune.evaluation.tasks.classify import classifications
+from mmtune.evaluation.tasks.knn import TEMPERATURE, classify_among_themselves, classify_by_reference, nearest
 from mmtune.evaluation.tasks.roc import auroc, partial_auroc
 from mmtune.evaluation.tasks.zero_shot import zero_shot
 from mmtune.model import artifact
@@ -68,10 +69,6 @@ def test_areas_equal_scikit_learn_and_plain_loops():
         assert auroc(score, positive) == pytest.approx(np.mean(wins), abs=1e-12)
         for top in (0.1, 0.3):
             assert partial_auroc(score, positive, top) == pytest.approx(slow_partial(score, positive, top), abs=1e-12)
-        try:
-            from sklearn.metrics import roc_auc_score
-        except ImportError:
-            continue
         assert auroc(score, positive) == pytest.approx(roc_auc_score(positive, score), abs=1e-12)
         assert partial_auroc(score, positive) == pytest.approx(roc_auc_score(positive, score, max_fpr=0.1), abs=1e-12)
     with pytest.raises(DataError, match="needs both kinds: 3 of 3"):
@@ -86,7 +83,7 @@ def test_neighbours_of_a_reference_equal_scikit_learn_and_plain_loops():
         rng = np.random.default_rng(seed)
         reference, queries = units(rng, 50), units(rng, 30)
         names = [f"c{rng.integers(4)}" for _ in range(50)]
-        found = by_reference(queries, reference, names, 5)
+        found = classify_by_reference(queries, reference, names, 5)
         for q, said in zip(queries, found, strict=True):
             near = sorted(range(50), key=lambda i: -float(q.astype(float) @ reference[i]))[:5]
             votes: dict[str, float] = {}
@@ -117,8 +114,8 @@ def test_clips_of_one_recording_do_not_vote_for_each_other():
     e = embedded(z / np.linalg.norm(z, axis=1, keepdims=True), [f"c{rng.integers(2)}" for _ in range(36)])
     e.groups[:] = [g for i in range(12) for g in [f"c{i % 2}"] * 3]
     recording = {r: f"rec{i // 3}" for i, r in enumerate(e.ids)}
-    assert by_neighbours({"audio": e}, "audio", 1).accuracy == 1.0  # it hears its own recording again
-    found = by_neighbours({"audio": e}, "audio", 1, recording)
+    assert classify_among_themselves({"audio": e}, "audio", 1).accuracy == 1.0  # it hears its own recording again
+    found = classify_among_themselves({"audio": e}, "audio", 1, recording)
     right = 0
     for i in range(36):
         others = [j for j in range(36) if j // 3 != i // 3]
@@ -136,7 +133,7 @@ def test_anomaly_scores_equal_plain_loops():
     machine = {r: f"m{i % 2}" for i, r in enumerate(e.ids)}
     recording = {r: f"rec{i // 4}" for i, r in enumerate(e.ids)}
     part = {"loud": frozenset(e.ids[::2])}
-    found = detect("audio", e, normal, machine, apart=recording, parts=part, k=2)
+    found = detect("audio", e, normal, machine, source=recording, parts=part, k=2)
     for i, row in enumerate(e.ids):
         refs = [
             j
@@ -213,7 +210,7 @@ def test_zero_shot_classes_by_their_names(machines, capsys):
 
 def test_a_class_is_called_what_a_column_says(tmp_path):
     data = corpora.packed(tmp_path, 12, 0)
-    plain = mmtune.evaluate("tiny:clip", data, task="zero_shot", names="text", prompts=["{}"])
+    plain = mmtune.evaluate("tiny:clip", data, task="zero_shot", class_names="text", prompts=["{}"])
     colours = {c: [f"a {c} square"] for c in corpora.COLOURS}
     from mmtune.evaluation.tasks.zero_shot import class_vectors
 
@@ -222,9 +219,9 @@ def test_a_class_is_called_what_a_column_says(tmp_path):
     got = class_vectors(model, colours, ["{}"])
     for c, z in zip(got.groups, got.vectors, strict=True):
         np.testing.assert_allclose(z, want[c], atol=1e-6)
-    (by_hand,) = tasks({m: e for m, e in embed_data(model, open_data(data)).items() if m in ("image", "text")})
-    assert plain.metric("accuracy") == by_hand.accuracy and by_hand.how == "words"
-    assert "accuracy" in str(plain) and list(plain.found) == ["image"]
+    (by_hand,) = classifications({m: e for m, e in embed_data(model, open_data(data)).items() if m in ("image", "text")})
+    assert plain.metric("accuracy") == by_hand.accuracy and by_hand.how == "descriptions"
+    assert "accuracy" in str(plain) and list(plain.results) == ["image"]
 
 
 def test_a_class_of_several_names_is_found_by_the_nearest():
@@ -253,15 +250,25 @@ def test_neighbours_and_anomalies_of_the_demos_machines(machines, capsys):
         "knn",
         "--label",
         "category",
-        "--train",
+        "--reference",
         machines / "train",
-        "--apart",
+        "--exclude-same",
         "recording",
     )
     assert status == 0 and knn["results"]["audio"]["rows"] == len(open_data(str(machines / "val")))
     assert knn["results"]["audio"]["accuracy"] > 0.7  # a fan and a gearbox sound unlike even to seeded towers
-    both = [str(machines / "val"), "--task", "anomaly", "--normal", "defect=none", "--by", "category", "--apart", "recording"]
-    status, alone = said(capsys, "tiny:clap", *both, "--train", machines / "train", "--slice", "severity")
+    both = [
+        str(machines / "val"),
+        "--task",
+        "anomaly",
+        "--normal",
+        "defect=none",
+        "--machine",
+        "category",
+        "--exclude-same",
+        "recording",
+    ]
+    status, alone = said(capsys, "tiny:clap", *both, "--reference", machines / "train", "--slice", "severity")
     assert status == 0
     found = alone["results"]["audio"]
     assert set(found["machines"]) == {"fan", "gearbox"} and set(found["parts"]) == {
@@ -270,8 +277,8 @@ def test_neighbours_and_anomalies_of_the_demos_machines(machines, capsys):
     assert found["parts"]["severity=severe"]["auroc"] > 0.6 and len(found["scores"]) == len(open_data(str(machines / "val")))
     status, line = said(capsys, "tiny:clap", *both)
     assert status == 2 and "no normal row that another one could judge" in line  # one healthy recording a machine
-    result = mmtune.evaluate("tiny:clap", str(machines / "val"), task="anomaly", normal="defect=none", by="category")
-    assert result.metric("auroc") == pytest.approx(np.mean([d.auroc for d in result.found["audio"].machines.values()]))
+    result = mmtune.evaluate("tiny:clap", str(machines / "val"), task="anomaly", normal="defect=none", machine="category")
+    assert result.metric("auroc") == pytest.approx(np.mean([d.auroc for d in result.results["audio"].machines.values()]))
     assert "pAUROC@0.1" in str(result)
 
 
@@ -282,12 +289,12 @@ BAD = [
     (["--task", "anomaly", "--qrels", "x.txt"], "qrels: goes with task retrieval, not with anomaly"),
     (["--task", "knn", "--label", "categry"], "did you mean 'category'"),
     (["--task", "knn", "--neighbours", "0"], "neighbours: 0 is not 1 or more"),
-    (["--task", "knn", "--train", "SELF"], "among the references (row "),
+    (["--task", "knn", "--reference", "SELF"], "among the references (row "),
     (["--task", "anomaly"], 'say what is normal: normal "COLUMN=VALUE"'),
     (["--task", "anomaly", "--normal", "defect=nne"], "no row has defect=nne; there are: crack, imbalance"),
     (["--task", "zero_shot", "--prompt", "a photo"], "must hold {} once"),
     (["--task", "zero_shot", "--only", "text"], "ask for another modality to classify"),
-    (["--views", "max"], "views: 'max'; there is: mean"),
+    (["--group-pooling", "max"], "group_pooling: 'max'; there is: mean"),
 ]
 
 
@@ -302,8 +309,8 @@ def test_one_recording_on_both_sides_is_refused(machines, tmp_path):
     data = open_data(str(machines / "val"))
     a, b = data.subset(np.arange(0, len(data), 2)), data.subset(np.arange(1, len(data), 2))  # clips in turn
     with pytest.raises(DataError, match="values of 'recording' are in .* too, e.g. 'fan-crack-light-r01'"):
-        mmtune.evaluate("tiny:clap", a, task="knn", train=b, label="category", apart="recording")
-    assert mmtune.evaluate("tiny:clap", a, task="knn", train=b, label="category").metric("accuracy") > 0
+        mmtune.evaluate("tiny:clap", a, task="knn", reference=b, label="category", exclude_same="recording")
+    assert mmtune.evaluate("tiny:clap", a, task="knn", reference=b, label="category").metric("accuracy") > 0
     model = mmtune.load("tiny:clap")
     artifact.save(model, tmp_path / "seen", trained_on={k: data.labels[k][:5] for k in ("id", "audio")})
     with pytest.raises(DataError, match="the model was trained on 5 of these"):
@@ -311,31 +318,31 @@ def test_one_recording_on_both_sides_is_refused(machines, tmp_path):
 
 
 def test_words_cannot_be_judged_without_a_tower_for_them(machines):
-    with pytest.raises(MmtuneError, match="class names need a tower that reads words"):
+    with pytest.raises(MmtuneError, match="class names need a tower that reads text"):
         mmtune.evaluate("tiny:audio", str(machines / "val"), task="zero_shot", label="category")
 
 
-# --- several views of one thing ------------------------------------------------------------------------------------------
+# --- group pooling ------------------------------------------------------------------------------------------
 
 
-def test_views_of_a_group_are_one_item(tmp_path):
+def test_pooled_rows_of_a_group_are_one_item(tmp_path):
     data = corpora.packed(tmp_path, 24, 0)
-    result = mmtune.evaluate("tiny:clip", data, views="mean")
+    result = mmtune.evaluate("tiny:clip", data, group_pooling="mean")
     assert result.directions["text->image"].candidates == 6 and result.directions["image->text"].queries == 6
     from mmtune.embedding.embed import embed_data
 
     vectors = embed_data(mmtune.load("tiny:clip"), open_data(data))
     e = vectors["image"]
-    got = pool_views(vectors, "mean")["image"]
+    got = pool_groups(vectors, "mean")["image"]
     for row, group, z in zip(got.ids, got.groups, got.vectors, strict=True):
         mine = [i for i, g in enumerate(e.groups) if g == group]
         mean = e.vectors[mine].mean(0)
         np.testing.assert_allclose(z, mean / np.linalg.norm(mean), atol=1e-6)
         assert row == min(e.ids[i] for i in mine)
     with pytest.raises(MmtuneError, match="judgments are about single rows"):
-        pool_views(vectors, "mean", {"a": {"b": 1}})
+        pool_groups(vectors, "mean", {"a": {"b": 1}})
 
 
 def test_help_names_every_task():
     done = subprocess.run([sys.executable, "-m", "mmtune", "eval", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and all(t in done.stdout for t in ("zero_shot", "knn", "anomaly", "--views"))
+    assert done.returncode == 0 and all(t in done.stdout for t in ("zero_shot", "knn", "anomaly", "--group-pooling"))

@@ -16,7 +16,7 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import MissingExtra, MmtuneError, ModelError
-from mmtune.evaluation.trained_pairs import seen_pairs, unseen
+from mmtune.evaluation.trained_pairs import trained_pairs, untrained_directions
 from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.training.loop import Trainer
@@ -279,16 +279,16 @@ def test_an_adapters_directory_is_a_model(root, tmp_path, capsys):
 def test_directions_without_a_pair_are_marked(root, tmp_path):
     clip, clap = (f"hf:{getattr(checkpoints, n)(tmp_path / n)}" for n in ("clip", "clap"))
     model = {"image": clip, "audio": clap, "text": clip}
-    assert seen_pairs(artifact.load(model)) == [("image", "text")]  # what the checkpoint itself was trained on
-    assert seen_pairs(artifact.load("tiny:all")) == []
+    assert trained_pairs(artifact.load(model)) == [("image", "text")]  # what the checkpoint itself was trained on
+    assert trained_pairs(artifact.load("tiny:all")) == []
     more = {"pairs": [["text", "audio"]], "tune": {"audio": "lora", "text": "frozen"}}
     out = mmtune.train(recipe(root, tmp_path / "run", model, **more), quiet=True)
-    assert out["metrics"]["unseen in training"] == ["image->audio", "audio->image"]
-    assert "image->audio, audio->image: unseen in training" in str(out["result"])
+    assert out["metrics"]["untrained_directions"] == ["image->audio", "audio->image"]
+    assert "image->audio, audio->image: the model was never trained on this pair" in str(out["result"])
     tuned = artifact.load(out["artifact"])
     assert tuned.info["seen"] == [["audio", "text"], ["image", "text"]] and tuned.info["pairs"] == [["text", "audio"]]
     result = mmtune.evaluate(tuned, corpora.packed(root, 12, 1))
-    assert result.unseen == ["image->audio", "audio->image"] and "image->audio" in result.directions
+    assert result.untrained_directions == ["image->audio", "audio->image"] and "image->audio" in result.directions
     on = recipe(root, tmp_path / "on", out["artifact"], pairs=[["image", "audio"]])
-    assert "unseen in training" not in mmtune.train(on, quiet=True)["metrics"]  # a chain of runs has seen all of them
-    assert unseen(mmtune.load("tiny:all"), ["image->audio"]) == []  # nothing is known of any training
+    assert "untrained_directions" not in mmtune.train(on, quiet=True)["metrics"]  # a chain of runs has seen all of them
+    assert untrained_directions(mmtune.load("tiny:all"), ["image->audio"]) == []  # nothing is known of any training

@@ -1,0 +1,94 @@
+"""The result of a classification: its confusion matrix, accuracy and macro-F1."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmtune.contracts import JsonObject
+
+SHOWN = 8  # classes up to which the matrix is printed, and confusions that are printed of a larger one
+
+
+@dataclass
+class Classified:
+    """confusion [C, C]: rows by true class (first axis) and predicted class (second axis).
+
+    skipped: rows without a class, or that nothing could classify; how: "descriptions" (by the names or descriptions of classes) or
+    "neighbours" (by the nearest other items); neighbours: how many of them.
+    """
+
+    direction: str
+    classes: list[str]
+    confusion: np.ndarray
+    skipped: int
+    how: str = "descriptions"
+    neighbours: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that were classified."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the rows whose predicted class is the true one."""
+        return float(np.trace(self.confusion) / max(self.rows, 1))
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 = 2 right / (true + predicted) over the classes that some row has or is predicted to have."""
+        right, both = np.diag(self.confusion), self.confusion.sum(0) + self.confusion.sum(1)
+        return float((2 * right[both > 0] / both[both > 0]).mean()) if both.any() else 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """accuracy and macro_f1."""
+        return {"accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        how = "the nearest description" if self.how == "descriptions" else f"the {self.neighbours} nearest neighbours"
+        scores = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}"
+        return f"{self.direction} as classification by {how}: {scores} ({self.rows:,} rows, {len(self.classes)} classes)"
+
+    def to_dict(self) -> JsonObject:
+        return {
+            "direction": self.direction,
+            "how": self.how,
+            "rows": self.rows,
+            "skipped": self.skipped,
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "classes": self.classes,
+            "confusion": self.confusion.tolist(),
+        }
+
+    def __str__(self) -> str:
+        """The summary, and the confusion matrix where it is small, else the most frequent confusions."""
+        from mmtune.evaluation.result_tables import plain_table
+
+        lines = [self.summary]
+        if self.skipped:
+            lines.append(f"{self.skipped:,} rows left out: no class, or nothing to classify them by")
+        if len(self.classes) <= SHOWN:
+            rows = [[c, *(f"{n:,}" for n in line)] for c, line in zip(self.classes, self.confusion.tolist(), strict=True)]
+            return "\n".join([*lines, plain_table(["true class, by predicted class", *self.classes], rows)])
+        wrong = self.confusion - np.diag(np.diag(self.confusion))
+        for at in np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]:
+            i, j = divmod(int(at), len(self.classes))
+            if wrong[i, j]:
+                lines.append(
+                    f"  {self.classes[i]} predicted as {self.classes[j]}: {wrong[i, j]:,} of {self.confusion[i].sum():,}"
+                )
+        return "\n".join(lines)
+
+
+def confusion_counts(truth: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+    """The confusion matrix [C, C] of class numbers [N]."""
+    if not len(truth):
+        return np.zeros((classes, classes), np.int64)
+    from sklearn.metrics import confusion_matrix
+
+    return np.asarray(confusion_matrix(truth, predicted, labels=np.arange(classes)), np.int64)
