@@ -16,7 +16,7 @@ _LAZY = {
     "pack": "mmtune.data.pack.pack",
     "open_data": "mmtune.data.shards.dataset",
     "train": "mmtune.run",
-    "embed": "mmtune.embedding.embed",
+    "embed": "mmtune.embedding.parquet_parts",
     "evaluate": "mmtune.evaluation.evaluate_model",
     "compare": "mmtune.comparison.compare_models",
     "report": "mmtune.reporting.report",

@@ -18,7 +18,7 @@ from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.mixup import augmentation
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.evaluate_model import evaluate
@@ -100,18 +100,19 @@ def _train(
     augment = augmentations(recipe, trained, data)
     heads = _heads_first(recipe, model, trained, resume, quiet, processes)
     tuned = tune(model, recipe.tune, trained, list(recipe.augment), recipe.train.seed, between is not None, heads)
+    embed = _prepare(tuned, [data, val, general], quiet)
     stream = Loader(
         data,
-        {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
+        {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained} | tuned.feature_preprocess,
         augment,
         seed=recipe.train.seed,
         workers=recipe.data.workers,
         cache_bytes=parse_size(recipe.data.cache, "data.cache"),
         columns=objective.columns,
         processes=processes,
+        prepared=tuned.features.items if tuned.features else None,
         in_step=recipe.train.shard,
     )
-    embed = _prepare(tuned, stream, [val, general], quiet)
     validate = _validators(val, general, pairs, recipe.train.metric, embed, processes)
     batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
     check_demands(objective, data, stream.columns, batches(0))
@@ -358,16 +359,15 @@ def _between(recipe: Recipe) -> Interpolate | None:
     return wanted if isinstance(wanted, Interpolate) else Interpolate() if wanted else None
 
 
-def _prepare(tuned: Tuned, stream: Loader, others: Sequence[Data | None], quiet: bool) -> Embed:
+def _prepare(tuned: Tuned, sets: Sequence["Data | WeightedConcat | None"], quiet: bool) -> Embed:
     """Say what learns, compute features of towers that do not; returns how to embed between epochs."""
     if not quiet:
         print("\n".join(tuned.lines()), file=sys.stderr)
     if tuned.features is None:
         return embed_data
-    tuned.features.feed(stream, quiet)
-    for data in others:
+    for data in sets:
         if data is not None:
-            tuned.features.add(data, quiet)
+            tuned.features.store(data, quiet)
     return tuned.features.embed
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import mmtune
 from mmtune.contracts import Embeddings, direction
 from mmtune.data.shards.dataset import open_data
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.relevance.items import unite
 from mmtune.relevance.positives import relevant_blocks

@@ -15,7 +15,7 @@ from mmtune.data.loader.batch_plan import plan
 from mmtune.data.loader.loader import Loader
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError
 from mmtune.model import artifact
 from mmtune.model.prompts import for_training

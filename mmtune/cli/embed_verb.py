@@ -33,7 +33,7 @@ def engine(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.embedding.embed import embed
+    from mmtune.embedding.parquet_parts import embed
     from mmtune.runtime.distributed import silence_other_ranks
 
     silence_other_ranks()
@@ -42,10 +42,8 @@ def run(args: argparse.Namespace) -> Result:
         from mmtune.embedding.ray_workers import on_ray
 
         on_ray(embed, (args.model, args.data, str(Path(args.out).absolute()), *common, True), args.workers, **more)
-    meta = embed(args.model, args.data, args.out, *common, args.quiet, **more)
-    lines = [
-        f"{m}: {c['rows']} vectors in {c['parts']} parts, {c['missing']} rows without it" for m, c in meta["counts"].items()
-    ]
+    done = embed(args.model, args.data, args.out, *common, args.quiet, **more)
+    lines = [f"{m}: {c.rows} vectors in {c.parts} parts, {c.missing} rows without it" for m, c in done.counts.items()]
     return Result(
-        {**meta, "out": args.out}, "\n".join([f"{args.out}  {meta['fingerprint']}  {meta['dim']} dimensions", *lines])
+        {**done.to_dict(), "out": args.out}, "\n".join([f"{args.out}  {done.fingerprint}  {done.dim} dimensions", *lines])
     )

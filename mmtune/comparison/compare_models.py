@@ -129,7 +129,7 @@ def assemble_comparison(
     judgment, the queries are the rows of the modalities that are not indexed, and the candidates the stored vectors. Else the
     data alone are queries and candidates.
     """
-    from mmtune.embedding.embed import embed_data, shared_modalities
+    from mmtune.embedding.embed_rows import embed_data, shared_modalities
 
     gate = Gate.read(gate)
     sides = (base, candidate)
@@ -185,7 +185,7 @@ def _against_index(
     quiet: bool,
 ) -> list[dict[str, Embeddings]] | None:
     """Each model's query vectors of the data and stored vectors of the index; None when the index answers no query."""
-    from mmtune.embedding.embed import embed_data
+    from mmtune.embedding.embed_rows import embed_data
 
     queries = [m for m in rows if m not in indexed]
     if not queries or not indexed:

@@ -8,7 +8,7 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.demo.pages import Search, Shown
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.model.artifact import load
 from mmtune.search.exact import topk
 from mmtune.search.tie_order import tie_order

@@ -1,43 +1,43 @@
-"""`--engine ray`: as many workers as a Ray cluster has room for, each doing what one process does alone.
+"""`--engine ray`: as many workers as a Ray cluster has room for, each running the same job as a single process would.
 
-Plain Ray tasks over the locks of `claim`, and not Ray Data's `map_batches`: who embeds which part is settled the same way as
-under torchrun or a Slurm array, through the one embedding path, so that the files are the same and a run may be killed under
-one engine and finished under another. Ray Data would bring a reader, a batcher and a writer of its own beside ours, move every
-vector through the object store, and start from nothing after its driver's death; what it adds, blocks that are given out as
-workers come and go, the locks do already. Ray places the workers and starts them again when they die. The directory and its
-locks must be one for all nodes (NFS has them). The caller then runs the same work itself: it finds that everything is there, or
-makes what is not.
+The workers are plain Ray tasks that share the work through lock files (`mmtune.runtime.work_lock`), and not Ray Data's
+`map_batches`: parts are shared in the same way as under torchrun or a Slurm array, through the one embedding path, so the files
+are the same, and a run may be killed under one engine and finished under another. Ray Data would add a reader, a batcher and a
+writer beside ours, move every vector through the object store, and start from nothing after its driver's death. Ray places the
+workers and restarts them when they die. The output directory must be the same for all nodes, on a file system that has locks
+(NFS does). Afterwards the caller runs the same work itself, which finds every part written, or writes the missing ones.
 """
 
+import logging
+import os
 from collections.abc import Callable
-from typing import Any
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import MissingExtra, MmtuneError
 
-OBJECT_STORE = 128 << 20  # nothing travels through it but counts
+OBJECT_STORE_BYTES = 128 << 20
+"""Only results of a few numbers travel through the object store."""
 
 
-def on_ray(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], workers: int | None = None, **options: Any) -> None:
-    """Run `work(*arguments, **options)` in several workers at once, on the cluster of RAY_ADDRESS or on one that is started
-    here for as long as it takes; returns when all have ended.
+def on_ray(work: Callable[..., object], arguments: tuple[object, ...], workers: int | None = None, **options: object) -> None:
+    """Run `work(*arguments, **options)` in several workers at once and return when all have ended.
 
-    work: a job that many may share, such as `mmtune.embedding.embed.embed`. arguments, options: absolute paths or names that every node
-    understands. workers: default one a GPU, or one a core where there is none. A worker that died too often is left out: what
-    it had not done is the others', or the caller's. Raises MissingExtra, and what `work` raises.
+    The cluster is that of RAY_ADDRESS, or one that is started on this machine for the duration of the call.
+
+    work: a job that many may share, such as `mmtune.embedding.parquet_parts.embed`. arguments, options: absolute paths or names
+    that every node understands. workers: default one per GPU, or one per core where there is none. A worker that died too often
+    is given up: the others, or the caller, do its work. Raises MissingExtra, and the MmtuneError that `work` raises.
     """
-    import logging
-    import os
-
     try:
         import ray
     except ImportError:
         raise MissingExtra('--engine ray needs Ray: pip install "mmtune[ray]"') from None
 
-    mine = not ray.is_initialized()
-    if mine:
-        there = bool(os.environ.get("RAY_ADDRESS"))
-        here: dict[str, Any] = {} if there else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
+    started_here = not ray.is_initialized()
+    if started_here:
+        options_here = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        local: JsonObject = {} if os.environ.get("RAY_ADDRESS") else options_here
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = workers or gpus or int(ray.cluster_resources().get("CPU", 1))
@@ -52,5 +52,5 @@ def on_ray(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], work
             except ray.exceptions.RayError:
                 continue
     finally:
-        if mine:
+        if started_here:
             ray.shutdown()

@@ -137,7 +137,7 @@ def evaluate(
     loaded, rows = as_model(model, dim), as_data(data)
     if task == RETRIEVAL:
         parts, judged = metadata_slices(rows, slices), qrels_for(qrels, rows.ids)
-        from mmtune.embedding.embed import embed_data
+        from mmtune.embedding.embed_rows import embed_data
 
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
         return _retrieval(

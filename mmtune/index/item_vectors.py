@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune.embedding.embed import _embed_rows
+from mmtune.embedding.embed_rows import embed_rows
 from mmtune.errors import ModelError
 from mmtune.index.catalog import HERE, Catalog, Item, labels_of
 from mmtune.index.release.canaries import embed_bytes
@@ -78,7 +78,7 @@ def embed_items(model: "Model", catalog: Catalog, items: Sequence[Item], modalit
         places = [catalog.where(i, modality) for i in here]
         rows = np.array([row for _, row in places])
         order = np.argsort(rows)
-        found[at[order]] = _embed_rows(model, places[0][0], modality, rows[order], batch_size, lambda n: None, None)
+        found[at[order]] = embed_rows(model, places[0][0], modality, rows[order], batch_size=batch_size)
     return found
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import modalities as kinds
-from mmtune.embedding.embed import _embed_rows, shared_modalities
+from mmtune.embedding.embed_rows import embed_rows, shared_modalities
 from mmtune.errors import DataError
 from mmtune.index.layout import Layout
 from mmtune.index.pinned_model import kept, narrowed
@@ -83,7 +83,7 @@ def _embed_modality(
             held.write(
                 modality,
                 labels[new],
-                _embed_rows(model, data, modality, new, batch_size, progress.advance, None),
+                embed_rows(model, data, modality, new, batch_size=batch_size, advance=progress.advance),
                 job.path.stem,
             )
             counts["embedded"] += len(new)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.contracts import Scorer
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import MmtuneError, RecipeError
 from mmtune.mining.mine import Mined
 from mmtune.mining.mine import mine as mine_vectors

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Pair, direction
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.mining.confusable_batches import ConfusableBatches
 from mmtune.mining.mine import Mined, directions, mine, settings
 from mmtune.mining.negatives import Negatives
@@ -145,7 +145,7 @@ class Rounds:
 
     def _mine(self, path: Path) -> Mined | None:
         """Several processes embed a share each; the first searches, the others read its table."""
-        embedded = embed_data(self.model, self.data, self._names(), processes=self.processes)  # type: ignore[arg-type]  # a WeightedConcat
+        embedded = embed_data(self.model, self.data, self._names(), processes=self.processes)
         found = None
         if self.processes.is_main_process:
             found = mine(

@@ -146,6 +146,10 @@ class Model(nn.Module):
         """Templates around words by modality and role (see `mmtune.model.prompts`)."""
         return self.settings.get("prompts", {})
 
+    def replace_towers(self, towers: Mapping[str, Tower]) -> None:
+        """Encode these modalities with other towers over the same modules, e.g. cached ones."""
+        self.towers.update(towers)
+
     def set_prompts(self, prompts: Prompts) -> None:
         """Replace all prompts; they become part of the fingerprint. RecipeError for a modality that the model lacks."""
         for name in prompts:

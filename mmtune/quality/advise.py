@@ -218,7 +218,7 @@ def advise(
     price_per_hour of this machine.
     """
     from mmtune.data.shards.dataset import open_data
-    from mmtune.embedding.embed import embed_data, shared_modalities
+    from mmtune.embedding.embed_rows import embed_data, shared_modalities
     from mmtune.model.artifact import load
 
     metric, wanted = parse_target(target)

@@ -46,7 +46,7 @@ def doctor(
     findings = row_checks.check(splits)
     findings += value_checks.check(splits, limit, facts, quiet)
     if model is not None:
-        from mmtune.embedding.embed import embed_data
+        from mmtune.embedding.embed_rows import embed_data
 
         found = load(model) if isinstance(model, str) else model
         small = main if len(main) <= limit else main.subset(range(0, len(main), -(-len(main) // limit)))

@@ -97,7 +97,7 @@ def measure(
     Raises DataError for rows that either model was trained on.
     """
     from mmtune.data.shards.dataset import open_data
-    from mmtune.embedding.embed import embed_classes
+    from mmtune.embedding.embed_rows import embed_classes
     from mmtune.model import artifact
 
     rows = open_data(subject.data)  # type: ignore[arg-type]

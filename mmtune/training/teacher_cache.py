@@ -75,7 +75,7 @@ def beside(data: "Data", out: str | None, key: str) -> Path:
 
 
 def _vectors(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherVectors:
-    from mmtune.embedding.embed import embed
+    from mmtune.embedding.parquet_parts import embed
     from mmtune.model.artifact import load
 
     try:
@@ -99,7 +99,7 @@ def _vectors(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: 
         place = {i: n for n, i in enumerate(part.ids)}
         for m in here:
             start = sum(len(v) for v in vectors[m])
-            ids, found = _read_vectors(folder / m, int(meta["counts"][m]["parts"]), mark)
+            ids, found = _read_vectors(folder / m, meta.counts[m].parts, mark)
             row[m][data.starts[number] + np.array([place[i] for i in ids], np.int64)] = start + np.arange(len(ids))
             vectors[m].append(found)
     return TeacherVectors(name, {m: np.concatenate(v) for m, v in vectors.items()}, row, mark)

@@ -86,7 +86,7 @@ grown(make)
 
 EMBED = """
 from mmtune.data.shards.dataset import open_data
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 model, data = mmtune.load(f"hf:{init}"), open_data(shards)
 parts = {n: data.subset(range(n)) for n in sizes}
 grown(lambda n: lambda: embed_data(model, parts[n], ["image"]))

@@ -77,7 +77,7 @@ in_turn({"ours": ours, "bare": bare})
 """
 
 EMBED = """
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from transformers import AutoModel
 model, peer = mmtune.load(f"hf:{init}"), AutoModel.from_pretrained(init).eval()
 tower = peer.get_image_features if kind == "image" else peer.get_audio_features

@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 def test_evaluate_can_be_called_whether_imported_or_not(place):
     result = mmtune.evaluate("tiny:clip", str(place / "val"), slices=["kind", "size:image", "size:text"])
     model, data = mmtune.load("tiny:clip"), open_data(str(place / "val"))
-    from mmtune.embedding.embed import embed_data
+    from mmtune.embedding.embed_rows import embed_data
 
     vectors = embed_data(model, data)
     assert {k: v for k, v in result.to_dict().items() if k != "slices"} == evaluate_vectors(vectors).to_dict()

@@ -9,7 +9,7 @@ import pytest
 from mmtune.cli import index_output, main
 from mmtune.contracts import Row
 from mmtune.data.shards.dataset import open_data
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.index import item_vectors
 from mmtune.index.collection import Collection
@@ -180,15 +180,15 @@ def test_an_interrupted_build_embeds_nothing_twice_and_shows_nothing_half(coll, 
     class Killed(BaseException):
         pass
 
-    real, count = item_vectors._embed_rows, []
+    real, count = item_vectors.embed_rows, []
 
-    def embed_rows(*a):
+    def embed_rows(*a, **options):
         count.append(len(a[3]))
         if len(count) == 3:
             raise Killed
-        return real(*a)
+        return real(*a, **options)
 
-    monkeypatch.setattr(item_vectors, "_embed_rows", embed_rows)
+    monkeypatch.setattr(item_vectors, "embed_rows", embed_rows)
     with pytest.raises(Killed):
         coll.build("tiny:clip@5", quiet=True)
     assert coll.layout.versions() == ["v1", "v2"]

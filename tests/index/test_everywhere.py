@@ -8,7 +8,7 @@ import pytest
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.demo.catalog import write_catalog
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import ModelError
 from mmtune.index.collection import Collection
 from mmtune.index.item_vectors import fill

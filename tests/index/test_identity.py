@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mmtune.data.shards.dataset import open_data
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.index import integrity
 from mmtune.index.collection import Collection

@@ -101,7 +101,7 @@ def test_a_fourth_modality_goes_through_everything(registered, tmp_path):
     assert result.metric("map", "text->vibration") > 0.95 and result.metric("hit@1", "vibration->text") > 0.95
     assert "vibration->vibration" in result.directions
     meta = mmtune.embed(out["artifact"], str(tmp_path / "held"), tmp_path / "vectors", quiet=True)
-    assert meta["counts"]["vibration"]["rows"] == 20
+    assert meta.counts["vibration"].rows == 20
     model = mmtune.load(out["artifact"])
     assert model.encode(vibration=str(tmp_path / "val" / "3.vib")).shape == (64,)
 

@@ -141,12 +141,12 @@ def test_embed_resumes_by_shard_and_refuses_another_model(tmp_path):
     model = mmtune.load("tiny:all")
     meta = mmtune.embed(model, data, tmp_path / "out", quiet=True)
     parts = sorted((tmp_path / "out" / "audio").glob("part-*.parquet"))
-    assert len(parts) == len(data.shards) and meta["counts"]["audio"]["rows"] == 30 and meta["dim"] == 64
+    assert len(parts) == len(data.shards) and meta.counts["audio"].rows == 30 and meta.dim == 64
     tables = [pq.read_table(p) for p in parts]
     ids = [i for t in tables for i in t["id"].to_pylist()]
     vectors = np.concatenate([np.stack(t["vector"].to_numpy()) for t in tables])
     assert ids == data.ids and tables[0].schema.metadata[b"fingerprint"].decode() == model.fingerprint
-    memory = mmtune.embedding.embed.embed_data(model, data)["audio"]
+    memory = mmtune.embedding.embed_rows.embed_data(model, data)["audio"]
     np.testing.assert_allclose(vectors, memory.vectors, atol=2e-6)
     np.testing.assert_allclose(vectors[4], model.encode(audio=str(source.parent / "4.flac")), atol=2e-6)
 

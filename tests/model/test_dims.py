@@ -7,7 +7,7 @@ import pytest
 
 import mmtune
 from mmtune.cli import main
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import ModelError
 from mmtune.model.artifact import save
 from tests.support import corpora

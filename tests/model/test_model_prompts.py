@@ -10,7 +10,7 @@ import torch
 
 import mmtune
 from mmtune.cli import main
-from mmtune.embedding.embed import embed_classes, embed_data
+from mmtune.embedding.embed_rows import embed_classes, embed_data
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.model.artifact import save

@@ -10,7 +10,7 @@ import torch
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, RecipeError
 from mmtune.model.artifact import load
 from mmtune.training import teacher_cache

@@ -62,7 +62,8 @@ class Loader:
     """Batches of `data` for the given preprocessing.
 
     preprocess: {modality: Preprocess} of the towers that are trained; augment: {modality: (signal, rng) -> signal}; columns:
-    numeric metadata that the objective asks for -> the recipe key that does. Augmentation's randomness comes from (seed,
+    numeric metadata that the objective asks for -> the recipe key that does; prepared: modality -> content label -> item, for
+    modalities whose items need no decoding (stored features of a frozen tower). Augmentation's randomness comes from (seed,
     epoch, row), whatever the threads.
     Of several `processes` each prepares its share of a batch's items; rows, slots and labels are the whole batch's. in_step:
     a process whose share of a modality is empty gets one item all the same (see `forward_backward`).
@@ -79,8 +80,10 @@ class Loader:
         cache_bytes: int = 0,
         columns: Mapping[str, str] | None = None,
         processes: Processes = SINGLE_PROCESS,
+        prepared: Mapping[str, Mapping[int, dict[str, Tensor]]] | None = None,
         in_step: bool = False,
     ):
+        self.prepared = dict(prepared or {})
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.seed, self.workers, self.cache = seed, workers, Cache(cache_bytes)
         self.processes, self.in_step = processes, in_step
@@ -141,13 +144,18 @@ class Loader:
     def _item(self, modality: str, row: int, epoch: int) -> dict[str, Tensor]:
         """Prepared tensors of one row's value; cached after the last step that is the same every epoch."""
         preprocess, augment = self.preprocess[modality], self.augment.get(modality)
+        label = int(self.data.labels[modality][row])
+        if modality in self.prepared:
+            if label not in self.prepared[modality]:
+                raise DataError(f"{self.data.spec}: row {self.data.ids[row]!r} changed while training; train again")
+            return self.prepared[modality][label]
         fixed = getattr(preprocess, "is_deterministic", None)  # None: the same every time without augmentation
 
         def make() -> Any:
             signal = decode_row(self.data, row, modality, self.enough[modality])
             return preprocess(signal) if augment is None and (fixed is None or fixed(signal)) else signal
 
-        key = (modality, int(self.data.labels[modality][row]))
+        key = (modality, label)
         item = self.cache.get(key, make)
         if isinstance(item, dict):
             return item

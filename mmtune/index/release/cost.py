@@ -79,7 +79,7 @@ Source = tuple[int, dict[str, int], Callable[[str], int], Callable[[str, int], i
 def _rows(data: Any, model: "Model", batch_size: int) -> Source:
     """Of DATA."""
     from mmtune.data.shards.dataset import open_data
-    from mmtune.embedding.embed import embed_data
+    from mmtune.embedding.embed_rows import embed_data
 
     rows = open_data(data) if isinstance(data, str) else data
 

@@ -167,7 +167,7 @@ def _same_items(live: "OpenVersion", new: "OpenVersion", checks: dict[str, Any])
 
 def _queries(coll: "Collection", new: "OpenVersion", data: "Data | None", name: str) -> np.ndarray:
     """Vectors to measure recall with: held-out rows, else stored items."""
-    from mmtune.embedding.embed import embed_data
+    from mmtune.embedding.embed_rows import embed_data
     from mmtune.model.prompts import QUERY
 
     if data is not None:

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mmtune.embedding.cached_features import Features
+from mmtune.embedding.feature_cache import FeatureCache, FeaturePreprocess
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.model.artifact.low_rank import Low, round_to_4bit
 from mmtune.recipe.recipe import Tuning
@@ -100,7 +100,7 @@ class Tuned:
     towers: dict[str, Tuning]
     counts: dict[str, dict[str, Any]]
     rates: dict[int, float]
-    features: Features | None
+    features: FeatureCache | None
     start: dict[str, Tensor]
     low: list[Low] = field(default_factory=list)
     learned: list[str] = field(default_factory=list)
@@ -145,6 +145,11 @@ class Tuned:
         if self.features is not None:
             self.features.close()
 
+    @property
+    def feature_preprocess(self) -> dict[str, FeaturePreprocess]:
+        """Preprocessing of the towers whose features are stored, for the loader."""
+        return {m: FeaturePreprocess() for m in (self.features.towers if self.features else {})}
+
     def lines(self) -> list[str]:
         """What learns, a tower a line, for people."""
         return [
@@ -155,7 +160,7 @@ class Tuned:
     def _run(self, m: str) -> str:
         if self.towers[m].how not in ("head", "frozen"):
             return ""
-        if self.features is not None and m in self.features.names:
+        if self.features is not None and m in self.features.towers:
             return "; the tower runs once, its features are kept"
         return f"; the tower runs every epoch, for its input varies (augment.{m}, or prompts)"
 
@@ -198,7 +203,7 @@ def tune(
     counts = {m: _count(model, m, towers[m], totals[m]) for m in trained}
     varied = {*augmented, *model.prompts}  # by epoch or by role: no one feature to keep
     cached = [m for m in trained if towers[m].how in ("head", "frozen") and m not in varied]
-    tuned = Tuned(model, towers, counts, rates, Features(model, cached) if cached else None, start)
+    tuned = Tuned(model, towers, counts, rates, FeatureCache(model, cached) if cached else None, start)
     tuned._waiting = lora.adapter_parameters(model)
     return tuned
 

@@ -14,7 +14,7 @@ from mmtune.contracts import Embeddings
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.demo.machines import write_machines
-from mmtune.embedding.embed import embed_data
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, MmtuneError
 from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.tasks.anomaly import detect, distances
@@ -197,7 +197,7 @@ def test_zero_shot_classes_by_their_names(machines, capsys):
     for c in names:
         mean = model.encode(text=[f"a {c}", f"sound of a {c}"]).mean(0)
         heads[c] = mean / np.linalg.norm(mean)
-    from mmtune.embedding.embed import embed_data
+    from mmtune.embedding.embed_rows import embed_data
 
     z = embed_data(model, data, ["audio"])["audio"].vectors
     guess = [max(names, key=lambda c, v=v: float(v @ heads[c])) for v in z]
@@ -329,7 +329,7 @@ def test_pooled_rows_of_a_group_are_one_item(tmp_path):
     data = corpora.packed(tmp_path, 24, 0)
     result = mmtune.evaluate("tiny:clip", data, group_pooling="mean")
     assert result.directions["text->image"].candidates == 6 and result.directions["image->text"].queries == 6
-    from mmtune.embedding.embed import embed_data
+    from mmtune.embedding.embed_rows import embed_data
 
     vectors = embed_data(mmtune.load("tiny:clip"), open_data(data))
     e = vectors["image"]

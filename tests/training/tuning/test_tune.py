@@ -186,11 +186,11 @@ def test_stopped_and_resumed_is_bit_identical(root, tmp_path, how, monkeypatch):
 
 def test_kept_features_are_computed_once_and_score_as_the_model(root, tmp_path, monkeypatch):
     calls, val = [], corpora.packed(root, 12, 1)
-    from mmtune.embedding.cached_features import Features
+    from mmtune.embedding.feature_cache import CachedTower
 
-    compute = Features._compute
+    compute = CachedTower._compute
     monkeypatch.setattr(
-        Features, "_compute", lambda self, d, m, rows: calls.extend((m, r) for r in rows) or compute(self, d, m, rows)
+        CachedTower, "_compute", lambda self, d, rows, where: calls.extend(rows) or compute(self, d, rows, where)
     )
     base = recipe(root, tmp_path / "run", "tiny:clip", tune="head", data={"val": val}, train={"epochs": 6})
     out = mmtune.train(base, quiet=True)

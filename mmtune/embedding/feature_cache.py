@@ -1,0 +1,148 @@
+"""Features of frozen towers, computed once: training epochs, and validation between them, run on stored features.
+
+A frozen tower gives the same output for the same input. The stored output of a value takes the place of the tower's inputs in
+a batch ({"features": [W, dim]}, with "segments" where a value has several windows). A `CachedTower` returns it as it is, so the
+head, the loss and the training loop are the same as without a cache.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmtune.backbones import Tower
+from mmtune.contracts import Embeddings, Signal
+from mmtune.data.identity_labels import first_seen
+from mmtune.data.loader.decode import decode_row
+from mmtune.embedding.embed_rows import embed_data
+from mmtune.errors import DataError
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    import random
+
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import WeightedConcat
+    from mmtune.model.dual_encoder import Model
+
+FEATURES = "features"
+BATCH_SIZE = 64
+"""Values of one forward pass, as in embedding."""
+
+
+class CachedTower(Tower):
+    """A frozen tower with the stored outputs of its values: items[content label] = {"features": [w, dim]} on the CPU.
+
+    `encode` returns the features of a batch that has them, and runs the tower otherwise.
+    """
+
+    def __init__(self, tower: Tower):
+        super().__init__(tower.modality, tower.dim, tower.preprocess, self._features_or_forward, tower.modules)
+        self.tower = tower
+        self.items: dict[int, dict[str, Tensor]] = {}
+
+    def _features_or_forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs[FEATURES] if FEATURES in inputs else self.tower.encode(inputs)
+
+    def store(self, data: "Data | WeightedConcat", device: torch.device, quiet: bool = False) -> None:
+        """Compute the features of every value of `data` that has none yet. Raises DataError for a value that cannot be read."""
+        m = self.modality
+        rows = np.flatnonzero(data.present[m])
+        first, _ = first_seen(data.labels[m][rows])
+        new = [int(i) for i in rows[first] if int(data.labels[m][i]) not in self.items]
+        with Progress(f"features {m}", len(new), quiet=quiet) as progress:
+            for start in range(0, len(new), BATCH_SIZE):
+                part = new[start : start + BATCH_SIZE]
+                for row, features in zip(part, self._compute(data, part, device), strict=True):
+                    self.items[int(data.labels[m][row])] = {FEATURES: features}
+                progress.advance(len(part))
+
+    def _compute(self, data: "Data | WeightedConcat", rows: list[int], device: torch.device) -> list[Tensor]:
+        """[w_i, dim] of each row's value, as an index would get it: deterministic windows, eval mode, float32."""
+        items = [self.preprocess(decode_row(data, i, self.modality)) for i in rows]
+        inputs = self.preprocess.collate(items)
+        segments = inputs.pop("segments", torch.arange(len(items)))
+        with torch.no_grad():
+            out = self.tower.encode({k: v.to(device) for k, v in inputs.items()}).float().cpu()
+        return list(out.split(torch.bincount(segments, minlength=len(items)).tolist()))
+
+
+class FeaturePreprocess:
+    """The Preprocess of a loader whose items are stored features: it only collates them."""
+
+    def __call__(self, signal: Signal, rng: "random.Random | None" = None) -> dict[str, Tensor]:
+        raise DataError("a value without stored features: the data changed while training")
+
+    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """[w_i, dim] of each value -> [W, dim], and the value of each window where one has several."""
+        inputs = {FEATURES: torch.cat([i[FEATURES] for i in items])}
+        if len(inputs[FEATURES]) > len(items):
+            inputs["segments"] = torch.repeat_interleave(torch.tensor([len(i[FEATURES]) for i in items]))
+        return inputs
+
+
+class FeatureCache:
+    """Stored features of some towers of a model. The model uses the cached towers from here on, until `close`."""
+
+    def __init__(self, model: "Model", names: Sequence[str]):
+        self.model = model
+        self.towers = {m: CachedTower(model.towers[m]) for m in names}
+        model.replace_towers(self.towers)
+
+    def close(self) -> None:
+        """Give the model its own towers again and drop the stored features."""
+        self.model.replace_towers({m: t.tower for m, t in self.towers.items()})
+        for tower in self.towers.values():
+            tower.items.clear()
+
+    def store(self, data: "Data | WeightedConcat", quiet: bool = False) -> None:
+        """Compute the features of every value of `data` that has none yet."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            for m, tower in self.towers.items():
+                if m in data.modalities:
+                    tower.store(data, self.model.device, quiet)
+        finally:
+            self.model.train(training)
+
+    @property
+    def items(self) -> Mapping[str, Mapping[int, dict[str, Tensor]]]:
+        """modality -> content label -> item, for `Loader(prepared=...)`."""
+        return {m: t.items for m, t in self.towers.items()}
+
+    def embed(
+        self, model: "Model", data: "Data", wanted: Sequence[str], processes: Processes = SINGLE_PROCESS
+    ) -> dict[str, Embeddings]:
+        """As `embed_data`, from stored features where there are some; for validation between epochs.
+
+        Vectors of stored features alone carry no fingerprint.
+        """
+        others = [m for m in wanted if m not in self.towers]
+        embedded = embed_data(model, data, others, processes=processes) if others else {}
+        fingerprint = next((e.fingerprint for e in embedded.values()), "")
+        training = model.training
+        model.eval()
+        try:
+            for m in wanted:
+                if m in self.towers:
+                    embedded[m] = self._embed_stored(model, data, m, fingerprint)
+        finally:
+            model.train(training)
+        return {m: embedded[m] for m in wanted}
+
+    @torch.inference_mode()
+    def _embed_stored(self, model: "Model", data: "Data", m: str, fingerprint: str) -> Embeddings:
+        rows = np.flatnonzero(data.present[m])
+        content, inverse = np.unique(data.labels[m][rows], return_inverse=True)
+        parts = []
+        for start in range(0, len(content), 64 * BATCH_SIZE):
+            items = [self.towers[m].items[int(c)] for c in content[start : start + 64 * BATCH_SIZE]]
+            inputs = {k: v.to(model.device) for k, v in FeaturePreprocess().collate(items).items()}
+            parts.append(model.encode_inputs(m, inputs).cpu().numpy())
+        vectors = np.concatenate(parts)[inverse] if parts else np.zeros((0, model.dim), np.float32)
+        labels = {k: v[rows] for k, v in data.labels.items()}
+        return Embeddings([data.ids[i] for i in rows], [data.groups[i] for i in rows], labels, vectors, fingerprint)

@@ -1,0 +1,148 @@
+"""`mmtune embed`: vectors of a corpus as Parquet files, one per shard and modality, shared by any number of processes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmtune.contracts import JsonObject
+from mmtune.embedding.embed_rows import embed_rows, shared_modalities
+from mmtune.errors import DataError
+from mmtune.runtime.distributed import local_device
+from mmtune.runtime.files import atomic_open, read_json, write_json
+from mmtune.runtime.progress import Progress
+from mmtune.runtime.work_lock import run_jobs_once
+
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data, Shard
+    from mmtune.model.dual_encoder import Model
+
+
+@dataclass
+class EmbedCounts:
+    """Rows written for one modality, rows that lack it, and files."""
+
+    rows: int
+    missing: int
+    parts: int
+
+
+@dataclass
+class EmbedResult:
+    """What OUT/meta.json holds: the model's fingerprint, the vectors' dimensions, counts by modality, and the data."""
+
+    fingerprint: str
+    dim: int
+    counts: dict[str, EmbedCounts]
+    data: str
+    data_fingerprint: str
+    role: str | None = None
+
+    def to_dict(self) -> JsonObject:
+        """As JSON; `role` only where there is one."""
+        document = asdict(self)
+        return document if self.role else {k: v for k, v in document.items() if k != "role"}
+
+
+def embed(
+    model: "Model | str",
+    data: "Data | str",
+    out: str | Path,
+    wanted: Sequence[str] | None = None,
+    batch_size: int = 64,
+    quiet: bool = False,
+    *,
+    dim: int | None = None,
+    role: str | None = None,
+) -> EmbedResult:
+    """Write OUT/<modality>/part-*.parquet (id, group, vector), one part per shard, and OUT/meta.json.
+
+    A part that is there with the same fingerprint and shard content is kept, so a killed run continues where it stopped; parts
+    of another model are refused. Processes that run this at the same time share the parts (see `mmtune.runtime.work_lock`);
+    each returns when all parts are written. Rows that lack a modality are counted, not written. dim: only the first dimensions,
+    normalised again (`Model.prefix`); role: the prompt around captions, default: as candidates (see `mmtune.model.prompts`).
+    """
+    from mmtune.data.shards.dataset import open_data
+    from mmtune.model.artifact import load
+
+    model = load(model).to(local_device()) if isinstance(model, str) else model
+    model = model if dim is None else model.prefix(dim)
+    data = open_data(data) if isinstance(data, str) else data
+    names = shared_modalities(model, data, wanted)
+    out = Path(out)
+    result = EmbedResult(model.fingerprint, model.dim, {}, data.spec, data.fingerprint, role)
+    _refuse_other_vectors(out, result)
+    stamp = {"fingerprint": result.fingerprint} | ({"role": role} if role else {})
+    parts = []
+    for m in names:
+        made = [_part(data, shard, m, out / m / f"part-{i:05d}.parquet", stamp) for i, shard in enumerate(data.shards)]
+        result.counts[m] = EmbedCounts(sum(len(p.rows) for p in made), sum(p.missing for p in made), len(data.shards))
+        parts += made
+    with Progress("embed", sum(len(p.rows) for p in parts), quiet=quiet) as progress:
+
+        def make(part: Part) -> None:
+            made = embed_rows(model, data, part.modality, part.rows, batch_size=batch_size, advance=progress.advance, role=role)
+            _write_part(part.path, [data.ids[i] for i in part.rows], [data.groups[i] for i in part.rows], made, part.stamp)
+
+        run_jobs_once(parts, lambda p: p.path, lambda p: _is_written(p.path, p.stamp), make)
+    write_json(out / "meta.json", result.to_dict())
+    return result
+
+
+def _refuse_other_vectors(out: Path, result: EmbedResult) -> None:
+    """DataError when `out` holds vectors of another model or of another prompt."""
+    if not (out / "meta.json").exists():
+        return
+    old = read_json(out / "meta.json")
+    if old.get("fingerprint") != result.fingerprint:
+        other = f"{out} holds vectors of another model ({old.get('fingerprint')})"
+        raise DataError(f"{other}; a new model is a new space: use another --out")
+    if old.get("role") != result.role:
+        raise DataError(f"{out} holds vectors of role {old.get('role')!r}, not {result.role!r}; use another --out")
+
+
+@dataclass
+class Part:
+    """One file: the rows of one shard that have a modality. `stamp` identifies the rows and the model."""
+
+    path: Path
+    modality: str
+    rows: np.ndarray
+    missing: int
+    stamp: dict[str, str]
+
+
+def _part(data: "Data", shard: "Shard", modality: str, path: Path, stamp: dict[str, str]) -> Part:
+    rows = np.arange(shard.start, shard.start + shard.count)
+    having = rows[data.present[modality][rows]]
+    content = np.ascontiguousarray(np.stack([data.labels["id"][having], data.labels[modality][having]]))
+    digest = hashlib.sha256(content.tobytes()).hexdigest()[:32]
+    return Part(path, modality, having, len(rows) - len(having), {**stamp, "shard": shard.name, "content": digest})
+
+
+def _is_written(path: Path, stamp: dict[str, str]) -> bool:
+    """Whether the part is there for the same rows; a part of another model is refused."""
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return False
+    metadata = {k.decode(): v.decode() for k, v in (pq.read_schema(path).metadata or {}).items()}
+    if metadata.get("fingerprint") != stamp["fingerprint"]:
+        raise DataError(f"{path} holds vectors of another model ({metadata.get('fingerprint')}); use another --out")
+    return json.loads(metadata.get("stamp", "{}")) == stamp
+
+
+def _write_part(path: Path, ids: list[str], groups: list[str | None], vectors: np.ndarray, stamp: dict[str, str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    dim = vectors.shape[1]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), dim)
+    table = pa.table({"id": pa.array(ids, pa.string()), "group": pa.array(groups, pa.string()), "vector": column})
+    table = table.replace_schema_metadata({"fingerprint": stamp["fingerprint"], "stamp": json.dumps(stamp)})
+    with atomic_open(path) as f:
+        pq.write_table(table, f)
