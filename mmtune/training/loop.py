@@ -25,7 +25,7 @@ from mmtune.runtime.progress import Progress
 from mmtune.training.checkpoint import Checkpoints, Place, random_state, restore_random_state
 from mmtune.training.compile_checkpoint import blockwise
 from mmtune.training.large_batch.fsdp import Sharded, each_moment
-from mmtune.training.large_batch.shared_step import draw_apart, mean_statistics, sum_gradients
+from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
 from mmtune.training.metrics_log import Log
 from mmtune.training.objective import Objective
 from mmtune.training.optimizer import build_optimizer, lr_factor, parameter_groups
@@ -223,7 +223,7 @@ class Trainer:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
         self.sharded.clear_gradients()
-        draw_apart(self.processes, self.config.seed, self.place.step)
+        seed_process(self.processes, self.config.seed, self.place.step)
         loss, logs = forward_backward(
             self.model,
             batch,
@@ -231,12 +231,12 @@ class Trainer:
             micro_batch_size=self.config.micro_batch_size,
             autocast=functools.partial(autocast, self.device, self.precision),
             processes=self.processes,
-            in_step=self.config.shard,
+            lockstep=self.config.shard,
         )
         self.sharded.take_gradients()
         rest = [p for p in self.learning if not self.sharded.holds(p)]
-        self.stopping = sum_gradients(self.processes, rest, self.stop.is_set())
-        mean_statistics(self.processes, self.model)
+        self.stopping = all_reduce_gradients(self.processes, rest, self.stop.is_set())
+        average_running_statistics(self.processes, self.model)
         norm = self.sharded.clip(self.learning, self.config.clip_norm or math.inf)
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             self._not_finite(batch, loss, float(norm))

@@ -38,7 +38,8 @@ def ours():
     import mmtune
     from mmtune.contracts import Batch
     from mmtune.training.build_objective import build_objective
-    from mmtune.training.step import forward_backward, slice_inputs
+    from mmtune.training.large_batch.item_slices import slice_inputs
+    from mmtune.training.step import forward_backward
     model = mmtune.load(f"hf:{init}", device="cpu").train()
     pair = ("image", "text")
     objective = build_objective([{"loss": "info_nce"}], [pair])

@@ -14,8 +14,9 @@ from mmtune.backbones import Tower
 from mmtune.runtime.distributed import Processes, init_processes
 from mmtune.training.build_objective import build_objective
 from mmtune.training.large_batch.fsdp import Sharded
-from mmtune.training.large_batch.shared_step import draw_apart, mean_statistics, sum_gradients
-from mmtune.training.step import count_items, forward_backward, slice_inputs
+from mmtune.training.large_batch.item_slices import count_items, slice_inputs
+from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
+from mmtune.training.step import forward_backward
 from mmtune.training.teacher_outputs import TeacherVectors
 from tests.support.losses_helpers import ROWS, make_batch, unit
 
@@ -149,14 +150,14 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
     losses, norms, gradients = [], [], []
     for step in range(2):
         batch = share_of(whole_batch(step), processes, shard)
-        draw_apart(processes, 5, step)
+        seed_process(processes, 5, step)
         sharded.clear_gradients()
         for p in parameters:
             p.grad = None
-        loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes, in_step=shard)
+        loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes, lockstep=shard)
         sharded.take_gradients()
-        assert sum_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (step == 1 and not processes.is_single)
-        mean_statistics(processes, model)
+        assert all_reduce_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (step == 1 and not processes.is_single)
+        average_running_statistics(processes, model)
         losses.append(loss)
         norms.append(float(sharded.clip(parameters, math.inf)))
         for p, n in zip(parameters, rows, strict=True):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mmtune.training.build_objective import build_objective
-from mmtune.training.step import count_items, forward_backward, slice_inputs
+from mmtune.training.large_batch.item_slices import count_items, slice_inputs
+from mmtune.training.step import forward_backward
 from tests.support.losses_helpers import ROWS, make_batch
 
 

@@ -12,8 +12,8 @@ from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.build_objective import build_objective
-from mmtune.training.large_batch.shared_step import draw_apart
-from mmtune.training.step import count_items, slice_inputs
+from mmtune.training.large_batch.item_slices import count_items, slice_inputs
+from mmtune.training.large_batch.shared_step import seed_process
 from tests.support import corpora
 from tests.support.dist_helpers import Toy, cases, everything, start, whole_batch
 
@@ -63,7 +63,7 @@ def dropout(found, count, shard):
     model, objective = Toy(0.3).train(), build_objective([{"loss": "info_nce"}], [("a", "b")])
     streams, z = {}, {}
     for rank in range(count):
-        draw_apart(Processes(rank, count), 5, 0)
+        seed_process(Processes(rank, count), 5, 0)
         streams[rank] = torch.get_rng_state()
     for rank, m, x in shares(0, count):
         torch.set_rng_state(streams[rank])

@@ -1,0 +1,128 @@
+"""Slices of a batch's items: how many there are, the inputs of some of them, and their vectors."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmtune.contracts import Batch
+from mmtune.runtime.distributed import Processes
+
+if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
+
+SEGMENTS = "segments"
+"""Name of an input tensor [W] that says which unique item each of W windows belongs to (sorted, each item at least one)."""
+
+
+class StepLoss(NamedTuple):
+    """The value of the objective at one step, and its terms by name."""
+
+    loss: float
+    logs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ItemCounts:
+    """Unique items of a batch by modality: `own`, those of this process; `run`, how many the tower is run for, which in
+    lockstep is the number of the process that has the most."""
+
+    own: dict[str, int]
+    run: dict[str, int]
+
+    @property
+    def largest(self) -> int:
+        """The most items of one modality."""
+        return max(self.run.values(), default=0)
+
+
+def count_batch_items(batch: Batch, processes: Processes, lockstep: bool) -> ItemCounts:
+    """The items of a batch whose inputs are this process's share."""
+    own = {m: n for m, inputs in batch.inputs.items() if (n := count_items(inputs))}
+    if not lockstep:
+        return ItemCounts(own, own)
+    total = {m: int(items.max()) + 1 for m, items in batch.item_of_row.items() if m in own}
+    first_rank = {m: processes.local_size(n, 0) for m, n in total.items()}  # no process has more
+    return ItemCounts({m: processes.local_size(n) for m, n in total.items()}, first_rank)
+
+
+def count_items(inputs: Mapping[str, Tensor]) -> int:
+    """Unique items in one modality's inputs."""
+    if SEGMENTS in inputs:
+        segments = inputs[SEGMENTS]
+        return int(segments[-1]) + 1 if len(segments) else 0
+    return len(next(iter(inputs.values())))
+
+
+def slice_inputs(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """The inputs of items [start, stop) of one modality; all windows of an item are included, and items are numbered from 0."""
+    if SEGMENTS not in inputs:
+        return {k: v[start:stop] for k, v in inputs.items()}
+    segments = inputs[SEGMENTS]
+    a, b = torch.searchsorted(segments, torch.tensor([start, stop], device=segments.device)).tolist()
+    return {k: v[a:b] - start if k == SEGMENTS else v[a:b] for k, v in inputs.items()}
+
+
+def encode_all(
+    model: "Model", batch: Batch, counts: ItemCounts, autocast: Callable[[], AbstractContextManager[None]]
+) -> dict[str, Tensor]:
+    """{modality: vectors [U, D] float32} of this process's items; a modality of which it has none gives one vector (lockstep)."""
+    with autocast():
+        z = {
+            m: model.encode_inputs(m, batch.inputs[m]) if n else encode_slice(model, m, batch.inputs[m], 0, 0)
+            for m, n in counts.own.items()
+        }
+    return {m: v.float() for m, v in z.items()}
+
+
+def encode_slice(model: "Model", modality: str, inputs: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+    """Vectors of items [start, stop). For an empty slice the first item's vector: the tower runs, because in lockstep the other
+    processes wait for its weights, and neither statistics nor random state change."""
+    if start < stop:
+        return model.encode_inputs(modality, slice_inputs(inputs, start, stop))
+    before = RandomStates(1, next(iter(inputs.values())).device)
+    with frozen_running_statistics(model):
+        vectors = model.encode_inputs(modality, slice_inputs(inputs, 0, 1))
+    before.restore(0)
+    return vectors
+
+
+class RandomStates:
+    """Saved states of the random generators of the CPU and of one accelerator, to draw the same dropout twice."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state().repeat(count, 1)
+        self.accelerator = torch.cuda.get_rng_state(device).repeat(count, 1) if device.type == "cuda" else None
+
+    def save(self, number: int) -> None:
+        """Save the current state as `number`."""
+        self.cpu[number] = torch.get_rng_state()
+        if self.accelerator is not None:
+            self.accelerator[number] = torch.cuda.get_rng_state(self.device)
+
+    def restore(self, number: int) -> None:
+        """Restore the state saved as `number`. (torch reads the memory from its start: a row has to be copied out.)"""
+        torch.set_rng_state(self.cpu[number].clone())
+        if self.accelerator is not None:
+            torch.cuda.set_rng_state(self.accelerator[number].clone(), self.device)
+
+
+@contextlib.contextmanager
+def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm layers normalise as before but do not update their running statistics."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(m, m.momentum, m.num_batches_tracked.clone() if m.num_batches_tracked is not None else None) for m in layers]
+    for m in layers:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum, count in before:
+            m.momentum = momentum
+            if count is not None and m.num_batches_tracked is not None:
+                m.num_batches_tracked.copy_(count)
