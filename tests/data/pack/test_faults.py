@@ -97,39 +97,47 @@ def test_a_modality_that_children_cannot_import_is_one_clear_line(tmp_path: Path
         pack(write_csv(tmp_path / "rows.csv", [{"trace": "0.f32"}]), tmp_path / "out")
 
 
-def start(source: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "mmtune.cli",
-        "pack",
-        str(source),
-        "--out",
-        str(out),
-        "--shard-size",
-        "30KB",
-        "--workers",
-        "1",
-        *more,
-    ]
-    command[1:3] = ["-c", "import sys; from mmtune.cli import main; sys.exit(main())"]
-    # a shell's background jobs, and so their children, ignore Ctrl-C; this one shall hear it wherever the tests run
-    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears)
+PACK = """
+import os, signal, sys
+from mmtune.data.pack import resume_journal, shard_writer
+what, number, received = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+count = 0
+def counted(function):
+    def call(*arguments):
+        global count
+        result = function(*arguments)
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), received)
+        return result
+    return call
+if what == "entry":
+    resume_journal.append_jsonl = counted(resume_journal.append_jsonl)
+if what == "write":
+    shard_writer._HashedStream.write = counted(shard_writer._HashedStream.write)
+# a shell's background jobs, and so their children, ignore Ctrl-C; this one shall hear it wherever the tests run
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mmtune.cli import main
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+def start(source: Path, out: Path, *more: str, at: tuple[str, int, int] = ("", 0, 0)) -> subprocess.Popen[bytes]:
+    """`mmtune pack` as a process. at: ("entry" | "write", n, signal): it gets that signal at the n-th entry of its journal, or the
+    n-th write to a shard, however fast the machine is."""
+    command = [sys.executable, "-c", PACK, *map(str, at), "pack", str(source), "--out", str(out)]
+    command += ["--shard-size", "30KB", "--workers", "1", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def killed_then_finished(source: Path, out: Path, entries: int, *more: str) -> int:
-    """Kill a pack by SIGKILL as its journal reaches `entries` lines, run it again to the end; shards there at the kill."""
-    process = start(source, out, *more)
-    journal = out / ".pack" / "journal.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= entries):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
+    """Kill a pack by SIGKILL at its journal's n-th entry, run it again to the end; shards there at the kill."""
+    process = start(source, out, *more, at=("entry", entries, signal.SIGKILL))
     process.communicate()
-    shards = len(list(out.rglob("*.tar")))
-    if not (out / "index.json").exists():
-        with pytest.raises(DataError):
-            open_data(str(out))
+    assert process.returncode == -signal.SIGKILL
+    shards = len([p for p in out.rglob("*.tar") if not p.name.startswith(".")])
+    with pytest.raises(DataError):
+        open_data(str(out))
     process = start(source, out, *more)
     _, error = process.communicate()
     assert process.returncode == 0, error
@@ -145,16 +153,16 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
     pack(source, tmp_path / "whole", shard_size="30KB")
     want = tree(tmp_path / "whole", hidden=True)
     total = len(list((tmp_path / "whole").glob("*.tar")))
-    found = [killed_then_finished(source, tmp_path / f"k{entries}", entries) for entries in (3, 12)]
+    found = [killed_then_finished(source, tmp_path / f"k{entries}", entries) for entries in (2, 11)]
     assert 0 < found[0] < found[1] < total, "the kills came too late to prove anything"
-    for entries in (3, 12):
+    for entries in (2, 11):
         assert tree(tmp_path / f"k{entries}", hidden=True) == want
 
 
 def test_killed_with_splits(tmp_path: Path) -> None:
     source = catalog(tmp_path / "src", 160, size=48)
     pack(source, tmp_path / "whole", shard_size="30KB", split="colour")
-    found = killed_then_finished(source, tmp_path / "k", 6, "--split", "colour")
+    found = killed_then_finished(source, tmp_path / "k", 5, "--split", "colour")
     assert 0 < found < len(list((tmp_path / "whole").rglob("*.tar")))
     assert tree(tmp_path / "k", hidden=True) == tree(tmp_path / "whole", hidden=True)
 
@@ -168,14 +176,12 @@ def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
     for round in range(4):
         out = tmp_path / f"r{round}"
         for turn in range(7):
-            process = start(source, out, "--split", "colour")
-            try:
-                process.wait(rng.uniform(0.2, 1.5) if turn < 6 else None)
+            at = ("write", rng.randint(1, 120), signal.SIGKILL) if turn < 6 else ("", 0, 0)
+            process = start(source, out, "--split", "colour", at=at)
+            process.communicate()
+            if process.returncode != -signal.SIGKILL:
                 break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
+            kills += 1
         assert process.returncode == 0
         assert tree(out, hidden=True) == tree(tmp_path / "whole", hidden=True)
     assert kills > 3
@@ -183,11 +189,8 @@ def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     source = catalog(tmp_path / "src", 200, size=48)
-    process = start(source, tmp_path / "out")
-    while not (tmp_path / "out" / ".pack" / "journal.jsonl").exists():
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGSTOP)
+    process = start(source, tmp_path / "out", at=("entry", 1, signal.SIGSTOP))
+    assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED  # type: ignore
     try:
         with pytest.raises(DataError, match="another `mmtune pack` is writing here"):
             pack(source, tmp_path / "out", shard_size="30KB")
@@ -197,13 +200,10 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     assert process.returncode == 0 and len(open_data(str(tmp_path / "out"))) == 200
 
 
-def test_ctrl_c_leaves_no_torn_file_and_can_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [("entry", 2), ("write", 1), ("write", 30)])
+def test_ctrl_c_leaves_no_torn_file_and_can_go_on(tmp_path: Path, at: tuple[str, int]) -> None:
     source = catalog(tmp_path / "src", 240, size=48)
-    process = start(source, tmp_path / "out")
-    journal = tmp_path / "out" / ".pack" / "journal.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process = start(source, tmp_path / "out", at=(*at, signal.SIGINT))
     _, error = process.communicate()
     assert process.returncode == 130 and b"run the same command again" in error and not list((tmp_path / "out").rglob(".tmp-*"))
     assert pack(source, tmp_path / "out", shard_size="30KB").packed == 240
