@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from mmtune.contracts import Embeddings
+from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_seen
-from mmtune.data.loader.decode import decode_row
 from mmtune.errors import DataError
 from mmtune.model.encode import vectors
 from mmtune.model.prompts import QUERY, ZERO_SHOT, asks_otherwise

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmtune.backbones import Tower
 from mmtune.contracts import Embeddings, Signal
+from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_seen
-from mmtune.data.loader.decode import decode_row
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes

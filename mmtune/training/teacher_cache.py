@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune.contracts import Pair, direction
-from mmtune.data.loader.decode import decode_row
+from mmtune.data.decode import decode_row
 from mmtune.data.shards.locate import remote
 from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.runtime.files import atomic_open

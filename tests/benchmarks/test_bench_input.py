@@ -81,7 +81,7 @@ from mmtune.embedding.embed_rows import embed_data
 from transformers import AutoModel
 model, peer = mmtune.load(f"hf:{init}"), AutoModel.from_pretrained(init).eval()
 tower = peer.get_image_features if kind == "image" else peer.get_audio_features
-from mmtune.data.loader.decode import decode_row
+from mmtune.data.decode import decode_row
 preprocess = model.towers[kind].preprocess
 
 def batch(part):

@@ -156,7 +156,9 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
             p.grad = None
         loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes, lockstep=shard)
         sharded.take_gradients()
-        assert all_reduce_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (step == 1 and not processes.is_single)
+        assert all_reduce_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (
+            step == 1 and not processes.is_single
+        )
         average_running_statistics(processes, model)
         losses.append(loss)
         norms.append(float(sharded.clip(parameters, math.inf)))

@@ -74,7 +74,7 @@ def test_a_matcher_teaches_what_it_says_itself(root, data):
     out = train(root, data, "matched", teachers={"judge": spec}, objective=[{"loss": "margin_mse", "teacher": "judge"}])
     assert out["steps"] == 3 and all(np.isfinite(s["loss"]) and s["loss"] > 0 for s in steps(root / "matched"))
     rows = mmtune.open_data(data)
-    from mmtune.data.loader.decode import decode_row
+    from mmtune.data.decode import decode_row
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
     teacher = build_teachers({"judge": spec}, WeightedConcat([rows], [1.0]), [("image", "text")], quiet=True)["judge"]

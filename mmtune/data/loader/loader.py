@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mmtune.contracts import Batch, Preprocess
+from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_seen
-from mmtune.data.loader.decode import decode_row
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import DataError
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes

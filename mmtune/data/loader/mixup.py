@@ -8,7 +8,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Modality
-from mmtune.data.loader.decode import decode_row
+from mmtune.data.decode import decode_row
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import RecipeError
 

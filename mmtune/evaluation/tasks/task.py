@@ -8,7 +8,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Embeddings, JsonObject
-from mmtune.data.loader.decode import decode_row
+from mmtune.data.decode import decode_row
 from mmtune.embedding.embed_rows import embed_data, shared_modalities
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.inputs import as_data
