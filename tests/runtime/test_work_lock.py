@@ -30,6 +30,44 @@ def worker(out: Path, slow: float) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", WORKER, str(out), str(slow)], cwd=Path(__file__).parents[2])
 
 
+STOPPING = """
+import contextlib, os, signal, sys
+from mmtune.runtime import work_lock
+from mmtune.index import shared_embedding
+shared_embedding.ROWS = 2
+lock_beside, held = work_lock._lock_beside, 0
+@contextlib.contextmanager
+def stopping(path, wait):
+    global held
+    with lock_beside(path, wait) as acquired:
+        held += acquired and path.suffix == sys.argv[1]
+        if held == 2: os.kill(os.getpid(), signal.SIGSTOP)
+        yield acquired
+if sys.argv[1]: work_lock._lock_beside = stopping
+from mmtune import cli
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def command(verb: list[str], stop_at: str = "") -> subprocess.Popen:
+    """An mmtune command as a process; stop_at: it stops, as SIGSTOP does, when it holds its second job on a file of that suffix."""
+    argv = [sys.executable, "-c", STOPPING, stop_at, *verb]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(argv, cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE, text=True)
+    if stop_at:
+        assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED
+    return process
+
+
+def kill_once_the_others_work(stopped: subprocess.Popen, folder: Path, pattern: str) -> None:
+    """SIGKILL a process that holds a job, when others have made four more."""
+    end, before = time.time() + 120, len(list(folder.glob(pattern)))
+    while len(list(folder.glob(pattern))) < before + 4 and time.time() < end:
+        time.sleep(0.01)
+    stopped.kill()
+    assert stopped.wait(timeout=60) == -signal.SIGKILL
+
+
 def begun(out: Path) -> list[list]:
     path = out / "begun.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -86,12 +124,10 @@ def test_embedding_shared_and_killed_is_that_of_one_process(tmp_path):
     torchrun = [*base, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run([*torchrun, *verb, str(tmp_path / "two")], capture_output=True, text=True, cwd=root, env=environment)
     assert done.returncode == 0 and json.loads(done.stdout)["counts"] == want.to_dict()["counts"], done.stderr
-    workers = [subprocess.Popen([*base, *verb, str(tmp_path / "killed")], cwd=root, env=environment) for _ in range(2)]
-    end = time.time() + 120
-    while not list((tmp_path / "killed").rglob("part-*")) and time.time() < end:
-        time.sleep(0.002)
-    workers[0].kill()
-    assert workers[1].wait(timeout=120) == 0
+    stopped = command([*verb[1:], str(tmp_path / "killed")], stop_at=".parquet")
+    other = command([*verb[1:], str(tmp_path / "killed")])
+    kill_once_the_others_work(stopped, tmp_path / "killed", "**/part-*.parquet")
+    assert other.wait(timeout=120) == 0
     parts = [p.relative_to(tmp_path / "one") for p in sorted((tmp_path / "one").rglob("*.parquet"))]
     assert len(parts) >= 3 * 6
     for run in ("two", "killed"):
@@ -115,22 +151,15 @@ def test_a_build_finds_what_workers_embedded_and_one_of_them_was_killed(tmp_path
     from tests.support import corpora
 
     pack(corpora.source(tmp_path / "source", 36, columns=("image", "text")), tmp_path / "data", shard_size="25KB")
-    data, root = str(tmp_path / "data"), Path(__file__).parents[2]
+    data = str(tmp_path / "data")
     with Collection(tmp_path / "alone", create=True) as alone:
         assert alone.build("tiny:clip", data, quiet=True)["embedded"] == 36
         want = alone.search(text="a red square", k=36, version="v1")
-    code = "import sys; from mmtune import cli; from mmtune.index import shared_embedding; shared_embedding.ROWS = 2; cli.main(sys.argv[1:])"
     verb = ["index", "embed", str(tmp_path / "shop"), "--model", "tiny:clip", "--data", data, "--quiet", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", code, *verb], cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    end = time.time() + 240
-    while not list((tmp_path / "shop").glob("vectors/*/image/*.safetensors")) and time.time() < end:
-        time.sleep(0.002)
-    workers[0].kill()
-    said = [json.loads(w.communicate(timeout=240)[0])["counts"]["image"] for w in workers[1:]]
+    stopped = command(verb, stop_at=".safetensors")
+    others = [command(verb) for _ in range(2)]
+    kill_once_the_others_work(stopped, tmp_path / "shop", "vectors/*/image/*.safetensors")
+    said = [json.loads(w.communicate(timeout=240)[0])["counts"]["image"] for w in others]
     assert [(s["rows"], s["missing"], s["contents"]) for s in said] == [(36, 0, 36)] * 2
     assert sum(s["embedded"] for s in said) <= 36
     monkeypatch.setattr(shared_embedding, "ROWS", 2)
