@@ -52,6 +52,36 @@ def done(work, out: Path):
     return result["ok"]
 
 
+def counted(work, announce_at: int = -1, announce=None):
+    """(work()'s result, how many functions it called in this thread); at its n-th call `announce()`. A measure of progress that is
+    the same on a machine of any speed."""
+    calls = 0
+
+    def profile(_frame, event, _argument):
+        nonlocal calls
+        if event in ("call", "c_call"):
+            calls += 1
+            if calls == announce_at:
+                announce()
+
+    sys.setprofile(profile)
+    try:
+        return work(), calls
+    finally:
+        sys.setprofile(None)
+
+
+def killed_at(call: int, work, out: Path) -> bool:
+    """SIGKILL a child from outside as it announces that `work` has reached its n-th function call; False if it ended before."""
+    there, here = os.pipe()
+    pid = child(lambda: counted(work, call, lambda: os.write(here, b"!"))[0], out)
+    os.close(here)
+    os.read(there, 1)  # nothing when the child has ended
+    os.close(there)
+    os.kill(pid, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
 def act(coll: Collection, op: dict, generation: int):
     """Do `op` unless a killed process did it."""
     moved = coll.layout.live()["generation"] > generation
@@ -67,7 +97,7 @@ def act(coll: Collection, op: dict, generation: int):
 
 
 def finish(root: Path, op: dict, before: dict):
-    """After the kill: look, do it to the end, look again. Returns {"seconds", "state"}."""
+    """After the kill: look, do it to the end, look again. Returns {"calls", "state"}."""
     coll = Collection(root / "coll")
     live, state = coll.layout.live(), before["ids"]
     after = dict(state)
@@ -90,9 +120,7 @@ def finish(root: Path, op: dict, before: dict):
         mark, items = op["fingerprint"], [i for chunk in coll.catalog.changed(0) for i in chunk]
         labels = np.unique([i.contents["image"][0] for i in items])
         missing = int(coll.vector_cache(mark, 64).missing("image", labels).sum())
-    begin = time.perf_counter()
-    result = act(coll, op, before["generation"])
-    seconds = time.perf_counter() - begin
+    result, calls = counted(lambda: act(coll, op, before["generation"]))
     if missing is not None:
         assert result["embedded"] == missing, f"embedded {result['embedded']}, {missing} were missing"
     assert not coll.update_all_versions()
@@ -108,7 +136,7 @@ def finish(root: Path, op: dict, before: dict):
     for version in coll.layout.versions():
         if len(coll.layout.versions()) > 3 and version not in (live["version"], live["previous"]):
             coll.drop(version)
-    return {"seconds": seconds, "state": snapshot(coll, after)}
+    return {"calls": calls if result is not None else 0, "state": snapshot(coll, after)}
 
 
 def snapshot(coll: Collection, ids: dict) -> dict:
@@ -152,26 +180,25 @@ def choose(rng: random.Random, state: dict, marks: dict, n: int) -> dict:
 
 
 def kills(root: Path, count: int, seed: int) -> dict:
-    """SIGKILL a writer at a random moment, `count` times; each time look, finish, look again."""
+    """SIGKILL a writer at a random point of its work, `count` times; each time look, finish, look again."""
     rng, out = random.Random(seed), root / "out.json"
     made = done(lambda: prepare(root, 4, 20), out)
     state, marks = made["state"], made["marks"]
     begin = time.perf_counter()
-    took = {"build": 0.6, "upsert": 0.4, "delete": 0.4, "promote": 0.5, "rollback": 0.3}
+    typical: dict[str, int] = {}  # function calls of one operation
     told = {"kills": 0, "finished first": 0}
     for n in range(count):
         op = choose(rng, state, marks, n)
         before = state
-        pid = child(lambda op=op, before=before: bool(act(Collection(root / "coll"), op, before["generation"])), out)
-        time.sleep(rng.uniform(0, 1.1 * took[op["what"]]))
-        os.kill(pid, signal.SIGKILL)
-        killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        call = rng.randint(1, int(1.1 * typical.get(op["what"], 2000)))
+        killed = killed_at(
+            call, lambda op=op, before=before: bool(act(Collection(root / "coll"), op, before["generation"])), out
+        )
         told["kills" if killed else "finished first"] += 1
         told[op["what"]] = told.get(op["what"], 0) + 1
         result = done(lambda op=op, before=before: finish(root, op, before), out)
         state = result["state"]
-        if op["what"] not in ("promote", "rollback") or result["seconds"] > 0.05:
-            took[op["what"]] = 0.7 * took[op["what"]] + 0.3 * result["seconds"]
+        typical[op["what"]] = max(result["calls"], int(0.9 * typical.get(op["what"], 0)), 100)
     return told | {"seconds": round(time.perf_counter() - begin, 1)}
 
 
