@@ -33,9 +33,9 @@ from PIL import Image
 
 import mmtune
 from mmtune.demo.catalog import write_catalog
+from mmtune.demo.demo_page import sheet
+from mmtune.demo.example_searches import example_searches
 from mmtune.demo.machines import write_machines
-from mmtune.demo.pages import sheet
-from mmtune.demo.searches import searches
 from mmtune.modalities.spectrogram import spectrogram_picture
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar of another library that wants widgets
@@ -147,7 +147,7 @@ ax.spines[["top", "right"]].set_visible(False)
 # Green is right. The base finds the right *kind*; the tuned model finds the right *product*, and the right fault.
 
 # %%
-found = searches({name: str(data[name, "val"]) for name in ("catalog", "machines")}, base, tuned, count=2)
+found = example_searches({name: str(data[name, "val"]) for name in ("catalog", "machines")}, base, tuned, count=2)
 for heading in ("Photos for a description", "Sounds for a description"):
     print(heading)
     for search in found[heading]:

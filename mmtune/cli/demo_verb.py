@@ -1,8 +1,8 @@
-"""Run the whole job on a small catalog and machine sounds that it makes itself: minutes on a CPU, nothing is downloaded.
+"""Run the whole workflow on a small catalog and machine sounds that it makes itself: minutes on a CPU, no download.
 
-Draws products that differ in one detail and synthesises machines with graded faults, packs both, trains a generic base
-that only knows coarse words, tunes it on the fine ones, prints before and after, and leaves pictures of a few searches
-and a page with players in its folder. Killed and run again, it goes on where it stopped.
+Draws products that differ in one detail and synthesises machines with graded faults, packs both, trains a base model on
+coarse captions, tunes it on fine ones, prints the metrics before and after, replaces the model behind a search, and leaves
+pictures of a few searches and a page with players in its folder. Killed and run again, it continues where it stopped.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.training.loop import Stopped
 
     try:
-        document = demo(args.out, seed=args.seed)
+        result = demo(args.out, seed=args.seed)
     except Stopped as e:
         return Result({"stopped": str(e)}, f"{e}; the same command goes on", 130)
-    return Result(document, table(document))
+    return Result(result.to_dict(), table(result))

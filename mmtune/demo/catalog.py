@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mmtune.demo.products import COLORS, KINDS, Color, Pose, draw
-from mmtune.demo.source_folder import Source, rng_of
+from mmtune.demo.source_folder import SourceFolder, rng_of
 from mmtune.errors import DataError
 
 TEXTS = ("{color} {kind} with {detail}", "{kind} in {color}, {detail}", "{detail} on a {color} {kind}")
@@ -54,7 +54,7 @@ def write_catalog(
     Byte for byte the same for the same arguments. Raises DataError for more SKUs than can be drawn.
     """
     products = _products(skus)
-    source = Source(out)
+    source = SourceFolder(out)
     for s, (kind, color, detail) in enumerate(products):
         group = "-".join((kind, color, *detail.removeprefix("a ").removeprefix("an ").split())).lower()
         first = 0
@@ -91,7 +91,7 @@ def _products(count: int) -> list[tuple[str, str, str]]:
     return everything[:count]
 
 
-def _base(source: Source, seed: int, per_kind: int, size: int) -> None:
+def _base(source: SourceFolder, seed: int, per_kind: int, size: int) -> None:
     """The generic corpus: every kind, any hue, any detail; each of 12 arts a kind is photographed several times."""
     for k, (kind, (_, details)) in enumerate(KINDS.items()):
         for a in range(min(12, per_kind)):

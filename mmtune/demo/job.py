@@ -1,29 +1,38 @@
-"""The whole job on a small scale: draw, pack, train a generic base, tune it, measure both, cut a search over, show it all.
+"""`mmtune demo`: the whole workflow at a small scale, on a catalog and machine sounds that it draws and synthesises itself.
 
-One model of three towers, one trainer, two corpora. The base has only ever read coarse words; tuning reads the fine ones. Both
-are measured on validation photos and recordings that neither training nor any choice of checkpoint has seen. Every stage
-leaves a stamp when it is finished, so a killed demo goes on where it stopped.
+Draw, pack, train a base model, tune it, evaluate both, replace the model behind a search, and show it all. There is one model
+with three towers, one trainer and two corpora. The base has only seen coarse captions; tuning sees the fine ones. Both are
+evaluated on photos and recordings that neither training nor the choice of a checkpoint used. Every finished stage leaves a
+file, so a demo that was killed continues at the stage where it stopped.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.runtime import files
 
+if TYPE_CHECKING:
+    from mmtune.demo.release_story import ReleaseStory
+
 CORPORA = {"catalog": "image", "machines": "audio"}
+"""Corpus -> the modality that is paired with text in it."""
 PAIRS = [["text", m] for m in CORPORA.values()]
 METRICS = ("hit@1", "hit@5", "recall@10", "mrr", "map")
 
+Metrics = dict[str, dict[str, float]]
+"""direction -> {metric: value}"""
+
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much is drawn, and how long it is trained. The defaults fit two CPU cores and two minutes."""
+class DemoSize:
+    """How many rows are made, and how long is trained. The defaults take two minutes on two CPU cores."""
 
     skus: int = 48
     train_per_sku: int = 20
@@ -39,127 +48,155 @@ class Sizes:
     searches: int = 3
 
 
-SMALL = Sizes(4, 4, 4, 2, 1, 1, 1, 2, 2, 1, 1, 1)
-"""A few seconds: shows that everything runs, proves nothing about quality."""
+SMALL = DemoSize(4, 4, 4, 2, 1, 1, 1, 2, 2, 1, 1, 1)
+"""Takes a few seconds: shows that everything runs, tells nothing about quality."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Evaluations of the base and of the tuned model, what happened to the search collection, and where everything lies."""
+
+    seconds: float
+    before: Metrics
+    after: Metrics
+    release: "ReleaseStory"
+    out: str
+    seed: int
+    page: str
+    base: str
+    artifact: str
+
+    def to_dict(self) -> JsonObject:
+        """The JSON document of `mmtune demo --json`."""
+        return asdict(self)
 
 
 class Stages:
-    """Runs each stage once a folder; a finished one is read back. `seconds` adds up all of them, earlier calls included."""
+    """Runs every stage once in a folder; a finished one is read back. `seconds`: of all stages, those of earlier calls too."""
 
-    def __init__(self, out: Path, say: Callable[[str], None], total: int):
-        self.out, self.say, self.total, self.seconds, self.number = out, say, total, 0.0, 0
+    def __init__(self, out: Path, log: Callable[[str], None], total: int):
+        self.out, self.log, self.total, self.seconds, self.number = out, log, total, 0.0, 0
 
-    def __call__(self, name: str, what: str, work: Callable[[], Any]) -> Any:
+    def run(self, name: str, description: str, work: "Callable[[], JsonObject | str | None]") -> "JsonObject | str | None":
         """The JSON value that `work` returned, now or in an earlier call."""
-        stamp = self.out / "stages" / f"{name}.json"
+        record = self.out / "stages" / f"{name}.json"
         self.number += 1
-        head = f"[{self.number}/{self.total}] {what}"
-        if stamp.exists():
-            done = files.read_json(stamp)
-            self.say(f"{head}: done before")
+        head = f"[{self.number}/{self.total}] {description}"
+        if record.exists():
+            done = files.read_json(record)
+            self.log(f"{head}: done before")
         else:
-            self.say(f"{head} ...")
+            self.log(f"{head} ...")
             begin = time.monotonic()
             value = json.loads(json.dumps(work()))
             done = {"seconds": round(time.monotonic() - begin, 3), "value": value}
-            files.write_json(stamp, done)
-            self.say(f"{head}: {done['seconds']:.1f} s")
+            files.write_json(record, done)
+            self.log(f"{head}: {done['seconds']:.1f} s")
         self.seconds += done["seconds"]
         return done["value"]
 
+    def path(self, name: str, description: str, work: Callable[[], str]) -> str:
+        """As `run`, of a stage that returns a path."""
+        return str(self.run(name, description, work))
 
-def demo(out: str | Path = "runs/demo", *, seed: int = 0, sizes: Sizes | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Run the demo in `out`, or finish one that was killed there.
+    def document(self, name: str, description: str, work: Callable[[], JsonObject]) -> JsonObject:
+        """As `run`, of a stage that returns a JSON object."""
+        value = self.run(name, description, work)
+        assert isinstance(value, dict)
+        return value
 
-    Returns {"seconds", "before": {direction: {metric: value}}, "after": {...}, "shop": see `mmtune.demo.shop.story`, "out",
-    "page", "base", "artifact", "seed"}.
-    Raises DataError when `out` holds a demo of another seed or size.
-    """
-    out, sizes = Path(out), sizes or Sizes()
-    _claim(out, {"seed": seed, **asdict(sizes)})
-    stages = Stages(out, (lambda line: None) if quiet else _say, 9)
-    stages("catalog", "draw a catalog whose products differ in one detail", lambda: _draw_catalog(out, seed, sizes))
-    stages("machines", "synthesise machines with graded faults", lambda: _play_machines(out, seed, sizes))
-    stages("pack", "check and pack both into shards", lambda: _pack(out))
-    base = stages(
-        "base", "train a base that knows coarse words only", lambda: _train(out, seed, sizes, tuned=False, quiet=quiet)
+
+def demo(out: str | Path = "runs/demo", *, seed: int = 0, size: DemoSize | None = None, quiet: bool = False) -> DemoResult:
+    """Run the demo in the folder `out`, or finish one that was killed there. DataError when `out` holds another demo."""
+    from mmtune.demo.release_story import ReleaseStory
+
+    out, size = Path(out), size or DemoSize()
+    _check_settings(out, {"seed": seed, **asdict(size)})
+    stages = Stages(out, (lambda line: None) if quiet else _log, 9)
+    stages.run("catalog", "draw a catalog whose products differ in one detail", lambda: _draw_catalog(out, seed, size))
+    stages.run("machines", "synthesise machines with graded faults", lambda: _synthesise_machines(out, seed, size))
+    stages.run("pack", "check and pack both into shards", lambda: _pack(out))
+    base = stages.path(
+        "base", "train a base model on coarse captions", lambda: _train(out, seed, size, tuned=False, quiet=quiet)
     )
-    before = stages("before", "measure the base", lambda: evaluate(base, out))
-    artifact = stages("tune", "tune it on the fine words", lambda: _train(out, seed, sizes, tuned=True, quiet=quiet))
-    after = stages("after", "measure the tuned model", lambda: evaluate(artifact, out))
-    shop = stages("shop", "put both behind one search: gate, shadow, promote, roll back", lambda: _sell(out, base, artifact))
-    told = {"before": before, "after": after, "shop": shop}
-    page = stages("pages", "search before and after", lambda: _show(out, seed, sizes, base, artifact, told))
-    return {
-        "seconds": round(stages.seconds, 3),
-        **told,
-        "out": str(out),
-        "seed": seed,
-        "page": str(out / page),
-        "base": base,
-        "artifact": artifact,
-    }
+    before: Metrics = stages.document("before", "evaluate the base", lambda: evaluate(base, out))
+    artifact = stages.path("tune", "tune it on fine captions", lambda: _train(out, seed, size, tuned=True, quiet=quiet))
+    after: Metrics = stages.document("after", "evaluate the tuned model", lambda: evaluate(artifact, out))
+    release = ReleaseStory(
+        **stages.document(
+            "release",
+            "replace the model behind a search: gate, shadow, promote, roll back",
+            lambda: _release(out, base, artifact),
+        )
+    )
+    page = stages.path(
+        "pages",
+        "show searches before and after",
+        lambda: _write_pages(out, seed, size, base, artifact, before, after, release),
+    )
+    return DemoResult(round(stages.seconds, 3), before, after, release, str(out), seed, str(out / page), base, artifact)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Remember what this folder is for; refuse another demo in it."""
+def _check_settings(out: Path, settings: JsonObject) -> None:
+    """Write the settings into a new folder; DataError when the folder has others, or is no demo's."""
     path = out / "demo.json"
     if not path.exists():
-        if out.exists() and any(not p.name.startswith(".tmp-") for p in out.iterdir()):  # .tmp-: killed while writing demo.json
+        # .tmp-: left by a demo that was killed while it wrote demo.json
+        if out.exists() and any(not p.name.startswith(".tmp-") for p in out.iterdir()):
             raise DataError(f"{out}: not empty and not a demo's; choose another --out")
         files.write_json(path, settings)
         return
-    old = files.read_json(path)
-    changed = [k for k in settings if old.get(k) != settings[k]]
+    stored = files.read_json(path)
+    changed = [k for k in settings if stored.get(k) != settings[k]]
     if changed:
-        raise DataError(f"{out} holds a demo with {changed[0]}={old.get(changed[0])}; choose another --out, or delete it")
+        raise DataError(f"{out} holds a demo with {changed[0]}={stored.get(changed[0])}; choose another --out, or delete it")
 
 
-def _draw_catalog(out: Path, seed: int, sizes: Sizes) -> None:
+def _draw_catalog(out: Path, seed: int, size: DemoSize) -> None:
     from mmtune.demo.catalog import write_catalog
 
     write_catalog(
         out / "source" / "catalog",
         seed=seed,
-        skus=sizes.skus,
-        train_per_sku=sizes.train_per_sku,
-        val_per_sku=sizes.val_per_sku,
-        base_per_kind=sizes.base_per_kind,
+        skus=size.skus,
+        train_per_sku=size.train_per_sku,
+        val_per_sku=size.val_per_sku,
+        base_per_kind=size.base_per_kind,
     )
 
 
-def _play_machines(out: Path, seed: int, sizes: Sizes) -> None:
+def _synthesise_machines(out: Path, seed: int, size: DemoSize) -> None:
     from mmtune.demo.machines import write_machines
 
     write_machines(
         out / "source" / "machines",
         seed=seed,
-        machines=sizes.machines,
-        train_recordings=sizes.train_recordings,
-        val_recordings=sizes.val_recordings,
-        clips=sizes.clips,
-        base_recordings=sizes.base_recordings,
+        machines=size.machines,
+        train_recordings=size.train_recordings,
+        val_recordings=size.val_recordings,
+        clips=size.clips,
+        base_recordings=size.base_recordings,
     )
 
 
-def _pack(out: Path) -> dict[str, int]:
+def _pack(out: Path) -> JsonObject:
     from mmtune.data.pack.pack import pack
 
     counts = {}
     for corpus in CORPORA:
         for split in ("base", "train", "val"):
-            report = pack(out / "source" / corpus / f"{split}.csv", out / "data" / corpus / split, max_rejected=0.0)
-            counts[f"{corpus}/{split}"] = report.packed
+            packed = pack(out / "source" / corpus / f"{split}.csv", out / "data" / corpus / split, max_rejected=0.0)
+            counts[f"{corpus}/{split}"] = packed.packed
     return counts
 
 
-def recipe(out: Path, seed: int, sizes: Sizes, *, tuned: bool) -> dict[str, Any]:
-    """The recipe of the base, or of the tuned model; nothing is validated on, so the last weights are the model."""
-    epochs, lr = (sizes.tune_epochs, 1e-3) if tuned else (sizes.base_epochs, 2e-3)
+def recipe(out: Path, seed: int, size: DemoSize, *, tuned: bool) -> JsonObject:
+    """The recipe of the base, or of the tuned model. There is no validation set: the last weights are the model."""
+    epochs, lr = (size.tune_epochs, 1e-3) if tuned else (size.base_epochs, 2e-3)
     return {
         "model": str(out / "base" / "artifact") if tuned else f"tiny:all@{seed}",
         "data": {"train": [str(out / "data" / c / ("train" if tuned else "base")) for c in CORPORA], "workers": 1},
@@ -169,64 +206,79 @@ def recipe(out: Path, seed: int, sizes: Sizes, *, tuned: bool) -> dict[str, Any]
     }
 
 
-def _train(out: Path, seed: int, sizes: Sizes, *, tuned: bool, quiet: bool) -> str:
+def _train(out: Path, seed: int, size: DemoSize, *, tuned: bool, quiet: bool) -> str:
     from mmtune.run import train
 
-    plan = recipe(out, seed, sizes, tuned=tuned)
-    started = (Path(plan["run"]["dir"]) / "recipe.yaml").exists()
-    return train(plan, resume=started, quiet=quiet)["artifact"]
+    wanted = recipe(out, seed, size, tuned=tuned)
+    started = (Path(wanted["run"]["dir"]) / "recipe.yaml").exists()
+    return train(wanted, resume=started, quiet=quiet)["artifact"]
 
 
-def evaluate(model: str, out: Path) -> dict[str, dict[str, float]]:
-    """Direction -> {metric: value} over both validation sets at once."""
+def evaluate(model: str, out: Path) -> Metrics:
+    """The metrics of every direction over both validation sets together."""
     from mmtune.data.shards.dataset import open_data
-    from mmtune.evaluation.evaluate_model import evaluate as measure
+    from mmtune.evaluation.evaluate_model import evaluate as evaluate_model
 
-    result = measure(model, open_data([str(out / "data" / c / "val") for c in CORPORA]))
+    result = evaluate_model(model, open_data([str(out / "data" / c / "val") for c in CORPORA]))
     return {name: d.metrics for name, d in result.directions.items()}
 
 
-def _sell(out: Path, base: str, artifact: str) -> dict[str, Any]:
-    from mmtune.demo.shop import story
+def _release(out: Path, base: str, artifact: str) -> JsonObject:
+    from mmtune.demo.release_story import release_story
 
-    return story(out / "shop", base, artifact, str(out / "data" / "catalog" / "val"))
+    return release_story(out / "shop", base, artifact, str(out / "data" / "catalog" / "val")).to_dict()
 
 
-def _show(out: Path, seed: int, sizes: Sizes, base: str, artifact: str, told: Mapping[str, Any]) -> str:
-    from mmtune.demo.pages import write_pages
-    from mmtune.demo.searches import looked_up, searches
+def _write_pages(
+    out: Path,
+    seed: int,
+    size: DemoSize,
+    base: str,
+    artifact: str,
+    before: Metrics,
+    after: Metrics,
+    release: "ReleaseStory",
+) -> str:
+    """Writes the page, a picture of every search, and before_after.png; returns the page's name."""
+    from mmtune.demo.demo_page import before_after, png, write_pages
+    from mmtune.demo.example_searches import KINDS, example_searches, searches_of_versions
 
-    found = searches({c: str(out / "data" / c / "val") for c in CORPORA}, base, artifact, sizes.searches)
+    searches = example_searches({c: str(out / "data" / c / "val") for c in CORPORA}, base, artifact, size.searches)
+    first = [searches[kind.heading][0] for kind in KINDS if kind.query != kind.candidates and kind.query == "text"]
+    files.write_bytes(out / "before_after.png", png(before_after(first)))
     facts = {
         "seed": seed,
-        "products": sizes.skus,
-        "machines": sizes.machines,
-        "queries": "spread over the validation set by a fixed rule, not chosen by their answers",
+        "products": size.skus,
+        "machines": size.machines,
+        "queries": "spread over the validation set by a fixed rule, not chosen by their results",
     }
-    before, after = ({d: {m: v[m] for m in METRICS} for d, v in told[k].items()} for k in ("before", "after"))
-    shop = {**told["shop"], "searches": looked_up(str(out / "data" / "catalog" / "val"), told["shop"]["answers"])}
-    return str(write_pages(out, found, before, after, facts, shop)[0].relative_to(out))
+    shown = [{d: {m: v[m] for m in METRICS} for d, v in metrics.items()} for metrics in (before, after)]
+    of_versions = searches_of_versions(str(out / "data" / "catalog" / "val"), release.answers)
+    document = {**release.to_dict(), "searches": of_versions}
+    return str(write_pages(out, searches, shown[0], shown[1], facts, document)[0].relative_to(out))
 
 
-def table(document: Mapping[str, Any]) -> str:
-    """Before and after, a line a direction, for a terminal."""
+def table(result: DemoResult) -> str:
+    """Before and after, one line a direction, for a terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    from mmtune.demo.shop import lines
-
-    grid = Table(title="before -> after, on photos and recordings that nothing was tuned on", title_justify="left")
+    grid = Table(title="before -> after, on photos and recordings that were not trained on", title_justify="left")
     grid.add_column("direction", no_wrap=True)
     for metric in METRICS:
         grid.add_column(metric, justify="right", no_wrap=True)
-    for name, after in document["after"].items():
-        before = document["before"][name]
-        colors = ("green" if after[m] > before[m] else "red" if after[m] < before[m] else "" for m in METRICS)
-        cells = (f"{before[m]:.3f} -> {after[m]:.3f}" for m in METRICS)
-        grid.add_row(name, *(f"[{c}]{cell}[/{c}]" if c else cell for c, cell in zip(colors, cells, strict=True)))
+    for name, after in result.after.items():
+        grid.add_row(name, *(_change(result.before[name][m], after[m]) for m in METRICS))
     console = Console(width=110)
-    with console.capture() as shown:
+    with console.capture() as printed:
         console.print(grid)
-        console.print("\n".join(lines(document["shop"])), highlight=False, markup=False, soft_wrap=True)
-        console.print(f"{document['seconds']:.0f} s. Look at {document['page']}", highlight=False, soft_wrap=True)
-    return shown.get()
+        console.print("\n".join(result.release.lines()), highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{result.seconds:.0f} s. Look at {result.page}", highlight=False, soft_wrap=True)
+    return printed.get()
+
+
+def _change(before: float, after: float) -> str:
+    """A cell of the table, green where the metric rose and red where it fell."""
+    cell = f"{before:.3f} -> {after:.3f}"
+    color = "green" if after > before else "red" if after < before else ""
+    return f"[{color}]{cell}[/{color}]" if color else cell

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmtune.demo.sounds import FAULTS, MACHINES, SEVERITIES, machine_sound, wording
-from mmtune.demo.source_folder import Source, rng_of
+from mmtune.demo.source_folder import SourceFolder, rng_of
 from mmtune.errors import DataError
 
 TEXTS = ("{machine} with {condition}", "{condition} in a {machine}", "sound of a {machine}, {condition}")
@@ -45,7 +45,7 @@ def write_machines(
     """
     if not 1 <= machines <= len(MACHINES):
         raise DataError(f"machines={machines}: the demo can play 1 to {len(MACHINES)} machines")
-    source = Source(out)
+    source = SourceFolder(out)
     for m, machine in enumerate(list(MACHINES)[:machines]):
         for c, (fault, severity) in enumerate(conditions()):
             group = f"{machine}-{fault}-{severity}" if fault else f"{machine}-healthy"
@@ -77,7 +77,9 @@ def write_machines(
     return source.close()
 
 
-def _base(source: Source, seed: int, m: int, machine: str, recordings: int, clips: int, seconds: float, rate: int) -> None:
+def _base(
+    source: SourceFolder, seed: int, m: int, machine: str, recordings: int, clips: int, seconds: float, rate: int
+) -> None:
     """The generic corpus: the same kind of machine in any condition, described carelessly."""
     for r in range(recordings):
         rng = rng_of(seed, _BASE, m, r)

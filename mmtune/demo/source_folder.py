@@ -1,4 +1,4 @@
-"""A source folder as a user would have one: files, and one CSV a split that names them."""
+"""A source folder as a user has one: files, and one CSV for each split that names them."""
 
 import csv
 import io
@@ -10,27 +10,27 @@ import numpy as np
 from mmtune.runtime import files
 
 
-class Source:
-    """Collects the rows of a source folder. The CSV files come last, so a folder that has them is complete."""
+class SourceFolder:
+    """Collects the rows of a source folder. The CSV files are written last, so a folder that has them is complete."""
 
     def __init__(self, out: str | Path):
         self.out = Path(out)
         self.rows: dict[str, list[dict[str, str]]] = {}
 
     def file(self, name: str, data: bytes) -> str:
-        """Write one file below the folder; returns its relative name, for a cell."""
+        """Write one file below the folder; returns its relative name, for a cell of the CSV."""
         path = self.out / name
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)  # not atomic on purpose: a thousand fsyncs cost more than drawing again, and the CSV vouches
+        path.write_bytes(data)  # not atomic on purpose: a thousand fsyncs cost more than drawing again
         return name
 
     def add(self, split: str, row: Mapping[str, object]) -> None:
-        """One row of `split`.csv."""
+        """Add one row to `split`.csv."""
         self.rows.setdefault(split, []).append({k: str(v) for k, v in row.items()})
 
     def close(self) -> Path:
-        """Publish `SPLIT.csv` for every split; returns the folder."""
+        """Write `SPLIT.csv` of every split; returns the folder."""
         for split, rows in self.rows.items():
             text = io.StringIO()
             writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -41,5 +41,5 @@ class Source:
 
 
 def rng_of(seed: int, *key: int) -> np.random.Generator:
-    """A generator of its own for one thing that is drawn: its look does not depend on how many others are drawn."""
+    """A random generator for one drawn thing; its look does not depend on how many other things are drawn."""
     return np.random.default_rng([seed, *key])

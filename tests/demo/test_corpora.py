@@ -11,10 +11,10 @@ import pytest
 
 from mmtune import modalities
 from mmtune.demo.catalog import photograph, skus, write_catalog
+from mmtune.demo.machine_hall import write_machine_hall
 from mmtune.demo.machines import conditions, write_machines
 from mmtune.demo.products import COLORS, KINDS, Pose, draw
 from mmtune.demo.sounds import FAULTS, MACHINES, SEVERITIES, _hits, machine_sound
-from mmtune.demo.station import write_station
 from mmtune.errors import DataError
 
 WRITERS = {
@@ -24,7 +24,7 @@ WRITERS = {
     "machines": lambda out, seed: write_machines(
         out, seed=seed, machines=1, train_recordings=2, val_recordings=1, clips=2, base_recordings=2, seconds=0.5
     ),
-    "station": lambda out, seed: write_station(
+    "station": lambda out, seed: write_machine_hall(
         out, seed=seed, machines=2, train_per_state=3, val_per_state=2, missing=0.3, seconds=0.5
     ),
 }
@@ -161,7 +161,9 @@ def test_conditions_are_graded() -> None:
 
 
 def test_missing_cells_are_about_as_many_as_asked(tmp_path: Path) -> None:
-    rows = rows_of(write_station(tmp_path, machines=2, train_per_state=10, val_per_state=1, missing=0.4, seconds=0.1))["train"]
+    rows = rows_of(write_machine_hall(tmp_path, machines=2, train_per_state=10, val_per_state=1, missing=0.4, seconds=0.1))[
+        "train"
+    ]
     gaps = collections.Counter(m for r in rows for m in ("image", "audio", "text") if not r[m])
     assert 0.25 * len(rows) < sum(gaps.values()) < 0.55 * len(rows) and max(gaps.values()) - min(gaps.values()) <= 8
 
@@ -172,4 +174,4 @@ def test_more_than_can_be_drawn_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="machines=9"):
         write_machines(tmp_path, machines=9)
     with pytest.raises(DataError, match="machines=9"):
-        write_station(tmp_path, machines=9)
+        write_machine_hall(tmp_path, machines=9)

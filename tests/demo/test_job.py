@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtune.demo.job import CORPORA, METRICS, SMALL, Sizes, demo, table
+from mmtune.demo.job import CORPORA, METRICS, SMALL, DemoSize, demo, table
 from mmtune.errors import DataError
 from mmtune.runtime import files
 
@@ -21,7 +21,7 @@ KILLED = dataclasses.replace(SMALL, base_epochs=6, tune_epochs=6)
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return demo(tmp_path_factory.mktemp("demo") / "out", seed=5, sizes=SMALL, quiet=True)
+    return demo(tmp_path_factory.mktemp("demo") / "out", seed=5, size=SMALL, quiet=True).to_dict()
 
 
 def test_document(small: dict) -> None:
@@ -60,6 +60,8 @@ def test_pictures_and_page(small: dict) -> None:
     page = Path(small["page"])
     assert page.name == "index.html" and "<audio controls" in page.read_text()
     sheets = sorted(page.parent.glob("search-*.png"))
+    with Image.open(page.parent / "before_after.png") as picture:
+        assert picture.size[0] > 700
     assert len(sheets) == 4 and all(Image.open(p).size[0] > 700 for p in sheets)
 
 
@@ -67,8 +69,8 @@ def test_the_search_was_cut_over_and_back(small: dict) -> None:
     """The story's own telling, the page, and the collection that it leaves, agree."""
     import mmtune
 
-    told, page = small["shop"], Path(small["page"]).read_text()
-    with mmtune.Collection(told["place"]) as shop:
+    told, page = small["release"], Path(small["page"]).read_text()
+    with mmtune.Collection(told["collection"]) as shop:
         events = [(x["what"], x["version"]) for x in shop.journal() if x["what"] in ("promote", "rollback")]
         assert events == [("promote", "v1"), ("promote", "v2"), ("rollback", "v1"), ("promote", "v2")]
         assert shop.live == told["live"] == "v2"
@@ -81,26 +83,26 @@ def test_the_search_was_cut_over_and_back(small: dict) -> None:
     assert told["forced"] == (told["verdict"] != "pass") and f"verdict: <b>{told['verdict']}</b>" in page
     assert page.count("<em>v1</em>") == page.count("<em>v2</em>") == len(told["answers"]) > 0
     assert page.count("<li><code>mmtune index ") == len(told["steps"]) and "to see that it works" in page
-    shown = table(small)
-    assert "rolled back in" in shown and f"mmtune index search {told['place']}" in shown
+    shown = table(demo(small["out"], seed=5, size=SMALL, quiet=True))
+    assert "rolled back in" in shown and f"mmtune index search {told['collection']}" in shown
 
 
 def test_a_second_call_reads_everything_back(small: dict) -> None:
     begin = time.monotonic()
-    assert demo(small["out"], seed=5, sizes=SMALL, quiet=True) == small
+    assert demo(small["out"], seed=5, size=SMALL, quiet=True).to_dict() == small
     assert time.monotonic() - begin < 2
 
 
 def test_another_demo_in_the_same_folder_is_refused(small: dict, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seed=5"):
-        demo(small["out"], seed=6, sizes=SMALL, quiet=True)
+        demo(small["out"], seed=6, size=SMALL, quiet=True)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
-        demo(tmp_path, sizes=SMALL, quiet=True)
+        demo(tmp_path, size=SMALL, quiet=True)
 
 
 def test_table_shows_before_and_after(small: dict) -> None:
-    shown = table(small)
+    shown = table(demo(small["out"], seed=5, size=SMALL, quiet=True))
     for name, metrics in small["after"].items():
         line = next(x for x in shown.splitlines() if f" {name} " in x)
         assert f"{small['before'][name]['mrr']:.3f} -> {metrics['mrr']:.3f}" in line
@@ -110,7 +112,7 @@ def test_table_shows_before_and_after(small: dict) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_numbers(tmp_path: Path) -> None:
     """SIGKILL again and again, each time a little later, in every stage; then compared with a run that nobody disturbed."""
-    code = f"import sys; from mmtune.demo.job import *; print(json.dumps(demo(sys.argv[1], seed=2, sizes={KILLED!r})))"
+    code = f"import sys; from mmtune.demo.job import *; print(json.dumps(demo(sys.argv[1], seed=2, size={KILLED!r}).to_dict()))"
     calm = json.loads(
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "calm")], capture_output=True, check=True).stdout
     )
@@ -151,4 +153,4 @@ def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
         for d in (f"text->{m}", f"{m}->text"):
             before, after = document["before"][d]["hit@1"], document["after"][d]["hit@1"]
             assert before < 0.35 and after > 0.8, (d, before, after)
-    assert Sizes() == Sizes(**{k: v for k, v in files.read_json(tmp_path / "out" / "demo.json").items() if k != "seed"})
+    assert DemoSize() == DemoSize(**{k: v for k, v in files.read_json(tmp_path / "out" / "demo.json").items() if k != "seed"})

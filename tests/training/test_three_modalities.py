@@ -9,7 +9,7 @@ import pytest
 import mmtune
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
-from mmtune.demo.station import write_station
+from mmtune.demo.machine_hall import write_machine_hall
 from tests.support import checkpoints, corpora
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "three_modalities.yaml"
@@ -17,7 +17,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "three_modalities.yaml"
 
 def halves(root, rows_each=4, val=2):
     """The demo's machine hall: rows with a picture, other rows with a sound, and val rows with both."""
-    source = write_station(root / "source", machines=2, train_per_state=2 * rows_each, val_per_state=val)
+    source = write_machine_hall(root / "source", machines=2, train_per_state=2 * rows_each, val_per_state=val)
     rows = list(csv.DictReader(open(source / "train.csv")))
     for name, gone, part in (("photos", "audio", rows[::2]), ("sounds", "image", rows[1::2])):
         with open(source / f"{name}.csv", "w", newline="") as f:

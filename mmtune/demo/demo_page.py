@@ -1,4 +1,4 @@
-"""Searches before and after, to look at: a PNG sheet each, and one self-contained HTML page with players."""
+"""Searches before and after tuning as pictures: one PNG sheet each, and one self-contained HTML page with players."""
 
 import io
 import textwrap
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.html.render import render, trusted
 from mmtune.modalities.spectrogram import spectrogram_picture
 from mmtune.runtime import files
@@ -24,31 +25,31 @@ CELL, GAP = 132, 14
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One item: its modality, its original bytes, what to write under it, and whether it answers the query (None: it asks)."""
+class ShownItem:
+    """One item: its modality, its original bytes, a label, and whether it is relevant (None: it is the query)."""
 
     modality: str
     data: bytes
     label: str
-    right: bool | None = None
+    relevant: bool | None = None
 
 
 @dataclass(frozen=True)
-class Search:
-    """A query and its ranked answers by two models, best first."""
+class SearchComparison:
+    """A query and its results of two models, best first."""
 
-    query: Shown
-    before: Sequence[Shown]
-    after: Sequence[Shown]
+    query: ShownItem
+    before: Sequence[ShownItem]
+    after: Sequence[ShownItem]
 
 
 @cache
-def _font(size: int) -> Any:
+def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
     return ImageFont.load_default(size)
 
 
-def tile(item: Shown, width: int, height: int) -> Image.Image:
-    """The item as a picture RGB [height, width]: a photo fitted in, a spectrogram, or its words."""
+def tile(item: ShownItem, width: int, height: int) -> Image.Image:
+    """The item as a picture RGB [height, width]: a photo fitted in, a spectrogram, or a caption."""
     canvas = Image.new("RGB", (width, height), (255, 255, 255))
     signal = modalities.get(item.modality).decode(item.data)
     if item.modality == "image":
@@ -66,22 +67,22 @@ def tile(item: Shown, width: int, height: int) -> Image.Image:
 def _write(
     draw: ImageDraw.ImageDraw,
     at: tuple[int, int],
-    words: str,
+    caption: str,
     width: int,
     size: int,
     lines: int = 3,
     color: tuple[int, int, int] = INK,
 ) -> None:
-    """Wrapped words; what does not fit ends in an ellipsis."""
+    """Draws wrapped text; what does not fit ends in an ellipsis."""
     per_line = max(4, int(width / (size * 0.5)))
-    wrapped = textwrap.wrap(words, per_line) or [""]
+    wrapped = textwrap.wrap(caption, per_line) or [""]
     if len(wrapped) > lines:
         wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: per_line - 3] + "..."]
     draw.multiline_text(at, "\n".join(wrapped), fill=color, font=_font(size), spacing=3)
 
 
-def sheet(search: Search, top: int = 5) -> Image.Image:
-    """The query on the left; its `top` answers before and after on the right, framed green (right) or red (wrong)."""
+def sheet(search: SearchComparison, top: int = 5) -> Image.Image:
+    """The query on the left; its `top` results before and after on the right, framed green (relevant) or red."""
     row, left = CELL + 62, 84
     width = GAP * 2 + CELL + left + top * (CELL + GAP)
     canvas = Image.new("RGB", (width, 2 * row + 2 * GAP), PAPER)
@@ -91,27 +92,36 @@ def sheet(search: Search, top: int = 5) -> Image.Image:
     draw.rectangle((GAP - 1, GAP + 33, GAP + CELL, GAP + 34 + CELL), outline=PALE)
     if search.query.modality != "text":
         _write(draw, (GAP, GAP + 40 + CELL), search.query.label, CELL, 12, 4)
-    for r, (word, hits) in enumerate((("before", search.before), ("after", search.after))):
+    for r, (side, results) in enumerate((("before", search.before), ("after", search.after))):
         y = GAP + r * row
         x0 = GAP * 2 + CELL
-        draw.text((x0 + 8, y + CELL // 2 - 22), word, fill=INK, font=_font(19))
-        score = f"{sum(bool(h.right) for h in hits[:top])} of {len(hits[:top])}"
+        draw.text((x0 + 8, y + CELL // 2 - 22), side, fill=INK, font=_font(19))
+        score = f"{sum(bool(h.relevant) for h in results[:top])} of {len(results[:top])}"
         draw.text((x0 + 8, y + CELL // 2 + 2), score, fill=PALE, font=_font(15))
-        for i, hit in enumerate(hits[:top]):
+        for i, result in enumerate(results[:top]):
             x = x0 + left + i * (CELL + GAP)
-            color = RIGHT if hit.right else WRONG
+            color = RIGHT if result.relevant else WRONG
             draw.rectangle((x - 4, y - 4, x + CELL + 3, y + CELL + 3), fill=color)
-            canvas.paste(tile(hit, CELL, CELL), (x, y))
-            _mark(draw, (x + CELL - 22, y + 4), bool(hit.right))
-            _write(draw, (x, y + CELL + 7), hit.label, CELL, 12, 3, color)
+            canvas.paste(tile(result, CELL, CELL), (x, y))
+            _mark(draw, (x + CELL - 22, y + 4), bool(result.relevant))
+            _write(draw, (x, y + CELL + 7), result.label, CELL, 12, 3, color)
     return canvas
 
 
-def _mark(draw: ImageDraw.ImageDraw, at: tuple[int, int], right: bool) -> None:
-    """A tick or a cross on a disc: the answer must be readable without seeing colours."""
+def before_after(searches: Sequence[SearchComparison], colors: int = 128) -> Image.Image:
+    """The sheets of several searches below each other, with at most `colors` colours so that the file is small."""
+    sheets = [sheet(search) for search in searches]
+    canvas = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), PAPER)
+    for i, picture in enumerate(sheets):
+        canvas.paste(picture, (0, sum(s.height for s in sheets[:i])))
+    return canvas.quantize(colors)
+
+
+def _mark(draw: ImageDraw.ImageDraw, at: tuple[int, int], relevant: bool) -> None:
+    """A tick or a cross on a disc, for those who do not see the colours."""
     x, y = at
-    draw.ellipse((x, y, x + 18, y + 18), fill=RIGHT if right else WRONG, outline=(255, 255, 255))
-    if right:
+    draw.ellipse((x, y, x + 18, y + 18), fill=RIGHT if relevant else WRONG, outline=(255, 255, 255))
+    if relevant:
         draw.line([(x + 5, y + 9), (x + 8, y + 13), (x + 14, y + 5)], fill=(255, 255, 255), width=2, joint="curve")
     else:
         draw.line([(x + 5, y + 5), (x + 13, y + 13)], fill=(255, 255, 255), width=2)
@@ -125,25 +135,24 @@ def png(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def card(item: Shown) -> "Markup":
-    """HTML that shows the item, or a player with its waveform and spectrogram."""
+def card(item: ShownItem) -> "Markup":
+    """HTML that shows the item, or plays it below its waveform and spectrogram."""
     return trusted(modalities.get(item.modality).thumbnail_html(item.data, item.label))
 
 
 def write_pages(
     out: str | Path,
-    searches: Mapping[str, Sequence[Search]],
+    searches: Mapping[str, Sequence[SearchComparison]],
     before: Mapping[str, Mapping[str, float]],
     after: Mapping[str, Mapping[str, float]],
     facts: Mapping[str, object],
-    shop: Mapping[str, Any] | None = None,
+    release: JsonObject | None = None,
     top: int = 5,
 ) -> list[Path]:
     """Write one PNG a search and index.html into `out`; returns their paths, the page first.
 
-    searches: heading -> searches; before and after: direction -> {metric: value}, same metrics in both; facts: a few numbers
-    for the page's head; shop: what `mmtune.demo.shop.story` told, and its "searches". The page refers to nothing outside
-    itself.
+    searches: heading -> searches; before and after: direction -> {metric: value}, same metrics in both; facts: a few numbers for the page's head;
+    release: a ReleaseStory as a document, with its "searches". The page refers to nothing outside itself.
     """
     out, paths = Path(out), []
     for heading, group in searches.items():
@@ -157,7 +166,7 @@ def write_pages(
         before=before,
         after=after,
         facts=facts,
-        release=shop,
+        release=release,
         top=top,
         card=card,
         metrics=list(next(iter(after.values()), {})),

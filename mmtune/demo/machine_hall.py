@@ -14,7 +14,7 @@ from mmtune.demo.catalog import photograph
 from mmtune.demo.machines import flac
 from mmtune.demo.products import Color, Pen, Pose, arc, shade
 from mmtune.demo.sounds import MACHINES, SEVERITIES, machine_sound, wording
-from mmtune.demo.source_folder import Source, rng_of
+from mmtune.demo.source_folder import SourceFolder, rng_of
 from mmtune.errors import DataError
 
 LAMPS: dict[str, Color] = {"green": (70, 220, 90), "amber": (255, 190, 40), "red": (245, 50, 50)}
@@ -23,7 +23,7 @@ HULLS: dict[str, Color] = {"fan": (90, 130, 170), "gearbox": (120, 124, 104), "p
 
 
 @dataclass(frozen=True)
-class State:
+class MachineState:
     """What a machine shows and how it sounds."""
 
     lamp: str
@@ -33,12 +33,12 @@ class State:
 
 
 STATES = (
-    State("green", "low", None, "none"),
-    State("green", "high", "imbalance", "medium"),
-    State("amber", "middle", "outer", "medium"),
-    State("amber", "high", "scratch", "medium"),
-    State("red", "low", "crack", "severe"),
-    State("red", "high", "inner", "severe"),
+    MachineState("green", "low", None, "none"),
+    MachineState("green", "high", "imbalance", "medium"),
+    MachineState("amber", "middle", "outer", "medium"),
+    MachineState("amber", "high", "scratch", "medium"),
+    MachineState("red", "low", "crack", "severe"),
+    MachineState("red", "high", "inner", "severe"),
 )
 TEXTS = (
     "{machine} with {condition}: {lamp} lamp, gauge {gauge}",
@@ -46,7 +46,7 @@ TEXTS = (
 )
 
 
-def write_station(
+def write_machine_hall(
     out: str | Path,
     *,
     seed: int = 0,
@@ -66,7 +66,7 @@ def write_station(
     """
     if not 1 <= machines <= len(MACHINES):
         raise DataError(f"machines={machines}: the demo can play 1 to {len(MACHINES)} machines")
-    source, gaps = Source(out), 0
+    source, gaps = SourceFolder(out), 0
     for m, machine in enumerate(list(MACHINES)[:machines]):
         for s, state in enumerate(STATES):
             group = f"{machine}-{state.lamp}-{state.gauge}"
@@ -104,7 +104,7 @@ def write_station(
     return source.close()
 
 
-def panel(machine: str, state: State, rng: np.random.Generator, size: int) -> Image.Image:
+def panel(machine: str, state: MachineState, rng: np.random.Generator, size: int) -> Image.Image:
     """The machine with its lamp and gauge, RGBA [1.25 size, 1.25 size]; the needle trembles."""
     pen = Pen(round(size * 1.25), Pose(lean=float(rng.uniform(-2, 2)), flare=float(rng.uniform(-0.03, 0.03))))
     hull, dark = HULLS[machine], shade(HULLS[machine], 0.5)

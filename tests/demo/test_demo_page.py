@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmtune.demo.demo_page import CELL, GAP, RIGHT, WRONG, SearchComparison, ShownItem, before_after, sheet, tile, write_pages
 from mmtune.demo.machines import flac
-from mmtune.demo.pages import CELL, GAP, RIGHT, WRONG, Search, Shown, sheet, tile, write_pages
 from mmtune.modalities.spectrogram import spectrogram_picture
 
 
@@ -22,14 +22,14 @@ def photo(color: tuple[int, int, int]) -> bytes:
 TONE = flac(0.5 * np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000), 8000)
 
 
-def pictures() -> Search:
-    hits = [Shown("image", photo((i * 40, 90, 200)), f"item {i}", i % 2 == 0) for i in range(6)]
-    return Search(Shown("text", b"a <script>alert(1)</script> jacket", "jacket"), hits, hits[::-1])
+def pictures() -> SearchComparison:
+    hits = [ShownItem("image", photo((i * 40, 90, 200)), f"item {i}", i % 2 == 0) for i in range(6)]
+    return SearchComparison(ShownItem("text", b"a <script>alert(1)</script> jacket", "jacket"), hits, hits[::-1])
 
 
-def sounds() -> Search:
-    hits = [Shown("audio", TONE, f"clip {i} & <b>co</b>", i == 0) for i in range(5)]
-    return Search(Shown("audio", TONE, "the asking clip"), hits[::-1], hits)
+def sounds() -> SearchComparison:
+    hits = [ShownItem("audio", TONE, f"clip {i} & <b>co</b>", i == 0) for i in range(5)]
+    return SearchComparison(ShownItem("audio", TONE, "the asking clip"), hits[::-1], hits)
 
 
 def test_frames_are_green_and_red() -> None:
@@ -39,12 +39,18 @@ def test_frames_are_green_and_red() -> None:
     for r, hits in enumerate((search.before, search.after)):
         for i in range(5):
             corner = picture.getpixel((x0 + i * (CELL + GAP) - 3, GAP + r * row + CELL // 2))
-            assert corner == (RIGHT if hits[i].right else WRONG)
+            assert corner == (RIGHT if hits[i].relevant else WRONG)
+
+
+def test_sheets_stack_in_few_colours() -> None:
+    picture = before_after([pictures(), sounds()], colors=16)
+    one = sheet(pictures())
+    assert picture.size == (one.width, 2 * one.height) and len(picture.getcolors()) <= 16
 
 
 def test_fewer_hits_than_asked_for_is_fine() -> None:
     search = pictures()
-    few = Search(search.query, search.before[:2], [])
+    few = SearchComparison(search.query, search.before[:2], [])
     assert sheet(few).size == sheet(search).size
 
 
@@ -61,7 +67,7 @@ def test_a_short_or_silent_sound_is_drawn() -> None:
 
 @pytest.mark.parametrize("modality, data", [("image", photo((9, 200, 9))), ("audio", TONE), ("text", b"word " * 200)])
 def test_tiles_have_the_size_asked_for(modality: str, data: bytes) -> None:
-    assert tile(Shown(modality, data, ""), 120, 70).size == (120, 70)
+    assert tile(ShownItem(modality, data, ""), 120, 70).size == (120, 70)
 
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
