@@ -2,7 +2,7 @@
 
 Two items are positives of each other when they share a non-zero label of one kind: the row id, the group, or the content of a
 modality. Several rows of identical content are one item, which carries the labels of all of them. The same rule in torch, for
-losses, is `mmtune.losses.relation`; tests/relevance/test_oracle.py compares both with plain loops.
+losses, is `mmtune.losses.positives_mask`; tests/relevance/test_oracle.py compares both with plain loops.
 """
 
 from collections.abc import Iterator, Sequence
