@@ -140,18 +140,8 @@ def evaluate(
         from mmtune.embedding.embed_rows import embed_data
 
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
-        return _retrieval(
-            loaded,
-            vectors,
-            judged,
-            parts,
-            ks=ks,
-            metrics=metrics,
-            within=within,
-            group_pooling=group_pooling,
-            per_query=per_query,
-            trec=trec if processes.is_main_process else None,
-        )
+        place = trec if processes.is_main_process else None
+        return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place)
     return evaluate_task(
         loaded,
         rows,
@@ -170,7 +160,6 @@ def _retrieval(
     vectors: dict[str, Embeddings],
     qrels: Qrels | None,
     parts: Slices,
-    *,
     ks: Sequence[int],
     metrics: Sequence[str],
     within: bool,
