@@ -53,8 +53,7 @@ def outside(tmp_path, monkeypatch):
 def rank_biased_precision(data, k):
     """By a plain loop over the whole matrix of scores, from image to text."""
     rows = mmtune.open_data(data)
-    from mmtune.embedding.embed import embed_data
-
+    from mmtune.embedding.embed_rows import embed_data
     from mmtune.relevance.items import unite
 
     vectors = embed_data(mmtune.load("tiny:clip"), rows)
