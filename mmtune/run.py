@@ -38,9 +38,10 @@ from mmtune.training.precision import resolve_precision
 from mmtune.training.preflight import check_demands
 from mmtune.training.regularise.wise_ft import interpolate
 from mmtune.training.teacher_cache import build_teachers
-from mmtune.training.tuning.adapter_files import describe_adapters, save_adapters
+from mmtune.training.tuning.adapter_files import save_adapters, save_provenance
 from mmtune.training.tuning.lp_ft import head_stage
-from mmtune.training.tuning.tune import LOW_RANK, Tuned, parse_tune, tune
+from mmtune.training.tuning.tune import TunedModel, tune
+from mmtune.training.tuning.tune_spec import LOW_RANK, parse_tune
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -127,7 +128,7 @@ def _train(
         tuned=tuned,
         quiet=quiet,
         validate=rounds.watch(validate) if rounds and validate else validate,
-        extra=rounds.extra if rounds else None,
+        hard_negatives=rounds.extra if rounds else None,
         processes=processes,
     )
     if resume:
@@ -141,15 +142,15 @@ def _train(
     model.info |= {"matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [], "seen": _seen(model, pairs)}
     result = evaluate(model, val) if val else None
     metrics = result.to_dict() if result else {}
-    info = _info(recipe, model, data, base_mark, tuned, pairs) | {"interpolated": coefficient, "steps": trainer.place.step}
+    info = _info(recipe, model, data, base_mark, tuned, pairs) | {"interpolated": coefficient, "steps": trainer.state.step}
     seen = {k: data.labels[k][usable] for k in ("id", *trained)}
     mark = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=seen)
-    if tuned.low:
-        describe_adapters(directory / "adapters", directory / "artifact", info)
+    if tuned.adapters:
+        save_provenance(directory / "adapters", directory / "artifact", info)
     document = {
         "artifact": str(directory / "artifact"),
         "fingerprint": mark,
-        "trainable": tuned.counts,
+        "trainable": {m: c.to_dict() for m, c in tuned.counts.items()},
         "coefficient": coefficient,
         "metrics": metrics,
         **_course(trainer),
@@ -159,7 +160,7 @@ def _train(
 
 
 def _info(
-    recipe: Recipe, model: "Model", data: WeightedConcat, base_mark: str, tuned: Tuned, pairs: Sequence[Pair]
+    recipe: Recipe, model: "Model", data: WeightedConcat, base_mark: str, tuned: TunedModel, pairs: Sequence[Pair]
 ) -> dict[str, Any]:
     """Where the artifact comes from, for its manifest and its card."""
     found = {
@@ -167,7 +168,7 @@ def _info(
         "data": data.spec,
         "data_fingerprint": data.fingerprint,
         "base_fingerprint": base_mark,
-        "tune": {m: t["how"] for m, t in tuned.counts.items()},
+        "tune": {m: c.how for m, c in tuned.counts.items()},
         "seed": recipe.train.seed,
         "precision": resolve_precision(recipe.train.precision),
         "pairs": [list(p) for p in pairs],
@@ -200,14 +201,14 @@ def _heads_first(
 
 def _course(trainer: Trainer) -> dict[str, Any]:
     """How the run went, for its document."""
-    place = trainer.place
+    state = trainer.state
     return {
-        "pairs_per_second": place.pairs / max(place.seconds, 1e-9),
-        "wait": place.wait,
-        "pairs": place.pairs,
-        "seconds": place.seconds,
-        "steps": place.step,
-        "best": [{"metric": m, "checkpoint": n} for m, n in place.best],
+        "pairs_per_second": state.pairs_per_second,
+        "wait": state.wait_share,
+        "pairs": state.pairs,
+        "seconds": state.seconds,
+        "steps": state.step,
+        "best": [{"metric": m, "checkpoint": n} for m, n in state.best],
     }
 
 
@@ -359,10 +360,10 @@ def _between(recipe: Recipe) -> Interpolate | None:
     return wanted if isinstance(wanted, Interpolate) else Interpolate() if wanted else None
 
 
-def _prepare(tuned: Tuned, sets: Sequence["Data | WeightedConcat | None"], quiet: bool) -> Embed:
+def _prepare(tuned: TunedModel, sets: Sequence["Data | WeightedConcat | None"], quiet: bool) -> Embed:
     """Say what learns, compute features of towers that do not; returns how to embed between epochs."""
     if not quiet:
-        print("\n".join(tuned.lines()), file=sys.stderr)
+        print("\n".join(tuned.summary()), file=sys.stderr)
     if tuned.features is None:
         return embed_data
     for data in sets:
@@ -372,10 +373,10 @@ def _prepare(tuned: Tuned, sets: Sequence["Data | WeightedConcat | None"], quiet
 
 
 def _finish(
-    tuned: Tuned, between: Interpolate | None, validate: Any, directory: Path, recipe: Recipe, base_mark: str
+    tuned: TunedModel, between: Interpolate | None, validate: Any, directory: Path, recipe: Recipe, base_mark: str
 ) -> float | None:
     """A plain model again, on its chosen place between base and tuned; its adapters beside the artifact."""
-    tuned.finish()
+    tuned.merge()
     chosen = None
     if between is not None:
         chosen = interpolate(tuned.model, tuned.start, validate, between, directory / "interpolation.json", recipe.train.metric)

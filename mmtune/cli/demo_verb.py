@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.demo.job import demo, table
-    from mmtune.training.loop import Stopped
+    from mmtune.training.stop_signals import Stopped
 
     try:
         result = demo(args.out, seed=args.seed)

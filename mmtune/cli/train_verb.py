@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     from mmtune.run import train
     from mmtune.runtime.distributed import silence_other_ranks
-    from mmtune.training.loop import Stopped
+    from mmtune.training.stop_signals import Stopped
 
     silence_other_ranks()
     try:

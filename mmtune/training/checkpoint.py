@@ -1,46 +1,110 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped. Weights-only files, published whole."""
+"""Checkpoints: all that a run needs to continue as if it had never stopped. Weights-only files, published atomically."""
 
 import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmtune.errors import ModelError
 from mmtune.runtime.files import atomic_dir, read_json, write_json
+from mmtune.training.regularise.ema_l2sp import EmaState
+
+STATE_FILE = "trainer_state.json"
+OLD_STATE_FILE = "place.json"
+OLD_NAMES = {"waited": "wait_seconds", "stale": "epochs_without_improvement"}
+"""File and field names of checkpoints written before they were renamed; still read."""
 
 
 @dataclass
-class Place:
-    """Where a run is. step: optimizer steps taken; epoch, batch: the next batch to train; seconds in steps, `waited` of them
-    for data; best: (metric, checkpoint name)."""
+class TrainerState:
+    """How far a run has come. step: optimizer steps taken; epoch, batch: the next batch to train on; pairs: query rows seen;
+    seconds in steps, wait_seconds of them waiting for data; best: (metric, checkpoint name) of the kept checkpoints."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     pairs: int = 0
     seconds: float = 0.0
-    waited: float = 0.0
+    wait_seconds: float = 0.0
     best: list[tuple[float, str]] = field(default_factory=list)
-    stale: int = 0
+    epochs_without_improvement: int = 0
     finished: bool = False
 
+    def record_step(self, pairs: int, seconds: float, wait_seconds: float) -> None:
+        """Count one optimizer step of so many query rows."""
+        self.step += 1
+        self.batch += 1
+        self.pairs += pairs
+        self.seconds += seconds
+        self.wait_seconds += wait_seconds
+
+    def finish_epoch(self) -> None:
+        """Go on to the first batch of the next epoch."""
+        self.epoch += 1
+        self.batch = 0
+
+    def record_validation(self, metric: float, name: str, keep: int) -> "BestCheckpoints":
+        """Rank this step's checkpoint `name` by `metric` among the `keep` best, and count epochs without improvement."""
+        before = {n for _, n in self.best}
+        self.best = sorted([*[b for b in self.best if b[1] != name], (metric, name)], key=lambda b: (-b[0], b[1]))[:keep]
+        kept = {n for _, n in self.best}
+        improved = self.best[0][1] == name
+        self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1
+        return BestCheckpoints(is_kept=name in kept, dropped=sorted(before - kept))
+
     @property
-    def wait(self) -> float:
+    def wait_share(self) -> float:
         """The share of its time that the run waited for data."""
-        return self.waited / max(self.seconds, 1e-9)
+        return self.wait_seconds / max(self.seconds, 1e-9)
+
+    @property
+    def pairs_per_second(self) -> float:
+        """The mean training speed."""
+        return self.pairs / max(self.seconds, 1e-9)
 
 
-def random_state() -> dict[str, Any]:
-    """Python's, numpy's and torch's generators."""
-    version, internal, gauss = random.getstate()
-    name, keys, pos, has, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
+@dataclass(frozen=True)
+class BestCheckpoints:
+    """Whether a new checkpoint is among the best, and the names of those that no longer are."""
+
+    is_kept: bool
+    dropped: list[str]
+
+
+class RandomState(TypedDict, total=False):
+    """The states of the random generators as plain tensors and numbers."""
+
+    python: Tensor
+    numpy: tuple[Tensor, int, int, float]
+    torch: Tensor
+    cuda: list[Tensor]
+
+
+class CheckpointTensors(TypedDict, total=False):
+    """What `state.pt` holds; a checkpoint of the best weights has model and objective only.
+
+    model: the parameters that learn and the buffers; optimizer: torch's state dict; steady: the weight EMA's state.
+    """
+
+    model: dict[str, Any]
+    objective: dict[str, Any]
+    optimizer: dict[str, Any]
+    steady: EmaState
+    random: RandomState
+
+
+def random_state() -> RandomState:
+    """The states of the random generators of Python, numpy and torch."""
+    _, internal, _ = random.getstate()
+    _, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)
+    state: RandomState = {
         "python": torch.tensor(internal, dtype=torch.int64),
-        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(pos), int(has), float(cached)),
+        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached_gauss)),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -48,55 +112,53 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo `random_state`."""
+def restore_random_state(state: RandomState) -> None:
+    """Restore what `random_state` returned."""
     random.setstate((3, tuple(state["python"].tolist()), None))
-    keys, pos, has, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), pos, has, cached))
+    keys, position, has_gauss, cached_gauss = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached_gauss))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class Checkpoints:
-    """The directory RUN/checkpoints: `last`, and the `keep` best by the validation metric. Without `write` it is only read:
-    another process writes it."""
+    """The directory RUN/checkpoints: `last`, and the `keep` best by the validation metric. With `write` False it is only read
+    (on all ranks but 0)."""
 
     def __init__(self, directory: Path, keep: int, write: bool = True):
         self.directory, self.keep, self.write = directory, keep, write
 
-    def save(self, name: str, tensors: dict[str, Any], place: Place) -> None:
-        """Publish one checkpoint."""
+    def save(self, name: str, tensors: CheckpointTensors, state: TrainerState) -> None:
+        """Publish one checkpoint atomically."""
         if not self.write:
             return
         with atomic_dir(self.directory / name) as tmp:
             torch.save(tensors, tmp / "state.pt")
-            write_json(tmp / "place.json", asdict(place))
+            write_json(tmp / STATE_FILE, asdict(state))
 
-    def load(self, name: str) -> tuple[dict[str, Any], Place]:
-        """Tensors and place of one checkpoint; nothing is unpickled but tensors and plain values."""
+    def load(self, name: str) -> tuple[CheckpointTensors, TrainerState]:
+        """One checkpoint; only tensors and plain values are unpickled. ModelError for a damaged file."""
+        directory = self.directory / name
         try:
-            tensors = torch.load(self.directory / name / "state.pt", map_location="cpu", weights_only=True)
+            tensors = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, RuntimeError) as e:
-            raise ModelError(
-                f"{self.directory / name}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start anew"
-            ) from None
-        document = read_json(self.directory / name / "place.json")
-        document["best"] = [(float(m), str(n)) for m, n in document["best"]]
-        return tensors, Place(**document)
+            raise ModelError(f"{directory}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start anew") from None
+        document = read_json(directory / (STATE_FILE if (directory / STATE_FILE).is_file() else OLD_STATE_FILE))
+        values = {OLD_NAMES.get(k, k): v for k, v in document.items()}
+        values["best"] = [(float(m), str(n)) for m, n in values["best"]]
+        return tensors, TrainerState(**values)
 
-    def has(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         """Whether a checkpoint of that name was published."""
-        return (self.directory / name / "place.json").is_file()
+        return any((self.directory / name / file).is_file() for file in (STATE_FILE, OLD_STATE_FILE))
 
-    def offer(self, metric: float, tensors: dict[str, Any], place: Place) -> bool:
-        """Keep the weights if they are among the best; drop the one that no longer is. True when it is the very best."""
-        name = f"step-{place.step:07d}"
-        ranked = sorted([*[b for b in place.best if b[1] != name], (metric, name)], key=lambda b: (-b[0], b[1]))[: self.keep]
-        gone = [n for _, n in place.best if n not in {m for _, m in ranked}]
-        place.best = ranked
-        if any(n == name for _, n in ranked):
-            self.save(name, {"model": tensors["model"], "objective": tensors["objective"]}, place)
-        for old in gone if self.write else ():
+    def save_if_best(self, metric: float, tensors: CheckpointTensors, state: TrainerState) -> None:
+        """Save the weights if they are among the `keep` best by `metric`, delete the checkpoint that no longer is, and record
+        both in `state`."""
+        name = f"step-{state.step:07d}"
+        ranking = state.record_validation(metric, name, self.keep)
+        if ranking.is_kept:
+            self.save(name, {"model": tensors["model"], "objective": tensors["objective"]}, state)
+        for old in ranking.dropped if self.write else ():
             shutil.rmtree(self.directory / old, ignore_errors=True)
-        return ranked[0][1] == name

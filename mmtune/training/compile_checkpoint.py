@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def blockwise(model: "Model", compiled: bool, recompute: bool) -> Iterator[None]:
+def compiled_or_checkpointed(model: "Model", compiled: bool, recompute: bool) -> Iterator[None]:
     """Within, the blocks of every tower that learns are compiled (torch.compile, one graph for all that are alike), or keep
     only what goes in: the rest is computed again for the gradient, dropout and all (Chen et al. 2016, arXiv 1604.06174)."""
     learning = [

@@ -1,14 +1,13 @@
-"""The ONE training loop. Objectives, large batches and surgery on parameters plug into it; nothing copies it."""
+"""The training loop. There is one; objectives, large batches, partial tuning and regularisation are parts that it calls."""
 
 import contextlib
 import functools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -22,209 +21,172 @@ from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory
 from mmtune.runtime.prefetch import DeviceCopier, prefetch
 from mmtune.runtime.progress import Progress
-from mmtune.training.checkpoint import Checkpoints, Place, random_state, restore_random_state
-from mmtune.training.compile_checkpoint import blockwise
-from mmtune.training.large_batch.fsdp import Sharded, each_moment
+from mmtune.training.checkpoint import (
+    Checkpoints,
+    CheckpointTensors,
+    TrainerState,
+    random_state,
+    restore_random_state,
+)
+from mmtune.training.compile_checkpoint import compiled_or_checkpointed
+from mmtune.training.large_batch.fsdp import ShardedBlocks, map_moments
 from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
-from mmtune.training.metrics_log import Log
+from mmtune.training.metrics_log import MetricsLog, StepMetrics, ValidationMetrics
 from mmtune.training.objective import Objective
 from mmtune.training.optimizer import build_optimizer, lr_factor, parameter_groups
 from mmtune.training.precision import autocast, resolve_precision
-from mmtune.training.regularise.ema_l2sp import Steady
+from mmtune.training.regularise.ema_l2sp import EmaL2SP
 from mmtune.training.step import forward_backward
+from mmtune.training.stop_signals import Stopped, StopSignals
 from mmtune.training.tuning.layers import learning_state, load_learning_state
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
-    from mmtune.training.tuning.tune import Tuned
+    from mmtune.training.tuning.tune import TunedModel
 
 LAST = "last"
-ONE_CTRL_C = 5.0  # seconds
+"""Name of the checkpoint that a run resumes from."""
+
+EpochBatches: TypeAlias = Callable[[int], Sequence[np.ndarray]]
+"""epoch -> its batches, arrays of row numbers."""
+
+HardNegatives: TypeAlias = Callable[[np.ndarray], Mapping[str, np.ndarray] | None]
+"""Rows of a batch -> mined rows that join it as candidates: direction -> [2, n] (position in the batch, mined row)."""
+
+Validate: TypeAlias = "Callable[[Model], Mapping[str, float]]"
+"""model -> {metric: value}, with the metric that selects checkpoints under "metric"."""
 
 
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM: the state is saved."""
+@dataclass(frozen=True)
+class StepOutcome:
+    """One optimizer step. should_stop: a stop signal reached any process, so that all stop after this step."""
+
+    loss: float
+    terms: dict[str, float]
+    grad_norm: float
+    should_stop: bool
 
 
 class Trainer:
-    """Fits `model` by `objective` on `stream`.
+    """Fits `model` by `objective` on the batches of `loader`.
 
-    plan(epoch) gives the epoch's batches (arrays of row numbers); validate(model) gives {metric name: value} with the chosen
-    metric under "metric"; extra(rows) gives mined rows that join a batch as candidates. Everything random is a function of
-    the seed and the place, so that a run that was killed and resumed ends where the uninterrupted one does. Of several
-    processes that train together each makes its own Trainer; the first writes.
+    Everything random is a function of the seed and the trainer's state, so that a run that was killed and resumed ends with
+    the weights of the uninterrupted one. Of several processes that train together each makes its own Trainer; rank 0 writes.
     """
 
     def __init__(
         self,
         model: "Model",
         objective: Objective,
-        stream: Loader,
-        plan: Callable[[int], Sequence[np.ndarray]],
+        loader: Loader,
+        epoch_batches: EpochBatches,
         config: TrainConfig,
         directory: Path,
         *,
-        validate: "Callable[[Model], dict[str, float]] | None" = None,
-        extra: Callable[[np.ndarray], Mapping[str, np.ndarray] | None] | None = None,
-        tuned: "Tuned | None" = None,
+        validate: "Validate | None" = None,
+        hard_negatives: HardNegatives | None = None,
+        tuned: "TunedModel | None" = None,
         processes: Processes = SINGLE_PROCESS,
         quiet: bool = False,
     ):
-        self.precision = resolve_precision(config.precision)
-        self.device = local_device()
-        self.move = DeviceCopier(self.device)
-        self.model, self.objective = model.to(self.device), objective.to(self.device)
-        self.stream, self.plan, self.config, self.directory = stream, plan, config, directory
-        self.validate, self.extra, self.tuned, self.quiet = validate, extra, tuned, quiet
-        self.processes = processes
+        self.config, self.directory, self.processes, self.quiet = config, directory, processes, quiet
+        self.loader, self.epoch_batches, self.hard_negatives, self.validate = loader, epoch_batches, hard_negatives, validate
+        self.device, self.precision = local_device(), resolve_precision(config.precision)
+        self.model, self.objective, self.tuned = model.to(self.device), objective.to(self.device), tuned
         processes.broadcast_parameters(self.model, self.objective)
-        self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
-        self.steps_per_epoch = len(plan(0))
-        groups = parameter_groups(model, objective, config, tuned.rates if tuned else None)
-        self.sharded = Sharded(model, processes, config.shard)
+        groups = parameter_groups(model, objective, config, tuned.lr_shares if tuned else None)
+        self.sharded = ShardedBlocks(model, processes, config.shard)
         self.optimizer = build_optimizer(groups, config)
         self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self.steady = Steady(self.learning, config.ema, config.l2_start)
-        self.place = Place()
-        self.total = max(1, round(config.epochs * self.steps_per_epoch))
-        self.stop, self.stopping = threading.Event(), False
+        self.ema_l2sp = EmaL2SP(self.learning, config.ema, config.l2_start)
+        self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
+        self.total_steps = max(1, round(config.epochs * len(epoch_batches(0))))
+        self.state = TrainerState()
+        self.stop = StopSignals(processes.is_single)
 
-    # --- state ---------------------------------------------------------------------------------------------------
-
-    def tensors(self) -> dict[str, Any]:
-        """All that a checkpoint holds beside the place: whole, so that any number of processes can go on from it."""
-        with self.sharded.whole():
-            state = {"model": learning_state(self.model), "objective": self.objective.state_dict()}
-        steady = self.steady.state(self.sharded.joined)
-        optimizer = each_moment(self.optimizer.state_dict(), self.learning, self.sharded.joined)
-        return state | {"steady": steady, "optimizer": optimizer, "random": random_state()}
-
-    def resume(self) -> bool:
-        """Go back to the last checkpoint, if there is one."""
-        if not self.processes.broadcast(self.checkpoints.has(LAST)):
-            return False
-        tensors, self.place = self.checkpoints.load(LAST)
-        with self.sharded.whole(change=True):
-            load_learning_state(self.model, tensors["model"])
-        self.steady.load(tensors["steady"], self.sharded.part)
-        self.objective.load_state_dict(tensors["objective"])
-        self.optimizer.load_state_dict(each_moment(tensors["optimizer"], self.learning, self.sharded.part))
-        restore_random_state(tensors["random"])
-        self.processes.barrier()  # nobody writes while another still reads
-        return True
-
-    def load_best(self) -> str:
-        """Put the best weights (by the validation metric; else the last) into the model; returns the checkpoint's name."""
-        name = self.place.best[0][1] if self.place.best else LAST
-        tensors, _ = self.checkpoints.load(name)
-        load_learning_state(self.model, tensors["model"])
-        if name == LAST:
-            self.steady.load(tensors["steady"])  # of whole weights now
-            self.steady.use_mean()
-        self.model.eval()
-        return name
-
-    # --- the loop ------------------------------------------------------------------------------------------------
+    # --- the story of a run --------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train to the end of the recipe, or until nothing improves; the model is a plain one afterwards. Raises Stopped
-        (Ctrl-C; saved) and TrainingError (NaN)."""
-        if not self.place.finished:
+        """Train to the end of the recipe, or until validation no longer improves; the model is a plain one afterwards.
+
+        Raises Stopped (Ctrl-C; a checkpoint is saved) and TrainingError (a loss or gradient that is not finite).
+        """
+        if not self.state.finished:
             self._fit()
-        self.sharded.undo()
+        self.sharded.unshard()
 
     def _fit(self) -> None:
-        if self.place.step == 0:
+        if self.state.step == 0:
             torch.manual_seed(self.config.seed)
-        blocks = blockwise(self.model, self.config.compile, self.config.recompute)
-        kept = KEEP_SMALL if self.config.shard and not self.processes.is_single else KEEP_ALL
-        heap = keep_freed_memory(kept) if self.device.type == "cpu" else contextlib.nullcontext()
+        size, done = self.config.batch_size, self.state.step * self.config.batch_size
         with (
-            heap,
-            self._attention(),
-            blocks,
-            Log(self.directory, self.place.step, self.processes.is_main_process) as log,
-            self._signals(),
+            self._memory(),
+            self._fast_attention(),
+            compiled_or_checkpointed(self.model, self.config.compile, self.config.recompute),
+            MetricsLog(self.directory, self.state.step, self.processes.is_main_process) as log,
+            self.stop,
+            Progress("train", self.total_steps * size, "pairs", self.quiet, done) as progress,
         ):
-            done = self.place.step * self.config.batch_size
-            with Progress("train", self.total * self.config.batch_size, "pairs", self.quiet, done) as progress:
-                while self.place.step < self.total and not self._exhausted():
-                    self._epoch(log, progress)
-        self.place.finished = True
-        self.checkpoints.save(LAST, self.tensors(), self.place)
+            while self.state.step < self.total_steps and not self._out_of_patience():
+                self._train_epoch(log, progress)
+                self.state.finish_epoch()
+                if self.tuned is not None:
+                    self.tuned.check_gradients()
+                if self.validate is not None:
+                    self._validate(self.validate, log, progress)
+                self._save()
+        self.state.finished = True
+        self._save()
 
-    def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches on the device: the next one is copied while a step runs; not where micro-batches are to save memory."""
-        if self.device.type == "cpu":
-            return batches
-        if self.config.micro_batch_size is not None:
-            return (batch.map_tensors(self.move) for batch in batches)
-        return prefetch(batches, lambda batch: batch.map_tensors(self.move))
-
-    def _exhausted(self) -> bool:
-        patience = self.config.patience
-        return patience is not None and self.place.stale >= patience
-
-    def _epoch(self, log: Log, progress: Progress) -> None:
-        with self.sharded.whole() if self.extra else contextlib.nullcontext():  # mining reads the model
-            batches = self.plan(self.place.epoch)
+    def _train_epoch(self, log: MetricsLog, progress: Progress) -> None:
+        """All steps of an epoch, or what is left of it."""
+        with self.sharded.full_weights() if self.hard_negatives else contextlib.nullcontext():  # mining reads the model
+            batches = self.epoch_batches(self.state.epoch)
         self.model.train()
         if self.tuned is not None:
-            self.tuned.rest()
-        left = batches[self.place.batch : self.place.batch + self.total - self.place.step]
-        waiting = time.perf_counter()
-        for batch in self._ahead(self.stream.epoch(self.place.epoch, left, self.extra)):
-            begin = time.perf_counter()
-            wait = begin - waiting
-            loss, logs = self.step(batch)
-            seconds = time.perf_counter() - waiting
-            self.place.step += 1
-            self.place.batch += 1
-            rows = int(batch.is_query.sum())
-            self.place.pairs += rows
-            self.place.seconds += seconds
-            self.place.waited += wait
-            row = {
-                "loss": loss,
-                **logs,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "pairs_per_second": rows / seconds,
-                "wait": wait / seconds,
-            }
-            log.write(self.place.step, self.place.epoch, row)
-            progress.advance(rows, f"epoch {self.place.epoch + 1} loss {loss:.3f} waiting {self.place.wait:.0%}")
+            self.tuned.set_frozen_to_eval()
+        left = batches[self.state.batch : self.state.batch + self.total_steps - self.state.step]
+        start = time.perf_counter()
+        for batch in self._on_device(self.loader.epoch(self.state.epoch, left, self.hard_negatives)):
+            wait_seconds = time.perf_counter() - start
+            outcome = self.step(batch)
+            seconds, pairs = time.perf_counter() - start, int(batch.is_query.sum())
+            self.state.record_step(pairs, seconds, wait_seconds)
+            lr = self.optimizer.param_groups[0]["lr"]
+            metrics = StepMetrics(outcome.loss, outcome.terms, outcome.grad_norm, lr, pairs, seconds, wait_seconds)
+            log.log(self.state.step, self.state.epoch, metrics)
+            note = f"epoch {self.state.epoch + 1} loss {outcome.loss:.3f} waiting {self.state.wait_share:.0%}"
+            progress.advance(pairs, note)
             every = self.config.checkpoint_every
-            if self.stopping or (every and self.place.step % every == 0):
-                self.checkpoints.save(LAST, self.tensors(), self.place)
-            if self.stopping:
-                raise Stopped(f"stopped at step {self.place.step} of {self.total}; saved")
-            waiting = time.perf_counter()
-        self.place.epoch += 1
-        self.place.batch = 0
-        self._finish_epoch(log, progress)
+            if outcome.should_stop or (every and self.state.step % every == 0):
+                self._save()
+            if outcome.should_stop:
+                raise Stopped(f"stopped at step {self.state.step} of {self.total_steps}; saved")
+            start = time.perf_counter()
 
-    def _finish_epoch(self, log: Log, progress: Progress) -> None:
-        if self.tuned is not None:
-            self.tuned.check()
-        if self.validate is not None:
-            with self.steady.averaged(), self.sharded.whole():
-                values = self.validate(self.model)
-                better = self.checkpoints.offer(values["metric"], self.tensors(), self.place)
-            log.write(self.place.step, self.place.epoch - 1, {f"val {k}": v for k, v in values.items()})
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "metric")
-            progress.print(f"epoch {self.place.epoch}: {shown}")
-            self.place.stale = 0 if better else self.place.stale + 1
-        self.checkpoints.save(LAST, self.tensors(), self.place)
+    def _validate(self, validate: Validate, log: MetricsLog, progress: Progress) -> None:
+        """Score the model (its EMA, if there is one) and keep its weights if they are among the best."""
+        with self.ema_l2sp.ema_weights(), self.sharded.full_weights():
+            metrics = ValidationMetrics(validate(self.model))
+            self.checkpoints.save_if_best(metrics.scores["metric"], self._tensors(), self.state)
+        log.log(self.state.step, self.state.epoch - 1, metrics)
+        progress.print(f"epoch {self.state.epoch}: {metrics}")
 
-    def step(self, batch: Batch) -> tuple[float, dict[str, float]]:
-        """One optimizer step on one batch that lies on the device; returns (loss, logs)."""
-        factor = lr_factor(self.place.step, self.total, self.config)
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.state.epochs_without_improvement >= patience
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> StepOutcome:
+        """One optimizer step on one batch that lies on the device."""
+        factor = lr_factor(self.state.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
-        self.sharded.clear_gradients()
-        seed_process(self.processes, self.config.seed, self.place.step)
-        loss, logs = forward_backward(
+        self.sharded.zero_grad()
+        seed_process(self.processes, self.config.seed, self.state.step)
+        loss, terms = forward_backward(
             self.model,
             batch,
             self.objective,
@@ -233,68 +195,99 @@ class Trainer:
             processes=self.processes,
             lockstep=self.config.shard,
         )
-        self.sharded.take_gradients()
-        rest = [p for p in self.learning if not self.sharded.holds(p)]
-        self.stopping = all_reduce_gradients(self.processes, rest, self.stop.is_set())
+        self.sharded.collect_gradients()
+        replicated = [p for p in self.learning if not self.sharded.is_shard(p)]
+        should_stop = all_reduce_gradients(self.processes, replicated, self.stop.requested)
         average_running_statistics(self.processes, self.model)
-        norm = self.sharded.clip(self.learning, self.config.clip_norm or math.inf)
-        if not math.isfinite(loss) or not math.isfinite(float(norm)):
-            self._not_finite(batch, loss, float(norm))
+        grad_norm = float(self.sharded.clip_grad_norm(self.learning, self.config.clip_norm or math.inf))
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise self._not_finite(batch, loss, grad_norm)
         if self.tuned is not None:
-            self.tuned.after_backward(self.processes)
+            self.tuned.record_gradients(self.processes)
         self.optimizer.step()
-        self.steady.after_step(self.config.lr * factor)
+        self.ema_l2sp.update(self.config.lr * factor)
         self.model.clamp_logit_scales()
-        return loss, logs | {"grad_norm": float(norm)}
+        return StepOutcome(loss, terms, grad_norm, should_stop)
 
-    def _not_finite(self, batch: Batch, loss: float, norm: float) -> None:
-        path = self.directory / f"not_finite_step_{self.place.step}.json"
-        found = {
-            "step": self.place.step,
-            "epoch": self.place.epoch,
-            "loss": str(loss),
-            "grad_norm": str(norm),
-            "ids": batch.ids,
-        }
+    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches on the device. The next one is copied while a step runs, except with micro-batches, which save memory."""
+        if self.device.type == "cpu":
+            return batches
+        copy = DeviceCopier(self.device)
+        if self.config.micro_batch_size is not None:
+            return (batch.map_tensors(copy) for batch in batches)
+        return prefetch(batches, lambda batch: batch.map_tensors(copy))
+
+    def _not_finite(self, batch: Batch, loss: float, grad_norm: float) -> TrainingError:
+        """The error for a loss or gradient that is not finite; the batch's row ids are written to a file."""
+        path = self.directory / f"not_finite_step_{self.state.step}.json"
+        values = {"step": self.state.step, "epoch": self.state.epoch, "loss": str(loss), "grad_norm": str(grad_norm)}
         if self.processes.is_main_process:
-            write_json(path, found)
-        raise TrainingError(
-            f"step {self.place.step}: the loss is {loss} and the gradient's norm {norm}; row ids "
+            write_json(path, {**values, "ids": batch.ids})
+        return TrainingError(
+            f"step {self.state.step}: the loss is {loss} and the gradient's norm {grad_norm}; row ids "
             f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): look at these rows, "
             "lower train.lr, or set train.precision=fp32"
         )
 
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def resume(self) -> bool:
+        """Restore the last checkpoint; False when there is none."""
+        if not self.processes.broadcast(self.checkpoints.exists(LAST)):
+            return False
+        tensors, self.state = self.checkpoints.load(LAST)
+        with self.sharded.full_weights(write_back=True):
+            load_learning_state(self.model, tensors["model"])
+        self.ema_l2sp.load_state_dict(tensors["steady"], self.sharded.local_rows)
+        self.objective.load_state_dict(tensors["objective"])
+        self.optimizer.load_state_dict(map_moments(tensors["optimizer"], self.learning, self.sharded.local_rows))
+        restore_random_state(tensors["random"])
+        self.processes.barrier()  # rank 0 must not write while another process still reads
+        return True
+
+    def load_best(self) -> str:
+        """Load the best weights (by the validation metric; else the last) into the model; returns the checkpoint's name."""
+        name = self.state.best[0][1] if self.state.best else LAST
+        tensors, _ = self.checkpoints.load(name)
+        load_learning_state(self.model, tensors["model"])
+        if name == LAST:
+            self.ema_l2sp.load_state_dict(tensors["steady"])  # of unsharded weights now
+            self.ema_l2sp.copy_to_model()
+        self.model.eval()
+        return name
+
+    def _save(self) -> None:
+        self.checkpoints.save(LAST, self._tensors(), self.state)
+
+    def _tensors(self) -> CheckpointTensors:
+        """The tensors of a checkpoint: unsharded, so that any number of processes can resume from it."""
+        with self.sharded.full_weights():
+            model, objective = learning_state(self.model), self.objective.state_dict()
+        return {
+            "model": model,
+            "objective": objective,
+            "steady": self.ema_l2sp.state_dict(self.sharded.full_tensor),
+            "optimizer": map_moments(self.optimizer.state_dict(), self.learning, self.sharded.full_tensor),
+            "random": random_state(),
+        }
+
+    # --- what is different while a run trains --------------------------------------------------------------------
+
+    def _memory(self) -> contextlib.AbstractContextManager[None]:
+        """On a CPU, freed memory is kept by the process for the next step; with sharded blocks only small pieces are."""
+        if self.device.type != "cpu":
+            return contextlib.nullcontext()
+        return keep_freed_memory(KEEP_SMALL if self.config.shard and not self.processes.is_single else KEEP_ALL)
+
     @contextlib.contextmanager
-    def _attention(self) -> Iterator[None]:
-        """Each part's attention that trains fast here; the usual one again afterwards, so that vectors stay what they are."""
-        for part, _ in self.model.backbones:
-            part.select_attention(self.device.type, self.precision == "bf16")
+    def _fast_attention(self) -> Iterator[None]:
+        """Within, each backbone uses the attention whose backward pass is fastest here; afterwards the one for inference, so
+        that vectors stay what they are."""
+        for backbone, _ in self.model.backbones:
+            backbone.select_attention(self.device.type, self.precision == "bf16")
         try:
             yield
         finally:
-            for part, _ in self.model.backbones:
-                part.select_attention("", False)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM save after the running step; a second Ctrl-C stops at once. (Of several processes each gets the
-        terminal's Ctrl-C and, right after it, the launcher's: these are one.)"""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        asked = -ONE_CTRL_C
-
-        def ask(number: int, frame: Any) -> None:
-            nonlocal asked
-            if self.stop.is_set() and (self.processes.is_single or time.monotonic() - asked > ONE_CTRL_C):
-                raise KeyboardInterrupt
-            asked = time.monotonic()
-            self.stop.set()
-
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
+            for backbone, _ in self.model.backbones:
+                backbone.select_attention("", False)

@@ -1,23 +1,68 @@
-"""What happened at each step: RUN/metrics.jsonl and TensorBoard events."""
+"""The metrics of a run by step: RUN/metrics.jsonl and TensorBoard events."""
 
 import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_jsonl
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
-class Log:
-    """Lines {"step", "epoch", ...}. Opened for a resumed run it first drops the lines behind the checkpoint's step. With `on`
-    False it writes nothing: another process does."""
 
-    def __init__(self, directory: Path, step: int, on: bool = True):
-        self.path, self.directory, self.step, self.on = directory / "metrics.jsonl", directory, step, on
-        self.board: Any = None
+class Metrics(Protocol):
+    """Values of one line of the log."""
 
-    def __enter__(self) -> "Log":
-        if not self.on:
+    def to_dict(self) -> dict[str, float]:
+        """{name in the log: value}."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step. terms: loss terms by name; seconds: duration; wait_seconds of it waiting for data; pairs: query rows."""
+
+    loss: float
+    terms: Mapping[str, float]
+    grad_norm: float
+    lr: float
+    pairs: int
+    seconds: float
+    wait_seconds: float
+
+    def to_dict(self) -> dict[str, float]:
+        """{name in the log: value}."""
+        speed = {"pairs_per_second": self.pairs / self.seconds, "wait": self.wait_seconds / self.seconds}
+        return {"loss": self.loss, **self.terms, "grad_norm": self.grad_norm, "lr": self.lr, **speed}
+
+
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """The validation after one epoch. scores: every metric by name, the one that selects checkpoints under "metric"."""
+
+    scores: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, float]:
+        """{name in the log: value}."""
+        return {f"val {name}": value for name, value in self.scores.items()}
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items() if name != "metric")
+
+
+class MetricsLog:
+    """Lines {"step", "epoch", ...}. Opened for a resumed run it first drops the lines after the checkpoint's step. With
+    `write` False it does nothing (on all ranks but 0)."""
+
+    def __init__(self, directory: Path, step: int, write: bool = True):
+        self.path, self.directory, self.step, self.write = directory / "metrics.jsonl", directory, step, write
+        self.tensorboard: SummaryWriter | None = None
+
+    def __enter__(self) -> "MetricsLog":
+        if not self.write:
             return self
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
@@ -25,17 +70,18 @@ class Log:
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
+            self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
         return self
 
-    def write(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """One line and one TensorBoard point a value."""
-        if self.on:
+    def log(self, step: int, epoch: int, metrics: Metrics) -> None:
+        """Write one line, and one TensorBoard point a value."""
+        values = metrics.to_dict()
+        if self.write:
             append_jsonl(self.path, {"step": step, "epoch": epoch, **values})
-        if self.board is not None:
+        if self.tensorboard is not None:
             for name, value in values.items():
-                self.board.add_scalar(name.replace(" ", "/"), value, step)
+                self.tensorboard.add_scalar(name.replace(" ", "/"), value, step)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()

@@ -13,7 +13,7 @@ from torch import nn
 from mmtune.backbones import Tower
 from mmtune.runtime.distributed import Processes, init_processes
 from mmtune.training.build_objective import build_objective
-from mmtune.training.large_batch.fsdp import Sharded
+from mmtune.training.large_batch.fsdp import ShardedBlocks
 from mmtune.training.large_batch.item_slices import count_items, slice_inputs
 from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
 from mmtune.training.step import forward_backward
@@ -144,33 +144,33 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
     objective = build_objective(terms, list(pairs), dim=DIM, teachers={"t": teacher()}, processes=processes, **options)
     parameters = [*model.parameters(), *objective.parameters()]
     rows = [len(p) if p.ndim else 1 for p in parameters]
-    sharded = Sharded(model, processes, shard)
-    rest = [p for p in parameters if not sharded.holds(p)]
+    sharded = ShardedBlocks(model, processes, shard)
+    rest = [p for p in parameters if not sharded.is_shard(p)]
     assert len(rest) == len(parameters) - (shard and 3 * 2 * 6)
     losses, norms, gradients = [], [], []
     for step in range(2):
         batch = share_of(whole_batch(step), processes, shard)
         seed_process(processes, 5, step)
-        sharded.clear_gradients()
+        sharded.zero_grad()
         for p in parameters:
             p.grad = None
         loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes, lockstep=shard)
-        sharded.take_gradients()
+        sharded.collect_gradients()
         assert all_reduce_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (
             step == 1 and not processes.is_single
         )
         average_running_statistics(processes, model)
         losses.append(loss)
-        norms.append(float(sharded.clip(parameters, math.inf)))
+        norms.append(float(sharded.clip_grad_norm(parameters, math.inf)))
         for p, n in zip(parameters, rows, strict=True):
             if p.grad is None:
                 gradients.append(torch.full([], torch.nan))
             else:
-                gradients.append(processes.gather(p.grad, n) if sharded.holds(p) else p.grad)
-    held = next((p for p in parameters if sharded.holds(p)), None)
+                gradients.append(processes.gather(p.grad, n) if sharded.is_shard(p) else p.grad)
+    held = next((p for p in parameters if sharded.is_shard(p)), None)
     if held is not None:  # the first alone gets what is joined, and nobody else keeps any of it
-        assert (sharded.joined(held, held.data).untyped_storage().nbytes() > 0) == processes.is_main_process
-    with sharded.whole():
+        assert (sharded.full_tensor(held, held.data).untyped_storage().nbytes() > 0) == processes.is_main_process
+    with sharded.full_weights():
         buffers = [b.clone() for n, b in model.named_buffers() if "num_batches" not in n]
         assert [len(p) if p.ndim else 1 for p in parameters] == rows and parameters[0] is next(model.parameters())
     return {"losses": torch.tensor(losses), "norms": torch.tensor(norms), "gradients": gradients, "buffers": buffers}

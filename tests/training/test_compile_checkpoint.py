@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 import mmtune
-from mmtune.training.compile_checkpoint import blockwise
+from mmtune.training.compile_checkpoint import compiled_or_checkpointed
 from tests.support import corpora
 
 
@@ -39,7 +39,7 @@ class Model:
         words = torch.randint(0, 62, (6, 8), generator=torch.Generator().manual_seed(2))
         words[:, -1] = 63
         torch.manual_seed(3)
-        with blockwise(self, compiled, recompute):
+        with compiled_or_checkpointed(self, compiled, recompute):
             with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
                 a = self.clip.get_image_features(pixel_values=pixels).pooler_output
                 b = self.clip.get_text_features(input_ids=words).pooler_output

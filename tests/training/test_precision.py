@@ -64,7 +64,7 @@ def test_a_run_in_the_machines_own_precision_learns_and_resumes_to_the_same_weig
     step = Trainer.step
 
     def interrupted(self, batch):
-        if self.place.step == 7:
+        if self.state.step == 7:
             raise KeyboardInterrupt
         return step(self, batch)
 

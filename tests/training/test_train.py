@@ -105,7 +105,7 @@ def test_stopped_and_resumed_is_bit_identical(root, tmp_path, stop_after, monkey
     step = Trainer.step
 
     def interrupted(self, batch):
-        if self.place.step == stop_after:
+        if self.state.step == stop_after:
             raise KeyboardInterrupt
         return step(self, batch)
 
@@ -165,7 +165,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "--resume" in out and "Traceback" not in err
-    assert (tmp_path / "run" / "checkpoints" / "last" / "place.json").exists()
+    assert (tmp_path / "run" / "checkpoints" / "last" / "trainer_state.json").exists()
 
 
 def test_nan_stops_with_the_rows(root, tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_mining_in_rounds_and_resumed_is_bit_identical(root, tmp_path, monkeypat
     base["run"] = {"dir": str(tmp_path / "parts")}
 
     def interrupted(self, batch):
-        if self.place.step == 14:
+        if self.state.step == 14:
             raise KeyboardInterrupt
         return step(self, batch)
 

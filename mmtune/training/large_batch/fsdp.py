@@ -1,12 +1,13 @@
-"""Blocks cut among processes (FSDP2, arXiv 2304.11277; torch's `fully_shard`): each holds a share of their weights, gradients
-and optimizer state, and all of a block's weights only while the block runs.
+"""Fully sharded data parallelism of the towers' blocks (FSDP2, arXiv 2304.11277; torch's `fully_shard`): each process holds a
+shard of their weights, gradients and optimizer state, and all of a block's weights only while the block runs.
 
-`fully_shard` changes a module for good, so what it gets is a twin of each block, which stands in the block's place while
-training. The block itself keeps its parameters, and they become the pieces: their data are the process's rows of the weight,
-memory that the twin works on. Optimizer, running mean and decay see plain, shorter parameters; whoever needs the model as it is
-(validation, mining, a checkpoint, the artifact) asks for it `whole`, which costs every process all weights for that long.
-What stands outside blocks (embeddings, heads, temperatures) every process has whole, its gradients added up by hand. Weights
-travel in float32; in bf16 autocast's own copies of them live until the backward pass, 2 bytes a weight, in every process.
+`fully_shard` changes a module for good, so it gets a copy of each block, which replaces the block while training runs. The
+block itself keeps its parameters, whose data become the shards: the process's rows of the weight, in the memory that the copy
+works on. The optimizer, the weight EMA and weight decay see plain, shorter parameters; code that needs the unsharded model
+(validation, mining, a checkpoint, the artifact) runs within `full_weights`, which costs every process the memory of all
+weights for that long. Parameters outside blocks (embeddings, heads, logit scales) are replicated, their gradients summed in
+`shared_step`. Weights are communicated in float32; with bf16, autocast's own copies of them exist until the backward pass, 2
+bytes a weight, in every process.
 """
 
 import contextlib
@@ -23,161 +24,169 @@ from mmtune.runtime.distributed import Processes
 from mmtune.training.tuning.layers import blocks
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
     from mmtune.model.dual_encoder import Model
 
+OptimizerState = dict[str, Any]
+"""What `torch.optim.Optimizer.state_dict` returns."""
 
-class Sharded:
-    """The blocks of `model` cut among `processes`; with `on` False, or one process, nothing is and every call is for free.
 
-    Every method but `holds` is called by all processes at the same place. RecipeError where there is nothing to cut.
+class ShardedBlocks:
+    """The blocks of `model` sharded among `processes`; with `enabled` False, or one process, nothing is sharded and every
+    method is a no-op.
+
+    Every method but `is_shard` is collective: all processes call it at the same point. RecipeError where no block can be
+    sharded.
     """
 
-    def __init__(self, model: "Model", processes: Processes, on: bool = True) -> None:
+    def __init__(self, model: "Model", processes: Processes, enabled: bool = True) -> None:
         self.processes = processes
-        self._places: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []  # parent, name, block, its twin
-        self._pieces: dict[int, tuple[nn.Parameter, Any]] = {}  # id -> a block's parameter, its twin's DTensor
-        self._whole = 0  # how many ask for it now
-        if on and not processes.is_single:
-            self._cut(model)
+        self._replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []  # parent, name, block, its sharded copy
+        self._shards: dict[int, tuple[nn.Parameter, DTensor]] = {}  # id -> a block's parameter, the copy's DTensor
+        self._open_contexts = 0  # nested `full_weights`
+        if enabled and not processes.is_single:
+            self._shard(model)
 
     @torch.no_grad()
-    def _cut(self, model: "Model") -> None:
+    def _shard(self, model: "Model") -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, share_comm_ctx
 
         mesh = init_device_mesh(model.device.type, (self.processes.world_size,))
-        twins: dict[int, Any] = {}
-        for block in _divisible(model):
-            twin: Any = fully_shard(_twin(block), mesh=mesh, reshard_after_forward=True)
-            twin.set_gradient_divide_factor(1.0)  # the loss is that of the whole batch: gradients add up
-            twin.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-            twins[id(block)] = twin
-            for p, cut in zip(block.parameters(), twin.parameters(), strict=True):
-                p.data = cut.to_local()
-                self._pieces[id(p)] = p, cut
-        share_comm_ctx(list(twins.values()))  # else each keeps its last gradient's buffer until the backward pass is over
+        copies: dict[int, Any] = {}
+        for block in _shardable_blocks(model):
+            sharded: Any = fully_shard(_copy_of_block(block), mesh=mesh, reshard_after_forward=True)
+            sharded.set_gradient_divide_factor(1.0)  # the loss is that of the whole batch: gradients are summed
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo supports no other
+            copies[id(block)] = sharded
+            for p, shard in zip(block.parameters(), sharded.parameters(), strict=True):
+                p.data = shard.to_local()
+                self._shards[id(p)] = p, shard
+        share_comm_ctx(list(copies.values()))  # else each keeps its last gradient's buffer until the backward pass is over
         for parent in list(model.modules()):
             for name, child in parent.named_children():
-                if id(child) in twins:
-                    self._places.append((parent, name, child, twins[id(child)]))
-        self._stand(twins=True)
+                if id(child) in copies:
+                    self._replaced.append((parent, name, child, copies[id(child)]))
+        self._use_copies(True)
 
-    def holds(self, p: Tensor) -> bool:
-        """Whether `p` is a piece: a share of a weight, whose gradient is summed over processes already."""
-        return id(p) in self._pieces
+    def is_shard(self, p: Tensor) -> bool:
+        """Whether `p` is the shard of a weight, so that its gradient is summed over processes already."""
+        return id(p) in self._shards
 
-    def clear_gradients(self) -> None:
-        """Beside the optimizer's zero_grad."""
-        for _, cut in self._pieces.values():
-            cut.grad = None
+    def zero_grad(self) -> None:
+        """Call together with the optimizer's `zero_grad`."""
+        for _, shard in self._shards.values():
+            shard.grad = None
 
-    def take_gradients(self) -> None:
-        """After the backward passes: each piece gets its share of the gradient's sum, or none where nobody has any."""
-        for p, cut in self._pieces.values():
-            p.grad = None if cut.grad is None else cut.grad.to_local()
+    def collect_gradients(self) -> None:
+        """Call after the backward passes: each parameter gets its shard of the summed gradient, or None where there is none."""
+        for p, shard in self._shards.values():
+            grad: Any = shard.grad
+            p.grad = None if grad is None else grad.to_local()
 
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-        """`torch.nn.utils.clip_grad_norm_` over all pieces of all processes; returns the norm."""
-        if not self._pieces:
-            return torch.nn.utils.clip_grad_norm_(parameters, limit)
-        learn = [p for p in parameters if p.grad is not None]
+    def clip_grad_norm(self, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+        """`torch.nn.utils.clip_grad_norm_` over the shards of all processes; returns the norm."""
+        if not self._shards:
+            return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        learning = [p for p in parameters if p.grad is not None]
         squares = [
-            torch.nn.utils.get_total_norm([p.grad for p in learn if p.grad is not None and self.holds(p) == cut]).square()
-            for cut in (True, False)
+            torch.nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None and self.is_shard(p) == s]).square()
+            for s in (True, False)
         ]
         self.processes.all_reduce(squares[:1])
         norm = (squares[0] + squares[1]).sqrt()
-        torch.nn.utils.clip_grads_with_norm_(learn, limit, norm)
+        torch.nn.utils.clip_grads_with_norm_(learning, max_norm, norm)
         return norm
 
-    # --- the model as it is ------------------------------------------------------------------------------------------
+    # --- the unsharded model -----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def whole(self, change: bool = False) -> Iterator[None]:
-        """Within, the model is a plain one with all weights everywhere; `change`: what was written to them stays."""
+    def full_weights(self, write_back: bool = False) -> Iterator[None]:
+        """Within, the model is a plain one with all weights on every process; write_back: changes to them are kept."""
         self._gather()
         try:
             yield
         finally:
-            self._whole -= 1
-            if not self._whole:
-                self._let_go(change)
+            self._open_contexts -= 1
+            if not self._open_contexts:
+                self._release(write_back)
 
-    def undo(self) -> None:
-        """A plain model again, for good; pieces are no more."""
+    def unshard(self) -> None:
+        """Make the model a plain one for good."""
         self._gather()
-        self._places, self._pieces = [], {}
+        self._replaced, self._shards = [], {}
 
     @torch.no_grad()
     def _gather(self) -> None:
-        if not self._whole:
-            for p, cut in self._pieces.values():
-                p.grad = cut.grad = None
-                p.data = self.processes.gather(cut.to_local(), cut.shape[0])
-            self._stand(twins=False)
-        self._whole += 1
+        if not self._open_contexts:
+            for p, shard in self._shards.values():
+                p.grad = shard.grad = None
+                p.data = self.processes.gather(shard.to_local(), shard.shape[0])
+            self._use_copies(False)
+        self._open_contexts += 1
 
     @torch.no_grad()
-    def _let_go(self, change: bool) -> None:
-        for p, cut in self._pieces.values():
-            piece = cut.to_local()
-            if change:
-                piece.copy_(self.part(p, p.data))
-            p.data = piece
-        self._stand(twins=True)
+    def _release(self, write_back: bool) -> None:
+        for p, shard in self._shards.values():
+            local = shard.to_local()
+            if write_back:
+                local.copy_(self.local_rows(p, p.data))
+            p.data = local
+        self._use_copies(True)
 
-    def _stand(self, twins: bool) -> None:
-        for parent, name, block, twin in self._places:
-            parent._modules[name] = twin if twins else block
+    def _use_copies(self, sharded: bool) -> None:
+        for parent, name, block, copy_of_block in self._replaced:
+            parent._modules[name] = copy_of_block if sharded else block
 
-    # --- what belongs to a piece: moments, means ---------------------------------------------------------------------
+    # --- tensors that belong to a shard: optimizer moments, EMA weights ----------------------------------------------
 
-    def joined(self, p: Tensor, tensor: Tensor) -> Tensor:
-        """All of a tensor of which each process has the part that goes with its piece `p`: on the CPU, at the first alone (the
-        others get no rows). What is no piece's is given back as it is."""
-        if not self.holds(p):
+    def full_tensor(self, p: Tensor, tensor: Tensor) -> Tensor:
+        """The whole of a tensor of which each process has the rows of its shard `p`: on the CPU, on rank 0 only (the others get
+        no rows). A tensor of a parameter that is not sharded is returned unchanged."""
+        if not self.is_shard(p):
             return tensor
-        found = self.processes.gather(tensor, self._pieces[id(p)][1].shape[0])
-        return found.cpu() if self.processes.is_main_process else found[:0].clone()  # a slice would keep all of it
+        gathered = self.processes.gather(tensor, self._shards[id(p)][1].shape[0])
+        return gathered.cpu() if self.processes.is_main_process else gathered[:0].clone()  # a slice would keep all of it
 
-    def part(self, p: Tensor, tensor: Tensor) -> Tensor:
-        """Undo `joined`, from the whole tensor."""
-        return tensor[self.processes.local_slice(len(tensor))].clone() if self.holds(p) else tensor
+    def local_rows(self, p: Tensor, tensor: Tensor) -> Tensor:
+        """The inverse of `full_tensor`, from the whole tensor."""
+        return tensor[self.processes.local_slice(len(tensor))].clone() if self.is_shard(p) else tensor
 
 
-def each_moment(
-    state: dict[str, Any], parameters: Sequence[Tensor], change: Callable[[Tensor, Tensor], Tensor]
-) -> dict[str, Any]:
-    """An optimizer's state dict with `change(parameter, tensor)` of every tensor that has a parameter's shape."""
+def map_moments(
+    state: OptimizerState, parameters: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tensor]
+) -> OptimizerState:
+    """An optimizer's state dict with `function(parameter, tensor)` in place of every tensor of the parameter's shape."""
     moments = {
-        i: {k: change(parameters[i], v) if isinstance(v, Tensor) and v.ndim else v for k, v in of.items()}
-        for i, of in state["state"].items()
+        i: {k: function(parameters[i], v) if isinstance(v, Tensor) and v.ndim else v for k, v in values.items()}
+        for i, values in state["state"].items()
     }
     return {**state, "state": moments}
 
 
-def _divisible(model: "Model") -> list[nn.Module]:
-    """The towers' blocks that can stand apart: all their parameters are numbers with an axis, and theirs alone."""
-    found = {id(b): b for t in model.towers.values() for b in blocks(t.modules)}
-    everywhere = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    good = []
-    for block in found.values():
+def _shardable_blocks(model: "Model") -> list[nn.Module]:
+    """The towers' blocks whose parameters are floating-point, have an axis, and belong to no other module."""
+    candidates = {id(b): b for t in model.towers.values() for b in blocks(t.modules)}
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    shardable = []
+    for block in candidates.values():
         named = list(block.named_parameters(remove_duplicate=False))
         if any(not p.is_floating_point() for _, p in named):
             raise RecipeError("train.shard: weights in 4 bits (qlora) cannot be cut; use how: lora, or train.shard=false")
-        here = Counter(id(p) for _, p in named)
-        if here and all(everywhere[i] == n for i, n in here.items()) and all(p.ndim for _, p in named):
-            good.append(block)
-    if not good:
+        own_uses = Counter(id(p) for _, p in named)
+        if own_uses and all(uses[i] == n for i, n in own_uses.items()) and all(p.ndim for _, p in named):
+            shardable.append(block)
+    if not shardable:
         raise RecipeError("train.shard: the towers of this model have no blocks that could be cut; set train.shard=false")
-    return good
+    return shardable
 
 
-def _twin(block: nn.Module) -> nn.Module:
-    """A copy with parameters of its own. Buffers are shared (running statistics), and the settings that transformers' layers
-    read while they run, which are switched for the whole model."""
+def _copy_of_block(block: nn.Module) -> nn.Module:
+    """A copy with parameters of its own. Shared with the original: buffers (running statistics), and the configuration that
+    transformers' layers read while they run, which is changed for the whole model."""
     shared: list[Any] = [*block.buffers(), *(m.config for m in block.modules() if hasattr(m, "config"))]
-    twin = copy.deepcopy(block, {id(x): x for x in shared})
-    for p in twin.parameters():
+    copied = copy.deepcopy(block, {id(x): x for x in shared})
+    for p in copied.parameters():
         p.data = p.data.contiguous()
-    return twin
+    return copied

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmtune.recipe.recipe import Interpolate
 from mmtune.runtime.files import write_json
-from mmtune.training.tuning.layers import forget_fingerprint, plain_copy
+from mmtune.training.tuning.layers import copy_state_to_cpu, recompute_fingerprint
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -27,7 +27,7 @@ def place_between(model: "Model", start: Mapping[str, Tensor], tuned: Mapping[st
         a, b = start[name], tuned[name]
         exact = b if coefficient == 1 or not b.is_floating_point() else a if coefficient == 0 else torch.lerp(a, b, coefficient)
         tensor.copy_(exact)
-    forget_fingerprint(model)
+    recompute_fingerprint(model)
 
 
 def pick(points: list[dict[str, Any]], options: Interpolate) -> tuple[dict[str, Any], str]:
@@ -49,7 +49,7 @@ def interpolate(
     model: "Model", start: Mapping[str, Tensor], score: Score, options: Interpolate, path: Path, metric: str
 ) -> float:
     """Sweep the coefficients, leave the chosen weights in `model`, write all points to `path`; returns the coefficient."""
-    tuned, points = plain_copy(model), []
+    tuned, points = copy_state_to_cpu(model), []
     for coefficient in sorted(set(options.coefficients)):
         place_between(model, start, tuned, coefficient)
         values = score(model)

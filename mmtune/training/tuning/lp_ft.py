@@ -1,5 +1,8 @@
-"""Heads first, then more (LP-FT, Kumar et al., arXiv 2202.10054): features that already serve are not torn apart by the
-gradient of a head that knows nothing yet. The first stage is a run of its own, on kept features, by the same loop."""
+"""Linear probing before fine-tuning (LP-FT, Kumar et al., arXiv 2202.10054): heads are trained first, then the towers too.
+
+The gradient of a head that is still random distorts good features. The first stage is a run of its own, on stored features of
+frozen towers, by the same loop.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,22 +17,25 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 DIRECTORY = "head_first"
-LATER = ("full", "partial", "lora", "qlora")
+"""Subdirectory of the run that holds the first stage."""
+METHODS_AFTER_HEAD = ("full", "partial", "lora", "qlora")
 
 
 def head_stage(recipe: Recipe, towers: Mapping[str, Tuning]) -> Recipe | None:
     """The recipe of the first stage, or None where no tower has a `head_first`.
 
-    It has the same data, pairs and objective, no augmentation (so that features are kept), no mining, no interpolation; towers
-    without a `head_first` are frozen in it. Raises RecipeError for numbers of epochs or rates that differ, and for a tower
-    that learns nothing more afterwards.
+    It has the same data, pairs and objective, no augmentation (so that features can be stored), no mining, no interpolation;
+    towers without a `head_first` are frozen in it. Raises RecipeError for epochs or learning rates that differ between towers,
+    and for a tower that learns nothing but the head afterwards.
     """
     wanted = {m: t for m, t in towers.items() if t.head_first}
     if not wanted:
         return None
     for m, t in wanted.items():
-        if t.how not in LATER:
-            raise RecipeError(f"tune.{m}.head_first: goes with {', '.join(LATER)}; how: {t.how} learns nothing after the head")
+        if t.how not in METHODS_AFTER_HEAD:
+            raise RecipeError(
+                f"tune.{m}.head_first: goes with {', '.join(METHODS_AFTER_HEAD)}; how: {t.how} learns nothing after the head"
+            )
     if len({(t.head_first, t.head_lr) for t in wanted.values()}) > 1:
         raise RecipeError(f"tune: head_first and head_lr differ between {', '.join(wanted)}; one first stage serves them all")
     first = next(iter(wanted.values()))
@@ -48,8 +54,8 @@ def head_stage(recipe: Recipe, towers: Mapping[str, Tuning]) -> Recipe | None:
 
 
 @torch.no_grad()
-def take_heads(model: "Model", trained: "Model") -> None:
-    """Copy what the first stage learnt, heads and temperatures, into `model`, which has the same towers and heads."""
+def copy_heads(model: "Model", trained: "Model") -> None:
+    """Copy the heads and logit scales that the first stage has `trained` into `model`, which has the same towers and heads."""
     scales = {id(p) for s in model._scales.values() for p in (s.log, s.bias) if p is not None}
     source = dict(trained.named_parameters())
     for name, p in model.named_parameters():

@@ -45,7 +45,7 @@ def test_everything_at_once_resumes_to_the_same_weights(data, tmp_path, monkeypa
     step = Trainer.step
 
     def interrupted(self, batch):
-        if self.place.step == 4:  # after the first epoch's checkpoint: the memory has to come from there
+        if self.state.step == 4:  # after the first epoch's checkpoint: the memory has to come from there
             raise KeyboardInterrupt
         return step(self, batch)
 

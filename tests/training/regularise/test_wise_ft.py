@@ -8,7 +8,7 @@ import torch
 import mmtune
 from mmtune.model.artifact import load
 from mmtune.recipe.recipe import Interpolate
-from mmtune.training.regularise.ema_l2sp import Steady
+from mmtune.training.regularise.ema_l2sp import EmaL2SP
 from mmtune.training.regularise.wise_ft import pick
 from mmtune.training.tuning.adapter_files import load_adapters
 from tests.support import corpora
@@ -57,15 +57,15 @@ def test_the_choice():
 
 def test_mean_and_pull_against_plain_arithmetic():
     p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    steady, mean, start = Steady([p], 0.5, 0.1), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])
+    ema_l2sp, mean, start = EmaL2SP([p], 0.5, 0.1), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])
     for step in range(1, 6):
         with torch.no_grad():
             p += step
         want = p.detach() + 0.1 * 0.1 * (start - p.detach())
-        steady.after_step(0.1)
+        ema_l2sp.update(0.1)
         d = min(0.5, (1 + step) / (10 + step))
         mean = d * mean + (1 - d) * want
         torch.testing.assert_close(p.detach(), want)
-    with steady.averaged():
+    with ema_l2sp.ema_weights():
         torch.testing.assert_close(p.detach(), mean)
     torch.testing.assert_close(p.detach(), want)

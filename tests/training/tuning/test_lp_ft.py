@@ -80,7 +80,7 @@ def test_heads_first_resumes_in_either_stage(root, tmp_path, where, monkeypatch)
     step, seen = Trainer.step, []
 
     def interrupted(self, batch):
-        seen.append((self.directory.name == "head_first", self.place.step))
+        seen.append((self.directory.name == "head_first", self.state.step))
         if seen[-1] == (where == "first", 2):
             raise KeyboardInterrupt
         return step(self, batch)
@@ -116,7 +116,7 @@ def test_a_killed_first_stage_goes_on(root, tmp_path):
     for name in ("run", "whole"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe(root, tmp_path / name, **more)))
     child = subprocess.Popen([*command, str(tmp_path / "run.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    place, deadline = tmp_path / "run" / "head_first" / "checkpoints" / "last" / "place.json", time.monotonic() + 200
+    place, deadline = tmp_path / "run" / "head_first" / "checkpoints" / "last" / "trainer_state.json", time.monotonic() + 200
     while not place.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
@@ -233,7 +233,7 @@ def test_augmented_training_resumes_bit_identically(root, tmp_path, kind, option
     step = Trainer.step
 
     def interrupted(self, batch):
-        if self.place.step == 4:
+        if self.state.step == 4:
             raise KeyboardInterrupt
         return step(self, batch)
 

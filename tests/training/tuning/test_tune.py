@@ -156,7 +156,7 @@ def test_adapters_change_nothing_at_first_and_all_get_gradients(models, family):
             p += 0.05 * torch.randn_like(p)
     adapted = vectors(model, pair)
     assert all(not np.allclose(adapted[m], before[m], atol=1e-4) for m in pair)
-    tuned.finish()
+    tuned.merge()
     for m, v in vectors(model, pair).items():
         np.testing.assert_allclose(v, adapted[m], atol=1e-5)
     assert {n for n, _ in model.named_parameters()} == set(weights)
@@ -172,7 +172,7 @@ def test_stopped_and_resumed_is_bit_identical(root, tmp_path, how, monkeypatch):
     step = Trainer.step
 
     def interrupted(self, batch):
-        if self.place.step == 4:
+        if self.state.step == 4:
             raise KeyboardInterrupt
         return step(self, batch)
 
@@ -206,13 +206,13 @@ def test_layer_decay_and_the_frozen_tower(root, tmp_path):
     model = load("tiny:clip")
     tuned = tune(model, {"image": {"how": "full", "layer_decay": 0.5}, "text": "frozen"}, ["image", "text"])
     named = dict(model.named_parameters())
-    assert tuned.rates[id(named["parts.0.image.body.0.weight"])] == 0.5**4
-    assert tuned.rates[id(named["parts.0.image.body.8.norm.weight"])] == 0.5
-    assert tuned.rates[id(named["parts.0.image.head.1.weight"])] == 1
-    assert not named["parts.0.text.table.weight"].requires_grad and tuned.counts["text"]["trainable"] == 0
-    assert "text: frozen, 0 of " in "\n".join(tuned.lines())
-    told = tune(load("tiny:clip"), "head", ["image", "text"], augmented=["image"]).lines()
-    assert "image: head" in told[0] and "runs every epoch" in told[0] and "features are kept" in told[1]
+    assert tuned.lr_shares[id(named["parts.0.image.body.0.weight"])] == 0.5**4
+    assert tuned.lr_shares[id(named["parts.0.image.body.8.norm.weight"])] == 0.5
+    assert tuned.lr_shares[id(named["parts.0.image.head.1.weight"])] == 1
+    assert not named["parts.0.text.table.weight"].requires_grad and tuned.counts["text"].trainable == 0
+    assert "text: frozen, 0 of " in "\n".join(tuned.summary())
+    summary = tune(load("tiny:clip"), "head", ["image", "text"], augmented=["image"]).summary()
+    assert "image: head" in summary[0] and "runs every epoch" in summary[0] and "features are kept" in summary[1]
 
 
 BAD = [
