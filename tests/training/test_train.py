@@ -242,7 +242,7 @@ BAD = [
     ({"pairs": [["image", "audio"]]}, r"pairs: \['image', 'audio'\]: audio is not in both"),
     ({"augment": {"image": {"crops": 0.5}}}, r"augment\.image\.crops: unknown; known: crop"),
     ({"objective": [{"loss": "info_nec"}]}, r"objective\[0\].*info_nec.*info_nce"),
-    ({"train": {"metric": "mapp"}}, r"train\.metric: 'mapp' is unknown; known: hit@1"),
+    ({"train": {"metric": "mapp"}}, r"train\.metric: no metric 'mapp'; there are: hit@1"),
     ({"data": {"cache": "many"}}, r"data\.cache: 'many' is not a size"),
 ]
 
