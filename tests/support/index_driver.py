@@ -97,7 +97,7 @@ def act(coll: Collection, op: dict, generation: int):
 
 
 def finish(root: Path, op: dict, before: dict):
-    """After the kill: look, do it to the end, look again. Returns {"calls", "state"}."""
+    """After the kill: look, do it to the end, look again. Returns the new state."""
     coll = Collection(root / "coll")
     live, state = coll.layout.live(), before["ids"]
     after = dict(state)
@@ -120,7 +120,7 @@ def finish(root: Path, op: dict, before: dict):
         mark, items = op["fingerprint"], [i for chunk in coll.catalog.changed(0) for i in chunk]
         labels = np.unique([i.contents["image"][0] for i in items])
         missing = int(coll.vector_cache(mark, 64).missing("image", labels).sum())
-    result, calls = counted(lambda: act(coll, op, before["generation"]))
+    result = act(coll, op, before["generation"])
     if missing is not None:
         assert result["embedded"] == missing, f"embedded {result['embedded']}, {missing} were missing"
     assert not coll.update_all_versions()
@@ -136,7 +136,7 @@ def finish(root: Path, op: dict, before: dict):
     for version in coll.layout.versions():
         if len(coll.layout.versions()) > 3 and version not in (live["version"], live["previous"]):
             coll.drop(version)
-    return {"calls": calls if result is not None else 0, "state": snapshot(coll, after)}
+    return snapshot(coll, after)
 
 
 def snapshot(coll: Collection, ids: dict) -> dict:
@@ -152,13 +152,19 @@ def snapshot(coll: Collection, ids: dict) -> dict:
 
 def prepare(root: Path, models: int, items: int) -> dict:
     marks = {str(root / f"m{n}"): save(load(f"tiny:clip@{n}"), root / f"m{n}") for n in range(models)}
-    coll = Collection(root / "coll", create=True)
     ids = {f"item-{i:03d}": [NAMES[i % 6], i] for i in range(items)}
-    coll.upsert([row(name, colour, seed) for name, (colour, seed) in ids.items()])
+    rows = [row(name, colour, seed) for name, (colour, seed) in ids.items()]
+    calls = {"upsert": in_child(root, lambda: Collection(root / "coll", create=True).upsert(rows))}
     for model in list(marks)[:2]:
-        coll.build(model, quiet=True)
-    coll.promote("v1")
-    return {"marks": marks, "state": snapshot(coll, ids)}
+        calls["build"] = in_child(root, lambda model=model: Collection(root / "coll").build(model, quiet=True))
+    calls["promote"] = in_child(root, lambda: Collection(root / "coll").promote("v1"))
+    calls |= {"delete": calls["upsert"], "rollback": calls["promote"]}
+    return {"marks": marks, "calls": calls, "state": snapshot(Collection(root / "coll"), ids)}
+
+
+def in_child(root: Path, work) -> int:
+    """Do `work` in a process of its own; how many functions it called."""
+    return done(lambda: counted(lambda: bool(work()))[1], root / "calls.json")
 
 
 def choose(rng: random.Random, state: dict, marks: dict, n: int) -> dict:
@@ -185,20 +191,19 @@ def kills(root: Path, count: int, seed: int) -> dict:
     made = done(lambda: prepare(root, 4, 20), out)
     state, marks = made["state"], made["marks"]
     begin = time.perf_counter()
-    typical: dict[str, int] = {}  # function calls of one operation
+    calls = made["calls"]  # of a whole operation, about
     told = {"kills": 0, "finished first": 0}
     for n in range(count):
         op = choose(rng, state, marks, n)
         before = state
-        call = rng.randint(1, int(1.1 * typical.get(op["what"], 2000)))
+        call = rng.randint(1, int(1.1 * calls[op["what"]]))
         killed = killed_at(
             call, lambda op=op, before=before: bool(act(Collection(root / "coll"), op, before["generation"])), out
         )
         told["kills" if killed else "finished first"] += 1
         told[op["what"]] = told.get(op["what"], 0) + 1
-        result = done(lambda op=op, before=before: finish(root, op, before), out)
-        state = result["state"]
-        typical[op["what"]] = max(result["calls"], int(0.9 * typical.get(op["what"], 0)), 100)
+        calls[op["what"]] = int(calls[op["what"]] * (1.02 if killed else 0.9))  # some kills are to come just too late
+        state = done(lambda op=op, before=before: finish(root, op, before), out)
     return told | {"seconds": round(time.perf_counter() - begin, 1)}
 
 
