@@ -4,7 +4,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune.data.loader.batch_plan import plan
-from mmtune.data.loader.loader import Loader
-from mmtune.data.shards.dataset import open_data
-from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError
-from mmtune.model import artifact
-from mmtune.model.prompts import for_training
-from mmtune.recipe.recipe import Recipe, load_recipe, parse
-from mmtune.run import augmentations, choose_pairs, train, trained_modalities, usable_rows
+from mmtune.recipe.recipe import Recipe
+from mmtune.recipe.train_block import RunConfig
+from mmtune.recipe.tune_block import AnyTuning
+from mmtune.run import train
 from mmtune.runtime.distributed import launched_world_size
 from mmtune.runtime.files import read_jsonl
+from mmtune.training.inputs import TrainingInputs, build_loader, open_inputs
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -72,7 +70,7 @@ class Speed:
 
 
 def bench(
-    recipe: "Recipe | dict[str, Any] | str | Path", overrides: Sequence[str] = (), *, steps: int = 16, quiet: bool = True
+    recipe: "Recipe | Mapping[str, object] | str | Path", overrides: Sequence[str] = (), *, steps: int = 16, quiet: bool = True
 ) -> Speed:
     """Train a recipe for a few steps in a directory that is removed, load its rows without a model, embed some; see `Speed`.
 
@@ -84,58 +82,53 @@ def bench(
         raise RecipeError(f"--steps {steps}: is not 1 or more")
     if launched_world_size() > 1:
         raise RecipeError("bench measures one process; of several, `mmtune train` prints the pairs/s")
-    whole = load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else recipe
-    document = (whole if isinstance(whole, Recipe) else parse(whole)).model_dump(mode="json")
-    document |= {"mining": None, "interpolate": False, "gate": None}
-    document["data"] |= {"val": None, "general": None, "cache": 0}
-    document["tune"] = _without_stages(document["tune"])
-    model, data, batches, loading = _load(parse(document), steps)
-    document["train"] |= {"epochs": (steps + WARM) / batches, "checkpoint_every": None, "patience": None}
-    embedding = _embed(model, data, quiet)
+    whole = _first_epoch_only(Recipe.read(recipe, overrides))
+    inputs = open_inputs(whole)
+    batches = plan(inputs.data, inputs.usable, whole.train.batch_size, whole.train.seed, whole.data.batches)(0)
+    loading = _loading_rate(whole, inputs, batches, steps)
+    embedding = _embedding_rates(inputs.model, inputs.data.sets[0], quiet)
     with tempfile.TemporaryDirectory() as scratch:
-        document["run"]["dir"] = str(Path(scratch) / "run")
-        train(document, quiet=quiet)
+        short = {"epochs": (steps + WARM) / len(batches), "checkpoint_every": None, "patience": None}
+        run = RunConfig(dir=str(Path(scratch) / "run"))
+        train(whole.model_copy(update={"run": run, "train": whole.train.model_copy(update=short)}), quiet=quiet)
         rows = read_jsonl(Path(scratch) / "run" / "metrics.jsonl")[WARM:]
     speed, wait = (statistics.median(r[k] for r in rows) for k in ("pairs_per_second", "wait"))
-    size = document["train"]["batch_size"]
-    return Speed(speed, wait, loading, embedding, _memory(), size, len(rows))
+    return Speed(speed, wait, loading, embedding, _memory(), whole.train.batch_size, len(rows))
 
 
-def _without_stages(tune: Any) -> Any:
-    if not isinstance(tune, dict):
-        return tune
-    return {k: 0.0 if k == "head_first" else _without_stages(v) for k, v in tune.items()}
-
-
-def _load(recipe: Recipe, steps: int) -> "tuple[Model, Data, int, float]":
-    """The model, the rows of the first source, the batches of an epoch, and the pairs a second of loading them alone."""
-    sources = recipe.data.sources()
-    parts = [open_data(s.path) for s in sources]
-    data = WeightedConcat(parts, [s.weight for s in sources])
-    model = artifact.load(recipe.model)
-    pairs = choose_pairs(recipe, model, data)
-    trained, usable = trained_modalities(pairs), usable_rows(data, pairs)
-    if usable.sum() < 2:
-        raise RecipeError(f"{data.spec} has {int(usable.sum())} rows to train on; at least 2 are needed")
-    batches = plan(data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)(0)
-    stream = Loader(
-        data,
-        {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in trained},
-        augmentations(recipe, trained, data),
-        seed=recipe.train.seed,
-        workers=recipe.data.workers,
+def _first_epoch_only(recipe: Recipe) -> Recipe:
+    """The recipe without what happens between epochs, before the training and after it, and without kept items."""
+    return recipe.model_copy(
+        update={
+            "mining": None,
+            "interpolate": False,
+            "gate": None,
+            "data": recipe.data.model_copy(update={"val": None, "retention": None, "cache": 0}),
+            "tune": _without_head_stage(recipe.tune),
+        }
     )
+
+
+def _without_head_stage(tune: AnyTuning | dict[str, AnyTuning]) -> AnyTuning | dict[str, AnyTuning]:
+    if isinstance(tune, dict):
+        return {m: t.model_copy(update={"head_first": 0.0, "head_lr": None}) for m, t in tune.items()}
+    return tune.model_copy(update={"head_first": 0.0, "head_lr": None})
+
+
+def _loading_rate(recipe: Recipe, inputs: TrainingInputs, batches: Sequence[np.ndarray], steps: int) -> float:
+    """Pairs a second of loading batches without a model, after WARM batches that do not count."""
+    loader = build_loader(recipe, inputs, cache_bytes=0)
     some = [batches[i % len(batches)] for i in range(steps + WARM)]
     begin, done = time.perf_counter(), 0
-    for number, batch in enumerate(stream.epoch(0, some)):
+    for number, batch in enumerate(loader.epoch(0, some)):
         if number < WARM:
             begin = time.perf_counter()
         else:
             done += len(batch.ids)
-    return model, parts[0], len(batches), done / max(time.perf_counter() - begin, 1e-9)
+    return done / max(time.perf_counter() - begin, 1e-9)
 
 
-def _embed(model: "Model", data: "Data", quiet: bool) -> dict[str, float]:
+def _embedding_rates(model: "Model", data: "Data", quiet: bool) -> dict[str, float]:
     """Items a second of every modality that model and rows share, after a batch that does not count."""
     found = {}
     for m in [m for m in data.modalities if m in model.towers]:

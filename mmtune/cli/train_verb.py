@@ -30,8 +30,4 @@ def run(args: argparse.Namespace) -> Result:
         out = train(args.recipe, args.overrides, resume=args.resume, quiet=args.quiet)
     except Stopped as e:
         return Result({"stopped": str(e)}, f"{e}; the same command with --resume goes on", 130)
-    speed = f"{out['pairs_per_second']:.1f} pairs/s over {out['pairs']} pairs, {out['wait']:.0%} of the time waiting for data"
-    head = f"{out['artifact']}  {out['fingerprint']}\n{speed}"
-    if out["coefficient"] is not None:
-        head += f"\n{out['coefficient']:g} of the way from base to tuned; `mmtune report` draws the curve"
-    return Result(out, f"{head}\n{result}" if (result := out.pop("result")) else head)
+    return Result(out.to_dict(), str(out))

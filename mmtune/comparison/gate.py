@@ -1,61 +1,15 @@
 """The gate: may the candidate replace the base? Decided by effect size and its interval, never by a p-value alone."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
+from mmtune.recipe.gate_block import MEAN, RETENTION, Gate
 
 if TYPE_CHECKING:
     from mmtune.comparison.paired_difference import PairedDifference
-
-MEAN = "mean"
-"""The name of the mean over all directions between different modalities."""
-RETENTION = "retention"
-"""The name of the slice that holds the retention data (see `mmtune.comparison.retention`)."""
-OLD_NAMES = {"general": RETENTION}
-"""Guards of gate files written by earlier versions."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a candidate has to gain, and what it must not lose.
-
-    `metric` of `direction` ("A->B", or "mean") must gain more than `min_gain`. guards: slice or direction -> the least
-    difference that it may show: {"retention": -0.01} lets the retention slice lose one point at most. Both are decided by the
-    95% interval of the difference: its lower end must be above `min_gain`, and no lower than a guard's bound.
-    """
-
-    metric: str = "ndcg@10"
-    direction: str = MEAN
-    min_gain: float = 0.0
-    guards: Mapping[str, float] = field(default_factory=dict)
-
-    @staticmethod
-    def read(value: "Mapping[str, object] | Gate | None") -> "Gate | None":
-        """From the recipe's `gate:` mapping. Raises RecipeError for unknown keys and values that are no numbers."""
-        if value is None or isinstance(value, Gate):
-            return value
-        import difflib
-
-        known = list(Gate.__dataclass_fields__)
-        for key in value:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                raise RecipeError(
-                    f"gate.{key}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
-                )
-        fields = cast("JsonObject", dict(value))
-        try:
-            guards = {OLD_NAMES.get(k, str(k)): float(v) for k, v in dict(fields.get("guards") or {}).items()}
-            return Gate(**{**fields, "min_gain": float(fields.get("min_gain", 0.0)), "guards": guards})
-        except (TypeError, ValueError) as e:
-            raise RecipeError(f"gate: min_gain and guards are numbers, e.g. guards: {{retention: -0.01}} ({e})") from None
-
-    def to_dict(self) -> JsonObject:
-        return {**asdict(self), "guards": dict(self.guards)}
 
 
 def read_gate(path: str | Path) -> JsonObject | None:

@@ -70,6 +70,6 @@ def refuse_trained_retention(
     if reasons:
         row = min(reasons)
         raise RecipeError(
-            f"data.general: {len(reasons)} of the rows of {retention.spec} are trained on (row {row!r}: {reasons[row]}); "
+            f"data.retention: {len(reasons)} of the rows of {retention.spec} are trained on (row {row!r}: {reasons[row]}); "
             "take them out"
         )

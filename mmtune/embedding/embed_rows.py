@@ -12,7 +12,8 @@ from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_seen
 from mmtune.errors import DataError
 from mmtune.model.encode import vectors
-from mmtune.model.prompts import QUERY, ZERO_SHOT, asks_otherwise
+from mmtune.model.prompts import QUERY, asks_otherwise
+from mmtune.recipe.prompts_block import ZERO_SHOT
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.progress import Progress
 

@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.errors import DataError
 from mmtune.mining.bm25_candidates import Lexical
 from mmtune.mining.metadata_candidates import Sibling
-from mmtune.recipe.mining_options import MiningOptions
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import Items
 from mmtune.relevance.positives import Positives
 from mmtune.search.approximate import ApproximateSearch

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmtune.mining.candidates import Block
 from mmtune.mining.near_duplicates import Near
-from mmtune.recipe.mining_options import Guards
+from mmtune.recipe.mining_block import Guards
 from mmtune.relevance.ragged import Ragged
 
 ORDER = ("skip_top", "max_score", "absolute_margin", "relative_margin", "near_duplicate", "verifier", "unverified", "hub")

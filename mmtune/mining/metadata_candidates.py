@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune.mining.hash_draws import id_hashes, splitmix64
-from mmtune.recipe.mining_options import Siblings
+from mmtune.recipe.mining_block import SiblingOptions
 from mmtune.relevance.items import Items
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Sibling:
         candidates: Items,
         data: "Data | WeightedConcat",
         row_of: Callable[[list[str]], np.ndarray],
-        rule: Siblings,
+        rule: SiblingOptions,
     ):
         columns = [data.column(c) for c in rule.same]
         other = data.column(rule.other) if rule.other else None

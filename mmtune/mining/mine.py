@@ -23,7 +23,7 @@ from mmtune.mining.negatives_table import DROPPED, MINED, TableWriter
 from mmtune.mining.positive_scores import PositiveScores, positive_scores
 from mmtune.mining.selection import Sampler, preference
 from mmtune.mining.verifier import Verifier
-from mmtune.recipe.mining_options import MiningOptions
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import Items, check_unit_vectors, unite
 from mmtune.relevance.judgments import JudgedPairs, judged_pairs, read_verdicts
 from mmtune.relevance.positives import Positives
@@ -140,7 +140,7 @@ def _signatures(
     quiet: bool,
     warnings: list[str],
 ) -> dict[str, Signatures]:
-    wanted = options.guards.near_duplicates or any(o.guards.get("near_duplicates") for o in options.per_direction)
+    wanted = options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
     if not wanted:
         return {}
     if data is None:

@@ -11,7 +11,8 @@ from mmtune.errors import MmtuneError, RecipeError
 from mmtune.mining.mine import Mined
 from mmtune.mining.mine import mine as mine_vectors
 from mmtune.mining.verifier import ModelScorer
-from mmtune.recipe.mining_options import MiningOptions
+from mmtune.recipe.block import check
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.runtime.distributed import init_processes
 
 if TYPE_CHECKING:
@@ -69,15 +70,7 @@ def mine(
 
 def parse_options(values: dict[str, Any]) -> MiningOptions:
     """Checked options from plain data. RecipeError: one line with the key and what is wrong."""
-    from pydantic import ValidationError
-
-    try:
-        return MiningOptions.model_validate(values)
-    except ValidationError as e:
-        problem = e.errors()[0]
-        key = ".".join(str(p) for p in problem["loc"])
-        what = "is unknown" if problem["type"] == "extra_forbidden" else problem["msg"]
-        raise RecipeError(f"mining: {key or 'options'}: {what}") from None
+    return check(MiningOptions, values, "mining")
 
 
 def find_verifier(spec: "Scorer | str | None") -> "Scorer | Callable[[str, str], Scorer] | None":

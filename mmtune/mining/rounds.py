@@ -18,7 +18,7 @@ from mmtune.mining.confusable_batches import ConfusableBatches
 from mmtune.mining.mine import Mined, directions, mine, settings
 from mmtune.mining.negatives import Negatives
 from mmtune.mining.negatives_table import read_meta
-from mmtune.recipe.mining_options import MiningOptions
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.files import read_json
 
@@ -40,7 +40,7 @@ def columns_of(options: MiningOptions, names: Sequence[str]) -> dict[str, int]:
     none elsewhere; 1 everywhere when no direction has words to find. (Candidates that lie in files double a step's cost.)"""
     cheap = {name: modalities.get(name.partition("->")[2]).language for name in names}
     usual = {name: (4 if cheap[name] else 0) if any(cheap.values()) else 1 for name in names}
-    given = {name: options.for_direction(name).use.columns for name in names}
+    given = {name: options.for_direction(name).use.negatives_per_query for name in names}
     return {name: usual[name] if (n := given[name]) is None else n for name in names}
 
 

@@ -169,7 +169,9 @@ class Model(nn.Module):
         for name in windows:
             if name not in self.towers or modalities.get(name).language:
                 known = [m for m in self.towers if not modalities.get(m).language]
-                raise RecipeError(f"windows.{name}: this model cuts no such signal; there is: {', '.join(known) or 'none'}")
+                raise RecipeError(
+                    f"window_pooling.{name}: this model cuts no such signal; there is: {', '.join(known) or 'none'}"
+                )
         chosen = {m: how for m, how in windows.items() if how != "mean"}
         self.settings = {k: v for k, v in self.settings.items() if k != "windows"} | ({"windows": chosen} if chosen else {})
         self._fingerprint = None

@@ -20,38 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtune import modalities
 from mmtune.contracts import Preprocess
 from mmtune.errors import RecipeError
+from mmtune.recipe.prompts_block import DEFAULT, QUERY, Prompts
 
-DEFAULT, QUERY, ZERO_SHOT = "default", "query", "zero_shot"
 PLAIN = ["{}"]
-Prompts = dict[str, dict[str, list[str]]]
-"""modality -> role -> templates, each with one {}."""
-
-
-def parse_prompts(config: Mapping[str, Any]) -> Prompts:
-    """A recipe's `prompts`, checked. Raises RecipeError naming the key."""
-    parsed: Prompts = {}
-    for name, roles in config.items():
-        if name not in modalities.names():
-            language = [m for m in modalities.names() if modalities.get(m).language]
-            raise RecipeError(f"prompts.{name}: no modality called {name!r}; templates go around {', '.join(language)}")
-        if not modalities.get(name).language:
-            raise RecipeError(f"prompts.{name}: templates go around words; a value of {name} is none")
-        if not isinstance(roles, Mapping):
-            roles = {DEFAULT: roles}
-        parsed[name] = {}
-        for role, templates in roles.items():
-            templates = [templates] if isinstance(templates, str) else templates
-            key = f"prompts.{name}.{role}"
-            if not isinstance(templates, Sequence) or not templates or not all(isinstance(t, str) for t in templates):
-                raise RecipeError(f'{key}: a template, or a list of them, each in quotes (e.g. "find {{}}"); got {templates!r}')
-            for template in templates:
-                if template.count("{}") != 1:
-                    raise RecipeError(f"{key}: {template!r} must hold {{}} once, where the value goes")
-            parsed[name][str(role)] = list(templates)
-    return parsed
 
 
 def prompted(preprocess: Preprocess, prompts: Prompts, name: str, role: str | None = None) -> Preprocess:

@@ -7,6 +7,8 @@ from torch import nn
 
 from mmtune.contracts import Pair
 from mmtune.errors import RecipeError
+from mmtune.recipe.block import check
+from mmtune.recipe.training_blocks import MatryoshkaConfig, MemoryConfig
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.plugins import nearest
 from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
@@ -16,19 +18,19 @@ from mmtune.training.teacher_outputs import Teacher, TeacherVectors
 
 
 def build_objective(
-    terms: Sequence[Mapping[str, object]],
+    terms: object,
     pairs: Sequence[Pair],
     *,
     dim: int | None = None,
-    matryoshka: Mapping[str, object] | None = None,
-    memory: Mapping[str, int] | None = None,
+    matryoshka: MatryoshkaConfig | Mapping[str, object] | None = None,
+    memory: MemoryConfig | Mapping[str, object] | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     seed: int = 0,
     processes: Processes = SINGLE_PROCESS,
 ) -> Objective:
     """The Objective of a recipe. Raises RecipeError naming the key and the nearest valid one.
 
-    dim: the model's width. matryoshka: {dims: [64, 128], weights: [1, 1]}; the full width is always trained, with weight 1
+    terms: the recipe's `objective`, typed or as plain data. dim: the model's width. matryoshka: {dims: [64, 128], weights: [1, 1]}; the full width is always trained, with weight 1
     unless it is named. memory: {size, start}. teachers: name -> outputs, for the terms that name one. seed: of learned
     projections. processes: who shares the work of a tiled loss.
     """
@@ -36,7 +38,8 @@ def build_objective(
     for term in parsed:
         _check_teacher(term, teachers)
     dims = _dims(matryoshka, dim) if matryoshka else {}
-    queue = CrossBatchMemory(int(memory.get("size", 0)), int(memory.get("start", 0))) if memory else None
+    config = check(MemoryConfig, memory, "memory") if memory else None
+    queue = CrossBatchMemory(config.size, config.start) if config else None
     projections = _projections(parsed, pairs, teachers, dim, seed)
     return Objective(parsed, pairs, dims, queue, teachers, projections, processes)
 
@@ -75,17 +78,9 @@ def _check_teacher(term: LossTerm, teachers: Mapping[str, Teacher]) -> None:
         raise RecipeError(f"{term.key}.teacher: {term.teacher!r} only scores pairs; the feature loss needs vectors (`model:`)")
 
 
-def _dims(matryoshka: Mapping[str, object], width: int | None) -> dict[int, float]:
-    """{prefix width: weight} of the recipe's `matryoshka`."""
-    for key in matryoshka:
-        if key not in ("dims", "weights"):
-            raise RecipeError(f"matryoshka.{key}: there is no such key{nearest(key, ['dims', 'weights'])}")
-    given = matryoshka.get("dims")
-    dims = [int(d) for d in given] if isinstance(given, Sequence) else []
-    given = matryoshka.get("weights") or [1.0] * len(dims)
-    weights = [float(w) for w in given] if isinstance(given, Sequence) else []
-    if not dims or len(weights) != len(dims) or min(weights) < 0 or len(set(dims)) != len(dims):
-        raise RecipeError("matryoshka: name different dims, and as many weights (0 or more) or none")
-    if min(dims) < 1 or (width is not None and max(dims) > width):
-        raise RecipeError(f"matryoshka.dims: {dims} must lie in 1 to the model's {width}")
-    return dict(zip(dims, weights, strict=True))
+def _dims(matryoshka: MatryoshkaConfig | Mapping[str, object], width: int | None) -> dict[int, float]:
+    """{prefix width: weight} of the recipe's `matryoshka`. RecipeError for widths that the model does not have."""
+    config = check(MatryoshkaConfig, matryoshka, "matryoshka")
+    if min(config.dims) < 1 or (width is not None and max(config.dims) > width):
+        raise RecipeError(f"matryoshka.dims: {config.dims} must lie in 1 to the model's {width}")
+    return dict(zip(config.dims, config.weights or [1.0] * len(config.dims), strict=True))

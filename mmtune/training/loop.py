@@ -15,7 +15,7 @@ import torch
 from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
 from mmtune.errors import TrainingError
-from mmtune.recipe.recipe import TrainConfig
+from mmtune.recipe.train_block import TrainConfig
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, local_device
 from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory

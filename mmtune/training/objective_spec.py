@@ -1,90 +1,78 @@
-"""`objective:` of a recipe -> checked loss terms. An unknown loss or option names its key and the nearest valid one."""
+"""`objective:` of a recipe -> loss terms with their functions, ready for `Objective`.
+
+The recipe's models check names and values. What they cannot know is resolved here: the function of each loss, the options of a
+loss of the user's own, and whether a term's pairs are pairs of this recipe.
+"""
 
 import inspect
-import math
-import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, JsonValue, TypeAdapter, create_model
 
 from mmtune.contracts import Pair
 from mmtune.errors import RecipeError
 from mmtune.losses import TABLE, LossFunction
 from mmtune.losses.families import LossFamily, family_of
+from mmtune.recipe.block import Number, RecipeBlock, check
+from mmtune.recipe.objective_block import AUTO, AnyTerm, CustomTerm, ObjectiveTerms, TermBlock
 from mmtune.runtime import plugins
 from mmtune.runtime.plugins import nearest
 
-AUTO = "auto"
-"""The checkpoint's own loss: sigmoid where the model has a logit bias, InfoNCE elsewhere."""
+_TERMS: TypeAdapter[list[AnyTerm]] = TypeAdapter(ObjectiveTerms)
 
 
 @dataclass
 class LossTerm:
-    """One weighted loss of an objective. Every field up to `teacher` is a recipe option, beside the loss's own options."""
+    """One weighted loss of an objective. The first fields are the recipe's (see `mmtune.recipe.objective_block`)."""
 
     loss: str
     weight: float = 1.0
-    pairs: list[list[str]] | None = None
-    """Only these of the recipe's pairs."""
+    pairs: list[Pair] | None = None
     directions: Literal["both", "forward", "backward"] = "both"
-    """forward: queries are the pair's first modality; contrastive losses only."""
     scale: float | None = None
-    """A fixed logit scale instead of the model's learned one."""
     weights: str | None = None
-    """A column of graded relevance: the weight of each row's own pair; only row pairs are positives then."""
     queries: Literal["rows", "items"] = "rows"
-    """A query item that stands in several rows weighs as much as its rows, or as one."""
     guide: str | None = None
-    """A teacher whose vectors mask false negatives of the batch (a name under `teachers`)."""
     guide_margin: float = 0.0
     tile: Literal["auto", "always", "never"] = "auto"
-    """Whether the logits are computed in tiles; auto: above a size."""
     teacher: str | None = None
-    """A name under `teachers`; for distillation losses."""
-    key: str = field(default="objective[0]", metadata={"hidden": True})
-    options: dict[str, object] = field(default_factory=dict, metadata={"hidden": True})
-    function: LossFunction | None = field(default=None, metadata={"hidden": True})
-    family: LossFamily = field(default="contrastive", metadata={"hidden": True})
+    key: str = "objective[0]"
+    """Where the term stands in the recipe, for messages."""
+    options: dict[str, JsonValue] = field(default_factory=dict)
+    """Keyword arguments of `function`."""
+    function: LossFunction | None = None
+    """The loss function; None for `auto`, which depends on the model."""
+    family: LossFamily = "contrastive"
 
 
-def parse_terms(terms: Sequence[Mapping[str, object] | str], pairs: Sequence[Pair]) -> list[LossTerm]:
-    """Check the recipe's list. Raises RecipeError naming the key, e.g. `objective[1].margn`."""
-    if not terms:
-        raise RecipeError("objective: is empty; name at least one loss, e.g. [{loss: info_nce}]")
-    parsed = [_term(t, f"objective[{i}]", pairs) for i, t in enumerate(terms)]
-    if not any(t.weight for t in parsed):
-        raise RecipeError("objective: every weight is 0, so nothing would be trained")
-    return parsed
+COMMON = [name for name in TermBlock.model_fields if name != "loss"]
+"""Keys that every term has."""
 
 
-def _term(given: Mapping[str, object] | str, key: str, pairs: Sequence[Pair]) -> LossTerm:
-    """One entry of the list; a string is the name of a loss without options."""
-    if isinstance(given, str):
-        given = {"loss": given}
-    if not isinstance(given, Mapping) or "loss" not in given:
-        raise RecipeError(f"{key}: needs the key `loss`, one of: {', '.join([AUTO, *TABLE])}, or package.module:function")
-    name = str(given["loss"])
-    term = LossTerm(loss=name, key=key)
-    if name != AUTO:
-        term.function, term.family = find_loss(name, f"{key}.loss")
-    common: dict[str, object] = {f.name: f.type for f in fields(LossTerm) if not f.metadata.get("hidden")}
-    own = loss_options(term.function) if term.function else {}
-    for option, value in given.items():
-        option_key = f"{key}.{option}"
-        if option in own:
-            term.options[option] = _typed(value, own[option], option_key)
-        elif option in common:
-            setattr(term, option, _typed(value, common[option], option_key))
-        else:
-            raise RecipeError(f"{option_key}: {name} has no such option{nearest(option, [*own, *common])}")
-    if term.weight < 0:
-        raise RecipeError(f"{key}.weight: {term.weight} is negative; weights are 0 or more")
-    if term.scale is not None and term.scale <= 0:
-        raise RecipeError(f"{key}.scale: {term.scale} is not positive")
+def parse_terms(terms: object, pairs: Sequence[Pair]) -> list[LossTerm]:
+    """Terms of a recipe's `objective`, typed or as plain data. Raises RecipeError naming the key, e.g. `objective[1].margn`."""
+    blocks: list[AnyTerm] = check(_TERMS, terms, "objective")
+    return [_term(block, f"objective[{i}]", pairs) for i, block in enumerate(blocks)]
+
+
+def _term(block: TermBlock, key: str, pairs: Sequence[Pair]) -> LossTerm:
+    term = LossTerm(block.loss, key=key, options=block.options)
+    if block.loss != AUTO:
+        term.function, term.family = find_loss(block.loss, f"{key}.loss")
+    common = {name: getattr(block, name) for name in COMMON if name not in block.own_keys}
+    if isinstance(block, CustomTerm) and term.function is not None:
+        own = options_model(block.loss, term.function)
+        shared = {name: common.pop(name) for name in COMMON if name in own.model_fields}  # the function's, not the term's
+        given = {k: v for k, v in shared.items() if v != TermBlock.model_fields[k].default}
+        term.options = check(own, term.options | given, key).model_dump(exclude_unset=True)
+    for name, value in common.items():
+        setattr(term, name, value)
     for pair in term.pairs or []:
-        if tuple(pair) not in {tuple(p) for p in pairs}:
-            raise RecipeError(f"{key}.pairs: {pair} is not one of the recipe's pairs: {[list(p) for p in pairs]}")
+        if pair not in [tuple(p) for p in pairs]:
+            raise RecipeError(f"{key}.pairs: {list(pair)} is not one of the recipe's pairs: {[list(p) for p in pairs]}")
     return term
 
 
@@ -107,27 +95,25 @@ def loss_options(function: LossFunction) -> dict[str, object]:
     return {p.name: hints.get(p.name, object) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _typed(value: object, annotation: object, key: str) -> object:
-    """`value` as `annotation` demands (numbers, strings, Literal, lists, unions); RecipeError naming `key` otherwise."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        if value not in arguments:
-            raise RecipeError(f"{key}: {value!r}{nearest(str(value), [str(a) for a in arguments])}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _typed(value, next(a for a in arguments if a is not type(None)), key)
-    if origin is list:
-        if not isinstance(value, (list, tuple)):
-            raise RecipeError(f"{key}: {value!r} is not a list")
-        return [_typed(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value)]
-    if not isinstance(annotation, type):
-        return value
-    if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise RecipeError(f"{key}: {value} is not a finite number")
-        return float(value)
-    if not isinstance(value, annotation) or (annotation is int and isinstance(value, bool)):
-        raise RecipeError(f"{key}: {value!r} is not {'a number' if annotation in (int, float) else f'a {annotation.__name__}'}")
-    return value
+class CustomOptions(RecipeBlock):
+    """Options of a loss that is not built in; `options_model` makes a subclass for each."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    loss_name: ClassVar[str] = ""
+
+    @classmethod
+    def unknown_key(cls, key: str) -> str:
+        """The nearest option of this loss."""
+        return f"{cls.loss_name} has no such option{nearest(key, [*cls.model_fields, *COMMON])}"
+
+
+def options_model(name: str, function: LossFunction) -> type[CustomOptions]:
+    """The options of a loss function as a model: its keyword-only parameters with their annotations."""
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    fields: dict[str, tuple[object, object]] = {
+        option: (Number if kind is float else kind, ... if defaults[option] is inspect.Parameter.empty else defaults[option])
+        for option, kind in loss_options(function).items()
+    }
+    made: type[CustomOptions] = create_model("Options", __base__=CustomOptions, **fields)  # type: ignore[call-overload]
+    made.loss_name = name
+    return made

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mmtune.recipe.recipe import TrainConfig
+from mmtune.recipe.train_block import TrainConfig
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model

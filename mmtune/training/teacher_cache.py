@@ -12,16 +12,20 @@ the same teacher and rows; a killed job goes on with the part it was at.
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mmtune.contracts import Pair, direction
 from mmtune.data.decode import decode_row
 from mmtune.data.shards.locate import remote
 from mmtune.errors import DataError, MmtuneError, RecipeError
+from mmtune.recipe.block import check
+from mmtune.recipe.teachers_block import ModelTeacher, ScorerTeacher, ScoresTeacher
+from mmtune.recipe.teachers_block import Teacher as RecipeTeacher
 from mmtune.runtime.files import atomic_open
 from mmtune.runtime.plugins import nearest
 from mmtune.runtime.progress import Progress
@@ -35,30 +39,25 @@ SCORERS = {
     "cross_encoder": "mmtune.backbones.cross_encoders:CrossEncoder",
     "matcher": "mmtune.backbones.cross_encoders:Matcher",
 }
-KEYS = {
-    "model": ["model", "out", "batch_size"],
-    "scorer": ["scorer", "options", "candidates", "out"],
-    "scores": ["scores"],
-}
+_TEACHERS: TypeAdapter[dict[str, ModelTeacher | ScorerTeacher | ScoresTeacher]] = TypeAdapter(dict[str, RecipeTeacher])
 PART = 4096  # pairs a file: what a killed job may lose
 MOST = 4_000_000
 """Pairs past which `candidates: all` is refused: it grows with the product of both sides."""
 
 
-def build_teachers(
-    config: Mapping[str, Mapping[str, Any]], data: "WeightedConcat", pairs: Sequence[Pair], *, quiet: bool = False
-) -> dict[str, Teacher]:
-    """Every teacher of the recipe, ready to be looked up. Raises RecipeError naming the key, DataError naming row or file."""
+def build_teachers(config: object, data: "WeightedConcat", pairs: Sequence[Pair], *, quiet: bool = False) -> dict[str, Teacher]:
+    """Every teacher of a recipe's `teachers`, typed or as plain data, ready to be looked up.
+
+    Raises RecipeError naming the key, DataError naming row or file.
+    """
     teachers: dict[str, Teacher] = {}
-    for name, spec in config.items():
-        kind = next((k for k in KEYS if isinstance(spec, Mapping) and k in spec), None)
-        if kind is None:
-            raise RecipeError(f"teachers.{name}: say what it is: model: MODEL, scorer: NAME, or scores: FILE")
-        for key in spec:
-            if key not in KEYS[kind]:
-                raise RecipeError(f"teachers.{name}.{key}: there is no such key{nearest(str(key), KEYS[kind])}")
-        ways: dict[str, Callable[..., Teacher]] = {"model": _vectors, "scorer": _scorer, "scores": _file}
-        teachers[name] = ways[kind](name, spec, data, pairs, quiet)
+    for name, spec in check(_TEACHERS, config, "teachers").items():
+        if isinstance(spec, ModelTeacher):
+            teachers[name] = _vectors(name, spec, data, pairs, quiet)
+        elif isinstance(spec, ScorerTeacher):
+            teachers[name] = _scorer(name, spec, data, pairs, quiet)
+        else:
+            teachers[name] = _file(name, spec, data, pairs)
     return teachers
 
 
@@ -74,17 +73,17 @@ def beside(data: "Data", out: str | None, key: str) -> Path:
 # --- vectors ---------------------------------------------------------------------------------------------------------
 
 
-def _vectors(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherVectors:
+def _vectors(name: str, spec: ModelTeacher, data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherVectors:
     from mmtune.embedding.parquet_parts import embed
     from mmtune.model.artifact import load
 
     try:
-        model = load(spec["model"])
+        model = load(spec.model)
     except MmtuneError as e:
         raise RecipeError(f"teachers.{name}.model: {e}") from None
     wanted = [m for m in data.modalities if m in {n for p in pairs for n in p} and m in model.towers]
     if not wanted:
-        raise RecipeError(f"teachers.{name}.model: {spec['model']} has {', '.join(model.towers)}: nothing that is trained here")
+        raise RecipeError(f"teachers.{name}.model: {spec.model} has {', '.join(model.towers)}: nothing that is trained here")
     mark = model.fingerprint
     vectors: dict[str, list[np.ndarray]] = {m: [] for m in wanted}
     row = {m: np.full(len(data), -1, np.int64) for m in wanted}
@@ -92,10 +91,10 @@ def _vectors(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: 
         here = [m for m in wanted if m in part.modalities]
         if not here:
             continue
-        folder = beside(part, spec.get("out"), f"teachers.{name}") / mark[:16]
-        if spec.get("out") and len(data.sets) > 1:
+        folder = beside(part, spec.out, f"teachers.{name}") / mark[:16]
+        if spec.out and len(data.sets) > 1:
             folder = folder / str(number)
-        meta = embed(model, part, folder, here, batch_size=int(spec.get("batch_size", 64)), quiet=quiet)
+        meta = embed(model, part, folder, here, batch_size=spec.batch_size, quiet=quiet)
         place = {i: n for n, i in enumerate(part.ids)}
         for m in here:
             start = sum(len(v) for v in vectors[m])
@@ -125,12 +124,12 @@ def _read_vectors(folder: Path, parts: int, fingerprint: str) -> tuple[list[str]
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def _scorer(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherScores:
-    scorer, mark = load_scorer(spec["scorer"], spec.get("options") or {}, f"teachers.{name}")
+def _scorer(name: str, spec: ScorerTeacher, data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherScores:
+    scorer, mark = load_scorer(spec.scorer, spec.options, f"teachers.{name}")
     found = {}
     for pair in pairs:
-        asked = candidate_rows(spec.get("candidates", "own"), data, pair, f"teachers.{name}.candidates")
-        folder = beside(data.sets[0], spec.get("out"), f"teachers.{name}") / f"{name}-{mark[:16]}"
+        asked = candidate_rows(spec.candidates, data, pair, f"teachers.{name}.candidates")
+        folder = beside(data.sets[0], spec.out, f"teachers.{name}") / f"{name}-{mark[:16]}"
         scores = _score(scorer, mark, data, pair, asked, folder, quiet, f"teachers.{name}")
         found[pair] = data.labels[pair[0]][asked[0]], data.labels[pair[1]][asked[1]], scores
     return TeacherScores(name, found, mark)
@@ -242,8 +241,8 @@ def _ask(scorer: Any, pairs: list[tuple[Any, Any]], key: str) -> np.ndarray:
 # --- a file of scores ------------------------------------------------------------------------------------------------
 
 
-def _file(name: str, spec: Mapping[str, Any], data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool) -> TeacherScores:
-    path = str(spec["scores"])
+def _file(name: str, spec: ScoresTeacher, data: "WeightedConcat", pairs: Sequence[Pair]) -> TeacherScores:
+    path = spec.scores
     frame = _columns(path, ["query_id", "item_id", "score"])
     if "direction" not in frame and len(pairs) > 1:
         raise DataError(f"teachers.{name}.scores: {path} has no column 'direction', and the recipe trains several pairs")

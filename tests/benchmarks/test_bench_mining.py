@@ -53,7 +53,7 @@ def measured(work):
 OURS = """
 import torch
 from mmtune.contracts import Embeddings
-from mmtune.recipe.mining_options import MiningOptions
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.mining.mine import mine
 ids = [f"{i:07d}" for i in range(n)]
 labels = {"id": np.arange(1, n + 1), "group": np.arange(n) % (n // 4) + 1}

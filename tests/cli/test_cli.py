@@ -62,10 +62,10 @@ def test_pack_train_eval_embed_as_documents(root, capsys):
 
 @pytest.mark.parametrize("case", ["catalog", "sound", "research"])
 def test_init_writes_recipes_that_parse(tmp_path, case):
-    from mmtune.recipe.recipe import load_recipe
+    from mmtune.recipe.recipe import Recipe
 
     assert main(["init", str(tmp_path), "--case", case]) == 0
-    recipe = load_recipe(tmp_path / "recipe.yaml", ["model=tiny:all"])
+    recipe = Recipe.load(tmp_path / "recipe.yaml", ["model=tiny:all"])
     assert recipe.data.val == f"{tmp_path}/val"
     assert main(["init", str(tmp_path)]) == 2
 
@@ -97,12 +97,12 @@ def test_debug_shows_the_traceback():
 def test_every_recipe_in_the_project_parses():
     from pathlib import Path
 
-    from mmtune.recipe.recipe import load_recipe
+    from mmtune.recipe.recipe import Recipe
 
     found = sorted(Path(__file__).parents[2].joinpath("recipes").rglob("*.yaml"))
     assert len(found) >= 2
     for path in found:
-        load_recipe(path, ["model=tiny:all", "data.train=a", "data.val=b"])
+        Recipe.load(path, ["model=tiny:all", "data.train=a", "data.val=b"])
         head = path.read_text().split("model:")[0]
         assert f"mmtune train recipes/{path.name}" in head and "Seen:" in head
 

@@ -147,7 +147,7 @@ def change(difference, low, high):
     ],
 )
 def test_verdicts(gain, guard, verdict, word):
-    gate = Gate("ndcg@10", "a->b", 0.01, {"retention": -0.01})
+    gate = Gate(metric="ndcg@10", direction="a->b", min_gain=0.01, guards={"retention": -0.01})
     found, reason = decide(gate, gain, {"retention": guard})
     assert found == verdict and word in reason and reason.count("\n") == 0
 

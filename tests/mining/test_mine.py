@@ -10,7 +10,7 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining.mine import mine
 from mmtune.mining.negatives_table import read_table
-from mmtune.recipe.mining_options import MiningOptions
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import unite
 from mmtune.search import blocked, quantised
 from tests.support.mining_helpers import corpus, naive_mine, permuted

@@ -23,7 +23,7 @@ from mmtune.mining.near_duplicates import Near, signatures
 from mmtune.mining.negatives import Negatives
 from mmtune.mining.rounds import Rounds, columns_of, fallen, round_epochs
 from mmtune.modalities.audio import Sound
-from mmtune.recipe.mining_options import MiningOptions
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import unite
 from mmtune.run import train
 from tests.support import corpora
@@ -305,7 +305,7 @@ def test_training_takes_a_users_own_table(shop, tmp_path, capsys):
         "model": "tiny:clip",
         "data": {"train": str(shop)},
         "train": {"epochs": 1, "batch_size": 6},
-        "mining": {"table": str(tmp_path / "own.parquet"), "use": {"columns": 1, "confusable": 0}},
+        "mining": {"table": str(tmp_path / "own.parquet"), "use": {"negatives_per_query": 1, "confusable": 0}},
     }
     with pytest.raises(DataError, match="own.parquet does not say which weights.*mining.allow_stale=true"):
         train(recipe | {"run": {"dir": str(tmp_path / "refused")}}, quiet=True)
@@ -322,8 +322,8 @@ def test_columns_are_words_unless_the_recipe_says():
     names = ["image->text", "text->image", "audio->image"]
     assert columns_of(MiningOptions(), names) == {"image->text": 4, "text->image": 0, "audio->image": 0}
     assert columns_of(MiningOptions(), names[2:]) == {"audio->image": 1}
-    assert columns_of(MiningOptions(use={"columns": 2}), names) == dict.fromkeys(names, 2)
-    own = MiningOptions(per_direction=[{"direction": "text->image", "columns": 1, "negatives": 2}])
+    assert columns_of(MiningOptions(use={"negatives_per_query": 2}), names) == dict.fromkeys(names, 2)
+    own = MiningOptions(per_direction=[{"direction": "text->image", "negatives_per_query": 1, "negatives": 2}])
     assert columns_of(own, names) == {"image->text": 4, "text->image": 1, "audio->image": 0}
     assert own.for_direction("text->image").negatives == 2
 
@@ -337,7 +337,7 @@ def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, cap
     def batches(epoch):
         return np.split(np.random.default_rng([0, epoch]).permutation(24), 4)
 
-    options = MiningOptions(rounds=1, negatives=2, window=5, use={"columns": 1, "confusable": 0.5})
+    options = MiningOptions(rounds=1, negatives=2, window=5, use={"negatives_per_query": 1, "confusable": 0.5})
 
     def rounds():
         return Rounds(model, data, batches, options, tmp_path, pairs=[("text", "image")], epochs=4, batch_size=6, quiet=False)

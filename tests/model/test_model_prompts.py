@@ -14,7 +14,8 @@ from mmtune.embedding.embed_rows import embed_classes, embed_data
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.model.artifact import save
-from mmtune.model.prompts import for_training, parse_prompts
+from mmtune.model.prompts import for_training
+from mmtune.recipe.prompts_block import parse_prompts
 from tests.support import corpora
 
 BOTH = {"text": {"default": "a thing: {}", "query": "find: {}", "zero_shot": ["a photo of {}", "{}, close"]}}

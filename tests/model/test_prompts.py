@@ -9,7 +9,8 @@ import torch
 
 from mmtune.errors import RecipeError
 from mmtune.model.artifact import load
-from mmtune.model.prompts import Prompted, parse_prompts, prompted
+from mmtune.model.prompts import Prompted, prompted
+from mmtune.recipe.prompts_block import parse_prompts
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmtune.backbones import open_clip as family
 from mmtune.contracts import Batch
 from mmtune.model.dual_encoder import Model
-from mmtune.recipe.recipe import TrainConfig
+from mmtune.recipe.train_block import TrainConfig
 from mmtune.training.build_objective import build_objective
 from mmtune.training.optimizer import build_optimizer, parameter_groups
 from mmtune.training.step import forward_backward

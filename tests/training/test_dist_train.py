@@ -156,7 +156,7 @@ def test_mining_rounds_on_two_processes(root, tmp_path):
     """The first mines, both train on its table; the mined rows are those of one process."""
     import pyarrow.parquet as pq
 
-    mining = {"rounds": 1, "negatives": 2, "use": {"columns": 1, "confusable": 0.5}}
+    mining = {"rounds": 1, "negatives": 2, "use": {"negatives_per_query": 1, "confusable": 0.5}}
     path = recipe(root, tmp_path / "r.yaml", mining=mining, train={"epochs": 2})
     done(launch([sys.executable], path, tmp_path / "one"))
     done(launch(TORCHRUN, path, tmp_path / "two"))
@@ -219,7 +219,7 @@ def test_cut_blocks_go_on_from_a_checkpoint_on_any_number_of_processes(cut, tmp_
 
 def test_cut_blocks_with_adapters_and_mining(root, tmp_path):
     """Adapters stand in cut blocks; mining reads the whole model between epochs; what is written is whole."""
-    mining = {"rounds": 1, "negatives": 2, "use": {"columns": 1, "confusable": 0.5}}
+    mining = {"rounds": 1, "negatives": 2, "use": {"negatives_per_query": 1, "confusable": 0.5}}
     tuning = {"image": {"how": "lora", "rank": 1}, "text": "full"}
     path = recipe(root, tmp_path / "r.yaml", mining=mining, tune=tuning, train={"epochs": 2, "shard": True})
     one, two = done(launch([sys.executable], path, tmp_path / "one")), done(launch(TORCHRUN, path, tmp_path / "two"))

@@ -196,7 +196,10 @@ def test_a_run_directory_is_not_overwritten_nor_resumed_with_another_recipe(root
 
 
 def test_mining_in_rounds_and_resumed_is_bit_identical(root, tmp_path, monkeypatch):
-    changes = {"mining": {"rounds": 2, "negatives": 2, "use": {"columns": 1, "confusable": 0.5}}, "train": {"epochs": 6}}
+    changes = {
+        "mining": {"rounds": 2, "negatives": 2, "use": {"negatives_per_query": 1, "confusable": 0.5}},
+        "train": {"epochs": 6},
+    }
     base = recipe(root, tmp_path / "whole", **changes)
     joined, step = [], Trainer.step
 
@@ -268,19 +271,19 @@ def test_recipe_file_and_overrides(root, tmp_path):
     (tmp_path / "r.yaml").write_text("model: ???\ndata: {train: x}\ntrain: {epochs: 3}\n")
     with pytest.raises(RecipeError, match="model: is missing"):
         mmtune.train(tmp_path / "r.yaml")
-    from mmtune.recipe.recipe import load_recipe
+    from mmtune.recipe.recipe import Recipe
 
-    found = load_recipe(
+    found = Recipe.load(
         tmp_path / "r.yaml",
         ["model=tiny:clip", "train.lr=2e-4", "data.train=[a,{path: b, weight: 2}]", "augment.image={crop: 0.5}"],
     )
     assert found.model == "tiny:clip" and found.train.lr == 2e-4 and found.train.epochs == 3
-    assert [(s.path, s.weight) for s in found.data.sources()] == [("a", 1.0), ("b", 2.0)]
-    assert found.augment == {"image": {"crop": 0.5}}
+    assert [(s.path, s.weight) for s in found.data.training_sets] == [("a", 1.0), ("b", 2.0)]
+    assert {m: o.model_dump(exclude_unset=True) for m, o in found.augment.items()} == {"image": {"crop": 0.5}}
     with pytest.raises(RecipeError, match="is not an override"):
-        load_recipe(tmp_path / "r.yaml", ["train.lr"])
+        Recipe.load(tmp_path / "r.yaml", ["train.lr"])
     with pytest.raises(RecipeError, match="no such recipe"):
-        load_recipe(tmp_path / "none.yaml")
+        Recipe.load(tmp_path / "none.yaml")
 
 
 def test_identical_texts_are_encoded_once_and_are_not_negatives(root):

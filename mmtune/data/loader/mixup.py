@@ -1,7 +1,7 @@
 """`augment` of a recipe -> one callable a modality. What needs a second signal, mixing, gets it from the training rows."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,22 +11,22 @@ from mmtune.contracts import Modality
 from mmtune.data.decode import decode_row
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import RecipeError
+from mmtune.recipe.augment_block import AugmentOptions
 
-MIXUP = "mixup"
 
+def augmentation(options: AugmentOptions, data: WeightedConcat) -> Callable[[Any, random.Random], Any]:
+    """(signal, rng) -> signal of one modality's options: its own augmentation, then `mixup` with a signal of another row.
 
-def augmentation(name: str, options: Mapping[str, Any], data: WeightedConcat) -> Callable[[Any, random.Random], Any]:
-    """(signal, rng) -> signal of one modality's options: its own, and `mixup`, the largest share that another training signal
-    gets. Raises RecipeError for an unknown option, and for signals that cannot be mixed."""
-    kind, own = modalities.get(name), {k: v for k, v in options.items() if k != MIXUP}
-    share = options.get(MIXUP, 0)
-    if not isinstance(share, int | float) or not 0 <= share <= 0.5:
-        raise RecipeError(f"augment.{name}.{MIXUP}: {share!r} is not a share from 0 to 0.5")
-    if share and type(kind).mix is Modality.mix:
+    Raises RecipeError for signals that cannot be mixed.
+    """
+    name = options.modality
+    kind = modalities.get(name)
+    if not options.mixup:
+        return kind.augment(**options.own)
+    if type(kind).mix is Modality.mix:
         able = [m for m in modalities.names() if type(modalities.get(m)).mix is not Modality.mix]
-        raise RecipeError(f"augment.{name}.{MIXUP}: signals of this kind cannot be mixed; there are: {', '.join(able)}")
-    inner = kind.augment(**own) if own else None
-    return Mixed(inner, data, name, float(share)) if share else (inner or kind.augment())
+        raise RecipeError(f"augment.{name}.mixup: signals of this kind cannot be mixed; there are: {', '.join(able)}")
+    return Mixed(kind.augment(**options.own) if options.own else None, data, name, options.mixup)
 
 
 class Mixed:

@@ -17,7 +17,7 @@ from mmtune.errors import DataError, ModelError
 from mmtune.evaluation.tasks.classified import Classified, confusion_counts
 from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, class_labels, grouped_by_class
 from mmtune.model.encode import encode_values
-from mmtune.model.prompts import ZERO_SHOT, parse_prompts
+from mmtune.recipe.prompts_block import ZERO_SHOT, parse_prompts
 from mmtune.search.exact_scores import exact_keys
 from mmtune.search.tie_order import tie_order
 from mmtune.search.vectors import unit

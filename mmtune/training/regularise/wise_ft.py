@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmtune.recipe.recipe import Interpolate
+from mmtune.recipe.training_blocks import Interpolate
 from mmtune.runtime.files import write_json
 from mmtune.training.tuning.layers import copy_state_to_cpu, recompute_fingerprint
 
@@ -41,8 +41,8 @@ def pick(points: list[dict[str, Any]], options: Interpolate) -> tuple[dict[str, 
                 best,
                 f"the best domain among those with at least {options.keep:g} of the general score at {base['coefficient']:g}",
             )
-    best = max(points, key=lambda p: (p["domain"] + options.general_weight * p["general"], p["coefficient"]))
-    return best, f"the highest domain + {options.general_weight:g} * general"
+    best = max(points, key=lambda p: (p["domain"] + options.retention_weight * p["general"], p["coefficient"]))
+    return best, f"the highest domain + {options.retention_weight:g} * general"
 
 
 def interpolate(

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmtune.errors import MissingExtra, RecipeError
 from mmtune.model.artifact.low_rank import Low, bitsandbytes
-from mmtune.recipe.recipe import Tuning
+from mmtune.recipe.tune_block import AdapterTuning
 from mmtune.training.tuning.lora_fused_attention import disable_fused_inference, encoder_layers, restore_fused_inference
 from mmtune.training.tuning.lora_targets import LoraTargets, find_targets
 
@@ -35,7 +35,7 @@ class AdaptedLayer(NamedTuple):
     adapter: Low
 
 
-def inject(tower: list[nn.Module], tuning: Tuning, key: str, seed: int) -> None:
+def inject(tower: list[nn.Module], tuning: AdapterTuning, key: str, seed: int) -> None:
     """Add adapters to the modules of one tower; with qlora their linear layers become 4-bit.
 
     The tower's vectors do not change (qlora: up to the rounding). key: the recipe key, for messages. Raises RecipeError and
@@ -56,7 +56,7 @@ def inject(tower: list[nn.Module], tuning: Tuning, key: str, seed: int) -> None:
         _inject_module(target, tuning, key, seed)
 
 
-def _inject_module(target: LoraTargets, tuning: Tuning, key: str, seed: int) -> None:
+def _inject_module(target: LoraTargets, tuning: AdapterTuning, key: str, seed: int) -> None:
     """Add adapters to one module. RecipeError when peft adapts other weights than the wanted ones."""
     from peft import LoraConfig, inject_adapter_in_model
 

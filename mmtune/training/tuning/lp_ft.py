@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmtune.errors import RecipeError
-from mmtune.recipe.recipe import Recipe, RunConfig, Tuning
+from mmtune.recipe.recipe import Recipe
+from mmtune.recipe.train_block import RunConfig
+from mmtune.recipe.tune_block import AnyTuning, FrozenTuning, HeadTuning
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -21,7 +23,7 @@ DIRECTORY = "head_first"
 METHODS_AFTER_HEAD = ("full", "partial", "lora", "qlora")
 
 
-def head_stage(recipe: Recipe, towers: Mapping[str, Tuning]) -> Recipe | None:
+def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None:
     """The recipe of the first stage, or None where no tower has a `head_first`.
 
     It has the same data, pairs and objective, no augmentation (so that features can be stored), no mining, no interpolation;
@@ -42,7 +44,7 @@ def head_stage(recipe: Recipe, towers: Mapping[str, Tuning]) -> Recipe | None:
     train = {"epochs": first.head_first, "lr": first.head_lr or recipe.train.lr}
     return recipe.model_copy(
         update={
-            "tune": {m: "head" if m in wanted else "frozen" for m in towers},
+            "tune": {m: HeadTuning() if m in wanted else FrozenTuning() for m in towers},
             "train": recipe.train.model_copy(update=train),
             "augment": {},
             "interpolate": False,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmtune.embedding.feature_cache import FeatureCache, FeaturePreprocess
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.model.artifact.low_rank import Low, round_to_4bit
-from mmtune.recipe.recipe import Tuning
+from mmtune.recipe.tune_block import LOW_RANK, AdapterTuning, AnyTuning, FullTuning, PartialTuning
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.tuning import lora
 from mmtune.training.tuning.layers import (
@@ -28,7 +28,7 @@ from mmtune.training.tuning.layers import (
 )
 from mmtune.training.tuning.lora_targets import find_targets
 from mmtune.training.tuning.lp_ft import copy_heads
-from mmtune.training.tuning.tune_spec import LOW_RANK, parse_tune
+from mmtune.training.tuning.tune_spec import parse_tune
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -68,7 +68,7 @@ class TunedModel:
     """
 
     model: "Model"
-    towers: dict[str, Tuning]
+    towers: dict[str, AnyTuning]
     counts: dict[str, ParameterCount]
     lr_shares: dict[int, float]
     features: FeatureCache | None
@@ -141,7 +141,7 @@ class TunedModel:
 
 def tune(
     model: "Model",
-    given: "str | Mapping[str, object]",
+    given: object,
     trained: Sequence[str],
     augmented: Sequence[str] = (),
     seed: int = 0,
@@ -161,7 +161,7 @@ def tune(
         if (t.how == "head" or t.head_first) and m not in model.heads:
             model.heads[m] = _identity(model.width).to(model.device)
             totals[m] += model.width**2
-        if t.how == "qlora":
+        if isinstance(t, AdapterTuning) and t.how == "qlora":
             _round_to_4bit(model.towers[m].modules, t, f"tune.{m}")
     start = copy_state_to_cpu(model) if keep_start else {}
     if heads is not None:
@@ -169,9 +169,9 @@ def tune(
     numbers = {m: layer_numbers(model.towers[m].modules) for m in towers}
     lr_shares = {i: r for m, t in towers.items() for i, r in _layer_decay(numbers[m], t, f"tune.{m}").items()}
     for m, t in towers.items():
-        if t.how in LOW_RANK:
+        if isinstance(t, AdapterTuning):
             lora.inject(model.towers[m].modules, t, f"tune.{m}", seed)
-    if any(t != Tuning() for t in towers.values()):
+    if any(t != FullTuning() for t in towers.values()):
         lr_shares |= _layer_decay_of_adapters(model, towers)
         _set_requires_grad(model, towers, numbers)
     counts = {m: _count(model, m, towers[m], totals[m]) for m in trained}
@@ -189,7 +189,7 @@ def _identity(dim: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def _round_to_4bit(tower: list[nn.Module], tuning: Tuning, key: str) -> None:
+def _round_to_4bit(tower: list[nn.Module], tuning: AdapterTuning, key: str) -> None:
     """Round the weights as 4 bits will hold them, so that the starting weights are known in float32 too."""
     for target in find_targets(tower, tuning.targets, key):
         for name in target.layers:
@@ -203,14 +203,14 @@ def _parameters_of(model: "Model", m: str) -> list[nn.Parameter]:
     return list({id(p): p for module in model.modules_of(m) for p in module.parameters()}.values())
 
 
-def _set_requires_grad(model: "Model", towers: Mapping[str, Tuning], numbers: Mapping[str, LayerNumbers]) -> None:
+def _set_requires_grad(model: "Model", towers: Mapping[str, AnyTuning], numbers: Mapping[str, LayerNumbers]) -> None:
     """Set requires_grad of every parameter of every tower; logit scales go on learning."""
     for m, t in towers.items():
         head = {id(p) for p in model.heads[m].parameters()} if m in model.heads else set()
         names = {id(p): n for n, p in model.named_parameters()}
         layer, count = numbers[m]
         norms = {id(p) for p in norm_parameters(model.towers[m].modules)}
-        last = _number_of_last_blocks(t, count, f"tune.{m}.blocks") if t.how == "partial" else 0
+        last = _number_of_last_blocks(t, count, f"tune.{m}.blocks") if isinstance(t, PartialTuning) else 0
         for p in _parameters_of(model, m):
             learns = {
                 "full": True,
@@ -218,14 +218,15 @@ def _set_requires_grad(model: "Model", towers: Mapping[str, Tuning], numbers: Ma
                 "head": False,
                 "lora": ".lora_" in names.get(id(p), ""),
                 "qlora": ".lora_" in names.get(id(p), ""),
-                "partial": (last > 0 and layer.get(id(p), 0) > count - last) or (t.norms and id(p) in norms),
+                "partial": (last > 0 and layer.get(id(p), 0) > count - last)
+                or (isinstance(t, PartialTuning) and t.norms and id(p) in norms),
             }[t.how]
             learns = learns or (id(p) in head and t.how != "frozen")
             if learns or p.requires_grad:
                 p.requires_grad_(learns)
 
 
-def _number_of_last_blocks(tuning: Tuning, count: int, key: str) -> int:
+def _number_of_last_blocks(tuning: PartialTuning, count: int, key: str) -> int:
     """How many of a tower's `count` blocks learn, counted from the last."""
     wanted = tuning.blocks if tuning.blocks is not None else 0 if tuning.norms else min(2, max(count - 1, 1))
     if wanted and not count:
@@ -235,7 +236,7 @@ def _number_of_last_blocks(tuning: Tuning, count: int, key: str) -> int:
     return wanted
 
 
-def _layer_decay(numbers: LayerNumbers, tuning: Tuning, key: str) -> dict[int, float]:
+def _layer_decay(numbers: LayerNumbers, tuning: AnyTuning, key: str) -> dict[int, float]:
     """Layer-wise lr decay (ELECTRA, arXiv 2003.10555; BEiT, 2106.08254): the layer k below the last has share decay^k."""
     if tuning.layer_decay == 1:
         return {}
@@ -245,7 +246,7 @@ def _layer_decay(numbers: LayerNumbers, tuning: Tuning, key: str) -> dict[int, f
     return {i: tuning.layer_decay ** (count + 1 - number) for i, number in layer.items()}
 
 
-def _layer_decay_of_adapters(model: "Model", towers: Mapping[str, Tuning]) -> dict[int, float]:
+def _layer_decay_of_adapters(model: "Model", towers: Mapping[str, AnyTuning]) -> dict[int, float]:
     """An adapter has the learning rate of its block."""
     shares = {}
     for m, t in towers.items():
@@ -257,5 +258,5 @@ def _layer_decay_of_adapters(model: "Model", towers: Mapping[str, Tuning]) -> di
     return shares
 
 
-def _count(model: "Model", m: str, tuning: Tuning, total: int) -> ParameterCount:
+def _count(model: "Model", m: str, tuning: AnyTuning, total: int) -> ParameterCount:
     return ParameterCount(tuning.how, sum(p.numel() for p in _parameters_of(model, m) if p.requires_grad), total)

@@ -1,72 +1,35 @@
-"""`tune:` of a recipe -> a checked `Tuning` for every tower.
+"""`tune:` of a recipe -> how each tower of a model is tuned. Names and values are checked by `mmtune.recipe.tune_block`."""
 
-tune: lora                                       every trained tower: full, head, lora, qlora, partial, frozen
-tune: {how: partial, blocks: 2}                  with options
-tune: {NAME: lora, OTHER: frozen}                one for each tower
-"""
+from collections.abc import Sequence
 
-from collections.abc import Mapping, Sequence
-
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
 from mmtune.errors import RecipeError
-from mmtune.recipe.recipe import Tuning
+from mmtune.recipe.block import check
+from mmtune.recipe.tune_block import KINDS, AnyTuning, FrozenTuning, FullTuning, TowerTuning, TuneBlock
 from mmtune.runtime.plugins import nearest
 
-METHODS = ("full", "head", "lora", "qlora", "partial", "frozen")
-LOW_RANK = ("lora", "qlora")
-METHODS_OF_OPTION = {
-    **dict.fromkeys(("rank", "alpha", "dropout", "targets"), LOW_RANK),
-    **dict.fromkeys(("blocks", "norms"), ("partial",)),
-    "layer_decay": ("full", "partial", *LOW_RANK),
-}
-"""Option -> the methods that it belongs to (`head_first` and `head_lr`: see `lp_ft`)."""
+_TUNE: TypeAdapter[AnyTuning | dict[str, AnyTuning]] = TypeAdapter(TuneBlock)
 
 
-def parse_tune(given: "str | Mapping[str, object]", towers: Sequence[str], trained: Sequence[str]) -> dict[str, Tuning]:
-    """{modality: Tuning} of every tower of the model; those that no pair trains are frozen unless all are tuned in full.
+def parse_tune(given: object, towers: Sequence[str], trained: Sequence[str]) -> dict[str, AnyTuning]:
+    """{modality: how it is tuned} of every tower of the model, from a recipe's `tune`, typed or as plain data.
 
-    Raises RecipeError naming the key.
+    Towers that no pair trains are frozen unless everything is full. Raises RecipeError naming the key.
     """
-    if isinstance(given, str) or "how" in given:
-        one = _tuning(given, "tune")
-        return {m: one if m in trained or one == Tuning() else Tuning(how="frozen") for m in towers}
-    for name in given:
+    chosen = check(_TUNE, given, "tune")
+    if isinstance(chosen, TowerTuning):
+        return {m: chosen if m in trained or chosen == FullTuning() else FrozenTuning() for m in towers}
+    for name in chosen:
         if name not in towers:
-            known = nearest(str(name), [*Tuning.model_fields, *towers])
-            raise RecipeError(f"tune.{name}: neither an option beside `how` nor a tower of this model{known}")
-    missing = [m for m in trained if m not in given]
+            known = ["how", *dict.fromkeys(option for kind in KINDS.values() for option in kind.model_fields), *towers]
+            raise RecipeError(f"tune.{name}: neither an option beside `how` nor a tower of this model{nearest(name, known)}")
+    missing = [m for m in trained if m not in chosen]
     if missing:
         raise RecipeError(
             f"tune: says nothing about {missing[0]}, which the pairs train; add {missing[0]}: frozen, or what you want"
         )
-    chosen = {m: _tuning(given.get(m, "frozen"), f"tune.{m}") for m in towers}
     for m, t in chosen.items():
         if m not in trained and t.how != "frozen":
             raise RecipeError(f"tune.{m}: {m} is not trained here; the pairs train {', '.join(trained)}")
-    return chosen
-
-
-def _tuning(given: object, key: str) -> Tuning:
-    """One tower's entry: the name of a method, or a mapping of its options."""
-    if isinstance(given, str):
-        given = {"how": given}
-        if given["how"] not in METHODS:
-            raise RecipeError(f"{key}: {given['how']!r}{nearest(given['how'], METHODS)}")
-    if not isinstance(given, Mapping):
-        raise RecipeError(f"{key}: {given!r} is none of {', '.join(METHODS)}")
-    for option in given:
-        if option not in Tuning.model_fields:
-            raise RecipeError(f"{key}.{option}: unknown{nearest(str(option), list(Tuning.model_fields))}")
-    try:
-        tuning = Tuning.model_validate(dict(given))
-    except ValidationError as e:
-        problem = e.errors()[0]
-        raise RecipeError(f"{key}.{problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
-    for option in given:
-        methods = METHODS_OF_OPTION.get(option, METHODS)
-        if tuning.how not in methods:
-            raise RecipeError(f"{key}.{option}: goes with {', '.join(methods)}; it does nothing for how: {tuning.how}")
-    if tuning.head_lr and not tuning.head_first:
-        raise RecipeError(f"{key}.head_lr: is the rate of the epochs of head_first; add that, or set train.lr")
-    return tuning
+    return {m: chosen.get(m, FrozenTuning()) for m in towers}

@@ -7,7 +7,7 @@ import torch
 
 import mmtune
 from mmtune.model.artifact import load
-from mmtune.recipe.recipe import Interpolate
+from mmtune.recipe.training_blocks import Interpolate
 from mmtune.training.regularise.ema_l2sp import EmaL2SP
 from mmtune.training.regularise.wise_ft import pick
 from mmtune.training.tuning.adapter_files import load_adapters
@@ -50,7 +50,7 @@ def test_the_choice():
         {"coefficient": 1.0, "domain": 0.7, "general": 0.5},
     ]
     assert pick(points, Interpolate())[0]["coefficient"] == 0.5
-    assert pick(points, Interpolate(general_weight=0))[0]["coefficient"] == 1.0
+    assert pick(points, Interpolate(retention_weight=0))[0]["coefficient"] == 1.0
     assert pick(points, Interpolate(keep=0.98))[0]["coefficient"] == 0.5
     assert pick(points, Interpolate(keep=0.999))[0]["coefficient"] == 0.0
 

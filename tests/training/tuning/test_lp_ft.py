@@ -101,7 +101,7 @@ def test_heads_first_resumes_in_either_stage(root, tmp_path, where, monkeypatch)
 
 def test_interpolation_begins_at_the_base_not_at_its_heads(root, tmp_path):
     more = {"tune": {"how": "full", "head_first": 1, "head_lr": 0.05}, "interpolate": {"coefficients": [0, 1]}}
-    more["data"] = {"general": corpora.packed(root, 12, 2)}
+    more["data"] = {"retention": corpora.packed(root, 12, 2)}
     mmtune.train(recipe(root, tmp_path / "run", **more), quiet=True)
     point = json.loads((tmp_path / "run" / "interpolation.json").read_text())["points"][0]
     val = mmtune.evaluate("tiny:clip", corpora.packed(root, 12, 1))
@@ -136,8 +136,8 @@ BAD = [
         "head_first and head_lr differ",
     ),
     ({"tune": {"how": "full", "head_first": -1}}, r"tune\.head_first: .*greater than or equal to 0"),
-    ({"windows": {"text": "max"}}, r"windows\.text: this model cuts no such signal; there is: image"),
-    ({"windows": {"image": "median"}}, r"windows\.image: Input should be 'mean' or 'max'"),
+    ({"window_pooling": {"text": "max"}}, r"window_pooling\.text: this model cuts no such signal; there is: image"),
+    ({"window_pooling": {"image": "median"}}, r"window_pooling\.image: 'median'; did you mean 'mean'\?"),
     (
         {"augment": {"text": {"mixup": 0.2}}},
         r"augment\.text\.mixup: signals of this kind cannot be mixed; there are: image, audio",
@@ -167,7 +167,11 @@ def test_a_stage_has_the_recipe_of_the_run(root, tmp_path):
         recipe(root, tmp_path, tune={"how": "full", "head_first": 3}, augment={"image": {"flip": True}})
     )
     stage = head_stage(parsed, parse_tune(parsed.tune, ["image", "text"], ["image", "text"]))
-    assert stage.train.epochs == 3 and stage.augment == {} and stage.tune == {"image": "head", "text": "head"}
+    assert (
+        stage.train.epochs == 3
+        and stage.augment == {}
+        and {m: t.how for m, t in stage.tune.items()} == {"image": "head", "text": "head"}
+    )
     assert stage.train.lr == parsed.train.lr and stage.run.dir.endswith("head_first")
     assert head_stage(parsed, parse_tune("full", ["image", "text"], ["image", "text"])) is None
 
@@ -185,9 +189,9 @@ def test_general_rows_are_replayed_by_their_weight(root, tmp_path):
     out = mmtune.train(recipe(root, tmp_path / "run", data={"train": sources}), quiet=True)
     assert out["pairs"] == 30
     with pytest.raises(
-        MmtuneError, match="data.general: 12 of the rows of .* are trained on"
+        MmtuneError, match="data.retention: 12 of the rows of .* are trained on"
     ):  # what is replayed judges nothing
-        mmtune.train(recipe(root, tmp_path / "other", data={"train": sources, "general": general}), quiet=True)
+        mmtune.train(recipe(root, tmp_path / "other", data={"train": sources, "retention": general}), quiet=True)
 
 
 # --- long signals --------------------------------------------------------------------------------------------------------
@@ -218,7 +222,7 @@ def test_windows_are_averaged_or_their_greatest_is_taken(tmp_path):
 
 
 def test_a_recipe_keeps_its_windows_in_the_artifact(root, tmp_path):
-    more = {"pairs": [["audio", "text"]], "windows": {"audio": "max"}, "tune": "head"}
+    more = {"pairs": [["audio", "text"]], "window_pooling": {"audio": "max"}, "tune": "head"}
     more["augment"] = {"text": {"drop_words": 0.1}}
     out = mmtune.train(recipe(root, tmp_path / "run", "tiny:clap", **more), quiet=True)
     assert artifact.load(out["artifact"]).windows == {"audio": "max"}

@@ -235,8 +235,8 @@ BAD = [
     ({"tune": "frozen"}, r"tune: everything is frozen"),
     ({"tune": {"how": "partial", "blocks": 9}}, r"blocks: 9 is more than the 3 blocks"),
     ({"tune": "qlora"}, "no linear layers to hold in 4 bits"),
-    ({"interpolate": True}, r"interpolate: .* data\.val and data\.general; name both"),
-    ({"data": {"general": "TRAIN", "val": "VAL"}}, r"data\.general: 24 of the rows of .* are trained on"),
+    ({"interpolate": True}, r"interpolate: .* data\.val and data\.retention; name both"),
+    ({"data": {"retention": "TRAIN", "val": "VAL"}}, r"data\.retention: 24 of the rows of .* are trained on"),
 ]
 
 

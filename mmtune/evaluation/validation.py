@@ -1,0 +1,76 @@
+"""Validation between epochs: a metric of the trained directions on data.val and on data.retention."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from mmtune import modalities
+from mmtune.contracts import Embeddings, Pair, direction
+from mmtune.errors import RecipeError
+from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.metrics import metric_columns
+from mmtune.runtime.distributed import Processes
+
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+    from mmtune.model.dual_encoder import Model
+
+RETENTION_PREFIX = "general "
+"""In front of the names of values on the retention data, in metrics.jsonl too."""
+
+Validate = Callable[["Model"], dict[str, float]]
+"""model -> {"a->b map": value, ..., "metric": the mean of these}."""
+
+
+class Embed(Protocol):
+    """How validation embeds: `embed_data`, or from the kept features of frozen towers."""
+
+    def __call__(
+        self, model: "Model", data: "Data", wanted: Sequence[str], /, *, processes: Processes
+    ) -> Mapping[str, Embeddings]: ...
+
+
+def build_validation(
+    val: "Data | None",
+    retention: "Data | None",
+    pairs: Sequence[Pair],
+    metric: str,
+    embed: Embed,
+    processes: Processes,
+) -> Validate | None:
+    """Validation on `val` and, under names that begin with RETENTION_PREFIX, on `retention`; None without `val`.
+
+    Several processes embed a share each, rank 0 scores and broadcasts the values. Raises RecipeError for retention data
+    without validation data; the validation itself raises it for an unknown metric and for data without a trained direction.
+    """
+    if val is None:
+        if retention is not None:
+            raise RecipeError("data.retention: is scored beside data.val; name that too")
+        return None
+    on_val = _validation(val, pairs, metric, embed, "data.val", processes)
+    if retention is None:
+        return lambda model: processes.broadcast(on_val(model))
+    on_retention = _validation(retention, pairs, metric, embed, "data.retention", processes)
+
+    def both(model: "Model") -> dict[str, float]:
+        values = on_val(model) | {f"{RETENTION_PREFIX}{k}": v for k, v in on_retention(model).items()}
+        return processes.broadcast(values)
+
+    return both
+
+
+def _validation(data: "Data", pairs: Sequence[Pair], metric: str, embed: Embed, key: str, processes: Processes) -> Validate:
+    metric_columns((1, 5, 10), [metric], "train.metric")  # RecipeError for an unknown metric
+    wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
+    trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
+
+    def validate(model: "Model") -> dict[str, float]:
+        vectors = embed(model, data, [m for m in trained if m in data.modalities], processes=processes)
+        if not processes.is_main_process:
+            return {}
+        directions = evaluate_vectors(dict(vectors), metrics=[metric]).directions
+        values = {f"{d} {metric}": directions[d].metrics[metric] for d in wanted if d in directions}
+        if not values:
+            raise RecipeError(f"{key}: {data.spec} has no row for the trained directions {', '.join(wanted)}")
+        return values | {"metric": sum(values.values()) / len(values)}
+
+    return validate

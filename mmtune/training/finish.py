@@ -1,0 +1,86 @@
+"""The end of a run: a plain model again, interpolated with its base where the recipe says so, and the artifact."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtune.contracts import JsonObject
+from mmtune.evaluation.evaluate_model import evaluate
+from mmtune.evaluation.trained_pairs import trained_pairs
+from mmtune.evaluation.validation import Validate
+from mmtune.model import artifact
+from mmtune.recipe.recipe import Recipe
+from mmtune.recipe.tune_block import LOW_RANK
+from mmtune.training.inputs import TrainingInputs
+from mmtune.training.precision import resolve_precision
+from mmtune.training.regularise.wise_ft import interpolate
+from mmtune.training.train_result import TrainResult
+from mmtune.training.tuning.adapter_files import save_adapters, save_provenance
+from mmtune.training.tuning.tune import TunedModel
+
+if TYPE_CHECKING:
+    from mmtune.training.loop import Trainer
+
+
+def finish_model(tuned: TunedModel, recipe: Recipe, inputs: TrainingInputs, validate: Validate | None) -> float | None:
+    """Merge adapters, interpolate with the base, and write the adapters to RUN/adapters; returns the coefficient."""
+    directory = Path(recipe.run.dir)
+    tuned.merge()
+    coefficient = None
+    if recipe.interpolation is not None:
+        assert validate is not None  # the recipe refuses an interpolation without validation data
+        path = directory / "interpolation.json"
+        coefficient = interpolate(tuned.model, tuned.start, validate, recipe.interpolation, path, recipe.train.metric)
+    if any(t.how in LOW_RANK for t in tuned.towers.values()):
+        share = 1.0 if coefficient is None else coefficient
+        save_adapters(tuned, directory / "adapters", recipe.model, inputs.base_fingerprint, share)
+    tuned.close()
+    return coefficient
+
+
+def save_run(
+    trainer: "Trainer", tuned: TunedModel, recipe: Recipe, inputs: TrainingInputs, coefficient: float | None
+) -> TrainResult:
+    """Evaluate the finished model on data.val and write RUN/artifact."""
+    model, directory, state = inputs.model, Path(recipe.run.dir), trainer.state
+    model.info |= {
+        "matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [],
+        "seen": [list(p) for p in sorted({*trained_pairs(model), *((min(p), max(p)) for p in inputs.pairs)})],
+    }
+    result = evaluate(model, inputs.val) if inputs.val else None
+    metrics = result.to_dict() if result else {}
+    info = artifact_info(recipe, inputs, tuned) | {"interpolated": coefficient, "steps": state.step}
+    trained_on = {k: inputs.data.labels[k][inputs.usable] for k in ("id", *inputs.trained)}
+    fingerprint = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=trained_on)
+    if tuned.adapters:
+        save_provenance(directory / "adapters", directory / "artifact", info)
+    return TrainResult(
+        artifact=str(directory / "artifact"),
+        fingerprint=fingerprint,
+        trainable={m: c.to_dict() for m, c in tuned.counts.items()},
+        coefficient=coefficient,
+        metrics=metrics,
+        pairs_per_second=state.pairs_per_second,
+        wait=state.wait_share,
+        pairs=state.pairs,
+        seconds=state.seconds,
+        steps=state.step,
+        best=[{"metric": m, "checkpoint": n} for m, n in state.best],
+        result=result,
+    )
+
+
+def artifact_info(recipe: Recipe, inputs: TrainingInputs, tuned: TunedModel) -> JsonObject:
+    """Where the artifact comes from, for its manifest and its card."""
+    model = inputs.model
+    info: JsonObject = {
+        "base": str(model.info.get("source")),
+        "data": inputs.data.spec,
+        "data_fingerprint": inputs.data.fingerprint,
+        "base_fingerprint": inputs.base_fingerprint,
+        "tune": {m: c.how for m, c in tuned.counts.items()},
+        "seed": recipe.train.seed,
+        "precision": resolve_precision(recipe.train.precision),
+        "pairs": [list(p) for p in inputs.pairs],
+        "seen": model.info["seen"],
+    }
+    return info | ({"matryoshka": model.info["matryoshka"]} if recipe.matryoshka else {})

@@ -1,0 +1,126 @@
+"""What a recipe trains and on what: data, model, pairs of modalities, and the loader. `train` and `bench` open both here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmtune import modalities
+from mmtune.comparison.retention import refuse_trained_retention
+from mmtune.contracts import Pair
+from mmtune.data.loader.loader import Loader
+from mmtune.data.loader.mixup import augmentation
+from mmtune.data.shards.dataset import Data, open_data
+from mmtune.data.shards.weighted_concat import WeightedConcat
+from mmtune.errors import RecipeError
+from mmtune.model import artifact
+from mmtune.model.prompts import for_training
+from mmtune.recipe.recipe import Recipe
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+
+if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
+    from mmtune.training.tuning.tune import TunedModel
+
+
+@dataclass
+class TrainingInputs:
+    """The opened parts of a recipe.
+
+    data: the training sets; val, retention: the validation data, or None; model: the base model with the recipe's prompts and
+    window pooling; base_fingerprint: of the model as it was loaded; pairs: the trained pairs of modalities; trained: the
+    modalities in them; usable: bool [N], the rows of `data` that have both sides of some pair.
+    """
+
+    data: WeightedConcat
+    val: Data | None
+    retention: Data | None
+    model: "Model"
+    base_fingerprint: str
+    pairs: list[Pair]
+    trained: list[str]
+    usable: np.ndarray
+
+
+def open_inputs(recipe: Recipe) -> TrainingInputs:
+    """Open data and model of a recipe and choose its pairs.
+
+    Raises DataError and ModelError for what cannot be opened; RecipeError for pairs that model and data do not share, for
+    fewer than two usable rows, and for retention rows among the training rows.
+    """
+    sets = recipe.data.training_sets
+    data = WeightedConcat([open_data(s.path) for s in sets], [s.weight for s in sets])
+    val = open_data(recipe.data.val) if recipe.data.val else None
+    retention = open_data(recipe.data.retention) if recipe.data.retention else None
+    model = artifact.load(recipe.model)
+    base_fingerprint = model.fingerprint
+    if recipe.prompts is not None:
+        model.set_prompts(recipe.prompts)
+    if recipe.window_pooling is not None:
+        model.set_windows(recipe.window_pooling)
+    pairs = choose_pairs(recipe.pairs, model, data)
+    model.ensure_logit_scales(pairs)
+    trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
+    usable = np.any([data.present[a] & data.present[b] for a, b in pairs], axis=0)
+    if usable.sum() < 2:
+        names = ", ".join(f"[{a}, {b}]" for a, b in pairs)
+        raise RecipeError(
+            f"pairs: {data.spec} has {int(usable.sum())} rows to train on, with both sides of {names}; at least 2 are needed"
+        )
+    if retention is not None:
+        refuse_trained_retention(retention, data, usable, trained)
+    return TrainingInputs(data, val, retention, model, base_fingerprint, pairs, trained, usable)
+
+
+def choose_pairs(wanted: Sequence[Pair] | None, model: "Model", data: WeightedConcat) -> list[Pair]:
+    """The recipe's pairs, or every pair that model and data share and that some row has. RecipeError names the pair."""
+    both = [m for m in data.modalities if m in model.towers]
+    if wanted is None:
+        pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :] if (data.present[a] & data.present[b]).any()]
+        if not pairs:
+            raise RecipeError(
+                f"pairs: the model has {list(model.towers)}, {data.spec} has {data.modalities}: no row has two of them"
+            )
+        return pairs
+    for pair in wanted:
+        for m in pair:
+            modalities.get(m)
+            if m not in both:
+                raise RecipeError(
+                    f"pairs: {list(pair)}: {m} is not in both: the model has {list(model.towers)}, the data {data.modalities}"
+                )
+    return list(wanted)
+
+
+def build_loader(
+    recipe: Recipe,
+    inputs: TrainingInputs,
+    tuned: "TunedModel | None" = None,
+    *,
+    columns: dict[str, str] | None = None,
+    cache_bytes: int | None = None,
+    processes: Processes = SINGLE_PROCESS,
+) -> Loader:
+    """The loader of the training rows, with the recipe's augmentation and the model's preprocessing and prompts.
+
+    tuned: the model after `tune`; features of its frozen towers are used where they are stored. columns: numeric metadata columns that batches carry -> the recipe key that asks for each; cache_bytes: instead of
+    data.cache. Raises RecipeError for the augmentation of a modality that is not trained.
+    """
+    for m in recipe.augment:
+        if m not in inputs.trained:
+            raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
+    model = inputs.model
+    preprocess = {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in inputs.trained}
+    return Loader(
+        inputs.data,
+        preprocess | (tuned.feature_preprocess if tuned else {}),
+        {m: augmentation(options, inputs.data) for m, options in recipe.augment.items() if options.active},
+        seed=recipe.train.seed,
+        workers=recipe.data.workers,
+        cache_bytes=recipe.data.cache_bytes if cache_bytes is None else cache_bytes,
+        columns=columns or {},
+        processes=processes,
+        prepared=tuned.features.items if tuned and tuned.features else None,
+        in_step=recipe.train.shard,
+    )
