@@ -1,8 +1,10 @@
-"""What the doctor's checks return: findings, the splits they look at, and the whole diagnosis."""
+"""What the doctor's checks return: findings, the splits they examine, and the whole diagnosis."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
+
+from mmtune.contracts import JsonObject
 
 if TYPE_CHECKING:
     import pandas
@@ -10,12 +12,20 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
 SEVERITIES = ("error", "warning", "note")
-EXAMPLES = 5
+EXAMPLES = 5  # examples that a finding keeps
+SPACE = "space"
+"""The fact that holds every measurement of the embedding space."""
+
+Measurements: TypeAlias = dict[str, float]
+"""Name -> value, of one embedding space."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble. An error makes scores or training wrong; a warning costs quality; a note is good to know."""
+    """One kind of problem. An error makes scores or training wrong; a warning costs quality; a note is good to know.
+
+    count: how many rows, groups or pairs are concerned; examples: the first of them; fix: what to do about it.
+    """
 
     code: str
     severity: str
@@ -24,55 +34,61 @@ class Finding:
     examples: list[str]
     fix: str
 
+    def to_dict(self) -> JsonObject:
+        return asdict(self)
+
 
 @dataclass
 class Diagnosis:
-    """Findings, the worst first; facts: what was measured on the way, also where nothing is wrong."""
+    """Findings, the most severe first; facts: what was measured on the way, also where nothing is wrong."""
 
     findings: list[Finding]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
     @property
     def status(self) -> int:
         """Exit status: 1 when there is an error among the findings."""
         return int(any(f.severity == "error" for f in self.findings))
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"findings": [asdict(f) for f in self.findings], "facts": self.facts}
+    def to_dict(self) -> JsonObject:
+        """The JSON document of `mmtune doctor --json`."""
+        return {"findings": [f.to_dict() for f in self.findings], "facts": self.facts}
 
     def to_pandas(self) -> "pandas.DataFrame":
+        """One row a finding."""
         import pandas
 
-        return pandas.DataFrame([asdict(f) for f in self.findings], columns=list(Finding.__dataclass_fields__))
+        return pandas.DataFrame([f.to_dict() for f in self.findings], columns=list(Finding.__dataclass_fields__))
 
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
+    def _table(self) -> tuple[list[str], list[list[str]]]:
         return ["severity", "finding", "count"], [[f.severity, f.message, f"{f.count:,}"] for f in self.findings]
 
     def __str__(self) -> str:
         lines: list[str] = []
         for f in self.findings:
             lines.append(f"{f.severity.upper()} {f.code} ({f.count:,}): {f.message}")
-            lines += [f"    e.g. {', '.join(f.examples)}"] * bool(f.examples)
+            if f.examples:
+                lines.append(f"    e.g. {', '.join(f.examples)}")
             lines.append(f"    fix: {f.fix}")
-        return "\n".join([*(lines or ["nothing found"]), "", *_told(self.facts)])
+        return "\n".join([*(lines or ["nothing found"]), "", *_fact_lines(self.facts)])
 
     def _repr_html_(self) -> str:
         from mmtune.evaluation.result_tables import html_table
 
-        return html_table(*self._rows(), caption="nothing found" if not self.findings else "")
+        return html_table(*self._table(), caption="nothing found" if not self.findings else "")
 
 
-def _told(facts: Mapping[str, Any], before: str = "") -> list[str]:
-    """Facts as lines "name: value"; of nested ones the path is the name."""
-    out = []
+def _fact_lines(facts: Mapping[str, object], prefix: str = "") -> list[str]:
+    """Facts as lines "name: value"; the name of a nested one is its path."""
+    lines = []
     for name, value in facts.items():
-        nested = isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values())
-        if nested or name == "space":
-            out += _told(value, f"{before}{name}, ")
+        if isinstance(value, Mapping) and (name == SPACE or any(isinstance(v, Mapping) for v in value.values())):
+            lines += _fact_lines(value, f"{prefix}{name}, ")
+        elif isinstance(value, Mapping):
+            lines.append(f"{prefix}{name}: {', '.join(f'{k} {v}' for k, v in value.items())}")
         else:
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
-            out.append(f"{before}{name}: {', '.join(shown) if isinstance(shown, list) else shown}")
-    return out
+            lines.append(f"{prefix}{name}: {', '.join(value) if isinstance(value, list) else value}")
+    return lines
 
 
 @dataclass
@@ -85,5 +101,5 @@ class Split:
 
 
 def finding(code: str, severity: str, examples: Sequence[str], message: str, fix: str, count: int | None = None) -> Finding:
-    """A Finding of all `examples`, the first few kept."""
+    """A Finding that keeps the first few of all `examples`, and counts them unless `count` is given."""
     return Finding(code, severity, len(examples) if count is None else count, message, list(examples[:EXAMPLES]), fix)

@@ -1,4 +1,4 @@
-"""Checks of identity: leaks between splits, duplicates, groups, missing modalities, balance. No value is read."""
+"""Checks of identity: leaks between splits, duplicates, groups, missing modalities, balance. No value is decoded."""
 
 from collections import Counter
 
@@ -7,101 +7,112 @@ import numpy as np
 from mmtune.evaluation.leakage import IDENTIFYING
 from mmtune.quality.findings import Finding, Split, finding
 
-NUMBERING = 0.5  # if more ids than this meet under other contents, ids are mere numbers and say nothing
-LOPSIDED = 20  # the largest group holds so many times the median group
+NUMBERED = 0.5  # when more ids than this share recur with other contents, ids are mere row numbers: no finding
+IMBALANCE = 20  # the largest group has so many times the rows of the median group
 
 
-def check(splits: list[Split]) -> list[Finding]:
-    return leaks(splits) + [f for s in splits for f in (*duplicates(s), *groups(s), *missing(s))]
+def check_rows(splits: list[Split]) -> list[Finding]:
+    """Every finding of this file, for all splits."""
+    return check_leaks(splits) + [
+        f for s in splits for f in (*check_duplicates(s), *check_groups(s), *check_missing_modalities(s))
+    ]
 
 
-def contents(split: Split) -> dict[str, np.ndarray]:
-    """Content labels by modality, for those whose contents identify rows (`overlap.IDENTIFYING`)."""
+def identifying_contents(split: Split) -> dict[str, np.ndarray]:
+    """Content labels [rows] by modality, for the modalities whose contents identify rows (see `leakage.IDENTIFYING`)."""
     out = {}
     for name in split.data.modalities:
         label = split.data.labels[name][split.rows]
-        there = label[label != 0]
-        if len(there) and len(np.unique(there)) >= IDENTIFYING * len(there):
+        present = label[label != 0]
+        if len(present) and len(np.unique(present)) >= IDENTIFYING * len(present):
             out[name] = label
     return out
 
 
-def leaks(splits: list[Split]) -> list[Finding]:
+def check_leaks(splits: list[Split]) -> list[Finding]:
+    """Rows, ids and contents that two splits share."""
+    return [f for n, a in enumerate(splits) for b in splits[n + 1 :] for f in _leaks_between(a, b)]
+
+
+def _leaks_between(a: Split, b: Split) -> list[Finding]:
     out = []
-    for n, a in enumerate(splits):
-        for b in splits[n + 1 :]:
-            where = f"both {a.name} and {b.name}"
-            fix = f"take the rows out of {b.name if len(b.rows) < len(a.rows) else a.name} and pack it again"
-            left = {a.data.ids[i]: i for i in a.rows}
-            same = [(left[b.data.ids[j]], j) for j in b.rows if b.data.ids[j] in left]
-            whole = [b.data.ids[j] for i, j in same if a.data.labels["id"][i] == b.data.labels["id"][j]]
-            other = [b.data.ids[j] for i, j in same if a.data.labels["id"][i] != b.data.labels["id"][j]]
-            if whole:
-                out.append(finding("leak-row", "error", whole, f"the same rows are in {where}", fix))
-            if other and len(other) < NUMBERING * min(len(a.rows), len(b.rows)):
-                out.append(finding("leak-id", "error", other, f"ids that are in {where}, with other contents", fix))
-            for name, label in contents(a).items():
-                theirs = b.data.labels.get(name)
-                if theirs is None:
-                    continue
-                hit = np.isin(theirs[b.rows], label[label != 0]) & (theirs[b.rows] != 0)
-                owner = {int(x): a.data.ids[i] for x, i in zip(label.tolist(), a.rows, strict=True)}
-                both = [(owner[int(theirs[b.rows[j]])], b.data.ids[b.rows[j]]) for j in np.flatnonzero(hit)]
-                rows = [f"{x} = {y}" for x, y in both if y not in set(whole)]
-                if rows and len(np.unique(theirs[b.rows][hit])) >= IDENTIFYING * hit.sum():
-                    out.append(finding(f"leak-{name}", "error", rows, f"the same {name} is in {where} under other ids", fix))
+    where = f"both {a.name} and {b.name}"
+    fix = f"take the rows out of {b.name if len(b.rows) < len(a.rows) else a.name} and pack it again"
+    row_of = {a.data.ids[i]: i for i in a.rows}
+    same_id = [(row_of[b.data.ids[j]], j) for j in b.rows if b.data.ids[j] in row_of]
+    same_row = [b.data.ids[j] for i, j in same_id if a.data.labels["id"][i] == b.data.labels["id"][j]]
+    same_id_only = [b.data.ids[j] for i, j in same_id if a.data.labels["id"][i] != b.data.labels["id"][j]]
+    if same_row:
+        out.append(finding("leak-row", "error", same_row, f"the same rows are in {where}", fix))
+    if same_id_only and len(same_id_only) < NUMBERED * min(len(a.rows), len(b.rows)):
+        out.append(finding("leak-id", "error", same_id_only, f"ids that are in {where}, with other contents", fix))
+    for name, label in identifying_contents(a).items():
+        if name not in b.data.labels:
+            continue
+        other = b.data.labels[name][b.rows]
+        hit = np.isin(other, label[label != 0]) & (other != 0)
+        owner = {int(x): a.data.ids[i] for x, i in zip(label.tolist(), a.rows, strict=True)}
+        pairs = [(owner[int(other[j])], b.data.ids[b.rows[j]]) for j in np.flatnonzero(hit)]
+        rows = [f"{x} = {y}" for x, y in pairs if y not in set(same_row)]
+        if rows and len(np.unique(other[hit])) >= IDENTIFYING * hit.sum():
+            out.append(finding(f"leak-{name}", "error", rows, f"the same {name} is in {where} under other ids", fix))
     return out
 
 
-def duplicates(split: Split) -> list[Finding]:
+def check_duplicates(split: Split) -> list[Finding]:
+    """Rows of one split with identical content: in two groups a contradiction, else a copy."""
     out, data = [], split.data
-    for name, label in contents(split).items():
+    for name, label in identifying_contents(split).items():
         _, inverse, counts = np.unique(label, return_inverse=True, return_counts=True)
-        twice = np.flatnonzero((counts[inverse] > 1) & (label != 0))
-        sets: dict[int, list[int]] = {}
-        for i in twice.tolist():
-            sets.setdefault(int(label[i]), []).append(split.rows[i])
-        groups = data.labels["group"]
-        torn = [s for s in sets.values() if len({int(groups[i]) for i in s if groups[i]}) > 1]
-        rest = [s for s in sets.values() if s not in torn]
-        if torn:
-            shown = [" = ".join(f"{data.ids[i]} ({data.groups[i]})" for i in s) for s in torn]
-            what = f"{split.name}: the same {name} in several groups, so one of its labels is wrong"
-            out.append(finding(f"contradiction-{name}", "error", shown, what, "correct the group, or drop the copies"))
-        if rest:
-            shown = [" = ".join(data.ids[i] for i in s) for s in rest]
-            what = f"{split.name}: the same {name} more than once"
-            out.append(
-                finding(f"duplicate-{name}", "warning", shown, what, "drop the copies: they weigh double and teach nothing")
-            )
+        rows_of: dict[int, list[int]] = {}
+        for i in np.flatnonzero((counts[inverse] > 1) & (label != 0)).tolist():
+            rows_of.setdefault(int(label[i]), []).append(split.rows[i])
+        group = data.labels["group"]
+        contradictions = [s for s in rows_of.values() if len({int(group[i]) for i in s if group[i]}) > 1]
+        copies = [s for s in rows_of.values() if s not in contradictions]
+        if contradictions:
+            examples = [" = ".join(f"{data.ids[i]} ({data.groups[i]})" for i in s) for s in contradictions]
+            message = f"{split.name}: the same {name} in several groups, so one of its labels is wrong"
+            fix = "correct the group, or drop the copies"
+            out.append(finding(f"contradiction-{name}", "error", examples, message, fix))
+        if copies:
+            examples = [" = ".join(data.ids[i] for i in s) for s in copies]
+            message = f"{split.name}: the same {name} more than once"
+            fix = "drop the copies: they weigh double and add nothing to learn"
+            out.append(finding(f"duplicate-{name}", "warning", examples, message, fix))
     return out
 
 
-def groups(split: Split) -> list[Finding]:
+def check_groups(split: Split) -> list[Finding]:
+    """Groups of one row, rows without a group, and groups that are far larger than the median."""
     count = Counter(g for i in split.rows if (g := split.data.groups[i]) is not None)
     if not count or max(count.values()) == 1:
         return []  # no groups, or a group is only another name for a row
     out, single = [], sorted(g for g, n in count.items() if n == 1)
     if single:
-        what = f"{split.name}: groups of one row, which no other row can answer"
-        out.append(finding("group-of-one", "warning", single, what, "add a second example, or leave the group away"))
-    bare = [split.data.ids[i] for i in split.rows if split.data.groups[i] is None]
-    if bare:
-        what = f"{split.name}: rows without a group among rows that have one"
-        out.append(finding("no-group", "warning", bare, what, "fill the group column: rows without one are nobody's like"))
-    top, most = count.most_common(1)[0]
+        message = f"{split.name}: groups of one row, for which no other row is relevant"
+        out.append(finding("group-of-one", "warning", single, message, "add a second example, or remove the group"))
+    ungrouped = [split.data.ids[i] for i in split.rows if split.data.groups[i] is None]
+    if ungrouped:
+        message = f"{split.name}: rows without a group among rows that have one"
+        fix = "fill the group column: no other row is relevant for a row without a group"
+        out.append(finding("no-group", "warning", ungrouped, message, fix))
+    largest, most = count.most_common(1)[0]
     median = float(np.median(list(count.values())))
-    if most > LOPSIDED * median:
-        what = f"{split.name}: the largest group has {most} rows, the median group {median:g}"
-        out.append(finding("imbalance", "warning", [top], what, "thin out the large groups, or use data.batches: spread"))
+    if most > IMBALANCE * median:
+        message = f"{split.name}: the largest group has {most} rows, the median group {median:g}"
+        fix = "thin out the large groups, or use data.batches: spread"
+        out.append(finding("imbalance", "warning", [largest], message, fix))
     return out
 
 
-def missing(split: Split) -> list[Finding]:
+def check_missing_modalities(split: Split) -> list[Finding]:
+    """Rows without a modality that other rows of the split have."""
     out = []
     for name in split.data.modalities:
-        lack = [split.data.ids[i] for i in split.rows if not split.data.present[name][i]]
-        if lack and len(lack) < len(split.rows):
-            what = f"{split.name}: rows without {name}, which take no part in its pairs"
-            out.append(finding(f"missing-{name}", "warning", lack, what, f"add the {name}, or take the rows as they are"))
+        without = [split.data.ids[i] for i in split.rows if not split.data.present[name][i]]
+        if without and len(without) < len(split.rows):
+            message = f"{split.name}: rows without {name}, which take no part in its pairs"
+            fix = f"add the {name}, or take the rows as they are"
+            out.append(finding(f"missing-{name}", "warning", without, message, fix))
     return out

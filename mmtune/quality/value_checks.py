@@ -1,99 +1,109 @@
 """Checks of every value: unreadable, silent, clipped, small, of another rate; near-duplicates within and between splits."""
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, Rejected
 from mmtune.modalities.quality import Measure, measure
 from mmtune.quality.findings import Finding, Split, finding
-from mmtune.quality.row_checks import contents
+from mmtune.quality.row_checks import identifying_contents
 from mmtune.runtime.progress import Progress
 from mmtune.search.exact import topk
 from mmtune.search.vectors import unit
 
 FIXES = {
-    "silent": "drop the clips, or look at the recorder: a silent clip answers everything alike",
-    "constant": "drop them: they carry no signal",
+    "silent": "drop the clips, or look at the recorder: a silent clip is near every other one",
+    "constant": "drop them: they carry no information",
     "clipped": "record again at a lower level; the clipped part sounds like a fault",
     "low resolution": "find a larger original; enlarging adds nothing",
 }
-NEIGHBOURS, SKETCH = 8, 96
-
-Where = tuple[Split, int]
+NEIGHBOURS, SKETCH_DIM = 8, 96
 
 
-def check(splits: list[Split], limit: int, facts: dict[str, Any], quiet: bool) -> list[Finding]:
-    """Measure at most `limit` rows a split. facts gets ranges of sizes and the values seen (e.g. rates) by modality."""
+class MeasuredValue(NamedTuple):
+    """One value of a modality: where it is, and what was measured of it."""
+
+    split: Split
+    row: int
+    measure: Measure
+
+    @property
+    def id(self) -> str:
+        return self.split.data.ids[self.row]
+
+
+def check_values(splits: list[Split], limit: int, facts: JsonObject, quiet: bool) -> list[Finding]:
+    """Findings on at most `limit` rows a split. facts gets, by modality, ranges of sizes and the values met (e.g. rates)."""
     out: list[Finding] = []
     for name in dict.fromkeys(m for s in splits for m in s.data.modalities):
-        where, found, broken = _measure(name, splits, limit, quiet)
-        if broken:
-            out.append(
-                finding(f"unreadable-{name}", "error", broken, f"values of {name} that do not decode", "pack the data again")
-            )
-        if not found:
+        values, unreadable = _measure_values(name, splits, limit, quiet)
+        if unreadable:
+            message = f"values of {name} that do not decode"
+            out.append(finding(f"unreadable-{name}", "error", unreadable, message, "pack the data again"))
+        if not values:
             continue
-        sizes = np.array([m.size for m in found])
-        spread = dict(zip(("min", "median", "max"), (round(float(x), 3) for x in np.quantile(sizes, [0, 0.5, 1])), strict=True))
-        facts[name] = {found[0].unit: spread}
-        out += _faults(name, where, found) + _mixed(name, where, found, facts[name]) + _near(name, splits, where, found)
+        quantiles = np.quantile([v.measure.size for v in values], [0, 0.5, 1])
+        sizes = dict(zip(("min", "median", "max"), (round(float(x), 3) for x in quantiles), strict=True))
+        facts[name] = {values[0].measure.unit: sizes}
+        out += check_faults(name, values) + check_mixed(name, values, facts[name]) + check_near_duplicates(name, splits, values)
     return out
 
 
-def _measure(name: str, splits: list[Split], limit: int, quiet: bool) -> tuple[list[Where], list[Measure], list[str]]:
-    where: list[Where] = []
-    found: list[Measure] = []
-    broken: list[str] = []
+def _measure_values(name: str, splits: list[Split], limit: int, quiet: bool) -> tuple[list[MeasuredValue], list[str]]:
+    """(measured values, "id: reason" of each that does not decode)."""
+    values: list[MeasuredValue] = []
+    unreadable: list[str] = []
     chosen = [
         (s, i) for s in splits if name in s.data.present for i in s.rows[:: -(-len(s.rows) // limit)] if s.data.present[name][i]
     ]
     with Progress(f"measure {name}", len(chosen), quiet=quiet) as progress:
         for split, i in chosen:
             try:
-                found.append(measure(name, split.data.read(i, name)))
-                where.append((split, i))
+                values.append(MeasuredValue(split, i, measure(name, split.data.read(i, name))))
             except (Rejected, DataError) as e:
-                broken.append(f"{split.data.ids[i]}: {e}")
+                unreadable.append(f"{split.data.ids[i]}: {e}")
             progress.advance(1)
-    return where, found, broken
+    return values, unreadable
 
 
-def _faults(name: str, where: list[Where], found: list[Measure]) -> list[Finding]:
-    by: dict[str, list[str]] = {}
-    for (split, i), m in zip(where, found, strict=True):
-        for fault, detail in m.faults.items():
-            by.setdefault(fault, []).append(f"{split.data.ids[i]} ({detail})")
-    fix = "look at them, and drop what is not meant"
+def check_faults(name: str, values: list[MeasuredValue]) -> list[Finding]:
+    """Faults of single values, e.g. silence or clipping."""
+    rows_of: dict[str, list[str]] = {}
+    for v in values:
+        for fault, detail in v.measure.faults.items():
+            rows_of.setdefault(fault, []).append(f"{v.id} ({detail})")
+    default = "look at them, and drop what is not meant"
     return [
-        finding(f"{fault.replace(' ', '-')}-{name}", "warning", rows, f"{name}: {fault}", FIXES.get(fault, fix))
-        for fault, rows in by.items()
+        finding(f"{fault.replace(' ', '-')}-{name}", "warning", rows, f"{name}: {fault}", FIXES.get(fault, default))
+        for fault, rows in rows_of.items()
     ]
 
 
-def _mixed(name: str, where: list[Where], found: list[Measure], facts: dict[str, Any]) -> list[Finding]:
-    """Facts that a corpus should agree on: the rows outside the commonest value."""
+def check_mixed(name: str, values: list[MeasuredValue], facts: JsonObject) -> list[Finding]:
+    """Properties that a corpus should agree on, e.g. the sample rate: the rows outside the most common value."""
     out = []
-    for fact in dict.fromkeys(f for m in found for f in m.facts):
-        values = [m.facts.get(fact) for m in found]
-        common = max(set(values), key=lambda v: (values.count(v), str(v)))
-        facts[fact] = {str(v): values.count(v) for v in sorted(set(values), key=str)}
-        odd = [f"{s.data.ids[i]} ({v})" for (s, i), v in zip(where, values, strict=True) if v != common]
-        if odd:
-            what = f"{name}: another {fact} than the usual {common}: bands that only some rows have give their source away"
-            out.append(
-                finding(
-                    f"mixed-{fact.replace(' ', '-')}-{name}", "warning", odd, what, f"bring all to one {fact} before packing"
-                )
+    for fact in dict.fromkeys(f for v in values for f in v.measure.facts):
+        of_row = [v.measure.facts.get(fact) for v in values]
+        common = max(set(of_row), key=lambda x: (of_row.count(x), str(x)))
+        facts[fact] = {str(x): of_row.count(x) for x in sorted(set(of_row), key=str)}
+        others = [f"{v.id} ({x})" for v, x in zip(values, of_row, strict=True) if x != common]
+        if others:
+            message = (
+                f"{name}: another {fact} than the usual {common}: frequencies that only some rows have reveal their source"
             )
+            code = f"mixed-{fact.replace(' ', '-')}-{name}"
+            out.append(finding(code, "warning", others, message, f"bring all to one {fact} before packing"))
     return out
 
 
 def near_pairs(signatures_NS: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs i < j with no entry further apart than 1: neighbours in a random sketch (Johnson-Lindenstrauss), verified."""
+    """Pairs i < j of signatures no entry of which differs by more than 1: neighbours in a random sketch
+    (Johnson-Lindenstrauss), verified in full."""
     x = signatures_NS - signatures_NS.mean(0)
-    sketch = x @ np.random.default_rng(0).standard_normal((x.shape[1], SKETCH)).astype(np.float32)
+    sketch = x @ np.random.default_rng(0).standard_normal((x.shape[1], SKETCH_DIM)).astype(np.float32)
     sketch = unit(sketch)
     _, index = topk(sketch, sketch, NEIGHBOURS + 1)
     pairs = {(min(i, j), max(i, j)) for i, row in enumerate(index.tolist()) for j in row if i != j}
@@ -113,36 +123,41 @@ def key_pairs(keys_N: np.ndarray, distance: int) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _near(name: str, splits: list[Split], where: list[Where], found: list[Measure]) -> list[Finding]:
+def check_near_duplicates(name: str, splits: list[Split], values: list[MeasuredValue]) -> list[Finding]:
     """Near-duplicates of different content: between splits a leak, in two groups a contradiction, else a copy."""
+    examples: dict[str, list[str]] = {"leak": [], "contradiction": [], "duplicate": []}
+    for i, j in _near_duplicate_pairs(name, splits, values):
+        (a, x, _), (b, y, _) = values[i], values[j]
+        if a.data.labels[name][x] == b.data.labels[name][y]:
+            continue  # identical content: the row checks have found it without decoding
+        g, h = a.data.groups[x], b.data.groups[y]
+        kind = "leak" if a is not b else "contradiction" if g is not None and h is not None and g != h else "duplicate"
+        examples[kind].append(f"{a.data.ids[x]} ~ {b.data.ids[y]}")
+    details = {
+        "leak": ("error", "near-duplicates in different splits", "take one of each pair out"),
+        "contradiction": ("warning", "near-duplicates in different groups", "are they one thing, or is a label wrong?"),
+        "duplicate": ("warning", "near-duplicates (encoded again, hardly changed)", "keep one of each"),
+    }
+    return [
+        finding(f"near-{kind}-{name}", details[kind][0], rows, f"{name}: {details[kind][1]}", details[kind][2])
+        for kind, rows in examples.items()
+        if rows
+    ]
+
+
+def _near_duplicate_pairs(name: str, splits: list[Split], values: list[MeasuredValue]) -> list[tuple[int, int]]:
+    """Pairs of positions in `values` that are near-duplicates by what their modality measures (see `Measure`)."""
     pairs: list[tuple[int, int]] = []
-    signed = [(i, m.signature) for i, m in enumerate(found) if m.signature is not None]
+    signed = [(i, v.measure.signature) for i, v in enumerate(values) if v.measure.signature is not None]
     if len(signed) > 1:
         pairs += [(signed[i][0], signed[j][0]) for i, j in near_pairs(np.stack([x for _, x in signed]))]
-    keyed = [(i, m.key) for i, m in enumerate(found) if m.key is not None]
+    keyed = [(i, v.measure.key) for i, v in enumerate(values) if v.measure.key is not None]
     if len(keyed) > 1:
         near = key_pairs(np.array([k for _, k in keyed], np.uint64), modalities.get(name).near_duplicate_distance)
         pairs += [(keyed[i][0], keyed[j][0]) for i, j in near]
-    identifying = {s.name for s in splits if name in contents(s)}
+    identifying = {s.name for s in splits if name in identifying_contents(s)}
     first: dict[str, int] = {}
-    for i, m in enumerate(found):
-        if m.exact is not None and where[i][0].name in identifying and first.setdefault(m.exact, i) != i:
-            pairs.append((first[m.exact], i))
-    kinds: dict[str, list[str]] = {"leak": [], "contradiction": [], "duplicate": []}
-    for i, j in pairs:
-        (a, x), (b, y) = where[i], where[j]
-        if a.data.labels[name][x] == b.data.labels[name][y]:
-            continue  # the same bytes: found without looking inside
-        g, h = a.data.groups[x], b.data.groups[y]
-        kind = "leak" if a is not b else "contradiction" if g is not None and h is not None and g != h else "duplicate"
-        kinds[kind].append(f"{a.data.ids[x]} ~ {b.data.ids[y]}")
-    detail = {
-        "leak": ("error", f"{name}: near-duplicates in different splits", "take one of each pair out"),
-        "contradiction": (
-            "warning",
-            f"{name}: near-duplicates in different groups",
-            "look whether they are one thing, or labelled wrong",
-        ),
-        "duplicate": ("warning", f"{name}: near-duplicates (coded again, hardly changed)", "keep one of each"),
-    }
-    return [finding(f"near-{k}-{name}", detail[k][0], rows, detail[k][1], detail[k][2]) for k, rows in kinds.items() if rows]
+    for i, v in enumerate(values):
+        if v.measure.exact is not None and v.split.name in identifying and first.setdefault(v.measure.exact, i) != i:
+            pairs.append((first[v.measure.exact], i))
+    return pairs

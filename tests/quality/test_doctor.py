@@ -11,7 +11,7 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.quality.doctor import doctor
-from mmtune.quality.model_checks import check
+from mmtune.quality.model_checks import check_space
 from mmtune.quality.value_checks import key_pairs, near_pairs
 from tests.support.evaluate_helpers import picture, shards, sound, unit
 
@@ -189,7 +189,7 @@ def space(groups=12, each=20, dim=32, noise=0.3, seed=0, gap=0.0):
 
 
 def codes(vectors, scales=None):
-    return {f.code: f for f in check(vectors, {}, scales)}
+    return {f.code: f for f in check_space(vectors, {}, scales)}
 
 
 def test_a_healthy_space_has_no_findings_and_each_illness_has_its_own():
