@@ -20,7 +20,7 @@ def prefix_vectors(vectors: Mapping[str, Embeddings], dim: int) -> dict[str, Emb
     fingerprint."""
     import torch
 
-    from mmtune.losses.matryoshka import truncate
+    from mmtune.model.truncate import truncate
 
     def prefix(x_ND: np.ndarray) -> np.ndarray:
         return truncate({"": torch.from_numpy(x_ND)}, dim)[""].numpy()

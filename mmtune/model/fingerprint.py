@@ -3,17 +3,20 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmtune.model.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
+RULES = {"normalised": True, "dtype": "float32", "metric": "cosine"}
 
 
-def fingerprint(weights: "Iterable[tuple[str, Tensor]]", files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str:
-    """ "mm1-" and 32 hex digits of SHA-256 over the weights (name, dtype, shape, bytes; adapters merged), the preprocessing and
-    tokenizer files, and the settings (dims, pooling, prompts, normalisation, dtype, metric)."""
+def fingerprint(weights: "Iterable[tuple[str, Tensor]]", files: Mapping[str, bytes], layout: Layout) -> str:
+    """ "mm1-" and 32 hex digits of SHA-256 over the weights (name, dtype, shape, bytes; adapters merged), the configuration,
+    preprocessing and tokenizer files, and the layout (dimensions, pooling, prompts, normalisation, dtype, metric)."""
     import torch
 
     h = hashlib.sha256(f"mmtune {FORMAT}\n".encode())
@@ -23,5 +26,5 @@ def fingerprint(weights: "Iterable[tuple[str, Tensor]]", files: Mapping[str, byt
         h.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
     for name in sorted(files):
         h.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
-    h.update(json.dumps(settings, sort_keys=True).encode())
+    h.update(json.dumps(layout.to_hash() | RULES, sort_keys=True).encode())
     return f"mm{FORMAT}-{h.hexdigest()[:32]}"

@@ -1,82 +1,84 @@
-"""MODEL string -> model: an artifact or adapters directory, a family's checkpoint, or one checkpoint a modality."""
+"""MODEL string -> model: an artifact or adapters directory, a family's checkpoint, or one checkpoint for each modality."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mmtune import backbones
-from mmtune.backbones import Backbone
-from mmtune.errors import ModelError
+from mmtune.backbones.cpu_fast import CpuKernels
+from mmtune.errors import MmtuneError, ModelError
 from mmtune.model.artifact import adapters
-from mmtune.model.dual_encoder import Model, from_spec
-from mmtune.runtime.files import read_json
-
-MANIFEST = "mmtune.json"
-WEIGHTS = "weights.safetensors"
-FORMAT = 1
+from mmtune.model.artifact.format import MANIFEST
+from mmtune.model.artifact.read import read_artifact
+from mmtune.model.compose import from_spec, parse_spec
+from mmtune.model.dual_encoder import Model
 
 
-def load(model: "str | Path | Mapping[str, str]", device: str | None = None, *, dim: int | None = None) -> Model:
+def load(
+    model: str | Path | Mapping[str, str],
+    device: str | None = None,
+    *,
+    dim: int | None = None,
+    cpu_kernels: CpuKernels = "auto",
+) -> Model:
     """The model that MODEL names, in eval mode, on `device` (default: the accelerator if there is one).
 
-    An artifact is checked against its fingerprint; nothing is unpickled and no hub is asked. dim: its vectors are cut to the
-    first so many dimensions, of unit length again (`Model.prefix`): a space of its own. Raises ModelError.
+    An artifact is checked against its fingerprint before it is parsed; nothing is unpickled and no hub is asked. dim: truncate
+    vectors to their first so many dimensions (`Model.truncated`), a space of its own. cpu_kernels: "auto" uses the faster layers
+    of `backbones.cpu_fast`, "off" leaves upstream's modules as they are. Raises ModelError.
     """
-    spec: Any = str(model) if isinstance(model, Path) else model
-    if isinstance(spec, str) and (Path(spec) / MANIFEST).is_file():
-        found = _artifact(Path(spec))
-    elif isinstance(spec, str) and (Path(spec) / adapters.MANIFEST).is_file():
-        found = adapters.load_adapters(spec)
-    elif isinstance(spec, str) and ":" not in spec and (Path(spec).exists() or "/" in spec):
-        if not Path(spec).exists():
-            raise ModelError(f"{spec}: no such directory; for a checkpoint of a hub write hf:{spec}")
-        raise ModelError(f"{spec}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{spec} or open_clip:{spec}")
-    else:
-        found = from_spec(spec)
-    found.info.setdefault("source", spec if isinstance(spec, str) else dict(spec))
-    found = found if dim is None else found.prefix(dim)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return found.to(device).eval()
+    loaded = _load(model, cpu_kernels)
+    loaded.info.setdefault("source", dict(model) if isinstance(model, Mapping) else str(model))
+    if dim is not None:
+        loaded = loaded.truncated(dim)
+    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def _artifact(directory: Path) -> Model:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
+def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Model:
+    if isinstance(model, Mapping):
+        return from_spec(model, cpu_kernels)
+    path = Path(model)
+    if (path / MANIFEST).is_file():
+        return read_artifact(path, cpu_kernels)
+    if (path / adapters.MANIFEST).is_file():
+        return load_adapters(path, cpu_kernels=cpu_kernels)
+    if isinstance(model, Path) or ":" not in model and (path.exists() or "/" in model):
+        if not path.exists():
+            raise ModelError(f"{model}: no such directory; for a checkpoint of a hub write hf:{model}")
+        raise ModelError(f"{model}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{model} or open_clip:{model}")
+    return from_spec(model, cpu_kernels)
 
-    manifest = read_json(directory / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise ModelError(f"{directory}: artifact format {manifest.get('format')!r}; this mmtune reads {FORMAT}: update mmtune")
-    if not (directory / WEIGHTS).is_file():
-        raise ModelError(f"{directory}: the weights are missing: no {WEIGHTS}")
-    layout = manifest["layout"]
-    parts: list[tuple[Backbone, list[str]]] = []
-    for i, entry in enumerate(layout["parts"]):
-        folder = directory / "parts" / str(i)
-        if not folder.is_dir():
-            raise ModelError(f"{directory}: the preprocessing is missing: no parts/{i}")
-        try:
-            part = backbones.rebuild(entry["family"], folder)
-        except (OSError, ValueError, KeyError) as e:
-            raise ModelError(f"{folder}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
-        part.files = backbones.read_files(folder)  # what lies there is what the fingerprint must be about
-        for unused in set(part.towers) - set(entry["modalities"]):
-            part.free_tower(unused)
-        parts.append((part, entry["modalities"]))
-    model = Model(parts, layout["dim"], layout["heads"])
-    model.ensure_logit_scales([tuple(key.split("~")) for key in layout["own_scales"]])
-    model.settings = layout["settings"]
+
+def load_adapters(
+    directory: str | Path, base: Model | str | Mapping[str, str] | None = None, *, cpu_kernels: CpuKernels = "auto"
+) -> Model:
+    """The tuned model: adapters merged into their base, by default the one that they name. A Model that is given as the base
+    becomes the tuned one itself. Raises ModelError on another base, and for files that are damaged."""
+    directory = Path(directory)
+    document = adapters.read_manifest(directory)
+    if isinstance(base, Model):
+        return adapters.merge(directory, document, base)
+    stored = base is None
+    spec = document.base if base is None else base
+    if stored:
+        _check_registered(directory, spec)
     try:
-        load_model(model, str(directory / WEIGHTS), strict=True)
-    except (SafetensorError, RuntimeError) as e:
-        raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
-    model.eval()
-    if model.fingerprint != manifest["fingerprint"]:
+        model = _load(spec, cpu_kernels)
+    except MmtuneError as e:
         raise ModelError(
-            f"{directory}: its content gives {model.fingerprint}, not its fingerprint {manifest['fingerprint']}: "
-            "a file was edited or damaged; restore it, or save the model anew"
-        )
-    model.info = {"source": str(directory), **manifest.get("info", {})}
-    return model
+            f"{directory}: its base cannot be loaded ({e}); load_adapters(DIR, base=MODEL) takes it from elsewhere"
+        ) from None
+    return adapters.merge(directory, document, model)
+
+
+def _check_registered(directory: Path, spec: str | Mapping[str, str]) -> None:
+    """ModelError where the base that a stored file names is of a family that would have to be imported first."""
+    spec = parse_spec(spec) if isinstance(spec, str) else spec
+    for place in spec.values() if isinstance(spec, Mapping) else [spec]:
+        family, colon, _ = place.partition(":")
+        if colon and not Path(place).exists() and family not in backbones.TABLE:
+            raise ModelError(
+                f"{directory}: its base {place!r} is of the model family {family!r}, which is not registered; if its code is "
+                f'yours, call mmtune.backbones.register("{family}", "package.module") first'
+            )

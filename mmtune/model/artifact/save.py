@@ -1,5 +1,6 @@
 """Publish a model as an artifact directory, whole or not at all."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmtune import __version__
-from mmtune.model.artifact.load import FORMAT, MANIFEST, WEIGHTS
+from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest
 from mmtune.model.artifact.trained_rows import TRAINED, union
 from mmtune.model.artifact.trained_rows import trained_on as known_rows
 from mmtune.model.prompts import asks_otherwise
@@ -43,10 +44,11 @@ def save(
     mark = model.fingerprint
     with atomic_dir(directory) as tmp:
         save_model(model, str(tmp / WEIGHTS))
-        for name, data in model.files().items():
-            write_bytes(tmp / "parts" / name, data)
-        manifest = {"format": FORMAT, "fingerprint": mark, "layout": model.layout(), "info": info}
-        write_json(tmp / MANIFEST, manifest)
+        files = model.files()
+        for name, data in files.items():
+            write_bytes(tmp / PARTS / name, data)
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        write_json(tmp / MANIFEST, Manifest(mark, model.layout(), info, hashes).to_json())
         write_json(tmp / "metrics.json", dict(metrics or {}))
         if rows:
             write_bytes(tmp / TRAINED, dump(rows))

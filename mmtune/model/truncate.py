@@ -1,0 +1,11 @@
+"""Vectors cut to their first dimensions (Matryoshka representations, Kusupati et al. 2022, arXiv 2205.13147)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def truncate(z: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
+    """The first `dim` numbers of each vector, normalised to unit length again: {name: [U, dim]}."""
+    return {m: v if v.shape[1] == dim else torch.nn.functional.normalize(v[:, :dim], dim=1) for m, v in z.items()}
