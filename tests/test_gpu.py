@@ -94,7 +94,7 @@ def test_a_step_of_sounds(where, tmp_path):
 @pytest.mark.parametrize("where", WHERE)
 def test_embedding_is_the_bare_forward(where):
     """Pictures that are decoded already through `encode.vectors`, beside the tower alone on tensors that lie on the device."""
-    from mmtune.model.encode import vectors
+    from mmtune.model.encode import encode_batches
 
     config, device = toy_or("ViT-B-32", where), torch.device(where)
     n, size = (16_384, 1024) if where == "cuda" else (16, 8)
@@ -115,7 +115,7 @@ def test_embedding_is_the_bare_forward(where):
             for count in (size, n):
                 begin = time.perf_counter()
                 if name == "vectors":
-                    found = list(vectors(model, "image", [lambda: None] * count, size, lambda n: None))
+                    found = list(encode_batches(model, "image", [lambda: None] * count, size, lambda n: None))
                 else:
                     found = [model.encode_inputs("image", {"image": there}) for _ in range(count // size)]
                 float(found[-1].sum())

@@ -11,8 +11,8 @@ from mmtune.contracts import Embeddings
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_seen
 from mmtune.errors import DataError
-from mmtune.model.encode import vectors
-from mmtune.model.prompts import QUERY, asks_otherwise
+from mmtune.model.encode import encode_batches
+from mmtune.model.prompts import QUERY, has_query_prompt
 from mmtune.recipe.prompts_block import ZERO_SHOT
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.progress import Progress
@@ -43,7 +43,7 @@ def embed_rows(
     first, inverse = first_seen(data.labels[modality][rows])
     local = rows[first][processes.local_slice(len(first))]
     signals = (functools.partial(decode_row, data, row, modality) for row in local.tolist())
-    parts = list(vectors(model, modality, signals, batch_size, advance, role))
+    parts = list(encode_batches(model, modality, signals, batch_size, advance, role))
     advance(len(rows) - len(local))
     encoded = np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
     return processes.gather(torch.from_numpy(encoded), len(first)).numpy()[inverse]
@@ -86,7 +86,7 @@ def embed_data(
     fingerprint = model.fingerprint
     for m in shared_modalities(model, data, wanted):
         rows = np.flatnonzero(data.present[m])
-        roles = [role, QUERY] if role is None and asks_otherwise(model.prompts, m) else [role]
+        roles = [role, QUERY] if role is None and has_query_prompt(model.prompts, m) else [role]
         with Progress(f"embed {m}", len(rows) * len(roles), quiet=quiet) as progress:
             made = [
                 embed_rows(model, data, m, rows, batch_size=batch_size, advance=progress.advance, role=r, processes=processes)

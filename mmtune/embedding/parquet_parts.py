@@ -64,13 +64,13 @@ def embed(
     A part that is there with the same fingerprint and shard content is kept, so a killed run continues where it stopped; parts
     of another model are refused. Processes that run this at the same time share the parts (see `mmtune.runtime.work_lock`);
     each returns when all parts are written. Rows that lack a modality are counted, not written. dim: only the first dimensions,
-    normalised again (`Model.prefix`); role: the prompt around captions, default: as candidates (see `mmtune.model.prompts`).
+    normalised again (`Model.truncated`); role: the prompt around captions, default: as candidates (see `mmtune.model.prompts`).
     """
     from mmtune.data.shards.dataset import open_data
     from mmtune.model.artifact import load
 
     model = load(model).to(local_device()) if isinstance(model, str) else model
-    model = model if dim is None else model.prefix(dim)
+    model = model if dim is None else model.truncated(dim)
     data = open_data(data) if isinstance(data, str) else data
     names = shared_modalities(model, data, wanted)
     out = Path(out)

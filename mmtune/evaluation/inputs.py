@@ -13,7 +13,7 @@ def as_model(model: "Model | str | Path", dim: int | None = None) -> "Model":
     from mmtune.model.artifact.load import load
 
     loaded = load(model) if isinstance(model, str | Path) else model
-    return loaded if dim is None else loaded.prefix(dim)
+    return loaded if dim is None else loaded.truncated(dim)
 
 
 def as_data(data: "Data | str") -> "Data":

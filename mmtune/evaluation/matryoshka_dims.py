@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def prefix_vectors(vectors: Mapping[str, Embeddings], dim: int) -> dict[str, Embeddings]:
-    """The first `dim` numbers of each vector, of unit length again: what `model.prefix(dim)` would give, without its
+    """The first `dim` numbers of each vector, of unit length again: what `model.truncated(dim)` would give, without its
     fingerprint."""
     import torch
 

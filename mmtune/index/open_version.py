@@ -15,7 +15,7 @@ from mmtune.index.layout import Layout
 from mmtune.index.pinned_model import difference, load_pinned
 from mmtune.index.release import canaries
 from mmtune.index.stores import open_store
-from mmtune.model.encode import in_hand, vectors
+from mmtune.model.encode import decoded, encode_batches
 from mmtune.model.prompts import QUERY
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class OpenVersion:
                 f"version {self.version}: its model was changed in memory: it was {self.fingerprint}, and is "
                 f"{self.model.fingerprint}; open the collection again"
             )
-        for part_ND in vectors(self.model, modality, in_hand(signals), 64, lambda n: None, QUERY):
+        for part_ND in encode_batches(self.model, modality, decoded(signals), 64, lambda n: None, QUERY):
             yield from part_ND
 
     def vector(self, item: str) -> tuple[str, np.ndarray]:

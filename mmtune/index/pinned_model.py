@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.errors import DataError, ModelError
-from mmtune.model.artifact.load import MANIFEST, WEIGHTS
+from mmtune.model.artifact.format import MANIFEST, WEIGHTS
 from mmtune.runtime.work_lock import run_jobs_once
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def narrowed(model: "Model | str | Path | Mapping[str, str]", dim: int | None) -
     from mmtune.model.artifact import load
 
     found = load(model) if isinstance(model, str | Path | Mapping) else model
-    return found.eval() if dim is None else found.eval().prefix(dim)
+    return found.eval() if dim is None else found.eval().truncated(dim)
 
 
 def kept(collection: Path, model: "Model") -> "Model":

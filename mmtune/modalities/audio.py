@@ -123,6 +123,12 @@ class Audio(Modality):
             f"a sound is a path or (samples, rate); got {type(value).__name__}: an array without its rate means nothing"
         )
 
+    def accepts(self, value: object) -> bool:
+        """A `Sound`, a pair (samples, rate), or a path with a sound's suffix."""
+        if isinstance(value, tuple):
+            return len(value) == 2 and isinstance(value[1], int | float)
+        return isinstance(value, Sound) or super().accepts(value)
+
     def near_duplicate_key(self, signal: Sound) -> int | None:
         return sound_key(signal.samples, signal.rate)
 

@@ -123,6 +123,12 @@ class Image(Modality):
             raise Rejected(f"a picture is a path, a PIL image or an array [H, W, 3]; got {type(value).__name__} {array.shape}")
         return _rgb(PILImage.fromarray(array.astype(np.uint8)))
 
+    def accepts(self, value: object) -> bool:
+        """A PIL image, an array [H, W, 3 or 4], or a path with an image's suffix."""
+        if isinstance(value, np.ndarray):
+            return value.ndim == 3 and value.shape[2] in (3, 4)
+        return isinstance(value, PILImage.Image) or super().accepts(value)
+
     def near_duplicate_key(self, signal: PILImage.Image) -> int | None:
         return picture_key(signal)
 

@@ -48,6 +48,10 @@ class Text(Modality):
             raise Rejected(f"a text is a string; got {type(value).__name__}")
         return self.decode(value.encode("utf-8", "replace"))
 
+    def accepts(self, value: object) -> bool:
+        """Any string."""
+        return isinstance(value, str)
+
     def content_key(self, data: bytes) -> bytes:
         return self.decode(data).encode()
 

@@ -4,21 +4,23 @@ import copy
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtune import backbones, modalities
+from mmtune import modalities
 from mmtune.backbones import Backbone, LogitScale, Tower
-from mmtune.contracts import Pair, direction
+from mmtune.contracts import JsonObject, Pair, direction
 from mmtune.errors import ModelError, RecipeError
-from mmtune.model.encode import encode_values
+from mmtune.model.encode import encode_values, infer_modality
 from mmtune.model.fingerprint import fingerprint
-from mmtune.model.prompts import Prompts
+from mmtune.model.layout import BackboneEntry, Layout, Settings
 from mmtune.model.truncate import truncate
+from mmtune.recipe.prompts_block import Prompts
 
 MAX_LOG_SCALE = math.log(100.0)
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
@@ -88,7 +90,7 @@ class Model(nn.Module):
     def encode(self, values: object, /, *, batch_size: int = 64, role: str | None = None) -> np.ndarray: ...
 
     @overload
-    def encode(self, *, batch_size: int = 64, role: str | None = None, **signals: object) -> Any: ...
+    def encode(self, values: None = None, /, *, batch_size: int = 64, role: str | None = None, **signals: object) -> Any: ...
 
     def encode(self, values: object = None, /, *, batch_size: int = 64, role: str | None = None, **signals: object) -> Any:
         """Vectors of a user's values: paths, library objects (PIL images, arrays with a sample rate), strings.
@@ -227,7 +229,7 @@ class Model(nn.Module):
             if name not in self.towers or modalities.get(name).language:
                 known = [m for m in self.towers if not modalities.get(m).language]
                 raise RecipeError(
-                    f"window_pooling.{name}: this model cuts no such signal into windows; there is: {', '.join(known) or 'none'}"
+                    f"window_pooling.{name}: this model cuts no such signal; there is: {', '.join(known) or 'none'}"
                 )
         settings = self.settings.copy()
         settings.pop("window_pooling", None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from mmtune.contracts import JsonObject
-from mmtune.model.prompts import Prompts
+from mmtune.recipe.prompts_block import Prompts
 
 
 class Settings(TypedDict, total=False):

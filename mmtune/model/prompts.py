@@ -1,37 +1,36 @@
-"""Templates around what is encoded: instructions for queries and documents, ensembles for zero-shot class names.
+"""Prompts: templates around texts, e.g. instructions for queries and documents, ensembles for zero-shot class names.
 
     prompts:
-      NAME:                                  a modality whose values are words
-        default: "{}"                        what is searched among: an index, the candidates of an evaluation, of mining
-        query: "find the product: {}"        what asks: `encode(..., role="query")`, the queries of an evaluation, of mining
+      NAME:                                  a language modality
+        default: "{}"                        documents: what an index holds, the candidates of an evaluation, of mining
+        query: "find the product: {}"        queries: `encode(..., role="query")`, of a search, an evaluation, of mining
         zero_shot: ["a photo of {}", "a close-up of {}"]      class names (`report`), and any other role by its name
 
-A list is an ensemble: the vectors of all templates are averaged and normalised again (CLIP, arXiv 2103.00020). Training sees
-what retrieval will: each row, anew each epoch, gets one template drawn from `default` or `query`, half of the rows each where
-a query has its own. A model keeps its prompts in `settings`, so that they travel with the artifact and are part of its
-fingerprint: other words around a query make another space.
+A list is an ensemble: the vectors of all its templates are averaged and normalised again (CLIP, arXiv 2103.00020). Training sees
+what retrieval will see: each row, anew in each epoch, gets one template drawn from `default` or `query`, half of the rows each
+where there is a query prompt. A model keeps its prompts in `settings`, so that they travel with the artifact and are part of its
+fingerprint: another prompt makes another embedding space.
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmtune.contracts import Preprocess
+from mmtune.contracts import Preprocess, Signal
 from mmtune.errors import RecipeError
 from mmtune.recipe.prompts_block import DEFAULT, QUERY, Prompts
 
 PLAIN = ["{}"]
 
 
-def prompted(preprocess: Preprocess, prompts: Prompts, name: str, role: str | None = None) -> Preprocess:
-    """`preprocess` with the templates of that modality and role around it.
+def with_prompt(preprocess: Preprocess, prompts: Prompts, name: str, role: str | None = None) -> Preprocess:
+    """`preprocess` with the templates of that modality and role around its texts.
 
-    Anything can ask: role "query" is `default` where a model has no words for it, and `default` is the bare value. Raises
-    RecipeError for another role that the model does not have.
+    Every model accepts the roles "default" and "query": without a prompt of its own, "query" is "default", and "default" is the
+    plain text. Raises RecipeError for another role that the model does not have.
     """
     roles = prompts.get(name, {})
     if role not in (None, DEFAULT, QUERY) and role not in roles:
@@ -44,45 +43,45 @@ def _templates(roles: Mapping[str, list[str]], role: str) -> list[str]:
     return roles.get(role) or roles.get(DEFAULT) or PLAIN
 
 
-def asks_otherwise(prompts: Prompts, name: str) -> bool:
-    """Whether a value of that modality has another vector when it asks than when it is found."""
+def has_query_prompt(prompts: Prompts, name: str) -> bool:
+    """Whether a text of that modality has another vector as a query than as a candidate."""
     roles = prompts.get(name, {})
     return _templates(roles, QUERY) != _templates(roles, DEFAULT)
 
 
-def for_training(preprocess: Preprocess, prompts: Prompts, name: str) -> Preprocess:
-    """`preprocess` that draws from the roles of retrieval: `default`, and `query` where it has words of its own."""
+def with_training_prompts(preprocess: Preprocess, prompts: Prompts, name: str) -> Preprocess:
+    """`preprocess` that draws a template for each text: from `default`, and as often from `query` where it differs."""
     roles = prompts.get(name, {})
-    sets = [_templates(roles, r) for r in ((DEFAULT, QUERY) if asks_otherwise(prompts, name) else (DEFAULT,))]
-    # As often each, however many templates they are: a draw from one list in which each set is repeated to the same length.
-    most = math.lcm(*(len(s) for s in sets))
-    templates = [t for s in sets for t in s * (most // len(s))]
+    ensembles = [_templates(roles, r) for r in ((DEFAULT, QUERY) if has_query_prompt(prompts, name) else (DEFAULT,))]
+    # One draw from a list in which each ensemble is repeated to the same length: as often each, however long they are.
+    length = math.lcm(*(len(e) for e in ensembles))
+    templates = [t for e in ensembles for t in e * (length // len(e))]
     return preprocess if templates == PLAIN else Prompted(preprocess, templates)
 
 
 class Prompted:
-    """A Preprocess of strings that puts each of several templates around them; the model averages (`segments`)."""
+    """A Preprocess that puts each of several templates around a text; the model averages their vectors ("segments")."""
 
     def __init__(self, inner: Preprocess, templates: Sequence[str]) -> None:
         self.inner, self.templates = inner, list(templates)
 
-    def is_deterministic(self, signal: Any) -> bool:
-        """Whether training sees the same numbers every time."""
+    def is_deterministic(self, signal: Signal) -> bool:
+        """Whether training gets the same numbers every time."""
         return len(self.templates) == 1
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
         """Tensors of every template, or of one drawn by `rng`; keys are "number/name"."""
         chosen = self.templates if rng is None else [rng.choice(self.templates)]
-        made = [self.inner(t.replace("{}", signal), rng) for t in chosen]
-        return {f"{i}/{k}": v for i, part in enumerate(made) for k, v in part.items()}
+        items = [self.inner(t.replace("{}", signal), rng) for t in chosen]
+        return {f"{i}/{k}": v for i, item in enumerate(items) for k, v in item.items()}
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """One batch of all templates of all items; "segments" says whose each is."""
-        parts: list[dict[str, Tensor]] = []
+        """One batch of all templates of all items; "segments" [W] is the item of each template."""
+        windows: list[dict[str, Tensor]] = []
         segments: list[int] = []
         for number, item in enumerate(items):
             for i in sorted({int(k.split("/", 1)[0]) for k in item}):
-                parts.append({k.split("/", 1)[1]: v for k, v in item.items() if k.startswith(f"{i}/")})
+                windows.append({k.split("/", 1)[1]: v for k, v in item.items() if k.startswith(f"{i}/")})
                 segments.append(number)
-        inputs = self.inner.collate(parts)
-        return inputs | {"segments": torch.tensor(segments)} if len(parts) > len(items) else inputs
+        inputs = self.inner.collate(windows)
+        return inputs | {"segments": torch.tensor(segments)} if len(windows) > len(items) else inputs

@@ -21,9 +21,9 @@ DEFAULT, QUERY, ZERO_SHOT = "default", "query", "zero_shot"
 def _modality(name: str) -> str:
     if name not in modalities.names():
         language = [m for m in modalities.names() if modalities.get(m).language]
-        raise invalid(f"no modality called {name!r}; templates go around {', '.join(language)}")
+        raise invalid(f"no modality called {name!r}; prompts are for {', '.join(language)}")
     if not modalities.get(name).language:
-        raise invalid(f"templates go around words; a value of {name} is none")
+        raise invalid(f"prompts go around texts; a value of {name} is none")
     return name
 
 

@@ -15,7 +15,7 @@ from mmtune.data.shards.dataset import Data, open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import RecipeError
 from mmtune.model import artifact
-from mmtune.model.prompts import for_training
+from mmtune.model.prompts import with_training_prompts
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
@@ -58,7 +58,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     if recipe.prompts is not None:
         model.set_prompts(recipe.prompts)
     if recipe.window_pooling is not None:
-        model.set_windows(recipe.window_pooling)
+        model.set_window_pooling(recipe.window_pooling)
     pairs = choose_pairs(recipe.pairs, model, data)
     model.ensure_logit_scales(pairs)
     trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
@@ -111,7 +111,7 @@ def build_loader(
         if m not in inputs.trained:
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
     model = inputs.model
-    preprocess = {m: for_training(model.towers[m].preprocess, model.prompts, m) for m in inputs.trained}
+    preprocess = {m: with_training_prompts(model.towers[m].preprocess, model.prompts, m) for m in inputs.trained}
     return Loader(
         inputs.data,
         preprocess | (tuned.feature_preprocess if tuned else {}),

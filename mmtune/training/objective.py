@@ -25,9 +25,9 @@ from mmtune.losses.distillation import TeacherBlock
 from mmtune.losses.families import check_output
 from mmtune.losses.graded import SCORE_RANGES, ScoredPairs
 from mmtune.losses.info_nce import info_nce
-from mmtune.model.truncate import truncate
 from mmtune.losses.positives_mask import PositivesMask
 from mmtune.losses.tiled import positive_pairs, tiled_info_nce, tiled_loss
+from mmtune.model.truncate import truncate
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory, QueuedItems
 from mmtune.training.objective_spec import AUTO, LossTerm, find_loss, loss_options

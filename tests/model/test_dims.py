@@ -48,8 +48,8 @@ def test_a_prefix_is_the_first_numbers_of_unit_length_and_a_space_of_its_own(roo
     assert found.shape == (3, 16) and short.dim == 16 and short.width == whole.dim == 64
     np.testing.assert_allclose(found, unit(whole.encode(text=TEXTS)[:, :16]), atol=1e-6)
     assert short.fingerprint != whole.fingerprint == mmtune.load("tiny:clip", dim=64).fingerprint
-    assert whole.settings == {} and whole.prefix(16).fingerprint == short.fingerprint and whole.dim == 64
-    assert short.prefix(8).fingerprint == whole.prefix(8).fingerprint
+    assert whole.settings == {} and whole.truncated(16).fingerprint == short.fingerprint and whole.dim == 64
+    assert short.truncated(8).fingerprint == whole.truncated(8).fingerprint
     save(short, root / "short")
     again = mmtune.load(root / "short")
     assert again.dim == 16 and again.fingerprint == short.fingerprint
@@ -66,7 +66,7 @@ def test_long_sounds_are_averaged_before_they_are_cut():
     model = mmtune.load("tiny:all")
     long = (np.random.default_rng(0).normal(size=20000).astype(np.float32), 8000)
     want = model.encode(audio=[long])[:, :8]
-    np.testing.assert_allclose(model.prefix(8).encode(audio=[long]), unit(want), atol=1e-6)
+    np.testing.assert_allclose(model.truncated(8).encode(audio=[long]), unit(want), atol=1e-6)
 
 
 def test_eval_reports_every_trained_dim_without_encoding_again(run, monkeypatch):

@@ -14,7 +14,7 @@ from mmtune.embedding.embed_rows import embed_classes, embed_data
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.model.artifact import save
-from mmtune.model.prompts import for_training
+from mmtune.model.prompts import with_training_prompts
 from mmtune.recipe.prompts_block import parse_prompts
 from tests.support import corpora
 
@@ -70,7 +70,7 @@ def test_roles_of_encode(model):
 
 def test_prompts_travel_with_the_artifact_and_name_the_space(model, root):
     plain = mmtune.load("tiny:clip")
-    assert model.fingerprint != plain.fingerprint and plain.layout()["settings"] == {}
+    assert model.fingerprint != plain.fingerprint and plain.layout().settings == {}
     save(model, root / "kept")
     again = mmtune.load(root / "kept")
     assert again.prompts == model.prompts and again.fingerprint == model.fingerprint
@@ -79,7 +79,7 @@ def test_prompts_travel_with_the_artifact_and_name_the_space(model, root):
     assert "- prompt of text, query: `find: {}`" in card and 'model.encode(text=[...], role="query")' in card
     again.set_prompts({})
     assert again.fingerprint == plain.fingerprint
-    short = model.prefix(16)
+    short = model.truncated(16)
     np.testing.assert_allclose(short.encode(text=TEXTS, role="query") @ said("find: {}")[:, :16].T > 0.1, True)
 
 
@@ -151,17 +151,17 @@ def test_training_draws_what_retrieval_uses(model):
         seen.append(value)
         return {"ids": torch.zeros(1)}
 
-    drawn = for_training(inner, model.prompts, "text")
+    drawn = with_training_prompts(inner, model.prompts, "text")
     for n in range(400):
         drawn("shoe", random.Random(n))
     assert set(seen) == {"a thing: shoe", "find: shoe"} and 160 < seen.count("find: shoe") < 240
     three = parse_prompts({"text": {"query": ["1 {}", "2 {}", "3 {}"]}})  # bare words are the other half
     seen.clear()
     for n in range(600):
-        for_training(inner, three, "text")("x", random.Random(n))
+        with_training_prompts(inner, three, "text")("x", random.Random(n))
     assert 240 < seen.count("x") < 360 and {"1 x", "2 x", "3 x", "x"} == set(seen)
-    assert for_training(inner, {}, "text") is inner
-    assert for_training(inner, parse_prompts({"text": {"zero_shot": "a {}"}}), "text") is inner
+    assert with_training_prompts(inner, {}, "text") is inner
+    assert with_training_prompts(inner, parse_prompts({"text": {"zero_shot": "a {}"}}), "text") is inner
 
 
 @pytest.mark.parametrize("tune", ["full", {"image": "full", "text": "frozen"}])
@@ -197,8 +197,8 @@ def test_adapters_carry_them(root, data):
 @pytest.mark.parametrize(
     "prompts,says",
     [
-        ({"audio": "{}"}, "prompts.audio: templates go around words; a value of audio is none"),
-        ({"txt": {"query": "q {}"}}, "prompts.txt: no modality called 'txt'; templates go around text"),
+        ({"audio": "{}"}, "prompts.audio: prompts go around texts; a value of audio is none"),
+        ({"txt": {"query": "q {}"}}, "prompts.txt: no modality called 'txt'; prompts are for text"),
         (
             {"text": {"query": {"find": None}}},
             'prompts.text.query: a template, or a list of them, each in quotes (e.g. "find {}")',

@@ -9,7 +9,7 @@ import torch
 
 from mmtune.errors import RecipeError
 from mmtune.model.artifact import load
-from mmtune.model.prompts import Prompted, prompted
+from mmtune.model.prompts import Prompted, with_prompt
 from mmtune.recipe.prompts_block import parse_prompts
 
 
@@ -25,14 +25,16 @@ def vectors(model, preprocess, values):
 
 def test_a_template_stands_around_the_value(model):
     prompts = parse_prompts({"text": {"query": "find: {} {please}"}})
-    wrapped = prompted(model.towers["text"].preprocess, prompts, "text", "query")
+    wrapped = with_prompt(model.towers["text"].preprocess, prompts, "text", "query")
     want = model.encode(text=["find: red shoe {please}", "find: bag {please}"])
     assert np.allclose(vectors(model, wrapped, ["red shoe", "bag"]), want, atol=1e-6)
 
 
 def test_an_ensemble_is_the_mean_of_unit_vectors(model):
     templates = ["a photo of {}", "{}, close", "my {}"]
-    wrapped = prompted(model.towers["text"].preprocess, parse_prompts({"text": {"zero_shot": templates}}), "text", "zero_shot")
+    wrapped = with_prompt(
+        model.towers["text"].preprocess, parse_prompts({"text": {"zero_shot": templates}}), "text", "zero_shot"
+    )
     for_each = [model.encode(text=[t.format(v) for t in templates]).mean(0) for v in ("shoe", "a long bag")]
     want = np.stack([v / np.linalg.norm(v) for v in for_each])
     assert np.allclose(vectors(model, pickle.loads(pickle.dumps(wrapped)), ["shoe", "a long bag"]), want, atol=1e-6)
@@ -49,8 +51,8 @@ def test_training_draws_one_template_a_row(model):
 def test_without_a_template_nothing_changes(model):
     preprocess = model.towers["text"].preprocess
     prompts = parse_prompts({"text": {"query": "q {}"}})
-    assert prompted(preprocess, prompts, "text") is preprocess and prompted(preprocess, {}, "text") is preprocess
-    assert isinstance(prompted(preprocess, parse_prompts({"text": "d {}"}), "text"), Prompted)
+    assert with_prompt(preprocess, prompts, "text") is preprocess and with_prompt(preprocess, {}, "text") is preprocess
+    assert isinstance(with_prompt(preprocess, parse_prompts({"text": "d {}"}), "text"), Prompted)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_without_a_template_nothing_changes(model):
         ({"text": {"query": "no place"}}, "prompts.text.query: 'no place' must hold {} once"),
         ({"text": {"query": ["{} {}"]}}, "prompts.text.query: '{} {}' must hold {} once"),
         ({"text": {"query": 3}}, "prompts.text.query: a template, or a list"),
-        ({"image": "a {}"}, "prompts.image: templates go around words"),
+        ({"image": "a {}"}, "prompts.image: prompts go around texts"),
         ({"txt": "a {}"}, "no modality called 'txt'"),
     ],
 )
@@ -71,4 +73,4 @@ def test_mistakes_name_their_key(config, says):
 
 def test_an_unknown_role_is_refused(model):
     with pytest.raises(RecipeError, match="role 'qeury': this model has no such prompt for text; it has query"):
-        prompted(model.towers["text"].preprocess, parse_prompts({"text": {"query": "q {}"}}), "text", "qeury")
+        with_prompt(model.towers["text"].preprocess, parse_prompts({"text": {"query": "q {}"}}), "text", "qeury")

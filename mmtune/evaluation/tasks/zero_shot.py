@@ -4,7 +4,6 @@ The embedding of a class name is the mean over all prompt templates (CLIP, arXiv
 class of the nearest name; a class may have several names that are unlike each other.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,8 +77,7 @@ def class_vectors(
     if templates:
         parsed = parse_prompts({tower: {ZERO_SHOT: list(templates)}})
         prompts = {**prompts, tower: {**prompts.get(tower, {}), **parsed[tower]}}
-    prompted = copy.copy(model)
-    prompted.settings = {**model.settings, "prompts": prompts}
+    prompted = model.with_prompts(prompts)
     role = ZERO_SHOT if ZERO_SHOT in prompts.get(tower, {}) else None
     pairs = [(c, n) for c in sorted(names) for n in sorted(set(names[c]))]
     vectors = encode_values(prompted, tower, [n for _, n in pairs], batch_size, role)

@@ -13,7 +13,7 @@ import numpy as np
 from mmtune import modalities
 from mmtune.errors import DataError, ModelError
 from mmtune.index.catalog import Catalog
-from mmtune.model.encode import vectors
+from mmtune.model.encode import encode_batches
 from mmtune.runtime.files import write_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def embed_bytes(
     """Float32 unit vectors [N, D] of contents."""
     kind = modalities.get(modality)
     items = ((lambda v=v: kind.decode(v)) for v in values)
-    parts = list(vectors(model, modality, items, batch_size, lambda n: None, role))
+    parts = list(encode_batches(model, modality, items, batch_size, lambda n: None, role))
     return np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
 
 

@@ -37,7 +37,7 @@ def plan(
     from mmtune.model.artifact import load
 
     found = load(model) if isinstance(model, str) else model
-    found = found if dim is None else found.prefix(dim)
+    found = found if dim is None else found.truncated(dim)
     if data is None and coll is None:
         raise DataError("plan: what is to be embedded? name a COLLECTION or --data DATA")
     total, counts, known, embed = _items(coll, found, batch_size) if data is None else _rows(data, found, batch_size)  # type: ignore[arg-type]

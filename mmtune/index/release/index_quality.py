@@ -41,7 +41,7 @@ def latencies(versions: Sequence["OpenVersion"], queries: Sequence[tuple[str, An
     queries: (modality, signal or bytes); the cache of query vectors is passed by.
     """
     from mmtune.index.open_version import decode_query
-    from mmtune.model.encode import in_hand, vectors
+    from mmtune.model.encode import decoded, encode_batches
     from mmtune.model.prompts import QUERY
 
     taken: list[list[float]] = [[] for _ in versions]
@@ -49,7 +49,7 @@ def latencies(versions: Sequence["OpenVersion"], queries: Sequence[tuple[str, An
         signal = decode_query(name, value).signal
         for times, opened in zip(taken, versions, strict=True):
             begin = time.perf_counter()
-            query = next(iter(vectors(opened.model, name, in_hand([signal]), 1, lambda n: None, QUERY)))
+            query = next(iter(encode_batches(opened.model, name, decoded([signal]), 1, lambda n: None, QUERY)))
             opened.search(query, k)
             if number >= 2:
                 times.append(1000 * (time.perf_counter() - begin))

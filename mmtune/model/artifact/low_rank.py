@@ -1,7 +1,7 @@
-"""What adapters do to a weight, and the values that 4 bits hold of it: enough to put a tuned model together again."""
+"""Low-rank deltas of adapters and the rounding of weights to 4 bits: all that is needed to merge adapters into their base."""
 
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 from torch import Tensor
 
@@ -9,8 +9,8 @@ from mmtune.errors import MissingExtra
 
 
 @dataclass
-class Low:
-    """One adapted weight: delta = factor * b @ a; `name` is the weight's plain name in the model."""
+class LowRankDelta:
+    """The change of one adapted weight: factor * b @ a. `name` is the weight's name in the model without adapters."""
 
     name: str
     a: Tensor
@@ -18,21 +18,21 @@ class Low:
     factor: float
 
     def delta(self, like: Tensor) -> Tensor:
-        """In the shape of the weight."""
+        """In the shape of the weight `like`."""
         return ((self.b.flatten(1) @ self.a.flatten(1)) * self.factor).view_as(like)
 
 
-def bitsandbytes(key: str) -> Any:
+def bitsandbytes(key: str) -> ModuleType:
     """The library that holds weights in 4 bits. MissingExtra, naming `key`, where it is not installed."""
     try:
-        import bitsandbytes as found
+        import bitsandbytes as library
     except ImportError:
         raise MissingExtra(f'{key}: qlora needs bitsandbytes: pip install "mmtune[qlora]" (or how: lora)') from None
-    return found
+    return library
 
 
 def round_to_4bit(weight: Tensor, key: str) -> Tensor:
-    """The float32 values that a 4-bit layer (NF4, arXiv 2305.14314) of this weight works with."""
+    """The float32 values that a 4-bit layer (NF4, arXiv 2305.14314) of this weight computes with."""
     F = bitsandbytes(key).functional
     packed, state = F.quantize_4bit(weight.detach().contiguous(), compress_statistics=False, quant_type="nf4")
     return F.dequantize_4bit(packed, state).to(weight.dtype)

@@ -92,9 +92,7 @@ def _weights(path: Path) -> "Iterator[tuple[str, Tensor]]":
                 yield name, f.get_tensor(kept)
 
 
-def _backbone(
-    directory: Path, number: int, entry: BackboneEntry, files: dict[str, bytes], cpu_kernels: CpuKernels
-) -> Backbone:
+def _backbone(directory: Path, number: int, entry: BackboneEntry, files: dict[str, bytes], cpu_kernels: CpuKernels) -> Backbone:
     """Backbone `number` with its weights uninitialised and its unused towers freed."""
     folder = directory / PARTS / str(number)
     try:

@@ -11,7 +11,7 @@ from mmtune import __version__
 from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest
 from mmtune.model.artifact.trained_rows import TRAINED, union
 from mmtune.model.artifact.trained_rows import trained_on as known_rows
-from mmtune.model.prompts import asks_otherwise
+from mmtune.model.prompts import has_query_prompt
 from mmtune.runtime.files import atomic_dir, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
@@ -85,6 +85,6 @@ def card(model: "Model", mark: str, metrics: Mapping[str, Any], info: Mapping[st
             lines.append(f"| {name} | {queries} | {candidates} | {values} |")
     lines += ["", "## Use", "", "```python", "import mmtune", 'model = mmtune.load("THIS_DIRECTORY")']
     lines += [f"vectors = model.encode({m}=[...])" for m in model.towers]
-    lines += [f'queries = model.encode({m}=[...], role="query")' for m in model.towers if asks_otherwise(model.prompts, m)]
+    lines += [f'queries = model.encode({m}=[...], role="query")' for m in model.towers if has_query_prompt(model.prompts, m)]
     lines += ["```", ""]
     return "\n".join(lines)

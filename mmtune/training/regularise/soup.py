@@ -123,7 +123,7 @@ def _identity(model: "Model", place: str) -> dict[str, Any]:
     """What ingredients must share: the base they began at (a base is its own), shape, files, prompts."""
     return {
         "base": model.info.get("base_fingerprint") or model.fingerprint,
-        "layout": copy.deepcopy(model.layout()),
+        "layout": copy.deepcopy(model.layout().to_json()),
         "files": model.files(),
         "weights": {k: tuple(v.shape) for k, v in model.state_dict().items()},
     }

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmtune.contracts import JsonObject
-from mmtune.model.artifact.adapters import FORMAT, INFO, MANIFEST, WEIGHTS, load_adapters
-from mmtune.model.artifact.low_rank import Low
+from mmtune.model.artifact.adapters import FORMAT, INFO, MANIFEST, WEIGHTS
+from mmtune.model.artifact.load import load_adapters
+from mmtune.model.artifact.low_rank import LowRankDelta
 from mmtune.model.artifact.trained_rows import TRAINED
 from mmtune.runtime.files import atomic_dir, write_bytes, write_json
 
@@ -62,7 +63,7 @@ def save_provenance(directory: Path, artifact: Path, info: JsonObject) -> None:
     write_bytes(directory / TRAINED, (artifact / TRAINED).read_bytes())
 
 
-def _is_4bit(tuned: "TunedModel", adapter: Low) -> bool:
+def _is_4bit(tuned: "TunedModel", adapter: LowRankDelta) -> bool:
     """Whether this weight is a linear layer of a tower that was held in 4 bits."""
     owner, _, name = adapter.name.rpartition(".")
     module = tuned.model.get_submodule(owner)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mmtune.errors import MissingExtra, RecipeError
-from mmtune.model.artifact.low_rank import Low, bitsandbytes
+from mmtune.model.artifact.low_rank import LowRankDelta, bitsandbytes
 from mmtune.recipe.tune_block import AdapterTuning
 from mmtune.training.tuning.lora_fused_attention import disable_fused_inference, encoder_layers, restore_fused_inference
 from mmtune.training.tuning.lora_targets import LoraTargets, find_targets
@@ -32,7 +32,7 @@ class AdaptedLayer(NamedTuple):
 
     name: str
     layer: ThirdPartyLayer
-    adapter: Low
+    adapter: LowRankDelta
 
 
 def inject(tower: list[nn.Module], tuning: AdapterTuning, key: str, seed: int) -> None:
@@ -114,13 +114,13 @@ def _adapted_layers(model: nn.Module) -> Iterator[AdaptedLayer]:
         if hasattr(layer, "lora_A") and ADAPTER in layer.lora_A and hasattr(layer, "get_base_layer"):
             weight = getattr(layer, "parameter_name", "weight")
             a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-            yield AdaptedLayer(name, layer, Low(f"{name}.{weight}", a, b, float(layer.scaling[ADAPTER])))
+            yield AdaptedLayer(name, layer, LowRankDelta(f"{name}.{weight}", a, b, float(layer.scaling[ADAPTER])))
 
 
-def adapters(model: nn.Module) -> list[Low]:
+def adapters(model: nn.Module) -> list[LowRankDelta]:
     """Every adapter's matrices, copied to the CPU."""
     found = [x.adapter for x in _adapted_layers(model)]
-    return [Low(x.name, x.a.detach().cpu().clone(), x.b.detach().cpu().clone(), x.factor) for x in found]
+    return [LowRankDelta(x.name, x.a.detach().cpu().clone(), x.b.detach().cpu().clone(), x.factor) for x in found]
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmtune.embedding.feature_cache import FeatureCache, FeaturePreprocess
 from mmtune.errors import RecipeError, TrainingError
-from mmtune.model.artifact.low_rank import Low, round_to_4bit
+from mmtune.model.artifact.low_rank import LowRankDelta, round_to_4bit
 from mmtune.recipe.tune_block import LOW_RANK, AdapterTuning, AnyTuning, FullTuning, PartialTuning
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.tuning import lora
@@ -73,7 +73,7 @@ class TunedModel:
     lr_shares: dict[int, float]
     features: FeatureCache | None
     start: dict[str, Tensor]
-    adapters: list[Low] = field(default_factory=list)
+    adapters: list[LowRankDelta] = field(default_factory=list)
     learned: list[str] = field(default_factory=list)
     without_gradient: dict[str, nn.Parameter] = field(default_factory=dict)
     _steps: int = 0
@@ -159,7 +159,7 @@ def tune(
     totals = {m: sum(p.numel() for p in _parameters_of(model, m)) for m in towers}
     for m, t in towers.items():
         if (t.how == "head" or t.head_first) and m not in model.heads:
-            model.heads[m] = _identity(model.width).to(model.device)
+            model.ensure_heads([m])
             totals[m] += model.width**2
         if isinstance(t, AdapterTuning) and t.how == "qlora":
             _round_to_4bit(model.towers[m].modules, t, f"tune.{m}")

@@ -14,7 +14,7 @@ from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding.embed_rows import embed_data
-from mmtune.model.dual_encoder import from_spec
+from mmtune.model.compose import from_spec
 
 IMAGE = modalities.get("image")
 

@@ -81,7 +81,7 @@ def test_the_verb_and_what_it_refuses(place, tmp_path, capsys):
     status, out = said(*paths, "--data", data, "--out", tmp_path / "s", "--json")
     assert status == 0 and json.loads(out.out)["artifact"] == str(tmp_path / "s")
     artifact.save(artifact.load(paths[1]), tmp_path / "stranger", info={"base_fingerprint": "mm1-of-another-base"})
-    wide = mmtune.load("tiny:clip").prefix(16)
+    wide = mmtune.load("tiny:clip").truncated(16)
     artifact.save(wide, tmp_path / "short", info={"base_fingerprint": artifact.load(paths[0]).info["base_fingerprint"]})
     rows = mmtune.open_data(data)
     info = artifact.load(paths[0]).info

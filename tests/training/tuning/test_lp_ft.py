@@ -208,16 +208,16 @@ def test_windows_are_averaged_or_their_greatest_is_taken(tmp_path):
 
     mean, mark = model.encode(audio=(samples, 8000)), model.fingerprint
     np.testing.assert_allclose(mean, unit(parts.mean(0)), atol=1e-6)
-    model.set_windows({"audio": "max"})
+    model.set_window_pooling({"audio": "max"})
     assert model.fingerprint != mark
     np.testing.assert_allclose(model.encode(audio=(samples, 8000)), unit(parts.max(0)), atol=1e-6)
     short = (samples[:8000], 8000)
     np.testing.assert_allclose(model.encode(audio=short), parts[0], atol=1e-6)
     artifact.save(model, tmp_path / "a")
     again = artifact.load(tmp_path / "a")
-    assert again.windows == {"audio": "max"} and again.fingerprint == model.fingerprint
+    assert again.window_pooling == {"audio": "max"} and again.fingerprint == model.fingerprint
     np.testing.assert_allclose(again.encode(audio=(samples, 8000)), model.encode(audio=(samples, 8000)), atol=1e-6)
-    again.set_windows({"audio": "mean"})
+    again.set_window_pooling({"audio": "mean"})
     assert again.fingerprint == mark  # what is the default leaves no mark
 
 
@@ -225,7 +225,7 @@ def test_a_recipe_keeps_its_windows_in_the_artifact(root, tmp_path):
     more = {"pairs": [["audio", "text"]], "window_pooling": {"audio": "max"}, "tune": "head"}
     more["augment"] = {"text": {"drop_words": 0.1}}
     out = mmtune.train(recipe(root, tmp_path / "run", "tiny:clap", **more), quiet=True)
-    assert artifact.load(out["artifact"]).windows == {"audio": "max"}
+    assert artifact.load(out["artifact"]).window_pooling == {"audio": "max"}
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_an_adapters_directory_is_a_model(root, tmp_path, capsys):
     with pytest.raises(ModelError, match=r"adapters: its base cannot be loaded \(hf:.*clip: no such directory\)") as e:
         mmtune.load(folder)
     assert "\n" not in str(e.value)
-    again = artifact.adapters.load_adapters(folder, f"hf:{tmp_path / 'moved'}")
+    again = artifact.load_adapters(folder, f"hf:{tmp_path / 'moved'}")
     np.testing.assert_allclose(again.encode(text=words), tuned.encode(text=words), atol=1e-5)
     checkpoints.clip(tmp_path / "clip", seed=1)
     with pytest.raises(ModelError, match="these adapters belong on hf:.*, not on a model with fingerprint"):
