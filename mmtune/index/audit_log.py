@@ -1,18 +1,18 @@
-"""Who did what, when and why: append-only, one JSON line an event.
+"""Who did what, when and why: COLL/journal.jsonl, append-only, one JSON line per event.
 
-A move of the live pointer is one file replaced; its line in the journal is another. The pointer carries its own event (and a
-version that of its build), so a process killed between the two loses nothing: the next writer adds the line.
+A move of the live pointer replaces one file, and its line in the log is written to another. The pointer carries its own event
+(and a version the event of its build), so that a process killed between the two loses nothing: the next writer adds the line.
 """
 
 import getpass
 import os
-from typing import Any
 
+from mmtune.contracts import JsonObject
 from mmtune.index.layout import Layout, now
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_line
 
 
-def who() -> str:
+def current_user() -> str:
     """The person or service: MMTUNE_USER, else the account."""
     try:
         return os.environ.get("MMTUNE_USER") or getpass.getuser()
@@ -20,37 +20,37 @@ def who() -> str:
         return str(os.getuid())
 
 
-def event(what: str, version: str | None = None, why: str | None = None, **more: Any) -> dict[str, Any]:
-    """One event, now."""
-    return {"at": now(), "who": who(), "what": what, "version": version, "why": why, **more}
+def event(what: str, version: str | None = None, why: str | None = None, **more: object) -> JsonObject:
+    """An event that happens now. what: "build", "promote", "rollback", "refused", "upsert", "delete", "drop", "shadow"."""
+    return {"at": now(), "who": current_user(), "what": what, "version": version, "why": why, **more}
 
 
-def _lines(layout: Layout) -> list[dict[str, Any]]:
+def _lines(layout: Layout) -> list[JsonObject]:
     return read_jsonl_log(layout.path / "journal.jsonl")
 
 
-def _pending(layout: Layout, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events that happened (a pointer moved, a version appeared) and whose line is not there yet."""
+def _unwritten(layout: Layout, lines: list[JsonObject]) -> list[JsonObject]:
+    """Events that happened (a pointer moved, a version was published) and have no line yet."""
     built = {line["version"] for line in lines if line["what"] == "build"}
-    lost = [layout.record(v)["event"] for v in layout.versions() if v not in built]
+    events = [layout.record(v)["event"] for v in layout.versions() if v not in built]
     moved = layout.live()["event"]
     if moved and not any(line.get("generation") == moved["generation"] for line in reversed(lines)):
-        lost.append(moved)
-    return lost
+        events.append(moved)
+    return events
 
 
-def read(layout: Layout) -> list[dict[str, Any]]:
+def read(layout: Layout) -> list[JsonObject]:
     """Every event, oldest first."""
     lines = _lines(layout)
-    return lines + _pending(layout, lines)
+    return lines + _unwritten(layout, lines)
 
 
-def append(layout: Layout, line: dict[str, Any] | None = None) -> None:
-    """Under the write lock: mend a torn last line, add what a killed writer did without saying so, then `line`.
+def append(layout: Layout, line: JsonObject | None = None) -> None:
+    """Under the write lock: remove a torn last line, add the events that a killed writer did not write, then `line`.
 
-    The event of a move or a build is published with it (in live.json, in version.json), so it comes here by itself.
+    The event of a move or a build is published with it (in live.json, in version.json), so it is added without being given.
     """
     path = layout.path / "journal.jsonl"
     truncate_torn_line(path)
-    for lost in [*_pending(layout, _lines(layout)), *([line] if line else [])]:
-        append_jsonl(path, lost)
+    for unwritten in [*_unwritten(layout, _lines(layout)), *([line] if line else [])]:
+        append_jsonl(path, unwritten)

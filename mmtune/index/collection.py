@@ -1,52 +1,91 @@
-"""A named corpus with a pinned model a version: build, search, compare, promote, roll back. `mmtune.Collection(path)`."""
+"""A collection: items, versions of their embeddings, each pinned to a model, and a pointer to the version that is live.
+
+Use it as `mmtune.Collection(path)`: build, search, compare, promote, roll back.
+"""
 
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune import modalities as kinds
-from mmtune.contracts import Row
-from mmtune.errors import DataError, MmtuneError, ModelError
-from mmtune.index import audit_log
-from mmtune.index.collection_state import Keeping
+from mmtune.contracts import JsonObject, Row, Signal
+from mmtune.errors import DataError, MmtuneError
+from mmtune.index import audit_log, status
+from mmtune.index.catalog import Catalog
 from mmtune.index.feedback.feedback import FeedbackLog
-from mmtune.index.open_version import decode_query
-from mmtune.index.protocols import SearchResponse
+from mmtune.index.feedback.interleave import Interleaving
+from mmtune.index.layout import Layout
 from mmtune.index.query.filters import parse
-from mmtune.index.query.group_results import best_of_each, one_each
-from mmtune.index.query.hybrid import DEPTH, ItemWords, fuse
-from mmtune.index.query.query import Nearest, Query, Results, ask_all
+from mmtune.index.query.query import Query
+from mmtune.index.query.searcher import Searcher
+from mmtune.index.query_content import decode_query
+from mmtune.index.release.build import IndexOptions, VersionBuilder
+from mmtune.index.release.drop import drop_version
+from mmtune.index.release.offline_eval import EvaluationOptions
+from mmtune.index.release.promote import Promoter, PromotionOptions
 from mmtune.index.release.shadow import ShadowSearches
+from mmtune.index.results import (
+    BuildResult,
+    CollectionStatus,
+    CostEstimate,
+    DeleteResult,
+    DropResult,
+    FeedbackExport,
+    Preference,
+    PromotionResult,
+    RollbackResult,
+    SearchResponse,
+    ShadowReport,
+    ShadowState,
+    UpsertResult,
+    VersionStatus,
+)
+from mmtune.index.vector_cache import VectorCache
+from mmtune.index.version_pool import VersionPool
+from mmtune.index.version_updates import VersionUpdates
 
 if TYPE_CHECKING:
-    from mmtune.comparison.gate import Gate
     from mmtune.data.shards.dataset import Data
+    from mmtune.index.open_version import OpenVersion
+    from mmtune.index.pinned_model import ModelSpec
+    from mmtune.index.release.offline_eval import GateSpec
     from mmtune.model.dual_encoder import Model
 
 
-class Collection(Keeping):
-    """One directory (see `mmtune.index.layout`). Threads may share one; any number of processes may search while one
+class Collection:
+    """One directory (see `mmtune.index.layout`). Threads may share a Collection; any number of processes may search while one
     writes.
 
-    A search reads the live pointer once and answers from that version alone. Nothing here can ask a version with another
-    model than the one that embedded it.
+    A search reads the live pointer once, and all its results come from that version. A version is searched only with the model
+    that embedded it.
+
+    Parts, for those who need more than the methods: `layout` (files and pointer), `catalog` (items), `pool` (open versions),
+    `updates` (brings versions up to date), `searcher`, `feedback_log`, `interleaving`, `shadow_searches`.
     """
 
     def __init__(self, path: str | Path, *, create: bool = False):
-        super().__init__(path, create=create)
+        """Open the collection in directory `path`. create: make an empty one when there is none; else DataError."""
+        self.layout = Layout(path, create)
+        self.path = self.layout.path
+        self.catalog = Catalog(self.path / "corpus")
+        self.pool = VersionPool(self.layout, self.catalog)
+        self.updates = VersionUpdates(self.layout, self.catalog, self.pool)
         self.feedback_log = FeedbackLog(self.path)
-        self.shadow_searches = ShadowSearches(self)
-        self._words: tuple[int, Any] | None = None
+        self.interleaving = Interleaving(self.layout, self.feedback_log)
+        self.searcher = Searcher(self.pool, self.catalog, self.feedback_log)
+        self.shadow_searches = ShadowSearches(self.layout, self.pool, self.searcher)
+        self._builder = VersionBuilder(self.layout, self.catalog, self.pool, self.updates)
+        self._promoter = Promoter(self.layout, self.catalog, self.pool, self.updates)
 
     # --- building and changing -----------------------------------------------------------------------------------
 
     def build(
         self,
-        model: "Model | str | Path | Mapping[str, str]",
+        model: "ModelSpec",
         data: "Data | str | None" = None,
         *,
         store: str | None = None,
@@ -54,43 +93,38 @@ class Collection(Keeping):
         index: str = "auto",
         modalities: Sequence[str] | None = None,
         dim: int | None = None,
-        short: int | None = None,
+        search_dim: int | None = None,
         memory_mb: int | None = None,
         prune: bool = False,
         batch_size: int = 64,
         quiet: bool = False,
-    ) -> dict[str, Any]:
-        """Embed the corpus with `model` into a new version; returns {"version", "fingerprint", "items", ...}. Never touches the
-        pointer: the first version, too, waits for `promote`.
+    ) -> BuildResult:
+        """Embed the items with `model` into a new version. The live pointer is not moved: the first version, too, waits for
+        `promote`. Killed and called again, it embeds nothing twice.
 
-        data: packed rows that the corpus takes first, as `upsert` does (so every version gets them; `prune`: and loses the
-        rest);
-        None: the corpus as it is. store, url, index: see `mmtune.index.stores`. modalities: which get an index (default:
-        those that lie in files). dim: a prefix of the model, a space of its own; short: search by that prefix of the vectors,
-        re-rank by all; memory_mb: what making an ivfpq index may take beside the ids (both faiss store). Killed and
-        called again, it embeds nothing twice.
+        data: packed rows that are upserted first (and so reach every version; `prune`: items that they lack are deleted);
+        None: the items as they are. store: a kind of store (see `mmtune.index.stores`), url: of its database, index: flat, hnsw,
+        ivfpq or auto. modalities: which get an index (default: those that are not language, else all). dim: the first so many
+        dimensions of the model, a space of its own; search_dim: search by the first so many dimensions of the vectors,
+        re-rank by all; memory_mb: what making an ivfpq index may take beside the ids (both for the faiss store).
         """
-        from mmtune.index.release.build import build
+        options = IndexOptions(store, url, index, search_dim, memory_mb)
+        return self._builder.build(model, data, modalities, dim, options, prune, batch_size, quiet)
 
-        options = {"store": store, "url": url, "index": index, "modalities": modalities, "dim": dim}
-        options |= {"short": short, "memory_mb": memory_mb}
-        return build(self, model, data, **options, prune=prune, batch_size=batch_size, quiet=quiet)  # type: ignore[arg-type]
+    def upsert(self, data: "Data | str | Iterable[Row]", *, quiet: bool = True) -> UpsertResult:
+        """Insert or replace items by id, in the catalog and in every version (live, staged, and those to roll back to).
 
-    def upsert(self, data: "Data | str | Iterable[Row]", *, quiet: bool = True) -> dict[str, Any]:
-        """Insert or replace items by id, in the corpus and in every version (live, staged, and those to roll back to).
-
-        data: packed rows (their content stays in the shards), or rows with their content (kept in the collection).
-        Returns counts, "rejected" rows with reasons, and "behind": versions that could not be brought up to date, and why.
+        data: packed rows (their content stays in the shards), or rows with their content (which the collection stores).
         """
-        return self.take(data, prune=False, quiet=quiet)
+        return self.updates.upsert(data, prune=False, quiet=quiet)
 
-    def delete(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Remove items by id, from the corpus and from every version."""
-        with self.layout.lock():
-            self.in_step()
-            count = self.catalog.remove(list(ids))
-            audit_log.append(self.layout, audit_log.event("delete", items=count))
-        return {"deleted": count, "unknown": len(set(ids)) - count, "behind": self.update_all_versions()}
+    def delete(self, ids: Sequence[str]) -> DeleteResult:
+        """Remove items by id, from the catalog and from every version."""
+        return self.updates.delete(ids)
+
+    def drop(self, version: str, why: str | None = None) -> DropResult:
+        """Remove a version and its vectors for good. DataError for the live version. Its pinned model stays."""
+        return drop_version(self.layout, self.pool, version, why)
 
     # --- searching -----------------------------------------------------------------------------------------------
 
@@ -103,76 +137,46 @@ class Collection(Keeping):
         hybrid: bool = False,
         item: str | None = None,
         target: Sequence[str] | None = None,
-        per: str | None = None,
-        **query: Any,
+        group_by: str | None = None,
+        **query: Signal,
     ) -> SearchResponse:
-        """The k best items for one value, `search(NAME=value)` with a modality's name, or for an `item` by id (itself left
-        out).
+        """The k best items for one value, `search(MODALITY=value)`, or for an `item` by id, which is itself left out.
 
-        where: a filter over metadata, e.g. "category = 'Apple'"; version: another than the live one; target: only what those
-        modalities found; hybrid: fused with BM25 over the items' words (the query must be words); per: "group" or a column of
-        metadata, one answer for each value of it, the item that was found best (for an `item`, its own value is left out, too).
+        where: a filter over metadata, e.g. "category = 'Apple'"; version: another than the live one; target: only results of
+        these modalities' indexes; hybrid: fused with BM25 over the items' captions and metadata (the value must be of
+        language); group_by: "group" or a column of metadata: one result for each of its values, the best item (for an `item`,
+        its own value is left out, too).
         """
         if len(query) + (item is not None) != 1:
             raise DataError(
                 f"search: one value of {', '.join(kinds.names())}, or an item; got {len(query) + (item is not None)}"
             )
-        opened, condition = self.open(version), parse(where) if where else None
+        opened, condition = self.pool.open(version), parse(where) if where else None
         begin = time.perf_counter()  # opening is no part of a search
-        options: dict[str, Any] = {"k": k, "where": condition, "target": tuple(target) if target else None, "per": per}
-        if item is not None:
-            ask = Query(item=item, **options)
-        else:
-            ((name, value),) = query.items()
-            opened.require(name)
-            ask = Query(name, decode_query(name, value), hybrid=hybrid, **options)
-        (found,) = self.search_many([ask], version, begin)
-        if isinstance(found, MmtuneError):
-            raise found
-        return found
+        modality, content = "", None
+        for modality, value in query.items():
+            opened.require_tower(modality)
+            content = decode_query(modality, value)
+        targets = tuple(target) if target else None
+        one = Query(modality, content, item, k, condition, targets, hybrid and item is None, group_by)
+        (response,) = self.search_many([one], version, begin)
+        if isinstance(response, MmtuneError):
+            raise response
+        return response
 
     def search_many(
-        self, asks: Sequence[Query], version: str | None = None, begin: float | None = None
+        self, queries: Sequence[Query], version: str | None = None, begin: float | None = None
     ) -> list[SearchResponse | MmtuneError]:
-        """As `search`, of many that one version answers in shared passes: each has its answer, or its own error.
+        """As `search`, for many queries of one version in shared passes: each has its response, or its own error.
 
-        begin: when the first was asked (`time.perf_counter`), if that was before now.
+        begin: when the search began (`time.perf_counter`), if that was before this call.
         """
-        opened = self.open(version)
-        begin = time.perf_counter() if begin is None else begin
-        found = ask_all(opened, asks, self._alone)
-        seconds, out = time.perf_counter() - begin, list[SearchResponse | MmtuneError]()
-        for ask, results in zip(asks, found, strict=True):
-            if isinstance(results, MmtuneError):
-                out.append(results)
-                continue
-            mark, content = ask.item or "", ask.content
-            if content is not None and content.data is not None:
-                mark = self.feedback_log.remember(ask.name, content.data, content.mark)
-            answer = SearchResponse(opened.version, opened.fingerprint, results, seconds, mark)
-            if version is None and not ask.alone:
-                self.shadow_searches.offer(answer, ask)
-            out.append(answer)
-        return out
-
-    def _alone(self, ask: Query, nearest: Nearest) -> Results:
-        """Words fused with what the vectors found, or one answer for each value of a column."""
-        if ask.hybrid:
-            results = self._hybrid(ask, nearest(max(ask.k, DEPTH)))
-            return one_each(results, ask.per) if ask.per else results
-        assert ask.per is not None
-        mine = self.catalog.items([ask.item]).get(ask.item) if ask.item is not None else None
-        return best_of_each(nearest, ask.k, ask.per, mine.columns.get(ask.per) if mine else None)
-
-    def _hybrid(self, ask: Query, results: Results) -> Results:
-        if ask.content is None or not kinds.get(ask.name).language:
-            raise DataError(f"hybrid search is by words; a value of {ask.name} has none")
-        with self._guard:
-            seq = self.catalog.seq
-            if self._words is None or self._words[0] != seq:
-                self._words = (seq, ItemWords(self.catalog))
-            held: ItemWords = self._words[1]
-        return fuse(held, str(ask.content.signal), results, ask.where)
+        responses = self.searcher.search(queries, version, begin)
+        if version is None:
+            for query, response in zip(queries, responses, strict=True):
+                if query.nearest_only and not isinstance(response, MmtuneError):
+                    self.shadow_searches.offer(response, query)
+        return responses
 
     def search_vectors(
         self,
@@ -184,114 +188,143 @@ class Collection(Keeping):
         version: str | None = None,
         target: Sequence[str] | None = None,
     ) -> list[SearchResponse]:
-        """Answers for unit vectors [Q, D] that `fingerprint` made. ModelError when that is not the version's own model,
-        DataError for vectors of another length than 1: no model of ours made them."""
-        opened, begin = self.open(version), time.perf_counter()
-        if fingerprint != opened.fingerprint:
-            raise ModelError(
-                f"these vectors are of {fingerprint or 'no model'}, version {opened.version} is of {opened.fingerprint}: "
-                "vectors of two models are not comparable; embed the queries with the version's own model"
-            )
-        asked = np.atleast_2d(np.asarray(vectors, np.float32))
-        lengths = np.linalg.norm(asked, axis=-1)
-        if asked.shape[-1] == opened.dim and not (abs(lengths - 1) <= 1e-3).all():
-            raise DataError(f"search_vectors: vectors of length {lengths.min():.4g} to {lengths.max():.4g}; a model's have 1")
-        found = opened.search(asked, k, parse(where) if where else None, target)
-        seconds = (time.perf_counter() - begin) / max(1, len(found))
-        return [SearchResponse(opened.version, opened.fingerprint, results, seconds) for results in found]
+        """The k best items for each of the unit vectors [Q, D] that the model `fingerprint` made. ModelError when that is not the
+        version's own model; DataError for vectors that are not of length 1, which no model made."""
+        condition = parse(where) if where else None
+        return self.searcher.search_vectors(vectors, fingerprint, k, condition, version, target)
 
     def value(self, id: str, modality: str) -> bytes | None:
-        """An item's own value; None when there is no such item, or it has no such value."""
+        """An item's original value; None when there is no such item, or it has no such value."""
         item = self.catalog.items([id]).get(id)
         return self.catalog.read(item, modality) if item and modality in item.contents else None
 
-    # --- deciding ------------------------------------------------------------------------------------------------
+    # --- releasing -----------------------------------------------------------------------------------------------
 
     def promote(
         self,
         version: str,
         *,
-        gate: "Gate | Mapping[str, Any] | None" = None,
+        gate: "GateSpec" = None,
         queries: "Data | str | None" = None,
         force: bool = False,
         why: str | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        """Make `version` live if it passes; {"promoted", "reasons", "checks", ...}. See `mmtune.index.release.promote`."""
-        from mmtune.index.release.promote import promote
+        qrels: "str | Path | None" = None,
+        retention: "Data | str | None" = None,
+        slices: Sequence[str] = (),
+        min_recall: float = 0.95,
+        max_slowdown: float = 2.0,
+        batch_size: int = 64,
+    ) -> PromotionResult:
+        """Make `version` live when it passes the checks (see `mmtune.index.release.promote`).
 
-        return promote(self, version, gate=gate, queries=queries, force=force, why=why, **options)
+        queries: held-out data for the gate; without it nothing is promoted over a live version of another model, except by
+        `force` with a reason `why`. gate, qrels, retention, slices: as in `mmtune.compare`; min_recall: of the index against
+        exact search; max_slowdown: times the live version's median latency.
+        """
+        from mmtune.data.shards.dataset import open_data
 
-    def rollback(self, why: str | None = None) -> dict[str, Any]:
-        """The version that was live before is live again, at once: it has been kept up to date."""
-        from mmtune.index.release.promote import rollback
+        data, other = (open_data(d) if isinstance(d, str) else d for d in (queries, retention))
+        evaluation = EvaluationOptions(gate, qrels, other, slices, batch_size)
+        return self._promoter.promote(version, data, PromotionOptions(evaluation, min_recall, max_slowdown, force, why))
 
-        return rollback(self, why)
+    def rollback(self, why: str | None = None) -> RollbackResult:
+        """Make the version that was live before live again, at once: it has been kept up to date."""
+        return self._promoter.rollback(why)
 
-    def shadow(self, version: str | None, fraction: float = 0.1) -> dict[str, Any]:
-        """From now on, in every process, repeat that fraction of the live searches on `version`, off the hot path; None:
-        stop."""
-        if version is not None:
-            self.layout.record(version)
+    def shadow(self, version: str | None, fraction: float = 0.1) -> ShadowState:
+        """From now on, in every process, repeat that fraction of the live searches on `version`, in the background; None: stop."""
         return self.shadow_searches.start(version, fraction)
 
-    def shadow_report(self, version: str | None = None) -> dict[str, Any]:
-        """What the shadowed searches say: overlap, rank change, latency, empty answers."""
+    def shadow_report(self, version: str | None = None) -> ShadowReport:
+        """Shadowed searches against the live ones: overlap, change of rank, latency, empty responses."""
         return self.shadow_searches.report(version)
 
-    def interleave(self, version: str, *, k: int = 10, rng: random.Random | None = None, **query: Any) -> SearchResponse:
-        """One list drafted from the live and the staged answers in turn; clicks on it (`feedback`) say which is preferred."""
-        from mmtune.index.feedback.interleave import interleave
+    def interleave(self, version: str, *, k: int = 10, rng: random.Random | None = None, **query: Signal) -> SearchResponse:
+        """One list drafted from the live and the staged results in turn. Clicks on it (`feedback` with the response's `query`) show
+        which version is preferred."""
+        teams = self.interleaving.teams(version)
+        responses = {team: self.search(k=k, version=name, **query) for team, name in teams.items()}
+        results = {team: r.results for team, r in responses.items()}
+        impression, merged = self.interleaving.merge(teams, results, responses["live"].query, k, rng or random.Random())
+        seconds = sum(r.seconds for r in responses.values())
+        return SearchResponse("|".join(teams.values()), "", merged, seconds, impression)
 
-        return interleave(self, version, k, rng or random.Random(), **query)
+    def preference(self, version: str | None = None) -> Preference:
+        """Wins of the staged version over the live one in clicked interleaved responses, with an interval."""
+        return self.interleaving.preference(version)
 
-    def preference(self, version: str | None = None) -> dict[str, Any]:
-        """Wins of the staged version over live in clicked interleaved answers, with an interval."""
-        from mmtune.index.feedback.interleave import preference
-
-        return preference(self, version)
-
-    def feedback(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Record {"query": id of an answer, "item": id, "kind": "click" | "match" | "not_a_match"}."""
+    def feedback(self, event: Mapping[str, object]) -> JsonObject:
+        """Log {"query": a response's `query`, "item": id, "kind": "click" | "match" | "not_a_match"}; returns the logged line."""
         return self.feedback_log.add(event)
 
-    def export_feedback(self, out: str | Path) -> dict[str, Any]:
-        """Judgments and the rows they are about, for `mmtune eval --qrels` and the next round of mining."""
+    def export_feedback(self, out: str | Path) -> FeedbackExport:
+        """Write judgments and the rows they are about, for `mmtune eval --qrels` and the next round of mining."""
         return self.feedback_log.export(self.catalog, Path(out))
 
     # --- looking -------------------------------------------------------------------------------------------------
 
-    def versions(self) -> list[dict[str, Any]]:
-        """Every version, oldest first: its record, what is applied, its gate, and whether it is live."""
-        from mmtune.index.status import versions
+    @property
+    def live(self) -> str | None:
+        """The name of the live version."""
+        return self.pool.live
 
-        return versions(self)
+    @property
+    def open_versions(self) -> set[str]:
+        """The versions that are open, which therefore answer at once."""
+        return self.pool.names
 
-    def status(self) -> dict[str, Any]:
-        """Who is live since when, every version with its fingerprint, counts and gate, the corpus, the shadow."""
-        from mmtune.index.status import status
+    def open(self, version: str | None = None) -> "OpenVersion":
+        """A version (default: the live one), verified when it is opened first. ModelError or DataError say what is wrong."""
+        return self.pool.open(version)
 
-        return status(self)
+    def vector_cache(self, fingerprint: str, dim: int) -> VectorCache:
+        """The vectors by content that one model made."""
+        return self.pool.vector_cache(fingerprint, dim)
 
-    def journal(self) -> list[dict[str, Any]]:
-        """Who did what, when and why, oldest first."""
+    def staged(self) -> str | None:
+        """The newest version, when it is newer than the live one: it waits to be promoted."""
+        names, live = self.layout.versions(), self.live
+        return names[-1] if names and (live is None or int(names[-1][1:]) > int(live[1:])) else None
+
+    def versions(self) -> list[VersionStatus]:
+        """Every version, oldest first: its record, what it lacks, its gate, and whether it is live."""
+        return status.version_statuses(self.layout, self.catalog)
+
+    def status(self) -> CollectionStatus:
+        """The live version and since when, every version with fingerprint, counts and gate, the items, the shadowed version."""
+        return status.collection_status(self.layout, self.catalog, self.shadow_searches.active())
+
+    def journal(self) -> list[JsonObject]:
+        """The audit log: who did what, when and why, oldest first."""
         return audit_log.read(self.layout)
 
     def plan(
-        self, model: Any, data: Any = None, items: int | None = None, price_per_hour: float | None = None, **options: Any
-    ) -> dict:
-        """Hours, bytes and price of embedding the collection's items, or so many like those of `data`, measured on a sample."""
-        from mmtune.index.release.cost import plan
+        self,
+        model: "Model | str | Path",
+        data: "Data | str | None" = None,
+        items: int | None = None,
+        price_per_hour: float | None = None,
+        *,
+        modalities: Sequence[str] | None = None,
+        dim: int | None = None,
+        sample: int = 64,
+        batch_size: int = 64,
+    ) -> CostEstimate:
+        """Hours, bytes and price of embedding the collection's items, or `items` like the rows of `data`, measured on a sample."""
+        from mmtune.index.release.cost import CatalogSource, DataSource, estimate_cost, load_for_cost
 
-        return plan(model, data, items, price_per_hour, coll=self, **options)
+        loaded = load_for_cost(model, dim)
+        if data is not None:
+            rows = DataSource(data, loaded, batch_size)
+            return estimate_cost(loaded, rows, items, price_per_hour, modalities, sample)
+        cache = self.vector_cache(loaded.fingerprint, loaded.dim)
+        source = CatalogSource(self.catalog, cache, loaded, batch_size)
+        return estimate_cost(loaded, source, items, price_per_hour, modalities, sample)
 
     def close(self) -> None:
-        """Wait for shadowed searches, release the handles."""
+        """Wait for shadow searches, release the handles."""
         self.shadow_searches.close()
-        with self._guard:
-            for opened in self._opened.values():
-                opened.close()
-            self._opened.clear()
+        self.pool.close()
         self.catalog.close()
 
     def __enter__(self) -> "Collection":

@@ -1,8 +1,8 @@
-"""Are a version's stores what the corpus and the model say? A sample at open, everything before a promotion.
+"""Do a version's stores hold what the catalog and the model say? A sample is compared at open, everything before a promotion.
 
-The reference is the vector that the same fingerprint gave the same content when it was embedded (`vectors`), and of canaries
-the one that the model gives now: vectors that somebody wrote into the store by other ways differ from it, or stand for items
-that the corpus does not have.
+The reference for a stored vector is the vector that the same fingerprint gave the same content when it was embedded
+(`VectorCache`), and for the canaries the vector that the model gives now. Vectors that something else wrote into the store
+differ from it, or belong to items that the catalog does not have.
 """
 
 from collections.abc import Sequence
@@ -12,45 +12,49 @@ import numpy as np
 
 from mmtune.errors import DataError
 from mmtune.index.catalog import Catalog, Item, labels_of
-from mmtune.index.release.canaries import apart
+from mmtune.index.release.canaries import differing_rows
 from mmtune.index.vector_cache import VectorCache
 
 if TYPE_CHECKING:
     from mmtune.index.open_version import OpenVersion
 
 SAMPLE = 128
+MAX_FAULTS = 5
 
 
-def faults(opened: "OpenVersion", catalog: Catalog, vectors: VectorCache, applied: int, every: bool = False) -> list[str]:
-    """Reasons, [] when all is well. every: all vectors and the sets of ids; else a sample and the counts.
+def find_faults(
+    version: "OpenVersion", catalog: Catalog, cache: VectorCache, applied: int, all_vectors: bool = False
+) -> list[str]:
+    """One line per fault, [] when there is none. all_vectors: compare all vectors and the sets of ids; else a sample and counts.
 
-    Needs a corpus that stands still: call it under the write lock, or ask again there before a reason is believed.
+    applied: the catalog's sequence number that the version is at. The catalog must not change meanwhile: call this under the
+    write lock, or once more there before a fault is believed.
     """
-    found = behind(opened.version, catalog, applied)
-    for name, store in opened.stores.items():
-        what = f"version {opened.version}: {name}"
+    faults = catalog_behind(version.version, catalog, applied)
+    for name, store in version.stores.items():
+        where = f"version {version.version}: {name}"
         if applied == catalog.seq:
             count = catalog.counts().get(name, 0)
             if len(store) != count:
-                found.append(f"{what}: {len(store)} vectors in the store, {count} items in the corpus")
-        if not every:
-            found += _compare(opened, name, vectors, catalog.sample(name, SAMPLE, applied), what)
+                faults.append(f"{where}: {len(store)} vectors in the store, {count} items in the catalog")
+        if not all_vectors:
+            faults += _compare(version, name, cache, catalog.sample(name, SAMPLE, applied), where)
             continue
-        stored, seen = set(store.ids()), 0
+        stored, expected = set(store.ids()), 0
         for items in catalog.changed(0, applied):
             having = [i for i in items if name in i.contents]
-            lost = [i.id for i in having if i.id not in stored]
-            if lost:
-                found.append(f"{what}: {len(lost)} items are not in the store, e.g. {lost[0]!r}")
-            seen += len(having)
-            found += _compare(opened, name, vectors, [i for i in having if i.id in stored], what)
-        if not found and applied == catalog.seq and len(stored) != seen:
-            found.append(f"{what}: {len(stored) - seen} vectors in the store belong to no item of the corpus")
-    return found[:5]
+            absent = [i.id for i in having if i.id not in stored]
+            if absent:
+                faults.append(f"{where}: {len(absent)} items are not in the store, e.g. {absent[0]!r}")
+            expected += len(having)
+            faults += _compare(version, name, cache, [i for i in having if i.id in stored], where)
+        if not faults and applied == catalog.seq and len(stored) != expected:
+            faults.append(f"{where}: {len(stored) - expected} vectors in the store belong to no item of the catalog")
+    return faults[:MAX_FAULTS]
 
 
-def behind(version: str, catalog: Catalog, applied: int) -> list[str]:
-    """The reason against a corpus that is older than the version: changes that it makes from now on would not reach it."""
+def catalog_behind(version: str, catalog: Catalog, applied: int) -> list[str]:
+    """The fault of a catalog that is older than the version: its next changes would not reach the version."""
     if applied <= catalog.seq:
         return []
     return [
@@ -59,33 +63,33 @@ def behind(version: str, catalog: Catalog, applied: int) -> list[str]:
     ]
 
 
-def _compare(opened: "OpenVersion", name: str, vectors: VectorCache, items: Sequence[Item], what: str) -> list[str]:
+def _compare(version: "OpenVersion", name: str, cache: VectorCache, items: Sequence[Item], where: str) -> list[str]:
     """Stored vectors against those of the same content and fingerprint."""
     if not items:
         return []
-    labels, kept = labels_of(items, name), opened.canaries.get(name)
-    there = ~vectors.missing(name, labels)
-    right = np.full((len(items), opened.dim), np.nan, np.float32)
-    right[there] = vectors.read(name, labels[there])
-    if kept is not None:
-        at = {mark: n for n, mark in enumerate(kept[0].tolist())}
-        for row in [n for n, mark in enumerate(labels.tolist()) if mark in at]:
-            right[row], there[row] = kept[1][at[int(labels[row])]], True
-    known = [i for i, has in zip(items, there.tolist(), strict=True) if has]
-    if not known:
+    labels, canaries = labels_of(items, name), version.canaries.get(name)
+    known = ~cache.missing(name, labels)
+    expected = np.full((len(items), version.dim), np.nan, np.float32)
+    expected[known] = cache.read(name, labels[known])
+    if canaries is not None:
+        canary_of = {label: n for n, label in enumerate(canaries[0].tolist())}
+        for row in [n for n, label in enumerate(labels.tolist()) if label in canary_of]:
+            expected[row], known[row] = canaries[1][canary_of[int(labels[row])]], True
+    compared = [i for i, has in zip(items, known.tolist(), strict=True) if has]
+    if not compared:
         return []
     try:
-        stored, right = opened.stores[name].fetch([i.id for i in known]).astype(np.float64), right[there]
+        stored, expected = version.stores[name].fetch([i.id for i in compared]).astype(np.float64), expected[known]
     except DataError as e:
-        return [f"{what}: items are not in the store ({e})"]
-    bad = np.flatnonzero(apart(stored, right))
+        return [f"{where}: items are not in the store ({e})"]
+    bad = np.flatnonzero(differing_rows(stored, expected))
     if not len(bad):
         return []
     lengths = np.linalg.norm(stored[bad], axis=1)
-    cosines = (stored[bad] * right[bad]).sum(1) / np.maximum(lengths, 1e-9)
+    cosines = (stored[bad] * expected[bad]).sum(1) / np.maximum(lengths, 1e-9)
     worst = int(np.argmin(cosines))
     length = "" if abs(lengths[worst] - 1) < 0.01 else f", length {lengths[worst]:.2f}"
     return [
-        f"{what}: {len(bad)} of {len(known)} stored vectors are not what {opened.fingerprint} makes of their items (the worst: "
-        f"{known[int(bad[worst])].id!r}, cosine {cosines[worst]:.4f}{length}): something else wrote into the store"
+        f"{where}: {len(bad)} of {len(compared)} stored vectors are not what {version.fingerprint} makes of their items (the "
+        f"worst: {compared[int(bad[worst])].id!r}, cosine {cosines[worst]:.4f}{length}): something else wrote into the store"
     ]

@@ -1,7 +1,7 @@
-"""What a version's model is, in pieces that can be named when they differ: weights by tensor, files, settings.
+"""The model that a version is pinned to: saved in the collection, and described so that a difference can be named.
 
-The fingerprint says that two models differ; the identity says where. It is read from the artifact's directory as it lies
-there, so it can be asked of one that no longer loads.
+The fingerprint says that two models differ; the identity (weights by tensor, files, settings) says in what. It is read from the
+files of the artifact, so it can be read of one that no longer loads.
 """
 
 import hashlib
@@ -17,11 +17,18 @@ from mmtune.runtime.work_lock import run_jobs_once
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
+    ModelSpec = Model | str | Path | Mapping[str, str]
+    """A model in memory, a MODEL string, or one such string per tower."""
+
 SHOWN = 3
+"""Names that a message lists per kind of difference."""
+
+Identity = dict[str, dict[str, str]]
+"""{"weights": {tensor: digest}, "files": {path: digest}, "settings": {key: value as JSON}}."""
 
 
-def identity(directory: Path) -> dict[str, dict[str, str]]:
-    """{"weights": {tensor: digest}, "files": {path: digest}, "settings": {key: value as JSON}} of an artifact's directory."""
+def artifact_identity(directory: Path) -> Identity:
+    """The identity of the artifact in a directory."""
     import torch
     from safetensors import safe_open
 
@@ -42,11 +49,11 @@ def identity(directory: Path) -> dict[str, dict[str, str]]:
     return {"weights": weights, "files": files, "settings": settings}
 
 
-def difference(was: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What differs, a line a kind: "weights: 2 of 40 tensors (a, b)"; [] when nothing does."""
+def identity_differences(before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """One line per kind that differs, e.g. "weights: 2 of 40 tensors (a, b)"; [] when the identities are equal."""
     lines = []
     for kind in ("weights", "files", "settings"):
-        a, b = was.get(kind, {}), now.get(kind, {})
+        a, b = before.get(kind, {}), after.get(kind, {})
         names = sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
         if names:
             shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
@@ -54,16 +61,16 @@ def difference(was: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[s
     return lines
 
 
-def narrowed(model: "Model | str | Path | Mapping[str, str]", dim: int | None) -> "Model":
-    """A model by name or in memory, its first `dim` dimensions when asked for, ready to embed."""
+def load_for_embedding(model: "ModelSpec", dim: int | None) -> "Model":
+    """A model by name or in memory, in eval mode; its first `dim` dimensions when that is given."""
     from mmtune.model.artifact import load
 
-    found = load(model) if isinstance(model, str | Path | Mapping) else model
-    return found.eval() if dim is None else found.eval().truncated(dim)
+    loaded = load(model) if isinstance(model, str | Path | Mapping) else model
+    return loaded.eval() if dim is None else loaded.eval().prefix(dim)
 
 
-def kept(collection: Path, model: "Model") -> "Model":
-    """The model as a collection keeps it, COLL/models/FINGERPRINT; processes that come at once save it once."""
+def pin_model(collection: Path, model: "Model") -> "Model":
+    """Save a model as COLL/models/FINGERPRINT and load it from there; processes that come at the same time save it once."""
     from mmtune.model.artifact import save
 
     directory = collection / "models" / model.fingerprint
@@ -71,23 +78,23 @@ def kept(collection: Path, model: "Model") -> "Model":
     return load_pinned(directory, model.fingerprint, {}, "(new)")
 
 
-def load_pinned(directory: Path, fingerprint: str, was: Mapping[str, Mapping[str, str]], version: str) -> "Model":
-    """The artifact that a version pinned, if it still is what it was. ModelError names what differs."""
+def load_pinned(directory: Path, fingerprint: str, identity: Mapping[str, Mapping[str, str]], version: str) -> "Model":
+    """The artifact that a version is pinned to, unchanged. ModelError names what differs from `identity`."""
     from mmtune.model.artifact import load
 
     try:
         model = load(directory)
-        mark, fault = model.fingerprint, ""
+        actual, fault = model.fingerprint, ""
     except (ModelError, DataError, OSError) as e:
-        model, mark, fault = None, "", str(e)
-    if model is not None and mark == fingerprint:
+        model, actual, fault = None, "", str(e)
+    if model is not None and actual == fingerprint:
         return model
     try:
-        lines = difference(was, identity(directory))
-    except Exception as e:  # whatever is wrong with a damaged artifact: the reason is part of the answer
+        lines = identity_differences(identity, artifact_identity(directory))
+    except Exception as e:  # whatever is wrong with a damaged artifact: the reason is part of the message
         lines = [str(e).splitlines()[0] if str(e) else type(e).__name__]
     where = "; ".join(lines) or fault or "its manifest"
     raise ModelError(
-        f"version {version} was embedded by {fingerprint}, and {directory} is {mark or 'not whole'}: what differs: {where}. "
+        f"version {version} was embedded by {fingerprint}, and {directory} is {actual or 'not whole'}: what differs: {where}. "
         "Its vectors would be searched with another model; restore that directory, or build a new version"
     )

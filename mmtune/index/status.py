@@ -1,41 +1,53 @@
-"""What a collection looks like from outside."""
+"""The status of a collection and of its versions."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mmtune.index.catalog import Catalog
+from mmtune.index.layout import Layout
+from mmtune.index.results import CollectionStatus, VersionStatus
 from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
-    from mmtune.index.collection import Collection
-
-SHOWN = ("version", "fingerprint", "dim", "modalities", "store", "index", "created", "model", "items", "vectors")
+    from mmtune.index.results import ShadowState
 
 
-def versions(coll: "Collection") -> list[dict[str, Any]]:
-    """Oldest first. "behind": changes of the corpus that the version has not taken (a killed writer; the next write mends
-    it)."""
-    live, seq, out = coll.layout.live(), coll.catalog.seq, []
-    for name in coll.layout.versions():
-        record = coll.layout.record(name)
-        gate = coll.layout.directory(name) / "gate.json"
-        line = {k: record.get(k) for k in SHOWN}
-        line["behind"] = seq - coll.layout.applied(name)
-        line["gate"] = read_json(gate) if gate.exists() else None
-        line["live"], line["can_roll_back_to"] = name == live["version"], name == live["previous"]
-        out.append(line)
-    return out
+def version_statuses(layout: Layout, catalog: Catalog) -> list[VersionStatus]:
+    """Every version, oldest first."""
+    return [_version_status(layout, catalog.seq, name) for name in layout.versions()]
 
 
-def status(coll: "Collection") -> dict[str, Any]:
-    """The document of `mmtune index status --json`."""
-    live = coll.layout.live()
-    return {
-        "collection": coll.layout.manifest["name"],
-        "path": str(coll.path),
-        "live": live["version"],
-        "since": live["since"],
-        "previous": live["previous"],
-        "items": len(coll.catalog),
-        "by_modality": coll.catalog.counts(),
-        "versions": versions(coll),
-        "shadow": coll.shadow_searches.active(),
-    }
+def _version_status(layout: Layout, seq: int, name: str) -> VersionStatus:
+    record, live = layout.record(name), layout.live()
+    gate = layout.directory(name) / "gate.json"
+    return VersionStatus(
+        version=record["version"],
+        fingerprint=record["fingerprint"],
+        dim=record["dim"],
+        modalities=record["modalities"],
+        store={"kind": record["store"]["kind"], "url": record["store"].get("url")},
+        index=record["index"],
+        created=record["created"],
+        model=record["model"],
+        items=record.get("items", 0),
+        vectors=record.get("vectors", {}),
+        behind=seq - layout.applied_seq(name),
+        gate=read_json(gate) if gate.exists() else None,
+        live=name == live["version"],
+        can_roll_back_to=name == live["previous"],
+    )
+
+
+def collection_status(layout: Layout, catalog: Catalog, shadow: "ShadowState | None") -> CollectionStatus:
+    """The pointer, the items, the versions, and the version that searches are shadowed on."""
+    live = layout.live()
+    return CollectionStatus(
+        collection=layout.manifest["name"],
+        path=str(layout.path),
+        live=live["version"],
+        since=live["since"],
+        previous=live["previous"],
+        items=len(catalog),
+        by_modality=catalog.counts(),
+        versions=version_statuses(layout, catalog),
+        shadow=shadow,
+    )

@@ -226,7 +226,7 @@ def test_a_version_of_another_collection(coll, shelf, tmp_path):
     refused(coll, "v2 is a copy of v1", "v2")
     file = coll.layout.directory("v2") / "version.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"version": "v2"}))
-    refused(coll, "12 vectors in the store, 24 items in the corpus", "v2")
+    refused(coll, "12 vectors in the store, 24 items in the catalog", "v2")
 
 
 def test_one_vector_and_one_item_written_behind_our_back(coll, monkeypatch):
@@ -239,7 +239,7 @@ def test_one_vector_and_one_item_written_behind_our_back(coll, monkeypatch):
     assert not said["promoted"] and "'0-005', cosine -1.0000" in said["reasons"][0]
     store.upsert(["0-005"], -wrong, [{}])
     store.upsert(["stranger"], wrong, [{}])
-    with pytest.raises(ModelError, match="25 vectors in the store, 24 items in the corpus"):
+    with pytest.raises(ModelError, match="25 vectors in the store, 24 items in the catalog"):
         again(coll).search(text="x", version="v2")
     store.delete(["0-004"])  # the counts agree again
     said = again(coll).promote("v2", force=True, why="never mind")

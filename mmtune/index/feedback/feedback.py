@@ -1,28 +1,46 @@
-"""Clicks and "not a match" marks, COLL/feedback.jsonl; exported as rows and judgments for evaluation and mining.
+"""Click feedback and "not a match" marks, COLL/feedback.jsonl; exported as rows and judgments for evaluation and mining.
 
-A query's content is kept when somebody says something about its answer, not before: COLL/feedback/ID.
+The content of a query is stored (COLL/feedback/ID) when there is feedback on its results, not before.
 """
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.index.catalog import Catalog, Item
 from mmtune.index.layout import now
+from mmtune.index.results import FeedbackExport
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_bytes, write_jsonl
 
-KINDS = {"click": "positive", "match": "positive", "not_a_match": "negative"}
-REMEMBERED = 64 * 2**20  # bytes of recent queries that are held until somebody says something about them
-LINKS = 10_000
+VERDICT_OF = {"click": "positive", "match": "positive", "not_a_match": "negative"}
+"""Kinds of feedback, and the verdict each stands for."""
+REMEMBERED_BYTES = 64 * 2**20
+"""Bytes of recent queries' content that are held until there is feedback on them."""
+MAX_LINKS = 10_000
+
+
+@dataclass(slots=True)
+class PairFeedback:
+    """Feedback on a (query, item) pair: clicks; mark: the verdict of the last explicit mark; modality: of the query."""
+
+    clicks: int = 0
+    mark: str | None = None
+    modality: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """A click is a weak positive, which any explicit mark outweighs."""
+        return self.mark or "positive"
 
 
 class FeedbackLog:
-    """The log of one collection. Appends are single writes: any number of processes."""
+    """The feedback log of one collection. Appends are single writes, so that any number of processes may append."""
 
     def __init__(self, path: Path):
         self.path, self.log = path / "feedback", path / "feedback.jsonl"
@@ -30,37 +48,37 @@ class FeedbackLog:
         self._links: OrderedDict[str, str] = OrderedDict()
         self._bytes, self._guard = 0, Lock()
 
-    def remember(self, modality: str, data: bytes, mark: int) -> str:
-        """The id of a query by its content; its bytes are held for a while."""
-        name = f"q-{modality}-{mark:016x}"
+    def remember(self, modality: str, data: bytes, label: int) -> str:
+        """The id of a query, made from its content's label; its bytes are held for a while."""
+        query = f"q-{modality}-{label:016x}"
         with self._guard:
-            if name not in self._recent:
-                self._recent[name] = (modality, data)
+            if query not in self._recent:
+                self._recent[query] = (modality, data)
                 self._bytes += len(data)
-                while self._bytes > REMEMBERED and len(self._recent) > 1:
+                while self._bytes > REMEMBERED_BYTES and len(self._recent) > 1:
                     self._bytes -= len(self._recent.popitem(last=False)[1][1])
-        return name
+        return query
 
     def link(self, impression: str, query: str) -> None:
-        """An interleaved answer's id stands for that query."""
+        """Feedback on an interleaved impression counts for that query."""
         with self._guard:
             if query in self._recent:
                 self._links[impression] = query
-                while len(self._links) > LINKS:
+                while len(self._links) > MAX_LINKS:
                     self._links.popitem(last=False)
 
-    def add(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Record one event; DataError for one that is not {"query", "item", "kind"}. An answer of another process: hand over
-        the query with it, as "modality" and "value" (bytes, or a string)."""
+    def add(self, event: Mapping[str, object]) -> JsonObject:
+        """Log one event; DataError for one without "query", "item" and a known "kind". For a response of another process, give the
+        query's content too: "modality" and "value" (bytes, or a string)."""
         query, item, kind = event.get("query"), event.get("item"), event.get("kind")
-        if not isinstance(query, str) or not isinstance(item, str) or not query or not item or kind not in KINDS:
-            raise DataError(f'feedback: needs "query" and "item" (ids) and "kind", one of {", ".join(KINDS)}')
+        if not isinstance(query, str) or not isinstance(item, str) or not query or not item or kind not in VERDICT_OF:
+            raise DataError(f'feedback: needs "query" and "item" (ids) and "kind", one of {", ".join(VERDICT_OF)}')
         with self._guard:
             origin = self._links.get(query, query)
             modality, data = self._recent.get(origin, (event.get("modality"), event.get("value")))
-        if modality is not None and data is not None:
+        if isinstance(modality, str) and isinstance(data, bytes | str):
             modalities.get(modality)
-            path = self.path / hashlib.sha256(origin.encode()).hexdigest()[:32]
+            path = self._content(origin)
             if not path.exists():
                 write_bytes(path, data.encode() if isinstance(data, str) else data)
         more = {k: v for k, v in event.items() if isinstance(v, str | int | float | bool) and k not in ("value", "modality")}
@@ -68,79 +86,84 @@ class FeedbackLog:
         append_jsonl(self.log, line)
         return line
 
-    def events(self) -> list[dict[str, Any]]:
+    def _content(self, query: str) -> Path:
+        """Where the content of a query is stored."""
+        return self.path / hashlib.sha256(query.encode()).hexdigest()[:32]
+
+    def events(self) -> list[JsonObject]:
         """Every event, oldest first."""
         return read_jsonl_log(self.log)
 
-    def verdicts(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """(query, item) -> {"verdict", "clicks", "modality"}: the last mark counts; a click is a weak yes that any mark
-        outweighs."""
-        out: dict[tuple[str, str], dict[str, Any]] = {}
+    def pairs(self) -> dict[tuple[str, str], PairFeedback]:
+        """(query, item) -> the feedback on that pair."""
+        out: dict[tuple[str, str], PairFeedback] = {}
         for event in self.events():
-            said = out.setdefault((event.get("origin") or event["query"], event["item"]), {"clicks": 0, "mark": None})
-            said["modality"] = event.get("modality")
+            pair = out.setdefault((event.get("origin") or event["query"], event["item"]), PairFeedback())
+            pair.modality = event.get("modality")
             if event["kind"] == "click":
-                said["clicks"] += 1
+                pair.clicks += 1
             else:
-                said["mark"] = KINDS[event["kind"]]
-        return {pair: {**said, "verdict": said["mark"] or "positive"} for pair, said in out.items()}
+                pair.mark = VERDICT_OF[event["kind"]]
+        return out
 
-    def export(self, catalog: Catalog, out: Path) -> dict[str, Any]:
-        """What people said, for the next round.
+    def export(self, catalog: Catalog, out: Path) -> FeedbackExport:
+        """Write judgments and the rows that they are about, for evaluation and the next round of training.
 
-        OUT/judgments.jsonl: a verdict a line, as `eval --qrels` and `mine --judgments` read it. OUT/data: packed shards with
-        the queries and the items that it is about. OUT/pairs, to train on, where somebody said yes to a query's value: a row
-        for each, the value beside the item's of other modalities, under the query's id and the item's group; and the items
-        that somebody said no to. Verdicts whose query or item is not known any more are counted as unused.
+        OUT/judgments.jsonl: one verdict per line, as `eval --qrels` and `mine --judgments` read it. OUT/data: packed shards with
+        the judged queries and items. OUT/pairs, to train on, where the content of a query has a positive item: one row for
+        each such pair, the query's content beside the item's other modalities, under the query's id and the item's group; and
+        the items with negative verdicts. Verdicts whose query or item is unknown by now are counted as unused.
         """
-        verdicts = self.verdicts()
-        items = catalog.items(list(dict.fromkeys(name for pair in verdicts for name in pair)))
-        rows: dict[str, dict[str, Any]] = {}
-        pairs: dict[str, dict[str, Any]] = {}
-        lines, unused, learnt = [], 0, False
-        for (query, item), said in verdicts.items():
-            content = self.path / hashlib.sha256(query.encode()).hexdigest()[:32]
-            asked = query in items or said["modality"] and content.exists()
-            if not asked or item not in items:
+        feedback = self.pairs()
+        items = catalog.items(list(dict.fromkeys(id for pair in feedback for id in pair)))
+        rows: dict[str, JsonObject] = {}
+        pairs: dict[str, JsonObject] = {}
+        lines, unused, positives = [], 0, False
+        for (query, item), pair in feedback.items():
+            content = self._content(query)
+            stored = query not in items and pair.modality is not None and content.exists()
+            if item not in items or not (query in items or stored):
                 unused += 1
                 continue
-            if query not in items:
-                rows[query] = {"id": query} | self._cell(out, query, said["modality"], content.read_bytes())
-            for name in (n for n in (query, item) if n in items):
-                rows.setdefault(name, self._row(out, catalog, items[name]))
-            lines.append({"query_id": query, "item_id": item, "verdict": said["verdict"], "clicks": said["clicks"]})
-            if said["verdict"] == "negative":
+            if pair.modality is not None and stored:
+                rows[query] = {"id": query} | _cell(out, query, pair.modality, content.read_bytes())
+            for id in (i for i in (query, item) if i in items):
+                rows.setdefault(id, _row(out, catalog, items[id]))
+            lines.append({"query_id": query, "item_id": item, "verdict": pair.verdict, "clicks": pair.clicks})
+            if pair.verdict == "negative":
                 pairs.setdefault(item, rows[item])
-            elif query not in items and set(items[item].contents) - {said["modality"]}:
+            elif query not in items and set(items[item].contents) - {pair.modality}:
                 name = query if query not in pairs else f"{query} {item}"
                 pairs[name] = {**rows[item], **rows[query], "id": name}
-                learnt = True
+                positives = True
         if not lines:
             raise DataError(f"{self.log}: no verdict on a query and an item that are known")
-        write_jsonl(out / "judgments.jsonl", lines)
-        told = {"judgments": str(out / "judgments.jsonl"), "data": _packed(out, "data", rows), "pairs": None}
-        if learnt:
-            told["pairs"] = _packed(out, "pairs", pairs)
-        return {**told, "verdicts": len(lines), "unused": unused}
-
-    def _row(self, out: Path, catalog: Catalog, item: Item) -> dict[str, Any]:
-        row: dict[str, Any] = {**item.meta, "id": item.id, "group": item.group}
-        for m in item.contents:
-            row |= self._cell(out, item.id, m, catalog.read(item, m))
-        return row
-
-    def _cell(self, out: Path, name: str, modality: str, data: bytes) -> dict[str, str]:
-        """The source's cell for a value: itself where it is inline, else a file beside the table."""
-        kind = modalities.get(modality)
-        if kind.inline:
-            return {modality: data.decode("utf-8", "replace")}
-        path = f"files/{hashlib.sha256(name.encode()).hexdigest()[:24]}.{kind.extensions[0]}"
-        write_bytes(out / path, data)
-        return {modality: path}
+        judgments = out / "judgments.jsonl"
+        write_jsonl(judgments, lines)
+        data = _pack(out, "data", rows)
+        return FeedbackExport(str(judgments), data, _pack(out, "pairs", pairs) if positives else None, len(lines), unused)
 
 
-def _packed(out: Path, name: str, rows: Mapping[str, dict[str, Any]]) -> str:
-    """Rows as shards in OUT/name."""
+def _row(out: Path, catalog: Catalog, item: Item) -> JsonObject:
+    """A source row of an item, with its contents."""
+    row: JsonObject = {**item.meta, "id": item.id, "group": item.group}
+    for m in item.contents:
+        row |= _cell(out, item.id, m, catalog.read(item, m))
+    return row
+
+
+def _cell(out: Path, id: str, modality: str, data: bytes) -> dict[str, str]:
+    """The source cell of a value: the value itself where the cell holds values, else the path of a file beside the table."""
+    kind = modalities.get(modality)
+    if kind.inline:
+        return {modality: data.decode("utf-8", "replace")}
+    path = f"files/{hashlib.sha256(id.encode()).hexdigest()[:24]}.{kind.extensions[0]}"
+    write_bytes(out / path, data)
+    return {modality: path}
+
+
+def _pack(out: Path, name: str, rows: Mapping[str, JsonObject]) -> str:
+    """Pack rows as shards in OUT/name."""
     from mmtune.data.pack.pack import pack
 
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))

@@ -1,31 +1,38 @@
 """Filters over items' metadata: `category = 'Apple' and (price < 3 or "on sale" = true) and not origin is null`.
 
-A column is a key of the metadata, `a.b` is key b of the mapping under key a; names that are not words stand in double
-quotes, values are 'words in single quotes' ('' is a quote), numbers, true or false. Operators: = != < <= > >=, in (...),
+A column is a key of the metadata, `a.b` is key b of the mapping under key a; names that are not plain words stand in double
+quotes; values are 'strings in single quotes' ('' is a quote), numbers, true or false. Operators: = != < <= > >=, in (...),
 not in (...), is null, is not null, and, or, not, brackets; keywords in any case.
 
-Meaning, the same in every store: there are two truth values. A comparison with a missing value is false (`!=` and `not in`
-too), `not` of it true. Numbers compare as float64, words by code point, never one with the other. A list or a mapping is
-not null, and equals nothing. NaN and infinity count as missing.
+The meaning is the same in every store, and there are two truth values. A comparison with a missing value is false (`!=` and
+`not in` too), `not` of it true. Numbers compare as float64, strings by code point, never one with the other. A list or a mapping
+is not null, and equals nothing. NaN and infinity count as missing.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from mmtune.errors import DataError
 
-Path = tuple[str, ...]
+ColumnPath = tuple[str, ...]
+"""The keys that lead to a value in nested metadata."""
 Value = str | float | bool
-Kind = Literal["s", "n", "b", "j"]
-"""Words, number, switch, or a list or mapping, which only `is null` sees."""
+ValueKind = Literal["s", "n", "b", "j"]
+"""String, number, boolean, or a list or mapping (which only `is null` looks at)."""
 
-LONGEST, DEEPEST = 20_000, 20
-"""Characters of a filter, and brackets and `not` within each other: a filter comes from strangers."""
+MAX_LENGTH, MAX_DEPTH = 20_000, 20
+"""Characters of a filter, and nested brackets and `not`: filters come from untrusted callers."""
 
-ORDER: dict[str, Callable[[Any, Any], bool]] = {
+NUMBER_ORDER: dict[str, Callable[[float, float], bool]] = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+STRING_ORDER: dict[str, Callable[[str, str], bool]] = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
     ">": lambda a, b: a > b,
@@ -33,7 +40,7 @@ ORDER: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def kind(value: Any) -> Kind | None:
+def value_kind(value: object) -> ValueKind | None:
     """What a metadata value compares as; None when it counts as missing."""
     if isinstance(value, bool):
         return "b"
@@ -44,9 +51,9 @@ def kind(value: Any) -> Kind | None:
     return None if value is None else "j"
 
 
-def lookup(meta: Mapping[str, Any], path: Path) -> Any:
-    """The value at a path of keys; None where a key is missing or its holder is no mapping."""
-    value: Any = meta
+def lookup(meta: Mapping[str, object], path: ColumnPath) -> object:
+    """The value at a path of keys; None when a key is missing or its parent is no mapping."""
+    value: object = meta
     for key in path:
         if not isinstance(value, Mapping):
             return None
@@ -55,14 +62,14 @@ def lookup(meta: Mapping[str, Any], path: Path) -> Any:
 
 
 class Filter:
-    """A node of the tree that `parse` makes. Stores translate its six kinds; nothing else exists."""
+    """A node of the tree that `parse` makes. Stores translate its six kinds; there are no others."""
 
-    def matches(self, meta: Mapping[str, Any]) -> bool:
+    def matches(self, meta: Mapping[str, object]) -> bool:
         """Whether an item with this metadata is admitted."""
         raise NotImplementedError
 
-    def columns(self) -> set[Path]:
-        """Every column it looks at."""
+    def columns(self) -> set[ColumnPath]:
+        """Every column that it looks at."""
         raise NotImplementedError
 
 
@@ -70,34 +77,37 @@ class Filter:
 class In(Filter):
     """The value equals one of `values` (one or more, of any kinds)."""
 
-    path: Path
+    path: ColumnPath
     values: tuple[Value, ...]
 
-    def matches(self, meta: Mapping[str, Any]) -> bool:
+    def matches(self, meta: Mapping[str, object]) -> bool:
         value = lookup(meta, self.path)
-        of = kind(value)
-        value = float(value) if of == "n" else value
-        return any(kind(v) == of and v == value for v in self.values)
+        kind = value_kind(value)
+        if kind == "n" and isinstance(value, int | float):
+            value = float(value)
+        return any(value_kind(v) == kind and v == value for v in self.values)
 
-    def columns(self) -> set[Path]:
+    def columns(self) -> set[ColumnPath]:
         return {self.path}
 
 
 @dataclass(frozen=True, slots=True)
-class Order(Filter):
-    """The value is of the same kind (words or a number) and stands before or after `value`; `op` is a key of ORDER."""
+class Compare(Filter):
+    """The value is of the same kind as `value` (string or number) and before or after it; `op` is < <= > or >=."""
 
-    path: Path
+    path: ColumnPath
     op: str
     value: str | float
 
-    def matches(self, meta: Mapping[str, Any]) -> bool:
+    def matches(self, meta: Mapping[str, object]) -> bool:
         value = lookup(meta, self.path)
-        if kind(value) != kind(self.value):
+        if isinstance(value, str) and isinstance(self.value, str):
+            return STRING_ORDER[self.op](value, self.value)
+        if value_kind(value) != "n" or isinstance(self.value, str) or not isinstance(value, int | float):
             return False
-        return ORDER[self.op](float(value) if not isinstance(value, str) else value, self.value)
+        return NUMBER_ORDER[self.op](float(value), self.value)
 
-    def columns(self) -> set[Path]:
+    def columns(self) -> set[ColumnPath]:
         return {self.path}
 
 
@@ -105,12 +115,12 @@ class Order(Filter):
 class IsNull(Filter):
     """The value is missing, null, or not a finite number."""
 
-    path: Path
+    path: ColumnPath
 
-    def matches(self, meta: Mapping[str, Any]) -> bool:
-        return kind(lookup(meta, self.path)) is None
+    def matches(self, meta: Mapping[str, object]) -> bool:
+        return value_kind(lookup(meta, self.path)) is None
 
-    def columns(self) -> set[Path]:
+    def columns(self) -> set[ColumnPath]:
         return {self.path}
 
 
@@ -120,47 +130,47 @@ class Not(Filter):
 
     term: Filter
 
-    def matches(self, meta: Mapping[str, Any]) -> bool:
+    def matches(self, meta: Mapping[str, object]) -> bool:
         return not self.term.matches(meta)
 
-    def columns(self) -> set[Path]:
+    def columns(self) -> set[ColumnPath]:
         return self.term.columns()
 
 
 @dataclass(frozen=True, slots=True)
-class All(Filter):
-    """Every term holds (two or more)."""
+class And(Filter):
+    """Every term holds (two or more terms)."""
 
     terms: tuple[Filter, ...]
 
-    def matches(self, meta: Mapping[str, Any]) -> bool:
+    def matches(self, meta: Mapping[str, object]) -> bool:
         return all(t.matches(meta) for t in self.terms)
 
-    def columns(self) -> set[Path]:
+    def columns(self) -> set[ColumnPath]:
         return set().union(*(t.columns() for t in self.terms))
 
 
 @dataclass(frozen=True, slots=True)
-class AnyOf(Filter):
+class Or(Filter):
     """One term holds (of two or more)."""
 
     terms: tuple[Filter, ...]
 
-    def matches(self, meta: Mapping[str, Any]) -> bool:
+    def matches(self, meta: Mapping[str, object]) -> bool:
         return any(t.matches(meta) for t in self.terms)
 
-    def columns(self) -> set[Path]:
+    def columns(self) -> set[ColumnPath]:
         return set().union(*(t.columns() for t in self.terms))
 
 
-def present(path: Path, term: Filter) -> Filter:
-    """`!=` and `not in`: a value is there, and `term` does not hold for it."""
-    return All((Not(IsNull(path)), Not(term)))
+def present_and_not(path: ColumnPath, term: Filter) -> Filter:
+    """`!=` and `not in`: the value is present, and `term` does not hold for it."""
+    return And((Not(IsNull(path)), Not(term)))
 
 
 def parse(source: str) -> Filter:
-    """The tree of a filter. DataError in one line, with the position, for anything that is not one."""
-    return _Parser(source).filter()
+    """The tree of a filter. DataError in one line, with the position, for anything that is not a filter."""
+    return _Parser(source).parse()
 
 
 TOKEN = re.compile(
@@ -169,150 +179,171 @@ TOKEN = re.compile(
     re.VERBOSE,
 )
 KEYWORDS = {"and", "or", "not", "in", "is", "null", "true", "false"}
+Token = tuple[str, str, int]
+"""(type, characters, position in the source)."""
+
+
+def tokenize(source: str) -> list[Token]:
+    """Tokens, the last of type "end". DataError for characters that start none."""
+    tokens: list[Token] = []
+    position = 0
+    while not tokens or tokens[-1][0] != "end":
+        match = TOKEN.match(source, position)
+        if match is None or match.lastgroup is None:
+            position += len(source[position:]) - len(source[position:].lstrip())
+            quote = source[position] in "'\""
+            fail(source, position, "this quote is not closed" if quote else f"{source[position]!r} has no meaning here")
+        kind, characters = match.lastgroup, match[match.lastgroup]
+        if kind == "word" and characters.lower() in KEYWORDS:
+            kind, characters = "keyword", characters.lower()
+        tokens.append((kind, characters, match.start(match.lastgroup)))
+        position = match.end()
+    return tokens
+
+
+def fail(source: str, position: int, why: str) -> NoReturn:
+    """DataError in one line: where, the filter from there on, and what is wrong."""
+    rest = source[position : position + 40]
+    near = f"before {rest!r}" if rest else "at its end"
+    raise DataError(f"filter: position {position + 1}, {near}: {why}")
 
 
 class _Parser:
-    """Recursive descent over tokens (type, characters, position)."""
+    """Recursive descent over the tokens."""
 
     def __init__(self, source: str):
-        self.source, self.at, self.depth = source, 0, 0
-        self.tokens: list[tuple[str, str, int]] = []
-        if len(source) > LONGEST:
-            raise DataError(f"filter: {len(source)} characters; at most {LONGEST} are read")
+        if len(source) > MAX_LENGTH:
+            raise DataError(f"filter: {len(source)} characters; at most {MAX_LENGTH} are read")
         if "\0" in source or not encodable(source):
             raise DataError("filter: holds a NUL character or half a surrogate pair")
-        at = 0
-        while not self.tokens or self.tokens[-1][0] != "end":
-            found = TOKEN.match(source, at)
-            if found is None or found.lastgroup is None:
-                at += len(source[at:]) - len(source[at:].lstrip())
-                quote = source[at] in "'\""
-                self.fail("this quote is not closed" if quote else f"{source[at]!r} has no meaning here", at)
-            kind_, word = found.lastgroup, found[found.lastgroup]
-            if kind_ == "word" and word.lower() in KEYWORDS:
-                kind_, word = "keyword", word.lower()
-            self.tokens.append((kind_, word, found.start(found.lastgroup)))
-            at = found.end()
+        self.source, self.at, self.depth = source, 0, 0
+        self.tokens = tokenize(source)
 
-    def fail(self, why: str, at: int | None = None) -> NoReturn:
-        """One line: what, where, and the filter from there on."""
-        at = self.tokens[self.at][2] if at is None else at
-        rest = self.source[at : at + 40]
-        near = f"before {rest!r}" if rest else "at its end"
-        raise DataError(f"filter: position {at + 1}, {near}: {why}")
+    def fail(self, why: str, position: int | None = None) -> NoReturn:
+        """DataError at the current token, or at `position`."""
+        fail(self.source, self.tokens[self.at][2] if position is None else position, why)
 
-    def take(self, *words: str) -> str | None:
-        """The next keyword or sign, if it is one of `words`."""
-        of, word, _ = self.tokens[self.at]
-        if of in ("keyword", "sign") and word in words:
+    def take(self, *expected: str) -> str | None:
+        """The next keyword or sign, if it is one of `expected`."""
+        kind, characters, _ = self.tokens[self.at]
+        if kind in ("keyword", "sign") and characters in expected:
             self.at += 1
-            return word
+            return characters
         return None
 
-    def need(self, word: str) -> None:
-        if not self.take(word):
-            self.fail(f"expected {word}")
+    def require(self, expected: str) -> None:
+        """Take that keyword or sign, or fail."""
+        if not self.take(expected):
+            self.fail(f"expected {expected}")
 
-    def filter(self) -> Filter:
+    def parse(self) -> Filter:
+        """The whole source."""
         if self.tokens[0][0] == "end":
             self.fail("a filter needs a comparison, e.g. category = 'Apple'")
-        tree = self.either()
+        tree = self.disjunction()
         if self.tokens[self.at][0] != "end":
             self.fail("expected and, or, or the end")
         return tree
 
-    def either(self) -> Filter:
-        terms = [self.both()]
+    def disjunction(self) -> Filter:
+        """conjunction or conjunction ..."""
+        terms = [self.conjunction()]
         while self.take("or"):
-            terms.append(self.both())
-        return terms[0] if len(terms) == 1 else AnyOf(tuple(terms))
+            terms.append(self.conjunction())
+        return terms[0] if len(terms) == 1 else Or(tuple(terms))
 
-    def both(self) -> Filter:
+    def conjunction(self) -> Filter:
+        """term and term ..."""
         terms = [self.term()]
         while self.take("and"):
             terms.append(self.term())
-        return terms[0] if len(terms) == 1 else All(tuple(terms))
+        return terms[0] if len(terms) == 1 else And(tuple(terms))
 
     def term(self) -> Filter:
+        """not term, a disjunction in brackets, or a comparison."""
         opening = self.take("not", "(")
         if opening is None:
             return self.comparison()
         self.depth += 1
-        if self.depth > DEEPEST:
+        if self.depth > MAX_DEPTH:
             self.at -= 1
-            self.fail(f"brackets and not more than {DEEPEST} deep")
-        tree: Filter = Not(self.term()) if opening == "not" else self.either()
+            self.fail(f"brackets and not more than {MAX_DEPTH} deep")
+        tree: Filter = Not(self.term()) if opening == "not" else self.disjunction()
         if opening == "(":
-            self.need(")")
+            self.require(")")
         self.depth -= 1
         return tree
 
     def comparison(self) -> Filter:
+        """A column, an operator, and its value or values."""
         path = self.column()
         if self.take("is"):
             absent = self.take("not") is None
-            self.need("null")
+            self.require("null")
             return IsNull(path) if absent else Not(IsNull(path))
         if self.take("in"):
-            return In(path, self.listed())
+            return In(path, self.value_list())
         if self.take("not"):
-            self.need("in")
-            return present(path, In(path, self.listed()))
-        op = self.take("=", "!=", *ORDER)
+            self.require("in")
+            return present_and_not(path, In(path, self.value_list()))
+        op = self.take("=", "!=", *NUMBER_ORDER)
         if op is None:
             self.fail("expected = != < <= > >=, in, not in, or is null")
         at = self.at
         value = self.value()
-        if op not in ORDER:
-            same = In(path, (value,))
-            return same if op == "=" else present(path, same)
+        if op not in NUMBER_ORDER:
+            equal = In(path, (value,))
+            return equal if op == "=" else present_and_not(path, equal)
         if isinstance(value, bool):
-            self.fail(f"true and false have no order: {op} compares numbers or words", self.tokens[at][2])
-        return Order(path, op, value)
+            self.fail(f"true and false have no order: {op} compares numbers or strings", self.tokens[at][2])
+        return Compare(path, op, value)
 
-    def column(self) -> Path:
+    def column(self) -> ColumnPath:
+        """A name, or several joined by dots."""
         parts: list[str] = []
         while not parts or self.take("."):
-            of, word, _ = self.tokens[self.at]
-            if of == "quoted":
-                word = word[1:-1].replace('""', '"')
-            elif of != "word" and not (of == "keyword" and parts):
-                self.fail("expected a column; a name that is a keyword or no word stands in double quotes")
-            parts.append(word)
+            kind, name, _ = self.tokens[self.at]
+            if kind == "quoted":
+                name = name[1:-1].replace('""', '"')
+            elif kind != "word" and not (kind == "keyword" and parts):
+                self.fail("expected a column; a name that is a keyword or no plain word stands in double quotes")
+            parts.append(name)
             self.at += 1
         return tuple(parts)
 
-    def listed(self) -> tuple[Value, ...]:
-        self.need("(")
+    def value_list(self) -> tuple[Value, ...]:
+        """(value, value, ...)."""
+        self.require("(")
         values = [self.value()]
         while self.take(","):
             values.append(self.value())
-        self.need(")")
+        self.require(")")
         return tuple(values)
 
     def value(self) -> Value:
-        of, word, _ = self.tokens[self.at]
-        if of == "value":
+        """A string, a number, true or false."""
+        kind, characters, _ = self.tokens[self.at]
+        if kind == "value":
             self.at += 1
-            return word[1:-1].replace("''", "'")
-        if of == "number":
-            if not math.isfinite(float(word)):
+            return characters[1:-1].replace("''", "'")
+        if kind == "number":
+            if not math.isfinite(float(characters)):
                 self.fail("a number beyond float64")
             self.at += 1
-            return float(word)
+            return float(characters)
         if self.take("true"):
             return True
         if self.take("false"):
             return False
         if self.take("null"):
             self.fail("nothing equals null; write: is null", self.tokens[self.at - 1][2])
-        self.fail("expected a number, true, false, or words in single quotes")
+        self.fail("expected a number, true, false, or a string in single quotes")
 
 
-def encodable(words: str) -> bool:
-    """Whether it is Unicode that can be written down: JSON can hold halves of characters."""
+def encodable(text: str) -> bool:
+    """Whether a string can be encoded as UTF-8: JSON can hold half of a surrogate pair, UTF-8 cannot."""
     try:
-        words.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True

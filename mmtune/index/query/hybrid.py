@@ -1,44 +1,48 @@
-"""Words beside vectors: BM25 over what items say (language values, and strings of their metadata), fused by reciprocal rank."""
+"""Hybrid search: BM25 over items' captions and metadata strings, fused with vector search by reciprocal rank."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.index.catalog import Catalog
-from mmtune.index.query.bm25 import Words, reciprocal_rank_fusion
+from mmtune.index.query.bm25 import Bm25Index, reciprocal_rank_fusion
 from mmtune.index.query.filters import Filter
+from mmtune.index.results import HybridResult, SearchResult
 
 DEPTH = 100
+"""Results of each ranking that are fused."""
 
 
-class ItemWords:
-    """The words of a corpus at one moment, in memory."""
+class ItemBm25:
+    """BM25 over the items of a catalog at one moment, in memory: their values of language and the strings of their metadata."""
 
     def __init__(self, catalog: Catalog):
         language = [m for m in catalog.counts() if modalities.get(m).language]
-        self.columns: dict[str, dict[str, Any]] = {}
-        said: list[str] = []
+        self.payloads: dict[str, JsonObject] = {}
+        documents: list[str] = []
         for items in catalog.changed(0):
             for item in items:
-                own = [catalog.read(item, m).decode("utf-8", "replace") for m in language if m in item.contents]
-                said.append(" ".join([*own, *(v for v in item.meta.values() if isinstance(v, str))]))
-                self.columns[item.id] = item.columns
-        self.words = Words(list(self.columns), said)
+                values = [catalog.read(item, m).decode("utf-8", "replace") for m in language if m in item.contents]
+                documents.append(" ".join([*values, *(v for v in item.meta.values() if isinstance(v, str))]))
+                self.payloads[item.id] = item.payload
+        self._index = Bm25Index(list(self.payloads), documents)
 
-    def search(self, words: str, where: Filter | None) -> list[str]:
-        """Ids, best first."""
-        among = None if where is None else [i for i, c in self.columns.items() if where.matches(c)]
-        return [name for name, _ in self.words.search(words, DEPTH, among)]
+    def search(self, query: str, where: Filter | None) -> list[str]:
+        """Ids of the DEPTH best items that `where` admits, best first."""
+        admitted = None if where is None else [i for i, payload in self.payloads.items() if where.matches(payload)]
+        return [id for id, _ in self._index.search(query, DEPTH, admitted)]
 
 
-def fuse(held: ItemWords, words: str, results: list[dict[str, Any]], where: Filter | None) -> list[dict[str, Any]]:
-    """Results by fused score; "similarity" keeps the cosine of those that the vectors found."""
-    known = {r["id"]: r for r in results}
-    out = []
-    for name, score in reciprocal_rank_fusion([list(known), held.search(words, where)]):
-        line = known.get(name)
-        if line is None:
-            meta = held.columns[name]
-            own = {k: v for k, v in meta.items() if k != "group"}
-            line = {"id": name, "score": None, "found": None, "group": meta.get("group"), "meta": own}
-        out.append({**line, "score": score, "similarity": line["score"]})
+def fuse(bm25: ItemBm25, query: str, results: Sequence[SearchResult], where: Filter | None) -> list[SearchResult]:
+    """Vector results and BM25's, by fused score; `similarity` keeps the cosine of those that vector search returned."""
+    by_id = {r.id: r for r in results}
+    out: list[SearchResult] = []
+    for id, score in reciprocal_rank_fusion([list(by_id), bm25.search(query, where)]):
+        near = by_id.get(id)
+        if near is not None:
+            out.append(HybridResult(id, score, near.modality, near.group, near.meta, near.score))
+        else:
+            payload = bm25.payloads[id]
+            meta = {k: v for k, v in payload.items() if k != "group"}
+            out.append(HybridResult(id, score, None, payload.get("group"), meta, None))
     return out

@@ -1,102 +1,109 @@
-"""Searches of one version, many at once: one pass of a tower for all values of a modality, one pass over the stores for all who
-ask alike. A search alone is a batch of one."""
+"""Queries of one version, many at once: one pass of a tower for all values of a modality, one pass over the stores for all queries
+with the same options. A single search is a batch of one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune.errors import MmtuneError
+from mmtune.index.results import SearchResult
 
 if TYPE_CHECKING:
-    from mmtune.index.open_version import OpenVersion, QueryContent
+    from mmtune.index.open_version import OpenVersion
     from mmtune.index.query.filters import Filter
+    from mmtune.index.query_content import QueryContent
 
-Results = list[dict[str, Any]]
-Nearest = Callable[[int], Results]
-"""count -> as many of the best results, by vectors."""
+Results = list[SearchResult]
+NearestResults = Callable[[int], Results]
+"""k -> the k results nearest to the query's vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One search: `content` of the modality `name`, or the `item` whose own vector asks. For the rest see
+    """One search: by `content` of the modality `modality`, or by the stored vector of the `item`. For the other fields see
     `Collection.search`."""
 
-    name: str = ""
+    modality: str = ""
     content: "QueryContent | None" = None
     item: str | None = None
     k: int = 10
     where: "Filter | None" = None
     target: tuple[str, ...] | None = None
     hybrid: bool = False
-    per: str | None = None
+    group_by: str | None = None
 
     @property
-    def alone(self) -> bool:
-        """Whether more has to be done than to look for the nearest k."""
-        return self.hybrid or self.per is not None
+    def nearest_only(self) -> bool:
+        """Whether the k nearest items are the answer, with no further step: such queries share passes."""
+        return not self.hybrid and self.group_by is None
 
 
-def ask_all(
-    opened: "OpenVersion", asks: Sequence[Query], alone: Callable[[Query, Nearest], Results]
+def search_version(
+    version: "OpenVersion", queries: Sequence[Query], refine: Callable[[Query, NearestResults], Results]
 ) -> list[Results | MmtuneError]:
-    """The results of each ask, or its own error, in order. alone: what makes the results of an ask that is so."""
-    vectors = _vectors(opened, asks)
-    out: list[Any] = list(vectors)
-    alike: dict[Any, list[int]] = {}
-    for n, (ask, vector) in enumerate(zip(asks, vectors, strict=True)):
+    """The results of each query, or its own error, in order. refine: the further step of queries that need one."""
+    vectors = _query_vectors(version, queries)
+    out: list[Results | MmtuneError] = [[] for _ in queries]
+    batches: dict[tuple[int, bool, str, tuple[str, ...] | None], list[int]] = {}
+    for n, (query, vector) in enumerate(zip(queries, vectors, strict=True)):
         if isinstance(vector, MmtuneError):
-            continue
-        if ask.alone:
-            out[n] = _alone(opened, ask, vector, alone)
-        else:  # repr: to Python the filters `a = 1` and `a = true` are equal
-            alike.setdefault((ask.k, ask.item is None, repr(ask.where), ask.target), []).append(n)
-    for rows in alike.values():
+            out[n] = vector
+        elif query.nearest_only:  # repr: to Python the filters `a = 1` and `a = true` are equal
+            batches.setdefault((query.k, query.item is None, repr(query.where), query.target), []).append(n)
+        else:
+            out[n] = _refined(version, query, vector, refine)
+    for rows in batches.values():
+        first = queries[rows[0]]
         try:
-            found: Sequence[Any] = _nearest(opened, asks[rows[0]], np.stack([vectors[n] for n in rows]), asks[rows[0]].k)
+            query_QD = np.stack([v for n in rows if not isinstance(v := vectors[n], MmtuneError)])
+            nearest: Sequence[Results | MmtuneError] = _nearest(version, first, query_QD, first.k)
         except MmtuneError as e:
-            found = [e] * len(rows)
-        for n, results in zip(rows, found, strict=True):
-            out[n] = results if isinstance(results, MmtuneError) else _others(asks[n], results, asks[n].k)
+            nearest = [e] * len(rows)
+        for n, results in zip(rows, nearest, strict=True):
+            out[n] = results if isinstance(results, MmtuneError) else _without_item(queries[n], results, first.k)
     return out
 
 
-def _alone(
-    opened: "OpenVersion", ask: Query, vector: np.ndarray, alone: Callable[[Query, Nearest], Results]
+def _refined(
+    version: "OpenVersion", query: Query, vector_D: np.ndarray, refine: Callable[[Query, NearestResults], Results]
 ) -> Results | MmtuneError:
+    def nearest(count: int) -> Results:
+        return _without_item(query, _nearest(version, query, vector_D[None], count)[0], count)
+
     try:
-        return alone(ask, lambda count: _others(ask, _nearest(opened, ask, vector[None], count)[0], count))[: ask.k]
+        return refine(query, nearest)[: query.k]
     except MmtuneError as e:
         return e
 
 
-def _nearest(opened: "OpenVersion", ask: Query, query_QD: np.ndarray, count: int) -> list[Results]:
-    """Of several who ask alike; one more where an item will find itself."""
-    return opened.search(query_QD, count + (ask.item is not None), ask.where, ask.target)
+def _nearest(version: "OpenVersion", query: Query, query_QD: np.ndarray, count: int) -> list[Results]:
+    """For several queries with the options of `query`; one result more where an item will find itself."""
+    return version.search(query_QD, count + (query.item is not None), query.where, query.target)
 
 
-def _others(ask: Query, results: Results, count: int) -> Results:
-    return [r for r in results if r["id"] != ask.item][:count]
+def _without_item(query: Query, results: Results, count: int) -> Results:
+    return [r for r in results if r.id != query.item][:count]
 
 
-def _vectors(opened: "OpenVersion", asks: Sequence[Query]) -> list[Any]:
-    """The vector [D] of each, or its error."""
-    out: list[Any] = [None] * len(asks)
-    for name in dict.fromkeys(a.name for a in asks if a.item is None):
-        rows = [n for n, a in enumerate(asks) if a.item is None and a.name == name]
-        made: Any
+def _query_vectors(version: "OpenVersion", queries: Sequence[Query]) -> list[np.ndarray | MmtuneError]:
+    """The vector [D] of each query, or its error."""
+    out: dict[int, np.ndarray | MmtuneError] = {}
+    for modality in dict.fromkeys(q.modality for q in queries if q.item is None):
+        rows = [n for n, q in enumerate(queries) if q.item is None and q.modality == modality]
+        vectors: Sequence[np.ndarray | MmtuneError]
         try:
-            opened.require(name)
-            made = opened.vectors_of(name, [a.content for n in rows if (a := asks[n]).content is not None])
+            version.require_tower(modality)
+            contents = [c for n in rows if (c := queries[n].content) is not None]
+            vectors = list(version.encode_contents(modality, contents))
         except MmtuneError as e:
-            made = [e] * len(rows)
-        for n, vector in zip(rows, made, strict=True):
-            out[n] = vector
-    for n, ask in enumerate(asks):
-        if ask.item is not None:
+            vectors = [e] * len(rows)
+        out |= zip(rows, vectors, strict=True)
+    for n, query in enumerate(queries):
+        if query.item is not None:
             try:
-                out[n] = opened.vector(ask.item)[1]
+                out[n] = version.item_vector(query.item)
             except MmtuneError as e:
                 out[n] = e
-    return out
+    return [out[n] for n in range(len(queries))]

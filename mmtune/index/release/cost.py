@@ -1,111 +1,171 @@
-"""Before a re-embedding: hours, bytes and price for so many items, measured on a sample of them on this machine."""
+"""The cost of a re-embedding, before it is started: hours, bytes and price, measured on a sample on this machine."""
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from mmtune import modalities
 from mmtune.errors import DataError
+from mmtune.index.catalog import Catalog, labels_of
+from mmtune.index.item_vectors import embed_items
+from mmtune.index.results import CostEstimate, ModalityCost
+from mmtune.index.stores.faiss_index import plan_index
+from mmtune.index.vector_cache import VectorCache
 
 if TYPE_CHECKING:
-    from mmtune.index.collection import Collection
+    from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
 SAMPLE = 64
-BESIDE = 120  # bytes of id, metadata and label an item, about
-FACTOR = {"flat": 1.0, "hnsw": 2.0, "ivfpq": 1.2}
-WARM = 2  # the first call is not like the others
+BYTES_BESIDE_VECTOR = 120
+"""Bytes of id, metadata and label per item, about."""
+INDEX_FACTOR = {"flat": 1.0, "hnsw": 2.0, "ivfpq": 1.2}
+"""Bytes of store and index, relative to the vectors'."""
+WARM_UP = 2
+"""Items embedded before the measurement: the first call is slower."""
 
 
-def plan(
-    model: Any,
-    data: Any = None,
+class CostSource(Protocol):
+    """What is to be embedded: items with their counts by modality, some of whose contents may have vectors already."""
+
+    def __len__(self) -> int: ...
+
+    def counts(self) -> dict[str, int]:
+        """Items that have each modality."""
+        ...
+
+    def known(self, modality: str) -> int:
+        """Items whose content has a vector already."""
+        ...
+
+    def embed(self, modality: str, count: int) -> int:
+        """Embed up to so many items, to measure; returns how many."""
+        ...
+
+
+class DataSource:
+    """Rows of DATA."""
+
+    def __init__(self, data: "Data | str", model: "Model", batch_size: int):
+        from mmtune.data.shards.dataset import open_data
+
+        self.rows = open_data(data) if isinstance(data, str) else data
+        self.model, self.batch_size = model, batch_size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def counts(self) -> dict[str, int]:
+        return {m: int(self.rows.present[m].sum()) for m in self.rows.modalities}
+
+    def known(self, modality: str) -> int:
+        return 0
+
+    def embed(self, modality: str, count: int) -> int:
+        from mmtune.embedding.embed import embed_data
+
+        having = np.flatnonzero(self.rows.present[modality])
+        sample = np.sort(np.random.default_rng(0).choice(having, min(count, len(having)), replace=False))
+        embed_data(self.model, self.rows.subset(sample), [modality], self.batch_size)
+        return len(sample)
+
+
+class CatalogSource:
+    """The items of a collection."""
+
+    def __init__(self, catalog: Catalog, cache: VectorCache, model: "Model", batch_size: int):
+        self.catalog, self.cache, self.model, self.batch_size = catalog, cache, model, batch_size
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    def counts(self) -> dict[str, int]:
+        return self.catalog.counts()
+
+    def known(self, modality: str) -> int:
+        parts = ([i for i in items if modality in i.contents] for items in self.catalog.changed(0))
+        return sum(len(p) - int(self.cache.missing(modality, labels_of(p, modality)).sum()) for p in parts)
+
+    def embed(self, modality: str, count: int) -> int:
+        items = self.catalog.sample(modality, count)
+        embed_items(self.model, self.catalog, items, modality, self.batch_size)
+        return len(items)
+
+
+def load_for_cost(model: "Model | str | Path", dim: int | None) -> "Model":
+    """The model, or its first `dim` dimensions."""
+    from mmtune.model.artifact import load
+
+    loaded = load(model) if isinstance(model, str | Path) else model
+    return loaded if dim is None else loaded.prefix(dim)
+
+
+def estimate_data_cost(
+    model: "Model | str | Path",
+    data: "Data | str",
     items: int | None = None,
     price_per_hour: float | None = None,
     *,
-    coll: "Collection | None" = None,
-    modalities: Any = None,
+    wanted: Sequence[str] | None = None,
     dim: int | None = None,
     sample: int = SAMPLE,
     batch_size: int = 64,
-) -> dict[str, Any]:
-    """{"items", "per_second", "hours", "bytes", "price", "by_modality"}; items: default those of `data`, or, without data, of
-    the collection, whose contents that this model has embedded before are "known" and cost no time."""
-    from mmtune import modalities as kinds
-    from mmtune.index.stores.faiss_index import plan_index
-    from mmtune.model.artifact import load
+) -> CostEstimate:
+    """The cost of embedding `items` (default: as many as there are) items like the rows of `data`, without a collection."""
+    loaded = load_for_cost(model, dim)
+    return estimate_cost(loaded, DataSource(data, loaded, batch_size), items, price_per_hour, wanted, sample)
 
-    found = load(model) if isinstance(model, str) else model
-    found = found if dim is None else found.truncated(dim)
-    if data is None and coll is None:
-        raise DataError("plan: what is to be embedded? name a COLLECTION or --data DATA")
-    total, counts, known, embed = _items(coll, found, batch_size) if data is None else _rows(data, found, batch_size)  # type: ignore[arg-type]
-    both = [m for m in kinds.names() if m in counts and m in found.towers]
-    for m in modalities or ():
+
+def estimate_cost(
+    model: "Model",
+    source: CostSource,
+    items: int | None = None,
+    price_per_hour: float | None = None,
+    wanted: Sequence[str] | None = None,
+    sample: int = SAMPLE,
+) -> CostEstimate:
+    """The cost of embedding the items of `source`, or `items` like them. Contents that have vectors cost no time.
+
+    wanted: modalities, as in `Collection.build`; sample: items per modality to measure on.
+    """
+    total, counts = len(source), source.counts()
+    both = [m for m in modalities.names() if m in counts and m in model.towers]
+    for m in wanted or ():
         if m not in both:
-            raise DataError(f"{m}: the items have {', '.join(counts)}, the model {', '.join(found.towers)}")
-    names = [m for m in both if m in modalities] if modalities else kinds.non_language(both)
+            raise DataError(f"{m}: the items have {', '.join(counts)}, the model {', '.join(model.towers)}")
+    names = [m for m in both if m in wanted] if wanted else modalities.non_language(both)
     if not names:
-        raise DataError(f"nothing to index: the items have {', '.join(counts)}, the model {', '.join(found.towers)}")
-    wanted = total if items is None else items
-    if wanted < 1:
-        raise DataError(f"items {wanted}: how many items are to be embedded?")
-    by, seconds, size = {}, 0.0, 0
+        raise DataError(f"nothing to index: the items have {', '.join(counts)}, the model {', '.join(model.towers)}")
+    planned = total if items is None else items
+    if planned < 1:
+        raise DataError(f"items {planned}: how many items are to be embedded?")
+    costs = {}
     for m in names:
-        embed(m, WARM)
-        begin = time.perf_counter()
-        measured = embed(m, sample)
-        rate = measured / (time.perf_counter() - begin)
-        count = round(wanted * counts[m] / total)
-        there = known(m) if items is None else 0
-        index = plan_index("auto", count, found.dim)["index"]
-        held = count * (found.dim * 4 + BESIDE)
-        whole = round(held * FACTOR[index] + count * (found.dim * 4 + 8))
-        hours = (count - there) / rate / 3600
-        by[m] = {"items": count, "known": there, "per_second": round(rate, 1), "hours": hours, "bytes": whole, "index": index}
-        by[m]["measured_on"] = measured
-        seconds, size = seconds + 3600 * hours, size + whole
-    hours = seconds / 3600
+        count = round(planned * counts[m] / total)
+        costs[m] = _modality_cost(model, source, m, count, source.known(m) if items is None else 0, sample)
+    hours = sum(c.hours for c in costs.values())
     price = None if price_per_hour is None else round(hours * price_per_hour, 2)
-    document = {"items": wanted, "hours": hours, "bytes": size, "price": price, "price_per_hour": price_per_hour}
-    return {**document, "fingerprint": found.fingerprint, "dim": found.dim, "by_modality": by}
+    size = sum(c.bytes for c in costs.values())
+    return CostEstimate(planned, hours, size, price, price_per_hour, model.fingerprint, model.dim, costs)
 
 
-Source = tuple[int, dict[str, int], Callable[[str], int], Callable[[str, int], int]]
-"""How many items, how many of each modality, how many of them are embedded already, and: embed so many, say how many."""
-
-
-def _rows(data: Any, model: "Model", batch_size: int) -> Source:
-    """Of DATA."""
-    from mmtune.data.shards.dataset import open_data
-    from mmtune.embedding.embed_rows import embed_data
-
-    rows = open_data(data) if isinstance(data, str) else data
-
-    def embed(m: str, count: int) -> int:
-        having = np.flatnonzero(rows.present[m])
-        chosen = np.sort(np.random.default_rng(0).choice(having, min(count, len(having)), replace=False))
-        embed_data(model, rows.subset(chosen), [m], batch_size)
-        return len(chosen)
-
-    return len(rows), {m: int(rows.present[m].sum()) for m in rows.modalities}, lambda m: 0, embed
-
-
-def _items(coll: "Collection", model: "Model", batch_size: int) -> Source:
-    """Of a collection."""
-    from mmtune.index.catalog import labels_of
-    from mmtune.index.item_vectors import embed_items
-
-    held = coll.vector_cache(model.fingerprint, model.dim)
-
-    def embed(m: str, count: int) -> int:
-        items = coll.catalog.sample(m, count)
-        embed_items(model, coll.catalog, items, m, batch_size)
-        return len(items)
-
-    def known(m: str) -> int:
-        parts = ([i for i in items if m in i.contents] for items in coll.catalog.changed(0))
-        return sum(len(p) - int(held.missing(m, labels_of(p, m)).sum()) for p in parts)
-
-    return len(coll.catalog), coll.catalog.counts(), known, embed
+def _modality_cost(model: "Model", source: CostSource, modality: str, count: int, known: int, sample: int) -> ModalityCost:
+    source.embed(modality, WARM_UP)
+    begin = time.perf_counter()
+    measured = source.embed(modality, sample)
+    rate = measured / (time.perf_counter() - begin)
+    index = plan_index("auto", count, model.dim)["index"]
+    store_bytes = count * (model.dim * 4 + BYTES_BESIDE_VECTOR)
+    cache_bytes = count * (model.dim * 4 + 8)
+    return ModalityCost(
+        items=count,
+        known=known,
+        per_second=round(rate, 1),
+        hours=(count - known) / rate / 3600,
+        bytes=round(store_bytes * INDEX_FACTOR[index] + cache_bytes),
+        index=index,
+        measured_on=measured,
+    )

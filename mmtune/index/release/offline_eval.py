@@ -1,9 +1,10 @@
-"""Offline evaluation of a new index version against the live one: held-out queries, judged by the gate.
+"""Offline evaluation of a new version against the live one: held-out queries, the collection's items as candidates, the gate.
 
 The comparison itself is assembled by `mmtune.comparison.compare_models`, as for `mmtune compare`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,33 +12,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.contracts import Embeddings
+from mmtune.index.catalog import Catalog
+from mmtune.index.layout import Layout
 
 if TYPE_CHECKING:
     from mmtune.comparison.comparison_result import Comparison
     from mmtune.comparison.gate import Gate
     from mmtune.data.shards.dataset import Data
-    from mmtune.index.catalog import Catalog
-    from mmtune.index.collection import Collection
     from mmtune.index.open_version import OpenVersion
+
+    GateSpec = Gate | Mapping[str, object] | None
+    """A gate, its recipe block, or None for the default gate."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """gate: None for the default; qrels: a file of judgments; retention: data on which nothing may be lost; slices: metadata
+    columns of the held-out rows, whose values are slices."""
+
+    gate: "GateSpec" = None
+    qrels: "str | Path | None" = None
+    retention: "Data | None" = None
+    slices: Sequence[str] = ()
+    batch_size: int = 64
 
 
 def compare_held_out(
-    coll: "Collection",
-    live: "OpenVersion",
-    new: "OpenVersion",
-    data: "Data",
-    gate: "Gate | Mapping[str, object] | None",
-    *,
-    qrels: "str | Path | None" = None,
-    retention: "Data | None" = None,
-    slices: Sequence[str] = (),
-    batch_size: int = 64,
+    layout: Layout, catalog: Catalog, live: "OpenVersion", new: "OpenVersion", data: "Data", options: EvaluationOptions
 ) -> "tuple[Comparison, str]":
     """(comparison, what was searched, in one phrase).
 
     Queries are the rows of `data` in every modality that both models have; candidates the stored vectors of the modalities
-    that both versions index. Where no item of the collection answers a query of `data` (by row, group or judgment), or there
-    is no direction between two modalities, the rows of `data` are the candidates.
+    that both versions index. Where no item of the collection is relevant to a query of `data` (by row, group or judgment), or
+    there is no direction between two modalities, the rows of `data` are the candidates.
 
     Raises DataError when either model was trained on rows of `data`.
     """
@@ -48,30 +55,29 @@ def compare_held_out(
         ComparedModel(
             version.model,
             f"version {version.version}'s model",
-            trained_on(coll.path / "models" / version.fingerprint),
+            trained_on(layout.path / "models" / version.fingerprint),
             tuple(version.stores),
-            partial(stored, version, coll.catalog),
+            partial(stored_embeddings, version, catalog),
         )
         for version in (live, new)
     )
-    found = assemble_comparison(
+    assembled = assemble_comparison(
         base,
         candidate,
         data,
-        gate=gate,
-        qrels=qrels,
-        slices=slices,
-        retention=retention,
+        gate=options.gate,
+        qrels=options.qrels,
+        slices=options.slices,
+        retention=options.retention,
         confusable=False,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
     )
-    if found.against_index:
-        return found.comparison, f"{len(data)} held-out rows against {len(coll.catalog)} items of the collection"
-    return found.comparison, f"{len(data)} held-out rows among themselves"
+    candidates = f"against {len(catalog)} items of the collection" if assembled.against_index else "among themselves"
+    return assembled.comparison, f"{len(data)} held-out rows {candidates}"
 
 
-def stored(opened: "OpenVersion", catalog: "Catalog", names: Sequence[str]) -> dict[str, Embeddings]:
-    """A version's stored vectors with the identity of their items."""
+def stored_embeddings(version: "OpenVersion", catalog: Catalog, names: Sequence[str]) -> dict[str, Embeddings]:
+    """A version's stored vectors by modality, with the identity of their items."""
     out = {}
     for name in names:
         ids: list[str] = []
@@ -85,5 +91,5 @@ def stored(opened: "OpenVersion", catalog: "Catalog", names: Sequence[str]) -> d
                     for key, value in (("id", item.id_label), ("group", item.group_label), (name, item.contents[name][0])):
                         labels[key].append(value)
         arrays = {k: np.array(v, np.int64) for k, v in labels.items()}
-        out[name] = Embeddings(ids, groups, arrays, opened.stores[name].fetch(ids), opened.fingerprint)
+        out[name] = Embeddings(ids, groups, arrays, version.stores[name].fetch(ids), version.fingerprint)
     return out

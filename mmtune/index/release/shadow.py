@@ -1,7 +1,7 @@
-"""Live searches repeated on a staged version, off the hot path: what would change for those who search?
+"""Shadow searches: live searches repeated on a staged version in the background, to see what would change for users.
 
-COLL/shadow.json says which version and what fraction, for every process; COLL/shadow.jsonl has a line a repeated search, and
-COLL/shadow.old.jsonl those before: full, the one becomes the other.
+COLL/shadow.json says which version and what fraction, for every process; COLL/shadow.jsonl has a line per repeated search. When
+it is full it becomes COLL/shadow.old.jsonl, which replaces the older one.
 """
 
 import os
@@ -10,165 +10,191 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MmtuneError
 from mmtune.index import audit_log
-from mmtune.index.layout import now
-from mmtune.index.open_version import decode_query
+from mmtune.index.layout import Layout, now
 from mmtune.index.query.query import Query
+from mmtune.index.query.searcher import Searcher
+from mmtune.index.query_content import decode_query
+from mmtune.index.results import QueryOverlap, SearchResponse, ShadowReport, ShadowState
+from mmtune.index.version_pool import VersionPool
 from mmtune.runtime.files import append_jsonl, read_json, read_jsonl_log, write_json
 from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-    from mmtune.index.collection import Collection
-    from mmtune.index.protocols import SearchResponse
 
-WAITING = 64  # searches that may wait to be repeated; more are counted as dropped
+MAX_PENDING = 64
+"""Searches that may wait to be repeated; more are counted as dropped."""
 WORST = 5
-FULL = 64 << 20  # bytes of a log, about 250,000 searches
+"""Queries with the least overlap that a report lists."""
+MAX_LOG_BYTES = 64 << 20
+"""Bytes of a log, about 250,000 searches."""
 
 
 def agreement(live: Sequence[str], staged: Sequence[str], k: int) -> tuple[float, float | None]:
-    """(overlap@k: shared items / the longer list, 1 for two empty ones; mean |rank change| of shared items, None without
-    any)."""
+    """(overlap@k: common ids / length of the longer list, 1 for two empty lists; mean |change of rank| of common ids, None when
+    there are none)."""
     live, staged = live[:k], staged[:k]
-    place = {name: i for i, name in enumerate(staged)}
-    both = [abs(i - place[name]) for i, name in enumerate(live) if name in place]
+    rank = {id: i for i, id in enumerate(staged)}
+    moves = [abs(i - rank[id]) for i, id in enumerate(live) if id in rank]
     longest = max(len(live), len(staged))
-    return (len(both) / longest if longest else 1.0), (float(np.mean(both)) if both else None)
+    return (len(moves) / longest if longest else 1.0), (float(np.mean(moves)) if moves else None)
 
 
 class ShadowSearches:
-    """One a Collection. `offer` costs a draw; a thread of its own does the rest."""
+    """`offer` costs a random draw; a background thread does the rest."""
 
-    def __init__(self, coll: "Collection"):
-        self.coll, self.state_path = coll, coll.path / "shadow.json"
-        self.log, self.old = coll.path / "shadow.jsonl", coll.path / "shadow.old.jsonl"
-        self._known: tuple[int, dict[str, Any]] | None = None
-        self._pool: ThreadPoolExecutor | None = None
+    def __init__(self, layout: Layout, pool: VersionPool, searcher: Searcher):
+        self.layout, self.pool, self.searcher = layout, pool, searcher
+        self.state_path = layout.path / "shadow.json"
+        self.log, self.old_log = layout.path / "shadow.jsonl", layout.path / "shadow.old.jsonl"
+        self.dropped = 0
+        self._cached_state: tuple[int, ShadowState] | None = None
+        self._executor: ThreadPoolExecutor | None = None
         self._pending: set[Future[None]] = set()
-        self._guard, self._random, self.dropped = threading.Lock(), random.Random(), 0
+        self._guard, self._random = threading.Lock(), random.Random()
 
-    def state(self) -> dict[str, Any] | None:
-        """{"version", "fraction", "since"} or None."""
+    def state(self) -> ShadowState | None:
+        """The version that is shadowed, or None."""
         try:
-            stamp = os.stat(self.state_path).st_mtime_ns
+            modified = os.stat(self.state_path).st_mtime_ns
         except FileNotFoundError:
             return None
-        if self._known is None or self._known[0] != stamp:
-            self._known = (stamp, read_json(self.state_path))
-        return self._known[1] if self._known[1]["version"] else None
+        if self._cached_state is None or self._cached_state[0] != modified:
+            document = read_json(self.state_path)
+            self._cached_state = (modified, ShadowState(document["version"], document["fraction"], document["since"]))
+        state = self._cached_state[1]
+        return state if state.version else None
 
-    def active(self) -> dict[str, Any] | None:
+    def active(self) -> ShadowState | None:
         """`state`, but None while that version is the live one: nothing is repeated then."""
         state = self.state()
-        return state if state and state["version"] != self.coll.live else None
+        return state if state and state.version != self.pool.live else None
 
-    def start(self, version: str | None, fraction: float) -> dict[str, Any]:
-        """ShadowSearches `version` from now on; None stops."""
+    def start(self, version: str | None, fraction: float) -> ShadowState:
+        """Shadow `version` from now on, in every process; None stops. DataError for the live version or a fraction outside
+        (0, 1]."""
         if not 0 < fraction <= 1:
             raise DataError(f"fraction {fraction}: between 0 and 1")
-        if version is not None and version == self.coll.live:
-            raise DataError(f"{version} is live; shadow a staged version")
-        document = {"version": version, "fraction": fraction, "since": now()}
-        with self.coll.layout.lock():
-            write_json(self.state_path, document)
-            audit_log.append(
-                self.coll.layout, audit_log.event("shadow" if version else "shadow off", version, fraction=fraction)
-            )
-        return document
+        if version is not None:
+            self.layout.record(version)
+            if version == self.pool.live:
+                raise DataError(f"{version} is live; shadow a staged version")
+        state = ShadowState(version, fraction, now())
+        with self.layout.lock():
+            write_json(self.state_path, state.to_dict())
+            event = audit_log.event("shadow" if version else "shadow off", version, fraction=fraction)
+            audit_log.append(self.layout, event)
+        return state
 
-    def offer(self, answer: "SearchResponse", ask: "Query") -> None:
-        """Maybe repeat this search."""
+    def offer(self, response: SearchResponse, query: Query) -> None:
+        """Repeat this search on the shadowed version in the background, with the probability of the fraction."""
         state = self.state()
-        if state is None or state["version"] == answer.version or self._random.random() >= state["fraction"]:
+        if state is None or state.version is None or state.version == response.version:
+            return
+        if self._random.random() >= state.fraction:
             return
         with self._guard:
-            if len(self._pending) >= WAITING:
+            if len(self._pending) >= MAX_PENDING:
                 self.dropped += 1
                 return
-            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="shadow")
-            future = self._pool.submit(self.repeat, state["version"], answer, ask)
+            self._executor = self._executor or ThreadPoolExecutor(1, thread_name_prefix="shadow")
+            future = self._executor.submit(self.repeat, state.version, response, query)
             self._pending.add(future)
         future.add_done_callback(self._pending.discard)
 
-    def repeat(self, version: str, answer: "SearchResponse", ask: "Query") -> None:
-        """Search again on the staged version and write a line; an error is a line, too."""
-        line: dict[str, Any] = {"at": now(), "live": answer.version, "staged": version, "k": ask.k, "query": answer.query}
+    def repeat(self, version: str, response: SearchResponse, query: Query) -> None:
+        """Run a search again on the staged version and log the comparison; an error is logged as well."""
+        line: JsonObject = {"at": now(), "live": response.version, "staged": version, "k": query.k, "query": response.query}
         begin = time.perf_counter()
         try:
-            self.coll.open(version)
+            self.pool.open(version)
             begin = time.perf_counter()  # opening is no part of a search
-            (found,) = self.coll.search_many([ask], version)
-            if isinstance(found, MmtuneError):
-                raise found
-            overlap, moved = agreement(answer.ids, found.ids, ask.k)
-            line |= {"overlap": overlap, "moved": moved, "top": answer.ids[:1] == found.ids[:1]}
-            line |= {"empty_live": not answer.results, "empty_staged": not found.results, "seconds_live": answer.seconds}
+            (staged,) = self.searcher.search([query], version)
+            if isinstance(staged, MmtuneError):
+                raise staged
+            overlap, moved = agreement(response.ids, staged.ids, query.k)
+            line |= {"overlap": overlap, "moved": moved, "top": response.ids[:1] == staged.ids[:1]}
+            line |= {"empty_live": not response.results, "empty_staged": not staged.results, "seconds_live": response.seconds}
         except (MmtuneError, OSError) as e:
             line["error"] = str(e)
         append_jsonl(self.log, {**line, "seconds_staged": time.perf_counter() - begin})
         if self._full():
-            with self.coll.layout.lock("shadow"):
+            with self.layout.lock("shadow"):
                 if self._full():  # no other process was sooner
-                    os.replace(self.log, self.old)
+                    os.replace(self.log, self.old_log)
 
     def _full(self) -> bool:
-        return self.log.exists() and self.log.stat().st_size > FULL
+        return self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES
 
     def replay(self, version: str, data: "Data", k: int = 10, quiet: bool = True) -> int:
-        """Search with every row of `data` on both now (no server, no traffic); returns how many searches that were."""
-        self.coll.layout.record(version)
-        live, staged = self.coll.open(), self.coll.open(version)
+        """Search with every row of `data` on both versions now, without traffic; returns the number of searches."""
+        self.layout.record(version)
+        live, staged = self.pool.open(), self.pool.open(version)
         count = 0
         for m in [m for m in data.modalities if m in live.model.towers and m in staged.model.towers]:
             rows = np.flatnonzero(data.present[m]).tolist()
             with Progress(f"shadow {m}", len(rows), "searches", quiet) as progress:
                 for i in rows:
-                    ask = Query(m, decode_query(m, data.read(i, m)), k=k)
-                    (answer,) = self.coll.search_many([ask], live.version)  # names a version: not offered again
-                    if isinstance(answer, MmtuneError):
-                        raise answer
-                    self.repeat(version, answer, ask)
+                    query = Query(m, decode_query(m, data.read(i, m)), k=k)
+                    (response,) = self.searcher.search([query], live.version)
+                    if isinstance(response, MmtuneError):
+                        raise response
+                    self.repeat(version, response, query)
                     progress.advance(1)
                     count += 1
         return count
 
     def wait(self) -> None:
-        """Until every search that waits is repeated."""
+        """Wait until every pending search is repeated."""
         for future in list(self._pending):
             future.result()
 
     def close(self) -> None:
         """Wait, and end the thread."""
         with self._guard:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True)
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True)
 
-    def report(self, version: str | None = None) -> dict[str, Any]:
-        """Over all lines of the version (default: the one shadowed now, else the last) against the version that is live now."""
+    def report(self, version: str | None = None) -> ShadowReport:
+        """Over all lines of a version (default: the one shadowed now, else the last) against the version that is live now."""
         self.wait()
-        lines = [line for log in (self.old, self.log) for line in read_jsonl_log(log)]
+        lines = [line for log in (self.old_log, self.log) for line in read_jsonl_log(log)]
         state = self.active()
-        staged = version or (state["version"] if state else lines[-1]["staged"] if lines else None)
-        live = self.coll.live
+        staged = version or (state.version if state else lines[-1]["staged"] if lines else None)
+        live = self.pool.live
         chosen = [x for x in lines if x["staged"] == staged and x["live"] == live]
         good = [x for x in chosen if "error" not in x]
-        out: dict[str, Any] = {"live": live, "staged": staged, "searches": len(good), "errors": len(chosen) - len(good)}
-        out |= {"dropped": self.dropped, "shadowing": state}
         if not good:
-            return out
-        moved = [x["moved"] for x in good if x["moved"] is not None]
-        out |= {"overlap": float(np.mean([x["overlap"] for x in good])), "same_first": float(np.mean([x["top"] for x in good]))}
-        out |= {"rank_change": float(np.mean(moved)) if moved else None}
-        for side in ("live", "staged"):
-            seconds = [x[f"seconds_{side}"] for x in good]
-            out[side + "_ms"] = {"p50": 1000 * float(np.median(seconds)), "p95": 1000 * float(np.quantile(seconds, 0.95))}
-            out["empty_" + side] = sum(x["empty_" + side] for x in good)
+            return ShadowReport(live, staged, 0, len(chosen), self.dropped, state)
+        moves = [x["moved"] for x in good if x["moved"] is not None]
         worst = sorted(good, key=lambda x: x["overlap"])[:WORST]
-        return out | {"least_alike": [{"query": x["query"], "overlap": x["overlap"]} for x in worst]}
+        return ShadowReport(
+            live=live,
+            staged=staged,
+            searches=len(good),
+            errors=len(chosen) - len(good),
+            dropped=self.dropped,
+            shadowing=state,
+            overlap=float(np.mean([x["overlap"] for x in good])),
+            same_first=float(np.mean([x["top"] for x in good])),
+            rank_change=float(np.mean(moves)) if moves else None,
+            live_ms=_quantiles(good, "live"),
+            empty_live=sum(x["empty_live"] for x in good),
+            staged_ms=_quantiles(good, "staged"),
+            empty_staged=sum(x["empty_staged"] for x in good),
+            least_alike=[QueryOverlap(x["query"], x["overlap"]) for x in worst],
+        )
+
+
+def _quantiles(lines: Sequence[JsonObject], side: str) -> dict[str, float]:
+    """{"p50", "p95"} in milliseconds."""
+    seconds = [x[f"seconds_{side}"] for x in lines]
+    return {"p50": 1000 * float(np.median(seconds)), "p95": 1000 * float(np.quantile(seconds, 0.95))}

@@ -1,16 +1,36 @@
-"""Stores of vectors: one table KIND -> "module:Class". Only the kind that is asked for is imported.
+"""Stores of vectors: the table of kinds, and what the author of a store needs.
 
-A store's class has `create(place, dim, fingerprint)` (replaces what a killed build left at that place) and `open(place)`.
+A store is a class that fulfils `Store`. Name it in `build(..., store=...)` as `package.module:Class`, which is also searched for in
+the working directory, or give it a short name with `register_store(name, target)`. Only the kind that is asked for is imported.
 """
 
-import difflib
-import importlib
-from typing import Any
+from typing import cast
 
 from mmtune.errors import DataError
-from mmtune.index.protocols import Store, StoreLocation
+from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or
+from mmtune.index.stores.store_protocol import INDEXES, Hit, Store, StoreLocation
+from mmtune.runtime import plugins
 
-TABLE = {
+__all__ = [
+    "INDEXES",
+    "TABLE",
+    "And",
+    "Compare",
+    "Filter",
+    "Hit",
+    "In",
+    "IsNull",
+    "Not",
+    "Or",
+    "Store",
+    "StoreLocation",
+    "create_store",
+    "open_store",
+    "register_store",
+    "store_class",
+]
+
+TABLE: dict[str, type[Store] | str] = {
     "faiss": "mmtune.index.stores.faiss_store:FaissStore",
     "lancedb": "mmtune.index.stores.lancedb_store:LanceStore",
     "pgvector": "mmtune.index.stores.pgvector_store:PgvectorStore",
@@ -18,19 +38,22 @@ TABLE = {
 }
 
 
-def _kind(name: str) -> Any:
-    if name not in TABLE:
-        near = difflib.get_close_matches(name, TABLE, 1)
-        raise DataError(f"no store {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TABLE)}"))
-    module, _, attribute = TABLE[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def register_store(name: str, target: type[Store] | str) -> None:
+    """Add a kind of store: its class, or "package.module:Class". Every process that opens such a collection needs the same
+    registration; a `package.module:Class` in place of a name needs none."""
+    plugins.register(TABLE, name, target, "store")
 
 
-def open_store(place: StoreLocation) -> Store:
-    """The store that lies there. DataError when there is none, or it is not whole."""
-    return _kind(place.kind).open(place)
+def store_class(kind: str) -> type[Store]:
+    """The class of a kind of store. DataError for an unknown kind, with the nearest name."""
+    return cast("type[Store]", plugins.resolve(TABLE, kind, "store", error=DataError))
 
 
-def create_store(place: StoreLocation, dim: int, fingerprint: str) -> Store:
-    """A new empty store, stamped with the fingerprint; what lay there before is replaced."""
-    return _kind(place.kind).create(place, dim, fingerprint)
+def open_store(location: StoreLocation) -> Store:
+    """The store at that location. DataError when there is none, or it is damaged."""
+    return store_class(location.kind).open(location)
+
+
+def create_store(location: StoreLocation, dim: int, fingerprint: str) -> Store:
+    """A new empty store, stamped with the fingerprint; what was there before is replaced."""
+    return store_class(location.kind).create(location, dim, fingerprint)

@@ -1,10 +1,10 @@
 """The files of a faiss directory: segments of rows and vectors, and the manifest that says which of them count.
 
     manifest.json               format, fingerprint, dim, base, segments, index: replaced in one step; the rest never changes
-    NAME.vectors.safetensors    "vectors" float32 [n, D], mapped; fingerprint and deleted ids in its header
-    NAME.rows.arrow             id, meta (JSON); the base's rows lie in descending order of id, which is the order of ties
-    NAME.index                  faiss, for the base, when there is one
-A file that the manifest does not name is what a killed writer left, and goes with the next write.
+    NAME.vectors.safetensors    "vectors" float32 [n, D], mapped; fingerprint and tombstones (deleted ids) in its header
+    NAME.rows.arrow             id, meta (JSON); the base's rows are in descending order of id, which is the order of ties
+    NAME.index                  faiss, for the base, when there is an index
+A file that the manifest does not name was left by a killed writer, and is removed with the next write.
 """
 
 import json
@@ -12,25 +12,39 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
 from mmtune.errors import DataError, ModelError
+from mmtune.index.stores.faiss_index import FaissIndexSettings
+from mmtune.index.tensor_files import TensorFile, map_tensors
 from mmtune.runtime.files import atomic_open, read_json, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 
-
-Block = tuple[Sequence[str] | pa.Array, Sequence[str] | pa.Array, np.ndarray]
+RowBlock = tuple[Sequence[str] | pa.Array, Sequence[str] | pa.Array, np.ndarray]
 """ids [n], metadata as JSON [n], vectors [n, D]."""
+
+
+class StoreManifest(TypedDict):
+    """manifest.json. base: name of the base segment; segments: names of those after it, oldest first; requested: the arguments of
+    the last `build` (older files call it "asked")."""
+
+    format: int
+    fingerprint: str
+    dim: int
+    base: str | None
+    segments: list[str]
+    index: FaissIndexSettings
+    requested: NotRequired[list[str | int | None]]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows with their vectors, all mapped; `deleted` ids were removed before these rows were added."""
+    """Rows with their vectors, all mapped; `deleted`: tombstones, ids that were removed before these rows were added."""
 
     vectors: np.ndarray
     ids: pa.ChunkedArray
@@ -48,11 +62,11 @@ def write_segment(
     fingerprint: str,
     dim: int,
     count: int,
-    blocks: Iterable[Block],
+    blocks: Iterable[RowBlock],
     deleted: Sequence[str] = (),
     name: str | None = None,
 ) -> str:
-    """Publish a segment of `count` rows; returns its name. blocks: its rows in order, never all of them in memory."""
+    """Publish a segment of `count` rows; returns its name. blocks: its rows in order, of which one is in memory at a time."""
     name = name or new_name()
     metadata = {"fingerprint": fingerprint, "deleted": json.dumps(list(deleted))}
     size, written = count * dim * 4, 0
@@ -62,7 +76,7 @@ def write_segment(
     header += b" " * (-len(header) % 64)
     schema = pa.schema([("id", pa.large_string()), ("meta", pa.large_string())])
     with (
-        atomic_open(directory / f"{name}.vectors.safetensors") as f,  # published last: who sees it has the rows, too
+        atomic_open(directory / f"{name}.vectors.safetensors") as f,  # published last: when it is there, the rows are, too
         atomic_open(directory / f"{name}.rows.arrow") as g,
         pa.ipc.new_file(g, schema) as out,
     ):
@@ -75,44 +89,41 @@ def write_segment(
     return name
 
 
-def map_vectors(path: Path, fingerprint: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """(vectors [n, D] mapped, header's metadata). ModelError for another fingerprint, DataError for a broken file."""
-    try:
-        with open(path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(size))
-        metadata = header["__metadata__"]
-        if metadata["fingerprint"] != fingerprint:
-            raise ModelError(f"{path}: vectors of another model ({metadata['fingerprint']}, not {fingerprint})")
-        shape = tuple(header["vectors"]["shape"])
-        vectors = np.memmap(path, np.float32, "r", 8 + size, shape) if shape[0] else np.zeros(shape, np.float32)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError) as e:
-        raise DataError(f"{path}: damaged ({e}); build the version again") from None
-    return vectors.view(np.ndarray), metadata
+def map_segment(path: Path, fingerprint: str) -> TensorFile:
+    """The vectors of a segment, mapped. ModelError for another fingerprint, DataError for a damaged file."""
+    file = map_tensors(path, "damaged ({error}); build the version again")
+    stamped = file.metadata.get("fingerprint")
+    if stamped != fingerprint:
+        raise ModelError(f"{path}: vectors of another model ({stamped}, not {fingerprint})")
+    if "vectors" not in file.arrays:
+        raise DataError(f"{path}: damaged (no vectors); build the version again")
+    return file
 
 
 def read_segment(directory: Path, name: str, fingerprint: str) -> Segment:
     """FileNotFoundError when a writer has replaced it meanwhile."""
-    vectors, metadata = map_vectors(directory / f"{name}.vectors.safetensors", fingerprint)
+    file = map_segment(directory / f"{name}.vectors.safetensors", fingerprint)
     with pa.memory_map(str(directory / f"{name}.rows.arrow")) as f:
         table = pa.ipc.open_file(f).read_all()
-    return Segment(vectors, table["id"], table["meta"], json.loads(metadata["deleted"]))
+    return Segment(file.arrays["vectors"], table["id"], table["meta"], json.loads(file.metadata.get("deleted", "[]")))
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> StoreManifest:
     """DataError when there is no store, or one of another format."""
     if not (directory / MANIFEST).exists():
         raise DataError(f"{directory}: no faiss store there (no {MANIFEST})")
     manifest = read_json(directory / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise DataError(f"{directory}: store format {manifest.get('format')!r}; this mmtune reads {FORMAT}")
+    if "asked" in manifest:  # the key's older name
+        manifest.setdefault("requested", manifest.pop("asked"))
+    if "short" in manifest["index"]:  # likewise
+        manifest["index"].setdefault("search_dim", manifest["index"].pop("short"))
     return manifest
 
 
-def publish(directory: Path, manifest: dict[str, Any]) -> None:
-    """The one step of a write; then what is no longer named goes (readers that mapped it keep it)."""
+def publish(directory: Path, manifest: StoreManifest) -> None:
+    """The one step of a write; then files that are no longer named are removed (readers that mapped them keep them)."""
     write_json(directory / MANIFEST, manifest)
     named = {*manifest["segments"], manifest["base"]}
     for path in directory.iterdir():

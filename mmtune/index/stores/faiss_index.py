@@ -1,124 +1,153 @@
-"""Proposals of an approximate index over the base's vectors; the store scores them again, exactly, with the whole vectors.
+"""Approximate faiss indexes over the base's vectors; the store scores their candidates again, exactly, with the whole vectors.
 
-flat: none (exact search). hnsw: a graph. ivfpq: cells and 8-bit codes, for what does not fit in memory (see `faiss_ivf`).
-`short`: the index holds only the first dimensions (of unit length again), a Matryoshka prefix (arXiv 2205.13147): search
-short, re-rank full.
+flat: none (exact search). hnsw: a graph. ivfpq: inverted lists of 8-bit codes, for what does not fit in memory (see `faiss_ivf`).
+search_dim: the index holds only the first dimensions (of unit length again), a Matryoshka prefix (arXiv 2205.13147): search by the
+prefix, re-rank by the whole vectors.
 """
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmtune.errors import DataError
-from mmtune.index.stores.faiss_ivf import make_lists, plan_lists
-from mmtune.index.stores.import_faiss import faiss, write_index
+from mmtune.index.stores.faiss_ivf import IvfSettings, build_ivf, plan_ivf
+from mmtune.index.stores.import_faiss import import_faiss, write_index
 from mmtune.runtime.work_lock import run_jobs_once
 from mmtune.search.exact import topk
 from mmtune.search.vectors import unit
 
-FLAT_NUMBERS = (
-    20_000_000  # numbers (N * D): one query took 21 ms over 13 million and 89 over 51, on a busy machine of two cores
-)
-HNSW_ITEMS = 2_000_000  # a graph keeps its vectors in memory: beyond this, codes
-FEW_FOR_CODES = 10_000  # 256 centroids of a code want 39 vectors each
+MAX_FLAT_NUMBERS = 20_000_000
+"""Numbers (N * D) that "auto" searches exactly: one query took 21 ms over 13 million and 89 ms over 51 million, on a busy machine
+of two cores."""
+MAX_HNSW_ITEMS = 2_000_000
+"""A graph keeps its vectors in memory: beyond this, "auto" takes codes."""
+MIN_ITEMS_FOR_CODES = 10_000
+"""The 256 centroids of a code want 39 vectors each."""
+VECTORS_PER_LIST = 40
+BATCH = 65_536
+FEW_EXCLUDED = 64
+"""So few candidates that a filter excludes are removed from a longer list of results."""
+FILTERED_BATCH = 131_072
 
 
-def plan_index(index: str, count: int, dim: int, memory_mb: int | None = None) -> dict[str, Any]:
-    """What `index` means for so many vectors: {"index", settings...}. memory_mb: what ivfpq may take to build."""
+class FaissIndexSettings(IvfSettings, total=False):
+    """What was built. index: flat, hnsw or ivfpq; m, construction, search: of the graph; codes, probes: of ivfpq."""
+
+    index: str
+    m: int
+    construction: int
+    search: int
+    codes: int
+    probes: int
+    search_dim: int
+    note: str
+
+
+def plan_index(index: str, count: int, dim: int, memory_mb: int | None = None) -> FaissIndexSettings:
+    """What `index` means for so many vectors. memory_mb: what building ivfpq may take. DataError for an unknown index."""
     if index == "auto":
-        index = "flat" if count * dim <= FLAT_NUMBERS else "hnsw" if count <= HNSW_ITEMS else "ivfpq"
+        index = "flat" if count * dim <= MAX_FLAT_NUMBERS else "hnsw" if count <= MAX_HNSW_ITEMS else "ivfpq"
     if index == "hnsw":
         return {"index": "hnsw", "m": 32, "construction": 200, "search": 192}
     if index == "ivfpq":
-        if count < FEW_FOR_CODES:
-            return {"index": "flat", "note": f"{count} vectors are too few to train codes ({FEW_FOR_CODES}): exact search"}
+        if count < MIN_ITEMS_FOR_CODES:
+            note = f"{count} vectors are too few to train codes ({MIN_ITEMS_FOR_CODES}): exact search"
+            return {"index": "flat", "note": note}
         codes = next(c for c in range(max(1, dim // 4), 0, -1) if dim % c == 0)
-        cells = int(min(65_536, 4 * math.sqrt(count), count // 40))  # faiss asks for 39 vectors a cell
-        lists = plan_lists(count, dim, cells, memory_mb)
-        return {"index": "ivfpq", "codes": codes, "probes": max(16, lists["cells"] // 8), **lists}
+        lists = int(min(65_536, 4 * math.sqrt(count), count // VECTORS_PER_LIST))
+        ivf = plan_ivf(count, dim, lists, memory_mb)
+        return {"index": "ivfpq", "codes": codes, "probes": max(16, ivf["cells"] // 8), **ivf}
     if index == "flat":
         return {"index": "flat"}
     raise DataError(f"no index {index!r}; there are: auto, flat, hnsw, ivfpq")
 
 
-def _short(vectors_ND: np.ndarray, short: int | None) -> np.ndarray:
-    return vectors_ND if short is None else unit(vectors_ND[:, :short])
+def prefix(vectors_ND: np.ndarray, search_dim: int | None) -> np.ndarray:
+    """The first `search_dim` dimensions, of unit length; None: the vectors themselves."""
+    return vectors_ND if search_dim is None else unit(vectors_ND[:, :search_dim])
 
 
-def make_index(vectors_ND: np.ndarray, settings: dict[str, Any], stem: Path) -> None:
-    """Build what `settings` say over all vectors, and publish it as STEM.index; what another process does is waited for."""
-    short = settings.get("short")
-    width = short or vectors_ND.shape[1]
+def make_index(vectors_ND: np.ndarray, settings: FaissIndexSettings, stem: Path) -> None:
+    """Build what `settings` say over all vectors, and publish it as STEM.index; another process that builds it is waited for."""
+    search_dim = settings.get("search_dim")
+    width = search_dim or vectors_ND.shape[1]
     if settings["index"] == "ivfpq":
-        make_lists(vectors_ND, settings, stem, lambda x: _short(x, short), width)
+        build_ivf(vectors_ND, settings, settings["codes"], stem, lambda x: prefix(x, search_dim), width)
     else:
         final = stem.with_name(f"{stem.name}.index")
-        run_jobs_once([final], lambda p: p, Path.exists, lambda p: _make_whole(vectors_ND, settings, p, short, width))
+        run_jobs_once([final], lambda p: p, Path.exists, lambda p: _build_in_memory(vectors_ND, settings, p, search_dim, width))
 
 
-def _make_whole(vectors_ND: np.ndarray, settings: dict[str, Any], path: Path, short: int | None, width: int) -> None:
-    lib = faiss()
+def _build_in_memory(
+    vectors_ND: np.ndarray, settings: FaissIndexSettings, path: Path, search_dim: int | None, width: int
+) -> None:
+    """hnsw, or flat over a prefix."""
+    faiss = import_faiss()
     if settings["index"] == "hnsw":
-        index = lib.IndexHNSWFlat(width, settings["m"], lib.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWFlat(width, settings["m"], faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = settings["construction"]
     else:
-        index = lib.IndexFlatIP(width)
-    for start in range(0, len(vectors_ND), 65_536):
-        index.add(_short(vectors_ND[start : start + 65_536], short))
+        index = faiss.IndexFlatIP(width)
+    for start in range(0, len(vectors_ND), BATCH):
+        index.add(prefix(vectors_ND[start : start + BATCH], search_dim))
     write_index(index, path)
 
 
-class Proposer:
-    """An index that was read from its file; inverted lists and codes stay on disk, mapped."""
+class CandidateIndex:
+    """An index read from its file; inverted lists and codes stay on disk, mapped."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        lib = faiss()
+    def __init__(self, path: Path, settings: FaissIndexSettings):
+        faiss = import_faiss()
         self.settings = settings
-        mapped = lib.IO_FLAG_MMAP if settings["index"] == "ivfpq" else getattr(lib, "IO_FLAG_MMAP_IFC", 0)
-        self.index = lib.read_index(str(path), mapped)
+        mapped = faiss.IO_FLAG_MMAP if settings["index"] == "ivfpq" else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+        self.index = faiss.read_index(str(path), mapped)
         if settings["index"] == "ivfpq":  # 32 threads a search otherwise, whether the pages are in memory or not
-            lib.downcast_InvertedLists(self.index.invlists).prefetch_nthread = 0
+            faiss.downcast_InvertedLists(self.index.invlists).prefetch_nthread = 0
 
-    def __call__(self, query_QD: np.ndarray, width: int, mask: np.ndarray | None) -> np.ndarray:
-        """Positions [Q, width] of the best, -1 where there are fewer; `mask` [N] admits candidates."""
-        lib, kind = faiss(), self.settings["index"]
-        options: dict[str, Any] = {}
+    def candidates(self, query_QD: np.ndarray, width: int, mask: np.ndarray | None) -> np.ndarray:
+        """Positions [Q, width] of the best, -1 where there are fewer; `mask` [N] admits positions."""
+        faiss, kind = import_faiss(), self.settings["index"]
+        selector = None
         if mask is not None:
             bits = np.packbits(mask, bitorder="little")
-            options["sel"] = lib.IDSelectorBitmap(len(mask), lib.swig_ptr(bits))
+            selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
+        options = {} if selector is None else {"sel": selector}
         if kind == "hnsw":
-            params = lib.SearchParametersHNSW(efSearch=max(self.settings["search"], 2 * width), **options)
+            params = faiss.SearchParametersHNSW(efSearch=max(self.settings["search"], 2 * width), **options)
         elif kind == "ivfpq":
-            params = lib.SearchParametersIVF(nprobe=self.settings["probes"], **options)
+            params = faiss.SearchParametersIVF(nprobe=self.settings["probes"], **options)
         else:
-            params = lib.SearchParameters(**options)
-        query = np.ascontiguousarray(_short(query_QD, self.settings.get("short")), np.float32)
+            params = faiss.SearchParameters(**options)
+        query = np.ascontiguousarray(prefix(query_QD, self.settings.get("search_dim")), np.float32)
         return self.index.search(query, width, params=params)[1]
 
     def width(self, k: int) -> int:
-        """How many proposals k answers need: codes and prefixes are coarse."""
-        coarse = self.settings["index"] == "ivfpq" or self.settings.get("short")
+        """How many candidates k results need: codes and prefixes are coarse."""
+        coarse = self.settings["index"] == "ivfpq" or self.settings.get("search_dim")
         return max(200, 20 * k) if coarse else max(2 * k, k + 32)
 
 
-def exact(query_QD: np.ndarray, vectors_ND: np.ndarray, k: int, mask: np.ndarray | None) -> list[list[tuple[float, int]]]:
-    """(score, position) of the k best admitted candidates of every query, in the total order (position breaks ties)."""
+ScoredPositions = list[tuple[float, int]]
+"""(score, position), in the total order."""
+
+
+def exact_search(query_QD: np.ndarray, vectors_ND: np.ndarray, k: int, mask: np.ndarray | None) -> list[ScoredPositions]:
+    """The k best admitted candidates of every query; the position breaks ties."""
     if mask is None or mask.all():
         return _pairs(*topk(query_QD, vectors_ND, k))
-    out = mask.size - int(mask.sum())
-    if out <= 64:
-        found = _pairs(*topk(query_QD, vectors_ND, k + out))
-        return [[(s, p) for s, p in best if mask[p]][:k] for best in found]
+    excluded = mask.size - int(mask.sum())
+    if excluded <= FEW_EXCLUDED:
+        longer = _pairs(*topk(query_QD, vectors_ND, k + excluded))
+        return [[(s, p) for s, p in best if mask[p]][:k] for best in longer]
     rows = np.flatnonzero(mask)
-    merged: list[list[tuple[float, int]]] = [[] for _ in range(len(query_QD))]
-    for start in range(0, len(rows), 131_072):
-        part = rows[start : start + 131_072]
+    merged: list[ScoredPositions] = [[] for _ in range(len(query_QD))]
+    for start in range(0, len(rows), FILTERED_BATCH):
+        part = rows[start : start + FILTERED_BATCH]
         for best, (scores, at) in zip(merged, zip(*topk(query_QD, vectors_ND[part], k), strict=True), strict=True):
             best += zip(scores.tolist(), part[at].tolist(), strict=True)
     return [sorted(best, key=lambda x: (-x[0], x[1]))[:k] for best in merged]
 
 
-def _pairs(scores: np.ndarray, index: np.ndarray) -> list[list[tuple[float, int]]]:
-    return [list(zip(s, i, strict=True)) for s, i in zip(scores.tolist(), index.tolist(), strict=True)]
+def _pairs(scores: np.ndarray, positions: np.ndarray) -> list[ScoredPositions]:
+    return [list(zip(s, p, strict=True)) for s, p in zip(scores.tolist(), positions.tolist(), strict=True)]

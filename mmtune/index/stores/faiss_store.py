@@ -1,10 +1,9 @@
 """Vectors in a directory: mapped files, exact or approximate search, upserts and deletes as small segments beside the base.
 
-`build` compacts everything into one base; what comes after lies in segments that are searched exactly and merged into it.
-Readers in other processes see a write at their next search: they look whether the manifest was replaced.
+`build` merges everything into one base; later changes are segments that are searched exactly, and merged into the base by the next
+build. Readers in other processes see a write at their next search: they notice that the manifest was replaced.
 """
 
-import bisect
 import hashlib
 import json
 import os
@@ -12,229 +11,154 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from mmtune.errors import DataError
-from mmtune.index.protocols import Hit, StoreLocation
 from mmtune.index.stores import faiss_files as files
-from mmtune.index.stores.faiss_index import Proposer, exact, make_index, plan_index
-from mmtune.index.stores.faiss_updates import living
+from mmtune.index.stores import store_rows
+from mmtune.index.stores.faiss_index import FaissIndexSettings, ScoredPositions, exact_search, make_index, plan_index
+from mmtune.index.stores.faiss_merge import current_rows
+from mmtune.index.stores.faiss_snapshot import Snapshot
+from mmtune.index.stores.store_protocol import Hit, StoreLocation
 from mmtune.runtime.files import write_json
 from mmtune.runtime.work_lock import run_jobs_once
 from mmtune.search.exact_scores import pair_keys
 from mmtune.search.tie_order import to_scores
-from mmtune.search.vectors import unit
 
 if TYPE_CHECKING:
     from mmtune.index.query.filters import Filter
 
-MANY_SEGMENTS = 32
-MASKS = 32  # filters whose answer is remembered
-FEW = 20_000  # so few admitted candidates are searched exactly
+MAX_SEGMENTS = 32
+"""More segments than this are merged into one."""
+MAX_EXACT = 20_000
+"""So few admitted candidates are searched exactly."""
+ATTEMPTS = 20
+"""Attempts to read a consistent set of files while a writer replaces them."""
 
-
-class _State:
-    """One consistent view of the files: the base with what is dead in it, and the rows of the segments after it."""
-
-    def __init__(self, directory: Path, manifest: dict[str, Any], known: "_State | None" = None):
-        mark, self.manifest = manifest["fingerprint"], manifest
-        none = pa.chunked_array([], pa.large_string())
-        empty = files.Segment(np.zeros((0, manifest["dim"]), np.float32), none, none, [])
-        if known is not None and known.manifest["base"] != manifest["base"]:
-            known = None  # else its mapped base and index serve on
-        made = files.read_segment(directory, manifest["base"], mark) if manifest["base"] and known is None else empty
-        self.base: files.Segment = made if known is None else known.base
-        place: dict[str, tuple[int, int]] = {}
-        dead: set[int] = set()
-        segments = [files.read_segment(directory, name, mark) for name in manifest["segments"]]
-        for number, segment in enumerate(segments):
-            ids = segment.ids.to_pylist()
-            for name in segment.deleted:
-                place.pop(name, None)
-            if manifest["base"]:
-                dead.update(at for name in (*segment.deleted, *ids) if (at := self.find(name)) is not None)
-            place.update({name: (number, row) for row, name in enumerate(ids)})
-        self.segments, self._delta = segments, cast("np.ndarray | None", None)
-        self.delta_ids = sorted(place, reverse=True)
-        self.delta_at = {name: i for i, name in enumerate(self.delta_ids)}
-        self.rows = np.array([place[name] for name in self.delta_ids], np.int64).reshape(-1, 2)
-        self.delta_meta: list[str] = [segments[n].meta[row].as_py() for n, row in self.rows.tolist()]
-        self.alive: np.ndarray | None = None
-        if dead:
-            self.alive = np.ones(len(self.base.ids), bool)
-            self.alive[list(dead)] = False
-        self.count = len(self.base.ids) - len(dead) + len(place)
-        path = directory / f"{manifest['base']}.index"
-        self.propose: Proposer | None = (
-            known.propose if known else Proposer(path, manifest["index"]) if manifest["base"] and path.exists() else None
-        )
-        self.masks: dict[str, tuple[np.ndarray | None, np.ndarray]] = {}
-
-    def gather(self, at: np.ndarray) -> np.ndarray:
-        """Vectors of the rows after the base, by position."""
-        out = np.empty((len(at), self.manifest["dim"]), np.float32)
-        for number in np.unique(self.rows[at, 0]).tolist():
-            here = self.rows[at, 0] == number
-            out[here] = self.segments[number].vectors[self.rows[at[here], 1]]
-        return out
-
-    @property
-    def delta(self) -> np.ndarray:
-        """All of them, in memory: few once there is a base."""
-        if self._delta is None:
-            self._delta = self.gather(np.arange(len(self.rows)))
-        return self._delta
-
-    def find(self, name: str) -> int | None:
-        """Position in the base (descending ids), dead or not."""
-        ids, reverse = self.base.ids, _Reversed(self.base.ids)
-        at = bisect.bisect_left(reverse, name)
-        return len(ids) - 1 - at if at < len(ids) and reverse[at] == name else None
-
-    def where(self, name: str) -> tuple[int, int] | None:
-        """(0 base or 1 delta, position) of a living id."""
-        if name in self.delta_at:
-            return 1, self.delta_at[name]
-        at = self.find(name)
-        return None if at is None or self.alive is not None and not self.alive[at] else (0, at)
-
-    def mask(self, where: "Filter | None") -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Who is admitted, of the base and of the delta; None: everyone."""
-        if where is None:
-            return self.alive, None
-        key = repr(where)
-        if key not in self.masks:
-            every = (m for chunk in self.base.meta.chunks for m in chunk.to_pylist())
-            base = np.fromiter((where.matches(json.loads(m)) for m in every), bool, len(self.base.ids))
-            delta = np.fromiter((where.matches(json.loads(m)) for m in self.delta_meta), bool, len(self.delta_ids))
-            while len(self.masks) >= MASKS:
-                self.masks.pop(next(iter(self.masks)), None)
-            self.masks[key] = (base if self.alive is None else base & self.alive, delta)
-        return self.masks[key]
-
-
-class _Reversed(Sequence[str]):
-    """Descending strings seen as ascending ones."""
-
-    def __init__(self, ids: pa.Array):
-        self.ids = ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.ids[len(self.ids) - 1 - i].as_py()
+FileVersion = tuple[int, int, int]
+"""(inode, time of modification, size) of the manifest."""
 
 
 class FaissStore:
-    """See `mmtune.index.protocols.Store`."""
+    """See `mmtune.index.stores.Store`."""
 
     kind = "faiss"
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]):
+    def __init__(self, directory: Path, manifest: files.StoreManifest):
         self.directory, self.fingerprint, self.dim = directory, manifest["fingerprint"], manifest["dim"]
-        self._view: tuple[Any, _State] | None = None
+        self._current: tuple[FileVersion, Snapshot] | None = None
         self._guard = threading.Lock()
 
     @classmethod
-    def create(cls, place: StoreLocation, dim: int, fingerprint: str) -> "FaissStore":
-        """An empty store; what lay in that directory goes."""
-        shutil.rmtree(place.directory, ignore_errors=True)
-        place.directory.mkdir(parents=True)
-        manifest = {"format": files.FORMAT, "fingerprint": fingerprint, "dim": dim, "base": None, "segments": [], "index": {}}
-        write_json(place.directory / files.MANIFEST, manifest)
-        return cls(place.directory, manifest)
+    def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "FaissStore":
+        """An empty store; what was in that directory is removed."""
+        shutil.rmtree(location.directory, ignore_errors=True)
+        location.directory.mkdir(parents=True)
+        manifest: files.StoreManifest = {
+            "format": files.FORMAT,
+            "fingerprint": fingerprint,
+            "dim": dim,
+            "base": None,
+            "segments": [],
+            "index": {},
+        }
+        write_json(location.directory / files.MANIFEST, manifest)
+        return cls(location.directory, manifest)
 
     @classmethod
-    def open(cls, place: StoreLocation) -> "FaissStore":
-        """The store that lies there; every file's fingerprint is compared with the manifest's."""
-        store = cls(place.directory, files.read_manifest(place.directory))
-        store._state()
+    def open(cls, location: StoreLocation) -> "FaissStore":
+        """The store in that directory; every file's fingerprint is compared with the manifest's."""
+        store = cls(location.directory, files.read_manifest(location.directory))
+        store._snapshot()
         return store
 
-    def _state(self) -> _State:
-        """The view of now; read again when the manifest was replaced."""
+    def _snapshot(self) -> Snapshot:
+        """The current files; read again when the manifest was replaced."""
         path = self.directory / files.MANIFEST
-        for attempt in range(20):
+        for attempt in range(ATTEMPTS):
             try:
                 stat = os.stat(path)
             except FileNotFoundError:
                 raise DataError(f"{self.directory}: the store is gone") from None
-            sign, view = (stat.st_ino, stat.st_mtime_ns, stat.st_size), self._view
-            if view is not None and view[0] == sign:
-                return view[1]
+            version, current = (stat.st_ino, stat.st_mtime_ns, stat.st_size), self._current
+            if current is not None and current[0] == version:
+                return current[1]
             with self._guard:
-                if self._view is not None and self._view[0] == sign:
-                    return self._view[1]
+                current = self._current
+                if current is not None and current[0] == version:
+                    return current[1]
                 try:
-                    known = self._view[1] if self._view else None
-                    state = _State(self.directory, files.read_manifest(self.directory), known)
+                    manifest = files.read_manifest(self.directory)
+                    snapshot = Snapshot(self.directory, manifest, current[1] if current else None)
                 except FileNotFoundError:
-                    if attempt == 19:
+                    if attempt == ATTEMPTS - 1:
                         raise DataError(f"{self.directory}: the manifest names a file that is not there") from None
-                    continue  # a writer replaced it between two looks
-                self._view = (sign, state)
-                return state
+                    continue  # a writer replaced it after the manifest was read
+                self._current = (version, snapshot)
+                return snapshot
         raise DataError(f"{self.directory}: the store changes faster than it can be read")
 
-    def _check(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Any]) -> np.ndarray:
-        vectors_ND = np.asarray(vectors_ND, np.float32)
-        if vectors_ND.shape != (len(ids), self.dim) or len(meta) != len(ids):
-            raise DataError(f"{len(ids)} ids, vectors {vectors_ND.shape}, {len(meta)} metadata; this store has {self.dim} dims")
-        if len(set(ids)) < len(ids):
-            raise DataError("an id comes twice in one upsert")
-        return unit(vectors_ND)
-
-    def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, Any]]) -> None:
-        vectors_ND = self._check(ids, vectors_ND, meta)
-        if len(ids):
-            self._add(ids, [json.dumps(dict(m), ensure_ascii=False) for m in meta], vectors_ND, ())
+    def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:
+        rows, vectors_ND, plain = store_rows.check_rows(ids, vectors_ND, meta, self.dim, str(self.directory))
+        if rows:
+            self._add_segment(rows, [store_rows.document(m) for m in plain], vectors_ND, ())
 
     def delete(self, ids: Sequence[str]) -> None:
         if len(ids):
-            self._add((), (), np.zeros((0, self.dim), np.float32), list(ids))
+            self._add_segment((), (), np.zeros((0, self.dim), np.float32), list(ids))
 
-    def _add(self, ids: Sequence[str], meta: Sequence[str], vectors_ND: np.ndarray, deleted: Sequence[str]) -> None:
+    def _add_segment(
+        self, ids: Sequence[str], meta: Sequence[str], vectors_ND: np.ndarray, deleted: Sequence[str]
+    ) -> None:
         manifest = files.read_manifest(self.directory)
         blocks = [(ids, meta, vectors_ND)] if len(ids) else []
-        made = files.write_segment(self.directory, self.fingerprint, self.dim, len(ids), blocks, deleted)
-        manifest = {**manifest, "segments": [*manifest["segments"], made]}
+        name = files.write_segment(self.directory, self.fingerprint, self.dim, len(ids), blocks, deleted)
+        manifest["segments"].append(name)
         files.publish(self.directory, manifest)
-        if manifest["base"] and len(manifest["segments"]) > MANY_SEGMENTS:
-            self._merge(manifest)
+        if manifest["base"] and len(manifest["segments"]) > MAX_SEGMENTS:
+            self._merge_segments(manifest)
 
-    def _merge(self, manifest: dict[str, Any]) -> None:
+    def _merge_segments(self, manifest: files.StoreManifest) -> None:
         """All segments into one."""
-        state = self._state()
-        dead = [] if state.alive is None else [state.base.ids[i].as_py() for i in np.flatnonzero(~state.alive).tolist()]
-        rows = (state.delta_ids, state.delta_meta, state.delta)
-        made = files.write_segment(self.directory, self.fingerprint, self.dim, len(state.delta_ids), [rows], dead)
-        files.publish(self.directory, {**manifest, "segments": [made]})
+        snapshot = self._snapshot()
+        rows = (snapshot.delta_ids, snapshot.delta_meta, snapshot.delta)
+        count, dead = len(snapshot.delta_ids), snapshot.dead_ids()
+        name = files.write_segment(self.directory, self.fingerprint, self.dim, count, [rows], dead)
+        files.publish(self.directory, {**manifest, "segments": [name]})
 
-    def build(self, index: str = "auto", short: int | None = None, memory_mb: int | None = None) -> dict[str, Any]:
-        """As the contract; short: search by the first so many dimensions, re-rank by all (a model trained for it).
-
-        memory_mb: what building an ivfpq index may take beside the ids (see `faiss_ivf`). Killed and called again it goes on
-        where it stopped; processes that call it at the same time share the work.
-        """
-        if short is not None and not 1 <= short < self.dim:
-            raise DataError(f"short {short}: these vectors have {self.dim} dimensions; ask for 1 to {self.dim - 1}")
+    def build(
+        self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
+    ) -> FaissIndexSettings:
+        """See `Store.build`. search_dim: for models that were trained for it (Matryoshka); memory_mb: what building an ivfpq index
+        may take beside the ids (see `faiss_ivf`). Killed and called again it goes on where it stopped; processes that call it at
+        the same time share the work."""
+        if search_dim is not None and not 1 <= search_dim < self.dim:
+            raise DataError(
+                f"search_dim {search_dim}: these vectors have {self.dim} dimensions; ask for 1 to {self.dim - 1}"
+            )
         manifest = files.read_manifest(self.directory)
-        named = [name for name in (manifest["base"], *manifest["segments"]) if name]
-        asked = [index, short, memory_mb]
-        if manifest["base"] and not manifest["segments"] and manifest.get("asked") == asked:
+        names = [name for name in (manifest["base"], *manifest["segments"]) if name]
+        requested: list[str | int | None] = [index, search_dim, memory_mb]
+        if manifest["base"] and not manifest["segments"] and manifest.get("requested") == requested:
             return manifest["index"]
-        stem = self.directory / hashlib.sha256(json.dumps([named, asked]).encode()).hexdigest()[:16]
+        stem = self.directory / hashlib.sha256(json.dumps([names, requested]).encode()).hexdigest()[:16]
         path = stem.with_name(f"{stem.name}.vectors.safetensors")
-        run_jobs_once([path], lambda p: p, Path.exists, lambda p: self._write_base(named, stem.name))
-        vectors, _ = files.map_vectors(path, self.fingerprint)
-        settings = plan_index(index, len(vectors), short or self.dim, memory_mb) | ({"short": short} if short else {})
-        if settings["index"] != "flat" or short:
+        run_jobs_once([path], lambda p: p, Path.exists, lambda p: self._write_base(names, stem.name))
+        vectors = files.map_segment(path, self.fingerprint).arrays["vectors"]
+        settings = plan_index(index, len(vectors), search_dim or self.dim, memory_mb)
+        if search_dim:
+            settings["search_dim"] = search_dim
+        if settings["index"] != "flat" or search_dim:
             make_index(vectors, settings, stem)
-        new = manifest | {"base": stem.name, "segments": [], "index": settings, "asked": asked}
+        new: files.StoreManifest = {
+            **manifest,
+            "base": stem.name,
+            "segments": [],
+            "index": settings,
+            "requested": requested,
+        }
         run_jobs_once(
             [stem],
             lambda p: p,
@@ -243,71 +167,64 @@ class FaissStore:
         )
         return settings
 
-    def _write_base(self, named: Sequence[str], name: str) -> None:
-        segments = [files.read_segment(self.directory, n, self.fingerprint) for n in named]
-        rows = living(segments)
-        files.write_segment(self.directory, self.fingerprint, self.dim, len(rows), rows.blocks(), name=name)
+    def _write_base(self, names: Sequence[str], base: str) -> None:
+        rows = current_rows([files.read_segment(self.directory, n, self.fingerprint) for n in names])
+        files.write_segment(self.directory, self.fingerprint, self.dim, len(rows), rows.blocks(), name=base)
 
     def search(self, query_QD: np.ndarray, k: int, where: "Filter | None" = None) -> list[list[Hit]]:
-        query_QD = np.ascontiguousarray(query_QD, np.float32)
-        if query_QD.ndim != 2 or query_QD.shape[1] != self.dim:
-            raise DataError(f"queries {query_QD.shape}; this store has vectors of {self.dim} dimensions")
-        if k < 1:
-            raise DataError(f"k {k}: ask for one answer or more")
-        state = self._state()
-        base_mask, delta_mask = state.mask(where)
-        base = self._search_base(state, query_QD, k, base_mask)
-        delta = exact(query_QD, state.delta, k, delta_mask)
+        query_QD = store_rows.check_queries(query_QD, self.dim, k, str(self.directory))
+        snapshot = self._snapshot()
+        base_mask, delta_mask = snapshot.mask(where)
+        base = self._search_base(snapshot, query_QD, k, base_mask)
+        delta = exact_search(query_QD, snapshot.delta, k, delta_mask)
         out = []
-        for first, second in zip(base, delta, strict=True):
-            hits = [(s, state.base.ids[i].as_py(), state.base.meta[i].as_py()) for s, i in first]
-            hits += [(s, state.delta_ids[i], state.delta_meta[i]) for s, i in second]
-            hits.sort(key=lambda h: h[:2], reverse=True)
-            out.append([Hit(name, float(s), json.loads(meta)) for s, name, meta in hits[:k]])
+        for base_best, delta_best in zip(base, delta, strict=True):
+            best = [(s, snapshot.base.ids[i].as_py(), snapshot.base.meta[i].as_py()) for s, i in base_best]
+            best += [(s, snapshot.delta_ids[i], snapshot.delta_meta[i]) for s, i in delta_best]
+            best.sort(key=lambda h: h[:2], reverse=True)
+            out.append([Hit(id, float(score), json.loads(meta)) for score, id, meta in best[:k]])
         return out
 
     def _search_base(
-        self, state: _State, query_QD: np.ndarray, k: int, mask: np.ndarray | None
-    ) -> list[list[tuple[float, int]]]:
-        vectors, admitted = state.base.vectors, len(state.base.ids) if mask is None else int(mask.sum())
-        if state.propose is None or admitted <= max(FEW, k):
-            return exact(query_QD, vectors, k, mask)
-        found = state.propose(query_QD, min(admitted, state.propose.width(k)), mask)
-        out = []
-        for i, row in enumerate(found):
-            at = np.unique(row[row >= 0])
-            if len(at) < min(k, admitted):  # a graph that lost its way among filtered neighbours
-                out += exact(query_QD[i : i + 1], vectors, k, mask)
+        self, snapshot: Snapshot, query_QD: np.ndarray, k: int, mask: np.ndarray | None
+    ) -> list[ScoredPositions]:
+        vectors, index = snapshot.base.vectors, snapshot.index
+        admitted = len(snapshot.base.ids) if mask is None else int(mask.sum())
+        if index is None or admitted <= max(MAX_EXACT, k):
+            return exact_search(query_QD, vectors, k, mask)
+        out: list[ScoredPositions] = []
+        for i, row in enumerate(index.candidates(query_QD, min(admitted, index.width(k)), mask)):
+            positions = np.unique(row[row >= 0])
+            if len(positions) < min(k, admitted):  # a graph finds too few when a filter excludes most neighbours
+                out += exact_search(query_QD[i : i + 1], vectors, k, mask)
                 continue
-            scores = to_scores(pair_keys(query_QD, vectors, np.full(len(at), i), at))
-            best = np.lexsort((at, -scores))[:k]
-            out.append(list(zip(scores[best].tolist(), at[best].tolist(), strict=True)))
+            scores = to_scores(pair_keys(query_QD, vectors, np.full(len(positions), i), positions))
+            best = np.lexsort((positions, -scores))[:k]
+            out.append(list(zip(scores[best].tolist(), positions[best].tolist(), strict=True)))
         return out
 
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
-        state = self._state()
+        snapshot = self._snapshot()
         out = np.empty((len(ids), self.dim), np.float32)
-        for n, name in enumerate(ids):
-            at = state.where(name)
-            if at is None:
-                raise DataError(f"{self.directory}: no item {name!r}")
-            out[n] = state.gather(np.array([at[1]]))[0] if at[0] else state.base.vectors[at[1]]
+        for n, id in enumerate(ids):
+            vector = snapshot.vector(id)
+            if vector is None:
+                raise DataError(f"{self.directory}: no item {id!r}")
+            out[n] = vector
         return out
 
     def ids(self) -> list[str]:
-        state = self._state()
-        base = state.base.ids if state.alive is None else state.base.ids.filter(pa.array(state.alive))
-        return [*base.to_pylist(), *state.delta_ids]
+        return self._snapshot().ids()
 
     def __len__(self) -> int:
-        return self._state().count
+        return self._snapshot().count
 
     def size(self) -> int:
-        return sum(p.stat().st_size for p in self.directory.iterdir() if p.is_file())
+        return store_rows.directory_size(self.directory)
 
     def drop(self) -> None:
         self.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def close(self) -> None:
-        self._view = None
+        self._current = None

@@ -1,36 +1,43 @@
-"""PostgreSQL with pgvector: one table a (collection, version, modality): id, embedding, meta (jsonb); the stamp is its comment.
+"""PostgreSQL with pgvector: one table per (collection, version, modality): id, embedding, meta (jsonb); its comment is the stamp.
 
-`url` is a libpq connection string (`postgresql://user@host/db` or `host=... dbname=...`); passwords belong into PGPASSWORD,
+url is a libpq connection string (`postgresql://user@host/db` or `host=... dbname=...`); passwords belong into PGPASSWORD,
 ~/.pgpass or a service file. Every write is one transaction. With a filter the admitted rows are scanned exactly
 (pgvector's graph filters after it searched, and would lose rows); without one the graph answers where it was built.
 """
 
 import contextlib
-import functools
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MissingExtra
-from mmtune.index.protocols import INDEXES, Hit, StoreLocation
-from mmtune.index.query.filters import All, AnyOf, Filter, In, IsNull, Not, Order, Path, kind
+from mmtune.index.query.filters import And, ColumnPath, Compare, Filter, In, IsNull, Not, Or
 from mmtune.index.stores import store_ranking, store_rows
+from mmtune.index.stores.store_protocol import Hit, StoreLocation
 
-FLAT_UP_TO = 20_000
+if TYPE_CHECKING:
+    from pgvector import Vector
+    from psycopg import Connection
+
+T = TypeVar("T")
+
+MAX_FLAT = 20_000
 """Vectors that "auto" leaves to exact search."""
 
-WIDEST = 2000
+MAX_GRAPH_DIM = 2000
 """pgvector's graph takes vectors of at most this many dims."""
 
 GRAPH = {"m": 16, "ef_construction": 100}
-EF, MOST_EF = 200, 1000
-IDLE = 8
+EF_SEARCH, MAX_EF_SEARCH = 200, 1000
+MAX_IDLE = 8
 
 
-def _psycopg() -> Any:
+def _psycopg() -> ModuleType:
     try:
         import pgvector.psycopg  # noqa: F401
         import psycopg
@@ -41,15 +48,15 @@ def _psycopg() -> Any:
     return psycopg
 
 
-class _Connections:
-    """Connections of one database, one a search under way; a broken one is not used again."""
+class _ConnectionPool:
+    """Connections to one database, one per search under way; a broken one is not used again."""
 
     def __init__(self, url: str, label: str):
         self._url, self._label, self._lock = url, label, threading.Lock()
-        self._idle: list[Any] = []
+        self._idle: list[Connection] = []
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[Any]:
+    def one(self) -> "Iterator[Connection]":
         """A connection in autocommit mode with pgvector's type."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
@@ -58,14 +65,14 @@ class _Connections:
             yield connection
         finally:
             with self._lock:
-                keep = not connection.closed and len(self._idle) < IDLE
+                keep = not connection.closed and len(self._idle) < MAX_IDLE
                 if keep:
                     self._idle.append(connection)
             if not keep:
                 connection.close()
 
-    def run(self, work: Callable[[Any], Any]) -> Any:
-        """`work(connection)`, once more on a new connection when the server has dropped the idle one meanwhile."""
+    def run(self, work: "Callable[[Connection], T]") -> T:
+        """`work(connection)`, once more on a new connection when the server has closed the idle one meanwhile."""
         psycopg = _psycopg()
         for last in (False, True):
             try:
@@ -73,27 +80,27 @@ class _Connections:
                     return work(connection)
             except psycopg.OperationalError as e:
                 if last or not connection.closed:
-                    raise DataError(f"{self._label}: {_line(e)}") from None
+                    raise DataError(f"{self._label}: {_first_line(e)}") from None
                 self.close()
             except psycopg.Error as e:
-                raise DataError(f"{self._label}: {_line(e)}") from None
+                raise DataError(f"{self._label}: {_first_line(e)}") from None
         raise AssertionError
 
-    def _connect(self) -> Any:
+    def _connect(self) -> "Connection":
         psycopg = _psycopg()
         from pgvector.psycopg import register_vector
 
         try:
             connection = psycopg.connect(self._url, autocommit=True, connect_timeout=10)
         except psycopg.Error as e:
-            raise DataError(f"{self._label}: {_line(e)}") from None
+            raise DataError(f"{self._label}: {_first_line(e)}") from None
         try:
             if not connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'").fetchone():
                 connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             register_vector(connection)
         except psycopg.Error as e:
             connection.close()
-            raise DataError(f"{self._label}: the database lacks pgvector; CREATE EXTENSION vector failed: {_line(e)}") from None
+            raise DataError(f"{self._label}: the database lacks pgvector; CREATE EXTENSION vector failed: {_first_line(e)}") from None
         return connection
 
     def close(self) -> None:
@@ -103,43 +110,43 @@ class _Connections:
             connection.close()
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class PgvectorStore:
-    """See `contracts.Store`."""
+    """See `mmtune.index.stores.Store`."""
 
     kind = "pgvector"
 
-    def __init__(self, place: StoreLocation, connections: _Connections, label: str):
-        self._place, self._connections, self._label = place, connections, label
-        self._table = _psycopg().sql.Identifier(place.name)
+    def __init__(self, location: StoreLocation, connections: _ConnectionPool, label: str):
+        self._location, self._connections, self._label = location, connections, label
+        self._table = _psycopg().sql.Identifier(location.name)
         stamp = connections.run(self._stamp)
         self.fingerprint, self.dim = stamp["fingerprint"], stamp["dim"]
         self._index = connections.run(self._built)
 
     @staticmethod
-    def _connect(place: StoreLocation) -> tuple[_Connections, str]:
+    def _connect(location: StoreLocation) -> tuple[_ConnectionPool, str]:
         psycopg = _psycopg()
-        if not place.url:
+        if not location.url:
             raise DataError("store pgvector needs a url: postgresql://user@host/database")
         try:
-            parts = psycopg.conninfo.conninfo_to_dict(place.url)
+            parts = psycopg.conninfo.conninfo_to_dict(location.url)
         except psycopg.Error as e:
-            raise DataError(f"store pgvector: the url is no connection string: {_line(e)}") from None
+            raise DataError(f"store pgvector: the url is no connection string: {_first_line(e)}") from None
         where = f"postgresql {parts.get('host', 'localhost')}/{parts.get('dbname', parts.get('user', ''))}"
-        label = f"{where} table {store_rows.check_name(place.name)}"
-        return _Connections(place.url, label), label
+        label = f"{where} table {store_rows.check_name(location.name)}"
+        return _ConnectionPool(location.url, label), label
 
     @classmethod
-    def create(cls, place: StoreLocation, dim: int, fingerprint: str) -> "PgvectorStore":
-        """An empty table, stamped, in one transaction; what lay there before is replaced."""
-        connections, label = cls._connect(place)
+    def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "PgvectorStore":
+        """An empty table, stamped, in one transaction; what was there before is replaced."""
+        connections, label = cls._connect(location)
         sql = _psycopg().sql
-        table = sql.Identifier(place.name)
+        table = sql.Identifier(location.name)
 
-        def work(c: Any) -> None:
+        def work(c: "Connection") -> None:
             with c.transaction():
                 c.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table))
                 c.execute(
@@ -154,19 +161,19 @@ class PgvectorStore:
                 c.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, stamp))
 
         connections.run(work)
-        return cls(place, connections, label)
+        return cls(location, connections, label)
 
     @classmethod
-    def open(cls, place: StoreLocation) -> "PgvectorStore":
-        """The table that lies there. DataError when there is none or it carries no stamp."""
-        connections, label = cls._connect(place)
-        return cls(place, connections, label)
+    def open(cls, location: StoreLocation) -> "PgvectorStore":
+        """The table at that location. DataError when there is none or it carries no stamp."""
+        connections, label = cls._connect(location)
+        return cls(location, connections, label)
 
-    def _stamp(self, c: Any) -> dict[str, Any]:
+    def _stamp(self, c: "Connection") -> JsonObject:
         row = c.execute(
             "SELECT obj_description(t.oid, 'pg_class'), (SELECT atttypmod FROM pg_attribute a "
             "WHERE a.attrelid = t.oid AND a.attname = 'embedding') FROM (SELECT to_regclass(%s)::oid AS oid) t",
-            (f'"{self._place.name}"',),
+            (f'"{self._location.name}"',),
         ).fetchone()
         if row == (None, None):
             raise DataError(f"{self._label}: no such table")
@@ -176,30 +183,30 @@ class PgvectorStore:
             found = None
         return store_rows.read_stamp(found, row[1], self._label)
 
-    def _built(self, c: Any) -> str:
+    def _built(self, c: "Connection") -> str:
         return "hnsw" if any(method == "hnsw" for _, method in self._indexes(c)) else "flat"
 
-    def _indexes(self, c: Any) -> list[tuple[str, str]]:
+    def _indexes(self, c: "Connection") -> list[tuple[str, str]]:
         """(name, method) of what `build` made."""
         return c.execute(
             "SELECT i.relname, m.amname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
             "JOIN pg_am m ON m.oid = i.relam WHERE x.indrelid = to_regclass(%s) AND m.amname IN ('hnsw', 'gin')",
-            (f'"{self._place.name}"',),
+            (f'"{self._location.name}"',),
         ).fetchall()
 
-    def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, Any]]) -> None:
-        ids, vectors_ND, meta = store_rows.checked(ids, vectors_ND, meta, self.dim, self._label)
+    def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:
+        ids, vectors_ND, plain = store_rows.check_rows(ids, vectors_ND, meta, self.dim, self._label)
         if not ids:
             return
         psycopg = _psycopg()
         sql, jsonb = psycopg.sql, psycopg.types.json.Jsonb
 
-        def work(c: Any) -> None:
+        def work(c: "Connection") -> None:
             with c.transaction():
                 c.execute(sql.SQL("CREATE TEMP TABLE mmtune_new (LIKE {}) ON COMMIT DROP").format(self._table))
                 with c.cursor().copy("COPY mmtune_new FROM STDIN WITH (FORMAT BINARY)") as copy:
                     copy.set_types(["varchar", "vector", "jsonb"])
-                    for row in zip(ids, vectors_ND, meta, strict=True):
+                    for row in zip(ids, vectors_ND, plain, strict=True):
                         copy.write_row((row[0], row[1], jsonb(row[2], dumps=store_rows.document)))
                 c.execute(
                     sql.SQL(
@@ -215,20 +222,21 @@ class PgvectorStore:
         query = _psycopg().sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table)
         self._connections.run(lambda c: c.execute(query, (known,)))
 
-    def build(self, index: str = "auto") -> dict[str, Any]:
-        if index not in INDEXES:
-            raise DataError(f"{self._label}: no index {index!r}; there are {', '.join(INDEXES)}")
+    def build(
+        self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
+    ) -> dict[str, object]:
+        store_rows.check_index(index, self._label, search_dim, memory_mb)
         if index == "ivfpq":
             raise DataError(f"{self._label}: pgvector has no product quantisation; index flat or hnsw")
-        if index == "hnsw" and self.dim > WIDEST:
-            raise DataError(f"{self._label}: pgvector's graph takes {WIDEST} dims at most, these are {self.dim}; index flat")
+        if index == "hnsw" and self.dim > MAX_GRAPH_DIM:
+            raise DataError(f"{self._label}: pgvector's graph takes {MAX_GRAPH_DIM} dims at most, these are {self.dim}; index flat")
         if index == "auto":
-            index = "flat" if len(self) <= FLAT_UP_TO or self.dim > WIDEST else "hnsw"
+            index = "flat" if len(self) <= MAX_FLAT or self.dim > MAX_GRAPH_DIM else "hnsw"
         sql, count = _psycopg().sql, len(self)
         # the graph in memory while it is made: vectors, links both ways, and some
         memory = min(2**31, max(2**26, int(1.3 * count * (4 * self.dim + 16 * GRAPH["m"] + 200))))
 
-        def work(c: Any) -> None:
+        def work(c: "Connection") -> None:
             with c.transaction():
                 old = self._indexes(c)
                 c.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{memory // 1024}kB",))
@@ -248,46 +256,43 @@ class PgvectorStore:
         return {"index": index} | (GRAPH if index == "hnsw" else {})
 
     def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
-        values: list[Any] = []
+        values: list[object] = []
         condition = None if where is None else _condition(where, values)
-        query_QD = store_rows.queries(query_QD, self.dim, k, self._label)
+        query_QD = store_rows.check_queries(query_QD, self.dim, k, self._label)
         graph = self._index == "hnsw" and where is None
-        widest = MOST_EF if graph else None
-        return [
-            store_ranking.best(q, k, functools.partial(self._propose, q, condition, values, graph), dict, widest)
-            for q in query_QD
-        ]
+
+        def propose(query_D: np.ndarray, width: int) -> store_ranking.Candidates:
+            return self._propose(query_D, condition, values, graph, width)
+
+        return store_ranking.rank(query_QD, k, propose, MAX_EF_SEARCH if graph else None)
 
     def _propose(
-        self, query_D: np.ndarray, condition: str | None, values: list[Any], graph: bool, width: int
-    ) -> store_ranking.Proposals:
+        self, query_D: np.ndarray, condition: str | None, values: list[object], graph: bool, width: int
+    ) -> store_ranking.Candidates:
         sql = _psycopg().sql
 
-        def work(c: Any, graph: bool) -> list[tuple[str, Any, dict[str, Any]]]:
+        def work(c: "Connection", graph: bool) -> "list[tuple[str, Vector, JsonObject]]":
             order = "embedding <#> %s" if graph else "(embedding <#> %s) + 0"  # a sum is not what the graph is ordered by
             where = f"WHERE {condition} " if condition else ""
             query = sql.SQL(f"SELECT id, embedding, meta FROM {{}} {where}ORDER BY {order} LIMIT %s").format(self._table)
             return c.execute(query, (*values, query_D, width), binary=True).fetchall()
 
-        def through_graph(c: Any) -> list[tuple[str, Any, dict[str, Any]]]:
+        def through_graph(c: "Connection") -> "list[tuple[str, Vector, JsonObject]]":
             with c.transaction():
-                c.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(min(MOST_EF, max(EF, 2 * width))),))
+                c.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(min(MAX_EF_SEARCH, max(EF_SEARCH, 2 * width))),))
                 return work(c, True)
 
-        found = self._connections.run(through_graph) if graph and width <= MOST_EF else []
+        found = self._connections.run(through_graph) if graph and width <= MAX_EF_SEARCH else []
         if len(found) < width:
             found = self._connections.run(lambda c: work(c, False))
         vectors = np.array([v.to_numpy() for _, v, _ in found], np.float32).reshape(-1, self.dim)
-        return [i for i, _, _ in found], vectors, [m for _, _, m in found]
+        return store_ranking.Candidates([i for i, _, _ in found], vectors, [m for _, _, m in found])
 
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
         query = _psycopg().sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%s)").format(self._table)
         known = [i for i in ids if "\0" not in i]
-        found = dict(self._connections.run(lambda c: c.execute(query, (known,), binary=True).fetchall()))
-        missing = [i for i in ids if i not in found]
-        if missing:
-            raise DataError(f"{self._label}: no id {missing[0]!r} ({len(missing)} of {len(ids)} missing)")
-        return np.array([found[i].to_numpy() for i in ids], np.float32).reshape(-1, self.dim)
+        rows = self._connections.run(lambda c: c.execute(query, (known,), binary=True).fetchall())
+        return store_rows.stack_in_order(ids, {id: v.to_numpy() for id, v in rows}, self.dim, self._label)
 
     def ids(self) -> list[str]:
         query = _psycopg().sql.SQL("SELECT id FROM {}").format(self._table)
@@ -299,7 +304,7 @@ class PgvectorStore:
 
     def size(self) -> int:
         query = "SELECT pg_total_relation_size(to_regclass(%s))"
-        return int(self._connections.run(lambda c: c.execute(query, (f'"{self._place.name}"',)).fetchone()[0]) or 0)
+        return int(self._connections.run(lambda c: c.execute(query, (f'"{self._location.name}"',)).fetchone()[0]) or 0)
 
     def drop(self) -> None:
         query = _psycopg().sql.SQL("DROP TABLE IF EXISTS {}").format(self._table)
@@ -309,27 +314,27 @@ class PgvectorStore:
         self._connections.close()
 
 
-def _condition(f: Filter, values: list[Any]) -> str:
-    """A filter as SQL of two truth values; everything that came from a caller goes to `values`, in the order of the %s."""
+def _condition(f: Filter, values: list[object]) -> str:
+    """A filter as SQL with two truth values; everything that came from a caller goes to `values`, in the order of the %s."""
     match f:
         case Not(term):
             return f"(NOT {_condition(term, values)})"
-        case All(terms):
+        case And(terms):
             return "(" + " AND ".join([_condition(t, values) for t in terms]) + ")"
-        case AnyOf(terms):
+        case Or(terms):
             return "(" + " OR ".join([_condition(t, values) for t in terms]) + ")"
         case IsNull(path):
             return f"(coalesce(jsonb_typeof({_value(path, values)}), 'null') = 'null')"
-        case Order(path, op, value) if isinstance(value, str):
+        case Compare(path, op, value) if isinstance(value, str):
             typed = f"jsonb_typeof({_value(path, values)}) = 'string'"
             test = f'({_value(path, values, "->>")}) COLLATE "C" {op} %s'
             values.append(value)
             return f"(CASE WHEN {typed} THEN {test} ELSE false END)"
-        case Order(path, op, value):
+        case Compare(path, op, value):
             return _number(path, op, [float(value)], values)
         case In(path, options):
             tests = []
-            numbers = [v for v in options if kind(v) == "n" and abs(v) >= 2**53]  # type: ignore[arg-type]
+            numbers = [v for v in options if isinstance(v, float) and abs(v) >= 2**53]
             if numbers:  # where float64 and decimals part
                 tests.append(_number(path, "= ANY", [float(v) for v in numbers], values))
             for v in options:
@@ -340,20 +345,22 @@ def _condition(f: Filter, values: list[Any]) -> str:
     raise TypeError(type(f))
 
 
-def _nested(path: Path, value: Any) -> dict[str, Any]:
+def _nested(path: ColumnPath, value: object) -> JsonObject:
     """{"a": {"b": value}} for the path a.b."""
-    for key in reversed(path):
-        value = {key: value}
-    return value
+    *parents, last = path
+    document: JsonObject = {last: value}
+    for key in reversed(parents):  # no recursion: a path may have thousands of keys
+        document = {key: document}
+    return document
 
 
-def _value(path: Path, values: list[Any], last: str = "->") -> str:
-    """The jsonb at a path (its words with `->>`); null where a key is missing. Keys are words: none steps into a list."""
+def _value(path: ColumnPath, values: list[object], last: str = "->") -> str:
+    """The jsonb at a path (its text with `->>`); null where a key is missing. Keys are strings: none steps into a list."""
     values.extend(path)
     return "meta" + " -> %s::varchar" * (len(path) - 1) + f" {last} %s::varchar"
 
 
-def _number(path: Path, op: str, numbers: list[float], values: list[Any]) -> str:
+def _number(path: ColumnPath, op: str, numbers: list[float], values: list[object]) -> str:
     typed = f"jsonb_typeof({_value(path, values)}) = 'number'"
     test = f"({_value(path, values, '->>')})::float8 {op} {'(%s::float8[])' if op == '= ANY' else '%s::float8'}"
     values.append(numbers if op == "= ANY" else numbers[0])

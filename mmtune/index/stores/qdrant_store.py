@@ -1,15 +1,13 @@
-"""Qdrant: one collection a (collection, version, modality), on a server or in the client's local mode.
+"""Qdrant: one collection per (collection, version, modality), on a server or in the client's local mode.
 
-`url`: http(s)://host:port (the key in QDRANT_API_KEY), or a directory for local mode (default: the place's own). Local mode
-serves one process at a time, searches exactly and keeps its vectors in memory: for notebooks and tests. A point's payload
-is {"id", "meta": the whole metadata as JSON, "f": {column: value}}, the columns being typed (`store_rows.column`), so that a
-filter means what it means everywhere. Each point is written whole; a killed upsert leaves some points new and some old,
-and the same upsert again makes them all new.
+url: http(s)://host:port (the key in QDRANT_API_KEY), or a directory for local mode (default: the location's own). Local mode
+serves one process at a time, searches exactly and keeps its vectors in memory: for notebooks and tests. A point's payload is
+{"id", "meta": the whole metadata as JSON, "f": {column: value}}, with typed columns (`store_rows.typed_column`), so that a filter
+has the same meaning as in other stores. Each point is written whole; a killed upsert leaves some points new and some old, and the
+same upsert again makes them all new.
 """
 
 import contextlib
-import functools
-import json
 import os
 import threading
 import time
@@ -17,30 +15,35 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune.errors import DataError, MissingExtra
-from mmtune.index.protocols import INDEXES, Hit, StoreLocation
-from mmtune.index.query.filters import All, AnyOf, Filter, In, IsNull, Not, Order, kind
+from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, value_kind
 from mmtune.index.stores import store_ranking, store_rows
+from mmtune.index.stores.store_protocol import Hit, StoreLocation
 
-FLAT_UP_TO = 20_000
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+    from qdrant_client.models import Filter as QdrantFilter
+
+MAX_FLAT = 20_000
 """Vectors that "auto" leaves to exact search."""
 
 GRAPH = {"m": 16, "ef_construct": 128}
-AT_ONCE = 512
+BATCH = 512
 PAGE = 10_000
-INDEXED_WORDS = 64
+MAX_INDEXED_LENGTH = 64
 """A column gets an index of the server when its first value has at most this many characters: categories, not prose."""
 
-SCHEMAS = {"n": "float", "s": "keyword", "b": "bool"}
-SPACE = uuid.UUID("6a1bd5a2-58f1-5d9e-b7c5-0c64a9a1f0de")
-"""Points are numbered by a UUID of the item's id in this name space."""
+COLUMN_TYPES = {"n": "float", "s": "keyword", "b": "bool"}
+NAMESPACE = uuid.UUID("6a1bd5a2-58f1-5d9e-b7c5-0c64a9a1f0de")
+"""Points are numbered by a UUID of the item's id in this namespace."""
 
 
-def _qdrant() -> Any:
+def _qdrant() -> ModuleType:
     try:
         import qdrant_client
         import qdrant_client.http.exceptions
@@ -49,18 +52,18 @@ def _qdrant() -> Any:
     return qdrant_client
 
 
-class _Client:
+class _SharedClient:
     """One client of a server or directory, shared by the stores of this process that name it (local mode locks it)."""
 
-    _open: dict[str, "_Client"] = {}
+    _open: dict[str, "_SharedClient"] = {}
     _guard = threading.Lock()
 
     def __init__(self, where: str):
         self.where, self.users, self.local = where, 0, not where.startswith(("http://", "https://"))
-        self._lock: Any = threading.RLock() if self.local else contextlib.nullcontext()
+        self._lock: contextlib.AbstractContextManager[object] = threading.RLock() if self.local else contextlib.nullcontext()
         try:
             if self.local:
-                _mend(Path(where))
+                _remove_empty_contents(Path(where))
                 self._client = _qdrant().QdrantClient(path=where, force_disable_check_same_thread=True)
             else:
                 key = os.environ.get("QDRANT_API_KEY")
@@ -73,15 +76,16 @@ class _Client:
             ) from None
 
     @classmethod
-    def take(cls, where: str) -> "_Client":
-        """The client for a place, made when nobody in this process has it."""
+    def acquire(cls, where: str) -> "_SharedClient":
+        """The client of a server or directory, made when this process has none."""
         with cls._guard:
             if where not in cls._open:
                 cls._open[where] = cls(where)
             cls._open[where].users += 1
             return cls._open[where]
 
-    def give_back(self) -> None:
+    def release(self) -> None:
+        """Close the client when its last user releases it."""
         with self._guard:
             self.users -= 1
             if self.users == 0:
@@ -89,7 +93,7 @@ class _Client:
                 del self._open[self.where]
 
     @contextlib.contextmanager
-    def use(self, label: str) -> Iterator[Any]:
+    def use(self, label: str) -> "Iterator[QdrantClient]":
         """The client, for one call; errors of the connection and of the server become DataError in one line."""
         exceptions = _qdrant().http.exceptions
         with self._lock, warnings.catch_warnings():
@@ -113,7 +117,7 @@ class _Client:
             file.execute("PRAGMA wal_checkpoint(FULL)")
 
 
-def _mend(directory: Path) -> None:
+def _remove_empty_contents(directory: Path) -> None:
     """A process killed while it made the directory leaves an empty table of contents, which the client cannot read."""
     contents = directory / "meta.json"
     if contents.is_file() and not contents.stat().st_size and not (directory / "collection").exists():
@@ -121,16 +125,16 @@ def _mend(directory: Path) -> None:
 
 
 class QdrantStore:
-    """See `contracts.Store`."""
+    """See `mmtune.index.stores.Store`."""
 
     kind = "qdrant"
 
-    def __init__(self, place: StoreLocation, client: _Client, label: str):
-        self._name, self._client, self._label = place.name, client, label
+    def __init__(self, location: StoreLocation, client: _SharedClient, label: str):
+        self._name, self._client, self._label = location.name, client, label
         with client.use(label) as c:
-            if not c.collection_exists(place.name):
+            if not c.collection_exists(location.name):
                 raise DataError(f"{label}: no such collection")
-            config = c.get_collection(place.name).config
+            config = c.get_collection(location.name).config
         stamp = store_rows.read_stamp(
             (config.metadata or {}).get("mmtune"), getattr(config.params.vectors, "size", None), label
         )
@@ -139,81 +143,82 @@ class QdrantStore:
         self._closed = False
 
     @staticmethod
-    def _connect(place: StoreLocation) -> tuple[_Client, str]:
-        where = place.url or str(place.directory)
+    def _connect(location: StoreLocation) -> tuple[_SharedClient, str]:
+        where = location.url or str(location.directory)
         if not where.startswith(("http://", "https://")):
             where = os.path.abspath(where.removeprefix("file://"))
-        return _Client.take(where), f"qdrant {where} collection {store_rows.check_name(place.name)}"
+        return _SharedClient.acquire(where), f"qdrant {where} collection {store_rows.check_name(location.name)}"
 
     @classmethod
-    def create(cls, place: StoreLocation, dim: int, fingerprint: str) -> "QdrantStore":
-        """An empty collection, stamped; what lay there before is replaced."""
-        client, label = cls._connect(place)
+    def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "QdrantStore":
+        """An empty collection, stamped; what was there before is replaced."""
+        client, label = cls._connect(location)
         models = _qdrant().models
         try:
             with client.use(label) as c:
-                c.delete_collection(place.name)
+                c.delete_collection(location.name)
                 c.create_collection(
-                    place.name,
+                    location.name,
                     # dot, not cosine: cosine would change the vectors' bits; no graph while they are loaded
                     vectors_config=models.VectorParams(size=dim, distance=models.Distance.DOT),
                     hnsw_config=models.HnswConfigDiff(m=0),
                     metadata={"mmtune": store_rows.stamp(fingerprint, dim, index="flat")},
                 )
-            return cls(place, client, label)
+            return cls(location, client, label)
         except BaseException:
-            client.give_back()
+            client.release()
             raise
 
     @classmethod
-    def open(cls, place: StoreLocation) -> "QdrantStore":
-        """The collection that lies there. DataError when there is none or it carries no stamp (servers before 1.16)."""
-        client, label = cls._connect(place)
+    def open(cls, location: StoreLocation) -> "QdrantStore":
+        """The collection at that location. DataError when there is none or it carries no stamp (servers before 1.16)."""
+        client, label = cls._connect(location)
         try:
-            return cls(place, client, label)
+            return cls(location, client, label)
         except BaseException:
-            client.give_back()
+            client.release()
             raise
 
-    def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, Any]]) -> None:
-        ids, vectors_ND, meta = store_rows.checked(ids, vectors_ND, meta, self.dim, self._label)
+    def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:
+        ids, vectors_ND, plain = store_rows.check_rows(ids, vectors_ND, meta, self.dim, self._label)
         models = _qdrant().models
-        for start in range(0, len(ids), AT_ONCE):
+        for start in range(0, len(ids), BATCH):
             points = []
-            for i in range(start, min(start + AT_ONCE, len(ids))):
-                seen = dict(store_rows.leaves(meta[i]))
-                self._index_columns(seen)
-                payload = {"id": ids[i], "meta": store_rows.document(meta[i]), "f": seen}
+            for i in range(start, min(start + BATCH, len(ids))):
+                values = dict(store_rows.typed_columns(plain[i]))
+                self._index_columns(values)
+                payload = {"id": ids[i], "meta": store_rows.document(plain[i]), "f": values}
                 points.append(models.PointStruct(id=_number(ids[i]), vector=vectors_ND[i].tolist(), payload=payload))
             with self._client.use(self._label) as c, self._client.batch(self._name):
                 c.upsert(self._name, points, wait=True)
 
-    def _index_columns(self, seen: Mapping[str, Any]) -> None:
+    def _index_columns(self, values: Mapping[str, object]) -> None:
         """A server filters by columns that it has an index of."""
         if self._client.local:
             return
-        for name, value in seen.items():
+        for name, value in values.items():
             if name not in self._columns:
                 self._columns.add(name)
-                if name[0] in SCHEMAS and len(str(value)) <= INDEXED_WORDS:
+                if name[0] in COLUMN_TYPES and len(str(value)) <= MAX_INDEXED_LENGTH:
                     with self._client.use(self._label) as c:
-                        c.create_payload_index(self._name, f"f.{name}", SCHEMAS[name[0]], wait=False)
+                        c.create_payload_index(self._name, f"f.{name}", COLUMN_TYPES[name[0]], wait=False)
 
     def delete(self, ids: Sequence[str]) -> None:
         numbers = [_number(i) for i in ids]
-        for start in range(0, len(numbers), AT_ONCE):
+        for start in range(0, len(numbers), BATCH):
             with self._client.use(self._label) as c, self._client.batch(self._name):
-                some = _qdrant().models.PointIdsList(points=numbers[start : start + AT_ONCE])
+                some = _qdrant().models.PointIdsList(points=numbers[start : start + BATCH])
                 c.delete(self._name, points_selector=some, wait=True)
 
-    def build(self, index: str = "auto") -> dict[str, Any]:
-        if index not in INDEXES:
-            raise DataError(f"{self._label}: no index {index!r}; there are {', '.join(INDEXES)}")
+    def build(
+        self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
+    ) -> dict[str, object]:
+        store_rows.check_index(index, self._label, search_dim, memory_mb)
         if index == "ivfpq":
             raise DataError(f"{self._label}: Qdrant makes graphs, not inverted lists; index flat or hnsw")
         if index == "auto":
-            index = "flat" if len(self) <= FLAT_UP_TO else "hnsw"
-        built: dict[str, Any] = {"index": index} | (GRAPH if index == "hnsw" else {})
+            index = "flat" if len(self) <= MAX_FLAT else "hnsw"
+        built: dict[str, object] = {"index": index} | (GRAPH if index == "hnsw" else {})
         if self._client.local and index == "hnsw":
             index, built = "flat", {"index": "flat", "note": "local mode searches exactly"}
         models = _qdrant().models
@@ -229,11 +234,11 @@ class QdrantStore:
 
     def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
         condition = None if where is None else _condition(where)
-        query_QD = store_rows.queries(query_QD, self.dim, k, self._label)
+        query_QD = store_rows.check_queries(query_QD, self.dim, k, self._label)
         widest = None if self._index == "flat" else 4 * k + 64
-        return [store_ranking.best(q, k, functools.partial(self._propose, q, condition), json.loads, widest) for q in query_QD]
+        return store_ranking.rank(query_QD, k, lambda q, width: self._propose(q, condition, width), widest)
 
-    def _propose(self, query_D: np.ndarray, condition: Any, width: int) -> store_ranking.Proposals:
+    def _propose(self, query_D: np.ndarray, condition: "QdrantFilter | None", width: int) -> store_ranking.Candidates:
         models = _qdrant().models
         how = models.SearchParams(exact=True) if self._index == "flat" else models.SearchParams(hnsw_ef=max(200, 2 * width))
         with self._client.use(self._label) as c:
@@ -247,20 +252,18 @@ class QdrantStore:
                 with_vectors=True,
             ).points
         vectors = np.array([p.vector for p in points], np.float32).reshape(-1, self.dim)
-        return [p.payload["id"] for p in points], vectors, [p.payload["meta"] for p in points]
+        payloads = [p.payload or {} for p in points]
+        return store_ranking.Candidates([p["id"] for p in payloads], vectors, [p["meta"] for p in payloads])
 
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
         ids = list(ids)
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for start in range(0, len(ids), PAGE):
             with self._client.use(self._label) as c:
                 numbers = [_number(i) for i in ids[start : start + PAGE]]
                 points = c.retrieve(self._name, numbers, with_payload=["id"], with_vectors=True)
-            found |= {p.payload["id"]: p.vector for p in points}
-        missing = [i for i in ids if i not in found]
-        if missing:
-            raise DataError(f"{self._label}: no id {missing[0]!r} ({len(missing)} of {len(ids)} missing)")
-        return np.array([found[i] for i in ids], np.float32).reshape(-1, self.dim)
+            found |= {(p.payload or {})["id"]: p.vector for p in points}
+        return store_rows.stack_in_order(ids, found, self.dim, self._label)
 
     def ids(self) -> list[str]:
         out: list[str] = []
@@ -268,7 +271,7 @@ class QdrantStore:
         while True:
             with self._client.use(self._label) as c:
                 points, at = c.scroll(self._name, limit=PAGE, offset=at, with_payload=["id"], with_vectors=False)
-            out.extend(p.payload["id"] for p in points)
+            out.extend((p.payload or {})["id"] for p in points)
             if at is None:
                 return out
 
@@ -277,11 +280,11 @@ class QdrantStore:
             return c.count(self._name, exact=True).count
 
     def size(self) -> int:
-        """Local: bytes on disk. A server does not tell: the bytes of the vectors alone."""
+        """Local mode: bytes on disk. A server does not report them: the bytes of the vectors alone."""
         if not self._client.local:
             return len(self) * self.dim * 4
         root = Path(self._client.where) / "collection" / self._name
-        return sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
+        return store_rows.directory_size(root)
 
     def drop(self) -> None:
         with self._client.use(self._label) as c:
@@ -290,38 +293,38 @@ class QdrantStore:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._client.give_back()
+            self._client.release()
 
 
 def _number(id: str) -> str:
-    return str(uuid.uuid5(SPACE, id))
+    return str(uuid.uuid5(NAMESPACE, id))
 
 
-def _condition(f: Filter) -> Any:
-    """A filter as Qdrant's own; values travel as values. DataError for an order of words, which Qdrant has not."""
+def _condition(f: Filter) -> "QdrantFilter":
+    """A filter as Qdrant's own, with bound values. DataError for an order of strings, which Qdrant does not have."""
     m = _qdrant().models
     match f:
         case Not(term):
             return m.Filter(must_not=[_condition(term)])
-        case All(terms):
+        case And(terms):
             return m.Filter(must=[_condition(t) for t in terms])
-        case AnyOf(terms):
+        case Or(terms):
             return m.Filter(should=[_condition(t) for t in terms])
         case IsNull(path):
-            fields = [m.PayloadField(key=f"f.{store_rows.column(k, path)}") for k in "nsbj"]
+            fields = [m.PayloadField(key=f"f.{store_rows.typed_column(k, path)}") for k in "nsbj"]
             return m.Filter(must=[m.IsEmptyCondition(is_empty=x) for x in fields])
-        case Order(path, op, value):
+        case Compare(path, op, value):
             if isinstance(value, str):
                 raise DataError(f"filter: Qdrant orders numbers only: {'.'.join(path)} {op} {value[:40]!r}; use = or in")
             bound = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}[op]
-            test = m.FieldCondition(key=f"f.{store_rows.column('n', path)}", range=m.Range(**{bound: value}))
+            test = m.FieldCondition(key=f"f.{store_rows.typed_column('n', path)}", range=m.Range(**{bound: value}))
             return m.Filter(must=[test])
         case In(path, values):
-            number, switch, words = (f"f.{store_rows.column(k, path)}" for k in "nbs")
-            tests = [m.FieldCondition(key=number, range=m.Range(gte=v, lte=v)) for v in values if kind(v) == "n"]
-            tests += [m.FieldCondition(key=switch, match=m.MatchValue(value=v)) for v in values if kind(v) == "b"]
-            some = [v for v in values if isinstance(v, str)]
-            if some:
-                tests.append(m.FieldCondition(key=words, match=m.MatchAny(any=some)))
+            number, boolean, string = (f"f.{store_rows.typed_column(k, path)}" for k in "nbs")
+            tests = [m.FieldCondition(key=number, range=m.Range(gte=v, lte=v)) for v in values if value_kind(v) == "n"]
+            tests += [m.FieldCondition(key=boolean, match=m.MatchValue(value=v)) for v in values if value_kind(v) == "b"]
+            strings = [v for v in values if isinstance(v, str)]
+            if strings:
+                tests.append(m.FieldCondition(key=string, match=m.MatchAny(any=strings)))
             return m.Filter(should=tests)
     raise TypeError(type(f))

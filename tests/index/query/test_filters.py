@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.errors import DataError
-from mmtune.index.query.filters import All, AnyOf, In, IsNull, Not, Order, kind, parse
+from mmtune.index.query.filters import And, Compare, In, IsNull, Not, Or, parse, value_kind
 
 APPLE = {
     "category": "Apple",
@@ -57,11 +57,11 @@ def test_what_a_filter_means(source, admitted):
 
 def test_the_tree_and_its_columns():
     tree = parse("a.b = 'x' and (c < 3 or not d is null) and e != true")
-    assert tree == All(
+    assert tree == And(
         (
             In(("a", "b"), ("x",)),
-            AnyOf((Order(("c",), "<", 3.0), Not(IsNull(("d",))))),
-            All((Not(IsNull(("e",))), Not(In(("e",), (True,))))),
+            Or((Compare(("c",), "<", 3.0), Not(IsNull(("d",))))),
+            And((Not(IsNull(("e",))), Not(In(("e",), (True,))))),
         )
     )
     assert tree.columns() == {("a", "b"), ("c",), ("d",), ("e",)}
@@ -150,7 +150,7 @@ def sentence(rng: random.Random, depth: int):
         v = m.get(column)
         if v is None:
             return False
-        same = kind(v) == kind(value)
+        same = value_kind(v) == value_kind(value)
         tests = {"=": lambda: same and v == value, "!=": lambda: not (same and v == value)}
         return bool((tests | {"<": lambda: same and v < value, ">=": lambda: same and v >= value})[op]())
 

@@ -1,0 +1,97 @@
+"""Searches of a collection: opens the version, runs the queries, fuses with BM25 or groups, and times them."""
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmtune import modalities
+from mmtune.errors import DataError, MmtuneError, ModelError
+from mmtune.index.catalog import Catalog
+from mmtune.index.feedback.feedback import FeedbackLog
+from mmtune.index.query.filters import Filter
+from mmtune.index.query.group_results import best_groups, first_per_group
+from mmtune.index.query.hybrid import DEPTH, ItemBm25, fuse
+from mmtune.index.query.query import NearestResults, Query, Results, search_version
+from mmtune.index.results import SearchResponse
+from mmtune.index.version_pool import VersionPool
+
+MAX_LENGTH_ERROR = 1e-3
+"""How far the length of a query vector may be from 1."""
+
+
+class Searcher:
+    """Threads share it. Queries with a value are registered with `feedback`, whose ids the responses carry."""
+
+    def __init__(self, pool: VersionPool, catalog: Catalog, feedback: FeedbackLog):
+        self.pool, self.catalog, self.feedback = pool, catalog, feedback
+        self._bm25: tuple[int, ItemBm25] | None = None
+        self._guard = threading.Lock()
+
+    def search(
+        self, queries: Sequence[Query], version: str | None = None, begin: float | None = None
+    ) -> list[SearchResponse | MmtuneError]:
+        """The response of each query, or its own error; one version (default: live) answers all of them.
+
+        begin: when the search began (`time.perf_counter`), if that was before this call.
+        """
+        opened = self.pool.open(version)
+        begin = time.perf_counter() if begin is None else begin
+        found = search_version(opened, queries, self._refine)
+        seconds, out = time.perf_counter() - begin, list[SearchResponse | MmtuneError]()
+        for query, results in zip(queries, found, strict=True):
+            if isinstance(results, MmtuneError):
+                out.append(results)
+            else:
+                out.append(SearchResponse(opened.version, opened.fingerprint, results, seconds, self._query_id(query)))
+        return out
+
+    def _query_id(self, query: Query) -> str:
+        content = query.content
+        if content is not None and content.data is not None:
+            return self.feedback.remember(query.modality, content.data, content.label)
+        return query.item or ""
+
+    def search_vectors(
+        self,
+        vectors: np.ndarray,
+        fingerprint: str,
+        k: int,
+        where: Filter | None,
+        version: str | None,
+        target: Sequence[str] | None,
+    ) -> list[SearchResponse]:
+        """See `Collection.search_vectors`."""
+        opened, begin = self.pool.open(version), time.perf_counter()
+        if fingerprint != opened.fingerprint:
+            raise ModelError(
+                f"these vectors are of {fingerprint or 'no model'}, version {opened.version} is of {opened.fingerprint}: "
+                "vectors of two models are not comparable; embed the queries with the version's own model"
+            )
+        query_QD = np.atleast_2d(np.asarray(vectors, np.float32))
+        lengths = np.linalg.norm(query_QD, axis=-1)
+        if query_QD.shape[-1] == opened.dim and not (abs(lengths - 1) <= MAX_LENGTH_ERROR).all():
+            raise DataError(f"search_vectors: vectors of length {lengths.min():.4g} to {lengths.max():.4g}; a model's have 1")
+        found = opened.search(query_QD, k, where, target)
+        seconds = (time.perf_counter() - begin) / max(1, len(found))
+        return [SearchResponse(opened.version, opened.fingerprint, results, seconds) for results in found]
+
+    def _refine(self, query: Query, nearest: NearestResults) -> Results:
+        """The further step of a hybrid or grouped query."""
+        if query.hybrid:
+            results = self._fused(query, nearest(max(query.k, DEPTH)))
+            return first_per_group(results, query.group_by) if query.group_by else results
+        assert query.group_by is not None
+        item = self.catalog.items([query.item]).get(query.item) if query.item is not None else None
+        return best_groups(nearest, query.k, query.group_by, item.payload.get(query.group_by) if item else None)
+
+    def _fused(self, query: Query, results: Results) -> Results:
+        if query.content is None or not modalities.get(query.modality).language:
+            raise DataError(f"hybrid search is by words; a value of {query.modality} has none")
+        with self._guard:
+            seq = self.catalog.seq
+            if self._bm25 is None or self._bm25[0] != seq:
+                self._bm25 = (seq, ItemBm25(self.catalog))
+            bm25 = self._bm25[1]
+        return fuse(bm25, str(query.content.signal), results, query.where)

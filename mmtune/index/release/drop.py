@@ -1,0 +1,26 @@
+"""Remove a version that is not live."""
+
+from mmtune.errors import DataError
+from mmtune.index import audit_log
+from mmtune.index.layout import Layout
+from mmtune.index.results import DropResult
+from mmtune.index.version_pool import VersionPool
+
+
+def drop_version(layout: Layout, pool: VersionPool, version: str, why: str | None = None) -> DropResult:
+    """Remove a version and its vectors for good. DataError for the live version. Its pinned model stays."""
+    with layout.lock():
+        live = layout.live()
+        if live["version"] == version:
+            raise DataError(f"{version} is live; promote another one first")
+        record = layout.record(version)
+        audit_log.append(layout, audit_log.event("drop", version, why))
+        history = [v for v in live["history"] if v != version]
+        if history != live["history"]:
+            layout.set_live({**live, "history": history, "previous": history[-1] if history else None})
+        (layout.directory(version) / "version.json").unlink()
+        for m in record["modalities"]:
+            with pool.store(record, m) as store:
+                store.drop()
+        pool.forget(version)
+    return DropResult(version)

@@ -1,0 +1,44 @@
+"""Safetensors files read through memory maps: the header is parsed, the arrays stay on disk."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmtune.errors import DataError
+
+DTYPES = {"F32": np.float32, "I64": np.int64}
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Arrays by name, mapped read-only, and the metadata of the header."""
+
+    arrays: Mapping[str, np.ndarray]
+    metadata: Mapping[str, str]
+
+
+def map_tensors(path: Path, advice: str) -> TensorFile:
+    """Map a file of float32 and int64 arrays. DataError with `advice` for a damaged file, FileNotFoundError when there is none."""
+    try:
+        with open(path, "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size))
+        metadata = header.pop("__metadata__", {})
+        arrays = {name: _mapped(path, 8 + size, entry) for name, entry in header.items()}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+        raise DataError(f"{path}: {advice.format(error=e)}") from None
+    return TensorFile(arrays, metadata)
+
+
+def _mapped(path: Path, start: int, entry: Mapping[str, object]) -> np.ndarray:
+    dtype, shape, offsets = DTYPES[str(entry["dtype"])], entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError("its header has no shapes")
+    if 0 in shape:  # an empty array cannot be mapped
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", start + offsets[0], tuple(shape)).view(np.ndarray)

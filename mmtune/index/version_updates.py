@@ -1,0 +1,92 @@
+"""Changes of the items, and bringing every version up to date with them."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from mmtune.contracts import Row
+from mmtune.errors import DataError, ModelError
+from mmtune.index import audit_log
+from mmtune.index.catalog import Catalog
+from mmtune.index.integrity import catalog_behind
+from mmtune.index.item_vectors import embed_missing, fill_store
+from mmtune.index.layout import Layout, VersionRecord
+from mmtune.index.results import DeleteResult, RejectedRow, UpsertResult
+from mmtune.index.version_pool import VersionPool
+from mmtune.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+    from mmtune.model.dual_encoder import Model
+
+
+class VersionUpdates:
+    """Writes changes into the catalog, then into the stores of every version: live, staged, and those to roll back to."""
+
+    def __init__(self, layout: Layout, catalog: Catalog, pool: VersionPool):
+        self.layout, self.catalog, self.pool = layout, catalog, pool
+
+    def upsert(self, data: "Data | str | Iterable[Row]", prune: bool, quiet: bool) -> UpsertResult:
+        """Insert or replace items by id; with `prune`, delete those that packed data lack."""
+        from mmtune.data.shards.dataset import Data, open_data
+
+        rejected: list[RejectedRow] = []
+        rows = open_data(data) if isinstance(data, str) else data
+        with self.layout.lock():
+            self.require_current_catalog()
+            if isinstance(rows, Data):
+                counts = self.catalog.upsert_data(rows, prune)
+            else:
+                counts, rejected = self.catalog.upsert_rows(rows)
+            audit_log.append(self.layout, audit_log.event("upsert", items=counts.new + counts.changed))
+        behind = self.update_all(quiet)
+        return UpsertResult(counts.new, counts.changed, counts.same, counts.kept, counts.deleted, rejected, behind)
+
+    def delete(self, ids: Sequence[str]) -> DeleteResult:
+        """Remove items by id."""
+        with self.layout.lock():
+            self.require_current_catalog()
+            count = self.catalog.delete(list(ids))
+            audit_log.append(self.layout, audit_log.event("delete", items=count))
+        return DeleteResult(count, len(set(ids)) - count, self.update_all())
+
+    def require_current_catalog(self) -> None:
+        """DataError when the catalog is older than a version; to be called before the catalog changes."""
+        for version in self.layout.versions():
+            for reason in catalog_behind(version, self.catalog, self.layout.applied_seq(version)):
+                raise DataError(reason)
+
+    def update_all(self, quiet: bool = True) -> dict[str, str]:
+        """Bring every version up to date; {version: why not}. A damaged version does not hold up the others."""
+        behind = {}
+        for version in self.layout.versions():
+            try:
+                since = self.layout.applied_seq(version)
+                if since < self.catalog.seq:
+                    record, model = self.layout.record(version), self.pool.open(version).model
+                    cache = self.pool.vector_cache(record["fingerprint"], record["dim"])
+                    for m in record["modalities"]:  # the long part, without the lock
+                        count = self.catalog.counts().get(m, 0)
+                        with Progress(f"embed {m} for {version}", count, "items", quiet) as progress:
+                            embed_missing(model, self.catalog, cache, self.catalog.changed(since), m, progress.advance)
+                    with self.layout.lock():
+                        self.update(record, model)
+            except (ModelError, DataError) as e:
+                behind[version] = str(e)
+        return behind
+
+    def update(self, record: VersionRecord, model: "Model", built_until: int | None = None) -> int:
+        """Under the write lock: apply the changes that the version lacks; returns the sequence number that it is at then.
+
+        built_until: the number up to which a version that is being built was filled.
+        """
+        version = record["version"]
+        since = self.layout.applied_seq(version) if built_until is None else built_until
+        until = self.catalog.seq
+        if since < until:
+            cache = self.pool.vector_cache(record["fingerprint"], record["dim"])
+            for m in record["modalities"]:
+                embed_missing(model, self.catalog, cache, self.catalog.changed(since, until), m, lambda n: None)
+                with self.pool.store(record, m) as store:
+                    fill_store(store, cache, self.catalog.changed(since, until), m)
+        self.layout.set_applied_seq(version, until)
+        return until
