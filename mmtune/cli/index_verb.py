@@ -8,7 +8,6 @@
 """
 
 import argparse
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,9 @@ def _build_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--store", help="faiss (default), lancedb, pgvector, qdrant")
     p.add_argument("--url", help="the store's database, or env:NAME of the variable that holds it")
     p.add_argument("--index", default="auto", help="auto (default), flat, hnsw, ivfpq")
-    p.add_argument("--short", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)")
+    p.add_argument(
+        "--search-dim", "--short", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)"
+    )
     p.add_argument("--memory-mb", type=int, metavar="N", help="what making an ivfpq index may take (default 1024; faiss)")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -92,13 +93,13 @@ def _build(args: argparse.Namespace) -> Result:
             index=args.index,
             modalities=args.only,
             dim=args.dim,
-            short=args.short,
+            search_dim=args.search_dim,
             memory_mb=args.memory_mb,
             prune=args.prune,
             batch_size=args.batch_size,
             quiet=args.quiet,
         )
-    return Result(done, say.built(done))
+    return Result(done.to_dict(), say.built(done))
 
 
 def _embed_arguments(p: argparse.ArgumentParser) -> None:
@@ -123,7 +124,7 @@ def _embed(args: argparse.Namespace) -> Result:
 
         on_ray(embed_into_collection, (*given, True), args.workers, dim=args.dim)
     done = embed_into_collection(*given, args.quiet, dim=args.dim)
-    return Result(done, say.embedded(done, args.collection))
+    return Result(done.to_dict(), say.embedded(done, args.collection))
 
 
 def _plan_arguments(p: argparse.ArgumentParser) -> None:
@@ -135,21 +136,18 @@ def _plan_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Result:
-    from mmtune.index.release.cost import plan
+    from mmtune.index.release.cost import estimate_data_cost
 
-    with _open(args) if args.collection else contextlib.nullcontext() as coll:
-        document = plan(
-            args.model,
-            _data(args.data),
-            args.items,
-            args.price_per_hour,
-            coll=coll,
-            modalities=args.only,
-            dim=args.dim,
-            sample=args.sample,
-            batch_size=args.batch_size,
-        )
-    return Result(document, say.plan(document))
+    amounts = args.items, args.price_per_hour
+    options = {"dim": args.dim, "sample": args.sample, "batch_size": args.batch_size}
+    if args.collection:
+        with _open(args) as coll:
+            cost = coll.plan(args.model, _data(args.data), *amounts, modalities=args.only, **options)
+    elif args.data:
+        cost = estimate_data_cost(args.model, args.data, *amounts, wanted=args.only, **options)
+    else:
+        raise DataError("plan: what is to be embedded? name a COLLECTION or --data DATA")
+    return Result(cost.to_dict(), say.plan(cost))
 
 
 def _upsert_arguments(p: argparse.ArgumentParser) -> None:
@@ -159,7 +157,7 @@ def _upsert_arguments(p: argparse.ArgumentParser) -> None:
 def _upsert(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         done = coll.upsert(_data(args.data), quiet=False)
-    return Result(done, say.taken(done), 1 if done["behind"] else 0)
+    return Result(done.to_dict(), say.taken(done), 1 if done.behind else 0)
 
 
 def _delete_arguments(p: argparse.ArgumentParser) -> None:
@@ -169,7 +167,7 @@ def _delete_arguments(p: argparse.ArgumentParser) -> None:
 def _delete(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         done = coll.delete(args.ids)
-    return Result(done, f"{done['deleted']} deleted, {done['unknown']} unknown", 1 if done["behind"] else 0)
+    return Result(done.to_dict(), f"{done.deleted} deleted, {done.unknown} unknown", 1 if done.behind else 0)
 
 
 def _drop_arguments(p: argparse.ArgumentParser) -> None:
@@ -180,7 +178,7 @@ def _drop_arguments(p: argparse.ArgumentParser) -> None:
 def _drop(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         done = coll.drop(args.version, args.why)
-    return Result(done, f"{args.version} is gone")
+    return Result(done.to_dict(), f"{args.version} is gone")
 
 
 # --- searching ---------------------------------------------------------------------------------------------------
@@ -198,7 +196,12 @@ def _search_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--version", metavar="VERSION", help="ask this version (default: live)")
     p.add_argument("--target", action="append", metavar="NAME", help="only what this modality's index finds")
     p.add_argument("--hybrid", action="store_true", help="fused with BM25 over the items' words")
-    p.add_argument("--per", metavar="COLUMN", help='"group" or metadata: one answer for each, the best, e.g. of all its photos')
+    p.add_argument(
+        "--group-by",
+        "--per",
+        metavar="COLUMN",
+        help='"group" or a metadata column: one result for each of its values, the best, e.g. of all photos of a product',
+    )
 
 
 def _query(args: argparse.Namespace) -> Any:
@@ -220,18 +223,16 @@ def _query(args: argparse.Namespace) -> Any:
 
 def _search(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
-        answer = coll.search(
+        response = coll.search(
             k=args.k,
             where=args.filter,
             version=args.version,
             target=args.target,
             hybrid=args.hybrid,
-            per=args.per,
+            group_by=args.group_by,
             **_query(args),
         )
-    document: dict[str, Any] = {"version": answer.version, "fingerprint": answer.fingerprint, "results": answer.results}
-    document |= {"seconds": answer.seconds, "query": answer.query}
-    return Result(document, say.answer(answer))
+    return Result(response.to_dict(), say.response(response))
 
 
 # --- deciding ----------------------------------------------------------------------------------------------------
@@ -253,8 +254,9 @@ def _shadow(args: argparse.Namespace) -> Result:
             coll.shadow(args.version, 0.1 if args.fraction is None else args.fraction)
         if args.queries and args.version:
             coll.shadow_searches.replay(args.version, _data(args.queries), args.k, quiet=False)
-        document = {**coll.shadow_report(args.version), "preference": coll.preference(args.version)}
-    return Result(document, say.shadow(document))
+        report, preference = coll.shadow_report(args.version), coll.preference(args.version)
+    document = {**report.to_dict(), "preference": preference.to_dict()}
+    return Result(document, say.shadow(report, preference))
 
 
 def _promote_arguments(p: argparse.ArgumentParser) -> None:
@@ -289,7 +291,7 @@ def _promote(args: argparse.Namespace) -> Result:
             min_recall=args.min_recall,
             max_slowdown=args.max_slowdown,
         )
-    return Result(done, say.promoted(done), 0 if done["promoted"] else 1)
+    return Result(done.to_dict(), say.promoted(done), 0 if done.promoted else 1)
 
 
 def _rollback_arguments(p: argparse.ArgumentParser) -> None:
@@ -299,7 +301,7 @@ def _rollback_arguments(p: argparse.ArgumentParser) -> None:
 def _rollback(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         done = coll.rollback(args.why)
-    return Result(done, f"{done['version']} is live again (it was {done['rolled_back']})")
+    return Result(done.to_dict(), f"{done.version} is live again (it was {done.rolled_back})")
 
 
 def _judgments_arguments(p: argparse.ArgumentParser) -> None:
@@ -310,9 +312,9 @@ def _judgments(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
         done = coll.export_feedback(args.out)
     return Result(
-        done,
-        f"{done['verdicts']} verdicts in {done['judgments']}, their rows in {done['data']}; {done['unused']} unused"
-        + (f"\npairs to train on in {done['pairs']}" if done["pairs"] else ""),
+        done.to_dict(),
+        f"{done.verdicts} verdicts in {done.judgments}, their rows in {done.data}; {done.unused} unused"
+        + (f"\npairs to train on in {done.pairs}" if done.pairs else ""),
     )
 
 
@@ -325,8 +327,8 @@ def _nothing(p: argparse.ArgumentParser) -> None:
 
 def _status(args: argparse.Namespace) -> Result:
     with _open(args) as coll:
-        document = coll.status()
-    return Result(document, say.status(document))
+        status = coll.status()
+    return Result(status.to_dict(), say.status(status))
 
 
 def _journal(args: argparse.Namespace) -> Result:

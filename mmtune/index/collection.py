@@ -35,6 +35,7 @@ from mmtune.index.results import (
     DeleteResult,
     DropResult,
     FeedbackExport,
+    InterleavedResult,
     Preference,
     PromotionResult,
     RollbackResult,
@@ -244,10 +245,15 @@ class Collection:
         which version is preferred."""
         teams = self.interleaving.teams(version)
         responses = {team: self.search(k=k, version=name, **query) for team, name in teams.items()}
-        results = {team: r.results for team, r in responses.items()}
-        impression, merged = self.interleaving.merge(teams, results, responses["live"].query, k, rng or random.Random())
+        rankings, query_id = {team: r.ids for team, r in responses.items()}, responses["live"].query
+        impression, drafted = self.interleaving.draft(teams, rankings, query_id, k, rng or random.Random())
+        by_id = {team: {r.id: r for r in response.results} for team, response in responses.items()}
+        results = []
+        for id, team in drafted:
+            r = by_id[team][id]
+            results.append(InterleavedResult(r.id, r.score, r.modality, r.group, r.meta, team, teams[team]))
         seconds = sum(r.seconds for r in responses.values())
-        return SearchResponse("|".join(teams.values()), "", merged, seconds, impression)
+        return SearchResponse("|".join(teams.values()), "", results, seconds, impression)
 
     def preference(self, version: str | None = None) -> Preference:
         """Wins of the staged version over the live one in clicked interleaved responses, with an interval."""

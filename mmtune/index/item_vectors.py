@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.embedding.embed import embed_rows
+from mmtune.embedding.embed_rows import embed_rows
 from mmtune.errors import ModelError
 from mmtune.index.catalog import STORED_HERE, Catalog, Item, labels_of
 from mmtune.index.release.canaries import embed_bytes
@@ -80,7 +80,7 @@ def embed_items(model: "Model", catalog: Catalog, items: Sequence[Item], modalit
         places = [catalog.locate(i, modality) for i in of_source]
         rows = np.array([row for _, row in places])
         order = np.argsort(rows)
-        vectors_ND[at[order]] = embed_rows(model, places[0][0], modality, rows[order], batch_size, lambda n: None, None)
+        vectors_ND[at[order]] = embed_rows(model, places[0][0], modality, rows[order], batch_size=batch_size)
     return vectors_ND
 
 

@@ -58,7 +58,7 @@ class OpenVersion:
         keys = [None if c.data is None else (self.fingerprint, modality, c.label) for c in contents]
         cached = [self._query_cache.get(key) if key else None for key in keys]
         absent = [n for n, vector_D in enumerate(cached) if vector_D is None]
-        for n, vector_D in zip(absent, self._forward(modality, [contents[n].signal for n in absent]), strict=True):
+        for n, vector_D in zip(absent, self.encode_signals(modality, [contents[n].signal for n in absent]), strict=True):
             out[n] = vector_D
             if key := keys[n]:
                 self._query_cache.put(key, out[n].copy())
@@ -67,7 +67,7 @@ class OpenVersion:
                 out[n] = known_D
         return out
 
-    def _forward(self, modality: str, signals: Sequence[Signal]) -> Iterator[np.ndarray]:
+    def encode_signals(self, modality: str, signals: Sequence[Signal]) -> Iterator[np.ndarray]:
         """Vectors [D] of decoded queries, in order. ModelError when the model was changed since the version was opened."""
         if self.model.fingerprint != self.fingerprint:
             raise ModelError(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def to_json(value: object) -> object:
     """`value` with every `CollectionResult`, mapping and sequence in it as plain dicts and lists."""
+    if isinstance(value, CollectionResult):
+        return value.to_dict()
     if isinstance(value, Mapping):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -23,28 +25,32 @@ def to_json(value: object) -> object:
     return value
 
 
-class CollectionResult(Mapping[str, object]):
-    """Base of the results: a dataclass that is also a read-only mapping from its fields' names to their values."""
+class CollectionResult:
+    """Base of the results. Fields are keys too: `result["id"]`, `dict(result)`, `"id" in result`; a result equals a dict with the
+    same content. (It is no `Mapping`, because a field may be called `items`.)"""
 
-    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]  # results compare by content, which may be mutable
 
-    def _names(self) -> list[str]:
+    def keys(self) -> list[str]:
+        """The names of the fields."""
         return [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]  # subclasses are dataclasses
 
     def __getitem__(self, key: str) -> object:
-        if key not in self._names():
+        if key not in self.keys():
             raise KeyError(key)
         return getattr(self, key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
+        return iter(self.keys())
 
-    def __len__(self) -> int:
-        return len(self._names())
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CollectionResult | Mapping):
+            return NotImplemented
+        return self.to_dict() == to_json(other)
 
     def to_dict(self) -> JsonObject:
         """A JSON document with the same keys."""
-        return {name: to_json(getattr(self, name)) for name in self}
+        return {name: to_json(getattr(self, name)) for name in self.keys()}
 
 
 # --- searching ---------------------------------------------------------------------------------------------------
@@ -107,7 +113,7 @@ class SearchResponse(CollectionResult):
         """One row per result; metadata columns are named `meta.NAME`."""
         import pandas
 
-        rows = [{k: v for k, v in r.items() if k != "meta"} | {f"meta.{k}": v for k, v in r.meta.items()} for r in self.results]
+        rows = [{k: r[k] for k in r if k != "meta"} | {f"meta.{k}": v for k, v in r.meta.items()} for r in self.results]
         return pandas.DataFrame(rows)
 
 

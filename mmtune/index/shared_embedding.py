@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune import modalities
-from mmtune.embedding.embed import embed_rows, shared_modalities
+from mmtune.embedding.embed_rows import embed_rows, shared_modalities
 from mmtune.errors import DataError
 from mmtune.index.layout import Layout
 from mmtune.index.pinned_model import load_for_embedding, pin_model
 from mmtune.index.results import EmbeddingCounts, SharedEmbeddingResult
 from mmtune.index.vector_cache import VectorCache
-from mmtune.runtime.distributed import own_device
+from mmtune.runtime.distributed import local_device
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once
 
@@ -62,7 +62,7 @@ def embed_into_collection(
     manifest = collection / "collection.json"
     run_jobs_once([manifest], lambda p: p, Path.exists, _create_collection)
     rows = open_data(data) if isinstance(data, str) else data
-    pinned = pin_model(collection, load_for_embedding(model, dim)).to(own_device())
+    pinned = pin_model(collection, load_for_embedding(model, dim)).to(local_device())
     both = shared_modalities(pinned, rows, wanted)
     names = both if wanted else modalities.non_language(both)
     cache = VectorCache(collection / "vectors" / pinned.fingerprint, pinned.fingerprint, pinned.dim)
@@ -83,7 +83,7 @@ def _embed_modality(
         def make(job: EmbeddingJob) -> None:
             nonlocal embedded
             new = job.rows[~known[job.rows]]
-            vectors_ND = embed_rows(model, data, modality, new, batch_size, progress.advance, None)
+            vectors_ND = embed_rows(model, data, modality, new, batch_size=batch_size, advance=progress.advance)
             cache.write(modality, labels[new], vectors_ND, job.path.stem)
             embedded += len(new)
 

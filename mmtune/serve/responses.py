@@ -12,7 +12,7 @@ from mmtune.serve.schemas import SearchDocument, SearchResult
 
 if TYPE_CHECKING:
     from mmtune.index.catalog import Item
-    from mmtune.index.protocols import SearchResponse
+    from mmtune.index.results import SearchResponse
 
 log = logging.getLogger("mmtune.serve")
 CODES = {404: "not_found", 409: "conflict", 422: "invalid", 503: "not_open"}
@@ -46,7 +46,7 @@ def search_document(response: "SearchResponse", items: "Mapping[str, Item]") -> 
     """A search's results as JSON; every result names the addresses of its item's values."""
     results: list[SearchResult] = []
     for result in response.results:
-        item = items.get(result["id"])
+        item = items.get(result.id)
         values = {m: value_address(item.id, m) for m in item.contents} if item else {}
         results.append({**result, "values": values})  # type: ignore[typeddict-item]
     return {

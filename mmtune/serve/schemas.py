@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from mmtune import modalities
-from mmtune.index.feedback.feedback import KINDS
+from mmtune.index.feedback.feedback import VERDICT_OF
 from mmtune.index.query.filters import encodable
 from mmtune.index.stores.store_rows import ID_BYTES
 from mmtune.serve.settings import Limits
@@ -140,7 +140,7 @@ class FeedbackFields(RequestFields):
 
     query: ShortString = Field(description="the `query` of an answer")
     item: ShortString
-    kind: ShortString = Field(json_schema_extra={"enum": list(KINDS)})
+    kind: ShortString = Field(json_schema_extra={"enum": list(VERDICT_OF)})
     version: ShortString | None = None
     rank: int | None = None
     score: float | None = None
@@ -152,7 +152,7 @@ class SearchResult(TypedDict):
 
     id: str
     score: Annotated[float, Field(description="cosine similarity of query and item; of a hybrid search the fused score")]
-    found: Annotated[str, Field(description="the modality that matched")]
+    modality: Annotated[str | None, Field(description="whose vectors matched; null: only BM25 did")]
     group: str | None
     meta: dict[str, JsonValue]
     values: Annotated[dict[str, str], Field(description="modality -> address of the item's own value on this server")]

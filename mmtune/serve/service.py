@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 from mmtune import modalities
 from mmtune.contracts import JsonObject, Row
 from mmtune.errors import DataError, MmtuneError, ModelError, Rejected
-from mmtune.index.feedback.interleave import rivals, show
-from mmtune.index.open_version import decode_query
 from mmtune.index.query.filters import parse
 from mmtune.index.query.query import Query
-from mmtune.index.stores.store_rows import check_id, plain
+from mmtune.index.query_content import decode_query
+from mmtune.index.stores.store_rows import check_id, plain_metadata
 from mmtune.serve.batcher import Batcher
 from mmtune.serve.error_responses import RequestError, invalid, too_many
 from mmtune.serve.memory_limit import MemoryLimit
@@ -120,20 +119,22 @@ class Service:
 
         def versions_of() -> dict[str, str]:
             with errors_as(422):
-                return rivals(self.collection, self.version(other) or "live")
+                return self.collection.interleaving.teams(self.version(other) or "live")
 
         versions = await self.run_blocking(versions_of)
         answers = await asyncio.gather(*(self._search(name, query) for name in versions.values()))
-        results = {team: cast(list[JsonObject], a["results"]) for team, a in zip(versions, answers, strict=True)}
+        by_id = {team: {r["id"]: r for r in a["results"]} for team, a in zip(versions, answers, strict=True)}
+        rankings = {team: list(results) for team, results in by_id.items()}
         impression, drafted = await self.run_blocking(
-            show, self.collection, versions, results, answers[0]["query"], query.k, self._random
+            self.collection.interleaving.draft, versions, rankings, answers[0]["query"], query.k, self._random
         )
+        results = [{**by_id[team][id], "team": team, "version": versions[team]} for id, team in drafted]
         return {
             "version": "|".join(versions.values()),
             "fingerprint": "",
             "query": impression,
             "seconds": max(a["seconds"] for a in answers),
-            "results": drafted,  # type: ignore[typeddict-item]
+            "results": results,  # type: ignore[typeddict-item]
         }
 
     def _size_and_query(self, request: SearchRequest) -> tuple[int, Query | None]:
@@ -159,7 +160,7 @@ class Service:
     async def _search(self, version: str | None, query: Query) -> SearchDocument:
         """Search in a shared batch; in a thread of its own where the query needs more than the nearest neighbours, or where
         the version has to be opened first."""
-        document = None if query.alone else await self.batcher.submit(version, query)
+        document = None if not query.nearest_only else await self.batcher.submit(version, query)
         if document is not None:
             return document
         (found,) = await self.run_blocking(self._search_many, version, [query])
@@ -182,7 +183,7 @@ class Service:
         errors = {n: e for n, q in enumerate(queries) if (e := self._unanswerable(opened, q, known)) is not None}
         rest = [q for n, q in enumerate(queries) if n not in errors]
         responses = iter(responses_of := self.collection.search_many(rest, version))
-        items = self.items(list({r["id"] for a in responses_of if not isinstance(a, MmtuneError) for r in a.results}))
+        items = self.items(list({r.id for a in responses_of if not isinstance(a, MmtuneError) for r in a.results}))
         out: list[SearchDocument | RequestError] = []
         for n, query in enumerate(queries):
             if n in errors:
@@ -192,7 +193,7 @@ class Service:
             if isinstance(response, MmtuneError):
                 out.append(request_error(response, 422))
                 continue
-            self.metrics.searches.labels(response.version, query.name or "item").inc()
+            self.metrics.searches.labels(response.version, query.modality or "item").inc()
             if not response.results:
                 self.metrics.empty.labels(response.version).inc()
             out.append(search_document(response, items))
@@ -201,9 +202,9 @@ class Service:
     def _unanswerable(self, opened: "OpenVersion", query: Query, known: "Mapping[str, Item]") -> RequestError | None:
         if query.item is not None:
             return None if query.item in known else no_item(query.item)
-        if query.name not in opened.model.towers:
+        if query.modality not in opened.model.towers:
             able = ", ".join([*opened.model.towers, "item"])
-            return invalid(f"version {opened.version} takes no query of {query.name}; it takes {able}")
+            return invalid(f"version {opened.version} takes no query of {query.modality}; it takes {able}")
         return None
 
     def version(self, wanted: str | None) -> str | None:
@@ -261,7 +262,7 @@ class Service:
             raise invalid(f"an item needs a value: one of {', '.join(modalities.names())}")
         with errors_as(422):
             check_id(id, "items")
-            meta = plain(fields.meta, "meta")
+            meta = plain_metadata(fields.meta, "meta")
             for name, data in body.values.items():
                 decoded_bytes(name, data, limits)
                 try:
@@ -270,10 +271,9 @@ class Service:
                     raise invalid(f"{name}: {e}", field=name) from None
         with errors_as(409):
             done = self.collection.upsert([Row(id, fields.group, body.values, meta)])
-        if done["rejected"]:
-            raise invalid(done["rejected"][0]["reason"])
-        behind = self._behind(done["behind"])
-        return {"id": id, "created": bool(done["new"]), "changed": bool(done["changed"]), "behind": behind}
+        if done.rejected:
+            raise invalid(done.rejected[0].reason)
+        return {"id": id, "created": bool(done.new), "changed": bool(done.changed), "behind": self._behind(done.behind)}
 
     def delete(self, id: str) -> DeleteDocument:
         """Remove an item from every version. RequestError 404, 409."""
@@ -281,7 +281,7 @@ class Service:
             raise no_item(id)
         with errors_as(409):
             done = self.collection.delete([id])
-        return {"id": id, "deleted": bool(done["deleted"]), "behind": self._behind(done["behind"])}
+        return {"id": id, "deleted": bool(done.deleted), "behind": self._behind(done.behind)}
 
     def _behind(self, reasons: Mapping[str, str]) -> list[str]:
         """The versions that could not take a change; the reasons go to the log."""
@@ -308,7 +308,7 @@ class Service:
         pointer = self.collection.layout.live()
         names = ("version", "fingerprint", "dim", "modalities", "items", "created", "behind", "live")
         versions = [
-            cast(VersionDocument, {**{k: v.get(k) for k in names}, "open": v["version"] in self.collection.open_versions})
+            cast(VersionDocument, {**{k: v[k] for k in names}, "open": v.version in self.collection.open_versions})
             for v in self.collection.versions()
         ]
         return {
@@ -324,7 +324,7 @@ class Service:
     def shadow(self, version: str | None) -> JsonObject:
         """What repeated searches and interleaved answers tell about a staged version. RequestError 404."""
         name = self.version(version)
-        return {**self.collection.shadow_report(name), "preference": self.collection.preference(name)}
+        return {**self.collection.shadow_report(name).to_dict(), "preference": self.collection.preference(name).to_dict()}
 
     def ready(self) -> ReadyDocument:
         """The live version, when it is open: a search need not wait for a model. RequestError 503."""

@@ -13,7 +13,8 @@ from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.index import item_vectors
 from mmtune.index.collection import Collection
-from mmtune.index.query.group_results import best_of_each, one_each
+from mmtune.index.query.group_results import best_groups, first_per_group
+from mmtune.index.results import CostEstimate, ModalityCost, SearchResult
 from mmtune.search.exact import topk
 from mmtune.search.tie_order import tie_order
 from tests.support.corpora import packed
@@ -88,34 +89,35 @@ def test_one_answer_a_group(coll, shelf):
     """k counts groups; each is its best item, as if everything had been ranked and the rest of its items struck out."""
     ranked = coll.search(text="a red square", k=50).results
     for k in (1, 2, 4):
-        found = coll.search(text="a red square", k=k, per="group")
+        found = coll.search(text="a red square", k=k, group_by="group")
         assert found.ids == first_of_each(ranked, lambda r: r["group"])[:k]
-    assert coll.search(text="a red square", k=9, per="shade").ids == first_of_each(ranked, lambda r: r["meta"]["shade"])
-    dark = coll.search(text="a red square", k=50, per="group", where="shade = 'dark'").results
+    assert coll.search(text="a red square", k=9, group_by="shade").ids == first_of_each(ranked, lambda r: r["meta"]["shade"])
+    dark = coll.search(text="a red square", k=50, group_by="group", where="shade = 'dark'").results
     assert {r["meta"]["shade"] for r in dark} == {"dark"} and len({r["group"] for r in dark}) == len(dark)
     data = open_data(shelf["data"])
-    like = coll.search(item=data.ids[3], k=50, per="group").results
+    like = coll.search(item=data.ids[3], k=50, group_by="group").results
     assert {r["group"] for r in like} == {*data.groups} - {data.groups[3]} and len(like) == len(set(data.groups)) - 1
-    assert len({r["group"] for r in coll.search(text="red", hybrid=True, per="group", k=3).results}) == 3
-    with pytest.raises(DataError, match="per 'shad': none of the items found has it; they have group, shade"):
-        coll.search(text="x", per="shad")
+    assert len({r["group"] for r in coll.search(text="red", hybrid=True, group_by="group", k=3).results}) == 3
+    with pytest.raises(DataError, match="group_by 'shad': none of the items found has it; they have group, shade"):
+        coll.search(text="x", group_by="shad")
 
 
 def test_a_thing_with_many_items_does_not_crowd_out_the_others():
-    line = [{"id": str(i), "group": "many" if i < 90 else f"g{i}", "meta": {"none": "", "n": [1]}} for i in range(1000)]
+    meta = {"none": "", "n": [1]}
+    line = [SearchResult(str(i), 0.5, "image", "many" if i < 90 else f"g{i}", meta) for i in range(1000)]
     asked = []
 
     def search(depth):
         asked.append(depth)
         return line[:depth]
 
-    assert [r["id"] for r in best_of_each(search, 5, "group")] == ["0", "90", "91", "92", "93"] and asked == [20, 100]
-    assert [r["id"] for r in best_of_each(search, 2, "group", "many")] == ["90", "91"] and asked[2:] == [8, 40, 200]
-    assert [r["id"] for r in best_of_each(search, 3, "n")] == ["0"]  # 300 items were looked at, and no more
-    alone = {"id": "x", "group": None, "meta": {}}
-    assert [r["id"] for r in one_each([*line[88:91], alone, alone], "group")] == ["88", "90", "x", "x"]
+    assert [r["id"] for r in best_groups(search, 5, "group")] == ["0", "90", "91", "92", "93"] and asked == [20, 100]
+    assert [r["id"] for r in best_groups(search, 2, "group", "many")] == ["90", "91"] and asked[2:] == [8, 40, 200]
+    assert [r["id"] for r in best_groups(search, 3, "n")] == ["0"]  # 300 items were looked at, and no more
+    alone = SearchResult("x", 0.5, "image", None, {})
+    assert [r["id"] for r in first_per_group([*line[88:91], alone, alone], "group")] == ["88", "90", "x", "x"]
     with pytest.raises(DataError, match="they have group, n"):
-        one_each(line, "none")
+        first_per_group(line, "none")
 
 
 def test_a_query_is_encoded_once_a_model(coll, monkeypatch):
@@ -148,7 +150,7 @@ def test_upserts_and_deletes_reach_every_version(coll, shelf):
     assert coll.value("0-000", "image") == picture("black", 98) and coll.value("new", "image") is None
     assert coll.value("0-002", "text") == b"a blue square" and coll.value("0-002", "audio") is None
     for version in ("v1", "v2"):
-        coll.check(coll.open(version), every=True)
+        coll.pool.verify(coll.open(version), all_vectors=True)
     assert coll.upsert(shelf["data"])["new"] == 1  # 0-001 comes back
 
 
@@ -276,7 +278,9 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     assert planned["items"] == 24 and planned["by_modality"]["image"]["known"] == 24 and planned["hours"] == 0
     status, planned, _ = run(capsys, "plan", place, "--model", "tiny:clip@5")
     assert planned["by_modality"]["image"]["known"] == 0 and planned["hours"] > 0
-    said = index_output.plan(planned | {"hours": 1 / 60, "bytes": 2**21, "price": 0.5, "price_per_hour": 30})
+    by = {m: ModalityCost(**x) for m, x in planned["by_modality"].items()}
+    changed = {"hours": 1 / 60, "bytes": 2**21, "price": 0.5, "price_per_hour": 30, "by_modality": by}
+    said = index_output.plan(CostEstimate(**planned | changed))
     assert said.splitlines()[0] == "24 items: 1.0 min, 2.0 MiB, 0.50 at 30 an hour"
     for argv in (["status", place], ["journal", place], ["search", place, "--text", "x"]):
         assert main(["index", *map(str, argv)]) == 0

@@ -11,7 +11,7 @@ from mmtune.demo.catalog import write_catalog
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import ModelError
 from mmtune.index.collection import Collection
-from mmtune.index.item_vectors import fill
+from mmtune.index.item_vectors import fill_store
 from mmtune.index.stores import create_store
 from mmtune.model.artifact import load
 from mmtune.model.prompts import QUERY
@@ -37,7 +37,7 @@ def life(path, data, kind, url, reference):
         ids = coll.search(text="x", k=50, version=version).ids
         assert len(ids) == 24 and "n" in ids and "0-001" not in ids
         assert coll.search(text="x", where="group = 'red' and shade = 'odd'", version=version).ids == ["n"]
-        coll.check(coll.open(version), every=True)
+        coll.pool.verify(coll.open(version), all_vectors=True)
     store = coll.open("v2").stores["image"]
     wrong = -store.fetch(["n"])
     store.upsert(["n"], wrong, [{}])  # behind our back
@@ -55,12 +55,12 @@ def of_another_version(path, kind):
     with Collection(path) as coll:
         assert coll.build(BASE, quiet=True)["version"] == "v3"
         three, two = (coll.layout.record(v)["fingerprint"] for v in ("v3", "v2"))
-        where = coll.layout.place("v2", "image", kind, coll.layout.record("v2")["store"]["url"])
+        where = coll.layout.store_location("v2", "image", coll.layout.record("v2")["store"])
 
     def put(stamp, vectors):
         with Collection(path) as coll:
             store = create_store(where, 64, stamp)
-            fill(store, coll.vector_cache(vectors, 64), coll.catalog.changed(0), "image")
+            fill_store(store, coll.vector_cache(vectors, 64), coll.catalog.changed(0), "image")
             store.build("flat")
             store.close()
 

@@ -15,7 +15,7 @@ from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.index import integrity
 from mmtune.index.collection import Collection
-from mmtune.index.item_vectors import fill
+from mmtune.index.item_vectors import fill_store
 from mmtune.index.stores import create_store
 from mmtune.model.artifact import load, save
 from tests.support.corpora import packed
@@ -27,7 +27,7 @@ def pinned(coll, version="v1"):
 
 
 def place(coll, version):
-    return coll.layout.place(version, "image", "faiss", None)
+    return coll.layout.store_location(version, "image", coll.layout.record(version)["store"])
 
 
 def refused(coll, match, version="v1"):
@@ -164,7 +164,7 @@ def test_vectors_and_their_reference_written_behind_our_back(coll):
     shutil.rmtree(coll.path / "vectors" / one)
     coll.vector_cache(one, 64).write("image", keys, wrong)
     store = create_store(place(coll, "v1"), 64, one)
-    fill(store, coll.vector_cache(one, 64), coll.catalog.changed(0), "image")
+    fill_store(store, coll.vector_cache(one, 64), coll.catalog.changed(0), "image")
     store.build("flat")
     refused(coll, r"16 of 24 stored vectors are not what mm1-", "v1")  # half of the 32 canaries are pictures
 
@@ -190,7 +190,7 @@ def test_a_model_that_was_changed_in_memory(coll, change):
         coll.search(text="a green square")
     assert "changed in memory" in coll.upsert([row("n", "red", 5)])["behind"]["v1"]
     fresh = again(coll)
-    assert fresh.update_all_versions() == {}  # by the pinned model
+    assert fresh.updates.update_all() == {}  # by the pinned model
     assert fresh.search(image=picture("red", 5), k=1).ids == ["n"]
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from mmtune.errors import MmtuneError
 from mmtune.index.collection import Collection
-from mmtune.index.open_version import decode_query
 from mmtune.index.query.filters import parse
 from mmtune.index.query.query import Query
+from mmtune.index.query_content import decode_query
 from mmtune.serve.batcher import Batcher
 from tests.support.serve_helpers import collection, picture
 
@@ -138,7 +138,7 @@ def test_searches_that_share_a_pass_give_what_they_give_alone(tmp_path_factory):
 
         for version in ("v1", "v2"):
             together = c.search_many([ask(q) for q in queries], version)
-            c.cache._held.clear()
+            c.pool.query_cache.clear()
             errors = 0
             for query, got in zip(queries, together, strict=True):
                 try:
@@ -155,8 +155,8 @@ def test_searches_that_share_a_pass_give_what_they_give_alone(tmp_path_factory):
 def test_what_was_asked_before_is_not_encoded_again(tmp_path_factory):
     with Collection(collection(tmp_path_factory)) as c:
         opened, passes = c.open(), []
-        forward = opened.forward
-        opened.forward = lambda m, signals: (passes.append(len(signals)), forward(m, signals))[1]
+        forward = opened.encode_signals
+        opened.encode_signals = lambda m, signals: (passes.append(len(signals)), forward(m, signals))[1]
         asks = [Query("text", decode_query("text", w)) for w in ("one", "two", "three")]
         first = [a.ids for a in c.search_many(asks[:2])]
         again = [a.ids for a in c.search_many(asks)]

@@ -104,9 +104,9 @@ def test_versions_filters_and_targets(shelf, web):
         dark = web.post("/search", json={"text": "a red square", "filter": "shade = 'dark'"}).json()["results"]
         assert dark and {r["meta"]["shade"] for r in dark} == {"dark"}
         found = web.post("/search", json={"text": "a red square", "target": ["audio"]}).json()["results"]
-        assert {r["found"] for r in found} == {"audio"}
+        assert {r["modality"] for r in found} == {"audio"}
         each = web.post("/search", json={"text": "a red square", "group_by": "group", "k": 3}).json()["results"]
-        assert [r["id"] for r in each] == c.search(text="a red square", per="group", k=3).ids
+        assert [r["id"] for r in each] == c.search(text="a red square", group_by="group", k=3).ids
         old = web.post("/search", json={"text": "a red square", "per": "group", "k": 3}).json()["results"]
         assert old == each  # the earlier name of group_by
     refused(web.post("/search", json={"text": "x", "group_by": "colour"}), 422, "colour")
@@ -468,13 +468,13 @@ def test_more_at_once_than_there_are_places_is_429(shelf):
         wait_ready(web)
         opened = web.service.collection.open()
         go = threading.Event()
-        vectors_of = type(opened).vectors_of
+        encode_contents = type(opened).encode_contents
 
         def slow(modality, contents):
             assert go.wait(60)
-            return vectors_of(opened, modality, contents)
+            return encode_contents(opened, modality, contents)
 
-        opened.vectors_of = slow
+        opened.encode_contents = slow
         with ThreadPoolExecutor(2) as pool:
             first = [pool.submit(web.post, "/search", json={"text": f"slow {n}"}) for n in range(2)]
             while "mmtune_under_way 2.0" not in web.get("/metrics").text:
@@ -484,7 +484,7 @@ def test_more_at_once_than_there_are_places_is_429(shelf):
             assert web.get("/health").status_code == 200  # still answers
             go.set()
             assert [f.result().status_code for f in first] == [200, 200]
-        del opened.vectors_of
+        del opened.encode_contents
         assert web.post("/search", json={"text": "afterwards"}).status_code == 200
 
 

@@ -123,10 +123,11 @@ def finish(root: Path, op: dict, before: dict):
     result = act(coll, op, before["generation"])
     if missing is not None:
         assert result["embedded"] == missing, f"embedded {result['embedded']}, {missing} were missing"
-    assert not coll.update_all_versions()
+    assert not coll.updates.update_all()
     live = coll.layout.live()
     for version in coll.layout.versions():
-        opened = coll.check(coll.open(version), every=True)
+        opened = coll.open(version)
+        coll.pool.verify(opened, all_vectors=True)
         assert sorted(opened.stores["image"].ids()) == sorted(after)
     lines = [json.loads(line) for line in (coll.path / "journal.jsonl").read_text().splitlines()]
     moves = [x["generation"] for x in lines if x["what"] in ("promote", "rollback")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtune.index.protocols import StoreLocation
+from mmtune.index.stores import StoreLocation
 
 KINDS = ("faiss", "lancedb", "pgvector", "qdrant")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from mmtune.errors import DataError
 from mmtune.index.feedback.feedback import FeedbackLog
 from mmtune.index.layout import Layout, now
-from mmtune.index.results import InterleavedResult, Preference, SearchResult
+from mmtune.index.results import Preference
 from mmtune.runtime.files import append_jsonl, read_jsonl_log
 
 Z = 1.959963984540054
@@ -64,29 +64,19 @@ class Interleaving:
         self.layout.record(version)
         return {"live": live, "staged": version}
 
-    def merge(
-        self,
-        versions: Mapping[str, str],
-        results: Mapping[str, Sequence[SearchResult]],
-        query: str,
-        k: int,
-        rng: random.Random,
-    ) -> tuple[str, list[InterleavedResult]]:
-        """Draft one list from both teams' results and log which team chose what: (id of the impression, the list).
+    def draft(
+        self, teams: Mapping[str, str], rankings: Mapping[str, Sequence[str]], query: str, k: int, rng: random.Random
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """Draft one list from both teams' ids and log which team chose what: (id of the impression, [(id, team)]).
 
         query: the id of the live response's query; feedback on the impression counts for that query.
         """
-        by_id = {team: {r.id: r for r in ranking} for team, ranking in results.items()}
-        drafted = draft([r.id for r in results["live"]], [r.id for r in results["staged"]], k, rng)
+        drafted = draft(rankings["live"], rankings["staged"], k, rng)
         impression = f"i-{uuid.uuid4().hex}"
-        line = {"at": now(), "impression": impression, "query": query, **versions, "teams": dict(drafted)}
+        line = {"at": now(), "impression": impression, "query": query, **teams, "teams": dict(drafted)}
         append_jsonl(self.log, line)
         self.feedback.link(impression, query)
-        merged = []
-        for id, team in drafted:
-            r = by_id[team][id]
-            merged.append(InterleavedResult(r.id, r.score, r.modality, r.group, r.meta, team, versions[team]))
-        return impression, merged
+        return impression, drafted
 
     def preference(self, version: str | None = None) -> Preference:
         """Wins of a staged version (default: the last one interleaved) over the version that is live now."""

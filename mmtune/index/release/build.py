@@ -120,9 +120,7 @@ class VersionBuilder:
         reused = max(0, sum(counts[m] for m in names) - embedded)
         return self._result(record, items, vectors, embedded, reused, loaded, round(time.monotonic() - begin, 3))
 
-    def _embed(
-        self, model: "Model", cache: VectorCache, names: Sequence[str], until: int, batch_size: int, quiet: bool
-    ) -> int:
+    def _embed(self, model: "Model", cache: VectorCache, names: Sequence[str], until: int, batch_size: int, quiet: bool) -> int:
         """Embed what is missing in the cache; returns how many contents that were."""
         counts, embedded = self.catalog.counts(), 0
         with Progress("embed", sum(counts[m] for m in names), "items", quiet) as progress:
@@ -136,9 +134,7 @@ class VersionBuilder:
     def _store_config(self, options: IndexOptions) -> StoreConfig:
         """The store that is asked for, else that of the newest version, else faiss."""
         versions = self.layout.versions()
-        newest: StoreConfig = (
-            self.layout.record(versions[-1])["store"] if versions else {"kind": DEFAULT_STORE, "url": None}
-        )
+        newest: StoreConfig = self.layout.record(versions[-1])["store"] if versions else {"kind": DEFAULT_STORE, "url": None}
         kind = options.store or newest["kind"]
         return {"kind": kind, "url": options.url or (newest["url"] if kind == newest["kind"] else None)}
 

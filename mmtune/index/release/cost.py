@@ -65,7 +65,7 @@ class DataSource:
         return 0
 
     def embed(self, modality: str, count: int) -> int:
-        from mmtune.embedding.embed import embed_data
+        from mmtune.embedding.embed_rows import embed_data
 
         having = np.flatnonzero(self.rows.present[modality])
         sample = np.sort(np.random.default_rng(0).choice(having, min(count, len(having)), replace=False))

@@ -170,7 +170,7 @@ class Promoter:
 
     def _recall_queries(self, new: "OpenVersion", data: "Data | None", name: str) -> np.ndarray:
         """Vectors [Q, D] to measure the recall of one index with: held-out rows, else stored items."""
-        from mmtune.embedding.embed import embed_data
+        from mmtune.embedding.embed_rows import embed_data
         from mmtune.model.prompts import QUERY
 
         if data is not None:
@@ -233,4 +233,3 @@ def compare_items(live: "OpenVersion", new: "OpenVersion") -> tuple[ItemCheck, l
     return check, [
         f"other items: {check.only_live} only in {live.version}, {check.only_new} only in {new.version}, e.g. {example!r}"
     ]
-

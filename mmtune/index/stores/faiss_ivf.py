@@ -59,9 +59,7 @@ def plan_ivf(count: int, dim: int, cells: int, memory_mb: int | None) -> IvfSett
     return {"cells": min(cells, sample // VECTORS_PER_CELL), "sample": sample, "memory_mb": memory}
 
 
-def build_ivf(
-    vectors_ND: np.ndarray, settings: IvfSettings, codes: int, stem: Path, project: Projection, width: int
-) -> None:
+def build_ivf(vectors_ND: np.ndarray, settings: IvfSettings, codes: int, stem: Path, project: Projection, width: int) -> None:
     """Publish STEM.index over all vectors (mapped). codes: bytes of a code."""
     final = stem.with_name(f"{stem.name}.index")
     trained = stem.with_name(f"{stem.name}.trained.index")
@@ -92,9 +90,7 @@ def build_ivf(
         path.unlink(missing_ok=True)
 
 
-def _train(
-    vectors_ND: np.ndarray, settings: IvfSettings, codes: int, path: Path, project: Projection, width: int
-) -> None:
+def _train(vectors_ND: np.ndarray, settings: IvfSettings, codes: int, path: Path, project: Projection, width: int) -> None:
     faiss = import_faiss()
     index = faiss.index_factory(width, f"IVF{settings['cells']},PQ{codes}np", faiss.METRIC_INNER_PRODUCT)
     rows = np.sort(np.random.default_rng(0).choice(len(vectors_ND), settings["sample"], replace=False))

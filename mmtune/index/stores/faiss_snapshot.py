@@ -29,6 +29,7 @@ class Snapshot:
         self.manifest, fingerprint, base = manifest, manifest["fingerprint"], manifest["base"]
         if known is not None and known.manifest["base"] != base:
             known = None
+        self.base: Segment
         if known is not None:
             self.base = known.base
         elif base:
@@ -57,7 +58,7 @@ class Snapshot:
             self.alive = np.ones(len(self.base.ids), bool)
             self.alive[list(dead)] = False
         self.count = len(self.base.ids) - len(dead) + len(place)
-        self.index = known.index if known else _open_index(directory, manifest)
+        self.index: CandidateIndex | None = known.index if known else _open_index(directory, manifest)
         self._masks: dict[str, tuple[np.ndarray | None, np.ndarray]] = {}
 
     def gather(self, positions: np.ndarray) -> np.ndarray:

@@ -109,9 +109,7 @@ class FaissStore:
         if len(ids):
             self._add_segment((), (), np.zeros((0, self.dim), np.float32), list(ids))
 
-    def _add_segment(
-        self, ids: Sequence[str], meta: Sequence[str], vectors_ND: np.ndarray, deleted: Sequence[str]
-    ) -> None:
+    def _add_segment(self, ids: Sequence[str], meta: Sequence[str], vectors_ND: np.ndarray, deleted: Sequence[str]) -> None:
         manifest = files.read_manifest(self.directory)
         blocks = [(ids, meta, vectors_ND)] if len(ids) else []
         name = files.write_segment(self.directory, self.fingerprint, self.dim, len(ids), blocks, deleted)
@@ -128,16 +126,12 @@ class FaissStore:
         name = files.write_segment(self.directory, self.fingerprint, self.dim, count, [rows], dead)
         files.publish(self.directory, {**manifest, "segments": [name]})
 
-    def build(
-        self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
-    ) -> FaissIndexSettings:
+    def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> FaissIndexSettings:
         """See `Store.build`. search_dim: for models that were trained for it (Matryoshka); memory_mb: what building an ivfpq index
         may take beside the ids (see `faiss_ivf`). Killed and called again it goes on where it stopped; processes that call it at
         the same time share the work."""
         if search_dim is not None and not 1 <= search_dim < self.dim:
-            raise DataError(
-                f"search_dim {search_dim}: these vectors have {self.dim} dimensions; ask for 1 to {self.dim - 1}"
-            )
+            raise DataError(f"search_dim {search_dim}: these vectors have {self.dim} dimensions; ask for 1 to {self.dim - 1}")
         manifest = files.read_manifest(self.directory)
         names = [name for name in (manifest["base"], *manifest["segments"]) if name]
         requested: list[str | int | None] = [index, search_dim, memory_mb]
@@ -185,9 +179,7 @@ class FaissStore:
             out.append([Hit(id, float(score), json.loads(meta)) for score, id, meta in best[:k]])
         return out
 
-    def _search_base(
-        self, snapshot: Snapshot, query_QD: np.ndarray, k: int, mask: np.ndarray | None
-    ) -> list[ScoredPositions]:
+    def _search_base(self, snapshot: Snapshot, query_QD: np.ndarray, k: int, mask: np.ndarray | None) -> list[ScoredPositions]:
         vectors, index = snapshot.base.vectors, snapshot.index
         admitted = len(snapshot.base.ids) if mask is None else int(mask.sum())
         if index is None or admitted <= max(MAX_EXACT, k):

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MissingExtra
 from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, Value, value_kind
 from mmtune.index.stores import store_ranking, store_rows
@@ -23,9 +24,10 @@ from mmtune.index.stores.store_protocol import Hit, StoreLocation
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from lancedb.db import DBConnection
+    from lancedb.db import LanceDBConnection
     from lancedb.expr import Expr
-    from lancedb.table import Table
+    from lancedb.query import LanceVectorQueryBuilder
+    from lancedb.table import LanceTable
 
 MAX_FLAT = 50_000
 """Vectors that "auto" leaves to exact search."""
@@ -59,7 +61,7 @@ class LanceStore:
 
     kind = "lancedb"
 
-    def __init__(self, location: StoreLocation, db: "DBConnection", table: "Table", label: str):
+    def __init__(self, location: StoreLocation, db: "LanceDBConnection", table: "LanceTable", label: str):
         self._location, self._db, self._table, self._label = location, db, table, label
         schema = table.schema
         document = json.loads((schema.metadata or {}).get(b"mmtune", b"null"))
@@ -69,7 +71,7 @@ class LanceStore:
         self._index = self._built()
 
     @staticmethod
-    def _connect(location: StoreLocation) -> "tuple[DBConnection, str]":
+    def _connect(location: StoreLocation) -> "tuple[LanceDBConnection, str]":
         uri = location.url or str(location.directory)
         # every search checks whether another process has written
         return _lancedb().connect(uri, read_consistency_interval=timedelta(0)), f"{uri}/{store_rows.check_name(location.name)}"
@@ -132,9 +134,7 @@ class LanceStore:
         for start in range(0, len(ids), BATCH):
             self._table.delete(_lancedb().expr.col("id").isin(ids[start : start + BATCH]))
 
-    def build(
-        self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
-    ) -> dict[str, object]:
+    def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> dict[str, object]:
         store_rows.check_index(index, self._label, search_dim, memory_mb)
         count, first = len(self), not self._table.list_indices()
         if index == "auto":
@@ -196,7 +196,8 @@ class LanceStore:
         return rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
 
     def _nearest(self, query_D: np.ndarray, condition: "Expr | None", width: int, exact: bool) -> "pa.Table":
-        query = self._table.search(query_D, vector_column_name="vector").distance_type("dot").limit(width)
+        query: LanceVectorQueryBuilder = self._table.search(query_D, vector_column_name="vector")
+        query = query.distance_type("dot").limit(width)
         query = query.select(["id", "vector", "meta", "_distance"])
         if condition is not None:
             query = query.where(condition, prefilter=True)
@@ -227,7 +228,8 @@ class LanceStore:
         if root.is_dir():
             return store_rows.directory_size(root)
         indexes = sum(i.size_bytes or 0 for i in self._table.list_indices())
-        return int(self._table.stats()["total_bytes"]) + indexes
+        statistics = cast("JsonObject", self._table.stats())  # declared as a dataclass, but a dict
+        return int(statistics["total_bytes"]) + indexes
 
     def drop(self) -> None:
         self._db.drop_table(self._location.name, ignore_missing=True)

@@ -100,7 +100,9 @@ class _ConnectionPool:
             register_vector(connection)
         except psycopg.Error as e:
             connection.close()
-            raise DataError(f"{self._label}: the database lacks pgvector; CREATE EXTENSION vector failed: {_first_line(e)}") from None
+            raise DataError(
+                f"{self._label}: the database lacks pgvector; CREATE EXTENSION vector failed: {_first_line(e)}"
+            ) from None
         return connection
 
     def close(self) -> None:
@@ -175,13 +177,14 @@ class PgvectorStore:
             "WHERE a.attrelid = t.oid AND a.attname = 'embedding') FROM (SELECT to_regclass(%s)::oid AS oid) t",
             (f'"{self._location.name}"',),
         ).fetchone()
-        if row == (None, None):
+        comment, dim = row or (None, None)
+        if comment is None and dim is None:
             raise DataError(f"{self._label}: no such table")
         try:
-            found = json.loads(row[0] or "null")
+            document = json.loads(comment or "null")
         except json.JSONDecodeError:
-            found = None
-        return store_rows.read_stamp(found, row[1], self._label)
+            document = None
+        return store_rows.read_stamp(document, dim, self._label)
 
     def _built(self, c: "Connection") -> str:
         return "hnsw" if any(method == "hnsw" for _, method in self._indexes(c)) else "flat"
@@ -222,14 +225,14 @@ class PgvectorStore:
         query = _psycopg().sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(self._table)
         self._connections.run(lambda c: c.execute(query, (known,)))
 
-    def build(
-        self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
-    ) -> dict[str, object]:
+    def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> dict[str, object]:
         store_rows.check_index(index, self._label, search_dim, memory_mb)
         if index == "ivfpq":
             raise DataError(f"{self._label}: pgvector has no product quantisation; index flat or hnsw")
         if index == "hnsw" and self.dim > MAX_GRAPH_DIM:
-            raise DataError(f"{self._label}: pgvector's graph takes {MAX_GRAPH_DIM} dims at most, these are {self.dim}; index flat")
+            raise DataError(
+                f"{self._label}: pgvector's graph takes {MAX_GRAPH_DIM} dims at most, these are {self.dim}; index flat"
+            )
         if index == "auto":
             index = "flat" if len(self) <= MAX_FLAT or self.dim > MAX_GRAPH_DIM else "hnsw"
         sql, count = _psycopg().sql, len(self)
@@ -253,7 +256,7 @@ class PgvectorStore:
 
         self._connections.run(work)
         self._index = index
-        return {"index": index} | (GRAPH if index == "hnsw" else {})
+        return {"index": index, **(GRAPH if index == "hnsw" else {})}
 
     def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
         values: list[object] = []
@@ -279,7 +282,9 @@ class PgvectorStore:
 
         def through_graph(c: "Connection") -> "list[tuple[str, Vector, JsonObject]]":
             with c.transaction():
-                c.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(min(MAX_EF_SEARCH, max(EF_SEARCH, 2 * width))),))
+                c.execute(
+                    "SELECT set_config('hnsw.ef_search', %s, true)", (str(min(MAX_EF_SEARCH, max(EF_SEARCH, 2 * width))),)
+                )
                 return work(c, True)
 
         found = self._connections.run(through_graph) if graph and width <= MAX_EF_SEARCH else []
@@ -300,11 +305,12 @@ class PgvectorStore:
 
     def __len__(self) -> int:
         query = _psycopg().sql.SQL("SELECT count(*) FROM {}").format(self._table)
-        return self._connections.run(lambda c: c.execute(query).fetchone()[0])
+        return self._connections.run(lambda c: c.execute(query).fetchall())[0][0]
 
     def size(self) -> int:
         query = "SELECT pg_total_relation_size(to_regclass(%s))"
-        return int(self._connections.run(lambda c: c.execute(query, (f'"{self._location.name}"',)).fetchone()[0]) or 0)
+        rows = self._connections.run(lambda c: c.execute(query, (f'"{self._location.name}"',)).fetchall())
+        return int(rows[0][0] or 0)
 
     def drop(self) -> None:
         query = _psycopg().sql.SQL("DROP TABLE IF EXISTS {}").format(self._table)

@@ -200,8 +200,9 @@ class QdrantStore:
             if name not in self._columns:
                 self._columns.add(name)
                 if name[0] in COLUMN_TYPES and len(str(value)) <= MAX_INDEXED_LENGTH:
+                    schema = _qdrant().models.PayloadSchemaType(COLUMN_TYPES[name[0]])
                     with self._client.use(self._label) as c:
-                        c.create_payload_index(self._name, f"f.{name}", COLUMN_TYPES[name[0]], wait=False)
+                        c.create_payload_index(self._name, f"f.{name}", schema, wait=False)
 
     def delete(self, ids: Sequence[str]) -> None:
         numbers = [_number(i) for i in ids]
@@ -210,15 +211,13 @@ class QdrantStore:
                 some = _qdrant().models.PointIdsList(points=numbers[start : start + BATCH])
                 c.delete(self._name, points_selector=some, wait=True)
 
-    def build(
-        self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
-    ) -> dict[str, object]:
+    def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> dict[str, object]:
         store_rows.check_index(index, self._label, search_dim, memory_mb)
         if index == "ivfpq":
             raise DataError(f"{self._label}: Qdrant makes graphs, not inverted lists; index flat or hnsw")
         if index == "auto":
             index = "flat" if len(self) <= MAX_FLAT else "hnsw"
-        built: dict[str, object] = {"index": index} | (GRAPH if index == "hnsw" else {})
+        built: dict[str, object] = {"index": index, **(GRAPH if index == "hnsw" else {})}
         if self._client.local and index == "hnsw":
             index, built = "flat", {"index": "flat", "note": "local mode searches exactly"}
         models = _qdrant().models

@@ -32,7 +32,7 @@ def check_rows(
     if vectors_ND.ndim != 2 or len(ids) != len(vectors_ND) or len(ids) != len(meta):
         raise DataError(f"{label}: {len(ids)} ids, vectors {vectors_ND.shape} and {len(meta)} metadata: one of each a row")
     if len(ids) and vectors_ND.shape[1] != dim:
-        raise DataError(f"{label}: vectors of {vectors_ND.shape[1]} dims; this store holds {dim}")
+        raise DataError(f"{label}: vectors of {vectors_ND.shape[1]} dimensions; this store holds {dim}")
     if len(set(ids)) < len(ids):
         raise DataError(f"{label}: id {_first_repeated(ids)!r} comes twice in one upsert")
     for id in ids:
@@ -81,7 +81,7 @@ def check_queries(query_QD: np.ndarray, dim: int, k: int, label: str) -> np.ndar
     if k < 1:
         raise DataError(f"{label}: k {k}: ask for one answer or more")
     if query_QD.ndim != 2 or query_QD.shape[1] != dim:
-        raise DataError(f"{label}: queries of shape {query_QD.shape}; this store holds {dim} dims")
+        raise DataError(f"{label}: queries of shape {query_QD.shape}; this store holds {dim} dimensions")
     return unit(query_QD, f"{label}: queries")
 
 

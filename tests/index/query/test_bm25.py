@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmtune.errors import MissingExtra
-from mmtune.index.query.bm25 import Words, reciprocal_rank_fusion
+from mmtune.index.query.bm25 import Bm25Index, reciprocal_rank_fusion
 
 ITEMS = {
     "a": "red leather shoe with a red strap",
@@ -42,14 +42,14 @@ def bm25(query: str, k1: float = 1.5, b: float = 0.75) -> dict[str, float]:
     "query", ["red shoe", "blue", "GRÖSSE tasche", "leather bag red", "shoe shoe", "nothing here", "", "?!"]
 )
 def test_bm25_is_that_of_the_formula_ties_by_descending_id(query):
-    found = Words(list(ITEMS), list(ITEMS.values())).search(query, 10)
+    found = Bm25Index(list(ITEMS), list(ITEMS.values())).search(query, 10)
     expected = sorted(bm25(query).items(), key=lambda x: (round(x[1], 5), x[0]), reverse=True)
     assert [i for i, _ in found] == [i for i, _ in expected]
     assert np.allclose([s for _, s in found], [s for _, s in expected], rtol=1e-4)
 
 
 def test_k_and_what_a_filter_admits():
-    words = Words(list(ITEMS), list(ITEMS.values()))
+    words = Bm25Index(list(ITEMS), list(ITEMS.values()))
     assert [i for i, _ in words.search("red canvas shoe", 1)] == ["d"]
     assert [i for i, _ in words.search("red canvas shoe", 10, among=["b", "a", "e", "unknown"])] == ["b", "a"]
     assert words.search("red", 0) == [] and words.search("red", 5, among=[]) == [] and len(words) == 7
@@ -57,7 +57,7 @@ def test_k_and_what_a_filter_admits():
 
 @pytest.mark.parametrize("items", [[], ["", ""]])
 def test_no_words_find_nothing(items):
-    assert Words([str(i) for i in range(len(items))], items).search("red", 5) == []
+    assert Bm25Index([str(i) for i in range(len(items))], items).search("red", 5) == []
 
 
 def test_reciprocal_rank_fusion_against_the_sum():
@@ -70,4 +70,4 @@ def test_reciprocal_rank_fusion_against_the_sum():
 def test_a_missing_bm25s_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(MissingExtra, match=r'pip install "mmtune\[mining\]"'):
-        Words(["a"], ["b"])
+        Bm25Index(["a"], ["b"])

@@ -12,7 +12,7 @@ import mmtune
 from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.index import audit_log
 from mmtune.index.release import promote
-from mmtune.index.release.index_quality import latencies, recall
+from mmtune.index.release.index_quality import index_recall, search_latencies
 from mmtune.runtime.files import append_jsonl, write_json
 from tests.support.corpora import packed
 from tests.support.index_helpers import BASE, COLUMNS, again, coll_fixture, row, shelf_fixture  # noqa: F401
@@ -138,18 +138,18 @@ def test_a_bad_index_is_refused(coll, shelf, monkeypatch):
 
     new = coll.open("v2").stores["image"]
     queries = coll.open("v2").encode("text", ["red", "blue", "a green square"])
-    assert recall(new, queries, 10) == 1.0
+    assert index_recall(new, queries, 10) == 1.0
     real = FaissStore.search
     monkeypatch.setattr(FaissStore, "search", lambda self, q, k, where=None: [h[1::2] for h in real(self, q, 2 * k, where)])
-    assert recall(new, queries, 4) == pytest.approx(0.5)
+    assert index_recall(new, queries, 4) == pytest.approx(0.5)
     said = coll.promote("v2", queries=shelf["held"])
-    assert not said["promoted"] and "of what exact search finds, 0.95 is asked" in said["reasons"][0]
+    assert not said["promoted"] and "of what exact search finds, 0.95 is required" in said["reasons"][0]
 
 
 def test_a_slow_version_is_refused(coll, shelf, monkeypatch):
     import time
 
-    real = coll.reopen
+    real = coll.pool.reopen
 
     def slow(version):
         opened = real(version)
@@ -157,11 +157,11 @@ def test_a_slow_version_is_refused(coll, shelf, monkeypatch):
         opened.search = lambda *a, **k: time.sleep(0.2) or search(*a, **k)
         return opened
 
-    monkeypatch.setattr(coll, "reopen", slow)
+    monkeypatch.setattr(coll.pool, "reopen", slow)
     monkeypatch.setattr(promote, "QUERIES", 8)
     said = coll.promote("v2", queries=shelf["held"])
     assert any("more than 2 times as long" in r for r in said["reasons"])
-    times = latencies([coll.open("v1")], [("text", "a red square")] * 5)
+    times = search_latencies([coll.open("v1")], [("text", "a red square")] * 5)
     assert 0 < times[0]["p50"] <= times[0]["p95"]
 
 
@@ -171,9 +171,10 @@ def test_other_items_are_a_reason_unless_explained(coll, shelf):
     assert said["promoted"] and said["checks"]["items"]["only_live"] == 0
     live, new = coll.open(done["version"]), coll.open("v2")
     new.stores["image"].delete(["0-000"])
-    checks: dict = {}
-    assert promote._same_items(coll.open("v1"), new, checks) == ["other items: 1 only in v1, 0 only in v2, e.g. '0-000'"]
-    assert promote._same_items(live, new, checks) == [] and "explained" in checks["items"]
+    check, reasons = promote.compare_items(coll.open("v1"), new)
+    assert reasons == ["other items: 1 only in v1, 0 only in v2, e.g. '0-000'"] and check.explained is None
+    check, reasons = promote.compare_items(live, new)
+    assert reasons == [] and check.explained
 
 
 def test_rollback_follows_the_history(coll, shelf):
@@ -190,13 +191,13 @@ def test_rollback_follows_the_history(coll, shelf):
 
 
 def test_somebody_else_promoted_meanwhile(coll, monkeypatch):
-    real = promote._judge
+    real = promote.Promoter._check
 
-    def judge(*a):
+    def check(*a):
         write_json(coll.path / "live.json", {**coll.layout.live(), "generation": 99})
         return real(*a)
 
-    monkeypatch.setattr(promote, "_judge", judge)
+    monkeypatch.setattr(promote.Promoter, "_check", check)
     with pytest.raises(DataError, match="was made live meanwhile"):
         coll.promote("v2", force=True, why="x")
     assert coll.live == "v1"
@@ -222,7 +223,8 @@ def test_the_journal_misses_nothing_when_its_writer_is_killed(coll, monkeypatch)
 
     monkeypatch.setattr(audit_log, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        promote._point(coll, "v2", ["v1"], "promote", "killed between pointer and journal", {})
+        promoter = promote.Promoter(coll.layout, coll.catalog, coll.pool, coll.updates)
+        promoter._move_pointer("v2", ["v1"], "promote", "killed between pointer and journal")
     monkeypatch.setattr(audit_log, "append", real)
     with open(coll.path / "journal.jsonl", "a") as f:
         f.write('{"torn": ')

@@ -54,7 +54,7 @@ def test_shadowed_searches_say_what_would_change(coll):
 
 
 def test_a_full_log_makes_room_and_the_report_reads_both(coll, monkeypatch):
-    monkeypatch.setattr(shadow, "FULL", 1500)
+    monkeypatch.setattr(shadow, "MAX_LOG_BYTES", 1500)
     coll.shadow("v2", 1.0)
     sizes = []
     for _ in range(20):

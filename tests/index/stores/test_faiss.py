@@ -32,7 +32,7 @@ def got(store, queries, k, where=None):
 
 def test_random_writes_equal_a_dict(tmp_path, monkeypatch):
     """Upserts, deletes, builds in any order, seen by the writer and by a reader that was open all along."""
-    monkeypatch.setattr(faiss_store, "MANY_SEGMENTS", 5)
+    monkeypatch.setattr(faiss_store, "MAX_SEGMENTS", 5)
     rng, at = np.random.default_rng(0), place("faiss", tmp_path, None)
     store, held = create_store(at, DIM, "f"), {}
     reader = open_store(at)
@@ -70,7 +70,7 @@ def test_approximate_indexes_find_and_follow_writes(tmp_path, index):
     store = create_store(place("faiss", tmp_path, None), DIM, "f")
     store.upsert(ids, vectors, [{"n": n % 2} for n in range(len(ids))])
     assert store.build(index)["index"] == index
-    faiss_store_few, faiss_store.FEW = faiss_store.FEW, 100
+    max_exact, faiss_store.MAX_EXACT = faiss_store.MAX_EXACT, 100
     try:
         held = {i: (v, {"n": n % 2}) for n, (i, v) in enumerate(zip(ids, vectors, strict=True))}
         store.delete(ids[:500])
@@ -83,10 +83,10 @@ def test_approximate_indexes_find_and_follow_writes(tmp_path, index):
             truth = [{i: s for i, s in w} for w in want]
             assert all(s == t[i] for t, h in zip(truth, have, strict=True) for i, s in h if i in t)  # scores are exact
     finally:
-        faiss_store.FEW = faiss_store_few
+        faiss_store.MAX_EXACT = max_exact
 
 
-def test_search_short_rerank_full(tmp_path):
+def test_search_by_a_prefix_reranks_by_the_whole(tmp_path):
     """A space whose first dimensions carry most: the prefix proposes, all dimensions decide."""
     rng = np.random.default_rng(2)
     vectors = rng.normal(size=(30_000, DIM)) * np.array([4.0] * 4 + [0.5] * 12)
@@ -96,12 +96,12 @@ def test_search_short_rerank_full(tmp_path):
     ids = [f"i{n:05d}" for n in range(len(vectors))]
     store = create_store(place("faiss", tmp_path, None), DIM, "f")
     store.upsert(ids, vectors, [{}] * len(ids))
-    assert store.build("flat", short=4) == {"index": "flat", "short": 4}
+    assert store.build("flat", search_dim=4) == {"index": "flat", "search_dim": 4}
     want = answer({i: (v, {}) for i, v in zip(ids, vectors, strict=True)}, queries, 5)
     have = got(store, queries, 5)
     assert [h[0] for h in have] == [w[0] for w in want]
     with pytest.raises(DataError, match="16 dimensions"):
-        store.build("flat", short=16)
+        store.build("flat", search_dim=16)
 
 
 def test_auto_is_exact_until_it_is_large():

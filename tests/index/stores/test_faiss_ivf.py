@@ -14,7 +14,7 @@ from mmtune.errors import DataError
 from mmtune.index.stores import create_store, faiss_ivf, open_store
 from mmtune.index.stores.faiss_index import make_index, plan_index
 from mmtune.index.stores.faiss_store import FaissStore
-from mmtune.index.stores.import_faiss import faiss
+from mmtune.index.stores.import_faiss import import_faiss
 from tests.support.store_helpers import clustered, place
 
 ROWS, DIM = 12_000, 16
@@ -65,11 +65,13 @@ def vectors():
 def whole(vectors, tmp_path_factory):
     """What faiss writes when it trains and adds in one go, in memory; and the settings."""
     settings = plan_index("ivfpq", ROWS, DIM)
-    index = faiss().index_factory(DIM, f"IVF{settings['cells']},PQ{settings['codes']}np", faiss().METRIC_INNER_PRODUCT)
+    index = import_faiss().index_factory(
+        DIM, f"IVF{settings['cells']},PQ{settings['codes']}np", import_faiss().METRIC_INNER_PRODUCT
+    )
     index.train(vectors)
     index.add(vectors)
     path = tmp_path_factory.mktemp("whole") / "index"
-    faiss().write_index(index, str(path))
+    import_faiss().write_index(index, str(path))
     return path.read_bytes(), settings
 
 

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from mmtune.errors import DataError, MissingExtra
-from mmtune.index.protocols import StoreLocation
 from mmtune.index.query.filters import parse
-from mmtune.index.stores import create_store, open_store
+from mmtune.index.stores import StoreLocation, create_store, open_store
 from mmtune.search.exact import topk
 from mmtune.search.tie_order import tie_order
 from tests.support.store_helpers import KINDS, clustered, place, postgres, unit_rows
@@ -406,7 +405,7 @@ def test_a_table_without_our_stamp_or_with_other_vectors_is_refused(at, store):
 CHILD = """
 import sys, json, numpy as np
 from pathlib import Path
-from mmtune.index.protocols import StoreLocation
+from mmtune.index.stores import StoreLocation
 from mmtune.index.stores import open_store
 kind, directory, url, name = json.loads(sys.argv[1])
 store = open_store(StoreLocation(kind, Path(directory), url, name))
@@ -516,7 +515,7 @@ def test_qdrant_local_mode_takes_one_process(tmp_path):
     pytest.importorskip("qdrant_client")
     at = place("qdrant", tmp_path, None)
     store = create_store(at, 4, "f")
-    code = "import sys; from mmtune.index.protocols import StoreLocation; from pathlib import Path\n"
+    code = "import sys; from mmtune.index.stores import StoreLocation; from pathlib import Path\n"
     code += "from mmtune.index.stores import open_store; from mmtune.errors import DataError\n"
     code += f"try: open_store(StoreLocation('qdrant', Path({str(at.directory)!r}), None, {at.name!r}))\nexcept DataError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
