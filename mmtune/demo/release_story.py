@@ -82,25 +82,26 @@ def release_story(place: Path, base: str, tuned: str, data: str, count: int = 3)
 
     with Collection(place, create=True) as collection:
         built = collection.build(base, data, quiet=True)
-        add_step(f"build {place} --model {base} --data {data}", f"v1: {built['items']} photos, embedded by the base model")
+        add_step(f"build {place} --model {base} --data {data}", f"v1: {built.items} photos, embedded by the base model")
         collection.promote("v1", why="the first version")
         add_step(f"promote {place} v1", "v1 is live; as nothing was live before, there is no gate")
         built = collection.build(tuned, quiet=True)
         add_step(
             f"build {place} --model {tuned}",
-            f"v2: the same {built['items']} photos, embedded by the tuned model; v1 stays live",
+            f"v2: the same {built.items} photos, embedded by the tuned model; v1 stays live",
         )
         answers = _answers_of_versions(collection, rows, count)
         add_step(f"shadow {place} v2 --fraction 1", _shadow(collection, rows))
         done = collection.promote("v2", queries=rows, why="tuned on fine captions")
         command = f"promote {place} v2 --queries {data}"
-        forced = not done["promoted"]
+        forced = not done.promoted
         if forced:
-            add_step(command, "refused: " + "; ".join(done["reasons"]))
+            add_step(command, "refused: " + "; ".join(done.reasons))
             why = "a demo shows the rollback, too"
             done, command = collection.promote("v2", queries=rows, force=True, why=why), f'{command} --force --why "{why}"'
-        gate = done["checks"]["gate"]
-        add_step(command, f"v2 is live; the gate on {gate['scope']}: {gate['verdict']}. {gate['reason']}")
+        gate = done.checks.gate
+        assert gate is not None  # v1, of another model, was live
+        add_step(command, f"v2 is live; the gate on {gate.scope}: {gate.verdict}. {gate.reason}")
         begin = time.perf_counter()
         collection.rollback("to see that it works")
         rollback_ms = 1000 * (time.perf_counter() - begin)
@@ -112,7 +113,7 @@ def release_story(place: Path, base: str, tuned: str, data: str, count: int = 3)
         add_step(command, "v2 is live again; v1 stays beside it and takes every upsert and delete, too")
         log = [{k: x.get(k) for k in ("at", "who", "what", "version", "why")} for x in collection.journal()]
         return ReleaseStory(
-            str(place), steps, answers, gate["verdict"], gate["reason"], forced, round(rollback_ms, 1), log, collection.live
+            str(place), steps, answers, gate.verdict, gate.reason, forced, round(rollback_ms, 1), log, collection.live
         )
 
 
@@ -138,6 +139,6 @@ def _shadow(collection: Collection, rows: "Data") -> str:
     compared = collection.shadow_report()
     collection.shadow(None)
     return (
-        f"{compared['searches']} searches answered by v1 and repeated on v2: {compared['overlap']:.0%} of the results are the "
-        f"same, the first one in {compared['same_first']:.0%}"
+        f"{compared.searches} searches answered by v1 and repeated on v2: {compared.overlap or 0:.0%} of the results are the "
+        f"same, the first one in {compared.same_first or 0:.0%}"
     )
