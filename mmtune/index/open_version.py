@@ -14,7 +14,7 @@ from mmtune.index.query_content import QueryContent, QueryVectorCache, decode_qu
 from mmtune.index.release.canaries import CanaryVectors, verify_canaries
 from mmtune.index.results import SearchResult
 from mmtune.index.stores import Store, open_store
-from mmtune.model.encode import in_hand, vectors
+from mmtune.model.encode import decoded, encode_batches
 from mmtune.model.prompts import QUERY
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class OpenVersion:
                 f"version {self.version}: its model was changed in memory: it was {self.fingerprint}, and is "
                 f"{self.model.fingerprint}; open the collection again"
             )
-        for part_ND in vectors(self.model, modality, in_hand(signals), BATCH, lambda n: None, QUERY):
+        for part_ND in encode_batches(self.model, modality, decoded(signals), BATCH, lambda n: None, QUERY):
             yield from part_ND
 
     def item_vector(self, item: str) -> np.ndarray:

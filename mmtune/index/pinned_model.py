@@ -66,7 +66,7 @@ def load_for_embedding(model: "ModelSpec", dim: int | None) -> "Model":
     from mmtune.model.artifact import load
 
     loaded = load(model) if isinstance(model, str | Path | Mapping) else model
-    return loaded.eval() if dim is None else loaded.eval().prefix(dim)
+    return loaded.eval() if dim is None else loaded.eval().truncated(dim)
 
 
 def pin_model(collection: Path, model: "Model") -> "Model":

@@ -124,8 +124,8 @@ def test_a_query_is_encoded_once_a_model(coll, monkeypatch):
     calls = []
     import mmtune.index.open_version as opened
 
-    real = opened.vectors
-    monkeypatch.setattr(opened, "vectors", lambda *a: calls.append(len(a[2])) or real(*a))
+    real = opened.encode_batches
+    monkeypatch.setattr(opened, "encode_batches", lambda *a: calls.append(len(a[2])) or real(*a))
     first = coll.search(text="a blue square")
     assert coll.search(text="a blue square").results == first.results
     coll.search(text="a blue square", version="v2")

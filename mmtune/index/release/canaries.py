@@ -14,7 +14,7 @@ import numpy as np
 from mmtune import modalities
 from mmtune.errors import DataError, ModelError
 from mmtune.index.catalog import Catalog, labels_of
-from mmtune.model.encode import vectors
+from mmtune.model.encode import encode_batches
 from mmtune.runtime.files import write_bytes
 
 if TYPE_CHECKING:

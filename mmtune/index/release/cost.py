@@ -100,7 +100,7 @@ def load_for_cost(model: "Model | str | Path", dim: int | None) -> "Model":
     from mmtune.model.artifact import load
 
     loaded = load(model) if isinstance(model, str | Path) else model
-    return loaded if dim is None else loaded.prefix(dim)
+    return loaded if dim is None else loaded.truncated(dim)
 
 
 def estimate_data_cost(

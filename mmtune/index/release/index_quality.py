@@ -47,7 +47,7 @@ def search_latencies(
     queries: (modality, value); the cache of query vectors is not used. {} without queries.
     """
     from mmtune.index.query_content import decode_query
-    from mmtune.model.encode import in_hand, vectors
+    from mmtune.model.encode import decoded, encode_batches
     from mmtune.model.prompts import QUERY
 
     milliseconds: list[list[float]] = [[] for _ in versions]
@@ -55,7 +55,7 @@ def search_latencies(
         signal = decode_query(name, value).signal
         for times, version in zip(milliseconds, versions, strict=True):
             begin = time.perf_counter()
-            query_QD = next(iter(vectors(version.model, name, in_hand([signal]), 1, lambda n: None, QUERY)))
+            query_QD = next(iter(encode_batches(version.model, name, decoded([signal]), 1, lambda n: None, QUERY)))
             version.search(query_QD, k)
             if number >= WARM_UP:
                 times.append(1000 * (time.perf_counter() - begin))
