@@ -1,18 +1,21 @@
-"""`mmtune advise`: tune or not, with what, and what re-indexing will cost: measured here, on these data."""
+"""`mmtune advise`: tune or not, with which method, and what re-indexing will cost: measured on this machine with these data."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mmtune import modalities
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.paired_difference import DirectionPair, PairedDifference, paired_differences
-from mmtune.contracts import Embeddings
+from mmtune.contracts import Embeddings, JsonObject
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.inputs import as_data, as_model
+from mmtune.evaluation.metrics import metric_columns, with_cutoffs
 from mmtune.quality.linear_probe import Probe, probe
 
 if TYPE_CHECKING:
@@ -32,10 +35,32 @@ SOURCES = {
 }
 
 
+@dataclass(frozen=True)
+class ReindexCost:
+    """What a new index costs: hours on this machine, GB of its vectors in float32 and float16, price where one is known."""
+
+    hours: float
+    gb_float32: float
+    gb_float16: float
+    price: float | None = None
+
+
+class Recommendation(NamedTuple):
+    """answer: one of ANSWERS; why: one sentence; sources: the papers whose thresholds it rests on."""
+
+    answer: str
+    why: str
+    sources: list[str]
+
+
 @dataclass
 class Advice:
-    """answer, one of ANSWERS, with why; baseline: the metric with its interval; probe: what a linear head gains on rows it
-    did not see; rates: items a second on this machine; reindex: what N items cost after each kind of tuning."""
+    """answer: one of ANSWERS, with the reason in one sentence.
+
+    baseline: the metric of the model as it is, with its interval; probe: what a linear head gains on rows that it was not
+    fitted on; rates: items a second embedded on this machine, by modality; reindex: the cost of a new index of `corpus_size`
+    items after each kind of tuning.
+    """
 
     answer: str
     why: str
@@ -45,37 +70,34 @@ class Advice:
     baseline: PairedDifference
     probe: Probe | None
     rates: dict[str, float]
-    reindex: dict[str, dict[str, float | None]]
+    reindex: dict[str, ReindexCost]
     sources: list[str] = field(default_factory=list)
     corpus_size: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        base = {
+    def to_dict(self) -> JsonObject:
+        """The JSON document of `mmtune advise --json`."""
+        baseline = {
             "value": self.baseline.base,
             "interval": list(self.baseline.interval),
             "queries": self.baseline.queries,
             "clusters": self.baseline.clusters,
         }
-        head = None
-        if (p := self.probe) is not None:
-            head = {**p.change.to_dict(), "curve": [list(x) for x in p.curve], "unseen_groups": p.unseen}
-        return {**asdict(self), "baseline": base, "probe": head}
+        return {**asdict(self), "baseline": baseline, "probe": self.probe.to_dict() if self.probe else None}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """What re-indexing costs, one line a kind of tuning."""
+        """What re-indexing costs, one row a kind of tuning."""
         import pandas
 
-        return pandas.DataFrame.from_dict(self.reindex, orient="index")
+        return pandas.DataFrame.from_dict({k: asdict(c) for k, c in self.reindex.items()}, orient="index")
 
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
-        names = [n for n, v in next(iter(self.reindex.values())).items() if v is not None]
-        show = {"hours": duration, "price": lambda v: f"{v:,.2f}"}
-        cell = [[k, *(show.get(n, "{:,.3g}".format)(v[n]) for n in names)] for k, v in self.reindex.items()]
-        heads = {"hours": "time", "gb_float32": "GB in float32", "gb_float16": "GB in float16"}
-        return [
-            f"an index of {self.corpus_size:,} items ({self.direction.split('->')[1]}) after",
-            *(heads.get(n, n) for n in names),
-        ], cell
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        columns = [f"an index of {self.corpus_size:,} items ({self.direction.split('->')[1]}) after", "time"]
+        columns += ["GB in float32", "GB in float16"]
+        rows = [[k, duration(c.hours), f"{c.gb_float32:,.3g}", f"{c.gb_float16:,.3g}"] for k, c in self.reindex.items()]
+        if all(c.price is not None for c in self.reindex.values()):
+            columns.append("price")
+            rows = [[*row, f"{c.price:,.2f}"] for row, c in zip(rows, self.reindex.values(), strict=True)]
+        return columns, rows
 
     def __str__(self) -> str:
         from mmtune.evaluation.result_tables import plain_table
@@ -84,28 +106,73 @@ class Advice:
         lines = [f"{self.answer.upper()}: {self.why}", ""]
         lines.append(f"baseline  {self.metric} of {self.direction}: {self.baseline.base:.4f} [{low:.4f}, {high:.4f}]")
         if self.probe:
-            kind = "groups" if self.probe.unseen else "rows"
+            kind = "groups" if self.probe.held_out_groups else "rows"
             c = self.probe.change
-            lines.append(
-                f"head      {c} on {kind} it did not see ({c.base:.4f} to {c.candidate:.4f} among half of the candidates)"
-            )
+            lines.append(f"head      {c} on held-out {kind} ({c.base:.4f} to {c.candidate:.4f} among half of the candidates)")
             lines.append("          " + ", ".join(f"{v:.4f} with {s:.0%} of the training part" for s, v in self.probe.curve))
         lines.append("this machine embeds " + ", ".join(f"{v:,.1f} {m}/s" for m, v in self.rates.items()))
-        return "\n".join([*lines, "", plain_table(*self._rows()), "", *(f"source: {s}" for s in self.sources)])
+        return "\n".join([*lines, "", plain_table(*self._table()), "", *(f"source: {s}" for s in self.sources)])
 
     def _repr_html_(self) -> str:
         from mmtune.evaluation.result_tables import html_table
 
-        return html_table(*self._rows(), caption=f"{self.answer.upper()}: {self.why}")
+        return html_table(*self._table(), caption=f"{self.answer.upper()}: {self.why}")
 
 
-def duration(hours: float | None) -> str:
-    """For people: "2.5 hours", "17 minutes", "0.3 seconds"."""
-    hours = hours or 0.0
-    for unit, size in (("days", 48.0), ("hours", 1.0), ("minutes", 1 / 60)):
-        if hours >= size:
-            return f"{hours / (24 if unit == 'days' else size):.3g} {unit}"
-    return f"{hours * 3600:.2g} seconds"
+def advise(
+    model: "Model | str | Path",
+    data: "Data | str",
+    *,
+    corpus_size: int,
+    target: str | None = None,
+    direction: str | None = None,
+    price_per_hour: float | None = None,
+    limit: int = 5000,
+    quiet: bool = True,
+) -> Advice:
+    """Measure the baseline, the gain of a linear head and the embedding rate on at most `limit` rows of DATA, and recommend.
+
+    corpus_size: items of the index to be; target: "METRIC=VALUE" that is needed; direction: "A->B", where B is what the index
+    holds (default: a text query that searches for the other modality); price_per_hour: of this machine.
+    """
+    from mmtune.embedding.embed_rows import shared_modalities
+
+    metric, wanted = parse_target(target)
+    loaded, rows = as_model(model), as_data(data)
+    names = shared_modalities(loaded, rows)
+    pairs = {f"{a}->{b}": (a, b) for a in names for b in names if a != b or len(names) == 1}
+    name = direction or default_direction(pairs)
+    if name not in pairs:
+        raise RecipeError(f"--direction {name}: the model and the data share {', '.join(pairs)}")
+    pair = pairs[name]
+    step = -(-len(rows) // limit)
+    some = rows.subset(range(0, len(rows), step)) if step > 1 else rows
+    vectors, rates = _embed_and_time(loaded, some, pair, quiet)
+    base = baseline(vectors, pair, metric)
+    head = probe(vectors, pair, metric) if base.clusters >= MIN_CLUSTERS else None
+    present = rows.present[pair[1]]  # of all rows: `limit` may have thinned the groups
+    group = np.where(rows.labels["group"] != 0, rows.labels["group"], rows.labels["id"])[present]
+    _, counts = np.unique(group, return_counts=True)
+    answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
+    costs = reindex_cost(corpus_size, loaded.dim, rates[pair[1]], map_rate(loaded.dim), price_per_hour)
+    return Advice(answer, why, name, metric, wanted, base, head, rates, costs, sources, corpus_size)
+
+
+def _embed_and_time(
+    model: "Model", data: "Data", pair: tuple[str, str], quiet: bool
+) -> tuple[dict[str, Embeddings], dict[str, float]]:
+    """(vectors, distinct items embedded a second), both by modality."""
+    from mmtune.embedding.embed_rows import embed_data
+
+    vectors: dict[str, Embeddings] = {}
+    rates: dict[str, float] = {}
+    for m in dict.fromkeys(pair):
+        present = np.flatnonzero(data.present[m])
+        embed_data(model, data.subset(present[:16]), [m])  # the first call is slower
+        begin = time.perf_counter()
+        vectors |= embed_data(model, data, [m], quiet=quiet)
+        rates[m] = len(np.unique(data.labels[m][present])) / (time.perf_counter() - begin)
+    return vectors, rates
 
 
 def parse_target(given: str | None) -> tuple[str, float | None]:
@@ -120,73 +187,77 @@ def parse_target(given: str | None) -> tuple[str, float | None]:
 
 
 def default_direction(pairs: Mapping[str, tuple[str, str]]) -> str:
-    """The first search by what people type for what they cannot; else the first there is."""
-    typed = [n for n, (a, b) in pairs.items() if modalities.get(a).language and not modalities.get(b).language]
-    return next(iter([*typed, *pairs]))
+    """The first direction from text to another modality; else the first of all."""
+    from_text = [n for n, (a, b) in pairs.items() if modalities.get(a).language and not modalities.get(b).language]
+    return next(iter([*from_text, *pairs]))
 
 
 def baseline(vectors: Mapping[str, Embeddings], pair: tuple[str, str], metric: str) -> PairedDifference:
-    """The metric with an interval by cluster (as a PairedDifference from zero)."""
-    ks = [int(metric.partition("@")[2])] if metric.partition("@")[2].isdigit() else [10]
-    found = evaluate_vectors(vectors, ks=ks, pairs=[pair], per_query=True).directions.get("->".join(pair))
-    if found is None:
+    """The metric with its bootstrap interval: base and candidate are the same, and the interval is that of the value."""
+    ks = with_cutoffs((), [metric]) or [10]
+    metric_columns(ks, [metric], "--target")  # RecipeError for an unknown metric
+    result = evaluate_vectors(vectors, ks=ks, metrics=[metric], pairs=[pair], per_query=True)
+    direction = result.directions.get("->".join(pair))
+    if direction is None:
         raise RecipeError(f"{'->'.join(pair)}: no query has a relevant candidate; ids or groups are missing")
-    if metric not in found.metrics:
-        raise RecipeError(f"--target: no metric {metric!r}; there are: {', '.join(found.metrics)}")
-    assert found.values is not None
-    zero = type(found)(**{**found.__dict__, "values": {m: np.zeros_like(v) for m, v in found.values.items()}})
-    c = paired_differences([DirectionPair(zero, found)], [metric])[metric]
-    return PairedDifference(c.candidate, c.candidate, 0.0, c.interval, 0, 0, c.queries, c.clusters)
+    assert direction.values is not None
+    zero = type(direction)(**{**direction.__dict__, "values": {m: np.zeros_like(v) for m, v in direction.values.items()}})
+    d = paired_differences([DirectionPair(zero, direction)], [metric])[metric]
+    return PairedDifference(d.candidate, d.candidate, 0.0, d.interval, 0, 0, d.queries, d.clusters)
 
 
-def decide(base: PairedDifference, head: Probe | None, target: float | None, per_group: float) -> tuple[str, str, list[str]]:
-    """(answer, why, sources) from what was measured. Pure, so that it can be argued with. Every number in it was measured here,
-    or is quoted with its source."""
+def decide(base: PairedDifference, head: Probe | None, target: float | None, per_group: float) -> Recommendation:
+    """The recommendation for a baseline, a probe, the wanted value and the rows of the median group. A pure function, so that
+    it can be tested and argued with: every number in it was measured, or is quoted with its source."""
     if base.clusters < MIN_CLUSTERS or head is None:
-        why = f"{base.clusters} independent things to ask about are too few to tell one model from another."
-        return "label more data", why, []
+        why = f"{base.clusters} independent groups of queries are too few to tell one model from another."
+        return Recommendation("label more data", why, [])
     if target is not None and base.interval[0] >= target:
         why = f"the baseline's interval starts at {base.interval[0]:.4f}, at or above the target {target:g}."
-        return "off-the-shelf", why, []
+        return Recommendation("off-the-shelf", why, [])
     change, (half, whole) = head.change, (head.curve[-2][1], head.curve[-1][1])
-    wanted = NOTICEABLE if target is None else target - base.base
+    needed = NOTICEABLE if target is None else target - base.base
     gains, reached = change.interval[0] > 0, base.base + change.difference
     if gains and (target is None or reached >= target):
         reach = f" and so reaches {reached:.4f}" if target is not None else ""
-        why = f"a linear head on the frozen features gains {change}{reach}; stored vectors can be mapped, not embedded anew."
-        return "head", why, []
+        why = f"a linear head on the frozen features gains {change}{reach}; stored vectors can be mapped, not embedded again."
+        return Recommendation("head", why, [])
     few = per_group <= FEW_SHOTS
     sources = [SOURCES["few"]] if few else [SOURCES["many"], SOURCES["forget"]]
-    tune, shots = "LoRA" if few else "full", f"{per_group:g} rows in the median group"
+    method, shots = "LoRA" if few else "full", f"{per_group:g} rows in the median group"
     if gains:
         why = f"a head gains {change}, but {reached:.4f} is short of {target:g}; with {shots}, tune the towers."
-        return tune, why, sources
+        return Recommendation(method, why, sources)
     if target is None and base.base > 1 - NOTICEABLE:
         why = (
             f"the baseline is {base.base:.4f}: less is left to gain than would be noticed, and a head gains nothing ({change})."
         )
-        return "off-the-shelf", why, [SOURCES["small"]]
+        return Recommendation("off-the-shelf", why, [SOURCES["small"]])
     rule = [SOURCES["small"]] if target is None else []
-    if change.interval[1] >= wanted:
+    if change.interval[1] >= needed:
         why = (
-            f"a head's gain of {change} may be nothing, or the {wanted:+.4f} that would be "
-            f"{'noticed' if target is None else 'enough'}: {change.clusters} independent things cannot tell; more would."
+            f"a head's gain of {change} may be nothing, or the {needed:+.4f} that would be "
+            f"{'noticed' if target is None else 'enough'}: {change.clusters} independent groups cannot tell; more would."
         )
-        return "label more data", why, rule
-    if head.unseen and whole - half >= NOTICEABLE:
+        return Recommendation("label more data", why, rule)
+    if head.held_out_groups and whole - half >= NOTICEABLE:
         why = f"a head gains {change}, but {whole - half:+.4f} by the last doubling of its data alone: it is still learning."
-        return "label more data", why, [SOURCES["small"]]
-    why = f"a head gains nothing sure ({change}): the frozen features do not hold what is asked; with {shots}, tune the towers."
-    return tune, why, [*rule, *sources]
+        return Recommendation("label more data", why, [SOURCES["small"]])
+    why = (
+        f"a head has no certain gain ({change}): the frozen features do not separate what is searched; with {shots}, tune the "
+        "towers."
+    )
+    return Recommendation(method, why, [*rule, *sources])
 
 
-def reindex_cost(count: int, dim: int, rate: float, map_rate: float, price: float | None) -> dict[str, dict[str, float | None]]:
-    """Hours, GB (float32 and float16) and price of a new index of `count` items after tuning a head, or the towers."""
+def reindex_cost(count: int, dim: int, rate: float, map_rate: float, price: float | None) -> dict[str, ReindexCost]:
+    """The cost of a new index of `count` items of `dim` dimensions after tuning a head, or the towers. rate, map_rate: items
+    embedded, and vectors mapped, a second; price: of an hour."""
     out = {}
     for name, speed in (("a head (stored vectors are mapped)", map_rate), ("LoRA or full (all is embedded anew)", rate)):
         hours = count / max(speed, 1e-9) / 3600
-        size = {"gb_float32": count * dim * 4 / 1e9, "gb_float16": count * dim * 2 / 1e9}
-        out[name] = {"hours": hours, **size, "price": None if price is None else hours * price}
+        cost = None if price is None else hours * price
+        out[name] = ReindexCost(hours, count * dim * 4 / 1e9, count * dim * 2 / 1e9, cost)
     return out
 
 
@@ -201,49 +272,9 @@ def map_rate(dim: int, seconds: float = 0.2) -> float:
     return done / passed
 
 
-def advise(
-    model: "Model | str",
-    data: "Data | str",
-    *,
-    corpus_size: int,
-    target: str | None = None,
-    direction: str | None = None,
-    price_per_hour: float | None = None,
-    limit: int = 5000,
-    quiet: bool = True,
-) -> Advice:
-    """Measure the baseline, a head's gain and the embedding rate on at most `limit` rows of DATA, and answer.
-
-    target: "METRIC=VALUE"; direction: "A->B", B is what the index holds (default: words that search for the other modality);
-    price_per_hour of this machine.
-    """
-    from mmtune.data.shards.dataset import open_data
-    from mmtune.embedding.embed_rows import embed_data, shared_modalities
-    from mmtune.model.artifact import load
-
-    metric, wanted = parse_target(target)
-    found, rows = (load(model) if isinstance(model, str) else model), (open_data(data) if isinstance(data, str) else data)
-    names = shared_modalities(found, rows)
-    pairs = {f"{a}->{b}": (a, b) for a in names for b in names if a != b or len(names) == 1}
-    name = direction or default_direction(pairs)
-    if name not in pairs:
-        raise RecipeError(f"--direction {name}: the model and the data share {', '.join(pairs)}")
-    pair = pairs[name]
-    step = -(-len(rows) // limit)
-    some = rows.subset(range(0, len(rows), step)) if step > 1 else rows
-    vectors: dict[str, Embeddings] = {}
-    rates: dict[str, float] = {}
-    for m in dict.fromkeys(pair):
-        has = np.flatnonzero(some.present[m])
-        embed_data(found, some.subset(has[:16]), [m])  # warm
-        begin = time.perf_counter()
-        vectors |= embed_data(found, some, [m], quiet=quiet)
-        rates[m] = len(np.unique(some.labels[m][has])) / (time.perf_counter() - begin)
-    base = baseline(vectors, pair, metric)
-    head = probe(vectors, pair, metric) if base.clusters >= MIN_CLUSTERS else None
-    there = rows.present[pair[1]]  # of all rows: `limit` may have thinned the groups
-    thing = np.where(rows.labels["group"] != 0, rows.labels["group"], rows.labels["id"])[there]
-    _, counts = np.unique(thing, return_counts=True)
-    answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
-    costs = reindex_cost(corpus_size, found.dim, rates[pair[1]], map_rate(found.dim), price_per_hour)
-    return Advice(answer, why, name, metric, wanted, base, head, rates, costs, sources, corpus_size)
+def duration(hours: float) -> str:
+    """ "2.5 hours", "17 minutes", "0.3 seconds"."""
+    for unit, size in (("days", 48.0), ("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= size:
+            return f"{hours / (24 if unit == 'days' else size):.3g} {unit}"
+    return f"{hours * 3600:.2g} seconds"

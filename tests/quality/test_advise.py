@@ -9,8 +9,8 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
-from mmtune.quality.advise import baseline, decide, duration, map_rate, parse_target, reindex_cost
-from mmtune.quality.linear_probe import Probe, fit, probe
+from mmtune.quality.advise import ReindexCost, baseline, decide, duration, map_rate, parse_target, reindex_cost
+from mmtune.quality.linear_probe import Probe, fit_head, probe
 from tests.support.evaluate_helpers import picture, shards, unit
 
 
@@ -36,7 +36,7 @@ def features(kind, groups=60, each=6, dim=24, seed=0):
 
 def test_the_probe_finds_a_hidden_signal_and_invents_none():
     hidden = probe(features("hidden"), ("a", "b"))
-    assert hidden.change.interval[0] > 0.1 and not hidden.unseen and hidden.rows == 360
+    assert hidden.change.interval[0] > 0.1 and not hidden.held_out_groups and hidden.rows == 360
     assert [s for s, _ in hidden.curve] == [0.25, 0.5, 1.0] and hidden.curve[-1][1] == pytest.approx(hidden.change.candidate)
     lows = [probe(features("absent", seed=s), ("a", "b")).change.interval[0] for s in range(6)]
     assert sum(low > 0 for low in lows) <= 1
@@ -47,7 +47,7 @@ def test_the_probe_finds_a_hidden_signal_and_invents_none():
 def test_the_probe_holds_out_groups_when_they_are_small_and_works_within_one_modality():
     vectors = features("hidden", groups=150, each=3)
     found = probe(vectors, ("a", "b"))
-    assert found.unseen and found.change.interval[0] > 0
+    assert found.held_out_groups and found.change.interval[0] > 0
     within = probe(features("hidden"), ("a", "a"))
     assert within.change.interval[0] > 0
 
@@ -61,7 +61,7 @@ def test_the_head_is_the_canonical_correlation():
         m: Embeddings([str(i) for i in range(n)], [None] * n, {"id": np.arange(1, n + 1)}, x.astype(np.float32))
         for m, x in zip("ab", sides, strict=True)
     }
-    head = fit(vectors, ("a", "b"), 0.0, 1.0)
+    head = fit_head(vectors, ("a", "b"), 0.0, 1.0)
     za, zb = ((vectors[m].vectors - head.centre[m]) @ head.map[m] for m in "ab")
     correlation = [np.corrcoef(za[:, i], zb[:, i])[0, 1] for i in range(2)]
     assert correlation == pytest.approx([0.8, 0.8], abs=0.03)  # 1 / (1 + 0.25)
@@ -71,10 +71,10 @@ def test_the_head_is_the_canonical_correlation():
 def test_the_head_of_deficient_features_is_finite():
     """Fewer things than dimensions, and sides without any variance at all."""
     few = features("hidden", groups=5, each=12, dim=24)
-    head = fit(few, ("a", "b"), 0.3, 1.0)
+    head = fit_head(few, ("a", "b"), 0.3, 1.0)
     assert head.map["a"].shape[1] <= 5 and all(np.isfinite(m).all() for m in head.map.values())
     few["a"].vectors[:] = few["b"].vectors[:] = few["a"].vectors[0]
-    head = fit(few, ("a", "b"), 0.3, 1.0)
+    head = fit_head(few, ("a", "b"), 0.3, 1.0)
     assert all(np.isfinite(m).all() for m in head.map.values())
     assert probe(few, ("a", "b")).change.difference == 0
 
@@ -118,8 +118,8 @@ def test_answers(base, head, target, per_group, answer):
 def test_costs_follow_from_rates():
     costs = reindex_cost(3_600_000, 512, 100.0, 1e6, 2.0)
     head, towers = costs.values()
-    assert towers == {"hours": 10.0, "gb_float32": pytest.approx(7.3728), "gb_float16": pytest.approx(3.6864), "price": 20.0}
-    assert head["hours"] == pytest.approx(0.001) and reindex_cost(1, 1, 1, 1, None)[next(iter(costs))]["price"] is None
+    assert towers == ReindexCost(hours=10.0, gb_float32=pytest.approx(7.3728), gb_float16=pytest.approx(3.6864), price=20.0)
+    assert head.hours == pytest.approx(0.001) and reindex_cost(1, 1, 1, 1, None)[next(iter(costs))].price is None
     assert map_rate(16, 0.01) > 0
     assert [duration(h) for h in (60.0, 2.5, 0.2873, 1e-4)] == ["2.5 days", "2.5 hours", "17.2 minutes", "0.36 seconds"]
     assert parse_target(None) == ("ndcg@10", None) and parse_target("map=0.5") == ("map", 0.5)
