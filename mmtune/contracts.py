@@ -4,7 +4,7 @@
 |---|---|
 | `Row`, `Batch`, `Embeddings`, `Modality`, `Preprocess`, `Augmentation`, `Scorer` | here |
 | `Tower`, `LogitScale`, `Backbone`, `Family` | `mmtune.backbones` |
-| `Block`, `Scored`, `Taught`: the inputs of the three kinds of loss | `mmtune.losses` |
+| `ContrastiveBlock`, `ScoredPairs`, `DistillationBlock`: the inputs of the three kinds of loss | `mmtune.losses` |
 | miner sources and false-negative guards | `mmtune.mining` |
 | evaluation tasks and metrics | `mmtune.evaluation` |
 | `Store` | `mmtune.index.protocols` |

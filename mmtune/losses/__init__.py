@@ -5,7 +5,7 @@ A loss belongs to one of three families, which its decorator says; the family de
 - `@contrastive_loss`: a `ContrastiveBlock`, some queries against all candidates with their positives and negatives; returns
   one loss a query [R]. Such a loss runs dense, tiled, or with a queue of earlier vectors without knowing it.
 - `@scored_pairs_loss`: `ScoredPairs`, the cosines of the batch's own pairs beside a numeric column; returns a scalar.
-- `@distillation_loss`: a `TeacherBlock`, similarities of the student beside scores of its teacher; returns a scalar.
+- `@distillation_loss`: a `DistillationBlock`, similarities of the student beside scores of its teacher; returns a scalar.
 
 Keyword-only parameters are the options that a recipe may set. A loss of one's own is named in a recipe as
 `package.module:function` (found among the installed packages and in the working directory), or by a name after
@@ -21,7 +21,7 @@ Keyword-only parameters are the options that a recipe may set. A loss of one's o
 """
 
 from mmtune.losses.contrastive import ContrastiveBlock
-from mmtune.losses.distillation import TeacherBlock
+from mmtune.losses.distillation import DistillationBlock
 from mmtune.losses.families import LossFunction, contrastive_loss, distillation_loss, scored_pairs_loss
 from mmtune.losses.graded import ScoredPairs
 from mmtune.runtime import plugins
@@ -51,7 +51,7 @@ __all__ = [
     "ContrastiveBlock",
     "LossFunction",
     "ScoredPairs",
-    "TeacherBlock",
+    "DistillationBlock",
     "contrastive_loss",
     "distillation_loss",
     "register",

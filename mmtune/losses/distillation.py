@@ -10,7 +10,7 @@ from mmtune.losses.families import distillation_loss
 
 
 @dataclass(slots=True)
-class TeacherBlock:
+class DistillationBlock:
     """Q queries against C candidates: similarities of the student beside scores of its teacher.
 
     similarity [Q, C] the student's cosines; teacher_scores [Q, C], NaN for pairs that the teacher did not score; positives,
@@ -27,7 +27,7 @@ class TeacherBlock:
 
 
 @distillation_loss
-def kl(block: TeacherBlock, *, temperature: float = 0.05) -> Tensor:
+def kl(block: DistillationBlock, *, temperature: float = 0.05) -> Tensor:
     """KL(teacher || student) over each query's list of scored candidates, the mean over queries with at least two.
 
     Hinton et al. 2015 (arXiv 1503.02531); for dual encoders CLIP-KD's interactive and relational terms (Yang et al. 2024,
@@ -46,7 +46,7 @@ def kl(block: TeacherBlock, *, temperature: float = 0.05) -> Tensor:
 
 
 @distillation_loss
-def score_mse(block: TeacherBlock) -> Tensor:
+def score_mse(block: DistillationBlock) -> Tensor:
     """Mean squared difference of the student's cosine and the teacher's score over scored pairs; scores lie in [-1, 1]."""
     scored = torch.isfinite(block.teacher_scores)
     difference = torch.where(scored, block.similarity - torch.where(scored, block.teacher_scores, 0.0), 0.0)
@@ -54,7 +54,7 @@ def score_mse(block: TeacherBlock) -> Tensor:
 
 
 @distillation_loss
-def margin_mse(block: TeacherBlock, *, factor: float = 1.0) -> Tensor:
+def margin_mse(block: DistillationBlock, *, factor: float = 1.0) -> Tensor:
     """((s_p - s_n) - factor * (t_p - t_n))^2, the mean over scored positives p and negatives n, then over queries.
 
     MarginMSE (Hofstaetter et al. 2020, arXiv 2010.02666): a teacher's scores need not have a cosine's range, only their
@@ -78,7 +78,7 @@ def margin_mse(block: TeacherBlock, *, factor: float = 1.0) -> Tensor:
 
 
 @distillation_loss
-def feature(block: TeacherBlock, *, projection: bool = False) -> Tensor:
+def feature(block: DistillationBlock, *, projection: bool = False) -> Tensor:
     """Squared distance of the student's (projected) vector and the teacher's, summed over dimensions, mean over items.
 
     Feature distillation alone gives most of CLIP-KD's gain (Yang et al. 2024, arXiv 2307.12732). Where the widths differ, or

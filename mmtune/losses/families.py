@@ -29,7 +29,7 @@ def scored_pairs_loss(function: LossFunction) -> LossFunction:
 
 
 def distillation_loss(function: LossFunction) -> LossFunction:
-    """Decorate a loss that takes a `TeacherBlock` and returns a scalar."""
+    """Decorate a loss that takes a `DistillationBlock` and returns a scalar."""
     return _mark(function, "distillation")
 
 

@@ -21,7 +21,7 @@ from mmtune.losses.contrastive import (
     dense_loss,
     query_weights,
 )
-from mmtune.losses.distillation import TeacherBlock
+from mmtune.losses.distillation import DistillationBlock
 from mmtune.losses.families import check_output
 from mmtune.losses.graded import SCORE_RANGES, ScoredPairs
 from mmtune.losses.info_nce import info_nce
@@ -267,7 +267,7 @@ class Objective(nn.Module):
             )
         positives, negatives = contrastive_masks(inputs, 0, len(inputs.queries))
         similarity = inputs.queries @ inputs.candidates.T
-        block = TeacherBlock(similarity, scores, positives, negatives, inputs.scale, features)
+        block = DistillationBlock(similarity, scores, positives, negatives, inputs.scale, features)
         return self._first_checked(term, term.function(block, **term.options), (), similarity)
 
     def _per_query_loss(self, term: LossTerm, inputs: QueryCandidateBatch) -> PerQueryLoss:

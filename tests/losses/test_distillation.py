@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmtune.errors import DataError, RecipeError
-from mmtune.losses.distillation import TeacherBlock, kl, margin_mse, score_mse
+from mmtune.losses.distillation import DistillationBlock, kl, margin_mse, score_mse
 from mmtune.training.build_objective import build_objective
 from mmtune.training.teacher_outputs import TeacherScores, TeacherVectors
 from tests.support.losses_helpers import ROWS, make_batch, unit
@@ -26,7 +26,7 @@ def teacher_block():
     scores[2, 4] = 0.3  # one candidate alone teaches no order
     pos = torch.zeros(4, 6, dtype=torch.bool)
     pos[:, 0] = pos[1, 3] = True
-    return TeacherBlock(sim.requires_grad_(), scores, pos, ~pos, torch.tensor(5.0))
+    return DistillationBlock(sim.requires_grad_(), scores, pos, ~pos, torch.tensor(5.0))
 
 
 def test_kl_equals_a_loop():

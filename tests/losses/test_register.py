@@ -7,7 +7,7 @@ import torch
 
 import mmtune
 from mmtune.errors import RecipeError, TrainingError
-from mmtune.losses import TABLE, ContrastiveBlock, ScoredPairs, TeacherBlock, contrastive_loss, register
+from mmtune.losses import TABLE, ContrastiveBlock, DistillationBlock, ScoredPairs, contrastive_loss, register
 from mmtune.training.build_objective import build_objective
 from tests.support import corpora
 from tests.support.losses_helpers import ROWS, make_batch, unit
@@ -93,4 +93,4 @@ def test_a_loss_that_returns_something_else_is_refused_at_the_first_step(restore
 
 
 def test_what_an_author_needs_is_importable_from_the_room():
-    assert {ContrastiveBlock.__name__, ScoredPairs.__name__, TeacherBlock.__name__} <= set(mmtune.losses.__all__)
+    assert {ContrastiveBlock.__name__, ScoredPairs.__name__, DistillationBlock.__name__} <= set(mmtune.losses.__all__)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from mmtune.backbones import scorers
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, RecipeError
 from mmtune.model.artifact import load
-from mmtune.training import teacher_cache
+from mmtune.training import teacher_scoring
 from mmtune.training.teacher_cache import build_teachers
 from tests.support.data_helpers import catalog, write_csv
 
@@ -76,7 +77,7 @@ def test_vectors_of_two_sets_keep_their_rows(data, tmp_path):
 
 
 def test_scores_are_stored_with_a_fingerprint_and_go_on_after_a_kill(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "PART", 50)
+    monkeypatch.setattr(teacher_scoring, "PAIRS_PER_PART", 50)
     CALLS.clear()
     spec = {"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "all", "options": {"factor": 2.0}}
     teacher = build(spec, data)
@@ -145,7 +146,7 @@ def test_a_file_of_scores(data, tmp_path, suffix):
         ({"scorer": "cross_encodr"}, "teachers.big.scorer: no scorer 'cross_encodr'; did you mean 'cross_encoder'"),
         (
             {"scorer": "tests.training.test_teacher_cache:Nothing"},
-            "teachers.big.scorer: cannot make tests.training.test_teacher_cache:Nothing",
+            "teachers.big.scorer: scorer 'tests.training.test_teacher_cache:Nothing': tests.training.test_teacher_cache has no 'Nothing'",
         ),
         ({"scorer": "json:JSONDecoder"}, "json:JSONDecoder has no method score(pairs)"),
         (
@@ -176,6 +177,31 @@ def test_a_score_file_that_does_not_fit_names_its_line(data, tmp_path):
 
 
 def test_too_many_pairs_are_refused(data, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "MOST", 100)
+    monkeypatch.setattr(teacher_scoring, "MOST_PAIRS", 100)
     with pytest.raises(RecipeError, match="all is 12 x 12 pairs; name a negatives table"):
         build({"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "all"}, data)
+
+
+def test_a_scorer_from_outside_by_name_and_by_file_in_the_working_directory(data, tmp_path, monkeypatch):
+    source = "class Same:\n    def __init__(self, value=0.5):\n        self.value = value\n"
+    source += "    def score(self, pairs):\n        return [self.value] * len(pairs)\n"
+    (tmp_path / "outside_scorer.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    labels = {m: torch.from_numpy(data.labels[m]) for m in PAIR}
+    found = build({"scorer": "outside_scorer:Same", "options": {"value": 0.25}}, data).between(PAIR, *labels.values())
+    assert set(found[torch.isfinite(found)].tolist()) == {0.25}
+    monkeypatch.setattr(scorers, "TABLE", dict(scorers.TABLE))
+    scorers.register("same", "outside_scorer:Same")
+    found = build({"scorer": "same"}, data).between(PAIR, *labels.values())
+    assert set(found[torch.isfinite(found)].tolist()) == {0.5}
+
+
+def test_an_id_that_two_training_sets_have_is_refused_in_a_file_of_scores(data, tmp_path):
+    rows = [{"image": "img/0000.png", "text": "other", "sku": "s"}] * 2
+    pack(write_csv(tmp_path / "src" / "more.csv", rows), tmp_path / "more", group="sku")
+    both = WeightedConcat([data.sets[0], open_data(str(tmp_path / "more"))], [1.0, 1.0])
+    shared = next(i for i in both.sets[1].ids if i in data.ids)
+    path = write_csv(tmp_path / "s.csv", [{"query_id": shared, "item_id": shared, "score": 1}])
+    with pytest.raises(DataError, match=f"line 1: several training sets have a row '{shared}'"):
+        build({"scores": str(path)}, both)
+    assert build({"scores": str(path)}, data)
