@@ -1,0 +1,156 @@
+"""Every command and every Python block of README.md and docs/ runs as it stands, in the order of its page.
+
+A block says behind its language when it does not ("skip: REASON"), or that its commands may also exit with 1 ("exit 0 or 1").
+The only substitution is the public checkpoint, for which a small one of the same architecture stands in.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmtune.cli import main
+from tests.support.docs_helpers import (
+    ROOT,
+    Block,
+    blocks,
+    commands,
+    pages,
+    small_checkpoint,
+    substitute,
+    write_tables,
+)
+
+FRESH = {"README.md", "docs/your_data.md"}
+"""Pages that begin with the reader's tables; the others go on where README.md ends."""
+FAST = {"README.md", "docs/extending.md", "docs/python_api.md"}
+RUNNABLE = ("sh", "python")
+
+
+def runnable(page: Path) -> list[Block]:
+    return [b for b in blocks(page) if b.language in RUNNABLE and not b.skipped]
+
+
+PAGES = [p for p in pages() if runnable(p)]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_checkpoint(tmp_path_factory.mktemp("docs") / "clip")
+
+
+def run_page(page: Path, folder: Path, checkpoint: Path) -> int:
+    """Run the page's blocks in `folder`; returns how many commands and Python blocks that were."""
+    count, namespace = 0, {"__name__": "docs"}
+    for block in runnable(page):
+        where = f"{block.page}:{block.line}"
+        if block.language == "python":
+            exec(compile(substitute(block.code, checkpoint), where, "exec"), namespace)
+            count += 1
+            continue
+        allowed = (0, 1) if block.note == "exit 0 or 1" else (0,)
+        for command in commands(block):
+            assert command[0] == "mmtune", f"{where}: {command[0]} cannot run here; say skip: REASON behind ```sh"
+            status = main([substitute(word, checkpoint) for word in command[1:]])
+            assert status in allowed, f"{where}: {' '.join(command)} exits with {status}"
+            count += 1
+    return count
+
+
+@pytest.fixture(scope="module")
+def after_readme(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, int]:
+    """(a folder in which README.md has been followed, how many blocks ran)."""
+    folder = tmp_path_factory.mktemp("docs") / "reader"
+    folder.mkdir()
+    write_tables(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, run_page(ROOT / "README.md", folder, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=() if name_of(p) in FAST else pytest.mark.slow) for p in PAGES], ids=name_of
+)
+def test_the_page_runs(
+    page: Path, after_readme: tuple[Path, int], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name_of(page) == "README.md":
+        assert after_readme[1] >= 8
+        return
+    folder = tmp_path / "reader"
+    if name_of(page) in FRESH:
+        folder.mkdir()
+        write_tables(folder)
+    else:
+        shutil.copytree(after_readme[0], folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    assert run_page(page, folder, checkpoint) > 0
+
+
+def test_there_are_pages_and_blocks() -> None:
+    found = [b for p in PAGES for b in runnable(p)]
+    assert len(PAGES) >= 7 and len(found) >= 20
+    assert sum(len(list(commands(b))) for b in found if b.language == "sh") >= 25
+    assert sum(b.language == "python" for b in found) >= 10
+
+
+def test_every_skipped_block_says_why() -> None:
+    for page in pages():
+        for block in blocks(page):
+            note = block.note
+            assert note in ("", "exit 0 or 1") or re.fullmatch(r"skip: .{8,}", note), f"{block.page}:{block.line}: {note!r}"
+
+
+def test_every_yaml_block_is_part_of_a_recipe() -> None:
+    from mmtune.recipe.recipe import parse
+
+    count = 0
+    for page in pages():
+        for block in blocks(page):
+            if block.language == "yaml":
+                part = yaml.safe_load(block.code)
+                given = {"model": "tiny:all", "pairs": [["text", "image"]], **part}
+                given["data"] = {"train": "a", "val": "b", **part.get("data", {})}
+                parse(given)
+                count += 1
+    assert count >= 3
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    count = 0
+    for page in [*pages(), ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            path, _, anchor = target.partition("#")
+            if path.startswith("http"):
+                continue
+            found = page.parent / path if path else page
+            assert found.exists(), f"{page.name}: {target}"
+            if anchor:
+                heads = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", found.read_text(), re.M)]
+                assert anchor in heads, f"{page.name}: {target}"
+            count += 1
+    assert count > 20
+
+
+def test_the_readme_is_short_and_named_files_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    for name in re.findall(r"`((?:recipes|notebooks|docs|tests)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_check_command_lists_what_contributing_says() -> None:
+    from tests import check
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for command in ("ruff check .", "ruff format --check .", "mypy", "lint-imports", "pytest"):
+        assert f"`{command}" in text
+    assert [*check.CHECKS] == ["ruff", "format", "mypy", "imports", "tests", "precision"]
+    assert check.main(["--only", "ruff"]) == 0
