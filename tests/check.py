@@ -1,8 +1,8 @@
 """`python -m tests.check`: every check that a change has to pass, in order; stops at the first that fails.
 
-  python -m tests.check                 ruff, format, mypy, imports, tests, precision
-  python -m tests.check --slow          the slow tests, too
-  python -m tests.check --only ruff,mypy
+python -m tests.check                 ruff, format, mypy, imports, tests, precision
+python -m tests.check --slow          the slow tests, too
+python -m tests.check --only ruff,mypy
 """
 
 import argparse

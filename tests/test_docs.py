@@ -133,7 +133,10 @@ def test_every_link_between_pages_leads_somewhere() -> None:
             found = page.parent / path if path else page
             assert found.exists(), f"{page.name}: {target}"
             if anchor:
-                heads = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", found.read_text(), re.M)]
+                heads = [
+                    re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-")
+                    for h in re.findall(r"^#+ (.+)$", found.read_text(), re.M)
+                ]
                 assert anchor in heads, f"{page.name}: {target}"
             count += 1
     assert count > 20

@@ -66,7 +66,9 @@ def write_tables(folder: Path) -> None:
             table = csv.writer(f)
             table.writerow(["id", "image", "text", "sku", "category"])
             for r in chosen:
-                table.writerow([r["id"], r["image"], r["text"], r["group"], "boots" if r["category"] == "cap" else r["category"]])
+                table.writerow(
+                    [r["id"], r["image"], r["text"], r["group"], "boots" if r["category"] == "cap" else r["category"]]
+                )
     for name, row in (("boot", rows["train"][0]), ("bag", rows["train"][-1])):
         shutil.copy(folder / row["image"], folder / "photos" / f"{name}.jpg")
     (folder / "recipes").symlink_to(ROOT / "recipes")
