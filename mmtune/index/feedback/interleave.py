@@ -3,7 +3,6 @@
 Radlinski, Kurup, Joachims, "How does clickthrough data reflect retrieval quality?", CIKM 2008.
 """
 
-import math
 import random
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,6 @@ from mmtune.index.layout import Layout, now
 from mmtune.index.results import Preference
 from mmtune.runtime.files import append_jsonl, read_jsonl_log
 
-Z = 1.959963984540054
-"""Quantile of the normal distribution for a two-sided 95% interval."""
 TEAMS = ("live", "staged")
 POSITIVE_KINDS = ("click", "match")
 
@@ -41,12 +38,12 @@ def draft(live: Sequence[str], staged: Sequence[str], k: int, rng: random.Random
 
 def wilson(wins: int, count: int) -> tuple[float, float]:
     """95% interval of a proportion (Wilson, JASA 1927), which holds near 0 and 1 and for small counts."""
+    from scipy.stats import binomtest
+
     if not count:
         return 0.0, 1.0
-    p, half = wins / count, Z * math.sqrt(wins / count * (1 - wins / count) / count + Z * Z / (4 * count * count))
-    return max(0.0, (p + Z * Z / (2 * count) - half) / (1 + Z * Z / count)), min(
-        1.0, (p + Z * Z / (2 * count) + half) / (1 + Z * Z / count)
-    )
+    interval = binomtest(wins, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 class Interleaving:
