@@ -50,17 +50,17 @@ def evaluate_vectors(
             f"vectors of {len(fingerprints)} models ({', '.join(sorted(fingerprints))}) in one evaluation; embed all with one"
         )
     items = {m: unite(m, vectors[m]) for m in names}
-    result = Result(fingerprint or next(iter(fingerprints), ""), {}, {}, {})
-    cluster_of = row_clusters(vectors) if per_query else {}
-    for a, b in sorted(pairs, key=lambda p: p[0] == p[1]):
-        name = direction(a, b)
-        evaluated = evaluate_direction(items[a], items[b], columns, qrels, chunk, per_query)
-        if per_query:
-            evaluated.clusters = np.array([cluster_of[r] for r in evaluated.query_ids], np.int64)
-        result.skipped[name], result.tie_rate[name] = evaluated.skipped, evaluated.tie_rate
-        if evaluated.queries:
-            result.directions[name] = evaluated
-    return result
+    cluster_of = row_clusters(vectors) if per_query else None
+    evaluated = {
+        direction(a, b): evaluate_direction(items[a], items[b], columns, qrels, chunk, cluster_of)
+        for a, b in sorted(pairs, key=lambda p: p[0] == p[1])
+    }
+    return Result(
+        fingerprint or next(iter(fingerprints), ""),
+        {name: d for name, d in evaluated.items() if d.queries},
+        {name: d.skipped for name, d in evaluated.items()},
+        {name: d.tie_rate for name, d in evaluated.items()},
+    )
 
 
 def evaluate_direction(
@@ -69,9 +69,12 @@ def evaluate_direction(
     columns: Sequence[MetricColumn],
     qrels: Qrels | None = None,
     chunk: int = 4096,
-    per_query: bool = False,
+    cluster_of: Mapping[str, int] | None = None,
 ) -> Direction:
-    """Metrics of one direction. `queries is candidates`: within one modality, where the query itself is no candidate."""
+    """Metrics of one direction. `queries is candidates`: within one modality, where the query itself is no candidate.
+
+    cluster_of: row id -> cluster; given where every query's values are wanted.
+    """
     a, b = queries.vectors.shape[-1], candidates.vectors.shape[-1]
     if a != b and len(queries) and len(candidates):
         name = direction(queries.name, candidates.name)
@@ -92,15 +95,15 @@ def evaluate_direction(
         ties += int(tied.sum())
     at = np.concatenate(kept) if kept else np.empty(0, np.int64)
     values = {name: np.concatenate(v) for name, v in parts.items()} if len(at) else {}
-    evaluated = Direction(
+    ids = [queries.ids[i] for i in at.tolist()] if cluster_of is not None else []
+    return Direction(
         queries=len(at),
         candidates=len(candidates) - (queries is candidates),
         metrics={name: float(v.mean()) for name, v in values.items()},
         skipped=len(queries) - len(at),
         tie_rate=ties / len(at) if len(at) else 0.0,
+        query_ids=ids,
+        query_rows=[[queries.row_ids[r] for r in queries.rows[i]] for i in at.tolist()] if cluster_of is not None else [],
+        clusters=None if cluster_of is None else np.array([cluster_of[row] for row in ids], np.int64),
+        values=None if cluster_of is None else values,
     )
-    if per_query:
-        evaluated.values = values
-        evaluated.query_ids = [queries.ids[i] for i in at]
-        evaluated.query_rows = [[queries.row_ids[r] for r in queries.rows[i]] for i in at.tolist()]
-    return evaluated

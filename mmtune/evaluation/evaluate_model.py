@@ -1,6 +1,7 @@
 """`mmtune.evaluate`: MODEL and DATA in, a typed result out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -175,10 +176,11 @@ def _retrieval(
         (a, b), place = name.split("->"), Path(str(trec))
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
         write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), qrels)
-    if parts:
-        worst_by = f"ndcg@{max(ks)}"
-        result.slices = {n: slice_direction(d, parts, worst_by) for n, d in result.directions.items()}
-    result.untrained_directions = untrained_directions(model, result.directions)
+    worst_by = f"ndcg@{max(ks)}"
     dims = trained_dims(model) if group_pooling is None else []  # the prefix of a mean is not the mean of prefixes
-    result.dims = evaluate_dims(vectors, result, dims, ks=ks, metrics=metrics, qrels=qrels, within=within)
-    return result
+    return replace(
+        result,
+        slices={n: slice_direction(d, parts, worst_by) for n, d in result.directions.items()} if parts else {},
+        untrained_directions=untrained_directions(model, result.directions),
+        dims=evaluate_dims(vectors, result, dims, ks=ks, metrics=metrics, qrels=qrels, within=within),
+    )

@@ -52,12 +52,10 @@ class ZeroShot(EvaluationTask):
         names = names_of_classes(labels, inputs.column(self.class_names) if self.class_names else None, inputs.data.spec)
         classes = class_vectors(inputs.model, names, self.prompts, inputs.batch_size)
         vectors = grouped_by_class(inputs.data, inputs.embed(keep=labelled), labels)
-        out = {m: zero_shot(e, classes, direction(m, tower)) for m, e in vectors.items() if m != tower}
-        if not out:
+        if not set(vectors) - {tower}:
             raise DataError(f"zero_shot: {tower} names the classes; ask for another modality to classify")
-        for m, classified in out.items():
-            classified.skipped += int((inputs.data.present[m] & ~labelled).sum())
-        return out
+        unlabelled = {m: int((inputs.data.present[m] & ~labelled).sum()) for m in vectors}
+        return {m: zero_shot(e, classes, direction(m, tower), unlabelled[m]) for m, e in vectors.items() if m != tower}
 
 
 def language_tower(model: "Model") -> str:
@@ -109,9 +107,9 @@ def names_of_classes(labels: Sequence[str | None], names: Sequence[str | None] |
     return out
 
 
-def zero_shot(rows: Embeddings, names: Embeddings, direction: str) -> Classified:
+def zero_shot(rows: Embeddings, names: Embeddings, direction: str, skipped: int = 0) -> Classified:
     """Classify `rows`, whose groups are their true classes, by `names`, whose groups are the classes. Ties go to the class
-    that comes last, as everywhere; rows without a class are skipped."""
+    that comes last, as everywhere. Rows without a class are skipped, and counted beside the `skipped` ones."""
     class_of_name = [str(c) for c in names.groups]
     classes = sorted(set(class_of_name))
     number = {c: i for i, c in enumerate(classes)}
@@ -124,4 +122,4 @@ def zero_shot(rows: Embeddings, names: Embeddings, direction: str) -> Classified
         part = slice(start, start + 1024)
         predicted = class_C[exact_keys(rows_ND[part], names_CD).argmax(1)]
         confusion += confusion_counts([number[str(rows.groups[i])] for i in at[part]], predicted, len(classes))
-    return Classified(direction, classes, confusion, len(rows.ids) - len(at))
+    return Classified(direction, classes, confusion, skipped + len(rows.ids) - len(at))
