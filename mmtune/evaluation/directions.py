@@ -8,7 +8,7 @@ from mmtune.contracts import Embeddings, direction
 from mmtune.errors import DataError, ModelError
 from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.metrics import MetricColumn, RelevantRanks, metric_columns, per_query_values
-from mmtune.evaluation.ranks import ranks
+from mmtune.evaluation.ranks import relevant_ranks
 from mmtune.evaluation.result import Direction, Result
 from mmtune.relevance.items import Items, unite
 from mmtune.relevance.judgments import Qrels
@@ -84,7 +84,7 @@ def evaluate_direction(
     parts: dict[str, list[np.ndarray]] = {c.name: [] for c in columns}
     for part in relevant_blocks(queries, candidates, chunk, qrels):
         excluded = np.arange(part.start, part.stop) if queries is candidates else None
-        rank_P, tied = ranks(queries.query_vectors[part.start : part.stop], candidates.vectors, part.items, excluded)
+        rank_P, tied = relevant_ranks(queries.query_vectors[part.start : part.stop], candidates.vectors, part.items, excluded)
         has = part.items.counts > 0
         if not has.any():
             continue

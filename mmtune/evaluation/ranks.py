@@ -1,62 +1,64 @@
-"""Ranks of the relevant candidates in the total order, without ever holding the Q x N matrix."""
+"""Ranks of the relevant candidates in the total order, without ever holding the Q x N matrix of scores."""
 
 import numpy as np
 
-from mmtune.evaluation.ranks_blocked import ranks_wide
+from mmtune.evaluation.ranks_blocked import blocked_ranks
 from mmtune.relevance.ragged import Ragged
 from mmtune.search.exact_scores import exact_keys
 from mmtune.search.tie_order import ordered
 from mmtune.search.vectors import GatheredRows
 
-BUDGET = 64 << 20  # bytes of scores held at once
-WIDE = 20_000  # candidates from which float32 with a second look is faster; the answer is the same
-MANY = 64  # relevant candidates a query on average, up to which it is
-COUNT_UP_TO = 24  # relevant candidates a query up to which counting beats sorting
+SCORE_BYTES = 64 << 20  # bytes of scores held at once
+MANY_CANDIDATES = 20_000  # from here on float32 blocks with an exact second look are faster; the result is the same
+MAX_RELEVANT = 64  # relevant candidates a query, on average, up to which they are
+COUNT_UP_TO = 24  # relevant candidates a query up to which counting is faster than sorting
 
 
-def chunk_of(candidates: int, chunk: int) -> int:
-    """Queries at a time: `chunk`, or fewer where their scores would not fit the budget."""
-    return max(1, min(chunk, BUDGET // max(1, 4 * candidates)))
+def queries_at_a_time(candidates: int, chunk: int) -> int:
+    """`chunk`, or fewer where their scores would take more than SCORE_BYTES."""
+    return max(1, min(chunk, SCORE_BYTES // max(1, 4 * candidates)))
 
 
-def ranks(
-    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, items: Ragged, exclude_Q: np.ndarray | None
+def relevant_ranks(
+    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude_Q: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (from 1) beside `items.values`, and [Q] bool: some relevant candidate ties with one that is not.
+    """(ranks [P] from 1 of `relevant.values`, tied [Q] bool: a relevant candidate has the score of an irrelevant one).
 
-    items: relevant candidates a query; exclude_Q: one candidate a query that does not take part (itself), or None.
+    relevant: positions of the relevant candidates of each query; exclude_Q: one candidate a query that takes no part (the query
+    itself), or None.
     """
-    out, tied, busy = np.empty(len(items.values), np.int64), np.zeros(len(items), bool), np.flatnonzero(items.counts)
-    if len(d_ND) >= WIDE and len(items.values) <= MANY * len(busy):
-        out, tied, left = ranks_wide(q_QD, d_ND, items, exclude_Q)
-        busy = np.flatnonzero(left)
-    step = chunk_of(len(d_ND), len(busy) or 1)
-    for begin in range(0, len(busy), step):
-        part = busy[begin : begin + step]
+    rank_P, tied_Q = np.empty(len(relevant.values), np.int64), np.zeros(len(relevant), bool)
+    todo = np.flatnonzero(relevant.counts)
+    if len(d_ND) >= MANY_CANDIDATES and len(relevant.values) <= MAX_RELEVANT * len(todo):
+        rank_P, tied_Q, crowded_Q = blocked_ranks(q_QD, d_ND, relevant, exclude_Q)
+        todo = np.flatnonzero(crowded_Q)
+    step = queries_at_a_time(len(d_ND), len(todo) or 1)
+    for begin in range(0, len(todo), step):
+        part = todo[begin : begin + step]
         keys = exact_keys(q_QD[part], d_ND)
         if exclude_Q is not None:
-            keys[np.arange(len(part)), exclude_Q[part]] = np.iinfo(np.int32).min  # below every cosine: counts for nobody
-        for row, q in zip(keys, part, strict=True):
-            span = slice(items.start[q], items.start[q + 1])
-            out[span], tied[q] = ranks_row(row, items.values[span])
-    return out, tied
+            keys[np.arange(len(part)), exclude_Q[part]] = np.iinfo(np.int32).min  # below every cosine
+        for keys_N, q in zip(keys, part, strict=True):
+            span = slice(relevant.start[q], relevant.start[q + 1])
+            rank_P[span], tied_Q[q] = ranks_of_query(keys_N, relevant.values[span])
+    return rank_P, tied_Q
 
 
-def ranks_row(keys_N: np.ndarray, at_R: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Ranks [R] of the candidates at positions `at_R` among keys_N, and whether one ties with a candidate outside."""
-    key_R = keys_N[at_R]
-    if len(at_R) <= COUNT_UP_TO:
-        rank, same = np.empty(len(at_R), np.int64), np.empty(len(at_R), np.int64)
-        for r, (j, key) in enumerate(zip(at_R, key_R, strict=True)):
+def ranks_of_query(keys_N: np.ndarray, relevant_R: np.ndarray) -> tuple[np.ndarray, bool]:
+    """(ranks [R] of the candidates at positions `relevant_R` by the keys of all, does one tie with an irrelevant candidate)."""
+    key_R = keys_N[relevant_R]
+    if len(relevant_R) <= COUNT_UP_TO:
+        rank_R, same_R = np.empty(len(relevant_R), np.int64), np.empty(len(relevant_R), np.int64)
+        for r, (j, key) in enumerate(zip(relevant_R, key_R, strict=True)):
             above, equal = np.count_nonzero(keys_N > key), keys_N == key
-            rank[r] = above + np.count_nonzero(equal[:j]) + 1
-            same[r] = np.count_nonzero(equal)
+            rank_R[r] = above + np.count_nonzero(equal[:j]) + 1
+            same_R[r] = np.count_nonzero(equal)
     else:
         order = ordered(keys_N.clip(-(2**30)))
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(1, len(order) + 1)
-        rank = place[at_R]
-        down = -keys_N[order].astype(np.int64)
-        same = np.searchsorted(down, -key_R.astype(np.int64), "right") - np.searchsorted(down, -key_R.astype(np.int64), "left")
+        rank_N = np.empty(len(order), np.int64)
+        rank_N[order] = np.arange(1, len(order) + 1)
+        rank_R = rank_N[relevant_R]
+        descending, wanted = -keys_N[order].astype(np.int64), -key_R.astype(np.int64)
+        same_R = np.searchsorted(descending, wanted, "right") - np.searchsorted(descending, wanted, "left")
     _, which, count = np.unique(key_R, return_inverse=True, return_counts=True)
-    return rank, bool((same > count[which]).any())
+    return rank_R, bool((same_R > count[which]).any())

@@ -1,86 +1,93 @@
-"""Ranks among very many candidates: one float32 product, counting, and an exact second look at what lies too near.
+"""Ranks among very many candidates: one float32 product a block, counting, and exact scores for what lies too near to call.
 
-float32 sums are within (D + 2) 2**-24 of the truth for unit vectors. A candidate further than that from a relevant one's
-score is counted above or below by the float32 product alone; the few inside the band are scored again exactly. The
-answer is bit for bit that of `ranks.ranks`, at the price of one matrix product and a pass over its result.
+float32 sums are within (D + 2) 2**-24 of the true cosine of unit vectors. A candidate further than that from a relevant one's
+score is counted above or below it by the float32 product alone; the few inside this band are scored again exactly. The result
+is bit for bit that of the exact path in `ranks.py`, at the price of one matrix product and a pass over its result.
 """
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from mmtune.relevance.ragged import Ragged
-from mmtune.search.exact_scores import pair_keys
-from mmtune.search.tie_order import GRID
+from mmtune.search.exact_scores import GRID, pair_keys
 from mmtune.search.vectors import GatheredRows
 
-COLUMNS = 1 << 16
-ROWS = 256  # 64 MiB of scores
-SORT_FROM = 8  # relevant candidates a query from which one sort of a block beats counting for each
-CROWDED = 1 / 16  # a band that holds more of the block than this is cheaper to score exactly as a whole
-
-Band = tuple[int, int, np.ndarray]  # row, which relevant candidate (position in items.values), columns
+COLUMNS = 1 << 16  # candidates a block
+ROWS = 256  # queries a block: 64 MiB of scores
+SORT_FROM = 8  # relevant candidates a query from which one sort of a block is faster than counting for each
+CROWDED = 1 / 16  # a query whose bands hold more of a block than this share is left to the exact path
 
 
-def threads() -> int:
-    """Cores that this process may use; OMP_NUM_THREADS is respected."""
+class Band(NamedTuple):
+    """Candidates at `columns` whose float32 score lies too near that of the relevant candidate `pair` of `query`."""
+
+    query: int
+    pair: int
+    columns: np.ndarray
+
+
+def worker_threads() -> int:
+    """Cores that this process may use, at most 8; OMP_NUM_THREADS is respected."""
     try:
         return max(1, min(8, len(os.sched_getaffinity(0)), int(os.environ.get("OMP_NUM_THREADS", "8").split(",")[0])))
     except (AttributeError, ValueError):
         return 1
 
 
-def ranks_wide(
-    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, items: Ragged, exclude_Q: np.ndarray | None
+def blocked_ranks(
+    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude_Q: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ranks beside items.values, tied [Q], crowded [Q]): rows marked crowded have no ranks yet and need the exact path."""
-    owner = np.repeat(np.arange(len(items)), items.counts)
-    key_P = pair_keys(q_QD, d_ND, owner, items.values)
+    """(ranks [P] of `relevant.values`, tied [Q], crowded [Q]): crowded queries have no ranks yet and need the exact path."""
+    query_P = np.repeat(np.arange(len(relevant)), relevant.counts)
+    key_P = pair_keys(q_QD, d_ND, query_P, relevant.values)
     error = (q_QD.shape[1] + 2) * 2.0**-24 * 1.001 + 1.0 / GRID
     low_P = np.nextafter((key_P / GRID - error).astype(np.float32), np.float32(-2))
     high_P = np.nextafter((key_P / GRID + error).astype(np.float32), np.float32(2))
-    above, tied, crowded = np.zeros(len(key_P), np.int64), np.zeros(len(items), bool), np.zeros(len(items), bool)
-    busy = np.flatnonzero(items.counts)
-    buffer = np.empty((min(ROWS, len(busy)), min(COLUMNS, len(d_ND))), np.float32)
-    workers = threads()
+    above_P = np.zeros(len(key_P), np.int64)
+    tied_Q, crowded_Q = np.zeros(len(relevant), bool), np.zeros(len(relevant), bool)
+    todo = np.flatnonzero(relevant.counts)
+    buffer = np.empty((min(ROWS, len(todo)), min(COLUMNS, len(d_ND))), np.float32)
+    workers = worker_threads()
     with ThreadPoolExecutor(workers) as pool:
         for left in range(0, len(d_ND), COLUMNS):
             block = d_ND[left : left + COLUMNS]
-            for begin in range(0, len(busy), ROWS):
-                rows = busy[begin : begin + ROWS]
+            for begin in range(0, len(todo), ROWS):
+                rows = todo[begin : begin + ROWS]
                 scores = buffer[: len(rows), : len(block)]
                 np.matmul(q_QD[rows], block.T, out=scores)
                 if exclude_Q is not None:
                     own = np.flatnonzero((exclude_Q[rows] >= left) & (exclude_Q[rows] < left + len(block)))
                     scores[own, exclude_Q[rows[own]] - left] = -np.inf
-                todo = [(i, int(q)) for i, q in enumerate(rows) if not crowded[q]]
+                pending = [(i, int(q)) for i, q in enumerate(rows) if not crowded_Q[q]]
 
                 def count(mine: list[tuple[int, int]], scores: np.ndarray = scores, left: int = left) -> list[Band]:
                     bands: list[Band] = []
                     for i, q in mine:
-                        span = slice(items.start[q], items.start[q + 1])
-                        more, inside = count_row(scores[i], low_P[span], high_P[span])
-                        above[span] += more
+                        span = slice(relevant.start[q], relevant.start[q + 1])
+                        more, inside = count_above(scores[i], low_P[span], high_P[span])
+                        above_P[span] += more
                         if sum(len(at) for _, at in inside) > CROWDED * scores.shape[1] * (span.stop - span.start):
-                            crowded[q] = True
+                            crowded_Q[q] = True
                             continue
-                        bands += [(q, int(span.start) + r, at + left) for r, at in inside]
+                        bands += [Band(q, int(span.start) + r, at + left) for r, at in inside]
                     return bands
 
-                found = [b for bands in pool.map(count, [todo[w::workers] for w in range(workers)]) for b in bands]
-                _settle(found, q_QD, d_ND, items, key_P, above, tied)
-    return above + 1, tied, crowded
+                shares = pool.map(count, [pending[w::workers] for w in range(workers)])
+                _score_bands([band for share in shares for band in share], q_QD, d_ND, relevant, key_P, above_P, tied_Q)
+    return above_P + 1, tied_Q, crowded_Q
 
 
-def count_row(s_N: np.ndarray, low_R: np.ndarray, high_R: np.ndarray) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """How many of s_N lie above each band [R], and the positions inside the bands that are not empty."""
+def count_above(s_N: np.ndarray, low_R: np.ndarray, high_R: np.ndarray) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """(number of scores s_N above each band [R], [(r, positions inside the band r)] of the bands that are not empty)."""
     least = low_R.min()
     mask = s_N >= least
     some = int(np.count_nonzero(mask))
     if some == 0:
         return np.zeros(len(low_R), np.int64), []
-    if some * 8 <= len(s_N):  # a good model's relevant candidates lie in the tail: all the rest is settled
+    if some * 8 <= len(s_N):  # the relevant candidates of a good model score high: few others are near or above them
         at = np.flatnonzero(mask)
         values = s_N[at]
         order = np.argsort(values)
@@ -97,29 +104,31 @@ def count_row(s_N: np.ndarray, low_R: np.ndarray, high_R: np.ndarray) -> tuple[n
     return above, [(r, np.flatnonzero((s_N >= low_R[r]) & (s_N <= high_R[r]))) for r in np.flatnonzero(inside).tolist()]
 
 
-def _settle(
+def _score_bands(
     bands: list[Band],
     q_QD: np.ndarray,
     d_ND: np.ndarray | GatheredRows,
-    items: Ragged,
+    relevant: Ragged,
     key_P: np.ndarray,
-    above: np.ndarray,
-    tied: np.ndarray,
+    above_P: np.ndarray,
+    tied_Q: np.ndarray,
 ) -> None:
-    """Score what lies in the bands exactly: add those above to `above`, mark queries that tie with an irrelevant one."""
+    """Score the candidates in the bands exactly: count those above in `above_P`, and mark queries of which a relevant candidate
+    ties with an irrelevant one in `tied_Q`."""
     if not bands:
         return
-    sizes = [len(at) for _, _, at in bands]
-    q = np.repeat([b[0] for b in bands], sizes)
-    p = np.repeat([b[1] for b in bands], sizes)
-    at = np.concatenate([b[2] for b in bands])
-    other = at != items.values[p]
-    q, p, at = q[other], p[other], at[other]
-    keys = pair_keys(q_QD, d_ND, q, at)
-    better = (keys > key_P[p]) | ((keys == key_P[p]) & (at < items.values[p]))
-    above += np.bincount(p[better], minlength=len(above))
-    for query, column in zip(q[keys == key_P[p]], at[keys == key_P[p]], strict=True):
-        mine = items[query]
-        place = np.searchsorted(mine, column)
-        if place == len(mine) or mine[place] != column:
-            tied[query] = True
+    sizes = [len(band.columns) for band in bands]
+    query = np.repeat([band.query for band in bands], sizes)
+    pair = np.repeat([band.pair for band in bands], sizes)
+    column = np.concatenate([band.columns for band in bands])
+    other = column != relevant.values[pair]
+    query, pair, column = query[other], pair[other], column[other]
+    keys = pair_keys(q_QD, d_ND, query, column)
+    equal = keys == key_P[pair]
+    better = (keys > key_P[pair]) | (equal & (column < relevant.values[pair]))
+    above_P += np.bincount(pair[better], minlength=len(above_P))
+    for q, c in zip(query[equal].tolist(), column[equal].tolist(), strict=True):
+        own = relevant[q]
+        place = np.searchsorted(own, c)
+        if place == len(own) or own[place] != c:
+            tied_Q[q] = True

@@ -1,10 +1,9 @@
-"""The path for very many candidates gives the exact path's ranks and ties, bit for bit."""
+"""The blocks for very many candidates give the exact ranks and ties, bit for bit."""
 
 import numpy as np
 import pytest
 
-from mmtune.evaluation import ranks as narrow
-from mmtune.evaluation import ranks_blocked as wide
+from mmtune.evaluation import ranks, ranks_blocked
 from mmtune.relevance.ragged import Ragged
 from tests.support.evaluate_helpers import unit
 
@@ -26,19 +25,19 @@ def case(rng, kind, n=3000, q=40, dim=32):
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "near", "collapsed"])
 @pytest.mark.parametrize("within", [False, True])
-def test_wide_equals_narrow(kind, within, monkeypatch):
-    monkeypatch.setattr(wide, "COLUMNS", 700)
-    monkeypatch.setattr(wide, "ROWS", 7)
-    monkeypatch.setattr(wide, "SORT_FROM", 6)
+def test_blocked_ranks_equal_exact_ranks(kind, within, monkeypatch):
+    monkeypatch.setattr(ranks_blocked, "COLUMNS", 700)
+    monkeypatch.setattr(ranks_blocked, "ROWS", 7)
+    monkeypatch.setattr(ranks_blocked, "SORT_FROM", 6)
     for seed in range(3):
         query, d, items = case(np.random.default_rng(seed), kind)
         exclude = None
         if within:
             exclude = np.array([next(j for j in range(3000) if j not in set(items[i])) for i in range(len(query))])
-        monkeypatch.setattr(narrow, "WIDE", 10**9)
-        expected, tied = narrow.ranks(query, d, items, exclude)
-        monkeypatch.setattr(narrow, "WIDE", 1)
-        found, also = narrow.ranks(query, d, items, exclude)
+        monkeypatch.setattr(ranks, "MANY_CANDIDATES", 10**9)
+        expected, tied = ranks.relevant_ranks(query, d, items, exclude)
+        monkeypatch.setattr(ranks, "MANY_CANDIDATES", 1)
+        found, also = ranks.relevant_ranks(query, d, items, exclude)
         assert (found == expected).all() and (also == tied).all()
         if kind == "ties":
             assert tied.any()
@@ -51,7 +50,7 @@ def test_every_way_of_counting_is_taken(monkeypatch):
     for low in (np.array([2.5]), np.array([-0.5, 0.2]), np.linspace(-1, 1, 12)):
         low = low.astype(np.float32)
         high = low + np.float32(0.01)
-        above, inside = wide.count_row(s, low, high)
+        above, inside = ranks_blocked.count_above(s, low, high)
         assert above.tolist() == [(s > h).sum() for h in high]
         members = {r: sorted(at.tolist()) for r, at in inside}
         for r in range(len(low)):
