@@ -16,6 +16,7 @@ import mmtune
 from mmtune.errors import DataError, MmtuneError, RecipeError, TrainingError
 from mmtune.training.loop import Trainer
 from tests.support import corpora
+from tests.support.signalled import NO_SIGNAL, Signal, mmtune_process
 
 
 @pytest.fixture(scope="module")
@@ -126,26 +127,20 @@ def test_stopped_and_resumed_is_bit_identical(root, tmp_path, stop_after, monkey
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_is_bit_identical(root, tmp_path):
-    """SIGKILL of the real command, again and again, until it gets through."""
-    base = recipe(root, tmp_path / "whole", train={"epochs": 6, "checkpoint_every": 1})
-    mmtune.train(base, quiet=True)
-    base["run"] = {"dir": str(tmp_path / "killed")}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(base))
-    command = [sys.executable, "-m", "mmtune", "train", str(tmp_path / "r.yaml"), "--resume", "--quiet"]
+    """SIGKILL of the real command at a random step, again and again, until it gets through."""
+    for name in ("whole", "killed"):
+        config = recipe(root, tmp_path / name, train={"epochs": 6, "checkpoint_every": 1})
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    assert mmtune_process("train", tmp_path / "whole.yaml", "--quiet", stdout=None, stderr=None).wait() == 0
     rng, kills = np.random.default_rng(0), 0
     while True:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        if kills < 4:
-            mark, begin = tmp_path / "killed" / "metrics.jsonl", time.time()
-            size = mark.stat().st_size if mark.exists() else 0
-            while process.poll() is None and time.time() - begin < 60 and (not mark.exists() or mark.stat().st_size <= size):
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.3))
-            process.kill()
-            kills += process.wait() == -signal.SIGKILL
-        if process.wait() == 0:
+        at = Signal("mmtune.training.metrics_log:append_jsonl", rng.integers(1, 4), signal.SIGKILL) if kills < 4 else NO_SIGNAL
+        process = mmtune_process("train", tmp_path / "killed.yaml", "--resume", "--quiet", at=at)
+        _, error = process.communicate()
+        if process.returncode == 0:
             break
-        assert process.returncode == -signal.SIGKILL, process.stderr.read()
+        assert process.returncode == -signal.SIGKILL, error
+        kills += 1
     assert kills >= 1
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 

@@ -17,6 +17,7 @@ from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
 from mmtune.runtime.files import read_jsonl
 from tests.support.data_helpers import Trace, catalog, mangled, png_bomb, sound, tree, write_csv
+from tests.support.signalled import NO_SIGNAL, Signal, mmtune_process
 
 
 @pytest.fixture(autouse=True)
@@ -97,42 +98,17 @@ def test_a_modality_that_children_cannot_import_is_one_clear_line(tmp_path: Path
         pack(write_csv(tmp_path / "rows.csv", [{"trace": "0.f32"}]), tmp_path / "out")
 
 
-PACK = """
-import os, signal, sys
-from mmtune.data.pack import resume_journal, shard_writer
-what, number, received = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-count = 0
-def counted(function):
-    def call(*arguments):
-        global count
-        result = function(*arguments)
-        count += 1
-        if count == number:
-            os.kill(os.getpid(), received)
-        return result
-    return call
-if what == "entry":
-    resume_journal.append_jsonl = counted(resume_journal.append_jsonl)
-if what == "write":
-    shard_writer._HashedStream.write = counted(shard_writer._HashedStream.write)
-# a shell's background jobs, and so their children, ignore Ctrl-C; this one shall hear it wherever the tests run
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from mmtune.cli import main
-sys.exit(main(sys.argv[4:]))
-"""
+ENTRY = "mmtune.data.pack.resume_journal:append_jsonl"
+WRITE = "mmtune.data.pack.shard_writer:_HashedStream.write"
 
 
-def start(source: Path, out: Path, *more: str, at: tuple[str, int, int] = ("", 0, 0)) -> subprocess.Popen[bytes]:
-    """`mmtune pack` as a process. at: ("entry" | "write", n, signal): it gets that signal at the n-th entry of its journal, or the
-    n-th write to a shard, however fast the machine is."""
-    command = [sys.executable, "-c", PACK, *map(str, at), "pack", str(source), "--out", str(out)]
-    command += ["--shard-size", "30KB", "--workers", "1", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def start(source: Path, out: Path, *more: str, at: Signal = NO_SIGNAL) -> subprocess.Popen[str]:
+    return mmtune_process("pack", source, "--out", out, "--shard-size", "30KB", "--workers", "1", *more, at=at)
 
 
 def killed_then_finished(source: Path, out: Path, entries: int, *more: str) -> int:
     """Kill a pack by SIGKILL at its journal's n-th entry, run it again to the end; shards there at the kill."""
-    process = start(source, out, *more, at=("entry", entries, signal.SIGKILL))
+    process = start(source, out, *more, at=Signal(ENTRY, entries, signal.SIGKILL))
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     shards = len([p for p in out.rglob("*.tar") if not p.name.startswith(".")])
@@ -176,7 +152,7 @@ def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
     for round in range(4):
         out = tmp_path / f"r{round}"
         for turn in range(7):
-            at = ("write", rng.randint(1, 120), signal.SIGKILL) if turn < 6 else ("", 0, 0)
+            at = Signal(WRITE, rng.randint(1, 120), signal.SIGKILL) if turn < 6 else NO_SIGNAL
             process = start(source, out, "--split", "colour", at=at)
             process.communicate()
             if process.returncode != -signal.SIGKILL:
@@ -189,7 +165,7 @@ def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     source = catalog(tmp_path / "src", 200, size=48)
-    process = start(source, tmp_path / "out", at=("entry", 1, signal.SIGSTOP))
+    process = start(source, tmp_path / "out", at=Signal(ENTRY, 1, signal.SIGSTOP))
     assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED  # type: ignore
     try:
         with pytest.raises(DataError, match="another `mmtune pack` is writing here"):
@@ -200,12 +176,12 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     assert process.returncode == 0 and len(open_data(str(tmp_path / "out"))) == 200
 
 
-@pytest.mark.parametrize("at", [("entry", 2), ("write", 1), ("write", 30)])
+@pytest.mark.parametrize("at", [(ENTRY, 2), (WRITE, 1), (WRITE, 30)])
 def test_ctrl_c_leaves_no_torn_file_and_can_go_on(tmp_path: Path, at: tuple[str, int]) -> None:
     source = catalog(tmp_path / "src", 240, size=48)
-    process = start(source, tmp_path / "out", at=(*at, signal.SIGINT))
+    process = start(source, tmp_path / "out", at=Signal(*at, signal.SIGINT))
     _, error = process.communicate()
-    assert process.returncode == 130 and b"run the same command again" in error and not list((tmp_path / "out").rglob(".tmp-*"))
+    assert process.returncode == 130 and "run the same command again" in error and not list((tmp_path / "out").rglob(".tmp-*"))
     assert pack(source, tmp_path / "out", shard_size="30KB").packed == 240
 
 

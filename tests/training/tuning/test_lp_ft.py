@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from mmtune.training.loop import Trainer
 from mmtune.training.tuning.lp_ft import head_stage
 from mmtune.training.tuning.tune import parse_tune
 from tests.support import checkpoints, corpora
+from tests.support.signalled import Signal, mmtune_process
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +110,17 @@ def test_interpolation_begins_at_the_base_not_at_its_heads(root, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_first_stage_goes_on(root, tmp_path):
-    """SIGKILL from outside, wherever it falls; then --resume ends as an uninterrupted run."""
+    """SIGKILL after the first checkpoint; then --resume ends as an uninterrupted run."""
     more = {"tune": {"how": "full", "head_first": 6}, "train": {"epochs": 1, "checkpoint_every": 2}, "data": {"val": None}}
     command = [sys.executable, "-m", "mmtune", "train", "--json"]
     for name in ("run", "whole"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe(root, tmp_path / name, **more)))
-    child = subprocess.Popen([*command, str(tmp_path / "run.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    place, deadline = tmp_path / "run" / "head_first" / "checkpoints" / "last" / "trainer_state.json", time.monotonic() + 200
-    while not place.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child = mmtune_process(
+        "train", tmp_path / "run.yaml", at=Signal("mmtune.training.checkpoint:Checkpoints.save", 1, signal.SIGKILL)
+    )
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    place = tmp_path / "run" / "head_first" / "checkpoints" / "last" / "trainer_state.json"
     assert place.exists() and not (tmp_path / "run" / "artifact").exists()
     marks = []
     for argv in (["--resume", str(tmp_path / "run.yaml")], [str(tmp_path / "whole.yaml")]):
