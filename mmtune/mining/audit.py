@@ -1,22 +1,22 @@
-"""What mining did in one direction, in numbers that fit in memory whatever the number of rows."""
+"""What mining did in one direction, as counts and histograms whose size does not depend on the number of rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from mmtune.mining.candidates import SOURCES, Block
-from mmtune.mining.guards import ORDER
+from mmtune.contracts import JsonObject
+from mmtune.mining.candidate_block import CandidateBlock
+from mmtune.mining.guards import NO_SUSPICION
 from mmtune.relevance.items import Items
 
 BINS = 2000
-EXAMPLES = 8
-GUESSES = ("max_score", "absolute_margin", "relative_margin", "near_duplicate", "verifier")
-"""Guards whose drops are suspected false negatives."""
+MAX_EXAMPLES = 8
+MAX_HUBS = 10
 
 
 @dataclass
-class Histogram:
+class ScoreHistogram:
     """Scores in -1..1; quantiles to 0.001."""
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS + 1, np.int64))
@@ -37,97 +37,97 @@ class Histogram:
 
 @dataclass
 class Examples:
-    """The most telling pairs of one kind: rows (gap, q, item, score, positive), smallest gap first."""
+    """The pairs of one kind that come closest to the positive: rows (gap, query, candidate, score, positive score)."""
 
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5)))
 
-    def add(self, block: Block, mask: np.ndarray) -> None:
-        """Consider the marked candidates."""
-        i = np.flatnonzero(mask.any(1))  # one a query: variety
-        positive = block.positive[i]
+    def add(self, block: CandidateBlock, mask: np.ndarray) -> None:
+        """Consider the marked candidates, one per query for variety."""
+        i = np.flatnonzero(mask.any(1))
+        positive = block.positive_score[i]
         gap = np.where(np.isnan(positive), 2.0, positive)[:, None] - block.scores[i].astype(np.float64)
         w = np.where(mask[i], gap, np.inf).argmin(1)
-        new = np.stack([gap[np.arange(len(i)), w], block.q[i], block.items[i, w], block.scores[i, w], positive], 1)
-        rows = np.concatenate([self.rows, new])
-        self.rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))][:EXAMPLES]
+        new = [gap[np.arange(len(i)), w], block.queries[i], block.candidates[i, w], block.scores[i, w], positive]
+        rows = np.concatenate([self.rows, np.stack(new, 1)])
+        self.rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))][:MAX_EXAMPLES]
 
 
 class Audit:
-    """Counts of one direction, block by block."""
+    """Counts of one direction, block by block. sources, reasons: names by number (see `CandidateSearch`, `GuardChain`)."""
 
-    def __init__(self, queries: Items, candidates: Items):
-        self.queries, self.candidates = queries, candidates
-        self.first = dict.fromkeys(ORDER, 0)
-        self.alone: dict[str, int] = {}
+    def __init__(self, queries: Items, candidates: Items, sources: Sequence[str], reasons: Sequence[str]):
+        self.queries, self.candidates, self.reasons = queries, candidates, tuple(reasons)
+        self.dropped_first = dict.fromkeys(reasons, 0)
+        self.dropped_alone: dict[str, int] = {}
         self.spared: dict[str, int] = {}
-        self.seen = self.mined = self.trusted = self.above = self.empty = self.short = self.nothing = 0
-        self.by_source = dict.fromkeys(SOURCES, 0)
-        self.scores = {"mined": Histogram(), "dropped": Histogram(), "positive": Histogram()}
+        self.filled = self.mined = self.trusted = self.above = self.without_any = self.with_fewer = self.without_candidates = 0
+        self.by_source = dict.fromkeys(sources, 0)
+        self.scores = {"mined": ScoreHistogram(), "dropped": ScoreHistogram(), "positive": ScoreHistogram()}
         self.examples: dict[str, Examples] = {}
 
     def add(
         self,
-        block: Block,
+        block: CandidateBlock,
         masks: dict[str, np.ndarray],
         trusted: np.ndarray,
         reason: np.ndarray,
         chosen: np.ndarray,
         wanted: np.ndarray,
     ) -> None:
-        """One block: masks by guard, trusted, reason [B, W] (0 kept), chosen [B, W], wanted [B]."""
-        there = block.there
-        self.seen += int(there.sum())
+        """One block: masks by guard, trusted, reason [B, W] (0: kept), chosen [B, W], wanted [B]."""
+        filled = block.filled
+        self.filled += int(filled.sum())
         self.mined += int(chosen.sum())
-        self.trusted += int((trusted & there).sum())
-        got = chosen.sum(1)
-        self.empty += int((got == 0).sum())
-        self.nothing += int((~there.any(1)).sum())
-        self.short += int(((got > 0) & (got < wanted)).sum())
+        self.trusted += int((trusted & filled).sum())
+        count = chosen.sum(1)
+        self.without_any += int((count == 0).sum())
+        self.without_candidates += int((~filled.any(1)).sum())
+        self.with_fewer += int(((count > 0) & (count < wanted)).sum())
         for name, mask in masks.items():
-            self.alone[name] = self.alone.get(name, 0) + int(mask.sum())
+            self.dropped_alone[name] = self.dropped_alone.get(name, 0) + int(mask.sum())
             self.spared[name] = self.spared.get(name, 0) + int((mask & trusted).sum())
-        for number, name in enumerate(ORDER, 1):
+        for number, name in enumerate(self.reasons, 1):
             dropped = reason == number
-            self.first[name] += int(dropped.sum())
-            if name in GUESSES and dropped.any():
+            self.dropped_first[name] += int(dropped.sum())
+            if name not in NO_SUSPICION and dropped.any():
                 self.examples.setdefault(name, Examples()).add(block, dropped)
         self.examples.setdefault("mined", Examples()).add(block, chosen)
         with np.errstate(invalid="ignore"):
-            self.above += int((chosen & (block.scores >= block.positive[:, None])).sum())
-        for number, name in enumerate(SOURCES):
+            self.above += int((chosen & (block.scores >= block.positive_score[:, None])).sum())
+        for number, name in enumerate(self.by_source):
             self.by_source[name] += int((chosen & (block.source == number)).sum())
         self.scores["mined"].add(block.scores[chosen])
-        self.scores["dropped"].add(block.scores[(reason > 0) & there])
-        self.scores["positive"].add(block.positive[~np.isnan(block.positive)])
+        self.scores["dropped"].add(block.scores[(reason > 0) & filled])
+        self.scores["positive"].add(block.positive_score[~np.isnan(block.positive_score)])
 
-    def document(self, served: np.ndarray, cap: int | None) -> dict[str, Any]:
-        """The numbers as JSON. served [C]: how often each candidate is mined."""
-        top = np.argsort(-served, kind="stable")[:10]
+    def document(self, times_mined: np.ndarray, cap: int | None) -> JsonObject:
+        """The numbers as JSON. times_mined int64 [C]: how often each candidate is mined; cap: how often it may be."""
+        top = np.argsort(-times_mined, kind="stable")[:MAX_HUBS]
         ids = self.candidates.ids
         return {
             "queries": len(self.queries),
             "candidates": len(self.candidates),
-            "looked_at": self.seen,
+            "looked_at": self.filled,
             "mined": self.mined,
             "mined_by_source": {k: v for k, v in self.by_source.items() if v},
             "mined_at_or_above_positive": self.above,
-            "queries_with_none": self.empty,
-            "queries_with_fewer": self.short,
-            "queries_without_candidates": self.nothing,
-            "dropped": {n: c for n, c in self.first.items() if c or n in self.alone},
-            "dropped_alone": self.alone,
+            "queries_with_none": self.without_any,
+            "queries_with_fewer": self.with_fewer,
+            "queries_without_candidates": self.without_candidates,
+            "dropped": {n: c for n, c in self.dropped_first.items() if c or n in self.dropped_alone},
+            "dropped_alone": self.dropped_alone,
             "spared_by_labels": self.spared,
             "trusted_pairs": self.trusted,
-            "suspected_false_negatives": sum(self.first[n] for n in GUESSES),
+            "suspected_false_negatives": sum(c for n, c in self.dropped_first.items() if n not in NO_SUSPICION),
             "scores": {k: h.summary() for k, h in self.scores.items()},
             "hubs": {
                 "cap": cap,
-                "top": [{"id": ids[i], "serves": int(served[i])} for i in top if served[i]],
-                "never_served": int((served == 0).sum()),
+                "top": [{"id": ids[i], "serves": int(times_mined[i])} for i in top if times_mined[i]],
+                "never_served": int((times_mined == 0).sum()),
             },
         }
 
-    def shown(self) -> dict[str, list[dict[str, Any]]]:
+    def example_pairs(self) -> dict[str, list[JsonObject]]:
         """Examples by kind, with row ids."""
         return {
             kind: [

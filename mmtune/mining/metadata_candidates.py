@@ -1,58 +1,69 @@
-"""Candidates by metadata: rows that agree with the query in some columns and differ in another (same kind, other product)."""
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+"""Source `siblings`: rows that agree with the query in some metadata columns and differ in another (same kind, other product)."""
 
 import numpy as np
 
-from mmtune.mining.hash_draws import id_hashes, splitmix64
-from mmtune.recipe.mining_block import SiblingOptions
+from mmtune.errors import RecipeError
+from mmtune.mining.context import MiningContext, row_finder
+from mmtune.mining.id_hashes import id_hashes, splitmix64
+from mmtune.mining.sources import ScoredCandidates
 from mmtune.relevance.items import Items
+from mmtune.search.exact_scores import pair_keys
+from mmtune.search.tie_order import best
 
-if TYPE_CHECKING:
-    from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import WeightedConcat
-
-LARGEST = 4096  # siblings of one kind that are looked at; of more, a fixed random choice
+MAX_SIBLINGS = 4096
+"""Siblings of one kind that are considered; of more, a fixed random choice."""
 
 
-class Sibling:
-    """The siblings of each query; the caller ranks them by score."""
+class SiblingCandidates:
+    """The siblings of each query with the highest scores, known positives left out."""
 
-    def __init__(
-        self,
-        queries: Items,
-        candidates: Items,
-        data: "Data | WeightedConcat",
-        row_of: Callable[[list[str]], np.ndarray],
-        rule: SiblingOptions,
-    ):
+    def __init__(self, context: MiningContext):
+        self.context, self.window = context, context.options.window
+        data, rule = context.require_data(f"sources: {', '.join(context.options.sources)}"), context.options.siblings
+        if rule is None:
+            raise RecipeError("mining.sources: siblings needs mining.siblings.same, the columns that siblings agree in")
         columns = [data.column(c) for c in rule.same]
         other = data.column(rule.other) if rule.other else None
+        rows_of = row_finder(data)
 
-        def values(items: Items) -> tuple[list[tuple[Any, ...] | None], list[Any]]:
-            rows = row_of(items.ids)
-            keys = [tuple(c[r] for c in columns) for r in rows]
-            return [None if any(v is None for v in k) else k for k in keys], [other[r] for r in rows] if other else []
+        def values(items: Items) -> tuple[list[tuple[object, ...] | None], list[object]]:
+            rows = rows_of(items.ids)
+            kinds = [tuple(c[r] for c in columns) for r in rows]
+            return [None if any(v is None for v in k) else k for k in kinds], [other[r] for r in rows] if other else []
 
-        (kind_q, self.other_q), (kind_c, self.other_c) = values(queries), values(candidates)
-        kinds: dict[Any, list[int]] = {}
+        (self.kind_q, self.other_q), (kind_c, other_c) = values(context.queries), values(context.candidates)
+        members: dict[object, list[int]] = {}
         for item, kind in enumerate(kind_c):
             if kind is not None:
-                kinds.setdefault(kind, []).append(item)
-        draw = splitmix64(id_hashes(candidates.ids))
+                members.setdefault(kind, []).append(item)
+        draw = splitmix64(id_hashes(context.candidates.ids))
         self.members = {}
-        for kind, items in kinds.items():
-            chosen = np.array(items, np.int64)
-            self.members[kind] = np.sort(chosen[np.argsort(draw[chosen], kind="stable")[:LARGEST]])
-        self.kind_q = kind_q
-        self._codes = {v: i for i, v in enumerate(dict.fromkeys([*self.other_q, *self.other_c]))}
-        self._other_c = np.array([self._codes[v] for v in self.other_c], np.int64)
+        for kind, items in members.items():
+            of_kind = np.array(items, np.int64)
+            self.members[kind] = np.sort(of_kind[np.argsort(draw[of_kind], kind="stable")[:MAX_SIBLINGS]])
+        self._codes = {v: i for i, v in enumerate(dict.fromkeys([*self.other_q, *other_c]))}
+        self._other_c = np.array([self._codes[v] for v in other_c], np.int64)
 
-    def of(self, q: int) -> np.ndarray:
+    def siblings(self, query: int) -> np.ndarray:
         """Candidate items [n] ascending."""
-        kind = self.kind_q[q]
-        found = self.members.get(kind, np.zeros(0, np.int64)) if kind is not None else np.zeros(0, np.int64)
-        if len(self._other_c) and len(found):
-            found = found[self._other_c[found] != self._codes[self.other_q[q]]]
-        return found
+        kind = self.kind_q[query]
+        members = self.members.get(kind, np.zeros(0, np.int64)) if kind is not None else np.zeros(0, np.int64)
+        if len(self._other_c) and len(members):
+            members = members[self._other_c[members] != self._codes[self.other_q[query]]]
+        return members
+
+    def propose(self, queries: np.ndarray) -> ScoredCandidates:
+        """Candidates [B, window] of query items [B]."""
+        q_BD, vectors = self.context.queries.vectors[queries], self.context.candidates.vectors
+        owners, lists = [], []
+        for i, query in enumerate(queries.tolist()):
+            members = self.siblings(query)
+            members = members[~self.context.positives.contains(np.array([query]), members[None, :])[0]]
+            if len(members) > 4 * self.window:  # float32 rules most of them out
+                near = q_BD[i] @ vectors[members].T
+                members = members[near >= np.partition(near, -self.window)[-self.window] - 1e-4]
+            owners.append(np.full(len(members), i))
+            lists.append(members)
+        owner, candidate = np.concatenate(owners), np.concatenate(lists)
+        keys = pair_keys(q_BD, vectors, owner, candidate)
+        return ScoredCandidates(*best(owner, candidate, keys, len(queries), self.window))

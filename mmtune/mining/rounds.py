@@ -15,7 +15,8 @@ from mmtune import modalities
 from mmtune.contracts import Pair, direction
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.mining.confusable_batches import ConfusableBatches
-from mmtune.mining.mine import Mined, directions, mine, settings
+from mmtune.mining.mine_vectors import mine_vectors, mined_directions, table_settings
+from mmtune.mining.mining_result import MiningResult
 from mmtune.mining.negatives import Negatives
 from mmtune.mining.negatives_table import read_meta
 from mmtune.recipe.mining_block import MiningOptions

@@ -1,65 +1,82 @@
-"""Which of the candidates that are left serve: the top, at random in the window, or by hardness; and no item too often.
+"""Which of the remaining candidates are mined: the top, random ones of the window, or by hardness; and none too often.
 
 Draws come from a hash of (seed, query id, candidate id), so they do not depend on blocks, row order or other directions.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from mmtune.mining.candidates import Block
-from mmtune.mining.guards import ORDER
-from mmtune.mining.hash_draws import splitmix64
+from mmtune.mining.candidate_block import CandidateBlock, preference_rank
+from mmtune.mining.id_hashes import id_hashes, splitmix64
+from mmtune.recipe.mining_block import MiningOptions
+from mmtune.relevance.items import Items
 
-HUB = ORDER.index("hub") + 1
+MAX_SOURCES = 64
+"""More than there are sources: rank decides before source."""
 
-
-def preference(block: Block, how: str, temperature: float, seed: int, hash_q: np.ndarray, hash_c: np.ndarray) -> np.ndarray:
-    """float64 [B, W], smaller is preferred. softmax: without replacement, by Gumbel keys (Kool et al., arXiv 1903.06059)."""
-    if how == "top":
-        return block.rank * 8.0 + block.source
-    with np.errstate(over="ignore"):
-        bits = splitmix64(splitmix64(hash_q[block.q] + np.uint64(seed))[:, None] ^ hash_c[block.items])
-    u = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    if how == "random":
-        return u
-    return np.log(-np.log(u)) - block.scores / temperature
+Preference = Callable[[CandidateBlock], np.ndarray]
+"""Block -> float64 [B, W]; the smallest values are mined first."""
 
 
-class Sampler:
-    """Picks negatives block by block; the cap on hubs is what makes the order of the queries (by id) matter."""
+def make_preference(options: MiningOptions, queries: Items, candidates: Items) -> Preference:
+    """The order in which candidates are mined, by `options.sampling`.
+
+    softmax: without replacement and by score, with Gumbel keys (Kool et al., arXiv 1903.06059).
+    """
+    if options.sampling == "top":
+        return lambda block: block.rank * float(MAX_SOURCES) + block.source
+    query_hash, candidate_hash, seed = id_hashes(queries.ids), id_hashes(candidates.ids), np.uint64(options.seed)
+
+    def uniform(block: CandidateBlock) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            row = splitmix64(query_hash[block.queries] + seed)[:, None]
+            bits = splitmix64(row ^ candidate_hash[block.candidates])
+        return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+    if options.sampling == "random":
+        return uniform
+    return lambda block: np.log(-np.log(uniform(block))) - block.scores / options.temperature
+
+
+class Selection:
+    """Selects negatives block by block. The cap on how often a candidate is mined makes the order of the queries (by id) matter."""
 
     def __init__(self, wanted: np.ndarray, candidates: int, hub_cap: float | None):
-        """wanted [M]: negatives of each query."""
+        """wanted int64 [Q]: negatives of each query; candidates: their number; hub_cap: a candidate is mined at most this many
+        times its fair share, None: no cap."""
         self.wanted = wanted
         fair = wanted.sum() / max(candidates, 1)
         self.cap = None if hub_cap is None else int(max(np.ceil(hub_cap * fair), 1))
-        self.served = np.zeros(candidates, np.int64)
+        self.times_mined = np.zeros(candidates, np.int64)
 
-    def pick(self, block: Block, reason: np.ndarray, preferred: np.ndarray) -> np.ndarray:
-        """bool [B, W]: what is mined. `reason` [B, W] gets the hub guard's number where the cap stood in the way."""
-        free = block.there & (reason == 0)
-        order = np.argsort(np.where(free, preferred, np.inf), axis=1, kind="stable")
-        place = np.empty_like(order)
-        np.put_along_axis(place, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), 1)
-        chosen = free & (place < self.wanted[block.q][:, None])
-        count = np.bincount(block.items[chosen], minlength=len(self.served))
-        if self.cap is None or (self.served + count).max(initial=0) <= self.cap:
-            self.served += count
+    def select(self, block: CandidateBlock, reason: np.ndarray, preferred: np.ndarray, hub_reason: int) -> np.ndarray:
+        """bool [B, W]: the mined candidates among those with reason 0. `reason` [B, W] gets `hub_reason` where the cap dropped
+        a candidate."""
+        free = block.filled & (reason == 0)
+        order, rank = preference_rank(preferred, free)
+        chosen = free & (rank < self.wanted[block.queries][:, None])
+        count = np.bincount(block.candidates[chosen], minlength=len(self.times_mined))
+        if self.cap is None or (self.times_mined + count).max(initial=0) <= self.cap:
+            self.times_mined += count
             return chosen
-        return self._one_by_one(block, reason, free, order)
+        return self._select_under_cap(block, reason, free, order, hub_reason)
 
-    def _one_by_one(self, block: Block, reason: np.ndarray, free: np.ndarray, order: np.ndarray) -> np.ndarray:
+    def _select_under_cap(
+        self, block: CandidateBlock, reason: np.ndarray, free: np.ndarray, order: np.ndarray, hub_reason: int
+    ) -> np.ndarray:
         chosen = np.zeros(free.shape, bool)
         cap = self.cap or 0
-        for i, q in enumerate(block.q.tolist()):
+        for i, q in enumerate(block.queries.tolist()):
             left = int(self.wanted[q])
             for w in order[i, : int(free[i].sum())].tolist():
                 if not left:
                     break
-                item = block.items[i, w]
-                if self.served[item] >= cap:
-                    reason[i, w] = HUB
+                candidate = block.candidates[i, w]
+                if self.times_mined[candidate] >= cap:
+                    reason[i, w] = hub_reason
                     continue
-                self.served[item] += 1
+                self.times_mined[candidate] += 1
                 chosen[i, w] = True
                 left -= 1
         return chosen

@@ -1,97 +1,114 @@
-"""A second opinion on the candidates that are left: the `score(pairs)` protocol of a teacher, on signals.
+"""A second opinion on the remaining candidates, by a scorer of pairs such as a cross-encoder, on the decoded values.
 
-Its scale is its own, so a candidate is compared with what the same verifier gives to the query's own positive.
+A scorer's scale is its own, so a candidate is compared with the score that the same scorer gives to the query's positive.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Scorer
-from mmtune.errors import DataError
-from mmtune.mining.candidates import Block
-from mmtune.relevance.items import Items
-from mmtune.relevance.positives import Positives
+from mmtune.contracts import Scorer, Signal
+from mmtune.errors import DataError, MmtuneError, RecipeError
+from mmtune.mining.candidate_block import CandidateBlock, preference_rank
+from mmtune.mining.context import MiningContext, row_finder
+from mmtune.model import scorers
 
 if TYPE_CHECKING:
-    from mmtune.data.shards.dataset import Data
-    from mmtune.data.shards.weighted_concat import WeightedConcat
+    from mmtune.model.dual_encoder import Model
+
+ScorerOf: TypeAlias = Callable[[str, str], Scorer]
+"""(query modality, candidate modality) -> the scorer of that direction."""
 
 
 class ModelScorer:
-    """A (stronger) dual encoder as a verifier: the cosine of its own vectors. Signals' modalities are given beforehand."""
+    """A (stronger) dual encoder as a scorer: the cosine of its vectors for modalities `a` and `b`."""
 
-    def __init__(self, model: Any, a: str, b: str):
+    def __init__(self, model: "Model", a: str, b: str):
         self.model, self.a, self.b = model, a, b
 
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> list[float]:
-        """Each distinct signal of a call is encoded once."""
+    def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:
+        """One cosine per pair; each distinct value of a call is encoded once."""
         left, right = self._encode(self.a, [p[0] for p in pairs]), self._encode(self.b, [p[1] for p in pairs])
         return (left.astype(np.float64) * right).sum(1).tolist()
 
-    def _encode(self, modality: str, signals: list[Any]) -> np.ndarray:
-        place: dict[int, int] = {}
-        unique = [s for s in signals if place.setdefault(id(s), len(place)) == len(place) - 1]
+    def _encode(self, modality: str, signals: list[Signal]) -> np.ndarray:
+        position: dict[int, int] = {}
+        unique = [s for s in signals if position.setdefault(id(s), len(position)) == len(position) - 1]
         vectors = self.model.encode(**{modality: unique})
-        return vectors[[place[id(s)] for s in signals]]
+        return vectors[[position[id(s)] for s in signals]]
+
+
+def make_verifier(spec: Scorer | str | None) -> Scorer | ScorerOf | None:
+    """The scorer that a user names: the name of a registered scorer, `package.module:Class`, or a MODEL.
+
+    An object with `score(pairs)`, and None, are returned as they are. RecipeError when nothing of that name can be made.
+    """
+    if spec is None or not isinstance(spec, str):
+        return spec
+    if scorers.is_scorer(spec):
+        return scorers.make_scorer(spec, {}, f"verifier {spec}")
+    from mmtune.model.artifact import load
+
+    try:
+        model = load(spec)
+    except MmtuneError as e:
+        raise RecipeError(f"verifier {spec}: {e}") from None
+    return lambda a, b: ModelScorer(model, a, b)
 
 
 class Verifier:
-    """Drops candidates that a Scorer finds as good as the query's own positive, within a margin."""
+    """Drops candidates that a scorer finds as good as the query's own positive, within `guards.verify_margin`."""
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        data: "Data | WeightedConcat",
-        queries: Items,
-        candidates: Items,
-        positives: Positives,
-        row_of: Callable[[list[str]], np.ndarray],
-        margin: float,
-        top: int,
-    ):
-        self.scorer, self.data, self.margin, self.top = scorer, data, margin, top
-        self.names = queries.name, candidates.name
-        self.row_q, self.row_c = row_of(queries.ids), row_of(candidates.ids)
-        own = positives.own()
-        self.own = np.full(len(queries), -1, np.int64)
+    def __init__(self, scorer: Scorer | ScorerOf, context: MiningContext):
+        if context.data is None:
+            raise DataError("a verifier looks at the content of pairs, and only vectors were given; give the data too")
+        self.names = context.queries.name, context.candidates.name
+        self.scorer: Scorer = scorer if not callable(scorer) or hasattr(scorer, "score") else scorer(*self.names)
+        self.data, self.positives = context.data, context.positives
+        self.margin, self.top = context.options.guards.verify_margin, context.options.guards.verify_top
+        rows_of = row_finder(context.data)
+        self.rows = rows_of(context.queries.ids), rows_of(context.candidates.ids)
+        own = context.positives.own()
+        self.own = np.full(len(context.queries), -1, np.int64)
         has = own.counts > 0
         self.own[has] = own.values[own.start[:-1][has]]
-        self.positives = positives
 
-    def drops(self, block: Block, free: np.ndarray, preferred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(dropped, unverified) bool [B, W] among the `free` candidates: the `top` preferred ones of each query are asked
-        about, the others are not known to be safe. A query without any positive is not asked about, and nothing is dropped."""
-        positive = self.own[block.q].copy()
-        lacks = np.flatnonzero(positive < 0)
-        owner, c = self.positives.group_positives(block.q[lacks])
-        positive[lacks[owner[::-1]]] = c[::-1]
-        order = np.argsort(np.where(free, preferred, np.inf), axis=1, kind="stable")
-        place = np.empty_like(order)
-        np.put_along_axis(place, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), 1)
-        asked = free & (place < self.top) & (positive >= 0)[:, None]
-        row, column = np.nonzero(asked)
-        known = np.flatnonzero(asked.any(1))
-        signals: dict[tuple[int, int], Any] = {}
-        pairs = [self._pair(signals, block.q[i], positive[i]) for i in known]
-        pairs += [self._pair(signals, block.q[i], block.items[i, w]) for i, w in zip(row, column, strict=True)]
+    def check(self, block: CandidateBlock, free: np.ndarray, preferred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(dropped, unverified) bool [B, W] among the `free` candidates.
+
+        The `top` preferred ones of each query are scored; the others are unverified. A query without any positive is not
+        checked, and nothing of it is dropped.
+        """
+        positive = self.own[block.queries].copy()
+        without = np.flatnonzero(positive < 0)
+        owner, candidate = self.positives.group_positives(block.queries[without])
+        positive[without[owner[::-1]]] = candidate[::-1]
+        _, rank = preference_rank(preferred, free)
+        has_positive = (positive >= 0)[:, None]
+        scored = free & (rank < self.top) & has_positive
+        row, column = np.nonzero(scored)
+        known = np.flatnonzero(scored.any(1))
+        decoded: dict[tuple[int, int], Signal] = {}
+        pairs = [self._pair(decoded, block.queries[i], positive[i]) for i in known]
+        pairs += [self._pair(decoded, block.queries[i], block.candidates[i, w]) for i, w in zip(row, column, strict=True)]
         scores = np.asarray(self.scorer.score(pairs), np.float64) if pairs else np.zeros(0)
         if scores.shape != (len(pairs),) or not np.isfinite(scores).all():
             raise DataError(f"the verifier gave {scores.shape} scores for {len(pairs)} pairs, or some that are not numbers")
-        best = np.full(len(block.q), np.nan)
-        best[known] = scores[: len(known)]
-        out = np.zeros(free.shape, bool)
-        limit = best - self.margin * np.abs(best)
-        out[row, column] = scores[len(known) :] > limit[row]
-        return out, free & (place >= self.top) & (positive >= 0)[:, None]
+        of_positive = np.full(len(block.queries), np.nan)
+        of_positive[known] = scores[: len(known)]
+        limit = of_positive - self.margin * np.abs(of_positive)
+        dropped = np.zeros(free.shape, bool)
+        dropped[row, column] = scores[len(known) :] > limit[row]
+        return dropped, free & (rank >= self.top) & has_positive
 
-    def _pair(self, signals: dict[tuple[int, int], Any], q: int, c: int) -> tuple[Any, Any]:
-        return self._signal(signals, 0, int(self.row_q[q])), self._signal(signals, 1, int(self.row_c[c]))
+    def _pair(self, decoded: dict[tuple[int, int], Signal], query: int, candidate: int) -> tuple[Signal, Signal]:
+        return self._decode(decoded, 0, int(self.rows[0][query])), self._decode(decoded, 1, int(self.rows[1][candidate]))
 
-    def _signal(self, signals: dict[tuple[int, int], Any], side: int, row: int) -> Any:
-        if (side, row) not in signals:
+    def _decode(self, decoded: dict[tuple[int, int], Signal], side: int, row: int) -> Signal:
+        """The value of a row, decoded once per block."""
+        if (side, row) not in decoded:
             name = self.names[side]
-            signals[side, row] = modalities.get(name).decode(self.data.read(row, name))
-        return signals[side, row]
+            decoded[side, row] = modalities.get(name).decode(self.data.read(row, name))
+        return decoded[side, row]

@@ -26,6 +26,7 @@ class Guards(RecipeBlock):
     near_duplicates: bool = Field(True, description="drop near duplicates of the query or of its positive")
     verify_margin: float = Field(0.05, ge=0, description="drop when the verifier scores above positive - margin x |positive|")
     verify_top: int = Field(10, ge=1, description="candidates a query that the verifier scores; the others are not mined then")
+    extra: list[str] = Field(default_factory=list, description="further guards: registered names, or package.module:Class")
     hub_cap: float | None = Field(10.0, gt=0, description="an item is mined at most this many times its fair share")
 
 
@@ -99,8 +100,11 @@ class MiningOptions(RecipeBlock):
     temperature: float = Field(0.05, gt=0, description="of softmax sampling")
     positive: Literal["mean", "min", "max"] = Field("mean", description="which of a query's own positives margins compare with")
     seed: int = Field(0, description="of random and softmax sampling")
-    sources: list[Literal["nearest", "lexical", "siblings"]] = Field(
-        ["nearest"], min_length=1, description="where candidates come from: vectors, BM25, metadata"
+    sources: list[str] = Field(
+        ["nearest"],
+        min_length=1,
+        description="where candidates come from: nearest (vectors), lexical (BM25), siblings (metadata), a registered name, or "
+        "package.module:Class",
     )
     siblings: SiblingOptions | None = Field(None, description="columns of the source `siblings`")
     judgments: str | None = Field(None, description="JSONL of human verdicts on pairs")

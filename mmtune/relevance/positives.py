@@ -62,8 +62,8 @@ class Positives:
         self.keys = Ragged.of(queries.of_row[keys.query_row[counts]], keys.query_key[counts], len(queries))
         self.members = Ragged.of(keys.candidate_key, candidates.of_row[keys.candidate_row], keys.count)
         self._big = np.flatnonzero(self.members.counts > BIG)
-        pairs = np.zeros((0, 2), np.int64) if judged is None else judged
-        self.judged = Ragged.of(pairs[:, 0], pairs[:, 1], len(queries))
+        self.judged_pairs = np.zeros((0, 2), np.int64) if judged is None else judged
+        self.judged = Ragged.of(self.judged_pairs[:, 0], self.judged_pairs[:, 1], len(queries))
 
     def of(self, q: np.ndarray) -> PairSet:
         """The positives of queries q [B], within a modality with the query itself; listed pairs are sorted by candidate."""

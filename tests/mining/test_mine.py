@@ -8,7 +8,7 @@ import pytest
 
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
-from mmtune.mining.mine import mine
+from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.negatives_table import read_table
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import unite

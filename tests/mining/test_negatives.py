@@ -18,8 +18,9 @@ from mmtune.contracts import Embeddings
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining.confusable_batches import ConfusableBatches
-from mmtune.mining.mine import mine, row_finder
-from mmtune.mining.near_duplicates import Near, signatures
+from mmtune.mining.context import row_finder
+from mmtune.mining.mine_vectors import mine_vectors
+from mmtune.mining.near_duplicates import NearDuplicates, hash_contents
 from mmtune.mining.negatives import Negatives
 from mmtune.mining.rounds import Rounds, columns_of, fallen, round_epochs
 from mmtune.modalities.audio import Sound

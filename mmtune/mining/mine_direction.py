@@ -1,0 +1,194 @@
+"""Mine one direction: candidates -> guards -> selection -> rows of the table and counts of the audit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mmtune.contracts import JsonObject, Scorer
+from mmtune.errors import DataError
+from mmtune.mining.audit import Audit
+from mmtune.mining.candidate_block import CandidateBlock
+from mmtune.mining.candidates import CandidateSearch
+from mmtune.mining.context import MiningContext, RowsOf, row_finder
+from mmtune.mining.guards import GuardChain, make_guards
+from mmtune.mining.margin_calibration import CalibratedMargin, calibrate_margin, guard_quality, search_labelled
+from mmtune.mining.negatives_table import DROPPED, MINED, TableWriter
+from mmtune.mining.positive_scores import PositiveScores, positive_scores
+from mmtune.mining.selection import Selection, make_preference
+from mmtune.mining.verifier import ScorerOf, Verifier
+from mmtune.relevance.items import Items
+from mmtune.relevance.positives import Positives
+from mmtune.relevance.ragged import Ragged
+from mmtune.runtime.progress import Progress
+from mmtune.search.parallel import ordered_map
+
+
+@dataclass
+class _GuardedBlock:
+    """Candidates of a block of queries with what each guard says: masks by guard, trusted, reason and preference [B, W]."""
+
+    block: CandidateBlock
+    masks: dict[str, np.ndarray]
+    trusted: np.ndarray
+    reason: np.ndarray
+    preferred: np.ndarray
+
+
+class DirectionMiner:
+    """One direction. judged_negative: query item -> candidate items that people called negative."""
+
+    def __init__(self, context: MiningContext, judged_negative: Ragged, verifier: Scorer | ScorerOf | None = None):
+        self.context, self.options, self.name = context, context.options, context.direction
+        self.queries, self.candidates = context.queries, context.candidates
+        q_dim, c_dim = self.queries.dim, self.candidates.dim
+        if q_dim != c_dim:
+            raise DataError(f"{self.name}: vectors of {q_dim} and of {c_dim} dimensions; vectors of one model share one space")
+        self.search = CandidateSearch(context)
+        self.guards = make_guards(context, judged_negative)
+        self.verifier = Verifier(verifier, context) if verifier is not None else None
+
+    def run(self, table: TableWriter, truth: Sequence[str | None] | None, quiet: bool, warnings: list[str]) -> JsonObject:
+        """Mine the direction into `table`; returns its part of the audit. truth: the group of every row of the data, to measure
+        guards by; warnings: gets a line for each thing that a user should know."""
+        scores = positive_scores(self.context.positives, self.options.positive)
+        warnings += self._warnings(scores)
+        margin, measured = self._calibrate(scores)
+        guards = self.guards.with_relative_margin(margin.value)
+        measured_by_truth = None if truth is None else self._measure_by_truth(guards, scores, truth)
+        wanted = np.minimum(self.options.negatives * self.queries.rows.counts, self.options.window)
+        selection = Selection(wanted, len(self.candidates), self.options.guards.hub_cap)
+        audit = Audit(self.queries, self.candidates, self.search.names, guards.reasons)
+        self._mine_blocks(guards, scores, selection, audit, table, quiet)
+        nearest = self.search.nearest
+        return audit.document(selection.times_mined, selection.cap) | {
+            "relative_margin": margin.to_dict(),
+            "measured": measured,
+            "measured_by_truth": measured_by_truth,
+            "positives": scores.counts(),
+            "search": {
+                "method": nearest.search.name if nearest else None,
+                "sources": list(self.options.sources),
+                "recall": nearest.recall() if nearest else 1.0,
+            },
+            "examples": audit.example_pairs(),
+        }
+
+    def _mine_blocks(
+        self, guards: GuardChain, scores: PositiveScores, selection: Selection, audit: Audit, table: TableWriter, quiet: bool
+    ) -> None:
+        preference = make_preference(self.options, self.queries, self.candidates)
+        writer = _TableRows(self.name, self.queries, self.candidates, self.search.names, guards.reasons)
+
+        def search_and_guard(queries: np.ndarray) -> _GuardedBlock:
+            block = self.search.top(queries, scores.score[queries])
+            masks, trusted = guards.masks(block), guards.trusted(block)
+            return _GuardedBlock(block, masks, trusted, guards.first_reason(masks, trusted), preference(block))
+
+        everything = self.options.record == "all"
+        with Progress(f"mine {self.name}", len(self.queries), unit="queries", quiet=quiet) as progress:
+            parts = self.search.blocks(np.arange(len(self.queries)))
+            for guarded in ordered_map(search_and_guard, parts, self.search.threads):
+                block, reason = guarded.block, guarded.reason
+                self._verify(guards, guarded)
+                chosen = selection.select(block, reason, guarded.preferred, guards.number("hub"))
+                wanted = selection.wanted[block.queries]
+                audit.add(block, guarded.masks, guarded.trusted, reason, chosen, wanted)
+                table.write(writer.columns(block, reason, chosen, wanted, everything))
+                progress.advance(len(block.queries))
+
+    def _verify(self, guards: GuardChain, guarded: _GuardedBlock) -> None:
+        """Let the verifier, where there is one, drop some of the candidates that the guards kept."""
+        if self.verifier is None:
+            return
+        free = guarded.block.filled & (guarded.reason == 0)
+        dropped, unverified = self.verifier.check(guarded.block, free, guarded.preferred)
+        guarded.masks["verifier"] = dropped
+        guarded.reason[dropped] = guards.number("verifier")
+        guarded.reason[unverified] = guards.number("unverified")
+
+    def _warnings(self, scores: PositiveScores) -> list[str]:
+        lines = []
+        if len(self.candidates) < 2:
+            lines.append(f"{self.name}: only {len(self.candidates)} distinct candidate, so there are no negatives")
+        total, within = len(self.queries), self.context.positives.within
+        if within and scores.unknown == total:
+            lines.append(f"{self.name}: every group holds one item, so margins compare with the item itself (score 1)")
+        elif within and scores.unknown:
+            lines.append(f"{self.name}: {scores.unknown} of {total} items are alone in their group; margins use the median positive")
+        elif not within and scores.unknown == total:
+            lines.append(f"{self.name}: no row has both, and no group links them: margins are off")
+        return lines
+
+    def _calibrate(self, scores: PositiveScores) -> tuple[CalibratedMargin, JsonObject | None]:
+        """(the relative margin, every guard's quality on labelled rows with the labels hidden)."""
+        wanted = self.options.guards.relative_margin
+        margin = CalibratedMargin.fallback("no labelled rows to calibrate on")
+        if wanted != "calibrated":
+            margin = CalibratedMargin(wanted, "given")
+        if not (self.queries.labelled.any() and self.candidates.labelled.any()):
+            return margin, None
+        judged = self.context.positives.judged_pairs
+        hidden = Positives(self.queries, self.candidates, ("id",), judged=judged, first_row_only=True)
+        truth = Positives(self.queries, self.candidates, judged=judged)
+        score = scores.score
+        if not hidden.within:
+            score = positive_scores(hidden, self.options.positive, own_only=True).score
+        sample = search_labelled(self.search.nearest_only(hidden), truth, score)
+        if wanted == "calibrated":
+            margin = calibrate_margin(sample)
+        return margin, guard_quality(sample, self.guards.with_relative_margin(margin.value))
+
+    def _measure_by_truth(
+        self, guards: GuardChain, scores: PositiveScores, truth: Sequence[str | None]
+    ) -> JsonObject | None:
+        """Every guard's quality by the given groups, where the labels do not decide already."""
+        if self.context.data is None:
+            return None
+        rows_of = row_finder(self.context.data)
+        queries = _regrouped(self.queries, truth, rows_of)
+        within = self.candidates is self.queries
+        positives = Positives(queries, queries if within else _regrouped(self.candidates, truth, rows_of))
+        sample = search_labelled(self.search, positives, scores.score, lambda block: ~guards.trusted(block))
+        return guard_quality(sample, guards)
+
+
+def _regrouped(items: Items, truth: Sequence[str | None], rows_of: RowsOf) -> Items:
+    """The items with the groups `truth` of the data's rows."""
+    names = [truth[i] if i >= 0 else None for i in rows_of(items.row_ids)]
+    codes = {n: i for i, n in enumerate(sorted({n for n in truth if n is not None}, key=str), 1)}
+    return items.regrouped(np.array([codes[n] if n is not None else 0 for n in names], np.int64))
+
+
+class _TableRows:
+    """Blocks -> columns of the negatives table."""
+
+    def __init__(self, name: str, queries: Items, candidates: Items, sources: Sequence[str], reasons: Sequence[str]):
+        self.name, self.sources = name, len(sources)
+        self.query_ids, self.candidate_ids = pa.array(queries.ids, pa.string()), pa.array(candidates.ids, pa.string())
+        self.reasons = pa.array([*sources, *reasons], pa.string())
+
+    def columns(
+        self, block: CandidateBlock, reason: np.ndarray, chosen: np.ndarray, wanted: np.ndarray, everything: bool
+    ) -> dict[str, pa.Array]:
+        """Mined pairs; with `everything` also dropped ones that score at least as high as the last one mined."""
+        keep = chosen
+        if everything:
+            lowest = np.where(chosen, block.scores, np.inf).min(1, initial=np.inf)
+            lowest[chosen.sum(1) < wanted] = -np.inf
+            keep = chosen | ((reason > 0) & block.filled & (block.scores >= lowest[:, None]))
+        i, w = np.nonzero(keep)
+        mined = chosen[i, w]
+        why = np.where(mined, block.source[i, w], self.sources + reason[i, w].astype(np.int64) - 1)
+        positive = block.positive_score[i].astype(np.float32)
+        return {
+            "direction": pa.repeat(self.name, len(i)),
+            "query_id": self.query_ids.take(pa.array(block.queries[i])),
+            "negative_id": self.candidate_ids.take(pa.array(block.candidates[i, w])),
+            "rank": pa.array(block.rank[i, w]),
+            "score": pa.array(block.scores[i, w]),
+            "positive_score": pa.array(positive, mask=np.isnan(positive)),
+            "verdict": pa.array([DROPPED, MINED]).take(pa.array(mined.astype(np.int8))),
+            "reason": self.reasons.take(pa.array(why)),
+        }

@@ -1,0 +1,158 @@
+"""Vectors -> a negatives table and its audit: every direction, block by block, streamed to disk."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtune import modalities
+from mmtune.contracts import Embeddings, JsonObject, Pair, Scorer, direction
+from mmtune.errors import DataError, RecipeError
+from mmtune.mining.audit_page import page
+from mmtune.mining.context import MiningContext, row_finder
+from mmtune.mining.mine_direction import DirectionMiner
+from mmtune.mining.mining_result import MiningResult
+from mmtune.mining.near_duplicates import ContentHashes, hash_contents
+from mmtune.mining.negatives_table import TableWriter
+from mmtune.mining.verifier import ScorerOf
+from mmtune.recipe.mining_block import MiningOptions
+from mmtune.relevance.items import Items, check_unit_vectors, unite
+from mmtune.relevance.judgments import Verdict, judged_pairs, read_verdicts
+from mmtune.relevance.positives import Positives
+from mmtune.relevance.ragged import Ragged
+from mmtune.runtime.files import sha256_file, write_json, write_text
+
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import WeightedConcat
+
+
+def mined_directions(names: Sequence[str], wanted: Sequence[str] | None, pairs: Sequence[Pair] | None = None) -> list[Pair]:
+    """The directed pairs to mine: those wanted ("a->b"), else both ways of every pair. RecipeError names a wrong one."""
+    if wanted is None:
+        chosen: list[Pair] = list(pairs) if pairs else list(itertools.combinations(names, 2))
+        return [d for a, b in chosen for d in dict.fromkeys(((a, b), (b, a)))] or [(n, n) for n in names]
+    known = [direction(a, b) for a in names for b in names]
+    for name in wanted:
+        if name not in known:
+            raise RecipeError(f"mining direction {name!r}: there are vectors for {', '.join(names)}, so: {', '.join(known)}")
+    return [(a, b) for name in dict.fromkeys(wanted) for a, _, b in [name.partition("->")]]
+
+
+def table_settings(options: MiningOptions, directions: Iterable[str]) -> JsonObject:
+    """What decides a table beside vectors and labels; memory, devices and use in training do not change a byte of it."""
+    document = options.model_dump(mode="json", exclude={"rounds", "use", "table", "allow_stale"})
+    for name in ("memory_mb", "device"):
+        document["search"].pop(name)
+    if not document["guards"]["extra"]:  # tables from before there were extra guards stay valid
+        document["guards"].pop("extra")
+    if options.judgments:
+        document["judgments"] = sha256_file(options.judgments)
+    return {"options": document, "directions": list(directions)}
+
+
+def mine_vectors(
+    embedded: Mapping[str, Embeddings],
+    out: str | Path,
+    options: MiningOptions | None = None,
+    *,
+    pairs: Sequence[Pair] | None = None,
+    data: "Data | WeightedConcat | None" = None,
+    verifier: Scorer | ScorerOf | None = None,
+    truth: Sequence[str | None] | None = None,
+    cache: str | Path | None = None,
+    quiet: bool = True,
+) -> MiningResult:
+    """Mine negatives into the Parquet file `out`, its audit beside it (`<out>.audit.json`, `<out>.audit.html`).
+
+    embedded: one Embeddings per modality, of one model (DataError when fingerprints differ). pairs: the trained pairs, mined
+    both ways unless options.directions names others. data: for near-duplicates, sources other than vectors, the verifier and
+    the page; without it those guards are off, and the audit says so. verifier: a Scorer, or a call (a, b) -> Scorer. truth: the
+    group of every row of `data` to measure guards by, where the labels are incomplete. cache: a directory for what does not
+    depend on the weights. The table's bytes depend on vectors, labels and options, not on row order, blocks, memory or threads.
+    """
+    options = options or MiningOptions()
+    out = Path(out)
+    fingerprints = sorted({e.fingerprint for e in embedded.values()})
+    if len(fingerprints) != 1:
+        raise DataError(f"vectors of different models cannot be searched together: {', '.join(fingerprints) or 'no vectors'}")
+    directed = mined_directions(list(embedded), options.directions, pairs)
+    verdicts = read_verdicts(options.judgments) if options.judgments else []
+    names = list(dict.fromkeys(m for pair in directed for m in pair))
+    warnings: list[str] = []
+    hashes = _content_hashes(options, data, names, Path(cache) if cache else None, quiet, warnings)
+    items = {m: _items(m, embedded[m]) for m in names}
+    parts: JsonObject = {}
+    settings = table_settings(options, [direction(a, b) for a, b in directed])
+    with TableWriter(out, fingerprints[0], settings) as table:
+        for a, b in directed:
+            queries = items[a] if a == b else items[a].as_queries()
+            context, negative = _context(queries, items[b], options, data, hashes, verdicts, warnings)
+            miner = DirectionMiner(context, negative, verifier)
+            parts[context.direction] = miner.run(table, truth, quiet, warnings)
+    mined = sum(part["mined"] for part in parts.values())
+    if not mined:
+        why = "; ".join(f"{name}: {_why_none(part)}" for name, part in parts.items())
+        warnings.insert(0, f"no negatives at all: {why}")
+    document: JsonObject = {"fingerprint": fingerprints[0], "directions": parts, "warnings": warnings}
+    result = MiningResult.beside(out, mined, document)
+    write_json(result.audit, document)
+    write_text(result.page, page(document, data, row_finder(data) if data is not None else None))
+    return result
+
+
+def _items(name: str, e: Embeddings) -> Items:
+    check_unit_vectors(name, e)
+    items = unite(name, e, repeated_ids=True)
+    if not len(items):
+        raise DataError(f"{name}: no rows with it, nothing to mine")
+    return items
+
+
+def _context(
+    queries: Items,
+    candidates: Items,
+    options: MiningOptions,
+    data: "Data | WeightedConcat | None",
+    hashes: Mapping[str, ContentHashes],
+    verdicts: Sequence[Verdict],
+    warnings: list[str],
+) -> tuple[MiningContext, Ragged]:
+    """(the context of one direction, its judged negatives)."""
+    name = direction(queries.name, candidates.name)
+    judged = judged_pairs(verdicts, name, queries, candidates)
+    if judged.unused:
+        warnings.append(f"{name}: {judged.unused} judgments name rows that are not there; not used")
+    own = options.for_direction(name)
+    positives = Positives(queries, candidates, None if own.guards.groups else ("id",), judged=judged.positive)
+    used = hashes if own.guards.near_duplicates else {}
+    return MiningContext(name, queries, candidates, positives, own, data, used), judged.negative
+
+
+def _content_hashes(
+    options: MiningOptions,
+    data: "Data | WeightedConcat | None",
+    names: Sequence[str],
+    cache: Path | None,
+    quiet: bool,
+    warnings: list[str],
+) -> dict[str, ContentHashes]:
+    """The hashes of every modality that has some, where near-duplicates are wanted in any direction."""
+    wanted = options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
+    if not wanted:
+        return {}
+    if data is None:
+        warnings.append("near-duplicates were not looked for: only vectors were given, not the data")
+        return {}
+    hashes = {m: hash_contents(data, m, cache, quiet) for m in modalities.names() if m in names}
+    return {m: h for m, h in hashes.items() if h is not None}
+
+
+def _why_none(part: JsonObject) -> str:
+    """Why nothing was mined in a direction."""
+    if not part["looked_at"]:
+        return f"every one of {part['candidates']} candidates is a known positive of every query (one group?)"
+    dropped = {n: c for n, c in part["dropped"].items() if c}
+    most = max(dropped, key=dropped.__getitem__) if dropped else "nothing"
+    shares = ", ".join(f"{n} {c / part['looked_at']:.0%}" for n, c in dropped.items())
+    return f"all {part['looked_at']} candidates were guarded away ({shares}); relax {most} first"
