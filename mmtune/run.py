@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mmtune.data.loader.batch_plan import plan
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.validation import Embed, build_validation
-from mmtune.mining.mine_model import find_verifier
-from mmtune.mining.rounds import Rounds
+from mmtune.mining.mining_rounds import MiningRounds
+from mmtune.mining.verifier import make_verifier
 from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes, is_restarted
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
     check_demands(objective, inputs.data, loader.columns, batches(0))
     rounds = None
     if recipe.mining is not None:
-        rounds = Rounds(
+        rounds = MiningRounds(
             inputs.model,
             inputs.data,
             batches,
@@ -79,10 +79,10 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
             epochs=recipe.train.epochs,
             batch_size=recipe.train.batch_size,
             seed=recipe.train.seed,
-            verifier=find_verifier(recipe.mining.verifier),
+            verifier=make_verifier(recipe.mining.verifier),
             quiet=quiet,
             processes=processes,
-            base=inputs.base_fingerprint,
+            base_fingerprint=inputs.base_fingerprint,
         )
     trainer = Trainer(
         inputs.model,

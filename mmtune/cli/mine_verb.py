@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> Result:
         batch_size=args.batch_size,
         quiet=args.quiet,
     )
-    document = {**found.document, "table": str(found.table), "audit": str(found.audit), "page": str(found.page)}
     head = f"{found.table}  {found.mined} negatives; look at {found.page}"
-    return Result({**document, "mined": found.mined}, f"{head}\n{summary(found.document)}", 0 if found.mined else 1)
+    return Result(found.to_dict(), f"{head}\n{summary(found.document)}", 0 if found.mined else 1)
 
 
 def collected(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,35 +1,35 @@
-"""Batches of confusable rows: near neighbours share a batch, so that the batch's own contrast is hard, at no extra cost."""
+"""Batches of confusable rows: near neighbours share a batch, so that its in-batch negatives are hard at no extra cost."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from mmtune.mining.negatives import Negatives
+from mmtune.mining.batch_negatives import BatchNegatives
 
-LOOK = 16
-"""Batches' worth of rows that are looked through for one whose group a batch may still take."""
+LOOKAHEAD = 16
+"""Batches' worth of rows that are searched for one whose group a batch may still take."""
 
 
 class ConfusableBatches:
     """A batch plan: `plan(epoch)` -> arrays of row numbers, each row as often as `rows(epoch)` has it.
 
-    A batch begins with the first row that is left; then, up to the share `confusable`, come neighbours of the rows that are in
-    already (a neighbour whose content several rows carry stands for any of them), and further rows fill it. Every group takes
-    its even share of a batch, give or take one row: a batch of near neighbours that holds few groups teaches to tell those few
-    and forgets the others. A pure function of (negatives, rows, seed, epoch). The last batch may be smaller; a
-    single left-over row joins the batch before it.
+    A batch begins with the first row that is left. Up to the share `confusable` it then takes neighbours of its rows (a
+    neighbour whose content several rows carry stands for any of them), and further rows fill it. Every group has its even share
+    of a batch, give or take one row: a batch of near neighbours from few groups teaches to separate those few and forgets the
+    others. The plan is a pure function of (negatives, rows, seed, epoch). The last batch may be smaller; a single left-over row
+    joins the batch before it.
     """
 
     def __init__(
         self,
-        negatives: Negatives,
+        negatives: BatchNegatives,
         rows: Callable[[int], np.ndarray],
         batch_size: int,
         seed: int = 0,
         confusable: float = 0.5,
         groups: np.ndarray | None = None,
     ):
-        """rows(epoch): the epoch's row numbers in random order; groups int64 [N]: labels of the rows, 0 for none."""
+        """rows(epoch): the epoch's row numbers in random order; groups int64 [N]: group labels of the rows, 0 for none."""
         self.negatives, self.rows, self.batch_size = negatives, rows, batch_size
         self.seed, self.confusable = seed, confusable
         alone = -1 - np.arange(negatives.rows)
@@ -39,7 +39,7 @@ class ConfusableBatches:
         rng = np.random.default_rng([self.seed, epoch, 2])
         order = self.rows(epoch)
         left = np.bincount(order, minlength=self.negatives.rows)
-        of_group = np.bincount(self.group[order], minlength=self.group.max(initial=0) + 1)
+        left_of_group = np.bincount(self.group[order], minlength=self.group.max(initial=0) + 1)
         remaining, head = len(order), 0
         batches = []
         while remaining:
@@ -48,64 +48,80 @@ class ConfusableBatches:
             while not left[order[head]]:
                 head += 1
             count = -(-remaining // self.batch_size)
-            due, share = of_group // count, -(-of_group // count)
-            batch = self._batch(order[head : head + LOOK * size], left, due, share, size, rng)
-            np.subtract.at(of_group, self.group[batch], 1)
+            at_least, at_most = left_of_group // count, -(-left_of_group // count)
+            batch = _BatchBuilder(self, left, at_least, at_most, size, rng).build(order[head : head + LOOKAHEAD * size])
+            np.subtract.at(left_of_group, self.group[batch], 1)
             remaining -= size
             batches.append(rng.permutation(batch))
         return [batches[i] for i in self._shuffled(batches, rng)]
 
-    def _batch(
-        self, ahead: np.ndarray, left: np.ndarray, due: np.ndarray, share: np.ndarray, size: int, rng: np.random.Generator
-    ) -> np.ndarray:
-        """`size` rows (>= one is in `ahead`), taken out of `left`. due, share [groups]: rows that a group must and may give."""
-        batch: list[int] = []
-
-        def take(row: int) -> None:
-            left[row] -= 1
-            share[self.group[row]] -= 1
-            due[self.group[row]] -= 1
-            batch.append(row)
-
-        for row in ahead[due[self.group[ahead]] > 0].tolist():
-            if left[row] and due[self.group[row]] > 0 and len(batch) < size:
-                take(row)
-        grown, near, place = 0, round(self.confusable * size), 0
-        while len(batch) < size:
-            if grown < len(batch) and near > 0:
-                for found in self._neighbours(batch[grown], left, rng):
-                    if len(batch) < size and near > 0 and share[self.group[found]] > 0 and left[found]:
-                        take(found)
-                        near -= 1
-                grown += 1
-                continue
-            while place < len(ahead) and not (left[ahead[place]] and share[self.group[ahead[place]]] > 0):
-                place += 1
-            if place == len(ahead):  # only groups that gave their share lie ahead: they give more
-                share, place = np.full_like(share, size), 0
-                ahead = ahead if left[ahead].any() else np.flatnonzero(left)
-                continue
-            take(int(ahead[place]))
-            place += 1
-        return np.array(batch, np.int64)
-
-    def _neighbours(self, row: int, left: np.ndarray, rng: np.random.Generator) -> list[int]:
-        """Rows still left that carry what is confusable with `row`, one for each of its negatives."""
+    def neighbours(self, row: int, left: np.ndarray, rng: np.random.Generator) -> list[int]:
+        """Rows still left whose content is confusable with `row`, one for each of its negatives."""
         out: list[int] = []
         for name in self.negatives.directions:
-            for found in self.negatives.of(name, row).tolist():
-                if left[found] and found not in out:
-                    out.append(found)
+            for negative in self.negatives.of(name, row).tolist():
+                if left[negative] and negative not in out:
+                    out.append(negative)
                     continue
-                alike = self.negatives.same_content(name, found)
-                alike = alike[left[alike] > 0]
-                if len(alike):
-                    one = int(alike[rng.integers(len(alike))])
+                same = self.negatives.same_content(name, negative)
+                same = same[left[same] > 0]
+                if len(same):
+                    one = int(same[rng.integers(len(same))])
                     if one not in out:
                         out.append(one)
         return out
 
     def _shuffled(self, batches: list[np.ndarray], rng: np.random.Generator) -> list[int]:
-        """Any order, but the batch of another size last, as in a plain plan."""
+        """A random order, with the batch of another size last, as in a plan without mining."""
         order = rng.permutation(len(batches)).tolist()
         return sorted(order, key=lambda i: len(batches[i]) != self.batch_size)
+
+
+class _BatchBuilder:
+    """Takes the rows of one batch out of `left` int64 [N]. at_least, at_most int64 [groups]: rows of each group."""
+
+    def __init__(
+        self,
+        plan: ConfusableBatches,
+        left: np.ndarray,
+        at_least: np.ndarray,
+        at_most: np.ndarray,
+        size: int,
+        rng: np.random.Generator,
+    ):
+        self.plan, self.group, self.left, self.size, self.rng = plan, plan.group, left, size, rng
+        self.at_least, self.at_most = at_least, at_most
+        self.batch: list[int] = []
+
+    def build(self, ahead: np.ndarray) -> np.ndarray:
+        """`size` rows; at least one of them is in `ahead`, the next rows of the epoch."""
+        for row in ahead[self.at_least[self.group[ahead]] > 0].tolist():
+            if self.left[row] and self.at_least[self.group[row]] > 0 and len(self.batch) < self.size:
+                self._take(row)
+        expanded, confusable, position = 0, round(self.plan.confusable * self.size), 0
+        while len(self.batch) < self.size:
+            if expanded < len(self.batch) and confusable > 0:
+                for row in self.plan.neighbours(self.batch[expanded], self.left, self.rng):
+                    if len(self.batch) < self.size and confusable > 0 and self.at_most[self.group[row]] > 0 and self.left[row]:
+                        self._take(row)
+                        confusable -= 1
+                expanded += 1
+                continue
+            while position < len(ahead) and not self._may_take(ahead[position]):
+                position += 1
+            if position == len(ahead):  # only groups whose share is used up lie ahead: they may give more
+                self.at_most, position = np.full_like(self.at_most, self.size), 0
+                ahead = ahead if self.left[ahead].any() else np.flatnonzero(self.left)
+                continue
+            self._take(int(ahead[position]))
+            position += 1
+        return np.array(self.batch, np.int64)
+
+    def _may_take(self, row: int) -> bool:
+        return bool(self.left[row] and self.at_most[self.group[row]] > 0)
+
+    def _take(self, row: int) -> None:
+        self.left[row] -= 1
+        self.at_most[self.group[row]] -= 1
+        self.at_least[self.group[row]] -= 1
+        self.batch.append(row)

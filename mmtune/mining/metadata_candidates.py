@@ -32,13 +32,13 @@ class SiblingCandidates:
             return [None if any(v is None for v in k) else k for k in kinds], [other[r] for r in rows] if other else []
 
         (self.kind_q, self.other_q), (kind_c, other_c) = values(context.queries), values(context.candidates)
-        members: dict[object, list[int]] = {}
-        for item, kind in enumerate(kind_c):
-            if kind is not None:
-                members.setdefault(kind, []).append(item)
+        by_kind: dict[tuple[object, ...], list[int]] = {}
+        for item, of_item in enumerate(kind_c):
+            if of_item is not None:
+                by_kind.setdefault(of_item, []).append(item)
         draw = splitmix64(id_hashes(context.candidates.ids))
         self.members = {}
-        for kind, items in members.items():
+        for kind, items in by_kind.items():
             of_kind = np.array(items, np.int64)
             self.members[kind] = np.sort(of_kind[np.argsort(draw[of_kind], kind="stable")[:MAX_SIBLINGS]])
         self._codes = {v: i for i, v in enumerate(dict.fromkeys([*self.other_q, *other_c]))}

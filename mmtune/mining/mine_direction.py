@@ -116,7 +116,9 @@ class DirectionMiner:
         if within and scores.unknown == total:
             lines.append(f"{self.name}: every group holds one item, so margins compare with the item itself (score 1)")
         elif within and scores.unknown:
-            lines.append(f"{self.name}: {scores.unknown} of {total} items are alone in their group; margins use the median positive")
+            lines.append(
+                f"{self.name}: {scores.unknown} of {total} items are alone in their group; margins use the median positive"
+            )
         elif not within and scores.unknown == total:
             lines.append(f"{self.name}: no row has both, and no group links them: margins are off")
         return lines
@@ -140,9 +142,7 @@ class DirectionMiner:
             margin = calibrate_margin(sample)
         return margin, guard_quality(sample, self.guards.with_relative_margin(margin.value))
 
-    def _measure_by_truth(
-        self, guards: GuardChain, scores: PositiveScores, truth: Sequence[str | None]
-    ) -> JsonObject | None:
+    def _measure_by_truth(self, guards: GuardChain, scores: PositiveScores, truth: Sequence[str | None]) -> JsonObject | None:
         """Every guard's quality by the given groups, where the labels do not decide already."""
         if self.context.data is None:
             return None

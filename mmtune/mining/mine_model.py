@@ -12,7 +12,7 @@ from mmtune.mining.mining_result import MiningResult
 from mmtune.mining.verifier import make_verifier
 from mmtune.recipe.block import check
 from mmtune.recipe.mining_block import MiningOptions
-from mmtune.runtime.distributed import join
+from mmtune.runtime.distributed import init_processes
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -48,10 +48,10 @@ def mine(
     opened = open_data(data) if isinstance(data, str) else data
     directions = options.directions
     wanted = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
-    with join() as processes:  # before the model is loaded: from here on each process has its own accelerator
+    with init_processes() as processes:  # before the model is loaded: from here on each process has its own accelerator
         loaded = load(model) if isinstance(model, str | Path) else model
-        embedded = embed_data(loaded, opened, wanted, batch_size, quiet or not processes.first, processes=processes)
-        if not processes.first:
+        embedded = embed_data(loaded, opened, wanted, batch_size, quiet or not processes.is_main_process, processes=processes)
+        if not processes.is_main_process:
             table, mined, document = processes.broadcast()
             return MiningResult.beside(Path(table), mined, document)
         result = mine_vectors(

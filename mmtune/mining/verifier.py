@@ -14,6 +14,7 @@ from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.mining.candidate_block import CandidateBlock, preference_rank
 from mmtune.mining.context import MiningContext, row_finder
 from mmtune.model import scorers
+from mmtune.model.encode import encode_values
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -36,7 +37,7 @@ class ModelScorer:
     def _encode(self, modality: str, signals: list[Signal]) -> np.ndarray:
         position: dict[int, int] = {}
         unique = [s for s in signals if position.setdefault(id(s), len(position)) == len(position) - 1]
-        vectors = self.model.encode(**{modality: unique})
+        vectors = encode_values(self.model, modality, unique)
         return vectors[[position[id(s)] for s in signals]]
 
 

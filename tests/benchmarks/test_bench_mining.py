@@ -54,13 +54,13 @@ OURS = """
 import torch
 from mmtune.contracts import Embeddings
 from mmtune.recipe.mining_block import MiningOptions
-from mmtune.mining.mine import mine
+from mmtune.mining.mine_vectors import mine_vectors
 ids = [f"{i:07d}" for i in range(n)]
 labels = {"id": np.arange(1, n + 1), "group": np.arange(n) % (n // 4) + 1}
 e = {m: Embeddings(ids, [None] * n, labels, v, "f") for m, v in (("x", a), ("y", b))}
 o = MiningOptions(directions=["x->y"], negatives=negatives, window=10 * negatives, search={"memory_mb": 128},
                   guards={"relative_margin": 0.05, "trust_groups": False, "hub_cap": None}, record="mined")
-measured(lambda: mine(e, sys.argv[4] + "/ours.parquet", o).mined)
+measured(lambda: mine_vectors(e, sys.argv[4] + "/ours.parquet", o).mined)
 """
 
 PEER = """

@@ -58,7 +58,7 @@ def test_every_guard_equals_the_loops(tmp_path, case, way):
     guards, reference = CASES[case]
     data = corpus(60, 12, seed=3)
     o = options(guards, negatives=3, window=10, directions=["->".join(way)])
-    mine(data, tmp_path / "t.parquet", o)
+    mine_vectors(data, tmp_path / "t.parquet", o)
     expected = naive_mine(data, *way, negatives=3, window=10, **reference)
     check(rows(tmp_path / "t.parquet"), expected)
     if case in ("skip_top", "max_score", "absolute", "relative"):
@@ -69,7 +69,7 @@ def test_every_guard_equals_the_loops(tmp_path, case, way):
 def test_positive_scores_of_shared_queries(tmp_path, positive):
     data = corpus(50, 12, seed=5, shared=0.8)
     o = options({"relative_margin": 0.1}, negatives=2, window=8, directions=["b->a", "b->b"], positive=positive)
-    mine(data, tmp_path / "t.parquet", o)
+    mine_vectors(data, tmp_path / "t.parquet", o)
     found = rows(tmp_path / "t.parquet")
     for way in (("b", "a"), ("b", "b")):
         expected = naive_mine(data, *way, negatives=2, window=8, relative=0.1, positive=positive)
@@ -87,25 +87,25 @@ def test_relative_margin_is_stricter_below_zero_too(tmp_path):
     labels = {k: np.array(v, np.int64) for k, v in {"id": [1], "group": [0]}.items()}
     more = {k: np.array(v, np.int64) for k, v in {"id": [1, 2, 3, 4], "group": [0, 0, 0, 0]}.items()}
     data = {"a": Embeddings(["x"], [None], labels, q, "f"), "b": Embeddings(["x", "y", "z", "w"], [None] * 4, more, c, "f")}
-    mine(data, tmp_path / "t.parquet", options({"relative_margin": 0.2}, directions=["a->b"]))
+    mine_vectors(data, tmp_path / "t.parquet", options({"relative_margin": 0.2}, directions=["a->b"]))
     assert [r["negative_id"] for r in rows(tmp_path / "t.parquet") if r["verdict"] == "mined"] == ["w"]
 
 
 def test_bytes_do_not_depend_on_order_blocks_memory_or_grid(tmp_path, monkeypatch):
     data = corpus(400, 16, seed=7, dyadic=False)
     o = options({"relative_margin": "calibrated", "hub_cap": 2.0}, negatives=3, window=12, sampling="softmax")
-    mine(data, tmp_path / "one.parquet", o)
+    mine_vectors(data, tmp_path / "one.parquet", o)
     one = (tmp_path / "one.parquet").read_bytes()
-    mine(permuted(data, 1), tmp_path / "two.parquet", o)
+    mine_vectors(permuted(data, 1), tmp_path / "two.parquet", o)
     assert (tmp_path / "two.parquet").read_bytes() == one
     small = blocked.Plan(37, 600, 0)
     monkeypatch.setattr(blocked, "plan", lambda *_: small)
     monkeypatch.setattr(blocked, "CHUNK", 128)
-    mine(data, tmp_path / "three.parquet", o)
+    mine_vectors(data, tmp_path / "three.parquet", o)
     assert (tmp_path / "three.parquet").read_bytes() == one
     for kind in (quantised.FloatGrid, quantised.Int8Grid):
         monkeypatch.setattr(blocked, "choose_grid", kind)
-        mine(data, tmp_path / "four.parquet", o)
+        mine_vectors(data, tmp_path / "four.parquet", o)
         assert (tmp_path / "four.parquet").read_bytes() == one
     audits = [json.loads((tmp_path / f"{n}.parquet.audit.json").read_text()) for n in ("one", "two", "four")]
     assert audits[0] == audits[1] == audits[2]
@@ -116,7 +116,7 @@ def test_sampling_stays_in_the_window_and_draws_anew_by_seed(tmp_path, how):
     data = corpus(120, 16, seed=2, dyadic=False, grouped=0)
     tables = []
     for seed in (0, 0, 1):
-        mine(data, tmp_path / "t.parquet", options(negatives=2, window=6, sampling=how, seed=seed, directions=["a->a"]))
+        mine_vectors(data, tmp_path / "t.parquet", options(negatives=2, window=6, sampling=how, seed=seed, directions=["a->a"]))
         tables.append(rows(tmp_path / "t.parquet"))
     assert tables[0] == tables[1] != tables[2]
     ranks = [r["rank"] for r in tables[0]]
@@ -132,7 +132,7 @@ def test_softmax_prefers_the_hard_ones(tmp_path):
     mean = {}
     for how in ("random", "softmax"):
         o = options(negatives=2, window=20, sampling=how, temperature=0.02, directions=["a->a"])
-        mine(data, tmp_path / "t.parquet", o)
+        mine_vectors(data, tmp_path / "t.parquet", o)
         mean[how] = np.mean([r["rank"] for r in rows(tmp_path / "t.parquet")])
     assert mean["softmax"] < mean["random"] - 2
 
@@ -140,7 +140,7 @@ def test_softmax_prefers_the_hard_ones(tmp_path):
 def test_a_direction_can_have_its_own_guards(tmp_path):
     o = options(negatives=1, window=5, per_direction=[{"direction": "a->b", "guards": {"skip_top": 1}, "negatives": 2}])
     data = corpus(40, 12, seed=1, grouped=0, shared=0)
-    mine(data, tmp_path / "t.parquet", o)
+    mine_vectors(data, tmp_path / "t.parquet", o)
     found = [r for r in rows(tmp_path / "t.parquet") if r["verdict"] == "mined"]
     assert {r["rank"] for r in found if r["direction"] == "b->a"} == {1}
     assert {r["rank"] for r in found if r["direction"] == "a->b"} == {2, 3}
@@ -149,7 +149,7 @@ def test_a_direction_can_have_its_own_guards(tmp_path):
 def test_human_verdicts_are_obeyed(tmp_path):
     data = corpus(40, 12, seed=1, grouped=0, shared=0)
     o = options({"max_score": 0.4}, negatives=1, window=12, directions=["a->b"])
-    mine(data, tmp_path / "t.parquet", o)
+    mine_vectors(data, tmp_path / "t.parquet", o)
     before = rows(tmp_path / "t.parquet")
     dropped = next(r for r in before if r["verdict"] == "dropped")
     mined = next(r for r in before if r["verdict"] == "mined")
@@ -160,19 +160,19 @@ def test_human_verdicts_are_obeyed(tmp_path):
     ]
     path = tmp_path / "judged.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    found = mine(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
+    found = mine_vectors(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
     after = {(r["query_id"], r["negative_id"]): r for r in rows(tmp_path / "t.parquet")}
     assert after[dropped["query_id"], dropped["negative_id"]]["verdict"] == "mined"
     assert (mined["query_id"], mined["negative_id"]) not in after
     assert any("1 judgments name rows" in w for w in found.document["warnings"])
     path.write_text('{"query_id": "x"}\n')
     with pytest.raises(DataError, match="line 1"):
-        mine(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
+        mine_vectors(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
 
 
 def test_another_models_table_is_refused_unless_asked_for(tmp_path):
     data = corpus(30, 12)
-    mine(data, tmp_path / "t.parquet", options())
+    mine_vectors(data, tmp_path / "t.parquet", options())
     meta = pq.read_schema(tmp_path / "t.parquet").metadata
     assert meta[b"fingerprint"] == b"print" and "options" in json.loads(meta[b"settings"])
     names = "direction query_id negative_id rank score positive_score verdict reason".split()
@@ -187,35 +187,35 @@ def test_clear_messages(tmp_path):
     zero = corpus(10, 12)
     zero["a"].vectors[3] = 0
     with pytest.raises(DataError, match=f"zero vectors.*{zero['a'].ids[3]}"):
-        mine(zero, out, options())
+        mine_vectors(zero, out, options())
     long = corpus(10, 12)
     long["b"].vectors[2] *= 3
     with pytest.raises(DataError, match="unit length"):
-        mine(long, out, options())
+        mine_vectors(long, out, options())
     other = corpus(10, 12)
     other["b"].fingerprint = "else"
     with pytest.raises(DataError, match="different models"):
-        mine(other, out, options())
+        mine_vectors(other, out, options())
     with pytest.raises(RecipeError, match="a->b"):
-        mine(corpus(10, 12), out, options(directions=["a->c"]))
+        mine_vectors(corpus(10, 12), out, options(directions=["a->c"]))
     assert not out.exists()
-    away = mine(corpus(20, 12, grouped=0), out, options({"max_score": -1.1}))
+    away = mine_vectors(corpus(20, 12, grouped=0), out, options({"max_score": -1.1}))
     assert (
         away.mined == 0 and "max_score 100%" in away.document["warnings"][0] and "guarded away" in away.document["warnings"][0]
     )
-    one = mine(corpus(20, 12, groups=1, grouped=1), out, options())
+    one = mine_vectors(corpus(20, 12, groups=1, grouped=1), out, options())
     assert one.mined == 0 and "known positive of every query" in one.document["warnings"][0]
     alone = corpus(20, 12, shared=0)
     for e in alone.values():
         e.labels["group"] = np.arange(1, 21)
-    found = mine(alone, out, options(directions=["a->a"]))
+    found = mine_vectors(alone, out, options(directions=["a->a"]))
     assert any("every group holds one item" in w for w in found.document["warnings"])
 
 
 def test_audit_counts_every_candidate_once(tmp_path):
     data = corpus(80, 12, seed=9)
     o = options({"relative_margin": 0.3, "skip_top": 1, "trust_groups": False}, negatives=2, window=9)
-    found = mine(data, tmp_path / "t.parquet", o)
+    found = mine_vectors(data, tmp_path / "t.parquet", o)
     for d in found.document["directions"].values():
         assert sum(d["dropped"].values()) + d["mined"] <= d["looked_at"]
         assert d["dropped"]["skip_top"] == d["dropped_alone"]["skip_top"] > 0
@@ -237,7 +237,7 @@ def test_calibration_separates_hidden_positives(tmp_path):
     labels = {"id": np.arange(1, n + 1), "group": np.where(hidden, 0, truth + 1)}
     e = Embeddings([f"{i:04d}" for i in range(n)], [None] * n, labels, x, "f")
     o = MiningOptions(directions=["a->a"], negatives=4, window=20)
-    found = mine({"a": e}, tmp_path / "t.parquet", o)
+    found = mine_vectors({"a": e}, tmp_path / "t.parquet", o)
     d = found.document["directions"]["a->a"]
     assert d["relative_margin"]["how"].startswith("calibrated") and d["relative_margin"]["caught"] > 0.9
     number = {i: k for k, i in enumerate(e.ids)}

@@ -17,12 +17,12 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.contracts import Embeddings
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError, RecipeError
+from mmtune.mining.batch_negatives import BatchNegatives
 from mmtune.mining.confusable_batches import ConfusableBatches
 from mmtune.mining.context import row_finder
 from mmtune.mining.mine_vectors import mine_vectors
+from mmtune.mining.mining_rounds import MiningRounds, metric_drop, negatives_per_query, round_epochs
 from mmtune.mining.near_duplicates import NearDuplicates, hash_contents
-from mmtune.mining.negatives import Negatives
-from mmtune.mining.rounds import Rounds, columns_of, fallen, round_epochs
 from mmtune.modalities.audio import Sound
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import unite
@@ -85,8 +85,8 @@ def plain(**more):
 
 def test_extra_rows_are_the_tables_and_never_known_positives(shop, tmp_path):
     data = open_data(shop)
-    mine(vectors(data), tmp_path / "t.parquet", plain(negatives=3, window=6), data=data)
-    negatives = Negatives(tmp_path / "t.parquet", data, "print")
+    mine_vectors(vectors(data), tmp_path / "t.parquet", plain(negatives=3, window=6), data=data)
+    negatives = BatchNegatives(tmp_path / "t.parquet", data, "print")
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     row = {i: n for n, i in enumerate(data.ids)}
     allowed = {}
@@ -99,7 +99,7 @@ def test_extra_rows_are_the_tables_and_never_known_positives(shop, tmp_path):
     batch = np.array([0, 5, 9])
     seen = set()
     for epoch in range(6):
-        found, again = (negatives.extra(batch, 2, seed=1, epoch=epoch) for _ in range(2))
+        found, again = (negatives.draw(batch, 2, seed=1, epoch=epoch) for _ in range(2))
         assert set(found) == {"image->text", "text->image"}
         for name, pairs in found.items():
             np.testing.assert_array_equal(pairs, again[name])
@@ -107,13 +107,13 @@ def test_extra_rows_are_the_tables_and_never_known_positives(shop, tmp_path):
             assert all(n in allowed[name, int(batch[q])] for q, n in pairs.T.tolist()), "each is its own query's"
             seen |= {(name, q, n) for q, n in pairs.T.tolist()}
     assert len(seen) > sum(pairs.shape[1] for pairs in found.values()), "other negatives in other epochs"
-    only = negatives.extra(batch, {"image->text": 1}, seed=1)
+    only = negatives.draw(batch, {"image->text": 1}, seed=1)
     assert set(only) == {"image->text"} and only["image->text"].shape[1] <= 3, "a direction without columns brings nothing"
     with pytest.raises(DataError, match="other weights"):
-        Negatives(tmp_path / "t.parquet", data, "newer")
-    assert "other weights" in Negatives(tmp_path / "t.parquet", data, "newer", allow_stale=True).notes[0]
+        BatchNegatives(tmp_path / "t.parquet", data, "newer")
+    assert "other weights" in BatchNegatives(tmp_path / "t.parquet", data, "newer", allow_stale=True).notes[0]
     with pytest.raises(DataError, match="mined on other data"):
-        Negatives(tmp_path / "t.parquet", Elsewhere(data), "print")
+        BatchNegatives(tmp_path / "t.parquet", Elsewhere(data), "print")
 
 
 class Elsewhere:
@@ -133,20 +133,20 @@ def test_a_users_own_table_needs_three_columns(shop, tmp_path):
     own = pa.table({"direction": ["text->image"] * 2, "query_id": ["row00", "row02"], "negative_id": ["row04", "gone"]})
     pq.write_table(own, tmp_path / "own.parquet")
     with pytest.raises(DataError, match="does not say which weights"):
-        Negatives(tmp_path / "own.parquet", data, "print")
-    negatives = Negatives(tmp_path / "own.parquet", data, "print", allow_stale=True)
+        BatchNegatives(tmp_path / "own.parquet", data, "print")
+    negatives = BatchNegatives(tmp_path / "own.parquet", data, "print", allow_stale=True)
     row = {i: n for n, i in enumerate(data.ids)}
     assert negatives.of("text->image", row["row01"]).tolist() == [row["row04"]]  # the same caption as row00
     assert any("1 of 2 pairs" in n for n in negatives.notes)
     pq.write_table(own.drop(["negative_id"]), tmp_path / "bad.parquet")
     with pytest.raises(DataError, match="negative_id"):
-        Negatives(tmp_path / "bad.parquet", data, "print")
+        BatchNegatives(tmp_path / "bad.parquet", data, "print")
 
 
 def test_confusable_batches_hold_each_row_once_and_neighbours_together(shop, tmp_path):
     data = open_data(shop)
-    mine(vectors(data), tmp_path / "t.parquet", plain(negatives=1, window=1, directions=["image->image"]), data=data)
-    negatives = Negatives(tmp_path / "t.parquet", data, "print")
+    mine_vectors(vectors(data), tmp_path / "t.parquet", plain(negatives=1, window=1, directions=["image->image"]), data=data)
+    negatives = BatchNegatives(tmp_path / "t.parquet", data, "print")
 
     def rows(epoch):
         return np.random.default_rng([7, epoch]).permutation(24)
@@ -170,8 +170,8 @@ def test_confusable_batches_hold_each_row_once_and_neighbours_together(shop, tmp
 
 def test_confusable_batches_hold_as_many_groups_as_even_dealing_would(shop, tmp_path):
     data = open_data(shop)
-    mine(vectors(data), tmp_path / "t.parquet", plain(negatives=2, window=4, directions=["image->image"]), data=data)
-    negatives = Negatives(tmp_path / "t.parquet", data, "print")
+    mine_vectors(vectors(data), tmp_path / "t.parquet", plain(negatives=2, window=4, directions=["image->image"]), data=data)
+    negatives = BatchNegatives(tmp_path / "t.parquet", data, "print")
     groups = np.r_[np.full(12, 5), np.repeat([6, 7, 8], 2), np.zeros(6, np.int64)]  # one large, three small, six rows alone
     for epoch in range(5):
         rows = np.random.default_rng([9, epoch]).permutation(24)
@@ -218,7 +218,7 @@ def test_near_duplicates_without_a_group_are_dropped_in_both_modalities(shop, tm
     o = plain(negatives=22, window=23).model_copy(
         update={"guards": plain().guards.model_copy(update={"near_duplicates": True})}
     )
-    mine(vectors(data), tmp_path / "t.parquet", o, data=data, cache=tmp_path)
+    mine_vectors(vectors(data), tmp_path / "t.parquet", o, data=data, cache=tmp_path)
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     near = {(r["direction"], r["query_id"], r["negative_id"]) for r in table if r["reason"] == "near_duplicate"}
     # row 23 is row 0's picture and (but for case) its caption; rows 0 and 1 share that caption, under the id row00
@@ -226,11 +226,13 @@ def test_near_duplicates_without_a_group_are_dropped_in_both_modalities(shop, tm
     assert ("image->text", "row00", "row23") in near and ("text->image", "row23", "row00") in near
     assert all("row23" in (q, n) for _, q, n in near)
     assert len(list(tmp_path.glob("near-*.npz"))) == 2
-    sig = {m: signatures(data, m, tmp_path) for m in data.modalities}
+    sig = {m: hash_contents(data, m, tmp_path) for m in data.modalities}
     e = vectors(data)["image"]
     items = unite("image", e)
     number = {i: n for n, i in enumerate(items.ids)}
-    pairs = Near(items, items, {"image": sig["image"]}, row_finder(data)).pairs(np.arange(24), np.tile(np.arange(24), (24, 1)))
+    pairs = NearDuplicates(items, items, {"image": sig["image"]}, row_finder(data)).contains(
+        np.arange(24), np.tile(np.arange(24), (24, 1))
+    )
     assert pairs[number["row00"], number["row23"]] and pairs.sum() == 24 + 2
 
 
@@ -242,7 +244,7 @@ def test_lexical_and_siblings_find_what_vectors_do_not(shop, tmp_path):
         o = plain(
             negatives=20, window=8, sources=sources, siblings={"same": ["kind"], "other": "truth"}, directions=["text->image"]
         )
-        mine(vectors(data), tmp_path / "t.parquet", o, data=data)
+        mine_vectors(vectors(data), tmp_path / "t.parquet", o, data=data)
         by["+".join(sources)] = pq.read_table(tmp_path / "t.parquet").to_pylist()
     for r in by["siblings"]:
         q, n = meta[r["query_id"]], meta[r["negative_id"]]
@@ -254,7 +256,7 @@ def test_lexical_and_siblings_find_what_vectors_do_not(shop, tmp_path):
     assert len({(r["query_id"], r["negative_id"]) for r in every}) == len(every), "a pair counts once"
     assert {r["reason"] for r in every} == {"nearest", "siblings"}
     with pytest.raises(DataError, match="need the data"):
-        mine(vectors(data), tmp_path / "t.parquet", o)
+        mine_vectors(vectors(data), tmp_path / "t.parquet", o)
 
 
 class Judge:
@@ -272,7 +274,7 @@ def test_verifier_drops_what_it_finds_as_good_as_the_positive(shop, tmp_path):
     data = open_data(shop)
     judge = Judge()
     o = plain(negatives=3, window=11, directions=["text->text"])
-    mine(vectors(data), tmp_path / "t.parquet", o, data=data, verifier=judge)
+    mine_vectors(vectors(data), tmp_path / "t.parquet", o, data=data, verifier=judge)
     row = {i: n for n, i in enumerate(data.ids)}
     text = {i: data.read(n, "text").decode().lower() for i, n in row.items()}
     colour = {i: next(c for c in COLOURS if c in t) for i, t in text.items()}
@@ -287,7 +289,7 @@ def test_verifier_drops_what_it_finds_as_good_as_the_positive(shop, tmp_path):
 
     known = {modalities.get("image").decode(data.read(n, "image")).tobytes(): colour[i] for i, n in row.items()}
     judge = Colours()
-    mine(vectors(data), tmp_path / "t.parquet", o, data=data, verifier=judge)
+    mine_vectors(vectors(data), tmp_path / "t.parquet", o, data=data, verifier=judge)
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     dropped = [r for r in table if r["reason"] == "verifier"]
     mined = [r for r in table if r["verdict"] == "mined"]
@@ -321,11 +323,11 @@ def test_training_takes_a_users_own_table(shop, tmp_path, capsys):
 
 def test_columns_are_words_unless_the_recipe_says():
     names = ["image->text", "text->image", "audio->image"]
-    assert columns_of(MiningOptions(), names) == {"image->text": 4, "text->image": 0, "audio->image": 0}
-    assert columns_of(MiningOptions(), names[2:]) == {"audio->image": 1}
-    assert columns_of(MiningOptions(use={"negatives_per_query": 2}), names) == dict.fromkeys(names, 2)
+    assert negatives_per_query(MiningOptions(), names) == {"image->text": 4, "text->image": 0, "audio->image": 0}
+    assert negatives_per_query(MiningOptions(), names[2:]) == {"audio->image": 1}
+    assert negatives_per_query(MiningOptions(use={"negatives_per_query": 2}), names) == dict.fromkeys(names, 2)
     own = MiningOptions(per_direction=[{"direction": "text->image", "negatives_per_query": 1, "negatives": 2}])
-    assert columns_of(own, names) == {"image->text": 4, "text->image": 1, "audio->image": 0}
+    assert negatives_per_query(own, names) == {"image->text": 4, "text->image": 1, "audio->image": 0}
     assert own.for_direction("text->image").negatives == 2
 
 
@@ -341,7 +343,9 @@ def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, cap
     options = MiningOptions(rounds=1, negatives=2, window=5, use={"negatives_per_query": 1, "confusable": 0.5})
 
     def rounds():
-        return Rounds(model, data, batches, options, tmp_path, pairs=[("text", "image")], epochs=4, batch_size=6, quiet=False)
+        return MiningRounds(
+            model, data, batches, options, tmp_path, pairs=[("text", "image")], epochs=4, batch_size=6, quiet=False
+        )
 
     one = rounds()
     assert one.plan(0)[0].tolist() == batches(0)[0].tolist() and one.extra(np.arange(3)) is None
@@ -360,7 +364,7 @@ def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, cap
     watched(model), watched(model)
     said = capsys.readouterr().err
     assert "fell from 0.5000 to 0.4000" in said and "round-0.parquet.audit.html" in said
-    assert fallen("x", 0.4, 0.4, two.mined) is None
+    assert metric_drop("x", 0.4, 0.4, two.round.result) is None
 
 
 def test_the_verb(shop, tmp_path, capsys, monkeypatch):

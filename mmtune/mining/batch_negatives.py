@@ -1,0 +1,151 @@
+"""Mined negatives in training: from a table and the data to rows that join a batch as candidates.
+
+The table is read a row group at a time and kept as row numbers (4 bytes per negative). A row that shares its content with the
+row that the table names (the same caption, say) has the same negatives.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmtune.errors import DataError
+from mmtune.mining.id_hashes import id_hashes, splitmix64
+from mmtune.mining.negatives_table import check_fingerprint, read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import WeightedConcat
+
+
+class BatchNegatives:
+    """Negatives of every row, by direction. Rows and negatives are row numbers of the data.
+
+    directions: those that the table has; notes: lines that the user should see (a stale table, ids that the data lack).
+    """
+
+    def __init__(self, table: str | Path, data: "Data | WeightedConcat", fingerprint: str, allow_stale: bool = False):
+        """DataError when the table was mined with other weights (unless allowed), or none of its rows is in the data."""
+        stale = check_fingerprint(table, fingerprint, allow_stale)
+        self.notes = [stale] if stale else []
+        self.rows = len(data)
+        number = {row_id: i for i, row_id in enumerate(data.ids)}
+        pairs: dict[str, list[np.ndarray]] = {}
+        total = unknown = 0
+        for part in read_table(table, fingerprint, allow_stale):
+            total += len(part)
+            for name, rows in _row_pairs(part, number):
+                known = (rows >= 0).all(1)
+                unknown += int((~known).sum())
+                pairs.setdefault(name, []).append(rows[known].astype(np.int32))
+        if unknown == total and total:
+            raise DataError(f"{table}: none of its {total} pairs is among the rows of {data.spec}; it was mined on other data")
+        if unknown:
+            self.notes.append(f"{table}: {unknown} of {total} pairs name rows that {data.spec} lacks; not used")
+        if not total:
+            self.notes.append(f"{table} holds no mined negatives; its audit says why")
+        self.directions = list(pairs)
+        self._by_direction = {name: _DirectionNegatives(np.concatenate(parts), data, name) for name, parts in pairs.items()}
+        self._hash = id_hashes(data.ids)
+
+    def of(self, name: str, row: int) -> np.ndarray:
+        """Negative rows of one row in a direction, in the table's order."""
+        of_direction = self._by_direction[name]
+        query = of_direction.query[row]
+        return of_direction.of_query(query) if query >= 0 else np.zeros(0, np.int32)
+
+    def draw(
+        self, rows: np.ndarray, per_query: int | Mapping[str, int] = 1, seed: int = 0, epoch: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Negatives for the batch `rows`: direction -> int64 [2, n], positions in `rows`, and for each a negative row that is not
+        in `rows` and joins the batch as its candidate.
+
+        per_query: negatives of each row, for all directions or by direction. Other ones are drawn each epoch, by a hash of
+        (seed, epoch, row), so that a resumed run draws the same. Directions without any are left out.
+        """
+        rows = np.asarray(rows, np.int64)
+        drawn: dict[str, np.ndarray] = {}
+        for number, name in enumerate(self.directions):
+            count = per_query if isinstance(per_query, int) else per_query.get(name, 0)
+            stream = np.array([seed * 1_000_003 + epoch * 64 + number], np.uint64)
+            pairs = self._by_direction[name].draw(rows, count, self._hash, stream)
+            pairs = pairs[:, ~np.isin(pairs[1], rows)]
+            if pairs.size:
+                drawn[name] = pairs
+        return drawn
+
+    def same_content(self, name: str, row: int) -> np.ndarray:
+        """Rows that carry the same content as `row` on the candidates' side of a direction."""
+        return self._by_direction[name].same_candidate(row)
+
+
+class _DirectionNegatives:
+    """One direction. query int64 [N]: row -> number of its list of negatives, -1 for none."""
+
+    def __init__(self, pairs: np.ndarray, data: "Data | WeightedConcat", name: str):
+        a, _, b = name.partition("->")
+        query, candidate = (_content_codes(data, m) for m in (a, b))
+        code = query[pairs[:, 0]]
+        order = np.argsort(code, kind="stable")  # the table's order stays within a query
+        code, self.negatives = code[order], pairs[order, 1]
+        having, start = np.unique(code, return_index=True)
+        self.start = np.append(start, len(code)).astype(np.int64)
+        number = np.full(int(query.max(initial=-1)) + 1, -1, np.int64)
+        number[having] = np.arange(len(having))
+        self.query = np.where(data.present[a], number[query], -1) if a in data.present else np.full(len(data), -1, np.int64)
+        self._candidate = candidate
+        self._by_content = np.argsort(candidate, kind="stable")
+        self._first = np.searchsorted(candidate[self._by_content], np.arange(int(candidate.max(initial=-1)) + 2))
+
+    def of_query(self, query: int) -> np.ndarray:
+        """The negatives of one list."""
+        return self.negatives[self.start[query] : self.start[query + 1]]
+
+    def draw(self, rows: np.ndarray, count: int, hashes: np.ndarray, stream: np.ndarray) -> np.ndarray:
+        """int64 [2, n]: positions in `rows`, and up to `count` negative rows of each."""
+        query = self.query[rows]
+        position, query = np.flatnonzero(query >= 0), query[query >= 0]
+        available = (self.start[query + 1] - self.start[query]).astype(np.uint64)
+        with np.errstate(over="ignore"):
+            draw = splitmix64(hashes[rows[position]] ^ splitmix64(stream))
+        parts = [np.zeros((2, 0), np.int64)]
+        for j in range(count):
+            use = j < available
+            pick = (draw[use] + np.uint64(j)) % available[use]  # consecutive ones, so none is drawn twice
+            negatives = self.negatives[self.start[query[use]] + pick.astype(np.int64)]
+            parts.append(np.stack([position[use], self._another_row(negatives, draw[use], j)]))
+        return np.concatenate(parts, axis=1)
+
+    def _another_row(self, rows: np.ndarray, draw: np.ndarray, j: int) -> np.ndarray:
+        """For each row one that carries the same candidate, drawn: a caption then comes with another image each time."""
+        code = self._candidate[rows]
+        size = (self._first[code + 1] - self._first[code]).astype(np.uint64)
+        with np.errstate(over="ignore"):
+            offset = splitmix64(draw + np.uint64(j + 1)) % size
+        return self._by_content[self._first[code] + offset.astype(np.int64)]
+
+    def same_candidate(self, row: int) -> np.ndarray:
+        """Rows with the same candidate as `row`."""
+        code = self._candidate[row]
+        return self._by_content[self._first[code] : self._first[code + 1]]
+
+
+def _content_codes(data: "Data | WeightedConcat", modality: str) -> np.ndarray:
+    """Content codes int64 [N] of the rows: 0 .. n-1; a row without a content label has a code of its own."""
+    label = data.labels.get(modality)
+    if label is None:
+        return np.arange(len(data))
+    label = np.where(label == 0, -1 - np.arange(len(data)), label)
+    return np.unique(label, return_inverse=True)[1].astype(np.int64)
+
+
+def _row_pairs(part: "pa.Table", number: dict[str, int]) -> list[tuple[str, np.ndarray]]:
+    """(direction, int64 [n, 2] row numbers, -1 where the data lack one) of a piece of a table."""
+    names = np.array(part["direction"].to_pylist(), object)
+    query = np.array([number.get(i, -1) for i in part["query_id"].to_pylist()], np.int64)
+    negative = np.array([number.get(i, -1) for i in part["negative_id"].to_pylist()], np.int64)
+    pairs = np.stack([query, negative], 1)
+    return [(name, pairs[names == name]) for name in dict.fromkeys(names.tolist())]
