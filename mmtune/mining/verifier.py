@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from mmtune import modalities
+from mmtune import backbones, modalities
+from mmtune.backbones import scorers
 from mmtune.contracts import Scorer, Signal
 from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.mining.candidate_block import CandidateBlock, preference_rank
 from mmtune.mining.context import MiningContext, row_finder
-from mmtune.model import scorers
 from mmtune.model.encode import encode_values
+from mmtune.runtime import plugins
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -48,8 +49,9 @@ def make_verifier(spec: Scorer | str | None) -> Scorer | ScorerOf | None:
     """
     if spec is None or not isinstance(spec, str):
         return spec
-    if scorers.is_scorer(spec):
-        return scorers.make_scorer(spec, {}, f"verifier {spec}")
+    is_model = spec.partition(":")[0] in backbones.TABLE  # such as "tiny:clip", which also looks like module:Class
+    if spec in scorers.TABLE or (plugins.is_target(spec) and not is_model):
+        return scorers.load_scorer(spec, {}, f"verifier {spec}")[0]
     from mmtune.model.artifact import load
 
     try:
