@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
-RETENTION_PREFIX = "general "
+RETENTION_PREFIX = "retention "
 """In front of the names of values on the retention data, in metrics.jsonl too."""
 
 Validate = Callable[["Model"], dict[str, float]]

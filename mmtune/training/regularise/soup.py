@@ -1,26 +1,69 @@
-"""Model soups (Wortsman et al., arXiv 2203.05482): the mean of the weights of several runs that began at one base is mostly
-better than any of them, and costs nothing when it serves."""
+"""Model soups (Wortsman et al., arXiv 2203.05482): the mean of the weights of several runs of one base is often better than any
+of them, and as fast as one."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.evaluation.evaluate_model import evaluate
 from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
 from mmtune.model import artifact
 from mmtune.model.artifact.trained_rows import trained_on, union
+from mmtune.runtime.results import ResultFields
+from mmtune.training.tuning.layers import copy_state_to_cpu, recompute_fingerprint
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
-HOW = ("greedy", "uniform")
+METHODS = ("greedy", "uniform")
+StateDict: TypeAlias = Mapping[str, Tensor]
+
+
+class _SoupStep(TypedDict):
+    """One ingredient: its own score, whether it was taken."""
+
+    model: str
+    alone: float
+    taken: bool
+
+
+class SoupStep(_SoupStep, total=False):
+    """One ingredient in the order they were tried; soup: the score of the mean with it (greedy only)."""
+
+    soup: float
+
+
+@dataclass
+class SoupResult(ResultFields):
+    """A soup. artifact: its directory; fingerprint: its; metric, score: on the data that chose it; best_single: the highest
+    score of one ingredient; steps: the ingredients in the order they were tried."""
+
+    artifact: str
+    fingerprint: str
+    metric: str
+    score: float
+    best_single: float
+    steps: list[SoupStep]
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """What models of one soup must share: the base they started from, layout, files, shapes of the weights."""
+
+    place: str
+    base: str
+    layout: JsonObject
+    files: Mapping[str, bytes]
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 def soup(
@@ -28,82 +71,77 @@ def soup(
     data: "Data | str",
     out: str | Path,
     *,
-    how: str = "greedy",
+    how: Literal["greedy", "uniform"] | str = "greedy",
     metric: str = "map",
     batch_size: int = 64,
     quiet: bool = True,
-) -> dict[str, Any]:
+) -> SoupResult:
     """Write the mean of some of `models`, artifacts or MODELs of one base and layout, to the artifact `out`.
 
-    greedy: from the best by `metric` (averaged over the directions between modalities) on `data`, which none of them was
-    trained on, down; each joins if the mean does not get worse. uniform: all of them. Returns {"artifact", "fingerprint",
-    "metric", "score", "best single", "steps": [...]}, a step an ingredient in the order they were tried. Raises RecipeError,
-    DataError for rows that were trained on, and ModelError for ingredients that do not go together.
+    greedy: in the order of `metric` (averaged over the directions between modalities) on `data`, which none of them was
+    trained on; each is added if the score of the mean does not fall. uniform: all of them. Raises RecipeError, DataError for
+    rows that were trained on, and ModelError for models that cannot be averaged.
     """
     from mmtune.data.shards.dataset import open_data
 
-    if how not in HOW:
-        raise RecipeError(f"soup: {how!r}; there are: {', '.join(HOW)}")
+    if how not in METHODS:
+        raise RecipeError(f"soup: {how!r}; there are: {', '.join(METHODS)}")
     places = [str(m) for m in models]
     if len(places) < 2 or len(set(places)) < len(places):
         raise RecipeError(f"soup: {len(set(places))} models named; it takes two or more different ones")
     if Path(out).exists():
         raise DataError(f"{out}: is there already; choose another --out")
     rows = open_data(data) if isinstance(data, str) else data
-    pot = artifact.load(places[0])
-    states, known = [_state(pot)], _identity(pot, places[0])
+    model = artifact.load(places[0])
+    states, first = [copy_state_to_cpu(model)], _ingredient(model, places[0])
     for place in places[1:]:
         other = artifact.load(place)
-        _same(known, _identity(other, place), places[0], place)
-        states.append(_state(other))
-    names = [m for m in rows.modalities if m in pot.towers]
+        _check_compatible(first, _ingredient(other, place))
+        states.append(copy_state_to_cpu(other))
+    names = [m for m in rows.modalities if m in model.towers]
     for place in places:
         refuse_trained_rows({m: row_identity(rows, m) for m in names}, trained_on(place), place)
 
-    def score(state: Mapping[str, Tensor]) -> float:
-        _pour(pot, state)
-        return evaluate(pot, rows, within=False, metrics=[metric], batch_size=batch_size).metric(metric)
+    def score(state: StateDict) -> float:
+        model.load_state_dict(dict(state))
+        recompute_fingerprint(model)
+        return evaluate(model, rows, within=False, metrics=[metric], batch_size=batch_size).metric(metric)
 
-    single = [score(s) for s in states]
-    order = sorted(range(len(places)), key=lambda i: (-single[i], places[i]))
-    chosen, steps = _stir(order, states, single, score, how)
-    mean = _mean([states[i] for i in chosen])
-    final = score(mean)
-    info = _info(pot, [places[i] for i in chosen], how, metric)
-    mark = artifact.save(pot, out, info=info, trained_on=union([trained_on(places[i]) for i in chosen]))
-    return {
-        "artifact": str(out),
-        "fingerprint": mark,
-        "metric": metric,
-        "score": final,
-        "best single": single[order[0]],
-        "steps": [{"model": places[i], **step} for i, step in steps],
-    }
+    scores = [score(s) for s in states]
+    order = sorted(range(len(places)), key=lambda i: (-scores[i], places[i]))
+    chosen, steps = _choose(order, states, scores, score, how, places)
+    final = score(_mean([states[i] for i in chosen]))
+    info = _info(model, [places[i] for i in chosen], how, metric)
+    seen = union([trained_on(places[i]) for i in chosen])
+    fingerprint = artifact.save(model, out, info=info, trained_on=seen)
+    return SoupResult(str(out), fingerprint, metric, final, scores[order[0]], steps)
 
 
-def _stir(
-    order: Sequence[int], states: Sequence[Mapping[str, Tensor]], single: Sequence[float], score: Any, how: str
-) -> tuple[list[int], list[tuple[int, dict[str, Any]]]]:
-    """(ingredients taken, what each of those tried did)."""
+def _choose(
+    order: Sequence[int],
+    states: Sequence[StateDict],
+    scores: Sequence[float],
+    score: Callable[[StateDict], float],
+    how: str,
+    places: Sequence[str],
+) -> tuple[list[int], list[SoupStep]]:
+    """(the ingredients taken, all of them in the order they were tried)."""
     chosen: list[int] = []
-    steps: list[tuple[int, dict[str, Any]]] = []
+    steps: list[SoupStep] = []
     best = -np.inf
     for i in order:
-        joined = score(_mean([states[j] for j in [*chosen, i]])) if chosen and how == "greedy" else single[i]
-        taken = how == "uniform" or joined >= best
-        steps.append((i, {"alone": single[i], "taken": taken} | ({"soup": joined} if how == "greedy" else {})))
+        with_it = score(_mean([states[j] for j in [*chosen, i]])) if chosen and how == "greedy" else scores[i]
+        taken = how == "uniform" or with_it >= best
+        step: SoupStep = {"model": places[i], "alone": scores[i], "taken": taken}
+        steps.append({**step, "soup": with_it} if how == "greedy" else step)
         if taken:
             chosen.append(i)
-            best = joined
+            best = with_it
     return chosen, steps
 
 
-def _state(model: "Model") -> dict[str, Tensor]:
-    return {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
-
-
-def _mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Means in float64; counters and other integers are the first one's."""
+def _mean(states: Sequence[StateDict]) -> dict[str, Tensor]:
+    """Means computed in float64; counters and other integers are those of the first."""
     out = {}
     for name, first in states[0].items():
         if first.is_floating_point():
@@ -113,35 +151,29 @@ def _mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return out
 
 
-@torch.no_grad()
-def _pour(model: "Model", state: Mapping[str, Tensor]) -> None:
-    model.load_state_dict(dict(state))
-    model.train().eval()  # another fingerprint
+def _ingredient(model: "Model", place: str) -> Ingredient:
+    base = model.info.get("base_fingerprint") or model.fingerprint  # a base is its own
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    return Ingredient(place, base, copy.deepcopy(model.layout().to_json()), model.files(), shapes)
 
 
-def _identity(model: "Model", place: str) -> dict[str, Any]:
-    """What ingredients must share: the base they began at (a base is its own), shape, files, prompts."""
-    return {
-        "base": model.info.get("base_fingerprint") or model.fingerprint,
-        "layout": copy.deepcopy(model.layout().to_json()),
-        "files": model.files(),
-        "weights": {k: tuple(v.shape) for k, v in model.state_dict().items()},
-    }
-
-
-def _same(a: Mapping[str, Any], b: Mapping[str, Any], first: str, other: str) -> None:
-    if a["layout"] != b["layout"] or a["weights"] != b["weights"]:
-        keys = [k for k in a["layout"] if a["layout"][k] != b["layout"].get(k)] or ["weights"]
-        raise ModelError(f"soup: {other} is not laid out as {first}: another {keys[0]}; mix runs of one recipe's shape")
-    if a["files"] != b["files"]:
-        raise ModelError(f"soup: {other} has other preprocessing or another tokenizer than {first}")
-    if a["base"] != b["base"]:
+def _check_compatible(first: Ingredient, other: Ingredient) -> None:
+    """ModelError where the mean of both models' weights would mean nothing."""
+    if first.layout != other.layout or first.shapes != other.shapes:
+        keys = [k for k in first.layout if first.layout[k] != other.layout.get(k)] or ["weights"]
         raise ModelError(
-            f"soup: {other} began at another base than {first} ({b['base'][:16]} and {a['base'][:16]}): the mean of their "
-            "weights means nothing; mix runs that began at one"
+            f"soup: {other.place} is not laid out as {first.place}: another {keys[0]}; mix runs of one recipe's shape"
+        )
+    if first.files != other.files:
+        raise ModelError(f"soup: {other.place} has other preprocessing or another tokenizer than {first.place}")
+    if first.base != other.base:
+        raise ModelError(
+            f"soup: {other.place} began at another base than {first.place} ({other.base[:16]} and {first.base[:16]}): the mean "
+            "of their weights means nothing; mix runs that began at one"
         )
 
 
-def _info(model: "Model", chosen: Sequence[str], how: str, metric: str) -> dict[str, Any]:
+def _info(model: "Model", chosen: Sequence[str], how: str, metric: str) -> JsonObject:
+    """Where the soup comes from, for its artifact."""
     kept = ("base", "base_fingerprint", "pairs", "seen", "tune", "matryoshka")
     return {k: v for k, v in model.info.items() if k in kept} | {"soup": list(chosen), "soup_of": f"{how}, by {metric}"}

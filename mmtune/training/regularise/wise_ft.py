@@ -1,14 +1,18 @@
-"""Weights between base and tuned: WiSE-FT (Wortsman et al., arXiv 2109.01903). On the straight line from the base to the tuned
-model there is mostly a point that has nearly all of the domain's gain and nearly all of the general skill.
+"""WiSE-FT: weights interpolated between base and tuned model (Wortsman et al., arXiv 2109.01903).
+
+Between the weights of the base and those of the tuned model there is often a point that keeps nearly all of the gain on the
+domain and nearly all of the score on the retention data.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mmtune.evaluation.validation import RETENTION_PREFIX
 from mmtune.recipe.training_blocks import Interpolate
 from mmtune.runtime.files import write_json
 from mmtune.training.tuning.layers import copy_state_to_cpu, recompute_fingerprint
@@ -16,13 +20,23 @@ from mmtune.training.tuning.layers import copy_state_to_cpu, recompute_fingerpri
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
-Score = Callable[["Model"], dict[str, float]]
-"""model -> values with the domain's under "metric" and the general slice's under "general metric"."""
+Validate: TypeAlias = "Callable[[Model], Mapping[str, float]]"
+"""model -> scores: the domain's mean under "metric", that of the retention data under RETENTION_PREFIX + "metric"."""
+
+
+@dataclass(frozen=True)
+class InterpolationPoint:
+    """The scores at one coefficient (0 is the base, 1 the tuned model); values: every single one by name."""
+
+    coefficient: float
+    domain: float
+    retention: float
+    values: Mapping[str, float]
 
 
 @torch.no_grad()
-def place_between(model: "Model", start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], coefficient: float) -> None:
-    """model = start + coefficient * (tuned - start); counters and other integers are the tuned model's."""
+def set_interpolated(model: "Model", start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], coefficient: float) -> None:
+    """Set the weights to start + coefficient * (tuned - start); counters and other integers are the tuned model's."""
     for name, tensor in model.state_dict().items():
         a, b = start[name], tuned[name]
         exact = b if coefficient == 1 or not b.is_floating_point() else a if coefficient == 0 else torch.lerp(a, b, coefficient)
@@ -30,39 +44,36 @@ def place_between(model: "Model", start: Mapping[str, Tensor], tuned: Mapping[st
     recompute_fingerprint(model)
 
 
-def pick(points: list[dict[str, Any]], options: Interpolate) -> tuple[dict[str, Any], str]:
-    """(the chosen point, the rule in words). Ties go to the larger coefficient."""
-    base = min(points, key=lambda p: p["coefficient"])
+def choose(points: Sequence[InterpolationPoint], options: Interpolate) -> tuple[InterpolationPoint, str]:
+    """(the chosen point, the rule as a sentence). Ties go to the larger coefficient."""
+    base = min(points, key=lambda p: p.coefficient)
     if options.keep is not None:
-        kept = [p for p in points if p["general"] >= options.keep * base["general"]]
+        kept = [p for p in points if p.retention >= options.keep * base.retention]
         if kept:
-            best = max(kept, key=lambda p: (p["domain"], p["coefficient"]))
-            return (
-                best,
-                f"the best domain among those with at least {options.keep:g} of the general score at {base['coefficient']:g}",
-            )
-    best = max(points, key=lambda p: (p["domain"] + options.retention_weight * p["general"], p["coefficient"]))
-    return best, f"the highest domain + {options.retention_weight:g} * general"
+            rule = f"the best domain score that keeps {options.keep:g} of the retention score at {base.coefficient:g}"
+            return max(kept, key=lambda p: (p.domain, p.coefficient)), rule
+    best = max(points, key=lambda p: (p.domain + options.retention_weight * p.retention, p.coefficient))
+    return best, f"the highest domain + {options.retention_weight:g} * retention"
 
 
 def interpolate(
-    model: "Model", start: Mapping[str, Tensor], score: Score, options: Interpolate, path: Path, metric: str
+    model: "Model", start: Mapping[str, Tensor], validate: Validate, options: Interpolate, path: Path, metric: str
 ) -> float:
-    """Sweep the coefficients, leave the chosen weights in `model`, write all points to `path`; returns the coefficient."""
+    """Evaluate the coefficients, set the chosen weights in `model`, and write all points to `path`; returns the coefficient."""
     tuned, points = copy_state_to_cpu(model), []
     for coefficient in sorted(set(options.coefficients)):
-        place_between(model, start, tuned, coefficient)
-        values = score(model)
-        domain, general = values.pop("metric"), values.pop("general metric")
-        points.append({"coefficient": coefficient, "domain": domain, "general": general, "values": values})
-    best, rule = pick(points, options)
-    place_between(model, start, tuned, best["coefficient"])
+        set_interpolated(model, start, tuned, coefficient)
+        values = dict(validate(model))
+        domain, retention = values.pop("metric"), values.pop(f"{RETENTION_PREFIX}metric")
+        points.append(InterpolationPoint(coefficient, domain, retention, values))
+    chosen, rule = choose(points, options)
+    set_interpolated(model, start, tuned, chosen.coefficient)
     document = {
         "metric": metric,
         "rule": rule,
-        "chosen": best["coefficient"],
-        "points": points,
+        "chosen": chosen.coefficient,
+        "points": [asdict(p) for p in points],
         "fingerprint": model.fingerprint,
     }
     write_json(path, document)
-    return float(best["coefficient"])
+    return chosen.coefficient

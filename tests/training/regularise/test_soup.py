@@ -64,7 +64,7 @@ def test_uniform_and_greedy_equal_the_same_done_by_hand(place, tmp_path):
         if now >= best:
             taken, best = [*taken, path], now
     assert [s["model"] for s in greedy["steps"] if s["taken"]] == taken and greedy["score"] == pytest.approx(best, abs=1e-6)
-    assert greedy["score"] >= greedy["best single"] == pytest.approx(max(score(p, data) for p in paths), abs=1e-6)
+    assert greedy["score"] >= greedy["best_single"] == pytest.approx(max(score(p, data) for p in paths), abs=1e-6)
     soup_of = artifact.load(greedy["artifact"])
     assert soup_of.info["soup"] == taken and soup_of.info["seen"] == [["image", "text"]]
     rows = mmtune.evaluation.evaluate_model.trained_on(greedy["artifact"])

@@ -1,4 +1,4 @@
-"""Between base and tuned: the sweep, the choice, the file; the running mean and the pull to the start."""
+"""WiSE-FT: the evaluated coefficients, the choice, the file; weight EMA and L2-SP against plain arithmetic."""
 
 import json
 
@@ -9,19 +9,19 @@ import mmtune
 from mmtune.model.artifact import load
 from mmtune.recipe.training_blocks import Interpolate
 from mmtune.training.regularise.ema_l2sp import EmaL2SP
-from mmtune.training.regularise.wise_ft import pick
+from mmtune.training.regularise.wise_ft import InterpolationPoint, choose
 from mmtune.training.tuning.adapter_files import load_adapters
 from tests.support import corpora
 
 
 @pytest.mark.parametrize("how", ["full", "lora", "head"])
-def test_a_run_with_a_general_slice_and_a_sweep(tmp_path, how):
+def test_a_run_with_retention_data_and_a_sweep(tmp_path, how):
     document = {
         "model": "tiny:clip",
         "data": {
             "train": corpora.packed(tmp_path),
             "val": corpora.packed(tmp_path, 12, 1),
-            "general": corpora.packed(tmp_path, 12, 2),
+            "retention": corpora.packed(tmp_path, 12, 2),
         },
         "tune": how,
         "interpolate": {"coefficients": [0, 0.5, 1], "keep": 0.9},
@@ -32,7 +32,7 @@ def test_a_run_with_a_general_slice_and_a_sweep(tmp_path, how):
     sweep = json.loads((tmp_path / "run" / "interpolation.json").read_text())
     assert [p["coefficient"] for p in sweep["points"]] == [0, 0.5, 1] and sweep["chosen"] == out["coefficient"]
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum("val general metric" in r and "val metric" in r for r in lines) == 2
+    assert sum("val retention metric" in r and "val metric" in r for r in lines) == 2
     tuned, base = load(out["artifact"]), load("tiny:clip")
     assert tuned.fingerprint == sweep["fingerprint"] == out["fingerprint"]
     val = mmtune.evaluate(base, document["data"]["val"])
@@ -45,17 +45,17 @@ def test_a_run_with_a_general_slice_and_a_sweep(tmp_path, how):
 
 def test_the_choice():
     points = [
-        {"coefficient": 0.0, "domain": 0.2, "general": 0.8},
-        {"coefficient": 0.5, "domain": 0.6, "general": 0.79},
-        {"coefficient": 1.0, "domain": 0.7, "general": 0.5},
+        InterpolationPoint(0.0, 0.2, 0.8, {}),
+        InterpolationPoint(0.5, 0.6, 0.79, {}),
+        InterpolationPoint(1.0, 0.7, 0.5, {}),
     ]
-    assert pick(points, Interpolate())[0]["coefficient"] == 0.5
-    assert pick(points, Interpolate(retention_weight=0))[0]["coefficient"] == 1.0
-    assert pick(points, Interpolate(keep=0.98))[0]["coefficient"] == 0.5
-    assert pick(points, Interpolate(keep=0.999))[0]["coefficient"] == 0.0
+    assert choose(points, Interpolate())[0].coefficient == 0.5
+    assert choose(points, Interpolate(retention_weight=0))[0].coefficient == 1.0
+    assert choose(points, Interpolate(keep=0.98))[0].coefficient == 0.5
+    assert choose(points, Interpolate(keep=0.999))[0].coefficient == 0.0
 
 
-def test_mean_and_pull_against_plain_arithmetic():
+def test_ema_and_l2sp_against_plain_arithmetic():
     p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     ema_l2sp, mean, start = EmaL2SP([p], 0.5, 0.1), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])
     for step in range(1, 6):
