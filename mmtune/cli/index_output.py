@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 from mmtune.contracts import JsonObject
 
 if TYPE_CHECKING:
+    from mmtune.index.release.cost import CostEstimate
     from mmtune.index.results import (
         BuildResult,
-        CollectionStatus,
-        CostEstimate,
         Preference,
         PromotionResult,
         SearchResponse,
         ShadowReport,
-        SharedEmbeddingResult,
         UpsertResult,
     )
+    from mmtune.index.shared_embedding import SharedEmbeddingResult
+    from mmtune.index.status import CollectionStatus
 
 
 def built(done: "BuildResult") -> str:

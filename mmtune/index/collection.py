@@ -30,8 +30,6 @@ from mmtune.index.release.promote import Promoter, PromotionOptions
 from mmtune.index.release.shadow import ShadowSearches
 from mmtune.index.results import (
     BuildResult,
-    CollectionStatus,
-    CostEstimate,
     DeleteResult,
     DropResult,
     FeedbackExport,
@@ -43,7 +41,6 @@ from mmtune.index.results import (
     ShadowReport,
     ShadowState,
     UpsertResult,
-    VersionStatus,
 )
 from mmtune.index.vector_cache import VectorCache
 from mmtune.index.version_pool import VersionPool
@@ -53,7 +50,9 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.index.open_version import OpenVersion
     from mmtune.index.pinned_model import ModelSpec
+    from mmtune.index.release.cost import CostEstimate
     from mmtune.index.release.offline_eval import GateSpec
+    from mmtune.index.status import CollectionStatus, VersionStatus
     from mmtune.model.dual_encoder import Model
 
 
@@ -292,11 +291,11 @@ class Collection:
         names, live = self.layout.versions(), self.live
         return names[-1] if names and (live is None or int(names[-1][1:]) > int(live[1:])) else None
 
-    def versions(self) -> list[VersionStatus]:
+    def versions(self) -> "list[VersionStatus]":
         """Every version, oldest first: its record, what it lacks, its gate, and whether it is live."""
         return status.version_statuses(self.layout, self.catalog)
 
-    def status(self) -> CollectionStatus:
+    def status(self) -> "CollectionStatus":
         """The live version and since when, every version with fingerprint, counts and gate, the items, the shadowed version."""
         return status.collection_status(self.layout, self.catalog, self.shadow_searches.active())
 
@@ -315,7 +314,7 @@ class Collection:
         dim: int | None = None,
         sample: int = 64,
         batch_size: int = 64,
-    ) -> CostEstimate:
+    ) -> "CostEstimate":
         """Hours, bytes and price of embedding the collection's items, or `items` like the rows of `data`, measured on a sample."""
         from mmtune.index.release.cost import CatalogSource, DataSource, estimate_cost, load_for_cost
 

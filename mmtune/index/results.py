@@ -1,6 +1,7 @@
 """What a collection's methods return: frozen dataclasses whose fields are attributes and keys, `r.id` or `r["id"]`.
 
-`to_dict` gives the JSON document that the command line prints; tables (`SearchResponse`, `CollectionStatus`) have `to_pandas`.
+`to_dict` gives the JSON document that the command line prints; tables (`SearchResponse`, `status.CollectionStatus`) have `to_pandas`.
+Results of one job only (status, cost, shared embedding) are defined with it.
 """
 
 import dataclasses
@@ -181,25 +182,6 @@ class BuildResult(CollectionResult):
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class EmbeddingCounts(CollectionResult):
-    """Of one modality: rows that have it, rows that lack it, distinct contents, contents embedded by this process now."""
-
-    rows: int
-    missing: int
-    contents: int
-    embedded: int
-
-
-@dataclass(frozen=True, eq=False)
-class SharedEmbeddingResult(CollectionResult):
-    """What `mmtune index embed` made; counts: by modality."""
-
-    fingerprint: str
-    dim: int
-    counts: Mapping[str, EmbeddingCounts]
-
-
 # --- releasing -----------------------------------------------------------------------------------------------------
 
 
@@ -331,75 +313,3 @@ class FeedbackExport(CollectionResult):
     pairs: str | None
     verdicts: int
     unused: int
-
-
-# --- planning and looking --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class ModalityCost(CollectionResult):
-    """Of embedding one modality; known: contents whose vectors exist; measured_on: items of the sample."""
-
-    items: int
-    known: int
-    per_second: float
-    hours: float
-    bytes: int
-    index: str
-    measured_on: int
-
-
-@dataclass(frozen=True, eq=False)
-class CostEstimate(CollectionResult):
-    """Of a re-embedding on this machine: hours, bytes on disk, and the price at `price_per_hour` where that is given."""
-
-    items: int
-    hours: float
-    bytes: int
-    price: float | None
-    price_per_hour: float | None
-    fingerprint: str
-    dim: int
-    by_modality: Mapping[str, ModalityCost]
-
-
-@dataclass(frozen=True, eq=False)
-class VersionStatus(CollectionResult):
-    """A version as its record describes it. behind: changes of the catalog that it has not applied (a writer was killed; the next
-    write applies them); gate: the checks of its last promotion, as they are stored."""
-
-    version: str
-    fingerprint: str
-    dim: int
-    modalities: Sequence[str]
-    store: Mapping[str, str | None]
-    index: Mapping[str, Mapping[str, object]]
-    created: str
-    model: str
-    items: int
-    vectors: Mapping[str, int]
-    behind: int
-    gate: JsonObject | None
-    live: bool
-    can_roll_back_to: bool
-
-
-@dataclass(frozen=True, eq=False)
-class CollectionStatus(CollectionResult):
-    """The document of `mmtune index status --json`."""
-
-    collection: str
-    path: str
-    live: str | None
-    since: str | None
-    previous: str | None
-    items: int
-    by_modality: Mapping[str, int]
-    versions: Sequence[VersionStatus]
-    shadow: ShadowState | None
-
-    def to_pandas(self) -> "pandas.DataFrame":
-        """One row per version."""
-        import pandas
-
-        return pandas.DataFrame([v.to_dict() for v in self.versions])

@@ -1,13 +1,13 @@
 """`mmtune index embed`: vectors of a collection's contents, embedded by many processes and machines before one of them builds.
 
 Blocks of rows of DATA are jobs; the process that holds a job's lock embeds the contents that have no vector yet
-(`mmtune.runtime.work_lock`) and publishes COLL/vectors/FINGERPRINT/MODALITY/NAME.safetensors whole. The collection's database is
+(`mmtune.runtime.work_lock`) and publishes COLL/vectors/FINGERPRINT/MODALITY/NAME.safetensors atomically. The collection's database is
 not opened (SQLite wants one machine), so nothing is served or changed: `mmtune index build` then finds the vectors, and embeds
 what is still missing.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from mmtune.embedding.embed_rows import embed_rows, shared_modalities
 from mmtune.errors import DataError
 from mmtune.index.layout import Layout
 from mmtune.index.pinned_model import load_for_embedding, pin_model
-from mmtune.index.results import EmbeddingCounts, SharedEmbeddingResult
+from mmtune.index.results import CollectionResult
 from mmtune.index.vector_cache import VectorCache
 from mmtune.runtime.distributed import local_device
 from mmtune.runtime.progress import Progress
@@ -40,6 +40,25 @@ class EmbeddingJob:
 
     path: Path
     rows: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingCounts(CollectionResult):
+    """Of one modality: rows that have it, rows that lack it, distinct contents, contents embedded by this process now."""
+
+    rows: int
+    missing: int
+    contents: int
+    embedded: int
+
+
+@dataclass(frozen=True, eq=False)
+class SharedEmbeddingResult(CollectionResult):
+    """What `mmtune index embed` made; counts: by modality."""
+
+    fingerprint: str
+    dim: int
+    counts: Mapping[str, EmbeddingCounts]
 
 
 def embed_into_collection(

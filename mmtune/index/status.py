@@ -1,14 +1,59 @@
 """The status of a collection and of its versions."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mmtune.contracts import JsonObject
 from mmtune.index.catalog import Catalog
 from mmtune.index.layout import Layout
-from mmtune.index.results import CollectionStatus, VersionStatus
+from mmtune.index.results import CollectionResult, ShadowState
 from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
-    from mmtune.index.results import ShadowState
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class VersionStatus(CollectionResult):
+    """A version as its record describes it. behind: changes of the catalog that it has not applied (a writer was killed; the next
+    write applies them); gate: the checks of its last promotion, as they are stored."""
+
+    version: str
+    fingerprint: str
+    dim: int
+    modalities: Sequence[str]
+    store: Mapping[str, str | None]
+    index: Mapping[str, Mapping[str, object]]
+    created: str
+    model: str
+    items: int
+    vectors: Mapping[str, int]
+    behind: int
+    gate: JsonObject | None
+    live: bool
+    can_roll_back_to: bool
+
+
+@dataclass(frozen=True, eq=False)
+class CollectionStatus(CollectionResult):
+    """The document of `mmtune index status --json`."""
+
+    collection: str
+    path: str
+    live: str | None
+    since: str | None
+    previous: str | None
+    items: int
+    by_modality: Mapping[str, int]
+    versions: Sequence[VersionStatus]
+    shadow: ShadowState | None
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row per version."""
+        import pandas
+
+        return pandas.DataFrame([v.to_dict() for v in self.versions])
 
 
 def version_statuses(layout: Layout, catalog: Catalog) -> list[VersionStatus]:
@@ -37,7 +82,7 @@ def _version_status(layout: Layout, seq: int, name: str) -> VersionStatus:
     )
 
 
-def collection_status(layout: Layout, catalog: Catalog, shadow: "ShadowState | None") -> CollectionStatus:
+def collection_status(layout: Layout, catalog: Catalog, shadow: ShadowState | None) -> CollectionStatus:
     """The pointer, the items, the versions, and the version that searches are shadowed on."""
     live = layout.live()
     return CollectionStatus(

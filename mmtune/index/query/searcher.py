@@ -38,9 +38,9 @@ class Searcher:
         """
         opened = self.pool.open(version)
         begin = time.perf_counter() if begin is None else begin
-        found = search_version(opened, queries, self._refine)
+        outcomes = search_version(opened, queries, self._refine)
         seconds, out = time.perf_counter() - begin, list[SearchResponse | MmtuneError]()
-        for query, results in zip(queries, found, strict=True):
+        for query, results in zip(queries, outcomes, strict=True):
             if isinstance(results, MmtuneError):
                 out.append(results)
             else:
@@ -73,9 +73,9 @@ class Searcher:
         lengths = np.linalg.norm(query_QD, axis=-1)
         if query_QD.shape[-1] == opened.dim and not (abs(lengths - 1) <= MAX_LENGTH_ERROR).all():
             raise DataError(f"search_vectors: vectors of length {lengths.min():.4g} to {lengths.max():.4g}; a model's have 1")
-        found = opened.search(query_QD, k, where, target)
-        seconds = (time.perf_counter() - begin) / max(1, len(found))
-        return [SearchResponse(opened.version, opened.fingerprint, results, seconds) for results in found]
+        per_query = opened.search(query_QD, k, where, target)
+        seconds = (time.perf_counter() - begin) / max(1, len(per_query))
+        return [SearchResponse(opened.version, opened.fingerprint, results, seconds) for results in per_query]
 
     def _refine(self, query: Query, nearest: NearestResults) -> Results:
         """The further step of a hybrid or grouped query."""

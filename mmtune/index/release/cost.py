@@ -1,7 +1,8 @@
 """The cost of a re-embedding, before it is started: hours, bytes and price, measured on a sample on this machine."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +12,7 @@ from mmtune import modalities
 from mmtune.errors import DataError
 from mmtune.index.catalog import Catalog, labels_of
 from mmtune.index.item_vectors import embed_items
-from mmtune.index.results import CostEstimate, ModalityCost
+from mmtune.index.results import CollectionResult
 from mmtune.index.stores.faiss_index import plan_index
 from mmtune.index.vector_cache import VectorCache
 
@@ -26,6 +27,33 @@ INDEX_FACTOR = {"flat": 1.0, "hnsw": 2.0, "ivfpq": 1.2}
 """Bytes of store and index, relative to the vectors'."""
 WARM_UP = 2
 """Items embedded before the measurement: the first call is slower."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModalityCost(CollectionResult):
+    """Of embedding one modality; known: contents whose vectors exist; measured_on: items of the sample."""
+
+    items: int
+    known: int
+    per_second: float
+    hours: float
+    bytes: int
+    index: str
+    measured_on: int
+
+
+@dataclass(frozen=True, eq=False)
+class CostEstimate(CollectionResult):
+    """Of a re-embedding on this machine: hours, bytes on disk, and the price at `price_per_hour` where that is given."""
+
+    items: int
+    hours: float
+    bytes: int
+    price: float | None
+    price_per_hour: float | None
+    fingerprint: str
+    dim: int
+    by_modality: Mapping[str, ModalityCost]
 
 
 class CostSource(Protocol):

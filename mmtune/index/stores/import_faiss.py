@@ -1,4 +1,4 @@
-"""faiss itself: an optional dependency, imported when it is needed; and its index files, published whole."""
+"""faiss itself: an optional dependency, imported when it is needed; and its index files, published atomically."""
 
 from pathlib import Path
 from types import ModuleType

@@ -210,12 +210,12 @@ class LanceStore:
         return query.to_arrow()
 
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
-        ids, found = list(ids), dict[str, np.ndarray]()
+        ids, vectors = list(ids), dict[str, np.ndarray]()
         for start in range(0, len(ids), BATCH):
             some = _lancedb().expr.col("id").isin(ids[start : start + BATCH])
             rows = self._table.search().where(some).select(["id", "vector"]).to_arrow()
-            found |= zip(rows["id"].to_pylist(), self._vectors(rows), strict=True)
-        return store_rows.stack_in_order(ids, found, self.dim, self._label)
+            vectors |= zip(rows["id"].to_pylist(), self._vectors(rows), strict=True)
+        return store_rows.stack_in_order(ids, vectors, self.dim, self._label)
 
     def ids(self) -> list[str]:
         return self._table.search().select(["id"]).to_arrow()["id"].to_pylist()

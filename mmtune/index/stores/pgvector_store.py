@@ -190,7 +190,7 @@ class PgvectorStore:
         return "hnsw" if any(method == "hnsw" for _, method in self._indexes(c)) else "flat"
 
     def _indexes(self, c: "Connection") -> list[tuple[str, str]]:
-        """(name, method) of what `build` made."""
+        """(name, method) of the indexes that `build` created."""
         return c.execute(
             "SELECT i.relname, m.amname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
             "JOIN pg_am m ON m.oid = i.relam WHERE x.indrelid = to_regclass(%s) AND m.amname IN ('hnsw', 'gin')",
@@ -236,7 +236,7 @@ class PgvectorStore:
         if index == "auto":
             index = "flat" if len(self) <= MAX_FLAT or self.dim > MAX_GRAPH_DIM else "hnsw"
         sql, count = _psycopg().sql, len(self)
-        # the graph in memory while it is made: vectors, links both ways, and some
+        # memory of the graph while it is built: vectors, links in both directions, and some reserve
         memory = min(2**31, max(2**26, int(1.3 * count * (4 * self.dim + 16 * GRAPH["m"] + 200))))
 
         def work(c: "Connection") -> None:
@@ -250,7 +250,7 @@ class PgvectorStore:
                             "CREATE INDEX ON {} USING hnsw (embedding vector_ip_ops) WITH (m = {}, ef_construction = {})"
                         ).format(self._table, *(sql.Literal(v) for v in GRAPH.values()))
                     )
-                for name, _ in old:  # last: it locks searches out, for as long as the transaction goes on
+                for name, _ in old:  # last: it blocks searches until the end of the transaction
                     c.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name)))
             c.execute(sql.SQL("VACUUM (ANALYZE) {}").format(self._table))
 
@@ -287,11 +287,11 @@ class PgvectorStore:
                 )
                 return work(c, True)
 
-        found = self._connections.run(through_graph) if graph and width <= MAX_EF_SEARCH else []
-        if len(found) < width:
-            found = self._connections.run(lambda c: work(c, False))
-        vectors = np.array([v.to_numpy() for _, v, _ in found], np.float32).reshape(-1, self.dim)
-        return store_ranking.Candidates([i for i, _, _ in found], vectors, [m for _, _, m in found])
+        rows = self._connections.run(through_graph) if graph and width <= MAX_EF_SEARCH else []
+        if len(rows) < width:
+            rows = self._connections.run(lambda c: work(c, False))
+        vectors = np.array([v.to_numpy() for _, v, _ in rows], np.float32).reshape(-1, self.dim)
+        return store_ranking.Candidates([i for i, _, _ in rows], vectors, [m for _, _, m in rows])
 
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
         query = _psycopg().sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%s)").format(self._table)

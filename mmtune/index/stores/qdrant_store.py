@@ -77,7 +77,7 @@ class _SharedClient:
 
     @classmethod
     def acquire(cls, where: str) -> "_SharedClient":
-        """The client of a server or directory, made when this process has none."""
+        """The client of a server or directory, created when this process has none."""
         with cls._guard:
             if where not in cls._open:
                 cls._open[where] = cls(where)
@@ -118,7 +118,7 @@ class _SharedClient:
 
 
 def _remove_empty_contents(directory: Path) -> None:
-    """A process killed while it made the directory leaves an empty table of contents, which the client cannot read."""
+    """A process killed while it made the directory leaves an empty meta.json, which the client cannot read."""
     contents = directory / "meta.json"
     if contents.is_file() and not contents.stat().st_size and not (directory / "collection").exists():
         contents.unlink()
@@ -256,13 +256,13 @@ class QdrantStore:
 
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
         ids = list(ids)
-        found: dict[str, object] = {}
+        vectors: dict[str, object] = {}
         for start in range(0, len(ids), PAGE):
             with self._client.use(self._label) as c:
                 numbers = [_number(i) for i in ids[start : start + PAGE]]
                 points = c.retrieve(self._name, numbers, with_payload=["id"], with_vectors=True)
-            found |= {(p.payload or {})["id"]: p.vector for p in points}
-        return store_rows.stack_in_order(ids, found, self.dim, self._label)
+            vectors |= {(p.payload or {})["id"]: p.vector for p in points}
+        return store_rows.stack_in_order(ids, vectors, self.dim, self._label)
 
     def ids(self) -> list[str]:
         out: list[str] = []

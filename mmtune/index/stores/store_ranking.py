@@ -2,7 +2,7 @@
 
 Engines add in float32, in an order of their own, and break ties as they like; whether two stores agree must not depend on that.
 An engine proposes somewhat more than k candidates with their vectors; when a row that was not proposed could still tie with the
-k-th, it is asked for more.
+k-th, more candidates are requested.
 """
 
 import json
@@ -40,16 +40,16 @@ def _rank_one(query_D: np.ndarray, k: int, propose: Propose, widest: int | None)
     # |float32 sum - exact| <= (D + 2) 2**-24 for unit vectors, some more for 1 - score; on both of two; plus the grid
     slack = 2 * (len(query_D) + 8) * 2.0**-24 + 2 / GRID
     while True:
-        found = propose(query_D, width)
-        ids = found.ids
+        candidates = propose(query_D, width)
+        ids = candidates.ids
         if not len(ids):
             return []
-        keys = exact_keys(query_D[None], np.asarray(found.vectors_WD, np.float32))[0]
+        keys = exact_keys(query_D[None], np.asarray(candidates.vectors_WD, np.float32))[0]
         order = ordered_by_id(keys, ids)[:k]
         done = len(ids) < width or (widest is not None and width >= widest)
         if done or (keys[order[-1]] - keys.min()) / GRID > slack:
             scores = to_scores(keys)
-            return [Hit(ids[i], float(scores[i]), _parsed(found.meta[i])) for i in order]
+            return [Hit(ids[i], float(scores[i]), _parsed(candidates.meta[i])) for i in order]
         width *= 4
 
 
