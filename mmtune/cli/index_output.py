@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from mmtune.contracts import JsonObject
 
 if TYPE_CHECKING:
-    from mmtune.index.release.cost import CostEstimate
-    from mmtune.index.results import (
+    from mmtune.index.collection_results import (
         BuildResult,
         Preference,
         PromotionResult,
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
         ShadowReport,
         UpsertResult,
     )
+    from mmtune.index.release.cost import CostEstimate
     from mmtune.index.shared_embedding import SharedEmbeddingResult
     from mmtune.index.status import CollectionStatus
 

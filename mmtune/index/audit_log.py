@@ -8,7 +8,7 @@ import getpass
 import os
 
 from mmtune.contracts import JsonObject
-from mmtune.index.layout import Layout, now
+from mmtune.index.collection_layout import CollectionLayout, now
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_line
 
 
@@ -25,11 +25,11 @@ def event(what: str, version: str | None = None, why: str | None = None, **more:
     return {"at": now(), "who": current_user(), "what": what, "version": version, "why": why, **more}
 
 
-def _lines(layout: Layout) -> list[JsonObject]:
+def _lines(layout: CollectionLayout) -> list[JsonObject]:
     return read_jsonl_log(layout.path / "journal.jsonl")
 
 
-def _unwritten(layout: Layout, lines: list[JsonObject]) -> list[JsonObject]:
+def _unwritten(layout: CollectionLayout, lines: list[JsonObject]) -> list[JsonObject]:
     """Events that happened (a pointer moved, a version was published) and have no line yet."""
     built = {line["version"] for line in lines if line["what"] == "build"}
     events = [layout.record(v)["event"] for v in layout.versions() if v not in built]
@@ -39,13 +39,13 @@ def _unwritten(layout: Layout, lines: list[JsonObject]) -> list[JsonObject]:
     return events
 
 
-def read(layout: Layout) -> list[JsonObject]:
+def read(layout: CollectionLayout) -> list[JsonObject]:
     """Every event, oldest first."""
     lines = _lines(layout)
     return lines + _unwritten(layout, lines)
 
 
-def append(layout: Layout, line: JsonObject | None = None) -> None:
+def append(layout: CollectionLayout, line: JsonObject | None = None) -> None:
     """Under the write lock: remove a torn last line, add the events that a killed writer did not write, then `line`.
 
     The event of a move or a build is published with it (in live.json, in version.json), so it is added without being given.

@@ -15,20 +15,8 @@ from mmtune import modalities as kinds
 from mmtune.contracts import JsonObject, Row, Signal
 from mmtune.errors import DataError, MmtuneError
 from mmtune.index import audit_log, status
-from mmtune.index.catalog import Catalog
-from mmtune.index.feedback.feedback import FeedbackLog
-from mmtune.index.feedback.interleave import Interleaving
-from mmtune.index.layout import Layout
-from mmtune.index.query.filters import parse
-from mmtune.index.query.query import Query
-from mmtune.index.query.searcher import Searcher
-from mmtune.index.query_content import decode_query
-from mmtune.index.release.build import IndexOptions, VersionBuilder
-from mmtune.index.release.drop import drop_version
-from mmtune.index.release.offline_eval import EvaluationOptions
-from mmtune.index.release.promote import Promoter, PromotionOptions
-from mmtune.index.release.shadow import ShadowSearches
-from mmtune.index.results import (
+from mmtune.index.collection_layout import CollectionLayout
+from mmtune.index.collection_results import (
     BuildResult,
     DeleteResult,
     DropResult,
@@ -42,6 +30,18 @@ from mmtune.index.results import (
     ShadowState,
     UpsertResult,
 )
+from mmtune.index.feedback.feedback import FeedbackLog
+from mmtune.index.feedback.interleave import Interleaving
+from mmtune.index.item_catalog import Catalog
+from mmtune.index.query.filters import parse
+from mmtune.index.query.query import Query
+from mmtune.index.query.searcher import Searcher
+from mmtune.index.query_content import decode_query
+from mmtune.index.release.build import IndexOptions, VersionBuilder
+from mmtune.index.release.drop import drop_version
+from mmtune.index.release.offline_eval import EvaluationOptions
+from mmtune.index.release.promote import Promoter, PromotionOptions
+from mmtune.index.release.shadow import ShadowSearches
 from mmtune.index.vector_cache import VectorCache
 from mmtune.index.version_pool import VersionPool
 from mmtune.index.version_updates import VersionUpdates
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
 
 class Collection:
-    """One directory (see `mmtune.index.layout`). Threads may share a Collection; any number of processes may search while one
+    """One directory (see `mmtune.index.collection_layout`). Threads may share a Collection; any number of processes may search
+    while one
     writes.
 
     A search reads the live pointer once, and all its results come from that version. A version is searched only with the model
@@ -69,7 +70,7 @@ class Collection:
 
     def __init__(self, path: str | Path, *, create: bool = False):
         """Open the collection in directory `path`. create: make an empty one when there is none; else DataError."""
-        self.layout = Layout(path, create)
+        self.layout = CollectionLayout(path, create)
         self.path = self.layout.path
         self.catalog = Catalog(self.path / "corpus")
         self.pool = VersionPool(self.layout, self.catalog)

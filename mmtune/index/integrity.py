@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.errors import DataError
-from mmtune.index.catalog import Catalog, Item, labels_of
+from mmtune.index.item_catalog import Catalog, Item, labels_of
 from mmtune.index.release.canaries import differing_rows
 from mmtune.index.vector_cache import VectorCache
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmtune.embedding.embed_rows import embed_rows
 from mmtune.errors import ModelError
-from mmtune.index.catalog import STORED_HERE, Catalog, Item, labels_of
+from mmtune.index.item_catalog import STORED_HERE, Catalog, Item, labels_of
 from mmtune.index.release.canaries import embed_bytes
 from mmtune.index.vector_cache import VectorCache, missing_from
 

@@ -8,11 +8,11 @@ import numpy as np
 from mmtune import modalities
 from mmtune.contracts import Signal
 from mmtune.errors import DataError, ModelError
-from mmtune.index.layout import Layout, VersionRecord
+from mmtune.index.collection_layout import CollectionLayout, VersionRecord
+from mmtune.index.collection_results import SearchResult
 from mmtune.index.pinned_model import identity_differences, load_pinned
 from mmtune.index.query_content import QueryContent, QueryVectorCache, decode_query
 from mmtune.index.release.canaries import CanaryVectors, verify_canaries
-from mmtune.index.results import SearchResult
 from mmtune.index.stores import Store, open_store
 from mmtune.model.encode import decoded, encode_batches
 from mmtune.model.prompts import QUERY
@@ -121,7 +121,7 @@ def _result(id: str, score: float, modality: str, payload: Mapping[str, object])
 
 
 def load_version(
-    layout: Layout,
+    layout: CollectionLayout,
     version: str,
     models: "dict[str, Model]",
     query_cache: QueryVectorCache,
@@ -153,7 +153,7 @@ def load_version(
     return OpenVersion(record, model, opened, query_cache, canaries)
 
 
-def _version_of(layout: Layout, fingerprint: str, record: VersionRecord) -> str:
+def _version_of(layout: CollectionLayout, fingerprint: str, record: VersionRecord) -> str:
     """For a message: which other version has that fingerprint, and how its model differs."""
     for other in map(layout.record, layout.versions()):
         if other["fingerprint"] == fingerprint and fingerprint != record["fingerprint"]:

@@ -17,9 +17,9 @@ import numpy as np
 from mmtune import modalities
 from mmtune.embedding.embed_rows import embed_rows, shared_modalities
 from mmtune.errors import DataError
-from mmtune.index.layout import Layout
+from mmtune.index.collection_layout import CollectionLayout
+from mmtune.index.collection_results import CollectionResult
 from mmtune.index.pinned_model import load_for_embedding, pin_model
-from mmtune.index.results import CollectionResult
 from mmtune.index.vector_cache import VectorCache
 from mmtune.runtime.distributed import local_device
 from mmtune.runtime.progress import Progress
@@ -114,7 +114,7 @@ def _embed_modality(
 
 
 def _create_collection(manifest: Path) -> None:
-    Layout(manifest.parent, create=True)
+    CollectionLayout(manifest.parent, create=True)
 
 
 def _jobs(data: "Data", labels: np.ndarray, rows: np.ndarray, directory: Path) -> list[EmbeddingJob]:

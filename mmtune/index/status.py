@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmtune.contracts import JsonObject
-from mmtune.index.catalog import Catalog
-from mmtune.index.layout import Layout
-from mmtune.index.results import CollectionResult, ShadowState
+from mmtune.index.collection_layout import CollectionLayout
+from mmtune.index.collection_results import CollectionResult, ShadowState
+from mmtune.index.item_catalog import Catalog
 from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class CollectionStatus(CollectionResult):
         return pandas.DataFrame([v.to_dict() for v in self.versions])
 
 
-def version_statuses(layout: Layout, catalog: Catalog) -> list[VersionStatus]:
+def version_statuses(layout: CollectionLayout, catalog: Catalog) -> list[VersionStatus]:
     """Every version, oldest first."""
     return [_version_status(layout, catalog.seq, name) for name in layout.versions()]
 
 
-def _version_status(layout: Layout, seq: int, name: str) -> VersionStatus:
+def _version_status(layout: CollectionLayout, seq: int, name: str) -> VersionStatus:
     record, live = layout.record(name), layout.live()
     gate = layout.directory(name) / "gate.json"
     return VersionStatus(
@@ -82,7 +82,7 @@ def _version_status(layout: Layout, seq: int, name: str) -> VersionStatus:
     )
 
 
-def collection_status(layout: Layout, catalog: Catalog, shadow: ShadowState | None) -> CollectionStatus:
+def collection_status(layout: CollectionLayout, catalog: Catalog, shadow: ShadowState | None) -> CollectionStatus:
     """The pointer, the items, the versions, and the version that searches are shadowed on."""
     live = layout.live()
     return CollectionStatus(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mmtune.errors import DataError, ModelError
-from mmtune.index.catalog import Catalog
+from mmtune.index.collection_layout import CollectionLayout, VersionRecord
 from mmtune.index.integrity import find_faults
-from mmtune.index.layout import Layout, VersionRecord
+from mmtune.index.item_catalog import Catalog
 from mmtune.index.open_version import OpenVersion, load_version
 from mmtune.index.pinned_model import pin_model
 from mmtune.index.query_content import QueryVectorCache
@@ -24,7 +24,7 @@ MAX_OPEN = 4
 class VersionPool:
     """Open versions of one collection, with their models and the cache of query vectors. Threads share it."""
 
-    def __init__(self, layout: Layout, catalog: Catalog):
+    def __init__(self, layout: CollectionLayout, catalog: Catalog):
         self.layout, self.catalog = layout, catalog
         self.query_cache = QueryVectorCache()
         self._models: dict[str, Model] = {}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from mmtune.contracts import Row
 from mmtune.errors import DataError, ModelError
 from mmtune.index import audit_log
-from mmtune.index.catalog import Catalog
+from mmtune.index.collection_layout import CollectionLayout, VersionRecord
+from mmtune.index.collection_results import DeleteResult, RejectedItem, UpsertResult
 from mmtune.index.integrity import catalog_behind
+from mmtune.index.item_catalog import Catalog
 from mmtune.index.item_vectors import embed_missing, fill_store
-from mmtune.index.layout import Layout, VersionRecord
-from mmtune.index.results import DeleteResult, RejectedRow, UpsertResult
 from mmtune.index.version_pool import VersionPool
 from mmtune.runtime.progress import Progress
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class VersionUpdates:
     """Writes changes into the catalog, then into the stores of every version: live, staged, and those to roll back to."""
 
-    def __init__(self, layout: Layout, catalog: Catalog, pool: VersionPool):
+    def __init__(self, layout: CollectionLayout, catalog: Catalog, pool: VersionPool):
         self.layout, self.catalog, self.pool = layout, catalog, pool
 
     def upsert(self, data: "Data | str | Iterable[Row]", prune: bool, quiet: bool) -> UpsertResult:
         """Insert or replace items by id; with `prune`, delete those that packed data lack."""
         from mmtune.data.shards.dataset import Data, open_data
 
-        rejected: list[RejectedRow] = []
+        rejected: list[RejectedItem] = []
         rows = open_data(data) if isinstance(data, str) else data
         with self.layout.lock():
             self.require_current_catalog()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.errors import MissingExtra, MmtuneError
-from mmtune.index.layout import Layout
+from mmtune.index.collection_layout import CollectionLayout
 from mmtune.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
 
     It has to be run with its lifespan: by `mmtune.serve.server.run_server`, or by Starlette's TestClient as a context.
     """
-    layout = Layout(path)  # raises at once where there is no collection
+    layout = CollectionLayout(path)  # raises at once where there is no collection
     require_packages()
     from fastapi import FastAPI
     from starlette.middleware import Middleware

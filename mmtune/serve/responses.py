@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 from mmtune.errors import MissingExtra, MmtuneError, ModelError
 from mmtune.serve.error_responses import RequestError
-from mmtune.serve.schemas import SearchDocument, SearchResult
+from mmtune.serve.schemas import ResultDocument, SearchDocument
 
 if TYPE_CHECKING:
-    from mmtune.index.catalog import Item
-    from mmtune.index.results import SearchResponse
+    from mmtune.index.collection_results import SearchResponse
+    from mmtune.index.item_catalog import Item
 
 log = logging.getLogger("mmtune.serve")
 CODES = {404: "not_found", 409: "conflict", 422: "invalid", 503: "not_open"}
@@ -44,7 +44,7 @@ def request_error(error: MmtuneError, status: int) -> RequestError:
 
 def search_document(response: "SearchResponse", items: "Mapping[str, Item]") -> SearchDocument:
     """A search's results as JSON; every result names the addresses of its item's values."""
-    results: list[SearchResult] = []
+    results: list[ResultDocument] = []
     for result in response.results:
         item = items.get(result.id)
         values = {m: value_address(item.id, m) for m in item.contents} if item else {}

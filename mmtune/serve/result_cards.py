@@ -7,7 +7,7 @@ from mmtune import modalities
 from mmtune.errors import Rejected
 from mmtune.html.render import render, render_macro, trusted
 from mmtune.serve.error_responses import RequestError
-from mmtune.serve.schemas import SearchDocument, SearchResult
+from mmtune.serve.schemas import ResultDocument, SearchDocument
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -38,7 +38,7 @@ class ResultCards:
         except (RequestError, Rejected, NotImplementedError) as e:
             return render_macro(TEMPLATE, "unreadable_value", modality, str(e) or "cannot be shown")
 
-    def result(self, result: SearchResult, rank: int) -> str:
+    def result(self, result: ResultDocument, rank: int) -> str:
         """One result: rank, id, score, the cards of its values, group and metadata."""
         item = self.service.items([result["id"]]).get(result["id"])
         contents = item.contents if item else {}

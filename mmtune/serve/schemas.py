@@ -147,7 +147,7 @@ class FeedbackFields(RequestFields):
     page: ShortString | None = Field(None, description="where the answer was shown")
 
 
-class SearchResult(TypedDict):
+class ResultDocument(TypedDict):
     """One result. team and version: only of an interleaved search."""
 
     id: str
@@ -167,7 +167,7 @@ class SearchDocument(TypedDict):
     fingerprint: Annotated[str, Field(description="of the model that encoded the query and the items")]
     query: Annotated[str, Field(description="the query's id, for /feedback")]
     seconds: float
-    results: list[SearchResult]
+    results: list[ResultDocument]
 
 
 class ItemDocument(TypedDict):

@@ -45,7 +45,7 @@ from mmtune.serve.settings import Settings
 if TYPE_CHECKING:
     import anyio
 
-    from mmtune.index.catalog import Item
+    from mmtune.index.item_catalog import Item
     from mmtune.index.open_version import OpenVersion
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.index import item_vectors
 from mmtune.index.collection import Collection
+from mmtune.index.collection_results import SearchResult
 from mmtune.index.query.group_results import best_groups, first_per_group
 from mmtune.index.release.cost import CostEstimate, ModalityCost
-from mmtune.index.results import SearchResult
 from mmtune.search.exact import topk
 from mmtune.search.tie_order import tie_order
 from tests.support.corpora import packed

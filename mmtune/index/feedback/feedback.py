@@ -13,9 +13,9 @@ from threading import Lock
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
-from mmtune.index.catalog import Catalog, Item
-from mmtune.index.layout import now
-from mmtune.index.results import FeedbackExport
+from mmtune.index.collection_layout import now
+from mmtune.index.collection_results import FeedbackExport
+from mmtune.index.item_catalog import Catalog, Item
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_bytes, write_jsonl
 
 VERDICT_OF = {"click": "positive", "match": "positive", "not_a_match": "negative"}

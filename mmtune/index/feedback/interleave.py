@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from mmtune.errors import DataError
+from mmtune.index.collection_layout import CollectionLayout, now
+from mmtune.index.collection_results import Preference
 from mmtune.index.feedback.feedback import FeedbackLog
-from mmtune.index.layout import Layout, now
-from mmtune.index.results import Preference
 from mmtune.runtime.files import append_jsonl, read_jsonl_log
 
 TEAMS = ("live", "staged")
@@ -49,7 +49,7 @@ def wilson(wins: int, count: int) -> tuple[float, float]:
 class Interleaving:
     """Interleaved lists of one collection, logged in COLL/interleave.jsonl, and the preference that clicks on them express."""
 
-    def __init__(self, layout: Layout, feedback: FeedbackLog):
+    def __init__(self, layout: CollectionLayout, feedback: FeedbackLog):
         self.layout, self.feedback = layout, feedback
         self.log = layout.path / "interleave.jsonl"
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from mmtune.errors import DataError
+from mmtune.index.collection_results import SearchResult
 from mmtune.index.query.query import NearestResults, Results
-from mmtune.index.results import SearchResult
 
 DEPTHS = (4, 20, 100)
 """Items looked at per group wanted, until there are enough groups: a product with a thousand photos must not cost a scan."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
-from mmtune.index.catalog import Catalog
+from mmtune.index.collection_results import HybridResult, SearchResult
+from mmtune.index.item_catalog import Catalog
 from mmtune.index.query.bm25 import Bm25Index, reciprocal_rank_fusion
 from mmtune.index.query.filters import Filter
-from mmtune.index.results import HybridResult, SearchResult
 
 DEPTH = 100
 """Results of each ranking that are fused."""

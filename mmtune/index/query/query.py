@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.errors import MmtuneError
-from mmtune.index.results import SearchResult
+from mmtune.index.collection_results import SearchResult
 
 if TYPE_CHECKING:
     from mmtune.index.open_version import OpenVersion

@@ -8,13 +8,13 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.errors import DataError, MmtuneError, ModelError
-from mmtune.index.catalog import Catalog
+from mmtune.index.collection_results import SearchResponse
 from mmtune.index.feedback.feedback import FeedbackLog
+from mmtune.index.item_catalog import Catalog
 from mmtune.index.query.filters import Filter
 from mmtune.index.query.group_results import best_groups, first_per_group
 from mmtune.index.query.hybrid import DEPTH, ItemBm25, fuse
 from mmtune.index.query.query import NearestResults, Query, Results, search_version
-from mmtune.index.results import SearchResponse
 from mmtune.index.version_pool import VersionPool
 
 MAX_LENGTH_ERROR = 1e-3

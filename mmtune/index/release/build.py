@@ -17,12 +17,12 @@ import numpy as np
 from mmtune import modalities
 from mmtune.errors import DataError, ModelError
 from mmtune.index import audit_log
-from mmtune.index.catalog import Catalog
+from mmtune.index.collection_layout import CollectionLayout, StoreConfig, VersionRecord, now
+from mmtune.index.collection_results import BuildResult, UpsertResult
+from mmtune.index.item_catalog import Catalog
 from mmtune.index.item_vectors import embed_missing, fill_store
-from mmtune.index.layout import Layout, StoreConfig, VersionRecord, now
 from mmtune.index.pinned_model import artifact_identity, load_for_embedding
 from mmtune.index.release.canaries import CanaryVectors, differing_rows, store_canaries
-from mmtune.index.results import BuildResult, UpsertResult
 from mmtune.index.stores import create_store, open_store
 from mmtune.index.vector_cache import VectorCache
 from mmtune.index.version_pool import VersionPool
@@ -64,7 +64,7 @@ def indexed_modalities(catalog: Catalog, model: "Model", wanted: Sequence[str] |
     return names
 
 
-def next_version(layout: Layout) -> str:
+def next_version(layout: CollectionLayout) -> str:
     """The next name that no version ever had."""
     logged = {line["version"] for line in audit_log.read(layout) if line["what"] in ("build", "drop")}
     return f"v{max([0, *(int(v[1:]) for v in {*logged, *layout.versions()} if v)]) + 1}"
@@ -73,7 +73,7 @@ def next_version(layout: Layout) -> str:
 class VersionBuilder:
     """Builds versions of one collection."""
 
-    def __init__(self, layout: Layout, catalog: Catalog, pool: VersionPool, updates: VersionUpdates):
+    def __init__(self, layout: CollectionLayout, catalog: Catalog, pool: VersionPool, updates: VersionUpdates):
         self.layout, self.catalog, self.pool, self.updates = layout, catalog, pool, updates
 
     def build(

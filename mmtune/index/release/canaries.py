@@ -13,7 +13,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.errors import DataError, ModelError
-from mmtune.index.catalog import Catalog, labels_of
+from mmtune.index.item_catalog import Catalog, labels_of
 from mmtune.model.encode import encode_batches
 from mmtune.runtime.files import write_bytes
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.errors import DataError
-from mmtune.index.catalog import Catalog, labels_of
+from mmtune.index.collection_results import CollectionResult
+from mmtune.index.item_catalog import Catalog, labels_of
 from mmtune.index.item_vectors import embed_items
-from mmtune.index.results import CollectionResult
 from mmtune.index.stores.faiss_index import plan_index
 from mmtune.index.vector_cache import VectorCache
 

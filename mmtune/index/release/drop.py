@@ -2,12 +2,12 @@
 
 from mmtune.errors import DataError
 from mmtune.index import audit_log
-from mmtune.index.layout import Layout
-from mmtune.index.results import DropResult
+from mmtune.index.collection_layout import CollectionLayout
+from mmtune.index.collection_results import DropResult
 from mmtune.index.version_pool import VersionPool
 
 
-def drop_version(layout: Layout, pool: VersionPool, version: str, why: str | None = None) -> DropResult:
+def drop_version(layout: CollectionLayout, pool: VersionPool, version: str, why: str | None = None) -> DropResult:
     """Remove a version and its vectors for good. DataError for the live version. Its pinned model stays."""
     with layout.lock():
         live = layout.live()

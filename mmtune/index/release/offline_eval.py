@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.contracts import Embeddings
-from mmtune.index.catalog import Catalog
-from mmtune.index.layout import Layout
+from mmtune.index.collection_layout import CollectionLayout
+from mmtune.index.item_catalog import Catalog
 
 if TYPE_CHECKING:
     from mmtune.comparison.comparison_result import Comparison
@@ -38,7 +38,12 @@ class EvaluationOptions:
 
 
 def compare_held_out(
-    layout: Layout, catalog: Catalog, live: "OpenVersion", new: "OpenVersion", data: "Data", options: EvaluationOptions
+    layout: CollectionLayout,
+    catalog: Catalog,
+    live: "OpenVersion",
+    new: "OpenVersion",
+    data: "Data",
+    options: EvaluationOptions,
 ) -> "tuple[Comparison, str]":
     """(comparison, what was searched, in one phrase).
 

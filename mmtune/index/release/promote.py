@@ -14,11 +14,11 @@ import numpy as np
 
 from mmtune.errors import DataError, ModelError
 from mmtune.index import audit_log
-from mmtune.index.catalog import Catalog
-from mmtune.index.layout import Layout, LivePointer, now
+from mmtune.index.collection_layout import CollectionLayout, LivePointer, now
+from mmtune.index.collection_results import GateCheck, ItemCheck, PromotionChecks, PromotionResult, RollbackResult
+from mmtune.index.item_catalog import Catalog
 from mmtune.index.release.index_quality import index_recall, search_latencies
 from mmtune.index.release.offline_eval import EvaluationOptions, compare_held_out
-from mmtune.index.results import GateCheck, ItemCheck, PromotionChecks, PromotionResult, RollbackResult
 from mmtune.index.version_pool import VersionPool
 from mmtune.index.version_updates import VersionUpdates
 from mmtune.runtime.files import write_json
@@ -50,7 +50,7 @@ class PromotionOptions:
 class Promoter:
     """Moves the live pointer of one collection."""
 
-    def __init__(self, layout: Layout, catalog: Catalog, pool: VersionPool, updates: VersionUpdates):
+    def __init__(self, layout: CollectionLayout, catalog: Catalog, pool: VersionPool, updates: VersionUpdates):
         self.layout, self.catalog, self.pool, self.updates = layout, catalog, pool, updates
 
     def promote(self, version: str, queries: "Data | None", options: PromotionOptions) -> PromotionResult:

@@ -17,11 +17,11 @@ import numpy as np
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MmtuneError
 from mmtune.index import audit_log
-from mmtune.index.layout import Layout, now
+from mmtune.index.collection_layout import CollectionLayout, now
+from mmtune.index.collection_results import QueryOverlap, SearchResponse, ShadowReport, ShadowState
 from mmtune.index.query.query import Query
 from mmtune.index.query.searcher import Searcher
 from mmtune.index.query_content import decode_query
-from mmtune.index.results import QueryOverlap, SearchResponse, ShadowReport, ShadowState
 from mmtune.index.version_pool import VersionPool
 from mmtune.runtime.files import append_jsonl, read_json, read_jsonl_log, write_json
 from mmtune.runtime.progress import Progress
@@ -50,7 +50,7 @@ def agreement(live: Sequence[str], staged: Sequence[str], k: int) -> tuple[float
 class ShadowSearches:
     """`offer` costs a random draw; a background thread does the rest."""
 
-    def __init__(self, layout: Layout, pool: VersionPool, searcher: Searcher):
+    def __init__(self, layout: CollectionLayout, pool: VersionPool, searcher: Searcher):
         self.layout, self.pool, self.searcher = layout, pool, searcher
         self.state_path = layout.path / "shadow.json"
         self.log, self.old_log = layout.path / "shadow.jsonl", layout.path / "shadow.old.jsonl"

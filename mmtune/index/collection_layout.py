@@ -27,7 +27,7 @@ LOCK_SECONDS = 120.0
 """How long a writer waits for another writer's short critical section."""
 
 
-class Manifest(TypedDict):
+class CollectionManifest(TypedDict):
     """collection.json. uid: makes table names of two collections in one database differ."""
 
     format: int
@@ -88,7 +88,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class Layout:
+class CollectionLayout:
     """Paths and small files of one collection. `create` makes an empty collection where there is none; else DataError."""
 
     def __init__(self, path: str | os.PathLike[str], create: bool = False):
@@ -100,7 +100,7 @@ class Layout:
             if self.path.exists() and any(p for p in self.path.iterdir() if not p.name.startswith(".")):
                 raise DataError(f"{self.path}: not empty and not a collection; give a new directory")
             write_json(manifest, {"format": FORMAT, "name": self.path.name, "uid": uuid.uuid4().hex[:8], "created": now()})
-        self.manifest: Manifest = read_json(manifest)
+        self.manifest: CollectionManifest = read_json(manifest)
         if self.manifest.get("format") != FORMAT:
             raise DataError(f"{manifest}: format {self.manifest.get('format')!r}; this mmtune reads {FORMAT}")
 

@@ -20,7 +20,7 @@ from mmtune.contracts import JsonObject, Row
 from mmtune.data.identity_labels import label
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.errors import DataError, Rejected
-from mmtune.index.results import RejectedRow
+from mmtune.index.collection_results import RejectedItem
 
 SCHEMA = """
 create table if not exists items(id text primary key, grp text, meta text not null, seq integer not null,
@@ -206,15 +206,15 @@ class Catalog:
             self._sources.pop(source, None)  # the same shards may have been packed anew
         return counts
 
-    def upsert_rows(self, rows: Iterable[Row]) -> tuple[ChangeCounts, list[RejectedRow]]:
+    def upsert_rows(self, rows: Iterable[Row]) -> tuple[ChangeCounts, list[RejectedItem]]:
         """Insert or replace rows with their content: (counts, the rows that were rejected)."""
-        counts, rejected, items = ChangeCounts(), list[RejectedRow](), list[Item]()
+        counts, rejected, items = ChangeCounts(), list[RejectedItem](), list[Item]()
         blobs: list[tuple[str, int, bytes]] = []
         for row in rows:
             try:
                 labels = _content_labels(row)
             except Rejected as e:
-                rejected.append(RejectedRow(row.id, str(e)))
+                rejected.append(RejectedItem(row.id, str(e)))
                 continue
             blobs += [(m, content_label, row.values[m]) for m, content_label in labels.items()]
             group_label = label(row.group.encode("utf-8", "replace")) if row.group else 0

@@ -122,7 +122,7 @@ class SearchResponse(CollectionResult):
 
 
 @dataclass(frozen=True, eq=False)
-class RejectedRow(CollectionResult):
+class RejectedItem(CollectionResult):
     """A row that was not taken."""
 
     id: str
@@ -141,7 +141,7 @@ class UpsertResult(CollectionResult):
     same: int
     kept: int = 0
     deleted: int = 0
-    rejected: Sequence[RejectedRow] = ()
+    rejected: Sequence[RejectedItem] = ()
     behind: Mapping[str, str] = field(default_factory=dict)
 
 
