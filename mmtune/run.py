@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.data.loader.batch_plan import plan
+from mmtune.data.loader.batch_plan import plan_batches
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.validation import Embed, build_validation
 from mmtune.mining.mining_rounds import MiningRounds
@@ -65,7 +65,7 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
     embed = _keep_features(tuned, inputs, quiet)
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
-    batches = plan(inputs.data, inputs.usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
+    batches = plan_batches(inputs.data, inputs.usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
     check_demands(objective, inputs.data, loader.columns, batches(0))
     rounds = None
     if recipe.mining is not None:

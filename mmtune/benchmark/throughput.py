@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune.data.loader.batch_plan import plan
+from mmtune.data.loader.batch_plan import plan_batches
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError
 from mmtune.recipe.recipe import Recipe
@@ -84,7 +84,7 @@ def bench(
         raise RecipeError("bench measures one process; of several, `mmtune train` prints the pairs/s")
     whole = _first_epoch_only(Recipe.read(recipe, overrides))
     inputs = open_inputs(whole)
-    batches = plan(inputs.data, inputs.usable, whole.train.batch_size, whole.train.seed, whole.data.batches)(0)
+    batches = plan_batches(inputs.data, inputs.usable, whole.train.batch_size, whole.train.seed, whole.data.batches)(0)
     loading = _loading_rate(whole, inputs, batches, steps)
     embedding = _embedding_rates(inputs.model, inputs.data.sets[0], quiet)
     with tempfile.TemporaryDirectory() as scratch:

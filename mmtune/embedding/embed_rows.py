@@ -9,7 +9,7 @@ import torch
 
 from mmtune.contracts import Embeddings
 from mmtune.data.decode import decode_row
-from mmtune.data.identity_labels import first_seen
+from mmtune.data.identity_labels import first_occurrences
 from mmtune.errors import DataError
 from mmtune.model.encode import encode_batches
 from mmtune.model.prompts import QUERY, has_query_prompt
@@ -40,7 +40,7 @@ def embed_rows(
     around captions. Several `processes` that all call this encode a share each and all get every vector. Raises DataError for
     a value that cannot be decoded.
     """
-    first, inverse = first_seen(data.labels[modality][rows])
+    first, inverse = first_occurrences(data.labels[modality][rows])
     local = rows[first][processes.local_slice(len(first))]
     signals = (functools.partial(decode_row, data, row, modality) for row in local.tolist())
     parts = list(encode_batches(model, modality, signals, batch_size, advance, role))

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmtune.backbones import Tower
 from mmtune.contracts import Embeddings, Signal
 from mmtune.data.decode import decode_row
-from mmtune.data.identity_labels import first_seen
+from mmtune.data.identity_labels import first_occurrences
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
@@ -51,7 +51,7 @@ class CachedTower(Tower):
         """Compute the features of every value of `data` that has none yet. Raises DataError for a value that cannot be read."""
         m = self.modality
         rows = np.flatnonzero(data.present[m])
-        first, _ = first_seen(data.labels[m][rows])
+        first, _ = first_occurrences(data.labels[m][rows])
         new = [int(i) for i in rows[first] if int(data.labels[m][i]) not in self.items]
         with Progress(f"features {m}", len(new), quiet=quiet) as progress:
             for start in range(0, len(new), BATCH_SIZE):

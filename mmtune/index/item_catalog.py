@@ -17,7 +17,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject, Row
-from mmtune.data.identity_labels import label
+from mmtune.data.identity_labels import stable_label
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.errors import DataError, Rejected
 from mmtune.index.collection_results import RejectedItem
@@ -217,9 +217,9 @@ class Catalog:
                 rejected.append(RejectedItem(row.id, str(e)))
                 continue
             blobs += [(m, content_label, row.values[m]) for m, content_label in labels.items()]
-            group_label = label(row.group.encode("utf-8", "replace")) if row.group else 0
+            group_label = stable_label(row.group.encode("utf-8", "replace")) if row.group else 0
             contents = {m: (content_label, STORED_HERE) for m, content_label in labels.items()}
-            id_label = label(row.id.encode("utf-8", "replace"))
+            id_label = stable_label(row.id.encode("utf-8", "replace"))
             items.append(Item(row.id, row.group, dict(row.meta), False, id_label, group_label, contents))
         with self._db() as db:
             db.execute("begin immediate")
@@ -298,7 +298,7 @@ def _content_labels(row: Row) -> dict[str, int]:
         kind = modalities.get(name)
         try:
             kind.check(value)
-            out[name] = label(kind.content_key(value))
+            out[name] = stable_label(kind.content_key(value))
         except Rejected as e:
             raise Rejected(f"{name}: {e}") from None
     return out

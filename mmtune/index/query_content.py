@@ -9,7 +9,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Signal
-from mmtune.data.identity_labels import label
+from mmtune.data.identity_labels import stable_label
 from mmtune.errors import DataError, Rejected
 
 CacheKey = tuple[str, str, int]
@@ -34,7 +34,7 @@ def decode_query(modality: str, value: Signal) -> QueryContent:
         elif isinstance(value, str):
             value = value.encode("utf-8", "replace")
         if isinstance(value, bytes):
-            return QueryContent(kind.decode(value), value, label(kind.content_key(value)))
+            return QueryContent(kind.decode(value), value, stable_label(kind.content_key(value)))
         return QueryContent(kind.coerce(value))
     except OSError as e:
         raise DataError(f"{value}: {e.strerror}") from None

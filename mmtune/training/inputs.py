@@ -10,7 +10,7 @@ from mmtune import modalities
 from mmtune.comparison.retention import refuse_trained_retention
 from mmtune.contracts import Pair
 from mmtune.data.loader.loader import Loader
-from mmtune.data.loader.mixup import augmentation
+from mmtune.data.loader.mixup import make_augmentation
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import RecipeError
@@ -115,12 +115,12 @@ def build_loader(
     return Loader(
         inputs.data,
         preprocess | (tuned.feature_preprocess if tuned else {}),
-        {m: augmentation(options, inputs.data) for m, options in recipe.augment.items() if options.active},
+        {m: make_augmentation(options, inputs.data) for m, options in recipe.augment.items() if options.active},
         seed=recipe.train.seed,
         workers=recipe.data.workers,
         cache_bytes=recipe.data.cache_bytes if cache_bytes is None else cache_bytes,
         columns=columns or {},
         processes=processes,
         prepared=tuned.features.items if tuned and tuned.features else None,
-        in_step=recipe.train.shard,
+        never_empty=recipe.train.shard,
     )

@@ -313,14 +313,14 @@ def test_identical_texts_are_encoded_once_and_are_not_negatives(root):
 
 @pytest.mark.parametrize("how", ["random", "spread"])
 def test_an_epoch_is_every_row_once(root, how):
-    from mmtune.data.loader.batch_plan import plan
+    from mmtune.data.loader.batch_plan import plan_batches
     from mmtune.data.shards.dataset import open_data
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
     data = WeightedConcat([open_data(corpora.packed(root))], [1.0])
     usable = np.ones(24, bool)
     usable[3] = False
-    batches = plan(data, usable, 7, 0, how)
+    batches = plan_batches(data, usable, 7, 0, how)
     for epoch in range(3):
         rows = np.concatenate(batches(epoch))
         assert sorted(rows) == [i for i in range(24) if i != 3]

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from mmtune import modalities
 from mmtune.contracts import Row
-from mmtune.data.identity_labels import label, mix
+from mmtune.data.identity_labels import mix_labels, stable_label
 from mmtune.data.shards import shard_cache, tar_index
 from mmtune.data.shards.locate import Found, locate
 from mmtune.errors import DataError, Rejected
@@ -160,7 +160,7 @@ class Data:
             data = self._files.read(shard, int(self._column[f"{modality}.offset"][i]), size)
             if field != tar_index.NO_FIELD:
                 data = tar_index.field_value(json.loads(data), known.json_fields[field])
-            if label(known.content_key(data)) == int(self._column[f"{modality}.label"][i]):
+            if stable_label(known.content_key(data)) == int(self._column[f"{modality}.label"][i]):
                 return data
             reason = "damaged or changed"
         except (OSError, ValueError, Rejected) as e:
@@ -240,8 +240,8 @@ def _identify(table: pa.Table, shard_N: np.ndarray, found: list[Found]) -> pa.Ta
     if len(twice) and derived_N.any():
         names = pa.array([f.name for f in found], pa.large_string()).take(pa.array(shard_N))
         ids = pc.coalesce(table["id"], pc.binary_join_element_wise(names, table["key"], pa.scalar("/", pa.large_string())))
-        shard_label_N = np.array([label(f.name.encode()) for f in found], np.int64)[shard_N]
-        id_N = np.where(derived_N, mix(id_N, shard_label_N), id_N)
+        shard_label_N = np.array([stable_label(f.name.encode()) for f in found], np.int64)[shard_N]
+        id_N = np.where(derived_N, mix_labels(id_N, shard_label_N), id_N)
         twice = _doubles(id_N)
     if len(twice):
         a, b = twice[0].tolist()
@@ -251,7 +251,7 @@ def _identify(table: pa.Table, shard_N: np.ndarray, found: list[Found]) -> pa.Ta
             "ids must be unique: pack again with --id COLUMN, or open the shards as separate datasets"
         )
     table = table.set_column(table.column_names.index("id"), "id", ids)
-    label_N = pa.array(mix(id_N, table["row.label"].to_numpy()))
+    label_N = pa.array(mix_labels(id_N, table["row.label"].to_numpy()))
     return table.set_column(table.column_names.index("id.label"), "id.label", label_N).drop_columns(["key"])
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from mmtune import modalities
 from mmtune.contracts import Modality
-from mmtune.data.identity_labels import label
+from mmtune.data.identity_labels import stable_label
 from mmtune.errors import DataError, Rejected
 
 SCAN_VERSION = 1
@@ -161,8 +161,8 @@ class _Columns:
         for column, value in (("key", key), ("id", id), ("group", group), ("meta", packed)):
             # JSON may spell half a surrogate pair, which no UTF-8 can hold
             self.lists[column].append(None if value is None else value.encode("utf-8", "replace").decode())
-        self.lists["id.label"].append(label((id or key).encode("utf-8", "replace")))
-        self.lists["group.label"].append(label(group.encode("utf-8", "replace")) if group else 0)
+        self.lists["id.label"].append(stable_label((id or key).encode("utf-8", "replace")))
+        self.lists["group.label"].append(stable_label(group.encode("utf-8", "replace")) if group else 0)
         self.lists["row.label"].append(int.from_bytes(whole.digest(), "little") >> 1 or 1)
         for name in self.known:
             for k, v in zip(("offset", "size", "field", "label"), places.get(name, (0, -1, NO_FIELD, 0)), strict=True):
@@ -181,7 +181,7 @@ class _Columns:
         try:
             if not data:
                 raise Rejected("empty")
-            value = label(modality.content_key(data))
+            value = stable_label(modality.content_key(data))
         except Rejected as e:
             self.notes[f"{name} values left out: {e}"] += 1
             return None

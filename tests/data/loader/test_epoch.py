@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmtune.data.loader.batch_plan import plan
+from mmtune.data.loader.batch_plan import plan_batches
 from mmtune.data.loader.loader import Loader
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
@@ -33,7 +33,7 @@ class Marks:
 def test_every_row_once(tmp_path, count, how):
     data = WeightedConcat([open_data(packed(tmp_path, 30, columns=("image", "text")))], [1.0])
     prepare = {"image": Marks(lambda p: p.tobytes()), "text": Marks(str.encode)}
-    batches = plan(data, np.ones(len(data), bool), 8, seed=3, how=how)(0)
+    batches = plan_batches(data, np.ones(len(data), bool), 8, seed=3, how=how)(0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(data)))
     streams = [Loader(data, prepare, {}, processes=Processes(rank, count)) for rank in range(count)]
     alone = Loader(data, prepare, {})

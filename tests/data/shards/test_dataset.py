@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from mmtune.data.identity_labels import label, mix
+from mmtune.data.identity_labels import mix_labels, stable_label
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards import shard_cache
 from mmtune.data.shards.dataset import Data, open_data
@@ -100,7 +100,7 @@ def test_sounds_with_captions_in_json_and_groups(tmp_path: Path) -> None:
     assert data.meta(0) == {"caption": ["first", "second"], "rpm": 1750} and data.meta(1) == {"cls": 5, "caption": "not this"}
     assert data.column("rpm") == [1750, None, None, None] and data.column("cls") == [None, 5, None, None]
     assert data.labels["audio"][2] == data.labels["audio"][3] != data.labels["audio"][0]
-    assert data.labels["text"][3] == 0 and data.labels["text"][0] == label(b"first")
+    assert data.labels["text"][3] == 0 and data.labels["text"][0] == stable_label(b"first")
 
 
 def test_odd_member_names(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_labels_compare_between_datas(tmp_path: Path) -> None:
     tar(tmp_path / "c.tar", [("000000002.txt", b"another dataset")])
     assert open_data(str(tmp_path / "c.tar")).labels["id"][0] != a.labels["id"][2]  # same key, another thing
     assert all(v.dtype == np.int64 and (v >= 0).all() for v in a.labels.values())
-    many = mix(np.arange(1, 100_001), np.arange(100_001, 1, -1))
+    many = mix_labels(np.arange(1, 100_001), np.arange(100_001, 1, -1))
     assert len(np.unique(many)) == 100_000 and (many > 0).all()
 
 
