@@ -1,17 +1,21 @@
 """Every command and every Python block of README.md and docs/ runs as it stands, in the order of its page.
 
-A block says behind its language when it does not ("skip: REASON"), or that its commands may also exit with 1 ("exit 0 or 1").
+A block says behind its language when it does not ("skip: REASON"), that its commands may also exit with 1 ("exit 0 or 1"), or
+that it is a file of the reader's ("file: NAME.py").
 The only substitution is the public checkpoint, for which a small one of the same architecture stands in.
 """
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mmtune import modalities
 from mmtune.cli import main
+from mmtune.evaluation import METRICS
 from tests.support.docs_helpers import (
     ROOT,
     Block,
@@ -45,11 +49,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_checkpoint(tmp_path_factory.mktemp("docs") / "clip")
 
 
+@pytest.fixture
+def restored_tables() -> Iterator[None]:
+    """What a page registers is forgotten afterwards."""
+    before = [(table, dict(table)) for table in (METRICS, modalities.TABLE)]
+    yield
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
+
+
 def run_page(page: Path, folder: Path, checkpoint: Path) -> int:
     """Run the page's blocks in `folder`; returns how many commands and Python blocks that were."""
     count, namespace = 0, {"__name__": "docs"}
     for block in runnable(page):
         where = f"{block.page}:{block.line}"
+        if block.note.startswith("file: "):
+            (folder / block.note.removeprefix("file: ")).write_text(block.code)
+            count += 1
+            continue
         if block.language == "python":
             exec(compile(substitute(block.code, checkpoint), where, "exec"), namespace)
             count += 1
@@ -78,7 +96,12 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> 
     "page", [pytest.param(p, marks=() if name_of(p) in FAST else pytest.mark.slow) for p in PAGES], ids=name_of
 )
 def test_the_page_runs(
-    page: Path, after_readme: tuple[Path, int], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    after_readme: tuple[Path, int],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    restored_tables: None,
 ) -> None:
     if name_of(page) == "README.md":
         assert after_readme[1] >= 8
@@ -105,7 +128,9 @@ def test_every_skipped_block_says_why() -> None:
     for page in pages():
         for block in blocks(page):
             note = block.note
-            assert note in ("", "exit 0 or 1") or re.fullmatch(r"skip: .{8,}", note), f"{block.page}:{block.line}: {note!r}"
+            assert note in ("", "exit 0 or 1") or re.fullmatch(r"skip: .{8,}|file: \w+\.py", note), (
+                f"{block.page}:{block.line}: {note!r}"
+            )
 
 
 def test_every_yaml_block_is_part_of_a_recipe() -> None:

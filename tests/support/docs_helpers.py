@@ -19,7 +19,7 @@ FENCE = re.compile(r"^```(?P<language>\w+)?[ ]*(?P<note>[^\n]*)\n(?P<code>.*?)^`
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block. note: what stands behind the language, e.g. "skip: REASON" or "exit 0 or 1"."""
+    """One fenced block. note: what stands behind the language, e.g. "skip: REASON", "exit 0 or 1" or "file: NAME.py"."""
 
     page: str
     line: int
