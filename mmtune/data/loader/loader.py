@@ -181,7 +181,7 @@ class Loader:
         return preprocess(augment(item, rng) if augment else item, rng)
 
 
-def _input_size(preprocess: Preprocess, augment: Augmentation | None) -> float | None:
+def _input_size(preprocess: Preprocess, augment: "Augmentation | None") -> float | None:
     """The size that training needs signals to be decoded at; None: their own.
 
     Only for training: what is embedded is always decoded whole, so that its vector is that of the upstream preprocessing.

@@ -34,7 +34,7 @@ class Mixup:
     arXiv 1710.09412).
     """
 
-    def __init__(self, inner: Augmentation | None, data: WeightedConcat, name: str, max_share: float):
+    def __init__(self, inner: "Augmentation | None", data: WeightedConcat, name: str, max_share: float):
         self.inner, self.data, self.name, self.max_share = inner, data, name, max_share
         self.modality, self.rows = modalities.get(name), np.flatnonzero(data.present[name])
         self.zoom: float = getattr(inner, "zoom", 1.0)
