@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from mmtune.backbones.checkpoint_files import read_files
 from mmtune.contracts import Preprocess
 from mmtune.errors import ModelError
 from mmtune.runtime import plugins
@@ -152,8 +153,3 @@ def _with_kernels(backbone: Backbone, cpu_kernels: "CpuKernels") -> Backbone:
 
         cpu_fast.apply(backbone.module, backbone.first_token_encoders)
     return backbone
-
-
-def read_files(directory: Path) -> dict[str, bytes]:
-    """Every file below `directory` by its relative path."""
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtune.backbones import Backbone, LogitScale, Tower, read_files
+from mmtune.backbones import Backbone, LogitScale, Tower
+from mmtune.backbones.checkpoint_files import read_files
 from mmtune.errors import ModelError
 
 CONFIG = "open_clip_config.json"

@@ -53,7 +53,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     data = WeightedConcat([open_data(s.path) for s in sets], [s.weight for s in sets])
     val = open_data(recipe.data.val) if recipe.data.val else None
     retention = open_data(recipe.data.retention) if recipe.data.retention else None
-    model = artifact.load(recipe.model)
+    model = artifact.load(recipe.model, cpu_kernels=recipe.train.cpu_kernels)
     base_fingerprint = model.fingerprint
     if recipe.prompts is not None:
         model.set_prompts(recipe.prompts)

@@ -35,7 +35,7 @@ def run(root, data):
         "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3, "precision": "fp32"},
         "run": {"dir": str(root / "run")},
     }
-    return mmtune.train(recipe, quiet=True) | {"val": val}
+    return mmtune.train(recipe, quiet=True).to_dict() | {"val": val}
 
 
 def unit(x):
