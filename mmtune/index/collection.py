@@ -104,9 +104,9 @@ class Collection:
         `promote`. Killed and called again, it embeds nothing twice.
 
         data: packed rows that are upserted first (and so reach every version; `prune`: items that they lack are deleted);
-        None: the items as they are. store: a kind of store (see `mmtune.index.stores`), url: of its database, index: flat, hnsw,
-        ivfpq or auto. modalities: which get an index (default: those that are not language, else all). dim: the first so many
-        dimensions of the model, a space of its own; search_dim: search by the first so many dimensions of the vectors,
+        None: the items as they are. store: a kind of store (see `mmtune.index.stores`), url: of its database, index: flat,
+        hnsw, ivfpq or auto. modalities: which get an index (default: those that are not language, else all). dim: the first so
+        many dimensions of the model, a space of its own; search_dim: search by the first so many dimensions of the vectors,
         re-rank by all; memory_mb: what making an ivfpq index may take beside the ids (both for the faiss store).
         """
         options = IndexOptions(store, url, index, search_dim, memory_mb)
@@ -189,8 +189,8 @@ class Collection:
         version: str | None = None,
         target: Sequence[str] | None = None,
     ) -> list[SearchResponse]:
-        """The k best items for each of the unit vectors [Q, D] that the model `fingerprint` made. ModelError when that is not the
-        version's own model; DataError for vectors that are not of length 1, which no model made."""
+        """The k best items for each of the unit vectors [Q, D] that the model `fingerprint` made. ModelError when that is not
+        the version's own model; DataError for vectors that are not of length 1, which no model made."""
         condition = parse(where) if where else None
         return self.searcher.search_vectors(vectors, fingerprint, k, condition, version, target)
 
@@ -233,7 +233,8 @@ class Collection:
         return self._promoter.rollback(why)
 
     def shadow(self, version: str | None, fraction: float = 0.1) -> ShadowState:
-        """From now on, in every process, repeat that fraction of the live searches on `version`, in the background; None: stop."""
+        """From now on, in every process, repeat that fraction of the live searches on `version`, in the background; None:
+        stop."""
         return self.shadow_searches.start(version, fraction)
 
     def shadow_report(self, version: str | None = None) -> ShadowReport:
@@ -241,8 +242,8 @@ class Collection:
         return self.shadow_searches.report(version)
 
     def interleave(self, version: str, *, k: int = 10, rng: random.Random | None = None, **query: Signal) -> SearchResponse:
-        """One list drafted from the live and the staged results in turn. Clicks on it (`feedback` with the response's `query`) show
-        which version is preferred."""
+        """One list drafted from the live and the staged results in turn. Clicks on it (`feedback` with the response's `query`)
+        show which version is preferred."""
         teams = self.interleaving.teams(version)
         responses = {team: self.search(k=k, version=name, **query) for team, name in teams.items()}
         rankings, query_id = {team: r.ids for team, r in responses.items()}, responses["live"].query
@@ -260,7 +261,8 @@ class Collection:
         return self.interleaving.preference(version)
 
     def feedback(self, event: Mapping[str, object]) -> JsonObject:
-        """Log {"query": a response's `query`, "item": id, "kind": "click" | "match" | "not_a_match"}; returns the logged line."""
+        """Log {"query": a response's `query`, "item": id, "kind": "click" | "match" | "not_a_match"}; returns the logged
+        line."""
         return self.feedback_log.add(event)
 
     def export_feedback(self, out: str | Path) -> FeedbackExport:
@@ -316,7 +318,8 @@ class Collection:
         sample: int = 64,
         batch_size: int = 64,
     ) -> "CostEstimate":
-        """Hours, bytes and price of embedding the collection's items, or `items` like the rows of `data`, measured on a sample."""
+        """Hours, bytes and price of embedding the collection's items, or `items` like the rows of `data`, measured on a
+        sample."""
         from mmtune.index.release.cost import CatalogSource, DataSource, estimate_cost, load_for_cost
 
         loaded = load_for_cost(model, dim)

@@ -37,7 +37,8 @@ class CollectionManifest(TypedDict):
 
 
 class LivePointer(TypedDict):
-    """live.json. generation: counts the moves; history: versions that were live before, oldest first; event: of the last move."""
+    """live.json. generation: counts the moves; history: versions that were live before, oldest first; event: of the last
+    move."""
 
     version: str | None
     previous: str | None
@@ -150,8 +151,8 @@ class CollectionLayout:
         write_json(self.directory(version) / "applied.json", {"seq": seq})
 
     def store_location(self, version: str, modality: str, store: Mapping[str, str | None] | StoreConfig) -> StoreLocation:
-        """Where the store of a version's modality is. The URL `env:NAME` is read from the environment, so that no file need hold
-        a password; DataError when the variable is not set."""
+        """Where the store of a version's modality is. The URL `env:NAME` is read from the environment, so that no file need
+        hold a password; DataError when the variable is not set."""
         url = store.get("url")
         if url and url.startswith("env:"):
             name = url[4:]
@@ -166,8 +167,8 @@ class CollectionLayout:
 
     @contextlib.contextmanager
     def lock(self, name: str = "write", wait: float = LOCK_SECONDS) -> Iterator[None]:
-        """One holder at a time, over threads and processes; the kernel frees the lock of a killed process. DataError after `wait`
-        seconds."""
+        """One holder at a time, over threads and processes; the kernel frees the lock of a killed process. DataError after
+        `wait` seconds."""
         lock = file_lock(self.path / f".{name}.lock")
         try:
             lock.acquire(timeout=wait, poll_interval=0.01)

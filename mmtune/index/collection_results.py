@@ -1,7 +1,7 @@
 """What a collection's methods return: frozen dataclasses whose fields are attributes and keys, `r.id` or `r["id"]`.
 
-`to_dict` gives the JSON document that the command line prints; tables (`SearchResponse`, `status.CollectionStatus`) have `to_pandas`.
-Results of one job only (status, cost, shared embedding) are defined with it.
+`to_dict` gives the JSON document that the command line prints; tables (`SearchResponse`, `status.CollectionStatus`) have
+`to_pandas`. Results of one job only (status, cost, shared embedding) are defined with it.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ def to_json(value: object) -> object:
 
 
 class CollectionResult:
-    """Base of the results. Fields are keys too: `result["id"]`, `dict(result)`, `"id" in result`; a result equals a dict with the
-    same content. (It is no `Mapping`, because a field may be called `items`.)"""
+    """Base of the results. Fields are keys too: `result["id"]`, `dict(result)`, `"id" in result`; a result equals a dict with
+    the same content. (It is no `Mapping`, because a field may be called `items`.)"""
 
     __hash__ = None  # type: ignore[assignment]  # results compare by content, which may be mutable
 

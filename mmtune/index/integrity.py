@@ -25,7 +25,8 @@ MAX_FAULTS = 5
 def find_faults(
     version: "OpenVersion", catalog: Catalog, cache: VectorCache, applied: int, all_vectors: bool = False
 ) -> list[str]:
-    """One line per fault, [] when there is none. all_vectors: compare all vectors and the sets of ids; else a sample and counts.
+    """One line per fault, [] when there is none. all_vectors: compare all vectors and the sets of ids; else a sample and
+    counts.
 
     applied: the catalog's sequence number that the version is at. The catalog must not change meanwhile: call this under the
     write lock, or once more there before a fault is believed.

@@ -135,8 +135,8 @@ class Catalog:
         return [Item(r[0], r[1], json.loads(r[2]), bool(r[3]), r[4], r[5], contents.get(r[0], {})) for r in rows]
 
     def sample(self, modality: str, count: int, until: int = NO_LIMIT) -> list[Item]:
-        """Up to `count` items that have the modality and whose last change is not newer than `until`; the same sample every time,
-        since labels, by which it is ordered, are hashes."""
+        """Up to `count` items that have the modality and whose last change is not newer than `until`; the same sample every
+        time, since labels, by which it is ordered, are hashes."""
         query = "select c.id from content c join items i on i.id = c.id where c.modality = ? and i.seq <= ?"
         query += " order by c.label limit ?"
         ids = [r[0] for r in self._db().execute(query, (modality, until, count))]

@@ -1,4 +1,5 @@
-"""Items of the catalog -> vectors in the cache, block by block -> a store. A content that has a vector is not embedded again."""
+"""Items of the catalog -> vectors in the cache, block by block -> a store. A content that has a vector is not embedded
+again."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING

@@ -25,8 +25,8 @@ class QueryContent(NamedTuple):
 
 
 def decode_query(modality: str, value: Signal) -> QueryContent:
-    """Decode a query value. Bytes are the content; a string is a path, or the value itself where the modality is language; anything else
-    is what the modality's `coerce` takes. DataError names the modality."""
+    """Decode a query value. Bytes are the content; a string is a path, or the value itself where the modality is language;
+    anything else is what the modality's `coerce` takes. DataError names the modality."""
     kind = modalities.get(modality)
     try:
         if isinstance(value, str | Path) and not kind.language:

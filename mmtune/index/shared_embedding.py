@@ -1,9 +1,9 @@
 """`mmtune index embed`: vectors of a collection's contents, embedded by many processes and machines before one of them builds.
 
 Blocks of rows of DATA are jobs; the process that holds a job's lock embeds the contents that have no vector yet
-(`mmtune.runtime.work_lock`) and publishes COLL/vectors/FINGERPRINT/MODALITY/NAME.safetensors atomically. The collection's database is
-not opened (SQLite wants one machine), so nothing is served or changed: `mmtune index build` then finds the vectors, and embeds
-what is still missing.
+(`mmtune.runtime.work_lock`) and publishes COLL/vectors/FINGERPRINT/MODALITY/NAME.safetensors atomically. The collection's
+database is not opened (SQLite wants one machine), so nothing is served or changed: `mmtune index build` then finds the
+vectors, and embeds what is still missing.
 """
 
 import hashlib

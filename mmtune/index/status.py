@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class VersionStatus(CollectionResult):
-    """A version as its record describes it. behind: changes of the catalog that it has not applied (a writer was killed; the next
-    write applies them); gate: the checks of its last promotion, as they are stored."""
+    """A version as its record describes it. behind: changes of the catalog that it has not applied (a writer was killed; the
+    next write applies them); gate: the checks of its last promotion, as they are stored."""
 
     version: str
     fingerprint: str

@@ -21,7 +21,8 @@ class TensorFile:
 
 
 def map_tensors(path: Path, advice: str) -> TensorFile:
-    """Map a file of float32 and int64 arrays. DataError with `advice` for a damaged file, FileNotFoundError when there is none."""
+    """Map a file of float32 and int64 arrays. DataError with `advice` for a damaged file, FileNotFoundError when there is
+    none."""
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")

@@ -1,8 +1,8 @@
 """Vectors by content, COLL/vectors/FINGERPRINT/MODALITY/*.safetensors: a content is embedded once by a model, never again.
 
 A file is a block: "keys" int64 [n] (labels of the content) and "vectors" float32 [n, D], with the fingerprint in its header.
-Blocks are published atomically (`mmtune.runtime.files`) and never changed; a killed job loses at most the block it was working on.
-The same key in two blocks has the same vector. A file of another fingerprint is refused, wherever it was copied from.
+Blocks are published atomically (`mmtune.runtime.files`) and never changed; a killed job loses at most the block it was working
+on. The same key in two blocks has the same vector. A file of another fingerprint is refused, wherever it was copied from.
 """
 
 import uuid

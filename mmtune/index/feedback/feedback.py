@@ -68,8 +68,8 @@ class FeedbackLog:
                     self._links.popitem(last=False)
 
     def add(self, event: Mapping[str, object]) -> JsonObject:
-        """Log one event; DataError for one without "query", "item" and a known "kind". For a response of another process, give the
-        query's content too: "modality" and "value" (bytes, or a string)."""
+        """Log one event; DataError for one without "query", "item" and a known "kind". For a response of another process, give
+        the query's content too: "modality" and "value" (bytes, or a string)."""
         query, item, kind = event.get("query"), event.get("item"), event.get("kind")
         if not isinstance(query, str) or not isinstance(item, str) or not query or not item or kind not in VERDICT_OF:
             raise DataError(f'feedback: needs "query" and "item" (ids) and "kind", one of {", ".join(VERDICT_OF)}')
@@ -109,8 +109,8 @@ class FeedbackLog:
     def export(self, catalog: Catalog, out: Path) -> FeedbackExport:
         """Write judgments and the rows that they are about, for evaluation and the next round of training.
 
-        OUT/judgments.jsonl: one verdict per line, as `eval --qrels` and `mine --judgments` read it. OUT/data: packed shards with
-        the judged queries and items. OUT/pairs, to train on, where the content of a query has a positive item: one row for
+        OUT/judgments.jsonl: one verdict per line, as `eval --qrels` and `mine --judgments` read it. OUT/data: packed shards
+        with the judged queries and items. OUT/pairs, to train on, where the content of a query has a positive item: one row for
         each such pair, the query's content beside the item's other modalities, under the query's id and the item's group; and
         the items with negative verdicts. Verdicts whose query or item is unknown by now are counted as unused.
         """

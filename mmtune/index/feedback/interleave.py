@@ -18,7 +18,8 @@ POSITIVE_KINDS = ("click", "match")
 
 
 def draft(live: Sequence[str], staged: Sequence[str], k: int, rng: random.Random) -> list[tuple[str, str]]:
-    """[(id, team)], at most k: in each round a coin says which team picks first, then each picks its best id that is not taken."""
+    """[(id, team)], at most k: in each round a coin says which team picks first, then each picks its best id that is not
+    taken."""
     rankings, positions = {"live": live, "staged": staged}, {"live": 0, "staged": 0}
     out: list[tuple[str, str]] = []
     taken: set[str] = set()

@@ -5,8 +5,8 @@ quotes; values are 'strings in single quotes' ('' is a quote), numbers, true or 
 not in (...), is null, is not null, and, or, not, brackets; keywords in any case.
 
 The meaning is the same in every store, and there are two truth values. A comparison with a missing value is false (`!=` and
-`not in` too), `not` of it true. Numbers compare as float64, strings by code point, never one with the other. A list or a mapping
-is not null, and equals nothing. NaN and infinity count as missing.
+`not in` too), `not` of it true. Numbers compare as float64, strings by code point, never one with the other. A list or a
+mapping is not null, and equals nothing. NaN and infinity count as missing.
 """
 
 import math

@@ -11,7 +11,8 @@ DEPTHS = (4, 20, 100)
 
 
 def first_per_group(results: Sequence[SearchResult], column: str, without: object = None) -> Results:
-    """The best result of every value of `column` ("group" or metadata), in order; results without a value are groups of their own.
+    """The best result of every value of `column` ("group" or metadata), in order; results without a value are groups of their
+    own.
 
     without: a value whose results are left out. Raises DataError when no result has the column.
     """

@@ -1,5 +1,5 @@
-"""Queries of one version, many at once: one pass of a tower for all values of a modality, one pass over the stores for all queries
-with the same options. A single search is a batch of one."""
+"""Queries of one version, many at once: one pass of a tower for all values of a modality, one pass over the stores for all
+queries with the same options. A single search is a batch of one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

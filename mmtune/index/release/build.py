@@ -1,8 +1,8 @@
 """Build a version: embed the contents that the model has not embedded yet, fill new stores, store canaries, publish the record.
 
-The live pointer is not moved. Killed at any moment, the next build goes on: finished blocks of vectors are on disk, and a version
-exists only when its version.json does. Items may be added and deleted while it embeds; the last step, under the write lock,
-brings the version up to date.
+The live pointer is not moved. Killed at any moment, the next build goes on: finished blocks of vectors are on disk, and a
+version exists only when its version.json does. Items may be added and deleted while it embeds; the last step, under the write
+lock, brings the version up to date.
 """
 
 import shutil
@@ -148,8 +148,8 @@ class VersionBuilder:
         options: IndexOptions,
         until: int,
     ) -> dict[str, dict[str, object]]:
-        """New stores with the items as of `until`; returns {modality: the index that was built}. A store that a killed build has
-        filled with the same is used as it is; everything else that it left under that name is removed."""
+        """New stores with the items as of `until`; returns {modality: the index that was built}. A store that a killed build
+        has filled with the same is used as it is; everything else that it left under that name is removed."""
         directory, markers = self.layout.directory(version), {m: f"{m}.filled.json" for m in names}
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir():

@@ -1,5 +1,5 @@
-"""Canaries: up to 32 inputs stored with a version, and the vectors they had; embedded again when the version is opened and before
-it goes live.
+"""Canaries: up to 32 inputs stored with a version, and the vectors they had; embedded again when the version is opened and
+before it goes live.
 
 The fingerprint covers what is written down (weights, files, settings); canaries cover what is not: a library whose resampling
 changed, a device whose kernels differ, code that was edited.
@@ -45,7 +45,8 @@ def embed_bytes(
 
 
 def store_canaries(model: "Model", catalog: Catalog, path: Path) -> CanaryVectors:
-    """Choose inputs of every modality that model and catalog have, embed them, publish them at `path`; returns their vectors."""
+    """Choose inputs of every modality that model and catalog have, embed them, publish them at `path`; returns their
+    vectors."""
     from safetensors.numpy import save
 
     names = [m for m in catalog.counts() if m in model.towers]
@@ -73,8 +74,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def verify_canaries(model: "Model", path: Path) -> CanaryVectors:
-    """The vectors that the model gives the canaries now. ModelError naming the modality when one has a cosine below 0.999 with the
-    vector that was stored."""
+    """The vectors that the model gives the canaries now. ModelError naming the modality when one has a cosine below 0.999 with
+    the vector that was stored."""
     arrays, fingerprint = _read(path)
     if fingerprint != model.fingerprint:
         raise ModelError(f"{path}: canaries of another model ({fingerprint}, not {model.fingerprint})")
@@ -86,8 +87,8 @@ def verify_canaries(model: "Model", path: Path) -> CanaryVectors:
         bad = int(differing_rows(fresh, stored).sum()) if fresh.shape == stored.shape else len(stored)
         if bad:
             raise ModelError(
-                f"{path}: {bad} of {len(stored)} stored {name} inputs have another vector than when they were indexed (the worst "
-                f"cosine is {cosines.min():.4f}, {MIN_COSINE} is required): weights and files are the same, so the code or a "
+                f"{path}: {bad} of {len(stored)} stored {name} inputs have another vector than when they were indexed (the "
+                f"worst cosine is {cosines.min():.4f}, {MIN_COSINE} is required): weights and files are the same, so the code or a "
                 "library that prepares them changed; bring it back, or build a new version"
             )
         canaries[name] = (arrays[f"{name}/labels"], fresh)

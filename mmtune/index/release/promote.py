@@ -54,8 +54,9 @@ class Promoter:
         self.layout, self.catalog, self.pool, self.updates = layout, catalog, pool, updates
 
     def promote(self, version: str, queries: "Data | None", options: PromotionOptions) -> PromotionResult:
-        """Make `version` live when it passes. queries: held-out data; without it nothing is promoted over a live version of another
-        model, except by `force`. A refusal is logged too. DataError when another process moved the pointer meanwhile."""
+        """Make `version` live when it passes. queries: held-out data; without it nothing is promoted over a live version of
+        another model, except by `force`. A refusal is logged too. DataError when another process moved the pointer
+        meanwhile."""
         force, why = options.force, options.why
         if force and not (why or "").strip():
             raise DataError("promote: --force needs --why: the journal keeps the reason")
@@ -83,8 +84,8 @@ class Promoter:
         return replace(refusal, promoted=True, reasons=reasons, forced=bool(reasons))
 
     def rollback(self, why: str | None = None) -> RollbackResult:
-        """Make the previous version live again. Nothing is embedded: the version was kept up to date (if a writer was killed, what
-        it left undone is done first). DataError when there is none; ModelError when that version does not verify."""
+        """Make the previous version live again. Nothing is embedded: the version was kept up to date (if a writer was killed,
+        what it left undone is done first). DataError when there is none; ModelError when that version does not verify."""
         before = self.layout.live()
         live, target = before["version"], before["previous"]
         if not live or not target:
@@ -104,8 +105,8 @@ class Promoter:
         return current
 
     def _open_verified(self, version: str) -> "OpenVersion":
-        """The version, opened from its files as if for the first time and brought up to date; its canaries and every stored vector
-        are verified."""
+        """The version, opened from its files as if for the first time and brought up to date; its canaries and every stored
+        vector are verified."""
         self.updates.update_all()
         opened = self.pool.reopen(version)
         if self.catalog.seq > self.layout.applied_seq(version):

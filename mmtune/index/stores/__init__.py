@@ -1,7 +1,8 @@
 """Stores of vectors: the table of kinds, and what the author of a store needs.
 
-A store is a class that fulfils `Store`. Name it in `build(..., store=...)` as `package.module:Class`, which is also searched for in
-the working directory, or give it a short name with `register_store(name, target)`. Only the kind that is asked for is imported.
+A store is a class that fulfils `Store`. Name it in `build(..., store=...)` as `package.module:Class`, which is also searched
+for in the working directory, or give it a short name with `register_store(name, target)`. Only the kind that is asked for is
+imported.
 """
 
 from typing import cast

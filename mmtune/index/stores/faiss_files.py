@@ -30,8 +30,8 @@ RowBlock = tuple[Sequence[str] | pa.Array, Sequence[str] | pa.Array, np.ndarray]
 
 
 class StoreManifest(TypedDict):
-    """manifest.json. base: name of the base segment; segments: names of those after it, oldest first; requested: the arguments of
-    the last `build` (older files call it "asked")."""
+    """manifest.json. base: name of the base segment; segments: names of those after it, oldest first; requested: the arguments
+    of the last `build` (older files call it "asked")."""
 
     format: int
     fingerprint: str

@@ -1,8 +1,8 @@
 """Approximate faiss indexes over the base's vectors; the store scores their candidates again, exactly, with the whole vectors.
 
-flat: none (exact search). hnsw: a graph. ivfpq: inverted lists of 8-bit codes, for what does not fit in memory (see `faiss_ivf`).
-search_dim: the index holds only the first dimensions (of unit length again), a Matryoshka prefix (arXiv 2205.13147): search by the
-prefix, re-rank by the whole vectors.
+flat: none (exact search). hnsw: a graph. ivfpq: inverted lists of 8-bit codes, for what does not fit in memory (see
+`faiss_ivf`). search_dim: the index holds only the first dimensions (of unit length again), a Matryoshka prefix (arXiv
+2205.13147): search by the prefix, re-rank by the whole vectors.
 """
 
 import math
@@ -18,8 +18,8 @@ from mmtune.search.exact import topk
 from mmtune.search.vectors import unit
 
 MAX_FLAT_NUMBERS = 20_000_000
-"""Numbers (N * D) that "auto" searches exactly: one query took 21 ms over 13 million and 89 ms over 51 million, on a busy machine
-of two cores."""
+"""Numbers (N * D) that "auto" searches exactly: one query took 21 ms over 13 million and 89 ms over 51 million, on a busy
+machine of two cores."""
 MAX_HNSW_ITEMS = 2_000_000
 """A graph keeps its vectors in memory: beyond this, "auto" takes codes."""
 MIN_ITEMS_FOR_CODES = 10_000
@@ -69,7 +69,8 @@ def prefix(vectors_ND: np.ndarray, search_dim: int | None) -> np.ndarray:
 
 
 def make_index(vectors_ND: np.ndarray, settings: FaissIndexSettings, stem: Path) -> None:
-    """Build what `settings` say over all vectors, and publish it as STEM.index; another process that builds it is waited for."""
+    """Build what `settings` say over all vectors, and publish it as STEM.index; another process that builds it is waited
+    for."""
     search_dim = settings.get("search_dim")
     width = search_dim or vectors_ND.shape[1]
     if settings["index"] == "ivfpq":

@@ -1,12 +1,12 @@
-"""Inverted lists of product-quantised codes (IVF-PQ) for more vectors than memory: trained once on a sample, added in parts, merged
-on disk.
+"""Inverted lists of product-quantised codes (IVF-PQ) for more vectors than memory: trained once on a sample, added in parts,
+merged on disk.
 
     STEM.trained.index   cells and codebooks, without vectors
     STEM.part-00000.index   codes of PART rows or fewer
     STEM.index   all codes, list by list: searched mapped
-Every file is published atomically; STEM.index is the last one, and then the others are removed. A killed build goes on from the files
-that it finds, and processes that build the same STEM at the same time share the parts (see `mmtune.runtime.work_lock`): the lists
-are the same.
+Every file is published atomically; STEM.index is the last one, and then the others are removed. A killed build goes on from
+the files that it finds, and processes that build the same STEM at the same time share the parts (see
+`mmtune.runtime.work_lock`): the lists are the same.
 """
 
 from collections.abc import Callable

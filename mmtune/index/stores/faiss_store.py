@@ -1,7 +1,7 @@
 """Vectors in a directory: mapped files, exact or approximate search, upserts and deletes as small segments beside the base.
 
-`build` merges everything into one base; later changes are segments that are searched exactly, and merged into the base by the next
-build. Readers in other processes see a write at their next search: they notice that the manifest was replaced.
+`build` merges everything into one base; later changes are segments that are searched exactly, and merged into the base by the
+next build. Readers in other processes see a write at their next search: they notice that the manifest was replaced.
 """
 
 import hashlib
@@ -127,9 +127,9 @@ class FaissStore:
         files.publish(self.directory, {**manifest, "segments": [name]})
 
     def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> FaissIndexSettings:
-        """See `Store.build`. search_dim: for models that were trained for it (Matryoshka); memory_mb: what building an ivfpq index
-        may take beside the ids (see `faiss_ivf`). Killed and called again it goes on where it stopped; processes that call it at
-        the same time share the work."""
+        """See `Store.build`. search_dim: for models that were trained for it (Matryoshka); memory_mb: what building an ivfpq
+        index may take beside the ids (see `faiss_ivf`). Killed and called again it goes on where it stopped; processes that
+        call it at the same time share the work."""
         if search_dim is not None and not 1 <= search_dim < self.dim:
             raise DataError(f"search_dim {search_dim}: these vectors have {self.dim} dimensions; ask for 1 to {self.dim - 1}")
         manifest = files.read_manifest(self.directory)

@@ -56,8 +56,8 @@ def _lancedb() -> ModuleType:
 
 
 class LanceStore:
-    """See `mmtune.index.stores.Store`. url: a directory or object-storage URI that holds many tables; default the location's own
-    directory."""
+    """See `mmtune.index.stores.Store`. url: a directory or object-storage URI that holds many tables; default the location's
+    own directory."""
 
     kind = "lancedb"
 
@@ -242,8 +242,8 @@ class LanceStore:
 class _FilterExpression:
     """A filter as LanceDB's expression over the columns that the table has.
 
-    SQL has three truth values and `filters` two: `not` is pushed down to the comparisons, where `present` shows a missing value;
-    a null that is left counts as false under `and`, `or` and at the top.
+    SQL has three truth values and `filters` two: `not` is pushed down to the comparisons, where `present` shows a missing
+    value; a null that is left counts as false under `and`, `or` and at the top.
     """
 
     def __init__(self, columns: set[str]):

@@ -1,4 +1,5 @@
-"""PostgreSQL with pgvector: one table per (collection, version, modality): id, embedding, meta (jsonb); its comment is the stamp.
+"""PostgreSQL with pgvector: one table per (collection, version, modality): id, embedding, meta (jsonb); its comment is the
+stamp.
 
 url is a libpq connection string (`postgresql://user@host/db` or `host=... dbname=...`); passwords belong into PGPASSWORD,
 ~/.pgpass or a service file. Every write is one transaction. With a filter the admitted rows are scanned exactly

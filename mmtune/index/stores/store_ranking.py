@@ -18,7 +18,8 @@ from mmtune.search.tie_order import GRID, ordered_by_id, to_scores
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What an engine proposes for one query: ids [W], their vectors float32 [W, D], and their metadata [W], as JSON or parsed."""
+    """What an engine proposes for one query: ids [W], their vectors float32 [W, D], and their metadata [W], as JSON or
+    parsed."""
 
     ids: Sequence[str]
     vectors_WD: np.ndarray
@@ -30,8 +31,8 @@ Propose = Callable[[np.ndarray, int], Candidates]
 
 
 def rank(query_QD: np.ndarray, k: int, propose: Propose, widest: int | None = None) -> list[list[Hit]]:
-    """The k (1 or more) best of what `propose` returns for each query, in the total order. Exact when `propose` is; `widest` bounds
-    the width where widening gains nothing (approximate indexes)."""
+    """The k (1 or more) best of what `propose` returns for each query, in the total order. Exact when `propose` is; `widest`
+    bounds the width where widening gains nothing (approximate indexes)."""
     return [_rank_one(query_D, k, propose, widest) for query_D in query_QD]
 
 

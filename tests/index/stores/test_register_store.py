@@ -1,4 +1,4 @@
-"""A store from outside, in under 40 lines: found in the working directory, or registered under a name; built, searched, promoted."""
+"""A store from outside, in under 40 lines: found in the working directory, or registered under a name."""
 
 import sys
 
