@@ -10,13 +10,18 @@ def stable_label(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") >> 1 or 1
 
 
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014) on uint64: a random-looking number of each number."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def mix_labels(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
-    """Labels of pairs of labels, int64 [N] (the finaliser of splitmix64, so that pairs of equal sum do not collide)."""
+    """Labels of pairs of labels, int64 [N] (mixed by `splitmix64`, so that pairs of equal sum do not collide)."""
     with np.errstate(over="ignore"):
         x = a_N.astype(np.uint64) ^ (b_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = (x ^ (x >> np.uint64(31))) >> np.uint64(1)
+        x = splitmix64(x) >> np.uint64(1)
     return np.where(x == 0, np.uint64(1), x).astype(np.int64)
 
 

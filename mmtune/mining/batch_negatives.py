@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.data.identity_labels import splitmix64
 from mmtune.errors import DataError
-from mmtune.mining.id_hashes import id_hashes, splitmix64
+from mmtune.mining.id_hashes import id_hashes
 from mmtune.mining.negatives_table import check_fingerprint, read_table
 
 if TYPE_CHECKING:

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from mmtune.data.identity_labels import splitmix64
 from mmtune.errors import RecipeError
 from mmtune.mining.context import MiningContext, row_finder
-from mmtune.mining.id_hashes import id_hashes, splitmix64
+from mmtune.mining.id_hashes import id_hashes
 from mmtune.mining.sources import ScoredCandidates
 from mmtune.relevance.items import Items
 from mmtune.search.exact_scores import pair_keys

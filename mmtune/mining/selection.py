@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mmtune.data.identity_labels import splitmix64
 from mmtune.mining.candidate_block import CandidateBlock, preference_rank
-from mmtune.mining.id_hashes import id_hashes, splitmix64
+from mmtune.mining.id_hashes import id_hashes
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import Items
 

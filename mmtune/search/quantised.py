@@ -9,13 +9,15 @@ import functools
 import tempfile
 import threading
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import scipy.fft
 import torch
 
 from mmtune.search.vectors import GatheredRows
 
-Candidates = np.ndarray | GatheredRows
+Candidates: TypeAlias = np.ndarray | GatheredRows
 
 MEAN_SAMPLE = 4096
 """Candidates that the mean is estimated on."""
@@ -30,8 +32,8 @@ def float32_error(dim: int) -> float:
 class QueryBlock:
     """A block of queries ready for products: operand [B, D]; the rest float64 [B].
 
-    step: score of one unit of the accumulator; shift: constant that is added; length: of the query; rounding: length of the
-    difference that rounding made.
+    step: score of one unit of the accumulator; shift: score that is added; length: norm of the query; rounding: norm of its
+    rounding error.
     """
 
     operand: torch.Tensor
@@ -43,14 +45,17 @@ class QueryBlock:
 
 def rotation(dim: int) -> torch.Tensor:
     """An orthogonal matrix float32 [D, D] that spreads any one dimension over all: random signs, then the DCT-II."""
-    k, n = np.arange(dim), np.arange(dim)[:, None]
-    dct = np.cos(np.pi * k * (2 * n + 1) / (2 * dim)) * np.where(k == 0, 1, np.sqrt(2)) / np.sqrt(dim)
+    dct = scipy.fft.dct(np.eye(dim), norm="ortho", axis=1)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], dim)
     return torch.from_numpy((signs[:, None] * dct).astype(np.float32))
 
 
 class FloatGrid:
-    """The product in float32: any device."""
+    """The product in float32, on any device.
+
+    order int64 [N]: the candidates in the order in which chunks hold them; position: its inverse; low: an accumulator below
+    every score. prepared_bytes: memory that may hold candidates on the device.
+    """
 
     dtype = torch.float32
     low = float("-inf")
@@ -86,12 +91,12 @@ class FloatGrid:
         block[: len(part)] = torch.from_numpy(np.array(part)).to(self.device)
 
     def queries(self, q_BD: np.ndarray) -> QueryBlock:
-        """The block of queries q_BD."""
+        """A block of queries [B, D], ready for products."""
         n = len(q_BD)
         return QueryBlock(torch.from_numpy(q_BD).to(self.device), np.ones(n), np.zeros(n), np.ones(n), np.zeros(n))
 
     def bounds(self, q: QueryBlock, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(unit [B], eps [B]) of chunk `number`."""
+        """(step [B], error bound [B]) of chunk `number`."""
         return q.step, np.full(len(q.step), float32_error(self.dim))
 
     def product(self, q: QueryBlock, number: int, out: torch.Tensor) -> None:
@@ -102,9 +107,10 @@ class FloatGrid:
 class Int8Grid:
     """The product in 8-bit integers (VNNI and the like: 4 to 5 times float32's speed).
 
-    Candidates are centred (a constant a query) and both sides turned by one rotation, so that no dimension stands
-    out; candidates of like range share a chunk and its scale. Each vector is rounded, and the length of what rounding took
-    away is measured. By Cauchy-Schwarz |q.(c-m) - q8.c8| <= |q| max|c - c8| + |q - q8| max|c8|.
+    The mean is subtracted from the candidates (which shifts a query's scores by a constant), and both sides are multiplied by
+    one rotation, so that no dimension dominates. Candidates of similar range share a chunk and its scale. Each vector is
+    rounded, and the norm of the rounding error is measured. By Cauchy-Schwarz |q.(c-m) - q8.c8| <= |q| max|c - c8| +
+    |q - q8| max|c8|.
     """
 
     dtype = torch.int32
@@ -118,18 +124,18 @@ class Int8Grid:
         sample = candidates[np.unique(np.linspace(0, n - 1, MEAN_SAMPLE).astype(np.int64))]
         self.mean = torch.from_numpy(sample.mean(0, dtype=np.float64).astype(np.float32))
         self.order = np.arange(n)
-        top = np.empty(n, np.float32)  # filled in place: small results kept between large ones would fragment the heap
+        largest = np.empty(n, np.float32)  # filled in place: small arrays kept between large ones would fragment the heap
         for i in range(0, n, chunk):
-            top[i : i + chunk] = self._rotated(self.order[i : i + chunk]).abs_().amax(1).numpy()
-        self.order = np.argsort(top, kind="stable")
+            largest[i : i + chunk] = self._rotated(self.order[i : i + chunk]).abs_().amax(1).numpy()
+        self.order = np.argsort(largest, kind="stable")
         self.position = np.empty(n, np.int64)
         self.position[self.order] = np.arange(n)
-        self.scale = np.maximum([top[self.order[i : i + chunk]].max() / 127 for i in range(0, n, chunk)], 1e-12)
+        self.scale = np.maximum([largest[self.order[i : i + chunk]].max() / 127 for i in range(0, n, chunk)], 1e-12)
         shape = (len(self.scale), chunk, dim)
         self._rounding, self._length = np.zeros(len(self.scale)), np.zeros(len(self.scale))
         if n * dim <= prepared_bytes:
             self._codes = torch.zeros(shape, dtype=torch.int8)
-        else:  # what does not fit lies in a file without a name, which the system pages (TMPDIR says where)
+        else:  # too large for the memory: an unnamed file in TMPDIR, which the system pages
             self._codes = torch.from_numpy(np.memmap(tempfile.TemporaryFile(), np.int8, "w+", shape=shape))
         for number in range(len(self.scale)):
             self._round(number)
@@ -138,7 +144,7 @@ class Int8Grid:
         return torch.from_numpy(self.vectors[candidates]).sub_(self.mean) @ self.rotation
 
     def _round(self, number: int) -> None:
-        """Fill chunk `number` and measure what rounding took away."""
+        """Fill chunk `number` and measure its rounding errors."""
         x, scale = self._rotated(self.order[number * self.chunk : (number + 1) * self.chunk]), float(self.scale[number])
         rounded = (x / scale).round_().clamp_(-127, 127)
         self._codes[number, : len(x)] = rounded.to(torch.int8)
@@ -151,20 +157,21 @@ class Int8Grid:
         return self._codes[number]
 
     def queries(self, q_BD: np.ndarray) -> QueryBlock:
-        """The block of queries q_BD."""
+        """A block of queries [B, D], ready for products."""
         q = torch.from_numpy(q_BD)
         x = q @ self.rotation
         scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
         rounded = (x / scale).round()
-        lost = (x - rounded * scale).norm(dim=1).double().numpy()
+        rounding = (x - rounded * scale).norm(dim=1).double().numpy()
         shift = (q.double() @ self.mean.double()).numpy()
-        return QueryBlock(rounded.to(torch.int8), scale[:, 0].double().numpy(), shift, q.norm(dim=1).double().numpy(), lost)
+        length = q.norm(dim=1).double().numpy()
+        return QueryBlock(rounded.to(torch.int8), scale[:, 0].double().numpy(), shift, length, rounding)
 
     def bounds(self, q: QueryBlock, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(unit [B], eps [B]) of chunk `number`."""
-        eps = q.length * self._rounding[number] + q.rounding * self._length[number]
+        """(step [B], error bound [B]) of chunk `number`."""
+        error = q.length * self._rounding[number] + q.rounding * self._length[number]
         # the float32 rotation, centring and norms are themselves rounded
-        return q.step * self.scale[number], eps * 1.0001 + 6 * float32_error(self.dim)
+        return q.step * self.scale[number], error * 1.0001 + 6 * float32_error(self.dim)
 
     def product(self, q: QueryBlock, number: int, out: torch.Tensor) -> None:
         """Accumulators into `out` [B, chunk] int32."""
@@ -173,11 +180,11 @@ class Int8Grid:
 
 @functools.cache
 def int8_is_faster(dim: int) -> bool:
-    """Whether this machine multiplies int8 matrices right, and has the instructions that make it worth while."""
+    """Whether this machine has fast instructions for int8 matrix products, and computes them correctly."""
     try:
         if not torch.cpu._is_vnni_supported():
             return False
-        # extremes: a kernel that saturates 16-bit sums would be wrong here
+        # extreme values: a kernel that saturates 16-bit sums would be wrong here
         a, b = torch.full((64, dim), 127, dtype=torch.int8), torch.full((64, dim), -127, dtype=torch.int8)
         return bool((torch._int_mm(a, b.t()) == -16129 * dim).all()) and bool((torch._int_mm(a, a.t()) == 16129 * dim).all())
     except (RuntimeError, AttributeError):

@@ -4,8 +4,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mmtune.errors import MissingExtra
 from mmtune.runtime.files import atomic_open
+from mmtune.search import faiss_library
 
 if TYPE_CHECKING:
     from faiss import Index
@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 def import_faiss() -> ModuleType:
     """The module; MissingExtra with the command that installs it."""
-    try:
-        import faiss
-    except ImportError:
-        raise MissingExtra('this index needs faiss: pip install "mmtune[cpu]" (or "mmtune[gpu]")') from None
-    return faiss
+    return faiss_library.import_faiss("this index")
 
 
 def write_index(index: "Index", path: Path) -> None:
