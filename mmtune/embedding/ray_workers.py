@@ -35,8 +35,8 @@ def on_ray(work: Callable[..., object], arguments: tuple[object, ...], workers: 
 
     started_here = not ray.is_initialized()
     if started_here:
-        options_here = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        local: JsonObject = {} if os.environ.get("RAY_ADDRESS") else options_here
+        small_cluster = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        local: JsonObject = {} if os.environ.get("RAY_ADDRESS") else small_cluster
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))

@@ -1,13 +1,11 @@
-"""The audit for a terminal, and as a page with what the examples look and sound like."""
+"""The audit for a terminal, and as an HTML page that shows and plays the examples."""
 
 import html
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
 from mmtune.html.render import render, trusted
 
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
 
     from mmtune.data.shards.dataset import Data
     from mmtune.data.shards.weighted_concat import WeightedConcat
+    from mmtune.mining.context import RowsOf
 
 COUNTS = (
     "queries",
@@ -29,41 +28,50 @@ COUNTS = (
     "suspected_false_negatives",
 )
 
-MEASURED = {"measured": "labelled rows, labels hidden", "measured_by_truth": "by the truth given, where labels do not say"}
+MEASURED = {
+    "measured": "labelled rows, with the labels hidden",
+    "measured_by_truth": "by the given truth, where the labels do not decide",
+}
+"""Measurements of the guards in the audit, and what they are measured on."""
 
 TITLES = {
     "mined": "Mined, closest to (or above) the positive",
     "relative_margin": "Dropped by the relative margin",
     "absolute_margin": "Dropped by the absolute margin",
     "max_score": "Dropped by the highest score allowed",
-    "near_duplicate": "Dropped as a near duplicate",
+    "near_duplicate": "Dropped as a near-duplicate",
     "verifier": "Dropped by the verifier",
 }
+"""Headings of the examples, by kind."""
 
 
-def summary(document: dict[str, Any]) -> str:
-    """A few lines a direction."""
+def summary(document: JsonObject) -> str:
+    """A few lines per direction, for a terminal."""
     lines = []
     for name, d in document["directions"].items():
         lines.append(f"{name}: {d['mined']} negatives for {d['queries'] - d['queries_with_none']} of {d['queries']} queries")
-        dropped = ", ".join(f"{g} {n}" for g, n in d["dropped"].items() if n)
-        lines.append(f"  looked at {d['looked_at']}; dropped: {dropped or 'none'}; known by label: {d['trusted_pairs']}")
+        dropped = ", ".join(f"{guard} {n}" for guard, n in d["dropped"].items() if n)
+        lines.append(f"  candidates {d['looked_at']}; dropped: {dropped or 'none'}; known by label: {d['trusted_pairs']}")
         for kind in ("positive", "mined", "dropped"):
-            s = d["scores"][kind]
-            if s:
-                lines.append(f"  {kind:<9}" + "  ".join(f"{k} {v:.3f}" for k, v in s.items()))
-        margin = d.get("relative_margin")
-        if margin and margin["value"] is not None:
-            caught = ""
-            if margin["caught"]:
-                caught = f", drops {margin['caught']:.0%} of hidden positives and {margin['lost']:.0%} of negatives"
-            lines.append(f"  relative margin {margin['value']:g} ({margin['how']}{caught})")
-        for key, says in MEASURED.items():
+            quantiles = d["scores"][kind]
+            if quantiles:
+                lines.append(f"  {kind:<9}" + "  ".join(f"{k} {v:.3f}" for k, v in quantiles.items()))
+        lines += _margin_lines(d.get("relative_margin"))
+        for key, measured_on in MEASURED.items():
             for guard, g in (d.get(key) or {}).get("guards", {}).items():
                 if g["precision"] is not None and d[key]["positives"]:
-                    lines.append(f"  {guard}: precision {g['precision']:.2f}, recall {g['recall']:.2f} ({says})")
-    lines += [f"note: {w}" for w in document["warnings"]]
+                    lines.append(f"  {guard}: precision {g['precision']:.2f}, recall {g['recall']:.2f} ({measured_on})")
+    lines += [f"note: {warning}" for warning in document["warnings"]]
     return "\n".join(lines)
+
+
+def _margin_lines(margin: JsonObject | None) -> list[str]:
+    if not margin or margin["value"] is None:
+        return []
+    caught = ""
+    if margin["caught"]:
+        caught = f", drops {margin['caught']:.0%} of hidden positives and {margin['lost']:.0%} of negatives"
+    return [f"  relative margin {margin['value']:g} ({margin['how']}{caught})"]
 
 
 @dataclass
@@ -75,12 +83,10 @@ class Table:
     caption: str = ""
 
 
-def page(
-    document: dict[str, Any], data: "Data | WeightedConcat | None", row_of: "Callable[[list[str]], np.ndarray] | None"
-) -> str:
+def page(document: JsonObject, data: "Data | WeightedConcat | None", rows_of: "RowsOf | None") -> str:
     """The audit as a self-contained HTML page; with `data`, the examples' values are shown and played.
 
-    row_of: row ids -> row numbers of `data`.
+    rows_of: row ids -> row numbers of `data`.
     """
     directions = []
     for name, d in document["directions"].items():
@@ -90,8 +96,8 @@ def page(
                 TITLES.get(kind, kind),
                 [
                     {
-                        "query": _card(data, row_of, a, e["query_id"]),
-                        "candidate": _card(data, row_of, b, e["negative_id"]),
+                        "query": _card(data, rows_of, a, e["query_id"]),
+                        "candidate": _card(data, rows_of, b, e["negative_id"]),
                         "score": e["score"],
                         "positive_score": e["positive_score"],
                     }
@@ -109,7 +115,7 @@ def page(
     )
 
 
-def _tables(d: dict[str, Any]) -> list[Table]:
+def _tables(d: JsonObject) -> list[Table]:
     """Counts, guards, score quantiles, calibration and hubs of one direction's part of the audit."""
     guards: list[list[object]] = [
         [n, c, d["dropped_alone"].get(n), d["spared_by_labels"].get(n)] for n, c in d["dropped"].items()
@@ -121,11 +127,11 @@ def _tables(d: dict[str, Any]) -> list[Table]:
     kinds = {k: s for k, s in d["scores"].items() if s}
     if kinds:
         out.append(Table(["scores", *next(iter(kinds.values()))], [[k, *s.values()] for k, s in kinds.items()]))
-    for key, says in MEASURED.items():
+    for key, measured_on in MEASURED.items():
         measured = d.get(key)
         if measured and measured["guards"]:
             caption = (
-                f"{says}: {measured['queries']} queries, {measured['positives']} of {measured['candidates']} candidates are "
+                f"{measured_on}: {measured['queries']} queries, {measured['positives']} of {measured['candidates']} candidates are "
                 "positives."
             )
             rows: list[list[object]] = [
@@ -137,14 +143,12 @@ def _tables(d: dict[str, Any]) -> list[Table]:
     return out
 
 
-def _card(
-    data: "Data | WeightedConcat | None", row_of: "Callable[[list[str]], np.ndarray] | None", modality: str, row_id: str
-) -> "Markup":
+def _card(data: "Data | WeightedConcat | None", rows_of: "RowsOf | None", modality: str, row_id: str) -> "Markup":
     """The value of a row with its id under it; the id alone where the value cannot be shown."""
     label = f"<small>{html.escape(row_id)}</small>"
-    if data is None or row_of is None:
+    if data is None or rows_of is None:
         return trusted(label)
-    row = int(row_of([row_id])[0])
+    row = int(rows_of([row_id])[0])
     try:
         return trusted(
             f'<div class="card">{modalities.get(modality).thumbnail_html(data.read(row, modality), row_id)}</div>{label}'

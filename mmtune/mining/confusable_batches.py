@@ -109,7 +109,7 @@ class _BatchBuilder:
                 continue
             while position < len(ahead) and not self._may_take(ahead[position]):
                 position += 1
-            if position == len(ahead):  # only groups whose share is used up lie ahead: they may give more
+            if position == len(ahead):  # the share of every group ahead is used up: groups may give more
                 self.at_most, position = np.full_like(self.at_most, self.size), 0
                 ahead = ahead if self.left[ahead].any() else np.flatnonzero(self.left)
                 continue

@@ -53,7 +53,7 @@ def negatives_per_query(options: MiningOptions, directions: Sequence[str]) -> di
     """Mined negatives of each query that join its batch, by direction.
 
     Unless the options name a number: 4 where candidates are text, which is cheap to encode, and none elsewhere; 1 everywhere
-    when no direction has text as candidates. (Candidates that lie in files double the cost of a step.)
+    when no direction has text as candidates. (Candidates that are read from files double the cost of a step.)
     """
     cheap = {name: modalities.get(name.partition("->")[2]).language for name in directions}
     default = {name: (CHEAP_NEGATIVES_PER_QUERY if cheap[name] else 0) if any(cheap.values()) else 1 for name in directions}

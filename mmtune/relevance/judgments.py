@@ -148,7 +148,7 @@ def qrels_for(qrels: "Qrels | str | Path | None", ids: Iterable[str]) -> Qrels |
     parts = [judged, *(judged.directed.values() if isinstance(judged, Judgments) else ())]
     if not any(q in known and not known.isdisjoint(items) for part in parts for q, items in part.items()):
         query = next((q for part in parts for q in part), "")
-        raise DataError(f"no judgment is about two rows of these data (the first asks for {query!r}); ids are row ids")
+        raise DataError(f"no judgment is about two rows of these data (the first is about {query!r}); ids are row ids")
     return judged
 
 
@@ -157,7 +157,7 @@ def qrels_for(qrels: "Qrels | str | Path | None", ids: Iterable[str]) -> Qrels |
 
 @dataclass(frozen=True)
 class Verdict:
-    """What somebody said about two rows; direction: the only one it holds in, or None."""
+    """A judgment of two rows; direction: the only one that it holds in, or None."""
 
     query: str
     item: str

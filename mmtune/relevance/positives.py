@@ -39,7 +39,7 @@ class Positives:
 
     kinds: the kinds of labels that decide; default: all ("id", "group" and every content label). judged: int64 [J, 2],
     further positive pairs (query item, candidate item). first_row_only: only the first row of a query item counts, as if
-    nobody had noticed that other rows have the same content.
+    it were not known that other rows have the same content.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def relevant_blocks(queries: Items, candidates: Items, max_queries: int, qrels: 
     """What evaluation scores with: the relevant candidates of every query, at most `max_queries` queries at a time.
 
     Relevant is what shares the row or the group. Within one modality (`queries is candidates`) an item is never relevant to
-    itself and the row says nothing, so only groups decide. With `qrels` the judgments alone decide; an item's grade is the
+    itself and row ids do not count, so only groups decide. With `qrels` the judgments alone decide; an item's grade is the
     highest over its united rows.
     """
     if qrels is None:
@@ -156,9 +156,9 @@ def _judged_blocks(queries: Items, candidates: Items, max_queries: int, qrels: Q
                     item = item_of.get(row_id)
                     if item is not None and grade > 0 and not (within and item == i):
                         graded[i - start][item] = max(grade, graded[i - start].get(item, 0))
-        query = np.array([q for q, found in enumerate(graded) for _ in found], np.int64)
-        candidate = np.array([c for found in graded for c in found], np.int64)
-        grades = np.array([found[c] for found in graded for c in sorted(found)], np.float64)
+        query = np.array([q for q, grade_of in enumerate(graded) for _ in grade_of], np.int64)
+        candidate = np.array([c for grade_of in graded for c in grade_of], np.int64)
+        grades = np.array([grade_of[c] for grade_of in graded for c in sorted(grade_of)], np.float64)
         yield RelevantBlock(start, stop, Ragged.of(query, candidate, stop - start), grades)
 
 

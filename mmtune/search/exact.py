@@ -1,6 +1,6 @@
 """Exact nearest neighbours in the total order (see `mmtune.search.tie_order`): `topk`.
 
-There are two ways to the same answer. Few queries: a plain float32 search proposes candidates, which are scored again exactly;
+Two methods give the same result. Few queries: a plain float32 search proposes candidates, which are scored again exactly;
 nothing is prepared. Many queries: the blocked scan of `ExactSearch`, which first prepares all candidates. On two cores with
 VNNI, the best 10 of 200,000 x 512 for one query took 0.03 s against 2.6 s, and the best 50 of 100,000 x 256 for 10,000 queries
 5.8 s against 3.1 s.
@@ -27,7 +27,7 @@ def topk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top `k` of unit vectors: (scores [Q, k] float32, positions in d [Q, k] int64), in the total order.
 
-    order: int64 [N], the positions of the candidates in the order in which ties fall (`tie_order(ids)`); default: as they lie.
+    order: int64 [N], the positions of the candidates in the order in which ties fall (`tie_order(ids)`); default: by position.
     With fewer than k candidates, k shrinks to their number. chunk: queries at a time.
     """
     k = min(k, len(d_ND))

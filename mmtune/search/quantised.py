@@ -66,7 +66,7 @@ class FloatGrid:
         self.order = np.arange(self.size)
         self.position = self.order
         self._prepared: torch.Tensor | None = None
-        # an array on the CPU is read where it lies
+        # an array in CPU memory needs no copy
         self._in_place = device == "cpu" and isinstance(candidates, np.ndarray) and candidates.flags.writeable
         if not self._in_place and 4 * self.size * self.dim <= prepared_bytes:
             self._prepared = torch.zeros(-(-self.size // chunk), chunk, self.dim, device=device)

@@ -100,7 +100,7 @@ def test_judgments_by_people(tmp_path):
         assert result.directions[name].queries == 1
         assert result.directions[name].metrics["mrr"] == pytest.approx(1 / min(rank[r] for r in answers))
     assert qrels_for(tmp_path / "j", ids) == found and qrels_for(None, ids) is None
-    with pytest.raises(DataError, match="about two rows of these data .the first asks for 'r1'"):
+    with pytest.raises(DataError, match="about two rows of these data .the first is about 'r1'"):
         qrels_for(tmp_path / "j", ["r1", "x"])
 
 
