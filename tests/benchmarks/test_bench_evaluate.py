@@ -44,7 +44,7 @@ if kind == "ours":
     ids = [f"d{i:07d}" for i in range(n)]
     left = Embeddings([f"q{i:05d}" for i in range(q)], [None] * q, {"id": np.arange(n + 1, n + q + 1), "group": asked}, x)
     right = Embeddings(ids, [None] * n, {"id": np.arange(1, n + 1), "group": group}, d)
-    from mmtune.evaluate import evaluate_vectors
+    from mmtune.evaluation import evaluate_vectors
     before = reset()
     begin, cpu = time.perf_counter(), time.process_time()
     found = evaluate_vectors({"a": left, "b": right}, pairs=[("a", "b")], ks=(1, 5, 10, 100))
