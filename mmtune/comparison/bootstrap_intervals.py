@@ -1,15 +1,24 @@
 """Bootstrap intervals of paired differences, resampled by cluster: two photos of one product are not two pieces of evidence.
 
-scipy.stats.bootstrap resamples single observations; here whole clusters are drawn, the same ones in every direction.
+The interval is the wider of two at each end. The percentile interval with tails widened for few clusters (Hesterberg 2015,
+"expanded percentile", arXiv 1411.5279, section 4.3) is too short when the differences are skewed; the studentised interval
+(bootstrap t, Efron and Tibshirani 1993, section 12.5) follows the skewness, and is unstable when the differences take few values.
+Coverage tables are in docs/benchmarks.md. scipy.stats.bootstrap resamples single observations; here whole clusters are drawn,
+the same ones in every direction.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 MIN_CLUSTERS = 5
 """With fewer clusters the interval is [-1, 1], all that a metric in [0, 1] can differ: no method is reliable there."""
+STUDENTISE_UP_TO = 500
+"""Clusters up to which the studentised interval is computed; with more the two agree, and it costs several times as much."""
+ERROR_FLOOR = 1 / 3
+"""A resample's standard error counts as no less than this share of the sample's own: a resample of equal values has none."""
 
 
 def bootstrap_intervals(
@@ -18,44 +27,87 @@ def bootstrap_intervals(
     """Bounds (lower [M], upper [M]) at confidence `level` of the mean over `parts` of each part's mean.
 
     A part is (values [Q, M], clusters [Q]), e.g. the differences of M metrics for the queries of one direction. Every resample
-    draws whole clusters with replacement, the same in all parts. Percentile interval with the tails widened for few clusters
-    (Hesterberg 2015, "expanded percentile", arXiv 1411.5279, section 4.3): a plain one is as narrow as a z interval with a
-    variance over n instead of n - 1.
+    draws whole clusters with replacement, the same in all parts.
     """
     from scipy.special import ndtr
 
-    names, numbers = np.unique(np.concatenate([c for _, c in parts]), return_inverse=True)
-    metrics, count = parts[0][0].shape[1], len(names)
+    sums = _cluster_sums(parts)
+    count, metrics = sums.residual[0].shape
     if count < MIN_CLUSTERS:
         return np.full(metrics, -1.0), np.full(metrics, 1.0)
-    sums, sizes, start = [], [], 0
+    errors = count <= STUDENTISE_UP_TO
+    blocks = [_statistics(sums, weight, errors) for weight in _resample_weights(count, resamples, seed)]
+    shift, error = (np.concatenate([block[i] for block in blocks]) for i in (0, 1))
+    complete = np.isfinite(shift).all(1)  # without the resamples in which some part has no query
+    shift, error = shift[complete], error[complete]
+    tail = float(ndtr(-math.sqrt(count / (count - 1)) * t_quantile(0.5 + level / 2, count - 1)))
+    low, high = np.quantile(shift, [tail, 1 - tail], axis=0)
+    if errors:
+        own = _statistics(sums, np.ones((1, count)), errors)[1][0]
+        ratio = shift / np.maximum(error, ERROR_FLOOR * np.where(own > 0, own, 1.0))
+        t_low, t_high = np.quantile(ratio, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        low, high = np.minimum(low, -t_high * own), np.maximum(high, -t_low * own)
+    return sums.mean + low, sums.mean + high
+
+
+@dataclass(frozen=True)
+class _ClusterSums:
+    """By part: residual [C, M], each cluster's sum of values minus its size times the part's mean; size [C]. mean [M]: the
+    estimate, the mean of the parts' means."""
+
+    residual: list[np.ndarray]
+    size: list[np.ndarray]
+    mean: np.ndarray
+
+
+def _cluster_sums(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> _ClusterSums:
+    names, numbers = np.unique(np.concatenate([c for _, c in parts]), return_inverse=True)
+    residuals, sizes, means, start = [], [], [], 0
     for values, clusters in parts:
         at = numbers[start : start + len(clusters)]
         start += len(clusters)
-        sums.append(np.stack([np.bincount(at, values[:, m], count) for m in range(metrics)], axis=1))
-        sizes.append(np.bincount(at, minlength=count).astype(np.float64))
-    means = _resampled_means(sums, sizes, resamples, np.random.default_rng(seed))
-    tail = float(ndtr(-math.sqrt(count / (count - 1)) * t_quantile(0.5 + level / 2, count - 1)))
-    return np.quantile(means, tail, axis=0), np.quantile(means, 1 - tail, axis=0)
+        total = np.stack([np.bincount(at, values[:, m], len(names)) for m in range(values.shape[1])], axis=1)
+        size = np.bincount(at, minlength=len(names)).astype(np.float64)
+        mean = values.mean(0)
+        residuals.append(total - size[:, None] * mean)
+        sizes.append(size)
+        means.append(mean)
+    return _ClusterSums(residuals, sizes, np.mean(means, axis=0))
 
 
-def _resampled_means(
-    sums: Sequence[np.ndarray], sizes: Sequence[np.ndarray], resamples: int, rng: np.random.Generator
-) -> np.ndarray:
-    """[R, M] the statistic of each resample, from each part's sums [C, M] and sizes [C] by cluster. Resamples in which some
-    part has no query are left out."""
-    count = len(sizes[0])
-    blocks = []
+def _resample_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks [r, C] of how often each resample drew each cluster."""
+    rng = np.random.default_rng(seed)
     step = max(1, 2_000_000 // count)
     for begin in range(0, resamples, step):
         n = min(step, resamples - begin)
         drawn = rng.integers(0, count, (n, count)) + np.arange(n)[:, None] * count
-        weight = np.bincount(drawn.ravel(), minlength=n * count).reshape(n, count).astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            of_parts = [(weight @ s) / (weight @ z)[:, None] for s, z in zip(sums, sizes, strict=True)]
-        blocks.append(np.mean(of_parts, axis=0))
-    means = np.concatenate(blocks)
-    return means[np.isfinite(means).all(1)]
+        yield np.bincount(drawn.ravel(), minlength=n * count).reshape(n, count).astype(np.float64)
+
+
+def _statistics(sums: _ClusterSums, weight: np.ndarray, errors: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(shift [r, M] of each resample's estimate from the sample's own, its standard error [r, M], zeros without `errors`).
+
+    The error is that of the linearised mean of ratios: with influence values I_c of the clusters, the root of
+    sum(I_c^2) / (C (C - 1)), where I_c = C mean over parts of (residual_c - shift size_c) / total size.
+    """
+    count, parts = weight.shape[1], range(len(sums.residual))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = [weight @ size for size in sums.size]
+        shift = [(weight @ residual) / t[:, None] for residual, t in zip(sums.residual, total, strict=True)]
+        mean_shift = np.mean(shift, axis=0)
+        if not errors:
+            return mean_shift, np.zeros_like(mean_shift)
+        squares = np.zeros_like(mean_shift)
+        for d in parts:
+            for e in parts:
+                product = weight @ (sums.residual[d] * sums.residual[e])
+                product -= shift[d] * (weight @ (sums.size[d][:, None] * sums.residual[e]))
+                product -= shift[e] * (weight @ (sums.residual[d] * sums.size[e][:, None]))
+                product += shift[d] * shift[e] * (weight @ (sums.size[d] * sums.size[e]))[:, None]
+                squares += product / (total[d] * total[e])[:, None]
+    squares *= count / ((count - 1) * len(sums.residual) ** 2)
+    return mean_shift, np.sqrt(squares.clip(0))
 
 
 def t_quantile(p: float, freedom: int) -> float:
