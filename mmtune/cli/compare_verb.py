@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     gate_options(parser)
     parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
     parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
-    parser.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
+    parser.add_argument("--retention", metavar="DATA", help="other shards on which nothing may be lost")
     parser.add_argument(
         "--confusable", metavar="FILE", help="the frozen confusable slice; made from BASE when FILE is not there"
     )
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Result:
         ks=cutoffs(args.k),
         qrels=args.qrels,
         slices=args.slice,
-        retention=args.general,
+        retention=args.retention,
         confusable=args.confusable or True,
         within=args.within,
         batch_size=args.batch_size,

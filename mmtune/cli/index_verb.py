@@ -266,7 +266,7 @@ def _promote_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--queries", metavar="DATA", help="held-out rows, which neither model was trained on")
     p.add_argument("--gate", metavar="FILE", help="YAML with the gate (a recipe, or the gate alone), as `mmtune compare`")
     gate_options(p)
-    p.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
+    p.add_argument("--retention", metavar="DATA", help="other shards on which nothing may be lost")
     p.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="a metadata column of the held-out rows")
     p.add_argument("--qrels", metavar="FILE", help="judgments of held-out rows and items, TREC or JSON lines")
     p.add_argument("--min-recall", type=float, default=0.95, help="of the index against exact search (default %(default)s)")
@@ -286,7 +286,7 @@ def _promote(args: argparse.Namespace) -> Result:
             force=args.force,
             why=args.why,
             qrels=args.qrels,
-            retention=_data(args.general),
+            retention=_data(args.retention),
             slices=args.slice,
             min_recall=args.min_recall,
             max_slowdown=args.max_slowdown,

@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DATA", help="shards that neither was trained on (default: the recipe's data.val)")
     parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the recipe's)")
     parser.add_argument("--slice", action="append", metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
-    parser.add_argument("--general", metavar="DATA", help="other shards on which nothing may be lost")
+    parser.add_argument("--retention", metavar="DATA", help="other shards on which nothing may be lost")
     parser.add_argument(
         "--qrels", metavar="FILE", help="judgments that say what is right instead of groups: TREC or JSON lines"
     )
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> Result:
         data=args.data,
         gate=read_gate(args.gate) if args.gate else None,
         slices=args.slice,
-        retention=args.general,
+        retention=args.retention,
         qrels=args.qrels,
         examples=args.examples,
         batch_size=args.batch_size,

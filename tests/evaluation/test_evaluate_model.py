@@ -61,7 +61,7 @@ def test_compare_verb(place, tmp_path, capsys):
     (tmp_path / "gate.yaml").write_text(
         "gate: {metric: map, direction: 'text->image', min_gain: 0.05, guards: {general: -0.01}}\n"
     )
-    argv = ["tiny:clip", "tiny:clip@3", str(place / "val"), "--general", str(place / "general"), "--slice", "kind"]
+    argv = ["tiny:clip", "tiny:clip@3", str(place / "val"), "--retention", str(place / "general"), "--slice", "kind"]
     argv += ["--confusable", str(frozen), "--gate", str(tmp_path / "gate.yaml"), "--guard", "confusable=-0.5", "--json"]
     status = dispatch("compare", argv)
     document = json.loads(capsys.readouterr().out)
