@@ -108,7 +108,7 @@ def recipe(model, split, epochs, lr):
     }
 
 
-base = mmtune.train(recipe("tiny:all@1", "base", epochs=6, lr=2e-3), quiet=True)["artifact"]
+base = mmtune.train(recipe("tiny:all@1", "base", epochs=6, lr=2e-3), quiet=True).artifact
 
 # %% [markdown]
 # ## Tune it on the fine words
@@ -116,7 +116,7 @@ base = mmtune.train(recipe("tiny:all@1", "base", epochs=6, lr=2e-3), quiet=True)
 # The same trainer, the same recipe; only the model it starts from and the data are others.
 
 # %%
-tuned = mmtune.train(recipe(base, "train", epochs=12, lr=1e-3), quiet=True)["artifact"]
+tuned = mmtune.train(recipe(base, "train", epochs=12, lr=1e-3), quiet=True).artifact
 
 # %% [markdown]
 # ## Did retrieval get better?

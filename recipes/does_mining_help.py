@@ -3,9 +3,9 @@
   python recipes/does_mining_help.py recipes/catalog_images.yaml runs/base/artifact data/train data/test --out runs/mining \
       train.epochs=2 train.batch_size=32 train.lr=3.0e-4
 
-Every arm trains BASE on TRAIN with the recipe and the overrides, and is scored on TEST: MAP and hit@1 of all queries, and of
-the confusable ones, those whose best wrong item scores at least 0.95 of the best right one under BASE. Stopped and started
-again, it does what is missing. The last lines are means and standard deviations over the seeds.
+Every arm trains BASE on TRAIN with the recipe and the overrides, and is evaluated on TEST: MAP and hit@1 of all queries, and of
+the confusable ones, those whose best wrong item scores at least 0.95 of the best relevant one under BASE. Stopped and started
+again, it trains what is missing. The last lines are means and standard deviations over the seeds.
 """
 
 import argparse
@@ -29,26 +29,28 @@ NEAR = 0.95
 
 
 def confusable(vectors: dict[str, Embeddings], a: str, b: str) -> set[str]:
-    """Ids of the queries of a whose best wrong item of b beats, or nears, the best right one."""
+    """Ids of the queries of modality a whose best wrong item of modality b scores at least NEAR times the best relevant one."""
     queries, candidates = unite(a, vectors[a]), unite(b, vectors[b])
-    out = set()
+    ids = set()
     for part in relevant_blocks(queries, candidates, 1024):
-        sim_QC = np.asarray(queries.asking[part.start : part.stop]) @ np.asarray(candidates.vectors).T
-        right = np.zeros(sim_QC.shape, bool)
-        right[np.repeat(np.arange(len(sim_QC)), part.items.counts), part.items.values] = True
-        good, bad = np.where(right, sim_QC, -2).max(1), np.where(right, -2, sim_QC).max(1)
-        hard = part.items.counts.astype(bool) & (bad >= good - (1 - NEAR) * np.abs(good))
-        out |= {queries.ids[part.start + i] for i in np.flatnonzero(hard)}
-    return out
+        scores_QC = np.asarray(queries.query_vectors[part.start : part.stop]) @ np.asarray(candidates.vectors).T
+        relevant_QC = np.zeros(scores_QC.shape, bool)
+        relevant_QC[np.repeat(np.arange(len(scores_QC)), part.items.counts), part.items.values] = True
+        best_relevant = np.where(relevant_QC, scores_QC, -2).max(1)
+        best_wrong = np.where(relevant_QC, -2, scores_QC).max(1)
+        near = part.items.counts.astype(bool) & (best_wrong >= best_relevant - (1 - NEAR) * np.abs(best_relevant))
+        ids |= {queries.ids[part.start + i] for i in np.flatnonzero(near)}
+    return ids
 
 
 def scores(vectors: dict[str, Embeddings], hard: dict[str, set[str]]) -> dict[str, float]:
-    """{"a->b all map": value, "a->b confusable hit@1": value, ...}"""
+    """{"a->b all map": value, "a->b confusable hit@1": value, ...}; hard: direction -> ids of its confusable queries."""
     out = {}
-    for name, found in evaluate_vectors(vectors, ks=(1,), within=False, per_query=True).directions.items():
-        inside = np.array([i in hard[name] for i in found.query_ids])
-        for which, keep in (("all", slice(None)), ("confusable", inside)):
-            out |= {f"{name} {which} {m}": float(np.mean(found.values[m][keep])) for m in ("map", "hit@1") if inside.any()}
+    for name, evaluated in evaluate_vectors(vectors, ks=(1,), within=False, per_query=True).directions.items():
+        inside = np.array([i in hard[name] for i in evaluated.query_ids])
+        if inside.any():
+            for which, keep in (("all", slice(None)), ("confusable", inside)):
+                out |= {f"{name} {which} {m}": float(np.mean(evaluated.values[m][keep])) for m in ("map", "hit@1")}
     return out
 
 
@@ -67,20 +69,20 @@ def main() -> None:
     start = embed_data(base, test, names, quiet=True)
     hard = {direction(a, b): confusable(start, a, b) for a in names for b in names if a != b}
     print(json.dumps({"arm": "base", "confusable": {d: len(h) for d, h in hard.items()}, **scores(start, hard)}), flush=True)
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in args.arms}
+    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in args.arms}
     for seed in args.seeds:
         for arm in args.arms:
-            run, own = args.out / f"{arm}-{seed}", ARMS[arm]
+            run, options = args.out / f"{arm}-{seed}", ARMS[arm]
             if not (run / "artifact" / "mmtune.json").is_file():
-                given = [f"model={args.base}", f"data.train={args.train}", f"run.dir={run}", f"train.seed={seed}"]
-                mining = [] if own is None else [f"mining={json.dumps({**args.mining, **own})}"]
-                mmtune.train(args.recipe, [*given, "data.val=null", *args.overrides, *mining], resume=run.exists())
-            found[arm].append(scores(embed_data(mmtune.load(run / "artifact"), test, names, quiet=True), hard))
-            print(json.dumps({"arm": arm, "seed": seed, **{k: round(v, 4) for k, v in found[arm][-1].items()}}), flush=True)
-    for key in found[args.arms[0]][0]:
-        each = {arm: [v[key] for v in values] for arm, values in found.items()}
-        said = [f"{a} {statistics.mean(v):.3f} ± {statistics.stdev(v) if len(v) > 1 else 0:.3f}" for a, v in each.items()]
-        print(f"{key:32}", "  ".join(said))
+                overrides = [f"model={args.base}", f"data.train={args.train}", f"run.dir={run}", f"train.seed={seed}"]
+                mining = [] if options is None else [f"mining={json.dumps({**args.mining, **options})}"]
+                mmtune.train(args.recipe, [*overrides, "data.val=null", *args.overrides, *mining], resume=run.exists())
+            results[arm].append(scores(embed_data(mmtune.load(run / "artifact"), test, names, quiet=True), hard))
+            print(json.dumps({"arm": arm, "seed": seed, **{k: round(v, 4) for k, v in results[arm][-1].items()}}), flush=True)
+    for key in results[args.arms[0]][0]:
+        each = {arm: [v[key] for v in values] for arm, values in results.items()}
+        cells = [f"{a} {statistics.mean(v):.3f} ± {statistics.stdev(v) if len(v) > 1 else 0:.3f}" for a, v in each.items()]
+        print(f"{key:32}", "  ".join(cells))
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def _train(out: Path, seed: int, size: DemoSize, *, tuned: bool, quiet: bool) ->
 
     wanted = recipe(out, seed, size, tuned=tuned)
     started = (Path(wanted["run"]["dir"]) / "recipe.yaml").exists()
-    return train(wanted, resume=started, quiet=quiet)["artifact"]
+    return train(wanted, resume=started, quiet=quiet).artifact
 
 
 def evaluate(model: str, out: Path) -> Metrics:
