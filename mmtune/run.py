@@ -18,7 +18,7 @@ from mmtune.training.finish import finish_model, save_run
 from mmtune.training.inputs import TrainingInputs, build_loader, open_inputs
 from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
-from mmtune.training.preflight import check_demands
+from mmtune.training.preflight import check_objective_data
 from mmtune.training.run_directory import claim_run_directory
 from mmtune.training.teacher_cache import build_teachers
 from mmtune.training.train_result import TrainResult
@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
     batches = plan_batches(inputs.data, inputs.usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
-    check_demands(objective, inputs.data, loader.columns, batches(0))
+    check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=recipe.mining is not None)
     rounds = None
     if recipe.mining is not None:
         rounds = MiningRounds(

@@ -165,6 +165,11 @@ class Model(nn.Module):
         s = self._scales[direction(a, b)]
         return s.log.exp().squeeze(), None if s.bias is None else s.bias.squeeze()
 
+    def logit_scale_parameters(self) -> list[nn.Parameter]:
+        """The learned logit scales and biases, each once."""
+        both = [p for s in self._scales.values() for p in (s.log, s.bias) if p is not None]
+        return list({id(p): p for p in both}.values())
+
     @torch.no_grad()
     def clamp_logit_scales(self) -> None:
         """Keep every factor in [1, 100] (or up to the checkpoint's own value if that is higher); called after each step."""

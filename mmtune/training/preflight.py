@@ -1,4 +1,4 @@
-"""What an objective demands of the data, looked at before the first step: a mistake costs seconds, not an epoch of nothing."""
+"""Checks of an objective against the training data before the first step, so that a mistake costs seconds and not an epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -6,64 +6,70 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmtune.contracts import Pair
+from mmtune.contracts import Batch, Pair
 from mmtune.errors import RecipeError
 from mmtune.losses.graded import SCORE_RANGES
 from mmtune.training.objective import Objective, default_positives
 from mmtune.training.objective_spec import AUTO, LossTerm
 from mmtune.training.score_columns import check_values
 from mmtune.training.teacher_outputs import TeacherScores
+from mmtune.training.unique_items import pair_items
 
 if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
-    pass
-
-LISTS = ("kl", "margin_mse")
-"""Losses that compare the scores of one query's candidates with each other."""
+LISTWISE = ("kl", "margin_mse")
+"""Losses that compare the teacher's scores of one query's candidates with each other."""
 
 
-def check_demands(
-    objective: Objective, data: "WeightedConcat", columns: Mapping[str, np.ndarray], batches: Sequence[np.ndarray]
+def check_objective_data(
+    objective: Objective,
+    data: "WeightedConcat",
+    columns: Mapping[str, np.ndarray],
+    batches: Sequence[np.ndarray],
+    mined: bool = False,
 ) -> None:
-    """columns: numeric metadata by name [N]; batches: an epoch's, of row numbers.
+    """Check every term of the objective against the data.
 
-    Raises DataError for a value that is missing, NaN or out of range in a row that a term looks at, and RecipeError for a term
-    that no batch gives anything to learn from; each names the recipe's key.
+    columns: numeric metadata by name [N]; batches: those of one epoch, as row numbers; mined: hard negatives join them. Raises
+    DataError for a value that is missing, NaN or out of range in a row that a term uses, and RecipeError for a term that has no
+    positive or no negative in any batch; each names the recipe's key.
     """
     for term in objective.terms:
         pairs: list[Pair] = [(a, b) for a, b in term.pairs] if term.pairs else objective.pairs
         rows = np.flatnonzero(np.any([data.present[a] & data.present[b] for a, b in pairs], axis=0))
-        _values(term, data, columns, rows)
-        if isinstance(teacher := objective.teachers.get(term.teacher or ""), TeacherScores) and term.loss in LISTS:
-            if teacher.most() < 2:
-                name = teacher.name
-                raise RecipeError(
-                    f"{term.key}: {term.loss} compares a query's candidates, and teacher {name!r} scored one for each: name "
-                    f"more of them (teachers.{name}.candidates: all, or a negatives table)"
-                )
+        _check_columns(term, data, columns, rows)
+        teacher = objective.teachers.get(term.teacher or "")
+        if isinstance(teacher, TeacherScores) and term.loss in LISTWISE and teacher.max_candidates() < 2:
+            raise RecipeError(
+                f"{term.key}: {term.loss} compares a query's candidates, and teacher {teacher.name!r} scored one for each: name "
+                f"more of them (teachers.{teacher.name}.candidates: all, or a negatives table)"
+            )
+        if term.family != "contrastive":
+            continue
         for a in {a for a, b in pairs if a == b}:
-            _meet(term, a, data, batches)
+            _check_positives_within(term, a, data, batches)
+        if objective.memory is None and not mined:
+            _check_negatives(term, pairs, data, batches)
 
 
-def _values(term: LossTerm, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
-    asked: list[tuple[str, str, float | None, float | None]] = []
+def _check_columns(term: LossTerm, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+    """The score and weight columns of a term at the rows that it uses."""
+    used: list[tuple[str, str, float | None, float | None]] = []  # name, recipe key, lowest and highest value
     if term.family == "scored_pairs":
         low, high = SCORE_RANGES.get(term.loss, (None, None))
-        asked.append((str(term.options.get("column", "score")), f"{term.key}.column", low, high))
+        used.append((str(term.options.get("column", "score")), f"{term.key}.column", low, high))
     if term.weights:
-        asked.append((term.weights, f"{term.key}.weights", 0.0, None))
-    for name, key, low, high in asked:
+        used.append((term.weights, f"{term.key}.weights", 0.0, None))
+    for name, key, low, high in used:
         values = columns[name][rows]
         check_values(torch.from_numpy(values), lambda at: data.ids[rows[at]], name, key, low, high)
         if name == term.weights and not values.any():
             raise RecipeError(f"{key}: column {name!r} of {data.spec} is 0 in every row: nothing to learn from")
 
 
-def _meet(term: LossTerm, a: str, data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
-    """Within one modality another value of the same group is the positive: some batch must hold two."""
-    if term.family != "contrastive":
-        return
+def _check_positives_within(term: LossTerm, a: str, data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
+    """Within one modality another content of the same group is the positive: some batch must have two of a group."""
     positives = term.options.get("positives", default_positives() if term.loss in (AUTO, "info_nce") else None)
     if positives == "mask" or term.weights:
         what = "weights" if term.weights else "positives"
@@ -72,11 +78,39 @@ def _meet(term: LossTerm, a: str, data: "WeightedConcat", batches: Sequence[np.n
             "use positives: mean or sum"
         )
     for rows in batches:
-        here = rows[data.present[a][rows] & (data.labels["group"][rows] != 0)]
-        group, content = data.labels["group"][here], data.labels[a][here]
+        grouped = rows[data.present[a][rows] & (data.labels["group"][rows] != 0)]
+        group, content = data.labels["group"][grouped], data.labels[a][grouped]
         if len(np.unique(np.stack([group, content]), axis=1).T) > len(np.unique(group)):
             return
     raise RecipeError(
         f"{term.key}: no batch has a positive for [{a}, {a}]: two different values of one group never meet in one "
         "(no groups? data.batches: spread? a train.batch_size too small?)"
+    )
+
+
+def _check_negatives(term: LossTerm, pairs: Sequence[Pair], data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
+    """Some batch must have a query with a negative, else a contrastive loss is 0 and nothing is learned."""
+    for rows in batches:
+        batch = _labels_only(data, rows, {m for pair in pairs for m in pair})
+        for pair in pairs:
+            items = pair_items(batch, pair)
+            if items is not None and not bool(items.positives.block(0, items.a.n_queries).all()):
+                return
+    names = ", ".join(f"[{a}, {b}]" for a, b in pairs)
+    raise RecipeError(
+        f"{term.key}: no batch has a negative for {names}: all its values share a group, an id or their content "
+        "(one group for all rows? the same caption everywhere? a train.batch_size too small?)"
+    )
+
+
+def _labels_only(data: "WeightedConcat", rows: np.ndarray, modalities: set[str]) -> Batch:
+    """A batch of these rows without inputs."""
+    items = {m: torch.from_numpy(np.where(data.present[m][rows], np.arange(len(rows)), -1)) for m in modalities}
+    return Batch(
+        ids=[data.ids[i] for i in rows],
+        index=torch.from_numpy(rows.astype(np.int64)),
+        is_query=torch.ones(len(rows), dtype=torch.bool),
+        inputs={},
+        item_of_row=items,
+        labels={k: torch.from_numpy(v[rows]) for k, v in data.labels.items()},
     )

@@ -91,6 +91,16 @@ def test_within_one_modality_two_values_of_a_group_must_meet(root, rows, text, b
         assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("loss", ["auto", "triplet", "sigmoid"])
+def test_a_run_in_which_no_query_has_a_negative_is_refused(root, rows, loss):
+    data = packed(root, rows, "alike", text=lambda i: "one caption")
+    asked = recipe(root, data, objective=[{"loss": loss}], run={"dir": str(root / f"alike-{loss}")})
+    with pytest.raises(RecipeError, match=r"^objective\[0\]: no batch has a negative for \[image, text\]"):
+        mmtune.train(asked, quiet=True)
+    asked["memory"] = {"size": 8}  # earlier batches may hold some
+    assert mmtune.train(asked, quiet=True)["steps"] == 2
+
+
 def test_the_command_line_says_it_in_one_line(root, rows, capsys):
     data = packed(root, rows, "line")
     path = root / "recipe.yaml"

@@ -58,7 +58,7 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
 @torch.no_grad()
 def copy_heads(model: "Model", trained: "Model") -> None:
     """Copy the heads and logit scales that the first stage has `trained` into `model`, which has the same towers and heads."""
-    scales = {id(p) for s in model._scales.values() for p in (s.log, s.bias) if p is not None}
+    scales = {id(p) for p in model.logit_scale_parameters()}
     source = dict(trained.named_parameters())
     for name, p in model.named_parameters():
         if name.startswith("heads.") or id(p) in scales:

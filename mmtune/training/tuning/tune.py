@@ -182,12 +182,6 @@ def tune(
     return TunedModel(model, towers, counts, lr_shares, features, start, without_gradient=without_gradient)
 
 
-def _identity(dim: int) -> nn.Linear:
-    layer = nn.Linear(dim, dim, bias=False)
-    nn.init.eye_(layer.weight)
-    return layer
-
-
 @torch.no_grad()
 def _round_to_4bit(tower: list[nn.Module], tuning: AdapterTuning, key: str) -> None:
     """Round the weights as 4 bits will hold them, so that the starting weights are known in float32 too."""
