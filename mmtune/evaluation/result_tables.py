@@ -1,8 +1,9 @@
 """Tables for a terminal and for a notebook, from the same strings."""
 
-import html
 import io
 from collections.abc import Sequence
+
+from mmtune.html.render import render_macro
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -25,7 +26,4 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
     """The same as an HTML table; every cell escaped."""
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return render_macro("values.html.j2", "table", columns, rows, caption)

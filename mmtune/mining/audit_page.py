@@ -1,13 +1,13 @@
 """The audit for a terminal, and as an HTML page that shows and plays the examples."""
 
-import html
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
-from mmtune.html.render import render, trusted
+from mmtune.html.render import render, render_macro, trusted
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -145,13 +145,9 @@ def _tables(d: JsonObject) -> list[Table]:
 
 def _card(data: "Data | WeightedConcat | None", rows_of: "RowsOf | None", modality: str, row_id: str) -> "Markup":
     """The value of a row with its id under it; the id alone where the value cannot be shown."""
-    label = f"<small>{html.escape(row_id)}</small>"
-    if data is None or rows_of is None:
-        return trusted(label)
-    row = int(rows_of([row_id])[0])
-    try:
-        return trusted(
-            f'<div class="card">{modalities.get(modality).thumbnail_html(data.read(row, modality), row_id)}</div>{label}'
-        )
-    except (Rejected, KeyError, NotImplementedError):
-        return trusted(label)
+    card = None
+    if data is not None and rows_of is not None:
+        row = int(rows_of([row_id])[0])
+        with contextlib.suppress(Rejected, KeyError, NotImplementedError):
+            card = trusted(modalities.get(modality).thumbnail_html(data.read(row, modality), row_id))
+    return render_macro("values.html.j2", "labelled", card, row_id)

@@ -1,7 +1,6 @@
 """Sounds: anything libsndfile reads, as mono float32 samples with their rate; resampling by soxr for any pair of rates."""
 
 import base64
-import html
 import io
 import random
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.html.render import render_macro
 from mmtune.modalities.augmentations import mask_sound, mix_sounds
 from mmtune.modalities.perceptual_hash import NEAR_SOUNDS, sound_key
 from mmtune.modalities.spectrogram import spectrogram, wave
@@ -166,24 +166,24 @@ class Audio(Modality):
         sound = self.decode(data)
         out = io.BytesIO()
         soundfile.write(out, sound.samples[: sound.rate * 30], sound.rate, format="WAV", subtype="PCM_16")
-        return (
-            f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
-        )
+        return render_macro("values.html.j2", "player", base64.b64encode(out.getvalue()).decode(), "wav")
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """Waveform and spectrogram of the whole sound over a player: all of it unchanged where that is small, else its first
         seconds, as MP3 where they are still large; the line under it says so. About 40 kB at most, whatever the sound."""
         sound = self.decode(data)
         kind, played, note = _player(sound)
-        name, top = html.escape(label, quote=True), f"{sound.rate / 2000:.3g} kHz"
-        drawn = base64.b64encode(spectrogram(sound.samples, sound.rate, 160, 64)).decode()
-        return (
-            f'<div class="sound"><svg viewBox="0 -1 80 2" preserveAspectRatio="none" aria-hidden="true">'
-            f'<path d="{wave(sound.samples, 80)}"/></svg>'
-            f'<img alt="Spectrogram of {name}, 0 to {top}" width="160" height="64" src="data:image/png;base64,{drawn}">'
-            f'<audio controls preload="metadata" aria-label="{name}" '
-            f'src="data:audio/{kind};base64,{base64.b64encode(played).decode()}"></audio>'
-            f"<small>{sound.seconds:.3g} s, up to {top}{note}</small></div>"
+        top = f"{sound.rate / 2000:.3g} kHz"
+        return render_macro(
+            "values.html.j2",
+            "sound",
+            base64.b64encode(played).decode(),
+            kind,
+            label,
+            wave(sound.samples, 80),
+            base64.b64encode(spectrogram(sound.samples, sound.rate, 160, 64)).decode(),
+            top,
+            f"{sound.seconds:.3g} s, up to {top}{note}",
         )
 
     def media_type(self, data: bytes) -> str:

@@ -1,7 +1,6 @@
 """Pictures: any file Pillow reads, as an upright 8-bit RGB picture."""
 
 import base64
-import html
 import io
 import math
 import random
@@ -16,6 +15,7 @@ from PIL import ImageOps
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.html.render import render_macro
 from mmtune.modalities.augmentations import Changes
 from mmtune.modalities.perceptual_hash import NEAR_PICTURES, picture_key
 
@@ -167,17 +167,15 @@ class Image(Modality):
         picture.thumbnail((256, 256))
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=85)
-        return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+        return render_macro("values.html.j2", "image", base64.b64encode(out.getvalue()).decode())
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """A thumbnail, CARD_SIDE pixels at most, with its size written down so that a page does not jump."""
         picture, out = self.decode(data), io.BytesIO()
         picture.thumbnail((CARD_SIDE, CARD_SIDE), PILImage.Resampling.LANCZOS)
         picture.save(out, "JPEG", quality=80, optimize=True)
-        return (
-            f'<img alt="{html.escape(label, quote=True)}" width="{picture.width}" height="{picture.height}" '
-            f'src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
-        )
+        data_url = base64.b64encode(out.getvalue()).decode()
+        return render_macro("values.html.j2", "image", data_url, label, picture.width, picture.height)
 
     def media_type(self, data: bytes) -> str:
         try:

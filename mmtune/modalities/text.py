@@ -1,12 +1,12 @@
 """Texts: UTF-8 strings, stripped."""
 
-import html
 import random
 from collections.abc import Callable
 from typing import Any
 
 from mmtune.contracts import Modality, Option
 from mmtune.errors import RecipeError, Rejected
+from mmtune.html.render import render_macro
 from mmtune.modalities.perceptual_hash import NEAR_TEXTS, text_key
 
 MAX_CHARS = 100_000
@@ -65,13 +65,13 @@ class Text(Modality):
         return DropWords(drop_words)
 
     def to_html(self, data: bytes) -> str:
-        return f"<p>{html.escape(self.decode(data))}</p>"
+        return render_macro("values.html.j2", "caption", self.decode(data))
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """The words, the first of them where there are many."""
         words = self.decode(data)
         shown = words if len(words) <= CARD_CHARS else words[:CARD_CHARS].rsplit(maxsplit=1)[0] + " ..."
-        return f'<p class="words">{html.escape(shown)}</p>'
+        return render_macro("values.html.j2", "caption", shown, True)
 
     def media_type(self, data: bytes) -> str:
         return "text/plain; charset=utf-8"

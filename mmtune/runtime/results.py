@@ -1,11 +1,11 @@
 """The base of results: dataclasses with `to_dict`, `to_pandas`, a notebook view, and access by key."""
 
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmtune.contracts import JsonObject
+from mmtune.html.render import render_macro
 
 if TYPE_CHECKING:
     import pandas
@@ -48,11 +48,8 @@ class ResultFields(Mapping[str, Any]):
         return pandas.DataFrame([single])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(_short(value))}</td></tr>"
-            for name, value in self.to_dict().items()
-        )
-        return f"<table>{rows}</table>"
+        rows = [(name, _short(value)) for name, value in self.to_dict().items()]
+        return render_macro("values.html.j2", "table", ("field", "value"), rows)
 
 
 def _short(value: object, limit: int = 200) -> str:
