@@ -1,42 +1,87 @@
-"""mmtune: tune CLIP/CLAP-type dual encoders on your own pairs, prove it, and ship the new space. Imports nothing heavy."""
+"""mmtune: tune CLIP/CLAP-type dual encoders on your own images, sounds and texts; prove it; ship the new embedding space.
 
-import os
-from typing import Any
+Importing mmtune imports nothing heavy and changes nothing in the process. The functions here import their room when they are
+called; the classes `Model`, `Recipe`, `Gate` and `Collection` are imported when they are first looked up.
 
-# libgomp's threads spin while they wait, by default for milliseconds; on a machine whose cores are shared that made a training
-# step ten times longer, and sleeping at once a tenth longer. A tenth of a millisecond made it 3% shorter than a fifth of that
-# on two quiet cores and 3% longer beside two other programs. Only a default, and only if torch is not loaded yet.
-if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+OpenMP: on a shared machine threads should sleep soon after they have waited. The command line sets OMP_WAIT_POLICY and
+GOMP_SPINCOUNT for that before torch is imported, and so does `train` where torch is not imported yet; see
+`mmtune.runtime.threads`.
+"""
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING
 
-_LAZY = {
-    "load": "mmtune.model.artifact.load",
-    "pack": "mmtune.data.pack.pack",
-    "open_data": "mmtune.data.shards.dataset",
-    "train": "mmtune.run",
-    "embed": "mmtune.embedding.parquet_parts",
-    "evaluate": "mmtune.evaluation.evaluate_model",
-    "compare": "mmtune.comparison.compare_models",
-    "report": "mmtune.reporting.report",
-    "bench": "mmtune.benchmark.throughput",
-    "mine": "mmtune.mining.mine_model",
-    "soup": "mmtune.training.regularise.soup",
-    "doctor": "mmtune.quality.doctor",
-    "advise": "mmtune.quality.advise",
+from mmtune.public.extension_points import (
+    register_backbone,
+    register_guard,
+    register_loss,
+    register_metric,
+    register_miner_source,
+    register_modality,
+    register_scorer,
+    register_store,
+    register_task,
+)
+from mmtune.public.measure import advise, compare, doctor, evaluate, report
+from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, train
+from mmtune.public.use_models import embed, load, save, similarity
+from mmtune.runtime.version import __version__
+
+if TYPE_CHECKING:
+    from mmtune.index.collection import Collection
+    from mmtune.model.dual_encoder import Model
+    from mmtune.recipe.gate_block import Gate
+    from mmtune.recipe.recipe import Recipe
+
+__all__ = [
+    "Collection",
+    "Gate",
+    "Model",
+    "Recipe",
+    "__version__",
+    "advise",
+    "bench",
+    "compare",
+    "doctor",
+    "embed",
+    "evaluate",
+    "load",
+    "mine",
+    "open_data",
+    "pack",
+    "register_backbone",
+    "register_guard",
+    "register_loss",
+    "register_metric",
+    "register_miner_source",
+    "register_modality",
+    "register_scorer",
+    "register_store",
+    "register_task",
+    "report",
+    "save",
+    "similarity",
+    "soup",
+    "train",
+]
+
+_CLASSES = {
     "Collection": "mmtune.index.collection",
+    "Gate": "mmtune.recipe.gate_block",
+    "Model": "mmtune.model.dual_encoder",
+    "Recipe": "mmtune.recipe.recipe",
 }
-__all__ = [*_LAZY]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type:
+    """The public classes, imported when they are first looked up (PEP 562)."""
     import importlib
 
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'mmtune' has no attribute {name!r}")
+    if name not in _CLASSES:
+        raise AttributeError(f"module 'mmtune' has no attribute {name!r}")
+    found: type = getattr(importlib.import_module(_CLASSES[name]), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *__all__})

@@ -1,15 +1,19 @@
 """Runs one verb: parses, calls, prints, and turns errors into one line and an exit status."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import json
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from mmtune.cli import VERBS
+from mmtune.cli.verbs import VERBS
+from mmtune.contracts import JsonObject
 from mmtune.errors import MmtuneError
 
 
@@ -17,9 +21,21 @@ from mmtune.errors import MmtuneError
 class Result:
     """What a verb returns: the JSON document, the text for people, and the exit status."""
 
-    document: dict[str, Any]
+    document: JsonObject
     text: str = ""
     status: int = 0
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Print warnings, e.g. of a renamed recipe key, as one line on standard error, without their source."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        print(f"mmtune: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]  # the further parameters are not needed
+        yield
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +63,8 @@ def dispatch(verb: str, argv: list[str]) -> int:
     except SystemExit as e:
         return int(e.code or 0)
     try:
-        result: Result = module.run(args)
+        with _one_line_warnings():
+            result: Result = module.run(args)
         print(json.dumps(result.document) if args.json else result.text.rstrip("\n"), flush=True)
         return result.status
     except BrokenPipeError:  # the reader went away (`| head`): keep Python from complaining at exit

@@ -19,6 +19,7 @@ from mmtune.errors import ModelError, RecipeError
 from mmtune.model.encode import encode_values, infer_modality
 from mmtune.model.fingerprint import fingerprint
 from mmtune.model.layout import BackboneEntry, Layout, Settings
+from mmtune.model.similarity import cosine_similarity
 from mmtune.model.truncate import truncate
 from mmtune.recipe.prompts_block import Prompts
 
@@ -119,11 +120,7 @@ class Model(nn.Module):
 
     def similarity(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Cosine similarities [Q, C] float32 of vectors [Q, D] and [C, D]; a single vector [D] counts as one row."""
-        q, c = (np.atleast_2d(np.asarray(x, np.float32)) for x in (queries, candidates))
-        if q.ndim != 2 or c.ndim != 2 or q.shape[1] != c.shape[1]:
-            raise ModelError(f"similarity: vectors [Q, D] and [C, D] of one D are needed; got {q.shape} and {c.shape}")
-        q, c = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (q, c))
-        return q @ c.T
+        return cosine_similarity(queries, candidates)
 
     def save(
         self,

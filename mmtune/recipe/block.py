@@ -27,7 +27,7 @@ OWN = "recipe_value"
 
 def invalid(message: str) -> PydanticCustomError:
     """An error with its own text, to be raised by a validator of a block."""
-    return PydanticCustomError(OWN, "{text}", {"text": message})
+    return PydanticCustomError(OWN, "{message}", {"message": message})
 
 
 def _finite(value: object) -> float:
@@ -72,7 +72,7 @@ class RecipeBlock(BaseModel):
         if cls.model_config.get("extra") == "forbid":
             for key in given:
                 if key not in cls.model_fields:
-                    details = {"key": str(key), "text": cls.unknown_key(str(key)), "known": list(cls.model_fields)}
+                    details = {"key": str(key), "message": cls.unknown_key(str(key)), "known": list(cls.model_fields)}
                     raise PydanticCustomError(UNKNOWN, "unknown key {key}", details)
         return given
 
@@ -142,7 +142,7 @@ def _line(problem: ErrorDetails, document: object, path: str) -> str:
     keys, given, context = _keys(problem, document), problem["input"], problem.get("ctx") or {}
     at, kind = dotted(keys, path), problem["type"]
     if kind == UNKNOWN:
-        return _unknown(at, context["key"], context["text"], context["known"])
+        return _unknown(at, context["key"], context["message"], context["known"])
     if kind == "missing":
         return f"{at}: is missing: give it in the recipe, or as {at}=VALUE after it"
     if kind == OWN:

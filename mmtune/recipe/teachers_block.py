@@ -49,6 +49,8 @@ class ScoresTeacher(TeacherBlock):
 
 def _kind(value: object) -> str | None:
     keys = value if isinstance(value, Mapping) else vars(value)
+    if not keys:
+        return "<model>"  # its `model: ???` is still to be filled in
     return next((f"<{kind}>" for kind in ("model", "scorer", "scores") if kind in keys), None)
 
 

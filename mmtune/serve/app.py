@@ -42,7 +42,7 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
     from fastapi import FastAPI
     from starlette.middleware import Middleware
 
-    from mmtune import __version__
+    from mmtune.runtime.version import __version__
     from mmtune.serve.auth import AuthMiddleware
     from mmtune.serve.body_limit import BodyLimitMiddleware
     from mmtune.serve.prometheus import Metrics, MetricsMiddleware

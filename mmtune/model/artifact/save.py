@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtune import __version__
 from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest
 from mmtune.model.artifact.trained_rows import TRAINED, union
 from mmtune.model.artifact.trained_rows import trained_on as known_rows
 from mmtune.model.prompts import has_query_prompt
 from mmtune.runtime.files import atomic_dir, write_bytes, write_json, write_text
+from mmtune.runtime.version import __version__
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model

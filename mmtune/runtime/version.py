@@ -1,0 +1,3 @@
+"""The version of mmtune; `mmtune.__version__` is the same."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,90 @@
+"""`import mmtune`: light, without side effects, with signatures that an editor and `help` show."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import mmtune
+from mmtune.runtime.results import ResultFields
+
+FUNCTIONS = [n for n in mmtune.__all__ if inspect.isfunction(getattr(mmtune, n))]
+ROOMS = {
+    "load": "mmtune.model.artifact.load",
+    "save": "mmtune.model.artifact.save",
+    "pack": "mmtune.data.pack.pack",
+    "open_data": "mmtune.data.shards.dataset",
+    "mine": "mmtune.mining.mine_model",
+    "train": "mmtune.run",
+    "soup": "mmtune.training.regularise.soup",
+    "bench": "mmtune.benchmark.throughput",
+    "compare": "mmtune.comparison.compare_models",
+    "report": "mmtune.reporting.report",
+    "doctor": "mmtune.quality.doctor",
+    "advise": "mmtune.quality.advise",
+    "embed": "mmtune.embedding.parquet_parts",
+    "evaluate": "mmtune.evaluation.evaluate_model",
+}
+INTERNAL = {"processes"}
+"""Parameters of the rooms' functions that the public ones leave out."""
+
+
+def test_every_public_name_is_there():
+    named = "load Model similarity save pack open_data Recipe train mine evaluate compare Gate doctor advise report embed soup bench"
+    assert set(named.split()) | {"Collection"} <= set(mmtune.__all__) <= set(dir(mmtune))
+    assert all(getattr(mmtune, n) is not None for n in mmtune.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mmtune.nothing  # noqa: B018
+
+
+def test_public_functions_are_functions_with_explicit_parameters_and_a_docstring():
+    assert len(FUNCTIONS) >= 20
+    for name in FUNCTIONS:
+        signature = inspect.signature(getattr(mmtune, name))
+        assert all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()), name
+        assert signature.return_annotation is not inspect.Signature.empty, name
+        assert inspect.getdoc(getattr(mmtune, name)), name
+
+
+@pytest.mark.parametrize("name", sorted(ROOMS))
+def test_a_public_function_has_the_parameters_of_its_room(name):
+    def parameters(function):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values() if p.name not in INTERNAL]
+
+    assert parameters(getattr(mmtune, name)) == parameters(getattr(importlib.import_module(ROOMS[name]), name))
+
+
+def test_importing_changes_nothing_in_the_process():
+    code = (
+        "import csv, json, os, sys, warnings\n"
+        "before = dict(os.environ), csv.field_size_limit(), list(sys.path), warnings.showwarning\n"
+        "import mmtune\n"
+        "after = dict(os.environ), csv.field_size_limit(), list(sys.path), warnings.showwarning\n"
+        "heavy = [m for m in ('torch', 'numpy', 'transformers', 'pydantic', 'rich', 'PIL') if m in sys.modules]\n"
+        "print(json.dumps([before == after, heavy, type(mmtune).__name__, callable(mmtune)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [True, [], "module", False]
+
+
+def test_similarity_is_the_cosine():
+    import numpy as np
+
+    q, c = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[4.0, 3.0], [0.0, -2.0]])
+    assert mmtune.similarity(q, c) == pytest.approx(np.array([[24 / 25, -4 / 5], [4 / 5, 0.0]]))
+    assert mmtune.similarity(q[0], c).shape == (1, 2)
+
+
+def test_results_are_fields_and_keys():
+    from mmtune.training.train_result import TrainResult
+
+    result = TrainResult("runs/a", "f", {}, None, {}, 2.0, 0.5, 8, 4.0, 2, [])
+    assert result["artifact"] == result.artifact == "runs/a" and dict(result)["steps"] == 2
+    assert "result" not in result.to_dict() and json.dumps(result.to_dict())
+    assert result.to_pandas()["pairs_per_second"].tolist() == [2.0]
+    assert "<table>" in result._repr_html_() and isinstance(result, ResultFields)
+    with pytest.raises(KeyError):
+        result["best single"]
