@@ -1,6 +1,11 @@
-"""A commented recipe to start from: DIR/recipe.yaml for a use case."""
+"""Write a commented recipe to start from, or the JSON Schema of recipes.
+
+mmtune init mydata --case catalog        mydata/recipe.yaml for a use case
+mmtune init --schema recipe.schema.json  from which an editor completes and checks recipes
+"""
 
 import argparse
+import json
 from pathlib import Path
 
 from mmtune.cli.dispatch import Result
@@ -35,7 +40,7 @@ CASES = {
         "augment:\n  {0}: {{crop: 0.6, flip: true, color: 0.2}}\n",
     ),
     "sound": (
-        "Machine sounds and what is wrong with them",
+        "Machine sounds and their defects",
         "defect",
         "sound, text, defect",
         "recordings",
@@ -43,26 +48,45 @@ CASES = {
     ),
     "research": ("Every pair of modalities in one space", "group", "two or three modalities, group", "rows", ""),
 }
-SIGNAL = {"catalog": 0, "sound": 1}
+AUGMENTED = {"catalog": 0, "sound": 1}
+"""Use case -> position in the table of the modality that it augments."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", metavar="DIR")
+    parser.add_argument("dir", metavar="DIR", nargs="?", help="gets recipe.yaml")
     parser.add_argument("--case", choices=list(CASES), default="catalog", help="use case (default %(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite a recipe that is there")
+    parser.add_argument("--schema", metavar="FILE", help="write the JSON Schema of recipes there")
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune import modalities
     from mmtune.runtime.files import write_text
 
-    path = Path(args.dir) / "recipe.yaml"
-    if path.exists() and not args.force:
-        raise RecipeError(f"{path} is there already; --force overwrites it")
-    title, group, columns, other, augment = CASES[args.case]
-    names = modalities.names()
-    tail = augment.format(names[SIGNAL[args.case]]) if args.case in SIGNAL else ""
-    text = HEAD.format(title=title, dir=args.dir, group=group, columns=columns, other=other) + tail + BODY
-    text += f"run:\n  dir: {args.dir}/run\n"
-    write_text(path, text)
-    return Result({"recipe": str(path)}, f"{path} written; its head says what to do next")
+    texts: dict[str, tuple[Path, str]] = {}
+    if args.dir:
+        texts["recipe"] = Path(args.dir) / "recipe.yaml", _recipe(args.dir, args.case)
+    if args.schema:
+        from mmtune.recipe.recipe_keys import json_schema
+
+        texts["schema"] = Path(args.schema), json.dumps(json_schema(), indent=1) + "\n"
+    if not texts:
+        raise RecipeError("name a DIR for a recipe, or --schema FILE")
+    for path, _ in texts.values():
+        if path.exists() and not args.force:
+            raise RecipeError(f"{path} exists already; --force overwrites it")
+    for path, text in texts.values():
+        write_text(path, text)
+    lines = [f"{path} written" for path, _ in texts.values()]
+    if "recipe" in texts:
+        lines[0] += "; its first lines say what to do next"
+    return Result({name: str(path) for name, (path, _) in texts.items()}, "\n".join(lines))
+
+
+def _recipe(directory: str, case: str) -> str:
+    """The commented recipe of a use case."""
+    from mmtune import modalities
+
+    title, group, columns, other, augment = CASES[case]
+    tail = augment.format(modalities.names()[AUGMENTED[case]]) if case in AUGMENTED else ""
+    head = HEAD.format(title=title, dir=directory, group=group, columns=columns, other=other)
+    return f"{head}{tail}{BODY}run:\n  dir: {directory}/run\n"

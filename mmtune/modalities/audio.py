@@ -145,7 +145,7 @@ class Audio(Modality):
     ) -> Callable[[Any, random.Random], Any]:
         """`shift`: rotate in time; `gain_db`: gain at most, either way; `noise_db`: white noise this far below the signal
         at the loudest (None = off); `polarity`: invert half of the time; `mask_time`, `mask_freq` (SpecAugment): largest share
-        of the time and of the mel scale that a mask hides (0 = off), `masks` of each kind."""
+        of the time and of the mel scale that a mask hides (0 = off); `masks`: their number, of each kind."""
         if unknown:
             known = "shift, gain_db, noise_db, polarity, mask_time, mask_freq, masks, mixup"
             raise RecipeError(f"augment.audio.{next(iter(unknown))}: unknown; known: {known}")

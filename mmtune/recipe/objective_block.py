@@ -73,7 +73,7 @@ class TermBlock(RecipeBlock):
 class AutoTerm(TermBlock):
     """The checkpoint's own loss: sigmoid where the model has a bias, InfoNCE elsewhere."""
 
-    loss: Literal["auto"] = "auto"
+    loss: Literal["auto"] = Field("auto", description="name of the loss")
 
 
 class InfoNCETerm(TermBlock):
@@ -81,7 +81,7 @@ class InfoNCETerm(TermBlock):
 
     own_keys = frozenset({"positives", "smoothing", "hardness"})
 
-    loss: Literal["info_nce"] = "info_nce"
+    loss: Literal["info_nce"] = Field("info_nce", description="name of the loss")
     positives: Literal["mean", "mask", "sum"] = Field(
         "mean", description="several positives: mean over them (SupCon), mask all but the own pair, or sum (UniCL)"
     )
@@ -94,7 +94,7 @@ class SigmoidTerm(TermBlock):
 
     own_keys = frozenset({"bias"})
 
-    loss: Literal["sigmoid"] = "sigmoid"
+    loss: Literal["sigmoid"] = Field("sigmoid", description="name of the loss")
     bias: Number = Field(-10.0, description="initial bias where the model has none of its own")
 
 
@@ -103,7 +103,7 @@ class TripletTerm(TermBlock):
 
     own_keys = frozenset({"margin", "distance", "mining"})
 
-    loss: Literal["triplet"] = "triplet"
+    loss: Literal["triplet"] = Field("triplet", description="name of the loss")
     margin: Number = Field(0.2, description="margin between the distances of positive and negative")
     distance: Literal["cosine", "euclidean"] = Field("cosine", description="distance of two vectors")
     mining: Literal["hard", "semi_hard"] = Field("hard", description="which negative of the batch")
@@ -114,7 +114,7 @@ class MseTerm(TermBlock):
 
     own_keys = frozenset({"column"})
 
-    loss: Literal["mse"] = "mse"
+    loss: Literal["mse"] = Field("mse", description="name of the loss")
     column: str = Field("score", description="numeric metadata column of the pair's similarity")
 
 
@@ -123,7 +123,7 @@ class CosineTerm(TermBlock):
 
     own_keys = frozenset({"column", "margin", "threshold"})
 
-    loss: Literal["cosine"] = "cosine"
+    loss: Literal["cosine"] = Field("cosine", description="name of the loss")
     column: str = Field("score", description="numeric metadata column of the pair's similarity")
     margin: Number = Field(0.0, description="cosine up to which a dissimilar pair costs nothing")
     threshold: Number = Field(0.5, description="score from which a pair is similar")
@@ -134,7 +134,7 @@ class CosentTerm(TermBlock):
 
     own_keys = frozenset({"column", "scale"})
 
-    loss: Literal["cosent"] = "cosent"
+    loss: Literal["cosent"] = Field("cosent", description="name of the loss")
     column: str = Field("score", description="numeric metadata column of the pair's similarity")
     scale: Annotated[Number, AfterValidator(_positive)] = Field(20.0, description="factor on cosine differences")
 
@@ -144,14 +144,14 @@ class KlTerm(TermBlock):
 
     own_keys = frozenset({"temperature"})
 
-    loss: Literal["kl"] = "kl"
+    loss: Literal["kl"] = Field("kl", description="name of the loss")
     temperature: Number = Field(0.05, description="of the teacher's softmax")
 
 
 class ScoreMseTerm(TermBlock):
     """Squared difference of the student's cosine and the teacher's score."""
 
-    loss: Literal["score_mse"] = "score_mse"
+    loss: Literal["score_mse"] = Field("score_mse", description="name of the loss")
 
 
 class MarginMseTerm(TermBlock):
@@ -159,7 +159,7 @@ class MarginMseTerm(TermBlock):
 
     own_keys = frozenset({"factor"})
 
-    loss: Literal["margin_mse"] = "margin_mse"
+    loss: Literal["margin_mse"] = Field("margin_mse", description="name of the loss")
     factor: Number = Field(1.0, description="factor on the teacher's margins, to a cosine's size")
 
 
@@ -168,7 +168,7 @@ class FeatureTerm(TermBlock):
 
     own_keys = frozenset({"projection"})
 
-    loss: Literal["feature"] = "feature"
+    loss: Literal["feature"] = Field("feature", description="name of the loss")
     projection: bool = Field(False, description="learn a linear map before the comparison even where the widths agree")
 
 

@@ -1,0 +1,126 @@
+"""The recipe's JSON Schema, and the page of all keys, both made from the models."""
+
+import json
+import types
+import typing
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from mmtune import modalities
+from mmtune.contracts import JsonObject
+from mmtune.recipe.augment_block import options_model
+from mmtune.recipe.objective_block import TermBlock
+from mmtune.recipe.recipe import Recipe
+
+HEAD = """# Recipe keys
+
+Every key of a recipe with its type, default and meaning. `mmtune init --schema FILE` writes the same as a JSON Schema, from which
+an editor completes and checks recipes (in VS Code: `# yaml-language-server: $schema=FILE` in the first line of the recipe).
+Overrides on the command line use dotted names: `train.epochs=12`, `objective.0.smoothing=0.1`.
+
+This page is generated: `python -m mmtune.recipe.recipe_keys > docs/recipe_keys.md`.
+"""
+
+
+def json_schema() -> JsonObject:
+    """The JSON Schema (draft 2020-12) of a recipe."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "mmtune recipe"}
+
+
+def blocks_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The blocks inside a type such as `str | list[str | TrainingSet]`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for inner in typing.get_args(annotation):
+        yield from blocks_in(inner)
+
+
+def recipe_keys_page() -> str:
+    """docs/recipe_keys.md."""
+    sections = [HEAD, _section("", Recipe)]
+    for name, info in Recipe.model_fields.items():
+        blocks = [options_model(m) for m in modalities.names()] if name == "augment" else list(blocks_in(info.annotation))
+        if name == "objective":
+            sections.append(_section("objective: keys of every loss", TermBlock))
+        sections += [part for block in dict.fromkeys(blocks) for part in _sections(name, block, len(set(blocks)) > 1)]
+    return "\n".join(sections)
+
+
+def _sections(path: str, block: type[BaseModel], one_of_several: bool) -> Iterator[str]:
+    """The section of a block, and of the blocks in it."""
+    yield _section(path + (f" ({_variant(block)})" if one_of_several else ""), block)
+    for name, info in block.model_fields.items():
+        inner = list(dict.fromkeys(blocks_in(info.annotation)))
+        for nested in inner:
+            yield from _sections(f"{path}.{name}", nested, len(inner) > 1)
+
+
+def _variant(block: type[BaseModel]) -> str:
+    """What sets one variant of a block apart: its `how`, its `loss`, or its name in plain words."""
+    for key in ("how", "loss"):
+        if key in block.model_fields:
+            default = block.model_fields[key].default
+            return f"{key}: {default if default is not PydanticUndefined else 'package.module:function'}"
+    if hasattr(block, "modality"):
+        return str(block.modality)
+    return next(iter(block.model_fields))
+
+
+def _section(title: str, block: type[BaseModel]) -> str:
+    text = " ".join((block.__doc__ or "").split())
+    lines = [f"## {title or 'Top level'}", "", text, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    properties = block.model_json_schema()["properties"]
+    hidden = TermBlock.model_fields.keys() - {"loss"} if block is not TermBlock and issubclass(block, TermBlock) else set()
+    for name, info in block.model_fields.items():
+        if name in hidden and name not in block.__annotations__:
+            continue
+        meaning = info.description or ""
+        lines.append(f"| `{name}` | {_cell(_words(properties[name]))} | {_cell(_default(info))} | {_cell(meaning)} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _words(schema: JsonObject) -> str:
+    """The type in the words of JSON Schema, e.g. "number or null"."""
+    if "$ref" in schema:
+        return "block"
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return ", ".join(f"`{v}`" for v in schema["enum"])
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            return " or ".join(dict.fromkeys(_words(s) for s in schema[key]))
+    kind = schema.get("type", "any value")
+    if kind == "array" and "items" in schema:
+        return f"list of {_words(schema['items'])}"
+    if kind == "array":
+        return "list"
+    if kind == "object":
+        inner = schema.get("additionalProperties")
+        return f"mapping to {_words(inner)}" if isinstance(inner, dict) and inner else "mapping"
+    return str(kind)
+
+
+def _default(info: FieldInfo) -> str:
+    value = info.get_default(call_default_factory=True) if not info.is_required() else PydanticUndefined
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, BaseModel):
+        return "see its section" if not hasattr(value, "how") else f"`{value.how}`"
+    if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        return f"`{json.dumps([{'loss': v.loss} for v in value if hasattr(v, 'loss')])}`"
+    return f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    print(recipe_keys_page(), end="")
