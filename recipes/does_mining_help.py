@@ -20,7 +20,7 @@ from mmtune.contracts import Embeddings, direction
 from mmtune.data.shards.dataset import open_data
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.directions import evaluate_vectors
-from mmtune.relevance.items import unite
+from mmtune.relevance.items import unique_items
 from mmtune.relevance.positives import relevant_blocks
 
 NAIVE = {"groups": False, "trust_groups": False, "relative_margin": None, "near_duplicates": False, "hub_cap": None}
@@ -30,7 +30,7 @@ NEAR = 0.95
 
 def confusable(vectors: dict[str, Embeddings], a: str, b: str) -> set[str]:
     """Ids of the queries of modality a whose best wrong item of modality b scores at least NEAR times the best relevant one."""
-    queries, candidates = unite(a, vectors[a]), unite(b, vectors[b])
+    queries, candidates = unique_items(a, vectors[a]), unique_items(b, vectors[b])
     ids = set()
     for part in relevant_blocks(queries, candidates, 1024):
         scores_QC = np.asarray(queries.query_vectors[part.start : part.stop]) @ np.asarray(candidates.vectors).T

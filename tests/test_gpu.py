@@ -17,7 +17,7 @@ import torch
 import mmtune
 from mmtune.contracts import Embeddings
 from mmtune.model.artifact.save import save
-from mmtune.relevance.items import Items, unite
+from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.positives import Positives
 from mmtune.run import train
 from mmtune.search.approximate import ApproximateSearch
@@ -176,7 +176,7 @@ def to_mine(rows: int, dim: int, around: int = 0) -> tuple[Items, Positives]:
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     labels = {"id": np.arange(1, rows + 1), "group": np.arange(rows) // 5 + 1}
     embedded = Embeddings([f"{i:07d}" for i in range(rows)], [None] * rows, labels, x, "f")
-    items = unite("a", embedded)
+    items = unique_items("a", embedded)
     return items, Positives(items, items)
 
 

@@ -16,7 +16,7 @@ from mmtune.comparison.paired_difference import Bootstrap, PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.clusters import row_clusters
-from mmtune.relevance.items import Items, unite
+from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
 from mmtune.runtime.files import read_json, write_json
@@ -99,8 +99,8 @@ def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: 
     if not 0 < share <= 1:
         raise DataError(f"confusable share {share}: a number in (0, 1]")
     a, b = pair
-    queries = unite(a, vectors[a])
-    candidates = queries if a == b else unite(b, vectors[b])
+    queries = unique_items(a, vectors[a])
+    candidates = queries if a == b else unique_items(b, vectors[b])
     twin_N, key_N = _nearest_of_another_group(candidates)
     triples: list[tuple[int, int, int, int]] = []
     for part in relevant_blocks(queries, candidates, 4096, qrels):

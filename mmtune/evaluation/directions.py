@@ -10,7 +10,7 @@ from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.metrics import MetricColumn, RelevantRanks, metric_columns, per_query_values
 from mmtune.evaluation.ranks import relevant_ranks
 from mmtune.evaluation.result import Direction, Result
-from mmtune.relevance.items import Items, unite
+from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
 
@@ -49,7 +49,7 @@ def evaluate_vectors(
         raise ModelError(
             f"vectors of {len(fingerprints)} models ({', '.join(sorted(fingerprints))}) in one evaluation; embed all with one"
         )
-    items = {m: unite(m, vectors[m]) for m in names}
+    items = {m: unique_items(m, vectors[m]) for m in names}
     cluster_of = row_clusters(vectors) if per_query else None
     evaluated = {
         direction(a, b): evaluate_direction(items[a], items[b], columns, qrels, chunk, cluster_of)

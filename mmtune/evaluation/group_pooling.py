@@ -9,7 +9,7 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.relevance.items import names_to_labels
 from mmtune.relevance.judgments import Qrels
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 POOLINGS = ("mean",)
 
@@ -45,6 +45,6 @@ def pool_modality(name: str, e: Embeddings) -> Embeddings:
     rows = np.array(first_rows, np.int64)
     labels = {k: np.asarray(v)[rows] for k, v in e.labels.items()}
     labels[name] = names_to_labels(list(members))  # the content of an item is its whole group
-    queries = None if e.queries is None else unit(np.stack(query_means).astype(np.float32), name)
-    pooled = unit(np.stack(means).astype(np.float32), name) if means else e.vectors
+    queries = None if e.queries is None else normalize_rows(np.stack(query_means).astype(np.float32), name)
+    pooled = normalize_rows(np.stack(means).astype(np.float32), name) if means else e.vectors
     return Embeddings([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, pooled, e.fingerprint, queries)

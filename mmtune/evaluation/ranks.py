@@ -5,7 +5,7 @@ import numpy as np
 from mmtune.evaluation.ranks_blocked import blocked_ranks
 from mmtune.relevance.ragged import Ragged
 from mmtune.search.exact_scores import exact_keys
-from mmtune.search.tie_order import ordered
+from mmtune.search.tie_order import order_by_key
 from mmtune.search.vectors import GatheredRows
 
 SCORE_BYTES = 64 << 20  # bytes of scores held at once
@@ -54,7 +54,7 @@ def ranks_of_query(keys_N: np.ndarray, relevant_R: np.ndarray) -> tuple[np.ndarr
             rank_R[r] = above + np.count_nonzero(equal[:j]) + 1
             same_R[r] = np.count_nonzero(equal)
     else:
-        order = ordered(keys_N.clip(-(2**30)))
+        order = order_by_key(keys_N.clip(-(2**30)))
         rank_N = np.empty(len(order), np.int64)
         rank_N[order] = np.arange(1, len(order) + 1)
         rank_R = rank_N[relevant_R]

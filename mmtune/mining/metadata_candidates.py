@@ -9,7 +9,7 @@ from mmtune.mining.id_hashes import id_hashes
 from mmtune.mining.sources import ScoredCandidates
 from mmtune.relevance.items import Items
 from mmtune.search.exact_scores import pair_keys
-from mmtune.search.tie_order import best
+from mmtune.search.tie_order import top_k_of_pairs
 
 MAX_SIBLINGS = 4096
 """Siblings of one kind that are considered; of more, a fixed random choice."""
@@ -67,4 +67,4 @@ class SiblingCandidates:
             lists.append(members)
         owner, candidate = np.concatenate(owners), np.concatenate(lists)
         keys = pair_keys(q_BD, vectors, owner, candidate)
-        return ScoredCandidates(*best(owner, candidate, keys, len(queries), self.window))
+        return ScoredCandidates(*top_k_of_pairs(owner, candidate, keys, len(queries), self.window))

@@ -16,7 +16,7 @@ from mmtune.mining.near_duplicates import ContentHashes, hash_contents
 from mmtune.mining.negatives_table import TableWriter
 from mmtune.mining.verifier import ScorerOf
 from mmtune.recipe.mining_block import MiningOptions
-from mmtune.relevance.items import Items, check_unit_vectors, unite
+from mmtune.relevance.items import Items, check_unit_vectors, unique_items
 from mmtune.relevance.judgments import Verdict, judged_pairs, read_verdicts
 from mmtune.relevance.positives import Positives
 from mmtune.relevance.ragged import Ragged
@@ -103,7 +103,7 @@ def mine_vectors(
 
 def _items(name: str, e: Embeddings) -> Items:
     check_unit_vectors(name, e)
-    items = unite(name, e, repeated_ids=True)
+    items = unique_items(name, e, repeated_ids=True)
     if not len(items):
         raise DataError(f"{name}: no rows with it, nothing to mine")
     return items

@@ -19,7 +19,7 @@ from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.metrics import with_cutoffs
 from mmtune.evaluation.result import Direction
 from mmtune.relevance.items import names_to_labels, take_rows
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 SHRINKAGES, BLENDS, MAX_RANK = (0.03, 0.3, 3.0), (0.0, 0.5, 1.0), 256
 SEEN_GROUPS = 4  # rows of the median group from which a tuned model will have been trained on the groups that are searched
@@ -60,7 +60,7 @@ class LinearHead:
         return out
 
     def _apply(self, m: str, x_ND: np.ndarray) -> np.ndarray:
-        projected = unit((x_ND - self.centre[m]) @ self.map[m])
+        projected = normalize_rows((x_ND - self.centre[m]) @ self.map[m])
         return np.concatenate([(1 - self.blend) ** 0.5 * x_ND, self.blend**0.5 * projected], axis=1).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.errors import Rejected
 from mmtune.quality.findings import Finding, Measurements, finding
-from mmtune.relevance.items import Items, unite
+from mmtune.relevance.items import Items, unique_items
 from mmtune.search.exact import topk
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def check_space(
 ) -> list[Finding]:
     """Findings on one corpus. space gets every measurement, also the harmless ones; scales: temperature factor (logit scale)
     by direction."""
-    items = {m: unite(m, e) for m, e in vectors.items() if len(e.ids)}
+    items = {m: unique_items(m, e) for m, e in vectors.items() if len(e.ids)}
     out: list[Finding] = []
     for name, of_modality in items.items():
         out += check_collapse(of_modality, space) + check_labels(name, of_modality, vectors[name], space)

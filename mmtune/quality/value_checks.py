@@ -12,7 +12,7 @@ from mmtune.quality.findings import Finding, Split, finding
 from mmtune.quality.row_checks import identifying_contents
 from mmtune.runtime.progress import Progress
 from mmtune.search.exact import topk
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 FIXES = {
     "silent": "drop the clips, or look at the recorder: a silent clip is near every other one",
@@ -104,7 +104,7 @@ def near_pairs(signatures_NS: np.ndarray) -> list[tuple[int, int]]:
     (Johnson-Lindenstrauss), verified in full."""
     x = signatures_NS - signatures_NS.mean(0)
     sketch = x @ np.random.default_rng(0).standard_normal((x.shape[1], SKETCH_DIM)).astype(np.float32)
-    sketch = unit(sketch)
+    sketch = normalize_rows(sketch)
     _, index = topk(sketch, sketch, NEIGHBOURS + 1)
     pairs = {(min(i, j), max(i, j)) for i, row in enumerate(index.tolist()) for j in row if i != j}
     return sorted((i, j) for i, j in pairs if np.abs(signatures_NS[i] - signatures_NS[j]).max() <= 1)

@@ -13,7 +13,7 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.relevance.ragged import Ragged
-from mmtune.search.vectors import GatheredRows, unit
+from mmtune.search.vectors import GatheredRows, normalize_rows
 
 CHECK_BLOCK = 65536
 """Rows that are checked at a time."""
@@ -80,7 +80,7 @@ def names_to_labels(names: Sequence[str | None]) -> np.ndarray:
     return np.array([known.get(n, 0) if n else 0 for n in names], np.int64)
 
 
-def unite(name: str, e: Embeddings, repeated_ids: bool = False) -> Items:
+def unique_items(name: str, e: Embeddings, repeated_ids: bool = False) -> Items:
     """The items of modality `name`.
 
     repeated_ids: a row that several sources of a mix hold is the same item; otherwise ids must be unique. Raises DataError for
@@ -103,7 +103,7 @@ def unite(name: str, e: Embeddings, repeated_ids: bool = False) -> Items:
     head = up[np.sort(first)[::-1]]
 
     def of_items(x_ND: np.ndarray) -> np.ndarray | GatheredRows:
-        x_ND = unit(x_ND, name)
+        x_ND = normalize_rows(x_ND, name)
         return x_ND if np.array_equal(head, np.arange(n)) else GatheredRows(x_ND, head)
 
     labels = {k: np.asarray(v, np.int64) for k, v in e.labels.items()}

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
-from mmtune.relevance.items import Items, unite
+from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
 from mmtune.runtime.files import atomic_open
@@ -47,8 +47,8 @@ def write_run(
 
 
 def _sides(vectors: Mapping[str, Embeddings], pair: tuple[str, str]) -> tuple[Items, Items]:
-    queries = unite(pair[0], vectors[pair[0]])
-    return queries, queries if pair[0] == pair[1] else unite(pair[1], vectors[pair[1]])
+    queries = unique_items(pair[0], vectors[pair[0]])
+    return queries, queries if pair[0] == pair[1] else unique_items(pair[1], vectors[pair[1]])
 
 
 def _checked_id(row_id: str) -> str:

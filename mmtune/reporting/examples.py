@@ -8,7 +8,7 @@ import numpy as np
 from mmtune.comparison.gate import MEAN
 from mmtune.evaluation.result import Direction
 from mmtune.reporting.measured import SIDES, Measured
-from mmtune.search.tie_order import ordered, to_scores
+from mmtune.search.tie_order import order_by_key, to_scores
 
 TOP = 5
 MAX_DIRECTIONS = 2
@@ -116,7 +116,7 @@ def _results(
     candidates = measured.items_of(name, side)[1]
     out = []
     for keys, relevant_items in zip(measured.score_keys(name, side, queries), relevant, strict=True):
-        best = [int(j) for j in ordered(keys)[:TOP] if keys[j] > np.iinfo(np.int32).min]
+        best = [int(j) for j in order_by_key(keys)[:TOP] if keys[j] > np.iinfo(np.int32).min]
         known = set(relevant_items.tolist())
         out.append(
             [

@@ -13,7 +13,7 @@ from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.model.artifact.trained_rows import trained_on
-from mmtune.relevance.items import Items, unite
+from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
 from mmtune.reporting.subject import ReportSubject
@@ -47,7 +47,7 @@ class Measured:
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
         """items[side][modality]; the same items in the same order on both sides."""
-        return {side: {m: unite(m, e) for m, e in vectors.items()} for side, vectors in self.vectors.items()}
+        return {side: {m: unique_items(m, e) for m, e in vectors.items()} for side, vectors in self.vectors.items()}
 
     @cached_property
     def row_number(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.search.exact_scores import pair_keys
 from mmtune.search.faiss_library import import_faiss
 from mmtune.search.pair_set import PairSet
-from mmtune.search.tie_order import best
+from mmtune.search.tie_order import top_k_of_pairs
 from mmtune.search.vectors import GatheredRows
 
 ADD_BLOCK = 65536
@@ -66,7 +66,7 @@ class ApproximateSearch:
             row, column = np.nonzero(proposed >= 0)
             candidate = proposed[row, column]
             scored = pair_keys(q_BD, self.candidates, todo[row], candidate)
-            candidates[todo], keys[todo] = best(row, candidate, scored, len(todo), self.k)
+            candidates[todo], keys[todo] = top_k_of_pairs(row, candidate, scored, len(todo), self.k)
             if width >= min(n, MAX_PROPOSALS):
                 break
             todo, width = todo[candidates[todo, -1] < 0], min(4 * width, MAX_PROPOSALS)

@@ -17,7 +17,7 @@ from mmtune.search.faiss_library import faiss_installed, import_faiss
 from mmtune.search.pair_set import PairSet
 from mmtune.search.parallel import worker_count
 from mmtune.search.quantised import choose_grid, float32_error
-from mmtune.search.tie_order import GRID, best, positions_by_query
+from mmtune.search.tie_order import GRID, positions_by_query, top_k_of_pairs
 from mmtune.search.vectors import GatheredRows, array_and_index
 
 CHUNK = 4096
@@ -240,7 +240,7 @@ class _Scan:
         row, column = np.nonzero(self.settled[0] >= 0)
         query, candidate = np.concatenate([row, query]), np.concatenate([self.settled[0][row, column], candidate])
         keys = np.concatenate([self.settled[1][row, column], keys])
-        self.settled = best(query, candidate, keys, self.rows, self.k)
+        self.settled = top_k_of_pairs(query, candidate, keys, self.rows, self.k)
         full = self.settled[0][:, -1] >= 0
         self.floor = np.where(full, np.maximum(self.floor, self.settled[1][:, -1] / GRID - 0.5 / GRID), self.floor)
         self.pool, self.held = [NO_SURVIVORS], 0

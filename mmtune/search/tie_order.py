@@ -29,7 +29,7 @@ def sort_words(keys: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     return ((GRID - keys.astype(np.int64)) << 32) | candidates
 
 
-def ordered(keys_N: np.ndarray) -> np.ndarray:
+def order_by_key(keys_N: np.ndarray) -> np.ndarray:
     """Positions [N] in the total order: key descending, ties by position ascending."""
     words = sort_words(keys_N, np.arange(len(keys_N)))
     words.sort()  # one SIMD sort of 64-bit words
@@ -37,7 +37,7 @@ def ordered(keys_N: np.ndarray) -> np.ndarray:
     return words
 
 
-def ordered_by_id(keys_N: np.ndarray, ids: Sequence[str]) -> list[int]:
+def order_by_key_and_id(keys_N: np.ndarray, ids: Sequence[str]) -> list[int]:
     """Positions [N] in the total order of candidates that are in no order: key descending, ties by id descending."""
     return sorted(range(len(ids)), key=lambda i: (keys_N[i], ids[i]), reverse=True)
 
@@ -53,7 +53,9 @@ def positions_by_query(query: np.ndarray, queries: int) -> tuple[np.ndarray, np.
     return order, np.arange(len(query)) - starts, int(counts.max(initial=0))
 
 
-def best(query: np.ndarray, candidate: np.ndarray, keys: np.ndarray, queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+def top_k_of_pairs(
+    query: np.ndarray, candidate: np.ndarray, keys: np.ndarray, queries: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The k best candidates of each query among scored pairs in any order.
 
     query, candidate, keys: [P]. Returns (candidates int64, keys int32) [queries, k] in the total order; unused places hold

@@ -48,7 +48,7 @@ def array_and_index(vectors: np.ndarray | GatheredRows) -> tuple[np.ndarray, np.
     return vectors, np.arange(len(vectors))
 
 
-def unit(x_ND: np.ndarray, name: str = "vectors") -> np.ndarray:
+def normalize_rows(x_ND: np.ndarray, name: str = "vectors") -> np.ndarray:
     """Float32 rows of length 1: the same array when they already are; zero rows stay zero.
 
     Raises DataError, beginning with `name`, when a row holds NaN or infinity.

@@ -121,7 +121,7 @@ import json, os, sys, time, threading
 import numpy as np
 import torch
 from mmtune.contracts import Embeddings
-from mmtune.relevance.items import unite
+from mmtune.relevance.items import unique_items
 from mmtune.relevance.positives import Positives
 from mmtune.search.blocked import ExactSearch
 n, dim, memory, queries = map(int, sys.argv[1:5])
@@ -134,7 +134,7 @@ for i in range(0, n, 65536):
 v.flush()
 v = np.memmap(path, np.float32, "r", shape=(n, dim))
 e = Embeddings([f"{i:08d}" for i in range(n)], [None] * n, {"id": np.arange(1, n + 1), "group": np.arange(n) // 5 + 1}, v, "f")
-items = unite("x", e)
+items = unique_items("x", e)
 positives = Positives(items, items)
 torch._int_mm(torch.ones(64, dim, dtype=torch.int8), torch.ones(64, dim, dtype=torch.int8).t())
 def anonymous():

@@ -19,7 +19,7 @@ import pytest
 
 from mmtune.contracts import Embeddings
 from mmtune.index.stores.faiss_index import make_index, plan_index
-from mmtune.relevance.items import unite
+from mmtune.relevance.items import unique_items
 from mmtune.relevance.positives import Positives
 from mmtune.search.blocked import ExactSearch
 from mmtune.search.exact import topk
@@ -40,7 +40,7 @@ def mining(x: np.ndarray, queries: np.ndarray, root: Path):
     n = len(x)
     labels = {"id": np.arange(1, n + 1), "group": np.arange(n) // 5 + 1}
     embedded = Embeddings([f"{i:07d}" for i in range(n)], [None] * n, labels, x, "f")
-    items = unite("a", embedded)
+    items = unique_items("a", embedded)
     positives, asked = Positives(items, items), np.arange(MINED)
 
     def run():

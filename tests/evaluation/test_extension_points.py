@@ -54,10 +54,10 @@ def rank_biased_precision(data, k):
     """By a plain loop over the whole matrix of scores, from image to text."""
     rows = mmtune.open_data(data)
     from mmtune.embedding.embed_rows import embed_data
-    from mmtune.relevance.items import unite
+    from mmtune.relevance.items import unique_items
 
     vectors = embed_data(mmtune.load("tiny:clip"), rows)
-    images, texts = (unite(m, vectors[m]) for m in ("image", "text"))
+    images, texts = (unique_items(m, vectors[m]) for m in ("image", "text"))
     values = []
     for i in range(len(images)):
         groups = {rows.groups[r] for r in images.rows[i]}

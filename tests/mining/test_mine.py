@@ -11,7 +11,7 @@ from mmtune.errors import DataError, RecipeError
 from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.negatives_table import read_table
 from mmtune.recipe.mining_block import MiningOptions
-from mmtune.relevance.items import unite
+from mmtune.relevance.items import unique_items
 from mmtune.search import blocked, quantised
 from tests.support.mining_helpers import corpus, naive_mine, permuted
 
@@ -252,9 +252,9 @@ def test_a_row_that_two_sources_hold_is_one_item_and_two_rows_of_one_id_are_refu
     """`data.train: [A, B]` where B repeats a row of A, as the rows that people marked do."""
     x = np.eye(3, dtype=np.float32)
     labels = {"image": np.array([5, 6, 5]), "group": np.array([1, 2, 1])}
-    items = unite("image", Embeddings(["a", "b", "a"], [None] * 3, labels, x, "f"), repeated_ids=True)
+    items = unique_items("image", Embeddings(["a", "b", "a"], [None] * 3, labels, x, "f"), repeated_ids=True)
     assert sorted(items.ids) == ["a", "b"] and items.of_row[0] == items.of_row[2] != items.of_row[1]
     with pytest.raises(DataError, match="'a' occurs twice, with other content"):
-        unite(
+        unique_items(
             "image", Embeddings(["a", "b", "a"], [None] * 3, labels | {"image": np.array([5, 6, 7])}, x, "f"), repeated_ids=True
         )

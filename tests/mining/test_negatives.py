@@ -25,7 +25,7 @@ from mmtune.mining.mining_rounds import MiningRounds, metric_drop, negatives_per
 from mmtune.mining.near_duplicates import NearDuplicates, hash_contents
 from mmtune.modalities.audio import Sound
 from mmtune.recipe.mining_block import MiningOptions
-from mmtune.relevance.items import unite
+from mmtune.relevance.items import unique_items
 from mmtune.run import train
 from tests.support import corpora
 from tests.support.data_helpers import write_csv
@@ -228,7 +228,7 @@ def test_near_duplicates_without_a_group_are_dropped_in_both_modalities(shop, tm
     assert len(list(tmp_path.glob("near-*.npz"))) == 2
     sig = {m: hash_contents(data, m, tmp_path) for m in data.modalities}
     e = vectors(data)["image"]
-    items = unite("image", e)
+    items = unique_items("image", e)
     number = {i: n for n, i in enumerate(items.ids)}
     pairs = NearDuplicates(items, items, {"image": sig["image"]}, row_finder(data)).contains(
         np.arange(24), np.tile(np.arange(24), (24, 1))

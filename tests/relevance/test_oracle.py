@@ -8,7 +8,7 @@ import torch
 from mmtune.contracts import Embeddings
 from mmtune.losses.positives_mask import PositivesMask
 from mmtune.relevance import positives as positives_module
-from mmtune.relevance.items import Items, take_rows, unite
+from mmtune.relevance.items import Items, take_rows, unique_items
 from mmtune.relevance.judgments import Judgments, Verdict, judged_pairs
 from mmtune.relevance.positives import Positives, relevant_blocks
 
@@ -63,8 +63,8 @@ def naive_matrix(a: str, b: str, e: dict[str, Embeddings], kinds) -> np.ndarray:
 
 
 def sides(a: str, b: str, e: dict[str, Embeddings]) -> tuple[Items, Items]:
-    queries = unite(a, e[a])
-    return queries, queries if a == b else unite(b, e[b])
+    queries = unique_items(a, e[a])
+    return queries, queries if a == b else unique_items(b, e[b])
 
 
 def every_pair(p: Positives) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 
 from mmtune.contracts import Embeddings
 from mmtune.relevance import positives
-from mmtune.relevance.items import unite
+from mmtune.relevance.items import unique_items
 from mmtune.relevance.positives import Positives
 from mmtune.search import blocked, quantised
 from mmtune.search.approximate import ApproximateSearch
@@ -47,7 +47,7 @@ def test_same_as_the_full_matrix(monkeypatch, kind, n, m, dim, k, collapse):
     monkeypatch.setattr(blocked, "CHUNK", 256)
     monkeypatch.setattr(blocked, "choose_grid", kind)
     ea, eb = two(n, m, dim, collapse=collapse)
-    a, b = unite("a", ea), unite("b", eb)
+    a, b = unique_items("a", ea), unique_items("b", eb)
     rel = Positives(a, b)
     search = blocked.ExactSearch(b.vectors, k=k)
     found, keys = search.top(a.vectors[:], rel.of(np.arange(n)))
@@ -65,7 +65,7 @@ def test_ties_everywhere_and_little_memory(monkeypatch):
     monkeypatch.setattr(blocked, "MAX_NEAR", 40)
     ea, eb = two(16, 900, 16)
     eb.vectors[:850] = eb.vectors[0]
-    a, b = unite("a", ea), unite("b", eb)
+    a, b = unique_items("a", ea), unique_items("b", eb)
     rel = Positives(a, b)
     for kind in (quantised.FloatGrid, quantised.Int8Grid):
         monkeypatch.setattr(blocked, "choose_grid", kind)
@@ -76,7 +76,7 @@ def test_ties_everywhere_and_little_memory(monkeypatch):
 def test_large_groups_are_masked_by_rectangle(monkeypatch):
     monkeypatch.setattr(blocked, "CHUNK", 128)
     ea, eb = two(50, 700, 16, groups=3)
-    a, b = unite("a", ea), unite("b", eb)
+    a, b = unique_items("a", ea), unique_items("b", eb)
     pairwise = Positives(a, b)
     expected = reference(a, b, pairwise, 20)[0]
     monkeypatch.setattr(positives, "BIG", 10)
@@ -90,7 +90,7 @@ def test_large_groups_are_masked_by_rectangle(monkeypatch):
 
 def test_int8_bounds_hold_and_are_worth_something():
     ea, eb = two(64, 3000, 64, collapse=0.5)
-    b = unite("b", eb)
+    b = unique_items("b", eb)
     grid = quantised.Int8Grid(b.vectors, 512, "cpu", 1 << 30)
     q = grid.queries(ea.vectors)
     true = ea.vectors.astype(np.float64) @ np.asarray(b.vectors).astype(np.float64).T
@@ -107,7 +107,7 @@ def test_int8_bounds_hold_and_are_worth_something():
 @pytest.mark.parametrize("method", ["hnsw", "ivf"])
 def test_approximate_search_scores_exactly_and_finds_most(method):
     ea, eb = two(100, 3000, 32)
-    a, b = unite("a", ea), unite("b", eb)
+    a, b = unique_items("a", ea), unique_items("b", eb)
     rel = Positives(a, b)
     expected, scores = reference(a, b, rel, 10)
     found, keys = ApproximateSearch(b.vectors, method, probes=64, k=10).top(a.vectors[:], rel.of(np.arange(100)))

@@ -79,9 +79,9 @@ def test_topk_without_ids_ties_by_position():
 
 def test_unit_leaves_unit_vectors_alone_and_mends_others():
     x = unit(np.random.default_rng(0).standard_normal((5, 4)))
-    assert vectors.unit(x) is x
-    assert np.allclose(np.linalg.norm(vectors.unit(3 * x), axis=1), 1)
-    assert (vectors.unit(np.zeros((1, 4), np.float32)) == 0).all()
+    assert vectors.normalize_rows(x) is x
+    assert np.allclose(np.linalg.norm(vectors.normalize_rows(3 * x), axis=1), 1)
+    assert (vectors.normalize_rows(np.zeros((1, 4), np.float32)) == 0).all()
 
 
 def test_tie_order_is_descending_by_code_point():

@@ -17,7 +17,7 @@ from mmtune.evaluation.tasks.roc import MAX_FPR, auroc, partial_auroc
 from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, check_neighbours, row_values
 from mmtune.relevance.items import names_to_labels, take_rows
 from mmtune.search.tie_order import tie_order
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -160,7 +160,7 @@ def distances(
 ) -> np.ndarray:
     """[Q] mean of 1 - cosine to the `k` nearest references that are not excluded (fewer where there are not as many); NaN
     without any."""
-    q_QD, r_ND = unit(queries.vectors, "queries"), unit(reference.vectors, "references")
+    q_QD, r_ND = normalize_rows(queries.vectors, "queries"), normalize_rows(reference.vectors, "references")
     score_QK, _ = nearest(q_QD, r_ND, k, exclusion, tie_order(reference.ids))
     is_there = np.isfinite(score_QK)
     total = np.where(is_there, 1 - np.where(is_there, score_QK, 0.0), 0.0).sum(1)

@@ -13,7 +13,7 @@ from mmtune.evaluation.tasks.classified import Classified, confusion_counts
 from mmtune.evaluation.tasks.knn import classify_among_themselves
 from mmtune.search.exact_scores import exact_keys
 from mmtune.search.tie_order import tie_order
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 
 def names_classes(e: Embeddings, name: str) -> bool:
@@ -40,7 +40,7 @@ def classify_by_descriptions(vectors: Mapping[str, Embeddings], pair: tuple[str,
     if len(classes) < 2:
         raise DataError(f"{'->'.join(pair)}: {len(classes)} groups have a {pair[1]}; classification needs two")
     number = {g: i for i, g in enumerate(classes)}
-    z, content = unit(b.vectors, pair[1]), b.labels.get(pair[1])
+    z, content = normalize_rows(b.vectors, pair[1]), b.labels.get(pair[1])
     sums = np.zeros((len(classes), z.shape[1]), np.float64)
     counted: set[tuple[str, int]] = set()
     for i, group in enumerate(b.groups):
@@ -50,7 +50,7 @@ def classify_by_descriptions(vectors: Mapping[str, Embeddings], pair: tuple[str,
             sums[number[group]] += z[i]
     at = np.array([i for i, g in enumerate(a.groups) if g in number], np.int64)
     truth = np.array([number[a.groups[i]] for i in at], np.int64)
-    predicted = exact_keys(unit(a.vectors[at], pair[0]), unit(sums.astype(np.float32), pair[1])).argmax(1)
+    predicted = exact_keys(normalize_rows(a.vectors[at], pair[0]), normalize_rows(sums.astype(np.float32), pair[1])).argmax(1)
     ascending = len(classes) - 1 - np.arange(len(classes))
     confusion = confusion_counts(ascending[truth], ascending[predicted], len(classes))
     return Classified("->".join(pair), classes[::-1], confusion, len(a.groups) - len(at))

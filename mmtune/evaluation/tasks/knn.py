@@ -21,9 +21,9 @@ from mmtune.evaluation.tasks.task import (
     grouped_by_class,
     row_values,
 )
-from mmtune.relevance.items import Items, names_to_labels, unite
+from mmtune.relevance.items import Items, names_to_labels, unique_items
 from mmtune.search.exact import topk
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -127,7 +127,7 @@ def classify_among_themselves(
     items of one source do not vote for each other. Raises DataError for fewer than two groups of two items.
     """
     e = vectors[name]
-    items = unite(name, e)
+    items = unique_items(name, e)
     at, label = items_of_one_group(items, e.groups)
     classes = sorted(set(label))
     number = {g: i for i, g in enumerate(classes)}
@@ -149,9 +149,9 @@ def classify_among_themselves(
 
 def _classify_by(name: str, rows: Embeddings, reference: Embeddings, k: int, skipped: int) -> Classified:
     """Classify each row by the reference's items; items of identical content whose classes differ do not vote."""
-    items = unite(name, reference)
+    items = unique_items(name, reference)
     at, names = items_of_one_group(items, reference.groups)
-    predicted = classify_by_reference(unit(rows.vectors, name), np.asarray(items.vectors)[at], names, k)
+    predicted = classify_by_reference(normalize_rows(rows.vectors, name), np.asarray(items.vectors)[at], names, k)
     truth = [str(g) for g in rows.groups]
     classes = sorted({*truth, *predicted})
     number = {c: i for i, c in enumerate(classes)}

@@ -19,7 +19,7 @@ from mmtune.model.encode import encode_values
 from mmtune.recipe.prompts_block import ZERO_SHOT, parse_prompts
 from mmtune.search.exact_scores import exact_keys
 from mmtune.search.tie_order import tie_order
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -115,7 +115,7 @@ def zero_shot(rows: Embeddings, names: Embeddings, direction: str, skipped: int 
     number = {c: i for i, c in enumerate(classes)}
     down = np.array(tie_order([f"{c}\0{i}" for c, i in zip(class_of_name, names.ids, strict=True)]), np.int64)
     at = np.array([i for i, g in enumerate(rows.groups) if g in number], np.int64)
-    rows_ND, names_CD = unit(rows.vectors[at], direction), unit(names.vectors[down], direction)
+    rows_ND, names_CD = normalize_rows(rows.vectors[at], direction), normalize_rows(names.vectors[down], direction)
     class_C = np.array([number[class_of_name[i]] for i in down], np.int64)
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     for start in range(0, len(at), 1024):

@@ -15,7 +15,7 @@ from mmtune.index.stores.faiss_ivf import IvfSettings, build_ivf, plan_ivf
 from mmtune.index.stores.import_faiss import import_faiss, write_index
 from mmtune.runtime.work_lock import run_jobs_once
 from mmtune.search.exact import topk
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 MAX_FLAT_NUMBERS = 20_000_000
 """Numbers (N * D) that "auto" searches exactly: one query took 21 ms over 13 million and 89 ms over 51 million, on a busy
@@ -65,7 +65,7 @@ def plan_index(index: str, count: int, dim: int, memory_mb: int | None = None) -
 
 def prefix(vectors_ND: np.ndarray, search_dim: int | None) -> np.ndarray:
     """The first `search_dim` dimensions, of unit length; None: the vectors themselves."""
-    return vectors_ND if search_dim is None else unit(vectors_ND[:, :search_dim])
+    return vectors_ND if search_dim is None else normalize_rows(vectors_ND[:, :search_dim])
 
 
 def make_index(vectors_ND: np.ndarray, settings: FaissIndexSettings, stem: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmtune.index.stores.store_protocol import Hit
 from mmtune.search.exact_scores import exact_keys
-from mmtune.search.tie_order import GRID, ordered_by_id, to_scores
+from mmtune.search.tie_order import GRID, order_by_key_and_id, to_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def _rank_one(query_D: np.ndarray, k: int, propose: Propose, widest: int | None)
         if not len(ids):
             return []
         keys = exact_keys(query_D[None], np.asarray(candidates.vectors_WD, np.float32))[0]
-        order = ordered_by_id(keys, ids)[:k]
+        order = order_by_key_and_id(keys, ids)[:k]
         done = len(ids) < width or (widest is not None and width >= widest)
         if done or (keys[order[-1]] - keys.min()) / GRID > slack:
             scores = to_scores(keys)

@@ -12,7 +12,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.index.query.filters import ColumnPath, encodable, value_kind
 from mmtune.index.stores.store_protocol import INDEXES
-from mmtune.search.vectors import unit
+from mmtune.search.vectors import normalize_rows
 
 ID_BYTES = 1024
 """The longest id in bytes of UTF-8 that every engine's key takes."""
@@ -39,7 +39,7 @@ def check_rows(
         check_id(id, label)
     return (
         ids,
-        unit(vectors_ND.reshape(len(ids), dim), label),
+        normalize_rows(vectors_ND.reshape(len(ids), dim), label),
         [plain_metadata(m, f"{label}: id {i!r}") for i, m in zip(ids, meta, strict=True)],
     )
 
@@ -82,7 +82,7 @@ def check_queries(query_QD: np.ndarray, dim: int, k: int, label: str) -> np.ndar
         raise DataError(f"{label}: k {k}: ask for one answer or more")
     if query_QD.ndim != 2 or query_QD.shape[1] != dim:
         raise DataError(f"{label}: queries of shape {query_QD.shape}; this store holds {dim} dimensions")
-    return unit(query_QD, f"{label}: queries")
+    return normalize_rows(query_QD, f"{label}: queries")
 
 
 def stack_in_order(ids: Sequence[str], vectors: Mapping[str, object], dim: int, label: str) -> np.ndarray:
