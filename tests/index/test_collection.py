@@ -1,4 +1,4 @@
-"""A collection: builds, searches, updates, the corpus, and the verb."""
+"""A collection: build, search, upsert, delete, the item catalog, and the `index` verb."""
 
 import json
 import shutil
@@ -22,14 +22,14 @@ from tests.support.corpora import packed
 from tests.support.index_helpers import BASE, COLUMNS, OTHER, again, blocks, coll_fixture, picture, row, shelf_fixture  # noqa: F401
 
 
-def expected(model, data, words, k):
+def expected(model, data, caption, k):
     """The exact answer, from the embedding path alone."""
     from mmtune.model.artifact import load
 
-    made = load(model)
-    items = embed_data(made, open_data(data), ["image"])["image"]
+    loaded = load(model)
+    items = embed_data(loaded, open_data(data), ["image"])["image"]
     order = tie_order(items.ids)
-    scores, at = topk(made.encode(text=[words], role="query"), items.vectors, k, order=order)
+    scores, at = topk(loaded.encode(text=[caption], role="query"), items.vectors, k, order=order)
     return [(items.ids[j], float(s)) for s, j in zip(scores[0], at[0], strict=True)]
 
 
@@ -52,7 +52,7 @@ def test_the_first_version_waits_for_promotion_too(shelf, tmp_path):
         Collection(tmp_path / "nothing")
 
 
-def test_every_way_to_ask(coll, shelf):
+def test_every_kind_of_query(coll, shelf):
     data = open_data(shelf["data"])
     value = data.read(3, "image")
     first = coll.search(image=value, k=3)
@@ -82,11 +82,11 @@ def test_every_way_to_ask(coll, shelf):
 
 def first_of_each(results, of):
     """The first result of every value, by a plain loop."""
-    seen = []
-    return [r["id"] for r in results if of(r) not in seen and not seen.append(of(r))]
+    earlier = []
+    return [r["id"] for r in results if of(r) not in earlier and not earlier.append(of(r))]
 
 
-def test_one_answer_a_group(coll, shelf):
+def test_one_result_per_group(coll, shelf):
     """k counts groups; each is its best item, as if everything had been ranked and the rest of its items struck out."""
     ranked = coll.search(text="a red square", k=50).results
     for k in (1, 2, 4):
@@ -103,17 +103,17 @@ def test_one_answer_a_group(coll, shelf):
         coll.search(text="x", group_by="shad")
 
 
-def test_a_thing_with_many_items_does_not_crowd_out_the_others():
+def test_a_group_with_many_items_does_not_crowd_out_the_others():
     meta = {"none": "", "n": [1]}
     line = [SearchResult(str(i), 0.5, "image", "many" if i < 90 else f"g{i}", meta) for i in range(1000)]
-    asked = []
+    depths = []
 
     def search(depth):
-        asked.append(depth)
+        depths.append(depth)
         return line[:depth]
 
-    assert [r["id"] for r in best_groups(search, 5, "group")] == ["0", "90", "91", "92", "93"] and asked == [20, 100]
-    assert [r["id"] for r in best_groups(search, 2, "group", "many")] == ["90", "91"] and asked[2:] == [8, 40, 200]
+    assert [r["id"] for r in best_groups(search, 5, "group")] == ["0", "90", "91", "92", "93"] and depths == [20, 100]
+    assert [r["id"] for r in best_groups(search, 2, "group", "many")] == ["90", "91"] and depths[2:] == [8, 40, 200]
     assert [r["id"] for r in best_groups(search, 3, "n")] == ["0"]  # 300 items were looked at, and no more
     alone = SearchResult("x", 0.5, "image", None, {})
     assert [r["id"] for r in first_per_group([*line[88:91], alone, alone], "group")] == ["88", "90", "x", "x"]
@@ -121,7 +121,7 @@ def test_a_thing_with_many_items_does_not_crowd_out_the_others():
         first_per_group(line, "none")
 
 
-def test_a_query_is_encoded_once_a_model(coll, monkeypatch):
+def test_a_query_is_encoded_once_per_model(coll, monkeypatch):
     calls = []
     import mmtune.index.open_version as opened
 
@@ -176,7 +176,7 @@ def test_new_data_in_a_build_reach_the_versions_that_there_are(coll, shelf):
     assert sorted(coll.search(text="x", k=99).ids) == sorted(open_data(more).ids)
 
 
-def test_an_interrupted_build_embeds_nothing_twice_and_shows_nothing_half(coll, monkeypatch):
+def test_an_interrupted_build_embeds_nothing_twice_and_publishes_nothing_half(coll, monkeypatch):
     monkeypatch.setattr(item_vectors, "BLOCK", 5)
     mark = None
 
@@ -201,7 +201,7 @@ def test_an_interrupted_build_embeds_nothing_twice_and_shows_nothing_half(coll, 
     assert sum(count) == 24 + 5  # the block that was being made is made again
 
 
-def test_shards_that_changed_are_not_believed(shelf, tmp_path):
+def test_shards_that_changed_are_refused(shelf, tmp_path):
     data = shutil.copytree(shelf["data"], tmp_path / "data")
     with Collection(tmp_path / "coll", create=True) as coll:
         coll.build(BASE, str(data), quiet=True)
@@ -264,8 +264,8 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     status, document, _ = run(capsys, "status", place)
     assert document["live"] == "v1" and [v["version"] for v in document["versions"]] == ["v1", "v2"]
     lines = run(capsys, "journal", place)[1]["journal"]
-    said = [(x["what"], x["version"], x["who"], x["why"]) for x in lines if x["what"] in ("promote", "rollback", "refused")]
-    assert said == [
+    events = [(x["what"], x["version"], x["who"], x["why"]) for x in lines if x["what"] in ("promote", "rollback", "refused")]
+    assert events == [
         ("promote", "v1", "ada", None),
         ("refused", "v2", "ada", None),
         ("promote", "v2", "ada", "trial"),
@@ -281,8 +281,8 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     assert planned["by_modality"]["image"]["known"] == 0 and planned["hours"] > 0
     by = {m: ModalityCost(**x) for m, x in planned["by_modality"].items()}
     changed = {"hours": 1 / 60, "bytes": 2**21, "price": 0.5, "price_per_hour": 30, "by_modality": by}
-    said = index_output.plan(CostEstimate(**planned | changed))
-    assert said.splitlines()[0] == "24 items: 1.0 min, 2.0 MiB, 0.50 at 30 an hour"
+    lines = index_output.plan(CostEstimate(**planned | changed))
+    assert lines.splitlines()[0] == "24 items: 1.0 min, 2.0 MiB, 0.50 at 30 an hour"
     for argv in (["status", place], ["journal", place], ["search", place, "--text", "x"]):
         assert main(["index", *map(str, argv)]) == 0
         out = capsys.readouterr().out

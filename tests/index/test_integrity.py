@@ -1,4 +1,4 @@
-"""Every way to mix two spaces that we could think of, and its refusal: which names what differs."""
+"""Mixing two embedding spaces is refused, in every way that it can happen, and the message names what differs."""
 
 import json
 import re
@@ -40,8 +40,8 @@ def refused(coll, match, version="v1"):
     before = coll.layout.live()
     target = version if before["version"] != version else None
     if target:
-        said = fresh.promote(version, force=True, why="I insist")
-        assert not said["promoted"] and re.search(match, said["reasons"][0])
+        outcome = fresh.promote(version, force=True, why="I insist")
+        assert not outcome["promoted"] and re.search(match, outcome["reasons"][0])
         assert fresh.layout.live() == before
 
 
@@ -63,7 +63,7 @@ def test_same_weights_other_preprocessing(coll):
 
 
 def test_same_files_other_code(coll, monkeypatch):
-    """Nothing that is written down changed, but a library prepares pictures in another way: the canaries notice."""
+    """Nothing that is written down changed, but a library prepares images in another way: the canaries notice."""
     from mmtune.backbones.tiny import TinyImage
 
     real = TinyImage.__call__
@@ -98,7 +98,7 @@ def test_a_store_of_another_version(coll):
 
 def test_an_adapter_was_swapped(coll, shelf, tmp_path):
     """Two fine-tunings of one base, a low-rank update each: everything but a few tensors is the same."""
-    base, made = load(BASE), []
+    base, artifacts = load(BASE), []
     for seed in (1, 2):
         model = load(BASE)
         generator = torch.Generator().manual_seed(seed)
@@ -107,17 +107,17 @@ def test_an_adapter_was_swapped(coll, shelf, tmp_path):
             a, b = torch.randn(weight.shape[0], 2, generator=generator), torch.randn(2, weight.shape[1], generator=generator)
             weight += (0.05 * a @ b).to(weight.device)
         model.train().eval()
-        made.append(tmp_path / str(seed))
-        save(model, made[-1])
-    assert base.fingerprint not in {load(m).fingerprint for m in made}
-    version = coll.build(str(made[0]), quiet=True)["version"]
+        artifacts.append(tmp_path / str(seed))
+        save(model, artifacts[-1])
+    assert base.fingerprint not in {load(m).fingerprint for m in artifacts}
+    version = coll.build(str(artifacts[0]), quiet=True)["version"]
     shutil.rmtree(pinned(coll, version))
-    shutil.copytree(made[1], pinned(coll, version))
+    shutil.copytree(artifacts[1], pinned(coll, version))
     refused(coll, r"what differs: weights: 1 of \d+ \(parts.0.text.head.1.weight\)", version)
 
 
 def test_vectors_of_another_model(coll):
-    """Vectors are only asked with their fingerprint, and it must be the version's."""
+    """Query vectors come with their fingerprint, and it must be the version's."""
     a, b = coll.open("v1"), coll.open("v2")
     query = b.encode("text", ["a red square"])
     assert (
@@ -134,8 +134,8 @@ def test_vectors_of_another_model(coll):
             coll.search_vectors(vectors, a.fingerprint, 3)
 
 
-def test_vectors_written_behind_our_back(coll, shelf):
-    """All of them: a script re-embedded with another model into the same store, keeping its stamp. Seen at open."""
+def test_vectors_written_by_another_program(coll, shelf):
+    """All of them: a script re-embedded with another model into the same store, keeping its stamp. Detected at open."""
     other = embed_data(load(OTHER), open_data(shelf["data"]), ["image"])["image"]
     mark = coll.layout.record("v1")["fingerprint"]
     store = create_store(place(coll, "v1"), 64, mark)
@@ -146,8 +146,8 @@ def test_vectors_written_behind_our_back(coll, shelf):
         fresh.search(text="a red square")
 
 
-def test_lengths_written_behind_our_back(coll):
-    """The right directions, and a length that is somebody's weight: scores would no longer be cosines."""
+def test_lengths_written_by_another_program(coll):
+    """The right directions, and another length, e.g. a weight: scores would no longer be cosines."""
     file = next(place(coll, "v2").directory.glob("*.vectors.safetensors"))
     with safe_open(file, "numpy") as f:
         mark, arrays = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
@@ -155,7 +155,7 @@ def test_lengths_written_behind_our_back(coll):
     refused(coll, r"24 of 24 stored vectors are not what mm1-.*cosine 1.0000, length 1.50\)", "v2")
 
 
-def test_vectors_and_their_reference_written_behind_our_back(coll):
+def test_vectors_and_their_reference_written_by_another_program(coll):
     """A script put another model's vectors into the store and into the blocks, under the stamps that were there: what the
     canaries give now is not what is stored for them."""
     one, two = (coll.layout.record(v)["fingerprint"] for v in ("v1", "v2"))
@@ -178,7 +178,7 @@ def test_no_canaries(coll):
 
 @pytest.mark.parametrize("change", ["weights", "prompts"])
 def test_a_model_that_was_changed_in_memory(coll, change):
-    """Somebody trains on, or sets a prompt, with the very object that the collection holds."""
+    """Code trains the very object that the collection holds, or sets a prompt on it."""
     opened = coll.open("v1")
     coll.search(text="a red square")
     if change == "weights":
@@ -195,7 +195,7 @@ def test_a_model_that_was_changed_in_memory(coll, change):
 
 
 def test_a_model_in_memory_is_another_once_it_was_trained(coll):
-    """Handed over again after its weights were written to, in eval mode all the time."""
+    """Given to build again after its weights were changed, in eval mode all the time."""
     model = load(BASE)
     assert coll.build(model, quiet=True)["fingerprint"] == coll.layout.record("v1")["fingerprint"]
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_a_model_in_memory_is_another_once_it_was_trained(coll):
 
 
 def test_items_of_an_older_backup(coll):
-    """items.sqlite of yesterday under versions of today: numbers of changes would be given twice, and new items be lost."""
+    """An older items.sqlite beside newer versions: sequence numbers would be used twice, and new items be lost."""
     shutil.copytree(coll.path / "corpus", coll.path / "old")
     coll.upsert([row("n", "red", 5)])
     coll.close()
@@ -229,24 +229,24 @@ def test_a_version_of_another_collection(coll, shelf, tmp_path):
     refused(coll, "12 vectors in the store, 24 items in the catalog", "v2")
 
 
-def test_one_vector_and_one_item_written_behind_our_back(coll, monkeypatch):
+def test_one_vector_and_one_item_written_by_another_program(coll, monkeypatch):
     monkeypatch.setattr(integrity, "SAMPLE", 0)  # none of the sample happens to be it: opening sees nothing, promoting does
     store = coll.open("v2").stores["image"]
     wrong = -store.fetch(["0-005"])
     store.upsert(["0-005"], wrong, [{}])
     assert again(coll).search(text="x", version="v2").results
-    said = again(coll).promote("v2", force=True, why="never mind")
-    assert not said["promoted"] and "'0-005', cosine -1.0000" in said["reasons"][0]
+    outcome = again(coll).promote("v2", force=True, why="never mind")
+    assert not outcome["promoted"] and "'0-005', cosine -1.0000" in outcome["reasons"][0]
     store.upsert(["0-005"], -wrong, [{}])
     store.upsert(["stranger"], wrong, [{}])
     with pytest.raises(ModelError, match="25 vectors in the store, 24 items in the catalog"):
         again(coll).search(text="x", version="v2")
     store.delete(["0-004"])  # the counts agree again
-    said = again(coll).promote("v2", force=True, why="never mind")
-    assert not said["promoted"] and "1 items are not in the store, e.g. '0-004'" in said["reasons"][0]
+    outcome = again(coll).promote("v2", force=True, why="never mind")
+    assert not outcome["promoted"] and "1 items are not in the store, e.g. '0-004'" in outcome["reasons"][0]
 
 
-def test_a_stale_cache_of_vectors(coll):
+def test_a_vector_cache_of_another_model(coll):
     """Blocks of another model under a new model's name: by their stamp, and, where that was edited too, by the canaries."""
     old, new = coll.layout.record("v1")["fingerprint"], load("tiny:clip@9").fingerprint
     root = coll.path / "vectors"
@@ -269,8 +269,8 @@ def test_a_damaged_block_is_named(coll):
         again(coll).build(BASE, index="flat", quiet=True)
 
 
-def test_the_cache_of_queries_knows_the_model(coll):
-    """The same words, asked of both versions in turn through one cache, have two vectors."""
+def test_cached_query_vectors_belong_to_a_model(coll):
+    """The same caption, searched on both versions in turn through one cache, has two vectors."""
     for _ in range(2):
         one, two = (coll.open(v).encode("text", ["a red square"])[0] for v in ("v1", "v2"))
         assert float(one @ two) < 0.9
@@ -283,8 +283,8 @@ def test_the_prompt_is_part_of_the_space(coll, tmp_path):
     save(model, tmp_path / "m")
     done = coll.build(str(tmp_path / "m"), quiet=True)
     assert done["fingerprint"] != coll.layout.record("v1")["fingerprint"] and done["embedded"] == 24
-    asked = coll.open(done["version"]).encode("text", ["red"])[0]
-    assert np.allclose(asked, load(BASE).encode(text="find: red"), atol=1e-6)
+    query = coll.open(done["version"]).encode("text", ["red"])[0]
+    assert np.allclose(query, load(BASE).encode(text="find: red"), atol=1e-6)
 
 
 def test_a_prefix_is_a_space_of_its_own(coll):

@@ -1,5 +1,5 @@
-"""Spaces of models in Hugging Face's format: the same weights behind another tokenizer, preprocessing or pooling are another
-space, in the pinned artifact (edited: refused) and in the source (edited: another model; nothing is taken from the first)."""
+"""Models in Hugging Face's format: the same weights with another tokenizer, preprocessing or pooling are another embedding space.
+An edited pinned artifact is refused; an edited source is another model, which reuses no vector of the first."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_the_pinned_files_were_edited(built, tmp_path, name):
 
 @pytest.mark.parametrize("name", EDITS)
 def test_the_source_was_edited(built, tmp_path, name):
-    """v1 goes on with what it pinned; the edited one is another model, all of whose vectors are made anew."""
+    """v1 keeps its pinned model; the edited one is another model, all of whose vectors are embedded anew."""
     shutil.copytree(built / "coll", tmp_path / "coll")
     shutil.copytree(built / "model", tmp_path / "model")
     edit(tmp_path / "model", *EDITS[name])

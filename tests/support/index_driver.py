@@ -193,7 +193,7 @@ def kills(root: Path, count: int, seed: int) -> dict:
     state, marks = made["state"], made["marks"]
     begin = time.perf_counter()
     calls = made["calls"]  # of a whole operation, about
-    told = {"kills": 0, "finished first": 0}
+    counts = {"kills": 0, "finished first": 0}
     for n in range(count):
         op = choose(rng, state, marks, n)
         before = state
@@ -201,25 +201,25 @@ def kills(root: Path, count: int, seed: int) -> dict:
         killed = killed_at(
             call, lambda op=op, before=before: bool(act(Collection(root / "coll"), op, before["generation"])), out
         )
-        told["kills" if killed else "finished first"] += 1
-        told[op["what"]] = told.get(op["what"], 0) + 1
+        counts["kills" if killed else "finished first"] += 1
+        counts[op["what"]] = counts.get(op["what"], 0) + 1
         calls[op["what"]] = int(calls[op["what"]] * (1.02 if killed else 0.9))  # some kills are to come just too late
         state = done(lambda op=op, before=before: finish(root, op, before), out)
-    return told | {"seconds": round(time.perf_counter() - begin, 1)}
+    return counts | {"seconds": round(time.perf_counter() - begin, 1)}
 
 
 def client(root: Path, number: int, searches: int, cycles: int, truth: dict) -> dict:
     """Search until there were enough searches and enough switches; every answer must be wholly one version's."""
-    coll, rng, seen, count = Collection(root / "coll"), random.Random(number), {}, 0
+    coll, rng, by_version, count = Collection(root / "coll"), random.Random(number), {}, 0
     while count < searches or int((root / "cycles").read_text() or 0) < cycles:
         words = rng.choice(QUERIES)
         answer = coll.search(text=words, k=10)
         got = [[r["id"], r["score"]] for r in answer.results]
         assert answer.fingerprint == truth[answer.version]["fingerprint"]
         assert got == truth[answer.version][words], f"{answer.version}: {got}"
-        seen[answer.version] = seen.get(answer.version, 0) + 1
+        by_version[answer.version] = by_version.get(answer.version, 0) + 1
         count += 1
-    return seen
+    return by_version
 
 
 def truths(root: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Places for the four kinds of store, a PostgreSQL server of our own, and vectors that lie like real ones."""
+"""Locations for the four kinds of store, a PostgreSQL server of our own, and vectors distributed like real embeddings."""
 
 import contextlib
 import shutil

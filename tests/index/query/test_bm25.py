@@ -1,4 +1,4 @@
-"""Words beside vectors: BM25 against a plain loop, and the fusion of ranked lists."""
+"""BM25 against a plain loop, and the fusion of ranked lists."""
 
 import math
 import re
@@ -22,17 +22,17 @@ ITEMS = {
 
 
 def bm25(query: str, k1: float = 1.5, b: float = 0.75) -> dict[str, float]:
-    """Lucene's BM25 by its formula, over words of two letters or more."""
-    words = {i: re.findall(r"\w\w+", t.lower()) for i, t in ITEMS.items()}
-    mean = sum(map(len, words.values())) / len(words)
+    """Lucene's BM25 by its formula, over terms of two letters or more."""
+    terms = {i: re.findall(r"\w\w+", t.lower()) for i, t in ITEMS.items()}
+    mean = sum(map(len, terms.values())) / len(terms)
     scores = {}
-    for i, said in words.items():
+    for i, document in terms.items():
         score = 0.0
         for q in re.findall(r"\w\w+", query.lower()):
-            df = sum(q in w for w in words.values())
-            tf = said.count(q)
-            idf = math.log(1 + (len(words) - df + 0.5) / (df + 0.5))
-            score += idf * tf / (tf + k1 * (1 - b + b * len(said) / mean)) if tf else 0
+            df = sum(q in w for w in terms.values())
+            tf = document.count(q)
+            idf = math.log(1 + (len(terms) - df + 0.5) / (df + 0.5))
+            score += idf * tf / (tf + k1 * (1 - b + b * len(document) / mean)) if tf else 0
         if score > 0:
             scores[i] = score
     return scores
@@ -49,14 +49,14 @@ def test_bm25_is_that_of_the_formula_ties_by_descending_id(query):
 
 
 def test_k_and_what_a_filter_admits():
-    words = Bm25Index(list(ITEMS), list(ITEMS.values()))
-    assert [i for i, _ in words.search("red canvas shoe", 1)] == ["d"]
-    assert [i for i, _ in words.search("red canvas shoe", 10, among=["b", "a", "e", "unknown"])] == ["b", "a"]
-    assert words.search("red", 0) == [] and words.search("red", 5, among=[]) == [] and len(words) == 7
+    index = Bm25Index(list(ITEMS), list(ITEMS.values()))
+    assert [i for i, _ in index.search("red canvas shoe", 1)] == ["d"]
+    assert [i for i, _ in index.search("red canvas shoe", 10, among=["b", "a", "e", "unknown"])] == ["b", "a"]
+    assert index.search("red", 0) == [] and index.search("red", 5, among=[]) == [] and len(index) == 7
 
 
 @pytest.mark.parametrize("items", [[], ["", ""]])
-def test_no_words_find_nothing(items):
+def test_items_without_terms_are_not_found(items):
     assert Bm25Index([str(i) for i in range(len(items))], items).search("red", 5) == []
 
 

@@ -1,4 +1,4 @@
-"""Who may go live: the gate, the index, the items, the time it takes; and the way back."""
+"""Promotion (gate, recall of the index, items, latency) and rollback."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.support.index_helpers import BASE, COLUMNS, again, coll_fixture, row,
 
 @pytest.fixture(scope="module")
 def tuned(shelf, tmp_path_factory):
-    """A run on other pictures of the same six colours."""
+    """An artifact tuned on other images of the same six colours."""
     recipe = {
         "model": BASE,
         "data": {"train": packed(shelf["root"], 24, 2, COLUMNS)},
@@ -30,7 +30,7 @@ def tuned(shelf, tmp_path_factory):
     return mmtune.train(recipe, quiet=True)["artifact"]
 
 
-def test_the_whole_story(shelf, tuned, tmp_path):
+def test_from_the_first_version_to_a_rollback(shelf, tuned, tmp_path):
     """base -> v1 -> tune -> v2 -> gate -> shadow -> promote -> rollback."""
     held = packed(shelf["root"], 36, 1, COLUMNS)
     coll = mmtune.Collection(tmp_path / "shop", create=True)
@@ -39,8 +39,8 @@ def test_the_whole_story(shelf, tuned, tmp_path):
     assert coll.build(tuned, quiet=True)["version"] == "v2" and coll.live == "v1"
     coll.shadow("v2", 1.0)
     assert [coll.search(text=f"a {c} square", k=5).version for c in ("red", "green", "blue")] == ["v1"] * 3
-    seen = coll.shadow_report()
-    assert seen["searches"] == 3 and seen["errors"] == 0 and 0 <= seen["overlap"] < 1
+    shadowed = coll.shadow_report()
+    assert shadowed["searches"] == 3 and shadowed["errors"] == 0 and 0 <= shadowed["overlap"] < 1
     done = coll.promote("v2", queries=held, why="tuned on colours")
     assert done["promoted"] and not done["forced"] and done["reasons"] == []
     gate = done["checks"]["gate"]
@@ -57,7 +57,7 @@ def test_the_whole_story(shelf, tuned, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_story_in_a_shell(shelf, tmp_path):
+def test_the_recipe_in_a_shell(shelf, tmp_path):
     """recipes/new_model.sh as a user runs it; the gate decides, so it learns enough to pass."""
     root = Path(__file__).parents[3]
     data = [packed(shelf["root"], 24, 2, COLUMNS), shelf["data"], packed(shelf["root"], 36, 1, COLUMNS)]
@@ -69,16 +69,16 @@ def test_the_story_in_a_shell(shelf, tmp_path):
     with mmtune.Collection(tmp_path / "shop") as coll:
         events = [x["what"] for x in coll.journal() if x["version"]]
         assert events == ["build", "promote", "build", "promote", "rollback", "promote"] and coll.live == "v2"
-    for said in ("v2 is live (before: v1)", "v1 is live again (it was v2)", "gate: pass", "why: to see that it works"):
-        assert said in done.stdout, done.stdout
+    for outcome in ("v2 is live (before: v1)", "v1 is live again (it was v2)", "gate: pass", "why: to see that it works"):
+        assert outcome in done.stdout, done.stdout
 
 
 def test_the_gate_refuses_and_force_overrides_with_a_reason(coll, shelf):
     with pytest.raises(DataError, match="--force needs --why"):
         coll.promote("v2", queries=shelf["held"], force=True, why=" ")
-    said = coll.promote("v2", queries=shelf["held"])
-    assert not said["promoted"] and coll.live == "v1" and "gate: " in said["reasons"][0]
-    assert coll.journal()[-1]["what"] == "refused" and coll.journal()[-1]["reasons"] == said["reasons"]
+    outcome = coll.promote("v2", queries=shelf["held"])
+    assert not outcome["promoted"] and coll.live == "v1" and "gate: " in outcome["reasons"][0]
+    assert coll.journal()[-1]["what"] == "refused" and coll.journal()[-1]["reasons"] == outcome["reasons"]
     done = coll.promote("v2", queries=shelf["held"], force=True, why="a demo at noon")
     assert done["promoted"] and done["forced"] and again(coll).live == "v2"
     line = coll.journal()[-1]
@@ -92,8 +92,8 @@ def test_the_recipes_gate_decides(coll, shelf, tuned):
     version = coll.build(tuned, quiet=True)["version"]
     held = packed(shelf["root"], 36, 1, COLUMNS)
     strict = {"metric": "ndcg@5", "direction": "text->image", "min_gain": 0.9}
-    said = coll.promote(version, gate=strict, queries=held)
-    assert not said["promoted"] and "ndcg@5 of text->image" in said["reasons"][0]
+    outcome = coll.promote(version, gate=strict, queries=held)
+    assert not outcome["promoted"] and "ndcg@5 of text->image" in outcome["reasons"][0]
     with pytest.raises(RecipeError, match="gate.min_gian"):
         coll.promote(version, gate={"min_gian": 1}, queries=held)
     done = coll.promote(
@@ -109,9 +109,9 @@ def test_never_judged_on_what_it_was_trained_on(coll, shelf, tuned):
     assert coll.live == "v1"
 
 
-def test_nothing_to_judge_by(coll):
-    said = coll.promote("v2")
-    assert not said["promoted"] and "--queries DATA" in said["reasons"][0]
+def test_no_held_out_queries(coll):
+    outcome = coll.promote("v2")
+    assert not outcome["promoted"] and "--queries DATA" in outcome["reasons"][0]
 
 
 def test_only_the_index_is_new(coll):
@@ -120,16 +120,16 @@ def test_only_the_index_is_new(coll):
     assert done["promoted"] and done["checks"]["gate"]["verdict"] == "same model"
 
 
-def test_held_out_rows_that_no_item_answers_are_a_corpus_of_their_own(coll, shelf, tmp_path):
-    """Other groups than the collection's: rows find their own partners."""
+def test_held_out_rows_that_no_item_answers_are_their_own_candidates(coll, shelf, tmp_path):
+    """Other groups than the collection's: the rows are their own candidates."""
     from mmtune.data.pack.pack import pack
 
     place = shelf["root"] / "source-1-12-image-text" / "other.csv"
     head, *rows = (line.split(",") for line in (place.parent / "rows.csv").read_text().strip().splitlines())
     place.write_text("\n".join(map(",".join, [head, *([*r[:3], "other-" + r[3], *r[4:]] for r in rows)])) + "\n")
     pack(place, tmp_path / "other")
-    said = coll.promote("v2", queries=str(tmp_path / "other"))
-    assert said["checks"]["gate"]["scope"] == "12 held-out rows among themselves"
+    outcome = coll.promote("v2", queries=str(tmp_path / "other"))
+    assert outcome["checks"]["gate"]["scope"] == "12 held-out rows among themselves"
 
 
 def test_a_bad_index_is_refused(coll, shelf, monkeypatch):
@@ -142,8 +142,8 @@ def test_a_bad_index_is_refused(coll, shelf, monkeypatch):
     real = FaissStore.search
     monkeypatch.setattr(FaissStore, "search", lambda self, q, k, where=None: [h[1::2] for h in real(self, q, 2 * k, where)])
     assert index_recall(new, queries, 4) == pytest.approx(0.5)
-    said = coll.promote("v2", queries=shelf["held"])
-    assert not said["promoted"] and "of what exact search finds, 0.95 is required" in said["reasons"][0]
+    outcome = coll.promote("v2", queries=shelf["held"])
+    assert not outcome["promoted"] and "of what exact search finds, 0.95 is required" in outcome["reasons"][0]
 
 
 def test_a_slow_version_is_refused(coll, shelf, monkeypatch):
@@ -159,16 +159,16 @@ def test_a_slow_version_is_refused(coll, shelf, monkeypatch):
 
     monkeypatch.setattr(coll.pool, "reopen", slow)
     monkeypatch.setattr(promote, "QUERIES", 8)
-    said = coll.promote("v2", queries=shelf["held"])
-    assert any("more than 2 times as long" in r for r in said["reasons"])
+    outcome = coll.promote("v2", queries=shelf["held"])
+    assert any("more than 2 times as long" in r for r in outcome["reasons"])
     times = search_latencies([coll.open("v1")], [("text", "a red square")] * 5)
     assert 0 < times[0]["p50"] <= times[0]["p95"]
 
 
 def test_other_items_are_a_reason_unless_explained(coll, shelf):
     done = coll.build(BASE, modalities=["image", "text"], quiet=True)
-    said = coll.promote(done["version"])
-    assert said["promoted"] and said["checks"]["items"]["only_live"] == 0
+    outcome = coll.promote(done["version"])
+    assert outcome["promoted"] and outcome["checks"]["items"]["only_live"] == 0
     live, new = coll.open(done["version"]), coll.open("v2")
     new.stores["image"].delete(["0-000"])
     check, reasons = promote.compare_items(coll.open("v1"), new)

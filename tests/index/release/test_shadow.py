@@ -1,4 +1,4 @@
-"""Live against staged by those who search: shadowed searches, interleaved answers, clicks that become judgments."""
+"""Live against staged: shadow searches, interleaving, and clicks that become judgments."""
 
 import json
 import random
@@ -62,8 +62,8 @@ def test_a_full_log_makes_room_and_the_report_reads_both(coll, monkeypatch):
         coll.shadow_searches.wait()
         sizes.append(sum(p.stat().st_size for p in coll.path.glob("shadow*.jsonl")))
     assert max(sizes) < 2 * 1500 + 600 and (coll.path / "shadow.old.jsonl").exists()
-    kept = sum(len(p.read_text().splitlines()) for p in coll.path.glob("shadow*.jsonl"))
-    assert coll.shadow_report()["searches"] == kept >= 3
+    logged = sum(len(p.read_text().splitlines()) for p in coll.path.glob("shadow*.jsonl"))
+    assert coll.shadow_report()["searches"] == logged >= 3
 
 
 def test_a_shadowed_version_that_goes_live_is_shadowed_no_more(coll):
@@ -132,9 +132,9 @@ def test_clicks_on_interleaved_answers_give_a_preference(coll):
         coll.feedback({"query": answer.query, "item": wanted, "kind": "click"})
         coll.feedback({"query": answer.query, "item": wanted, "kind": "click"})  # twice is once
     coll.feedback({"query": coll.interleave("v2", text="x", rng=rng).query, "item": "0-000", "kind": "not_a_match"})
-    said = again(coll).preference()
-    assert (said["impressions"], said["clicked"], said["staged"], said["live"]) == (25, 24, 24, 0)
-    assert said["interval"] == list(wilson(24, 24)) and said["prefers"] == "staged"
+    preference = again(coll).preference()
+    assert (preference["impressions"], preference["clicked"], preference["staged"], preference["live"]) == (25, 24, 24, 0)
+    assert preference["interval"] == list(wilson(24, 24)) and preference["prefers"] == "staged"
     with pytest.raises(DataError, match="name a staged one"):
         coll.interleave("v1", text="x")
 
@@ -166,8 +166,8 @@ def test_feedback_becomes_judgments_for_evaluation_and_mining(coll, tmp_path):
     result = mmtune.evaluate(BASE, done["data"], qrels=done["judgments"])
     assert result.directions["text->image"].queries == 4  # the three asked with words, and item 0-002 by its own
     command = [sys.executable, "-m", "mmtune", "eval", BASE, done["data"], "--qrels", done["judgments"], "--json", "--quiet"]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert told["directions"]["text->image"]["queries"] == 4
+    document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert document["directions"]["text->image"]["queries"] == 4
     for wrong in (
         {},
         {"query": "q", "item": "i"},

@@ -1,4 +1,4 @@
-"""The same life of a collection in every store: the same answers, the same updates, the same refusals, the same way back."""
+"""A collection in every store: the same results, updates, refusals and rollbacks."""
 
 import os
 
@@ -21,7 +21,7 @@ from tests.support.index_helpers import BASE, OTHER, again, coll_fixture, row, s
 from tests.support.store_helpers import KINDS, postgres
 
 
-def life(path, data, kind, url, reference):
+def use_collection(path, data, kind, url, reference):
     coll = Collection(path, create=True)
     assert coll.build(BASE, data, store=kind, url=url, quiet=True)["store"] == kind and coll.promote("v1")["promoted"]
     for words in ("a red square", "something blue"):
@@ -41,8 +41,8 @@ def life(path, data, kind, url, reference):
     store = coll.open("v2").stores["image"]
     wrong = -store.fetch(["n"])
     store.upsert(["n"], wrong, [{}])  # behind our back
-    said = coll.promote("v2", force=True, why="x")
-    assert not said["promoted"] and "something else wrote into the store" in said["reasons"][0]
+    outcome = coll.promote("v2", force=True, why="x")
+    assert not outcome["promoted"] and "something else wrote into the store" in outcome["reasons"][0]
     store.upsert(["n"], -wrong, [{}])
     assert coll.promote("v2", force=True, why="x")["promoted"] and coll.drop("v1") == {"dropped": "v1"}
     coll.close()
@@ -76,7 +76,7 @@ def of_another_version(path, kind):
 @pytest.mark.parametrize("kind", ["lancedb", "qdrant"])
 def test_embedded(kind, coll, shelf, tmp_path):
     pytest.importorskip({"lancedb": "lancedb", "qdrant": "qdrant_client"}[kind])
-    life(tmp_path / "other", shelf["data"], kind, None, coll)
+    use_collection(tmp_path / "other", shelf["data"], kind, None, coll)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_postgres_whose_url_no_file_holds(coll, shelf, tmp_path, monkeypatch):
     pytest.importorskip("psycopg"), pytest.importorskip("pgserver")
     with postgres() as url:
         monkeypatch.setenv("SHOP_DB", url)
-        life(tmp_path / "other", shelf["data"], "pgvector", "env:SHOP_DB", coll)
+        use_collection(tmp_path / "other", shelf["data"], "pgvector", "env:SHOP_DB", coll)
         for folder, _, files in os.walk(tmp_path / "other"):
             for name in files:
                 assert url.encode() not in open(os.path.join(folder, name), "rb").read()
@@ -93,7 +93,7 @@ def test_postgres_whose_url_no_file_holds(coll, shelf, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
-    """Packed photos of 16 products that differ in a detail, their vectors, the words, and their vectors, asked one by one."""
+    """Packed photos of 16 products that differ in a detail, their vectors, the captions, and the captions' query vectors."""
     root = tmp_path_factory.mktemp("catalog")
     write_catalog(root / "source", seed=3, skus=16, train_per_sku=1, val_per_sku=3, base_per_kind=1)
     pack(root / "source/val.csv", root / "data")
@@ -104,9 +104,9 @@ def catalog(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flat_answers_are_those_of_exact_search_over_the_catalog(kind, catalog, tmp_path):
+def test_flat_results_are_those_of_exact_search_over_the_catalog(kind, catalog, tmp_path):
     """Ids, order and scores, of every description, with and without a filter."""
-    root, rows, photos, words, asked = catalog
+    root, rows, photos, captions, queries = catalog
     needs = {"lancedb": ["lancedb"], "pgvector": ["psycopg", "pgserver"], "qdrant": ["qdrant_client"]}
     for module in needs.get(kind, []):
         pytest.importorskip(module)
@@ -118,7 +118,7 @@ def test_flat_answers_are_those_of_exact_search_over_the_catalog(kind, catalog, 
             at = [i for i in range(len(rows)) if keep(rows.meta(i))]
             assert 10 < len(at) <= 48
             ids = [photos.ids[i] for i in at]
-            scores, best = topk(asked, photos.vectors[at], 10, order=tie_order(ids))
+            scores, best = topk(queries, photos.vectors[at], 10, order=tie_order(ids))
             for row, (s, found) in enumerate(zip(scores, best, strict=True)):
-                got = coll.search(text=words[row], k=10, where=where).results
+                got = coll.search(text=captions[row], k=10, where=where).results
                 assert [(r["id"], r["score"]) for r in got] == [(ids[j], float(x)) for j, x in zip(found, s, strict=True)]

@@ -31,7 +31,7 @@ def got(store, queries, k, where=None):
 
 
 def test_random_writes_equal_a_dict(tmp_path, monkeypatch):
-    """Upserts, deletes, builds in any order, seen by the writer and by a reader that was open all along."""
+    """Upserts, deletes, builds in any order, read by the writer and by a reader that was open all along."""
     monkeypatch.setattr(faiss_store, "MAX_SEGMENTS", 5)
     rng, at = np.random.default_rng(0), place("faiss", tmp_path, None)
     store, held = create_store(at, DIM, "f"), {}

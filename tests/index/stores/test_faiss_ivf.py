@@ -1,4 +1,5 @@
-"""The index for more than memory: parts and merge are what one process makes in memory, killed anywhere, shared by two."""
+"""IVF-PQ for more vectors than memory: parts and merge give the index that one process builds in memory, killed anywhere or
+shared by two processes."""
 
 import json
 import os
@@ -76,7 +77,7 @@ def whole(vectors, tmp_path_factory):
 
 
 def filled(root: Path, vectors: np.ndarray) -> FaissStore:
-    """Ids descend as the vectors lie, so that the base holds them in that order; the segments come in another."""
+    """Ids descend in the order of the vectors, so that the base holds them in that order; the segments come in another."""
     store = create_store(place("faiss", root, None), DIM, "f")
     for at in (8000, 0, 4000):
         rows = range(at, at + 4000)

@@ -51,7 +51,7 @@ def server():
 
 @pytest.fixture(params=KINDS)
 def at(request, tmp_path):
-    """A place of that kind."""
+    """A location of that kind of store."""
     for module in NEEDS[request.param]:
         pytest.importorskip(module)
     url = request.getfixturevalue("server") if request.param == "pgvector" else None
@@ -60,9 +60,9 @@ def at(request, tmp_path):
 
 @pytest.fixture
 def store(at):
-    made = create_store(at, DIM, "sha256:abc")
-    yield made
-    made.close()
+    created = create_store(at, DIM, "sha256:abc")
+    yield created
+    created.close()
 
 
 def rows(n: int, seed: int = 0):
@@ -73,7 +73,7 @@ def rows(n: int, seed: int = 0):
 
 
 def exact(queries, ids, vectors, k, keep=None):
-    """The answer by the plain full search: [(id, score)]."""
+    """The results of an exhaustive search: [(id, score)]."""
     at = [i for i in range(len(ids)) if keep is None or keep[i]]
     ids, vectors = [ids[i] for i in at], vectors[at]
     scores, found = topk(queries, vectors, k, order=tie_order(ids))
@@ -95,12 +95,12 @@ def test_what_is_written_is_read_by_a_store_opened_again(at, store):
     assert sorted(again.ids()) == sorted(ids) and again.size() > 0
     order = list(reversed(ids))
     assert np.array_equal(again.fetch(order), vectors[::-1])
-    for hits, id, said in zip(again.search(vectors, 1), ids, meta, strict=True):
-        assert hits[0].id == id and hits[0].meta == said and type(hits[0].meta["nested"]["a"][0]) is int
+    for hits, id, expected in zip(again.search(vectors, 1), ids, meta, strict=True):
+        assert hits[0].id == id and hits[0].meta == expected and type(hits[0].meta["nested"]["a"][0]) is int
     again.close()
 
 
-def test_answers_are_those_of_the_full_search_ties_by_descending_id(store):
+def test_results_are_those_of_exhaustive_search_ties_by_descending_id(store):
     ids, vectors, meta = rows(300)
     vectors[50:90] = vectors[7]  # more equal vectors than any margin proposes
     vectors[100:103] = -vectors[9]
@@ -231,7 +231,7 @@ def test_filters_mean_the_same_in_every_store(at, store):
 
 
 @pytest.mark.parametrize("at", ["qdrant"], indirect=True)
-def test_qdrant_says_that_it_has_no_order_of_words(store):
+def test_qdrant_refuses_an_order_of_strings(store):
     with pytest.raises(DataError, match="orders numbers only"):
         store.search(np.zeros((1, DIM)), 3, parse("a < 'b'"))
 
@@ -347,7 +347,7 @@ def test_what_an_engine_cannot_hold_is_refused_in_one_line(at, store, bad):
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value) and len(store) == 0
 
 
-def test_places_side_by_side_and_what_lies_nowhere(at, store, tmp_path):
+def test_stores_side_by_side_and_stores_that_do_not_exist(at, store, tmp_path):
     ids, vectors, meta = rows(5)
     store.upsert(ids, vectors, meta)
     second = place(at.kind, tmp_path, at.url, "shop_v2_a")
@@ -375,7 +375,7 @@ def test_names_that_are_no_names_are_refused(at, tmp_path):
 
 @pytest.mark.parametrize("at", KINDS[1:], indirect=True)  # files: their own tests
 def test_a_table_without_our_stamp_or_with_other_vectors_is_refused(at, store):
-    """Vectors that somebody else wrote there are not vectors of the model."""
+    """Vectors that another program wrote there are not vectors of the model."""
     store.close()
     if at.kind == "pgvector":
         import psycopg
@@ -522,5 +522,5 @@ def test_qdrant_local_mode_takes_one_process(tmp_path):
     assert "open in another process" in done.stdout and not done.stderr, done.stderr
     store.close()
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "meta.json").touch()  # what a process killed while it made the directory leaves
+    (tmp_path / "torn" / "meta.json").touch()  # what a process killed while it created the directory leaves
     create_store(StoreLocation("qdrant", tmp_path / "torn", None, "a"), 4, "f").close()
