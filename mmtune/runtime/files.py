@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
 import weakref
 from collections.abc import Iterable
@@ -241,6 +242,23 @@ def _parse_lines(path: str | Path, data: bytes, log: bool) -> list[Any]:
             if not torn:
                 raise DataError(f"{path} line {number}: not valid JSON ({e})") from None
     return rows
+
+
+_SEEK = threading.Lock()
+
+
+def open_for_read_at(path: str | Path) -> int:
+    """A file descriptor of `path` for `read_at`."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """`size` bytes from `offset` of an open file. Threads may share `fd`: no file position is used, or (Windows) one at a time."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, offset)
+    with _SEEK:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, size)
 
 
 def sha256_file(path: str | Path) -> str:

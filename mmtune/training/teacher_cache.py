@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from mmtune.contracts import Pair
-from mmtune.data.shards.locate import remote
+from mmtune.data.shards.locate import is_remote
 from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.recipe.block import check
 from mmtune.recipe.teachers_block import ModelTeacher, ScorerTeacher, ScoresTeacher
@@ -54,7 +54,7 @@ def teachers_folder(data: "Data", out: str | None, key: str) -> Path:
     """The folder for teachers' outputs on `data`: `out`, or `teachers` next to its shards. RecipeError for remote shards."""
     if out:
         return Path(out)
-    if remote(data.spec):
+    if is_remote(data.spec):
         raise RecipeError(f"{key}.out: {data.spec} is remote; name a folder here for the teacher's outputs")
     return Path(data.shards[0].path).parent / "teachers"
 

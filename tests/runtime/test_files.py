@@ -125,3 +125,12 @@ def test_other_damage_names_its_line(tmp_path):
         files.read_jsonl(path)
     path.write_bytes(b'\xef\xbb\xbf{"n": 1}\r\n\r\n{"n": 2}')  # as an editor may save it
     assert files.read_jsonl(path) == [{"n": 1}, {"n": 2}]
+
+
+def test_reading_at_an_offset_works_without_pread(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    fd = files.open_for_read_at(tmp_path / "a")
+    want = [files.read_at(fd, 3, at) for at in (97, 0, 50, 99)]
+    monkeypatch.delattr(os, "pread")
+    assert [files.read_at(fd, 3, at) for at in (97, 0, 50, 99)] == want == [b"abc", bytes(range(3)), b"234", b"c"]
+    os.close(fd)

@@ -1,9 +1,9 @@
-"""The child side of checking: reads files, decodes values, and may die of it. Never imported by its parent.
+"""A worker process of DecodePool: reads files and decodes values; a value may crash it. Never imported by its parent.
 
-One socket; every message is bytes. First the settings (JSON), answered by {"ready": true} or {"fatal": reason}. Then per
-batch: a JSON list of rows, each [modality, path] or [modality, null] per value, and the bytes of the latter in
-order; answered row by row, as they are done: {"reason": null, "stamp"} and the bytes read from paths, in order, or
-{"reason", "modality"} and no bytes.
+One socket; every message is bytes. First the settings (JSON), answered by {"ready": true} or {"fatal": reason}. Then for each
+batch: a JSON list of rows, each a list of values [modality, path] or [modality, null], followed by the bytes of the latter, in
+order. The answers come row by row: {"reason": null, "stamp"} and the bytes read from paths, in order, or {"reason", "modality"}
+without bytes.
 """
 
 import contextlib
@@ -15,54 +15,74 @@ import signal
 import stat
 import sys
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TypedDict
 
 from mmtune import modalities
+from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
 
 MEMORY = 8 << 30
-"""Address space a checker may use: a bomb then is a MemoryError in one row, not a machine out of memory."""
+"""Address space of a worker: a decompression bomb is a MemoryError in one row, not a machine out of memory."""
+
+
+class Settings(TypedDict):
+    """table: modality -> class; used: the modalities to load; options: modality -> limits; max_bytes: of one value."""
+
+    table: dict[str, str]
+    used: list[str]
+    options: dict[str, JsonObject]
+    max_bytes: int
+
+
+class Answer(TypedDict, total=False):
+    """reason and modality of a rejected row; reason None and the stamp of its files for a good one."""
+
+    reason: str | None
+    modality: str
+    stamp: str
 
 
 def main(fd: int) -> None:
-    """Serve checks on the socket `fd` until its other end closes."""
+    """Check rows that come through the socket `fd` until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: die with the parent even in the middle of a decode
-    with Connection(fd) as wire, contextlib.suppress(EOFError, ConnectionError):
-        settings = json.loads(wire.recv_bytes())
+    with Connection(fd) as connection, contextlib.suppress(EOFError, ConnectionError):
+        settings = json.loads(connection.recv_bytes())
         try:
             modalities.TABLE.clear()
             modalities.TABLE.update(settings["table"])
             for name in settings["used"]:
                 modalities.get(name)
         except Exception as e:
-            wire.send_bytes(json.dumps({"fatal": f"{type(e).__name__}: {e}"}).encode())
+            connection.send_bytes(json.dumps({"fatal": f"{type(e).__name__}: {e}"}).encode())
             return
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        wire.send_bytes(b'{"ready": true}')
+        connection.send_bytes(b'{"ready": true}')
         while True:
-            rows = json.loads(wire.recv_bytes())
-            inline = [[wire.recv_bytes() if path is None else None for _, path in values] for values in rows]
-            for values, given in zip(rows, inline, strict=True):
-                answer, payload = _row(values, given, settings)
-                wire.send_bytes(json.dumps(answer).encode())
+            rows = json.loads(connection.recv_bytes())
+            given_rows = [[connection.recv_bytes() if path is None else None for _, path in values] for values in rows]
+            for values, given in zip(rows, given_rows, strict=True):
+                answer, payload = _check_row(values, given, settings)
+                connection.send_bytes(json.dumps(answer).encode())
                 for data in payload:
-                    wire.send_bytes(data)
+                    connection.send_bytes(data)
 
 
-def _row(values: list[Any], given: list[bytes | None], settings: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-    """Check one row's values; (answer, the bytes that were read). A rejected row sends no bytes back."""
+def _check_row(
+    values: list[tuple[str, str | None]], given: list[bytes | None], settings: Settings
+) -> tuple[Answer, list[bytes]]:
+    """Read and check one row's values; (answer, the bytes read from paths). A rejected row sends no bytes back."""
     payload, stamps = [], []
     reason = None
     for (name, path), data in zip(values, given, strict=True):
         try:
             if path is not None:
-                data, mark = read(path, settings["max_bytes"])
+                data, stamp = read_file(path, settings["max_bytes"])
                 payload.append(data)
-                stamps.append(mark)
+                stamps.append(stamp)
             assert data is not None
             if not data:
                 raise Rejected("empty file" if path else "empty")
@@ -78,8 +98,8 @@ def _row(values: list[Any], given: list[bytes | None], settings: dict[str, Any])
     return {"reason": None, "stamp": ",".join(stamps)}, payload
 
 
-def read(path: str, limit: int) -> tuple[bytes, str]:
-    """(bytes, stamp) of a regular file or URL; raises Rejected for what is missing, no file, unreadable, or over the limit."""
+def read_file(path: str, limit: int) -> tuple[bytes, str]:
+    """(bytes, stamp) of a regular file or URL; raises Rejected for one that is missing, not a file, unreadable, or over the limit."""
     try:
         if "://" in path:
             return _fetch(path, limit), "url"
@@ -107,7 +127,7 @@ def _fetch(url: str, limit: int) -> bytes:
             return f.read(limit + 1)
     except FileNotFoundError:
         raise
-    except Exception as e:  # any protocol, any library: whatever it raises is this row's reason
+    except Exception as e:  # any protocol, any library: whatever it raises is the reason of this row
         raise Rejected(f"cannot be fetched: {type(e).__name__}: {str(e)[:200]}") from None
 
 

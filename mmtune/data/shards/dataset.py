@@ -1,6 +1,6 @@
-"""DATA, opened: every row's identity, labels and place in the shards, and random access to its bytes.
+"""DATA, opened: every row's identity, labels and position in the shards, and random access to its bytes.
 
-Nothing of a row is kept as a Python object until it is asked for: tables stay in Arrow and NumPy, metadata as JSON.
+No row is a Python object before it is read: tables stay in Arrow and NumPy, metadata in JSON.
 """
 
 import difflib
@@ -11,20 +11,24 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmtune import modalities
-from mmtune.contracts import Row
+from mmtune.contracts import JsonObject, Row
 from mmtune.data.identity_labels import mix_labels, stable_label
 from mmtune.data.shards import shard_cache, tar_index
-from mmtune.data.shards.locate import Found, locate
+from mmtune.data.shards.locate import ShardFile, locate
 from mmtune.errors import DataError, Rejected
+from mmtune.runtime.files import open_for_read_at, read_at
 
 MAX_OPEN = 256
+
+MetaValue: TypeAlias = Any
+"""A cell of a metadata column: a JSON value."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class Shard:
     count: int
 
 
-class _Files:
-    """Open shards by number, read with pread: no position is shared, so threads and forked workers may use one object."""
+class _ShardReader:
+    """Reads shards by number at any offset: no file position is shared, so threads and forked workers may use one object."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -47,17 +51,17 @@ class _Files:
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         if shard in self.open:
-            return os.pread(self.open[shard], size, offset)
-        fd = os.open(self.paths[shard], os.O_RDONLY)
+            return read_at(self.open[shard], size, offset)
+        fd = open_for_read_at(self.paths[shard])
         # Never close one that another thread may be reading: past the limit, each read opens its own.
         if len(self.open) < MAX_OPEN and self.open.setdefault(shard, fd) == fd:
-            return os.pread(fd, size, offset)
+            return read_at(fd, size, offset)
         try:
-            return os.pread(fd, size, offset)
+            return read_at(fd, size, offset)
         finally:
             os.close(fd)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"paths": self.paths, "open": {}}
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end `os` may be gone already
@@ -72,15 +76,21 @@ class Data:
     """Rows of one or more shards, or a view of some of them (`subset`). Rows are numbered 0 .. len-1."""
 
     def __init__(
-        self, spec: str, files: _Files, found: list[Found], shard_N: np.ndarray, table: pa.Table, aliases: dict[str, str]
+        self,
+        spec: str,
+        reader: _ShardReader,
+        files: list[ShardFile],
+        shard_N: np.ndarray,
+        table: pa.Table,
+        aliases: dict[str, str],
     ):
         self.spec = spec
-        self._files, self._found, self._shard_N, self._table, self._aliases = files, found, shard_N, table, aliases
+        self._reader, self._files, self._shard_N, self._table, self._aliases = reader, files, shard_N, table, aliases
         known = [n for n in modalities.names() if f"{n}.size" in table.column_names]
         self._column: dict[str, np.ndarray] = {}
         for name in [c for c in table.column_names if "." in c]:
             self._column[name] = table[name].to_numpy()
-        self._meta, self._ids = _single(table["meta"]), _single(table["id"])
+        self._meta, self._ids = _one_array(table["meta"]), _one_array(table["id"])
         self.present = {n: self._column[f"{n}.size"] >= 0 for n in known}
         self.modalities = [n for n in known if self.present[n].any()]
         self.present = {n: self.present[n] for n in self.modalities}
@@ -108,11 +118,11 @@ class Data:
         starts = np.flatnonzero(np.diff(self._shard_N, prepend=-1))
         counts = np.diff(starts, append=len(self))
         runs = zip(starts.tolist(), counts.tolist(), strict=True)
-        return [Shard(f.name, f.url, f.path, s, c) for s, c in runs for f in [self._found[int(self._shard_N[s])]]]
+        return [Shard(f.name, f.url, f.path, s, c) for s, c in runs for f in [self._files[int(self._shard_N[s])]]]
 
     @cached_property
     def notes(self) -> list[str]:
-        """What was left out when the shards were scanned, one line each (empty for our own shards)."""
+        """What was ignored when the shards were scanned, one line each (empty for our own shards)."""
         return json.loads((self._table.schema.metadata or {}).get(b"notes", b"[]"))
 
     @cached_property
@@ -120,19 +130,19 @@ class Data:
         """sha256 over the shards' names and sizes and every row's content, in order."""
         digest = hashlib.sha256()
         for i in sorted(set(self._shard_N.tolist())):
-            found = self._found[i]
-            digest.update(f"{found.name}\0{os.path.getsize(found.path)}\0".encode())
+            file = self._files[i]
+            digest.update(f"{file.name}\0{os.path.getsize(file.path)}\0".encode())
         digest.update(np.ascontiguousarray(self._column["row.label"]).tobytes())
         return digest.hexdigest()
 
-    def meta(self, i: int) -> dict[str, Any]:
-        """Row i's other columns."""
-        document = self._meta[self._at(i)].as_py()
+    def meta(self, i: int) -> JsonObject:
+        """Row i's metadata: the source columns without a role."""
+        document = self._meta[self._check_index(i)].as_py()
         return json.loads(document) if document else {}
 
-    def column(self, name: str) -> list[Any]:
-        """One metadata column of all rows, None where a row lacks it. `id`, `group`, and the names those columns had
-        in the packed source, are columns too. Raises DataError with the nearest name when no row has it."""
+    def column(self, name: str) -> list[MetaValue]:
+        """One metadata column of all rows, None where a row lacks it. `id`, `group`, and the names which those columns had in the
+        packed source, are columns too. Raises DataError with the nearest name when no row has it."""
         needle = json.dumps(name, ensure_ascii=False)
         documents = self._meta.to_pylist()
         values = [json.loads(t).get(name) if needle in t else None for t in documents]
@@ -142,8 +152,8 @@ class Data:
         if alias:
             return list(self.ids if alias == "id" else self.groups)
         known = sorted({k for t in documents if t for k in json.loads(t)} | set(self._aliases) | {"id", "group"})
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(known)}"
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"columns: {', '.join(known)}"
         raise DataError(f"{self.spec}: no row has a column {name!r}; {hint}")
 
     def read(self, i: int, modality: str) -> bytes:
@@ -151,38 +161,39 @@ class Data:
 
         Raises KeyError where the row lacks it, DataError naming shard and id when the bytes have changed since the scan.
         """
-        i = self._at(i)
+        i = self._check_index(i)
         if modality not in self.present or not self.present[modality][i]:
             raise KeyError(f"row {self._ids[i].as_py()!r} has no {modality}")
         shard, size = int(self._shard_N[i]), int(self._column[f"{modality}.size"][i])
-        known, field = modalities.get(modality), int(self._column[f"{modality}.field"][i])
+        kind, field = modalities.get(modality), int(self._column[f"{modality}.field"][i])
         try:
-            data = self._files.read(shard, int(self._column[f"{modality}.offset"][i]), size)
+            data = self._reader.read(shard, int(self._column[f"{modality}.offset"][i]), size)
             if field != tar_index.NO_FIELD:
-                data = tar_index.field_value(json.loads(data), known.json_fields[field])
-            if stable_label(known.content_key(data)) == int(self._column[f"{modality}.label"][i]):
+                data = tar_index.field_value(json.loads(data), kind.json_fields[field])
+            if stable_label(kind.content_key(data)) == int(self._column[f"{modality}.label"][i]):
                 return data
             reason = "damaged or changed"
         except (OSError, ValueError, Rejected) as e:
             reason = f"unreadable ({e})"
-        found = self._found[shard]
-        raise DataError(f"{found.path}: {modality} of row {self._ids[i].as_py()!r} is {reason}; copy or pack the shard again")
+        path = self._files[shard].path
+        raise DataError(f"{path}: {modality} of row {self._ids[i].as_py()!r} is {reason}; copy or pack the shard again")
 
     def row(self, i: int) -> Row:
         """Row i with all its values read."""
-        i = self._at(i)
+        i = self._check_index(i)
         values = {n: self.read(i, n) for n in self.modalities if self.present[n][i]}
         return Row(self._ids[i].as_py(), self._table["group"][i].as_py(), values, self.meta(i))
 
     def subset(self, indices: "Iterable[int] | np.ndarray") -> "Data":
-        """A view of some rows, in the order given (a boolean mask works too)."""
-        at = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
-        at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.int64)
-        if len(at) and (at.min() < 0 or at.max() >= len(self)):
-            raise IndexError(f"subset of {len(self)} rows: index {int(at.min() if at.min() < 0 else at.max())}")
-        return Data(self.spec, self._files, self._found, self._shard_N[at], self._table.take(pa.array(at)), self._aliases)
+        """A view of some rows, in the order given; `indices` may be a boolean mask."""
+        rows = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"subset of {len(self)} rows: index {int(rows.min() if rows.min() < 0 else rows.max())}")
+        table = self._table.take(pa.array(rows))
+        return Data(self.spec, self._reader, self._files, self._shard_N[rows], table, self._aliases)
 
-    def _at(self, i: int) -> int:
+    def _check_index(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         return int(i) % len(self)
@@ -193,7 +204,7 @@ class Data:
         )
 
 
-def _single(column: pa.ChunkedArray) -> pa.Array:
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
     """One contiguous array (indexing a chunked one walks its chunks)."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
@@ -203,51 +214,52 @@ def open_data(spec: str | os.PathLike[str] | Sequence[str]) -> Data:
 
     Raises DataError naming the file: nothing there, no tar, compressed, truncated, not what index.json says, ids twice.
     """
-    place = locate(spec)
-    with ThreadPoolExecutor(min(4, len(place.found))) as pool:
-        tables = list(pool.map(lambda f: shard_cache.table(f.path, f.url, (f.entry or {}).get("sha256")), place.found))
+    listing = locate(spec)
+    files = listing.shards
+    with ThreadPoolExecutor(min(4, len(files))) as pool:
+        tables = list(pool.map(lambda f: shard_cache.table(f.path, f.url, (f.entry or {}).get("sha256")), files))
     notes = []
-    for found, table in zip(place.found, tables, strict=True):
-        if found.entry and found.entry["rows"] != len(table):
+    for file, table in zip(files, tables, strict=True):
+        if file.entry and file.entry["rows"] != len(table):
             raise DataError(
-                f"{found.url}: {len(table)} rows, index.json says {found.entry['rows']}; copy it again, or pack again"
+                f"{file.url}: {len(table)} rows, index.json says {file.entry['rows']}; copy it again, or pack again"
             )
         for note, count in json.loads((table.schema.metadata or {}).get(b"notes", b"{}")).items():
-            notes.append(f"{found.name}: {count} {note}")
-    table = pa.concat_tables([_wide(t.replace_schema_metadata(None)) for t in tables])
-    said = spec if isinstance(spec, str) else ",".join(map(str, [spec] if isinstance(spec, os.PathLike) else spec))
+            notes.append(f"{file.name}: {count} {note}")
+    table = pa.concat_tables([_with_large_strings(t.replace_schema_metadata(None)) for t in tables])
+    name = spec if isinstance(spec, str) else ",".join(map(str, [spec] if isinstance(spec, os.PathLike) else spec))
     if not len(table):
-        raise DataError(f"{said}: no sample with a known modality ({'; '.join(notes) or 'the shards are empty'})")
+        raise DataError(f"{name}: no sample with a known modality ({'; '.join(notes) or 'the shards are empty'})")
     shard_N = np.repeat(np.arange(len(tables), dtype=np.int32), [len(t) for t in tables])
-    table = _identify(table, shard_N, place.found).replace_schema_metadata({"notes": json.dumps(notes)})
-    return Data(said, _Files([f.path for f in place.found]), place.found, shard_N, table, place.aliases)
+    table = _assign_ids(table, shard_N, files).replace_schema_metadata({"notes": json.dumps(notes)})
+    return Data(name, _ShardReader([f.path for f in files]), files, shard_N, table, listing.aliases)
 
 
-def _wide(table: pa.Table) -> pa.Table:
+def _with_large_strings(table: pa.Table) -> pa.Table:
     """With 64-bit string offsets: the metadata of millions of rows is more than 2 GB."""
     fields = [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in table.schema]
     return table.cast(pa.schema(fields))
 
 
-def _identify(table: pa.Table, shard_N: np.ndarray, found: list[Found]) -> pa.Table:
-    """Give every row its id: its own, else its key, else (keys repeat between shards) shard/key. Raises DataError on doubles.
+def _assign_ids(table: pa.Table, shard_N: np.ndarray, files: list[ShardFile]) -> pa.Table:
+    """Give every row its id: its own, else its key, else (where keys repeat between shards) shard/key. Raises DataError for repeated ids.
 
-    The id's label also covers the row's content, so that "0001" of two unrelated datasets is not the same thing.
+    The id's label also covers the row's content, so that "0001" of two unrelated datasets are different labels.
     """
     id_N, derived_N = table["id.label"].to_numpy(), pc.is_null(table["id"]).to_numpy(zero_copy_only=False)
     ids = pc.coalesce(table["id"], table["key"])
-    twice = _doubles(id_N)
-    if len(twice) and derived_N.any():
-        names = pa.array([f.name for f in found], pa.large_string()).take(pa.array(shard_N))
+    repeated = _equal_pairs(id_N)
+    if len(repeated) and derived_N.any():
+        names = pa.array([f.name for f in files], pa.large_string()).take(pa.array(shard_N))
         ids = pc.coalesce(table["id"], pc.binary_join_element_wise(names, table["key"], pa.scalar("/", pa.large_string())))
-        shard_label_N = np.array([stable_label(f.name.encode()) for f in found], np.int64)[shard_N]
+        shard_label_N = np.array([stable_label(f.name.encode()) for f in files], np.int64)[shard_N]
         id_N = np.where(derived_N, mix_labels(id_N, shard_label_N), id_N)
-        twice = _doubles(id_N)
-    if len(twice):
-        a, b = twice[0].tolist()
-        where = f"{found[shard_N[a]].url} and {found[shard_N[b]].url}"
+        repeated = _equal_pairs(id_N)
+    if len(repeated):
+        a, b = repeated[0].tolist()
+        where = f"{files[shard_N[a]].url} and {files[shard_N[b]].url}"
         raise DataError(
-            f"the id {ids[a].as_py()!r} is there twice ({where}; {len(twice)} such rows); "
+            f"the id {ids[a].as_py()!r} is there twice ({where}; {len(repeated)} such rows); "
             "ids must be unique: pack again with --id COLUMN, or open the shards as separate datasets"
         )
     table = table.set_column(table.column_names.index("id"), "id", ids)
@@ -255,8 +267,8 @@ def _identify(table: pa.Table, shard_N: np.ndarray, found: list[Found]) -> pa.Ta
     return table.set_column(table.column_names.index("id.label"), "id.label", label_N).drop_columns(["key"])
 
 
-def _doubles(label_N: np.ndarray) -> np.ndarray:
-    """Pairs of rows with the same label, [P, 2]."""
+def _equal_pairs(label_N: np.ndarray) -> np.ndarray:
+    """Pairs of rows with the same label, int64 [P, 2]."""
     order = np.argsort(label_N, kind="stable")
     at = np.flatnonzero(label_N[order][1:] == label_N[order][:-1])
     return np.stack([order[at], order[at + 1]], axis=1)

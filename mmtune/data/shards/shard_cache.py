@@ -1,6 +1,6 @@
-"""What is kept between runs: fetched shards and the tables of scanned ones, under $MMTUNE_CACHE or ~/.cache/mmtune.
+"""The cache of DATA between runs: fetched shards, and the tables of scanned ones, under $MMTUNE_CACHE or ~/.cache/mmtune.
 
-Everything in it can be deleted at any time. Nothing in it is believed unless url, size and time stamps are the same.
+Everything in it can be deleted at any time. An entry is used only if URL, size and time stamps are the same.
 """
 
 import contextlib
@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,21 +19,24 @@ from mmtune.data.shards import tar_index
 from mmtune.errors import DataError
 from mmtune.runtime.files import atomic_open, sha256_file
 
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
 
 def root() -> Path:
     """The cache directory."""
     return Path(os.environ.get("MMTUNE_CACHE") or Path.home() / ".cache" / "mmtune")
 
 
-def _key(*parts: Any) -> str:
+def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def fetch(fs: Any, url: str, path: str, info: dict[str, Any]) -> str:
-    """The local copy of a remote file, fetched once. `info` is fsspec's; raises DataError when the transfer is cut short."""
+def fetch(fs: "AbstractFileSystem", url: str, path: str, info: Mapping[str, object]) -> str:
+    """The local copy of a remote file, fetched once. info: fsspec's `info(path)`. Raises DataError when the transfer is cut short."""
     stamps = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "md5Hash")
-    found = next((info[k] for k in stamps if info.get(k)), "")
-    stamp = str(found.timestamp() if hasattr(found, "timestamp") else found)  # a listing may give seconds, `info` a datetime
+    time = next((info[k] for k in stamps if info.get(k)), "")
+    stamp = str(time.timestamp() if hasattr(time, "timestamp") else time)  # a listing may give seconds, `info` a datetime
     size = info.get("size")
     local = root() / "shards" / f"{_key(url, size, stamp)}-{url.rsplit('/', 1)[-1]}"
     if not (local.exists() and (size is None or local.stat().st_size == size)):
@@ -44,16 +48,13 @@ def fetch(fs: Any, url: str, path: str, info: dict[str, Any]) -> str:
 
 
 def table(path: str, url: str, sha256: str | None = None) -> pa.Table:
-    """The table of the shard at `path` (`tar_index.scan`), from the cache when the file has not changed since.
+    """The table of the shard at `path` (see `tar_index.scan`), from the cache when the file has not changed since.
 
-    `sha256`: what an index says; it is checked when the file is scanned, not each time it is opened.
+    sha256: from index.json; it is checked when the file is scanned, not each time it is opened.
     """
     stat = os.stat(path)
-    cached = (
-        root()
-        / "tables"
-        / f"{_key(url, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256, tar_index.signature())}.parquet"
-    )
+    key = _key(url, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256, tar_index.signature())
+    cached = root() / "tables" / f"{key}.parquet"
     with contextlib.suppress(OSError, pa.ArrowException):
         return pq.read_table(cached, memory_map=False)
     if sha256 and sha256_file(path) != sha256:

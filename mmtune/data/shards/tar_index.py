@@ -1,7 +1,7 @@
-"""One shard -> one table: the only code that knows how samples lie in a tar, ours and other people's alike.
+"""One shard -> one table of its samples: the only code that knows how samples lie in a tar, ours and other programs' alike.
 
 A sample is all members of a tar with the same key: the path up to the first dot of its last part, as webdataset has it.
-What follows that dot is the member's extension, and says what it is:
+What follows that dot is the member's extension, which gives its role:
 
 - a modality's own extension: that modality's bytes. Several of one modality: the first in the order of its
   `extensions`. Of a compound extension (`left.png`) the last part counts, and only if the sample has nothing better.
@@ -10,7 +10,7 @@ What follows that dot is the member's extension, and says what it is:
   the first).
 - `cls`: a class number or name, kept as the metadata `cls`.
 
-Anything else is left alone. Values that are empty or that their modality cannot give a content key for count as absent.
+Anything else is ignored. A value that is empty, or has no content key of its modality, counts as absent.
 """
 
 import json
@@ -18,33 +18,36 @@ import os
 import tarfile
 from collections import Counter
 from hashlib import blake2b
-from typing import Any
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from mmtune import modalities
-from mmtune.contracts import Modality
+from mmtune.contracts import JsonObject, Modality
 from mmtune.data.identity_labels import stable_label
 from mmtune.errors import DataError, Rejected
+from mmtune.runtime.files import open_for_read_at, read_at
 
 SCAN_VERSION = 1
 NO_FIELD = -1
 """In a `<modality>.field` column: the value is a member of its own, not a field of the .json member."""
-Members = dict[str, tuple[int, int]]
-"""Extension -> (offset, size) in the tar."""
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+Span: TypeAlias = tuple[int, int]
+"""(offset, size) of bytes in the tar."""
+Members: TypeAlias = dict[str, Span]
+"""Extension -> where the member's bytes lie."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 
 
-def signature() -> list[Any]:
-    """What a scan depends on besides the bytes; a cached table with another signature is not used."""
-    return [SCAN_VERSION, *([n, modalities.TABLE[n], *_traits(modalities.get(n))] for n in modalities.names())]
+def signature() -> list[object]:
+    """What a scan depends on besides the tar's bytes; a cached table with another signature is not used."""
+    return [SCAN_VERSION, *([n, modalities.TABLE[n], *_scanned_traits(modalities.get(n))] for n in modalities.names())]
 
 
-def _traits(modality: Modality) -> list[list[str]]:
+def _scanned_traits(modality: Modality) -> list[list[str]]:
     return [list(modality.extensions), list(modality.json_fields)]
 
 
-def members(path: str) -> dict[str, Members]:
+def read_members(path: str) -> dict[str, Members]:
     """Every sample's members by key, in the order the keys first appear.
 
     Raises DataError naming the file when it is compressed, no tar, truncated, damaged, or holds a member twice.
@@ -53,7 +56,7 @@ def members(path: str) -> dict[str, Members]:
     with open(path, "rb") as f:
         head = f.read(8)
         f.seek(0)
-        for magic, kind in _PACKED.items():
+        for magic, kind in _COMPRESSED.items():
             if head.startswith(magic):
                 raise DataError(f"{path}: {kind}-compressed; rows are read at random, so decompress it to a plain .tar first")
         samples: dict[str, Members] = {}
@@ -64,7 +67,7 @@ def members(path: str) -> dict[str, Members]:
                     end = tar.offset
                     tar.members = []  # type: ignore[attr-defined]  # else a shard of a million members keeps a million headers
                     if member.isreg():
-                        _add(samples, path, member, size)
+                        _add_member(samples, path, member, size)
         except (tarfile.TarError, EOFError, OverflowError) as e:
             what = "no tar file" if not end else f"truncated or damaged after byte {end}"
             raise DataError(f"{path}: {what} ({e}); copy or write it again") from None
@@ -77,119 +80,123 @@ def members(path: str) -> dict[str, Members]:
     return samples
 
 
-def _add(samples: dict[str, Members], path: str, member: tarfile.TarInfo, size: int) -> None:
+def _add_member(samples: dict[str, Members], path: str, member: tarfile.TarInfo, size: int) -> None:
     folder, slash, base = member.name.removeprefix("./").rpartition("/")
     stem, dot, extension = base.partition(".")
     if not stem or not dot or base.startswith("__"):
         return
     if member.offset_data + member.size > size:
         raise DataError(f"{path}: truncated inside {member.name}; copy or write it again")
-    found = samples.setdefault(folder + slash + stem, {})
-    if (extension := extension.lower()) in found:
+    members = samples.setdefault(folder + slash + stem, {})
+    if (extension := extension.lower()) in members:
         raise DataError(f"{path}: the member {member.name} is there twice; give every sample its own key")
-    found[extension] = (member.offset_data, member.size)
+    members[extension] = (member.offset_data, member.size)
 
 
-def claim(found: Members, owner: dict[str, str], name: str, extensions: tuple[str, ...]) -> tuple[int, int] | None:
-    """Where the value of modality `name` lies in a sample, or None. `owner`: extension -> modality."""
+def find_value(members: Members, owner: dict[str, str], name: str, extensions: tuple[str, ...]) -> Span | None:
+    """Where the value of modality `name` lies in a sample, or None. owner: extension -> modality."""
     for extension in extensions:
-        if extension in found and owner[extension] == name:
-            return found[extension]
-    loose = [e for e in found if e not in owner and "." in e and owner.get(e.rpartition(".")[2]) == name]
-    return found[min(loose, key=lambda e: (extensions.index(e.rpartition(".")[2]), e))] if loose else None
+        if extension in members and owner[extension] == name:
+            return members[extension]
+    compound = [e for e in members if e not in owner and "." in e and owner.get(e.rpartition(".")[2]) == name]
+    return members[min(compound, key=lambda e: (extensions.index(e.rpartition(".")[2]), e))] if compound else None
 
 
-def field_value(document: Any, field: str) -> bytes:
-    """The value a .json member carries for a modality, as bytes; of a list the first; b"" when there is none."""
+def field_value(document: object, field: str) -> bytes:
+    """A modality's value in a field of a .json member, as bytes; of a list the first; b"" when there is none."""
     value = document.get(field) if isinstance(document, dict) else None
     if isinstance(value, list):
         value = value[0] if value else None
     return value.encode("utf-8", "replace") if isinstance(value, str) and value.strip() else b""
 
 
-def _describe(document: Any, used: set[str]) -> tuple[str | None, str | None, dict[str, Any]]:
-    """(id, group, metadata) of a .json member; `used` are the fields that became a modality's value."""
+def _identity(document: object, used: set[str]) -> tuple[str | None, str | None, JsonObject]:
+    """(id, group, metadata) of a .json member; used: the fields that became a modality's value."""
     if not isinstance(document, dict):
         return None, None, {} if document is None else {"json": document}
     fields = {k: v for k, v in document.items() if k not in ("id", "group")}
     ours = set(document) <= {"id", "group", "meta"} and isinstance(document.get("meta"), dict)
     meta = document["meta"] if ours else {k: v for k, v in fields.items() if k not in used or not isinstance(v, str)}
-    return _name(document.get("id")), _name(document.get("group")), meta
+    return _string(document.get("id")), _string(document.get("group")), meta
 
 
-def _name(value: Any) -> str | None:
+def _string(value: object) -> str | None:
     return None if value is None or isinstance(value, dict | list) or str(value) == "" else str(value)
 
 
-class _Columns:
-    """The table under construction: plain lists, one a column."""
+class _TableBuilder:
+    """The table of a shard under construction: a list for each column."""
 
     def __init__(self) -> None:
         self.known = {n: modalities.get(n) for n in modalities.names()}
         self.owner = modalities.by_extension()
-        self.lists: dict[str, list[Any]] = {
+        self.lists: dict[str, list[object]] = {
             k: [] for k in ("key", "id", "group", "meta", "id.label", "group.label", "row.label")
         }
         self.lists |= {f"{n}.{k}": [] for n in self.known for k in ("offset", "size", "field", "label")}
         self.notes: Counter[str] = Counter()
 
-    def add(self, fd: int, key: str, found: Members) -> None:
-        """One sample; a sample without any modality is left out, with a note."""
-        whole = blake2b(key.encode("utf-8", "replace"), digest_size=8)
+    def add(self, fd: int, key: str, members: Members) -> None:
+        """Add one sample; a sample without any modality is left out, with a note."""
+        row_hash = blake2b(key.encode("utf-8", "replace"), digest_size=8)
         document = None
-        if "json" in found:
-            data = os.pread(fd, found["json"][1], found["json"][0])
-            whole.update(b"json" + blake2b(data).digest())
+        if "json" in members:
+            data = _read(fd, members["json"])
+            row_hash.update(b"json" + blake2b(data).digest())
             try:
                 document = json.loads(data)
             except ValueError:
                 self.notes[".json members that are not JSON"] += 1
-        places, used = {}, set()
+        values: dict[str, tuple[int, int, int, int]] = {}
+        used: set[str] = set()
         for name, modality in self.known.items():
-            if place := self._value(fd, name, modality, found, document, whole):
-                places[name] = place
-                used |= {modality.json_fields[place[2]]} if place[2] != NO_FIELD else set()
-        if not places:
+            if value := self._value(fd, name, modality, members, document, row_hash):
+                values[name] = value
+                used |= {modality.json_fields[value[2]]} if value[2] != NO_FIELD else set()
+        if not values:
             self.notes["samples without any known modality"] += 1
             return
-        id, group, meta = _describe(document, used)
-        if "cls" in found:
-            name = os.pread(fd, found["cls"][1], found["cls"][0]).decode("utf-8", "replace").strip()
-            whole.update(b"cls" + name.encode())
+        id, group, meta = _identity(document, used)
+        if "cls" in members:
+            name = _read(fd, members["cls"]).decode("utf-8", "replace").strip()
+            row_hash.update(b"cls" + name.encode())
             meta = {"cls": int(name) if name.lstrip("-").isdecimal() else name, **meta}
         packed = json.dumps(meta, ensure_ascii=False) if meta else ""
-        for column, value in (("key", key), ("id", id), ("group", group), ("meta", packed)):
+        for column, cell in (("key", key), ("id", id), ("group", group), ("meta", packed)):
             # JSON may spell half a surrogate pair, which no UTF-8 can hold
-            self.lists[column].append(None if value is None else value.encode("utf-8", "replace").decode())
+            self.lists[column].append(None if cell is None else cell.encode("utf-8", "replace").decode())
         self.lists["id.label"].append(stable_label((id or key).encode("utf-8", "replace")))
         self.lists["group.label"].append(stable_label(group.encode("utf-8", "replace")) if group else 0)
-        self.lists["row.label"].append(int.from_bytes(whole.digest(), "little") >> 1 or 1)
+        self.lists["row.label"].append(int.from_bytes(row_hash.digest(), "little") >> 1 or 1)
         for name in self.known:
-            for k, v in zip(("offset", "size", "field", "label"), places.get(name, (0, -1, NO_FIELD, 0)), strict=True):
+            for k, v in zip(("offset", "size", "field", "label"), values.get(name, (0, -1, NO_FIELD, 0)), strict=True):
                 self.lists[f"{name}.{k}"].append(v)
 
-    def _value(self, fd: int, name: str, modality: Modality, found: Members, document: Any, whole: Any) -> tuple | None:
+    def _value(
+        self, fd: int, name: str, modality: Modality, members: Members, document: object, row_hash: blake2b
+    ) -> tuple[int, int, int, int] | None:
         """(offset, size, field, label) of one modality of a sample, or None where it has no usable value."""
-        place = claim(found, self.owner, name, modality.extensions)
+        span = find_value(members, self.owner, name, modality.extensions)
         field = NO_FIELD
-        data = os.pread(fd, place[1], place[0]) if place else b""
-        if not place:
+        data = _read(fd, span) if span else b""
+        if span is None:
             field = next((i for i, f in enumerate(modality.json_fields) if field_value(document, f)), NO_FIELD)
             if field == NO_FIELD:
                 return None
-            place, data = found["json"], field_value(document, modality.json_fields[field])
+            span, data = members["json"], field_value(document, modality.json_fields[field])
         try:
             if not data:
                 raise Rejected("empty")
-            value = stable_label(modality.content_key(data))
+            label = stable_label(modality.content_key(data))
         except Rejected as e:
             self.notes[f"{name} values left out: {e}"] += 1
             return None
         if field == NO_FIELD:
-            whole.update(name.encode() + blake2b(data).digest())
-        return *place, field, value
+            row_hash.update(name.encode() + blake2b(data).digest())
+        return *span, field, label
 
-    def table(self) -> pa.Table:
+    def finish(self) -> pa.Table:
+        """The finished table."""
         kinds = {"key": pa.string(), "id": pa.string(), "group": pa.string(), "meta": pa.string()}
         arrays = {
             k: pa.array(v, kinds.get(k, pa.int8() if k.endswith(".field") else pa.int64())) for k, v in self.lists.items()
@@ -197,17 +204,21 @@ class _Columns:
         return pa.table(arrays).replace_schema_metadata({"notes": json.dumps(self.notes)})
 
 
+def _read(fd: int, span: Span) -> bytes:
+    return read_at(fd, span[1], span[0])
+
+
 def scan(path: str) -> pa.Table:
-    """One row a sample: key, id and group (null when absent), meta (JSON), labels, and where each modality's bytes lie.
+    """The table of a shard, one row a sample: key, id and group (null when absent), meta (JSON), labels, and where each modality's bytes lie.
 
     Columns: `key id group meta`, `id.label group.label row.label` (row.label: everything in the sample), and for each
     known modality `.offset .size .field .label`, size -1 where the row lacks it. Schema metadata `notes`: what was left out.
     """
-    columns = _Columns()
-    fd = os.open(path, os.O_RDONLY)
+    table = _TableBuilder()
+    fd = open_for_read_at(path)
     try:
-        for key, found in members(path).items():
-            columns.add(fd, key, found)
+        for key, members in read_members(path).items():
+            table.add(fd, key, members)
     finally:
         os.close(fd)
-    return columns.table()
+    return table.finish()

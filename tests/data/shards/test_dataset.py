@@ -414,9 +414,9 @@ def test_files_are_closed_at_the_interpreters_end(tmp_path: Path, monkeypatch: p
     """When modules may have lost their names already."""
     data = open_data(str(shard(tmp_path / "s.tar", 0, 3)))
     data.read(0, "image")
-    (fd,) = data._files.open.values()
+    (fd,) = data._reader.open.values()
     monkeypatch.setattr("mmtune.data.shards.dataset.os", None)
-    data._files.__del__()
-    data._files.open.clear()
+    data._reader.__del__()
+    data._reader.open.clear()
     with pytest.raises(OSError):
         os.fstat(fd)
