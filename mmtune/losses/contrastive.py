@@ -23,7 +23,8 @@ class ContrastiveBlock:
     """R queries against all C candidates.
 
     similarity [R, C] cosines; positives, negatives [R, C] bool, disjoint (a pair in neither is ignored); row_pairs: the pairs
-    that stand in one row of the batch; scale, bias: the model's exponentiated logit scale, and its logit bias or None.
+    that stand in one row of the batch; scale, bias: the model's exponentiated logit scale, and its logit bias or None; graded:
+    the weights of the row pairs are relevance grades, and only row pairs are positives.
     """
 
     similarity: Tensor
@@ -32,6 +33,7 @@ class ContrastiveBlock:
     row_pairs: RowPairs
     scale: Tensor
     bias: Tensor | None = None
+    graded: bool = False
 
     def row_pair_weights(self) -> Tensor:
         """[R, C] weights of the row pairs, summed where a pair stands in several rows; 0 elsewhere."""
@@ -156,5 +158,6 @@ def dense_loss(
     positives, negatives = contrastive_masks(batch, 0, len(batch.queries), related)
     weight = weight * positives.any(1)
     similarity = batch.queries @ batch.candidates.T if similarity is None else similarity
-    per_query = loss(ContrastiveBlock(similarity, positives, negatives, batch.row_pairs, batch.scale, batch.bias))
+    block = ContrastiveBlock(similarity, positives, negatives, batch.row_pairs, batch.scale, batch.bias, batch.graded)
+    per_query = loss(block)
     return (per_query * weight).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)

@@ -78,7 +78,8 @@ class _QueryBlocks(torch.autograd.Function):
                 similarity = (queries[start:stop] @ candidates.T).requires_grad_(need)
                 s, b = scale.detach().requires_grad_(need), bias.detach().requires_grad_(need)
                 row_pairs = row_pairs_between(batch, start, stop)
-                block = ContrastiveBlock(similarity, positives, negatives, row_pairs, s, None if batch.bias is None else b)
+                own_bias = None if batch.bias is None else b
+                block = ContrastiveBlock(similarity, positives, negatives, row_pairs, s, own_bias, batch.graded)
                 part = (loss(block) * w).sum()
             value += part.detach().double()
             norm += w.sum().double()

@@ -29,17 +29,17 @@ def triplet(
     d = 1 - block.similarity
     if distance == "euclidean":
         d = (2 * d).clamp_min(1e-12).sqrt()
-    some = block.negatives.any(1)
+    has_negative = block.negatives.any(1)
     if mining == "hard":
         positive = d.masked_fill(~block.positives, -math.inf).amax(1)
         negative = d.masked_fill(~block.negatives, math.inf).amin(1)
-        some = some & block.positives.any(1)
-        gap = torch.where(some, positive, 0.0) - torch.where(some, negative, 0.0)
-        return torch.where(some, torch.relu(gap + margin), 0.0)
+        used = has_negative & block.positives.any(1)
+        gap = torch.where(used, positive, 0.0) - torch.where(used, negative, 0.0)
+        return torch.where(used, torch.relu(gap + margin), 0.0)
     order = d.masked_fill(~block.negatives, math.inf).sort(1).values
     farther = torch.searchsorted(order.detach().contiguous(), d.detach().contiguous(), right=True)
     last = (block.negatives.sum(1, keepdim=True) - 1).clamp_min(0)
     negative = order.gather(1, torch.minimum(farther, last))
-    use = block.positives & some[:, None]
+    use = block.positives & has_negative[:, None]
     each = torch.relu(torch.where(use, d - torch.where(use, negative, 0.0) + margin, 0.0))
     return each.sum(1) / block.positives.sum(1).clamp_min(1)

@@ -260,6 +260,10 @@ class Objective(nn.Module):
                 features = projection(inputs.candidates), teacher_candidates
         else:
             scores = teacher.between(turn, batch.labels[a][query_rows], batch.labels[b][candidate_rows])
+        if a == b:  # query i is candidate i: an item's similarity with itself teaches nothing
+            itself = torch.arange(len(scores), device=scores.device)
+            scores = scores.clone()
+            scores[itself, itself] = torch.nan
         if term.loss == "score_mse" and bool((scores.abs() > 1.001).any()):
             worst = float(scores[scores.abs() > 1.001][0])
             raise DataError(

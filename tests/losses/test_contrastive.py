@@ -68,7 +68,7 @@ def test_a_mined_candidate_is_a_negative_of_the_queries_that_mined_it(data, term
     )
 
 
-@pytest.mark.parametrize("positives", ["mask", "mean"])
+@pytest.mark.parametrize("positives", ["mask", "mean", "sum"])
 def test_graded_weights_make_only_own_pairs_positives(data, positives):
     batch, z = data
     weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0])
@@ -79,6 +79,17 @@ def test_graded_weights_make_only_own_pairs_positives(data, positives):
         z, batch, scale_of
     )
     assert float(loss) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("positives", ["mask", "mean", "sum"])
+def test_a_graded_query_moves_towards_the_candidate_of_the_higher_weight(positives):
+    """One query, two captions of different grade, one negative: the gradient is larger for the better caption."""
+    batch = make_batch([(1, 10, 20, True), (1, 10, 21, True), (2, 11, 22, True)], {"grade": torch.tensor([9.0, 1.0, 1.0])})
+    z = {"a": unit(2, 4, 1), "b": torch.nn.functional.normalize(torch.ones(3, 4), dim=1).requires_grad_()}
+    term = {"loss": "info_nce", "weights": "grade", "positives": positives, "directions": "forward"}
+    build_objective([term], [("a", "b")])(z, batch, scale_of)[0].backward()
+    pull = (z["b"].grad @ z["a"][0]).tolist()
+    assert pull[0] < pull[1] < pull[2]
 
 
 def test_auto_is_sigmoid_with_a_bias_and_info_nce_without(data):

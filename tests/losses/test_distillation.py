@@ -63,6 +63,27 @@ def data():
     return {m: unit(int(batch.item_of_row[m].max()) + 1, 6, s) for m, s in (("a", 1), ("b", 2))}, batch
 
 
+@pytest.mark.parametrize("loss", ["kl", "score_mse"])
+def test_within_one_modality_an_item_is_not_compared_with_itself(loss):
+    rows = [(0, 10 + i, 50 + i, True) for i in range(4)]
+    batch, z = make_batch(rows), {"a": unit(4, 6, 1), "b": unit(4, 6, 2)}
+    vectors = {m: unit(4, 5, 8) for m in "ab"}
+    teacher = TeacherVectors("big", {m: v.numpy() for m, v in vectors.items()}, {m: np.arange(4) for m in "ab"}, "print")
+    term = {"loss": loss, "teacher": "big", **({"temperature": 0.5} if loss == "kl" else {})}
+    value, _ = build_objective([term], [("a", "a")], teachers={"big": teacher})(z, batch, scale_of)
+    want = 0.0
+    for i in range(4):
+        others = [j for j in range(4) if j != i]
+        student = (z["a"][i] @ z["a"][others].T) * (5.0 if loss == "kl" else 1.0)
+        scores = (vectors["a"][i] @ vectors["a"][others].T) / (0.5 if loss == "kl" else 1.0)
+        if loss == "kl":
+            p, q = scores.softmax(0), student.log_softmax(0)
+            want += float((p * (p.log() - q)).sum()) / 4
+        else:
+            want += float((student - scores).square().sum()) / 12
+    assert float(value) == pytest.approx(want, rel=1e-4)
+
+
 def vectors_teacher(dim, lacking=None):
     row = {m: np.arange(len(ROWS)) for m in "ab"}
     if lacking is not None:

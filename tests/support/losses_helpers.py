@@ -80,7 +80,7 @@ def naive_sides(batch, a, b):
 
 
 def naive_contrastive(batch, z, a, b, row_loss, weights=None, by_item=False):
-    """Weighted mean over queries; row_loss(sims of positives, sims of negatives, [(sim, weight) of own pairs])."""
+    """Weighted mean over queries; row_loss(sims of positives, sims of negatives, [(sim, weight) of row pairs], graded)."""
     queries, candidates, related, own = naive_sides(batch, a, b)
     asking = {c for _, _, c in own}
     mined = {
@@ -109,7 +109,7 @@ def naive_contrastive(batch, z, a, b, row_loss, weights=None, by_item=False):
         if not pos or w == 0:
             continue
         w = 1.0 if by_item else w
-        total += w * row_loss(pos, neg, [(sim(c), x) for c, x in mine if c in owned])
+        total += w * row_loss(pos, neg, [(sim(c), x) for c, x in mine if c in owned], weights is not None)
         norm += w
     return total / norm
 
@@ -125,26 +125,28 @@ def naive_info_nce(scale, positives="mean", smoothing=0.0, hardness=0.0):
         weigh = [math.exp(hardness * scale * s) for s in neg]
         return sum(len(neg) * w / sum(weigh) * math.exp(scale * s) for w, s in zip(weigh, neg, strict=True))
 
-    def loss(pos, neg, own):
-        e = [math.exp(scale * s) for s in pos]
+    def loss(pos, neg, own, graded):
         mass = negative_mass(neg)
+        total = sum(w for _, w in own)
+        share = [(s, w / total) for s, w in own] if graded or positives == "mask" else [(s, 1 / len(pos)) for s in pos]
         if positives == "sum":
-            return -math.log(sum(e) / (sum(e) + mass))
-        if positives == "mean":
-            value = sum(-math.log(x / (sum(e) + mass)) for x in e) / len(e)
-            attained = sum(scale * s for s in pos) / len(pos)
-        else:
-            share = sum(w for _, w in own)
-            value = sum(w / share * -math.log(math.exp(scale * s) / (math.exp(scale * s) + mass)) for s, w in own)
-            attained = sum(w / share * scale * s for s, w in own)
-        even = sum(scale * s for s in pos + neg) / len(pos + neg)
+            e = sum(len(pos) * w * math.exp(scale * s) for s, w in share)
+            return -math.log(e / (e + mass))
+        others = 0.0 if positives == "mask" else sum(math.exp(scale * s) for s in pos)
+        value = 0.0
+        for s, w in share:
+            against = (math.exp(scale * s) if positives == "mask" else others) + mass
+            value += w * -math.log(math.exp(scale * s) / against)
+        attained = sum(w * scale * s for s, w in share)
+        targets = sorted({s for s, _ in own}) if positives == "mask" else pos
+        even = sum(scale * s for s in targets + neg) / len(targets + neg)
         return value + smoothing * (attained - even)
 
     return loss
 
 
 def naive_sigmoid(scale, bias):
-    def loss(pos, neg, own):
+    def loss(pos, neg, own, graded):
         yes = sum(math.log(1 + math.exp(-(scale * s + bias))) for s in pos)
         return yes + sum(math.log(1 + math.exp(scale * s + bias)) for s in neg)
 
@@ -155,7 +157,7 @@ def naive_triplet(margin, distance, mining):
     def d(s):
         return 1 - s if distance == "cosine" else math.sqrt(2 - 2 * s)
 
-    def loss(pos, neg, own):
+    def loss(pos, neg, own, graded):
         if not neg:
             return 0.0
         if mining == "hard":
