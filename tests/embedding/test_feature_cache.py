@@ -1,0 +1,47 @@
+"""Stored features of a frozen tower: the same vectors as the tower, computed once per content."""
+
+import numpy as np
+import pytest
+
+import mmtune
+from mmtune.data.pack.pack import pack
+from mmtune.data.shards.dataset import open_data
+from mmtune.embedding.embed_rows import embed_data
+from mmtune.embedding.feature_cache import CachedTower, FeatureCache, FeaturePreprocess
+from mmtune.errors import DataError
+from tests.support import corpora
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("features")
+    pack(corpora.source(root / "source", 24), root / "data")
+    return open_data(str(root / "data"))
+
+
+def test_vectors_are_those_of_the_tower_and_each_content_runs_once(data, monkeypatch):
+    model = mmtune.load("tiny:clip")
+    names = list(model.towers)
+    expected = embed_data(model, data, names)
+    computed: list[int] = []
+    compute = CachedTower._compute
+    monkeypatch.setattr(
+        CachedTower, "_compute", lambda self, d, rows, device: computed.extend(rows) or compute(self, d, rows, device)
+    )
+    own_towers = dict(model.towers)
+    cache = FeatureCache(model, names)
+    cache.store(data, quiet=True)
+    assert len(computed) == sum(len(np.unique(data.labels[m])) for m in names)
+    cache.store(data, quiet=True)
+    embedded = cache.embed(model, data, names)
+    assert len(computed) == sum(len(np.unique(data.labels[m])) for m in names), "nothing is computed twice"
+    for m in names:
+        np.testing.assert_allclose(embedded[m].vectors, expected[m].vectors, atol=1e-5)
+        assert embedded[m].ids == expected[m].ids and model.towers[m] is cache.towers[m]
+    values = embed_data(model, data, names)  # the cached tower still encodes values that are not stored
+    for m in names:
+        np.testing.assert_allclose(values[m].vectors, expected[m].vectors, atol=1e-6)
+    cache.close()
+    assert all(model.towers[m] is own_towers[m] for m in names) and not any(cache.items.values())
+    with pytest.raises(DataError, match="without stored features"):
+        FeaturePreprocess()(None)
