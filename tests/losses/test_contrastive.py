@@ -69,7 +69,7 @@ def test_a_mined_candidate_is_a_negative_of_the_queries_that_mined_it(data, term
 
 
 @pytest.mark.parametrize("positives", ["mask", "mean", "sum"])
-def test_graded_weights_make_only_own_pairs_positives(data, positives):
+def test_with_graded_weights_only_row_pairs_are_positives(data, positives):
     batch, z = data
     weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0])
     batch.columns["grade"] = weights
@@ -134,7 +134,7 @@ def test_identical_content_in_two_slots_is_one_candidate(data):
     assert float(objective(more, twice, scale_of)[0]) == pytest.approx(float(objective(z, batch, scale_of)[0]), rel=1e-6)
 
 
-def test_within_one_modality_an_item_never_meets_itself():
+def test_within_one_modality_an_item_is_not_compared_with_itself():
     rows = [(g, 10 + i, 50 + i, True) for i, g in enumerate((1, 1, 2, 2, 3))]
     batch, z = make_batch(rows), {"a": unit(5, 4, 1), "b": unit(5, 4, 2)}
     sim = z["a"] @ z["a"].T * SCALE

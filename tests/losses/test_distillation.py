@@ -23,7 +23,7 @@ def teacher_block():
     g = torch.Generator().manual_seed(3)
     sim, scores = torch.rand(4, 6, generator=g), torch.rand(4, 6, generator=g)
     scores[0, 1:3] = scores[2] = math.nan
-    scores[2, 4] = 0.3  # one candidate alone teaches no order
+    scores[2, 4] = 0.3  # one scored candidate has no order
     pos = torch.zeros(4, 6, dtype=torch.bool)
     pos[:, 0] = pos[1, 3] = True
     return DistillationBlock(sim.requires_grad_(), scores, pos, ~pos, torch.tensor(5.0))
@@ -154,7 +154,7 @@ def test_teacher_mistakes_name_their_key(term, teacher, says):
     assert says in str(e.value)
 
 
-def test_a_row_the_teacher_never_saw_is_an_error():
+def test_a_row_without_teacher_vector_is_an_error():
     z, batch = data()
     objective = build_objective([{"loss": "kl", "teacher": "big"}], PAIR, teachers={"big": vectors_teacher(6, lacking=1)})
     with pytest.raises(DataError, match="teachers.big: has no b vector of training row number 1"):

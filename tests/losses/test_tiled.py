@@ -1,4 +1,4 @@
-"""The tiled losses: value and every gradient as the dense ones', whatever the block, for every contrastive loss."""
+"""Tiled losses have the value and the gradients of dense ones, at any tile size, for every contrastive loss."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_tiles_equal_dense(term, scales, monkeypatch):
 
 @pytest.mark.parametrize("scales", [(5.6, 5.6), (5.6, 5.5)], ids=["one", "two"])
 @pytest.mark.parametrize("positives", ["mean", "mask"])
-def test_sums_that_would_vanish_are_taken_with_care(scales, positives):
+def test_sums_that_underflow_are_computed_with_a_running_maximum(scales, positives):
     """Scales past any model's (270) and opposite vectors: e^-540 of the largest term is nothing in float32."""
     n, found = 8, []
     near = torch.nn.functional.normalize(unit(1, 3, 1) + 0.05 * unit(n + 1, 3, 2), dim=1)
@@ -96,7 +96,7 @@ def test_tiles_equal_dense_with_a_memory(loss, monkeypatch):
     close(got, want)
 
 
-def test_large_batches_go_in_tiles_by_themselves(monkeypatch):
+def test_large_batches_are_tiled_automatically(monkeypatch):
     used = []
     real = objective.tiled_info_nce
     monkeypatch.setattr(objective, "tiled_info_nce", lambda *a: used.append(1) or real(*a))
@@ -127,7 +127,7 @@ def test_no_graph_without_gradients_and_one_backward_only():
 
 
 def test_the_logits_never_exist():
-    """No tensor of the size of all logits is made: the largest one, at 4,096 x 4,096, is far smaller."""
+    """No tensor has the size of all logits: with 4,096 x 4,096 the largest one is far smaller."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0

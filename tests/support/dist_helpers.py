@@ -1,4 +1,4 @@
-"""One step of every objective, by one process or by several: `python -m tests.support.dist_helpers OUT all|few` is one of several."""
+"""One step of every objective, by one process or several: `python -m tests.support.dist_helpers OUT all|few` is one of these."""
 
 import math
 import os
@@ -26,7 +26,7 @@ PAIRS = [("a", "b"), ("a", "c"), ("c", "b")]
 
 
 class Wide(nn.BatchNorm1d):
-    """One that takes a single item too, as those of the signal towers do."""
+    """A BatchNorm that takes a single item too, as convolutional towers do."""
 
     def forward(self, x):
         return super().forward(torch.stack([x, 2 * x], 2)).mean(2)
@@ -45,7 +45,7 @@ class Residual(nn.Module):
 
 
 class Toy(nn.Module):
-    """Three small encoders in one space, each of two blocks and what stands before and behind them."""
+    """Three small encoders in one space, each with two blocks between two linear layers."""
 
     dim = DIM
 
@@ -83,9 +83,9 @@ def whole_batch(step=0):
     return batch
 
 
-def share_of(batch, processes, shard=False):
-    """The batch as this process gets it: its share of each modality's items, nothing of one it has none of (the last item when
-    blocks are cut)."""
+def local_batch(batch, processes, shard=False):
+    """The batch as this process gets it: its share of each modality's items, no input of a modality that it has no item of (the last item when
+    blocks are sharded)."""
     parts = {m: slice_inputs(x, *_ends(processes.local_slice(count_items(x)))) for m, x in batch.inputs.items()}
     if shard:
         parts = {m: p if count_items(p) else slice_inputs(x, n - 1, n) for (m, x), p, n in _sized(batch.inputs, parts)}
@@ -149,7 +149,7 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
     assert len(rest) == len(parameters) - (shard and 3 * 2 * 6)
     losses, norms, gradients = [], [], []
     for step in range(2):
-        batch = share_of(whole_batch(step), processes, shard)
+        batch = local_batch(whole_batch(step), processes, shard)
         seed_process(processes, 5, step)
         sharded.zero_grad()
         for p in parameters:
@@ -168,7 +168,7 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
             else:
                 gradients.append(processes.gather(p.grad, n) if sharded.is_shard(p) else p.grad)
     held = next((p for p in parameters if sharded.is_shard(p)), None)
-    if held is not None:  # the first alone gets what is joined, and nobody else keeps any of it
+    if held is not None:  # only rank 0 gets the gathered tensor
         assert (sharded.full_tensor(held, held.data).untyped_storage().nbytes() > 0) == processes.is_main_process
     with sharded.full_weights():
         buffers = [b.clone() for n, b in model.named_buffers() if "num_batches" not in n]
@@ -176,8 +176,8 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
     return {"losses": torch.tensor(losses), "norms": torch.tensor(norms), "gradients": gradients, "buffers": buffers}
 
 
-def everything(processes: Processes, thorough: bool = True):
-    """All cases (or a few), in one pass and in micro-batches of two; of several processes also with their blocks cut."""
+def run_cases(processes: Processes, thorough: bool = True):
+    """All cases (or a few), in one pass and in micro-batches of two; several processes also with sharded blocks."""
     every = {name: c for name, c in cases().items() if thorough or name.split()[0] in FEW}
     found = {}
     for shard in (False,) if processes.is_single else (False, True):
@@ -191,8 +191,8 @@ def everything(processes: Processes, thorough: bool = True):
     return found
 
 
-def exchanges(processes: Processes):
-    """What Processes promises, asked of the real thing."""
+def check_collectives(processes: Processes):
+    """The methods of Processes on real processes."""
     for n in (0, 1, 3, 4, 7):
         part = torch.arange(n)[processes.local_slice(n)]
         assert processes.gather(part, n).tolist() == list(range(n)) if n else len(part) == 0
@@ -223,8 +223,8 @@ def start(count: int, command: list[str], **options) -> list[subprocess.Popen]:
 def main(out: str, thorough: str) -> None:
     torch.set_num_threads(1)
     with init_processes() as processes:
-        exchanges(processes)
-        torch.save(everything(processes, thorough == "all"), Path(out) / f"{processes.rank}.pt")
+        check_collectives(processes)
+        torch.save(run_cases(processes, thorough == "all"), Path(out) / f"{processes.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Recomputed and compiled blocks: the gradients of a plain step, dropout included, and nothing of it left behind."""
+"""Activation checkpointing and torch.compile of blocks: the gradients of a plain step, dropout included; undone afterwards."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.support import corpora
 
 
 class Model:
-    """A real small CLIP with dropout, as `blockwise` sees a model: towers that own modules."""
+    """A real small CLIP with dropout, as `compiled_or_checkpointed` takes a model: towers that own modules."""
 
     class Tower:
         def __init__(self, *modules):
@@ -26,7 +26,7 @@ class Model:
         self.towers = {"a": self.Tower(self.clip.vision_model), "b": self.Tower(self.clip.text_model)}
 
     def step(self, compiled=False, recompute=False):
-        """(gradients, bytes that autograd remembers)."""
+        """(gradients, bytes that autograd keeps for the backward pass)."""
         self.clip.zero_grad()
         kept = 0
 
@@ -69,7 +69,7 @@ def test_compiled_blocks_give_the_same_gradients(recompute):
 
 
 @pytest.mark.parametrize("key", ["recompute", pytest.param("compile", marks=pytest.mark.slow)])
-def test_a_recipe_may_ask_for_it(key, tmp_path):
+def test_a_recipe_switches_it_on(key, tmp_path):
     losses = {}
     for on in (False, True):
         run = {"dir": str(tmp_path / str(on))}

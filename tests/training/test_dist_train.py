@@ -1,4 +1,4 @@
-"""Whole runs under real launchers: torchrun and accelerate start the recipe unchanged; workers die, are stopped, go on."""
+"""Whole runs under torchrun and accelerate launch: the same recipe; processes are killed, interrupted and resumed."""
 
 import json
 import os
@@ -85,14 +85,14 @@ def worker(launcher: subprocess.Popen, rank: int) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def whole(root) -> Path:
-    """A run of two processes that nothing disturbed; the image is augmented."""
+    """An uninterrupted run of two processes with augmented images."""
     path = recipe(root, root / "r.yaml", train={"epochs": 12}, augment={"image": {"flip": True}})
     done(launch(TORCHRUN, path, root / "whole"))
     return root / "whole"
 
 
 def test_the_same_recipe_on_two_processes_logs_the_same_losses(root, tmp_path):
-    """Mixed batches, of which a process may have no picture; gradient caching; one log, one artifact."""
+    """Batches of which a process may have no image; gradient caching; one log, one artifact."""
     sets = [corpora.packed(root, 6, 0), corpora.packed(root, 18, 3, ("audio", "text"))]
     path = recipe(
         root,
@@ -118,7 +118,7 @@ def test_the_same_recipe_on_two_processes_logs_the_same_losses(root, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [1, 0])
-def test_a_killed_process_is_started_again_and_ends_in_the_same_place(root, whole, tmp_path, rank):
+def test_a_killed_process_is_restarted_and_the_result_is_the_same(root, whole, tmp_path, rank):
     run = tmp_path / "run"
     process = launch([*TORCHRUN, "--max-restarts", "2"], root / "r.yaml", run)
     wait_for_step(run, 11)
@@ -153,7 +153,7 @@ def test_ctrl_c_saves_the_same_step_everywhere(root, whole, tmp_path):
 
 
 def test_mining_rounds_on_two_processes(root, tmp_path):
-    """The first mines, both train on its table; the mined rows are those of one process."""
+    """Rank 0 mines, both train on its table; the mined rows are those of one process."""
     import pyarrow.parquet as pq
 
     mining = {"rounds": 1, "negatives": 2, "use": {"negatives_per_query": 1, "confusable": 0.5}}
@@ -167,7 +167,7 @@ def test_mining_rounds_on_two_processes(root, tmp_path):
 
 
 def near(run: Path, other: Path, limit: float) -> None:
-    """The two artifacts' weights are the same but for rounding."""
+    """The weights of the two artifacts are equal up to rounding."""
     a, b = (load_file(r / "artifact" / "weights.safetensors") for r in (run, other))
     assert a.keys() == b.keys()
     for name, one in a.items():
@@ -176,8 +176,8 @@ def near(run: Path, other: Path, limit: float) -> None:
 
 @pytest.fixture(scope="module")
 def cut(root) -> tuple[Path, Path]:
-    """A recipe whose blocks are cut among the processes, and a run of it that nothing disturbed: batches of which a process may
-    have no picture, gradient caching, running mean, pull to the start."""
+    """A recipe with blocks sharded among the processes, and an uninterrupted run of it: batches of which a process may have no
+    image, gradient caching, weight EMA, L2-SP."""
     sets = [corpora.packed(root, 6, 0), corpora.packed(root, 18, 3, ("audio", "text"))]
     path = recipe(
         root,
@@ -191,7 +191,7 @@ def cut(root) -> tuple[Path, Path]:
     return path, root / "cut"
 
 
-def test_blocks_cut_among_processes_learn_what_one_process_learns(cut, tmp_path):
+def test_sharded_blocks_learn_the_weights_of_one_process(cut, tmp_path):
     path, run = cut
     done(launch([sys.executable], path, tmp_path / "one"))  # alone there is nothing to cut
     for x, y in zip(lines(tmp_path / "one"), lines(run), strict=True):
@@ -202,7 +202,7 @@ def test_blocks_cut_among_processes_learn_what_one_process_learns(cut, tmp_path)
 
 
 @pytest.mark.parametrize("count", [2, 1, 3])
-def test_cut_blocks_go_on_from_a_checkpoint_on_any_number_of_processes(cut, tmp_path, count):
+def test_sharded_runs_resume_on_any_number_of_processes(cut, tmp_path, count):
     """The same number: bit for bit."""
     path, whole = cut
     process = launch(TORCHRUN, path, tmp_path / "run")
@@ -217,8 +217,8 @@ def test_cut_blocks_go_on_from_a_checkpoint_on_any_number_of_processes(cut, tmp_
         near(tmp_path / "run", whole, 2e-3)
 
 
-def test_cut_blocks_with_adapters_and_mining(root, tmp_path):
-    """Adapters stand in cut blocks; mining reads the whole model between epochs; what is written is whole."""
+def test_sharded_blocks_with_adapters_and_mining(root, tmp_path):
+    """Adapters in sharded blocks; mining reads the unsharded model between epochs; what is written is unsharded."""
     mining = {"rounds": 1, "negatives": 2, "use": {"negatives_per_query": 1, "confusable": 0.5}}
     tuning = {"image": {"how": "lora", "rank": 1}, "text": "full"}
     path = recipe(root, tmp_path / "r.yaml", mining=mining, tune=tuning, train={"epochs": 2, "shard": True})
@@ -229,15 +229,15 @@ def test_cut_blocks_with_adapters_and_mining(root, tmp_path):
     near(tmp_path / "one", tmp_path / "two", 2e-3)
 
 
-def test_what_cannot_be_cut_is_said_in_one_line(root, tmp_path):
+def test_a_model_that_cannot_be_sharded_is_refused_in_one_line(root, tmp_path):
     path = recipe(root, tmp_path / "r.yaml", tune={"image": "frozen", "text": "qlora"}, train={"shard": True})
     process = launch(TORCHRUN, path, tmp_path / "run")
     _, err = process.communicate(timeout=240)
     assert process.returncode != 0 and "mmtune train: train.shard: weights in 4 bits (qlora) cannot be cut" in err
 
 
-def test_a_frozen_tower_and_a_run_that_is_there_already(root, tmp_path):
-    """Kept features on two processes; what the first refuses ends the launcher, nobody waits."""
+def test_a_frozen_tower_and_a_run_directory_in_use(root, tmp_path):
+    """Stored features on two processes; an error on rank 0 ends all processes."""
     path = recipe(root, tmp_path / "r.yaml", tune={"image": "head", "text": "frozen"})
     assert done(launch(TORCHRUN, path, tmp_path / "run"))["trainable"]["image"]["how"] == "head"
     process = launch(TORCHRUN, path, tmp_path / "run", "train.metric=mapp")

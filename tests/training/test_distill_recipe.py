@@ -1,4 +1,4 @@
-"""Distillation as users run it: the recipe, every kind of teacher, and what a mistake says."""
+"""Distillation by recipes: every kind of teacher, and error messages."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def train(root, data, name, pairs=(("image", "text"),), **keys):
     return mmtune.train(recipe, quiet=True)
 
 
-def test_the_recipe_teaches_a_small_model_a_large_ones_space(root, data, capsys):
+def test_the_recipe_distils_a_large_model_into_a_small_one(root, data, capsys):
     val = corpora.packed(root, 18, 1, ("image", "text"))
     small = checkpoints.clip(root / "small")
     asked = [f"model=hf:{small}", "teachers.big.model=tiny:clip@3", f"data.train={data}", f"data.val={val}", *QUICK]
@@ -68,7 +68,7 @@ def test_the_recipe_teaches_a_small_model_a_large_ones_space(root, data, capsys)
     assert again["fingerprint"] == out["fingerprint"]
 
 
-def test_a_matcher_teaches_what_it_says_itself(root, data):
+def test_a_matcher_as_teacher_gives_its_own_scores(root, data):
     place = matcher(root / "matcher")
     spec = {"scorer": "matcher", "options": {"model": place, "device": "cpu"}, "candidates": "all"}
     out = train(root, data, "matched", teachers={"judge": spec}, objective=[{"loss": "margin_mse", "teacher": "judge"}])
@@ -86,7 +86,7 @@ def test_a_matcher_teaches_what_it_says_itself(root, data):
     assert teacher.fingerprint == Matcher(place, device="cpu").fingerprint
 
 
-def test_a_cross_encoder_teaches_between_texts(root):
+def test_a_cross_encoder_as_teacher_of_text_pairs(root):
     rows = [
         {"text": f"a {c} {t}", "group": c} for c in ("red", "green", "blue") for t in ("shoe", "bag", "square", "round bag")
     ]
@@ -115,7 +115,7 @@ def test_a_cross_encoder_teaches_between_texts(root):
 
 
 class Brightness:
-    """Out of tree: how bright a picture is, whatever the words."""
+    """A scorer from outside: the brightness of the image, whatever the caption."""
 
     asked = 0
 
@@ -124,7 +124,7 @@ class Brightness:
         return [float(np.asarray(picture).mean()) / 255 for picture, _ in pairs]
 
 
-def test_a_class_of_ones_own_and_a_file_of_scores(root, data):
+def test_a_scorer_of_ones_own_and_a_file_of_scores(root, data):
     spec = {"scorer": "tests.training.test_distill_recipe:Brightness", "candidates": "all"}
     for name, loss in (("own-1", "score_mse"), ("own-2", "kl")):
         train(root, data, name, teachers={"mine": spec}, objective=[{"loss": loss, "teacher": "mine"}])
@@ -138,7 +138,7 @@ def test_a_class_of_ones_own_and_a_file_of_scores(root, data):
         assert any(s[loss] > 0 for s in steps(root / f"told-{loss}"))
 
 
-def test_a_teacher_of_nothing_is_refused_before_training(root, data):
+def test_a_teacher_without_a_trained_modality_is_refused(root, data):
     spec = {"scorer": "tests.training.test_distill_recipe:Brightness"}
     with pytest.raises(RecipeError, match=r"^objective\[1\]: kl compares a query's candidates, and teacher 'mine' scored one"):
         own = corpora.source(root / "own", 12, 3, ("image", "text"))

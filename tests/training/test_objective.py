@@ -1,4 +1,4 @@
-"""The objective of a recipe: weights, pairs, columns, and what it says about mistakes."""
+"""The objective of a recipe: weights, pairs, columns, error messages, and a loss of one's own."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_columns_are_known_before_training():
     assert build_objective(terms, PAIR).columns == keys
 
 
-def test_a_batch_without_a_positive_says_so():
+def test_a_batch_without_a_positive_is_an_error():
     batch = make_batch([(1, 11, 0, True), (1, 0, 21, True)])
     with pytest.raises(
         DataError, match="a batch without a positive: none of its rows .'r0', 'r1'. has both sides of a pair .a-b."

@@ -1,4 +1,4 @@
-"""The precision of a run is its own: runs of different precision in one process are those of processes of their own."""
+"""Precision belongs to one run: runs of different precision in one process equal runs in separate processes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Bad input of an objective: one line that names the recipe's key and the column, before the first step."""
+"""Checks before the first step: each mistake in an objective is one line that names the recipe's key and the column."""
 
 import csv
 
@@ -63,7 +63,7 @@ def test_columns(root, rows, name, score, term, says):
     assert not (root / "run" / "checkpoints").exists()
 
 
-def test_rows_that_no_term_looks_at_may_lack_the_value(root, rows):
+def test_rows_that_no_term_uses_may_lack_the_value(root, rows):
     data = packed(root, rows, "some", score=lambda i: 0.5 if i else "", text=lambda i: rows[i]["text"] if i else "")
     out = mmtune.train(recipe(root, data, objective=[{"loss": "mse"}], run={"dir": str(root / "some-run")}), quiet=True)
     assert out["pairs"] == 15
@@ -78,7 +78,7 @@ def test_rows_that_no_term_looks_at_may_lack_the_value(root, rows):
         (lambda i: f"a thing {i}", "random", {"positives": "mask"}, "takes a row's own pair alone"),
     ],
 )
-def test_within_one_modality_two_values_of_a_group_must_meet(root, rows, text, batches, term, says):
+def test_within_one_modality_some_batch_must_hold_two_values_of_a_group(root, rows, text, batches, term, says):
     name = f"within-{batches}-{len(text(0))}-{len(term)}"
     data = packed(root, rows[:12], name, text=text)
     asked = recipe(root, data, pairs=[["text", "text"]], objective=[{"loss": "info_nce", **term}])
@@ -101,7 +101,7 @@ def test_a_run_in_which_no_query_has_a_negative_is_refused(root, rows, loss):
     assert mmtune.train(asked, quiet=True)["steps"] == 2
 
 
-def test_the_command_line_says_it_in_one_line(root, rows, capsys):
+def test_the_command_line_prints_one_line(root, rows, capsys):
     data = packed(root, rows, "line")
     path = root / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(root, data)))
@@ -110,7 +110,7 @@ def test_the_command_line_says_it_in_one_line(root, rows, capsys):
     assert err.startswith("mmtune train: objective[0].column: ") and err.count("\n") == 1 and "'grade'" in err
 
 
-def test_a_run_older_than_a_key_goes_on(root, rows):
+def test_a_run_whose_recipe_lacks_newer_keys_is_resumed(root, rows):
     data = packed(root, rows, "old")
     asked = recipe(root, data, run={"dir": str(root / "old-run")})
     first = mmtune.train(asked, quiet=True)

@@ -1,4 +1,4 @@
-"""Gradient caching against the unsplit graph, dropout, windows and scale included."""
+"""Gradient caching equals one graph over the whole batch: gradients of towers and logit scale, dropout, windows."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_cached_gradients_equal_one_graph_over_the_same_dropout(loss, windows):
     assert float((a - b).norm() / a.norm()) < 1e-5
 
 
-def test_without_a_split_it_is_a_plain_step():
+def test_without_micro_batches_the_step_is_a_plain_one():
     batch, objective = batch_with_inputs(), build_objective([{"loss": "sigmoid"}], [("a", "b")])
     plain, whole, cached = Toy().eval(), Toy().eval(), Toy().eval()
     objective({m: plain.encode_inputs(m, batch.inputs[m]) for m in "ab"}, batch, plain.logit_scale)[0].backward()
@@ -95,7 +95,7 @@ def test_without_a_split_it_is_a_plain_step():
     assert float((gradients(plain) - gradients(cached)).norm() / gradients(plain).norm()) < 1e-5
 
 
-def test_running_statistics_move_once():
+def test_running_statistics_are_updated_once():
     batch, objective = batch_with_inputs(), build_objective([{"loss": "sigmoid"}], [("a", "b")])
     once, cached = Toy(norm=True), Toy(norm=True)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_windows_are_sliced_with_their_item():
     assert count_items(inputs) == 4
 
 
-def test_what_gets_no_gradient_has_none_and_what_has_one_keeps_adding():
+def test_parameters_without_gradient_keep_none_and_gradients_accumulate():
     batch, objective = batch_with_inputs(), build_objective([{"loss": "info_nce"}], [("a", "b")])
     model, twice = Toy().eval(), Toy().eval()
     model.spare = nn.Parameter(torch.ones(3))

@@ -1,4 +1,4 @@
-"""Teachers' outputs: computed once, stored beside the shards, the same when read again."""
+"""Outputs of teachers: computed once, stored next to the shards, identical when read again."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ CALLS = []
 
 
 class Lengths:
-    """Scores a pair by its sizes; counts what it was asked."""
+    """Scores a pair by its sizes and counts the pairs it has scored."""
 
     def __init__(self, factor=1.0):
         self.factor = factor
@@ -76,7 +76,7 @@ def test_vectors_of_two_sets_keep_their_rows(data, tmp_path):
     assert not (tmp_path / "train" / "teachers").exists()
 
 
-def test_scores_are_stored_with_a_fingerprint_and_go_on_after_a_kill(data, tmp_path, monkeypatch):
+def test_scores_are_stored_with_a_fingerprint_and_a_killed_job_continues(data, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_scoring, "PAIRS_PER_PART", 50)
     CALLS.clear()
     spec = {"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "all", "options": {"factor": 2.0}}

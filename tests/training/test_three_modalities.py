@@ -1,4 +1,4 @@
-"""Three modalities in one space by the recipe: a CLIP's towers, a CLAP's tower, and pairs of pictures and sounds nobody saw."""
+"""Three modalities in one space: the towers of a CLIP and a CLAP bound by captions; image-audio pairs are never trained."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "three_modalities.yaml"
 
 
 def halves(root, rows_each=4, val=2):
-    """The demo's machine hall: rows with a picture, other rows with a sound, and val rows with both."""
+    """The demo's machine corpus: training rows with an image or a sound, validation rows with both."""
     source = write_machine_hall(root / "source", machines=2, train_per_state=2 * rows_each, val_per_state=val)
     rows = list(csv.DictReader(open(source / "train.csv")))
     for name, gone, part in (("photos", "audio", rows[::2]), ("sounds", "image", rows[1::2])):
@@ -42,7 +42,7 @@ def test_the_recipe_binds_a_clip_and_a_clap(tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_find_sounds_though_no_such_pair_was_seen(tmp_path):
+def test_image_to_audio_retrieval_without_such_training_pairs(tmp_path):
     data = halves(tmp_path, 12, 5)
     photos, sounds = (open_data(str(tmp_path / n)) for n in ("photos", "sounds"))
     assert photos.modalities == ["image", "text"] and sounds.modalities == ["audio", "text"]
@@ -56,7 +56,7 @@ def test_pictures_find_sounds_though_no_such_pair_was_seen(tmp_path):
 
 
 def test_pairs_in_any_combination(tmp_path):
-    """A set with all three, one with two, and a pair that only some rows have."""
+    """A dataset with three modalities, one with two, and a pair that only some rows have."""
     all_three, two = corpora.packed(tmp_path, 12, 0), corpora.packed(tmp_path, 12, 1, ("image", "audio"))
     recipe = {
         "model": "tiny:all",

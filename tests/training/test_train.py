@@ -1,4 +1,4 @@
-"""The trainer on real shards: it learns, stops, goes on to the same bits, and says what is wrong."""
+"""The trainer on real shards: it learns, stops, resumes to identical weights, and refuses bad recipes with one line."""
 
 import json
 import os
@@ -145,7 +145,7 @@ def test_killed_at_random_moments_and_resumed_is_bit_identical(root, tmp_path):
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_prints_how_to_resume(root, tmp_path):
     base = recipe(root, tmp_path / "run", train={"epochs": 500})
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(base))
     command = [sys.executable, "-m", "mmtune", "train", str(tmp_path / "r.yaml")]
@@ -163,7 +163,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last" / "trainer_state.json").exists()
 
 
-def test_nan_stops_with_the_rows(root, tmp_path, monkeypatch):
+def test_a_nan_loss_stops_the_run_and_names_the_rows(root, tmp_path, monkeypatch):
     base = recipe(root, tmp_path / "run", train={"lr": 1e-3})
     from mmtune.model.dual_encoder import Model
 
@@ -312,7 +312,7 @@ def test_identical_texts_are_encoded_once_and_are_not_negatives(root):
 
 
 @pytest.mark.parametrize("how", ["random", "spread"])
-def test_an_epoch_is_every_row_once(root, how):
+def test_an_epoch_has_every_row_once(root, how):
     from mmtune.data.loader.batch_plan import plan_batches
     from mmtune.data.shards.dataset import open_data
     from mmtune.data.shards.weighted_concat import WeightedConcat

@@ -30,7 +30,7 @@ def batch_of(groups, start):
     return batch
 
 
-def test_stale_vectors_are_negatives_unless_related():
+def test_queued_vectors_are_negatives_unless_related():
     first, second = batch_of([1, 2, 3], 0), batch_of([1, 9, 0], 3)
     z1, z2 = vectors(first, 1), vectors(second, 5)
     objective = build_objective([{"loss": "info_nce"}], PAIR, memory={"size": 10})
@@ -45,13 +45,13 @@ def test_stale_vectors_are_negatives_unless_related():
     assert float(objective(z2, second, scale_of)[0]) == pytest.approx(sum(want) / 6, rel=1e-5)
 
 
-def test_a_row_never_meets_its_own_stale_twin():
+def test_a_row_is_not_a_negative_of_its_own_earlier_vector():
     batch = batch_of([0, 0, 0], 0)
     z = vectors(batch, 1)
     objective = build_objective([{"loss": "info_nce"}], PAIR, memory={"size": 10})
     first = objective(z, batch, scale_of)[0]
-    assert objective(z, batch, scale_of)[0] == first  # everything remembered is a twin
-    # the same rows under other content (an edited file): identity alone keeps the twin out
+    assert objective(z, batch, scale_of)[0] == first  # every queued item is in the batch
+    # the same rows under other content (an edited file): the row id alone excludes the earlier vector
     edited = batch_of([0, 0, 0], 0)
     for m in "ab":
         edited.labels[m] = edited.labels[m] + 7000
@@ -66,7 +66,7 @@ def test_a_row_never_meets_its_own_stale_twin():
     assert float(value) == pytest.approx(sum(want) / 6, rel=1e-5)
 
 
-def test_newest_kept_oldest_forgotten_one_vector_a_content():
+def test_the_newest_items_are_kept_one_vector_a_content():
     memory = CrossBatchMemory(size=5)
     for step in range(4):
         batch = batch_of([0, 0, 0], step * 3 if step < 3 else 0)  # the last one repeats the first rows
@@ -78,7 +78,7 @@ def test_newest_kept_oldest_forgotten_one_vector_a_content():
     assert stored.labels["id"][1].tolist() == [1, 2, 3, 7, 8] and stored.labels["id"][0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_start_waits_and_state_resumes(tmp_path):
+def test_the_queue_is_used_from_start_on_and_is_part_of_the_state(tmp_path):
     terms, memory = [{"loss": "info_nce"}], {"size": 8, "start": 2}
     batches = [batch_of([1, 2, 3], 3 * i) for i in range(4)]
     z = [vectors(b, 10 * i) for i, b in enumerate(batches)]

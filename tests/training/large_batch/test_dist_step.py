@@ -1,4 +1,4 @@
-"""Several real processes over gloo against one: the same loss and the same gradients, whatever the objective."""
+"""Several real processes over gloo compute the loss and the gradients of one process, for every objective."""
 
 import sys
 
@@ -15,16 +15,16 @@ from mmtune.training.build_objective import build_objective
 from mmtune.training.large_batch.item_slices import count_items, slice_inputs
 from mmtune.training.large_batch.shared_step import seed_process
 from tests.support import corpora
-from tests.support.dist_helpers import Toy, cases, everything, start, whole_batch
+from tests.support.dist_helpers import Toy, cases, run_cases, start, whole_batch
 
 
 @pytest.mark.parametrize("count,objectives", [(2, "few"), *(pytest.param(n, "all", marks=pytest.mark.dist) for n in (2, 4))])
-def test_the_step_of_several_processes_is_that_of_one(count, objectives, tmp_path):
-    """Four processes are more than some modalities have items for: then a process takes part without any. With blocks cut
-    among the processes it is the same step."""
+def test_a_step_of_several_processes_equals_that_of_one(count, objectives, tmp_path):
+    """Four processes are more than some modalities have items for: then a process takes part without any. With blocks
+    sharded among the processes it is the same step."""
     running = start(count, [sys.executable, "-m", "tests.support.dist_helpers", str(tmp_path), objectives])
     torch.set_num_threads(1)
-    want = everything(SINGLE_PROCESS, objectives == "all")
+    want = run_cases(SINGLE_PROCESS, objectives == "all")
     assert [p.wait(timeout=280) for p in running] == [0] * count
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
     assert len(want) >= (2 * len(cases()) + 2 if objectives == "all" else 20)
@@ -78,7 +78,7 @@ def dropout(found, count, shard):
 
 
 def statistics(found, count, shard):
-    """BatchNorm: every process remembers the mean of what each remembered of its micro-batches."""
+    """BatchNorm: every process has the mean of the running statistics of all."""
     alone = [Toy(norm=True).train() for _ in range(count)]
     for step in range(2):
         for rank, m, x in shares(step, count):
@@ -94,8 +94,8 @@ def statistics(found, count, shard):
             assert torch.allclose(b, mean, rtol=1e-5, atol=1e-7)
 
 
-def test_shares_of_a_batch_are_the_batch(tmp_path_factory):
-    """Nothing is dropped or doubled between processes, and what is augmented is augmented alike; rows and labels are whole."""
+def test_the_processes_shares_of_a_batch_add_up_to_the_batch(tmp_path_factory):
+    """No item is dropped or doubled between processes, augmentation is the same; rows and labels are those of the whole batch."""
     data = WeightedConcat([open_data(corpora.packed(tmp_path_factory.mktemp("dist")))], [1.0])
     model = mmtune.load("tiny:all")
     preprocess = {m: t.preprocess for m, t in model.towers.items()}

@@ -1,4 +1,4 @@
-"""Recipes with a teacher, Matryoshka, a memory and gradient caching train, resume, and say what is wrong."""
+"""Recipes with a teacher, Matryoshka, cross-batch memory and gradient caching train, resume, and refuse mistakes."""
 
 import shutil
 
@@ -72,7 +72,7 @@ def test_everything_at_once_resumes_to_the_same_weights(data, tmp_path, monkeypa
         ({"teachers": {"big": {"modle": "x"}}}, "teachers.big"),
     ],
 )
-def test_mistakes_are_said_before_training(data, tmp_path, more, says):
+def test_mistakes_are_refused_before_training(data, tmp_path, more, says):
     with pytest.raises((RecipeError, DataError)) as e:
         train(recipe(data, tmp_path / "run", **more), quiet=True)
     assert says in str(e.value) and "\n" not in str(e.value)

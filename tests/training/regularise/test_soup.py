@@ -1,4 +1,4 @@
-"""Soups: the mean of weights in plain arithmetic, the greedy choice against the same choice made by hand, what is refused."""
+"""Model soups: the mean of weights and the greedy choice against plain loops; models that cannot be averaged are refused."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.support import corpora
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Three runs of one base: its weights with a little noise each, one with a lot; val rows that none has seen."""
+    """Three runs of one base: its weights with a little noise each, one with a lot; validation rows that none was trained on."""
     root = tmp_path_factory.mktemp("soup")
     base = mmtune.load("tiny:clip")
     info = {
@@ -49,7 +49,7 @@ def mean(places):
     return models[0]
 
 
-def test_uniform_and_greedy_equal_the_same_done_by_hand(place, tmp_path):
+def test_uniform_and_greedy_equal_plain_loops(place, tmp_path):
     data, paths = corpora.packed(place, 12, 1), [str(place / f"m{n}") for n in range(4)]
     done = soup(paths, data, tmp_path / "all", how="uniform")
     by_hand = mean(sorted(paths, key=lambda p: (-score(p, data), p)))
@@ -71,7 +71,7 @@ def test_uniform_and_greedy_equal_the_same_done_by_hand(place, tmp_path):
     assert set(rows["id"].tolist()) == {1 + int(p[-1]) for p in taken}
 
 
-def test_the_verb_and_what_it_refuses(place, tmp_path, capsys):
+def test_the_command_and_its_error_messages(place, tmp_path, capsys):
     data, paths = corpora.packed(place, 12, 1), [str(place / f"m{n}") for n in range(2)]
 
     def said(*argv):

@@ -1,4 +1,4 @@
-"""Heads first, replay, long signals' windows, and adapters as a MODEL: small runs of the real trainer."""
+"""LP-FT, replay of general data, pooling of windows, and adapters as a MODEL: small runs of the real trainer."""
 
 import json
 import signal
@@ -49,7 +49,7 @@ def recipe(root, run, model="tiny:clip", **more):
 @pytest.mark.parametrize(
     "how", ["full", *(pytest.param(h, marks=pytest.mark.slow) for h in ("lora", {"image": "partial", "text": "frozen"}))]
 )
-def test_heads_learn_first_and_go_on_from_there(root, tmp_path, how):
+def test_heads_are_trained_first_and_then_the_towers(root, tmp_path, how):
     first = {"head_first": 2, "head_lr": 1e-2}
     tune = {"how": how, **first} if isinstance(how, str) else {"image": {"how": "partial", **first}, "text": "frozen"}
     learnt = ["image", "text"] if isinstance(how, str) else ["image"]
@@ -99,7 +99,7 @@ def test_heads_first_resumes_in_either_stage(root, tmp_path, where, monkeypatch)
         mmtune.train(changed, resume=True, quiet=True)
 
 
-def test_interpolation_begins_at_the_base_not_at_its_heads(root, tmp_path):
+def test_interpolation_starts_from_the_base_not_from_the_trained_heads(root, tmp_path):
     more = {"tune": {"how": "full", "head_first": 1, "head_lr": 0.05}, "interpolate": {"coefficients": [0, 1]}}
     more["data"] = {"retention": corpora.packed(root, 12, 2)}
     mmtune.train(recipe(root, tmp_path / "run", **more), quiet=True)
@@ -109,7 +109,7 @@ def test_interpolation_begins_at_the_base_not_at_its_heads(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_first_stage_goes_on(root, tmp_path):
+def test_a_killed_first_stage_is_resumed(root, tmp_path):
     """SIGKILL after the first checkpoint; then --resume ends as an uninterrupted run."""
     more = {"tune": {"how": "full", "head_first": 6}, "train": {"epochs": 1, "checkpoint_every": 2}, "data": {"val": None}}
     command = [sys.executable, "-m", "mmtune", "train", "--json"]
@@ -154,7 +154,7 @@ def test_bad_input_is_one_line(root, tmp_path, change, message):
     assert "\n" not in str(e.value)
 
 
-def test_four_bits_without_the_library_name_the_extra(root, tmp_path, monkeypatch):
+def test_qlora_without_bitsandbytes_names_the_extra(root, tmp_path, monkeypatch):
     place = f"hf:{checkpoints.clip(tmp_path / 'clip')}"
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtra, match=r'^tune.image: qlora needs bitsandbytes: pip install "mmtune\[qlora\]"') as e:
@@ -162,7 +162,7 @@ def test_four_bits_without_the_library_name_the_extra(root, tmp_path, monkeypatc
     assert "\n" not in str(e.value)
 
 
-def test_a_stage_has_the_recipe_of_the_run(root, tmp_path):
+def test_the_first_stage_has_the_recipe_of_the_run(root, tmp_path):
     parsed = Recipe.model_validate(
         recipe(root, tmp_path, tune={"how": "full", "head_first": 3}, augment={"image": {"flip": True}})
     )
@@ -197,7 +197,7 @@ def test_general_rows_are_replayed_by_their_weight(root, tmp_path):
 # --- long signals --------------------------------------------------------------------------------------------------------
 
 
-def test_windows_are_averaged_or_their_greatest_is_taken(tmp_path):
+def test_window_pooling_is_mean_or_max(tmp_path):
     model = mmtune.load("tiny:clap")
     rng = np.random.default_rng(0)
     samples = (0.1 * rng.normal(size=24000) * np.repeat([1, 3, 0.2], 8000)).astype(np.float32)
@@ -221,7 +221,7 @@ def test_windows_are_averaged_or_their_greatest_is_taken(tmp_path):
     assert again.fingerprint == mark  # what is the default leaves no mark
 
 
-def test_a_recipe_keeps_its_windows_in_the_artifact(root, tmp_path):
+def test_the_artifact_has_the_window_pooling_of_its_recipe(root, tmp_path):
     more = {"pairs": [["audio", "text"]], "window_pooling": {"audio": "max"}, "tune": "head"}
     more["augment"] = {"text": {"drop_words": 0.1}}
     out = mmtune.train(recipe(root, tmp_path / "run", "tiny:clap", **more), quiet=True)

@@ -1,4 +1,4 @@
-"""Every family with every way of tuning: two steps, saved, loaded, the same vectors; what is frozen stays, the rest moves."""
+"""Every model family with every tuning method: two steps, saved and loaded, the same vectors; only what learns has changed."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ FAMILIES = {
 }
 WAYS = ["full", "head", "lora", "qlora", "partial", {"how": "partial", "norms": True}, "frozen"]
 QUICK = {("tiny", w) for w in ("full", "head", "lora", "partial", "frozen")} | {("clip", "lora"), ("open_clip_dir", "lora")}
-"""What the default tier runs of the whole table; the rest, transformers' and open_clip's every way, is marked slow."""
+"""The combinations that run by default; the others (all methods on transformers and open_clip) are marked slow."""
 
 
 def cases():
@@ -83,7 +83,7 @@ def vectors(model, pair):
 
 
 @pytest.mark.parametrize("family, how", list(cases()))
-def test_two_steps_of_every_family_and_way(root, models, tmp_path, family, how, monkeypatch):
+def test_two_steps_of_every_family_and_method(root, models, tmp_path, family, how, monkeypatch):
     pair, spec = FAMILIES[family][1], models[family]
     if family == "tiny" and how == "qlora":
         how = {"image": "lora", "text": "qlora"}  # its convolutions are not linear layers
@@ -143,7 +143,7 @@ def test_two_steps_of_every_family_and_way(root, models, tmp_path, family, how, 
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "clap", "open_clip_dir", "tiny"])
-def test_adapters_change_nothing_at_first_and_all_get_gradients(models, family):
+def test_new_adapters_do_not_change_vectors_and_merging_keeps_them(models, family):
     pair = FAMILIES[family][1]
     model = load(models[family])
     before = vectors(model, pair)
@@ -184,7 +184,7 @@ def test_stopped_and_resumed_is_bit_identical(root, tmp_path, how, monkeypatch):
     assert mmtune.train(base, resume=True, quiet=True)["fingerprint"] == whole["fingerprint"]
 
 
-def test_kept_features_are_computed_once_and_score_as_the_model(root, tmp_path, monkeypatch):
+def test_stored_features_are_computed_once_and_validate_as_the_model(root, tmp_path, monkeypatch):
     calls, val = [], corpora.packed(root, 12, 1)
     from mmtune.embedding.feature_cache import CachedTower
 
