@@ -1,6 +1,8 @@
-"""Tune or not, with what, and at what re-indexing cost: measured on these data and this machine.
+"""Recommend whether to tune a model, how, and what re-indexing will cost, measured on your rows and this machine.
 
-The answer is one of off-the-shelf, label more data, head, LoRA, full, with its evidence. Exit status 0.
+  mmtune advise hf:DIR packed/val --corpus-size 1000000 --target ndcg@10=0.55
+
+The recommendation is one of: off-the-shelf, label more data, head, LoRA, full; the evidence is printed with it. Exit status 0.
 """
 
 import argparse

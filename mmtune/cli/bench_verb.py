@@ -1,9 +1,9 @@
-"""How fast a recipe is on this machine with its own rows, and what it waits for: a few steps of its training, loading alone,
-embedding. Nothing is written; about a minute.
+"""Measure how fast a recipe trains on this machine with its own rows, and whether data or towers are the bottleneck.
 
-  mmtune bench RECIPE.yaml [key=value ...]      e.g. data.workers=4
+  mmtune bench RECIPE.yaml data.workers=4
 
-Against sentence-transformers, open_clip and a bare PyTorch loop: notebooks/speed.ipynb, or `pytest -m bench -s`.
+Runs a few training steps, then loading alone, then embedding; about a minute, and nothing is written. For comparisons with
+sentence-transformers, open_clip and a bare PyTorch loop see notebooks/speed.ipynb, or run `pytest -m bench -s`.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""Is the candidate better than the base, anywhere worse, and is it to be believed? Paired by query, with the gate's verdict.
+"""Compare a candidate model with the base, paired by query, with confidence intervals and the gate's verdict.
 
-Exit status: 0 the candidate passes, 1 it fails or the data cannot tell, 2 bad input.
-The gate is read from FILE (a recipe with a `gate:` key, or the gate alone):
+  mmtune compare hf:DIR runs/a/artifact data/test --slice category --retention data/general
+
+The gate is read from --gate FILE (a recipe with a `gate:` key, or the gate alone):
   gate: {metric: ndcg@10, direction: "A->B", min_gain: 0.01, guards: {retention: -0.01, confusable: 0.0}}
+Exit status: 0 the candidate passes, 1 it fails or the data cannot decide, 2 bad input.
 """
 
 import argparse

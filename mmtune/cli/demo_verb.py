@@ -1,5 +1,7 @@
 """Run the whole workflow on a small catalog and machine sounds that it makes itself: minutes on a CPU, no download.
 
+  mmtune demo --out runs/demo
+
 Draws products that differ in one detail and synthesises machines with graded faults, packs both, trains a base model on
 coarse captions, tunes it on fine ones, prints the metrics before and after, replaces the model behind a search, and leaves
 pictures of a few searches and a page with players in its folder. Killed and run again, it continues where it stopped.

@@ -38,6 +38,33 @@ def _one_line_warnings() -> Iterator[None]:
         yield
 
 
+RENAMED_OPTIONS = {
+    "compare": {"--general": "--retention"},
+    "eval": {
+        "--apart": "--exclude-same",
+        "--by": "--machine",
+        "--names": "--class-names",
+        "--train": "--reference",
+        "--views": "--group-pooling",
+    },
+    "index": {"--general": "--retention", "--per": "--group-by", "--short": "--search-dim"},
+    "report": {"--general": "--retention"},
+}
+"""Verb -> old spelling of an option -> the present one. The old ones are read, and not shown in the help."""
+
+
+def _present_options(verb: str, argv: list[str]) -> list[str]:
+    """`argv` with renamed options by their present names; one line on standard error for each."""
+    renamed, present = RENAMED_OPTIONS.get(verb, {}), []
+    for argument in argv:
+        option, equals, value = argument.partition("=")
+        if option in renamed:
+            print(f"mmtune {verb}: {option} is called {renamed[option]} now", file=sys.stderr)
+            option = renamed[option]
+        present.append(f"{option}{equals}{value}")
+    return present
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors."""
 
@@ -59,7 +86,8 @@ def dispatch(verb: str, argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
-        args = parser.parse_intermixed_args(argv)
+        parse = parser.parse_args if getattr(module, "HAS_ACTIONS", False) else parser.parse_intermixed_args
+        args = parse(_present_options(verb, argv))
     except SystemExit as e:
         return int(e.code or 0)
     try:

@@ -1,6 +1,9 @@
-"""What is wrong with the data, and with a model on them: leaks, duplicates, labels, broken values, collapse.
+"""Find what is wrong with the data, and with a model on them: leaks, duplicates, labels, broken values, a collapsed space.
 
-Exit status: 0 nothing that makes scores or training wrong, 1 there is an error among the findings, 2 bad input.
+  mmtune doctor packed/train --against packed/val
+  mmtune doctor packed/val runs/a/artifact
+
+Exit status: 0 no finding that makes scores or training wrong, 1 there is an error among the findings, 2 bad input.
 """
 
 import argparse

@@ -1,6 +1,8 @@
-"""Vectors and ids of a corpus: OUT/<modality>/part-*.parquet (id, group, vector) and OUT/meta.json.
+"""Write the vectors and ids of a corpus as Parquet: OUT/<modality>/part-*.parquet (id, group, vector) and OUT/meta.json.
 
-A killed run goes on where it stopped; vectors of another model are refused. Started several times on one DIR (torchrun
+  mmtune embed runs/a/artifact packed/test --out vectors
+
+A killed job continues where it stopped; vectors of another model are refused. Started several times on one DIR (torchrun
 --nproc-per-node N -m mmtune embed ..., a Slurm array, two terminals) the processes share the parts.
 """
 

@@ -1,12 +1,15 @@
-"""Retrieval metrics of MODEL on DATA: every directed pair of modalities present, and within each one by group; or --task:
+"""Compute retrieval metrics of MODEL on DATA in every direction, or another task with --task.
 
-  zero_shot  classes by their names:        --label COLUMN [--class-names COLUMN] [--prompt "a photo of {}" ...]
-  knn        classes by their neighbours:   --label COLUMN [--reference DATA] [--neighbours 5] [--exclude-same recording]
-  anomaly    faults told from normal clips: --normal COLUMN=VALUE [--machine COLUMN] [--reference DATA] [--exclude-same recording]
+  mmtune eval runs/a/artifact packed/test
+  mmtune eval MODEL DATA --task zero_shot --label category --prompt "a photo of {}"
 
-Positive = same row, same group, or a judgment (--qrels). Identical content counts as one item with its groups united.
-Ties rank by id, descending, as trec_eval does; the tie rate is reported. A model trained with `matryoshka` dims is also
-measured at each of them, without encoding again. Processes started by torchrun share the embedding.
+zero_shot  classification by class names:  --label COLUMN [--class-names COLUMN] [--prompt TEMPLATE ...]
+knn        classification by neighbours:   --label COLUMN [--reference DATA] [--neighbours 5] [--exclude-same recording]
+anomaly    anomaly detection:              --normal COLUMN=VALUE [--machine COLUMN] [--reference DATA] [--exclude-same recording]
+
+A candidate is relevant when it has the query's row or group, or by a judgment (--qrels). Identical content is one item with
+its groups united. Ties rank by id, descending, as in trec_eval; the share of ties is reported. A model trained with
+`matryoshka` dims is measured at each of them too, without encoding again. Processes started by torchrun share the embedding.
 """
 
 import argparse

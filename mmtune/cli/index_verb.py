@@ -1,15 +1,15 @@
-"""A collection: items, a pinned model a version, and a pointer to the version that answers.
+"""Build, search and update a collection: items, versions with a pinned model each, and a pointer to the live version.
 
-  mmtune index embed    COLLECTION --model MODEL --data DATA     by many processes or machines, before the build
-  mmtune index build    COLLECTION --model MODEL --data DATA     embed into a new version; what is live stays live
+  mmtune index embed    COLLECTION --model MODEL --data DATA     share the embedding among processes or machines, optional
+  mmtune index build    COLLECTION --model MODEL --data DATA     embed into a new version; the live version keeps serving
   mmtune index promote  COLLECTION VERSION --queries DATA        make it live, if it passes the gate (exit 1: it does not)
-  mmtune index rollback COLLECTION                               and back, at once
+  mmtune index rollback COLLECTION                               make the previous version live again, at once
 `mmtune index ACTION --help` explains an action.
 """
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmtune import modalities
 from mmtune.cli import index_output as say
@@ -19,26 +19,39 @@ from mmtune.errors import DataError
 if TYPE_CHECKING:
     from mmtune.index.collection import Collection
 
-Do = Callable[[argparse.Namespace], Result]
+HAS_ACTIONS = True
+"""Tells `dispatch` that options and positionals of an action are not intermixed with those of the verb."""
+
+
+class Action(NamedTuple):
+    """One action of the verb."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Result]
+    text: str
+    example: str
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    # Options and positionals of an action cannot be intermixed with those of another parser: argparse parses actions plainly.
-    parser.parse_intermixed_args = parser.parse_args  # type: ignore[method-assign]
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, (add, do, text) in ACTIONS.items():
-        p = actions.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
-        optional = {"nargs": "?"} if name == "plan" else {}
-        p.add_argument("collection", metavar="COLLECTION", help="its directory", **optional)  # type: ignore[arg-type]
-        add(p)
+    for name, action in ACTIONS.items():
+        p = actions.add_parser(
+            name,
+            help=action.text[:1].lower() + action.text[1:].rstrip("."),
+            description=f"{action.text}\n\n  {action.example}\n",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == "plan":
+            p.add_argument("collection", metavar="COLLECTION", nargs="?", help="its directory")
+        else:
+            p.add_argument("collection", metavar="COLLECTION", help="its directory")
+        action.add_arguments(p)
         p.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
         p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-        p.set_defaults(do=do)
 
 
 def run(args: argparse.Namespace) -> Result:
-    do: Do = args.do
-    return do(args)
+    return ACTIONS[args.action].run(args)
 
 
 def _open(args: argparse.Namespace, create: bool = False) -> "Collection":
@@ -70,9 +83,7 @@ def _build_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--store", help="faiss (default), lancedb, pgvector, qdrant")
     p.add_argument("--url", help="the store's database, or env:NAME of the variable that holds it")
     p.add_argument("--index", default="auto", help="auto (default), flat, hnsw, ivfpq")
-    p.add_argument(
-        "--search-dim", "--short", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)"
-    )
+    p.add_argument("--search-dim", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)")
     p.add_argument("--memory-mb", type=int, metavar="N", help="what making an ivfpq index may take (default 1024; faiss)")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -198,7 +209,6 @@ def _search_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--hybrid", action="store_true", help="fused with BM25 over the items' words")
     p.add_argument(
         "--group-by",
-        "--per",
         metavar="COLUMN",
         help='"group" or a metadata column: one result for each of its values, the best, e.g. of all photos of a product',
     )
@@ -337,18 +347,70 @@ def _journal(args: argparse.Namespace) -> Result:
     return Result({"journal": lines}, say.journal(lines))
 
 
-ACTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Do, str]] = {
-    "plan": (_plan_arguments, _plan, "hours, bytes and price of embedding, measured on a sample"),
-    "build": (_build_arguments, _build, "embed the items into a new version; what is live stays live"),
-    "embed": (_embed_arguments, _embed, "vectors for a build, by as many processes and machines as run this"),
-    "search": (_search_arguments, _search, "the best items for a value, a file or an item"),
-    "status": (_nothing, _status, "versions, models, counts, gates; who is live since when"),
-    "upsert": (_upsert_arguments, _upsert, "insert or replace items, in every version"),
-    "delete": (_delete_arguments, _delete, "remove items, from every version"),
-    "shadow": (_shadow_arguments, _shadow, "repeat live searches on a staged version, and what they say"),
-    "promote": (_promote_arguments, _promote, "make a version live if it passes the gate"),
-    "rollback": (_rollback_arguments, _rollback, "make the version before it live again, at once"),
-    "journal": (_nothing, _journal, "who did what, when and why"),
-    "judgments": (_judgments_arguments, _judgments, "clicks and marks as judgments for evaluation and mining"),
-    "drop": (_drop_arguments, _drop, "remove a version that is not live"),
+ACTIONS = {
+    "plan": Action(
+        _plan_arguments,
+        _plan,
+        "Estimate hours, bytes and price of embedding, measured on a sample.",
+        "mmtune index plan --model MODEL --data DATA --items 1000000",
+    ),
+    "build": Action(
+        _build_arguments,
+        _build,
+        "Embed the items into a new version; the live version keeps serving.",
+        "mmtune index build COLLECTION --model runs/a/artifact --data packed/catalog",
+    ),
+    "embed": Action(
+        _embed_arguments,
+        _embed,
+        "Compute the vectors of a build, shared by all processes and machines that run this.",
+        "mmtune index embed COLLECTION --model MODEL --data DATA",
+    ),
+    "search": Action(
+        _search_arguments,
+        _search,
+        "Find the best items for a value, a file or an item.",
+        "mmtune index search COLLECTION --file photo.jpg -k 5",
+    ),
+    "status": Action(
+        _nothing,
+        _status,
+        "Show versions, models, counts, gate results, and which version is live since when.",
+        "mmtune index status COLLECTION",
+    ),
+    "upsert": Action(
+        _upsert_arguments,
+        _upsert,
+        "Insert or replace items, in every version.",
+        "mmtune index upsert COLLECTION --data packed/new",
+    ),
+    "delete": Action(
+        _delete_arguments, _delete, "Remove items, from every version.", "mmtune index delete COLLECTION ID-1 ID-2"
+    ),
+    "shadow": Action(
+        _shadow_arguments,
+        _shadow,
+        "Repeat live searches on a staged version, and report the differences.",
+        "mmtune index shadow COLLECTION VERSION --fraction 0.1",
+    ),
+    "promote": Action(
+        _promote_arguments,
+        _promote,
+        "Make a version live if it passes the gate.",
+        "mmtune index promote COLLECTION VERSION --queries packed/test",
+    ),
+    "rollback": Action(
+        _rollback_arguments,
+        _rollback,
+        "Make the previous version live again, at once.",
+        'mmtune index rollback COLLECTION --why "complaints"',
+    ),
+    "journal": Action(_nothing, _journal, "Show who did what, when and why.", "mmtune index journal COLLECTION"),
+    "judgments": Action(
+        _judgments_arguments,
+        _judgments,
+        "Export clicks and marks as judgments for evaluation and mining.",
+        "mmtune index judgments COLLECTION --out feedback",
+    ),
+    "drop": Action(_drop_arguments, _drop, "Remove a version that is not live.", "mmtune index drop COLLECTION VERSION"),
 }

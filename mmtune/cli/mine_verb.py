@@ -1,10 +1,10 @@
-"""Hard negatives of MODEL on DATA, with guards against false ones: OUT.parquet, and its audit beside it.
+"""Mine hard negatives of MODEL on DATA, with guards against false negatives: OUT.parquet, and its audit beside it.
 
   mmtune mine runs/a/artifact packed/train --out negatives.parquet
   mmtune mine MODEL DATA --out FILE --direction "a->b" --set guards.max_score=0.9 --set negatives=8
 
-Every option of a recipe's `mining:` can be set with --set. OUT.audit.html shows what was mined and what was dropped, and why;
-judge some pairs in a JSONL ({"query_id", "negative_id", "verdict": "positive" or "negative"}) and give it with --judgments.
+Every option of a recipe's `mining:` can be set with --set. OUT.audit.html shows what was mined, and what was dropped and why;
+judge some pairs in a JSONL ({"query_id", "negative_id", "verdict": "positive" or "negative"}) and pass it as --judgments.
 torchrun --nproc-per-node N -m mmtune mine ... shares the embedding. Exit status 1: nothing was mined; the audit says why.
 """
 

@@ -1,8 +1,10 @@
-"""Check and pack a source (CSV, TSV, JSONL, Parquet, or a folder) into WebDataset shards.
+"""Check a source (CSV, TSV, JSONL, Parquet, or a folder) and pack it into WebDataset shards.
 
-Columns with the usual names are found unasked; every other column travels as metadata. Paths in the source are
-relative to the file they stand in. Rows that cannot be used are listed in OUT/rejected.jsonl with the reason. Killed and
-run again, it finishes the rest.
+  mmtune pack photos.csv --out packed/train --group sku
+
+Columns with the usual names are recognised; every other column becomes metadata. Paths in the source are relative to the
+file that holds them. Rows that cannot be used are listed in OUT/rejected.jsonl with the reason. A killed job, run again,
+packs the rest.
 """
 
 import argparse

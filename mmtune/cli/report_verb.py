@@ -1,10 +1,10 @@
-"""One self-contained HTML file: the verdict, where it holds and where not, and what the searches look and sound like.
+"""Write one self-contained HTML report: the verdict, results by slice, learning curves, and example searches.
 
   mmtune report runs/a --out a.html                    a run: its base model against its artifact on data.val
   mmtune report --base A --candidate B --data D --out a.html
-  mmtune report comparison.json --out a.html           numbers of `mmtune compare --json`, without models
+  mmtune report comparison.json --out a.html           results of `mmtune compare --json`, without models
 
-The file opens from disk and asks no network.
+The file opens from disk and needs no network.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Search a collection over HTTP: REST and a page with pictures and players. Follows promotions and rollbacks at once.
+"""Serve the search of a collection over HTTP: a REST API, and a page with images and players.
 
-  mmtune serve COLLECTION                               http://127.0.0.1:8000/page, this machine only, nobody writes
-  mmtune serve COLLECTION --token T                     whoever has the token may also PUT and DELETE items
-  mmtune serve COLLECTION --host 0.0.0.0 --token T      other machines too; every request carries the token
+  mmtune serve COLLECTION                               http://127.0.0.1:8000/page, this machine only, read only
+  mmtune serve COLLECTION --token T                     clients with the token may also PUT and DELETE items
+  mmtune serve COLLECTION --host 0.0.0.0 --token T      other machines too; every request needs the token
 
-POST /search takes JSON or a form with one value under its modality's name, or an item's id; /openapi.json tells the rest. Put
-TLS before it (a reverse proxy) where the network is not your own. Ctrl-C or SIGTERM answers what is under way, then stops.
+POST /search takes JSON or a form with one value under its modality's name, or an item's id; /openapi.json describes the API.
+Promotions and rollbacks take effect at once. Put TLS in front (a reverse proxy) on a network that is not your own. Ctrl-C or
+SIGTERM answers the requests in progress, then stops.
 """
 
 import argparse

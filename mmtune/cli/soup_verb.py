@@ -1,9 +1,9 @@
-"""The mean of the weights of several runs of one base, as an artifact: mostly better than any of them, and as fast.
+"""Average the weights of several runs of one base model into an artifact: often better than any of them, and as fast as one.
 
   mmtune soup runs/a/artifact runs/b/artifact runs/c/artifact --data data/val --out soups/abc
 
-greedy (the default): the best on DATA, then the next ones as long as the mean does not get worse; uniform: all. The score that
-is printed chose the soup: judge the soup on rows that it did not see, e.g. with `mmtune compare`.
+greedy (the default): from the best on DATA down, a model is added while the mean's score does not fall; uniform: all of them.
+The printed score chose the soup: evaluate the soup on other rows, e.g. with `mmtune compare`.
 """
 
 import argparse

@@ -1,11 +1,10 @@
 """Tune a model by a recipe.
 
-  mmtune train RECIPE.yaml [key=value ...]      e.g. model=hf:DIR data.train=DIR train.epochs=12 run.dir=runs/a
+  mmtune train RECIPE.yaml model=hf:DIR data.train=DIR train.epochs=12 run.dir=runs/a
 
 RUN/ gets checkpoints/, metrics.jsonl, tensorboard/ and artifact/, the tuned model that every other verb takes as MODEL.
-Many processes: torchrun --nproc-per-node N -m mmtune train RECIPE.yaml ...   (or accelerate launch -m mmtune train ...)
-
-Stopped (Ctrl-C, a kill, a power cut)? The same command with --resume goes on to the same result.
+Several processes: torchrun --nproc-per-node N -m mmtune train RECIPE.yaml ...   (or accelerate launch -m mmtune train ...)
+A run that was stopped (Ctrl-C, a kill, a power cut) continues with --resume, to the same result.
 """
 
 import argparse

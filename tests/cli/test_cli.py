@@ -116,3 +116,38 @@ def test_readme_has_exactly_two_set_up_commands_and_ci_runs_them():
     assert lines == ['pip install -e ".[cpu]" && mmtune demo', 'pip install -e ".[cpu,test]" && pytest']
     ci = (root / ".ci" / "run").read_text()
     assert 'pip install -q -e ".[cpu,test]"' in ci and "\npytest\n" in ci and "mmtune demo" in ci
+
+
+def every_help():
+    """The words of every verb, and of every action of `index`."""
+    from mmtune.cli import VERBS
+    from mmtune.cli.index_verb import ACTIONS
+
+    yield from [*([v] for v in VERBS), *(["index", a] for a in ACTIONS)]
+
+
+@pytest.mark.parametrize("command", list(every_help()), ids=" ".join)
+def test_every_help_begins_with_a_plain_sentence_and_has_an_example(command, capsys):
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    description = text.split("\n\n", 1)[1]
+    first = " ".join(description.split("\n\n")[0].split())
+    assert first[0].isupper() and first.endswith((".", ":")) and len(first.split()) >= 4, first
+    assert f"mmtune {' '.join(command)} " in description, description
+
+
+RENAMED = [
+    (["eval", "tiny:clip", "/no/data", "--task", "knn", "--apart", "x"], "--apart is called --exclude-same now"),
+    (["compare", "tiny:clip", "tiny:clip", "/no/data", "--general=/no/other"], "--general is called --retention now"),
+    (["index", "build", "/no/collection", "--model", "tiny:clip", "--short", "8", "--data", "/no/data"], "--search-dim now"),
+]
+
+
+@pytest.mark.parametrize("arguments, line", RENAMED)
+def test_old_spellings_of_options_are_read_and_hidden(arguments, line, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert line in err and "unrecognized" not in err and "/no/" in err and err.count("\n") == 2
+    old = next(a for a in arguments if a.split("=")[0] in ("--apart", "--general", "--short")).split("=")[0]
+    assert main([*arguments[: 2 if arguments[0] == "index" else 1], "--help"]) == 0
+    assert old not in capsys.readouterr().out.split()

@@ -151,4 +151,4 @@ def test_every_field_has_a_description_and_no_type_is_any():
     assert len(blocks) > 30
     lacking = [f"{b.__name__}.{n}" for b in blocks for n, info in b.model_fields.items() if not info.description]
     assert lacking == []
-    assert not [b.__name__ for b in blocks for info in b.model_fields.values() if "Any" in str(info.annotation)]
+    assert not [b.__name__ for b in blocks for info in b.model_fields.values() if "typing.Any" in str(info.annotation)]
