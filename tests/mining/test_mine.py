@@ -1,4 +1,4 @@
-"""Mining against loops: every guard, ties, groups, shared content; and that nothing depends on order, blocks or memory."""
+"""Mining equals plain loops: every guard, ties, groups, shared content; the result depends on no order, block or memory."""
 
 import json
 
@@ -25,11 +25,11 @@ def rows(path):
     return pq.read_table(path).to_pylist()
 
 
-def check(found, expected, wanted_record="mined"):
+def check(table, expected):
     """The table's mined rows are the reference's, with rank, score and positive; its dropped rows carry the right reason."""
-    mined = {(r["query_id"], r["negative_id"]): r for r in found if r["verdict"] == "mined"}
+    mined = {(r["query_id"], r["negative_id"]): r for r in table if r["verdict"] == "mined"}
     assert set(mined) == {k for k, v in expected.items() if v[3] == "mined"}
-    for r in found:
+    for r in table:
         rank, score, positive, reason = expected[r["query_id"], r["negative_id"]]
         assert r["rank"] == rank and r["score"] == np.float32(score)
         assert r["positive_score"] is None if positive is None else r["positive_score"] == np.float32(positive)
@@ -53,13 +53,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("way", [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")])
-def test_every_guard_equals_the_loops(tmp_path, case, way):
+@pytest.mark.parametrize("pair", [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")])
+def test_every_guard_equals_the_loops(tmp_path, case, pair):
     guards, reference = CASES[case]
     data = corpus(60, 12, seed=3)
-    o = options(guards, negatives=3, window=10, directions=["->".join(way)])
+    o = options(guards, negatives=3, window=10, directions=["->".join(pair)])
     mine_vectors(data, tmp_path / "t.parquet", o)
-    expected = naive_mine(data, *way, negatives=3, window=10, **reference)
+    expected = naive_mine(data, *pair, negatives=3, window=10, **reference)
     check(rows(tmp_path / "t.parquet"), expected)
     if case in ("skip_top", "max_score", "absolute", "relative"):
         assert any(v[3] not in ("mined", None) for v in expected.values()), "the case must drop something"
@@ -70,10 +70,10 @@ def test_positive_scores_of_shared_queries(tmp_path, positive):
     data = corpus(50, 12, seed=5, shared=0.8)
     o = options({"relative_margin": 0.1}, negatives=2, window=8, directions=["b->a", "b->b"], positive=positive)
     mine_vectors(data, tmp_path / "t.parquet", o)
-    found = rows(tmp_path / "t.parquet")
-    for way in (("b", "a"), ("b", "b")):
-        expected = naive_mine(data, *way, negatives=2, window=8, relative=0.1, positive=positive)
-        check([r for r in found if r["direction"] == "->".join(way)], expected)
+    table = rows(tmp_path / "t.parquet")
+    for pair in (("b", "a"), ("b", "b")):
+        expected = naive_mine(data, *pair, negatives=2, window=8, relative=0.1, positive=positive)
+        check([r for r in table if r["direction"] == "->".join(pair)], expected)
 
 
 def test_relative_margin_is_stricter_below_zero_too(tmp_path):
@@ -141,9 +141,9 @@ def test_a_direction_can_have_its_own_guards(tmp_path):
     o = options(negatives=1, window=5, per_direction=[{"direction": "a->b", "guards": {"skip_top": 1}, "negatives": 2}])
     data = corpus(40, 12, seed=1, grouped=0, shared=0)
     mine_vectors(data, tmp_path / "t.parquet", o)
-    found = [r for r in rows(tmp_path / "t.parquet") if r["verdict"] == "mined"]
-    assert {r["rank"] for r in found if r["direction"] == "b->a"} == {1}
-    assert {r["rank"] for r in found if r["direction"] == "a->b"} == {2, 3}
+    mined = [r for r in rows(tmp_path / "t.parquet") if r["verdict"] == "mined"]
+    assert {r["rank"] for r in mined if r["direction"] == "b->a"} == {1}
+    assert {r["rank"] for r in mined if r["direction"] == "a->b"} == {2, 3}
 
 
 def test_human_verdicts_are_obeyed(tmp_path):
@@ -160,11 +160,11 @@ def test_human_verdicts_are_obeyed(tmp_path):
     ]
     path = tmp_path / "judged.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    found = mine_vectors(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
+    result = mine_vectors(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
     after = {(r["query_id"], r["negative_id"]): r for r in rows(tmp_path / "t.parquet")}
     assert after[dropped["query_id"], dropped["negative_id"]]["verdict"] == "mined"
     assert (mined["query_id"], mined["negative_id"]) not in after
-    assert any("1 judgments name rows" in w for w in found.document["warnings"])
+    assert any("1 judgments name rows" in w for w in result.document["warnings"])
     path.write_text('{"query_id": "x"}\n')
     with pytest.raises(DataError, match="line 1"):
         mine_vectors(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
@@ -208,25 +208,25 @@ def test_clear_messages(tmp_path):
     alone = corpus(20, 12, shared=0)
     for e in alone.values():
         e.labels["group"] = np.arange(1, 21)
-    found = mine_vectors(alone, out, options(directions=["a->a"]))
-    assert any("every group holds one item" in w for w in found.document["warnings"])
+    result = mine_vectors(alone, out, options(directions=["a->a"]))
+    assert any("every group holds one item" in w for w in result.document["warnings"])
 
 
 def test_audit_counts_every_candidate_once(tmp_path):
     data = corpus(80, 12, seed=9)
     o = options({"relative_margin": 0.3, "skip_top": 1, "trust_groups": False}, negatives=2, window=9)
-    found = mine_vectors(data, tmp_path / "t.parquet", o)
-    for d in found.document["directions"].values():
+    result = mine_vectors(data, tmp_path / "t.parquet", o)
+    for d in result.document["directions"].values():
         assert sum(d["dropped"].values()) + d["mined"] <= d["looked_at"]
         assert d["dropped"]["skip_top"] == d["dropped_alone"]["skip_top"] > 0
         assert d["measured"]["guards"]["relative_margin"]["dropped"] >= d["measured"]["guards"]["relative_margin"]["right"]
     table = rows(tmp_path / "t.parquet")
-    assert sum(r["verdict"] == "mined" for r in table) == found.mined
-    assert found.page.read_text().startswith("<!doctype html>")
+    assert sum(r["verdict"] == "mined" for r in table) == result.mined
+    assert result.page.read_text().startswith("<!doctype html>")
 
 
 def test_calibration_separates_hidden_positives(tmp_path):
-    """Groups of near vectors, a tenth of them unlabelled: the calibrated margin drops most unlabelled mates, and few others."""
+    """Groups of near vectors, a tenth of them unlabelled: the calibrated margin drops most unlabelled members of the group, and few others."""
     rng = np.random.default_rng(0)
     n, dim = 600, 32
     truth = rng.integers(0, 60, n)
@@ -237,8 +237,8 @@ def test_calibration_separates_hidden_positives(tmp_path):
     labels = {"id": np.arange(1, n + 1), "group": np.where(hidden, 0, truth + 1)}
     e = Embeddings([f"{i:04d}" for i in range(n)], [None] * n, labels, x, "f")
     o = MiningOptions(directions=["a->a"], negatives=4, window=20)
-    found = mine_vectors({"a": e}, tmp_path / "t.parquet", o)
-    d = found.document["directions"]["a->a"]
+    result = mine_vectors({"a": e}, tmp_path / "t.parquet", o)
+    d = result.document["directions"]["a->a"]
     assert d["relative_margin"]["how"].startswith("calibrated") and d["relative_margin"]["caught"] > 0.9
     number = {i: k for k, i in enumerate(e.ids)}
     table = rows(tmp_path / "t.parquet")

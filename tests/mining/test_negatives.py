@@ -58,9 +58,9 @@ def shop(tmp_path_factory):
         (place / name).write_bytes(file)
         product = i // 2 if i < 23 else 0
         caption = f"a {COLOURS[product % 3]} thing number {product}"
-        words, sku = (caption, f"s{product}") if i < 23 else (f"A {caption[2:].upper()}!", "")
+        text, sku = (caption, f"s{product}") if i < 23 else (f"A {caption[2:].upper()}!", "")
         more = {"sku": sku, "truth": f"s{product}", "kind": COLOURS[product % 3], "id": f"row{i:02d}"}
-        rows.append({"image": name, "text": words, **more})
+        rows.append({"image": name, "text": text, **more})
     write_csv(place / "rows.csv", rows)
     code = dispatch("pack", [str(place / "rows.csv"), "--out", str(place / "packed"), "--group", "sku"])
     assert code == 0
@@ -97,16 +97,16 @@ def test_extra_rows_are_the_tables_and_never_known_positives(shop, tmp_path):
                 same = np.flatnonzero(data.labels[b] == data.labels[b][row[r["negative_id"]]])
                 allowed.setdefault((r["direction"], int(q)), set()).update(same.tolist())
     batch = np.array([0, 5, 9])
-    seen = set()
+    drawn = set()
     for epoch in range(6):
-        found, again = (negatives.draw(batch, 2, seed=1, epoch=epoch) for _ in range(2))
-        assert set(found) == {"image->text", "text->image"}
-        for name, pairs in found.items():
+        once, again = (negatives.draw(batch, 2, seed=1, epoch=epoch) for _ in range(2))
+        assert set(once) == {"image->text", "text->image"}
+        for name, pairs in once.items():
             np.testing.assert_array_equal(pairs, again[name])
             assert not set(pairs[1].tolist()) & set(batch.tolist()) and 1 <= pairs.shape[1] <= 3 * 2
             assert all(n in allowed[name, int(batch[q])] for q, n in pairs.T.tolist()), "each is its own query's"
-            seen |= {(name, q, n) for q, n in pairs.T.tolist()}
-    assert len(seen) > sum(pairs.shape[1] for pairs in found.values()), "other negatives in other epochs"
+            drawn |= {(name, q, n) for q, n in pairs.T.tolist()}
+    assert len(drawn) > sum(pairs.shape[1] for pairs in once.values()), "other negatives in other epochs"
     only = negatives.draw(batch, {"image->text": 1}, seed=1)
     assert set(only) == {"image->text"} and only["image->text"].shape[1] <= 3, "a direction without columns brings nothing"
     with pytest.raises(DataError, match="other weights"):
@@ -177,8 +177,8 @@ def test_confusable_batches_hold_as_many_groups_as_even_dealing_would(shop, tmp_
         rows = np.random.default_rng([9, epoch]).permutation(24)
         batches = ConfusableBatches(negatives, lambda _, r=rows: r, 6, 1, 0.8, groups)(epoch)
         assert sorted(np.concatenate(batches).tolist()) == list(range(24)) and [len(b) for b in batches] == [6] * 4
-        held = [np.bincount(groups[b], minlength=9) for b in batches]
-        assert all(h[5] == 3 for h in held) and all(h[6:].max() <= 1 for h in held)
+        per_batch = [np.bincount(groups[b], minlength=9) for b in batches]
+        assert all(h[5] == 3 for h in per_batch) and all(h[6:].max() <= 1 for h in per_batch)
 
 
 def test_near_keys_survive_other_clothes_and_tell_others_apart():
@@ -263,10 +263,10 @@ class Judge:
     """Says that things of one colour match: a verifier that knows less than the labels."""
 
     def __init__(self):
-        self.asked = 0
+        self.pairs_scored = 0
 
     def score(self, pairs):
-        self.asked += len(pairs)
+        self.pairs_scored += len(pairs)
         return [float(any(c in a and c in b for c in COLOURS)) for a, b in pairs]
 
 
@@ -279,12 +279,12 @@ def test_verifier_drops_what_it_finds_as_good_as_the_positive(shop, tmp_path):
     text = {i: data.read(n, "text").decode().lower() for i, n in row.items()}
     colour = {i: next(c for c in COLOURS if c in t) for i, t in text.items()}
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
-    assert judge.asked == 0, "every text is its own positive only: nothing to compare with"
+    assert judge.pairs_scored == 0, "every text is its own positive only: nothing to compare with"
     o = plain(negatives=3, window=11, directions=["text->image"])
 
     class Colours(Judge):
         def score(self, pairs):
-            self.asked += len(pairs)
+            self.pairs_scored += len(pairs)
             return [1.0 if words.lower().split()[1] == known[picture.tobytes()] else 0.0 for words, picture in pairs]
 
     known = {modalities.get("image").decode(data.read(n, "image")).tobytes(): colour[i] for i, n in row.items()}
@@ -293,7 +293,7 @@ def test_verifier_drops_what_it_finds_as_good_as_the_positive(shop, tmp_path):
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     dropped = [r for r in table if r["reason"] == "verifier"]
     mined = [r for r in table if r["verdict"] == "mined"]
-    assert judge.asked and dropped and mined
+    assert judge.pairs_scored and dropped and mined
     assert all(colour[r["query_id"]] == colour[r["negative_id"]] for r in dropped)
     assert all(colour[r["query_id"]] != colour[r["negative_id"]] for r in mined)
 
@@ -362,8 +362,8 @@ def test_rounds_mine_once_resume_and_say_when_a_metric_falls(shop, tmp_path, cap
     values = iter([0.5, 0.4])
     watched = two.watch(lambda m: {"metric": next(values)})
     watched(model), watched(model)
-    said = capsys.readouterr().err
-    assert "fell from 0.5000 to 0.4000" in said and "round-0.parquet.audit.html" in said
+    stderr = capsys.readouterr().err
+    assert "fell from 0.5000 to 0.4000" in stderr and "round-0.parquet.audit.html" in stderr
     assert metric_drop("x", 0.4, 0.4, two.round.result) is None
 
 
@@ -389,7 +389,7 @@ def test_the_verb(shop, tmp_path, capsys, monkeypatch):
     d = document["directions"]["text->image"]
     assert (
         document["mined"] == d["mined"] > 0 and d["measured_by_truth"]["positives"] == 3
-    )  # row 23's words and two pictures, and one back
+    )  # row 23's caption and two images, and one in the other direction
     assert "data:image" in open(document["page"]).read()
     assert dispatch("mine", [*argv[:-3], "--set", "guards.max_score=-2", "--set", "guards.trust_groups=false"]) == 1
     assert "guarded away" in capsys.readouterr().out
@@ -426,8 +426,8 @@ def test_the_study_of_mining_runs_and_goes_on(tmp_path):
         lines = done.stdout.splitlines()
         return [json.loads(x) for x in lines if x[0] == "{"], [x for x in lines if "±" in x], done.stderr
 
-    found, table, said = go("--seeds", "0", "--mining", '{"rounds": 1}')
-    assert [(x["arm"], x.get("seed")) for x in found] == [("base", None), ("none", 0), ("naive", 0), ("guarded", 0)]
-    assert set(found[0]["confusable"]) == {"image->text", "text->image"} and len(table) == 8 and "mining round 1" in said
-    again, _, said = go("--seeds", "0", "--mining", '{"rounds": 1}')
-    assert again == found and "mining round" not in said, "what is done is read, not done again"
+    runs, table, stderr = go("--seeds", "0", "--mining", '{"rounds": 1}')
+    assert [(x["arm"], x.get("seed")) for x in runs] == [("base", None), ("none", 0), ("naive", 0), ("guarded", 0)]
+    assert set(runs[0]["confusable"]) == {"image->text", "text->image"} and len(table) == 8 and "mining round 1" in stderr
+    again, _, stderr = go("--seeds", "0", "--mining", '{"rounds": 1}')
+    assert again == runs and "mining round" not in stderr, "finished runs are read, not repeated"

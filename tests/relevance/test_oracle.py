@@ -73,18 +73,18 @@ def every_pair(p: Positives) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kinds", KINDS)
-@pytest.mark.parametrize("way", [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")])
-def test_numpy_positives_are_those_of_the_loops(kinds, way, monkeypatch):
+@pytest.mark.parametrize("pair", [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")])
+def test_numpy_positives_are_those_of_the_loops(kinds, pair, monkeypatch):
     some = 0
     for seed in SEEDS:
         e = corpus(seed)
-        expected = naive_matrix(*way, e, KINDS[kinds])
-        queries, candidates = sides(*way, e)
+        expected = naive_matrix(*pair, e, KINDS[kinds])
+        queries, candidates = sides(*pair, e)
         for big in (positives_module.BIG, 1):  # pair by pair, and by rectangle
             monkeypatch.setattr(positives_module, "BIG", big)
             p = Positives(queries, candidates, KINDS[kinds])
             np.testing.assert_array_equal(every_pair(p), expected)
-        without_itself = expected & ~np.eye(len(expected), dtype=bool) if way[0] == way[1] else expected
+        without_itself = expected & ~np.eye(len(expected), dtype=bool) if pair[0] == pair[1] else expected
         for limit in (3, 4096):
             monkeypatch.setattr(positives_module, "MAX_PAIRS", 5)
             lists = [b.items[i].tolist() for b in p.blocks(limit) for i in range(b.stop - b.start)]
@@ -94,11 +94,11 @@ def test_numpy_positives_are_those_of_the_loops(kinds, way, monkeypatch):
 
 
 @pytest.mark.parametrize("kinds", KINDS)
-@pytest.mark.parametrize("way", [("a", "b"), ("a", "a")])
-def test_the_torch_twin_says_the_same(kinds, way):
+@pytest.mark.parametrize("pair", [("a", "b"), ("a", "a")])
+def test_the_torch_positives_are_the_same(kinds, pair):
     for seed in SEEDS:
         e = corpus(seed)
-        queries, candidates = sides(*way, e)
+        queries, candidates = sides(*pair, e)
         chosen = KINDS[kinds] or ("a", "b", "c", "group", "id")
 
         def entries(items: Items, kinds=chosen) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -106,10 +106,10 @@ def test_the_torch_twin_says_the_same(kinds, way):
             return {k: (item, torch.from_numpy(items.labels[k])) for k in kinds}
 
         mask = PositivesMask(entries(queries), entries(candidates), (len(queries), len(candidates)))
-        found = torch.cat([mask.block(i, min(i + 4, len(queries))) for i in range(0, len(queries), 4)]).numpy()
-        found = found | np.eye(len(found), dtype=bool) if way[0] == way[1] else found
-        np.testing.assert_array_equal(found, naive_matrix(*way, e, KINDS[kinds]))
-        np.testing.assert_array_equal(found, every_pair(Positives(queries, candidates, KINDS[kinds])))
+        related = torch.cat([mask.block(i, min(i + 4, len(queries))) for i in range(0, len(queries), 4)]).numpy()
+        related = related | np.eye(len(related), dtype=bool) if pair[0] == pair[1] else related
+        np.testing.assert_array_equal(related, naive_matrix(*pair, e, KINDS[kinds]))
+        np.testing.assert_array_equal(related, every_pair(Positives(queries, candidates, KINDS[kinds])))
 
 
 def test_own_positives_and_group_positives(monkeypatch):
@@ -121,9 +121,9 @@ def test_own_positives_and_group_positives(monkeypatch):
         assert [p.own()[i].tolist() for i in range(len(queries))] == [np.flatnonzero(row).tolist() for row in own]
         everything = naive_matrix("a", "b", e, None)
         q, c = p.group_positives(np.arange(len(queries)))
-        found = np.zeros_like(everything)
-        found[q, c] = True
-        np.testing.assert_array_equal(found, everything)  # fewer than the limit: all of them
+        listed = np.zeros_like(everything)
+        listed[q, c] = True
+        np.testing.assert_array_equal(listed, everything)  # fewer than the limit: all of them
         monkeypatch.setattr(positives_module, "MAX_GROUP_POSITIVES", 2)
         q, c = p.group_positives(np.arange(len(queries)))
         assert everything[q, c].all() and (np.bincount(q, minlength=len(queries)) == np.minimum(everything.sum(1), 2)).all()
@@ -145,39 +145,39 @@ def test_judgments_decide_for_evaluation_and_add_positives_for_mining():
         for q in ids:
             qrels[q] = {d: int(rng.integers(-1, 4)) for d in rng.choice(ids, 3)}
         qrels.directed["a->b"] = {ids[0]: {ids[-1]: 3}}
-        for way in (("a", "b"), ("a", "a")):
-            queries, candidates = sides(*way, e)
-            left, right = naive_items(way[0], e[way[0]]), naive_items(way[1], e[way[1]])
+        for pair in (("a", "b"), ("a", "a")):
+            queries, candidates = sides(*pair, e)
+            left, right = naive_items(pair[0], e[pair[0]]), naive_items(pair[1], e[pair[1]])
             expected = np.zeros((len(left), len(right)), np.int64)
             for i, x in enumerate(left):
                 for j, y in enumerate(right):
                     for q in x:
-                        of_query = dict(qrels[e[way[0]].ids[q]])
-                        if way == ("a", "b"):
+                        of_query = dict(qrels[e[pair[0]].ids[q]])
+                        if pair == ("a", "b"):
                             of_query |= qrels.directed["a->b"].get(e["a"].ids[q], {})
-                        grades = [of_query.get(e[way[1]].ids[c], 0) for c in y]
+                        grades = [of_query.get(e[pair[1]].ids[c], 0) for c in y]
                         expected[i, j] = max([expected[i, j], *grades])
-            if way[0] == way[1]:
+            if pair[0] == pair[1]:
                 np.fill_diagonal(expected, 0)
-            found = np.zeros_like(expected)
+            grades_QC = np.zeros_like(expected)
             for block in relevant_blocks(queries, candidates, 4, qrels):
                 owner = np.repeat(np.arange(block.start, block.stop), block.items.counts)
-                found[owner, block.items.values] = block.grades
-            np.testing.assert_array_equal(found, expected)
+                grades_QC[owner, block.items.values] = block.grades
+            np.testing.assert_array_equal(grades_QC, expected)
             verdicts = [Verdict(q, d, bool(rng.random() < 0.5)) for q in ids for d in rng.choice(ids, 2)]
-            judged = judged_pairs(verdicts, "->".join(way), queries, candidates)
-            said = naive_verdicts(verdicts, way, e)
-            every = naive_matrix(*way, e, None)
-            for (i, j), positive in said.items():
+            judged = judged_pairs(verdicts, "->".join(pair), queries, candidates)
+            naive = naive_verdicts(verdicts, pair, e)
+            every = naive_matrix(*pair, e, None)
+            for (i, j), positive in naive.items():
                 every[i, j] |= positive
                 assert (j in judged.negative[i].tolist()) == (not positive)
             p = Positives(queries, candidates, judged=judged.positive)
             np.testing.assert_array_equal(every_pair(p), every)
 
 
-def naive_verdicts(verdicts: list[Verdict], way: tuple[str, str], e: dict[str, Embeddings]) -> dict[tuple[int, int], bool]:
+def naive_verdicts(verdicts: list[Verdict], pair: tuple[str, str], e: dict[str, Embeddings]) -> dict[tuple[int, int], bool]:
     """The last verdict on each pair of items; it holds both ways."""
-    left, right = ({e[m].ids[r]: i for i, rows in enumerate(naive_items(m, e[m])) for r in rows} for m in way)
+    left, right = ({e[m].ids[r]: i for i, rows in enumerate(naive_items(m, e[m])) for r in rows} for m in pair)
     out = {}
     for v in verdicts:
         for q, c in ((v.query, v.item), (v.item, v.query)):

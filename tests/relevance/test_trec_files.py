@@ -19,11 +19,11 @@ def test_exported_run_and_judgments_score_the_same_elsewhere(tmp_path, pair, gra
     qrels = {q: {d: int(rng.integers(0, 4)) for d in rng.choice(ids, 5)} for q in ids} if graded else None
     write_run(tmp_path / "run", vectors, pair, k=100)
     write_qrels(tmp_path / "qrels", vectors, pair, qrels)
-    found = evaluate_vectors(vectors, pairs=[pair], qrels=qrels).directions["->".join(pair)]
+    result = evaluate_vectors(vectors, pairs=[pair], qrels=qrels).directions["->".join(pair)]
     run = list(ir_measures.read_trec_run(str(tmp_path / "run")))
     truth = list(ir_measures.read_trec_qrels(str(tmp_path / "qrels")))
-    scored = ir_measures.calc_aggregate([measure(n) for n in found.metrics], truth, run)
-    for name, value in found.metrics.items():
+    scored = ir_measures.calc_aggregate([measure(n) for n in result.metrics], truth, run)
+    for name, value in result.metrics.items():
         assert scored[measure(name)] == pytest.approx(value, abs=1e-9), name
 
 

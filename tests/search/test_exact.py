@@ -1,4 +1,4 @@
-"""Keys and top-k against exact sums: the same answer for any block, order and library."""
+"""Score keys and top-k equal exact sums, for any block, order and library."""
 
 import importlib.util
 
@@ -25,7 +25,7 @@ def test_keys_are_the_rounded_exact_sums(coarse):
 
 
 def test_sums_on_a_rounding_boundary_do_not_depend_on_the_order_of_summation():
-    """Cosines of (m + 1/2) / 2**24 plus 2**-56, among terms that cancel: float64 keeps the crumb in some orders only."""
+    """Cosines of (m + 1/2) / 2**24 plus 2**-56, among terms that cancel: float64 keeps the small rest in some orders only."""
     rng = np.random.default_rng(1)
     d = np.zeros((64, 256), np.float32)
     q = rng.choice([0.25, -0.25], 256).astype(np.float32)

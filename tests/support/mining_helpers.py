@@ -59,7 +59,7 @@ def naive_items(e, name):
 
 
 def naive_same(ea, ra, eb, rb, groups=True):
-    """Whether row ra of ea and row rb of eb are the same thing: row id, and with groups also group and any content."""
+    """Whether row ra of ea and row rb of eb are positives of each other: by row id, and with groups also by group and content."""
     kinds = ["id", "group", *(k for k in ea.labels if k not in ("id", "group"))] if groups else ["id"]
     return any(ea.labels[k][ra] != 0 and ea.labels[k][ra] == eb.labels[k][rb] for k in kinds)
 
@@ -98,7 +98,7 @@ def naive_mine(
 
     cs = qs if a == b else cs
     same = np.array([[known(q, c) for c in cs] for q in qs])
-    unite = {"mean": lambda v: float(np.mean([round(x * 2**24) for x in v])) / 2**24, "min": min, "max": max}[positive]
+    combine = {"mean": lambda v: float(np.mean([round(x * 2**24) for x in v])) / 2**24, "min": min, "max": max}[positive]
     pos = []
     for i, q in enumerate(qs):
         own = (
@@ -108,13 +108,13 @@ def naive_mine(
         )
         if not own:
             own = [j for j in range(len(cs)) if same[i, j] and not (a == b and i == j)]
-        pos.append(unite([scores[i, j] for j in own]) if own else None)
+        pos.append(combine([scores[i, j] for j in own]) if own else None)
     have = [p for p in pos if p is not None]
     middle = np.round(np.quantile(have, 0.5) * 2**24) / 2**24 if have else (1.0 if a == b else None)
     pos = [middle if p is None else p for p in pos]
     wanted = [min(negatives * len(q[1]), window) for q in qs]
     cap = None if hub_cap is None else max(int(np.ceil(hub_cap * sum(wanted) / len(cs))), 1)
-    served = [0] * len(cs)
+    times_mined = [0] * len(cs)
     out = {}
     for i, q in enumerate(qs):
         free = [j for j in sorted(range(len(cs)), key=lambda j: (-scores[i, j], j)) if not same[i, j]]
@@ -137,10 +137,10 @@ def naive_mine(
                 elif near is not None and near(q, cs[j]):
                     reason = "near_duplicate"
             if reason is None and taken < wanted[i]:
-                if cap is not None and served[j] >= cap:
+                if cap is not None and times_mined[j] >= cap:
                     reason = "hub"
                 else:
-                    served[j] += 1
+                    times_mined[j] += 1
                     taken += 1
                     reason = "mined"
             out[q[0], cs[j][0]] = (rank, s, p, reason)
