@@ -1,11 +1,10 @@
 #!/bin/sh
-# A new model takes over a search: base -> v1 -> tune -> v2 -> shadow -> gate -> promote -> rollback -> promote.
+# Replace the model behind a search: base -> v1 -> tune -> v2 -> shadow -> gate -> promote -> rollback -> promote.
 #
 #   sh recipes/new_model.sh MODEL TRAIN CATALOG TEST OUT [key=value ...]      keys of recipes/catalog_images.yaml
 #
-# MODEL: the base. TRAIN: packed rows to tune on. CATALOG: packed rows that are searched. TEST: packed rows of the same
-# products, which neither model has seen: they judge. OUT: gets run/ and shop/. A refused promotion ends it: v1 goes on
-# answering.
+# MODEL: the base. TRAIN: packed rows to tune on. CATALOG: packed rows, the items. TEST: packed rows of the same products that
+# neither model was trained on, for the gate. OUT gets run/ and shop/. A refused promotion ends the script; v1 stays live.
 set -eu
 model=$1 train=$2 catalog=$3 test=$4 out=$5
 shift 5

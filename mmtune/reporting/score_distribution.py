@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmtune.evaluation.tasks.roc import auroc
 from mmtune.reporting.measured import SIDES, Measured
 from mmtune.reporting.plots import Chart, Series, line_chart
 from mmtune.search.tie_order import to_scores
@@ -69,7 +70,8 @@ def _section(name: str, scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> Sco
     middle = (edges[1:] + edges[:-1]) / 2
     charts, separation = {}, {}
     for side, (positive, negative) in scores.items():
-        separation[side] = auroc(positive, negative)
+        labels = np.repeat([True, False], [len(positive), len(negative)])
+        separation[side] = auroc(np.concatenate([positive, negative]), labels)
         caption = (
             f"Cosine of relevant pairs: median {np.median(positive):.2f}; of other pairs: median {np.median(negative):.2f}."
         )
@@ -80,11 +82,3 @@ def _section(name: str, scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> Sco
         ]
         charts[side] = line_chart(side.capitalize(), caption, series, "cosine, % of pairs", from_zero=True, legend=False)
     return ScoreSection(name, charts, separation)
-
-
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The share of (positive, negative) pairs in which the positive scores higher, ties counting half: the area under the ROC
-    curve. Two binary searches instead of scikit-learn's, which would be imported for this alone."""
-    order = np.sort(negative)
-    below = np.searchsorted(order, positive, "left") + np.searchsorted(order, positive, "right")
-    return float(below.mean() / (2 * len(negative)))

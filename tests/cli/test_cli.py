@@ -105,7 +105,7 @@ def test_every_recipe_in_the_project_parses():
         teacher = ["teachers.big.model=tiny:all"] if "teachers:" in path.read_text() else []
         Recipe.load(path, ["model=tiny:all", "data.train=a", "data.val=b", *teacher])
         head = path.read_text().split("model:")[0]
-        assert f"mmtune train recipes/{path.name}" in head and "Seen:" in head
+        assert f"mmtune train recipes/{path.name}" in head and "Measured:" in head
 
 
 def test_readme_has_exactly_two_set_up_commands_and_ci_runs_them():

@@ -22,7 +22,7 @@ from mmtune.reporting.learning_curves import learning_curves
 from mmtune.reporting.measured import measure
 from mmtune.reporting.plots import ticks
 from mmtune.reporting.report import headline, report
-from mmtune.reporting.score_distribution import auroc
+from mmtune.evaluation.tasks.roc import auroc
 from mmtune.reporting.subject import report_subject
 from mmtune.reporting.value_cards import BUDGET, ValueCards
 from tests.support import corpora
@@ -326,7 +326,7 @@ def test_small_numbers():
     rng = np.random.default_rng(0)
     good, bad = rng.integers(0, 5, 40) / 4, rng.integers(0, 5, 60) / 4
     naive = np.mean([(g > b) + 0.5 * (g == b) for g in good for b in bad])
-    assert np.isclose(auroc(good, bad), naive)
+    assert np.isclose(auroc(np.concatenate([good, bad]), np.repeat([True, False], [len(good), len(bad)])), naive)
     x = rng.normal(size=(50, 6)) * [5, 3, 1, 1, 1, 1]
     x -= x.mean(0)
     flat, kept = principal_components(x)
