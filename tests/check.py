@@ -20,7 +20,10 @@ CHECKS: dict[str, list[str]] = {
     "format": [*PYTHON, "ruff", "format", "--check", "."],
     "mypy": [*PYTHON, "mypy"],
     "imports": [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
-    "tests": [*PYTHON, "pytest"],  # not -n 2: measured, it takes 1.4 times the processor time, and no less time on a busy machine
+    "tests": [
+        *PYTHON,
+        "pytest",
+    ],  # not -n 2: measured, it takes 1.4 times the processor time, and no less time on a busy machine
     "precision": [*PYTHON, "pytest", "-m", "precision and not slow and not gpu and not dist and not bench"],
 }
 SLOW = [*PYTHON, "pytest", "-m", "slow and not gpu and not bench"]

@@ -14,6 +14,7 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.compare_models import compare
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
+from mmtune.evaluation.tasks.roc import auroc
 from mmtune.mining.mine_model import mine
 from mmtune.modalities import get
 from mmtune.reporting.embedding_map import principal_components
@@ -22,7 +23,6 @@ from mmtune.reporting.learning_curves import learning_curves
 from mmtune.reporting.measured import measure
 from mmtune.reporting.plots import ticks
 from mmtune.reporting.report import headline, report
-from mmtune.evaluation.tasks.roc import auroc
 from mmtune.reporting.subject import report_subject
 from mmtune.reporting.value_cards import BUDGET, ValueCards
 from tests.support import corpora
