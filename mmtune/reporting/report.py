@@ -1,7 +1,7 @@
 """`mmtune.report`: compute both models' results once, lay out the sections, write one HTML file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +20,7 @@ from mmtune.reporting.score_distribution import score_sections
 from mmtune.reporting.subject import ModelSpec, ReportSubject, report_subject
 from mmtune.reporting.value_cards import ValueCards
 from mmtune.runtime.files import write_text
+from mmtune.runtime.results import ResultFields
 
 if TYPE_CHECKING:
     from mmtune.relevance.judgments import Qrels
@@ -38,17 +39,13 @@ HEADLINES_OF_A_GAIN = {
 }
 
 
-@dataclass(frozen=True)
-class ReportResult:
+@dataclass
+class ReportResult(ResultFields):
     """A written report: its file, the gate's verdict ("pass", "fail" or "inconclusive"), and the file's size in bytes."""
 
     out: str
     verdict: str
     bytes: int
-
-    def to_dict(self) -> JsonObject:
-        """As JSON."""
-        return asdict(self)
 
 
 class Tile(NamedTuple):
