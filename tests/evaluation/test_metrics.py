@@ -33,7 +33,7 @@ def draw(seed):
 
 @pytest.mark.parametrize("part", range(4))
 def test_equal_to_ir_measures(part):
-    seen = 0
+    compared = 0
     for seed in range(part * CASES // 4, (part + 1) * CASES // 4):
         vectors, qrels, ks = draw(seed)
         result = evaluate_vectors(vectors, ks=ks, qrels=qrels)
@@ -44,13 +44,13 @@ def test_equal_to_ir_measures(part):
                 if not truth:
                     assert name not in result.directions
                     continue
-                found = result.directions[name]
-                assert found.queries == len(truth)
-                expected = judge(run, truth, list(found.metrics))
+                direction = result.directions[name]
+                assert direction.queries == len(truth)
+                expected = judge(run, truth, list(direction.metrics))
                 for metric, value in expected.items():
-                    assert found.metrics[metric] == pytest.approx(value, abs=1e-9), (seed, name, metric)
-                    seen += 1
-    assert seen > 1000
+                    assert direction.metrics[metric] == pytest.approx(value, abs=1e-9), (seed, name, metric)
+                    compared += 1
+    assert compared > 1000
 
 
 def test_never_depends_on_row_order_or_chunk():
@@ -80,9 +80,9 @@ def test_equal_to_the_definitions_of_the_independent_score():
     expected["map"] = ((np.cumsum(rel, 1) / rank * rel).sum(1) / n).mean()
     ideal = np.cumsum(disc)
     expected["ndcg@10"] = ((rel[:, :10] * disc[:10]).sum(1) / ideal[np.minimum(n, 10).astype(int) - 1]).mean()
-    found = evaluate_vectors(v).directions["a->b"].metrics
+    metrics = evaluate_vectors(v).directions["a->b"].metrics
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-12)
+        assert metrics[name] == pytest.approx(value, abs=1e-12)
 
 
 def test_many_relevant_candidates_take_the_sorting_path():
@@ -90,9 +90,9 @@ def test_many_relevant_candidates_take_the_sorting_path():
     vectors = corpus(rng, 150, 4, 2, coarse=True)
     run, truth = naive_direction("a", "b", vectors["a"], vectors["b"])
     assert max(len(t) for t in truth.values()) > 24 > min(len(t) for t in truth.values())
-    found = evaluate_vectors(vectors).directions["a->b"]
-    for name, value in judge(run, truth, list(found.metrics)).items():
-        assert found.metrics[name] == pytest.approx(value, abs=1e-9)
+    direction = evaluate_vectors(vectors).directions["a->b"]
+    for name, value in judge(run, truth, list(direction.metrics)).items():
+        assert direction.metrics[name] == pytest.approx(value, abs=1e-9)
 
 
 def test_tie_rate_counts_queries_where_the_tie_rule_decides():
@@ -149,13 +149,13 @@ def test_result_as_frame_and_page():
 
 def test_per_query_values_come_with_their_rows_and_clusters():
     vectors = corpus(np.random.default_rng(1), 50, 8, 6, content=30)
-    found = evaluate_vectors(vectors, per_query=True).directions["a->b"]
-    assert len(found.query_ids) == len(found.query_rows) == len(found.clusters) == found.queries
-    assert all(i in rows for i, rows in zip(found.query_ids, found.query_rows, strict=True))
-    for name, values in found.values.items():
-        assert values.mean() == found.metrics[name]
+    direction = evaluate_vectors(vectors, per_query=True).directions["a->b"]
+    assert len(direction.query_ids) == len(direction.query_rows) == len(direction.clusters) == direction.queries
+    assert all(i in rows for i, rows in zip(direction.query_ids, direction.query_rows, strict=True))
+    for name, values in direction.values.items():
+        assert values.mean() == direction.metrics[name]
     groups = dict(zip(vectors["a"].ids, vectors["a"].groups, strict=True))
-    for x in range(found.queries):
-        for y in range(found.queries):
-            shared = {groups[r] for r in found.query_rows[x]} & {groups[r] for r in found.query_rows[y]} - {None}
-            assert not shared or found.clusters[x] == found.clusters[y]
+    for x in range(direction.queries):
+        for y in range(direction.queries):
+            shared = {groups[r] for r in direction.query_rows[x]} & {groups[r] for r in direction.query_rows[y]} - {None}
+            assert not shared or direction.clusters[x] == direction.clusters[y]

@@ -37,8 +37,8 @@ def test_blocked_ranks_equal_exact_ranks(kind, within, monkeypatch):
         monkeypatch.setattr(ranks, "MANY_CANDIDATES", 10**9)
         expected, tied = ranks.relevant_ranks(query, d, items, exclude)
         monkeypatch.setattr(ranks, "MANY_CANDIDATES", 1)
-        found, also = ranks.relevant_ranks(query, d, items, exclude)
-        assert (found == expected).all() and (also == tied).all()
+        blocked, blocked_tied = ranks.relevant_ranks(query, d, items, exclude)
+        assert (blocked == expected).all() and (blocked_tied == tied).all()
         if kind == "ties":
             assert tied.any()
 

@@ -46,8 +46,8 @@ def test_the_probe_finds_a_hidden_signal_and_invents_none():
 
 def test_the_probe_holds_out_groups_when_they_are_small_and_works_within_one_modality():
     vectors = features("hidden", groups=150, each=3)
-    found = probe(vectors, ("a", "b"))
-    assert found.held_out_groups and found.change.interval[0] > 0
+    held_out = probe(vectors, ("a", "b"))
+    assert held_out.held_out_groups and held_out.change.interval[0] > 0
     within = probe(features("hidden"), ("a", "a"))
     assert within.change.interval[0] > 0
 
@@ -107,9 +107,9 @@ def flat(base, half=0.02, clusters=60):
     ],
 )
 def test_answers(base, head, target, per_group, answer):
-    made = head and Probe(head, [(0.25, base.base), (0.5, base.base), (1.0, head.candidate)], False, 300)
-    found, why, sources = decide(base, made, target, per_group)
-    assert found == answer and why.endswith(".")
+    head_probe = head and Probe(head, [(0.25, base.base), (0.5, base.base), (1.0, head.candidate)], False, 300)
+    recommended, why, sources = decide(base, head_probe, target, per_group)
+    assert recommended == answer and why.endswith(".")
     assert sources or answer not in ("LoRA", "full")
     assert all("arXiv" in s or "Spärck Jones 1974" in s for s in sources)
     assert target is not None or answer != "LoRA" or "Spärck Jones" in sources[0]

@@ -120,47 +120,53 @@ def place(tmp_path_factory):
 
 def test_every_planted_fault_is_found_and_nothing_else(place):
     top, faults = place
-    found = doctor(str(top / "bad/val"), "tiny:all", against=[str(top / "bad/train")])
-    by = {f.code: f for f in found.findings if f.code not in UNTRAINED}
-    assert set(faults) - set(by) == set()
+    diagnosis = doctor(str(top / "bad/val"), "tiny:all", against=[str(top / "bad/train")])
+    by_code = {f.code: f for f in diagnosis.findings if f.code not in UNTRAINED}
+    assert set(faults) - set(by_code) == set()
     for code, row in faults.items():
-        text = " ".join(by[code].examples)
-        assert row in text or by[code].count > 5, (code, row, by[code])
-        assert by[code].message and by[code].fix and by[code].count >= 1
-    assert set(by) - set(faults) == set()
-    assert found.status == 1
-    severities = [f.severity for f in found.findings]
+        text = " ".join(by_code[code].examples)
+        assert row in text or by_code[code].count > 5, (code, row, by_code[code])
+        assert by_code[code].message and by_code[code].fix and by_code[code].count >= 1
+    assert set(by_code) - set(faults) == set()
+    assert diagnosis.status == 1
+    severities = [f.severity for f in diagnosis.findings]
     assert severities == sorted(severities)  # error, note, warning would also sort so; notes are not used here
-    assert "leak-row" in str(found) and len(found.to_pandas()) == len(found.findings) and "<table>" in found._repr_html_()
+    assert (
+        "leak-row" in str(diagnosis)
+        and len(diagnosis.to_pandas()) == len(diagnosis.findings)
+        and "<table>" in diagnosis._repr_html_()
+    )
 
 
 def test_nothing_is_found_in_a_clean_corpus(place, capsys):
     top, _ = place
-    found = doctor(str(top / "clean/val"), against=[str(top / "clean/train")])
-    assert found.findings == [] and found.status == 0 and "nothing found" in str(found)
-    assert found.facts["audio"]["sample rate"] == {"8000": 48} and found.facts["image"]["pixels"]["median"] == 64 * 48
+    diagnosis = doctor(str(top / "clean/val"), against=[str(top / "clean/train")])
+    assert diagnosis.findings == [] and diagnosis.status == 0 and "nothing found" in str(diagnosis)
+    assert diagnosis.facts["audio"]["sample rate"] == {"8000": 48} and diagnosis.facts["image"]["pixels"]["median"] == 64 * 48
     assert dispatch("doctor", [str(top / "clean/val"), "--against", str(top / "clean/train"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["findings"] == []
     assert dispatch("doctor", [str(top / "bad/train"), "--json"]) == 1
 
 
 def test_splits_by_a_column(tmp_path):
-    both = [{**r, "meta": {"fold": "a"}} for r in rows(1, "t", 12)] + [{**r, "meta": {"fold": "b"}} for r in rows(2, "v", 12)]
-    both[14]["png"] = both[3]["png"]
-    data = shards(tmp_path / "d", both)
-    found = doctor(data, split="fold")
-    assert [f.code for f in found.findings] == ["leak-image"] and found.findings[0].examples == ["t03 = v02"]
+    corpus_rows = [{**r, "meta": {"fold": "a"}} for r in rows(1, "t", 12)] + [
+        {**r, "meta": {"fold": "b"}} for r in rows(2, "v", 12)
+    ]
+    corpus_rows[14]["png"] = corpus_rows[3]["png"]
+    data = shards(tmp_path / "d", corpus_rows)
+    diagnosis = doctor(data, split="fold")
+    assert [f.code for f in diagnosis.findings] == ["leak-image"] and diagnosis.findings[0].examples == ["t03 = v02"]
     assert [f.code for f in doctor(data).findings] == ["contradiction-image"]
     with pytest.raises(DataError, match="fodl"):
         doctor(data, split="fodl")
 
 
 def test_a_wrong_label_is_suspected_by_its_neighbours(tmp_path):
-    both = rows(2, "v", 96)
-    both[7]["group"] = "g3"
-    found = {f.code: f for f in doctor(shards(tmp_path / "d", both), "tiny:all").findings}
-    assert {c for c in found if c not in UNTRAINED} == {"mislabel-image", "mislabel-audio", "mislabel-text"}
-    assert all(found[c].examples == ["v07 (g3, its neighbours say g1)"] for c in found if c.startswith("mislabel"))
+    corpus_rows = rows(2, "v", 96)
+    corpus_rows[7]["group"] = "g3"
+    findings = {f.code: f for f in doctor(shards(tmp_path / "d", corpus_rows), "tiny:all").findings}
+    assert {c for c in findings if c not in UNTRAINED} == {"mislabel-image", "mislabel-audio", "mislabel-text"}
+    assert all(findings[c].examples == ["v07 (g3, its neighbours say g1)"] for c in findings if c.startswith("mislabel"))
 
 
 @pytest.mark.slow
@@ -169,8 +175,8 @@ def test_nothing_is_found_in_the_space_of_a_trained_model(tmp_path):
     recipe = {"epochs": 6, "batch_size": 24, "lr": 1e-3, "precision": "fp32"}
     run = {"model": "tiny:all", "data": {"train": train}, "train": recipe, "run": {"dir": str(tmp_path / "run")}}
     mmtune.train(run, quiet=True)
-    found = doctor(val, str(tmp_path / "run" / "artifact"), against=[train])
-    assert found.findings == [] and "mean cosine of image" in str(found)
+    diagnosis = doctor(val, str(tmp_path / "run" / "artifact"), against=[train])
+    assert diagnosis.findings == [] and "mean cosine of image" in str(diagnosis)
 
 
 def space(groups=12, each=20, dim=32, noise=0.3, seed=0, gap=0.0):
@@ -192,7 +198,7 @@ def codes(vectors, scales=None):
     return {f.code: f for f in check_space(vectors, {}, scales)}
 
 
-def test_a_healthy_space_has_no_findings_and_each_illness_has_its_own():
+def test_a_good_space_has_no_findings_and_each_fault_has_its_own():
     assert codes(space(), {"a->b": 100.0, "b->a": 14.3}) == {}
     assert set(codes(space(), {"a->b": 1.2})) == {"scale-drift"}
     assert "modality-gap" in codes(space(gap=2.0))
@@ -201,18 +207,18 @@ def test_a_healthy_space_has_no_findings_and_each_illness_has_its_own():
     flat["a"].vectors = unit(np.ones((240, 32)) + 0.02 * np.random.default_rng(0).standard_normal((240, 32)))
     assert "collapse" in codes(flat)
 
-    hub = space(noise=1.5)
-    hub["b"].vectors[7] = unit(hub["a"].vectors.mean(0, keepdims=True) * 50)[0]
-    hub["a"].vectors = unit(hub["a"].vectors + 0.5 * hub["b"].vectors[7])
-    found = codes(hub)
-    assert "hubness" in found and "r007" in found["hubness"].examples[0]
+    with_hub = space(noise=1.5)
+    with_hub["b"].vectors[7] = unit(with_hub["a"].vectors.mean(0, keepdims=True) * 50)[0]
+    with_hub["a"].vectors = unit(with_hub["a"].vectors + 0.5 * with_hub["b"].vectors[7])
+    findings = codes(with_hub)
+    assert "hubness" in findings and "r007" in findings["hubness"].examples[0]
 
     wrong = space()
     for i in (5, 77):
         wrong["a"].groups[i] = wrong["b"].groups[i] = "g9"
-    found = codes(wrong)
-    assert set(found) == {"mislabel-a", "mislabel-b"} and found["mislabel-a"].count == 2
-    assert found["mislabel-a"].examples[1].startswith("r077") or found["mislabel-a"].examples[0].startswith("r077")
+    findings = codes(wrong)
+    assert set(findings) == {"mislabel-a", "mislabel-b"} and findings["mislabel-a"].count == 2
+    assert findings["mislabel-a"].examples[1].startswith("r077") or findings["mislabel-a"].examples[0].startswith("r077")
 
 
 def test_near_pairs_against_every_pair():
@@ -237,7 +243,7 @@ def test_key_pairs_against_every_pair():
     assert len(key_pairs(np.zeros(40, np.uint64), 0)) <= 8 * 40
 
 
-def test_cut_asks_the_towers_own_preprocessing():
+def test_truncation_is_found_by_the_towers_own_preprocessing():
     from mmtune.modalities.quality import cut
 
     preprocess = mmtune.load("tiny:clip").towers["text"].preprocess

@@ -133,3 +133,19 @@ def shards(path, rows):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return str(path)
+
+
+def coloured_rows(seed, count=36, start=0):
+    """Rows with an image and a caption of six groups, and the metadata column "kind"."""
+    rng = np.random.default_rng(seed)
+    colours = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (180, 180, 40), (40, 180, 180), (180, 40, 180)]
+    return [
+        {
+            "id": f"r{start + i}",
+            "group": f"g{i % 6}",
+            "png": picture(rng, colours[i % 6], (64 + 8 * (i % 5), 48)),
+            "txt": f"a thing of colour number {i % 6}, item {start + i}".encode(),
+            "meta": {"kind": "even" if i % 2 == 0 else "odd"},
+        }
+        for i in range(count)
+    ]

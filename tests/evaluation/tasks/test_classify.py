@@ -23,27 +23,27 @@ def test_accuracy_and_macro_f1_equal_plain_loops():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         groups = [None if rng.random() < 0.1 else f"c{rng.integers(5)}" for _ in range(60)]
-        words = [int(str(g or "c9")[1:]) * 2 + int(rng.integers(2)) for g in groups]
-        vectors = {"a": embedded(rng, 60, groups, list(range(60)), "a"), "b": embedded(rng, 60, groups, words, "b")}
-        found = classify_by_descriptions(vectors, ("a", "b"))
+        captions = [int(str(g or "c9")[1:]) * 2 + int(rng.integers(2)) for g in groups]
+        vectors = {"a": embedded(rng, 60, groups, list(range(60)), "a"), "b": embedded(rng, 60, groups, captions, "b")}
+        classified = classify_by_descriptions(vectors, ("a", "b"))
         assert names_classes(vectors["b"], "b") and not names_classes(vectors["a"], "a")
         prompts = {}
         for g in sorted({g for g in groups if g}):
-            own = {w: vectors["b"].vectors[i] for i, (w, x) in enumerate(zip(words, groups, strict=True)) if x == g}
+            own = {w: vectors["b"].vectors[i] for i, (w, x) in enumerate(zip(captions, groups, strict=True)) if x == g}
             mean = np.sum(list(own.values()), 0)
             prompts[g] = mean / np.linalg.norm(mean)
         guess = [max(prompts, key=lambda g, v=v: float(v @ prompts[g])) for v in vectors["a"].vectors]
         pairs = [(t, p) for t, p in zip(groups, guess, strict=True) if t]
-        assert found.rows == len(pairs) and found.skipped == 60 - len(pairs)
-        assert np.isclose(found.accuracy, np.mean([t == p for t, p in pairs]))
+        assert classified.rows == len(pairs) and classified.skipped == 60 - len(pairs)
+        assert np.isclose(classified.accuracy, np.mean([t == p for t, p in pairs]))
         scores = []
         for c in {x for pair in pairs for x in pair}:
             right = sum(t == p == c for t, p in pairs)
             scores.append(2 * right / (sum(t == c for t, _ in pairs) + sum(p == c for _, p in pairs)))
-        assert np.isclose(found.macro_f1, np.mean(scores))
-        for i, t in enumerate(found.classes):
-            for j, p in enumerate(found.classes):
-                assert found.confusion[i, j] == pairs.count((t, p))
+        assert np.isclose(classified.macro_f1, np.mean(scores))
+        for i, t in enumerate(classified.classes):
+            for j, p in enumerate(classified.classes):
+                assert classified.confusion[i, j] == pairs.count((t, p))
 
 
 def test_classes_by_neighbours_equal_plain_loops():
@@ -52,7 +52,7 @@ def test_classes_by_neighbours_equal_plain_loops():
         groups = [None if rng.random() < 0.1 else f"c{rng.integers(5)}" for _ in range(60)]
         contents = rng.integers(0, 45, 60).tolist()
         e = embedded(rng, 60, groups, contents, "a")
-        found = classify_among_themselves({"a": e}, "a", k=4)
+        classified = classify_among_themselves({"a": e}, "a", k=4)
         items: dict[int, set[str]] = {}
         for c, g in zip(contents, groups, strict=True):
             items.setdefault(c, set()).update([g] if g else [])
@@ -64,13 +64,15 @@ def test_classes_by_neighbours_equal_plain_loops():
             for score, g in near:
                 votes[g] = votes.get(g, 0) + np.exp(score / 0.07)
             pairs.append((truth, max(votes, key=votes.__getitem__)))
-        assert found.rows == len(pairs) and found.skipped == len(items) - len(pairs) and found.how == "neighbours"
-        for i, t in enumerate(found.classes):
-            for j, p in enumerate(found.classes):
-                assert found.confusion[i, j] == pairs.count((t, p))
+        assert (
+            classified.rows == len(pairs) and classified.skipped == len(items) - len(pairs) and classified.how == "neighbours"
+        )
+        for i, t in enumerate(classified.classes):
+            for j, p in enumerate(classified.classes):
+                assert classified.confusion[i, j] == pairs.count((t, p))
 
 
-def test_words_classify_where_they_name_classes_and_neighbours_where_not():
+def test_descriptions_classify_where_they_name_classes_and_neighbours_where_not():
     rng = np.random.default_rng(0)
     groups = [f"c{i % 4}" for i in range(40)]
     sound, own = embedded(rng, 40, groups, list(range(40)), "audio"), embedded(rng, 40, groups, list(range(40)), "text")
@@ -90,11 +92,11 @@ def test_eval_writes_trec_files(tmp_path, capsys):
 
     data = corpora.packed(tmp_path, 12, 1, ("image", "text"))
     assert dispatch("eval", ["tiny:clip", data, "--trec", str(tmp_path / "t"), "--json", "--quiet"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    names = {f"{d.replace('->', '-to-')}.{end}" for d in said["directions"] for end in ("run", "qrels")}
+    document = json.loads(capsys.readouterr().out)
+    names = {f"{d.replace('->', '-to-')}.{end}" for d in document["directions"] for end in ("run", "qrels")}
     assert {p.name for p in (tmp_path / "t").iterdir()} == names and names
-    for d, found in said["directions"].items():
+    for d, direction in document["directions"].items():
         stem = str(tmp_path / "t" / d.replace("->", "-to-"))
         qrels, run = ir_measures.read_trec_qrels(stem + ".qrels"), ir_measures.read_trec_run(stem + ".run")
         theirs = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, run)[ir_measures.nDCG @ 10]
-        assert np.isclose(theirs, found["metrics"]["ndcg@10"], atol=1e-9)
+        assert np.isclose(theirs, direction["metrics"]["ndcg@10"], atol=1e-9)

@@ -44,8 +44,10 @@ def slow_partial(score, positive, max_fpr):
     """The curve drawn point by point in tiny steps of the false positive rate, each threshold tried."""
     points = {(0.0, 0.0)}
     for t in sorted(set(score)):
-        said = score >= t
-        points.add((float((said & ~positive).sum() / (~positive).sum()), float((said & positive).sum() / positive.sum())))
+        predicted = score >= t
+        points.add(
+            (float((predicted & ~positive).sum() / (~positive).sum()), float((predicted & positive).sum() / positive.sum()))
+        )
     points = sorted(points)
     area = 0.0
     for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
@@ -83,28 +85,28 @@ def test_neighbours_of_a_reference_equal_scikit_learn_and_plain_loops():
         rng = np.random.default_rng(seed)
         reference, queries = units(rng, 50), units(rng, 30)
         names = [f"c{rng.integers(4)}" for _ in range(50)]
-        found = classify_by_reference(queries, reference, names, 5)
-        for q, said in zip(queries, found, strict=True):
+        predicted = classify_by_reference(queries, reference, names, 5)
+        for q, predicted_class in zip(queries, predicted, strict=True):
             near = sorted(range(50), key=lambda i: -float(q.astype(float) @ reference[i]))[:5]
             votes: dict[str, float] = {}
             for i in near:
                 votes[names[i]] = votes.get(names[i], 0) + np.exp(float(q.astype(float) @ reference[i]) / TEMPERATURE)
-            assert said == max(votes, key=votes.__getitem__)
+            assert predicted_class == max(votes, key=votes.__getitem__)
         sklearn = pytest.importorskip("sklearn.neighbors")
-        theirs = sklearn.KNeighborsClassifier(5, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE))
-        assert theirs.fit(reference, names).predict(queries).tolist() == found
+        classifier = sklearn.KNeighborsClassifier(5, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE))
+        assert classifier.fit(reference, names).predict(queries).tolist() == predicted
 
 
-def test_barred_neighbours_are_never_met():
+def test_excluded_neighbours_are_never_returned():
     rng = np.random.default_rng(3)
-    z, bar = units(rng, 40), rng.integers(0, 6, 40)
-    score, found = nearest(z, z, 7, (bar, bar))
+    z, label = units(rng, 40), rng.integers(0, 6, 40)
+    score, index = nearest(z, z, 7, (label, label))
     for i in range(40):
-        allowed = [j for j in range(40) if bar[j] != bar[i] or bar[i] == 0]
+        allowed = [j for j in range(40) if label[j] != label[i] or label[i] == 0]
         best = sorted(allowed, key=lambda j: -float(z[i].astype(float) @ z[j]))[:7]
-        assert found[i].tolist() == best and np.isfinite(score[i]).all()
-    score, found = nearest(z[:3], z[:3], 2, (np.ones(3, int), np.ones(3, int)))
-    assert (found == -1).all() and (score == -np.inf).all()
+        assert index[i].tolist() == best and np.isfinite(score[i]).all()
+    score, index = nearest(z[:3], z[:3], 2, (np.ones(3, int), np.ones(3, int)))
+    assert (index == -1).all() and (score == -np.inf).all()
 
 
 def test_clips_of_one_recording_do_not_vote_for_each_other():
@@ -115,12 +117,12 @@ def test_clips_of_one_recording_do_not_vote_for_each_other():
     e.groups[:] = [g for i in range(12) for g in [f"c{i % 2}"] * 3]
     recording = {r: f"rec{i // 3}" for i, r in enumerate(e.ids)}
     assert classify_among_themselves({"audio": e}, "audio", 1).accuracy == 1.0  # it hears its own recording again
-    found = classify_among_themselves({"audio": e}, "audio", 1, recording)
-    right = 0
+    classified = classify_among_themselves({"audio": e}, "audio", 1, recording)
+    correct = 0
     for i in range(36):
         others = [j for j in range(36) if j // 3 != i // 3]
-        right += e.groups[max(others, key=lambda j: float(e.vectors[i].astype(float) @ e.vectors[j]))] == e.groups[i]
-    assert found.accuracy == pytest.approx(right / 36) and found.accuracy < 1
+        correct += e.groups[max(others, key=lambda j: float(e.vectors[i].astype(float) @ e.vectors[j]))] == e.groups[i]
+    assert classified.accuracy == pytest.approx(correct / 36) and classified.accuracy < 1
 
 
 # --- anomalies -----------------------------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ def test_anomaly_scores_equal_plain_loops():
     machine = {r: f"m{i % 2}" for i, r in enumerate(e.ids)}
     recording = {r: f"rec{i // 4}" for i, r in enumerate(e.ids)}
     part = {"loud": frozenset(e.ids[::2])}
-    found = detect("audio", e, normal, machine, source=recording, parts=part, k=2)
+    anomalies = detect("audio", e, normal, machine, source=recording, parts=part, k=2)
     for i, row in enumerate(e.ids):
         refs = [
             j
@@ -141,19 +143,21 @@ def test_anomaly_scores_equal_plain_loops():
             if normal[other] and machine[other] == machine[row] and recording[other] != recording[row]
         ]
         near = sorted(1 - float(e.vectors[i].astype(float) @ e.vectors[j]) for j in refs)[:2]
-        assert found.scores[row] == pytest.approx(np.mean(near), abs=1e-6)
-    for m, d in found.machines.items():
+        assert anomalies.scores[row] == pytest.approx(np.mean(near), abs=1e-6)
+    for m, d in anomalies.machines.items():
         rows = [r for r in e.ids if machine[r] == m]
-        score, odd = np.array([found.scores[r] for r in rows]), np.array([not normal[r] for r in rows])
-        assert d.auroc == pytest.approx(auroc(score, odd)) and d.partial_auroc == pytest.approx(partial_auroc(score, odd))
-        assert (d.normal, d.anomalous) == (int((~odd).sum()), int(odd.sum()))
-    assert found.mean.auroc == pytest.approx(np.mean([d.auroc for d in found.machines.values()]))
+        score, anomalous = np.array([anomalies.scores[r] for r in rows]), np.array([not normal[r] for r in rows])
+        assert d.auroc == pytest.approx(auroc(score, anomalous)) and d.partial_auroc == pytest.approx(
+            partial_auroc(score, anomalous)
+        )
+        assert (d.normal, d.anomalous) == (int((~anomalous).sum()), int(anomalous.sum()))
+    assert anomalies.mean.auroc == pytest.approx(np.mean([d.auroc for d in anomalies.machines.values()]))
     reference = embedded(units(rng, 10), start=100)
-    theirs = {r: "m0" if i < 5 else "m1" for i, r in enumerate(reference.ids)}
-    other = detect("audio", e, normal, machine, reference=reference, reference_machine=theirs, k=1)
+    reference_machine = {r: "m0" if i < 5 else "m1" for i, r in enumerate(reference.ids)}
+    other = detect("audio", e, normal, machine, reference=reference, reference_machine=reference_machine, k=1)
     for i, row in enumerate(e.ids):
-        mine = reference.vectors[:5] if machine[row] == "m0" else reference.vectors[5:]
-        assert other.scores[row] == pytest.approx(1 - float((mine.astype(float) @ e.vectors[i]).max()), abs=1e-6)
+        references = reference.vectors[:5] if machine[row] == "m0" else reference.vectors[5:]
+        assert other.scores[row] == pytest.approx(1 - float((references.astype(float) @ e.vectors[i]).max()), abs=1e-6)
     assert np.isnan(distances(e, e, 1, (np.ones(40, int), np.ones(40, int)))).all()
 
 
@@ -169,14 +173,14 @@ def machines(tmp_path_factory):
     return root
 
 
-def said(capsys, *argv):
+def run_eval(capsys, *argv):
     status = dispatch("eval", [*map(str, argv), "--quiet", "--json"])
     out = capsys.readouterr()
     return status, json.loads(out.out) if status == 0 else out.err
 
 
 def test_zero_shot_classes_by_their_names(machines, capsys):
-    status, document = said(
+    status, document = run_eval(
         capsys,
         "tiny:clap",
         machines / "val",
@@ -190,7 +194,7 @@ def test_zero_shot_classes_by_their_names(machines, capsys):
         "sound of a {}",
     )
     assert status == 0 and document["settings"]["prompts"] == ["a {}", "sound of a {}"]
-    found = document["results"]["audio"]
+    scores = document["results"]["audio"]
     model, data = mmtune.load("tiny:clap"), open_data(str(machines / "val"))
     names = sorted(set(data.column("category")))
     heads = {}
@@ -202,10 +206,10 @@ def test_zero_shot_classes_by_their_names(machines, capsys):
     z = embed_data(model, data, ["audio"])["audio"].vectors
     guess = [max(names, key=lambda c, v=v: float(v @ heads[c])) for v in z]
     truth = data.column("category")
-    assert found["accuracy"] == pytest.approx(np.mean([g == t for g, t in zip(guess, truth, strict=True)]))
+    assert scores["accuracy"] == pytest.approx(np.mean([g == t for g, t in zip(guess, truth, strict=True)]))
     metrics = pytest.importorskip("sklearn.metrics")
-    assert found["macro_f1"] == pytest.approx(metrics.f1_score(truth, guess, average="macro"))
-    assert found["confusion"] == metrics.confusion_matrix(truth, guess, labels=found["classes"]).tolist()
+    assert scores["macro_f1"] == pytest.approx(metrics.f1_score(truth, guess, average="macro"))
+    assert scores["confusion"] == metrics.confusion_matrix(truth, guess, labels=scores["classes"]).tolist()
 
 
 def test_a_class_is_called_what_a_column_says(tmp_path):
@@ -230,19 +234,19 @@ def test_a_class_of_several_names_is_found_by_the_nearest():
         names = embedded(units(rng, 12), [f"c{i % 4}" for i in range(12)], "text")
         truth = [None if rng.random() < 0.1 else f"c{rng.integers(4)}" for _ in range(40)]
         rows = embedded(units(rng, 40), truth)
-        found = zero_shot(rows, names, "audio->text")
+        classified = zero_shot(rows, names, "audio->text")
         best = [max(range(12), key=lambda j, z=z: float(z.astype(float) @ names.vectors[j])) for z in rows.vectors]
         pairs = [(t, f"c{j % 4}") for t, j in zip(truth, best, strict=True) if t is not None]
-        assert found.skipped == 40 - len(pairs) and found.rows == len(pairs)
-        for i, t in enumerate(found.classes):
-            for j, p in enumerate(found.classes):
-                assert found.confusion[i, j] == pairs.count((t, p))
+        assert classified.skipped == 40 - len(pairs) and classified.rows == len(pairs)
+        for i, t in enumerate(classified.classes):
+            for j, p in enumerate(classified.classes):
+                assert classified.confusion[i, j] == pairs.count((t, p))
     same = embedded(np.ones((2, 4), np.float32) / 2, ["a", "b"], "text")
     assert zero_shot(embedded(np.ones((1, 4), np.float32) / 2, ["a"]), same, "x").confusion.tolist() == [[0, 1], [0, 0]]
 
 
 def test_neighbours_and_anomalies_of_the_demos_machines(machines, capsys):
-    status, knn = said(
+    status, knn = run_eval(
         capsys,
         "tiny:clap",
         machines / "val",
@@ -257,7 +261,7 @@ def test_neighbours_and_anomalies_of_the_demos_machines(machines, capsys):
     )
     assert status == 0 and knn["results"]["audio"]["rows"] == len(open_data(str(machines / "val")))
     assert knn["results"]["audio"]["accuracy"] > 0.7  # a fan and a gearbox sound unlike even to seeded towers
-    both = [
+    argv = [
         str(machines / "val"),
         "--task",
         "anomaly",
@@ -268,14 +272,14 @@ def test_neighbours_and_anomalies_of_the_demos_machines(machines, capsys):
         "--exclude-same",
         "recording",
     ]
-    status, alone = said(capsys, "tiny:clap", *both, "--reference", machines / "train", "--slice", "severity")
+    status, document = run_eval(capsys, "tiny:clap", *argv, "--reference", machines / "train", "--slice", "severity")
     assert status == 0
-    found = alone["results"]["audio"]
-    assert set(found["machines"]) == {"fan", "gearbox"} and set(found["parts"]) == {
+    scores = document["results"]["audio"]
+    assert set(scores["machines"]) == {"fan", "gearbox"} and set(scores["parts"]) == {
         f"severity={s}" for s in ("light", "medium", "severe")
     }
-    assert found["parts"]["severity=severe"]["auroc"] > 0.6 and len(found["scores"]) == len(open_data(str(machines / "val")))
-    status, line = said(capsys, "tiny:clap", *both)
+    assert scores["parts"]["severity=severe"]["auroc"] > 0.6 and len(scores["scores"]) == len(open_data(str(machines / "val")))
+    status, line = run_eval(capsys, "tiny:clap", *argv)
     assert status == 2 and "no normal row that another one could judge" in line  # one healthy recording a machine
     result = mmtune.evaluate("tiny:clap", str(machines / "val"), task="anomaly", normal="defect=none", machine="category")
     assert result.metric("auroc") == pytest.approx(np.mean([d.auroc for d in result.results["audio"].machines.values()]))
@@ -301,23 +305,23 @@ BAD = [
 @pytest.mark.parametrize("argv, message", BAD, ids=[m[:30] for _, m in BAD])
 def test_bad_input_is_one_line(machines, capsys, argv, message):
     argv = [str(machines / "val") if a == "SELF" else a for a in argv]
-    status, line = said(capsys, "tiny:clap", machines / "val", *argv)
+    status, line = run_eval(capsys, "tiny:clap", machines / "val", *argv)
     assert status == 2 and message in line and line.strip().count("\n") == 0
 
 
-def test_one_recording_on_both_sides_is_refused(machines, tmp_path):
+def test_a_recording_on_both_sides_is_refused(machines, tmp_path):
     data = open_data(str(machines / "val"))
     a, b = data.subset(np.arange(0, len(data), 2)), data.subset(np.arange(1, len(data), 2))  # clips in turn
     with pytest.raises(DataError, match="values of 'recording' are in .* too, e.g. 'fan-crack-light-r01'"):
         mmtune.evaluate("tiny:clap", a, task="knn", reference=b, label="category", exclude_same="recording")
     assert mmtune.evaluate("tiny:clap", a, task="knn", reference=b, label="category").metric("accuracy") > 0
     model = mmtune.load("tiny:clap")
-    artifact.save(model, tmp_path / "seen", trained_on={k: data.labels[k][:5] for k in ("id", "audio")})
+    artifact.save(model, tmp_path / "trained", trained_on={k: data.labels[k][:5] for k in ("id", "audio")})
     with pytest.raises(DataError, match="the model was trained on 5 of these"):
-        mmtune.evaluate(str(tmp_path / "seen"), data, task="knn", label="category")
+        mmtune.evaluate(str(tmp_path / "trained"), data, task="knn", label="category")
 
 
-def test_words_cannot_be_judged_without_a_tower_for_them(machines):
+def test_zero_shot_needs_a_text_tower(machines):
     with pytest.raises(MmtuneError, match="class names need a tower that reads text"):
         mmtune.evaluate("tiny:audio", str(machines / "val"), task="zero_shot", label="category")
 

@@ -26,7 +26,7 @@ def noisy(vectors, amount, seed):
     }
 
 
-def things(seed, groups=80, each=4, dim=24):
+def grouped_corpus(seed, groups=80, each=4, dim=24):
     """A corpus where rows of a group lie together, the same point in both modalities."""
     rng = np.random.default_rng(seed)
     n, group = groups * each, np.repeat(np.arange(1, groups + 1), each)
@@ -37,32 +37,32 @@ def things(seed, groups=80, each=4, dim=24):
 
 
 def test_differences_are_paired_and_counted_by_hand():
-    vectors = things(0)
+    vectors = grouped_corpus(0)
     base, candidate = noisy(vectors, 0.9, 1), noisy(vectors, 0.5, 2)
-    found = compare_vectors(base, candidate, gate={"metric": "mrr", "direction": "a->b"})
-    old, new = (evaluate_vectors(v, per_query=True).directions["a->b"] for v in (base, candidate))
-    d = new.values["mrr"] - old.values["mrr"]
-    change = found.directions["a->b"]
-    assert change.difference == pytest.approx(d.mean()) and change.candidate - change.base == pytest.approx(d.mean())
-    assert (change.wins, change.losses, change.queries, change.clusters) == ((d > 0).sum(), (d < 0).sum(), 320, 80)
-    assert change.interval[0] < d.mean() < change.interval[1]
-    assert found.verdict == "pass" and found.status == 0
-    document = found.to_dict()
+    comparison = compare_vectors(base, candidate, gate={"metric": "mrr", "direction": "a->b"})
+    before, after = (evaluate_vectors(v, per_query=True).directions["a->b"] for v in (base, candidate))
+    delta = after.values["mrr"] - before.values["mrr"]
+    change = comparison.directions["a->b"]
+    assert change.difference == pytest.approx(delta.mean()) and change.candidate - change.base == pytest.approx(delta.mean())
+    assert (change.wins, change.losses, change.queries, change.clusters) == ((delta > 0).sum(), (delta < 0).sum(), 320, 80)
+    assert change.interval[0] < delta.mean() < change.interval[1]
+    assert comparison.verdict == "pass" and comparison.status == 0
+    document = comparison.to_dict()
     assert set(document["directions"]["a->b"]) >= {"base", "candidate", "difference", "interval", "wins", "losses"}
-    mean = found.metrics["mean"]["mrr"].difference
-    assert mean == pytest.approx(np.mean([found.metrics[x]["mrr"].difference for x in ("a->b", "b->a")]))
-    back = compare_vectors(candidate, base, gate={"metric": "mrr", "direction": "a->b"})
-    assert back.verdict == "fail" and back.status == 1
+    mean = comparison.metrics["mean"]["mrr"].difference
+    assert mean == pytest.approx(np.mean([comparison.metrics[x]["mrr"].difference for x in ("a->b", "b->a")]))
+    reverse = compare_vectors(candidate, base, gate={"metric": "mrr", "direction": "a->b"})
+    assert reverse.verdict == "fail" and reverse.status == 1
     rng = np.random.default_rng(9)
     shuffled = {m: take_rows(e, rng.permutation(320)) for m, e in candidate.items()}
     assert compare_vectors(base, shuffled, gate={"metric": "mrr", "direction": "a->b"}).to_dict() == document
-    assert len(found.to_pandas()) > 10 and "PASS" in found._repr_html_() and "a->b" in str(found)
+    assert len(comparison.to_pandas()) > 10 and "PASS" in comparison._repr_html_() and "a->b" in str(comparison)
 
 
 def test_a_model_against_itself_never_passes():
-    vectors = noisy(things(1), 0.7, 1)
-    found = compare_vectors(vectors, vectors)
-    assert found.verdict == "fail" and found.directions["mean"].interval == (0, 0)
+    vectors = noisy(grouped_corpus(1), 0.7, 1)
+    comparison = compare_vectors(vectors, vectors)
+    assert comparison.verdict == "fail" and comparison.directions["mean"].interval == (0, 0)
 
 
 def test_interval_covers_when_nothing_differs():
@@ -93,17 +93,19 @@ def test_whole_comparisons_cover_and_a_retention_drop_is_refused(runs, most):
     """Two equally noisy models differ by chance alone; a retention corpus made 3 points worse must not get through."""
     excluded = refused = 0
     for run in range(runs):
-        vectors, retained = things(run, 40, 3), things(1000 + run, 200, 1)
+        vectors, retained = grouped_corpus(run, 40, 3), grouped_corpus(1000 + run, 200, 1)
         base, candidate = noisy(vectors, 0.8, 2 * run), noisy(vectors, 0.8, 2 * run + 1)
         change = compare_vectors(base, candidate, ks=(10,), resamples=400).directions["mean"]
         excluded += not change.interval[0] <= 0 <= change.interval[1]
-        old = noisy(retained, 0.1, run)
-        new = {m: Embeddings(e.ids, e.groups, e.labels, e.vectors.copy(), "f") for m, e in old.items()}
-        spoil(new, 0.03, run)
+        base_retained = noisy(retained, 0.1, run)
+        candidate_retained = {m: Embeddings(e.ids, e.groups, e.labels, e.vectors.copy(), "f") for m, e in base_retained.items()}
+        spoil(candidate_retained, 0.03, run)
         gate = {"metric": "hit@10", "guards": {"retention": -0.01}}
-        found = compare_vectors(base, noisy(vectors, 0.2, run), ks=(10,), gate=gate, retention=(old, new), resamples=400)
-        assert found.slices["retention"].difference == pytest.approx(-0.03, abs=1e-9)
-        refused += found.status == 1
+        comparison = compare_vectors(
+            base, noisy(vectors, 0.2, run), ks=(10,), gate=gate, retention=(base_retained, candidate_retained), resamples=400
+        )
+        assert comparison.slices["retention"].difference == pytest.approx(-0.03, abs=1e-9)
+        refused += comparison.status == 1
     assert excluded <= most  # 5% of them by right; more than that has a chance below 1 in 100
     assert refused >= 0.95 * runs
 
@@ -116,7 +118,7 @@ def spoil(vectors, share, seed):
     e.vectors[at] *= -1
 
 
-def test_few_clusters_say_nothing():
+def test_too_few_clusters_give_the_widest_interval():
     low, high = bootstrap_intervals([(np.ones((40, 1)), np.repeat(np.arange(4), 10))])
     assert (low[0], high[0]) == (-1, 1)
 
@@ -148,16 +150,16 @@ def change(difference, low, high):
 )
 def test_verdicts(gain, guard, verdict, word):
     gate = Gate(metric="ndcg@10", direction="a->b", min_gain=0.01, guards={"retention": -0.01})
-    found, reason = decide(gate, gain, {"retention": guard})
-    assert found == verdict and word in reason and reason.count("\n") == 0
+    verdict_given, reason = decide(gate, gain, {"retention": guard})
+    assert verdict_given == verdict and word in reason and reason.count("\n") == 0
 
 
-def test_gate_is_strict():
+def test_a_gate_refuses_unknown_keys_and_names():
     with pytest.raises(RecipeError, match="gate.min_gian: unknown; did you mean min_gain"):
         Gate.read({"min_gian": 1})
     with pytest.raises(RecipeError, match="are numbers"):
         Gate.read({"guards": {"retention": "little"}})
-    vectors = noisy(things(2, 20, 2), 0.7, 1)
+    vectors = noisy(grouped_corpus(2, 20, 2), 0.7, 1)
     for bad, message in (
         ({"metric": "ndgc@10"}, "no metric 'ndgc@10'"),
         ({"direction": "a->c"}, "there are: a->b, b->a"),
@@ -203,8 +205,8 @@ def test_twins_are_the_nearest_items_of_another_group(tmp_path):
     values, ids = accuracy(part, vectors)
     for value, t in zip(values, part.twins, strict=True):
         q = vectors["a"].vectors[vectors["a"].ids.index(t.query)].astype(np.float64)
-        right, wrong = (q @ vectors["b"].vectors[row[x]] for x in (t.right, t.twin))
-        assert value == (right > wrong)
+        right, twin = (q @ vectors["b"].vectors[row[x]] for x in (t.right, t.twin))
+        assert value == (right > twin)
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(DataError, match="not a confusable slice"):
         Confusable.read(tmp_path / "x.json")
@@ -213,21 +215,21 @@ def test_twins_are_the_nearest_items_of_another_group(tmp_path):
 
 
 def test_confusable_slice_in_a_comparison():
-    vectors = things(3, 60, 3)
+    vectors = grouped_corpus(3, 60, 3)
     base, candidate = noisy(vectors, 0.8, 1), noisy(vectors, 0.4, 2)
     frozen = freeze(base, ("a", "b"))
-    found = compare_vectors(base, candidate, confusable=frozen, slices={"half": set(base["a"].ids[:90])})
-    assert set(found.slices) == {"confusable", "confusable pairs", "half"} and "confusable" in found.gate.guards
-    assert found.slices["confusable pairs"].queries == 45 and found.slices["half"].queries == 180
-    differences = [c.difference for c in found.slices.values()]
+    comparison = compare_vectors(base, candidate, confusable=frozen, slices={"half": set(base["a"].ids[:90])})
+    assert set(comparison.slices) == {"confusable", "confusable pairs", "half"} and "confusable" in comparison.gate.guards
+    assert comparison.slices["confusable pairs"].queries == 45 and comparison.slices["half"].queries == 180
+    differences = [c.difference for c in comparison.slices.values()]
     assert differences == sorted(differences)
 
 
 def test_clusters_follow_groups_and_content_in_chains():
     labels = {"id": np.arange(1, 6), "group": np.array([1, 1, 2, 0, 0]), "a": np.array([1, 2, 2, 4, 5])}
     e = Embeddings(list("vwxyz"), [None] * 5, labels, np.eye(5, dtype=np.float32))
-    found = row_clusters({"a": e})
-    assert found["v"] == found["w"] == found["x"] and len({found["x"], found["y"], found["z"]}) == 3
+    cluster = row_clusters({"a": e})
+    assert cluster["v"] == cluster["w"] == cluster["x"] and len({cluster["x"], cluster["y"], cluster["z"]}) == 3
 
 
 def test_rows_trained_on_are_refused_but_a_class_name_is_not():
@@ -252,7 +254,7 @@ def test_rows_trained_on_are_refused_but_a_class_name_is_not():
 
 
 def test_other_rows_or_modalities_are_refused():
-    vectors = things(4, 10, 2)
+    vectors = grouped_corpus(4, 10, 2)
     fewer = {m: take_rows(e, np.arange(5)) for m, e in vectors.items()}
     with pytest.raises(DataError, match="has a vector of one model only"):
         compare_vectors(vectors, fewer)
