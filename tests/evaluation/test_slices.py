@@ -24,14 +24,14 @@ def test_slices_of_a_column_and_of_a_quantity():
 
 def test_a_slice_is_the_mean_over_its_queries_worst_first():
     vectors = corpus(np.random.default_rng(0), 60, 6, 8, content=40)
-    found = evaluate_vectors(vectors, per_query=True).directions["a->b"]
+    direction = evaluate_vectors(vectors, per_query=True).directions["a->b"]
     ids = sorted(vectors["a"].ids)
-    parts = slice_direction(found, {"first": set(ids[:20]), "second": set(ids[20:]), "none": {"?"}}, "mrr")
+    parts = slice_direction(direction, {"first": set(ids[:20]), "second": set(ids[20:]), "none": {"?"}}, "mrr")
     assert set(parts) == {"first", "second"}
     for name, rows in (("first", set(ids[:20])), ("second", set(ids[20:]))):
-        here = [i for i, r in enumerate(found.query_rows) if rows & set(r)]
-        assert parts[name].queries == len(here)
-        assert parts[name].metrics["mrr"] == pytest.approx(np.mean([found.values["mrr"][i] for i in here]))
+        members = [i for i, r in enumerate(direction.query_rows) if rows & set(r)]
+        assert parts[name].queries == len(members)
+        assert parts[name].metrics["mrr"] == pytest.approx(np.mean([direction.values["mrr"][i] for i in members]))
     values = [s.metrics["mrr"] for s in parts.values()]
     assert values == sorted(values)
     with pytest.raises(RecipeError, match="per_query"):
