@@ -15,13 +15,13 @@ from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes, is_restarted
 from mmtune.training.build_objective import build_objective
 from mmtune.training.finish import finish_model, save_run
-from mmtune.training.inputs import TrainingInputs, build_loader, open_inputs
 from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
 from mmtune.training.preflight import check_objective_data
 from mmtune.training.run_directory import claim_run_directory
 from mmtune.training.teacher_cache import build_teachers
 from mmtune.training.train_result import TrainResult
+from mmtune.training.training_inputs import TrainingInputs, build_loader, open_inputs
 from mmtune.training.tuning.lp_ft import head_stage
 from mmtune.training.tuning.tune import TunedModel, tune
 from mmtune.training.tuning.tune_spec import parse_tune

@@ -20,7 +20,7 @@ from mmtune.recipe.tune_block import AnyTuning
 from mmtune.run import train
 from mmtune.runtime.distributed import launched_world_size
 from mmtune.runtime.files import read_jsonl
-from mmtune.training.inputs import TrainingInputs, build_loader, open_inputs
+from mmtune.training.training_inputs import TrainingInputs, build_loader, open_inputs
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data

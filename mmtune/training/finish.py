@@ -10,10 +10,10 @@ from mmtune.evaluation.validation import Validate
 from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.tune_block import LOW_RANK
-from mmtune.training.inputs import TrainingInputs
 from mmtune.training.precision import resolve_precision
 from mmtune.training.regularise.wise_ft import interpolate
 from mmtune.training.train_result import TrainResult
+from mmtune.training.training_inputs import TrainingInputs
 from mmtune.training.tuning.adapter_files import save_adapters, save_provenance
 from mmtune.training.tuning.tune import TunedModel
 

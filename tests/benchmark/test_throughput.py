@@ -66,3 +66,25 @@ def test_the_verb_and_what_it_refuses(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="one process"):
         mmtune.bench(recipe)
+
+
+def test_bench_measures_the_model_that_the_recipe_trains(recipe, monkeypatch):
+    """Prompts and window pooling change what is loaded and embedded: both are those of the recipe, as in `train`."""
+    from mmtune.benchmark import throughput
+
+    embedded, loaded = [], []
+    rates, loading = throughput._embedding_rates, throughput._loading_rate
+
+    def embedding_rates(model, data, quiet):
+        embedded.append((dict(model.prompts), dict(model.window_pooling)))
+        return rates(model, data, quiet)
+
+    def loading_rate(whole, inputs, batches, steps):
+        loaded.append((dict(inputs.model.prompts), dict(inputs.model.window_pooling)))
+        return loading(whole, inputs, batches, steps)
+
+    monkeypatch.setattr(throughput, "_embedding_rates", embedding_rates)
+    monkeypatch.setattr(throughput, "_loading_rate", loading_rate)
+    templates = {"text": {"default": ["a photo of {}"]}}
+    mmtune.bench({**recipe, "prompts": templates, "window_pooling": {"image": "max"}, "tune": "full"}, steps=1)
+    assert embedded == loaded == [(templates, {"image": "max"})]

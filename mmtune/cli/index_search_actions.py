@@ -1,0 +1,76 @@
+"""Actions of `mmtune index` that read: search, status, journal."""
+
+import argparse
+from typing import Any
+
+from mmtune import modalities
+from mmtune.cli import index_output as say
+from mmtune.cli.collection_arguments import open_collection
+from mmtune.cli.dispatch import Result
+from mmtune.errors import DataError
+
+
+def search_arguments(p: argparse.ArgumentParser) -> None:
+    what = p.add_mutually_exclusive_group(required=True)
+    for name in modalities.names():
+        language = modalities.get(name).language
+        what.add_argument(f"--{name}", dest=f"query_{name}", metavar="VALUE" if language else "PATH", help=f"search by {name}")
+    what.add_argument("--file", metavar="PATH", help="search by a file, of the modality that its extension says")
+    what.add_argument("--id", metavar="ID", help="search by an item, for others like it")
+    p.add_argument("-k", type=int, default=10, help="how many (default %(default)s)")
+    p.add_argument("--filter", metavar="EXPR", help="over metadata, e.g. \"category = 'Apple' and price < 3\"")
+    p.add_argument("--version", metavar="VERSION", help="ask this version (default: live)")
+    p.add_argument("--target", action="append", metavar="NAME", help="only what this modality's index finds")
+    p.add_argument("--hybrid", action="store_true", help="fused with BM25 over the items' words")
+    p.add_argument(
+        "--group-by",
+        metavar="COLUMN",
+        help='"group" or a metadata column: one result for each of its values, the best, e.g. of all photos of a product',
+    )
+
+
+def _query(args: argparse.Namespace) -> Any:
+    if args.id is not None:
+        return {"item": args.id}
+    if args.file is None:
+        return {m: v for m in modalities.names() if (v := getattr(args, f"query_{m}")) is not None}
+    from pathlib import Path
+
+    path, known = Path(args.file), modalities.by_extension()
+    name = known.get(path.suffix.lower().lstrip("."))
+    if name is None:
+        raise DataError(f"{path}: no modality has the extension {path.suffix!r}; known: {', '.join(sorted(known))}")
+    try:
+        return {name: path.read_bytes()}
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}") from None
+
+
+def search_action(args: argparse.Namespace) -> Result:
+    with open_collection(args) as coll:
+        response = coll.search(
+            k=args.k,
+            where=args.filter,
+            version=args.version,
+            target=args.target,
+            hybrid=args.hybrid,
+            group_by=args.group_by,
+            **_query(args),
+        )
+    return Result(response.to_dict(), say.response(response))
+
+
+def no_arguments(p: argparse.ArgumentParser) -> None:
+    pass
+
+
+def status_action(args: argparse.Namespace) -> Result:
+    with open_collection(args) as coll:
+        status = coll.status()
+    return Result(status.to_dict(), say.status(status))
+
+
+def journal_action(args: argparse.Namespace) -> Result:
+    with open_collection(args) as coll:
+        lines = coll.journal()
+    return Result({"journal": lines}, say.journal(lines))
