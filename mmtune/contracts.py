@@ -35,7 +35,7 @@ Signal: TypeAlias = Any
 Pair = tuple[str, str]
 """A directed or undirected pair of modality names, e.g. ("a", "b"); written "a->b" when directed."""
 
-Augmentation: TypeAlias = "Callable[[Signal, random.Random], Signal]"
+Augmentation: TypeAlias = Callable[[Signal, "random.Random"], Signal]
 """A training-time augmentation. It draws from the generator that it is given and from no other, so that a resumed run sees the
 same signals. An optional attribute `zoom: float` (1 without it) says how many times the tower's input size the signal must be
 decoded at, so that what the augmentation keeps of it still fills the input; infinity where it works on the original's pixels."""
@@ -152,13 +152,13 @@ class Modality:
         """The value's media type (MIME) for an HTTP response, from its bytes, never from a name."""
         return "application/octet-stream"
 
-    def input_component(self, **options: Any) -> Any:
+    def input_component(self, label: str, elem_id: str) -> Any:
         """The gradio component for a query of this modality: a text box for language, else a file upload."""
         import gradio
 
         if self.language:
-            return gradio.Textbox(**options)
-        return gradio.File(file_types=[f".{e}" for e in self.extensions], **options)
+            return gradio.Textbox(label=label, elem_id=elem_id)
+        return gradio.File(file_types=[f".{e}" for e in self.extensions], label=label, elem_id=elem_id)
 
 
 @runtime_checkable

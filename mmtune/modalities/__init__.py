@@ -3,11 +3,12 @@
 What the author of a modality needs is importable from here: `Modality`, `Option`, `Rejected`, `Signal`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from mmtune.contracts import Augmentation, Modality, Option, Signal
 from mmtune.errors import RecipeError, Rejected
+from mmtune.modalities.augmentation_chain import AugmentationChain
 from mmtune.runtime import plugins
 
 __all__ = [
@@ -28,6 +29,11 @@ TABLE = {
     "audio": "mmtune.modalities.audio:Audio",
     "text": "mmtune.modalities.text:Text",
 }
+AUGMENTATIONS: dict[str, object] = {
+    "mask_spectrogram": "mmtune.modalities.audio_augmentation:MaskSpectrogram",
+    "trivial_augment": "mmtune.modalities.image_augmentation:TrivialAugment",
+}
+"""Name -> class of an augmentation that `augment.NAME.custom` of a recipe can name, beside the options of each modality."""
 RESERVED = {"id", "group", "split"}
 """Columns that every row has: no modality can have their names."""
 
@@ -55,6 +61,30 @@ def register(name: str, target: str) -> None:
     if name in RESERVED:
         raise RecipeError(f"a modality cannot be called {name!r}: every row has a column of that name")
     plugins.register(TABLE, name, target, "modality")
+
+
+def register_augmentation(name: str, target: object) -> None:
+    """Add an augmentation from outside: `target` is a class, or "package.module:Class". The class takes its options as keyword
+    arguments; an instance is an `Augmentation`: a call (signal, rng) -> signal."""
+    plugins.register(AUGMENTATIONS, name, target, "augmentation")
+
+
+def with_custom_augmentations(
+    first: Augmentation | None, custom: Mapping[str, Mapping[str, object]], key: str
+) -> "Augmentation":
+    """`first`, then the augmentations of `custom` (registered name or package.module:Class -> options) in their order. Raises
+    RecipeError, naming `key`, for one that cannot be found or made."""
+    steps = [first] if first else []
+    for name, options in custom.items():
+        cls = plugins.resolve(AUGMENTATIONS, name, "augmentation", key=key)
+        try:
+            step = cls(**options)
+        except TypeError as e:
+            raise RecipeError(f"{key}.{name}: {e}") from None
+        if not callable(step):
+            raise RecipeError(f"{key}.{name}: an instance of {name} cannot be called with (signal, rng)")
+        steps.append(step)
+    return steps[0] if len(steps) == 1 else AugmentationChain(steps)
 
 
 def non_language(names: Iterable[str]) -> list[str]:

@@ -1,30 +1,35 @@
-"""What can be measured of a value without a model: its size, its faults, and a signature that near-duplicates share.
+"""What can be measured of a value without a model: its size, its defects, and signatures that near duplicates share.
 
-By modality name, with a fallback for names that are not here; a modality class may bring its own `measure(data)`.
+One function a modality, in MEASURES; modalities that are not there are measured in bytes, unless their class has a method
+`measure(data)` of its own.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from mmtune import modalities
-from mmtune.modalities.perceptual_hash import sound_key
+from mmtune.contracts import Preprocess, Signal
+from mmtune.modalities.perceptual_hash import sound_hash
 
-SMALL_PIXELS = 32
+MIN_SIDE = 32
+"""Images with a shorter side of fewer pixels are called low resolution."""
 FULL_SCALE = 0.999
 
 
 @dataclass
 class Measure:
-    """size and its unit; facts that a corpus should agree on (rate, channels); faults by name with one line each;
-    near-duplicates are told by what fits the kind, None where it has none: signature [S] float32, of which no entry differs by
-    more than 1; key, 64 bits of which at most the modality's `near_duplicate_distance` differ; exact, a word that they share."""
+    """Measurements of one value.
+
+    size, with its unit; facts that the values of a corpus should agree on (sample rate); faults: defect -> one line about it;
+    for near duplicates whichever fits the modality: signature [S] float32, of which no entry differs by more than 1; key, 64 bits
+    of which at most the modality's `near_duplicate_distance` differ; exact, a string that is equal.
+    """
 
     size: float
     unit: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, int | float | str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     signature: np.ndarray | None = None
     key: int | None = None
@@ -33,59 +38,57 @@ class Measure:
 
 def measure(name: str, data: bytes) -> Measure:
     """Measure one value of modality `name`. Raises Rejected when it cannot be decoded."""
-    own = getattr(modalities.get(name), "measure", None)
-    return own(data) if own else _TABLE.get(name, _bytes)(data)
+    own: Callable[[bytes], Measure] | None = getattr(modalities.get(name), "measure", None)
+    return own(data) if own else MEASURES.get(name, _measure_bytes)(data)
 
 
 def size(name: str, data: bytes) -> tuple[float, str]:
     """Only the size and its unit, e.g. (1.5, "seconds")."""
-    quick = _SIZES.get(name)
-    if quick and not hasattr(modalities.get(name), "measure"):
-        return quick(data)
-    found = measure(name, data)
-    return found.size, found.unit
+    own_size = SIZES.get(name)
+    if own_size and not hasattr(modalities.get(name), "measure"):
+        return own_size(data)
+    measured = measure(name, data)
+    return measured.size, measured.unit
 
 
-def cut(preprocess: Any, signal: Any) -> bool:
-    """Whether a tower never sees the end of a string: neither leaving out its last word nor adding one changes the input.
-
-    Asks the tower's own preprocessing, so it holds for any tokenizer; False for what is not a string.
-    """
+def is_truncated(preprocess: Preprocess, signal: Signal) -> bool:
+    """Whether the tokenizer of a tower cuts off the end of a text: neither leaving out its last word nor appending one changes
+    the tower's input. False for what is not a string."""
     if not isinstance(signal, str) or len(signal) < 2:
         return False
     words = signal.rsplit(maxsplit=1)
     shorter = words[0] if len(words) > 1 else signal[:-1]
-    seen = preprocess(signal)
+    inputs = preprocess(signal)
 
     def same(other: str) -> bool:
-        found = preprocess(other)
-        return all(x.shape == found[k].shape and bool((x == found[k]).all()) for k, x in seen.items())
+        others = preprocess(other)
+        return all(x.shape == others[k].shape and bool((x == others[k]).all()) for k, x in inputs.items())
 
     return same(shorter) and same(signal + " a")
 
 
-def _bytes(data: bytes) -> Measure:
+def _measure_bytes(data: bytes) -> Measure:
     return Measure(float(len(data)), "bytes")
 
 
-def _picture(data: bytes) -> Measure:
-    picture = modalities.get("image").decode(data)
+def _measure_image(data: bytes) -> Measure:
+    image = modalities.get("image").decode(data)
     faults = {}
-    pixels = np.asarray(picture, np.float32)
-    if min(picture.size) < SMALL_PIXELS:
-        faults["low resolution"] = f"{picture.width} x {picture.height} pixels"
+    pixels = np.asarray(image, np.float32)
+    if min(image.size) < MIN_SIDE:
+        faults["low resolution"] = f"{image.width} x {image.height} pixels"
     if pixels.std() < 1:
         faults["constant"] = "one colour only"
     # Means of brightness over 32 x 32 fields and of colour over 16 x 16, in steps of 8 grey levels: JPEG's noise (1 to 5 on
     # photographs at quality 75) averages out, a stitch or another hue does not.
     from PIL.Image import Resampling
 
-    parts = zip(picture.convert("YCbCr").split(), (32, 16, 16), strict=True)
-    fields = [np.asarray(p.resize((n, n), Resampling.BOX), np.float32).ravel() / 8 for p, n in parts]
-    return Measure(float(picture.width * picture.height), "pixels", {}, faults, None if faults else np.concatenate(fields))
+    channels = zip(image.convert("YCbCr").split(), (32, 16, 16), strict=True)
+    fields = [np.asarray(c.resize((n, n), Resampling.BOX), np.float32).ravel() / 8 for c, n in channels]
+    return Measure(float(image.width * image.height), "pixels", {}, faults, None if faults else np.concatenate(fields))
 
 
-def _sound(data: bytes) -> Measure:
+def _measure_sound(data: bytes) -> Measure:
     sound = modalities.get("audio").decode(data)
     x, rate = sound.samples, sound.rate
     faults = {}
@@ -96,14 +99,14 @@ def _sound(data: bytes) -> Measure:
         faults["constant"] = "all samples alike"
     elif (clipped := float((np.abs(x) >= FULL_SCALE * max(peak, FULL_SCALE)).mean())) > 0.001:
         faults["clipped"] = f"{clipped:.1%} of the samples at full scale"
-    key = None if "silent" in faults or "constant" in faults else sound_key(x, rate)
+    key = None if "silent" in faults or "constant" in faults else sound_hash(x, rate)
     return Measure(len(x) / rate, "seconds", {"sample rate": rate}, faults, key=key)
 
 
-def _string(data: bytes) -> Measure:
-    string = modalities.get("text").decode(data)
-    words = "".join(c if c.isalnum() else " " for c in string.casefold()).split()
-    return Measure(float(len(string)), "characters", exact=" ".join(words) or None)
+def _measure_text(data: bytes) -> Measure:
+    text = modalities.get("text").decode(data)
+    words = "".join(c if c.isalnum() else " " for c in text.casefold()).split()
+    return Measure(float(len(text)), "characters", exact=" ".join(words) or None)
 
 
 def _sound_size(data: bytes) -> tuple[float, str]:
@@ -111,10 +114,10 @@ def _sound_size(data: bytes) -> tuple[float, str]:
     return len(sound.samples) / sound.rate, "seconds"
 
 
-def _picture_size(data: bytes) -> tuple[float, str]:
-    picture = modalities.get("image").decode(data)
-    return float(picture.width * picture.height), "pixels"
+def _image_size(data: bytes) -> tuple[float, str]:
+    image = modalities.get("image").decode(data)
+    return float(image.width * image.height), "pixels"
 
 
-_TABLE: dict[str, Callable[[bytes], Measure]] = {"image": _picture, "audio": _sound, "text": _string}
-_SIZES: dict[str, Callable[[bytes], tuple[float, str]]] = {"image": _picture_size, "audio": _sound_size}
+MEASURES: dict[str, Callable[[bytes], Measure]] = {"image": _measure_image, "audio": _measure_sound, "text": _measure_text}
+SIZES: dict[str, Callable[[bytes], tuple[float, str]]] = {"image": _image_size, "audio": _sound_size}

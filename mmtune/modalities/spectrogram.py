@@ -1,4 +1,4 @@
-"""Sounds as pictures, with numpy alone: a spectrogram as a small PNG, a waveform as an SVG path."""
+"""Drawings of sounds, with numpy alone: a spectrogram as a small PNG, a waveform as an SVG path."""
 
 import io
 from typing import TYPE_CHECKING
@@ -23,24 +23,23 @@ def spectrogram(samples: np.ndarray, rate: int, width: int, height: int) -> byte
 
 
 def spectrogram_picture(samples: np.ndarray, rate: int, width: int, height: int) -> "PIL.Image.Image":
-    """A picture [height, width] with a palette: time to the right, frequency upwards (0 to rate / 2, linear), colour from
-    SPAN_DB below the loudest point up to it. Every sample counts: a pixel is the mean power of all frames and frequencies
-    that fall on it."""
+    """An image [height, width] with a palette: time to the right, frequency upwards (0 to rate / 2, linear), colour from
+    SPAN_DB below the maximum up to it. A pixel is the mean power of all frames and frequencies that fall on it."""
     import PIL.Image
 
     x = np.asarray(samples, np.float64)
-    window = max(2 * height, round(rate * 0.016))  # at least a frequency a pixel
+    window = max(2 * height, round(rate * 0.016))  # at least one frequency a pixel
     hop = max(1, min(window // 2, len(x) // (2 * width) or 1))
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(x, (0, window)), window)[: max(1, len(x)) : hop]
     shape = np.hanning(window)
-    # a frame a pixel and more: averaged into `width` columns as they come, so that an hour fits in memory
+    # at least one frame a pixel; averaged into `width` columns block by block, so that an hour of sound fits in memory
     columns = np.minimum(np.arange(len(frames)) * width // max(len(frames), 1), width - 1)
-    total, seen = np.zeros((width, window // 2 + 1)), np.bincount(columns, minlength=width)
+    total, counts = np.zeros((width, window // 2 + 1)), np.bincount(columns, minlength=width)
     for start in range(0, len(frames), 4096):
         part = slice(start, start + 4096)
         np.add.at(total, columns[part], np.abs(np.fft.rfft(frames[part] * shape)) ** 2)
-    filled = np.flatnonzero(seen)
-    mean = (total[filled] / seen[filled, None])[np.searchsorted(filled, np.arange(width)).clip(max=len(filled) - 1)]
+    filled = np.flatnonzero(counts)
+    mean = (total[filled] / counts[filled, None])[np.searchsorted(filled, np.arange(width)).clip(max=len(filled) - 1)]
     edges = np.linspace(0, mean.shape[1], height + 1).astype(int)
     power = np.add.reduceat(mean, edges[:-1], axis=1) / np.diff(edges)
     db = 10 * np.log10(power + 1e-12)
@@ -50,9 +49,9 @@ def spectrogram_picture(samples: np.ndarray, rate: int, width: int, height: int)
     return picture
 
 
-def wave(samples: np.ndarray, columns: int) -> str:
-    """An SVG path over 0..columns and -1..1 (down is positive): the lowest and highest sample of each column, scaled so that
-    the loudest touches the edge."""
+def waveform_path(samples: np.ndarray, columns: int) -> str:
+    """An SVG path over 0..columns and -1..1 (down is positive): the minimum and maximum of each column's samples, scaled so that
+    the largest magnitude is 1."""
     x = np.asarray(samples, np.float64)
     edges = np.linspace(0, len(x), min(columns, len(x)) + 1).astype(int)
     high, low = np.maximum.reduceat(x, edges[:-1]), np.minimum.reduceat(x, edges[:-1])

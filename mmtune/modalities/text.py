@@ -1,21 +1,19 @@
-"""Texts: UTF-8 strings, stripped."""
+"""The modality "text": UTF-8 strings, stripped."""
 
 import random
-from collections.abc import Callable
-from typing import Any
 
-from mmtune.contracts import Modality, Option
+from mmtune.contracts import Augmentation, Modality, Option
 from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
-from mmtune.modalities.perceptual_hash import NEAR_TEXTS, text_key
+from mmtune.modalities.perceptual_hash import TEXT_DISTANCE, text_hash
 
 MAX_CHARS = 100_000
-CARD_CHARS = 240
-SERVED_CHARS = 10_000
+THUMBNAIL_CHARS = 240
+REQUEST_CHARS = 10_000
 
 
 class Text(Modality):
-    """Signals are non-empty strings."""
+    """Texts. Signals are non-empty strings."""
 
     name = "text"
     extensions = ("txt",)
@@ -23,9 +21,9 @@ class Text(Modality):
     language = True
     inline = True
     json_fields = ("text", "caption")
-    near_duplicate_distance = NEAR_TEXTS
+    near_duplicate_distance = TEXT_DISTANCE
     options = {"max_chars": Option(int, MAX_CHARS, "reject texts longer than this")}
-    request_limits = {"max_chars": SERVED_CHARS}
+    request_limits = {"max_chars": REQUEST_CHARS}
 
     def decode(self, data: bytes) -> str:
         try:
@@ -43,7 +41,7 @@ class Text(Modality):
         if "\x00" in text:
             raise Rejected("not text: it holds NUL characters")
 
-    def coerce(self, value: Any) -> str:
+    def coerce(self, value: object) -> str:
         if not isinstance(value, str):
             raise Rejected(f"a text is a string; got {type(value).__name__}")
         return self.decode(value.encode("utf-8", "replace"))
@@ -56,9 +54,9 @@ class Text(Modality):
         return self.decode(data).encode()
 
     def near_duplicate_key(self, signal: str) -> int | None:
-        return text_key(signal)
+        return text_hash(signal)
 
-    def augment(self, drop_words: float = 0.0, **unknown: Any) -> Callable[[Any, random.Random], Any]:
+    def augment(self, drop_words: float = 0.0, **unknown: object) -> Augmentation:
         """`drop_words`: probability that a word is left out (never all of them)."""
         if unknown:
             raise RecipeError(f"augment.text.{next(iter(unknown))}: unknown; known: drop_words")
@@ -68,9 +66,9 @@ class Text(Modality):
         return render_macro("values.html.j2", "caption", self.decode(data))
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
-        """The words, the first of them where there are many."""
-        words = self.decode(data)
-        shown = words if len(words) <= CARD_CHARS else words[:CARD_CHARS].rsplit(maxsplit=1)[0] + " ..."
+        """The text, cut after a word within its first THUMBNAIL_CHARS characters where it is longer."""
+        text = self.decode(data)
+        shown = text if len(text) <= THUMBNAIL_CHARS else text[:THUMBNAIL_CHARS].rsplit(maxsplit=1)[0] + " ..."
         return render_macro("values.html.j2", "caption", shown, True)
 
     def media_type(self, data: bytes) -> str:
@@ -78,7 +76,7 @@ class Text(Modality):
 
 
 class DropWords:
-    """Leave out each word with probability `p`."""
+    """Leaves out each word with probability `p`."""
 
     def __init__(self, p: float):
         self.p = p

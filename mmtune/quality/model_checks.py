@@ -127,7 +127,7 @@ def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) ->
 def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:
     """Captions whose end the tower never reads, because its tokenizer truncates them."""
     from mmtune import modalities
-    from mmtune.modalities.quality import cut
+    from mmtune.modalities.quality import is_truncated
 
     out = []
     for name in data.modalities:
@@ -137,7 +137,7 @@ def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:
         _, first = np.unique(data.labels[name], return_index=True)
         for i in sorted(first.tolist()):
             try:
-                if data.present[name][i] and cut(preprocess, modality.decode(data.read(i, name))):
+                if data.present[name][i] and is_truncated(preprocess, modality.decode(data.read(i, name))):
                     rows.append(data.ids[i])
             except Rejected:
                 continue  # counted as unreadable already

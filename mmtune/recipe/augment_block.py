@@ -19,7 +19,7 @@ from mmtune.contracts import Modality
 from mmtune.recipe.block import RecipeBlock, invalid
 from mmtune.runtime.plugins import nearest
 
-MIXUP = "mixup"
+MIXUP, CUSTOM = "mixup", "custom"
 
 
 class AugmentOptions(RecipeBlock):
@@ -28,23 +28,26 @@ class AugmentOptions(RecipeBlock):
     modality: ClassVar[str] = ""
 
     mixup: float = Field(0.0, description="largest share, up to 0.5, that a second training signal gets in the mix; 0 = off")
+    custom: dict[str, dict[str, JsonValue]] = Field(
+        {}, description="further augmentations after these: {registered name or package.module:Class: {option: value}}"
+    )
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
         """What this modality has, the nearest first."""
-        known = [*(n for n in cls.model_fields if n != MIXUP), MIXUP]
+        known = [*(n for n in cls.model_fields if n not in (MIXUP, CUSTOM)), MIXUP, CUSTOM]
         near = nearest(key, known)
         return f"unknown; known: {', '.join(known)}" + (near if "did you mean" in near else "")
 
     @property
     def own(self) -> dict[str, JsonValue]:
         """Arguments of the modality's `augment` that differ from its defaults."""
-        return {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != MIXUP}
+        return {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k not in (MIXUP, CUSTOM)}
 
     @property
     def active(self) -> bool:
         """Whether anything is augmented."""
-        return bool(self.mixup or self.own)
+        return bool(self.mixup or self.custom or self.own)
 
 
 def _mixup_share(value: object) -> object:

@@ -9,7 +9,8 @@ import torch
 
 from mmtune import modalities
 from mmtune.errors import RecipeError
-from mmtune.modalities.augmentations import _TRIVIAL, mask_sound, mix_sounds
+from mmtune.modalities.audio_augmentation import mask_spectrogram, mix_sounds
+from mmtune.modalities.image_augmentation import TRIVIAL_OPERATIONS
 
 image, audio = modalities.get("image"), modalities.get("audio")
 RATE = 8000
@@ -28,7 +29,7 @@ def test_a_frequency_mask_hides_one_band_and_leaves_the_rest():
     x = tones(300, 1000, 3000)
     hidden = 0
     for seed in range(40):
-        y = mask_sound(x, RATE, 0.0, 0.5, 1, random.Random(seed))
+        y = mask_spectrogram(x, RATE, 0.0, 0.5, 1, random.Random(seed))
         assert len(y) == len(x) and y.dtype == np.float32
         share = [np.abs(np.fft.rfft(y))[f] / np.abs(np.fft.rfft(x))[f] for f in (300, 1000, 3000)]
         gone = [s < 0.2 for s in share]
@@ -37,7 +38,7 @@ def test_a_frequency_mask_hides_one_band_and_leaves_the_rest():
         if gone[0] and gone[2]:
             assert gone[1]  # one band: what lies between is hidden, too
     assert hidden > 10
-    np.testing.assert_allclose(mask_sound(x, RATE, 0.0, 1e-9, 1, random.Random(0))[200:-200], x[200:-200], atol=1e-4)
+    np.testing.assert_allclose(mask_spectrogram(x, RATE, 0.0, 1e-9, 1, random.Random(0))[200:-200], x[200:-200], atol=1e-4)
 
 
 def test_a_time_mask_hides_one_stretch_at_the_mean_level():
@@ -45,16 +46,16 @@ def test_a_time_mask_hides_one_stretch_at_the_mean_level():
     x = rng.normal(0, 0.2, RATE).astype(np.float32)
     x[: RATE // 2] *= 0.01
     for seed in range(10):
-        y = mask_sound(x, RATE, 0.3, 0.0, 1, random.Random(seed))
+        y = mask_spectrogram(x, RATE, 0.3, 0.0, 1, random.Random(seed))
         moved = np.flatnonzero(np.abs(levels(y) - levels(x)).max(0) > 0.05 * levels(x).max())
         if len(moved):
             assert moved[-1] - moved[0] < 0.3 * levels(x).shape[1] + 8  # a stretch, and the frames that overlap it
     mean = np.exp(np.log(levels(x).clip(1e-7)).mean())
-    y = mask_sound(x, RATE, 1.0, 0.0, 30, random.Random(1))  # all of it, thirty times over
+    y = mask_spectrogram(x, RATE, 1.0, 0.0, 30, random.Random(1))  # all of it, thirty times over
     inner = levels(y)[:, 20:-20]
     assert 0.2 * mean < np.median(inner) < 5 * mean
     short = x[:100]
-    assert mask_sound(short, RATE, 0.5, 0.5, 1, random.Random(0)) is short
+    assert mask_spectrogram(short, RATE, 0.5, 0.5, 1, random.Random(0)) is short
 
 
 def test_mixing_keeps_loudness_and_gives_the_other_its_share():
@@ -106,11 +107,11 @@ def test_every_trivial_change_gives_a_picture_of_the_same_size():
     from torchvision.transforms.v2 import functional as F
 
     picture = PIL.Image.effect_noise((33, 21), 90).convert("RGB")
-    for change in _TRIVIAL:
+    for change in TRIVIAL_OPERATIONS:
         for seed in range(4):
             out = change(F, picture, random.Random(seed))
             assert out.size == (33, 21) and out.mode == "RGB"
-    assert len(_TRIVIAL) == 12
+    assert len(TRIVIAL_OPERATIONS) == 12
 
 
 def test_erased_grey_and_blurred_are_what_they_say():

@@ -244,10 +244,14 @@ def test_key_pairs_against_every_pair():
 
 
 def test_truncation_is_found_by_the_towers_own_preprocessing():
-    from mmtune.modalities.quality import cut
+    from mmtune.modalities.quality import is_truncated
 
     preprocess = mmtune.load("tiny:clip").towers["text"].preprocess
-    assert not cut(preprocess, "a short one") and cut(preprocess, "word " * 40) and not cut(preprocess, 3.5)
-    first = next(n for n in range(2, 60) if cut(preprocess, " ".join(f"w{i}" for i in range(n))))
+    assert (
+        not is_truncated(preprocess, "a short one")
+        and is_truncated(preprocess, "word " * 40)
+        and not is_truncated(preprocess, 3.5)
+    )
+    first = next(n for n in range(2, 60) if is_truncated(preprocess, " ".join(f"w{i}" for i in range(n))))
     kept = preprocess(" ".join(f"w{i}" for i in range(first - 1)))
     assert all((kept[k] == v).all() for k, v in preprocess(" ".join(f"w{i}" for i in range(first))).items())

@@ -13,18 +13,21 @@ from mmtune.recipe.augment_block import AugmentOptions
 
 
 def make_augmentation(options: AugmentOptions, data: WeightedConcat) -> Augmentation:
-    """The augmentation of one modality's options: its own, then `mixup` with a signal of another row.
+    """The augmentation of one modality's options: its own, the `custom` ones, then `mixup` with a signal of another row.
 
     Raises RecipeError for a modality whose signals cannot be mixed.
     """
     name = options.modality
     modality = modalities.get(name)
+    own = modality.augment(**options.own) if options.own else None
+    if options.custom:
+        own = modalities.with_custom_augmentations(own, options.custom, f"augment.{name}.custom")
     if not options.mixup:
-        return modality.augment(**options.own)
+        return own or modality.augment()
     if type(modality).mix is Modality.mix:
         able = [m for m in modalities.names() if type(modalities.get(m)).mix is not Modality.mix]
         raise RecipeError(f"augment.{name}.mixup: signals of this kind cannot be mixed; there are: {', '.join(able)}")
-    return Mixup(modality.augment(**options.own) if options.own else None, data, name, options.mixup)
+    return Mixup(own, data, name, options.mixup)
 
 
 class Mixup:
