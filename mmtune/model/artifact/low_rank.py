@@ -34,5 +34,6 @@ def bitsandbytes(key: str) -> ModuleType:
 def round_to_4bit(weight: Tensor, key: str) -> Tensor:
     """The float32 values that a 4-bit layer (NF4, arXiv 2305.14314) of this weight computes with."""
     F = bitsandbytes(key).functional
-    packed, state = F.quantize_4bit(weight.detach().contiguous(), compress_statistics=False, quant_type="nf4")
-    return F.dequantize_4bit(packed, state).to(weight.dtype)
+    flat = weight.detach().contiguous().flatten()  # on a CPU matrices are dequantised wrongly, see training.tuning.nf4_linear
+    packed, state = F.quantize_4bit(flat, compress_statistics=False, quant_type="nf4")
+    return F.dequantize_4bit(packed, state).view_as(weight).to(weight.dtype)

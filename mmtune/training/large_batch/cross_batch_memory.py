@@ -29,6 +29,11 @@ class QueuedItems:
     def __len__(self) -> int:
         return len(self.z)
 
+    def to(self, device: torch.device) -> "QueuedItems":
+        """The items on `device`: a resumed run's are loaded to the CPU."""
+        labels = {k: (i.to(device), v.to(device)) for k, (i, v) in self.labels.items()}
+        return QueuedItems(self.z.to(device), labels, self.content.to(device), self.index.to(device))
+
     def select(self, mask: Tensor) -> "QueuedItems":
         """The items where `mask` [M] is True."""
         if bool(mask.all()):
@@ -72,6 +77,7 @@ class CrossBatchMemory(nn.Module):
         queue = self.queues.get(modality)
         if queue is None or self.steps < self.start:
             return None
+        queue = queue.to(batch.index.device)
         in_batch = batch.labels[modality][batch.item_of_row[modality] >= 0]
         queue = queue.select(~torch.isin(queue.content, in_batch))
         return queue if len(queue) else None
@@ -110,6 +116,7 @@ class CrossBatchMemory(nn.Module):
 def _join(newest: QueuedItems, queue: QueuedItems | None, size: int) -> QueuedItems:
     """`newest`, then what is left of `queue`, cut to `size` items."""
     if queue is not None:
+        queue = queue.to(newest.z.device)
         queue = queue.select(~(torch.isin(queue.content, newest.content) & (queue.content != 0)))
         n = len(newest)
         labels = {

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from mmtune.errors import MissingExtra, RecipeError
-from mmtune.model.artifact.low_rank import LowRankDelta, bitsandbytes
+from mmtune.model.artifact.low_rank import LowRankDelta
 from mmtune.recipe.tune_block import AdapterTuning
 from mmtune.training.tuning.lora_fused_attention import disable_fused_inference, encoder_layers, restore_fused_inference
 from mmtune.training.tuning.lora_targets import LoraTargets, find_targets
+from mmtune.training.tuning.nf4_linear import dequantised_weight, nf4_linear
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -86,23 +87,11 @@ def _inject_module(target: LoraTargets, tuning: AdapterTuning, key: str, seed: i
 
 def quantise(root: nn.Module, layers: list[str], key: str) -> int:
     """Replace the linear layers among `layers` by 4-bit ones (NF4); returns how many."""
-    bnb, count = bitsandbytes(key), 0
+    count = 0
     for name in layers:
         layer = root.get_submodule(name)
         if isinstance(layer, nn.Linear):
-            quantised = bnb.nn.Linear4bit(
-                layer.in_features,
-                layer.out_features,
-                layer.bias is not None,
-                compute_dtype=torch.float32,
-                compress_statistics=False,
-                quant_type="nf4",
-            )
-            quantised.load_state_dict(layer.state_dict())
-            quantised = quantised.to(layer.weight.device)
-            # It would repack the weights at the first validation, and round them again.
-            quantised.support_avx512bf16_for_cpu = False
-            root.set_submodule(name, quantised)
+            root.set_submodule(name, nf4_linear(layer, key))
             count += 1
     return count
 
@@ -149,11 +138,9 @@ def merge(model: "Model") -> None:
 
 def _dequantised(quantised: ThirdPartyLayer) -> nn.Linear:
     """A 4-bit layer as a plain one with the values it computes with."""
-    import bitsandbytes.functional as F
-
     has_bias = quantised.bias is not None
     layer = nn.Linear(quantised.in_features, quantised.out_features, has_bias, device=quantised.weight.device)
-    layer.weight.copy_(F.dequantize_4bit(quantised.weight.data, quantised.weight.quant_state).view_as(layer.weight))
+    layer.weight.copy_(dequantised_weight(quantised))
     if has_bias:
         layer.bias.copy_(quantised.bias)
     return layer
