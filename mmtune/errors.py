@@ -13,6 +13,10 @@ class DataError(MmtuneError):
     """A source, shard or column that cannot be used."""
 
 
+class DataWarning(UserWarning):
+    """Something in DATA was left out; one line that names the shard, the reason and how often."""
+
+
 class ModelError(MmtuneError):
     """A MODEL that cannot be loaded: missing weights, preprocessing, tokenizer, or another fingerprint."""
 

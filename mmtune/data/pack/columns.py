@@ -66,7 +66,8 @@ def file_stamp(row: PackRow) -> str:
 
 @dataclass
 class ColumnRoles:
-    """Which column of a source is what. modalities: name -> column, in the table's order; meta: the columns without a role."""
+    """Which column of a source is what. modalities: name -> column, in the table's order; meta: the columns without a role;
+    list_values_left_out: values of list cells beyond the first, counted by `row`."""
 
     source: RowSource
     modalities: dict[str, str]
@@ -74,6 +75,7 @@ class ColumnRoles:
     group: str | None
     split: str | None
     meta: list[str]
+    list_values_left_out: int = 0
     _path_counts: dict[bytes, int] = field(default_factory=dict)
 
     def by_role(self) -> dict[str, str | None]:
@@ -106,6 +108,8 @@ class ColumnRoles:
         """Put modality `name`'s value into the row, if the cell has one. ValueError: it has one, but an unusable one."""
         modality = modalities.get(name)
         path, data = _path_or_bytes(cell)
+        if isinstance(cell, list):
+            self.list_values_left_out += max(0, sum(_path_or_bytes(c) != (None, None) for c in cell) - 1)
         if data is None and path is None:
             return
         suffix = os.path.splitext(path.partition("?")[0])[1][1:].lower() if path else ""

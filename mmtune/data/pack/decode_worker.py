@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import stat
@@ -21,6 +22,8 @@ from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
 
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""An object's address, as in its repr: another one each time, while two packs of one source are to be the same."""
 MEMORY = 8 << 30
 """Address space of a worker: a decompression bomb is a MemoryError in one row, not a machine out of memory."""
 
@@ -94,7 +97,7 @@ def _check_row(
         except Exception as e:  # a decoder that raises what it should not costs one row
             reason = f"cannot be decoded: {type(e).__name__}: {str(e)[:200]}"
         if reason:
-            return {"reason": reason, "modality": name}, []
+            return {"reason": ADDRESS.sub("", reason), "modality": name}, []
     return {"reason": None, "stamp": ",".join(stamps)}, payload
 
 

@@ -18,6 +18,7 @@ from mmtune.data.shards.locate import KIND, SPLIT_KIND
 from mmtune.data.sources.row_source import open_source
 from mmtune.errors import DataError
 from mmtune.runtime.files import write_json, write_jsonl
+from mmtune.runtime.results import ResultFields
 from mmtune.runtime.sizes import parse_size
 
 SCHEMA = 1
@@ -38,8 +39,9 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
-class PackResult:
-    """What `pack` did. rows = packed + rejected; reasons: kind of reason -> rows, most frequent first."""
+class PackResult(ResultFields):
+    """What `pack` did. rows = packed + rejected; reasons: kind of reason -> rows, most frequent first; list_values_left_out: values
+    of cells that are lists, of which only the first is packed."""
 
     out: str
     rows: int
@@ -50,6 +52,7 @@ class PackResult:
     splits: dict[str, SplitCounts]
     reasons: dict[str, int]
     rejected_file: str
+    list_values_left_out: int = 0
 
     def to_dict(self) -> JsonObject:
         """As a JSON document."""
@@ -219,6 +222,7 @@ class _PackRun:
             splits=splits,
             reasons=_reason_counts(rejected),
             rejected_file=os.path.join(out, "rejected.jsonl"),
+            list_values_left_out=roles.list_values_left_out,
         )
         if not (out / "index.json").exists():
             self.journal.rewrite_sorted([e for w in self.writers.values() for e in w.entries])

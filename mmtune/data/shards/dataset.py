@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mmtune.contracts import JsonObject, Row
 from mmtune.data.identity_labels import mix_labels, stable_label
 from mmtune.data.shards import shard_cache, tar_index
 from mmtune.data.shards.locate import ShardFile, locate
-from mmtune.errors import DataError, Rejected
+from mmtune.errors import DataError, DataWarning, Rejected
 from mmtune.runtime.files import open_for_read_at, read_at
 
 MAX_OPEN = 256
@@ -212,7 +213,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 def open_data(spec: str | os.PathLike[str] | Sequence[str]) -> Data:
     """Open DATA: a directory of *.tar, a tar, a brace or glob pattern, an fsspec URL of these, or a list of them.
 
-    Raises DataError naming the file: nothing there, no tar, compressed, truncated, not what index.json says, ids twice.
+    Warns (DataWarning) of what was left out. Raises DataError naming the file: nothing there, no tar, compressed, truncated, not what index.json says, ids twice.
     """
     listing = locate(spec)
     files = listing.shards
@@ -230,6 +231,8 @@ def open_data(spec: str | os.PathLike[str] | Sequence[str]) -> Data:
     name = spec if isinstance(spec, str) else ",".join(map(str, [spec] if isinstance(spec, os.PathLike) else spec))
     if not len(table):
         raise DataError(f"{name}: no sample with a known modality ({'; '.join(notes) or 'the shards are empty'})")
+    for note in notes:
+        warnings.warn(note, DataWarning, stacklevel=2)
     shard_N = np.repeat(np.arange(len(tables), dtype=np.int32), [len(t) for t in tables])
     table = _assign_ids(table, shard_N, files).replace_schema_metadata({"notes": json.dumps(notes)})
     return Data(name, _ShardReader([f.path for f in files]), files, shard_N, table, listing.aliases)

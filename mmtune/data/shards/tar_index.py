@@ -15,10 +15,12 @@ Anything else is ignored. A value that is empty, or has no content key of its mo
 
 import json
 import os
+import posixpath
 import tarfile
 from collections import Counter
+from collections.abc import Mapping
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import pyarrow as pa
 
@@ -28,7 +30,8 @@ from mmtune.data.identity_labels import stable_label
 from mmtune.errors import DataError, Rejected
 from mmtune.runtime.files import open_for_read_at, read_at
 
-SCAN_VERSION = 1
+SCAN_VERSION = 2
+MAX_LINKS = 8
 NO_FIELD = -1
 """In a `<modality>.field` column: the value is a member of its own, not a field of the .json member."""
 Span: TypeAlias = tuple[int, int]
@@ -47,50 +50,104 @@ def _scanned_traits(modality: Modality) -> list[list[str]]:
     return [list(modality.extensions), list(modality.json_fields)]
 
 
-def read_members(path: str) -> dict[str, Members]:
-    """Every sample's members by key, in the order the keys first appear.
+class TarMembers:
+    """Where the members of a tar's samples lie. samples: key -> members, in the order the keys first appear; notes: what was left
+    out -> how often.
 
-    Raises DataError naming the file when it is compressed, no tar, truncated, damaged, or holds a member twice.
+    Archives written one after the other (`cat a.tar b.tar`) are all read. Hard and symbolic links are the member that they name.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as f:
-        head = f.read(8)
-        f.seek(0)
-        for magic, kind in _COMPRESSED.items():
-            if head.startswith(magic):
-                raise DataError(f"{path}: {kind}-compressed; rows are read at random, so decompress it to a plain .tar first")
-        samples: dict[str, Members] = {}
-        end = 0
+
+    def __init__(self, path: str):
+        """Raises DataError naming the file when it is compressed, no tar, truncated, damaged, or holds a member twice."""
+        self.path, self.size = path, os.path.getsize(path)
+        self.samples: dict[str, Members] = {}
+        self.notes: Counter[str] = Counter()
+        self._links: list[tuple[str, str]] = []  # (name, name of its target)
+        with open(path, "rb") as f:
+            head = f.read(8)
+            for magic, kind in _COMPRESSED.items():
+                if head.startswith(magic):
+                    raise DataError(
+                        f"{path}: {kind}-compressed; rows are read at random, so decompress it to a plain .tar first"
+                    )
+            start: int | None = 0
+            while start is not None:
+                end = self._read_archive(f, start)
+                start = self._next_archive(f, end)
+        self._resolve_links()
+
+    def _read_archive(self, file: BinaryIO, start: int) -> int:
+        """Read one archive; the offset of the block after its last member."""
+        end = start
+        file.seek(start)
         try:
-            with tarfile.open(fileobj=f, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     end = tar.offset
                     tar.members = []  # type: ignore[attr-defined]  # else a shard of a million members keeps a million headers
-                    if member.isreg():
-                        _add_member(samples, path, member, size)
+                    self._add(member)
         except (tarfile.TarError, EOFError, OverflowError) as e:
             what = "no tar file" if not end else f"truncated or damaged after byte {end}"
-            raise DataError(f"{path}: {what} ({e}); copy or write it again") from None
+            raise DataError(f"{self.path}: {what} ({e}); copy or write it again") from None
         # tarfile takes a broken header for the end of the archive: rows after it would be lost without a word
-        f.seek(end)
-        last = f.read(512)
-        if len(last) < 512 or any(last):
-            what = "truncated" if len(last) < 512 else "damaged"
-            raise DataError(f"{path}: {what} at byte {end}, no end mark there; copy or write it again")
-    return samples
+        file.seek(end)
+        last = file.read(tarfile.BLOCKSIZE)
+        if len(last) < tarfile.BLOCKSIZE or any(last):
+            what = "truncated" if len(last) < tarfile.BLOCKSIZE else "damaged"
+            raise DataError(f"{self.path}: {what} at byte {end}, no end mark there; copy or write it again")
+        return end
+
+    def _next_archive(self, file: BinaryIO, end: int) -> int | None:
+        """Where another archive starts after the end mark at `end`; None when there are only zeros."""
+        file.seek(end)
+        offset = end
+        while block := file.read(1 << 20):
+            if block.count(0) < len(block):
+                first = next(i for i, byte in enumerate(block) if byte)
+                return offset + first // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            offset += len(block)
+        return None
+
+    def _add(self, member: tarfile.TarInfo) -> None:
+        if member.islnk():
+            self._links.append((member.name, member.linkname))
+        elif member.issym():
+            self._links.append((member.name, posixpath.join(posixpath.dirname(member.name), member.linkname)))
+        elif member.issparse():  # its bytes do not lie in one piece
+            self.notes["sparse members, left out"] += 1
+        elif member.isreg():
+            if member.offset_data + member.size > self.size:
+                raise DataError(f"{self.path}: truncated inside {member.name}; copy or write it again")
+            self._add_span(member.name, (member.offset_data, member.size))
+
+    def _add_span(self, name: str, span: Span) -> None:
+        key, extension = _sample_key(name)
+        if key and extension:
+            members = self.samples.setdefault(key, {})
+            if extension in members:
+                raise DataError(f"{self.path}: the member {name} is there twice; give every sample its own key")
+            members[extension] = span
+
+    def _resolve_links(self) -> None:
+        targets = dict(self._links)
+        for name, target in self._links:
+            for _ in range(MAX_LINKS):  # a link to a link
+                target = posixpath.normpath(target)
+                target = targets.get(target, target)
+            key, extension = _sample_key(target)
+            if span := self.samples.get(key, {}).get(extension):
+                self._add_span(name, span)
+            elif _sample_key(name)[1]:
+                self.notes["links to something that is not in the tar, left out"] += 1
 
 
-def _add_member(samples: dict[str, Members], path: str, member: tarfile.TarInfo, size: int) -> None:
-    folder, slash, base = member.name.removeprefix("./").rpartition("/")
+def _sample_key(name: str) -> tuple[str, str]:
+    """(key, extension) of a member; ("", "") for one that belongs to no sample."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, dot, extension = base.partition(".")
     if not stem or not dot or base.startswith("__"):
-        return
-    if member.offset_data + member.size > size:
-        raise DataError(f"{path}: truncated inside {member.name}; copy or write it again")
-    members = samples.setdefault(folder + slash + stem, {})
-    if (extension := extension.lower()) in members:
-        raise DataError(f"{path}: the member {member.name} is there twice; give every sample its own key")
-    members[extension] = (member.offset_data, member.size)
+        return "", ""
+    return folder + slash + stem, extension.lower()
 
 
 def find_value(members: Members, owner: dict[str, str], name: str, extensions: tuple[str, ...]) -> Span | None:
@@ -153,6 +210,8 @@ class _TableBuilder:
             if value := self._value(fd, name, modality, members, document, row_hash):
                 values[name] = value
                 used |= {modality.json_fields[value[2]]} if value[2] != NO_FIELD else set()
+        if unused := self._unused_values(members, values):
+            self.notes["members left out: their sample (a key ends at the first dot) has another of that kind"] += unused
         if not values:
             self.notes["samples without any known modality"] += 1
             return
@@ -171,6 +230,11 @@ class _TableBuilder:
         for name in self.known:
             for k, v in zip(("offset", "size", "field", "label"), values.get(name, (0, -1, NO_FIELD, 0)), strict=True):
                 self.lists[f"{name}.{k}"].append(v)
+
+    def _unused_values(self, members: Members, values: Mapping[str, tuple[int, int, int, int]]) -> int:
+        """How many members of a modality are not their sample's value of it."""
+        spans = {value[:2] for value in values.values()}
+        return sum(self.owner.get(e.rpartition(".")[2]) in values and span not in spans for e, span in members.items())
 
     def _value(
         self, fd: int, name: str, modality: Modality, members: Members, document: object, row_hash: blake2b
@@ -217,8 +281,10 @@ def scan(path: str) -> pa.Table:
     table = _TableBuilder()
     fd = open_for_read_at(path)
     try:
-        for key, members in read_members(path).items():
-            table.add(fd, key, members)
+        members = TarMembers(path)
+        table.notes += members.notes
+        for key, of_sample in members.samples.items():
+            table.add(fd, key, of_sample)
     finally:
         os.close(fd)
     return table.finish()

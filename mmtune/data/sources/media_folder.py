@@ -27,8 +27,13 @@ class MediaFolder:
     def __init__(self, path: Path):
         self.path = path
         self.files, sha256 = [], hashlib.sha256()
+        ancestors: dict[str, set[tuple[int, int]]] = {}  # folder -> itself and those above it
         for folder, folders, names in os.walk(path, followlinks=True):
-            folders[:] = sorted(d for d in folders if not d.startswith(".") and d not in IGNORED)
+            inside = ancestors.pop(folder, set()) | {_directory_id(folder)}
+            folders[:] = [d for d in sorted(folders) if not d.startswith(".") and d not in IGNORED]
+            # a link to a folder above would be walked for ever
+            folders[:] = [d for d in folders if _directory_id(os.path.join(folder, d)) not in inside]
+            ancestors |= {os.path.join(folder, d): inside for d in folders}
             for name in sorted(n for n in names if not n.startswith(".") and n not in IGNORED):
                 full = os.path.join(folder, name)
                 self.files.append(os.path.relpath(full, path).replace(os.sep, "/"))
@@ -65,6 +70,11 @@ class MediaFolder:
         if class_modality and parent:
             cells = {class_modality: parent.replace("_", " ").replace("-", " ").strip(), "group": parent} | cells
         return cells | {"id": files[0]}
+
+
+def _directory_id(path: str) -> tuple[int, int]:
+    info = os.stat(path)
+    return info.st_dev, info.st_ino
 
 
 def _suffix(file: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import unquote
 
 from mmtune import modalities
 from mmtune.data.sources.media_folder import MediaFolder
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pyarrow import DataType
 
 PARQUET_BATCH = 64
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 Cells: TypeAlias = Mapping[str, object]
 """Column -> cell of one row."""
@@ -58,7 +60,8 @@ def open_source(path: str | Path) -> RowSource:
     if "://" in str(path):
         raise DataError(f"{path}: SOURCE is a local file or folder (its cells may be URLs); fetch it first")
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        # names that start with _ or . are not data to Spark, Hive and Arrow: _SUCCESS, _metadata
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] not in "._")
         if files and all(p.suffix.lower() in (".parquet", ".pq") for p in files):
             return _open_parquet(path, files, path)
         return _open_folder(path)
@@ -115,6 +118,7 @@ def _open_parquet(path: Path, files: list[Path], folder: Path) -> RowSource:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    partitions = {file: _hive_partitions(file.relative_to(folder)) for file in files}
     types: dict[str, DataType] = {}
     total = 0
     for file in files:
@@ -133,11 +137,18 @@ def _open_parquet(path: Path, files: list[Path], folder: Path) -> RowSource:
             try:
                 with pq.ParquetFile(file) as f:
                     for batch in f.iter_batches(PARQUET_BATCH, columns=[n for n in names if n in f.schema_arrow.names]):
-                        yield from batch.to_pylist()
+                        yield from ({**partitions[file], **row} for row in batch.to_pylist())
             except (pa.ArrowException, OSError) as e:
                 raise DataError(f"{file}: damaged ({str(e).splitlines()[0]}); write it again") from None
 
-    return RowSource(path, "parquet", folder, list(types), total, sha256, read)
+    columns = dict.fromkeys([*types, *(c for of_file in partitions.values() for c in of_file)])
+    return RowSource(path, "parquet", folder, list(columns), total, sha256, read)
+
+
+def _hive_partitions(file: Path) -> dict[str, str]:
+    """The columns that a file's folders name, as Hive writes them: `category=boots/part-0.parquet` -> {"category": "boots"}."""
+    pairs = (part.partition("=") for part in file.parent.parts if "=" in part)
+    return {unquote(name): unquote(value) for name, _, value in pairs if value != HIVE_NULL}
 
 
 def _holds_bytes(kind: "DataType") -> bool:

@@ -358,3 +358,22 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "src/img/0003.png").write_bytes(b"")
     assert main([*argv, "--overwrite"]) == 2 and "1 of 12 rows rejected" in capsys.readouterr().err
     assert len(open_data(str(out))) == 11
+
+
+def test_two_packs_reject_with_the_same_bytes(tmp_path: Path) -> None:
+    """A reason holds no address of an object, which would be another one in each process."""
+    (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
+    source = write_csv(tmp_path / "rows.csv", [{"image": "page.jpg", "text": "a"}])
+    for out in ("a", "b"):
+        pack(source, tmp_path / out, max_rejected=1.0)
+    rejected = (tmp_path / "a" / "rejected.jsonl").read_bytes()
+    assert (
+        rejected == (tmp_path / "b" / "rejected.jsonl").read_bytes() and b"not a readable" in rejected and b"0x" not in rejected
+    )
+
+
+def test_the_result_counts_what_is_left_of_lists(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": ["a", "b", "c"]}\n{"text": "d"}\n')
+    got = pack(tmp_path / "t.jsonl", tmp_path / "out")
+    assert (got.packed, got.list_values_left_out) == (2, 2) and got["packed"] == 2
+    assert pack(tmp_path / "t.jsonl", tmp_path / "out") == got

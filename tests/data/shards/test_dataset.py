@@ -19,7 +19,7 @@ from mmtune.data.identity_labels import mix_labels, stable_label
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards import shard_cache
 from mmtune.data.shards.dataset import Data, open_data
-from mmtune.errors import DataError
+from mmtune.errors import DataError, DataWarning
 from tests.support.data_helpers import catalog, picture, sound
 
 
@@ -420,3 +420,61 @@ def test_files_are_closed_at_the_interpreters_end(tmp_path: Path, monkeypatch: p
     data._reader.open.clear()
     with pytest.raises(OSError):
         os.fstat(fd)
+
+
+def test_archives_written_one_after_the_other_are_all_read(tmp_path: Path) -> None:
+    """`cat a.tar b.tar`: a reader that stops at the first end mark loses the second one's rows in silence."""
+    parts = [tar(tmp_path / f"{k}.tar", [(f"{k}-{i}.png", picture(10 * k + i)) for i in range(3)]) for k in range(3)]
+    (tmp_path / "all.tar").write_bytes(b"".join(p.read_bytes() for p in parts))
+    data = open_data(str(tmp_path / "all.tar"))
+    assert data.ids == [f"{k}-{i}" for k in range(3) for i in range(3)]
+    assert [data.read(i, "image") for i in range(9)] == [picture(10 * k + i) for k in range(3) for i in range(3)]
+    (tmp_path / "bad.tar").write_bytes(parts[0].read_bytes() + b"no archive" * 200)
+    with pytest.raises(DataError, match=r"bad\.tar: .*damaged|bad\.tar: .*no end mark"):
+        open_data(str(tmp_path / "bad.tar"))
+    (tmp_path / "twice.tar").write_bytes(parts[0].read_bytes() * 2)
+    with pytest.raises(DataError, match="is there twice"):
+        open_data(str(tmp_path / "twice.tar"))
+
+
+def test_links_are_the_member_that_they_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "links.tar", "w") as f:
+        first = tarfile.TarInfo("a/0.png")
+        first.size = len(picture(0))
+        f.addfile(first, io.BytesIO(picture(0)))
+        for name, kind, target in (
+            ("a/1.png", tarfile.LNKTYPE, "a/0.png"),
+            ("a/2.png", tarfile.SYMTYPE, "0.png"),
+            ("b/3.png", tarfile.SYMTYPE, "../a/2.png"),
+            ("b/4.png", tarfile.SYMTYPE, "../gone.png"),
+            ("b/5.png", tarfile.SYMTYPE, "5.png"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            f.addfile(link)
+    with pytest.warns(DataWarning, match="links: 2 links to something that is not in the tar, left out"):
+        data = open_data(str(tmp_path / "links.tar"))
+    assert sorted(data.ids) == ["a/0", "a/1", "a/2", "b/3"]
+    assert {data.read(i, "image") for i in range(4)} == {picture(0)} and len(set(data.labels["image"].tolist())) == 1
+
+
+def test_a_sparse_member_is_left_out_not_read_from_elsewhere(tmp_path: Path) -> None:
+    """Its bytes lie in pieces; read in one piece they would be the next member's."""
+    hole = tarfile.TarInfo("0.wav")
+    hole.size, hole.pax_headers = 512, {"GNU.sparse.map": "0,512", "GNU.sparse.size": "100000", "GNU.sparse.name": "0.wav"}
+    with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as f:
+        f.addfile(hole, io.BytesIO(bytes(512)))
+        whole = tarfile.TarInfo("1.wav")
+        whole.size = len(sound(1))
+        f.addfile(whole, io.BytesIO(sound(1)))
+    with pytest.warns(DataWarning, match="sparse: 1 sparse members, left out"):
+        data = open_data(str(tmp_path / "sparse.tar"))
+    assert data.ids == ["1"] and data.read(0, "audio") == sound(1)
+
+
+def test_members_that_share_a_key_are_counted(tmp_path: Path) -> None:
+    """webdataset's rule: a key ends at the first dot, so that IMG.0.jpg and IMG.1.jpg are one sample."""
+    path = tar(tmp_path / "dots.tar", [(f"IMG.{i}.jpg", picture(i, "JPEG")) for i in range(3)])
+    with pytest.warns(DataWarning, match="dots: 2 members left out: their sample .a key ends at the first dot. has another"):
+        data = open_data(str(path))
+    assert data.ids == ["IMG"] and data.read(0, "image") == picture(0, "JPEG")

@@ -1,5 +1,6 @@
 """What people hand to `pack`: tables in every state, Parquet, folders."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,44 @@ def test_folder_with_side_cars(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="an empty folder"):
         open_source(tmp_path / "empty")
+
+
+def test_a_folder_that_links_to_itself_is_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "b" / "boots").mkdir(parents=True)
+    (tmp_path / "b" / "boots" / "1.png").write_bytes(picture(1))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "2.png").write_bytes(picture(2))
+    (tmp_path / "b" / "boots" / "up").symlink_to("..")
+    (tmp_path / "b" / "shoes").symlink_to(tmp_path / "elsewhere")  # a link to a folder outside is followed, as before
+    assert [row.id for row in pack_rows(tmp_path / "b")] == ["boots/1.png", "shoes/2.png"]
+
+
+def test_partitions_and_markers_of_spark_and_hive(tmp_path: Path) -> None:
+    for i, part in enumerate(("category=boots", "category=rain%20coats", "category=__HIVE_DEFAULT_PARTITION__")):
+        (tmp_path / "t" / part).mkdir(parents=True)
+        pq.write_table(pa.table({"text": [f"caption {i}"]}), tmp_path / "t" / part / "part-0.parquet")
+    (tmp_path / "t" / "_SUCCESS").touch()
+    got = pack_rows(tmp_path / "t")
+    assert [row.meta for row in got] == [{}, {"category": "boots"}, {"category": "rain coats"}]
+    assert [row.values for row in got] == [{"text": f"caption {i}".encode()} for i in (2, 0, 1)]
+    (row,) = rows(tmp_path / "t" / "category=boots" / "part-0.parquet")
+    assert row == {"text": "caption 0"}  # a single file has no partition
+
+
+def test_values_of_lists_beyond_the_first_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": ["a", "", "b", "c"]}\n{"text": "d"}\n{"text": []}\n{"text": [null, "e"]}\n')
+    source = open_source(path)
+    roles = assign_columns(source, {}, None, None, None)
+    got = [roles.row(n, c) for n, c in source.rows(set(source.columns))]
+    assert [row.values.get("text") for row in got] == [b"a", b"d", None, b"e"] and roles.list_values_left_out == 2
+
+
+def test_reading_a_table_changes_no_limit_of_the_process(tmp_path: Path) -> None:
+    limit = csv.field_size_limit(1000)
+    try:
+        write_csv(tmp_path / "a.csv", [{"image": "a", "text": "x" * 5000}, {"image": "b", "text": "y"}])
+        assert [len(row["text"]) for row in rows(tmp_path / "a.csv")] == [5000, 1]
+        assert csv.field_size_limit() == 1000
+    finally:
+        csv.field_size_limit(limit)
