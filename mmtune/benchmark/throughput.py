@@ -1,4 +1,4 @@
-"""What a recipe does a second on this machine with its own rows, and what it waits for."""
+"""Throughput of a recipe on this machine with its own rows: training, loading and embedding, and which one is the bottleneck."""
 
 import statistics
 import sys
@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.contracts import JsonObject
 from mmtune.data.loader.batch_plan import plan_batches
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError
@@ -20,6 +21,7 @@ from mmtune.recipe.tune_block import AnyTuning
 from mmtune.run import train
 from mmtune.runtime.distributed import launched_world_size
 from mmtune.runtime.files import read_jsonl
+from mmtune.runtime.results import ResultFields
 from mmtune.training.training_inputs import TrainingInputs, build_loader, open_inputs
 
 if TYPE_CHECKING:
@@ -27,14 +29,21 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 
-WARM = 4  # steps before the clock starts
-ROWS = 512  # at most so many are embedded
-STARVED = 0.1  # share of the time from which waiting for data is what holds training up
+WARM_UP = 4
+"""Steps before the clock starts."""
+MAX_ROWS = 512
+"""Rows of each modality that are embedded, at most."""
+DATA_BOUND = 0.1
+"""Share of the time spent waiting for data above which the data are the bottleneck."""
 
 
 @dataclass
-class Speed:
-    """Rates of one recipe: medians over its steps; loading takes place without a model, embedding without training."""
+class Throughput(ResultFields):
+    """Rates of one recipe on this machine.
+
+    pairs_per_second, wait (share of the time spent waiting for data): medians over the steps of the training; loading: pairs a
+    second of the data loader alone; embedding: {modality: items a second} without training; memory_mb: peak memory.
+    """
 
     pairs_per_second: float
     wait: float
@@ -44,39 +53,39 @@ class Speed:
     batch_size: int
     steps: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The JSON document of `mmtune bench`."""
-        return {**vars(self), "holds_up": self.holds_up}
+        return {**super().to_dict(), "bottleneck": self.bottleneck}
 
     @property
-    def holds_up(self) -> str:
-        """ "data" where training waits for them for more than a tenth of its time, else "towers"."""
-        return "data" if self.wait > STARVED else "towers"
+    def bottleneck(self) -> str:
+        """ "data" where training waits for data for more than a tenth of its time, else "towers"."""
+        return "data" if self.wait > DATA_BOUND else "towers"
 
     def __str__(self) -> str:
         embedding = ", ".join(f"{m} {v:,.1f}" for m, v in self.embedding.items())
-        hint = {
-            "data": "it waits for data: more data.workers, files near the tower's size, a nearer disk",
-            "towers": "the towers take the time: a smaller one, `tune` less of it, or an accelerator",
-        }[self.holds_up]
+        advice = {
+            "data": "bottleneck: data; try more data.workers, files near the tower's input size, a faster disk",
+            "towers": "bottleneck: towers; try a smaller one, `tune` less of it, or an accelerator",
+        }[self.bottleneck]
         return (
             f"training   {self.pairs_per_second:,.1f} pairs/s, batch {self.batch_size}, "
             f"{self.wait:.0%} of the time waiting for data (median of {self.steps} steps of a first epoch)\n"
             f"loading    {self.loading:,.1f} pairs/s by itself\n"
             f"embedding  {embedding} a second\n"
             f"memory     {self.memory_mb:,.0f} MB at most\n"
-            f"{hint}"
+            f"{advice}"
         )
 
 
 def bench(
     recipe: "Recipe | Mapping[str, object] | str | Path", overrides: Sequence[str] = (), *, steps: int = 16, quiet: bool = True
-) -> Speed:
-    """Train a recipe for a few steps in a directory that is removed, load its rows without a model, embed some; see `Speed`.
+) -> Throughput:
+    """Measure a recipe: train a few steps in a temporary directory, load its rows without a model, embed some rows.
 
-    Nothing is kept in memory from step to step, so each is one of a first epoch. Validation, mining rounds, interpolation and a
-    stage of the heads are left out; what the recipe computes once beforehand (teachers' outputs, features of frozen towers) is
-    computed. Raises RecipeError for fewer than one step and under torchrun.
+    No decoded items are cached, so each step is one of a first epoch. Validation, mining rounds, interpolation and the
+    head_first stage are left out; what the recipe computes once before training (teachers' outputs, features of frozen towers)
+    is computed. Raises RecipeError for fewer than one step and under torchrun.
     """
     if steps < 1:
         raise RecipeError(f"--steps {steps}: is not 1 or more")
@@ -88,16 +97,16 @@ def bench(
     loading = _loading_rate(whole, inputs, batches, steps)
     embedding = _embedding_rates(inputs.model, inputs.data.sets[0], quiet)
     with tempfile.TemporaryDirectory() as scratch:
-        short = {"epochs": (steps + WARM) / len(batches), "checkpoint_every": None, "patience": None}
+        short = {"epochs": (steps + WARM_UP) / len(batches), "checkpoint_every": None, "patience": None}
         run = RunConfig(dir=str(Path(scratch) / "run"))
         train(whole.model_copy(update={"run": run, "train": whole.train.model_copy(update=short)}), quiet=quiet)
-        rows = read_jsonl(Path(scratch) / "run" / "metrics.jsonl")[WARM:]
+        rows = read_jsonl(Path(scratch) / "run" / "metrics.jsonl")[WARM_UP:]
     speed, wait = (statistics.median(r[k] for r in rows) for k in ("pairs_per_second", "wait"))
-    return Speed(speed, wait, loading, embedding, _memory(), whole.train.batch_size, len(rows))
+    return Throughput(speed, wait, loading, embedding, _peak_memory_mb(), whole.train.batch_size, len(rows))
 
 
 def _first_epoch_only(recipe: Recipe) -> Recipe:
-    """The recipe without what happens between epochs, before the training and after it, and without kept items."""
+    """The recipe without validation, mining, interpolation, gate, head_first stage and cache."""
     return recipe.model_copy(
         update={
             "mining": None,
@@ -116,12 +125,12 @@ def _without_head_stage(tune: AnyTuning | dict[str, AnyTuning]) -> AnyTuning | d
 
 
 def _loading_rate(recipe: Recipe, inputs: TrainingInputs, batches: Sequence[np.ndarray], steps: int) -> float:
-    """Pairs a second of loading batches without a model, after WARM batches that do not count."""
+    """Pairs a second of loading batches without a model, after WARM_UP batches that do not count."""
     loader = build_loader(recipe, inputs, cache_bytes=0)
-    some = [batches[i % len(batches)] for i in range(steps + WARM)]
+    some = [batches[i % len(batches)] for i in range(steps + WARM_UP)]
     begin, done = time.perf_counter(), 0
     for number, batch in enumerate(loader.epoch(0, some)):
-        if number < WARM:
+        if number < WARM_UP:
             begin = time.perf_counter()
         else:
             done += len(batch.ids)
@@ -129,19 +138,19 @@ def _loading_rate(recipe: Recipe, inputs: TrainingInputs, batches: Sequence[np.n
 
 
 def _embedding_rates(model: "Model", data: "Data", quiet: bool) -> dict[str, float]:
-    """Items a second of every modality that model and rows share, after a batch that does not count."""
-    found = {}
+    """{modality: items a second} of every modality that model and rows share, after a warm-up batch."""
+    rates = {}
     for m in [m for m in data.modalities if m in model.towers]:
-        rows = np.flatnonzero(data.present[m])[:ROWS]
+        rows = np.flatnonzero(data.present[m])[:MAX_ROWS]
         embed_data(model, data.subset(rows[:64]), [m])
         begin = time.perf_counter()
         embed_data(model, data.subset(rows), [m], quiet=quiet)
-        found[m] = len(rows) / (time.perf_counter() - begin)
-    return found
+        rates[m] = len(rows) / (time.perf_counter() - begin)
+    return rates
 
 
-def _memory() -> float:
-    """The most that this process has had so far, MB; with an accelerator, of its memory."""
+def _peak_memory_mb() -> float:
+    """Peak memory of this process so far in MB; with an accelerator, of its memory."""
     import torch
 
     if torch.cuda.is_available():

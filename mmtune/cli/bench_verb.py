@@ -14,12 +14,12 @@ from mmtune.cli.dispatch import Result
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML recipe, as for `mmtune train`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys by dotted name")
-    parser.add_argument("--steps", type=int, default=16, help="that are timed")
+    parser.add_argument("--steps", type=int, default=16, help="number of timed steps")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.benchmark.throughput import bench
 
-    speed = bench(args.recipe, args.overrides, steps=args.steps, quiet=args.quiet)
-    return Result(speed.to_dict(), str(speed))
+    throughput = bench(args.recipe, args.overrides, steps=args.steps, quiet=args.quiet)
+    return Result(throughput.to_dict(), str(throughput))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmtune.benchmark.throughput import Speed
+    from mmtune.benchmark.throughput import Throughput
     from mmtune.contracts import JsonObject, Scorer
     from mmtune.data.pack.pack import PackResult, ProgressCallback
     from mmtune.data.shards.dataset import Data
@@ -146,12 +146,11 @@ def soup(
 
 def bench(
     recipe: Recipe | Mapping[str, object] | str | Path, overrides: Sequence[str] = (), *, steps: int = 16, quiet: bool = True
-) -> Speed:
-    """Train a recipe for a few steps in a directory that is removed, load its rows without a model, embed some; see `Speed`.
+) -> Throughput:
+    """Measure a recipe: train a few steps in a temporary directory, load its rows without a model, embed some rows.
 
-    Nothing is kept in memory from step to step, so each is one of a first epoch. Validation, mining rounds, interpolation and a
-    stage of the heads are left out; what the recipe computes once beforehand (teachers' outputs, features of frozen towers) is
-    computed. Raises RecipeError for fewer than one step and under torchrun.
+    No decoded items are cached, so each step is one of a first epoch. Validation, mining rounds, interpolation and the
+    head_first stage are left out. Raises RecipeError for fewer than one step and under torchrun.
     """
     from mmtune.benchmark.throughput import bench as bench_
 

@@ -1,4 +1,4 @@
-"""`mmtune bench`: rates of a recipe on its own rows, and what holds it up."""
+"""`mmtune bench`: rates of a recipe on its own rows, and its bottleneck."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_rates_of_a_few_steps_and_nothing_is_left(recipe, tmp_path):
 SLOW = 0.6  # seconds a batch: longer than a step, however busy the machine
 
 
-def test_slow_loading_is_what_holds_up(recipe, monkeypatch):
+def test_slow_loading_is_the_bottleneck(recipe, monkeypatch):
     usual = Loader.batch
 
     def slow(self, *arguments):
@@ -48,7 +48,7 @@ def test_slow_loading_is_what_holds_up(recipe, monkeypatch):
 
     monkeypatch.setattr(Loader, "batch", slow)
     speed = mmtune.bench({**recipe, "data": {**recipe["data"], "workers": 1}}, steps=4)
-    assert speed.holds_up == "data" and speed.wait > 0.1 and "data.workers" in str(speed)
+    assert speed.bottleneck == "data" and speed.wait > 0.1 and "data.workers" in str(speed)
     assert 4 / SLOW < speed.loading < 8 / SLOW + 1 and speed.pairs_per_second < 8 / SLOW * 1.3
 
 
@@ -58,7 +58,7 @@ def test_the_verb_and_what_it_refuses(recipe, tmp_path, monkeypatch):
     argv = [sys.executable, "-m", "mmtune", "bench", str(file), "data.workers=1", "--steps", "2", "--json", "--quiet"]
     done = subprocess.run(argv, capture_output=True, text=True)
     document = json.loads(done.stdout)
-    assert done.returncode == 0 and document["steps"] == 2 and document["holds_up"] in ("data", "towers")
+    assert done.returncode == 0 and document["steps"] == 2 and document["bottleneck"] in ("data", "towers")
     with pytest.raises(RecipeError, match="--steps 0"):
         mmtune.bench(recipe, steps=0)
     with pytest.raises(RecipeError, match="1 rows to train on"):
