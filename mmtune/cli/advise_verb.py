@@ -12,15 +12,17 @@ from mmtune.errors import RecipeError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help="the model that would be tuned")
     parser.add_argument("data", metavar="DATA", help="labelled rows (groups, or pairs in one row)")
-    parser.add_argument("--corpus-size", type=int, required=True, metavar="N", help="items of the index to come")
-    parser.add_argument("--target", metavar="METRIC=VALUE", help="what would be good enough, e.g. ndcg@10=0.55")
+    parser.add_argument("--corpus-size", type=int, required=True, metavar="N", help="number of items in the future index")
+    parser.add_argument("--target", metavar="METRIC=VALUE", help="a score that would be good enough, e.g. ndcg@10=0.55")
     parser.add_argument(
-        "--direction", metavar="A->B", help="the search that matters, B being what the index holds (default: by words)"
+        "--direction",
+        metavar="A->B",
+        help="the search that matters; the index holds B (default: captions search the other modality)",
     )
-    parser.add_argument("--price-per-hour", type=float, help="of this machine")
-    parser.add_argument("--limit", type=int, default=5000, help="rows that are embedded (default %(default)s)")
+    parser.add_argument("--price-per-hour", type=float, help="price of an hour of this machine")
+    parser.add_argument("--limit", type=int, default=5000, help="number of rows that are embedded (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace) -> Result:
 
     if args.corpus_size < 1:
         raise RecipeError(f"--corpus-size {args.corpus_size}: at least 1 item")
-    found = advise(
+    advice = advise(
         args.model,
         args.data,
         corpus_size=args.corpus_size,
@@ -38,4 +40,4 @@ def run(args: argparse.Namespace) -> Result:
         limit=args.limit,
         quiet=False,
     )
-    return Result(found.to_dict(), str(found))
+    return Result(advice.to_dict(), str(advice))

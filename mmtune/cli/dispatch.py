@@ -19,7 +19,7 @@ from mmtune.errors import MmtuneError
 
 @dataclass
 class Result:
-    """What a verb returns: the JSON document, the text for people, and the exit status."""
+    """What a verb returns: the JSON document for --json, the text to print otherwise, and the exit status."""
 
     document: JsonObject
     text: str = ""
@@ -95,11 +95,11 @@ def dispatch(verb: str, argv: list[str]) -> int:
             result: Result = module.run(args)
         print(json.dumps(result.document) if args.json else result.text.rstrip("\n"), flush=True)
         return result.status
-    except BrokenPipeError:  # the reader went away (`| head`): keep Python from complaining at exit
+    except BrokenPipeError:  # the reader closed the pipe (`| head`): Python must not print an error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"mmtune {verb}: stopped by Ctrl-C; run the same command again to go on", file=sys.stderr)
+        print(f"mmtune {verb}: stopped by Ctrl-C; run the same command again to continue", file=sys.stderr)
         return 130
     except (MmtuneError, OSError) as e:
         if args.debug:

@@ -12,17 +12,19 @@ from mmtune.cli.dispatch import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="also examine the space that this model makes of the data")
+    parser.add_argument("data", metavar="DATA", help="packed rows")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="also examine the embedding space of this model on the data")
     parser.add_argument(
         "--against", action="append", default=[], metavar="DATA", help="another split, e.g. the training shards"
     )
     parser.add_argument("--split", metavar="COLUMN", help='the column that names splits (default: "split", if there is one)')
-    parser.add_argument("--limit", type=int, default=50_000, help="rows of a split whose values are read (default %(default)s)")
+    parser.add_argument(
+        "--limit", type=int, default=50_000, help="rows of each split whose values are read (default %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.quality.doctor import doctor
 
-    found = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=False)
-    return Result(found.to_dict(), str(found), found.status)
+    diagnosis = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=False)
+    return Result(diagnosis.to_dict(), str(diagnosis), diagnosis.status)

@@ -13,25 +13,32 @@ from mmtune.cli.dispatch import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("model", metavar="MODEL", help="the model that embeds")
+    parser.add_argument("data", metavar="DATA", help="packed rows")
+    parser.add_argument("--out", required=True, metavar="DIR", help="gets the Parquet files")
     parser.add_argument("--only", action="append", metavar="NAME", help="this modality only (may be repeated)")
-    parser.add_argument("--dim", type=int, metavar="N", help="the first N dimensions, of unit length again: a space of its own")
     parser.add_argument(
-        "--role", metavar="NAME", help='the prompt around words, e.g. "query" (default: as an index holds them)'
+        "--dim", type=int, metavar="N", help="use the first N dimensions, normalised again: an embedding space of its own"
     )
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--role", metavar="NAME", help='the prompt around captions, e.g. "query" (default: as candidates in an index)'
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
     engine(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def engine(parser: argparse.ArgumentParser) -> None:
-    """Where the workers run."""
+    """Options for where the workers run."""
     parser.add_argument(
-        "--engine", choices=("here", "ray"), default="here", help="ray: on a Ray cluster (RAY_ADDRESS), or one here"
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="here: in this process; ray: on a Ray cluster (RAY_ADDRESS), or a local one",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="ray: processes (default: one a GPU, else one a core)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="ray: number of processes (default: one per GPU, else one per core)"
+    )
 
 
 def run(args: argparse.Namespace) -> Result:

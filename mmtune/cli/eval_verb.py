@@ -20,31 +20,39 @@ from mmtune.errors import RecipeError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("model", metavar="MODEL", help="the model to evaluate")
+    parser.add_argument("data", metavar="DATA", help="packed rows")
     parser.add_argument("--task", default="retrieval", help="retrieval (the default), zero_shot, knn or anomaly")
     parser.add_argument("--label", metavar="COLUMN", help='the true class: a metadata column, or "group" (the default)')
-    parser.add_argument("--class-names", metavar="COLUMN", help="what a class is called (default: the class itself)")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEMPLATE", help="around names; several are averaged")
-    parser.add_argument("--reference", metavar="DATA", help="labelled or normal rows to judge by (default: the others in DATA)")
-    parser.add_argument("--neighbours", type=int, metavar="N", help="how many are asked (default: knn 5, anomaly 1)")
-    parser.add_argument("--exclude-same", metavar="COLUMN", help="rows that share this value never judge each other")
-    parser.add_argument("--normal", metavar="COLUMN=VALUE", help="which rows are as usual")
-    parser.add_argument("--machine", metavar="COLUMN", help="judge the rows of each machine by its own normal rows")
-    parser.add_argument("--task-option", action="append", default=[], metavar="NAME=VALUE", help="an option of another task")
+    parser.add_argument("--class-names", metavar="COLUMN", help="name of each class (default: the class itself)")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEMPLATE", help="template around class names; several are averaged"
+    )
+    parser.add_argument(
+        "--reference", metavar="DATA", help="labelled or normal reference rows (default: the other rows of DATA)"
+    )
+    parser.add_argument("--neighbours", type=int, metavar="N", help="number of nearest neighbours (default: knn 5, anomaly 1)")
+    parser.add_argument("--exclude-same", metavar="COLUMN", help="rows with the same value are not neighbours of each other")
+    parser.add_argument("--normal", metavar="COLUMN=VALUE", help="which rows are normal")
+    parser.add_argument("--machine", metavar="COLUMN", help="compare the rows of each machine with its own normal rows")
+    parser.add_argument(
+        "--task-option", action="append", default=[], metavar="NAME=VALUE", help="an option of a registered task"
+    )
     parser.add_argument(
         "--group-pooling", metavar="HOW", help='"mean": signals of one group are one item, e.g. photos of a product'
     )
     parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
-    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="a further one, package.module:Class@10")
+    parser.add_argument(
+        "--metric", action="append", default=[], metavar="NAME", help="a further metric: a name, or package.module:Class@10"
+    )
     parser.add_argument("--only", action="append", metavar="NAME", help="these modalities only (may be repeated)")
     parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
     parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
     parser.add_argument("--no-within", action="store_true", help="leave out the directions within one modality")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON document there too")
-    parser.add_argument("--trec", metavar="DIR", help="write runs and judgments of every direction there, as TREC files")
-    parser.add_argument("--dim", type=int, metavar="N", help="the first N dimensions, of unit length again")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--out", metavar="FILE", help="write the JSON document to this file too")
+    parser.add_argument("--trec", metavar="DIR", help="write runs and judgments of every direction to DIR, as TREC files")
+    parser.add_argument("--dim", type=int, metavar="N", help="use the first N dimensions, normalised again")
+    parser.add_argument("--batch-size", type=int, default=64, help="of the embedding (default %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 

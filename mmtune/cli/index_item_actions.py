@@ -2,28 +2,30 @@
 
 import argparse
 
-from mmtune.cli import index_output as say
+from mmtune.cli import index_output
 from mmtune.cli.collection_arguments import open_collection, open_rows
 from mmtune.cli.dispatch import Result
 from mmtune.errors import DataError
 
 
-def _embedding(p: argparse.ArgumentParser) -> None:
+def _embedding_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", required=True, metavar="MODEL", help="an artifact, hf:DIR, open_clip:DIR, tiny:NAME")
-    p.add_argument("--only", action="append", metavar="NAME", help="index this modality (default: those that lie in files)")
-    p.add_argument("--dim", type=int, metavar="N", help="the first N dimensions: a space of its own")
-    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--only", action="append", metavar="NAME", help="index this modality only (default: all but captions)")
+    p.add_argument("--dim", type=int, metavar="N", help="use the first N dimensions: an embedding space of its own")
+    p.add_argument("--batch-size", type=int, default=64, help="of the embedding (default %(default)s)")
 
 
 def build_arguments(p: argparse.ArgumentParser) -> None:
-    _embedding(p)
-    p.add_argument("--data", metavar="DATA", help="rows that the collection takes first (default: the items it has)")
-    p.add_argument("--prune", action="store_true", help="and delete the items that DATA lacks")
-    p.add_argument("--store", help="faiss (default), lancedb, pgvector, qdrant")
+    _embedding_arguments(p)
+    p.add_argument(
+        "--data", metavar="DATA", help="rows to insert first (default: build from the items that the collection has)"
+    )
+    p.add_argument("--prune", action="store_true", help="also delete the items that DATA lacks")
+    p.add_argument("--store", metavar="NAME", help="faiss (default), lancedb, pgvector, qdrant, or package.module:Class")
     p.add_argument("--url", help="the store's database, or env:NAME of the variable that holds it")
-    p.add_argument("--index", default="auto", help="auto (default), flat, hnsw, ivfpq")
+    p.add_argument("--index", default="auto", metavar="KIND", help="auto (default), flat, hnsw, ivfpq")
     p.add_argument("--search-dim", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)")
-    p.add_argument("--memory-mb", type=int, metavar="N", help="what making an ivfpq index may take (default 1024; faiss)")
+    p.add_argument("--memory-mb", type=int, metavar="N", help="memory for building an ivfpq index (default 1024; faiss)")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -32,10 +34,10 @@ def build_action(args: argparse.Namespace) -> Result:
 
     if launched_world_size() > 1:
         raise DataError(
-            "`index build` is one process's: share the embedding first, torchrun ... -m mmtune index embed COLLECTION"
+            "`index build` runs in one process: share the embedding first, torchrun ... -m mmtune index embed COLLECTION"
         )
-    with open_collection(args, create=True) as coll:
-        done = coll.build(
+    with open_collection(args, create=True) as collection:
+        result = collection.build(
             args.model,
             open_rows(args.data),
             store=args.store,
@@ -49,14 +51,14 @@ def build_action(args: argparse.Namespace) -> Result:
             batch_size=args.batch_size,
             quiet=args.quiet,
         )
-    return Result(done.to_dict(), say.built(done))
+    return Result(result.to_dict(), index_output.built(result))
 
 
 def embed_arguments(p: argparse.ArgumentParser) -> None:
     from mmtune.cli.embed_verb import engine
 
-    _embedding(p)
-    p.add_argument("--data", required=True, metavar="DATA", help="the rows that will be built from")
+    _embedding_arguments(p)
+    p.add_argument("--data", required=True, metavar="DATA", help="the rows of the build")
     engine(p)
     p.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -68,21 +70,21 @@ def embed_action(args: argparse.Namespace) -> Result:
     from mmtune.runtime.distributed import silence_other_ranks
 
     silence_other_ranks()
-    given = str(Path(args.collection).absolute()), args.model, args.data, args.only, args.batch_size
+    arguments = str(Path(args.collection).absolute()), args.model, args.data, args.only, args.batch_size
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray
 
-        on_ray(embed_into_collection, (*given, True), args.workers, dim=args.dim)
-    done = embed_into_collection(*given, args.quiet, dim=args.dim)
-    return Result(done.to_dict(), say.embedded(done, args.collection))
+        on_ray(embed_into_collection, (*arguments, True), args.workers, dim=args.dim)
+    result = embed_into_collection(*arguments, args.quiet, dim=args.dim)
+    return Result(result.to_dict(), index_output.embedded(result, args.collection))
 
 
 def plan_arguments(p: argparse.ArgumentParser) -> None:
-    _embedding(p)
+    _embedding_arguments(p)
     p.add_argument("--data", metavar="DATA", help="a sample of these rows is embedded (default: of the collection's items)")
-    p.add_argument("--items", type=int, metavar="N", help="how many there will be (default: as many as there are)")
-    p.add_argument("--price-per-hour", type=float, metavar="X", help="of this machine")
-    p.add_argument("--sample", type=int, default=64, metavar="N", help="rows to measure on (default %(default)s)")
+    p.add_argument("--items", type=int, metavar="N", help="number of items (default: those of DATA or of the collection)")
+    p.add_argument("--price-per-hour", type=float, metavar="X", help="price of an hour of this machine")
+    p.add_argument("--sample", type=int, default=64, metavar="N", help="number of rows to measure on (default %(default)s)")
 
 
 def plan_action(args: argparse.Namespace) -> Result:
@@ -91,13 +93,13 @@ def plan_action(args: argparse.Namespace) -> Result:
     amounts = args.items, args.price_per_hour
     options = {"dim": args.dim, "sample": args.sample, "batch_size": args.batch_size}
     if args.collection:
-        with open_collection(args) as coll:
-            cost = coll.plan(args.model, open_rows(args.data), *amounts, modalities=args.only, **options)
+        with open_collection(args) as collection:
+            cost = collection.plan(args.model, open_rows(args.data), *amounts, modalities=args.only, **options)
     elif args.data:
         cost = estimate_data_cost(args.model, args.data, *amounts, wanted=args.only, **options)
     else:
-        raise DataError("plan: what is to be embedded? name a COLLECTION or --data DATA")
-    return Result(cost.to_dict(), say.plan(cost))
+        raise DataError("plan: name a COLLECTION or --data DATA")
+    return Result(cost.to_dict(), index_output.plan(cost))
 
 
 def upsert_arguments(p: argparse.ArgumentParser) -> None:
@@ -105,27 +107,27 @@ def upsert_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def upsert_action(args: argparse.Namespace) -> Result:
-    with open_collection(args) as coll:
-        done = coll.upsert(open_rows(args.data), quiet=False)
-    return Result(done.to_dict(), say.taken(done), 1 if done.behind else 0)
+    with open_collection(args) as collection:
+        result = collection.upsert(open_rows(args.data), quiet=False)
+    return Result(result.to_dict(), index_output.upserted(result), 1 if result.behind else 0)
 
 
 def delete_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("ids", nargs="+", metavar="ID")
+    p.add_argument("ids", nargs="+", metavar="ID", help="ids of the items")
 
 
 def delete_action(args: argparse.Namespace) -> Result:
-    with open_collection(args) as coll:
-        done = coll.delete(args.ids)
-    return Result(done.to_dict(), f"{done.deleted} deleted, {done.unknown} unknown", 1 if done.behind else 0)
+    with open_collection(args) as collection:
+        result = collection.delete(args.ids)
+    return Result(result.to_dict(), f"{result.deleted} deleted, {result.unknown} unknown", 1 if result.behind else 0)
 
 
 def drop_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("version", metavar="VERSION")
-    p.add_argument("--why")
+    p.add_argument("version", metavar="VERSION", help="the version to remove")
+    p.add_argument("--why", help="reason, kept in the journal")
 
 
 def drop_action(args: argparse.Namespace) -> Result:
-    with open_collection(args) as coll:
-        done = coll.drop(args.version, args.why)
-    return Result(done.to_dict(), f"{args.version} is gone")
+    with open_collection(args) as collection:
+        result = collection.drop(args.version, args.why)
+    return Result(result.to_dict(), f"{args.version} removed")

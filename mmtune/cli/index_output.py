@@ -40,7 +40,7 @@ def embedded(done: "SharedEmbeddingResult", collection: str) -> str:
     return "\n".join([f"{collection}  {done.fingerprint}  {done.dim} dimensions", *lines])
 
 
-def taken(done: "UpsertResult") -> str:
+def upserted(done: "UpsertResult") -> str:
     """After an upsert."""
     lines = [f"{done.new} new, {done.changed} changed, {done.same} same, {len(done.rejected)} rejected"]
     lines += [f"rejected {r.id!r}: {r.reason}" for r in done.rejected[:10]]

@@ -1,10 +1,9 @@
 """Actions of `mmtune index` that read: search, status, journal."""
 
 import argparse
-from typing import Any
 
 from mmtune import modalities
-from mmtune.cli import index_output as say
+from mmtune.cli import index_output
 from mmtune.cli.collection_arguments import open_collection
 from mmtune.cli.dispatch import Result
 from mmtune.errors import DataError
@@ -15,23 +14,24 @@ def search_arguments(p: argparse.ArgumentParser) -> None:
     for name in modalities.names():
         language = modalities.get(name).language
         what.add_argument(f"--{name}", dest=f"query_{name}", metavar="VALUE" if language else "PATH", help=f"search by {name}")
-    what.add_argument("--file", metavar="PATH", help="search by a file, of the modality that its extension says")
-    what.add_argument("--id", metavar="ID", help="search by an item, for others like it")
-    p.add_argument("-k", type=int, default=10, help="how many (default %(default)s)")
-    p.add_argument("--filter", metavar="EXPR", help="over metadata, e.g. \"category = 'Apple' and price < 3\"")
-    p.add_argument("--version", metavar="VERSION", help="ask this version (default: live)")
-    p.add_argument("--target", action="append", metavar="NAME", help="only what this modality's index finds")
-    p.add_argument("--hybrid", action="store_true", help="fused with BM25 over the items' words")
+    what.add_argument("--file", metavar="PATH", help="search by a file; its extension tells the modality")
+    what.add_argument("--id", metavar="ID", help="search by an item, for similar ones")
+    p.add_argument("-k", type=int, default=10, help="number of results (default %(default)s)")
+    p.add_argument("--filter", metavar="EXPR", help="filter on metadata, e.g. \"category = 'Apple' and price < 3\"")
+    p.add_argument("--version", metavar="VERSION", help="search this version (default: the live one)")
+    p.add_argument("--target", action="append", metavar="NAME", help="results of this modality only (may be repeated)")
+    p.add_argument("--hybrid", action="store_true", help="fuse with BM25 over the items' captions")
     p.add_argument(
         "--group-by",
         metavar="COLUMN",
-        help='"group" or a metadata column: one result for each of its values, the best, e.g. of all photos of a product',
+        help='"group" or a metadata column: only the best result of each of its values, e.g. of all photos of a product',
     )
 
 
-def _query(args: argparse.Namespace) -> Any:
+def _query(args: argparse.Namespace) -> dict[str, object]:
+    """The query as a keyword of `Collection.search`: modality -> value; {} where an item is the query."""
     if args.id is not None:
-        return {"item": args.id}
+        return {}
     if args.file is None:
         return {m: v for m in modalities.names() if (v := getattr(args, f"query_{m}")) is not None}
     from pathlib import Path
@@ -47,30 +47,31 @@ def _query(args: argparse.Namespace) -> Any:
 
 
 def search_action(args: argparse.Namespace) -> Result:
-    with open_collection(args) as coll:
-        response = coll.search(
+    with open_collection(args) as collection:
+        response = collection.search(
             k=args.k,
             where=args.filter,
             version=args.version,
             target=args.target,
             hybrid=args.hybrid,
             group_by=args.group_by,
+            item=args.id,
             **_query(args),
         )
-    return Result(response.to_dict(), say.response(response))
+    return Result(response.to_dict(), index_output.response(response))
 
 
 def no_arguments(p: argparse.ArgumentParser) -> None:
-    pass
+    """The action has no options of its own."""
 
 
 def status_action(args: argparse.Namespace) -> Result:
-    with open_collection(args) as coll:
-        status = coll.status()
-    return Result(status.to_dict(), say.status(status))
+    with open_collection(args) as collection:
+        status = collection.status()
+    return Result(status.to_dict(), index_output.status(status))
 
 
 def journal_action(args: argparse.Namespace) -> Result:
-    with open_collection(args) as coll:
-        lines = coll.journal()
-    return Result({"journal": lines}, say.journal(lines))
+    with open_collection(args) as collection:
+        lines = collection.journal()
+    return Result({"journal": lines}, index_output.journal(lines))

@@ -9,32 +9,41 @@ torchrun --nproc-per-node N -m mmtune mine ... shares the embedding. Exit status
 """
 
 import argparse
-from typing import Any
 
 from mmtune.cli.dispatch import Result
+from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument("model", metavar="MODEL", help="the model whose nearest neighbours are the candidates")
+    parser.add_argument("data", metavar="DATA", help="packed training rows")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the table of negatives, Parquet")
     parser.add_argument(
-        "--direction", action="append", metavar="A->B", help="mine this one (may be repeated; default: all across)"
+        "--direction",
+        action="append",
+        metavar="A->B",
+        help="mine this direction (may be repeated; default: all between modalities)",
     )
-    parser.add_argument("--negatives", type=int, metavar="N", help="per query row (default 4)")
-    parser.add_argument("--window", type=int, metavar="N", help="ranks looked at (default 30)")
-    parser.add_argument("--sampling", choices=("top", "random", "softmax"), help="which of the window (default top)")
-    parser.add_argument("--relative-margin", metavar="P", help='share of the positive score, "calibrated" (default) or "off"')
+    parser.add_argument("--negatives", type=int, metavar="N", help="negatives per query row (default 4)")
+    parser.add_argument("--window", type=int, metavar="N", help="ranks that are considered (default 30)")
+    parser.add_argument(
+        "--sampling", choices=("top", "random", "softmax"), help="which candidates of the window are taken (default top)"
+    )
+    parser.add_argument(
+        "--relative-margin",
+        metavar="P",
+        help='drop candidates above this share of the positive score: a number, "calibrated" (default) or "off"',
+    )
     parser.add_argument("--judgments", metavar="JSONL", help="human verdicts on pairs")
     parser.add_argument("--verifier", metavar="SPEC", help="a MODEL, or package.module:Class with score(pairs)")
-    parser.add_argument("--truth", metavar="COLUMN", help="measure the guards by this column's groups")
+    parser.add_argument("--truth", metavar="COLUMN", help="measure the guards against the groups of this column")
     parser.add_argument("--memory", type=int, metavar="MB", help="working memory beside the vectors (default 1024)")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, metavar="N", help="of random and softmax sampling (default 0)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any option of `mining:` by dotted name"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="of embedding")
+    parser.add_argument("--batch-size", type=int, default=64, help="of the embedding (default %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -44,26 +53,25 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.runtime.distributed import silence_other_ranks
 
     silence_other_ranks()
-    options = parse_options(collected(args))
-    found = mine(
+    result = mine(
         args.model,
         args.data,
         args.out,
-        options,
+        parse_options(mining_values(args)),
         verifier=args.verifier,
         truth=args.truth,
         batch_size=args.batch_size,
         quiet=args.quiet,
     )
-    head = f"{found.table}  {found.mined} negatives; look at {found.page}"
-    return Result(found.to_dict(), f"{head}\n{summary(found.document)}", 0 if found.mined else 1)
+    head = f"{result.table}  {result.mined} negatives; look at {result.page}"
+    return Result(result.to_dict(), f"{head}\n{summary(result.document)}", 0 if result.mined else 1)
 
 
-def collected(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as plain data. RecipeError for a --set that is none."""
+def mining_values(args: argparse.Namespace) -> JsonObject:
+    """The options as the values of a recipe's `mining:`. RecipeError for a --set without a value."""
     import yaml
 
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for item in args.set:
         key, equals, value = item.partition("=")
         if not equals:
@@ -84,15 +92,8 @@ def collected(args: argparse.Namespace) -> dict[str, Any]:
     if args.direction:
         values["directions"] = args.direction
     if args.relative_margin is not None:
-        margin: Any = {"off": None, "calibrated": "calibrated"}.get(args.relative_margin, args.relative_margin)
-        values.setdefault("guards", {})["relative_margin"] = _number(margin)
+        margin = None if args.relative_margin == "off" else yaml.safe_load(args.relative_margin)
+        values.setdefault("guards", {})["relative_margin"] = margin
     if args.memory is not None:
         values.setdefault("search", {})["memory_mb"] = args.memory
     return values
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value

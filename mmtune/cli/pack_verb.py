@@ -13,14 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from mmtune import modalities
 from mmtune.cli.dispatch import Result
+from mmtune.contracts import Option
 from mmtune.data.pack.pack import PackResult, ProgressCallback, pack
 
 
-def _options() -> dict[str, Any]:
+def _options() -> dict[str, Option]:
     """Every modality's options by name; one that several have is one option for all of them."""
     return {k: o for n in reversed(modalities.names()) for k, o in modalities.get(n).options.items()}
 
@@ -32,12 +32,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the shards")
     for name in modalities.names():
         usual = ", ".join(dict.fromkeys((name, *modalities.get(name).columns)))
-        parser.add_argument(f"--{name}", dest=f"column_{name}", metavar="COL", help=f"its column (found unasked: {usual})")
+        parser.add_argument(f"--{name}", dest=f"column_{name}", metavar="COL", help=f"its column (recognised: {usual})")
     parser.add_argument(
-        "--id", metavar="COL", help="column of row ids (found unasked: id; without one the path, or the row's number)"
+        "--id", metavar="COL", help="column of row ids (recognised: id; without one the path, or the row number)"
     )
     parser.add_argument(
-        "--group", metavar="COL", help="column of groups: rows of one group match each other (found unasked: group)"
+        "--group", metavar="COL", help="column of groups: rows of one group match each other (recognised: group)"
     )
     parser.add_argument("--split", metavar="COL", help="column whose values become folders of OUT, each with its own shards")
     parser.add_argument("--shard-size", default="256MB", metavar="SIZE", help="close a shard before it exceeds this (256MB)")
@@ -57,11 +57,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=60.0, metavar="S", help="reject files that take longer to decode (60 seconds)"
     )
     for name, option in _options().items():
-        dashed, told = f"--{name.replace('_', '-')}", f"{option.help} ({option.default})"
+        dashed, text = f"--{name.replace('_', '-')}", f"{option.help} ({option.default})"
         if option.type is bool:
-            parser.add_argument(dashed, dest=f"option_{name}", action=argparse.BooleanOptionalAction, help=told)
+            parser.add_argument(dashed, dest=f"option_{name}", action=argparse.BooleanOptionalAction, help=text)
         else:
-            parser.add_argument(dashed, dest=f"option_{name}", type=option.type, metavar="N", help=told)
+            parser.add_argument(dashed, dest=f"option_{name}", type=option.type, metavar="N", help=text)
     parser.add_argument("--overwrite", action="store_true", help="start anew where another pack wrote to DIR")
 
 

@@ -14,16 +14,16 @@ from mmtune.cli.dispatch import Result
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", metavar="RUN|COMPARISON", help="a run's directory, or a comparison's JSON")
-    parser.add_argument("--out", required=True, metavar="FILE.html")
-    parser.add_argument("--base", metavar="MODEL", help="compare with this one (default: what the run began with)")
-    parser.add_argument("--candidate", metavar="MODEL", help="default: the run's artifact")
-    parser.add_argument("--data", metavar="DATA", help="shards that neither was trained on (default: the recipe's data.val)")
+    parser.add_argument("--out", required=True, metavar="FILE.html", help="the report")
+    parser.add_argument("--base", metavar="MODEL", help="the base model (default: the run's)")
+    parser.add_argument("--candidate", metavar="MODEL", help="the candidate (default: the run's artifact)")
+    parser.add_argument(
+        "--data", metavar="DATA", help="packed rows that neither was trained on (default: the recipe's data.val)"
+    )
     parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the recipe's)")
     parser.add_argument("--slice", action="append", metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
-    parser.add_argument("--retention", metavar="DATA", help="other shards on which nothing may be lost")
-    parser.add_argument(
-        "--qrels", metavar="FILE", help="judgments that say what is right instead of groups: TREC or JSON lines"
-    )
+    parser.add_argument("--retention", metavar="DATA", help="packed rows of the general domain, whose scores must not fall")
+    parser.add_argument("--qrels", metavar="FILE", help="judgments of relevance, used instead of groups: TREC or JSON lines")
     parser.add_argument("--examples", type=int, default=6, metavar="N", help="queries of each kind (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--quiet", action="store_true", help="no progress")

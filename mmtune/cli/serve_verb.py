@@ -11,14 +11,13 @@ SIGTERM answers the requests in progress, then stops.
 
 import argparse
 import os
-from typing import Any
 
 from mmtune import modalities
 from mmtune.cli.dispatch import Result
 
 
-def _limits() -> dict[str, tuple[Any, Any]]:
-    """Every limit of a value that a modality has: name -> (its type, its default here)."""
+def _limits() -> dict[str, tuple[type, object]]:
+    """Limits of the modalities on a value: name -> (type, default of the server)."""
     from mmtune.serve.settings import value_limits
 
     types = {k: o.type for n in modalities.names() for k, o in modalities.get(n).options.items()}
@@ -28,32 +27,43 @@ def _limits() -> dict[str, tuple[Any, Any]]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     from mmtune.serve.settings import Limits
 
-    usual = Limits()
-    parser.add_argument("collection", metavar="COLLECTION")
+    defaults = Limits()
+    parser.add_argument("collection", metavar="COLLECTION", help="directory of the collection")
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1; others need a token)"
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1; others need a token)"
     )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any that is free")
-    parser.add_argument("--token", default=os.environ.get("MMTUNE_TOKEN") or None, metavar="T", help="or MMTUNE_TOKEN")
-    parser.add_argument("--no-page", action="store_true", help="REST only")
-    parser.add_argument("--max-bytes", type=int, default=usual.max_bytes, metavar="N", help=f"of a request ({usual.max_bytes})")
-    parser.add_argument("--max-k", type=int, default=usual.max_k, metavar="N", help=f"results of a search ({usual.max_k})")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (8000; 0: any free one)")
+    parser.add_argument(
+        "--token",
+        default=os.environ.get("MMTUNE_TOKEN") or None,
+        metavar="T",
+        help="token of clients that may write; default: MMTUNE_TOKEN",
+    )
+    parser.add_argument("--no-page", action="store_true", help="the REST API only, without the search page")
+    parser.add_argument(
+        "--max-bytes", type=int, default=defaults.max_bytes, metavar="N", help=f"largest request ({defaults.max_bytes})"
+    )
+    parser.add_argument(
+        "--max-k", type=int, default=defaults.max_k, metavar="N", help=f"most results of a search ({defaults.max_k})"
+    )
     parser.add_argument(
         "--max-concurrent",
         type=int,
-        default=usual.max_concurrent,
+        default=defaults.max_concurrent,
         metavar="N",
-        help=f"requests at once ({usual.max_concurrent})",
+        help=f"concurrent requests ({defaults.max_concurrent})",
     )
     for name, (kind, default) in _limits().items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=default, metavar="N", help=f"of a value ({default})"
+            f"--{name.replace('_', '-')}", type=kind, default=default, metavar="N", help=f"limit of a query value ({default})"
         )
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="searches that share a forward pass, at most (32)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="most searches in one forward pass (32)")
     parser.add_argument(
-        "--window", type=float, default=4.0, metavar="MS", help="milliseconds an idle server waits for others to share it (4)"
+        "--window", type=float, default=4.0, metavar="MS", help="milliseconds to wait for further searches of a batch (4)"
     )
-    parser.add_argument("--grace", type=float, default=10.0, metavar="S", help="seconds that a stop waits for answers (10)")
+    parser.add_argument(
+        "--grace", type=float, default=10.0, metavar="S", help="seconds a stop waits for requests in progress (10)"
+    )
     parser.add_argument("--quiet", action="store_true", help="only errors on standard error")
 
 

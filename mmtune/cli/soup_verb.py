@@ -12,11 +12,15 @@ from mmtune.cli.dispatch import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="artifacts of one base and one layout; the base itself, too")
-    parser.add_argument("--data", required=True, metavar="DATA", help="shards that none of them was trained on")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the soup, an artifact")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="artifacts of one base model and one layout; the base itself is allowed"
+    )
+    parser.add_argument("--data", required=True, metavar="DATA", help="packed rows that none of them was trained on")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory of the soup, an artifact")
     parser.add_argument("--how", default="greedy", help="greedy (the default) or uniform")
-    parser.add_argument("--metric", default="map", help="averaged over the directions between modalities (default %(default)s)")
+    parser.add_argument(
+        "--metric", default="map", help="metric, averaged over the directions between modalities (default %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
 
 

@@ -15,7 +15,7 @@ from mmtune.cli.dispatch import Result
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML recipe; `mmtune init` writes a commented one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys by dotted name")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in run.dir from its last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue the run in run.dir from its last checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> Result:
     try:
         out = train(args.recipe, args.overrides, resume=args.resume, quiet=args.quiet)
     except Stopped as e:
-        return Result({"stopped": str(e)}, f"{e}; the same command with --resume goes on", 130)
+        return Result({"stopped": str(e)}, f"{e}; the same command with --resume continues", 130)
     return Result(out.to_dict(), str(out))
