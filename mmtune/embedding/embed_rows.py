@@ -49,19 +49,19 @@ def embed_rows(
     return processes.gather(torch.from_numpy(encoded), len(first)).numpy()[inverse]
 
 
-def shared_modalities(model: "Model", data: "Data | WeightedConcat", wanted: Sequence[str] | None = None) -> list[str]:
-    """The modalities that model and data both have, in the data's order; with `wanted` only these.
+def shared_modalities(model: "Model", data: "Data | WeightedConcat", modalities: Sequence[str] | None = None) -> list[str]:
+    """The modalities that model and data both have, in the data's order; with `modalities` only these.
 
-    Raises DataError when there is none, or when one of `wanted` is missing.
+    Raises DataError when there is none, or when one of `modalities` is missing.
     """
     both = [m for m in data.modalities if m in model.towers]
-    if wanted:
-        missing = [m for m in wanted if m not in both]
+    if modalities:
+        missing = [m for m in modalities if m not in both]
         if missing:
             raise DataError(
                 f"{data.spec}: {missing[0]} is not in both: the data have {data.modalities}, the model {list(model.towers)}"
             )
-        both = [m for m in both if m in wanted]
+        both = [m for m in both if m in modalities]
     if not both:
         raise DataError(f"{data.spec} has {data.modalities}, the model has {list(model.towers)}: nothing in common to embed")
     return both
@@ -70,7 +70,7 @@ def shared_modalities(model: "Model", data: "Data | WeightedConcat", wanted: Seq
 def embed_data(
     model: "Model",
     data: "Data | WeightedConcat",
-    wanted: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
     batch_size: int = 64,
     quiet: bool = True,
     role: str | None = None,
@@ -84,7 +84,7 @@ def embed_data(
     """
     out = {}
     fingerprint = model.fingerprint
-    for m in shared_modalities(model, data, wanted):
+    for m in shared_modalities(model, data, modalities):
         rows = np.flatnonzero(data.present[m])
         roles = [role, QUERY] if role is None and has_query_prompt(model.prompts, m) else [role]
         with Progress(f"embed {m}", len(rows) * len(roles), quiet=quiet) as progress:
@@ -99,8 +99,8 @@ def embed_data(
 
 
 def embed_classes(
-    model: "Model", data: "Data", wanted: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
+    model: "Model", data: "Data", modalities: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
 ) -> dict[str, Embeddings]:
     """Captions as class names, for modalities where the model has a prompt `zero_shot`; {} where it has none."""
-    names = [m for m in shared_modalities(model, data, wanted) if ZERO_SHOT in model.prompts.get(m, {})]
+    names = [m for m in shared_modalities(model, data, modalities) if ZERO_SHOT in model.prompts.get(m, {})]
     return embed_data(model, data, names, batch_size, quiet, ZERO_SHOT) if names else {}

@@ -115,24 +115,24 @@ class FeatureCache:
         return {m: t.items for m, t in self.towers.items()}
 
     def embed(
-        self, model: "Model", data: "Data", wanted: Sequence[str], processes: Processes = SINGLE_PROCESS
+        self, model: "Model", data: "Data", modalities: Sequence[str], processes: Processes = SINGLE_PROCESS
     ) -> dict[str, Embeddings]:
         """As `embed_data`, from stored features where there are some; for validation between epochs.
 
         Vectors of stored features alone carry no fingerprint.
         """
-        others = [m for m in wanted if m not in self.towers]
+        others = [m for m in modalities if m not in self.towers]
         embedded = embed_data(model, data, others, processes=processes) if others else {}
         fingerprint = next((e.fingerprint for e in embedded.values()), "")
         training = model.training
         model.eval()
         try:
-            for m in wanted:
+            for m in modalities:
                 if m in self.towers:
                     embedded[m] = self._embed_stored(model, data, m, fingerprint)
         finally:
             model.train(training)
-        return {m: embedded[m] for m in wanted}
+        return {m: embedded[m] for m in modalities}
 
     @torch.inference_mode()
     def _embed_stored(self, model: "Model", data: "Data", m: str, fingerprint: str) -> Embeddings:

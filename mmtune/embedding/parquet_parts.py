@@ -52,7 +52,7 @@ def embed(
     model: "Model | str",
     data: "Data | str",
     out: str | Path,
-    wanted: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
     batch_size: int = 64,
     quiet: bool = False,
     *,
@@ -72,7 +72,7 @@ def embed(
     model = load(model).to(local_device()) if isinstance(model, str) else model
     model = model if dim is None else model.truncated(dim)
     data = open_data(data) if isinstance(data, str) else data
-    names = shared_modalities(model, data, wanted)
+    names = shared_modalities(model, data, modalities)
     out = Path(out)
     result = EmbedResult(model.fingerprint, model.dim, {}, data.spec, data.fingerprint, role)
     _refuse_other_vectors(out, result)

@@ -60,7 +60,9 @@ class Audit:
         self.dropped_first = dict.fromkeys(reasons, 0)
         self.dropped_alone: dict[str, int] = {}
         self.spared: dict[str, int] = {}
-        self.filled = self.mined = self.trusted = self.above = self.without_any = self.with_fewer = self.without_candidates = 0
+        self.filled = self.mined = self.known_negative = self.above = self.without_any = self.with_fewer = (
+            self.without_candidates
+        ) = 0
         self.by_source = dict.fromkeys(sources, 0)
         self.scores = {"mined": ScoreHistogram(), "dropped": ScoreHistogram(), "positive": ScoreHistogram()}
         self.examples: dict[str, Examples] = {}
@@ -69,34 +71,34 @@ class Audit:
         self,
         block: CandidateBlock,
         masks: dict[str, np.ndarray],
-        trusted: np.ndarray,
+        known_negative: np.ndarray,
         reason: np.ndarray,
-        chosen: np.ndarray,
-        wanted: np.ndarray,
+        is_mined: np.ndarray,
+        quota: np.ndarray,
     ) -> None:
-        """One block: masks by guard, trusted, reason [B, W] (0: kept), chosen [B, W], wanted [B]."""
+        """One block: masks by guard, known_negative, reason [B, W] (0: kept), is_mined [B, W], quota [B]."""
         filled = block.filled
         self.filled += int(filled.sum())
-        self.mined += int(chosen.sum())
-        self.trusted += int((trusted & filled).sum())
-        count = chosen.sum(1)
+        self.mined += int(is_mined.sum())
+        self.known_negative += int((known_negative & filled).sum())
+        count = is_mined.sum(1)
         self.without_any += int((count == 0).sum())
         self.without_candidates += int((~filled.any(1)).sum())
-        self.with_fewer += int(((count > 0) & (count < wanted)).sum())
+        self.with_fewer += int(((count > 0) & (count < quota)).sum())
         for name, mask in masks.items():
             self.dropped_alone[name] = self.dropped_alone.get(name, 0) + int(mask.sum())
-            self.spared[name] = self.spared.get(name, 0) + int((mask & trusted).sum())
+            self.spared[name] = self.spared.get(name, 0) + int((mask & known_negative).sum())
         for number, name in enumerate(self.reasons, 1):
             dropped = reason == number
             self.dropped_first[name] += int(dropped.sum())
             if name not in NO_SUSPICION and dropped.any():
                 self.examples.setdefault(name, Examples()).add(block, dropped)
-        self.examples.setdefault("mined", Examples()).add(block, chosen)
+        self.examples.setdefault("mined", Examples()).add(block, is_mined)
         with np.errstate(invalid="ignore"):
-            self.above += int((chosen & (block.scores >= block.positive_score[:, None])).sum())
+            self.above += int((is_mined & (block.scores >= block.positive_score[:, None])).sum())
         for number, name in enumerate(self.by_source):
-            self.by_source[name] += int((chosen & (block.source == number)).sum())
-        self.scores["mined"].add(block.scores[chosen])
+            self.by_source[name] += int((is_mined & (block.source == number)).sum())
+        self.scores["mined"].add(block.scores[is_mined])
         self.scores["dropped"].add(block.scores[(reason > 0) & filled])
         self.scores["positive"].add(block.positive_score[~np.isnan(block.positive_score)])
 
@@ -117,7 +119,7 @@ class Audit:
             "dropped": {n: c for n, c in self.dropped_first.items() if c or n in self.dropped_alone},
             "dropped_alone": self.dropped_alone,
             "spared_by_labels": self.spared,
-            "trusted_pairs": self.trusted,
+            "trusted_pairs": self.known_negative,
             "suspected_false_negatives": sum(c for n, c in self.dropped_first.items() if n not in NO_SUSPICION),
             "scores": {k: h.summary() for k, h in self.scores.items()},
             "hubs": {

@@ -28,8 +28,8 @@ class CandidateSearch:
         """nearest: the only source, if it is given."""
         self.context, self.window = context, context.options.window
         self.names = source_names(context.options.sources)
-        wanted = ["nearest"] if nearest else [n for n in self.names if n in context.options.sources]
-        self.sources = {self.names.index(n): nearest or make_source(n, context) for n in wanted}
+        used = ["nearest"] if nearest else [n for n in self.names if n in context.options.sources]
+        self.sources = {self.names.index(n): nearest or make_source(n, context) for n in used}
         self.nearest = next((s for s in self.sources.values() if isinstance(s, NearestCandidates)), None)
         self.block = self.nearest.search.block if self.nearest else BLOCK
         self.threads = worker_count(resolve_device(context.options.search.device))

@@ -154,7 +154,7 @@ class GuardChain:
         """What each guard would drop by itself: name -> bool [B, W]."""
         return {g.name: g.drops(block) & block.filled for g in self.guards}
 
-    def trusted(self, block: CandidateBlock) -> np.ndarray:
+    def known_negatives(self, block: CandidateBlock) -> np.ndarray:
         """bool [B, W]: pairs known to be negative, which no guard may drop: two different groups, or a human verdict."""
         out = np.zeros(block.candidates.shape, bool)
         if self.trust_groups:
@@ -163,12 +163,12 @@ class GuardChain:
             out |= self.judged_negative.contains(block.queries, block.candidates)
         return out & block.filled
 
-    def first_reason(self, masks: dict[str, np.ndarray], trusted: np.ndarray) -> np.ndarray:
+    def first_reason(self, masks: dict[str, np.ndarray], known_negative: np.ndarray) -> np.ndarray:
         """int8 [B, W]: the number of the first guard that drops a candidate, 0 where none does."""
-        out = np.zeros(trusted.shape, np.int8)
+        out = np.zeros(known_negative.shape, np.int8)
         for number, name in enumerate(self.reasons, 1):
             if name in masks:
-                out[masks[name] & ~trusted & (out == 0)] = number
+                out[masks[name] & ~known_negative & (out == 0)] = number
         return out
 
 

@@ -27,11 +27,11 @@ from mmtune.search.parallel import ordered_map
 
 @dataclass
 class _GuardedBlock:
-    """Candidates of a block of queries with what each guard says: masks by guard, trusted, reason and preference [B, W]."""
+    """Candidates of a block of queries with what each guard says: masks by guard, known_negative, reason and preference [B, W]."""
 
     block: CandidateBlock
     masks: dict[str, np.ndarray]
-    trusted: np.ndarray
+    known_negative: np.ndarray
     reason: np.ndarray
     preferred: np.ndarray
 
@@ -57,8 +57,8 @@ class DirectionMiner:
         margin, measured = self._calibrate(scores)
         guards = self.guards.with_relative_margin(margin.value)
         measured_by_truth = None if truth is None else self._measure_by_truth(guards, scores, truth)
-        wanted = np.minimum(self.options.negatives * self.queries.rows.counts, self.options.window)
-        selection = Selection(wanted, len(self.candidates), self.options.guards.hub_cap)
+        quota = np.minimum(self.options.negatives * self.queries.rows.counts, self.options.window)
+        selection = Selection(quota, len(self.candidates), self.options.guards.hub_cap)
         audit = Audit(self.queries, self.candidates, self.search.names, guards.reasons)
         self._mine_blocks(guards, scores, selection, audit, table, quiet)
         nearest = self.search.nearest
@@ -83,8 +83,8 @@ class DirectionMiner:
 
         def search_and_guard(queries: np.ndarray) -> _GuardedBlock:
             block = self.search.top(queries, scores.score[queries])
-            masks, trusted = guards.masks(block), guards.trusted(block)
-            return _GuardedBlock(block, masks, trusted, guards.first_reason(masks, trusted), preference(block))
+            masks, known_negative = guards.masks(block), guards.known_negatives(block)
+            return _GuardedBlock(block, masks, known_negative, guards.first_reason(masks, known_negative), preference(block))
 
         everything = self.options.record == "all"
         with Progress(f"mine {self.name}", len(self.queries), unit="queries", quiet=quiet) as progress:
@@ -92,10 +92,10 @@ class DirectionMiner:
             for guarded in ordered_map(search_and_guard, parts, self.search.threads):
                 block, reason = guarded.block, guarded.reason
                 self._verify(guards, guarded)
-                chosen = selection.select(block, reason, guarded.preferred, guards.number("hub"))
-                wanted = selection.wanted[block.queries]
-                audit.add(block, guarded.masks, guarded.trusted, reason, chosen, wanted)
-                table.write(writer.columns(block, reason, chosen, wanted, everything))
+                is_mined = selection.select(block, reason, guarded.preferred, guards.number("hub"))
+                quota = selection.quota[block.queries]
+                audit.add(block, guarded.masks, guarded.known_negative, reason, is_mined, quota)
+                table.write(writer.columns(block, reason, is_mined, quota, everything))
                 progress.advance(len(block.queries))
 
     def _verify(self, guards: GuardChain, guarded: _GuardedBlock) -> None:
@@ -125,10 +125,10 @@ class DirectionMiner:
 
     def _calibrate(self, scores: PositiveScores) -> tuple[CalibratedMargin, JsonObject | None]:
         """(the relative margin, every guard's quality on labelled rows with the labels hidden)."""
-        wanted = self.options.guards.relative_margin
+        option = self.options.guards.relative_margin
         margin = CalibratedMargin.fallback("no labelled rows to calibrate on")
-        if wanted != "calibrated":
-            margin = CalibratedMargin(wanted, "given")
+        if option != "calibrated":
+            margin = CalibratedMargin(option, "given")
         if not (self.queries.labelled.any() and self.candidates.labelled.any()):
             return margin, None
         judged = self.context.positives.judged_pairs
@@ -138,7 +138,7 @@ class DirectionMiner:
         if not hidden.within:
             score = positive_scores(hidden, self.options.positive, own_only=True).score
         sample = search_labelled(self.search.nearest_only(hidden), truth, score)
-        if wanted == "calibrated":
+        if option == "calibrated":
             margin = calibrate_margin(sample)
         return margin, guard_quality(sample, self.guards.with_relative_margin(margin.value))
 
@@ -150,7 +150,7 @@ class DirectionMiner:
         queries = _regrouped(self.queries, truth, rows_of)
         within = self.candidates is self.queries
         positives = Positives(queries, queries if within else _regrouped(self.candidates, truth, rows_of))
-        sample = search_labelled(self.search, positives, scores.score, lambda block: ~guards.trusted(block))
+        sample = search_labelled(self.search, positives, scores.score, lambda block: ~guards.known_negatives(block))
         return guard_quality(sample, guards)
 
 
@@ -170,16 +170,16 @@ class _TableRows:
         self.reasons = pa.array([*sources, *reasons], pa.string())
 
     def columns(
-        self, block: CandidateBlock, reason: np.ndarray, chosen: np.ndarray, wanted: np.ndarray, everything: bool
+        self, block: CandidateBlock, reason: np.ndarray, is_mined: np.ndarray, quota: np.ndarray, everything: bool
     ) -> dict[str, pa.Array]:
         """Mined pairs; with `everything` also dropped ones that score at least as high as the last one mined."""
-        keep = chosen
+        keep = is_mined
         if everything:
-            lowest = np.where(chosen, block.scores, np.inf).min(1, initial=np.inf)
-            lowest[chosen.sum(1) < wanted] = -np.inf
-            keep = chosen | ((reason > 0) & block.filled & (block.scores >= lowest[:, None]))
+            lowest = np.where(is_mined, block.scores, np.inf).min(1, initial=np.inf)
+            lowest[is_mined.sum(1) < quota] = -np.inf
+            keep = is_mined | ((reason > 0) & block.filled & (block.scores >= lowest[:, None]))
         i, w = np.nonzero(keep)
-        mined = chosen[i, w]
+        mined = is_mined[i, w]
         why = np.where(mined, block.source[i, w], self.sources + reason[i, w].astype(np.int64) - 1)
         positive = block.positive_score[i].astype(np.float32)
         return {

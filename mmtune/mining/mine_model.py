@@ -47,10 +47,12 @@ def mine(
         raise RecipeError(f"mining: table: {options.table} is for training in a recipe; what is mined here goes to --out")
     opened = open_data(data) if isinstance(data, str) else data
     directions = options.directions
-    wanted = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
+    modalities = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
     with init_processes() as processes:  # before the model is loaded: from here on each process has its own accelerator
         loaded = load(model) if isinstance(model, str | Path) else model
-        embedded = embed_data(loaded, opened, wanted, batch_size, quiet or not processes.is_main_process, processes=processes)
+        embedded = embed_data(
+            loaded, opened, modalities, batch_size, quiet or not processes.is_main_process, processes=processes
+        )
         if not processes.is_main_process:
             table, mined, document = processes.broadcast()
             return MiningResult.beside(Path(table), mined, document)

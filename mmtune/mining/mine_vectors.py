@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
 
-def mined_directions(names: Sequence[str], wanted: Sequence[str] | None, pairs: Sequence[Pair] | None = None) -> list[Pair]:
-    """The directed pairs to mine: those wanted ("a->b"), else both ways of every pair. RecipeError names a wrong one."""
-    if wanted is None:
+def mined_directions(names: Sequence[str], only: Sequence[str] | None, pairs: Sequence[Pair] | None = None) -> list[Pair]:
+    """The directed pairs to mine: those of `only` ("a->b"), else both ways of every pair. RecipeError names a wrong one."""
+    if only is None:
         chosen: list[Pair] = list(pairs) if pairs else list(itertools.combinations(names, 2))
         return [d for a, b in chosen for d in dict.fromkeys(((a, b), (b, a)))] or [(n, n) for n in names]
     known = [direction(a, b) for a in names for b in names]
-    for name in wanted:
+    for name in only:
         if name not in known:
             raise RecipeError(f"mining direction {name!r}: there are vectors for {', '.join(names)}, so: {', '.join(known)}")
-    return [(a, b) for name in dict.fromkeys(wanted) for a, _, b in [name.partition("->")]]
+    return [(a, b) for name in dict.fromkeys(only) for a, _, b in [name.partition("->")]]
 
 
 def table_settings(options: MiningOptions, directions: Iterable[str]) -> JsonObject:
@@ -137,9 +137,9 @@ def _content_hashes(
     quiet: bool,
     warnings: list[str],
 ) -> dict[str, ContentHashes]:
-    """The hashes of every modality that has some, where near-duplicates are wanted in any direction."""
-    wanted = options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
-    if not wanted:
+    """The hashes of every modality that has some, where any direction looks for near-duplicates."""
+    needed = options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
+    if not needed:
         return {}
     if data is None:
         warnings.append("near-duplicates were not looked for: only vectors were given, not the data")

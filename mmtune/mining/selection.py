@@ -43,11 +43,11 @@ def make_preference(options: MiningOptions, queries: Items, candidates: Items) -
 class Selection:
     """Selects negatives block by block. The cap on how often a candidate is mined makes the order of the queries (by id) matter."""
 
-    def __init__(self, wanted: np.ndarray, candidates: int, hub_cap: float | None):
-        """wanted int64 [Q]: negatives of each query; candidates: their number; hub_cap: a candidate is mined at most this many
+    def __init__(self, quota: np.ndarray, candidates: int, hub_cap: float | None):
+        """quota int64 [Q]: negatives of each query; candidates: their number; hub_cap: a candidate is mined at most this many
         times its fair share, None: no cap."""
-        self.wanted = wanted
-        fair = wanted.sum() / max(candidates, 1)
+        self.quota = quota
+        fair = quota.sum() / max(candidates, 1)
         self.cap = None if hub_cap is None else int(max(np.ceil(hub_cap * fair), 1))
         self.times_mined = np.zeros(candidates, np.int64)
 
@@ -56,20 +56,20 @@ class Selection:
         a candidate."""
         free = block.filled & (reason == 0)
         order, rank = preference_rank(preferred, free)
-        chosen = free & (rank < self.wanted[block.queries][:, None])
-        count = np.bincount(block.candidates[chosen], minlength=len(self.times_mined))
+        is_mined = free & (rank < self.quota[block.queries][:, None])
+        count = np.bincount(block.candidates[is_mined], minlength=len(self.times_mined))
         if self.cap is None or (self.times_mined + count).max(initial=0) <= self.cap:
             self.times_mined += count
-            return chosen
+            return is_mined
         return self._select_under_cap(block, reason, free, order, hub_reason)
 
     def _select_under_cap(
         self, block: CandidateBlock, reason: np.ndarray, free: np.ndarray, order: np.ndarray, hub_reason: int
     ) -> np.ndarray:
-        chosen = np.zeros(free.shape, bool)
+        is_mined = np.zeros(free.shape, bool)
         cap = self.cap or 0
         for i, q in enumerate(block.queries.tolist()):
-            left = int(self.wanted[q])
+            left = int(self.quota[q])
             for w in order[i, : int(free[i].sum())].tolist():
                 if not left:
                     break
@@ -78,6 +78,6 @@ class Selection:
                     reason[i, w] = hub_reason
                     continue
                 self.times_mined[candidate] += 1
-                chosen[i, w] = True
+                is_mined[i, w] = True
                 left -= 1
-        return chosen
+        return is_mined

@@ -56,9 +56,9 @@ def register_source(name: str, target: str | Callable[[MiningContext], MinerSour
     plugins.register(TABLE, name, target, "miner source")
 
 
-def source_names(wanted: Sequence[str]) -> list[str]:
-    """The sources of the table, then those of `wanted` that are not in it; a source's position is its number."""
-    return list(dict.fromkeys([*TABLE, *wanted]))
+def source_names(names: Sequence[str]) -> list[str]:
+    """The sources of the table, then those of `names` that are not in it; a source's position is its number."""
+    return list(dict.fromkeys([*TABLE, *names]))
 
 
 def make_source(name: str, context: MiningContext) -> MinerSource:

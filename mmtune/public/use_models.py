@@ -63,7 +63,7 @@ def embed(
     model: Model | str,
     data: Data | str,
     out: str | Path,
-    wanted: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
     batch_size: int = 64,
     quiet: bool = False,
     *,
@@ -79,4 +79,4 @@ def embed(
     """
     from mmtune.embedding.parquet_parts import embed as embed_
 
-    return embed_(model, data, out, wanted, batch_size, quiet, dim=dim, role=role)
+    return embed_(model, data, out, modalities, batch_size, quiet, dim=dim, role=role)

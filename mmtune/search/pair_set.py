@@ -25,11 +25,11 @@ class PairSet:
         rows = np.arange(len(candidates_BW)) if queries is None else queries
         width = np.int64(max(self.candidate.max(initial=-1), candidates_BW.max(initial=-1)) + 1)
         listed = np.sort(self.query * width + self.candidate)
-        wanted = np.where(candidates_BW >= 0, rows[:, None] * width + candidates_BW, -1)
+        pairs = np.where(candidates_BW >= 0, rows[:, None] * width + candidates_BW, -1)
         out = np.zeros(candidates_BW.shape, bool)
         if len(listed):
-            at = np.searchsorted(listed, wanted)
-            out = listed[np.minimum(at, len(listed) - 1)] == wanted
+            at = np.searchsorted(listed, pairs)
+            out = listed[np.minimum(at, len(listed) - 1)] == pairs
         for members, candidates in self.rectangles:
             inside = np.isin(rows, members)
             out[inside] |= np.isin(candidates_BW[inside], candidates)
