@@ -6,7 +6,7 @@ class MmtuneError(Exception):
 
 
 class RecipeError(MmtuneError):
-    """A recipe key that is unknown, of the wrong type, or asks for what the data or the model lack."""
+    """A recipe key that is unknown, of the wrong type, or needs what the data or the model does not have."""
 
 
 class DataError(MmtuneError):

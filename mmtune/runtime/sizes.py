@@ -24,7 +24,7 @@ def parse_size(size: str | int, minimum: int = 1) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.I)
     if not match or match[2].upper() not in UNITS:
         raise ValueError(f"{size!r} is not a size; write for example 256MB or 1GiB")
-    found = int(float(match[1]) * UNITS[match[2].upper()])
-    if found < minimum:
+    n_bytes = int(float(match[1]) * UNITS[match[2].upper()])
+    if n_bytes < minimum:
         raise ValueError(f"{size!r} is not a size of at least {minimum} bytes; write for example 256MB or 1GiB")
-    return found
+    return n_bytes

@@ -1,4 +1,4 @@
-"""The next piece is worked on while the caller is busy, in order, and what goes wrong there is raised here."""
+"""The next item is prepared while the caller uses the current one, in order; errors of preparation are raised in the caller."""
 
 import threading
 
@@ -8,7 +8,7 @@ import torch
 from mmtune.runtime.prefetch import DeviceCopier, prefetch
 
 
-def test_the_next_is_worked_on_while_this_one_is_used():
+def test_the_next_item_is_prepared_while_the_current_one_is_used():
     started = [threading.Event() for _ in range(4)]
 
     def work(n):

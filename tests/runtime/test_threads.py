@@ -1,5 +1,6 @@
-"""What keeps the data threads and the heap out of a training step's way."""
+"""Threads and allocator settings for training: data threads use one thread each, freed memory is reused."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -9,10 +10,10 @@ import pytest
 import torch
 
 from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory
-from mmtune.runtime.threads import data_thread_pool
+from mmtune.runtime.threads import data_thread_pool, set_openmp_wait_policy
 
 
-def test_a_data_thread_works_alone_and_the_others_as_before():
+def test_a_data_thread_uses_one_thread_and_other_threads_as_many_as_before():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -28,7 +29,7 @@ def test_a_data_thread_works_alone_and_the_others_as_before():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
-def test_memory_that_was_freed_is_used_again():
+def test_freed_memory_is_reused():
     size = 20 << 20
     pages = size // resource.getpagesize()
 
@@ -62,11 +63,22 @@ with keep_freed_memory(int(sys.argv[1])):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
-def test_weights_that_come_and_go_leave_no_holes():
-    """What stays between them would keep the system from getting their memory back. In a process whose heap is small still."""
+def test_freed_sharded_weights_are_returned():
+    """Small blocks that live between them would pin their memory. In a process of its own, whose heap is small."""
 
     def given_back(below: int) -> int:
         return int(subprocess.run([sys.executable, "-c", GIVEN_BACK, str(below)], capture_output=True, check=True).stdout)
 
     assert given_back(KEEP_SMALL) > 30 << 20
     assert given_back(KEEP_ALL) < 10 << 20
+
+
+def test_importing_and_asking_for_the_wait_policy(monkeypatch):
+    """Only `set_openmp_wait_policy` changes the environment, and never what the user has set."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    set_openmp_wait_policy()
+    assert (os.environ.pop("OMP_WAIT_POLICY"), os.environ.pop("GOMP_SPINCOUNT")) == ("PASSIVE", "10000")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    set_openmp_wait_policy()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in os.environ

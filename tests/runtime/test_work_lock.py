@@ -82,7 +82,7 @@ def test_three_workers_make_every_job_once(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {*names, "begun.jsonl"}  # no lock file is left
 
 
-def test_the_job_of_a_killed_worker_is_anothers(tmp_path):
+def test_the_job_of_a_killed_worker_goes_to_another(tmp_path):
     stuck = worker(tmp_path, 600)
     end = time.time() + 60
     while not begun(tmp_path) and time.time() < end:
@@ -97,7 +97,7 @@ def test_the_job_of_a_killed_worker_is_anothers(tmp_path):
     assert [n for n, pid in begun(tmp_path)].count("00") == 2 and (tmp_path / "00").read_text() == "00"
 
 
-def test_without_locks_the_work_is_done_all_the_same(tmp_path, monkeypatch):
+def test_without_locks_every_job_is_done(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 

@@ -30,13 +30,15 @@ class DecodeWorker:
     """One checking process; `batch` is what it has been sent and not answered, oldest first."""
 
     def __init__(self, settings: bytes):
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "mmtune.data.pack.decode_worker", str(theirs.fileno())]
-        with theirs:
+        command = [sys.executable, "-m", "mmtune.data.pack.decode_worker", str(child_end.fileno())]
+        with child_end:
             null = subprocess.DEVNULL
-            self.process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, env=env, pass_fds=[theirs.fileno()])
-        self.connection = Connection(ours.detach())
+            self.process = subprocess.Popen(
+                command, stdin=null, stdout=null, stderr=null, env=env, pass_fds=[child_end.fileno()]
+            )
+        self.connection = Connection(parent_end.detach())
         self.batch: deque[PackRow] = deque()
         self.ready = False
         self.deadline = time.monotonic() + START_SECONDS

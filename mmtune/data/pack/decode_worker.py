@@ -28,7 +28,7 @@ MEMORY = 8 << 30
 """Address space of a worker: a decompression bomb is a MemoryError in one row, not a machine out of memory."""
 
 
-class Settings(TypedDict):
+class WorkerSettings(TypedDict):
     """table: modality -> class; used: the modalities to load; options: modality -> limits; max_bytes: of one value."""
 
     table: dict[str, str]
@@ -75,7 +75,7 @@ def main(fd: int) -> None:
 
 
 def _check_row(
-    values: list[tuple[str, str | None]], given: list[bytes | None], settings: Settings
+    values: list[tuple[str, str | None]], given: list[bytes | None], settings: WorkerSettings
 ) -> tuple[Answer, list[bytes]]:
     """Read and check one row's values; (answer, the bytes read from paths). A rejected row sends no bytes back."""
     payload, stamps = [], []

@@ -17,7 +17,7 @@ from mmtune.errors import DataError, MissingExtra
 from mmtune.runtime.files import read_json
 
 KIND, SPLIT_KIND = "mmtune-shards", "mmtune-splits"
-"""The `kind` of an index.json of ours: of a directory of shards, and of one whose subdirectories are."""
+"""The `kind` in an index.json of mmtune: of a directory of shards, and of one whose subdirectories are."""
 JOURNAL = ".pack/journal.jsonl"
 
 
@@ -186,8 +186,8 @@ def _check_against_index(
     local_path: Callable[[str], str],
 ) -> ShardListing:
     """The named shards, each compared with its line in the index; sizes: of the files that are there, None where unknown."""
-    ours = index if index is not None and _is_kind(index, KIND) else {}
-    entries = {s["name"]: s for s in ours.get("shards", [])}
+    packed = index if index is not None and _is_kind(index, KIND) else {}
+    entries = {s["name"]: s for s in packed.get("shards", [])}
     shards = []
     for name in names:
         entry, size = entries.get(name), sizes.get(name)
@@ -196,5 +196,5 @@ def _check_against_index(
         if entry and size is not None and size != entry["bytes"]:
             raise DataError(f"{folder}/{name}: {size} bytes, index.json says {entry['bytes']}; copy it again, or pack again")
         shards.append(ShardFile(name.removesuffix(".tar"), f"{folder}/{name}", local_path(name), entry))
-    columns = ours.get("columns", {})
+    columns = packed.get("columns", {})
     return ShardListing(shards, {columns[role]: role for role in ("group", "id") if columns.get(role)})

@@ -1,11 +1,11 @@
-"""One shard -> one table of its samples: the only code that knows how samples lie in a tar, ours and other programs' alike.
+"""One shard -> one table of its samples: the only code that knows how samples lie in a tar, whether mmtune or another program wrote it.
 
 A sample is all members of a tar with the same key: the path up to the first dot of its last part, as webdataset has it.
 What follows that dot is the member's extension, which gives its role:
 
 - a modality's own extension: that modality's bytes. Several of one modality: the first in the order of its
   `extensions`. Of a compound extension (`left.png`) the last part counts, and only if the sample has nothing better.
-- `json`: an object with `id`, `group` and metadata. Ours nests the metadata under `meta`; in any other file every
+- `json`: an object with `id`, `group` and metadata. mmtune nests the metadata under `meta`; in any other file every
   other field is metadata, and a modality without a member may take its value from one of its `json_fields` (of a list
   the first).
 - `cls`: a class number or name, kept as the metadata `cls`.
@@ -172,8 +172,8 @@ def _identity(document: object, used: set[str]) -> tuple[str | None, str | None,
     if not isinstance(document, dict):
         return None, None, {} if document is None else {"json": document}
     fields = {k: v for k, v in document.items() if k not in ("id", "group")}
-    ours = set(document) <= {"id", "group", "meta"} and isinstance(document.get("meta"), dict)
-    meta = document["meta"] if ours else {k: v for k, v in fields.items() if k not in used or not isinstance(v, str)}
+    nested = set(document) <= {"id", "group", "meta"} and isinstance(document.get("meta"), dict)
+    meta = document["meta"] if nested else {k: v for k, v in fields.items() if k not in used or not isinstance(v, str)}
     return _string(document.get("id")), _string(document.get("group")), meta
 
 

@@ -1,4 +1,4 @@
-"""Training decodes no more of a photo than its tower can see; vectors are always made of the whole photo."""
+"""Training decodes a photo at the resolution that its tower needs; embedding always decodes it whole."""
 
 import io
 import math
@@ -28,7 +28,7 @@ def photo(width: int, height: int, kind: str = "JPEG", **options) -> bytes:
 
 
 @pytest.mark.parametrize("size, side", [((400, 300), 150), ((1000, 1400), 250), ((250, 255), 250), ((90, 100), 90)])
-def test_a_jpeg_is_decoded_at_the_scale_that_leaves_twice_what_is_needed(size, side):
+def test_a_jpeg_is_decoded_at_the_scale_that_leaves_twice_the_input_size(size, side):
     found = IMAGE.decode_scaled(photo(*size), 64.0)
     assert min(found.size) == side and found.mode == "RGB"
     whole = IMAGE.decode(photo(*size))
@@ -37,7 +37,7 @@ def test_a_jpeg_is_decoded_at_the_scale_that_leaves_twice_what_is_needed(size, s
     assert np.abs(a - b).mean() < 2  # of 255
 
 
-def test_what_is_no_jpeg_and_what_is_turned_is_right_too():
+def test_other_formats_and_rotated_jpegs_are_decoded_right():
     assert IMAGE.decode_scaled(photo(400, 300, "PNG"), 64.0).size == (400, 300)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -45,7 +45,7 @@ def test_what_is_no_jpeg_and_what_is_turned_is_right_too():
     assert IMAGE.decode(turned).size == (300, 400) and IMAGE.decode_scaled(turned, 64.0).size == (150, 200)
 
 
-def test_an_augmentation_says_how_much_more_it_needs():
+def test_an_augmentation_states_its_zoom():
     assert IMAGE.augment().zoom == 1 and IMAGE.augment(flip=True).zoom == 1
     assert IMAGE.augment(crop=0.25).zoom == pytest.approx(2 * 2**0.2)
     assert IMAGE.augment(blur=2.0).zoom == IMAGE.augment(trivial=True).zoom == math.inf
@@ -61,7 +61,7 @@ def data(tmp_path):
 
 
 class Seen:
-    """A preprocess that notes the size of what it is given."""
+    """A preprocess that records the size of each signal."""
 
     def __init__(self, inner, enough):
         self.inner, self.input_size, self.sizes = inner, enough, []
@@ -74,7 +74,7 @@ class Seen:
         return self.inner.collate(items)
 
 
-def test_training_takes_what_is_enough_and_embedding_takes_all(data):
+def test_training_decodes_scaled_and_embedding_decodes_whole(data):
     model = from_spec("tiny:clip")
     tower = model.towers["image"]
     tower.preprocess = seen = Seen(tower.preprocess, 50.0)

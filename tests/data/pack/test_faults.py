@@ -1,4 +1,4 @@
-"""What must not stop a pack: mangled files, decoders that crash or hang, kills at any moment."""
+"""Faults that must not stop a pack: damaged files, decoders that crash or hang, kills at any point."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_a_decoder_that_dies_or_hangs_costs_its_row(tmp_path: Path, monkeypatch:
     }
 
 
-def test_a_modality_that_children_cannot_import_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_modality_that_workers_cannot_import_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modalities, "TABLE", dict(modalities.TABLE))
     monkeypatch.setitem(sys.modules, "only_here", sys.modules[Trace.__module__])
     modalities.register("trace", "only_here:Trace")
@@ -163,7 +163,7 @@ def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
     assert kills > 3
 
 
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
+def test_a_second_pack_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     source = catalog(tmp_path / "src", 200, size=48)
     process = start(source, tmp_path / "out", at=Signal(ENTRY, 1, signal.SIGSTOP))
     assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED  # type: ignore
@@ -177,7 +177,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [(ENTRY, 2), (WRITE, 1), (WRITE, 30)])
-def test_ctrl_c_leaves_no_torn_file_and_can_go_on(tmp_path: Path, at: tuple[str, int]) -> None:
+def test_ctrl_c_leaves_no_temporary_file_and_resumes(tmp_path: Path, at: tuple[str, int]) -> None:
     source = catalog(tmp_path / "src", 240, size=48)
     process = start(source, tmp_path / "out", at=Signal(*at, signal.SIGINT))
     _, error = process.communicate()

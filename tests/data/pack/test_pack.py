@@ -1,4 +1,4 @@
-"""`pack`: what comes out, that every row is accounted for, and that nothing else decides the bytes."""
+"""`pack`: its shards and counts; every row is accounted for, and the bytes depend on the source alone."""
 
 import json
 import os
@@ -143,7 +143,7 @@ def test_webdataset_reads_what_we_write(tmp_path: Path) -> None:
     )
 
 
-def test_shards_are_full_but_not_fuller(tmp_path: Path) -> None:
+def test_shards_are_as_full_as_the_size_limit_allows(tmp_path: Path) -> None:
     pack(catalog(tmp_path / "src", 40), tmp_path / "out", shard_size="20KB")
     index = json.loads((tmp_path / "out/index.json").read_text())
     sizes = [sum(m.size + 512 + -m.size % 512 for m in tarfile.open(p)) for p in sorted((tmp_path / "out").glob("*.tar"))]
@@ -254,7 +254,7 @@ def test_folders_pack(tmp_path: Path) -> None:
     assert data.read(2, "text") == b"red apple" and data.meta(0) == {}
 
 
-def test_out_that_is_something_else_is_refused(tmp_path: Path) -> None:
+def test_an_out_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     source, out = catalog(tmp_path / "src"), tmp_path / "out"
     out.mkdir()
     (out / "thesis.doc").write_text("years of work")
@@ -290,7 +290,7 @@ def test_another_job_in_the_same_place_is_refused_and_overwrite_is_not(tmp_path:
         pack(source, tmp_path / "o", options={"max_bananas": 3})
 
 
-def test_files_replaced_since_are_noticed(tmp_path: Path) -> None:
+def test_files_replaced_since_the_pack_are_detected(tmp_path: Path) -> None:
     source, out = catalog(tmp_path / "src"), tmp_path / "out"
     (tmp_path / "src/img/0011.png").unlink()
     pack(source, out, max_rejected=0.5, shard_size="8KB")
@@ -303,7 +303,7 @@ def test_files_replaced_since_are_noticed(tmp_path: Path) -> None:
         pack(source, out, max_rejected=0.5, shard_size="8KB")
 
 
-def test_a_deleted_shard_is_made_again(tmp_path: Path) -> None:
+def test_a_deleted_shard_is_packed_again(tmp_path: Path) -> None:
     source, out = catalog(tmp_path / "src", 30), tmp_path / "out"
     pack(source, out, shard_size="8KB")
     before = tree(out, hidden=True)

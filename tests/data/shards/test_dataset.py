@@ -1,4 +1,4 @@
-"""Opening DATA: other people's tars, ours, remote ones, views of them, and what is wrong with broken ones."""
+"""Opening DATA: tars of other programs and of `pack`, remote ones, subsets; errors for damaged ones."""
 
 import io
 import json
@@ -157,7 +157,7 @@ def test_the_same_explicit_id_twice_is_an_error(tmp_path: Path) -> None:
         open_data(str(tmp_path))
 
 
-def test_labels_compare_between_datas(tmp_path: Path) -> None:
+def test_labels_are_comparable_between_datasets(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", 0, 3)
     shard(tmp_path / "b.tar", 2, 3)
     a, b = open_data(str(tmp_path / "a.tar")), open_data(str(tmp_path / "b.tar"))
@@ -169,7 +169,7 @@ def test_labels_compare_between_datas(tmp_path: Path) -> None:
     assert len(np.unique(many)) == 100_000 and (many > 0).all()
 
 
-def test_subset_is_a_view_where_everything_travels(tmp_path: Path) -> None:
+def test_a_subset_keeps_ids_labels_and_metadata(tmp_path: Path) -> None:
     for k in range(3):
         shard(tmp_path / f"{k}.tar", 10 * k, 4)
     data = open_data(str(tmp_path))
@@ -186,7 +186,7 @@ def test_subset_is_a_view_where_everything_travels(tmp_path: Path) -> None:
         data.subset([12])
 
 
-def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_not_on_the_path(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
     shard(tmp_path / "a" / "s.tar", 0, 3)
@@ -224,7 +224,7 @@ def test_remote_packed_data_is_checked_against_its_index(tmp_path: Path) -> None
         open_data("memory://packed")
 
 
-def test_what_is_no_data(tmp_path: Path) -> None:
+def test_errors_for_what_is_not_data(tmp_path: Path) -> None:
     def fails(spec: str, match: str) -> None:
         with pytest.raises(DataError, match=match):
             open_data(spec)
@@ -267,7 +267,7 @@ def test_a_broken_header_in_the_middle_is_an_error_not_the_end(tmp_path: Path) -
         open_data(str(path))
 
 
-def test_bits_flipped_after_the_scan_are_noticed_on_reading(tmp_path: Path) -> None:
+def test_bits_flipped_after_the_scan_are_detected_on_reading(tmp_path: Path) -> None:
     path = shard(tmp_path / "w.tar", 0, 3)
     data = open_data(str(path))
     with tarfile.open(path) as f:

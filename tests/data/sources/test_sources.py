@@ -1,4 +1,4 @@
-"""What people hand to `pack`: tables in every state, Parquet, folders."""
+"""Sources of `pack`: well-formed and malformed tables, Parquet, folders."""
 
 import csv
 import json
@@ -111,7 +111,7 @@ def test_parquet_with_bytes_and_huggingface_structs(tmp_path: Path) -> None:
         open_source(tmp_path / "bad.parquet")
 
 
-def test_columns_are_found_unasked_whatever_their_case(tmp_path: Path) -> None:
+def test_usual_columns_are_found_in_upper_or_lower_case(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"Photo": "a.png", " TITLE": "t", "ID": "7", "Group": "g", "price": "3"}])
     (row,) = pack_rows(path)
     assert (row.id, row.group, row.meta, row.values["text"]) == ("7", "g", {"price": "3"}, b"t")
