@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mmtune
 from mmtune import modalities
 from mmtune.cli import main
 from mmtune.evaluation import METRICS
@@ -134,8 +135,6 @@ def test_every_skipped_block_says_why() -> None:
 
 
 def test_every_yaml_block_is_part_of_a_recipe() -> None:
-    from mmtune.recipe.recipe import parse
-
     count = 0
     for page in pages():
         for block in blocks(page):
@@ -143,7 +142,7 @@ def test_every_yaml_block_is_part_of_a_recipe() -> None:
                 part = yaml.safe_load(block.code)
                 given = {"model": "tiny:all", "pairs": [["text", "image"]], **part}
                 given["data"] = {"train": "a", "val": "b", **part.get("data", {})}
-                parse(given)
+                mmtune.Recipe.read(given)
                 count += 1
     assert count >= 3
 
