@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, and what it says about the recipe and the machine."""
+"""The directory of a run: claimed by one recipe, with records of the recipe and the machine."""
 
 import os
 import platform
@@ -14,14 +14,15 @@ from mmtune.runtime.files import write_json, write_text
 from mmtune.training.precision import resolve_precision
 
 MAY_CHANGE = ("run.dir", "data.workers", "data.cache", "train.shard", "train.cpu_kernels")
-"""Keys that a resumed run may have otherwise: where the run lies, how fast data are read, how weights are held."""
+"""Keys that may differ in a resumed run: none of them changes its result."""
 LIBRARIES = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "soundfile")
 
 
 def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
     """Write the resolved recipe and the environment. Raises TrainingError for a directory that holds another run.
 
-    A run that stopped before its first checkpoint is started anew.
+    A run that stopped before its first checkpoint is started anew: tables that it mined may be those of another model or of
+    other data, and are deleted.
     """
     path = directory / "recipe.yaml"
     if path.exists() and (directory / "checkpoints").exists():
@@ -36,6 +37,9 @@ def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
         changed = [key for key in changed_keys(old, recipe.model_dump(mode="json")) if key not in MAY_CHANGE]
         if changed:
             raise TrainingError(f"{path}: the run to resume has another {changed[0]}; use the same recipe, or another run.dir")
+    else:
+        for stale in directory.glob("mining/round-*"):
+            stale.unlink()
     write_text(path, recipe.to_yaml())
     write_json(directory / "environment.json", environment(recipe))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,17 @@ def test_mining_in_rounds_and_resumed_is_bit_identical(root, tmp_path, monkeypat
     monkeypatch.undo()
     mmtune.train(base, resume=True, quiet=True)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_tables_mined_by_an_earlier_run_without_a_checkpoint_are_not_used(root, tmp_path):
+    changes = {"mining": {"rounds": 1, "negatives": 2}, "train": {"epochs": 2}}
+    first = recipe(root, tmp_path / "run", **changes)
+    mmtune.train(first, quiet=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if it had been killed before its first checkpoint
+    other = {**first, "model": "tiny:clip@3"}
+    reused = mmtune.train(other, quiet=True)
+    fresh = mmtune.train({**other, "run": {"dir": str(tmp_path / "fresh")}}, quiet=True)
+    assert reused["fingerprint"] == fresh["fingerprint"]
 
 
 def test_a_run_that_failed_before_its_first_step_is_started_anew(root, tmp_path):
