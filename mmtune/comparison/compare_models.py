@@ -13,8 +13,8 @@ from mmtune.comparison.confusable import read_or_freeze
 from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
-from mmtune.evaluation.inputs import as_data, as_model
 from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
+from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.slices import metadata_slices
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.model.prompts import QUERY
@@ -194,7 +194,7 @@ def _against_index(
     if qrels is None and not any(_share_a_row_or_group(rows[q], stored[0][m]) for q in rows for m in indexed if q != m):
         return None
     embedded = [embed_data(s.model, data, queries, batch_size, quiet, role=QUERY) for s in sides]
-    return [{**mine, **items} for mine, items in zip(embedded, stored, strict=True)]
+    return [{**query_vectors, **items} for query_vectors, items in zip(embedded, stored, strict=True)]
 
 
 def _share_a_row_or_group(queries: Embeddings, items: Embeddings) -> bool:

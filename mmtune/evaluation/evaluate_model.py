@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, overload
 from mmtune.contracts import Embeddings
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
-from mmtune.evaluation.inputs import as_data, as_model
 from mmtune.evaluation.matryoshka_dims import evaluate_dims, trained_dims
+from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.result import Result
 from mmtune.evaluation.slices import Slices, metadata_slices, slice_direction
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, check_options, evaluate_task

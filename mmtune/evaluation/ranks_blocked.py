@@ -63,9 +63,9 @@ def blocked_ranks(
                     scores[own, exclude_Q[rows[own]] - left] = -np.inf
                 pending = [(i, int(q)) for i, q in enumerate(rows) if not crowded_Q[q]]
 
-                def count(mine: list[tuple[int, int]], scores: np.ndarray = scores, left: int = left) -> list[Band]:
+                def count(share: list[tuple[int, int]], scores: np.ndarray = scores, left: int = left) -> list[Band]:
                     bands: list[Band] = []
-                    for i, q in mine:
+                    for i, q in share:
                         span = slice(relevant.start[q], relevant.start[q + 1])
                         more, inside = count_above(scores[i], low_P[span], high_P[span])
                         above_P[span] += more
@@ -76,7 +76,7 @@ def blocked_ranks(
                     return bands
 
                 shares = pool.map(count, [pending[w::workers] for w in range(workers)])
-                _score_bands([band for share in shares for band in share], q_QD, d_ND, relevant, key_P, above_P, tied_Q)
+                _score_bands([band for bands in shares for band in bands], q_QD, d_ND, relevant, key_P, above_P, tied_Q)
     return above_P + 1, tied_Q, crowded_Q
 
 

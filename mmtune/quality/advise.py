@@ -14,8 +14,8 @@ from mmtune.comparison.paired_difference import DirectionPair, PairedDifference,
 from mmtune.contracts import Embeddings, JsonObject
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
-from mmtune.evaluation.inputs import as_data, as_model
 from mmtune.evaluation.metrics import metric_columns, with_cutoffs
+from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.quality.linear_probe import Probe, probe
 
 if TYPE_CHECKING:

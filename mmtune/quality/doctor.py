@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
-from mmtune.evaluation.inputs import as_data, as_model
+from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.quality import model_checks, row_checks, value_checks
 from mmtune.quality.findings import SEVERITIES, SPACE, Diagnosis, Measurements, Split
 

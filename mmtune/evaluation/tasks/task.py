@@ -11,8 +11,8 @@ from mmtune.contracts import Embeddings, JsonObject
 from mmtune.data.decode import decode_row
 from mmtune.embedding.embed_rows import embed_data, shared_modalities
 from mmtune.errors import DataError, RecipeError
-from mmtune.evaluation.inputs import as_data
 from mmtune.evaluation.leakage import refuse_shared_rows
+from mmtune.evaluation.model_and_data import as_data
 from mmtune.runtime import plugins
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
