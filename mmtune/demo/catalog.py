@@ -1,8 +1,8 @@
-"""A product catalog whose products differ in one detail, photographed: the source folder of the demo's first half.
+"""The demo's catalog: photos and captions of products that differ in one detail, as a source folder.
 
-A SKU is a kind, a colour and a detail (`products.KINDS`). Its photos vary in pose, place, size, rotation, background, light,
-shadow and noise. `text` describes it finely, `coarse` names only the kind. Poses of the validation photos never occur in
-training.
+A SKU is a kind, a colour and a detail (`products.KINDS`). Its photos vary in pose, position, size, rotation, background, light,
+shadow and noise. The column `text` describes the SKU in full, `coarse` names only the kind. Poses of the validation photos do not
+occur in training.
 """
 
 import io
@@ -19,13 +19,13 @@ from mmtune.errors import DataError
 TEXTS = ("{color} {kind} with {detail}", "{kind} in {color}, {detail}", "{detail} on a {color} {kind}")
 COARSE = ("a {kind}", "photo of a {kind}", "{kind} from the shop")
 DETAILS = 4
-"""Details used for every kind and colour; with `skus` past kinds x colours x 4 the rarer ones follow."""
+"""Details that every kind and colour has; more SKUs than kinds x colours x 4 use the remaining details, too."""
 POSES = {"base": range(10), "train": range(10), "val": range(10, 13)}
-_BASE, _PHOTO, _POSE = range(3)  # what a random generator is for
+_BASE, _PHOTO, _POSE = range(3)  # keys of random generators
 
 
 def skus() -> list[tuple[str, str, str]]:
-    """Every product (kind, colour, detail) in the order in which `write_catalog` takes them: whole families first."""
+    """Every product (kind, colour, detail) in the order in which `write_catalog` uses them: all details of one kind and colour first."""
     everything = []
     for start, stop in ((0, DETAILS), (DETAILS, None)):
         for i in range(len(COLORS)):
@@ -48,10 +48,9 @@ def write_catalog(
     """Draw the catalog into `out`: photos/*.jpg of `size` pixels, train.csv, val.csv and base.csv. Returns `out`.
 
     Columns: id, image, text, coarse, group (the SKU), category (the kind), color, detail, pose. base.csv (id, image, text,
-    group, category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours with captions as careless
-    as the open web's: the kind is right; colours and details, where they are mentioned, mean nothing. A base trained on it
-    knows coarse words only.
-    Byte for byte the same for the same arguments. Raises DataError for more SKUs than can be drawn.
+    group, category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours, with captions like the open
+    web's: the kind is right; colours and details, where they are mentioned, are random. A base model trained on it distinguishes
+    kinds only. The same arguments give the same bytes. Raises DataError for more SKUs than can be drawn.
     """
     products = _products(skus)
     source = SourceFolder(out)
@@ -61,9 +60,9 @@ def write_catalog(
         for split, count in (("train", train_per_sku), ("val", val_per_sku)):
             for n, (pose, photo) in enumerate(_photos(seed, s, kind, COLORS[color], detail, split, count, size), first):
                 name = f"{group}-{n:03d}"
-                words = {"kind": kind, "color": color, "detail": detail}
-                # counted through the photos of a SKU, so that every way of saying it occurs in both splits
-                text, coarse = TEXTS[n % len(TEXTS)].format(**words), COARSE[n % len(COARSE)].format(**words)
+                fields = {"kind": kind, "color": color, "detail": detail}
+                # counted over the photos of a SKU, so that every caption template occurs in both splits
+                text, coarse = TEXTS[n % len(TEXTS)].format(**fields), COARSE[n % len(COARSE)].format(**fields)
                 image = source.file(f"photos/{split}/{name}.jpg", photo)
                 source.add(
                     split,
@@ -85,14 +84,14 @@ def write_catalog(
 
 
 def _products(count: int) -> list[tuple[str, str, str]]:
-    everything = skus()
-    if not 1 <= count <= len(everything):
-        raise DataError(f"skus={count}: the demo can draw 1 to {len(everything)} products")
-    return everything[:count]
+    products = skus()
+    if not 1 <= count <= len(products):
+        raise DataError(f"skus={count}: the demo can draw 1 to {len(products)} products")
+    return products[:count]
 
 
 def _base(source: SourceFolder, seed: int, per_kind: int, size: int) -> None:
-    """The generic corpus: every kind, any hue, any detail; each of 12 arts a kind is photographed several times."""
+    """The generic corpus: every kind in random hues and details; each of 12 products a kind is photographed several times."""
     for k, (kind, (_, details)) in enumerate(KINDS.items()):
         for a in range(min(12, per_kind)):
             rng = rng_of(seed, _BASE, k, a)
@@ -102,9 +101,9 @@ def _base(source: SourceFolder, seed: int, per_kind: int, size: int) -> None:
             shots = _photos(seed, 1000 + 12 * k + a, kind, (color[0], color[1], color[2]), detail, "base", count, size)
             for n, (_, photo) in enumerate(shots):
                 name = f"base-{kind}-{a:02d}-{n:03d}"
-                careless = rng.choice(list(COLORS)), details[int(rng.integers(len(details)))]
-                words = {"kind": kind, "color": careless[0], "detail": careless[1]}
-                text = (*COARSE, *TEXTS)[int(rng.integers(6))].format(**words)
+                random_fields = rng.choice(list(COLORS)), details[int(rng.integers(len(details)))]
+                fields = {"kind": kind, "color": random_fields[0], "detail": random_fields[1]}
+                text = (*COARSE, *TEXTS)[int(rng.integers(6))].format(**fields)
                 image = source.file(f"photos/base/{name}.jpg", photo)
                 source.add("base", {"id": name, "image": image, "text": text, "group": f"any-{kind}", "category": kind})
 
@@ -112,7 +111,7 @@ def _base(source: SourceFolder, seed: int, per_kind: int, size: int) -> None:
 def _photos(
     seed: int, sku: int, kind: str, color: Color, detail: str, split: str, count: int, size: int
 ) -> Iterator[tuple[int, bytes]]:
-    """(pose, JPEG) of `count` photos of one product, the poses of the split in turn."""
+    """(pose, JPEG) of `count` photos of one product, which cycle through the poses of the split."""
     poses = POSES[split] if split != "base" else [POSES["base"][sku % len(POSES["base"])]]
     arts: dict[int, Image.Image] = {}
     for n in range(count):
@@ -130,7 +129,7 @@ def _pose(seed: int, number: int) -> Pose:
 
 
 def photograph(art: Image.Image, rng: np.random.Generator, size: int) -> Image.Image:
-    """One photo RGB [size, size] of `art`: placed at random on a lit backdrop with a shadow and sensor noise."""
+    """One photo RGB [size, size] of the drawing `art`: at a random position on a lit backdrop, with a shadow and sensor noise."""
     turn, grow = np.deg2rad(rng.uniform(-9, 9)), rng.uniform(0.84, 1.02)
     shift = rng.uniform(-0.045, 0.045, 2) * size
     cos, sin, k = np.cos(turn), np.sin(turn), art.width / (size * grow)
@@ -161,7 +160,7 @@ def _backdrop(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndar
     tint = rng.uniform(176, 236) + rng.uniform(-14, 14, 3)
     scene = np.broadcast_to(tint.astype(np.float32), (*x.shape[:2], 3))
     style = rng.integers(3)
-    if style == 1:  # planks, some way round
+    if style == 1:  # planks at a random angle
         angle, width = rng.uniform(0, np.pi), rng.uniform(0.3, 0.5)
         across = (x * np.cos(angle) + y * np.sin(angle)) / width + 20
         tone = rng.uniform(0.9, 1.04, 48).astype(np.float32)[across.astype(int)]

@@ -1,6 +1,6 @@
-"""A machine hall seen, heard and described at once: a small source folder of three modalities.
+"""A small source folder of three modalities: photos, sounds and captions of machines in a hall.
 
-Each of a machine's states shows on its picture (lamp and gauge), in its sound (the fault) and in its words.
+A machine's state shows in its photo (lamp and gauge), in its sound (the fault) and in its caption.
 """
 
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 from mmtune.demo.catalog import photograph
 from mmtune.demo.machines import flac
 from mmtune.demo.products import Color, Pen, Pose, arc, shade
-from mmtune.demo.sounds import MACHINES, SEVERITIES, machine_sound, wording
+from mmtune.demo.sounds import MACHINES, SEVERITIES, describe_condition, machine_sound
 from mmtune.demo.source_folder import SourceFolder, rng_of
 from mmtune.errors import DataError
 
@@ -24,7 +24,7 @@ HULLS: dict[str, Color] = {"fan": (90, 130, 170), "gearbox": (120, 124, 104), "p
 
 @dataclass(frozen=True)
 class MachineState:
-    """What a machine shows and how it sounds."""
+    """A machine's lamp and gauge, and its fault with the severity."""
 
     lamp: str
     gauge: str
@@ -61,11 +61,11 @@ def write_machine_hall(
     """Write photos/*.jpg, clips/*.flac, train.csv and val.csv into `out`; returns `out`. 6 states a machine.
 
     Columns: id, image, audio, text, coarse, group (machine and state), category (machine), lamp, gauge, defect. In a share
-    `missing` of the rows one of the three cells, each in turn, is empty. The same bytes for the same arguments. Raises
+    `missing` of the rows one of the three cells, each in turn, is empty. The same arguments give the same bytes. Raises
     DataError for more machines than there are.
     """
     if not 1 <= machines <= len(MACHINES):
-        raise DataError(f"machines={machines}: the demo can play 1 to {len(MACHINES)} machines")
+        raise DataError(f"machines={machines}: the demo can synthesise 1 to {len(MACHINES)} machines")
     source, gaps = SourceFolder(out), 0
     for m, machine in enumerate(list(MACHINES)[:machines]):
         for s, state in enumerate(STATES):
@@ -74,17 +74,17 @@ def write_machine_hall(
                 split = "train" if n < train_per_state else "val"
                 rng = rng_of(seed, 7, m, s, n)
                 name = f"{group}-{n:03d}"
-                words = {
+                fields = {
                     "machine": machine,
                     "lamp": state.lamp,
                     "gauge": state.gauge,
-                    "condition": wording(state.fault, state.severity),
+                    "condition": describe_condition(state.fault, state.severity),
                 }
                 row = {
                     "id": name,
                     "image": f"photos/{split}/{name}.jpg",
                     "audio": f"clips/{split}/{name}.flac",
-                    "text": TEXTS[n % len(TEXTS)].format(**words),
+                    "text": TEXTS[n % len(TEXTS)].format(**fields),
                     "coarse": f"a {machine}",
                     "group": group,
                     "category": machine,
@@ -105,7 +105,7 @@ def write_machine_hall(
 
 
 def panel(machine: str, state: MachineState, rng: np.random.Generator, size: int) -> Image.Image:
-    """The machine with its lamp and gauge, RGBA [1.25 size, 1.25 size]; the needle trembles."""
+    """The machine with its lamp and gauge, RGBA [1.25 size, 1.25 size]; the needle's angle varies."""
     pen = Pen(round(size * 1.25), Pose(lean=float(rng.uniform(-2, 2)), flare=float(rng.uniform(-0.03, 0.03))))
     hull, dark = HULLS[machine], shade(HULLS[machine], 0.5)
     pen.shape([(10, 88), (90, 88), (90, 94), (10, 94)], (70, 70, 74))

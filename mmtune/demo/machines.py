@@ -1,7 +1,7 @@
-"""Recordings of machines with graded faults: the source folder of the demo's second half.
+"""The demo's machine sounds: clips and captions of machines with graded faults, as a source folder.
 
-A recording is one individual machine; its clips belong together and never fall into two splits. `text` names the fault and how
-bad it is, `coarse` only the machine.
+A recording is of one individual machine; its clips never fall into two splits. The column `text` names the fault and its
+severity, `coarse` only the machine.
 """
 
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtune.demo.sounds import FAULTS, MACHINES, SEVERITIES, machine_sound, wording
+from mmtune.demo.sounds import FAULTS, MACHINES, SEVERITIES, describe_condition, machine_sound
 from mmtune.demo.source_folder import SourceFolder, rng_of
 from mmtune.errors import DataError
 
@@ -39,12 +39,12 @@ def write_machines(
 
     Writes clips/*.flac, train.csv, val.csv with columns id, audio, text, coarse, group (machine and condition), category (the
     machine), defect, severity, recording; and base.csv (id, audio, text, group, category), a generic corpus of
-    `base_recordings` a machine whose captions name the right machine and, at times, an arbitrary condition: a base trained
-    on it knows coarse words only.
-    Byte for byte the same for the same arguments. Raises DataError for more machines than there are.
+    `base_recordings` recordings a machine, whose captions name the right machine and sometimes a random condition: a base model
+    trained on it distinguishes machines only. The same arguments give the same bytes. Raises DataError for more machines than
+    there are.
     """
     if not 1 <= machines <= len(MACHINES):
-        raise DataError(f"machines={machines}: the demo can play 1 to {len(MACHINES)} machines")
+        raise DataError(f"machines={machines}: the demo can synthesise 1 to {len(MACHINES)} machines")
     source = SourceFolder(out)
     for m, machine in enumerate(list(MACHINES)[:machines]):
         for c, (fault, severity) in enumerate(conditions()):
@@ -55,9 +55,9 @@ def write_machines(
                 sound = machine_sound(machine, fault, SEVERITIES.get(severity, 0.0), rng, seconds * clips, rate)
                 for k, clip in enumerate(np.split(sound, clips)):
                     name = f"{group}-r{r:02d}-c{k}"
-                    words = {"machine": machine, "condition": wording(fault, severity)}
+                    fields = {"machine": machine, "condition": describe_condition(fault, severity)}
                     n = r * clips + k
-                    text, coarse = TEXTS[n % len(TEXTS)].format(**words), COARSE[n % len(COARSE)].format(**words)
+                    text, coarse = TEXTS[n % len(TEXTS)].format(**fields), COARSE[n % len(COARSE)].format(**fields)
                     audio = source.file(f"clips/{split}/{name}.flac", flac(clip, rate))
                     source.add(
                         split,
@@ -80,15 +80,15 @@ def write_machines(
 def _base(
     source: SourceFolder, seed: int, m: int, machine: str, recordings: int, clips: int, seconds: float, rate: int
 ) -> None:
-    """The generic corpus: the same kind of machine in any condition, described carelessly."""
+    """The generic corpus: the same kinds of machine in random conditions, with captions of random conditions."""
     for r in range(recordings):
         rng = rng_of(seed, _BASE, m, r)
         fault = [None, *FAULTS][int(rng.integers(len(FAULTS) + 1))]
         sound = machine_sound(machine, fault, float(rng.uniform(0.5, 6.0)), rng, seconds * clips, rate)
         for k, clip in enumerate(np.split(sound, clips)):
             name = f"base-{machine}-r{r:02d}-c{k}"
-            careless = wording(*conditions()[int(rng.integers(len(conditions())))])
-            text = (*COARSE, *TEXTS)[int(rng.integers(6))].format(machine=machine, condition=careless)
+            random_condition = describe_condition(*conditions()[int(rng.integers(len(conditions())))])
+            text = (*COARSE, *TEXTS)[int(rng.integers(6))].format(machine=machine, condition=random_condition)
             audio = source.file(f"clips/base/{name}.flac", flac(clip, rate))
             source.add("base", {"id": name, "audio": audio, "text": text, "group": f"any-{machine}", "category": machine})
 

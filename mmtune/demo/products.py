@@ -1,6 +1,6 @@
-"""Products as flat art: a kind, a colour, and ONE fine detail. Two products of one kind and colour differ in nothing else.
+"""Draws products: a kind, a colour, and one fine detail. Two products of one kind and colour differ in nothing else.
 
-Art is drawn on a square of 100 x 100 units, bent by a pose, supersampled four times.
+Drawings have 100 x 100 units, are deformed by a pose, and are supersampled four times.
 """
 
 import colorsys
@@ -34,7 +34,7 @@ BANDS: dict[str, Color] = {
 
 @dataclass(frozen=True)
 class Pose:
-    """How a product lies: `lean` and `bend` in units, `flare` the widening towards the hem, `arms` in degrees."""
+    """The deformation of a drawing: `lean` and `bend` in units, `flare` the widening towards the hem, `arms` in degrees."""
 
     lean: float = 0.0
     bend: float = 0.0
@@ -43,7 +43,7 @@ class Pose:
 
 
 class Pen:
-    """Draws in units through a pose, so that a detail follows the cloth it is sewn on."""
+    """Draws in units through a pose, so that details are deformed with the product."""
 
     def __init__(self, size: int, pose: Pose):
         self.side = size * OVERSAMPLE
@@ -91,12 +91,12 @@ def shade(color: Color, factor: float) -> Color:
 
 
 def contrast(color: Color) -> Color:
-    """The thread and the buttons: cream on dark cloth, near black on light cloth."""
+    """The colour of thread and buttons: cream on dark products, near black on light ones."""
     return (250, 243, 222) if 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 128 else (34, 30, 34)
 
 
 def _garment(pen: Pen, color: Color, sleeve: float, wide: float = 24) -> None:
-    """Body and two sleeves of `sleeve` units that swing with the pose."""
+    """Body and two sleeves of `sleeve` units whose angle is the pose's."""
     edge, side = shade(color, 0.5), shade(color, 0.86)
     for sign in (-1, 1):
         swing = math.radians(pen.pose.arms)
@@ -111,7 +111,7 @@ def _garment(pen: Pen, color: Color, sleeve: float, wide: float = 24) -> None:
 
 
 def _jacket(pen: Pen, color: Color, detail: str) -> None:
-    """A zipped jacket; the stitch runs down both front panels."""
+    """A zipped jacket; the stitching is on both front panels."""
     _garment(pen, color, 50)
     dark, thread = shade(color, 0.5), contrast(color)
     pen.line([(50, 20), (50, 87)], dark, 1.6)
@@ -148,7 +148,7 @@ COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5}
 
 
 def _shirt(pen: Pen, color: Color, detail: str) -> None:
-    """A short-sleeved shirt; the buttons are counted, or their line moves to a side."""
+    """A short-sleeved shirt; the number of buttons varies, or their position."""
     _garment(pen, color, 20, 27)
     dark, white = shade(color, 0.5), contrast(color)
     number, _, where = detail.partition(" buttons")
@@ -162,7 +162,7 @@ def _shirt(pen: Pen, color: Color, detail: str) -> None:
 
 
 def _bag(pen: Pen, color: Color, detail: str) -> None:
-    """A tote bag; the pocket is somewhere, or there are two."""
+    """A tote bag; the position and number of pockets vary."""
     dark, thread = shade(color, 0.5), contrast(color)
     for y in (0, 5):
         pen.line(arc((50, 38 + y), 17, 30, 180, 360), shade(color, 0.65 if y else 0.5), 3.4)
@@ -182,7 +182,7 @@ def _bag(pen: Pen, color: Color, detail: str) -> None:
 
 
 def _cap(pen: Pen, color: Color, detail: str) -> None:
-    """A cap with a badge on its front."""
+    """A cap; the shape of its badge varies."""
     dark, light = shade(color, 0.5), contrast(color)
     pen.shape([*arc((50, 60), 36, 42, 180, 360), (86, 64), (14, 64)], color, dark)
     for x in (27.0, 73.0):
@@ -210,7 +210,7 @@ def _cap(pen: Pen, color: Color, detail: str) -> None:
 
 
 def _mug(pen: Pen, color: Color, detail: str) -> None:
-    """A mug; the band around it has a hue."""
+    """A mug; the colour of its band varies."""
     dark, cream = shade(color, 0.5), (246, 242, 232)
     pen.line(arc((70, 52), 20, 20, -75, 75), dark, 8.6)
     pen.line(arc((70, 52), 20, 20, -75, 75), shade(color, 0.85), 6)

@@ -1,8 +1,8 @@
-"""How a machine sounds, healthy or not: shaft, blades or gear mesh, noise floor, and what a fault adds to them.
+"""Synthesises the sound of a machine: shaft, blades or gear mesh, noise floor, and what a fault adds.
 
-Bearing impulses follow the usual kinematics (Randall & Antoni, Rolling element bearing diagnostics, MSSP 25, 2011): a fault of
-the outer race hits evenly, one of the inner race is loaded and unloaded once a turn, so its hits swell and fade with the shaft.
-Shafts turn slowly (8 to 13 Hz), so that single hits are heard and seen. Levels are relative to the healthy machine at 1 rms.
+Bearing impulses follow the usual kinematics (Randall & Antoni, Rolling element bearing diagnostics, MSSP 25, 2011): impulses
+of an outer race fault are even; those of an inner race fault are amplitude-modulated once a turn, as the load changes. Shafts turn
+slowly (8 to 13 Hz), so that single impulses can be heard and seen. Levels are relative to the healthy machine at 1 rms.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ FAULTS = {
     "scratch": "{a} scratch",
     "imbalance": "{an} imbalance",
 }
-"""Fault -> its words; {a} becomes "a SEVERITY", {an} the severity alone."""
+"""Fault -> its caption; {a} becomes "a SEVERITY", {an} the severity alone."""
 
 
-def wording(fault: str | None, severity: str) -> str:
-    """The condition in words, e.g. "a severe hairline crack"."""
+def describe_condition(fault: str | None, severity: str) -> str:
+    """The condition as captions name it, e.g. "a severe hairline crack"."""
     return FAULTS[fault].format(a=f"a {severity}", an=severity) if fault else "no fault"
 
 
@@ -63,25 +63,25 @@ def _tone(turns: np.ndarray, order: float, rng: np.random.Generator) -> np.ndarr
 
 
 def _fan(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Air, chopped by five blades, over a low blade tone."""
+    """Broadband noise modulated by five blades, over a low blade tone."""
     air = _noise(len(t), rate, 120, 1600, rng, 0.9)
     return air * (1 + 0.35 * _tone(turns, 5, rng)) + 0.5 * _tone(turns, 15, rng) + 0.25 * _tone(turns, 30, rng)
 
 
 def _gearbox(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Mesh of 37 teeth with harmonics, each with sidebands one shaft order away."""
+    """Gear mesh of 37 teeth with harmonics, each with sidebands one shaft order away."""
     mesh = sum(a * _tone(turns, 37 * k, rng) * (1 + 0.3 * _tone(turns, 1, rng)) for k, a in ((1, 1.0), (2, 0.6), (3, 0.3)))
     return mesh + 0.45 * _noise(len(t), rate, 100, 1200, rng, 0.7)
 
 
 def _pump(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Seven vanes push a deep pulse; the flow hisses above."""
+    """A low pulse of seven vanes, and flow noise at higher frequencies."""
     pulse = sum(a * _tone(turns, 7 * k, rng) for k, a in ((1, 1.0), (2, 0.8), (3, 0.4)))
     return pulse + 0.5 * _noise(len(t), rate, 900, 3000, rng, 0.2)
 
 
 def _motor(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Mains hum at 100 Hz and its harmonics, and the whine of 97 rotor slots."""
+    """Mains hum at 100 Hz with harmonics, and a tone of 97 rotor slots."""
     hum = sum(np.sin(2 * np.pi * (100 * k * t + rng.uniform())) / k for k in (1, 2, 3))
     return hum + 0.55 * _tone(turns, 97, rng) + 0.3 * _noise(len(t), rate, 80, 900, rng, 0.8)
 
@@ -89,7 +89,7 @@ def _motor(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int
 def _hits(
     turns: np.ndarray, order: float, ring: float, decay: float, rng: np.random.Generator, rate: int, load: float = 0.0
 ) -> np.ndarray:
-    """`order` hits a turn, each a ring of `ring` Hz dying in `decay` seconds; `load` 0..1 fades them round the turn."""
+    """`order` impulses a turn, each a resonance of `ring` Hz that decays in `decay` seconds; `load` 0..1 modulates them over the turn."""
     n = len(turns)
     start = rng.uniform()
     index = np.flatnonzero(np.diff(np.floor(order * turns + start), prepend=np.floor(order * turns[0] + start)))
@@ -99,7 +99,7 @@ def _hits(
     tail = np.arange(round(6 * decay * rate)) / rate
     shape = np.exp(-tail / decay) * np.sin(2 * np.pi * ring * tail)
     out = np.zeros(n + len(shape))
-    for i, a in zip(index, strength, strict=True):  # sparse: far cheaper than a convolution
+    for i, a in zip(index, strength, strict=True):  # few impulses: much cheaper than a convolution
         out[i : i + len(shape)] += a * shape
     return out[:n]
 
@@ -113,19 +113,19 @@ def _inner(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator,
 
 
 def _crack(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """One needle a turn: short and bright."""
+    """One short high-frequency impulse a turn."""
     return x + 2.6 * s * _hits(turns, 1, 3300, 0.0022, rng, rate)
 
 
 def _scratch(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A rough patch: a third of every turn grinds."""
+    """Grinding noise over a third of every turn."""
     angle = (turns + rng.uniform()) % 1
     gate = np.clip(np.minimum(angle, 0.36 - angle) / 0.03, 0, 1)
     return x + 0.55 * s * gate * _noise(len(x), rate, 1500, 3400, rng, 0.0)
 
 
 def _imbalance(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """The frame booms once a turn and everything swells with it."""
+    """A low boom once a turn, and all other sound modulated with it."""
     around = 0.5 + 0.5 * np.cos(2 * np.pi * (turns + rng.uniform()))
     depth = min(0.95, 0.22 + 0.17 * s)
     t = np.arange(len(x)) / rate
