@@ -13,6 +13,7 @@ Shapes: B rows of a batch, U unique items of one modality in it (identical conte
 space. Modalities are keyed by name; no identifier outside `modalities/` and `backbones/` spells one.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from mmtune.errors import Rejected
 
 if TYPE_CHECKING:
-    import random
     from pathlib import Path
 
     import numpy as np
@@ -35,7 +35,7 @@ Signal: TypeAlias = Any
 Pair = tuple[str, str]
 """A directed or undirected pair of modality names, e.g. ("a", "b"); written "a->b" when directed."""
 
-Augmentation: TypeAlias = Callable[[Signal, "random.Random"], Signal]
+Augmentation: TypeAlias = Callable[[Signal, random.Random], Signal]
 """A training-time augmentation. It draws from the generator that it is given and from no other, so that a resumed run sees the
 same signals. An optional attribute `zoom: float` (1 without it) says how many times the tower's input size the signal must be
 decoded at, so that what the augmentation keeps of it still fills the input; infinity where it works on the original's pixels."""
@@ -169,7 +169,7 @@ class Preprocess(Protocol):
     e.g. a random crop; `input_size: float | None`, the size that signals are scaled to, in the modality's own unit.
     """
 
-    def __call__(self, signal: Signal, rng: "random.Random | None" = None) -> "dict[str, Tensor]":
+    def __call__(self, signal: Signal, rng: random.Random | None = None) -> "dict[str, Tensor]":
         """One signal -> tensors without a batch axis. Deterministic without `rng`; with it (training) may crop at random."""
         ...
 

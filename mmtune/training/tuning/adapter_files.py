@@ -1,7 +1,8 @@
 """Writes adapters to disk: what LoRA training changed, small, and readable only on the base that it was trained on.
 
 DIR/adapters.safetensors holds `NAME::a` and `NAME::b` of every adapted weight, and whole the other parameters that learned
-(heads, ...); DIR/adapters.json the base, its fingerprint, and how to apply them. `model.artifact.adapters` reads them, without
+(heads, ...); DIR/adapters.json the base, its fingerprint, and how to apply them. Beside them lie the same adapters in peft's own
+format where it can hold them (see `model.artifact.peft_format`). `model.artifact.adapters` reads them, without
 peft.
 """
 
@@ -15,6 +16,7 @@ from mmtune.contracts import JsonObject
 from mmtune.model.artifact.adapters import FORMAT, INFO, MANIFEST, WEIGHTS
 from mmtune.model.artifact.load import load_adapters
 from mmtune.model.artifact.low_rank import LowRankDelta
+from mmtune.model.artifact.peft_format import write_peft_adapter
 from mmtune.model.artifact.trained_rows import TRAINED
 from mmtune.runtime.files import atomic_dir, write_bytes, write_json
 
@@ -52,8 +54,10 @@ def save_adapters(
         "settings": model.settings,
         "tune": {m: t.model_dump(exclude_none=True) for m, t in tuned.towers.items()},
     }
+    scaled = [LowRankDelta(d.name, d.a, d.b, d.factor * coefficient) for d in tuned.adapters]
     with atomic_dir(directory) as tmp:
         save_file(tensors, tmp / WEIGHTS)
+        document["peft"] = write_peft_adapter(tmp, model, scaled, base, tuned.learned)
         write_json(tmp / MANIFEST, document)
 
 
