@@ -66,7 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    columns = {n: c for n in modalities.names() if (c := getattr(args, f"column_{n}"))}
+    columns = {n: c for n in modalities.names() if (c := getattr(args, f"column_{n}")) is not None}
     options = {k: v for k in _options() if (v := getattr(args, f"option_{k}")) is not None}
     started = time.monotonic()
     with _display() as progress:

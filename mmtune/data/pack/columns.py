@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -67,7 +68,8 @@ def file_stamp(row: PackRow) -> str:
 @dataclass
 class ColumnRoles:
     """Which column of a source is what. modalities: name -> column, in the table's order; meta: the columns without a role;
-    list_values_left_out: values of list cells beyond the first, counted by `row`."""
+    list_values_left_out: values of list cells beyond the first, and media_names: metadata column -> cells that look like the name of a
+    media file, both counted by `row`."""
 
     source: RowSource
     modalities: dict[str, str]
@@ -76,6 +78,8 @@ class ColumnRoles:
     split: str | None
     meta: list[str]
     list_values_left_out: int = 0
+    media_names: Counter[str] = field(default_factory=Counter)
+    _modality_of: dict[str, str] = field(default_factory=modalities.by_extension)
     _path_counts: dict[bytes, int] = field(default_factory=dict)
 
     def by_role(self) -> dict[str, str | None]:
@@ -100,9 +104,16 @@ class ColumnRoles:
         row.file = next(iter(row.files.values()), None)
         row.id = self._id(number, cells, row.file)
         row.meta = {c: v for c in self.meta if (v := json_value(cells.get(c))) not in (None, "")}
+        self.media_names.update(c for c, v in row.meta.items() if isinstance(v, str) and self._unpacked_modality(v))
         if not row.values and not row.reason:
             row.reason = f"no value: {' and '.join(self.modalities.values())} empty"
         return row
+
+    def _unpacked_modality(self, name: str) -> str | None:
+        """The modality of a file name, where it is one of media and no column of this source has that modality."""
+        modality = self._modality_of.get(os.path.splitext(name)[1][1:].lower())
+        has_column = modality is None or modality in self.modalities or modalities.get(modality).language
+        return None if has_column else modality
 
     def _add_value(self, row: PackRow, name: str, cell: object) -> None:
         """Put modality `name`'s value into the row, if the cell has one. ValueError: it has one, but an unusable one."""
@@ -117,7 +128,7 @@ class ColumnRoles:
             path, data = None, _utf8(cell if isinstance(cell, str) else str(path))
         elif data is None and not isinstance(cell, str | Path | dict | list):
             raise ValueError(f"neither a path nor bytes but a {type(cell).__name__}")
-        known = suffix in modality.extensions and modalities.by_extension()[suffix] == name
+        known = suffix in modality.extensions and self._modality_of[suffix] == name
         row.extensions[name] = suffix if known else modality.extensions[0]
         if path is not None:
             row.files[name] = path
@@ -154,6 +165,8 @@ def _string(cell: object) -> str | None:
     """A cell as a stripped string, None when empty."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        cell = int(cell)  # pandas writes a column of whole numbers with a gap as floats
     if isinstance(cell, dict | list | bool):
         cell = json.dumps(json_value(cell))
     return _utf8(str(cell).strip()).decode() or None
@@ -201,7 +214,7 @@ def assign_columns(
 ) -> ColumnRoles:
     """Roles of a source's columns: as named by the user, else by each modality's usual names.
 
-    columns: modality -> column. Raises DataError that lists the columns when a named one is missing, or none has a modality.
+    columns: modality -> column; "" for a modality that is not to be packed. Raises DataError that lists the columns when a named one is missing, or none has a modality.
     """
     for name in columns:
         modalities.get(name)
@@ -212,6 +225,8 @@ def assign_columns(
     }
     by_modality: dict[str, str] = {}
     for name in modalities.names():
+        if columns.get(name) == "":  # the user opts out of the usual names
+            continue
         usual = dict.fromkeys((name, *modalities.get(name).columns))
         free = [c for c in source.columns if c not in {*by_modality.values(), *(named[n] for n in columns if n in named)}]
         if column := named.get(name) or _usual_column(free, usual):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
 from mmtune.data.pack.split_writer import SplitWriter
 from mmtune.data.shards.locate import KIND, SPLIT_KIND
 from mmtune.data.sources.row_source import open_source
-from mmtune.errors import DataError
+from mmtune.errors import DataError, DataWarning
 from mmtune.runtime.files import write_json, write_jsonl
 from mmtune.runtime.results import ResultFields
 from mmtune.runtime.sizes import parse_size
@@ -85,7 +86,8 @@ def pack(
 ) -> PackResult:
     """Check SOURCE and pack it into WebDataset shards in `out` (in `out/VALUE` for each value of the column `split`).
 
-    columns: modality -> column; id, group, split: columns. Columns that are not named are found by their usual names.
+    columns: modality -> column, "" for one that is not to be packed; id, group, split: columns. Columns that are not named are found
+    by their usual names.
     options: limits by name, as the modalities declare them. workers: checking processes; 0 or 1 is one, never none: a file that
     crashes its decoder, or takes longer than `timeout` seconds, costs its row and nothing else.
     A shard is closed before it would exceed `shard_size` (one larger row makes a larger shard). Killed and called again, it
@@ -115,6 +117,13 @@ def pack(
             journal.remove()
             raise DataError(f"{source}: no rows")
         result = run.publish(identity)
+    for column, count in roles.media_names.items():
+        warnings.warn(
+            f"{source}: {count} rows have the name of a media file in the column {column!r}, which is packed as metadata; "
+            f"name its modality, e.g. --{modalities.non_language(modalities.names())[0]} {column}",
+            DataWarning,
+            stacklevel=2,
+        )
     if run.rejected > max_rejected * run.rows:
         most_frequent = "; ".join(f"{n} x {r}" for r, n in list(result.reasons.items())[:3])
         raise DataError(

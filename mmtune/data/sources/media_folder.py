@@ -50,8 +50,12 @@ class MediaFolder:
         owner = modalities.by_extension()
         language = [n for n in modalities.names() if modalities.get(n).language]
         stems: dict[str, list[str]] = defaultdict(list)
+        names = set(self.files)
         for file in self.files:
-            stems[file.rpartition(".")[0] or file].append(file)
+            stem = file.rpartition(".")[0] or file
+            if stem in names:  # a sidecar named after the whole file: 0.jpg.txt beside 0.jpg
+                stem = stem.rpartition(".")[0] or stem
+            stems[stem].append(file)
         present = [{owner[_suffix(f)] for f in files if _suffix(f) in owner} for files in stems.values()]
         has_sidecars = any(names & set(language) and names - set(language) for names in present)
         class_modality = None if has_sidecars or not language else language[0]

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmtune.data.pack.columns import PackRow, assign_columns
+from mmtune.data.pack.pack import pack
 from mmtune.data.sources.row_source import InvalidRow, open_source
-from mmtune.errors import DataError
+from mmtune.errors import DataError, DataWarning
 from tests.support.data_helpers import picture, sound, write_csv
 
 
@@ -263,3 +264,42 @@ def test_reading_a_table_changes_no_limit_of_the_process(tmp_path: Path) -> None
         assert csv.field_size_limit() == 1000
     finally:
         csv.field_size_limit(limit)
+
+
+def test_whole_numbers_written_as_floats_are_ids_of_whole_numbers(tmp_path: Path) -> None:
+    """pandas makes a column of integers with a gap a column of floats: id 10, not "10.0"."""
+    pq.write_table(
+        pa.table({"id": [10.0, None, 2.5], "group": [7.0, 7.0, None], "text": ["a", "b", "c"]}), tmp_path / "a.parquet"
+    )
+    got = pack_rows(tmp_path / "a.parquet")
+    assert [(row.id, row.group) for row in got] == [("10", "7"), ("00000002", "7"), ("2.5", None)]
+
+
+def test_a_modality_can_be_left_out(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [{"image": "a.png", "audio": "a.wav", "text": "t"}])
+    (row,) = pack_rows(path, {"audio": ""})
+    assert row.values.keys() == {"image", "text"} and row.meta == {"audio": "a.wav"}
+
+
+def test_names_of_media_files_in_a_metadata_column_are_counted(tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path / "a.csv",
+        [{"picture_file": f"{i}.JPG", "text": f"see {i}.txt", "note": "v1.2"} for i in range(5)],
+    )
+    source = open_source(path)
+    roles = assign_columns(source, {}, None, None, None)
+    for n, c in source.rows(set(source.columns)):
+        roles.row(n, c)
+    assert roles.media_names == {"picture_file": 5}
+    with pytest.warns(
+        DataWarning, match="5 rows have the name of a media file in the column 'picture_file'.*--image picture_file"
+    ):
+        assert pack(path, tmp_path / "out").packed == 5
+
+
+def test_sidecars_named_after_the_whole_file(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(picture(i, "JPEG"))
+        (tmp_path / f"{i}.jpg.txt").write_text(f"caption {i}")
+    got = pack_rows(tmp_path)
+    assert [(row.id, sorted(row.values)) for row in got] == [("0.jpg", ["image", "text"]), ("1.jpg", ["image", "text"])]
