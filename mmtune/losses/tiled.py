@@ -84,12 +84,13 @@ class _QueryBlocks(torch.autograd.Function):
             value += part.detach().double()
             norm += w.sum().double()
             if grad_queries is not None and grad_candidates is not None:
-                g, gs, gb = torch.autograd.grad(part, (similarity, s, b), allow_unused=True)
-                del similarity, block, part
-                torch.mm(g, candidates, out=grad_queries[start:stop])
-                grad_candidates.addmm_(g.T, queries[start:stop])
-                grad_scale += gs if gs is not None else 0
-                grad_bias += gb if gb is not None else 0
+                inputs = (similarity, s, b)
+                grad_similarity, part_scale, part_bias = torch.autograd.grad(part, inputs, allow_unused=True)
+                del similarity, block, part, inputs
+                torch.mm(grad_similarity, candidates, out=grad_queries[start:stop])
+                grad_candidates.addmm_(grad_similarity.T, queries[start:stop])
+                grad_scale += part_scale if part_scale is not None else 0
+                grad_bias += part_bias if part_bias is not None else 0
         gradients = [g for g in (grad_queries, grad_candidates, grad_scale, grad_bias) if need and g is not None]
         processes.all_reduce([value, norm, *gradients])
         norm = norm.clamp_min(torch.finfo(torch.float32).tiny)
@@ -140,42 +141,49 @@ def tiled_info_nce(
 
 
 class _InfoNCE(torch.autograd.Function):
+    """The value from the log normalisers and the positives' logits; the gradients in a second pass over the tiles."""
+
     @staticmethod
     def forward(
         ctx: Any,
         a: Tensor,
         b: Tensor,
-        sa: Tensor,
-        sb: Tensor,
-        pairs: Any,
-        weights: Any,
-        ignored: Any,
+        scale_a: Tensor,
+        scale_b: Tensor,
+        pairs: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor],
+        ignored: tuple[Tensor, Tensor] | None,
         processes: Processes,
         with_gradient: bool,
     ) -> Tensor:
-        (i, j), (ka, kb) = pairs, weights
+        (i, j), (weight_a, weight_b) = pairs, weights
         parts = torch.arange(len(i), device=a.device).split(PAIRS_AT_ONCE)
         cos = torch.cat([(a[i[k]] * b[j[k]]).sum(1) for k in parts])
-        tiles = _Tiles(a, b, float(sa), float(sb), ignored, processes)
-        lse_a, lse_b = tiles.log_normalisers()
-        gap_a, gap_b = lse_a.float()[i] - sa * cos, lse_b.float()[j] - sb * cos
+        tiles = _Tiles(a, b, float(scale_a), float(scale_b), ignored, processes)
+        log_z_a, log_z_b = tiles.log_normalisers()
+        nll_a, nll_b = log_z_a.float()[i] - scale_a * cos, log_z_b.float()[j] - scale_b * cos
         if ignored is None:
-            value = (ka * gap_a).sum() + (kb * gap_b).sum()
-            pull_a, pull_b = ka, kb
-        else:  # log(e^s + sum over the others) - s
-            value = (ka * softplus(gap_a)).sum() + (kb * softplus(gap_b)).sum()
-            pull_a, pull_b = ka * torch.sigmoid(gap_a), kb * torch.sigmoid(gap_b)
+            value = (weight_a * nll_a).sum() + (weight_b * nll_b).sum()
+            pair_grad_a, pair_grad_b = weight_a, weight_b
+        else:  # log(e^l + sum over the others) - l
+            value = (weight_a * softplus(nll_a)).sum() + (weight_b * softplus(nll_b)).sum()
+            pair_grad_a, pair_grad_b = weight_a * torch.sigmoid(nll_a), weight_b * torch.sigmoid(nll_b)
         ctx.gradients = None
         if with_gradient and any(ctx.needs_input_grad):
-            wa = torch.zeros(len(a), device=a.device).index_add_(0, i, pull_a)
-            wb = torch.zeros(len(b), device=a.device).index_add_(0, j, pull_b)
-            da, db, ga, gb = tiles.gradients(wa, wb, lse_a, lse_b)
-            pull = sa * pull_a + sb * pull_b
+            query_weight_a = torch.zeros(len(a), device=a.device).index_add_(0, i, pair_grad_a)
+            query_weight_b = torch.zeros(len(b), device=a.device).index_add_(0, j, pair_grad_b)
+            grad_a, grad_b, grad_scale_a, grad_scale_b = tiles.gradients(query_weight_a, query_weight_b, log_z_a, log_z_b)
+            pair_grad = scale_a * pair_grad_a + scale_b * pair_grad_b
             for k in parts:
-                da.index_add_(0, i[k], b[j[k]] * -pull[k, None])
-                db.index_add_(0, j[k], a[i[k]] * -pull[k, None])
-            ga, gb = ga - (pull_a * cos).sum(), gb - (pull_b * cos).sum()
-            ctx.gradients = [da, db, ga.to(sa.dtype).reshape(sa.shape), gb.to(sb.dtype).reshape(sb.shape)]
+                grad_a.index_add_(0, i[k], b[j[k]] * -pair_grad[k, None])
+                grad_b.index_add_(0, j[k], a[i[k]] * -pair_grad[k, None])
+            grad_scale_a, grad_scale_b = grad_scale_a - (pair_grad_a * cos).sum(), grad_scale_b - (pair_grad_b * cos).sum()
+            ctx.gradients = [
+                grad_a,
+                grad_b,
+                grad_scale_a.to(scale_a.dtype).reshape(scale_a.shape),
+                grad_scale_b.to(scale_b.dtype).reshape(scale_b.shape),
+            ]
         return value.to(a.dtype)
 
     @staticmethod
@@ -196,14 +204,14 @@ class _Tiles:
         self,
         a: Tensor,
         b: Tensor,
-        sa: float,
-        sb: float,
+        scale_a: float,
+        scale_b: float,
         ignored: tuple[Tensor, Tensor] | None = None,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        self.a, self.b, self.sa, self.sb, self.processes = a, b, sa, sb, processes
+        self.a, self.b, self.scale_a, self.scale_b, self.processes = a, b, scale_a, scale_b, processes
         bound = float(a.norm(dim=1).max() * b.norm(dim=1).max())
-        self.shift_a, self.shift_b = (max(0.0, abs(s) * bound - LARGEST_EXPONENT) for s in (sa, sb))
+        self.shift_a, self.shift_b = (max(0.0, abs(s) * bound - LARGEST_EXPONENT) for s in (scale_a, scale_b))
         self.running_maximum = False
         rows, columns = TILE["cuda" if a.is_cuda else "cpu"]
         self.rows, self.columns = min(rows, -(-len(a) // processes.world_size)), min(columns, len(b))
@@ -238,13 +246,15 @@ class _Tiles:
                 yield r, c, cos, x, y
 
     def log_normalisers(self) -> tuple[Tensor, Tensor]:
-        """log sum over b of e^(sa cos) [N] and log sum over a of e^(sb cos) [M]; -inf where all is ignored."""
+        """log sum over b of e^(scale_a cos) [N] and log sum over a of e^(scale_b cos) [M]; -inf where all pairs are ignored."""
         rows = torch.zeros(len(self.a), dtype=torch.float64, device=self.a.device)
         columns = torch.zeros(len(self.b), dtype=torch.float64, device=self.a.device)
         for r, c, cos, x, _ in self:
-            e = self.ignore(_exp(cos, self.sa, self.shift_a, x), r, c)
+            e = self.ignore(_exp(cos, self.scale_a, self.shift_a, x), r, c)
             rows[r] += e.sum(1)
-            columns[c] += (e if self.sa == self.sb else self.ignore(_exp(cos, self.sb, self.shift_b, x), r, c)).sum(0)
+            columns[c] += (
+                e if self.scale_a == self.scale_b else self.ignore(_exp(cos, self.scale_b, self.shift_b, x), r, c)
+            ).sum(0)
         self.processes.all_reduce([rows, columns])
         if min(float(rows.min()), float(columns.min())) > SMALLEST_SUM:
             return rows.log() + self.shift_a, columns.log() + self.shift_b
@@ -253,46 +263,51 @@ class _Tiles:
         columns.fill_(-math.inf)
         for r, c, cos, x, _ in self:
             rows[r] = torch.logaddexp(
-                rows[r], torch.logsumexp(self.ignore(torch.mul(cos, self.sa, out=x), r, c, -math.inf), 1).double()
+                rows[r], torch.logsumexp(self.ignore(torch.mul(cos, self.scale_a, out=x), r, c, -math.inf), 1).double()
             )
             columns[c] = torch.logaddexp(
-                columns[c], torch.logsumexp(self.ignore(torch.mul(cos, self.sb, out=x), r, c, -math.inf), 0).double()
+                columns[c], torch.logsumexp(self.ignore(torch.mul(cos, self.scale_b, out=x), r, c, -math.inf), 0).double()
             )
         count = self.processes.world_size
         rows, columns = (torch.logsumexp(self.processes.gather(x[None], count), 0) for x in (rows, columns))
         return rows, columns
 
-    def gradients(self, wa: Tensor, wb: Tensor, lse_a: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of sum(wa * lse_a) + sum(wb * lse_b): with respect to a, b, sa, sb."""
-        da, db = torch.zeros_like(self.a), torch.zeros_like(self.b)
-        ga = torch.zeros((), dtype=torch.float64, device=self.a.device)
-        gb = ga.clone()
-        ua, ub = ((w * torch.exp(s - lse)).float() for w, lse, s in ((wa, lse_a, self.shift_a), (wb, lse_b, self.shift_b)))
+    def gradients(
+        self, query_weight_a: Tensor, query_weight_b: Tensor, log_z_a: Tensor, log_z_b: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of sum(query_weight_a * log_z_a) + sum(query_weight_b * log_z_b) with respect to a, b and both scales."""
+        grad_a, grad_b = torch.zeros_like(self.a), torch.zeros_like(self.b)
+        grad_scale_a = torch.zeros((), dtype=torch.float64, device=self.a.device)
+        grad_scale_b = grad_scale_a.clone()
+        weight_over_z_a, weight_over_z_b = (
+            (w * torch.exp(s - log_z)).float()
+            for w, log_z, s in ((query_weight_a, log_z_a, self.shift_a), (query_weight_b, log_z_b, self.shift_b))
+        )
         for r, c, cos, x, y in self:
             if self.running_maximum:
-                p = torch.mul(cos, self.sa, out=x).sub_(lse_a[r, None].float()).exp_().mul_(wa[r, None])
-                s = torch.mul(cos, self.sb, out=y).sub_(lse_b[None, c].float()).exp_().mul_(wb[None, c])
+                p = torch.mul(cos, self.scale_a, out=x).sub_(log_z_a[r, None].float()).exp_().mul_(query_weight_a[r, None])
+                s = torch.mul(cos, self.scale_b, out=y).sub_(log_z_b[None, c].float()).exp_().mul_(query_weight_b[None, c])
                 p, s = self.ignore(p, r, c), self.ignore(s, r, c)
-                ga += torch.dot(p.flatten(), cos.flatten())
-                gb += torch.dot(s.flatten(), cos.flatten())
-                g = p.mul_(self.sa).add_(s, alpha=self.sb)
-            elif self.sa == self.sb:
-                e = self.ignore(_exp(cos, self.sa, self.shift_a, x), r, c)
+                grad_scale_a += torch.dot(p.flatten(), cos.flatten())
+                grad_scale_b += torch.dot(s.flatten(), cos.flatten())
+                g = p.mul_(self.scale_a).add_(s, alpha=self.scale_b)
+            elif self.scale_a == self.scale_b:
+                e = self.ignore(_exp(cos, self.scale_a, self.shift_a, x), r, c)
                 cos.mul_(e)
-                ga += ua[r] @ cos.sum(1)
-                gb += cos.sum(0) @ ub[c]
-                g = torch.add(ua[r, None] * self.sa, ub[None, c] * self.sb, out=y).mul_(e)
+                grad_scale_a += weight_over_z_a[r] @ cos.sum(1)
+                grad_scale_b += cos.sum(0) @ weight_over_z_b[c]
+                g = torch.add(weight_over_z_a[r, None] * self.scale_a, weight_over_z_b[None, c] * self.scale_b, out=y).mul_(e)
             else:
-                p, s = _exp(cos, self.sa, self.shift_a, x), _exp(cos, self.sb, self.shift_b, y)
-                p = self.ignore(p.mul_(ua[r, None]), r, c)
-                s = self.ignore(s.mul_(ub[None, c]), r, c)
-                ga += torch.dot(p.flatten(), cos.flatten())
-                gb += torch.dot(s.flatten(), cos.flatten())
-                g = p.mul_(self.sa).add_(s, alpha=self.sb)
-            da[r].addmm_(g, self.b[c])
-            db[c].addmm_(g.T, self.a[r])
-        self.processes.all_reduce([da, db, ga, gb])
-        return da, db, ga, gb
+                p, s = _exp(cos, self.scale_a, self.shift_a, x), _exp(cos, self.scale_b, self.shift_b, y)
+                p = self.ignore(p.mul_(weight_over_z_a[r, None]), r, c)
+                s = self.ignore(s.mul_(weight_over_z_b[None, c]), r, c)
+                grad_scale_a += torch.dot(p.flatten(), cos.flatten())
+                grad_scale_b += torch.dot(s.flatten(), cos.flatten())
+                g = p.mul_(self.scale_a).add_(s, alpha=self.scale_b)
+            grad_a[r].addmm_(g, self.b[c])
+            grad_b[c].addmm_(g.T, self.a[r])
+        self.processes.all_reduce([grad_a, grad_b, grad_scale_a, grad_scale_b])
+        return grad_a, grad_b, grad_scale_a, grad_scale_b
 
 
 def _exp(cos: Tensor, scale: float, shift: float, out: Tensor) -> Tensor:
