@@ -15,7 +15,7 @@
 #
 # A shop sells jackets that differ in a stitch. A plant listens to machines whose faults differ in a click. A general model
 # knows "a jacket" and "a gearbox"; it does not know *which*. This notebook makes such data, packs them, trains a general
-# base, tunes it on the fine descriptions, and shows searches before and after. It needs no network and no GPU, and takes
+# base model, tunes it on fine captions, and shows searches before and after. It needs no network and no GPU, and takes
 # about two minutes.
 #
 # `pip install -e ".[cpu,notebook]"` installs what it needs. `mmtune demo` is the same as one command.
@@ -55,8 +55,8 @@ clips = {split: list(csv.DictReader((machines / f"{split}.csv").open())) for spl
 photos["train"][0]
 
 # %% [markdown]
-# One family: the same jacket, another stitch. `group` says which photos show the same product; the trainer never uses two of
-# them as each other's negatives, and the evaluation counts any of them as a right answer.
+# One family: the same jacket with different stitching. `group` says which photos show the same product; the trainer never uses
+# two of them as each other's negatives, and evaluation counts them as relevant for each other.
 
 # %%
 jackets = {(r["pose"], r["group"]): r for r in photos["train"] if r["category"] == "jacket"}
@@ -91,10 +91,10 @@ data = {
 {f"{name}, {split}": len(mmtune.open_data(place)) for (name, split), place in data.items()}
 
 # %% [markdown]
-# ## A base that knows coarse words
+# ## A base model trained on coarse captions
 #
 # Normally you would begin with a checkpoint, such as `open_clip:ViT-B-32/laion2b_s34b_b79k` or `hf:laion/clap-htsat-unfused`.
-# Here the base is trained from nothing in a few seconds, on careless captions: the kind is right, the details mean nothing.
+# Here the base is trained from random weights in a few seconds, on captions whose kind is right and whose details are random.
 
 
 # %%
@@ -111,9 +111,9 @@ def recipe(model, split, epochs, lr):
 base = mmtune.train(recipe("tiny:all@1", "base", epochs=6, lr=2e-3), quiet=True).artifact
 
 # %% [markdown]
-# ## Tune it on the fine words
+# ## Tune it on fine captions
 #
-# The same trainer, the same recipe; only the model it starts from and the data are others.
+# The same trainer and the same recipe, with another initial model and other data.
 
 # %%
 tuned = mmtune.train(recipe(base, "train", epochs=12, lr=1e-3), quiet=True).artifact
@@ -121,7 +121,7 @@ tuned = mmtune.train(recipe(base, "train", epochs=12, lr=1e-3), quiet=True).arti
 # %% [markdown]
 # ## Did retrieval get better?
 #
-# Measured on photos and recordings that neither model has seen. `hit@1`: how often the first answer is right.
+# Evaluated on photos and recordings that neither model was trained on. `hit@1`: how often the first result is relevant.
 
 # %%
 val = mmtune.open_data([str(data["catalog", "val"]), str(data["machines", "val"])])
@@ -144,7 +144,7 @@ ax.spines[["top", "right"]].set_visible(False)
 # %% [markdown]
 # ## Look and listen
 #
-# Green is right. The base finds the right *kind*; the tuned model finds the right *product*, and the right fault.
+# Green is relevant. The base retrieves the right *kind*; the tuned model the right *product* and the right fault.
 
 # %%
 found = example_searches({name: str(data[name, "val"]) for name in ("catalog", "machines")}, base, tuned, count=2)
@@ -155,7 +155,7 @@ for heading in ("Photos for a description", "Sounds for a description"):
 
 # %%
 search = found["Sounds for a description"][0]
-print("asked for:", search.query.data.decode())
+print("query:", search.query.data.decode())
 for when, hits in (("before", search.before), ("after", search.after)):
     print(f"{when}: {hits[0].label}")
     display(Audio(hits[0].data))
@@ -164,7 +164,7 @@ for when, hits in (("before", search.before), ("after", search.after)):
 # ## Use it
 #
 # An artifact is a folder: weights, preprocessing, tokenizer, and a fingerprint that names its vector space. Vectors have
-# length 1, so a product is a cosine.
+# length 1, so their dot product is the cosine similarity.
 
 # %%
 model = mmtune.load(tuned)

@@ -48,8 +48,8 @@ print(f"{platform.machine()}, {os.cpu_count()} cores, {precision()}, torch {torc
 # %% [markdown]
 # ## What is trained on
 #
-# Pictures and sounds drawn from a seed, as large as a shop's photos and as long as a plant's clips; every one has words of its
-# own, or (as in a catalog, where a product has many photos) 16 or 32 share them.
+# Photos and sounds generated from a seed, as large as a shop's photos and as long as a plant's clips. Each has a caption of its
+# own, or (as in a catalog, where a product has many photos) 16 or 32 share one.
 
 # %%
 rng = np.random.default_rng(0)
@@ -118,6 +118,6 @@ display(pandas.DataFrame({n: {"exponent": c["exponent"], "MB at the largest": c[
 # ## What to take from it
 #
 # - On a CPU most of everybody's time goes into the towers' matrix products. What is left to win is around them: files decoded
-#   in threads beside the step, equal texts encoded once, fewer passes over memory (see `mmtune/backbones/kernels.py`).
+#   in threads beside the step, equal captions encoded once, fewer passes over memory (see `mmtune/backbones/cpu_fast`).
 # - Machines differ, neighbours disturb: compare within one run, never figures of two.
 # - On your own rows, `mmtune train` prints pairs/s and the share of time that it waited for data.
