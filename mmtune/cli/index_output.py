@@ -108,6 +108,9 @@ def status(status: "CollectionStatus") -> str:
     live = f"{status.live} is live since {status.since}" if status.live else "nothing is live"
     lines = [f"{status.collection}: {status.items:,} items; {live}"]
     for v in status.versions:
+        if v.fault:
+            lines.append(f"  {v.version:<4} damaged  {v.fault}")
+            continue
         mark = "live" if v.live else "previous" if v.can_roll_back_to else ""
         gate = ((v.gate or {}).get("gate") or {}).get("verdict", "")
         index = ", ".join(f"{m} {i['index']}" for m, i in v.index.items())

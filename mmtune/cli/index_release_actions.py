@@ -22,7 +22,7 @@ def shadow_action(args: argparse.Namespace) -> Result:
         if args.off:
             collection.shadow(None)
         elif args.version and (args.fraction is not None or not args.queries):
-            collection.shadow(args.version, 0.1 if args.fraction is None else args.fraction)
+            collection.shadow(args.version, args.fraction)
         if args.queries and args.version:
             collection.shadow_searches.replay(args.version, open_rows(args.queries), args.k, quiet=False)
         report, preference = collection.shadow_report(args.version), collection.preference(args.version)

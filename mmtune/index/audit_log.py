@@ -8,6 +8,7 @@ import getpass
 import os
 
 from mmtune.contracts import JsonObject
+from mmtune.errors import DataError
 from mmtune.index.collection_layout import CollectionLayout, now
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_line
 
@@ -32,11 +33,19 @@ def _lines(layout: CollectionLayout) -> list[JsonObject]:
 def _unwritten(layout: CollectionLayout, lines: list[JsonObject]) -> list[JsonObject]:
     """Events that happened (a pointer moved, a version was published) and have no line yet."""
     built = {line["version"] for line in lines if line["what"] == "build"}
-    events = [layout.record(v)["event"] for v in layout.versions() if v not in built]
+    events = [e for v in layout.versions() if v not in built and (e := _build_event(layout, v))]
     moved = layout.live()["event"]
     if moved and not any(line.get("generation") == moved["generation"] for line in reversed(lines)):
         events.append(moved)
     return events
+
+
+def _build_event(layout: CollectionLayout, version: str) -> JsonObject | None:
+    """The event of a version's build; None when its record is damaged, which must not stop the log."""
+    try:
+        return layout.record(version).get("event")
+    except DataError:
+        return None
 
 
 def read(layout: CollectionLayout) -> list[JsonObject]:

@@ -232,9 +232,11 @@ class Collection:
         """Make the version that was live before live again, at once: it has been kept up to date."""
         return self._promoter.rollback(why)
 
-    def shadow(self, version: str | None, fraction: float = 0.1) -> ShadowState:
-        """From now on, in every process, repeat that fraction of the live searches on `version`, in the background; None:
-        stop."""
+    def shadow(self, version: str | None, fraction: float | None = None) -> ShadowState:
+        """From now on, in every process, repeat a fraction of the live searches on `version`, in the background; None: stop.
+
+        fraction: default the one that is set for this version, else 0.1.
+        """
         return self.shadow_searches.start(version, fraction)
 
     def shadow_report(self, version: str | None = None) -> ShadowReport:

@@ -11,10 +11,10 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, TypeVar
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
@@ -22,6 +22,7 @@ from mmtune.index.stores.store_protocol import StoreLocation
 from mmtune.runtime.files import read_json, write_json
 from mmtune.runtime.work_lock import Timeout, file_lock
 
+T = TypeVar("T")
 FORMAT = 1
 LOCK_SECONDS = 120.0
 """How long a writer waits for another writer's short critical section."""
@@ -89,6 +90,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def _complete(path: Path, document: T, keys: Collection[str]) -> T:
+    """The document of a file. DataError when it is no mapping with these keys."""
+    missing = sorted(keys) if not isinstance(document, dict) else sorted(set(keys) - set(document))
+    if missing:
+        raise DataError(f"{path}: damaged: it lacks {', '.join(missing)}; restore it from a backup")
+    return document
+
+
 class CollectionLayout:
     """Paths and small files of one collection. `create` makes an empty collection where there is none; else DataError."""
 
@@ -109,10 +118,11 @@ class CollectionLayout:
 
     def live(self) -> LivePointer:
         """The pointer; its version is None while nothing is live."""
+        path = self.path / "live.json"
         try:
-            return read_json(self.path / "live.json")
+            return _complete(path, read_json(path), LivePointer.__required_keys__)
         except DataError:
-            if (self.path / "live.json").exists():
+            if path.exists():
                 raise
             return NOTHING_LIVE
 
@@ -139,12 +149,12 @@ class CollectionLayout:
         if not path.exists():
             known = ", ".join(self.versions()) or "none yet"
             raise DataError(f"{self.path}: no version {version!r}; there are: {known}")
-        return read_json(path)
+        return _complete(path, read_json(path), VersionRecord.__required_keys__)
 
     def applied_seq(self, version: str) -> int:
         """The sequence number of the last catalog change that the version's stores contain."""
         path = self.directory(version) / "applied.json"
-        return int(read_json(path)["seq"]) if path.exists() else int(self.record(version)["seq"])
+        return int(_complete(path, read_json(path), {"seq"})["seq"]) if path.exists() else int(self.record(version)["seq"])
 
     def set_applied_seq(self, version: str, seq: int) -> None:
         """Publish that number; the vectors are durable before it is."""

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,10 @@ create table if not exists state(name text primary key, value integer not null);
 ITEM_COLUMNS = "id, grp, meta, deleted, id_label, group_label"
 STORED_HERE = 0
 """The source number of content that lies in the table of blobs."""
+GROUP_COLUMN = "meta.group"
+"""The payload's key for a metadata column called "group", which is not the item's group."""
+JSON_KINDS = {"text": "s", "integer": "n", "real": "n", "true": "b", "false": "b", "array": "j", "object": "j"}
+"""SQLite's types of JSON values -> `filters.value_kind`."""
 CHUNK = 500
 NO_LIMIT = 2**62
 
@@ -53,8 +57,17 @@ class Item:
 
     @property
     def payload(self) -> JsonObject:
-        """The metadata that goes into a store: the item's own, and its group."""
-        return self.meta if self.group is None else {"group": self.group, **self.meta}
+        """What goes into a store beside the vector: the metadata, and the item's group as "group". A metadata column that is called
+        "group" is stored as GROUP_COLUMN."""
+        payload = {GROUP_COLUMN if k == "group" else k: v for k, v in self.meta.items()}
+        return payload if self.group is None else {"group": self.group, **payload}
+
+
+def split_payload(payload: Mapping[str, object]) -> tuple[str | None, JsonObject]:
+    """(group, metadata) of a store's payload."""
+    group = payload.get("group")
+    meta = {"group" if k == GROUP_COLUMN else k: v for k, v in payload.items() if k != "group"}
+    return None if group is None else str(group), meta
 
 
 @dataclass(slots=True)
@@ -84,9 +97,13 @@ class Catalog:
     def _db(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
-            db = self._local.db = sqlite3.connect(self.path, timeout=60)
-            db.execute("pragma journal_mode = wal")
-            db.execute("pragma synchronous = full")
+            try:
+                db = sqlite3.connect(self.path, timeout=60)
+                db.execute("pragma journal_mode = wal")
+                db.execute("pragma synchronous = full")
+            except sqlite3.DatabaseError as e:
+                raise DataError(f"{self.path}: the catalog cannot be opened ({e}); it must be a writable SQLite file") from None
+            self._local.db = db
         return db
 
     def close(self) -> None:
@@ -151,6 +168,16 @@ class Catalog:
     def counts(self) -> dict[str, int]:
         """How many items have each modality."""
         return dict(self._db().execute("select modality, count(*) from content group by modality order by modality"))
+
+    def columns(self) -> dict[str, set[str]]:
+        """The columns that filters can name, "group" among them, and the kinds of their values (`filters.value_kind`)."""
+        query = "select distinct j.key, j.type from items, json_each(items.meta) j where deleted = 0"
+        kinds: dict[str, set[str]] = {}
+        for name, json_type in self._db().execute(query):
+            kinds.setdefault(GROUP_COLUMN if name == "group" else name, set()).update(JSON_KINDS.get(json_type, ()))
+        if self._db().execute("select 1 from items where deleted = 0 and grp is not null limit 1").fetchone():
+            kinds["group"] = {"s"}
+        return kinds
 
     def _source(self, source: int) -> tuple[Data, dict[str, int]]:
         """A source's shards, opened, and the row number of every id."""

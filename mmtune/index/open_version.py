@@ -10,6 +10,7 @@ from mmtune.contracts import Signal
 from mmtune.errors import DataError, ModelError
 from mmtune.index.collection_layout import CollectionLayout, VersionRecord
 from mmtune.index.collection_results import SearchResult
+from mmtune.index.item_catalog import split_payload
 from mmtune.index.pinned_model import identity_differences, load_pinned
 from mmtune.index.query_content import QueryContent, QueryVectorCache, decode_query
 from mmtune.index.release.canaries import CanaryVectors, verify_canaries
@@ -115,9 +116,8 @@ class OpenVersion:
 
 def _result(id: str, score: float, modality: str, payload: Mapping[str, object]) -> SearchResult:
     """A result; the payload of a store is the metadata and the group."""
-    group = payload.get("group")
-    meta = {k: v for k, v in payload.items() if k != "group"}
-    return SearchResult(id, score, modality, None if group is None else str(group), meta)
+    group, meta = split_payload(payload)
+    return SearchResult(id, score, modality, group, meta)
 
 
 def load_version(

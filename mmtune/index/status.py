@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmtune.contracts import JsonObject
-from mmtune.index.collection_layout import CollectionLayout
+from mmtune.errors import DataError
+from mmtune.index.collection_layout import CollectionLayout, LivePointer
 from mmtune.index.collection_results import CollectionResult, ShadowState
 from mmtune.index.item_catalog import Catalog
 from mmtune.runtime.files import read_json
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class VersionStatus(CollectionResult):
     """A version as its record describes it. behind: changes of the catalog that it has not applied (a writer was killed; the
-    next write applies them); gate: the checks of its last promotion, as they are stored."""
+    next write applies them); gate: the checks of its last promotion, as they are stored;
+    fault: why its record cannot be read (the other fields are empty then)."""
 
     version: str
     fingerprint: str
@@ -33,6 +35,7 @@ class VersionStatus(CollectionResult):
     gate: JsonObject | None
     live: bool
     can_roll_back_to: bool
+    fault: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +61,27 @@ class CollectionStatus(CollectionResult):
 
 def version_statuses(layout: CollectionLayout, catalog: Catalog) -> list[VersionStatus]:
     """Every version, oldest first."""
-    return [_version_status(layout, catalog.seq, name) for name in layout.versions()]
+    live, out = layout.live(), []
+    for name in layout.versions():
+        try:
+            out.append(_version_status(layout, catalog, name, live))
+        except DataError as e:
+            out.append(_damaged(name, live, str(e)))
+    return out
 
 
-def _version_status(layout: CollectionLayout, seq: int, name: str) -> VersionStatus:
-    record, live = layout.record(name), layout.live()
+def _damaged(name: str, live: LivePointer, fault: str) -> VersionStatus:
+    is_live, is_previous = name == live["version"], name == live["previous"]
+    return VersionStatus(name, "", 0, [], {"kind": None}, {}, "", "", 0, {}, 0, None, is_live, is_previous, fault)
+
+
+def _version_status(layout: CollectionLayout, catalog: Catalog, name: str, live: LivePointer) -> VersionStatus:
+    record = layout.record(name)
+    names, behind = record["modalities"], catalog.seq - layout.applied_seq(name)
+    items, vectors = record.get("items", 0), record.get("vectors", {})
+    if not behind:  # its stores hold what the catalog has; the record's counts are those of the build
+        counts = catalog.counts()
+        items, vectors = catalog.count(names), {m: counts.get(m, 0) for m in names}
     gate = layout.directory(name) / "gate.json"
     return VersionStatus(
         version=record["version"],
@@ -73,9 +92,9 @@ def _version_status(layout: CollectionLayout, seq: int, name: str) -> VersionSta
         index=record["index"],
         created=record["created"],
         model=record["model"],
-        items=record.get("items", 0),
-        vectors=record.get("vectors", {}),
-        behind=seq - layout.applied_seq(name),
+        items=items,
+        vectors=vectors,
+        behind=behind,
         gate=read_json(gate) if gate.exists() else None,
         live=name == live["version"],
         can_roll_back_to=name == live["previous"],

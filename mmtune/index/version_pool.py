@@ -77,6 +77,9 @@ class VersionPool:
             oldest = next(v for v in self._open if v != self.live)
             self._open.pop(oldest)  # not closed: a search may still use it
         self._open[opened.version] = opened
+        used = {o.fingerprint for o in self._open.values()}
+        for fingerprint in [f for f in self._models if f not in used]:  # a process that follows many promotions
+            del self._models[fingerprint]
 
     def verify(self, opened: OpenVersion, all_vectors: bool = False) -> None:
         """ModelError unless the stores hold what they should: a sample of the vectors, or all of them."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mmtune.contracts import Row
-from mmtune.errors import DataError, ModelError
+from mmtune.errors import DataError
 from mmtune.index import audit_log
 from mmtune.index.collection_layout import CollectionLayout, VersionRecord
 from mmtune.index.collection_results import DeleteResult, RejectedItem, UpsertResult
@@ -52,13 +52,18 @@ class VersionUpdates:
     def require_current_catalog(self) -> None:
         """DataError when the catalog is older than a version; to be called before the catalog changes."""
         for version in self.layout.versions():
-            for reason in catalog_behind(version, self.catalog, self.layout.applied_seq(version)):
+            try:
+                applied = self.layout.applied_seq(version)
+            except DataError:  # a damaged version holds up no other; `update_all` reports it
+                continue
+            for reason in catalog_behind(version, self.catalog, applied):
                 raise DataError(reason)
 
     def update_all(self, quiet: bool = True) -> dict[str, str]:
-        """Bring every version up to date; {version: why not}. A damaged version does not hold up the others."""
+        """Bring every version up to date, the live one first; {version: why not}. A damaged version, whatever its damage raises,
+        does not hold up the others."""
         behind = {}
-        for version in self.layout.versions():
+        for version in sorted(self.layout.versions(), key=lambda v: v != self.pool.live):
             try:
                 since = self.layout.applied_seq(version)
                 if since < self.catalog.seq:
@@ -70,8 +75,8 @@ class VersionUpdates:
                             embed_missing(model, self.catalog, cache, self.catalog.changed(since), m, progress.advance)
                     with self.layout.lock():
                         self.update(record, model)
-            except (ModelError, DataError) as e:
-                behind[version] = str(e)
+            except Exception as e:  # damaged files raise anything, in libraries too
+                behind[version] = str(e) or type(e).__name__
         return behind
 
     def update(self, record: VersionRecord, model: "Model", built_until: int | None = None) -> int:

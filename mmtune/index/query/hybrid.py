@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.index.collection_results import HybridResult, SearchResult
-from mmtune.index.item_catalog import Catalog
+from mmtune.index.item_catalog import Catalog, split_payload
 from mmtune.index.query.bm25 import Bm25Index, reciprocal_rank_fusion
 from mmtune.index.query.filters import Filter
 
@@ -42,7 +42,6 @@ def fuse(bm25: ItemBm25, query: str, results: Sequence[SearchResult], where: Fil
         if near is not None:
             out.append(HybridResult(id, score, near.modality, near.group, near.meta, near.score))
         else:
-            payload = bm25.payloads[id]
-            meta = {k: v for k, v in payload.items() if k != "group"}
-            out.append(HybridResult(id, score, None, payload.get("group"), meta, None))
+            group, meta = split_payload(bm25.payloads[id])
+            out.append(HybridResult(id, score, None, group, meta, None))
     return out

@@ -11,6 +11,7 @@ from mmtune.errors import DataError, MmtuneError, ModelError
 from mmtune.index.collection_results import SearchResponse
 from mmtune.index.feedback.feedback import FeedbackLog
 from mmtune.index.item_catalog import Catalog
+from mmtune.index.query.filter_columns import explain_empty
 from mmtune.index.query.filters import Filter
 from mmtune.index.query.group_results import best_groups, first_per_group
 from mmtune.index.query.hybrid import DEPTH, ItemBm25, fuse
@@ -27,6 +28,7 @@ class Searcher:
     def __init__(self, pool: VersionPool, catalog: Catalog, feedback: FeedbackLog):
         self.pool, self.catalog, self.feedback = pool, catalog, feedback
         self._bm25: tuple[int, ItemBm25] | None = None
+        self._columns: tuple[int, dict[str, set[str]]] | None = None
         self._guard = threading.Lock()
 
     def search(
@@ -43,9 +45,24 @@ class Searcher:
         for query, results in zip(queries, outcomes, strict=True):
             if isinstance(results, MmtuneError):
                 out.append(results)
+            elif not results and query.where is not None and (error := self._empty_filter(query.where)):
+                out.append(error)
             else:
                 out.append(SearchResponse(opened.version, opened.fingerprint, results, seconds, self._query_id(query)))
         return out
+
+    def _empty_filter(self, where: Filter) -> DataError | None:
+        """The error of a filter that can admit no item, whose search returned nothing."""
+        with self._guard:
+            seq = self.catalog.seq
+            if self._columns is None or self._columns[0] != seq:
+                self._columns = (seq, self.catalog.columns())
+            columns = self._columns[1]
+        try:
+            explain_empty(where, columns)
+        except DataError as e:
+            return e
+        return None
 
     def _query_id(self, query: Query) -> str:
         content = query.content

@@ -29,6 +29,7 @@ from mmtune.runtime.progress import Progress
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
+DEFAULT_FRACTION = 0.1
 MAX_PENDING = 64
 """Searches that may wait to be repeated; more are counted as dropped."""
 WORST = 5
@@ -77,9 +78,13 @@ class ShadowSearches:
         state = self.state()
         return state if state and state.version != self.pool.live else None
 
-    def start(self, version: str | None, fraction: float) -> ShadowState:
-        """Shadow `version` from now on, in every process; None stops. DataError for the live version or a fraction outside
+    def start(self, version: str | None, fraction: float | None = None) -> ShadowState:
+        """Shadow `version` from now on, in every process; None stops. fraction: default the one that is set for
+        this version, else DEFAULT_FRACTION. DataError for the live version or a fraction outside
         (0, 1]."""
+        if fraction is None:
+            state = self.state()
+            fraction = state.fraction if state and state.version == version else DEFAULT_FRACTION
         if not 0 < fraction <= 1:
             raise DataError(f"fraction {fraction}: between 0 and 1")
         if version is not None:

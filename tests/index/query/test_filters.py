@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.errors import DataError
+from mmtune.index.query.filter_columns import explain_empty
 from mmtune.index.query.filters import And, Compare, In, IsNull, Not, Or, parse, value_kind
 
 APPLE = {
@@ -155,3 +156,32 @@ def sentence(rng: random.Random, depth: int):
         return bool((tests | {"<": lambda: same and v < value, ">=": lambda: same and v >= value})[op]())
 
     return f"{column} {op} {written}", compare
+
+
+COLUMNS = {"category": {"s"}, "price": {"s"}, "stock": {"n"}, "from": {"j"}, "group": {"s"}}
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("categry = 'Apple'", "no item has a column 'categry'; did you mean 'category'?"),
+        ("zzz = 1", "no item has a column 'zzz'; there are: category, from, group, price, stock"),
+        ("category = 'Apple' and (prise < 3 or stock > 1)", "did you mean 'price'?"),
+        ("price < 3", "price holds strings, and is compared with numbers; write the value in single quotes"),
+        ("stock = '3'", "stock holds numbers, and is compared with strings"),
+        ("categry != 'Apple'", "did you mean 'category'?"),
+        ("fron.country = 'PL'", "did you mean 'from'?"),
+    ],
+)
+def test_a_filter_that_can_admit_nothing_is_explained(source, says):
+    with pytest.raises(DataError) as caught:
+        explain_empty(parse(source), COLUMNS)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["category = 'none'", "price < '3'", "stock in (1, 'x')", "weight is null", "not weight = 3", "from.x.y = 1", "price != 3"],
+)
+def test_a_filter_that_could_admit_something_is_not_an_error(source):
+    explain_empty(parse(source), COLUMNS)
