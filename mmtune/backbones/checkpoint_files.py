@@ -4,10 +4,12 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from mmtune.errors import ModelError
 
+Untyped: TypeAlias = Any
+"""An object of an upstream library (module, configuration, processor) whose attributes differ by architecture."""
 CODE_FILES = (
     "config.json",
     "tokenizer_config.json",

@@ -1,31 +1,35 @@
-"""Teachers that score a pair of signals together: cross-encoders of two texts, matchers of an image and a text."""
+"""Scorers that encode a pair of signals together: cross-encoders of two texts, image-text matching models."""
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import nn
 
+from mmtune.backbones.checkpoint_files import Untyped
+from mmtune.contracts import Signal
 from mmtune.errors import DataError, ModelError
 
 
-def _identity(kind: str, model: str, module: Any) -> str:
+def _fingerprint(kind: str, module: nn.Module) -> str:
+    """A hash of the scorer's kind, its class and its weights."""
     digest = hashlib.sha256(f"{kind}\0{type(module).__name__}\0".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _load(cls: Any, model: str, what: str) -> Any:
+def _load(cls: Untyped, model: str, what: str) -> Untyped:
+    """`cls.from_pretrained`; custom code of a checkpoint is never run."""
     try:
-        return cls.from_pretrained(model)
+        return cls.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise ModelError(f"{model}: no {what} there ({str(e).splitlines()[0]})") from None
 
 
 class CrossEncoder:
-    """Reads two texts at once: any sequence classifier with one output, in transformers' or sentence-transformers' layout
-    (ms-marco-MiniLM and its kin). Scores are its logits, unbounded: margin_mse or kl."""
+    """Scores two texts: any sequence classifier with one output, in transformers' or sentence-transformers' layout, e.g.
+    ms-marco-MiniLM. Scores are its logits, unbounded: use them with margin_mse or kl."""
 
     def __init__(self, model: str, batch_size: int = 64, device: str | None = None, max_length: int | None = None) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -37,31 +41,27 @@ class CrossEncoder:
         self.batch_size, self.max_length = batch_size, max_length
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
-        self.fingerprint = _identity("cross_encoder", model, self.model)
+        self.fingerprint = _fingerprint("cross_encoder", self.model)
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> list[float]:
+    def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:
         """One logit a pair of strings."""
         if any(not isinstance(x, str) for p in pairs for x in p):
             raise DataError("a cross-encoder scores pairs of texts; for an image and a text use the scorer `matcher`")
         out: list[float] = []
         for i in range(0, len(pairs), self.batch_size):
             left, right = zip(*pairs[i : i + self.batch_size], strict=True)
-            settings: dict[str, Any] = {
-                "padding": True,
-                "truncation": True,
-                "return_tensors": "pt",
-                "max_length": self.max_length,
-            }
-            inputs = self.tokenizer(list(left), list(right), **settings)
+            inputs = self.tokenizer(
+                list(left), list(right), padding=True, truncation=True, return_tensors="pt", max_length=self.max_length
+            )
             out += self.model(**inputs.to(self.device)).logits[:, 0].float().tolist()
         return out
 
 
 class Matcher:
-    """Looks at an image and a text at once: BLIP's image-text matching head (Li et al. 2022, arXiv 2201.12086).
+    """Scores an image with a text: BLIP's image-text matching head (Li et al. 2022, arXiv 2201.12086).
 
-    A score is the log-odds that they match, unbounded: margin_mse or kl.
+    A score is the log-odds that they match, unbounded: use it with margin_mse or kl.
     """
 
     def __init__(self, model: str, batch_size: int = 32, device: str | None = None) -> None:
@@ -72,19 +72,19 @@ class Matcher:
         self.batch_size = batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
-        self.fingerprint = _identity("matcher", model, self.model)
+        self.fingerprint = _fingerprint("matcher", self.model)
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> list[float]:
-        """One log-odds a pair of (image, text) in either order."""
+    def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:
+        """The log-odds of each pair of (image, text), in either order."""
         out: list[float] = []
         for i in range(0, len(pairs), self.batch_size):
-            part = [(y, x) if isinstance(x, str) else (x, y) for x, y in pairs[i : i + self.batch_size]]
-            if any(isinstance(x, str) or not isinstance(y, str) for x, y in part):
+            batch = [(y, x) if isinstance(x, str) else (x, y) for x, y in pairs[i : i + self.batch_size]]
+            if any(isinstance(x, str) or not isinstance(y, str) for x, y in batch):
                 raise DataError("a matcher scores an image with a text; for two texts use the scorer `cross_encoder`")
-            images = [x.convert("RGB") for x, _ in part]
+            images = [x.convert("RGB") for x, _ in batch]
             inputs = self.processor(
-                images=images, text=[y for _, y in part], padding=True, truncation=True, return_tensors="pt"
+                images=images, text=[y for _, y in batch], padding=True, truncation=True, return_tensors="pt"
             )
             logits = self.model(**inputs.to(self.device), use_itm_head=True).itm_score.float()
             out += (logits[:, 1] - logits[:, 0]).tolist()

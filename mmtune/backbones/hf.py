@@ -6,12 +6,12 @@ transformers 5 returns output objects from get_*_features: `.pooler_output` is t
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
-from mmtune.backbones.checkpoint_files import read_saved_files, refuse_custom_code, require_file
+from mmtune.backbones.checkpoint_files import Untyped, read_saved_files, refuse_custom_code, require_file
 from mmtune.backbones.hf_audio_preprocess import ClapPreprocess
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
 from mmtune.backbones.hf_text_encoder import load_text_encoder
@@ -136,20 +136,20 @@ def _backbone(directory: Path, weights: bool) -> Backbone:
     return load_text_encoder(directory, config, weights)
 
 
-def _dual_encoder(directory: Path, config: Any, weights: bool) -> Backbone:
+def _dual_encoder(directory: Path, config: Untyped, weights: bool) -> Backbone:
     import transformers
 
     kind: str = config.model_type
     names = DUAL_ENCODERS[kind]
-    processor: Any = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
-    module: Any = build(getattr(transformers, names.model), directory, config, weights)
+    processor: Untyped = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    module: Untyped = build(getattr(transformers, names.model), directory, config, weights)
     other, text = names.modalities
     modules = {m: [n for n in owned if hasattr(module, n)] for m, owned in zip(names.modalities, names.modules, strict=True)}
 
     def encode_text(inputs: dict[str, Tensor]) -> Tensor:
         return module.get_text_features(**inputs).pooler_output
 
-    def tower(modality: str, dim: int, preprocess: Any, encode: Callable[[dict[str, Tensor]], Tensor]) -> Tower:
+    def tower(modality: str, dim: int, preprocess: Untyped, encode: Callable[[dict[str, Tensor]], Tensor]) -> Tower:
         return Tower(modality, dim, preprocess, encode, [getattr(module, n) for n in modules[modality]])
 
     def free_tower(modality: str) -> None:
@@ -172,7 +172,9 @@ def _dual_encoder(directory: Path, config: Any, weights: bool) -> Backbone:
     )
 
 
-def _other_tower(kind: str, module: Any, processor: Any, config: Any) -> tuple[Any, Callable[[dict[str, Tensor]], Tensor]]:
+def _other_tower(
+    kind: str, module: Untyped, processor: Untyped, config: Untyped
+) -> tuple[Untyped, Callable[[dict[str, Tensor]], Tensor]]:
     """(preprocessing, encode) of the tower that is not text."""
     if kind == "clap":
         preprocess = ClapPreprocess(processor.feature_extractor, fused=bool(config.audio_config.enable_fusion))
@@ -180,7 +182,7 @@ def _other_tower(kind: str, module: Any, processor: Any, config: Any) -> tuple[A
     return ImagePreprocess(processor.image_processor), lambda inputs: module.get_image_features(**inputs).pooler_output
 
 
-def _dims(config: Any) -> tuple[int, int]:
+def _dims(config: Untyped) -> tuple[int, int]:
     """Widths of the two towers' vectors; SigLIP's text head may have a width of its own."""
     if config.model_type == "siglip":
         width = int(config.vision_config.hidden_size)
@@ -188,7 +190,7 @@ def _dims(config: Any) -> tuple[int, int]:
     return int(config.projection_dim), int(config.projection_dim)
 
 
-def _logit_scales(module: Any, forward: str, backward: str) -> list[LogitScale]:
+def _logit_scales(module: Untyped, forward: str, backward: str) -> list[LogitScale]:
     """CLAP has one scale a direction, the others one for both; SigLIP has a bias."""
     if hasattr(module, "logit_scale_a"):
         return [LogitScale(module.logit_scale_a, None, [forward]), LogitScale(module.logit_scale_t, None, [backward])]

@@ -5,12 +5,12 @@ A faster implementation is used only after it has been compared with upstream's 
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.modalities.audio import Sound
 
 MAX_WINDOWS = 128
@@ -24,7 +24,7 @@ class ClapPreprocess:
     upstream's for a short clip with `is_longer=False`, always. With `rng` (training) a longer sound gives one random window.
     """
 
-    def __init__(self, extractor: Any, fused: bool):
+    def __init__(self, extractor: Untyped, fused: bool):
         self.extractor, self.fused = extractor, fused
         self.window = int(extractor.nb_max_samples)
         self.rate = int(extractor.sampling_rate)

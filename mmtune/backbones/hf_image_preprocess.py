@@ -5,12 +5,14 @@ A faster implementation is used only after it has been compared with upstream's 
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from mmtune.backbones.checkpoint_files import Untyped
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class ImagePreprocess:
     """A transformers image processor on one RGB image -> {"pixel_values": [3, H, W]}."""
 
-    def __init__(self, processor: Any):
+    def __init__(self, processor: Untyped):
         self.processor = processor
         self.resize = _fast_resize(processor)
         self.input_size = None if self.resize is None else float(self.resize.edge or max(self.resize.exact or (0,)))
@@ -37,7 +39,7 @@ class ResizeCropNormalise:
     """Resize, centre crop and normalise on one uint8 tensor: the computation of transformers' torchvision backend without its
     bookkeeping, which for a small image took as long as the resizing."""
 
-    def __init__(self, p: Any):
+    def __init__(self, p: Untyped):
         from torchvision.transforms import InterpolationMode
 
         size = dict(p.size)
@@ -76,7 +78,7 @@ class ResizeCropNormalise:
         return [longer, self.edge] if width <= height else [self.edge, longer]
 
 
-def _fast_resize(processor: Any) -> ResizeCropNormalise | None:
+def _fast_resize(processor: Untyped) -> ResizeCropNormalise | None:
     """ResizeCropNormalise if its results on random images of three shapes are those of `processor`, else None."""
     import PIL.Image
 

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, Tower
-from mmtune.backbones.checkpoint_files import read_saved_files
+from mmtune.backbones.checkpoint_files import Untyped, read_saved_files
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
 from mmtune.backbones.hf_weights import attention_switch, build
 from mmtune.errors import ModelError
@@ -27,7 +27,7 @@ class Pooling(NamedTuple):
     files: dict[str, bytes]
 
 
-def load_text_encoder(directory: Path, config: Any, weights: bool) -> Backbone:
+def load_text_encoder(directory: Path, config: Untyped, weights: bool) -> Backbone:
     """AutoModel with pooling over its last hidden states."""
     from transformers import AutoModel, AutoTokenizer
 

@@ -2,16 +2,17 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmtune.backbones.checkpoint_files import Untyped
 
 
 class TokenPreprocess:
     """A tokenizer on one text -> {"input_ids": [T]}; batches are padded to their longest, or to the full length (SigLIP)."""
 
-    def __init__(self, tokenizer: Any, config: Any, limit: int | None = None, full_length: bool = False):
+    def __init__(self, tokenizer: Untyped, config: Untyped, limit: int | None = None, full_length: bool = False):
         self.tokenizer, self.full = tokenizer, full_length
         room = int(getattr(config, "max_position_embeddings", 512))
         if "roberta" in str(config.model_type) or config.model_type in ("clap_text_model", "xlm-roberta", "mpnet"):

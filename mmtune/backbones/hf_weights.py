@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.errors import ModelError
 
 
-def build(cls: Any, directory: Path, config: Any, weights: bool) -> nn.Module:
+def build(cls: Untyped, directory: Path, config: Untyped, weights: bool) -> nn.Module:
     """A module of transformers' class `cls` in eval mode, with the directory's weights or uninitialised.
 
     Float32 whatever the file holds: fingerprint and vectors must not depend on a library's default dtype. ModelError where the
@@ -26,7 +26,7 @@ def build(cls: Any, directory: Path, config: Any, weights: bool) -> nn.Module:
     return module.eval()
 
 
-def attention_switch(module: Any) -> Callable[[str, bool], None]:
+def attention_switch(module: Untyped) -> Callable[[str, bool], None]:
     """`Backbone.select_attention` of a transformers module.
 
     On a CPU in bf16 the backward pass of the fused attention takes as long as all matrix products together (torch 2.14: 350 of

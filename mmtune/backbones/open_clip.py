@@ -10,12 +10,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
-from mmtune.backbones.checkpoint_files import read_files, refuse_custom_code
+from mmtune.backbones.checkpoint_files import Untyped, read_files, refuse_custom_code
 from mmtune.backbones.open_clip_image_preprocess import OpenClipImagePreprocess
 from mmtune.backbones.open_clip_tokenizer import OpenClipTokenize, tokenizer_from_files
 from mmtune.contracts import JsonObject
@@ -89,7 +88,7 @@ def _from_name(name: str, tag: str) -> Backbone:
     quick_gelu = bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) or bool(model_config.get("quick_gelu"))
     try:
         module = _create(name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick_gelu)
-        tokenizer: Any = open_clip.get_tokenizer(name)
+        tokenizer: Untyped = open_clip.get_tokenizer(name)
     except Exception as e:  # upstream raises RuntimeError, FileNotFoundError and its hub client's own
         raise ModelError(f"open_clip:{name}/{tag}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
     if quick_gelu:
@@ -109,7 +108,7 @@ def _json_bytes(config: JsonObject) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _create(name: str, **options: object) -> Any:
+def _create(name: str, **options: object) -> Untyped:
     """open_clip's module in float32 and eval mode, without its log and warnings. Raises ModelError."""
     import open_clip
 
@@ -125,7 +124,7 @@ def _create(name: str, **options: object) -> Any:
         logging.disable(previous)
 
 
-def _backbone(module: Any, files: Mapping[str, bytes], tokenizer: Callable[[list[str]], Tensor] | None = None) -> Backbone:
+def _backbone(module: Untyped, files: Mapping[str, bytes], tokenizer: Callable[[list[str]], Tensor] | None = None) -> Backbone:
     config = json.loads(files[CONFIG])
     dim = int(config["model_cfg"]["embed_dim"])
     custom = hasattr(module, "text")  # open_clip's CustomTextCLIP: a text tower of its own
@@ -154,6 +153,6 @@ def _backbone(module: Any, files: Mapping[str, bytes], tokenizer: Callable[[list
 class _TextParameters(nn.Module):
     """The text tower's parameters that upstream keeps on the model itself."""
 
-    def __init__(self, module: Any):
+    def __init__(self, module: Untyped):
         super().__init__()
         self.positional_embedding, self.text_projection = module.positional_embedding, module.text_projection

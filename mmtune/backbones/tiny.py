@@ -1,27 +1,41 @@
-"""Small seeded towers for the demo and the tests: `tiny:image+text`, `tiny:all`, `tiny:audio+text@7` (the seed after @).
+"""Small untrained towers for the demo and the tests: `tiny:image+text`, `tiny:all`, `tiny:audio+text@7` (the seed after @).
 
-They enter by the same door as any checkpoint: configuration in `files`, weights in the module, preprocessing of their own.
+They are a family like any other: configuration in `files`, weights in the module, preprocessing of their own.
 """
 
 import json
 import random
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
+from mmtune.contracts import Preprocess
 from mmtune.errors import ModelError
+from mmtune.modalities.sound import Sound
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 ALIASES = {"clip": "image+text", "clap": "audio+text", "all": "image+audio+text"}
 DIM, WIDTH = 64, 32
 SIDE, RATE, WINDOW, MELS = 64, 8000, 8000, 64
-WORDS, TOKENS = 4096, 32
+BUCKETS, TOKENS = 4096, 32
+
+
+class TinyConfig(TypedDict):
+    """The towers' modalities, the seed of their weights, the width of the shared space, and the channels of the first layer."""
+
+    towers: list[str]
+    seed: int
+    dim: int
+    width: int
 
 
 def load(place: str) -> Backbone:
@@ -41,7 +55,7 @@ def rebuild(directory: Path) -> Backbone:
     return _backbone(json.loads((directory / "tiny.json").read_text()))
 
 
-def _backbone(config: dict[str, Any]) -> Backbone:
+def _backbone(config: TinyConfig) -> Backbone:
     module = nn.Module()
     with torch.random.fork_rng(devices=[]):
         for name in config["towers"]:
@@ -63,7 +77,7 @@ def _backbone(config: dict[str, Any]) -> Backbone:
     )
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """ConvNeXt's residual block (arXiv 2201.03545), 5 x 5."""
 
     def __init__(self, width: int):
@@ -76,8 +90,8 @@ class Block(nn.Module):
         return x + self.mix(self.norm(self.spatial(x)))
 
 
-class Planes(nn.Module):
-    """A small convolutional net over [U, C, H, W]: mean and max over the plane, then the shared space."""
+class ConvTower(nn.Module):
+    """A small convolutional network over [U, C, H, W]: mean and max pooling over H and W, then a linear head."""
 
     def __init__(self, channels: int, width: int, dim: int):
         super().__init__()
@@ -87,8 +101,8 @@ class Planes(nn.Module):
         ]
         for i in range(2):
             w = width * 2**i
-            stages += [Block(w), nn.Conv2d(w, 2 * w, 2, stride=2), nn.GroupNorm(1, 2 * w)]
-        self.body = nn.Sequential(*stages, Block(4 * width))
+            stages += [ConvBlock(w), nn.Conv2d(w, 2 * w, 2, stride=2), nn.GroupNorm(1, 2 * w)]
+        self.body = nn.Sequential(*stages, ConvBlock(4 * width))
         self.head = nn.Sequential(nn.LayerNorm(8 * width), nn.Linear(8 * width, dim))
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -96,12 +110,12 @@ class Planes(nn.Module):
         return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
 
 
-class Words(nn.Module):
-    """Hashed words and word pairs through one transformer layer, averaged."""
+class TextTower(nn.Module):
+    """Hashed words through one transformer layer, averaged."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
-        self.table = nn.Embedding(WORDS, 2 * width, padding_idx=0)
+        self.table = nn.Embedding(BUCKETS, 2 * width, padding_idx=0)
         self.place = nn.Parameter(torch.randn(TOKENS, 2 * width) * 0.02)
         self.layer = nn.TransformerEncoderLayer(2 * width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.head = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, dim))
@@ -117,7 +131,7 @@ class Words(nn.Module):
 class TinyImage:
     """64 x 64 RGB in -1..1."""
 
-    def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
+    def __call__(self, signal: "PIL.Image.Image", rng: random.Random | None = None) -> dict[str, Tensor]:
         small = signal.resize((SIDE, SIDE), 2, reducing_gap=2.0) if signal.size != (SIDE, SIDE) else signal
         return {"planes": torch.from_numpy(np.array(small, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1}
 
@@ -126,7 +140,7 @@ class TinyImage:
 
 
 class TinyAudio:
-    """Log-mel planes of one-second windows at 8 kHz; a longer sound gives several, whose vectors the model averages."""
+    """Log-mel spectrograms of one-second windows at 8 kHz; a longer sound gives several, whose vectors the model averages."""
 
     def __init__(self) -> None:
         edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), MELS + 2) / 2595) - 1)
@@ -135,11 +149,11 @@ class TinyAudio:
         fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
         self.mel_MF = torch.from_numpy(np.maximum(0, np.minimum(rise, fall)).astype(np.float32))
 
-    def is_deterministic(self, signal: Any) -> bool:
-        """Whether training sees the same numbers every time."""
+    def is_deterministic(self, signal: Sound) -> bool:
+        """Whether training gets the same numbers every time."""
         return signal.seconds * RATE <= WINDOW
 
-    def __call__(self, signal: Any, rng: random.Random | None = None) -> dict[str, Tensor]:
+    def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
         samples = signal.resampled(RATE).samples
         samples = np.pad(samples, (0, max(0, WINDOW - len(samples))))
         over = len(samples) - WINDOW
@@ -157,18 +171,18 @@ class TinyAudio:
 
 
 class TinyText:
-    """Words, lower case, hashed into 4,095 buckets."""
+    """Lower-case words, hashed into 4,095 buckets."""
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
         words = re.findall(r"\w+", signal.lower())[:TOKENS] or ["?"]
-        return {"ids": torch.tensor([1 + zlib.crc32(w.encode()) % (WORDS - 1) for w in words])}
+        return {"ids": torch.tensor([1 + zlib.crc32(w.encode()) % (BUCKETS - 1) for w in words])}
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {"ids": nn.utils.rnn.pad_sequence([i["ids"] for i in items], batch_first=True)}
 
 
-TOWERS: dict[str, tuple[Any, Any]] = {
-    "image": (lambda width, dim: Planes(3, width, dim), TinyImage),
-    "audio": (lambda width, dim: Planes(1, width, dim), TinyAudio),
-    "text": (Words, TinyText),
+TOWERS: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[], Preprocess]]] = {
+    "image": (lambda width, dim: ConvTower(3, width, dim), TinyImage),
+    "audio": (lambda width, dim: ConvTower(1, width, dim), TinyAudio),
+    "text": (TextTower, TinyText),
 }

@@ -5,12 +5,12 @@ gradients for about ten twelfths of a block's work less.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.backbones.cpu_fast.replace_method import replace_method
 
 Projections = tuple[nn.Module, nn.Module, nn.Module]
@@ -21,7 +21,7 @@ def keep_first_token(encoder: nn.Module) -> None:
 
     Left unchanged where the pooled output on random inputs, through that block only, differs from upstream's.
     """
-    tower: Any = encoder
+    tower: Untyped = encoder
     random = torch.Generator().manual_seed(0)
     if hasattr(tower.encoder, "layers"):
         config = tower.config
@@ -33,7 +33,7 @@ def keep_first_token(encoder: nn.Module) -> None:
         _replace_last_block(tower.encoder, "layer", _bert_block, lambda: tower(tokens, mask).pooler_output)
 
 
-def _replace_last_block(encoder: Any, name: str, forward: Callable[..., Tensor], result: Callable[[], Tensor]) -> None:
+def _replace_last_block(encoder: Untyped, name: str, forward: Callable[..., Tensor], result: Callable[[], Tensor]) -> None:
     blocks = getattr(encoder, name)
     setattr(encoder, name, blocks[-1:])
     try:
@@ -55,7 +55,7 @@ def _first_token_attention(
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scale).transpose(1, 2).flatten(2)
 
 
-def _clip_block(block: Any, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+def _clip_block(block: Untyped, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
     """`CLIPEncoderLayer.forward` [B, T, C] -> [B, 1, C]: keys and values of all tokens, everything else of the first."""
     at = block.self_attn
     projections, dropout = (at.q_proj, at.k_proj, at.v_proj), at.dropout if block.training else 0.0
@@ -64,7 +64,9 @@ def _clip_block(block: Any, hidden_states: Tensor, *_: object, **__: object) -> 
     return x_B1C + block.mlp(block.layer_norm2(x_B1C))
 
 
-def _bert_block(block: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object) -> Tensor:
+def _bert_block(
+    block: Untyped, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object
+) -> Tensor:
     """`ClapTextLayer.forward` [B, T, C] -> [B, 1, C]."""
     at = block.attention.self
     projections, dropout = (at.query, at.key, at.value), at.dropout.p if block.training else 0.0

@@ -1,10 +1,11 @@
 """Self-attention of transformers' towers on a CPU: one matrix product for queries, keys and values, and `kernels.attend`."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.backbones.cpu_fast.kernels import attend, project
 from mmtune.backbones.cpu_fast.replace_method import random_tensor, replace_by_inputs
 
@@ -22,7 +23,7 @@ class _Parts(NamedTuple):
     out: nn.Module | None
 
 
-def _parts(module: Any) -> _Parts | None:
+def _parts(module: Untyped) -> _Parts | None:
     """The parts of a self-attention in one of transformers' two layouts, None for any other module.
 
     CLIP's and SigLIP's have `num_heads`, `scale`, a number `dropout` and `out_proj`; BERT's and CLAP's text towers have
@@ -61,7 +62,7 @@ def use_upstream(x: Tensor, tokens: int) -> bool:
 
 
 def _forward(
-    module: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    module: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Untyped, **kwargs: Untyped
 ) -> tuple[Tensor, Tensor | None]:
     """[B, T, C] -> ([B, T, C], None); the mask [B, 1, 1 or T, T] is boolean (True: attend) or added to the scores.
 

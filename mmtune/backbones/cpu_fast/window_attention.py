@@ -1,12 +1,12 @@
 """CLAP's audio tower (HTSAT, a Swin transformer) on a CPU: attention within shifted windows, and the resizing of its input."""
 
 import functools
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.backbones.cpu_fast.kernels import Windows, attend, project, windows
 from mmtune.backbones.cpu_fast.replace_method import random_tensor, replace_by_inputs
 from mmtune.backbones.cpu_fast.self_attention import use_upstream
@@ -25,7 +25,7 @@ ENCODER = ("reshape_mel2img", "freq_ratio", "spec_size")
 
 def replace_window_attention(module: nn.Module) -> None:
     """Replace `forward` of a Swin block that computes its shift and window size from the grid it is given."""
-    block: Any = module
+    block: Untyped = module
     if not all(hasattr(module, name) for name in BLOCK):
         return
     (height, width), channels = block.input_resolution, block.layernorm_before.normalized_shape[0]
@@ -35,7 +35,7 @@ def replace_window_attention(module: nn.Module) -> None:
 
 def replace_audio_encoder(module: nn.Module) -> None:
     """Replace `reshape_mel2img` of the encoder that turns a spectrogram into a square picture."""
-    encoder: Any = module
+    encoder: Untyped = module
     if all(hasattr(module, name) for name in ENCODER):
         bins = encoder.config.num_mel_bins
         inputs = [(random_tensor(2, 1, frames, bins),) for frames in (101, 64)]
@@ -52,7 +52,7 @@ def _windows(size: tuple[int, int], side: int, shift: int, batch: int, heads: in
 
 
 def _forward(
-    block: Any, hidden_BTC: Tensor, size: tuple[int, int], output_attentions: bool = False, always_partition: bool = False
+    block: Untyped, hidden_BTC: Tensor, size: tuple[int, int], output_attentions: bool = False, always_partition: bool = False
 ) -> tuple[Tensor]:
     """`ClapAudioLayer.forward`: [B, height * width, C] -> ([B, height * width, C],)."""
     if not always_partition:
@@ -81,7 +81,7 @@ def _bicubic(size: int, new_size: int) -> Tensor:
     return F.interpolate(torch.eye(size)[None, None], (new_size, size), mode="bicubic", align_corners=True)[0, 0]
 
 
-def _reshape_mel2img(encoder: Any, mel_BCTM: Tensor) -> Tensor:
+def _reshape_mel2img(encoder: Untyped, mel_BCTM: Tensor) -> Tensor:
     """`ClapAudioEncoder.reshape_mel2img`: [B, C, frames, bins] -> a square picture [B, C, side, side] of pieces of time, one
     above the other; the interpolation over time as a matrix product (torch's backward pass of it takes twice as long)."""
     B, C, T, M = mel_BCTM.shape
