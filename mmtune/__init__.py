@@ -11,6 +11,7 @@ GOMP_SPINCOUNT for that before torch is imported, and so does `train` where torc
 from typing import TYPE_CHECKING
 
 from mmtune.public.extension_points import (
+    register_augmentation,
     register_backbone,
     register_guard,
     register_loss,
@@ -48,6 +49,7 @@ __all__ = [
     "mine",
     "open_data",
     "pack",
+    "register_augmentation",
     "register_backbone",
     "register_guard",
     "register_loss",

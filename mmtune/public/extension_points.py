@@ -11,7 +11,7 @@
 | store | a vector store of an index | `mmtune.index.stores.Store` | `mmtune index build --store NAME` |
 | metric | a retrieval metric | `mmtune.evaluation.metrics.Metric` | `train.metric`, `evaluate(metrics=...)` |
 | task | an evaluation task | `mmtune.evaluation.tasks.task.EvaluationTask` | `mmtune eval --task NAME` |
-| augmentation | changes a signal of a modality in training | `mmtune.modalities` | `augment: {MODALITY: {NAME: ...}}` |
+| augmentation | changes a signal of a modality in training | `mmtune.modalities` | `augment: {MODALITY: {custom: {NAME: {...}}}}` |
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmtune.contracts import Scorer
+    from mmtune.contracts import Augmentation, Scorer
     from mmtune.evaluation.metrics import Metric
     from mmtune.evaluation.tasks.task import EvaluationTask
     from mmtune.index.stores.store_protocol import Store
@@ -116,5 +116,15 @@ def register_scorer(name: str, target: Callable[..., Scorer] | str) -> None:
     target: the part itself, or "package.module:Attribute".
     """
     from mmtune.backbones.scorers import register
+
+    register(name, target)
+
+
+def register_augmentation(name: str, target: Callable[..., Augmentation] | str) -> None:
+    """An augmentation for `augment.MODALITY.custom` of recipes: a class whose instances are called as (signal, rng) -> signal.
+
+    target: the part itself, or "package.module:Attribute".
+    """
+    from mmtune.modalities import register_augmentation as register
 
     register(name, target)

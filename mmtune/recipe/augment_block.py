@@ -6,6 +6,7 @@ for every modality that can mix two signals.
 
 import inspect
 import re
+import types
 import typing
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -62,7 +63,10 @@ _MODELS: dict[type[Modality], type[AugmentOptions]] = {}
 def _model_of(kind: type[Modality]) -> type[AugmentOptions]:
     """The options model of a modality class, from the signature and docstring of its `augment`."""
     parameters = list(inspect.signature(kind.augment).parameters.values())[1:]
-    hints = typing.get_type_hints(kind.augment)
+    given = {
+        p.name: p.annotation for p in parameters if p.annotation is not p.empty
+    }  # not the return type, which needs no model
+    hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=given), kind.augment.__globals__)
     texts = _descriptions(inspect.getdoc(kind.augment) or "")
     fields: dict[str, tuple[object, object]] = {
         p.name: (hints.get(p.name, JsonValue), Field(p.default, description=texts.get(p.name, "")))
@@ -115,12 +119,22 @@ def _typed(value: object) -> object:
     return {m: getattr(every, m) for m in fields}
 
 
+def _inlined(schema: object, definitions: Mapping[str, object]) -> object:
+    """A JSON Schema with its references replaced by what they refer to."""
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return definitions[schema["$ref"].rsplit("/", 1)[-1]]
+        return {k: _inlined(v, definitions) for k, v in schema.items() if k != "$defs"}
+    return [_inlined(v, definitions) for v in schema] if isinstance(schema, list) else schema
+
+
 class _PerModality:
     """The JSON Schema of `augment:`: one property a modality of the table."""
 
     @staticmethod
     def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        properties = {m: options_model(m).model_json_schema() for m in modalities.names()}
+        schemas = {m: options_model(m).model_json_schema() for m in modalities.names()}
+        properties = {m: _inlined(s, s.get("$defs", {})) for m, s in schemas.items()}
         return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
