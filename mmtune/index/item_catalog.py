@@ -37,8 +37,8 @@ STORED_HERE = 0
 """The source number of content that lies in the table of blobs."""
 GROUP_COLUMN = "meta.group"
 """The payload's key for a metadata column called "group", which is not the item's group."""
-JSON_KINDS = {"text": "s", "integer": "n", "real": "n", "true": "b", "false": "b", "array": "j", "object": "j"}
-"""SQLite's types of JSON values -> `filters.value_kind`."""
+JSON_KINDS = {"null": "", "integer": "n", "real": "n", "true": "b", "false": "b", "array": "j", "object": "j"}
+"""SQLite's types of JSON values -> `filters.value_kind`; every other type is a string's."""
 CHUNK = 500
 NO_LIMIT = 2**62
 
@@ -57,8 +57,8 @@ class Item:
 
     @property
     def payload(self) -> JsonObject:
-        """What goes into a store beside the vector: the metadata, and the item's group as "group". A metadata column that is called
-        "group" is stored as GROUP_COLUMN."""
+        """What goes into a store beside the vector: the metadata, and the item's group as "group". A metadata column that is
+        called "group" is stored as GROUP_COLUMN."""
         payload = {GROUP_COLUMN if k == "group" else k: v for k, v in self.meta.items()}
         return payload if self.group is None else {"group": self.group, **payload}
 
@@ -174,7 +174,7 @@ class Catalog:
         query = "select distinct j.key, j.type from items, json_each(items.meta) j where deleted = 0"
         kinds: dict[str, set[str]] = {}
         for name, json_type in self._db().execute(query):
-            kinds.setdefault(GROUP_COLUMN if name == "group" else name, set()).update(JSON_KINDS.get(json_type, ()))
+            kinds.setdefault(GROUP_COLUMN if name == "group" else name, set()).update(JSON_KINDS.get(json_type, "s"))
         if self._db().execute("select 1 from items where deleted = 0 and grp is not null limit 1").fetchone():
             kinds["group"] = {"s"}
         return kinds

@@ -60,8 +60,8 @@ class VersionUpdates:
                 raise DataError(reason)
 
     def update_all(self, quiet: bool = True) -> dict[str, str]:
-        """Bring every version up to date, the live one first; {version: why not}. A damaged version, whatever its damage raises,
-        does not hold up the others."""
+        """Bring every version up to date, the live one first; {version: why not}. A damaged version, whatever its damage
+        raises, does not hold up the others."""
         behind = {}
         for version in sorted(self.layout.versions(), key=lambda v: v != self.pool.live):
             try:

@@ -1,4 +1,4 @@
-"""Faults of one file or one version stay where they are: the live version is updated and searched, and messages are one line."""
+"""A fault of one file or version affects no other: the live version is updated and searched, and messages are one line."""
 
 import json
 import os

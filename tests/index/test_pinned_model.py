@@ -1,5 +1,5 @@
-"""Models in Hugging Face's format: the same weights with another tokenizer, preprocessing or pooling are another embedding space.
-An edited pinned artifact is refused; an edited source is another model, which reuses no vector of the first."""
+"""Models in Hugging Face's format: the same weights with another tokenizer, preprocessing or pooling are another
+embedding space. An edited pinned artifact is refused; an edited source is another model, which reuses no vector of the first."""
 
 import json
 import re

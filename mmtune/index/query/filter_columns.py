@@ -13,7 +13,8 @@ KIND_NAMES = {"s": "strings", "n": "numbers", "b": "booleans", "j": "lists or ma
 
 
 def explain_empty(where: Filter, columns: Mapping[str, set[str]]) -> None:
-    """DataError when a comparison of `where` can hold for no item: its column does not exist, or has values of other kinds only.
+    """DataError when a comparison of `where` can hold for no item: its column does not exist, or has values of other kinds
+    only.
 
     columns: {top-level column: kinds of its values, as of `value_kind`}.
     """

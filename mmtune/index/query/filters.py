@@ -340,10 +340,10 @@ class _Parser:
         self.fail("expected a number, true, false, or a string in single quotes")
 
 
-def encodable(text: str) -> bool:
+def encodable(string: str) -> bool:
     """Whether a string can be encoded as UTF-8: JSON can hold half of a surrogate pair, UTF-8 cannot."""
     try:
-        text.encode()
+        string.encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -88,8 +88,8 @@ def verify_canaries(model: "Model", path: Path) -> CanaryVectors:
         if bad:
             raise ModelError(
                 f"{path}: {bad} of {len(stored)} stored {name} inputs have another vector than when they were indexed (the "
-                f"worst cosine is {cosines.min():.4f}, {MIN_COSINE} is required): weights and files are the same, so the code or a "
-                "library that prepares them changed; bring it back, or build a new version"
+                f"worst cosine is {cosines.min():.4f}, {MIN_COSINE} is required): weights and files are the same, so the code or "
+                "a library that prepares them changed; bring it back, or build a new version"
             )
         canaries[name] = (arrays[f"{name}/labels"], fresh)
     if not any(len(labels) for labels, _ in canaries.values()):

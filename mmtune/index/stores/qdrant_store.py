@@ -2,8 +2,8 @@
 
 url: http(s)://host:port (the key in QDRANT_API_KEY), or a directory for local mode (default: the location's own). Local mode
 serves one process at a time, searches exactly and keeps its vectors in memory: for notebooks and tests. A point's payload is
-{"id", "meta": the whole metadata as JSON, "f": {column: value}}, with typed columns (`store_rows.typed_column`), so that a filter
-has the same meaning as in other stores. Each point is written whole; a killed upsert leaves some points new and some old, and
+{"id", "meta": the whole metadata as JSON, "f": {column: value}}, with typed columns (`store_rows.typed_column`), so that a
+filter has the same meaning as in other stores. Each point is written whole; a killed upsert leaves some points new and some old, and
 the same upsert again makes them all new.
 """
 

@@ -149,9 +149,9 @@ def _plain(value: object, where: str) -> object:
     raise DataError(f"{where}: metadata of type {type(value).__name__}: it must be JSON")
 
 
-def _storable(text: str) -> bool:
+def _storable(string: str) -> bool:
     """Neither NUL nor an unpaired surrogate: PostgreSQL takes neither, UTF-8 not the second."""
-    return "\0" not in text and encodable(text)
+    return "\0" not in string and encodable(string)
 
 
 def document(meta: Mapping[str, object]) -> str:
