@@ -19,6 +19,7 @@ from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.data.sources.row_source import Cells, InvalidRow, RowSource
 from mmtune.errors import DataError
+from mmtune.modalities import by_extension
 
 SPLIT_NAME = re.compile(r"\w[\w .+-]{0,99}")
 """What a value of the split column may look like."""
@@ -79,7 +80,7 @@ class ColumnRoles:
     meta: list[str]
     list_values_left_out: int = 0
     media_names: Counter[str] = field(default_factory=Counter)
-    _modality_of: dict[str, str] = field(default_factory=modalities.by_extension)
+    _modality_of: dict[str, str] = field(default_factory=by_extension)
     _path_counts: dict[bytes, int] = field(default_factory=dict)
 
     def by_role(self) -> dict[str, str | None]:
