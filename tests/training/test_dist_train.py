@@ -146,7 +146,7 @@ def test_ctrl_c_saves_the_same_step_everywhere(root, whole, tmp_path):
     for p in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:  # as a terminal does
         p.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
-    place = json.loads((run / "checkpoints" / "last" / "place.json").read_text())
+    place = json.loads((run / "checkpoints" / "last" / "trainer_state.json").read_text())
     assert place["step"] == max(r["step"] for r in lines(run) if "loss" in r) < 48 and begin > 10
     done(launch(TORCHRUN, root / "r.yaml", run, "--resume"))
     assert weights(run) == weights(whole)
