@@ -19,6 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_NAME_A_MODALITY = {"modalities", "backbones", "demo"}
 """Rooms that may name a modality: what knows signals, what knows checkpoints, and the demo, which draws data of its own."""
 NAMES = "|".join(["image", "audio", "text"])
+OTHER_MEANINGS = {("index/item_catalog.py", "text")}
+"""(file, string) of code strings that are no modality: SQLite's name for the type of a JSON string."""
 ROOT_MODULES = {"__init__", "__main__", "contracts", "errors", "run"}
 
 
@@ -67,7 +69,8 @@ def test_no_identifier_and_no_code_string_names_a_modality_outside_its_rooms():
         tree = ast.parse(path.read_text())
         named = [(line, x) for line, x in identifiers(tree) if names_a_modality(x)]
         named += [(line, x) for line, x in code_strings(tree) if is_a_modality(x)]
-        offences += [f"{path.relative_to(PACKAGE)}:{line}: {x[:80]}" for line, x in named]
+        place = path.relative_to(PACKAGE).as_posix()
+        offences += [f"{place}:{line}: {x[:80]}" for line, x in named if (place, x) not in OTHER_MEANINGS]
     assert checked > 100 and not offences, "\n".join(offences)
 
 
@@ -211,7 +214,7 @@ def test_no_code_is_packed_to_save_lines():
     assert [p for p in [*FILES, *TESTS.rglob("*.py")] if skip in p.read_text()] == []
 
 
-MOST_ANY = 305
+MOST_ANY = 100
 
 
 def test_types_say_what_things_are():
