@@ -60,9 +60,8 @@ class Audit:
         self.dropped_first = dict.fromkeys(reasons, 0)
         self.dropped_alone: dict[str, int] = {}
         self.spared: dict[str, int] = {}
-        self.filled = self.mined = self.known_negative = self.above = self.without_any = self.with_fewer = (
-            self.without_candidates
-        ) = 0
+        self.filled = self.mined = self.known_negative = self.above = 0  # candidates
+        self.without_any = self.with_fewer = self.without_candidates = 0  # queries
         self.by_source = dict.fromkeys(sources, 0)
         self.scores = {"mined": ScoreHistogram(), "dropped": ScoreHistogram(), "positive": ScoreHistogram()}
         self.examples: dict[str, Examples] = {}

@@ -108,7 +108,7 @@ class MiningOptions(RecipeBlock):
     )
     siblings: SiblingOptions | None = Field(None, description="columns of the source `siblings`")
     judgments: str | None = Field(None, description="JSONL of human verdicts on pairs")
-    verifier: str | None = Field(None, description='"package.module:Class" with score(pairs), or a MODEL')
+    verifier: str | None = Field(None, description="name of a scorer, package.module:Class with score(pairs), or a MODEL")
     record: Literal["all", "mined"] = Field("all", description="all: also what was dropped before the last mined")
     guards: Guards = Field(default_factory=Guards, description="against false negatives")
     search: SearchOptions = Field(default_factory=SearchOptions, description="nearest-neighbour search")
