@@ -83,7 +83,7 @@ def test_a_metric_from_outside_is_reported_and_decides(outside, capsys):
         "model": "tiny:clip",
         "data": {"train": other, "val": data},
         "run": {"dir": str(outside / "run")},
-        "train": {"epochs": 1, "batch_size": 8, "metric": "own_metric:RankBiasedPrecision@5"},
+        "train": {"epochs": 1, "batch_size": 8, "precision": "fp32", "metric": "own_metric:RankBiasedPrecision@5"},
     }
     run = mmtune.train(recipe, quiet=True)
     tuned = mmtune.evaluate(str(outside / "run" / "artifact"), data, metrics=["own_metric:RankBiasedPrecision@5"])
