@@ -40,8 +40,8 @@ def test_the_verb(shop, tmp_path, capsys, monkeypatch):
     assert dispatch("mine", [*argv[:5], "--set", "table=own.parquet"]) == 2
     assert "table: own.parquet is for training" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="KEY=VALUE"):
-        mine_verb.collected(parsed(["m", "d", "--out", "o", "--set", "x"]))
-    values = mine_verb.collected(parsed(["m", "d", "--out", "o", "--relative-margin", "off", "--memory", "99", "--seed", "3"]))
+        mine_verb.mining_values(parsed(["m", "d", "--out", "o", "--set", "x"]))
+    values = mine_verb.mining_values(parsed(["m", "d", "--out", "o", "--relative-margin", "off", "--memory", "99", "--seed", "3"]))
     assert values == {"guards": {"relative_margin": None}, "search": {"memory_mb": 99}, "seed": 3}
 
 
