@@ -17,11 +17,11 @@ MAX_WINDOWS = 128
 
 
 class ClapPreprocess:
-    """CLAP's log-mel of one sound: mono, resampled, repeated or padded to the window.
+    """CLAP's log-mel spectrogram of one sound: mono, resampled, repeated or padded to the window.
 
-    A longer sound becomes windows that cover it evenly (at most 128); the model averages their unit vectors. Upstream
-    crops at random and flags a random clip of an all-short batch as long; here no window is ever flagged, so the vector is
-    upstream's for a short clip with `is_longer=False`, always. With `rng` (training) a longer sound gives one random window.
+    A longer sound becomes windows that cover it evenly (at most 128), whose unit vectors the model averages; with `rng` (training)
+    it gives one random window. Upstream crops at random, and sets `is_longer` of a random clip where a whole batch is short; here
+    `is_longer` is always False, as upstream has it for a short clip.
     """
 
     def __init__(self, extractor: Untyped, fused: bool):
@@ -47,7 +47,7 @@ class ClapPreprocess:
         e = self.extractor
         spectrum_FT = torch.stft(
             x, e.fft_window_size, e.hop_length, window=self.hann, center=True, pad_mode="reflect", return_complex=True
-        ).to(torch.complex64)  # the transform needs double precision, what follows does not
+        ).to(torch.complex64)  # the transform needs double precision, the rest does not
         power_FT = spectrum_FT.real.square() + spectrum_FT.imag.square()
         return (power_FT.T @ self.filters_FM).clamp_(min=1e-10).log10_().mul_(10.0)
 
@@ -62,7 +62,7 @@ class ClapPreprocess:
         return samples
 
     def is_deterministic(self, signal: Sound) -> bool:
-        """Whether training sees the same numbers every time: a longer sound gives another window each epoch."""
+        """Whether training gets the same numbers every time: a longer sound gives another window each epoch."""
         return signal.seconds * self.rate <= self.window
 
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:

@@ -10,26 +10,29 @@ from mmtune.backbones.checkpoint_files import Untyped
 
 
 class TokenPreprocess:
-    """A tokenizer on one text -> {"input_ids": [T]}; batches are padded to their longest, or to the full length (SigLIP)."""
+    """One text -> {"input_ids": [T]}; batches are padded to their longest text, or to the full length (SigLIP).
+
+    config: of the text model; limit: tokens at most, default: the model's positions; full_length: pad to `limit`.
+    """
 
     def __init__(self, tokenizer: Untyped, config: Untyped, limit: int | None = None, full_length: bool = False):
-        self.tokenizer, self.full = tokenizer, full_length
-        room = int(getattr(config, "max_position_embeddings", 512))
+        self.tokenizer, self.full_length = tokenizer, full_length
+        positions = int(getattr(config, "max_position_embeddings", 512))
         if "roberta" in str(config.model_type) or config.model_type in ("clap_text_model", "xlm-roberta", "mpnet"):
-            room -= int(config.pad_token_id) + 1  # their positions start behind the padding index
-        self.limit = min(room, int(min(tokenizer.model_max_length, 1 << 20)), limit or room)
+            positions -= int(config.pad_token_id) + 1  # their positions start behind the padding index
+        self.limit = min(positions, int(min(tokenizer.model_max_length, 1 << 20)), limit or positions)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.mask = "attention_mask" in tokenizer.model_input_names
+        self.has_mask = "attention_mask" in tokenizer.model_input_names
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
         ids = self.tokenizer(signal, truncation=True, max_length=self.limit)["input_ids"]
         return {"input_ids": torch.tensor(ids, dtype=torch.long)}
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        length = self.limit if self.full else max(len(i["input_ids"]) for i in items)
+        length = self.limit if self.full_length else max(len(i["input_ids"]) for i in items)
         ids = torch.full((len(items), length), self.pad, dtype=torch.long)
         mask = torch.zeros((len(items), length), dtype=torch.long)
         for row, item in enumerate(items):
             n = len(item["input_ids"])
             ids[row, :n], mask[row, :n] = item["input_ids"], 1
-        return {"input_ids": ids} | ({"attention_mask": mask} if self.mask else {})
+        return {"input_ids": ids} | ({"attention_mask": mask} if self.has_mask else {})

@@ -82,3 +82,13 @@ def test_save_writes_what_load_reads(model, tmp_path):
     again = mmtune.load(tmp_path / "saved")
     assert again.fingerprint == mark == model.fingerprint and again.info["base"] == "tiny:all"
     np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_save_never_deletes_other_files(model, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.txt").write_text("mine")
+    with pytest.raises(ModelError, match="photos: holds files that are not an artifact's; save into a new directory"):
+        model.save(tmp_path / "photos")
+    assert (tmp_path / "photos" / "one.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert model.save(tmp_path / "empty") == model.save(tmp_path / "empty") == model.fingerprint

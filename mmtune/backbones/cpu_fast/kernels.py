@@ -1,13 +1,15 @@
-"""Steps of a tower with fewer passes over memory than their usual form: the same numbers up to rounding.
+"""Layers and attention with fewer passes over memory than upstream's: the same numbers up to rounding.
 
-Shapes: B sequences of T tokens, C numbers each, in H heads of D. Times were seen on two AVX2 cores (AMD), float32.
+Shapes: B sequences of T tokens with C channels, in H heads of D. Times were measured on two AVX2 cores (AMD), in float32.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmtune.backbones.checkpoint_files import Untyped
 
 QUICK = 1.702
 LEVELS = 1 << 16  # a probability is kept to one part in so many
@@ -15,19 +17,19 @@ LEVELS = 1 << 16  # a probability is kept to one part in so many
 
 class _QuickGELU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Untyped, x: Tensor) -> Tensor:
         scaled = x * QUICK
         ctx.save_for_backward(scaled)
         return F.silu(scaled).mul_(1 / QUICK)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Untyped, gradient: Tensor) -> Tensor:
         (scaled,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradient, scaled)
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), https://arxiv.org/abs/1606.08415, in three passes and one backward: written out it takes eight, a
+    """x * sigmoid(1.702 x), https://arxiv.org/abs/1606.08415, in three passes and one backward: written as a product it takes eight, a
     sixth of a small CLIP's step."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,10 +37,11 @@ class QuickGELU(nn.Module):
 
 
 def keep_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
-    """(which numbers stay, boolean [like.shape]; the factor that keeps their mean), from torch's own generator; 0 <= p < 1.
+    """(mask of the numbers that are kept, boolean [like.shape]; the factor that keeps their mean), from torch's own generator;
+    0 <= p < 1.
 
-    Sixteen bits a number: `bernoulli_` takes a double for each, in one thread unless the processor is Intel's, and was a
-    tenth of a small CLAP's step."""
+    Sixteen random bits a number: `bernoulli_` draws a double for each, in one thread unless the processor is Intel's, which was
+    a tenth of a small CLAP's step."""
     out = min(round(p * LEVELS), LEVELS - 1)
     bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = bits.view(torch.int16)[: like.numel()] >= out - LEVELS // 2
@@ -47,13 +50,13 @@ def keep_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+    def forward(ctx: Untyped, x: Tensor, p: float) -> Tensor:
         kept, ctx.factor = keep_mask(x, p)
         ctx.save_for_backward(kept)
         return (x * kept).mul_(ctx.factor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Untyped, gradient: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
         return (gradient * kept).mul_(ctx.factor), None
 
@@ -68,8 +71,8 @@ class Dropout(nn.Dropout):
 
 
 class Windows(NamedTuple):
-    """How sequences of T tokens fall into windows of L, as indices of rows of D numbers: from [B, T, 3, H, D] to
-    [3, B T / L, H, L, D] and back, from [B T / L, H, L, D] to [B, T, H, D] and back."""
+    """The partition of sequences of T tokens into windows of L, as indices of rows of D numbers: `split` from [B, T, 3, H, D] to
+    [3, B T / L, H, L, D] and `unsplit` back, `join` from [B T / L, H, L, D] to [B, T, H, D] and `unjoin` back."""
 
     size: int  # L
     split: Tensor
@@ -79,7 +82,7 @@ class Windows(NamedTuple):
 
 
 def windows(order_T: Tensor, size: int, batch: int, heads: int) -> Windows:
-    """`order`: the T tokens such that those of a window follow each other, `size` at a time."""
+    """order_T: the T tokens, those of a window next to each other; size: tokens a window."""
     tokens = (order_T + len(order_T) * torch.arange(batch)[:, None]).view(-1, 1, size)
     head, third = torch.arange(heads)[:, None], torch.arange(3).view(3, 1, 1, 1)
     unjoin = (tokens * heads + head).flatten()
@@ -89,7 +92,7 @@ def windows(order_T: Tensor, size: int, batch: int, heads: int) -> Windows:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv_BT3HD: Tensor, bias: Tensor | None, scale: float, p: float, parts: Windows | None) -> Tensor:
+    def forward(ctx: Untyped, qkv_BT3HD: Tensor, bias: Tensor | None, scale: float, p: float, parts: Windows | None) -> Tensor:
         B, T, _, H, D = qkv_BT3HD.shape
         if parts is None:
             q, k, v = (x.transpose(1, 2).reshape(B * H, T, D) for x in qkv_BT3HD.unbind(2))
@@ -101,15 +104,15 @@ class _Attend(torch.autograd.Function):
             scores.view(-1, len(bias), H, L, L).add_(bias)
         share = torch._softmax(scores, -1, False)
         kept, ctx.factor = keep_mask(share, p) if p else (None, 1.0)
-        seen = torch.bmm(share if kept is None else (share * kept).mul_(ctx.factor), v)
+        context = torch.bmm(share if kept is None else (share * kept).mul_(ctx.factor), v)
         ctx.save_for_backward(q, k, v, share, kept)
         ctx.shape, ctx.scale, ctx.parts, ctx.bias = qkv_BT3HD.shape, scale, parts, None if bias is None else bias.shape
         if parts is None:
-            return seen.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
-        return seen.view(-1, D).index_select(0, parts.join).view(B, T, H * D)
+            return context.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+        return context.view(-1, D).index_select(0, parts.join).view(B, T, H * D)
 
     @staticmethod
-    def backward(ctx: Any, gradient_BTC: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Untyped, gradient_BTC: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, share, kept = ctx.saved_tensors
         (B, T, _, H, D), L, parts = ctx.shape, q.shape[1], ctx.parts
         if parts is None:
@@ -138,15 +141,15 @@ class _Attend(torch.autograd.Function):
 def attend(qkv_BT3HD: Tensor, bias: Tensor | None, scale: float, p: float = 0.0, parts: Windows | None = None) -> Tensor:
     """softmax(scale q k^T + bias) v [B, T, H * D], with dropout `p` of the softmax; of whole sequences or in windows.
 
-    `bias` [N, 1 or H, 1 or L, L] or None: added to every N sequences or windows (of L tokens) in turn. The softmax is kept
-    for the backward pass, L numbers a token and head, which torch's fused attention does not do; for short sequences that
-    one takes a half longer, as its backward pass hardly gains from a second thread."""
+    `bias` [N, 1 or H, 1 or L, L] or None: added to every N sequences or windows (of L tokens) in turn. The softmax is
+    stored for the backward pass, L numbers a token and head, which torch's fused attention avoids; for short sequences that one
+    takes half as long again, since its backward pass hardly gains from a second thread."""
     return _Attend.apply(qkv_BT3HD, bias, scale, p, parts)
 
 
-def project(x_BTC: Tensor, layers: tuple[Any, Any, Any], heads: int) -> Tensor:
-    """Queries, keys and values [B, T, 3, H, D] of the three layers; of plain linear ones in a single product, which is up to a
-    half faster than three narrow ones."""
+def project(x_BTC: Tensor, layers: tuple[Untyped, Untyped, Untyped], heads: int) -> Tensor:
+    """Queries, keys and values [B, T, 3, H, D] of the three layers; of plain linear layers in a single product, which is up to
+    half as fast again as three narrow ones."""
     if all(type(f) is nn.Linear and (f.bias is None) == (layers[0].bias is None) for f in layers):
         bias = None if layers[0].bias is None else torch.cat([f.bias for f in layers])
         out = F.linear(x_BTC, torch.cat([f.weight for f in layers]), bias).unflatten(-1, (3, -1))
@@ -156,10 +159,11 @@ def project(x_BTC: Tensor, layers: tuple[Any, Any, Any], heads: int) -> Tensor:
 
 
 class PatchConv2d(nn.Conv2d):
-    """A convolution whose patches do not overlap is a matrix product; `fits` says which is one."""
+    """A convolution over patches that do not overlap, as a matrix product."""
 
     @staticmethod
     def fits(layer: nn.Conv2d) -> bool:
+        """Whether the patches of `layer` do not overlap."""
         same = layer.kernel_size == layer.stride and layer.groups == 1 and layer.dilation == (1, 1)
         return type(layer) is nn.Conv2d and same and layer.padding in ((0, 0), "valid")
 

@@ -1,12 +1,14 @@
-"""Publish a model as an artifact directory, whole or not at all."""
+"""Write a model as an artifact directory: whole, or not at all."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.contracts import JsonObject
+from mmtune.errors import ModelError
 from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest
 from mmtune.model.artifact.trained_rows import TRAINED, union
 from mmtune.model.artifact.trained_rows import trained_on as known_rows
@@ -22,25 +24,29 @@ def save(
     model: "Model",
     directory: str | Path,
     *,
-    metrics: Mapping[str, Any] | None = None,
-    info: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, object] | None = None,
+    info: Mapping[str, object] | None = None,
     trained_on: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """Write the artifact and return its fingerprint.
+    """Write the artifact and return its fingerprint. An earlier artifact at `directory` is replaced.
 
-    metrics go to metrics.json; info (base, recipe, data, ...) to the manifest and the card; trained_on, int64 labels of the
-    training rows by name (id and content), to trained_on.safetensors, so that an evaluation on trained-on data is refused;
-    rows that the artifact it was loaded from was trained on stay among them. Without info, that of the loaded model is kept.
+    metrics: for metrics.json and the model card; info: base, recipe, data, ..., for the manifest and the card, default: that of
+    the loaded model; trained_on: int64 labels of the training rows by key (id and modalities), for trained_on.safetensors, so
+    that an evaluation on training rows is refused (those of the artifact that the model was loaded from are kept). Raises
+    ModelError for a directory that holds anything but an artifact.
     """
     from safetensors.numpy import save as dump
     from safetensors.torch import save_model
 
+    directory = Path(directory)
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
+        raise ModelError(f"{directory}: holds files that are not an artifact's; save into a new directory")
     was_training = model.training
     model.eval()
     rows = union([trained_on, known_rows(model)])
     if info is None:
         info = {k: v for k, v in model.info.items() if k != "source"}
-    info = {**info, "mmtune": __version__}
+    noted: JsonObject = {**info, "mmtune": __version__}
     mark = model.fingerprint
     with atomic_dir(directory) as tmp:
         save_model(model, str(tmp / WEIGHTS))
@@ -48,16 +54,16 @@ def save(
         for name, data in files.items():
             write_bytes(tmp / PARTS / name, data)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        write_json(tmp / MANIFEST, Manifest(mark, model.layout(), info, hashes).to_json())
+        write_json(tmp / MANIFEST, Manifest(mark, model.layout(), noted, hashes).to_json())
         write_json(tmp / "metrics.json", dict(metrics or {}))
         if rows:
             write_bytes(tmp / TRAINED, dump(rows))
-        write_text(tmp / "README.md", card(model, mark, metrics or {}, info))
+        write_text(tmp / "README.md", card(model, mark, dict(metrics or {}), noted))
     model.train(was_training)
     return mark
 
 
-def card(model: "Model", mark: str, metrics: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+def card(model: "Model", mark: str, metrics: JsonObject, info: JsonObject) -> str:
     """The model card in Markdown."""
     lines = ["# mmtune model", "", f"- fingerprint: `{mark}` (vectors of another fingerprint are never comparable)"]
     lines += [
