@@ -7,6 +7,7 @@ import numpy as np
 
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
+from mmtune.model.artifact.trained_rows import rows_key, with_row_counts
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -15,17 +16,17 @@ IDENTIFYING = 0.9
 """A modality identifies rows when its contents are distinct in this share of them; a class name as a caption does not."""
 
 TrainedLabels = Mapping[str, "np.ndarray | set[int]"]
-"""int64 labels of the rows that a model was trained on, by key: "id" and the modalities."""
+"""int64 labels of the rows that a model was trained on, by key: "id" and the modalities; "MODALITY:rows": how many have it."""
 
 
 def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> dict[str, str]:
     """Row id -> why it counts as trained on.
 
     A row was trained on when its id was, or a content that identifies rows was, or all of its contents were. Contents that
-    repeat between rows (the class name as a caption) identify no row: alone they refuse nothing. They repeat between the given
-    rows, or between the training rows: one test photo of each product has captions of its own there, and shares them with training.
+    repeat between rows (the class name as a caption) identify no row: alone they refuse nothing. They repeat among the given
+    rows, or among the training rows: a test set with one photo of each product has distinct captions, all of them trained on.
     """
-    known = {k: np.unique(np.fromiter(v, np.int64, len(v))) for k, v in trained.items()}
+    known = {k: np.unique(np.fromiter(v, np.int64, len(v))) for k, v in trained.items() if not k.endswith(":rows")}
     reasons: dict[str, str] = {}
     content_known: dict[str, list[bool]] = {}
     for name, e in vectors.items():
@@ -37,7 +38,7 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
             hit = np.zeros(len(e.ids), bool)
         else:
             hit = np.isin(content, known[name]) & (content != 0)
-            repeats_in_training = "id" in known and 2 * len(known[name]) <= len(known["id"])
+            repeats_in_training = rows_key(name) in trained and 2 * len(known[name]) <= min(trained[rows_key(name)])
             if len(np.unique(content)) >= IDENTIFYING * len(content) and not repeats_in_training:
                 for i in np.flatnonzero(hit).tolist():
                     reasons.setdefault(e.ids[i], f"its {name} was trained on")
@@ -72,7 +73,7 @@ def row_identity(data: "Data", modality: str) -> Embeddings:
 def refuse_shared_rows(data: "Data", reference: "Data", modalities: list[str], column: str | None = None) -> None:
     """Raise DataError when `data` and `reference` share a row, by its id or by its content in `modalities`, or a value of the
     metadata column `column` (a recording, an individual machine): what was cut from one thing identifies its other parts."""
-    known = {k: np.unique(reference.labels[k]) for k in ("id", *modalities) if k in reference.labels}
+    known = with_row_counts({k: reference.labels[k] for k in ("id", *modalities) if k in reference.labels})
     reasons = trained_rows({m: row_identity(data, m) for m in modalities}, known)
     if reasons:
         row = min(reasons)

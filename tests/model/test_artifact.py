@@ -10,6 +10,7 @@ import torch
 import mmtune
 from mmtune.errors import DataError, ModelError
 from mmtune.model.artifact import save
+from mmtune.model.artifact.trained_rows import union, with_row_counts
 from tests.support import checkpoints, corpora
 
 TEXTS = ["a red bag", "a photo of a dog"]
@@ -160,3 +161,16 @@ def test_embed_resumes_by_shard_and_refuses_another_model(tmp_path):
     )
     with pytest.raises(DataError, match="another model"):
         mmtune.embed(mmtune.load("tiny:all@1"), data, tmp_path / "out", quiet=True)
+
+
+def test_trained_rows_keep_how_many_rows_have_a_modality():
+    """The same rows trained on twice do not look like repeated content, and an artifact without counts stays strict."""
+    first = with_row_counts({"id": np.array([1, 2, 3]), "a": np.array([7, 8, 0]), "b": np.array([5, 5, 5])})
+    assert {k: v.tolist() for k, v in union([first, first]).items()} == {
+        "id": [1, 2, 3],
+        "a": [7, 8],
+        "a:rows": [2],
+        "b": [5],
+        "b:rows": [3],
+    }
+    assert "a:rows" not in union([first, {"id": np.array([9]), "a": np.array([6])}])

@@ -10,7 +10,7 @@ import numpy as np
 from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
 from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest
-from mmtune.model.artifact.trained_rows import TRAINED, union
+from mmtune.model.artifact.trained_rows import TRAINED, union, with_row_counts
 from mmtune.model.artifact.trained_rows import trained_on as known_rows
 from mmtune.model.prompts import has_query_prompt
 from mmtune.runtime.files import atomic_dir, write_bytes, write_json, write_text
@@ -31,7 +31,7 @@ def save(
     """Write the artifact and return its fingerprint. An earlier artifact at `directory` is replaced.
 
     metrics: for metrics.json and the model card; info: base, recipe, data, ..., for the manifest and the card, default: that of
-    the loaded model; trained_on: int64 labels of the training rows by key (id and modalities), for trained_on.safetensors, so
+    the loaded model; trained_on: int64 labels of the training rows by key (id and modalities; one label a row), for trained_on.safetensors, so
     that an evaluation on training rows is refused (those of the artifact that the model was loaded from are kept). Raises
     ModelError for a directory that holds anything but an artifact.
     """
@@ -43,7 +43,7 @@ def save(
         raise ModelError(f"{directory}: holds files that are not an artifact's; save into a new directory")
     was_training = model.training
     model.eval()
-    rows = union([trained_on, known_rows(model)])
+    rows = union([with_row_counts(trained_on) if trained_on else None, known_rows(model)])
     if info is None:
         info = {k: v for k, v in model.info.items() if k != "source"}
     noted: JsonObject = {**info, "mmtune": __version__}
