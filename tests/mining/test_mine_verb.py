@@ -41,7 +41,9 @@ def test_the_verb(shop, tmp_path, capsys, monkeypatch):
     assert "table: own.parquet is for training" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="KEY=VALUE"):
         mine_verb.mining_values(parsed(["m", "d", "--out", "o", "--set", "x"]))
-    values = mine_verb.mining_values(parsed(["m", "d", "--out", "o", "--relative-margin", "off", "--memory", "99", "--seed", "3"]))
+    values = mine_verb.mining_values(
+        parsed(["m", "d", "--out", "o", "--relative-margin", "off", "--memory", "99", "--seed", "3"])
+    )
     assert values == {"guards": {"relative_margin": None}, "search": {"memory_mb": 99}, "seed": 3}
 
 
