@@ -21,6 +21,7 @@ from mmtune.data.identity_labels import stable_label
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.errors import DataError, Rejected
 from mmtune.index.collection_results import RejectedItem
+from mmtune.index.query.filters import value_kind
 
 SCHEMA = """
 create table if not exists items(id text primary key, grp text, meta text not null, seq integer not null,
@@ -32,13 +33,20 @@ create table if not exists sources(number integer primary key, shards text not n
 create table if not exists blobs(modality text, label integer, data blob not null, primary key(modality, label));
 create table if not exists state(name text primary key, value integer not null);
 """
+COLUMNS_SCHEMA = """
+create table if not exists columns(name text, kind text, primary key(name, kind)) without rowid;
+insert or ignore into columns select distinct j.key, case j.type when 'integer' then 'n' when 'real' then 'n' when 'true' then 'b'
+    when 'false' then 'b' when 'array' then 'j' when 'object' then 'j' when 'null' then '' else 's' end
+    from items, json_each(items.meta) j where deleted = 0;
+insert into state values ('columns', 1) on conflict(name) do nothing;
+"""
+"""The metadata columns that items have or had, with the kinds of their values (`filters.value_kind`; "": null); filled from the
+items of a catalog that an earlier version wrote."""
 ITEM_COLUMNS = "id, grp, meta, deleted, id_label, group_label"
 STORED_HERE = 0
 """The source number of content that lies in the table of blobs."""
 GROUP_COLUMN = "meta.group"
 """The payload's key for a metadata column called "group", which is not the item's group."""
-JSON_KINDS = {"null": "", "integer": "n", "real": "n", "true": "b", "false": "b", "array": "j", "object": "j"}
-"""SQLite's types of JSON values -> `filters.value_kind`; every other type is a string's."""
 CHUNK = 500
 NO_LIMIT = 2**62
 
@@ -93,6 +101,8 @@ class Catalog:
         with self._db() as db:
             if db.execute("select count(*) from sqlite_master where name = 'state'").fetchone()[0] == 0:
                 db.executescript(SCHEMA)
+            if not db.execute("select 1 from state where name = 'columns'").fetchone():
+                db.executescript(COLUMNS_SCHEMA)
 
     def _db(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
@@ -171,10 +181,9 @@ class Catalog:
 
     def columns(self) -> dict[str, set[str]]:
         """The columns that filters can name, "group" among them, and the kinds of their values (`filters.value_kind`)."""
-        query = "select distinct j.key, j.type from items, json_each(items.meta) j where deleted = 0"
         kinds: dict[str, set[str]] = {}
-        for name, json_type in self._db().execute(query):
-            kinds.setdefault(GROUP_COLUMN if name == "group" else name, set()).update(JSON_KINDS.get(json_type, "s"))
+        for name, kind in self._db().execute("select name, kind from columns"):
+            kinds.setdefault(GROUP_COLUMN if name == "group" else name, set()).update({kind} - {""})
         if self._db().execute("select 1 from items where deleted = 0 and grp is not null limit 1").fetchone():
             kinds["group"] = {"s"}
         return kinds
@@ -288,6 +297,8 @@ class Catalog:
                 db.execute("insert or replace into items values (?, ?, ?, ?, ?, ?, ?)", values)
             if not same or old is not None and old.contents != item.contents:
                 relocated.append(item)  # the same content in another source: nothing to embed, but to be read from there
+        kinds = {(name, value_kind(value) or "") for i in items for name, value in i.meta.items()}
+        db.executemany("insert or ignore into columns values (?, ?)", sorted(kinds))
         db.executemany("delete from content where id = ?", [(i.id,) for i in relocated])
         lines = [(i.id, m, content_label, source) for i in relocated for m, (content_label, source) in i.contents.items()]
         db.executemany("insert into content values (?, ?, ?, ?)", lines)

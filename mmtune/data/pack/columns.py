@@ -12,17 +12,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
+from mmtune.data.pack.column_types import NumberType, missing_or_stripped, number_columns
 from mmtune.data.sources.row_source import Cells, InvalidRow, RowSource
 from mmtune.errors import DataError
 from mmtune.modalities import by_extension
 
 SPLIT_NAME = re.compile(r"\w[\w .+-]{0,99}")
 """What a value of the split column may look like."""
+
+
+IDENTIFYING = ("id", "group")
+"""The usual names of columns of ids and groups, which are strings, whatever their role in this pack."""
 
 
 @dataclass
@@ -69,6 +75,7 @@ def file_stamp(row: PackRow) -> str:
 @dataclass
 class ColumnRoles:
     """Which column of a source is what. modalities: name -> column, in the table's order; meta: the columns without a role;
+    numbers: those of them that hold numbers in a source whose cells are all strings (see `column_types`);
     list_values_left_out: values of list cells beyond the first, and media_names: metadata column -> cells that look like the name of a
     media file, both counted by `row`."""
 
@@ -80,6 +87,7 @@ class ColumnRoles:
     meta: list[str]
     list_values_left_out: int = 0
     media_names: Counter[str] = field(default_factory=Counter)
+    numbers: dict[str, NumberType] = field(default_factory=dict)
     _modality_of: dict[str, str] = field(default_factory=by_extension)
     _path_counts: dict[bytes, int] = field(default_factory=dict)
 
@@ -104,11 +112,17 @@ class ColumnRoles:
                 row.reason = row.reason or f"{name}: {e}"
         row.file = next(iter(row.files.values()), None)
         row.id = self._id(number, cells, row.file)
-        row.meta = {c: v for c in self.meta if (v := json_value(cells.get(c))) not in (None, "")}
+        row.meta = {c: v for c in self.meta if (v := self._meta_value(c, cells.get(c))) not in (None, "")}
         self.media_names.update(c for c, v in row.meta.items() if isinstance(v, str) and self._unpacked_modality(v))
         if not row.values and not row.reason:
             row.reason = f"no value: {' and '.join(self.modalities.values())} empty"
         return row
+
+    def _meta_value(self, column: str, cell: object) -> object:
+        if (kind := self.numbers.get(column)) is not None:
+            number = missing_or_stripped(cell)
+            return None if number is None else kind(number)
+        return json_value(cell)
 
     def _unpacked_modality(self, name: str) -> str | None:
         """The modality of a file name, where it is one of media and no column of this source has that modality."""
@@ -168,6 +182,8 @@ def _string(cell: object) -> str | None:
         return None
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         cell = int(cell)  # pandas writes a column of whole numbers with a gap as floats
+    if isinstance(cell, Decimal) and cell.is_finite() and cell == cell.to_integral_value():
+        cell = int(cell)
     if isinstance(cell, dict | list | bool):
         cell = json.dumps(json_value(cell))
     return _utf8(str(cell).strip()).decode() or None
@@ -178,13 +194,16 @@ def _utf8(string: str) -> bytes:
 
 
 def json_value(value: object) -> object:
-    """A cell as JSON can carry it: dates and decimals as strings, NaN and bytes as None."""
+    """A cell as JSON can carry it: dates as strings, decimals as numbers, NaN and bytes as None."""
     if isinstance(value, str):
         return _utf8(value).decode()
     if value is None or isinstance(value, bytes | bytearray) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if isinstance(value, bool | int | float):
         return value
+    if isinstance(value, Decimal):
+        places = value.as_tuple().exponent
+        return None if not value.is_finite() else int(value) if places == 0 else float(value)
     if isinstance(value, dict):
         return {str(json_value(k)): json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -242,4 +261,5 @@ def assign_columns(
     )
     used = {*by_modality.values(), id_column, group_column}
     meta = [c for c in source.columns if c not in used]
-    return ColumnRoles(source, by_modality, id_column, group_column, named.get("split"), meta)
+    numbers = number_columns(source.rows(set()), [c for c in meta if c in source.untyped and c.lower() not in IDENTIFYING])
+    return ColumnRoles(source, by_modality, id_column, group_column, named.get("split"), meta, numbers=numbers)

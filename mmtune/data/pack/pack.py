@@ -109,6 +109,8 @@ def pack(
         "shard size": shard_bytes,
         "options": {**limits, "max_bytes": value_bytes},
     }
+    if roles.numbers:
+        identity["numbers"] = sorted(roles.numbers)
     with PackJournal(Path(out), identity, overwrite) as journal:
         run = _PackRun(roles, journal, shard_bytes)
         with DecodePool(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
@@ -243,6 +245,7 @@ class _PackRun:
         out, roles = self.journal.out, self.roles
         source = {"name": roles.source.path.name, "kind": roles.source.kind, "sha256": roles.source.sha256}
         common = {"schema": SCHEMA, "columns": roles.by_role(), "meta": roles.meta, "source": source}
+        common |= {"numbers": sorted(roles.numbers)}
         common |= {"shard_size": self.shard_size, "options": identity["options"]}
         for name, writer in self.writers.items():
             packed = [n for n in roles.modalities if writer.modality_counts[n]]

@@ -38,7 +38,8 @@ class RowSource:
     """An opened SOURCE.
 
     folder: what relative paths in cells start from; total: the number of rows, exact or an estimate (for progress only); sha256: of
-    the source's own bytes, not of the files that it names.
+    the source's own bytes, not of the files that it names; untyped: columns whose cells are strings only because the source knows
+    no types.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class RowSource:
     total: int
     sha256: str
     read: Callable[[set[str]], Iterable[Cells | InvalidRow]]
+    untyped: frozenset[str] = frozenset()
 
     def rows(self, columns: set[str]) -> Iterator[tuple[int, Cells | InvalidRow]]:
         """(row number from 1, cells). Binary columns, which may be the bulk of a file, are read only if among `columns`."""
@@ -86,9 +88,8 @@ def _open_csv(path: Path) -> RowSource:
     table = CsvTable(path)
     sha256, lines = file_digest(path)
     columns = [c for c in table.columns if c]
-    return RowSource(
-        path, path.suffix.lower()[1:], path.parent, columns, max(lines - 1, 1), sha256, lambda _: map(_cells, table)
-    )
+    kind, total = path.suffix.lower()[1:], max(lines - 1, 1)
+    return RowSource(path, kind, path.parent, columns, total, sha256, lambda _: map(_cells, table), frozenset(columns))
 
 
 def _open_jsonl(path: Path) -> RowSource:
@@ -141,8 +142,9 @@ def _open_parquet(path: Path, files: list[Path], folder: Path) -> RowSource:
             except (pa.ArrowException, OSError) as e:
                 raise DataError(f"{file}: damaged ({str(e).splitlines()[0]}); write it again") from None
 
-    columns = dict.fromkeys([*types, *(c for of_file in partitions.values() for c in of_file)])
-    return RowSource(path, "parquet", folder, list(columns), total, sha256, read)
+    named_by_folders = {c for of_file in partitions.values() for c in of_file}
+    columns = list(dict.fromkeys([*types, *sorted(named_by_folders)]))
+    return RowSource(path, "parquet", folder, columns, total, sha256, read, frozenset(named_by_folders - types.keys()))
 
 
 def _hive_partitions(file: Path) -> dict[str, str]:

@@ -1,46 +1,55 @@
-"""Why a filter admits nothing: a misspelt column, or a number compared with strings.
-
-A filter on a column that no item has is legal (`weight is null`), so this is asked only after a search returned nothing.
-"""
+"""Whether a filter fits the items' columns: a misspelt column, or a number compared with strings, is refused before the search."""
 
 import difflib
 from collections.abc import Iterator, Mapping
 
 from mmtune.errors import DataError
-from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, value_kind
+from mmtune.index.query.filters import And, ColumnPath, Compare, Filter, In, IsNull, Not, Or, value_kind
 
 KIND_NAMES = {"s": "strings", "n": "numbers", "b": "booleans", "j": "lists or mappings"}
 
 
-def explain_empty(where: Filter, columns: Mapping[str, set[str]]) -> None:
-    """DataError when a comparison of `where` can hold for no item: its column does not exist, or has values of other kinds
-    only.
+def check_columns(where: Filter, columns: Mapping[str, set[str]]) -> None:
+    """DataError when `where` compares a column that no item has, or compares one with values of kinds that it never holds.
 
-    columns: {top-level column: kinds of its values, as of `value_kind`}.
+    columns: {top-level column: kinds of its values, as of `value_kind`}. `weight is null` may name a column that no item has, unless
+    it is nearly the name of one that there is.
     """
     for path, kinds in _comparisons(where):
         name = ".".join(path)
         known = columns.get(path[0])
         if known is None:
             near = difflib.get_close_matches(path[0], columns, 1)
+            if not near and not kinds:
+                continue
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(columns)) or 'none'}"
             raise DataError(f"filter: no item has a column {path[0]!r}; {hint}")
-        if len(path) == 1 and not kinds & known:
+        if len(path) == 1 and kinds and known and not kinds & known:
             held = " and ".join(KIND_NAMES[k] for k in sorted(known))
             compared = " or ".join(KIND_NAMES[k] for k in sorted(kinds))
-            hint = "; write the value in single quotes" if known == {"s"} and kinds == {"n"} else ""
-            raise DataError(f"filter: {name} holds {held}, and is compared with {compared}{hint}")
+            raise DataError(f"filter: {name} holds {held}, and is compared with {compared}{_advice(name, kinds, known)}")
 
 
-def _comparisons(where: Filter) -> Iterator[tuple[tuple[str, ...], set[str]]]:
-    """(path, kinds of the values it is compared with) of every comparison that needs a value to be present."""
+def _advice(name: str, kinds: set[str], known: set[str]) -> str:
+    if known == {"s"} and kinds == {"n"}:
+        return (
+            f"; write the value in single quotes, or, where {name} is meant to be numbers, give every row a plain number "
+            "(no unit, no leading zero) and pack and index the rows again"
+        )
+    return "; write the value without quotes" if known == {"n"} and kinds == {"s"} else ""
+
+
+def _comparisons(where: Filter) -> Iterator[tuple[ColumnPath, set[str]]]:
+    """(path, kinds of the values it is compared with) of every comparison; no kinds for `is null`."""
     match where:
         case And(terms) | Or(terms):
             for term in terms:
                 yield from _comparisons(term)
+        case Not(term):
+            yield from _comparisons(term)
         case Compare(path, _, value):
             yield path, {str(value_kind(value))}
         case In(path, values):
             yield path, {str(value_kind(v)) for v in values}
-        case Not(IsNull(path)):  # of `is not null`, `!=` and `not in`
-            yield path, {"s", "n", "b", "j"}
+        case IsNull(path):
+            yield path, set()

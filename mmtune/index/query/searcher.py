@@ -11,7 +11,7 @@ from mmtune.errors import DataError, MmtuneError, ModelError
 from mmtune.index.collection_results import SearchResponse
 from mmtune.index.feedback.feedback import FeedbackLog
 from mmtune.index.item_catalog import Catalog
-from mmtune.index.query.filter_columns import explain_empty
+from mmtune.index.query.filter_columns import check_columns
 from mmtune.index.query.filters import Filter
 from mmtune.index.query.group_results import best_groups, first_per_group
 from mmtune.index.query.hybrid import DEPTH, ItemBm25, fuse
@@ -40,26 +40,26 @@ class Searcher:
         """
         opened = self.pool.open(version)
         begin = time.perf_counter() if begin is None else begin
-        outcomes = search_version(opened, queries, self._refine)
+        refused = {n: e for n, q in enumerate(queries) if q.where is not None and (e := self._filter_error(q.where))}
+        outcomes = iter(search_version(opened, [q for n, q in enumerate(queries) if n not in refused], self._refine))
         seconds, out = time.perf_counter() - begin, list[SearchResponse | MmtuneError]()
-        for query, results in zip(queries, outcomes, strict=True):
+        for n, query in enumerate(queries):
+            results = refused[n] if n in refused else next(outcomes)
             if isinstance(results, MmtuneError):
                 out.append(results)
-            elif not results and query.where is not None and (error := self._empty_filter(query.where)):
-                out.append(error)
             else:
                 out.append(SearchResponse(opened.version, opened.fingerprint, results, seconds, self._query_id(query)))
         return out
 
-    def _empty_filter(self, where: Filter) -> DataError | None:
-        """The error of a filter that can admit no item, whose search returned nothing."""
+    def _filter_error(self, where: Filter) -> DataError | None:
+        """The error of a filter that does not fit the items' columns."""
         with self._guard:
             seq = self.catalog.seq
             if self._columns is None or self._columns[0] != seq:
                 self._columns = (seq, self.catalog.columns())
             columns = self._columns[1]
         try:
-            explain_empty(where, columns)
+            check_columns(where, columns)
         except DataError as e:
             return e
         return None
@@ -81,6 +81,8 @@ class Searcher:
     ) -> list[SearchResponse]:
         """See `Collection.search_vectors`."""
         opened, begin = self.pool.open(version), time.perf_counter()
+        if where is not None and (error := self._filter_error(where)):
+            raise error
         if fingerprint != opened.fingerprint:
             raise ModelError(
                 f"these vectors are of {fingerprint or 'no model'}, version {opened.version} is of {opened.fingerprint}: "

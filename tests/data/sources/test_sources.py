@@ -115,7 +115,7 @@ def test_parquet_with_bytes_and_huggingface_structs(tmp_path: Path) -> None:
 def test_usual_columns_are_found_in_upper_or_lower_case(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"Photo": "a.png", " TITLE": "t", "ID": "7", "Group": "g", "price": "3"}])
     (row,) = pack_rows(path)
-    assert (row.id, row.group, row.meta, row.values["text"]) == ("7", "g", {"price": "3"}, b"t")
+    assert (row.id, row.group, row.meta, row.values["text"]) == ("7", "g", {"price": 3}, b"t")
     assert row.values["image"] == str(tmp_path / "a.png")
     (row,) = pack_rows(path, {"text": "price"}, id="photo", group=" title")
     assert (row.id, row.group, row.values["text"]) == ("a.png", "t", b"3")
