@@ -124,6 +124,11 @@ class Modality:
         except Rejected as e:
             raise Rejected(f"{path}: {e}") from None
 
+    def reencode(self, data: bytes) -> tuple[bytes, str]:
+        """(bytes that `decode` reads, what was changed or ""): for values in an encoding that can be recognised and rewritten
+        without loss, such as captions that are not UTF-8. Default: unchanged."""
+        return data, ""
+
     def content_key(self, data: bytes) -> bytes:
         """Identity of content: values with equal keys are the same item. Default: the bytes themselves."""
         return data

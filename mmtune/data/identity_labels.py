@@ -1,8 +1,60 @@
-"""Identity labels: 63-bit integers, equal for equal ids, groups or contents, on every machine and in every dataset."""
+"""Ids and groups as strings, and identity labels: 63-bit integers, equal for equal ids, groups or contents, on every machine and
+in every dataset."""
 
+import json
+import math
+import re
+import unicodedata
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WHOLE_FLOAT = re.compile(r"-?\d{1,15}\.0")
+"""How pandas spells a whole number of a column with gaps."""
+
+
+def identity_string(value: object) -> str | None:
+    """An id or group as a string, None when empty: the same for every spelling of the same thing.
+
+    Composed and decomposed Unicode are one (NFC), white space around it is dropped, and whole numbers have no fraction: 10.0 and
+    "10.0", as pandas writes a column of integers with gaps, are "10". Lists and objects are their JSON.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, dict | list | bool):
+        value = json.dumps(value, ensure_ascii=False)
+    # JSON may spell half a surrogate pair, which no UTF-8 can hold
+    string = unicodedata.normalize("NFC", str(value).encode("utf-8", "replace").decode()).strip()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return (string[:-2] if WHOLE_FLOAT.fullmatch(string) else string) or None
+
+
+def identity_strings(column: "pa.ChunkedArray") -> list[str | None]:
+    """A column of ids, strings or numbers, each as `identity_string`."""
+    strings = {value: identity_string(value) for value in column.unique().to_pylist()}
+    return [strings.get(value) for value in column.to_pylist()]
+
+
+def decode_name(name: str) -> str:
+    """A file's name whose bytes may not be UTF-8 (surrogates stand for them): then it is read as Windows-1252, or Latin-1."""
+    if not any("\udc80" <= c <= "\udcff" for c in name):
+        return name
+    data = name.encode("utf-8", "surrogateescape")
+    try:
+        return data.decode("cp1252")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def shared_group(id: str, content: bytes) -> str:
+    """The group of the rows that one source row with several values becomes, where it names none: its id, and a hash of its
+    content, so that the first rows of two unrelated datasets are not one group."""
+    return f"{id}~{blake2b(content, digest_size=4).hexdigest()}"
 
 
 def stable_label(data: bytes) -> int:

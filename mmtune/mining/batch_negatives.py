@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.data.identity_labels import splitmix64
+from mmtune.data.identity_labels import identity_strings, splitmix64
 from mmtune.errors import DataError
 from mmtune.mining.id_hashes import id_hashes
 from mmtune.mining.negatives_table import check_fingerprint, read_table
@@ -33,7 +33,7 @@ class BatchNegatives:
         stale = check_fingerprint(table, fingerprint, allow_stale)
         self.notes = [stale] if stale else []
         self.rows = len(data)
-        number = {row_id: i for i, row_id in enumerate(data.ids)}
+        number: dict[str | None, int] = {row_id: i for i, row_id in enumerate(data.ids)}
         pairs: dict[str, list[np.ndarray]] = {}
         total = unknown = 0
         for part in read_table(table, fingerprint, allow_stale):
@@ -143,10 +143,10 @@ def _content_codes(data: "Data | WeightedConcat", modality: str) -> np.ndarray:
     return np.unique(label, return_inverse=True)[1].astype(np.int64)
 
 
-def _row_pairs(part: "pa.Table", number: dict[str, int]) -> list[tuple[str, np.ndarray]]:
+def _row_pairs(part: "pa.Table", number: Mapping[str | None, int]) -> list[tuple[str, np.ndarray]]:
     """(direction, int64 [n, 2] row numbers, -1 where the data lack one) of a piece of a table."""
     names = np.array(part["direction"].to_pylist(), object)
-    query = np.array([number.get(i, -1) for i in part["query_id"].to_pylist()], np.int64)
-    negative = np.array([number.get(i, -1) for i in part["negative_id"].to_pylist()], np.int64)
+    query = np.array([number.get(i, -1) for i in identity_strings(part["query_id"])], np.int64)
+    negative = np.array([number.get(i, -1) for i in identity_strings(part["negative_id"])], np.int64)
     pairs = np.stack([query, negative], 1)
     return [(name, pairs[names == name]) for name in dict.fromkeys(names.tolist())]

@@ -28,7 +28,7 @@ class Audio(Modality):
     """Sounds. Signals are `Sound`: mono samples with their rate."""
 
     name = "audio"
-    extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au")
+    extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au", "m4a")
     columns = ("audio", "audio_path", "sound", "wav", "clip")
     near_duplicate_distance = SOUND_DISTANCE
     options = {"max_seconds": Option(float, MAX_SECONDS, "reject sounds longer than this")}

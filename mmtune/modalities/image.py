@@ -77,7 +77,7 @@ class Image(Modality):
     """Images. Signals are RGB `PIL.Image.Image`."""
 
     name = "image"
-    extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+    extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "avif")
     columns = ("image", "image_path", "picture", "photo", "img")
     near_duplicate_distance = IMAGE_DISTANCE
     options = {"max_pixels": Option(int, MAX_PIXELS, "reject pictures with more pixels than this")}

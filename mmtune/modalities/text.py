@@ -1,6 +1,8 @@
 """The modality "text": UTF-8 strings, stripped."""
 
+import codecs
 import random
+import unicodedata
 
 from mmtune.contracts import Augmentation, Modality, Option
 from mmtune.errors import RecipeError, Rejected
@@ -50,8 +52,24 @@ class Text(Modality):
         """Any string."""
         return isinstance(value, str)
 
+    def reencode(self, data: bytes) -> tuple[bytes, str]:
+        """UTF-16 with a byte-order mark, and bytes that are not UTF-8 but text in Windows-1252, as UTF-8."""
+        try:
+            data.decode("utf-8")
+            return data, ""
+        except UnicodeDecodeError:
+            is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        try:
+            text = data.decode("utf-16" if is_utf16 else "cp1252")
+        except UnicodeDecodeError:
+            return data, ""
+        if any(unicodedata.category(c) == "Cc" and not c.isspace() for c in text):  # no text but something else
+            return data, ""
+        return text.encode(), f"not in UTF-8, read as {'UTF-16' if is_utf16 else 'Windows-1252'}"
+
     def content_key(self, data: bytes) -> bytes:
-        return self.decode(data).encode()
+        """The text in composed Unicode (NFC): a composed and a decomposed spelling are one text."""
+        return unicodedata.normalize("NFC", self.decode(data)).encode()
 
     def near_duplicate_key(self, signal: str) -> int | None:
         return text_hash(signal)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmtune.contracts import JsonObject
+from mmtune.data.identity_labels import identity_string
 from mmtune.errors import DataError
 from mmtune.relevance.items import Items
 from mmtune.relevance.ragged import Ragged
@@ -82,7 +83,7 @@ def _trec_line(line: str, where: str) -> JudgmentLine:
     parts = line.split()
     if len(parts) != 4:
         raise DataError(f"{where}: {len(parts)} columns; TREC judgments have 4: query iteration item grade")
-    return JudgmentLine(where, parts[0], parts[2], {"grade": parts[3]})
+    return JudgmentLine(where, identity_string(parts[0]) or "", identity_string(parts[2]) or "", {"grade": parts[3]})
 
 
 def _json_line(line: str, where: str) -> JudgmentLine:
@@ -94,7 +95,7 @@ def _json_line(line: str, where: str) -> JudgmentLine:
     item = next((row[k] for k in ITEM_KEYS if row.get(k) is not None), None)
     if query is None or item is None:
         raise DataError(f'{where}: a judgment needs "query" and "item"; this line has {", ".join(row) or "nothing"}')
-    return JudgmentLine(where, str(query), str(item), row)
+    return JudgmentLine(where, identity_string(query) or "", identity_string(item) or "", row)
 
 
 # --- graded judgments, for evaluation --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.contracts import Pair, direction
+from mmtune.data.identity_labels import identity_string
 from mmtune.errors import DataError
 from mmtune.training.teacher_outputs import TeacherScores
 
@@ -84,15 +85,16 @@ def rows_of_pairs(columns: Columns, data: "WeightedConcat", pair: Pair, path: st
     directions = columns.get("direction") or [direction(*pair)] * len(columns["query_id"])
     backward = direction(pair[1], pair[0])
     found: list[tuple[int, int, int]] = []
-    for line, (d, query, item) in enumerate(zip(directions, columns["query_id"], columns["item_id"], strict=True)):
+    ids = [[identity_string(i) or "" for i in columns[name]] for name in ("query_id", "item_id")]
+    for line, (d, query, item) in enumerate(zip(directions, *ids, strict=True)):
         if d not in (direction(*pair), backward):
             continue
-        for id_, m in ((str(query), pair[d == backward]), (str(item), pair[d != backward])):
+        for id_, m in ((query, pair[d == backward]), (item, pair[d != backward])):
             if id_ in repeated:
                 raise DataError(f"{path}: line {line + 1}: several training sets have a row {id_!r}; give their rows other ids")
             if id_ not in row_of_id or not data.present[m][row_of_id[id_]]:
                 raise DataError(f"{path}: line {line + 1}: the training data have no row {id_!r} with {m}")
-        a, b = row_of_id[str(query)], row_of_id[str(item)]
+        a, b = row_of_id[query], row_of_id[item]
         found.append((b, a, line) if d == backward else (a, b, line))
     left, right, lines = np.array(found, np.int64).reshape(-1, 3).T
     return left, right, lines

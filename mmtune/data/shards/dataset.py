@@ -170,7 +170,9 @@ class Data:
         try:
             data = self._reader.read(shard, int(self._column[f"{modality}.offset"][i]), size)
             if field != tar_index.NO_FIELD:
-                data = tar_index.field_value(json.loads(data), kind.json_fields[field])
+                item = int(self._column[f"{modality}.item"][i])
+                data = tar_index.field_value(tar_index.parse_json(data), kind.json_fields[field], item)
+            data, _ = kind.reencode(data)
             if stable_label(kind.content_key(data)) == int(self._column[f"{modality}.label"][i]):
                 return data
             reason = "damaged or changed"

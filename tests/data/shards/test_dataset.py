@@ -90,17 +90,17 @@ def test_sounds_with_captions_in_json_and_groups(tmp_path: Path) -> None:
         writer.write({"__key__": "x3", "flac": sound(3, "FLAC"), "txt": "clicks", "npy": np.zeros(2)})
         writer.write({"__key__": "x4", "flac": sound(3, "FLAC"), "json": {"caption": "  "}})
     data = open_data(str(tmp_path / "a.tar"))
-    assert (
-        data.modalities == ["audio", "text"] and data.ids == ["7", "x2", "x3", "x4"] and data.groups == ["3", None, None, None]
-    )
-    assert [data.read(i, "text") for i in range(3)] == [b"first", b"a hum", b"clicks"]
-    assert data.present["text"].tolist() == [True, True, True, False] and set(data.row(3).values) == {"audio"}
+    assert data.modalities == ["audio", "text"] and data.ids == ["7", "7#2", "x2", "x3", "x4"]
+    assert data.groups == ["3", "3", None, None, None]
+    assert [data.read(i, "text") for i in range(4)] == [b"first", b"second", b"a hum", b"clicks"]
+    assert data.read(0, "audio") == data.read(1, "audio") == sound(1)
+    assert data.present["text"].tolist() == [True, True, True, True, False] and set(data.row(4).values) == {"audio"}
     with pytest.raises(KeyError, match="x4.*no text"):
-        data.read(3, "text")
-    assert data.meta(0) == {"caption": ["first", "second"], "rpm": 1750} and data.meta(1) == {"cls": 5, "caption": "not this"}
-    assert data.column("rpm") == [1750, None, None, None] and data.column("cls") == [None, 5, None, None]
-    assert data.labels["audio"][2] == data.labels["audio"][3] != data.labels["audio"][0]
-    assert data.labels["text"][3] == 0 and data.labels["text"][0] == stable_label(b"first")
+        data.read(4, "text")
+    assert data.meta(0) == data.meta(1) == {"rpm": 1750} and data.meta(2) == {"cls": 5, "caption": "not this"}
+    assert data.column("rpm") == [1750, 1750, None, None, None] and data.column("cls") == [None, None, 5, None, None]
+    assert data.labels["audio"][3] == data.labels["audio"][4] != data.labels["audio"][0] == data.labels["audio"][1]
+    assert data.labels["text"][4] == 0 and data.labels["text"][0] == stable_label(b"first")
 
 
 def test_odd_member_names(tmp_path: Path) -> None:
@@ -473,8 +473,13 @@ def test_a_sparse_member_is_left_out_not_read_from_elsewhere(tmp_path: Path) -> 
 
 
 def test_members_that_share_a_key_are_counted(tmp_path: Path) -> None:
-    """webdataset's rule: a key ends at the first dot, so that IMG.0.jpg and IMG.1.jpg are one sample."""
-    path = tar(tmp_path / "dots.tar", [(f"IMG.{i}.jpg", picture(i, "JPEG")) for i in range(3)])
-    with pytest.warns(DataWarning, match="dots: 2 members left out: their sample .a key ends at the first dot. has another"):
+    """webdataset's rule: a key ends at the first dot, so that left and right, which differ in their suffixes, are one sample."""
+    members = [("IMG.left.jpg", picture(0, "JPEG")), ("IMG.right.jpg", picture(1, "JPEG")), ("IMG.right.json", b"{}")]
+    path = tar(tmp_path / "dots.tar", members)
+    with pytest.warns(DataWarning) as caught:
         data = open_data(str(path))
+    assert sorted(str(w.message) for w in caught) == [
+        "dots: 1 .json members left out: a key ends at the first dot, and their name has two",
+        "dots: 1 members left out: their sample (a key ends at the first dot) has another of that kind",
+    ]
     assert data.ids == ["IMG"] and data.read(0, "image") == picture(0, "JPEG")
