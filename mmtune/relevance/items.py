@@ -1,7 +1,7 @@
-"""Rows -> items: rows of one modality with identical content are one item, as query and as candidate.
+"""Merge rows of one modality that have identical content into one item, which serves as a query and as a candidate.
 
-Items are numbered by DESCENDING id, so that an item's number is its place among ties (see `mmtune.search.tie_order`), and no
-result depends on the order of the rows.
+Items are numbered by DESCENDING id. Ties between equal scores are broken by descending id too (see
+`mmtune.search.tie_order`), so the smaller item number wins a tie, and no result depends on the order of the rows.
 """
 
 import hashlib
@@ -16,16 +16,22 @@ from mmtune.relevance.ragged import Ragged
 from mmtune.search.vectors import GatheredRows, normalize_rows
 
 CHECK_BLOCK = 65536
-"""Rows that are checked at a time."""
+"""Number of rows checked per block, which limits memory."""
 
 
 @dataclass
 class Items:
-    """M items of one modality, from N rows of an Embeddings. An item's id is the smallest of its rows' ids.
+    """M items of one modality, made from the N rows of an `Embeddings`. An item's id is the smallest of its rows' ids.
 
-    vectors [M, D] of unit length; queries [M, D] the items' vectors as queries, None where they are the same; head [M]: the
-    row that gives an item its id and vector; rows: item -> row numbers; of_row [N]: row -> item; labels[kind] int64 [N]: what
-    positives are decided by, as in Embeddings, always with "id" and "group"; row_ids [N].
+    name: the modality
+    ids: M item ids, descending
+    vectors: float32 [M, D], L2-normalised
+    head: int64 [M], the row that gives each item its id and its vector
+    rows: the row numbers of each item
+    of_row: int64 [N], the item of each row
+    labels: {kind: int64 [N]}, the labels that decide which items are positives, as in `Embeddings`; always has "id" and "group"
+    row_ids: N row ids
+    queries: float32 [M, D], the items' vectors when they are used as queries; None when `vectors` are used for queries too
     """
 
     name: str
@@ -43,57 +49,66 @@ class Items:
 
     @property
     def dim(self) -> int:
-        """Dimensions of the vectors."""
+        """Dimension of the vectors."""
         return self.vectors.shape[1]
 
     @property
     def query_vectors(self) -> np.ndarray | GatheredRows:
-        """The vectors of the query side of a direction."""
+        """The vectors to use when the items are queries."""
         return self.vectors if self.queries is None else self.queries
 
     @property
     def labelled(self) -> np.ndarray:
-        """bool [M]: every row of the item has a group."""
+        """bool [M]: True if every row of the item has a group."""
         out = np.ones(len(self), bool)
         out[self.of_row[self.labels["group"] == 0]] = False
         return out
 
     def as_queries(self) -> "Items":
-        """The same items whose `vectors` are those of the query side."""
+        """Return the same items with `vectors` replaced by `query_vectors`."""
         return replace(self, vectors=self.query_vectors)
 
     def regrouped(self, group: np.ndarray) -> "Items":
-        """The same items with other group labels int64 [N]."""
+        """Return the same items with other group labels, int64 [N]."""
         return replace(self, labels={**self.labels, "group": group})
 
 
 def take_rows(e: Embeddings, rows: np.ndarray) -> Embeddings:
-    """The rows at positions `rows`, in that order."""
+    """Return the rows of `e` at positions `rows`, in that order."""
     labels = {k: np.asarray(v)[rows] for k, v in e.labels.items()}
     queries = None if e.queries is None else e.queries[rows]
     return Embeddings([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, e.vectors[rows], e.fingerprint, queries)
 
 
 def names_to_labels(names: Sequence[str | None]) -> np.ndarray:
-    """int64 labels [N]: equal names have equal labels in every call (SHA-256), so labels compare across corpora; None -> 0."""
+    """Hash names to int64 labels [N] (first 8 bytes of SHA-256); None becomes 0.
+
+    Equal names have equal labels in every call, so labels of different data sets can be compared.
+    """
     known = {n: int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "little", signed=True) or 1 for n in set(names) if n}
     return np.array([known.get(n, 0) if n else 0 for n in names], np.int64)
 
 
 def unique_items(name: str, e: Embeddings, repeated_ids: bool = False) -> Items:
-    """The items of modality `name`.
+    """Merge the rows of `e` that have identical content into the items of modality `name`.
 
-    repeated_ids: a row that several sources of a mix hold is the same item; otherwise ids must be unique. Raises DataError for
-    lengths that differ, for one id with two contents, and for vectors with NaN or infinity.
+    repeated_ids: True if several sources of a dataset mix may hold the same row; rows with the same id and content are then
+        one item. False requires unique ids.
+
+    Raises DataError if ids, vectors, groups and labels differ in length, if rows with one id have different contents, or if a
+    vector holds NaN or infinity.
     """
     n = len(e.ids)
     if len(e.vectors) != n or len(e.groups) != n or any(len(v) != n for v in e.labels.values()):
-        raise DataError(f"{name}: {n} ids, {len(e.vectors)} vectors, {len(e.groups)} groups; they must be one a row")
+        raise DataError(
+            f"{name}: {n} ids, {len(e.vectors)} vectors and {len(e.groups)} groups; give one vector, one group and one label of "
+            "each kind per row"
+        )
     content = np.asarray(e.labels.get(name, np.zeros(n, np.int64)), np.int64)
     up = np.array(sorted(range(n), key=e.ids.__getitem__), np.int64)
     _check_ids(name, e.ids, content, up, repeated_ids)
     _, same = np.unique(content, return_inverse=True)
-    same = np.where(content == 0, same.max(initial=0) + 1 + np.arange(n), same)  # no content label: an item of its own
+    same = np.where(content == 0, same.max(initial=0) + 1 + np.arange(n), same)  # a row without a label is its own item
     # Rows are visited by ascending id, so that the first row of a content gives the item its id and its vector.
     _, first, item_up = np.unique(same[up], return_index=True, return_inverse=True)
     number = np.empty(len(first), np.int64)
@@ -125,7 +140,10 @@ def _check_ids(name: str, ids: list[str], content: np.ndarray, up: np.ndarray, r
 
 
 def check_unit_vectors(name: str, e: Embeddings) -> None:
-    """DataError for vectors that are not float32 [N, D], hold NaN, are zero, or not of unit length; names the first rows."""
+    """Check that the vectors are a contiguous float32 array [N, D] of finite, non-zero, L2-normalised rows.
+
+    Raises DataError with the ids of the first wrong rows otherwise.
+    """
     v = e.vectors
     if v.ndim != 2 or v.dtype != np.float32 or not v.flags.c_contiguous:
         raise DataError(f"{name}: vectors must be a contiguous float32 array [rows, dimensions]; got {v.dtype} {v.shape}")
@@ -135,7 +153,7 @@ def check_unit_vectors(name: str, e: Embeddings) -> None:
         for wrong, problem, fix in (
             (~np.isfinite(squares), "hold NaN or infinity", "the model or its input is broken"),
             (squares == 0, "are zero vectors, which have no direction", "leave these rows out or repair their content"),
-            (np.abs(squares - 1) > 1e-3, "are not of unit length", "divide each by its length"),
+            (np.abs(squares - 1) > 1e-3, "are not of unit length", "divide each by its L2 norm"),
         ):
             at = np.flatnonzero(wrong)
             if len(at):

@@ -1,8 +1,11 @@
-"""Human judgments of pairs of rows, from files: TREC lines `query iteration item grade`, or JSON lines.
+"""Read human judgments of pairs of rows from files in TREC format (`query iteration item grade`) or JSON Lines.
 
-Evaluation reads them as graded relevance (`read_qrels`), mining as verdicts on pairs (`read_verdicts`, `Verdicts`). Both read
-the same lines. A JSON line has "query" and "item" (row ids; QUERY_KEYS and ITEM_KEYS are other names of these), a "grade" or a
-"verdict" ("positive" or "negative"), and optionally a "judge" and the "direction" that it is limited to.
+Both formats serve two purposes: evaluation reads the file as graded relevance (`read_qrels`), and mining reads it as positive
+or negative verdicts on pairs (`read_verdicts`). A JSON line has:
+    "query" and "item": row ids; QUERY_KEYS and ITEM_KEYS list the other accepted names of these fields
+    "grade" (a whole number) or "verdict" ("positive" or "negative")
+    "judge": optional, who made the judgment
+    "direction": optional, e.g. "image->text"; the judgment then holds in this direction only
 """
 
 import json
@@ -27,11 +30,14 @@ JUDGE_KEYS = ("judge", "rater", "annotator", "user")
 VERDICT_GRADES: Mapping[object, int] = {"positive": 1, "negative": 0, True: 1, False: 0}
 
 Qrels = Mapping[str, Mapping[str, int]]
-"""Graded judgments: query row id -> candidate row id -> grade; a grade of 0 or less means "not relevant"."""
+"""Graded judgments: {query row id: {candidate row id: grade}}; a grade of 0 or less means "not relevant"."""
 
 
 class Judgments(dict[str, dict[str, int]]):
-    """Qrels of a file. directed: direction -> judgments that hold there only, e.g. a verdict on the caption of an image."""
+    """The qrels read from a file.
+
+    directed: {direction: qrels that hold in that direction only}, e.g. a verdict that concerns only the caption of an image
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +45,10 @@ class Judgments(dict[str, dict[str, int]]):
 
 
 def grades_of(qrels: Qrels, query: str, name: str) -> Mapping[str, int]:
-    """Candidate -> grade of one query row in direction `name`; judgments of that direction replace general ones."""
+    """Return {candidate: grade} of one query row in direction `name`.
+
+    Judgments of that direction override judgments without a direction.
+    """
     general = qrels.get(query, {})
     if not isinstance(qrels, Judgments):
         return general
@@ -48,7 +57,12 @@ def grades_of(qrels: Qrels, query: str, name: str) -> Mapping[str, int]:
 
 @dataclass(frozen=True)
 class JudgmentLine:
-    """One line of a file. `where` names file and line for messages; fields are the line's own, by its own names."""
+    """One judgment line of a file.
+
+    where: file and line number, for messages
+    query, item: the two row ids
+    fields: all fields of the line, under the names used in the file
+    """
 
     where: str
     query: str
@@ -56,14 +70,17 @@ class JudgmentLine:
     fields: JsonObject
 
     def first(self, keys: Iterable[str]) -> object:
-        """The first field of these names that has a value, or None."""
+        """Return the value of the first of `keys` that the line has and that is not null, or None."""
         return next((self.fields[k] for k in keys if self.fields.get(k) is not None), None)
 
 
 def read_lines(path: str | Path, log: bool = False) -> Iterator[JudgmentLine]:
-    """The lines of a file. log: a log that is still appended to, whose torn lines (see `append_jsonl`) are left out.
+    """Yield the judgments of a file.
 
-    Raises DataError naming the file and the line.
+    log: True if the file is a log that may still be appended to. Lines that were only partly written (see `append_jsonl`) are
+        then skipped.
+
+    Raises DataError with file and line number if a line is not a judgment.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -73,6 +90,7 @@ def read_lines(path: str | Path, log: bool = False) -> Iterator[JudgmentLine]:
         raise DataError(f"{path}: not UTF-8; judgments are TREC or JSON lines") from None
     lines = text.split("\n")  # only a newline ends a line: `splitlines` would also split at U+2028 inside a value
     for number, line in enumerate(lines, 1):
+        # a partly written line was marked as cancelled by a later writer, or is the last line and its JSON object is not closed
         torn = log and (line.endswith(CANCELLED.decode()) or (number == len(lines) and not line.rstrip().endswith("}")))
         if line.strip() and not torn:
             where = f"{path} line {number}"
@@ -102,11 +120,14 @@ def _json_line(line: str, where: str) -> JudgmentLine:
 
 
 def read_qrels(path: str | Path) -> Judgments:
-    """Graded judgments of a file.
+    """Read a file as graded judgments.
 
-    Grades are whole numbers, 0 or less is "not relevant"; a verdict counts as 1 or 0, and a line without either as 1. Of
-    verdicts, and of lines of the same judge, the last about a pair counts; of several judges the (lower) median. Raises
-    DataError naming the line.
+    Grades are whole numbers; 0 or less means "not relevant". A verdict counts as grade 1 or 0, and a line with neither grade
+    nor verdict as 1. If one judge judges a pair several times, the last line counts. The same holds for verdicts without a
+    judge. If several judges judge a pair, its grade is their median (the lower one of two).
+
+    Raises DataError with the line number if a grade is not a whole number, or if two grades without a judge contradict each
+    other.
     """
     by_judge: dict[tuple[str | None, str, str], dict[str, int]] = {}
     for line in read_lines(path):
@@ -141,7 +162,12 @@ def _grade(grade: object, where: str) -> int:
 
 
 def qrels_for(qrels: "Qrels | str | Path | None", ids: Iterable[str]) -> Qrels | None:
-    """Judgments, or those of a file, for rows `ids`. DataError when all of them are about other rows."""
+    """Return the judgments as `Qrels`, read from a file if `qrels` is a path; None stays None.
+
+    ids: the row ids of the data that will be evaluated
+
+    Raises DataError if no judgment is about two of these rows.
+    """
     if qrels is None:
         return None
     judged = read_qrels(qrels) if isinstance(qrels, str | Path) else qrels
@@ -158,7 +184,7 @@ def qrels_for(qrels: "Qrels | str | Path | None", ids: Iterable[str]) -> Qrels |
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgment of two rows; direction: the only one that it holds in, or None."""
+    """A verdict on a pair of rows. If `direction` is set, the verdict holds in that direction only."""
 
     query: str
     item: str
@@ -167,7 +193,10 @@ class Verdict:
 
 
 def read_verdicts(path: str | Path) -> list[Verdict]:
-    """The verdicts of a file, in its order: a "verdict", or a "grade" above 0 for positive. DataError names file and line."""
+    """Read the verdicts of a file, in file order. A line with a "grade" and no "verdict" is positive if the grade is above 0.
+
+    Raises DataError with file and line number if a line has neither.
+    """
     verdicts = []
     for line in read_lines(path, log=True):
         verdict, grade = line.fields.get("verdict"), line.fields.get("grade")
@@ -181,8 +210,12 @@ def read_verdicts(path: str | Path) -> list[Verdict]:
 
 @dataclass
 class JudgedPairs:
-    """Verdicts of one direction by item: positive int64 [J, 2] (query item, candidate item); negative: query -> candidates;
-    unused: verdicts on rows that the data do not have."""
+    """The verdicts of one direction, by item number.
+
+    positive: int64 [J, 2], pairs (query item, candidate item)
+    negative: the negative candidates of each query item
+    unused: number of verdicts about rows that are not in the data
+    """
 
     positive: np.ndarray
     negative: Ragged
@@ -190,7 +223,10 @@ class JudgedPairs:
 
 
 def judged_pairs(verdicts: Iterable[Verdict], name: str, queries: Items, candidates: Items) -> JudgedPairs:
-    """The verdicts on direction `name`; the last about a pair counts. A verdict without a direction holds both ways."""
+    """Collect the verdicts that hold in direction `name`. If a pair has several verdicts, the last one counts.
+
+    A verdict without a direction holds in both directions of the pair.
+    """
     query_item = dict(zip(queries.row_ids, queries.of_row.tolist(), strict=True))
     within = queries is candidates
     candidate_item = query_item if within else dict(zip(candidates.row_ids, candidates.of_row.tolist(), strict=True))

@@ -1,8 +1,9 @@
-"""Positives: which candidates answer which queries, by row, group, identical content, or human judgment.
+"""Compute which candidates are positives of which queries, by row, group, identical content, or human judgment.
 
-Two items are positives of each other when they share a non-zero label of one kind: the row id, the group, or the content of a
-modality. Several rows of identical content are one item, which carries the labels of all of them. The same rule in torch, for
-losses, is `mmtune.losses.positives_mask`; tests/relevance/test_oracle.py compares both with plain loops.
+Two items are positives of each other if they share a non-zero label of one kind: the row id, the group, or the content of a
+modality. Rows of identical content are one item, which carries the labels of all its rows. Losses use the same rule,
+implemented in torch by `mmtune.losses.positives_mask`. tests/relevance/test_oracle.py compares both implementations with plain
+loops.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,16 +18,20 @@ from mmtune.relevance.ragged import Ragged
 from mmtune.search.pair_set import PairSet
 
 BIG = 4096
-"""Labels that more candidates carry than this give rectangles, not lists of pairs."""
+"""If more candidates than this share a label, their pairs are stored as a rectangle (see `PairSet`), not pair by pair."""
 MAX_GROUP_POSITIVES = 32
-"""Positives of a query that `group_positives` returns at most."""
+"""Maximum number of positives per query that `group_positives` returns."""
 MAX_PAIRS = 4_000_000
-"""Relevant pairs that `Positives.blocks` holds at once."""
+"""Maximum number of relevant pairs that `Positives.blocks` holds in memory at a time."""
 
 
 @dataclass
 class RelevantBlock:
-    """Queries [start, stop) and their relevant candidates: `items[i]` ascending, with `grades` beside `items.values`."""
+    """The queries start..stop-1 and their relevant candidates.
+
+    items: `items[i]` are the candidates of query start + i, ascending
+    grades: the grade of each entry of `items.values`
+    """
 
     start: int
     stop: int
@@ -35,11 +40,11 @@ class RelevantBlock:
 
 
 class Positives:
-    """Positives between the items of two modalities, or of one when `candidates is queries`.
+    """The positives between the items of two modalities, or within one modality if `candidates is queries`.
 
-    kinds: the kinds of labels that decide; default: all ("id", "group" and every content label). judged: int64 [J, 2],
-    further positive pairs (query item, candidate item). first_row_only: only the first row of a query item counts, as if
-    it were not known that other rows have the same content.
+    kinds: the kinds of label that make two items positives; default: all ("id", "group" and every modality's content label)
+    judged: int64 [J, 2], additional positive pairs (query item, candidate item)
+    first_row_only: use only the labels of each query item's first row, ignoring the other rows with the same content
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class Positives:
         self.judged = Ragged.of(self.judged_pairs[:, 0], self.judged_pairs[:, 1], len(queries))
 
     def of(self, q: np.ndarray) -> PairSet:
-        """The positives of queries q [B], within a modality with the query itself; listed pairs are sorted by candidate."""
+        """Return the positives of queries q [B], sorted by candidate. Within one modality they include the query itself."""
         query, key = self.keys.take(q)
         rectangles = []
         if len(self._big):
@@ -83,11 +88,14 @@ class Positives:
         return PairSet(query[order], candidate[order], rectangles)
 
     def contains(self, q: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """bool [B, W]: whether candidates [B, W] are positives of queries q [B]; entries below 0 are not."""
+        """bool [B, W]: whether candidates [B, W] are positives of queries q [B]; False for entries below 0."""
         return self.of(q).contains(candidates)
 
     def blocks(self, max_queries: int) -> Iterator[RelevantBlock]:
-        """Every query's positives without itself, at most `max_queries` at a time and so few that MAX_PAIRS pairs are held."""
+        """Yield the positives of all queries, without the query itself, in blocks of at most `max_queries` queries.
+
+        A block has fewer queries if it would hold more than MAX_PAIRS pairs.
+        """
         size = self.members.counts
         query, key = self.keys.take(np.arange(len(self.queries)))
         upper = np.bincount(query, size[key], len(self.queries)).astype(np.int64)
@@ -106,7 +114,7 @@ class Positives:
             start = stop
 
     def own(self) -> Ragged:
-        """Each query's own positives: the candidates of its own rows in the other modality (none within a modality)."""
+        """For each query, return the candidates that come from the query's own rows; empty lists within one modality."""
         if self.within:
             return Ragged(np.zeros(len(self.queries) + 1, np.int64), np.zeros(0, np.int64))
         query_id, candidate_id = self.queries.labels["id"], self.candidates.labels["id"]
@@ -117,8 +125,10 @@ class Positives:
         return Ragged.of(self.queries.of_row[has], self.candidates.of_row[order[at[has]]], len(self.queries))
 
     def group_positives(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Other positives of queries q [B], at most MAX_GROUP_POSITIVES each and spread over them: (position in q,
-        candidate)."""
+        """Return positives of queries q [B] other than the query's own item: (position in q, candidate).
+
+        Each query has at most MAX_GROUP_POSITIVES of them, spread evenly over all of its positives.
+        """
         query, key = self.keys.take(q)
         which, candidate = self.members.limited(MAX_GROUP_POSITIVES + 1).take(key)
         judged_query, judged_candidate = self.judged.take(q)
@@ -131,11 +141,11 @@ class Positives:
 
 
 def relevant_blocks(queries: Items, candidates: Items, max_queries: int, qrels: Qrels | None = None) -> Iterator[RelevantBlock]:
-    """What evaluation scores with: the relevant candidates of every query, at most `max_queries` queries at a time.
+    """Yield the relevant candidates of every query, as evaluation uses them, at most `max_queries` queries at a time.
 
-    Relevant is what shares the row or the group. Within one modality (`queries is candidates`) an item is never relevant to
-    itself and row ids do not count, so only groups decide. With `qrels` the judgments alone decide; an item's grade is the
-    highest over its united rows.
+    A candidate is relevant if it shares the query's row or group. Within one modality (`queries is candidates`) row ids are
+    ignored and an item is never relevant to itself, so only groups count. With `qrels` only the judgments count; an item's
+    grade is then the highest grade of its rows.
     """
     if qrels is None:
         kinds = ("group",) if queries is candidates else ("group", "id")
@@ -164,7 +174,7 @@ def _judged_blocks(queries: Items, candidates: Items, max_queries: int, qrels: Q
 
 @dataclass
 class _Keys:
-    """One entry for every key of a row: keys are numbers below `count`, and rows that share one are positives."""
+    """The keys of all rows: one entry per (row, key). Rows that share a key are positives. Keys are numbers below `count`."""
 
     query_row: np.ndarray
     query_key: np.ndarray
@@ -174,8 +184,11 @@ class _Keys:
 
 
 def _keys(queries: Items, candidates: Items, kinds: Sequence[str]) -> _Keys:
-    """Keys of all rows by the labels of `kinds`. Labels that link no rows which another key does not link already are left
-    out, so that a group of a thousand rows with ids and contents does not cost three lists of pairs."""
+    """Turn the labels of `kinds` into keys.
+
+    A label is left out if all the pairs of rows that it links are linked by another key already. Otherwise a group of a
+    thousand rows with ids and content labels would cost three lists of pairs.
+    """
     sides = (queries,) if queries is candidates else (queries, candidates)
     split = len(queries.of_row)
     sizes = [len(s.of_row) for s in sides]
@@ -222,7 +235,7 @@ def _varies_by_code(code: np.ndarray, codes: int, x: np.ndarray) -> np.ndarray:
 
 
 def _links_more_than_groups(value: np.ndarray, ids: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """bool [N]: whether several rows share the content label `value`, and not all of them lie in one group."""
+    """bool [N]: whether rows with different ids share the content label `value` and are not all in one group."""
     values, code = np.unique(value, return_inverse=True)
     ungrouped = np.bincount(code, group == 0, len(values)) > 0
     return (_varies_by_code(code, len(values), ids) & (_varies_by_code(code, len(values), group) | ungrouped))[code]

@@ -1,4 +1,4 @@
-"""Lists of different lengths in two arrays, as in a ragged tensor or a CSR matrix."""
+"""Lists of different lengths stored in two arrays, like a ragged tensor or the row pointers of a CSR matrix."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ import numpy as np
 
 @dataclass
 class Ragged:
-    """Lists of int64: values[start[i] : start[i + 1]] belong to list i, ascending and without repeats."""
+    """Lists of int64. List i is values[start[i] : start[i + 1]], ascending and without repeats."""
 
     start: np.ndarray
     values: np.ndarray
 
     @staticmethod
     def of(owner: np.ndarray, values: np.ndarray, size: int) -> "Ragged":
-        """`size` lists from pairs (owner, value) in any order; repeated pairs are dropped."""
+        """Build `size` lists from pairs (list number `owner`, value) in any order; repeated pairs are dropped."""
         order = np.lexsort((values, owner))
         owner, values = owner[order], values[order]
         if len(owner):
@@ -24,7 +24,7 @@ class Ragged:
 
     @property
     def counts(self) -> np.ndarray:
-        """Length of each list."""
+        """int64 [lists]: the length of each list."""
         return np.diff(self.start)
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Ragged:
         return self.values[self.start[i] : self.start[i + 1]]
 
     def take(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The lists `which` [n] written out: (position in `which`, value), one entry per value."""
+        """Return the lists `which` [n] flattened: (position in `which`, value), one entry per value."""
         counts = self.start[which + 1] - self.start[which]
         owner = np.repeat(np.arange(len(which)), counts)
         ends = np.cumsum(counts)
@@ -42,7 +42,7 @@ class Ragged:
         return owner, self.values[at]
 
     def limited(self, limit: int) -> "Ragged":
-        """At most `limit` values of each list, spread evenly over it."""
+        """Return the lists cut to at most `limit` values each, picked at even distances."""
         counts = self.counts
         if not len(counts) or counts.max() <= limit:
             return self
@@ -53,7 +53,7 @@ class Ragged:
         return Ragged(np.append(0, np.cumsum(kept)).astype(np.int64), self.values[at])
 
     def contains(self, lists: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """bool [B, W]: whether values [B, W] are in the lists [B]."""
+        """bool [B, W]: whether values[b, w] is in list number lists[b]."""
         out = np.zeros(values.shape, bool)
         if len(self.values):
             for i in np.flatnonzero(self.counts[lists]):

@@ -1,4 +1,4 @@
-"""Relevance and runs of one direction, written as TREC files for other evaluators."""
+"""Write the relevance judgments and the run (ranked results) of one direction as TREC files, for other evaluation tools."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,10 @@ from mmtune.search.exact import topk
 
 
 def write_qrels(path: str | Path, vectors: Mapping[str, Embeddings], pair: tuple[str, str], qrels: Qrels | None = None) -> None:
-    """The relevance that evaluation uses for one direction, by item ids, as TREC judgments."""
+    """Write the relevance that evaluation uses for the direction `pair` (query modality, candidate modality) as TREC qrels.
+
+    The file has item ids; with `qrels` it has these judgments instead of the relevance by row and group.
+    """
     queries, candidates = _sides(vectors, pair)
 
     def lines() -> Iterator[str]:
@@ -31,7 +34,10 @@ def write_qrels(path: str | Path, vectors: Mapping[str, Embeddings], pair: tuple
 def write_run(
     path: str | Path, vectors: Mapping[str, Embeddings], pair: tuple[str, str], k: int = 100, tag: str = "mmtune"
 ) -> None:
-    """The best `k` candidates of every query of one direction as a TREC run; scores in full, so that ties stay ties."""
+    """Write the best `k` candidates of every query of the direction `pair` as a TREC run.
+
+    Scores are written with all their digits, so that equal scores stay equal.
+    """
     queries, candidates = _sides(vectors, pair)
     within, candidate_vectors = queries is candidates, np.asarray(candidates.vectors)
 

@@ -1,7 +1,8 @@
-"""Approximate nearest candidates for sets that are too large for exact search: faiss HNSW or IVF over 8-bit codes.
+"""Approximate nearest candidates, for sets that are too large for exact search: faiss HNSW or IVF with 8-bit codes.
 
-Candidates that the index proposes are scored again exactly, so scores and their order are right; a candidate that the index
-does not propose is missing. The audit of mining reports the recall, measured against exact search on some of the queries.
+The candidates that the faiss index proposes are scored again exactly, so their scores and order are correct. Candidates that
+the index does not propose are missed. The mining audit reports the recall, measured against exact search on a sample of
+queries.
 """
 
 import numpy as np
@@ -13,17 +14,21 @@ from mmtune.search.tie_order import top_k_of_pairs
 from mmtune.search.vectors import GatheredRows
 
 ADD_BLOCK = 65536
-"""Vectors that are added to the index at a time."""
+"""Number of vectors added to the index at a time."""
 TRAIN_PER_LIST = 64
-"""Training vectors per IVF list."""
+"""Number of training vectors per IVF list."""
 MAX_PROPOSALS = 2048
-"""faiss on an accelerator returns no more candidates per query."""
+"""Maximum number of candidates per query; the limit of faiss on a GPU."""
 
 
 class ApproximateSearch:
-    """`ExactSearch` from a faiss index: the same methods, of the candidates that the index proposes.
+    """Approximate search with the interface of `ExactSearch`; only candidates that the faiss index proposes are found.
 
-    method: "hnsw" or "ivf". probes: IVF lists that are visited; HNSW's efSearch is 4 times this.
+    method: "hnsw" or "ivf"
+    probes: number of IVF lists searched per query (nprobe); HNSW's efSearch is 4 times this number
+    device: "cuda..." searches an IVF index on the GPUs, if faiss supports them
+    k: number of candidates per query
+    block: maximum number of queries per call of `top`
     """
 
     def __init__(
@@ -39,7 +44,7 @@ class ApproximateSearch:
         faiss = import_faiss()
         n, dim = candidates.shape
         inner, eight_bits = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
-        lists = int(max(1, min(4 * n**0.5, n / 39)))
+        lists = int(max(1, min(4 * n**0.5, n / 39)))  # faiss warns below 39 training vectors per list
         if method == "hnsw":
             index = faiss.IndexHNSWSQ(dim, eight_bits, 32, inner)
             index.hnsw.efConstruction, index.hnsw.efSearch = 128, 4 * probes
@@ -56,7 +61,10 @@ class ApproximateSearch:
         self.index = index
 
     def top(self, q_BD: np.ndarray, excluded: PairSet | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As `ExactSearch.top`. Asks the index for more candidates while excluded ones take the places."""
+        """Same as `ExactSearch.top`.
+
+        Queries that have fewer than k candidates left after exclusion are searched again for more candidates.
+        """
         excluded = excluded or PairSet()
         candidates, keys = np.full((len(q_BD), self.k), -1, np.int64), np.zeros((len(q_BD), self.k), np.int32)
         todo, width, n = np.arange(len(q_BD)), min(2 * self.k, MAX_PROPOSALS), len(self.candidates)

@@ -1,9 +1,9 @@
-"""Exact nearest candidates by a blocked scan: low precision finds what can be among the best, exact cosines decide.
+"""Exact nearest candidates by a blocked scan: low-precision scores rule candidates out, exact cosines rank the rest.
 
-For each block of queries the scan walks the candidates in chunks, keeps every candidate whose approximate score is within
-twice the error bound of the k-th best so far, and settles these with exact keys (`mmtune.search.exact_scores`). A candidate
-is dropped only when it is proved to lie outside the top k, so the answer is that of the full matrix, whatever the grid, the
-block or the memory.
+For each block of queries the scan goes through the candidates in chunks. It keeps every candidate whose approximate score is
+within twice the error bound of the k-th best score so far ("survivors"). From time to time it settles the survivors: it
+computes their exact keys (`mmtune.search.exact_scores`) and keeps the best k. A candidate is dropped only if it is certain to
+lie outside the top k. So the result equals that of the full score matrix, for any precision, block size or memory limit.
 """
 
 import threading
@@ -21,21 +21,26 @@ from mmtune.search.tie_order import GRID, positions_by_query, top_k_of_pairs
 from mmtune.search.vectors import GatheredRows, array_and_index
 
 CHUNK = 4096
-"""Candidates of one matrix product."""
+"""Number of candidates per matrix product."""
 GROUP = 32
-"""Neighbouring candidates that share one maximum: the scan compares maxima first."""
+"""Number of neighbouring candidates in a group. The scan compares the maximum of each group first, to skip whole groups."""
 MAX_NEAR = 1 << 17
-"""Groups that are gathered at once; a block with more is halved."""
+"""Maximum number of groups read at once; a block of queries that exceeds it is halved."""
 
 Survivors = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""(query int16, candidate int32, upper bound of the score float32, float32 score or -inf where it is not computed), [S] each."""
+"""Four arrays [S]: query int16, candidate int32, upper bound of the score float32, float32 score (-inf if not yet computed)."""
 
 NO_SURVIVORS: Survivors = (np.zeros(0, np.int16), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
 @dataclass
 class Plan:
-    """Sizes that keep the scan within its memory: queries of a block, survivors held, bytes for prepared candidates."""
+    """Sizes that keep the scan within its memory limit.
+
+    block: queries per block
+    survivors: maximum number of survivors held before they are settled
+    prepared_bytes: memory for candidates stored in the scan's precision
+    """
 
     block: int
     survivors: int
@@ -43,8 +48,10 @@ class Plan:
 
 
 def plan(memory_mb: int, dim: int, k: int, threads: int) -> Plan:
-    """Half of the memory may hold prepared candidates, a quarter accumulators, a quarter survivors and their sorting. The
-    quarters are shared by `threads` blocks at a time."""
+    """Divide the memory: half for prepared candidates, a quarter for accumulators, a quarter for survivors and sorting them.
+
+    The two quarters are shared by the `threads` blocks that are searched at the same time.
+    """
     memory = memory_mb * 2**20
     share = memory // 4 // threads
     block = int(min(1024, max(16, share // (CHUNK * 5 + dim * 16))))
@@ -52,7 +59,7 @@ def plan(memory_mb: int, dim: int, k: int, threads: int) -> Plan:
 
 
 def pair_products(a: np.ndarray, i: np.ndarray, b: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """float32 [P] of a[i] . b[j] for contiguous float32 a, b: within `float32_error` of exact."""
+    """float32 [P]: the inner products a[i] . b[j] of contiguous float32 arrays, within `float32_error` of the exact values."""
     out = np.empty(len(i), np.float32)
     if not len(i):
         return out
@@ -70,7 +77,7 @@ def pair_products(a: np.ndarray, i: np.ndarray, b: np.ndarray, j: np.ndarray) ->
 
 
 def kth_largest(query: np.ndarray, values: np.ndarray, queries: int, k: int) -> np.ndarray:
-    """float32 [queries]: the k-th largest value of each query, -inf where it has fewer."""
+    """float32 [queries]: the k-th largest of the `values` of each query, or -inf for a query with fewer than k values."""
     order, column, longest = positions_by_query(query, queries)
     width = max(longest, k)
     table = np.full((queries, width), -np.inf, np.float32)
@@ -80,10 +87,13 @@ def kth_largest(query: np.ndarray, values: np.ndarray, queries: int, k: int) -> 
 
 
 class ExactSearch:
-    """The k nearest candidates of blocks of queries, in the total order. Thread-safe.
+    """Find the k nearest candidates for blocks of queries, in the total order of `tie_order`. Thread-safe.
 
-    candidates: unit vectors [N, D], numbered in the order in which ties fall (see `tie_order`). memory_mb: working memory
-    beside the vectors. block: queries that one call of `top` takes at most.
+    candidates: [N, D], L2-normalised, numbered so that the smaller number wins a tie (see `tie_order`)
+    memory_mb: working memory in MiB, in addition to the vectors
+    k: number of candidates per query
+
+    The attribute `block` is the maximum number of queries per call of `top`.
     """
 
     name = "exact"
@@ -98,15 +108,19 @@ class ExactSearch:
         self._buffers = threading.local()
 
     def top(self, q_BD: np.ndarray, excluded: PairSet | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(candidates int64 [B, k], -1 where there are no more; keys int32 [B, k]) of queries q [B, D], B <= block.
+        """Search for queries q [B, D], B <= block: (candidates int64 [B, k], keys int32 [B, k]).
 
-        excluded: pairs that are left out, such as known positives.
+        excluded: pairs to leave out, such as known positives
+
+        If a query has fewer than k candidates, the rest of its row is -1.
         """
         return _Scan(self, q_BD, excluded or PairSet()).run()
 
     def buffers(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Accumulators [rows, CHUNK] and their maxima by group. Pages of fresh memory cost more than the product itself, so
-        each thread keeps its own."""
+        """Return accumulators [rows, CHUNK] and their maxima by group, for reuse.
+
+        Each thread keeps its own, because allocating fresh memory takes longer than the matrix product itself.
+        """
         if not hasattr(self._buffers, "sums"):
             sizes = self.block * CHUNK, self.block * CHUNK // GROUP
             self._buffers.sums, self._buffers.tops = (torch.empty(n, dtype=self.grid.dtype, device=self.device) for n in sizes)
@@ -115,7 +129,12 @@ class ExactSearch:
 
 
 class _Scan:
-    """One block of queries against all candidates. `floor` [B]: the k-th best score of each query is at least this."""
+    """Searches one block of queries among all candidates.
+
+    floor: float [B], a lower bound of the k-th best score of each query
+    pool: the survivors not settled yet
+    settled: (candidates, keys) [B, k], the best candidates among all that were settled
+    """
 
     def __init__(self, search: ExactSearch, q_BD: np.ndarray, excluded: PairSet):
         self.search, self.q_BD, self.k, self.rows = search, q_BD, search.k, len(q_BD)
@@ -131,7 +150,7 @@ class _Scan:
         self.settled = (np.full((self.rows, self.k), -1, np.int64), np.full((self.rows, self.k), -GRID, np.int32))
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
-        """(candidates, keys) [B, k] of the block."""
+        """Return (candidates, keys) [B, k] of the block."""
         n, grid = len(self.search.candidates), self.search.grid
         sums, tops = self.search.buffers(self.rows)
         for number in range(-(-n // CHUNK)):
@@ -143,12 +162,12 @@ class _Scan:
             torch.amax(sums.view(self.rows, CHUNK // GROUP, GROUP), 2, out=tops)
             step, error = grid.bounds(self.queries, number)
             if number == 0 and CHUNK // GROUP >= self.k:
-                # the k-th largest maximum is at most the k-th largest value
+                # at least k candidates score as high as the k-th largest group maximum, so it is a lower bound
                 kth = tops.topk(self.k, 1).values[:, -1].double().cpu().numpy()
                 self.floor = np.where(kth > grid.low, step * kth + self.queries.shift - error, -np.inf)
             least = self._least(step, error)
             self._collect(sums, tops.cpu().numpy(), least, number, 0, self.rows)
-            if number & (number + 1) == 0:  # after chunks 0, 1, 3, 7, ...: later the floor hardly moves
+            if number & (number + 1) == 0:  # after chunks 0, 1, 3, 7, ...: the floor changes ever less, so update it ever less
                 self._raise_floor()
             if self.held > self.search.plan.survivors:
                 self._settle()
@@ -156,7 +175,7 @@ class _Scan:
         return self.settled
 
     def _mask(self, sums: torch.Tensor, start: int) -> None:
-        """Give excluded pairs of one chunk the lowest score."""
+        """Give the excluded pairs of one chunk the lowest score."""
         low, device = self.search.grid.low, sums.device
         a, b = np.searchsorted(self.excluded_at, [start, start + CHUNK])
         if b > a:
@@ -169,7 +188,10 @@ class _Scan:
                 sums[torch.from_numpy(rows).to(device)[:, None], columns[None, :]] = low
 
     def _least(self, step: np.ndarray, error: np.ndarray) -> np.ndarray:
-        """Accumulators below this belong to scores below the floor for sure; never as low as a masked one."""
+        """Return the smallest accumulator value per query [B] that may belong to a score at or above the floor.
+
+        It is always above the value of masked pairs, so that these are never collected.
+        """
         grid = self.search.grid
         least = (self.floor - error - self.queries.shift) / step
         if grid.dtype == torch.int32:
@@ -177,7 +199,7 @@ class _Scan:
         return np.maximum(np.nextafter(least.astype(np.float32), np.float32(-np.inf)), np.float32(-3e38))
 
     def _collect(self, sums: torch.Tensor, tops: np.ndarray, least: np.ndarray, number: int, first: int, stop: int) -> None:
-        """Keep candidates of chunk `number` that reach `least`, of queries [first, stop)."""
+        """Add the candidates of chunk `number` that reach `least` to the survivors, for queries first..stop-1."""
         b, g = np.divmod(np.flatnonzero(tops[first:stop] >= least[first:stop, None]), CHUNK // GROUP)
         if len(b) > MAX_NEAR and stop - first > 1:
             middle = (first + stop) // 2
@@ -192,7 +214,7 @@ class _Scan:
         pair, within = np.divmod(at, GROUP)
         query, value, at = b[pair], values.ravel()[at].astype(np.float64), g[pair] * GROUP + within + number * CHUNK
         step, error = self.search.grid.bounds(self.queries, number)
-        # float32, with room for its own rounding
+        # 3e-7 covers the rounding of the bound itself to float32
         upper = (step[query] * value + (self.queries.shift + error + 3e-7)[query]).astype(np.float32)
         candidate = self.search.grid.order[at].astype(np.int32)
         self.pool.append((query.astype(np.int16), candidate, upper, np.full(len(query), -np.inf, np.float32)))
@@ -201,23 +223,23 @@ class _Scan:
             self._settle()
 
     def _group(self, sums: torch.Tensor, b: np.ndarray, g: np.ndarray) -> np.ndarray:
-        """The GROUP accumulators [n, GROUP] behind the maxima (b, g)."""
+        """Return the accumulators [n, GROUP] of the groups numbered g [n] of queries b [n]."""
         groups, at = sums.view(-1, GROUP), b * (CHUNK // GROUP) + g
         if sums.device.type == "cpu":
             return groups.numpy()[at]
         return groups[torch.from_numpy(at).to(sums.device)].cpu().numpy()
 
     def _floors(self, query: np.ndarray) -> np.ndarray:
-        """The floor of each pair's query in float32, rounded down."""
+        """Return the floor of each pair's query as float32, rounded down."""
         return np.nextafter(self.floor.astype(np.float32), np.float32(-np.inf))[query]
 
     def _score(self, query: np.ndarray, candidate: np.ndarray, scores: np.ndarray, which: np.ndarray) -> None:
-        """Fill in the float32 scores of the survivors `which`."""
+        """Compute the float32 scores of the survivors at positions `which`, in place."""
         rows = self.search.index[candidate[which]]
         scores[which] = pair_products(self.q_BD, query[which], self.search.array, rows)
 
     def _raise_floor(self) -> None:
-        """Score the k most promising survivors of each query in float32, and raise the floor to what they reach."""
+        """Score the k most promising survivors of each query in float32, and raise the floor to the k-th best score."""
         query, candidate, upper, scores = (np.concatenate(x) for x in zip(*self.pool, strict=True))
         keep = np.flatnonzero(upper >= self._floors(query))
         query, candidate, upper, scores = query[keep], candidate[keep], upper[keep], scores[keep]
@@ -228,7 +250,7 @@ class _Scan:
         self.pool, self.held = [(query, candidate, upper, scores)], len(query)
 
     def _settle(self) -> None:
-        """Compute exact keys of the survivors that float32 cannot tell from the best k; keep only the best k."""
+        """Compute the exact keys of all survivors that may still be among the best k; keep only the best k."""
         self._raise_floor()
         query, candidate, upper, scores = self.pool[0]
         self._score(query, candidate, scores, np.flatnonzero((upper >= self._floors(query)) & np.isneginf(scores)))

@@ -1,9 +1,9 @@
 """Exact nearest neighbours in the total order (see `mmtune.search.tie_order`): `topk`.
 
-Two methods give the same result. Few queries: a plain float32 search proposes candidates, which are scored again exactly;
-nothing is prepared. Many queries: the blocked scan of `ExactSearch`, which first prepares all candidates. On two cores with
-VNNI, the best 10 of 200,000 x 512 for one query took 0.03 s against 2.6 s, and the best 50 of 100,000 x 256 for 10,000 queries
-5.8 s against 3.1 s.
+Two methods give the same result. For few queries, a plain float32 search proposes candidates, which are scored again exactly.
+For many queries, the blocked scan of `ExactSearch` is faster, although it has to prepare all candidates first. Times on two
+cores with VNNI instructions, first method against second: the best 10 of 200,000 x 512 candidates for one query, 0.03 s against
+2.6 s; the best 50 of 100,000 x 256 candidates for 10,000 queries, 5.8 s against 3.1 s.
 """
 
 import numpy as np
@@ -16,18 +16,21 @@ from mmtune.search.vectors import ROWS_PER_BLOCK, GatheredRows
 
 MANY_QUERIES = 4096
 MANY_CANDIDATES = 16_384
-"""From so many queries and candidates on, preparing the candidates is worth its time."""
+"""The blocked scan is used from this number of queries and this number of candidates on."""
 FAISS_WIDTH = 2048
-"""faiss' flat search is slow for more results per query."""
+"""Largest number of results per query for which faiss' flat search is used; beyond it, it is slow."""
 
 
 def topk(
     q_QD: np.ndarray, d_ND: np.ndarray, k: int, *, order: np.ndarray | None = None, chunk: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact top `k` of unit vectors: (scores [Q, k] float32, positions in d [Q, k] int64), in the total order.
+    """Exact top `k` of L2-normalised vectors: (scores float32 [Q, k], positions in d int64 [Q, k]), in the total order.
 
-    order: int64 [N], the positions of the candidates in the order in which ties fall (`tie_order(ids)`); default: by position.
-    With fewer than k candidates, k shrinks to their number. chunk: queries at a time.
+    order: int64 [N], positions in d; of candidates with equal scores, the one that comes first in `order` ranks first. Pass
+        `tie_order(ids)` to order ties by id. Default: by position.
+    chunk: number of queries searched at a time
+
+    If d has fewer than k candidates, the results have one column per candidate.
     """
     k = min(k, len(d_ND))
     q_QD, d_ND = np.ascontiguousarray(q_QD, np.float32), np.ascontiguousarray(d_ND, np.float32)
@@ -47,7 +50,7 @@ def topk(
 
 
 def _prepared(q_QD: np.ndarray, d_ND: np.ndarray, k: int, order: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """`topk` by the blocked scan."""
+    """Compute `topk` by the blocked scan."""
     from mmtune.search.blocked import ExactSearch  # imports torch
 
     search = ExactSearch(d_ND if order is None else GatheredRows(d_ND, order), k=k)
@@ -58,11 +61,14 @@ def _prepared(q_QD: np.ndarray, d_ND: np.ndarray, k: int, order: np.ndarray | No
 
 
 def _proposed(q_QD: np.ndarray, d_ND: np.ndarray, k: int, position: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """`topk` of one chunk of queries: float32 proposes more than k candidates, exact keys order them. A query whose k-th
-    result could still be beaten by a candidate that was not proposed is searched again with more proposals."""
+    """Compute `topk` for one chunk of queries: float32 scores propose more than k candidates, exact keys order them.
+
+    If a candidate that was not proposed could still beat a query's k-th result, the query is searched again with more
+    proposals.
+    """
     scores, index = np.empty((len(q_QD), k), np.float32), np.empty((len(q_QD), k), np.int64)
     todo, width = np.arange(len(q_QD)), min(len(d_ND), k + max(16, k // 4))
-    # float32 sums: |error| <= (D + 2) 2**-24 |q||d| in any order; plus half a grid step, on both of two scores
+    # a float32 sum errs by at most (D + 2) 2**-24 |q||d| in any order; rounding to the grid adds half a step. Two scores: twice
     slack = 2 * ((q_QD.shape[1] + 2) * 2.0**-24 * 1.001 + 0.5 / GRID)
     while len(todo):
         approximate, proposed = _propose(q_QD[todo], d_ND, width)
@@ -78,7 +84,7 @@ def _proposed(q_QD: np.ndarray, d_ND: np.ndarray, k: int, position: np.ndarray |
 
 
 def _propose(q_QD: np.ndarray, d_ND: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` best by plain float32 sums: (scores descending, positions) [Q, width]."""
+    """Return the `width` best candidates by plain float32 sums: (scores, positions) [Q, width], scores descending."""
     if faiss_installed() and width <= FAISS_WIDTH and width < len(d_ND):
         faiss = import_faiss()
         return faiss.knn(q_QD, d_ND, width, metric=faiss.METRIC_INNER_PRODUCT)

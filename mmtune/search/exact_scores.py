@@ -1,9 +1,9 @@
-"""Cosines that do not depend on how they were computed.
+"""Compute cosines that are the same for any row order, block size, number of threads and BLAS library.
 
-A score is the cosine of two unit vectors, summed in float64 and rounded to the grid 2**-24. Its "key" is the integer
-round(cosine * 2**24), clipped to [-2**24, 2**24]; every key is a float32 exactly. BLAS adds in an order that depends on the
-block, so a sum that falls within its error bound of a rounding boundary is added again in one fixed order: keys never depend
-on row order, block size, threads or library.
+A score is the cosine of two L2-normalised vectors, summed in float64 and rounded to a multiple of 2**-24. Its "key" is the
+integer round(cosine * 2**24), clipped to [-2**24, 2**24]. Every key can be represented exactly as float32. BLAS libraries add
+numbers in an order that depends on the block. So if a sum is so close to a rounding boundary that the order of addition could
+change its key, the sum is computed again in one fixed order.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from mmtune.search.tie_order import GRID
 from mmtune.search.vectors import ROWS_PER_BLOCK, Vectors
 
 PAIR_BLOCK_NUMBERS = 2**18
-"""Numbers of one block of pairs: its float64 copies stay in the processor's cache."""
+"""Vector elements per block of pairs, so that the float64 copies fit into the processor's cache."""
 
 PairsAt = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def exact_keys(q_QD: np.ndarray, d_ND: Vectors) -> np.ndarray:
-    """Keys int32 [Q, N] of every pair. Memory: 4 Q N bytes, and one block of candidates in float64."""
+    """int32 [Q, N]: the keys of all pairs. Uses 4 Q N bytes, plus one block of candidates in float64."""
     out = np.empty((len(q_QD), len(d_ND)), np.int32)
     q64 = q_QD.astype(np.float64)
     for start in range(0, len(d_ND), ROWS_PER_BLOCK):
@@ -37,7 +37,7 @@ def exact_keys(q_QD: np.ndarray, d_ND: Vectors) -> np.ndarray:
 
 
 def pair_keys(q_QD: Vectors, d_ND: Vectors, i_P: np.ndarray, j_P: np.ndarray) -> np.ndarray:
-    """Keys int32 [P] of the pairs (q[i], d[j])."""
+    """int32 [P]: the keys of the pairs (q[i], d[j])."""
     out = np.empty(len(i_P), np.int32)
     step = max(64, PAIR_BLOCK_NUMBERS // max(1, q_QD.shape[1]))
     for start in range(0, len(i_P), step):
@@ -52,15 +52,15 @@ def pair_keys(q_QD: Vectors, d_ND: Vectors, i_P: np.ndarray, j_P: np.ndarray) ->
 
 
 def _round_to_grid(sums: np.ndarray, q_QD: Vectors, d_ND: Vectors, pairs_at: PairsAt) -> np.ndarray:
-    """Keys int32 of float64 `sums` (overwritten); sums too near a rounding boundary are added again in the fixed order.
+    """Round float64 `sums` (overwritten) to int32 keys. Sums too near a rounding boundary are computed again in the fixed order.
 
-    pairs_at: positions in `sums` -> (query, candidate) of these pairs.
+    pairs_at: function that maps positions in `sums` to the (queries, candidates) of these pairs
     """
     sums *= GRID
     keys = np.rint(sums)
     np.subtract(sums, keys, out=sums)
     np.abs(sums, out=sums)
-    # |sum - exact| <= D * 2**-53 * |q||d| for any order of summation (Higham 2002, 3.5); twice that, in grid units
+    # |sum - exact| <= D * 2**-53 * |q||d| for any order of summation (Higham 2002, 3.5); twice that, in grid steps
     doubtful = np.flatnonzero(sums > 0.5 - 2 * (q_QD.shape[1] + 2) * 2.0**-53 * GRID)
     keys = keys.clip(-GRID, GRID).astype(np.int32)
     for start in range(0, len(doubtful), ROWS_PER_BLOCK):
@@ -71,6 +71,6 @@ def _round_to_grid(sums: np.ndarray, q_QD: Vectors, d_ND: Vectors, pairs_at: Pai
 
 
 def _fixed_order_keys(q_PD: np.ndarray, d_PD: np.ndarray) -> np.ndarray:
-    """Keys [P] of P pairs, each summed in one fixed order."""
+    """int32 [P]: the keys of P pairs, each sum computed in one fixed order."""
     sums = (q_PD.astype(np.float64) * d_PD.astype(np.float64)).sum(1)
     return np.rint(sums * GRID).clip(-GRID, GRID).astype(np.int32)

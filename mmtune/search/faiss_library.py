@@ -1,4 +1,4 @@
-"""faiss, which is an optional dependency: imported where it is used."""
+"""Import faiss, an optional dependency, only where it is used."""
 
 import importlib.util
 from types import ModuleType
@@ -12,7 +12,7 @@ def faiss_installed() -> bool:
 
 
 def import_faiss(purpose: str = "mining") -> ModuleType:
-    """The module. MissingExtra names `purpose` and the command that installs faiss."""
+    """Import and return faiss. Raises MissingExtra, with `purpose` and the command that installs faiss, if it is missing."""
     try:
         import faiss
     except ImportError:

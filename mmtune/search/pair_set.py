@@ -1,4 +1,4 @@
-"""Sets of (query, candidate) pairs of a block of queries, such as known positives that a search must leave out."""
+"""Sets of (query, candidate) pairs for one block of queries, such as known positives that a search must leave out."""
 
 from dataclasses import dataclass, field
 
@@ -7,10 +7,11 @@ import numpy as np
 
 @dataclass
 class PairSet:
-    """Pairs between a block of B queries and the candidates.
+    """A set of pairs between a block of B queries and the candidates.
 
-    query, candidate: int64 [P], the listed pairs, by position in the block and by candidate number. rectangles: (queries,
-    candidates) whose pairs all belong to the set; a group of a million rows is not listed pair by pair.
+    query, candidate: int64 [P], pairs listed one by one: position of the query in the block, candidate number
+    rectangles: list of (queries, candidates); every pair of one of these queries with one of these candidates is in the set.
+        So a group of a million rows does not have to be listed pair by pair.
     """
 
     query: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -18,9 +19,9 @@ class PairSet:
     rectangles: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def contains(self, candidates_BW: np.ndarray, queries: np.ndarray | None = None) -> np.ndarray:
-        """bool [B, W]: whether (query b, candidates[b, w]) is in the set. Entries below 0 are in no set.
+        """bool [B, W]: whether (query b, candidates[b, w]) is in the set; False for entries below 0.
 
-        queries: int64 [B], positions in the block that the rows stand for; default: all of the block.
+        queries: int64 [B], the position in the block of the query of each row; default: row b is query b
         """
         rows = np.arange(len(candidates_BW)) if queries is None else queries
         width = np.int64(max(self.candidate.max(initial=-1), candidates_BW.max(initial=-1)) + 1)

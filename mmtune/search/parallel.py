@@ -1,7 +1,7 @@
-"""Blocks of queries on several threads, one core each, results in order.
+"""Process blocks of queries on several threads, one core each, and return the results in order.
 
-Whole blocks on single threads are faster than every operation on all threads: no operation waits for the slowest core, and
-the parts in NumPy run in parallel too.
+Running whole blocks on single threads is faster than spreading every operation over all threads: no operation waits for the
+slowest core, and NumPy operations run in parallel too.
 """
 
 from collections import deque
@@ -16,14 +16,14 @@ R = TypeVar("R")
 
 
 def worker_count(device: str = "cpu") -> int:
-    """Threads to work with: as many as torch may use (OMP_NUM_THREADS); one where an accelerator does the work."""
+    """Number of threads to use: on a CPU as many as torch uses (OMP_NUM_THREADS), on an accelerator 1."""
     import torch
 
     return torch.get_num_threads() if device == "cpu" else 1
 
 
 def ordered_map(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map(work, items)` on `threads` threads, at most two results per thread ahead of the consumer."""
+    """Same as `map(work, items)`, on `threads` threads. Computes at most two results per thread ahead of the consumer."""
     if threads <= 1:
         yield from map(work, items)
         return

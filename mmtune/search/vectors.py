@@ -1,4 +1,4 @@
-"""Arrays of vectors as a search takes them: all rows of an array, or some of its rows gathered when they are read."""
+"""Arrays of vectors that a search can read: a whole array, or selected rows that are gathered only when they are read."""
 
 from typing import Protocol, TypeAlias
 
@@ -8,13 +8,13 @@ from numpy.typing import DTypeLike
 from mmtune.errors import DataError
 
 ROWS_PER_BLOCK = 8192
-"""Rows read at a time: their float64 copies stay near the processor's cache."""
+"""Number of rows read at a time, so that their float64 copies stay near the size of the processor's cache."""
 
 RowIndex: TypeAlias = slice | np.ndarray
 
 
 class Vectors(Protocol):
-    """A float32 array [N, D], or an object that gives rows of one when it is indexed."""
+    """A float32 array [N, D], or an object that returns rows of such an array when it is indexed."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -25,7 +25,7 @@ class Vectors(Protocol):
 
 
 class GatheredRows:
-    """Rows `index` [M] of an array [N, D]. They are gathered when read, so a million vectors are not copied."""
+    """The rows `index` [M] of an array [N, D], gathered when they are read, so that the array is not copied."""
 
     def __init__(self, array: np.ndarray, index: np.ndarray):
         self.array, self.index = array, index
@@ -42,16 +42,16 @@ class GatheredRows:
 
 
 def array_and_index(vectors: np.ndarray | GatheredRows) -> tuple[np.ndarray, np.ndarray]:
-    """(array [N, D], index [M]) such that vector i is array[index[i]]."""
+    """Return (array [N, D], index [M]) such that vector i is array[index[i]]."""
     if isinstance(vectors, GatheredRows):
         return vectors.array, vectors.index
     return vectors, np.arange(len(vectors))
 
 
 def normalize_rows(x_ND: np.ndarray, name: str = "vectors") -> np.ndarray:
-    """Float32 rows of length 1: the same array when they already are; zero rows stay zero.
+    """L2-normalise rows, as float32. Returns the same array if they already are; zero rows stay zero.
 
-    Raises DataError, beginning with `name`, when a row holds NaN or infinity.
+    Raises DataError, starting with `name`, if a row holds NaN or infinity.
     """
     x_ND = np.ascontiguousarray(x_ND, np.float32)
     norms = np.empty(len(x_ND))
