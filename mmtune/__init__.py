@@ -1,11 +1,12 @@
-"""mmtune: tune CLIP/CLAP-type dual encoders on your own images, sounds and texts; prove it; ship the new embedding space.
+"""mmtune tunes CLIP/CLAP-type dual encoders on your own images, sounds and texts, tests whether the tuned model is better than the
+base model, and serves a search index of its embeddings.
 
-Importing mmtune imports nothing heavy and changes nothing in the process. The functions here import their room when they are
-called; the classes `Model`, `Recipe`, `Gate` and `Collection` are imported when they are first looked up.
+`import mmtune` is fast and has no side effects. The functions import torch and other large libraries when they are called; the
+classes `Model`, `Recipe`, `Gate` and `Collection` are imported at first access.
 
-OpenMP: on a shared machine threads should sleep soon after they have waited. The command line sets OMP_WAIT_POLICY and
-GOMP_SPINCOUNT for that before torch is imported, and so does `train` where torch is not imported yet; see
-`mmtune.runtime.threads`.
+`train` and the command line set the environment variables OMP_WAIT_POLICY and GOMP_SPINCOUNT, unless they are set already. This
+makes idle OpenMP threads sleep soon, which matters on a machine shared with other programs. It has an effect only if torch is not
+imported yet; see `mmtune.runtime.threads`.
 """
 
 from typing import TYPE_CHECKING
@@ -75,7 +76,7 @@ _CLASSES = {
 
 
 def __getattr__(name: str) -> type:
-    """The public classes, imported when they are first looked up (PEP 562)."""
+    """Import one of the public classes at first access (PEP 562)."""
     import importlib
 
     if name not in _CLASSES:

@@ -1,16 +1,21 @@
-"""Interfaces and data types that several rooms share.
+"""Interfaces and data types that several subpackages of mmtune share.
 
-| what | where |
+| interfaces and types | defined in |
 |---|---|
-| `Row`, `Batch`, `Embeddings`, `Modality`, `Preprocess`, `Augmentation`, `Scorer` | here |
+| `Row`, `Batch`, `Embeddings`, `Modality`, `Preprocess`, `Augmentation`, `Scorer` | this module |
 | `Tower`, `LogitScale`, `Backbone`, `Family` | `mmtune.backbones` |
 | `ContrastiveBlock`, `ScoredPairs`, `DistillationBlock`: the inputs of the three kinds of loss | `mmtune.losses` |
 | miner sources and false-negative guards | `mmtune.mining` |
 | evaluation tasks and metrics | `mmtune.evaluation` |
-| `Store` | `mmtune.index.protocols` |
+| `Store` | `mmtune.index.stores` |
 
-Shapes: B rows of a batch, U unique items of one modality in it (identical content is encoded once), D dimensions of the shared
-space. Modalities are keyed by name; no identifier outside `modalities/` and `backbones/` spells one.
+Letters in shapes:
+    B: rows of a batch
+    U: unique items of one modality in a batch; identical content is encoded only once
+    D: dimensions of the shared embedding space
+
+Modalities are referred to by their names in strings. No identifier outside `modalities/` and `backbones/` contains the name of a
+modality, so that users can register modalities of their own.
 """
 
 import random
@@ -27,23 +32,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JsonObject: TypeAlias = dict[str, Any]
-"""A JSON document, or a part of one, as `json` reads and writes it. For files and answers; results are classes with fields."""
+"""A JSON object as the module `json` reads and writes it. Used for files and HTTP responses; results of functions are classes."""
 
 Signal: TypeAlias = Any
-"""A decoded value: whatever a modality's `decode` returns (a picture, samples with their rate, a string)."""
+"""A decoded value: whatever a modality's `decode` returns (an image, audio samples with their sample rate, a string)."""
 
 Pair = tuple[str, str]
-"""A directed or undirected pair of modality names, e.g. ("a", "b"); written "a->b" when directed."""
+"""A pair of modality names, e.g. ("a", "b"). A directed pair (queries -> candidates) is also written as the string "a->b"."""
 
 Augmentation: TypeAlias = Callable[[Signal, random.Random], Signal]
-"""A training-time augmentation. It draws from the generator that it is given and from no other, so that a resumed run sees the
-same signals. An optional attribute `zoom: float` (1 without it) says how many times the tower's input size the signal must be
-decoded at, so that what the augmentation keeps of it still fills the input; infinity where it works on the original's pixels."""
+"""A training-time augmentation: a function (signal, rng) -> augmented signal.
+
+It must use no other random generator than `rng`, so that a resumed run gets the same signals as an uninterrupted one.
+
+An optional attribute `zoom: float` (default 1) is a factor on the size at which the signal is decoded, relative to the input size
+of the tower. An augmentation that keeps only a part of the signal, e.g. a random crop, needs a factor above 1, so that the part
+still has the input size. Infinity requests decoding at full resolution.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training or catalog row. `values` maps a modality's name to the original bytes; a missing one is absent."""
+    """One sample of a dataset or item of a catalog.
+
+    id: unique within the dataset
+    group: rows with the same group show the same thing, e.g. one product; None means no group
+    values: modality -> the encoded bytes, as in the source file; modalities that the row lacks are not keys
+    meta: metadata column -> value
+    """
 
     id: str
     group: str | None
@@ -53,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A numeric limit that a modality offers to `pack`; becomes `--name` (with dashes) on the command line."""
+    """A numeric limit that a modality adds to `pack`. On the command line it is an option: `max_pixels` becomes `--max-pixels`."""
 
     type: type[int] | type[float]
     default: float
@@ -61,61 +77,70 @@ class Option:
 
 
 class Modality:
-    """Everything that depends on one kind of signal: decoding, limits, identity of content, augmentation, display.
+    """Base class of modalities: decoding, limits, content identity, augmentation and display of one kind of signal.
 
-    Subclass it, then add it to the table: `modalities.register(name, "package.module:Class")`, or one line in
-    `modalities.TABLE`. Only `decode` and `coerce` must be written.
+    To add a modality, subclass this class and register it with `modalities.register(name, "package.module:Class")`. A subclass
+    must define `name`, `extensions`, `decode` and `coerce`; everything else has a default or is needed for single features only.
     """
 
     name: str = ""
     extensions: tuple[str, ...] = ()
-    """File suffixes without dot, for shard members and source folders; the first is the default."""
+    """File extensions without the dot, for files in shards and in source folders. The first one is the default."""
     columns: tuple[str, ...] = ()
-    """Names of source columns that hold this modality when `pack` is given none."""
+    """Usual column names: `pack` takes a source column with one of these names for this modality if the user names no column."""
     language: bool = False
-    """True when signals are strings of natural language: queries can be typed, prompts and class names can be encoded."""
+    """True for text modalities: signals are natural-language strings, so queries can be typed, and prompts and class names exist."""
     inline: bool = False
-    """True when the cell of a source table holds the value itself, False when it holds a path relative to the source."""
+    """True if a cell of a source table contains the value itself, False if it contains a file path relative to the source."""
     json_fields: tuple[str, ...] = ()
-    """Fields of a shard's .json member that hold the value when the sample has no member of this modality."""
+    """Fields of a sample's .json file in a shard that are read as the value if the sample has no file of this modality."""
     options: Mapping[str, Option] = {}
     """Limits that `check` and `check_header` take as keyword arguments."""
     request_limits: Mapping[str, float] = {}
-    """Defaults of those `options` that limit values which arrive in HTTP requests."""
+    """Option name -> limit for values that arrive in HTTP requests; its keys are keys of `options`."""
     near_duplicate_distance: int = -1
-    """Two `near_duplicate_key`s that differ in at most this many bits are near duplicates; -1: this modality has no such key."""
+    """Two values are near duplicates if their `near_duplicate_key`s differ in at most this many bits. -1 means that this modality
+    has no near-duplicate keys."""
 
     def decode(self, data: bytes) -> Signal:
-        """Bytes -> signal. Raises Rejected(reason) for undecodable bytes; never raises anything else, never hangs."""
+        """Decode bytes to a signal. Raises Rejected with the reason if that is impossible. Must not raise any other exception."""
         raise NotImplementedError
 
     def decode_scaled(self, data: bytes, input_size: float) -> Signal:
-        """As `decode`, at a reduced resolution where that is faster. The result keeps at least twice `input_size`, the size that
-        the tower scales signals to (`Preprocess.input_size`)."""
+        """Like `decode`, but may decode at a reduced resolution, which is faster.
+
+        The result must keep at least twice `input_size`, the size to which the tower's preprocessing scales signals (see
+        `Preprocess`). By default the signal is decoded at full resolution.
+        """
         return self.decode(data)
 
     def check(self, data: bytes, **options: float) -> None:
-        """Raise Rejected(reason) when the value is undecodable, empty, or over a limit of `options`."""
+        """Raise Rejected with the reason if the value cannot be decoded, is empty, or exceeds a limit in `options`."""
         self.decode(data)
 
     def check_header(self, data: bytes, **options: float) -> int:
-        """As `check`, by the header alone where the format has one, so that no value over a limit is decoded. Returns an estimate
-        of the bytes of memory that decoding takes."""
+        """Like `check`, but reads only the file header if the format has one, so that values over a limit are not decoded.
+
+        Returns an estimate of the memory in bytes that decoding the value needs.
+        """
         self.check(data, **options)
         return len(data)
 
     def coerce(self, value: object) -> Signal:
-        """A user's value (path, array, library object, ...) -> signal. Raises Rejected."""
+        """Convert a user's value (a path, array, library object, ...) to a signal. Raises Rejected if that is impossible."""
         raise NotImplementedError
 
     def accepts(self, value: object) -> bool:
-        """Whether `Model.encode(value)` without a modality's name may take `value` for this modality, judged by its type and, for
-        a path, its suffix; nothing is read. Default: paths (`str` or `Path`) whose suffix is one of `extensions`."""
+        """Whether `Model.encode(value)`, called without a modality, may treat `value` as a value of this modality.
+
+        Decides by the type and, for a path, by the file extension; reads no file. By default accepts paths (`str` or `Path`) with
+        one of the `extensions`.
+        """
         suffix = str(value).rpartition(".")[2].lower() if isinstance(value, str) or hasattr(value, "__fspath__") else ""
         return suffix in self.extensions
 
     def from_file(self, path: "str | Path") -> Signal:
-        """The signal in a file. Raises Rejected naming the path."""
+        """Read and decode a file. Raises Rejected, with the path in the message, if that is impossible."""
         try:
             with open(path, "rb") as f:
                 return self.decode(f.read())
@@ -130,35 +155,38 @@ class Modality:
         return data, ""
 
     def content_key(self, data: bytes) -> bytes:
-        """Identity of content: values with equal keys are the same item. Default: the bytes themselves."""
+        """The content key of a value: two values with equal keys count as the same item. By default the bytes themselves."""
         return data
 
     def near_duplicate_key(self, signal: Signal) -> int | None:
-        """A 64-bit perceptual hash that survives re-encoding, scaling and the like; None when the signal has no structure."""
+        """A 64-bit perceptual hash that hardly changes when the value is re-encoded or scaled.
+
+        None for a signal without structure, e.g. a plain-coloured image or silence.
+        """
         return None
 
     def augment(self, **options: Any) -> Augmentation:
-        """A training-time augmentation, built from a recipe's `augment.NAME` block. Raises RecipeError for an unknown option."""
+        """Build a training-time augmentation from the recipe block `augment.NAME`. Raises RecipeError for an unknown option."""
         raise NotImplementedError
 
     def mix(self, signal: Signal, other: Signal, share: float) -> Signal:
-        """`signal` mixed with `other` as background, whose weight in the mix is `share` (0 to 1). Used by `augment.NAME.mixup`."""
+        """Mix `other` into `signal` with the weight `share` (0 to 1), for the recipe key `augment.NAME.mixup`."""
         raise NotImplementedError
 
     def to_html(self, data: bytes) -> str:
-        """An HTML fragment that shows or plays the value, self-contained (data: URLs)."""
+        """A self-contained HTML fragment (with data: URLs) that shows or plays the value."""
         raise NotImplementedError
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
-        """As `to_html`, small, for pages with hundreds of values. `label` is the accessible name of the value."""
+        """Like `to_html`, but smaller, for pages with hundreds of values. `label` is the alternative text for screen readers."""
         return self.to_html(data)
 
     def media_type(self, data: bytes) -> str:
-        """The value's media type (MIME) for an HTTP response, from its bytes, never from a name."""
+        """The media type (MIME type) of the value for an HTTP response. Decided by the bytes, never by a file name."""
         return "application/octet-stream"
 
     def input_component(self, label: str, elem_id: str) -> Any:
-        """The gradio component for a query of this modality: a text box for language, else a file upload."""
+        """The Gradio input component for queries of this modality: a text box for a text modality, otherwise a file upload."""
         import gradio
 
         if self.language:
@@ -168,31 +196,46 @@ class Modality:
 
 @runtime_checkable
 class Preprocess(Protocol):
-    """A checkpoint's own preprocessing of one modality: picklable, without weights, so that data workers can run it.
+    """The preprocessing of one modality that belongs to a checkpoint. Has no weights and can be pickled.
 
-    Two optional attributes: `is_deterministic(signal) -> bool`, False where training (with `rng`) gets other numbers each time,
-    e.g. a random crop; `input_size: float | None`, the size that signals are scaled to, in the modality's own unit.
+    Optional attributes:
+        is_deterministic(signal) -> bool: False if preprocessing with an `rng` is random for this signal (e.g. a random crop);
+            results for which it is True are cached in training. Without the attribute all results count as deterministic
+        input_size: float | None: the size to which signals are scaled, in the modality's own unit, e.g. pixels
     """
 
     def __call__(self, signal: Signal, rng: random.Random | None = None) -> "dict[str, Tensor]":
-        """One signal -> tensors without a batch axis. Deterministic without `rng`; with it (training) may crop at random."""
+        """Preprocess one signal; returns tensors without a batch axis.
+
+        Without `rng` the result is deterministic. With `rng`, which is given in training, it may be random, e.g. a random crop.
+        """
         ...
 
     def collate(self, items: "Sequence[dict[str, Tensor]]") -> "dict[str, Tensor]":
-        """Items -> one batch of inputs for the tower. Items of several windows add "segments" [W], window -> item."""
+        """Collate the results of `__call__` for several items to one batch of inputs for the tower.
+
+        If long signals are split into windows, the batch holds all W windows and a tensor "segments": int [W], sorted, the item
+        index of each window.
+        """
         ...
 
 
 @dataclass(slots=True)
 class Batch:
-    """Rows on their way through the trainer. All tensors of one batch lie on one device.
+    """A batch of B rows for training. All its tensors are on the same device.
 
-    ids [B] row ids; index [B] row numbers in the dataset (int64); is_query [B] bool, False for rows that serve only as
-    candidates (mined negatives); inputs[m] the tower's inputs for U_m unique items; item_of_row[m] [B] row -> unique item, -1
-    where the row lacks m; labels[k] [B] int64 with k in {"id", "group"} and every modality (content): equal non-zero
-    labels mean "the same thing", 0 means none; columns[c] [B] float32 numeric metadata that an objective needs;
-    hard_negatives["a->b"] [2, n] int64: row of a query, row of a negative mined for it in that direction. A row that only serves
-    as candidate is a negative of the queries that mined it and of no other: being hard, it would weigh too much for all.
+    ids: [B], row ids
+    index: int64 [B], row numbers in the dataset
+    is_query: bool [B]; False for rows that are only candidates (mined negatives)
+    inputs: modality m -> inputs of the tower for the U_m unique items of m in the batch
+    item_of_row: modality -> int64 [B], index of the row's item among the unique items; -1 if the row lacks the modality
+    labels: "id", "group" or a modality -> int64 [B]; equal non-zero labels mean the same id, group or content; 0 means no label
+    columns: name -> float32 [B], the numeric metadata columns that the objective needs
+    hard_negatives: direction "a->b" -> int64 [2, n], batch positions of n queries (first row of the tensor) and of the negative
+        that was mined for each of them (second row)
+
+    A row with is_query False is a negative only for the queries that it was mined for. Used as a negative for all queries of the
+    batch, such hard negatives would have too much weight in the loss.
     """
 
     ids: list[str]
@@ -205,7 +248,7 @@ class Batch:
     hard_negatives: "dict[str, Tensor]" = field(default_factory=dict)
 
     def map_tensors(self, function: "Callable[[Tensor], Tensor]") -> "Batch":
-        """The batch with `function` applied to every tensor, e.g. a copy to a device."""
+        """Return a batch with `function` applied to every tensor, e.g. to copy it to a device."""
 
         def each(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
             return {k: function(v) for k, v in tensors.items()}
@@ -223,24 +266,29 @@ class Batch:
 
 
 class Scorer(Protocol):
-    """Scores pairs of signals: a cross-encoder as a teacher of distillation, a verifier of mined negatives."""
+    """Scores pairs of signals, e.g. a cross-encoder. Used as the teacher of a distillation loss or to verify mined negatives."""
 
     def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> Sequence[float]:
-        """One float a pair; a higher one means more similar."""
+        """Return one score per pair. A higher score means more similar."""
         ...
 
 
 def direction(a: str, b: str) -> str:
-    """The name of a directed pair: queries of `a`, candidates of `b`."""
+    """The name "a->b" of a retrieval direction: queries of modality `a`, candidates of modality `b`."""
     return f"{a}->{b}"
 
 
 @dataclass(slots=True)
 class Embeddings:
-    """Vectors of one modality for N rows of a dataset, with their ids and labels.
+    """Embeddings of one modality for N rows of a dataset, with the ids and labels of the rows.
 
-    ids [N] row ids; groups [N]; labels[k] int64 [N] as in Batch; vectors float32 [N, D], unit length; fingerprint of the model;
-    queries [N, D] the same rows encoded with the query prompt, where the model has one that differs from the default prompt.
+    ids: [N], row ids
+    groups: [N], the group of each row or None
+    labels: as in `Batch`, int64 [N] each
+    vectors: float32 [N, D], L2-normalised embeddings, used as candidates
+    fingerprint: fingerprint of the model that computed them
+    queries: float32 [N, D], embeddings of the same rows with the query prompt; None if the model has no query prompt that
+        differs from the default prompt
     """
 
     ids: list[str]
@@ -252,5 +300,5 @@ class Embeddings:
 
     @property
     def query_vectors(self) -> "np.ndarray":
-        """The vectors of the query side of a direction."""
+        """The embeddings to use when the rows are queries: `queries`, or `vectors` if `queries` is None."""
         return self.vectors if self.queries is None else self.queries

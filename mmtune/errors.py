@@ -1,33 +1,33 @@
-"""Errors for users: what is wrong, where, what to do next. One line each; the CLI prints them without a traceback."""
+"""Exceptions for mistakes that a user can correct. The command line prints their message without a traceback."""
 
 
 class MmtuneError(Exception):
-    """Base of every error a user can cause. `str(error)` is one line that names the file or key and the fix."""
+    """Base class of errors that a user can cause. The message is one line: the file or recipe key, the problem and the fix."""
 
 
 class RecipeError(MmtuneError):
-    """A recipe key that is unknown, of the wrong type, or needs what the data or the model does not have."""
+    """A recipe or an option is invalid: an unknown key, a wrong type, or a value that does not suit the data or the model."""
 
 
 class DataError(MmtuneError):
-    """A source, shard or column that cannot be used."""
+    """A data source, shard, column or other data file is missing or cannot be used."""
 
 
 class DataWarning(UserWarning):
-    """Something in DATA was left out; one line that names the shard, the reason and how often."""
+    """Samples of a dataset were skipped. The message names the shard, the reason and the number of samples."""
 
 
 class ModelError(MmtuneError):
-    """A MODEL that cannot be loaded: missing weights, preprocessing, tokenizer, or another fingerprint."""
+    """A model cannot be loaded or used, e.g. because of missing weights or tokenizer files, or a wrong fingerprint."""
 
 
 class MissingExtra(MmtuneError):
-    """An optional library is not installed; the line carries the exact pip command."""
+    """An optional library is not installed. The message contains the pip command that installs it."""
 
 
 class TrainingError(MmtuneError):
-    """Training cannot go on: a loss that is not finite, a run directory of another recipe."""
+    """Training cannot start or continue, e.g. because of a non-finite loss, or a run directory of another recipe."""
 
 
 class Rejected(Exception):
-    """One row's value cannot be used; `str(error)` is the reason that goes to rejected.jsonl. Never ends a job."""
+    """The value of one row cannot be used. The message is the reason; `pack` writes it to rejected.jsonl and continues."""

@@ -1,4 +1,4 @@
-"""A training run from its recipe to its artifact: the composition root, in the order in which things happen."""
+"""Run a recipe from the data to the saved artifact. This module connects data, mining, training and evaluation."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,13 +37,20 @@ def train(
     resume: bool = False,
     quiet: bool = False,
 ) -> TrainResult:
-    """Run a recipe (a file, plain data, or a Recipe) and return what came out of it.
+    """Train by a recipe and return the result: paths, scores and the fingerprint of the trained model.
 
-    RUN/ gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and artifact/. With `resume` a run that
-    was stopped goes on to the same result; without it a RUN that holds a run is refused. Raises MmtuneError.
+    The run directory, recipe key `run.dir`, gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and
+    artifact/ (the trained model).
 
-    Started several times by torchrun or accelerate, the processes train together on the recipe's batches; rank 0 writes, the
-    others return its result (without the field `result`). RUN must be one directory for all of them.
+    recipe: a recipe file, a mapping with the same keys, or a `Recipe`
+    overrides: "key.sub=value" strings that replace keys of a recipe file
+    resume: continue an interrupted run from its last checkpoint, with the same result as without the interruption
+    quiet: print no progress
+
+    Raises MmtuneError, e.g. if the recipe is invalid, or if the run directory contains a run and `resume` is False.
+
+    Distributed training: start the same call with torchrun or accelerate. All processes must share the run directory. Each of
+    them computes a part of every batch. Rank 0 writes the files; the other ranks return its result without the field `result`.
     """
     with init_processes() as processes:
         checked = Recipe.read(recipe, overrides)
@@ -51,7 +58,7 @@ def train(
 
 
 def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) -> TrainResult:
-    """Train by a recipe in the processes that called `train`."""
+    """Train by a validated recipe. All ranks of `processes` must call this function; the parameters are those of `train`."""
     directory = Path(recipe.run.dir)
     with processes.main_process_first():
         if processes.is_main_process:
@@ -111,7 +118,7 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
 
 
 def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: Processes) -> Objective:
-    """The recipe's objective, with the outputs of its teachers."""
+    """Build the recipe's objective. Scores and embeddings of its teachers are computed first, or read if they are stored."""
     return build_objective(
         recipe.objective,
         inputs.pairs,
@@ -125,22 +132,28 @@ def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: P
 
 
 def _heads_first(recipe: Recipe, inputs: TrainingInputs, resume: bool, quiet: bool, processes: Processes) -> "Model | None":
-    """The model whose heads were trained alone, where `tune` has a `head_first`: a run of its own in RUN/head_first."""
+    """Train only the heads first (LP-FT) and return that model; None if no tower has `head_first` in the recipe's `tune`.
+
+    This is a complete run in the directory head_first/ inside the run directory.
+    """
     stage = head_stage(recipe, parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained))
     if stage is None:
         return None
     directory = Path(stage.run.dir)
-    if resume and (directory / "artifact" / "mmtune.json").is_file():  # finished before, by this very recipe
+    if resume and (directory / "artifact" / "mmtune.json").is_file():  # the run of the heads is finished already
         with processes.main_process_first():
             if processes.is_main_process:
-                claim_run_directory(directory, stage, True)
+                claim_run_directory(directory, stage, True)  # raises if that run had another recipe
     else:
         run_recipe(stage, resume, quiet, processes)
     return artifact.load(directory / "artifact")
 
 
 def _keep_features(tuned: TunedModel, inputs: TrainingInputs, quiet: bool) -> Embed:
-    """Print what is trained, and compute the features of towers that are frozen; returns how to embed between epochs."""
+    """Print what is trained, and compute and store the features of frozen towers, so that they are not computed in every epoch.
+
+    Returns the function that embeds data for validation; it uses the stored features if there are any.
+    """
     if not quiet:
         print("\n".join(tuned.summary()), file=sys.stderr)
     if tuned.features is None:

@@ -1,4 +1,4 @@
-"""Throughput of a recipe on this machine with its own rows: training, loading and embedding, and which one is the bottleneck."""
+"""Measure the throughput of a recipe on this machine: training, data loading and embedding, and which of them is the bottleneck."""
 
 import statistics
 import sys
@@ -30,19 +30,24 @@ if TYPE_CHECKING:
 
 
 WARM_UP = 4
-"""Steps before the clock starts."""
+"""Number of warm-up steps, which are not measured."""
 MAX_ROWS = 512
-"""Rows of each modality that are embedded, at most."""
+"""Maximum number of rows that are embedded for each modality."""
 DATA_BOUND = 0.1
-"""Share of the time spent waiting for data above which the data are the bottleneck."""
+"""Data loading counts as the bottleneck if training waits for data for more than this fraction of the time."""
 
 
 @dataclass
 class Throughput(ResultFields):
-    """Rates of one recipe on this machine.
+    """Throughput of one recipe on this machine.
 
-    pairs_per_second, wait (share of the time spent waiting for data): medians over the steps of the training; loading: pairs a
-    second of the data loader alone; embedding: {modality: items a second} without training; memory_mb: peak memory.
+    pairs_per_second: pairs per second in training, median over the steps
+    wait: fraction of the time that training waits for data, 0 to 1, median over the steps
+    loading: pairs per second of the data loader alone, without a model
+    embedding: modality -> items per second when embedding without training
+    memory_mb: peak memory in MB, of the GPU if there is one
+    batch_size: rows per step, as in the recipe
+    steps: number of measured training steps
     """
 
     pairs_per_second: float
@@ -54,26 +59,26 @@ class Throughput(ResultFields):
     steps: int
 
     def to_dict(self) -> JsonObject:
-        """The JSON document of `mmtune bench`."""
+        """The fields and `bottleneck`, as `mmtune bench --json` prints them."""
         return {**super().to_dict(), "bottleneck": self.bottleneck}
 
     @property
     def bottleneck(self) -> str:
-        """ "data" where training waits for data for more than a tenth of its time, else "towers"."""
+        """ "data" if training waits for data for more than a tenth of the time, else "towers"."""
         return "data" if self.wait > DATA_BOUND else "towers"
 
     def __str__(self) -> str:
         embedding = ", ".join(f"{m} {v:,.1f}" for m, v in self.embedding.items())
         advice = {
-            "data": "bottleneck: data; try more data.workers, files near the tower's input size, a faster disk",
-            "towers": "bottleneck: towers; try a smaller one, `tune` less of it, or an accelerator",
+            "data": "bottleneck: data; try more data.workers, files close to the tower's input size, or a faster disk",
+            "towers": "bottleneck: towers; try a smaller model, a `tune` that trains fewer weights, or a GPU",
         }[self.bottleneck]
         return (
             f"training   {self.pairs_per_second:,.1f} pairs/s, batch {self.batch_size}, "
             f"{self.wait:.0%} of the time waiting for data (median of {self.steps} steps of a first epoch)\n"
-            f"loading    {self.loading:,.1f} pairs/s by itself\n"
-            f"embedding  {embedding} a second\n"
-            f"memory     {self.memory_mb:,.0f} MB at most\n"
+            f"loading    {self.loading:,.1f} pairs/s without a model\n"
+            f"embedding  {embedding} items/s\n"
+            f"memory     {self.memory_mb:,.0f} MB peak\n"
             f"{advice}"
         )
 
@@ -81,16 +86,23 @@ class Throughput(ResultFields):
 def bench(
     recipe: "Recipe | Mapping[str, object] | str | Path", overrides: Sequence[str] = (), *, steps: int = 16, quiet: bool = True
 ) -> Throughput:
-    """Measure a recipe: train a few steps in a temporary directory, load its rows without a model, embed some rows.
+    """Measure the throughput of a recipe on this machine.
 
-    No decoded items are cached, so each step is one of a first epoch. Validation, mining rounds, interpolation and the
-    head_first stage are left out; what the recipe computes once before training (teachers' outputs, features of frozen towers)
-    is computed. Raises RecipeError for fewer than one step and under torchrun.
+    Trains a few steps in a temporary directory, then loads batches without a model, and embeds up to 512 rows. The cache of
+    decoded items is off, so every step is as slow as in a first epoch. Validation, mining, interpolation and the head_first stage
+    are left out. Outputs that the recipe computes once before training (of teachers and frozen towers) are computed, but not
+    measured.
+
+    recipe, overrides: as in `mmtune.train`
+    steps: number of measured training steps, after 4 warm-up steps
+    quiet: print no progress
+
+    Raises RecipeError if `steps` is below 1, or if several processes were started with torchrun.
     """
     if steps < 1:
-        raise RecipeError(f"--steps {steps}: is not 1 or more")
+        raise RecipeError(f"--steps {steps}: must be 1 or more")
     if launched_world_size() > 1:
-        raise RecipeError("bench measures one process; of several, `mmtune train` prints the pairs/s")
+        raise RecipeError("bench measures a single process; with several processes run `mmtune train`, which prints the pairs/s")
     whole = _first_epoch_only(Recipe.read(recipe, overrides))
     inputs = open_inputs(whole)
     batches = plan_batches(inputs.data, inputs.usable, whole.train.batch_size, whole.train.seed, whole.data.batches)(0)
@@ -106,7 +118,7 @@ def bench(
 
 
 def _first_epoch_only(recipe: Recipe) -> Recipe:
-    """The recipe without validation, mining, interpolation, gate, head_first stage and cache."""
+    """Return the recipe without validation, mining, interpolation, gate, head_first stage and cache."""
     return recipe.model_copy(
         update={
             "mining": None,
@@ -125,7 +137,7 @@ def _without_head_stage(tune: AnyTuning | dict[str, AnyTuning]) -> AnyTuning | d
 
 
 def _loading_rate(recipe: Recipe, inputs: TrainingInputs, batches: Sequence[np.ndarray], steps: int) -> float:
-    """Pairs a second of loading batches without a model, after WARM_UP batches that do not count."""
+    """Measure the data loader without a model, in pairs per second, after WARM_UP batches that are not measured."""
     loader = build_loader(recipe, inputs, cache_bytes=0)
     some = [batches[i % len(batches)] for i in range(steps + WARM_UP)]
     begin, done = time.perf_counter(), 0
@@ -138,7 +150,7 @@ def _loading_rate(recipe: Recipe, inputs: TrainingInputs, batches: Sequence[np.n
 
 
 def _embedding_rates(model: "Model", data: "Data", quiet: bool) -> dict[str, float]:
-    """{modality: items a second} of every modality that model and rows share, after a warm-up batch."""
+    """Measure embedding in items per second, after a warm-up batch, for every modality that both the model and the data have."""
     rates = {}
     for m in [m for m in data.modalities if m in model.towers]:
         rows = np.flatnonzero(data.present[m])[:MAX_ROWS]
@@ -150,7 +162,7 @@ def _embedding_rates(model: "Model", data: "Data", quiet: bool) -> dict[str, flo
 
 
 def _peak_memory_mb() -> float:
-    """Peak memory of this process so far in MB; with an accelerator, of its memory."""
+    """The peak memory of this process so far in MB: GPU memory if there is a GPU, else main memory."""
     import torch
 
     if torch.cuda.is_available():

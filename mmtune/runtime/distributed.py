@@ -1,7 +1,7 @@
-"""The processes of one distributed run: rank and world size, which part of the work is whose, and the collectives they use.
+"""Distributed training: rank and world size, how items are divided over the ranks, and the collective operations.
 
-The launcher (torchrun, accelerate launch, srun with these variables) sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR; a
-single process communicates with nobody. Tensors travel over NCCL between GPUs and over gloo between CPUs.
+The launcher (torchrun, accelerate launch, or srun) must set the environment variables RANK, WORLD_SIZE, LOCAL_RANK and
+MASTER_ADDR. Without them a run has one process and no communication. GPU tensors are sent over NCCL, CPU tensors over gloo.
 """
 
 import contextlib
@@ -22,17 +22,25 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 LONG_TIMEOUT = datetime.timedelta(days=7)
-"""How long the other ranks wait for rank 0's own work (mining a large corpus). A process that died is noticed at once."""
+"""Timeout for waiting on work that only rank 0 does, e.g. mining a large corpus. A process that dies is detected at once: the
+timeout does not delay that."""
 REDUCE_BYTES = 64 << 20
-"""Tensors are concatenated up to this size before they are reduced."""
+"""`Processes.all_reduce` concatenates tensors into buckets of at most this many bytes, to need fewer collective calls."""
 
 
 class Processes:
-    """This process, `rank` of `world_size`. Every method but `local_slice` and `local_size` is a collective: all ranks must
-    call it, in the same order."""
+    """The process group from the view of this process, which has rank `rank` out of `world_size`.
+
+    All methods except `local_slice` and `local_size` are collectives: every rank must call them, in the same order.
+    """
 
     def __init__(self, rank: int = 0, world_size: int = 1, long_group: "ProcessGroup | None" = None) -> None:
-        """long_group: a gloo group with LONG_TIMEOUT, for what may have to wait long."""
+        """Create the view of one rank.
+
+        rank: number of this process, from 0
+        world_size: number of processes
+        long_group: gloo process group with the timeout LONG_TIMEOUT, used by `broadcast` and `barrier`
+        """
         self.rank, self.world_size, self._long_group = rank, world_size, long_group
 
     @property
@@ -46,18 +54,24 @@ class Processes:
         return self.rank == 0
 
     def local_slice(self, n: int) -> slice:
-        """This rank's part of n ordered items: contiguous, of equal size but for the last ranks, possibly empty."""
+        """The contiguous slice of n ordered items that belongs to this rank.
+
+        All slices have the same size, except that those of the last ranks may be shorter or empty.
+        """
         size = -(-n // self.world_size)
         start = min(self.rank * size, n)
         return slice(start, min(start + size, n))
 
     def local_size(self, n: int, rank: int | None = None) -> int:
-        """How many of n items are in the part of this rank, or of `rank`."""
+        """The number of items in the `local_slice` of n items of this rank, or of the given `rank`."""
         part = self.local_slice(n) if rank is None else Processes(rank, self.world_size).local_slice(n)
         return part.stop - part.start
 
     def gather(self, part: Tensor, n: int) -> Tensor:
-        """All n rows [n, ...], of which `part` is this rank's `local_slice`. No gradient flows through."""
+        """Concatenate every rank's `part` of n rows into one tensor [n, ...] on every rank. Gradients are not propagated.
+
+        part: the rows of this rank's `local_slice(n)`, [local rows, ...]
+        """
         if self.is_single or n == 0:
             return part
         size = -(-n // self.world_size)
@@ -65,10 +79,10 @@ class Processes:
         padded[: len(part)] = part.detach()
         rows = part.new_empty(size * self.world_size, *part.shape[1:])
         torch.distributed.all_gather(list(rows.split(size)), padded)
-        return rows if len(rows) == n else rows[:n].clone()  # torch.save would write the whole storage of a view
+        return rows if len(rows) == n else rows[:n].clone()  # a copy, because torch.save writes the whole storage of a view
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Sum each tensor over all ranks, in place; shapes and dtypes are the same on every rank."""
+        """Sum each tensor over all ranks, in place. Shapes and dtypes must be the same on every rank."""
         if self.is_single:
             return
         bucket: list[Tensor] = []
@@ -82,14 +96,14 @@ class Processes:
             _all_reduce(bucket)
 
     def broadcast_parameters(self, *modules: nn.Module) -> None:
-        """Copy rank 0's parameters and buffers to every rank."""
+        """Overwrite the parameters and buffers of `modules` on every rank with those of rank 0."""
         if not self.is_single:
             for module in modules:
                 for tensor in [*module.parameters(), *module.buffers()]:
                     torch.distributed.broadcast(tensor.data, 0)
 
     def broadcast(self, value: Any = None) -> Any:
-        """Rank 0's `value` (plain JSON data) on every rank; the other ranks' is ignored."""
+        """Return rank 0's `value` (data that JSON can represent) on every rank. The `value` of other ranks is ignored."""
         if self.is_single:
             return value
         data = bytearray(json.dumps(value).encode() if self.is_main_process else b"")
@@ -100,13 +114,13 @@ class Processes:
         return value if self.is_main_process else json.loads(body.numpy().tobytes())
 
     def barrier(self) -> None:
-        """Wait until every rank has called this."""
+        """Wait until every rank has called this method."""
         if not self.is_single:
             torch.distributed.barrier(group=self._long_group)
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Rank 0 runs the body, then the other ranks do, e.g. to read what rank 0 has written."""
+        """Context manager: the body runs on rank 0 first, then on the other ranks, e.g. to read a file that rank 0 has written."""
         if not self.is_main_process:
             self.barrier()
         yield
@@ -128,16 +142,17 @@ def _all_reduce(tensors: list[Tensor]) -> None:
 
 
 def launched_world_size() -> int:
-    """How many processes the launcher says it started (WORLD_SIZE), 1 without a launcher."""
+    """The number of processes that the launcher started (environment variable WORLD_SIZE); 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
 def init_processes() -> Iterator[Processes]:
-    """Initialise torch.distributed for the body, by the launcher's variables; SINGLE_PROCESS without them.
+    """Context manager that initialises torch.distributed from the launcher's environment variables.
 
-    A process group that the caller has initialised already is used and left open. Raises TrainingError when another process
-    ends while this one waits for it.
+    Yields the `Processes` of this rank, or SINGLE_PROCESS when those variables are missing. If the caller has initialised a
+    process group already, that group is used and not destroyed afterwards. Raises TrainingError when another process ends
+    while this process waits for it.
     """
     owned = not torch.distributed.is_initialized()
     if owned:
@@ -154,33 +169,36 @@ def init_processes() -> Iterator[Processes]:
     if world_size == 1:
         yield SINGLE_PROCESS
         return
-    long_group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo", timeout=LONG_TIMEOUT))  # all ranks are in it
+    long_group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo", timeout=LONG_TIMEOUT))  # of all ranks
     processes = Processes(torch.distributed.get_rank(), world_size, long_group)
     try:
         yield processes
     except RuntimeError as e:
+        # gloo raises a plain RuntimeError when a peer is gone; its message names a source file under /gloo/
         if not isinstance(e, torch.distributed.DistError) and "/gloo/" not in str(e):
             raise
         line = str(e).split("] ", 1)[-1].split(". ")[0].splitlines()[0]
-        raise TrainingError(f"process {processes.rank}: another process ended ({line}); its own message says why") from e
-    processes.barrier()  # reached only on success: after an error the other ranks are not waited for
+        raise TrainingError(
+            f"process {processes.rank}: another process ended ({line}); see the error message of that process for the cause"
+        ) from e
+    processes.barrier()  # only on success: after an error this process ends without waiting for the other ranks
     if owned:
         torch.distributed.destroy_process_group()
 
 
 def is_restarted() -> bool:
-    """Whether torchrun restarted this process after one of its workers had died."""
+    """Whether torchrun has restarted this process because one of the processes died (torchrun --max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def silence_other_ranks() -> None:
-    """Drop the standard output of every rank but 0, so that a command prints its result once."""
+    """Discard this process's standard output unless it is rank 0, so that a command prints its result only once."""
     if int(os.environ.get("RANK", "0")) > 0:
         sys.stdout = open(os.devnull, "w")
 
 
 def local_device() -> torch.device:
-    """This process's own GPU on this machine (by LOCAL_RANK), or the CPU."""
+    """The GPU of this process, chosen by the environment variable LOCAL_RANK; the CPU on a machine without a GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and append-only logs of JSON lines that survive a killed writer."""
+"""Atomic writes of files and directories, and append-only JSON-lines logs that stay readable after a writer was killed."""
 
 import contextlib
 import hashlib
@@ -16,27 +16,30 @@ from typing import Any, BinaryIO
 from mmtune.errors import DataError
 
 CANCELLED = b"\x18"
-"""The control character that ends a torn line of a log (ASCII CAN). JSON escapes control characters, so no value contains it."""
+"""Marks a torn line of a log, i.e. one that was written only in part: the ASCII control character CAN is appended to it.
+
+JSON escapes control characters, so a complete line never contains it.
+"""
 
 
 def _sibling(path: Path, prefix: str, suffix: str = "") -> Path:
-    """A name in the same directory that nobody else uses."""
+    """A unique path in the same directory as `path`."""
     return path.with_name(f"{prefix}{uuid.uuid4().hex}{suffix}")
 
 
 class AtomicFile:
-    """A new content for `path`: bytes are written to a temporary file beside it, which `commit` renames over `path`.
+    """Replaces the file `path` atomically: bytes are written to a temporary file in the same directory, and `commit` renames it
+    to `path`.
 
-    As a context manager it commits on success and discards on any exception. The temporary file is removed however its user
-    ends, Ctrl-C included: its name is chosen, and its removal registered, before the file is created. Only SIGKILL leaves a
-    `.tmp-*` file behind.
+    As a context manager it commits on success and discards the temporary file on any exception. The temporary file is also
+    removed on Ctrl-C, because its removal is registered before it is created. Only SIGKILL leaves a `.tmp-*` file behind.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._temporary = _sibling(self.path, ".tmp-", self.path.suffix)
         self._file: BinaryIO | None = None
-        # the last resort: a KeyboardInterrupt may also fall between two `try` blocks, e.g. on entering `__exit__`
+        # needed beside the `try` blocks: a KeyboardInterrupt can also be raised between them, e.g. on entry to `__exit__`
         self._cleanup = weakref.finalize(self, _remove_file, self._temporary, os.getpid())
 
     def open(self) -> BinaryIO:
@@ -50,7 +53,7 @@ class AtomicFile:
             raise
 
     def commit(self) -> None:
-        """Write everything to disk (fsync) and rename the temporary file over `path`."""
+        """Flush the temporary file to disk (fsync) and rename it to `path`."""
         assert self._file is not None, "commit before open"
         try:
             self._file.flush()
@@ -63,10 +66,10 @@ class AtomicFile:
         self._cleanup.detach()
 
     def discard(self) -> None:
-        """Remove the temporary file; `path` is untouched. May be called at any time, and more than once."""
+        """Remove the temporary file and leave `path` unchanged. May be called at any time, and more than once."""
         try:
             if self._file is not None:
-                with contextlib.suppress(OSError):  # a full disk: the rest of the buffer cannot be written
+                with contextlib.suppress(OSError):  # closing flushes the buffer, which fails on a full disk
                     self._file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
@@ -80,21 +83,22 @@ class AtomicFile:
 
 
 def _remove_file(path: Path, pid: int) -> None:
-    if os.getpid() == pid:  # a forked child does not remove its parent's file
+    if os.getpid() == pid:  # a forked child process must not remove the file of its parent
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def atomic_open(path: str | Path) -> AtomicFile:
-    """`with atomic_open(path) as f`: write bytes that replace `path` on success and leave it untouched on any exception."""
+    """Open `path` for an atomic binary write: `with atomic_open(path) as f`. On any exception `path` is left unchanged."""
     return AtomicFile(path)
 
 
 class AtomicDirectory:
-    """A new content for the directory `path`: files are written to a temporary directory beside it, which takes `path`'s place.
+    """Replaces the directory `path` as a whole: files are written to a temporary directory in the same parent directory, and
+    `commit` renames it to `path`.
 
-    As a context manager it gives the temporary directory, publishes it on success (an older directory at `path` is replaced)
-    and removes it on any exception. Cleaned up like `AtomicFile`.
+    As a context manager it yields the temporary directory. On success that directory replaces an existing one at `path`. On any
+    exception, Ctrl-C included, it is removed; only SIGKILL leaves a `.tmp-*` directory behind.
     """
 
     def __init__(self, path: str | Path):
@@ -113,7 +117,7 @@ class AtomicDirectory:
             raise
 
     def commit(self) -> None:
-        """Write every file to disk (fsync) and move the directory to `path`."""
+        """Flush every file to disk (fsync) and rename the temporary directory to `path`, replacing an existing directory."""
         try:
             for file in self._temporary.rglob("*"):
                 if file.is_file():
@@ -126,7 +130,7 @@ class AtomicDirectory:
             self.discard()
 
     def discard(self) -> None:
-        """Remove the temporary directory; `path` is as before, or published. May be called at any time."""
+        """Remove the temporary directory, if it is still there. `path` keeps its old or new content. May be called at any time."""
         _tidy_directory(self.path, self._temporary, self._old, os.getpid())
         self._cleanup.detach()
 
@@ -135,42 +139,42 @@ class AtomicDirectory:
 
 
 def _tidy_directory(path: Path, temporary: Path, old: Path, pid: int) -> None:
-    if os.getpid() != pid:  # a forked child does not remove its parent's directory
+    if os.getpid() != pid:  # a forked child process must not remove the directory of its parent
         return
-    if old.exists() and not path.exists():
-        os.replace(old, path)  # interrupted between the two renames
+    if old.exists() and not path.exists():  # `commit` was interrupted between its two renames: restore the old directory
+        os.replace(old, path)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def atomic_dir(path: str | Path) -> AtomicDirectory:
-    """`with atomic_dir(path) as d`: fill the directory `d`; on success it takes `path`'s place, whole."""
+    """Write a directory atomically: `with atomic_dir(path) as d`, then write files into `d`. On success `d` becomes `path`."""
     return AtomicDirectory(path)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Publish `data` at `path` atomically."""
+    """Write `data` to `path` atomically."""
     with atomic_open(path) as f:
         f.write(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Publish `text` (UTF-8) at `path` atomically."""
+    """Write `text` to `path` atomically, as UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Publish `value` as indented JSON with sorted keys at `path` atomically."""
+    """Write `value` to `path` atomically, as indented JSON with sorted keys."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file. Raises DataError naming the file when it is missing or broken."""
+    """Parse a JSON file. Raises DataError, which names the file, if it is missing or not valid JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except ValueError as e:  # broken JSON, or bytes that are not UTF-8
+    except ValueError as e:  # invalid JSON, or bytes that are not UTF-8
         raise DataError(f"{path}: not valid JSON ({e})") from None
 
 
@@ -179,16 +183,17 @@ def _json_line(row: object) -> bytes:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
-    """Publish `rows`, one JSON document a line, at `path` atomically."""
+    """Write `rows` to `path` atomically, as one JSON document per line."""
     with atomic_open(path) as f:
         for row in rows:
             f.write(_json_line(row))
 
 
 def append_jsonl(path: str | Path, row: object) -> None:
-    """Append one JSON line to a log in a single write, so that any number of processes may append to it.
+    """Append one JSON line to a log in a single write, so that several processes may append at the same time.
 
-    After a torn last line (its writer was killed) the row starts a line of its own: `read_jsonl_log` gives all but the torn one.
+    If the last line is torn (its writer was killed while writing), that line is first marked with CANCELLED and ended, so that
+    `read_jsonl_log` skips it.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -204,7 +209,7 @@ def _last_byte(fd: int) -> bytes:
 
 
 def truncate_torn_line(path: str | Path) -> None:
-    """Cut a last line without its newline off a log. The caller holds the lock that every writer of the log takes."""
+    """Remove the last line of a log if it does not end with a newline. The caller must hold the write lock of the log."""
     if Path(path).exists():
         with open(path, "rb+") as f:
             data = f.read()
@@ -213,14 +218,15 @@ def truncate_torn_line(path: str | Path) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[Any]:
-    """Every document of a JSON-lines file that was published whole. Raises DataError naming the line that is not JSON."""
+    """Parse a JSON-lines file that was written atomically. Raises DataError, which names the line, if a line is not JSON."""
     return _parse_lines(path, Path(path).read_bytes(), log=False)
 
 
 def read_jsonl_log(path: str | Path) -> list[Any]:
-    """Every document of a log that processes append to; an empty list where there is no such file.
+    """Parse a log written by `append_jsonl`. Returns an empty list if the file does not exist.
 
-    A torn line, which a killed writer left, is skipped. Raises DataError naming any other line that is not JSON.
+    Torn lines, left by a writer that was killed, are skipped. Raises DataError, which names the line, if any other line is not
+    JSON.
     """
     try:
         data = Path(path).read_bytes()
@@ -231,7 +237,7 @@ def read_jsonl_log(path: str | Path) -> list[Any]:
 
 def _parse_lines(path: str | Path, data: bytes, log: bool) -> list[Any]:
     rows = []
-    # only a newline ends a line: `splitlines` would also split at U+2028 and its like inside a value
+    # split at newlines only: `splitlines` would also split at U+2028 and similar characters inside a value
     lines = data.split(b"\n")
     for number, line in enumerate(lines, 1):
         torn = log and (line.endswith(CANCELLED) or number == len(lines))
@@ -248,12 +254,15 @@ _SEEK = threading.Lock()
 
 
 def open_for_read_at(path: str | Path) -> int:
-    """A file descriptor of `path` for `read_at`."""
+    """Open `path` and return its file descriptor, for use with `read_at`."""
     return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """`size` bytes from `offset` of an open file. Threads may share `fd`: no file position is used, or (Windows) one at a time."""
+    """Read `size` bytes from `offset` of an open file. Several threads may use the same `fd` at once.
+
+    `os.pread` does not move the file position. Windows does not have it: there a lock protects the seek and the read.
+    """
     if hasattr(os, "pread"):
         return os.pread(fd, size, offset)
     with _SEEK:
@@ -262,6 +271,6 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in blocks."""
+    """The SHA-256 hash of a file's content, in hexadecimal. The file is read in blocks."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""Lookup of a part by name: in the table of its room, or by the place where its code lies, `package.module:Attribute`.
+"""Lookup of plugins by registered name or by import path, `package.module:Attribute`.
 
-Every extension point (modality, tower family, loss, miner source, guard, scorer, store, metric, task, augmentation) has such a
-table, name -> target. A target is the part itself, or the string "package.module:Attribute", which is imported when it is asked
-for. Users add a part with the room's `register(name, target)`, or write its target where the name would stand.
+Every extension point (modality, backbone, loss, miner source, guard, scorer, store, metric, task, augmentation) has a table that
+maps names to targets. A target is the plugin object itself, or a string "package.module:Attribute" that is imported on first use.
+Users add a plugin with `mmtune.register_...(name, target)`, or write the string "package.module:Attribute" in place of a name.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from mmtune.errors import MmtuneError, RecipeError
 
 Target = TypeVar("Target")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_PATH = threading.RLock()
+_PATH = threading.RLock()  # guards sys.path while `import_module` has changed it
 
 
 def is_target(name: str) -> bool:
@@ -27,7 +27,15 @@ def is_target(name: str) -> bool:
 
 
 def register(table: MutableMapping[str, Target], name: str, target: Target, kind: str) -> None:
-    """Add a part to the table of its room. RecipeError for a name that would read as a target or a place."""
+    """Add a plugin to the table of its extension point.
+
+    table: name -> target of the extension point; changed in place
+    name: letters, digits, `_`, `-` and `.`
+    target: the plugin object, or "package.module:Attribute"
+    kind: what the plugin is called in error messages, e.g. "loss"
+
+    Raises RecipeError if `name` has other characters, or if a string `target` is not of the form package.module:Attribute.
+    """
     if not name or not re.fullmatch(r"\w[\w.-]*", name):
         raise RecipeError(f"{kind} {name!r}: a name has letters, digits, _, - and . only")
     if isinstance(target, str) and not is_target(target):
@@ -36,7 +44,7 @@ def register(table: MutableMapping[str, Target], name: str, target: Target, kind
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" where a known name is near, else "; there are: x, y": the end of an error message."""
+    """The end of an error message: "; did you mean 'x'?" if a known name is similar to `name`, else "; there are: x, y"."""
     known = list(known)
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known) or 'none'}"
@@ -50,12 +58,14 @@ def resolve(
     key: str = "",
     error: type[MmtuneError] = RecipeError,
 ) -> Any:
-    """The part that `name` stands for: the table's entry of that name, or the attribute at `package.module:Attribute`.
+    """Return the plugin that `name` refers to: a name in the table, or an import path `package.module:Attribute`.
 
-    Modules are found among the installed ones and in the working directory. kind: what the part is called in messages
-    ("loss"); key: the recipe key or option that held the name; error: the class that is raised for an unknown name (with the
-    nearest known one), for a module or attribute that is not there (with the places searched), and for a module whose import
-    fails.
+    Modules are searched for among the installed packages and in the working directory.
+
+    table: name -> target of the extension point
+    kind: what the plugin is called in error messages, e.g. "loss"
+    key: the recipe key or command-line option that `name` comes from; starts the error message
+    error: exception class that is raised if the name is unknown, or if its module or attribute cannot be imported
     """
     start = f"{key}: " if key else ""
     target = table.get(name, name if is_target(name) else None)
@@ -67,7 +77,10 @@ def resolve(
 
 
 def import_target(target: str, kind: str, *, key: str = "", error: type[MmtuneError] = RecipeError) -> Any:
-    """The attribute at `package.module:Attribute`, or the module itself where the string has no colon; see `resolve`."""
+    """Import `package.module:Attribute` and return the attribute; without a colon, return the module.
+
+    The parameters are those of `resolve`.
+    """
     start = f"{key}: " if key else ""
     module_name, colon, path = target.partition(":")
     part = import_module(module_name, f"{start}{kind} {target!r}", error)
@@ -80,8 +93,11 @@ def import_target(target: str, kind: str, *, key: str = "", error: type[MmtuneEr
 
 
 def import_module(name: str, what: str, error: type[MmtuneError] = RecipeError) -> Any:
-    """The module `name`, searched for in the working directory too (after the installed packages, for this import alone).
-    `what` starts the message of `error` where it cannot be imported."""
+    """Import the module `name`. The working directory is searched, too, after the installed packages and for this import only.
+
+    what: start of the error message
+    error: exception class that is raised if the module is not found or its import fails
+    """
     here = os.getcwd()
     with _PATH:
         added = here not in sys.path
@@ -96,7 +112,7 @@ def import_module(name: str, what: str, error: type[MmtuneError] = RecipeError) 
             raise error(f"{what}: importing {name!r} failed: {e}") from e
         except MmtuneError:
             raise
-        except Exception as e:  # the module is somebody else's code and may raise anything
+        except Exception as e:  # the module is user code, which may raise anything
             raise error(f"{what}: importing {name!r} failed: {type(e).__name__}: {e}") from e
         finally:
             if added and here in sys.path:

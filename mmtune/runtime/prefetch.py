@@ -1,4 +1,4 @@
-"""Overlap of preparation and computation: the next batch is prepared and copied to the device while the current one is used."""
+"""Prefetching: prepare the next batch and copy it to the device while the current batch is used."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -13,8 +13,11 @@ B = TypeVar("B")
 
 
 class DeviceCopier:
-    """Copies tensors to `device`; a call returns when the copy is complete. To a CUDA device the copy goes through pinned memory
-    and a CUDA stream of its own, so that, called from another thread, it runs beside the model."""
+    """Copies tensors to `device`. A call returns when the copy is complete.
+
+    A copy to a CUDA device goes through pinned memory and a separate CUDA stream. Called from a background thread, it therefore
+    overlaps with the computation of the model.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -26,14 +29,16 @@ class DeviceCopier:
         with torch.cuda.stream(self.stream):
             copy = x.pin_memory().to(self.device, non_blocking=True)
         self.stream.synchronize()
-        copy.record_stream(torch.cuda.default_stream(self.device))  # its memory is not reused while the model reads it
+        # tell the caching allocator that the default stream uses this memory, too, so that it is not reused too early
+        copy.record_stream(torch.cuda.default_stream(self.device))
         return copy
 
 
 def prefetch(source: Iterable[A], prepare: Callable[[A], B]) -> Iterator[B]:
-    """prepare(x) of each x, in order; a thread draws and prepares the next one while the caller uses the current one.
+    """Yield `prepare(x)` for each x of `source`, in order. A background thread prepares the next one while the caller uses the
+    current one.
 
-    An error of `source` or `prepare` is raised where its result would have been used.
+    An exception in `source` or `prepare` is raised when the caller asks for the result that it concerns.
     """
     items, end = iter(source), object()
 

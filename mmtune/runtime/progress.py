@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a rich bar on a terminal, elsewhere a line every 15 seconds."""
+"""Progress display on standard error: a progress bar (rich) on a terminal, otherwise one line every 15 seconds."""
 
 import sys
 import time
@@ -10,12 +10,17 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 LINE_SECONDS = 15.0
+"""Seconds between two progress lines when standard error is not a terminal."""
 
 
 class Progress:
-    """`with Progress("embed", total) as p: p.advance(n, note="recall 0.41")`.
+    """Context manager that shows progress: `with Progress("embed", total) as p: p.advance(n, note="recall 0.41")`.
 
-    unit: what is counted, for the rate; quiet: show nothing; initial: how much an earlier run has done.
+    label: name of the work, shown in front
+    total: number of units to do
+    unit: name of what is counted, shown in the rate ("12.5 rows/s")
+    quiet: show nothing
+    initial: number of units that an earlier run has done; they do not count in the rate
     """
 
     def __init__(self, label: str, total: int, unit: str = "rows", quiet: bool = False, initial: int = 0):
@@ -39,7 +44,7 @@ class Progress:
         return self
 
     def advance(self, n: int, note: str = "") -> None:
-        """Count `n` more as done; `note` is shown beside the rate."""
+        """Count `n` more units as done. `note` is shown beside the rate until another note replaces it."""
         self.done += n
         self.note = note or self.note
         now = time.monotonic()
@@ -51,7 +56,7 @@ class Progress:
             print(f"{self.label}: {self.done}/{self.total} {rate} {self.note}".rstrip(), file=sys.stderr, flush=True)
 
     def print(self, line: str) -> None:
-        """Print a line above the bar."""
+        """Print a line on standard error, above the progress bar if there is one."""
         if self.quiet:
             return
         if self._bar is not None:

@@ -1,7 +1,8 @@
-"""Rendezvous of processes that torchrun may restart: all ranks of one attempt agree on a key prefix for the address store.
+"""Rendezvous of processes that torchrun may restart: all ranks of one attempt agree on a prefix for keys in the TCP store.
 
-torchrun restarts all workers when one dies, on the same store; a rank that reads an address left by a dead process waits for it
-for ever. So the ranks first agree on a name for this attempt, and store everything else under that name.
+When one process dies, torchrun restarts all processes but keeps the store in which ranks publish their addresses. A rank that
+reads the address of a dead process from the store would wait for that process forever. Therefore the ranks first agree on a
+unique name for this attempt, and use it as the prefix of all keys that they store afterwards.
 """
 
 import json
@@ -14,14 +15,15 @@ from mmtune.errors import TrainingError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-POLL_SECONDS, TIMEOUT_SECONDS = 0.02, 1800.0
+POLL_SECONDS, TIMEOUT_SECONDS = 0.02, 1800.0  # 30 minutes: the nodes of a cluster job may start at different times
 
 
 def agree_on_attempt(store: "Store", rank: int, world_size: int) -> str:
-    """A name that only the `world_size` processes which now call this know. Raises TrainingError when some do not call in time.
+    """Return a unique name that all `world_size` running processes have agreed on. Every rank must call this function.
 
-    Every rank publishes a token. Rank 0 proposes a name together with all tokens it reads, and a new one when a token changes; the
-    name is final once every rank whose token is part of the proposal has confirmed it.
+    Every rank publishes a random token. Rank 0 reads all tokens and proposes a name together with them. When a token changes,
+    because a process was restarted, rank 0 proposes a new name. A rank confirms a proposal that contains its own token. Once all
+    ranks have confirmed, the name is final. Raises TrainingError if that does not happen within TIMEOUT_SECONDS.
     """
     token, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT_SECONDS
     store.set(f"token/{rank}", token)
@@ -45,7 +47,8 @@ def agree_on_attempt(store: "Store", rank: int, world_size: int) -> str:
                     return name
         time.sleep(POLL_SECONDS)
     raise TrainingError(
-        f"process {rank}: not all of the {world_size} processes started within {TIMEOUT_SECONDS / 60:.0f} minutes"
+        f"process {rank}: not all of the {world_size} processes started within {TIMEOUT_SECONDS / 60:.0f} minutes; "
+        "check that every node runs the launch command with the same address and world size"
     )
 
 

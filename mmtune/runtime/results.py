@@ -1,4 +1,4 @@
-"""The base of results: dataclasses with `to_dict`, `to_pandas`, a notebook view, and access by key."""
+"""The base class of result dataclasses. It adds `to_dict`, `to_pandas`, an HTML view in notebooks, and access by key."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -12,14 +12,13 @@ if TYPE_CHECKING:
 
 
 class ResultFields(Mapping[str, Any]):
-    """Base of a result dataclass: its fields are attributes, and keys of a read-only mapping.
+    """Base class of result dataclasses. Every field is an attribute and also a key of a read-only mapping.
 
-    `result.artifact` and `result["artifact"]` are the same value. to_dict: plain data for JSON. to_pandas: one row, or what the
-    subclass makes of it. In a notebook a result shows as a table.
+    For example, `result.artifact` and `result["artifact"]` are the same value. In a notebook a result is shown as a table.
     """
 
     not_in_document: ClassVar[tuple[str, ...]] = ()
-    """Fields that `to_dict` leaves out, for they are no plain data."""
+    """Names of fields that `to_dict` leaves out because JSON cannot represent them."""
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._names():
@@ -37,11 +36,11 @@ class ResultFields(Mapping[str, Any]):
         return [f.name for f in fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
 
     def to_dict(self) -> JsonObject:
-        """The fields as plain data."""
+        """The fields as data that JSON can represent."""
         return {name: getattr(self, name) for name in self._names() if name not in self.not_in_document}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row with the fields that are single values."""
+        """A DataFrame of one row, with the fields that are neither dicts nor lists. Subclasses may return other tables."""
         import pandas
 
         single = {k: v for k, v in self.to_dict().items() if not isinstance(v, dict | list)}

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: "256MB", "1.5 GiB"."""
+"""Parse sizes in bytes that are written with a unit, such as "256MB" or "1.5 GiB"."""
 
 import re
 
@@ -17,9 +17,10 @@ UNITS = {
 
 
 def parse_size(size: str | int, minimum: int = 1) -> int:
-    """Bytes of an int, or of a string like "256MB" (powers of 1000) or "1.5 GiB" (powers of 1024), at least `minimum`.
+    """Return the number of bytes of `size`: an int, or a string such as "256MB" (powers of 1000) or "1.5 GiB" (powers of 1024).
 
-    Raises ValueError with one line that says what to write; the caller names the option or key.
+    Raises ValueError if `size` is malformed or below `minimum` bytes. The message does not name the option or recipe key; the
+    caller adds it.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.I)
     if not match or match[2].upper() not in UNITS:

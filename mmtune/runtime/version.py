@@ -1,3 +1,3 @@
-"""The version of mmtune; `mmtune.__version__` is the same."""
+"""The version of mmtune, also available as `mmtune.__version__`."""
 
 __version__ = "0.1.0"
