@@ -94,10 +94,8 @@ def _text(result: PackResult) -> str:
     counts = f"{result.packed} of {result.rows} rows in {result.shards} shards"
     lines = [f"{counts}: {result.out} ({', '.join(result.modalities)})"]
     lines += [f"  {n}: {s.packed} of {s.rows} rows in {s.shards} shards" for n, s in result.splits.items()]
-    if result.list_values_left_out:
-        lines.append(
-            f"{result.list_values_left_out} values of lists left out: of each list the first is packed; give every value a row"
-        )
+    if result.list_rows:
+        lines.append(f"{result.list_rows} of the rows are further values of lists (ids ID#2, ID#3 ..., in their list's group)")
     if result.rejected:
         lines.append(f"{result.rejected} rejected, listed in {result.rejected_file}:")
         lines += [f"  {n} x {reason}" for reason, n in result.reasons.items()]

@@ -1,7 +1,7 @@
 """Roles of a source's columns (modality, id, group, split, metadata), and a source row -> a PackRow to be checked.
 
-Ids: the value of the id column if there is one; else the row's first path (`#2`, `#3` ... where it repeats); else the row's
-number. Rows added at a source's end change none of these.
+Ids: the value of the id column if there is one; else the row's first path; else the row's number. The rows of a list, and paths that
+repeat, have `#2`, `#3` ... after it. Rows added at a source's end change none of these.
 """
 
 import difflib
@@ -9,8 +9,9 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from hashlib import blake2b
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
+from mmtune.data.identity_labels import identity_string, shared_group
+from mmtune.data.list_values import pair_lists
 from mmtune.data.pack.column_types import NumberType, missing_or_stripped, number_columns
 from mmtune.data.sources.row_source import Cells, InvalidRow, RowSource
 from mmtune.errors import DataError
@@ -35,14 +38,18 @@ IDENTIFYING = ("id", "group")
 class PackRow:
     """A row on its way into a shard.
 
-    number: in the source, from 1; values: modality -> the bytes themselves, or a path or URL that they are read from; files: the
+    number: position among all rows, from 1; source_row: the source's row that it comes from; item: which of that row's list of
+    values it has, from 1, and 0 where there is no list; values: modality -> the bytes themselves, or a path or URL that they are read from; files: the
     same paths as the source spells them; split: "" when there are no splits, None when the row has none; reason: why the row is
     rejected, None while it is not; file: what the reason is about; stamp: size and modification time of the row's files; settled:
-    packed or rejected by an earlier run; held: bytes it keeps in memory while it waits for its turn.
+    packed or rejected by an earlier run; held: bytes it keeps in memory while it waits for its turn; reencoded: modality -> what
+    was changed in its bytes (`Modality.reencode`).
     Rows with a reason, and settled ones, are not checked.
     """
 
     number: int
+    source_row: int
+    item: int = 0
     split: str | None = None
     id: str = ""
     group: str | None = None
@@ -55,6 +62,7 @@ class PackRow:
     stamp: str | None = None
     settled: bool = False
     held: int = 0
+    reencoded: dict[str, str] = field(default_factory=dict)
 
     def paths(self) -> list[str]:
         """The local paths and URLs among `values`."""
@@ -76,8 +84,8 @@ def file_stamp(row: PackRow) -> str:
 class ColumnRoles:
     """Which column of a source is what. modalities: name -> column, in the table's order; meta: the columns without a role;
     numbers: those of them that hold numbers in a source whose cells are all strings (see `column_types`);
-    list_values_left_out: values of list cells beyond the first, and media_names: metadata column -> cells that look like the name of a
-    media file, both counted by `row`."""
+    list_rows: rows for the values of lists beyond the first, and media_names: metadata column -> cells that look like the name of a
+    media file, both counted by `rows`."""
 
     source: RowSource
     modalities: dict[str, str]
@@ -85,7 +93,7 @@ class ColumnRoles:
     group: str | None
     split: str | None
     meta: list[str]
-    list_values_left_out: int = 0
+    list_rows: int = 0
     media_names: Counter[str] = field(default_factory=Counter)
     numbers: dict[str, NumberType] = field(default_factory=dict)
     _modality_of: dict[str, str] = field(default_factory=by_extension)
@@ -95,23 +103,47 @@ class ColumnRoles:
         """Role -> source column, as index.json keeps it."""
         return {**self.modalities, "id": self.id, "group": self.group, "split": self.split}
 
-    def row(self, number: int, cells: Cells | InvalidRow) -> PackRow:
-        """The PackRow of source row `number`; one with a reason when the row is unusable already."""
+    def rows(self, source_row: int, cells: Cells | InvalidRow, first_number: int) -> list[PackRow]:
+        """The PackRows of a row of the source, numbered from `first_number`: one, or where a cell is a list one for each of its
+        values. Rows that are unusable already have a reason."""
         if isinstance(cells, InvalidRow):
-            return PackRow(number, None if self.split else "", file=cells.file, reason=cells.reason)
-        row = PackRow(number, "", group=_string(cells.get(self.group)) if self.group else None)
+            return [PackRow(first_number, source_row, split=None if self.split else "", file=cells.file, reason=cells.reason)]
+        try:
+            of_cells, uneven = pair_lists(list_values({n: cells.get(c) for n, c in self.modalities.items()}))
+            reason = f"{uneven}; give lists of equal length, or one value" if uneven else None
+        except ValueError as e:
+            of_cells, reason = [{}], str(e)
+        several = len(of_cells) > 1
+        rows = []
+        for number, of_row in enumerate(of_cells):
+            row = PackRow(first_number + number, source_row, number + 1 if several else 0)
+            row.reason = reason
+            rows.append(self._fill(row, cells, of_row))
+        if several:
+            self.list_rows += len(rows) - 1
+            for row in rows[1:]:
+                row.group = row.group or rows[0].group
+            if rows[0].group is None:
+                content = repr([[(n, _content(v)) for n, v in row.values.items()] for row in rows]).encode("utf-8", "replace")
+                for row in rows:
+                    row.group = shared_group(rows[0].id, content)
+        return rows
+
+    def _fill(self, row: PackRow, cells: Cells, values: Mapping[str, object]) -> PackRow:
+        """Identity, metadata and values of a row. cells: of the source's row; values: modality -> this row's cell."""
+        row.split, row.group = "", identity_string(_string(cells.get(self.group))) if self.group else None
         if self.split:
             row.split = _string(cells.get(self.split))
             if row.split is None or not SPLIT_NAME.fullmatch(row.split):
                 row.reason = f"{self.split}: {'empty' if row.split is None else f'{row.split!r} cannot be a folder'}"
                 row.split = None
-        for name, column in self.modalities.items():
+        for name, cell in values.items():
             try:
-                self._add_value(row, name, cells.get(column))
+                self._add_value(row, name, cell)
             except ValueError as e:
                 row.reason = row.reason or f"{name}: {e}"
         row.file = next(iter(row.files.values()), None)
-        row.id = self._id(number, cells, row.file)
+        row.id = self._id(row, cells)
         row.meta = {c: v for c in self.meta if (v := self._meta_value(c, cells.get(c))) not in (None, "")}
         self.media_names.update(c for c, v in row.meta.items() if isinstance(v, str) and self._unpacked_modality(v))
         if not row.values and not row.reason:
@@ -134,14 +166,12 @@ class ColumnRoles:
         """Put modality `name`'s value into the row, if the cell has one. ValueError: it has one, but an unusable one."""
         modality = modalities.get(name)
         path, data = _path_or_bytes(cell)
-        if isinstance(cell, list):
-            self.list_values_left_out += max(0, sum(_path_or_bytes(c) != (None, None) for c in cell) - 1)
         if data is None and path is None:
             return
         suffix = os.path.splitext(path.partition("?")[0])[1][1:].lower() if path else ""
         if data is None and modality.inline and not isinstance(cell, Path):
             path, data = None, _utf8(cell if isinstance(cell, str) else str(path))
-        elif data is None and not isinstance(cell, str | Path | dict | list):
+        elif data is None and not isinstance(cell, str | Path | dict):
             raise ValueError(f"neither a path nor bytes but a {type(cell).__name__}")
         known = suffix in modality.extensions and self._modality_of[suffix] == name
         row.extensions[name] = suffix if known else modality.extensions[0]
@@ -149,23 +179,47 @@ class ColumnRoles:
             row.files[name] = path
             row.values[name] = path if "://" in path else os.path.join(self.source.folder, path)
         if data is not None:
-            row.values[name] = data
+            row.values[name], changed = modality.reencode(data)
+            row.reencoded |= {name: changed} if changed else {}
 
-    def _id(self, number: int, cells: Cells, path: str | None) -> str:
-        given = _string(cells.get(self.id)) if self.id else None
-        if given:
-            return given
-        if not path:
-            return f"{number:08d}"
-        key = blake2b(_utf8(path), digest_size=8).digest()
+    def _id(self, row: PackRow, cells: Cells) -> str:
+        given = identity_string(_string(cells.get(self.id))) if self.id else None
+        if given or not row.file:
+            return (given or f"{row.source_row:08d}") + (f"#{row.item}" if row.item > 1 else "")
+        path = unicodedata.normalize("NFC", _utf8(row.file).decode())
+        key = blake2b(path.encode(), digest_size=8).digest()
         self._path_counts[key] = count = self._path_counts.get(key, 0) + 1
-        return _utf8(path).decode() + (f"#{count}" if count > 1 else "")
+        return path + (f"#{count}" if count > 1 else "")
+
+
+def _content(value: bytes | str) -> bytes | str:
+    return value if isinstance(value, str) else blake2b(value, digest_size=16).digest()
+
+
+def list_values(cells: Mapping[str, object]) -> dict[str, list[object]]:
+    """Modality -> its values in one row: those of a list without the empty ones (where several cells are lists, which belong
+    together by position, with them), else the cell itself. ValueError for a list of what can be no value."""
+    values = {}
+    lists = [n for n, cell in cells.items() if isinstance(cell, list) and len(cell) > 1]
+    for name, cell in cells.items():
+        items = cell if isinstance(cell, list) else [cell]
+        inline = modalities.get(name).inline
+        wrong = next((c for c in items if isinstance(c, list) or (isinstance(c, int | float) and not inline)), None)
+        if isinstance(cell, list) and wrong is not None:
+            raise ValueError(f"{name}: neither paths nor bytes but a list of {type(wrong).__name__}")
+        values[name] = items if len(lists) > 1 and name in lists else [c for c in items if not _is_empty(c)]
+    return values
+
+
+def _is_empty(cell: object) -> bool:
+    try:
+        return _path_or_bytes(cell) == (None, None)
+    except ValueError:  # it has something, which `_add_value` refuses
+        return False
 
 
 def _path_or_bytes(cell: object) -> tuple[str | None, bytes | None]:
-    """(path or string, bytes) of a cell; (None, None) for an empty one. Of a list the first that is not empty."""
-    if isinstance(cell, list):
-        return next((c for c in map(_path_or_bytes, cell) if c != (None, None)), (None, None))
+    """(path or string, bytes) of a cell; (None, None) for an empty one."""
     if isinstance(cell, dict):
         data, path = cell.get("bytes"), cell.get("path")
         if not isinstance(data, bytes | None) or not isinstance(path, str | None) or not {"bytes", "path"} & set(cell):

@@ -70,6 +70,7 @@ class DecodeWorker:
             data = {n: self.connection.recv_bytes() for n in names}
             row.stamp = answer["stamp"]
             row.values.update(data)
+            row.reencoded |= answer["reencoded"]
         else:
             name = answer["modality"]
             row.reason, row.file = f"{name}: {answer['reason']}", row.files.get(name, row.file)

@@ -2,7 +2,7 @@
 
 One socket; every message is bytes. First the settings (JSON), answered by {"ready": true} or {"fatal": reason}. Then for each
 batch: a JSON list of rows, each a list of values [modality, path] or [modality, null], followed by the bytes of the latter, in
-order. The answers come row by row: {"reason": null, "stamp"} and the bytes read from paths, in order, or {"reason", "modality"}
+order. The answers come row by row: {"reason": null, "stamp", "reencoded"} and the bytes read from paths, in order, or {"reason", "modality"}
 without bytes.
 """
 
@@ -38,11 +38,13 @@ class WorkerSettings(TypedDict):
 
 
 class Answer(TypedDict, total=False):
-    """reason and modality of a rejected row; reason None and the stamp of its files for a good one."""
+    """reason and modality of a rejected row; reason None, the stamp of its files and modality -> what was changed in its bytes for a
+    good one."""
 
     reason: str | None
     modality: str
     stamp: str
+    reencoded: dict[str, str]
 
 
 def main(fd: int) -> None:
@@ -78,12 +80,14 @@ def _check_row(
     values: list[tuple[str, str | None]], given: list[bytes | None], settings: WorkerSettings
 ) -> tuple[Answer, list[bytes]]:
     """Read and check one row's values; (answer, the bytes read from paths). A rejected row sends no bytes back."""
-    payload, stamps = [], []
+    payload, stamps, reencoded = [], [], dict[str, str]()
     reason = None
     for (name, path), data in zip(values, given, strict=True):
         try:
             if path is not None:
                 data, stamp = read_file(path, settings["max_bytes"])
+                data, changed = modalities.get(name).reencode(data)
+                reencoded |= {name: changed} if changed else {}
                 payload.append(data)
                 stamps.append(stamp)
             assert data is not None
@@ -98,7 +102,7 @@ def _check_row(
             reason = f"cannot be decoded: {type(e).__name__}: {str(e)[:200]}"
         if reason:
             return {"reason": ADDRESS.sub("", reason), "modality": name}, []
-    return {"reason": None, "stamp": ",".join(stamps)}, payload
+    return {"reason": None, "stamp": ",".join(stamps), "reencoded": reencoded}, payload
 
 
 def read_file(path: str, limit: int) -> tuple[bytes, str]:

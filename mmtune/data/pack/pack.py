@@ -14,7 +14,7 @@ from mmtune.contracts import JsonObject
 from mmtune.data.pack.columns import ColumnRoles, PackRow, assign_columns
 from mmtune.data.pack.decode_pool import DecodePool
 from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
-from mmtune.data.pack.split_writer import SplitWriter
+from mmtune.data.pack.split_writer import SplitWriter, rejected_row
 from mmtune.data.shards.locate import KIND, SPLIT_KIND
 from mmtune.data.sources.row_source import open_source
 from mmtune.errors import DataError, DataWarning
@@ -23,6 +23,8 @@ from mmtune.runtime.results import ResultFields
 from mmtune.runtime.sizes import parse_size
 
 SCHEMA = 1
+ROW_RULES = 2
+"""Raised when the same source becomes other rows, ids or groups: a pack begun under other rules is not continued."""
 MAX_SPLITS = 64
 ProgressCallback = Callable[[int, int, int, int], None]
 """Called with (rows done, packed, rejected, rows in all: an estimate)."""
@@ -41,8 +43,8 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class PackResult(ResultFields):
-    """What `pack` did. rows = packed + rejected; reasons: kind of reason -> rows, most frequent first; list_values_left_out: values
-    of cells that are lists, of which only the first is packed."""
+    """What `pack` did. rows = packed + rejected; reasons: kind of reason -> rows, most frequent first; list_rows: those of the
+    rows that are further values of cells that are lists."""
 
     out: str
     rows: int
@@ -53,7 +55,7 @@ class PackResult(ResultFields):
     splits: dict[str, SplitCounts]
     reasons: dict[str, int]
     rejected_file: str
-    list_values_left_out: int = 0
+    list_rows: int = 0
 
     def to_dict(self) -> JsonObject:
         """As a JSON document."""
@@ -104,6 +106,7 @@ def pack(
     shard_bytes, value_bytes = _size("--shard-size", shard_size), _size("--max-bytes", max_bytes)
     identity: JsonObject = {
         "schema": SCHEMA,
+        "row rules": ROW_RULES,
         "source": opened.sha256,
         "columns": roles.by_role(),
         "shard size": shard_bytes,
@@ -119,6 +122,8 @@ def pack(
             journal.remove()
             raise DataError(f"{source}: no rows")
         result = run.publish(identity)
+    for what, count in run.reencoded.items():
+        warnings.warn(f"{source}: {count} {what}", DataWarning, stacklevel=2)
     for column, count in roles.media_names.items():
         warnings.warn(
             f"{source}: {count} rows have the name of a media file in the column {column!r}, which is packed as metadata; "
@@ -165,6 +170,7 @@ class _PackRun:
         self.writers: dict[str, SplitWriter] = {} if roles.split else {"": SplitWriter(journal, "", shard_size)}
         self.without_split: list[RejectedRow] = []
         self.rows = self.packed = self.rejected = 0
+        self.reencoded: Counter[str] = Counter()
         self._row_of_id: dict[bytes, int] = {}
 
     def _writer(self, split: str) -> SplitWriter:
@@ -176,10 +182,12 @@ class _PackRun:
         return self.writers[split]
 
     def _source_rows(self) -> Iterator[PackRow]:
-        for number, cells in self.roles.source.rows(set(filter(None, self.roles.by_role().values()))):
-            row = self.roles.row(number, cells)
-            row.settled = row.split is not None and self._writer(row.split).is_settled(number)
-            yield row
+        number = 1
+        for source_row, cells in self.roles.source.rows(set(filter(None, self.roles.by_role().values()))):
+            for row in self.roles.rows(source_row, cells, number):
+                number += 1
+                row.settled = row.split is not None and self._writer(row.split).is_settled(row.number)
+                yield row
 
     def pack_rows(self, pool: DecodePool, progress: ProgressCallback | None) -> None:
         """Check all rows and write them. On any error, Ctrl-C included, unfinished shards are removed."""
@@ -207,18 +215,20 @@ class _PackRun:
         if writer:
             writer.add(row)
         else:
-            self.without_split.append({"row": row.number, "file": row.file, "reason": row.reason or ""})
+            self.without_split.append(rejected_row(row))
         if row.reason is not None:
             self.rejected += 1
         else:
-            self._row_of_id[key] = row.number
+            self._row_of_id[key] = row.source_row
             self.packed += 1
+            self.reencoded.update(f"{name} values {changed}" for name, changed in row.reencoded.items())
 
     def publish(self, identity: JsonObject) -> PackResult:
         """Write rejected.jsonl, then each index.json, the one at the top last."""
         out, roles = self.journal.out, self.roles
         rejected = sorted(
-            [*self.without_split, *(r for w in self.writers.values() for r in w.rejected)], key=lambda r: r["row"]
+            [*self.without_split, *(r for w in self.writers.values() for r in w.rejected)],
+            key=lambda r: (r["row"], r.get("item", 0)),
         )
         assert self.rows == self.packed + self.rejected and len(rejected) == self.rejected
         assert self.packed == sum(s["rows"] for w in self.writers.values() for s in w.shards)
@@ -233,7 +243,7 @@ class _PackRun:
             splits=splits,
             reasons=_reason_counts(rejected),
             rejected_file=os.path.join(out, "rejected.jsonl"),
-            list_values_left_out=roles.list_values_left_out,
+            list_rows=roles.list_rows,
         )
         if not (out / "index.json").exists():
             self.journal.rewrite_sorted([e for w in self.writers.values() for e in w.entries])

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from mmtune.contracts import JsonObject
 from mmtune.data.pack.shard_writer import ShardEntry
@@ -22,9 +22,11 @@ from mmtune.runtime.work_lock import Timeout, file_lock
 
 
 class RejectedRow(TypedDict):
-    """A line of rejected.jsonl: the row's number from 1, the file it is about (if one), and why it was rejected."""
+    """A line of rejected.jsonl: the source's row from 1, the file it is about (if one), and why it was rejected. item: which of the
+    row's list of values, from 1, where it has a list."""
 
     row: int
+    item: NotRequired[int]
     file: str | None
     reason: str
 

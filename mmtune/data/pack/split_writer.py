@@ -23,6 +23,12 @@ class SplitIndex(TypedDict):
     shards: list[ShardEntry]
 
 
+def rejected_row(row: PackRow) -> RejectedRow:
+    """The line of rejected.jsonl for a row."""
+    item: RejectedRow = {"row": row.source_row, "file": row.file, "reason": row.reason or ""}
+    return {**item, "item": row.item} if row.item else item
+
+
 class SplitWriter:
     """Writes one split. Rows come in order; rows that the journal accounts for are only compared with it."""
 
@@ -35,7 +41,7 @@ class SplitWriter:
         self.modality_counts: Counter[str] = Counter()
         self.packed = 0
         self._unverified = list(self.entries)  # entries of an earlier run whose last row has not come yet
-        self._rejected_before = {r["row"]: r for e in self.entries for r in e["rejected"]}
+        self._rejected_before = {(r["row"], r.get("item", 0)): r for e in self.entries for r in e["rejected"]}
         self._settled_to = max((last_row(e) for e in self.entries), default=0)
         self._unrecorded: list[RejectedRow] = []  # rejected since the last entry
         self._last_row = 0
@@ -50,7 +56,7 @@ class SplitWriter:
 
     def restore_verdict(self, row: PackRow) -> None:
         """Give a settled row the reason for which the earlier run rejected it, if it did."""
-        if before := self._rejected_before.get(row.number):
+        if before := self._rejected_before.get((row.source_row, row.item)):
             row.reason, row.file = before["reason"], before["file"]
 
     def add(self, row: PackRow) -> None:
@@ -62,7 +68,7 @@ class SplitWriter:
         self._stamp.update(f"{row.number}:{row.stamp or file_stamp(row)}\n".encode())
         self._last_row = row.number
         if row.reason is not None:
-            line: RejectedRow = {"row": row.number, "file": row.file, "reason": row.reason}
+            line = rejected_row(row)
             self.rejected.append(line)
             if not row.settled:
                 self._unrecorded.append(line)

@@ -14,7 +14,7 @@ from mmtune import modalities
 from mmtune.cli import main
 from mmtune.data.pack.pack import SplitCounts, pack
 from mmtune.data.shards.dataset import open_data
-from mmtune.errors import DataError
+from mmtune.errors import DataError, DataWarning
 from mmtune.runtime.files import read_jsonl
 from tests.support.data_helpers import Trace, catalog, picture, png_bomb, sound, tree, write_csv
 
@@ -372,8 +372,62 @@ def test_two_packs_reject_with_the_same_bytes(tmp_path: Path) -> None:
     )
 
 
-def test_the_result_counts_what_is_left_of_lists(tmp_path: Path) -> None:
+def test_the_result_counts_the_rows_of_lists(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": ["a", "b", "c"]}\n{"text": "d"}\n')
     got = pack(tmp_path / "t.jsonl", tmp_path / "out")
-    assert (got.packed, got.list_values_left_out) == (2, 2) and got["packed"] == 2
+    assert (got.packed, got.list_rows) == (4, 2) and got["packed"] == 4
     assert pack(tmp_path / "t.jsonl", tmp_path / "out") == got
+
+
+def test_lists_pair_up_and_never_cross(tmp_path: Path) -> None:
+    """One caption with several pictures, lists of equal length, and lists that do not fit; a list of numbers is no list of paths."""
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "page.png").write_bytes(b"<html>")
+    rows = [
+        {"id": 10.0, "image": ["0.png", "1.png", "2.png"], "text": "boot"},
+        {"id": "B", "image": ["3.png", "page.png", None], "text": ["three", "four", "five"], "sku": "s1"},
+        {"id": "C", "image": ["0.png", "1.png"], "text": ["a", "b", "c"]},
+        {"id": "D", "image": [0.5, 0.25], "text": "numbers"},
+        {"id": "E", "image": ["5.png"], "text": ["x", "y"]},
+        {"id": "F", "image": "5.png", "text": []},
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    got = pack(tmp_path / "t.jsonl", tmp_path / "out", group="sku", max_rejected=1.0, shard_size="5KB")
+    assert (got.rows, got.packed, got.rejected, got.list_rows) == (11, 8, 3, 5)
+    data = open_data(str(tmp_path / "out"))
+    assert data.ids == ["10", "10#2", "10#3", "B", "B#3", "E", "E#2", "F"]
+    assert [data.read(i, "image") for i in range(4)] == [picture(i) for i in range(4)]
+    assert data.groups[3:5] == ["s1", "s1"] and data.groups[7] is None
+    assert len(set(data.groups[:3])) == len(set(data.groups[5:7])) == 1 and len(set(data.groups)) == 4
+    assert [data.read(i, "text") for i in (3, 4, 5, 6)] == [b"three", b"five", b"x", b"y"] and not data.present["image"][4]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(r["row"], r.get("item")) for r in lines] == [(2, 2), (3, None), (4, None)]
+    assert lines[0]["reason"].startswith("image: not a readable picture")
+    assert lines[2]["reason"] == "image: neither paths nor bytes but a list of float"
+    assert (
+        lines[1]["reason"] == "lists of different lengths (2 image, 3 text); give lists of equal length, or one value"
+        and lines[0]["file"] == "page.png"
+    )
+    assert pack(tmp_path / "t.jsonl", tmp_path / "out", group="sku", max_rejected=1.0, shard_size="5KB") == got
+
+
+def test_captions_in_windows_1252_are_packed_and_counted(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"src{i}.png").write_bytes(picture(i))
+    (tmp_path / "src").mkdir()
+    for i in range(3):
+        (tmp_path / f"src{i}.png").rename(tmp_path / "src" / f"{i}.png")
+        (tmp_path / "src" / f"{i}.txt").write_bytes(f"für {i} €".encode("cp1252" if i else "utf-8"))
+    with pytest.warns(DataWarning, match="2 text values not in UTF-8, read as Windows-1252"):
+        pack(tmp_path / "src", tmp_path / "out")
+    data = open_data(str(tmp_path / "out"))
+    assert sorted(data.read(i, "text").decode() for i in range(3)) == [f"für {i} €" for i in range(3)]
+
+
+def test_ids_and_groups_of_pandas_and_of_two_unicode_spellings(tmp_path: Path) -> None:
+    """A column of integers with gaps is written as 10.0; NFC and NFD of one name are one group."""
+    (tmp_path / "t.csv").write_text("id,text,sku\n10.0,a,Gr\u00f6\u00dfe\n11.0,b,Gro\u0308\u00dfe\n,c,7.0\nv1.0,d,1.05\n")
+    pack(tmp_path / "t.csv", tmp_path / "out", group="sku")
+    data = open_data(str(tmp_path / "out"))
+    assert data.ids == ["10", "11", "00000003", "v1.0"] and data.groups == ["Gr\u00f6\u00dfe", "Gr\u00f6\u00dfe", "7", "1.05"]

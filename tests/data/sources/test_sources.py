@@ -26,7 +26,7 @@ def rows(path: Path, wanted: set[str] | None = None) -> list[Any]:
 def pack_rows(path: Path, columns: dict[str, str] | None = None, **roles: str | None) -> list[PackRow]:
     source = open_source(path)
     found = assign_columns(source, columns or {}, *(roles.get(r) for r in ("id", "group", "split")))
-    return [found.row(n, c) for n, c in source.rows(set(source.columns))]
+    return [row for n, c in source.rows(set(source.columns)) for row in found.rows(n, c, n)]
 
 
 def test_csv_with_mark_quotes_newlines_and_blank_lines(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_ids_do_not_change_when_rows_are_added(tmp_path: Path) -> None:
 
 def test_cells_of_every_kind(tmp_path: Path) -> None:
     cells: list[dict[str, Any]] = [
-        {"image": ["", "b.png"], "text": ["first", "second"], "id": 5, "group": 2.5, "extra": {"a": [1, float("nan")]}},
+        {"image": ["", "b.png"], "text": ["first"], "id": 5, "group": 2.5, "extra": {"a": [1, float("nan")]}},
         {"image": "/abs/c.JPEG", "text": 12, "id": True},
         {"image": "http://x/d.webp?size=3", "text": None},
         {"image": 3, "text": "t"},
@@ -247,13 +247,17 @@ def test_partitions_and_markers_of_spark_and_hive(tmp_path: Path) -> None:
     assert row == {"text": "caption 0"}  # a single file has no partition
 
 
-def test_values_of_lists_beyond_the_first_are_counted(tmp_path: Path) -> None:
+def test_every_value_of_a_list_is_a_row(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": ["a", "", "b", "c"]}\n{"text": "d"}\n{"text": []}\n{"text": [null, "e"]}\n')
     source = open_source(path)
     roles = assign_columns(source, {}, None, None, None)
-    got = [roles.row(n, c) for n, c in source.rows(set(source.columns))]
-    assert [row.values.get("text") for row in got] == [b"a", b"d", None, b"e"] and roles.list_values_left_out == 2
+    got = [row for n, c in source.rows(set(source.columns)) for row in roles.rows(n, c, 1)]
+    assert [row.values.get("text") for row in got] == [b"a", b"b", b"c", b"d", None, b"e"] and roles.list_rows == 2
+    assert [row.id for row in got] == [
+        f"{i:08d}" if j == 1 else f"{i:08d}#{j}" for i, j in [(1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (4, 1)]
+    ]
+    assert len({row.group for row in got[:3]}) == 1 and got[0].group and {row.group for row in got[3:]} == {None}
 
 
 def test_reading_a_table_changes_no_limit_of_the_process(tmp_path: Path) -> None:
@@ -289,7 +293,7 @@ def test_names_of_media_files_in_a_metadata_column_are_counted(tmp_path: Path) -
     source = open_source(path)
     roles = assign_columns(source, {}, None, None, None)
     for n, c in source.rows(set(source.columns)):
-        roles.row(n, c)
+        roles.rows(n, c, n)
     assert roles.media_names == {"picture_file": 5}
     with pytest.warns(
         DataWarning, match="5 rows have the name of a media file in the column 'picture_file'.*--image picture_file"
