@@ -1,14 +1,15 @@
-"""Losses: pure functions on tensors, one idea a file. The objective of a recipe is a weighted sum of them.
+"""Loss functions on tensors, without state. A recipe's objective is a weighted sum of them.
 
-A loss belongs to one of three families, which its decorator says; the family decides what the loss is called with:
+A loss belongs to one of three families. Its decorator names the family, and the family decides which argument the loss gets:
 
-- `@contrastive_loss`: a `ContrastiveBlock`, some queries against all candidates with their positives and negatives; returns
-  one loss a query [R]. Such a loss runs dense, tiled, or with a queue of earlier vectors without knowing it.
-- `@scored_pairs_loss`: `ScoredPairs`, the cosines of the batch's own pairs beside a numeric column; returns a scalar.
-- `@distillation_loss`: a `DistillationBlock`, similarities of the student beside scores of its teacher; returns a scalar.
+- `@contrastive_loss`: a `ContrastiveBlock`, which holds some queries, all candidates, and masks of positives and negatives.
+  It returns one loss per query, shape [R]. The caller may evaluate it on the full logit matrix, in tiles, or with a queue of
+  earlier embeddings; the loss function is the same in each case.
+- `@scored_pairs_loss`: `ScoredPairs`, the cosine of each row's own pair and a score from a numeric column. It returns a scalar.
+- `@distillation_loss`: a `DistillationBlock`, the student's similarities and the teacher's scores. It returns a scalar.
 
-Keyword-only parameters are the options that a recipe may set. A loss of one's own is named in a recipe as
-`package.module:function` (found among the installed packages and in the working directory), or by a name after
+Keyword-only parameters are the options that a recipe can set. To use your own loss in a recipe, name it as
+`package.module:function` (an installed package, or a module in the working directory). Or give it a short name with
 `register(name, function)`:
 
     from mmtune.losses import ContrastiveBlock, contrastive_loss
@@ -38,11 +39,14 @@ TABLE: dict[str, str | LossFunction] = {
     "margin_mse": "mmtune.losses.distillation:margin_mse",
     "feature": "mmtune.losses.distillation:feature",
 }
-"""Loss name in a recipe -> the function, or where it is defined."""
+"""{loss name in a recipe: the function, or "package.module:function" where it is defined}."""
 
 
 def register(name: str, target: str | LossFunction) -> None:
-    """Make a loss known by `name` in recipes of this process. target: the decorated function, or "package.module:function"."""
+    """Make a loss available to recipes in this process under `name`.
+
+    target: the decorated function, or "package.module:function".
+    """
     plugins.register(TABLE, name, target, "loss")
 
 

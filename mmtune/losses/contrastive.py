@@ -1,4 +1,7 @@
-"""What a contrastive loss is called with, and how its values are averaged over queries (dense here; in tiles in `tiled`)."""
+"""The input of contrastive losses, and the weighted mean of a loss over queries from the full logit matrix.
+
+`tiled` computes the same mean without holding the full logit matrix in memory.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +14,12 @@ from mmtune.losses.positives_mask import PositivesMask
 
 
 class RowPairs(NamedTuple):
-    """The pairs that stand in one row of the batch, N of them: query [N] and candidate [N] positions, weight [N]."""
+    """The N pairs whose query and candidate belong to the same row of the batch.
+
+    query: position of each pair's query [N]
+    candidate: position of each pair's candidate [N]
+    weight: weight of each pair in the loss [N]
+    """
 
     query: Tensor
     candidate: Tensor
@@ -22,9 +30,12 @@ class RowPairs(NamedTuple):
 class ContrastiveBlock:
     """R queries against all C candidates.
 
-    similarity [R, C] cosines; positives, negatives [R, C] bool, disjoint (a pair in neither is ignored); row_pairs: the pairs
-    that stand in one row of the batch; scale, bias: the model's exponentiated logit scale, and its logit bias or None; graded:
-    the weights of the row pairs are relevance grades, and only row pairs are positives.
+    similarity: cosines [R, C]
+    positives, negatives: bool masks [R, C] that never overlap; a pair that is in neither is ignored
+    row_pairs: the pairs that belong to one row of the batch
+    scale: the exponential of the model's learned logit scale
+    bias: the model's logit bias, or None
+    graded: True: the weights of the row pairs are relevance grades, and only row pairs are positives
     """
 
     similarity: Tensor
@@ -36,22 +47,28 @@ class ContrastiveBlock:
     graded: bool = False
 
     def row_pair_weights(self) -> Tensor:
-        """[R, C] weights of the row pairs, summed where a pair stands in several rows; 0 elsewhere."""
+        """Weights of the row pairs as a matrix [R, C], summed over rows that hold the same pair; 0 for all other pairs."""
         query, candidate, weight = self.row_pairs
         weights = torch.zeros_like(self.similarity, requires_grad=False)
         return weights.index_put_((query, candidate), weight.to(weights.dtype), accumulate=True)
 
 
 PerQueryLoss: TypeAlias = Callable[[ContrastiveBlock], Tensor]
-"""ContrastiveBlock -> [R], the loss of each query; queries without a positive may give anything finite (their weight is 0)."""
+"""Maps a ContrastiveBlock to the loss of each query [R].
+
+For a query without a positive, any finite value may be returned, because its weight in the mean is 0.
+"""
 
 
 @dataclass(slots=True)
 class GuideVectors:
-    """Vectors of a second, frozen model: negatives that it scores above the positive minus `margin` are ignored.
+    """Embeddings by a second, frozen model (a guide) that detects false negatives: GISTEmbed (Solatorio 2024, arXiv 2402.16829).
 
-    queries [Q, T], candidates [C, T]. GISTEmbed (Solatorio 2024, arXiv 2402.16829). Of several row pairs of a query, the one
-    with the highest score counts.
+    A negative is ignored if the guide scores it above the query's own positive minus `margin`. If a query has several row
+    pairs, the one that the guide scores highest is compared.
+
+    queries: guide embeddings of the queries [Q, T]
+    candidates: guide embeddings of the candidates [C, T]
     """
 
     queries: Tensor
@@ -60,8 +77,13 @@ class GuideVectors:
 
 
 class MinedNegatives(NamedTuple):
-    """Negatives mined for single queries: query [n], candidate [n] positions. Candidates from `first_mined` on are negatives
-    in these pairs only."""
+    """Hard negatives, each mined for one query.
+
+    query: position of each query [n]
+    candidate: position of its negative [n]
+    first_mined: candidates from this position on were added as mined negatives; each counts only for the queries paired with
+        it here
+    """
 
     query: Tensor
     candidate: Tensor
@@ -70,13 +92,17 @@ class MinedNegatives(NamedTuple):
 
 @dataclass(slots=True)
 class QueryCandidateBatch:
-    """One direction of a pair of modalities in one batch: the unit vectors of its unique items, and what relates them.
+    """One direction (query modality to candidate modality) of one batch: embeddings of the unique items, and their relations.
 
-    queries [Q, D], candidates [C, D]; positives: between at least these queries, in order, and these candidates; row_pairs,
-    scale, bias as in ContrastiveBlock. Candidates from `queue_start` on come from a queue of earlier batches: they serve as
-    negatives only. same_modality: query i is candidate i, and is compared with the others only. graded: the weights of the
-    row pairs are relevance grades, so that only row pairs are positives. weigh_items: every query item weighs the same;
-    otherwise it weighs as much as its rows.
+    queries: L2-normalised embeddings [Q, D]
+    candidates: L2-normalised embeddings [C, D]
+    positives: the positive pairs; it may cover more queries than these, and the first Q are these, in this order
+    row_pairs, scale, bias, graded: as in `ContrastiveBlock`
+    guide: embeddings by a guide model that mark false negatives, or None
+    queue_start: candidates from this position on come from a queue of earlier batches and are used as negatives only
+    same_modality: True: query i and candidate i are the same item, so that this pair is ignored
+    weigh_items: True: every query item has weight 1. False: its weight is the sum of its row pairs' weights
+    mined: hard negatives that were mined for single queries, or None
     """
 
     queries: Tensor
@@ -94,7 +120,7 @@ class QueryCandidateBatch:
 
 
 def query_weights(batch: QueryCandidateBatch) -> Tensor:
-    """[Q] the weight of each query's loss; 0 for items that are candidates only."""
+    """Weight of each query's loss [Q]; 0 for items that are only used as candidates."""
     query, _, weight = batch.row_pairs
     total = torch.zeros(len(batch.queries), device=batch.queries.device, dtype=torch.float32)
     total.index_add_(0, query, weight.float())
@@ -104,9 +130,9 @@ def query_weights(batch: QueryCandidateBatch) -> Tensor:
 def contrastive_masks(
     batch: QueryCandidateBatch, start: int, stop: int, related: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(positives, negatives) [stop - start, C] bool of queries [start, stop).
+    """Return the bool masks (positives, negatives) of queries start to stop (exclusive), each of shape [stop - start, C].
 
-    related: `batch.positives.block(start, stop)` where the caller has it already.
+    related: the value of `batch.positives.block(start, stop)` if the caller has already computed it.
     """
     positives = batch.positives.block(start, stop) if related is None else related
     negatives = ~positives
@@ -133,7 +159,7 @@ def contrastive_masks(
 
 
 def row_pairs_between(batch: QueryCandidateBatch, start: int, stop: int) -> RowPairs:
-    """The row pairs of queries [start, stop), query positions counted from `start`."""
+    """Return the row pairs of queries start to stop (exclusive). Query positions in the result count from `start`."""
     query, candidate, weight = batch.row_pairs
     if start == 0 and stop == len(batch.queries):
         return batch.row_pairs
@@ -142,7 +168,7 @@ def row_pairs_between(batch: QueryCandidateBatch, start: int, stop: int) -> RowP
 
 
 def _false_negatives(batch: QueryCandidateBatch, guide: GuideVectors, start: int, stop: int) -> Tensor:
-    """[stop - start, C] bool: candidates that the guide scores above the query's best row pair minus the margin."""
+    """Mask [stop - start, C] of candidates that the guide scores above the query's best row pair minus the margin."""
     query, candidate, _ = row_pairs_between(batch, start, stop)
     similarity = guide.queries[start:stop] @ guide.candidates.T
     best = torch.full((stop - start,), torch.inf, device=similarity.device, dtype=similarity.dtype)
@@ -153,7 +179,11 @@ def _false_negatives(batch: QueryCandidateBatch, guide: GuideVectors, start: int
 def dense_loss(
     batch: QueryCandidateBatch, loss: PerQueryLoss, similarity: Tensor | None = None, related: Tensor | None = None
 ) -> Tensor:
-    """The weighted mean of `loss` over queries, all logits at once. similarity, related: [Q, C] where the caller has them."""
+    """Return the weighted mean of `loss` over queries, computed from the full matrix of logits.
+
+    similarity: the cosines [Q, C], if the caller has already computed them
+    related: the mask of positives [Q, C] before exclusions, if the caller has already computed it
+    """
     weight = query_weights(batch)
     positives, negatives = contrastive_masks(batch, 0, len(batch.queries), related)
     weight = weight * positives.any(1)

@@ -1,6 +1,6 @@
-"""The three families of losses, and the check of what a loss returns.
+"""The three families of losses, and the check of a loss function's return value.
 
-The family of a loss is an attribute that its decorator sets, so that it depends on no name or annotation of its parameters.
+The decorator stores the family as an attribute of the function. So the names and annotations of its parameters do not matter.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from mmtune.errors import TrainingError
 
 LossFamily: TypeAlias = Literal["contrastive", "scored_pairs", "distillation"]
 LossFunction: TypeAlias = Callable[..., Tensor]
-"""A decorated loss: its family's input, then keyword-only options -> [R] for a contrastive loss, else a scalar."""
+"""A decorated loss. It takes its family's input and keyword-only options; contrastive losses return [R], the others a scalar."""
 
 _ATTRIBUTE = "loss_family"
 
 
 def contrastive_loss(function: LossFunction) -> LossFunction:
-    """Decorate a loss that takes a `ContrastiveBlock` and returns one value a query [R]."""
+    """Mark a function as a loss that takes a `ContrastiveBlock` and returns one value per query [R]."""
     return _mark(function, "contrastive")
 
 
 def scored_pairs_loss(function: LossFunction) -> LossFunction:
-    """Decorate a loss that takes `ScoredPairs` and returns a scalar."""
+    """Mark a function as a loss that takes `ScoredPairs` and returns a scalar."""
     return _mark(function, "scored_pairs")
 
 
 def distillation_loss(function: LossFunction) -> LossFunction:
-    """Decorate a loss that takes a `DistillationBlock` and returns a scalar."""
+    """Mark a function as a loss that takes a `DistillationBlock` and returns a scalar."""
     return _mark(function, "distillation")
 
 
@@ -39,15 +39,16 @@ def _mark(function: LossFunction, family: LossFamily) -> LossFunction:
 
 
 def family_of(function: object) -> LossFamily | None:
-    """The family that a loss was decorated with; None for a function that is no loss."""
+    """Return the family that a loss was decorated with, or None for a function without a decorator."""
     return getattr(function, _ATTRIBUTE, None)
 
 
 def check_output(name: str, value: object, shape: tuple[int, ...], similarity: Tensor, counted: Tensor | None = None) -> None:
-    """Refuse what a loss must not return: no tensor, another shape than `shape`, no floating dtype, a value that is not
-    finite where the similarities it was given are. counted [R]: the queries whose value is used, None for all.
+    """Raise TrainingError, with the loss's name, unless `value` is a floating-point tensor of `shape`.
 
-    Raises TrainingError naming the loss.
+    If all similarities are finite, all values that are used must be finite as well.
+
+    counted: bool mask [R] of the queries whose values are used; None means all queries.
     """
     wanted = f"a float tensor [{', '.join(map(str, shape))}]" if shape else "a scalar float tensor"
     if not isinstance(value, Tensor):
@@ -57,4 +58,6 @@ def check_output(name: str, value: object, shape: tuple[int, ...], similarity: T
     used = value if counted is None else value[counted]
     if not bool(torch.isfinite(used).all()) and bool(torch.isfinite(similarity).all()):
         at = int(torch.nonzero(~torch.isfinite(used.flatten()))[0])
-        raise TrainingError(f"loss {name} returned {float(used.flatten()[at])} for finite similarities; see its formula")
+        raise TrainingError(
+            f"loss {name} returned {float(used.flatten()[at])} although all similarities are finite; check its formula"
+        )

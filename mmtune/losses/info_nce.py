@@ -1,4 +1,4 @@
-"""InfoNCE with any number of positives, label smoothing and hardness-weighted negatives."""
+"""InfoNCE with any number of positives per query, label smoothing and hardness-weighted negatives."""
 
 import math
 from typing import Literal
@@ -19,23 +19,28 @@ def info_nce(
     smoothing: float = 0.0,
     hardness: float = 0.0,
 ) -> Tensor:
-    """Softmax cross-entropy over candidates, one value a query [R].
+    """Softmax cross-entropy over candidates, one value per query [R].
 
-    van den Oord et al. 2018 (arXiv 1807.03748); in both directions CLIP's (2103.00020), in one direction multiple-negatives
-    ranking (Henderson et al. 2017, 1705.00652). With logits l = scale * cosine, P the positives and N the negatives of a query:
+    van den Oord et al. 2018 (arXiv 1807.03748). Used in both directions it is the loss of CLIP (arXiv 2103.00020), in one
+    direction the multiple-negatives ranking loss (Henderson et al. 2017, arXiv 1705.00652). With logits l = scale * cosine,
+    and P the positives and N the negatives of a query:
 
-    - `positives: mean`: mean over p in P of -log(e^l_p / sum over P and N): SupCon's L_out (Khosla et al. 2020, 2004.11362).
-    - `positives: mask`: row pairs only, each against N; other positives are ignored.
-    - `positives: sum`: -log(sum over P of e^l / sum over P and N): L_in's form, UniCL's bidirectional target as a set.
+    - `positives: mean`: the mean over p in P of -log(e^l_p / sum of e^l over P and N). This is L_out of SupCon (Khosla et al.
+      2020, arXiv 2004.11362).
+    - `positives: mask`: only the row's own pairs are positives, each compared with N. The other positives are ignored.
+    - `positives: sum`: -log(sum of e^l over P / sum of e^l over P and N). This has the form of SupCon's L_in; UniCL's
+      bidirectional loss uses the same set of positives.
 
-    With graded relevance (`weights: COLUMN`) the positives are the row pairs, and a query's positives count in proportion to
-    their weights w: in the means of `mean` and `mask` (generalised contrastive learning, Zhu et al. 2024, 2404.08535), and in
-    the sums over P of `sum`, whose terms are w e^l with w scaled to mean 1 over P.
-    `smoothing` moves that share of the target from the positives to all candidates evenly (`sum` takes none).
-    `hardness` b > 0 weights each negative by e^(b l), normalised to mean 1 over N: Robinson et al. 2021 (2010.04592).
+    With graded relevance (`weights: COLUMN`), only row pairs are positives, and each counts in proportion to its weight w.
+    `mean` and `mask` become weighted means (generalised contrastive learning, Zhu et al. 2024, arXiv 2404.08535). In `sum`,
+    the terms of the sums over P become w * e^l, with w scaled to mean 1 over P.
+
+    smoothing: share of the target distribution that is moved from the positives evenly to all candidates; not with `sum`
+    hardness: b > 0 weights each negative by e^(b * l), scaled to mean 1 over N (Robinson et al. 2021, arXiv 2010.04592)
     """
     logits = block.similarity * block.scale
-    has_positive = block.positives.any(1)  # the other queries have weight 0; their -inf must not reach the sum
+    # Queries without a positive have weight 0 in the mean, but their infinite values would still turn it into NaN.
+    has_positive = block.positives.any(1)
     positive_logits = logits.masked_fill(~block.positives, -math.inf)
     if positives == "sum" and block.graded:
         positive_logits = positive_logits + _log_weights(block)
@@ -50,7 +55,7 @@ def info_nce(
     share = _shares(block) if positives == "mask" or block.graded else block.positives / _count(block.positives)
     attained = (share * logits).sum(1)
     if positives == "mask":
-        # log(e^l + sum over N) - l of each row pair; a query without negatives has loss 0
+        # For each row pair: log(e^l + sum of e^l over N) - l. The loss of a query without negatives is 0.
         value = (share * softplus(normaliser[:, None] - logits)).sum(1)
     else:
         value = normaliser - attained
@@ -62,29 +67,30 @@ def info_nce(
 
 
 def _count(mask: Tensor) -> Tensor:
-    """[R, 1] marked candidates of each query, at least 1."""
+    """Number of candidates marked for each query, at least 1 [R, 1]."""
     return mask.sum(1, keepdim=True).clamp_min(1)
 
 
 def _shares(block: ContrastiveBlock) -> Tensor:
-    """[R, C] the weights of the row pairs among the positives, divided by their sum over each query."""
+    """Weights of the row pairs among the positives, divided by their sum for each query [R, C]."""
     weight = block.row_pair_weights() * block.positives
     return weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def _log_weights(block: ContrastiveBlock) -> Tensor:
-    """[R, C] log of the weights of graded positives, scaled to mean 1 over each query's positives; 0 elsewhere."""
+    """Log of the weights of graded positives, scaled to mean 1 over each query's positives; 0 for all other pairs [R, C]."""
     weight = _shares(block) * _count(block.positives)
     return torch.where(block.positives, weight, 1.0).log()
 
 
 def _log_sum_of_negatives(logits: Tensor, negatives: Tensor, hardness: float) -> Tensor:
-    """log of the (hardness-weighted) sum over negatives of e^l [R]; -inf without negatives."""
+    """Log of the (hardness-weighted) sum of e^l over each query's negatives [R]; -inf for a query without negatives."""
     negative_logits = logits.masked_fill(~negatives, -math.inf)
     if not hardness:
         return torch.logsumexp(negative_logits, 1)
     has_negative = negatives.any(1)
-    finite = torch.where(has_negative[:, None], negative_logits, torch.zeros_like(logits))  # keeps NaN out of the gradient
+    # Rows without negatives are set to 0 here, because all -inf would give NaN gradients.
+    finite = torch.where(has_negative[:, None], negative_logits, torch.zeros_like(logits))
     log_count = negatives.sum(1).clamp_min(1).log()
     weighted = torch.logsumexp((1 + hardness) * finite, 1) - torch.logsumexp(hardness * finite, 1) + log_count
     return weighted.masked_fill(~has_negative, -math.inf)

@@ -1,8 +1,9 @@
-"""Which candidates are positives of which queries, from labels, a block of queries at a time: [Q, C] never exists as a whole.
+"""Decide from labels which candidates are positives of which queries, without storing the full [Q, C] mask.
 
-The torch twin of `mmtune.relevance`. Two items are the same thing when they share a non-zero label of the same kind (row id,
-group, content). An item may carry several labels of a kind: a caption that ten rows share carries ten row ids and the union
-of their groups.
+The mask is made for a range of queries at a time. `mmtune.relevance` applies the same rule to numpy arrays.
+
+A query and a candidate are a positive pair if they share a non-zero label of the same kind (row id, group, or content). An
+item can carry several labels of one kind. For example, a caption that ten rows share has ten row ids and all their groups.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,14 +13,19 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-MATCHES_AT_ONCE = 1 << 20  # bounds the index tensors of one expansion (8 bytes each) when a label is very common
+# Maximum number of pairs in one chunk. It bounds the index tensors (8 bytes per pair) when a label is very common.
+MATCHES_AT_ONCE = 1 << 20
 
 ItemLabels: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
-"""kind -> (item [n], label [n]) int64: one entry for every label that an item carries; entries with label 0 are ignored."""
+"""{kind: (item [n], label [n])}, both int64, with one entry for every label of every item. Label 0 means no label."""
 
 
 class PositivesMask:
-    """The positives between Q queries and C candidates. `block(i, j)` is the bool matrix [j - i, C] of queries [i, j)."""
+    """The positive pairs between Q queries and C candidates. `block(i, j)` is the mask [j - i, C] of queries i to j (exclusive).
+
+    queries, candidates: the labels of their items
+    shape: (Q, C)
+    """
 
     def __init__(self, queries: ItemLabels, candidates: ItemLabels, shape: tuple[int, int]) -> None:
         self.shape = shape
@@ -27,7 +33,7 @@ class PositivesMask:
 
     @cached_property
     def _sorted_labels(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Of every kind: the queries' (item, label) sorted by item, the candidates' (label, item) sorted by label."""
+        """For each kind: the queries' items and labels sorted by item, then the candidates' labels and items sorted by label."""
         queries, candidates = self.labels
         per_kind = []
         for kind in queries:
@@ -46,7 +52,7 @@ class PositivesMask:
 
     @staticmethod
     def from_arrays(query_labels: Tensor, candidate_labels: Tensor) -> "PositivesMask":
-        """From one label a kind: int64 [Q, L] and [C, L], column l compared with column l."""
+        """Make a mask from one label per item and kind: int64 [Q, L] and [C, L]. Column l is compared with column l."""
 
         def by_kind(labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
             items = torch.arange(len(labels), device=labels.device)
@@ -57,11 +63,14 @@ class PositivesMask:
 
     @cached_property
     def transposed(self) -> "PositivesMask":
-        """The same positives with queries and candidates exchanged."""
+        """The same positive pairs, with queries and candidates exchanged."""
         return PositivesMask(self.labels[1], self.labels[0], (self.shape[1], self.shape[0]))
 
     def pairs(self, start: int, stop: int, limit: int | None = None) -> tuple[Tensor, Tensor] | None:
-        """(query - start, candidate) of the positives of queries [start, stop), with repeats; None for more than `limit`."""
+        """List the positives of queries start to stop (exclusive) as (query - start, candidate).
+
+        A pair is repeated if it shares several labels. Returns None if there are more than `limit` entries.
+        """
         rows: list[Tensor] = []
         columns: list[Tensor] = []
         total = 0
@@ -75,14 +84,14 @@ class PositivesMask:
         return (torch.cat(rows), torch.cat(columns)) if rows else (empty, empty)
 
     def block(self, start: int, stop: int) -> Tensor:
-        """[stop - start, C] bool: True where query and candidate are the same thing."""
+        """Bool mask [stop - start, C] of the positives of queries start to stop (exclusive)."""
         mask = torch.zeros(stop - start, self.shape[1], dtype=torch.bool, device=self._device)
         for rows, columns in self._expand(start, stop):
             mask[rows, columns] = True
         return mask
 
     def _expand(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(query - start, candidate) of the positives, at most about MATCHES_AT_ONCE at a time."""
+        """Yield the positives as (query - start, candidate) in chunks of at most about MATCHES_AT_ONCE pairs."""
         for query_item, query_label, candidate_label, candidate_item in self._sorted_labels:
             bounds = torch.searchsorted(query_item, torch.tensor([start, stop], device=query_item.device))
             a, b = bounds.tolist()

@@ -1,4 +1,4 @@
-"""The sigmoid loss: every pair is its own yes-or-no question."""
+"""The sigmoid loss, which classifies every (query, candidate) pair independently as positive or negative."""
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -10,12 +10,13 @@ from mmtune.losses.families import contrastive_loss
 
 @contrastive_loss
 def sigmoid(block: ContrastiveBlock, *, bias: float = -10.0) -> Tensor:
-    """Sum over candidates of -log sigmoid(+-(scale * cosine + bias)), + for positives, one value a query [R].
+    """For each query [R], sum over candidates of -log sigmoid(z) for positives and -log sigmoid(-z) for negatives.
 
-    SigLIP (Zhai et al. 2023, arXiv 2303.15343). Needs a bias: without one the many negatives rule the early steps. For a
-    model that has none, the objective learns one of its own that starts at the option `bias`.
+    Here z = scale * cosine + bias. SigLIP (Zhai et al. 2023, arXiv 2303.15343). The loss needs a bias, because otherwise the
+    many negatives dominate the first steps. If the model has no logit bias, the objective learns one during training. The
+    option `bias` is its initial value.
     """
     if block.bias is None:
-        raise RecipeError("the sigmoid loss needs a bias: pass one, or use a model that has one")
+        raise RecipeError("the sigmoid loss needs a logit bias: pass one, or use a model that has one")
     logits = block.similarity * block.scale + block.bias
     return (softplus(-logits) * block.positives + softplus(logits) * block.negatives).sum(1)

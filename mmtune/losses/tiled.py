@@ -1,14 +1,14 @@
-"""Contrastive losses whose Q x C logits never exist: exact value and gradient, memory of the vectors and a few tiles.
+"""Exact contrastive losses and gradients in tiles, without ever holding all Q x C logits in memory.
 
-Inf-CL (Cheng et al. 2024, arXiv 2410.17243) does this for InfoNCE. Here any loss that is a sum over queries works: the logits
-of a block of queries against all candidates are made, the block's part of the value and of the gradients is taken at once,
-and its logits are freed. Plain InfoNCE in both directions has its own implementation (`tiled_info_nce`), which weights the
-matrix products of the two directions.
+Memory is needed for the embeddings and a few tiles only. Inf-CL (Cheng et al. 2024, arXiv 2410.17243) does this for InfoNCE;
+here it works for any loss that is a sum over queries. For each block of queries, the logits against all candidates are
+computed, the block's contribution to the value and gradients is added up, and the logits are freed. Plain InfoNCE in both
+directions has its own, faster implementation (`tiled_info_nce`), in which the two directions share matrix products.
 
-Of several processes that have the same vectors each takes a share of the queries, and the sums are reduced over processes:
-none makes all logits, and the arithmetic is divided. (Inf-CL sends vectors around a ring, so that no process has all of those
-either. They are few bytes beside the logits: 65,536 x 512 are 128 MiB a modality, and as much again for the gradient; here
-every process has all.)
+If several processes hold the same embeddings, each computes a share of the queries, and the results are summed over processes.
+So memory for logits and computation are divided. Inf-CL also distributes the embeddings, by sending them around a ring. Here
+every process holds all of them, because they are small beside the logits: 65,536 x 512 floats are 128 MiB per modality, and
+their gradients as much again.
 """
 
 import math
@@ -31,23 +31,23 @@ from mmtune.losses.contrastive import (
 from mmtune.losses.positives_mask import PositivesMask
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
-BLOCK_BYTES = 16 << 20  # of one block of logits; a loss makes about eight of that size at once
-TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # (queries, candidates); a tile's logits stay in a CPU's cache
-PAIRS_AT_ONCE = 8192
-LARGEST_EXPONENT = 75.0  # e^75 times a million terms is below float32's 3e38
-SMALLEST_SUM = 1e-28  # a sum of this size has lost no term that counts
-MATCH_LIMIT = 16  # positives an item on average, past which a list of them is no longer small
+BLOCK_BYTES = 16 << 20  # bytes of one block of logits; a loss holds about eight tensors of this size at once
+TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # (queries, candidates) of a tile; on a CPU, a tile fits in the cache
+PAIRS_AT_ONCE = 8192  # positive pairs whose embeddings are gathered at once; bounds the memory of the gathered rows
+LARGEST_EXPONENT = 75.0  # even 900,000 terms of e^75 sum to less than the float32 maximum, 3.4e38
+SMALLEST_SUM = 1e-28  # if a sum is larger than this, float32 underflow has not removed any term that matters
+MATCH_LIMIT = 16  # maximum average number of positives per item for which a list of positive pairs is used
 
 
 def tiled_loss(batch: QueryCandidateBatch, loss: PerQueryLoss, processes: Processes = SINGLE_PROCESS) -> Tensor:
-    """`contrastive.dense_loss(batch, loss)`, a block of queries at a time."""
+    """Compute the same value as `contrastive.dense_loss(batch, loss)`, one block of queries at a time."""
     bias = batch.bias if batch.bias is not None else batch.scale.new_zeros(())
     inputs = batch.queries, batch.candidates, batch.scale, bias
     return _QueryBlocks.apply(*inputs, batch, loss, processes, torch.is_grad_enabled())
 
 
 class _QueryBlocks(torch.autograd.Function):
-    """Value and gradients in one pass: each block's graph exists inside forward only."""
+    """Compute the value and the gradients in one pass. The autograd graph of each block exists only inside `forward`."""
 
     @staticmethod
     def forward(
@@ -104,15 +104,17 @@ class _QueryBlocks(torch.autograd.Function):
 
 
 def _scaled_gradients(ctx: Any, gradient: Tensor) -> list[Tensor]:
-    """The gradients that forward left in `ctx`, times the incoming one, in place."""
+    """Multiply the gradients that `forward` stored in `ctx` by the incoming gradient, in place, and return them."""
     if ctx.gradients is None:
-        raise RuntimeError("a tiled loss keeps its gradients for one backward pass only")
+        raise RuntimeError("backward was called twice on a tiled loss; its gradients are freed after the first call")
     gradients, ctx.gradients = ctx.gradients, None
     return [g.mul_(gradient) for g in gradients]
 
 
 def positive_pairs(mask: PositivesMask) -> tuple[Tensor, Tensor] | None:
-    """All positives as a list (query [P], candidate [P]) without repeats; None when there are too many for a small list."""
+    """List all positives as (query [P], candidate [P]) without repeats, or return None if there are more than MATCH_LIMIT per
+    item on average.
+    """
     queries, candidates = mask.shape
     pairs = mask.pairs(0, queries, limit=MATCH_LIMIT * (queries + candidates))
     if pairs is None:
@@ -130,18 +132,21 @@ def tiled_info_nce(
     ignored: tuple[Tensor, Tensor] | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Tensor:
-    """InfoNCE from a [N, D] to b [M, D] and back in four matrix products a tile instead of six.
+    """Compute InfoNCE from a [N, D] to b [M, D] and from b to a, with four matrix products per tile instead of six.
 
-    pairs: (row of a, row of b) [P], the positives; weights: the weight of each in the loss, a to b and b to a [P]; one scale a
-    direction. Without `ignored` a pair's -log p is over all candidates (`positives: mean`); with it, the pairs
-    (row of a, row of b), each once, are no negatives: a positive is compared with the others alone (`positives: mask`).
-    The first pass computes both directions' log normalisers, the second the gradients.
+    The first pass over the tiles computes the log normalisers of both directions, the second pass the gradients.
+
+    pairs: the positives as (row of a [P], row of b [P])
+    weights: the weight of each positive in the loss, for a to b [P] and for b to a [P]
+    scales: the logit scale of each direction
+    ignored: None for `positives: mean`, where each -log p is normalised over all candidates. For `positives: mask`, the pairs
+        (row of a, row of b), without repeats, that are not negatives; each positive is then compared with the other candidates
     """
     return _InfoNCE.apply(a, b, *scales, pairs, weights, ignored, processes, torch.is_grad_enabled())
 
 
 class _InfoNCE(torch.autograd.Function):
-    """The value from the log normalisers and the positives' logits; the gradients in a second pass over the tiles."""
+    """Compute the value from the log normalisers and the logits of the positives, then the gradients in a second pass."""
 
     @staticmethod
     def forward(
@@ -165,7 +170,7 @@ class _InfoNCE(torch.autograd.Function):
         if ignored is None:
             value = (weight_a * nll_a).sum() + (weight_b * nll_b).sum()
             pair_grad_a, pair_grad_b = weight_a, weight_b
-        else:  # log(e^l + sum over the others) - l
+        else:  # -log p with only this positive in the normaliser: log(e^l + sum of e^l over the negatives) - l
             value = (weight_a * softplus(nll_a)).sum() + (weight_b * softplus(nll_b)).sum()
             pair_grad_a, pair_grad_b = weight_a * torch.sigmoid(nll_a), weight_b * torch.sigmoid(nll_b)
         ctx.gradients = None
@@ -193,11 +198,12 @@ class _InfoNCE(torch.autograd.Function):
 
 
 class _Tiles:
-    """The tiles of cos = a b^T, computed in each of two passes, in buffers that are allocated once.
+    """Iterates over the tiles of cos = a b^T, which are computed again in each pass into buffers that are allocated once.
 
-    The exponentials are shifted so that the largest possible one is just below overflow: float32 reaches down to e^-160 of
-    it, and no running maximum is needed; directions of one scale share the exponentials. Should a sum vanish all the same,
-    the pass starts again with running log-sums (`running_maximum`). Pairs that are `ignored` contribute nothing.
+    A constant is subtracted from all exponents, so that the largest possible exponential is just below float32 overflow.
+    Exponentials down to about e^-160 of it are still represented, so that no running maximum is needed. If both directions have
+    the same scale, they share the exponentials. If a sum underflows nevertheless, `log_normalisers` starts again with running
+    log-sum-exps (`running_maximum`). The pairs in `ignored` contribute nothing.
     """
 
     def __init__(
@@ -218,7 +224,7 @@ class _Tiles:
         self.buffers = [torch.empty(self.rows * self.columns, device=a.device) for _ in range(3)]
         self.across = -(-len(b) // self.columns)
         self.ignored = ignored
-        if ignored is not None:  # by tile
+        if ignored is not None:  # sort the ignored pairs by tile, so that each tile finds its own as one slice
             i, j = ignored
             tile = i // self.rows * self.across + j // self.columns
             order = torch.argsort(tile)
@@ -227,7 +233,7 @@ class _Tiles:
             self.bounds = torch.searchsorted(tile[order], torch.arange(count + 1, device=a.device)).tolist()
 
     def ignore(self, tile: Tensor, r: slice, c: slice, value: float = 0.0) -> Tensor:
-        """Put `value` where the tile's pairs are ignored."""
+        """Set the ignored pairs of this tile to `value`, in place."""
         if self.ignored is not None:
             at = r.start // self.rows * self.across + c.start // self.columns
             i, j = (x[self.bounds[at] : self.bounds[at + 1]] for x in self.ignored)
@@ -235,7 +241,10 @@ class _Tiles:
         return tile
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-        """(rows, columns, cosines, two spare buffers) of every tile; several processes take the rows of tiles in turn."""
+        """Yield (rows, columns, cosines, two scratch buffers) for every tile of this process.
+
+        Several processes take rows of tiles in turn (round-robin).
+        """
         for i in range(self.processes.rank * self.rows, len(self.a), self.processes.world_size * self.rows):
             r = slice(i, min(i + self.rows, len(self.a)))
             for j in range(0, len(self.b), self.columns):
@@ -246,7 +255,10 @@ class _Tiles:
                 yield r, c, cos, x, y
 
     def log_normalisers(self) -> tuple[Tensor, Tensor]:
-        """log sum over b of e^(scale_a cos) [N] and log sum over a of e^(scale_b cos) [M]; -inf where all pairs are ignored."""
+        """Return log sum over b of e^(scale_a * cos) [N], and log sum over a of e^(scale_b * cos) [M].
+
+        A value is -inf if all pairs of the item are ignored.
+        """
         rows = torch.zeros(len(self.a), dtype=torch.float64, device=self.a.device)
         columns = torch.zeros(len(self.b), dtype=torch.float64, device=self.a.device)
         for r, c, cos, x, _ in self:
@@ -275,7 +287,7 @@ class _Tiles:
     def gradients(
         self, query_weight_a: Tensor, query_weight_b: Tensor, log_z_a: Tensor, log_z_b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of sum(query_weight_a * log_z_a) + sum(query_weight_b * log_z_b) with respect to a, b and both scales."""
+        """Gradients of sum(query_weight_a * log_z_a) + sum(query_weight_b * log_z_b) with respect to a, b and the two scales."""
         grad_a, grad_b = torch.zeros_like(self.a), torch.zeros_like(self.b)
         grad_scale_a = torch.zeros((), dtype=torch.float64, device=self.a.device)
         grad_scale_b = grad_scale_a.clone()
@@ -311,5 +323,6 @@ class _Tiles:
 
 
 def _exp(cos: Tensor, scale: float, shift: float, out: Tensor) -> Tensor:
+    """Write e^(scale * cos - shift) to `out` and return it."""
     torch.mul(cos, scale, out=out)
     return (out.sub_(shift) if shift else out).exp_()

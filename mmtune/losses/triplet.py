@@ -1,4 +1,4 @@
-"""Triplet margin with the hardest or semi-hard negatives of the batch."""
+"""Triplet margin loss with the hardest or semi-hard negatives of the batch."""
 
 import math
 from typing import Literal
@@ -18,13 +18,15 @@ def triplet(
     distance: Literal["cosine", "euclidean"] = "cosine",
     mining: Literal["hard", "semi_hard"] = "hard",
 ) -> Tensor:
-    """max(0, d(query, positive) - d(query, negative) + margin), one value a query [R].
+    """max(0, d(query, positive) - d(query, negative) + margin), one value per query [R].
 
-    - `hard`: the farthest positive against the nearest negative (Hermans et al. 2017, arXiv 1703.07737).
-    - `semi_hard`: mean over positives, each against the nearest negative that is farther than it, or, when there is none,
-      against the farthest one (FaceNet, Schroff et al. 2015, 1503.03832).
+    mining: how the pairs of positive and negative are chosen
+        hard: the farthest positive and the nearest negative (Hermans et al. 2017, arXiv 1703.07737)
+        semi_hard: each positive with the nearest negative that is farther away than the positive, or with the farthest
+            negative if there is none; the mean over positives (FaceNet, Schroff et al. 2015, arXiv 1503.03832)
+    distance: cosine is 1 - cosine similarity; euclidean is the Euclidean distance of the L2-normalised embeddings
 
-    `cosine` distance is 1 - cosine, `euclidean` that of the unit vectors. A query without negatives costs nothing.
+    The loss of a query without negatives is 0.
     """
     d = 1 - block.similarity
     if distance == "euclidean":

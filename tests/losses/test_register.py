@@ -80,7 +80,7 @@ WRONG = [
     (lambda block: block.similarity.mean(), r"returned torch.float32 \[\]; it must return a float tensor \[6\]"),
     (lambda block: block.similarity, r"returned torch.float32 \[6, 7\]; it must return a float tensor \[6\]"),
     (lambda block: block.positives.sum(1), r"returned torch.int64 \[6\]; it must return a float tensor \[6\]"),
-    (lambda block: (block.similarity.sum(1) - 99).sqrt(), r"returned nan for finite similarities"),
+    (lambda block: (block.similarity.sum(1) - 99).sqrt(), r"returned nan although all similarities are finite"),
 ]
 
 
