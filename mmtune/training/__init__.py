@@ -1,1 +1,1 @@
-"""Training: one loop; objectives, large batches, tuning, regularisation, checkpoints."""
+"""Training: the training loop, the objective, large batches, partial tuning, regularisation and checkpoints."""

@@ -1,4 +1,4 @@
-"""A recipe's `objective`, `matryoshka`, `memory` and teachers -> the Objective of the run."""
+"""Build the Objective of a run from a recipe's `objective`, `matryoshka` and `memory`, and the outputs of its teachers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,11 +28,17 @@ def build_objective(
     seed: int = 0,
     processes: Processes = SINGLE_PROCESS,
 ) -> Objective:
-    """The Objective of a recipe. Raises RecipeError naming the key and the nearest valid one.
+    """Build the Objective of a recipe. Raises RecipeError, naming the key, for terms that are wrong or do not fit the model.
 
-    terms: the recipe's `objective`, typed or as plain data. dim: the model's width. matryoshka: {dims: [64, 128], weights: [1, 1]}; the full width is always trained, with weight 1
-    unless it is named. memory: {size, start}. teachers: name -> outputs, for the terms that name one. seed: of learned
-    projections. processes: who shares the work of a tiled loss.
+    terms: the recipe's `objective`, as parsed blocks or plain data
+    pairs: the pairs of modalities that are trained
+    dim: dimension of the model's embeddings; None if unknown
+    matryoshka: {dims: [64, 128], weights: [1, 1]}, the embedding prefixes that are trained too, or None. The full dimension is
+        always trained; its weight is 1 unless it is listed
+    memory: {size, start} of the cross-batch memory, or None
+    teachers: {teacher name: its outputs}, for the terms that name a teacher
+    seed: seed for initialising learned projections
+    processes: the processes that share the work of a tiled loss
     """
     parsed, teachers = parse_terms(terms, pairs), dict(teachers or {})
     for term in parsed:
@@ -47,14 +53,14 @@ def build_objective(
 def _projections(
     terms: Sequence[LossTerm], pairs: Sequence[Pair], teachers: Mapping[str, Teacher], dim: int | None, seed: int
 ) -> dict[str, nn.Module]:
-    """The learned maps of the `feature` terms whose teacher is of another width, or that set `projection`."""
+    """{name: learned projection} for `feature` terms whose teacher has another dimension, or that set `projection: true`."""
     projections: dict[str, nn.Module] = {}
     for number, term in enumerate(terms):
         teacher = teachers.get(term.teacher or "")
         if term.loss != "feature" or not isinstance(teacher, TeacherVectors):
             continue
         if dim is None:
-            raise RecipeError(f"{term.key}: the feature loss must know the model's width")
+            raise RecipeError(f"{term.key}: the feature loss needs the dimension of the model's embeddings; pass dim")
         if term.options.get("projection") or teacher.dim != dim:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -64,23 +70,25 @@ def _projections(
 
 
 def _check_teacher(term: LossTerm, teachers: Mapping[str, Teacher]) -> None:
-    """Raise RecipeError for a teacher that is not there, or lacks what the term needs."""
+    """Raise RecipeError if a teacher that the term names is missing, or does not provide what the term needs."""
     for option, name in (("teacher", term.teacher), ("guide", term.guide)):
         if name is not None and name not in teachers:
             known = nearest(name, list(teachers)) if teachers else "; the recipe has no `teachers`"
-            raise RecipeError(f"{term.key}.{option}: no teacher {name!r}{known}")
+            raise RecipeError(f"{term.key}.{option}: there is no teacher {name!r}{known}")
     if term.guide and not isinstance(teachers[term.guide], TeacherVectors):
-        raise RecipeError(f"{term.key}.guide: {term.guide!r} only scores pairs; a guide needs vectors (`model:`)")
+        raise RecipeError(f"{term.key}.guide: {term.guide!r} only scores pairs; a guide needs embeddings (`model:`)")
     if term.family == "distillation" and term.teacher is None:
         known = nearest("", list(teachers)) if teachers else ""
         raise RecipeError(f"{term.key}.teacher: {term.loss} needs the name of a teacher{known}")
     if term.loss == "feature" and not isinstance(teachers[term.teacher or ""], TeacherVectors):
-        raise RecipeError(f"{term.key}.teacher: {term.teacher!r} only scores pairs; the feature loss needs vectors (`model:`)")
+        raise RecipeError(
+            f"{term.key}.teacher: {term.teacher!r} only scores pairs; the feature loss needs embeddings (`model:`)"
+        )
 
 
 def _dims(matryoshka: MatryoshkaConfig | Mapping[str, object], width: int | None) -> dict[int, float]:
-    """{prefix width: weight} of the recipe's `matryoshka`. RecipeError for widths that the model does not have."""
+    """{prefix dimension: weight} from the recipe's `matryoshka`. Raises RecipeError for dimensions outside 1 to `width`."""
     config = check(MatryoshkaConfig, matryoshka, "matryoshka")
     if min(config.dims) < 1 or (width is not None and max(config.dims) > width):
-        raise RecipeError(f"matryoshka.dims: {config.dims} must lie in 1 to the model's {width}")
+        raise RecipeError(f"matryoshka.dims: {config.dims} must be between 1 and the model's dimension, {width}")
     return dict(zip(config.dims, config.weights or [1.0] * len(config.dims), strict=True))

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to continue as if it had never stopped. Weights-only files, published atomically."""
+"""Checkpoints hold everything that a run needs to continue exactly. They are published atomically and loaded weights-only."""
 
 import random
 import shutil
@@ -17,13 +17,20 @@ from mmtune.training.regularise.ema_l2sp import EmaState
 STATE_FILE = "trainer_state.json"
 OLD_STATE_FILE = "place.json"
 OLD_NAMES = {"waited": "wait_seconds", "stale": "epochs_without_improvement"}
-"""File and field names of checkpoints written before they were renamed; still read."""
+"""Names of the state file and its fields in checkpoints of older versions. They can still be read."""
 
 
 @dataclass
 class TrainerState:
-    """How far a run has come. step: optimizer steps taken; epoch, batch: the next batch to train on; pairs: query rows seen;
-    seconds in steps, wait_seconds of them waiting for data; best: (metric, checkpoint name) of the kept checkpoints."""
+    """How far a run has come.
+
+    step: optimizer steps taken
+    epoch, batch: epoch and number of the next batch to train on, from 0
+    pairs: query rows seen so far
+    seconds: time spent in training steps, including waiting for data
+    wait_seconds: the part of `seconds` spent waiting for data
+    best: (validation metric, checkpoint name) of the checkpoints that are kept, best first
+    """
 
     step: int = 0
     epoch: int = 0
@@ -36,7 +43,11 @@ class TrainerState:
     finished: bool = False
 
     def record_step(self, pairs: int, seconds: float, wait_seconds: float) -> None:
-        """Count one optimizer step of so many query rows."""
+        """Count one optimizer step.
+
+        pairs: query rows of its batch
+        seconds, wait_seconds: its duration, and the part of it spent waiting for data
+        """
         self.step += 1
         self.batch += 1
         self.pairs += pairs
@@ -44,12 +55,12 @@ class TrainerState:
         self.wait_seconds += wait_seconds
 
     def finish_epoch(self) -> None:
-        """Go on to the first batch of the next epoch."""
+        """Move on to the first batch of the next epoch."""
         self.epoch += 1
         self.batch = 0
 
     def record_validation(self, metric: float, name: str, keep: int) -> "BestCheckpoints":
-        """Rank this step's checkpoint `name` by `metric` among the `keep` best, and count epochs without improvement."""
+        """Add checkpoint `name` to the ranking by `metric`, keep the best `keep`, and count epochs without improvement."""
         before = {n for _, n in self.best}
         self.best = sorted([*[b for b in self.best if b[1] != name], (metric, name)], key=lambda b: (-b[0], b[1]))[:keep]
         kept = {n for _, n in self.best}
@@ -59,25 +70,29 @@ class TrainerState:
 
     @property
     def wait_share(self) -> float:
-        """The share of its time that the run waited for data."""
+        """Share of the training time that was spent waiting for data."""
         return self.wait_seconds / max(self.seconds, 1e-9)
 
     @property
     def pairs_per_second(self) -> float:
-        """The mean training speed."""
+        """Mean training speed over the run."""
         return self.pairs / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
 class BestCheckpoints:
-    """Whether a new checkpoint is among the best, and the names of those that no longer are."""
+    """The result of ranking a new checkpoint.
+
+    is_kept: whether the new checkpoint is among the best
+    dropped: names of checkpoints that no longer are, and can be deleted
+    """
 
     is_kept: bool
     dropped: list[str]
 
 
 class RandomState(TypedDict, total=False):
-    """The states of the random generators as plain tensors and numbers."""
+    """States of the random number generators, as plain tensors and numbers."""
 
     python: Tensor
     numpy: tuple[Tensor, int, int, float]
@@ -86,9 +101,13 @@ class RandomState(TypedDict, total=False):
 
 
 class CheckpointTensors(TypedDict, total=False):
-    """What `state.pt` holds; a checkpoint of the best weights has model and objective only.
+    """Contents of `state.pt`. Checkpoints of the best weights contain only `model` and `objective`.
 
-    model: the parameters that learn and the buffers; optimizer: torch's state dict; steady: the weight EMA's state.
+    model: the trainable parameters and the buffers
+    objective: state dict of the Objective
+    optimizer: torch's state dict of the optimizer
+    steady: state of the weight EMA
+    random: states of the random number generators
     """
 
     model: dict[str, Any]
@@ -99,7 +118,7 @@ class CheckpointTensors(TypedDict, total=False):
 
 
 def random_state() -> RandomState:
-    """The states of the random generators of Python, numpy and torch."""
+    """Return the states of the random number generators of Python, numpy and torch."""
     _, internal, _ = random.getstate()
     _, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)
     state: RandomState = {
@@ -113,7 +132,7 @@ def random_state() -> RandomState:
 
 
 def restore_random_state(state: RandomState) -> None:
-    """Restore what `random_state` returned."""
+    """Restore the states that `random_state` returned."""
     random.setstate((3, tuple(state["python"].tolist()), None))
     keys, position, has_gauss, cached_gauss = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached_gauss))
@@ -123,8 +142,10 @@ def restore_random_state(state: RandomState) -> None:
 
 
 class Checkpoints:
-    """The directory RUN/checkpoints: `last`, and the `keep` best by the validation metric. With `write` False it is only read
-    (on all ranks but 0)."""
+    """The directory RUN/checkpoints, which holds the checkpoint `last` and the `keep` best ones by the validation metric.
+
+    write: False on all ranks but 0, which only read
+    """
 
     def __init__(self, directory: Path, keep: int, write: bool = True):
         self.directory, self.keep, self.write = directory, keep, write
@@ -138,24 +159,28 @@ class Checkpoints:
             write_json(tmp / STATE_FILE, asdict(state))
 
     def load(self, name: str) -> tuple[CheckpointTensors, TrainerState]:
-        """One checkpoint; only tensors and plain values are unpickled. ModelError for a damaged file."""
+        """Load one checkpoint. Raises ModelError for a damaged file. No pickled code is run (`weights_only=True`)."""
         directory = self.directory / name
         try:
             tensors = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, RuntimeError) as e:
-            raise ModelError(f"{directory}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start anew") from None
+            raise ModelError(
+                f"{directory}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start the run again"
+            ) from None
         document = read_json(directory / (STATE_FILE if (directory / STATE_FILE).is_file() else OLD_STATE_FILE))
         values = {OLD_NAMES.get(k, k): v for k, v in document.items()}
         values["best"] = [(float(m), str(n)) for m, n in values["best"]]
         return tensors, TrainerState(**values)
 
     def exists(self, name: str) -> bool:
-        """Whether a checkpoint of that name was published."""
+        """Whether there is a checkpoint with this name."""
         return any((self.directory / name / file).is_file() for file in (STATE_FILE, OLD_STATE_FILE))
 
     def save_if_best(self, metric: float, tensors: CheckpointTensors, state: TrainerState) -> None:
-        """Save the weights if they are among the `keep` best by `metric`, delete the checkpoint that no longer is, and record
-        both in `state`."""
+        """Save the weights if they are among the `keep` best by `metric`, and delete the checkpoint that they displace.
+
+        The ranking in `state` is updated.
+        """
         name = f"step-{state.step:07d}"
         ranking = state.record_validation(metric, name, self.keep)
         if ranking.is_kept:

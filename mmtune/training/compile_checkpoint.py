@@ -1,4 +1,4 @@
-"""torch.compile and activation checkpointing of the towers' blocks, while they train."""
+"""Apply torch.compile and activation checkpointing to the blocks of the towers during training."""
 
 import contextlib
 import functools
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def compiled_or_checkpointed(model: "Model", compiled: bool, recompute: bool) -> Iterator[None]:
-    """Within, the blocks of every tower that learns are changed; afterwards they are as before.
+    """Context manager that changes the blocks of every trained tower and restores them at the end.
 
-    compiled: torch.compile, one graph for all blocks of the same kind. recompute: activation checkpointing (Chen et al. 2016,
-    arXiv 1604.06174): only a block's inputs are kept, the rest is computed again for the gradient, with the same dropout.
+    compiled: use torch.compile; all blocks of the same kind share one graph
+    recompute: use activation checkpointing (Chen et al. 2016, arXiv 1604.06174). Only the inputs of a block are kept, and the
+        block is run again, with the same dropout, in the backward pass
     """
     learning = [
         block
@@ -40,4 +41,4 @@ def compiled_or_checkpointed(model: "Model", compiled: bool, recompute: bool) ->
             vars(block).pop("forward", None)
             if forward is not None:
                 block.forward = forward
-            block._compiled_call_impl = None
+            block._compiled_call_impl = None  # undoes nn.Module.compile, which has no public inverse

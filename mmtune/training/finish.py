@@ -1,4 +1,4 @@
-"""The end of a run: a plain model again, interpolated with its base where the recipe says so, and the artifact."""
+"""The end of a run: merge adapters, interpolate with the base model if the recipe says so, evaluate, and save the artifact."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def finish_model(tuned: TunedModel, recipe: Recipe, inputs: TrainingInputs, validate: Validate | None) -> float | None:
-    """Merge adapters, interpolate with the base, and write the adapters to RUN/adapters; returns the coefficient."""
+    """Merge adapters into the weights, and interpolate with the base model if the recipe says so.
+
+    With lora or qlora, the adapters are also saved, to RUN/adapters. Returns the interpolation coefficient, or None.
+    """
     directory = Path(recipe.run.dir)
     tuned.merge()
     coefficient = None
@@ -40,7 +43,7 @@ def finish_model(tuned: TunedModel, recipe: Recipe, inputs: TrainingInputs, vali
 def save_run(
     trainer: "Trainer", tuned: TunedModel, recipe: Recipe, inputs: TrainingInputs, coefficient: float | None
 ) -> TrainResult:
-    """Evaluate the finished model on data.val and write RUN/artifact."""
+    """Evaluate the finished model on data.val, if given, and save it to RUN/artifact."""
     model, directory, state = inputs.model, Path(recipe.run.dir), trainer.state
     model.info |= {
         "matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [],
@@ -70,7 +73,7 @@ def save_run(
 
 
 def artifact_info(recipe: Recipe, inputs: TrainingInputs, tuned: TunedModel) -> JsonObject:
-    """Where the artifact comes from, for its manifest and its card."""
+    """Provenance of the artifact, for its manifest and its model card."""
     model = inputs.model
     info: JsonObject = {
         "base": str(model.info.get("source")),

@@ -1,4 +1,4 @@
-"""The training loop. There is one; objectives, large batches, partial tuning and regularisation are parts that it calls."""
+"""The training loop. Every run uses it; objective, large batches, partial tuning and regularisation are components it calls."""
 
 import contextlib
 import functools
@@ -45,21 +45,31 @@ if TYPE_CHECKING:
     from mmtune.training.tuning.tune import TunedModel
 
 LAST = "last"
-"""Name of the checkpoint that a run resumes from."""
+"""Name of the checkpoint from which a run resumes."""
 
 EpochBatches: TypeAlias = Callable[[int], Sequence[np.ndarray]]
-"""epoch -> its batches, arrays of row numbers."""
+"""Maps the number of an epoch to its batches, each an array of row numbers."""
 
 HardNegatives: TypeAlias = Callable[[np.ndarray], Mapping[str, np.ndarray] | None]
-"""Rows of a batch -> mined rows that join it as candidates: direction -> [2, n] (position in the batch, mined row)."""
+"""Maps the rows of a batch to the mined rows that join it as candidates, or None.
+
+The result is {direction: [2, n]}: the position of the query in the batch, and the number of the mined row.
+"""
 
 Validate: TypeAlias = "Callable[[Model], Mapping[str, float]]"
-"""model -> {metric: value}, with the metric that selects checkpoints under "metric"."""
+"""Maps the model to {metric name: value}. The value under "metric" selects the best checkpoints."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """One optimizer step. should_stop: a stop signal reached any process, so that all stop after this step."""
+    """Result of one optimizer step.
+
+    loss: value of the objective
+    terms: {name of the loss term: value}
+    grad_norm: norm of the gradient before clipping
+    should_stop: whether any process received a stop signal; then all processes stop after this step
+    """
+
 
     loss: float
     terms: dict[str, float]
@@ -68,10 +78,15 @@ class StepOutcome:
 
 
 class Trainer:
-    """Fits `model` by `objective` on the batches of `loader`.
+    """Trains `model` with `objective` on the batches of `loader`.
 
-    Everything random is a function of the seed and the trainer's state, so that a run that was killed and resumed ends with
-    the weights of the uninterrupted one. Of several processes that train together each makes its own Trainer; rank 0 writes.
+    All randomness depends only on the seed and the trainer's state. So a run that was killed and resumed ends with the same
+    weights as an uninterrupted one. If several processes train together, each creates its own Trainer; only rank 0 writes files.
+
+    epoch_batches: returns the batches of an epoch as row numbers
+    validate: scores the model after each epoch; None: no validation
+    hard_negatives: returns mined rows for a batch; None: no mining
+    tuned: the model after `tune`; None: all parameters are trained
     """
 
     def __init__(
@@ -104,12 +119,13 @@ class Trainer:
         self.state = TrainerState()
         self.stop = StopSignals(processes.is_single)
 
-    # --- the story of a run --------------------------------------------------------------------------------------
+    # --- the run, epoch by epoch ---------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train to the end of the recipe, or until validation no longer improves; the model is a plain one afterwards.
+        """Train until the last step, or until validation stops improving. Afterwards the model is unsharded.
 
-        Raises Stopped (Ctrl-C; a checkpoint is saved) and TrainingError (a loss or gradient that is not finite).
+        Raises Stopped after Ctrl-C or SIGTERM, when a checkpoint was saved, and TrainingError if a loss or gradient is not
+        finite.
         """
         if not self.state.finished:
             self._fit()
@@ -139,8 +155,9 @@ class Trainer:
         self._save()
 
     def _train_epoch(self, log: MetricsLog, progress: Progress) -> None:
-        """All steps of an epoch, or what is left of it."""
-        with self.sharded.full_weights() if self.hard_negatives else contextlib.nullcontext():  # mining reads the model
+        """Run all steps of an epoch; after resuming in the middle of one, the remaining steps."""
+        # Mining, which `epoch_batches` may start, embeds the data with the model and so needs all weights.
+        with self.sharded.full_weights() if self.hard_negatives else contextlib.nullcontext():
             batches = self.epoch_batches(self.state.epoch)
         self.model.train()
         if self.tuned is not None:
@@ -161,11 +178,11 @@ class Trainer:
             if outcome.should_stop or (every and self.state.step % every == 0):
                 self._save()
             if outcome.should_stop:
-                raise Stopped(f"stopped at step {self.state.step} of {self.total_steps}; saved")
+                raise Stopped(f"stopped at step {self.state.step} of {self.total_steps}; a checkpoint is saved")
             start = time.perf_counter()
 
     def _validate(self, validate: Validate, log: MetricsLog, progress: Progress) -> None:
-        """Score the model (its EMA, if there is one) and keep its weights if they are among the best."""
+        """Validate the model (with EMA weights if the recipe has them), and save a checkpoint if it is among the best."""
         with self.ema_l2sp.ema_weights(), self.sharded.full_weights():
             metrics = ValidationMetrics(validate(self.model))
             self.checkpoints.save_if_best(metrics.scores["metric"], self._tensors(), self.state)
@@ -179,7 +196,7 @@ class Trainer:
     # --- one step ------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> StepOutcome:
-        """One optimizer step on one batch that lies on the device."""
+        """Take one optimizer step on one batch, whose tensors must be on the training device."""
         factor = lr_factor(self.state.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
@@ -210,7 +227,10 @@ class Trainer:
         return StepOutcome(loss, terms, grad_norm, should_stop)
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches on the device. The next one is copied while a step runs, except with micro-batches, which save memory."""
+        """Yield the batches on the training device.
+
+        The next batch is copied while a step runs. With micro-batches it is not, because they are used to save memory.
+        """
         if self.device.type == "cpu":
             return batches
         copy = DeviceCopier(self.device)
@@ -219,21 +239,21 @@ class Trainer:
         return prefetch(batches, lambda batch: batch.map_tensors(copy))
 
     def _not_finite(self, batch: Batch, loss: float, grad_norm: float) -> TrainingError:
-        """The error for a loss or gradient that is not finite; the batch's row ids are written to a file."""
+        """Write the row ids of the batch to a file, and return the error for a loss or gradient that is not finite."""
         path = self.directory / f"not_finite_step_{self.state.step}.json"
         values = {"step": self.state.step, "epoch": self.state.epoch, "loss": str(loss), "grad_norm": str(grad_norm)}
         if self.processes.is_main_process:
             write_json(path, {**values, "ids": batch.ids})
         return TrainingError(
-            f"step {self.state.step}: the loss is {loss} and the gradient's norm {grad_norm}; row ids "
-            f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): look at these rows, "
+            f"step {self.state.step}: the loss is {loss} and the gradient norm is {grad_norm}; row ids of the batch: "
+            f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): check these rows, "
             "lower train.lr, or set train.precision=fp32"
         )
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def resume(self) -> bool:
-        """Restore the last checkpoint; False when there is none."""
+        """Restore the last checkpoint. Returns False if there is none."""
         if not self.processes.broadcast(self.checkpoints.exists(LAST)):
             return False
         tensors, self.state = self.checkpoints.load(LAST)
@@ -243,16 +263,19 @@ class Trainer:
         self.objective.load_state_dict(tensors["objective"])
         self.optimizer.load_state_dict(map_moments(tensors["optimizer"], self.learning, self.sharded.local_rows))
         restore_random_state(tensors["random"])
-        self.processes.barrier()  # rank 0 must not write while another process still reads
+        self.processes.barrier()  # rank 0 must not overwrite the checkpoint while another process still reads it
         return True
 
     def load_best(self) -> str:
-        """Load the best weights (by the validation metric; else the last) into the model; returns the checkpoint's name."""
+        """Load the weights with the best validation metric, or the last weights if there was no validation.
+
+        Returns the name of the checkpoint.
+        """
         name = self.state.best[0][1] if self.state.best else LAST
         tensors, _ = self.checkpoints.load(name)
         load_learning_state(self.model, tensors["model"])
         if name == LAST:
-            self.ema_l2sp.load_state_dict(tensors["steady"])  # of unsharded weights now
+            self.ema_l2sp.load_state_dict(tensors["steady"])  # the weights are unsharded now, as in the checkpoint
             self.ema_l2sp.copy_to_model()
         self.model.eval()
         return name
@@ -261,7 +284,7 @@ class Trainer:
         self.checkpoints.save(LAST, self._tensors(), self.state)
 
     def _tensors(self) -> CheckpointTensors:
-        """The tensors of a checkpoint: unsharded, so that any number of processes can resume from it."""
+        """Tensors of a checkpoint. They are unsharded, so that a run with any number of processes can resume from them."""
         with self.sharded.full_weights():
             model, objective = learning_state(self.model), self.objective.state_dict()
         return {
@@ -272,18 +295,23 @@ class Trainer:
             "random": random_state(),
         }
 
-    # --- what is different while a run trains --------------------------------------------------------------------
+    # --- settings that apply only during training ----------------------------------------------------------------
 
     def _memory(self) -> contextlib.AbstractContextManager[None]:
-        """On a CPU, freed memory is kept by the process for the next step; with sharded blocks only small pieces are."""
+        """Context manager that keeps freed memory in the process for the next step (CPU only).
+
+        With sharded blocks only small allocations are kept, because sharding is used to reduce memory.
+        """
         if self.device.type != "cpu":
             return contextlib.nullcontext()
         return keep_freed_memory(KEEP_SMALL if self.config.shard and not self.processes.is_single else KEEP_ALL)
 
     @contextlib.contextmanager
     def _fast_attention(self) -> Iterator[None]:
-        """Within, each backbone uses the attention whose backward pass is fastest here; afterwards the one for inference, so
-        that vectors stay what they are."""
+        """Context manager that selects, in each backbone, the attention implementation with the fastest backward pass.
+
+        At the end it selects the implementation for inference again, so that embeddings do not change.
+        """
         for backbone, _ in self.model.backbones:
             backbone.select_attention(self.device.type, self.precision == "bf16")
         try:

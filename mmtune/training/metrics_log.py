@@ -1,4 +1,4 @@
-"""The metrics of a run by step: RUN/metrics.jsonl and TensorBoard events."""
+"""Log of a run's metrics by step, written to RUN/metrics.jsonl and as TensorBoard events."""
 
 import contextlib
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Metrics(Protocol):
-    """Values of one line of the log."""
+    """The values of one line of the log."""
 
     def to_dict(self) -> dict[str, float]:
         """{name in the log: value}."""
@@ -23,7 +23,13 @@ class Metrics(Protocol):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step. terms: loss terms by name; seconds: duration; wait_seconds of it waiting for data; pairs: query rows."""
+    """Metrics of one optimizer step.
+
+    terms: {name of the loss term: value}
+    pairs: query rows in the batch
+    seconds: duration of the step, including waiting for data
+    wait_seconds: the part of `seconds` spent waiting for data
+    """
 
     loss: float
     terms: Mapping[str, float]
@@ -41,7 +47,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class ValidationMetrics:
-    """The validation after one epoch. scores: every metric by name, the one that selects checkpoints under "metric"."""
+    """Scores of the validation after one epoch, by name. The score named "metric" selects the best checkpoints."""
 
     scores: Mapping[str, float]
 
@@ -54,8 +60,11 @@ class ValidationMetrics:
 
 
 class MetricsLog:
-    """Lines {"step", "epoch", ...}. Opened for a resumed run it first drops the lines after the checkpoint's step. With
-    `write` False it does nothing (on all ranks but 0)."""
+    """Context manager that logs metrics as JSON lines {"step", "epoch", ...} and, if TensorBoard is installed, as its events.
+
+    step: the step from which the run starts or resumes; lines of later steps are deleted
+    write: False on all ranks but 0, where nothing is written
+    """
 
     def __init__(self, directory: Path, step: int, write: bool = True):
         self.path, self.directory, self.step, self.write = directory / "metrics.jsonl", directory, step, write
@@ -74,7 +83,7 @@ class MetricsLog:
         return self
 
     def log(self, step: int, epoch: int, metrics: Metrics) -> None:
-        """Write one line, and one TensorBoard point a value."""
+        """Write one line, and one TensorBoard scalar for each value."""
         values = metrics.to_dict()
         if self.write:
             append_jsonl(self.path, {"step": step, "epoch": epoch, **values})

@@ -1,4 +1,4 @@
-"""The objective of a run: weighted losses over the pairs of modalities, as one callable on a batch's vectors."""
+"""The objective of a run: a weighted sum of losses over the pairs of modalities, computed from the embeddings of a batch."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -36,16 +36,24 @@ from mmtune.training.teacher_outputs import Teacher, TeacherVectors
 from mmtune.training.unique_items import PairItems, UniqueItems, label_kinds, pair_items
 
 ScaleFunction: TypeAlias = Callable[[str, str], tuple[Tensor, Tensor | None]]
-"""(query modality, candidate modality) -> (exponentiated logit scale, logit bias or None) of the model."""
+"""Maps (query modality, candidate modality) to the model's (exponential of the logit scale, logit bias or None)."""
 
 TILE_ABOVE = 1 << 23
-"""Number of logits above which a contrastive loss is computed in tiles: 32 MiB of them, of which a dense loss keeps about
-eight copies."""
+"""Number of logits above which a contrastive loss is computed in tiles.
+
+This many float32 logits take 32 MiB, and a loss that is not tiled holds about eight tensors of this size.
+"""
 
 
 @dataclass(slots=True)
 class PairVectors:
-    """The items of one pair of modalities with their vectors, and the [A, B] matrices that several terms share."""
+    """The items and embeddings of one pair of modalities (a, b), and matrices that several loss terms use.
+
+    items: the unique items of the pair
+    z: {modality: embeddings of its items}
+    related: bool mask of positives [A, B], once it was needed
+    similarity: cosines [A, B], once they were needed
+    """
 
     items: PairItems
     z: dict[str, Tensor] = field(default_factory=dict)
@@ -53,13 +61,13 @@ class PairVectors:
     similarity: Tensor | None = None
 
     def with_vectors(self, z: Mapping[str, Tensor], batch: Batch) -> "PairVectors":
-        """The same items with the vectors z[m] [U_m, D] of the batch."""
+        """Return a copy with embeddings taken from z, where z[m] [U_m, D] has one row per encoded input of the batch."""
         a, b = self.items.pair
         vectors = {m: z[m][batch.item_of_row[m][i.first_row]] for m, i in ((a, self.items.a), (b, self.items.b))}
         return PairVectors(self.items, vectors, self.related)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """(cosines, which are positives) of all items of a against all of b, computed once."""
+        """Return (cosines, mask of positives), both [A, B], of all items of a against all of b. They are computed once."""
         a, b = self.items.pair
         if self.related is None:
             self.related = self.items.positives.block(0, len(self.items.a))
@@ -69,16 +77,20 @@ class PairVectors:
 
     @property
     def n_logits(self) -> int:
-        """Number of (query, candidate) combinations."""
+        """Number of (query, candidate) pairs."""
         return len(self.items.a) * len(self.items.b)
 
 
 class Objective(nn.Module):
-    """`objective(z, batch, scale) -> (loss, logs)`; made by `build_objective`.
+    """Callable `objective(z, batch, scale)` that returns (loss, logs). Create it with `build_objective`.
 
-    z[m] [U_m, D] unit vectors of the batch's unique items. The loss is a float32 scalar: the terms' weighted sum, each the
-    mean over the pairs that the batch has rows for. Parameters of its own (a learned bias, a projection) are this module's.
-    processes: the processes that compute this same loss on these same vectors, and so share the work of a tiled one.
+    The loss is a float32 scalar: the weighted sum of the terms, where each term is averaged over the pairs of modalities that
+    occur in the batch. Parameters that belong to a loss (a learned bias, a projection) are parameters of this module.
+
+    z: {modality m: L2-normalised embeddings of the batch's unique inputs [U_m, D]}
+    scale: returns the model's logit scale and bias for two modalities
+    dims: {prefix dimension: weight} for Matryoshka training
+    processes: all processes that compute this loss on the same embeddings; they share the work of a tiled loss
     """
 
     def __init__(
@@ -99,8 +111,8 @@ class Objective(nn.Module):
             if term.loss == "sigmoid":
                 self.biases[str(i)] = nn.Parameter(torch.tensor(term.options.get("bias", -10.0), dtype=torch.float32))
         self.columns: dict[str, str] = {c: key for t in self.terms for c, key in _columns(t).items()}
-        """Numeric columns that a batch must carry -> the recipe key that names each."""
-        self._checked: set[str] = set()  # losses whose output was checked
+        """{numeric column that batches must contain: the recipe key that names it}."""
+        self._checked: set[str] = set()  # recipe keys of the terms whose return value was checked
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch, scale: ScaleFunction) -> tuple[Tensor, dict[str, float]]:
         z = {m: v.float() for m, v in z.items()}
@@ -122,26 +134,29 @@ class Objective(nn.Module):
         return loss, logs
 
     def _pairs_of(self, z: Mapping[str, Tensor], batch: Batch) -> list[PairVectors]:
-        """The pairs that this batch has query rows for. Raises DataError when there is none."""
+        """Return the pairs of modalities for which this batch has query rows. Raises DataError if there are none."""
         encoded = [p for p in self.pairs if p[0] in z and p[1] in z]
         pairs = [PairVectors(items) for p in encoded if (items := pair_items(batch, p)) is not None]
         if not pairs:
             names = ", ".join(f"{a}-{b}" for a, b in self.pairs)
             shown = ", ".join(map(repr, batch.ids[:3])) + (", ..." if len(batch.ids) > 3 else "")
             raise DataError(
-                f"objective: a batch without a positive: none of its rows ({shown}) has both sides of a pair ({names})"
+                f"objective: a batch has no positive pair: none of its rows ({shown}) has both sides of a pair ({names})"
             )
         return pairs
 
     def _weighted_sum(
         self, pairs: list[PairVectors], batch: Batch, scale: ScaleFunction, dim: int | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """The terms' weighted sum and their values. dim: the vectors are prefixes of this width (Matryoshka)."""
+        """Return (weighted sum of the terms, their values by name).
+
+        dim: the dimension of the embeddings if they are Matryoshka prefixes, None for full embeddings
+        """
         loss, logs = next(iter(pairs[0].z.values())).new_zeros(()), {}
         names = [t.loss for t in self.terms]
         for number, term in enumerate(self.terms):
             if term.loss == "feature" and dim is not None:
-                continue  # the teacher's vectors have no prefixes to learn
+                continue  # the target is the teacher's full embedding, so there is no target for a prefix
             wanted = {tuple(p) for p in term.pairs} if term.pairs else set(self.pairs)
             values = {p.items.pair: self._term(number, p, batch, scale, dim) for p in pairs if p.items.pair in wanted}
             if not values:
@@ -155,7 +170,7 @@ class Objective(nn.Module):
         return loss, logs
 
     def _term(self, number: int, pair: PairVectors, batch: Batch, scale: ScaleFunction, dim: int | None) -> Tensor:
-        """One term's value on one pair: the mean over its directions."""
+        """Value of one term for one pair of modalities, averaged over the term's directions."""
         term, (a, b) = self.terms[number], pair.items.pair
         if term.family == "scored_pairs":
             return self._scored_pairs(term, pair, batch)
@@ -188,15 +203,21 @@ class Objective(nn.Module):
         self,
         number: int,
         pair: PairVectors,
-        turn: Pair,
+        query_candidate: Pair,
         weight: Tensor | None,
         batch: Batch,
         scale: ScaleFunction,
         dim: int | None,
     ) -> QueryCandidateBatch:
-        """The pair as queries of turn[0] against candidates of turn[1], those of the cross-batch memory included."""
-        term, items, (a, b) = self.terms[number], pair.items, turn
-        is_forward = turn == items.pair
+        """Build the loss input for one direction, including candidates from the cross-batch memory.
+
+        number: index of the term
+        query_candidate: (query modality, candidate modality)
+        weight: weights of the row pairs, or None for 1
+        dim: as in `_weighted_sum`
+        """
+        term, items, (a, b) = self.terms[number], pair.items, query_candidate
+        is_forward = query_candidate == items.pair
         query_items, candidate_items = (items.a, items.b) if is_forward else (items.b, items.a)
         row_pairs = items.row_pairs(weight)
         if not is_forward:
@@ -210,7 +231,7 @@ class Objective(nn.Module):
                 vectors = queued.z if dim is None else truncate({b: queued.z}, dim)[b]
                 queue_start = len(candidates)
                 candidates, index = torch.cat([candidates, vectors]), torch.cat([index, queued.index])
-                positives = _with_queue(positives, queued, batch, turn)
+                positives = _with_queue(positives, queued, batch, query_candidate)
         guide = None
         if term.guide:
             teacher = self.teachers[term.guide]
@@ -229,11 +250,11 @@ class Objective(nn.Module):
             same_modality=a == b,
             graded=term.weights is not None,
             weigh_items=term.queries == "items",
-            mined=_mined_negatives(batch, turn, query_items, candidate_items),
+            mined=_mined_negatives(batch, query_candidate, query_items, candidate_items),
         )
 
     def _scored_pairs(self, term: LossTerm, pair: PairVectors, batch: Batch) -> Tensor:
-        """A loss on the cosines of the row pairs and a score column."""
+        """Value of a loss that compares the cosines of row pairs with a score column."""
         assert term.function is not None
         a, b = pair.items.pair
         query, candidate, _ = pair.items.row_pairs()
@@ -242,12 +263,14 @@ class Objective(nn.Module):
         similarity = (pair.z[a][query] * pair.z[b][candidate]).sum(1)
         return self._first_checked(term, term.function(ScoredPairs(similarity, score), **term.options), (), similarity)
 
-    def _distillation(self, number: int, pair: PairVectors, turn: Pair, inputs: QueryCandidateBatch, batch: Batch) -> Tensor:
-        """A loss on the similarities of the student and the scores of the term's teacher, in the direction `turn`."""
-        term, items, (a, b) = self.terms[number], pair.items, turn
+    def _distillation(
+        self, number: int, pair: PairVectors, query_candidate: Pair, inputs: QueryCandidateBatch, batch: Batch
+    ) -> Tensor:
+        """Value of a loss that compares the student's similarities with the teacher's, in the direction `query_candidate`."""
+        term, items, (a, b) = self.terms[number], pair.items, query_candidate
         assert term.function is not None and term.teacher is not None
         teacher = self.teachers[term.teacher]
-        query_items, candidate_items = (items.a, items.b) if turn == items.pair else (items.b, items.a)
+        query_items, candidate_items = (items.a, items.b) if query_candidate == items.pair else (items.b, items.a)
         query_rows, candidate_rows = query_items.first_row[: len(inputs.queries)], candidate_items.first_row
         features = None
         if isinstance(teacher, TeacherVectors):
@@ -259,15 +282,16 @@ class Objective(nn.Module):
                 projection = self.projections[name] if name in self.projections else nn.Identity()
                 features = projection(inputs.candidates), teacher_candidates
         else:
-            scores = teacher.between(turn, batch.labels[a][query_rows], batch.labels[b][candidate_rows])
-        if a == b:  # query i is candidate i: an item's similarity with itself teaches nothing
+            scores = teacher.between(query_candidate, batch.labels[a][query_rows], batch.labels[b][candidate_rows])
+        if a == b:  # query i and candidate i are the same item; its similarity with itself is no useful target
             itself = torch.arange(len(scores), device=scores.device)
             scores = scores.clone()
             scores[itself, itself] = torch.nan
         if term.loss == "score_mse" and bool((scores.abs() > 1.001).any()):
             worst = float(scores[scores.abs() > 1.001][0])
             raise DataError(
-                f"{term.key}: teacher {term.teacher!r} gives {worst:g}, outside a cosine's [-1, 1]; use margin_mse or kl"
+                f"{term.key}: teacher {term.teacher!r} gives a score of {worst:g}, outside the range [-1, 1] of a cosine; "
+                "use margin_mse or kl"
             )
         positives, negatives = contrastive_masks(inputs, 0, len(inputs.queries))
         similarity = inputs.queries @ inputs.candidates.T
@@ -275,7 +299,7 @@ class Objective(nn.Module):
         return self._first_checked(term, term.function(block, **term.options), (), similarity)
 
     def _per_query_loss(self, term: LossTerm, inputs: QueryCandidateBatch) -> PerQueryLoss:
-        """The term's contrastive loss with its options, its output checked on the first block."""
+        """Return the term's contrastive loss with its options bound. The first value that it returns is checked."""
         function = term.function
         if term.loss == AUTO:
             function, _ = find_loss("sigmoid" if inputs.bias is not None else "info_nce")
@@ -290,14 +314,14 @@ class Objective(nn.Module):
     def _first_checked(
         self, term: LossTerm, value: Tensor, shape: tuple[int, ...], similarity: Tensor, counted: Tensor | None = None
     ) -> Tensor:
-        """`value`, once it is known that the term's loss returns what a loss must return (see `check_output`)."""
+        """Return `value`. The first value of each term is checked with `check_output`."""
         if term.key not in self._checked:
             check_output(f"{term.loss} ({term.key})", value, shape, similarity, counted)
             self._checked.add(term.key)
         return value
 
     def _scale(self, number: int, scale: ScaleFunction, a: str, b: str) -> tuple[Tensor, Tensor | None]:
-        """The term's fixed or the model's learned logit scale, and the model's or the term's own bias."""
+        """Return (logit scale, bias): the term's fixed scale or else the model's; the model's bias or else the term's own."""
         value, bias = scale(a, b)
         value, bias = value.float(), None if bias is None else bias.float()
         if (fixed := self.terms[number].scale) is not None:
@@ -308,26 +332,28 @@ class Objective(nn.Module):
 
 
 def projection_name(number: int, modality: str) -> str:
-    """The name of the learned map from term `number`'s student vectors of `modality` to its teacher's width."""
+    """Name of the learned projection from the student's embeddings of `modality` to the teacher's dimension, for a term."""
     return f"{number}~{modality}"
 
 
-def _mined_negatives(batch: Batch, turn: Pair, queries: UniqueItems, candidates: UniqueItems) -> MinedNegatives | None:
-    """The batch's mined pairs of this direction as items; None when nothing was mined in any direction."""
+def _mined_negatives(
+    batch: Batch, query_candidate: Pair, queries: UniqueItems, candidates: UniqueItems
+) -> MinedNegatives | None:
+    """Convert the batch's mined rows for this direction to items. Returns None if no direction has mined rows."""
     if not batch.hard_negatives:
         return None
-    query_row, negative_row = batch.hard_negatives.get(direction(*turn), batch.index.new_zeros(2, 0))
+    query_row, negative_row = batch.hard_negatives.get(direction(*query_candidate), batch.index.new_zeros(2, 0))
     query, candidate = queries.item_of_row[query_row], candidates.item_of_row[negative_row]
     known = (query >= 0) & (candidate >= 0)
     return MinedNegatives(query[known], candidate[known], candidates.n_queries)
 
 
-def _with_queue(positives: PositivesMask, queued: QueuedItems, batch: Batch, turn: Pair) -> PositivesMask:
-    """The mask with the queued items as further candidates."""
+def _with_queue(positives: PositivesMask, queued: QueuedItems, batch: Batch, query_candidate: Pair) -> PositivesMask:
+    """Return the mask of positives, extended by the queued items as additional candidates."""
     query_labels, candidate_labels = positives.labels
     n = positives.shape[1]
     joined = {}
-    for kind in label_kinds(batch, *turn):
+    for kind in label_kinds(batch, *query_candidate):
         item, label = candidate_labels[kind]
         queued_item, queued_label = queued.labels.get(kind, (item[:0], label[:0]))
         joined[kind] = (torch.cat([item, queued_item + n]), torch.cat([label, queued_label]))
@@ -337,7 +363,10 @@ def _with_queue(positives: PositivesMask, queued: QueuedItems, batch: Batch, tur
 def _tiled_info_nce_both_directions(
     term: LossTerm, forward: QueryCandidateBatch, backward: QueryCandidateBatch, pair: PairVectors, processes: Processes
 ) -> Tensor | None:
-    """Plain InfoNCE of both directions in shared tiles; None where the loss is another or pairs are masked."""
+    """Compute plain InfoNCE of both directions from the same tiles.
+
+    Returns None if the term is another loss, or if options, masks or extra candidates rule out this method.
+    """
     plain = term.function is info_nce or (term.loss == AUTO and forward.bias is None)
     options = {"positives": default_positives()} | term.options
     mode = options.pop("positives")
@@ -356,7 +385,10 @@ def _tiled_info_nce_both_directions(
 
 
 def _pair_weights(inputs: QueryCandidateBatch, query: Tensor, count: int) -> Tensor:
-    """The weight of each pair in one direction: its query's weight, divided evenly among the query's pairs; 1/2 in all."""
+    """Weight of each positive pair in one direction: the query's weight, divided evenly among its pairs.
+
+    The weights of one direction sum to 1/2, so that the two directions are averaged.
+    """
     weight = query_weights(inputs)
     weight = torch.cat([weight, weight.new_zeros(count - len(weight))])
     n_pairs = torch.zeros(count, device=weight.device).index_add_(0, query, torch.ones_like(query, dtype=weight.dtype))
@@ -364,12 +396,12 @@ def _pair_weights(inputs: QueryCandidateBatch, query: Tensor, count: int) -> Ten
 
 
 def default_positives() -> str:
-    """The default of InfoNCE's option `positives`."""
+    """Return the default of InfoNCE's option `positives`."""
     return inspect.signature(info_nce).parameters["positives"].default
 
 
 def _columns(term: LossTerm) -> dict[str, str]:
-    """The numeric columns that a term reads -> the recipe key that names each."""
+    """{numeric column that a term reads: the recipe key that names it}."""
     columns = {term.weights: f"{term.key}.weights"} if term.weights else {}
     if term.function is not None and "column" in loss_options(term.function):
         columns[str(term.options.get("column", "score"))] = f"{term.key}.column"

@@ -1,7 +1,7 @@
-"""`objective:` of a recipe -> loss terms with their functions, ready for `Objective`.
+"""Convert a recipe's `objective` to loss terms with their functions, as `Objective` needs them.
 
-The recipe's models check names and values. What they cannot know is resolved here: the function of each loss, the options of a
-loss of the user's own, and whether a term's pairs are pairs of this recipe.
+The recipe module already checks names and values. Here the rest is resolved: the function of each loss, the options of custom
+losses, and whether the pairs of each term are pairs of the recipe.
 """
 
 import inspect
@@ -26,7 +26,10 @@ _TERMS: TypeAdapter[list[AnyTerm]] = TypeAdapter(ObjectiveTerms)
 
 @dataclass
 class LossTerm:
-    """One weighted loss of an objective. The first fields are the recipe's (see `mmtune.recipe.objective_block`)."""
+    """One weighted loss of an objective.
+
+    The fields before `key` have the meaning that they have in the recipe (see `mmtune.recipe.objective_block`).
+    """
 
     loss: str
     weight: float = 1.0
@@ -40,20 +43,23 @@ class LossTerm:
     tile: Literal["auto", "always", "never"] = "auto"
     teacher: str | None = None
     key: str = "objective[0]"
-    """Where the term stands in the recipe, for messages."""
+    """Position of the term in the recipe, for messages."""
     options: dict[str, JsonValue] = field(default_factory=dict)
     """Keyword arguments of `function`."""
     function: LossFunction | None = None
-    """The loss function; None for `auto`, which depends on the model."""
+    """The loss function. None for `auto`, which is resolved later because it depends on the model."""
     family: LossFamily = "contrastive"
 
 
 COMMON = [name for name in TermBlock.model_fields if name != "loss"]
-"""Keys that every term has."""
+"""Keys that every term can have."""
 
 
 def parse_terms(terms: object, pairs: Sequence[Pair]) -> list[LossTerm]:
-    """Terms of a recipe's `objective`, typed or as plain data. Raises RecipeError naming the key, e.g. `objective[1].margn`."""
+    """Parse a recipe's `objective`, given as parsed blocks or plain data.
+
+    Raises RecipeError, naming the key (for example `objective[1].margn`), for what is not valid.
+    """
     blocks: list[AnyTerm] = check(_TERMS, terms, "objective")
     return [_term(block, f"objective[{i}]", pairs) for i, block in enumerate(blocks)]
 
@@ -65,19 +71,23 @@ def _term(block: TermBlock, key: str, pairs: Sequence[Pair]) -> LossTerm:
     common = {name: getattr(block, name) for name in COMMON if name not in block.own_keys}
     if isinstance(block, CustomTerm) and term.function is not None:
         own = options_model(block.loss, term.function)
-        shared = {name: common.pop(name) for name in COMMON if name in own.model_fields}  # the function's, not the term's
+        # An option of the function with the same name as a common key takes precedence.
+        shared = {name: common.pop(name) for name in COMMON if name in own.model_fields}
         given = {k: v for k, v in shared.items() if v != TermBlock.model_fields[k].default}
         term.options = check(own, term.options | given, key).model_dump(exclude_unset=True)
     for name, value in common.items():
         setattr(term, name, value)
     for pair in term.pairs or []:
         if pair not in [tuple(p) for p in pairs]:
-            raise RecipeError(f"{key}.pairs: {list(pair)} is not one of the recipe's pairs: {[list(p) for p in pairs]}")
+            raise RecipeError(f"{key}.pairs: {list(pair)} is not among the recipe's pairs, {[list(p) for p in pairs]}")
     return term
 
 
 def find_loss(name: str, key: str = "loss") -> tuple[LossFunction, LossFamily]:
-    """The loss called `name` in `losses.TABLE`, or at `package.module:function`, and its family. RecipeError names `key`."""
+    """Return the loss function and its family. Raises RecipeError, naming `key`, if there is none.
+
+    name: a key of `losses.TABLE`, or "package.module:function"
+    """
     function = plugins.resolve(TABLE, name, "loss", key=key)
     family = family_of(function)
     if family is None:
@@ -89,26 +99,26 @@ def find_loss(name: str, key: str = "loss") -> tuple[LossFunction, LossFamily]:
 
 
 def loss_options(function: LossFunction) -> dict[str, object]:
-    """Keyword-only parameters of a loss and their annotations."""
+    """{option: annotation} of the keyword-only parameters of a loss."""
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     return {p.name: hints.get(p.name, object) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 class CustomOptions(RecipeBlock):
-    """Options of a loss that is not built in; `options_model` makes a subclass for each."""
+    """Base class for the options of a custom loss. `options_model` creates a subclass for each loss."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     loss_name: ClassVar[str] = ""
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """The nearest option of this loss."""
+        """Error text for an unknown option, with the nearest known one."""
         return f"{cls.loss_name} has no such option{nearest(key, [*cls.model_fields, *COMMON])}"
 
 
 def options_model(name: str, function: LossFunction) -> type[CustomOptions]:
-    """The options of a loss function as a model: its keyword-only parameters with their annotations."""
+    """Create a pydantic model of a loss function's options, from its keyword-only parameters and their annotations."""
     defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
     fields: dict[str, tuple[object, object]] = {
         option: (Number if kind is float else kind, ... if defaults[option] is inspect.Parameter.empty else defaults[option])

@@ -33,11 +33,18 @@ NO_DECAY = (
     "logit_bias",
     "own_scales",
 )
-"""Parts of the names of parameters of two and more axes that are no weight matrices: position tables, special tokens, factors."""
+"""Parameters with two or more dimensions whose name contains one of these get no weight decay.
+
+They are position embeddings, special tokens and scale factors, not weight matrices.
+"""
 
 
 class ParameterGroup(TypedDict):
-    """A parameter group of torch's optimizers. base_lr: the peak of the schedule, of which `lr` is the current share."""
+    """A parameter group as torch's optimizers take it.
+
+    lr: the current learning rate
+    base_lr: the peak learning rate of the schedule
+    """
 
     params: list[nn.Parameter]
     lr: float
@@ -48,11 +55,13 @@ class ParameterGroup(TypedDict):
 def parameter_groups(
     model: "Model", objective: nn.Module, config: TrainConfig, lr_shares: Mapping[int, float] | None = None
 ) -> list[ParameterGroup]:
-    """Weight matrices decay; norms, biases (anything of fewer than two axes), positions and special tokens do not; logit scales
-    have their own learning rate.
+    """Divide the trainable parameters into groups with and without weight decay, and the logit scales.
 
-    lr_shares: id of a parameter -> share of the learning rate (layer decay). Frozen parameters are left out. The order is that
-    of the names, so that a resumed optimizer assigns its state correctly.
+    Weight matrices decay. Norms, biases (all parameters with fewer than two dimensions), position embeddings and special tokens
+    do not. Logit scales do not decay either, and have their own learning rate (`scale_lr` times `lr`). The order of groups and
+    parameters depends only on names and order in the model, because torch's optimizer state refers to positions.
+
+    lr_shares: {id of a parameter: factor on the learning rate}, for layer-wise decay
     """
     scales = {id(p) for p in model.logit_scale_parameters()}
     lr_shares = lr_shares or {}
@@ -78,8 +87,10 @@ def build_optimizer(groups: list[ParameterGroup], config: TrainConfig) -> torch.
 
 
 def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The share of the peak learning rate at `step`: linear warm-up, then a cosine to zero (SGDR, arXiv 1608.03983) or
-    constant."""
+    """Factor on the peak learning rate at `step`: linear warm-up, then cosine decay to zero or constant.
+
+    Cosine schedule: SGDR (arXiv 1608.03983). `config.warmup` below 1 is a share of all steps, otherwise a number of steps.
+    """
     warmup = round(config.warmup * total_steps) if config.warmup < 1 else int(config.warmup)
     warmup = min(warmup, max(total_steps - 1, 0))
     if step < warmup:

@@ -1,7 +1,7 @@
-"""The numeric precision of a training run: which one a recipe's `train.precision` means here, and the autocast that applies it.
+"""The numeric precision of a training run: resolve the recipe's `train.precision` on this machine, and apply it with autocast.
 
-The precision belongs to one run: nothing about it is kept in the process, so runs of different precision may follow each other
-(a notebook, a sweep).
+The precision is not stored in any global state. So runs with different precision can follow each other in one process, for
+example in a notebook or a sweep.
 """
 
 import os
@@ -13,14 +13,14 @@ import torch
 Precision = Literal["fp32", "bf16"]
 
 BF16_SWITCH = "MMTUNE_BF16"
-"""Environment variable: with the value 0, `precision: auto` means fp32 on every machine. An explicit `precision: bf16` stays."""
+"""Environment variable. If it is 0, `precision: auto` means fp32 on every machine; `precision: bf16` is not affected."""
 
 
 def resolve_precision(requested: Literal["auto", "fp32", "bf16"]) -> Precision:
-    """What `train.precision` means on this machine.
+    """Resolve `train.precision` on this machine.
 
-    auto: bf16 where the hardware multiplies it (AVX-512 bf16 on a CPU, Ampere and later on a GPU) unless `MMTUNE_BF16=0`,
-    else fp32.
+    `auto` means bf16 if the hardware supports bf16 matrix products (CPUs with AVX-512 bf16, GPUs from Ampere on) and
+    MMTUNE_BF16 is not 0; otherwise it means fp32.
     """
     if requested != "auto":
         return requested
@@ -31,5 +31,5 @@ def resolve_precision(requested: Literal["auto", "fp32", "bf16"]) -> Precision:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """A context in which matrix products on `device` run in `precision`; weights and the loss stay float32."""
+    """Context manager in which matrix products on `device` are computed in `precision`. Weights and loss stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

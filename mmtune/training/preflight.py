@@ -1,4 +1,4 @@
-"""Checks of an objective against the training data before the first step, so that a mistake costs seconds and not an epoch."""
+"""Checks of the objective against the training data before the first step, so that mistakes are found within seconds."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
 LISTWISE = ("kl", "margin_mse")
-"""Losses that compare the teacher's scores of one query's candidates with each other."""
+"""Losses that compare the teacher's scores of several candidates of the same query."""
 
 
 def check_objective_data(
@@ -31,9 +31,12 @@ def check_objective_data(
 ) -> None:
     """Check every term of the objective against the data.
 
-    columns: numeric metadata by name [N]; batches: those of one epoch, as row numbers; mined: hard negatives join them. Raises
-    DataError for a value that is missing, NaN or out of range in a row that a term uses, and RecipeError for a term that has no
-    positive or no negative in any batch; each names the recipe's key.
+    Raises DataError for a value that is missing, NaN or out of range in a row that a term uses. Raises RecipeError for a term
+    that has no positive, or no negative, in any batch. Each message names the recipe key.
+
+    columns: {name: numeric metadata column [N]}
+    batches: the batches of one epoch, each as row numbers
+    mined: whether mined hard negatives will join the batches
     """
     for term in objective.terms:
         pairs: list[Pair] = [(a, b) for a, b in term.pairs] if term.pairs else objective.pairs
@@ -42,8 +45,8 @@ def check_objective_data(
         teacher = objective.teachers.get(term.teacher or "")
         if isinstance(teacher, TeacherScores) and term.loss in LISTWISE and teacher.max_candidates() < 2:
             raise RecipeError(
-                f"{term.key}: {term.loss} compares a query's candidates, and teacher {teacher.name!r} scored one for each: name "
-                f"more of them (teachers.{teacher.name}.candidates: all, or a negatives table)"
+                f"{term.key}: {term.loss} compares a query's candidates, but teacher {teacher.name!r} scored only one for each "
+                f"query; score more (teachers.{teacher.name}.candidates: all, or a negatives table)"
             )
         if term.family != "contrastive":
             continue
@@ -54,8 +57,8 @@ def check_objective_data(
 
 
 def _check_columns(term: LossTerm, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
-    """The score and weight columns of a term at the rows that it uses."""
-    used: list[tuple[str, str, float | None, float | None]] = []  # name, recipe key, lowest and highest value
+    """Check the values of the term's score and weight columns in the rows that it uses."""
+    used: list[tuple[str, str, float | None, float | None]] = []  # (column, recipe key, lowest value, highest value)
     if term.family == "scored_pairs":
         low, high = SCORE_RANGES.get(term.loss, (None, None))
         used.append((str(term.options.get("column", "score")), f"{term.key}.column", low, high))
@@ -65,17 +68,20 @@ def _check_columns(term: LossTerm, data: "WeightedConcat", columns: Mapping[str,
         values = columns[name][rows]
         check_values(torch.from_numpy(values), lambda at: data.ids[rows[at]], name, key, low, high)
         if name == term.weights and not values.any():
-            raise RecipeError(f"{key}: column {name!r} of {data.spec} is 0 in every row: nothing to learn from")
+            raise RecipeError(f"{key}: column {name!r} of {data.spec} is 0 in every row that is used; nothing to learn")
 
 
 def _check_positives_within(term: LossTerm, a: str, data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
-    """Within one modality another content of the same group is the positive: some batch must have two of a group."""
+    """Check that, for a pair of one modality with itself, some batch contains two different values of the same group.
+
+    Within one modality, the positives of a value are the other values of its group.
+    """
     positives = term.options.get("positives", default_positives() if term.loss in (AUTO, "info_nce") else None)
     if positives == "mask" or term.weights:
         what = "weights" if term.weights else "positives"
         raise RecipeError(
-            f"{term.key}.{what}: takes a row's own pair alone, which within one modality ([{a}, {a}]) is the value and itself; "
-            "use positives: mean or sum"
+            f"{term.key}.{what}: only a row's own pair would be positive, but within one modality ([{a}, {a}]) this is a value "
+            "and itself; use positives: mean or sum"
         )
     for rows in batches:
         grouped = rows[data.present[a][rows] & (data.labels["group"][rows] != 0)]
@@ -83,13 +89,13 @@ def _check_positives_within(term: LossTerm, a: str, data: "WeightedConcat", batc
         if len(np.unique(np.stack([group, content]), axis=1).T) > len(np.unique(group)):
             return
     raise RecipeError(
-        f"{term.key}: no batch has a positive for [{a}, {a}]: two different values of one group never meet in one "
-        "(no groups? data.batches: spread? a train.batch_size too small?)"
+        f"{term.key}: no batch has a positive pair for [{a}, {a}], because two different values of one group are never in the "
+        "same batch (no groups? data.batches: spread? train.batch_size too small?)"
     )
 
 
 def _check_negatives(term: LossTerm, pairs: Sequence[Pair], data: "WeightedConcat", batches: Sequence[np.ndarray]) -> None:
-    """Some batch must have a query with a negative, else a contrastive loss is 0 and nothing is learned."""
+    """Check that some batch has a query with a negative. Otherwise a contrastive loss is always 0 and nothing is learned."""
     for rows in batches:
         batch = _labels_only(data, rows, {m for pair in pairs for m in pair})
         for pair in pairs:
@@ -98,13 +104,13 @@ def _check_negatives(term: LossTerm, pairs: Sequence[Pair], data: "WeightedConca
                 return
     names = ", ".join(f"[{a}, {b}]" for a, b in pairs)
     raise RecipeError(
-        f"{term.key}: no batch has a negative for {names}: all its values share a group, an id or their content "
-        "(one group for all rows? the same caption everywhere? a train.batch_size too small?)"
+        f"{term.key}: no batch has a negative for {names}: all values of a batch share a group, an id or their content "
+        "(one group for all rows? the same caption everywhere? train.batch_size too small?)"
     )
 
 
 def _labels_only(data: "WeightedConcat", rows: np.ndarray, modalities: set[str]) -> Batch:
-    """A batch of these rows without inputs."""
+    """Return a batch of these rows with labels but without encoder inputs."""
     items = {m: torch.from_numpy(np.where(data.present[m][rows], np.arange(len(rows)), -1)) for m in modalities}
     return Batch(
         ids=[data.ids[i] for i in rows],

@@ -1,4 +1,4 @@
-"""The directory of a run: claimed by one recipe, with records of the recipe and the machine."""
+"""The directory of a run. It belongs to one recipe, and records the recipe and the environment."""
 
 import os
 import platform
@@ -14,29 +14,33 @@ from mmtune.runtime.files import write_json, write_text
 from mmtune.training.precision import resolve_precision
 
 MAY_CHANGE = ("run.dir", "data.workers", "data.cache", "train.shard", "train.cpu_kernels")
-"""Keys that may differ in a resumed run: none of them changes its result."""
+"""Recipe keys that may change when a run is resumed, because they do not affect its result."""
 LIBRARIES = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "soundfile")
 
 
 def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
-    """Write the resolved recipe and the environment. Raises TrainingError for a directory that holds another run.
+    """Write the resolved recipe and the environment to the directory of the run.
 
-    A run that stopped before its first checkpoint is started anew: tables that it mined may be those of another model or of
-    other data, and are deleted.
+    Raises TrainingError if the directory holds another run, or holds this run and `resume` is False. A run without a checkpoint
+    starts again from the beginning. In that case tables of mined negatives are deleted, because the model or the data may
+    have changed.
     """
     path = directory / "recipe.yaml"
     if path.exists() and (directory / "checkpoints").exists():
         if not resume:
-            raise TrainingError(f"{directory} holds a run already: add --resume to go on with it, or choose another run.dir")
+            raise TrainingError(f"{directory} already holds a run: add --resume to continue it, or choose another run.dir")
         import yaml
 
-        # Parsing the old recipe gives keys that are newer than the run their defaults, and renamed keys their present names.
+        # Parse the old recipe instead of comparing text: parsing adds defaults for keys that are newer than the run, and
+        # translates keys that were renamed.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             old = Recipe.parse(yaml.safe_load(path.read_text()), str(path)).model_dump(mode="json")
         changed = [key for key in changed_keys(old, recipe.model_dump(mode="json")) if key not in MAY_CHANGE]
         if changed:
-            raise TrainingError(f"{path}: the run to resume has another {changed[0]}; use the same recipe, or another run.dir")
+            raise TrainingError(
+                f"{path}: the run to resume has another value of {changed[0]}; use the same recipe, or another run.dir"
+            )
     else:
         for stale in directory.glob("mining/round-*"):
             stale.unlink()
@@ -45,7 +49,7 @@ def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def environment(recipe: Recipe) -> JsonObject:
-    """Versions, machine, precision and seed, for whoever wants to reproduce the numbers."""
+    """Versions, machine, precision and seed: what is needed to reproduce the results."""
     from importlib.metadata import version
 
     import torch

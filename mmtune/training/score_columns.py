@@ -1,4 +1,4 @@
-"""Numeric columns of the data that an objective reads (scores, weights), and the check of their values."""
+"""Read numeric columns that the objective uses (scores, weights), and check their values."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,14 @@ from mmtune.errors import DataError, RecipeError
 def numeric_column(
     batch: Batch, name: str, key: str, rows: Tensor, low: float | None = None, high: float | None = None
 ) -> Tensor:
-    """The column `name` at `rows` [n], float32. key: the recipe key that names the column, for messages.
+    """Return the values of column `name` at the batch's `rows`, as float32 [n].
 
-    Raises RecipeError when the data lack it, DataError for NaN or a value outside [low, high].
+    Raises RecipeError if the batch has no such column, and DataError for NaN or a value outside [low, high].
+
+    key: the recipe key that names the column, for messages
     """
     if name not in batch.columns:
-        known = f"; the batch has: {', '.join(batch.columns)}" if batch.columns else ""
+        known = f"; the numeric columns are: {', '.join(batch.columns)}" if batch.columns else ""
         raise RecipeError(f"{key}: the data have no numeric column {name!r}{known}")
     value = batch.columns[name][rows].float()
     check_values(value, lambda position: batch.ids[int(rows[position])], name, key, low, high)
@@ -27,7 +29,10 @@ def numeric_column(
 def check_values(
     value: Tensor, row_id: Callable[[int], str], name: str, key: str, low: float | None = None, high: float | None = None
 ) -> None:
-    """Raise DataError naming key, column and row (`row_id` of a position) for NaN or a value outside [low, high]."""
+    """Raise DataError, naming key, column and row, for a value that is not finite or lies outside [low, high].
+
+    row_id: returns the row id for a position in `value`
+    """
     wrong = ~torch.isfinite(value)
     problem = "is not a number"
     if not bool(wrong.any()) and low is not None:

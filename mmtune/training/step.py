@@ -1,12 +1,11 @@
-"""One training step's gradient. There are several ways to compute it, behind the one call `forward_backward`:
+"""Compute the gradient of one training step. `forward_backward` chooses one of three ways:
 
-- `plain_step`, here: all items of the batch in one forward pass.
-- `gradient_cache.cached_step`: a micro-batch at a time, with the gradient of the whole batch.
-- `shared_step.shared_step`: several processes encode a share of the items each.
-- blocks sharded among processes (`fsdp.ShardedBlocks`) change no step; they only need every process to run each tower
-  equally often (`lockstep`).
+- `plain_step` encodes all items of the batch in one forward pass.
+- `gradient_cache.cached_step` encodes one micro-batch at a time and still gives the gradient of the whole batch.
+- `shared_step.shared_step` divides the items among several processes.
 
-All leave the gradient of the same loss in the parameters, up to rounding and the random numbers of dropout.
+All give the gradient of the same loss, up to rounding and the random numbers of dropout. Sharding blocks over processes
+(`fsdp.ShardedBlocks`) works with each of them, but requires that every process runs each tower equally often (`lockstep`).
 """
 
 import contextlib
@@ -35,18 +34,18 @@ def forward_backward(
     processes: Processes = SINGLE_PROCESS,
     lockstep: bool = False,
 ) -> StepLoss:
-    """Add the gradient of `objective` on `batch` to the parameters; returns (loss, logs). The objective runs in float32.
+    """Add the gradient of `objective` on `batch` to the parameters, and return (loss, logs). The objective runs in float32.
 
-    micro_batch_size: the towers never see more unique items at once; the gradient, that of the logit scale included, is that
-    of the unsplit batch whose dropout is drawn micro-batch by micro-batch. Layers that normalise over the batch (BatchNorm)
-    see micro-batches: their running statistics are updated once for each, as in the first pass.
-
-    processes: the batch's inputs are this process's share (see `Processes.local_slice`), and the gradient is its part: the sum
-    over processes is the whole gradient. Gradients must be None beforehand.
-
-    lockstep: towers exchange weights while they run (`fsdp`), so every process runs each tower as often as the process with
-    the most items, if need be on an item whose gradient is zero; a process without an item of a modality is given one
-    (`Loader`).
+    micro_batch_size: maximum number of unique items of one modality in a forward pass. The gradient, also of the logit scale, is
+        that of the whole batch. BatchNorm layers normalise over the micro-batch, and update their running statistics once
+        for each micro-batch
+    autocast: returns the context manager under which the towers run
+    processes: with several processes, the inputs in `batch` are only the share of this process (see `Processes.local_slice`).
+        The gradient is then this process's part, and the sum over processes is the whole gradient. All gradients must be None
+        before the call
+    lockstep: True if the towers exchange weights while they run (`fsdp`). Then every process runs each tower as often as the
+        process with the most items. If necessary it encodes an item whose gradient is zero; the `Loader` gives every process
+        at least one item of each modality
     """
     counts = count_batch_items(batch, processes, lockstep)
     if micro_batch_size is not None and counts.largest > micro_batch_size:
@@ -63,7 +62,7 @@ def plain_step(
     counts: ItemCounts,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> StepLoss:
-    """One process, one forward and one backward pass over the whole batch."""
+    """Use one process, with one forward and one backward pass over the whole batch."""
     loss, logs = objective(encode_all(model, batch, counts, autocast), batch, model.logit_scale)
     loss.backward()
     return StepLoss(float(loss.detach()), logs)

@@ -1,4 +1,4 @@
-"""Graceful stop of a training run: Ctrl-C and SIGTERM ask for a checkpoint after the running step."""
+"""Graceful stop of a training run. After Ctrl-C or SIGTERM, the run finishes its step, saves a checkpoint, and stops."""
 
 import signal
 import threading
@@ -7,19 +7,23 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 SAME_CTRL_C_SECONDS = 5.0
-"""Each of several processes gets the terminal's Ctrl-C and, right after it, the launcher's: within this time they are one."""
+"""Signals within this time count as one.
+
+With several processes, each process receives Ctrl-C twice: from the terminal, and directly afterwards from the launcher.
+"""
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Stopped(Exception):
-    """A run was stopped by Ctrl-C or SIGTERM; its checkpoint is saved."""
+    """The run was stopped by Ctrl-C or SIGTERM. A checkpoint was saved."""
 
 
 class StopSignals:
-    """`with stop: ... if stop.requested: ...`. The first signal sets `requested`, the second raises KeyboardInterrupt.
+    """Context manager that records stop signals: `with stop: ... if stop.requested: ...`.
 
-    Only the main thread can handle signals; in another one this does nothing.
+    The first signal sets `requested`, and the second raises KeyboardInterrupt. Python allows only the main thread to handle
+    signals; in other threads this context manager does nothing.
     """
 
     def __init__(self, single_process: bool) -> None:

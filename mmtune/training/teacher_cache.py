@@ -1,12 +1,13 @@
-"""`teachers:` of a recipe -> their outputs on the training rows: computed once, stored beside the shards, fingerprinted.
+"""Compute the outputs of a recipe's `teachers` on the training rows once, and store them beside the shards.
 
     teachers:
-      big: {model: hf:DIR}                                    vectors of every row: guide, feature, kl, score_mse, margin_mse
-      judge: {scorer: cross_encoder, options: {model: DIR}}   a score a pair; or matcher, or package.module:Class
-      rated: {scores: scores.parquet}                         a file with query_id, item_id, score (and direction "a->b")
+      big: {model: hf:DIR}                                    embeddings of all rows, for a guide or any distillation loss
+      judge: {scorer: cross_encoder, options: {model: DIR}}   one score per pair; or scorer: matcher, or package.module:Class
+      rated: {scores: scores.parquet}                         a file with columns query_id, item_id, score (and direction "a->b")
 
-The first two are stored in DATA/teachers/<name or fingerprint>/ (`out:` names another folder) and never computed again for
-the same teacher and rows; a killed job continues with the part it was at.
+Outputs of the first two kinds are stored in DATA/teachers/<fingerprint, or name and fingerprint>/; the key `out` sets another
+directory than DATA/teachers. They are not computed again for the same teacher and rows. A job that was killed continues with
+the part that it was computing.
 """
 
 from collections.abc import Sequence
@@ -34,9 +35,9 @@ _TEACHERS: TypeAdapter[dict[str, ModelTeacher | ScorerTeacher | ScoresTeacher]] 
 
 
 def build_teachers(config: object, data: "WeightedConcat", pairs: Sequence[Pair], *, quiet: bool = False) -> dict[str, Teacher]:
-    """Every teacher of a recipe's `teachers`, typed or as plain data, with its outputs in memory.
+    """Return the outputs of every teacher, in memory. `config` is a recipe's `teachers`, as parsed blocks or plain data.
 
-    Raises RecipeError naming the key, DataError naming row or file.
+    Raises RecipeError, naming the key, for a teacher that cannot be used, and DataError, naming row or file, for bad outputs.
     """
     teachers: dict[str, Teacher] = {}
     for name, spec in check(_TEACHERS, config, "teachers").items():
@@ -51,18 +52,21 @@ def build_teachers(config: object, data: "WeightedConcat", pairs: Sequence[Pair]
 
 
 def teachers_folder(data: "Data", out: str | None, key: str) -> Path:
-    """The folder for teachers' outputs on `data`: `out`, or `teachers` next to its shards. RecipeError for remote shards."""
+    """Return the directory for teachers' outputs on `data`: `out` if given, otherwise `teachers` beside the shards.
+
+    Raises RecipeError if `out` is not given and the shards are remote.
+    """
     if out:
         return Path(out)
     if is_remote(data.spec):
-        raise RecipeError(f"{key}.out: {data.spec} is remote; name a folder here for the teacher's outputs")
+        raise RecipeError(f"{key}.out: {data.spec} is remote; set this key to a local directory for the teacher's outputs")
     return Path(data.shards[0].path).parent / "teachers"
 
 
 def _teacher_from_model(
     name: str, spec: ModelTeacher, data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool
 ) -> TeacherVectors:
-    """The vectors of another dual encoder, embedded by the usual path and read back."""
+    """Embed the training rows with another dual encoder, store the embeddings, and read them."""
     from mmtune.embedding.parquet_parts import embed
     from mmtune.model.artifact import load
 
@@ -72,7 +76,9 @@ def _teacher_from_model(
         raise RecipeError(f"teachers.{name}.model: {e}") from None
     wanted = [m for m in data.modalities if m in {n for p in pairs for n in p} and m in model.towers]
     if not wanted:
-        raise RecipeError(f"teachers.{name}.model: {spec.model} has {', '.join(model.towers)}: nothing that is trained here")
+        raise RecipeError(
+            f"teachers.{name}.model: {spec.model} has {', '.join(model.towers)}, none of the modalities that are trained here"
+        )
     fingerprint = model.fingerprint
     vectors: dict[str, list[np.ndarray]] = {m: [] for m in wanted}
     vector_of_row = {m: np.full(len(data), -1, np.int64) for m in wanted}
@@ -95,7 +101,7 @@ def _teacher_from_model(
 
 
 def _read_vectors(folder: Path, parts: int, fingerprint: str) -> tuple[list[str], np.ndarray]:
-    """(row ids, vectors [n, T]) of all parts. DataError for a part of another model."""
+    """Return (row ids, embeddings [n, T]) of all parts. Raises DataError if a part was written by another model."""
     import pyarrow.parquet as pq
 
     ids: list[str] = []
@@ -104,7 +110,7 @@ def _read_vectors(folder: Path, parts: int, fingerprint: str) -> tuple[list[str]
         path = folder / f"part-{number:05d}.parquet"
         table = pq.read_table(path)
         if (table.schema.metadata or {}).get(b"fingerprint", b"").decode() != fingerprint:
-            raise DataError(f"{path}: vectors of another model; delete the folder to compute them again")
+            raise DataError(f"{path}: the embeddings are of another model; delete the directory to compute them again")
         ids += table["id"].to_pylist()
         if len(table):
             flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

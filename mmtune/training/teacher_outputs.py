@@ -1,4 +1,4 @@
-"""Outputs of teachers on the training rows, in memory, looked up by row or by content. `teacher_cache` computes them once."""
+"""The outputs of teachers on the training rows, held in memory. `teacher_cache` computes and stores them."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,11 @@ from mmtune.errors import DataError
 
 
 class TeacherVectors:
-    """A teacher's unit vectors of the training rows: vectors[m] [n, T], vector_of_row[m] [N] row number -> vector, or -1."""
+    """A teacher's L2-normalised embeddings of the training rows.
+
+    vectors: {modality: embeddings [n, T]}
+    vector_of_row: {modality: for each row [N], the number of its embedding, or -1 if it has none}
+    """
 
     def __init__(
         self, name: str, vectors: Mapping[str, np.ndarray], vector_of_row: Mapping[str, np.ndarray], fingerprint: str
@@ -22,29 +26,39 @@ class TeacherVectors:
 
     @property
     def dim(self) -> int:
-        """Width of its vectors."""
+        """Dimension of the teacher's embeddings."""
         return next(iter(self.vectors.values())).shape[1]
 
     def at(self, modality: str, index: Tensor) -> Tensor:
-        """[n, T] vectors of dataset rows `index` [n], on its device. DataError where the teacher has none."""
+        """Embeddings [n, T] of the dataset rows `index` [n], on the device of `index`.
+
+        Raises DataError for a row without an embedding.
+        """
         if modality not in self.vectors:
-            raise DataError(f"teachers.{self.name}: has no {modality} vectors; it has {', '.join(self.vectors)}")
+            raise DataError(
+                f"teachers.{self.name}: there are no {modality} embeddings of this teacher, only {', '.join(self.vectors)}"
+            )
         position = self.vector_of_row[modality][index.cpu()]
         if bool((position < 0).any()):
             row = int(index[int(torch.nonzero(position < 0)[0])])
             raise DataError(
-                f"teachers.{self.name}: has no {modality} vector of training row number {row}; compute its outputs again"
+                f"teachers.{self.name}: there is no {modality} embedding of training row number {row}; delete the teacher's "
+                "stored outputs, so that they are computed again"
             )
         return self.vectors[modality][position].to(index.device)
 
 
 class TeacherScores:
-    """A teacher's scores of (content of a, content of b), by pair of modalities; pairs that it did not score are NaN."""
+    """A teacher's scores of (content of a, content of b), for each pair of modalities. Pairs without a score are NaN."""
 
     def __init__(self, name: str, scores: Mapping[Pair, tuple[np.ndarray, np.ndarray, np.ndarray]], fingerprint: str) -> None:
-        """scores: pair -> (label of a [n] int64, label of b [n] int64, score [n]); of a repeated pair the last score counts."""
+        """scores: {pair of modalities: (content label of a [n], content label of b [n], score [n])}, labels as int64.
+
+        If a pair of contents occurs several times, its last score is used.
+        """
         self.name, self.fingerprint = name, fingerprint
-        self._tables: dict[Pair, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # labels of a, of b, pair keys, scores; sorted
+        # (sorted labels of a, sorted labels of b, sorted keys of scored pairs, their scores)
+        self._tables: dict[Pair, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         for pair, (a, b, score) in scores.items():
             if not np.isfinite(score).all():
                 at = int(np.flatnonzero(~np.isfinite(score))[0])
@@ -60,7 +74,7 @@ class TeacherScores:
             self._tables[pair] = left_labels, right_labels, keys, values
 
     def max_candidates(self) -> int:
-        """The number of scored candidates of the query that has most, in either direction."""
+        """The largest number of scored candidates of any query, over both directions."""
         most = 0
         for left, right, keys, _ in self._tables.values():
             for query, size in ((keys // len(right), len(left)), (keys % len(right), len(right))):
@@ -68,12 +82,12 @@ class TeacherScores:
         return most
 
     def between(self, pair: Pair, a: Tensor, b: Tensor) -> Tensor:
-        """[Q, C] scores of contents a [Q] and b [C], NaN where there is none, on their device."""
+        """Scores [Q, C] of the contents a [Q] against b [C], NaN for pairs without a score, on the device of `a`."""
         is_backward = pair not in self._tables
         if is_backward:
             pair, a, b = (pair[1], pair[0]), b, a
         if pair not in self._tables:
-            raise DataError(f"teachers.{self.name}: has no scores of {pair[0]}-{pair[1]}; it has {list(self._tables)}")
+            raise DataError(f"teachers.{self.name}: there are no scores of {pair[0]}-{pair[1]}; it has {list(self._tables)}")
         left, right, keys, values = (t.to(a.device) for t in self._tables[pair])
         i, known_a = _positions(left, a)
         j, known_b = _positions(right, b)
@@ -84,7 +98,7 @@ class TeacherScores:
 
 
 def _positions(table: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(position, whether it is there) of each value in a sorted table."""
+    """For each value, return its position in a sorted table and whether the table contains it."""
     at = torch.searchsorted(table, value.contiguous()).clamp_max(len(table) - 1)
     return at, table[at] == value
 

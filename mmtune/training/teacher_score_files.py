@@ -1,4 +1,4 @@
-"""A file of scores as a teacher, and the reading of tables that name pairs of training rows by id."""
+"""Read a file of scores as a teacher, and read tables that refer to pairs of training rows by id."""
 
 import hashlib
 from collections import Counter
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
 Columns = dict[str, list[object]]
-"""A table as lists by column name."""
+"""A table as {column name: list of values}."""
 
 
 def teacher_from_file(name: str, path: str, data: "WeightedConcat", pairs: Sequence[Pair]) -> TeacherScores:
-    """The scores in a table with query_id, item_id, score, and direction where several pairs are trained.
+    """Read scores from a table with columns query_id, item_id and score.
 
-    Raises DataError for a line that names no training row, and for a score that is not a finite number.
+    The table also needs the column direction if several pairs of modalities are trained. Raises DataError for a line whose ids
+    are not training rows, and for a score that is not a finite number.
     """
     columns = score_table_columns(path, ["query_id", "item_id", "score"])
     if "direction" not in columns and len(pairs) > 1:
-        raise DataError(f"teachers.{name}.scores: {path} has no column 'direction', and the recipe trains several pairs")
+        raise DataError(
+            f"teachers.{name}.scores: {path} has no column 'direction', which is needed because the recipe trains several pairs"
+        )
     scores = {}
     for pair in pairs:
         left, right, lines = rows_of_pairs(columns, data, pair, path)
@@ -35,15 +38,17 @@ def teacher_from_file(name: str, path: str, data: "WeightedConcat", pairs: Seque
             values = np.array([_to_float(columns["score"][i]) for i in lines], np.float64)
             for line in lines[~np.isfinite(values)]:
                 shown = columns["score"][line]
-                raise DataError(f"teachers.{name}.scores: {path}: column 'score' of line {line + 1} is {shown!r}, no number")
+                raise DataError(
+                    f"teachers.{name}.scores: {path}: column 'score' of line {line + 1} is {shown!r}, which is not a finite number"
+                )
             scores[pair] = data.labels[pair[0]][left], data.labels[pair[1]][right], values
     if not scores:
-        raise DataError(f"teachers.{name}.scores: {path} has no score of a pair that is trained here")
+        raise DataError(f"teachers.{name}.scores: {path} has no score for any pair of modalities that is trained here")
     return TeacherScores(name, scores, hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 
 def _to_float(value: object) -> float:
-    """The number, or NaN for what is none."""
+    """Convert to float, with NaN for anything that is not a number."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -51,7 +56,7 @@ def _to_float(value: object) -> float:
 
 
 def score_table_columns(path: str, needed: list[str]) -> Columns:
-    """A Parquet, JSONL, CSV or TSV table (by its suffix) as lists. DataError naming a column of `needed` that is missing."""
+    """Read a Parquet, JSONL, CSV or TSV table, chosen by its suffix. Raises DataError if a column of `needed` is missing."""
     import pyarrow as pa
     from pyarrow import csv
     from pyarrow import json as arrow_json
@@ -67,7 +72,7 @@ def score_table_columns(path: str, needed: list[str]) -> Columns:
             ids_as_text = csv.ConvertOptions(column_types={n: pa.string() for n in ("query_id", "item_id", "negative_id")})
             table = csv.read_csv(path, None, csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ","), ids_as_text)
         else:
-            raise DataError(f"{path}: a table of scores ends in .parquet, .jsonl, .csv or .tsv")
+            raise DataError(f"{path}: unknown kind of table; use .parquet, .jsonl, .csv or .tsv")
     except (OSError, pa.ArrowInvalid) as e:
         raise DataError(f"{path}: {str(e).splitlines()[0]}") from None
     if missing := [n for n in needed if n not in table.column_names]:
@@ -76,9 +81,10 @@ def score_table_columns(path: str, needed: list[str]) -> Columns:
 
 
 def rows_of_pairs(columns: Columns, data: "WeightedConcat", pair: Pair, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row of a, row of b, line number from 0) of the lines about this pair of modalities, in either direction.
+    """Find the lines about this pair of modalities, in either direction.
 
-    DataError for a line that names no training row, or an id that several training sets have.
+    Returns (row number of a, row number of b, line number from 0), each [n]. Raises DataError if an id is not among the
+    training rows, or is in several training sets.
     """
     row_of_id = {i: n for n, i in enumerate(data.ids)}
     repeated = {i for i, n in Counter(data.ids).items() if n > 1} if len(row_of_id) < len(data.ids) else set()
@@ -91,7 +97,9 @@ def rows_of_pairs(columns: Columns, data: "WeightedConcat", pair: Pair, path: st
             continue
         for id_, m in ((query, pair[d == backward]), (item, pair[d != backward])):
             if id_ in repeated:
-                raise DataError(f"{path}: line {line + 1}: several training sets have a row {id_!r}; give their rows other ids")
+                raise DataError(
+                    f"{path}: line {line + 1}: several training sets have a row with id {id_!r}; make the ids unique"
+                )
             if id_ not in row_of_id or not data.present[m][row_of_id[id_]]:
                 raise DataError(f"{path}: line {line + 1}: the training data have no row {id_!r} with {m}")
         a, b = row_of_id[query], row_of_id[item]

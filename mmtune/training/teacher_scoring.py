@@ -1,4 +1,4 @@
-"""A scorer (cross-encoder, matcher) as a teacher: its scores of the training pairs, stored in Parquet parts."""
+"""Use a scorer (cross-encoder, matcher) as a teacher: score the training pairs and store the scores in Parquet parts."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
 PAIRS_PER_PART = 4096
-"""Pairs in one file: what a killed job may lose."""
+"""Pairs in one file. A job that is killed loses at most the scores of one file."""
 MOST_PAIRS = 4_000_000
-"""Pairs above which `candidates: all` is refused: their number is the product of both sides."""
+"""Maximum number of pairs for `candidates: all`, which scores every value of one modality with every value of the other."""
 
 RowPairs = tuple[np.ndarray, np.ndarray]
 """Row numbers [n] of the first and of the second modality."""
@@ -32,7 +32,7 @@ RowPairs = tuple[np.ndarray, np.ndarray]
 def teacher_from_scorer(
     name: str, spec: ScorerTeacher, data: "WeightedConcat", pairs: Sequence[Pair], folder: Path, quiet: bool
 ) -> TeacherScores:
-    """The scores of a scorer for the candidate pairs that the recipe names."""
+    """Score the candidate pairs that the recipe names, or read the scores if they are stored already."""
     scorer, fingerprint = load_scorer(spec.scorer, spec.options, f"teachers.{name}.scorer")
     scores = {}
     for pair in pairs:
@@ -44,10 +44,12 @@ def teacher_from_scorer(
 
 
 def candidate_rows(candidates: str, data: "WeightedConcat", pair: Pair, key: str) -> RowPairs:
-    """The pairs of rows to score, each pair of contents once.
+    """Return the pairs of rows to score, with each pair of contents once. Raises RecipeError, naming `key`, for bad candidates.
 
-    candidates: own (the pairs that stand in one row), all (every first side with every second), or the path of a negatives
-    table (own pairs and those of the table). RecipeError naming `key`.
+    candidates: which pairs to score
+        own: the two sides of each row
+        all: every first side with every second side
+        path of a negatives table: the own pairs and the pairs of the table
     """
     a, b = pair
     own = np.flatnonzero(data.present[a] & data.present[b])
@@ -56,7 +58,8 @@ def candidate_rows(candidates: str, data: "WeightedConcat", pair: Pair, key: str
         first_a, first_b = (np.unique(data.labels[m][own], return_index=True)[1] for m in pair)
         if len(first_a) * len(first_b) > MOST_PAIRS:
             raise RecipeError(
-                f"{key}: all is {len(first_a)} x {len(first_b)} pairs; name a negatives table (mmtune mine) instead"
+                f"{key}: all means {len(first_a)} x {len(first_b)} pairs, more than the limit of {MOST_PAIRS:,}; name a "
+                "negatives table (from mmtune mine) instead"
             )
         left, right = (x.ravel() for x in np.meshgrid(own[first_a], own[first_b], indexing="ij"))
     elif candidates != "own":
@@ -68,22 +71,22 @@ def candidate_rows(candidates: str, data: "WeightedConcat", pair: Pair, key: str
 
 
 def _rows_of_negatives_table(path: str, data: "WeightedConcat", pair: Pair, key: str) -> RowPairs:
-    """The (query, negative) pairs of a mined table, both directions, as rows of (a, b)."""
+    """Return the (query, negative) pairs of a mined table, in both directions, as row numbers of (a, b)."""
     if not Path(path).is_file():
-        raise RecipeError(f"{key}: {path!r} is neither own, all, nor a file")
+        raise RecipeError(f"{key}: {path!r} must be own, all, or an existing file")
     columns = score_table_columns(path, ["direction", "query_id", "negative_id"])
     columns["item_id"] = columns.pop("negative_id")
     return rows_of_pairs(columns, data, pair, path)[:2]
 
 
 class StoredScores:
-    """The scores of one pair of modalities in Parquet parts under `folder`. key: the teacher's recipe key, for messages."""
+    """The scores of one pair of modalities, stored in Parquet parts in `folder`. key: the teacher's recipe key, for messages."""
 
     def __init__(self, folder: Path, fingerprint: str, key: str) -> None:
         self.folder, self.fingerprint, self.key = folder, fingerprint, key
 
     def compute(self, scorer: Scorer, data: "WeightedConcat", pair: Pair, rows: RowPairs, quiet: bool) -> np.ndarray:
-        """Scores [n] float32 of the row pairs; a part that is stored for the same pairs and scorer is read, not computed."""
+        """Return the scores of the row pairs, float32 [n]. A part that is stored for the same pairs and scorer is read."""
         import pyarrow.parquet as pq
 
         scores = np.empty(len(rows[0]), np.float32)
@@ -102,14 +105,16 @@ class StoredScores:
     def _write_part(
         self, path: Path, stamp: dict[str, str], scorer: Scorer, data: "WeightedConcat", pair: Pair, rows: RowPairs
     ) -> None:
-        """Score the row pairs and write them atomically. DataError for scores that are missing or not finite."""
+        """Score the row pairs and write them atomically. Raises DataError if scores are missing or not finite."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         signals = list(_signals(data, pair, rows))
         scores = np.asarray(scorer.score(signals), np.float32).reshape(-1)
         if len(scores) != len(signals) or not np.isfinite(scores).all():
-            raise DataError(f"{self.key}: gave {len(scores)} scores for {len(signals)} pairs, or some that are not numbers")
+            raise DataError(
+                f"{self.key}: the scorer returned {len(scores)} scores for {len(signals)} pairs, or scores that are not finite"
+            )
         names = pa.array([direction(*pair)] * len(signals), pa.string())
         ids = (pa.array([data.ids[i] for i in side], pa.string()) for side in rows)
         columns = dict(zip(("direction", "query_id", "item_id"), (names, *ids), strict=True))
@@ -119,7 +124,7 @@ class StoredScores:
 
 
 def _has_stamp(path: Path, stamp: dict[str, str]) -> bool:
-    """Whether the part at `path` exists and has these metadata."""
+    """Whether the part at `path` exists and was written with this metadata."""
     import pyarrow.parquet as pq
 
     stored = {k.decode(): v.decode() for k, v in (pq.read_schema(path).metadata or {}).items()} if path.exists() else {}
@@ -127,7 +132,7 @@ def _has_stamp(path: Path, stamp: dict[str, str]) -> bool:
 
 
 def _signals(data: "WeightedConcat", pair: Pair, rows: RowPairs) -> Iterator[tuple[Signal, Signal]]:
-    """The decoded values of the row pairs; each content is decoded once."""
+    """Yield the two decoded values of each row pair. Each content is decoded once."""
     decoded: dict[tuple[str, int], Signal] = {}
 
     def signal(m: str, i: int) -> Signal:

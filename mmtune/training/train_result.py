@@ -1,4 +1,4 @@
-"""What `mmtune.train` returns."""
+"""The result of `mmtune.train`."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class BestCheckpoint(TypedDict):
-    """A kept checkpoint and its validation metric."""
+    """A checkpoint that was kept, and its validation metric."""
 
     metric: float
     checkpoint: str
@@ -21,11 +21,16 @@ class BestCheckpoint(TypedDict):
 class TrainResult(ResultFields):
     """A finished training run.
 
-    artifact: directory of the tuned model; fingerprint: its; trainable: {modality: counts of parameters}; coefficient: of the
-    interpolation with the base, None without one; metrics: evaluation on data.val as plain data, {} without it;
-    pairs_per_second, wait (share of the time spent waiting for data), pairs, seconds, steps: of the training loop;
-    best: checkpoints by validation metric, the best first; result: the metrics as a typed Result, None without data.val and
-    in all processes but the first.
+    artifact: directory of the tuned model
+    fingerprint: fingerprint of the tuned model
+    trainable: {modality: counts of trainable and of all parameters}
+    coefficient: interpolation coefficient between base (0) and tuned model (1), or None without interpolation
+    metrics: scores on data.val as plain data; {} if there is no data.val
+    pairs_per_second: mean speed of the training loop
+    wait: share of the training time that was spent waiting for data
+    pairs, seconds, steps: query rows seen, duration, and optimizer steps of the training loop
+    best: checkpoints with their validation metric, best first
+    result: the same scores as a typed Result; None without data.val, and on all ranks but 0
     """
 
     not_in_document = ("result",)
@@ -49,5 +54,7 @@ class TrainResult(ResultFields):
             f"{self.pairs_per_second:.1f} pairs/s over {self.pairs} pairs, {self.wait:.0%} of the time waiting for data",
         ]
         if self.coefficient is not None:
-            lines.append(f"{self.coefficient:g} of the way from base to tuned; `mmtune report` draws the curve")
+            lines.append(
+                f"interpolation coefficient {self.coefficient:g} (0 is the base, 1 the tuned model); `mmtune report` plots the curve"
+            )
         return "\n".join([*lines, str(self.result)] if self.result else lines)

@@ -1,4 +1,4 @@
-"""What a recipe trains and on what: data, model, pairs of modalities, and the loader. `train` and `bench` open both here."""
+"""Open what a recipe trains: data, model, pairs of modalities, and the loader. `mmtune train` and `mmtune bench` use it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingInputs:
-    """The opened parts of a recipe.
+    """The inputs of a training run, opened.
 
-    data: the training sets; val, retention: the validation data, or None; model: the base model with the recipe's prompts and
-    window pooling; base_fingerprint: of the model as it was loaded; pairs: the trained pairs of modalities; trained: the
-    modalities in them; usable: bool [N], the rows of `data` that have both sides of some pair.
+    data: the training sets
+    val, retention: the validation and retention data, or None
+    model: the base model, with the recipe's prompts and window pooling
+    base_fingerprint: fingerprint of the model as it was loaded
+    pairs: the pairs of modalities that are trained
+    trained: the modalities in `pairs`
+    usable: bool [N], True for rows of `data` that have both sides of at least one pair
     """
 
     data: WeightedConcat
@@ -44,10 +48,10 @@ class TrainingInputs:
 
 
 def open_inputs(recipe: Recipe) -> TrainingInputs:
-    """Open data and model of a recipe and choose its pairs.
+    """Open the data and the model of a recipe, and choose the pairs of modalities.
 
-    Raises DataError and ModelError for what cannot be opened; RecipeError for pairs that model and data do not share, for
-    fewer than two usable rows, and for retention rows among the training rows.
+    Raises DataError or ModelError if data or model cannot be opened. Raises RecipeError if model and data do not have the
+    modalities of a pair, if there are fewer than two usable rows, or if retention rows are also training rows.
     """
     sets = recipe.data.training_sets
     data = WeightedConcat([open_data(s.path) for s in sets], [s.weight for s in sets])
@@ -66,7 +70,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     if usable.sum() < 2:
         names = ", ".join(f"[{a}, {b}]" for a, b in pairs)
         raise RecipeError(
-            f"pairs: {data.spec} has {int(usable.sum())} rows to train on, with both sides of {names}; at least 2 are needed"
+            f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {names}; training needs at least 2"
         )
     if retention is not None:
         refuse_trained_retention(retention, data, usable, trained)
@@ -74,13 +78,17 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
 
 
 def choose_pairs(wanted: Sequence[Pair] | None, model: "Model", data: WeightedConcat) -> list[Pair]:
-    """The recipe's pairs, or every pair that model and data share and that some row has. RecipeError names the pair."""
+    """Return the recipe's pairs or, if it has none, every pair that model and data share and that occurs in some row.
+
+    Raises RecipeError if a pair cannot be trained.
+    """
     both = [m for m in data.modalities if m in model.towers]
     if wanted is None:
         pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :] if (data.present[a] & data.present[b]).any()]
         if not pairs:
             raise RecipeError(
-                f"pairs: the model has {list(model.towers)}, {data.spec} has {data.modalities}: no row has two of them"
+                f"pairs: no row has two modalities of the model; the model has {list(model.towers)}, {data.spec} has "
+                f"{data.modalities}"
             )
         return pairs
     for pair in wanted:
@@ -88,7 +96,8 @@ def choose_pairs(wanted: Sequence[Pair] | None, model: "Model", data: WeightedCo
             modalities.get(m)
             if m not in both:
                 raise RecipeError(
-                    f"pairs: {list(pair)}: {m} is not in both: the model has {list(model.towers)}, the data {data.modalities}"
+                    f"pairs: {list(pair)}: {m} must be in model and data, but the model has {list(model.towers)} and the data "
+                    f"have {data.modalities}"
                 )
     return list(wanted)
 
@@ -102,10 +111,13 @@ def build_loader(
     cache_bytes: int | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Loader:
-    """The loader of the training rows, with the recipe's augmentation and the model's preprocessing and prompts.
+    """Create the loader of the training rows, with the recipe's augmentation and the model's preprocessing and prompts.
 
-    tuned: the model after `tune`; features of its frozen towers are used where they are stored. columns: numeric metadata columns that batches carry -> the recipe key that asks for each; cache_bytes: instead of
-    data.cache. Raises RecipeError for the augmentation of a modality that is not trained.
+    Raises RecipeError if the recipe augments a modality that is not trained.
+
+    tuned: the model after `tune`. If it stores features of frozen towers, the loader uses them
+    columns: {numeric metadata column that batches contain: the recipe key that names it}
+    cache_bytes: size of the loader's cache, instead of data.cache
     """
     for m in recipe.augment:
         if m not in inputs.trained:

@@ -1,7 +1,7 @@
-"""The unique items of a batch: each modality's distinct contents, which rows hold them, and the pairs that rows form.
+"""The unique items of a batch: the distinct contents of each modality, the rows that contain them, and the pairs of the rows.
 
-A row is one training example, an item one content of one modality: a caption that ten rows share is one item. Losses compare
-items; labels and weights come from the rows.
+A row is one training example. An item is one distinct content of one modality; for example, a caption that occurs in ten rows
+is one item. Losses compare items; the labels and weights of items come from their rows.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ from mmtune.losses.positives_mask import PositivesMask
 
 @dataclass(slots=True)
 class UniqueItems:
-    """The N unique items of one modality that take part in a pair. The first `n_queries` are queries, the rest candidates only.
+    """The N unique items of one modality that take part in a pair.
 
-    first_row [N] the first batch row that holds each item; item_of_row [B] row -> item, or -1.
+    first_row: number of the first batch row that contains each item [N]
+    item_of_row: for each batch row [B], the number of its item, or -1
+    n_queries: the first n_queries items are queries; all others are only candidates
     """
 
     first_row: Tensor
@@ -29,7 +31,7 @@ class UniqueItems:
         return len(self.first_row)
 
     def labels(self, batch: Batch, kinds: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """kind -> (item [n], label [n]): an item carries the labels of all its rows."""
+        """{kind of label: (item [n], label [n])}. An item has the labels of all its rows."""
         rows = torch.nonzero(self.item_of_row >= 0).squeeze(1)
         return {k: (self.item_of_row[rows], batch.labels[k][rows]) for k in kinds}
 
@@ -38,7 +40,9 @@ class UniqueItems:
 class PairItems:
     """The items of a pair of modalities (a, b) in one batch.
 
-    a, b: the items of either side; rows [N]: the query rows that have both sides; positives: of a's items among b's.
+    a, b: the items of each modality
+    rows: numbers of the query rows that have both modalities [N]
+    positives: the positive pairs between items of a and items of b
     """
 
     pair: Pair
@@ -48,18 +52,18 @@ class PairItems:
     positives: PositivesMask
 
     def row_pairs(self, weight: Tensor | None = None) -> RowPairs:
-        """(item of a, item of b, weight) of each query row that has both sides; weight [N], 1 where None."""
+        """The pairs (item of a, item of b, weight) that the query rows form. weight: [N], or None for 1."""
         ones = torch.ones(len(self.rows), device=self.rows.device) if weight is None else weight
         return RowPairs(self.a.item_of_row[self.rows], self.b.item_of_row[self.rows], ones)
 
 
 def unique_items(batch: Batch, modality: str, rows: Tensor, query_rows: Tensor) -> UniqueItems:
-    """The items of `modality` in the marked rows (bool [B]); those of `query_rows` (bool [B]) come first.
+    """Return the items of `modality` in the rows marked by `rows` (bool [B]), items of `query_rows` (bool [B]) first.
 
-    Equal content is one item, also when it came in two slots.
+    Inputs with equal content become one item, even if the batch contains the input several times.
     """
     slot, content = batch.item_of_row[modality], batch.labels[modality]
-    key = torch.where(content != 0, content, -1 - slot)
+    key = torch.where(content != 0, content, -1 - slot)  # content 0 means unknown: such an input is an item of its own
     index = torch.nonzero(rows).squeeze(1)
     _, inverse = torch.unique(key[index], return_inverse=True)
     count = int(inverse.max()) + 1 if len(index) else 0
@@ -76,12 +80,15 @@ def unique_items(batch: Batch, modality: str, rows: Tensor, query_rows: Tensor) 
 
 
 def label_kinds(batch: Batch, *modalities: str) -> list[str]:
-    """The kinds of labels by which items of these modalities are the same thing: id, group, and their contents."""
+    """Kinds of labels that make two items of these modalities a positive pair: id, group, and the contents."""
     return [k for k in dict.fromkeys(("id", "group", *modalities)) if k in batch.labels]
 
 
 def pair_items(batch: Batch, pair: Pair) -> PairItems | None:
-    """The items of `pair`, or None when no query row has both sides. Candidate-only rows need one of the sides."""
+    """Return the items of `pair`, or None if no query row has both modalities.
+
+    Rows that only provide candidates need only one of the modalities.
+    """
     a, b = pair
     has_a, has_b = batch.item_of_row[a] >= 0, batch.item_of_row[b] >= 0
     both = has_a & has_b

@@ -61,7 +61,7 @@ def test_the_verb_and_what_it_refuses(recipe, tmp_path, monkeypatch):
     assert done.returncode == 0 and document["steps"] == 2 and document["bottleneck"] in ("data", "towers")
     with pytest.raises(RecipeError, match="--steps 0"):
         mmtune.bench(recipe, steps=0)
-    with pytest.raises(RecipeError, match="1 rows to train on"):
+    with pytest.raises(RecipeError, match="has 1 rows with both sides"):
         mmtune.bench({**recipe, "data": {"train": corpora.packed(tmp_path, 1)}})
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="one process"):

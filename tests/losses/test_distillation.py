@@ -140,10 +140,10 @@ def test_scores_are_found_by_content_in_both_directions():
     "term,teacher,says",
     [
         ({"loss": "kl"}, None, "objective[0].teacher: kl needs the name of a teacher"),
-        ({"loss": "kl", "teacher": "bgi"}, "v", "objective[0].teacher: no teacher 'bgi'; did you mean 'big'"),
-        ({"loss": "info_nce", "guide": "big"}, None, "objective[0].guide: no teacher 'big'; the recipe has no `teachers`"),
-        ({"loss": "feature", "teacher": "big"}, "s", "only scores pairs; the feature loss needs vectors"),
-        ({"loss": "info_nce", "guide": "big"}, "s", "only scores pairs; a guide needs vectors"),
+        ({"loss": "kl", "teacher": "bgi"}, "v", "objective[0].teacher: there is no teacher 'bgi'; did you mean 'big'"),
+        ({"loss": "info_nce", "guide": "big"}, None, "objective[0].guide: there is no teacher 'big'; the recipe has no `teachers`"),
+        ({"loss": "feature", "teacher": "big"}, "s", "only scores pairs; the feature loss needs embeddings"),
+        ({"loss": "info_nce", "guide": "big"}, "s", "only scores pairs; a guide needs embeddings"),
     ],
 )
 def test_teacher_mistakes_name_their_key(term, teacher, says):
@@ -157,7 +157,7 @@ def test_teacher_mistakes_name_their_key(term, teacher, says):
 def test_a_row_without_teacher_vector_is_an_error():
     z, batch = data()
     objective = build_objective([{"loss": "kl", "teacher": "big"}], PAIR, teachers={"big": vectors_teacher(6, lacking=1)})
-    with pytest.raises(DataError, match="teachers.big: has no b vector of training row number 1"):
+    with pytest.raises(DataError, match="teachers.big: there is no b embedding of training row number 1"):
         objective(z, batch, scale_of)
 
 

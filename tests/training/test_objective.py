@@ -50,7 +50,7 @@ def test_terms_add_up_by_weight_over_pairs():
         ([{"loss": "auto", "weight": 0}], "objective: every weight is 0"),
         ([{"loss": "auto", "weight": -1}], "objective[0].weight: -1.0 is negative"),
         ([{"loss": "auto", "scale": 0}], "objective[0].scale: 0.0 is not positive"),
-        ([{"loss": "auto", "pairs": [["a", "x"]]}], "objective[0].pairs: ['a', 'x'] is not one of the recipe's pairs"),
+        ([{"loss": "auto", "pairs": [["a", "x"]]}], "objective[0].pairs: ['a', 'x'] is not among the recipe's pairs"),
         (
             [{"loss": "no.such:thing"}],
             "objective[0].loss: loss 'no.such:thing': no module 'no.such' among the installed packages nor in ",
@@ -102,7 +102,7 @@ def test_columns_are_known_before_training():
 def test_a_batch_without_a_positive_is_an_error():
     batch = make_batch([(1, 11, 0, True), (1, 0, 21, True)])
     with pytest.raises(
-        DataError, match="a batch without a positive: none of its rows .'r0', 'r1'. has both sides of a pair .a-b."
+        DataError, match="a batch has no positive pair: none of its rows .'r0', 'r1'. has both sides of a pair .a-b."
     ):
         build_objective([{"loss": "auto"}], PAIR)({"a": unit(1, 4, 1), "b": unit(1, 4, 2)}, batch, scale_of)
 

@@ -53,7 +53,7 @@ GRADED = {"loss": "info_nce", "weights": "score"}
         ("wide", lambda i: "inf", {"loss": "cosent"}, "column: column 'score' of row '0-000' is inf, which is not"),
         ("word", lambda i: "good", {"loss": "cosine"}, r"column: \S+word: column 'score' of .* is 'good', no number"),
         ("less", lambda i: -1, GRADED, "weights: .* is -1, which is below 0"),
-        ("zero", lambda i: 0, GRADED, "weights: .* is 0 in every row: nothing"),
+        ("zero", lambda i: 0, GRADED, "weights: .* is 0 in every row that is used; nothing"),
     ],
 )
 def test_columns(root, rows, name, score, term, says):
@@ -73,9 +73,9 @@ def test_rows_that_no_term_uses_may_lack_the_value(root, rows):
     "text,batches,term,says",
     [
         (lambda i: f"a thing {i}", "random", {}, None),
-        (lambda i: f"a thing {i}", "spread", {}, "no batch has a positive for"),
-        (lambda i: f"a thing of group {i % 6}", "random", {}, "no batch has a positive for"),
-        (lambda i: f"a thing {i}", "random", {"positives": "mask"}, "takes a row's own pair alone"),
+        (lambda i: f"a thing {i}", "spread", {}, "no batch has a positive pair for"),
+        (lambda i: f"a thing of group {i % 6}", "random", {}, "no batch has a positive pair for"),
+        (lambda i: f"a thing {i}", "random", {"positives": "mask"}, "only a row's own pair would be positive"),
     ],
 )
 def test_within_one_modality_some_batch_must_hold_two_values_of_a_group(root, rows, text, batches, term, says):

@@ -151,14 +151,14 @@ def test_a_file_of_scores(data, tmp_path, suffix):
         ({"scorer": "json:JSONDecoder"}, "json:JSONDecoder has no method score(pairs)"),
         (
             {"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "nope"},
-            "teachers.big.candidates: 'nope' is neither own, all, nor a file",
+            "teachers.big.candidates: 'nope' must be own, all, or an existing file",
         ),
         (
             {"scorer": "tests.training.test_teacher_cache:Broken"},
-            "teachers.big: gave 12 scores for 12 pairs, or some",
+            "teachers.big: the scorer returned 12 scores for 12 pairs, or scores",
         ),
         ({"scores": "nowhere.csv"}, "nowhere.csv"),
-        ({"scores": "nowhere.txt"}, "ends in .parquet, .jsonl, .csv or .tsv"),
+        ({"scores": "nowhere.txt"}, "use .parquet, .jsonl, .csv or .tsv"),
     ],
 )
 def test_mistakes_name_their_key(data, spec, says):
@@ -178,7 +178,7 @@ def test_a_score_file_that_does_not_fit_names_its_line(data, tmp_path):
 
 def test_too_many_pairs_are_refused(data, monkeypatch):
     monkeypatch.setattr(teacher_scoring, "MOST_PAIRS", 100)
-    with pytest.raises(RecipeError, match="all is 12 x 12 pairs; name a negatives table"):
+    with pytest.raises(RecipeError, match="all means 12 x 12 pairs, more than the limit"):
         build({"scorer": "tests.training.test_teacher_cache:Lengths", "candidates": "all"}, data)
 
 

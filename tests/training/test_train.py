@@ -184,7 +184,7 @@ def test_early_stopping(root, tmp_path):
 def test_a_run_directory_is_not_overwritten_nor_resumed_with_another_recipe(root, tmp_path):
     base = recipe(root, tmp_path / "run", train={"epochs": 1})
     first = mmtune.train(base, quiet=True)
-    with pytest.raises(TrainingError, match="holds a run already: add --resume"):
+    with pytest.raises(TrainingError, match="already holds a run: add --resume"):
         mmtune.train(base, quiet=True)
     with pytest.raises(TrainingError, match=r"the run to resume has another train\.lr"):
         mmtune.train({**base, "train": {**base["train"], "lr": 0.5}}, resume=True, quiet=True)
@@ -264,7 +264,7 @@ def test_bad_recipes_name_the_key(root, tmp_path, change, message):
 
 
 def test_data_without_a_pair_and_val_without_a_direction(root, tmp_path):
-    with pytest.raises(RecipeError, match="no row has two of them"):
+    with pytest.raises(RecipeError, match="no row has two modalities of the model"):
         mmtune.train(recipe(root, tmp_path / "a", data={"train": corpora.packed(root, 12, 5, ("image",))}), quiet=True)
     with pytest.raises(RecipeError, match=r"data\.val: .* has no row for the trained directions"):
         mmtune.train(

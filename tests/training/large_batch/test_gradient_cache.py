@@ -66,8 +66,8 @@ def test_everything_at_once_resumes_to_the_same_weights(data, tmp_path, monkeypa
     "more,says",
     [
         ({"objective": [{"loss": "mse"}]}, "score"),
-        ({"objective": [{"loss": "kl", "teacher": "big"}]}, "objective[0].teacher: no teacher 'big'"),
-        ({"matryoshka": {"dims": [999]}}, "matryoshka.dims: [999] must lie in 1 to the model's 64"),
+        ({"objective": [{"loss": "kl", "teacher": "big"}]}, "objective[0].teacher: there is no teacher 'big'"),
+        ({"matryoshka": {"dims": [999]}}, "matryoshka.dims: [999] must be between 1 and the model's dimension, 64"),
         ({"memory": {"size": 0}}, "memory.size"),
         ({"teachers": {"big": {"modle": "x"}}}, "teachers.big"),
     ],
