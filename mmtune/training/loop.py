@@ -70,7 +70,6 @@ class StepOutcome:
     should_stop: whether any process received a stop signal; then all processes stop after this step
     """
 
-
     loss: float
     terms: dict[str, float]
     grad_norm: float

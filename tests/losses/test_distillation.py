@@ -165,7 +165,7 @@ def test_scores_outside_a_cosine_are_refused_by_the_loss_that_needs_one():
     z, batch = data()
     teacher = TeacherScores("judge", {("a", "b"): (np.array([11]), np.array([21]), np.array([7.5]))}, "f")
     objective = build_objective([{"loss": "score_mse", "teacher": "judge"}], PAIR, teachers={"judge": teacher})
-    with pytest.raises(DataError, match=r"objective\[0\]: teacher 'judge' gives 7.5, outside"):
+    with pytest.raises(DataError, match=r"objective\[0\]: teacher 'judge' gives a score of 7.5, outside"):
         objective(z, batch, scale_of)
     with pytest.raises(DataError, match="teachers.judge: score number 0 of a-b is nan"):
         TeacherScores("judge", {("a", "b"): (np.array([11]), np.array([21]), np.array([np.nan]))}, "f")

@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_sharded_is_refused_in_one_line(root, tmp_path):
     path = recipe(root, tmp_path / "r.yaml", tune={"image": "frozen", "text": "qlora"}, train={"shard": True})
     process = launch(TORCHRUN, path, tmp_path / "run")
     _, err = process.communicate(timeout=240)
-    assert process.returncode != 0 and "mmtune train: train.shard: weights in 4 bits (qlora) cannot be cut" in err
+    assert process.returncode != 0 and "mmtune train: train.shard: 4-bit weights (qlora) cannot be sharded" in err
 
 
 def test_a_frozen_tower_and_a_run_directory_in_use(root, tmp_path):

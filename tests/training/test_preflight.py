@@ -123,5 +123,5 @@ def test_a_run_whose_recipe_lacks_newer_keys_is_resumed(root, rows):
     assert mmtune.train(asked, resume=True, quiet=True)["fingerprint"] == first["fingerprint"]
     document["train"]["lr"] = 0.5
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(TrainingError, match="the run to resume has another train.lr"):
+    with pytest.raises(TrainingError, match="the run to resume has another value of train.lr"):
         mmtune.train(asked, resume=True, quiet=True)

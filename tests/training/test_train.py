@@ -186,7 +186,7 @@ def test_a_run_directory_is_not_overwritten_nor_resumed_with_another_recipe(root
     first = mmtune.train(base, quiet=True)
     with pytest.raises(TrainingError, match="already holds a run: add --resume"):
         mmtune.train(base, quiet=True)
-    with pytest.raises(TrainingError, match=r"the run to resume has another train\.lr"):
+    with pytest.raises(TrainingError, match=r"the run to resume has another value of train\.lr"):
         mmtune.train({**base, "train": {**base["train"], "lr": 0.5}}, resume=True, quiet=True)
     assert mmtune.train(base, resume=True, quiet=True)["fingerprint"] == first["fingerprint"]  # finished: nothing to do
 
@@ -249,7 +249,7 @@ BAD = [
     ({"train": {"lr": "fast"}}, r"train\.lr: .*number.*'fast'"),
     ({"train": {"batch_size": 1}}, r"train\.batch_size: .*greater than or equal to 2"),
     ({"pairs": [["image", "smell"]]}, "no modality called 'smell'"),
-    ({"pairs": [["image", "audio"]]}, r"pairs: \['image', 'audio'\]: audio is not in both"),
+    ({"pairs": [["image", "audio"]]}, r"pairs: \['image', 'audio'\]: audio must be in model and data"),
     ({"augment": {"image": {"crops": 0.5}}}, r"augment\.image\.crops: unknown; known: crop"),
     ({"objective": [{"loss": "info_nec"}]}, r"objective\[0\].*info_nec.*info_nce"),
     ({"train": {"metric": "mapp"}}, r"train\.metric: no metric 'mapp'; there are: hit@1"),

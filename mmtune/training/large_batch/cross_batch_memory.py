@@ -1,6 +1,7 @@
-"""Cross-batch memory: a queue of earlier batches' vectors, used as further negatives.
+"""Cross-batch memory: a queue of embeddings from earlier batches, used as additional negatives.
 
-XBM (Wang et al. 2020, arXiv 1912.06798): vectors change slowly, so those of the last batches are almost as good as new ones.
+XBM (Wang et al. 2020, arXiv 1912.06798): embeddings change slowly during training, so those of the last batches are almost as
+useful as fresh ones.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from mmtune.training.unique_items import label_kinds, unique_items
 class QueuedItems:
     """M queued items of one modality, newest first.
 
-    z [M, D] vectors; labels as in `losses.positives_mask.ItemLabels`; content [M] label of the content; index [M] dataset row.
+    z: embeddings [M, D]
+    labels: labels of the items, as in `losses.positives_mask.ItemLabels`
+    content: content label of each item [M]
+    index: number of a dataset row that contains each item [M]
     """
 
     z: Tensor
@@ -30,12 +34,12 @@ class QueuedItems:
         return len(self.z)
 
     def to(self, device: torch.device) -> "QueuedItems":
-        """The items on `device`: a resumed run's are loaded to the CPU."""
+        """Return the items on `device`. The queue of a resumed run is loaded to the CPU, so it may have to be moved."""
         labels = {k: (i.to(device), v.to(device)) for k, (i, v) in self.labels.items()}
         return QueuedItems(self.z.to(device), labels, self.content.to(device), self.index.to(device))
 
     def select(self, mask: Tensor) -> "QueuedItems":
-        """The items where `mask` [M] is True."""
+        """Return the items for which `mask` [M] is True."""
         if bool(mask.all()):
             return self
         position = torch.cumsum(mask, 0) - 1
@@ -44,7 +48,7 @@ class QueuedItems:
 
 
 class StoredQueue(TypedDict):
-    """One modality's queue in a checkpoint."""
+    """The queue of one modality in a checkpoint, with the fields of `QueuedItems`."""
 
     z: Tensor
     labels: dict[str, tuple[Tensor, Tensor]]
@@ -53,18 +57,23 @@ class StoredQueue(TypedDict):
 
 
 class MemoryState(TypedDict):
-    """The state of a CrossBatchMemory in a checkpoint: plain tensors and numbers, since a checkpoint is never unpickled."""
+    """State of a CrossBatchMemory in a checkpoint.
+
+    It contains only tensors and plain values, because checkpoints are loaded with `weights_only=True`.
+    """
 
     steps: int
     stored: dict[str, StoredQueue]
 
 
 class CrossBatchMemory(nn.Module):
-    """The last `size` items of each modality, as candidates for the next batches.
+    """Keeps the last `size` items of each modality as candidates for the next batches.
 
-    An item that shares a label with a query (its own earlier vector, its group) is no negative of it; an item whose content
-    is in the running batch is left out in favour of its fresh vector. Used from `start` steps on, when the vectors have
-    settled. The queue is part of `state_dict`, so that a resumed run continues identically.
+    A queued item that shares a label with a query (its own earlier embedding, or its group) is not a negative of this query. A
+    queued item whose content is in the current batch is left out, because the batch has a fresh embedding of it. The queue is
+    part of `state_dict`, so that a resumed run continues identically.
+
+    start: number of steps after which the queue is used; in the first steps embeddings change too fast
     """
 
     def __init__(self, size: int, start: int = 0) -> None:
@@ -73,7 +82,7 @@ class CrossBatchMemory(nn.Module):
         self.queues: dict[str, QueuedItems] = {}
 
     def candidates(self, modality: str, batch: Batch) -> QueuedItems | None:
-        """The queued items of `modality` whose content is not in `batch`; None while there are none to use."""
+        """Return the queued items of `modality` whose content is not in `batch`, or None if there are none to use yet."""
         queue = self.queues.get(modality)
         if queue is None or self.steps < self.start:
             return None
@@ -84,7 +93,7 @@ class CrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def push(self, z: dict[str, Tensor], batch: Batch) -> None:
-        """Queue the batch's items; drop older vectors of the same content, and the oldest past `size`."""
+        """Add the batch's items to the queue. Older embeddings of the same content, and the oldest beyond `size`, are dropped."""
         self.steps += 1
         for m, vectors in z.items():
             present = batch.item_of_row[m] >= 0
@@ -95,14 +104,14 @@ class CrossBatchMemory(nn.Module):
             self.queues[m] = _join(newest, self.queues.get(m), self.size)
 
     def get_extra_state(self) -> MemoryState:
-        """For `state_dict`."""
+        """Called by `state_dict`."""
         stored: dict[str, StoredQueue] = {
             m: {"z": q.z, "labels": q.labels, "content": q.content, "index": q.index} for m, q in self.queues.items()
         }
         return {"steps": self.steps, "stored": stored}
 
     def set_extra_state(self, state: MemoryState) -> None:
-        """For `load_state_dict`."""
+        """Called by `load_state_dict`."""
         self.steps = state["steps"]
         self.queues = {m: QueuedItems(s["z"], s["labels"], s["content"], s["index"]) for m, s in state["stored"].items()}
 
@@ -114,7 +123,7 @@ class CrossBatchMemory(nn.Module):
 
 
 def _join(newest: QueuedItems, queue: QueuedItems | None, size: int) -> QueuedItems:
-    """`newest`, then what is left of `queue`, cut to `size` items."""
+    """Put `newest` before `queue`, without queued items of the same content, and keep the first `size` items."""
     if queue is not None:
         queue = queue.to(newest.z.device)
         queue = queue.select(~(torch.isin(queue.content, newest.content) & (queue.content != 0)))

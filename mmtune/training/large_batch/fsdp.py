@@ -1,13 +1,17 @@
-"""Fully sharded data parallelism of the towers' blocks (FSDP2, arXiv 2304.11277; torch's `fully_shard`): each process holds a
-shard of their weights, gradients and optimizer state, and all of a block's weights only while the block runs.
+"""Fully sharded data parallelism for the blocks of the towers (FSDP2, arXiv 2304.11277; torch's `fully_shard`).
 
-`fully_shard` changes a module for good, so it gets a copy of each block, which replaces the block while training runs. The
-block itself keeps its parameters, whose data become the shards: the process's rows of the weight, in the memory that the copy
-works on. The optimizer, the weight EMA and weight decay see plain, shorter parameters; code that needs the unsharded model
-(validation, mining, a checkpoint, the artifact) runs within `full_weights`, which costs every process the memory of all
-weights for that long. Parameters outside blocks (embeddings, heads, logit scales) are replicated, their gradients summed in
-`shared_step`. Weights are communicated in float32; with bf16, autocast's own copies of them exist until the backward pass, 2
-bytes a weight, in every process.
+Each process holds a shard of the blocks' weights, gradients and optimizer state. It has all weights of a block only while that
+block runs.
+
+`fully_shard` changes a module permanently. So it is applied to a copy of each block, and the copy replaces the block in the
+model during training. The original block keeps its parameters, but their data become the shard of this process: some rows of
+each weight, in the same memory that the copy uses. To the optimizer, the weight EMA and weight decay, these are ordinary
+parameters with fewer rows.
+
+Validation, mining, checkpoints and saving the artifact need the unsharded model. They run inside `full_weights`, during which
+every process holds all weights in memory. Parameters outside blocks (embeddings, heads, logit scales) are replicated, and
+`shared_step` sums their gradients. Weights are communicated in float32. With bf16, every process also keeps autocast's bf16
+copies of all weights until the backward pass, 2 bytes per weight.
 """
 
 import contextlib
@@ -29,22 +33,21 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 OptimizerState = dict[str, Any]
-"""What `torch.optim.Optimizer.state_dict` returns."""
+"""The return value of `torch.optim.Optimizer.state_dict`."""
 
 
 class ShardedBlocks:
-    """The blocks of `model` sharded among `processes`; with `enabled` False, or one process, nothing is sharded and every
-    method is a no-op.
+    """Shards the blocks of `model` over `processes`.
 
-    Every method but `is_shard` is collective: all processes call it at the same point. RecipeError where no block can be
-    sharded.
+    With `enabled=False`, or with a single process, nothing is sharded and every method does nothing. All methods except
+    `is_shard` are collective: all processes must call them at the same point. Raises RecipeError if no block can be sharded.
     """
 
     def __init__(self, model: "Model", processes: Processes, enabled: bool = True) -> None:
         self.processes = processes
-        self._replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []  # parent, name, block, its sharded copy
-        self._shards: dict[int, tuple[nn.Parameter, DTensor]] = {}  # id -> a block's parameter, the copy's DTensor
-        self._open_contexts = 0  # nested `full_weights`
+        self._replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []  # (parent, name, block, its sharded copy)
+        self._shards: dict[int, tuple[nn.Parameter, DTensor]] = {}  # {id: (parameter of a block, DTensor of the copy)}
+        self._open_contexts = 0  # how many `full_weights` contexts are open; they can be nested
         if enabled and not processes.is_single:
             self._shard(model)
 
@@ -57,13 +60,14 @@ class ShardedBlocks:
         copies: dict[int, Any] = {}
         for block in _shardable_blocks(model):
             sharded: Any = fully_shard(_copy_of_block(block), mesh=mesh, reshard_after_forward=True)
-            sharded.set_gradient_divide_factor(1.0)  # the loss is that of the whole batch: gradients are summed
-            sharded.set_force_sum_reduction_for_comms(True)  # gloo supports no other
+            sharded.set_gradient_divide_factor(1.0)  # sum, not average: the loss is already that of the whole batch
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo supports only sums
             copies[id(block)] = sharded
             for p, shard in zip(block.parameters(), sharded.parameters(), strict=True):
                 p.data = shard.to_local()
                 self._shards[id(p)] = p, shard
-        share_comm_ctx(list(copies.values()))  # else each keeps its last gradient's buffer until the backward pass is over
+        # Without a shared context, each block would keep the buffer of its last gradient until the backward pass ends.
+        share_comm_ctx(list(copies.values()))
         for parent in list(model.modules()):
             for name, child in parent.named_children():
                 if id(child) in copies:
@@ -71,22 +75,22 @@ class ShardedBlocks:
         self._use_copies(True)
 
     def is_shard(self, p: Tensor) -> bool:
-        """Whether `p` is the shard of a weight, so that its gradient is summed over processes already."""
+        """Whether `p` is the shard of a weight. The gradient of a shard is already summed over processes."""
         return id(p) in self._shards
 
     def zero_grad(self) -> None:
-        """Call together with the optimizer's `zero_grad`."""
+        """Clear the gradients of the shards. Call it together with the optimizer's `zero_grad`."""
         for _, shard in self._shards.values():
             shard.grad = None
 
     def collect_gradients(self) -> None:
-        """Call after the backward passes: each parameter gets its shard of the summed gradient, or None where there is none."""
+        """Give each parameter its shard of the summed gradient, or None if it has none. Call it after the backward passes."""
         for p, shard in self._shards.values():
             grad: Any = shard.grad
             p.grad = None if grad is None else grad.to_local()
 
     def clip_grad_norm(self, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-        """`torch.nn.utils.clip_grad_norm_` over the shards of all processes; returns the norm."""
+        """Same as `torch.nn.utils.clip_grad_norm_`, but with the norm over the shards of all processes. Returns the norm."""
         if not self._shards:
             return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         learning = [p for p in parameters if p.grad is not None]
@@ -103,7 +107,10 @@ class ShardedBlocks:
 
     @contextlib.contextmanager
     def full_weights(self, write_back: bool = False) -> Iterator[None]:
-        """Within, the model is a plain one with all weights on every process; write_back: changes to them are kept."""
+        """Context manager in which the model is unsharded, with all weights on every process.
+
+        write_back: whether changes to the weights are kept
+        """
         self._gather()
         try:
             yield
@@ -113,7 +120,7 @@ class ShardedBlocks:
                 self._release(write_back)
 
     def unshard(self) -> None:
-        """Make the model a plain one for good."""
+        """Make the model unsharded permanently."""
         self._gather()
         self._replaced, self._shards = [], {}
 
@@ -142,22 +149,26 @@ class ShardedBlocks:
     # --- tensors that belong to a shard: optimizer moments, EMA weights ----------------------------------------------
 
     def full_tensor(self, p: Tensor, tensor: Tensor) -> Tensor:
-        """The whole of a tensor of which each process has the rows of its shard `p`: on the CPU, on rank 0 only (the others get
-        no rows). A tensor of a parameter that is not sharded is returned unchanged."""
+        """Gather a tensor that belongs to parameter `p`, of which each process has the rows of its shard.
+
+        The result is on the CPU and complete on rank 0 only; on the other ranks it has no rows. If `p` is not sharded, `tensor`
+        is returned unchanged.
+        """
         if not self.is_shard(p):
             return tensor
         gathered = self.processes.gather(tensor, self._shards[id(p)][1].shape[0])
-        return gathered.cpu() if self.processes.is_main_process else gathered[:0].clone()  # a slice would keep all of it
+        # clone: a slice would keep the memory of the whole tensor
+        return gathered.cpu() if self.processes.is_main_process else gathered[:0].clone()
 
     def local_rows(self, p: Tensor, tensor: Tensor) -> Tensor:
-        """The inverse of `full_tensor`, from the whole tensor."""
+        """Return this process's rows of a complete tensor that belongs to parameter `p`: the inverse of `full_tensor`."""
         return tensor[self.processes.local_slice(len(tensor))].clone() if self.is_shard(p) else tensor
 
 
 def map_moments(
     state: OptimizerState, parameters: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tensor]
 ) -> OptimizerState:
-    """An optimizer's state dict with `function(parameter, tensor)` in place of every tensor of the parameter's shape."""
+    """Copy an optimizer's state dict, applying `function(parameter, tensor)` to every tensor in it except scalars."""
     moments = {
         i: {k: function(parameters[i], v) if isinstance(v, Tensor) and v.ndim else v for k, v in values.items()}
         for i, values in state["state"].items()
@@ -166,25 +177,32 @@ def map_moments(
 
 
 def _shardable_blocks(model: "Model") -> list[nn.Module]:
-    """The towers' blocks whose parameters are floating-point, have an axis, and belong to no other module."""
+    """Return the blocks of the towers that can be sharded.
+
+    Their parameters must not be scalars, and must not be shared with a module outside the block. Raises RecipeError for
+    weights that are not floating-point (4-bit), and if there is no such block.
+    """
     candidates = {id(b): b for t in model.towers.values() for b in blocks(t.modules)}
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     shardable = []
     for block in candidates.values():
         named = list(block.named_parameters(remove_duplicate=False))
         if any(not p.is_floating_point() for _, p in named):
-            raise RecipeError("train.shard: weights in 4 bits (qlora) cannot be cut; use how: lora, or train.shard=false")
+            raise RecipeError("train.shard: 4-bit weights (qlora) cannot be sharded; use how: lora, or train.shard=false")
         own_uses = Counter(id(p) for _, p in named)
         if own_uses and all(uses[i] == n for i, n in own_uses.items()) and all(p.ndim for _, p in named):
             shardable.append(block)
     if not shardable:
-        raise RecipeError("train.shard: the towers of this model have no blocks that could be cut; set train.shard=false")
+        raise RecipeError("train.shard: the towers of this model have no blocks that can be sharded; set train.shard=false")
     return shardable
 
 
 def _copy_of_block(block: nn.Module) -> nn.Module:
-    """A copy with parameters of its own. Shared with the original: buffers (running statistics), and the configuration that
-    transformers' layers read while they run, which is changed for the whole model."""
+    """Copy a block with its parameters.
+
+    The copy shares two things with the original: the buffers (running statistics), and the configuration objects that
+    transformers' layers read while they run, because the configuration is changed for the whole model.
+    """
     shared: list[Any] = [*block.buffers(), *(m.config for m in block.modules() if hasattr(m, "config"))]
     copied = copy.deepcopy(block, {id(x): x for x in shared})
     for p in copied.parameters():

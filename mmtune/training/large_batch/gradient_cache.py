@@ -1,8 +1,9 @@
-"""Gradient caching: a step on a large batch with the memory of a micro-batch.
+"""Gradient caching: a training step on a large batch that needs only the memory of a micro-batch.
 
-GradCache (Gao et al. 2021, arXiv 2101.06983): encode every micro-batch without a graph, compute the loss on all vectors and
-its gradient with respect to them, then encode each micro-batch again, with the random state it had, and backpropagate its
-part of that gradient through the towers. Memory is that of one micro-batch, the arithmetic 4/3 of a plain step.
+GradCache (Gao et al. 2021, arXiv 2101.06983) works in three passes. First every micro-batch is encoded without an autograd
+graph. Then the loss on all embeddings, and its gradient with respect to them, are computed. Finally each micro-batch is encoded
+again with the same random state, and its part of the gradient is backpropagated through the towers. The extra forward
+pass makes the computation 4/3 of that of a plain step.
 """
 
 import contextlib
@@ -38,11 +39,11 @@ def cached_step(
     autocast: Callable[[], AbstractContextManager[None]],
     processes: Processes,
 ) -> StepLoss:
-    """The step with at most `micro_batch_size` items of a modality in one forward pass; see `step.forward_backward`."""
+    """Run one step with at most `micro_batch_size` items of a modality in a forward pass (see `step.forward_backward`)."""
     starts = [(m, i, counts.own[m]) for m, n in counts.run.items() for i in range(0, n, micro_batch_size)]
     chunks = [(m, min(i, n), min(i + micro_batch_size, n)) for m, i, n in starts]
-    # What outlives a micro-batch is allocated beforehand: a small tensor left behind on top of the heap keeps the allocator
-    # from reusing all the memory that a micro-batch frees below it.
+    # Tensors that outlive a micro-batch are allocated before the first one. Otherwise a small tensor that stays on top of the
+    # heap would prevent the allocator from reusing the memory below it that the micro-batch has freed.
     states = RandomStates(len(chunks) + 1, batch.is_query.device)
     z: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -73,10 +74,10 @@ def cached_step(
 
 @contextlib.contextmanager
 def contiguous_gradients(model: nn.Module) -> Iterator[None]:
-    """Within, gradients that do not exist yet are accumulated in one large allocation (CPU only).
+    """Context manager in which new gradients are accumulated in one large allocation (CPU only).
 
-    Otherwise the first micro-batch leaves them scattered among what it frees, and the heap grows by half a micro-batch's
-    activations that nothing can use. Parameters that get no gradient have none afterwards.
+    Otherwise the first micro-batch would allocate gradients between tensors that it frees later. The fragmented heap would
+    then grow by about half of a micro-batch's activations. Parameters that receive no gradient have `grad` None at the end.
     """
     parameters = [p for p in model.parameters() if p.requires_grad and p.grad is None and type(p) is nn.Parameter and p.is_cpu]
     with_gradient: set[int] = set()

@@ -1,4 +1,4 @@
-"""Slices of a batch's items: how many there are, the inputs of some of them, and their vectors."""
+"""Slices of the items of a batch: count items, take the inputs of some items, and encode them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 SEGMENTS = "segments"
-"""Name of an input tensor [W] that says which unique item each of W windows belongs to (sorted, each item at least one)."""
+"""Name of an input tensor [W] with the item number of each of W windows. It is sorted, and every item has at least one window."""
 
 
 class StepLoss(NamedTuple):
-    """The value of the objective at one step, and its terms by name."""
+    """Value of the objective at one step, and the values of its terms by name."""
 
     loss: float
     logs: dict[str, float]
@@ -28,30 +28,33 @@ class StepLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class ItemCounts:
-    """Unique items of a batch by modality: `own`, those of this process; `run`, how many the tower is run for, which in
-    lockstep is the number of the process that has the most."""
+    """Numbers of unique items in a batch, by modality.
+
+    own: items of this process
+    run: items for which this process runs the tower; in lockstep this is the number of the process with the most items
+    """
 
     own: dict[str, int]
     run: dict[str, int]
 
     @property
     def largest(self) -> int:
-        """The most items of one modality."""
+        """The largest number of items of any modality."""
         return max(self.run.values(), default=0)
 
 
 def count_batch_items(batch: Batch, processes: Processes, lockstep: bool) -> ItemCounts:
-    """The items of a batch whose inputs are this process's share."""
+    """Count the items of a batch whose inputs are the share of this process."""
     own = {m: n for m, inputs in batch.inputs.items() if (n := count_items(inputs))}
     if not lockstep:
         return ItemCounts(own, own)
     total = {m: int(items.max()) + 1 for m, items in batch.item_of_row.items() if m in own}
-    first_rank = {m: processes.local_size(n, 0) for m, n in total.items()}  # no process has more
+    first_rank = {m: processes.local_size(n, 0) for m, n in total.items()}  # rank 0 always has the largest share
     return ItemCounts({m: processes.local_size(n) for m, n in total.items()}, first_rank)
 
 
 def count_items(inputs: Mapping[str, Tensor]) -> int:
-    """Unique items in one modality's inputs."""
+    """Count the unique items in the inputs of one modality."""
     if SEGMENTS in inputs:
         segments = inputs[SEGMENTS]
         return int(segments[-1]) + 1 if len(segments) else 0
@@ -59,7 +62,7 @@ def count_items(inputs: Mapping[str, Tensor]) -> int:
 
 
 def slice_inputs(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """The inputs of items [start, stop) of one modality; all windows of an item are included, and items are numbered from 0."""
+    """Return the inputs of items start to stop (exclusive) of one modality, with all their windows, numbered from 0 again."""
     if SEGMENTS not in inputs:
         return {k: v[start:stop] for k, v in inputs.items()}
     segments = inputs[SEGMENTS]
@@ -70,7 +73,10 @@ def slice_inputs(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[st
 def encode_all(
     model: "Model", batch: Batch, counts: ItemCounts, autocast: Callable[[], AbstractContextManager[None]]
 ) -> dict[str, Tensor]:
-    """{modality: vectors [U, D] float32} of this process's items; a modality of which it has none gives one vector (lockstep)."""
+    """Encode the items of this process. Returns {modality: embeddings [U, D], float32}.
+
+    In lockstep, a modality without items of this process gets one embedding, whose gradient must be zero.
+    """
     with autocast():
         z = {
             m: model.encode_inputs(m, batch.inputs[m]) if n else encode_slice(model, m, batch.inputs[m], 0, 0)
@@ -80,8 +86,11 @@ def encode_all(
 
 
 def encode_slice(model: "Model", modality: str, inputs: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
-    """Vectors of items [start, stop). For an empty slice the first item's vector: the tower runs, because in lockstep the other
-    processes wait for its weights, and neither statistics nor random state change."""
+    """Encode items start to stop (exclusive).
+
+    For an empty slice the first item is encoded. The tower has to run because, in lockstep, the other processes wait for this
+    process to exchange weights. In this case running statistics and random states are left unchanged.
+    """
     if start < stop:
         return model.encode_inputs(modality, slice_inputs(inputs, start, stop))
     before = RandomStates(1, next(iter(inputs.values())).device)
@@ -92,7 +101,7 @@ def encode_slice(model: "Model", modality: str, inputs: Mapping[str, Tensor], st
 
 
 class RandomStates:
-    """Saved states of the random generators of the CPU and of one accelerator, to draw the same dropout twice."""
+    """Saved states of the random number generators of the CPU and one accelerator, so that dropout can be repeated."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.device = device
@@ -106,7 +115,8 @@ class RandomStates:
             self.accelerator[number] = torch.cuda.get_rng_state(self.device)
 
     def restore(self, number: int) -> None:
-        """Restore the state saved as `number`. (torch reads the memory from its start: a row has to be copied out.)"""
+        """Restore the state that was saved as `number`."""
+        # clone: torch reads the state from the start of the tensor's memory, so a row view would give the wrong state
         torch.set_rng_state(self.cpu[number].clone())
         if self.accelerator is not None:
             torch.cuda.set_rng_state(self.accelerator[number].clone(), self.device)
@@ -114,7 +124,7 @@ class RandomStates:
 
 @contextlib.contextmanager
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Within, BatchNorm layers normalise as before but do not update their running statistics."""
+    """Context manager in which BatchNorm layers normalise as before, but do not update their running statistics."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [(m, m.momentum, m.num_batches_tracked.clone() if m.num_batches_tracked is not None else None) for m in layers]
     for m in layers:

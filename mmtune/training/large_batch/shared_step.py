@@ -1,10 +1,10 @@
-"""One step computed by several processes: loss and gradient are those of one process with the whole batch.
+"""One training step computed by several processes, with the same loss and gradient as one process with the whole batch.
 
-Every process has the rows and labels of the whole batch and encodes its share of the unique items of each modality, so an item
-that appears in the rows of several processes is encoded once and is one item. Vectors are gathered (as in open_clip and
-GradCache, arXiv 2101.06983, without a graph), every process computes the same loss on all of them and backpropagates it
-through its own share, and the parameters' gradients are summed. The towers exchange nothing, so a process that has no item of
-a modality waits for no other.
+Every process has the rows and labels of the whole batch, and encodes its share of each modality's unique items. So an item that
+occurs in several rows is encoded only once. The embeddings are gathered without an autograd graph (similar to open_clip, and to
+GradCache, arXiv 2101.06983). Every process computes the same loss on all embeddings, and backpropagates it through its own
+share. Finally the gradients of the parameters are summed over processes. The towers themselves do not communicate, so a process
+without items of some modality does not block the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +32,12 @@ def shared_step(
     autocast: Callable[[], AbstractContextManager[None]],
     processes: Processes,
 ) -> StepLoss:
-    """This process's part of the gradient, its share of the items encoded in one forward pass."""
+    """Compute this process's part of the gradient, with its share of the items encoded in one forward pass."""
     z = encode_all(model, batch, counts, autocast)
     own = {m: v.detach()[: counts.own[m]] for m, v in z.items()}
     gradients, step_loss = gradient_of_vectors(own, batch, model, objective, processes)
     learning = [(z[m], padded_gradient(g, z[m])) for m, g in gradients.items() if g is not None and z[m].requires_grad]
-    if learning:  # one call: a parameter that two towers share gets both parts
+    if learning:  # a single backward call, so that a parameter that two towers share gets the gradients of both
         torch.autograd.backward([v for v, _ in learning], [g for _, g in learning])
     return step_loss
 
@@ -45,11 +45,13 @@ def shared_step(
 def gradient_of_vectors(
     z: Mapping[str, Tensor], batch: Batch, model: "Model", objective: "Objective", processes: Processes
 ) -> tuple[dict[str, Tensor | None], StepLoss]:
-    """The loss on the vectors of all processes, and its gradient with respect to this process's vectors.
+    """Compute the loss on the embeddings of all processes, and its gradient with respect to the embeddings of this process.
 
-    z[m] [u_m, D] is this process's share, without a graph. Returns (modality -> gradient [u_m, D], None where no term uses the
-    modality; loss and logs). Parameters of the loss itself (logit scales, a learned bias) get their gradient here, on rank 0
-    only: it is the same on every process and will be summed.
+    Returns ({modality: gradient [u_m, D], or None if no term uses the modality}, loss and logs). Parameters that the loss uses
+    directly (logit scales, a learned bias) get their gradient here, on rank 0 only. Every process computes the same gradient
+    for them, and gradients are summed over processes later.
+
+    z: {modality m: embeddings of this process's share [u_m, D]}, without an autograd graph
     """
     if processes.is_single:
         leaves = {m: v.requires_grad_() for m, v in z.items()}
@@ -70,14 +72,14 @@ def gradient_of_vectors(
 
 
 def padded_gradient(gradient: Tensor, vectors: Tensor) -> Tensor:
-    """The gradient of `vectors`; zeros where they are those of an item that was encoded for lockstep only."""
+    """Return `gradient`, or zeros if `vectors` belong to an item that was encoded only for lockstep."""
     return gradient if len(gradient) == len(vectors) else torch.zeros_like(vectors)
 
 
 def all_reduce_gradients(processes: Processes, parameters: Sequence[nn.Parameter], flag: bool = False) -> bool:
-    """Sum every parameter's gradient over processes; a parameter without a gradient on any process keeps none.
+    """Sum the gradient of every parameter over processes. A parameter without a gradient on any process keeps none.
 
-    Returns whether `flag` was True on any process, so that all of them act on it after the same step.
+    Returns whether `flag` is True on any process, so that all processes can react to it after the same step.
     """
     if processes.is_single:
         return flag
@@ -94,7 +96,10 @@ def all_reduce_gradients(processes: Processes, parameters: Sequence[nn.Parameter
 
 
 def average_running_statistics(processes: Processes, model: nn.Module) -> None:
-    """Average the running statistics of BatchNorm layers in training mode: each process has normalised its own share."""
+    """Average the running statistics of BatchNorm layers in training mode over processes.
+
+    They differ, because each process has normalised its own share of the batch.
+    """
     if processes.is_single:
         return
     layers = [x for x in model.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm) and x.training]
@@ -105,8 +110,10 @@ def average_running_statistics(processes: Processes, model: nn.Module) -> None:
 
 
 def seed_process(processes: Processes, seed: int, step: int) -> None:
-    """Seed the random numbers (dropout) of this step with a function of (seed, step, rank), so that processes draw different
-    ones. One process alone keeps its stream."""
+    """Seed the random numbers (dropout) of this step from (seed, step, rank), so that each process draws different ones.
+
+    A single process is not seeded again.
+    """
     if not processes.is_single:
         state = np.random.SeedSequence([seed, step, processes.rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0] >> 1))

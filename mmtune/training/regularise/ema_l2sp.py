@@ -1,4 +1,4 @@
-"""Weight EMA (an exponential moving average of the weights) and L2-SP (a pull towards the starting weights)."""
+"""Weight EMA (exponential moving average of the weights) and L2-SP (decay towards the initial weights)."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -8,22 +8,27 @@ import torch
 from torch import Tensor, nn
 
 TensorOfParameter: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(parameter, a tensor that belongs to it) -> that tensor, sharded or gathered."""
+"""Maps (parameter, tensor that belongs to it) to this tensor in another form, sharded or gathered."""
 
 
 class EmaState(TypedDict):
-    """The EMA in a checkpoint: mean, one tensor a parameter; steps, optimizer steps taken."""
+    """State of the weight EMA in a checkpoint.
+
+    mean: averaged weights, one tensor per parameter
+    steps: optimizer steps taken
+    """
 
     mean: list[Tensor]
     steps: int
 
 
 class EmaL2SP:
-    """Weight EMA (Polyak & Juditsky 1992) and L2-SP (arXiv 1802.01483) of the parameters that learn.
+    """Weight EMA (Polyak & Juditsky 1992) and L2-SP (arXiv 1802.01483) of the trainable parameters.
 
-    ema_decay d: after each step mean = d * mean + (1 - d) * weights, with d at most (1 + step) / (10 + step), so that a short
-    run's mean is not dominated by its start; None: no EMA. l2_start: after each step the weights move by lr * l2_start of the
-    distance back to the start (decoupled, as AdamW's decay); 0: they do not.
+    ema_decay: d in mean = d * mean + (1 - d) * weights, computed after each step; None: no EMA. d is limited to
+        (1 + step) / (10 + step), so that the initial weights do not dominate the mean of a short run
+    l2_start: after each step, each weight moves back towards its initial value by the fraction lr * l2_start of the distance;
+        0: no L2-SP. It is decoupled from the gradient, like AdamW's weight decay
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], ema_decay: float | None, l2_start: float):
@@ -34,7 +39,7 @@ class EmaL2SP:
 
     @torch.no_grad()
     def update(self, lr: float) -> None:
-        """Call after each optimizer step, with the step's learning rate."""
+        """Update the mean and apply L2-SP. Call it after each optimizer step, with the learning rate of the step."""
         weights = [p.detach() for p in self.parameters]
         if self.start:
             torch._foreach_lerp_(weights, self.start, min(lr * self.l2_start, 1.0))
@@ -44,13 +49,13 @@ class EmaL2SP:
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Replace the model's weights by their EMA, for good; without EMA nothing changes."""
+        """Replace the model's weights by their EMA permanently. Without EMA nothing changes."""
         for p, m in zip(self.parameters, self.mean, strict=False):
             p.copy_(m)
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Within, the model has the EMA of its weights (if there is one)."""
+        """Context manager in which the model has the EMA of its weights, if there is an EMA."""
         current = [p.detach().clone() for p in self.parameters] if self.ema_decay else []
         self.copy_to_model()
         try:
@@ -61,12 +66,15 @@ class EmaL2SP:
                     p.copy_(c)
 
     def state_dict(self, gather: TensorOfParameter = lambda p, mean: mean) -> EmaState:
-        """For a checkpoint; the start is known from the base. gather: what to save of a parameter's mean."""
+        """Return the state for a checkpoint. The initial weights are not included, because a resumed run knows them.
+
+        gather: converts a parameter's mean to the form in which it is saved
+        """
         return {"mean": [gather(p, m) for p, m in zip(self.parameters, self.mean, strict=False)], "steps": self.steps}
 
     @torch.no_grad()
     def load_state_dict(self, state: EmaState, shard: TensorOfParameter = lambda p, mean: mean) -> None:
-        """Restore `state_dict`. shard: a parameter's mean from what was saved."""
+        """Restore the state. shard: converts a saved mean to the form that the parameter has now."""
         mean = state["mean"]
         assert len(mean) == len(self.mean)
         self.mean = [shard(p, saved).to(p.device, copy=True) for p, saved in zip(self.parameters, mean, strict=False)]

@@ -1,5 +1,7 @@
-"""Model soups (Wortsman et al., arXiv 2203.05482): the mean of the weights of several runs of one base is often better than any
-of them, and as fast as one."""
+"""Model soups (Wortsman et al., arXiv 2203.05482): average the weights of several runs that started from the same base.
+
+The average is often better than each single model, and costs no more at inference.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,12 @@ StateDict: TypeAlias = Mapping[str, Tensor]
 
 
 class _SoupStep(TypedDict):
-    """One ingredient: its own score, whether it was taken."""
+    """One model of the soup, with the fields that are always present.
+
+    model: where the model was loaded from
+    alone: score of the model alone
+    taken: whether it is part of the soup
+    """
 
     model: str
     alone: float
@@ -37,15 +44,25 @@ class _SoupStep(TypedDict):
 
 
 class SoupStep(_SoupStep, total=False):
-    """One ingredient in the order they were tried; soup: the score of the mean with it (greedy only)."""
+    """One model, in the order in which they were tried.
+
+    soup: score of the soup including this model (greedy only)
+    """
 
     soup: float
 
 
 @dataclass
 class SoupResult(ResultFields):
-    """A soup. artifact: its directory; fingerprint: its; metric, score: on the data that chose it; best_single: the highest
-    score of one ingredient; steps: the ingredients in the order they were tried."""
+    """Result of making a soup.
+
+    artifact: directory of the averaged model
+    fingerprint: fingerprint of the averaged model
+    metric: name of the metric that was used to choose
+    score: the soup's score, on the same data that was used to choose
+    best_single: highest score of a single model
+    steps: the models in the order in which they were tried
+    """
 
     artifact: str
     fingerprint: str
@@ -57,7 +74,14 @@ class SoupResult(ResultFields):
 
 @dataclass(frozen=True)
 class Ingredient:
-    """What models of one soup must share: the base they started from, layout, files, shapes of the weights."""
+    """A model of the soup, and the properties that all models of a soup must share.
+
+    place: where the model was loaded from
+    base: fingerprint of the base model from which it was trained
+    layout: backbones, heads and settings
+    files: preprocessing and tokenizer files
+    shapes: {name: shape of the weight}
+    """
 
     place: str
     base: str
@@ -76,21 +100,27 @@ def soup(
     batch_size: int = 64,
     quiet: bool = True,
 ) -> SoupResult:
-    """Write the mean of some of `models`, artifacts or MODELs of one base and layout, to the artifact `out`.
+    """Average the weights of some of `models`, and save the result as the artifact `out`.
 
-    greedy: in the order of `metric` (averaged over the directions between modalities) on `data`, which none of them was
-    trained on; each is added if the score of the mean does not fall. uniform: all of them. Raises RecipeError, DataError for
-    rows that were trained on, and ModelError for models that cannot be averaged.
+    Raises RecipeError for invalid arguments, DataError if a model was trained on rows of `data` or if `out` exists, and
+    ModelError for models whose weights cannot be averaged.
+
+    models: artifacts or other MODEL references, with the same base and layout
+    data: rows on which the models are scored; no model may have been trained on them
+    how: which models are averaged
+        greedy: tries the models from best to worst; each is included if the score of the average does not become lower
+        uniform: includes all models
+    metric: metric for the scores, averaged over the directions between modalities
     """
     from mmtune.data.shards.dataset import open_data
 
     if how not in METHODS:
-        raise RecipeError(f"soup: {how!r}; there are: {', '.join(METHODS)}")
+        raise RecipeError(f"soup: unknown method {how!r}; choose one of: {', '.join(METHODS)}")
     places = [str(m) for m in models]
     if len(places) < 2 or len(set(places)) < len(places):
-        raise RecipeError(f"soup: {len(set(places))} models named; it takes two or more different ones")
+        raise RecipeError(f"soup: needs two or more different models, but {len(set(places))} are given")
     if Path(out).exists():
-        raise DataError(f"{out}: is there already; choose another --out")
+        raise DataError(f"{out}: already exists; choose another --out")
     rows = open_data(data) if isinstance(data, str) else data
     model = artifact.load(places[0])
     states, first = [copy_state_to_cpu(model)], _ingredient(model, places[0])
@@ -125,7 +155,7 @@ def _choose(
     how: str,
     places: Sequence[str],
 ) -> tuple[list[int], list[SoupStep]]:
-    """(the ingredients taken, all of them in the order they were tried)."""
+    """Return (indices of the models to average, all models in the order in which they were tried)."""
     chosen: list[int] = []
     steps: list[SoupStep] = []
     best = -np.inf
@@ -141,7 +171,7 @@ def _choose(
 
 
 def _mean(states: Sequence[StateDict]) -> dict[str, Tensor]:
-    """Means computed in float64; counters and other integers are those of the first."""
+    """Average floating-point tensors in float64. Integers, such as counters, are taken from the first model."""
     out = {}
     for name, first in states[0].items():
         if first.is_floating_point():
@@ -152,28 +182,28 @@ def _mean(states: Sequence[StateDict]) -> dict[str, Tensor]:
 
 
 def _ingredient(model: "Model", place: str) -> Ingredient:
-    base = model.info.get("base_fingerprint") or model.fingerprint  # a base is its own
+    base = model.info.get("base_fingerprint") or model.fingerprint  # a model without a recorded base is itself a base
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     return Ingredient(place, base, copy.deepcopy(model.layout().to_json()), model.files(), shapes)
 
 
 def _check_compatible(first: Ingredient, other: Ingredient) -> None:
-    """ModelError where the mean of both models' weights would mean nothing."""
+    """Raise ModelError if averaging the weights of the two models would be meaningless."""
     if first.layout != other.layout or first.shapes != other.shapes:
         keys = [k for k in first.layout if first.layout[k] != other.layout.get(k)] or ["weights"]
         raise ModelError(
-            f"soup: {other.place} is not laid out as {first.place}: another {keys[0]}; mix runs of one recipe's shape"
+            f"soup: {other.place} and {first.place} differ in {keys[0]}; use models that were trained with the same structure"
         )
     if first.files != other.files:
-        raise ModelError(f"soup: {other.place} has other preprocessing or another tokenizer than {first.place}")
+        raise ModelError(f"soup: {other.place} and {first.place} differ in their preprocessing or tokenizer files")
     if first.base != other.base:
         raise ModelError(
-            f"soup: {other.place} began at another base than {first.place} ({other.base[:16]} and {first.base[:16]}): the mean "
-            "of their weights means nothing; mix runs that began at one"
+            f"soup: {other.place} was trained from another base than {first.place} ({other.base[:16]} and {first.base[:16]}); "
+            "averaging is meaningful only for models trained from the same base"
         )
 
 
 def _info(model: "Model", chosen: Sequence[str], how: str, metric: str) -> JsonObject:
-    """Where the soup comes from, for its artifact."""
+    """Provenance of the soup, for its artifact."""
     kept = ("base", "base_fingerprint", "pairs", "seen", "tune", "matryoshka")
     return {k: v for k, v in model.info.items() if k in kept} | {"soup": list(chosen), "soup_of": f"{how}, by {metric}"}

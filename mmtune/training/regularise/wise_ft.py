@@ -1,7 +1,7 @@
-"""WiSE-FT: weights interpolated between base and tuned model (Wortsman et al., arXiv 2109.01903).
+"""WiSE-FT: interpolate weights linearly between base and tuned model (Wortsman et al., arXiv 2109.01903).
 
-Between the weights of the base and those of the tuned model there is often a point that keeps nearly all of the gain on the
-domain and nearly all of the score on the retention data.
+On the line between the two models' weights there is often a point that keeps nearly all of the tuned model's improvement
+on the domain, and nearly all of the base model's score on the retention data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 Validate: TypeAlias = "Callable[[Model], Mapping[str, float]]"
-"""model -> scores: the domain's mean under "metric", that of the retention data under RETENTION_PREFIX + "metric"."""
+"""Maps a model to its scores. "metric" is the mean on the domain's validation data, RETENTION_PREFIX + "metric" on retention."""
 
 
 @dataclass(frozen=True)
 class InterpolationPoint:
-    """The scores at one coefficient (0 is the base, 1 the tuned model); values: every single one by name."""
+    """Scores at one interpolation coefficient.
+
+    coefficient: 0 is the base, 1 the tuned model
+    domain: score on the validation data
+    retention: score on the retention data
+    values: all other scores by name
+    """
 
     coefficient: float
     domain: float
@@ -36,7 +42,7 @@ class InterpolationPoint:
 
 @torch.no_grad()
 def set_interpolated(model: "Model", start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], coefficient: float) -> None:
-    """Set the weights to start + coefficient * (tuned - start); counters and other integers are the tuned model's."""
+    """Set the model's weights to start + coefficient * (tuned - start). Integers, such as counters, are the tuned model's."""
     for name, tensor in model.state_dict().items():
         a, b = start[name], tuned[name]
         exact = b if coefficient == 1 or not b.is_floating_point() else a if coefficient == 0 else torch.lerp(a, b, coefficient)
@@ -45,12 +51,12 @@ def set_interpolated(model: "Model", start: Mapping[str, Tensor], tuned: Mapping
 
 
 def choose(points: Sequence[InterpolationPoint], options: Interpolate) -> tuple[InterpolationPoint, str]:
-    """(the chosen point, the rule as a sentence). Ties go to the larger coefficient."""
+    """Return (chosen point, the rule that chose it, as text). With equal scores, the larger coefficient is chosen."""
     base = min(points, key=lambda p: p.coefficient)
     if options.keep is not None:
         kept = [p for p in points if p.retention >= options.keep * base.retention]
         if kept:
-            rule = f"the best domain score that keeps {options.keep:g} of the retention score at {base.coefficient:g}"
+            rule = f"the best domain score that keeps at least {options.keep:g} of the retention score at coefficient {base.coefficient:g}"
             return max(kept, key=lambda p: (p.domain, p.coefficient)), rule
     best = max(points, key=lambda p: (p.domain + options.retention_weight * p.retention, p.coefficient))
     return best, f"the highest domain + {options.retention_weight:g} * retention"
@@ -59,7 +65,7 @@ def choose(points: Sequence[InterpolationPoint], options: Interpolate) -> tuple[
 def interpolate(
     model: "Model", start: Mapping[str, Tensor], validate: Validate, options: Interpolate, path: Path, metric: str
 ) -> float:
-    """Evaluate the coefficients, set the chosen weights in `model`, and write all points to `path`; returns the coefficient."""
+    """Score every coefficient, set the chosen weights in `model`, and write all points to `path`. Returns the coefficient."""
     tuned, points = copy_state_to_cpu(model), []
     for coefficient in sorted(set(options.coefficients)):
         set_interpolated(model, start, tuned, coefficient)

@@ -1,9 +1,9 @@
-"""Writes adapters to disk: what LoRA training changed, small, and readable only on the base that it was trained on.
+"""Save LoRA adapters and the other parameters that were trained. They are small, and valid only for their base model.
 
-DIR/adapters.safetensors holds `NAME::a` and `NAME::b` of every adapted weight, and whole the other parameters that learned
-(heads, ...); DIR/adapters.json the base, its fingerprint, and how to apply them. Beside them lie the same adapters in peft's own
-format where it can hold them (see `model.artifact.peft_format`). `model.artifact.adapters` reads them, without
-peft.
+DIR/adapters.safetensors contains the low-rank matrices `NAME::a` and `NAME::b` of every adapted weight. The other trained
+parameters (heads, ...) are in it as whole tensors. DIR/adapters.json names the base model and its fingerprint, and says
+how to apply the adapters. If peft's format can represent the adapters, they are saved in this format as well (see
+`model.artifact.peft_format`). `model.artifact.adapters` loads them and does not need peft.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,11 @@ def save_adapters(
     base_fingerprint: str,
     coefficient: float = 1.0,
 ) -> None:
-    """Write the adapters of a merged model. base: the recipe's MODEL; coefficient: of the interpolation between base (0) and
-    tuned model (1)."""
+    """Write the adapters of a merged model.
+
+    base: the base model, as the recipe's `model` names it
+    coefficient: interpolation coefficient between base (0) and tuned model (1); it scales the adapters
+    """
     from safetensors.torch import save_file
 
     model = tuned.model
@@ -62,13 +65,13 @@ def save_adapters(
 
 
 def save_provenance(directory: Path, artifact: Path, info: JsonObject) -> None:
-    """Write beside the adapters what the run's artifact records: where it comes from, and the rows it was trained on."""
+    """Write provenance beside the adapters: the artifact's info, and a record of the rows that were trained on."""
     write_json(directory / INFO, info)
     write_bytes(directory / TRAINED, (artifact / TRAINED).read_bytes())
 
 
 def _is_4bit(tuned: "TunedModel", adapter: LowRankDelta) -> bool:
-    """Whether this weight is a linear layer of a tower that was held in 4 bits."""
+    """Whether the adapted weight is a linear layer of a tower that was trained with 4-bit weights (qlora)."""
     owner, _, name = adapter.name.rpartition(".")
     module = tuned.model.get_submodule(owner)
     tunings = [

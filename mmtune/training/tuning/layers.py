@@ -1,6 +1,7 @@
-"""The structure of a tower for partial tuning: its blocks in order, the layer of each parameter, what is frozen.
+"""The structure of a tower for partial tuning: its blocks in order, the layer of each parameter, and frozen parameters.
 
-Nothing here depends on a family: a block is an element of a module list that has modules of its own.
+Nothing depends on a specific library. A block is an element of an `nn.ModuleList` or `nn.Sequential` that itself contains
+modules.
 """
 
 from collections.abc import Iterable
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 BEFORE_BLOCKS = ("embed", "conv1", "stem", "patch", "ln_pre", "pre_l", "batch_norm")
 """Parts of the names of parameters that are applied before the first block, wherever a library defines them."""
 AFTER_BLOCKS = ("proj", "head")
+"""Parts of the names of top-level parameters that are applied after the last block."""
 
 
 def blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """The residual blocks of a tower, first to last; of nested lists (stages of blocks) the innermost."""
+    """Return the residual blocks of a tower, first to last. If lists are nested (stages of blocks), the innermost count."""
     found: list[nn.Module] = []
     for module in modules:
         for child in module.children():
@@ -33,9 +35,9 @@ def blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def layer_numbers(modules: Iterable[nn.Module]) -> tuple[dict[int, int], int]:
-    """(id of a parameter -> its layer, number of blocks L): 0 before the blocks, 1..L the blocks, L + 1 after them.
+    """Return ({id of a parameter: its layer}, number of blocks L). Layers are 0 before the blocks, 1 to L, and L + 1 after.
 
-    A parameter between two blocks belongs to the later one's layer.
+    A parameter between two blocks gets the layer of the later block.
     """
     modules = list(modules)
     ordered = blocks(modules)
@@ -57,13 +59,15 @@ def layer_numbers(modules: Iterable[nn.Module]) -> tuple[dict[int, int], int]:
 
 
 def norm_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Weights and biases of every normalisation layer."""
+    """Return the weights and biases of all normalisation layers."""
     return [p for top in modules for m in top.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)]
 
 
 def set_frozen_to_eval(model: nn.Module) -> None:
-    """Call after `model.train()`: modules without a parameter that learns behave as in inference, so that they have no dropout,
-    and BatchNorm layers with frozen weights do not update their statistics."""
+    """Set modules whose parameters are all frozen to evaluation mode. Call it after `model.train()`.
+
+    They then have no dropout, and frozen BatchNorm layers do not update their running statistics.
+    """
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
@@ -71,21 +75,23 @@ def set_frozen_to_eval(model: nn.Module) -> None:
 
 
 def frozen_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that do not learn."""
+    """Names of the frozen parameters."""
     return [n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad]
 
 
 def learning_state(model: nn.Module) -> dict[str, Any]:
-    """The state dict without frozen parameters: all that a checkpoint of a run on a known base needs."""
+    """Return the state dict without frozen parameters. A checkpoint needs no more, because the base model is known."""
     frozen = tuple(frozen_names(model))
     names = set(frozen)
-    companions = tuple(f"{n}." for n in frozen)  # what a quantised weight stores beside itself
+    companions = tuple(f"{n}." for n in frozen)  # prefixes of the extra tensors that a 4-bit weight stores
     return {k: v for k, v in model.state_dict().items() if k not in names and not k.startswith(companions)}
 
 
 def load_learning_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load `learning_state`. RuntimeError when other tensors than those of the frozen parameters are missing, or there are
-    more."""
+    """Load the result of `learning_state`.
+
+    Raises RuntimeError unless `state` has exactly the tensors that are not frozen in this model.
+    """
     frozen = frozen_names(model)
     if not frozen:
         model.load_state_dict(state)
@@ -93,7 +99,9 @@ def load_learning_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     expected = learning_state(model).keys()
     different = sorted(expected ^ state.keys())
     if different:
-        raise RuntimeError(f"the checkpoint is of another `tune`: {different[0]} and {len(different) - 1} more are not in both")
+        raise RuntimeError(
+            f"the checkpoint was saved with another `tune`: {different[0]} and {len(different) - 1} more tensors do not match"
+        )
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
         for name, value in state.items():
@@ -101,10 +109,10 @@ def load_learning_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def copy_state_to_cpu(model: "Model") -> dict[str, Tensor]:
-    """The state dict, copied to the CPU."""
+    """Return a copy of the state dict on the CPU."""
     return {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
 
 
 def recompute_fingerprint(model: "Model") -> None:
-    """Call after writing to the weights directly: the model's fingerprint is computed again when it is next read."""
-    model.train().eval()
+    """Make the model compute its fingerprint again when it is next read. Call it after writing to the weights directly."""
+    model.train().eval()  # a change to training mode clears the cached fingerprint

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al., arXiv 2106.09685) and QLoRA (Dettmers et al., arXiv 2305.14314) through peft, in any family's tower.
+"""LoRA (Hu et al., arXiv 2106.09685) and QLoRA (Dettmers et al., arXiv 2305.14314) with peft, for the towers of any library.
 
-`inject` adds the adapters, `adapters` reads them, `merge` adds them to the weights and restores the plain layers.
+`inject` adds the adapters, `adapters` returns their matrices, and `merge` adds them to the weights and restores plain layers.
 """
 
 import re
@@ -25,11 +25,16 @@ ADAPTER = "default"
 INSTALL = 'pip install "mmtune[lora]"'
 
 ThirdPartyLayer = Any
-"""A layer of peft or bitsandbytes, which have no types."""
+"""A layer of peft or bitsandbytes. These libraries have no type annotations."""
 
 
 class AdaptedLayer(NamedTuple):
-    """An adapter in a model: the name of peft's layer, the layer, and its low-rank matrices."""
+    """An adapter in a model.
+
+    name: name of the peft layer in the model
+    layer: the peft layer
+    adapter: its low-rank matrices
+    """
 
     name: str
     layer: ThirdPartyLayer
@@ -37,14 +42,18 @@ class AdaptedLayer(NamedTuple):
 
 
 def inject(tower: list[nn.Module], tuning: AdapterTuning, key: str, seed: int) -> None:
-    """Add adapters to the modules of one tower; with qlora their linear layers become 4-bit.
+    """Add adapters to the modules of one tower. With qlora, its linear layers become 4-bit.
 
-    The tower's vectors do not change (qlora: up to the rounding). key: the recipe key, for messages. Raises RecipeError and
-    MissingExtra.
+    The tower's embeddings do not change, except that qlora rounds the weights. Raises RecipeError for settings that do not fit
+    the tower, and MissingExtra if a library is not installed.
+
+    key: the recipe key, for messages
     """
     targets = find_targets(tower, tuning.targets, key)
     if tuning.dropout and any(t.parameters for t in targets):
-        raise RecipeError(f"{key}.dropout: this tower's fused attention takes none; set 0, or `targets` without the attention")
+        raise RecipeError(
+            f"{key}.dropout: the fused attention of this tower does not support dropout; set 0, or set `targets` without it"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -52,17 +61,17 @@ def inject(tower: list[nn.Module], tuning: AdapterTuning, key: str, seed: int) -
     except ImportError:
         raise MissingExtra(f"{key}: {tuning.how} needs peft: {INSTALL}") from None
     if tuning.how == "qlora" and not sum(quantise(t.module, t.layers, key) for t in targets):
-        raise RecipeError(f"{key}: qlora: this tower has no linear layers to hold in 4 bits; use how: lora")
+        raise RecipeError(f"{key}: qlora: this tower has no linear layers that could be stored in 4 bits; use how: lora")
     for target in targets:
         _inject_module(target, tuning, key, seed)
 
 
 def _inject_module(target: LoraTargets, tuning: AdapterTuning, key: str, seed: int) -> None:
-    """Add adapters to one module. RecipeError when peft adapts other weights than the wanted ones."""
+    """Add adapters to one module. Raises RecipeError if peft adapts other weights than the targets."""
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = encoder_layers(target.module)
-    alpha: Any = tuning.alpha or 2 * tuning.rank  # annotated as int by peft, which takes any number
+    alpha: Any = tuning.alpha or 2 * tuning.rank  # Any: peft annotates it as int, but accepts every number
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=alpha,
@@ -76,17 +85,18 @@ def _inject_module(target: LoraTargets, tuning: AdapterTuning, key: str, seed: i
         inject_adapter_in_model(config, target.module, adapter_name=ADAPTER)
     adapted = list(_adapted_layers(target.module))
     if tuning.how == "qlora":
-        for a in adapted:  # open_clip reads its activations' dtype from here, or from the weight, which is bytes now
+        # open_clip takes the dtype of activations from this attribute or from the weight, whose dtype is now a byte type.
+        for a in adapted:
             a.layer.int8_original_dtype = torch.float32
     names = {a.adapter.name for a in adapted}
     wanted = {f"{n}.weight" for n in target.layers} | set(target.parameters)
-    if names != wanted:  # peft matches suffixes of names
-        raise RecipeError(f"{key}: peft adapted other weights than those wanted: {', '.join(sorted(names ^ wanted)[:3])}")
+    if names != wanted:  # peft matches name suffixes, and so may adapt more layers than intended
+        raise RecipeError(f"{key}: peft adapted other weights than intended: {', '.join(sorted(names ^ wanted)[:3])}")
     disable_fused_inference(layers)
 
 
 def quantise(root: nn.Module, layers: list[str], key: str) -> int:
-    """Replace the linear layers among `layers` by 4-bit ones (NF4); returns how many."""
+    """Replace the linear layers among `layers` by 4-bit layers (NF4). Returns their number."""
     count = 0
     for name in layers:
         layer = root.get_submodule(name)
@@ -97,7 +107,7 @@ def quantise(root: nn.Module, layers: list[str], key: str) -> int:
 
 
 def _adapted_layers(model: nn.Module) -> Iterator[AdaptedLayer]:
-    """Every adapter in the model."""
+    """Yield every adapter in the model."""
     for name, module in list(model.named_modules()):
         layer: ThirdPartyLayer = module
         if hasattr(layer, "lora_A") and ADAPTER in layer.lora_A and hasattr(layer, "get_base_layer"):
@@ -107,19 +117,19 @@ def _adapted_layers(model: nn.Module) -> Iterator[AdaptedLayer]:
 
 
 def adapters(model: nn.Module) -> list[LowRankDelta]:
-    """Every adapter's matrices, copied to the CPU."""
+    """Return the matrices of every adapter, copied to the CPU."""
     found = [x.adapter for x in _adapted_layers(model)]
     return [LowRankDelta(x.name, x.a.detach().cpu().clone(), x.b.detach().cpu().clone(), x.factor) for x in found]
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The matrices themselves, by name."""
+    """Return {name: parameter} of all adapter matrices, without copying."""
     return {n: p for n, p in model.named_parameters() if ".lora_" in n}
 
 
 @torch.no_grad()
 def merge(model: "Model") -> None:
-    """Add every adapter to its weight and restore the plain layers: the model is as if it had been tuned in full."""
+    """Add every adapter to its weight and restore the plain layers, in place. All parameters become trainable again."""
     for name, layer, adapter in _adapted_layers(model):
         base = layer.get_base_layer()
         if hasattr(base, "quant_state"):
@@ -137,7 +147,7 @@ def merge(model: "Model") -> None:
 
 
 def _dequantised(quantised: ThirdPartyLayer) -> nn.Linear:
-    """A 4-bit layer as a plain one with the values it computes with."""
+    """Convert a 4-bit layer to a plain layer with the values that the 4-bit layer computes with."""
     has_bias = quantised.bias is not None
     layer = nn.Linear(quantised.in_features, quantised.out_features, has_bias, device=quantised.weight.device)
     layer.weight.copy_(dequantised_weight(quantised))

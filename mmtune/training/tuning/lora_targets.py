@@ -1,4 +1,4 @@
-"""Which layers of a tower LoRA adapts: the linear layers, 1 x 1 convolutions and fused attention projections of its blocks."""
+"""Find the layers of a tower that LoRA adapts: linear layers, 1 x 1 convolutions and fused attention weights of its blocks."""
 
 from dataclasses import dataclass
 
@@ -11,40 +11,49 @@ from mmtune.training.tuning.lora_fused_attention import attention_name, fused_pr
 
 @dataclass
 class LoraTargets:
-    """Names inside `module`: layers to adapt, and fused attention parameters ("....in_proj_weight")."""
+    """Names of what LoRA adapts inside `module`.
+
+    layers: names of layers
+    parameters: names of fused attention parameters ("....in_proj_weight")
+    """
 
     module: nn.Module
     layers: list[str]
     parameters: list[str]
 
     def matching(self, suffixes: list[str]) -> "LoraTargets":
-        """The targets whose name ends with one of `suffixes`; a fused parameter has the name of its attention module."""
+        """Return the targets whose name ends with one of `suffixes`. For a fused parameter, its attention module's name counts."""
         layers = [n for n in self.layers if any(_ends_with(n, s) for s in suffixes)]
         parameters = [n for n in self.parameters if any(_ends_with(attention_name(n), s) for s in suffixes)]
         return LoraTargets(self.module, layers, parameters)
 
     @property
     def names(self) -> list[str]:
-        """Names of the adapted modules."""
+        """Names of the adapted modules. A fused parameter is represented by its attention module."""
         return [*self.layers, *(attention_name(n) for n in self.parameters)]
 
 
 def find_targets(tower: list[nn.Module], suffixes: list[str] | None, key: str) -> list[LoraTargets]:
-    """What LoRA adapts in a tower: all that it can in the blocks, or what ends with one of `suffixes` (["q_proj", "v_proj"]).
+    """Find the layers of a tower that LoRA adapts.
 
-    key: the recipe key, for messages. Raises RecipeError when nothing matches, naming what there is.
+    Raises RecipeError, with the names of possible targets, if a suffix matches nothing.
+
+    suffixes: endings of layer names, for example ["q_proj", "v_proj"]; None means all layers of the blocks that can be adapted
+    key: the recipe key, for messages
     """
     found = [t for module in tower if (t := _all_targets(module)).names]
     if not found:
-        raise RecipeError(f"{key}: this tower has no blocks with layers for adapters; tune it full, partial or head instead")
+        raise RecipeError(f"{key}: this tower has no blocks with layers for adapters; use how: full, partial or head instead")
     if suffixes is None:
         return found
     if not suffixes:
-        raise RecipeError(f"{key}.targets: an empty list adapts nothing; leave it out for all layers of the blocks")
+        raise RecipeError(f"{key}.targets: an empty list adapts nothing; omit this key to adapt all layers of the blocks")
     for suffix in suffixes:
         if not any(t.matching([suffix]).names for t in found):
             known = ", ".join(sorted({n.rsplit(".", 1)[-1] for t in found for n in t.names}))
-            raise RecipeError(f"{key}.targets: {suffix!r} matches no layer of this tower's blocks; there are: {known}")
+            raise RecipeError(
+                f"{key}.targets: {suffix!r} matches no layer in the blocks of this tower; possible names: {known}"
+            )
     return [t for t in (t.matching(suffixes) for t in found) if t.names]
 
 

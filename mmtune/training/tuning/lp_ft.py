@@ -1,7 +1,7 @@
-"""Linear probing before fine-tuning (LP-FT, Kumar et al., arXiv 2202.10054): heads are trained first, then the towers too.
+"""Linear probing, then fine-tuning (LP-FT, Kumar et al., arXiv 2202.10054): train the heads first, then heads and towers.
 
-The gradient of a head that is still random distorts good features. The first stage is a run of its own, on stored features of
-frozen towers, by the same loop.
+While a head is still random, its gradient would distort good features of the tower. The first stage is a separate run with the
+same training loop. Its towers are frozen, so that it trains on their stored features.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 DIRECTORY = "head_first"
-"""Subdirectory of the run that holds the first stage."""
+"""Subdirectory of the run directory for the first stage."""
 METHODS_AFTER_HEAD = ("full", "partial", "lora", "qlora")
+"""Values of `how` that can follow a first stage, because they train more than the head."""
 
 
 def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None:
-    """The recipe of the first stage, or None where no tower has a `head_first`.
+    """Return the recipe of the first stage, or None if no tower has `head_first`.
 
-    It has the same data, pairs and objective, no augmentation (so that features can be stored), no mining, no interpolation;
-    towers without a `head_first` are frozen in it. Raises RecipeError for epochs or learning rates that differ between towers,
-    and for a tower that learns nothing but the head afterwards.
+    It has the same data, pairs and objective. It has no augmentation (so that features can be stored), no mining and no
+    interpolation. Towers without `head_first` are frozen in it. Raises RecipeError if epochs or learning rates of the first
+    stage differ between towers, or if a tower trains nothing but its head afterwards.
     """
     wanted = {m: t for m, t in towers.items() if t.head_first}
     if not wanted:
@@ -36,10 +37,13 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
     for m, t in wanted.items():
         if t.how not in METHODS_AFTER_HEAD:
             raise RecipeError(
-                f"tune.{m}.head_first: goes with {', '.join(METHODS_AFTER_HEAD)}; how: {t.how} learns nothing after the head"
+                f"tune.{m}.head_first: can only be used with how: {', '.join(METHODS_AFTER_HEAD)}; how: {t.how} trains no more "
+                "than the head"
             )
     if len({(t.head_first, t.head_lr) for t in wanted.values()}) > 1:
-        raise RecipeError(f"tune: head_first and head_lr differ between {', '.join(wanted)}; one first stage serves them all")
+        raise RecipeError(
+            f"tune: head_first and head_lr differ between {', '.join(wanted)}; the first stage is one run, so use equal values"
+        )
     first = next(iter(wanted.values()))
     train = {"epochs": first.head_first, "lr": first.head_lr or recipe.train.lr}
     return recipe.model_copy(
@@ -57,7 +61,7 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
 
 @torch.no_grad()
 def copy_heads(model: "Model", trained: "Model") -> None:
-    """Copy the heads and logit scales that the first stage has `trained` into `model`, which has the same towers and heads."""
+    """Copy heads and logit scales from `trained`, the model of the first stage, to `model`, which has the same structure."""
     scales = {id(p) for p in model.logit_scale_parameters()}
     source = dict(trained.named_parameters())
     for name, p in model.named_parameters():

@@ -1,8 +1,8 @@
 """A 4-bit linear layer (NF4, Dettmers et al., arXiv 2305.14314) whose weight is dequantised correctly on a CPU.
 
-On a CPU bitsandbytes 0.50 dequantises matrices wrongly whose rows are an odd multiple of 32 values long (relative error 0.3
-instead of 0.09); the same values as one vector are exact. So on a CPU the weight is dequantised as a vector, in the backward
-pass again, so that no float copy of it is kept in between.
+On a CPU, bitsandbytes 0.50 dequantises a matrix wrongly if its rows have an odd multiple of 32 values (relative error 0.3
+instead of 0.09). The same values as one long vector are dequantised correctly. So on a CPU the weight is dequantised as a
+vector. This is done again in the backward pass, so that no float copy of the weight is kept in between.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from mmtune.model.artifact.low_rank import bitsandbytes
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x @ weight.T for a packed weight without gradient."""
+    """Computes x @ weight.T for a frozen 4-bit weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
@@ -27,13 +27,16 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def dequantised_weight(layer: Any) -> Tensor:
-    """[out_features, in_features] float32, the values that the layer computes with. layer: a bitsandbytes Linear4bit."""
+    """Return the weight that the layer computes with, float32 [out_features, in_features].
+
+    layer: a bitsandbytes Linear4bit
+    """
     import bitsandbytes.functional as F
 
     packed, state = layer.weight.data, layer.weight.quant_state
     if packed.device.type != "cpu":
         return F.dequantize_4bit(packed, state).float()
-    shape, state.shape = state.shape, torch.Size([state.shape.numel()])
+    shape, state.shape = state.shape, torch.Size([state.shape.numel()])  # see the module docstring
     try:
         return F.dequantize_4bit(packed, state).view(shape).float()
     finally:
@@ -41,11 +44,14 @@ def dequantised_weight(layer: Any) -> Tensor:
 
 
 def nf4_linear(layer: nn.Linear, key: str) -> nn.Linear:
-    """The 4-bit version of a linear layer. key: the recipe key, for messages. MissingExtra without bitsandbytes."""
+    """Convert a linear layer to 4 bits. Raises MissingExtra if bitsandbytes is not installed.
+
+    key: the recipe key, for messages
+    """
     library: Any = bitsandbytes(key)
 
     class NF4Linear(library.nn.Linear4bit):
-        """bitsandbytes' layer with its forward pass on a CPU replaced; peft recognises it by its base class."""
+        """The bitsandbytes layer with another forward pass on a CPU. It is a subclass, so that peft recognises it."""
 
         def forward(self, x: Tensor) -> Tensor:
             if self.weight.device.type != "cpu":

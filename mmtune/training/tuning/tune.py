@@ -1,8 +1,8 @@
-"""Partial tuning: make only some parameters of a model learn (full, head, lora, qlora, partial, frozen; one for each tower).
+"""Partial tuning: train only some parameters of a model. Each tower has one of full, head, lora, qlora, partial or frozen.
 
-head: a linear map after the frozen tower, initialised as the identity (or the head that the model has). Towers that do not
-change run once: their features are stored (`embedding.feature_cache`). Whatever the method, the resulting model is a plain
-one: adapters are merged.
+`head` trains a linear layer after the frozen tower, initialised as the identity unless the model already has a head. Frozen
+towers whose inputs do not change run only once, and their features are stored (`embedding.feature_cache`). With every method
+the result is a plain model, because adapters are merged at the end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,15 +34,22 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 CHECK_AFTER_STEPS = 2
-"""Steps after which every adapter must have had a gradient: the first step reaches b only, since b starts at zero."""
+"""Number of steps after which every adapter must have had a gradient.
+
+In the first step only the matrices b get one: they start at zero, and so the gradient of the matrices a is zero.
+"""
 
 LayerNumbers = tuple[dict[int, int], int]
-"""What `layer_numbers` returns."""
+"""The return value of `layer_numbers`."""
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many parameters of one tower and its head learn."""
+    """Number of trainable parameters of one tower and its head.
+
+    how: the tuning method
+    trainable, total: number of trainable and of all parameters
+    """
 
     how: str
     trainable: int
@@ -50,21 +57,27 @@ class ParameterCount:
 
     @property
     def percent(self) -> float:
-        """The share that learns, in percent."""
+        """Share of trainable parameters, in percent."""
         return 100 * self.trainable / self.total
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """For a run's document."""
+        """Return the fields and the percentage as plain data, for the result file of the run."""
         return {"how": self.how, "trainable": self.trainable, "total": self.total, "percent": self.percent}
 
 
 @dataclass
 class TunedModel:
-    """A model whose recipe's `tune` was applied, and what the trainer and the end of the run need of it.
+    """A model prepared by `tune`, and what the trainer and the end of the run need to know about it.
 
-    lr_shares: id of a parameter -> share of the learning rate (layer decay); counts: what learns, by trained tower; features:
-    stored outputs of frozen towers; start: the weights before training (for interpolation); after `merge`: adapters, and
-    `learned`, the names of the other parameters that learned.
+    model: the model
+    towers: {modality: tuning method}
+    counts: {trained modality: number of trainable parameters}
+    lr_shares: {id of a parameter: factor on the learning rate}, for layer-wise decay
+    features: stored outputs of frozen towers, or None
+    start: copy of the weights before training, for interpolation; {} if not needed
+    adapters: the adapters; set by `merge`
+    learned: names of the other parameters that were trained; set by `merge`
+    without_gradient: {name: adapter parameter} of those that have had no gradient so far
     """
 
     model: "Model"
@@ -80,16 +93,16 @@ class TunedModel:
 
     @property
     def feature_preprocess(self) -> dict[str, FeaturePreprocess]:
-        """Preprocessing of the towers whose features are stored, for the loader."""
+        """Preprocessing for the loader, for the towers whose features are stored."""
         return {m: FeaturePreprocess() for m in (self.features.towers if self.features else {})}
 
     def set_frozen_to_eval(self) -> None:
-        """Call after `model.train()`: frozen modules behave as in inference."""
+        """Set frozen modules to evaluation mode. Call it after `model.train()`."""
         if any(t.how != "full" for t in self.towers.values()):
             set_frozen_to_eval(self.model)
 
     def record_gradients(self, processes: Processes = SINGLE_PROCESS) -> None:
-        """Call at each step before gradients are cleared: records which adapters had a gradient, on any process."""
+        """Record which adapters had a gradient on any process. Call it in each step before gradients are cleared."""
         if self.without_gradient:
             names, parameters = list(self.without_gradient), list(self.without_gradient.values())
             has_gradient = torch.tensor([float(p.grad is not None and bool(p.grad.any())) for p in parameters])
@@ -100,15 +113,15 @@ class TunedModel:
             self._steps += 1
 
     def check_gradients(self) -> None:
-        """Call after an epoch. Raises TrainingError when an adapter never had a gradient, so that it was not trained."""
+        """Raise TrainingError if some adapter never had a gradient, and so was not trained. Call it after each epoch."""
         if self.without_gradient and self._steps >= CHECK_AFTER_STEPS:
             raise TrainingError(
-                f"tune: {len(self.without_gradient)} adapter tensors never had a gradient, first "
-                f"{next(iter(self.without_gradient))}: they take no part in the vectors; leave them out with `targets`"
+                f"tune: {len(self.without_gradient)} adapter tensors never had a gradient, the first is "
+                f"{next(iter(self.without_gradient))}: they do not affect the embeddings; exclude them with `targets`"
             )
 
     def merge(self) -> None:
-        """Call after the last step: the model is a plain one again, its adapters merged. Stored features stay usable."""
+        """Merge adapters into the weights, so that the model is plain again. Stored features can still be used."""
         if any(t.how in LOW_RANK for t in self.towers.values()):
             self.learned = [n for n, p in self.model.named_parameters() if p.requires_grad and ".lora_" not in n]
             self.adapters = lora.adapters(self.model)
@@ -118,25 +131,25 @@ class TunedModel:
         recompute_fingerprint(self.model)
 
     def close(self) -> None:
-        """Free stored features and the starting weights."""
+        """Free the stored features and the copy of the initial weights."""
         self.start = {}
         if self.features is not None:
             self.features.close()
 
     def summary(self) -> list[str]:
-        """What learns, one line a tower, for the terminal."""
+        """Text for the terminal: one line per tower that says what is trained."""
         return [
-            f"{m}: {c.how}, {c.trainable:,} of {c.total:,} parameters learn ({c.percent:.2f}%){self._runs(m)}"
+            f"{m}: {c.how}, {c.trainable:,} of {c.total:,} parameters are trained ({c.percent:.2f}%){self._runs(m)}"
             for m, c in self.counts.items()
         ]
 
     def _runs(self, m: str) -> str:
-        """How often a frozen tower runs."""
+        """Text that says how often a frozen tower runs."""
         if self.towers[m].how not in ("head", "frozen"):
             return ""
         if self.features is not None and m in self.features.towers:
-            return "; the tower runs once, its features are kept"
-        return f"; the tower runs every epoch, for its input varies (augment.{m}, or prompts)"
+            return "; the tower runs once and its features are stored"
+        return f"; the tower runs in every epoch, because its input varies (augment.{m}, or prompts)"
 
 
 def tune(
@@ -148,14 +161,20 @@ def tune(
     keep_start: bool = False,
     heads: "Model | None" = None,
 ) -> TunedModel:
-    """Apply the recipe's `tune` to `model`: freeze parameters, add heads and adapters. With "full" nothing changes.
+    """Apply the recipe's `tune` to `model` in place: freeze parameters, and add heads and adapters. `full` changes nothing.
 
-    Frozen towers whose inputs are not `augmented` use stored features. keep_start: keep a copy of the weights that training
-    starts from (for interpolation). heads: a model whose heads were trained first (LP-FT). Raises RecipeError and MissingExtra.
+    Raises RecipeError for settings that do not fit the model, and MissingExtra if a library is not installed.
+
+    given: the recipe's `tune`, as parsed blocks or plain data
+    trained: the modalities that are trained
+    augmented: modalities with augmentation; frozen towers of all others use stored features
+    seed: seed for initialising adapters
+    keep_start: keep a copy of the weights before training, for interpolation
+    heads: a model whose heads were trained in a first stage (LP-FT), or None
     """
     towers = parse_tune(given, list(model.towers), trained)
     if all(towers[m].how == "frozen" for m in trained):
-        raise RecipeError(f"tune: everything is frozen ({', '.join(trained)}): nothing would learn")
+        raise RecipeError(f"tune: all towers are frozen ({', '.join(trained)}), so nothing would be trained")
     totals = {m: sum(p.numel() for p in _parameters_of(model, m)) for m in towers}
     for m, t in towers.items():
         if (t.how == "head" or t.head_first) and m not in model.heads:
@@ -175,7 +194,7 @@ def tune(
         lr_shares |= _layer_decay_of_adapters(model, towers)
         _set_requires_grad(model, towers, numbers)
     counts = {m: _count(model, m, towers[m], totals[m]) for m in trained}
-    varying = {*augmented, *model.prompts}  # by epoch or by role: there is no one feature to store
+    varying = {*augmented, *model.prompts}  # inputs that depend on epoch or role, so that no single feature can be stored
     stored = [m for m in trained if towers[m].how in ("head", "frozen") and m not in varying]
     features = FeatureCache(model, stored) if stored else None
     without_gradient = lora.adapter_parameters(model)
@@ -184,7 +203,7 @@ def tune(
 
 @torch.no_grad()
 def _round_to_4bit(tower: list[nn.Module], tuning: AdapterTuning, key: str) -> None:
-    """Round the weights as 4 bits will hold them, so that the starting weights are known in float32 too."""
+    """Round the weights to the values that 4-bit weights will have, so that they are known in float32 too."""
     for target in find_targets(tower, tuning.targets, key):
         for name in target.layers:
             layer = target.module.get_submodule(name)
@@ -193,12 +212,12 @@ def _round_to_4bit(tower: list[nn.Module], tuning: AdapterTuning, key: str) -> N
 
 
 def _parameters_of(model: "Model", m: str) -> list[nn.Parameter]:
-    """The parameters of one modality's tower and head, each once."""
+    """Return the parameters of one modality's tower and head, without duplicates."""
     return list({id(p): p for module in model.modules_of(m) for p in module.parameters()}.values())
 
 
 def _set_requires_grad(model: "Model", towers: Mapping[str, AnyTuning], numbers: Mapping[str, LayerNumbers]) -> None:
-    """Set requires_grad of every parameter of every tower; logit scales go on learning."""
+    """Set `requires_grad` of every parameter of every tower and head. Logit scales stay trainable."""
     for m, t in towers.items():
         head = {id(p) for p in model.heads[m].parameters()} if m in model.heads else set()
         names = {id(p): n for n, p in model.named_parameters()}
@@ -221,17 +240,20 @@ def _set_requires_grad(model: "Model", towers: Mapping[str, AnyTuning], numbers:
 
 
 def _number_of_last_blocks(tuning: PartialTuning, count: int, key: str) -> int:
-    """How many of a tower's `count` blocks learn, counted from the last."""
+    """Return how many of the last blocks are trained. count: number of blocks of the tower."""
     wanted = tuning.blocks if tuning.blocks is not None else 0 if tuning.norms else min(2, max(count - 1, 1))
     if wanted and not count:
-        raise RecipeError(f"{key}: no blocks were found in this tower; use norms: true, or another way")
+        raise RecipeError(f"{key}: no blocks were found in this tower; use norms: true, or another value of how")
     if wanted > count:
-        raise RecipeError(f"{key}: {wanted} is more than the {count} blocks of this tower")
+        raise RecipeError(f"{key}: this tower has only {count} blocks, fewer than {wanted}")
     return wanted
 
 
 def _layer_decay(numbers: LayerNumbers, tuning: AnyTuning, key: str) -> dict[int, float]:
-    """Layer-wise lr decay (ELECTRA, arXiv 2003.10555; BEiT, 2106.08254): the layer k below the last has share decay^k."""
+    """Layer-wise learning rate decay (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254).
+
+    Returns {id of a parameter: factor}. The factor is decay^k for a layer k below the last.
+    """
     if tuning.layer_decay == 1:
         return {}
     layer, count = numbers
@@ -241,7 +263,7 @@ def _layer_decay(numbers: LayerNumbers, tuning: AnyTuning, key: str) -> dict[int
 
 
 def _layer_decay_of_adapters(model: "Model", towers: Mapping[str, AnyTuning]) -> dict[int, float]:
-    """An adapter has the learning rate of its block."""
+    """Return {id of an adapter parameter: factor on the learning rate}. Adapters get the factor of their block."""
     shares = {}
     for m, t in towers.items():
         ordered = blocks(model.towers[m].modules)

@@ -87,18 +87,18 @@ def test_the_command_and_its_error_messages(place, tmp_path, capsys):
     info = artifact.load(paths[0]).info
     artifact.save(artifact.load(paths[0]), tmp_path / "seen", info=info, trained_on={"id": rows.labels["id"][:3]})
     for argv, message in (
-        ([paths[0]], "1 models named; it takes two or more different ones"),
+        ([paths[0]], "needs two or more different models, but 1 are given"),
         ([paths[0], paths[0]], "1 models named"),
         ([*paths, "--how", "greddy"], "soup: 'greddy'; there are: greedy, uniform"),
         ([*paths, "--metric", "maps"], "no metric 'maps'"),
-        ([paths[0], tmp_path / "stranger"], "began at another base than"),
-        ([paths[0], tmp_path / "short"], "another settings"),
-        ([paths[0], "tiny:all"], "another parts"),
+        ([paths[0], tmp_path / "stranger"], "was trained from another base than"),
+        ([paths[0], tmp_path / "short"], "differ in settings"),
+        ([paths[0], "tiny:all"], "differ in parts"),
         ([paths[0], tmp_path / "seen"], "seen was trained on 3 of these 12 rows"),
     ):
         status, out = said(*argv, "--data", data, "--out", tmp_path / "x")
         assert status == 2 and message in out.err and out.err.strip().count("\n") == 0, out.err
     assert not (tmp_path / "x").exists()
-    with pytest.raises(MmtuneError, match="is there already"):
+    with pytest.raises(MmtuneError, match="already exists"):
         soup(paths, data, tmp_path / "s")
     assert soup([paths[0], "tiny:clip"], data, tmp_path / "with-base", how="uniform")["steps"]  # the base is of its own base

@@ -130,7 +130,7 @@ def test_a_killed_first_stage_is_resumed(root, tmp_path):
 
 
 BAD = [
-    ({"tune": {"how": "head", "head_first": 1}}, r"head_first: goes with full, partial, lora, qlora; how: head learns"),
+    ({"tune": {"how": "head", "head_first": 1}}, r"head_first: can only be used with how: full, partial, lora, qlora; how: head trains"),
     (
         {"tune": {"image": {"how": "full", "head_first": 1}, "text": {"how": "full", "head_first": 2}}},
         "head_first and head_lr differ",

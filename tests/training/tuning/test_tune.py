@@ -212,29 +212,29 @@ def test_layer_decay_and_the_frozen_tower(root, tmp_path):
     assert not named["parts.0.text.table.weight"].requires_grad and tuned.counts["text"].trainable == 0
     assert "text: frozen, 0 of " in "\n".join(tuned.summary())
     summary = tune(load("tiny:clip"), "head", ["image", "text"], augmented=["image"]).summary()
-    assert "image: head" in summary[0] and "runs every epoch" in summary[0] and "features are kept" in summary[1]
+    assert "image: head" in summary[0] and "runs in every epoch" in summary[0] and "features are stored" in summary[1]
 
 
 BAD = [
     ({"tune": "lorra"}, r"tune: 'lorra'; did you mean 'lora'\?"),
-    ({"tune": {"image": "lora"}}, "tune: says nothing about text"),
-    ({"tune": {"image": "lora", "text": "frozen", "smell": "full"}}, r"tune\.smell: neither an option"),
+    ({"tune": {"image": "lora"}}, "tune: has no entry for text"),
+    ({"tune": {"image": "lora", "text": "frozen", "smell": "full"}}, r"tune\.smell: this is neither an option"),
     ({"tune": {"how": "lora", "ranks": 3}}, r"tune\.ranks: unknown; did you mean 'rank'"),
     ({"tune": {"how": "lora", "rank": 0}}, r"tune\.rank: .*greater than or equal to 1"),
     (
         {"tune": {"how": "lora", "targets": ["q_proj"]}},
-        r"targets: 'q_proj' matches no layer of this tower's blocks; there are: ",
+        r"targets: 'q_proj' matches no layer in the blocks of this tower; possible names: ",
     ),
-    ({"tune": {"how": "lora", "targets": []}}, r"targets: an empty list adapts nothing; leave it out"),
+    ({"tune": {"how": "lora", "targets": []}}, r"targets: an empty list adapts nothing; omit this key"),
     ({"tune": {"how": "head", "rank": 4}}, r"tune\.rank: goes with lora, qlora; it does nothing for how: head"),
     ({"tune": {"image": {"how": "full", "blocks": 2}, "text": "full"}}, r"tune\.image\.blocks: goes with partial; it does no"),
     ({"tune": {"how": "full", "head_lr": 0.1}}, r"tune\.head_lr: is the rate of the epochs of head_first"),
     ({"tune": 3}, r"recipe: tune: Input should be a valid string \(got 3\)"),
     ({"interpolate": {"coefficients": [0.5]}}, r"interpolate\.coefficients: List should have at least 2 items"),
     ({"interpolate": {"keep": 98}}, r"interpolate\.keep: .*less than or equal to 1 \(got 98"),
-    ({"tune": "frozen"}, r"tune: everything is frozen"),
-    ({"tune": {"how": "partial", "blocks": 9}}, r"blocks: 9 is more than the 3 blocks"),
-    ({"tune": "qlora"}, "no linear layers to hold in 4 bits"),
+    ({"tune": "frozen"}, r"tune: all towers are frozen"),
+    ({"tune": {"how": "partial", "blocks": 9}}, r"blocks: this tower has only 3 blocks, fewer than 9"),
+    ({"tune": "qlora"}, "no linear layers that could be stored in 4 bits"),
     ({"interpolate": True}, r"interpolate: .* data\.val and data\.retention; name both"),
     ({"data": {"retention": "TRAIN", "val": "VAL"}}, r"data\.retention: 24 of the rows of .* are trained on"),
 ]
