@@ -1,7 +1,7 @@
-"""Hard-negative mining: candidates -> guards -> selection -> a negatives table and its audit.
+"""Hard-negative mining: find candidates, drop likely false negatives, select the rest, write a negatives table and its audit.
 
-What the author of a miner source or a guard needs is importable from here. A source proposes candidates; a guard drops those
-that may be positives which nobody labelled:
+A source proposes candidates; a guard drops candidates that may be unlabelled positives. Everything needed to write a source or
+a guard of your own can be imported from here:
 
     from mmtune.mining import CandidateBlock, MiningContext, register_guard, register_source
 """

@@ -1,4 +1,4 @@
-"""What mining did in one direction, as counts and histograms whose size does not depend on the number of rows."""
+"""The audit of one mined direction: counts and histograms, whose size does not depend on the number of rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,23 +11,26 @@ from mmtune.mining.guards import NO_SUSPICION
 from mmtune.relevance.items import Items
 
 BINS = 2000
+"""Bins of the score histograms over -1..1; one bin is 0.001 wide."""
 MAX_EXAMPLES = 8
+"""Maximum number of example pairs per kind."""
 MAX_HUBS = 10
+"""Number of hubs listed: the candidates that are mined most often."""
 
 
 @dataclass
 class ScoreHistogram:
-    """Scores in -1..1; quantiles to 0.001."""
+    """A histogram of scores in -1..1. Its quantiles are accurate to 0.001."""
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS + 1, np.int64))
 
     def add(self, scores: np.ndarray) -> None:
-        """Count these scores."""
+        """Add scores to the histogram."""
         at = np.clip(np.floor((scores.astype(np.float64) + 1) * (BINS / 2)), 0, BINS).astype(np.int64)
         self.counts += np.bincount(at, minlength=BINS + 1)
 
     def summary(self) -> dict[str, float] | None:
-        """Quantiles, None when nothing was counted."""
+        """Return the 5, 25, 50, 75 and 95 % quantiles, or None if the histogram is empty."""
         total = self.counts.sum()
         if not total:
             return None
@@ -37,14 +40,18 @@ class ScoreHistogram:
 
 @dataclass
 class Examples:
-    """The pairs of one kind that come closest to the positive: rows (gap, query, candidate, score, positive score)."""
+    """Collects the pairs of one kind whose score is closest to (or furthest above) the score of the query's positive.
+
+    rows: float64 [E, 5], columns: gap (positive score - score), query, candidate, score, positive score
+    """
 
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5)))
 
     def add(self, block: CandidateBlock, mask: np.ndarray) -> None:
-        """Consider the marked candidates, one per query for variety."""
+        """Consider the candidates marked in mask [B, W], at most one per query for variety."""
         i = np.flatnonzero(mask.any(1))
         positive = block.positive_score[i]
+        # 2 is the largest possible gap: pairs of queries without a positive score come last
         gap = np.where(np.isnan(positive), 2.0, positive)[:, None] - block.scores[i].astype(np.float64)
         w = np.where(mask[i], gap, np.inf).argmin(1)
         new = [gap[np.arange(len(i)), w], block.queries[i], block.candidates[i, w], block.scores[i, w], positive]
@@ -53,15 +60,19 @@ class Examples:
 
 
 class Audit:
-    """Counts of one direction, block by block. sources, reasons: names by number (see `CandidateSearch`, `GuardChain`)."""
+    """Counts for one direction, added up block by block.
+
+    sources: source names in the order of their numbers (see `CandidateSearch.names`)
+    reasons: names of the reasons to drop a candidate (see `GuardChain.reasons`)
+    """
 
     def __init__(self, queries: Items, candidates: Items, sources: Sequence[str], reasons: Sequence[str]):
         self.queries, self.candidates, self.reasons = queries, candidates, tuple(reasons)
         self.dropped_first = dict.fromkeys(reasons, 0)
         self.dropped_alone: dict[str, int] = {}
         self.spared: dict[str, int] = {}
-        self.filled = self.mined = self.known_negative = self.above = 0  # candidates
-        self.without_any = self.with_fewer = self.without_candidates = 0  # queries
+        self.filled = self.mined = self.known_negative = self.above = 0  # numbers of candidates
+        self.without_any = self.with_fewer = self.without_candidates = 0  # numbers of queries
         self.by_source = dict.fromkeys(sources, 0)
         self.scores = {"mined": ScoreHistogram(), "dropped": ScoreHistogram(), "positive": ScoreHistogram()}
         self.examples: dict[str, Examples] = {}
@@ -75,7 +86,14 @@ class Audit:
         is_mined: np.ndarray,
         quota: np.ndarray,
     ) -> None:
-        """One block: masks by guard, known_negative, reason [B, W] (0: kept), is_mined [B, W], quota [B]."""
+        """Add one block.
+
+        masks: {guard name: bool [B, W]}, what each guard by itself would drop
+        known_negative: bool [B, W], pairs that labels or people say are negative
+        reason: int8 [B, W], the reason that dropped the candidate; 0: kept
+        is_mined: bool [B, W]
+        quota: int64 [B], the number of negatives wanted per query
+        """
         filled = block.filled
         self.filled += int(filled.sum())
         self.mined += int(is_mined.sum())
@@ -102,7 +120,11 @@ class Audit:
         self.scores["positive"].add(block.positive_score[~np.isnan(block.positive_score)])
 
     def document(self, times_mined: np.ndarray, cap: int | None) -> JsonObject:
-        """The numbers as JSON. times_mined int64 [C]: how often each candidate is mined; cap: how often it may be."""
+        """Return the counts as a JSON document.
+
+        times_mined: int64 [C], how often each candidate is mined
+        cap: how often a candidate may be mined; None: no limit
+        """
         top = np.argsort(-times_mined, kind="stable")[:MAX_HUBS]
         ids = self.candidates.ids
         return {
@@ -129,7 +151,7 @@ class Audit:
         }
 
     def example_pairs(self) -> dict[str, list[JsonObject]]:
-        """Examples by kind, with row ids."""
+        """Return {kind: example pairs}, as row ids and scores."""
         return {
             kind: [
                 {

@@ -1,4 +1,4 @@
-"""The audit for a terminal, and as an HTML page that shows and plays the examples."""
+"""Render the mining audit as lines for a terminal, and as an HTML page that shows images and plays sounds of example pairs."""
 
 import contextlib
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ COUNTS = (
 )
 
 MEASURED = {
-    "measured": "labelled rows, with the labels hidden",
-    "measured_by_truth": "by the given truth, where the labels do not decide",
+    "measured": "on labelled rows, with the labels hidden",
+    "measured_by_truth": "on the groups of the truth column, where the labels do not decide",
 }
-"""Measurements of the guards in the audit, and what they are measured on."""
+"""Audit keys of the measurements of guard quality, and a description of the rows on which each was measured."""
 
 TITLES = {
     "mined": "Mined, closest to (or above) the positive",
@@ -42,11 +42,11 @@ TITLES = {
     "near_duplicate": "Dropped as a near-duplicate",
     "verifier": "Dropped by the verifier",
 }
-"""Headings of the examples, by kind."""
+"""Headings of the example pairs, by kind."""
 
 
 def summary(document: JsonObject) -> str:
-    """A few lines per direction, for a terminal."""
+    """Summarise the audit in a few lines per direction, for a terminal."""
     lines = []
     for name, d in document["directions"].items():
         lines.append(f"{name}: {d['mined']} negatives for {d['queries'] - d['queries_with_none']} of {d['queries']} queries")
@@ -76,7 +76,7 @@ def _margin_lines(margin: JsonObject | None) -> list[str]:
 
 @dataclass
 class Table:
-    """One table of the page."""
+    """One table of the HTML page."""
 
     head: list[str]
     rows: list[list[object]]
@@ -84,9 +84,9 @@ class Table:
 
 
 def page(document: JsonObject, data: "Data | WeightedConcat | None", rows_of: "RowsOf | None") -> str:
-    """The audit as a self-contained HTML page; with `data`, the examples' values are shown and played.
+    """Render the audit as a self-contained HTML page. If `data` is given, the examples show and play the rows' contents.
 
-    rows_of: row ids -> row numbers of `data`.
+    rows_of: maps row ids to row numbers of `data`
     """
     directions = []
     for name, d in document["directions"].items():
@@ -116,7 +116,7 @@ def page(document: JsonObject, data: "Data | WeightedConcat | None", rows_of: "R
 
 
 def _tables(d: JsonObject) -> list[Table]:
-    """Counts, guards, score quantiles, calibration and hubs of one direction's part of the audit."""
+    """Return the tables of one direction: counts, guards, score quantiles, guard quality and hubs."""
     guards: list[list[object]] = [
         [n, c, d["dropped_alone"].get(n), d["spared_by_labels"].get(n)] for n, c in d["dropped"].items()
     ]
@@ -144,7 +144,7 @@ def _tables(d: JsonObject) -> list[Table]:
 
 
 def _card(data: "Data | WeightedConcat | None", rows_of: "RowsOf | None", modality: str, row_id: str) -> "Markup":
-    """The value of a row with its id under it; the id alone where the value cannot be shown."""
+    """Render the content of a row with the row id below it; the id alone if the content cannot be shown."""
     card = None
     if data is not None and rows_of is not None:
         row = int(rows_of([row_id])[0])

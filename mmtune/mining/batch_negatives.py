@@ -1,7 +1,7 @@
-"""Mined negatives in training: from a table and the data to rows that join a batch as candidates.
+"""Load mined negatives for training: from a negatives table, find the rows that join a batch as additional candidates.
 
-The table is read a row group at a time and kept as row numbers (4 bytes per negative). A row that shares its content with the
-row that the table names (the same caption, say) has the same negatives.
+The table is read one row group at a time and kept as row numbers (4 bytes per negative). The negatives of a row also apply to
+all rows with the same content on the query side, e.g. rows with the same caption.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 
 class BatchNegatives:
-    """Negatives of every row, by direction. Rows and negatives are row numbers of the data.
+    """The mined negatives of every row, by direction. Rows and negatives are row numbers of the data.
 
-    directions: those that the table has; notes: lines that the user should see (a stale table, ids that the data lack).
+    directions: the directions in the table
+    notes: messages for the user, e.g. that the table is stale or names ids that are not in the data
     """
 
     def __init__(self, table: str | Path, data: "Data | WeightedConcat", fingerprint: str, allow_stale: bool = False):
-        """DataError when the table was mined with other weights (unless allowed), or none of its rows is in the data."""
+        """Read the table.
+
+        Raises DataError if the table was mined with other weights (unless `allow_stale`), or if none of its rows is in the
+        data.
+        """
         stale = check_fingerprint(table, fingerprint, allow_stale)
         self.notes = [stale] if stale else []
         self.rows = len(data)
@@ -53,7 +58,7 @@ class BatchNegatives:
         self._hash = id_hashes(data.ids)
 
     def of(self, name: str, row: int) -> np.ndarray:
-        """Negative rows of one row in a direction, in the table's order."""
+        """Return the negatives of one row in direction `name`, int32 [n], in table order."""
         of_direction = self._by_direction[name]
         query = of_direction.query[row]
         return of_direction.of_query(query) if query >= 0 else np.zeros(0, np.int32)
@@ -61,16 +66,18 @@ class BatchNegatives:
     def draw(
         self, rows: np.ndarray, per_query: int | Mapping[str, int] = 1, seed: int = 0, epoch: int = 0
     ) -> dict[str, np.ndarray]:
-        """Negatives for the batch `rows`: direction -> int64 [2, n], positions in `rows`, and for each a negative row that is not
-        in `rows` and joins the batch as its candidate.
+        """Draw negatives for the batch `rows`: {direction: int64 [2, n]}, pairs (position in `rows`, negative row).
 
-        per_query: negatives of each row, for all directions or by direction. Other ones are drawn each epoch, by a hash of
-        (seed, epoch, row), so that a resumed run draws the same. Directions without any are left out.
+        Each negative row is not in `rows` and joins the batch as an additional candidate. Directions without any are left out.
+
+        per_query: number of negatives per row, for all directions or by direction
+        seed, epoch: the draw depends on a hash of (seed, epoch, row). So it changes every epoch, and a resumed run repeats it.
         """
         rows = np.asarray(rows, np.int64)
         drawn: dict[str, np.ndarray] = {}
         for number, name in enumerate(self.directions):
             count = per_query if isinstance(per_query, int) else per_query.get(name, 0)
+            # one number per (seed, epoch, direction); there are fewer than 64 directions
             stream = np.array([seed * 1_000_003 + epoch * 64 + number], np.uint64)
             pairs = self._by_direction[name].draw(rows, count, self._hash, stream)
             pairs = pairs[:, ~np.isin(pairs[1], rows)]
@@ -79,18 +86,18 @@ class BatchNegatives:
         return drawn
 
     def same_content(self, name: str, row: int) -> np.ndarray:
-        """Rows that carry the same content as `row` on the candidates' side of a direction."""
+        """Return the rows with the same content as `row` in the candidate modality of direction `name`."""
         return self._by_direction[name].same_candidate(row)
 
 
 class _DirectionNegatives:
-    """One direction. query int64 [N]: row -> number of its list of negatives, -1 for none."""
+    """The negatives of one direction. query: int64 [N], the number of each row's list of negatives, -1 for none."""
 
     def __init__(self, pairs: np.ndarray, data: "Data | WeightedConcat", name: str):
         a, _, b = name.partition("->")
         query, candidate = (_content_codes(data, m) for m in (a, b))
         code = query[pairs[:, 0]]
-        order = np.argsort(code, kind="stable")  # the table's order stays within a query
+        order = np.argsort(code, kind="stable")  # stable: keeps the table's order within a query
         code, self.negatives = code[order], pairs[order, 1]
         having, start = np.unique(code, return_index=True)
         self.start = np.append(start, len(code)).astype(np.int64)
@@ -102,11 +109,11 @@ class _DirectionNegatives:
         self._first = np.searchsorted(candidate[self._by_content], np.arange(int(candidate.max(initial=-1)) + 2))
 
     def of_query(self, query: int) -> np.ndarray:
-        """The negatives of one list."""
+        """Return the negatives in list number `query`."""
         return self.negatives[self.start[query] : self.start[query + 1]]
 
     def draw(self, rows: np.ndarray, count: int, hashes: np.ndarray, stream: np.ndarray) -> np.ndarray:
-        """int64 [2, n]: positions in `rows`, and up to `count` negative rows of each."""
+        """Draw up to `count` negatives for each of `rows`: int64 [2, n], (position in `rows`, negative row)."""
         query = self.query[rows]
         position, query = np.flatnonzero(query >= 0), query[query >= 0]
         available = (self.start[query + 1] - self.start[query]).astype(np.uint64)
@@ -115,13 +122,13 @@ class _DirectionNegatives:
         parts = [np.zeros((2, 0), np.int64)]
         for j in range(count):
             use = j < available
-            pick = (draw[use] + np.uint64(j)) % available[use]  # consecutive ones, so none is drawn twice
+            pick = (draw[use] + np.uint64(j)) % available[use]  # consecutive positions, so no negative is drawn twice
             negatives = self.negatives[self.start[query[use]] + pick.astype(np.int64)]
             parts.append(np.stack([position[use], self._another_row(negatives, draw[use], j)]))
         return np.concatenate(parts, axis=1)
 
     def _another_row(self, rows: np.ndarray, draw: np.ndarray, j: int) -> np.ndarray:
-        """For each row one that carries the same candidate, drawn: a caption then comes with another image each time."""
+        """Replace each row by a random row with the same candidate content, e.g. the same caption with another image."""
         code = self._candidate[rows]
         size = (self._first[code + 1] - self._first[code]).astype(np.uint64)
         with np.errstate(over="ignore"):
@@ -129,13 +136,13 @@ class _DirectionNegatives:
         return self._by_content[self._first[code] + offset.astype(np.int64)]
 
     def same_candidate(self, row: int) -> np.ndarray:
-        """Rows with the same candidate as `row`."""
+        """Return the rows with the same candidate content as `row`."""
         code = self._candidate[row]
         return self._by_content[self._first[code] : self._first[code + 1]]
 
 
 def _content_codes(data: "Data | WeightedConcat", modality: str) -> np.ndarray:
-    """Content codes int64 [N] of the rows: 0 .. n-1; a row without a content label has a code of its own."""
+    """Number the contents of the rows: int64 [N], 0 .. n-1. A row without a content label gets its own number."""
     label = data.labels.get(modality)
     if label is None:
         return np.arange(len(data))
@@ -144,7 +151,7 @@ def _content_codes(data: "Data | WeightedConcat", modality: str) -> np.ndarray:
 
 
 def _row_pairs(part: "pa.Table", number: Mapping[str | None, int]) -> list[tuple[str, np.ndarray]]:
-    """(direction, int64 [n, 2] row numbers, -1 where the data lack one) of a piece of a table."""
+    """Split part of a table by direction: [(direction, int64 [n, 2] row numbers)], -1 for ids that are not in the data."""
     names = np.array(part["direction"].to_pylist(), object)
     query = np.array([number.get(i, -1) for i in identity_strings(part["query_id"])], np.int64)
     negative = np.array([number.get(i, -1) for i in identity_strings(part["negative_id"])], np.int64)

@@ -1,7 +1,7 @@
-"""Source `lexical`: candidates whose text is similar to the query's (BM25 through bm25s).
+"""Source `lexical`: candidates whose text is similar to the query's text (BM25, computed by the package bm25s).
 
-It serves any direction whose rows carry text. The text of an item is that of the row that gives the item its id, so a direction
-between two other modalities also gets rows whose descriptions are alike.
+It works for any direction if the rows have text. An item's text is that of the row that gives the item its id. So even a
+direction between two other modalities, e.g. image and audio, gets candidates with similar descriptions.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from mmtune.errors import DataError, MissingExtra
 from mmtune.mining.context import MiningContext, row_finder
 
 WINDOWS = 4
-"""Windows of candidates that are proposed: known positives rank high by their text and are left out afterwards."""
+"""Candidates proposed per query, in multiples of `mining.window`: known positives have similar text and are left out later."""
 
 
 class BM25Candidates:
-    """The candidates with the highest BM25 scores, best first, -1 where no further one shares a word with the query."""
+    """Proposes the candidates with the highest BM25 scores, best first; -1 fills up if too few share a word with the query."""
 
     def __init__(self, context: MiningContext):
         try:
@@ -44,11 +44,11 @@ class BM25Candidates:
         return str(modalities.get(self.modality).decode(self.data.read(int(row), self.modality)))
 
     def propose(self, queries: np.ndarray) -> np.ndarray:
-        """Candidates [B, width] of query items [B]."""
+        """Return candidates [B, width] of query items [B]."""
         values = [self._read(row) for row in self.rows[queries]]
         tokens = self.bm25s.tokenize(values, stopwords=None, return_ids=False, show_progress=False)
         candidates, scores = self.index.retrieve(tokens, k=self.width, show_progress=False, backend_selection="numpy")
-        # equal BM25 scores: the smaller candidate first, whatever order the library selected them in
+        # sort again: the library returns candidates with equal scores in an arbitrary order, we want the smaller one first
         order = np.lexsort((candidates, -scores), axis=1)
         candidates, scores = np.take_along_axis(candidates, order, 1), np.take_along_axis(scores, order, 1)
         return np.where(scores > 0, candidates, -1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Candidates of a block of queries, on their way through guards and selection."""
+"""The candidates of a block of queries, passed from the sources to the guards and to the selection."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,14 @@ import numpy as np
 
 @dataclass
 class CandidateBlock:
-    """B queries with W candidates each, in the order: source, rank.
+    """B queries with W candidates each, ordered by source, then by rank.
 
-    queries int64 [B] query items; candidates int64 [B, W] candidate items, -1 where there is none; scores float32 [B, W]
-    cosines; rank int32 [B, W] from 1 within its source; source int8 [B, W] number of the source; positive_score float64 [B],
-    the score that margins compare with, NaN where no positive is known.
+    queries: int64 [B], query items
+    candidates: int64 [B, W], candidate items; -1 where there is none
+    scores: float32 [B, W], cosines
+    rank: int32 [B, W], rank within the candidate's source, from 1
+    source: int8 [B, W], number of the source that proposed the candidate
+    positive_score: float64 [B], the query's positive score, with which margins compare; NaN if no positive is known
     """
 
     queries: np.ndarray
@@ -23,13 +26,16 @@ class CandidateBlock:
 
     @property
     def filled(self) -> np.ndarray:
-        """bool [B, W]: places that hold a candidate."""
+        """bool [B, W]: True where there is a candidate."""
         return self.candidates >= 0
 
 
 def preference_rank(preferred: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(order, rank) int64 [B, W] of `preferred` [B, W], smaller first: the columns in that order, and the place (from 0) of
-    each column in it. Candidates that are not `free` come last."""
+    """Sort the columns of preferred [B, W] ascending: (order, rank) int64 [B, W]; columns that are not `free` come last.
+
+    order: the columns in sorted order
+    rank: the position (from 0) of each column in that order
+    """
     order = np.argsort(np.where(free, preferred, np.inf), axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), 1)

@@ -1,4 +1,4 @@
-"""Blocks of candidates: the proposals of every source, scored in one way, without known positives and repeats."""
+"""Search candidates block by block: take the proposals of all sources, score them, drop known positives and duplicates."""
 
 from collections.abc import Iterator
 
@@ -14,18 +14,19 @@ from mmtune.search.parallel import worker_count
 from mmtune.search.tie_order import GRID, to_scores
 
 BLOCK = 1024
-"""Queries of a block where no search limits it."""
+"""Number of queries per block if the source `nearest` is not used."""
 
 
 class CandidateSearch:
     """All sources of one direction.
 
-    names: by number of the source, also of sources that are not used; block: queries that one call of `top` takes; threads:
-    calls that run at once.
+    names: source names in the order of their numbers, including sources that are not used
+    block: maximum number of queries per call of `top`
+    threads: number of calls of `top` that may run in parallel
     """
 
     def __init__(self, context: MiningContext, nearest: NearestCandidates | None = None):
-        """nearest: the only source, if it is given."""
+        """nearest: if given, it is the only source used."""
         self.context, self.window = context, context.options.window
         self.names = source_names(context.options.sources)
         used = ["nearest"] if nearest else [n for n in self.names if n in context.options.sources]
@@ -35,12 +36,12 @@ class CandidateSearch:
         self.threads = worker_count(resolve_device(context.options.search.device))
 
     def nearest_only(self, positives: Positives) -> "CandidateSearch":
-        """The source `nearest` alone, over the same index, with other known positives."""
+        """Return a search with the source `nearest` alone, on the same index, with other known positives."""
         context = self.context.with_positives(positives)
         return CandidateSearch(context, NearestCandidates(context, self.nearest.search if self.nearest else None))
 
     def top(self, queries: np.ndarray, positive_score: np.ndarray) -> CandidateBlock:
-        """Candidates of query items [B]; one that several sources propose counts for the first of them."""
+        """Search candidates for query items [B]. A candidate proposed by several sources counts for the first."""
         parts = [self._part(number, source.propose(queries), queries) for number, source in self.sources.items()]
         candidates, scores, rank, source = (np.concatenate(x, axis=1) for x in zip(*parts, strict=True))
         if len(parts) > 1:
@@ -48,12 +49,12 @@ class CandidateSearch:
         return CandidateBlock(queries, candidates, scores, rank, source, positive_score)
 
     def blocks(self, queries: np.ndarray) -> Iterator[np.ndarray]:
-        """Query items in blocks that `top` takes."""
+        """Split query items into blocks of the size that `top` accepts."""
         for start in range(0, len(queries), self.block):
             yield queries[start : start + self.block]
 
     def _part(self, number: int, proposed: np.ndarray | ScoredCandidates, queries: np.ndarray) -> tuple[np.ndarray, ...]:
-        """(candidates, scores, rank, source) [B, W] of one source."""
+        """Return (candidates, scores, rank, source) [B, W] of one source's proposals."""
         if not isinstance(proposed, ScoredCandidates):
             proposed = self._scored(queries, np.asarray(proposed, np.int64))
         shape = proposed.candidates.shape
@@ -61,7 +62,7 @@ class CandidateSearch:
         return proposed.candidates, to_scores(proposed.keys), rank, np.full(shape, number, np.int8)
 
     def _scored(self, queries: np.ndarray, candidates: np.ndarray) -> ScoredCandidates:
-        """The first `window` proposals that are no known positives, with their keys."""
+        """Return the first `window` proposals that are not known positives, with their keys."""
         candidates = np.where(self.context.positives.contains(queries, candidates), -1, candidates)
         empty_last = np.argsort(candidates < 0, axis=1, kind="stable")
         candidates = np.take_along_axis(candidates, empty_last, 1)[:, : self.window]
@@ -73,7 +74,7 @@ class CandidateSearch:
 
 
 def _without_repeats(candidates: np.ndarray) -> np.ndarray:
-    """[B, W] with -1 in place of a candidate that stands further left in its row."""
+    """Replace each candidate that occurs further left in its row by -1, in [B, W]."""
     order = np.argsort(candidates, axis=1, kind="stable")
     in_order = np.take_along_axis(candidates, order, 1)
     repeat = np.zeros(candidates.shape, bool)

@@ -1,4 +1,4 @@
-"""Batches of confusable rows: near neighbours share a batch, so that its in-batch negatives are hard at no extra cost."""
+"""Build batches of confusable rows: near neighbours share a batch, so its in-batch negatives are hard at no extra cost."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,20 @@ import numpy as np
 from mmtune.mining.batch_negatives import BatchNegatives
 
 LOOKAHEAD = 16
-"""Batches' worth of rows that are searched for one whose group a batch may still take."""
+"""How many batches' worth of the next rows are searched for a row whose group still has room in the batch."""
 
 
 class ConfusableBatches:
-    """A batch plan: `plan(epoch)` -> arrays of row numbers, each row as often as `rows(epoch)` has it.
+    """A batch plan: `plan(epoch)` returns arrays of row numbers, in which each row occurs as often as in `rows(epoch)`.
 
-    A batch begins with the first row that is left. Up to the share `confusable` it then takes neighbours of its rows (a
-    neighbour whose content several rows carry stands for any of them), and further rows fill it. Every group has its even share
-    of a batch, give or take one row: a batch of near neighbours from few groups teaches to separate those few and forgets the
-    others. The plan is a pure function of (negatives, rows, seed, epoch). The last batch may be smaller; a single left-over row
-    joins the batch before it.
+    A batch starts with the next unused row. The share `confusable` of it is then filled with neighbours (mined negatives) of
+    its rows; if several rows share a neighbour's content, any of them may be taken. The next unused rows fill the rest.
+
+    Every batch has the same share of every group, give or take one row. Otherwise a batch of near neighbours would consist of
+    few groups, and the model would learn to separate these and forget the others.
+
+    The plan is deterministic: it depends only on (negatives, rows, seed, epoch). The last batch may be smaller. If a single row
+    is left over, it joins the previous batch.
     """
 
     def __init__(
@@ -29,7 +32,12 @@ class ConfusableBatches:
         confusable: float = 0.5,
         groups: np.ndarray | None = None,
     ):
-        """rows(epoch): the epoch's row numbers in random order; groups int64 [N]: group labels of the rows, 0 for none."""
+        """Prepare the plan.
+
+        rows: function of the epoch that returns its row numbers in random order
+        confusable: share of a batch filled with neighbours, 0..1
+        groups: int64 [N], group labels of the rows, 0 for no group
+        """
         self.negatives, self.rows, self.batch_size = negatives, rows, batch_size
         self.seed, self.confusable = seed, confusable
         alone = -1 - np.arange(negatives.rows)
@@ -44,7 +52,7 @@ class ConfusableBatches:
         batches = []
         while remaining:
             size = min(self.batch_size, remaining)
-            size += remaining - size == 1
+            size += remaining - size == 1  # take a single left-over row into this batch
             while not left[order[head]]:
                 head += 1
             count = -(-remaining // self.batch_size)
@@ -56,7 +64,7 @@ class ConfusableBatches:
         return [batches[i] for i in self._shuffled(batches, rng)]
 
     def neighbours(self, row: int, left: np.ndarray, rng: np.random.Generator) -> list[int]:
-        """Rows still left whose content is confusable with `row`, one for each of its negatives."""
+        """Return unused rows whose content is a mined negative of `row`, at most one per negative."""
         out: list[int] = []
         for name in self.negatives.directions:
             for negative in self.negatives.of(name, row).tolist():
@@ -72,13 +80,17 @@ class ConfusableBatches:
         return out
 
     def _shuffled(self, batches: list[np.ndarray], rng: np.random.Generator) -> list[int]:
-        """A random order, with the batch of another size last, as in a plan without mining."""
+        """Return the batches' numbers in random order, with a batch of a different size last, as without mining."""
         order = rng.permutation(len(batches)).tolist()
         return sorted(order, key=lambda i: len(batches[i]) != self.batch_size)
 
 
 class _BatchBuilder:
-    """Takes the rows of one batch out of `left` int64 [N]. at_least, at_most int64 [groups]: rows of each group."""
+    """Builds one batch and removes its rows from `left`.
+
+    left: int64 [N], how many times each row is still to be used in the epoch
+    at_least, at_most: int64 [groups], how many rows of each group the batch has to and may take
+    """
 
     def __init__(
         self,
@@ -94,7 +106,7 @@ class _BatchBuilder:
         self.batch: list[int] = []
 
     def build(self, ahead: np.ndarray) -> np.ndarray:
-        """`size` rows; at least one of them is in `ahead`, the next rows of the epoch."""
+        """Return `size` rows. ahead: the next rows of the epoch; at least one of them is in the batch."""
         for row in ahead[self.at_least[self.group[ahead]] > 0].tolist():
             if self.left[row] and self.at_least[self.group[row]] > 0 and len(self.batch) < self.size:
                 self._take(row)
@@ -109,7 +121,7 @@ class _BatchBuilder:
                 continue
             while position < len(ahead) and not self._may_take(ahead[position]):
                 position += 1
-            if position == len(ahead):  # the share of every group ahead is used up: groups may give more
+            if position == len(ahead):  # every group ahead has used up its share: drop the limit
                 self.at_most, position = np.full_like(self.at_most, self.size), 0
                 ahead = ahead if self.left[ahead].any() else np.flatnonzero(self.left)
                 continue

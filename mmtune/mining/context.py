@@ -1,4 +1,4 @@
-"""What a miner source or a guard is given when it is made: the two sides of one direction, their positives, and the data."""
+"""The argument with which sources and guards are created: queries, candidates, positives and data of one direction."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
 RowsOf: TypeAlias = Callable[[list[str]], np.ndarray]
-"""Row ids -> int64 row numbers of the data, -1 where it has none."""
+"""Maps row ids to row numbers of the data, int64; -1 for ids that are not in the data."""
 
 
 @dataclass(frozen=True)
 class MiningContext:
-    """One direction. direction: "a->b"; options: those of this direction; data: None when only vectors were given; content_hashes:
-    modality -> hashes that near-duplicates are compared by."""
+    """Everything about one mined direction.
+
+    direction: "a->b", query and candidate modality
+    queries, candidates: the items of the two modalities
+    positives: the known positives
+    options: the options for this direction
+    data: the rows' contents and columns; None if only vectors were given
+    content_hashes: {modality: hashes that identify near-duplicates}
+    """
 
     direction: str
     queries: Items
@@ -34,17 +41,17 @@ class MiningContext:
     content_hashes: Mapping[str, ContentHashes] = field(default_factory=dict)
 
     def require_data(self, purpose: str) -> "Data | WeightedConcat":
-        """The data, for a part that reads more than vectors. DataError names `purpose` when only vectors were given."""
+        """Return the data. Raises DataError, which names `purpose`, if only vectors were given."""
         if self.data is None:
             raise DataError(f"{purpose} need the data; only vectors were given")
         return self.data
 
     def with_positives(self, positives: Positives) -> "MiningContext":
-        """The same direction with other known positives."""
+        """Return the same context with other known positives."""
         return replace(self, positives=positives)
 
 
 def row_finder(data: "Data | WeightedConcat") -> RowsOf:
-    """Row ids -> row numbers of `data`, -1 where it has none."""
+    """Return a function that maps row ids to row numbers of `data`, -1 for ids that are not in it."""
     number = {row_id: i for i, row_id in enumerate(data.ids)}
     return lambda ids: np.array([number.get(i, -1) for i in ids], np.int64)

@@ -1,10 +1,11 @@
-"""False-negative guards: why a candidate might be a positive that nobody labelled. Each marks candidates of a block.
+"""False-negative guards: each guard marks the candidates of a block that may be unlabelled positives, by one criterion.
 
-Margins keep a candidate only if score <= positive - margin, where the relative margin is a share of |positive|: so a larger
-margin is stricter for negative scores too (NV-Retriever's `score < 0.95 positive`, arXiv 2407.15831, reverses below zero).
+A margin guard keeps a candidate only if score <= positive score - margin. The relative margin is a share of |positive score|,
+so a larger margin is stricter for negative scores too. NV-Retriever (arXiv 2407.15831) uses `score < 0.95 * positive score`,
+which becomes more lenient instead for negative scores.
 
-A guard of one's own is a class that is called with the `MiningContext` and has `name` and `drops`. A recipe lists it in
-`mining.guards.extra`, as `package.module:Class` or by a name after `register_guard(name, target)`:
+To write a guard, define a class that is constructed with the `MiningContext` and has `name` and `drops`. List it in the
+recipe's `mining.guards.extra`, as `package.module:Class`, or by name after `register_guard(name, target)`:
 
     class SameShop:
         name = "same_shop"
@@ -30,41 +31,44 @@ from mmtune.relevance.ragged import Ragged
 from mmtune.runtime import plugins
 
 BUILT_IN = ("skip_top", "max_score", "absolute_margin", "relative_margin", "near_duplicate")
-"""Guards that options of `mining.guards` switch on, in the order in which a drop is attributed. Extra guards follow."""
+"""Guards switched on by options of `mining.guards`, in the order in which they are checked; extra guards come after them.
+
+If several guards would drop a candidate, the audit counts it for the first one.
+"""
 LAST = ("verifier", "unverified", "hub")
-"""Reasons that come after all guards: the verifier's, and the cap on candidates that are mined too often."""
+"""Reasons after all guards: dropped by the verifier, not checked by the verifier, mined too often (`hub_cap`)."""
 NO_SUSPICION = ("skip_top", "unverified", "hub")
-"""Reasons that do not say that a candidate is a false negative."""
+"""Reasons that do not suggest that the candidate is a false negative."""
 
 
 class Guard(Protocol):
-    """Marks candidates that may be unlabelled positives; made once per direction, and called from several threads."""
+    """Marks candidates that may be unlabelled positives. One instance per direction, called from several threads."""
 
     name: str
 
     def drops(self, block: CandidateBlock) -> np.ndarray:
-        """bool [B, W]: candidates that this guard alone would drop. The value at empty places does not matter."""
+        """bool [B, W]: candidates that this guard by itself would drop. Values at columns without a candidate are ignored."""
         ...
 
 
 TABLE: dict[str, str | Callable[[MiningContext], Guard]] = {}
-"""Names of registered extra guards -> the class, or where it is defined."""
+"""Registered extra guards: {name: class, or "package.module:Class"}."""
 
 
 def register_guard(name: str, target: str | Callable[[MiningContext], Guard]) -> None:
-    """Make a guard known by `name` in `mining.guards.extra`. target: the class, or "package.module:Class"."""
+    """Register a guard under `name`, for use in `mining.guards.extra`. target: the class, or "package.module:Class"."""
     plugins.register(TABLE, name, target, "guard")
 
 
 @dataclass
 class SkipTopGuard:
-    """Drops the first ranks of the nearest candidates."""
+    """Drops the nearest candidates up to a rank."""
 
     ranks: int
     name: str = "skip_top"
 
     def drops(self, block: CandidateBlock) -> np.ndarray:
-        """Candidates of source number 0, `nearest` where it is used, up to the rank."""
+        """True for candidates of source 0, which is `nearest`, with a rank of at most `ranks`."""
         return (block.rank <= self.ranks) & (block.source == 0)
 
 
@@ -76,32 +80,32 @@ class MaxScoreGuard:
     name: str = "max_score"
 
     def drops(self, block: CandidateBlock) -> np.ndarray:
-        """score > limit."""
+        """True if score > limit."""
         return block.scores.astype(np.float64) > self.limit
 
 
 @dataclass
 class AbsoluteMarginGuard:
-    """Drops candidates with a score above positive - margin."""
+    """Drops candidates with a score above positive score - margin."""
 
     margin: float
     name: str = "absolute_margin"
 
     def drops(self, block: CandidateBlock) -> np.ndarray:
-        """score > positive - margin; nothing where no positive is known."""
+        """True if score > positive score - margin; False if no positive is known."""
         with np.errstate(invalid="ignore"):
             return block.scores.astype(np.float64) > block.positive_score[:, None] - self.margin
 
 
 @dataclass
 class RelativeMarginGuard:
-    """Drops candidates with a score above positive - share x |positive|."""
+    """Drops candidates with a score above positive score - share * |positive score|."""
 
     share: float
     name: str = "relative_margin"
 
     def drops(self, block: CandidateBlock) -> np.ndarray:
-        """score > positive - share |positive|; nothing where no positive is known."""
+        """True if score > positive score - share * |positive score|; False if no positive is known."""
         positive = block.positive_score[:, None]
         with np.errstate(invalid="ignore"):
             return block.scores.astype(np.float64) > positive - self.share * np.abs(positive)
@@ -109,13 +113,13 @@ class RelativeMarginGuard:
 
 @dataclass
 class NearDuplicateGuard:
-    """Drops candidates whose content is nearly the query's, or nearly its positive's."""
+    """Drops candidates whose content is nearly identical to the content of the query or of its positive."""
 
     near: NearDuplicates
     name: str = "near_duplicate"
 
     def drops(self, block: CandidateBlock) -> np.ndarray:
-        """Near-duplicates of the query in either modality of the direction."""
+        """True for near-duplicates of the query's rows, in either modality of the direction."""
         return self.near.contains(block.queries, block.candidates)
 
 
@@ -123,8 +127,10 @@ class NearDuplicateGuard:
 class GuardChain:
     """The guards of one direction.
 
-    labelled_queries bool [Q], labelled_candidates bool [C]: every row of the item has a group; trust_groups: two items with
-    different groups are known negatives; judged_negative: query -> candidates that people called negative.
+    labelled_queries: bool [Q], True if every row of the item has a group
+    labelled_candidates: bool [C], the same for candidates
+    trust_groups: two items with different groups are known negatives
+    judged_negative: the candidates of each query that people judged negative
     """
 
     guards: tuple[Guard, ...]
@@ -135,27 +141,30 @@ class GuardChain:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Names in the order in which a drop is attributed; the number of a reason is its position + 1, and 0 is "kept"."""
+        """The reasons to drop a candidate, in the order in which they are checked.
+
+        A reason's number is its position + 1; number 0 means "kept".
+        """
         extra = [g.name for g in self.guards if g.name not in BUILT_IN]
         return (*BUILT_IN, *extra, *LAST)
 
     def number(self, reason: str) -> int:
-        """The number of a reason."""
+        """Return the number of a reason."""
         return self.reasons.index(reason) + 1
 
     def with_relative_margin(self, share: float | None) -> "GuardChain":
-        """The same guards with this relative margin, or without one."""
+        """Return the same guards with this relative margin; None removes the relative margin."""
         others = [g for g in self.guards if g.name != "relative_margin"]
         if share is not None:
             others.append(RelativeMarginGuard(share))
         return replace(self, guards=tuple(sorted(others, key=lambda g: self.reasons.index(g.name))))
 
     def masks(self, block: CandidateBlock) -> dict[str, np.ndarray]:
-        """What each guard would drop by itself: name -> bool [B, W]."""
+        """Return what each guard by itself would drop: {name: bool [B, W]}."""
         return {g.name: g.drops(block) & block.filled for g in self.guards}
 
     def known_negatives(self, block: CandidateBlock) -> np.ndarray:
-        """bool [B, W]: pairs known to be negative, which no guard may drop: two different groups, or a human verdict."""
+        """bool [B, W]: known negatives, which no guard may drop: pairs with different groups or a negative human verdict."""
         out = np.zeros(block.candidates.shape, bool)
         if self.trust_groups:
             out |= self.labelled_queries[block.queries][:, None] & self.labelled_candidates[block.candidates]
@@ -164,7 +173,7 @@ class GuardChain:
         return out & block.filled
 
     def first_reason(self, masks: dict[str, np.ndarray], known_negative: np.ndarray) -> np.ndarray:
-        """int8 [B, W]: the number of the first guard that drops a candidate, 0 where none does."""
+        """int8 [B, W]: the number of the first guard that drops the candidate; 0 if none does."""
         out = np.zeros(known_negative.shape, np.int8)
         for number, name in enumerate(self.reasons, 1):
             if name in masks:
@@ -173,9 +182,9 @@ class GuardChain:
 
 
 def make_guards(context: MiningContext, judged_negative: Ragged | None = None) -> GuardChain:
-    """The guards that the options of a direction switch on, without the relative margin, which may need calibration first.
+    """Create the guards that the options switch on, except the relative margin, which may have to be calibrated first.
 
-    RecipeError for an unknown extra guard, or one whose name is taken.
+    Raises RecipeError for an unknown extra guard, or if two guards have the same name.
     """
     options = context.options.guards
     guards: list[Guard] = []

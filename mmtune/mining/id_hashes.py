@@ -1,4 +1,4 @@
-"""Pseudo-random draws from hashes of ids, so that they do not depend on the order of rows, blocks or directions."""
+"""Hashes of ids, used for pseudo-random draws that do not depend on the order of rows, blocks or directions."""
 
 import hashlib
 
@@ -6,6 +6,6 @@ import numpy as np
 
 
 def id_hashes(ids: list[str]) -> np.ndarray:
-    """uint64 [N], the same for the same id everywhere (BLAKE2b)."""
+    """Hash ids to uint64 [N] (BLAKE2b). The same id always has the same hash."""
     digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
     return np.frombuffer(digests, np.uint64)

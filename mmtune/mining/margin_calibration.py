@@ -1,7 +1,7 @@
-"""How good the guards are, measured on rows whose group is known: hide the groups, and see what each guard does without them.
+"""Measure the guards on rows whose group is known: hide the groups, and count what each guard would drop without them.
 
-A candidate of the query's group is then a false negative that a guard should drop, and dropping one of another group is a
-loss. The same measurement calibrates the relative margin of a direction.
+With the groups hidden, a candidate of the query's own group is a false negative, which a guard should drop. Dropping a
+candidate of another group loses a true negative. The same measurement calibrates the relative margin of a direction.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,22 @@ from mmtune.relevance.positives import Positives
 from mmtune.search.parallel import ordered_map
 
 MAX_QUERIES = 2000
-"""Queries of the sample."""
+"""Maximum number of labelled queries in the sample."""
 MIN_POSITIVES = 50
-"""Hidden positives below which a margin is not calibrated."""
+"""Minimum number of hidden positives needed to calibrate a margin."""
 FALLBACK_MARGIN = 0.05
-"""NV-Retriever's 95 % (arXiv 2407.15831)."""
+"""Relative margin without calibration: NV-Retriever (arXiv 2407.15831) drops scores above 95 % of the positive's."""
 MARGINS = np.round(np.arange(0, 0.605, 0.01), 2)
-"""Relative margins that calibration chooses from."""
+"""Relative margins among which calibration chooses."""
 
 
 @dataclass
 class LabelledSample:
-    """Blocks of a sample of labelled queries. For each block: positive bool [B, W], same group as the query; known bool [B, W],
-    the candidate has a group."""
+    """The search results for a sample of labelled queries. The three lists have one entry per block.
+
+    positive: bool [B, W], the candidate has the query's group
+    known: bool [B, W], the candidate has a group
+    """
 
     blocks: list[CandidateBlock] = field(default_factory=list)
     positive: list[np.ndarray] = field(default_factory=list)
@@ -43,8 +46,13 @@ def search_labelled(
     positive_score: np.ndarray,
     is_known: Callable[[CandidateBlock], np.ndarray] | None = None,
 ) -> LabelledSample:
-    """Search a sample of the labelled queries. search: knows fewer positives than `truth`, which knows the groups; is_known:
-    further condition on candidates, bool [B, W]."""
+    """Search candidates for a sample of the labelled queries.
+
+    search: a search for which the groups are hidden, so that it does not leave out the group's positives
+    truth: the positives according to the groups
+    positive_score: float64 [Q], the score with which margins compare
+    is_known: additional condition on candidates, function of the block that returns bool [B, W]
+    """
     queries, candidates = truth.queries.labelled, truth.candidates.labelled
     q = np.flatnonzero(queries)
     if len(q) > MAX_QUERIES:
@@ -66,7 +74,13 @@ def search_labelled(
 
 @dataclass
 class CalibratedMargin:
-    """A relative margin and where it comes from; caught: share of hidden positives that it drops, lost: of negatives."""
+    """A relative margin.
+
+    value: the margin; None: no relative margin
+    how: where it comes from, e.g. "calibrated on labelled rows"
+    caught: share of hidden positives that it drops
+    lost: share of true negatives that it drops
+    """
 
     value: float | None
     how: str
@@ -74,19 +88,20 @@ class CalibratedMargin:
     lost: float | None = None
 
     def to_dict(self) -> JsonObject:
-        """As JSON, for the audit."""
+        """Return the margin as JSON, for the audit."""
         return asdict(self)
 
     @staticmethod
     def fallback(why: str) -> "CalibratedMargin":
-        """The published margin, where there is nothing to calibrate on."""
+        """Return the published margin, used if calibration is impossible for the reason `why`."""
         return CalibratedMargin(FALLBACK_MARGIN, f"{FALLBACK_MARGIN:g}: {why}")
 
 
 def calibrate_margin(sample: LabelledSample) -> CalibratedMargin:
-    """The margin that best separates hidden positives from true negatives among the candidates.
+    """Return the margin that best separates hidden positives from true negatives.
 
-    It has the largest (share of positives dropped) - (share of negatives dropped), Youden's J; of equals the smallest.
+    It maximises Youden's J = (share of positives dropped) - (share of negatives dropped). Of equal margins the smallest is
+    chosen.
     """
     keep = [k & ~np.isnan(b.positive_score)[:, None] for b, k in zip(sample.blocks, sample.known, strict=True)]
     if sum(int((k & p).sum()) for k, p in zip(keep, sample.positive, strict=True)) < MIN_POSITIVES:
@@ -97,7 +112,7 @@ def calibrate_margin(sample: LabelledSample) -> CalibratedMargin:
         of_positive = np.broadcast_to(block.positive_score[:, None], k.shape)[k]
         gap.append(of_positive - block.scores.astype(np.float64)[k])
         size.append(np.abs(of_positive))
-    # dropped when score > positive - p |positive|, that is gap < p |positive|
+    # a candidate is dropped if score > positive - p |positive|, i.e. if gap < p |positive|
     needed = np.concatenate(gap) / np.maximum(np.concatenate(size), 1e-9)
     caught = np.array([(needed[positive] < p).mean() for p in MARGINS])
     lost = np.array([(needed[~positive] < p).mean() if (~positive).any() else 0.0 for p in MARGINS])
@@ -108,8 +123,13 @@ def calibrate_margin(sample: LabelledSample) -> CalibratedMargin:
 
 
 def guard_quality(sample: LabelledSample, guards: GuardChain) -> JsonObject:
-    """Of each guard by itself, with no pair trusted: dropped, right (same group), precision, recall, and the share of true
-    negatives lost; "any" is all guards together. Only candidates whose group is known count."""
+    """Measure each guard by itself, and all together ("any"), on candidates whose group is known.
+
+    Pairs that labels say are negative are not exempt here.
+
+    Returns the sample's counts and for each guard: dropped, right (dropped candidates of the query's group), precision, recall,
+    and negatives_lost (share of true negatives dropped).
+    """
     candidates = positives = 0
     count: dict[str, list[int]] = {}
     for block, positive, known in zip(sample.blocks, sample.positive, sample.known, strict=True):

@@ -1,4 +1,7 @@
-"""Source `siblings`: rows that agree with the query in some metadata columns and differ in another (same kind, other product)."""
+"""Source `siblings`: rows with the same values as the query in some metadata columns and another value in one further column.
+
+Example: the same product category, but another product.
+"""
 
 import numpy as np
 
@@ -12,11 +15,11 @@ from mmtune.search.exact_scores import pair_keys
 from mmtune.search.tie_order import top_k_of_pairs
 
 MAX_SIBLINGS = 4096
-"""Siblings of one kind that are considered; of more, a fixed random choice."""
+"""Maximum number of siblings considered per query; of more, a fixed random sample is taken."""
 
 
 class SiblingCandidates:
-    """The siblings of each query with the highest scores, known positives left out."""
+    """Proposes the siblings of each query with the highest scores, without known positives."""
 
     def __init__(self, context: MiningContext):
         self.context, self.window = context, context.options.window
@@ -46,7 +49,7 @@ class SiblingCandidates:
         self._other_c = np.array([self._codes[v] for v in other_c], np.int64)
 
     def siblings(self, query: int) -> np.ndarray:
-        """Candidate items [n] ascending."""
+        """Return the candidate items [n] that are siblings of a query item, ascending."""
         kind = self.kind_q[query]
         members = self.members.get(kind, np.zeros(0, np.int64)) if kind is not None else np.zeros(0, np.int64)
         if len(self._other_c) and len(members):
@@ -54,13 +57,13 @@ class SiblingCandidates:
         return members
 
     def propose(self, queries: np.ndarray) -> ScoredCandidates:
-        """Candidates [B, window] of query items [B]."""
+        """Return candidates [B, window] of query items [B]."""
         q_BD, vectors = self.context.queries.vectors[queries], self.context.candidates.vectors
         owners, lists = [], []
         for i, query in enumerate(queries.tolist()):
             members = self.siblings(query)
             members = members[~self.context.positives.contains(np.array([query]), members[None, :])[0]]
-            if len(members) > 4 * self.window:  # float32 rules most of them out
+            if len(members) > 4 * self.window:  # plain float32 scores are enough to rule most of them out
                 near = q_BD[i] @ vectors[members].T
                 members = members[near >= np.partition(near, -self.window)[-self.window] - 1e-4]
             owners.append(np.full(len(members), i))

@@ -1,4 +1,4 @@
-"""Mine one direction: candidates -> guards -> selection -> rows of the table and counts of the audit."""
+"""Mine one direction: search candidates, apply the guards, select negatives, write table rows and count for the audit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,13 @@ from mmtune.search.parallel import ordered_map
 
 @dataclass
 class _GuardedBlock:
-    """Candidates of a block of queries with what each guard says: masks by guard, known_negative, reason and preference [B, W]."""
+    """The candidates of a block of queries, with the results of the guards.
+
+    masks: {guard name: bool [B, W]}, what each guard by itself would drop
+    known_negative: bool [B, W], pairs that labels or people say are negative
+    reason: int8 [B, W], the reason that drops the candidate; 0: kept
+    preferred: float64 [B, W], the smallest values are mined first
+    """
 
     block: CandidateBlock
     masks: dict[str, np.ndarray]
@@ -37,7 +43,7 @@ class _GuardedBlock:
 
 
 class DirectionMiner:
-    """One direction. judged_negative: query item -> candidate items that people called negative."""
+    """Mines one direction. judged_negative: the candidate items of each query item that people judged negative."""
 
     def __init__(self, context: MiningContext, judged_negative: Ragged, verifier: Scorer | ScorerOf | None = None):
         self.context, self.options, self.name = context, context.options, context.direction
@@ -50,8 +56,12 @@ class DirectionMiner:
         self.verifier = Verifier(verifier, context) if verifier is not None else None
 
     def run(self, table: TableWriter, truth: Sequence[str | None] | None, quiet: bool, warnings: list[str]) -> JsonObject:
-        """Mine the direction into `table`; returns its part of the audit. truth: the group of every row of the data, to measure
-        guards by; warnings: gets a line for each thing that a user should know."""
+        """Mine the direction, write the negatives into `table`, and return the direction's part of the audit.
+
+        truth: the true group of every row of the data, to measure the guards with; None: not measured
+        quiet: show no progress bar
+        warnings: messages for the user are appended to this list
+        """
         scores = positive_scores(self.context.positives, self.options.positive)
         warnings += self._warnings(scores)
         margin, measured = self._calibrate(scores)
@@ -99,7 +109,7 @@ class DirectionMiner:
                 progress.advance(len(block.queries))
 
     def _verify(self, guards: GuardChain, guarded: _GuardedBlock) -> None:
-        """Let the verifier, where there is one, drop some of the candidates that the guards kept."""
+        """Let the verifier, if there is one, drop some of the candidates that the guards kept. Changes `guarded` in place."""
         if self.verifier is None:
             return
         free = guarded.block.filled & (guarded.reason == 0)
@@ -124,7 +134,7 @@ class DirectionMiner:
         return lines
 
     def _calibrate(self, scores: PositiveScores) -> tuple[CalibratedMargin, JsonObject | None]:
-        """(the relative margin, every guard's quality on labelled rows with the labels hidden)."""
+        """Return (the relative margin, the guards' quality on labelled rows with the labels hidden, or None without labels)."""
         option = self.options.guards.relative_margin
         margin = CalibratedMargin.fallback("no labelled rows to calibrate on")
         if option != "calibrated":
@@ -143,7 +153,7 @@ class DirectionMiner:
         return margin, guard_quality(sample, self.guards.with_relative_margin(margin.value))
 
     def _measure_by_truth(self, guards: GuardChain, scores: PositiveScores, truth: Sequence[str | None]) -> JsonObject | None:
-        """Every guard's quality by the given groups, where the labels do not decide already."""
+        """Measure the guards' quality against the groups `truth`, on pairs that the labels do not mark as negative already."""
         if self.context.data is None:
             return None
         rows_of = row_finder(self.context.data)
@@ -155,14 +165,14 @@ class DirectionMiner:
 
 
 def _regrouped(items: Items, truth: Sequence[str | None], rows_of: RowsOf) -> Items:
-    """The items with the groups `truth` of the data's rows."""
+    """Return the items with groups replaced by `truth`, the groups of the data's rows."""
     names = [truth[i] if i >= 0 else None for i in rows_of(items.row_ids)]
     codes = {n: i for i, n in enumerate(sorted({n for n in truth if n is not None}, key=str), 1)}
     return items.regrouped(np.array([codes[n] if n is not None else 0 for n in names], np.int64))
 
 
 class _TableRows:
-    """Blocks -> columns of the negatives table."""
+    """Converts blocks of candidates to columns of the negatives table."""
 
     def __init__(self, name: str, queries: Items, candidates: Items, sources: Sequence[str], reasons: Sequence[str]):
         self.name, self.sources = name, len(sources)
@@ -172,7 +182,10 @@ class _TableRows:
     def columns(
         self, block: CandidateBlock, reason: np.ndarray, is_mined: np.ndarray, quota: np.ndarray, everything: bool
     ) -> dict[str, pa.Array]:
-        """Mined pairs; with `everything` also dropped ones that score at least as high as the last one mined."""
+        """Return the mined pairs as columns.
+
+        everything: include dropped pairs that score at least as high as the query's lowest mined pair
+        """
         keep = is_mined
         if everything:
             lowest = np.where(is_mined, block.scores, np.inf).min(1, initial=np.inf)

@@ -1,4 +1,4 @@
-"""`mmtune.mine`: MODEL and DATA in, a negatives table with its audit out."""
+"""`mmtune.mine`: embed a dataset with a model, mine hard negatives, and write a negatives table with its audit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,12 +31,16 @@ def mine(
     cache: str | Path | None = None,
     quiet: bool = False,
 ) -> MiningResult:
-    """Embed DATA with MODEL and mine every direction into the Parquet file `out`; its audit lies beside it.
+    """Embed DATA with MODEL and mine every direction into the Parquet file `out`. The audit is written next to it.
 
-    verifier: an object with score(pairs), the name of a scorer, "package.module:Class", or a MODEL. truth: a column of the data
-    with the right group of every row, to measure guards by where groups are incomplete. cache: a directory for hashes of the
-    content, which do not depend on the model. Raises MmtuneError. Started by torchrun, the processes embed a share each, and
-    rank 0 searches and writes.
+    options: mining options, see `mmtune.recipe.mining_block`
+    verifier: an object with score(pairs), the name of a scorer, "package.module:Class", or a MODEL
+    truth: a metadata column with the true group of every row, to measure the guards with if the data's groups are incomplete
+    batch_size: rows embedded at a time
+    cache: a directory in which to keep content hashes, which do not depend on the model
+    quiet: show no progress
+
+    If started by torchrun, each process embeds its share of the rows, and rank 0 searches and writes. Raises MmtuneError.
     """
     from mmtune.data.shards.dataset import open_data
     from mmtune.model.artifact import load
@@ -48,7 +52,7 @@ def mine(
     opened = open_data(data) if isinstance(data, str) else data
     directions = options.directions
     modalities = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
-    with init_processes() as processes:  # before the model is loaded: from here on each process has its own accelerator
+    with init_processes() as processes:  # before the model is loaded, so that each process loads it on its own accelerator
         loaded = load(model) if isinstance(model, str | Path) else model
         embedded = embed_data(
             loaded, opened, modalities, batch_size, quiet or not processes.is_main_process, processes=processes
@@ -71,5 +75,5 @@ def mine(
 
 
 def parse_options(values: Mapping[str, object]) -> MiningOptions:
-    """Checked options from plain data. RecipeError: one line with the key and what is wrong."""
+    """Validate options given as plain values. Raises RecipeError with the wrong key and the reason, in one line."""
     return check(MiningOptions, values, "mining")

@@ -1,4 +1,4 @@
-"""Vectors -> a negatives table and its audit: every direction, block by block, streamed to disk."""
+"""Mine hard negatives from vectors: for every direction, block by block, write a negatives table and its audit to disk."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 
 def mined_directions(names: Sequence[str], only: Sequence[str] | None, pairs: Sequence[Pair] | None = None) -> list[Pair]:
-    """The directed pairs to mine: those of `only` ("a->b"), else both ways of every pair. RecipeError names a wrong one."""
+    """Return the directions to mine: those in `only` ("a->b"), or else both directions of every pair.
+
+    names: the modalities that have vectors
+    pairs: the trained pairs; default: every pair of `names`
+
+    Raises RecipeError if `only` has an unknown direction.
+    """
     if only is None:
         chosen: list[Pair] = list(pairs) if pairs else list(itertools.combinations(names, 2))
         return [d for a, b in chosen for d in dict.fromkeys(((a, b), (b, a)))] or [(n, n) for n in names]
@@ -40,11 +46,14 @@ def mined_directions(names: Sequence[str], only: Sequence[str] | None, pairs: Se
 
 
 def table_settings(options: MiningOptions, directions: Iterable[str]) -> JsonObject:
-    """What decides a table beside vectors and labels; memory, devices and use in training do not change a byte of it."""
+    """Return everything but vectors and labels that determines the table's contents.
+
+    Options for memory, devices and the use of the table in training are left out: they do not change the table.
+    """
     document = options.model_dump(mode="json", exclude={"rounds", "use", "table", "allow_stale"})
     for name in ("memory_mb", "device"):
         document["search"].pop(name)
-    if not document["guards"]["extra"]:  # tables from before there were extra guards stay valid
+    if not document["guards"]["extra"]:  # leave the key out, so that tables made before `extra` existed still match
         document["guards"].pop("extra")
     if options.judgments:
         document["judgments"] = sha256_file(options.judgments)
@@ -63,13 +72,18 @@ def mine_vectors(
     cache: str | Path | None = None,
     quiet: bool = True,
 ) -> MiningResult:
-    """Mine negatives into the Parquet file `out`, its audit beside it (`<out>.audit.json`, `<out>.audit.html`).
+    """Mine negatives into the Parquet file `out`. The audit is written next to it (`<out>.audit.json`, `<out>.audit.html`).
 
-    embedded: one Embeddings per modality, of one model (DataError when fingerprints differ). pairs: the trained pairs, mined
-    both ways unless options.directions names others. data: for near-duplicates, sources other than vectors, the verifier and
-    the page; without it those guards are off, and the audit says so. verifier: a Scorer, or a call (a, b) -> Scorer. truth: the
-    group of every row of `data` to measure guards by, where the labels are incomplete. cache: a directory for what does not
-    depend on the weights. The table's bytes depend on vectors, labels and options, not on row order, blocks, memory or threads.
+    embedded: one Embeddings per modality, all from one model
+    pairs: the trained pairs; both directions of each are mined, unless options.directions lists directions
+    data: the rows' contents and columns. Needed for near-duplicates, sources other than `nearest`, the verifier and the
+        examples on the audit page. Without it near-duplicates are not looked for, and the audit says so.
+    verifier: a Scorer, or a function (query modality, candidate modality) -> Scorer
+    truth: the true group of every row of `data`, to measure the guards with if the labels are incomplete
+    cache: a directory for content hashes, which do not depend on the weights
+
+    Deterministic: the bytes of the table depend on vectors, labels and options only, not on row order, block size, memory or
+    threads. Raises DataError if the fingerprints in `embedded` differ.
     """
     options = options or MiningOptions()
     out = Path(out)
@@ -118,7 +132,7 @@ def _context(
     verdicts: Sequence[Verdict],
     warnings: list[str],
 ) -> tuple[MiningContext, Ragged]:
-    """(the context of one direction, its judged negatives)."""
+    """Return (the context of one direction, its negatives by human judgment)."""
     name = direction(queries.name, candidates.name)
     judged = judged_pairs(verdicts, name, queries, candidates)
     if judged.unused:
@@ -137,7 +151,7 @@ def _content_hashes(
     quiet: bool,
     warnings: list[str],
 ) -> dict[str, ContentHashes]:
-    """The hashes of every modality that has some, where any direction looks for near-duplicates."""
+    """Hash the contents of every modality that supports it, if any direction looks for near-duplicates; else return {}."""
     needed = options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
     if not needed:
         return {}
@@ -149,7 +163,7 @@ def _content_hashes(
 
 
 def _why_none(part: JsonObject) -> str:
-    """Why nothing was mined in a direction."""
+    """Explain why nothing was mined in a direction."""
     if not part["looked_at"]:
         return f"every one of {part['candidates']} candidates is a known positive of every query (one group?)"
     dropped = {n: c for n, c in part["dropped"].items() if c}

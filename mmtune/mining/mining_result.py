@@ -1,4 +1,4 @@
-"""What one mining run leaves: the table, its audit, and the audit as a page."""
+"""`MiningResult`: the files that one mining run writes, and its audit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class MiningResult:
-    """Files of a run and the number of negatives in `table`; document: the audit (see `mmtune.mining.audit`)."""
+    """The result of a mining run.
+
+    table: the negatives table (Parquet)
+    audit: the audit (JSON)
+    page: the audit as an HTML page
+    mined: number of negatives in the table
+    document: the contents of `audit` (see `mmtune.mining.audit`)
+    """
 
     table: Path
     audit: Path
@@ -22,17 +29,17 @@ class MiningResult:
 
     @staticmethod
     def beside(table: Path, mined: int, document: JsonObject) -> "MiningResult":
-        """The result whose audit lies beside `table` (`<table>.audit.json`, `<table>.audit.html`)."""
+        """Create the result for `table`, with the audit next to it (`<table>.audit.json`, `<table>.audit.html`)."""
         audit, page = (table.with_name(table.name + end) for end in (".audit.json", ".audit.html"))
         return MiningResult(table, audit, page, mined, document)
 
     def to_dict(self) -> JsonObject:
-        """The audit and the paths, as JSON."""
+        """Return the audit and the file paths as JSON."""
         paths = {"table": str(self.table), "audit": str(self.audit), "page": str(self.page)}
         return {**self.document, **paths, "mined": self.mined}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """The negatives table: mined and dropped pairs with score, verdict and reason."""
+        """Read the negatives table: mined and dropped pairs with score, verdict and reason."""
         import pandas
 
         return pandas.read_parquet(self.table)

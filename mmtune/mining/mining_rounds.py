@@ -1,7 +1,7 @@
-"""Mining in rounds while training: embed with the current weights, search, guard, train on the negatives, and again.
+"""Mine in rounds while training: embed with the current weights, search, guard, train on the negatives, and repeat.
 
 `MiningRounds` gives the training loop its batches and the mined rows that join them. All of its state is in the run's
-directory: round k's table is RUN/mining/round-k.parquet, so a killed run finds it there.
+directory: the table of round k is RUN/mining/round-k.parquet. A resumed run therefore continues with the same negatives.
 """
 
 import sys
@@ -31,29 +31,30 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 BatchPlan: TypeAlias = Callable[[int], Sequence[np.ndarray]]
-"""Epoch -> the row numbers of each of its batches."""
+"""Function of the epoch that returns the row numbers of each batch."""
 Validate: TypeAlias = "Callable[[Model], dict[str, float]]"
-"""Model -> metrics, of which "metric" is the chosen one."""
+"""Function of the model that returns metrics; "metric" is the one that selects checkpoints."""
 
 CHEAP_NEGATIVES_PER_QUERY = 4
-"""Default where candidates are text."""
+"""Default number of mined negatives per query in directions whose candidates are text."""
 
 
 def round_epochs(epochs: float, rounds: int) -> list[int]:
-    """The epochs that begin with mining, evenly spread.
+    """Return the epochs at whose start negatives are mined, evenly spread over training.
 
-    The first epochs run on random batches: the neighbours of an untrained model are noise (ANCE, arXiv 2007.00808, warms up
-    for the same reason).
+    The first epochs train on random batches, because the nearest neighbours of an untrained model are noise. ANCE
+    (arXiv 2007.00808) warms up for the same reason.
     """
     whole = max(int(np.ceil(epochs)), 1)
     return sorted({whole * (i + 1) // (rounds + 1) for i in range(rounds)})
 
 
 def negatives_per_query(options: MiningOptions, directions: Sequence[str]) -> dict[str, int]:
-    """Mined negatives of each query that join its batch, by direction.
+    """Return how many mined negatives of each query join its batch, by direction.
 
-    Unless the options name a number: 4 where candidates are text, which is cheap to encode, and none elsewhere; 1 everywhere
-    when no direction has text as candidates. (Candidates that are read from files double the cost of a step.)
+    The options decide if they give a number. Otherwise it is 4 in directions whose candidates are text, which is cheap to
+    encode, and 0 in the others. If no direction has text as candidates, it is 1 everywhere: decoding and encoding further
+    images or sounds roughly doubles the cost of a step.
     """
     cheap = {name: modalities.get(name.partition("->")[2]).language for name in directions}
     default = {name: (CHEAP_NEGATIVES_PER_QUERY if cheap[name] else 0) if any(cheap.values()) else 1 for name in directions}
@@ -63,8 +64,12 @@ def negatives_per_query(options: MiningOptions, directions: Sequence[str]) -> di
 
 @dataclass
 class Round:
-    """The negatives that batches use from the round's first epoch on; result: None where they come from a table of the user's
-    own."""
+    """The negatives used from the first epoch of a round on.
+
+    negatives: None if the round has none
+    per_query: number of negatives per query, by direction
+    result: the mining run that made them; None before the first round, or if the user supplied the table
+    """
 
     negatives: BatchNegatives | None
     per_query: dict[str, int]
@@ -72,10 +77,14 @@ class Round:
 
 
 class MiningRounds:
-    """For the training loop: `plan(epoch)` -> batches, `extra(rows)` -> mined rows that join a batch, `watch(validate)`.
+    """Supplies the training loop with batches and mined negatives.
 
-    Before the first round, batches are those of `plain` and no rows join them. Every epoch has the same number of batches. With
-    a table of the user's own (`options.table`) its negatives are used from the first epoch on, and nothing is mined.
+    plan(epoch): returns the batches; mines first if a round starts with this epoch
+    extra(rows): returns the mined rows that join a batch
+    watch(validate): wraps the validation function, to report a metric that falls after mining
+
+    Before the first round, `plan` returns the batches of `plain`, and no rows join them. All epochs have the same number of
+    batches. If the user supplies a table (`options.table`), its negatives are used from epoch 0 on and nothing is mined.
     """
 
     def __init__(
@@ -95,8 +104,13 @@ class MiningRounds:
         quiet: bool = False,
         base_fingerprint: str = "",
     ):
-        """plain: the batches without mining; directory: where the rounds' tables are; base_fingerprint: of the model that training
-        starts from, with which a table of the user's own must have been mined."""
+        """Prepare the rounds.
+
+        plain: the batch plan without mining
+        directory: where the rounds' tables are written
+        pairs: the trained pairs
+        base_fingerprint: fingerprint of the model that training starts from; a table supplied by the user must be mined with it
+        """
         self.model, self.data, self.plain, self.options, self.pairs = model, data, plain, options, list(pairs)
         self.directory, self.batch_size, self.seed = Path(directory), batch_size, seed
         self.verifier, self.processes, self.quiet, self.base_fingerprint = verifier, processes, quiet, base_fingerprint
@@ -106,7 +120,10 @@ class MiningRounds:
         self._previous_metric: float | None = None
 
     def plan(self, epoch: int) -> Sequence[np.ndarray]:
-        """The batches of an epoch; mines first when a round begins with it. DataError when nothing can be searched."""
+        """Return the batches of an epoch; mines first if a round starts with it.
+
+        Raises DataError if nothing can be searched.
+        """
         self.epoch = epoch
         number = sum(start <= epoch for start in self.starts) - 1
         if number != self.number:
@@ -119,13 +136,13 @@ class MiningRounds:
         return ConfusableBatches(negatives, lambda _: rows, self.batch_size, self.seed, share, groups)(epoch)
 
     def extra(self, rows: np.ndarray) -> dict[str, np.ndarray] | None:
-        """Mined rows for a batch of the current epoch, as `BatchNegatives.draw` gives them; None when there are none."""
+        """Return the mined rows for a batch of the current epoch (see `BatchNegatives.draw`), or None if there are none."""
         if self.round.negatives is None:
             return None
         return self.round.negatives.draw(rows, self.round.per_query, self.seed, self.epoch) or None
 
     def watch(self, validate: Validate) -> Validate:
-        """`validate`, which also prints a line when the metric fell in an epoch on mined negatives."""
+        """Wrap `validate`: print a line if the metric fell in an epoch with mined negatives."""
 
         def watched(model: "Model") -> dict[str, float]:
             metrics = validate(model)
@@ -162,7 +179,7 @@ class MiningRounds:
         return [m for m in self.data.modalities if m in used]
 
     def _read_finished(self, path: Path) -> MiningResult | None:
-        """The round's result when it was finished before, by this run and with these options."""
+        """Return the round's result if this run has finished it before with the same options, else None."""
         result = MiningResult.beside(path, 0, {})
         if not (path.exists() and result.audit.exists() and result.page.exists()):
             return None
@@ -174,7 +191,7 @@ class MiningRounds:
         return MiningResult.beside(path, sum(d["mined"] for d in document["directions"].values()), document)
 
     def _mine(self, path: Path) -> MiningResult | None:
-        """Several processes embed a share each; rank 0 searches, the others read its table."""
+        """Mine one round. Each process embeds its share of the rows; rank 0 mines, and the others read its table."""
         embedded = embed_data(self.model, self.data, self._modalities(), processes=self.processes)
         result = None
         if self.processes.is_main_process:
@@ -197,7 +214,7 @@ class MiningRounds:
 
 
 def metric_drop(name: str, before: float, after: float, mined: MiningResult, tolerance: float = 0.0) -> str | None:
-    """A line for the user when a metric fell after mining; None when it did not."""
+    """Return a message for the user if a metric fell after mining, else None. tolerance: a fall up to this size is ignored."""
     if after >= before - tolerance:
         return None
     directions = mined.document["directions"].values()

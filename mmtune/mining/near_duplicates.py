@@ -1,7 +1,7 @@
-"""Near-duplicate content: 64-bit hashes of rows (`Modality.near_duplicate_key`), compared by Hamming distance.
+"""Find near-duplicate contents: compare 64-bit hashes of the rows (`Modality.near_duplicate_key`) by Hamming distance.
 
-A candidate is a near-duplicate of the query when, in either modality of the direction, its rows carry nearly the same content
-as the query's rows: another scan of the query itself, or a copy of its positive that was filed under another row.
+A candidate is a near-duplicate of a query if its rows have nearly the same content as the query's rows, in either modality of
+the direction. Examples: another scan of the query image, or a copy of the query's positive that belongs to another row.
 """
 
 import hashlib
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
 
 MAX_ROWS = 8
-"""Rows of an item that are compared, spread over it."""
+"""Maximum number of contents per item that are compared, spread evenly over its distinct hashes."""
 
 
 @dataclass
 class ContentHashes:
-    """Hashes of the rows of a data set in one modality: hashes uint64 [N]; known bool [N], False where a row has none; contents
-    are near-duplicates when their hashes differ in at most `distance` bits."""
+    """Hashes of the rows of a dataset in one modality.
+
+    hashes: uint64 [N]
+    known: bool [N], False for rows without a hash
+    distance: contents are near-duplicates if their hashes differ in at most this many bits
+    """
 
     hashes: np.ndarray
     known: np.ndarray
@@ -39,9 +43,9 @@ class ContentHashes:
 def hash_contents(
     data: "Data | WeightedConcat", modality: str, cache: Path | None = None, quiet: bool = True
 ) -> ContentHashes | None:
-    """Hashes of every row, each content decoded once; None when the modality has none.
+    """Hash the content of every row, decoding each distinct content once. Returns None if the modality has no such hashes.
 
-    They do not depend on any weights: the directory `cache` keeps them for the next round.
+    cache: a directory in which to keep the hashes, e.g. for the next mining round; they do not depend on the model's weights
     """
     kind = modalities.get(modality)
     distance = kind.near_duplicate_distance
@@ -74,14 +78,17 @@ def hash_contents(
 
 @dataclass
 class _ItemHashes:
-    """hashes uint64 [M, R] and known bool [M, R] of items, R at most MAX_ROWS."""
+    """Hashes of M items: hashes uint64 [M, R] and known bool [M, R], with R at most MAX_ROWS."""
 
     hashes: np.ndarray
     known: np.ndarray
 
 
 class NearDuplicates:
-    """Near-duplicates between the items of one direction, by every modality of `hashes`."""
+    """Near-duplicates between the items of one direction, in every modality that `hashes` has.
+
+    rows_of: maps row ids to row numbers of the data
+    """
 
     def __init__(
         self,
@@ -98,7 +105,7 @@ class NearDuplicates:
                 self.sides.append((of_queries, of_candidates, hashes[m].distance))
 
     def contains(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """bool [B, W]: candidate items [B, W] that are near-duplicates of query items [B]."""
+        """bool [B, W]: whether candidate items [B, W] are near-duplicates of query items [B]."""
         out = np.zeros(candidates.shape, bool)
         for q, c, distance in self.sides:
             for i in range(q.hashes.shape[1]):
@@ -110,7 +117,7 @@ class NearDuplicates:
 
 
 def _of_items(items: Items, s: ContentHashes, rows_of: Callable[[list[str]], np.ndarray]) -> _ItemHashes:
-    """The hashes of each item's rows; equal ones are kept once, and of more than MAX_ROWS an even selection."""
+    """Collect the distinct hashes of each item's rows; if there are more than MAX_ROWS, pick them at even distances."""
     rows = items.rows
     owner = np.repeat(np.arange(len(items)), rows.counts)
     at = rows_of(items.row_ids)[rows.values]

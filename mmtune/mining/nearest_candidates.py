@@ -1,4 +1,4 @@
-"""Source `nearest`: the nearest candidates of the query's vector, by exact or approximate search."""
+"""Source `nearest`: the nearest neighbours of the query's vector, by exact or approximate search."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from mmtune.search.blocked import ExactSearch
 
 
 def resolve_device(name: str) -> str:
-    """The device of a search; "auto" is an accelerator when there is one."""
+    """Return the torch device to search on; "auto" means the GPU if there is one, else the CPU."""
     import torch
 
     if name != "auto":
@@ -20,7 +20,7 @@ def resolve_device(name: str) -> str:
 
 
 def make_search(candidates: Items, options: MiningOptions) -> ExactSearch | ApproximateSearch:
-    """The search that the options name; "auto" is exact up to `exact_up_to` candidates, then IVF."""
+    """Create the search that the options select; "auto" means exact up to `exact_up_to` candidates, and IVF beyond."""
     search = options.search
     method = search.method
     if method == "auto":
@@ -32,19 +32,22 @@ def make_search(candidates: Items, options: MiningOptions) -> ExactSearch | Appr
 
 
 class NearestCandidates:
-    """The `window` nearest candidates that are not known positives. search: one over the same candidates that exists already."""
+    """Proposes the `window` nearest candidates that are not known positives.
+
+    search: an existing search over the same candidates, to be reused
+    """
 
     def __init__(self, context: MiningContext, search: ExactSearch | ApproximateSearch | None = None):
         self.context = context
         self.search = search or make_search(context.candidates, context.options)
 
     def propose(self, queries: np.ndarray) -> ScoredCandidates:
-        """Candidates [B, window] of query items [B], B at most `search.block`."""
+        """Return candidates [B, window] of query items [B], B <= `search.block`."""
         vectors = self.context.queries.vectors[queries]
         return ScoredCandidates(*self.search.top(vectors, self.context.positives.of(queries)))
 
     def recall(self, sample: int = 200) -> float:
-        """Share of the exact window that the search returns, on some of the queries; 1 when the search is exact."""
+        """Recall of the search against exact search, on a sample of the queries; 1 if the search is exact."""
         if isinstance(self.search, ExactSearch):
             return 1.0
         context, options = self.context, self.context.options

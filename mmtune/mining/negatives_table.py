@@ -1,4 +1,4 @@
-"""The negatives table: Parquet that streams to disk, carries its model's fingerprint, and appears whole or not at all."""
+"""The negatives table: a Parquet file, written in parts and atomically, that stores the fingerprint of the mining model."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,12 +28,15 @@ SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP = 65536
-"""Rows of a row group; fixed, so that the file's bytes do not depend on the size of the blocks."""
+"""Number of rows per row group. It is fixed, so that the file's bytes do not depend on the block size."""
 MINED, DROPPED = "mined", "dropped"
 
 
 class TableWriter:
-    """`with TableWriter(path, fingerprint, settings) as table: table.write(...)`; columns of one direction at a time."""
+    """Context manager that writes a table: `with TableWriter(path, fingerprint, settings) as table: table.write(columns)`.
+
+    The file appears when the block ends without an exception.
+    """
 
     def __init__(self, path: str | Path, fingerprint: str, settings: JsonObject):
         self.path = Path(path)
@@ -48,7 +51,7 @@ class TableWriter:
         return self
 
     def write(self, columns: Mapping[str, pa.Array]) -> None:
-        """Append rows; `columns` has an array for every name of SCHEMA."""
+        """Append rows. columns: {column name: array}, with every column of SCHEMA."""
         part = pa.table([columns[n] for n in SCHEMA.names], schema=self.schema)
         self._buffered_rows += len(part)
         self._buffer.append(part)
@@ -71,7 +74,12 @@ class TableWriter:
 
 @dataclass
 class TableMetadata:
-    """Fingerprint of the model that mined a table ("" where it names none), the settings, and the number of rows."""
+    """What a table says about itself.
+
+    fingerprint: of the model that mined it; "" if the file has none
+    settings: see `table_settings`
+    rows: number of rows
+    """
 
     fingerprint: str
     settings: JsonObject
@@ -79,7 +87,7 @@ class TableMetadata:
 
 
 def read_metadata(path: str | Path) -> TableMetadata:
-    """DataError when the table is missing, is no Parquet file, or lacks a column."""
+    """Read the metadata. Raises DataError if the table is missing, is not a Parquet file, or lacks a column."""
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
@@ -97,7 +105,10 @@ def read_metadata(path: str | Path) -> TableMetadata:
 
 
 def check_fingerprint(path: str | Path, fingerprint: str, allow_stale: bool) -> str | None:
-    """None when the table was mined with these weights; else a line for the user when that is allowed, and DataError when not."""
+    """Check that the table was mined with the weights of this fingerprint; return None if so.
+
+    Otherwise returns a message for the user if `allow_stale`, and raises DataError if not.
+    """
     of_table = read_metadata(path).fingerprint
     if of_table == fingerprint:
         return None
@@ -105,14 +116,17 @@ def check_fingerprint(path: str | Path, fingerprint: str, allow_stale: bool) -> 
     if of_table:
         problem = f"was mined with other weights ({of_table[:12]}, not {fingerprint[:12]})"
     if not allow_stale:
-        raise DataError(f"{path} {problem}; mine again, or allow a stale table (in a recipe: mining.allow_stale=true)")
+            raise DataError(f"{path} {problem}; mine again, or allow a stale table (in a recipe: mining.allow_stale=true)")
     return f"{path} {problem}; used all the same, as asked"
 
 
 def read_table(
     path: str | Path, fingerprint: str, allow_stale: bool = False, verdict: str | None = MINED
 ) -> Iterator[pa.Table]:
-    """The rows with this verdict (None: all), a row group at a time. Of a table without a verdict column, all are mined."""
+    """Yield the rows with this verdict (None: all rows), one row group at a time.
+
+    All rows of a table without a verdict column count as mined.
+    """
     check_fingerprint(path, fingerprint, allow_stale)
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):

@@ -1,10 +1,15 @@
-"""The score that margins compare a negative with: the score of the query's positive.
+"""Compute the positive score of every query: the score of its positive, with which margins compare the negatives.
 
-A query's own rows name its positives (NV-Retriever, arXiv 2407.15831, with one own row). When several rows share the query,
-each has its own positive, and `how` unites their scores: the mean (default: the typical positive, so that one bad image does
-not widen or close the window), "min" (strict, as sentence-transformers does) or "max". Without an own positive, other members
-of the group are used (always so within one modality, where the own row is the query itself); without these, the median of the
-direction; and when no positive is known at all, 1 within a modality (an item matches itself) and NaN, "no margin", between two.
+The candidates of a query's own rows are its positives, as in NV-Retriever (arXiv 2407.15831). If several rows share the query
+item, each has its own positive, and `how` combines their scores:
+    "mean" (default): the typical positive, so one bad image hardly changes the margin
+    "min": the strictest, as in sentence-transformers
+    "max": the most lenient
+
+If there is no positive from an own row, the first of these is used instead:
+    1. other members of the query's group (always the case within one modality, where the own row is the query itself)
+    2. the median of the direction
+    3. if no positive is known at all: 1 within one modality (an item matches itself), NaN ("no margin") between two modalities
 """
 
 from dataclasses import dataclass
@@ -17,28 +22,32 @@ from mmtune.search.tie_order import GRID
 
 QUERIES_PER_BLOCK = 4096
 ORIGINS = ("own_rows", "group", "median", "none")
-"""Where a positive score comes from, by number."""
+"""Where a positive score comes from; `PositiveScores.origin` holds positions in this tuple."""
 
 
 @dataclass
 class PositiveScores:
-    """score float64 [Q], NaN where there is none; origin int8 [Q], see ORIGINS."""
+    """score: float64 [Q], NaN if there is none. origin: int8 [Q], position in ORIGINS."""
 
     score: np.ndarray
     origin: np.ndarray
 
     @property
     def unknown(self) -> int:
-        """Queries without any known positive."""
+        """Number of queries without a known positive."""
         return int((self.origin >= ORIGINS.index("median")).sum())
 
     def counts(self) -> dict[str, int]:
-        """Queries by origin."""
+        """Return the number of queries by origin."""
         return {name: int((self.origin == i).sum()) for i, name in enumerate(ORIGINS)}
 
 
 def positive_scores(positives: Positives, how: str = "mean", own_only: bool = False) -> PositiveScores:
-    """Positive scores of every query of a direction. own_only: other members of the group do not count."""
+    """Compute the positive score of every query of a direction.
+
+    how: how to combine several positives: "mean", "min" or "max"
+    own_only: ignore other members of the group
+    """
     queries = positives.queries
     own_rows, group, median, none = range(len(ORIGINS))
     score, origin = np.full(len(queries), np.nan), np.full(len(queries), none, np.int8)
@@ -61,7 +70,7 @@ def positive_scores(positives: Positives, how: str = "mean", own_only: bool = Fa
 
 
 def _united(positives: Positives, q: np.ndarray, owner: np.ndarray, candidate: np.ndarray, how: str) -> np.ndarray:
-    """float64 [len(q)], the united score of each query's pairs, NaN without any.
+    """Combine the scores of each query's pairs (owner, candidate): float64 [len(q)], NaN for a query without pairs.
 
     Keys are integers, so the mean does not depend on the order of the rows.
     """

@@ -1,6 +1,7 @@
-"""Which of the remaining candidates are mined: the top, random ones of the window, or by hardness; and none too often.
+"""Select which of the remaining candidates are mined: the best ones, random ones, or random ones weighted by score.
 
-Draws come from a hash of (seed, query id, candidate id), so they do not depend on blocks, row order or other directions.
+A cap limits how often one candidate is mined. Random draws come from a hash of (seed, query id, candidate id), so they do not
+depend on blocks, row order or other directions.
 """
 
 from collections.abc import Callable
@@ -14,16 +15,19 @@ from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import Items
 
 MAX_SOURCES = 64
-"""More than there are sources: rank decides before source."""
+"""Upper limit of the number of sources. Ranks are multiplied by it, so that candidates sort by rank, then by source."""
 
 Preference = Callable[[CandidateBlock], np.ndarray]
-"""Block -> float64 [B, W]; the smallest values are mined first."""
+"""Function of a block that returns float64 [B, W]; candidates with the smallest values are mined first."""
 
 
 def make_preference(options: MiningOptions, queries: Items, candidates: Items) -> Preference:
-    """The order in which candidates are mined, by `options.sampling`.
+    """Return the order in which candidates are mined, according to `options.sampling`.
 
-    softmax: without replacement and by score, with Gumbel keys (Kool et al., arXiv 1903.06059).
+    "top": by rank
+    "random": uniform
+    "softmax": sampled without replacement with probability softmax(score / temperature), by the Gumbel-top-k trick
+        (Kool et al., arXiv 1903.06059)
     """
     if options.sampling == "top":
         return lambda block: block.rank * float(MAX_SOURCES) + block.source
@@ -33,6 +37,7 @@ def make_preference(options: MiningOptions, queries: Items, candidates: Items) -
         with np.errstate(over="ignore"):
             row = splitmix64(query_hash[block.queries] + seed)[:, None]
             bits = splitmix64(row ^ candidate_hash[block.candidates])
+        # 53 random bits as a float64 strictly between 0 and 1
         return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
     if options.sampling == "random":
@@ -41,19 +46,25 @@ def make_preference(options: MiningOptions, queries: Items, candidates: Items) -
 
 
 class Selection:
-    """Selects negatives block by block. The cap on how often a candidate is mined makes the order of the queries (by id) matter."""
+    """Selects negatives block by block, in the order of the queries' ids. With a cap, this order affects the result."""
 
     def __init__(self, quota: np.ndarray, candidates: int, hub_cap: float | None):
-        """quota int64 [Q]: negatives of each query; candidates: their number; hub_cap: a candidate is mined at most this many
-        times its fair share, None: no cap."""
+        """Start a selection.
+
+        quota: int64 [Q], number of negatives per query
+        candidates: number of candidates
+        hub_cap: a candidate is mined at most hub_cap times as often as the average candidate would be; None: no limit
+        """
         self.quota = quota
         fair = quota.sum() / max(candidates, 1)
         self.cap = None if hub_cap is None else int(max(np.ceil(hub_cap * fair), 1))
         self.times_mined = np.zeros(candidates, np.int64)
 
     def select(self, block: CandidateBlock, reason: np.ndarray, preferred: np.ndarray, hub_reason: int) -> np.ndarray:
-        """bool [B, W]: the mined candidates among those with reason 0. `reason` [B, W] gets `hub_reason` where the cap dropped
-        a candidate."""
+        """bool [B, W]: the mined candidates, chosen among those with reason 0.
+
+        Candidates refused because of the cap get `hub_reason` in `reason` [B, W], in place.
+        """
         free = block.filled & (reason == 0)
         order, rank = preference_rank(preferred, free)
         is_mined = free & (rank < self.quota[block.queries][:, None])

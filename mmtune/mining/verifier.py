@@ -1,6 +1,6 @@
-"""A second opinion on the remaining candidates, by a scorer of pairs such as a cross-encoder, on the decoded values.
+"""Verify the remaining candidates with a scorer of pairs, such as a cross-encoder, applied to the decoded contents.
 
-A scorer's scale is its own, so a candidate is compared with the score that the same scorer gives to the query's positive.
+Scorers have different score ranges. So a candidate's score is compared with the same scorer's score for the query's positive.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 ScorerOf: TypeAlias = Callable[[str, str], Scorer]
-"""(query modality, candidate modality) -> the scorer of that direction."""
+"""Function (query modality, candidate modality) that returns the scorer of that direction."""
 
 
 class ModelScorer:
-    """A (stronger) dual encoder as a scorer: the cosine of its vectors for modalities `a` and `b`."""
+    """Uses a dual encoder (usually a stronger one) as a scorer: the cosine of the embeddings of modalities `a` and `b`."""
 
     def __init__(self, model: "Model", a: str, b: str):
         self.model, self.a, self.b = model, a, b
 
     def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:
-        """One cosine per pair; each distinct value of a call is encoded once."""
+        """Return one cosine per pair. Each distinct input of a call is encoded once."""
         left, right = self._encode(self.a, [p[0] for p in pairs]), self._encode(self.b, [p[1] for p in pairs])
         return (left.astype(np.float64) * right).sum(1).tolist()
 
@@ -43,9 +43,9 @@ class ModelScorer:
 
 
 def make_verifier(spec: Scorer | str | None) -> Scorer | ScorerOf | None:
-    """The scorer that a user names: the name of a registered scorer, `package.module:Class`, or a MODEL.
+    """Return the scorer for `spec`: the name of a registered scorer, `package.module:Class`, or a MODEL.
 
-    An object with `score(pairs)`, and None, are returned as they are. RecipeError when nothing of that name can be made.
+    Scorer objects and None are returned unchanged. Raises RecipeError if `spec` is none of these or cannot be loaded.
     """
     if spec is None or not isinstance(spec, str):
         return spec
@@ -62,7 +62,7 @@ def make_verifier(spec: Scorer | str | None) -> Scorer | ScorerOf | None:
 
 
 class Verifier:
-    """Drops candidates that a scorer finds as good as the query's own positive, within `guards.verify_margin`."""
+    """Drops candidates that a scorer scores above p - `guards.verify_margin` * |p|, with p its score of the query's positive."""
 
     def __init__(self, scorer: Scorer | ScorerOf, context: MiningContext):
         if context.data is None:
@@ -79,10 +79,10 @@ class Verifier:
         self.own[has] = own.values[own.start[:-1][has]]
 
     def check(self, block: CandidateBlock, free: np.ndarray, preferred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(dropped, unverified) bool [B, W] among the `free` candidates.
+        """Verify the `free` candidates: (dropped, unverified) bool [B, W].
 
-        The `top` preferred ones of each query are scored; the others are unverified. A query without any positive is not
-        checked, and nothing of it is dropped.
+        The `guards.verify_top` most preferred candidates of each query are scored; the others are unverified. Queries without a
+        positive are not checked, and none of their candidates are dropped.
         """
         positive = self.own[block.queries].copy()
         without = np.flatnonzero(positive < 0)
@@ -110,7 +110,7 @@ class Verifier:
         return self._decode(decoded, 0, int(self.rows[0][query])), self._decode(decoded, 1, int(self.rows[1][candidate]))
 
     def _decode(self, decoded: dict[tuple[int, int], Signal], side: int, row: int) -> Signal:
-        """The value of a row, decoded once per block."""
+        """Decode the content of a row, once per block."""
         if (side, row) not in decoded:
             name = self.names[side]
             decoded[side, row] = modalities.get(name).decode(self.data.read(row, name))

@@ -52,7 +52,7 @@ def pair_keys(q_QD: Vectors, d_ND: Vectors, i_P: np.ndarray, j_P: np.ndarray) ->
 
 
 def _round_to_grid(sums: np.ndarray, q_QD: Vectors, d_ND: Vectors, pairs_at: PairsAt) -> np.ndarray:
-    """Round float64 `sums` (overwritten) to int32 keys. Sums too near a rounding boundary are computed again in the fixed order.
+    """Round float64 `sums` (overwritten) to int32 keys; sums too near a rounding boundary are recomputed in the fixed order.
 
     pairs_at: function that maps positions in `sums` to the (queries, candidates) of these pairs
     """
