@@ -1,8 +1,9 @@
 """Retrieval evaluation: metrics in every direction, slices, and evaluation tasks.
 
-For authors of a metric: subclass `Metric`, whose `per_query` gets `RelevantRanks`, and call `register_metric`. For authors of
-a task: subclass `EvaluationTask` as a dataclass, whose `run` gets `TaskInputs` and returns `Scores` by modality, and call
-`register_task`. Both may also be named as "package.module:Class" where a name would stand.
+To add a metric, subclass `Metric`, whose method `per_query` gets `RelevantRanks`, and call `register_metric`. To add a task,
+write a dataclass that subclasses `EvaluationTask`, whose method `run` gets `TaskInputs` and returns {modality: `Scores`}, and
+call `register_task`. Instead of registering a class you can name it as "package.module:Class" wherever a metric or task is
+named.
 """
 
 from mmtune.evaluation.directions import evaluate_vectors

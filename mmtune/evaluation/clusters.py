@@ -1,4 +1,4 @@
-"""Clusters of rows that belong to one thing, by group or by content: bootstrap intervals resample whole clusters."""
+"""Clusters of rows that belong together, by group or by identical content. Bootstrap intervals resample whole clusters."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,10 @@ from mmtune.contracts import Embeddings
 
 
 def row_clusters(vectors: Mapping[str, Embeddings]) -> dict[str, int]:
-    """Row id -> cluster number. Rows linked by a group or by identical content of an embedded modality, also in a chain, are one
-    cluster.
+    """Return {row id: cluster number}. Rows linked directly or indirectly by a group or identical content are one cluster.
 
-    The same clusters serve every direction of a corpus, so that a resample draws the same things in all of them. Clusters are
-    numbered by their first row in sorted order: the same corpus gives the same intervals in whatever order its rows come.
+    All directions of a corpus use the same clusters, so that a bootstrap resample draws the same rows in all of them. Clusters
+    are numbered by their first row id in sorted order, so the confidence intervals do not depend on the order of the rows.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -1,4 +1,4 @@
-"""Vectors -> metrics in every direction: between modalities by row or group, within one modality by group."""
+"""Compute retrieval metrics from vectors, in every direction between two modalities and within each modality."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,15 +27,21 @@ def evaluate_vectors(
     per_query: bool = False,
     fingerprint: str = "",
 ) -> Result:
-    """Retrieval metrics of one model's vectors by modality.
+    """Compute retrieval metrics from the vectors of one model, {modality: Embeddings}.
 
-    ks: cut-offs; metrics: further metrics by name, e.g. "ndcg@3" or "package.module:Class@10"; pairs: the directions (a, b)
-    wanted, queries of a among candidates of b; None: all of them, and within each modality unless `within` is False.
+    ks: cut-offs
+    metrics: additional metrics by name, e.g. "ndcg@3" or "package.module:Class@10"
+    pairs: the directions (query modality, candidate modality) to evaluate; None: all of them
+    within: False leaves out the directions within one modality; used only if `pairs` is None
+    qrels: graded judgments. They alone decide what is relevant; without them a candidate is relevant if it shares a row or a
+        group with the query.
+    chunk: number of queries processed at a time
+    per_query: keep the values of every query; needed for comparisons and slices
+    fingerprint: the model's fingerprint, for the result; default: the fingerprint of the vectors
 
-    A candidate is relevant when it shares a row or a group with the query, or by `qrels` alone when they are given. Rows of
-    identical content are one item with rows and groups united. Queries without a relevant candidate are left out and counted.
-    Ranks are exact in one total order (see `mmtune.search.exact`): neither the order of the rows nor `chunk` (queries at a
-    time) changes a bit of the result. per_query: keep the values of every query, as comparisons and slices need them.
+    Rows of identical content are merged into one item with the rows and groups of all of them. Queries without a relevant
+    candidate are left out and counted. Ranks are exact, in one total order (see `mmtune.search.exact`). So neither the order of
+    the rows nor `chunk` changes the result.
     """
     columns = metric_columns(ks, metrics)
     if pairs is None:
@@ -71,9 +77,9 @@ def evaluate_direction(
     chunk: int = 4096,
     cluster_of: Mapping[str, int] | None = None,
 ) -> Direction:
-    """Metrics of one direction. `queries is candidates`: within one modality, where the query itself is no candidate.
+    """Compute the metrics of one direction. If `queries is candidates`, an item is no candidate for itself.
 
-    cluster_of: row id -> cluster; given where every query's values are wanted.
+    cluster_of: {row id: cluster}; if given, the values of every query are kept
     """
     a, b = queries.vectors.shape[-1], candidates.vectors.shape[-1]
     if a != b and len(queries) and len(candidates):

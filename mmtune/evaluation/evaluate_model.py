@@ -1,4 +1,4 @@
-"""`mmtune.evaluate`: MODEL and DATA in, a typed result out."""
+"""`mmtune.evaluate`: evaluate a model on a dataset, by retrieval metrics or by another task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -106,22 +106,31 @@ def evaluate(
     dim: int | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> "Result | TaskResult":
-    """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`), or another `task`: "zero_shot", "knn", "anomaly", a
-    registered one, or "package.module:Class".
+    """Evaluate MODEL on DATA by retrieval metrics in every direction (see `evaluate_vectors`), or by another `task`.
 
-    modalities: these alone; ks: cut-offs; metrics: further metrics by name, e.g. "package.module:Class@10"; qrels: graded
-    judgments, or their file; slices: metadata columns, or "size:MODALITY", reported the worst first by nDCG; within: also the
-    directions within one modality; group_pooling: "mean" makes the images or sounds of each group one item (see
-    `pool_groups`); per_query: keep every query's values; trec: a directory for a run (a-to-b.run) and judgments
-    (a-to-b.qrels) of every direction, as TREC files; dim: the first so many dimensions, of unit length again; processes: those
-    that all call this: each embeds a share, all have the result, the first writes.
+    task: "retrieval", "zero_shot", "knn", "anomaly", a registered task, or "package.module:Class"
+    modalities: evaluate only these modalities
+    ks: cut-offs
+    metrics: additional metrics by name, e.g. "package.module:Class@10"
+    qrels: graded judgments, or a file of them
+    slices: metadata columns, or "size:MODALITY"; metrics are reported for each of their values, lowest nDCG first
+    within: also evaluate the directions within one modality
+    group_pooling: "mean" averages the images or sounds of each group into one item (see `pool_groups`)
+    per_query: keep the values of every query
+    trec: a directory to which the run (a-to-b.run) and the qrels (a-to-b.qrels) of every direction are written as TREC files
+    batch_size: number of rows embedded at a time
+    dim: use only the first `dim` dimensions of the embeddings, L2-normalised again
+    processes: processes that all make this call. Each embeds a share of the rows, all get the result, and rank 0 writes files.
 
-    Options of tasks: label, class_names and prompts of zero_shot; label, reference, neighbours and exclude_same of knn; normal,
-    machine, reference, neighbours, exclude_same and slices of anomaly (see `ZeroShot`, `NearestNeighbours` and
-    `AnomalyDetection` in `mmtune.evaluation`); task_options: those of any other task.
+    The other options belong to single tasks (see `ZeroShot`, `NearestNeighbours` and `AnomalyDetection` in
+    `mmtune.evaluation`):
+    zero_shot: label, class_names, prompts
+    knn: label, reference, neighbours, exclude_same
+    anomaly: normal, machine, reference, neighbours, exclude_same, slices
+    any other task: task_options
 
-    A model trained with `matryoshka` dims shows each of them under `dims`, too. Where the model has a prompt for queries, it
-    goes around the query side of every direction (see `mmtune.model.prompts`).
+    If the model was trained with `matryoshka` dims, the result has the metrics at each of these dimensions under `dims`. If the
+    model has a prompt template for queries, it is used for the queries of every direction (see `mmtune.model.prompts`).
     """
     options: dict[str, object] = {
         "label": label,
@@ -168,7 +177,7 @@ def _retrieval(
     per_query: bool,
     trec: "str | Path | None",
 ) -> Result:
-    """The retrieval evaluation of embedded data, with slices, dims and TREC files."""
+    """Evaluate retrieval on embedded data, with slices, Matryoshka dimensions and TREC files."""
     if group_pooling is not None:
         vectors = pool_groups(vectors, group_pooling, qrels)
     result = evaluate_vectors(vectors, ks=ks, metrics=metrics, qrels=qrels, within=within, per_query=per_query or bool(parts))
@@ -177,7 +186,7 @@ def _retrieval(
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
         write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), qrels)
     worst_by = f"ndcg@{max(ks)}"
-    dims = trained_dims(model) if group_pooling is None else []  # the prefix of a mean is not the mean of prefixes
+    dims = trained_dims(model) if group_pooling is None else []  # pooling and truncation cannot be exchanged
     return replace(
         result,
         slices={n: slice_direction(d, parts, worst_by) for n, d in result.directions.items()} if parts else {},

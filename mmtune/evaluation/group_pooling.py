@@ -1,4 +1,4 @@
-"""Group pooling: several images or sounds of one thing (photos of a product from all sides) become one item a group."""
+"""Group pooling: merge several images or sounds of one thing, e.g. photos of one product, into one item per group."""
 
 from collections.abc import Mapping
 
@@ -15,11 +15,12 @@ POOLINGS = ("mean",)
 
 
 def pool_groups(vectors: Mapping[str, Embeddings], pooling: str, qrels: Qrels | None = None) -> dict[str, Embeddings]:
-    """The rows of each group become one item, whose vector is the mean of their unit vectors, of unit length again.
+    """Merge the rows of each group into one item, whose vector is the mean of their vectors, L2-normalised again.
 
-    The item has the group's smallest row id. Text modalities, and rows without a group, stay as they are. The mean is over
-    distinct content: a photo that occurs twice counts once. Raises RecipeError for an unknown `pooling`, and with judgments,
-    which are about single rows.
+    The item gets the smallest row id of the group. Text modalities and rows without a group stay unchanged. Rows with identical
+    content count once in the mean.
+
+    Raises RecipeError for an unknown `pooling`, and if `qrels` is given, because judgments are about single rows.
     """
     if pooling not in POOLINGS:
         raise RecipeError(f"group_pooling: {pooling!r}; there is: {', '.join(POOLINGS)}")
@@ -29,7 +30,7 @@ def pool_groups(vectors: Mapping[str, Embeddings], pooling: str, qrels: Qrels | 
 
 
 def pool_modality(name: str, e: Embeddings) -> Embeddings:
-    """One row a group of modality `name`."""
+    """Merge the rows of each group of modality `name` into one row."""
     members: dict[str, list[int]] = {}
     for i, (row, group) in enumerate(zip(e.ids, e.groups, strict=True)):
         members.setdefault(f"group {group}" if group is not None else f"row {row}", []).append(i)
@@ -44,7 +45,7 @@ def pool_modality(name: str, e: Embeddings) -> Embeddings:
         query_means.append(e.query_vectors[once].mean(0, dtype=np.float64))
     rows = np.array(first_rows, np.int64)
     labels = {k: np.asarray(v)[rows] for k, v in e.labels.items()}
-    labels[name] = names_to_labels(list(members))  # the content of an item is its whole group
+    labels[name] = names_to_labels(list(members))  # the content label of an item stands for its whole group
     queries = None if e.queries is None else normalize_rows(np.stack(query_means).astype(np.float32), name)
     pooled = normalize_rows(np.stack(means).astype(np.float32), name) if means else e.vectors
     return Embeddings([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, pooled, e.fingerprint, queries)

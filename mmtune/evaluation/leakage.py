@@ -1,4 +1,4 @@
-"""Leakage: rows that a model was trained on, or that are their own reference, are refused before a score is computed."""
+"""Leakage checks: refuse to score rows that the model was trained on, or that are among their own reference rows."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
 IDENTIFYING = 0.9
-"""A modality identifies rows when its contents are distinct in this share of them; a class name as a caption does not."""
+"""A modality identifies rows if at least this share of its contents are distinct; class names as captions do not."""
 
 TrainedLabels = Mapping[str, "np.ndarray | set[int]"]
-"""int64 labels of the rows that a model was trained on, by key: "id" and the modalities; "MODALITY:rows": how many have it."""
+"""What a model was trained on: int64 labels by kind ("id" and the modalities); "MODALITY:rows": number of rows that have it."""
 
 
 def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> dict[str, str]:
-    """Row id -> why it counts as trained on.
+    """Return {row id: reason} for the rows that the model was trained on.
 
-    A row was trained on when its id was, or a content that identifies rows was, or all of its contents were. Contents that
-    repeat between rows (the class name as a caption) identify no row: alone they refuse nothing. They repeat among the given
-    rows, or among the training rows: a test set with one photo of each product has distinct captions, all of them trained on.
+    A row counts as trained on if its id, or a content that identifies rows, or all of its contents were trained on.
+
+    A modality whose contents repeat between rows, e.g. class names as captions, does not identify rows, so one shared content
+    is no reason to refuse a row. Repeats are looked for among the given rows and among the training rows. The latter is needed
+    for a test set with one photo per product: its captions are distinct, and yet they all occur in training.
     """
     known = {k: np.unique(np.fromiter(v, np.int64, len(v))) for k, v in trained.items() if not k.endswith(":rows")}
     reasons: dict[str, str] = {}
@@ -51,8 +53,11 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
 
 
 def refuse_trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels | None, model: str) -> None:
-    """Raise DataError when the model, called `model` in the message, was trained on a row of `vectors`. trained: labels of its
-    training rows; None: nothing is known, nothing is refused."""
+    """Raise DataError if the model was trained on a row of `vectors`.
+
+    trained: labels of the model's training rows; None: not known, so no row is refused
+    model: name of the model for the message
+    """
     reasons = trained_rows(vectors, trained) if trained else {}
     if reasons:
         rows = {r for e in vectors.values() for r in e.ids}
@@ -64,15 +69,18 @@ def refuse_trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabel
 
 
 def row_identity(data: "Data", modality: str) -> Embeddings:
-    """The ids, groups and labels of the rows that have `modality`, without vectors: enough to find trained rows."""
+    """Return ids, groups and labels of the rows that have `modality`, with empty vectors; enough for `trained_rows`."""
     at = np.flatnonzero(data.present[modality])
     labels = {k: v[at] for k, v in data.labels.items()}
     return Embeddings([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
 
 
 def refuse_shared_rows(data: "Data", reference: "Data", modalities: list[str], column: str | None = None) -> None:
-    """Raise DataError when `data` and `reference` share a row, by its id or by its content in `modalities`, or a value of the
-    metadata column `column` (a recording, an individual machine): what was cut from one thing identifies its other parts."""
+    """Raise DataError if `data` and `reference` share a row, or a value of the metadata column `column`.
+
+    A row is shared if its id or its content in `modalities` is in both. `column` names e.g. the recording: rows cut from one
+    recording are so similar that they would make the scores too good.
+    """
     known = with_row_counts({k: reference.labels[k] for k in ("id", *modalities) if k in reference.labels})
     reasons = trained_rows({m: row_identity(data, m) for m in modalities}, known)
     if reasons:
@@ -92,5 +100,5 @@ def refuse_shared_rows(data: "Data", reference: "Data", modalities: list[str], c
 
 
 def _values(data: "Data", column: str) -> set[str]:
-    """Distinct values of a metadata column, empty ones left out."""
+    """Return the distinct values of a metadata column, without empty ones."""
     return {str(v) for v in data.column(column) if v not in (None, "")}

@@ -1,4 +1,4 @@
-"""Evaluation of every prefix length that a Matryoshka model was trained for, on vectors that are embedded already."""
+"""Evaluate the dimensions for which a Matryoshka model was trained, by truncating vectors that are already embedded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 
 def prefix_vectors(vectors: Mapping[str, Embeddings], dim: int) -> dict[str, Embeddings]:
-    """The first `dim` numbers of each vector, of unit length again: what `model.truncated(dim)` would give, without its
-    fingerprint."""
+    """Truncate the vectors to the first `dim` dimensions and L2-normalise them again.
+
+    The vectors equal those of `model.truncated(dim)`; the fingerprint is left empty.
+    """
     import torch
 
     from mmtune.model.truncate import truncate
@@ -32,7 +34,7 @@ def prefix_vectors(vectors: Mapping[str, Embeddings], dim: int) -> dict[str, Emb
 
 
 def trained_dims(model: "Model") -> list[int]:
-    """The prefix lengths that the model was trained for, shorter than its vectors, ascending."""
+    """Return the Matryoshka dimensions that the model was trained for and that are smaller than its own, ascending."""
     return sorted({int(d) for d in model.info.get("matryoshka", []) if d < model.dim})
 
 
@@ -46,7 +48,10 @@ def evaluate_dims(
     qrels: Qrels | None = None,
     within: bool = True,
 ) -> dict[int, Result]:
-    """{dim: Result} of every prefix length in `dims` and of the whole vectors, whose result is `whole`; {} without `dims`."""
+    """Return {dim: Result} for every dimension in `dims` and for the full dimension, whose result is `whole`.
+
+    Returns {} without `dims`.
+    """
     if not dims or not vectors:
         return {}
     results = {

@@ -1,8 +1,15 @@
-"""Retrieval metrics from the ranks of the relevant candidates alone, as trec_eval defines them, and the table of metrics.
+"""Retrieval metrics, computed from the ranks of the relevant candidates as trec_eval defines them, and the table of metrics.
 
-hit@k is ir_measures' Success@k (CLIP_benchmark calls it recall), recall@k its R@k, precision@k its P@k (always over k),
-mrr RR, map AP, ndcg@k nDCG@k with linear gains and log2(rank + 1) discounts (Järvelin & Kekäläinen 2002). They are computed
-here and not by a library because ranks are exact in one total order, and no Q x N matrix of scores is ever held.
+Names of the metrics in ir_measures:
+    hit@k: Success@k (CLIP_benchmark calls it recall)
+    recall@k: R@k
+    precision@k: P@k (always divided by k)
+    mrr: RR
+    map: AP
+    ndcg@k: nDCG@k with linear gains and log2(rank + 1) discounts (Järvelin & Kekäläinen 2002)
+
+They are implemented here instead of taken from a library, so that no Q x N score matrix is needed and ties are broken by one
+exact total order.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +24,13 @@ from mmtune.runtime import plugins
 
 @dataclass
 class RelevantRanks:
-    """Ranks of the relevant candidates of Q queries: P pairs (query, relevant candidate), sorted by query, then by rank.
+    """Ranks of the relevant candidates of Q queries, as P pairs (query, relevant candidate), sorted by query, then by rank.
 
-    query [P] the query's number, each from 0 to Q-1 at least once; rank [P] from 1; grade [P] > 0 (1 without graded judgments);
-    nth [P] the pair's place among those of its query, from 0; ideal [P] the grades of each query in descending order.
+    query: [P], number of the query; each of 0..Q-1 occurs at least once
+    rank: [P], from 1
+    grade: [P], > 0; 1 without graded judgments
+    nth: [P], position of the pair among those of its query, from 0
+    ideal: [P], the grades of each query in descending order
     """
 
     query: np.ndarray
@@ -29,7 +39,7 @@ class RelevantRanks:
     nth: np.ndarray = field(init=False)
     ideal: np.ndarray = field(init=False)
     relevant: np.ndarray = field(init=False)
-    """[Q] number of relevant candidates of each query."""
+    """[Q], number of relevant candidates of each query"""
 
     def __post_init__(self) -> None:
         grade, query = self.grade, self.query
@@ -40,35 +50,35 @@ class RelevantRanks:
         self.nth = np.arange(len(self.query)) - self.first[self.query]
 
     def __len__(self) -> int:
-        """The number of queries Q."""
+        """Return Q, the number of queries."""
         return len(self.relevant)
 
     @cached_property
     def first(self) -> np.ndarray:
-        """[Q] position of each query's first pair, its best ranked relevant candidate."""
+        """[Q]: position of each query's first pair, which is its best ranked relevant candidate."""
         return np.concatenate([[0], np.cumsum(self.relevant)[:-1]])
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Sums [Q] over each query of `values` [P]."""
+        """Sum `values` [P] by query: [Q]."""
         return np.bincount(self.query, values, len(self))
 
 
 class Metric:
-    """A retrieval metric, higher is better. Subclass it and name the subclass in `register_metric`.
+    """A retrieval metric; higher is better. Subclass it and pass the subclass to `register_metric`.
 
-    cutoff: True when the metric looks at the first k candidates and is reported as "name@k" for every k of an evaluation.
+    cutoff: True if the metric uses only the first k candidates; it is then reported as "name@k" for every cut-off k
     """
 
     cutoff: bool = False
 
     def per_query(self, ranks: RelevantRanks, k: int) -> np.ndarray:
-        """The value [Q] of each query (float). k: the cut-off; 0 for a metric without one."""
+        """Return the metric of each query, float [Q]. k: the cut-off; 0 for a metric without one."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class FunctionMetric(Metric):
-    """A metric given by a function (ranks, k) -> [Q]."""
+    """A metric computed by a function (ranks, k) -> [Q]."""
 
     function: Callable[[RelevantRanks, int], np.ndarray]
     cutoff: bool = True
@@ -78,7 +88,7 @@ class FunctionMetric(Metric):
 
 
 def hit(ranks: RelevantRanks, k: int) -> np.ndarray:
-    """1 when a relevant candidate is among the first k, else 0."""
+    """1 if a relevant candidate is among the first k, else 0."""
     return (ranks.sum(ranks.rank <= k) > 0).astype(np.float64)
 
 
@@ -98,12 +108,12 @@ def reciprocal_rank(ranks: RelevantRanks, k: int) -> np.ndarray:
 
 
 def average_precision(ranks: RelevantRanks, k: int) -> np.ndarray:
-    """Mean, over the relevant candidates, of the precision at each one's rank."""
+    """Mean of the precision at the rank of each relevant candidate."""
     return ranks.sum((ranks.nth + 1) / ranks.rank) / ranks.relevant
 
 
 def ndcg(ranks: RelevantRanks, k: int) -> np.ndarray:
-    """Discounted gain of the first k candidates over that of the best possible order."""
+    """Discounted cumulative gain of the first k candidates, divided by that of the ideal order."""
     gain = ranks.sum(np.where(ranks.rank <= k, ranks.grade / np.log2(ranks.rank + 1.0), 0))
     return gain / ranks.sum(np.where(ranks.nth < k, ranks.ideal / np.log2(ranks.nth + 2.0), 0))
 
@@ -116,17 +126,21 @@ METRICS: dict[str, "Metric | type[Metric] | str"] = {
     "map": FunctionMetric(average_precision, cutoff=False),
     "ndcg": FunctionMetric(ndcg),
 }
-"""Every metric that an evaluation reports, in the order of tables: name -> Metric, its class, or "package.module:Class"."""
+"""All metrics that an evaluation reports, in table order: {name: Metric, its class, or "package.module:Class"}."""
 
 
 def register_metric(name: str, metric: "Metric | type[Metric] | str") -> None:
-    """Add a metric: every evaluation reports it from now on, and `train.metric` and `gate.metric` may name it."""
+    """Add a metric. Every later evaluation reports it, and `train.metric` and `gate.metric` accept its name."""
     plugins.register(METRICS, name, metric, "metric")
 
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """One reported metric: its name as in tables ("ndcg@10"), the metric, and its cut-off (0: none)."""
+    """One reported metric.
+
+    name: as in tables, e.g. "ndcg@10"
+    k: the cut-off; 0 for a metric without one
+    """
 
     name: str
     metric: Metric
@@ -134,7 +148,10 @@ class MetricColumn:
 
 
 def find_metric(name: str, key: str = "") -> Metric:
-    """The metric of a name without cut-off, or of "package.module:Class". RecipeError, beginning with `key`, for no metric."""
+    """Return the metric for a name without cut-off, or for "package.module:Class".
+
+    Raises RecipeError, whose message starts with `key`, if there is no such metric.
+    """
     part = plugins.resolve(METRICS, name, "metric", key=key)
     metric = part() if isinstance(part, type) else part
     if not isinstance(metric, Metric):
@@ -143,8 +160,13 @@ def find_metric(name: str, key: str = "") -> Metric:
 
 
 def metric_columns(ks: Iterable[int], more: Iterable[str] = (), key: str = "") -> list[MetricColumn]:
-    """The columns of an evaluation: every metric of the table at every cut-off, then `more` by name ("ndcg@3",
-    "package.module:Class@10"). Raises RecipeError for a name that is no metric; `key` is what its message begins with."""
+    """Return the columns of an evaluation: every metric of METRICS at every cut-off, then the metrics `more`.
+
+    more: names with cut-off, e.g. "ndcg@3" or "package.module:Class@10"
+    key: recipe key with which error messages start
+
+    Raises RecipeError for an unknown metric or a wrong cut-off.
+    """
     ks, start = check_ks(ks), f"{key}: " if key else ""
     columns: dict[str, MetricColumn] = {}
     for name in METRICS:
@@ -168,13 +190,13 @@ def metric_columns(ks: Iterable[int], more: Iterable[str] = (), key: str = "") -
 
 
 def with_cutoffs(ks: Iterable[int], names: Iterable[str]) -> list[int]:
-    """The cut-offs `ks`, and those of the metrics `names` ("ndcg@3" has 3)."""
+    """Return the cut-offs `ks` together with those in the metric names `names` ("ndcg@3" has cut-off 3), sorted."""
     cutoffs = [n.partition("@")[2] for n in names]
     return sorted({*ks, *(int(c) for c in cutoffs if c.isdigit())})
 
 
 def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
-    """Sorted unique cut-offs. Raises RecipeError for anything but whole numbers from 1 up."""
+    """Return sorted unique cut-offs. Raises RecipeError unless all are whole numbers from 1 up."""
     ks = tuple(ks)
     bad = [k for k in ks if not isinstance(k, int | np.integer) or k < 1]
     if bad or not ks:
@@ -183,7 +205,10 @@ def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
 
 
 def per_query_values(ranks: RelevantRanks, columns: Sequence[MetricColumn]) -> dict[str, np.ndarray]:
-    """Value [Q] of every query by column. RecipeError when a metric returns anything but one finite number a query."""
+    """Compute {column name: value of every query, [Q]}.
+
+    Raises RecipeError if a metric does not return one finite number per query.
+    """
     out = {}
     for column in columns:
         values = np.asarray(column.metric.per_query(ranks, column.k), np.float64)

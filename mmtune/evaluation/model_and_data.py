@@ -1,4 +1,4 @@
-"""MODEL and DATA as users name them -> the objects that evaluation works on."""
+"""Load a model or open a dataset that may be given by name or as an object."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def as_model(model: "Model | str | Path", dim: int | None = None) -> "Model":
-    """The model, loaded when it is given by name; dim: with its first so many dimensions."""
+    """Return the model, loaded if it is a name or path. dim: truncate its embeddings to the first `dim` dimensions."""
     from mmtune.model.artifact.load import load
 
     loaded = load(model) if isinstance(model, str | Path) else model
@@ -17,7 +17,7 @@ def as_model(model: "Model | str | Path", dim: int | None = None) -> "Model":
 
 
 def as_data(data: "Data | str") -> "Data":
-    """The data, opened when they are given by name."""
+    """Return the dataset, opened if it is a name."""
     from mmtune.data.shards.dataset import open_data
 
     return open_data(data) if isinstance(data, str) else data

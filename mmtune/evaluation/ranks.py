@@ -1,4 +1,4 @@
-"""Ranks of the relevant candidates in the total order, without ever holding the Q x N matrix of scores."""
+"""Compute the ranks of the relevant candidates in the total order, without a full Q x N score matrix in memory."""
 
 import numpy as np
 
@@ -8,24 +8,27 @@ from mmtune.search.exact_scores import exact_keys
 from mmtune.search.tie_order import order_by_key
 from mmtune.search.vectors import GatheredRows
 
-SCORE_BYTES = 64 << 20  # bytes of scores held at once
-MANY_CANDIDATES = 20_000  # from here on float32 blocks with an exact second look are faster; the result is the same
-MAX_RELEVANT = 64  # relevant candidates a query, on average, up to which they are
-COUNT_UP_TO = 24  # relevant candidates a query up to which counting is faster than sorting
+SCORE_BYTES = 64 << 20  # maximum bytes of scores in memory
+MANY_CANDIDATES = 20_000  # `blocked_ranks` is faster from this number of candidates on, with the same result ...
+MAX_RELEVANT = 64  # ... if queries have at most this many relevant candidates on average
+COUNT_UP_TO = 24  # with at most this many relevant candidates, counting is faster than sorting
 
 
 def queries_at_a_time(candidates: int, chunk: int) -> int:
-    """`chunk`, or fewer where their scores would take more than SCORE_BYTES."""
+    """Return `chunk`, or less if the scores of `chunk` queries take more than SCORE_BYTES."""
     return max(1, min(chunk, SCORE_BYTES // max(1, 4 * candidates)))
 
 
 def relevant_ranks(
     q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude_Q: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(ranks [P] from 1 of `relevant.values`, tied [Q] bool: a relevant candidate has the score of an irrelevant one).
+    """Return (ranks [P], tied bool [Q]) of the relevant candidates.
 
-    relevant: positions of the relevant candidates of each query; exclude_Q: one candidate a query that takes no part (the query
-    itself), or None.
+    ranks: rank from 1 of each entry of `relevant.values`
+    tied: True if a relevant candidate of the query has the same score as an irrelevant one
+
+    relevant: positions of the relevant candidates of each query
+    exclude_Q: one candidate per query to leave out (the query itself), or None
     """
     rank_P, tied_Q = np.empty(len(relevant.values), np.int64), np.zeros(len(relevant), bool)
     todo = np.flatnonzero(relevant.counts)
@@ -45,7 +48,10 @@ def relevant_ranks(
 
 
 def ranks_of_query(keys_N: np.ndarray, relevant_R: np.ndarray) -> tuple[np.ndarray, bool]:
-    """(ranks [R] of the candidates at positions `relevant_R` by the keys of all, does one tie with an irrelevant candidate)."""
+    """Return (ranks [R], whether one of them ties with an irrelevant candidate) of the candidates at `relevant_R`.
+
+    keys_N: keys of all candidates
+    """
     key_R = keys_N[relevant_R]
     if len(relevant_R) <= COUNT_UP_TO:
         rank_R, same_R = np.empty(len(relevant_R), np.int64), np.empty(len(relevant_R), np.int64)

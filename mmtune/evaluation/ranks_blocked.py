@@ -1,8 +1,9 @@
-"""Ranks among very many candidates: one float32 product a block, counting, and exact scores for what lies too near to call.
+"""Compute ranks among many candidates by float32 products, and exact scores only where float32 cannot decide.
 
-float32 sums are within (D + 2) 2**-24 of the true cosine of unit vectors. A candidate further than that from a relevant one's
-score is counted above or below it by the float32 product alone; the few inside this band are scored again exactly. The result
-is bit for bit that of the exact path in `ranks.py`, at the price of one matrix product and a pass over its result.
+A float32 sum is within (D + 2) 2**-24 of the true cosine of L2-normalised vectors. If a candidate's score differs from that of
+a relevant candidate by more than the error, float32 decides which one ranks higher. The few candidates inside this "band"
+around a relevant candidate's score are scored again exactly. The result is identical to that of `ranks.py`, and takes one
+matrix product and one pass over it.
 """
 
 import os
@@ -15,14 +16,17 @@ from mmtune.relevance.ragged import Ragged
 from mmtune.search.exact_scores import GRID, pair_keys
 from mmtune.search.vectors import GatheredRows
 
-COLUMNS = 1 << 16  # candidates a block
-ROWS = 256  # queries a block: 64 MiB of scores
-SORT_FROM = 8  # relevant candidates a query from which one sort of a block is faster than counting for each
-CROWDED = 1 / 16  # a query whose bands hold more of a block than this share is left to the exact path
+COLUMNS = 1 << 16  # candidates per block
+ROWS = 256  # queries per block; a block of scores then has 64 MiB
+SORT_FROM = 8  # from this number of relevant candidates per query on, sorting a block is faster than counting for each
+CROWDED = 1 / 16  # if the bands of a query hold more than this share of a block, the query is left to the exact method
 
 
 class Band(NamedTuple):
-    """Candidates at `columns` whose float32 score lies too near that of the relevant candidate `pair` of `query`."""
+    """The candidates `columns` of a query whose float32 scores are too close to that of its relevant candidate to decide.
+
+    pair: position of the relevant candidate in `relevant.values`
+    """
 
     query: int
     pair: int
@@ -30,7 +34,7 @@ class Band(NamedTuple):
 
 
 def worker_threads() -> int:
-    """Cores that this process may use, at most 8; OMP_NUM_THREADS is respected."""
+    """Return the number of threads: one per core that this process may use, at most 8 and at most OMP_NUM_THREADS."""
     try:
         return max(1, min(8, len(os.sched_getaffinity(0)), int(os.environ.get("OMP_NUM_THREADS", "8").split(",")[0])))
     except (AttributeError, ValueError):
@@ -40,7 +44,10 @@ def worker_threads() -> int:
 def blocked_ranks(
     q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude_Q: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ranks [P] of `relevant.values`, tied [Q], crowded [Q]): crowded queries have no ranks yet and need the exact path."""
+    """Return (ranks [P] of `relevant.values`, tied bool [Q], crowded bool [Q]).
+
+    Crowded queries have too many candidates in their bands: their ranks are not valid, and the exact method must compute them.
+    """
     query_P = np.repeat(np.arange(len(relevant)), relevant.counts)
     key_P = pair_keys(q_QD, d_ND, query_P, relevant.values)
     error = (q_QD.shape[1] + 2) * 2.0**-24 * 1.001 + 1.0 / GRID
@@ -81,13 +88,13 @@ def blocked_ranks(
 
 
 def count_above(s_N: np.ndarray, low_R: np.ndarray, high_R: np.ndarray) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """(number of scores s_N above each band [R], [(r, positions inside the band r)] of the bands that are not empty)."""
+    """Return (number of scores s_N above each band [R], positions inside each band that is not empty, [(r, positions)])."""
     least = low_R.min()
     mask = s_N >= least
     some = int(np.count_nonzero(mask))
     if some == 0:
         return np.zeros(len(low_R), np.int64), []
-    if some * 8 <= len(s_N):  # the relevant candidates of a good model score high: few others are near or above them
+    if some * 8 <= len(s_N):  # a good model scores relevant candidates high, so that few candidates are in or above the bands
         at = np.flatnonzero(mask)
         values = s_N[at]
         order = np.argsort(values)
@@ -113,8 +120,11 @@ def _score_bands(
     above_P: np.ndarray,
     tied_Q: np.ndarray,
 ) -> None:
-    """Score the candidates in the bands exactly: count those above in `above_P`, and mark queries of which a relevant candidate
-    ties with an irrelevant one in `tied_Q`."""
+    """Score the candidates in the bands exactly and update `above_P` and `tied_Q` in place.
+
+    above_P: number of candidates that rank above each relevant candidate
+    tied_Q: True if a relevant candidate of the query ties with an irrelevant one
+    """
     if not bands:
         return
     sizes = [len(band.columns) for band in bands]

@@ -1,4 +1,4 @@
-"""The result of a retrieval evaluation: typed, as a JSON document, as a table for terminals and notebooks, as a DataFrame."""
+"""The result of a retrieval evaluation, which converts to JSON, a printed table, a notebook table and a DataFrame."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,16 +13,23 @@ if TYPE_CHECKING:
 
     from mmtune.evaluation.slices import Slice
 
-SHOWN = 10  # slices of a direction in a printed table: the worst
+SHOWN = 10  # maximum number of slices per direction in a printed table, the worst ones
 
 
 @dataclass
 class Direction:
-    """Metrics of one direction: means over the queries that have a relevant candidate.
+    """Metrics of one direction, as means over the queries that have a relevant candidate.
 
-    queries, candidates: numbers of items; skipped: queries without a relevant candidate; tie_rate: share of the queries where a
-    relevant candidate has exactly the score of an irrelevant one, so that the tie order decides. With per_query: query_ids,
-    query_rows (the row ids of each query's item), clusters (int64, see `clusters.row_clusters`) and values (metric -> [queries]).
+    queries, candidates: numbers of items
+    skipped: number of queries without a relevant candidate
+    tie_rate: share of queries for which a relevant and an irrelevant candidate have the same score, so that ids decide the
+        order
+
+    The following are filled only with per_query=True:
+    query_ids: id of each query's item
+    query_rows: the row ids of each query's item
+    clusters: int64 [queries], cluster numbers (see `clusters.row_clusters`)
+    values: {metric: float64 [queries]}
     """
 
     queries: int
@@ -41,11 +48,13 @@ class Direction:
 
 @dataclass
 class Result:
-    """Metrics by direction ("a->b") of every direction that has a query with a relevant candidate.
+    """Metrics by direction ("a->b"), for directions in which at least one query has a relevant candidate.
 
-    skipped, tie_rate: by direction, also for directions without such a query; slices: by direction and slice, the worst first;
-    dims: the same evaluation for each prefix length that a Matryoshka model was trained for, and for its whole vectors;
-    untrained_directions: those between modalities that the model was never trained on as a pair.
+    fingerprint: of the model
+    skipped, tie_rate: see `Direction`; given for all directions, even if no query has a relevant candidate
+    slices: {direction: {slice: metrics}}, worst slice first
+    dims: {dim: result}, for the dimensions that a Matryoshka model was trained for and for its full dimension
+    untrained_directions: directions between two modalities that the model was never trained on as a pair
     """
 
     fingerprint: str
@@ -57,8 +66,10 @@ class Result:
     untrained_directions: list[str] = field(default_factory=list)
 
     def to_dict(self) -> JsonObject:
-        """The JSON document of `mmtune eval --json`; "slices" by direction when there are any, the worst first; "dims":
-        {dim: {direction: metrics}} of a Matryoshka model."""
+        """Return the JSON document of `mmtune eval --json`.
+
+        It has "slices" (worst first) if there are any, and for a Matryoshka model "dims": {dim: {direction: metrics}}.
+        """
         document: JsonObject = {
             "fingerprint": self.fingerprint,
             "directions": {name: d.to_dict() for name, d in self.directions.items()},
@@ -74,7 +85,11 @@ class Result:
         return document
 
     def metric(self, name: str, direction: str | None = None) -> float:
-        """One metric of one direction, or its mean over the directions between two modalities (over all, if there is none)."""
+        """Return one metric of one direction, or its mean over the directions between two different modalities.
+
+        If there are only directions within one modality, the mean is over those. Raises RecipeError for an unknown metric or
+        direction, and if no query of any direction has a relevant candidate.
+        """
         if direction is not None:
             if direction not in self.directions:
                 raise RecipeError(
@@ -91,7 +106,7 @@ class Result:
         return float(np.mean([d.metrics[name] for d in chosen]))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row a direction, and one a slice ("direction | slice"): queries, candidates, skipped, tie_rate, every metric."""
+        """One row per direction and one per slice ("direction | slice"), with counts, tie rate and all metrics."""
         import pandas
 
         rows: dict[str, dict[str, float]] = {}
@@ -103,7 +118,7 @@ class Result:
         return pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="direction"))
 
     def columns(self) -> list[str]:
-        """The metrics of a printed table: hit at every cut-off, the others at the largest."""
+        """Return the metrics to print: hit at every cut-off, the other metrics at the largest cut-off only."""
         every = list(next(iter(self.directions.values())).metrics) if self.directions else []
         last: dict[str, str] = {}
         for m in every:
@@ -132,7 +147,7 @@ class Result:
         return "\n".join([plain_table(*self._table()), *notes, *dims])
 
     def _dims_table(self) -> tuple[list[str], list[list[str]]]:
-        """Every direction at every number of dimensions."""
+        """Return the metrics of every direction at every dimension."""
         columns, rows = self.columns(), []
         for name in self.directions:
             by_dim = {dim: r.directions[name].metrics for dim, r in self.dims.items() if name in r.directions}

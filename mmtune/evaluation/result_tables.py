@@ -1,4 +1,4 @@
-"""Tables for a terminal and for a notebook, from the same strings."""
+"""Format tables for the terminal and for notebooks."""
 
 import io
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from mmtune.html.render import render_macro
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in plain characters: the first column to the left, the others to the right; never wrapped, no colour."""
+    """Format a table as plain text without colour or wrapping; the first column is left-aligned, the others right-aligned."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -25,5 +25,5 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """The same as an HTML table; every cell escaped."""
+    """Format the same table as HTML; every cell is escaped."""
     return render_macro("values.html.j2", "table", columns, rows, caption)

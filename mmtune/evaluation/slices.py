@@ -1,4 +1,4 @@
-"""Slices: named sets of rows. A query belongs to a slice when one of its rows does; candidates are always the whole corpus."""
+"""Slices: named sets of rows. A query is in a slice if one of its rows is; its candidates are always the whole corpus."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
 Slices = Mapping[str, "frozenset[str] | set[str]"]
-"""Slice name -> row ids."""
+"""{slice name: row ids}"""
 
-MAX_DISTINCT = 12  # a numeric column with more distinct values than this is cut at its quartiles
+MAX_DISTINCT = 12  # a numeric column with more distinct values is split at its quartiles
 
 
 @dataclass
@@ -32,7 +32,10 @@ class Slice:
 
 
 def slices_by_value(name: str, ids: Iterable[str], values: Iterable[object]) -> dict[str, frozenset[str]]:
-    """One slice a value, "name=value"; numbers with many values are cut at their quartiles; None and "" are in no slice."""
+    """Make one slice per value, called "name=value". Values None and "" are in no slice.
+
+    Numbers with more than MAX_DISTINCT distinct values are split at their quartiles instead.
+    """
     pairs = [(i, v) for i, v in zip(ids, values, strict=True) if v is not None and v != "" and v == v]
     if not pairs:
         raise RecipeError(f"slice {name!r}: no row has a value for it")
@@ -51,7 +54,7 @@ def slices_by_value(name: str, ids: Iterable[str], values: Iterable[object]) -> 
 
 
 def metadata_slices(data: "Data", names: Iterable[str]) -> dict[str, frozenset[str]]:
-    """Slices of DATA by name: a metadata column, or "size:MODALITY" for quartiles of length, duration or area."""
+    """Make slices of DATA from `names`: metadata columns, or "size:MODALITY" for quartiles of text length, duration or area."""
     out: dict[str, frozenset[str]] = {}
     for name in names:
         kind, _, modality = name.partition(":")
@@ -67,7 +70,7 @@ def metadata_slices(data: "Data", names: Iterable[str]) -> dict[str, frozenset[s
 
 
 def _numbers(values: Sequence[object]) -> "np.ndarray | None":
-    """The values as float64, or None when one of them is no number."""
+    """Return the values as float64, or None if one of them is not a number."""
     try:
         return np.array([float(v) for v in values])  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -75,12 +78,12 @@ def _numbers(values: Sequence[object]) -> "np.ndarray | None":
 
 
 def in_slice(direction: Direction, rows: "frozenset[str] | set[str]") -> np.ndarray:
-    """[queries] bool: the query has a row of the slice `rows`."""
+    """bool [queries]: whether the query has a row in the slice `rows`."""
     return np.array([not rows.isdisjoint(r) for r in direction.query_rows], bool)
 
 
 def slice_direction(direction: Direction, slices: Slices, metric: str) -> dict[str, Slice]:
-    """Metrics of each slice that holds a query of the direction, the worst by `metric` first."""
+    """Compute the metrics of each slice that has a query in this direction, sorted by `metric`, worst first."""
     if direction.values is None:
         raise RecipeError("slices need the values of every query: evaluate with per_query=True")
     out = {}

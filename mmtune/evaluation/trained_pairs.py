@@ -1,5 +1,8 @@
-"""Which pairs of modalities a model was trained on. In a direction between two others, similarity comes from a third modality
-that both were paired with, or from nothing at all: an evaluation says so."""
+"""Find the pairs of modalities that a model was trained on, so that an evaluation can mark the other directions as untrained.
+
+In an untrained direction, similarity is meaningful only if both modalities were trained with the same third one, and even then
+only indirectly.
+"""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -11,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def trained_pairs(model: "Model") -> list[Pair]:
-    """The pairs of the checkpoints that the model was made of, and of every later training that its artifact records.
+    """Return the pairs that the model's checkpoints and every later training recorded in its artifact were trained on.
 
-    A checkpoint was trained on the modalities that its own temperatures join; randomly initialised towers on nothing.
+    A checkpoint was trained on the pairs of modalities for which it has its own logit scale. Randomly initialised backbones
+    were trained on none.
     """
     pairs: set[Pair] = set()
     for part, names in model.backbones:
@@ -26,7 +30,7 @@ def trained_pairs(model: "Model") -> list[Pair]:
 
 
 def untrained_directions(model: "Model", directions: Iterable[str]) -> list[str]:
-    """Those of `directions` whose two modalities are no trained pair; none where nothing is known of any training."""
+    """Return those `directions` whose two modalities were never trained as a pair; [] if no training is recorded."""
     if "pairs" not in model.info and "seen" not in model.info:
         return []
     known = set(trained_pairs(model))

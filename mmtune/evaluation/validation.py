@@ -1,4 +1,4 @@
-"""Validation between epochs: a metric of the trained directions on data.val and on data.retention."""
+"""Validation during training: compute a metric of the trained directions on data.val and data.retention."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 RETENTION_PREFIX = "retention "
-"""In front of the names of values on the retention data, in metrics.jsonl too."""
+"""Prefix of metric names on the retention data, in metrics.jsonl too."""
 
 Validate = Callable[["Model"], dict[str, float]]
-"""model -> {"a->b map": value, ..., "metric": the mean of these}."""
+"""Function of the model that returns {"a->b map": value, ..., "metric": mean of these values}."""
 
 
 class Embed(Protocol):
-    """How validation embeds: `embed_data`, or from the kept features of frozen towers."""
+    """Function that embeds data for validation: `embed_data`, or one that uses the cached features of frozen towers."""
 
     def __call__(
         self, model: "Model", data: "Data", wanted: Sequence[str], /, *, processes: Processes
@@ -37,10 +37,13 @@ def build_validation(
     embed: Embed,
     processes: Processes,
 ) -> Validate | None:
-    """Validation on `val` and, under names that begin with RETENTION_PREFIX, on `retention`; None without `val`.
+    """Return a function that validates on `val` and on `retention`, or None without `val`.
 
-    Several processes embed a share each, rank 0 scores and broadcasts the values. Raises RecipeError for retention data
-    without validation data; the validation itself raises it for an unknown metric and for data without a trained direction.
+    Names of metrics on `retention` start with RETENTION_PREFIX. With several processes each embeds its share, and rank 0
+    computes the metrics and broadcasts them.
+
+    Raises RecipeError for `retention` without `val` and for an unknown metric. The returned function raises RecipeError if the
+    data have no row for any trained direction.
     """
     if val is None:
         if retention is not None:
@@ -59,7 +62,7 @@ def build_validation(
 
 
 def _validation(data: "Data", pairs: Sequence[Pair], metric: str, embed: Embed, key: str, processes: Processes) -> Validate:
-    metric_columns((1, 5, 10), [metric], "train.metric")  # RecipeError for an unknown metric
+    metric_columns((1, 5, 10), [metric], "train.metric")  # only to raise RecipeError for an unknown metric
     wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
     trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
 

@@ -116,7 +116,7 @@ def check_fingerprint(path: str | Path, fingerprint: str, allow_stale: bool) -> 
     if of_table:
         problem = f"was mined with other weights ({of_table[:12]}, not {fingerprint[:12]})"
     if not allow_stale:
-            raise DataError(f"{path} {problem}; mine again, or allow a stale table (in a recipe: mining.allow_stale=true)")
+        raise DataError(f"{path} {problem}; mine again, or allow a stale table (in a recipe: mining.allow_stale=true)")
     return f"{path} {problem}; used all the same, as asked"
 
 
