@@ -1,4 +1,4 @@
-"""Check a source (CSV, TSV, JSONL, Parquet, or a folder) and pack it into WebDataset shards.
+"""Check a source (CSV, TSV, JSONL, Parquet, tars, or a folder) and pack it into WebDataset shards.
 
   mmtune pack photos.csv --out packed/train --group sku
 
@@ -27,14 +27,18 @@ def _options() -> dict[str, Option]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", help=".csv, .tsv, .jsonl, .parquet, or a folder (a class per subfolder, or side-cars)"
+        "source",
+        metavar="SOURCE",
+        help=".csv, .tsv, .jsonl, .parquet, a folder (a class per subfolder, or side-cars), or tars to be checked",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the shards")
     for name in modalities.names():
         usual = ", ".join(dict.fromkeys((name, *modalities.get(name).columns)))
         parser.add_argument(f"--{name}", dest=f"column_{name}", metavar="COL", help=f"its column (recognised: {usual})")
     parser.add_argument(
-        "--id", metavar="COL", help="column of row ids (recognised: id; without one the path, or the row number)"
+        "--id",
+        metavar="COL",
+        help="column, or field of a tar's .json, of row ids (recognised: id; without one the path, or the row number)",
     )
     parser.add_argument(
         "--group", metavar="COL", help="column of groups: rows of one group match each other (recognised: group)"

@@ -30,8 +30,10 @@ def doctor(
     is one); limit: of each split at most so many rows are decoded and embedded, evenly spread.
     """
     main = as_data(data)
-    splits = splits_of(main, [as_data(d) for d in against], split)
+    others = [as_data(d) for d in against]
+    splits = splits_of(main, others, split)
     facts: JsonObject = {"rows": {s.name: len(s.rows) for s in splits}, "modalities": main.modalities}
+    facts["left out or re-encoded when opened"] = [note for opened in (main, *others) for note in opened.notes]
     findings = row_checks.check_rows(splits)
     findings += value_checks.check_values(splits, limit, facts, quiet)
     if model is not None:

@@ -87,7 +87,7 @@ def _fact_lines(facts: Mapping[str, object], prefix: str = "") -> list[str]:
         elif isinstance(value, Mapping):
             lines.append(f"{prefix}{name}: {', '.join(f'{k} {v}' for k, v in value.items())}")
         else:
-            lines.append(f"{prefix}{name}: {', '.join(value) if isinstance(value, list) else value}")
+            lines.append(f"{prefix}{name}: {', '.join(value) or 'nothing' if isinstance(value, list) else value}")
     return lines
 
 

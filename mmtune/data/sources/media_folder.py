@@ -41,8 +41,6 @@ class MediaFolder:
                 sha256.update(f"{self.files[-1]}\0{size}\n".encode("utf-8", "replace"))
         if not self.files:
             raise DataError(f"{path}: an empty folder")
-        if all(f.endswith(".tar") for f in self.files):
-            raise DataError(f"{path}: holds shards already; they are DATA as they are, no packing needed")
         self.sha256 = sha256.hexdigest()
         self.rows = self._rows()
 

@@ -1,4 +1,4 @@
-"""SOURCE -> numbered rows: a CSV, TSV, JSONL or Parquet file, a folder of Parquet files, or a folder of media files.
+"""SOURCE -> numbered rows: a CSV, TSV, JSONL or Parquet file, a folder of Parquet files, tars, or a folder of media files.
 
 A row is a dict {column: cell}, or an InvalidRow that says why it cannot be used. Cells are str, bytes, other JSON values,
 `{"bytes", "path"}` (as Hugging Face datasets write them in Parquet), or a `Path`: a file that holds the value, relative to `folder`.
@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from mmtune import modalities
 from mmtune.data.sources.media_folder import MediaFolder
+from mmtune.data.sources.tar_rows import TarRows, holds_tars
 from mmtune.data.sources.text_tables import CsvTable, file_digest, jsonl_rows
 from mmtune.errors import DataError
 
@@ -66,7 +67,7 @@ def open_source(path: str | Path) -> RowSource:
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] not in "._")
         if files and all(p.suffix.lower() in (".parquet", ".pq") for p in files):
             return _open_parquet(path, files, path)
-        return _open_folder(path)
+        return _open_tars(path) if holds_tars(path) else _open_folder(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if not path.is_file():
@@ -78,10 +79,15 @@ def open_source(path: str | Path) -> RowSource:
         return _open_jsonl(path)
     if suffix in (".parquet", ".pq"):
         return _open_parquet(path, [path], path.parent)
-    hint = (
-        "shards are DATA as they are, no packing needed" if suffix == ".tar" else "use .csv, .tsv, .jsonl, .parquet or a folder"
-    )
-    raise DataError(f"{path}: not a kind of source; {hint}")
+    if suffix == ".tar":
+        return _open_tars(path)
+    raise DataError(f"{path}: not a kind of source; use .csv, .tsv, .jsonl, .parquet, .tar or a folder")
+
+
+def _open_tars(path: Path) -> RowSource:
+    tars = TarRows(path)
+    folder = path if path.is_dir() else path.parent
+    return RowSource(path, "tar", folder, tars.columns, tars.total, tars.sha256, tars.read)
 
 
 def _open_csv(path: Path) -> RowSource:

@@ -1,0 +1,88 @@
+"""Tars as a source of `pack`: rows that other programs wrote, to be checked, and given ids and groups from fields of their JSON."""
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from mmtune import modalities
+from mmtune.contracts import JsonObject
+from mmtune.data.shards import shard_cache, tar_index
+from mmtune.data.shards.locate import ShardFile, locate
+from mmtune.data.shards.tar_members import TarMembers
+from mmtune.data.sources.text_tables import file_digest
+from mmtune.errors import DataError, DataWarning
+
+
+def holds_tars(folder: Path) -> bool:
+    """Whether a folder is one of tars: it has some at its top, and no media file beside them."""
+    owner = modalities.by_extension()
+    suffixes = {p.suffix.lower()[1:] for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")}
+    return "tar" in suffixes and not any(s in owner and not modalities.get(owner[s]).language for s in suffixes)
+
+
+class TarRows:
+    """The rows of a tar, or of a folder of tars. columns: the modalities, id, group, and every field of the rows' metadata; a field
+    with the name of one of those is called `json.NAME`."""
+
+    def __init__(self, path: Path):
+        """Warns (DataWarning) of what the scan left out. Raises DataError for what is no readable tar, and when there is no row."""
+        self.files = locate(str(path)).shards
+        self.tables = [shard_cache.table(f.path, f.url, (f.entry or {}).get("sha256")) for f in self.files]
+        self.total = sum(len(t) for t in self.tables)
+        notes = [
+            f"{file.name}: {count} {note}"
+            for file, table in zip(self.files, self.tables, strict=True)
+            for note, count in json.loads((table.schema.metadata or {}).get(b"notes", b"{}")).items()
+        ]
+        if not self.total:
+            raise DataError(f"{path}: no sample with a known modality ({'; '.join(notes) or 'the tars are empty'})")
+        for note in notes:
+            warnings.warn(note, DataWarning, stacklevel=4)
+        digests = [file_digest(Path(f.path))[0] for f in self.files]
+        self.sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        self.modalities = [n for n in modalities.names() if any((t[f"{n}.size"].to_numpy() >= 0).any() for t in self.tables)]
+        self.reserved = {*self.modalities, "id", "group"}
+        fields = dict.fromkeys(k for t in self.tables for meta in t["meta"].to_pylist() for k in self._meta(meta))
+        self.columns = [*self.modalities, "id", "group", *fields]
+        keys = Counter(key for t in self.tables for key in t["key"].to_pylist())
+        self._keys_repeat = any(count > 1 for count in keys.values())
+
+    def _meta(self, document: str) -> JsonObject:
+        fields = json.loads(document) if document else {}
+        return {f"json.{k}" if k in self.reserved else k: v for k, v in fields.items()}
+
+    def read(self, wanted: set[str]) -> Iterator[JsonObject]:
+        """The rows in order, with the values of those modalities that are wanted."""
+        names = [n for n in self.modalities if n in wanted]
+        for file, table in zip(self.files, self.tables, strict=True):
+            yield from self._rows(file, table, names)
+
+    def _rows(self, file: ShardFile, table: pa.Table, names: list[str]) -> Iterator[JsonObject]:
+        suffix_at = {
+            span[0]: extension.rpartition(".")[2]
+            for members in TarMembers(file.path).samples.values()
+            for extension, span in members.items()
+        }
+        with open(file.path, "rb") as tar:
+            for batch in table.to_batches(1024):
+                for row in batch.to_pylist():
+                    own_id = row["id"] or (f"{file.name}/{row['key']}" if self._keys_repeat else row["key"])
+                    cells = {**self._meta(row["meta"]), "id": own_id, "group": row["group"]}
+                    for name in names:
+                        offset, size = row[f"{name}.offset"], row[f"{name}.size"]
+                        if size < 0:
+                            continue
+                        tar.seek(offset)
+                        data, field = tar.read(size), row[f"{name}.field"]
+                        if field == tar_index.NO_FIELD:
+                            cells[name] = {"bytes": data, "path": f"{row['key']}.{suffix_at[offset]}"}
+                        else:
+                            document = tar_index.parse_json(data)
+                            field_name = modalities.get(name).json_fields[field]
+                            cells[name] = tar_index.field_value(document, field_name, row[f"{name}.item"])
+                    yield cells
