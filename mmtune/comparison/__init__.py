@@ -1,1 +1,1 @@
-"""Comparison of two models: paired differences with bootstrap intervals, the gate, the confusable and the retention slice."""
+"""Compare two models: paired differences with bootstrap intervals, the gate, and the confusable and retention slices."""

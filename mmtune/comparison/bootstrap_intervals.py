@@ -1,10 +1,15 @@
-"""Bootstrap intervals of paired differences, resampled by cluster: two photos of one product are not two pieces of evidence.
+"""Bootstrap confidence intervals of paired differences, resampled by cluster: two photos of one product are not independent.
 
-The interval is the wider of two at each end. The percentile interval with tails widened for few clusters (Hesterberg 2015,
-"expanded percentile", arXiv 1411.5279, section 4.3) is too short when the differences are skewed; the studentised interval
-(bootstrap t, Efron and Tibshirani 1993, section 12.5) follows the skewness, and is unstable when the differences take few values.
-Coverage tables are in docs/benchmarks.md. scipy.stats.bootstrap resamples single observations; here whole clusters are drawn,
-the same ones in every direction.
+Two intervals are computed, and the wider bound is taken at each end:
+    the percentile interval with tails widened for few clusters (Hesterberg 2015, "expanded percentile", arXiv 1411.5279,
+    section
+        4.3), which is too short if the differences are skewed
+    the studentised interval (bootstrap t, Efron and Tibshirani 1993, section 12.5), which adapts to skewness, but is unstable
+    if
+        the differences take few distinct values
+
+docs/benchmarks.md has coverage tables. scipy.stats.bootstrap is not used because it resamples single observations. Here whole
+clusters are drawn, the same ones in every direction.
 """
 
 import math
@@ -14,20 +19,21 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_CLUSTERS = 5
-"""With fewer clusters the interval is [-1, 1], all that a metric in [0, 1] can differ: no method is reliable there."""
+"""With fewer clusters no method is reliable, so the interval is [-1, 1], the range of differences of a metric in [0, 1]."""
 STUDENTISE_UP_TO = 500
-"""Clusters up to which the studentised interval is computed; with more the two agree, and it costs several times as much."""
+"""Maximum number of clusters for the studentised interval. With more, both intervals agree, and it takes much longer."""
 ERROR_FLOOR = 1 / 3
-"""A resample's standard error counts as no less than this share of the sample's own: a resample of equal values has none."""
+"""Lower limit of a resample's standard error, as a share of the sample's; a resample of equal values would have error 0."""
 
 
 def bootstrap_intervals(
     parts: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds (lower [M], upper [M]) at confidence `level` of the mean over `parts` of each part's mean.
+    """Return confidence bounds (lower [M], upper [M]) for the mean of the parts' means.
 
-    A part is (values [Q, M], clusters [Q]), e.g. the differences of M metrics for the queries of one direction. Every resample
-    draws whole clusters with replacement, the same in all parts.
+    parts: (values [Q, M], clusters [Q]) of each part, e.g. the differences of M metrics for the queries of one direction
+    level: confidence level
+    resamples: number of resamples; each draws whole clusters with replacement, the same ones in all parts
     """
     from scipy.special import ndtr
 
@@ -38,7 +44,7 @@ def bootstrap_intervals(
     errors = count <= STUDENTISE_UP_TO
     blocks = [_statistics(sums, weight, errors) for weight in _resample_weights(count, resamples, seed)]
     shift, error = (np.concatenate([block[i] for block in blocks]) for i in (0, 1))
-    complete = np.isfinite(shift).all(1)  # without the resamples in which some part has no query
+    complete = np.isfinite(shift).all(1)  # drop resamples in which a part has no query
     shift, error = shift[complete], error[complete]
     tail = float(ndtr(-math.sqrt(count / (count - 1)) * t_quantile(0.5 + level / 2, count - 1)))
     low, high = np.quantile(shift, [tail, 1 - tail], axis=0)
@@ -52,8 +58,12 @@ def bootstrap_intervals(
 
 @dataclass(frozen=True)
 class _ClusterSums:
-    """By part: residual [C, M], each cluster's sum of values minus its size times the part's mean; size [C]. mean [M]: the
-    estimate, the mean of the parts' means."""
+    """Sums of the values by cluster.
+
+    residual: for each part [C, M], each cluster's sum of values minus its size times the part's mean
+    size: for each part [C], number of values in each cluster
+    mean: [M], the estimate, which is the mean of the parts' means
+    """
 
     residual: list[np.ndarray]
     size: list[np.ndarray]
@@ -76,7 +86,7 @@ def _cluster_sums(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> _ClusterSum
 
 
 def _resample_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks [r, C] of how often each resample drew each cluster."""
+    """Yield blocks [r, C] of the number of times each resample drew each cluster."""
     rng = np.random.default_rng(seed)
     step = max(1, 2_000_000 // count)
     for begin in range(0, resamples, step):
@@ -86,10 +96,11 @@ def _resample_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndar
 
 
 def _statistics(sums: _ClusterSums, weight: np.ndarray, errors: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(shift [r, M] of each resample's estimate from the sample's own, its standard error [r, M], zeros without `errors`).
+    """Return (shift [r, M], standard error [r, M]) of each resample; the errors are zeros if not `errors`.
 
-    The error is that of the linearised mean of ratios: with influence values I_c of the clusters, the root of
-    sum(I_c^2) / (C (C - 1)), where I_c = C mean over parts of (residual_c - shift size_c) / total size.
+    The shift is the resample's estimate minus the sample's. The standard error is that of the linearised mean of ratios,
+    sqrt(sum(I_c^2) / (C (C - 1))), with the influence values of the clusters
+    I_c = C * mean over parts of (residual_c - shift * size_c) / total size.
     """
     count, parts = weight.shape[1], range(len(sums.residual))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -111,7 +122,7 @@ def _statistics(sums: _ClusterSums, weight: np.ndarray, errors: bool) -> tuple[n
 
 
 def t_quantile(p: float, freedom: int) -> float:
-    """The quantile `p` of Student's t distribution with `freedom` degrees of freedom."""
+    """Return the quantile `p` of Student's t distribution with `freedom` degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, p))

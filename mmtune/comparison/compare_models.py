@@ -1,5 +1,7 @@
-"""`mmtune.compare`, and the one place where a comparison of two models is assembled: the compare verb, the report and the
-promotion of an index version call `assemble_comparison`."""
+"""`mmtune.compare`: embed data with two models and compare them.
+
+`assemble_comparison` does the work. The compare verb, the report and the promotion of an index version all call it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
 class ComparedModel:
     """One of the two models of a comparison.
 
-    name: as error messages call it, e.g. "the base"; trained: labels of the rows it was trained on by key, None when nothing
-    is known; stored: vectors that an index holds for the modalities given, and indexed: those modalities, where the
-    candidates are the items of an index.
+    name: name in error messages, e.g. "the base"
+    trained: labels of the rows that the model was trained on, by kind; None if not known
+    indexed: if the candidates are the items of an index, the modalities that it holds
+    stored: function (modalities) -> the vectors that the index holds for them
     """
 
     model: "Model"
@@ -45,9 +48,9 @@ class ComparedModel:
 
 @dataclass(frozen=True)
 class AssembledComparison:
-    """A comparison with the vectors that it was made from, by modality.
+    """A comparison together with the vectors that were compared, by modality.
 
-    against_index: the candidates were the items of an index, not the rows of the data.
+    against_index: True if the candidates were the items of an index, not the rows of the data
     """
 
     comparison: Comparison
@@ -77,14 +80,21 @@ def compare(
 ) -> Comparison:
     """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
 
-    slices: metadata columns, or "size:MODALITY"; retention: other DATA that must not get worse, reported as the slice
-    "retention"; confusable: True freezes the confusable slice from the base in memory, a path reads it from there, or writes
-    it there when there is no such file; within: also the directions within one modality (always, when there is only one).
-    dim: both models with their first so many dimensions; base_dim: the base with another number of them.
+    gate: what the candidate has to gain and to keep
+    modalities: compare only these modalities
+    ks: cut-offs
+    qrels: graded judgments, or a file of them
+    slices: metadata columns, or "size:MODALITY"
+    retention: other DATA on which the candidate must not get worse, reported as the slice "retention"
+    confusable: True makes the confusable slice from the base, without saving it. A path reads the slice from this file; if
+        there is no such file, the slice is made and written to it. False leaves the slice out.
+    within: also compare the directions within one modality; always True if there is only one modality
+    dim: use only the first `dim` dimensions of both models' embeddings
+    base_dim: the same for the base alone; overrides `dim`
 
-    Raises DataError for rows that either model was trained on.
+    Raises DataError if either model was trained on some of the rows.
     """
-    gate = Gate.read(gate)  # a mistake in it is reported before a model is loaded
+    gate = Gate.read(gate)  # first, so that a mistake in the gate is reported before a model is loaded
     rows, other = as_data(data), None if retention is None else as_data(retention)
     sides = [
         ComparedModel(as_model(model, width), name, trained_on(model))
@@ -123,11 +133,11 @@ def assemble_comparison(
     batch_size: int = 64,
     quiet: bool = True,
 ) -> AssembledComparison:
-    """Refuse trained rows, embed the data and the retention data with both models, and compare; options as of `compare`.
+    """Refuse trained rows, embed the data and the retention data with both models, and compare. Options are those of `compare`.
 
-    Where both models have an index (`ComparedModel.indexed`) whose items answer queries of the data, by row, group or
-    judgment, the queries are the rows of the modalities that are not indexed, and the candidates the stored vectors. Else the
-    data alone are queries and candidates.
+    If both models have an index (`ComparedModel.indexed`) with relevant items for the queries, by row, group or judgment, the
+    queries are the rows of the modalities that are not indexed, and the candidates are the stored vectors. Otherwise the rows
+    of the data are both queries and candidates.
     """
     from mmtune.embedding.embed_rows import embed_data, shared_modalities
 
@@ -138,7 +148,7 @@ def assemble_comparison(
     if not names:
         raise DataError(f"{data.spec}: nothing that both models embed; the candidate has {', '.join(candidate.model.towers)}")
     rows = {m: row_identity(data, m) for m in names}
-    for side in sides:  # before anything is embedded
+    for side in sides:  # before anything is embedded, which takes long
         refuse_trained_rows(rows, side.trained, side.name)
     indexed = [m for m in base.indexed if m in candidate.indexed]
     judged = _judgments(qrels, data, indexed)
@@ -169,7 +179,7 @@ def assemble_comparison(
 
 
 def _judgments(qrels: "Qrels | str | Path | None", data: "Data", indexed: Sequence[str]) -> Qrels | None:
-    """Judgments, or those of a file. Without an index they have to be about rows of the data."""
+    """Return the judgments, read if `qrels` is a file. Without an index they have to be about rows of the data."""
     if not indexed:
         return qrels_for(qrels, data.ids)
     return qrels if qrels is None or isinstance(qrels, Mapping) else read_qrels(qrels)
@@ -184,7 +194,7 @@ def _against_index(
     batch_size: int,
     quiet: bool,
 ) -> list[dict[str, Embeddings]] | None:
-    """Each model's query vectors of the data and stored vectors of the index; None when the index answers no query."""
+    """Return each model's query vectors of the data and its stored vectors; None if no item is relevant to a query."""
     from mmtune.embedding.embed_rows import embed_data
 
     queries = [m for m in rows if m not in indexed]
@@ -198,7 +208,7 @@ def _against_index(
 
 
 def _share_a_row_or_group(queries: Embeddings, items: Embeddings) -> bool:
-    """Whether any query shares a row or a group with an item."""
+    """Return whether a query shares a row or a group with an item."""
     for key in ("id", "group"):
         a, b = queries.labels[key], items.labels[key]
         if np.isin(a[a != 0], b[b != 0]).any():

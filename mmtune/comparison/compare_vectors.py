@@ -41,19 +41,22 @@ def compare_vectors(
 ) -> Comparison:
     """Compare two models' vectors of the same rows, query by query.
 
-    gate: what the candidate has to gain and to keep (default: `default_gate`); ks, pairs, within, qrels: as for
-    `evaluate_vectors`; slices: slice name -> row ids; retention: (base's, candidate's) vectors of the retention data, for the
-    slice "retention"; confusable: adds the slices "confusable" and "confusable pairs"; trained: labels of the candidate's
-    training rows, refused among the compared rows; level, resamples, seed: of the bootstrap intervals.
+    gate: what the candidate has to gain and to keep; default: `default_gate`
+    ks, pairs, within, qrels: as for `evaluate_vectors`
+    slices: {slice name: row ids}
+    retention: (base's vectors, candidate's vectors) of the retention data, for the slice "retention"
+    confusable: a frozen slice, which adds the slices "confusable" and "confusable pairs"
+    trained: labels of the candidate's training rows; DataError if they are among the compared rows
+    level, resamples, seed: confidence level, number of resamples and random seed of the bootstrap intervals
 
-    Raises DataError for rows that only one model has vectors of, and RecipeError for a gate that names an unknown metric,
-    direction or slice.
+    Raises DataError if only one model has vectors of some row, and RecipeError if the gate names an unknown metric, direction
+    or slice.
     """
     _check_same_rows(base, candidate, "the data")
     refuse_trained_rows(candidate, trained, "the candidate")
     chosen, bootstrap = Gate.read(gate), Bootstrap(level, resamples, seed)
     wanted = [chosen.metric] if chosen else []
-    metric_columns(ks, wanted, "gate.metric")  # RecipeError for an unknown metric
+    metric_columns(ks, wanted, "gate.metric")  # only to raise RecipeError for an unknown metric
     ks = with_cutoffs(ks, wanted)
     before, after = (
         evaluate_vectors(v, ks=ks, metrics=wanted, pairs=pairs, within=within, qrels=qrels, per_query=True)
@@ -81,9 +84,12 @@ def compare_vectors(
 def _all_differences(
     before: Result, after: Result, across: Sequence[str], gate: Gate, bootstrap: Bootstrap
 ) -> dict[str, Differences]:
-    """Differences of every metric by direction, and of the mean over directions; checks what the gate names."""
+    """Compute the differences of every metric by direction, and of the mean over directions.
+
+    Raises RecipeError if the gate names a metric or direction that was not evaluated.
+    """
     metrics = list(next(iter(before.directions.values())).metrics)
-    if gate.metric not in metrics:  # the default gate's, at cut-offs that leave it out
+    if gate.metric not in metrics:  # happens if the cut-offs `ks` leave out the default gate's metric
         raise RecipeError(f"gate.metric: no metric {gate.metric!r}; there are: {', '.join(metrics)}")
     pairs = {n: DirectionPair(before.directions[n], after.directions[n]) for n in before.directions}
     table = {n: paired_differences([pair], metrics, bootstrap) for n, pair in pairs.items()}
@@ -97,7 +103,7 @@ def _all_differences(
 def _slice_differences(
     before: Result, after: Result, slices: Slices, directions: Sequence[str], gate: Gate, bootstrap: Bootstrap
 ) -> Differences:
-    """Difference of the gate's metric over the queries of each slice; slices without a query are left out."""
+    """Compute the difference of the gate's metric over the queries of each slice; slices without a query are left out."""
     out = {}
     for name, rows in slices.items():
         pairs = [

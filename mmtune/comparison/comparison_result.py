@@ -1,4 +1,4 @@
-"""The result of a comparison: the gate's verdict first, then every difference that it rests on."""
+"""The result of a comparison: the gate's verdict and all differences behind it."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Comparison:
-    """Verdict ("pass", "fail" or "inconclusive") of base against candidate, with the reason in one sentence.
+    """The result of comparing a candidate model with a base model.
 
-    directions: the gate's metric by direction, and "mean" where there are several; slices: the gate's metric in the gate's
-    direction by slice; metrics: every metric of every direction; base, candidate: both evaluations.
+    verdict: "pass", "fail" or "inconclusive"
+    reason: the reason for the verdict, in one sentence
+    directions: difference of the gate's metric by direction, and of the "mean" if there are several directions
+    slices: difference of the gate's metric in the gate's direction, by slice
+    metrics: {direction: {metric: difference}}, for all metrics
+    base, candidate: the evaluations of the two models
     """
 
     verdict: str
@@ -31,11 +35,11 @@ class Comparison:
 
     @property
     def status(self) -> int:
-        """Exit status: 0 when the gate lets the candidate pass, else 1."""
+        """Exit status of the command: 0 if the verdict is "pass", else 1."""
         return 0 if self.verdict == "pass" else 1
 
     def to_dict(self) -> JsonObject:
-        """The JSON document of `mmtune compare --json`."""
+        """Return the JSON document of `mmtune compare --json`."""
         return {
             "verdict": self.verdict,
             "reason": self.reason,
@@ -47,7 +51,7 @@ class Comparison:
         }
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row a direction and metric, and one a slice with the gate's metric."""
+        """One row per direction and metric, and one per slice with the gate's metric."""
         import pandas
 
         rows = [{"where": d, "metric": m, **c.to_dict()} for d, by in self.metrics.items() for m, c in by.items()]

@@ -1,7 +1,8 @@
-"""The confusable slice: queries whose relevant candidate has a near twin, frozen once from the base model and kept by id.
+"""The confusable slice: queries whose relevant candidate has a very similar "twin", chosen once with the base model and saved.
 
-The twin of an item is the most similar item of another group in the base model's own space. Queries are not chosen by how
-well the base answers them: a slice of the base's own mistakes flatters every other model (regression to the mean).
+An item's twin is the most similar item of another group, according to the base model's embeddings. Queries are not chosen by
+how well the base retrieves their candidates: a slice of the base's own mistakes would favour every other model, by regression
+to the mean.
 """
 
 from collections.abc import Mapping
@@ -25,14 +26,18 @@ from mmtune.search.tie_order import GRID
 
 FORMAT = 1
 CONFUSABLE, CONFUSABLE_PAIRS = "confusable", "confusable pairs"
-"""Names of slices: the confusable queries, and the accuracy over their (relevant candidate, twin) pairs."""
+"""Names of two slices: the confusable queries, and the accuracy on their (relevant candidate, twin) pairs."""
 
 Vectors = Mapping[str, Embeddings]
 
 
 @dataclass(frozen=True)
 class Twins:
-    """One confusable query: row ids of the query, its relevant candidate and the twin; similarity of the latter two."""
+    """One confusable query.
+
+    query, right, twin: row ids of the query, of its relevant candidate and of the candidate's twin
+    similarity: cosine of the relevant candidate and its twin
+    """
 
     query: str
     right: str
@@ -42,7 +47,11 @@ class Twins:
 
 @dataclass
 class Confusable:
-    """The frozen slice of one direction. fingerprint: of the base model; share: of the queries, the most confusable."""
+    """The frozen slice of one direction.
+
+    fingerprint: of the base model
+    share: share of all queries that were chosen, the most confusable ones
+    """
 
     direction: str
     fingerprint: str
@@ -51,7 +60,7 @@ class Confusable:
 
     @property
     def rows(self) -> frozenset[str]:
-        """Row ids of the queries."""
+        """The row ids of the queries."""
         return frozenset(t.query for t in self.twins)
 
     def save(self, path: str | Path) -> None:
@@ -60,7 +69,7 @@ class Confusable:
 
     @staticmethod
     def read(path: str | Path) -> "Confusable":
-        """Raises DataError naming the file when it is no confusable slice."""
+        """Read a saved slice. Raises DataError, which names the file, if it is not a confusable slice."""
         document = read_json(path)
         try:
             if document.pop("format") != FORMAT:
@@ -71,10 +80,12 @@ class Confusable:
 
 
 def read_or_freeze(where: "bool | str | Path", base: Vectors, gate: Gate | None, qrels: Qrels | None) -> Confusable | None:
-    """The confusable slice of a comparison. where: False for none; True freezes it in memory, or gives None where no two
-    groups can be confused; a path is read, or written when there is no such file.
+    """Return the confusable slice of a comparison, or None.
 
-    It is frozen for the gate's direction, or for the first direction between two modalities.
+    where: False: no slice. True: make the slice without saving it, or return None if no two groups can be confused. A path:
+        read the slice from this file; if there is no such file, make the slice and write it.
+
+    The slice is made for the gate's direction, or else for the first direction between two modalities.
     """
     if where is False:
         return None
@@ -95,7 +106,10 @@ def read_or_freeze(where: "bool | str | Path", base: Vectors, gate: Gate | None,
 
 
 def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: Qrels | None = None) -> Confusable:
-    """The `share` of the queries of `pair` whose relevant candidate has the most similar twin. DataError when none has one."""
+    """Choose the `share` of the queries of `pair` whose relevant candidate has the most similar twin.
+
+    Raises DataError if no relevant candidate has a twin.
+    """
     if not 0 < share <= 1:
         raise DataError(f"confusable share {share}: a number in (0, 1]")
     a, b = pair
@@ -108,7 +122,7 @@ def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: 
             right = part.items[i - part.start]
             with_twin = right[(twin_N[right] >= 0) & ~np.isin(twin_N[right], right)]
             if len(with_twin):
-                best = with_twin[np.argmax(key_N[with_twin])]  # of equals the first, which has the greatest id
+                best = with_twin[np.argmax(key_N[with_twin])]  # among equals the first one, which has the greatest id
                 triples.append((-int(key_N[best]), i, int(best), int(twin_N[best])))
     if not triples:
         raise DataError(
@@ -120,22 +134,27 @@ def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: 
 
 
 def _nearest_of_another_group(items: Items, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """(nearest [N], key [N]): for each item the most similar one that shares neither group nor row, or -1, and the integer
-    key of their cosine (see `mmtune.search.exact`)."""
+    """Find the most similar item of another group and row for each item: (nearest [N], key [N]).
+
+    nearest: item number, or -1 if there is none
+    key: integer key of the cosine (see `mmtune.search.exact_scores`)
+    """
     near, best = np.full(len(items), -1), np.zeros(len(items), np.int64)
     for part in relevant_blocks(items, items, chunk):
         keys = exact_keys(items.vectors[part.start : part.stop], items.vectors)
         keys[np.repeat(np.arange(len(part.items)), part.items.counts), part.items.values] = -2 * GRID
         keys[np.arange(len(keys)), np.arange(part.start, part.stop)] = -2 * GRID
-        at = keys.argmax(1)  # of equals the first, which has the greatest id
+        at = keys.argmax(1)  # among equals the first one, which has the greatest id
         top = keys[np.arange(len(keys)), at]
         near[part.start : part.stop], best[part.start : part.stop] = np.where(top > -2 * GRID, at, -1), top
     return near, best
 
 
 def accuracy(frozen: Confusable, vectors: Vectors) -> tuple[np.ndarray, list[str]]:
-    """(accuracy [P], query ids [P]) of the pairs whose rows are all among `vectors`: 1 when the relevant candidate scores
-    above its twin, 0 when below, 0.5 when the same."""
+    """Compute (accuracy [P], query ids [P]) of the pairs whose rows are all in `vectors`.
+
+    The accuracy is 1 if the relevant candidate scores higher than its twin, 0 if lower, and 0.5 if their scores are equal.
+    """
     a, b = frozen.direction.split("->")
     for m in (a, b):
         if m not in vectors:
@@ -156,7 +175,7 @@ def accuracy(frozen: Confusable, vectors: Vectors) -> tuple[np.ndarray, list[str
 def confusable_difference(
     frozen: Confusable, base: Vectors, candidate: Vectors, bootstrap: Bootstrap | None = None
 ) -> PairedDifference:
-    """Paired difference of the accuracy over the frozen pairs."""
+    """Compute the paired difference of the accuracy on the frozen pairs."""
     bootstrap = bootstrap or Bootstrap()
     (before, queries), (after, _) = accuracy(frozen, base), accuracy(frozen, candidate)
     cluster_of = row_clusters(base)

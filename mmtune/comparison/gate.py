@@ -1,4 +1,4 @@
-"""The gate: may the candidate replace the base? Decided by effect size and its interval, never by a p-value alone."""
+"""The gate decides whether the candidate may replace the base, by the size of the difference and its confidence interval."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def read_gate(path: str | Path) -> JsonObject | None:
-    """The gate of a YAML file: a recipe with a `gate:` key (None where it is empty), or the gate alone. RecipeError else."""
+    """Read the gate from a YAML file: the `gate:` block of a recipe, or a file with the gate's keys only.
+
+    Returns None if the recipe has no gate. Raises RecipeError if the file is missing or holds no gate.
+    """
     import yaml
 
     try:
@@ -30,8 +33,11 @@ def read_gate(path: str | Path) -> JsonObject | None:
 
 
 def default_gate(directions: Iterable[str], slices: Iterable[str]) -> Gate:
-    """The gate when none is given: the mean over directions must rise, no direction and no retention slice may lose more than
-    one point, and the confusable slice may not fall."""
+    """Return the gate to use if none is given.
+
+    The mean over directions must rise, no direction and no retention slice may fall by more than 0.01, and the confusable slice
+    may not fall.
+    """
     directions, slices = list(directions), list(slices)
     guards = dict.fromkeys(directions, -0.01) if len(directions) > 1 else {}
     guards |= {s: bound for s, bound in ((RETENTION, -0.01), ("confusable", 0.0)) if s in slices}
@@ -39,7 +45,7 @@ def default_gate(directions: Iterable[str], slices: Iterable[str]) -> Gate:
 
 
 class GateVerdict(NamedTuple):
-    """verdict: "pass", "fail", or "inconclusive" when the interval allows either; reason: one sentence."""
+    """verdict: "pass", "fail", or "inconclusive" if the confidence interval allows both. reason: one sentence."""
 
     verdict: str
     reason: str
@@ -49,7 +55,7 @@ class GateVerdict(NamedTuple):
 
 
 def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDifference]") -> GateVerdict:
-    """The verdict on the gain in the gate's direction and on the differences of the guarded slices and directions."""
+    """Decide by the difference in the gate's direction (`gain`) and the differences of the guarded slices and directions."""
     name = f"{gate.metric} of {gate.direction}"
     broken = {g: d for g, d in guards.items() if d.interval[1] < gate.guards[g]}
     unsure = {g: d for g, d in guards.items() if not d.interval[0] >= gate.guards[g] and g not in broken}

@@ -1,4 +1,4 @@
-"""Paired difference of a metric between two models over the same queries, with its bootstrap interval."""
+"""The paired difference of a metric between two models on the same queries, with its bootstrap interval."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +12,16 @@ from mmtune.contracts import JsonObject
 if TYPE_CHECKING:
     from mmtune.evaluation.result import Direction
 
-ROUNDING = 1e-12  # the same values summed in another order differ in the last bit: that is neither a win nor a loss
+ROUNDING = 1e-12  # smaller differences are neither wins nor losses: the order of a sum changes the last bits of a float
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Paired difference candidate - base of one metric, with its 95% interval resampled by cluster.
+    """The difference candidate - base of one metric, paired by query.
 
-    base, candidate: the metric's mean over the queries; wins, losses: queries on which the candidate is better or worse.
+    base, candidate: mean of the metric over the queries
+    interval: confidence interval of the difference (95 % by default), resampled by cluster
+    wins, losses: number of queries on which the candidate is better, or worse
     """
 
     base: float
@@ -40,7 +42,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are computed: confidence level, number of resamples, seed of the random generator."""
+    """How intervals are computed: confidence level, number of resamples, random seed."""
 
     level: float = 0.95
     resamples: int = 2000
@@ -48,7 +50,7 @@ class Bootstrap:
 
 
 class DirectionPair(NamedTuple):
-    """One direction as both models see it. mask [queries] bool: the queries that count; None: all of them."""
+    """One direction evaluated with both models. mask: bool [queries], the queries to use; None: all of them."""
 
     base: "Direction"
     candidate: "Direction"
@@ -58,7 +60,7 @@ class DirectionPair(NamedTuple):
 def paired_differences(
     pairs: Sequence[DirectionPair], metrics: Sequence[str], bootstrap: Bootstrap | None = None
 ) -> dict[str, PairedDifference]:
-    """Paired difference of each metric. Over several directions it is the mean of the directions' means."""
+    """Compute the paired difference of each metric. Over several directions it is the mean of the directions' means."""
     bootstrap = bootstrap or Bootstrap()
     deltas: list[tuple[np.ndarray, np.ndarray]] = []
     values: list[tuple[np.ndarray, np.ndarray]] = []
@@ -88,6 +90,6 @@ def paired_differences(
 
 
 def _values(direction: "Direction", metrics: Sequence[str]) -> np.ndarray:
-    """Every query's value [Q, M] of `metrics`."""
+    """Return the value of every query, [Q, M], for `metrics`."""
     assert direction.values is not None, "a comparison needs the values of every query: evaluate with per_query=True"
     return np.stack([direction.values[m] for m in metrics], axis=1)

@@ -1,8 +1,7 @@
-"""Retention: what a tuned model must not forget.
+"""Retention: check that a tuned model has not become worse on other data.
 
-The retention data are other DATA than those the model is tuned for, e.g. general image-caption pairs. A comparison scores
-both models on them as the slice "retention", the gate guards that slice, and a training run refuses retention rows among
-its training rows.
+The retention data are not those that the model is tuned on, e.g. general image-caption pairs. A comparison evaluates both
+models on them as the slice "retention", which the gate guards. A training run refuses to train on retention rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,10 +33,10 @@ def retention_difference(
     within: bool = False,
     bootstrap: Bootstrap | None = None,
 ) -> PairedDifference:
-    """Paired difference of `metric` between both models' vectors of the retention data.
+    """Compute the paired difference of `metric` between two models' vectors of the retention data.
 
-    It is of `direction` where the data have it, else the mean over the directions between two modalities. Raises DataError
-    when no query of these has a relevant candidate.
+    It is computed in `direction` if the data have this direction, otherwise as the mean over the directions between two
+    modalities. Raises DataError if no query in these directions has a relevant candidate.
     """
     before, after = (evaluate_vectors(v, ks=ks, metrics=[metric], within=within, per_query=True) for v in (base, candidate))
     names = [direction] if direction in before.directions else across_modalities(before.directions)
@@ -48,16 +47,16 @@ def retention_difference(
 
 
 def across_modalities(directions: Iterable[str]) -> list[str]:
-    """Those of `directions` ("a->b") whose query and candidate are of different modalities."""
+    """Return those `directions` ("a->b") whose query and candidate modalities differ."""
     return [n for n in directions if len(set(n.split("->"))) == 2]
 
 
 def refuse_trained_retention(
     retention: "Data", trained: "Data | WeightedConcat", usable: np.ndarray, modalities: Sequence[str]
 ) -> None:
-    """Raise RecipeError when rows of the retention data are among the training rows `usable` (bool [N]) of `trained`.
+    """Raise RecipeError if retention rows are among the training rows `usable` (bool [N]) of `trained`.
 
-    Rows are compared by content alone: unrelated data sets may both have a row whose id is "1".
+    Rows are compared by content only, because ids such as "1" may occur in unrelated datasets.
     """
     present = {m: np.flatnonzero(retention.present[m]) for m in modalities if m in retention.modalities}
     rows = {

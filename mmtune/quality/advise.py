@@ -1,4 +1,4 @@
-"""`mmtune advise`: tune or not, with which method, and what re-indexing will cost: measured on this machine with these data."""
+"""`mmtune advise`: recommend whether and how to tune, and estimate the cost of re-indexing, by measurements on this machine."""
 
 import time
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 ANSWERS = ("off-the-shelf", "label more data", "head", "LoRA", "full")
-FEW_SHOTS = 16  # SOURCES["few"]
-NOTICEABLE = 0.05  # SOURCES["small"]
+FEW_SHOTS = 16  # from SOURCES["few"]
+NOTICEABLE = 0.05  # from SOURCES["small"]
 SOURCES = {
     "small": "Spärck Jones 1974, J. Documentation 30(4): a difference of less than 5 points between systems goes unnoticed",
     "few": "CLIP-LoRA, arXiv 2405.18541: with 1 to 16 examples a class, low-rank adapters beat other ways of tuning CLIP",
@@ -37,7 +37,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class ReindexCost:
-    """What a new index costs: hours on this machine, GB of its vectors in float32 and float16, price where one is known."""
+    """The cost of a new index: hours on this machine, size of the vectors in GB, and the price if an hourly price is given."""
 
     hours: float
     gb_float32: float
@@ -46,7 +46,7 @@ class ReindexCost:
 
 
 class Recommendation(NamedTuple):
-    """answer: one of ANSWERS; why: one sentence; sources: the papers whose thresholds it rests on."""
+    """answer: one of ANSWERS. why: one sentence. sources: the papers from which its thresholds are taken."""
 
     answer: str
     why: str
@@ -55,11 +55,16 @@ class Recommendation(NamedTuple):
 
 @dataclass
 class Advice:
-    """answer: one of ANSWERS, with the reason in one sentence.
+    """The recommendation and the measurements behind it.
 
-    baseline: the metric of the model as it is, with its interval; probe: what a linear head gains on rows that it was not
-    fitted on; rates: items a second embedded on this machine, by modality; reindex: the cost of a new index of `corpus_size`
-    items after each kind of tuning.
+    answer: one of ANSWERS
+    why: the reason, in one sentence
+    direction, metric, target: what was measured, and the value needed
+    baseline: the metric of the model without tuning, with its confidence interval
+    probe: the gain of a linear head on held-out rows; None if there are too few rows
+    rates: {modality: items embedded per second on this machine}
+    reindex: {kind of tuning: cost of a new index of `corpus_size` items}
+    sources: the papers from which thresholds are taken
     """
 
     answer: str
@@ -75,7 +80,7 @@ class Advice:
     corpus_size: int = 0
 
     def to_dict(self) -> JsonObject:
-        """The JSON document of `mmtune advise --json`."""
+        """Return the JSON document of `mmtune advise --json`."""
         baseline = {
             "value": self.baseline.base,
             "interval": list(self.baseline.interval),
@@ -85,7 +90,7 @@ class Advice:
         return {**asdict(self), "baseline": baseline, "probe": self.probe.to_dict() if self.probe else None}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """What re-indexing costs, one row a kind of tuning."""
+        """Return the re-indexing costs, one row per kind of tuning."""
         import pandas
 
         return pandas.DataFrame.from_dict({k: asdict(c) for k, c in self.reindex.items()}, orient="index")
@@ -130,10 +135,12 @@ def advise(
     limit: int = 5000,
     quiet: bool = True,
 ) -> Advice:
-    """Measure the baseline, the gain of a linear head and the embedding rate on at most `limit` rows of DATA, and recommend.
+    """Measure baseline, gain of a linear head and embedding speed on at most `limit` rows of DATA, and recommend what to do.
 
-    corpus_size: items of the index to be; target: "METRIC=VALUE" that is needed; direction: "A->B", where B is what the index
-    holds (default: a text query that searches for the other modality); price_per_hour: of this machine.
+    corpus_size: number of items in the planned index
+    target: "METRIC=VALUE", the value needed
+    direction: "A->B", with B the modality in the index; default: text queries for the other modality
+    price_per_hour: price of an hour of this machine
     """
     from mmtune.embedding.embed_rows import shared_modalities
 
@@ -150,7 +157,7 @@ def advise(
     vectors, rates = _embed_and_time(loaded, some, pair, quiet)
     base = baseline(vectors, pair, metric)
     head = probe(vectors, pair, metric) if base.clusters >= MIN_CLUSTERS else None
-    present = rows.present[pair[1]]  # of all rows: `limit` may have thinned the groups
+    present = rows.present[pair[1]]  # of all rows, because the groups of the `limit` sampled rows are smaller
     group = np.where(rows.labels["group"] != 0, rows.labels["group"], rows.labels["id"])[present]
     _, counts = np.unique(group, return_counts=True)
     answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
@@ -161,14 +168,14 @@ def advise(
 def _embed_and_time(
     model: "Model", data: "Data", pair: tuple[str, str], quiet: bool
 ) -> tuple[dict[str, Embeddings], dict[str, float]]:
-    """(vectors, distinct items embedded a second), both by modality."""
+    """Return (vectors, distinct items embedded per second), both by modality."""
     from mmtune.embedding.embed_rows import embed_data
 
     vectors: dict[str, Embeddings] = {}
     rates: dict[str, float] = {}
     for m in dict.fromkeys(pair):
         present = np.flatnonzero(data.present[m])
-        embed_data(model, data.subset(present[:16]), [m])  # the first call is slower
+        embed_data(model, data.subset(present[:16]), [m])  # warm-up, because the first call is slower
         begin = time.perf_counter()
         vectors |= embed_data(model, data, [m], quiet=quiet)
         rates[m] = len(np.unique(data.labels[m][present])) / (time.perf_counter() - begin)
@@ -176,7 +183,7 @@ def _embed_and_time(
 
 
 def parse_target(given: str | None) -> tuple[str, float | None]:
-    """ "ndcg@10=0.55" -> ("ndcg@10", 0.55)."""
+    """Split "METRIC=VALUE", e.g. "ndcg@10=0.55", into ("ndcg@10", 0.55)."""
     if not given:
         return "ndcg@10", None
     name, _, value = given.partition("=")
@@ -187,15 +194,18 @@ def parse_target(given: str | None) -> tuple[str, float | None]:
 
 
 def default_direction(pairs: Mapping[str, tuple[str, str]]) -> str:
-    """The first direction from text to another modality; else the first of all."""
+    """Return the first direction from text to another modality, or the first of all directions."""
     from_text = [n for n, (a, b) in pairs.items() if modalities.get(a).language and not modalities.get(b).language]
     return next(iter([*from_text, *pairs]))
 
 
 def baseline(vectors: Mapping[str, Embeddings], pair: tuple[str, str], metric: str) -> PairedDifference:
-    """The metric with its bootstrap interval: base and candidate are the same, and the interval is that of the value."""
+    """Compute the metric with its bootstrap interval, as a PairedDifference.
+
+    Its fields `base` and `candidate` are both the metric, and `interval` is the interval of the metric itself.
+    """
     ks = with_cutoffs((), [metric]) or [10]
-    metric_columns(ks, [metric], "--target")  # RecipeError for an unknown metric
+    metric_columns(ks, [metric], "--target")  # only to raise RecipeError for an unknown metric
     result = evaluate_vectors(vectors, ks=ks, metrics=[metric], pairs=[pair], per_query=True)
     direction = result.directions.get("->".join(pair))
     if direction is None:
@@ -207,8 +217,13 @@ def baseline(vectors: Mapping[str, Embeddings], pair: tuple[str, str], metric: s
 
 
 def decide(base: PairedDifference, head: Probe | None, target: float | None, per_group: float) -> Recommendation:
-    """The recommendation for a baseline, a probe, the wanted value and the rows of the median group. A pure function, so that
-    it can be tested and argued with: every number in it was measured, or is quoted with its source."""
+    """Recommend what to do. A pure function of measurements, so that it can be tested.
+
+    base: the baseline
+    head: the linear probe; None if there are too few rows
+    target: the value needed, or None
+    per_group: number of rows in the median group
+    """
     if base.clusters < MIN_CLUSTERS or head is None:
         why = f"{base.clusters} independent groups of queries are too few to tell one model from another."
         return Recommendation("label more data", why, [])
@@ -251,8 +266,12 @@ def decide(base: PairedDifference, head: Probe | None, target: float | None, per
 
 
 def reindex_cost(count: int, dim: int, rate: float, map_rate: float, price: float | None) -> dict[str, ReindexCost]:
-    """The cost of a new index of `count` items of `dim` dimensions after tuning a head, or the towers. rate, map_rate: items
-    embedded, and vectors mapped, a second; price: of an hour."""
+    """Return the cost of a new index of `count` items with `dim` dimensions, after tuning a head and after tuning the towers.
+
+    rate: items embedded per second
+    map_rate: stored vectors mapped by a head per second
+    price: price per hour
+    """
     out = {}
     for name, speed in (("a head (stored vectors are mapped)", map_rate), ("LoRA or full (all is embedded anew)", rate)):
         hours = count / max(speed, 1e-9) / 3600
@@ -262,7 +281,7 @@ def reindex_cost(count: int, dim: int, rate: float, map_rate: float, price: floa
 
 
 def map_rate(dim: int, seconds: float = 0.2) -> float:
-    """Vectors a second that this machine maps by a dim x dim head."""
+    """Measure how many vectors per second this machine maps by a dim x dim head."""
     x, w = np.ones((4096, dim), np.float32), np.ones((dim, dim), np.float32)
     x @ w
     begin, done = time.perf_counter(), 0
@@ -273,7 +292,7 @@ def map_rate(dim: int, seconds: float = 0.2) -> float:
 
 
 def duration(hours: float) -> str:
-    """ "2.5 hours", "17 minutes", "0.3 seconds"."""
+    """Format a duration, e.g. "2.5 hours", "17 minutes" or "0.3 seconds"."""
     for unit, size in (("days", 48.0), ("hours", 1.0), ("minutes", 1 / 60)):
         if hours >= size:
             return f"{hours / (24 if unit == 'days' else size):.3g} {unit}"

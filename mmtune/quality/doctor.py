@@ -1,4 +1,4 @@
-"""`mmtune doctor`: problems of a data set, and of a model on it, before anything is trained."""
+"""`mmtune doctor`: find problems in a dataset, and of a model on this dataset, before training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +24,11 @@ def doctor(
     limit: int = 50_000,
     quiet: bool = True,
 ) -> Diagnosis:
-    """Examine DATA: identity, duplicates, leaks between splits, and every value; with MODEL also its embedding space.
+    """Check DATA: identities, duplicates, leaks between splits, and every content; with MODEL also its embedding space.
 
-    against: other splits, e.g. the training shards; split: the metadata column that names splits (default: "split", if there
-    is one); limit: of each split at most so many rows are decoded and embedded, evenly spread.
+    against: other splits, e.g. the training shards
+    split: the metadata column that names the splits; default: "split", if there is one
+    limit: maximum number of rows per split that are decoded and embedded; of more, evenly spread ones are taken
     """
     main = as_data(data)
     others = [as_data(d) for d in against]
@@ -49,7 +50,10 @@ def doctor(
 
 
 def splits_of(data: "Data", against: Sequence["Data"], column: str | None) -> list[Split]:
-    """The parts between which nothing may leak: the values of a metadata column ("split" if there is one), and other DATA."""
+    """Return the parts between which no row may leak: the values of the split column ("split" if there is one), and other DATA.
+
+    If there is no such column, `data` is one split. Raises DataError if `column` is given and does not exist.
+    """
     names = None
     try:
         names = data.column(column or "split")

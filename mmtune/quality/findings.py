@@ -1,4 +1,4 @@
-"""What the doctor's checks return: findings, the splits they examine, and the whole diagnosis."""
+"""The results of the doctor's checks: findings, the splits that are checked, and the whole diagnosis."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
 SEVERITIES = ("error", "warning", "note")
-EXAMPLES = 5  # examples that a finding keeps
+EXAMPLES = 5  # maximum number of examples per finding
 SPACE = "space"
-"""The fact that holds every measurement of the embedding space."""
+"""Key in `Diagnosis.facts` of all measurements of the embedding space."""
 
 Measurements: TypeAlias = dict[str, float]
-"""Name -> value, of one embedding space."""
+"""{name: value}, the measurements of one embedding space"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of problem. An error makes scores or training wrong; a warning costs quality; a note is good to know.
+    """One kind of problem.
 
-    count: how many rows, groups or pairs are concerned; examples: the first of them; fix: what to do about it.
+    code: stable name of the problem
+    severity: "error": scores or training are wrong; "warning": quality suffers; "note": good to know
+    count: number of rows, groups or pairs concerned
+    examples: the first few of them
+    fix: what to do about it
     """
 
     code: str
@@ -40,22 +44,22 @@ class Finding:
 
 @dataclass
 class Diagnosis:
-    """Findings, the most severe first; facts: what was measured on the way, also where nothing is wrong."""
+    """The doctor's result: findings, most severe first, and facts, i.e. everything that was measured, problem or not."""
 
     findings: list[Finding]
     facts: JsonObject = field(default_factory=dict)
 
     @property
     def status(self) -> int:
-        """Exit status: 1 when there is an error among the findings."""
+        """Exit status of the command: 1 if there is an error among the findings, else 0."""
         return int(any(f.severity == "error" for f in self.findings))
 
     def to_dict(self) -> JsonObject:
-        """The JSON document of `mmtune doctor --json`."""
+        """Return the JSON document of `mmtune doctor --json`."""
         return {"findings": [f.to_dict() for f in self.findings], "facts": self.facts}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row a finding."""
+        """One row per finding."""
         import pandas
 
         return pandas.DataFrame([f.to_dict() for f in self.findings], columns=list(Finding.__dataclass_fields__))
@@ -79,7 +83,7 @@ class Diagnosis:
 
 
 def _fact_lines(facts: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Facts as lines "name: value"; the name of a nested one is its path."""
+    """Format facts as lines "name: value"; nested names are joined by commas."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, Mapping) and (name == SPACE or any(isinstance(v, Mapping) for v in value.values())):
@@ -101,5 +105,5 @@ class Split:
 
 
 def finding(code: str, severity: str, examples: Sequence[str], message: str, fix: str, count: int | None = None) -> Finding:
-    """A Finding that keeps the first few of all `examples`, and counts them unless `count` is given."""
+    """Create a Finding with the first few `examples`. count: default: number of examples."""
     return Finding(code, severity, len(examples) if count is None else count, message, list(examples[:EXAMPLES]), fix)

@@ -1,9 +1,11 @@
-"""Linear probe: how much can a linear head on frozen features gain? In closed form: seconds, no training loop.
+"""Linear probe: estimate how much a linear head on frozen features can gain, in closed form, without a training loop.
 
-Regularised canonical correlation analysis between the two sides' features, with each group's mean as the other view (within one
-modality this is Fisher's discriminant), blended with the model's own space; shrinkage and blend are chosen inside the training
-part. It is a lower bound for what a trained head reaches: it does not optimise the retrieval loss. scikit-learn has no such
-solver: its CCA is iterative and not regularised, and a logistic regression needs classes, which pairs are not.
+The head is a regularised canonical correlation analysis (CCA) between the features of the two modalities, computed on group
+means. Within one modality this is Fisher's discriminant. The projected vector is blended with the model's original vector.
+Shrinkage and blend are chosen inside the training part.
+
+The gain is a lower bound for a trained head, because CCA does not optimise the retrieval loss. scikit-learn has no such solver:
+its CCA is iterative and not regularised, and a logistic regression needs classes instead of pairs.
 """
 
 from collections.abc import Mapping
@@ -22,16 +24,21 @@ from mmtune.relevance.items import names_to_labels, take_rows
 from mmtune.search.vectors import normalize_rows
 
 SHRINKAGES, BLENDS, MAX_RANK = (0.03, 0.3, 3.0), (0.0, 0.5, 1.0), 256
-SEEN_GROUPS = 4  # rows of the median group from which a tuned model will have been trained on the groups that are searched
-SHARES = (0.25, 0.5, 1.0)  # of the training part, for the learning curve
+SEEN_GROUPS = 4  # if the median group has at least this many rows, searched groups will be among the trained ones: see `probe`
+SHARES = (0.25, 0.5, 1.0)  # shares of the training part, for the learning curve
 
 Vectors = Mapping[str, Embeddings]
 
 
 @dataclass
 class Probe:
-    """change: the model's own space against the head, on rows that the head was not fitted on; curve: (share of the training
-    part, metric of the head); held_out_groups: whole groups were held out, not rows of groups that the head was fitted on."""
+    """The result of the probe.
+
+    change: difference with and without the head, on rows that the head was not fitted on
+    curve: [(share of the training part, metric with the head)]
+    held_out_groups: True if the test rows are from groups that the head was not fitted on; False if only the rows are held out
+    rows: number of candidate rows
+    """
 
     change: PairedDifference
     curve: list[tuple[float, float]]
@@ -45,14 +52,19 @@ class Probe:
 
 @dataclass
 class LinearHead:
-    """Centres and projections of both modalities, and the weight `blend` of the projected part beside the original vector."""
+    """A linear head.
+
+    centre: {modality: mean to subtract}
+    map: {modality: projection matrix}
+    blend: weight of the projected vector; the original vector has the weight 1 - blend
+    """
 
     centre: dict[str, np.ndarray]
     map: dict[str, np.ndarray]
     blend: float
 
     def apply(self, vectors: Vectors) -> dict[str, Embeddings]:
-        """Vectors of the head's space."""
+        """Return the vectors transformed by the head."""
         out = {}
         for m, e in vectors.items():
             queries = None if e.queries is None else self._apply(m, e.queries)
@@ -65,15 +77,17 @@ class LinearHead:
 
 
 def group_labels(e: Embeddings) -> np.ndarray:
-    """[N] int64: the group's label, or the row's own where it has no group."""
+    """[N] int64: the label of each row's group, or of the row itself if it has no group."""
     group: np.ndarray = np.asarray(e.labels["group"], np.int64) if "group" in e.labels else names_to_labels(e.groups)
     own: np.ndarray = np.asarray(e.labels["id"], np.int64) if "id" in e.labels else names_to_labels(e.ids)
     return np.where(group != 0, group, own)
 
 
 def fit_head(vectors: Vectors, pair: tuple[str, str], shrinkage: float, blend: float) -> LinearHead:
-    """The head of `pair` from all rows of `vectors`. shrinkage: added to the eigenvalues of each covariance, in units of their
-    mean."""
+    """Fit the head of `pair` on all rows of `vectors`.
+
+    shrinkage: regularisation, added to the eigenvalues of each covariance as a multiple of their mean
+    """
     a, b = pair
     sides = {m: (vectors[m].vectors.astype(np.float64), group_labels(vectors[m])) for m in dict.fromkeys(pair)}
     centre = {m: x.mean(0) for m, (x, _) in sides.items()}
@@ -94,7 +108,7 @@ def fit_head(vectors: Vectors, pair: tuple[str, str], shrinkage: float, blend: f
         values = values.clip(0) + shrinkage * max(values.mean(), 1e-12)
         whiten[m] = basis @ np.diag(values**-0.5) @ basis.T
     both = whiten[a] @ cross @ whiten[b]
-    # Singular vectors by way of the symmetric product: LAPACK's SVD did not converge on a rank-deficient matrix.
+    # Singular vectors from the eigenvectors of the symmetric product: LAPACK's SVD did not converge on a rank-deficient matrix.
     squares, u = np.linalg.eigh(both @ both.T)
     s = np.sqrt(squares.clip(0))[::-1][:MAX_RANK]
     s = s[s > 1e-6 * s[0]] if s[0] > 0 else s[:1] + 1
@@ -104,7 +118,7 @@ def fit_head(vectors: Vectors, pair: tuple[str, str], shrinkage: float, blend: f
 
 
 def _evaluate(vectors: Vectors, pair: tuple[str, str], metric: str) -> Direction | None:
-    """The direction of `pair` with every query's values; None when no query has a relevant candidate."""
+    """Evaluate the direction of `pair` with per-query values; None if no query has a relevant candidate."""
     ks = with_cutoffs((), [metric]) or [10]
     result = evaluate_vectors(vectors, ks=ks, metrics=[metric], pairs=[pair], per_query=True)
     return result.directions.get("->".join(pair))
@@ -113,7 +127,7 @@ def _evaluate(vectors: Vectors, pair: tuple[str, str], metric: str) -> Direction
 def split_rows(
     vectors: Vectors, by_cluster: bool, share: float, seed: int
 ) -> tuple[dict[str, Embeddings], dict[str, Embeddings]]:
-    """(a random `share` of the rows, the others); by_cluster: whole clusters of rows go to one side."""
+    """Split the rows at random into (a `share` of them, the others). by_cluster: do not split clusters."""
     cluster = row_clusters(vectors)
     ids = sorted(cluster)
     keys = sorted(set(cluster.values())) if by_cluster else ids
@@ -127,7 +141,7 @@ def split_rows(
 
 
 def best_head(vectors: Vectors, pair: tuple[str, str], metric: str, by_cluster: bool, seed: int) -> LinearHead:
-    """Shrinkage and blend chosen on a quarter of `vectors`, then fitted on all of them."""
+    """Choose shrinkage and blend on a quarter of `vectors`, then fit the head on all of them."""
     inner, test = split_rows(vectors, by_cluster, 0.75, seed)
     scores: dict[tuple[float, float], float] = {}
     for shrinkage in SHRINKAGES:
@@ -135,13 +149,16 @@ def best_head(vectors: Vectors, pair: tuple[str, str], metric: str, by_cluster: 
         for blend in BLENDS:
             direction = _evaluate(LinearHead(head.centre, head.map, blend).apply(test), pair, metric)
             scores[shrinkage, blend] = direction.metrics[metric] if direction else 0.0
-    shrinkage, blend = max(scores, key=lambda k: (scores[k], -k[1], k[0]))  # of equals the one that changes least
+    shrinkage, blend = max(scores, key=lambda k: (scores[k], -k[1], k[0]))  # among equals the one that changes the space least
     return fit_head(vectors, pair, shrinkage, blend)
 
 
 def probe(vectors: Vectors, pair: tuple[str, str], metric: str = "ndcg@10", seed: int = 0) -> Probe:
-    """Two-fold cross-validation: each half is evaluated with the head of the other. Raises DataError when a half has no query
-    with a relevant candidate."""
+    """Measure the gain of a head by two-fold cross-validation: each half is evaluated with the head fitted on the other half.
+
+    If groups are small (median below SEEN_GROUPS), whole clusters of rows are held out. Raises DataError if a half has no query
+    with a relevant candidate.
+    """
     vectors = {m: vectors[m] for m in dict.fromkeys(pair)}
     _, counts = np.unique(group_labels(vectors[pair[1]]), return_counts=True)
     held_out_groups = float(np.median(counts)) < SEEN_GROUPS
@@ -157,7 +174,7 @@ def probe(vectors: Vectors, pair: tuple[str, str], metric: str = "ndcg@10", seed
             enough = min(len(some[m].ids) for m in pair) >= 4
             head = best_head(some, pair, metric, held_out_groups, seed + 20 + n) if enough else None
             with_head = _evaluate(head.apply(test), pair, metric) if head else base
-            assert with_head is not None  # it has the rows of the base
+            assert with_head is not None  # the head keeps the rows, so there are relevant candidates as for the base
             curve[share].append(with_head.metrics[metric])
             if share == 1:
                 pairs.append(DirectionPair(base, with_head))

@@ -1,4 +1,4 @@
-"""Checks of a model's embedding space: collapse, temperature, modality gap, hubs, suspected labels, truncated inputs."""
+"""Checks of a model's embedding space: collapse, logit scale, modality gap, hubs, suspected wrong labels, truncated inputs."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
-COLLAPSED = 0.97  # mean cosine between unrelated items; CLIP-type towers lie near 0.5 to 0.7 (Liang et al. 2022)
-MIN_EFFECTIVE_DIMS = 2.0  # with fewer effective dimensions a space is a line
-MAX_GAP = 1.2  # distance of the modalities' means; CLIP's own is about 0.8 (Liang et al. 2022, arXiv 2203.02053)
-LOGIT_SCALE_RANGE = (4.0, 105.0)  # CLIP starts at 14.3 and is clamped at 100
-HUB = 0.2  # a candidate among the ten nearest of this share of all queries (Radovanović et al. 2010)
+COLLAPSED = 0.97  # mean cosine between unrelated items; CLIP-type encoders have about 0.5 to 0.7 (Liang et al. 2022)
+MIN_EFFECTIVE_DIMS = 2.0  # with fewer effective dimensions, all items lie nearly on a line
+MAX_GAP = 1.2  # distance between the means of two modalities; about 0.8 for CLIP (Liang et al. 2022, arXiv 2203.02053)
+LOGIT_SCALE_RANGE = (4.0, 105.0)  # CLIP starts training at 14.3 and clamps at 100
+HUB = 0.2  # a hub is among the ten nearest candidates of more than this share of all queries (Radovanović et al. 2010)
 NEIGHBOURS = 10
-SUSPECT = 0.7  # a label is suspected when this share of a row's neighbours has one other group, and none has its own
+SUSPECT = 0.7  # a row's group is suspected if this share of its neighbours is in one other group, and none in its own
 
 
 def check_space(
     vectors: Mapping[str, Embeddings], space: Measurements, scales: Mapping[str, float] | None = None
 ) -> list[Finding]:
-    """Findings on one corpus. space gets every measurement, also the harmless ones; scales: temperature factor (logit scale)
-    by direction."""
+    """Check the embedding space on one corpus.
+
+    space: all measurements are added to this dict, including harmless ones
+    scales: {direction: logit scale}
+    """
     items = {m: unique_items(m, e) for m, e in vectors.items() if len(e.ids)}
     out: list[Finding] = []
     for name, of_modality in items.items():
@@ -51,8 +54,11 @@ def check_space(
 
 
 def check_collapse(items: Items, space: Measurements, sample: int = 4000) -> list[Finding]:
-    """All items at nearly one point, or on a line: mean cosine between different items, and effective dimensions (the
-    participation ratio of the covariance's eigenvalues)."""
+    """Check whether all items are nearly at one point or on a line.
+
+    Measures the mean cosine between different items, and the effective dimensions: the participation ratio of the covariance's
+    eigenvalues, (sum of eigenvalues)^2 / (sum of their squares).
+    """
     x = np.asarray(items.vectors[np.linspace(0, len(items) - 1, min(sample, len(items))).astype(int)], np.float64)
     if len(x) < 10:
         return []
@@ -69,7 +75,7 @@ def check_collapse(items: Items, space: Measurements, sample: int = 4000) -> lis
 
 
 def check_gap(a: Items, b: Items, space: Measurements) -> list[Finding]:
-    """The modality gap: distance between the means of two modalities."""
+    """Check the modality gap, the distance between the means of two modalities."""
     distance = float(np.linalg.norm(np.asarray(a.vectors).mean(0) - np.asarray(b.vectors).mean(0)))
     space[f"gap {a.name}, {b.name}"] = round(distance, 4)
     if distance <= MAX_GAP:
@@ -82,7 +88,7 @@ def check_gap(a: Items, b: Items, space: Measurements) -> list[Finding]:
 
 
 def check_hubs(queries: Items, candidates: Items, space: Measurements) -> list[Finding]:
-    """Hubness: candidates that are among the nearest of very many queries."""
+    """Check for hubs, candidates that are among the nearest of very many queries."""
     if min(len(queries), len(candidates)) < 10 * NEIGHBOURS:
         return []
     _, index = topk(np.asarray(queries.vectors), np.asarray(candidates.vectors), NEIGHBOURS)
@@ -101,7 +107,7 @@ def check_hubs(queries: Items, candidates: Items, space: Measurements) -> list[F
 
 
 def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) -> list[Finding]:
-    """Rows whose neighbours agree on another group (Wilson 1972), where neighbours can be trusted."""
+    """Find rows whose neighbours agree on another group (Wilson 1972). Skipped if most neighbours disagree with the labels."""
     groups = [{g for r in items.rows[i] if (g := e.groups[r]) is not None} for i in range(len(items))]
     labelled = [i for i in range(len(items)) if len(groups[i]) == 1]
     if len(labelled) < 3 * NEIGHBOURS:
@@ -118,14 +124,14 @@ def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) ->
         if size[label[i]] > 3 and label[i] not in near and votes >= SUSPECT * len(near):
             suspects.append(f"{items.ids[labelled[i]]} ({label[i]}, its neighbours say {top})")
     space[f"neighbours agree on the group, {name}"] = round(agreeing / len(labelled), 4)
-    if not suspects or agreeing < 0.5 * len(labelled):  # neighbours that are mostly wrong are no evidence against a label
+    if not suspects or agreeing < 0.5 * len(labelled):  # such neighbours are no evidence against a label
         return []
     message = f"{name}: rows whose neighbours all belong to another group"
     return [finding(f"mislabel-{name}", "warning", suspects, message, "look at them: the group may be wrong")]
 
 
 def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:
-    """Captions whose end the tower never reads, because its tokenizer truncates them."""
+    """Find captions that the model's tokenizer truncates."""
     from mmtune import modalities
     from mmtune.modalities.quality import is_truncated
 
@@ -140,7 +146,7 @@ def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:
                 if data.present[name][i] and is_truncated(preprocess, modality.decode(data.read(i, name))):
                     rows.append(data.ids[i])
             except Rejected:
-                continue  # counted as unreadable already
+                continue  # already reported as unreadable by `value_checks`
         if rows:
             message = f"{name}: longer than the model's tokenizer takes; the end is never read"
             fix = "put what distinguishes items first, or shorten"

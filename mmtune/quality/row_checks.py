@@ -1,4 +1,4 @@
-"""Checks of identity: leaks between splits, duplicates, groups, missing modalities, balance. No value is decoded."""
+"""Checks of rows without decoding their contents: leaks between splits, duplicates, groups, missing modalities, balance."""
 
 from collections import Counter
 
@@ -7,19 +7,19 @@ import numpy as np
 from mmtune.evaluation.leakage import IDENTIFYING
 from mmtune.quality.findings import Finding, Split, finding
 
-NUMBERED = 0.5  # when more ids than this share recur with other contents, ids are mere row numbers: no finding
-IMBALANCE = 20  # the largest group has so many times the rows of the median group
+NUMBERED = 0.5  # if more than this share of ids recur with other contents, ids are only row numbers, which is no problem
+IMBALANCE = 20  # report if the largest group has more than this many times the rows of the median group
 
 
 def check_rows(splits: list[Split]) -> list[Finding]:
-    """Every finding of this file, for all splits."""
+    """Run all checks of this module on all splits."""
     return check_leaks(splits) + [
         f for s in splits for f in (*check_duplicates(s), *check_groups(s), *check_missing_modalities(s))
     ]
 
 
 def identifying_contents(split: Split) -> dict[str, np.ndarray]:
-    """Content labels [rows] by modality, for the modalities whose contents identify rows (see `leakage.IDENTIFYING`)."""
+    """Return {modality: content labels [rows]} for the modalities whose contents identify rows (see `leakage.IDENTIFYING`)."""
     out = {}
     for name in split.data.modalities:
         label = split.data.labels[name][split.rows]
@@ -30,7 +30,7 @@ def identifying_contents(split: Split) -> dict[str, np.ndarray]:
 
 
 def check_leaks(splits: list[Split]) -> list[Finding]:
-    """Rows, ids and contents that two splits share."""
+    """Find rows, ids and contents that two splits share."""
     return [f for n, a in enumerate(splits) for b in splits[n + 1 :] for f in _leaks_between(a, b)]
 
 
@@ -60,7 +60,7 @@ def _leaks_between(a: Split, b: Split) -> list[Finding]:
 
 
 def check_duplicates(split: Split) -> list[Finding]:
-    """Rows of one split with identical content: in two groups a contradiction, else a copy."""
+    """Find rows of one split with identical content. In different groups they are a contradiction, otherwise duplicates."""
     out, data = [], split.data
     for name, label in identifying_contents(split).items():
         _, inverse, counts = np.unique(label, return_inverse=True, return_counts=True)
@@ -84,7 +84,7 @@ def check_duplicates(split: Split) -> list[Finding]:
 
 
 def check_groups(split: Split) -> list[Finding]:
-    """Groups of one row, rows without a group, and groups that are far larger than the median."""
+    """Find groups of one row, rows without a group, and groups that are far larger than the median."""
     count = Counter(g for i in split.rows if (g := split.data.groups[i]) is not None)
     if not count or max(count.values()) == 1:
         return []  # no groups, or a group is only another name for a row
@@ -107,7 +107,7 @@ def check_groups(split: Split) -> list[Finding]:
 
 
 def check_missing_modalities(split: Split) -> list[Finding]:
-    """Rows without a modality that other rows of the split have."""
+    """Find rows without a modality that other rows of the split have."""
     out = []
     for name in split.data.modalities:
         without = [split.data.ids[i] for i in split.rows if not split.data.present[name][i]]

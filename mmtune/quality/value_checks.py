@@ -1,4 +1,4 @@
-"""Checks of every value: unreadable, silent, clipped, small, of another rate; near-duplicates within and between splits."""
+"""Checks of decoded contents: unreadable, silent, clipped, too small, mixed sample rates, and near-duplicates."""
 
 from typing import NamedTuple
 
@@ -20,11 +20,12 @@ FIXES = {
     "clipped": "record again at a lower level; the clipped part sounds like a fault",
     "low resolution": "find a larger original; enlarging adds nothing",
 }
-NEIGHBOURS, SKETCH_DIM = 8, 96
+NEIGHBOURS = 8  # nearest contents that are compared as possible near-duplicates
+SKETCH_DIM = 96  # dimension of the random projection in `near_pairs`
 
 
 class MeasuredValue(NamedTuple):
-    """One value of a modality: where it is, and what was measured of it."""
+    """The content of one row in one modality, and its measurements."""
 
     split: Split
     row: int
@@ -36,7 +37,10 @@ class MeasuredValue(NamedTuple):
 
 
 def check_values(splits: list[Split], limit: int, facts: JsonObject, quiet: bool) -> list[Finding]:
-    """Findings on at most `limit` rows a split. facts gets, by modality, ranges of sizes and the values met (e.g. rates)."""
+    """Check the contents of at most `limit` rows per split.
+
+    facts: for each modality, ranges of sizes and counts of properties (e.g. sample rates) are added to this dict
+    """
     out: list[Finding] = []
     for name in dict.fromkeys(m for s in splits for m in s.data.modalities):
         values, unreadable = _measure_values(name, splits, limit, quiet)
@@ -53,7 +57,7 @@ def check_values(splits: list[Split], limit: int, facts: JsonObject, quiet: bool
 
 
 def _measure_values(name: str, splits: list[Split], limit: int, quiet: bool) -> tuple[list[MeasuredValue], list[str]]:
-    """(measured values, "id: reason" of each that does not decode)."""
+    """Return (measured contents, "id: reason" of each content that cannot be decoded)."""
     values: list[MeasuredValue] = []
     unreadable: list[str] = []
     chosen = [
@@ -70,7 +74,7 @@ def _measure_values(name: str, splits: list[Split], limit: int, quiet: bool) -> 
 
 
 def check_faults(name: str, values: list[MeasuredValue]) -> list[Finding]:
-    """Faults of single values, e.g. silence or clipping."""
+    """Report faults of single contents, e.g. silence or clipping."""
     rows_of: dict[str, list[str]] = {}
     for v in values:
         for fault, detail in v.measure.faults.items():
@@ -83,7 +87,7 @@ def check_faults(name: str, values: list[MeasuredValue]) -> list[Finding]:
 
 
 def check_mixed(name: str, values: list[MeasuredValue], facts: JsonObject) -> list[Finding]:
-    """Properties that a corpus should agree on, e.g. the sample rate: the rows outside the most common value."""
+    """Report rows that differ from the rest in a property that should be the same in a corpus, e.g. the sample rate."""
     out = []
     for fact in dict.fromkeys(f for v in values for f in v.measure.facts):
         of_row = [v.measure.facts.get(fact) for v in values]
@@ -100,8 +104,10 @@ def check_mixed(name: str, values: list[MeasuredValue], facts: JsonObject) -> li
 
 
 def near_pairs(signatures_NS: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs i < j of signatures no entry of which differs by more than 1: neighbours in a random sketch
-    (Johnson-Lindenstrauss), verified in full."""
+    """Find pairs i < j of signatures whose entries all differ by at most 1.
+
+    Candidate pairs are neighbours in a random projection (Johnson-Lindenstrauss); they are then compared in full.
+    """
     x = signatures_NS - signatures_NS.mean(0)
     sketch = x @ np.random.default_rng(0).standard_normal((x.shape[1], SKETCH_DIM)).astype(np.float32)
     sketch = normalize_rows(sketch)
@@ -111,11 +117,11 @@ def near_pairs(signatures_NS: np.ndarray) -> list[tuple[int, int]]:
 
 
 def key_pairs(keys_N: np.ndarray, distance: int) -> list[tuple[int, int]]:
-    """Pairs i < j of 64-bit keys that differ in at most `distance` bits; of a key that is like many, its NEIGHBOURS nearest."""
+    """Find pairs i < j of 64-bit keys that differ in at most `distance` bits, at most NEIGHBOURS nearest ones per key."""
     pairs: set[tuple[int, int]] = set()
     for start in range(0, len(keys_N), 512):
         bits = np.bitwise_count(keys_N[start : start + 512, None] ^ keys_N[None, :])
-        bits[np.arange(len(bits)), np.arange(start, start + len(bits))] = 65
+        bits[np.arange(len(bits)), np.arange(start, start + len(bits))] = 65  # more than any distance: no key pairs with itself
         for i in np.flatnonzero(bits.min(1) <= distance).tolist():
             near = np.flatnonzero(bits[i] <= distance)
             near = near[np.argsort(bits[i, near], kind="stable")[:NEIGHBOURS]]
@@ -124,12 +130,12 @@ def key_pairs(keys_N: np.ndarray, distance: int) -> list[tuple[int, int]]:
 
 
 def check_near_duplicates(name: str, splits: list[Split], values: list[MeasuredValue]) -> list[Finding]:
-    """Near-duplicates of different content: between splits a leak, in two groups a contradiction, else a copy."""
+    """Report near-duplicates of different content: a leak across splits, a contradiction across groups, else a duplicate."""
     examples: dict[str, list[str]] = {"leak": [], "contradiction": [], "duplicate": []}
     for i, j in _near_duplicate_pairs(name, splits, values):
         (a, x, _), (b, y, _) = values[i], values[j]
         if a.data.labels[name][x] == b.data.labels[name][y]:
-            continue  # identical content: the row checks have found it without decoding
+            continue  # identical content is reported by `row_checks`
         g, h = a.data.groups[x], b.data.groups[y]
         kind = "leak" if a is not b else "contradiction" if g is not None and h is not None and g != h else "duplicate"
         examples[kind].append(f"{a.data.ids[x]} ~ {b.data.ids[y]}")
@@ -146,7 +152,7 @@ def check_near_duplicates(name: str, splits: list[Split], values: list[MeasuredV
 
 
 def _near_duplicate_pairs(name: str, splits: list[Split], values: list[MeasuredValue]) -> list[tuple[int, int]]:
-    """Pairs of positions in `values` that are near-duplicates by what their modality measures (see `Measure`)."""
+    """Find pairs of positions in `values` that are near-duplicates, by the measurements of their modality (see `Measure`)."""
     pairs: list[tuple[int, int]] = []
     signed = [(i, v.measure.signature) for i, v in enumerate(values) if v.measure.signature is not None]
     if len(signed) > 1:

@@ -1,6 +1,7 @@
-"""Anomaly detection from normal rows alone, the task "anomaly": a plant has few faults, and never all kinds of them.
+"""The task "anomaly": detect anomalies using only normal rows as reference, because faults are rare and new kinds occur.
 
-The score of a row is its mean distance (1 - cosine) to the nearest normal references of its own machine, as in DCASE's task 2.
+A row's anomaly score is its mean distance (1 - cosine) to the nearest normal reference rows of the same machine, as in task 2
+of the DCASE challenge.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
 NEIGHBOURS = 1
-ALL = "all"  # the machine of every row when no column names machines
+ALL = "all"  # the machine of all rows if no column names machines
 
 
 @dataclass
 class DetectionScores:
-    """Of one machine, or the mean over machines: number of normal and anomalous rows, and the areas under the ROC curve."""
+    """Numbers of normal and anomalous rows, and areas under the ROC curve, of one machine or averaged over machines."""
 
     normal: int
     anomalous: int
@@ -38,8 +39,15 @@ class DetectionScores:
 
 @dataclass
 class Anomalies:
-    """machines: the scores of each machine; parts: by value of a column, the anomalous rows of that value against all normal
-    ones, averaged over machines; skipped: machines left out, with the reason; scores: row id -> score."""
+    """The result of anomaly detection in one modality.
+
+    direction: the modality
+    machines: the scores of each machine
+    parts: {"column=value": scores}, with only the anomalous rows of that value and all normal rows, averaged over machines
+    skipped: {machine: reason why it was left out}
+    scores: {row id: anomaly score}
+    max_fpr: largest false positive rate of the partial AUROC
+    """
 
     direction: str
     machines: dict[str, DetectionScores]
@@ -50,12 +58,12 @@ class Anomalies:
 
     @property
     def mean(self) -> DetectionScores:
-        """Arithmetic mean of the areas over machines, counts added up."""
+        """The mean of the areas over machines; row counts are added up."""
         return mean_scores(list(self.machines.values()))
 
     @property
     def metrics(self) -> dict[str, float]:
-        """auroc and partial_auroc, the means over machines."""
+        """auroc and partial_auroc, averaged over machines."""
         return {"auroc": self.mean.auroc, "partial_auroc": self.mean.partial_auroc}
 
     def to_dict(self) -> JsonObject:
@@ -81,13 +89,15 @@ class Anomalies:
 
 @dataclass
 class AnomalyDetection(EvaluationTask):
-    """Score each row by its distance to normal rows, and measure how well the scores tell anomalous from normal rows.
+    """Score each row by its distance to normal rows, and measure how well the scores separate anomalous from normal rows.
 
-    normal: "COLUMN=VALUE", the normal rows (rows without a value are neither normal nor anomalous); machine: a metadata column:
-    the rows of each value are scored by normal rows of that value alone; reference: DATA with normal rows (default: those of
-    the data, where no row is its own reference); neighbours: how many references a score is the mean of; exclude_same: a
-    metadata column, e.g. the recording: rows that share its value are no references for each other, nor lie on both sides;
-    slices: metadata columns: the anomalous rows of each value against all normal ones.
+    normal: "COLUMN=VALUE", which rows are normal; rows without a value are neither normal nor anomalous
+    machine: a metadata column; rows are scored only by normal rows with the same value
+    reference: DATA with normal rows; default: the normal rows of the evaluated data, where no row is its own reference
+    neighbours: number of references over which a score is averaged
+    exclude_same: a metadata column, e.g. the recording. Rows with the same value are not references for each other, and
+        `reference` must not share a value with the evaluated data.
+    slices: metadata columns; the anomalous rows of each value are also evaluated on their own, against all normal rows
     """
 
     normal: str | None = None
@@ -130,7 +140,7 @@ class AnomalyDetection(EvaluationTask):
 
 
 def _normal_rows(data: "Data", normal: str | None) -> np.ndarray:
-    """Which rows are normal [N] bool. DataError when none is."""
+    """bool [N]: which rows are normal. Raises DataError if none is."""
     name, equals, value = (normal or "").partition("=")
     if not equals:
         raise RecipeError('anomaly: say what is normal: normal "COLUMN=VALUE", e.g. --normal defect=none')
@@ -145,12 +155,12 @@ def _normal_rows(data: "Data", normal: str | None) -> np.ndarray:
 
 
 def _machine_of_rows(data: "Data", machine: str | None) -> dict[str, str | None]:
-    """Row id -> its machine."""
+    """Return {row id: machine}."""
     return dict(zip(data.ids, row_values(data, machine) if machine else [ALL] * len(data), strict=True))
 
 
 def mean_scores(scores: Sequence[DetectionScores]) -> DetectionScores:
-    """Means of the areas, sums of the counts."""
+    """Average the areas and add up the counts."""
     areas = [float(np.mean([getattr(d, a) for d in scores])) for a in ("auroc", "partial_auroc")]
     return DetectionScores(sum(d.normal for d in scores), sum(d.anomalous for d in scores), areas[0], areas[1])
 
@@ -158,8 +168,10 @@ def mean_scores(scores: Sequence[DetectionScores]) -> DetectionScores:
 def distances(
     queries: Embeddings, reference: Embeddings, k: int = NEIGHBOURS, exclusion: Exclusion | None = None
 ) -> np.ndarray:
-    """[Q] mean of 1 - cosine to the `k` nearest references that are not excluded (fewer where there are not as many); NaN
-    without any."""
+    """[Q]: mean of 1 - cosine to the `k` nearest references that are not excluded.
+
+    If a query has fewer than `k` references, the mean is over these; NaN if it has none.
+    """
     q_QD, r_ND = normalize_rows(queries.vectors, "queries"), normalize_rows(reference.vectors, "references")
     score_QK, _ = nearest(q_QD, r_ND, k, exclusion, tie_order(reference.ids))
     is_there = np.isfinite(score_QK)
@@ -180,11 +192,18 @@ def detect(
     k: int = NEIGHBOURS,
     max_fpr: float = MAX_FPR,
 ) -> Anomalies:
-    """Score `rows` of modality `name` by normal rows of the same machine. normal, machine: row id -> is it normal, whose is it.
+    """Score `rows` of modality `name` by normal rows of the same machine.
 
-    reference: normal rows, reference_machine: their machines; without them the normal ones among `rows` are each scored by the
-    others, and never by the same content or by one that was cut from the same source (`source`, row id -> e.g. its recording).
-    parts: slices, name -> row ids.
+    normal: {row id: whether the row is normal}
+    machine: {row id: machine}
+    reference: normal rows. Without it, each row is scored by the normal ones among `rows`, except rows with the same content or
+        the same source.
+    reference_machine: {row id of a reference: machine}
+    source: {row id: source, e.g. the recording}
+    parts: slices, {name: row ids}
+    k: number of references per score
+
+    Raises DataError if no machine can be evaluated.
     """
     machines: dict[str, DetectionScores] = {}
     skipped: dict[str, str] = {}
@@ -231,7 +250,7 @@ def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float) -> Detectio
 def _exclusion(
     name: str, rows: Embeddings, at: np.ndarray, is_normal: np.ndarray, source: Mapping[str, str | None] | None
 ) -> Exclusion:
-    """Labels of the rows `at` and of the normal ones among them: rows of equal content or source are excluded as references."""
+    """Label the rows `at` and the normal ones among them; rows of equal content or source get equal labels."""
     content = np.asarray(rows.labels.get(name, np.zeros(len(rows.ids))), np.int64)[at]
     label = np.where(content == 0, np.arange(1, len(at) + 1), content)
     if source is not None:

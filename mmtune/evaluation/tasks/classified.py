@@ -7,15 +7,17 @@ import numpy as np
 
 from mmtune.contracts import JsonObject
 
-SHOWN = 8  # classes up to which the matrix is printed, and confusions that are printed of a larger one
+SHOWN = 8  # with at most this many classes the matrix is printed; with more, only this many of the most frequent confusions
 
 
 @dataclass
 class Classified:
-    """confusion [C, C]: rows by true class (first axis) and predicted class (second axis).
+    """The result of a classification.
 
-    skipped: rows without a class, or that nothing could classify; how: "descriptions" (by the names or descriptions of classes) or
-    "neighbours" (by the nearest other items); neighbours: how many of them.
+    confusion: int64 [C, C], number of rows by true class (first axis) and predicted class (second axis)
+    skipped: number of rows without a class, or with nothing to classify them by
+    how: "descriptions" (by names or descriptions of the classes) or "neighbours" (by the nearest other items)
+    neighbours: number of neighbours
     """
 
     direction: str
@@ -27,17 +29,17 @@ class Classified:
 
     @property
     def rows(self) -> int:
-        """Rows that were classified."""
+        """Number of rows that were classified."""
         return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of the rows whose predicted class is the true one."""
+        """Share of rows whose predicted class is the true one."""
         return float(np.trace(self.confusion) / max(self.rows, 1))
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 = 2 right / (true + predicted) over the classes that some row has or is predicted to have."""
+        """Mean F1 over the classes that occur as a true or predicted class. F1 = 2 correct / (true + predicted)."""
         right, both = np.diag(self.confusion), self.confusion.sum(0) + self.confusion.sum(1)
         return float((2 * right[both > 0] / both[both > 0]).mean()) if both.any() else 0.0
 
@@ -48,7 +50,7 @@ class Classified:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """The result in one line."""
         how = "the nearest description" if self.how == "descriptions" else f"the {self.neighbours} nearest neighbours"
         scores = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}"
         return f"{self.direction} as classification by {how}: {scores} ({self.rows:,} rows, {len(self.classes)} classes)"
@@ -66,7 +68,7 @@ class Classified:
         }
 
     def __str__(self) -> str:
-        """The summary, and the confusion matrix where it is small, else the most frequent confusions."""
+        """Return the summary and the confusion matrix, or for many classes the most frequent confusions."""
         from mmtune.evaluation.result_tables import plain_table
 
         lines = [self.summary]
@@ -86,7 +88,7 @@ class Classified:
 
 
 def confusion_counts(truth: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
-    """The confusion matrix [C, C] of class numbers [N]."""
+    """Return the confusion matrix [C, C] of true and predicted class numbers [N]."""
     if not len(truth):
         return np.zeros((classes, classes), np.int64)
     from sklearn.metrics import confusion_matrix

@@ -1,5 +1,8 @@
-"""Classification by descriptions: each row gets the group whose description is nearest (zero-shot, CLIP, arXiv 2103.00020,
-section 3.1), where texts name the groups; where they do not, by the nearest neighbours. For reports, which choose by the data."""
+"""Classify for reports: by class descriptions if texts name the groups, otherwise by nearest neighbours.
+
+By descriptions, each row gets the group whose description is nearest, as in CLIP's zero-shot classification (arXiv 2103.00020,
+section 3.1).
+"""
 
 import contextlib
 from collections.abc import Mapping
@@ -17,9 +20,10 @@ from mmtune.search.vectors import normalize_rows
 
 
 def names_classes(e: Embeddings, name: str) -> bool:
-    """Whether the values of modality `name` name classes: there are two groups at least, and two rows on average share a value.
+    """Return whether the texts of modality `name` name classes.
 
-    Where every row has a caption of its own, a group's description would contain the row's own caption: that is retrieval.
+    That is the case if there are at least two groups, and a text is shared by two rows on average. If every row has its own
+    caption instead, a group's description would contain the classified row's own caption, which makes it a retrieval task.
     """
     labelled = np.array([g is not None for g in e.groups], bool)
     content = e.labels.get(name)
@@ -29,10 +33,10 @@ def names_classes(e: Embeddings, name: str) -> bool:
 
 
 def classify_by_descriptions(vectors: Mapping[str, Embeddings], pair: tuple[str, str]) -> Classified:
-    """Give each row's `pair[0]` the group whose description is nearest: the mean of the group's distinct values of `pair[1]`,
-    each of unit length, normalised again. Ties go to the class whose name is last, as everywhere.
+    """Classify the rows of modality `pair[0]` by the group with the nearest description in modality `pair[1]`.
 
-    Raises DataError when fewer than two groups have a description.
+    A group's description is the mean of its distinct L2-normalised vectors, normalised again. Ties go to the class whose name
+    comes last, as in all rankings. Raises DataError if fewer than two groups have a description.
     """
     a, b = (vectors[m] for m in pair)
     classes = sorted({g for g in b.groups if g is not None})
@@ -59,15 +63,15 @@ def classify_by_descriptions(vectors: Mapping[str, Embeddings], pair: tuple[str,
 def classifications(
     vectors: Mapping[str, Embeddings], descriptions: Mapping[str, Embeddings] | None = None
 ) -> list[Classified]:
-    """What can be classified: by descriptions where a text modality names classes, else each modality by its neighbours.
+    """Classify by descriptions if a text modality names classes, otherwise each modality by its nearest neighbours.
 
-    descriptions: the texts embedded as class names, where the model has a prompt for these (`embed_classes`).
+    descriptions: the texts embedded with the model's prompts for class names, if it has such prompts (`embed_classes`)
     """
     naming = [m for m in vectors if modalities.get(m).language and names_classes(vectors[m], m)]
     both = {**vectors, **(descriptions or {})}
     if out := [classify_by_descriptions(both, (a, b)) for b in naming for a in vectors if a != b]:
         return out
     for name in vectors:
-        with contextlib.suppress(DataError):  # no two groups of two
+        with contextlib.suppress(DataError):  # raised if fewer than two groups have two items
             out.append(classify_among_themselves(vectors, name))
     return out

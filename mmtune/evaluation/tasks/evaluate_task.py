@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 RETRIEVAL_OPTIONS = ("slices", "qrels", "trec", "group_pooling", "metrics")
-"""Options of `evaluate` that retrieval takes; a task takes one of them when it has a field of that name."""
+"""Options of `evaluate` for retrieval. A task accepts one of them only if it has a field of that name."""
 
 
 @dataclass
 class TaskResult:
-    """One task on one model: the scores of each modality; settings: the options that were given, and the data."""
+    """The result of one task on one model.
+
+    results: {modality: scores}
+    settings: the dataset and the options that were given
+    """
 
     task: str
     fingerprint: str
@@ -32,19 +36,19 @@ class TaskResult:
     settings: JsonObject = field(default_factory=dict)
 
     def to_dict(self) -> JsonObject:
-        """The JSON document of `mmtune eval --task`."""
+        """Return the JSON document of `mmtune eval --task`."""
         results = {m: scores.to_dict() for m, scores in self.results.items()}
         return {"task": self.task, "fingerprint": self.fingerprint, "settings": self.settings, "results": results}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row a modality, one column a metric."""
+        """One row per modality, one column per metric."""
         import pandas
 
         index = pandas.Index(list(self.results), name="modality")
         return pandas.DataFrame([dict(scores.metrics) for scores in self.results.values()], index=index)
 
     def metric(self, name: str, modality: str | None = None) -> float:
-        """One metric, e.g. accuracy, macro_f1, auroc or partial_auroc, of one modality (default: of the only one)."""
+        """Return one metric, e.g. accuracy, macro_f1, auroc or partial_auroc, of one modality (default: the only one)."""
         if modality is None and len(self.results) > 1:
             raise RecipeError(f"{name}: of which modality? there are: {', '.join(self.results)}")
         scores = self.results.get(modality or next(iter(self.results)))
@@ -77,12 +81,13 @@ def evaluate_task(
     quiet: bool = True,
     processes: Processes = SINGLE_PROCESS,
 ) -> TaskResult:
-    """Run `task` for `model` on `data`. options: the task's options by name, see the classes in `TASKS`; None and empty lists
-    count as not given.
+    """Run `task` for `model` on `data`.
 
-    trained: labels of the rows that the model was trained on, which are refused. processes: those that all call this; each
-    embeds a share, all have the result. Raises RecipeError for an option of another task, DataError for rows that cannot be
-    scored.
+    options: the task's options by name, see the classes in `TASKS`; None and empty lists count as not given
+    trained: labels of the rows that the model was trained on; these rows are refused
+    processes: processes that all make this call; each embeds a share of the rows, and all get the result
+
+    Raises RecipeError for an option of another task, and DataError if rows cannot be scored.
     """
     check_options(task, options)
     given = {name: value for name, value in options.items() if _is_given(value)}
@@ -101,12 +106,12 @@ def evaluate_task(
 
 
 def options_of(task: str) -> list[str]:
-    """The names of a task's options."""
+    """Return the names of a task's options."""
     return _field_names(find_task(task)) if task != RETRIEVAL else list(RETRIEVAL_OPTIONS)
 
 
 def check_options(task: str, options: Mapping[str, object]) -> None:
-    """RecipeError for an unknown task, and for an option that is given and that the task does not have."""
+    """Raise RecipeError for an unknown task, or for a given option that the task does not have."""
     known = options_of(task)
     for option, value in options.items():
         if _is_given(value) and option not in known:

@@ -1,7 +1,7 @@
 """Classification by weighted k nearest neighbours (Wu et al., arXiv 1805.01978, section 3.4), and the task "knn".
 
-Search and votes are our own, not scikit-learn's KNeighborsClassifier: some pairs may be excluded (the item itself, clips of the
-same recording), and ties fall in the one total order that all searches have.
+It is not scikit-learn's KNeighborsClassifier, because some pairs have to be excluded (the item itself, clips of the same
+recording), and ties are broken by the same total order as in all searches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,19 +28,21 @@ from mmtune.search.vectors import normalize_rows
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
-NEIGHBOURS, TEMPERATURE = 5, 0.07  # the weight of a neighbour is exp(cosine / 0.07), as in the paper
+NEIGHBOURS, TEMPERATURE = 5, 0.07  # a neighbour's vote has the weight exp(cosine / 0.07), as in the paper
 
 Exclusion = tuple[np.ndarray, np.ndarray]
-"""Labels of queries [Q] and references [N]: a pair with equal non-zero labels is excluded."""
+"""Labels of the queries [Q] and of the references [N]; a pair with equal non-zero labels is excluded."""
 
 
 @dataclass
 class NearestNeighbours(EvaluationTask):
     """Classify each row by its nearest neighbours, and compare with its true class.
 
-    label: "group" or a metadata column, the true class; reference: DATA of labelled rows that vote (default: the other rows of
-    the data); neighbours: how many of them; exclude_same: a metadata column, e.g. the recording: rows that share its value
-    never vote for each other, nor lie on both sides.
+    label: "group" or a metadata column, the true class
+    reference: DATA with labelled rows that vote; default: the other rows of the evaluated data
+    neighbours: number of neighbours that vote
+    exclude_same: a metadata column, e.g. the recording. Rows with the same value do not vote for each other, and `reference`
+        must not share a value with the evaluated data.
     """
 
     label: str = "group"
@@ -65,7 +67,7 @@ class NearestNeighbours(EvaluationTask):
 
 
 def source_of_rows(data: "Data", exclude_same: str | None) -> dict[str, str | None] | None:
-    """Row id -> its value in column `exclude_same`; None without a column."""
+    """Return {row id: value of column `exclude_same`}, or None without a column."""
     return dict(zip(data.ids, row_values(data, exclude_same), strict=True)) if exclude_same else None
 
 
@@ -76,16 +78,20 @@ def nearest(
     exclusion: Exclusion | None = None,
     order: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest references of each query that are not excluded: (cosines [Q, k] float64, positions [Q, k]); -inf and -1
-    where there are fewer. order: how ties fall (`tie_order`)."""
-    most = 0
+    """Return the `k` nearest references of each query that are not excluded: (cosines float64 [Q, k], positions [Q, k]).
+
+    If there are fewer than k, the rest of the row is -inf and -1.
+
+    order: order of references with equal scores (see `tie_order`)
+    """
+    most = 0  # largest number of references that may be excluded for one query
     if exclusion is not None and exclusion[1].any():
         most = int(np.unique(exclusion[1][exclusion[1] != 0], return_counts=True)[1].max())
     score, index = topk(q_QD, r_ND, min(len(r_ND), k + most), order=order)
     allowed = np.ones(index.shape, bool)
     if exclusion is not None:
         allowed = (exclusion[0][:, None] != exclusion[1][index]) | (exclusion[0][:, None] == 0)
-    front = np.argsort(~allowed, axis=1, kind="stable")[:, :k]  # the allowed ones first, in their order
+    front = np.argsort(~allowed, axis=1, kind="stable")[:, :k]  # allowed references first, nearest first
     score, index = np.take_along_axis(score, front, 1).astype(np.float64), np.take_along_axis(index, front, 1)
     excluded = ~np.take_along_axis(allowed, front, 1)
     score[excluded], index[excluded] = -np.inf, -1
@@ -95,7 +101,10 @@ def nearest(
 
 
 def vote(score_QK: np.ndarray, class_QK: np.ndarray, classes: int) -> np.ndarray:
-    """[Q] the class whose neighbours weigh most; ties go to the last class, as everywhere. Queries without neighbours: 0."""
+    """[Q]: the class whose neighbours have the largest total weight; 0 for queries without neighbours.
+
+    Ties go to the last class, as in all rankings.
+    """
     out = np.zeros(len(score_QK), np.int64)
     for start in range(0, len(out), 1024):
         part = slice(start, start + 1024)
@@ -108,7 +117,10 @@ def vote(score_QK: np.ndarray, class_QK: np.ndarray, classes: int) -> np.ndarray
 def classify_by_reference(
     q_QD: np.ndarray, reference_ND: np.ndarray, names: Sequence[str], k: int = NEIGHBOURS, order: np.ndarray | None = None
 ) -> list[str]:
-    """The class of each query by its `k` nearest references, whose classes are `names` [N]. DataError for one class only."""
+    """Classify each query by its `k` nearest references, whose classes are `names` [N].
+
+    Raises DataError if all references have one class.
+    """
     classes = sorted(set(names))
     if len(classes) < 2:
         raise DataError(f"{len(classes)} class among the references; neighbours have nothing to decide")
@@ -121,10 +133,13 @@ def classify_by_reference(
 def classify_among_themselves(
     vectors: Mapping[str, Embeddings], name: str, k: int = NEIGHBOURS, source: Mapping[str, str | None] | None = None
 ) -> Classified:
-    """Give each item of modality `name` the group that its `k` nearest others vote for, itself left out.
+    """Classify each item of modality `name` by the groups of its `k` nearest other items.
 
-    Items of identical content are one, and have no class when their groups differ. source: row id -> what it was cut from;
-    items of one source do not vote for each other. Raises DataError for fewer than two groups of two items.
+    Rows with identical content are one item, which has no class if their groups differ.
+
+    source: {row id: e.g. the recording}; items from the same source do not vote for each other
+
+    Raises DataError unless at least two groups have two items.
     """
     e = vectors[name]
     items = unique_items(name, e)
@@ -148,7 +163,7 @@ def classify_among_themselves(
 
 
 def _classify_by(name: str, rows: Embeddings, reference: Embeddings, k: int, skipped: int) -> Classified:
-    """Classify each row by the reference's items; items of identical content whose classes differ do not vote."""
+    """Classify each row by the items of `reference`. Items of identical content whose classes differ do not vote."""
     items = unique_items(name, reference)
     at, names = items_of_one_group(items, reference.groups)
     predicted = classify_by_reference(normalize_rows(rows.vectors, name), np.asarray(items.vectors)[at], names, k)
@@ -160,7 +175,7 @@ def _classify_by(name: str, rows: Embeddings, reference: Embeddings, k: int, ski
 
 
 def items_of_one_group(items: Items, groups: Sequence[str | None]) -> tuple[np.ndarray, list[str]]:
-    """(positions [N] of the items whose rows have exactly one group among them, these groups); groups: of the rows."""
+    """Return (positions [N] of the items whose rows have exactly one group, these groups). groups: the group of each row."""
     of_item = [{g for r in items.rows[i] if (g := groups[r]) is not None} for i in range(len(items))]
     at = [i for i, g in enumerate(of_item) if len(g) == 1]
     return np.array(at, np.int64), [next(iter(of_item[i])) for i in at]

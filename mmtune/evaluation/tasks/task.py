@@ -1,4 +1,4 @@
-"""Evaluation tasks other than retrieval: the table, what a task is given, and what it returns."""
+"""Evaluation tasks other than retrieval: the table of tasks, their base class, their inputs and their results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,33 +21,38 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 RETRIEVAL = "retrieval"
-"""The name of the default: metrics of every direction instead of a task."""
+"""Name of the default task, which computes retrieval metrics in every direction."""
 
 TASKS: "dict[str, type[EvaluationTask] | str]" = {
     "zero_shot": "mmtune.evaluation.tasks.zero_shot:ZeroShot",
     "knn": "mmtune.evaluation.tasks.knn:NearestNeighbours",
     "anomaly": "mmtune.evaluation.tasks.anomaly:AnomalyDetection",
 }
-"""Task name -> its class, or "package.module:Class"."""
+"""{task name: class, or "package.module:Class"}"""
 
 
 @runtime_checkable
 class TaskScores(Protocol):
-    """What a task finds out about one modality."""
+    """Interface of a task's result for one modality."""
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Metric name -> value, higher is better."""
+        """{metric name: value}; higher is better."""
         ...
 
     def to_dict(self) -> JsonObject:
-        """As part of the JSON document of `mmtune eval --task`."""
+        """Return this modality's part of the JSON document of `mmtune eval --task`."""
         ...
 
 
 @dataclass
 class Scores:
-    """TaskScores of the simplest kind. rows: those that were scored; skipped: those that could not be."""
+    """The simplest result of a task for one modality.
+
+    rows: number of rows that were scored
+    skipped: number of rows that could not be scored
+    details: further entries of the JSON document
+    """
 
     metrics: dict[str, float]
     rows: int = 0
@@ -63,7 +68,7 @@ class Scores:
 
 @dataclass
 class TaskInputs:
-    """What a task works on. modalities: those to be scored, which model and data both have."""
+    """What a task gets to work on. modalities: the modalities to score, which both the model and the data have."""
 
     model: "Model"
     data: "Data"
@@ -73,7 +78,7 @@ class TaskInputs:
     processes: Processes = SINGLE_PROCESS
 
     def embed(self, data: "Data | None" = None, keep: np.ndarray | None = None) -> dict[str, Embeddings]:
-        """Vectors of the modalities for the rows `keep` (bool [N], default: all) of `data` (default: the task's data)."""
+        """Embed the modalities of the rows `keep` (bool [N], default: all) of `data` (default: the evaluated data)."""
         data = self.data if data is None else data
         missing = [m for m in self.modalities if m not in data.modalities]
         if missing:
@@ -82,30 +87,33 @@ class TaskInputs:
         return embed_data(self.model, rows, self.modalities, self.batch_size, self.quiet, processes=self.processes)
 
     def column(self, name: str) -> list[str | None]:
-        """A value of every row of the data, see `row_values`."""
+        """Return a value for every row of the evaluated data, see `row_values`."""
         return row_values(self.data, name)
 
     def reference_data(self, reference: "Data | str", exclude_same: str | None = None) -> "Data":
-        """DATA that the task's rows are judged by. DataError when the two share a row, or a value of column `exclude_same`."""
+        """Open DATA with reference rows.
+
+        Raises DataError if it shares a row, or a value of column `exclude_same`, with the task's data.
+        """
         opened = as_data(reference)
         refuse_shared_rows(self.data, opened, [m for m in self.modalities if m in opened.modalities], exclude_same)
         return opened
 
 
 class EvaluationTask:
-    """A way to judge a model by other numbers than retrieval metrics.
+    """Base class of evaluation tasks.
 
-    Make the subclass a dataclass: its fields are the task's options. Add it with `register_task("name", Class)`, or name it as
-    "package.module:Class" where the task's name would stand.
+    Make the subclass a dataclass: its fields are the task's options. Add it with `register_task("name", Class)`, or use
+    "package.module:Class" as the task's name.
     """
 
     def choose_modalities(self, model: "Model", data: "Data", wanted: Sequence[str] | None) -> list[str]:
-        """The modalities to score: the wanted ones, else all that both have; text only if there is nothing else."""
+        """Return the modalities to score: `wanted`, or else all that model and data share, text only if there is no other."""
         shared = shared_modalities(model, data, wanted)
         return shared if wanted else [m for m in shared if not modalities.get(m).language] or shared
 
     def run(self, inputs: TaskInputs) -> "Mapping[str, TaskScores]":
-        """Scores by modality. Rows that the model was trained on have been refused already."""
+        """Return {modality: scores}. Rows that the model was trained on have been refused before this call."""
         raise NotImplementedError
 
 
@@ -115,7 +123,7 @@ def register_task(name: str, task: "type[EvaluationTask] | str") -> None:
 
 
 def find_task(name: str) -> type[EvaluationTask]:
-    """The class of the task `name`, or at "package.module:Class". RecipeError for anything else."""
+    """Return the class of the task `name`, or the class at "package.module:Class". Raises RecipeError for anything else."""
     if name not in TASKS and not plugins.is_target(name):
         raise RecipeError(f"task {name!r}: there are: {', '.join([RETRIEVAL, *TASKS])} (or package.module:Class)")
     part = plugins.resolve(TASKS, name, "task", key="task")
@@ -125,14 +133,14 @@ def find_task(name: str) -> type[EvaluationTask]:
 
 
 def row_values(data: "Data", name: str) -> list[str | None]:
-    """Strings of every row: of a metadata column, of "group", or of a text modality; None where a row has no value."""
+    """Return a string or None for every row: the value of a metadata column, of "group", or of a text modality."""
     if name in data.present and modalities.get(name).language:
         return [str(decode_row(data, int(i), name)) if data.present[name][i] else None for i in range(len(data))]
     return [None if v in (None, "") else str(v) for v in (data.groups if name == "group" else data.column(name))]
 
 
 def class_labels(data: "Data", label: str) -> tuple[list[str | None], np.ndarray]:
-    """(the class of each row, which rows have one [N] bool). DataError for fewer than two classes."""
+    """Return (the class of each row, bool [N]: which rows have one). Raises DataError for fewer than two classes."""
     labels = row_values(data, label)
     if len({c for c in labels if c is not None}) < 2:
         raise DataError(f"{data.spec}: fewer than two classes by {label!r}: nothing to classify")
@@ -140,7 +148,7 @@ def class_labels(data: "Data", label: str) -> tuple[list[str | None], np.ndarray
 
 
 def grouped_by_class(data: "Data", vectors: Mapping[str, Embeddings], labels: Sequence[str | None]) -> dict[str, Embeddings]:
-    """The vectors with the rows' classes as groups."""
+    """Return the vectors with groups replaced by the rows' classes."""
     class_of = dict(zip(data.ids, labels, strict=True))
     return {
         m: replace(e, groups=[class_of[i] for i in e.ids], labels={k: v for k, v in e.labels.items() if k != "group"})
@@ -149,6 +157,6 @@ def grouped_by_class(data: "Data", vectors: Mapping[str, Embeddings], labels: Se
 
 
 def check_neighbours(neighbours: int) -> None:
-    """RecipeError unless `neighbours` is 1 or more."""
+    """Raise RecipeError unless `neighbours` is at least 1."""
     if neighbours < 1:
         raise RecipeError(f"neighbours: {neighbours} is not 1 or more")

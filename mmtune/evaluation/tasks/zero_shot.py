@@ -1,7 +1,7 @@
-"""Zero-shot classification, the task "zero_shot": no row trains the classifier.
+"""The task "zero_shot": classify rows by the embeddings of class names, without training a classifier.
 
 The embedding of a class name is the mean over all prompt templates (CLIP, arXiv 2103.00020, section 3.1.4). A row gets the
-class of the nearest name; a class may have several names that are unlike each other.
+class with the nearest name. A class may have several names, each of which has its own embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class ZeroShot(EvaluationTask):
     """Classify each row by the names of the classes, and compare with its true class.
 
-    label: "group" or a metadata column, the true class; class_names: a metadata column, or a text modality, that holds what a
-    class is called (default: the class itself); prompts: templates with one {}, averaged (default: the model's own).
+    label: "group" or a metadata column, the true class
+    class_names: a metadata column or text modality with the name of each row's class; default: `label` itself
+    prompts: prompt templates with one {}, whose embeddings are averaged; default: those of the model
     """
 
     label: str = "group"
@@ -59,7 +60,7 @@ class ZeroShot(EvaluationTask):
 
 
 def language_tower(model: "Model") -> str:
-    """The modality that embeds class names: the model's first text tower. ModelError where it has none."""
+    """Return the modality that embeds class names, the model's first text modality. Raises ModelError if it has none."""
     for name in model.towers:
         if modalities.get(name).language:
             return name
@@ -69,8 +70,12 @@ def language_tower(model: "Model") -> str:
 def class_vectors(
     model: "Model", names: Mapping[str, Sequence[str]], templates: Sequence[str] = (), batch_size: int = 64
 ) -> Embeddings:
-    """A vector for each name of each class (groups: the classes), averaged over `templates`; without any, over the model's own
-    `zero_shot` prompts, or its plain ones. Raises RecipeError for a template without one {}."""
+    """Embed each name of each class, averaged over prompt templates. The groups of the result are the classes.
+
+    templates: prompt templates; default: the model's `zero_shot` templates, or else its templates for candidates
+
+    Raises RecipeError for a template without exactly one {}.
+    """
     tower, prompts = language_tower(model), model.prompts
     if templates:
         parsed = parse_prompts({tower: {ZERO_SHOT: list(templates)}})
@@ -84,9 +89,12 @@ def class_vectors(
 
 
 def names_of_classes(labels: Sequence[str | None], names: Sequence[str | None] | None, source: str) -> dict[str, list[str]]:
-    """{class: its names} of rows with these labels. A class is called by its label, or what its rows have in `names`.
+    """Return {class: its names} for rows with these labels. Without `names`, a class's label is its name.
 
-    Raises DataError for fewer than two classes, for a class without a name, and for a name of two classes.
+    names: the class name of each row
+    source: the dataset, for messages
+
+    Raises DataError for fewer than two classes, for a class without a name, and for a name that two classes share.
     """
     out: dict[str, list[str]] = {c: [c] if names is None else [] for c in labels if c is not None}
     for label, name in zip(labels, names or [], strict=False):
@@ -108,8 +116,12 @@ def names_of_classes(labels: Sequence[str | None], names: Sequence[str | None] |
 
 
 def zero_shot(rows: Embeddings, names: Embeddings, direction: str, skipped: int = 0) -> Classified:
-    """Classify `rows`, whose groups are their true classes, by `names`, whose groups are the classes. Ties go to the class
-    that comes last, as everywhere. Rows without a class are skipped, and counted beside the `skipped` ones."""
+    """Classify `rows`, whose groups are their true classes, by `names`, whose groups are the classes.
+
+    Ties go to the class that comes last, as in all rankings.
+
+    skipped: number of rows left out already; rows without a class are added to it
+    """
     class_of_name = [str(c) for c in names.groups]
     classes = sorted(set(class_of_name))
     number = {c: i for i, c in enumerate(classes)}
