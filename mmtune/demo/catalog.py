@@ -1,8 +1,8 @@
-"""The demo's catalog: photos and captions of products that differ in one detail, as a source folder.
+"""Draw the demo's catalog: a source folder with photos and captions of products, some of which differ in one detail only.
 
-A SKU is a kind, a colour and a detail (`products.KINDS`). Its photos vary in pose, position, size, rotation, background, light,
-shadow and noise. The column `text` describes the SKU in full, `coarse` names only the kind. Poses of the validation photos do not
-occur in training.
+A product (SKU) is a kind, a colour and a detail (`products.KINDS`). Its photos vary in pose, position, size, rotation,
+background, light, shadow and noise. The column `text` describes the product in full; `coarse` names only its kind. The poses of
+the validation photos do not occur in training.
 """
 
 import io
@@ -19,13 +19,16 @@ from mmtune.errors import DataError
 TEXTS = ("{color} {kind} with {detail}", "{kind} in {color}, {detail}", "{detail} on a {color} {kind}")
 COARSE = ("a {kind}", "photo of a {kind}", "{kind} from the shop")
 DETAILS = 4
-"""Details that every kind and colour has; more SKUs than kinds x colours x 4 use the remaining details, too."""
+"""Number of details used for every kind and colour first. The other details are used only if more SKUs are wanted."""
 POSES = {"base": range(10), "train": range(10), "val": range(10, 13)}
-_BASE, _PHOTO, _POSE = range(3)  # keys of random generators
+_BASE, _PHOTO, _POSE = range(3)  # each purpose has its own random generators, see `rng_of`
 
 
 def skus() -> list[tuple[str, str, str]]:
-    """Every product (kind, colour, detail) in the order in which `write_catalog` uses them: all details of one kind and colour first."""
+    """Return all products (kind, colour, detail) in the order in which `write_catalog` uses them.
+
+    The first DETAILS details of every kind and colour come first.
+    """
     everything = []
     for start, stop in ((0, DETAILS), (DETAILS, None)):
         for i in range(len(COLORS)):
@@ -45,12 +48,21 @@ def write_catalog(
     base_per_kind: int = 80,
     size: int = 80,
 ) -> Path:
-    """Draw the catalog into `out`: photos/*.jpg of `size` pixels, train.csv, val.csv and base.csv. Returns `out`.
+    """Draw the catalog into the folder `out`: photos/*.jpg, train.csv, val.csv and base.csv. Returns `out`.
 
-    Columns: id, image, text, coarse, group (the SKU), category (the kind), color, detail, pose. base.csv (id, image, text,
-    group, category) is a generic corpus of `base_per_kind` photos of products in arbitrary colours, with captions like the open
-    web's: the kind is right; colours and details, where they are mentioned, are random. A base model trained on it distinguishes
-    kinds only. The same arguments give the same bytes. Raises DataError for more SKUs than can be drawn.
+    skus: number of products
+    train_per_sku, val_per_sku: photos per product in train.csv and val.csv
+    base_per_kind: photos per kind in base.csv
+    size: width and height of the photos in pixels
+
+    Columns: id, image, text, coarse, group (the product), category (the kind), color, detail, pose.
+
+    base.csv (id, image, text, group, category) is a generic corpus of products in arbitrary colours. Its captions are noisy
+    like
+    those of the web: the kind is right, but colours and details are random if they are mentioned. A base model trained on it
+    can tell apart kinds only.
+
+    Deterministic: the same arguments give the same bytes. Raises DataError if `skus` is 0 or more than can be drawn.
     """
     products = _products(skus)
     source = SourceFolder(out)
@@ -91,7 +103,7 @@ def _products(count: int) -> list[tuple[str, str, str]]:
 
 
 def _base(source: SourceFolder, seed: int, per_kind: int, size: int) -> None:
-    """The generic corpus: every kind in random hues and details; each of 12 products a kind is photographed several times."""
+    """Write the generic corpus: each kind in random colours and details, with several photos of up to 12 products per kind."""
     for k, (kind, (_, details)) in enumerate(KINDS.items()):
         for a in range(min(12, per_kind)):
             rng = rng_of(seed, _BASE, k, a)
@@ -111,7 +123,7 @@ def _base(source: SourceFolder, seed: int, per_kind: int, size: int) -> None:
 def _photos(
     seed: int, sku: int, kind: str, color: Color, detail: str, split: str, count: int, size: int
 ) -> Iterator[tuple[int, bytes]]:
-    """(pose, JPEG) of `count` photos of one product, which cycle through the poses of the split."""
+    """Yield (pose, JPEG bytes) of `count` photos of one product, cycling through the poses of the split."""
     poses = POSES[split] if split != "base" else [POSES["base"][sku % len(POSES["base"])]]
     arts: dict[int, Image.Image] = {}
     for n in range(count):
@@ -129,12 +141,12 @@ def _pose(seed: int, number: int) -> Pose:
 
 
 def photograph(art: Image.Image, rng: np.random.Generator, size: int) -> Image.Image:
-    """One photo RGB [size, size] of the drawing `art`: at a random position on a lit backdrop, with a shadow and sensor noise."""
+    """Turn the drawing `art` into an RGB photo [size, size]: random position, lit backdrop, shadow and sensor noise."""
     turn, grow = np.deg2rad(rng.uniform(-9, 9)), rng.uniform(0.84, 1.02)
     shift = rng.uniform(-0.045, 0.045, 2) * size
     cos, sin, k = np.cos(turn), np.sin(turn), art.width / (size * grow)
     c, half = art.width / 2, size / 2
-    # output pixel -> art pixel: undo the shift, the rotation about the centre, the scale
+    # affine map from output pixels to pixels of the drawing: undo the shift, the rotation about the centre, and the scaling
     m = [k * cos, k * sin, 0.0, -k * sin, k * cos, 0.0]
     m[2] = c - m[0] * (half + shift[0]) - m[1] * (half + shift[1])
     m[5] = c - m[3] * (half + shift[0]) - m[4] * (half + shift[1])
@@ -156,7 +168,7 @@ def photograph(art: Image.Image, rng: np.random.Generator, size: int) -> Image.I
 
 
 def _backdrop(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Paper, planks, or a wall over a table, in a soft tint: [size, size, 3] float32."""
+    """Paint a background in a soft tint, float32 [size, size, 3]: plain paper, planks, or a wall above a table."""
     tint = rng.uniform(176, 236) + rng.uniform(-14, 14, 3)
     scene = np.broadcast_to(tint.astype(np.float32), (*x.shape[:2], 3))
     style = rng.integers(3)

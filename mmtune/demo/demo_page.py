@@ -1,4 +1,4 @@
-"""Searches before and after tuning as pictures: one PNG sheet each, and one self-contained HTML page with players."""
+"""Show searches before and after tuning: as one PNG per search, and as one self-contained HTML page with audio players."""
 
 import io
 import textwrap
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 INK, PAPER, PALE = (34, 36, 42), (250, 249, 246), (128, 128, 132)
 RIGHT, WRONG = (46, 148, 84), (204, 62, 56)
-CELL, GAP = 132, 14
+CELL, GAP = 132, 14  # size of a result and space between results, in pixels
 
 
 @dataclass(frozen=True)
 class ShownItem:
-    """One item: its modality, its original bytes, a label, and whether it is relevant (None: it is the query)."""
+    """One item to show.
+
+    modality: "image", "audio" or "text"
+    data: its original bytes
+    label: text below the item
+    relevant: whether it is relevant to the query; None for the query itself
+    """
 
     modality: str
     data: bytes
@@ -36,7 +42,7 @@ class ShownItem:
 
 @dataclass(frozen=True)
 class SearchComparison:
-    """A query and its results of two models, best first."""
+    """A query and its results with two models, best first."""
 
     query: ShownItem
     before: Sequence[ShownItem]
@@ -49,7 +55,7 @@ def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
 
 
 def tile(item: ShownItem, width: int, height: int) -> Image.Image:
-    """The item as a picture RGB [height, width]: a photo fitted in, a spectrogram, or a caption."""
+    """Render the item as an RGB picture [height, width]: a photo scaled to fit, a spectrogram, or a caption."""
     canvas = Image.new("RGB", (width, height), (255, 255, 255))
     signal = modalities.get(item.modality).decode(item.data)
     if item.modality == "image":
@@ -60,7 +66,7 @@ def tile(item: ShownItem, width: int, height: int) -> Image.Image:
     elif item.modality == "audio":
         canvas.paste(spectrogram_picture(signal.samples, signal.rate, width, height))
     else:
-        _write(ImageDraw.Draw(canvas), (8, 28), str(signal), width - 16, 14, lines=5)  # below the mark
+        _write(ImageDraw.Draw(canvas), (8, 28), str(signal), width - 16, 14, lines=5)  # leaves room for `_mark` at the top
     return canvas
 
 
@@ -73,7 +79,7 @@ def _write(
     lines: int = 3,
     color: tuple[int, int, int] = INK,
 ) -> None:
-    """Draws wrapped text; what does not fit ends in an ellipsis."""
+    """Draw wrapped text. If it needs more than `lines` lines, the rest is replaced by an ellipsis."""
     per_line = max(4, int(width / (size * 0.5)))
     wrapped = textwrap.wrap(caption, per_line) or [""]
     if len(wrapped) > lines:
@@ -82,7 +88,7 @@ def _write(
 
 
 def sheet(search: SearchComparison, top: int = 5) -> Image.Image:
-    """The query on the left; its `top` results before and after on the right, framed green (relevant) or red."""
+    """Draw a search: the query on the left, its `top` results before and after on the right, framed green (relevant) or red."""
     row, left = CELL + 62, 84
     width = GAP * 2 + CELL + left + top * (CELL + GAP)
     canvas = Image.new("RGB", (width, 2 * row + 2 * GAP), PAPER)
@@ -109,7 +115,7 @@ def sheet(search: SearchComparison, top: int = 5) -> Image.Image:
 
 
 def before_after(searches: Sequence[SearchComparison], colors: int = 128) -> Image.Image:
-    """The sheets of several searches below each other, with at most `colors` colours so that the file is small."""
+    """Draw several searches below each other, with at most `colors` colours to keep the file small."""
     sheets = [sheet(search) for search in searches]
     canvas = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), PAPER)
     for i, picture in enumerate(sheets):
@@ -118,7 +124,7 @@ def before_after(searches: Sequence[SearchComparison], colors: int = 128) -> Ima
 
 
 def _mark(draw: ImageDraw.ImageDraw, at: tuple[int, int], relevant: bool) -> None:
-    """A tick or a cross on a disc, for those who do not see the colours."""
+    """Draw a tick or a cross on a disc, for readers who cannot distinguish red and green."""
     x, y = at
     draw.ellipse((x, y, x + 18, y + 18), fill=RIGHT if relevant else WRONG, outline=(255, 255, 255))
     if relevant:
@@ -129,14 +135,14 @@ def _mark(draw: ImageDraw.ImageDraw, at: tuple[int, int], relevant: bool) -> Non
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file."""
+    """Encode the picture as PNG."""
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
 
 
 def card(item: ShownItem) -> "Markup":
-    """HTML that shows the item, or plays it below its waveform and spectrogram."""
+    """Return HTML that shows the item, or for audio a player with waveform and spectrogram."""
     return trusted(modalities.get(item.modality).thumbnail_html(item.data, item.label))
 
 
@@ -149,10 +155,13 @@ def write_pages(
     release: JsonObject | None = None,
     top: int = 5,
 ) -> list[Path]:
-    """Write one PNG a search and index.html into `out`; returns their paths, the page first.
+    """Write one PNG per search and a self-contained index.html into `out`. Returns their paths, index.html first.
 
-    searches: heading -> searches; before and after: direction -> {metric: value}, same metrics in both; facts: a few numbers for the page's head;
-    release: a ReleaseStory as a document, with its "searches". The page refers to nothing outside itself.
+    searches: {heading: searches}
+    before, after: {direction: {metric: value}}, with the same metrics in both
+    facts: {name: value}, shown at the top of the page
+    release: a ReleaseStory as a JSON document, with an additional key "searches"
+    top: number of results shown per search
     """
     out, paths = Path(out), []
     for heading, group in searches.items():

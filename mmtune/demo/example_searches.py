@@ -1,4 +1,4 @@
-"""A few searches of the same validation rows with two models, to look at."""
+"""Run a few searches on the same validation rows with two models, for the demo page."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from mmtune.search.tie_order import tie_order
 
 
 class SearchKind(NamedTuple):
-    """A direction to show: its heading, its corpus, the query's and the candidates' modality."""
+    """A kind of search to show: heading, corpus, modality of the query, modality of the candidates."""
 
     heading: str
     corpus: str
@@ -35,10 +35,13 @@ KINDS = (
 def example_searches(
     data: Mapping[str, str], before: str, after: str, count: int, top: int = 5
 ) -> dict[str, list[SearchComparison]]:
-    """Heading -> `count` searches. A fixed rule spreads the queries over the rows, so none is chosen by its results.
+    """Return {heading: `count` searches}. A fixed rule spreads the queries over the rows, so they are not picked by results.
 
-    data: corpus -> DATA; before, after: MODELs. A result is relevant when it has the query's group; the query is no result of
-    its own.
+    data: {corpus: DATA}
+    before, after: MODELs
+    top: number of results per search
+
+    A result is relevant if it has the query's group. The query itself is never among its results.
     """
     models = [load(m) for m in (before, after)]
     corpora = {c: open_data(spec) for c, spec in data.items()}
@@ -48,7 +51,7 @@ def example_searches(
         rows, by_model = corpora[kind.corpus], vectors[kind.corpus]
         candidates = _distinct_rows(by_model[0][kind.candidates], kind.candidates)
         queries = _distinct_rows(by_model[0][kind.query], kind.query)
-        # golden-ratio steps: spread out, and out of step with the rows' own order (kind by kind, fault by fault)
+        # steps by the golden ratio spread the queries evenly and do not follow the rows' order (by kind, by fault)
         chosen = [queries[int((i + 0.5) * GOLDEN_RATIO % 1 * len(queries))] for i in range(count)]
         searches[kind.heading] = [
             SearchComparison(
@@ -61,7 +64,7 @@ def example_searches(
 
 
 def searches_of_versions(data: str, answers: Sequence[VersionAnswers]) -> list[SearchComparison]:
-    """The answers of a collection's versions v1 and v2 with the items' own values."""
+    """Convert the search results of index versions v1 and v2 to items that can be shown. data: DATA with these rows."""
     rows, searches = open_data(data), []
     row_of = {name: i for i, name in enumerate(rows.ids)}
     for answer in answers:
@@ -75,7 +78,7 @@ def searches_of_versions(data: str, answers: Sequence[VersionAnswers]) -> list[S
 
 
 def _distinct_rows(embeddings: Embeddings, modality: str) -> list[int]:
-    """The first row of every distinct content."""
+    """Return the first row of every distinct content."""
     _, first = np.unique(embeddings.labels[modality], return_index=True)
     return sorted(first.tolist())
 
@@ -83,7 +86,7 @@ def _distinct_rows(embeddings: Embeddings, modality: str) -> list[int]:
 def _results(
     rows: Data, embeddings: Mapping[str, Embeddings], query: int, kind: SearchKind, candidates: list[int], top: int
 ) -> list[ShownItem]:
-    """The `top` candidates of a query row, best first."""
+    """Return the `top` candidates for a query row, best first."""
     others = [c for c in candidates if kind.query != kind.candidates or c != query]
     queried, searched = embeddings[kind.query], embeddings[kind.candidates]
     ids = [searched.ids[c] for c in others]

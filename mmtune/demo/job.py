@@ -1,9 +1,9 @@
-"""`mmtune demo`: the whole workflow at a small scale, on a catalog and machine sounds that it draws and synthesises itself.
+"""`mmtune demo`: the whole workflow at a small scale, on product photos and machine sounds that it generates itself.
 
-Draw, pack, train a base model, tune it, evaluate both, replace the model behind a search, and show it all. There is one model
-with three towers, one trainer and two corpora. The base has only seen coarse captions; tuning sees the fine ones. Both are
-evaluated on photos and recordings that neither training nor the choice of a checkpoint used. Every finished stage leaves a
-file, so a demo that was killed continues at the stage where it stopped.
+It generates and packs the data, trains a base model, tunes it, evaluates both models, replaces the model of a live index, and
+writes a page that shows the results. One model with three towers is trained on two corpora. The base is trained on coarse
+captions only, the tuned model on fine ones. Both are evaluated on photos and recordings that were not used in training. Every
+finished stage leaves a file, so that a demo that was killed continues at the stage where it stopped.
 """
 
 import json
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from mmtune.demo.release_story import ReleaseStory
 
 CORPORA = {"catalog": "image", "machines": "audio"}
-"""Corpus -> the modality that is paired with text in it."""
+"""{corpus: the modality that is paired with text in it}"""
 PAIRS = [["text", m] for m in CORPORA.values()]
 METRICS = ("hit@1", "hit@5", "recall@10", "mrr", "map")
 
 Metrics = dict[str, dict[str, float]]
-"""direction -> {metric: value}"""
+"""{direction: {metric: value}}"""
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How many rows are made, and how long is trained. The defaults take two minutes on two CPU cores."""
+    """How much data is generated and how long the models are trained. The defaults take two minutes on two CPU cores."""
 
     skus: int = 48
     train_per_sku: int = 20
@@ -49,12 +49,20 @@ class DemoSize:
 
 
 SMALL = DemoSize(4, 4, 4, 2, 1, 1, 1, 2, 2, 1, 1, 1)
-"""Takes a few seconds: shows that everything runs, tells nothing about quality."""
+"""A size that takes a few seconds. It shows that everything runs, but the metrics mean nothing."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Evaluations of the base and of the tuned model, what happened to the search collection, and where everything lies."""
+    """The result of the demo.
+
+    seconds: run time of all stages
+    before, after: metrics of the base and of the tuned model
+    release: what happened to the index
+    out: the demo's folder
+    page: path of the HTML page
+    base, artifact: artifacts of the base and of the tuned model
+    """
 
     seconds: float
     before: Metrics
@@ -67,18 +75,21 @@ class DemoResult:
     artifact: str
 
     def to_dict(self) -> JsonObject:
-        """The JSON document of `mmtune demo --json`."""
+        """Return the JSON document of `mmtune demo --json`."""
         return asdict(self)
 
 
 class Stages:
-    """Runs every stage once in a folder; a finished one is read back. `seconds`: of all stages, those of earlier calls too."""
+    """Runs each stage once and stores its result in a folder; a finished stage is read back instead of run again.
+
+    seconds: run time of all stages, including those run by earlier calls
+    """
 
     def __init__(self, out: Path, log: Callable[[str], None], total: int):
         self.out, self.log, self.total, self.seconds, self.number = out, log, total, 0.0, 0
 
     def run(self, name: str, description: str, work: "Callable[[], JsonObject | str | None]") -> "JsonObject | str | None":
-        """The JSON value that `work` returned, now or in an earlier call."""
+        """Return the JSON value returned by `work`, which is called only if the stage is not finished yet."""
         record = self.out / "stages" / f"{name}.json"
         self.number += 1
         head = f"[{self.number}/{self.total}] {description}"
@@ -96,18 +107,21 @@ class Stages:
         return done["value"]
 
     def path(self, name: str, description: str, work: Callable[[], str]) -> str:
-        """As `run`, of a stage that returns a path."""
+        """Same as `run`, for a stage that returns a path."""
         return str(self.run(name, description, work))
 
     def document(self, name: str, description: str, work: Callable[[], JsonObject]) -> JsonObject:
-        """As `run`, of a stage that returns a JSON object."""
+        """Same as `run`, for a stage that returns a JSON object."""
         value = self.run(name, description, work)
         assert isinstance(value, dict)
         return value
 
 
 def demo(out: str | Path = "runs/demo", *, seed: int = 0, size: DemoSize | None = None, quiet: bool = False) -> DemoResult:
-    """Run the demo in the folder `out`, or finish one that was killed there. DataError when `out` holds another demo."""
+    """Run the demo in the folder `out`, or continue one that was killed there.
+
+    Raises DataError if `out` holds a demo with other settings, or other files.
+    """
     from mmtune.demo.release_story import ReleaseStory
 
     out, size = Path(out), size or DemoSize()
@@ -142,10 +156,10 @@ def _log(line: str) -> None:
 
 
 def _check_settings(out: Path, settings: JsonObject) -> None:
-    """Write the settings into a new folder; DataError when the folder has others, or is no demo's."""
+    """Write the settings into a new folder. Raises DataError if the folder has other settings, or is not a demo's."""
     path = out / "demo.json"
     if not path.exists():
-        # .tmp-: left by a demo that was killed while it wrote demo.json
+        # files named .tmp-* may be left by a demo that was killed while it wrote demo.json
         if out.exists() and any(not p.name.startswith(".tmp-") for p in out.iterdir()):
             raise DataError(f"{out}: not empty and not a demo's; choose another --out")
         files.write_json(path, settings)
@@ -195,7 +209,7 @@ def _pack(out: Path) -> JsonObject:
 
 
 def recipe(out: Path, seed: int, size: DemoSize, *, tuned: bool) -> JsonObject:
-    """The recipe of the base, or of the tuned model. There is no validation set: the last weights are the model."""
+    """Return the recipe of the base or of the tuned model. There is no validation set, so the last weights are kept."""
     epochs, lr = (size.tune_epochs, 1e-3) if tuned else (size.base_epochs, 2e-3)
     return {
         "model": str(out / "base" / "artifact") if tuned else f"tiny:all@{seed}",
@@ -215,7 +229,7 @@ def _train(out: Path, seed: int, size: DemoSize, *, tuned: bool, quiet: bool) ->
 
 
 def evaluate(model: str, out: Path) -> Metrics:
-    """The metrics of every direction over both validation sets together."""
+    """Return the metrics of every direction, over both validation sets together."""
     from mmtune.data.shards.dataset import open_data
     from mmtune.evaluation.evaluate_model import evaluate as evaluate_model
 
@@ -239,7 +253,7 @@ def _write_pages(
     after: Metrics,
     release: "ReleaseStory",
 ) -> str:
-    """Writes the page, a picture of every search, and before_after.png; returns the page's name."""
+    """Write the page, a PNG of every search, and before_after.png. Returns the page's path relative to `out`."""
     from mmtune.demo.demo_page import before_after, png, write_pages
     from mmtune.demo.example_searches import KINDS, example_searches, searches_of_versions
 
@@ -259,7 +273,7 @@ def _write_pages(
 
 
 def table(result: DemoResult) -> str:
-    """Before and after, one line a direction, for a terminal."""
+    """Format the metrics before and after as a table for the terminal, one line per direction."""
     from rich.console import Console
     from rich.table import Table
 
@@ -278,7 +292,7 @@ def table(result: DemoResult) -> str:
 
 
 def _change(before: float, after: float) -> str:
-    """A cell of the table, green where the metric rose and red where it fell."""
+    """Format a table cell, green if the metric rose and red if it fell."""
     cell = f"{before:.3f} -> {after:.3f}"
     color = "green" if after > before else "red" if after < before else ""
     return f"[{color}]{cell}[/{color}]" if color else cell

@@ -1,6 +1,6 @@
-"""A small source folder of three modalities: photos, sounds and captions of machines in a hall.
+"""Generate a small source folder with three modalities: photos, sounds and captions of machines in a hall.
 
-A machine's state shows in its photo (lamp and gauge), in its sound (the fault) and in its caption.
+A machine's state can be recognised from its photo (lamp and gauge), from its sound (the fault) and from its caption.
 """
 
 import io
@@ -24,7 +24,7 @@ HULLS: dict[str, Color] = {"fan": (90, 130, 170), "gearbox": (120, 124, 104), "p
 
 @dataclass(frozen=True)
 class MachineState:
-    """A machine's lamp and gauge, and its fault with the severity."""
+    """The state of a machine: lamp, gauge, fault (None if healthy) and the fault's severity."""
 
     lamp: str
     gauge: str
@@ -58,11 +58,17 @@ def write_machine_hall(
     seconds: float = 1.0,
     rate: int = 8000,
 ) -> Path:
-    """Write photos/*.jpg, clips/*.flac, train.csv and val.csv into `out`; returns `out`. 6 states a machine.
+    """Write photos/*.jpg, clips/*.flac, train.csv and val.csv into the folder `out`. Returns `out`.
 
-    Columns: id, image, audio, text, coarse, group (machine and state), category (machine), lamp, gauge, defect. In a share
-    `missing` of the rows one of the three cells, each in turn, is empty. The same arguments give the same bytes. Raises
-    DataError for more machines than there are.
+    machines: number of machines; each has 6 states
+    train_per_state, val_per_state: rows per machine and state
+    missing: share of rows with an empty cell: image, audio and text in turn
+    size: width and height of the photos in pixels
+    seconds, rate: length and sample rate of the clips
+
+    Columns: id, image, audio, text, coarse, group (machine and state), category (machine), lamp, gauge, defect.
+
+    Deterministic: the same arguments give the same bytes. Raises DataError if `machines` is 0 or more than there are.
     """
     if not 1 <= machines <= len(MACHINES):
         raise DataError(f"machines={machines}: the demo can synthesise 1 to {len(MACHINES)} machines")
@@ -105,7 +111,7 @@ def write_machine_hall(
 
 
 def panel(machine: str, state: MachineState, rng: np.random.Generator, size: int) -> Image.Image:
-    """The machine with its lamp and gauge, RGBA [1.25 size, 1.25 size]; the needle's angle varies."""
+    """Draw the machine with its lamp and gauge, RGBA [1.25 size, 1.25 size]. The angle of the needle varies."""
     pen = Pen(round(size * 1.25), Pose(lean=float(rng.uniform(-2, 2)), flare=float(rng.uniform(-0.03, 0.03))))
     hull, dark = HULLS[machine], shade(HULLS[machine], 0.5)
     pen.shape([(10, 88), (90, 88), (90, 94), (10, 94)], (70, 70, 74))

@@ -1,7 +1,7 @@
-"""The demo's machine sounds: clips and captions of machines with graded faults, as a source folder.
+"""Generate the demo's machine sounds: a source folder with clips and captions of machines with faults of different severity.
 
-A recording is of one individual machine; its clips never fall into two splits. The column `text` names the fault and its
-severity, `coarse` only the machine.
+Each recording is of one individual machine and is cut into clips, all of which are in the same split. The column `text` names
+the fault and its severity; `coarse` names only the machine.
 """
 
 import io
@@ -15,11 +15,11 @@ from mmtune.errors import DataError
 
 TEXTS = ("{machine} with {condition}", "{condition} in a {machine}", "sound of a {machine}, {condition}")
 COARSE = ("a {machine}", "sound of a {machine}", "{machine} in the hall")
-_RECORDING, _BASE = range(2)
+_RECORDING, _BASE = range(2)  # each purpose has its own random generators, see `rng_of`
 
 
 def conditions() -> list[tuple[str | None, str]]:
-    """(fault, severity) of every condition a machine can be in, the healthy one first."""
+    """Return (fault, severity) of all 16 conditions of a machine, the healthy one first."""
     return [(None, "none"), *((fault, severity) for fault in FAULTS for severity in SEVERITIES)]
 
 
@@ -35,13 +35,20 @@ def write_machines(
     seconds: float = 1.0,
     rate: int = 8000,
 ) -> Path:
-    """Synthesise recordings of `machines` machines in 16 conditions into `out`, cut in `clips` of `seconds`; returns `out`.
+    """Synthesise recordings of machines in all conditions into the folder `out`. Returns `out`.
 
-    Writes clips/*.flac, train.csv, val.csv with columns id, audio, text, coarse, group (machine and condition), category (the
-    machine), defect, severity, recording; and base.csv (id, audio, text, group, category), a generic corpus of
-    `base_recordings` recordings a machine, whose captions name the right machine and sometimes a random condition: a base model
-    trained on it distinguishes machines only. The same arguments give the same bytes. Raises DataError for more machines than
-    there are.
+    machines: number of machines
+    train_recordings, val_recordings: recordings per machine and condition
+    clips: number of clips per recording, of `seconds` each
+    base_recordings: recordings per machine in base.csv
+
+    Writes clips/*.flac, and train.csv and val.csv with the columns id, audio, text, coarse, group (machine and condition),
+    category (the machine), defect, severity, recording.
+
+    Also writes base.csv (id, audio, text, group, category), a generic corpus. Its captions name the right machine and sometimes
+    a random condition, so a base model trained on it can tell apart machines only.
+
+    Deterministic: the same arguments give the same bytes. Raises DataError if `machines` is 0 or more than there are.
     """
     if not 1 <= machines <= len(MACHINES):
         raise DataError(f"machines={machines}: the demo can synthesise 1 to {len(MACHINES)} machines")
@@ -80,7 +87,7 @@ def write_machines(
 def _base(
     source: SourceFolder, seed: int, m: int, machine: str, recordings: int, clips: int, seconds: float, rate: int
 ) -> None:
-    """The generic corpus: the same kinds of machine in random conditions, with captions of random conditions."""
+    """Write the generic corpus: each machine in random conditions, with captions that name other random conditions."""
     for r in range(recordings):
         rng = rng_of(seed, _BASE, m, r)
         fault = [None, *FAULTS][int(rng.integers(len(FAULTS) + 1))]
@@ -94,7 +101,7 @@ def _base(
 
 
 def flac(samples: np.ndarray, rate: int) -> bytes:
-    """Samples in -1..1 as a 16-bit FLAC file."""
+    """Encode samples in -1..1 as 16-bit FLAC."""
     import soundfile
 
     out = io.BytesIO()

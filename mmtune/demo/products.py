@@ -1,6 +1,6 @@
-"""Draws products: a kind, a colour, and one fine detail. Two products of one kind and colour differ in nothing else.
+"""Draw products with a kind, a colour and one fine detail. Two products of one kind and colour differ only in the detail.
 
-Drawings have 100 x 100 units, are deformed by a pose, and are supersampled four times.
+Drawings use a coordinate system of 100 x 100 units, are deformed by a pose, and are supersampled four times.
 """
 
 import colorsys
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 Point = tuple[float, float]
 Color = tuple[int, int, int]
-OVERSAMPLE = 4
+OVERSAMPLE = 4  # drawn at four times the size and reduced, for smooth edges
 
 COLORS: dict[str, Color] = {
     "navy": (44, 62, 112),
@@ -34,7 +34,12 @@ BANDS: dict[str, Color] = {
 
 @dataclass(frozen=True)
 class Pose:
-    """The deformation of a drawing: `lean` and `bend` in units, `flare` the widening towards the hem, `arms` in degrees."""
+    """The deformation of a drawing.
+
+    lean, bend: horizontal shift in units, linear and curved over the height
+    flare: widening towards the bottom, as a share of the width
+    arms: angle of the sleeves in degrees
+    """
 
     lean: float = 0.0
     bend: float = 0.0
@@ -43,7 +48,7 @@ class Pose:
 
 
 class Pen:
-    """Draws in units through a pose, so that details are deformed with the product."""
+    """Draws in units, deformed by a pose, so that details are deformed together with the product."""
 
     def __init__(self, size: int, pose: Pose):
         self.side = size * OVERSAMPLE
@@ -78,25 +83,25 @@ class Pen:
 
 
 def arc(center: Point, rx: float, ry: float, start: float, stop: float, steps: int = 28) -> list[Point]:
-    """Points of an ellipse from `start` to `stop` degrees (0 = right, 90 = down)."""
+    """Return points of an ellipse from `start` to `stop` degrees (0 = right, 90 = down)."""
     angles = (math.radians(start + (stop - start) * i / steps) for i in range(steps + 1))
     return [(center[0] + rx * math.cos(a), center[1] + ry * math.sin(a)) for a in angles]
 
 
 def shade(color: Color, factor: float) -> Color:
-    """Darker (< 1) or lighter (> 1) of the same hue."""
+    """Return the colour with its lightness multiplied by `factor`."""
     h, lightness, s = colorsys.rgb_to_hls(*(c / 255 for c in color))
     r, g, b = colorsys.hls_to_rgb(h, min(0.96, lightness * factor), s)
     return round(r * 255), round(g * 255), round(b * 255)
 
 
 def contrast(color: Color) -> Color:
-    """The colour of thread and buttons: cream on dark products, near black on light ones."""
+    """Return the colour of thread and buttons: cream on dark products, nearly black on light ones."""
     return (250, 243, 222) if 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 128 else (34, 30, 34)
 
 
 def _garment(pen: Pen, color: Color, sleeve: float, wide: float = 24) -> None:
-    """Body and two sleeves of `sleeve` units whose angle is the pose's."""
+    """Draw the body, and two sleeves of length `sleeve` at the angle `pose.arms`."""
     edge, side = shade(color, 0.5), shade(color, 0.86)
     for sign in (-1, 1):
         swing = math.radians(pen.pose.arms)
@@ -111,7 +116,7 @@ def _garment(pen: Pen, color: Color, sleeve: float, wide: float = 24) -> None:
 
 
 def _jacket(pen: Pen, color: Color, detail: str) -> None:
-    """A zipped jacket; the stitching is on both front panels."""
+    """Draw a zipped jacket; the detail is the stitching on both front panels."""
     _garment(pen, color, 50)
     dark, thread = shade(color, 0.5), contrast(color)
     pen.line([(50, 20), (50, 87)], dark, 1.6)
@@ -148,7 +153,7 @@ COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5}
 
 
 def _shirt(pen: Pen, color: Color, detail: str) -> None:
-    """A short-sleeved shirt; the number of buttons varies, or their position."""
+    """Draw a short-sleeved shirt; the detail is the number of buttons and their position."""
     _garment(pen, color, 20, 27)
     dark, white = shade(color, 0.5), contrast(color)
     number, _, where = detail.partition(" buttons")
@@ -162,7 +167,7 @@ def _shirt(pen: Pen, color: Color, detail: str) -> None:
 
 
 def _bag(pen: Pen, color: Color, detail: str) -> None:
-    """A tote bag; the position and number of pockets vary."""
+    """Draw a tote bag; the detail is the number and position of its pockets."""
     dark, thread = shade(color, 0.5), contrast(color)
     for y in (0, 5):
         pen.line(arc((50, 38 + y), 17, 30, 180, 360), shade(color, 0.65 if y else 0.5), 3.4)
@@ -182,7 +187,7 @@ def _bag(pen: Pen, color: Color, detail: str) -> None:
 
 
 def _cap(pen: Pen, color: Color, detail: str) -> None:
-    """A cap; the shape of its badge varies."""
+    """Draw a cap; the detail is the shape of its badge."""
     dark, light = shade(color, 0.5), contrast(color)
     pen.shape([*arc((50, 60), 36, 42, 180, 360), (86, 64), (14, 64)], color, dark)
     for x in (27.0, 73.0):
@@ -210,7 +215,7 @@ def _cap(pen: Pen, color: Color, detail: str) -> None:
 
 
 def _mug(pen: Pen, color: Color, detail: str) -> None:
-    """A mug; the colour of its band varies."""
+    """Draw a mug; the detail is the colour of its band."""
     dark, cream = shade(color, 0.5), (246, 242, 232)
     pen.line(arc((70, 52), 20, 20, -75, 75), dark, 8.6)
     pen.line(arc((70, 52), 20, 20, -75, 75), shade(color, 0.85), 6)
@@ -224,7 +229,7 @@ def _mug(pen: Pen, color: Color, detail: str) -> None:
 
 
 def _sweater(pen: Pen, color: Color, detail: str) -> None:
-    """A knitted sweater; the collar has a cut."""
+    """Draw a knitted sweater; the detail is the shape of its collar."""
     _garment(pen, color, 48)
     dark, inside, rim = shade(color, 0.5), shade(color, 0.34), contrast(color)
     for y in (80.0, 83.5, 87.0):
@@ -239,7 +244,7 @@ def _sweater(pen: Pen, color: Color, detail: str) -> None:
     if cut := cuts.get(detail):
         pen.shape(cut, inside)
         pen.line(cut, rim, 3.0)
-    else:  # a rolled collar stands up
+    else:  # a rolled collar
         pen.shape([(38, 4), (62, 4), (64, 21), (36, 21)], shade(color, 1.2), dark)
         pen.line([(36.5, 21), (63.5, 21)], rim, 3.0)
         pen.line([(38, 5), (62, 5)], rim, 2.4)
@@ -280,7 +285,7 @@ KINDS: dict[str, tuple[Artist, tuple[str, ...]]] = {
 
 
 def draw(kind: str, color: Color, detail: str, pose: Pose, size: int) -> Image.Image:
-    """The product alone, RGBA [size, size]."""
+    """Draw the product on a transparent background, RGBA [size, size]."""
     pen = Pen(size, pose)
     KINDS[kind][0](pen, color, detail)
     return pen.done()

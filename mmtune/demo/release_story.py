@@ -1,6 +1,6 @@
-"""The demo's last part: photos in a collection, whose model is replaced, rolled back and replaced again.
+"""The last part of the demo: build an index of photos, replace its model, roll back, and replace it again.
 
-Everything is done by the functions behind `mmtune index`; each step is reported with the command that does the same.
+It calls the functions behind `mmtune index`, and reports each step together with the command that does the same.
 """
 
 import shutil
@@ -15,20 +15,20 @@ from mmtune.index.collection import Collection
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
-SHADOW_SEARCHES = 48  # live searches that are repeated on the staged version
+SHADOW_SEARCHES = 48  # number of searches on v1 that are repeated on v2
 TOP = 5
 GOLDEN_RATIO = 0.6180339887498949
 
 
 class Step(TypedDict):
-    """A command, and what it did."""
+    """A command and what it did."""
 
     command: str
     result: str
 
 
 class VersionAnswers(TypedDict):
-    """A query (the row of its caption), and the ids that each version found."""
+    """A query (the row number of its caption) and the ids that each version found for it."""
 
     query: int
     v1: list[str]
@@ -37,9 +37,15 @@ class VersionAnswers(TypedDict):
 
 @dataclass(frozen=True)
 class ReleaseStory:
-    """The steps, the answers of both versions, the gate's verdict and reason, and the collection's audit log.
+    """What happened to the collection.
 
-    forced: the gate refused, and the promotion was forced with a reason; rollback_ms: milliseconds that a rollback took.
+    steps: the commands and their results
+    answers: search results of both versions
+    verdict, reason: the gate's verdict
+    forced: True if the gate refused and the promotion was forced
+    rollback_ms: duration of the rollback in milliseconds
+    audit_log: the collection's audit log
+    live: the live version at the end
     """
 
     collection: str
@@ -53,11 +59,11 @@ class ReleaseStory:
     live: str | None
 
     def to_dict(self) -> JsonObject:
-        """As JSON."""
+        """Return the story as JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For a terminal: what happened, and a search to try."""
+        """Summarise the story in a few lines for the terminal, with a search to try."""
         return [
             f"{self.collection}: v1 (base) -> v2 (tuned) -> rolled back in {self.rollback_ms:.0f} ms -> {self.live} is live",
             f"gate: {self.verdict}{' (overridden)' if self.forced else ''}: {self.reason}",
@@ -66,11 +72,13 @@ class ReleaseStory:
 
 
 def release_story(place: Path, base: str, tuned: str, data: str, count: int = 3) -> ReleaseStory:
-    """Build v1 with the base and v2 with the tuned model in a new collection at `place`; shadow, gate, promote, roll back,
-    promote. What a killed demo left at `place` is removed first.
+    """Build v1 with the base and v2 with the tuned model in a new collection; shadow, gate, promote, roll back, promote.
 
-    data: packed rows that neither model was trained on: their photos are the items, their captions the queries; count: queries
-    whose results are shown. Where the gate refuses, the promotion is forced with a reason, as a person could do.
+    place: the collection's directory; if a killed demo has left one there, it is deleted first
+    data: packed rows that neither model was trained on; their photos are the items, their captions the queries
+    count: number of queries whose results are shown
+
+    If the gate refuses, the promotion is forced, with a reason, so that the rollback can be shown.
     """
     from mmtune.data.shards.dataset import open_data
 
@@ -100,7 +108,7 @@ def release_story(place: Path, base: str, tuned: str, data: str, count: int = 3)
             why = "a demo shows the rollback, too"
             done, command = collection.promote("v2", queries=rows, force=True, why=why), f'{command} --force --why "{why}"'
         gate = done.checks.gate
-        assert gate is not None  # v1, of another model, was live
+        assert gate is not None  # there is always a gate when the live version has another model
         add_step(command, f"v2 is live; the gate on {gate.scope}: {gate.verdict}. {gate.reason}")
         begin = time.perf_counter()
         collection.rollback("to see that it works")
@@ -118,7 +126,7 @@ def release_story(place: Path, base: str, tuned: str, data: str, count: int = 3)
 
 
 def _answers_of_versions(collection: Collection, rows: "Data", count: int) -> list[VersionAnswers]:
-    """The results of both versions for the captions of `count` rows, which a fixed rule spreads over the data."""
+    """Search both versions for the captions of `count` rows, which a fixed rule spreads over the data."""
     chosen = [int((i + 0.25) * GOLDEN_RATIO % 1 * len(rows)) for i in range(count)]
     captions = {row: rows.read(row, "text").decode() for row in dict.fromkeys(chosen)}
     return [
@@ -132,7 +140,7 @@ def _answers_of_versions(collection: Collection, rows: "Data", count: int) -> li
 
 
 def _shadow(collection: Collection, rows: "Data") -> str:
-    """Repeats live searches on v2 while v1 answers them, and says in a sentence how the results differ."""
+    """Search v1 while v2 is its shadow version, and report in one sentence how much the results differ."""
     collection.shadow("v2", 1.0)
     for row in range(0, len(rows), max(1, len(rows) // SHADOW_SEARCHES)):
         collection.search(text=rows.read(row, "text").decode(), k=TOP)

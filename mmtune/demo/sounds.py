@@ -1,17 +1,18 @@
-"""Synthesises the sound of a machine: shaft, blades or gear mesh, noise floor, and what a fault adds.
+"""Synthesise the sound of a machine: shaft, blades or gear mesh, a noise floor, and the sound of a fault.
 
-Bearing impulses follow the usual kinematics (Randall & Antoni, Rolling element bearing diagnostics, MSSP 25, 2011): impulses
-of an outer race fault are even; those of an inner race fault are amplitude-modulated once a turn, as the load changes. Shafts turn
-slowly (8 to 13 Hz), so that single impulses can be heard and seen. Levels are relative to the healthy machine at 1 rms.
+Bearing faults follow the usual kinematics (Randall & Antoni, Rolling element bearing diagnostics, MSSP 25, 2011). The impulses
+of an outer race fault are all equally strong. Those of an inner race fault are amplitude-modulated once per turn, as the load
+changes. Shafts turn slowly (8 to 13 Hz), so that single impulses can be heard and seen. Levels are relative to the healthy
+machine, whose RMS is 1.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-SEVERITIES = {"light": 1.0, "medium": 2.2, "severe": 5.0}
+SEVERITIES = {"light": 1.0, "medium": 2.2, "severe": 5.0}  # amplitude factor of the fault
 MACHINES = {"fan": 8.0, "gearbox": 11.0, "pump": 9.0, "motor": 13.0}
-"""Machine -> nominal shaft speed in Hz."""
+"""{machine: nominal shaft speed in Hz}"""
 FAULTS = {
     "outer": "{a} outer race fault",
     "inner": "{a} inner race fault",
@@ -19,18 +20,18 @@ FAULTS = {
     "scratch": "{a} scratch",
     "imbalance": "{an} imbalance",
 }
-"""Fault -> its caption; {a} becomes "a SEVERITY", {an} the severity alone."""
+"""{fault: caption template}; {a} becomes "a SEVERITY", {an} becomes SEVERITY alone."""
 
 
 def describe_condition(fault: str | None, severity: str) -> str:
-    """The condition as captions name it, e.g. "a severe hairline crack"."""
+    """Describe the condition as in captions, e.g. "a severe hairline crack"."""
     return FAULTS[fault].format(a=f"a {severity}", an=severity) if fault else "no fault"
 
 
 def machine_sound(
     machine: str, fault: str | None, severity: float, rng: np.random.Generator, seconds: float, rate: int
 ) -> np.ndarray:
-    """One recording [seconds * rate] float32 within -1..1: an individual machine of its own speed, noise floor and distance."""
+    """Synthesise a recording, float32 [seconds * rate], within -1..1. Speed, noise floor and loudness are random."""
     n = round(seconds * rate)
     t = np.arange(n) / rate
     speed = MACHINES[machine] * rng.uniform(0.93, 1.07)
@@ -50,7 +51,7 @@ def _rms(x: np.ndarray) -> float:
 
 
 def _noise(n: int, rate: int, low: float, high: float, rng: np.random.Generator, slope: float = 0.5) -> np.ndarray:
-    """Noise of 1 rms between `low` and `high` Hz whose amplitude falls with frequency ** slope."""
+    """Return noise with RMS 1 between `low` and `high` Hz, whose amplitude is proportional to frequency ** -slope."""
     spectrum = np.fft.rfft(rng.standard_normal(n))
     f = np.fft.rfftfreq(n, 1 / rate)
     gain = np.maximum(f, 20.0) ** -slope / (1 + (low / np.maximum(f, 1.0)) ** 8) / (1 + (f / high) ** 8)
@@ -63,13 +64,13 @@ def _tone(turns: np.ndarray, order: float, rng: np.random.Generator) -> np.ndarr
 
 
 def _fan(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Broadband noise modulated by five blades, over a low blade tone."""
+    """Broadband noise modulated by five blades, and a low blade tone."""
     air = _noise(len(t), rate, 120, 1600, rng, 0.9)
     return air * (1 + 0.35 * _tone(turns, 5, rng)) + 0.5 * _tone(turns, 15, rng) + 0.25 * _tone(turns, 30, rng)
 
 
 def _gearbox(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Gear mesh of 37 teeth with harmonics, each with sidebands one shaft order away."""
+    """The gear mesh of 37 teeth with harmonics, each with sidebands at a distance of one shaft order."""
     mesh = sum(a * _tone(turns, 37 * k, rng) * (1 + 0.3 * _tone(turns, 1, rng)) for k, a in ((1, 1.0), (2, 0.6), (3, 0.3)))
     return mesh + 0.45 * _noise(len(t), rate, 100, 1200, rng, 0.7)
 
@@ -89,7 +90,10 @@ def _motor(turns: np.ndarray, t: np.ndarray, rng: np.random.Generator, rate: int
 def _hits(
     turns: np.ndarray, order: float, ring: float, decay: float, rng: np.random.Generator, rate: int, load: float = 0.0
 ) -> np.ndarray:
-    """`order` impulses a turn, each a resonance of `ring` Hz that decays in `decay` seconds; `load` 0..1 modulates them over the turn."""
+    """Return impulses, `order` per turn. Each is a resonance at `ring` Hz that decays within `decay` seconds.
+
+    load: depth of their modulation over the turn, 0..1
+    """
     n = len(turns)
     start = rng.uniform()
     index = np.flatnonzero(np.diff(np.floor(order * turns + start), prepend=np.floor(order * turns[0] + start)))
@@ -99,7 +103,7 @@ def _hits(
     tail = np.arange(round(6 * decay * rate)) / rate
     shape = np.exp(-tail / decay) * np.sin(2 * np.pi * ring * tail)
     out = np.zeros(n + len(shape))
-    for i, a in zip(index, strength, strict=True):  # few impulses: much cheaper than a convolution
+    for i, a in zip(index, strength, strict=True):  # there are few impulses, so this is cheaper than a convolution
         out[i : i + len(shape)] += a * shape
     return out[:n]
 
@@ -113,19 +117,19 @@ def _inner(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator,
 
 
 def _crack(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """One short high-frequency impulse a turn."""
+    """Add one short high-frequency impulse per turn."""
     return x + 2.6 * s * _hits(turns, 1, 3300, 0.0022, rng, rate)
 
 
 def _scratch(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """Grinding noise over a third of every turn."""
+    """Add grinding noise over a third of every turn."""
     angle = (turns + rng.uniform()) % 1
     gate = np.clip(np.minimum(angle, 0.36 - angle) / 0.03, 0, 1)
     return x + 0.55 * s * gate * _noise(len(x), rate, 1500, 3400, rng, 0.0)
 
 
 def _imbalance(x: np.ndarray, turns: np.ndarray, s: float, rng: np.random.Generator, rate: int) -> np.ndarray:
-    """A low boom once a turn, and all other sound modulated with it."""
+    """Add a low boom once per turn, and modulate all other sound with it."""
     around = 0.5 + 0.5 * np.cos(2 * np.pi * (turns + rng.uniform()))
     depth = min(0.95, 0.22 + 0.17 * s)
     t = np.arange(len(x)) / rate
