@@ -1,1 +1,1 @@
-"""Results as one self-contained HTML file."""
+"""Reports of results, each a single self-contained HTML file."""

@@ -1,4 +1,4 @@
-"""Confusion matrices before and after tuning, cut to the classes with the most mistakes."""
+"""Confusion matrices before and after tuning, limited to the classes with the most mistakes."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,18 @@ from mmtune.evaluation.tasks.classified import Classified
 from mmtune.evaluation.tasks.classify import classifications
 from mmtune.reporting.measured import SIDES, Measured
 
-MAX_CLASSES, MAX_MISTAKES = 24, 10
+MAX_CLASSES, MAX_MISTAKES = 24, 10  # classes in a matrix; rows in the table of the most frequent mistakes
 
 
 @dataclass
 class MatrixCell:
-    """A cell of a matrix that is not empty: predicted class x, true class y, rows, and their share of the true class."""
+    """A cell of a confusion matrix that is not empty.
+
+    x: number of the predicted class
+    y: number of the true class
+    count: rows in this cell
+    share: share of the true class's rows
+    """
 
     x: int
     y: int
@@ -23,7 +29,12 @@ class MatrixCell:
 
 @dataclass
 class ConfusionMatrix:
-    """One side's matrix over the shown classes; accuracy and macro-F1 are of all classes."""
+    """Confusion matrix of one model over the classes that are shown.
+
+    side: "before" (base model) or "after" (tuned model)
+    accuracy, macro_f1: computed over all classes
+    cells: the cells that are not empty
+    """
 
     side: str
     accuracy: float
@@ -33,7 +44,7 @@ class ConfusionMatrix:
 
 @dataclass
 class Mistake:
-    """Rows of class `true` that were predicted as class `predicted`, before and after."""
+    """Numbers of rows of class `true` that were predicted as class `predicted`, before and after tuning."""
 
     true: str
     predicted: str
@@ -43,7 +54,16 @@ class Mistake:
 
 @dataclass
 class ConfusionSection:
-    """One classification task. description: how a row gets its class; names: the shown classes; classes: how many there are."""
+    """One classification task.
+
+    direction: direction of the search that classifies, for example "image->text"
+    description: how a row gets its predicted class, as text
+    rows: number of classified rows
+    classes: number of all classes
+    names: names of the classes that are shown
+    matrices: one matrix for each model
+    mistakes: the most frequent confusions
+    """
 
     direction: str
     description: str
@@ -55,16 +75,16 @@ class ConfusionSection:
 
 
 def confusion_sections(measured: Measured) -> list[ConfusionSection]:
-    """One for each classification task that the data allow (see `mmtune.evaluation.tasks.classify.classifications`)."""
+    """One section for each classification task that the data allow (see `evaluation.tasks.classify.classifications`)."""
     before, after = (classifications(measured.vectors[side], measured.classes.get(side)) for side in SIDES)
     return [_section(dict(zip(SIDES, pair, strict=True))) for pair in zip(before, after, strict=True)]
 
 
 def _description(task: Classified) -> str:
     if task.how == "descriptions":
-        return f"{task.direction} as classification: each of {task.rows:,} rows gets the group with the nearest description"
+        return f"{task.direction} as classification: each of {task.rows:,} rows is assigned to the group with the nearest description"
     name = task.direction.split("->")[0]
-    return f"{name} as classification: each of {task.rows:,} items gets the group of its {task.neighbours} nearest neighbours"
+    return f"{name} as classification: each of {task.rows:,} items is assigned to a group by its {task.neighbours} nearest neighbours"
 
 
 def _section(by_side: dict[str, Classified]) -> ConfusionSection:
@@ -77,7 +97,7 @@ def _section(by_side: dict[str, Classified]) -> ConfusionSection:
         cells = [MatrixCell(int(x), int(y), int(part[y, x]), float(part[y, x] / total[y])) for y, x in np.argwhere(part > 0)]
         matrices.append(ConfusionMatrix(side, task.accuracy, task.macro_f1, cells))
     off_diagonal = [c.confusion - np.diag(np.diag(c.confusion)) for c in (before, after)]
-    # the mistakes that remain come first, then those that are gone
+    # Sort by mistakes after tuning, then by mistakes before.
     order = np.lexsort((-off_diagonal[0].ravel(), -off_diagonal[1].ravel()))[:MAX_MISTAKES]
     mistakes = [
         Mistake(before.classes[i], before.classes[j], int(off_diagonal[0][i, j]), int(off_diagonal[1][i, j]))
@@ -89,5 +109,5 @@ def _section(by_side: dict[str, Classified]) -> ConfusionSection:
 
 
 def _mistakes_by_class(task: Classified) -> np.ndarray:
-    """[C] rows of each class that were predicted as another, and rows of others that were predicted as it."""
+    """[C] For each class: its rows predicted as another class, plus rows of other classes predicted as this class."""
     return task.confusion.sum(0) + task.confusion.sum(1) - 2 * np.diag(task.confusion)

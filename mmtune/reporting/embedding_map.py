@@ -1,4 +1,4 @@
-"""The embedding space in two dimensions, before and after tuning."""
+"""A two-dimensional map of the embedding space before and after tuning."""
 
 from dataclasses import dataclass, field
 
@@ -6,13 +6,19 @@ import numpy as np
 
 from mmtune.reporting.measured import SIDES, Measured
 
-MAX_DOTS, MAX_GROUPS = 500, 8
-CENTRE, RADIUS = 180, 168  # of a map 360 units wide
+MAX_DOTS, MAX_GROUPS = 500, 8  # items on the map; groups with a colour of their own
+CENTRE, RADIUS = 180, 168  # of the drawn area, on a map of 360 x 360 units
 
 
 @dataclass
 class MapDot:
-    """One item: coordinates, number of its group (-1: not among the coloured ones), number of its modality, tooltip."""
+    """One item on the map.
+
+    x, y: coordinates
+    colour: number of its group among the coloured groups, or -1
+    shape: number of its modality
+    title: tooltip
+    """
 
     x: float
     y: float
@@ -23,7 +29,11 @@ class MapDot:
 
 @dataclass
 class SideMap:
-    """One side's map. variance: the share that the two axes show; gap: distance between the modalities' means."""
+    """The map of one model.
+
+    variance: share of the variance that the two axes show
+    gap: distance between the mean embeddings of the first two modalities (modality gap); None for a single modality
+    """
 
     side: str
     dots: list[MapDot]
@@ -33,7 +43,12 @@ class SideMap:
 
 @dataclass
 class EmbeddingMap:
-    """Both sides. groups: the coloured ones, by colour; modalities: by shape; shown: number of items."""
+    """The maps of both models.
+
+    groups: names of the coloured groups; a dot's `colour` is the position in this list
+    modalities: names of the modalities; a dot's `shape` is the position in this list
+    shown: number of items on each map
+    """
 
     maps: list[SideMap] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
@@ -42,10 +57,10 @@ class EmbeddingMap:
 
 
 def embedding_map(measured: Measured, seed: int = 0) -> EmbeddingMap:
-    """At most MAX_DOTS items by their principal components.
+    """Place at most MAX_DOTS items by their first two principal components.
 
-    Every modality is centred on its own mean; else the first axis would show only the gap between modalities. The groups with
-    the most items are coloured. The axes of the two sides are not the same.
+    Each modality is centred on its own mean, because otherwise the first axis would show only the modality gap. The groups with
+    the most items are coloured. The maps of the two models have different axes.
     """
     names = list(measured.vectors["before"])
     items = measured.items["before"]
@@ -62,7 +77,7 @@ def embedding_map(measured: Measured, seed: int = 0) -> EmbeddingMap:
         means = [measured.items[side][m].vectors[np.arange(len(items[m]))].mean(0, dtype=np.float64) for m in names]
         flat, variance = principal_components(np.concatenate([v - c for v, c in zip(vectors, means, strict=True)]))
         low, high = np.quantile(flat, [0.003, 0.997], axis=0)
-        reach = float((high - low).max()) / 2 or 1.0  # the same scale for both axes
+        reach = float((high - low).max()) / 2 or 1.0  # half the range, the same scale for both axes
         place_N2 = iter((((flat - (low + high) / 2) / reach).clip(-1, 1) * RADIUS + CENTRE).tolist())
         dots = []
         for shape, m in enumerate(names):
@@ -70,7 +85,7 @@ def embedding_map(measured: Measured, seed: int = 0) -> EmbeddingMap:
                 x, y = next(place_N2)
                 title = items[m].ids[i] if group is None else f"{group} ({m} {items[m].ids[i]})"
                 dots.append(MapDot(round(x, 1), round(y, 1), coloured.index(group) if group in coloured else -1, shape, title))
-        dots.sort(key=lambda d: d.colour >= 0)  # coloured dots on top
+        dots.sort(key=lambda d: d.colour >= 0)  # draw coloured dots last, on top of the others
         gap = float(np.linalg.norm(means[0] - means[1])) if len(means) > 1 else None
         out.maps.append(SideMap(side, dots, variance, gap))
     return out
@@ -81,10 +96,10 @@ def _group(measured: Measured, modality: str, item: int) -> str | None:
 
 
 def principal_components(x_ND: np.ndarray) -> tuple[np.ndarray, float]:
-    """The first two principal components [N, 2] of centred rows, and the share of variance in them.
+    """Return the first two principal components [N, 2] of centred rows, and the share of the variance in them.
 
-    The sign of each axis is fixed so that its largest entry is positive. NumPy's SVD, since scikit-learn's PCA would centre the
-    rows once more, over all modalities.
+    The sign of each axis is chosen so that its largest component is positive. This uses NumPy's SVD because
+    scikit-learn's PCA would centre the rows again, over all modalities.
     """
     _, s, axes = np.linalg.svd(x_ND, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2][np.arange(min(2, len(axes))), np.abs(axes[:2]).argmax(1)])[:, None]

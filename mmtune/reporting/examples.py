@@ -1,4 +1,4 @@
-"""Example queries: those that gained most and those that lost most, with the results of both models."""
+"""Example queries: those that improved most and those that got worse most, with the results of both models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,21 @@ from mmtune.evaluation.result import Direction
 from mmtune.reporting.measured import SIDES, Measured
 from mmtune.search.tie_order import order_by_key, to_scores
 
-TOP = 5
+TOP = 5  # results shown for each query
 MAX_DIRECTIONS = 2
 EPSILON = 1e-12
-"""Smaller changes of a metric count as none."""
+"""Changes of a metric up to this size count as no change."""
 
 
 @dataclass
 class ExampleResult:
-    """One retrieved item: the row and modality of its value, whether it is relevant, its cosine similarity."""
+    """One retrieved item.
+
+    row: number of a row that contains it
+    modality: its modality
+    relevant: whether it is relevant to the query
+    score: its cosine similarity to the query
+    """
 
     row: int
     modality: str
@@ -28,7 +34,13 @@ class ExampleResult:
 
 @dataclass
 class ExampleQuery:
-    """One query. By side: the metric's value, the rank of the first relevant item, and the results, best first."""
+    """One query with the results of both models. The keys of the dicts are "before" and "after".
+
+    row, modality: the query's value
+    value: the metric for this query
+    first_relevant: rank of the first relevant item
+    results: the retrieved items, best first
+    """
 
     row: int
     modality: str
@@ -39,7 +51,11 @@ class ExampleQuery:
 
 @dataclass
 class ExampleSection:
-    """Examples of one direction; gained and lost count all its queries whose metric rose or fell."""
+    """Examples of one direction.
+
+    improved, harmed: the queries that are shown
+    gained, lost: numbers of all queries of the direction for which the metric rose or fell
+    """
 
     direction: str
     metric: str
@@ -50,7 +66,10 @@ class ExampleSection:
 
 
 def example_sections(measured: Measured, count: int) -> list[ExampleSection]:
-    """The gate's direction, or the first directions between modalities; at most `count` examples of each kind in each."""
+    """Choose examples from the gate's direction or, if the gate uses the mean, from the first directions between modalities.
+
+    count: maximum number of improved queries, and of harmed queries, in each direction
+    """
     gate = measured.comparison.gate
     names = measured.cross_modal_directions[:MAX_DIRECTIONS] if gate.direction == MEAN else [gate.direction]
     return [_section(measured, name, gate.metric, count) for name in names]
@@ -89,15 +108,16 @@ def _section(measured: Measured, name: str, metric: str, count: int) -> ExampleS
 
 
 def _per_query(direction: Direction, metric: str) -> np.ndarray:
-    """[Q] the metric of each query."""
+    """The metric of each query [Q]."""
     assert direction.values is not None, "the comparison keeps every query's metrics"
     return direction.values[metric]
 
 
 def most_changed(gain_Q: np.ndarray, clusters_Q: np.ndarray, count: int) -> list[int]:
-    """Positions of the `count` greatest gains above zero, the greatest first, ties by position.
+    """Positions of the `count` largest positive gains, largest first; ties are ordered by position.
 
-    Every cluster gives one query before any gives a second: eight queries about the same product would show one thing.
+    A second query of a cluster is chosen only if every cluster already has one. Otherwise all examples could be about the same
+    product.
     """
     descending = [int(i) for i in np.argsort(-gain_Q, kind="stable") if gain_Q[i] > EPSILON]
     _, first = np.unique(clusters_Q[descending], return_index=True)
@@ -110,7 +130,7 @@ def most_changed(gain_Q: np.ndarray, clusters_Q: np.ndarray, count: int) -> list
 def _results(
     measured: Measured, name: str, side: str, queries: np.ndarray, relevant: Sequence[np.ndarray]
 ) -> list[list[ExampleResult]]:
-    """The TOP candidates of each query item, in the total order."""
+    """Return the TOP candidates of each query item, sorted by score with ties broken as in evaluation."""
     if not len(queries):
         return []
     candidates = measured.items_of(name, side)[1]

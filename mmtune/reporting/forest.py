@@ -1,4 +1,4 @@
-"""A forest plot: differences with their intervals as bars on one common axis."""
+"""Forest plot: differences and their confidence intervals, as dots and bars on a common axis."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import TypedDict
 from mmtune.contracts import JsonObject
 from mmtune.reporting.plots import Tick, ticks
 
-FULL_WIDTH = 1.99  # of 2, the range of a difference of metrics between 0 and 1
+FULL_WIDTH = 1.99  # metrics lie in [0, 1], so an interval of width 2 covers every possible difference
 
 
 class DifferenceDocument(TypedDict):
-    """A `PairedDifference` as the comparison's JSON document has it."""
+    """One `PairedDifference`, as it is stored in the comparison's JSON file."""
 
     queries: int
     base: float
@@ -25,9 +25,13 @@ class DifferenceDocument(TypedDict):
 
 @dataclass
 class ForestRow:
-    """One direction or slice. Positions are percent of the axis; sign: +1 where the interval lies above 0, -1 below, else 0.
+    """One direction or slice. Positions on the axis are in percent of its length.
 
-    gate_bound: the position of what the gate requires here, if it requires anything; role: the same in words.
+    dot: position of the difference
+    bar_start, bar_width: position and length of the confidence interval
+    sign: +1 if the interval lies above 0, -1 if it lies below 0, else 0
+    gate_bound: position of the difference that the gate requires here, or None
+    role: the gate's requirement as text
     """
 
     name: str
@@ -49,7 +53,7 @@ class ForestRow:
 
 @dataclass
 class ForestPlot:
-    """The rows, the position of zero, and the axis' ticks."""
+    """The rows, the position of zero on the axis, and the ticks of the axis."""
 
     rows: list[ForestRow]
     zero: float
@@ -57,14 +61,15 @@ class ForestPlot:
 
 
 def is_informative(difference: DifferenceDocument) -> bool:
-    """Whether the interval excludes anything: over too few clusters it spans all possible differences, -1 to +1."""
+    """Whether the interval excludes any difference. With too few clusters it covers all of them, from -1 to +1."""
     return difference["interval"][1] - difference["interval"][0] < FULL_WIDTH
 
 
 def _axis(points: Sequence[float], differences: Sequence[DifferenceDocument]) -> tuple[float, float]:
-    """Ends of an axis that holds every point, and every interval except those that are much wider than most.
+    """Return the ends of an axis that contains all points, and all intervals except very wide ones.
 
-    The interval of a slice with few queries would flatten all others; its bar runs off the edge, and its numbers stand beside.
+    The very wide interval of a slice with few queries would make all other intervals too small to see. Its bar is cut off at
+    the edge; its numbers are in the table.
     """
     low, high = ([d["interval"][end] for d in differences] for end in (0, 1))
     start = min(*points, max(min(low), 2.5 * min(median(low), min(points), 0.0)))
@@ -74,7 +79,11 @@ def _axis(points: Sequence[float], differences: Sequence[DifferenceDocument]) ->
 
 
 def forest_plot(differences: Mapping[str, DifferenceDocument], gate: JsonObject) -> ForestPlot:
-    """differences: name -> difference. gate: as a document; its direction and its guards get a mark at their bound."""
+    """Lay out the plot.
+
+    differences: {name of the direction or slice: difference}
+    gate: the gate as plain data; its direction and its guards get a mark at the required difference
+    """
     guards = dict(gate.get("guards") or {})
     bounds = {n: b for n, b in {**guards, str(gate["direction"]): gate["min_gain"]}.items() if n in differences}
     start, stop = _axis([0.0, *bounds.values(), *(d["difference"] for d in differences.values())], [*differences.values()])

@@ -1,4 +1,4 @@
-"""RUN/interpolation.json as charts: domain against retention, along the weights between base and tuned model."""
+"""Charts of RUN/interpolation.json: scores on the domain and on the retention data along the line from base to tuned model."""
 
 import numpy as np
 
@@ -7,15 +7,16 @@ from mmtune.reporting.plots import Chart, Series, line_chart, short_number
 
 
 def interpolation_charts(document: JsonObject) -> list[Chart]:
-    """Both scores over the coefficient, and one against the other with the chosen coefficient marked."""
+    """Return two charts: both scores over the coefficient, and the domain score over the retention score."""
     points = sorted(document["points"], key=lambda p: p["coefficient"])
     coefficient = np.array([p["coefficient"] for p in points], float)
     domain = np.array([p["domain"] for p in points], float)
-    retention = np.array([p["retention"] if "retention" in p else p["general"] for p in points], float)  # its earlier name
+    # "general" is the name of "retention" in files of older versions.
+    retention = np.array([p["retention"] if "retention" in p else p["general"] for p in points], float)
     metric, chosen = document["metric"], document["chosen"]
     over = line_chart(
-        "Weights between base and tuned",
-        f"{metric}; chosen: {chosen:g}, {document['rule']}.",
+        "Interpolation between base and tuned model",
+        f"{metric}; chosen coefficient: {chosen:g}, {document['rule']}.",
         [Series("domain", "tone0", coefficient, domain), Series("retention", "tone1", coefficient, retention)],
         "0: base, 1: tuned",
         dots=True,
@@ -28,8 +29,8 @@ def interpolation_charts(document: JsonObject) -> list[Chart]:
 
     against = line_chart(
         "Domain against retention",
-        f"{metric} on the domain (upwards) against the retention data: the base has {both(0)}, the tuned end {both(-1)}, the "
-        f"chosen coefficient ({chosen:g}) {both(at)}{kept}",
+        f"{metric} on the domain (y axis) and on the retention data (x axis): base {both(0)}, tuned {both(-1)}, chosen coefficient "
+        f"({chosen:g}) {both(at)}{kept}",
         [
             Series("base to tuned", "tone0", retention, domain),
             Series("base", "tone1", retention[:1], domain[:1]),

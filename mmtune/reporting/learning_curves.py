@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl and RUN/interpolation.json as charts, whatever objective the run had."""
+"""Charts of RUN/metrics.jsonl and RUN/interpolation.json, for runs with any objective."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,16 @@ from mmtune.reporting.plots import Chart, Series, evenly_spaced, line_chart, sho
 
 VALIDATION = "val "
 RETENTION = ("val retention ", "val general ")
-"""Prefixes of metrics on the retention data; runs of earlier versions have the second."""
+"""Prefixes of metrics on the retention data. Logs of older versions have the second one."""
 MEANS = ("val metric", "val retention metric", "val general metric")
+"""Names of means over other logged metrics; they get no curve of their own."""
 NOT_LOSSES = ("step", "epoch", "loss", "lr", "grad_norm", "pairs_per_second", "wait")
-TONES = 8
+"""Values of a log line that are not terms of the loss."""
+TONES = 8  # number of colours; further curves reuse them
 
 
 def exponential_mean(y: np.ndarray, half_life: float) -> np.ndarray:
-    """Exponential moving mean with a half-life in points, without the bias of its start."""
+    """Exponential moving average with a half-life in points, corrected for the bias at the start."""
     keep = 0.5 ** (1 / max(half_life, 1e-9))
     total = weight = 0.0
     out = np.empty(len(y))
@@ -28,8 +30,11 @@ def exponential_mean(y: np.ndarray, half_life: float) -> np.ndarray:
 
 
 def learning_curves(log: Sequence[JsonObject], interpolation: JsonObject | None = None) -> list[Chart]:
-    """Charts of a run's log: the loss and its parts, validation on the domain and on the retention data, learning rate, gradient
-    norm; and those of its interpolation, if it has one."""
+    """Return the charts of a run's log, and of its interpolation if it has one.
+
+    They show the loss and its terms, validation scores on the domain and on the retention data, the learning rate and the
+    gradient norm.
+    """
     out = []
     x, y = _column(log, "loss")
     if len(x) > 1:
@@ -40,7 +45,7 @@ def learning_curves(log: Sequence[JsonObject], interpolation: JsonObject | None 
     parts = _parts_of_the_loss(log)
     if len(parts) > 1:
         caption = "; ".join(f"{s.name} from {short_number(float(s.y[0]))} to {short_number(float(s.y[-1]))}" for s in parts)
-        out.append(line_chart("Parts of the loss, smoothed", caption, parts, "step"))
+        out.append(line_chart("Terms of the loss, smoothed", caption, parts, "step"))
     names = [n for n in _names(log) if n not in MEANS]
     retention = [n for n in names if n.startswith(RETENTION)]
     domain = [n for n in names if n.startswith(VALIDATION) and n not in retention]
@@ -61,7 +66,7 @@ def learning_curves(log: Sequence[JsonObject], interpolation: JsonObject | None 
 
 
 def _validation(title: str, log: Sequence[JsonObject], labels: dict[str, str]) -> list[Chart]:
-    """One chart of the log's columns, with their labels; none where they are empty."""
+    """Return a chart of the log's columns `labels` ({name: label}), or no chart if they are empty."""
     columns = [(label, *_column(log, name)) for name, label in labels.items()]
     series = [Series(label, f"tone{i % TONES}", x, y) for i, (label, x, y) in enumerate(c for c in columns if len(c[1]))]
     if not series:
@@ -73,7 +78,7 @@ def _validation(title: str, log: Sequence[JsonObject], labels: dict[str, str]) -
 
 
 def _column(log: Sequence[JsonObject], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the lines that have a finite number under `name`."""
+    """Return (steps, values) of the lines with a finite number under `name`."""
     rows = [(r["step"], r[name]) for r in log if isinstance(r.get(name), int | float) and np.isfinite(r[name])]
     return np.array([s for s, _ in rows], float), np.array([v for _, v in rows], float)
 
@@ -83,7 +88,7 @@ def _names(log: Sequence[JsonObject]) -> list[str]:
 
 
 def _parts_of_the_loss(log: Sequence[JsonObject]) -> list[Series]:
-    """What the objective logged beside the loss, smoothed and thinned."""
+    """The terms of the loss that were logged, smoothed, with at most MAX_POINTS points each."""
     out: list[Series] = []
     for name in _names(log):
         x, y = _column(log, name)

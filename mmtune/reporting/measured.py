@@ -1,4 +1,4 @@
-"""Both models' vectors of the test data and their comparison, computed once. Every section of a report reads from here."""
+"""Embeddings of the test data by both models, and their comparison. They are computed once and used by all sections."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,17 +25,21 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
-MAX_SLICE_VALUES = 40  # a column with more values is sliced only on request
+MAX_SLICE_VALUES = 40  # a column with more values is used for slices only if it is named explicitly
 MAX_SLICE_COLUMNS = 4
 SIDES = ("before", "after")
+"""Keys for the base model ("before" tuning) and the candidate, usually the tuned model ("after")."""
 
 
 @dataclass
 class Measured:
-    """The test data, the comparison, and the vectors of both models.
+    """The test data, the comparison, and the embeddings of both models.
 
-    vectors[side][modality] for the sides "before" and "after"; qrels: judgments, where they and not groups decide what is
-    relevant; classes[side][modality]: vectors of captions as class names, where that model has a prompt for these.
+    data: the test data
+    comparison: the comparison of the two models
+    vectors: vectors[side][modality], for the sides "before" and "after"
+    qrels: relevance judgments, if they decide what is relevant instead of rows and groups
+    classes: classes[side][modality]: embeddings of captions as class names, if the model has a prompt for class names
     """
 
     data: "Data"
@@ -46,27 +50,27 @@ class Measured:
 
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
-        """items[side][modality]; the same items in the same order on both sides."""
+        """items[side][modality]. Both sides have the same items in the same order."""
         return {side: {m: unique_items(m, e) for m, e in vectors.items()} for side, vectors in self.vectors.items()}
 
     @cached_property
     def row_number(self) -> dict[str, int]:
-        """Row id -> row number in the data."""
+        """{row id: row number in the data}."""
         return {row_id: i for i, row_id in enumerate(self.data.ids)}
 
     @property
     def cross_modal_directions(self) -> list[str]:
-        """Directions between different modalities; all directions where there is only one modality."""
+        """Directions between different modalities. If there is only one modality, all directions."""
         names = list(self.comparison.base.directions)
         return [n for n in names if len(set(n.split("->"))) == 2] or names
 
     def items_of(self, name: str, side: str) -> tuple[Items, Items]:
-        """(query items, candidate items) of a direction."""
+        """Return (query items, candidate items) of a direction."""
         a, b = name.split("->")
         return self.items[side][a], self.items[side][b]
 
     def relevant_items(self, name: str) -> list[np.ndarray]:
-        """For each query item of a direction, the positions of its relevant candidates."""
+        """For each query item of a direction, return the positions of its relevant candidates."""
         queries, candidates = self.items_of(name, "before")
         out: list[np.ndarray] = []
         for part in relevant_blocks(queries, candidates, 4096, self.qrels):
@@ -74,7 +78,10 @@ class Measured:
         return out
 
     def score_keys(self, name: str, side: str, queries_Q: np.ndarray) -> np.ndarray:
-        """Sortable scores (int32 [Q, candidates]) of some query items; within one modality the query item itself comes last."""
+        """Return sort keys of the scores of some query items against all candidates, int32 [Q, candidates].
+
+        Within one modality, the query item itself gets the lowest key.
+        """
         queries, candidates = self.items_of(name, side)
         keys = exact_keys(queries.query_vectors[queries_Q], candidates.vectors)
         if queries is candidates:
@@ -90,11 +97,13 @@ def measure(
     quiet: bool = True,
     qrels: "Qrels | str | Path | None" = None,
 ) -> Measured:
-    """Embed the subject's data with both models and compare.
+    """Embed the test data with both models and compare the models.
 
-    slices: metadata columns or "size:MODALITY"; None: the columns of few values, and those that the gate's guards name.
-    retention: other DATA for the slice of that name; qrels: judgments, or their file, that alone decide what is relevant.
-    Raises DataError for rows that either model was trained on.
+    Raises DataError if either model was trained on rows of the test data.
+
+    slices: metadata columns, or "size:MODALITY"; None chooses columns with few values, and columns that the gate's guards name
+    retention: other DATA, on which nothing may be lost; reported as the slice "retention"
+    qrels: relevance judgments, or their file; they replace rows and groups in deciding what is relevant
     """
     from mmtune.data.shards.dataset import open_data
     from mmtune.embedding.embed_rows import embed_classes
@@ -129,19 +138,24 @@ def measure(
 
 
 def _check_fingerprints(subject: ReportSubject, models: "Mapping[str, Model]") -> None:
-    """A comparison's document must be of these very models."""
+    """Raise DataError if the comparison's JSON file was made with other models than the given ones."""
     marks = subject.document.get("fingerprints", {})
     for side, key in zip(SIDES, ("base", "candidate"), strict=True):
         fingerprint = models[side].fingerprint
         if marks.get(key, fingerprint) != fingerprint:
-            raise DataError(f"{subject.title}: the comparison's {key} is {marks[key]}, the --{key} given is {fingerprint}")
+            raise DataError(
+                f"{subject.title}: the comparison was made with the {key} {marks[key]}, but the given --{key} is {fingerprint}"
+            )
 
 
 def _slice_columns(data: "Data", gate: Gate | None) -> list[str]:
-    """Metadata columns of 2 to MAX_SLICE_VALUES values, those with the fewest first; and what guards such as "kind=even" name."""
+    """Choose metadata columns for slices: those with 2 to MAX_SLICE_VALUES values, fewest values first.
+
+    Columns that guards such as "kind=even" name are always included.
+    """
     guarded = [g.partition("=")[0] for g in (gate.guards if gate else {}) if "=" in g]
     values: dict[str, set[str]] = {}
-    for i in range(min(len(data), 20_000)):
+    for i in range(min(len(data), 20_000)):  # the first rows are enough to find columns with few values
         for name, value in data.meta(i).items():
             if isinstance(value, str | int | float | bool) and len(values.setdefault(name, set())) <= MAX_SLICE_VALUES:
                 values[name].add(str(value))

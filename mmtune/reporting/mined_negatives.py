@@ -1,4 +1,4 @@
-"""A run's mining audits: what was mined, what the guards dropped, and examples of both."""
+"""The audits of a run's mined negatives: numbers, what the guards removed, and examples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from mmtune.data.shards.dataset import Data
 
-MAX_EXAMPLES, BUDGET = 4, 2_500_000  # examples of each kind; characters of their cards
+MAX_EXAMPLES, BUDGET = 4, 2_500_000  # examples of each kind; characters of HTML for all their values
 TITLES = {"mined": "Mined, the hardest", "dropped": "Dropped as suspected false negatives"}
 COUNTS = ("queries", "mined", "mined_at_or_above_positive", "suspected_false_negatives")
 
 
 @dataclass
 class ExamplePair:
-    """HTML of a query and of a candidate; the pair's score, and that of the query's positive."""
+    """HTML of a query and a candidate, the score of this pair, and the score of the query's positive."""
 
     query: "Markup"
     candidate: "Markup"
@@ -31,7 +31,14 @@ class ExamplePair:
 
 @dataclass
 class MiningSection:
-    """One round in one direction. dropped: by guard; scores: quantiles by kind of pair."""
+    """One round of mining in one direction.
+
+    name: name of the round
+    counts: numbers of queries and pairs
+    dropped: {guard: number of candidates that it removed}
+    scores: {kind of pair: quantiles of its scores}
+    examples: {kind of example, as a heading: example pairs}
+    """
 
     name: str
     direction: str
@@ -43,7 +50,10 @@ class MiningSection:
 
 
 def mining_sections(run: RunRecords | None) -> list[MiningSection]:
-    """Every round's numbers; examples of the last round, where the training data are still at the recipe's path."""
+    """Return the numbers of every round, and examples from the last round.
+
+    Examples are included only if the training data can still be opened at the path in the recipe.
+    """
     if run is None or not run.audits:
         return []
     data = _training_data(run.recipe)
@@ -69,7 +79,7 @@ def mining_sections(run: RunRecords | None) -> list[MiningSection]:
 
 
 def _training_data(recipe: JsonObject) -> "Data | None":
-    """The data that a run was trained on, where they are one set that can be opened."""
+    """Open the training data of a run. Returns None if there are several sets, or if they cannot be opened."""
     from mmtune.data.shards.dataset import open_data
 
     train = recipe["data"]["train"]

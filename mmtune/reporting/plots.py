@@ -1,4 +1,4 @@
-"""Numbers to coordinates of charts; a template draws them. Charts are 360 units wide, a phone's width."""
+"""Convert numbers to the coordinates of charts, which a template draws. Charts are 360 units wide, to fit on a phone."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26
-MAX_POINTS = 240  # of a curve
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26  # margins
+MAX_POINTS = 240  # maximum number of points of a curve
 
 
 @dataclass
 class Tick:
-    """A mark of an axis: its coordinate and its label."""
+    """A mark on an axis, with its coordinate and label."""
 
     at: float
     label: str
@@ -21,7 +21,12 @@ class Tick:
 
 @dataclass
 class Series:
-    """One curve to draw: its name, the CSS class `kind` (an "area ..." is filled), and its points."""
+    """One curve to draw.
+
+    name: name in the legend
+    kind: CSS class; if it begins with "area", the area under the curve is filled
+    x, y: the points
+    """
 
     name: str
     kind: str
@@ -31,7 +36,14 @@ class Series:
 
 @dataclass
 class Curve:
-    """A drawn curve. points: "x,y x,y ..."; kind: CSS class; last: the value for the legend; dots: points to mark."""
+    """A curve in chart coordinates.
+
+    name: name in the legend
+    points: "x,y x,y ...", as in SVG
+    kind: CSS class
+    last: last value, for the legend
+    dots: points with a mark
+    """
 
     name: str
     points: str
@@ -42,7 +54,7 @@ class Curve:
 
 @dataclass
 class Chart:
-    """One chart with its axes; `caption` says in a sentence what it shows."""
+    """One chart with its axes. `caption` describes it in one sentence."""
 
     title: str
     caption: str
@@ -55,12 +67,12 @@ class Chart:
 
 
 def short_number(value: float) -> str:
-    """Three significant digits: 0.02, 3.5, 1,200."""
+    """Format a number with three significant digits, for example 0.02, 3.5 or 1,200."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round values inside [low, high]."""
+    """Return about `count` round values between low and high, inclusive."""
     if not high > low:
         return [low]
     raw = (high - low) / count
@@ -71,12 +83,12 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def evenly_spaced(length: int, count: int = MAX_POINTS) -> np.ndarray:
-    """At most `count` positions below `length`, the first and the last among them."""
+    """Return at most `count` evenly spaced positions below `length`, including the first and the last."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))
 
 
 def _scale(values: np.ndarray, low: float, high: float, start: float, stop: float) -> np.ndarray:
-    """Values of [low, high] as coordinates between start and stop."""
+    """Map values from the range [low, high] to the coordinates [start, stop]."""
     return start + (values - low) / ((high - low) or 1.0) * (stop - start)
 
 
@@ -89,7 +101,12 @@ def line_chart(
     dots: bool = False,
     legend: bool = True,
 ) -> Chart:
-    """Curves over one pair of axes. from_zero: the y axis begins at 0; dots: every point is marked."""
+    """Lay out curves on common axes.
+
+    from_zero: start the y axis at 0
+    dots: mark every point
+    legend: show the last value of each curve in the legend
+    """
     xs, ys = np.concatenate([s.x for s in series]), np.concatenate([s.y for s in series])
     x_low, x_high = float(xs.min()), float(xs.max())
     y_low, y_high = 0.0 if from_zero else float(ys.min()), float(ys.max())
@@ -107,7 +124,7 @@ def line_chart(
     for s in series:
         px, py = place_x(s.x), place_y(s.y)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
-        if s.kind.startswith("area"):  # closed along the x axis
+        if s.kind.startswith("area"):  # close the shape along the x axis
             points = f"{px[0]:.1f},{bottom} {points} {px[-1]:.1f},{bottom}"
         marked = [(round(float(a), 1), round(float(b), 1)) for a, b in zip(px, py, strict=True)] if dots else []
         curves.append(Curve(s.name, points, s.kind, short_number(float(s.y[-1])) if legend else "", marked))

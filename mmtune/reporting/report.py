@@ -1,4 +1,4 @@
-"""`mmtune.report`: compute both models' results once, lay out the sections, write one HTML file."""
+"""`mmtune.report`: compute the results of both models once, create the sections, and write one HTML file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,22 +26,31 @@ if TYPE_CHECKING:
     from mmtune.relevance.judgments import Qrels
 
 HEADLINES = {
-    "pass": ("Better", "The tuned model gained what the gate requires, and kept what it has to keep."),
-    "fail": ("Not better", "Keep the model in use: the tuned one misses what the gate requires."),
-    "inconclusive": ("Not proven", "These queries cannot tell whether the tuned model is better."),
+    "pass": ("Better", "The tuned model has gained what the gate requires, and kept what it must keep."),
+    "fail": ("Not better", "Keep the current model: the tuned model does not meet the requirements of the gate."),
+    "inconclusive": ("Not proven", "These queries are not enough to decide whether the tuned model is better."),
 }
 HEADLINES_OF_A_GAIN = {
-    "fail": ("Better, at a price", "The gain is certain, but something that must not fall has fallen: keep the model in use."),
+    "fail": (
+        "Better, at a price",
+        "The gain is certain, but something that must not fall has fallen: keep the current model.",
+    ),
     "inconclusive": (
         "Better, with a doubt",
-        "The gain is certain, but these queries cannot rule out a loss where none is allowed.",
+        "The gain is certain, but these queries cannot rule out a loss where no loss is allowed.",
     ),
 }
+"""Headlines for a verdict other than "pass" although the gate's metric has improved with certainty."""
 
 
 @dataclass
 class ReportResult(ResultFields):
-    """A written report: its file, the gate's verdict ("pass", "fail" or "inconclusive"), and the file's size in bytes."""
+    """A report that was written.
+
+    out: its file
+    verdict: the gate's verdict: "pass", "fail" or "inconclusive"
+    bytes: size of the file
+    """
 
     out: str
     verdict: str
@@ -49,7 +58,7 @@ class ReportResult(ResultFields):
 
 
 class Tile(NamedTuple):
-    """One of the few numbers beside the verdict."""
+    """One of the few numbers shown beside the verdict."""
 
     name: str
     value: str
@@ -71,16 +80,23 @@ def report(
     batch_size: int = 64,
     quiet: bool = True,
 ) -> ReportResult:
-    """Write the report of a RUN directory, of a comparison's JSON, or (target None) of base and candidate on data, to `out`.
+    """Write a report as one HTML file to `out`.
 
-    slices: metadata columns or "size:MODALITY" (default: columns of few values); retention: DATA on which nothing may be lost;
-    qrels: judgments or their file, which then decide what is relevant instead of rows and groups; examples: queries shown of
-    each kind and direction. DataError for rows that a model was trained on, and for anything missing.
+    Raises DataError if a model was trained on the test data, or if something needed is missing.
+
+    target: a RUN directory or the JSON file of a comparison; None to compare `base` and `candidate` on `data`
+    base, candidate: models, given with target None, or instead of those of the target
+    data: test data, in place of the target's
+    gate: what the candidate must achieve, in place of the target's
+    slices: metadata columns, or "size:MODALITY"; default: columns with few values
+    retention: DATA on which nothing may be lost
+    qrels: relevance judgments, or their file; they replace rows and groups in deciding what is relevant
+    examples: number of improved queries, and of harmed queries, shown in each direction
     """
     subject = report_subject(target, base, candidate, data, gate)
     measured = measure(subject, slices, retention, batch_size, quiet, qrels) if subject.data else None
     if measured is None and qrels is not None:
-        raise DataError("judgments need searches: give --base, --candidate and --data as well")
+        raise DataError("relevance judgments need searches with the models: give --base, --candidate and --data as well")
     page = report_page(subject, measured, examples)
     write_text(out, page)
     verdict = measured.comparison.verdict if measured else subject.document["verdict"]
@@ -88,7 +104,7 @@ def report(
 
 
 def report_page(subject: ReportSubject, measured: Measured | None, examples: int = 6) -> str:
-    """The HTML page. Without `measured` it shows only what the comparison's document says."""
+    """Return the HTML page. Without `measured`, it shows only the contents of the comparison's JSON file."""
     document = measured.comparison.to_dict() if measured else subject.document
     word, meaning = headline(document)
     run = subject.run
@@ -119,20 +135,20 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
 
 
 def headline(document: JsonObject) -> tuple[str, str]:
-    """The verdict in a word or two, and in a sentence. A certain gain is named even where a guard decides against it."""
+    """Return the verdict as a short headline and as a sentence. A certain gain is stated even if a guard fails."""
     gate = document["gate"]
     gained = document["directions"][gate["direction"]]["interval"][0] > gate["min_gain"]
     return (HEADLINES_OF_A_GAIN if gained else HEADLINES).get(document["verdict"]) or HEADLINES[document["verdict"]]
 
 
 def _slice_plot(document: JsonObject, informative: bool) -> ForestPlot | None:
-    """The slices whose interval excludes anything, or the others; None where there are none."""
+    """Plot the slices with (or without) an informative interval. Returns None if there are none."""
     chosen = {n: d for n, d in document["slices"].items() if is_informative(d) == informative}
     return forest_plot(chosen, document["gate"]) if chosen else None
 
 
 def tiles(document: JsonObject) -> list[Tile]:
-    """The gate's metric, wins and losses, and the direction or slice with the lowest difference."""
+    """The tiles: the gate's metric, wins and losses, and the direction or slice with the lowest difference."""
     gate = document["gate"]
     lead = document["directions"][gate["direction"]]
     low, high = lead["interval"]
@@ -157,7 +173,7 @@ def tiles(document: JsonObject) -> list[Tile]:
 
 
 def facts(subject: ReportSubject, measured: Measured | None, document: JsonObject) -> dict[str, str]:
-    """What is needed to repeat the comparison: models, data, fingerprints, versions."""
+    """What is needed to repeat the comparison: models, data, fingerprints and versions."""
     out = {
         "Base": str(subject.base or ""),
         "Candidate": str(subject.candidate or ""),
@@ -165,7 +181,7 @@ def facts(subject: ReportSubject, measured: Measured | None, document: JsonObjec
     }
     out |= {f"Fingerprint of the {k}": str(v) for k, v in document.get("fingerprints", {}).items()}
     if measured and measured.qrels is not None:
-        out["Relevance"] = "judgments, not rows and groups"
+        out["Relevance"] = "from judgments, not from rows and groups"
     if measured:
         out["Test rows"] = f"{len(measured.data):,} ({', '.join(measured.data.modalities)})"
         out["Fingerprint of the data"] = measured.data.fingerprint

@@ -1,4 +1,4 @@
-"""Distributions of the scores of relevant and other pairs, before and after tuning."""
+"""Score distributions of relevant and other pairs, before and after tuning."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,17 @@ from mmtune.reporting.measured import SIDES, Measured
 from mmtune.reporting.plots import Chart, Series, line_chart
 from mmtune.search.tie_order import to_scores
 
-MAX_QUERIES, MAX_PAIRS, BINS = 500, 200_000, 36
-BLOCK_SCORES = 20_000_000  # scores that are computed at once
+MAX_QUERIES, MAX_PAIRS, BINS = 500, 200_000, 36  # queries; pairs that are not relevant; bins of a histogram
+BLOCK_SCORES = 20_000_000  # maximum number of scores in memory at once
 
 
 @dataclass
 class ScoreSection:
-    """One direction. separation by side: how often a relevant pair scores above another one, the AUROC (0.5 is chance)."""
+    """The score distributions of one direction. The keys of the dicts are "before" and "after".
+
+    charts: histograms
+    separation: probability that a relevant pair scores above another pair (AUROC; 0.5 is chance)
+    """
 
     direction: str
     charts: dict[str, Chart]
@@ -23,7 +27,7 @@ class ScoreSection:
 
 
 def score_sections(measured: Measured, seed: int = 0) -> list[ScoreSection]:
-    """Histograms over at most MAX_QUERIES queries of each pair of modalities; the same pairs on both sides."""
+    """Return histograms over at most MAX_QUERIES queries for each pair of modalities, from the same pairs for both models."""
     out: list[ScoreSection] = []
     done: set[frozenset[str]] = set()
     for name in measured.cross_modal_directions:
@@ -42,7 +46,7 @@ def score_sections(measured: Measured, seed: int = 0) -> list[ScoreSection]:
 def _pair_scores(
     measured: Measured, name: str, side: str, queries: np.ndarray, relevant: list[np.ndarray], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of the relevant pairs of the queries, and of about MAX_PAIRS other pairs, which depend on the seed alone."""
+    """Return cosines of the queries' relevant pairs, and of about MAX_PAIRS other pairs. The sample depends only on the seed."""
     rng = np.random.default_rng(seed)
     positive: list[np.ndarray] = []
     negative: list[np.ndarray] = []
@@ -66,7 +70,8 @@ def _scores(keys: list[np.ndarray]) -> np.ndarray:
 def _section(name: str, scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> ScoreSection:
     every = np.concatenate([x for pair in scores.values() for x in pair])
     step = max(float(every.max() - every.min()), 1e-3) / BINS
-    edges = float(every.min()) + step * np.arange(-1, BINS + 2)  # an empty bin at each end: both curves begin and end at 0
+    # An empty bin at each end makes both curves start and end at 0.
+    edges = float(every.min()) + step * np.arange(-1, BINS + 2)
     middle = (edges[1:] + edges[:-1]) / 2
     charts, separation = {}, {}
     for side, (positive, negative) in scores.items():

@@ -1,4 +1,4 @@
-"""What a report is about: two models, the test data, and the run that made the second model, if any."""
+"""What a report is about: two models, the test data, and the training run of the second model, if there was one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,21 @@ from mmtune.runtime.files import read_json, read_jsonl_log
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
-AUDIT = ".audit.json"
+AUDIT = ".audit.json"  # suffix of the audits of mined negatives
 ModelSpec: TypeAlias = "str | Mapping[str, str] | Model"
-"""A MODEL string, one MODEL a tower, or a loaded model."""
+"""A MODEL string, {modality: MODEL}, or a loaded model."""
 
 
 @dataclass
 class RunRecords:
-    """The files of a RUN directory: its resolved recipe, environment, log lines in order, audits of mined negatives by name, and
-    the interpolation between base and tuned weights, if there was one."""
+    """The files of a RUN directory.
+
+    recipe: the resolved recipe
+    environment: versions and machine
+    log: lines of metrics.jsonl, in order
+    audits: {name of the mining round: audit of its negatives}
+    interpolation: scores between base and tuned model; {} if there was no interpolation
+    """
 
     directory: Path
     recipe: JsonObject
@@ -32,8 +38,16 @@ class RunRecords:
 
 @dataclass
 class ReportSubject:
-    """base, candidate: MODELs, None where only a comparison's numbers are given (`document`). retention: DATA on which nothing
-    may be lost."""
+    """The models and data of a report.
+
+    title: title of the report
+    base, candidate: the two models; None if there are only the numbers in `document`
+    data: the test data, or None
+    gate: what the candidate must achieve
+    retention: DATA on which nothing may be lost
+    run: records of the run that trained the candidate, or None
+    document: contents of a comparison's JSON file, or {}
+    """
 
     title: str
     base: "ModelSpec | None" = None
@@ -46,13 +60,15 @@ class ReportSubject:
 
 
 def read_run(directory: Path) -> RunRecords:
-    """The files of a RUN directory. DataError when it is none, RecipeError for a broken recipe."""
+    """Read the files of a RUN directory. Raises DataError if it is not a run, and RecipeError if its recipe cannot be read."""
     import yaml
 
     try:
         recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
     except FileNotFoundError:
-        raise DataError(f"{directory}: no run (it has no recipe.yaml); name a RUN directory or a comparison's JSON") from None
+        raise DataError(
+            f"{directory}: this is not a run (it has no recipe.yaml); name a RUN directory or the JSON file of a comparison"
+        ) from None
     except yaml.YAMLError as e:
         raise RecipeError(f"{directory / 'recipe.yaml'}: {' '.join(str(e).split())}") from None
     environment, interpolation = directory / "environment.json", directory / "interpolation.json"
@@ -73,17 +89,17 @@ def report_subject(
     data: str | None = None,
     gate: Mapping[str, object] | None = None,
 ) -> ReportSubject:
-    """A RUN directory, a comparison's JSON, or (target None) two models and DATA as a ReportSubject.
+    """Resolve a RUN directory, a comparison's JSON file, or (with target None) two models and DATA.
 
-    Arguments go before what the target says. DataError, with what to do, where something is missing.
+    The other arguments override what the target says. Raises DataError, saying what to do, if something is missing.
     """
     if target is None:
         if base is None or candidate is None or data is None:
-            raise DataError("name a RUN or a comparison's JSON, or all of --base, --candidate and --data")
+            raise DataError("name a RUN or the JSON file of a comparison, or give all of --base, --candidate and --data")
         return ReportSubject(f"{_short_name(candidate)} against {_short_name(base)}", base, candidate, data, gate)
     path = Path(target)
     if not path.exists():
-        raise DataError(f"{path}: no such run or comparison")
+        raise DataError(f"{path}: there is no such run or comparison")
     if path.is_file():
         return _comparison(path, base, candidate, data, gate)
     run = read_run(path)
@@ -95,8 +111,8 @@ def report_subject(
     stored = run.recipe.get("data") or {}
     data = data or stored.get("val")
     if not data:
-        raise DataError(f"{path}: its recipe has no data.val; add --data DATA that the model was not trained on")
-    retention = stored.get("retention") or stored.get("general")  # the key of earlier versions
+        raise DataError(f"{path}: its recipe has no data.val; add --data with DATA on which the model was not trained")
+    retention = stored.get("retention") or stored.get("general")  # "general" is the key in recipes of older versions
     return ReportSubject(
         path.resolve().name,
         base if base is not None else run.recipe["model"],
@@ -115,15 +131,15 @@ def _comparison(
     missing = [k for k in ("verdict", "reason", "directions", "slices", "gate") if k not in document]
     if missing:
         raise DataError(
-            f"{path}: no comparison (no {missing[0]!r}); write one with `mmtune compare BASE CANDIDATE DATA --json`"
+            f"{path}: this is not a comparison (it has no {missing[0]!r}); write one with `mmtune compare BASE CANDIDATE DATA --json`"
         )
     given = [base is not None, candidate is not None, data is not None]
     if any(given) and not all(given):
-        raise DataError(f"{path}: to show queries as well, give all of --base, --candidate and --data")
+        raise DataError(f"{path}: to show example queries too, give all of --base, --candidate and --data")
     return ReportSubject(path.stem, base, candidate, data, gate or document["gate"], document=document)
 
 
 def _short_name(model: "ModelSpec") -> str:
-    """The last part of a path; RUN/artifact is called like the run."""
+    """Return the last part of a path. The artifact of a run, RUN/artifact, is named after the run."""
     parts = [p for p in str(model).replace("\\", "/").split("/") if p]
     return parts[-2] if parts[-1:] == ["artifact"] and len(parts) > 1 else parts[-1]

@@ -1,4 +1,4 @@
-"""Values shown on a report's page: each is embedded once, however many places show it."""
+"""HTML of the values shown in a report. Each value is embedded in the page once, even if it is shown in several places."""
 
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,18 @@ if TYPE_CHECKING:
 
     from mmtune.data.shards.dataset import Data
 
-BUDGET = 11_000_000  # characters of all cards of a page
-REPEATABLE = 600  # a card of at most this many characters is repeated instead of linked
+BUDGET = 11_000_000  # maximum number of characters for all values of a page
+REPEATABLE = 600  # HTML of at most this many characters is repeated, longer HTML is linked
 
 
 class ValueCards:
-    """Draws the values of packed rows as HTML cards.
+    """Renders values of packed rows as HTML cards.
 
-    `show` returns a value's card at its first place; later places get a link, which the page's script replaces by a copy. Once
-    `budget` characters are used up, a value is named instead of shown, and counted in `unshown`.
+    The first call of `show` for a value returns its card. Later calls return a link, which the page's script replaces by a
+    copy of the card. When the budget is used up, only the label of a value is shown; `unshown` counts these values.
+
+    budget: maximum number of characters of all cards
+    prefix: prefix of the HTML ids, which must be unique on the page
     """
 
     def __init__(self, data: "Data", budget: int = BUDGET, prefix: str = "v"):
@@ -28,12 +31,12 @@ class ValueCards:
         self.number = self.unshown = 0
 
     def label(self, row: int) -> str:
-        """A row's group and id."""
+        """Label of a row: its group, if it has one, and its id."""
         group = self.data.groups[row]
         return self.data.ids[row] if group is None else f"{group} ({self.data.ids[row]})"
 
     def show(self, row: int, modality: str) -> "Markup":
-        """The card of the value of `modality` in row `row`."""
+        """Return the card, or a link to the card, of the value of `modality` in row number `row`."""
         key = modality, int(self.data.labels[modality][row])
         if key in self._known:
             return self._known[key]

@@ -1,1 +1,4 @@
-"""A collection over HTTP: REST, a search page, limits and metrics. `mmtune serve COLLECTION`; in Python `create_app(COLLECTION)`."""
+"""Serve a collection over HTTP: a REST API, a search page, and metrics.
+
+Start it with `mmtune serve COLLECTION`, or create the application in Python with `create_app(COLLECTION)`.
+"""

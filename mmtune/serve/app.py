@@ -1,4 +1,4 @@
-"""The FastAPI application: middleware, routes, search page, and what happens at start and stop."""
+"""The FastAPI application: middleware, routes, the search page, and tasks at start and stop."""
 
 import asyncio
 import contextlib
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mmtune.serve")
 PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", "gradio")
+"""Packages of the `serve` extra."""
 
 
 def require_packages() -> None:
-    """MissingExtra unless every package of the `serve` extra is installed."""
+    """Raise MissingExtra unless every package of the `serve` extra is installed."""
     import importlib.util
 
     for name in PACKAGES:
@@ -33,11 +34,12 @@ def require_packages() -> None:
 
 
 def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
-    """The application over the collection at `path`; its `state.service` is the Service. DataError when there is no collection.
+    """Create the application for the collection at `path`. Its `state.service` is the Service.
 
-    It has to be run with its lifespan: by `mmtune.serve.server.run_server`, or by Starlette's TestClient as a context.
+    Raises DataError if there is no collection at `path`. The application needs its lifespan events: run it with
+    `mmtune.serve.server.run_server`, or use Starlette's TestClient as a context manager.
     """
-    layout = CollectionLayout(path)  # raises at once where there is no collection
+    layout = CollectionLayout(path)  # raises DataError at once if there is no collection
     require_packages()
     from fastapi import FastAPI
     from starlette.middleware import Middleware
@@ -53,7 +55,7 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
     settings, metrics = settings or Settings(), Metrics()
     collection = ServedCollection(path)
     service = Service(collection, settings, metrics)
-    uploads = tempfile.TemporaryDirectory(prefix="mmtune-serve-")  # mode 700
+    uploads = tempfile.TemporaryDirectory(prefix="mmtune-serve-")  # only the server's user can read it (mode 700)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,8 +74,8 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
         title=f"mmtune: {layout.manifest['name']}",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,  # their scripts come from other servers; /openapi.json has everything
+        docs_url=None,  # FastAPI's documentation pages load scripts from other servers; /openapi.json has the same content
+        redoc_url=None,
         middleware=[
             Middleware(MetricsMiddleware, metrics),
             Middleware(AuthMiddleware, settings),
@@ -91,7 +93,7 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
 
 
 def _add_error_handlers(app: "FastAPI", service: "Service") -> None:
-    """Every error is answered with the same kind of JSON body, and counted."""
+    """Return every error as the same kind of JSON body, and count it."""
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException
 
@@ -110,32 +112,37 @@ def _add_error_handlers(app: "FastAPI", service: "Service") -> None:
     @app.exception_handler(Exception)
     async def internal_error(request: "Request", e: Exception) -> JSONResponse:
         log.exception("%s %s", request.method, request.url.path, exc_info=e)
-        return await refused(request, RequestError(500, "internal", "an error of the server; its log has it"))
+        return await refused(request, RequestError(500, "internal", "internal server error; see the server log"))
 
 
 async def open_new_versions(service: "Service") -> None:
-    """Open the live and the staged version as soon as they exist, so that neither a search nor a promotion waits for a model."""
-    reported: dict[str, str] = {}
+    """Load the live and the staged version as soon as they exist, so that searches and promotions need not wait for a model.
+
+    Runs until it is cancelled, and checks every `settings.watch` seconds.
+    """
+    reported: dict[str, str] = {}  # {version: the last error logged for it}, so that an error is logged only once
     while True:
         for version in await asyncio.to_thread(_wanted_versions, service):
             if version in service.collection.open_versions:
                 continue
             try:
                 await asyncio.to_thread(service.collection.open, version)
-                log.info("version %s is open", version)
+                log.info("version %s is loaded", version)
                 freeze_garbage()
                 reported.pop(version, None)
             except (MmtuneError, OSError) as e:
                 if reported.get(version) != str(e):
-                    log.error("version %s cannot be opened: %s", version, e)
+                    log.error("version %s cannot be loaded: %s", version, e)
                     reported[version] = str(e)
         await asyncio.sleep(service.settings.watch)
 
 
 @cache
 def freeze_garbage() -> None:
-    """Once: exclude what is loaded by now from garbage collection, which otherwise looks through all of torch and stops every
-    request for a fifth of a second."""
+    """Exclude all objects that exist now from garbage collection. Only the first call has an effect.
+
+    Otherwise the garbage collector would scan all of torch, and block every request for about 0.2 seconds each time.
+    """
     gc.collect()
     gc.freeze()
 

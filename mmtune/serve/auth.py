@@ -1,11 +1,13 @@
-"""Access rules.
+"""Access control.
 
-- A server on loopback answers requests of its own machine without a token; writes (PUT, DELETE) need the token, and a server
-  that was started without one takes no writes.
-- All other requests need the token: those to a server on another address, and those that came through a proxy or under another
-  host name (a page that resolves its own name to 127.0.0.1 is not this machine's user: DNS rebinding).
-- The token comes as `Authorization: Bearer TOKEN`. A browser exchanges it at /login for a cookie that does not contain it.
-- Requests that another site's page makes through a user's browser are refused, whatever they carry: their Origin differs.
+- A server on a loopback address accepts reads from its own machine without a token. Writes (PUT, DELETE) need the token. If
+  the server was started without a token, it refuses writes.
+- All other requests need the token. These are all requests to a server on another address, and requests through a proxy or
+  under another host name. The host name is checked because a web page can let its own name resolve to 127.0.0.1 and so reach
+  the server through the user's browser (DNS rebinding).
+- The token is sent as `Authorization: Bearer TOKEN`. In a browser, the user enters it at /login and gets a cookie that does
+  not contain the token.
+- Requests from pages of another site, recognised by their Origin header, are refused even with a valid token or cookie.
 """
 
 import hashlib
@@ -26,22 +28,24 @@ if TYPE_CHECKING:
 COOKIE = "mmtune"
 WRITES = ("PUT", "DELETE", "PATCH")
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+"""Headers that proxies add. Requests with one of them do not count as local."""
 LOGIN_BYTES = 10_000
+"""Maximum size of the body of POST /login."""
 
 
 def session_cookie(token: str) -> str:
-    """The cookie's value: an HMAC of the token, from which the token cannot be told."""
+    """Value of the session cookie: an HMAC of the token, from which the token cannot be recovered."""
     return hmac.new(token.encode(), b"mmtune page", hashlib.sha256).hexdigest()
 
 
 def _equal(given: str, expected: str) -> bool:
-    """Whether two secrets are equal, in a time that does not depend on where they differ."""
+    """Compare two secrets in a time that does not depend on where they differ."""
     return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
 
 @lru_cache(256)
 def _is_loopback_name(host: str) -> bool:
-    """Whether a request's Host header means this machine."""
+    """Whether a Host header names this machine."""
     try:
         return is_loopback(urlsplit("//" + host).hostname or "")
     except ValueError:
@@ -49,19 +53,19 @@ def _is_loopback_name(host: str) -> bool:
 
 
 class AuthMiddleware:
-    """Passes on allowed requests; answers all others, and /login, itself."""
+    """ASGI middleware that passes allowed requests on. It answers /login and all refused requests itself."""
 
     def __init__(self, app: "ASGIApp", settings: Settings):
         self.app, self.settings = app, settings
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """ASGI."""
+        """Handle one ASGI connection."""
         from starlette.requests import Request
         from starlette.responses import JSONResponse, RedirectResponse
 
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        if scope["type"] != "http":  # the server has no web sockets
+        if scope["type"] != "http":  # the server does not use WebSockets
             return await send({"type": "websocket.close", "code": 1008})
         request = Request(scope, receive)
         try:
@@ -78,7 +82,7 @@ class AuthMiddleware:
     def _check_origin(self, request: "Request") -> None:
         origin = request.headers.get("origin")
         if origin and urlsplit(origin).netloc != request.headers.get("host", ""):
-            raise RequestError(403, "other_site", "another site's page may not send requests to this server")
+            raise RequestError(403, "other_site", "requests from pages of another site are refused")
 
     def _check_token(self, request: "Request") -> None:
         local, write = self.is_local(request), request.method in WRITES
@@ -86,17 +90,17 @@ class AuthMiddleware:
             return
         token = self.settings.token
         if token is None:
-            why = "writes need a token" if local else "this server answers its own machine only"
+            why = "writes need a token" if local else "this server accepts requests from its own machine only"
             raise RequestError(403, "no_token", f"{why}: start it with --token")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _equal(given.strip(), token):
             return
         if _equal(request.cookies.get(COOKIE, ""), session_cookie(token)):
             return
-        raise RequestError(401, "token", "give the token: Authorization: Bearer TOKEN")
+        raise RequestError(401, "token", "a token is needed: send the header Authorization: Bearer TOKEN")
 
     def is_local(self, request: "Request") -> bool:
-        """Whether the request came from this machine, as far as the server can tell."""
+        """Whether the request appears to come from this machine."""
         loopback = self.settings.loopback and _is_loopback_name(request.headers.get("host", ""))
         return loopback and not any(h in request.headers for h in FORWARDED)
 
@@ -111,13 +115,13 @@ class AuthMiddleware:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > LOGIN_BYTES:
-                    raise RequestError(413, "too_large", "a token is not that long", limit=LOGIN_BYTES)
+                    raise RequestError(413, "too_large", "the login form is too large", limit=LOGIN_BYTES)
             given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
             if _equal(given, token):
                 response = RedirectResponse("/page/", 303)
                 secure = request.url.scheme == "https"
                 response.set_cookie(COOKIE, session_cookie(token), httponly=True, samesite="strict", secure=secure)
                 return response
-            message = "That is not the token."
+            message = "Wrong token."
         page = render("login.html.j2", message=message)
         return HTMLResponse(page, 401 if message else 200, {"Cache-Control": "no-store"})

@@ -1,8 +1,8 @@
 """Dynamic batching: queries that arrive within a few milliseconds share one forward pass.
 
-Requests wait as futures on the event loop, and one thread runs the batches, so a request needs no thread of its own. Under load
-a batch fills while the one before it runs; only an idle server waits for `window`. There is one batch at a time, so that
-forward passes do not compete for cores.
+Requests wait as futures on the event loop, and one thread runs all batches, so that a waiting request needs no thread. While one
+batch runs, the next one fills. Only an idle server waits for up to `window` seconds. Batches run one at a time, so that
+forward passes do not compete for CPU cores.
 """
 
 import asyncio
@@ -19,13 +19,17 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Key, Value, Result]):
-    """`await submit(key, value)` returns that value's own result, or raises its own error. On one event loop only.
+    """Collects values into batches: `await submit(key, value)` returns the value's result or raises its error.
 
-    run(key, values): one result a value, in order; an exception among the results belongs to its value. Values of one key
-    share a batch of at most `most`; keys take turns, the oldest first. A batch that raises is run again value by value, so that
-    an error reaches only the request that caused it.
-    window: seconds that an idle server waits for further values. observe(size, seconds) is called after every batch. expected():
-    how many values may arrive at all; once that many wait, nobody waits longer.
+    It can be used on one event loop only. All values of a batch have the same key, and the key that has waited longest comes
+    first. If a batch raises an error, its values are run again one by one, so that only the request that caused it fails.
+
+    run: called as run(key, values); returns one result per value, in order. An exception in the list is raised for its value
+    window: seconds that an idle server waits for more values
+    most: maximum number of values in a batch
+    observe: called as observe(size, seconds) after every batch, or None
+    expected: attribute, function without arguments; returns the number of requests in progress. If as many values already
+        wait, no more can arrive, and the batch starts
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Batcher(Generic[Key, Value, Result]):
         self._closed = False
 
     async def submit(self, key: Key, value: Value) -> Result:
-        """The result of one value. RuntimeError once closed."""
+        """Return the result of one value. Raises RuntimeError if the batcher is closed."""
         if self._closed:
             raise RuntimeError("the server is stopping")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -55,7 +59,7 @@ class Batcher(Generic[Key, Value, Result]):
         return await future
 
     async def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Run everything that waits, then stop."""
         self._closed = True
         self._arrival.set()
         if self._task is not None:
@@ -70,8 +74,8 @@ class Batcher(Generic[Key, Value, Result]):
             batch = [queue.popleft() for _ in range(min(len(queue), self.most))]
             del self._waiting[key]
             if queue:
-                self._waiting[key] = queue  # the rest goes behind the other keys
-            batch = [(value, future) for value, future in batch if not future.done()]  # done: its caller has gone away
+                self._waiting[key] = queue  # the remaining values go behind the other keys
+            batch = [(value, future) for value, future in batch if not future.done()]  # done: the request was cancelled
             if not batch:
                 continue
             results, seconds = await loop.run_in_executor(self._thread, self._timed, key, [value for value, _ in batch])
@@ -86,7 +90,7 @@ class Batcher(Generic[Key, Value, Result]):
                     future.set_result(result)
 
     async def _wait_for_more(self, queue: Sized) -> None:
-        """Wait until the batch is full or nobody else is expected, for `window` at most."""
+        """Wait until the batch is full or no more values are expected, but at most `window` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.window
         while len(queue) < min(self.most, self.expected()) and not self._closed and (left := end - loop.time()) > 0:
@@ -103,7 +107,7 @@ class Batcher(Generic[Key, Value, Result]):
         try:
             results = self.run(key, values)
             if len(results) != len(values):
-                raise RuntimeError(f"{len(results)} results of {len(values)} values")
+                raise RuntimeError(f"the batch function returned {len(results)} results for {len(values)} values")
             return results
         except Exception as e:
             return [e] if len(values) == 1 else [self._results(key, [value])[0] for value in values]

@@ -1,27 +1,31 @@
-"""Limits the bytes of a request, whatever its headers claim."""
+"""Limit the size of request bodies, counted as they arrive, so that a wrong Content-Length does not help."""
 
 from typing import TYPE_CHECKING
 
-from mmtune.serve.error_responses import RequestError, too_large
+from mmtune.serve.error_responses import RequestError, too_large_error
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimitMiddleware:
-    """413 before a byte is read where Content-Length is over the limit, else at the first byte that is."""
+    """ASGI middleware that refuses bodies over the limit with status 413.
+
+    If Content-Length exceeds the limit, the request is refused before its body is read; otherwise as soon as too many bytes
+    have arrived.
+    """
 
     def __init__(self, app: "ASGIApp", limit: int):
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """ASGI."""
+        """Handle one ASGI connection."""
         from starlette.responses import JSONResponse
 
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-        refusal = too_large(self.limit)
+        refusal = too_large_error(self.limit)
         if not length.isdigit() or int(length) > self.limit:
             return await JSONResponse(refusal.body, refusal.status, {"Connection": "close"})(scope, receive, send)
         received, started = 0, False

@@ -1,4 +1,4 @@
-"""Limits the memory of decoded values: a small file may hold a very large picture, and many may arrive at once."""
+"""Limit the memory for decoded values. A small file can decode to a very large image, and many can arrive at once."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 
 class MemoryLimit:
-    """`limit` bytes that may be reserved at a time. On one event loop only."""
+    """A budget of `limit` bytes that requests reserve and release. It can be used on one event loop only."""
 
     def __init__(self, limit: int):
         self.limit, self.used = limit, 0
@@ -14,7 +14,10 @@ class MemoryLimit:
 
     @contextlib.asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
-        """Wait until `size` bytes are free (the whole limit, where `size` is larger) and hold them within the block."""
+        """Context manager that waits until `size` bytes are free, and reserves them until the end of the block.
+
+        If `size` exceeds the limit, the whole limit is reserved.
+        """
         size = min(size, self.limit)
         async with self._changed:
             await self._changed.wait_for(lambda: self.used + size <= self.limit)

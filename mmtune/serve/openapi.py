@@ -1,6 +1,7 @@
-"""OpenAPI of the request bodies that routes read themselves: the models' schemas, plus one field for each modality.
+"""OpenAPI schemas of request bodies: the schemas of the pydantic models, with one more field for each modality.
 
-FastAPI would read a whole body before it checks it; the routes refuse a body that is too large or too slow while it arrives.
+They are written here because the routes read bodies themselves. FastAPI would read a whole body before checking it; the routes
+refuse a body that is too large or too slow while it arrives.
 """
 
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ ERROR_RESPONSES: dict[int | str, JsonObject] = {"4XX": {"model": ErrorDocument, 
 
 
 def _values(form: bool) -> JsonObject:
-    """The schema of a value by modality: a string where it is inline; else a file in a form, base64 in JSON."""
+    """{modality: schema of its value}. Text is a string; other values are a file in a form, or base64 in JSON."""
     encoded = {"type": "object", "properties": {"base64": {"type": "string"}}, "required": ["base64"]}
     other = FILE if form else encoded
     return {name: {"type": "string"} if modalities.get(name).language else other for name in modalities.names()}
@@ -29,15 +30,17 @@ def _body(model: type[BaseModel], form_fields: JsonObject | None = None) -> Json
 
 
 def search_body() -> JsonObject:
-    """Of POST /search: one value, or an item."""
-    return _body(SearchFields, {"file": {**FILE, "description": "a value whose file name's ending tells the modality"}})
+    """Schema for POST /search: a value, or the id of an item."""
+    return _body(
+        SearchFields, {"file": {**FILE, "description": "a value whose modality follows from the file name's extension"}}
+    )
 
 
 def item_body() -> JsonObject:
-    """Of PUT /items/ID: values, group, metadata."""
+    """Schema for PUT /items/ID: values, group, metadata."""
     return _body(ItemFields)
 
 
 def feedback_body() -> JsonObject:
-    """Of POST /feedback."""
+    """Schema for POST /feedback."""
     return {"requestBody": {"required": True, "content": {JSON: {"schema": FeedbackFields.model_json_schema()}}}}

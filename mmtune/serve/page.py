@@ -1,7 +1,7 @@
-"""The search page: query by any modality that the live model takes, compare the answers of two versions, and judge results.
+"""The search page: search by any modality of the live model, compare the results of two versions, and judge results.
 
-Tabs and their components come from the modalities. gradio hands over payloads undecoded (`preprocess=False`), so that a value
-passes the same checks and limits as one of REST.
+The modalities provide the tabs and input components. gradio passes payloads on without decoding them (`preprocess=False`), so that
+values from the page go through the same checks and limits as values from the REST API.
 """
 
 import asyncio
@@ -31,16 +31,19 @@ PATH = "/page"
 MAX_ROWS = 10
 LIVE_ONLY = "live only"
 JUDGMENTS = {"match": "A match", "not_a_match": "Not a match"}
-UPLOAD_SECONDS = 3600  # that an upload of the page stays on disk
+UPLOAD_SECONDS = 3600  # uploads from the page are deleted after this time
 ITEM = "item"
 
 Updates: TypeAlias = list[object]
-"""New values and properties of gradio components, in the order of an event's outputs."""
+"""New values and properties of gradio components, in the order of the event's outputs."""
 
 
 def mount_page(app: "FastAPI", service: "Service", folder: Path) -> None:
-    """Put the page at /page. `folder`: where gradio keeps uploads; of this server alone, and removed with it."""
-    # gradio reads its environment when components and the page's server are made
+    """Mount the search page at /page.
+
+    folder: directory for gradio's uploads. It belongs to this server, and is deleted when the server stops
+    """
+    # gradio reads these variables when components and the page's server are created.
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
@@ -70,7 +73,7 @@ def mount_page(app: "FastAPI", service: "Service", folder: Path) -> None:
 
 @dataclass
 class QueryTab:
-    """The tab of one modality: the component that takes a value, and the button that searches."""
+    """The tab of one modality, with the input component and the search button."""
 
     tab: "gradio.Tab"
     value: "Component"
@@ -79,7 +82,11 @@ class QueryTab:
 
 @dataclass
 class ResultColumn:
-    """One version's results. state: the feedback event of each result; rows: the components of all rows, in order."""
+    """The results of one version.
+
+    state: the feedback event of each result, to which a judgment is added
+    rows: the components of all rows, in order
+    """
 
     box: "gradio.Column"
     heading: "gradio.HTML"
@@ -88,12 +95,12 @@ class ResultColumn:
 
     @property
     def outputs(self) -> "list[gradio.Column | gradio.Group | Component]":
-        """What a search updates."""
+        """Components that a search updates."""
         return [self.box, self.heading, self.state, *self.rows]
 
 
 class SearchPage:
-    """The components, and the functions that their events call."""
+    """The components of the page, and the functions that handle their events."""
 
     def __init__(self, service: "Service", folder: Path):
         self.service, self.folder, self.cards = service, folder, ResultCards(service)
@@ -103,7 +110,7 @@ class SearchPage:
         self.columns: list[ResultColumn] = []
 
     def blocks(self) -> "gradio.Blocks":
-        """The page."""
+        """Build the page."""
         import gradio as gr
 
         with gr.Blocks(title=f"mmtune: {self.name}", analytics_enabled=False, delete_cache=(600, UPLOAD_SECONDS)) as page:
@@ -137,7 +144,7 @@ class SearchPage:
         return page
 
     def _tab_names(self) -> list[str]:
-        """Modalities that are typed come first, items last."""
+        """Return the names of the tabs: modalities that are typed first, then other modalities, then items."""
         return [*sorted(modalities.names(), key=lambda m: not modalities.get(m).language), ITEM]
 
     def _column(self, side: str) -> ResultColumn:
@@ -159,7 +166,7 @@ class SearchPage:
         return ResultColumn(box, heading, state, rows)
 
     async def _load(self) -> Updates:
-        """Called when the page opens: the versions that there are, and the modalities that can be queried."""
+        """Called when the page is opened. Shows the existing versions, and the modalities that can be queried."""
         import gradio as gr
 
         def state() -> tuple[str, list[str], list[str]]:
@@ -168,7 +175,7 @@ class SearchPage:
                 count = len(self.service.collection.catalog)
                 others = [v["version"] for v in reversed(versions["versions"]) if not v["live"]]
                 since = str(versions["since"])[:16].replace("T", " ")
-                live = f"{versions['live']} is live since {since} UTC" if versions["live"] else "nothing is live yet"
+                live = f"{versions['live']} is live since {since} UTC" if versions["live"] else "no version is live yet"
                 return page_heading(self.name, f"{count} items; {live}"), others, self.service.queryable()
             except (MmtuneError, OSError) as e:
                 return error_line(str(e)), [], modalities.names()
@@ -180,7 +187,7 @@ class SearchPage:
 
     def _search_function(self, modality: str) -> Callable[..., Awaitable[Updates]]:
         async def search(value: object, k: object, condition: object, other: object) -> Updates:
-            """Search the live version and, if one is chosen, another at the same time."""
+            """Search the live version and, if another version is chosen, this version at the same time."""
             versions = [None] if other in (None, "", LIVE_ONLY) else [None, other]
             answers: list[SearchDocument | str] = []
             try:
@@ -209,23 +216,23 @@ class SearchPage:
             return await self.service.search(request)
 
     def _request_body(self, modality: str, value: object, fields: dict[str, object]) -> RequestBody:
-        """A component's payload as the body of a request. RequestError 403, 422."""
+        """Convert the payload of a component to a request body. Raises RequestError 403 or 422."""
         if modality == ITEM:
             return RequestBody({}, {**fields, ITEM: value if isinstance(value, str) else ""})
         if isinstance(value, list):
             value = value[0] if value else None
         if isinstance(value, dict):
             if not is_upload(value.get("path"), self.folder):
-                raise RequestError(403, "path", "only uploaded files are opened")
+                raise RequestError(403, "path", "only uploaded files can be opened")
             data = Path(value["path"]).read_bytes()
         elif isinstance(value, str) and modalities.get(modality).language and value.strip():
             data = value.encode("utf-8", "replace")
         else:
-            raise RequestError(422, "invalid", f"give a value of {modality} first")
+            raise RequestError(422, "invalid", f"give a value of {modality} to search for")
         return RequestBody({modality: data}, fields)
 
     def _show(self, answers: Sequence[SearchDocument | str]) -> Updates:
-        """Updates of all columns; a string is the message of a refused search."""
+        """Return the updates of all columns. Each answer is a search response, or the error message of a refused search."""
         import gradio as gr
 
         out: Updates = []
@@ -242,7 +249,7 @@ class SearchPage:
 
     def _judge_function(self, n: int, kind: str) -> Callable[..., Awaitable[object]]:
         async def judge(events: list[JsonObject]) -> object:
-            """Record the judgment of result `n`; the button then says that it was recorded."""
+            """Record the judgment of result `n`, and show on the button that it was recorded."""
             import gradio as gr
 
             try:
@@ -250,13 +257,13 @@ class SearchPage:
                 await self.service.run_blocking(self.service.feedback, event)
             except (RequestError, IndexError) as e:
                 return gr.update(value=str(e)[:80] or "search again", interactive=False)
-            return gr.update(value=f"noted: {JUDGMENTS[kind].lower()}", interactive=False)
+            return gr.update(value=f"recorded: {JUDGMENTS[kind].lower()}", interactive=False)
 
         return judge
 
 
 def feedback_events(answer: SearchDocument | str | None) -> list[JsonObject]:
-    """For each result of an answer the feedback event that a judgment of it would record, without its kind."""
+    """Return, for each result, the feedback event that a judgment would record, without the kind of judgment."""
     if not isinstance(answer, dict):
         return []
     return [

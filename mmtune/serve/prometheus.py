@@ -1,4 +1,4 @@
-"""The server's counters, in Prometheus' text format."""
+"""Metrics of the server in Prometheus' text format."""
 
 import time
 from typing import TYPE_CHECKING
@@ -7,11 +7,13 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Buckets of histograms of durations."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Buckets of the histogram of batch sizes."""
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own; `exposition` is the body of GET /metrics."""
+    """The metrics of one server, in a registry of their own. `exposition` returns the body of GET /metrics."""
 
     def __init__(self) -> None:
         import prometheus_client as p
@@ -19,12 +21,12 @@ class Metrics:
         self.registry = r = p.CollectorRegistry()
         self.requests = p.Counter("mmtune_requests", "HTTP requests", ["route", "status"], registry=r)
         self.seconds = p.Histogram("mmtune_request_seconds", "Duration of requests", ["route"], buckets=SECONDS, registry=r)
-        self.searches = p.Counter("mmtune_searches", "Searches answered", ["version", "by"], registry=r)
+        self.searches = p.Counter("mmtune_searches", "Successful searches", ["version", "by"], registry=r)
         self.empty = p.Counter("mmtune_searches_empty", "Searches without results", ["version"], registry=r)
         self.refused = p.Counter("mmtune_refused", "Requests refused", ["code"], registry=r)
         self.batch = p.Histogram("mmtune_batch_size", "Queries that shared a forward pass", buckets=SIZES, registry=r)
         self.batch_seconds = p.Histogram("mmtune_batch_seconds", "Duration of a forward pass", buckets=SECONDS, registry=r)
-        self.under_way = p.Gauge("mmtune_under_way", "Searches and writes under way", registry=r)
+        self.under_way = p.Gauge("mmtune_under_way", "Searches and writes in progress", registry=r)
         self.live = p.Gauge("mmtune_live", "1 for the live version", ["version", "fingerprint"], registry=r)
         self.items = p.Gauge("mmtune_items", "Items in the collection", registry=r)
         self.feedback = p.Counter("mmtune_feedback", "Clicks and judgments", ["kind"], registry=r)
@@ -35,20 +37,23 @@ class Metrics:
         self.batch_seconds.observe(seconds)
 
     def exposition(self) -> tuple[bytes, str]:
-        """(body, media type) of GET /metrics."""
+        """Return (body, media type) for GET /metrics."""
         import prometheus_client as p
 
         return p.generate_latest(self.registry), p.CONTENT_TYPE_LATEST
 
 
 class MetricsMiddleware:
-    """Counts and times every HTTP request by the route that answered it, never by its path, which a caller invents."""
+    """ASGI middleware that counts and times every HTTP request by its route.
+
+    It does not use the path as a label, because callers can invent any number of paths.
+    """
 
     def __init__(self, app: "ASGIApp", metrics: Metrics):
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """ASGI."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         begin, status = time.perf_counter(), 500
@@ -68,7 +73,7 @@ class MetricsMiddleware:
 
 
 def route_of(scope: "Scope") -> str:
-    """The route's pattern; "/page" for everything of the search page, "other" where no route matched."""
+    """Return the pattern of the route, "/page" for everything on the search page, or "other" if no route matched."""
     if scope["path"].startswith("/page"):
         return "/page"
     return getattr(scope.get("route"), "path", "other")

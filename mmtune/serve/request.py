@@ -1,8 +1,8 @@
-"""Reads and validates request bodies: JSON, or a form with files. A caller's string is a value, never a path or a URL.
+"""Read and validate request bodies, which are JSON or a form with files.
 
-Both carry the same fields. A value goes under its modality's name: a caption as it is, anything else as an uploaded file, or in
-JSON as {"base64": "..."}. In a form a file may also come as `file`; the ending of its name then tells the modality (and nothing
-else of the name is used).
+JSON and forms have the same fields. The name of a value's field is its modality. Text is sent as a string. Other values are
+uploaded as a file, or sent in JSON as {"base64": "..."}. In a form, a file may also be in the field `file`; its modality then
+follows from the extension of the file name. A string from a request is never used as a path or URL.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
-from mmtune.serve.error_responses import RequestError, invalid
+from mmtune.serve.error_responses import RequestError, invalid_error
 from mmtune.serve.schemas import RequestFields, SearchFields
 from mmtune.serve.settings import Limits
 
@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 
 FORM, JSON = "multipart/form-data", "application/json"
 MAX_FORM_FIELDS = 64
+"""Maximum number of fields of a form that are not files."""
 OLD_NAMES = {"per": "group_by"}
-"""Earlier names of fields, which are still accepted."""
+"""{old name of a field: its name now}. Old names are still accepted."""
 
 Fields = TypeVar("Fields", bound=RequestFields)
 
 
 @dataclass
 class RequestBody:
-    """values: modality -> bytes, not yet checked (see `decoded_bytes`); fields: everything else."""
+    """The contents of a request body.
+
+    values: {modality: bytes}; they are not yet checked (see `decoded_bytes`)
+    fields: all other fields
+    """
 
     values: dict[str, bytes] = field(default_factory=dict)
     fields: dict[str, object] = field(default_factory=dict)
@@ -43,7 +48,7 @@ class RequestBody:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A validated search: one value of one modality, or an item's id, and the other fields."""
+    """A validated search request. The query is either one value of one modality, or the item with the id `fields.item`."""
 
     fields: SearchFields
     modality: str | None = None
@@ -51,7 +56,11 @@ class SearchRequest:
 
 
 async def read_body(request: "Request", limits: Limits) -> RequestBody:
-    """The body of a request. RequestError 408 (too slow), 413, 415 (neither JSON nor a form), 422."""
+    """Read the body of a request.
+
+    Raises RequestError: 408 if it is too slow, 413 if it is too large, 415 if it is neither JSON nor a form, 422 if it is not
+    valid.
+    """
     kind = _media_type(request)
     try:
         async with asyncio.timeout(limits.body_seconds):
@@ -61,13 +70,19 @@ async def read_body(request: "Request", limits: Limits) -> RequestBody:
                 return _json_body(await request.body())
     except TimeoutError:
         raise _too_slow(limits) from None
-    raise RequestError(415, "unsupported", f"send {JSON} or {FORM}, not {kind[:80] or 'a body without a type'}")
+    raise RequestError(
+        415, "unsupported", f"unsupported media type: send {JSON} or {FORM}, not {kind[:80] or 'a body without one'}"
+    )
 
 
 async def read_json(request: "Request", limits: Limits) -> JsonObject:
-    """A body that is a JSON object. The media type is required because a browser sends it across sites only when allowed to."""
+    """Read a body that must be a JSON object.
+
+    The media type must be JSON. Browsers send this type to another site only if that site allows it, which protects
+    against forged requests.
+    """
     if _media_type(request) != JSON:
-        raise RequestError(415, "unsupported", f"send {JSON}")
+        raise RequestError(415, "unsupported", f"unsupported media type: send {JSON}")
     try:
         async with asyncio.timeout(limits.body_seconds):
             return _json_object(await request.body())
@@ -76,18 +91,18 @@ async def read_json(request: "Request", limits: Limits) -> JsonObject:
 
 
 def validated(model: type[Fields], fields: Mapping[str, object], limits: Limits, other_fields: Sequence[str] = ()) -> Fields:
-    """The fields as `model`; those that are None count as absent. RequestError 422 names the first that is wrong.
+    """Validate the fields as `model`. Fields that are None are ignored. Raises RequestError 422, naming the first wrong field.
 
-    other_fields: names that a message about an unknown field lists beside the model's.
+    other_fields: more names of valid fields, for the message about an unknown field
     """
     given: dict[str, object] = {}
     for name, value in fields.items():
         new = OLD_NAMES.get(name, name)
         name = new if new in model.model_fields else name
         if name in given:
-            raise invalid(f"{name}: comes twice")
+            raise invalid_error(f"{name}: this field is given twice")
         if name not in model.model_fields:
-            raise invalid(f"{name[:80]}: no such field; there are {', '.join([*other_fields, *model.model_fields])}")
+            raise invalid_error(f"{name[:80]}: unknown field; the fields are {', '.join([*other_fields, *model.model_fields])}")
         if value is not None:
             given[name] = value
     try:
@@ -96,26 +111,26 @@ def validated(model: type[Fields], fields: Mapping[str, object], limits: Limits,
         error = e.errors(include_url=False, include_input=False)[0]
         where, limit = ".".join(map(str, error["loc"][:1])), error.get("ctx", {}).get("limit")
         line = f"{where}: {error['msg']}" if where else error["msg"]
-        raise (invalid(line) if limit is None else invalid(line, limit=limit)) from None
+        raise (invalid_error(line) if limit is None else invalid_error(line, limit=limit)) from None
 
 
 def parse_search(body: RequestBody, limits: Limits) -> SearchRequest:
-    """The search that a body describes. RequestError 422 names the field."""
+    """Validate the search that a body describes. Raises RequestError 422, naming the field."""
     fields = validated(SearchFields, body.fields, limits, modalities.names())
     count = len(body.values) + (fields.item is not None)
     if count != 1:
-        raise invalid(f"a query is one of {', '.join([*modalities.names(), 'item'])}; got {count}")
+        raise invalid_error(f"give exactly one query, in one of {', '.join([*modalities.names(), 'item'])}; got {count}")
     modality, data = next(iter(body.values.items()), (None, b""))
     return SearchRequest(fields, modality, data)
 
 
 def decoded_bytes(name: str, data: bytes, limits: Limits) -> int:
-    """The bytes of memory that decoding a value takes. RequestError 422 where it is over the limits of its modality."""
+    """Return the bytes of memory that decoding a value takes. Raises RequestError 422 if it exceeds a limit of its modality."""
     modality = modalities.get(name)
     try:
         return modality.check_header(data, **{k: v for k, v in limits.values.items() if k in modality.options})
     except Rejected as e:
-        raise invalid(f"{name}: {e}", field=name) from None
+        raise invalid_error(f"{name}: {e}", field=name) from None
 
 
 def _media_type(request: "Request") -> str:
@@ -128,14 +143,14 @@ def _too_slow(limits: Limits) -> RequestError:
 
 def _json_object(data: bytes) -> JsonObject:
     def refuse_constant(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
+        raise ValueError(f"{name} is not allowed in JSON")
 
     try:
         document = json.loads(data, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as e:
-        raise invalid(f"the body is not JSON: {str(e)[:200]}") from None
+        raise invalid_error(f"the body is not JSON: {str(e)[:200]}") from None
     if not isinstance(document, dict):
-        raise invalid("the body is a JSON object, {...}")
+        raise invalid_error("the body must be a JSON object, {...}")
     return document
 
 
@@ -150,17 +165,17 @@ def _json_body(data: bytes) -> RequestBody:
 
 
 def _value(name: str, value: object) -> bytes:
-    """The bytes of a value in JSON, or of a form's plain field."""
+    """Convert a value from JSON, or from a form field that is not a file, to bytes."""
     if isinstance(value, str) and modalities.get(name).language:
         return value.encode("utf-8", "replace")
     if isinstance(value, dict) and set(value) == {"base64"} and isinstance(value["base64"], str):
         try:
             return base64.b64decode(value["base64"], validate=True)
         except (binascii.Error, ValueError):
-            raise invalid(f"{name}: not base64") from None
+            raise invalid_error(f"{name}: this is not valid base64") from None
     if modalities.get(name).language:
-        raise invalid(f"{name}: a string")
-    raise invalid(f'{name}: upload a file ({FORM}), or give {{"base64": "..."}}; no path and no URL is ever opened')
+        raise invalid_error(f"{name}: must be a string")
+    raise invalid_error(f'{name}: upload a file ({FORM}), or send {{"base64": "..."}}; the server does not open paths or URLs')
 
 
 async def _form(request: "Request", limits: Limits) -> RequestBody:
@@ -171,7 +186,7 @@ async def _form(request: "Request", limits: Limits) -> RequestBody:
     async with request.form(**options) as form:
         for name, value in form.multi_items():
             if name in body.fields or name in body.values:
-                raise invalid(f"{name}: comes twice")
+                raise invalid_error(f"{name}: this field is given twice")
             if not isinstance(value, UploadFile):
                 if name in modalities.names():
                     body.values[name] = _value(name, value)
@@ -180,18 +195,18 @@ async def _form(request: "Request", limits: Limits) -> RequestBody:
                 continue
             name = name if name in modalities.names() else _modality_of_file(name, value.filename or "")
             if name in body.values:
-                raise invalid(f"{name}: comes twice")
+                raise invalid_error(f"{name}: this field is given twice")
             body.values[name] = await value.read()
     return body
 
 
 def _modality_of_file(field: str, filename: str) -> str:
-    """The modality that the ending of a file's name tells."""
+    """Return the modality that belongs to the extension of a file name."""
     ending = filename.rpartition(".")[2].lower() if "." in filename else ""
     if field != "file":
-        raise invalid(f"{field}: no field for a file; there are {', '.join([*modalities.names(), 'file'])}")
+        raise invalid_error(f"{field}: no field for a file; such fields are {', '.join([*modalities.names(), 'file'])}")
     known = modalities.by_extension()
     if ending not in known:
-        fix = f"name the field {' or '.join(modalities.names())}, or end the file's name in one of {', '.join(known)}"
-        raise invalid(f"file: its name ends in {ending[:20]!r}; {fix}")
+        fix = f"name the field {' or '.join(modalities.names())}, or use one of these extensions: {', '.join(known)}"
+        raise invalid_error(f"file: unknown file name extension {ending[:20]!r}; {fix}")
     return known[ending]

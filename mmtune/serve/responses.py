@@ -1,4 +1,4 @@
-"""From results and errors of the library to documents and errors of the REST API."""
+"""Convert results and exceptions of the library to JSON bodies and HTTP errors of the REST API."""
 
 import contextlib
 import logging
@@ -16,38 +16,40 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mmtune.serve")
 CODES = {404: "not_found", 409: "conflict", 422: "invalid", 503: "not_open"}
+"""{HTTP status: code of the error}."""
 
 
 @contextlib.contextmanager
-def errors_as(status: int) -> Iterator[None]:
-    """Turns the library's errors within the block into RequestErrors, as `request_error` does."""
+def translate_errors(default_status: int) -> Iterator[None]:
+    """Context manager that converts the library's errors to RequestErrors, with `request_error`."""
     try:
         yield
     except MmtuneError as e:
-        raise request_error(e, status) from None
+        raise request_error(e, default_status) from None
     except RecursionError:
-        raise RequestError(status, CODES[status], "nested too deeply") from None
+        raise RequestError(default_status, CODES[default_status], "a filter or a JSON value is nested too deeply") from None
 
 
-def request_error(error: MmtuneError, status: int) -> RequestError:
-    """The RequestError of an error that the caller caused: `status`, and the error's line without this machine's paths.
+def request_error(error: MmtuneError, default_status: int) -> RequestError:
+    """Convert an error of the library to a RequestError. Its message is the error's, without a leading file path.
 
-    Errors that the caller did not cause become 501 (a missing extra) or 503 (a version that cannot answer).
+    The status is 501 for a missing extra, 503 for an index version that could not be loaded, and `default_status` for all
+    other errors, which the caller has caused.
     """
     if isinstance(error, MissingExtra):
         return RequestError(501, "missing_extra", str(error))
     if isinstance(error, ModelError):
         log.error("%s", error)
-        return RequestError(503, "not_open", "the version cannot answer; the server's log says why")
-    return RequestError(status, CODES[status], without_paths(error))
+        return RequestError(503, "not_open", "the index version could not be loaded; see the server log")
+    return RequestError(default_status, CODES[default_status], strip_leading_path(error))
 
 
 def search_document(response: "SearchResponse", items: "Mapping[str, Item]") -> SearchDocument:
-    """A search's results as JSON; every result names the addresses of its item's values."""
+    """Convert a search result to the response body. Every result contains the URLs of its item's values."""
     results: list[ResultDocument] = []
     for result in response.results:
         item = items.get(result.id)
-        values = {m: value_address(item.id, m) for m in item.contents} if item else {}
+        values = {m: content_url(item.id, m) for m in item.contents} if item else {}
         results.append({**result, "values": values})  # type: ignore[typeddict-item]
     return {
         "version": response.version,
@@ -58,23 +60,23 @@ def search_document(response: "SearchResponse", items: "Mapping[str, Item]") -> 
     }
 
 
-def without_paths(error: Exception) -> str:
-    """An error's line without the path of this machine that it may begin with."""
+def strip_leading_path(error: Exception) -> str:
+    """Return the error's message without the file path that may precede it, because paths of the server are not public."""
     line = str(error)
     head, colon, rest = line.partition(": ")
     return rest if colon and head.startswith("/") else line
 
 
-def value_address(id: str, modality: str) -> str:
-    """The address of an item's value on this server."""
+def content_url(id: str, modality: str) -> str:
+    """URL of an item's value on this server."""
     return f"/items/{quote(id, safe='')}/value/{modality}"
 
 
-def no_item(id: str) -> RequestError:
-    """404: the collection has no such item."""
-    return RequestError(404, "no_item", f"no item {id[:200]!r}")
+def item_not_found_error(id: str) -> RequestError:
+    """Create the 404 error for an item that the collection does not contain."""
+    return RequestError(404, "no_item", f"there is no item {id[:200]!r}")
 
 
-def not_live() -> RequestError:
-    """503: no version has been promoted yet."""
-    return RequestError(503, "not_live", "no version is live yet; `mmtune index promote` makes one")
+def no_live_version_error() -> RequestError:
+    """Create the 503 error for a collection without a live version."""
+    return RequestError(503, "not_live", "no version is live yet; promote one with `mmtune index promote`")

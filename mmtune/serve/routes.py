@@ -1,4 +1,4 @@
-"""The REST routes."""
+"""The routes of the REST API."""
 
 import inspect
 from collections.abc import Callable, Coroutine
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, Request, Response
 
 UNKNOWN = "application/octet-stream"
+"""Media type of values whose type is unknown. Browsers download them."""
 VALUE_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
-"""A value is a caller's file: a browser must neither guess its type nor run anything in it."""
+"""Values are files from users. With these headers a browser neither guesses their type nor runs scripts in them."""
 
 
 def router(service: Service) -> "APIRouter":
-    """The routes of one service. They read bodies themselves, so that one over a limit is refused while it arrives."""
+    """Create the routes of one service. They read bodies themselves, to refuse a body over a limit while it arrives."""
     from fastapi import APIRouter, Request
     from fastapi.responses import JSONResponse, Response
     from fastapi.routing import APIRoute
 
     class DirectRoute(APIRoute):
-        """Calls an endpoint that takes the request and nothing else without FastAPI's dependency resolution."""
+        """Calls an endpoint whose only parameter is `request` directly, without FastAPI's dependency resolution."""
 
         def get_route_handler(self) -> "Callable[[Request], Coroutine[object, object, Response]]":
             direct = list(inspect.signature(self.endpoint).parameters) == ["request"]
@@ -46,14 +47,14 @@ def router(service: Service) -> "APIRouter":
         "/search",
         openapi_extra=search_body(),
         response_model=SearchDocument,
-        summary="The k items that are most similar to a value or an item",
+        summary="Find the k items that are most similar to a value or an item",
     )
     async def search(request: Request) -> JSONResponse:
         with service.slot():
             wanted = parse_search(await read_body(request, limits), limits)
             return JSONResponse(await service.search(wanted))
 
-    @routes.get("/items/{id:path}/value/{modality}", response_class=Response, summary="An item's own value, as it was packed")
+    @routes.get("/items/{id:path}/value/{modality}", response_class=Response, summary="Get an item's value as it was stored")
     async def value(id: str, modality: str) -> Response:
         data, mime = await service.run_blocking(service.value, id, modality)
         unknown = {"Content-Disposition": "attachment"} if mime == UNKNOWN else {}
@@ -62,7 +63,7 @@ def router(service: Service) -> "APIRouter":
     @routes.get(
         "/items/{id:path}",
         response_model=ItemDocument,
-        summary="An item's group, metadata, and the addresses of its values",
+        summary="Get an item's group, metadata, and the URLs of its values",
     )
     async def item(id: str) -> JSONResponse:
         return JSONResponse(await service.run_blocking(service.item, id))
@@ -87,7 +88,7 @@ def router(service: Service) -> "APIRouter":
         "/feedback",
         openapi_extra=feedback_body(),
         status_code=201,
-        summary="A click on a result, or a judgment: a match, or not a match",
+        summary="Record a click on a result, or a judgment of a result",
     )
     async def feedback(request: Request) -> JSONResponse:
         with service.slot():
@@ -99,29 +100,29 @@ def router(service: Service) -> "APIRouter":
 
 
 def _add_state_routes(routes: "APIRouter", service: Service) -> None:
-    """The routes about the server and the versions, which return no items."""
+    """Add the routes about the server and the versions."""
     from fastapi.responses import JSONResponse, RedirectResponse, Response
 
     limits = service.settings.limits
 
-    @routes.get("/health", summary="The process runs")
+    @routes.get("/health", summary="Check that the server is running")
     async def health() -> HealthDocument:
         return {"status": "ok"}
 
-    @routes.get("/ready", response_model=ReadyDocument, summary="A search is answered without loading a model first")
+    @routes.get("/ready", response_model=ReadyDocument, summary="Check that the live version is loaded")
     async def ready() -> JSONResponse:
         return JSONResponse(await service.run_blocking(service.ready))
 
-    @routes.get("/versions", response_model=VersionsDocument, summary="The live version, since when, and the staged one")
+    @routes.get("/versions", response_model=VersionsDocument, summary="List the versions, and which are live and staged")
     async def versions() -> JSONResponse:
         return JSONResponse(await service.run_blocking(service.versions))
 
-    @routes.get("/shadow", summary="What repeated searches and interleaved answers tell about a staged version")
+    @routes.get("/shadow", summary="Compare the staged version with the live one, from shadow traffic and interleaving")
     async def shadow(version: str | None = None) -> JSONResponse:
-        with service.slot():  # it reads the whole log
+        with service.slot():  # counted as a search, because it reads the whole log
             return JSONResponse(await service.run_blocking(service.shadow, version))
 
-    @routes.get("/limits", summary="What one request may contain")
+    @routes.get("/limits", summary="Get the limits on one request")
     async def request_limits() -> LimitsDocument:
         return {
             "max_bytes": limits.max_bytes,
@@ -131,7 +132,7 @@ def _add_state_routes(routes: "APIRouter", service: Service) -> None:
             "values": {m: {k: limits.values[k] for k in modalities.get(m).request_limits} for m in modalities.names()},
         }
 
-    @routes.get("/metrics", response_class=Response, summary="Counters for Prometheus")
+    @routes.get("/metrics", response_class=Response, summary="Get metrics for Prometheus")
     async def metrics() -> Response:
         def document() -> tuple[bytes, str]:
             counts = service.metrics

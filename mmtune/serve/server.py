@@ -1,4 +1,4 @@
-"""The server process: binds its address, prints it, serves, and stops gracefully."""
+"""The server process: bind an address, print its URL, serve requests, and stop gracefully."""
 
 import logging
 import signal
@@ -15,19 +15,21 @@ from mmtune.serve.settings import Settings
 
 @dataclass(frozen=True)
 class ServerResult:
-    """The address that was served, and the number of requests."""
+    """The URL that was served, and the number of requests."""
 
     url: str
     requests: int
 
     def to_dict(self) -> JsonObject:
-        """As JSON."""
+        """Return the fields as plain data."""
         return asdict(self)
 
 
 def run_server(path: str | Path, settings: Settings, quiet: bool = False) -> ServerResult:
-    """Serve the collection at `path` until SIGINT or SIGTERM. Requests under way are answered first, for `settings.grace`
-    seconds; a second signal ends the process at once. DataError when the address is taken.
+    """Serve the collection at `path` until SIGINT or SIGTERM. Raises DataError if the address cannot be used.
+
+    After the signal, requests in progress are completed, for at most `settings.grace` seconds. A second signal ends the
+    process at once.
     """
     app = create_app(path, settings)  # reports a missing extra before uvicorn is imported
     import uvicorn
@@ -50,11 +52,11 @@ def run_server(path: str | Path, settings: Settings, quiet: bool = False) -> Ser
         timeout_keep_alive=15,
     )
     server = uvicorn.Server(config)
-    # uvicorn raises the signal again after it has stopped; the process should then go on to its normal end
+    # After stopping, uvicorn raises the signal again. These handlers ignore it, so that the process ends normally.
     handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         if not quiet:
-            print(f"{url}  (Ctrl-C stops)", file=sys.stderr, flush=True)
+            print(f"{url}  (Ctrl-C to stop)", file=sys.stderr, flush=True)
         server.run([listening])
     finally:
         for s, handler in handlers.items():
@@ -66,14 +68,15 @@ def run_server(path: str | Path, settings: Settings, quiet: bool = False) -> Ser
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family, _, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # with its protocol: asyncio turns Nagle's algorithm, which costs 40 ms a request, off only for sockets that name TCP
+        # The protocol is named because asyncio disables Nagle's algorithm, which costs 40 ms per request, only for sockets
+        # that name TCP.
         bound = socket.socket(family, socket.SOCK_STREAM, proto)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         return bound
     except (OSError, OverflowError) as e:
         raise DataError(
-            f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; give another (--port 0: any)"
+            f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another (--port 0 chooses a free port)"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What the REST routes and the search page share: search, read and change items, record feedback, report the versions."""
+"""Operations shared by the REST routes and the search page: search, change items, record feedback, and report versions."""
 
 import asyncio
 import contextlib
@@ -15,18 +15,18 @@ from mmtune.index.query.query import Query
 from mmtune.index.query_content import decode_query
 from mmtune.index.stores.store_rows import check_id, plain_metadata
 from mmtune.serve.batcher import Batcher
-from mmtune.serve.error_responses import RequestError, invalid, too_many
+from mmtune.serve.error_responses import RequestError, invalid_error, too_many_requests_error
 from mmtune.serve.memory_limit import MemoryLimit
 from mmtune.serve.prometheus import Metrics
 from mmtune.serve.request import RequestBody, SearchRequest, decoded_bytes, validated
 from mmtune.serve.responses import (
-    errors_as,
-    no_item,
-    not_live,
+    content_url,
+    item_not_found_error,
+    no_live_version_error,
     request_error,
     search_document,
-    value_address,
-    without_paths,
+    strip_leading_path,
+    translate_errors,
 )
 from mmtune.serve.schemas import (
     DeleteDocument,
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 log = logging.getLogger("mmtune.serve")
-SMALL_BYTES = 2**23  # a value that takes at most this much memory decoded does not wait for the memory limit
+SMALL_BYTES = 2**23  # values that take at most this much memory when decoded need not reserve memory
 
 
 class Service:
-    """One collection with its limits and counters. Methods without `async` block; `run_blocking` runs them in threads."""
+    """One collection with its limits and metrics. Methods that are not async block; `run_blocking` runs them in threads."""
 
     def __init__(self, collection: ServedCollection, settings: Settings, metrics: Metrics):
         self.collection, self.settings, self.metrics = collection, settings, metrics
@@ -70,10 +70,13 @@ class Service:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """One of the `max_concurrent` requests that may be under way. RequestError 429 when all are. On the event loop only."""
+        """Context manager that counts a request as in progress. Raises RequestError 429 if `max_concurrent` others already are.
+
+        It must be used on the event loop.
+        """
         limit = self.settings.limits.max_concurrent
         if self._under_way >= limit:
-            raise too_many(limit)
+            raise too_many_requests_error(limit)
         self._under_way += 1
         self.metrics.under_way.set(self._under_way)
         try:
@@ -83,7 +86,7 @@ class Service:
             self.metrics.under_way.set(self._under_way)
 
     async def run_blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking function in a thread; there are a few more threads than slots."""
+        """Run a blocking function in a thread. There are 8 more threads than concurrent requests, for requests without a slot."""
         import anyio
         import anyio.to_thread
 
@@ -94,10 +97,10 @@ class Service:
     # --- search --------------------------------------------------------------------------------------------------
 
     async def search(self, request: SearchRequest) -> SearchDocument:
-        """Answer a search.
+        """Run a search.
 
-        RequestError: 404 for an unknown version or item, 422 for a value, filter or name that cannot be used, 503 while nothing
-        is live or the version cannot be opened.
+        Raises RequestError: 404 for an unknown version or item, 422 for a value, filter or name that is not valid, and 503 if
+        no version is live or the version could not be loaded.
         """
         if request.modality is None or modalities.get(request.modality).language:
             return await self._answer(request, self._size_and_query(request)[1] or self._query(request))
@@ -115,10 +118,13 @@ class Service:
         return await self._search(await self.run_blocking(self.version, request.fields.version), query)
 
     async def _interleaved(self, other: str, query: Query) -> SearchDocument:
-        """One list drafted from the live and another version; its "query" is the id of this impression, for feedback."""
+        """Search the live version and another one, and interleave their results in one list.
+
+        The "query" of the response identifies this impression in feedback.
+        """
 
         def versions_of() -> dict[str, str]:
-            with errors_as(422):
+            with translate_errors(422):
                 return self.collection.interleaving.teams(self.version(other) or "live")
 
         versions = await self.run_blocking(versions_of)
@@ -138,14 +144,14 @@ class Service:
         }
 
     def _size_and_query(self, request: SearchRequest) -> tuple[int, Query | None]:
-        """(bytes that decoding the value takes, the query where that is little enough to be decoded at once)."""
+        """Return (bytes that decoding the value takes, query). The query is None if the value is too large to decode at once."""
         size = decoded_bytes(request.modality, request.data, self.settings.limits) if request.modality else 0
         return size, self._query(request) if size <= SMALL_BYTES else None
 
     def _query(self, request: SearchRequest) -> Query:
-        """The request as the index takes it, its value decoded. RequestError 422."""
+        """Convert the request to a Query of the index, with its value decoded. Raises RequestError 422."""
         fields, name = request.fields, request.modality or ""
-        with errors_as(422):
+        with translate_errors(422):
             return Query(
                 name,
                 decode_query(name, request.data) if name else None,
@@ -158,8 +164,11 @@ class Service:
             )
 
     async def _search(self, version: str | None, query: Query) -> SearchDocument:
-        """Search in a shared batch; in a thread of its own where the query needs more than the nearest neighbours, or where
-        the version has to be opened first."""
+        """Search in a batch with other queries.
+
+        The query runs alone, in its own thread, if it needs more than the nearest neighbours, or if the version has to be
+        loaded first.
+        """
         document = None if not query.nearest_only else await self.batcher.submit(version, query)
         if document is not None:
             return document
@@ -169,15 +178,18 @@ class Service:
         return found
 
     def _run_batch(self, version: str | None, queries: list[Query]) -> Sequence[SearchDocument | RequestError] | Sequence[None]:
-        """As `_search_many`; None for each while the version is not open, so that other batches need not wait for it."""
-        with errors_as(503):
+        """Same as `_search_many`, but return None for each query if the version is not loaded.
+
+        Loading it here would delay other batches.
+        """
+        with translate_errors(503):
             name = version or self.collection.live
         if name is None or name in self.collection.open_versions:
             return self._search_many(version, queries)
         return [None] * len(queries)
 
     def _search_many(self, version: str | None, queries: Sequence[Query]) -> list[SearchDocument | RequestError]:
-        """The answer of each query, or its error."""
+        """Return, for each query, the response or its error."""
         opened = self.opened(version)
         known = self.items([q.item for q in queries if q.item is not None])
         errors = {n: e for n, q in enumerate(queries) if (e := self._unanswerable(opened, q, known)) is not None}
@@ -201,50 +213,56 @@ class Service:
 
     def _unanswerable(self, opened: "OpenVersion", query: Query, known: "Mapping[str, Item]") -> RequestError | None:
         if query.item is not None:
-            return None if query.item in known else no_item(query.item)
+            return None if query.item in known else item_not_found_error(query.item)
         if query.modality not in opened.model.towers:
             able = ", ".join([*opened.model.towers, "item"])
-            return invalid(f"version {opened.version} takes no query of {query.modality}; it takes {able}")
+            return invalid_error(f"version {opened.version} has no queries by {query.modality}; it has queries by {able}")
         return None
 
     def version(self, wanted: str | None) -> str | None:
-        """None for the live version, else a version's name. RequestError 404."""
+        """Return the name of a version, or None for the live version. Raises RequestError 404 for an unknown version."""
         try:
             version = self.collection.resolve(wanted)
             if version is not None:
                 self.collection.layout.record(version)
         except (ModelError, DataError) as e:
-            raise RequestError(404, "no_version", without_paths(e)) from None
+            raise RequestError(404, "no_version", strip_leading_path(e)) from None
         return version
 
     def opened(self, version: str | None) -> "OpenVersion":
-        """The version with its model and vectors. RequestError 503; the reason, which may name files, goes to the log."""
+        """Return the version with its model and vectors, loading them if necessary.
+
+        Raises RequestError 503 if it could not be loaded. The reason can contain file names, so it is only logged.
+        """
         try:
             return self.collection.open(version)
         except (MmtuneError, OSError) as e:
             if version is None and self.collection.live is None:
-                raise not_live() from None
-            log.error("version %s cannot be opened: %s", version or self.collection.live, e)
-            line = f"version {version or 'live'} cannot be opened; see the server's log, or `mmtune index status`"
+                raise no_live_version_error() from None
+            log.error("version %s cannot be loaded: %s", version or self.collection.live, e)
+            line = f"version {version or 'live'} could not be loaded; see the server log or `mmtune index status`"
             raise RequestError(503, "not_open", line) from None
 
     # --- items ---------------------------------------------------------------------------------------------------
 
     def items(self, ids: Sequence[str]) -> "dict[str, Item]":
-        """The items that exist, by id."""
+        """Return the items that exist, as {id: item}."""
         return self.collection.catalog.items(ids)
 
     def item(self, id: str) -> ItemDocument:
-        """An item's group, metadata and the addresses of its values. RequestError 404."""
+        """Return an item's group, metadata and the URLs of its values. Raises RequestError 404."""
         item = self.items([id]).get(id)
         if item is None:
-            raise no_item(id)
-        return {"id": id, "group": item.group, "meta": item.meta, "values": {m: value_address(id, m) for m in item.contents}}
+            raise item_not_found_error(id)
+        return {"id": id, "group": item.group, "meta": item.meta, "values": {m: content_url(id, m) for m in item.contents}}
 
     def value(self, id: str, modality: str) -> tuple[bytes, str]:
-        """(bytes, media type) of an item's own value. RequestError 404; 410 where its shards are gone or changed."""
+        """Return (bytes, media type) of an item's value.
+
+        Raises RequestError 404 if there is no such value, and 410 if the shards that held it are gone or changed.
+        """
         if modality not in modalities.names():
-            raise RequestError(404, "no_value", f"no modality {modality[:80]!r}")
+            raise RequestError(404, "no_value", f"there is no modality {modality[:80]!r}")
         try:
             data = self.collection.value(id, modality)
         except (DataError, OSError, KeyError) as e:
@@ -255,12 +273,12 @@ class Service:
         return data, modalities.get(modality).media_type(data)
 
     def put(self, id: str, body: RequestBody) -> PutDocument:
-        """Insert or replace an item in every version. RequestError 409, 422."""
+        """Insert or replace an item in every version. Raises RequestError 422 for invalid input, and 409 for a conflict."""
         limits = self.settings.limits
         fields = validated(ItemFields, body.fields, limits, modalities.names())
         if not body.values:
-            raise invalid(f"an item needs a value: one of {', '.join(modalities.names())}")
-        with errors_as(422):
+            raise invalid_error(f"an item needs a value: one of {', '.join(modalities.names())}")
+        with translate_errors(422):
             check_id(id, "items")
             meta = plain_metadata(fields.meta, "meta")
             for name, data in body.values.items():
@@ -268,43 +286,43 @@ class Service:
                 try:
                     modalities.get(name).check(data)
                 except Rejected as e:
-                    raise invalid(f"{name}: {e}", field=name) from None
-        with errors_as(409):
+                    raise invalid_error(f"{name}: {e}", field=name) from None
+        with translate_errors(409):
             done = self.collection.upsert([Row(id, fields.group, body.values, meta)])
         if done.rejected:
-            raise invalid(done.rejected[0].reason)
+            raise invalid_error(done.rejected[0].reason)
         return {"id": id, "created": bool(done.new), "changed": bool(done.changed), "behind": self._behind(done.behind)}
 
     def delete(self, id: str) -> DeleteDocument:
-        """Remove an item from every version. RequestError 404, 409."""
+        """Remove an item from every version. Raises RequestError 404 or 409."""
         if not self.items([id]):
-            raise no_item(id)
-        with errors_as(409):
+            raise item_not_found_error(id)
+        with translate_errors(409):
             done = self.collection.delete([id])
         return {"id": id, "deleted": bool(done.deleted), "behind": self._behind(done.behind)}
 
     def _behind(self, reasons: Mapping[str, str]) -> list[str]:
-        """The versions that could not take a change; the reasons go to the log."""
+        """Return the versions in which a change could not be made, and log the reasons."""
         for version, reason in reasons.items():
-            log.error("version %s is behind: %s", version, reason)
+            log.error("version %s could not be changed: %s", version, reason)
         return list(reasons)
 
     # --- feedback ------------------------------------------------------------------------------------------------
 
     def feedback(self, event: Mapping[str, object]) -> JsonObject:
-        """Record a click or a judgment (see `FeedbackFields`); returns the recorded line. RequestError 404, 422."""
+        """Record a click or a judgment (see `FeedbackFields`), and return the recorded line. Raises RequestError 404 or 422."""
         fields = validated(FeedbackFields, event, self.settings.limits)
         if not self.items([fields.item]):
-            raise no_item(fields.item)
-        with errors_as(422):
+            raise item_not_found_error(fields.item)
+        with translate_errors(422):
             line = self.collection.feedback(fields.model_dump(exclude_none=True))
         self.metrics.feedback.labels(line["kind"]).inc()
         return line
 
-    # --- state ---------------------------------------------------------------------------------------------------
+    # --- versions ------------------------------------------------------------------------------------------------
 
     def versions(self) -> VersionsDocument:
-        """The live version, since when, the staged one, and all that exist."""
+        """Return the live version and since when it is live, the staged version, and all versions."""
         pointer = self.collection.layout.live()
         names = ("version", "fingerprint", "dim", "modalities", "items", "created", "behind", "live")
         versions = [
@@ -322,23 +340,26 @@ class Service:
         }
 
     def shadow(self, version: str | None) -> JsonObject:
-        """What repeated searches and interleaved answers tell about a staged version. RequestError 404."""
+        """Report how a staged version compares with the live one, from shadow traffic and interleaved searches.
+
+        Raises RequestError 404 for an unknown version.
+        """
         name = self.version(version)
         return {**self.collection.shadow_report(name).to_dict(), "preference": self.collection.preference(name).to_dict()}
 
     def ready(self) -> ReadyDocument:
-        """The live version, when it is open: a search need not wait for a model. RequestError 503."""
+        """Return the live version if it is loaded, so that searches need not wait. Otherwise raises RequestError 503."""
         live = self.collection.live
         if live is None:
-            error = not_live()
+            error = no_live_version_error()
             raise RequestError(error.status, error.code, error.message, ready=False)
         if live not in self.collection.open_versions:
-            line = f"version {live} is being opened, or cannot be opened: see the server's log"
+            line = f"version {live} is being loaded, or could not be loaded; see the server log"
             raise RequestError(503, "not_open", line, ready=False)
         return {"ready": True, "version": live}
 
     def queryable(self) -> list[str]:
-        """The modalities that the live version (else the staged one) takes queries of; all, while there is no version."""
+        """Modalities in which the live version, or else the staged one, accepts queries; all modalities if there is no version."""
         try:
             return list(self.collection.open(None if self.collection.live else self.collection.staged()).model.towers)
         except MmtuneError:

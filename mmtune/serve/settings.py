@@ -1,4 +1,4 @@
-"""Settings of a server and the limits on a request, with cautious defaults."""
+"""Settings of the server, and limits on requests."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -10,7 +10,10 @@ Number = int | float
 
 
 def value_limits() -> dict[str, Number]:
-    """The limits of all modalities on values that arrive over the network, by option name; the widest where several have it."""
+    """Return {option: limit} for values in requests, from all modalities.
+
+    If several modalities have an option of the same name, the largest limit is used.
+    """
     limits: dict[str, Number] = {}
     for name in modalities.names():
         for option, default in modalities.get(name).request_limits.items():
@@ -20,31 +23,37 @@ def value_limits() -> dict[str, Number]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may contain. Over a limit: 413 (bytes), 422 (k, filter, value), 429 (concurrency), 408 (time)."""
+    """Limits on one request.
+
+    A request over a limit gets status 413 (bytes), 422 (k, filter, value), 429 (concurrency) or 408 (time).
+    """
 
     max_bytes: int = 20_000_000
-    """Bytes of a request's body."""
+    """Maximum bytes of a request body."""
     max_k: int = 100
-    """Results of a search."""
+    """Maximum number of results of a search."""
     max_filter: int = 1000
-    """Characters of a filter."""
+    """Maximum number of characters of a filter."""
     max_concurrent: int = 64
-    """Searches and writes that are under way at once."""
+    """Maximum number of searches and writes in progress at once."""
     max_decoded: int = 2**31
-    """Bytes of memory that all values being decoded may take together; a request over it waits."""
+    """Maximum bytes of memory for all values that are being decoded. Requests wait until there is enough."""
     body_seconds: float = 30.0
-    """Seconds in which the whole body has to arrive."""
+    """Seconds within which the whole body must arrive."""
     values: dict[str, Number] = field(default_factory=value_limits)
-    """Limits of a value, by the names of the modalities' options."""
+    """Limits on values, by the names of the modalities' options."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server listens and answers. DataError for an address that other machines reach without a token.
+    """Settings of the server. Raises DataError if other machines can reach the address and there is no token.
 
-    token: see `mmtune.serve.auth`; window: seconds that a search may wait for others to share its forward pass; batch: queries
-    a forward pass; page: whether there is a search page; watch: seconds between looks at which version is live; grace: seconds
-    that a stopping server waits for requests under way.
+    token: see `mmtune.serve.auth`
+    window: seconds that a search may wait for other searches to share its forward pass
+    batch: maximum number of queries in a forward pass
+    page: whether to serve the search page
+    watch: seconds between checks for a new live or staged version
+    grace: seconds that a stopping server waits for requests in progress
     """
 
     host: str = "127.0.0.1"
@@ -59,21 +68,21 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.token is not None and (not self.token.strip() or not self.token.isascii() or not self.token.isprintable()):
-            raise DataError("--token: give printable ASCII characters, or no token")
+            raise DataError("--token: must consist of printable ASCII characters, and not be blank")
         if not self.loopback and self.token is None:
             raise DataError(
-                f"--host {self.host} is reached from other machines: give --token (or MMTUNE_TOKEN), which every request must "
-                "then carry; without one, stay on 127.0.0.1"
+                f"--host {self.host} can be reached from other machines, so a token is needed: give --token (or set "
+                "MMTUNE_TOKEN), which every request must then contain, or use 127.0.0.1"
             )
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """Whether the server can only be reached from its own machine."""
         return is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine itself."""
+    """Whether a host name or address is a loopback address."""
     if host == "localhost":
         return True
     try:

@@ -1,8 +1,8 @@
-"""Guards the search page's own server: no path or URL that a caller names is ever opened.
+"""Protect the search page: gradio must never open a path or URL that a request names.
 
-gradio fetches URLs (`/file=http...`, `/proxy=...`, a payload whose path is a URL), and does not check for a mounted page that a
-payload's path was uploaded. So routes are an allow list; a path must lie, links followed, in this server's folder of uploads;
-URLs in payloads are removed.
+gradio fetches URLs (`/file=http...`, `/proxy=...`, or a payload whose path is a URL). For a mounted page, it does not check that a
+path in a payload was uploaded. So only known routes are allowed. A path must be inside this server's upload directory after
+resolving links. URLs in payloads are removed.
 """
 
 import json
@@ -33,7 +33,7 @@ API_ROUTES = (
     "/user",
     "/user/",
 )
-ROUTES = {
+ROUTES = {  # gradio's routes that the page needs
     "",
     "/",
     "/config",
@@ -49,7 +49,7 @@ JOIN, FILE = f"{API}/queue/join", f"{API}/file="
 
 
 def is_upload(path: object, folder: Path) -> bool:
-    """Whether `path` is a file inside `folder`, all links followed. False for whatever is no such path."""
+    """Whether `path` is an existing file inside `folder`, after resolving links."""
     if not isinstance(path, str) or not path or "\0" in path or "://" in path:
         return False
     try:
@@ -60,24 +60,29 @@ def is_upload(path: object, folder: Path) -> bool:
 
 
 def without_urls(value: object, folder: Path) -> object:
-    """A JSON payload whose URLs are removed. RequestError 403 where it names a path that is no upload."""
+    """Return a JSON payload without its URLs. Raises RequestError 403 if it names a path that is not an upload."""
     if isinstance(value, list):
         return [without_urls(v, folder) for v in value]
     if not isinstance(value, dict):
         return value
     if value.get("path") is not None and not is_upload(value["path"], folder):
-        raise RequestError(403, "path", "only uploaded files are opened")
+        raise RequestError(403, "path", "only uploaded files can be opened")
     return {k: None if k == "url" else without_urls(v, folder) for k, v in value.items()}
 
 
 class UploadGuard:
-    """ASGI application around the mounted page. `prefix`: where it is mounted; `limit`: bytes of a payload."""
+    """ASGI middleware around the mounted search page.
+
+    prefix: path at which the page is mounted
+    folder: upload directory of this server
+    limit: maximum bytes of a payload
+    """
 
     def __init__(self, app: "ASGIApp", prefix: str, folder: Path, limit: int):
         self.app, self.prefix, self.folder, self.limit = app, prefix, folder, limit
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """ASGI."""
+        """Handle one ASGI connection."""
         from starlette.responses import JSONResponse
 
         if scope["type"] != "http":
@@ -89,27 +94,27 @@ class UploadGuard:
             elif path.startswith(FILE):
                 for name in {path.removeprefix(FILE), unquote(path.removeprefix(FILE))}:
                     if not is_upload(name, self.folder):
-                        raise RequestError(403, "path", "only uploaded files are opened")
+                        raise RequestError(403, "path", "only uploaded files can be opened")
             elif path not in ROUTES and not path.startswith(PREFIXES):
-                raise RequestError(404, "not_found", "no such page")
+                raise RequestError(404, "not_found", "there is no such page")
         except RequestError as error:
             return await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
         await self.app(scope, receive, send)
 
     async def _checked_payload(self, receive: "Receive") -> "Receive":
-        """Reads the request's payload and returns a `receive` that delivers it without URLs."""
+        """Read the request's payload, check it, and return a `receive` function that delivers it without URLs."""
         body, more = b"", True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise RequestError(400, "gone", "the caller went away")
+                raise RequestError(400, "gone", "the client has disconnected")
             body, more = body + message.get("body", b""), message.get("more_body", False)
             if len(body) > self.limit:
                 raise RequestError(413, "too_large", f"the request is over {self.limit} bytes", limit=self.limit)
         try:
             payload = json.dumps(without_urls(json.loads(body), self.folder)).encode()
         except (ValueError, RecursionError):
-            raise RequestError(422, "invalid", "the body is not JSON") from None
+            raise RequestError(422, "invalid", "the body is not valid JSON") from None
         delivered = False
 
         async def checked_receive() -> "Message":

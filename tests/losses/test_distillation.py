@@ -141,7 +141,11 @@ def test_scores_are_found_by_content_in_both_directions():
     [
         ({"loss": "kl"}, None, "objective[0].teacher: kl needs the name of a teacher"),
         ({"loss": "kl", "teacher": "bgi"}, "v", "objective[0].teacher: there is no teacher 'bgi'; did you mean 'big'"),
-        ({"loss": "info_nce", "guide": "big"}, None, "objective[0].guide: there is no teacher 'big'; the recipe has no `teachers`"),
+        (
+            {"loss": "info_nce", "guide": "big"},
+            None,
+            "objective[0].guide: there is no teacher 'big'; the recipe has no `teachers`",
+        ),
         ({"loss": "feature", "teacher": "big"}, "s", "only scores pairs; the feature loss needs embeddings"),
         ({"loss": "info_nce", "guide": "big"}, "s", "only scores pairs; a guide needs embeddings"),
     ],

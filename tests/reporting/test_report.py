@@ -200,7 +200,7 @@ def test_judgments_say_what_is_right(pictures, tmp_path, capsys):
     assert said["verdict"] == expected.verdict
     words = " ".join(" ".join(checked(tmp_path / "r.html").words).split())
     lead = expected.directions["mean"]
-    assert f"{lead.base:.3f} → {lead.candidate:.3f}" in words and "judgments, not rows and groups" in words
+    assert f"{lead.base:.3f} → {lead.candidate:.3f}" in words and "from judgments, not from rows and groups" in words
     found = measure(about, qrels=tmp_path / "j.jsonl")
     where = {row: i for i, row in enumerate(data.ids)}
     shown = [
@@ -240,25 +240,25 @@ def test_curves_of_every_kind_of_run():
     charts = {c.title: c for c in learning_curves(log, between)}
     assert list(charts) == [
         "Training loss",
-        "Parts of the loss, smoothed",
+        "Terms of the loss, smoothed",
         "Validation after each epoch",
         "Retention after each epoch",
-        "Weights between base and tuned",
+        "Interpolation between base and tuned model",
         "Domain against retention",
         "Learning rate",
         "Gradient norm",
     ]
-    assert [k.name for k in charts["Parts of the loss, smoothed"].curves] == ["info_nce", "sigmoid"]
+    assert [k.name for k in charts["Terms of the loss, smoothed"].curves] == ["info_nce", "sigmoid"]
     assert [k.name for k in charts["Validation after each epoch"].curves] == ["a->b map"]
     assert [k.name for k in charts["Retention after each epoch"].curves] == ["a->b map"]
-    assert [k.last for k in charts["Weights between base and tuned"].curves] == ["1", "0"]
-    assert "chosen: 0.5, the best." in charts["Weights between base and tuned"].caption
+    assert [k.last for k in charts["Interpolation between base and tuned model"].curves] == ["1", "0"]
+    assert "chosen: 0.5, the best." in charts["Interpolation between base and tuned model"].caption
     assert [c.title for c in learning_curves([r for r in log if "loss" in r][:1])] == [] and learning_curves([]) == []
 
 
 def test_refusals_name_the_fix(pictures, tmp_path, capsys):
     for args, line in (
-        ([str(tmp_path)], "no run (it has no recipe.yaml)"),
+        ([str(tmp_path)], "not a run (it has no recipe.yaml)"),
         ([str(tmp_path / "nothing")], "no such run or comparison"),
         ([], "--base, --candidate and --data"),
         ([str(pictures), "--data", report_subject(pictures).run.recipe["data"]["train"]], "was trained on"),

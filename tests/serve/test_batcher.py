@@ -54,7 +54,7 @@ def test_an_error_is_its_own_requests_alone():
         assert found[0] == 11 and found[2:3] + found[4:] == [13, 15, 16]
         assert isinstance(found[1], KeyError) and str(found[3]) == "unlucky among 1"
         wrong = Batcher(lambda key, values: [], window=0)
-        with pytest.raises(RuntimeError, match="0 results of 1"):
+        with pytest.raises(RuntimeError, match="0 results for 1"):
             await wrong.submit("k", 1)
         assert await batcher.submit("k", 1) == 2  # it goes on
         await wrong.close(), await batcher.close()

@@ -115,9 +115,9 @@ def test_uploading_a_picture_and_marking_what_is_not_a_match(page, path, tmp_pat
         assert hits(page) == c.search(image=picture("blue"), k=10).ids
     wrong = hits(page)[1]
     page.locator("#live-not_a_match-1").click()
-    page.get_by_text("noted: not a match").wait_for()
+    page.get_by_text("recorded: not a match").wait_for()
     page.locator("#live-match-0").click()
-    page.get_by_text("noted: a match").wait_for()
+    page.get_by_text("recorded: a match").wait_for()
     shot(page, "4-picture")
     with Collection(path) as c:
         no, yes = c.feedback_log.events()[-2:]

@@ -140,7 +140,9 @@ def test_a_scorer_of_ones_own_and_a_file_of_scores(root, data):
 
 def test_a_teacher_without_a_trained_modality_is_refused(root, data):
     spec = {"scorer": "tests.training.test_distill_recipe:Brightness"}
-    with pytest.raises(RecipeError, match=r"^objective\[1\]: kl compares a query's candidates, but teacher 'mine' scored only one"):
+    with pytest.raises(
+        RecipeError, match=r"^objective\[1\]: kl compares a query's candidates, but teacher 'mine' scored only one"
+    ):
         own = corpora.source(root / "own", 12, 3, ("image", "text"))
         rows = own.read_text().splitlines()
         own.write_text("\n".join([rows[0], *(r.replace(" square", f" square {i}") for i, r in enumerate(rows[1:]))]))
@@ -149,11 +151,15 @@ def test_a_teacher_without_a_trained_modality_is_refused(root, data):
         train(root, str(root / "own-data"), "nothing", teachers={"mine": spec}, objective=objective)
     ids = mmtune.open_data(data).ids
     write_csv(root / "wild.csv", [{"query_id": a, "item_id": b, "score": 7} for a in ids for b in ids[:6]])
-    with pytest.raises(DataError, match=r"^objective\[0\]: teacher 'told' gives a score of 7, outside the range \[-1, 1\] of a cosine"):
+    with pytest.raises(
+        DataError, match=r"^objective\[0\]: teacher 'told' gives a score of 7, outside the range \[-1, 1\] of a cosine"
+    ):
         told = {"told": {"scores": str(root / "wild.csv")}}
         train(root, data, "wild", teachers=told, objective=[{"loss": "score_mse", "teacher": "told"}])
     write_csv(root / "nan.csv", [{"query_id": ids[0], "item_id": ids[0], "score": "nan"}])
-    with pytest.raises(DataError, match=r"^teachers.told.scores: \S+nan.csv: column 'score' of line 1 is None, which is not a finite number$"):
+    with pytest.raises(
+        DataError, match=r"^teachers.told.scores: \S+nan.csv: column 'score' of line 1 is None, which is not a finite number$"
+    ):
         told = {"told": {"scores": str(root / "nan.csv")}}
         train(root, data, "nan", teachers=told, objective=[{"loss": "kl", "teacher": "told"}])
     with pytest.raises(RecipeError, match=r"^teachers.big.model: .*nowhere"):

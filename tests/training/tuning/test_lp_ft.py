@@ -95,7 +95,7 @@ def test_heads_first_resumes_in_either_stage(root, tmp_path, where, monkeypatch)
     assert mmtune.train(base, resume=True, quiet=True)["fingerprint"] == whole["fingerprint"]
     assert steps == (["head_first"] + ["parts"] * 3 if where == "first" else ["parts"])
     changed = recipe(root, tmp_path / "parts", **{**more, "tune": {"how": "full", "head_first": 2}})
-    with pytest.raises(MmtuneError, match="another tune.head_first"):
+    with pytest.raises(MmtuneError, match="another value of tune.head_first"):
         mmtune.train(changed, resume=True, quiet=True)
 
 
@@ -130,7 +130,10 @@ def test_a_killed_first_stage_is_resumed(root, tmp_path):
 
 
 BAD = [
-    ({"tune": {"how": "head", "head_first": 1}}, r"head_first: can only be used with how: full, partial, lora, qlora; how: head trains"),
+    (
+        {"tune": {"how": "head", "head_first": 1}},
+        r"head_first: can only be used with how: full, partial, lora, qlora; how: head trains",
+    ),
     (
         {"tune": {"image": {"how": "full", "head_first": 1}, "text": {"how": "full", "head_first": 2}}},
         "head_first and head_lr differ",
