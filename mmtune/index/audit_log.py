@@ -1,7 +1,8 @@
-"""Who did what, when and why: COLL/journal.jsonl, append-only, one JSON line per event.
+"""The audit log of a collection: who did what, when and why. Append-only JSON lines in journal.jsonl.
 
-A move of the live pointer replaces one file, and its line in the log is written to another. The pointer carries its own event
-(and a version the event of its build), so that a process killed between the two loses nothing: the next writer adds the line.
+Moving the live pointer and logging the move write two files, which is not atomic. So the pointer file also stores the event of
+its last move, and a version's record stores the event of its build. If a process is killed between the two writes, the next
+writer appends the missing line.
 """
 
 import getpass
@@ -14,24 +15,30 @@ from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_lin
 
 
 def current_user() -> str:
-    """The person or service: MMTUNE_USER, else the account."""
+    """Return the person or service to log: the environment variable MMTUNE_USER, else the login name."""
     try:
         return os.environ.get("MMTUNE_USER") or getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
 
 
-def event(what: str, version: str | None = None, why: str | None = None, **more: object) -> JsonObject:
-    """An event that happens now. what: "build", "promote", "rollback", "refused", "upsert", "delete", "drop", "shadow"."""
-    return {"at": now(), "who": current_user(), "what": what, "version": version, "why": why, **more}
+def event(action: str, version: str | None = None, reason: str | None = None, **extra: object) -> JsonObject:
+    """Return an event with the current time and user.
+
+    action: "build", "promote", "rollback", "refused", "upsert", "delete", "drop", "shadow" or "shadow off".
+    extra: further keys of the event.
+
+    In the log, `action` is stored as "what" and `reason` as "why".
+    """
+    return {"at": now(), "who": current_user(), "what": action, "version": version, "why": reason, **extra}
 
 
 def _lines(layout: CollectionLayout) -> list[JsonObject]:
     return read_jsonl_log(layout.path / "journal.jsonl")
 
 
-def _unwritten(layout: CollectionLayout, lines: list[JsonObject]) -> list[JsonObject]:
-    """Events that happened (a pointer moved, a version was published) and have no line yet."""
+def _missing_events(layout: CollectionLayout, lines: list[JsonObject]) -> list[JsonObject]:
+    """Return the events of builds and pointer moves that are not among the log's lines yet."""
     built = {line["version"] for line in lines if line["what"] == "build"}
     events = [e for v in layout.versions() if v not in built and (e := _build_event(layout, v))]
     moved = layout.live()["event"]
@@ -41,7 +48,7 @@ def _unwritten(layout: CollectionLayout, lines: list[JsonObject]) -> list[JsonOb
 
 
 def _build_event(layout: CollectionLayout, version: str) -> JsonObject | None:
-    """The event of a version's build; None when its record is damaged, which must not stop the log."""
+    """Return the event of a version's build; None when its record is damaged, because the log must still be readable."""
     try:
         return layout.record(version).get("event")
     except DataError:
@@ -49,17 +56,18 @@ def _build_event(layout: CollectionLayout, version: str) -> JsonObject | None:
 
 
 def read(layout: CollectionLayout) -> list[JsonObject]:
-    """Every event, oldest first."""
+    """Return all events, oldest first."""
     lines = _lines(layout)
-    return lines + _unwritten(layout, lines)
+    return lines + _missing_events(layout, lines)
 
 
 def append(layout: CollectionLayout, line: JsonObject | None = None) -> None:
-    """Under the write lock: remove a torn last line, add the events that a killed writer did not write, then `line`.
+    """Append the missing events, then `line`. The caller must hold the write lock.
 
-    The event of a move or a build is published with it (in live.json, in version.json), so it is added without being given.
+    An incomplete last line, left by a killed writer, is removed first. Events of builds and pointer moves need not be passed
+    as `line`: they are read from version.json and live.json.
     """
     path = layout.path / "journal.jsonl"
     truncate_torn_line(path)
-    for unwritten in [*_unwritten(layout, _lines(layout)), *([line] if line else [])]:
-        append_jsonl(path, unwritten)
+    for missing in [*_missing_events(layout, _lines(layout)), *([line] if line else [])]:
+        append_jsonl(path, missing)

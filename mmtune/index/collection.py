@@ -1,6 +1,6 @@
-"""A collection: items, versions of their embeddings, each pinned to a model, and a pointer to the version that is live.
+"""A collection holds items, several versions of their embeddings, and a pointer to the live version, the one that is searched.
 
-Use it as `mmtune.Collection(path)`: build, search, compare, promote, roll back.
+Each version is embedded by one fixed model, which is saved with it. Use a collection as `mmtune.Collection(path)`.
 """
 
 import random
@@ -57,19 +57,25 @@ if TYPE_CHECKING:
 
 
 class Collection:
-    """One directory (see `mmtune.index.collection_layout`). Threads may share a Collection; any number of processes may search
-    while one
-    writes.
+    """A collection in one directory (see `mmtune.index.collection_layout` for its files).
 
-    A search reads the live pointer once, and all its results come from that version. A version is searched only with the model
-    that embedded it.
+    Threads may share a Collection object. Any number of processes may search a collection while one process writes to it.
+    All results of one search come from the same version, even if another version is promoted meanwhile. A version is searched
+    only with queries that were embedded by the version's own model.
 
-    Parts, for those who need more than the methods: `layout` (files and pointer), `catalog` (items), `pool` (open versions),
-    `updates` (brings versions up to date), `searcher`, `feedback_log`, `interleaving`, `shadow_searches`.
+    Attributes for advanced use:
+        layout: the files and the live pointer.
+        catalog: the items.
+        pool: the open versions.
+        updates: brings all versions up to date after a change of the items.
+        searcher, feedback_log, interleaving, shadow_searches: see their classes.
     """
 
     def __init__(self, path: str | Path, *, create: bool = False):
-        """Open the collection in directory `path`. create: make an empty one when there is none; else DataError."""
+        """Open the collection in directory `path`.
+
+        create: create an empty collection if there is none; otherwise a missing collection raises DataError.
+        """
         self.layout = CollectionLayout(path, create)
         self.path = self.layout.path
         self.catalog = Catalog(self.path / "corpus")
@@ -100,31 +106,43 @@ class Collection:
         batch_size: int = 64,
         quiet: bool = False,
     ) -> BuildResult:
-        """Embed the items with `model` into a new version. The live pointer is not moved: the first version, too, waits for
-        `promote`. Killed and called again, it embeds nothing twice.
+        """Embed the items with `model` into a new version.
 
-        data: packed rows that are upserted first (and so reach every version; `prune`: items that they lack are deleted);
-        None: the items as they are. store: a kind of store (see `mmtune.index.stores`), url: of its database, index: flat,
-        hnsw, ivfpq or auto. modalities: which get an index (default: those that are not language, else all). dim: the first so
-        many dimensions of the model, a space of its own; search_dim: search by the first so many dimensions of the vectors,
-        re-rank by all; memory_mb: what making an ivfpq index may take beside the ids (both for the faiss store).
+        The new version is not live, not even the first one, until it is promoted with `promote`. Resumable: after an
+        interruption, call it again; finished embeddings are reused.
+
+        model: a model in memory, a MODEL string, or one MODEL string per tower.
+        data: packed rows to upsert first, in all versions. None means to embed the items that the collection has.
+        store: kind of vector store (see `mmtune.index.stores`); default: that of the newest version, else faiss.
+        url: URL of the store's database.
+        index: flat (exact), hnsw, ivfpq or auto.
+        modalities: modalities to index; default: all that are not text, or text if the items have nothing else.
+        dim: truncate the model's embeddings to this many dimensions (Matryoshka).
+        search_dim: search with the first `search_dim` dimensions, then re-rank with all (faiss store only).
+        memory_mb: memory limit for building an ivfpq index, in MB; the ids are not counted (faiss store only).
+        prune: delete the items that are not in `data`.
+        batch_size: items per forward pass of the model.
+        quiet: show no progress bar.
         """
         options = IndexOptions(store, url, index, search_dim, memory_mb)
         return self._builder.build(model, data, modalities, dim, options, prune, batch_size, quiet)
 
     def upsert(self, data: "Data | str | Iterable[Row]", *, quiet: bool = True) -> UpsertResult:
-        """Insert or replace items by id, in the catalog and in every version (live, staged, and those to roll back to).
+        """Insert or replace items by id, in the catalog and in all versions: live, staged, and earlier ones.
 
-        data: packed rows (their content stays in the shards), or rows with their content (which the collection stores).
+        data: packed rows, whose content stays in the shards; or an iterable of `Row`, whose content the collection stores.
         """
         return self.updates.upsert(data, prune=False, quiet=quiet)
 
     def delete(self, ids: Sequence[str]) -> DeleteResult:
-        """Remove items by id, from the catalog and from every version."""
+        """Delete items by id, from the catalog and from all versions."""
         return self.updates.delete(ids)
 
     def drop(self, version: str, why: str | None = None) -> DropResult:
-        """Remove a version and its vectors for good. DataError for the live version. Its pinned model stays."""
+        """Delete a version and its vectors permanently; its saved model is kept. Raises DataError for the live version.
+
+        why: the reason to record in the audit log.
+        """
         return drop_version(self.layout, self.pool, version, why)
 
     # --- searching -----------------------------------------------------------------------------------------------
@@ -141,19 +159,24 @@ class Collection:
         group_by: str | None = None,
         **query: Signal,
     ) -> SearchResponse:
-        """The k best items for one value, `search(MODALITY=value)`, or for an `item` by id, which is itself left out.
+        """Search for the k best items, by a query value (`search(text="red shoe")`) or by the stored vector of an item.
 
-        where: a filter over metadata, e.g. "category = 'Apple'"; version: another than the live one; target: only results of
-        these modalities' indexes; hybrid: fused with BM25 over the items' captions and metadata (the value must be of
-        language); group_by: "group" or a column of metadata: one result for each of its values, the best item (for an `item`,
-        its own value is left out, too).
+        where: metadata filter, e.g. "category = 'Apple'" (see `mmtune.index.query.filters`).
+        version: version to search; default: the live version.
+        hybrid: fuse the results with BM25 over captions and metadata. Needs a text query; ignored with `item`.
+        item: id of an item; its stored vector is the query, and the item itself is not returned.
+        target: search only the indexes of these modalities; default: all.
+        group_by: metadata column, or "group"; keep only the best item per value of that column. With `item`, the items that
+            share the query item's value are left out.
+        query: one query as MODALITY=value; a value is a file path, bytes, a string for text, or a decoded input.
         """
         if len(query) + (item is not None) != 1:
             raise DataError(
-                f"search: one value of {', '.join(kinds.names())}, or an item; got {len(query) + (item is not None)}"
+                f"search: give exactly one query, either a value of {', '.join(kinds.names())} or an item; got "
+                f"{len(query) + (item is not None)}"
             )
         opened, condition = self.pool.open(version), parse(where) if where else None
-        begin = time.perf_counter()  # opening is no part of a search
+        begin = time.perf_counter()  # the time to open a version is not counted as search time
         modality, content = "", None
         for modality, value in query.items():
             opened.require_tower(modality)
@@ -168,9 +191,9 @@ class Collection:
     def search_many(
         self, queries: Sequence[Query], version: str | None = None, begin: float | None = None
     ) -> list[SearchResponse | MmtuneError]:
-        """As `search`, for many queries of one version in shared passes: each has its response, or its own error.
+        """Run many queries on one version in batches. Returns, for each query, its response or its error.
 
-        begin: when the search began (`time.perf_counter`), if that was before this call.
+        begin: start of the measured search time (`time.perf_counter()`), if it was before this call.
         """
         responses = self.searcher.search(queries, version, begin)
         if version is None:
@@ -189,13 +212,19 @@ class Collection:
         version: str | None = None,
         target: Sequence[str] | None = None,
     ) -> list[SearchResponse]:
-        """The k best items for each of the unit vectors [Q, D] that the model `fingerprint` made. ModelError when that is not
-        the version's own model; DataError for vectors that are not of length 1, which no model made."""
+        """Search for the k best items for each query vector.
+
+        vectors: L2-normalised query embeddings [Q, D].
+        fingerprint: fingerprint of the model that embedded them.
+        where, version, target: see `search`.
+
+        Raises ModelError when the version has another model, and DataError for vectors that are not L2-normalised.
+        """
         condition = parse(where) if where else None
         return self.searcher.search_vectors(vectors, fingerprint, k, condition, version, target)
 
     def value(self, id: str, modality: str) -> bytes | None:
-        """An item's original value; None when there is no such item, or it has no such value."""
+        """Return the original content of an item in a modality, as bytes; None when the item or the content does not exist."""
         item = self.catalog.items([id]).get(id)
         return self.catalog.read(item, modality) if item and modality in item.contents else None
 
@@ -216,11 +245,19 @@ class Collection:
         max_slowdown: float = 2.0,
         batch_size: int = 64,
     ) -> PromotionResult:
-        """Make `version` live when it passes the checks (see `mmtune.index.release.promote`).
+        """Make `version` live if it passes all checks (see `mmtune.index.release.promote`).
 
-        queries: held-out data for the gate; without it nothing is promoted over a live version of another model, except by
-        `force` with a reason `why`. gate, qrels, retention, slices: as in `mmtune.compare`; min_recall: of the index against
-        exact search; max_slowdown: times the live version's median latency.
+        gate: conditions that the comparison with the live version must meet (see `mmtune.compare`); default: the default gate.
+        queries: held-out data to evaluate both versions on. Required when the live version has another model, unless
+            force=True with `why`.
+        force: promote even if the index is too inexact or too slow, or the gate fails or cannot be evaluated.
+        why: the reason; recorded in the audit log. Required with force=True.
+        qrels: file of relevance judgments for `queries`.
+        retention: general data on which the new model must not lose quality.
+        slices: metadata columns of `queries`; the gate is also evaluated for each value of these columns.
+        min_recall: smallest allowed recall@10 of the index against exact search.
+        max_slowdown: largest allowed ratio of the median search latency to that of the live version.
+        batch_size: items per forward pass of the model.
         """
         from mmtune.data.shards.dataset import open_data
 
@@ -229,23 +266,26 @@ class Collection:
         return self._promoter.promote(version, data, PromotionOptions(evaluation, min_recall, max_slowdown, force, why))
 
     def rollback(self, why: str | None = None) -> RollbackResult:
-        """Make the version that was live before live again, at once: it has been kept up to date."""
+        """Make the previously live version live again. This is immediate, because earlier versions are kept up to date."""
         return self._promoter.rollback(why)
 
     def shadow(self, version: str | None, fraction: float | None = None) -> ShadowState:
-        """From now on, in every process, repeat a fraction of the live searches on `version`, in the background; None: stop.
+        """Start shadow traffic: repeat a fraction of the live searches on `version` in the background, in every process.
 
-        fraction: default the one that is set for this version, else 0.1.
+        version: the staged version; None stops the shadow traffic.
+        fraction: share of the live searches; default: the share that was set for this version before, else 0.1.
         """
         return self.shadow_searches.start(version, fraction)
 
     def shadow_report(self, version: str | None = None) -> ShadowReport:
-        """Shadowed searches against the live ones: overlap, change of rank, latency, empty responses."""
+        """Compare the shadow searches with the live searches: overlap of the results, changes of rank, latency, empty results."""
         return self.shadow_searches.report(version)
 
     def interleave(self, version: str, *, k: int = 10, rng: random.Random | None = None, **query: Signal) -> SearchResponse:
-        """One list drafted from the live and the staged results in turn. Clicks on it (`feedback` with the response's `query`)
-        show which version is preferred."""
+        """Search the live version and `version`, and interleave their results (team-draft interleaving, Radlinski et al. 2008).
+
+        Pass clicks on the results to `feedback`, with the response's `query`; `preference` then tells which version wins.
+        """
         teams = self.interleaving.teams(version)
         responses = {team: self.search(k=k, version=name, **query) for team, name in teams.items()}
         rankings, query_id = {team: r.ids for team, r in responses.items()}, responses["live"].query
@@ -259,53 +299,59 @@ class Collection:
         return SearchResponse("|".join(teams.values()), "", results, seconds, impression)
 
     def preference(self, version: str | None = None) -> Preference:
-        """Wins of the staged version over the live one in clicked interleaved responses, with an interval."""
+        """Return the share of interleaved responses in which clicks favour `version` over the live one, with a 95% confidence
+        interval. Default: the version that was interleaved last."""
         return self.interleaving.preference(version)
 
     def feedback(self, event: Mapping[str, object]) -> JsonObject:
-        """Log {"query": a response's `query`, "item": id, "kind": "click" | "match" | "not_a_match"}; returns the logged
-        line."""
+        """Log feedback on one search result and return the logged line.
+
+        event: {"query": the `query` of a response, "item": an item id, "kind": "click", "match" or "not_a_match"}.
+        """
         return self.feedback_log.add(event)
 
     def export_feedback(self, out: str | Path) -> FeedbackExport:
-        """Write judgments and the rows they are about, for `mmtune eval --qrels` and the next round of mining."""
+        """Write all feedback to directory `out`, as judgments and packed data, for `mmtune eval --qrels` and `mmtune mine`."""
         return self.feedback_log.export(self.catalog, Path(out))
 
-    # --- looking -------------------------------------------------------------------------------------------------
+    # --- inspection ----------------------------------------------------------------------------------------------
 
     @property
     def live(self) -> str | None:
-        """The name of the live version."""
+        """The name of the live version, or None."""
         return self.pool.live
 
     @property
     def open_versions(self) -> set[str]:
-        """The versions that are open, which therefore answer at once."""
+        """The names of the versions that this process has loaded; searching them needs no loading time."""
         return self.pool.names
 
     def open(self, version: str | None = None) -> "OpenVersion":
-        """A version (default: the live one), verified when it is opened first. ModelError or DataError say what is wrong."""
+        """Load a version (default: the live one). It is verified when this process opens it for the first time.
+
+        Raises ModelError or DataError when the version's model, stores or files are not what its record says.
+        """
         return self.pool.open(version)
 
     def vector_cache(self, fingerprint: str, dim: int) -> VectorCache:
-        """The vectors by content that one model made."""
+        """Return the cache of the embeddings that one model made, keyed by content hash."""
         return self.pool.vector_cache(fingerprint, dim)
 
     def staged(self) -> str | None:
-        """The newest version, when it is newer than the live one: it waits to be promoted."""
+        """Return the newest version if it is newer than the live one, i.e. not promoted yet; otherwise None."""
         names, live = self.layout.versions(), self.live
         return names[-1] if names and (live is None or int(names[-1][1:]) > int(live[1:])) else None
 
     def versions(self) -> "list[VersionStatus]":
-        """Every version, oldest first: its record, what it lacks, its gate, and whether it is live."""
+        """Return the status of every version, oldest first."""
         return status.version_statuses(self.layout, self.catalog)
 
     def status(self) -> "CollectionStatus":
-        """The live version and since when, every version with fingerprint, counts and gate, the items, the shadowed version."""
+        """Return the status of the collection: the live version, all versions, item counts, and shadow traffic."""
         return status.collection_status(self.layout, self.catalog, self.shadow_searches.active())
 
     def journal(self) -> list[JsonObject]:
-        """The audit log: who did what, when and why, oldest first."""
+        """Return the audit log, oldest first: who did what, when and why."""
         return audit_log.read(self.layout)
 
     def plan(
@@ -320,8 +366,14 @@ class Collection:
         sample: int = 64,
         batch_size: int = 64,
     ) -> "CostEstimate":
-        """Hours, bytes and price of embedding the collection's items, or `items` like the rows of `data`, measured on a
-        sample."""
+        """Estimate the hours, bytes and price of embedding with `model`, measured on a sample on this machine.
+
+        data: rows like those to be embedded; default: the items of the collection.
+        items: number of items to estimate for; default: as many as there are.
+        price_per_hour: price of this machine per hour.
+        modalities, dim: see `build`.
+        sample: items per modality to measure on.
+        """
         from mmtune.index.release.cost import CatalogSource, DataSource, estimate_cost, load_for_cost
 
         loaded = load_for_cost(model, dim)
@@ -333,7 +385,7 @@ class Collection:
         return estimate_cost(loaded, source, items, price_per_hour, modalities, sample)
 
     def close(self) -> None:
-        """Wait for shadow searches, release the handles."""
+        """Wait for running shadow searches, then release all stores and files."""
         self.shadow_searches.close()
         self.pool.close()
         self.catalog.close()

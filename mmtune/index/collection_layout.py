@@ -1,10 +1,14 @@
-"""The files of a collection: the live pointer, the versions' records, and the lock that writers take.
+"""Paths and small files of a collection: the live pointer, the records of the versions, and the write lock.
 
-    COLL/collection.json      format, name, uid
-    COLL/live.json            the live pointer: one file, replaced in one step; it carries the audit event of its last move
-    COLL/models/FINGERPRINT   pinned artifacts          COLL/vectors/FINGERPRINT   vectors by content
-    COLL/corpus/              the catalog of items      COLL/versions/v1           version.json, canaries, stores
-A version exists when its version.json does: that file is written last.
+COLL is the directory of the collection:
+
+    COLL/collection.json        format, name and unique id of the collection
+    COLL/live.json              the live pointer, with the audit event of its last move; replaced atomically
+    COLL/models/FINGERPRINT/    the saved models of the versions
+    COLL/vectors/FINGERPRINT/   cache of embeddings, keyed by content hash
+    COLL/corpus/                the catalog of items
+    COLL/versions/v1/           version.json (the version's record), canaries, stores
+A version exists if and only if its version.json exists; that file is written last.
 """
 
 import contextlib
@@ -25,11 +29,14 @@ from mmtune.runtime.work_lock import Timeout, file_lock
 T = TypeVar("T")
 FORMAT = 1
 LOCK_SECONDS = 120.0
-"""How long a writer waits for another writer's short critical section."""
+"""Seconds that a writer waits for the write lock. Writers hold it for a short time only."""
 
 
 class CollectionManifest(TypedDict):
-    """collection.json. uid: makes table names of two collections in one database differ."""
+    """The content of collection.json.
+
+    uid: random id; it makes the table names of different collections in one database unique.
+    """
 
     format: int
     name: str
@@ -38,8 +45,15 @@ class CollectionManifest(TypedDict):
 
 
 class LivePointer(TypedDict):
-    """live.json. generation: counts the moves; history: versions that were live before, oldest first; event: of the last
-    move."""
+    """The content of live.json.
+
+    version: the live version; None when no version is live yet.
+    previous: the version that `rollback` makes live.
+    history: versions that were live before, oldest first.
+    generation: counter of the moves of the pointer.
+    since: time of the last move.
+    event: audit event of the last move.
+    """
 
     version: str | None
     previous: str | None
@@ -50,14 +64,21 @@ class LivePointer(TypedDict):
 
 
 class StoreConfig(TypedDict):
-    """Where a version's vectors are stored: a kind of store, and its URL as it was given (which may be `env:NAME`)."""
+    """The kind of vector store of a version, and its database URL. `env:NAME` means the URL in environment variable NAME."""
 
     kind: str
     url: str | None
 
 
 class VersionRecord(TypedDict):
-    """version.json. seq: the catalog's sequence number when it was built; identity: of the pinned model (`pinned_model`)."""
+    """The content of version.json, the record of a version.
+
+    index: index settings by modality.
+    seq: sequence number of the catalog when the version was built.
+    model: MODEL string from which the version was built.
+    identity: hashes of the weights, files and settings of the saved model (see `pinned_model`).
+    event: audit event of the build.
+    """
 
     version: str
     fingerprint: str
@@ -86,29 +107,32 @@ NOTHING_LIVE: LivePointer = {
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the millisecond."""
+    """Return the current UTC time in ISO 8601 format, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _complete(path: Path, document: T, keys: Collection[str]) -> T:
-    """The document of a file. DataError when it is no mapping with these keys."""
+    """Return the JSON document of a file. Raises DataError when it is not an object with these keys."""
     missing = sorted(keys) if not isinstance(document, dict) else sorted(set(keys) - set(document))
     if missing:
-        raise DataError(f"{path}: damaged: it lacks {', '.join(missing)}; restore it from a backup")
+        raise DataError(f"{path}: damaged: no {', '.join(missing)} in it; restore the file from a backup")
     return document
 
 
 class CollectionLayout:
-    """Paths and small files of one collection. `create` makes an empty collection where there is none; else DataError."""
+    """Paths and small files of one collection.
+
+    create: create an empty collection if there is none; otherwise a missing collection raises DataError.
+    """
 
     def __init__(self, path: str | os.PathLike[str], create: bool = False):
         self.path = Path(path)
         manifest = self.path / "collection.json"
         if not manifest.exists():
             if not create:
-                raise DataError(f"{self.path}: not a collection (no collection.json); make one with `mmtune index build`")
+                raise DataError(f"{self.path}: not a collection (no collection.json); create one with `mmtune index build`")
             if self.path.exists() and any(p for p in self.path.iterdir() if not p.name.startswith(".")):
-                raise DataError(f"{self.path}: not empty and not a collection; give a new directory")
+                raise DataError(f"{self.path}: the directory is not empty and not a collection; name a new directory")
             write_json(manifest, {"format": FORMAT, "name": self.path.name, "uid": uuid.uuid4().hex[:8], "created": now()})
         self.manifest: CollectionManifest = read_json(manifest)
         if self.manifest.get("format") != FORMAT:
@@ -117,7 +141,7 @@ class CollectionLayout:
     # --- the live pointer ----------------------------------------------------------------------------------------
 
     def live(self) -> LivePointer:
-        """The pointer; its version is None while nothing is live."""
+        """Read the live pointer; its version is None when no version is live yet."""
         path = self.path / "live.json"
         try:
             return _complete(path, read_json(path), LivePointer.__required_keys__)
@@ -127,47 +151,53 @@ class CollectionLayout:
             return NOTHING_LIVE
 
     def set_live(self, pointer: LivePointer) -> None:
-        """Replace the pointer: THE atomic step of promote and rollback."""
+        """Replace the live pointer atomically. This is the step of a promotion or rollback that takes effect."""
         write_json(self.path / "live.json", pointer)
 
     # --- versions ------------------------------------------------------------------------------------------------
 
     def directory(self, version: str) -> Path:
-        """The directory of a version. DataError for a name that is not v1, v2, ...: nothing else may become a path."""
+        """Return the directory of a version.
+
+        Raises DataError for a name other than v1, v2, ..., so that no other string can become part of a path.
+        """
         if not re.fullmatch(r"v[1-9]\d*", version):
-            raise DataError(f"{version!r} is no version; versions are called v1, v2, ...")
+            raise DataError(f"{version!r} is not a version name; versions are named v1, v2, ...")
         return self.path / "versions" / version
 
     def versions(self) -> list[str]:
-        """Names of the complete versions, oldest first."""
+        """Return the names of the complete versions, oldest first."""
         names = [p.parent.name for p in (self.path / "versions").glob("v*/version.json")]
         return sorted(names, key=lambda v: int(v[1:]))
 
     def record(self, version: str) -> VersionRecord:
-        """A version's version.json. DataError naming the versions that exist."""
+        """Read the record of a version. Raises DataError, listing the existing versions, when it does not exist."""
         path = self.directory(version) / "version.json"
         if not path.exists():
             known = ", ".join(self.versions()) or "none yet"
-            raise DataError(f"{self.path}: no version {version!r}; there are: {known}")
+            raise DataError(f"{self.path}: no version {version!r}; existing versions: {known}")
         return _complete(path, read_json(path), VersionRecord.__required_keys__)
 
     def applied_seq(self, version: str) -> int:
-        """The sequence number of the last catalog change that the version's stores contain."""
+        """Return the sequence number of the last catalog change that the version's stores contain."""
         path = self.directory(version) / "applied.json"
         return int(_complete(path, read_json(path), {"seq"})["seq"]) if path.exists() else int(self.record(version)["seq"])
 
     def set_applied_seq(self, version: str, seq: int) -> None:
-        """Publish that number; the vectors are durable before it is."""
+        """Record the sequence number that the version's stores are at. Call it only after the vectors are durable."""
         write_json(self.directory(version) / "applied.json", {"seq": seq})
 
     def store_location(self, version: str, modality: str, store: Mapping[str, str | None] | StoreConfig) -> StoreLocation:
-        """Where the store of a version's modality is. The URL `env:NAME` is read from the environment, so that no file need
-        hold a password; DataError when the variable is not set."""
+        """Return the location of a version's store for one modality.
+
+        A URL `env:NAME` is replaced by the environment variable NAME, so that no file needs to contain a password. Raises
+        DataError when that variable is not set.
+        """
         url = store.get("url")
         if url and url.startswith("env:"):
             name = url[4:]
             if name not in os.environ:
-                raise DataError(f"the collection's store needs the environment variable {name} (the database's URL)")
+                raise DataError(f"the collection's store needs the environment variable {name}; set it to the database URL")
             url = os.environ[name]
         slug = re.sub(r"[^a-z0-9]+", "_", self.manifest["name"].lower()).strip("_")[:24] or "collection"
         name = f"{slug}_{self.manifest['uid']}_{version}_{modality}"[:60]
@@ -177,13 +207,18 @@ class CollectionLayout:
 
     @contextlib.contextmanager
     def lock(self, name: str = "write", wait: float = LOCK_SECONDS) -> Iterator[None]:
-        """One holder at a time, over threads and processes; the kernel frees the lock of a killed process. DataError after
-        `wait` seconds."""
+        """Context manager that holds a lock, exclusive among all threads and processes.
+
+        The OS releases the lock when the process ends, even if it is killed.
+
+        name: "write" (the write lock), or another name for a lock of its own.
+        wait: timeout in seconds. Raises DataError when another holder keeps the lock for longer.
+        """
         lock = file_lock(self.path / f".{name}.lock")
         try:
             lock.acquire(timeout=wait, poll_interval=0.01)
         except Timeout:
-            raise DataError(f"{self.path}: another {name} is going on in it; wait for it, or stop it") from None
+            raise DataError(f"{self.path}: another {name} is running; wait until it has finished, or stop it") from None
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
-"""What a collection's methods return: frozen dataclasses whose fields are attributes and keys, `r.id` or `r["id"]`.
+"""Result classes of the methods of a collection: frozen dataclasses; fields are also keys, `r.id` or `r["id"]`.
 
-`to_dict` gives the JSON document that the command line prints; tables (`SearchResponse`, `status.CollectionStatus`) have
-`to_pandas`. Results of one job only (status, cost, shared embedding) are defined with it.
+`to_dict` returns the JSON document that `--json` prints. Tabular results (`SearchResponse`, `status.CollectionStatus`) have a
+method `to_pandas`. The results of `status`, `plan` and `embed` are defined in the modules of these functions.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def to_json(value: object) -> object:
-    """`value` with every `CollectionResult`, mapping and sequence in it as plain dicts and lists."""
+    """Convert `value` to JSON types: every `CollectionResult` and mapping becomes a dict, every tuple a list."""
     if isinstance(value, CollectionResult):
         return value.to_dict()
     if isinstance(value, Mapping):
@@ -27,13 +27,16 @@ def to_json(value: object) -> object:
 
 
 class CollectionResult:
-    """Base of the results. Fields are keys too: `result["id"]`, `dict(result)`, `"id" in result`; a result equals a dict with
-    the same content. (It is no `Mapping`, because a field may be called `items`.)"""
+    """Base class of the results.
+
+    Fields are also keys: `result["id"]`, `dict(result)`, `"id" in result`. A result equals a dict with the same content. The
+    class is not a `Mapping`, because a field may be named `items`.
+    """
 
     __hash__ = None  # type: ignore[assignment]  # results compare by content, which may be mutable
 
     def keys(self) -> list[str]:
-        """The names of the fields."""
+        """Return the names of the fields."""
         return [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]  # subclasses are dataclasses
 
     def __getitem__(self, key: str) -> object:
@@ -50,7 +53,7 @@ class CollectionResult:
         return self.to_dict() == to_json(other)
 
     def to_dict(self) -> JsonObject:
-        """A JSON document with the same keys."""
+        """Return the result as a JSON document with the same keys."""
         return {name: to_json(getattr(self, name)) for name in self.keys()}
 
 
@@ -61,8 +64,10 @@ class CollectionResult:
 class SearchResult(CollectionResult):
     """One item that a search returned.
 
-    score: cosine with the query; in a hybrid search the fused score. modality: whose vectors matched (None: only BM25
-    matched). group and meta: the item's own.
+    score: cosine similarity to the query; in a hybrid search, the fused score.
+    modality: modality of the item's vector that matched; None when only BM25 matched.
+    group: the item's group.
+    meta: the item's metadata.
     """
 
     id: str
@@ -72,21 +77,25 @@ class SearchResult(CollectionResult):
     meta: Mapping[str, object]
 
     def metadata_value(self, column: str) -> object:
-        """The value in a column of the metadata, or of "group"; None when the item has none."""
+        """Return the item's value in a metadata column, or its group for "group"; None when it has no value."""
         value = self.group if column == "group" else self.meta.get(column)
         return None if value == "" else value
 
 
 @dataclass(frozen=True, eq=False)
 class HybridResult(SearchResult):
-    """A result of a hybrid search; similarity: the cosine, None when only BM25 found the item."""
+    """A result of a hybrid search. similarity: cosine similarity to the query; None when only BM25 found the item."""
 
     similarity: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class InterleavedResult(SearchResult):
-    """A result of an interleaved search; team: "live" or "staged", whose ranking it was drafted from."""
+    """A result of an interleaved search.
+
+    team: "live" or "staged", the ranking that contributed the result.
+    version: the version of that ranking.
+    """
 
     team: str
     version: str
@@ -94,9 +103,11 @@ class InterleavedResult(SearchResult):
 
 @dataclass(frozen=True, eq=False)
 class SearchResponse(CollectionResult):
-    """The results of one query, best first. All of them come from one version, whose name and fingerprint it carries.
+    """The results of one query, best first.
 
-    seconds: the time of the search; query: the id of this query, which feedback refers to ("" when it cannot).
+    version, fingerprint: the version that all results come from, and the fingerprint of its model.
+    seconds: duration of the search.
+    query: id of this query, to be passed to `Collection.feedback`; "" when feedback is not supported for this query.
     """
 
     version: str
@@ -111,7 +122,7 @@ class SearchResponse(CollectionResult):
         return [r.id for r in self.results]
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row per result; metadata columns are named `meta.NAME`."""
+        """Return a DataFrame with one row per result; metadata columns are named `meta.NAME`."""
         import pandas
 
         rows = [{k: r[k] for k in r if k != "meta"} | {f"meta.{k}": v for k, v in r.meta.items()} for r in self.results]
@@ -123,7 +134,7 @@ class SearchResponse(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class RejectedItem(CollectionResult):
-    """A row that was not taken."""
+    """A row that was not upserted, and why."""
 
     id: str
     reason: str
@@ -131,8 +142,12 @@ class RejectedItem(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class UpsertResult(CollectionResult):
-    """Counts of items: new, changed, same (nothing to do), kept (in the catalog but not in the data), deleted (`prune`).
+    """Counts of items after an upsert.
 
+    new, changed, same: items that were inserted, replaced, or already identical.
+    kept: items of the catalog that are not in the data.
+    deleted: items that `prune` deleted.
+    rejected: rows that could not be upserted.
     behind: {version: why it could not be brought up to date}.
     """
 
@@ -147,7 +162,7 @@ class UpsertResult(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class DeleteResult(CollectionResult):
-    """How many of the ids were deleted, how many were unknown; behind: as in `UpsertResult`."""
+    """The number of ids that were deleted, and of unknown ids. behind: see `UpsertResult`."""
 
     deleted: int
     unknown: int
@@ -156,16 +171,23 @@ class DeleteResult(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class DropResult(CollectionResult):
-    """The version whose vectors were removed."""
+    """The version that was deleted."""
 
     dropped: str
 
 
 @dataclass(frozen=True, eq=False)
 class BuildResult(CollectionResult):
-    """A new version. vectors, index: by modality; embedded: contents embedded now; reused: contents whose vectors were known.
+    """A new version.
 
-    loaded: the upsert of the data that were given; live: the live version; next: the command that promotes this one.
+    vectors: number of vectors by modality.
+    index: index settings by modality.
+    store: kind of vector store.
+    embedded: number of contents that were embedded now.
+    reused: number of contents whose embeddings were cached.
+    loaded: result of upserting `data`; None without `data`.
+    live: the live version.
+    next: the command that promotes the new version.
     """
 
     version: str
@@ -187,7 +209,12 @@ class BuildResult(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class ItemCheck(CollectionResult):
-    """How many items the live and the new version find, and how many only one of them; explained: why that may be."""
+    """Comparison of the items that the live and the new version index.
+
+    live, new: number of items in each.
+    only_live, only_new: number of items that only one of them has.
+    explained: why they may differ: the versions index different modalities. None when nothing explains a difference.
+    """
 
     live: int
     new: int
@@ -198,9 +225,11 @@ class ItemCheck(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class GateCheck(CollectionResult):
-    """The gate's verdict on new against live; scope: which queries and candidates; gate: its settings, as a document.
+    """The verdict of the gate on the new version compared with the live one.
 
-    directions, slices: {name: document of the change}, as `mmtune compare --json` has them.
+    scope: which queries were searched among which candidates.
+    gate: settings of the gate.
+    directions, slices: {name: the change of its metrics}, as in the output of `mmtune compare --json`.
     """
 
     verdict: str
@@ -213,9 +242,10 @@ class GateCheck(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class PromotionChecks(CollectionResult):
-    """What was measured before a promotion. recall: of the index, by modality; None where there was nothing to compare with.
+    """Measurements before a promotion. A field is None when there was no live version to compare with.
 
-    latency_ms: {"live", "new"} -> {"p50", "p95"} milliseconds of a search.
+    recall: recall@10 of the index against exact search, by modality.
+    latency_ms: {"live" or "new": {"p50", "p95"}}, the search latency in milliseconds.
     """
 
     recall: Mapping[str, float] = field(default_factory=dict)
@@ -226,7 +256,13 @@ class PromotionChecks(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class PromotionResult(CollectionResult):
-    """Whether `version` is live now; reasons: why not, or what was overridden (forced); previous: the version before it."""
+    """The outcome of a promotion.
+
+    promoted: whether `version` was made live.
+    previous: the version that was live before the call.
+    reasons: why the promotion was refused, or which objections were overridden by force.
+    forced: whether objections were overridden.
+    """
 
     promoted: bool
     version: str
@@ -239,7 +275,12 @@ class PromotionResult(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class RollbackResult(CollectionResult):
-    """`version` is live again; rolled_back: the version that was live; generation: number of the pointer's move."""
+    """The outcome of a rollback.
+
+    version: the version that is live again.
+    rolled_back: the version that was live before the rollback.
+    generation: counter of the moves of the live pointer.
+    """
 
     version: str
     rolled_back: str
@@ -249,7 +290,12 @@ class RollbackResult(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class ShadowState(CollectionResult):
-    """The version that a fraction of the live searches is repeated on (None: none), since when (UTC, ISO 8601)."""
+    """The state of shadow traffic.
+
+    version: the version on which live searches are repeated; None when there is no shadow traffic.
+    fraction: share of the live searches that are repeated.
+    since: when it was set (UTC, ISO 8601).
+    """
 
     version: str | None
     fraction: float
@@ -258,7 +304,7 @@ class ShadowState(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class QueryOverlap(CollectionResult):
-    """The share of results that live and staged have in common for one query."""
+    """The share of results that the live and the staged version have in common for one query."""
 
     query: str
     overlap: float
@@ -266,9 +312,19 @@ class QueryOverlap(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class ShadowReport(CollectionResult):
-    """Shadowed searches of `staged` against `live`. overlap: mean share of common results; same_first: share of searches with
-    the same first result; rank_change: mean change of rank of common results; *_ms: {"p50", "p95"}; empty_*: searches
-    without results. All None until there was a search."""
+    """Comparison of shadow searches on `staged` with the live searches.
+
+    searches, errors: number of compared searches, and of shadow searches that failed.
+    dropped: searches that were not repeated because too many were waiting.
+    overlap: mean share of common results.
+    same_first: share of searches with the same first result.
+    rank_change: mean absolute change of rank of the common results.
+    live_ms, staged_ms: {"p50", "p95"}, the search latency in milliseconds.
+    empty_live, empty_staged: number of searches without results.
+    least_alike: the queries with the smallest overlap.
+
+    The measurements are None when no search has been compared yet.
+    """
 
     live: str | None
     staged: str | None
@@ -288,8 +344,14 @@ class ShadowReport(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class Preference(CollectionResult):
-    """Clicks on interleaved results. An impression is won by the team with more clicked items; share: of the impressions won by
-    either, those won by staged; interval: its 95% interval; prefers: the side that the whole interval lies on, or None."""
+    """Outcome of interleaving. The version with more clicked items wins an impression (one interleaved response).
+
+    impressions, clicked: number of impressions, and of those with a click.
+    live, staged, ties: impressions that the live version won, that the staged version won, and ties.
+    share: share of the staged version among the impressions that are not ties.
+    interval: 95% confidence interval of `share`.
+    prefers: "live" or "staged" when the whole interval is on that side of 0.5, else None.
+    """
 
     live_version: str | None
     staged_version: str | None
@@ -305,8 +367,14 @@ class Preference(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class FeedbackExport(CollectionResult):
-    """Files that `export_feedback` wrote: judgments, packed rows they are about, pairs to train on (None: none); and how many
-    verdicts were exported and how many left out, because their query or item is unknown."""
+    """The files that `export_feedback` wrote.
+
+    judgments: JSONL file of relevance judgments.
+    data: packed data with the judged queries and items.
+    pairs: packed data of positive pairs to train on; None when there are none.
+    verdicts: number of exported judgments.
+    unused: number of judgments that were left out because their query or item is unknown.
+    """
 
     judgments: str
     data: str

@@ -1,8 +1,8 @@
-"""Do a version's stores hold what the catalog and the model say? A sample is compared at open, everything before a promotion.
+"""Check that the stores of a version hold the vectors that they should: a sample when it is opened, all before a promotion.
 
-The reference for a stored vector is the vector that the same fingerprint gave the same content when it was embedded
-(`VectorCache`), and for the canaries the vector that the model gives now. Vectors that something else wrote into the store
-differ from it, or belong to items that the catalog does not have.
+Each stored vector is compared with the cached embedding of the same content by the same model (`VectorCache`). For the
+canaries, it is compared with a newly computed embedding. So vectors that something other than mmtune wrote into the store are
+detected: they differ, or they belong to items that are not in the catalog.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,21 @@ if TYPE_CHECKING:
     from mmtune.index.open_version import OpenVersion
 
 SAMPLE = 128
+"""Vectors per modality that are compared when a version is opened."""
 MAX_FAULTS = 5
+"""Most faults that are reported."""
 
 
 def find_faults(
     version: "OpenVersion", catalog: Catalog, cache: VectorCache, applied: int, all_vectors: bool = False
 ) -> list[str]:
-    """One line per fault, [] when there is none. all_vectors: compare all vectors and the sets of ids; else a sample and
-    counts.
+    """Return one line per fault; [] when there is none.
 
-    applied: the catalog's sequence number that the version is at. The catalog must not change meanwhile: call this under the
-    write lock, or once more there before a fault is believed.
+    applied: the catalog's sequence number that the version is at.
+    all_vectors: compare all vectors and ids; otherwise compare a sample of the vectors and the counts.
+
+    A concurrent writer can cause false faults. So hold the write lock, or repeat the check under the lock when it reports a
+    fault.
     """
     faults = catalog_behind(version.version, catalog, applied)
     for name, store in version.stores.items():
@@ -55,17 +59,17 @@ def find_faults(
 
 
 def catalog_behind(version: str, catalog: Catalog, applied: int) -> list[str]:
-    """The fault of a catalog that is older than the version: its next changes would not reach the version."""
+    """Return a fault if the catalog is older than the version. New changes of the catalog would not reach such a version."""
     if applied <= catalog.seq:
         return []
     return [
-        f"version {version} has the first {applied} changes of the items, and {catalog.path} knows of {catalog.seq}: an older "
-        "file was put there; bring back the newer one"
+        f"version {version} contains {applied} changes of the items, but {catalog.path} has only {catalog.seq}: the file was "
+        "replaced by an older one; bring back the newer one"
     ]
 
 
 def _compare(version: "OpenVersion", name: str, cache: VectorCache, items: Sequence[Item], where: str) -> list[str]:
-    """Stored vectors against those of the same content and fingerprint."""
+    """Compare stored vectors with the cached and canary embeddings of the same contents; return the faults."""
     if not items:
         return []
     labels, canaries = labels_of(items, name), version.canaries.get(name)

@@ -1,8 +1,8 @@
-"""The catalog of items, COLL/corpus/items.sqlite: ids, groups, metadata, and where the content of each item is.
+"""The catalog of items in COLL/corpus/items.sqlite: ids, groups, metadata, and where the content of each item is stored.
 
-Content of packed data stays in its shards; content that was given as rows is stored here. Every change of an item carries a
-sequence number, and a deleted item leaves a tombstone with its number: a version is brought up to date by applying the changes
-that are newer than those it has. One change is one transaction: a killed one never happened.
+The content of packed data stays in its shards. The content of items that were passed as rows is stored in the catalog itself.
+Every change gets a sequence number, and a deleted item leaves a tombstone with the number of its deletion. A version is brought
+up to date by applying all changes with a higher number than the last one it has applied. Each change is one SQLite transaction.
 """
 
 import json
@@ -40,20 +40,27 @@ insert or ignore into columns select distinct j.key, case j.type when 'integer' 
     from items, json_each(items.meta) j where deleted = 0;
 insert into state values ('columns', 1) on conflict(name) do nothing;
 """
-"""The metadata columns that items have or had, with the kinds of their values (`filters.value_kind`; "": null); filled from the
-items of a catalog that an earlier version wrote."""
+"""Creates the table of metadata columns, with the kinds of their values (`filters.value_kind`, or "" for null). It also lists
+columns that no item has any more. For a catalog that an earlier version of mmtune wrote, it is filled from the items."""
 ITEM_COLUMNS = "id, grp, meta, deleted, id_label, group_label"
 STORED_HERE = 0
-"""The source number of content that lies in the table of blobs."""
+"""Source number of content that is stored in the catalog's own table `blobs`, not in shards."""
 GROUP_COLUMN = "meta.group"
-"""The payload's key for a metadata column called "group", which is not the item's group."""
+"""Payload key of a metadata column that is named "group". The payload key "group" is the item's group instead."""
 CHUNK = 500
+"""Items per SQL query."""
 NO_LIMIT = 2**62
+"""Larger than any sequence number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item; contents: modality -> (label of the content, number of its source). A tombstone has no contents."""
+    """One item of the catalog.
+
+    deleted: True for a tombstone, which has no contents.
+    id_label, group_label: 64-bit hashes of id and group.
+    contents: {modality: (64-bit content hash, called label; number of the source that stores the content)}.
+    """
 
     id: str
     group: str | None
@@ -65,14 +72,16 @@ class Item:
 
     @property
     def payload(self) -> JsonObject:
-        """What goes into a store beside the vector: the metadata, and the item's group as "group". A metadata column that is
-        called "group" is stored as GROUP_COLUMN."""
+        """The metadata to store with the vector, plus the item's group under "group".
+
+        A metadata column that is itself named "group" is stored under GROUP_COLUMN.
+        """
         payload = {GROUP_COLUMN if k == "group" else k: v for k, v in self.meta.items()}
         return payload if self.group is None else {"group": self.group, **payload}
 
 
 def split_payload(payload: Mapping[str, object]) -> tuple[str | None, JsonObject]:
-    """(group, metadata) of a store's payload."""
+    """Split the payload of a store into (group, metadata)."""
     group = payload.get("group")
     meta = {"group" if k == GROUP_COLUMN else k: v for k, v in payload.items() if k != "group"}
     return None if group is None else str(group), meta
@@ -80,7 +89,11 @@ def split_payload(payload: Mapping[str, object]) -> tuple[str | None, JsonObject
 
 @dataclass(slots=True)
 class ChangeCounts:
-    """How many items a change inserted, changed, left as they were; and, of a load, kept or deleted."""
+    """The number of items that an upsert inserted, replaced, and found identical.
+
+    kept: items of the catalog that are not in the packed data.
+    deleted: items that `prune` deleted.
+    """
 
     new: int = 0
     changed: int = 0
@@ -90,7 +103,7 @@ class ChangeCounts:
 
 
 class Catalog:
-    """Items by id. Each thread has its own connection; writers hold the collection's write lock."""
+    """The items of a collection. Each thread has its own database connection; writers must hold the write lock."""
 
     def __init__(self, directory: Path):
         self.path = directory / "items.sqlite"
@@ -117,7 +130,7 @@ class Catalog:
         return db
 
     def close(self) -> None:
-        """Close this thread's connection."""
+        """Close the database connection of this thread."""
         db = getattr(self._local, "db", None)
         if db is not None:
             db.close()
@@ -135,8 +148,10 @@ class Catalog:
         return int(self._db().execute("select count(*) from items where deleted = 0").fetchone()[0])
 
     def changed(self, since: int, until: int | None = None) -> Iterator[list[Item]]:
-        """Items whose last change is newer than `since`, tombstones included (0: all items, no tombstones), and not newer than
-        `until`; in chunks, oldest change first."""
+        """Yield, in chunks, the items whose last change has a sequence number > `since` and <= `until`, oldest change first.
+
+        Tombstones are included, except for since=0, which means all items.
+        """
         query = f"select {ITEM_COLUMNS} from items where seq > ? and seq <= ?"
         query += " and deleted = 0" if since == 0 else ""
         cursor = self._db().execute(query + " order by seq, rowid", (since, until if until is not None else NO_LIMIT))
@@ -144,7 +159,7 @@ class Catalog:
             yield self._items(rows)
 
     def items(self, ids: Sequence[str]) -> dict[str, Item]:
-        """The items among `ids` that exist and are not deleted, by id."""
+        """Return {id: item} for those of `ids` that exist and are not deleted."""
         out = {}
         for start in range(0, len(ids), CHUNK):
             part = ids[start : start + CHUNK]
@@ -162,25 +177,31 @@ class Catalog:
         return [Item(r[0], r[1], json.loads(r[2]), bool(r[3]), r[4], r[5], contents.get(r[0], {})) for r in rows]
 
     def sample(self, modality: str, count: int, until: int = NO_LIMIT) -> list[Item]:
-        """Up to `count` items that have the modality and whose last change is not newer than `until`; the same sample every
-        time, since labels, by which it is ordered, are hashes."""
+        """Return a deterministic pseudo-random sample of up to `count` items that have the modality.
+
+        Only items whose last change has a sequence number <= `until` are sampled. The sample is the items with the lowest
+        content hashes.
+        """
         query = "select c.id from content c join items i on i.id = c.id where c.modality = ? and i.seq <= ?"
         query += " order by c.label limit ?"
         ids = [r[0] for r in self._db().execute(query, (modality, until, count))]
         return list(self.items(ids).values())
 
     def count(self, modalities: Sequence[str]) -> int:
-        """How many items have one of these modalities."""
+        """Return the number of items that have at least one of these modalities."""
         marks = ",".join("?" * len(modalities))
         query = f"select count(distinct id) from content where modality in ({marks})"
         return int(self._db().execute(query, list(modalities)).fetchone()[0])
 
     def counts(self) -> dict[str, int]:
-        """How many items have each modality."""
+        """Return {modality: number of items that have it}."""
         return dict(self._db().execute("select modality, count(*) from content group by modality order by modality"))
 
     def columns(self) -> dict[str, set[str]]:
-        """The columns that filters can name, "group" among them, and the kinds of their values (`filters.value_kind`)."""
+        """Return {column: kinds of its values (`filters.value_kind`)} for every column that a filter can name.
+
+        "group" is included if any item has a group.
+        """
         kinds: dict[str, set[str]] = {}
         for name, kind in self._db().execute("select name, kind from columns"):
             kinds.setdefault(GROUP_COLUMN if name == "group" else name, set()).update({kind} - {""})
@@ -189,7 +210,7 @@ class Catalog:
         return kinds
 
     def _source(self, source: int) -> tuple[Data, dict[str, int]]:
-        """A source's shards, opened, and the row number of every id."""
+        """Open the shards of a source (once); return them, and the row number of every id."""
         with self._guard:
             if source not in self._sources:
                 row = self._db().execute("select shards from sources where number = ?", (source,)).fetchone()
@@ -198,19 +219,22 @@ class Catalog:
             return self._sources[source]
 
     def locate(self, item: Item, modality: str) -> tuple[Data, int]:
-        """The shards and the row number that hold the content. DataError when they hold another content by now."""
+        """Return (shards, row number) of an item's content.
+
+        Raises DataError when the shards hold other content than when the item was upserted.
+        """
         content_label, source = item.contents[modality]
         data, rows = self._source(source)
         row = rows.get(item.id)
         if row is None or modality not in data.labels or int(data.labels[modality][row]) != content_label:
             raise DataError(
-                f"{data.spec}: {modality} of item {item.id!r} is not what the collection read there; "
-                "bring the collection up to date with `mmtune index upsert COLLECTION --data DATA`"
+                f"{data.spec}: {modality} of item {item.id!r} is not what the collection read there; the data changed, so "
+                "update the collection with `mmtune index upsert COLLECTION --data DATA`"
             )
         return data, row
 
     def read(self, item: Item, modality: str) -> bytes:
-        """The content itself. KeyError when the item lacks the modality."""
+        """Return the content of an item, as bytes. Raises KeyError when the item does not have the modality."""
         content_label, source = item.contents[modality]
         if source == STORED_HERE:
             query = "select data from blobs where modality = ? and label = ?"
@@ -221,7 +245,7 @@ class Catalog:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def upsert_data(self, data: Data, prune: bool = False) -> ChangeCounts:
-        """Insert or replace the rows of packed data. Items that `data` lacks stay, unless `prune` deletes them."""
+        """Insert or replace the rows of packed data. prune: delete the items that are not in `data`."""
         names = sorted({s.url if "://" in s.url else os.path.abspath(s.url) for s in data.shards})
         with self._db() as db:
             db.execute("begin immediate")
@@ -239,11 +263,11 @@ class Catalog:
                 counts.deleted = len(absent)
             counts.kept = len(self) - len(data)
         with self._guard:
-            self._sources.pop(source, None)  # the same shards may have been packed anew
+            self._sources.pop(source, None)  # reopen the shards: they may have been packed again under the same names
         return counts
 
     def upsert_rows(self, rows: Iterable[Row]) -> tuple[ChangeCounts, list[RejectedItem]]:
-        """Insert or replace rows with their content: (counts, the rows that were rejected)."""
+        """Insert or replace rows and store their content; return (counts, rejected rows)."""
         counts, rejected, items = ChangeCounts(), list[RejectedItem](), list[Item]()
         blobs: list[tuple[str, int, bytes]] = []
         for row in rows:
@@ -266,7 +290,7 @@ class Catalog:
         return counts, rejected
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete items; returns how many existed."""
+        """Delete items by id and return how many of them existed."""
         with self._db() as db:
             db.execute("begin immediate")
             existing = list(self.items(list(dict.fromkeys(ids))))
@@ -281,7 +305,7 @@ class Catalog:
         db, known = self._db(), self.items([i.id for i in items])
         if len({i.id for i in items}) < len(items):
             twice = next(i.id for n, i in enumerate(items) if i.id in {x.id for x in items[:n]})
-            raise DataError(f"the id {twice!r} is there twice; ids must be unique")
+            raise DataError(f"the id {twice!r} occurs twice; ids must be unique")
         relocated: list[Item] = []
         for item in items:
             old = known.get(item.id)
@@ -296,7 +320,7 @@ class Catalog:
                 values = (item.id, item.group, _dump(item.meta), seq, 0, item.id_label, item.group_label)
                 db.execute("insert or replace into items values (?, ?, ?, ?, ?, ?, ?)", values)
             if not same or old is not None and old.contents != item.contents:
-                relocated.append(item)  # the same content in another source: nothing to embed, but to be read from there
+                relocated.append(item)  # also when only the source changed: nothing is embedded, but reads use the new source
         kinds = {(name, value_kind(value) or "") for i in items for name, value in i.meta.items()}
         db.executemany("insert or ignore into columns values (?, ?)", sorted(kinds))
         db.executemany("delete from content where id = ?", [(i.id,) for i in relocated])
@@ -304,7 +328,7 @@ class Catalog:
         db.executemany("insert into content values (?, ?, ?, ?)", lines)
 
     def _bury(self, db: sqlite3.Connection, ids: Sequence[str], seq: int) -> None:
-        """Replace items by tombstones."""
+        """Turn items into tombstones."""
         db.executemany("update items set deleted = 1, seq = ? where id = ?", [(seq, i) for i in ids])
         db.executemany("delete from content where id = ?", [(i,) for i in ids])
 
@@ -314,7 +338,7 @@ def _dump(meta: JsonObject) -> str:
 
 
 def _identity(item: Item) -> tuple[str | None, str, int, dict[str, int]]:
-    """What makes an item the same: everything but the place of its content."""
+    """Return everything that decides whether an item has changed: all but the source that stores its content."""
     labels = {m: content_label for m, (content_label, _) in item.contents.items()}
     return item.group, _dump(item.meta), item.id_label, labels
 
@@ -326,11 +350,11 @@ def _item_of(data: Data, i: int, source: int) -> Item:
 
 
 def _content_labels(row: Row) -> dict[str, int]:
-    """Labels of a row's contents. Rejected for an undecodable content, an empty row, or an empty id."""
+    """Return {modality: content hash} of a row. Raises Rejected for undecodable content, no content, or an empty id."""
     if not isinstance(row.id, str) or not row.id:
-        raise Rejected("an item needs an id")
+        raise Rejected("the row has no id")
     if not row.values:
-        raise Rejected("no content of any modality")
+        raise Rejected("the row has no content in any modality")
     out = {}
     for name, value in row.values.items():
         kind = modalities.get(name)
@@ -343,5 +367,5 @@ def _content_labels(row: Row) -> dict[str, int]:
 
 
 def labels_of(items: Sequence[Item], modality: str) -> np.ndarray:
-    """int64 [N]: the content labels of items that all have the modality."""
+    """Return the content hashes, int64 [N], of items that all have the modality."""
     return np.array([i.contents[modality][0] for i in items], np.int64)

@@ -1,5 +1,7 @@
-"""Items of the catalog -> vectors in the cache, block by block -> a store. A content that has a vector is not embedded
-again."""
+"""Embed catalog items into the vector cache, block by block, and copy cached vectors into a store.
+
+Content whose embedding is cached already is not embedded again.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 BLOCK = 512
-"""Contents per block of the cache: what a kill can lose."""
+"""Contents per block of the cache. An interruption loses at most one block of work."""
 STORE_ROWS = 32_768
-"""Items that are written into a store at once."""
+"""Items written to a store at once."""
 
 
 def embed_missing(
@@ -31,14 +33,19 @@ def embed_missing(
     advance: Callable[[int], None],
     batch_size: int = 64,
 ) -> int:
-    """Embed the contents of `chunks` that have no vector yet; each block is on disk before the next begins. Returns how many.
+    """Embed the contents that are not in the cache yet, and return their number.
 
-    advance: called with the number of items that were looked at. ModelError when the model is not the cache's.
+    Each block is saved before the next one begins, so that an interrupted call can be resumed.
+
+    chunks: the items, in chunks.
+    advance: called with the number of items that have been processed since its last call.
+
+    Raises ModelError when the cache belongs to another model.
     """
     if model.fingerprint != cache.fingerprint:
         raise ModelError(
-            f"{cache.directory}: vectors of {cache.fingerprint}, and the model is {model.fingerprint} by now: it was "
-            "changed in memory; open the collection again"
+            f"{cache.directory}: vectors of {cache.fingerprint}, but the model's fingerprint is now {model.fingerprint}: the "
+            "model was changed in memory; open the collection again"
         )
     known, queued, waiting = cache.keys(modality), set[int](), list[Item]()
     embedded = 0
@@ -61,14 +68,16 @@ def embed_missing(
 def _embed_block(
     model: "Model", catalog: Catalog, cache: VectorCache, items: Sequence[Item], modality: str, batch_size: int
 ) -> int:
-    """Embed and publish one block."""
+    """Embed one block of items and save it in the cache. Returns the number of items."""
     cache.write(modality, labels_of(items, modality), embed_items(model, catalog, items, modality, batch_size))
     return len(items)
 
 
 def embed_items(model: "Model", catalog: Catalog, items: Sequence[Item], modality: str, batch_size: int) -> np.ndarray:
-    """Vectors [N, D] of items that have the modality: rows of shards through the embedding of packed data, as evaluation does;
-    contents of the catalog through the same tower."""
+    """Return the embeddings [N, D] of items that all have the modality.
+
+    Content in shards is embedded like packed data in an evaluation. Content in the catalog uses the same encoder.
+    """
     vectors_ND = np.empty((len(items), model.dim), np.float32)
     sources = np.array([i.contents[modality][1] for i in items])
     for source in np.unique(sources).tolist():
@@ -86,8 +95,10 @@ def embed_items(model: "Model", catalog: Catalog, items: Sequence[Item], modalit
 
 
 def fill_store(store: "Store", cache: VectorCache, chunks: Iterable[Sequence[Item]], modality: str) -> int:
-    """Write the vectors of items into a store; returns how many. Items that are deleted or lack the modality are removed from
-    it."""
+    """Write the cached vectors of items to a store, and return their number.
+
+    Items that are deleted or do not have the modality are removed from the store.
+    """
     present: list[Item] = []
     absent: list[str] = []
     count = 0

@@ -1,4 +1,4 @@
-"""A version open for search: its pinned model and its stores, checked against each other before the first search."""
+"""A version that is open for searches: its saved model and its stores, verified to belong together when it is opened."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 BATCH = 64
+"""Queries per forward pass."""
 
 
 class OpenVersion:
-    """Made by `load_version`. Threads share it; everything in a search response comes from here."""
+    """An open version, created by `load_version`. Thread-safe."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class OpenVersion:
         self._query_cache = query_cache
 
     def require_tower(self, modality: str) -> None:
-        """ModelError unless the model has a tower of that modality."""
+        """Raises ModelError when the model has no tower (encoder) for the modality."""
         modalities.get(modality)
         if modality not in self.model.towers:
             raise ModelError(
@@ -49,12 +50,12 @@ class OpenVersion:
             )
 
     def encode(self, modality: str, values: Sequence[Signal]) -> np.ndarray:
-        """Query vectors [N, D] of values of one modality, by this version's own model."""
+        """Embed query values of one modality with the version's model; returns vectors [N, D]."""
         self.require_tower(modality)
         return self.encode_contents(modality, [decode_query(modality, v) for v in values])
 
     def encode_contents(self, modality: str, contents: Sequence[QueryContent]) -> np.ndarray:
-        """As `encode`, for decoded values; vectors of contents that were queries before come from the cache."""
+        """Embed decoded query values; returns vectors [N, D]. Embeddings of repeated queries come from a cache."""
         out = np.empty((len(contents), self.dim), np.float32)
         keys = [None if c.data is None else (self.fingerprint, modality, c.label) for c in contents]
         cached = [self._query_cache.get(key) if key else None for key in keys]
@@ -69,17 +70,23 @@ class OpenVersion:
         return out
 
     def encode_signals(self, modality: str, signals: Sequence[Signal]) -> Iterator[np.ndarray]:
-        """Vectors [D] of decoded queries, in order. ModelError when the model was changed since the version was opened."""
+        """Yield the embedding [D] of each decoded query, without the cache.
+
+        Raises ModelError when the model was changed in memory since the version was opened.
+        """
         if self.model.fingerprint != self.fingerprint:
             raise ModelError(
-                f"version {self.version}: its model was changed in memory: it was {self.fingerprint}, and is "
+                f"version {self.version}: its model was changed in memory: its fingerprint was {self.fingerprint} and is now "
                 f"{self.model.fingerprint}; open the collection again"
             )
         for part_ND in encode_batches(self.model, modality, decoded(signals), BATCH, lambda n: None, QUERY):
             yield from part_ND
 
     def item_vector(self, item: str) -> np.ndarray:
-        """The stored vector [D] of an item, of the first modality that has one. DataError when no store has the item."""
+        """Return the stored vector [D] of an item, from the first modality in which it has one.
+
+        Raises DataError when no store contains the item.
+        """
         for store in self.stores.values():
             try:
                 return store.fetch([item])[0]
@@ -94,8 +101,10 @@ class OpenVersion:
         where: "Filter | None" = None,
         target: Sequence[str] | None = None,
     ) -> list[list[SearchResult]]:
-        """The k best items of each query over the stores of the `target` modalities (default: all); an item that several stores
-        return counts with its best score."""
+        """Search the stores of the `target` modalities (default: all) and merge the results: the k best items per query.
+
+        An item that several stores return is ranked by its best score.
+        """
         names = list(target or self.stores)
         for name in names:
             if name not in self.stores:
@@ -109,13 +118,13 @@ class OpenVersion:
         return [sorted(best.values(), key=lambda r: (r.score, r.id), reverse=True)[:k] for best in merged]
 
     def close(self) -> None:
-        """Release the stores."""
+        """Close the stores."""
         for store in self.stores.values():
             store.close()
 
 
 def _result(id: str, score: float, modality: str, payload: Mapping[str, object]) -> SearchResult:
-    """A result; the payload of a store is the metadata and the group."""
+    """Make a search result from a store's payload, which holds the metadata and the group."""
     group, meta = split_payload(payload)
     return SearchResult(id, score, modality, group, meta)
 
@@ -127,10 +136,14 @@ def load_version(
     query_cache: QueryVectorCache,
     stores: Mapping[str, Store] | None = None,
 ) -> OpenVersion:
-    """Open a version: its pinned artifact is unchanged, its canaries have their vectors, every store is stamped with the same
-    fingerprint. ModelError names what differs.
+    """Open a version after verifying its model, canaries and stores.
 
-    models: by fingerprint, loaded (and so checked) before; the version's is added. stores: the version's, already open.
+    models: {fingerprint: model} of models that are loaded already; the version's model is added to it.
+    query_cache: cache for the embeddings of queries.
+    stores: the stores of the version, if they are open already.
+
+    Raises ModelError, naming the difference, when the saved model was changed, when it no longer reproduces the canaries, or
+    when a store records another fingerprint.
     """
     record = layout.record(version)
     if record["version"] != version:
@@ -145,8 +158,9 @@ def load_version(
         store = stores[name] if stores else open_store(layout.store_location(version, name, record["store"]))
         if store.fingerprint != fingerprint or store.dim != record["dim"]:
             raise ModelError(
-                f"version {version}: its {name} store holds {store.dim} numbers of {store.fingerprint}, and the version is "
-                f"{record['dim']} of {fingerprint}{_version_of(layout, store.fingerprint, record)}; build a new version"
+                f"version {version}: its {name} store holds vectors of {store.dim} dimensions by {store.fingerprint}, and the "
+                f"version needs {record['dim']} by {fingerprint}{_version_of(layout, store.fingerprint, record)}; build a new "
+                "version"
             )
         opened[name] = store
     models[fingerprint] = model
@@ -154,7 +168,7 @@ def load_version(
 
 
 def _version_of(layout: CollectionLayout, fingerprint: str, record: VersionRecord) -> str:
-    """For a message: which other version has that fingerprint, and how its model differs."""
+    """Return a text for an error message: which other version has that fingerprint, and how its model differs."""
     for other in map(layout.record, layout.versions()):
         if other["fingerprint"] == fingerprint and fingerprint != record["fingerprint"]:
             differences = "; ".join(identity_differences(record["identity"], other["identity"]))

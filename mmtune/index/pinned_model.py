@@ -1,7 +1,8 @@
-"""The model that a version is pinned to: saved in the collection, and described so that a difference can be named.
+"""Save the model of a version in the collection (pin it), and describe how a saved model differs from the expected one.
 
-The fingerprint says that two models differ; the identity (weights by tensor, files, settings) says in what. It is read from the
-files of the artifact, so it can be read of one that no longer loads.
+A fingerprint only shows that two models differ. The identity, with a hash of each tensor, file and setting, shows what differs.
+The identity is computed from the files of the artifact (the saved model), so that it is available even if the artifact no
+longer loads.
 """
 
 import hashlib
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     """A model in memory, a MODEL string, or one such string per tower."""
 
 SHOWN = 3
-"""Names that a message lists per kind of difference."""
+"""Most names that an error message lists per kind of difference."""
 
 Identity = dict[str, dict[str, str]]
-"""{"weights": {tensor: digest}, "files": {path: digest}, "settings": {key: value as JSON}}."""
+"""{"weights": {tensor name: hash}, "files": {path: hash}, "settings": {key: value as JSON}}."""
 
 
 def artifact_identity(directory: Path) -> Identity:
-    """The identity of the artifact in a directory."""
+    """Compute the identity of the artifact in a directory."""
     import torch
     from safetensors import safe_open
 
@@ -50,7 +51,7 @@ def artifact_identity(directory: Path) -> Identity:
 
 
 def identity_differences(before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """One line per kind that differs, e.g. "weights: 2 of 40 tensors (a, b)"; [] when the identities are equal."""
+    """Return one line per kind of difference, e.g. "weights: 2 of 40 (a, b)"; [] when the identities are equal."""
     lines = []
     for kind in ("weights", "files", "settings"):
         a, b = before.get(kind, {}), after.get(kind, {})
@@ -62,7 +63,10 @@ def identity_differences(before: Mapping[str, Mapping[str, str]], after: Mapping
 
 
 def load_for_embedding(model: "ModelSpec", dim: int | None) -> "Model":
-    """A model by name or in memory, in eval mode; its first `dim` dimensions when that is given."""
+    """Load `model` if it is not in memory, and return it in eval mode.
+
+    dim: truncate the embeddings to this many dimensions; None means all.
+    """
     from mmtune.model.artifact import load
 
     loaded = load(model) if isinstance(model, str | Path | Mapping) else model
@@ -70,7 +74,7 @@ def load_for_embedding(model: "ModelSpec", dim: int | None) -> "Model":
 
 
 def pin_model(collection: Path, model: "Model") -> "Model":
-    """Save a model as COLL/models/FINGERPRINT and load it from there; processes that come at the same time save it once."""
+    """Save a model as COLL/models/FINGERPRINT and load it from that directory. Concurrent processes save it only once."""
     from mmtune.model.artifact import save
 
     directory = collection / "models" / model.fingerprint
@@ -79,7 +83,7 @@ def pin_model(collection: Path, model: "Model") -> "Model":
 
 
 def load_pinned(directory: Path, fingerprint: str, identity: Mapping[str, Mapping[str, str]], version: str) -> "Model":
-    """The artifact that a version is pinned to, unchanged. ModelError names what differs from `identity`."""
+    """Load the saved model of a version. Raises ModelError, naming the differences from `identity`, when it was changed."""
     from mmtune.model.artifact import load
 
     try:
@@ -91,10 +95,10 @@ def load_pinned(directory: Path, fingerprint: str, identity: Mapping[str, Mappin
         return model
     try:
         lines = identity_differences(identity, artifact_identity(directory))
-    except Exception as e:  # whatever is wrong with a damaged artifact: the reason is part of the message
+    except Exception as e:  # a damaged artifact can raise anything; the reason becomes part of the message
         lines = [str(e).splitlines()[0] if str(e) else type(e).__name__]
     where = "; ".join(lines) or fault or "its manifest"
     raise ModelError(
-        f"version {version} was embedded by {fingerprint}, and {directory} is {actual or 'not whole'}: what differs: {where}. "
-        "Its vectors would be searched with another model; restore that directory, or build a new version"
+        f"version {version} was embedded by {fingerprint}, and {directory} is now {actual or 'damaged'}: what differs: "
+        f"{where}. Its vectors must not be searched with another model; restore that directory, or build a new version"
     )

@@ -1,4 +1,4 @@
-"""Query values: decoded, with the identity of their content, and the cache of their vectors."""
+"""Decode query values, and cache the embeddings of queries by their content hash."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -13,11 +13,15 @@ from mmtune.data.identity_labels import stable_label
 from mmtune.errors import DataError, Rejected
 
 CacheKey = tuple[str, str, int]
-"""(fingerprint, modality, label of the content)."""
+"""(fingerprint, modality, content hash)."""
 
 
 class QueryContent(NamedTuple):
-    """A decoded query value; data: its bytes, where it came as bytes; label: the identity of that content."""
+    """A decoded query value.
+
+    data: the encoded bytes; None when the caller passed a decoded value.
+    label: 64-bit content hash of `data`.
+    """
 
     signal: Signal
     data: bytes | None = None
@@ -25,8 +29,13 @@ class QueryContent(NamedTuple):
 
 
 def decode_query(modality: str, value: Signal) -> QueryContent:
-    """Decode a query value. Bytes are the content; a string is a path, or the value itself where the modality is language;
-    anything else is what the modality's `coerce` takes. DataError names the modality."""
+    """Decode a query value.
+
+    value: bytes are encoded content. A string is the text itself for text modalities, and otherwise a file path. Anything else
+        is passed to the modality's `coerce`, e.g. a PIL image or (array, sample_rate).
+
+    Raises DataError, naming the modality, when the value cannot be read or decoded.
+    """
     kind = modalities.get(modality)
     try:
         if isinstance(value, str | Path) and not kind.language:
@@ -43,13 +52,13 @@ def decode_query(modality: str, value: Signal) -> QueryContent:
 
 
 class QueryVectorCache:
-    """Vectors of queries by (fingerprint, modality, content), the least recently used are dropped. Threads may share one."""
+    """Thread-safe LRU cache of query embeddings, keyed by (fingerprint, modality, content hash)."""
 
     def __init__(self, size: int = 4096):
         self.size, self._vectors, self._guard = size, OrderedDict[CacheKey, np.ndarray](), Lock()
 
     def get(self, key: CacheKey) -> np.ndarray | None:
-        """The vector [D], or None."""
+        """Return the cached vector [D], or None."""
         with self._guard:
             vector_D = self._vectors.get(key)
             if vector_D is not None:
@@ -57,13 +66,13 @@ class QueryVectorCache:
             return vector_D
 
     def put(self, key: CacheKey, vector_D: np.ndarray) -> None:
-        """Store a vector; the least recently used one beyond `size` is dropped."""
+        """Cache a vector [D]. When there are more than `size` vectors, the least recently used one is dropped."""
         with self._guard:
             self._vectors[key] = vector_D
             while len(self._vectors) > self.size:
                 self._vectors.popitem(last=False)
 
     def clear(self) -> None:
-        """Drop all vectors."""
+        """Remove all vectors."""
         with self._guard:
             self._vectors.clear()

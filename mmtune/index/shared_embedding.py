@@ -1,9 +1,9 @@
-"""`mmtune index embed`: vectors of a collection's contents, embedded by many processes and machines before one of them builds.
+"""`mmtune index embed`: embed data into a collection's vector cache with many processes on one or more machines.
 
-Blocks of rows of DATA are jobs; the process that holds a job's lock embeds the contents that have no vector yet
-(`mmtune.runtime.work_lock`) and publishes COLL/vectors/FINGERPRINT/MODALITY/NAME.safetensors atomically. The collection's
-database is not opened (SQLite wants one machine), so nothing is served or changed: `mmtune index build` then finds the
-vectors, and embeds what is still missing.
+The rows of DATA are split into jobs. The process that holds the lock of a job (`mmtune.runtime.work_lock`) embeds the contents
+that are not cached yet, and writes COLL/vectors/FINGERPRINT/MODALITY/NAME.safetensors atomically. The items and versions of the
+collection do not change: its SQLite database is not even opened, because SQLite must not be shared between machines. Run
+`mmtune index build` afterwards; it reuses the cached vectors and embeds only what is missing.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 ROWS = 4096
-"""Rows of one shard per job: what a kill can lose."""
+"""Most rows per job. An interruption loses at most the work of one job per process."""
 
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """The vectors of these rows, as far as they are missing, go into the file `path`."""
+    """Embed the rows (row numbers) that are not cached yet and write their vectors to the file `path`."""
 
     path: Path
     rows: np.ndarray
@@ -44,7 +44,12 @@ class EmbeddingJob:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingCounts(CollectionResult):
-    """Of one modality: rows that have it, rows that lack it, distinct contents, contents embedded by this process now."""
+    """Counts for one modality.
+
+    rows, missing: rows that have the modality, and rows that do not.
+    contents: distinct contents among the rows.
+    embedded: contents that this process embedded during this call.
+    """
 
     rows: int
     missing: int
@@ -54,7 +59,7 @@ class EmbeddingCounts(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class SharedEmbeddingResult(CollectionResult):
-    """What `mmtune index embed` made; counts: by modality."""
+    """The result of `mmtune index embed`: fingerprint and dimension of the model, and the counts by modality."""
 
     fingerprint: str
     dim: int
@@ -71,9 +76,13 @@ def embed_into_collection(
     *,
     dim: int | None = None,
 ) -> SharedEmbeddingResult:
-    """Embed every content of `data`; the vectors are in the collection when this returns, whichever process made them.
+    """Embed all contents of `data` into the vector cache of a collection, together with other processes that do the same.
 
-    wanted: modalities, as in `Collection.build`. DataError, ModelError as there.
+    When this returns, all vectors are in the cache, whichever process embedded them. The collection is created if needed.
+
+    model: a model in memory, a MODEL string, or one MODEL string per tower.
+    wanted: modalities to embed; default: all that are not text, or text if the data has nothing else.
+    dim: truncate the embeddings to this many dimensions (Matryoshka).
     """
     from mmtune.data.shards.dataset import open_data
 
@@ -82,8 +91,8 @@ def embed_into_collection(
     run_jobs_once([manifest], lambda p: p, Path.exists, _create_collection)
     rows = open_data(data) if isinstance(data, str) else data
     pinned = pin_model(collection, load_for_embedding(model, dim)).to(local_device())
-    both = shared_modalities(pinned, rows, wanted)
-    names = both if wanted else modalities.non_language(both)
+    shared = shared_modalities(pinned, rows, wanted)
+    names = shared if wanted else modalities.non_language(shared)
     cache = VectorCache(collection / "vectors" / pinned.fingerprint, pinned.fingerprint, pinned.dim)
     counts = {m: _embed_modality(pinned, rows, m, cache, batch_size, quiet) for m in names}
     return SharedEmbeddingResult(pinned.fingerprint, pinned.dim, counts)
@@ -92,7 +101,7 @@ def embed_into_collection(
 def _embed_modality(
     model: "Model", data: "Data", modality: str, cache: VectorCache, batch_size: int, quiet: bool
 ) -> EmbeddingCounts:
-    """The counts of one modality, once all its vectors exist."""
+    """Embed one modality. Returns when all its vectors exist, also those that other processes embed."""
     rows, labels = np.flatnonzero(data.present[modality]), data.labels[modality]
     unique = rows[np.sort(np.unique(labels[rows], return_index=True)[1])]
     known = ~cache.missing(modality, labels)
@@ -109,7 +118,7 @@ def _embed_modality(
         jobs = [j for j in _jobs(data, labels, unique, cache.directory / modality) if not known[j.rows].all()]
         run_jobs_once(jobs, lambda j: j.path, lambda j: j.path.exists(), make)
     if cache.missing(modality, labels[rows]).any():
-        raise DataError(f"{cache.directory / modality}: files were removed while they were made; run this again")
+        raise DataError(f"{cache.directory / modality}: files were removed during the embedding; run the command again")
     return EmbeddingCounts(len(rows), len(data) - len(rows), len(unique), embedded)
 
 
@@ -118,7 +127,10 @@ def _create_collection(manifest: Path) -> None:
 
 
 def _jobs(data: "Data", labels: np.ndarray, rows: np.ndarray, directory: Path) -> list[EmbeddingJob]:
-    """Ascending `rows` by shard, in blocks. A job is named by its contents, so that every process gives it the same name."""
+    """Split ascending row numbers into jobs: at most ROWS rows of one shard each.
+
+    The file name of a job is a hash of its contents, so that all processes give it the same name.
+    """
     jobs = []
     for shard in data.shards:
         start, stop = np.searchsorted(rows, [shard.start, shard.start + shard.count])

@@ -1,4 +1,4 @@
-"""The status of a collection and of its versions."""
+"""Report the status of a collection and of its versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class VersionStatus(CollectionResult):
-    """A version as its record describes it. behind: changes of the catalog that it has not applied (a writer was killed; the
-    next write applies them); gate: the checks of its last promotion, as they are stored;
-    fault: why its record cannot be read (the other fields are empty then)."""
+    """The status of one version.
+
+    behind: number of catalog changes that the version has not applied yet. It is not 0 after a writer was killed; the next
+        write applies the changes.
+    gate: measurements of the last attempt to promote the version, as stored in gate.json; None if there was none.
+    can_roll_back_to: whether `rollback` would make this version live.
+    fault: why the version's record cannot be read. The other fields are then empty.
+    """
 
     version: str
     fingerprint: str
@@ -40,7 +45,13 @@ class VersionStatus(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class CollectionStatus(CollectionResult):
-    """The document of `mmtune index status --json`."""
+    """The status of a collection, as printed by `mmtune index status --json`.
+
+    since: when the live version was made live.
+    previous: the version that `rollback` would make live.
+    by_modality: number of items that have each modality.
+    shadow: the shadow traffic; None when there is none.
+    """
 
     collection: str
     path: str
@@ -53,14 +64,14 @@ class CollectionStatus(CollectionResult):
     shadow: ShadowState | None
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row per version."""
+        """Return a DataFrame with one row per version."""
         import pandas
 
         return pandas.DataFrame([v.to_dict() for v in self.versions])
 
 
 def version_statuses(layout: CollectionLayout, catalog: Catalog) -> list[VersionStatus]:
-    """Every version, oldest first."""
+    """Return the status of every version, oldest first."""
     live, out = layout.live(), []
     for name in layout.versions():
         try:
@@ -79,7 +90,7 @@ def _version_status(layout: CollectionLayout, catalog: Catalog, name: str, live:
     record = layout.record(name)
     names, behind = record["modalities"], catalog.seq - layout.applied_seq(name)
     items, vectors = record.get("items", 0), record.get("vectors", {})
-    if not behind:  # its stores hold what the catalog has; the record's counts are those of the build
+    if not behind:  # the stores match the catalog, so count there; the counts in the record are as old as the build
         counts = catalog.counts()
         items, vectors = catalog.count(names), {m: counts.get(m, 0) for m in names}
     gate = layout.directory(name) / "gate.json"
@@ -102,7 +113,7 @@ def _version_status(layout: CollectionLayout, catalog: Catalog, name: str, live:
 
 
 def collection_status(layout: CollectionLayout, catalog: Catalog, shadow: ShadowState | None) -> CollectionStatus:
-    """The pointer, the items, the versions, and the version that searches are shadowed on."""
+    """Return the status of the collection, its items and its versions. shadow: the current shadow traffic."""
     live = layout.live()
     return CollectionStatus(
         collection=layout.manifest["name"],

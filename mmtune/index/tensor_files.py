@@ -1,4 +1,4 @@
-"""Safetensors files read through memory maps: the header is parsed, the arrays stay on disk."""
+"""Read safetensors files through memory maps: only the header is loaded, the arrays stay on disk."""
 
 import json
 from collections.abc import Mapping
@@ -14,15 +14,19 @@ DTYPES = {"F32": np.float32, "I64": np.int64}
 
 @dataclass(frozen=True)
 class TensorFile:
-    """Arrays by name, mapped read-only, and the metadata of the header."""
+    """The arrays of a file by name, memory-mapped read-only, and the metadata of its header."""
 
     arrays: Mapping[str, np.ndarray]
     metadata: Mapping[str, str]
 
 
 def map_tensors(path: Path, advice: str) -> TensorFile:
-    """Map a file of float32 and int64 arrays. DataError with `advice` for a damaged file, FileNotFoundError when there is
-    none."""
+    """Memory-map a safetensors file of float32 and int64 arrays.
+
+    advice: error message for a damaged file, with a placeholder `{error}` for the cause.
+
+    Raises DataError, with `advice`, for a damaged file, and FileNotFoundError for a missing one.
+    """
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
@@ -39,7 +43,7 @@ def map_tensors(path: Path, advice: str) -> TensorFile:
 def _mapped(path: Path, start: int, entry: Mapping[str, object]) -> np.ndarray:
     dtype, shape, offsets = DTYPES[str(entry["dtype"])], entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list):
-        raise ValueError("its header has no shapes")
-    if 0 in shape:  # an empty array cannot be mapped
+        raise ValueError("the header has no shape or no offsets")
+    if 0 in shape:  # an empty array cannot be memory-mapped
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", start + offsets[0], tuple(shape)).view(np.ndarray)

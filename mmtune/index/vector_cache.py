@@ -1,8 +1,9 @@
-"""Vectors by content, COLL/vectors/FINGERPRINT/MODALITY/*.safetensors: a content is embedded once by a model, never again.
+"""The embedding cache, keyed by content hash, in COLL/vectors/FINGERPRINT/MODALITY/*.safetensors.
 
-A file is a block: "keys" int64 [n] (labels of the content) and "vectors" float32 [n, D], with the fingerprint in its header.
-Blocks are published atomically (`mmtune.runtime.files`) and never changed; a killed job loses at most the block it was working
-on. The same key in two blocks has the same vector. A file of another fingerprint is refused, wherever it was copied from.
+A model embeds each content only once. A file is called a block; it holds "keys" int64 [n] (content hashes, called labels) and
+"vectors" float32 [n, D], with the model fingerprint in its header. Blocks are written atomically (`mmtune.runtime.files`) and
+never changed, so an interruption loses at most the block in progress. A key may occur in several blocks, with the same vector.
+A block with the fingerprint of another model is rejected.
 """
 
 import uuid
@@ -16,15 +17,15 @@ from mmtune.index.tensor_files import map_tensors
 from mmtune.runtime.files import write_bytes
 
 MERGED_ROWS = 65_536
-"""Rows of a merged block."""
+"""Approximate number of rows of a merged block."""
 MERGE_FROM = 8
-"""Fewer small blocks than this are not merged."""
+"""Blocks are merged only if there are at least this many small ones."""
 ROW_BITS = 32
-"""A row is addressed as (number of its file << ROW_BITS) + row in the file."""
+"""The address of a row is (number of its file << ROW_BITS) + its row number in the file."""
 
 
 class VectorCache:
-    """The blocks of one fingerprint. One reader per thread; several writers at once may add blocks."""
+    """The cached embeddings of one model. An object must not be shared by threads; several processes may add blocks at once."""
 
     def __init__(self, directory: Path, fingerprint: str, dim: int):
         self.directory, self.fingerprint, self.dim = directory, fingerprint, dim
@@ -32,9 +33,12 @@ class VectorCache:
         self._sorted: dict[str, tuple[frozenset[Path], np.ndarray, np.ndarray, list[Path]]] = {}
 
     def _block(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """(keys [n], vectors [n, D] mapped). DataError for a damaged file, ModelError for another fingerprint."""
+        """Return (keys [n], memory-mapped vectors [n, D]) of a block.
+
+        Raises DataError for a damaged block, and ModelError for a block of another model.
+        """
         if path not in self._blocks:
-            file = map_tensors(path, "not a whole block of vectors ({error}); remove it, it will be embedded again")
+            file = map_tensors(path, "a damaged block of vectors ({error}); remove it, it will be embedded again")
             fingerprint = file.metadata.get("fingerprint")
             if fingerprint != self.fingerprint:
                 raise ModelError(f"{path}: vectors of another model ({fingerprint}, not {self.fingerprint}); remove that file")
@@ -47,13 +51,13 @@ class VectorCache:
         return self._blocks[path]
 
     def _index(self, modality: str) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-        """(keys ascending, address of each key's row, files)."""
+        """Return (ascending keys, address of each key's row, files)."""
         for _ in range(10):
             try:
                 return self._scan(modality)
             except FileNotFoundError:
-                continue  # another process merged blocks between listing the directory and opening them
-        raise DataError(f"{self.directory / modality}: its blocks change faster than they can be read")
+                continue  # another process merged blocks after the directory was listed
+        raise DataError(f"{self.directory / modality}: the blocks kept changing while they were read; try again")
 
     def _scan(self, modality: str) -> tuple[np.ndarray, np.ndarray, list[Path]]:
         files = sorted(p for p in (self.directory / modality).glob("*.safetensors") if not p.name.startswith("."))
@@ -67,18 +71,18 @@ class VectorCache:
         return known[1:]
 
     def keys(self, modality: str) -> np.ndarray:
-        """Labels of the contents that have a vector, ascending."""
+        """Return the content hashes that have a vector, ascending."""
         return self._index(modality)[0]
 
     def missing(self, modality: str, labels: np.ndarray) -> np.ndarray:
-        """bool [N]: contents that have no vector yet."""
+        """Return bool [N], True where the content has no cached vector. labels: content hashes, int64 [N]."""
         return missing_from(self.keys(modality), labels)
 
     def read(self, modality: str, labels: np.ndarray) -> np.ndarray:
-        """float32 [N, D] in the order of `labels`. DataError when one is missing."""
+        """Return the vectors, float32 [N, D], of content hashes. Raises DataError when a vector is missing."""
         absent = self.missing(modality, labels)
         if absent.any():
-            raise DataError(f"{self.directory / modality}: {int(absent.sum())} vectors are missing")
+            raise DataError(f"{self.directory / modality}: {int(absent.sum())} vectors are missing; build the version again")
         keys, addresses, files = self._index(modality)
         address = addresses[np.searchsorted(keys, labels)]
         number, row = address >> ROW_BITS, address & (2**ROW_BITS - 1)
@@ -89,7 +93,7 @@ class VectorCache:
         return out
 
     def write(self, modality: str, labels: np.ndarray, vectors_ND: np.ndarray, name: str | None = None) -> None:
-        """Publish one block (`name`: of its file, by default a new one); durable when it returns."""
+        """Write one block atomically; it is durable when this returns. name: file name without suffix; default: a new one."""
         from safetensors.numpy import save
 
         arrays: dict[str, np.ndarray] = {
@@ -100,8 +104,10 @@ class VectorCache:
         write_bytes(path, save(arrays, {"fingerprint": self.fingerprint, "modality": modality}))
 
     def merge(self, modality: str) -> None:
-        """Merge small blocks into large ones: the large one is published before the small ones are removed, so a kill loses
-        nothing."""
+        """Merge small blocks into large ones.
+
+        The small blocks are removed only after the large one is written, so an interruption loses nothing.
+        """
         small = [p for p in self._index(modality)[2] if len(self._block(p)[0]) < MERGED_ROWS // 2]
         for group in _groups(small, [len(self._block(p)[0]) for p in small]):
             parts = [self._block(p) for p in group]
@@ -112,14 +118,14 @@ class VectorCache:
 
 
 def missing_from(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """bool [N]: labels that are not among the ascending `keys`."""
+    """Return bool [N], True for labels that are not among the ascending `keys`."""
     if not len(keys):
         return np.ones(len(labels), bool)
     return keys[np.minimum(np.searchsorted(keys, labels), len(keys) - 1)] != labels
 
 
 def _groups(paths: Sequence[Path], sizes: Sequence[int]) -> list[list[Path]]:
-    """Runs of at least MERGE_FROM files with about MERGED_ROWS rows."""
+    """Split files into groups to merge: about MERGED_ROWS rows each; groups of fewer than MERGE_FROM files are left out."""
     groups, current, total = list[list[Path]](), list[Path](), 0
     for path, size in zip(paths, sizes, strict=True):
         current.append(path)

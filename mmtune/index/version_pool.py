@@ -1,4 +1,4 @@
-"""The versions that this process has open: opened on demand, verified once, the most recent few kept."""
+"""The pool of versions that this process has open. Versions are opened and verified on first use; the last few stay open."""
 
 import contextlib
 import threading
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 MAX_OPEN = 4
+"""Most versions that stay open."""
 
 
 class VersionPool:
-    """Open versions of one collection, with their models and the cache of query vectors. Threads share it."""
+    """The open versions of one collection, their models, and a cache of query embeddings. Thread-safe."""
 
     def __init__(self, layout: CollectionLayout, catalog: Catalog):
         self.layout, self.catalog = layout, catalog
@@ -33,17 +34,20 @@ class VersionPool:
 
     @property
     def live(self) -> str | None:
-        """The name of the live version."""
+        """The name of the live version, or None."""
         return self.layout.live()["version"]
 
     @property
     def names(self) -> set[str]:
-        """The versions that are open, which therefore answer at once."""
+        """The names of the versions that are open."""
         return set(self._open)
 
     def open(self, version: str | None = None) -> OpenVersion:
-        """A version (default: the live one), verified when it is opened first: fingerprints, canaries, a sample of the stored
-        vectors. ModelError or DataError say what is wrong; such a version is not searched."""
+        """Return a version (default: the live one); open and verify it first if it is not open yet.
+
+        The fingerprints, the canaries and a sample of the stored vectors are verified. Raises ModelError or DataError when the
+        verification fails; the version is then not opened.
+        """
         if version is None:
             version = self.live
             if version is None:
@@ -63,7 +67,7 @@ class VersionPool:
         return opened
 
     def reopen(self, version: str) -> OpenVersion:
-        """As `open`, with the artifact read and verified again, and the canaries embedded again."""
+        """Open a version again even if it is open: read its model from disk, and repeat the verification of `open`."""
         with self._guard:
             known = self._open.get(version)
             opened = load_version(self.layout, version, {}, self.query_cache, known.stores if known else None)
@@ -78,32 +82,32 @@ class VersionPool:
             self._open.pop(oldest)  # not closed: a search may still use it
         self._open[opened.version] = opened
         used = {o.fingerprint for o in self._open.values()}
-        for fingerprint in [f for f in self._models if f not in used]:  # a process that follows many promotions
+        for fingerprint in [f for f in self._models if f not in used]:  # else models pile up over many promotions
             del self._models[fingerprint]
 
     def verify(self, opened: OpenVersion, all_vectors: bool = False) -> None:
-        """ModelError unless the stores hold what they should: a sample of the vectors, or all of them."""
+        """Compare a sample of the stored vectors (or all) with the expected ones. Raises ModelError when they differ."""
         cache = self.vector_cache(opened.fingerprint, opened.dim)
         if all_vectors or find_faults(opened, self.catalog, cache, self.layout.applied_seq(opened.version)):
-            with self.layout.lock():  # a writer may have been in the middle of a change
+            with self.layout.lock():  # check again under the lock: a concurrent write may have caused the fault
                 faults = find_faults(opened, self.catalog, cache, self.layout.applied_seq(opened.version), all_vectors)
             if faults:
                 raise ModelError("; ".join(faults))
 
     def pinned(self, model: "Model") -> "Model":
-        """The model as the collection keeps it: saved under its fingerprint, loaded from there."""
+        """Save a model in the collection under its fingerprint, and return the copy that is loaded from there."""
         fingerprint = model.fingerprint
         if fingerprint not in self._models:
             self._models[fingerprint] = pin_model(self.layout.path, model)
         return self._models[fingerprint]
 
     def vector_cache(self, fingerprint: str, dim: int) -> VectorCache:
-        """The vectors by content of one fingerprint."""
+        """Return the cache of the embeddings of one model, keyed by content hash."""
         return VectorCache(self.layout.path / "vectors" / fingerprint, fingerprint, dim)
 
     @contextlib.contextmanager
     def store(self, record: VersionRecord, modality: str) -> Iterator[Store]:
-        """A version's store: the one that is open, or one that is opened for the duration of the block."""
+        """Yields the store of a version for one modality. A store that was not open already is closed afterwards."""
         with self._guard:
             opened = self._open.get(record["version"])
         if opened is not None:
@@ -116,7 +120,7 @@ class VersionPool:
             store.close()
 
     def forget(self, version: str) -> None:
-        """Drop the handle of a version; it is not closed, since a search may still use it."""
+        """Remove a version from the pool. It is not closed, because a search may still be using it."""
         with self._guard:
             self._open.pop(version, None)
 

@@ -1,4 +1,4 @@
-"""Changes of the items, and bringing every version up to date with them."""
+"""Change the items of a collection, and apply the changes to all versions."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class VersionUpdates:
-    """Writes changes into the catalog, then into the stores of every version: live, staged, and those to roll back to."""
+    """Writes changes to the catalog, then to the stores of all versions: live, staged, and earlier ones."""
 
     def __init__(self, layout: CollectionLayout, catalog: Catalog, pool: VersionPool):
         self.layout, self.catalog, self.pool = layout, catalog, pool
 
     def upsert(self, data: "Data | str | Iterable[Row]", prune: bool, quiet: bool) -> UpsertResult:
-        """Insert or replace items by id; with `prune`, delete those that packed data lack."""
+        """Insert or replace items by id. prune: delete the items that are not in the packed data."""
         from mmtune.data.shards.dataset import Data, open_data
 
         rejected: list[RejectedItem] = []
@@ -42,7 +42,7 @@ class VersionUpdates:
         return UpsertResult(counts.new, counts.changed, counts.same, counts.kept, counts.deleted, rejected, behind)
 
     def delete(self, ids: Sequence[str]) -> DeleteResult:
-        """Remove items by id."""
+        """Delete items by id."""
         with self.layout.lock():
             self.require_current_catalog()
             count = self.catalog.delete(list(ids))
@@ -50,18 +50,20 @@ class VersionUpdates:
         return DeleteResult(count, len(set(ids)) - count, self.update_all())
 
     def require_current_catalog(self) -> None:
-        """DataError when the catalog is older than a version; to be called before the catalog changes."""
+        """Raises DataError when the catalog is older than a version. Call it before the catalog is changed."""
         for version in self.layout.versions():
             try:
                 applied = self.layout.applied_seq(version)
-            except DataError:  # a damaged version holds up no other; `update_all` reports it
+            except DataError:  # a damaged version must not block the others; `update_all` reports it
                 continue
             for reason in catalog_behind(version, self.catalog, applied):
                 raise DataError(reason)
 
     def update_all(self, quiet: bool = True) -> dict[str, str]:
-        """Bring every version up to date, the live one first; {version: why not}. A damaged version, whatever its damage
-        raises, does not hold up the others."""
+        """Bring all versions up to date, the live one first; returns {version: error} for those that failed.
+
+        A damaged version does not block the others.
+        """
         behind = {}
         for version in sorted(self.layout.versions(), key=lambda v: v != self.pool.live):
             try:
@@ -69,20 +71,22 @@ class VersionUpdates:
                 if since < self.catalog.seq:
                     record, model = self.layout.record(version), self.pool.open(version).model
                     cache = self.pool.vector_cache(record["fingerprint"], record["dim"])
-                    for m in record["modalities"]:  # the long part, without the lock
+                    for m in record["modalities"]:  # embedding takes long, so it is done without the lock
                         count = self.catalog.counts().get(m, 0)
                         with Progress(f"embed {m} for {version}", count, "items", quiet) as progress:
                             embed_missing(model, self.catalog, cache, self.catalog.changed(since), m, progress.advance)
                     with self.layout.lock():
                         self.update(record, model)
-            except Exception as e:  # damaged files raise anything, in libraries too
+            except Exception as e:  # damaged files can make libraries raise anything
                 behind[version] = str(e) or type(e).__name__
         return behind
 
     def update(self, record: VersionRecord, model: "Model", built_until: int | None = None) -> int:
-        """Under the write lock: apply the changes that the version lacks; returns the sequence number that it is at then.
+        """Apply the catalog changes that a version has not applied yet; returns the sequence number that it is at then.
 
-        built_until: the number up to which a version that is being built was filled.
+        The caller must hold the write lock.
+
+        built_until: for a version that is being built: the sequence number up to which its stores are filled already.
         """
         version = record["version"]
         since = self.layout.applied_seq(version) if built_until is None else built_until

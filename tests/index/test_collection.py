@@ -66,15 +66,15 @@ def test_every_kind_of_query(coll, shelf):
     both = coll.search(text="yellow", hybrid=True, k=4)
     assert "yellow" in {r["group"] for r in both.results} and all({"score", "similarity"} <= set(r) for r in both.results)
     for wrong, message in (
-        ({}, "one value of"),
-        ({"text": "a", "item": "b"}, "one value of"),
+        ({}, "exactly one query"),
+        ({"text": "a", "item": "b"}, "exactly one query"),
         ({"item": "nobody"}, "no item 'nobody'"),
         ({"audio": b"x"}, "no audio tower"),
         ({"image": b"not a picture"}, "the query's image"),
         ({"text": "a", "target": ["text"]}, "no index of text"),
         ({"text": "a", "where": "shade ="}, "filter: position 8"),
         ({"text": "a", "version": "v9"}, "no version 'v9'"),
-        ({"text": "a", "version": "../v1"}, "is no version"),
+        ({"text": "a", "version": "../v1"}, "is not a version name"),
     ):
         with pytest.raises((DataError, ModelError), match=message):
             coll.search(**wrong)
@@ -288,7 +288,7 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
         out = capsys.readouterr().out
         assert "v1" in out
         if argv[0] == "journal":
-            assert "refused    v2    another model, and nothing to judge it by" in out
+            assert "refused    v2    another model than the live version" in out
             assert "promote    v2    before: v1; why: trial; forced over: another model" in out
     for wrong in (
         ["search", place],

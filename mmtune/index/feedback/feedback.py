@@ -1,6 +1,7 @@
-"""Click feedback and "not a match" marks, COLL/feedback.jsonl; exported as rows and judgments for evaluation and mining.
+"""Log clicks and explicit judgments of search results, and export them as judgments and data for evaluation and mining.
 
-The content of a query is stored (COLL/feedback/ID) when there is feedback on its results, not before.
+Events are appended to COLL/feedback.jsonl. The content of a query is saved, in COLL/feedback/, only when there is feedback on its
+results.
 """
 
 import hashlib
@@ -19,15 +20,21 @@ from mmtune.index.item_catalog import Catalog, Item
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_bytes, write_jsonl
 
 VERDICT_OF = {"click": "positive", "match": "positive", "not_a_match": "negative"}
-"""Kinds of feedback, and the verdict each stands for."""
+"""{kind of feedback: verdict}."""
 REMEMBERED_BYTES = 64 * 2**20
-"""Bytes of recent queries' content that are held until there is feedback on them."""
+"""Most bytes of recent queries' content that are held in memory, to be saved when there is feedback on them."""
 MAX_LINKS = 10_000
+"""Most interleaved responses whose query is remembered."""
 
 
 @dataclass(slots=True)
 class PairFeedback:
-    """Feedback on a (query, item) pair: clicks; mark: the verdict of the last explicit mark; modality: of the query."""
+    """All feedback on one (query, item) pair.
+
+    clicks: number of clicks.
+    mark: verdict of the last explicit judgment ("match" or "not_a_match"); None when there are only clicks.
+    modality: modality of the query.
+    """
 
     clicks: int = 0
     mark: str | None = None
@@ -35,12 +42,12 @@ class PairFeedback:
 
     @property
     def verdict(self) -> str:
-        """A click is a weak positive, which any explicit mark outweighs."""
+        """ "positive" or "negative". An explicit judgment overrides clicks, which count as positive."""
         return self.mark or "positive"
 
 
 class FeedbackLog:
-    """The feedback log of one collection. Appends are single writes, so that any number of processes may append."""
+    """The feedback log of one collection. An event is appended by a single write, so any number of processes may append."""
 
     def __init__(self, path: Path):
         self.path, self.log = path / "feedback", path / "feedback.jsonl"
@@ -49,7 +56,7 @@ class FeedbackLog:
         self._bytes, self._guard = 0, Lock()
 
     def remember(self, modality: str, data: bytes, label: int) -> str:
-        """The id of a query, made from its content's label; its bytes are held for a while."""
+        """Return the id of a query, made from its content hash `label`, and hold its content in memory for later feedback."""
         query = f"q-{modality}-{label:016x}"
         with self._guard:
             if query not in self._recent:
@@ -60,7 +67,7 @@ class FeedbackLog:
         return query
 
     def link(self, impression: str, query: str) -> None:
-        """Feedback on an interleaved impression counts for that query."""
+        """Count feedback on an interleaved response (`impression`) as feedback on `query`."""
         with self._guard:
             if query in self._recent:
                 self._links[impression] = query
@@ -68,11 +75,18 @@ class FeedbackLog:
                     self._links.popitem(last=False)
 
     def add(self, event: Mapping[str, object]) -> JsonObject:
-        """Log one event; DataError for one without "query", "item" and a known "kind". For a response of another process, give
-        the query's content too: "modality" and "value" (bytes, or a string)."""
+        """Log one event and return the logged line.
+
+        event: {"query": query id, "item": item id, "kind": "click", "match" or "not_a_match"}. If another process ran the
+            search, add the content of the query: "modality" and "value" (bytes, or a string).
+
+        Raises DataError when "query", "item" or a known "kind" is missing.
+        """
         query, item, kind = event.get("query"), event.get("item"), event.get("kind")
         if not isinstance(query, str) or not isinstance(item, str) or not query or not item or kind not in VERDICT_OF:
-            raise DataError(f'feedback: needs "query" and "item" (ids) and "kind", one of {", ".join(VERDICT_OF)}')
+            raise DataError(
+                f'feedback: needs "query" (the id in a response), "item" (an item id) and "kind", one of {", ".join(VERDICT_OF)}'
+            )
         with self._guard:
             origin = self._links.get(query, query)
             modality, data = self._recent.get(origin, (event.get("modality"), event.get("value")))
@@ -87,15 +101,15 @@ class FeedbackLog:
         return line
 
     def _content(self, query: str) -> Path:
-        """Where the content of a query is stored."""
+        """Return the path of a query's saved content."""
         return self.path / hashlib.sha256(query.encode()).hexdigest()[:32]
 
     def events(self) -> list[JsonObject]:
-        """Every event, oldest first."""
+        """Return all events, oldest first."""
         return read_jsonl_log(self.log)
 
     def pairs(self) -> dict[tuple[str, str], PairFeedback]:
-        """(query, item) -> the feedback on that pair."""
+        """Return {(query id, item id): all feedback on that pair}."""
         out: dict[tuple[str, str], PairFeedback] = {}
         for event in self.events():
             pair = out.setdefault((event.get("origin") or event["query"], event["item"]), PairFeedback())
@@ -107,12 +121,16 @@ class FeedbackLog:
         return out
 
     def export(self, catalog: Catalog, out: Path) -> FeedbackExport:
-        """Write judgments and the rows that they are about, for evaluation and the next round of training.
+        """Export the feedback to directory `out`, for evaluation and for the next round of training.
 
-        OUT/judgments.jsonl: one verdict per line, as `eval --qrels` and `mine --judgments` read it. OUT/data: packed shards
-        with the judged queries and items. OUT/pairs, to train on, where the content of a query has a positive item: one row for
-        each such pair, the query's content beside the item's other modalities, under the query's id and the item's group; and
-        the items with negative verdicts. Verdicts whose query or item is unknown by now are counted as unused.
+            OUT/judgments.jsonl   one judgment per line, as `mmtune eval --qrels` and `mmtune mine --judgments` read them
+            OUT/data              packed shards with the judged queries and items
+            OUT/pairs             packed shards to train on, if any query with saved content has a positive item
+
+        A row of OUT/pairs combines the content of a query with the other modalities of a positive item. It has the id of the
+        query and the group of the item. The items with negative judgments are also rows of OUT/pairs, as negatives.
+
+        Judgments whose query or item is unknown are counted as unused. Raises DataError when no judgment can be exported.
         """
         feedback = self.pairs()
         items = catalog.items(list(dict.fromkeys(id for pair in feedback for id in pair)))
@@ -137,7 +155,7 @@ class FeedbackLog:
                 pairs[name] = {**rows[item], **rows[query], "id": name}
                 positives = True
         if not lines:
-            raise DataError(f"{self.log}: no verdict on a query and an item that are known")
+            raise DataError(f"{self.log}: no judgment to export: there is no feedback on a known query and a known item")
         judgments = out / "judgments.jsonl"
         write_jsonl(judgments, lines)
         data = _pack(out, "data", rows)
@@ -145,7 +163,7 @@ class FeedbackLog:
 
 
 def _row(out: Path, catalog: Catalog, item: Item) -> JsonObject:
-    """A source row of an item, with its contents."""
+    """Return a row of the source table for an item; contents that are not text are written to files."""
     row: JsonObject = {**item.meta, "id": item.id, "group": item.group}
     for m in item.contents:
         row |= _cell(out, item.id, m, catalog.read(item, m))
@@ -153,7 +171,7 @@ def _row(out: Path, catalog: Catalog, item: Item) -> JsonObject:
 
 
 def _cell(out: Path, id: str, modality: str, data: bytes) -> dict[str, str]:
-    """The source cell of a value: the value itself where the cell holds values, else the path of a file beside the table."""
+    """Return {modality: cell of the source table}: the text itself, or the path of a file that the content is written to."""
     kind = modalities.get(modality)
     if kind.inline:
         return {modality: data.decode("utf-8", "replace")}
@@ -163,7 +181,7 @@ def _cell(out: Path, id: str, modality: str, data: bytes) -> dict[str, str]:
 
 
 def _pack(out: Path, name: str, rows: Mapping[str, JsonObject]) -> str:
-    """Pack rows as shards in OUT/name."""
+    """Pack rows as shards in the directory OUT/`name`, and return its path."""
     from mmtune.data.pack.pack import pack
 
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))

@@ -1,4 +1,4 @@
-"""Team-draft interleaving: one list drafted from two rankings; the ranking whose items are clicked is preferred.
+"""Team-draft interleaving: merge the rankings of two versions into one list; the version whose items get more clicks wins.
 
 Radlinski, Kurup, Joachims, "How does clickthrough data reflect retrieval quality?", CIKM 2008.
 """
@@ -18,8 +18,10 @@ POSITIVE_KINDS = ("click", "match")
 
 
 def draft(live: Sequence[str], staged: Sequence[str], k: int, rng: random.Random) -> list[tuple[str, str]]:
-    """[(id, team)], at most k: in each round a coin says which team picks first, then each picks its best id that is not
-    taken."""
+    """Merge two rankings into one list of at most k (id, team).
+
+    In each round, a coin toss decides which team picks first; then each team adds its best id that is not in the list yet.
+    """
     rankings, positions = {"live": live, "staged": staged}, {"live": 0, "staged": 0}
     out: list[tuple[str, str]] = []
     taken: set[str] = set()
@@ -38,7 +40,7 @@ def draft(live: Sequence[str], staged: Sequence[str], k: int, rng: random.Random
 
 
 def wilson(wins: int, count: int) -> tuple[float, float]:
-    """95% interval of a proportion (Wilson, JASA 1927), which holds near 0 and 1 and for small counts."""
+    """Return the 95% Wilson confidence interval of a proportion, which is valid near 0 and 1 and for small counts."""
     from scipy.stats import binomtest
 
     if not count:
@@ -48,26 +50,28 @@ def wilson(wins: int, count: int) -> tuple[float, float]:
 
 
 class Interleaving:
-    """Interleaved lists of one collection, logged in COLL/interleave.jsonl, and the preference that clicks on them express."""
+    """Interleaves results of one collection, logs the lists in COLL/interleave.jsonl, and computes the preferred version."""
 
     def __init__(self, layout: CollectionLayout, feedback: FeedbackLog):
         self.layout, self.feedback = layout, feedback
         self.log = layout.path / "interleave.jsonl"
 
     def teams(self, version: str) -> dict[str, str]:
-        """{"live", "staged"}: the names of the two versions. DataError when `version` is live, or nothing is live."""
+        """Return {"live": live version, "staged": version}. Raises DataError when `version` is live, or no version is live."""
         live = self.layout.live()["version"]
         if live is None or version == live:
-            raise DataError(f"interleave {version}: with the live version ({live}); name a staged one")
+            raise DataError(f"interleave {version}: needs a live version (now: {live}) and another version; name a staged one")
         self.layout.record(version)
         return {"live": live, "staged": version}
 
     def draft(
         self, teams: Mapping[str, str], rankings: Mapping[str, Sequence[str]], query: str, k: int, rng: random.Random
     ) -> tuple[str, list[tuple[str, str]]]:
-        """Draft one list from both teams' ids and log which team chose what: (id of the impression, [(id, team)]).
+        """Interleave the rankings and log the list. Returns (id of the impression, [(id, team)]).
 
-        query: the id of the live response's query; feedback on the impression counts for that query.
+        teams: see `teams`.
+        rankings: {team: ranked ids}.
+        query: query id of the live response; feedback on the impression is counted for this query.
         """
         drafted = draft(rankings["live"], rankings["staged"], k, rng)
         impression = f"i-{uuid.uuid4().hex}"
@@ -77,7 +81,10 @@ class Interleaving:
         return impression, drafted
 
     def preference(self, version: str | None = None) -> Preference:
-        """Wins of a staged version (default: the last one interleaved) over the version that is live now."""
+        """Count the wins of a staged version over the version that is live now.
+
+        version: the staged version; default: the one that was interleaved last.
+        """
         lines = read_jsonl_log(self.log)
         staged, live = version or (lines[-1]["staged"] if lines else None), self.layout.live()["version"]
         impressions = {x["impression"]: x["teams"] for x in lines if x["staged"] == staged and x["live"] == live}

@@ -1,4 +1,4 @@
-"""BM25 keyword search over items (through bm25s), and the fusion of ranked lists."""
+"""BM25 keyword search over items (with bm25s), and reciprocal rank fusion."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from mmtune.search.tie_order import tie_order
 
 
 class Bm25Index:
-    """BM25 over one document per item, in memory. Items whose document has no terms are never returned."""
+    """An in-memory BM25 index with one document per item. Items whose document has no terms are never returned."""
 
     def __init__(self, ids: Sequence[str], documents: Sequence[str]):
         try:
@@ -18,7 +18,7 @@ class Bm25Index:
             raise MissingExtra('hybrid search needs bm25s: pip install "mmtune[mining]"') from None
         self._bm25s = bm25s
         order = tie_order(ids)
-        # ids descending: a stable sort by score then breaks ties as everywhere else
+        # Items are stored in descending order of id, so that a stable sort by score breaks ties by descending id.
         self.ids = [ids[i] for i in order]
         self._position = {id: n for n, id in enumerate(self.ids)}
         tokens = bm25s.tokenize([documents[i] for i in order], stopwords=None, show_progress=False)
@@ -31,9 +31,9 @@ class Bm25Index:
         return len(self.ids)
 
     def search(self, query: str, k: int, among: Iterable[str] | None = None) -> list[tuple[str, float]]:
-        """The k best items, (id, score > 0), score descending, ties by id descending.
+        """Return the k best items as (id, score > 0), by score descending, ties by id descending.
 
-        among: ids that may be returned (those that a filter admits); default all.
+        among: ids that may be returned; default: all.
         """
         terms = self._bm25s.tokenize([query], stopwords=None, return_ids=False, show_progress=False)[0]
         if self._index is None or not terms or k <= 0:
@@ -57,9 +57,10 @@ class Bm25Index:
 def reciprocal_rank_fusion(
     rankings: Sequence[Sequence[str]], k: int = 60, weights: Sequence[float] | None = None
 ) -> list[tuple[str, float]]:
-    """One ranking from several: score = sum of weight / (k + rank), rank from 1 (Cormack, Clarke, Büttcher, SIGIR 2009).
+    """Fuse several rankings: the score of an item is the sum of weight / (k + rank), with ranks from 1.
 
-    Every item of any ranking comes once, score descending, ties by id descending.
+    Returns (id, score) for every item of any ranking, by score descending, ties by id descending. Source: Cormack, Clarke,
+    Büttcher, SIGIR 2009.
     """
     fused: dict[str, float] = {}
     for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):

@@ -1,4 +1,4 @@
-"""Whether a filter fits the items' columns: a misspelt column, or a number compared with strings, is refused before the search."""
+"""Check a filter before the search: reject a misspelt column name, and a number that is compared with strings."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -10,10 +10,12 @@ KIND_NAMES = {"s": "strings", "n": "numbers", "b": "booleans", "j": "lists or ma
 
 
 def check_columns(where: Filter, columns: Mapping[str, set[str]]) -> None:
-    """DataError when `where` compares a column that no item has, or compares one with values of kinds that it never holds.
+    """Raises DataError when a comparison in the filter cannot be true for any item.
 
-    columns: {top-level column: kinds of its values, as of `value_kind`}. `weight is null` may name a column that no item has, unless
-    it is nearly the name of one that there is.
+    That is the case when no item has its column, or when the column has only values of other kinds. `COLUMN is null` may name
+    a column that no item has, unless the name is similar to that of an existing column and thus probably misspelt.
+
+    columns: {top-level column: kinds of its values, see `value_kind`}.
     """
     for path, kinds in _comparisons(where):
         name = ".".join(path)
@@ -22,7 +24,7 @@ def check_columns(where: Filter, columns: Mapping[str, set[str]]) -> None:
             near = difflib.get_close_matches(path[0], columns, 1)
             if not near and not kinds:
                 continue
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(columns)) or 'none'}"
+            hint = f"did you mean {near[0]!r}?" if near else f"existing columns: {', '.join(sorted(columns)) or 'none'}"
             raise DataError(f"filter: no item has a column {path[0]!r}; {hint}")
         if len(path) == 1 and kinds and known and not kinds & known:
             held = " and ".join(KIND_NAMES[k] for k in sorted(known))
@@ -40,7 +42,7 @@ def _advice(name: str, kinds: set[str], known: set[str]) -> str:
 
 
 def _comparisons(where: Filter) -> Iterator[tuple[ColumnPath, set[str]]]:
-    """(path, kinds of the values it is compared with) of every comparison; no kinds for `is null`."""
+    """Yield (column path, kinds of the values it is compared with) for every comparison; an empty set for `is null`."""
     match where:
         case And(terms) | Or(terms):
             for term in terms:

@@ -1,12 +1,15 @@
-"""Filters over items' metadata: `category = 'Apple' and (price < 3 or "on sale" = true) and not origin is null`.
+"""Parse and evaluate filters over metadata: `category = 'Apple' and (price < 3 or "on sale" = true) and not origin is null`.
 
-A column is a key of the metadata, `a.b` is key b of the mapping under key a; names that are not plain words stand in double
-quotes; values are 'strings in single quotes' ('' is a quote), numbers, true or false. Operators: = != < <= > >=, in (...),
-not in (...), is null, is not null, and, or, not, brackets; keywords in any case.
+Syntax:
+    column      a metadata key; `a.b` is key b of the object under key a. Names that are not plain words are written in double
+                quotes.
+    value       a string in single quotes ('' is a quote inside it), a number, true or false
+    operators   = != < <= > >=, in (...), not in (...), is null, is not null, and, or, not, parentheses
+    Keywords may be written in upper or lower case.
 
-The meaning is the same in every store, and there are two truth values. A comparison with a missing value is false (`!=` and
-`not in` too), `not` of it true. Numbers compare as float64, strings by code point, never one with the other. A list or a
-mapping is not null, and equals nothing. NaN and infinity count as missing.
+A filter has the same meaning in every store. Every comparison is true or false. A comparison with a missing value is false,
+also with `!=` and `not in`; `not` applied to it is true. Numbers are compared as float64, and strings by code point; a number
+never equals a string. A list or an object is not null, but equals no value. NaN and infinity count as missing.
 """
 
 import math
@@ -21,10 +24,10 @@ ColumnPath = tuple[str, ...]
 """The keys that lead to a value in nested metadata."""
 Value = str | float | bool
 ValueKind = Literal["s", "n", "b", "j"]
-"""String, number, boolean, or a list or mapping (which only `is null` looks at)."""
+"""s: string, n: number, b: boolean, j: a list or an object, which only `is null` and `is not null` can test."""
 
 MAX_LENGTH, MAX_DEPTH = 20_000, 20
-"""Characters of a filter, and nested brackets and `not`: filters come from untrusted callers."""
+"""Limits on the characters of a filter, and on the nesting of parentheses and `not`: filters may come from untrusted users."""
 
 NUMBER_ORDER: dict[str, Callable[[float, float], bool]] = {
     "<": lambda a, b: a < b,
@@ -41,7 +44,7 @@ STRING_ORDER: dict[str, Callable[[str, str], bool]] = {
 
 
 def value_kind(value: object) -> ValueKind | None:
-    """What a metadata value compares as; None when it counts as missing."""
+    """Return the kind of a metadata value, which decides what it can be compared with; None when it counts as missing."""
     if isinstance(value, bool):
         return "b"
     if isinstance(value, str):
@@ -52,7 +55,7 @@ def value_kind(value: object) -> ValueKind | None:
 
 
 def lookup(meta: Mapping[str, object], path: ColumnPath) -> object:
-    """The value at a path of keys; None when a key is missing or its parent is no mapping."""
+    """Return the value at a path of keys; None when a key is missing, or when the parent of a key is not an object."""
     value: object = meta
     for key in path:
         if not isinstance(value, Mapping):
@@ -62,20 +65,21 @@ def lookup(meta: Mapping[str, object], path: ColumnPath) -> object:
 
 
 class Filter:
-    """A node of the tree that `parse` makes. Stores translate its six kinds; there are no others."""
+    """Base class of the nodes of a parsed filter. The subclasses are In, Compare, IsNull, Not, And and Or; every store
+    translates these six to its own query language."""
 
     def matches(self, meta: Mapping[str, object]) -> bool:
-        """Whether an item with this metadata is admitted."""
+        """Whether an item with this metadata matches the filter."""
         raise NotImplementedError
 
     def columns(self) -> set[ColumnPath]:
-        """Every column that it looks at."""
+        """Return all columns that the filter uses."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class In(Filter):
-    """The value equals one of `values` (one or more, of any kinds)."""
+    """True when the column's value equals one of `values` (at least one, of any kinds)."""
 
     path: ColumnPath
     values: tuple[Value, ...]
@@ -93,7 +97,7 @@ class In(Filter):
 
 @dataclass(frozen=True, slots=True)
 class Compare(Filter):
-    """The value is of the same kind as `value` (string or number) and before or after it; `op` is < <= > or >=."""
+    """True when the column's value is of the same kind as `value` (string or number), and `op` holds: < <= > or >=."""
 
     path: ColumnPath
     op: str
@@ -113,7 +117,7 @@ class Compare(Filter):
 
 @dataclass(frozen=True, slots=True)
 class IsNull(Filter):
-    """The value is missing, null, or not a finite number."""
+    """True when the column's value is missing, null, NaN or infinite."""
 
     path: ColumnPath
 
@@ -126,7 +130,7 @@ class IsNull(Filter):
 
 @dataclass(frozen=True, slots=True)
 class Not(Filter):
-    """The term does not hold."""
+    """True when the term is false."""
 
     term: Filter
 
@@ -139,7 +143,7 @@ class Not(Filter):
 
 @dataclass(frozen=True, slots=True)
 class And(Filter):
-    """Every term holds (two or more terms)."""
+    """True when all terms (two or more) are true."""
 
     terms: tuple[Filter, ...]
 
@@ -152,7 +156,7 @@ class And(Filter):
 
 @dataclass(frozen=True, slots=True)
 class Or(Filter):
-    """One term holds (of two or more)."""
+    """True when at least one of the terms (two or more) is true."""
 
     terms: tuple[Filter, ...]
 
@@ -164,12 +168,12 @@ class Or(Filter):
 
 
 def present_and_not(path: ColumnPath, term: Filter) -> Filter:
-    """`!=` and `not in`: the value is present, and `term` does not hold for it."""
+    """Return the filter for `!=` and `not in`: the column has a value, and `term` is false."""
     return And((Not(IsNull(path)), Not(term)))
 
 
 def parse(source: str) -> Filter:
-    """The tree of a filter. DataError in one line, with the position, for anything that is not a filter."""
+    """Parse a filter. Raises DataError, in one line and with the position of the error, when the syntax is invalid."""
     return _Parser(source).parse()
 
 
@@ -180,11 +184,11 @@ TOKEN = re.compile(
 )
 KEYWORDS = {"and", "or", "not", "in", "is", "null", "true", "false"}
 Token = tuple[str, str, int]
-"""(type, characters, position in the source)."""
+"""(type, characters, position in the source). The type is a group name of TOKEN, or "keyword"."""
 
 
 def tokenize(source: str) -> list[Token]:
-    """Tokens, the last of type "end". DataError for characters that start none."""
+    """Split a filter into tokens; the last one has type "end". Raises DataError for characters that start no token."""
     tokens: list[Token] = []
     position = 0
     while not tokens or tokens[-1][0] != "end":
@@ -192,7 +196,7 @@ def tokenize(source: str) -> list[Token]:
         if match is None or match.lastgroup is None:
             position += len(source[position:]) - len(source[position:].lstrip())
             quote = source[position] in "'\""
-            fail(source, position, "this quote is not closed" if quote else f"{source[position]!r} has no meaning here")
+            fail(source, position, "this quote is not closed" if quote else f"unexpected character {source[position]!r}")
         kind, characters = match.lastgroup, match[match.lastgroup]
         if kind == "word" and characters.lower() in KEYWORDS:
             kind, characters = "keyword", characters.lower()
@@ -202,29 +206,29 @@ def tokenize(source: str) -> list[Token]:
 
 
 def fail(source: str, position: int, why: str) -> NoReturn:
-    """DataError in one line: where, the filter from there on, and what is wrong."""
+    """Raises DataError in one line: the position, the text of the filter after the position, and what is wrong."""
     rest = source[position : position + 40]
     near = f"before {rest!r}" if rest else "at its end"
     raise DataError(f"filter: position {position + 1}, {near}: {why}")
 
 
 class _Parser:
-    """Recursive descent over the tokens."""
+    """A recursive-descent parser."""
 
     def __init__(self, source: str):
         if len(source) > MAX_LENGTH:
-            raise DataError(f"filter: {len(source)} characters; at most {MAX_LENGTH} are read")
+            raise DataError(f"filter: {len(source)} characters; at most {MAX_LENGTH} are allowed")
         if "\0" in source or not encodable(source):
-            raise DataError("filter: holds a NUL character or half a surrogate pair")
+            raise DataError("filter: contains a NUL character or an unpaired surrogate; remove it")
         self.source, self.at, self.depth = source, 0, 0
         self.tokens = tokenize(source)
 
     def fail(self, why: str, position: int | None = None) -> NoReturn:
-        """DataError at the current token, or at `position`."""
+        """Raises DataError for the current token, or for `position`."""
         fail(self.source, self.tokens[self.at][2] if position is None else position, why)
 
     def take(self, *expected: str) -> str | None:
-        """The next keyword or sign, if it is one of `expected`."""
+        """Consume and return the next keyword or sign if it is one of `expected`; otherwise return None."""
         kind, characters, _ = self.tokens[self.at]
         if kind in ("keyword", "sign") and characters in expected:
             self.at += 1
@@ -232,12 +236,12 @@ class _Parser:
         return None
 
     def require(self, expected: str) -> None:
-        """Take that keyword or sign, or fail."""
+        """Consume that keyword or sign. Raises DataError when the next token is another one."""
         if not self.take(expected):
             self.fail(f"expected {expected}")
 
     def parse(self) -> Filter:
-        """The whole source."""
+        """Parse the whole source."""
         if self.tokens[0][0] == "end":
             self.fail("a filter needs a comparison, e.g. category = 'Apple'")
         tree = self.disjunction()
@@ -246,28 +250,28 @@ class _Parser:
         return tree
 
     def disjunction(self) -> Filter:
-        """conjunction or conjunction ..."""
+        """Parse `conjunction or conjunction ...`."""
         terms = [self.conjunction()]
         while self.take("or"):
             terms.append(self.conjunction())
         return terms[0] if len(terms) == 1 else Or(tuple(terms))
 
     def conjunction(self) -> Filter:
-        """term and term ..."""
+        """Parse `term and term ...`."""
         terms = [self.term()]
         while self.take("and"):
             terms.append(self.term())
         return terms[0] if len(terms) == 1 else And(tuple(terms))
 
     def term(self) -> Filter:
-        """not term, a disjunction in brackets, or a comparison."""
+        """Parse `not term`, a disjunction in parentheses, or a comparison."""
         opening = self.take("not", "(")
         if opening is None:
             return self.comparison()
         self.depth += 1
         if self.depth > MAX_DEPTH:
             self.at -= 1
-            self.fail(f"brackets and not more than {MAX_DEPTH} deep")
+            self.fail(f"parentheses and `not` are nested more than {MAX_DEPTH} deep")
         tree: Filter = Not(self.term()) if opening == "not" else self.disjunction()
         if opening == "(":
             self.require(")")
@@ -275,7 +279,7 @@ class _Parser:
         return tree
 
     def comparison(self) -> Filter:
-        """A column, an operator, and its value or values."""
+        """Parse a column, an operator, and one or several values."""
         path = self.column()
         if self.take("is"):
             absent = self.take("not") is None
@@ -299,20 +303,20 @@ class _Parser:
         return Compare(path, op, value)
 
     def column(self) -> ColumnPath:
-        """A name, or several joined by dots."""
+        """Parse a column: one name, or several names joined by dots."""
         parts: list[str] = []
         while not parts or self.take("."):
             kind, name, _ = self.tokens[self.at]
             if kind == "quoted":
                 name = name[1:-1].replace('""', '"')
             elif kind != "word" and not (kind == "keyword" and parts):
-                self.fail("expected a column; a name that is a keyword or no plain word stands in double quotes")
+                self.fail("expected a column; put a name that is a keyword or not a plain word in double quotes")
             parts.append(name)
             self.at += 1
         return tuple(parts)
 
     def value_list(self) -> tuple[Value, ...]:
-        """(value, value, ...)."""
+        """Parse `(value, value, ...)`."""
         self.require("(")
         values = [self.value()]
         while self.take(","):
@@ -321,14 +325,14 @@ class _Parser:
         return tuple(values)
 
     def value(self) -> Value:
-        """A string, a number, true or false."""
+        """Parse a string, a number, true or false."""
         kind, characters, _ = self.tokens[self.at]
         if kind == "value":
             self.at += 1
             return characters[1:-1].replace("''", "'")
         if kind == "number":
             if not math.isfinite(float(characters)):
-                self.fail("a number beyond float64")
+                self.fail("the number is too large for float64")
             self.at += 1
             return float(characters)
         if self.take("true"):
@@ -336,12 +340,12 @@ class _Parser:
         if self.take("false"):
             return False
         if self.take("null"):
-            self.fail("nothing equals null; write: is null", self.tokens[self.at - 1][2])
+            self.fail("comparisons with null are always false; write: is null", self.tokens[self.at - 1][2])
         self.fail("expected a number, true, false, or a string in single quotes")
 
 
 def encodable(string: str) -> bool:
-    """Whether a string can be encoded as UTF-8: JSON can hold half of a surrogate pair, UTF-8 cannot."""
+    """Whether a string can be encoded as UTF-8. A string from JSON may contain an unpaired surrogate, which cannot."""
     try:
         string.encode()
     except UnicodeEncodeError:

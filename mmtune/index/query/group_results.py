@@ -1,4 +1,4 @@
-"""Results grouped by a column: of several items of one group (the photos of a product), the best one stands for the group."""
+"""Group search results by a column: keep only the best item of each group, e.g. the best photo of each product."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,21 @@ from mmtune.index.collection_results import SearchResult
 from mmtune.index.query.query import NearestResults, Results
 
 DEPTHS = (4, 20, 100)
-"""Items looked at per group wanted, until there are enough groups: a product with a thousand photos must not cost a scan."""
+"""To get k groups, search for 4 * k items, then for 20 * k, then for 100 * k. It stops there, even with fewer than k groups: a
+group with very many items must not cause a scan of the whole index."""
 
 
 def first_per_group(results: Sequence[SearchResult], column: str, without: object = None) -> Results:
-    """The best result of every value of `column` ("group" or metadata), in order; results without a value are groups of their
-    own.
+    """Keep the first (best) result for each value of a column, in order. A result without a value is a group of its own.
 
-    without: a value whose results are left out. Raises DataError when no result has the column.
+    column: "group", or a metadata column.
+    without: a value whose results are all left out.
+
+    Raises DataError when no result has the column.
     """
     if results and all(r.metadata_value(column) is None for r in results):
         known = sorted({k for r in results for k in ("group", *r.meta) if r.metadata_value(k) is not None})
-        raise DataError(
-            f"group_by {column!r}: none of the items found has it; they have {', '.join(known) or 'nothing of the kind'}"
-        )
+        raise DataError(f"group_by {column!r}: none of the items found has it; they have {', '.join(known) or 'no columns'}")
     taken: set[str] = set() if without is None else {repr(without)}
     out = []
     for result in results:
@@ -32,7 +33,7 @@ def first_per_group(results: Sequence[SearchResult], column: str, without: objec
 
 
 def best_groups(nearest: NearestResults, k: int, column: str, without: object = None) -> Results:
-    """The k best groups; fewer when the items that are looked at (see DEPTHS) belong to fewer."""
+    """Return the best result of each of the k best groups; fewer when the examined items (see DEPTHS) have fewer groups."""
     groups: Results = []
     for depth in DEPTHS:
         results = nearest(k * depth)

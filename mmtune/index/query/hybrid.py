@@ -1,4 +1,4 @@
-"""Hybrid search: BM25 over items' captions and metadata strings, fused with vector search by reciprocal rank."""
+"""Hybrid search: fuse vector search with BM25 over captions and metadata strings, by reciprocal rank fusion."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from mmtune.index.query.bm25 import Bm25Index, reciprocal_rank_fusion
 from mmtune.index.query.filters import Filter
 
 DEPTH = 100
-"""Results of each ranking that are fused."""
+"""Number of results of each of the two rankings that are fused."""
 
 
 class ItemBm25:
-    """BM25 over the items of a catalog at one moment, in memory: their values of language and the strings of their metadata."""
+    """An in-memory BM25 index of a catalog's current items: their captions (text modalities) and their metadata strings."""
 
     def __init__(self, catalog: Catalog):
         language = [m for m in catalog.counts() if modalities.get(m).language]
@@ -28,13 +28,16 @@ class ItemBm25:
         self._index = Bm25Index(list(self.payloads), documents)
 
     def search(self, query: str, where: Filter | None) -> list[str]:
-        """Ids of the DEPTH best items that `where` admits, best first."""
+        """Return the ids of the DEPTH best items that match the filter, best first."""
         admitted = None if where is None else [i for i, payload in self.payloads.items() if where.matches(payload)]
         return [id for id, _ in self._index.search(query, DEPTH, admitted)]
 
 
 def fuse(bm25: ItemBm25, query: str, results: Sequence[SearchResult], where: Filter | None) -> list[SearchResult]:
-    """Vector results and BM25's, by fused score; `similarity` keeps the cosine of those that vector search returned."""
+    """Fuse the results of vector search with those of BM25, by fused score descending.
+
+    `similarity` of a fused result is its cosine similarity, or None when only BM25 found the item.
+    """
     by_id = {r.id: r for r in results}
     out: list[SearchResult] = []
     for id, score in reciprocal_rank_fusion([list(by_id), bm25.search(query, where)]):

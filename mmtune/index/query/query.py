@@ -1,5 +1,7 @@
-"""Queries of one version, many at once: one pass of a tower for all values of a modality, one pass over the stores for all
-queries with the same options. A single search is a batch of one."""
+"""Run a batch of queries on one version: one batched encoding per modality, one store search per set of equal options.
+
+A single search is a batch of one query.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +19,15 @@ if TYPE_CHECKING:
 
 Results = list[SearchResult]
 NearestResults = Callable[[int], Results]
-"""k -> the k results nearest to the query's vector."""
+"""A function that returns the k results nearest to the query vector, for a given k."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One search: by `content` of the modality `modality`, or by the stored vector of the `item`. For the other fields see
-    `Collection.search`."""
+    """One search: by `content` in `modality`, or by the stored vector of `item` (an id).
+
+    The other fields are the parameters of `Collection.search`.
+    """
 
     modality: str = ""
     content: "QueryContent | None" = None
@@ -36,21 +40,24 @@ class Query:
 
     @property
     def nearest_only(self) -> bool:
-        """Whether the k nearest items are the answer, with no further step: such queries share passes."""
+        """Whether the k nearest items are the final result, without fusion or grouping. Such queries are run in batches."""
         return not self.hybrid and self.group_by is None
 
 
 def search_version(
     version: "OpenVersion", queries: Sequence[Query], refine: Callable[[Query, NearestResults], Results]
 ) -> list[Results | MmtuneError]:
-    """The results of each query, or its own error, in order. refine: the further step of queries that need one."""
+    """Run queries on a version. Returns, for each query, its results or its error.
+
+    refine: computes the results of a hybrid or grouped query, from the query and a function for nearest-neighbour search.
+    """
     vectors = _query_vectors(version, queries)
     out: list[Results | MmtuneError] = [[] for _ in queries]
     batches: dict[tuple[int, bool, str, tuple[str, ...] | None], list[int]] = {}
     for n, (query, vector) in enumerate(zip(queries, vectors, strict=True)):
         if isinstance(vector, MmtuneError):
             out[n] = vector
-        elif query.nearest_only:  # repr: to Python the filters `a = 1` and `a = true` are equal
+        elif query.nearest_only:  # the key has repr(where), because Python considers the filters a = 1 and a = true equal
             batches.setdefault((query.k, query.item is None, repr(query.where), query.target), []).append(n)
         else:
             out[n] = _refined(version, query, vector, refine)
@@ -79,7 +86,7 @@ def _refined(
 
 
 def _nearest(version: "OpenVersion", query: Query, query_QD: np.ndarray, count: int) -> list[Results]:
-    """For several queries with the options of `query`; one result more where an item will find itself."""
+    """Search for several vectors with the options of `query`. For an item query, get one more result: the item itself."""
     return version.search(query_QD, count + (query.item is not None), query.where, query.target)
 
 
@@ -88,7 +95,7 @@ def _without_item(query: Query, results: Results, count: int) -> Results:
 
 
 def _query_vectors(version: "OpenVersion", queries: Sequence[Query]) -> list[np.ndarray | MmtuneError]:
-    """The vector [D] of each query, or its error."""
+    """Return the vector [D] of each query, or its error."""
     out: dict[int, np.ndarray | MmtuneError] = {}
     for modality in dict.fromkeys(q.modality for q in queries if q.item is None):
         rows = [n for n, q in enumerate(queries) if q.item is None and q.modality == modality]

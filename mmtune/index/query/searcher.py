@@ -1,4 +1,4 @@
-"""Searches of a collection: opens the version, runs the queries, fuses with BM25 or groups, and times them."""
+"""Search a collection: open the version, run the queries, fuse with BM25 or group the results, and measure the time."""
 
 import threading
 import time
@@ -19,11 +19,14 @@ from mmtune.index.query.query import NearestResults, Query, Results, search_vers
 from mmtune.index.version_pool import VersionPool
 
 MAX_LENGTH_ERROR = 1e-3
-"""How far the length of a query vector may be from 1."""
+"""Largest allowed difference of a query vector's L2 norm from 1."""
 
 
 class Searcher:
-    """Threads share it. Queries with a value are registered with `feedback`, whose ids the responses carry."""
+    """Runs the searches of one collection. Thread-safe.
+
+    Queries are registered with the feedback log, whose query ids are returned in the responses.
+    """
 
     def __init__(self, pool: VersionPool, catalog: Catalog, feedback: FeedbackLog):
         self.pool, self.catalog, self.feedback = pool, catalog, feedback
@@ -34,9 +37,9 @@ class Searcher:
     def search(
         self, queries: Sequence[Query], version: str | None = None, begin: float | None = None
     ) -> list[SearchResponse | MmtuneError]:
-        """The response of each query, or its own error; one version (default: live) answers all of them.
+        """Run queries on one version (default: the live one). Returns, for each query, its response or its error.
 
-        begin: when the search began (`time.perf_counter`), if that was before this call.
+        begin: start of the measured search time (`time.perf_counter()`), if it was before this call.
         """
         opened = self.pool.open(version)
         begin = time.perf_counter() if begin is None else begin
@@ -52,7 +55,7 @@ class Searcher:
         return out
 
     def _filter_error(self, where: Filter) -> DataError | None:
-        """The error of a filter that does not fit the items' columns."""
+        """Return the error of a filter that does not fit the columns of the items; otherwise None."""
         with self._guard:
             seq = self.catalog.seq
             if self._columns is None or self._columns[0] != seq:
@@ -85,19 +88,22 @@ class Searcher:
             raise error
         if fingerprint != opened.fingerprint:
             raise ModelError(
-                f"these vectors are of {fingerprint or 'no model'}, version {opened.version} is of {opened.fingerprint}: "
-                "vectors of two models are not comparable; embed the queries with the version's own model"
+                f"these vectors were embedded by {fingerprint or 'no known model'}, and version {opened.version} by "
+                f"{opened.fingerprint}: vectors of two models are not comparable; embed the queries with the version's own model"
             )
         query_QD = np.atleast_2d(np.asarray(vectors, np.float32))
         lengths = np.linalg.norm(query_QD, axis=-1)
         if query_QD.shape[-1] == opened.dim and not (abs(lengths - 1) <= MAX_LENGTH_ERROR).all():
-            raise DataError(f"search_vectors: vectors of length {lengths.min():.4g} to {lengths.max():.4g}; a model's have 1")
+            raise DataError(
+                f"search_vectors: the vectors have L2 norms of {lengths.min():.4g} to {lengths.max():.4g}; a model's have 1; "
+                "pass the embeddings of the model unchanged"
+            )
         per_query = opened.search(query_QD, k, where, target)
         seconds = (time.perf_counter() - begin) / max(1, len(per_query))
         return [SearchResponse(opened.version, opened.fingerprint, results, seconds) for results in per_query]
 
     def _refine(self, query: Query, nearest: NearestResults) -> Results:
-        """The further step of a hybrid or grouped query."""
+        """Compute the results of a hybrid or grouped query."""
         if query.hybrid:
             results = self._fused(query, nearest(max(query.k, DEPTH)))
             return first_per_group(results, query.group_by) if query.group_by else results
@@ -107,7 +113,7 @@ class Searcher:
 
     def _fused(self, query: Query, results: Results) -> Results:
         if query.content is None or not modalities.get(query.modality).language:
-            raise DataError(f"hybrid search is by words; a value of {query.modality} has none")
+            raise DataError(f"hybrid search needs a text query; got a query of modality {query.modality}")
         with self._guard:
             seq = self.catalog.seq
             if self._bm25 is None or self._bm25[0] != seq:

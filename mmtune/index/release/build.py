@@ -1,8 +1,8 @@
-"""Build a version: embed the contents that the model has not embedded yet, fill new stores, store canaries, publish the record.
+"""Build a version: embed all items that are not cached yet, fill new stores, store canaries, and write the version's record.
 
-The live pointer is not moved. Killed at any moment, the next build goes on: finished blocks of vectors are on disk, and a
-version exists only when its version.json does. Items may be added and deleted while it embeds; the last step, under the write
-lock, brings the version up to date.
+A build does not change which version is live. It is resumable: finished blocks of embeddings are cached on disk, and an
+unfinished version does not count, because a version exists only once its version.json exists. Items may be added and deleted
+during a build; its last step, under the write lock, brings the version up to date.
 """
 
 import shutil
@@ -40,8 +40,12 @@ DEFAULT_STORE = "faiss"
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Where the vectors are stored and how they are indexed. store, url: None for those of the newest version; index: one of
-    `stores.INDEXES`; search_dim, memory_mb: see `Store.build`."""
+    """Where the vectors of a version are stored, and how they are indexed.
+
+    store, url: kind of vector store, and URL of its database; None means those of the newest version.
+    index: one of `stores.INDEXES`.
+    search_dim, memory_mb: see `Store.build`.
+    """
 
     store: str | None = None
     url: str | None = None
@@ -51,27 +55,29 @@ class IndexOptions:
 
 
 def indexed_modalities(catalog: Catalog, model: "Model", wanted: Sequence[str] | None) -> list[str]:
-    """The modalities that get a store: `wanted`, else those that are not language, else all. DataError when
-    items or model lack one, or there is none."""
+    """Return the modalities to index: `wanted`, else all that are not text, or text if the items have nothing else.
+
+    Raises DataError when the items or the model do not have a wanted modality, or when there is nothing to index.
+    """
     counts = catalog.counts()
-    both = [m for m in modalities.names() if m in counts and m in model.towers]
+    shared = [m for m in modalities.names() if m in counts and m in model.towers]
     for m in wanted or ():
-        if m not in both:
-            raise DataError(f"{m}: the items have {', '.join(counts)}, the model {', '.join(model.towers)}")
-    names = [m for m in both if m in wanted] if wanted else modalities.non_language(both)
+        if m not in shared:
+            raise DataError(f"{m}: the items have {', '.join(counts)}, and the model has {', '.join(model.towers)}")
+    names = [m for m in shared if m in wanted] if wanted else modalities.non_language(shared)
     if not names:
-        raise DataError(f"nothing to index: the items have {', '.join(counts)}, the model {', '.join(model.towers)}")
+        raise DataError(f"nothing to index: the items have {', '.join(counts)}, and the model has {', '.join(model.towers)}")
     return names
 
 
 def next_version(layout: CollectionLayout) -> str:
-    """The next name that no version ever had."""
+    """Return the next version name. Names of dropped versions are not used again."""
     logged = {line["version"] for line in audit_log.read(layout) if line["what"] in ("build", "drop")}
     return f"v{max([0, *(int(v[1:]) for v in {*logged, *layout.versions()} if v)]) + 1}"
 
 
 class VersionBuilder:
-    """Builds versions of one collection."""
+    """Builds the versions of one collection."""
 
     def __init__(self, layout: CollectionLayout, catalog: Catalog, pool: VersionPool, updates: VersionUpdates):
         self.layout, self.catalog, self.pool, self.updates = layout, catalog, pool, updates
@@ -87,12 +93,12 @@ class VersionBuilder:
         batch_size: int,
         quiet: bool,
     ) -> BuildResult:
-        """See `Collection.build`."""
+        """Build a version; see `Collection.build`."""
         with self.layout.lock("build", wait=0.5):
             begin = time.monotonic()
             loaded = self.updates.upsert(data, prune, quiet) if data is not None else None
             if not len(self.catalog):
-                raise DataError(f"{self.layout.path}: the collection has no items; name them with --data DATA")
+                raise DataError(f"{self.layout.path}: the collection has no items; add them with --data DATA")
             pinned = self.pool.pinned(load_for_embedding(model, dim))
             names = indexed_modalities(self.catalog, pinned, wanted)
             cache = self.pool.vector_cache(pinned.fingerprint, pinned.dim)
@@ -121,7 +127,7 @@ class VersionBuilder:
         return self._result(record, items, vectors, embedded, reused, loaded, round(time.monotonic() - begin, 3))
 
     def _embed(self, model: "Model", cache: VectorCache, names: Sequence[str], until: int, batch_size: int, quiet: bool) -> int:
-        """Embed what is missing in the cache; returns how many contents that were."""
+        """Embed all contents that are not in the cache, and return their number."""
         counts, embedded = self.catalog.counts(), 0
         with Progress("embed", sum(counts[m] for m in names), "items", quiet) as progress:
             for m in names:
@@ -132,7 +138,7 @@ class VersionBuilder:
         return embedded
 
     def _store_config(self, options: IndexOptions) -> StoreConfig:
-        """The store that is asked for, else that of the newest version, else faiss."""
+        """Return the requested store, else that of the newest version, else faiss."""
         versions = self.layout.versions()
         newest: StoreConfig = self.layout.record(versions[-1])["store"] if versions else {"kind": DEFAULT_STORE, "url": None}
         kind = options.store or newest["kind"]
@@ -148,8 +154,11 @@ class VersionBuilder:
         options: IndexOptions,
         until: int,
     ) -> dict[str, dict[str, object]]:
-        """New stores with the items as of `until`; returns {modality: the index that was built}. A store that a killed build
-        has filled with the same is used as it is; everything else that it left under that name is removed."""
+        """Create and fill the stores with the items as of sequence number `until`; returns {modality: index settings}.
+
+        A store that an interrupted build has already filled with the same content is reused. All other files that such a
+        build left in the version's directory are removed.
+        """
         directory, markers = self.layout.directory(version), {m: f"{m}.filled.json" for m in names}
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir():
@@ -174,7 +183,7 @@ class VersionBuilder:
         return built
 
     def _publish(self, record: VersionRecord, model: "Model", until: int) -> tuple[int, dict[str, int]]:
-        """Bring the version up to date and write its record; returns (items, vectors by modality)."""
+        """Bring the version up to date and write its record; returns (number of items, {modality: number of vectors})."""
         version, names = record["version"], record["modalities"]
         with self.layout.lock():
             seq = self.updates.update(record, model, built_until=until)
@@ -218,12 +227,15 @@ class VersionBuilder:
 
 
 def _source_of(model: "ModelSpec", loaded: "Model") -> str:
-    """The name under which the model was given."""
+    """Return the MODEL string from which the model was loaded."""
     return str(model) if isinstance(model, str | Path) else str(loaded.info.get("source", "a model in memory"))
 
 
 def _compare_with_cache(cache: VectorCache, canaries: CanaryVectors) -> None:
-    """Canaries are embedded afresh: ModelError where a vector in the cache differs, since those files are another model's."""
+    """Compare cached embeddings with the canaries, which have just been embedded.
+
+    Raises ModelError when they differ, because the cache then contains embeddings of another model.
+    """
     for m, (labels, fresh) in canaries.items():
         known = ~cache.missing(m, labels)
         if not known.any():
@@ -234,5 +246,5 @@ def _compare_with_cache(cache: VectorCache, canaries: CanaryVectors) -> None:
             cosines = (cached.astype(np.float64) * fresh[known]).sum(1)
             raise ModelError(
                 f"{cache.directory / m}: {bad} of {len(cosines)} vectors on disk are not what {cache.fingerprint} makes of "
-                f"their content (the worst cosine is {cosines.min():.4f}): remove that directory"
+                f"their content (the lowest cosine similarity is {cosines.min():.4f}); remove that directory and build again"
             )

@@ -1,8 +1,8 @@
-"""Canaries: up to 32 inputs stored with a version, and the vectors they had; embedded again when the version is opened and
-before it goes live.
+"""Canaries: up to 32 inputs that are stored with a version, together with their embeddings.
 
-The fingerprint covers what is written down (weights, files, settings); canaries cover what is not: a library whose resampling
-changed, a device whose kernels differ, code that was edited.
+They are embedded again when the version is opened and before it is promoted, and must get the same embeddings. The fingerprint
+covers what is saved: weights, files and settings. Canaries detect other changes: a library with another resampling, a device
+with other kernels, edited code.
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,29 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 CanaryVectors = dict[str, tuple[np.ndarray, np.ndarray]]
-"""{modality: (labels of the contents [n], vectors [n, D])}."""
+"""{modality: (content hashes [n], vectors [n, D])}."""
 
 COUNT = 32
+"""Most canaries of a version, over all modalities."""
 MIN_COSINE = 0.999
+"""Vectors with at least this cosine similarity count as the same: kernels and batch sizes cause small differences."""
 BATCH = 8
+"""Default number of inputs per forward pass."""
 
 
 def differing_rows(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
-    """bool [N]: rows that are not the same unit vector. By distance, which follows the cosine for unit vectors and also notices
-    lengths."""
+    """Return bool [N], True for rows of `a_ND` and `b_ND` that are not the same vector.
+
+    The squared distance is compared, which is 2 * (1 - cosine) for L2-normalised vectors. Unlike the cosine, it also detects
+    vectors that are not normalised.
+    """
     return ~(((a_ND.astype(np.float64) - b_ND) ** 2).sum(1) <= 2 * (1 - MIN_COSINE))
 
 
 def embed_bytes(
     model: "Model", modality: str, values: Sequence[bytes], role: str | None = None, batch_size: int = BATCH
 ) -> np.ndarray:
-    """Float32 unit vectors [N, D] of contents."""
+    """Embed encoded contents; returns L2-normalised float32 vectors [N, D]. role: see `mmtune.model.prompts`."""
     kind = modalities.get(modality)
     items = ((lambda v=v: kind.decode(v)) for v in values)
     parts = list(encode_batches(model, modality, items, batch_size, lambda n: None, role))
@@ -45,8 +51,10 @@ def embed_bytes(
 
 
 def store_canaries(model: "Model", catalog: Catalog, path: Path) -> CanaryVectors:
-    """Choose inputs of every modality that model and catalog have, embed them, publish them at `path`; returns their
-    vectors."""
+    """Choose canaries of every modality that both model and catalog have, embed them, and save them at `path`.
+
+    Returns their vectors.
+    """
     from safetensors.numpy import save
 
     names = [m for m in catalog.counts() if m in model.towers]
@@ -63,7 +71,7 @@ def store_canaries(model: "Model", catalog: Catalog, path: Path) -> CanaryVector
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """(arrays by name, fingerprint)."""
+    """Read a canary file; returns ({name: array}, fingerprint)."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -74,8 +82,10 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def verify_canaries(model: "Model", path: Path) -> CanaryVectors:
-    """The vectors that the model gives the canaries now. ModelError naming the modality when one has a cosine below 0.999 with
-    the vector that was stored."""
+    """Embed the canaries again and return their vectors.
+
+    Raises ModelError, naming the modality, when a vector differs from the stored one (cosine similarity below MIN_COSINE).
+    """
     arrays, fingerprint = _read(path)
     if fingerprint != model.fingerprint:
         raise ModelError(f"{path}: canaries of another model ({fingerprint}, not {model.fingerprint})")
@@ -88,10 +98,10 @@ def verify_canaries(model: "Model", path: Path) -> CanaryVectors:
         if bad:
             raise ModelError(
                 f"{path}: {bad} of {len(stored)} stored {name} inputs have another vector than when they were indexed (the "
-                f"worst cosine is {cosines.min():.4f}, {MIN_COSINE} is required): weights and files are the same, so the code or "
-                "a library that prepares them changed; bring it back, or build a new version"
+                f"lowest cosine similarity is {cosines.min():.4f}, {MIN_COSINE} is required). Weights and files are the same, so "
+                "the code or a library changed; restore it, or build a new version"
             )
         canaries[name] = (arrays[f"{name}/labels"], fresh)
     if not any(len(labels) for labels, _ in canaries.values()):
-        raise ModelError(f"{path}: it holds no canaries, so nothing says that the model is what it was; build a new version")
+        raise ModelError(f"{path}: contains no canaries, so the model cannot be verified to be unchanged; build a new version")
     return canaries

@@ -1,4 +1,4 @@
-"""The cost of a re-embedding, before it is started: hours, bytes and price, measured on a sample on this machine."""
+"""Estimate the cost of embedding all items with a model, from a sample embedded on this machine: hours, bytes and price."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,26 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 SAMPLE = 64
+"""Items per modality to measure on."""
 BYTES_BESIDE_VECTOR = 120
-"""Bytes of id, metadata and label per item, about."""
+"""Approximate bytes of an item's id, metadata and content hash."""
 INDEX_FACTOR = {"flat": 1.0, "hnsw": 2.0, "ivfpq": 1.2}
-"""Bytes of store and index, relative to the vectors'."""
+"""Size of a store with its index, relative to the size of the store without an index."""
 WARM_UP = 2
-"""Items embedded before the measurement: the first call is slower."""
+"""Items that are embedded before the measurement, because the first call is slower."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModalityCost(CollectionResult):
-    """Of embedding one modality; known: contents whose vectors exist; measured_on: items of the sample."""
+    """The estimated cost of embedding one modality.
+
+    items: items to embed.
+    known: items whose content is already embedded.
+    per_second: measured throughput, in items per second.
+    bytes: size on disk.
+    index: index type that "auto" would choose.
+    measured_on: number of items in the sample.
+    """
 
     items: int
     known: int
@@ -44,7 +53,12 @@ class ModalityCost(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class CostEstimate(CollectionResult):
-    """Of a re-embedding on this machine: hours, bytes on disk, and the price at `price_per_hour` where that is given."""
+    """The estimated cost of embedding all items on this machine.
+
+    bytes: size on disk.
+    price: hours * price_per_hour; None when no price per hour is given.
+    fingerprint, dim: fingerprint and embedding dimension of the model.
+    """
 
     items: int
     hours: float
@@ -57,25 +71,25 @@ class CostEstimate(CollectionResult):
 
 
 class CostSource(Protocol):
-    """What is to be embedded: items with their counts by modality, some of whose contents may have vectors already."""
+    """The items whose embedding cost is estimated: packed data, or a collection."""
 
     def __len__(self) -> int: ...
 
     def counts(self) -> dict[str, int]:
-        """Items that have each modality."""
+        """Return {modality: number of items that have it}."""
         ...
 
     def known(self, modality: str) -> int:
-        """Items whose content has a vector already."""
+        """Return the number of items whose content in the modality is already embedded."""
         ...
 
     def embed(self, modality: str, count: int) -> int:
-        """Embed up to so many items, to measure; returns how many."""
+        """Embed a sample of up to `count` items, for the measurement; returns their number."""
         ...
 
 
 class DataSource:
-    """Rows of DATA."""
+    """The rows of packed data, as a `CostSource`."""
 
     def __init__(self, data: "Data | str", model: "Model", batch_size: int):
         from mmtune.data.shards.dataset import open_data
@@ -102,7 +116,7 @@ class DataSource:
 
 
 class CatalogSource:
-    """The items of a collection."""
+    """The items of a collection, as a `CostSource`."""
 
     def __init__(self, catalog: Catalog, cache: VectorCache, model: "Model", batch_size: int):
         self.catalog, self.cache, self.model, self.batch_size = catalog, cache, model, batch_size
@@ -124,7 +138,7 @@ class CatalogSource:
 
 
 def load_for_cost(model: "Model | str | Path", dim: int | None) -> "Model":
-    """The model, or its first `dim` dimensions."""
+    """Load `model` if it is not in memory. dim: truncate its embeddings to this many dimensions; None means all."""
     from mmtune.model.artifact import load
 
     loaded = load(model) if isinstance(model, str | Path) else model
@@ -142,7 +156,12 @@ def estimate_data_cost(
     sample: int = SAMPLE,
     batch_size: int = 64,
 ) -> CostEstimate:
-    """The cost of embedding `items` (default: as many as there are) items like the rows of `data`, without a collection."""
+    """Estimate the cost of embedding items like the rows of `data`, without a collection.
+
+    items: number of items to estimate for; default: the number of rows.
+    price_per_hour, wanted, sample: see `estimate_cost`.
+    dim: truncate the embeddings to this many dimensions (Matryoshka).
+    """
     loaded = load_for_cost(model, dim)
     return estimate_cost(loaded, DataSource(data, loaded, batch_size), items, price_per_hour, wanted, sample)
 
@@ -155,21 +174,26 @@ def estimate_cost(
     wanted: Sequence[str] | None = None,
     sample: int = SAMPLE,
 ) -> CostEstimate:
-    """The cost of embedding the items of `source`, or `items` like them. Contents that have vectors cost no time.
+    """Estimate the cost of embedding the items of `source`. Contents that are already embedded cost no time.
 
-    wanted: modalities, as in `Collection.build`; sample: items per modality to measure on.
+    items: estimate for this many new items like those of `source`; default: for the items of `source` themselves.
+    price_per_hour: price of this machine per hour.
+    wanted: modalities to embed; default: all that are not text, or text if the items have nothing else.
+    sample: items per modality to measure on.
+
+    Raises DataError when the items or the model do not have a wanted modality, or when there is nothing to embed.
     """
     total, counts = len(source), source.counts()
-    both = [m for m in modalities.names() if m in counts and m in model.towers]
+    shared = [m for m in modalities.names() if m in counts and m in model.towers]
     for m in wanted or ():
-        if m not in both:
-            raise DataError(f"{m}: the items have {', '.join(counts)}, the model {', '.join(model.towers)}")
-    names = [m for m in both if m in wanted] if wanted else modalities.non_language(both)
+        if m not in shared:
+            raise DataError(f"{m}: the items have {', '.join(counts)}, and the model has {', '.join(model.towers)}")
+    names = [m for m in shared if m in wanted] if wanted else modalities.non_language(shared)
     if not names:
-        raise DataError(f"nothing to index: the items have {', '.join(counts)}, the model {', '.join(model.towers)}")
+        raise DataError(f"nothing to embed: the items have {', '.join(counts)}, and the model has {', '.join(model.towers)}")
     planned = total if items is None else items
     if planned < 1:
-        raise DataError(f"items {planned}: how many items are to be embedded?")
+        raise DataError(f"items {planned}: must be at least 1")
     costs = {}
     for m in names:
         count = round(planned * counts[m] / total)

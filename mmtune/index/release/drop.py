@@ -1,4 +1,4 @@
-"""Remove a version that is not live."""
+"""Delete a version that is not live."""
 
 from mmtune.errors import DataError
 from mmtune.index import audit_log
@@ -8,11 +8,14 @@ from mmtune.index.version_pool import VersionPool
 
 
 def drop_version(layout: CollectionLayout, pool: VersionPool, version: str, why: str | None = None) -> DropResult:
-    """Remove a version and its vectors for good. DataError for the live version. Its pinned model stays."""
+    """Delete a version and its vectors permanently; its saved model is kept. Raises DataError for the live version.
+
+    why: the reason to record in the audit log.
+    """
     with layout.lock():
         live = layout.live()
         if live["version"] == version:
-            raise DataError(f"{version} is live; promote another one first")
+            raise DataError(f"{version} is live and cannot be dropped; promote another version first")
         record = layout.record(version)
         audit_log.append(layout, audit_log.event("drop", version, why))
         history = [v for v in live["history"] if v != version]

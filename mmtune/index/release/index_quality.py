@@ -1,4 +1,4 @@
-"""Quality of a version's index: its recall against exact search, and the latency of its searches."""
+"""Measure the quality of a version's index: its recall against exact search, and the latency of searches."""
 
 import time
 from collections.abc import Sequence
@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from mmtune.index.stores import Store
 
 CHUNK = 65_536
+"""Stored vectors that are read at once."""
 WARM_UP = 2
-"""The first searches are not measured."""
+"""Number of warm-up queries: the first queries are run once more beforehand, and these runs are not timed."""
 SCORE_TOLERANCE = 1e-6
+"""Scores that differ by no more than this count as equal."""
 
 
 def index_recall(store: "Store", query_QD: np.ndarray, k: int = 10) -> float:
-    """Mean share of the exact k best that the index returns, against `search.exact.topk` over all stored vectors; an item that
-    ties with the k-th counts as right."""
+    """Measure the mean recall@k of the index against exact search over all stored vectors.
+
+    Every returned item whose score is at least the exact k-th best score counts as a hit, so ties count as hits.
+    """
     ids = store.ids()
     ids = [ids[i] for i in tie_order(ids)]
     k = min(k, len(ids))
@@ -42,21 +46,24 @@ def index_recall(store: "Store", query_QD: np.ndarray, k: int = 10) -> float:
 def search_latencies(
     versions: Sequence["OpenVersion"], queries: Sequence[tuple[str, Signal]], k: int = 10
 ) -> list[dict[str, float]]:
-    """Per version {"p50", "p95"}: milliseconds of one search, encoding included; each query is run on each version in turn.
+    """Measure the search latency of versions in milliseconds. Returns {"p50", "p95"} per version; {} when there are no queries.
 
-    queries: (modality, value); the cache of query vectors is not used. {} without queries.
+    A search includes encoding the query (without the cache), but not decoding it. Each query is run on all versions before the
+    next query, so that all versions are measured under the same load.
+
+    queries: (modality, value) pairs.
     """
     from mmtune.index.query_content import decode_query
     from mmtune.model.encode import decoded, encode_batches
     from mmtune.model.prompts import QUERY
 
-    milliseconds: list[list[float]] = [[] for _ in versions]
+    latencies_ms: list[list[float]] = [[] for _ in versions]
     for number, (name, value) in enumerate([*queries[:WARM_UP], *queries]):
         signal = decode_query(name, value).signal
-        for times, version in zip(milliseconds, versions, strict=True):
+        for latencies, version in zip(latencies_ms, versions, strict=True):
             begin = time.perf_counter()
             query_QD = next(iter(encode_batches(version.model, name, decoded([signal]), 1, lambda n: None, QUERY)))
             version.search(query_QD, k)
             if number >= WARM_UP:
-                times.append(1000 * (time.perf_counter() - begin))
-    return [{"p50": float(np.median(t)), "p95": float(np.quantile(t, 0.95))} if t else {} for t in milliseconds]
+                latencies.append(1000 * (time.perf_counter() - begin))
+    return [{"p50": float(np.median(t)), "p95": float(np.quantile(t, 0.95))} if t else {} for t in latencies_ms]

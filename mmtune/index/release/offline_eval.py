@@ -1,6 +1,6 @@
-"""Offline evaluation of a new version against the live one: held-out queries, the collection's items as candidates, the gate.
+"""Compare a new version with the live one offline: search held-out queries among the collection's items, and apply the gate.
 
-The comparison itself is assembled by `mmtune.comparison.compare_models`, as for `mmtune compare`.
+The comparison is assembled by `mmtune.comparison.compare_models`, as for `mmtune compare`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     from mmtune.index.open_version import OpenVersion
 
     GateSpec = Gate | Mapping[str, object] | None
-    """A gate, its recipe block, or None for the default gate."""
+    """A gate, the `gate` block of a recipe, or None for the default gate."""
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """gate: None for the default; qrels: a file of judgments; retention: data on which nothing may be lost; slices: metadata
-    columns of the held-out rows, whose values are slices."""
+    """Options of the offline comparison.
+
+    gate: conditions that the comparison must meet; None means the default gate.
+    qrels: file of relevance judgments.
+    retention: general data on which the new model must not lose quality.
+    slices: metadata columns of the held-out rows; the gate is also evaluated for each value of these columns.
+    """
 
     gate: "GateSpec" = None
     qrels: "str | Path | None" = None
@@ -45,13 +50,14 @@ def compare_held_out(
     data: "Data",
     options: EvaluationOptions,
 ) -> "tuple[Comparison, str]":
-    """(comparison, what was searched, in one phrase).
+    """Compare two versions on held-out queries; return (comparison, description of the queries and candidates).
 
-    Queries are the rows of `data` in every modality that both models have; candidates the stored vectors of the modalities
-    that both versions index. Where no item of the collection is relevant to a query of `data` (by row, group or judgment), or
-    there is no direction between two modalities, the rows of `data` are the candidates.
+    The queries are the rows of `data`, in each modality that both models have. The candidates are the stored vectors of the
+    modalities that both versions index. The rows of `data` themselves are the candidates instead in two cases: when no item of
+    the collection is relevant to any query (by row, group or judgment), and when queries and candidates have no two different
+    modalities.
 
-    Raises DataError when either model was trained on rows of `data`.
+    Raises DataError when one of the models was trained on rows of `data`.
     """
     from mmtune.comparison.compare_models import ComparedModel, assemble_comparison
     from mmtune.model.artifact.trained_rows import trained_on
@@ -82,7 +88,7 @@ def compare_held_out(
 
 
 def stored_embeddings(version: "OpenVersion", catalog: Catalog, names: Sequence[str]) -> dict[str, Embeddings]:
-    """A version's stored vectors by modality, with the identity of their items."""
+    """Return {modality: stored vectors of a version}, with the ids, groups and hashes of their items."""
     out = {}
     for name in names:
         ids: list[str] = []

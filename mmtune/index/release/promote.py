@@ -1,9 +1,12 @@
-"""Promote and roll back: which version is live, after checks, in one step.
+"""Promote a version to live after a series of checks, and roll back to the previous one.
 
-A promotion checks, in this order: is the version complete and its model the one that embedded it (`force` does not override
-this); does the index return what exact search returns; is the new model better on held-out queries, by the gate of
-`mmtune compare`; is a search not much slower. `force` with a reason overrides all but the first. The live pointer is one file
-that is replaced.
+The checks of a promotion are:
+    1. The version is complete, and its model and vectors are unchanged. `force` cannot override this check.
+    2. The recall of the index against exact search is high enough.
+    3. The version contains the same items as the live version.
+    4. A search is not much slower than on the live version.
+    5. The new model passes the gate of `mmtune compare` on held-out queries.
+`force`, together with a reason, overrides checks 2 to 5. The live pointer is a single file, which is replaced atomically.
 """
 
 from collections.abc import Sequence
@@ -28,17 +31,23 @@ if TYPE_CHECKING:
     from mmtune.index.open_version import OpenVersion
 
 QUERIES = 64
-"""Searches that recall and latency are measured with."""
+"""Number of searches to measure recall and latency with."""
 HISTORY = 50
-"""Versions that one can roll back through."""
+"""Number of earlier live versions that are remembered for rollbacks."""
 SLACK_MS = 5.0
-"""A difference of latency that never counts."""
+"""A search may always be slower by this many milliseconds; smaller differences are measurement noise."""
 
 
 @dataclass(frozen=True)
 class PromotionOptions:
-    """evaluation: how the gate compares; min_recall: of the index against exact search; max_slowdown: times the live version's
-    median latency; force: promote in spite of reasons; why: kept in the audit log."""
+    """Options of a promotion.
+
+    evaluation: how the new and the live version are compared.
+    min_recall: smallest allowed recall@10 of the index against exact search.
+    max_slowdown: largest allowed ratio of the median search latency to that of the live version.
+    force: promote even if checks fail.
+    why: the reason; recorded in the audit log. Required with `force`.
+    """
 
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     min_recall: float = 0.95
@@ -54,12 +63,15 @@ class Promoter:
         self.layout, self.catalog, self.pool, self.updates = layout, catalog, pool, updates
 
     def promote(self, version: str, queries: "Data | None", options: PromotionOptions) -> PromotionResult:
-        """Make `version` live when it passes. queries: held-out data; without it nothing is promoted over a live version of
-        another model, except by `force`. A refusal is logged too. DataError when another process moved the pointer
-        meanwhile."""
+        """Make `version` live if it passes all checks. Promotions and refusals are recorded in the audit log.
+
+        queries: held-out data for the gate. Required when the live version has another model, unless options.force is set.
+
+        Raises DataError when another process moves the live pointer during the checks.
+        """
         force, why = options.force, options.why
         if force and not (why or "").strip():
-            raise DataError("promote: --force needs --why: the journal keeps the reason")
+            raise DataError("promote: --force needs --why REASON; the reason is recorded in the audit log")
         before = self.layout.live()
         self.layout.record(version)
         if before["version"] == version:
@@ -84,12 +96,17 @@ class Promoter:
         return replace(refusal, promoted=True, reasons=reasons, forced=bool(reasons))
 
     def rollback(self, why: str | None = None) -> RollbackResult:
-        """Make the previous version live again. Nothing is embedded: the version was kept up to date (if a writer was killed,
-        what it left undone is done first). DataError when there is none; ModelError when that version does not verify."""
+        """Make the previously live version live again.
+
+        The version has been kept up to date, so usually nothing is embedded. Only after a killed write, the missing changes
+        are applied first.
+
+        Raises DataError when no version was live before, and ModelError when that version fails verification.
+        """
         before = self.layout.live()
         live, target = before["version"], before["previous"]
         if not live or not target:
-            raise DataError(f"{self.layout.path}: nothing to roll back to; no version was live before {live}")
+            raise DataError(f"{self.layout.path}: nothing to roll back to; no earlier version was live (now: {live})")
         opened = self.pool.open(target)
         with self.layout.lock():
             current = self._unmoved(before)
@@ -98,15 +115,20 @@ class Promoter:
         return RollbackResult(target, live, current["generation"] + 1, why)
 
     def _unmoved(self, before: LivePointer) -> LivePointer:
-        """Under the write lock: the pointer, which must not have moved since `before` was read."""
+        """Return the live pointer. The caller must hold the write lock.
+
+        Raises DataError when the pointer was moved since `before` was read.
+        """
         current = self.layout.live()
         if current["generation"] != before["generation"]:
-            raise DataError(f"{self.layout.path}: {current['version']} was made live meanwhile; look at it, and try again")
+            raise DataError(
+                f"{self.layout.path}: {current['version']} was made live meanwhile by another process; check it with "
+                "`mmtune index status`, then try again"
+            )
         return current
 
     def _open_verified(self, version: str) -> "OpenVersion":
-        """The version, opened from its files as if for the first time and brought up to date; its canaries and every stored
-        vector are verified."""
+        """Reopen a version from its files, bring it up to date, and verify its canaries and all its stored vectors."""
         self.updates.update_all()
         opened = self.pool.reopen(version)
         if self.catalog.seq > self.layout.applied_seq(version):
@@ -118,10 +140,11 @@ class Promoter:
     def _check(
         self, before: LivePointer, new: "OpenVersion", data: "Data | None", options: PromotionOptions
     ) -> tuple[PromotionChecks, list[str]]:
-        """(what was measured, the reasons against)."""
+        """Run checks 2 to 5; return (measurements, reasons against the promotion)."""
         recall = {m: index_recall(s, self._recall_queries(new, data, m)) for m, s in new.stores.items()}
         reasons = [
-            f"the {m} index finds {value:.3f} of what exact search finds, {options.min_recall} is required"
+            f"the {m} index finds {value:.3f} of what exact search finds, {options.min_recall} is required; build it again with "
+            "another --index, or lower --min-recall"
             for m, value in recall.items()
             if value < options.min_recall
         ]
@@ -139,8 +162,8 @@ class Promoter:
         new_ms, live_ms = (latency[k].get("p50", 0.0) for k in ("new", "live"))
         if new_ms > options.max_slowdown * live_ms + SLACK_MS:
             reasons.append(
-                f"a search takes {new_ms:.1f} ms, {live_ms:.1f} ms on {live.version}: more than {options.max_slowdown:g} times "
-                "as long"
+                f"a search takes {new_ms:.1f} ms, and {live_ms:.1f} ms on {live.version}: more than {options.max_slowdown:g} "
+                "times as long"
             )
         gate, refused = self._gate(live, new, data, options)
         return replace(checks, gate=gate), reasons + refused
@@ -148,17 +171,20 @@ class Promoter:
     def _gate(
         self, live: "OpenVersion", new: "OpenVersion", data: "Data | None", options: PromotionOptions
     ) -> tuple[GateCheck | None, list[str]]:
-        """(the gate's verdict, the reasons against)."""
+        """Run the gate; return (its verdict, reasons against the promotion)."""
         if live.fingerprint == new.fingerprint:
-            return GateCheck("same model", "the same fingerprint: only the index is new"), []
+            return GateCheck("same model", "both versions have the same model fingerprint; only the index is new"), []
         if data is None:
-            return None, ["another model, and nothing to judge it by: name held-out queries with --queries DATA"]
+            return None, [
+                "another model than the live version's, and no queries to compare them on; add held-out queries with "
+                "--queries DATA"
+            ]
         try:
             compared, scope = compare_held_out(self.layout, self.catalog, live, new, data, options.evaluation)
         except DataError as e:
             if not options.force:
                 raise
-            return None, [f"the gate could not judge: {e}"]
+            return None, [f"the gate could not be evaluated: {e}"]
         gate = GateCheck(
             verdict=compared.verdict,
             reason=compared.reason,
@@ -170,7 +196,7 @@ class Promoter:
         return gate, [] if compared.verdict == "pass" else [f"gate: {compared.verdict}: {compared.reason}"]
 
     def _recall_queries(self, new: "OpenVersion", data: "Data | None", name: str) -> np.ndarray:
-        """Vectors [Q, D] to measure the recall of one index with: held-out rows, else stored items."""
+        """Return query vectors [Q, D] to measure the recall of one index with: held-out rows if given, else stored items."""
         from mmtune.embedding.embed_rows import embed_data
         from mmtune.model.prompts import QUERY
 
@@ -184,7 +210,10 @@ class Promoter:
         return new.stores[name].fetch([i.id for i in items])
 
     def _values(self, live: "OpenVersion", new: "OpenVersion", data: "Data | None") -> list[tuple[str, bytes]]:
-        """Query values to measure latency with: held-out rows, else items, of one modality that both models have."""
+        """Return (modality, query value) pairs to measure latency with, in one modality that both models have.
+
+        The values are held-out rows if given, else items of the collection.
+        """
         names = [m for m in live.model.towers if m in new.model.towers]
         if data is not None:
             for m in [m for m in data.modalities if m in names]:
@@ -195,18 +224,21 @@ class Promoter:
         return []
 
     def _refuse(self, refusal: PromotionResult, reasons: Sequence[str]) -> PromotionResult:
-        """Log a refusal."""
+        """Record a refusal in the audit log; return it with its reasons."""
         with self.layout.lock():
             event = audit_log.event("refused", refusal.version, refusal.why, reasons=list(reasons))
             audit_log.append(self.layout, event)
         return replace(refusal, reasons=reasons)
 
-    def _move_pointer(self, version: str, history: list[str], what: str, why: str | None, **more: object) -> None:
-        """Under the write lock: replace the pointer, then write the line of the audit log."""
-        audit_log.append(self.layout)  # first the move that a killed writer did not log: this move replaces its event
+    def _move_pointer(self, version: str, history: list[str], action: str, why: str | None, **extra: object) -> None:
+        """Replace the live pointer, then append its event to the audit log. The caller must hold the write lock.
+
+        action, extra: see `audit_log.event`.
+        """
+        audit_log.append(self.layout)  # log a move that a killed writer left unlogged, before its event is overwritten
         current = self.layout.live()
         generation = current["generation"] + 1
-        event = audit_log.event(what, version, why, previous=current["version"], generation=generation, **more)
+        event = audit_log.event(action, version, why, previous=current["version"], generation=generation, **extra)
         history = history[-HISTORY:]
         pointer: LivePointer = {
             "version": version,
@@ -221,8 +253,10 @@ class Promoter:
 
 
 def compare_items(live: "OpenVersion", new: "OpenVersion") -> tuple[ItemCheck, list[str]]:
-    """The sets of ids that two versions hold, and the reason against where they differ; there is none when different modalities
-    are indexed, which explains it."""
+    """Compare the ids in the indexes of two versions; return (comparison, reasons against the promotion).
+
+    A difference is no reason if the versions index different modalities, because that explains it.
+    """
     a, b = ({i for s in version.stores.values() for i in s.ids()} for version in (live, new))
     check = ItemCheck(len(a), len(b), len(a - b), len(b - a))
     if a == b:
@@ -232,5 +266,5 @@ def compare_items(live: "OpenVersion", new: "OpenVersion") -> tuple[ItemCheck, l
         return replace(check, explained=explained), []
     example = min(a ^ b)
     return check, [
-        f"other items: {check.only_live} only in {live.version}, {check.only_new} only in {new.version}, e.g. {example!r}"
+        f"different items: {check.only_live} only in {live.version}, {check.only_new} only in {new.version}, e.g. {example!r}"
     ]

@@ -1,7 +1,7 @@
-"""Shadow searches: live searches repeated on a staged version in the background, to see what would change for users.
+"""Shadow searches: repeat live searches on a staged version in the background, to measure what would change for users.
 
-COLL/shadow.json says which version and what fraction, for every process; COLL/shadow.jsonl has a line per repeated search. When
-it is full it becomes COLL/shadow.old.jsonl, which replaces the older one.
+COLL/shadow.json tells all processes the staged version and the fraction of searches to repeat. COLL/shadow.jsonl has one line
+per repeated search. When that log is full, it is renamed to COLL/shadow.old.jsonl and replaces the previous file of that name.
 """
 
 import os
@@ -30,17 +30,21 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
 DEFAULT_FRACTION = 0.1
+"""Share of the live searches that are repeated by default."""
 MAX_PENDING = 64
-"""Searches that may wait to be repeated; more are counted as dropped."""
+"""Most searches that may wait to be repeated; further ones are dropped and counted."""
 WORST = 5
-"""Queries with the least overlap that a report lists."""
+"""Number of queries with the smallest overlap that a report lists."""
 MAX_LOG_BYTES = 64 << 20
-"""Bytes of a log, about 250,000 searches."""
+"""Size at which the log is full: 64 MB, about 250,000 searches."""
 
 
 def agreement(live: Sequence[str], staged: Sequence[str], k: int) -> tuple[float, float | None]:
-    """(overlap@k: common ids / length of the longer list, 1 for two empty lists; mean |change of rank| of common ids, None when
-    there are none)."""
+    """Compare two rankings: return (overlap@k, mean change of rank).
+
+    overlap@k: number of common ids, divided by the length of the longer list; 1 for two empty lists.
+    mean change of rank: mean absolute difference of the ranks of the common ids; None when there are no common ids.
+    """
     live, staged = live[:k], staged[:k]
     rank = {id: i for i, id in enumerate(staged)}
     moves = [abs(i - rank[id]) for i, id in enumerate(live) if id in rank]
@@ -49,7 +53,7 @@ def agreement(live: Sequence[str], staged: Sequence[str], k: int) -> tuple[float
 
 
 class ShadowSearches:
-    """`offer` costs a random draw; a background thread does the rest."""
+    """Repeats live searches of one collection on a staged version, in a background thread, and reports the differences."""
 
     def __init__(self, layout: CollectionLayout, pool: VersionPool, searcher: Searcher):
         self.layout, self.pool, self.searcher = layout, pool, searcher
@@ -62,7 +66,7 @@ class ShadowSearches:
         self._guard, self._random = threading.Lock(), random.Random()
 
     def state(self) -> ShadowState | None:
-        """The version that is shadowed, or None."""
+        """Return the configured shadow traffic, or None when there is none."""
         try:
             modified = os.stat(self.state_path).st_mtime_ns
         except FileNotFoundError:
@@ -74,19 +78,23 @@ class ShadowSearches:
         return state if state.version else None
 
     def active(self) -> ShadowState | None:
-        """`state`, but None while that version is the live one: nothing is repeated then."""
+        """Return `state()`, or None while the shadow version is the live one, because then no search is repeated."""
         state = self.state()
         return state if state and state.version != self.pool.live else None
 
     def start(self, version: str | None, fraction: float | None = None) -> ShadowState:
-        """Shadow `version` from now on, in every process; None stops. fraction: default the one that is set for
-        this version, else DEFAULT_FRACTION. DataError for the live version or a fraction outside
-        (0, 1]."""
+        """Start shadow traffic in all processes.
+
+        version: the staged version; None stops the shadow traffic.
+        fraction: share of the live searches; default: the share that was set for this version before, else DEFAULT_FRACTION.
+
+        Raises DataError for the live version, and for a fraction that is not in (0, 1].
+        """
         if fraction is None:
             state = self.state()
             fraction = state.fraction if state and state.version == version else DEFAULT_FRACTION
         if not 0 < fraction <= 1:
-            raise DataError(f"fraction {fraction}: between 0 and 1")
+            raise DataError(f"fraction {fraction}: must be greater than 0 and at most 1")
         if version is not None:
             self.layout.record(version)
             if version == self.pool.live:
@@ -99,7 +107,10 @@ class ShadowSearches:
         return state
 
     def offer(self, response: SearchResponse, query: Query) -> None:
-        """Repeat this search on the shadowed version in the background, with the probability of the fraction."""
+        """Repeat a live search on the shadow version in the background, with probability `fraction`.
+
+        The caller is hardly delayed: it only draws a random number and queues the search.
+        """
         state = self.state()
         if state is None or state.version is None or state.version == response.version:
             return
@@ -115,12 +126,12 @@ class ShadowSearches:
         future.add_done_callback(self._pending.discard)
 
     def repeat(self, version: str, response: SearchResponse, query: Query) -> None:
-        """Run a search again on the staged version and log the comparison; an error is logged as well."""
+        """Run a search on the staged version and log the comparison with the live response. Errors are logged, not raised."""
         line: JsonObject = {"at": now(), "live": response.version, "staged": version, "k": query.k, "query": response.query}
         begin = time.perf_counter()
         try:
             self.pool.open(version)
-            begin = time.perf_counter()  # opening is no part of a search
+            begin = time.perf_counter()  # the time to open a version is not counted as search time
             (staged,) = self.searcher.search([query], version)
             if isinstance(staged, MmtuneError):
                 raise staged
@@ -132,14 +143,17 @@ class ShadowSearches:
         append_jsonl(self.log, {**line, "seconds_staged": time.perf_counter() - begin})
         if self._full():
             with self.layout.lock("shadow"):
-                if self._full():  # no other process was sooner
+                if self._full():  # check again under the lock: another process may have renamed the log
                     os.replace(self.log, self.old_log)
 
     def _full(self) -> bool:
         return self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES
 
     def replay(self, version: str, data: "Data", k: int = 10, quiet: bool = True) -> int:
-        """Search with every row of `data` on both versions now, without traffic; returns the number of searches."""
+        """Search the live and the staged version with all rows of `data` now, instead of waiting for traffic.
+
+        Returns the number of searches.
+        """
         self.layout.record(version)
         live, staged = self.pool.open(), self.pool.open(version)
         count = 0
@@ -157,19 +171,22 @@ class ShadowSearches:
         return count
 
     def wait(self) -> None:
-        """Wait until every pending search is repeated."""
+        """Wait until all queued searches have been repeated."""
         for future in list(self._pending):
             future.result()
 
     def close(self) -> None:
-        """Wait, and end the thread."""
+        """Wait until all queued searches have been repeated, then end the background thread."""
         with self._guard:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True)
 
     def report(self, version: str | None = None) -> ShadowReport:
-        """Over all lines of a version (default: the one shadowed now, else the last) against the version that is live now."""
+        """Summarise all logged shadow searches of a staged version against the version that is live now.
+
+        version: the staged version; default: the current shadow version, else the one that was logged last.
+        """
         self.wait()
         lines = [line for log in (self.old_log, self.log) for line in read_jsonl_log(log)]
         state = self.active()
@@ -200,6 +217,6 @@ class ShadowSearches:
 
 
 def _quantiles(lines: Sequence[JsonObject], side: str) -> dict[str, float]:
-    """{"p50", "p95"} in milliseconds."""
+    """Return the search latency of one side ("live" or "staged") as {"p50", "p95"}, in milliseconds."""
     seconds = [x[f"seconds_{side}"] for x in lines]
     return {"p50": 1000 * float(np.median(seconds)), "p95": 1000 * float(np.quantile(seconds, 0.95))}

@@ -1,8 +1,8 @@
-"""Stores of vectors: the table of kinds, and what the author of a store needs.
+"""Vector stores: the table of store kinds, and everything that the author of a new store needs to import.
 
-A store is a class that fulfils `Store`. Name it in `build(..., store=...)` as `package.module:Class`, which is also searched
-for in the working directory, or give it a short name with `register_store(name, target)`. Only the kind that is asked for is
-imported.
+A store is a class that implements the `Store` protocol. To use your own, pass `build(..., store="package.module:Class")`; the
+working directory is on the import path. Or give the class a short name with `register_store(name, target)`. The module of a
+store is imported only when that store is used.
 """
 
 from typing import cast
@@ -40,21 +40,24 @@ TABLE: dict[str, type[Store] | str] = {
 
 
 def register_store(name: str, target: type[Store] | str) -> None:
-    """Add a kind of store: its class, or "package.module:Class". Every process that opens such a collection needs the same
-    registration; a `package.module:Class` in place of a name needs none."""
+    """Register a store kind under `name`. target: the class, or "package.module:Class".
+
+    Every process that opens a collection with this store must register the same name. A collection that was built with
+    `store="package.module:Class"` needs no registration.
+    """
     plugins.register(TABLE, name, target, "store")
 
 
 def store_class(kind: str) -> type[Store]:
-    """The class of a kind of store. DataError for an unknown kind, with the nearest name."""
+    """Return the class of a store kind. Raises DataError, with the most similar known name, for an unknown kind."""
     return cast("type[Store]", plugins.resolve(TABLE, kind, "store", error=DataError))
 
 
 def open_store(location: StoreLocation) -> Store:
-    """The store at that location. DataError when there is none, or it is damaged."""
+    """Open the store at `location`. Raises DataError when no store exists at that location, or when it is damaged."""
     return store_class(location.kind).open(location)
 
 
 def create_store(location: StoreLocation, dim: int, fingerprint: str) -> Store:
-    """A new empty store, stamped with the fingerprint; what was there before is replaced."""
+    """Create an empty store at `location` that records the model fingerprint. An existing store at `location` is replaced."""
     return store_class(location.kind).create(location, dim, fingerprint)

@@ -1,10 +1,13 @@
-"""The files of a faiss directory: segments of rows and vectors, and the manifest that says which of them count.
+"""Read and write the files of a faiss store: segments of rows and vectors, and a manifest that lists the current segments.
 
-    manifest.json               format, fingerprint, dim, base, segments, index: replaced in one step; the rest never changes
-    NAME.vectors.safetensors    "vectors" float32 [n, D], mapped; fingerprint and tombstones (deleted ids) in its header
-    NAME.rows.arrow             id, meta (JSON); the base's rows are in descending order of id, which is the order of ties
-    NAME.index                  faiss, for the base, when there is an index
-A file that the manifest does not name was left by a killed writer, and is removed with the next write.
+    manifest.json               format, fingerprint, dim, base, segments, index; replaced atomically
+    NAME.vectors.safetensors    "vectors" float32 [n, D]; the header holds the fingerprint and the tombstones (deleted ids)
+    NAME.rows.arrow             id and metadata (JSON) of each row
+    NAME.index                  faiss index over the base segment; absent for exact search
+All files other than the manifest never change once they are written, and are read through memory maps. The base segment is
+the large one that `build` writes; its rows are in descending order of id, because ties are broken by descending id. Later
+changes are added as small segments. A file that the manifest does not list was left by a killed writer; the next write
+removes it.
 """
 
 import json
@@ -26,12 +29,17 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 RowBlock = tuple[Sequence[str] | pa.Array, Sequence[str] | pa.Array, np.ndarray]
-"""ids [n], metadata as JSON [n], vectors [n, D]."""
+"""(ids [n], metadata as JSON strings [n], vectors float32 [n, D])."""
 
 
 class StoreManifest(TypedDict):
-    """manifest.json. base: name of the base segment; segments: names of those after it, oldest first; requested: the arguments
-    of the last `build` (older files call it "asked")."""
+    """The content of manifest.json.
+
+    base: name of the base segment; None before the first `build`.
+    segments: names of the segments that were added after the base segment, oldest first.
+    index: settings of the index over the base segment.
+    requested: arguments of the last `build`; files of earlier versions call this key "asked".
+    """
 
     format: int
     fingerprint: str
@@ -44,7 +52,7 @@ class StoreManifest(TypedDict):
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows with their vectors, all mapped; `deleted`: tombstones, ids that were removed before these rows were added."""
+    """Memory-mapped rows and their vectors. deleted: tombstones, i.e. ids that were removed before these rows were added."""
 
     vectors: np.ndarray
     ids: pa.ChunkedArray
@@ -53,7 +61,7 @@ class Segment:
 
 
 def new_name() -> str:
-    """A name that no file has."""
+    """Return a new unique segment name."""
     return uuid.uuid4().hex[:16]
 
 
@@ -66,7 +74,12 @@ def write_segment(
     deleted: Sequence[str] = (),
     name: str | None = None,
 ) -> str:
-    """Publish a segment of `count` rows; returns its name. blocks: its rows in order, of which one is in memory at a time."""
+    """Write a segment of `count` rows atomically and return its name.
+
+    blocks: the rows, in order. Only one block is held in memory at a time.
+    deleted: ids to record as tombstones.
+    name: segment name; a new one by default.
+    """
     name = name or new_name()
     metadata = {"fingerprint": fingerprint, "deleted": json.dumps(list(deleted))}
     size, written = count * dim * 4, 0
@@ -76,7 +89,8 @@ def write_segment(
     header += b" " * (-len(header) % 64)
     schema = pa.schema([("id", pa.large_string()), ("meta", pa.large_string())])
     with (
-        atomic_open(directory / f"{name}.vectors.safetensors") as f,  # published last: when it is there, the rows are, too
+        # The vectors file is published last (context managers exit in reverse order): if it exists, so does the rows file.
+        atomic_open(directory / f"{name}.vectors.safetensors") as f,
         atomic_open(directory / f"{name}.rows.arrow") as g,
         pa.ipc.new_file(g, schema) as out,
     ):
@@ -90,18 +104,21 @@ def write_segment(
 
 
 def map_segment(path: Path, fingerprint: str) -> TensorFile:
-    """The vectors of a segment, mapped. ModelError for another fingerprint, DataError for a damaged file."""
+    """Memory-map the vectors file of a segment.
+
+    Raises ModelError when the file records another fingerprint, and DataError when it is damaged.
+    """
     file = map_tensors(path, "damaged ({error}); build the version again")
     stamped = file.metadata.get("fingerprint")
     if stamped != fingerprint:
-        raise ModelError(f"{path}: vectors of another model ({stamped}, not {fingerprint})")
+        raise ModelError(f"{path}: vectors of another model ({stamped}, not {fingerprint}); build the version again")
     if "vectors" not in file.arrays:
         raise DataError(f"{path}: damaged (no vectors); build the version again")
     return file
 
 
 def read_segment(directory: Path, name: str, fingerprint: str) -> Segment:
-    """FileNotFoundError when a writer has replaced it meanwhile."""
+    """Memory-map a segment. Raises FileNotFoundError when a writer has replaced and removed it in the meantime."""
     file = map_segment(directory / f"{name}.vectors.safetensors", fingerprint)
     with pa.memory_map(str(directory / f"{name}.rows.arrow")) as f:
         table = pa.ipc.open_file(f).read_all()
@@ -109,21 +126,24 @@ def read_segment(directory: Path, name: str, fingerprint: str) -> Segment:
 
 
 def read_manifest(directory: Path) -> StoreManifest:
-    """DataError when there is no store, or one of another format."""
+    """Read manifest.json. Raises DataError when it does not exist, or when its format is not supported."""
     if not (directory / MANIFEST).exists():
-        raise DataError(f"{directory}: no faiss store there (no {MANIFEST})")
+        raise DataError(f"{directory}: no faiss store there (no {MANIFEST}); restore the directory or build the version again")
     manifest = read_json(directory / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise DataError(f"{directory}: store format {manifest.get('format')!r}; this mmtune reads {FORMAT}")
-    if "asked" in manifest:  # the key's older name
+    if "asked" in manifest:  # earlier name of the key "requested"
         manifest.setdefault("requested", manifest.pop("asked"))
-    if "short" in manifest["index"]:  # likewise
+    if "short" in manifest["index"]:  # earlier name of the key "search_dim"
         manifest["index"].setdefault("search_dim", manifest["index"].pop("short"))
     return manifest
 
 
 def publish(directory: Path, manifest: StoreManifest) -> None:
-    """The one step of a write; then files that are no longer named are removed (readers that mapped them keep them)."""
+    """Replace the manifest atomically, then delete the files that it no longer lists.
+
+    Readers that have memory-mapped a deleted file can still use it.
+    """
     write_json(directory / MANIFEST, manifest)
     named = {*manifest["segments"], manifest["base"]}
     for path in directory.iterdir():

@@ -1,12 +1,11 @@
-"""Inverted lists of product-quantised codes (IVF-PQ) for more vectors than memory: trained once on a sample, added in parts,
-merged on disk.
+"""Build an IVF-PQ index of more vectors than fit in memory: train on a sample, add the vectors in parts, merge on disk.
 
-    STEM.trained.index   cells and codebooks, without vectors
-    STEM.part-00000.index   codes of PART rows or fewer
-    STEM.index   all codes, list by list: searched mapped
-Every file is published atomically; STEM.index is the last one, and then the others are removed. A killed build goes on from
-the files that it finds, and processes that build the same STEM at the same time share the parts (see
-`mmtune.runtime.work_lock`): the lists are the same.
+    STEM.trained.index      coarse centroids and PQ codebooks, without vectors
+    STEM.part-00000.index   codes of at most PART rows
+    STEM.index              all codes, sorted by inverted list; memory-mapped for searches
+Every file is published atomically. STEM.index is published last, and the other files are then removed. The build is
+resumable: after an interruption it reuses the finished files. Several processes may build the same STEM at the same time; they
+share the parts (see `mmtune.runtime.work_lock`) and the result is the same as that of one process.
 """
 
 from collections.abc import Callable
@@ -21,23 +20,30 @@ from mmtune.runtime.files import atomic_open
 from mmtune.runtime.work_lock import run_jobs_once
 
 PART = 1 << 20
-"""Rows of a part at most."""
+"""Most rows of one part."""
 BLOCK = 65_536
-"""Vectors that are read at once, at most."""
+"""Most vectors that are read at once."""
 SAMPLE_BLOCK = 8192
+"""Training vectors that are read at once."""
 DEFAULT_MEMORY_MB = 1024
 MIN_MEMORY_MB = 64
 EMPTY_LISTS = 32
-"""Bytes with which a serialised index without vectors ends: "ilar", two sizes, "sprs", a length of 0."""
+"""Length in bytes of the (empty) inverted lists at the end of a serialised index without vectors: the tag "ilar", two sizes,
+the tag "sprs", and a length of 0."""
 VECTORS_PER_CELL, CENTROIDS = 39, 256
-"""What faiss wants: training vectors per cell, and the centroids of a code."""
+"""Training vectors per centroid that faiss recommends, and the number of centroids of an 8-bit code."""
 
 Projection = Callable[[np.ndarray], np.ndarray]
-"""vectors [n, D] -> the part of them that the index holds [n, width]."""
+"""Maps vectors [n, D] to the dimensions that the index holds [n, width]."""
 
 
 class IvfSettings(TypedDict, total=False):
-    """cells: inverted lists; sample: vectors to train on; memory_mb: what building may take."""
+    """Settings of an IVF-PQ index.
+
+    cells: number of inverted lists (faiss: nlist).
+    sample: number of training vectors.
+    memory_mb: memory limit for building the index, in MB.
+    """
 
     cells: int
     sample: int
@@ -45,22 +51,30 @@ class IvfSettings(TypedDict, total=False):
 
 
 def plan_ivf(count: int, dim: int, cells: int, memory_mb: int | None) -> IvfSettings:
-    """Settings that keep building within `memory_mb` (default DEFAULT_MEMORY_MB) beside the mapped vectors and the ids.
+    """Choose settings with which building needs at most `memory_mb` MB (default: DEFAULT_MEMORY_MB).
 
-    Half of it is the sample, so that little memory means fewer cells; a quarter the codes of a part.
+    The limit does not count the ids and the memory-mapped vectors. Half of the memory is for the training sample, a quarter
+    for the codes of one part. Little memory means a small training sample, and therefore fewer inverted lists.
     """
     memory = memory_mb or DEFAULT_MEMORY_MB
     if memory < MIN_MEMORY_MB:
         raise DataError(f"memory_mb {memory}: an ivfpq index is built in {MIN_MEMORY_MB} MB or more")
-    sample = min(count, max(64 * cells, 50_000), (memory << 19) // (4 * dim))
+    sample = min(count, max(64 * cells, 50_000), (memory << 19) // (4 * dim))  # memory << 19: half of it, in bytes
     needed = VECTORS_PER_CELL * CENTROIDS
     if sample < needed:
-        raise DataError(f"memory_mb {memory}: only {sample} vectors of {dim} dims to train on, {needed} are needed; give more")
+        raise DataError(
+            f"memory_mb {memory}: holds only {sample} training vectors of {dim} dimensions, and {needed} are needed; "
+            "raise memory_mb"
+        )
     return {"cells": min(cells, sample // VECTORS_PER_CELL), "sample": sample, "memory_mb": memory}
 
 
 def build_ivf(vectors_ND: np.ndarray, settings: IvfSettings, codes: int, stem: Path, project: Projection, width: int) -> None:
-    """Publish STEM.index over all vectors (mapped). codes: bytes of a code."""
+    """Build STEM.index over all (memory-mapped) vectors.
+
+    codes: bytes per vector.
+    project: maps vectors to the `width` dimensions that the index holds.
+    """
     final = stem.with_name(f"{stem.name}.index")
     trained = stem.with_name(f"{stem.name}.trained.index")
     memory = settings["memory_mb"] << 20
@@ -102,10 +116,11 @@ def _train(vectors_ND: np.ndarray, settings: IvfSettings, codes: int, path: Path
 
 
 def _merge(trained: Path, parts: list[Path], final: Path) -> None:
-    """One file with the parts' lists one after the other, cell by cell, from mapped files into a stream.
+    """Merge the parts into one index file: for each inverted list, concatenate the lists of all parts.
 
-    It is faiss's own format, as `write_index` would write it from memory; faiss's reader checks it at the end. (Its
-    OnDiskInvertedLists need a second file, cannot be published in one step, and 1.15.1 crashes when it maps them.)
+    The parts are memory-mapped and the result is streamed to disk. The file has faiss's own format, as `write_index` would
+    write it from memory, and faiss reads it back at the end as a check. faiss's OnDiskInvertedLists are not used: they need a
+    second file, so publishing would not be atomic, and faiss 1.15.1 crashes when it memory-maps them.
     """
     faiss = import_faiss()
     index = faiss.read_index(str(trained))

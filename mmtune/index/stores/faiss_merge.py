@@ -1,7 +1,6 @@
-"""Merging the segments of a faiss directory: which rows are current, in the order of the base, and those rows block by block.
+"""Merge the segments of a faiss store: find the current rows and read them block by block, in descending order of id.
 
-Ids and metadata stay in their mapped files; what is held is one sorted copy of the ids and 16 bytes a row (Arrow sorts them),
-however many rows there are and in whichever segments.
+Vectors and metadata stay in their memory-mapped files. Memory holds one sorted copy of the ids and about 16 bytes per row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ BLOCK = 65_536
 
 @dataclass(frozen=True)
 class CurrentRows:
-    """Row `row[i]` of segment `number[i]` is the i-th current one, ids descending."""
+    """The current rows in descending order of id: the i-th one is row `row[i]` of `segments[number[i]]`."""
 
     segments: Sequence[Segment]
     number: np.ndarray
@@ -28,7 +27,7 @@ class CurrentRows:
         return len(self.row)
 
     def blocks(self, size: int = BLOCK) -> Iterator[RowBlock]:
-        """The rows in order, at most `size` at once."""
+        """Yield the rows in order, in blocks of at most `size` rows."""
         for start in range(0, len(self), size):
             number, row = self.number[start : start + size], self.row[start : start + size]
             order = np.argsort(number, kind="stable")
@@ -44,20 +43,20 @@ class CurrentRows:
 
 
 def _runs(sorted_N: np.ndarray, order: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
-    """The values of a sorted array, and for each the part of `order` that belongs to it."""
+    """Return the distinct values of a sorted array, and for each value the slice of `order` at its positions."""
     values, starts = np.unique(sorted_N, return_index=True)
     return values.tolist(), np.split(order, starts[1:])
 
 
 def current_rows(segments: Sequence[Segment]) -> CurrentRows:
-    """The current rows of segments, oldest first: the last entry of every id counts, be it a row or a tombstone."""
+    """Find the current rows of `segments` (oldest first). The last entry of an id decides: a row, or a tombstone."""
     ids: list[pa.Array] = []
     for segment in segments:
         ids += [*segment.ids.chunks, pa.array(segment.deleted, pa.large_string())]
     sizes = [(len(s.ids), len(s.deleted)) for s in segments]
     number = np.repeat(np.arange(len(segments), dtype=np.int32), [a + b for a, b in sizes])
     row = np.concatenate([np.empty(0, np.int64), *(x for a, b in sizes for x in (np.arange(a), np.full(b, -1)))])
-    time = 2 * number + (row >= 0)  # a segment's deletions came before its rows
+    time = 2 * number + (row >= 0)  # within a segment, the tombstones are older than the rows
     table = pa.table({"id": pa.chunked_array(ids, pa.large_string()), "time": time})
     order = pc.sort_indices(table, [("id", "descending"), ("time", "descending")])
     sorted_ids = pc.take(table["id"], order)

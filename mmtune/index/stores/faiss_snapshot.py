@@ -1,4 +1,4 @@
-"""A consistent view of a faiss directory: the base with its tombstones, and the rows of the segments after it."""
+"""A consistent read-only view of a faiss store: the base segment, its tombstones, and the rows of all later segments."""
 
 import bisect
 import json
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mmtune.index.query.filters import Filter
 
 MAX_MASKS = 32
-"""Filters whose masks are remembered."""
+"""Most filters whose masks are cached."""
 
 
 class Snapshot:
-    """The files that one manifest names. Rows after the base are called the delta.
+    """The files that one manifest lists. The current rows of the segments after the base segment are called the delta.
 
-    known: an earlier snapshot, whose mapped base and index are reused when the base is the same.
+    known: an earlier snapshot; its memory-mapped base segment and index are reused when the base segment is the same.
     """
 
     def __init__(self, directory: Path, manifest: StoreManifest, known: "Snapshot | None" = None):
@@ -53,7 +53,7 @@ class Snapshot:
         self.delta_meta: list[str] = [self.segments[n].meta[row].as_py() for n, row in self._delta_rows.tolist()]
         self._delta: np.ndarray | None = None
         self.alive: np.ndarray | None = None
-        """bool [N] of the base: False for tombstones; None: all are alive."""
+        """bool [N], False for the rows of the base segment that were deleted or replaced; None means that there are none."""
         if dead:
             self.alive = np.ones(len(self.base.ids), bool)
             self.alive[list(dead)] = False
@@ -62,7 +62,7 @@ class Snapshot:
         self._masks: dict[str, tuple[np.ndarray | None, np.ndarray]] = {}
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
-        """Vectors of delta rows, by position."""
+        """Return the vectors of the delta rows at these positions."""
         out = np.empty((len(positions), self.manifest["dim"]), np.float32)
         for number in np.unique(self._delta_rows[positions, 0]).tolist():
             in_segment = self._delta_rows[positions, 0] == number
@@ -71,19 +71,19 @@ class Snapshot:
 
     @property
     def delta(self) -> np.ndarray:
-        """All delta vectors, in memory: they are few once there is a base."""
+        """All delta vectors, loaded into memory. After a `build` these are few."""
         if self._delta is None:
             self._delta = self.gather(np.arange(len(self._delta_rows)))
         return self._delta
 
     def _base_position(self, id: str) -> int | None:
-        """Position in the base (descending ids), dead or alive."""
+        """Return the position of an id in the base segment, also of a deleted one; None when the id is not in it."""
         ids, ascending = self.base.ids, _Reversed(self.base.ids)
         at = bisect.bisect_left(ascending, id)
         return len(ids) - 1 - at if at < len(ids) and ascending[at] == id else None
 
     def vector(self, id: str) -> np.ndarray | None:
-        """The vector [D] of an id; None when it is not there."""
+        """Return the vector [D] of an id; None when the id is unknown or deleted."""
         delta = self._delta_position.get(id)
         if delta is not None:
             return self.gather(np.array([delta]))[0]
@@ -91,16 +91,19 @@ class Snapshot:
         return None if at is None or self.alive is not None and not self.alive[at] else self.base.vectors[at]
 
     def ids(self) -> list[str]:
-        """Every current id."""
+        """Return all current ids."""
         base = self.base.ids if self.alive is None else self.base.ids.filter(pa.array(self.alive))
         return [*base.to_pylist(), *self.delta_ids]
 
     def dead_ids(self) -> list[str]:
-        """Ids of the base's tombstones."""
+        """Return the ids of the base segment's rows that were deleted or replaced."""
         return [] if self.alive is None else [self.base.ids[i].as_py() for i in np.flatnonzero(~self.alive).tolist()]
 
     def mask(self, where: "Filter | None") -> tuple[np.ndarray | None, np.ndarray | None]:
-        """bool masks of the rows that a filter admits, of the base and of the delta; None: all."""
+        """Return (mask of the base rows, mask of the delta rows): True where a row is current and matches the filter.
+
+        None in place of a mask means that all rows match.
+        """
         if where is None:
             return self.alive, None
         key = repr(where)
@@ -120,7 +123,7 @@ def _open_index(directory: Path, manifest: StoreManifest) -> CandidateIndex | No
 
 
 class _Reversed(Sequence[str]):
-    """Descending strings, as an ascending sequence for `bisect`."""
+    """A view of descending strings in ascending order, as `bisect` needs it."""
 
     def __init__(self, ids: pa.ChunkedArray):
         self.ids = ids
@@ -136,5 +139,5 @@ class _Reversed(Sequence[str]):
 
     def __getitem__(self, i: int | slice) -> str | Sequence[str]:
         if isinstance(i, slice):
-            raise TypeError("no slices")
+            raise TypeError("slices are not supported")
         return self.ids[len(self.ids) - 1 - i].as_py()

@@ -1,7 +1,8 @@
-"""Vectors in a directory: mapped files, exact or approximate search, upserts and deletes as small segments beside the base.
+"""The default store: memory-mapped files in a directory, with exact search or an approximate faiss index.
 
-`build` merges everything into one base; later changes are segments that are searched exactly, and merged into the base by the
-next build. Readers in other processes see a write at their next search: they notice that the manifest was replaced.
+`build` merges all rows into one base segment and builds the index over it. Later upserts and deletes add small segments, which
+are searched exactly until the next `build` merges them into the base segment. Readers in other processes see a write at their
+next search, because they notice that the manifest was replaced.
 """
 
 import hashlib
@@ -31,18 +32,18 @@ if TYPE_CHECKING:
     from mmtune.index.query.filters import Filter
 
 MAX_SEGMENTS = 32
-"""More segments than this are merged into one."""
+"""When there are more segments than this, they are merged into one."""
 MAX_EXACT = 20_000
-"""So few admitted candidates are searched exactly."""
+"""Up to this many rows that match the filter are searched exactly."""
 ATTEMPTS = 20
 """Attempts to read a consistent set of files while a writer replaces them."""
 
 FileVersion = tuple[int, int, int]
-"""(inode, time of modification, size) of the manifest."""
+"""(inode, modification time, size) of the manifest; it changes whenever the manifest is replaced."""
 
 
 class FaissStore:
-    """See `mmtune.index.stores.Store`."""
+    """Implements `mmtune.index.stores.Store` with faiss and files."""
 
     kind = "faiss"
 
@@ -53,7 +54,7 @@ class FaissStore:
 
     @classmethod
     def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "FaissStore":
-        """An empty store; what was in that directory is removed."""
+        """Create an empty store. Any existing content of the directory is removed."""
         shutil.rmtree(location.directory, ignore_errors=True)
         location.directory.mkdir(parents=True)
         manifest: files.StoreManifest = {
@@ -69,19 +70,19 @@ class FaissStore:
 
     @classmethod
     def open(cls, location: StoreLocation) -> "FaissStore":
-        """The store in that directory; every file's fingerprint is compared with the manifest's."""
+        """Open the store in the location's directory. The fingerprint of every file is compared with the manifest's."""
         store = cls(location.directory, files.read_manifest(location.directory))
         store._snapshot()
         return store
 
     def _snapshot(self) -> Snapshot:
-        """The current files; read again when the manifest was replaced."""
+        """Return a snapshot of the current files; it is read again after the manifest was replaced."""
         path = self.directory / files.MANIFEST
         for attempt in range(ATTEMPTS):
             try:
                 stat = os.stat(path)
             except FileNotFoundError:
-                raise DataError(f"{self.directory}: the store is gone") from None
+                raise DataError(f"{self.directory}: the store was deleted; open the collection again") from None
             version, current = (stat.st_ino, stat.st_mtime_ns, stat.st_size), self._current
             if current is not None and current[0] == version:
                 return current[1]
@@ -94,11 +95,13 @@ class FaissStore:
                     snapshot = Snapshot(self.directory, manifest, current[1] if current else None)
                 except FileNotFoundError:
                     if attempt == ATTEMPTS - 1:
-                        raise DataError(f"{self.directory}: the manifest names a file that is not there") from None
+                        raise DataError(
+                            f"{self.directory}: a file that {files.MANIFEST} lists is missing; build the version again"
+                        ) from None
                     continue  # a writer replaced it after the manifest was read
                 self._current = (version, snapshot)
                 return snapshot
-        raise DataError(f"{self.directory}: the store changes faster than it can be read")
+        raise DataError(f"{self.directory}: writers changed the store {ATTEMPTS} times while it was read; try again")
 
     def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:
         rows, vectors_ND, plain = store_rows.check_rows(ids, vectors_ND, meta, self.dim, str(self.directory))
@@ -119,7 +122,7 @@ class FaissStore:
             self._merge_segments(manifest)
 
     def _merge_segments(self, manifest: files.StoreManifest) -> None:
-        """All segments into one."""
+        """Merge all segments after the base segment into one."""
         snapshot = self._snapshot()
         rows = (snapshot.delta_ids, snapshot.delta_meta, snapshot.delta)
         count, dead = len(snapshot.delta_ids), snapshot.dead_ids()
@@ -127,11 +130,15 @@ class FaissStore:
         files.publish(self.directory, {**manifest, "segments": [name]})
 
     def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> FaissIndexSettings:
-        """See `Store.build`. search_dim: for models that were trained for it (Matryoshka); memory_mb: what building an ivfpq
-        index may take beside the ids (see `faiss_ivf`). Killed and called again it goes on where it stopped; processes that
-        call it at the same time share the work."""
+        """Build the index; see `Store.build`.
+
+        search_dim: useful only for models that were trained with Matryoshka loss.
+        memory_mb: memory limit for building an ivfpq index; the ids are not counted (see `faiss_ivf`).
+
+        Resumable: after an interruption, call it again. Processes that call it at the same time share the work.
+        """
         if search_dim is not None and not 1 <= search_dim < self.dim:
-            raise DataError(f"search_dim {search_dim}: these vectors have {self.dim} dimensions; ask for 1 to {self.dim - 1}")
+            raise DataError(f"search_dim {search_dim}: these vectors have {self.dim} dimensions; choose 1 to {self.dim - 1}")
         manifest = files.read_manifest(self.directory)
         names = [name for name in (manifest["base"], *manifest["segments"]) if name]
         requested: list[str | int | None] = [index, search_dim, memory_mb]
@@ -187,7 +194,7 @@ class FaissStore:
         out: list[ScoredPositions] = []
         for i, row in enumerate(index.candidates(query_QD, min(admitted, index.width(k)), mask)):
             positions = np.unique(row[row >= 0])
-            if len(positions) < min(k, admitted):  # a graph finds too few when a filter excludes most neighbours
+            if len(positions) < min(k, admitted):  # an HNSW search finds too few when the filter excludes most neighbours
                 out += exact_search(query_QD[i : i + 1], vectors, k, mask)
                 continue
             scores = to_scores(pair_keys(query_QD, vectors, np.full(len(positions), i), positions))
@@ -201,7 +208,7 @@ class FaissStore:
         for n, id in enumerate(ids):
             vector = snapshot.vector(id)
             if vector is None:
-                raise DataError(f"{self.directory}: no item {id!r}")
+                raise DataError(f"{self.directory}: no vector is stored for item {id!r}")
             out[n] = vector
         return out
 

@@ -1,4 +1,4 @@
-"""faiss itself: an optional dependency, imported when it is needed; and its index files, published atomically."""
+"""Import faiss, an optional dependency, only when it is needed; write faiss index files atomically."""
 
 from pathlib import Path
 from types import ModuleType
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def import_faiss() -> ModuleType:
-    """The module; MissingExtra with the command that installs it."""
+    """Return the faiss module. Raises MissingExtra, with the install command, when faiss is not installed."""
     return faiss_library.import_faiss("this index")
 
 
 def write_index(index: "Index", path: Path) -> None:
-    """Publish an index at `path`."""
+    """Write an index to `path` atomically."""
     faiss = import_faiss()
     with atomic_open(path) as f:
         faiss.write_index(index, faiss.PyCallbackIOWriter(f.write))

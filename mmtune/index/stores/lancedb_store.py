@@ -1,8 +1,9 @@
-"""LanceDB, embedded: one table per (collection, version, modality), in a directory or at an object store's URI.
+"""Store vectors in embedded LanceDB: one table per (collection, version, modality), in a directory or in object storage.
 
-Every write is one commit of a new table version: a killed one leaves the table as it was. Filters work on typed columns, one
-for each (kind, path) of the metadata (`store_rows.typed_column`), beside the whole metadata as JSON; they are passed as
-expressions with bound values, never as SQL. `present` lists a row's columns, so that missing values can be recognised.
+Every write commits a new table version atomically; a write that is killed leaves the table unchanged. A row holds the whole
+metadata as JSON, and also one typed column for each (kind, path) of the metadata (`store_rows.typed_column`). Filters test the
+typed columns. They are passed as expressions with bound values, never as SQL text. The column `present` lists the typed columns
+that a row has, so that missing values can be recognised.
 """
 
 import functools
@@ -30,18 +31,21 @@ if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
 MAX_FLAT = 50_000
-"""Vectors that "auto" leaves to exact search."""
+"""Up to this many vectors, "auto" means exact search."""
 
 MIN_FOR_INDEX = 256
-"""Fewer vectors train no quantiser (8 bits): they are searched exactly whatever index is asked for."""
+"""An 8-bit quantiser needs at least this many training vectors; fewer are searched exactly, whatever index is requested."""
 
 MAX_COLUMNS = 1000
+"""Most columns of a table; a limit against metadata with ever new keys."""
 BATCH = 10_000
+"""Ids per delete or fetch expression."""
 READER_GRACE = timedelta(minutes=10)
-"""How long the files of a replaced table version stay for searches under way."""
+"""How long the files of a replaced table version are kept, for searches that still read them."""
 
 BASE_COLUMNS = ["id", "vector", "meta", "present"]
 COLUMN_TYPES = {"n": "float64", "s": "string", "b": "bool_", "j": "bool_"}
+"""Kind of a metadata value (`filters.value_kind`): the Arrow type of its column."""
 
 
 def _lancedb() -> ModuleType:
@@ -56,8 +60,10 @@ def _lancedb() -> ModuleType:
 
 
 class LanceStore:
-    """See `mmtune.index.stores.Store`. url: a directory or object-storage URI that holds many tables; default the location's
-    own directory."""
+    """Implements `mmtune.index.stores.Store` with LanceDB.
+
+    The location's url is a directory or an object-storage URI that can hold many tables. None means the location's directory.
+    """
 
     kind = "lancedb"
 
@@ -73,12 +79,12 @@ class LanceStore:
     @staticmethod
     def _connect(location: StoreLocation) -> "tuple[LanceDBConnection, str]":
         uri = location.url or str(location.directory)
-        # every search checks whether another process has written
+        # An interval of 0 makes every search check whether another process has written.
         return _lancedb().connect(uri, read_consistency_interval=timedelta(0)), f"{uri}/{store_rows.check_name(location.name)}"
 
     @classmethod
     def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "LanceStore":
-        """An empty table, stamped; what was there before is replaced."""
+        """Create an empty table that records the fingerprint; an existing table of that name is replaced."""
         import pyarrow as pa
 
         db, label = cls._connect(location)
@@ -89,12 +95,12 @@ class LanceStore:
 
     @classmethod
     def open(cls, location: StoreLocation) -> "LanceStore":
-        """The table at that location. DataError when there is none or it carries no stamp."""
+        """Open the table at `location`. Raises DataError when there is no such table, or it records no fingerprint."""
         db, label = cls._connect(location)
         try:
             table = db.open_table(location.name)
         except (ValueError, FileNotFoundError) as e:
-            raise DataError(f"{label}: no LanceDB table ({str(e).splitlines()[0]})") from None
+            raise DataError(f"{label}: no such LanceDB table ({str(e).splitlines()[0]})") from None
         return cls(location, db, table, label)
 
     def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:
@@ -117,13 +123,15 @@ class LanceStore:
         self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(data)
 
     def _with_columns(self, names: set[str]) -> "pa.Schema":
-        """The table's schema once it has these columns, in the table's order with BASE_COLUMNS first."""
+        """Add the missing ones of these columns to the table, and return its schema; BASE_COLUMNS come first."""
         import pyarrow as pa
 
         schema = self._table.schema
         new = sorted(names - set(schema.names))
         if len(schema.names) + len(new) > MAX_COLUMNS:
-            raise DataError(f"{self._label}: more than {MAX_COLUMNS} different keys in the metadata, {new[0]!r} among them")
+            raise DataError(
+                f"{self._label}: the metadata has more than {MAX_COLUMNS} different keys, {new[0]!r} among them; remove some"
+            )
         if new:
             self._table.add_columns(pa.schema([pa.field(n, getattr(pa, COLUMN_TYPES[n[0]])()) for n in new]))
             schema = self._table.schema
@@ -144,24 +152,24 @@ class LanceStore:
                 self._table.drop_index(old.name)
         built: dict[str, object] = {"index": "flat"}
         if index != "flat" and count < MIN_FOR_INDEX:
-            built["note"] = f"{count} vectors: fewer than {MIN_FOR_INDEX} are searched exactly"
+            built["note"] = f"{count} vectors; fewer than {MIN_FOR_INDEX} are searched exactly"
         elif index != "flat":
             built = {"index": index, **self._create_vector_index(index, count)}
         if count:
             self._table.create_index("id", config=_lancedb().index.BTree())
-        # before the first build no process searches: then nothing old needs to stay
+        # No process searches before the first build, so old table versions can be removed at once.
         self._clean(timedelta(0) if first else READER_GRACE)
         self._index = self._built()
         return built
 
     def _create_vector_index(self, index: str, count: int) -> dict[str, int]:
-        """Build hnsw or ivfpq; returns the settings."""
+        """Build an hnsw or ivfpq index and return its settings."""
         kinds = _lancedb().index
         if index == "hnsw":
             settings = {"m": 20, "ef_construction": 200}
             self._table.create_index("vector", config=kinds.HnswSq(distance_type="dot", **settings))
             return settings
-        # eight dimensions a code, and few rounds of k-means: candidates are scored again with the whole vectors
+        # Coarse codes (eight dimensions each) and few k-means iterations suffice: candidates are re-ranked with full vectors.
         sub = next((self.dim // n for n in (8, 6, 4, 3, 2) if self.dim % n == 0), self.dim)
         settings = {"num_partitions": max(1, min(round(count**0.5), count // 256)), "num_sub_vectors": sub}
         self._table.create_index("vector", config=kinds.IvfPq(distance_type="dot", max_iterations=20, **settings))
@@ -171,7 +179,7 @@ class LanceStore:
         import warnings
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it warns of exactly what READER_GRACE guards against
+            warnings.simplefilter("ignore", UserWarning)  # warns that readers may lose files; READER_GRACE prevents that
             self._table.optimize(cleanup_older_than=older)
 
     def _built(self) -> str:
@@ -186,7 +194,7 @@ class LanceStore:
         def propose(query_D: np.ndarray, width: int) -> store_ranking.Candidates:
             rows = self._nearest(query_D, condition, width, exact=widest is None)
             if widest is not None and rows.num_rows < width:
-                # the filter admits few of the candidates that the index looked at: the admitted rows are scanned
+                # Too few candidates of the index match the filter, so scan all matching rows exactly.
                 rows = self._nearest(query_D, condition, width, exact=True)
             return store_ranking.Candidates(rows["id"].to_pylist(), self._vectors(rows), rows["meta"].to_pylist())
 
@@ -228,29 +236,29 @@ class LanceStore:
         if root.is_dir():
             return store_rows.directory_size(root)
         indexes = sum(i.size_bytes or 0 for i in self._table.list_indices())
-        statistics = cast("JsonObject", self._table.stats())  # declared as a dataclass, but a dict
+        statistics = cast("JsonObject", self._table.stats())  # LanceDB annotates a dataclass, but returns a dict
         return int(statistics["total_bytes"]) + indexes
 
     def drop(self) -> None:
         self._db.drop_table(self._location.name, ignore_missing=True)
 
     def close(self) -> None:
-        for name in ("_table", "_db"):  # LanceDB releases its handles and caches with the objects
+        for name in ("_table", "_db"):  # LanceDB has no close(): it releases handles and caches when the objects are freed
             vars(self).pop(name, None)
 
 
 class _FilterExpression:
-    """A filter as LanceDB's expression over the columns that the table has.
+    """Translates a filter to a LanceDB expression over the columns that the table has.
 
-    SQL has three truth values and `filters` two: `not` is pushed down to the comparisons, where `present` shows a missing
-    value; a null that is left counts as false under `and`, `or` and at the top.
+    SQL logic has three truth values (true, false, null), and the filters of mmtune have two. Therefore `not` is pushed down to
+    the comparisons, where the column `present` shows whether a value is missing. Any null that remains counts as false.
     """
 
     def __init__(self, columns: set[str]):
         self.columns, self.x = columns, _lancedb().expr
 
     def of(self, f: Filter, positive: bool) -> "Expr":
-        """The expression for `f`, or for its negation."""
+        """Return the expression for `f`, or for `not f` when `positive` is False."""
         match f:
             case Not(term):
                 return self.of(term, not positive)
@@ -286,7 +294,7 @@ class _FilterExpression:
         return self.x.lit(1) == self.x.lit(1 if value else 0)
 
     def _join(self, terms: "list[Expr]", joint: bool) -> "Expr":
-        """Terms joined by `and` or `or` as a balanced tree: a chain of thousands would be as deep as it is long."""
+        """Join terms by `and` (joint=True) or `or`, as a balanced tree: a chain of thousands of terms would nest too deeply."""
         if len(terms) == 1:
             return terms[0]
         left, right = self._join(terms[: len(terms) // 2], joint), self._join(terms[len(terms) // 2 :], joint)

@@ -1,9 +1,10 @@
-"""PostgreSQL with pgvector: one table per (collection, version, modality): id, embedding, meta (jsonb); its comment is the
-stamp.
+"""Store vectors in PostgreSQL with pgvector: one table (id, embedding, meta jsonb) per (collection, version, modality).
 
-url is a libpq connection string (`postgresql://user@host/db` or `host=... dbname=...`); passwords belong into PGPASSWORD,
-~/.pgpass or a service file. Every write is one transaction. With a filter the admitted rows are scanned exactly
-(pgvector's graph filters after it searched, and would lose rows); without one the graph answers where it was built.
+The fingerprint is recorded in the table's comment. The url is a libpq connection string (`postgresql://user@host/db` or
+`host=... dbname=...`); put passwords into PGPASSWORD, ~/.pgpass or a service file. Every write is one transaction.
+
+A search without a filter uses the HNSW index if there is one. A search with a filter scans all matching rows exactly, because
+pgvector applies the filter after the HNSW search and would return too few rows.
 """
 
 import contextlib
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_FLAT = 20_000
-"""Vectors that "auto" leaves to exact search."""
+"""Up to this many vectors, "auto" means exact search."""
 
 MAX_GRAPH_DIM = 2000
-"""pgvector's graph takes vectors of at most this many dims."""
+"""Most dimensions that pgvector's HNSW index supports."""
 
 GRAPH = {"m": 16, "ef_construction": 100}
+"""Settings of the HNSW index."""
 EF_SEARCH, MAX_EF_SEARCH = 200, 1000
+"""Smallest hnsw.ef_search that is used, and the largest that pgvector accepts."""
 MAX_IDLE = 8
+"""Most idle connections that are kept open."""
 
 
 def _psycopg() -> ModuleType:
@@ -50,7 +54,7 @@ def _psycopg() -> ModuleType:
 
 
 class _ConnectionPool:
-    """Connections to one database, one per search under way; a broken one is not used again."""
+    """A pool of connections to one database. Each running search has its own connection; broken ones are discarded."""
 
     def __init__(self, url: str, label: str):
         self._url, self._label, self._lock = url, label, threading.Lock()
@@ -58,7 +62,7 @@ class _ConnectionPool:
 
     @contextlib.contextmanager
     def one(self) -> "Iterator[Connection]":
-        """A connection in autocommit mode with pgvector's type."""
+        """Yields a connection in autocommit mode, with pgvector's type registered."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         connection = connection or self._connect()
@@ -73,7 +77,10 @@ class _ConnectionPool:
                 connection.close()
 
     def run(self, work: "Callable[[Connection], T]") -> T:
-        """`work(connection)`, once more on a new connection when the server has closed the idle one meanwhile."""
+        """Return `work(connection)`. Retry once on a new connection when the server had closed the idle connection.
+
+        Raises DataError, with the first line of the server's message, when the database reports an error.
+        """
         psycopg = _psycopg()
         for last in (False, True):
             try:
@@ -102,7 +109,8 @@ class _ConnectionPool:
         except psycopg.Error as e:
             connection.close()
             raise DataError(
-                f"{self._label}: the database lacks pgvector; CREATE EXTENSION vector failed: {_first_line(e)}"
+                f"{self._label}: the pgvector extension is not installed in the database, and CREATE EXTENSION vector failed: "
+                f"{_first_line(e)}"
             ) from None
         return connection
 
@@ -118,7 +126,7 @@ def _first_line(error: Exception) -> str:
 
 
 class PgvectorStore:
-    """See `mmtune.index.stores.Store`."""
+    """Implements `mmtune.index.stores.Store` with PostgreSQL and pgvector."""
 
     kind = "pgvector"
 
@@ -137,14 +145,14 @@ class PgvectorStore:
         try:
             parts = psycopg.conninfo.conninfo_to_dict(location.url)
         except psycopg.Error as e:
-            raise DataError(f"store pgvector: the url is no connection string: {_first_line(e)}") from None
+            raise DataError(f"store pgvector: the url is not a PostgreSQL connection string: {_first_line(e)}") from None
         where = f"postgresql {parts.get('host', 'localhost')}/{parts.get('dbname', parts.get('user', ''))}"
         label = f"{where} table {store_rows.check_name(location.name)}"
         return _ConnectionPool(location.url, label), label
 
     @classmethod
     def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "PgvectorStore":
-        """An empty table, stamped, in one transaction; what was there before is replaced."""
+        """Create an empty table that records the fingerprint, in one transaction; an existing table is replaced."""
         connections, label = cls._connect(location)
         sql = _psycopg().sql
         table = sql.Identifier(location.name)
@@ -158,7 +166,9 @@ class PgvectorStore:
                         "embedding vector({}) NOT NULL, meta jsonb NOT NULL)"
                     ).format(table, sql.Literal(int(dim)))
                 )
-                if dim <= 1536:  # in the row itself, not beside it: a scan is then twice as fast
+                # PLAIN keeps the vector in the row instead of a TOAST table, which makes scans twice as fast. A row must fit
+                # into a page of 8 KB, which limits the dimensions.
+                if dim <= 1536:
                     c.execute(sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(table))
                 stamp = sql.Literal(json.dumps(store_rows.stamp(fingerprint, dim)))
                 c.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, stamp))
@@ -168,7 +178,7 @@ class PgvectorStore:
 
     @classmethod
     def open(cls, location: StoreLocation) -> "PgvectorStore":
-        """The table at that location. DataError when there is none or it carries no stamp."""
+        """Open the table at `location`. Raises DataError when there is no such table, or it records no fingerprint."""
         connections, label = cls._connect(location)
         return cls(location, connections, label)
 
@@ -191,7 +201,7 @@ class PgvectorStore:
         return "hnsw" if any(method == "hnsw" for _, method in self._indexes(c)) else "flat"
 
     def _indexes(self, c: "Connection") -> list[tuple[str, str]]:
-        """(name, method) of the indexes that `build` created."""
+        """Return (name, access method) of the indexes that `build` created."""
         return c.execute(
             "SELECT i.relname, m.amname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
             "JOIN pg_am m ON m.oid = i.relam WHERE x.indrelid = to_regclass(%s) AND m.amname IN ('hnsw', 'gin')",
@@ -229,15 +239,16 @@ class PgvectorStore:
     def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> dict[str, object]:
         store_rows.check_index(index, self._label, search_dim, memory_mb)
         if index == "ivfpq":
-            raise DataError(f"{self._label}: pgvector has no product quantisation; index flat or hnsw")
+            raise DataError(f"{self._label}: pgvector does not support ivfpq; choose index flat or hnsw")
         if index == "hnsw" and self.dim > MAX_GRAPH_DIM:
             raise DataError(
-                f"{self._label}: pgvector's graph takes {MAX_GRAPH_DIM} dims at most, these are {self.dim}; index flat"
+                f"{self._label}: pgvector's hnsw index supports at most {MAX_GRAPH_DIM} dimensions, and these vectors have "
+                f"{self.dim}; choose index flat"
             )
         if index == "auto":
             index = "flat" if len(self) <= MAX_FLAT or self.dim > MAX_GRAPH_DIM else "hnsw"
         sql, count = _psycopg().sql, len(self)
-        # memory of the graph while it is built: vectors, links in both directions, and some reserve
+        # Memory in bytes for building the HNSW graph: the vectors, links in both directions, and a reserve of 30%.
         memory = min(2**31, max(2**26, int(1.3 * count * (4 * self.dim + 16 * GRAPH["m"] + 200))))
 
         def work(c: "Connection") -> None:
@@ -251,7 +262,7 @@ class PgvectorStore:
                             "CREATE INDEX ON {} USING hnsw (embedding vector_ip_ops) WITH (m = {}, ef_construction = {})"
                         ).format(self._table, *(sql.Literal(v) for v in GRAPH.values()))
                     )
-                for name, _ in old:  # last: it blocks searches until the end of the transaction
+                for name, _ in old:  # done last, because it blocks searches until the end of the transaction
                     c.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name)))
             c.execute(sql.SQL("VACUUM (ANALYZE) {}").format(self._table))
 
@@ -276,7 +287,8 @@ class PgvectorStore:
         sql = _psycopg().sql
 
         def work(c: "Connection", graph: bool) -> "list[tuple[str, Vector, JsonObject]]":
-            order = "embedding <#> %s" if graph else "(embedding <#> %s) + 0"  # a sum is not what the graph is ordered by
+            # Adding 0 makes the expression differ from the indexed one, so PostgreSQL scans exactly without the HNSW index.
+            order = "embedding <#> %s" if graph else "(embedding <#> %s) + 0"
             where = f"WHERE {condition} " if condition else ""
             query = sql.SQL(f"SELECT id, embedding, meta FROM {{}} {where}ORDER BY {order} LIMIT %s").format(self._table)
             return c.execute(query, (*values, query_D, width), binary=True).fetchall()
@@ -322,7 +334,10 @@ class PgvectorStore:
 
 
 def _condition(f: Filter, values: list[object]) -> str:
-    """A filter as SQL with two truth values; everything that came from a caller goes to `values`, in the order of the %s."""
+    """Translate a filter to an SQL condition that is never null.
+
+    Everything that comes from the caller is appended to `values`, in the order of the %s placeholders.
+    """
     match f:
         case Not(term):
             return f"(NOT {_condition(term, values)})"
@@ -342,10 +357,10 @@ def _condition(f: Filter, values: list[object]) -> str:
         case In(path, options):
             tests = []
             numbers = [v for v in options if isinstance(v, float) and abs(v) >= 2**53]
-            if numbers:  # where float64 and decimals part
+            if numbers:  # from 2**53 on, float64 and jsonb's decimal numbers can differ, so compare as float64
                 tests.append(_number(path, "= ANY", [float(v) for v in numbers], values))
             for v in options:
-                if v not in numbers:  # containment: the index on meta answers it
+                if v not in numbers:  # containment (@>) uses the index on meta
                     values.append(store_rows.document(_nested(path, v)))
                     tests.append("meta @> %s::jsonb")
             return "(" + " OR ".join(tests) + ")"
@@ -353,16 +368,21 @@ def _condition(f: Filter, values: list[object]) -> str:
 
 
 def _nested(path: ColumnPath, value: object) -> JsonObject:
-    """{"a": {"b": value}} for the path a.b."""
+    """Return nested dicts for a path: {"a": {"b": value}} for the path a.b."""
     *parents, last = path
     document: JsonObject = {last: value}
-    for key in reversed(parents):  # no recursion: a path may have thousands of keys
+    for key in reversed(parents):  # a loop, not recursion: a path may have thousands of keys
         document = {key: document}
     return document
 
 
 def _value(path: ColumnPath, values: list[object], last: str = "->") -> str:
-    """The jsonb at a path (its text with `->>`); null where a key is missing. Keys are strings: none steps into a list."""
+    """Return the SQL expression for the value at a path; it is null where a key is missing.
+
+    The keys are compared as strings, so that none of them indexes into a list.
+
+    last: the operator of the last step: "->" for jsonb, "->>" for text.
+    """
     values.extend(path)
     return "meta" + " -> %s::varchar" * (len(path) - 1) + f" {last} %s::varchar"
 

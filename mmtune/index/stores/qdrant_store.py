@@ -1,10 +1,12 @@
-"""Qdrant: one collection per (collection, version, modality), on a server or in the client's local mode.
+"""Store vectors in Qdrant: one Qdrant collection per (collection, version, modality), on a server or in local mode.
 
-url: http(s)://host:port (the key in QDRANT_API_KEY), or a directory for local mode (default: the location's own). Local mode
-serves one process at a time, searches exactly and keeps its vectors in memory: for notebooks and tests. A point's payload is
-{"id", "meta": the whole metadata as JSON, "f": {column: value}}, with typed columns (`store_rows.typed_column`), so that a
-filter has the same meaning as in other stores. Each point is written whole; a killed upsert leaves some points new and some old, and
-the same upsert again makes them all new.
+The url is http(s)://host:port of a server, whose API key is read from QDRANT_API_KEY. Or it is a directory for the client's
+local mode; without a url, the location's directory. Local mode allows one process at a time, searches exactly and holds all
+vectors in memory, so it is meant for notebooks and tests.
+
+The payload of a point is {"id", "meta": the whole metadata as JSON, "f": {column: value}}. The columns are typed
+(`store_rows.typed_column`), so that a filter has the same meaning as in other stores. Each point is written atomically, but an
+upsert of many points is not: if it is killed, some points are old and some new. Repeating the upsert completes it.
 """
 
 import contextlib
@@ -30,17 +32,21 @@ if TYPE_CHECKING:
     from qdrant_client.models import Filter as QdrantFilter
 
 MAX_FLAT = 20_000
-"""Vectors that "auto" leaves to exact search."""
+"""Up to this many vectors, "auto" means exact search."""
 
 GRAPH = {"m": 16, "ef_construct": 128}
+"""Settings of the HNSW graph."""
 BATCH = 512
+"""Points per upsert or delete request."""
 PAGE = 10_000
+"""Points per read request."""
 MAX_INDEXED_LENGTH = 64
-"""A column gets an index of the server when its first value has at most this many characters: categories, not prose."""
+"""A payload index is created for a column whose first value has at most this many characters: categories, not prose."""
 
 COLUMN_TYPES = {"n": "float", "s": "keyword", "b": "bool"}
+"""Kind of a metadata value (`filters.value_kind`): the type of Qdrant's payload index."""
 NAMESPACE = uuid.UUID("6a1bd5a2-58f1-5d9e-b7c5-0c64a9a1f0de")
-"""Points are numbered by a UUID of the item's id in this namespace."""
+"""Namespace of the UUIDs that are made from item ids, because Qdrant allows only UUIDs and integers as point ids."""
 
 
 def _qdrant() -> ModuleType:
@@ -53,7 +59,7 @@ def _qdrant() -> ModuleType:
 
 
 class _SharedClient:
-    """One client of a server or directory, shared by the stores of this process that name it (local mode locks it)."""
+    """One client per server or directory, shared by all stores of this process, because local mode locks its directory."""
 
     _open: dict[str, "_SharedClient"] = {}
     _guard = threading.Lock()
@@ -72,12 +78,13 @@ class _SharedClient:
             if "already accessed" not in str(e):
                 raise
             raise DataError(
-                f"{where}: open in another process; local mode takes one: run a Qdrant server, --url http://..."
+                f"{where}: open in another process, and Qdrant's local mode allows only one; run a Qdrant server and build with "
+                "--url http://..."
             ) from None
 
     @classmethod
     def acquire(cls, where: str) -> "_SharedClient":
-        """The client of a server or directory, created when this process has none."""
+        """Return the shared client of a server or directory; create it when this process has none."""
         with cls._guard:
             if where not in cls._open:
                 cls._open[where] = cls(where)
@@ -94,19 +101,19 @@ class _SharedClient:
 
     @contextlib.contextmanager
     def use(self, label: str) -> "Iterator[QdrantClient]":
-        """The client, for one call; errors of the connection and of the server become DataError in one line."""
+        """Yields the client for one call. Raises DataError, in one line, for an error of the connection or the server."""
         exceptions = _qdrant().http.exceptions
         with self._lock, warnings.catch_warnings():
             if self.local:
-                warnings.simplefilter("ignore", UserWarning)  # its size, and payload indexes that it does not make
+                warnings.simplefilter("ignore", UserWarning)  # about many points, and about payload indexes it cannot create
             try:
                 yield self._client
             except (exceptions.ResponseHandlingException, exceptions.UnexpectedResponse) as e:
-                raise DataError(f"{label}: {(str(e).strip().splitlines() or ['no answer'])[0]}") from None
+                raise DataError(f"{label}: {(str(e).strip().splitlines() or ['no answer from the server'])[0]}") from None
 
     @contextlib.contextmanager
     def batch(self, name: str) -> Iterator[None]:
-        """Local mode syncs its file to disk for every point; here once at the end (SQLite's write-ahead log)."""
+        """Context manager for a write of many points: in local mode, the file is synced once at the end, not per point."""
         collections = getattr(getattr(self._client, "_client", None), "collections", {})
         file = getattr(getattr(collections.get(name), "storage", None), "storage", None) if self.local else None
         if file is not None:
@@ -118,14 +125,14 @@ class _SharedClient:
 
 
 def _remove_empty_contents(directory: Path) -> None:
-    """A process killed while it made the directory leaves an empty meta.json, which the client cannot read."""
+    """Remove an empty meta.json: a process killed while it created the directory leaves one, and the client cannot read it."""
     contents = directory / "meta.json"
     if contents.is_file() and not contents.stat().st_size and not (directory / "collection").exists():
         contents.unlink()
 
 
 class QdrantStore:
-    """See `mmtune.index.stores.Store`."""
+    """Implements `mmtune.index.stores.Store` with Qdrant."""
 
     kind = "qdrant"
 
@@ -133,7 +140,7 @@ class QdrantStore:
         self._name, self._client, self._label = location.name, client, label
         with client.use(label) as c:
             if not c.collection_exists(location.name):
-                raise DataError(f"{label}: no such collection")
+                raise DataError(f"{label}: no such Qdrant collection")
             config = c.get_collection(location.name).config
         stamp = store_rows.read_stamp(
             (config.metadata or {}).get("mmtune"), getattr(config.params.vectors, "size", None), label
@@ -151,7 +158,7 @@ class QdrantStore:
 
     @classmethod
     def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "QdrantStore":
-        """An empty collection, stamped; what was there before is replaced."""
+        """Create an empty Qdrant collection that records the fingerprint; an existing one of that name is replaced."""
         client, label = cls._connect(location)
         models = _qdrant().models
         try:
@@ -159,7 +166,8 @@ class QdrantStore:
                 c.delete_collection(location.name)
                 c.create_collection(
                     location.name,
-                    # dot, not cosine: cosine would change the vectors' bits; no graph while they are loaded
+                    # DOT, because COSINE would normalise the vectors again and change their last bits.
+                    # m=0: no HNSW graph while the points are loaded; `build` creates it.
                     vectors_config=models.VectorParams(size=dim, distance=models.Distance.DOT),
                     hnsw_config=models.HnswConfigDiff(m=0),
                     metadata={"mmtune": store_rows.stamp(fingerprint, dim, index="flat")},
@@ -171,7 +179,10 @@ class QdrantStore:
 
     @classmethod
     def open(cls, location: StoreLocation) -> "QdrantStore":
-        """The collection at that location. DataError when there is none or it carries no stamp (servers before 1.16)."""
+        """Open the Qdrant collection at `location`.
+
+        Raises DataError when there is no such collection, or it records no fingerprint (servers before 1.16 cannot store it).
+        """
         client, label = cls._connect(location)
         try:
             return cls(location, client, label)
@@ -193,7 +204,7 @@ class QdrantStore:
                 c.upsert(self._name, points, wait=True)
 
     def _index_columns(self, values: Mapping[str, object]) -> None:
-        """A server filters by columns that it has an index of."""
+        """Create a payload index for each new column with short values: the server needs it for fast filters."""
         if self._client.local:
             return
         for name, value in values.items():
@@ -214,12 +225,12 @@ class QdrantStore:
     def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> dict[str, object]:
         store_rows.check_index(index, self._label, search_dim, memory_mb)
         if index == "ivfpq":
-            raise DataError(f"{self._label}: Qdrant makes graphs, not inverted lists; index flat or hnsw")
+            raise DataError(f"{self._label}: Qdrant does not support ivfpq; choose index flat or hnsw")
         if index == "auto":
             index = "flat" if len(self) <= MAX_FLAT else "hnsw"
         built: dict[str, object] = {"index": index, **(GRAPH if index == "hnsw" else {})}
         if self._client.local and index == "hnsw":
-            index, built = "flat", {"index": "flat", "note": "local mode searches exactly"}
+            index, built = "flat", {"index": "flat", "note": "Qdrant's local mode always searches exactly"}
         models = _qdrant().models
         with self._client.use(self._label) as c:
             if not self._client.local:
@@ -279,7 +290,7 @@ class QdrantStore:
             return c.count(self._name, exact=True).count
 
     def size(self) -> int:
-        """Local mode: bytes on disk. A server does not report them: the bytes of the vectors alone."""
+        """Return the bytes on disk in local mode. A server does not report them; then the size of the vectors alone."""
         if not self._client.local:
             return len(self) * self.dim * 4
         root = Path(self._client.where) / "collection" / self._name
@@ -300,7 +311,10 @@ def _number(id: str) -> str:
 
 
 def _condition(f: Filter) -> "QdrantFilter":
-    """A filter as Qdrant's own, with bound values. DataError for an order of strings, which Qdrant does not have."""
+    """Translate a filter to a Qdrant filter.
+
+    Raises DataError for < <= > >= on strings, which Qdrant does not support.
+    """
     m = _qdrant().models
     match f:
         case Not(term):
@@ -314,7 +328,9 @@ def _condition(f: Filter) -> "QdrantFilter":
             return m.Filter(must=[m.IsEmptyCondition(is_empty=x) for x in fields])
         case Compare(path, op, value):
             if isinstance(value, str):
-                raise DataError(f"filter: Qdrant orders numbers only: {'.'.join(path)} {op} {value[:40]!r}; use = or in")
+                raise DataError(
+                    f"filter: Qdrant orders numbers only, not strings: {'.'.join(path)} {op} {value[:40]!r}; use = or in"
+                )
             bound = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}[op]
             test = m.FieldCondition(key=f"f.{store_rows.typed_column('n', path)}", range=m.Range(**{bound: value}))
             return m.Filter(must=[test])

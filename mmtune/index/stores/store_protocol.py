@@ -1,4 +1,4 @@
-"""The contract of a store: the vectors of one (collection, version, modality), with ids and metadata. See `Store`."""
+"""The `Store` protocol. One store holds the vectors, ids and metadata of one (collection, version, modality)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     from mmtune.index.query.filters import Filter
 
 INDEXES = ("auto", "flat", "hnsw", "ivfpq")
-"""Kinds of index that `Store.build` understands; "auto" is exact up to a size that the store measured, approximate above."""
+"""Index types that `Store.build` accepts. "auto" means exact search up to a size that each kind of store defines, and an
+approximate index above that size."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreLocation:
     """Where the vectors of one (collection, version, modality) are stored.
 
-    kind: a key of the store table, or `package.module:Class`; directory: for stores that keep files (the store makes it);
-    url: of a database, None for embedded stores; name: unique per (collection, version, modality), made of [a-z0-9_], at most
-    60 characters: the name of a table or a collection in that database.
+    kind: a registered store name, or `package.module:Class`.
+    directory: directory for stores that keep files; the store creates it.
+    url: URL of the database; None for stores that need no database.
+    name: name of the table or collection in the database. It is unique per (collection, version, modality) and consists of
+        at most 60 characters of a-z, 0-9 and _.
     """
 
     kind: str
@@ -31,7 +34,7 @@ class StoreLocation:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One result of a store: `score` is the inner product of unit vectors, i.e. the cosine."""
+    """One result of a search in a store. score: cosine similarity (the inner product of L2-normalised vectors)."""
 
     id: str
     score: float
@@ -39,11 +42,12 @@ class Hit:
 
 
 class Store(Protocol):
-    """Unit float32 vectors [D] by item id, with metadata; similarity is the inner product.
+    """L2-normalised float32 vectors [D] by item id, with metadata. Similarity is the inner product.
 
-    The fingerprint of the model is stamped into the store when it is created and read back when it is opened. There is one
-    writer at a time (the collection's lock); any number of readers, in this and in other processes, search meanwhile. An open
-    reader sees what another process wrote at its next search, or at the latest when it is opened again.
+    The store records the fingerprint of the model when it is created, and reads the fingerprint back when it is opened.
+    The collection's write lock ensures that there is one writer at a time. Any number of readers, in this and in other
+    processes, may search during a write. A reader sees what another process wrote at its next search, or at the latest after
+    it has opened the store again.
     """
 
     kind: str
@@ -52,54 +56,62 @@ class Store(Protocol):
 
     @classmethod
     def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "Store":
-        """A new empty store, stamped with the fingerprint; what a killed build left at that location is replaced."""
+        """Create an empty store that records the fingerprint. Whatever is stored at `location` already is replaced."""
         ...
 
     @classmethod
     def open(cls, location: StoreLocation) -> "Store":
-        """The store at that location. DataError when there is none, or it is damaged."""
+        """Open the store at `location`. Raises DataError when no store exists at that location, or when it is damaged."""
         ...
 
     def upsert(self, ids: Sequence[str], vectors_ND: "np.ndarray", meta: Sequence[Mapping[str, object]]) -> None:
-        """Insert or replace by id; idempotent; durable when it returns. DataError for another dim, lengths, or ids twice."""
+        """Insert or replace rows by id. Idempotent; the rows are durable when this returns.
+
+        Raises DataError for vectors of another dimension, for arguments of different lengths, and for a repeated id.
+        """
         ...
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove by id; unknown ids are ignored; durable when it returns."""
+        """Remove rows by id; unknown ids are ignored. The removal is durable when this returns."""
         ...
 
     def build(
         self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None
     ) -> Mapping[str, object]:
-        """Build the index (one of INDEXES) over the vectors; returns {"index": what was built, settings...}; durable then.
+        """Build a search index over the vectors. Returns {"index": the index type that was built, and its settings}.
 
-        search_dim: search by the first so many dimensions, re-rank by all; memory_mb: what building may take. DataError for an
-        option that this kind of store does not have.
+        The index is durable when this returns.
+
+        index: one of INDEXES.
+        search_dim: search with the first `search_dim` dimensions, then re-rank with all dimensions.
+        memory_mb: memory limit for building the index, in MB.
+
+        Raises DataError for an option that this kind of store does not support.
         """
         ...
 
     def search(self, query_QD: "np.ndarray", k: int, where: "Filter | None" = None) -> list[list[Hit]]:
-        """The k best of each query among the items that `where` admits: score descending, ties by id descending."""
+        """Return the k best items per query that match the filter `where`, by score descending, ties by id descending."""
         ...
 
     def fetch(self, ids: Sequence[str]) -> "np.ndarray":
-        """Stored vectors [N, D] in the order of `ids`; DataError names a missing id."""
+        """Return the stored vectors [N, D] in the order of `ids`. Raises DataError, with the id, when an id is missing."""
         ...
 
     def ids(self) -> list[str]:
-        """Every id, in any order."""
+        """Return all ids, in no particular order."""
         ...
 
     def __len__(self) -> int: ...
 
     def size(self) -> int:
-        """Bytes on disk or in the database."""
+        """Return the size in bytes, on disk or in the database."""
         ...
 
     def drop(self) -> None:
-        """Remove the vectors for good; the store is unusable then."""
+        """Delete the store and its vectors permanently. The object must not be used afterwards."""
         ...
 
     def close(self) -> None:
-        """Release handles; the vectors stay."""
+        """Release file handles and connections. The stored vectors are kept."""
         ...

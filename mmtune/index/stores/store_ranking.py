@@ -1,8 +1,8 @@
-"""From an engine's candidates to the total order: cosines summed again in one fixed way, ties by id descending.
+"""Re-rank the candidates of a database so that every store returns the same results in the same order.
 
-Engines add in float32, in an order of their own, and break ties as they like; whether two stores agree must not depend on that.
-An engine proposes somewhat more than k candidates with their vectors; when a row that was not proposed could still tie with the
-k-th, more candidates are requested.
+Databases sum float32 products in different orders and break ties differently. So a store asks its database for somewhat more
+than k candidates with their vectors. Here their cosines are computed again in a fixed summation order, and ties are broken by
+descending id. When a row that the database did not return could still tie with the k-th result, more candidates are requested.
 """
 
 import json
@@ -18,8 +18,12 @@ from mmtune.search.tie_order import GRID, order_by_key_and_id, to_scores
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What an engine proposes for one query: ids [W], their vectors float32 [W, D], and their metadata [W], as JSON or
-    parsed."""
+    """The candidates that a database returns for one query.
+
+    ids: ids [W].
+    vectors_WD: their vectors, float32 [W, D].
+    meta: their metadata [W], as JSON strings or parsed.
+    """
 
     ids: Sequence[str]
     vectors_WD: np.ndarray
@@ -27,18 +31,26 @@ class Candidates:
 
 
 Propose = Callable[[np.ndarray, int], Candidates]
-"""(query [D], width) -> the `width` best by the engine's own float32 scores (fewer only when there are no more)."""
+"""Called with (query [D], width); returns the `width` best rows by the database's own float32 scores. It may return fewer only
+when no further row matches."""
 
 
 def rank(query_QD: np.ndarray, k: int, propose: Propose, widest: int | None = None) -> list[list[Hit]]:
-    """The k (1 or more) best of what `propose` returns for each query, in the total order. Exact when `propose` is; `widest`
-    bounds the width where widening gains nothing (approximate indexes)."""
+    """Return the k best candidates of each query, by exact score descending, ties by id descending.
+
+    The result is exact if `propose` searches exactly.
+
+    k: number of results, at least 1.
+    propose: fetches candidates from the database.
+    widest: stop requesting more candidates at this width. For approximate indexes, where a wider search gains nothing.
+    """
     return [_rank_one(query_D, k, propose, widest) for query_D in query_QD]
 
 
 def _rank_one(query_D: np.ndarray, k: int, propose: Propose, widest: int | None) -> list[Hit]:
     width = k + max(16, k // 4)
-    # |float32 sum - exact| <= (D + 2) 2**-24 for unit vectors, some more for 1 - score; on both of two; plus the grid
+    # Bound on how far two scores can differ from the database's: a float32 dot product of L2-normalised vectors is off by at
+    # most (D + 2) * 2**-24, slightly more if the database returns 1 - score; times 2 for two scores, plus the score grid.
     slack = 2 * (len(query_D) + 8) * 2.0**-24 + 2 / GRID
     while True:
         candidates = propose(query_D, width)

@@ -1,4 +1,4 @@
-"""What all stores share: validation of rows and queries, the stamp with the fingerprint, and metadata as typed columns."""
+"""Helpers that all stores share: validate rows and queries, record the fingerprint, map metadata to typed columns."""
 
 import json
 import math
@@ -15,26 +15,31 @@ from mmtune.index.stores.store_protocol import INDEXES
 from mmtune.search.vectors import normalize_rows
 
 ID_BYTES = 1024
-"""The longest id in bytes of UTF-8 that every engine's key takes."""
+"""Longest id, in bytes of UTF-8, that every supported database accepts as a key."""
 MAX_INTEGER = 10**300
-"""Integers beyond this are refused: some engines hold numbers as float64."""
+"""Larger integers are rejected, because some databases store numbers as float64."""
 
 
 def check_rows(
     ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]], dim: int, label: str
 ) -> tuple[list[str], np.ndarray, list[JsonObject]]:
-    """The rows as they may be written: ids, unit float32 [N, dim], metadata as plain JSON. DataError names what is wrong.
+    """Validate rows and return them ready to write: (ids, L2-normalised float32 vectors [N, dim], metadata as plain JSON).
 
-    label: how messages call the store.
+    label: name of the store in error messages.
+
+    Raises DataError for mismatched lengths, another dimension, a repeated or invalid id, and metadata that is not JSON.
     """
     ids = list(ids)
     vectors_ND = np.asarray(vectors_ND)
     if vectors_ND.ndim != 2 or len(ids) != len(vectors_ND) or len(ids) != len(meta):
-        raise DataError(f"{label}: {len(ids)} ids, vectors {vectors_ND.shape} and {len(meta)} metadata: one of each a row")
+        raise DataError(
+            f"{label}: {len(ids)} ids, vectors of shape {vectors_ND.shape} and {len(meta)} metadata: every row needs an id, a "
+            "vector and metadata"
+        )
     if len(ids) and vectors_ND.shape[1] != dim:
         raise DataError(f"{label}: vectors of {vectors_ND.shape[1]} dimensions; this store holds {dim}")
     if len(set(ids)) < len(ids):
-        raise DataError(f"{label}: id {_first_repeated(ids)!r} comes twice in one upsert")
+        raise DataError(f"{label}: id {_first_repeated(ids)!r} occurs twice in one upsert; ids must be unique")
     for id in ids:
         check_id(id, label)
     return (
@@ -50,43 +55,52 @@ def _first_repeated(ids: Sequence[str]) -> str:
         if id in earlier:
             return id
         earlier.add(id)
-    raise ValueError("no id comes twice")
+    raise ValueError("no id is repeated")
 
 
 def check_id(id: str, label: str) -> None:
-    """DataError when an id is empty, too long, or holds what a database refuses."""
+    """Raises DataError when an id is empty, too long, or contains characters that a database rejects."""
     if not isinstance(id, str) or not id or not _storable(id) or len(id.encode()) > ID_BYTES:
         raise DataError(f"{label}: id {str(id)[:80]!r}: ids are 1 to {ID_BYTES} bytes of UTF-8 without NUL")
 
 
 def check_name(name: str) -> str:
-    """The name of a table, if it is safe as a folder's name and in SQL; else DataError."""
+    """Return `name` if it is safe as a directory name and as an SQL table name. Raises DataError otherwise."""
     if not re.fullmatch(r"[a-z0-9_]{1,60}", name):
-        raise DataError(f"store name {name[:80]!r}: 1 to 60 of a-z, 0-9 and _")
+        raise DataError(f"store name {name[:80]!r}: must be 1 to 60 characters of a-z, 0-9 and _")
     return name
 
 
 def check_index(index: str, label: str, search_dim: int | None, memory_mb: int | None) -> None:
-    """For stores without options: DataError for an index that is not in INDEXES, or for an option."""
+    """Validate the arguments of `build` for a store without index options.
+
+    Raises DataError for an unknown index type, and when `search_dim` or `memory_mb` is given.
+    """
     if index not in INDEXES:
-        raise DataError(f"{label}: no index {index!r}; there are {', '.join(INDEXES)}")
+        raise DataError(f"{label}: no index {index!r}; choose one of {', '.join(INDEXES)}")
     for name, value in (("--search-dim", search_dim), ("--memory-mb", memory_mb)):
         if value is not None:
-            raise DataError(f"{label}: {name} is an option of the faiss store, not of this one")
+            raise DataError(f"{label}: {name} is supported only by the faiss store")
 
 
 def check_queries(query_QD: np.ndarray, dim: int, k: int, label: str) -> np.ndarray:
-    """Unit float32 [Q, dim]. DataError for another shape, NaN or infinity, or k < 1."""
+    """Return the queries as L2-normalised float32 [Q, dim].
+
+    Raises DataError for another shape, for NaN or infinity, and for k < 1.
+    """
     query_QD = np.asarray(query_QD)
     if k < 1:
-        raise DataError(f"{label}: k {k}: ask for one answer or more")
+        raise DataError(f"{label}: k {k}: must be at least 1")
     if query_QD.ndim != 2 or query_QD.shape[1] != dim:
         raise DataError(f"{label}: queries of shape {query_QD.shape}; this store holds {dim} dimensions")
     return normalize_rows(query_QD, f"{label}: queries")
 
 
 def stack_in_order(ids: Sequence[str], vectors: Mapping[str, object], dim: int, label: str) -> np.ndarray:
-    """Fetched vectors [N, dim] float32 in the order of `ids`. DataError names a missing id."""
+    """Stack fetched vectors in the order of `ids`: float32 [N, dim]. Raises DataError, with the id, when one is missing.
+
+    vectors: {id: vector}.
+    """
     missing = [i for i in ids if i not in vectors]
     if missing:
         raise DataError(f"{label}: no id {missing[0]!r} ({len(missing)} of {len(ids)} missing)")
@@ -94,17 +108,23 @@ def stack_in_order(ids: Sequence[str], vectors: Mapping[str, object], dim: int, 
 
 
 def directory_size(directory: Path) -> int:
-    """Bytes of all files below a directory."""
+    """Return the total size in bytes of all files below a directory."""
     return sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
 
 
 def stamp(fingerprint: str, dim: int, **more: object) -> JsonObject:
-    """What is written into a store when it is created: which model's vectors these are."""
+    """Return the stamp: the document that a store records when it is created. It names the model of the vectors."""
     return {"format": 1, "fingerprint": fingerprint, "dim": dim, **more}
 
 
 def read_stamp(document: object, dim: int | None, label: str) -> JsonObject:
-    """The stamp of a store. DataError when it has none, another format, or its vectors (`dim`) are not what it says."""
+    """Validate a stamp that was read from a store, and return it.
+
+    document: the parsed stamp, or None when the store has none.
+    dim: dimension of the vectors that the store actually holds.
+
+    Raises DataError when the stamp is missing or damaged, has another format, or states another dimension.
+    """
     if not isinstance(document, dict) or not isinstance(document.get("fingerprint"), str):
         raise DataError(f"{label}: carries no fingerprint: not made by mmtune, or its stamp was removed; build it again")
     if not isinstance(document.get("dim"), int):
@@ -112,7 +132,10 @@ def read_stamp(document: object, dim: int | None, label: str) -> JsonObject:
     if document.get("format") != 1:
         raise DataError(f"{label}: format {document.get('format')}; this mmtune reads format 1")
     if dim != document["dim"]:
-        raise DataError(f"{label}: vectors of {dim} dims, stamped {document['dim']}: written behind mmtune; build it again")
+        raise DataError(
+            f"{label}: vectors of {dim} dimensions, stamped {document['dim']}: the store was changed by something other than "
+            "mmtune; build it again"
+        )
     return document
 
 
@@ -120,7 +143,10 @@ def read_stamp(document: object, dim: int | None, label: str) -> JsonObject:
 
 
 def plain_metadata(meta: Mapping[str, object], where: str) -> JsonObject:
-    """Metadata as JSON has it: NaN and infinity become null, NumPy's scalars Python's. DataError for anything else."""
+    """Convert metadata to plain JSON values: NaN and infinity become null, NumPy scalars become Python scalars.
+
+    Raises DataError for a value that JSON cannot represent.
+    """
     for key in meta:
         if not isinstance(key, str):
             raise DataError(f"{where}: metadata keys are strings, not {key!r}")
@@ -134,33 +160,36 @@ def _plain(value: object, where: str) -> object:
         return value
     if isinstance(value, str):
         if not _storable(value):
-            raise DataError(f"{where}: metadata {value[:40]!r} holds a NUL character or half a surrogate pair")
+            raise DataError(f"{where}: metadata {value[:40]!r} contains a NUL character or an unpaired surrogate; remove it")
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, int):
         if abs(value) > MAX_INTEGER:
-            raise DataError(f"{where}: a number of {value.bit_length()} bits in the metadata")
+            raise DataError(f"{where}: an integer of {value.bit_length()} bits in the metadata is too large; store it as text")
         return value
     if isinstance(value, Mapping):
         return plain_metadata(value, where)
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain(v, where) for v in value]
-    raise DataError(f"{where}: metadata of type {type(value).__name__}: it must be JSON")
+    raise DataError(f"{where}: metadata of type {type(value).__name__}: values must be JSON types")
 
 
 def _storable(string: str) -> bool:
-    """Neither NUL nor an unpaired surrogate: PostgreSQL takes neither, UTF-8 not the second."""
+    """Whether every store can hold the string: PostgreSQL rejects NUL, and UTF-8 cannot encode an unpaired surrogate."""
     return "\0" not in string and encodable(string)
 
 
 def document(meta: Mapping[str, object]) -> str:
-    """Plain metadata as one JSON document."""
+    """Serialise plain metadata as JSON."""
     return json.dumps(meta, ensure_ascii=False, allow_nan=False)
 
 
 def typed_columns(meta: Mapping[str, object], prefix: ColumnPath = ()) -> Iterator[tuple[str, str | float | bool]]:
-    """(column, value) of every value that a filter can see: a number as float, True for a list or a mapping."""
+    """Yield (column name, value) for every metadata value that a filter can test, also inside nested mappings.
+
+    Numbers become float. A list or a mapping becomes True, since filters can only test whether it is present.
+    """
     for key, value in meta.items():
         path, kind = (*prefix, key), value_kind(value)
         if kind is not None:
@@ -176,5 +205,8 @@ def _column_value(value: object) -> str | float | bool:
 
 
 def typed_column(kind: str, path: ColumnPath) -> str:
-    """The name of the column that holds the values of one kind at one path: of [a-z0-9_], different for different paths."""
+    """Return the name of the column for values of one kind at one path: characters a-z, 0-9 and _, unique per kind and path.
+
+    kind: see `filters.value_kind`.
+    """
     return kind + "".join("__" + re.sub(r"[^a-z0-9]", lambda c: f"_{ord(c[0]):x}_", key) for key in path)

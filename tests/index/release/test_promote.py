@@ -172,7 +172,7 @@ def test_other_items_are_a_reason_unless_explained(coll, shelf):
     live, new = coll.open(done["version"]), coll.open("v2")
     new.stores["image"].delete(["0-000"])
     check, reasons = promote.compare_items(coll.open("v1"), new)
-    assert reasons == ["other items: 1 only in v1, 0 only in v2, e.g. '0-000'"] and check.explained is None
+    assert reasons == ["different items: 1 only in v1, 0 only in v2, e.g. '0-000'"] and check.explained is None
     check, reasons = promote.compare_items(live, new)
     assert reasons == [] and check.explained
 

@@ -64,7 +64,10 @@ def of_another_version(path, kind):
             store.build("flat")
             store.close()
 
-    for stamp, match in ((three, "image store holds 64 numbers of mm1-.*the model of v3"), (two, "24 of 24 stored vectors")):
+    for stamp, match in (
+        (three, "image store holds vectors of 64 dimensions by mm1-.*the model of v3"),
+        (two, "24 of 24 stored vectors"),
+    ):
         put(stamp, three)
         with Collection(path) as coll, pytest.raises(ModelError, match=match):
             coll.search(text="a red square")
