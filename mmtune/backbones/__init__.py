@@ -1,8 +1,17 @@
-"""Families of pretrained towers. A MODEL string names a family and a place: `hf:DIR_OR_NAME`, `open_clip:NAME/TAG_OR_DIR`,
-`tiny:NAME`, or for a family from outside `package.module:PLACE` (a module with `load` and `rebuild`) and
-`package.module:Class:PLACE`. Weights never come without their own preprocessing.
+"""Load pretrained encoders ("towers"), one per modality, from checkpoints of several model families.
 
-What the author of a family needs is importable from here: `Backbone`, `Tower`, `LogitScale`, `Family`, `Preprocess`, `register`.
+A MODEL string has the form `family:checkpoint`:
+
+    hf:DIR_OR_NAME                     a transformers checkpoint
+    open_clip:NAME/TAG                 a pretrained open_clip model
+    open_clip:DIR                      an open_clip model in a directory
+    tiny:NAME                          small untrained towers for tests and the demo
+    package.module:CHECKPOINT          your own family: a module with the functions `load` and `rebuild`
+    package.module:Class:CHECKPOINT    your own family: a class with the methods `load` and `rebuild`
+
+A checkpoint is always loaded with its own preprocessing.
+
+To write your own family, import from here: `Backbone`, `Tower`, `LogitScale`, `Family`, `Preprocess`, `register`.
 """
 
 import re
@@ -26,7 +35,14 @@ __all__ = ["Backbone", "Family", "LogitScale", "ModelError", "Preprocess", "Towe
 
 @dataclass
 class Tower:
-    """The encoder of one modality: `encode(inputs of U items) -> [U, dim]`, not normalised. `modules` own its parameters."""
+    """The encoder of one modality.
+
+    modality: its name
+    dim: dimension of its embeddings
+    preprocess: turns a decoded value into input tensors
+    encode: maps the collated inputs of U items to embeddings [U, dim], which are not normalised
+    modules: the modules that hold the tower's parameters
+    """
 
     modality: str
     dim: int
@@ -37,8 +53,12 @@ class Tower:
 
 @dataclass
 class LogitScale:
-    """A learned inverse temperature: logits = exp(log) * cosine + bias. `directions` that it serves; only sigmoid checkpoints
-    (SigLIP) have a `bias`."""
+    """A learned logit scale (inverse temperature): logits = exp(log) * cosine + bias.
+
+    log: the logarithm of the scale
+    bias: the logit bias of sigmoid checkpoints (SigLIP); None for all others
+    directions: the directed pairs "a->b" that use this logit scale
+    """
 
     log: "nn.Parameter"
     bias: "nn.Parameter | None"
@@ -46,23 +66,28 @@ class LogitScale:
 
 
 def _keep_tower(modality: str) -> None:
-    """Frees nothing: for families whose towers share no module with another one."""
+    """Do nothing. Default of `Backbone.free_tower`, for families that cannot free a single tower."""
 
 
 def _keep_attention(device: str, low_precision: bool) -> None:
-    """For families with one implementation of attention."""
+    """Do nothing. Default of `Backbone.select_attention`, for families with only one attention implementation."""
 
 
 @dataclass
 class Backbone:
-    """A loaded checkpoint: its towers, its learned scales and its files.
+    """A loaded checkpoint: its towers, its logit scales and its files.
 
-    family: the key in TABLE; module: every weight under upstream's own names; towers by modality; logit_scales of the pairs it
-    was trained on; files: configuration, preprocessing and tokenizer (no weights), enough for `Family.rebuild`;
-    free_tower(modality): release the weights of a tower that a composed model does not use; select_attention(device,
-    low_precision): use the attention implementation whose backward is fastest there, ("", False) selects the one for inference
-    again; info: facts about the checkpoint for reports, e.g. {"untrained": True}; use_cpu_kernels: whether `cpu_fast` may
-    replace layers of `module`; first_token_encoders: encoders within it of whose last block the towers use only the first token.
+    family: the family's key in TABLE
+    module: the module that holds all weights, under the names that the upstream library gives them
+    towers: the tower of each modality
+    logit_scales: the logit scales of the pairs that the checkpoint was trained on
+    files: configuration, preprocessing and tokenizer files by relative path; `Family.rebuild` needs only these, no weights
+    free_tower: called with a modality; frees the weights of a tower that the model does not use
+    select_attention: called with (device type, whether training runs in low precision) before training, to select the attention
+        implementation with the fastest backward pass; called with ("", False) after training, to restore the default
+    info: facts about the checkpoint for reports, e.g. {"untrained": True}
+    use_cpu_kernels: whether `cpu_fast` may replace layers of `module`
+    first_token_encoders: encoders in `module` of whose last block the towers use only the first token's output
     """
 
     family: str
@@ -78,14 +103,14 @@ class Backbone:
 
 
 class Family(Protocol):
-    """What a module or class in TABLE provides."""
+    """The interface of a model family: the two functions (or methods) that each module or class in TABLE has."""
 
-    def load(self, place: str) -> Backbone:
-        """The checkpoint at `place` (a directory or a hub name), with weights. Raises ModelError."""
+    def load(self, checkpoint: str, /) -> Backbone:
+        """Load a checkpoint (a directory or a hub name) with its weights. Raises ModelError if it cannot be loaded."""
         ...
 
-    def rebuild(self, directory: Path) -> Backbone:
-        """The same towers from `Backbone.files` written to `directory`, with weights uninitialised."""
+    def rebuild(self, directory: Path, /) -> Backbone:
+        """Build the backbone with uninitialised weights; `directory` contains the files of `Backbone.files`."""
         ...
 
 
@@ -94,50 +119,60 @@ TABLE: dict[str, str] = {
     "open_clip": "mmtune.backbones.open_clip",
     "tiny": "mmtune.backbones.tiny",
 }
-"""Family -> module (or "package.module:Class") with the functions of `Family`."""
+"""Name of each family -> the module ("package.module") or class ("package.module:Class") that implements `Family`."""
 
 
 def register(name: str, target: str) -> None:
-    """Add a family from outside: `target` is "package.module" or "package.module:Class", searched for in the working directory
-    too. Its `Backbone.family` must equal `name`."""
+    """Register your own model family under `name`.
+
+    target: "package.module" or "package.module:Class"; installed packages and the working directory are searched. The backbones
+        that it returns must have `name` as their `Backbone.family`.
+    """
     plugins.register(TABLE, name, target, "model family")
 
 
 def _family(name: str) -> Family:
-    part = plugins.import_target(TABLE[name], "model family", error=ModelError)
-    return part() if isinstance(part, type) else part
+    implementation = plugins.import_target(TABLE[name], "model family", error=ModelError)
+    return implementation() if isinstance(implementation, type) else implementation
 
 
 def load(spec: str, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
-    """The checkpoint that `spec` names. Raises ModelError naming the missing file or the known families.
+    """Load the checkpoint of a MODEL string.
 
-    cpu_kernels: "auto" uses the faster layers of `cpu_fast`, "off" leaves upstream's modules as they are.
-    A family that is not in TABLE is imported from `package.module` and added to it, so that artifacts of its towers can be
-    loaded later in the same process.
+    spec: "family:checkpoint". A family that is not in TABLE is imported as `package.module` and added to TABLE. After that,
+        artifacts that use the family can be loaded in the same process, too.
+    cpu_kernels: "auto" replaces layers by the faster ones of `cpu_fast`; "off" leaves the modules of the upstream library as
+        they are
+
+    Raises ModelError if the family is unknown (the message lists similar names) or if a file of the checkpoint is missing.
     """
-    family, colon, place = spec.partition(":")
-    if not colon or not place:
+    family, colon, checkpoint = spec.partition(":")
+    if not colon or not checkpoint:
         raise ModelError(
             f"{spec!r} is not a MODEL: write an artifact directory, hf:NAME_OR_DIR, open_clip:NAME/TAG_OR_DIR or tiny:NAME"
         )
     if family not in TABLE:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", family):
             raise ModelError(f"no model family {family!r}{plugins.nearest(family, TABLE)}")
-        attribute, colon, rest = place.partition(":")
-        target, place = (f"{family}:{attribute}", rest) if colon and attribute.isidentifier() else (family, place)
+        attribute, colon, rest = checkpoint.partition(":")
+        target, checkpoint = (f"{family}:{attribute}", rest) if colon and attribute.isidentifier() else (family, checkpoint)
         try:
             plugins.import_target(target, "model family", error=ModelError)
         except ModelError as e:
             raise ModelError(f"no model family {family!r}{plugins.nearest(family, TABLE)} ({e})") from None
         TABLE[target] = target
         family = target
-    return _with_kernels(_family(family).load(place), cpu_kernels)
+    return _with_kernels(_family(family).load(checkpoint), cpu_kernels)
 
 
 def rebuild(family: str, directory: Path, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
-    """A backbone from its files alone; the caller loads the weights into `Backbone.module`.
+    """Build a backbone with uninitialised weights from the files in `directory`; the caller loads the weights.
 
-    cpu_kernels: as in `load`. The family must be in TABLE: an artifact's manifest names it, and a file must never decide what is imported.
+    family: a key of TABLE. Unlike `load`, this function never imports an unknown family, because the name comes from a file (the
+        manifest of an artifact), and no file may decide which code is imported.
+    cpu_kernels: as in `load`
+
+    Raises ModelError if the family is not in TABLE.
     """
     if family not in TABLE:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Files of a checkpoint directory: what must be there, what is refused, what is read."""
+"""Check and read the files of a checkpoint directory."""
 
 import json
 import tempfile
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 from mmtune.errors import ModelError
 
 Untyped: TypeAlias = Any
-"""An object of an upstream library (module, configuration, processor) whose attributes differ by architecture."""
+"""An object of transformers or open_clip (a module, configuration or processor) whose attributes depend on the architecture."""
 CODE_FILES = (
     "config.json",
     "tokenizer_config.json",
@@ -20,16 +20,20 @@ CODE_FILES = (
     "feature_extractor_config.json",
     "modules.json",
 )
-"""Files in which transformers and sentence-transformers look for the names of classes in the checkpoint's own Python files."""
+"""Files in which a checkpoint can name classes of its own Python files for transformers or sentence-transformers to run."""
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """Every file below `directory` by its relative path."""
+    """Read every file under `directory`, including subdirectories; the keys are relative paths."""
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
 def require_file(directory: Path, names: Sequence[str], what: str, family: str) -> None:
-    """ModelError unless one of the files `names` is there; `what` is called missing."""
+    """Raise ModelError if `directory` has none of the files `names`.
+
+    what: what the files contain, for the message, e.g. "tokenizer"
+    family: the model family, for the message
+    """
     if not any((directory / n).is_file() for n in names):
         raise ModelError(
             f"{family}:{directory}: the {what} is missing: no {' or '.join(names)} in that directory; copy it from the checkpoint"
@@ -37,8 +41,10 @@ def require_file(directory: Path, names: Sequence[str], what: str, family: str) 
 
 
 def refuse_custom_code(directory: Path, family: str) -> None:
-    """ModelError where a configuration names Python code of the checkpoint (`auto_map`): it is never run, and without it the
-    weights would be read into another architecture."""
+    """Raise ModelError if a configuration file refers to Python code of the checkpoint (e.g. by `auto_map`).
+
+    mmtune never runs such code, and without it the weights would be loaded into another architecture.
+    """
     for name in CODE_FILES:
         path = directory / name
         if not path.is_file():
@@ -53,8 +59,8 @@ def refuse_custom_code(directory: Path, family: str) -> None:
             kind = entry.get("type", "") if isinstance(entry, dict) and name == "modules.json" else ""
             if custom or (kind and not str(kind).startswith("sentence_transformers.")):
                 raise ModelError(
-                    f"{family}:{directory}: {name} names code of its own ({'auto_map' if custom else kind}), and mmtune never runs "
-                    "code of a checkpoint; choose one of an architecture that transformers has itself"
+                    f"{family}:{directory}: {name} refers to Python code of the checkpoint ({'auto_map' if custom else kind}), and "
+                    "mmtune never runs code of a checkpoint; choose a checkpoint whose architecture is part of transformers"
                 )
 
 
@@ -62,12 +68,15 @@ class _Saveable(Protocol):
     def save_pretrained(self, save_directory: str, /) -> object: ...
 
 
-def read_saved_files(*parts: _Saveable) -> dict[str, bytes]:
-    """The files that upstream's own `save_pretrained` writes for each of `parts` (configuration, processor, tokenizer), without
-    the keys that change with the library's version."""
+def read_saved_files(*objects: _Saveable) -> dict[str, bytes]:
+    """Return the files that `save_pretrained` writes for each of `objects` (a configuration, processor or tokenizer).
+
+    Keys that depend on the version or on the location of the checkpoint are removed from the JSON files, so that equal
+    checkpoints give equal files.
+    """
     with tempfile.TemporaryDirectory() as tmp:
-        for part in parts:
-            part.save_pretrained(tmp)
+        for x in objects:
+            x.save_pretrained(tmp)
         files = read_files(Path(tmp))
     for name in [n for n in files if n.endswith(".json")]:
         document = json.loads(files[name])

@@ -1,7 +1,8 @@
-"""Scorers that encode a pair of signals together: cross-encoders of two texts, image-text matching models."""
+"""Scorers that encode both values of a pair together: cross-encoders for two texts, and image-text matching models."""
 
 import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -12,31 +13,57 @@ from mmtune.errors import DataError, ModelError
 
 
 def _fingerprint(kind: str, module: nn.Module) -> str:
-    """A hash of the scorer's kind, its class and its weights."""
+    """Hash the scorer's kind, the class of its module and its weights (SHA-256, hexadecimal)."""
     digest = hashlib.sha256(f"{kind}\0{type(module).__name__}\0".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _load(cls: Untyped, model: str, what: str) -> Untyped:
-    """`cls.from_pretrained`; custom code of a checkpoint is never run."""
+class _Pretrained(Protocol):
+    """A class of transformers with `from_pretrained`, e.g. AutoTokenizer."""
+
+    def from_pretrained(self, name: str, /, *, trust_remote_code: bool) -> Untyped: ...
+
+
+def _load(cls: _Pretrained, model: str, what: str) -> Untyped:
+    """Call `cls.from_pretrained` without running Python code of the checkpoint.
+
+    model: a directory or a hub name
+    what: what is loaded, for the message
+
+    Raises ModelError if it cannot be loaded.
+    """
     try:
         return cls.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as e:
-        raise ModelError(f"{model}: no {what} there ({str(e).splitlines()[0]})") from None
+        raise ModelError(f"{model}: cannot load a {what} ({str(e).splitlines()[0]})") from None
 
 
 class CrossEncoder:
-    """Scores two texts: any sequence classifier with one output, in transformers' or sentence-transformers' layout, e.g.
-    ms-marco-MiniLM. Scores are its logits, unbounded: use them with margin_mse or kl."""
+    """Score pairs of texts with a cross-encoder, e.g. ms-marco-MiniLM.
+
+    Any sequence classifier with a single output works, in the file layout of transformers or of sentence-transformers. A score is
+    the classifier's logit. It is unbounded, so use it with the losses margin_mse or kl.
+    """
 
     def __init__(self, model: str, batch_size: int = 64, device: str | None = None, max_length: int | None = None) -> None:
+        """Load the cross-encoder.
+
+        model: a directory or a hub name
+        batch_size: pairs in one forward pass
+        device: None means "cuda" if it is available, else "cpu"
+        max_length: limit of both texts together, in tokens; None means the tokenizer's own limit
+
+        Raises ModelError if the model cannot be loaded or has more than one output.
+        """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.model = _load(AutoModelForSequenceClassification, model, "sequence classifier").eval()
         if self.model.config.num_labels != 1:
-            raise ModelError(f"{model}: {self.model.config.num_labels} outputs; a teacher of similarity has one")
+            raise ModelError(
+                f"{model}: this classifier has {self.model.config.num_labels} outputs; a cross-encoder that scores similarity has one"
+            )
         self.tokenizer = _load(AutoTokenizer, model, "tokenizer")
         self.batch_size, self.max_length = batch_size, max_length
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +72,7 @@ class CrossEncoder:
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:
-        """One logit a pair of strings."""
+        """Return the logit of each pair of strings. Raises DataError if a pair contains anything but strings."""
         if any(not isinstance(x, str) for p in pairs for x in p):
             raise DataError("a cross-encoder scores pairs of texts; for an image and a text use the scorer `matcher`")
         out: list[float] = []
@@ -59,12 +86,20 @@ class CrossEncoder:
 
 
 class Matcher:
-    """Scores an image with a text: BLIP's image-text matching head (Li et al. 2022, arXiv 2201.12086).
+    """Score pairs of an image and a text with BLIP's image-text matching head (Li et al. 2022, arXiv 2201.12086).
 
-    A score is the log-odds that they match, unbounded: use it with margin_mse or kl.
+    A score is the log-odds that the image and the text match. It is unbounded, so use it with the losses margin_mse or kl.
     """
 
     def __init__(self, model: str, batch_size: int = 32, device: str | None = None) -> None:
+        """Load the matching model.
+
+        model: a directory or a hub name
+        batch_size: pairs in one forward pass
+        device: None means "cuda" if it is available, else "cpu"
+
+        Raises ModelError if the model cannot be loaded.
+        """
         from transformers import AutoProcessor, BlipForImageTextRetrieval
 
         self.model = _load(BlipForImageTextRetrieval, model, "BLIP matching model").eval()
@@ -76,7 +111,7 @@ class Matcher:
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:
-        """The log-odds of each pair of (image, text), in either order."""
+        """Return the log-odds of each pair; a pair is (image, text) or (text, image). Raises DataError for any other pair."""
         out: list[float] = []
         for i in range(0, len(pairs), self.batch_size):
             batch = [(y, x) if isinstance(x, str) else (x, y) for x, y in pairs[i : i + self.batch_size]]

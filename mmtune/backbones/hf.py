@@ -1,23 +1,27 @@
-"""Transformers checkpoints, `hf:DIR_OR_NAME`: dual encoders (CLIP, SigLIP, CLAP fused or not) and text encoders with pooling.
+"""Load transformers checkpoints (`hf:DIR_OR_NAME`).
 
-transformers 5 returns output objects from get_*_features: `.pooler_output` is the projected vector.
+Supported are the dual encoders CLIP, SigLIP and CLAP (fused and unfused), and text encoders with pooling (`hf_text_encoder`).
+The `get_*_features` methods of transformers 5 return output objects, whose `pooler_output` is the projected embedding.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
-from mmtune.backbones import Backbone, LogitScale, Tower
+from mmtune.backbones import Backbone, LogitScale, Preprocess, Tower
 from mmtune.backbones.checkpoint_files import Untyped, read_saved_files, refuse_custom_code, require_file
 from mmtune.backbones.hf_audio_preprocess import ClapPreprocess
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
 from mmtune.backbones.hf_text_encoder import load_text_encoder
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
-from mmtune.backbones.hf_weights import attention_switch, build
+from mmtune.backbones.hf_weights import attention_setter, build
 from mmtune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, ProcessorMixin
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -25,10 +29,12 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", 
 
 
 class DualEncoder(NamedTuple):
-    """How the towers of one of transformers' dual encoders are called.
+    """The names that transformers uses in one of its dual encoders.
 
-    model: its class; modalities: of the first tower and of the text tower; modules: those that own each tower's parameters;
-    first_token_encoder: the encoder of which only the first token is used, "" for none.
+    model: name of the model class
+    modalities: modality of the first tower and of the text tower
+    modules: attributes of the model that hold the parameters of the first tower, and those of the text tower
+    first_token_encoder: attribute of the encoder of which only the first token's output is used; "" if there is none
     """
 
     model: str
@@ -52,24 +58,28 @@ DUAL_ENCODERS = {
         "text_model",
     ),
 }
-"""model_type -> how its towers are called."""
+"""`model_type` in config.json -> the names used in that dual encoder."""
 
 
-def load(place: str) -> Backbone:
-    """A local directory, or a hub name (through huggingface_hub's cache; offline machines need it there). Raises ModelError
-    naming what is missing; custom code of a checkpoint is never run."""
+def load(checkpoint: str) -> Backbone:
+    """Load a checkpoint from a local directory or from the Hugging Face hub.
+
+    Hub checkpoints are read through the cache of huggingface_hub; offline, they must already be in that cache. Python code of a
+    checkpoint is never run. Raises ModelError if a file is missing or the architecture is not supported.
+    """
     _silence_transformers()
-    directory = Path(place).expanduser()
+    directory = Path(checkpoint).expanduser()
     if not directory.is_dir():
-        if place.startswith((".", "/", "~")):
-            raise ModelError(f"hf:{place}: no such directory")
-        directory = _snapshot(place)
+        if checkpoint.startswith((".", "/", "~")):
+            raise ModelError(f"hf:{checkpoint}: no such directory")
+        directory = _snapshot(checkpoint)
     require_file(directory, ("config.json",), "configuration", "hf")
     refuse_custom_code(directory, "hf")
     if (directory / "adapter_config.json").is_file():
         raise ModelError(
-            f"hf:{place}: adapter_config.json lies beside the weights, and transformers would apply that adapter to them: if they "
-            "are merged, remove adapter_config.json and adapter_model.safetensors; if not, merge them first"
+            f"hf:{checkpoint}: the directory also contains an adapter (adapter_config.json), which transformers would apply to the "
+            "weights: if it is already merged into them, remove adapter_config.json and adapter_model.safetensors; if not, merge it "
+            "first"
         )
     require_file(directory, WEIGHTS, "weights file", "hf")
     kind = _supported_type(directory)
@@ -77,16 +87,16 @@ def load(place: str) -> Backbone:
         require_file(directory, PREPROCESSING_FILES, "preprocessing", "hf")
     require_file(directory, TOKENIZER_FILES, "tokenizer", "hf")
     try:
-        return _backbone(directory, weights=True)
+        return _backbone(directory, load_weights=True)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
-        raise ModelError(f"hf:{place}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+        raise ModelError(f"hf:{checkpoint}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
 
 
 def rebuild(directory: Path) -> Backbone:
-    """From a backbone's directory in an artifact; weights uninitialised."""
+    """Build the backbone with uninitialised weights from its files in an artifact."""
     _silence_transformers()
     refuse_custom_code(directory, "hf")
-    return _backbone(directory, weights=False)
+    return _backbone(directory, load_weights=False)
 
 
 def _silence_transformers() -> None:
@@ -97,7 +107,11 @@ def _silence_transformers() -> None:
 
 
 def _supported_type(directory: Path) -> str:
-    """The model_type of config.json. ModelError for another dual encoder than those of DUAL_ENCODERS, and for one tower of one."""
+    """Return the `model_type` in config.json.
+
+    Raises ModelError for a dual encoder that is not in DUAL_ENCODERS, and for a checkpoint that contains only one tower of a dual
+    encoder (a "...ModelWithProjection").
+    """
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         kind, architectures = str(config.get("model_type")), list(config.get("architectures") or [])
@@ -107,8 +121,8 @@ def _supported_type(directory: Path) -> str:
     single = [a for a in architectures if a.endswith("ModelWithProjection")]
     if single or (len(towers) > 1 and kind not in DUAL_ENCODERS):
         raise ModelError(
-            f"hf:{directory}: {(single or architectures or [kind])[0]} (model_type {kind!r}) is not supported; of transformers' dual "
-            f"encoders there are {', '.join(d.model for d in DUAL_ENCODERS.values())}, and text encoders with pooling"
+            f"hf:{directory}: {(single or architectures or [kind])[0]} (model_type {kind!r}) is not supported; supported are "
+            f"{', '.join(d.model for d in DUAL_ENCODERS.values())}, and text encoders with pooling"
         )
     return kind
 
@@ -120,36 +134,37 @@ def _snapshot(name: str) -> Path:
         return Path(
             snapshot_download(name, ignore_patterns=["*.msgpack", "*.h5", "*.onnx", "*.ot", "onnx/*", "openvino/*", "*.py"])
         )
-    except Exception as e:  # the hub's client raises a dozen types
+    except Exception as e:  # the hub's client raises many unrelated exception types
         first = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ModelError(
-            f"hf:{name}: no such directory, and the hub did not answer ({first}); download it and give its directory"
+            f"hf:{name}: no such directory, and the checkpoint could not be downloaded from the hub ({first}); check the name, or "
+            "download the checkpoint yourself and give its directory"
         ) from None
 
 
-def _backbone(directory: Path, weights: bool) -> Backbone:
+def _backbone(directory: Path, load_weights: bool) -> Backbone:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if config.model_type in DUAL_ENCODERS:
-        return _dual_encoder(directory, config, weights)
-    return load_text_encoder(directory, config, weights)
+        return _dual_encoder(directory, config, load_weights)
+    return load_text_encoder(directory, config, load_weights)
 
 
-def _dual_encoder(directory: Path, config: Untyped, weights: bool) -> Backbone:
+def _dual_encoder(directory: Path, config: "PretrainedConfig", load_weights: bool) -> Backbone:
     import transformers
 
     kind: str = config.model_type
     names = DUAL_ENCODERS[kind]
-    processor: Untyped = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
-    module: Untyped = build(getattr(transformers, names.model), directory, config, weights)
+    processor = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    module: Untyped = build(getattr(transformers, names.model), directory, config, load_weights)
     other, text = names.modalities
     modules = {m: [n for n in owned if hasattr(module, n)] for m, owned in zip(names.modalities, names.modules, strict=True)}
 
     def encode_text(inputs: dict[str, Tensor]) -> Tensor:
         return module.get_text_features(**inputs).pooler_output
 
-    def tower(modality: str, dim: int, preprocess: Untyped, encode: Callable[[dict[str, Tensor]], Tensor]) -> Tower:
+    def tower(modality: str, dim: int, preprocess: Preprocess, encode: Callable[[dict[str, Tensor]], Tensor]) -> Tower:
         return Tower(modality, dim, preprocess, encode, [getattr(module, n) for n in modules[modality]])
 
     def free_tower(modality: str) -> None:
@@ -166,24 +181,24 @@ def _dual_encoder(directory: Path, config: Untyped, weights: bool) -> Backbone:
         _logit_scales(module, f"{other}->{text}", f"{text}->{other}"),
         read_saved_files(config, processor),
         free_tower,
-        attention_switch(module),
+        attention_setter(module),
         use_cpu_kernels=True,
         first_token_encoders=[getattr(module, names.first_token_encoder)] if names.first_token_encoder else [],
     )
 
 
 def _other_tower(
-    kind: str, module: Untyped, processor: Untyped, config: Untyped
-) -> tuple[Untyped, Callable[[dict[str, Tensor]], Tensor]]:
-    """(preprocessing, encode) of the tower that is not text."""
+    kind: str, module: Untyped, processor: "ProcessorMixin", config: "PretrainedConfig"
+) -> tuple[Preprocess, Callable[[dict[str, Tensor]], Tensor]]:
+    """Return the preprocessing and the encode function of the image or audio tower."""
     if kind == "clap":
         preprocess = ClapPreprocess(processor.feature_extractor, fused=bool(config.audio_config.enable_fusion))
         return preprocess, lambda inputs: module.get_audio_features(**inputs).pooler_output
     return ImagePreprocess(processor.image_processor), lambda inputs: module.get_image_features(**inputs).pooler_output
 
 
-def _dims(config: Untyped) -> tuple[int, int]:
-    """Widths of the two towers' vectors; SigLIP's text head may have a width of its own."""
+def _dims(config: "PretrainedConfig") -> tuple[int, int]:
+    """Return the embedding dimensions of the first tower and of the text tower. They can differ only in SigLIP."""
     if config.model_type == "siglip":
         width = int(config.vision_config.hidden_size)
         return width, int(getattr(config.text_config, "projection_size", None) or width)
@@ -191,7 +206,10 @@ def _dims(config: Untyped) -> tuple[int, int]:
 
 
 def _logit_scales(module: Untyped, forward: str, backward: str) -> list[LogitScale]:
-    """CLAP has one scale a direction, the others one for both; SigLIP has a bias."""
+    """Return the module's logit scales: CLAP has one per direction, CLIP and SigLIP have one for both directions.
+
+    forward, backward: the two directions, e.g. "image->text" and "text->image"
+    """
     if hasattr(module, "logit_scale_a"):
         return [LogitScale(module.logit_scale_a, None, [forward]), LogitScale(module.logit_scale_t, None, [backward])]
     return [LogitScale(module.logit_scale, getattr(module, "logit_bias", None), [forward, backward])]

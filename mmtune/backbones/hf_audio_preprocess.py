@@ -1,30 +1,42 @@
-"""CLAP's log-mel spectrogram of sounds, one sound at a time, so that a vector never depends on its batch or on chance.
+"""Compute CLAP's log-mel spectrograms.
 
-A faster implementation is used only after it has been compared with upstream's own result.
+Each sound is processed on its own, so that its embedding depends neither on the batch nor on randomness. The spectrogram is
+computed by a faster implementation if that gives the same result as transformers' feature extractor on a test signal.
 """
 
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.modalities.audio import Sound
 
-MAX_WINDOWS = 128
+if TYPE_CHECKING:
+    from transformers import ClapFeatureExtractor
+
+MAX_WINDOWS = 128  # bounds the memory that one very long sound takes
 
 
 class ClapPreprocess:
-    """CLAP's log-mel spectrogram of one sound: mono, resampled, repeated or padded to the window.
+    """Turn one sound into CLAP's log-mel spectrograms.
 
-    A longer sound becomes windows that cover it evenly (at most 128), whose unit vectors the model averages; with `rng` (training)
-    it gives one random window. Upstream crops at random, and sets `is_longer` of a random clip where a whole batch is short; here
-    `is_longer` is always False, as upstream has it for a short clip.
+    The sound is resampled to the model's sample rate. A sound shorter than the model's window is repeated or zero-padded, as the
+    feature extractor specifies. A longer sound is cut into at most MAX_WINDOWS evenly spaced windows that cover it, and the model
+    averages their L2-normalised embeddings; in training (with `rng`) one random window is used instead.
+
+    transformers differs: it crops long sounds at random, and it sets `is_longer` for a random item of a batch without long sounds.
+    Here `is_longer` is always False, the value that transformers uses for a short sound.
     """
 
-    def __init__(self, extractor: Untyped, fused: bool):
+    def __init__(self, extractor: "ClapFeatureExtractor", fused: bool):
+        """Keep the feature extractor's settings and test the faster implementation.
+
+        extractor: the checkpoint's feature extractor
+        fused: whether the checkpoint uses feature fusion (`enable_fusion`)
+        """
         self.extractor, self.fused = extractor, fused
         self.window = int(extractor.nb_max_samples)
         self.rate = int(extractor.sampling_rate)
@@ -33,21 +45,21 @@ class ClapPreprocess:
         self.hann = torch.hann_window(extractor.fft_window_size, periodic=True, dtype=torch.float64)
         self.fast = True
         noise = np.random.default_rng(0).standard_normal(self.window).astype(np.float32)
-        self.fast = bool(torch.allclose(self._mel(noise), self._upstream(noise), atol=1e-3))
+        self.fast = bool(torch.allclose(self._mel(noise), self._reference_mel(noise), atol=1e-3))
 
-    def _upstream(self, samples: np.ndarray) -> Tensor:
+    def _reference_mel(self, samples: np.ndarray) -> Tensor:
         mel = self.extractor._np_extract_fbank_features(samples, self.filters)
         return torch.from_numpy(np.asarray(mel, np.float32))
 
     def _mel(self, samples: np.ndarray) -> Tensor:
-        """[N] -> log-mel in dB [frames, bins] float32."""
+        """Compute the log-mel spectrogram of samples [N], in dB: [frames, bins] float32."""
         if not self.fast:
-            return self._upstream(samples)
+            return self._reference_mel(samples)
         x = torch.from_numpy(samples).double()
         e = self.extractor
         spectrum_FT = torch.stft(
             x, e.fft_window_size, e.hop_length, window=self.hann, center=True, pad_mode="reflect", return_complex=True
-        ).to(torch.complex64)  # the transform needs double precision, the rest does not
+        ).to(torch.complex64)  # only the Fourier transform needs double precision to match transformers' result
         power_FT = spectrum_FT.real.square() + spectrum_FT.imag.square()
         return (power_FT.T @ self.filters_FM).clamp_(min=1e-10).log10_().mul_(10.0)
 
@@ -62,7 +74,8 @@ class ClapPreprocess:
         return samples
 
     def is_deterministic(self, signal: Sound) -> bool:
-        """Whether training gets the same numbers every time: a longer sound gives another window each epoch."""
+        """Whether preprocessing is deterministic in training, so that its result can be cached: not for a sound longer than the
+        window, which gives a new random window in each epoch."""
         return signal.seconds * self.rate <= self.window
 
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:

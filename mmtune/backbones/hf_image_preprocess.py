@@ -1,6 +1,7 @@
-"""Transformers' image preprocessing, one image at a time, so that a vector never depends on its batch.
+"""Preprocess images as a transformers image processor does.
 
-A faster implementation is used only after it has been compared with upstream's own result.
+Each image is processed on its own, so that its embedding does not depend on the batch. A faster implementation is used if it gives
+the same result as transformers' image processor on test images.
 """
 
 import random
@@ -16,12 +17,13 @@ from mmtune.backbones.checkpoint_files import Untyped
 
 if TYPE_CHECKING:
     import PIL.Image
+    from transformers.image_processing_utils import BaseImageProcessor
 
 
 class ImagePreprocess:
-    """A transformers image processor on one RGB image -> {"pixel_values": [3, H, W]}."""
+    """Turn one RGB image into {"pixel_values": [3, H, W]} by a transformers image processor."""
 
-    def __init__(self, processor: Untyped):
+    def __init__(self, processor: "BaseImageProcessor"):
         self.processor = processor
         self.resize = _fast_resize(processor)
         self.input_size = None if self.resize is None else float(self.resize.edge or max(self.resize.exact or (0,)))
@@ -36,17 +38,20 @@ class ImagePreprocess:
 
 
 class ResizeCropNormalise:
-    """Resize, centre crop and normalise on one uint8 tensor: the computation of transformers' torchvision backend without its
-    bookkeeping, which for a small image took as long as the resizing."""
+    """Resize, centre-crop and normalise one image, as the torchvision backend of transformers does.
+
+    It leaves out the overhead of transformers' image processors, which for a small image takes as long as the resizing itself.
+    """
 
     def __init__(self, p: Untyped):
+        """Read the settings of the image processor `p`."""
         from torchvision.transforms import InterpolationMode
 
         size = dict(p.size)
         self.edge = int(size.get("shortest_edge") or 0)
         self.exact = None if self.edge else (size["height"], size["width"])
         self.crop = (p.crop_size["height"], p.crop_size["width"]) if getattr(p, "do_center_crop", False) else None
-        modes = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+        modes = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers of its resampling filters
         self.mode = InterpolationMode(modes[int(p.resample)])
         scale = float(p.rescale_factor) if p.do_rescale else 1.0
         mean = torch.tensor(p.image_mean if p.do_normalize else [0.0] * 3).view(3, 1, 1)
@@ -70,7 +75,7 @@ class ResizeCropNormalise:
         return x.to(torch.float32).sub_(self.mean).div_(self.std)
 
     def _target(self, height: int, width: int) -> list[int]:
-        """[height, width] to resize to."""
+        """Return the [height, width] to which an image of this height and width is resized."""
         if self.exact:
             return list(self.exact)
         short, long = sorted((height, width))
@@ -78,8 +83,8 @@ class ResizeCropNormalise:
         return [longer, self.edge] if width <= height else [self.edge, longer]
 
 
-def _fast_resize(processor: Untyped) -> ResizeCropNormalise | None:
-    """ResizeCropNormalise if its results on random images of three shapes are those of `processor`, else None."""
+def _fast_resize(processor: "BaseImageProcessor") -> ResizeCropNormalise | None:
+    """Return a ResizeCropNormalise if it gives the same results as `processor` on random images of three shapes, else None."""
     import PIL.Image
 
     try:
@@ -90,5 +95,5 @@ def _fast_resize(processor: Untyped) -> ResizeCropNormalise | None:
             if not torch.allclose(fast(image), processor(images=image, return_tensors="pt")["pixel_values"][0], atol=2e-6):
                 return None
         return fast
-    except Exception:  # a processor of another kind: use upstream's own
+    except Exception:  # a processor with other settings than ResizeCropNormalise reads: use `processor` itself
         return None

@@ -1,25 +1,37 @@
-"""Tokenisation of captions with a transformers tokenizer, one text at a time."""
+"""Tokenize texts with a transformers tokenizer, one text at a time."""
 
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmtune.backbones.checkpoint_files import Untyped
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 class TokenPreprocess:
-    """One text -> {"input_ids": [T]}; batches are padded to their longest text, or to the full length (SigLIP).
+    """Turn one text into {"input_ids": [T]}, truncated to the token limit; `collate` pads the texts of a batch.
 
-    config: of the text model; limit: tokens at most, default: the model's positions; full_length: pad to `limit`.
+    tokenizer: the checkpoint's tokenizer
+    config: configuration of the text model
+    limit: maximum number of tokens; None means the number of the model's position embeddings
+    full_length: whether to pad every batch to the limit (SigLIP was trained so) instead of to its longest text
     """
 
-    def __init__(self, tokenizer: Untyped, config: Untyped, limit: int | None = None, full_length: bool = False):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        config: "PretrainedConfig",
+        limit: int | None = None,
+        full_length: bool = False,
+    ):
         self.tokenizer, self.full_length = tokenizer, full_length
         positions = int(getattr(config, "max_position_embeddings", 512))
         if "roberta" in str(config.model_type) or config.model_type in ("clap_text_model", "xlm-roberta", "mpnet"):
-            positions -= int(config.pad_token_id) + 1  # their positions start behind the padding index
+            positions -= int(config.pad_token_id) + 1  # in these models, positions are counted from pad_token_id + 1
+        # a tokenizer without a limit has a huge float as its model_max_length, which does not fit into an integer
         self.limit = min(positions, int(min(tokenizer.model_max_length, 1 << 20)), limit or positions)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.has_mask = "attention_mask" in tokenizer.model_input_names

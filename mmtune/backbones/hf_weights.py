@@ -1,7 +1,8 @@
-"""transformers' modules with a checkpoint's weights, and the attention that they train with."""
+"""Build transformers modules with the weights of a checkpoint, and select the attention implementation for training."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -9,32 +10,47 @@ from torch import nn
 from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def build(cls: Untyped, directory: Path, config: Untyped, weights: bool) -> nn.Module:
-    """A module of transformers' class `cls` in eval mode, with the directory's weights or uninitialised.
 
-    Float32 whatever the file holds: fingerprint and vectors must not depend on a library's default dtype. ModelError where the
-    checkpoint lacks weights of the module.
+def build(cls: Untyped, directory: Path, config: "PretrainedConfig", load_weights: bool) -> nn.Module:
+    """Build a module of the transformers class `cls`, in eval mode.
+
+    The weights are always converted to float32, so that fingerprint and embeddings do not depend on the default dtype of a version
+    of transformers.
+
+    cls: a model class, or AutoModel
+    directory: the checkpoint
+    config: its configuration
+    load_weights: True loads the checkpoint's weights; False means to build the architecture only, with uninitialised weights
+
+    Raises ModelError if the checkpoint lacks weights of the module.
     """
-    if not weights:
+    if not load_weights:
+        # AutoModel has `from_config`; a model class is called with its configuration
         module: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
         return module.float().eval()
     module, info = cls.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     missing = sorted(k for k in info["missing_keys"] if "position_ids" not in k)
     if missing:
-        raise ModelError(f"hf:{directory}: {len(missing)} weights are missing from the checkpoint, first {missing[0]!r}")
+        raise ModelError(
+            f"hf:{directory}: {len(missing)} weights are missing from the checkpoint, first {missing[0]!r}; the file is incomplete "
+            "or belongs to another architecture: download the checkpoint again"
+        )
     return module.eval()
 
 
-def attention_switch(module: Untyped) -> Callable[[str, bool], None]:
-    """`Backbone.select_attention` of a transformers module.
+def attention_setter(module: nn.Module) -> Callable[[str, bool], None]:
+    """Return the `Backbone.select_attention` function of a transformers model.
 
-    On a CPU in bf16 the backward pass of the fused attention takes as long as all matrix products together (torch 2.14: 350 of
-    800 ms a step of 64 images); the eager one does not (500 ms).
+    On a CPU in bf16 it selects eager attention, because the backward pass of torch's fused attention is slow: it takes 350 ms of an
+    800 ms training step with 64 images. With eager attention the step takes 500 ms (torch 2.14).
     """
-    default = module.config._attn_implementation
+    model = cast("PreTrainedModel", module)
+    default = model.config._attn_implementation
 
     def select_attention(device: str, low_precision: bool) -> None:
-        module.set_attn_implementation("eager" if device == "cpu" and low_precision else default)
+        model.set_attn_implementation("eager" if device == "cpu" and low_precision else default)
 
     return select_attention

@@ -1,7 +1,8 @@
-"""open_clip checkpoints: `open_clip:NAME/TAG` (TAG may be a weights file) and `open_clip:DIR` in their local-dir layout.
+"""Load open_clip checkpoints: `open_clip:NAME/TAG` (TAG may be a weights file) and `open_clip:DIR` (open_clip's local-dir layout).
 
-A directory needs `open_clip_config.json` with model_cfg AND preprocess_cfg, weights, and, where model_cfg names an
-hf_tokenizer_name, the tokenizer's files: upstream would otherwise fall back to CLIP's BPE in silence (their #1068).
+A directory must contain `open_clip_config.json`, with both `model_cfg` and `preprocess_cfg`, and the weights. If `model_cfg` has an
+`hf_tokenizer_name`, the directory must contain the tokenizer's files, too: without them, open_clip would silently use CLIP's
+tokenizer instead (open_clip issue 1068).
 """
 
 import json
@@ -10,35 +11,44 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
-from mmtune.backbones.checkpoint_files import Untyped, read_files, refuse_custom_code
+from mmtune.backbones.checkpoint_files import read_files, refuse_custom_code
 from mmtune.backbones.open_clip_image_preprocess import OpenClipImagePreprocess
 from mmtune.backbones.open_clip_tokenizer import OpenClipTokenize, tokenizer_from_files
 from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
 
+if TYPE_CHECKING:
+    from open_clip import CLIP, CustomTextCLIP
+
 CONFIG = "open_clip_config.json"
-CLIP_VOCABULARY = 49408
+CLIP_VOCABULARY = 49408  # vocabulary size of CLIP's own tokenizer
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 KEPT_FILES = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def load(place: str) -> Backbone:
-    """A directory in local-dir layout, or NAME/TAG as in open_clip.list_pretrained(). Raises ModelError."""
-    directory = Path(place).expanduser()
-    if (directory / CONFIG).is_file() or directory.is_dir() or place.startswith((".", "/", "~")):
+def load(checkpoint: str) -> Backbone:
+    """Load a checkpoint from a directory in local-dir layout, or by NAME/TAG as listed by `open_clip.list_pretrained()`.
+
+    Raises ModelError if a file is missing or open_clip cannot load the checkpoint.
+    """
+    directory = Path(checkpoint).expanduser()
+    if (directory / CONFIG).is_file() or directory.is_dir() or checkpoint.startswith((".", "/", "~")):
         return _from_directory(directory)
-    name, _, tag = place.partition("/")
+    name, _, tag = checkpoint.partition("/")
     if not tag:
-        raise ModelError(f"open_clip:{place}: name a checkpoint too: open_clip:NAME/TAG, or a directory in local-dir layout")
+        raise ModelError(
+            f"open_clip:{checkpoint}: the tag is missing: write open_clip:NAME/TAG, or give a directory in local-dir layout"
+        )
     return _from_name(name, tag)
 
 
 def rebuild(directory: Path) -> Backbone:
-    """From a backbone's directory in an artifact; weights uninitialised."""
+    """Build the backbone with uninitialised weights from its files in an artifact."""
     _checked_config(directory)
     return _backbone(_create(f"local-dir:{directory}", load_weights=False), read_files(directory))
 
@@ -47,14 +57,15 @@ def _from_directory(directory: Path) -> Backbone:
     config = _checked_config(directory)
     if not [f for p in ("*.safetensors", "*.bin", "*.pth") for f in directory.glob(p)]:
         raise ModelError(
-            f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors (*.pt is not looked at)"
+            f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors in that directory (open_clip does "
+            "not read *.pt from a directory)"
         )
     files = {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.name in KEPT_FILES}
     return _backbone(_create(f"local-dir:{directory}", load_weights=True), files | {CONFIG: _json_bytes(config)})
 
 
 def _checked_config(directory: Path) -> JsonObject:
-    """The configuration of a directory whose preprocessing and tokenizer are complete; else ModelError."""
+    """Read open_clip_config.json and check that preprocessing and tokenizer are complete. Raises ModelError if they are not."""
     if not (directory / CONFIG).is_file():
         raise ModelError(f"open_clip:{directory}: the configuration is missing: no {CONFIG} in that directory")
     refuse_custom_code(directory, "open_clip")
@@ -64,7 +75,10 @@ def _checked_config(directory: Path) -> JsonObject:
         raise ModelError(f"open_clip:{directory}: {CONFIG} is not JSON ({e})") from None
     for key in ("model_cfg", "preprocess_cfg"):
         if not config.get(key):
-            raise ModelError(f"open_clip:{directory}: {CONFIG} has no {key}: the checkpoint's own preprocessing is part of it")
+            raise ModelError(
+                f"open_clip:{directory}: {CONFIG} has no {key}, without which model and preprocessing cannot be built; copy the "
+                "complete file from the checkpoint"
+            )
     text = config["model_cfg"].get("text_cfg", {})
     if text.get("hf_tokenizer_name"):
         if not any((directory / f).is_file() for f in TOKENIZER_FILES):
@@ -73,8 +87,9 @@ def _checked_config(directory: Path) -> JsonObject:
             )
     elif text.get("vocab_size", CLIP_VOCABULARY) != CLIP_VOCABULARY:
         raise ModelError(
-            f"open_clip:{directory}: the tokenizer is missing: vocab_size {text['vocab_size']} is not CLIP's, and "
-            f"model_cfg.text_cfg names no hf_tokenizer_name; put its tokenizer.json there and name it"
+            f"open_clip:{directory}: the tokenizer is missing: vocab_size {text['vocab_size']} is not that of CLIP's tokenizer, and "
+            "model_cfg.text_cfg has no hf_tokenizer_name; copy the checkpoint's tokenizer.json into the directory and set "
+            "hf_tokenizer_name"
         )
     return config
 
@@ -83,13 +98,13 @@ def _from_name(name: str, tag: str) -> Backbone:
     import open_clip
 
     model_config: JsonObject = open_clip.get_model_config(name.replace("/", "-")) or {}
-    # Checkpoints trained with QuickGELU (`openai`, `metaclip_400m`, ...) under a name without it: upstream builds GELU towers
-    # and only warns. The tag knows better than the name.
+    # Some checkpoints (`openai`, `metaclip_400m`, ...) were trained with QuickGELU although their model NAME stands for GELU.
+    # open_clip would build GELU towers and only warn, so the setting of the tag takes precedence over that of the name.
     quick_gelu = bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) or bool(model_config.get("quick_gelu"))
     try:
         module = _create(name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick_gelu)
-        tokenizer: Untyped = open_clip.get_tokenizer(name)
-    except Exception as e:  # upstream raises RuntimeError, FileNotFoundError and its hub client's own
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as e:  # open_clip raises RuntimeError, FileNotFoundError and the exceptions of its hub client
         raise ModelError(f"open_clip:{name}/{tag}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
     if quick_gelu:
         model_config["quick_gelu"] = True
@@ -108,8 +123,14 @@ def _json_bytes(config: JsonObject) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _create(name: str, **options: object) -> Untyped:
-    """open_clip's module in float32 and eval mode, without its log and warnings. Raises ModelError."""
+def _create(name: str, **options: object) -> "CLIP | CustomTextCLIP":
+    """Create an open_clip model in float32 and eval mode, with open_clip's log messages and warnings suppressed.
+
+    name: a model name, or "local-dir:" and a directory
+    options: further arguments of `open_clip.create_model`
+
+    Raises ModelError if open_clip fails.
+    """
     import open_clip
 
     previous = logging.root.manager.disable
@@ -124,10 +145,13 @@ def _create(name: str, **options: object) -> Untyped:
         logging.disable(previous)
 
 
-def _backbone(module: Untyped, files: Mapping[str, bytes], tokenizer: Callable[[list[str]], Tensor] | None = None) -> Backbone:
+def _backbone(
+    module: "CLIP | CustomTextCLIP", files: Mapping[str, bytes], tokenizer: Callable[[list[str]], Tensor] | None = None
+) -> Backbone:
+    """Build the Backbone of an open_clip module; without `tokenizer`, it is read from `files`."""
     config = json.loads(files[CONFIG])
     dim = int(config["model_cfg"]["embed_dim"])
-    custom = hasattr(module, "text")  # open_clip's CustomTextCLIP: a text tower of its own
+    custom = hasattr(module, "text")  # CustomTextCLIP has its text tower in one attribute; CLIP spreads it over several
     text = [module.text] if custom else [module.transformer, module.token_embedding, module.ln_final, _TextParameters(module)]
     image_preprocess = OpenClipImagePreprocess(config["preprocess_cfg"])
     tokenize = OpenClipTokenize(tokenizer or tokenizer_from_files(files))
@@ -151,8 +175,8 @@ def _backbone(module: Untyped, files: Mapping[str, bytes], tokenizer: Callable[[
 
 
 class _TextParameters(nn.Module):
-    """The text tower's parameters that upstream keeps on the model itself."""
+    """The parameters of the text tower that open_clip's CLIP stores in the model itself, outside of any submodule."""
 
-    def __init__(self, module: Untyped):
+    def __init__(self, module: "CLIP"):
         super().__init__()
         self.positional_embedding, self.text_projection = module.positional_embedding, module.text_projection

@@ -1,4 +1,4 @@
-"""open_clip's inference transform of images, from a checkpoint's preprocess_cfg."""
+"""Preprocess images with open_clip's inference transform, as the `preprocess_cfg` of a checkpoint specifies."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class OpenClipImagePreprocess:
-    """One RGB image -> {"image": [3, H, W]}."""
+    """Turn one RGB image into {"image": [3, H, W]}."""
 
     def __init__(self, config: Mapping[str, object]):
+        """config: the checkpoint's `preprocess_cfg`; keys that this version of open_clip does not know are ignored."""
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         known = {f.name for f in fields(PreprocessCfg)}

@@ -1,4 +1,4 @@
-"""Tokenisation of captions with open_clip's tokenizers, always to the full context length."""
+"""Tokenize texts with an open_clip tokenizer, which always pads to the full context length."""
 
 import random
 import tempfile
@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 class OpenClipTokenize:
-    """One text -> {"text": [context_length]}."""
+    """Turn one text into token ids, {"text": [context_length]}."""
 
     def __init__(self, tokenizer: Callable[[list[str]], Tensor]):
+        """tokenizer: maps N texts to token ids [N, context_length]."""
         self.tokenizer = tokenizer
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
@@ -23,7 +24,7 @@ class OpenClipTokenize:
 
 
 def tokenizer_from_files(files: Mapping[str, bytes]) -> Callable[[list[str]], Tensor]:
-    """open_clip's tokenizer of a checkpoint in local-dir layout, from the files' contents by name."""
+    """Build the tokenizer of an open_clip checkpoint from its files in local-dir layout, {relative path: content}."""
     import open_clip
 
     with tempfile.TemporaryDirectory() as tmp:

@@ -1,7 +1,8 @@
-"""Scorers: what scores a pair of signals together (`contracts.Scorer`), by name. Teachers and verifiers are such.
+"""Find scorers by name. A scorer (`contracts.Scorer`) rates the similarity of the two values of a pair.
 
-A scorer of your own is a class with a method `score(pairs)`; it is named as `package.module:Class` (found among the installed
-packages and in the working directory), or by a name after `register(name, target)`.
+Scorers are used as teachers in distillation and as verifiers of mined negatives. To use your own, write a class with a method
+`score(pairs)`. Name it in the recipe as `package.module:Class` (installed packages and the working directory are searched), or
+call `register(name, target)` and use that name.
 """
 
 import hashlib
@@ -16,19 +17,27 @@ TABLE: dict[str, str | Callable[..., Scorer]] = {
     "cross_encoder": "mmtune.backbones.cross_encoders:CrossEncoder",
     "matcher": "mmtune.backbones.cross_encoders:Matcher",
 }
-"""Name -> class of a scorer, or where it is defined."""
+"""Name of each scorer -> its class, or where the class is defined ("package.module:Class")."""
 
 
 def register(name: str, target: str | Callable[..., Scorer]) -> None:
-    """Make a scorer known by `name`. target: its class, or "package.module:Class"."""
+    """Register a scorer under `name`.
+
+    target: its class, or "package.module:Class"
+    """
     plugins.register(TABLE, name, target, "scorer")
 
 
 def load_scorer(name: str, options: Mapping[str, object], key: str) -> tuple[Scorer, str]:
-    """(the scorer called `name`, made with `options`; its fingerprint).
+    """Create a scorer. Returns the scorer and its fingerprint.
 
-    The fingerprint is the scorer's own attribute `fingerprint`, else a hash of its name and options. key: the recipe key that
-    names the scorer, for messages. Raises RecipeError.
+    The fingerprint is the scorer's attribute `fingerprint` if it has one, else a hash of its name and options.
+
+    name: a name in TABLE, or "package.module:Class"
+    options: keyword arguments of the scorer's class
+    key: the recipe key that names the scorer, for messages
+
+    Raises RecipeError if the class cannot be found, does not accept the options, or has no method `score`.
     """
     target = TABLE.get(name, name)
     make = plugins.resolve(TABLE, name, "scorer", key=key)
@@ -36,7 +45,7 @@ def load_scorer(name: str, options: Mapping[str, object], key: str) -> tuple[Sco
     try:
         scorer = make(**options)
     except TypeError as e:
-        raise RecipeError(f"{key}: cannot make {label}: {e}") from None
+        raise RecipeError(f"{key}: cannot create {label} with these options: {e}") from None
     if not callable(getattr(scorer, "score", None)):
         raise RecipeError(f"{key}: {label} has no method score(pairs)")
     identity = json.dumps([label, options], sort_keys=True, default=str)

@@ -1,6 +1,6 @@
-"""Small untrained towers for the demo and the tests: `tiny:image+text`, `tiny:all`, `tiny:audio+text@7` (the seed after @).
+"""Small untrained towers for the demo and the tests, e.g. `tiny:image+text`, `tiny:all`, `tiny:audio+text@7` (7 is the seed).
 
-They are a family like any other: configuration in `files`, weights in the module, preprocessing of their own.
+They implement the same backbone interface as hf and open_clip.
 """
 
 import json
@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     import PIL.Image
 
 ALIASES = {"clip": "image+text", "clap": "audio+text", "all": "image+audio+text"}
-DIM, WIDTH = 64, 32
-SIDE, RATE, WINDOW, MELS = 64, 8000, 8000, 64
-BUCKETS, TOKENS = 4096, 32
+DIM, WIDTH = 64, 32  # embedding dimension; channels of the first layer
+SIDE = 64  # side of the input image, in pixels
+RATE, WINDOW, MELS = 8000, 8000, 64  # samples a second; samples a window; mel bins
+BUCKETS, TOKENS = 4096, 32  # token ids including padding (0); maximum number of tokens
 
 
 class TinyConfig(TypedDict):
-    """The towers' modalities, the seed of their weights, the width of the shared space, and the channels of the first layer."""
+    """The content of tiny.json.
+
+    towers: modalities of the towers
+    seed: random seed of the weights
+    dim: embedding dimension
+    width: channels of the first layer
+    """
 
     towers: list[str]
     seed: int
@@ -38,20 +45,23 @@ class TinyConfig(TypedDict):
     width: int
 
 
-def load(place: str) -> Backbone:
-    """`NAME[@SEED]`: NAME is clip, clap, all, or modalities joined by +."""
-    name, _, seed = place.partition("@")
+def load(checkpoint: str) -> Backbone:
+    """Create the towers of `NAME[@SEED]`, where NAME is clip, clap, all, or modalities joined by "+".
+
+    Raises ModelError for another name or a seed that is not a number.
+    """
+    name, _, seed = checkpoint.partition("@")
     wanted = ALIASES.get(name, name).split("+")
     unknown = [w for w in wanted if w not in TOWERS]
     if unknown or (seed and not seed.isdigit()):
         raise ModelError(
-            f"tiny:{place}: unknown; write tiny:clip, tiny:clap, tiny:all or tiny:image+text, with @SEED if you like"
+            f"tiny:{checkpoint}: unknown; write tiny:clip, tiny:clap, tiny:all or tiny:image+text, optionally with @SEED"
         )
     return _backbone({"towers": wanted, "seed": int(seed or 0), "dim": DIM, "width": WIDTH})
 
 
 def rebuild(directory: Path) -> Backbone:
-    """From an artifact's part directory."""
+    """Rebuild the backbone from its subdirectory of a saved artifact."""
     return _backbone(json.loads((directory / "tiny.json").read_text()))
 
 
@@ -59,9 +69,10 @@ def _backbone(config: TinyConfig) -> Backbone:
     module = nn.Module()
     with torch.random.fork_rng(devices=[]):
         for name in config["towers"]:
+            # a different seed for each modality, which does not depend on the other towers
             torch.manual_seed(config["seed"] * 1000 + zlib.crc32(name.encode()) % 1000)
             module.add_module(name, TOWERS[name][0](config["width"], config["dim"]))
-    log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
+    log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))  # CLIP's initial logit scale
     module.register_parameter("log_scale", log_scale)
     towers = {n: Tower(n, config["dim"], TOWERS[n][1](), getattr(module, n), [getattr(module, n)]) for n in config["towers"]}
     pairs = [f"{a}->{b}" for a in towers for b in towers if a != b]
@@ -78,7 +89,7 @@ def _backbone(config: TinyConfig) -> Backbone:
 
 
 class ConvBlock(nn.Module):
-    """ConvNeXt's residual block (arXiv 2201.03545), 5 x 5."""
+    """The residual block of ConvNeXt (arXiv 2201.03545), with a 5 x 5 depthwise convolution."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -91,7 +102,10 @@ class ConvBlock(nn.Module):
 
 
 class ConvTower(nn.Module):
-    """A small convolutional network over [U, C, H, W]: mean and max pooling over H and W, then a linear head."""
+    """A small convolutional network for images and spectrograms: [U, C, H, W] -> [U, dim].
+
+    The features are pooled over H and W by mean and by maximum; both results together go through a linear head.
+    """
 
     def __init__(self, channels: int, width: int, dim: int):
         super().__init__()
@@ -106,16 +120,17 @@ class ConvTower(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(8 * width), nn.Linear(8 * width, dim))
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        x = self.body(inputs["planes"])
+        x = self.body(inputs["planes"])  # "planes": the channels of an image, or the spectrogram as a single channel
         return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
 
 
 class TextTower(nn.Module):
-    """Hashed words through one transformer layer, averaged."""
+    """A text encoder: embeddings of hashed words, one transformer layer, mean pooling, a linear head."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
         self.table = nn.Embedding(BUCKETS, 2 * width, padding_idx=0)
+        # position embeddings; stored artifacts have this name
         self.place = nn.Parameter(torch.randn(TOKENS, 2 * width) * 0.02)
         self.layer = nn.TransformerEncoderLayer(2 * width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.head = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, dim))
@@ -129,7 +144,7 @@ class TextTower(nn.Module):
 
 
 class TinyImage:
-    """64 x 64 RGB in -1..1."""
+    """Turn an RGB image into {"planes": [3, 64, 64]} with values from -1 to 1."""
 
     def __call__(self, signal: "PIL.Image.Image", rng: random.Random | None = None) -> dict[str, Tensor]:
         small = signal.resize((SIDE, SIDE), 2, reducing_gap=2.0) if signal.size != (SIDE, SIDE) else signal
@@ -140,7 +155,10 @@ class TinyImage:
 
 
 class TinyAudio:
-    """Log-mel spectrograms of one-second windows at 8 kHz; a longer sound gives several, whose vectors the model averages."""
+    """Turn a sound into log-mel spectrograms of one-second windows at 8 kHz.
+
+    A longer sound gives several windows, whose embeddings the model averages; in training it gives one random window.
+    """
 
     def __init__(self) -> None:
         edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), MELS + 2) / 2595) - 1)
@@ -150,7 +168,7 @@ class TinyAudio:
         self.mel_MF = torch.from_numpy(np.maximum(0, np.minimum(rise, fall)).astype(np.float32))
 
     def is_deterministic(self, signal: Sound) -> bool:
-        """Whether training gets the same numbers every time."""
+        """Whether preprocessing is deterministic in training (no random window), so that its result can be cached."""
         return signal.seconds * RATE <= WINDOW
 
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
@@ -171,7 +189,7 @@ class TinyAudio:
 
 
 class TinyText:
-    """Lower-case words, hashed into 4,095 buckets."""
+    """Turn a text into token ids: each lower-case word is hashed to an id from 1 to 4095; 0 is padding."""
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
         words = re.findall(r"\w+", signal.lower())[:TOKENS] or ["?"]

@@ -102,7 +102,9 @@ def bench(
     if steps < 1:
         raise RecipeError(f"--steps {steps}: must be 1 or more")
     if launched_world_size() > 1:
-        raise RecipeError("bench measures a single process; with several processes run `mmtune train`, which prints the pairs/s")
+        raise RecipeError(
+            "bench measures a single process; with several processes run `mmtune train`, which prints the pairs/s"
+        )
     whole = _first_epoch_only(Recipe.read(recipe, overrides))
     inputs = open_inputs(whole)
     batches = plan_batches(inputs.data, inputs.usable, whole.train.batch_size, whole.train.seed, whole.data.batches)(0)

@@ -1,4 +1,4 @@
-"""A model from one checkpoint, or from one tower each of several checkpoints."""
+"""Build a model from one checkpoint, or by combining towers of several checkpoints."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,15 @@ from mmtune.model.dual_encoder import Model
 
 
 def from_backbones(specs: Mapping[str, Backbone], seed: int = 0) -> Model:
-    """A model from a backbone for each modality (the same one may serve several).
+    """Build a model that takes the tower of each modality from the given backbone.
 
-    The width of the shared space is that of the anchor tower: the first language modality, else the first modality. seed: of the
-    linear heads that towers of another width get. Raises ModelError for a backbone without the tower.
+    The dimension of the shared space is that of the anchor tower: the tower of the first text modality (`language`) if there is
+    one, else of the first modality. Towers of another dimension get a linear head.
+
+    specs: {modality: backbone}; one backbone may appear for several modalities
+    seed: random seed of the weights of the linear heads
+
+    Raises ModelError if a backbone has no tower of the modality for which it is given.
     """
     order = [m for m in modalities.names() if m in specs]
     for m in order:
@@ -34,20 +39,25 @@ def from_backbones(specs: Mapping[str, Backbone], seed: int = 0) -> Model:
 
 
 def parse_spec(spec: str) -> str | dict[str, str]:
-    """`family:place` as it is, and "name=family:place,name=..." as {name: "family:place"}."""
+    """Parse a MODEL string: "modality=family:checkpoint,modality=..." becomes {modality: "family:checkpoint"}; any other string
+    is returned unchanged."""
     if "=" not in spec.split(":", 1)[0]:
         return spec
     entries = [e.partition("=") for e in spec.split(",")]
-    return {name.strip(): place.strip() for name, _, place in entries}
+    return {name.strip(): checkpoint.strip() for name, _, checkpoint in entries}
 
 
 def from_spec(spec: str | Mapping[str, str], cpu_kernels: CpuKernels = "auto") -> Model:
-    """A model from `family:place`, or from {modality: "family:place"} (also as "name=family:place,name=...")."""
+    """Load the checkpoints of a MODEL and build a model from them.
+
+    spec: "family:checkpoint", "modality=family:checkpoint,modality=...", or {modality: "family:checkpoint"}
+    cpu_kernels: as in `mmtune.load`
+    """
     spec = parse_spec(spec) if isinstance(spec, str) else spec
     if isinstance(spec, str):
         backbone = backbones.load(spec, cpu_kernels)
         return from_backbones(dict.fromkeys(backbone.towers, backbone))
     for m in spec:
         modalities.get(m)
-    loaded = {place: backbones.load(place, cpu_kernels) for place in dict.fromkeys(spec.values())}
-    return from_backbones({m: loaded[place] for m, place in spec.items()})
+    loaded = {s: backbones.load(s, cpu_kernels) for s in dict.fromkeys(spec.values())}  # each checkpoint once
+    return from_backbones({m: loaded[s] for m, s in spec.items()})

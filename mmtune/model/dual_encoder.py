@@ -1,4 +1,4 @@
-"""Towers by name in one shared space, with a learned temperature for each pair."""
+"""Encoders for two or more modalities in one shared embedding space, with learned logit scales."""
 
 import copy
 import math
@@ -23,30 +23,37 @@ from mmtune.model.similarity import cosine_similarity
 from mmtune.model.truncate import truncate
 from mmtune.recipe.prompts_block import Prompts
 
-MAX_LOG_SCALE = math.log(100.0)
-INITIAL_LOG_SCALE = math.log(1 / 0.07)
+MAX_LOG_SCALE = math.log(100.0)  # the limit used by CLIP
+INITIAL_LOG_SCALE = math.log(1 / 0.07)  # the initial value used by CLIP
 
 
 class Model(nn.Module):
-    """A dual encoder (or triple, ...): one tower for each modality, in one shared space. `encode` for users, `forward` for the
-    trainer.
+    """A dual encoder: one tower for each of two or more modalities, in one shared embedding space.
 
-    backbones: (backbone, its modalities in use); dim: width of the shared space; heads: modalities that get a linear head even
-    where their tower has that width (a tower of another width always gets one); seed: of the heads' weights. Pairs that no
-    checkpoint was trained on get a logit scale of their own (`ensure_logit_scales`).
+    Use `encode` to embed values; `forward` is for the trainer.
     """
 
     def __init__(self, backbones: list[tuple[Backbone, list[str]]], dim: int, heads: Iterable[str] = (), seed: int = 0):
+        """Combine the towers of one or more backbones.
+
+        backbones: each backbone with the modalities whose towers are used
+        dim: dimension of the shared space
+        heads: modalities that get a linear head; a tower whose dimension is not `dim` always gets one
+        seed: random seed of the weights of the linear heads
+
+        The model has the logit scales of the checkpoints. Call `ensure_logit_scales` for pairs that no checkpoint was trained on.
+        """
         super().__init__()
         self.backbones = backbones
-        self.parts = nn.ModuleList(b.module for b, _ in backbones)  # the name is part of every weight's name on disk
+        self.parts = nn.ModuleList(b.module for b, _ in backbones)  # stored weights are named parts.0.…: do not rename
         self.towers: dict[str, Tower] = {m: b.towers[m] for b, names in backbones for m in names}
         self.towers = {m: self.towers[m] for m in modalities.names() if m in self.towers}
         self.width = dim
         self.settings = Settings()
         self.info: JsonObject = {}
         self._fingerprint: str | None = None
-        self._hashed: tuple[list[Tensor], int] = ([], 0)
+        # tensors in the cached fingerprint, and the sum of their version counters, which torch increases at each write
+        self._fingerprint_state: tuple[list[Tensor], int] = ([], 0)
         self._scales: dict[str, LogitScale] = {}
         for backbone, names in backbones:
             for scale in backbone.logit_scales:
@@ -57,17 +64,20 @@ class Model(nn.Module):
             torch.manual_seed(seed)
             wanted = {m for m, t in self.towers.items() if t.dim != dim} | set(heads)
             self.heads = nn.ModuleDict({m: nn.Linear(self.towers[m].dim, dim, bias=False) for m in self.towers if m in wanted})
-        self.own_scales = nn.ParameterDict()
+        self.own_scales = nn.ParameterDict()  # logit scales that no checkpoint has; stored weights have this name, too
+        # a checkpoint's logit scale may already be above the limit of 100; then its own value is the limit
         self._max_log = {id(s.log): max(MAX_LOG_SCALE, float(s.log.detach().max())) for s in self._scales.values()}
 
-    # --- vectors -------------------------------------------------------------------------------------------------
+    # --- embeddings ----------------------------------------------------------------------------------------------
 
     def encode_inputs(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Preprocessed inputs of U items -> unit vectors [U, D] float32.
+        """Embed the preprocessed inputs of N items: L2-normalised embeddings [N, D] float32.
 
-        With "segments" [W] (window -> item, ascending) the inputs are W windows, and an item's vector is the mean of its windows'
-        unit vectors (or, by `window_pooling`, their maximum in each dimension), normalised again. Vectors of a truncated model
-        are their first dimensions, normalised again.
+        inputs: the tower's input tensors. If they contain "segments" (int [W], sorted), the other tensors are those of W windows,
+            and segments gives the item index of each window. An item's embedding is then the mean of the L2-normalised embeddings
+            of its windows (or their maximum in each dimension, see `window_pooling`), L2-normalised again.
+
+        For a truncated model, only the first `dim` dimensions are kept, and L2-normalised again (Matryoshka).
         """
         segments = inputs.get("segments")
         x = self.towers[modality].encode({k: v for k, v in inputs.items() if k != "segments"})
@@ -84,7 +94,10 @@ class Model(nn.Module):
         return truncate({modality: z}, self.dim)[modality]
 
     def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """{modality: inputs} -> {modality: [U, D]}; data-parallel wrappers hook this method."""
+        """Embed the inputs of each modality: {modality: inputs} -> {modality: [N, D]}.
+
+        The trainer calls this method because data-parallel wrappers such as DistributedDataParallel wrap only `forward`.
+        """
         return {m: self.encode_inputs(m, x) for m, x in inputs.items()}
 
     @overload
@@ -94,23 +107,27 @@ class Model(nn.Module):
     def encode(self, values: None = None, /, *, batch_size: int = 64, role: str | None = None, **signals: object) -> Any: ...
 
     def encode(self, values: object = None, /, *, batch_size: int = 64, role: str | None = None, **signals: object) -> Any:
-        """Vectors of a user's values: paths, library objects (PIL images, arrays with a sample rate), strings.
+        """Embed inputs: file paths, PIL images, (array, sample rate) pairs, strings. Returns L2-normalised float32 embeddings.
 
-            model.encode(["a red bag", "a blue one"])            the modality is clear from the type: [2, D]
-            model.encode(NAME=[...])                             of the modality NAME: [N, D]
+            model.encode(["a red bag", "a blue one"])            [2, D]; the modality is inferred from the types
+            model.encode(NAME=[...])                             [N, D]; NAME is the modality
             model.encode(NAME="one value")                       [D]
             model.encode(NAME=[...], OTHER=[...])                {NAME: [N, D], OTHER: [M, D]}
 
-        batch_size: values in one forward pass. role: the prompt that goes around texts, "query" for search queries (see
-        `mmtune.model.prompts`); it makes no difference for a model without prompts, and for values that are not language.
-        Returns float32 unit vectors. Raises ModelError for a modality that the model lacks, for values whose modality is not
-        clear, and for a value that cannot be read (naming its position).
+        batch_size: values in one forward pass
+        role: selects the prompt template for texts, e.g. "query" for search queries (see `mmtune.model.prompts`); it has no effect
+            on a model without prompts, nor on inputs that are not texts
+
+        Raises ModelError if the model has no tower for a modality, if the modality cannot be inferred, or if a value cannot be
+        read (the message gives its position).
         """
         if values is None and not signals:
-            raise ModelError(f"encode: name what to encode, e.g. encode({next(iter(self.towers))}=...)")
+            raise ModelError(f"encode: no values given; write e.g. encode({next(iter(self.towers))}=...)")
         if values is not None:
             if signals:
-                raise ModelError("encode: give values of one modality, or all of them by name")
+                raise ModelError(
+                    "encode: values given both without and with a modality; write encode(MODALITY=..., OTHER=...) for several"
+                )
             signals = {infer_modality(self, values if isinstance(values, list) else [values]): values}
         out: dict[str, np.ndarray] = {}
         for name, value in signals.items():
@@ -119,7 +136,10 @@ class Model(nn.Module):
         return out if len(out) > 1 else next(iter(out.values()))
 
     def similarity(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Cosine similarities [Q, C] float32 of vectors [Q, D] and [C, D]; a single vector [D] counts as one row."""
+        """Compute the cosine similarity of each query [Q, D] with each candidate [C, D]: [Q, C] float32.
+
+        A single embedding [D] is treated as [1, D].
+        """
         return cosine_similarity(queries, candidates)
 
     def save(
@@ -130,8 +150,10 @@ class Model(nn.Module):
         info: Mapping[str, object] | None = None,
         trained_on: Mapping[str, np.ndarray] | None = None,
     ) -> str:
-        """Write the model as an artifact directory that `mmtune.load` reads; returns its fingerprint.
-        See `mmtune.model.artifact.save`."""
+        """Save the model as an artifact directory for `mmtune.load`. Returns the model's fingerprint.
+
+        The arguments are explained in `mmtune.model.artifact.save`.
+        """
         from mmtune.model.artifact.save import save
 
         return save(self, directory, metrics=metrics, info=info, trained_on=trained_on)
@@ -139,7 +161,7 @@ class Model(nn.Module):
     # --- heads and logit scales ----------------------------------------------------------------------------------
 
     def ensure_heads(self, names: Iterable[str]) -> None:
-        """Give every modality of `names` a linear head; new ones start at the identity as far as the widths allow."""
+        """Add a linear head to each modality of `names` that has none, initialised as a (rectangular) identity matrix."""
         for m in names:
             if m not in self.heads:
                 head = nn.Linear(self.towers[m].dim, self.width, bias=False)
@@ -147,7 +169,10 @@ class Model(nn.Module):
                 self.heads[m] = head.to(self.device)
 
     def ensure_logit_scales(self, pairs: Iterable[Pair]) -> None:
-        """Give every pair a logit scale; new ones start at 1/0.07 (CLIP, arXiv 2103.00020)."""
+        """Add a logit scale to each pair that has none, initialised to 1 / 0.07 as in CLIP (arXiv 2103.00020).
+
+        The new logit scale is shared by both directions of the pair.
+        """
         for a, b in pairs:
             if direction(a, b) not in self._scales:
                 log = nn.Parameter(torch.tensor(INITIAL_LOG_SCALE, device=self.device))
@@ -158,18 +183,24 @@ class Model(nn.Module):
                 self._scales |= {d: scale for d in scale.directions}
 
     def logit_scale(self, a: str, b: str) -> tuple[Tensor, Tensor | None]:
-        """(factor, bias or None) of the directed pair a -> b, with gradient: logits = factor * cosine + bias."""
+        """Return the logit scale and the logit bias (or None) of the direction a -> b: logits = scale * cosine + bias.
+
+        Both are differentiable.
+        """
         s = self._scales[direction(a, b)]
         return s.log.exp().squeeze(), None if s.bias is None else s.bias.squeeze()
 
     def logit_scale_parameters(self) -> list[nn.Parameter]:
-        """The learned logit scales and biases, each once."""
-        both = [p for s in self._scales.values() for p in (s.log, s.bias) if p is not None]
-        return list({id(p): p for p in both}.values())
+        """Return the parameters of all logit scales and biases; one that several directions share appears once."""
+        parameters = [p for s in self._scales.values() for p in (s.log, s.bias) if p is not None]
+        return list({id(p): p for p in parameters}.values())
 
     @torch.no_grad()
     def clamp_logit_scales(self) -> None:
-        """Keep every factor in [1, 100] (or up to the checkpoint's own value if that is higher); called after each step."""
+        """Clamp every logit scale to [1, 100], in place. If a checkpoint's initial value is above 100, that value is the limit.
+
+        The trainer calls this after each optimizer step.
+        """
         for s in self._scales.values():
             s.log.clamp_(0.0, self._max_log[id(s.log)])
 
@@ -177,19 +208,22 @@ class Model(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Length of the vectors: the width of the shared space, or less for a truncated model."""
+        """Dimension of the embeddings: that of the shared space, or less for a truncated model."""
         return int(self.settings.get("dim", self.width))
 
     def truncated(self, dim: int) -> "Model":
-        """The same weights (shared with this model) with vectors truncated to their first `dim` numbers and normalised again:
-        another space with a fingerprint of its own. Raises ModelError for less than 1 or more than there are."""
+        """Return a model that keeps only the first `dim` dimensions of the embeddings and L2-normalises them (Matryoshka).
+
+        The new model shares its weights with this one, but it has another fingerprint, because its embeddings are not comparable
+        with those of this model. Raises ModelError unless 1 <= dim <= self.dim.
+        """
         dim = operator.index(dim)
         if not 1 <= dim <= self.dim:
-            raise ModelError(f"dim {dim}: this model's vectors have {self.dim} numbers; ask for 1 to {self.dim}")
+            raise ModelError(f"dim {dim}: this model's embeddings have {self.dim} dimensions; choose 1 to {self.dim}")
         return self if dim == self.dim else self._with_settings(Settings(**{**self.settings, "dim": dim}))
 
     def with_prompts(self, prompts: Prompts) -> "Model":
-        """The same weights (shared with this model) with other prompts: another space with a fingerprint of its own."""
+        """Return a model with other prompts. It shares its weights with this one, but it has another fingerprint."""
         copied = self._with_settings(self.settings)
         copied.set_prompts(prompts)
         return copied
@@ -201,15 +235,18 @@ class Model(nn.Module):
 
     @property
     def prompts(self) -> Prompts:
-        """Templates around texts by modality and role (see `mmtune.model.prompts`)."""
+        """The prompt templates, {modality: {role: templates}} (see `mmtune.model.prompts`)."""
         return self.settings.get("prompts", {})
 
     def replace_towers(self, towers: Mapping[str, Tower]) -> None:
-        """Encode these modalities with other towers over the same modules, e.g. cached ones."""
+        """Use other towers for these modalities, e.g. towers that return cached features. They must use the same modules."""
         self.towers.update(towers)
 
     def set_prompts(self, prompts: Prompts) -> None:
-        """Replace all prompts; they are part of the fingerprint. RecipeError for a modality that the model lacks."""
+        """Replace all prompts, in place. Prompts are part of the fingerprint.
+
+        Raises RecipeError for a modality that the model does not have.
+        """
         for name in prompts:
             if name not in self.towers:
                 raise RecipeError(f"prompts.{name}: this model has no {name} tower; it has {', '.join(self.towers)}")
@@ -221,17 +258,22 @@ class Model(nn.Module):
 
     @property
     def window_pooling(self) -> dict[str, str]:
-        """How the vectors of a long signal's windows become one, by modality: "max", or "mean" for those that are not here."""
+        """How the embeddings of a long value's windows are pooled, {modality: "max"}. Modalities not listed use the mean."""
         return self.settings.get("window_pooling", {})
 
     def set_window_pooling(self, pooling: Mapping[str, str]) -> None:
-        """Replace `window_pooling`; it is part of the fingerprint. RecipeError for a modality that the model lacks, and for
-        language, whose prompts are averaged."""
+        """Replace `window_pooling`, in place. It is part of the fingerprint.
+
+        pooling: {modality: "mean" or "max"}
+
+        Raises RecipeError for a modality that the model does not have, and for a text modality (`language`): texts have no windows.
+        """
         for name in pooling:
             if name not in self.towers or modalities.get(name).language:
                 known = [m for m in self.towers if not modalities.get(m).language]
                 raise RecipeError(
-                    f"window_pooling.{name}: this model cuts no such signal; there is: {', '.join(known) or 'none'}"
+                    f"window_pooling.{name}: this model has no such modality whose values are cut into windows; "
+                    f"possible: {', '.join(known) or 'none'}"
                 )
         settings = self.settings.copy()
         settings.pop("window_pooling", None)
@@ -247,35 +289,45 @@ class Model(nn.Module):
         return next(self.parameters()).device
 
     def modules_of(self, modality: str) -> list[nn.Module]:
-        """The modules whose parameters belong to one modality's tower and head."""
+        """Return the modules with the parameters of one modality: those of its tower, and its linear head if it has one."""
         return [*self.towers[modality].modules, *([self.heads[modality]] if modality in self.heads else [])]
 
     def files(self) -> dict[str, bytes]:
-        """Configuration, preprocessing and tokenizer files of every backbone, by "number/path"."""
+        """Return the configuration, preprocessing and tokenizer files of all backbones.
+
+        The keys are "number/path": the position of the backbone in the model, and the file's path within the backbone.
+        """
         return {f"{i}/{name}": data for i, (b, _) in enumerate(self.backbones) for name, data in b.files.items()}
 
     def layout(self) -> Layout:
-        """What is needed, beside weights and files, to build this model again."""
+        """Return everything that is needed to rebuild this model, apart from weights and files."""
         entries = [BackboneEntry(b.family, names) for b, names in self.backbones]
         return Layout(entries, self.width, list(self.heads), list(self.own_scales), self.settings)
 
     @property
     def fingerprint(self) -> str:
-        """The name of the embedding space (see `mmtune.model.fingerprint`). Computed at every access while training; in eval
-        mode cached until a weight is written to (torch counts the writes to a tensor)."""
-        tensors, writes = self._hashed
+        """Hash of weights, files and layout, which identifies the embedding space (see `mmtune.model.fingerprint`).
+
+        In training mode it is computed at every access. In eval mode it is cached until a weight changes.
+        """
+        tensors, writes = self._fingerprint_state
         if self._fingerprint is None or self.training or sum(t._version for t in tensors) != writes:
             self.set_fingerprint(fingerprint(self.state_dict().items(), self.files(), self.layout()))
         assert self._fingerprint is not None
         return self._fingerprint
 
-    def set_fingerprint(self, mark: str) -> None:
-        """Cache a fingerprint that was just computed from these weights, e.g. from the file that they were read from."""
+    def set_fingerprint(self, value: str) -> None:
+        """Cache a fingerprint that was computed from the current weights, e.g. while they were read from a file."""
+        # inference tensors have no version counter; they cannot be changed in place outside of inference mode
         tensors = [t for t in (*self.parameters(), *self.buffers()) if not t.is_inference()]
-        self._fingerprint, self._hashed = mark, (tensors, sum(t._version for t in tensors))
+        self._fingerprint, self._fingerprint_state = value, (tensors, sum(t._version for t in tensors))
+
+    def invalidate_fingerprint(self) -> None:
+        """Drop the cached fingerprint, so that the next access computes it again."""
+        self._fingerprint = None
 
     def train(self, mode: bool = True) -> "Model":
-        """As nn.Module; entering training forgets the cached fingerprint."""
+        """Switch between training and eval mode, as in `nn.Module`. Training mode drops the cached fingerprint."""
         if mode:
-            self._fingerprint = None
+            self.invalidate_fingerprint()
         return super().train(mode)

@@ -1,4 +1,4 @@
-"""Signals -> vectors through one tower: the inner loop of every embedding, for users' own values and for packed rows alike."""
+"""Embed values with one tower, in batches. `Model.encode` and all embedding of datasets use this loop."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,11 +25,13 @@ def encode_batches(
     on_batch: Callable[[int], None],
     role: str | None = None,
 ) -> Iterator[np.ndarray]:
-    """Unit vectors [n, D] float32 of `batch_size` signals at a time, in order.
+    """Yield L2-normalised embeddings [n, D] float32, batch by batch, in the order of the signals.
 
-    signals: functions that return a signal each; they are called in a thread, so that the next batch is decoded, preprocessed and
-    copied to the device while the model encodes this one. on_batch(n) is called after each batch of n. role: which of the
-    model's prompts (see `mmtune.model.prompts`) goes around each text.
+    signals: functions that each return one decoded value. They are called in a thread: the next batch is decoded, preprocessed and
+        copied to the device while the model encodes the current one.
+    batch_size: signals in a batch; the last batch may be smaller
+    on_batch: called after each batch with its number of signals
+    role: selects the prompt template for texts (see `mmtune.model.prompts`)
     """
     preprocess = with_prompt(model.towers[modality].preprocess, model.prompts, modality, role)
     to_device = DeviceCopier(model.device)
@@ -47,7 +49,7 @@ def encode_batches(
     try:
         batches = _batches(signals, batch_size)
         first, second = next(batches, None), next(batches, None)
-        if first and second is None:  # one batch, e.g. a query: nothing to overlap with, so no thread
+        if first and second is None:  # a single batch, e.g. a search query: a thread would gain nothing
             yield forward(prepare(first))
             on_batch(len(first))
             return
@@ -66,15 +68,17 @@ def _batches(signals: Iterable[Callable[[], Signal]], size: int) -> Iterator[lis
 
 
 def decoded(signals: Iterable[Signal]) -> list[Callable[[], Signal]]:
-    """Signals that are decoded already, in the form that `encode_batches` takes."""
+    """Wrap decoded signals in functions, the form that `encode_batches` takes."""
     return [lambda s=s: s for s in signals]  # type: ignore[misc]
 
 
 def encode_values(
     model: "Model", modality: str, values: Sequence[object], batch_size: int = 64, role: str | None = None
 ) -> np.ndarray:
-    """A user's values (paths, arrays, strings, ...) -> unit vectors [N, D] float32. ModelError for a modality that the model
-    lacks, and for a value that cannot be read, naming its position."""
+    """Embed a user's values (paths, arrays, strings, ...): L2-normalised embeddings [N, D] float32.
+
+    Raises ModelError if the model has no tower for the modality, or if a value cannot be read (the message gives its position).
+    """
     if modality not in model.towers:
         raise ModelError(f"this model has no {modality} tower; it has {', '.join(model.towers)}")
     kind = modalities.get(modality)
@@ -93,21 +97,21 @@ def encode_values(
 
 
 def infer_modality(model: "Model", values: Sequence[object]) -> str:
-    """The one modality of the model that accepts all `values` by their types (`Modality.accepts`).
+    """Return the modality of the model that accepts all `values`, judged by their types (`Modality.accepts`).
 
-    ModelError where none does, or more than one: a string "a.png" may be a path or a caption.
+    Raises ModelError if no modality or more than one does; the string "a.png", for example, can be a path or a text.
     """
     names = [m for m in model.towers if all(modalities.get(m).accepts(v) for v in values)]
     if len(names) == 1 and values:
         return names[0]
     by_name = " or ".join(f"encode({m}=[...])" for m in names or model.towers)
     if not values:
-        raise ModelError(f"encode: an empty list has no modality; write {by_name}")
+        raise ModelError(f"encode: the modality of an empty list cannot be inferred; write {by_name}")
     if names:
         ambiguous = next(v for v in values if sum(modalities.get(m).accepts(v) for m in model.towers) > 1)
         raise ModelError(f"encode: {_shown(ambiguous)} may be {' or '.join(names)}; write {by_name}")
-    strange = next((v for v in values if not any(modalities.get(m).accepts(v) for m in model.towers)), None)
-    what = "values of several modalities in one list" if strange is None else f"no tower takes {_shown(strange)} by its type"
+    unknown = next((v for v in values if not any(modalities.get(m).accepts(v) for m in model.towers)), None)
+    what = "values of several modalities in one list" if unknown is None else f"no tower accepts {_shown(unknown)} by its type"
     raise ModelError(f"encode: {what}; write {by_name}")
 
 

@@ -1,4 +1,7 @@
-"""The name of an embedding space: a hash over everything that a vector depends on."""
+"""Compute the fingerprint of a model, a hash of everything that its embeddings depend on.
+
+The fingerprint identifies the embedding space: embeddings are comparable only if their models have the same fingerprint.
+"""
 
 import hashlib
 import json
@@ -10,13 +13,18 @@ from mmtune.model.layout import Layout
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 1  # increased whenever the computation changes; part of the fingerprint
+# Properties of the embeddings that are the same for all models of this format.
 RULES = {"normalised": True, "dtype": "float32", "metric": "cosine"}
 
 
 def fingerprint(weights: "Iterable[tuple[str, Tensor]]", files: Mapping[str, bytes], layout: Layout) -> str:
-    """ "mm1-" and 32 hex digits of SHA-256 over the weights (name, dtype, shape, bytes; adapters merged), the configuration,
-    preprocessing and tokenizer files, and the layout (dimensions, pooling, prompts, normalisation, dtype, metric)."""
+    """Return "mm1-" and the first 32 hex digits of a SHA-256 hash of the arguments and RULES.
+
+    weights: name and tensor of each weight (adapters merged); name, dtype, shape and content are hashed
+    files: configuration, preprocessing and tokenizer files
+    layout: dimension, heads, prompts, pooling
+    """
     import torch
 
     h = hashlib.sha256(f"mmtune {FORMAT}\n".encode())

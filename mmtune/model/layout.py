@@ -1,4 +1,7 @@
-"""What is needed, beside weights and files, to build a model again, as it is stored in manifests and hashed in fingerprints."""
+"""The layout of a model: everything that is needed to rebuild it, apart from weights and files.
+
+It is stored in the manifest of an artifact and is part of the fingerprint.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +12,11 @@ from mmtune.recipe.prompts_block import Prompts
 
 
 class Settings(TypedDict, total=False):
-    """Choices that change vectors without changing weights. A missing key is the default.
+    """Settings that change embeddings without changing weights. A missing key means its default.
 
-    dim: length that vectors are truncated to; prompts: templates around texts; window_pooling: "max" for modalities whose windows
-    are pooled by the maximum.
+    dim: dimension to which embeddings are truncated; default: not truncated
+    prompts: prompt templates, {modality: {role: templates}}; default: none
+    window_pooling: {modality: "max"} if the embeddings of windows are pooled by their maximum; default: by their mean
     """
 
     dim: int
@@ -21,18 +25,19 @@ class Settings(TypedDict, total=False):
 
 
 _RENAMED = {"window_pooling": "windows"}
-"""Settings' keys of today -> as they were called when the fingerprint's format was fixed."""
+"""Keys of `Settings` that have been renamed -> their old names. Fingerprints are still computed with the old names, because a
+fingerprint must never change."""
 
 
 def read_settings(document: Mapping[str, object]) -> Settings:
-    """Settings from a stored file; keys that have been renamed since are read, too."""
+    """Read settings from a stored file, with the current or the old names of the keys."""
     names = {old: new for new, old in _RENAMED.items()}
     return {names.get(k, k): v for k, v in document.items()}  # type: ignore[return-value]
 
 
 @dataclass
 class BackboneEntry:
-    """One backbone of a model: its family and which of its towers are in use."""
+    """One backbone of a model: its family, and the modalities whose towers the model uses."""
 
     family: str
     modalities: list[str]
@@ -40,33 +45,39 @@ class BackboneEntry:
 
 @dataclass
 class Layout:
-    """backbones in order; dim: width of the shared space; heads: modalities with a linear head; own_scales: pairs "a~b" with a
-    logit scale that no checkpoint brought; settings."""
+    """The layout of a model.
+
+    backbones: the backbones in their order
+    dim: dimension of the shared space, before truncation
+    heads: modalities with a linear head
+    added_logit_scales: pairs of modalities, written "a~b", with a logit scale that is not from a checkpoint
+    settings: the settings of the model
+    """
 
     backbones: list[BackboneEntry]
     dim: int
     heads: list[str] = field(default_factory=list)
-    own_scales: list[str] = field(default_factory=list)
+    added_logit_scales: list[str] = field(default_factory=list)
     settings: Settings = field(default_factory=lambda: Settings())
 
     def to_json(self) -> JsonObject:
-        """As it is stored in an artifact's manifest."""
+        """Convert the layout to the JSON object that is stored in an artifact's manifest."""
         return {
             "parts": [{"family": b.family, "modalities": b.modalities} for b in self.backbones],
             "dim": self.dim,
             "heads": self.heads,
-            "own_scales": self.own_scales,
+            "own_scales": self.added_logit_scales,
             "settings": self.settings,
         }
 
     def to_hash(self) -> JsonObject:
-        """As it goes into the fingerprint, whose format never changes: with the keys that it was fixed with."""
+        """Convert the layout to the JSON object that is hashed in the fingerprint, with the old names of renamed keys."""
         settings = {_RENAMED.get(k, k): v for k, v in self.settings.items()}
         return self.to_json() | {"settings": settings}
 
     @classmethod
     def from_json(cls, document: JsonObject) -> "Layout":
-        """From a manifest. Raises KeyError, TypeError or ValueError for a document of another form."""
+        """Read the layout from a manifest. Raises KeyError, TypeError or ValueError if the document is not a valid layout."""
         entries = [BackboneEntry(str(e["family"]), [str(m) for m in e["modalities"]]) for e in document["parts"]]
         heads, scales = (list(map(str, document[key])) for key in ("heads", "own_scales"))
         return cls(entries, int(document["dim"]), heads, scales, read_settings(document["settings"]))

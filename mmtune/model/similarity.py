@@ -1,4 +1,4 @@
-"""Cosine similarity of vectors."""
+"""Cosine similarity of embeddings."""
 
 import numpy as np
 
@@ -6,12 +6,14 @@ from mmtune.errors import ModelError
 
 
 def cosine_similarity(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Cosine similarities [Q, C] float32 of vectors [Q, D] and [C, D]; a single vector [D] counts as one row.
+    """Compute the cosine similarity of each query [Q, D] with each candidate [C, D]: [Q, C] float32.
 
-    Raises ModelError for vectors of different widths.
+    A single embedding [D] is treated as [1, D]. Raises ModelError if the dimensions of queries and candidates differ.
     """
     q, c = (np.atleast_2d(np.asarray(x, np.float32)) for x in (queries, candidates))
     if q.ndim != 2 or c.ndim != 2 or q.shape[1] != c.shape[1]:
-        raise ModelError(f"similarity: vectors [Q, D] and [C, D] of one D are needed; got {q.shape} and {c.shape}")
+        raise ModelError(
+            f"similarity: queries [Q, D] and candidates [C, D] must have the same dimension D; got {q.shape} and {c.shape}"
+        )
     q, c = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (q, c))
     return q @ c.T

@@ -1,4 +1,4 @@
-"""Vectors cut to their first dimensions (Matryoshka representations, Kusupati et al. 2022, arXiv 2205.13147)."""
+"""Truncate embeddings to their first dimensions (Matryoshka representations, Kusupati et al. 2022, arXiv 2205.13147)."""
 
 from collections.abc import Mapping
 
@@ -7,5 +7,8 @@ from torch import Tensor
 
 
 def truncate(z: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
-    """The first `dim` numbers of each vector, normalised to unit length again: {name: [U, dim]}."""
+    """Keep the first `dim` dimensions of each embedding and L2-normalise it again: {modality: [N, D]} -> {modality: [N, dim]}.
+
+    Embeddings that already have `dim` dimensions are returned unchanged.
+    """
     return {m: v if v.shape[1] == dim else torch.nn.functional.normalize(v[:, :dim], dim=1) for m, v in z.items()}

@@ -208,10 +208,10 @@ def test_open_clip_without_preprocess_cfg_or_with_a_foreign_vocabulary_is_refuse
     [
         ("nonsense", "is not a MODEL"),
         ("hf:/no/such/dir", "no such directory"),
-        ("hf:no-such/name", "the hub did not answer"),
+        ("hf:no-such/name", "could not be downloaded from the hub"),
         ("tiny:smell", "tiny:smell: unknown"),
         ("wrong_family:x", "no model family"),
-        ("open_clip:ViT-B-32", "name a checkpoint too"),
+        ("open_clip:ViT-B-32", "the tag is missing"),
     ],
 )
 def test_bad_model_strings_say_what_to_write(spec, message):

@@ -55,5 +55,5 @@ def test_what_a_scorer_cannot_read_is_said(reader, looker, tmp_path):
         CrossEncoder(reader).score([(Image.new("RGB", (4, 4)), "a")])
     with pytest.raises(DataError, match="use the scorer `cross_encoder`"):
         Matcher(looker).score([("a", "b")])
-    with pytest.raises(ModelError, match="no sequence classifier there"):
+    with pytest.raises(ModelError, match="cannot load a sequence classifier"):
         CrossEncoder(str(tmp_path))

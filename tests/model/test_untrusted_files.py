@@ -69,7 +69,7 @@ def test_custom_code_in_a_checkpoint_is_refused_in_one_line(file, folder_with_co
     edit(target, lambda d: d.update(auto_map={"AutoModel": "evil_module.Model", "AutoConfig": "evil_module.Config"}))
     with pytest.raises(ModelError) as e:
         backbones.load(f"hf:{directory}")
-    assert f"{file} names code of its own (auto_map)" in str(e.value) and "\n" not in str(e.value)
+    assert f"{file} refers to Python code of the checkpoint (auto_map)" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_custom_code_in_a_text_encoder_and_in_an_unknown_architecture(folder_with_code, monkeypatch):
@@ -77,7 +77,7 @@ def test_custom_code_in_a_text_encoder_and_in_an_unknown_architecture(folder_wit
     directory = checkpoints.text_encoder(folder_with_code / "text", "mean")
     (directory / "evil_module.py").write_text(CODE)
     edit(directory / "config.json", lambda d: d.update(auto_map={"AutoModel": "evil_module.Model"}, model_type="own"))
-    with pytest.raises(ModelError, match="config.json names code of its own"):
+    with pytest.raises(ModelError, match="config.json refers to Python code of the checkpoint"):
         backbones.load(f"hf:{directory}")
 
 

@@ -1,8 +1,10 @@
-"""Faster CPU implementations of layers in transformers' and open_clip's towers: the same vectors and gradients up to rounding.
+"""Faster CPU implementations of layers of transformers and open_clip. Embeddings and gradients stay the same up to rounding.
 
-This package can be removed as a whole: the rest of mmtune calls `apply` alone, from `backbones.load` and `backbones.rebuild`, and
-not at all where the recipe says `train.cpu_kernels: off` (or `mmtune.load(..., cpu_kernels="off")`). A module is changed by what
-it consists of, not by its class's name, and only where its output on random inputs is upstream's; weights keep their names.
+The rest of mmtune calls only `apply`, from `backbones.load` and `backbones.rebuild`, so this package could be removed as a whole.
+`train.cpu_kernels: off` in the recipe, or `mmtune.load(..., cpu_kernels="off")`, disables it.
+
+Layers to replace are recognised by their structure (attributes and submodules), not by the name of their class. A method is
+replaced only if its output on random inputs stays the same. The names of the weights do not change.
 """
 
 from collections.abc import Iterable
@@ -16,13 +18,13 @@ from mmtune.backbones.cpu_fast.self_attention import replace_self_attention
 from mmtune.backbones.cpu_fast.window_attention import replace_audio_encoder, replace_window_attention
 
 CpuKernels: TypeAlias = Literal["auto", "off"]
-"""auto: use the implementations of this package; off: no upstream module is altered."""
+""""auto" replaces layers by the implementations of this package; "off" leaves all modules as they are."""
 
 
 def apply(module: nn.Module, first_token_encoders: Iterable[nn.Module] = ()) -> None:
-    """Replace, in place, every layer of `module` that this package has a faster implementation of.
+    """Replace every layer of `module` for which this package has a faster implementation, in place.
 
-    first_token_encoders: encoders within `module` of whose last block only the first token's output is used.
+    first_token_encoders: encoders in `module` of whose last block only the first token's output is used
     """
     for encoder in first_token_encoders:
         keep_first_token(encoder)

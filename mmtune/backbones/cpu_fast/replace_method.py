@@ -1,4 +1,4 @@
-"""Replacement of a module's method, kept only where its results are those of the original method."""
+"""Replace a method of a module, but only if the new method gives the same results as the original one."""
 
 import types
 from collections.abc import Callable, Sequence
@@ -8,9 +8,17 @@ from torch import Tensor, nn
 
 
 def replace_method(module: nn.Module, name: str, method: Callable[..., object], results: Callable[[], list[Tensor]]) -> bool:
-    """Replace the method `name` of this instance by `method`, if `results()`, which calls it on random inputs, returns what it
-    returned before; otherwise (another version of upstream may be built differently) leave the module unchanged. Returns
-    whether it was replaced."""
+    """Replace a method of this module (not of its class) if the results stay the same; else leave the module unchanged.
+
+    The results can differ, for example, in another version of transformers, whose module works differently.
+
+    module: the module, changed in place
+    name: name of the method
+    method: its replacement; gets the module as its first argument
+    results: calls the method on random inputs; is called before and after the replacement
+
+    Returns whether the method was replaced.
+    """
     training = module.training
     module.eval()
     try:
@@ -18,7 +26,7 @@ def replace_method(module: nn.Module, name: str, method: Callable[..., object], 
             expected = results()
             setattr(module, name, types.MethodType(method, module))
             same = all(torch.allclose(r, e, rtol=1e-4, atol=1e-5) for r, e in zip(results(), expected, strict=True))
-    except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):  # built differently than `method` expects
+    except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):  # the module lacks what `method` needs
         same = False
     finally:
         module.train(training)
@@ -30,7 +38,10 @@ def replace_method(module: nn.Module, name: str, method: Callable[..., object], 
 def replace_by_inputs(
     module: nn.Module, name: str, method: Callable[..., object], inputs: Sequence[tuple[object, ...]]
 ) -> bool:
-    """`replace_method` where the method's results on `inputs` (the first entry of a returned tuple) decide."""
+    """Call `replace_method` with the method's results on given inputs; of a returned tuple, only the first entry is compared.
+
+    inputs: one tuple of arguments for each call
+    """
 
     def results() -> list[Tensor]:
         returned = [getattr(module, name)(*x) for x in inputs]
@@ -40,5 +51,5 @@ def replace_by_inputs(
 
 
 def random_tensor(*shape: int) -> Tensor:
-    """Normally distributed, the same at every call; torch's global generator is not used."""
+    """Return normally distributed values, the same at every call, without using torch's global generator."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

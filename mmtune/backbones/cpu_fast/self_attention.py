@@ -1,20 +1,29 @@
-"""Self-attention of transformers' towers on a CPU: one matrix product for queries, keys and values, and `kernels.attend`."""
+"""Faster self-attention for transformers' towers on a CPU.
+
+Queries, keys and values are computed in one matrix product, and the attention by `kernels.attend`.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.backbones.cpu_fast.kernels import attend, project
 from mmtune.backbones.cpu_fast.replace_method import random_tensor, replace_by_inputs
 
-MAX_TOKENS = 128  # with more, torch's attention, which does not store the softmax, is as fast
+MAX_TOKENS = 128  # for longer sequences, torch's fused attention is as fast and needs less memory
 PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 
 
 class _Parts(NamedTuple):
-    """What the attention is made of: projections [C -> H * D], number of heads, scale, dropout, output projection."""
+    """The parts of a self-attention module.
+
+    projections: the layers for queries, keys and values, each [C -> H * D]
+    heads: number of attention heads H
+    scale: factor of the attention scores
+    dropout: dropout probability of the attention
+    out: output projection; None if it is outside the module
+    """
 
     projections: tuple[nn.Module, nn.Module, nn.Module]
     heads: int
@@ -23,11 +32,11 @@ class _Parts(NamedTuple):
     out: nn.Module | None
 
 
-def _parts(module: Untyped) -> _Parts | None:
-    """The parts of a self-attention in one of transformers' two layouts, None for any other module.
+def _parts(module: nn.Module) -> _Parts | None:
+    """Return the parts of a self-attention module in one of two layouts of transformers, or None for any other module.
 
-    CLIP's and SigLIP's have `num_heads`, `scale`, a number `dropout` and `out_proj`; BERT's and CLAP's text towers have
-    `num_attention_heads`, `scaling` and a layer `dropout`, and their output projection lies elsewhere.
+    In CLIP and SigLIP, the module has `num_heads`, `scale`, the number `dropout`, and `out_proj`. In BERT and in CLAP's text tower,
+    it has `num_attention_heads`, `scaling` and the layer `dropout`; the output projection belongs to another module.
     """
     names = next((n for n in PROJECTIONS if all(hasattr(module, p) for p in n)), None)
     if names is None:
@@ -43,7 +52,10 @@ def _parts(module: Untyped) -> _Parts | None:
 
 
 def replace_self_attention(module: nn.Module) -> None:
-    """Replace `forward` of a self-attention whose three projections are linear layers of equal shape."""
+    """Replace `forward` of a self-attention module whose three projections are linear layers of equal shape.
+
+    Any other module is left unchanged.
+    """
     parts = _parts(module)
     if parts is None or getattr(module, "is_cross_attention", False):
         return
@@ -57,17 +69,23 @@ def replace_self_attention(module: nn.Module) -> None:
 
 
 def use_upstream(x: Tensor, tokens: int) -> bool:
-    """Whether upstream's own implementation runs: on an accelerator, under torch.compile, for long sequences."""
+    """Whether to run the original implementation: on an accelerator, under torch.compile, and for long sequences.
+
+    x: the input
+    tokens: length of the sequence
+    """
     return x.device.type != "cpu" or tokens > MAX_TOKENS or torch.compiler.is_compiling()
 
 
 def _forward(
-    module: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Untyped, **kwargs: Untyped
+    module: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: object, **kwargs: object
 ) -> tuple[Tensor, Tensor | None]:
-    """[B, T, C] -> ([B, T, C], None); the mask [B, 1, 1 or T, T] is boolean (True: attend) or added to the scores.
+    """Replacement of `forward`: hidden states [B, T, C] -> ([B, T, C], None).
 
-    Upstream's own `forward` runs where the attention weights, a cache or cross-attention are asked for, and where neither a mask
-    nor `is_causal` says which tokens attend to which.
+    attention_mask: [B, 1, 1 or T, T], boolean (True: attend) or float (added to the attention scores)
+
+    The original `forward` runs instead if attention weights, a cache or cross-attention are requested, or if neither a mask nor
+    `is_causal` defines which tokens attend to which.
     """
     T = hidden_states.shape[1]
     causal = kwargs.get("is_causal", getattr(module, "is_causal", None))
@@ -86,7 +104,12 @@ def _forward(
 
 
 def _bias(mask: Tensor | None, T: int, causal: bool, like: Tensor) -> Tensor | None:
-    """The mask as numbers that are added to the scores."""
+    """Return the mask as a tensor to add to the attention scores, or None if every token attends to every token.
+
+    mask: as in `_forward`, or None
+    causal: without a mask, whether to use a causal one
+    like: a tensor of the dtype of the result
+    """
     if mask is None and not causal:
         return None
     if mask is None:

@@ -1,4 +1,7 @@
-"""A frozen, versioned model on disk: weights, configuration, preprocessing, tokenizer, and the fingerprint over them."""
+"""Save and load models as artifacts.
+
+An artifact is a directory with the weights, configuration, preprocessing and tokenizer of a model, and with their fingerprint.
+"""
 
 from mmtune.model.artifact.load import load, load_adapters
 from mmtune.model.artifact.save import save

@@ -1,4 +1,4 @@
-"""Adapters on disk -> the tuned model: small files that mean something only on the base they were trained on."""
+"""Load LoRA adapters and merge them into their base model. They are valid only for the base model that they were trained on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,25 +14,34 @@ from mmtune.runtime.files import read_json
 
 WEIGHTS, MANIFEST, FORMAT = "adapters.safetensors", "adapters.json", 1
 INFO = "info.json"
+# In the weights file, "NAME::a" and "NAME::b" are the two low-rank matrices of the weight NAME; an entry without "::" replaces the
+# weight of that name as a whole.
 
 
 @dataclass
 class AdaptersManifest:
-    """base: the MODEL that they were trained on, with its fingerprint; factors: alpha / rank by the adapted weight's name;
-    rounded: weights whose base values were held in 4 bits; heads, own_scales: as in `Layout`; settings of the tuned model, None
-    where the base's hold."""
+    """The manifest of an adapters directory (adapters.json).
+
+    base: the MODEL that the adapters were trained on
+    base_fingerprint: its fingerprint
+    scaling: {name of an adapted weight: alpha / rank}, as in PEFT
+    quantized: names of the weights that were quantized to 4 bits in training (QLoRA)
+    heads: modalities with a linear head, as in `Layout`
+    added_logit_scales: pairs "a~b" with an added logit scale, as in `Layout`
+    settings: the settings of the tuned model; None means those of the base
+    """
 
     base: str | Mapping[str, str]
     base_fingerprint: str
-    factors: dict[str, float]
-    rounded: list[str]
+    scaling: dict[str, float]
+    quantized: list[str]
     heads: list[str]
-    own_scales: list[str]
+    added_logit_scales: list[str]
     settings: Settings | None = None
 
 
 def read_manifest(directory: Path) -> AdaptersManifest:
-    """The manifest of an adapters directory. ModelError for one of a newer format, and for one that lacks a key."""
+    """Read the manifest of an adapters directory. Raises ModelError if its format is not supported or a key is missing."""
     path = directory / MANIFEST
     try:
         d = read_json(path)
@@ -42,43 +51,54 @@ def read_manifest(directory: Path) -> AdaptersManifest:
         names = (d["rounded"], d["heads"], d["own_scales"])
         return AdaptersManifest(d["base"], d["base_fingerprint"], d["factors"], *names, settings)
     except KeyError as e:
-        raise ModelError(f"{path}: the key {e} is missing; copy the directory again") from None
+        raise ModelError(
+            f"{path}: the key {e} is missing: the file is incomplete or damaged; restore the directory from its source"
+        ) from None
     except (AttributeError, TypeError, ValueError) as e:
-        raise ModelError(f"{path}: not a manifest of adapters ({str(e).splitlines()[0]})") from None
+        raise ModelError(f"{path}: not a valid adapter manifest ({str(e).splitlines()[0]})") from None
 
 
 @torch.no_grad()
 def merge(directory: Path, manifest: AdaptersManifest, model: Model) -> Model:
-    """`model`, the base, with the adapters of `directory` merged into its weights. Raises ModelError on another base, and for
-    files that are damaged."""
+    """Merge adapters into the weights of their base model, in place.
+
+    directory: the adapters directory
+    manifest: its manifest
+    model: the base model; it becomes the tuned model, and is returned
+
+    Raises ModelError if `model` is not the base that the adapters were trained on, or if a file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if model.fingerprint != manifest.base_fingerprint:
         raise ModelError(
-            f"{directory}: these adapters belong on {manifest.base} ({manifest.base_fingerprint}), not on a model with "
-            f"fingerprint {model.fingerprint}"
+            f"{directory}: these adapters were trained on {manifest.base} (fingerprint {manifest.base_fingerprint}) and cannot be "
+            f"merged into a model with fingerprint {model.fingerprint}"
         )
     try:
         tensors = load_file(directory / WEIGHTS)
     except (OSError, SafetensorError) as e:
         raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
-    if missing := [n for n in manifest.factors if f"{n}::a" not in tensors or f"{n}::b" not in tensors]:
-        raise ModelError(f"{directory / WEIGHTS}: the adapter of {missing[0]} is missing; copy the directory again")
-    model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in manifest.own_scales)])
+    if missing := [n for n in manifest.scaling if f"{n}::a" not in tensors or f"{n}::b" not in tensors]:
+        raise ModelError(
+            f"{directory / WEIGHTS}: the adapter of {missing[0]} is missing: the file is incomplete; restore the directory from its "
+            "source"
+        )
+    model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in manifest.added_logit_scales)])
     model.ensure_heads(manifest.heads)
     state = model.state_dict()
     for name, value in tensors.items():
         if "::" not in name:
             state[name].copy_(value)
-    for name, factor in manifest.factors.items():
+    for name, scaling in manifest.scaling.items():
         weight = state[name]
-        if name in manifest.rounded:
+        if name in manifest.quantized:  # the adapter was trained on the quantized weight
             weight.copy_(round_to_4bit(weight, str(directory)))
-        delta = LowRankDelta(name, tensors[f"{name}::a"], tensors[f"{name}::b"], factor).delta(weight)
+        delta = LowRankDelta(name, tensors[f"{name}::a"], tensors[f"{name}::b"], scaling).delta(weight)
         weight += delta.to(weight.device)
     if manifest.settings is not None:
         model.settings = manifest.settings
-    model.train().eval()  # forgets the base's fingerprint
+    model.eval().invalidate_fingerprint()
     model.info = {"source": str(directory), **(read_json(directory / INFO) if (directory / INFO).is_file() else {})}
     return model

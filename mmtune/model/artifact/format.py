@@ -1,4 +1,4 @@
-"""The files of an artifact directory, and its manifest as it is read: checked before anything else of the artifact is parsed."""
+"""The file names of an artifact directory, and its manifest, which is read and checked before any other file."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,13 @@ FORMAT = 1
 
 @dataclass
 class Manifest:
-    """fingerprint of the whole; layout of the model; info: base, recipe, data, ...; files: SHA-256 of every file below `parts/`,
-    empty in artifacts that were written before it was stored."""
+    """The manifest of an artifact (mmtune.json).
+
+    fingerprint: fingerprint of the model
+    layout: layout of the model
+    info: how the model was made: base, recipe, data, ...
+    files: SHA-256 of each file under `parts/`; empty in artifacts of earlier versions, which did not store it
+    """
 
     fingerprint: str
     layout: Layout
@@ -25,13 +30,13 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
-        """As it is stored."""
+        """Convert the manifest to the JSON object that is stored."""
         layout = self.layout.to_json()
         return {"format": FORMAT, "fingerprint": self.fingerprint, "layout": layout, "info": self.info, "files": self.files}
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of an artifact. ModelError for one of a newer format, and for one that lacks a key."""
+    """Read the manifest of an artifact. Raises ModelError if its format is not supported or a key is missing."""
     path = directory / MANIFEST
     try:
         document = read_json(path)
@@ -42,6 +47,6 @@ def read_manifest(directory: Path) -> Manifest:
         layout = Layout.from_json(document["layout"])
         return Manifest(str(document["fingerprint"]), layout, document.get("info", {}), document.get("files", {}))
     except KeyError as e:
-        raise ModelError(f"{path}: the key {e} is missing; restore the file, or save the model anew") from None
+        raise ModelError(f"{path}: the key {e} is missing; restore the file from its source, or save the model again") from None
     except (AttributeError, TypeError, ValueError) as e:
-        raise ModelError(f"{path}: not a manifest of an artifact ({str(e).splitlines()[0]})") from None
+        raise ModelError(f"{path}: not a valid artifact manifest ({str(e).splitlines()[0]})") from None

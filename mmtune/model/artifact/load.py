@@ -1,4 +1,4 @@
-"""MODEL string -> model: an artifact or adapters directory, a family's checkpoint, or one checkpoint for each modality."""
+"""Load a model from a MODEL: an artifact directory, an adapters directory, a checkpoint, or one checkpoint per modality."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +22,16 @@ def load(
     dim: int | None = None,
     cpu_kernels: CpuKernels = "auto",
 ) -> Model:
-    """The model that MODEL names, in eval mode, on `device` (default: the accelerator if there is one).
+    """Load a model in eval mode.
 
-    An artifact is checked against its fingerprint before it is parsed; nothing is unpickled and no hub is asked. dim: truncate
-    vectors to their first so many dimensions (`Model.truncated`), a space of its own. cpu_kernels: "auto" uses the faster layers
-    of `backbones.cpu_fast`, "off" leaves upstream's modules as they are. Raises ModelError.
+    model: an artifact directory, an adapters directory, "family:checkpoint", or {modality: "family:checkpoint"}
+    device: None means "cuda" if it is available, else "cpu"
+    dim: truncate embeddings to this many dimensions (Matryoshka, see `Model.truncated`)
+    cpu_kernels: "auto" replaces layers by the faster ones of `backbones.cpu_fast`; "off" leaves the modules of the upstream library
+        as they are
+
+    The content of an artifact is compared with its fingerprint before it is parsed. Loading an artifact never unpickles anything
+    and never accesses the network. Raises ModelError if the model cannot be loaded.
     """
     loaded = _load(model, cpu_kernels)
     loaded.info.setdefault("source", dict(model) if isinstance(model, Mapping) else str(model))
@@ -45,7 +50,7 @@ def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Mod
         return load_adapters(path, cpu_kernels=cpu_kernels)
     if isinstance(model, Path) or ":" not in model and (path.exists() or "/" in model):
         if not path.exists():
-            raise ModelError(f"{model}: no such directory; for a checkpoint of a hub write hf:{model}")
+            raise ModelError(f"{model}: no such directory; for a checkpoint on the Hugging Face hub write hf:{model}")
         raise ModelError(f"{model}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{model} or open_clip:{model}")
     return from_spec(model, cpu_kernels)
 
@@ -53,32 +58,38 @@ def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Mod
 def load_adapters(
     directory: str | Path, base: Model | str | Mapping[str, str] | None = None, *, cpu_kernels: CpuKernels = "auto"
 ) -> Model:
-    """The tuned model: adapters merged into their base, by default the one that they name. A Model that is given as the base
-    becomes the tuned one itself. Raises ModelError on another base, and for files that are damaged."""
+    """Load adapters and merge them into their base model. Returns the tuned model.
+
+    directory: the adapters directory
+    base: the base model, as a MODEL or as a loaded Model, which is changed in place; None means the MODEL in the manifest
+    cpu_kernels: as in `load`
+
+    Raises ModelError if `base` is not the model that the adapters were trained on, if it cannot be loaded, or if a file is damaged.
+    """
     directory = Path(directory)
-    document = adapters.read_manifest(directory)
+    manifest = adapters.read_manifest(directory)
     if isinstance(base, Model):
-        return adapters.merge(directory, document, base)
-    stored = base is None
-    spec = document.base if base is None else base
-    if stored:
+        return adapters.merge(directory, manifest, base)
+    spec = manifest.base if base is None else base
+    if base is None:
         _check_registered(directory, spec)
     try:
         model = _load(spec, cpu_kernels)
     except MmtuneError as e:
         raise ModelError(
-            f"{directory}: its base cannot be loaded ({e}); load_adapters(DIR, base=MODEL) takes it from elsewhere"
+            f"{directory}: the base model of these adapters cannot be loaded ({e}); if it is stored elsewhere, call "
+            "load_adapters(DIR, base=MODEL)"
         ) from None
-    return adapters.merge(directory, document, model)
+    return adapters.merge(directory, manifest, model)
 
 
 def _check_registered(directory: Path, spec: str | Mapping[str, str]) -> None:
-    """ModelError where the base that a stored file names is of a family that would have to be imported first."""
+    """Raise ModelError if the base in a stored manifest has an unregistered model family, because loading it would import code."""
     spec = parse_spec(spec) if isinstance(spec, str) else spec
-    for place in spec.values() if isinstance(spec, Mapping) else [spec]:
-        family, colon, _ = place.partition(":")
-        if colon and not Path(place).exists() and family not in backbones.TABLE:
+    for checkpoint in spec.values() if isinstance(spec, Mapping) else [spec]:
+        family, colon, _ = checkpoint.partition(":")
+        if colon and not Path(checkpoint).exists() and family not in backbones.TABLE:
             raise ModelError(
-                f"{directory}: its base {place!r} is of the model family {family!r}, which is not registered; if its code is "
-                f'yours, call mmtune.backbones.register("{family}", "package.module") first'
+                f"{directory}: the base {checkpoint!r} has the model family {family!r}, which is not registered; if you trust its "
+                f'code, call mmtune.backbones.register("{family}", "package.module") first'
             )

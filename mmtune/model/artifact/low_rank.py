@@ -1,4 +1,4 @@
-"""Low-rank deltas of adapters and the rounding of weights to 4 bits: all that is needed to merge adapters into their base."""
+"""Compute the weight change of a LoRA adapter, and the values of 4-bit quantized weights (QLoRA)."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,20 +10,31 @@ from mmtune.errors import MissingExtra
 
 @dataclass
 class LowRankDelta:
-    """The change of one adapted weight: factor * b @ a. `name` is the weight's name in the model without adapters."""
+    """The change of one adapted weight, scaling * b @ a.
+
+    name: name of the weight in the model without adapters
+    a: low-rank matrix [rank, in, ...]
+    b: low-rank matrix [out, rank, ...]
+    scaling: alpha / rank
+    """
 
     name: str
     a: Tensor
     b: Tensor
-    factor: float
+    scaling: float
 
     def delta(self, like: Tensor) -> Tensor:
-        """In the shape of the weight `like`."""
-        return ((self.b.flatten(1) @ self.a.flatten(1)) * self.factor).view_as(like)
+        """Return the change in the shape of the weight `like`."""
+        return ((self.b.flatten(1) @ self.a.flatten(1)) * self.scaling).view_as(like)
 
 
 def bitsandbytes(key: str) -> ModuleType:
-    """The library that holds weights in 4 bits. MissingExtra, naming `key`, where it is not installed."""
+    """Import the library for 4-bit quantization.
+
+    key: the recipe key or directory that needs it, for the message
+
+    Raises MissingExtra if it is not installed.
+    """
     try:
         import bitsandbytes as library
     except ImportError:
@@ -32,8 +43,12 @@ def bitsandbytes(key: str) -> ModuleType:
 
 
 def round_to_4bit(weight: Tensor, key: str) -> Tensor:
-    """The float32 values that a 4-bit layer (NF4, arXiv 2305.14314) of this weight computes with."""
+    """Quantize a weight to 4 bits (NF4, arXiv 2305.14314) and dequantize it: the values that a 4-bit layer computes with.
+
+    key: as in `bitsandbytes`
+    """
     F = bitsandbytes(key).functional
-    flat = weight.detach().contiguous().flatten()  # on a CPU matrices are dequantised wrongly, see training.tuning.nf4_linear
+    # flattened, because bitsandbytes dequantizes matrices wrongly on a CPU (see training.tuning.nf4_linear)
+    flat = weight.detach().contiguous().flatten()
     packed, state = F.quantize_4bit(flat, compress_statistics=False, quant_type="nf4")
     return F.dequantize_4bit(packed, state).view_as(weight).to(weight.dtype)

@@ -1,8 +1,8 @@
-"""The same adapters in peft's own format, beside ours: `peft.PeftModel.from_pretrained(base, DIR)` reads them.
+"""Save adapters in PEFT's format, too, for `peft.PeftModel.from_pretrained(base, DIR)`.
 
-peft adapts the linear layers (and convolutions) of one transformers model. It cannot hold adapters of several checkpoints, of
-open_clip's fused attention parameter, nor what lies outside the base model (heads, logit scales of pairs): the note that
-`write_peft_adapter` returns says which of these applies, and is stored in adapters.json under "peft".
+PEFT supports adapters of the linear layers and convolutions of a single transformers model. Its format cannot store adapters of
+several checkpoints or of open_clip's fused attention parameter. Nor can it store what is not part of the base model: linear heads
+and added logit scales. `write_peft_adapter` returns a note about what was left out, which is stored under "peft" in adapters.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,22 +21,27 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 def write_peft_adapter(
     directory: Path, model: "Model", deltas: Sequence[LowRankDelta], base: str | Mapping[str, str], learned: Sequence[str] = ()
 ) -> str:
-    """Write adapter_config.json and adapter_model.safetensors, or nothing where peft cannot hold these adapters.
+    """Write adapter_config.json and adapter_model.safetensors, or nothing if PEFT's format cannot store these adapters.
 
-    deltas: named as in the model's state dict; base: the recipe's MODEL; learned: parameters that were trained as a whole, which
-    peft's files leave out. Returns a note for users: what the files hold, or why there are none.
+    directory: where to write them
+    model: the tuned model
+    deltas: the adapters, with the names of the weights in the model's state dict
+    base: the MODEL of the recipe
+    learned: names of parameters that were trained as a whole; PEFT's files do not contain them
+
+    Returns a note for users: how to load the files, or why they were not written.
     """
     from safetensors.torch import save_file
 
     if reason := _unsupported(model, deltas):
-        return f"not in peft's format: {reason}"
+        return f"not saved in PEFT's format: {reason}"
     tensors, ranks, alphas = {}, {}, {}
     for delta in deltas:
-        module = delta.name.split(".", 2)[2].removesuffix(".weight")
+        module = delta.name.split(".", 2)[2].removesuffix(".weight")  # without the prefix "parts.NUMBER."
         tensors[f"base_model.model.{module}.lora_A.weight"] = delta.a.detach().cpu().contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = delta.b.detach().cpu().contiguous()
         ranks[module] = int(delta.a.shape[0])
-        alphas[module] = delta.factor * ranks[module]
+        alphas[module] = delta.scaling * ranks[module]
     first = next(iter(ranks))
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     write_json(
@@ -44,7 +49,7 @@ def write_peft_adapter(
         {
             "peft_type": "LORA",
             "task_type": None,
-            "base_model_name_or_path": _place(base),
+            "base_model_name_or_path": _base_name(base),
             "inference_mode": True,
             "r": ranks[first],
             "lora_alpha": alphas[first],
@@ -56,25 +61,25 @@ def write_peft_adapter(
         },
     )
     note = f"PeftModel.from_pretrained(base, DIR) reads {CONFIG} and {WEIGHTS}"
-    return note if not learned else f"{note}; they leave out {', '.join(learned[:3])}{', ...' if len(learned) > 3 else ''}"
+    return note if not learned else f"{note}; they do not contain {', '.join(learned[:3])}{', ...' if len(learned) > 3 else ''}"
 
 
 def _unsupported(model: "Model", deltas: Sequence[LowRankDelta]) -> str:
-    """Why peft cannot hold these adapters; "" where it can."""
+    """Return why PEFT's format cannot store these adapters, or "" if it can."""
     if not deltas:
         return "there are no low-rank adapters"
     numbers = {int(d.name.split(".")[1]) for d in deltas}
     if len(numbers) > 1:
-        return "the adapters belong to several checkpoints, and peft adapts one"
+        return "the adapters belong to several checkpoints, and PEFT supports only one"
     family = model.backbones[numbers.pop()][0].family
     if family != "hf":
-        return f"the towers are of the family {family}, and peft's files are for transformers models"
+        return f"the towers have the model family {family}, and PEFT supports only transformers models (hf)"
     if fused := [d.name for d in deltas if not d.name.endswith(".weight")]:
-        return f"{fused[0]} is a fused parameter, not a layer"
+        return f"{fused[0]} is a fused parameter, and PEFT supports only layers"
     return ""
 
 
-def _place(base: str | Mapping[str, str]) -> str | None:
-    """The directory or hub name of the base, for `base_model_name_or_path`."""
+def _base_name(base: str | Mapping[str, str]) -> str | None:
+    """Return the directory or hub name of the base's transformers checkpoint, or None if it has none."""
     spec = base if isinstance(base, str) else next((s for s in base.values() if s.startswith("hf:")), "")
     return spec.removeprefix("hf:") if spec.startswith("hf:") else None

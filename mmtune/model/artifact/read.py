@@ -1,4 +1,4 @@
-"""An artifact directory -> its model. The files are hashed and compared with the manifest before any of them is parsed."""
+"""Read the model of an artifact directory. All files are hashed and compared with the manifest before any of them is parsed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
-    """The model that `save` wrote to `directory`. Raises ModelError naming what is missing, edited or damaged.
+    """Read the model that `save` wrote to `directory`.
 
-    Nothing is unpickled, no hub is asked, and the manifest never causes an import: its families must be registered
-    (`backbones.TABLE`). The fingerprint is computed from the files, so that nothing of an edited artifact is parsed.
+    Nothing is unpickled, and the network is not accessed. The manifest cannot cause an import, because its model families must be
+    registered (`backbones.TABLE`). The fingerprint is computed from the files first, so an edited artifact is refused before it is
+    parsed. Raises ModelError if a file is missing, edited or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
@@ -32,30 +33,33 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
         raise ModelError(f"{directory}: the weights are missing: no {WEIGHTS}")
     files = _files(directory, manifest)
     try:
-        mark = fingerprint(_weights(directory / WEIGHTS), files, manifest.layout)
+        actual = fingerprint(_weights(directory / WEIGHTS), files, manifest.layout)
     except (SafetensorError, OSError) as e:
         raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
-    if mark != manifest.fingerprint:
+    if actual != manifest.fingerprint:
         raise ModelError(
-            f"{directory}: its content gives {mark}, not its fingerprint {manifest.fingerprint}: "
-            "a file was edited or damaged; restore it, or save the model anew"
+            f"{directory}: the fingerprint of its content is {actual}, but the manifest has {manifest.fingerprint}: "
+            "a file was edited or damaged; restore it, or save the model again"
         )
     layout = manifest.layout
     built = [(_backbone(directory, i, entry, files, cpu_kernels), entry.modalities) for i, entry in enumerate(layout.backbones)]
     model = Model(built, layout.dim, layout.heads)
-    model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in layout.own_scales)])
+    model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in layout.added_logit_scales)])
     model.settings = layout.settings
     try:
         load_model(model, str(directory / WEIGHTS), strict=True)
     except (SafetensorError, RuntimeError) as e:
         raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
-    model.eval().set_fingerprint(mark)
+    model.eval().set_fingerprint(actual)
     model.info = {"source": str(directory), **manifest.info}
     return model
 
 
 def _files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Every file below `parts/`, by "number/path", compared with the manifest's hashes where it has them."""
+    """Read all files under `parts/`, with the keys "number/path", and compare them with the hashes in the manifest, if any.
+
+    Raises ModelError if a file is missing, was edited, or is not in the manifest.
+    """
     files: dict[str, bytes] = {}
     for i in range(len(manifest.layout.backbones)):
         folder = directory / PARTS / str(i)
@@ -66,43 +70,50 @@ def _files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
         stray = sorted(files.keys() - manifest.files.keys())
         missing = sorted(manifest.files.keys() - files.keys())
         edited = [n for n in sorted(files.keys() & manifest.files.keys()) if sha256(files[n]) != manifest.files[n]]
-        for names, what in ((missing, "is missing"), (edited, "was edited"), (stray, "does not belong to it: remove it")):
+        for names, what in ((missing, "is missing"), (edited, "was edited"), (stray, "is not in the manifest: remove it")):
             if names:
                 others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-                restore = "" if names is stray else "; restore it, or save the model anew"
+                restore = "" if names is stray else "; restore it, or save the model again"
                 raise ModelError(f"{directory}: {PARTS}/{names[0]} {what}{others}{restore}")
     return files
 
 
 def sha256(data: bytes) -> str:
-    """64 hex digits."""
+    """Return the SHA-256 hash of `data` as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def _weights(path: Path) -> "Iterator[tuple[str, Tensor]]":
-    """(name, tensor) of every entry of the state dict: safetensors stores a tensor that has several names once, and the other
-    names in its header."""
+    """Yield the name and the tensor of each entry of the state dict.
+
+    safetensors stores a tensor that has several names only once; its header maps the other names to the stored one.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as f:
         for name in f.keys():  # noqa: SIM118 (a safe_open handle is no dict)
             yield name, f.get_tensor(name)
-        for name, kept in (f.metadata() or {}).items():
-            if kept in f.keys():  # noqa: SIM118
-                yield name, f.get_tensor(kept)
+        for name, stored_name in (f.metadata() or {}).items():
+            if stored_name in f.keys():  # noqa: SIM118
+                yield name, f.get_tensor(stored_name)
 
 
 def _backbone(directory: Path, number: int, entry: BackboneEntry, files: dict[str, bytes], cpu_kernels: CpuKernels) -> Backbone:
-    """Backbone `number` with its weights uninitialised and its unused towers freed."""
+    """Rebuild a backbone with uninitialised weights, and free the towers that the model does not use.
+
+    number: position of the backbone in the model
+    entry: its family and modalities
+    files: all files of the artifact, as returned by `_files`
+    """
     folder = directory / PARTS / str(number)
     try:
         backbone = backbones.rebuild(entry.family, folder, cpu_kernels)
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(f"{folder}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
-    # upstream may write other files than it read (another version of it); the fingerprint is about those that lie there
+    # another version of transformers may save other files than it loaded; the fingerprint was computed from the stored ones
     backbone.files = {n.partition("/")[2]: data for n, data in files.items() if n.startswith(f"{number}/")}
     if missing := set(entry.modalities) - set(backbone.towers):
-        raise ModelError(f"{directory / MANIFEST}: {entry.family} has no {missing.pop()} tower there")
+        raise ModelError(f"{directory / MANIFEST}: {PARTS}/{number} ({entry.family}) has no {missing.pop()} tower")
     for unused in set(backbone.towers) - set(entry.modalities):
         backbone.free_tower(unused)
     return backbone

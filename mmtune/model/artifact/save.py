@@ -1,4 +1,4 @@
-"""Write a model as an artifact directory: whole, or not at all."""
+"""Save a model as an artifact directory. The directory is written atomically: either completely or not at all."""
 
 import hashlib
 from collections.abc import Mapping
@@ -28,53 +28,65 @@ def save(
     info: Mapping[str, object] | None = None,
     trained_on: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """Write the artifact and return its fingerprint. An earlier artifact at `directory` is replaced.
+    """Save an artifact and return its fingerprint.
 
-    metrics: for metrics.json and the model card; info: base, recipe, data, ..., for the manifest and the card, default: that of
-    the loaded model; trained_on: int64 labels of the training rows by key (id and modalities; one label a row), for trained_on.safetensors, so
-    that an evaluation on training rows is refused (those of the artifact that the model was loaded from are kept). Raises
-    ModelError for a directory that holds anything but an artifact.
+    model: the model
+    directory: where to save it; an existing artifact is replaced
+    metrics: evaluation results for metrics.json and the model card
+    info: facts about the model (base, recipe, data, ...) for the manifest and the model card; default: those of the loaded model
+    trained_on: labels of the training rows, {"id" or a modality: int64 labels, one a row}. They are stored in trained_on.safetensors, so that
+        evaluation can detect training rows. Those of the artifact that the model was loaded from are kept, too.
+
+    Raises ModelError if `directory` contains anything but an artifact.
     """
     from safetensors.numpy import save as dump
     from safetensors.torch import save_model
 
     directory = Path(directory)
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
-        raise ModelError(f"{directory}: holds files that are not an artifact's; save into a new directory")
+        raise ModelError(f"{directory}: contains files, but no artifact; save into a new or empty directory")
     was_training = model.training
     model.eval()
     rows = union([with_row_counts(trained_on) if trained_on else None, known_rows(model)])
     if info is None:
         info = {k: v for k, v in model.info.items() if k != "source"}
-    noted: JsonObject = {**info, "mmtune": __version__}
-    mark = model.fingerprint
+    stored_info: JsonObject = {**info, "mmtune": __version__}
+    fingerprint = model.fingerprint
     with atomic_dir(directory) as tmp:
         save_model(model, str(tmp / WEIGHTS))
         files = model.files()
         for name, data in files.items():
             write_bytes(tmp / PARTS / name, data)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        write_json(tmp / MANIFEST, Manifest(mark, model.layout(), noted, hashes).to_json())
+        write_json(tmp / MANIFEST, Manifest(fingerprint, model.layout(), stored_info, hashes).to_json())
         write_json(tmp / "metrics.json", dict(metrics or {}))
         if rows:
             write_bytes(tmp / TRAINED, dump(rows))
-        write_text(tmp / "README.md", card(model, mark, dict(metrics or {}), noted))
+        write_text(tmp / "README.md", card(model, fingerprint, dict(metrics or {}), stored_info))
     model.train(was_training)
-    return mark
+    return fingerprint
 
 
-def card(model: "Model", mark: str, metrics: JsonObject, info: JsonObject) -> str:
-    """The model card in Markdown."""
-    lines = ["# mmtune model", "", f"- fingerprint: `{mark}` (vectors of another fingerprint are never comparable)"]
+def card(model: "Model", fingerprint: str, metrics: JsonObject, info: JsonObject) -> str:
+    """Return the model card in Markdown."""
+    lines = [
+        "# mmtune model",
+        "",
+        f"- fingerprint: `{fingerprint}` (embeddings are comparable only if they have the same fingerprint)",
+    ]
     lines += [
         f"- towers: {', '.join(f'{m} ({t.dim})' for m, t in model.towers.items())}",
-        f"- shared space: {model.dim} dimensions, cosine"
-        + (f" (of the towers' {model.width})" if model.dim < model.width else ""),
+        f"- shared space: {model.dim} dimensions, cosine similarity"
+        + (f" (truncated from {model.width} dimensions)" if model.dim < model.width else ""),
     ]
     if prefixes := ", ".join(str(d) for d in info.get("matryoshka", []) if d < model.dim):
-        lines.append(f'- prefixes that were trained: {prefixes} (`mmtune.load("THIS_DIRECTORY", dim=N)`)')
+        lines.append(
+            f'- trained for truncation (Matryoshka) to: {prefixes} dimensions (`mmtune.load("THIS_DIRECTORY", dim=N)`)'
+        )
     lines += [
-        f"- prompt of {m}, {r}: {' | '.join(f'`{t}`' for t in ts)}" for m, x in model.prompts.items() for r, ts in x.items()
+        f"- prompt for {m}, role {r}: {' | '.join(f'`{t}`' for t in ts)}"
+        for m, x in model.prompts.items()
+        for r, ts in x.items()
     ]
     lines += [f"- {key}: {value}" for key, value in info.items() if isinstance(value, str | int | float)]
     rows = [(d, v["queries"], v["candidates"], v["metrics"]) for d, v in metrics.get("directions", {}).items()]
@@ -90,7 +102,7 @@ def card(model: "Model", mark: str, metrics: JsonObject, info: JsonObject) -> st
             values = " | ".join(f"{m[k]:.4f}" for k in ("hit@1", "recall@10", "map", "ndcg@10"))
             lines.append(f"| {name} | {queries} | {candidates} | {values} |")
     lines += ["", "## Use", "", "```python", "import mmtune", 'model = mmtune.load("THIS_DIRECTORY")']
-    lines += [f"vectors = model.encode({m}=[...])" for m in model.towers]
+    lines += [f"embeddings = model.encode({m}=[...])" for m in model.towers]
     lines += [f'queries = model.encode({m}=[...], role="query")' for m in model.towers if has_query_prompt(model.prompts, m)]
     lines += ["```", ""]
     return "\n".join(lines)

@@ -50,14 +50,14 @@ def save_adapters(
         "base": base,
         "base_fingerprint": base_fingerprint,
         "fingerprint": model.fingerprint,
-        "factors": {adapter.name: adapter.factor * coefficient for adapter in tuned.adapters},
+        "factors": {adapter.name: adapter.scaling * coefficient for adapter in tuned.adapters},
         "rounded": [adapter.name for adapter in tuned.adapters if _is_4bit(tuned, adapter)],
         "heads": list(model.heads),
         "own_scales": list(model.own_scales),
         "settings": model.settings,
         "tune": {m: t.model_dump(exclude_none=True) for m, t in tuned.towers.items()},
     }
-    scaled = [LowRankDelta(d.name, d.a, d.b, d.factor * coefficient) for d in tuned.adapters]
+    scaled = [LowRankDelta(d.name, d.a, d.b, d.scaling * coefficient) for d in tuned.adapters]
     with atomic_dir(directory) as tmp:
         save_file(tensors, tmp / WEIGHTS)
         document["peft"] = write_peft_adapter(tmp, model, scaled, base, tuned.learned)

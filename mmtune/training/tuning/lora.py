@@ -119,7 +119,7 @@ def _adapted_layers(model: nn.Module) -> Iterator[AdaptedLayer]:
 def adapters(model: nn.Module) -> list[LowRankDelta]:
     """Return the matrices of every adapter, copied to the CPU."""
     found = [x.adapter for x in _adapted_layers(model)]
-    return [LowRankDelta(x.name, x.a.detach().cpu().clone(), x.b.detach().cpu().clone(), x.factor) for x in found]
+    return [LowRankDelta(x.name, x.a.detach().cpu().clone(), x.b.detach().cpu().clone(), x.scaling) for x in found]
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
