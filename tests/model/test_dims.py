@@ -58,7 +58,7 @@ def test_a_prefix_is_the_first_numbers_of_unit_length_and_a_space_of_its_own(roo
 
 @pytest.mark.parametrize("dim", [0, -3, 65])
 def test_a_dim_that_is_not_there_is_one_line(dim):
-    with pytest.raises(ModelError, match=f"^dim {dim}: this model's vectors have 64 numbers; ask for 1 to 64$"):
+    with pytest.raises(ModelError, match=f"^dim {dim}: this model's embeddings have 64 dimensions; choose 1 to 64$"):
         mmtune.load("tiny:clip", dim=dim)
 
 
@@ -101,7 +101,10 @@ def test_an_artifact_knows_its_dims_and_a_short_copy_of_it_too(run, root):
     assert again.info["matryoshka"] == [8, 16] and again.dim == 16 and again.info["pairs"] == model.info["pairs"]
     assert trained_on(root / "copy")["id"].tolist() == trained_on(run["artifact"])["id"].tolist()  # still refused on its rows
     card = (root / "copy" / "README.md").read_text()
-    assert "16 dimensions, cosine (of the towers' 64)" in card and "prefixes that were trained: 8 " in card
+    assert (
+        "16 dimensions, cosine similarity (truncated from 64 dimensions)" in card
+        and "trained for truncation (Matryoshka) to: 8 dimensions " in card
+    )
 
 
 def test_the_verbs_take_a_dim(run, root, capsys):
@@ -114,7 +117,7 @@ def test_the_verbs_take_a_dim(run, root, capsys):
     assert main(["eval", run["artifact"], run["val"], "--dim", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fingerprint"] == meta["fingerprint"]
     assert main(["eval", run["artifact"], run["val"], "--dim", "0"]) == 2
-    assert capsys.readouterr().err.strip().endswith("dim 0: this model's vectors have 64 numbers; ask for 1 to 64")
+    assert capsys.readouterr().err.strip().endswith("dim 0: this model's embeddings have 64 dimensions; choose 1 to 64")
     same = ["compare", run["artifact"], run["artifact"], run["val"], "--json"]
     assert main([*same, "--dim", "8"]) == 1
     assert set(json.loads(capsys.readouterr().out)["fingerprints"].values()) == {meta["fingerprint"]}

@@ -50,9 +50,9 @@ def test_the_modality_of_plain_values_is_clear_from_their_type(model, files):
     [
         (["red.png"], "encode: 'red.png' may be image or text; write encode(image=[...]) or encode(text=[...])"),
         (["red", Path("red.png")], "encode: values of several modalities in one list; write encode(image=[...]) or"),
-        ([3.5], "encode: no tower takes a value of type float by its type; write encode("),
-        ([], "encode: an empty list has no modality; write encode("),
-        ([b"bytes"], "encode: no tower takes a value of type bytes by its type"),
+        ([3.5], "encode: no tower accepts a value of type float by its type; write encode("),
+        ([], "encode: the modality of an empty list cannot be inferred; write encode("),
+        ([b"bytes"], "encode: no tower accepts a value of type bytes by its type"),
     ],
 )
 def test_an_unclear_modality_is_one_line(model, values, message):
@@ -62,7 +62,7 @@ def test_an_unclear_modality_is_one_line(model, values, message):
 
 
 def test_values_come_by_name_or_without_never_both(model):
-    with pytest.raises(ModelError, match="all of them by name"):
+    with pytest.raises(ModelError, match="both without and with a modality"):
         model.encode(TEXTS, text=TEXTS)
 
 
@@ -87,7 +87,7 @@ def test_save_writes_what_load_reads(model, tmp_path):
 def test_save_never_deletes_other_files(model, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.txt").write_text("mine")
-    with pytest.raises(ModelError, match="photos: holds files that are not an artifact's; save into a new directory"):
+    with pytest.raises(ModelError, match="photos: contains files, but no artifact; save into a new or empty directory"):
         model.save(tmp_path / "photos")
     assert (tmp_path / "photos" / "one.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()

@@ -76,7 +76,7 @@ def test_prompts_travel_with_the_artifact_and_name_the_space(model, root):
     assert again.prompts == model.prompts and again.fingerprint == model.fingerprint
     np.testing.assert_array_equal(again.encode(text=TEXTS, role="query"), model.encode(text=TEXTS, role="query"))
     card = (root / "kept" / "README.md").read_text()
-    assert "- prompt of text, query: `find: {}`" in card and 'model.encode(text=[...], role="query")' in card
+    assert "- prompt for text, role query: `find: {}`" in card and 'model.encode(text=[...], role="query")' in card
     again.set_prompts({})
     assert again.fingerprint == plain.fingerprint
     short = model.truncated(16)

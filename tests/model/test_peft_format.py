@@ -51,5 +51,5 @@ def test_where_peft_cannot_the_file_says_so(tmp_path):
     directory = checkpoints.open_clip_dir(tmp_path / "open_clip")
     _, adapters = tuned(tmp_path, f"open_clip:{directory}", {"how": "lora", "rank": 2})
     note = json.loads((adapters / "adapters.json").read_text())["peft"]
-    assert note.startswith("not in peft's format: the towers are of the family open_clip")
+    assert note.startswith("not saved in PEFT's format: the towers have the model family open_clip")
     assert not (adapters / "adapter_config.json").exists()

@@ -34,7 +34,9 @@ def test_the_family_in_a_manifest_is_never_imported(folder_with_code):
     save(mmtune.load("tiny:clip"), folder_with_code / "a")
     manifest = folder_with_code / "a" / "mmtune.json"
     edit(manifest, lambda d: d["layout"]["parts"][0].update(family="evil_module"))
-    with pytest.raises(ModelError, match="its content gives mm1-.*, not its fingerprint"):  # before the family is looked at
+    with pytest.raises(
+        ModelError, match="the fingerprint of its content is mm1-.*, but the manifest has"
+    ):  # before the family is looked at
         mmtune.load("a")
     layout = Layout.from_json(json.loads(manifest.read_text())["layout"])
     model = mmtune.load("tiny:clip")
@@ -84,7 +86,10 @@ def test_custom_code_in_a_text_encoder_and_in_an_unknown_architecture(folder_wit
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: (d / "parts" / "0" / ".DS_Store").write_bytes(b"x"), r"parts/0/\.DS_Store does not belong to it: remove it"),
+        (
+            lambda d: (d / "parts" / "0" / ".DS_Store").write_bytes(b"x"),
+            r"parts/0/\.DS_Store is not in the manifest: remove it",
+        ),
         (lambda d: (d / "parts" / "0" / "tiny.json").unlink(), "parts/0/tiny.json is missing; restore it"),
         (
             lambda d: (d / "parts" / "0" / "tiny.json").write_bytes(
@@ -94,7 +99,7 @@ def test_custom_code_in_a_text_encoder_and_in_an_unknown_architecture(folder_wit
         ),
         (lambda d: edit(d / "mmtune.json", lambda m: m.pop("layout")), "mmtune.json: the key 'layout' is missing"),
         (lambda d: edit(d / "mmtune.json", lambda m: m["layout"].pop("heads")), "mmtune.json: the key 'heads' is missing"),
-        (lambda d: (d / "mmtune.json").write_text("[]"), "mmtune.json: not a manifest"),
+        (lambda d: (d / "mmtune.json").write_text("[]"), "mmtune.json: not a valid artifact manifest"),
     ],
 )
 def test_the_file_that_differs_is_named(change, message, tmp_path):

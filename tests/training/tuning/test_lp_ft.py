@@ -139,7 +139,10 @@ BAD = [
         "head_first and head_lr differ",
     ),
     ({"tune": {"how": "full", "head_first": -1}}, r"tune\.head_first: .*greater than or equal to 0"),
-    ({"window_pooling": {"text": "max"}}, r"window_pooling\.text: this model cuts no such signal; there is: image"),
+    (
+        {"window_pooling": {"text": "max"}},
+        r"window_pooling\.text: this model has no such modality whose values are cut into windows; possible: image",
+    ),
     ({"window_pooling": {"image": "median"}}, r"window_pooling\.image: 'median'; did you mean 'mean'\?"),
     (
         {"augment": {"text": {"mixup": 0.2}}},
@@ -270,13 +273,17 @@ def test_an_adapters_directory_is_a_model(root, tmp_path, capsys):
         mmtune.compare(f"hf:{place}", folder, corpora.packed(root))
     assert dispatch("eval", [str(tmp_path / "run"), corpora.packed(root, 12, 1)]) == 2  # a run is neither
     place.rename(tmp_path / "moved")
-    with pytest.raises(ModelError, match=r"adapters: its base cannot be loaded \(hf:.*clip: no such directory\)") as e:
+    with pytest.raises(
+        ModelError, match=r"adapters: the base model of these adapters cannot be loaded \(hf:.*clip: no such directory\)"
+    ) as e:
         mmtune.load(folder)
     assert "\n" not in str(e.value)
     again = artifact.load_adapters(folder, f"hf:{tmp_path / 'moved'}")
     np.testing.assert_allclose(again.encode(text=words), tuned.encode(text=words), atol=1e-5)
     checkpoints.clip(tmp_path / "clip", seed=1)
-    with pytest.raises(ModelError, match="these adapters belong on hf:.*, not on a model with fingerprint"):
+    with pytest.raises(
+        ModelError, match="these adapters were trained on hf:.* and cannot be merged into a model with fingerprint"
+    ):
         mmtune.load(folder)
 
 

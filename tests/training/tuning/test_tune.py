@@ -138,7 +138,7 @@ def test_two_steps_of_every_family_and_method(root, models, tmp_path, family, ho
         read = load_adapters(tmp_path / "run" / "adapters")
         for m, v in vectors(read, pair).items():
             np.testing.assert_allclose(v, again[m], atol=1e-5)
-        with pytest.raises(ModelError, match="these adapters belong on"):
+        with pytest.raises(ModelError, match="these adapters were trained on"):
             load_adapters(tmp_path / "run" / "adapters", "tiny:clip@9")
 
 
