@@ -1,1 +1,1 @@
-"""The functions of `import mmtune`, with their heavy imports inside; `mmtune` itself lists them."""
+"""The public functions of mmtune. Each imports its implementation when it is called, so that `import mmtune` is fast."""

@@ -1,17 +1,19 @@
-"""Every extension point: `register_*` gives a part of your own a name; a `package.module:Attribute` string works without it.
+"""Functions that register plugins. `register_*(name, target)` makes a plugin available by name.
 
-| part | what it is | base class or protocol | named in |
+Registration is optional: wherever a recipe or an option takes a plugin's name, it also takes "package.module:Attribute".
+
+| plugin | what it does | base class, protocol or docs | where its name is used |
 |---|---|---|---|
-| loss | a decorated function | `mmtune.losses` | `objective: [{loss: NAME}]` |
-| miner source | proposes candidates | `mmtune.mining.MinerSource` | `mining: {sources: [NAME]}` |
-| guard | drops candidates | `mmtune.mining.Guard` | `mining: {guards: {extra: [NAME]}}` |
+| loss | computes a training loss | `mmtune.losses` | `objective: [{loss: NAME}]` |
+| miner source | proposes candidates for hard negatives | `mmtune.mining.MinerSource` | `mining: {sources: [NAME]}` |
+| guard | drops likely false negatives | `mmtune.mining.Guard` | `mining: {guards: {extra: [NAME]}}` |
 | modality | decodes and preprocesses a kind of signal | `mmtune.modalities.Modality` | column names |
-| backbone | a family of pretrained towers | `mmtune.backbones` | `model: NAME:...` |
-| scorer | scores pairs: a teacher, a verifier | `mmtune.contracts.Scorer` | `teachers: {x: {scorer: NAME}}` |
-| store | a vector store of an index | `mmtune.index.stores.Store` | `mmtune index build --store NAME` |
-| metric | a retrieval metric | `mmtune.evaluation.metrics.Metric` | `train.metric`, `evaluate(metrics=...)` |
-| task | an evaluation task | `mmtune.evaluation.tasks.task.EvaluationTask` | `mmtune eval --task NAME` |
-| augmentation | changes a signal of a modality in training | `mmtune.modalities` | `augment: {MODALITY: {custom: {NAME: {...}}}}` |
+| backbone | loads a family of pretrained towers | `mmtune.backbones` | `model: NAME:...` |
+| scorer | scores pairs, as a teacher or verifier | `mmtune.contracts.Scorer` | `teachers: {x: {scorer: NAME}}` |
+| store | stores and searches the vectors of an index | `mmtune.index.stores.Store` | `mmtune index build --store NAME` |
+| metric | computes a retrieval metric | `mmtune.evaluation.metrics.Metric` | `train.metric`, `evaluate(metrics=...)` |
+| task | evaluates a model on a task | `mmtune.evaluation.tasks.task.EvaluationTask` | `mmtune eval --task NAME` |
+| augmentation | augments signals of a modality | `mmtune.modalities` | `augment: {MODALITY: {custom: {NAME: {...}}}}` |
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
 
 
 def register_loss(name: str, target: Callable[..., Tensor] | str) -> None:
-    """A loss for the `objective` of recipes: a function decorated with `contrastive_loss`, `scored_pairs_loss` or
-    `distillation_loss` of `mmtune.losses`.
+    """Register a loss for the recipe block `objective`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a function decorated with `contrastive_loss`, `scored_pairs_loss` or `distillation_loss` of `mmtune.losses`, or
+        "package.module:function"
     """
     from mmtune.losses import register as register
 
@@ -41,9 +43,9 @@ def register_loss(name: str, target: Callable[..., Tensor] | str) -> None:
 
 
 def register_modality(name: str, target: str) -> None:
-    """A kind of signal: a subclass of `mmtune.modalities.Modality` whose `name` is this name.
+    """Register a modality, i.e. a kind of signal.
 
-    target: the part itself, or "package.module:Attribute".
+    target: "package.module:Class", a subclass of `mmtune.modalities.Modality` whose attribute `name` equals `name`
     """
     from mmtune.modalities import register as register
 
@@ -51,9 +53,9 @@ def register_modality(name: str, target: str) -> None:
 
 
 def register_backbone(name: str, target: str) -> None:
-    """A family of pretrained towers, for MODEL strings that begin with `name:`; see `mmtune.backbones`.
+    """Register a family of pretrained towers, for MODEL strings that start with `name:`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: "package.module:Attribute"; see `mmtune.backbones` for what the attribute must provide
     """
     from mmtune.backbones import register as register
 
@@ -61,9 +63,9 @@ def register_backbone(name: str, target: str) -> None:
 
 
 def register_store(name: str, target: type[Store] | str) -> None:
-    """A vector store for `Collection.build(store=name)`: a class that fulfils `mmtune.index.stores.Store`.
+    """Register a vector store for `Collection.build(store=name)`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a class that implements the protocol `mmtune.index.stores.Store`, or "package.module:Class"
     """
     from mmtune.index.stores import register_store as register
 
@@ -71,9 +73,9 @@ def register_store(name: str, target: type[Store] | str) -> None:
 
 
 def register_metric(name: str, target: Metric | type[Metric] | str) -> None:
-    """A retrieval metric for `evaluate(metrics=...)`, `train.metric` and gates; see `mmtune.evaluation.metrics`.
+    """Register a retrieval metric for `evaluate(metrics=...)`, the recipe key `train.metric`, and gates.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a metric or its class (see `mmtune.evaluation.metrics`), or "package.module:Class"
     """
     from mmtune.evaluation.metrics import register_metric as register
 
@@ -81,9 +83,9 @@ def register_metric(name: str, target: Metric | type[Metric] | str) -> None:
 
 
 def register_task(name: str, target: type[EvaluationTask] | str) -> None:
-    """An evaluation task for `evaluate(task=name)`: a subclass of `EvaluationTask`.
+    """Register an evaluation task for `evaluate(task=name)`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a subclass of `mmtune.evaluation.tasks.task.EvaluationTask`, or "package.module:Class"
     """
     from mmtune.evaluation.tasks.task import register_task as register
 
@@ -91,9 +93,10 @@ def register_task(name: str, target: type[EvaluationTask] | str) -> None:
 
 
 def register_miner_source(name: str, target: Callable[[MiningContext], MinerSource] | str) -> None:
-    """A source of candidates for `mining.sources` of recipes; see `mmtune.mining`.
+    """Register a source of candidates for the recipe key `mining.sources`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a class or function that takes a `MiningContext` and returns a `MinerSource` (see `mmtune.mining`), or
+        "package.module:Attribute"
     """
     from mmtune.mining.sources import register_source as register
 
@@ -101,9 +104,10 @@ def register_miner_source(name: str, target: Callable[[MiningContext], MinerSour
 
 
 def register_guard(name: str, target: Callable[[MiningContext], Guard] | str) -> None:
-    """A guard against false negatives for `mining.guards.extra` of recipes; see `mmtune.mining`.
+    """Register a guard against false negatives for the recipe key `mining.guards.extra`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a class or function that takes a `MiningContext` and returns a `Guard` (see `mmtune.mining`), or
+        "package.module:Attribute"
     """
     from mmtune.mining.guards import register_guard as register
 
@@ -111,9 +115,9 @@ def register_guard(name: str, target: Callable[[MiningContext], Guard] | str) ->
 
 
 def register_scorer(name: str, target: Callable[..., Scorer] | str) -> None:
-    """A scorer of pairs for `teachers` and `mining.verifier`: a class with `score(pairs)`.
+    """Register a scorer of pairs for the recipe keys `teachers` and `mining.verifier`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a class with the method `score(pairs)` (see `mmtune.contracts.Scorer`), or "package.module:Class"
     """
     from mmtune.backbones.scorers import register
 
@@ -121,9 +125,10 @@ def register_scorer(name: str, target: Callable[..., Scorer] | str) -> None:
 
 
 def register_augmentation(name: str, target: Callable[..., Augmentation] | str) -> None:
-    """An augmentation for `augment.MODALITY.custom` of recipes: a class whose instances are called as (signal, rng) -> signal.
+    """Register an augmentation for the recipe key `augment.MODALITY.custom`.
 
-    target: the part itself, or "package.module:Attribute".
+    target: a class whose instances are functions (signal, rng) -> augmented signal (see `mmtune.contracts.Augmentation`), or
+        "package.module:Class"
     """
     from mmtune.modalities import register_augmentation as register
 

@@ -1,4 +1,4 @@
-"""Public functions that measure: evaluate, compare, report, doctor, advise."""
+"""Public functions that evaluate models and data: evaluate, compare, report, doctor, advise."""
 
 from __future__ import annotations
 
@@ -47,21 +47,41 @@ def evaluate(
     quiet: bool = True,
     dim: int | None = None,
 ) -> Result | TaskResult:
-    """Metrics of MODEL on DATA in every direction (see `evaluate_vectors`), or another `task`: "zero_shot", "knn", "anomaly", a
-    registered one, or "package.module:Class".
+    """Evaluate a model on data: retrieval metrics in every direction between modalities, or the metrics of another task.
 
-    modalities: these alone; ks: cut-offs; metrics: further metrics by name, e.g. "package.module:Class@10"; qrels: graded
-    judgments, or their file; slices: metadata columns, or "size:MODALITY", reported the worst first by nDCG; within: also the
-    directions within one modality; group_pooling: "mean" makes the images or sounds of each group one item (see
-    `pool_groups`); per_query: keep every query's values; trec: a directory for a run (a-to-b.run) and judgments
-    (a-to-b.qrels) of every direction, as TREC files; dim: the first so many dimensions, of unit length again.
+    If the model has a query prompt, queries are encoded with it. If the model was trained with `matryoshka`, the result also has
+    the metrics of each of its truncated dimensions, in `dims`.
 
-    Options of tasks: label, class_names and prompts of zero_shot; label, reference, neighbours and exclude_same of knn; normal,
-    machine, reference, neighbours, exclude_same and slices of anomaly (see `ZeroShot`, `NearestNeighbours` and
-    `AnomalyDetection` in `mmtune.evaluation`); task_options: those of any other task.
+    For all tasks:
+        model: a `Model`, or what `mmtune.load` accepts
+        data: opened data, or what `mmtune.open_data` accepts
+        task: "retrieval", "zero_shot", "knn", "anomaly", a registered task, or "package.module:Class"
+        modalities: modalities to evaluate; None means all that both the model and the data have
+        batch_size: batch size for encoding
+        quiet: show no progress
+        dim: truncate embeddings to this many dimensions (Matryoshka) and normalise them again
 
-    A model trained with `matryoshka` dims shows each of them under `dims`, too. Where the model has a prompt for queries, it
-    goes around the query side of every direction (see `mmtune.model.prompts`).
+    For retrieval:
+        ks: cut-off ranks k of the metrics
+        metrics: further metrics by name, e.g. "ndcg@3" or "package.module:Class@10"
+        qrels: graded relevance judgments, or their file; None means that rows and groups decide what is relevant
+        slices: metadata columns, or "size:MODALITY", by whose values the metrics are also reported; lowest nDCG first
+        within: also evaluate retrieval within each modality, e.g. image to image
+        group_pooling: "mean" averages the embeddings of all images or sounds of a group to one item
+        per_query: keep the metric values of every query in the result
+        trec: directory in which to write, for each direction, a TREC run (a-to-b.run) and judgments (a-to-b.qrels)
+
+    For other tasks (details: `ZeroShot`, `NearestNeighbours` and `AnomalyDetection` in `mmtune.evaluation`):
+        label: for zero_shot and knn: metadata column, or "group", with the true class
+        class_names: for zero_shot: metadata column or text modality with the names of the classes; None means the label itself
+        prompts: for zero_shot: templates with one {}, whose embeddings are averaged; empty means those of the model
+        reference: for knn: data whose labelled rows vote; for anomaly: data with normal rows; None means rows of `data`
+        neighbours: for knn and anomaly: number of nearest neighbours
+        exclude_same: for knn and anomaly: metadata column, e.g. the recording; rows with equal values are not neighbours
+        normal: for anomaly: "COLUMN=VALUE" of the normal rows
+        machine: for anomaly: metadata column; rows are compared only with normal rows of the same value
+        slices: for anomaly: metadata columns by whose values the anomalous rows are also reported
+        task_options: keyword arguments of a task of your own
     """
     from mmtune.evaluation.evaluate_model import evaluate as evaluate_
 
@@ -111,14 +131,26 @@ def compare(
     dim: int | None = None,
     base_dim: int | None = None,
 ) -> Comparison:
-    """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
+    """Compare a candidate model with a base model on the same queries, and decide by the gate whether the candidate is better.
 
-    slices: metadata columns, or "size:MODALITY"; retention: other DATA that must not get worse, reported as the slice
-    "retention"; confusable: True freezes the confusable slice from the base in memory, a path reads it from there, or writes
-    it there when there is no such file; within: also the directions within one modality (always, when there is only one).
-    dim: both models with their first so many dimensions; base_dim: the base with another number of them.
+    base, candidate: each a `Model`, or what `mmtune.load` accepts
+    data: test data, opened or as for `mmtune.open_data`
+    gate: conditions for accepting the candidate, with the keys of the recipe block `gate`; None means the default gate
+    modalities: modalities to evaluate; None means all that the models and the data have
+    ks: cut-off ranks k of the metrics
+    qrels: graded relevance judgments, or their file; None means that rows and groups decide what is relevant
+    slices: metadata columns, or "size:MODALITY", by whose values the comparison is also reported
+    retention: other data on which the candidate must not be worse, reported as the slice "retention"
+    confusable: whether to report the confusable slice, i.e. queries whose relevant candidate has a very similar candidate of
+        another group. The base model determines this slice. A path reads the slice from that file, or writes it if the file
+        does not exist
+    within: also compare retrieval within each modality; with a single modality that is always done
+    batch_size: batch size for encoding
+    quiet: show no progress
+    dim: truncate the embeddings of both models to this many dimensions
+    base_dim: another number of dimensions for the base model
 
-    Raises DataError for rows that either model was trained on.
+    Raises DataError if the data contain rows that one of the models was trained on.
     """
     from mmtune.comparison.compare_models import compare as compare_
 
@@ -156,11 +188,21 @@ def report(
     batch_size: int = 64,
     quiet: bool = True,
 ) -> ReportResult:
-    """Write the report of a RUN directory, of a comparison's JSON, or (target None) of base and candidate on data, to `out`.
+    """Write an HTML report to `out` about a training run, a saved comparison, or two models.
 
-    slices: metadata columns or "size:MODALITY" (default: columns of few values); retention: DATA on which nothing may be lost;
-    qrels: judgments or their file, which then decide what is relevant instead of rows and groups; examples: queries shown of
-    each kind and direction. DataError for rows that a model was trained on, and for anything missing.
+    target: a run directory, a JSON file written by `mmtune compare`, or None to compare `base` with `candidate` on `data`
+    out: file to write
+    base, candidate: models to compare when `target` is None
+    data: test data
+    gate: conditions for accepting the candidate, with the keys of the recipe block `gate`
+    slices: metadata columns, or "size:MODALITY"; None means columns with few different values
+    retention: other data on which the candidate must not be worse
+    qrels: graded relevance judgments, or their file, which decide what is relevant instead of rows and groups
+    examples: number of example queries of each kind in each direction
+    batch_size: batch size for encoding
+    quiet: show no progress
+
+    Raises DataError if the data contain rows that a model was trained on, or if a required file is missing.
     """
     from mmtune.reporting.report import report as report_
 
@@ -189,10 +231,14 @@ def doctor(
     limit: int = 50_000,
     quiet: bool = True,
 ) -> Diagnosis:
-    """Examine DATA: identity, duplicates, leaks between splits, and every value; with MODEL also its embedding space.
+    """Check data for problems: ids and groups, duplicates, leaks between splits, and values that are broken or unusual.
 
-    against: other splits, e.g. the training shards; split: the metadata column that names splits (default: "split", if there
-    is one); limit: of each split at most so many rows are decoded and embedded, evenly spread.
+    data: data to check
+    model: if given, the embeddings of the data are checked, too
+    against: data of other splits, e.g. the training shards, to find leaks
+    split: metadata column with the name of the split; None means "split", if the data have this column
+    limit: maximum number of rows per split that are decoded and embedded; they are spread evenly over the split
+    quiet: show no progress
     """
     from mmtune.quality.doctor import doctor as doctor_
 
@@ -210,10 +256,18 @@ def advise(
     limit: int = 5000,
     quiet: bool = True,
 ) -> Advice:
-    """Measure the baseline, the gain of a linear head and the embedding rate on at most `limit` rows of DATA, and recommend.
+    """Recommend whether and how to tune a model, from quick measurements on your data.
 
-    corpus_size: items of the index to be; target: "METRIC=VALUE" that is needed; direction: "A->B", where B is what the index
-    holds (default: a text query that searches for the other modality); price_per_hour: of this machine.
+    Measures the metrics of the model as it is, the gain from training a linear head, and the embedding speed of this machine.
+
+    model: model to start from
+    data: sample of your data
+    corpus_size: number of items that the index will have
+    target: metric value that you need, as "METRIC=VALUE"
+    direction: "A->B", queries of modality A, an index of modality B; None means text queries and an index of the other modality
+    price_per_hour: price of this machine, for an estimate of the cost
+    limit: maximum number of rows to use
+    quiet: show no progress
     """
     from mmtune.quality.advise import advise as advise_
 

@@ -1,4 +1,4 @@
-"""Public functions from data to a tuned model: pack, open_data, mine, train, soup, bench."""
+"""Public functions for preparing data and training models: pack, open_data, mine, train, soup, bench."""
 
 from __future__ import annotations
 
@@ -37,16 +37,30 @@ def pack(
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> PackResult:
-    """Check SOURCE and pack it into WebDataset shards in `out` (in `out/VALUE` for each value of the column `split`).
+    """Check a source of samples and pack them into WebDataset shards.
 
-    columns: modality -> column; id, group, split: columns. Columns that are not named are found by their usual names.
-    options: limits by name, as the modalities declare them. workers: checking processes; 0 or 1 is one, never none: a file that
-    crashes its decoder, or takes longer than `timeout` seconds, costs its row and nothing else.
-    A shard is closed before it would exceed `shard_size` (one larger row makes a larger shard). Killed and called again, it
-    resumes; called again when finished, it checks that nothing has changed. `overwrite` starts anew where another pack wrote.
+    A row that cannot be used is rejected and listed in rejected.jsonl with the reason. After an interruption, call the function
+    again with the same arguments: it resumes. If the pack is complete, a further call checks that the source has not changed.
 
-    Returns counts, reasons and paths. Raises DataError for an unusable source or `out`, and, after everything has been written,
-    when more than the fraction `max_rejected` of the rows was rejected.
+    source: a table (CSV, Parquet, ...), a folder of media files, or another supported source
+    out: output directory; with `split`, each split gets the subdirectory `out/VALUE`
+    columns: modality -> column of the source; "" leaves the modality out; modalities that are not named here are taken from
+        columns with usual names
+    id: column with the row ids; None means a column named "id", else ids are made from file paths or row numbers
+    group: column with the group of each row; None means a column named "group", if there is one
+    split: column with the split of each row, e.g. train or test
+    shard_size: maximum size of a shard, e.g. "256MB"; a single row that is larger gets a shard of its own
+    workers: number of worker processes that check files; at least one is always used, so that a file that crashes its decoder
+        does not end the pack
+    max_rejected: maximum fraction of rejected rows
+    options: limits of the modalities, e.g. {"max_pixels": 100000000}
+    max_bytes: maximum size of one file
+    timeout: seconds after which a file is rejected because checking it takes too long
+    overwrite: delete an existing pack in `out` that was made with other arguments
+    progress: function (rows, packed, rejected, total) that is called after every row; total is None if it is unknown
+
+    Returns counts, reasons of rejection and paths. Raises DataError if the source or `out` cannot be used. Also raises DataError
+    if more than the fraction `max_rejected` of the rows was rejected; the shards are complete in this case.
     """
     from mmtune.data.pack.pack import pack as pack_
 
@@ -69,9 +83,12 @@ def pack(
 
 
 def open_data(spec: str | PathLike[str] | Sequence[str]) -> Data:
-    """Open DATA: a directory of *.tar, a tar, a brace or glob pattern, an fsspec URL of these, or a list of them.
+    """Open packed data or other WebDataset shards.
 
-    Raises DataError naming the file: nothing there, no tar, compressed, truncated, not what index.json says, ids twice.
+    spec: a directory of .tar files, a .tar file, a brace or glob pattern, an fsspec URL of one of these, or a list of them
+
+    Raises DataError, which names the file, if a shard is missing, compressed, truncated or not a tar file, if it differs from
+    index.json, or if an id occurs twice.
     """
     from mmtune.data.shards.dataset import open_data as open_data_
 
@@ -90,11 +107,22 @@ def mine(
     cache: str | Path | None = None,
     quiet: bool = False,
 ) -> MiningResult:
-    """Embed DATA with MODEL and mine every direction into the Parquet file `out`; its audit lies beside it.
+    """Mine hard negatives: embed the data with the model, search candidates in every direction, and drop false negatives.
 
-    verifier: an object with score(pairs), "package.module:Class", or a MODEL. truth: a column of the data with the right group
-    of every row, to measure guards by where groups are incomplete. Raises MmtuneError. Started by torchrun, the processes embed
-    a share each, the first searches and writes.
+    Writes a table of negatives and, next to it, an audit that reports which candidates were dropped and why. When started with
+    torchrun, each process embeds a part of the data; rank 0 searches and writes the files.
+
+    model: a `Model`, or what `mmtune.load` accepts
+    data: opened data, or what `mmtune.open_data` accepts
+    out: Parquet file to write
+    options: options of the recipe block `mining`
+    verifier: an object with score(pairs), "package.module:Class" or a MODEL, which re-scores candidates to drop false negatives
+    truth: metadata column with the true group of every row; used to measure the guards if the groups of the data are incomplete
+    batch_size: batch size for encoding
+    cache: directory in which perceptual hashes of the data are cached
+    quiet: show no progress
+
+    Raises MmtuneError if the options, the model or the data are invalid.
     """
     from mmtune.mining.mine_model import mine as mine_
 
@@ -108,17 +136,24 @@ def train(
     resume: bool = False,
     quiet: bool = False,
 ) -> TrainResult:
-    """Run a recipe (a file, plain data, or a Recipe) and return what came out of it.
+    """Train by a recipe and return the result: paths, scores and the fingerprint of the trained model.
 
-    RUN/ gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and artifact/. With `resume` a run that
-    was stopped goes on to the same result; without it a RUN that holds a run is refused. Raises MmtuneError.
+    The run directory, recipe key `run.dir`, gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and
+    artifact/ (the trained model).
 
-    Started several times by torchrun or accelerate, the processes train together on the recipe's batches; rank 0 writes, the
-    others return its result (without the field `result`). RUN must be one directory for all of them.
+    recipe: a recipe file, a mapping with the same keys, or a `Recipe`
+    overrides: "key.sub=value" strings that replace keys of a recipe file
+    resume: continue an interrupted run from its last checkpoint, with the same result as without the interruption
+    quiet: print no progress
+
+    Raises MmtuneError, e.g. if the recipe is invalid, or if the run directory contains a run and `resume` is False.
+
+    Distributed training: start the same call with torchrun or accelerate. All processes must share the run directory. Each of
+    them computes a part of every batch. Rank 0 writes the files; the other ranks return its result without the field `result`.
     """
     from mmtune.runtime.threads import set_openmp_wait_policy
 
-    set_openmp_wait_policy()  # before torch is imported
+    set_openmp_wait_policy()  # has an effect only before torch is imported
     from mmtune.run import train as train_
 
     return train_(recipe, overrides, resume=resume, quiet=quiet)
@@ -134,10 +169,18 @@ def soup(
     batch_size: int = 64,
     quiet: bool = True,
 ) -> SoupResult:
-    """Write the mean of some of `models`, artifacts or MODELs of one base and layout, to the artifact `out`.
+    """Average the weights of several models (model soup) and save the result as an artifact.
 
-    greedy: from the best by `metric` (averaged over the directions between modalities) on `data`, which none of them was
-    trained on, down; each joins if the mean does not get worse. uniform: all of them. Raises MmtuneError.
+    models: artifacts or MODEL strings, tuned from the same base model
+    data: validation data that none of the models was trained on
+    out: artifact directory to write
+    how: "uniform" averages all models. "greedy" starts with the best model and goes through the others from best to worst; a
+        model is added if the average does not get worse
+    metric: retrieval metric for "greedy", averaged over the directions between modalities
+    batch_size: batch size for encoding
+    quiet: show no progress
+
+    Raises MmtuneError if the models cannot be averaged or the data cannot be used.
     """
     from mmtune.training.regularise.soup import soup as soup_
 
@@ -147,10 +190,17 @@ def soup(
 def bench(
     recipe: Recipe | Mapping[str, object] | str | Path, overrides: Sequence[str] = (), *, steps: int = 16, quiet: bool = True
 ) -> Throughput:
-    """Measure a recipe: train a few steps in a temporary directory, load its rows without a model, embed some rows.
+    """Measure the throughput of a recipe on this machine.
 
-    No decoded items are cached, so each step is one of a first epoch. Validation, mining rounds, interpolation and the
-    head_first stage are left out. Raises RecipeError for fewer than one step and under torchrun.
+    Trains a few steps in a temporary directory, then loads batches without a model, and embeds up to 512 rows. The cache of
+    decoded items is off, so every step is as slow as in a first epoch. Validation, mining, interpolation and the head_first stage
+    are left out.
+
+    recipe, overrides: as in `mmtune.train`
+    steps: number of measured training steps, after 4 warm-up steps
+    quiet: print no progress
+
+    Raises RecipeError if `steps` is below 1, or if several processes were started with torchrun.
     """
     from mmtune.benchmark.throughput import bench as bench_
 

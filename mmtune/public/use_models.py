@@ -22,10 +22,14 @@ def load(
     dim: int | None = None,
     cpu_kernels: CpuKernels = "auto",
 ) -> Model:
-    """The model that MODEL names, in eval mode: an artifact or run directory, hf:NAME, open_clip:NAME/TAG, timm:NAME, st:NAME, or
-    {modality: MODEL}.
+    """Load a model in eval mode.
 
-    device: default the accelerator if there is one; dim: use only the first dimensions of its vectors. Raises ModelError.
+    model: an artifact or run directory, hf:NAME, open_clip:NAME/TAG, timm:NAME or st:NAME; or {modality: MODEL}, one for each tower
+    device: torch device; None means a GPU if there is one
+    dim: truncate embeddings to this many dimensions (Matryoshka)
+    cpu_kernels: "auto" replaces parts of known towers by faster kernels on a CPU; "off" keeps the upstream modules
+
+    Raises ModelError if the model cannot be loaded.
     """
     from mmtune.model.artifact.load import load as load_
 
@@ -40,9 +44,11 @@ def save(
     info: Mapping[str, object] | None = None,
     trained_on: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """Write a model as an artifact directory and return its fingerprint.
+    """Save a model as an artifact directory and return its fingerprint.
 
-    metrics, info: plain data for metrics.json, the manifest and the model card; trained_on: int64 labels of the training rows.
+    metrics: evaluation results for metrics.json and the model card, as data that JSON can represent
+    info: further information for the manifest and the model card, as data that JSON can represent
+    trained_on: int64 labels of the training rows, by which evaluation recognises data that the model was trained on
     """
     from mmtune.model.artifact.save import save as save_
 
@@ -50,9 +56,12 @@ def save(
 
 
 def similarity(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Cosine similarities [Q, C] float32 of vectors [Q, D] and [C, D]; a single vector [D] counts as one row.
+    """Compute the cosine similarities of all queries with all candidates: float32 [Q, C].
 
-    Raises ModelError for vectors of different widths.
+    queries: embeddings [Q, D], or a single one [D]
+    candidates: embeddings [C, D], or a single one [D]
+
+    Raises ModelError if the dimensions of queries and candidates differ.
     """
     from mmtune.model.similarity import cosine_similarity
 
@@ -70,12 +79,20 @@ def embed(
     dim: int | None = None,
     role: str | None = None,
 ) -> EmbedResult:
-    """Write OUT/<modality>/part-*.parquet (id, group, vector), one part per shard, and OUT/meta.json.
+    """Embed data and write the embeddings to Parquet files with the columns id, group and vector.
 
-    A part that is there with the same fingerprint and shard content is kept, so a killed run continues where it stopped; parts
-    of another model are refused. Processes that run this at the same time share the parts (see `mmtune.runtime.work_lock`);
-    each returns when all parts are written. Rows that lack a modality are counted, not written. dim: only the first dimensions,
-    normalised again (`Model.truncated`); role: the prompt around captions, default: as candidates (see `mmtune.model.prompts`).
+    The files are OUT/<modality>/part-*.parquet, one per shard, and OUT/meta.json. Rows that lack a modality are counted, but not
+    written. The function is resumable: files of the same model and shard content are kept. Several processes may run it at the
+    same time on the same `out`: they share the shards, and each returns when all files are written.
+
+    model: a `Model`, or what `mmtune.load` accepts
+    data: opened data, or what `mmtune.open_data` accepts
+    out: output directory; embeddings of another model in it are an error
+    modalities: modalities to embed; None means all that both the model and the data have
+    batch_size: batch size for encoding
+    quiet: show no progress
+    dim: truncate embeddings to this many dimensions and normalise them again (Matryoshka)
+    role: prompt role for texts, e.g. "query"; None means that the texts are candidates
     """
     from mmtune.embedding.parquet_parts import embed as embed_
 

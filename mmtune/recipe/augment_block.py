@@ -1,7 +1,7 @@
-"""`augment:` of a recipe: training-time augmentation, one block a modality.
+"""The recipe block `augment:`, training-time augmentation, with one sub-block per modality.
 
-The options are the parameters of the modality's own `augment` method, so a registered modality brings its own; `mixup` is there
-for every modality that can mix two signals.
+The keys of a sub-block are the parameters of the `augment` method of the modality's class, so a registered modality defines its
+own keys. Every modality also has the keys `mixup` and `custom`.
 """
 
 import inspect
@@ -24,48 +24,53 @@ MIXUP, CUSTOM = "mixup", "custom"
 
 
 class AugmentOptions(RecipeBlock):
-    """Augmentation of one modality; the subclass for a modality has its own options beside `mixup`."""
+    """Base class of the augmentation options of one modality. Subclasses add the options of a modality; see `options_model`."""
 
     modality: ClassVar[str] = ""
 
-    mixup: float = Field(0.0, description="largest share, up to 0.5, that a second training signal gets in the mix; 0 = off")
+    mixup: float = Field(
+        0.0,
+        description="maximum weight, 0 to 0.5, with which the signal of another training row is mixed in; the weight is drawn "
+        "uniformly from 0 to this value; 0: off",
+    )
     custom: dict[str, dict[str, JsonValue]] = Field(
-        {}, description="further augmentations after these: {registered name or package.module:Class: {option: value}}"
+        {},
+        description="augmentations of your own, applied after the built-in ones, as {NAME: {OPTION: VALUE}}; NAME is a registered "
+        "name or package.module:Class",
     )
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """What this modality has, the nearest first."""
+        """The end of the error message for an unknown key: the known keys of this modality, and the most similar one."""
         known = [*(n for n in cls.model_fields if n not in (MIXUP, CUSTOM)), MIXUP, CUSTOM]
         near = nearest(key, known)
         return f"unknown; known: {', '.join(known)}" + (near if "did you mean" in near else "")
 
     @property
     def own(self) -> dict[str, JsonValue]:
-        """Arguments of the modality's `augment` that differ from its defaults."""
+        """The keyword arguments for the modality's `augment` method: its options that differ from their defaults."""
         return {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k not in (MIXUP, CUSTOM)}
 
     @property
     def active(self) -> bool:
-        """Whether anything is augmented."""
+        """Whether any augmentation is switched on."""
         return bool(self.mixup or self.custom or self.own)
 
 
 def _mixup_share(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
-        raise invalid(f"{value!r} is not a share from 0 to 0.5")
+        raise invalid(f"{value!r} is not a number from 0 to 0.5")
     return value
 
 
-_MODELS: dict[type[Modality], type[AugmentOptions]] = {}
+_MODELS: dict[type[Modality], type[AugmentOptions]] = {}  # cache of `options_model`
 
 
 def _model_of(kind: type[Modality]) -> type[AugmentOptions]:
-    """The options model of a modality class, from the signature and docstring of its `augment`."""
+    """Create the pydantic model of a modality's augmentation options from the signature and docstring of its `augment` method."""
     parameters = list(inspect.signature(kind.augment).parameters.values())[1:]
-    given = {
-        p.name: p.annotation for p in parameters if p.annotation is not p.empty
-    }  # not the return type, which needs no model
+    # the parameters only: resolving the return type could fail, because it may be imported for type checkers only
+    given = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
     hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=given), kind.augment.__globals__)
     texts = _descriptions(inspect.getdoc(kind.augment) or "")
     fields: dict[str, tuple[object, object]] = {
@@ -83,13 +88,13 @@ def _model_of(kind: type[Modality]) -> type[AugmentOptions]:
     )
     made.modality = kind.name
     if not fields.keys() - {MIXUP} and any(p.kind is p.VAR_KEYWORD for p in parameters):
-        made.model_config = ConfigDict(extra="allow")  # the modality checks its options itself
+        made.model_config = ConfigDict(extra="allow")  # `augment(**options)` without named parameters checks its options itself
         made.model_rebuild(force=True)
     return made
 
 
 def options_model(modality: str) -> type[AugmentOptions]:
-    """The class of the options of `modality`. RecipeError where there is no such modality."""
+    """The pydantic model of the augmentation options of `modality`. Raises RecipeError if that modality is unknown."""
     kind = type(modalities.get(modality))
     if kind not in _MODELS:
         _MODELS[kind] = _model_of(kind)
@@ -97,7 +102,7 @@ def options_model(modality: str) -> type[AugmentOptions]:
 
 
 def _descriptions(docstring: str) -> dict[str, str]:
-    """{parameter: its description} of a docstring that writes "`name`: description; `other`, `third`: ..."."""
+    """Parse parameter descriptions from a docstring of the form "`name`: description; `other`, `third`: description"."""
     texts: dict[str, str] = {}
     flat = " ".join(docstring.split())
     starts = list(re.finditer(r"((?:`\w+`(?:, )?)+)(?: \([^)]*\))?: ", flat))
@@ -109,7 +114,7 @@ def _descriptions(docstring: str) -> dict[str, str]:
 
 
 def _typed(value: object) -> object:
-    """Each modality's mapping as an instance of that modality's options model."""
+    """Validate the mapping of each modality as an instance of that modality's options model."""
     if not isinstance(value, Mapping):
         return value
     fields: dict[str, tuple[object, object]] = {str(m): (options_model(str(m)), ...) for m in value}
@@ -120,7 +125,7 @@ def _typed(value: object) -> object:
 
 
 def _inlined(schema: object, definitions: Mapping[str, object]) -> object:
-    """A JSON Schema with its references replaced by what they refer to."""
+    """Replace every "$ref" in a JSON Schema by the definition that it refers to."""
     if isinstance(schema, dict):
         if "$ref" in schema:
             return definitions[schema["$ref"].rsplit("/", 1)[-1]]
@@ -129,7 +134,7 @@ def _inlined(schema: object, definitions: Mapping[str, object]) -> object:
 
 
 class _PerModality:
-    """The JSON Schema of `augment:`: one property a modality of the table."""
+    """Makes pydantic generate the JSON Schema of `augment:`, an object with one property per registered modality."""
 
     @staticmethod
     def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -139,4 +144,4 @@ class _PerModality:
 
 
 AugmentBlock = Annotated[dict[str, SerializeAsAny[AugmentOptions]], BeforeValidator(_typed), _PerModality]
-"""`augment:` of a recipe: modality -> its augmentation options."""
+"""Type of the recipe block `augment:`, which maps a modality to its augmentation options."""

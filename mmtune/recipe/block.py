@@ -1,4 +1,4 @@
-"""The base class of every recipe block, and validation with one-line errors that name the key and the nearest known one."""
+"""The base class of all recipe blocks, and validation whose errors are one line that names the recipe key."""
 
 import difflib
 import math
@@ -15,18 +15,18 @@ from mmtune.runtime.plugins import nearest
 T = TypeVar("T")
 
 OLD_NAMES: dict[str, str] = {}
-"""Present name of a renamed key -> its old spelling."""
+"""Current name of a renamed key -> its old name."""
 IMPLIED = ("loss", "how", "default")
-"""Keys that a short form leaves out: `tune: lora` stands for `tune: {how: lora}`."""
+"""Keys that a short form omits: `tune: lora` is short for `tune: {how: lora}`."""
 
 UNKNOWN = "unknown_recipe_key"
-"""Type of the error for a key that a block does not have; it is reported before any other error."""
+"""Pydantic error type of an unknown key. If there are several errors, an unknown key is the one that is reported."""
 OWN = "recipe_value"
-"""Type of the errors that carry their whole message."""
+"""Pydantic error type of errors made by `invalid`, whose message is shown unchanged."""
 
 
 def invalid(message: str) -> PydanticCustomError:
-    """An error with its own text, to be raised by a validator of a block."""
+    """Create the error that a validator of a recipe block raises. `message` is shown after the name of the key."""
     return PydanticCustomError(OWN, "{message}", {"message": message})
 
 
@@ -43,15 +43,15 @@ def _finite(value: object) -> float:
 
 
 Number = Annotated[float, BeforeValidator(_finite, json_schema_input_type=float)]
-"""A finite number; `true` is none."""
+"""A finite number. Booleans are rejected, although Python treats them as integers."""
 
 
 class RecipeBlock(BaseModel):
-    """A block of the recipe. A key that it does not have is an error that names the nearest one."""
+    """Base class of recipe blocks. An unknown key is an error that suggests the most similar known key."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=False)
     renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Old spelling of a key -> the present one. The old one is read, with a warning."""
+    """Old name of a key -> its current name. Old names are still accepted, with a FutureWarning."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
@@ -78,7 +78,7 @@ class RecipeBlock(BaseModel):
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """What the error says of a key that this block lacks; empty for the usual text."""
+        """The error message for an unknown key of this block; an empty string means the default message."""
         return ""
 
 
@@ -91,19 +91,28 @@ def check(kind: type[T], value: object, path: str = "", where: str = "") -> T: .
 
 
 def check(kind: "type[T] | TypeAdapter[T]", value: object, path: str = "", where: str = "") -> T:
-    """`value` validated as `kind`. Raises RecipeError: one line with the file (`where`), the key below `path`, and what is
-    wrong with it."""
+    """Validate `value` and return it as an instance of `kind`.
+
+    value: plain data, e.g. parsed YAML
+    path: dotted recipe key of `value`, put in front of the keys in error messages
+    where: file that `value` comes from, at the start of error messages
+
+    Raises RecipeError, whose message is one line, if `value` is invalid.
+    """
     adapter: TypeAdapter[T] = kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
     try:
         return adapter.validate_python(value)
     except ValidationError as e:
-        problem = _most_telling(e.errors(include_url=False))
+        problem = _most_specific(e.errors(include_url=False))
         line = _line(problem, value, path)
         raise RecipeError(f"{where}: {line}" if where else line) from None
 
 
-def _most_telling(problems: Sequence[ErrorDetails]) -> ErrorDetails:
-    """An unknown key, if there is one; else the first key's error, of the union alternative that matched deepest."""
+def _most_specific(problems: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Choose the error to report: an unknown key if there is one, else an error of the first invalid key.
+
+    If the key's type is a union, every alternative has its errors; the error at the deepest location is chosen.
+    """
     for problem in problems:
         if problem["type"] == UNKNOWN:
             return problem
@@ -112,7 +121,7 @@ def _most_telling(problems: Sequence[ErrorDetails]) -> ErrorDetails:
 
 
 def dotted(parts: Iterable[str | int], start: str = "") -> str:
-    """("objective", 0, "loss") -> "objective[0].loss"."""
+    """Join keys and list indices to a dotted path: ("objective", 0, "loss") becomes "objective[0].loss"."""
     path = start
     for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -120,7 +129,10 @@ def dotted(parts: Iterable[str | int], start: str = "") -> str:
 
 
 def _keys(problem: ErrorDetails, document: object) -> list[str | int]:
-    """The keys and indices of the document in pydantic's location, which also names the alternatives of unions."""
+    """The keys and list indices of the document that lead to the error.
+
+    They are picked from pydantic's location `loc`, which also contains names of union alternatives; these are not in the document.
+    """
     keys: list[str | int] = []
     place, parts = document, list(problem["loc"])
     for number, part in enumerate(parts):
@@ -131,7 +143,7 @@ def _keys(problem: ErrorDetails, document: object) -> list[str | int]:
         elif isinstance(place, Sequence) and not isinstance(place, str) and isinstance(part, int) and part < len(place):
             place = place[part]
         elif (problem["type"] == "missing" and number == len(parts) - 1) or (part in IMPLIED and isinstance(place, str)):
-            pass  # a key that should be there, or that the short form implies
+            pass  # a required key that is missing, or a key that the short form omits
         else:
             continue
         keys.append(part)
@@ -144,7 +156,7 @@ def _line(problem: ErrorDetails, document: object, path: str) -> str:
     if kind == UNKNOWN:
         return _unknown(at, context["key"], context["message"], context["known"])
     if kind == "missing":
-        return f"{at}: is missing: give it in the recipe, or as {at}=VALUE after it"
+        return f"{at}: is missing: set it in the recipe, or give {at}=VALUE after the recipe on the command line"
     if kind == OWN:
         return _joined(at, problem["msg"])
     if kind == "value_error":

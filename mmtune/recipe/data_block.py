@@ -1,4 +1,4 @@
-"""`data:` of a recipe: what is trained on, what is validated on, and how rows are read."""
+"""The recipe block `data:`: training data, validation data, and how rows are loaded."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -22,28 +22,40 @@ Size = Annotated[int | str, AfterValidator(_check_size)]
 
 
 class TrainingSet(RecipeBlock):
-    """One of several training sets, with its weight."""
+    """A training set and its sampling weight."""
 
-    path: str = Field(description="DATA: packed shards (a directory, a brace pattern, a URL)")
+    path: str = Field(description="packed shards: a directory, a brace pattern or a URL")
     weight: float = Field(
-        1.0, gt=0, description="2: every row is used twice an epoch; 0.5: half of the rows, different ones in each epoch"
+        1.0,
+        gt=0,
+        description="sampling weight: with 2 every row is used twice per epoch; with 0.5 half of the rows are used, different "
+        "ones in each epoch",
     )
 
 
 class DataConfig(RecipeBlock):
-    """What is trained on, what is validated on, and how rows are read."""
+    """Training data, validation data, and how rows are loaded.
+
+    Data are packed shards: a directory, a brace pattern or a URL.
+    """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"general": "retention"}
 
-    train: str | list[str | TrainingSet] = Field(description="DATA to train on, or a list of training sets with weights")
-    val: str | None = Field(None, description="DATA for validation after each epoch; the best checkpoint is chosen on it")
-    retention: str | None = Field(
-        None, description="DATA of the general domain, whose scores must not fall: evaluated beside val after each epoch"
+    train: str | list[str | TrainingSet] = Field(description="training data, or a list of training sets with sampling weights")
+    val: str | None = Field(
+        None, description="validation data, evaluated after each epoch; the best checkpoint on them becomes the artifact"
     )
-    workers: int = Field(2, ge=1, description="threads that decode and preprocess ahead of the training step")
-    cache: Size = Field("2GB", description="memory for decoded or preprocessed items, reused in later epochs; 0 = off")
+    retention: str | None = Field(
+        None,
+        description="data of a general domain, on which the model must not get worse; evaluated after each epoch together with "
+        "`val`",
+    )
+    workers: int = Field(2, ge=1, description="number of threads that load and preprocess the next batches during training")
+    cache: Size = Field(
+        "2GB", description="memory limit of the cache of decoded or preprocessed items, which later epochs reuse; 0: no cache"
+    )
     batches: Literal["random", "spread"] = Field(
-        "random", description="random: rows are shuffled; spread: rows of one group go to different batches"
+        "random", description="random: rows are shuffled; spread: rows of one group are put into different batches if possible"
     )
 
     @property
@@ -61,5 +73,5 @@ class DataConfig(RecipeBlock):
     @classmethod
     def _not_empty(cls, value: str | list[str | TrainingSet]) -> str | list[str | TrainingSet]:
         if not value:
-            raise invalid("name your packed training data: data.train=DIR")
+            raise invalid("is empty; name your packed training data: data.train=DIR")
         return value

@@ -1,4 +1,4 @@
-"""`gate:` of a recipe: what `compare`, `report` and `promote` demand of a candidate model."""
+"""The recipe block `gate:`: the conditions under which `compare`, `report` and `promote` accept a candidate model."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -8,11 +8,11 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from mmtune.recipe.block import RecipeBlock, check, invalid
 
 MEAN = "mean"
-"""The name of the mean over all directions between different modalities."""
+"""Value of `direction` that means the mean over all directions between different modalities."""
 RETENTION = "retention"
-"""The name of the slice that holds the retention data (see `mmtune.comparison.retention`)."""
+"""Name of the slice of the retention data, i.e. data on which a new model must not get worse."""
 OLD_NAMES = {"general": RETENTION}
-"""Guards of gate files written by earlier versions."""
+"""Old name of a guard -> its current name, for gate files written by earlier versions."""
 
 
 def _number(value: object) -> object:
@@ -26,29 +26,33 @@ Bound = Annotated[float, BeforeValidator(_number, json_schema_input_type=float)]
 
 
 def _present_names(value: object) -> object:
-    """The guards with the slice's present name; none where the recipe has an empty key."""
+    """Replace old names of guards. An empty `guards:` key (None) becomes an empty dict."""
     return {OLD_NAMES.get(k, k): v for k, v in value.items()} if isinstance(value, Mapping) else value or {}
 
 
 class Gate(RecipeBlock):
-    """The candidate passes when `metric` of `direction` gains more than `min_gain` and no guard falls below its bound.
+    """The candidate model passes the gate if `metric` in `direction` improves by more than `min_gain` and no guard is violated.
 
-    Gain and bounds are compared with the lower end of the 95% bootstrap interval. A guard is a slice or a direction:
-    {retention: -0.01} lets the retention slice lose at most one point.
+    A guard is a lower bound on the change of `metric` in a slice or direction: {retention: -0.01} allows the retention slice to
+    lose at most 0.01. All changes are judged by the lower end of their 95% bootstrap confidence interval.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    metric: str = Field("ndcg@10", description="retrieval metric that decides, e.g. ndcg@10, map, hit@1")
-    direction: str = Field(MEAN, description='"a->b", or mean: over all directions between different modalities')
-    min_gain: Bound = Field(0.0, description="smallest gain that is worth a change")
+    metric: str = Field("ndcg@10", description="retrieval metric that is compared, e.g. ndcg@10, map, hit@1")
+    direction: str = Field(
+        MEAN,
+        description='retrieval direction "a->b" (queries of modality a, candidates of b), or mean: the mean over all directions '
+        "between different modalities",
+    )
+    min_gain: Bound = Field(0.0, description="the improvement of `metric` must be larger than this")
     guards: Annotated[dict[str, Bound], BeforeValidator(_present_names)] = Field(
-        {}, description="slice or direction -> lowest change that is allowed, e.g. {retention: -0.01}"
+        {}, description="slice or direction -> lowest allowed change of `metric`, e.g. {retention: -0.01}"
     )
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """The nearest key of a gate."""
+        """The end of the error message for an unknown key: the most similar key of a gate, or all keys."""
         import difflib
 
         known = list(cls.model_fields)
@@ -57,9 +61,12 @@ class Gate(RecipeBlock):
 
     @classmethod
     def read(cls, value: "Mapping[str, object] | Gate | None") -> "Gate | None":
-        """A gate from the recipe's `gate:` mapping. Raises RecipeError for unknown keys and for values that are no numbers."""
+        """Validate the mapping of a recipe's `gate:` and return a Gate; a Gate and None are returned unchanged.
+
+        Raises RecipeError if a key is unknown or a bound is not a number.
+        """
         return value if value is None or isinstance(value, Gate) else check(cls, value, "gate")
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data, as in a recipe."""
+        """The gate as plain data, with the keys of the recipe block."""
         return self.model_dump()

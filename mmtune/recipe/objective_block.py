@@ -1,9 +1,9 @@
-"""`objective:` of a recipe: a list of weighted losses, each with the options of its own.
+"""The recipe block `objective:`, a list of losses whose weighted sum is minimised. Every loss has its own options.
 
 objective:
   - {loss: info_nce, positives: mask, smoothing: 0.1}
   - {loss: kl, teacher: big, weight: 0.5}
-  - {loss: "package.module:function", height: 3}      a loss of your own: its keyword-only parameters are its options
+  - {loss: "package.module:function", height: 3}      # a loss of your own; its keyword-only parameters are its options
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from mmtune.recipe.block import Number, RecipeBlock, invalid
 from mmtune.runtime.plugins import is_target, nearest
 
 AUTO = "auto"
-"""The checkpoint's own loss: sigmoid where the model has a bias, InfoNCE elsewhere."""
+"""Name of the loss that the base model was pretrained with; see `AutoTerm`."""
 
 
 def _not_negative(value: float) -> float:
     if value < 0:
-        raise invalid(f"{value} is negative; weights are 0 or more")
+        raise invalid(f"{value} is negative; weights must be 0 or more")
     return value
 
 
@@ -32,61 +32,78 @@ def _positive(value: float) -> float:
 
 
 class TermBlock(RecipeBlock):
-    """One weighted loss of an objective; the keys that every loss has."""
+    """One loss (term) of the objective. Every loss has the keys in this table."""
 
     own_keys: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are keyword arguments of the loss function."""
+    """Names of the fields that are keyword arguments of the loss function."""
 
     loss: str = Field(description="name of the loss, or package.module:function")
-    weight: Annotated[Number, AfterValidator(_not_negative)] = Field(1.0, description="factor of this loss in the sum")
-    pairs: list[tuple[str, str]] | None = Field(None, description="only these of the recipe's pairs; default: all")
+    weight: Annotated[Number, AfterValidator(_not_negative)] = Field(
+        1.0, description="factor of this loss in the sum of all losses"
+    )
+    pairs: list[tuple[str, str]] | None = Field(
+        None, description="pairs of modalities to which this loss applies; null: all pairs of the recipe"
+    )
     directions: Literal["both", "forward", "backward"] = Field(
-        "both", description="forward: queries of the pair's first modality; contrastive losses only"
+        "both",
+        description="directions that are trained; forward: queries of the pair's first modality, candidates of its second; "
+        "backward: the reverse; for contrastive and distillation losses",
     )
     scale: Annotated[Number, AfterValidator(_positive)] | None = Field(
-        None, description="fixed logit scale instead of the model's learned one"
+        None, description="fixed logit scale; null: the model's learned logit scale"
     )
     weights: str | None = Field(
-        None, description="metadata column of graded relevance: the weight of each row's own pair, the only positive then"
+        None,
+        description="metadata column of relevance grades: each row's pair is weighted by its grade, and only pairs from the same "
+        "row are positives; null: no grades",
     )
     queries: Literal["rows", "items"] = Field(
-        "rows", description="rows: a query item that occurs in several rows weighs as much as its rows; items: as one"
+        "rows",
+        description="weight of a query that occurs in several rows of a batch; rows: its number of rows; items: 1",
     )
-    guide: str | None = Field(None, description="teacher whose similarities mask in-batch negatives (a key of `teachers`)")
-    guide_margin: Number = Field(0.0, description="margin of the guide: how much above the positive a masked negative scores")
+    guide: str | None = Field(
+        None, description="teacher (a key of `teachers`) that finds likely false negatives in the batch, which are then ignored"
+    )
+    guide_margin: Number = Field(
+        0.0, description="ignore a negative if the guide scores it above the positive's score minus this margin"
+    )
     tile: Literal["auto", "always", "never"] = Field(
-        "auto", description="compute the logits in tiles, in bounded memory; auto: above a size"
+        "auto", description="compute the logits tile by tile to limit memory; auto: only for large batches"
     )
     teacher: str | None = Field(None, description="teacher of a distillation loss (a key of `teachers`)")
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """The loss has no such option; the nearest that it has."""
+        """The end of the error message for an unknown key, with the most similar option of the loss."""
         return f"{cls.model_fields['loss'].default} has no such option{nearest(key, list(cls.model_fields)[1:])}"
 
     @property
     def options(self) -> dict[str, JsonValue]:
-        """Keyword arguments of the loss function."""
+        """The keyword arguments for the loss function."""
         return {name: getattr(self, name) for name in sorted(self.own_keys)}
 
 
 class AutoTerm(TermBlock):
-    """The checkpoint's own loss: sigmoid where the model has a bias, InfoNCE elsewhere."""
+    """The loss that the base model was pretrained with: sigmoid (SigLIP) if the model has a logit bias, otherwise InfoNCE."""
 
     loss: Literal["auto"] = Field("auto", description="name of the loss")
 
 
 class InfoNCETerm(TermBlock):
-    """Softmax cross-entropy over the batch's candidates (CLIP, multiple-negatives ranking, SupCon)."""
+    """InfoNCE: softmax cross-entropy over the candidates in the batch (as in CLIP, MultipleNegativesRankingLoss and SupCon)."""
 
     own_keys = frozenset({"positives", "smoothing", "hardness"})
 
     loss: Literal["info_nce"] = Field("info_nce", description="name of the loss")
     positives: Literal["mean", "mask", "sum"] = Field(
-        "mean", description="several positives: mean over them (SupCon), mask all but the own pair, or sum (UniCL)"
+        "mean",
+        description="how several positives of a query are used; mean: average the loss over them (SupCon); mask: only the pair of "
+        "the same row is a positive, the other positives are ignored; sum: sum their probabilities (UniCL)",
     )
-    smoothing: Number = Field(0.0, description="label smoothing: share of the target spread over all candidates")
-    hardness: Number = Field(0.0, description="weight negatives by e^(hardness x logit); 0 = evenly")
+    smoothing: Number = Field(0.0, description="label smoothing: fraction of the target that is spread over all candidates")
+    hardness: Number = Field(
+        0.0, description="weight negatives by e^(hardness x logit), so that hard ones count more; 0: equally"
+    )
 
 
 class SigmoidTerm(TermBlock):
@@ -95,87 +112,99 @@ class SigmoidTerm(TermBlock):
     own_keys = frozenset({"bias"})
 
     loss: Literal["sigmoid"] = Field("sigmoid", description="name of the loss")
-    bias: Number = Field(-10.0, description="initial bias where the model has none of its own")
+    bias: Number = Field(-10.0, description="initial value of the logit bias, if the model has no logit bias")
 
 
 class TripletTerm(TermBlock):
-    """Triplet margin loss with the batch's hardest or semi-hard negatives."""
+    """Triplet margin loss with the hardest or semi-hard negatives of the batch."""
 
     own_keys = frozenset({"margin", "distance", "mining"})
 
     loss: Literal["triplet"] = Field("triplet", description="name of the loss")
-    margin: Number = Field(0.2, description="margin between the distances of positive and negative")
-    distance: Literal["cosine", "euclidean"] = Field("cosine", description="distance of two vectors")
-    mining: Literal["hard", "semi_hard"] = Field("hard", description="which negative of the batch")
+    margin: Number = Field(0.2, description="by how much the distance to the negative should exceed that to the positive")
+    distance: Literal["cosine", "euclidean"] = Field(
+        "cosine", description="distance between two embeddings; cosine: 1 - cosine"
+    )
+    mining: Literal["hard", "semi_hard"] = Field(
+        "hard",
+        description="choice of the negative; hard: the nearest of the batch; semi_hard: the nearest that is farther away than the "
+        "positive",
+    )
 
 
 class MseTerm(TermBlock):
-    """Squared error of cosine and score; scores lie in [-1, 1]."""
+    """Mean squared error between the cosine similarity of a pair and its score, which must be in [-1, 1]."""
 
     own_keys = frozenset({"column"})
 
     loss: Literal["mse"] = Field("mse", description="name of the loss")
-    column: str = Field("score", description="numeric metadata column of the pair's similarity")
+    column: str = Field("score", description="numeric metadata column with the score of each pair")
 
 
 class CosineTerm(TermBlock):
-    """CosineEmbeddingLoss: 1 - cosine above the threshold, the cosine above a margin below it."""
+    """Loss of torch's CosineEmbeddingLoss: 1 - cosine for similar pairs, max(0, cosine - margin) for dissimilar pairs."""
 
     own_keys = frozenset({"column", "margin", "threshold"})
 
     loss: Literal["cosine"] = Field("cosine", description="name of the loss")
-    column: str = Field("score", description="numeric metadata column of the pair's similarity")
-    margin: Number = Field(0.0, description="cosine up to which a dissimilar pair costs nothing")
-    threshold: Number = Field(0.5, description="score from which a pair is similar")
+    column: str = Field("score", description="numeric metadata column with the score of each pair")
+    margin: Number = Field(0.0, description="dissimilar pairs with a cosine up to this have loss 0")
+    threshold: Number = Field(0.5, description="pairs with at least this score are similar, the others dissimilar")
 
 
 class CosentTerm(TermBlock):
-    """CoSENT: the order of the pairs' cosines follows the order of their scores."""
+    """CoSENT: trains the cosine similarities of the pairs to have the same order as their scores."""
 
     own_keys = frozenset({"column", "scale"})
 
     loss: Literal["cosent"] = Field("cosent", description="name of the loss")
-    column: str = Field("score", description="numeric metadata column of the pair's similarity")
-    scale: Annotated[Number, AfterValidator(_positive)] = Field(20.0, description="factor on cosine differences")
+    column: str = Field("score", description="numeric metadata column with the score of each pair")
+    scale: Annotated[Number, AfterValidator(_positive)] = Field(20.0, description="factor on differences of cosines")
 
 
 class KlTerm(TermBlock):
-    """KL divergence of the teacher's and the student's distribution over each query's candidates."""
+    """Distillation by KL divergence between the teacher's and the student's softmax distribution over each query's candidates."""
 
     own_keys = frozenset({"temperature"})
 
     loss: Literal["kl"] = Field("kl", description="name of the loss")
-    temperature: Number = Field(0.05, description="of the teacher's softmax")
+    temperature: Number = Field(0.05, description="temperature of the teacher's softmax")
 
 
 class ScoreMseTerm(TermBlock):
-    """Squared difference of the student's cosine and the teacher's score."""
+    """Distillation by the squared difference between the student's cosine and the teacher's score."""
 
     loss: Literal["score_mse"] = Field("score_mse", description="name of the loss")
 
 
 class MarginMseTerm(TermBlock):
-    """MarginMSE: squared difference of score margins between positive and negative."""
+    """MarginMSE distillation: squared difference between student and teacher in the margin (positive score - negative score)."""
 
     own_keys = frozenset({"factor"})
 
     loss: Literal["margin_mse"] = Field("margin_mse", description="name of the loss")
-    factor: Number = Field(1.0, description="factor on the teacher's margins, to a cosine's size")
+    factor: Number = Field(
+        1.0, description="factor on the teacher's margins that scales them to the range of cosine differences"
+    )
 
 
 class FeatureTerm(TermBlock):
-    """Squared distance of the student's and the teacher's vectors."""
+    """Distillation by the squared distance between the student's and the teacher's embeddings."""
 
     own_keys = frozenset({"projection"})
 
     loss: Literal["feature"] = Field("feature", description="name of the loss")
-    projection: bool = Field(False, description="learn a linear map before the comparison even where the widths agree")
+    projection: bool = Field(
+        False,
+        description="learn a linear projection for the comparison even if both have the same dimension; with different "
+        "dimensions it is always learned",
+    )
 
 
 class CustomTerm(TermBlock):
-    """A loss of your own: `package.module:function`, or a name given to `mmtune.register_loss`.
+    """A loss of your own: `package.module:function`, or a name registered with `mmtune.register_loss`.
 
-    Further keys are its options. They are checked against the function's keyword-only parameters when the objective is built.
+    Keys other than the common ones are its options. They must be keyword-only parameters of the function.
     """
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
@@ -195,7 +224,7 @@ class CustomTerm(TermBlock):
 
     @property
     def options(self) -> dict[str, JsonValue]:
-        """The keys beside the common ones: keyword arguments of the function."""
+        """The keys other than the common ones, as keyword arguments for the loss function."""
         return dict(self.__pydantic_extra__)
 
 
@@ -238,7 +267,7 @@ def _kind(value: object) -> str:
 
 
 def _named(value: object) -> object:
-    """A bare name stands for {loss: name}. A term without a known loss is refused here, with the nearest one."""
+    """Expand a bare string to {loss: string}. Raises an error that lists the known losses if the key `loss` is missing."""
     if isinstance(value, str):
         value = {"loss": value}
     if isinstance(value, TermBlock):
@@ -265,7 +294,7 @@ Term = Annotated[
     Discriminator(_kind),
     BeforeValidator(_named),
 ]
-"""One term of an objective, typed by its `loss`."""
+"""Type of one term of an objective; the key `loss` decides which class validates it."""
 
 
 def _something_to_train(terms: list[AnyTerm]) -> list[AnyTerm]:
@@ -277,4 +306,4 @@ def _something_to_train(terms: list[AnyTerm]) -> list[AnyTerm]:
 
 
 ObjectiveTerms = Annotated[list[Term], AfterValidator(_something_to_train)]
-"""`objective:` of a recipe."""
+"""Type of the recipe block `objective:`."""

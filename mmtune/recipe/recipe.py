@@ -1,4 +1,4 @@
-"""The recipe of a run: the typed blocks, and what they demand of each other."""
+"""The recipe of a training run: a typed model of its blocks, and validation across blocks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,71 +24,83 @@ _EmptyIsNone = BeforeValidator(lambda value: value or None)
 
 
 class Recipe(RecipeBlock):
-    """A whole training run, as data: `Recipe.load` reads it from YAML, `Recipe.parse` from a mapping."""
+    """All settings of a training run. `Recipe.load` reads them from a YAML file, `Recipe.parse` from a mapping."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"windows": "window_pooling"}
 
-    model: str | dict[str, str] = Field(description="MODEL string of the base model, or one a tower: {modality: MODEL}")
+    model: str | dict[str, str] = Field(
+        description="base model: an artifact or run directory, hf:NAME, open_clip:NAME/TAG, timm:NAME or st:NAME; or one model per "
+        "tower: {MODALITY: MODEL}"
+    )
     data: DataConfig = Field(description="training and validation data")
     pairs: list[tuple[str, str]] | None = Field(
-        None, description="pairs of modalities to train; default: every pair that the model and the data share"
+        None, description="pairs of modalities to train; null: every pair that both the model and the data have"
     )
-    objective: ObjectiveTerms = Field([AutoTerm()], description="weighted losses")
-    teachers: dict[str, Teacher] = Field({}, description="name -> teacher of a distillation loss or a guide")
+    objective: ObjectiveTerms = Field([AutoTerm()], description="losses whose weighted sum is minimised")
+    teachers: dict[str, Teacher] = Field({}, description="name -> teacher, used by distillation losses and as a guide")
     prompts: PromptsBlock | None = Field(
-        None, description="modality -> role -> template(s) around its strings; default: the model's own"
+        None,
+        description="modality -> role (default, query or zero_shot) -> template or list of templates with {} in place of the text; "
+        "null: the prompts of the base model",
     )
     window_pooling: WindowPooling | None = Field(
-        None, description="modality -> how the vectors of a long signal's windows become one; default: the model's own, mean"
+        None,
+        description="modality -> how the embeddings of the windows of a long signal are combined; null: as in the base model, by "
+        "default mean",
     )
-    matryoshka: MatryoshkaConfig | None = Field(None, description="train prefixes of the vectors too")
-    memory: MemoryConfig | None = Field(None, description="cross-batch memory of negatives")
-    augment: AugmentBlock = Field({}, description="modality -> training-time augmentation")
-    tune: TuneBlock = Field(FullTuning(), description="how much of each tower is trained")
-    interpolate: bool | Interpolate = Field(False, description="WiSE-FT between base and tuned weights; true: the defaults")
-    mining: MiningOptions | None = Field(None, description="hard negatives, mined again in rounds during training")
+    matryoshka: MatryoshkaConfig | None = Field(None, description="also train truncated embeddings (Matryoshka)")
+    memory: MemoryConfig | None = Field(None, description="use embeddings of earlier batches as negatives (cross-batch memory)")
+    augment: AugmentBlock = Field({}, description="modality -> augmentation of its training signals")
+    tune: TuneBlock = Field(FullTuning(), description="which weights of each tower are trained")
+    interpolate: bool | Interpolate = Field(
+        False, description="interpolate between the weights of the base and the tuned model (WiSE-FT); true: with the defaults"
+    )
+    mining: MiningOptions | None = Field(None, description="mine hard negatives, repeatedly during training")
     gate: Annotated[Gate | None, _EmptyIsNone] = Field(
-        None, description="what `compare` and `report` demand of the tuned model"
+        None, description="conditions under which `compare` and `report` accept the tuned model"
     )
-    train: TrainConfig = Field(TrainConfig(), description="the optimisation")
-    run: RunConfig = Field(RunConfig(), description="the directory of the run")
+    train: TrainConfig = Field(TrainConfig(), description="length, optimizer, precision and checkpoints of training")
+    run: RunConfig = Field(RunConfig(), description="run directory")
 
     @model_validator(mode="after")
     def _interpolation_has_data(self) -> "Recipe":
         if self.interpolate and not (self.data.val and self.data.retention):
-            raise invalid("interpolate: the coefficient is picked on data.val and data.retention; name both")
+            raise invalid("interpolate: needs data.val and data.retention, on which the coefficient is chosen; set them")
         return self
 
     @property
     def interpolation(self) -> Interpolate | None:
-        """`interpolate` with its defaults, or None where nothing is interpolated."""
+        """The options of `interpolate`: the defaults if it is true, None if it is false."""
         if isinstance(self.interpolate, Interpolate):
             return self.interpolate
         return Interpolate() if self.interpolate else None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
-        """The recipe in a YAML file, with `key.sub=value` overrides. Raises RecipeError that names file and key."""
+        """Read a YAML recipe file and apply `key.sub=value` overrides. Raises RecipeError, which names file and key, if invalid."""
         return cls.parse(read_document(path, overrides), str(path))
 
     @classmethod
     def parse(cls, document: object, where: str = "recipe") -> "Recipe":
-        """A recipe from plain data. Raises RecipeError: one line with the key and what is wrong with it."""
+        """Validate a recipe given as a mapping. Raises RecipeError, which names the key, if it is invalid.
+
+        where: file that the recipe comes from, at the start of error messages
+        """
         if not isinstance(document, Mapping):
             raise RecipeError(f"{where}: a recipe is a mapping of keys; this is {type(document).__name__}")
         return check(cls, without_blanks(document), where=where)
 
     @classmethod
     def read(cls, recipe: "Recipe | Mapping[str, object] | str | Path", overrides: Sequence[str] = ()) -> "Recipe":
-        """The recipe that a caller gives as a file (with overrides), as plain data, or as it is."""
+        """Return the recipe from a file path (with overrides), a mapping or a `Recipe`."""
         if isinstance(recipe, str | Path):
             return cls.load(recipe, overrides)
         if overrides:
-            raise RecipeError("overrides go with a recipe file; change the mapping itself instead")
+            raise RecipeError("overrides need a recipe file; change the mapping or the Recipe itself instead")
         return recipe if isinstance(recipe, Recipe) else cls.parse(recipe)
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, every key with its value."""
+        """The recipe as YAML, including all keys that have their default value."""
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""A recipe's YAML file with dotted overrides -> plain data; and which keys differ between two recipes."""
+"""Read a recipe's YAML file with dotted overrides as plain data, and compare the keys of two recipes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,10 @@ from mmtune.errors import RecipeError
 
 
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> object:
-    """The YAML document at `path` with `key.sub=value` overrides applied (values are YAML). RecipeError names file and key."""
+    """Read a YAML file and apply `key.sub=value` overrides, whose values are YAML.
+
+    Raises RecipeError if the file does not exist or is not YAML, or if an override cannot be applied.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -17,26 +20,28 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> object:
             raise RecipeError(f"{item!r} is not an override; write key.sub=value, e.g. train.epochs=12")
     try:
         merged = OmegaConf.load(path)
-        for item in overrides:  # one by one, so that a mapping replaces a string and the error names its own override
+        # one override at a time, so that a mapping can replace a string, and an error message names the override that caused it
+        for item in overrides:
             key, _, text = item.partition("=")
             value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if text else ""
             OmegaConf.update(merged, key, value, force_add=True)
         return OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe") from None
+        raise RecipeError(f"{path}: no such recipe file") from None
     except (YAMLError, OmegaConfBaseException, OSError) as e:
         raise RecipeError(f"{path}: {' '.join(str(e).split())}") from None
 
 
 def without_blanks(value: object) -> object:
-    """`value` without the keys that are still "???" (to be filled in): they count as missing."""
+    """Remove keys with the value "???" from a recipe, so that they count as missing. `mmtune init` writes "???" for values that
+    the user must set."""
     if isinstance(value, Mapping):
         return {k: without_blanks(v) for k, v in value.items() if v != "???"}
     return value
 
 
 def changed_keys(old: object, new: object, path: str = "") -> list[str]:
-    """Dotted keys in which two recipes, as plain data, differ."""
+    """The dotted keys whose values differ between two recipes, which are given as plain data."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({*old, *new})
         return [c for k in keys for c in changed_keys(old.get(k), new.get(k), f"{path}.{k}" if path else k)]

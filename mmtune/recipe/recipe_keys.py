@@ -1,4 +1,4 @@
-"""The recipe's JSON Schema, and the page of all keys, both made from the models."""
+"""Generate the recipe's JSON Schema and the documentation page of all recipe keys from the pydantic models."""
 
 import json
 import types
@@ -17,22 +17,22 @@ from mmtune.recipe.recipe import Recipe
 
 HEAD = """# Recipe keys
 
-Every key of a recipe with its type, default and meaning. `mmtune init --schema FILE` writes the same as a JSON Schema, from which
-an editor completes and checks recipes (in VS Code: `# yaml-language-server: $schema=FILE` in the first line of the recipe).
-Overrides on the command line use dotted names: `train.epochs=12`, `objective.0.smoothing=0.1`.
+All keys of a recipe with their types, defaults and meanings. `mmtune init --schema FILE` writes them as a JSON Schema, with which
+an editor can complete and check recipes (in VS Code: write `# yaml-language-server: $schema=FILE` in the first line of the recipe).
+On the command line, keys are set by their dotted names: `train.epochs=12`, `objective.0.smoothing=0.1`.
 
 This page is generated: `python -m mmtune.recipe.recipe_keys > docs/recipe_keys.md`.
 """
 
 
 def json_schema() -> JsonObject:
-    """The JSON Schema (draft 2020-12) of a recipe."""
+    """Generate the JSON Schema (draft 2020-12) of recipes."""
     schema = Recipe.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "mmtune recipe"}
 
 
 def blocks_in(annotation: object) -> Iterator[type[BaseModel]]:
-    """The blocks inside a type such as `str | list[str | TrainingSet]`."""
+    """Yield the recipe blocks that occur in a type such as `str | list[str | TrainingSet]`."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         if issubclass(annotation, BaseModel):
             yield annotation
@@ -42,7 +42,7 @@ def blocks_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def recipe_keys_page() -> str:
-    """docs/recipe_keys.md."""
+    """Generate the content of docs/recipe_keys.md."""
     sections = [HEAD, _section("", Recipe)]
     for name, info in Recipe.model_fields.items():
         blocks = [options_model(m) for m in modalities.names()] if name == "augment" else list(blocks_in(info.annotation))
@@ -53,7 +53,7 @@ def recipe_keys_page() -> str:
 
 
 def _sections(path: str, block: type[BaseModel], one_of_several: bool) -> Iterator[str]:
-    """The section of a block, and of the blocks in it."""
+    """Yield the section of a block and the sections of the blocks inside it."""
     yield _section(path + (f" ({_variant(block)})" if one_of_several else ""), block)
     for name, info in block.model_fields.items():
         inner = list(dict.fromkeys(blocks_in(info.annotation)))
@@ -62,7 +62,7 @@ def _sections(path: str, block: type[BaseModel], one_of_several: bool) -> Iterat
 
 
 def _variant(block: type[BaseModel]) -> str:
-    """What sets one variant of a block apart: its `how`, its `loss`, or its name in plain words."""
+    """The part of a section title that distinguishes variants of a block: its `how` or `loss`, its modality, or its first key."""
     for key in ("how", "loss"):
         if key in block.model_fields:
             default = block.model_fields[key].default
@@ -76,6 +76,7 @@ def _section(title: str, block: type[BaseModel]) -> str:
     text = " ".join((block.__doc__ or "").split())
     lines = [f"## {title or 'Top level'}", "", text, "", "| key | type | default | meaning |", "|---|---|---|---|"]
     properties = block.model_json_schema()["properties"]
+    # the keys that every loss has are listed once, in the section of TermBlock
     hidden = TermBlock.model_fields.keys() - {"loss"} if block is not TermBlock and issubclass(block, TermBlock) else set()
     for name, info in block.model_fields.items():
         if name in hidden and name not in block.__annotations__:
@@ -90,7 +91,7 @@ def _cell(text: str) -> str:
 
 
 def _words(schema: JsonObject) -> str:
-    """The type in the words of JSON Schema, e.g. "number or null"."""
+    """Describe a JSON Schema type in words, e.g. "number or null"."""
     if "$ref" in schema:
         return "block"
     if "const" in schema:

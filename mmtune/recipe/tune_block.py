@@ -1,8 +1,8 @@
-"""`tune:` of a recipe: how much of each tower is trained.
+"""The recipe block `tune:`: which weights of each tower are trained.
 
-tune: lora                                       every trained tower alike: full, head, lora, qlora, partial, frozen
-tune: {how: partial, blocks: 2}                  with options
-tune: {image: lora, text: {how: full, layer_decay: 0.8}}      one entry a tower
+tune: lora                                       # for all towers: full, head, lora, qlora, partial or frozen
+tune: {how: partial, blocks: 2}                  # with options
+tune: {image: lora, text: {how: full, layer_decay: 0.8}}      # one entry per tower
 """
 
 from collections.abc import Mapping
@@ -18,24 +18,29 @@ WAYS: tuple[str, ...] = get_args(How)
 
 
 class TowerTuning(RecipeBlock):
-    """How one tower is trained; the base of the variants."""
+    """Base class of the ways to train a tower; holds the keys that all of them have."""
 
-    head_first: float = Field(0.0, ge=0, description="LP-FT: epochs in which only a head is trained, before those of `train`")
-    head_lr: float | None = Field(None, gt=0, description="learning rate of the head_first epochs; default: train.lr")
+    head_first: float = Field(
+        0.0,
+        ge=0,
+        description="number of epochs before those of `train` in which only a linear head is trained (LP-FT: linear probing, then "
+        "fine-tuning); 0: off",
+    )
+    head_lr: float | None = Field(None, gt=0, description="learning rate of the head_first epochs; null: train.lr")
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """Which `how` the key goes with, if it is an option of another one; else the nearest key."""
+        """The end of the error message for an unknown key: for which `how` the key exists, or the most similar key."""
         how = cls.model_fields["how"].default
         if goes_with := [h for h, kind in KINDS.items() if key in kind.model_fields]:
-            return f"goes with {', '.join(goes_with)}; it does nothing for how: {how}"
+            return f"is an option of how: {' or '.join(goes_with)}; it has no effect with how: {how}"
         return f"unknown{nearest(key, [n for kind in KINDS.values() for n in kind.model_fields])}"
 
     @field_validator("head_lr")
     @classmethod
     def _rate_has_epochs(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value and not info.data.get("head_first", 1):
-            raise invalid("is the rate of the epochs of head_first; add that, or set train.lr")
+            raise invalid("is the learning rate of the head_first epochs; set head_first, too, or set train.lr instead")
         return value
 
 
@@ -43,48 +48,60 @@ class FullTuning(TowerTuning):
     """All weights of the tower are trained."""
 
     how: Literal["full"] = Field("full", description="all weights of the tower")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a layer as a share of the next one's")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="layer-wise learning rate decay: factor from each layer to the layer below; 1: off"
+    )
 
 
 class HeadTuning(TowerTuning):
-    """A linear head behind the frozen tower."""
+    """The tower is frozen, and a linear head on top of it is trained."""
 
-    how: Literal["head"] = Field("head", description="a linear head behind the frozen tower")
+    how: Literal["head"] = Field("head", description="a linear head on top of the frozen tower")
     layer_decay: ClassVar[float] = 1.0
 
 
 class AdapterTuning(TowerTuning):
-    """Low-rank adapters in the tower's blocks, merged after training; the options of lora and qlora."""
+    """Base class of lora and qlora: low-rank adapters in the tower's blocks, which are merged into the weights after training."""
 
     how: Literal["lora", "qlora"]
     rank: int = Field(16, ge=1, description="rank of the adapters")
-    alpha: float | None = Field(None, gt=0, description="the adapter's factor is alpha / rank; default: 2 x rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of the adapters")
+    alpha: float | None = Field(None, gt=0, description="the output of the adapters is scaled by alpha / rank; null: 2 x rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the adapters")
     targets: list[str] | None = Field(
-        None, description="ends of layer names, e.g. [q_proj, v_proj]; default: all in the blocks"
+        None,
+        description="layers that get adapters, by the ends of their names, e.g. [q_proj, v_proj]; null: all linear and pointwise "
+        "convolution layers in the blocks",
     )
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a block as a share of the next one's")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="layer-wise learning rate decay: factor from each block to the block below; 1: off"
+    )
 
 
 class LoraTuning(AdapterTuning):
-    """Low-rank adapters (LoRA)."""
+    """LoRA: low-rank adapters in the tower's blocks are trained, then merged into the weights."""
 
-    how: Literal["lora"] = Field("lora", description="low-rank adapters, merged after training")
+    how: Literal["lora"] = Field("lora", description="low-rank adapters, merged into the weights after training")
 
 
 class QloraTuning(AdapterTuning):
-    """As lora, with the frozen weights held in 4 bits."""
+    """QLoRA: like lora, but the frozen weights are quantized to 4 bits during training."""
 
-    how: Literal["qlora"] = Field("qlora", description="as lora, the frozen weights in 4 bits")
+    how: Literal["qlora"] = Field("qlora", description="like lora, with the frozen weights quantized to 4 bits")
 
 
 class PartialTuning(TowerTuning):
-    """The last blocks, or the normalisation layers."""
+    """The last blocks of the tower are trained, or its normalisation layers, or both."""
 
-    how: Literal["partial"] = Field("partial", description="the last blocks and what follows them, or the norms")
-    blocks: int | None = Field(None, ge=1, description="number of last blocks that are trained; default: 2, with norms: 0")
-    norms: bool = Field(False, description="train the normalisation layers")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a layer as a share of the next one's")
+    how: Literal["partial"] = Field(
+        "partial", description="the last blocks and the layers that follow them, or the normalisation layers"
+    )
+    blocks: int | None = Field(
+        None, ge=1, description="number of blocks at the end of the tower that are trained; null: 2, or none if `norms` is true"
+    )
+    norms: bool = Field(False, description="train all normalisation layers of the tower")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="layer-wise learning rate decay: factor from each layer to the layer below; 1: off"
+    )
 
 
 class FrozenTuning(TowerTuning):
@@ -103,17 +120,17 @@ KINDS: dict[str, type[TowerTuning]] = {
     "frozen": FrozenTuning,
 }
 LOW_RANK = ("lora", "qlora")
-"""The ways that train adapters."""
+"""The values of `how` that train low-rank adapters."""
 
 
 def _spelled_out(value: object) -> object:
-    """A bare way stands for {how: way}; one without `how` is the full one."""
+    """Expand a bare string to {how: string}. A mapping without `how` gets `how: full`."""
     if isinstance(value, str):
         if value not in WAYS:
             raise invalid(f"{value!r}{nearest(value, WAYS)}")
         return {"how": value}
     if not isinstance(value, Mapping | TowerTuning):
-        raise invalid(f"{value!r} is none of {', '.join(WAYS)}")
+        raise invalid(f"{value!r} is not one of {', '.join(WAYS)}")
     return {"how": "full", **value} if isinstance(value, Mapping) else value
 
 
@@ -124,7 +141,7 @@ Tuning = Annotated[
     Field(discriminator="how"),
     BeforeValidator(_spelled_out, json_schema_input_type=How | AnyTuning),
 ]
-"""How one tower is trained, typed by `how`."""
+"""Type of the tuning of one tower; the key `how` decides which class validates it."""
 
 
 def _one_or_towers(value: object) -> object:
@@ -142,4 +159,4 @@ TuneBlock = Annotated[
     Discriminator(_shape),
     BeforeValidator(_one_or_towers),
 ]
-"""`tune:` of a recipe: one tuning for every trained tower, or one a tower by its modality."""
+"""Type of the recipe block `tune:`: one tuning for all trained towers, or a mapping modality -> tuning."""

@@ -197,13 +197,13 @@ def test_adapters_carry_them(root, data):
 @pytest.mark.parametrize(
     "prompts,says",
     [
-        ({"audio": "{}"}, "prompts.audio: prompts go around texts; a value of audio is none"),
+        ({"audio": "{}"}, "prompts.audio: prompts are templates for texts, but audio is not a text modality"),
         ({"txt": {"query": "q {}"}}, "prompts.txt: no modality called 'txt'; prompts are for text"),
         (
             {"text": {"query": {"find": None}}},
-            'prompts.text.query: a template, or a list of them, each in quotes (e.g. "find {}")',
+            'prompts.text.query: must be a template, or a list of them, each in quotes (e.g. "find {}")',
         ),
-        ({"text": "no place"}, "prompts.text.default: 'no place' must hold {} once"),
+        ({"text": "no place"}, "prompts.text.default: 'no place' must contain {} exactly once"),
     ],
 )
 def test_mistakes_in_a_recipe_are_one_line(root, data, prompts, says):

@@ -58,10 +58,10 @@ def test_without_a_template_nothing_changes(model):
 @pytest.mark.parametrize(
     "config,says",
     [
-        ({"text": {"query": "no place"}}, "prompts.text.query: 'no place' must hold {} once"),
-        ({"text": {"query": ["{} {}"]}}, "prompts.text.query: '{} {}' must hold {} once"),
-        ({"text": {"query": 3}}, "prompts.text.query: a template, or a list"),
-        ({"image": "a {}"}, "prompts.image: prompts go around texts"),
+        ({"text": {"query": "no place"}}, "prompts.text.query: 'no place' must contain {} exactly once"),
+        ({"text": {"query": ["{} {}"]}}, "prompts.text.query: '{} {}' must contain {} exactly once"),
+        ({"text": {"query": 3}}, "prompts.text.query: must be a template, or a list"),
+        ({"image": "a {}"}, "prompts.image: prompts are templates for texts"),
         ({"txt": "a {}"}, "no modality called 'txt'"),
     ],
 )

@@ -68,18 +68,18 @@ MISTAKES = [
     ({"teachers": {"big": {"model": "x", "batchsize": 1}}}, "teachers.big.batchsize: there is no such key; did you mean"),
     (
         {"teachers": {"big": {"model": "???"}}},
-        "teachers.big.model: is missing: give it in the recipe, or as teachers.big.model=VALUE",
+        "teachers.big.model: is missing: set it in the recipe, or give teachers.big.model=VALUE",
     ),
     ({"augment": {"image": {"crops": 1}}}, "augment.image.crops: unknown; known: crop, flip"),
-    ({"augment": {"text": {"mixup": 0.7}}}, "augment.text.mixup: 0.7 is not a share from 0 to 0.5"),
-    ({"prompts": {"text": "no place"}}, "prompts.text.default: 'no place' must hold {} once"),
+    ({"augment": {"text": {"mixup": 0.7}}}, "augment.text.mixup: 0.7 is not a number from 0 to 0.5"),
+    ({"prompts": {"text": "no place"}}, "prompts.text.default: 'no place' must contain {} exactly once"),
     ({"gate": {"min_gian": 1}}, "gate.min_gian: unknown; did you mean min_gain?"),
-    ({"matryoshka": {"dims": [4, 4]}}, "matryoshka: name different dims"),
+    ({"matryoshka": {"dims": [4, 4]}}, "matryoshka: dims must be different numbers"),
     ({"train": {"schedule": "cosin"}}, "train.schedule: 'cosin'; did you mean 'cosine'?"),
     ({"train": {"cpu_kernels": "on"}}, "train.cpu_kernels: Input should be 'auto' or 'off' (got 'on')"),
     ({"data": {"train": "x", "cache": "lots"}}, "data.cache: 'lots' is not a size"),
-    ({"data": {"train": []}}, "data.train: name your packed training data"),
-    ({"interpolate": True}, "interpolate: the coefficient is picked on data.val and data.retention; name both"),
+    ({"data": {"train": []}}, "data.train: is empty; name your packed training data"),
+    ({"interpolate": True}, "interpolate: needs data.val and data.retention, on which the coefficient is chosen"),
 ]
 
 

@@ -141,7 +141,7 @@ def test_a_file_of_scores(data, tmp_path, suffix):
 @pytest.mark.parametrize(
     "spec,says",
     [
-        ({"modle": "tiny:clip"}, "teachers.big: say what it is: model: MODEL, scorer: NAME, or scores: FILE"),
+        ({"modle": "tiny:clip"}, "teachers.big: needs one of the keys model: MODEL, scorer: NAME, or scores: FILE"),
         ({"model": "tiny:clip", "batchsize": 3}, "teachers.big.batchsize: there is no such key; did you mean 'batch_size'"),
         ({"scorer": "cross_encodr"}, "teachers.big.scorer: no scorer 'cross_encodr'; did you mean 'cross_encoder'"),
         (

@@ -296,7 +296,7 @@ BAD = [
     (["--task", "knn", "--reference", "SELF"], "among the references (row "),
     (["--task", "anomaly"], 'say what is normal: normal "COLUMN=VALUE"'),
     (["--task", "anomaly", "--normal", "defect=nne"], "no row has defect=nne; there are: crack, imbalance"),
-    (["--task", "zero_shot", "--prompt", "a photo"], "must hold {} once"),
+    (["--task", "zero_shot", "--prompt", "a photo"], "must contain {} exactly once"),
     (["--task", "zero_shot", "--only", "text"], "ask for another modality to classify"),
     (["--group-pooling", "max"], "group_pooling: 'max'; there is: mean"),
 ]

@@ -148,7 +148,7 @@ BAD = [
         {"augment": {"text": {"mixup": 0.2}}},
         r"augment\.text\.mixup: signals of this kind cannot be mixed; there are: image, audio",
     ),
-    ({"augment": {"image": {"mixup": 0.7}}}, r"augment\.image\.mixup: 0\.7 is not a share from 0 to 0\.5"),
+    ({"augment": {"image": {"mixup": 0.7}}}, r"augment\.image\.mixup: 0\.7 is not a number from 0 to 0\.5"),
     ({"augment": {"image": {"perspectiv": 0.7}}}, r"augment\.image\.perspectiv: unknown; known: crop"),
 ]
 
