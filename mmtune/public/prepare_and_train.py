@@ -57,7 +57,7 @@ def pack(
     max_bytes: maximum size of one file
     timeout: seconds after which a file is rejected because checking it takes too long
     overwrite: delete an existing pack in `out` that was made with other arguments
-    progress: function (rows, packed, rejected, total) that is called after every row; total is None if it is unknown
+    progress: function (rows done, packed, rejected, total) that is called after every row; the total is an estimate
 
     Returns counts, reasons of rejection and paths. Raises DataError if the source or `out` cannot be used. Also raises DataError
     if more than the fraction `max_rejected` of the rows was rejected; the shards are complete in this case.
