@@ -1,5 +1,7 @@
-"""The only forward pass outside training: packed rows -> unit vectors with their ids.
+"""Embed datasets. All embedding outside of the training loop goes through this package.
 
-`embed_rows`: in memory (`embed_data`, `embed_rows`); `parquet_parts`: `mmtune embed`, files that several processes share;
-`ray_workers`: the same on a Ray cluster; `feature_cache`: stored features of frozen towers.
+- `embed_rows`: embed rows or whole datasets in memory (functions `embed_rows` and `embed_data`)
+- `parquet_parts`: the command `mmtune embed`, which writes Parquet files and can run in several processes at once
+- `ray_workers`: run `mmtune embed` on a Ray cluster
+- `feature_cache`: compute the features of frozen towers once, and train on the stored features
 """

@@ -1,4 +1,4 @@
-"""Rows of packed data -> unit vectors with their ids, in memory. Every other embedding outside training calls `embed_rows`."""
+"""Embed rows of packed datasets in memory. All other embedding of datasets is built on `embed_rows`."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -34,11 +34,17 @@ def embed_rows(
     role: str | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> np.ndarray:
-    """Unit vectors float32 [n, D] of one modality of rows [n] of `data`.
+    """Embed one modality of some rows of a dataset: L2-normalised embeddings [n, D] float32, in the order of `rows`.
 
-    Identical content is encoded once, in the order of the shards on disk. advance(n): called as rows are done; role: the prompt
-    around captions. Several `processes` that all call this encode a share each and all get every vector. Raises DataError for
-    a value that cannot be decoded.
+    Identical content is encoded only once.
+
+    rows: row numbers [n]
+    batch_size: values in one forward pass
+    advance: called with the number of rows that have just been embedded, for a progress bar
+    role: selects the prompt template for texts (see `mmtune.model.prompts`)
+    processes: the processes that call this function together; each encodes a share of the values, and each gets all embeddings
+
+    Raises DataError if a value cannot be decoded.
     """
     first, inverse = first_occurrences(data.labels[modality][rows])
     local = rows[first][processes.local_slice(len(first))]
@@ -50,20 +56,24 @@ def embed_rows(
 
 
 def shared_modalities(model: "Model", data: "Data | WeightedConcat", modalities: Sequence[str] | None = None) -> list[str]:
-    """The modalities that model and data both have, in the data's order; with `modalities` only these.
+    """Return the modalities that model and dataset have in common, in the order of the dataset.
 
-    Raises DataError when there is none, or when one of `modalities` is missing.
+    modalities: restrict the result to these
+
+    Raises DataError if they have none in common, or if one of `modalities` is not among those in common.
     """
     both = [m for m in data.modalities if m in model.towers]
     if modalities:
         missing = [m for m in modalities if m not in both]
         if missing:
             raise DataError(
-                f"{data.spec}: {missing[0]} is not in both: the data have {data.modalities}, the model {list(model.towers)}"
+                f"{data.spec}: cannot embed {missing[0]}: the dataset has {data.modalities}, the model has {list(model.towers)}"
             )
         both = [m for m in both if m in modalities]
     if not both:
-        raise DataError(f"{data.spec} has {data.modalities}, the model has {list(model.towers)}: nothing in common to embed")
+        raise DataError(
+            f"{data.spec} has the modalities {data.modalities}, the model has {list(model.towers)}: none in common to embed"
+        )
     return both
 
 
@@ -76,11 +86,14 @@ def embed_data(
     role: str | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Embeddings]:
-    """Vectors of every row: {modality: Embeddings}, rows in the data's order, without rows that lack the modality.
+    """Embed all rows of a dataset: {modality: Embeddings}, in the order of the dataset, without rows that lack the modality.
 
-    Without `role` the vectors are those of candidates; where the model has its own prompt for queries, the tower runs a second
-    time and `Embeddings.queries` are the rows' vectors as queries. With `role` there are only the vectors of that prompt.
-    Several `processes` that all call this encode a share each and all get every vector.
+    modalities: which modalities to embed; None means all that model and dataset have in common
+    batch_size: values in one forward pass
+    quiet: whether to hide the progress bar
+    role: None embeds every row as a candidate (prompt role "default"). If the model has a different prompt for queries, every row
+        is also embedded as a query, in `Embeddings.queries`. Any other role embeds every row with the prompt of that role only.
+    processes: as in `embed_rows`
     """
     out = {}
     fingerprint = model.fingerprint
@@ -101,6 +114,9 @@ def embed_data(
 def embed_classes(
     model: "Model", data: "Data", modalities: Sequence[str] | None = None, batch_size: int = 64, quiet: bool = True
 ) -> dict[str, Embeddings]:
-    """Captions as class names, for modalities where the model has a prompt `zero_shot`; {} where it has none."""
+    """Embed texts as class names, with the prompt role `zero_shot`.
+
+    The result contains only the modalities for which the model has such a prompt; it is empty if there are none.
+    """
     names = [m for m in shared_modalities(model, data, modalities) if ZERO_SHOT in model.prompts.get(m, {})]
     return embed_data(model, data, names, batch_size, quiet, ZERO_SHOT) if names else {}

@@ -1,8 +1,8 @@
-"""Features of frozen towers, computed once: training epochs, and validation between them, run on stored features.
+"""Compute the features of frozen towers once and use them in all training epochs and in validation.
 
-A frozen tower gives the same output for the same input. The stored output of a value takes the place of the tower's inputs in
-a batch ({"features": [W, dim]}, with "segments" where a value has several windows). A `CachedTower` returns it as it is, so the
-head, the loss and the training loop are the same as without a cache.
+The features of a value are the output of its tower. A frozen tower always gives the same output for the same value, so the output
+can be stored. A batch then contains {"features": [W, dim]} instead of the tower's input tensors, with "segments" if a value has
+several windows. A `CachedTower` returns these features unchanged, so that heads, loss and training loop need no change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
 FEATURES = "features"
 BATCH_SIZE = 64
-"""Values of one forward pass, as in embedding."""
+"""Values in one forward pass; the same as the default of `embed_rows`."""
 
 
 class CachedTower(Tower):
-    """A frozen tower with the stored outputs of its values: items[content label] = {"features": [w, dim]} on the CPU.
+    """A frozen tower with stored features.
 
-    `encode` returns the features of a batch that has them, and runs the tower otherwise.
+    `encode` returns the features of a batch that contains them, and runs the tower for any other batch.
+
+    items: {content label of a value: {"features": [w, dim]}} on the CPU, where w is the number of windows of the value
     """
 
     def __init__(self, tower: Tower):
@@ -48,7 +50,10 @@ class CachedTower(Tower):
         return inputs[FEATURES] if FEATURES in inputs else self.tower.encode(inputs)
 
     def store(self, data: "Data | WeightedConcat", device: torch.device, quiet: bool = False) -> None:
-        """Compute the features of every value of `data` that has none yet. Raises DataError for a value that cannot be read."""
+        """Compute and store the features of all values of `data` that are not stored yet.
+
+        Raises DataError if a value cannot be read.
+        """
         m = self.modality
         rows = np.flatnonzero(data.present[m])
         first, _ = first_occurrences(data.labels[m][rows])
@@ -61,7 +66,10 @@ class CachedTower(Tower):
                 progress.advance(len(part))
 
     def _compute(self, data: "Data | WeightedConcat", rows: list[int], device: torch.device) -> list[Tensor]:
-        """[w_i, dim] of each row's value, as an index would get it: deterministic windows, eval mode, float32."""
+        """Compute the features [w_i, dim] of the value of each row i, on the CPU, in float32.
+
+        As in embedding for a search, all windows of a long value are used, not a random one. The tower must be in eval mode.
+        """
         items = [self.preprocess(decode_row(data, i, self.modality)) for i in rows]
         inputs = self.preprocess.collate(items)
         segments = inputs.pop("segments", torch.arange(len(items)))
@@ -71,13 +79,16 @@ class CachedTower(Tower):
 
 
 class FeaturePreprocess:
-    """The Preprocess of a loader whose items are stored features: it only collates them."""
+    """The Preprocess for a loader whose items are stored features. It only collates them."""
 
     def __call__(self, signal: Signal, rng: "random.Random | None" = None) -> dict[str, Tensor]:
-        raise DataError("a value without stored features: the data changed while training")
+        raise DataError("a value without stored features: the dataset changed during training; start the run again")
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """[w_i, dim] of each value -> [W, dim], and the value of each window where one has several."""
+        """Concatenate the features [w_i, dim] of all values to [W, dim].
+
+        If a value has several windows, "segments" [W] gives the item index of each window.
+        """
         inputs = {FEATURES: torch.cat([i[FEATURES] for i in items])}
         if len(inputs[FEATURES]) > len(items):
             inputs["segments"] = torch.repeat_interleave(torch.tensor([len(i[FEATURES]) for i in items]))
@@ -85,21 +96,25 @@ class FeaturePreprocess:
 
 
 class FeatureCache:
-    """Stored features of some towers of a model. The model uses the cached towers from here on, until `close`."""
+    """Stored features of some frozen towers of a model."""
 
     def __init__(self, model: "Model", names: Sequence[str]):
+        """Replace the towers of the modalities `names` by cached ones; `close` restores the original towers."""
         self.model = model
         self.towers = {m: CachedTower(model.towers[m]) for m in names}
         model.replace_towers(self.towers)
 
     def close(self) -> None:
-        """Give the model its own towers again and drop the stored features."""
+        """Restore the model's original towers and delete the stored features."""
         self.model.replace_towers({m: t.tower for m, t in self.towers.items()})
         for tower in self.towers.values():
             tower.items.clear()
 
     def store(self, data: "Data | WeightedConcat", quiet: bool = False) -> None:
-        """Compute the features of every value of `data` that has none yet."""
+        """Compute and store the features of all values of `data` that are not stored yet.
+
+        Raises DataError if a value cannot be read.
+        """
         training = self.model.training
         self.model.eval()
         try:
@@ -111,15 +126,15 @@ class FeatureCache:
 
     @property
     def items(self) -> Mapping[str, Mapping[int, dict[str, Tensor]]]:
-        """modality -> content label -> item, for `Loader(prepared=...)`."""
+        """The stored features, {modality: {content label: item}}, as `Loader(prepared=...)` takes them."""
         return {m: t.items for m, t in self.towers.items()}
 
     def embed(
         self, model: "Model", data: "Data", modalities: Sequence[str], processes: Processes = SINGLE_PROCESS
     ) -> dict[str, Embeddings]:
-        """As `embed_data`, from stored features where there are some; for validation between epochs.
+        """Embed all rows of a dataset as `embed_data` does, from stored features for the cached towers.
 
-        Vectors of stored features alone carry no fingerprint.
+        It is used for validation between epochs. If all `modalities` are cached, the embeddings have an empty fingerprint.
         """
         others = [m for m in modalities if m not in self.towers]
         embedded = embed_data(model, data, others, processes=processes) if others else {}
@@ -139,7 +154,7 @@ class FeatureCache:
         rows = np.flatnonzero(data.present[m])
         content, inverse = np.unique(data.labels[m][rows], return_inverse=True)
         parts = []
-        for start in range(0, len(content), 64 * BATCH_SIZE):
+        for start in range(0, len(content), 64 * BATCH_SIZE):  # larger batches, because only the heads are computed
             items = [self.towers[m].items[int(c)] for c in content[start : start + 64 * BATCH_SIZE]]
             inputs = {k: v.to(model.device) for k, v in FeaturePreprocess().collate(items).items()}
             parts.append(model.encode_inputs(m, inputs).cpu().numpy())

@@ -1,4 +1,7 @@
-"""`mmtune embed`: vectors of a corpus as Parquet files, one per shard and modality, shared by any number of processes."""
+"""The command `mmtune embed`: write the embeddings of a dataset as Parquet files, one file per shard and modality.
+
+Any number of processes can share the work.
+"""
 
 import hashlib
 import json
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class EmbedCounts:
-    """Rows written for one modality, rows that lack it, and files."""
+    """Counts of one modality.
+
+    rows: rows that have the modality
+    missing: rows that lack it
+    parts: Parquet files
+    """
 
     rows: int
     missing: int
@@ -33,7 +41,15 @@ class EmbedCounts:
 
 @dataclass
 class EmbedResult:
-    """What OUT/meta.json holds: the model's fingerprint, the vectors' dimensions, counts by modality, and the data."""
+    """The content of OUT/meta.json.
+
+    fingerprint: fingerprint of the model
+    dim: dimension of the embeddings
+    counts: counts of each modality
+    data: the dataset, as it was given
+    data_fingerprint: fingerprint of the dataset
+    role: prompt role of the texts; None means as candidates
+    """
 
     fingerprint: str
     dim: int
@@ -43,7 +59,7 @@ class EmbedResult:
     role: str | None = None
 
     def to_dict(self) -> JsonObject:
-        """As JSON; `role` only where there is one."""
+        """Convert the result to a JSON object; `role` is left out if it is None."""
         document = asdict(self)
         return document if self.role else {k: v for k, v in document.items() if k != "role"}
 
@@ -59,12 +75,22 @@ def embed(
     dim: int | None = None,
     role: str | None = None,
 ) -> EmbedResult:
-    """Write OUT/<modality>/part-*.parquet (id, group, vector), one part per shard, and OUT/meta.json.
+    """Embed a dataset into OUT/<modality>/part-*.parquet (columns id, group, vector; one part per shard) and OUT/meta.json.
 
-    A part that is there with the same fingerprint and shard content is kept, so a killed run continues where it stopped; parts
-    of another model are refused. Processes that run this at the same time share the parts (see `mmtune.runtime.work_lock`);
-    each returns when all parts are written. Rows that lack a modality are counted, not written. dim: only the first dimensions,
-    normalised again (`Model.truncated`); role: the prompt around captions, default: as candidates (see `mmtune.model.prompts`).
+    Resumable: a part that exists for the same model and the same shard content is kept. Processes that run this at the same time
+    share the parts (see `mmtune.runtime.work_lock`), and each returns when all parts are written. Rows that lack a modality are
+    counted, but not written.
+
+    model: a model, or a MODEL to load
+    data: a dataset, or where to open it
+    out: the directory OUT
+    modalities: which modalities to embed; None means all that model and dataset have in common
+    batch_size: values in one forward pass
+    quiet: whether to hide the progress bar
+    dim: truncate embeddings to this many dimensions (Matryoshka, see `Model.truncated`)
+    role: selects the prompt template for texts; None means as candidates (see `mmtune.model.prompts`)
+
+    Raises DataError if OUT contains embeddings of another model or another role.
     """
     from mmtune.data.shards.dataset import open_data
     from mmtune.model.artifact import load
@@ -94,20 +120,29 @@ def embed(
 
 
 def _refuse_other_vectors(out: Path, result: EmbedResult) -> None:
-    """DataError when `out` holds vectors of another model or of another prompt."""
+    """Raise DataError if `out` contains embeddings of another model or of another prompt role."""
     if not (out / "meta.json").exists():
         return
     old = read_json(out / "meta.json")
     if old.get("fingerprint") != result.fingerprint:
-        other = f"{out} holds vectors of another model ({old.get('fingerprint')})"
-        raise DataError(f"{other}; a new model is a new space: use another --out")
+        other = f"{out} contains embeddings of another model ({old.get('fingerprint')})"
+        raise DataError(f"{other}, which are not comparable with those of this one; use another --out")
     if old.get("role") != result.role:
-        raise DataError(f"{out} holds vectors of role {old.get('role')!r}, not {result.role!r}; use another --out")
+        raise DataError(
+            f"{out} contains embeddings of the prompt role {old.get('role')!r}, not {result.role!r}; use another --out"
+        )
 
 
 @dataclass
 class Part:
-    """One file: the rows of one shard that have a modality. `stamp` identifies the rows and the model."""
+    """One Parquet file to write: the rows of one shard that have a modality.
+
+    path: where the file is written
+    modality: the modality
+    rows: row numbers in the dataset
+    missing: number of rows of the shard that lack the modality
+    stamp: model fingerprint, role, shard name and a hash of the shard's content, stored in the file to recognise it when resuming
+    """
 
     path: Path
     modality: str
@@ -125,14 +160,14 @@ def _part(data: "Data", shard: "Shard", modality: str, path: Path, stamp: dict[s
 
 
 def _is_written(path: Path, stamp: dict[str, str]) -> bool:
-    """Whether the part is there for the same rows; a part of another model is refused."""
+    """Whether the part exists for the same content. Raises DataError if it has embeddings of another model."""
     import pyarrow.parquet as pq
 
     if not path.exists():
         return False
     metadata = {k.decode(): v.decode() for k, v in (pq.read_schema(path).metadata or {}).items()}
     if metadata.get("fingerprint") != stamp["fingerprint"]:
-        raise DataError(f"{path} holds vectors of another model ({metadata.get('fingerprint')}); use another --out")
+        raise DataError(f"{path} contains embeddings of another model ({metadata.get('fingerprint')}); use another --out")
     return json.loads(metadata.get("stamp", "{}")) == stamp
 
 

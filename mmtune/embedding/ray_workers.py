@@ -1,11 +1,13 @@
-"""`--engine ray`: as many workers as a Ray cluster has room for, each running the same job as a single process would.
+"""Run `mmtune embed` on a Ray cluster (`--engine ray`): one worker per GPU, or one per CPU core if there is no GPU.
 
-The workers are plain Ray tasks that share the work through lock files (`mmtune.runtime.work_lock`), and not Ray Data's
-`map_batches`: parts are shared in the same way as under torchrun or a Slurm array, through the one embedding path, so the files
-are the same, and a run may be killed under one engine and finished under another. Ray Data would add a reader, a batcher and a
-writer beside ours, move every vector through the object store, and start from nothing after its driver's death. Ray places the
-workers and restarts them when they die. The output directory must be the same for all nodes, on a file system that has locks
-(NFS does). Afterwards the caller runs the same work itself, which finds every part written, or writes the missing ones.
+Each worker is a Ray task that runs the same function as a single process would. The workers share the work through lock files
+(`mmtune.runtime.work_lock`), exactly as processes started by torchrun or a Slurm array do. The output files are therefore the same,
+and a run that was interrupted under one engine can be resumed under another. Ray starts the workers and restarts those that die.
+All nodes must see the same output directory, on a file system that supports locks (NFS does). After `on_ray`, the caller runs the
+same function itself, to write any part that is still missing.
+
+Ray Data's `map_batches` is not used: it needs its own reading, batching and writing, it moves every embedding through the object
+store, and after a failure of the driver process it starts from the beginning.
 """
 
 import logging
@@ -16,17 +18,20 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import MissingExtra, MmtuneError
 
 OBJECT_STORE_BYTES = 128 << 20
-"""Only results of a few numbers travel through the object store."""
+"""Size of Ray's object store. It can be small, because the workers write their embeddings to files."""
 
 
 def on_ray(work: Callable[..., object], arguments: tuple[object, ...], workers: int | None = None, **options: object) -> None:
-    """Run `work(*arguments, **options)` in several workers at once and return when all have ended.
+    """Run `work(*arguments, **options)` in several workers at once and return when all of them have ended.
 
-    The cluster is that of RAY_ADDRESS, or one that is started on this machine for the duration of the call.
+    Connects to the cluster of the environment variable RAY_ADDRESS, or starts one on this machine for the duration of the call.
+    A worker that has died more than three times is not restarted; the other workers or the caller complete its work.
 
-    work: a job that many may share, such as `mmtune.embedding.parquet_parts.embed`. arguments, options: absolute paths or names
-    that every node understands. workers: default one per GPU, or one per core where there is none. A worker that died too often
-    is given up: the others, or the caller, do its work. Raises MissingExtra, and the MmtuneError that `work` raises.
+    work: a function that several processes can run together, such as `mmtune.embedding.parquet_parts.embed`
+    arguments, options: its arguments; paths must be absolute and valid on every node
+    workers: number of workers; None means one per GPU, or one per CPU core if there is no GPU
+
+    Raises MissingExtra if Ray is not installed, and any MmtuneError that `work` raises.
     """
     try:
         import ray

@@ -1,1 +1,1 @@
-"""The HTML pages of every room: one set of templates, styles and escaping. Reports, mining audits, the demo and the server use it."""
+"""Templates, style sheets and escaping for all HTML pages: reports, mining audits, the demo and the server's search page."""

@@ -113,7 +113,7 @@ def test_the_verbs_take_a_dim(run, root, capsys):
     meta = json.loads(capsys.readouterr().out)
     assert meta["dim"] == 8 and meta["fingerprint"] == mmtune.load(run["artifact"], dim=8).fingerprint
     assert main(["embed", run["artifact"], run["val"], "--out", str(out)]) == 2  # the whole vectors are another space
-    assert "holds vectors of another model" in capsys.readouterr().err
+    assert "contains embeddings of another model" in capsys.readouterr().err
     assert main(["eval", run["artifact"], run["val"], "--dim", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fingerprint"] == meta["fingerprint"]
     assert main(["eval", run["artifact"], run["val"], "--dim", "0"]) == 2

@@ -225,7 +225,7 @@ def test_embed_writes_one_role_and_says_so(root, data, capsys):
     assert main(["embed", str(root / "roles"), data, "--out", out, "--role", "query", "--only", "text", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["role"] == "query"
     assert main(["embed", str(root / "roles"), data, "--out", out, "--only", "text"]) == 2
-    assert "holds vectors of role 'query', not None" in capsys.readouterr().err
+    assert "contains embeddings of the prompt role 'query', not None" in capsys.readouterr().err
     assert main(["embed", str(root / "roles"), data, "--out", out + "2", "--role", "question"]) == 2
     err = capsys.readouterr().err.strip()
     assert "role 'question': this model has no such prompt" in err and err.count("\n") == 0
