@@ -122,7 +122,7 @@ def test_no_graph_without_gradients_and_one_backward_only():
         assert not objective(z, batch, lambda a, b: (torch.tensor(5.0), None))[0].requires_grad
     loss, _ = objective(z, batch, lambda a, b: (torch.tensor(5.0), None))
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="one backward"):
+    with pytest.raises(RuntimeError, match="backward was called twice"):
         loss.backward()
 
 

@@ -24,7 +24,10 @@ def test_both_pictures_hold_every_point_in_order():
     assert xs == sorted(xs, reverse=True)  # retention falls from base to tuned
     assert "keeps" not in along.caption
     assert "chosen coefficient (0.5) 0.6 and 0.78: 97.5% of the base's retention score." in along.caption
-    assert [c.title for c in learning_curves([], DOCUMENT)] == ["Interpolation between base and tuned model", "Domain against retention"]
+    assert [c.title for c in learning_curves([], DOCUMENT)] == [
+        "Interpolation between base and tuned model",
+        "Domain against retention",
+    ]
 
 
 def test_a_base_without_skill_divides_by_nothing():

@@ -161,7 +161,7 @@ def test_a_comparison_as_json(pictures, tmp_path, capsys):
     assert said.verdict == json.loads(document.read_text())["verdict"] and not page.pictures
     report(document, tmp_path / "all.html", base=about.base, candidate=about.candidate, data=about.data)
     assert checked(tmp_path / "all.html").pictures
-    with pytest.raises(DataError, match="the comparison's base is"):
+    with pytest.raises(DataError, match="the comparison was made with the base"):
         report(document, tmp_path / "x.html", base=about.candidate, candidate=about.base, data=about.data)
     with pytest.raises(DataError, match="all of --base"):
         report(document, tmp_path / "x.html", base=about.base)
@@ -252,7 +252,7 @@ def test_curves_of_every_kind_of_run():
     assert [k.name for k in charts["Validation after each epoch"].curves] == ["a->b map"]
     assert [k.name for k in charts["Retention after each epoch"].curves] == ["a->b map"]
     assert [k.last for k in charts["Interpolation between base and tuned model"].curves] == ["1", "0"]
-    assert "chosen: 0.5, the best." in charts["Interpolation between base and tuned model"].caption
+    assert "chosen coefficient: 0.5, the best." in charts["Interpolation between base and tuned model"].caption
     assert [c.title for c in learning_curves([r for r in log if "loss" in r][:1])] == [] and learning_curves([]) == []
 
 

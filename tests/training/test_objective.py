@@ -68,7 +68,7 @@ def test_a_mistake_names_its_key(terms, says):
     "term,columns,says",
     [
         ({"loss": "mse"}, {}, "objective[0].column: the data have no numeric column 'score'"),
-        ({"loss": "mse", "column": "x"}, {"score": torch.zeros(12)}, "no numeric column 'x'; the batch has: score"),
+        ({"loss": "mse", "column": "x"}, {"score": torch.zeros(12)}, "no numeric column 'x'; the numeric columns are: score"),
         (
             {"loss": "mse"},
             {"score": torch.full((12,), 3.0)},

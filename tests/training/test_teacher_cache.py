@@ -202,6 +202,6 @@ def test_an_id_that_two_training_sets_have_is_refused_in_a_file_of_scores(data, 
     both = WeightedConcat([data.sets[0], open_data(str(tmp_path / "more"))], [1.0, 1.0])
     shared = next(i for i in both.sets[1].ids if i in data.ids)
     path = write_csv(tmp_path / "s.csv", [{"query_id": shared, "item_id": shared, "score": 1}])
-    with pytest.raises(DataError, match=f"line 1: several training sets have a row '{shared}'"):
+    with pytest.raises(DataError, match=f"line 1: several training sets have a row with id '{shared}'"):
         build({"scores": str(path)}, both)
     assert build({"scores": str(path)}, data)

@@ -88,7 +88,7 @@ def test_the_command_and_its_error_messages(place, tmp_path, capsys):
     artifact.save(artifact.load(paths[0]), tmp_path / "seen", info=info, trained_on={"id": rows.labels["id"][:3]})
     for argv, message in (
         ([paths[0]], "needs two or more different models, but 1 are given"),
-        ([paths[0], paths[0]], "1 models named"),
+        ([paths[0], paths[0]], "but 1 are given"),
         ([*paths, "--how", "greddy"], "soup: 'greddy'; there are: greedy, uniform"),
         ([*paths, "--metric", "maps"], "no metric 'maps'"),
         ([paths[0], tmp_path / "stranger"], "was trained from another base than"),
