@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmtune.backbones.checkpoint_files import Untyped
+from mmtune.backbones.crop_before_resize import centre_crop_of_resized, shortest_edge_size
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -31,7 +32,19 @@ class ImagePreprocess:
     def __call__(self, signal: "PIL.Image.Image", rng: random.Random | None = None) -> dict[str, Tensor]:
         if self.resize is not None:
             return {"pixel_values": self.resize(signal)}
-        return {"pixel_values": self.processor(images=signal, return_tensors="pt")["pixel_values"][0]}
+        cropped, options = self._cropped(signal), {}
+        if cropped is not None:
+            signal, options = cropped, {"do_resize": False}
+        return {"pixel_values": self.processor(images=signal, return_tensors="pt", **options)["pixel_values"][0]}
+
+    def _cropped(self, signal: "PIL.Image.Image") -> "PIL.Image.Image | None":
+        """The centre crop of a thin image after resizing, for upstream's own processor; None where it may do both."""
+        p = self.processor
+        edge = int(dict(getattr(p, "size", None) or {}).get("shortest_edge") or 0)
+        if not edge or not getattr(p, "do_resize", False) or not getattr(p, "do_center_crop", False):
+            return None
+        size, crop = shortest_edge_size(*signal.size, edge), (p.crop_size["width"], p.crop_size["height"])
+        return centre_crop_of_resized(signal, size, crop, int(p.resample))
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {"pixel_values": torch.stack([i["pixel_values"] for i in items])}
@@ -52,7 +65,8 @@ class ResizeCropNormalise:
         self.exact = None if self.edge else (size["height"], size["width"])
         self.crop = (p.crop_size["height"], p.crop_size["width"]) if getattr(p, "do_center_crop", False) else None
         modes = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers of its resampling filters
-        self.mode = InterpolationMode(modes[int(p.resample)])
+        self.resample = int(p.resample)
+        self.mode = InterpolationMode(modes[self.resample])
         scale = float(p.rescale_factor) if p.do_rescale else 1.0
         mean = torch.tensor(p.image_mean if p.do_normalize else [0.0] * 3).view(3, 1, 1)
         std = torch.tensor(p.image_std if p.do_normalize else [1.0] * 3).view(3, 1, 1)
@@ -61,12 +75,15 @@ class ResizeCropNormalise:
     def __call__(self, image: "PIL.Image.Image") -> Tensor:
         from torchvision.transforms.v2 import functional as F
 
-        x = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-        target = self._target(*x.shape[1:])
-        if self.mode.value in ("bilinear", "bicubic"):
-            x = interpolate(x[None], target, mode=self.mode.value, align_corners=False, antialias=True)[0]
+        width, height = self._target(*image.size)
+        thin = self.crop and centre_crop_of_resized(image, (width, height), (self.crop[1], self.crop[0]), self.resample)
+        x = torch.from_numpy(np.array(thin or image, dtype=np.uint8)).permute(2, 0, 1)
+        if thin:
+            pass  # resized and cropped already
+        elif self.mode.value in ("bilinear", "bicubic"):
+            x = interpolate(x[None], (height, width), mode=self.mode.value, align_corners=False, antialias=True)[0]
         else:
-            x = F.resize(x, target, self.mode, antialias=True)
+            x = F.resize(x, [height, width], self.mode, antialias=True)
         if self.crop:
             (h, w), (crop_h, crop_w) = x.shape[1:], self.crop
             top, left = round((h - crop_h) / 2), round((w - crop_w) / 2)
@@ -74,13 +91,9 @@ class ResizeCropNormalise:
             x = x[:, top : top + crop_h, left : left + crop_w] if fits else F.center_crop(x, [crop_h, crop_w])
         return x.to(torch.float32).sub_(self.mean).div_(self.std)
 
-    def _target(self, height: int, width: int) -> list[int]:
-        """Return the [height, width] to which an image of this height and width is resized."""
-        if self.exact:
-            return list(self.exact)
-        short, long = sorted((height, width))
-        longer = int(self.edge * long / short)
-        return [longer, self.edge] if width <= height else [self.edge, longer]
+    def _target(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) to which an image of this width and height is resized."""
+        return (self.exact[1], self.exact[0]) if self.exact else shortest_edge_size(width, height, self.edge)
 
 
 def _fast_resize(processor: "BaseImageProcessor") -> ResizeCropNormalise | None:

@@ -3,13 +3,12 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
+import PIL.Image as PILImage
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import PIL.Image
+from mmtune.backbones.crop_before_resize import centre_crop_of_resized, shortest_edge_size
 
 
 class OpenClipImagePreprocess:
@@ -22,10 +21,32 @@ class OpenClipImagePreprocess:
         known = {f.name for f in fields(PreprocessCfg)}
         options = PreprocessCfg(**{k: v for k, v in config.items() if k in known})
         self.transform = image_transform_v2(options, is_train=False)
-        self.input_size = float(options.size if isinstance(options.size, int) else max(options.size))
+        self.height, self.width = (options.size, options.size) if isinstance(options.size, int) else options.size[-2:]
+        self.input_size = float(max(self.height, self.width))
+        self.mode = options.resize_mode or "shortest"
+        # upstream passes its interpolation on for square inputs only
+        self.resample = PILImage.Resampling.BICUBIC
+        if options.interpolation == "bilinear" and self.height == self.width:
+            self.resample = PILImage.Resampling.BILINEAR
 
-    def __call__(self, signal: "PIL.Image.Image", rng: random.Random | None = None) -> dict[str, Tensor]:
-        return {"image": self.transform(signal)}
+    def __call__(self, signal: PILImage.Image, rng: random.Random | None = None) -> dict[str, Tensor]:
+        return {"image": self.transform(self._thin(signal))}
+
+    def _thin(self, signal: PILImage.Image) -> PILImage.Image:
+        """A thin image as the rest of the transform leaves it alone: its crop after resizing, or with sides of a pixel at least.
+        Other images are returned as they are."""
+        ratios = signal.width / self.width, signal.height / self.height
+        if self.mode == "longest":
+            width, height = (round(side / max(ratios)) for side in signal.size)
+            return signal if width and height else signal.resize((max(1, width), max(1, height)), self.resample)
+        if self.mode != "shortest":
+            return signal
+        if self.width == self.height:
+            size = shortest_edge_size(*signal.size, self.width)
+        else:
+            size = round(signal.width / min(ratios)), round(signal.height / min(ratios))
+        cropped = centre_crop_of_resized(signal, size, (self.width, self.height), self.resample)
+        return signal if cropped is None else cropped
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {"image": torch.stack([i["image"] for i in items])}

@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +14,32 @@ from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
 from mmtune.modalities.image_augmentation import FurtherAugmentation, ImageAugmentation
 from mmtune.modalities.perceptual_hash import IMAGE_DISTANCE, image_hash
+from mmtune.modalities.picture_file import is_deep, load_deep_colours, open_picture, within_our_limits
+from mmtune.modalities.tones import picture_from_array, to_levels
 
 MAX_PIXELS = 100_000_000
 REQUEST_PIXELS = 50_000_000
 THUMBNAIL_SIDE = 160
-BYTES_PER_PIXEL = 12  # while `to_rgb` works: the image, its RGBA copy, and the white one under it
-REQUEST_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What may arrive in a request: the formats of `extensions`. Pillow reads more, some through other programs (EPS through
+BYTES_PER_PIXEL = 16
+"""Of memory while a picture is decoded, at most: itself, its RGBA copy, the white one under it, and what they make."""
+REQUEST_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""What may arrive in a request: the formats of `extensions`, and HEIC where the extra `heif` is installed. Pillow reads more, some through other programs (EPS through
 Ghostscript)."""
-_WIDE_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
+WHITE_IS_ZERO = 0
+BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
 def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """The first frame as RGB: upright by its EXIF orientation, transparency over white, 16-bit scaled to 8-bit. May modify
-    `image`, and may return it."""
+    """The first frame as RGB: upright by its EXIF orientation, transparency over white, other numbers than 8-bit levels by the
+    rule of `tones`. May modify `image`, and may return it."""
     image.load()
     if image.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(image.info):  # other JPEGs have no orientation
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in _WIDE_MODES:
-        wide = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 65535.0 if image.mode != "F" and wide.max(initial=0) > 255 else max(255.0, float(wide.max(initial=0)))
-        image = PILImage.fromarray((wide.clip(0) * (255.0 / top)).round().clip(0, 255).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        tags = getattr(image, "tag_v2", {})
+        bits = tags.get(BITS, (0,))[0]
+        levels = to_levels(np.asarray(image), float(2**bits - 1) if 8 < bits < 16 else None)
+        image = PILImage.fromarray(255 - levels if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else levels)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image)
@@ -48,36 +52,40 @@ def _open(data: bytes, max_pixels: float, min_side: int | None = None) -> PILIma
     is then decoded at 1/2, 1/4 or 1/8 of its size ("draft mode", by its cosine transform) where that leaves as many."""
     if not data:
         raise Rejected("empty file")
+
+    def read() -> PILImage.Image:
+        image = open_picture(data)
+        if image.width * image.height > max_pixels:
+            raise Rejected(f"too large: {image.width} x {image.height} pixels, limit {max_pixels} (--max-pixels)")
+        if min_side is not None and image.format == "JPEG":
+            image.draft(image.mode, (min_side, min_side))
+        load_deep_colours(image, data)
+        return to_rgb(image)
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = PILImage.open(io.BytesIO(data))
-            if image.width * image.height > max_pixels:
-                raise Rejected(f"too large: {image.width} x {image.height} pixels, limit {max_pixels} (--max-pixels)")
-            if min_side is not None and image.format == "JPEG":
-                image.draft(image.mode, (min_side, min_side))
-            return to_rgb(image)
+        return within_our_limits(read, max_pixels)
     except Rejected:
         raise
+    except PILImage.DecompressionBombError:
+        raise Rejected(f"too large: over {max_pixels} pixels (--max-pixels)") from None
     except Exception as e:  # Pillow's plugins raise almost anything on broken bytes
         raise Rejected(
             f"not a readable picture: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
         ) from None
 
 
-def _header(data: bytes) -> PILImage.Image:
+def _header(data: bytes, max_pixels: float = REQUEST_PIXELS) -> PILImage.Image:
     """An image of one of REQUEST_FORMATS of which the header alone is read."""
     PILImage.init()  # `formats` finds only plugins that are loaded
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return PILImage.open(io.BytesIO(data), formats=REQUEST_FORMATS)
+    formats = [f for f in REQUEST_FORMATS if f in PILImage.OPEN]  # AVIF needs Pillow 11.3
+    return within_our_limits(lambda: open_picture(data, formats), max_pixels)
 
 
 class Image(Modality):
     """Images. Signals are RGB `PIL.Image.Image`."""
 
     name = "image"
-    extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "avif")
+    extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "avif", "heic", "heif")
     columns = ("image", "image_path", "picture", "photo", "img")
     near_duplicate_distance = IMAGE_DISTANCE
     options = {"max_pixels": Option(int, MAX_PIXELS, "reject pictures with more pixels than this")}
@@ -95,20 +103,23 @@ class Image(Modality):
 
     def check_header(self, data: bytes, max_pixels: float = REQUEST_PIXELS, **_: float) -> int:
         try:
-            width, height = _header(data).size
+            image = _header(data, max_pixels)
+        except Rejected:
+            raise
         except PILImage.DecompressionBombError:
-            raise Rejected(f"too large: more pixels than Pillow opens, limit {max_pixels}") from None
+            raise Rejected(f"too large: over {max_pixels} pixels") from None
         except Exception as e:  # as in _open
             known = f"not a readable picture ({', '.join(REQUEST_FORMATS)})"
             raise Rejected(
                 known if isinstance(e, PILImage.UnidentifiedImageError) else f"{known}: {type(e).__name__}"
             ) from None
-        if width * height > max_pixels:
-            raise Rejected(f"too large: {width} x {height} pixels, limit {max_pixels}")
-        return width * height * BYTES_PER_PIXEL
+        if image.width * image.height > max_pixels:
+            raise Rejected(f"too large: {image.width} x {image.height} pixels, limit {max_pixels}")
+        return image.width * image.height * BYTES_PER_PIXEL * (2 if is_deep(image) else 1)
 
     def coerce(self, value: object) -> PILImage.Image:
-        """A path, bytes, `PIL.Image`, or an array [H, W], [H, W, 3] or [H, W, 4] (uint8, or floats in 0..1)."""
+        """A path, bytes, `PIL.Image`, or an array [H, W], [H, W, 3] or [H, W, 4], whose numbers get their tones by the rule of
+        `mmtune.modalities.tones`."""
         if isinstance(value, PILImage.Image):
             return to_rgb(value.copy())
         if isinstance(value, bytes):
@@ -116,11 +127,9 @@ class Image(Modality):
         if isinstance(value, str | Path):
             return self.from_file(value)
         array = np.asarray(value)
-        if array.dtype.kind == "f":
-            array = (array.clip(0, 1) * 255).round()
-        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.dtype.kind not in "fui":
-            raise Rejected(f"a picture is a path, a PIL image or an array [H, W, 3]; got {type(value).__name__} {array.shape}")
-        return to_rgb(PILImage.fromarray(array.astype(np.uint8)))
+        if array.dtype.kind not in "fuib" or not array.ndim:
+            raise Rejected(f"a picture is a path, a PIL image or an array [H, W, 3]; got {type(value).__name__}")
+        return to_rgb(picture_from_array(array))
 
     def accepts(self, value: object) -> bool:
         """A PIL image, an array [H, W, 3 or 4], or a path with an image's suffix."""
