@@ -202,6 +202,8 @@ class Preprocess(Protocol):
         is_deterministic(signal) -> bool: False if preprocessing with an `rng` is random for this signal (e.g. a random crop);
             results for which it is True are cached in training. Without the attribute all results count as deterministic
         input_size: float | None: the size to which signals are scaled, in the modality's own unit, e.g. pixels
+        windows(item) -> int: the number of windows of an item, where long signals have several, so that they are collated and
+            encoded in groups of bounded size
     """
 
     def __call__(self, signal: Signal, rng: random.Random | None = None) -> "dict[str, Tensor]":

@@ -91,6 +91,10 @@ class ClapPreprocess:
         mels = torch.stack([self._mel(self._padded(samples[s : s + self.window])) for s in starts])[:, None]
         return {"input_features": mels.expand(-1, 4, -1, -1) if self.fused else mels}
 
+    def windows(self, item: dict[str, Tensor]) -> int:
+        """The number of windows of an item."""
+        return len(item["input_features"])
+
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         features = torch.cat([i["input_features"] for i in items])
         counts = torch.tensor([len(i["input_features"]) for i in items])

@@ -21,7 +21,8 @@ class OpenClipImagePreprocess:
         known = {f.name for f in fields(PreprocessCfg)}
         options = PreprocessCfg(**{k: v for k, v in config.items() if k in known})
         self.transform = image_transform_v2(options, is_train=False)
-        self.height, self.width = (options.size, options.size) if isinstance(options.size, int) else options.size[-2:]
+        size = options.size
+        self.height, self.width = map(int, (size, size) if isinstance(size, int) else size[-2:])
         self.input_size = float(max(self.height, self.width))
         self.mode = options.resize_mode or "shortest"
         # upstream passes its interpolation on for square inputs only

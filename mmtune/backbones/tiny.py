@@ -181,6 +181,10 @@ class TinyAudio:
         power = torch.stft(x, 512, 128, window=torch.hann_window(512), return_complex=True).abs().square()
         return {"planes": (torch.log10((self.mel_MF @ power).clamp(min=1e-8)) / 4)[:, None]}
 
+    def windows(self, item: dict[str, Tensor]) -> int:
+        """The number of windows of an item."""
+        return len(item["planes"])
+
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         inputs = {"planes": torch.cat([i["planes"] for i in items])}
         if len(inputs["planes"]) > len(items):

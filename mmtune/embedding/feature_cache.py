@@ -5,6 +5,7 @@ can be stored. A batch then contains {"features": [W, dim]} instead of the tower
 several windows. A `CachedTower` returns these features unchanged, so that heads, loss and training loop need no change.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError
+from mmtune.model.window_groups import encode_in_groups, preprocess_in_groups
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.progress import Progress
 
@@ -70,12 +72,15 @@ class CachedTower(Tower):
 
         As in embedding for a search, all windows of a long value are used, not a random one. The tower must be in eval mode.
         """
-        items = [self.preprocess(decode_row(data, i, self.modality)) for i in rows]
-        inputs = self.preprocess.collate(items)
-        segments = inputs.pop("segments", torch.arange(len(items)))
-        with torch.no_grad():
-            out = self.tower.encode({k: v.to(device) for k, v in inputs.items()}).float().cpu()
-        return list(out.split(torch.bincount(segments, minlength=len(items)).tolist()))
+        features: list[Tensor] = []
+        signals = (functools.partial(decode_row, data, i, self.modality) for i in rows)
+        for items in preprocess_in_groups(signals, self.preprocess, len(rows)):
+            inputs = self.preprocess.collate(items)
+            segments = inputs.pop("segments", torch.arange(len(items)))
+            with torch.no_grad():
+                out = encode_in_groups(self.tower.encode, {k: v.to(device) for k, v in inputs.items()}, len(items))
+            features += out.float().cpu().split(torch.bincount(segments, minlength=len(items)).tolist())
+        return features
 
 
 class FeaturePreprocess:

@@ -14,6 +14,7 @@ from mmtune.modalities.audio_player import small_player
 from mmtune.modalities.perceptual_hash import SOUND_DISTANCE, sound_hash
 from mmtune.modalities.sound import Sound, mono_sound
 from mmtune.modalities.spectrogram import spectrogram, waveform_path
+from mmtune.modalities.truncated_sound import check_decoded_length, check_header_length
 
 __all__ = ["Audio", "Sound"]
 
@@ -45,12 +46,14 @@ class Audio(Modality):
                     raise Rejected(f"too long: {f.frames / max(f.samplerate, 1):.0f} s, limit {max_seconds:g} (--max-seconds)")
                 if f.frames * f.channels > 2**31:
                     raise Rejected(f"too large: {f.frames} frames of {f.channels} channels")
+                check_header_length(f)
                 samples, rate = f.read(dtype="float32", always_2d=True), f.samplerate
+                check_decoded_length(f, len(samples))
         except Rejected:
             raise
         except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
             raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
-        return mono_sound(samples, rate)
+        return mono_sound(samples.mean(axis=1, dtype=np.float32), rate)
 
     def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: float) -> None:
         self.decode(data, max_seconds)
@@ -61,6 +64,10 @@ class Audio(Modality):
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as f:
                 rate, frames, channels = f.samplerate, f.frames, f.channels
+                if rate > 0:
+                    check_header_length(f)
+        except Rejected:
+            raise
         except Exception as e:  # as in decode
             raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
         if rate <= 0 or frames / rate > max_seconds:
@@ -70,7 +77,7 @@ class Audio(Modality):
         return frames * (channels + 1) * 4
 
     def coerce(self, value: object) -> Sound:
-        """A path, bytes, a `Sound`, or a pair (array [N] or [N, C], rate)."""
+        """A path, bytes, a `Sound`, or a pair (array [N], [N, C] or [C, N], rate); see `mono_sound`."""
         if isinstance(value, Sound):
             return mono_sound(value.samples, value.rate)
         if isinstance(value, bytes):

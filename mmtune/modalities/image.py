@@ -20,8 +20,9 @@ from mmtune.modalities.tones import picture_from_array, to_levels
 MAX_PIXELS = 100_000_000
 REQUEST_PIXELS = 50_000_000
 THUMBNAIL_SIDE = 160
-BYTES_PER_PIXEL = 16
-"""Of memory while a picture is decoded, at most: itself, its RGBA copy, the white one under it, and what they make."""
+BYTES_PER_PIXEL, BYTES_PER_PIXEL_OVER_WHITE = 12, 16
+"""Of memory while a picture is decoded, at most: itself and its RGB copy; with transparency its RGBA copy, the white one under it
+and the blend. Twice that where it has more than 8 bits a colour."""
 REQUEST_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """What may arrive in a request: the formats of `extensions`, and HEIC where the extra `heif` is installed. Pillow reads more, some through other programs (EPS through
 Ghostscript)."""
@@ -40,11 +41,15 @@ def to_rgb(image: PILImage.Image) -> PILImage.Image:
         bits = tags.get(BITS, (0,))[0]
         levels = to_levels(np.asarray(image), float(2**bits - 1) if 8 < bits < 16 else None)
         image = PILImage.fromarray(255 - levels if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else levels)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if _has_transparency(image):
         image = image.convert("RGBA")
         image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image)
     # `convert` copies even where the mode is RGB already
     return image if image.format == "JPEG" and image.mode == "RGB" else image.convert("RGB")
+
+
+def _has_transparency(image: PILImage.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def _open(data: bytes, max_pixels: float, min_side: int | None = None) -> PILImage.Image:
@@ -115,7 +120,8 @@ class Image(Modality):
             ) from None
         if image.width * image.height > max_pixels:
             raise Rejected(f"too large: {image.width} x {image.height} pixels, limit {max_pixels}")
-        return image.width * image.height * BYTES_PER_PIXEL * (2 if is_deep(image) else 1)
+        bytes_per_pixel = BYTES_PER_PIXEL_OVER_WHITE if _has_transparency(image) else BYTES_PER_PIXEL
+        return image.width * image.height * bytes_per_pixel * (2 if is_deep(image) else 1)
 
     def coerce(self, value: object) -> PILImage.Image:
         """A path, bytes, `PIL.Image`, or an array [H, W], [H, W, 3] or [H, W, 4], whose numbers get their tones by the rule of
@@ -187,7 +193,8 @@ class Image(Modality):
 
     def media_type(self, data: bytes) -> str:
         try:
-            return PILImage.MIME[(_header(data).format or "").replace("MPO", "JPEG")]  # cameras' MPO opens as a JPEG
+            kind = (_header(data).format or "").replace("MPO", "JPEG")  # cameras' MPO opens as a JPEG
+            return "image/heic" if kind == "HEIF" else PILImage.MIME[kind]
         except Exception:  # as in _open
             return super().media_type(data)
 

@@ -5,7 +5,7 @@ import io
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ DEEP_GREY_ALPHA = "LA;16B"
 _limits_lock = threading.Lock()
 
 
-def open_picture(data: bytes, formats: Sequence[str] | None = None) -> PILImage.Image:
+def open_picture(data: bytes, formats: list[str] | None = None) -> PILImage.Image:
     """A Pillow image of which the header is read. Raises Rejected for a HEIC picture without the extra `heif`, and what Pillow
     raises. formats: only these."""
     try:
@@ -92,6 +92,7 @@ def load_deep_colours(image: PILImage.Image, data: bytes) -> None:
         values = np.asarray(image).astype(np.uint16)
         values <<= 8
         values |= np.asarray(low)
+    del low
     image.load()
     image.paste(picture_from_array(values))
 

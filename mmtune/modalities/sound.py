@@ -25,19 +25,31 @@ class Sound:
         return self if rate == self.rate else Sound(resample(self.samples, self.rate, rate), rate)
 
 
+INTEGER_SCALES = {"uint8": (128, 2**7), "int16": (0, 2**15), "int32": (0, 2**31), "int8": (0, 2**7), "uint16": (2**15, 2**15)}
+"""Integer type of samples -> (silence, full scale), as in files of that type: an array and the file of it are the same sound."""
+
+
 def mono_sound(samples: np.ndarray, rate: int) -> Sound:
-    """The mean of the channels of [N] or [N, C], integers scaled to -1..1. Raises Rejected for another shape, no samples,
-    samples that are not finite, and a rate that is not positive."""
+    """The mean of the channels of [N], [N, C] or [C, N]; of two axes the shorter one is the channels, [N, C] where they are equal.
+
+    Floats are taken as they are; integers are scaled to -1..1 by their type (INTEGER_SCALES). Raises Rejected for another shape
+    or type, no samples, samples that are not finite, and a rate that is not positive.
+    """
     samples = np.asarray(samples)
-    if samples.dtype.kind in "iu":
-        samples = samples.astype(np.float32) / float(np.iinfo(samples.dtype).max)
-    samples = samples.astype(np.float32)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1, dtype=np.float32)
-    if samples.ndim != 1:
-        raise Rejected(f"a sound is [samples] or [samples, channels]; got shape {samples.shape}")
-    if not len(samples):
+    if samples.ndim not in (1, 2):
+        raise Rejected(f"a sound is [samples], [samples, channels] or [channels, samples]; got shape {samples.shape}")
+    if not samples.size:
         raise Rejected("no samples")
+    if samples.dtype.kind == "f":
+        samples = samples.astype(np.float32)
+    elif samples.dtype.name in INTEGER_SCALES:
+        silence, full = INTEGER_SCALES[samples.dtype.name]
+        samples = ((samples.astype(np.float64) - silence) / full).astype(np.float32)
+    else:
+        known = ", ".join(INTEGER_SCALES)
+        raise Rejected(f"samples of type {samples.dtype}, whose full scale is not known; give floats in -1..1, or {known}")
+    if samples.ndim == 2:
+        samples = samples.mean(axis=0 if samples.shape[0] < samples.shape[1] else 1, dtype=np.float32)
     if not np.isfinite(samples).all():
         raise Rejected("samples that are not finite (NaN or infinity)")
     if rate <= 0:

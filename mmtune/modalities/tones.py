@@ -30,7 +30,9 @@ def picture_from_array(array: np.ndarray) -> PILImage.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.dtype.kind not in "fuib":
-        raise Rejected(f"a picture is an array [H, W], [H, W, 3] or [H, W, 4] of numbers; got {list(array.shape)} of {array.dtype}")
+        raise Rejected(
+            f"a picture is an array [H, W], [H, W, 3] or [H, W, 4] of numbers; got {list(array.shape)} of {array.dtype}"
+        )
     if not array.size:
         raise Rejected(f"a picture without pixels: an array {list(array.shape)}")
     if array.dtype == np.uint8:

@@ -21,6 +21,7 @@ from mmtune.model.fingerprint import fingerprint
 from mmtune.model.layout import BackboneEntry, Layout, Settings
 from mmtune.model.similarity import cosine_similarity
 from mmtune.model.truncate import truncate
+from mmtune.model.window_groups import encode_in_groups
 from mmtune.recipe.prompts_block import Prompts
 
 MAX_LOG_SCALE = math.log(100.0)  # the limit used by CLIP
@@ -80,7 +81,9 @@ class Model(nn.Module):
         For a truncated model, only the first `dim` dimensions are kept, and L2-normalised again (Matryoshka).
         """
         segments = inputs.get("segments")
-        x = self.towers[modality].encode({k: v for k, v in inputs.items() if k != "segments"})
+        windows = {k: v for k, v in inputs.items() if k != "segments"}
+        encode = self.towers[modality].encode
+        x = encode(windows) if segments is None else encode_in_groups(encode, windows, int(segments[-1]) + 1)
         if modality in self.heads:
             x = self.heads[modality](x)
         z = F.normalize(x.float(), dim=-1)

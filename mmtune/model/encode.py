@@ -11,6 +11,7 @@ from mmtune import modalities
 from mmtune.contracts import Signal
 from mmtune.errors import ModelError, Rejected
 from mmtune.model.prompts import with_prompt
+from mmtune.model.window_groups import preprocess_in_groups
 from mmtune.runtime.prefetch import DeviceCopier, prefetch
 
 if TYPE_CHECKING:
@@ -29,15 +30,18 @@ def encode_batches(
 
     signals: functions that each return one decoded value. They are called in a thread: the next batch is decoded, preprocessed and
         copied to the device while the model encodes the current one.
-    batch_size: signals in a batch; the last batch may be smaller
+    batch_size: signals in a batch; the last batch may be smaller, and batches of long signals with many windows are
     on_batch: called after each batch with its number of signals
     role: selects the prompt template for texts (see `mmtune.model.prompts`)
     """
     preprocess = with_prompt(model.towers[modality].preprocess, model.prompts, modality, role)
     to_device = DeviceCopier(model.device)
 
-    def prepare(batch: list[Callable[[], Signal]]) -> dict[str, torch.Tensor]:
-        return {k: to_device(v) for k, v in preprocess.collate([preprocess(signal()) for signal in batch]).items()}
+    def collate(items: list[dict[str, torch.Tensor]]) -> tuple[int, dict[str, torch.Tensor]]:
+        return len(items), {k: to_device(v) for k, v in preprocess.collate(items).items()}
+
+    def groups(batch: list[Callable[[], Signal]]) -> Iterator[list[dict[str, torch.Tensor]]]:
+        return preprocess_in_groups(batch, preprocess, batch_size)
 
     def forward(inputs: dict[str, torch.Tensor]) -> np.ndarray:
         with torch.inference_mode():
@@ -50,11 +54,12 @@ def encode_batches(
         batches = _batches(signals, batch_size)
         first, second = next(batches, None), next(batches, None)
         if first and second is None:  # a single batch, e.g. a search query: a thread would gain nothing
-            yield forward(prepare(first))
-            on_batch(len(first))
+            for size, inputs in map(collate, groups(first)):
+                yield forward(inputs)
+                on_batch(size)
             return
         rest = itertools.chain(filter(None, (first, second)), batches)
-        for size, inputs in prefetch(rest, lambda batch: (len(batch), prepare(batch))):
+        for size, inputs in prefetch(itertools.chain.from_iterable(map(groups, rest)), collate):
             yield forward(inputs)
             on_batch(size)
     finally:
