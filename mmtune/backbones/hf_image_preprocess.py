@@ -32,14 +32,14 @@ class ImagePreprocess:
     def __call__(self, signal: "PIL.Image.Image", rng: random.Random | None = None) -> dict[str, Tensor]:
         if self.resize is not None:
             return {"pixel_values": self.resize(signal)}
-        cropped, options = self._cropped(signal), {}
+        cropped = self._cropped(signal)
         if cropped is not None:
-            signal, options = cropped, {"do_resize": False}
-        return {"pixel_values": self.processor(images=signal, return_tensors="pt", **options)["pixel_values"][0]}
+            return {"pixel_values": self.processor(images=cropped, return_tensors="pt", do_resize=False)["pixel_values"][0]}
+        return {"pixel_values": self.processor(images=signal, return_tensors="pt")["pixel_values"][0]}
 
     def _cropped(self, signal: "PIL.Image.Image") -> "PIL.Image.Image | None":
-        """The centre crop of a thin image after resizing, for upstream's own processor; None where it may do both."""
-        p = self.processor
+        """Return a thin image resized and centre-cropped; None if the image processor can do both without a huge image."""
+        p: Untyped = self.processor
         edge = int(dict(getattr(p, "size", None) or {}).get("shortest_edge") or 0)
         if not edge or not getattr(p, "do_resize", False) or not getattr(p, "do_center_crop", False):
             return None
