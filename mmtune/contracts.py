@@ -150,8 +150,10 @@ class Modality:
             raise Rejected(f"{path}: {e}") from None
 
     def reencode(self, data: bytes) -> tuple[bytes, str]:
-        """(bytes that `decode` reads, what was changed or ""): for values in an encoding that can be recognised and rewritten
-        without loss, such as captions that are not UTF-8. Default: unchanged."""
+        """Convert a value to an encoding that `decode` reads, if that is possible without loss, e.g. a Windows-1252 text to UTF-8.
+
+        Returns the bytes and a description of the change, "" if there is none. By default the bytes are returned unchanged.
+        """
         return data, ""
 
     def content_key(self, data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Decoding of a packed row's value. Values were checked when they were packed, so one that cannot be decoded is an error here."""
+"""Decode a value of an opened dataset. `pack` has checked all values, so a value that cannot be decoded is an error."""
 
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,14 @@ if TYPE_CHECKING:
 
 
 def decode_row(data: "Data | WeightedConcat", row: int, modality: str, input_size: float | None = None) -> Signal:
-    """The signal of row number `row`; with `input_size` at a reduced resolution that is enough for it (see
-    `Modality.decode_scaled`). Raises DataError naming the data, the row and the modality."""
+    """Read and decode the value of one row.
+
+    row: row number
+    input_size: the size to which preprocessing will scale the signal; allows decoding at a reduced resolution (see
+        `Modality.decode_scaled`). None means full resolution
+
+    Raises DataError, which names the dataset, the row and the modality, if the value cannot be decoded.
+    """
     kind, value = modalities.get(modality), data.read(row, modality)
     try:
         return kind.decode(value) if input_size is None else kind.decode_scaled(value, input_size)

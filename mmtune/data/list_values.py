@@ -1,4 +1,4 @@
-"""Cells that are lists: several captions, pictures or sounds in one row of a source, each of which becomes a row."""
+"""Source rows that have several values of a modality, e.g. a list of captions. Each value becomes a row of its own."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -7,10 +7,14 @@ T = TypeVar("T")
 
 
 def pair_lists(values: Mapping[str, Sequence[T]]) -> tuple[list[dict[str, T]], str]:
-    """Rows of the values of each modality, and why there is no other way where their numbers do not fit ("" where they do).
+    """Split the values of one source row into several rows with at most one value per modality.
 
-    A single value is in every row. Lists of equal length are paired by position: there is no cross product. Of lists of other
-    lengths only the first values are a row.
+    values: modality -> list of its values
+
+    A modality with a single value has it in every row. Lists of equal length are paired by position; there is no cross product.
+    If lists differ in length, only one row is made, from their first values.
+
+    Returns (rows, problem); the problem describes lists of different lengths and is "" otherwise.
     """
     lengths = {name: len(of_modality) for name, of_modality in values.items() if len(of_modality) > 1}
     uneven = ""

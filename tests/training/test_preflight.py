@@ -51,7 +51,7 @@ GRADED = {"loss": "info_nce", "weights": "score"}
         ("high", lambda i: 0.5 if i < 15 else 7, {"loss": "mse"}, "column: .*'score' of row '0-015' is 7, .*above 1"),
         ("gap", lambda i: "" if i == 3 else 0.5, {"loss": "mse"}, "column: .*'0-003' is nan, which is not a number"),
         ("wide", lambda i: "inf", {"loss": "cosent"}, "column: column 'score' of row '0-000' is inf, which is not"),
-        ("word", lambda i: "good", {"loss": "cosine"}, r"column: \S+word: column 'score' of .* is 'good', no number"),
+        ("word", lambda i: "good", {"loss": "cosine"}, r"column: \S+word: column 'score' of .* is 'good', not a number"),
         ("less", lambda i: -1, GRADED, "weights: .* is -1, which is below 0"),
         ("zero", lambda i: 0, GRADED, "weights: .* is 0 in every row that is used; nothing"),
     ],

@@ -1,1 +1,1 @@
-"""Rows of the training data -> which rows make a batch (batch_plan) -> decoded, augmented and preprocessed batches (loader)."""
+"""Training batches. batch_plan decides which rows form a batch; loader decodes, augments, preprocesses and collates them."""

@@ -1,4 +1,4 @@
-"""Which rows make a batch: a pure function of seed and epoch, so that a resumed run trains on the same batches."""
+"""Assign rows to batches. The result depends only on the data, the seed and the epoch, so a resumed run gets the same batches."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,15 @@ from mmtune.data.shards.weighted_concat import WeightedConcat
 def plan_batches(
     data: WeightedConcat, usable: np.ndarray, batch_size: int, seed: int, how: str = "random"
 ) -> Callable[[int], list[np.ndarray]]:
-    """A function epoch -> its batches, arrays of row numbers, over the `usable` rows (bool [N]).
+    """Return a function that takes an epoch number and returns the epoch's batches, each an array of row numbers.
 
-    how "random": any rows; the last batch may be smaller; a single remaining row joins the batch before it. how "spread": rows of
-    one group go to different batches as far as possible, so that a batch holds many groups; batches are of equal size, give or
-    take one row.
+    data: the training data
+    usable: bool [N], rows that may be used
+    batch_size: rows per batch
+    seed: random seed
+    how: "random" shuffles the rows; the last batch may be smaller, and a single remaining row is added to the batch before it.
+        "spread" puts rows of one group into different batches if possible, so that a batch contains many groups; batch sizes
+        differ by at most one
     """
 
     def batches(epoch: int) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
-"""Rows -> batches: decode, augment, preprocess and collate in threads ahead of the training step; equal content once a batch.
+"""The data loader: decodes, augments, preprocesses and collates batches in threads, ahead of the training step.
 
-Threads, not processes: Pillow, libsndfile, numpy and torch release the interpreter's lock, and one memory cache serves all.
+Identical content occurs only once in the inputs of a batch. Threads are used instead of processes because Pillow, libsndfile, numpy
+and torch release the GIL, and because threads can share one cache in memory.
 """
 
 import math
@@ -24,14 +25,17 @@ from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.threads import data_thread_pool
 
 BATCHES_AHEAD = 2
-"""Batches that are prepared or ready beside one for each worker."""
+"""Number of batches that are prefetched in addition to one per worker thread."""
 
 Inputs: TypeAlias = dict[str, Tensor]
-"""What a tower's preprocessing makes of a signal, without a batch axis."""
+"""The preprocessed tensors of one item, without a batch axis."""
 
 
 class ItemCache:
-    """Signals or inputs by (modality, content label), in at most `limit` bytes; what no longer fits is made anew each time."""
+    """An in-memory cache of decoded signals or preprocessed inputs, with (modality, content label) as key.
+
+    Holds at most `limit` bytes. When the cache is full, further items are not cached, and none are evicted.
+    """
 
     def __init__(self, limit: int):
         self.limit, self.size = limit, 0
@@ -39,7 +43,7 @@ class ItemCache:
         self.lock = threading.Lock()
 
     def get(self, key: tuple[str, int], make: Callable[[], Signal | Inputs]) -> Signal | Inputs:
-        """The cached item, or a new one (cached if there is room)."""
+        """Return the cached item, or create it with `make` and cache it if there is room."""
         item = self.items.get(key)
         if item is None:
             item = make()
@@ -56,22 +60,27 @@ def _size_of(item: Signal | Inputs) -> int:
         return sum(v.untyped_storage().nbytes() for v in item.values())
     if isinstance(item, str):
         return len(item) + 64
-    if hasattr(item, "samples"):
+    if hasattr(item, "samples"):  # a sound
         return int(item.samples.nbytes)
-    size = getattr(item, "size", (0, 0))
+    size = getattr(item, "size", (0, 0))  # a PIL image: width x height x number of channels
     return int(size[0] * size[1] * len(getattr(item, "getbands", lambda: "???")()))
 
 
 class Loader:
-    """Batches of `data` for the given preprocessing.
+    """Prepares batches of `data` for training.
 
-    preprocess: modality -> Preprocess of a tower that is trained; augment: modality -> augmentation; columns: numeric metadata
-    columns of the objective -> the recipe key that names each; prepared: modality -> content label -> inputs, for modalities that
-    need no decoding (stored features of a frozen tower). Augmentation draws from a generator seeded by (seed, epoch, row), so that
-    threads do not matter.
-    Of several `processes` each prepares its part of a batch's items; ids, item_of_row and labels are the whole batch's.
-    never_empty: a process whose part of a modality is empty prepares one item all the same (sharded weights need all processes
-    in every forward pass).
+    data: the training data
+    preprocess: modality -> preprocessing of its tower, for the towers that are trained
+    augment: modality -> augmentation
+    seed: random seed; every item has its own random generator, seeded by seed, epoch and row, so threads do not change the result
+    workers: number of threads
+    cache_bytes: memory limit of the cache of decoded or preprocessed items
+    columns: numeric metadata column that the objective needs -> recipe key that names it, for error messages
+    processes: in distributed training each rank prepares the inputs of its part of a batch's items; ids, item_of_row and labels
+        cover the whole batch on every rank
+    prepared: modality -> content label -> inputs that need no decoding: the stored features of a frozen tower
+    never_empty: prepare one item even if this rank's part of a batch has no item of a modality; needed for sharded weights (FSDP),
+        where all ranks must take part in every forward pass
     """
 
     def __init__(
@@ -101,10 +110,13 @@ class Loader:
         batches: Sequence[np.ndarray],
         hard_negatives: Callable[[np.ndarray], Mapping[str, np.ndarray] | None] | None = None,
     ) -> Iterator[Batch]:
-        """The batches in order, prepared ahead.
+        """Yield the batches of one epoch in order. Worker threads prepare batches ahead.
 
-        hard_negatives(rows): mined negatives that join the batch as candidates only, direction -> [2, n]: positions in `rows`, and
-        the rows mined for them.
+        epoch: epoch number, a part of the random seed of augmentation
+        batches: arrays of row numbers
+        hard_negatives: function from the row numbers of a batch to the negatives mined for it. The result maps a direction to
+            int64 [2, n]: positions in the batch (first row) and the row numbers of the negatives mined for them (second row).
+            The negatives are added to the batch, only as candidates
         """
         with data_thread_pool(self.workers) as pool:
             pending: deque[Future[Batch]] = deque()
@@ -121,8 +133,10 @@ class Loader:
                     future.cancel()
 
     def batch(self, rows: np.ndarray, epoch: int, hard_negatives: Mapping[str, np.ndarray] | None = None) -> Batch:
-        """One batch: `rows`, then the mined negatives with is_query False. Of a mined negative only the modality that it was mined
-        for is read and encoded."""
+        """Prepare one batch: first `rows`, then the mined negatives, with is_query False; parameters as in `epoch`.
+
+        Of a mined negative only the candidate modality of its direction is read and encoded.
+        """
         n_queries, only, hard, parts = len(rows), [""] * len(rows), {}, [rows]
         for direction, (position, mined) in (hard_negatives or {}).items():
             unique, inverse = np.unique(mined, return_inverse=True)
@@ -151,7 +165,12 @@ class Loader:
         )
 
     def _local_inputs(self, modality: str, rows: np.ndarray, epoch: int) -> dict[str, Inputs]:
-        """{modality: inputs} of this process's part of the unique items, whose rows are `rows`; empty where it has none."""
+        """Prepare this rank's part of the unique items of one modality.
+
+        rows: one row number for each unique item of the batch
+
+        Returns {modality: inputs}, or {} if this rank has no items.
+        """
         local = rows[self.processes.local_slice(len(rows))]
         if self.never_empty and not len(local):
             local = rows[-1:]
@@ -160,14 +179,14 @@ class Loader:
         return {modality: self.preprocess[modality].collate([self._item(modality, int(row), epoch) for row in local])}
 
     def _item(self, modality: str, row: int, epoch: int) -> Inputs:
-        """The inputs of one row's value; what is the same in every epoch is cached."""
+        """Prepare the inputs of one row's value. The part of the work that gives the same result in every epoch is cached."""
         preprocess, augment = self.preprocess[modality], self.augment.get(modality)
         label = int(self.data.labels[modality][row])
         if modality in self.prepared:
             if label not in self.prepared[modality]:
                 raise DataError(f"{self.data.spec}: row {self.data.ids[row]!r} changed while training; train again")
             return self.prepared[modality][label]
-        is_deterministic = getattr(preprocess, "is_deterministic", None)  # None: always, without augmentation
+        is_deterministic = getattr(preprocess, "is_deterministic", None)  # None means that preprocessing is deterministic
 
         def make() -> Signal | Inputs:
             signal = decode_row(self.data, row, modality, self.input_size[modality])
@@ -182,9 +201,10 @@ class Loader:
 
 
 def _input_size(preprocess: Preprocess, augment: "Augmentation | None") -> float | None:
-    """The size that training needs signals to be decoded at; None: their own.
+    """The size at which signals must be decoded for training; None means full resolution.
 
-    Only for training: what is embedded is always decoded whole, so that its vector is that of the upstream preprocessing.
+    Reduced resolution is used in training only. For embedding, signals are decoded at full resolution, so that the embeddings are
+    exactly those of the upstream preprocessing.
     """
     input_size = getattr(preprocess, "input_size", None)
     needed = input_size * getattr(augment, "zoom", 1.0) if input_size else math.inf
@@ -192,8 +212,10 @@ def _input_size(preprocess: Preprocess, augment: "Augmentation | None") -> float
 
 
 def _numeric_column(data: WeightedConcat, name: str, key: str) -> np.ndarray:
-    """A metadata column as float32 [N]; NaN where a row has none. DataError names the recipe key, and the first value that is not a
-    number."""
+    """Read a metadata column as float32 [N], with NaN for rows without a value.
+
+    Raises DataError, which names the recipe key, if the column does not exist or contains a value that is not a number.
+    """
     out = np.full(len(data), np.nan, np.float32)
     try:
         values = data.column(name)
@@ -204,5 +226,7 @@ def _numeric_column(data: WeightedConcat, name: str, key: str) -> np.ndarray:
             try:
                 out[i] = float(value)
             except (TypeError, ValueError):
-                raise DataError(f"{key}: {data.spec}: column {name!r} of row {data.ids[i]!r} is {value!r}, no number") from None
+                raise DataError(
+                    f"{key}: {data.spec}: column {name!r} of row {data.ids[i]!r} is {value!r}, not a number"
+                ) from None
     return out

@@ -1,4 +1,4 @@
-"""A modality's block of `augment` in a recipe -> one augmentation; `mixup` takes its second signal from the training rows."""
+"""Build the augmentation of one modality from its recipe block, including `mixup` with the signals of other training rows."""
 
 import random
 
@@ -13,9 +13,9 @@ from mmtune.recipe.augment_block import AugmentOptions
 
 
 def make_augmentation(options: AugmentOptions, data: WeightedConcat) -> Augmentation:
-    """The augmentation of one modality's options: its own, the `custom` ones, then `mixup` with a signal of another row.
+    """Build an augmentation that applies the modality's built-in ones, then the `custom` ones, then `mixup` with another row.
 
-    Raises RecipeError for a modality whose signals cannot be mixed.
+    Raises RecipeError if `mixup` is set for a modality whose signals cannot be mixed.
     """
     name = options.modality
     modality = modalities.get(name)
@@ -31,10 +31,10 @@ def make_augmentation(options: AugmentOptions, data: WeightedConcat) -> Augmenta
 
 
 class Mixup:
-    """Mixes a random row's signal into the background, with a weight drawn from 0 to `max_share`, after the augmentation `inner`.
+    """Applies the augmentation `inner`, then mixes in the signal of a random row with a weight drawn uniformly from 0 to `max_share`.
 
-    The row keeps its caption, since its own signal dominates the mix (as in BYOL-A, arXiv 2103.06695; mixup with mixed targets is
-    arXiv 1710.09412).
+    The targets are not mixed: the row keeps its caption, because its own signal dominates the mix (as in BYOL-A, arXiv 2103.06695;
+    mixup with mixed targets is arXiv 1710.09412).
     """
 
     def __init__(self, inner: "Augmentation | None", data: WeightedConcat, name: str, max_share: float):

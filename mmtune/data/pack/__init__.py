@@ -1,2 +1,5 @@
-"""Source rows -> rows with an id (columns) -> checked in worker processes (decode_pool) -> shards (split_writer, shard_writer), with a
-journal by which a killed pack resumes."""
+"""Packing of source rows into shards.
+
+columns makes a row with id, group and metadata from a source row. decode_pool checks its files in worker processes. split_writer and
+shard_writer write shards. resume_journal records finished shards, so that an interrupted pack can resume.
+"""

@@ -1,7 +1,8 @@
-"""Roles of a source's columns (modality, id, group, split, metadata), and a source row -> a PackRow to be checked.
+"""Assign roles to the columns of a source (modality, id, group, split, metadata), and make PackRows from its rows.
 
-Ids: the value of the id column if there is one; else the row's first path; else the row's number. The rows of a list, and paths that
-repeat, have `#2`, `#3` ... after it. Rows added at a source's end change none of these.
+The id of a row is the value of the id column if there is one, else its first file path, else its row number. If a path repeats, or
+if a list of values makes several rows, `#2`, `#3` ... is appended. Appending rows to a source does not change the ids of its other
+rows.
 """
 
 import difflib
@@ -27,24 +28,33 @@ from mmtune.errors import DataError
 from mmtune.modalities import by_extension
 
 SPLIT_NAME = re.compile(r"\w[\w .+-]{0,99}")
-"""What a value of the split column may look like."""
+"""Allowed values of the split column, which become directory names."""
 
 
 IDENTIFYING = ("id", "group")
-"""The usual names of columns of ids and groups, which are strings, whatever their role in this pack."""
+"""Columns with these names are always strings, even if they are packed as metadata and look numeric."""
 
 
 @dataclass
 class PackRow:
-    """A row on its way into a shard.
+    """A row to be checked and packed.
 
-    number: position among all rows, from 1; source_row: the source's row that it comes from; item: which of that row's list of
-    values it has, from 1, and 0 where there is no list; values: modality -> the bytes themselves, or a path or URL that they are read from; files: the
-    same paths as the source spells them; split: "" when there are no splits, None when the row has none; reason: why the row is
-    rejected, None while it is not; file: what the reason is about; stamp: size and modification time of the row's files; settled:
-    packed or rejected by an earlier run; held: bytes it keeps in memory while it waits for its turn; reencoded: modality -> what
-    was changed in its bytes (`Modality.reencode`).
-    Rows with a reason, and settled ones, are not checked.
+    number: position among all PackRows, from 1
+    source_row: number of the source row that it was made from, from 1
+    item: position, from 1, of its values in the lists of the source row; 0 if the source row has no list of several values
+    split: value of the split column; "" if there is no split column; None if the row's value cannot be used
+    id, group, meta: identity and metadata
+    values: modality -> the bytes, or a path or URL from which they will be read
+    extensions: modality -> file extension of the value in the shard
+    files: modality -> path or URL as it is written in the source
+    file: the file that `reason` is about
+    reason: why the row is rejected; None if it is not rejected
+    stamp: size and modification time of the row's files when they were read
+    settled: whether an earlier, interrupted run has packed or rejected the row
+    held: number of bytes that the row occupies in memory after it was checked
+    reencoded: modality -> description of a change of its bytes (see `Modality.reencode`)
+
+    Rows that have a reason or are settled are not checked.
     """
 
     number: int
@@ -65,12 +75,12 @@ class PackRow:
     reencoded: dict[str, str] = field(default_factory=dict)
 
     def paths(self) -> list[str]:
-        """The local paths and URLs among `values`."""
+        """The values that are local paths or URLs."""
         return [v for v in self.values.values() if isinstance(v, str)]
 
 
 def file_stamp(row: PackRow) -> str:
-    """Size and modification time of a row's local files as they are now; it changes when one is replaced."""
+    """The current size and modification time of the row's local files, by which a changed file is detected."""
     parts = []
     for path in row.paths():
         try:
@@ -82,10 +92,16 @@ def file_stamp(row: PackRow) -> str:
 
 @dataclass
 class ColumnRoles:
-    """Which column of a source is what. modalities: name -> column, in the table's order; meta: the columns without a role;
-    numbers: those of them that hold numbers in a source whose cells are all strings (see `column_types`);
-    list_rows: rows for the values of lists beyond the first, and media_names: metadata column -> cells that look like the name of a
-    media file, both counted by `rows`."""
+    """The roles of the columns of a source.
+
+    source: the source
+    modalities: modality -> column
+    id, group, split: column, or None if there is none
+    meta: the other columns, which are packed as metadata
+    list_rows: number of rows made from list values other than the first of each list; counted by `rows`
+    media_names: metadata column -> number of cells that look like the name of a media file; counted by `rows`
+    numbers: metadata columns that are numeric in a source without types (see `column_types`)
+    """
 
     source: RowSource
     modalities: dict[str, str]
@@ -100,12 +116,16 @@ class ColumnRoles:
     _path_counts: dict[bytes, int] = field(default_factory=dict)
 
     def by_role(self) -> dict[str, str | None]:
-        """Role -> source column, as index.json keeps it."""
+        """Role -> source column, in the form that is stored in index.json."""
         return {**self.modalities, "id": self.id, "group": self.group, "split": self.split}
 
     def rows(self, source_row: int, cells: Cells | InvalidRow, first_number: int) -> list[PackRow]:
-        """The PackRows of a row of the source, numbered from `first_number`: one, or where a cell is a list one for each of its
-        values. Rows that are unusable already have a reason."""
+        """Make the PackRows of one source row: one row, or one for each value of a list. Unusable rows get a reason.
+
+        source_row: number of the source row, from 1
+        cells: cells of the source row
+        first_number: `PackRow.number` of the first row
+        """
         if isinstance(cells, InvalidRow):
             return [PackRow(first_number, source_row, split=None if self.split else "", file=cells.file, reason=cells.reason)]
         try:
@@ -130,7 +150,11 @@ class ColumnRoles:
         return rows
 
     def _fill(self, row: PackRow, cells: Cells, values: Mapping[str, object]) -> PackRow:
-        """Identity, metadata and values of a row. cells: of the source's row; values: modality -> this row's cell."""
+        """Set the identity, metadata and values of a row.
+
+        cells: all cells of the source row
+        values: modality -> the value of this row
+        """
         row.split, row.group = "", identity_string(_string(cells.get(self.group))) if self.group else None
         if self.split:
             row.split = _string(cells.get(self.split))
@@ -157,13 +181,13 @@ class ColumnRoles:
         return json_value(cell)
 
     def _unpacked_modality(self, name: str) -> str | None:
-        """The modality of a file name, where it is one of media and no column of this source has that modality."""
+        """The modality of a media file name if no column of the source is packed as that modality, else None."""
         modality = self._modality_of.get(os.path.splitext(name)[1][1:].lower())
         has_column = modality is None or modality in self.modalities or modalities.get(modality).language
         return None if has_column else modality
 
     def _add_value(self, row: PackRow, name: str, cell: object) -> None:
-        """Put modality `name`'s value into the row, if the cell has one. ValueError: it has one, but an unusable one."""
+        """Add the value in `cell` to the row, unless the cell is empty. Raises ValueError if the value cannot be used."""
         modality = modalities.get(name)
         path, data = _path_or_bytes(cell)
         if data is None and path is None:
@@ -197,8 +221,11 @@ def _content(value: bytes | str) -> bytes | str:
 
 
 def list_values(cells: Mapping[str, object]) -> dict[str, list[object]]:
-    """Modality -> its values in one row: those of a list without the empty ones (where several cells are lists, which belong
-    together by position, with them), else the cell itself. ValueError for a list of what can be no value."""
+    """Return modality -> list of the values in its cell. A cell that is not a list gives a list of one value.
+
+    Empty values are removed, except when several cells are lists: these are paired by position, so the empty values are kept.
+    Raises ValueError for a list whose elements cannot be values.
+    """
     values = {}
     lists = [n for n, cell in cells.items() if isinstance(cell, list) and len(cell) > 1]
     for name, cell in cells.items():
@@ -214,12 +241,12 @@ def list_values(cells: Mapping[str, object]) -> dict[str, list[object]]:
 def _is_empty(cell: object) -> bool:
     try:
         return _path_or_bytes(cell) == (None, None)
-    except ValueError:  # it has something, which `_add_value` refuses
+    except ValueError:  # not empty, but unusable: `_add_value` will raise the error
         return False
 
 
 def _path_or_bytes(cell: object) -> tuple[str | None, bytes | None]:
-    """(path or string, bytes) of a cell; (None, None) for an empty one."""
+    """Return (path or string, bytes) of a cell, one of which is None; (None, None) for an empty cell."""
     if isinstance(cell, dict):
         data, path = cell.get("bytes"), cell.get("path")
         if not isinstance(data, bytes | None) or not isinstance(path, str | None) or not {"bytes", "path"} & set(cell):
@@ -231,11 +258,11 @@ def _path_or_bytes(cell: object) -> tuple[str | None, bytes | None]:
 
 
 def _string(cell: object) -> str | None:
-    """A cell as a stripped string, None when empty."""
+    """Convert a cell to a string without surrounding white space; None if it is empty."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
-        cell = int(cell)  # pandas writes a column of whole numbers with a gap as floats
+        cell = int(cell)  # pandas writes integers as floats if values are missing in the column
     if isinstance(cell, Decimal) and cell.is_finite() and cell == cell.to_integral_value():
         cell = int(cell)
     if isinstance(cell, dict | list | bool):
@@ -248,7 +275,7 @@ def _utf8(string: str) -> bytes:
 
 
 def json_value(value: object) -> object:
-    """A cell as JSON can carry it: dates as strings, decimals as numbers, NaN and bytes as None."""
+    """Convert a cell to data that JSON can represent: dates to strings, decimals to numbers, NaN and bytes to None."""
     if isinstance(value, str):
         return _utf8(value).decode()
     if value is None or isinstance(value, bytes | bytearray) or (isinstance(value, float) and not math.isfinite(value)):
@@ -266,7 +293,7 @@ def json_value(value: object) -> object:
 
 
 def _named_column(source: RowSource, name: str, role: str) -> str:
-    """The column that the user named, exactly or but for upper and lower case."""
+    """Find the column that the user named, ignoring case if no column matches exactly. Raises DataError if there is none."""
     if name in source.columns:
         return name
     same_letters = [c for c in source.columns if c.strip().lower() == name.strip().lower()]
@@ -278,7 +305,7 @@ def _named_column(source: RowSource, name: str, role: str) -> str:
 
 
 def _usual_column(columns: Iterable[str], usual: Iterable[str]) -> str | None:
-    """The first of the usual names that is a column, but for upper and lower case."""
+    """Find a column by usual names, ignoring case; the first matching name counts. None if no name matches."""
     lower = {c.strip().lower(): c for c in reversed(list(columns))}
     return next((lower[n] for n in usual if n in lower), None)
 
@@ -286,9 +313,12 @@ def _usual_column(columns: Iterable[str], usual: Iterable[str]) -> str | None:
 def assign_columns(
     source: RowSource, columns: dict[str, str], id: str | None, group: str | None, split: str | None
 ) -> ColumnRoles:
-    """Roles of a source's columns: as named by the user, else by each modality's usual names.
+    """Assign roles to the columns of a source. Columns that the user does not name are found by the usual names of each role.
 
-    columns: modality -> column; "" for a modality that is not to be packed. Raises DataError that lists the columns when a named one is missing, or none has a modality.
+    columns: modality -> column; "" means that the modality is not packed
+    id, group, split: column, or None
+
+    Raises DataError, which lists all columns, if a named column does not exist or no column has a modality.
     """
     for name in columns:
         modalities.get(name)
@@ -299,7 +329,7 @@ def assign_columns(
     }
     by_modality: dict[str, str] = {}
     for name in modalities.names():
-        if columns.get(name) == "":  # the user opts out of the usual names
+        if columns.get(name) == "":  # the user has excluded this modality
             continue
         usual = dict.fromkeys((name, *modalities.get(name).columns))
         free = [c for c in source.columns if c not in {*by_modality.values(), *(named[n] for n in columns if n in named)}]

@@ -1,7 +1,8 @@
-"""The parent side of checking: rows go out to worker processes and come back in order, whatever a file does to its decoder.
+"""A pool of worker processes that check the files of rows. It stays usable even if a file crashes its decoder.
 
-A worker that crashes, is killed for its memory, or takes longer than `timeout` over a row costs that row and is replaced.
-Workers are fresh processes, not forks: a fork of a process with threads can hang. Results do not depend on their number.
+If a worker process crashes, runs out of memory, or needs longer than `timeout` for a row, that row is rejected and the worker is
+replaced. Workers are started as new processes, not forked, because a fork of a process with threads can hang. Rows are returned in
+order, and results do not depend on the number of workers.
 """
 
 import json
@@ -21,13 +22,15 @@ from mmtune.data.pack.columns import PackRow
 from mmtune.errors import DataError
 
 BATCH_ROWS, BATCH_BYTES = 16, 8 << 20
+"""Maximum number of rows in a batch for a worker, and number of bytes from which a batch is full."""
 AHEAD_ROWS, AHEAD_BYTES = 4096, 256 << 20
-"""How far results may run ahead of the oldest row that is not done."""
+"""Limits on the rows that are held in memory while an earlier row is still being checked: their number, and their total bytes."""
 START_SECONDS = 60.0
+"""Additional time limit for the start of a worker process, which imports the modalities."""
 
 
 class DecodeWorker:
-    """One checking process; `batch` is what it has been sent and not answered, oldest first."""
+    """One worker process. `batch` holds the rows that were sent to it and not answered yet, oldest first."""
 
     def __init__(self, settings: bytes):
         parent_end, child_end = socket.socketpair()
@@ -45,7 +48,7 @@ class DecodeWorker:
         self.connection.send_bytes(settings)
 
     def send(self, rows: list[PackRow], timeout: float) -> None:
-        """Send the next batch. Raises OSError when the process is gone; the rows are then still in `batch`."""
+        """Send the next batch of rows. Raises OSError if the process has ended; the rows are in `batch` even then."""
         self.batch.extend(rows)
         self.deadline = time.monotonic() + timeout + (0 if self.ready else START_SECONDS)
         request = [[[n, v if isinstance(v, str) else None] for n, v in row.values.items()] for row in rows]
@@ -54,12 +57,15 @@ class DecodeWorker:
             self.connection.send_bytes(data)
 
     def receive(self, timeout: float) -> None:
-        """Take one message. Raises EOFError or OSError when the process is gone, DataError when it cannot start."""
+        """Receive one message from the worker: that it is ready, or the result of the oldest row in `batch`.
+
+        Raises EOFError or OSError if the process has ended, and DataError if it could not load the modalities.
+        """
         answer = json.loads(self.connection.recv_bytes())
         self.deadline = time.monotonic() + timeout
         if "fatal" in answer:
             raise DataError(
-                f"checking processes cannot load the modalities ({answer['fatal']}); define them in an importable module"
+                f"worker processes cannot import the modalities ({answer['fatal']}); define them in a module that can be imported"
             )
         if "ready" in answer:
             self.ready = True
@@ -77,16 +83,20 @@ class DecodeWorker:
         self.batch.popleft()
 
     def stop(self) -> int:
-        """Kill the process if it still runs; its exit status."""
+        """Kill the process if it is still running, and return its exit status."""
         self.process.kill()
         self.connection.close()
         return self.process.wait()
 
 
 class DecodePool:
-    """`workers` checking processes (at least one: a decoder never runs in the parent). A context manager.
+    """A pool of worker processes that read and check rows; a context manager that ends the processes.
 
-    options: modality -> its limits; max_bytes: of one value; timeout: seconds for one row.
+    workers: number of processes; at least one is used, so that no decoder runs in the parent process
+    used: modalities to load in the workers
+    options: modality -> its limits
+    max_bytes: maximum size of one value
+    timeout: time limit in seconds for checking one row
     """
 
     def __init__(self, workers: int, used: list[str], options: Mapping[str, JsonObject], max_bytes: int, timeout: float):
@@ -95,9 +105,9 @@ class DecodePool:
         self.workers: list[DecodeWorker] = []
         self.bytes_ahead = 0
         self._failed_starts = 0
-        self._order: deque[PackRow] = deque()  # rows taken from the source and not given back
-        self._again: deque[PackRow] = deque()  # rows of a worker that died, to be checked once more
-        self._unanswered: set[int] = set()
+        self._order: deque[PackRow] = deque()  # rows that were taken from the source and not yielded yet, in order
+        self._again: deque[PackRow] = deque()  # rows of a worker that ended; they must be sent to another worker
+        self._unanswered: set[int] = set()  # numbers of rows that are still to be checked
 
     def __enter__(self) -> "DecodePool":
         return self
@@ -107,9 +117,9 @@ class DecodePool:
             worker.stop()
 
     def check(self, rows: Iterable[PackRow]) -> Iterator[PackRow]:
-        """The rows in order, each with its values read and checked, or with a reason. Memory is bounded."""
+        """Yield the rows in order, after their values were read and checked; rejected rows have a reason. Memory is bounded."""
         if os.name == "nt":
-            raise DataError("pack needs Linux or macOS (its checking processes use POSIX sockets and limits); use WSL")
+            raise DataError("pack needs Linux or macOS (its worker processes use POSIX sockets and limits); on Windows use WSL")
         source = iter(rows)
         while True:
             more = self._dispatch(source)
@@ -123,7 +133,7 @@ class DecodePool:
                 self._collect()
 
     def _dispatch(self, source: Iterator[PackRow]) -> bool:
-        """Send batches to idle workers; False once the source is exhausted."""
+        """Send batches to idle workers. Returns False when the source has no more rows, else True."""
         while True:
             if not self._again and (len(self._order) > AHEAD_ROWS or self.bytes_ahead > AHEAD_BYTES):
                 return True
@@ -141,10 +151,13 @@ class DecodePool:
             if not more and not self._again:
                 return False
             if not batch:
-                return True  # a run of rows that need no checking: give them back first
+                return True  # only rows that need no check were taken: yield them first, to bound memory
 
     def _next_batch(self, source: Iterator[PackRow]) -> tuple[list[PackRow], bool]:
-        """The next batch, and whether there may be more. Rows that need no check only join the order."""
+        """Take the next batch of rows to check from the source. Also returns whether there may be more rows.
+
+        Rows that need no check are put into `_order` only.
+        """
         batch: list[PackRow] = []
         size = 0
         for _ in range(AHEAD_ROWS):
@@ -164,11 +177,11 @@ class DecodePool:
         return batch, True
 
     def _collect(self) -> None:
-        """Wait for at least one message or deadline, and take what has come."""
+        """Wait until at least one worker has sent a message or exceeded its time limit, and process what has arrived."""
         busy = {w.connection: w for w in self.workers if w.batch}
         first = min(w.deadline for w in busy.values())
         for connection in wait(list(busy), max(0.0, first - time.monotonic())):
-            worker = busy[connection]  # type: ignore[index]  # `wait` gives back what it was given
+            worker = busy[connection]  # type: ignore[index]  # `wait` returns some of the connections it was given
             try:
                 row = worker.batch[0]
                 worker.receive(self.timeout)
@@ -183,14 +196,14 @@ class DecodePool:
             self._replace(worker, f"takes longer than {self.timeout:g} s to decode (--timeout)")
 
     def _replace(self, worker: DecodeWorker, reason: str = "") -> None:
-        """Account for a dead or hanging worker: its current row is rejected, the rest of its batch is checked again."""
+        """Stop a worker that has ended or hangs. Its current row is rejected; the rest of its batch is sent to another worker."""
         status = worker.stop()
         self.workers.remove(worker)
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts > 3:
                 raise DataError(
-                    f"checking processes cannot start (exit status {status}); try `python -m mmtune.data.pack.decode_worker` by hand"
+                    f"worker processes cannot start (exit status {status}); run `python -m mmtune.data.pack.decode_worker` to see why"
                 )
         elif worker.batch:
             self._failed_starts = 0

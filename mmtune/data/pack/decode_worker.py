@@ -1,9 +1,11 @@
-"""A worker process of DecodePool: reads files and decodes values; a value may crash it. Never imported by its parent.
+"""The program of a worker process of DecodePool: it reads files and decodes values. The parent process does not import it.
 
-One socket; every message is bytes. First the settings (JSON), answered by {"ready": true} or {"fatal": reason}. Then for each
-batch: a JSON list of rows, each a list of values [modality, path] or [modality, null], followed by the bytes of the latter, in
-order. The answers come row by row: {"reason": null, "stamp", "reencoded"} and the bytes read from paths, in order, or {"reason", "modality"}
-without bytes.
+Parent and worker exchange messages over a socket:
+1. The parent sends the settings (JSON). The worker answers {"ready": true}, or {"fatal": reason} if it cannot start.
+2. For each batch, the parent sends a JSON list of rows. A row is a list of values: [modality, path], or [modality, null] if the
+   parent sends the bytes of the value. These bytes follow in the same order, one message each.
+3. The worker answers row by row. For a good row it sends {"reason": null, "stamp", "reencoded"}, then the bytes that it read from
+   paths, one message each. For a rejected row it sends {"reason", "modality"}.
 """
 
 import contextlib
@@ -23,13 +25,19 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-"""An object's address, as in its repr: another one each time, while two packs of one source are to be the same."""
+"""The memory address in the repr of an object. It is removed from reasons, so that packing a source twice gives equal files."""
 MEMORY = 8 << 30
-"""Address space of a worker: a decompression bomb is a MemoryError in one row, not a machine out of memory."""
+"""Limit on a worker's address space in bytes. With it, a decompression bomb raises MemoryError and only its row is rejected."""
 
 
 class WorkerSettings(TypedDict):
-    """table: modality -> class; used: the modalities to load; options: modality -> limits; max_bytes: of one value."""
+    """The first message from the parent.
+
+    table: modality -> import path of its class
+    used: modalities to load
+    options: modality -> its limits
+    max_bytes: maximum size of one value
+    """
 
     table: dict[str, str]
     used: list[str]
@@ -38,8 +46,13 @@ class WorkerSettings(TypedDict):
 
 
 class Answer(TypedDict, total=False):
-    """reason and modality of a rejected row; reason None, the stamp of its files and modality -> what was changed in its bytes for a
-    good one."""
+    """The answer for one row.
+
+    reason: why the row is rejected; None for a good row
+    modality: for a rejected row, the modality of the value that `reason` is about
+    stamp: for a good row, size and modification time of its files
+    reencoded: for a good row, modality -> description of a change of its bytes (see `Modality.reencode`)
+    """
 
     reason: str | None
     modality: str
@@ -48,10 +61,11 @@ class Answer(TypedDict, total=False):
 
 
 def main(fd: int) -> None:
-    """Check rows that come through the socket `fd` until its other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    """Check the rows that arrive through the socket with the file descriptor `fd`, until the parent closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to workers, too, but only the parent handles it
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: die with the parent even in the middle of a decode
+        # PR_SET_PDEATHSIG (Linux): the kernel kills this process when its parent ends, even while it decodes a value
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     with Connection(fd) as connection, contextlib.suppress(EOFError, ConnectionError):
         settings = json.loads(connection.recv_bytes())
         try:
@@ -79,7 +93,11 @@ def main(fd: int) -> None:
 def _check_row(
     values: list[tuple[str, str | None]], given: list[bytes | None], settings: WorkerSettings
 ) -> tuple[Answer, list[bytes]]:
-    """Read and check one row's values; (answer, the bytes read from paths). A rejected row sends no bytes back."""
+    """Read and check the values of one row. Returns the answer and the bytes read from paths, which are empty for a rejected row.
+
+    values: (modality, path or None) of each value
+    given: for each value its bytes, or None if they are to be read from the path
+    """
     payload, stamps, reencoded = [], [], dict[str, str]()
     reason = None
     for (name, path), data in zip(values, given, strict=True):
@@ -98,7 +116,7 @@ def _check_row(
             modalities.get(name).check(data, **settings["options"].get(name, {}))
         except Rejected as e:
             reason = str(e)
-        except Exception as e:  # a decoder that raises what it should not costs one row
+        except Exception as e:  # decoders should raise Rejected only; any other exception rejects the row, too
             reason = f"cannot be decoded: {type(e).__name__}: {str(e)[:200]}"
         if reason:
             return {"reason": ADDRESS.sub("", reason), "modality": name}, []
@@ -106,12 +124,15 @@ def _check_row(
 
 
 def read_file(path: str, limit: int) -> tuple[bytes, str]:
-    """(bytes, stamp) of a regular file or URL; raises Rejected for one that is missing, not a file, unreadable, or over the limit."""
+    """Read a regular file or URL. Returns its bytes and its stamp (size and modification time, or "url").
+
+    Raises Rejected if the file is missing, is not a regular file, cannot be read, or is larger than `limit` bytes.
+    """
     try:
         if "://" in path:
             return _fetch(path, limit), "url"
         info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode):  # a pipe or a device would never end
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
             raise Rejected("not a file" if not stat.S_ISDIR(info.st_mode) else "not a file but a folder")
         if info.st_size > limit:
             raise Rejected(f"too large: {info.st_size} bytes, limit {limit} (--max-bytes)")
@@ -134,7 +155,7 @@ def _fetch(url: str, limit: int) -> bytes:
             return f.read(limit + 1)
     except FileNotFoundError:
         raise
-    except Exception as e:  # any protocol, any library: whatever it raises is the reason of this row
+    except Exception as e:  # the libraries behind fsspec raise all kinds of exceptions
         raise Rejected(f"cannot be fetched: {type(e).__name__}: {str(e)[:200]}") from None
 
 
