@@ -146,7 +146,9 @@ def assemble_comparison(
     parts = metadata_slices(data, slices)
     names = [m for m in shared_modalities(base.model, data, modalities) if m in candidate.model.towers]
     if not names:
-        raise DataError(f"{data.spec}: nothing that both models embed; the candidate has {', '.join(candidate.model.towers)}")
+        raise DataError(
+            f"{data.spec}: no modality that both models embed; the candidate has {', '.join(candidate.model.towers)}"
+        )
     rows = {m: row_identity(data, m) for m in names}
     for side in sides:  # before anything is embedded, which takes long
         refuse_trained_rows(rows, side.trained, side.name)

@@ -96,7 +96,7 @@ def _all_differences(
     if len(across) > 1:
         table[MEAN] = paired_differences([pairs[n] for n in across], metrics, bootstrap)
     if gate.direction not in table:
-        raise RecipeError(f"gate.direction: no {gate.direction!r}; there are: {', '.join(table)}")
+        raise RecipeError(f"gate.direction: no direction {gate.direction!r}; there are: {', '.join(table)}")
     return table
 
 
@@ -120,7 +120,7 @@ def _with_verdict(gate: Gate, table: dict[str, Differences], slices: Differences
     known = {**directions, **slices}
     for guard in gate.guards:
         if guard not in known:
-            raise RecipeError(f"gate.guards.{guard}: neither a slice nor a direction here; there are: {', '.join(known)}")
+            raise RecipeError(f"gate.guards.{guard}: no such slice or direction; there are: {', '.join(known)}")
     verdict, reason = decide(gate, directions[gate.direction], {g: known[g] for g in gate.guards})
     worst_first = dict(sorted(slices.items(), key=lambda x: (x[1].difference, x[0])))
     return Comparison(verdict, reason, gate, directions, worst_first, table, before, after)
@@ -130,9 +130,9 @@ def _check_same_rows(base: Vectors, candidate: Vectors, what: str) -> None:
     """Raise DataError unless both models have vectors of the same modalities and rows."""
     if set(base) != set(candidate):
         raise DataError(
-            f"{what}: the base gives {', '.join(base)} and the candidate {', '.join(candidate)}; compare what both have"
+            f"{what}: the base has vectors of {', '.join(base)}, the candidate of {', '.join(candidate)}; both need the same"
         )
     for name in base:
         if set(base[name].ids) != set(candidate[name].ids):
             only = min(set(base[name].ids) ^ set(candidate[name].ids))
-            raise DataError(f"{what}: {name}: row {only!r} has a vector of one model only; embed the same data with both")
+            raise DataError(f"{what}: {name}: only one model has a vector of row {only!r}; embed the same data with both")

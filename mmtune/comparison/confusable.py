@@ -73,7 +73,7 @@ class Confusable:
         document = read_json(path)
         try:
             if document.pop("format") != FORMAT:
-                raise DataError(f"{path}: a confusable slice of another format; freeze it again with this mmtune")
+                raise DataError(f"{path}: written by another version of mmtune; delete it and compare again to write a new one")
             return Confusable(**{**document, "twins": [Twins(**t) for t in document["twins"]]})
         except (AttributeError, KeyError, TypeError):
             raise DataError(f"{path}: not a confusable slice (as written by `mmtune compare --confusable FILE`)") from None
@@ -111,7 +111,7 @@ def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: 
     Raises DataError if no relevant candidate has a twin.
     """
     if not 0 < share <= 1:
-        raise DataError(f"confusable share {share}: a number in (0, 1]")
+        raise DataError(f"confusable share {share}: must be above 0 and at most 1")
     a, b = pair
     queries = unique_items(a, vectors[a])
     candidates = queries if a == b else unique_items(b, vectors[b])
@@ -126,7 +126,7 @@ def freeze(vectors: Vectors, pair: tuple[str, str], share: float = 0.25, qrels: 
                 triples.append((-int(key_N[best]), i, int(best), int(twin_N[best])))
     if not triples:
         raise DataError(
-            f"{a}->{b}: no relevant candidate has a twin of another group; the confusable slice needs two groups at least"
+            f"{a}->{b}: no relevant candidate has a twin of another group; the confusable slice needs at least two groups"
         )
     chosen = sorted(triples)[: max(1, round(share * len(triples)))]
     twins = [Twins(queries.ids[q], candidates.ids[r], candidates.ids[t], -k / GRID) for k, q, r, t in chosen]
@@ -158,12 +158,12 @@ def accuracy(frozen: Confusable, vectors: Vectors) -> tuple[np.ndarray, list[str
     a, b = frozen.direction.split("->")
     for m in (a, b):
         if m not in vectors:
-            raise DataError(f"the confusable slice is of {frozen.direction}; there are no vectors of {m}")
+            raise DataError(f"the confusable slice is for {frozen.direction}, but there are no vectors of {m}")
     query_row = {row: i for i, row in enumerate(vectors[a].ids)}
     candidate_row = {row: i for i, row in enumerate(vectors[b].ids)}
     known = [t for t in frozen.twins if t.query in query_row and t.right in candidate_row and t.twin in candidate_row]
     if not known:
-        raise DataError("no query of the confusable slice is in these data; it was frozen from others: freeze it anew")
+        raise DataError("no query of the confusable slice is in these data; make a new slice from these data")
     q = np.array([query_row[t.query] for t in known])
     right_key, twin_key = (
         pair_keys(vectors[a].query_vectors, vectors[b].vectors, q, np.array([candidate_row[getattr(t, w)] for t in known]))

@@ -22,7 +22,7 @@ def read_gate(path: str | Path) -> JsonObject | None:
     try:
         document = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file with a gate") from None
+        raise RecipeError(f"{path}: this file does not exist") from None
     except yaml.YAMLError as e:
         raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
     if isinstance(document, dict) and ("gate" in document or "model" in document):

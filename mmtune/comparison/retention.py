@@ -70,5 +70,5 @@ def refuse_trained_retention(
         row = min(reasons)
         raise RecipeError(
             f"data.retention: {len(reasons)} of the rows of {retention.spec} are trained on (row {row!r}: {reasons[row]}); "
-            "take them out"
+            "remove them from data.retention or from the training data"
         )

@@ -161,7 +161,7 @@ def _check_settings(out: Path, settings: JsonObject) -> None:
     if not path.exists():
         # files named .tmp-* may be left by a demo that was killed while it wrote demo.json
         if out.exists() and any(not p.name.startswith(".tmp-") for p in out.iterdir()):
-            raise DataError(f"{out}: not empty and not a demo's; choose another --out")
+            raise DataError(f"{out}: not empty, and holds no demo; choose another --out")
         files.write_json(path, settings)
         return
     stored = files.read_json(path)

@@ -49,11 +49,11 @@ def evaluate_vectors(
     names = list(dict.fromkeys(m for p in pairs for m in p))
     missing = sorted(set(names) - set(vectors))
     if missing:
-        raise DataError(f"{', '.join(missing)}: no vectors of that modality; there are: {', '.join(vectors) or 'none'}")
+        raise DataError(f"{', '.join(missing)}: no vectors of this modality; there are: {', '.join(vectors) or 'none'}")
     fingerprints = {vectors[m].fingerprint for m in names} - {""}
     if len(fingerprints) > 1:
         raise ModelError(
-            f"vectors of {len(fingerprints)} models ({', '.join(sorted(fingerprints))}) in one evaluation; embed all with one"
+            f"vectors of {len(fingerprints)} models ({', '.join(sorted(fingerprints))}) in one evaluation; embed all modalities with one model"
         )
     items = {m: unique_items(m, vectors[m]) for m in names}
     cluster_of = row_clusters(vectors) if per_query else None
@@ -84,7 +84,7 @@ def evaluate_direction(
     a, b = queries.vectors.shape[-1], candidates.vectors.shape[-1]
     if a != b and len(queries) and len(candidates):
         name = direction(queries.name, candidates.name)
-        raise DataError(f"{name}: vectors of {a} and of {b} dimensions; vectors of one model share one space")
+        raise DataError(f"{name}: query vectors have {a} dimensions, candidate vectors {b}; embed both with one model")
     kept: list[np.ndarray] = []
     ties = 0
     parts: dict[str, list[np.ndarray]] = {c.name: [] for c in columns}

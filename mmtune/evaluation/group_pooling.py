@@ -23,9 +23,9 @@ def pool_groups(vectors: Mapping[str, Embeddings], pooling: str, qrels: Qrels | 
     Raises RecipeError for an unknown `pooling`, and if `qrels` is given, because judgments are about single rows.
     """
     if pooling not in POOLINGS:
-        raise RecipeError(f"group_pooling: {pooling!r}; there is: {', '.join(POOLINGS)}")
+        raise RecipeError(f"group_pooling: unknown value {pooling!r}; there is: {', '.join(POOLINGS)}")
     if qrels is not None:
-        raise RecipeError("group_pooling: judgments are about single rows; use the one or the other")
+        raise RecipeError("group_pooling cannot be used with judgments, which are about single rows")
     return {m: e if modalities.get(m).language else pool_modality(m, e) for m, e in vectors.items()}
 
 

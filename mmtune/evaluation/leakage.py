@@ -63,8 +63,8 @@ def refuse_trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabel
         rows = {r for e in vectors.values() for r in e.ids}
         row = min(reasons)
         raise DataError(
-            f"{model} was trained on {len(reasons)} of these {len(rows)} rows (row {row!r}: {reasons[row]}); a score on them "
-            "proves nothing: evaluate on rows it was not trained on"
+            f"{model} was trained on {len(reasons)} of these {len(rows)} rows (row {row!r}: {reasons[row]}); scores on them "
+            "are too high: evaluate on rows it was not trained on"
         )
 
 
@@ -85,17 +85,17 @@ def refuse_shared_rows(data: "Data", reference: "Data", modalities: list[str], c
     reasons = trained_rows({m: row_identity(data, m) for m in modalities}, known)
     if reasons:
         row = min(reasons)
-        why = reasons[row].replace("was trained on", "is there").replace("were trained on", "are there")
+        why = reasons[row].replace("was trained on", "is in the references").replace("were trained on", "are in the references")
         raise DataError(
             f"{reference.spec}: {len(reasons)} of the {len(data)} rows of {data.spec} are among the references (row {row!r}: "
-            f"{why}); a neighbour that is the row itself proves nothing: take them out"
+            f"{why}); a row must not be its own neighbour: take them out of the references"
         )
     if column is not None:
         both = _values(data, column) & _values(reference, column)
         if both:
             raise DataError(
                 f"{reference.spec}: {len(both)} values of {column!r} are in {data.spec} too, e.g. {min(both)!r}; evaluated and "
-                "reference rows must not share one: split the data by this column"
+                "reference rows must not share a value: split the data by this column"
             )
 
 

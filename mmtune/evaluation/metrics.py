@@ -155,7 +155,7 @@ def find_metric(name: str, key: str = "") -> Metric:
     part = plugins.resolve(METRICS, name, "metric", key=key)
     metric = part() if isinstance(part, type) else part
     if not isinstance(metric, Metric):
-        raise RecipeError(f"{key + ': ' if key else ''}metric {name!r}: {part!r} is no mmtune.evaluation.Metric")
+        raise RecipeError(f"{key + ': ' if key else ''}metric {name!r}: {part!r} is not a subclass of mmtune.evaluation.Metric")
     return metric
 
 

@@ -60,7 +60,7 @@ def metadata_slices(data: "Data", names: Iterable[str]) -> dict[str, frozenset[s
         kind, _, modality = name.partition(":")
         if kind == "size" and modality:
             if modality not in data.present:
-                raise RecipeError(f"slice {name!r}: the data have {', '.join(data.modalities)}")
+                raise RecipeError(f"slice {name!r}: the data have no such modality; they have {', '.join(data.modalities)}")
             rows = np.flatnonzero(data.present[modality]).tolist()
             sizes = [size(modality, data.read(i, modality)) for i in rows]
             out |= slices_by_value(f"{modality} {sizes[0][1]}", [data.ids[i] for i in rows], [s for s, _ in sizes])
@@ -85,7 +85,7 @@ def in_slice(direction: Direction, rows: "frozenset[str] | set[str]") -> np.ndar
 def slice_direction(direction: Direction, slices: Slices, metric: str) -> dict[str, Slice]:
     """Compute the metrics of each slice that has a query in this direction, sorted by `metric`, worst first."""
     if direction.values is None:
-        raise RecipeError("slices need the values of every query: evaluate with per_query=True")
+        raise RecipeError("slices need the values of every query; evaluate with per_query=True")
     out = {}
     for name, rows in slices.items():
         mask = in_slice(direction, rows)

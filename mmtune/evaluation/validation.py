@@ -47,7 +47,7 @@ def build_validation(
     """
     if val is None:
         if retention is not None:
-            raise RecipeError("data.retention: is scored beside data.val; name that too")
+            raise RecipeError("data.retention needs data.val: set data.val too")
         return None
     on_val = _validation(val, pairs, metric, embed, "data.val", processes)
     if retention is None:

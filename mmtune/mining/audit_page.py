@@ -38,7 +38,7 @@ TITLES = {
     "mined": "Mined, closest to (or above) the positive",
     "relative_margin": "Dropped by the relative margin",
     "absolute_margin": "Dropped by the absolute margin",
-    "max_score": "Dropped by the highest score allowed",
+    "max_score": "Dropped by max_score",
     "near_duplicate": "Dropped as a near-duplicate",
     "verifier": "Dropped by the verifier",
 }
@@ -51,7 +51,7 @@ def summary(document: JsonObject) -> str:
     for name, d in document["directions"].items():
         lines.append(f"{name}: {d['mined']} negatives for {d['queries'] - d['queries_with_none']} of {d['queries']} queries")
         dropped = ", ".join(f"{guard} {n}" for guard, n in d["dropped"].items() if n)
-        lines.append(f"  candidates {d['looked_at']}; dropped: {dropped or 'none'}; known by label: {d['trusted_pairs']}")
+        lines.append(f"  candidates {d['looked_at']}; dropped: {dropped or 'none'}; known negatives: {d['trusted_pairs']}")
         for kind in ("positive", "mined", "dropped"):
             quantiles = d["scores"][kind]
             if quantiles:
@@ -122,7 +122,7 @@ def _tables(d: JsonObject) -> list[Table]:
     ]
     out = [
         Table(["", ""], [[k.replace("_", " "), d[k]] for k in COUNTS]),
-        Table(["guard", "dropped first", "would drop alone", "spared: labels say negative"], guards),
+        Table(["guard", "dropped first", "would drop by itself", "kept: known negatives"], guards),
     ]
     kinds = {k: s for k, s in d["scores"].items() if s}
     if kinds:

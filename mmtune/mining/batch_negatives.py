@@ -48,11 +48,11 @@ class BatchNegatives:
                 unknown += int((~known).sum())
                 pairs.setdefault(name, []).append(rows[known].astype(np.int32))
         if unknown == total and total:
-            raise DataError(f"{table}: none of its {total} pairs is among the rows of {data.spec}; it was mined on other data")
+            raise DataError(f"{table}: none of its {total} pairs has both rows in {data.spec}; it was mined on other data")
         if unknown:
-            self.notes.append(f"{table}: {unknown} of {total} pairs name rows that {data.spec} lacks; not used")
+            self.notes.append(f"{table}: {unknown} of {total} pairs have rows that are not in {data.spec}; they are not used")
         if not total:
-            self.notes.append(f"{table} holds no mined negatives; its audit says why")
+            self.notes.append(f"{table} has no mined negatives; see its audit for the reason")
         self.directions = list(pairs)
         self._by_direction = {name: _DirectionNegatives(np.concatenate(parts), data, name) for name, parts in pairs.items()}
         self._hash = id_hashes(data.ids)

@@ -27,14 +27,16 @@ class BM25Candidates:
         self.width = min(WINDOWS * context.options.window, len(context.candidates))
         modality = next((m for m in self.data.modalities if modalities.get(m).language), None)
         if modality is None:
-            raise DataError(f"{self.data.spec}: sources: lexical needs text, and the data have no text; leave it out")
+            raise DataError(
+                f"{self.data.spec}: the source lexical needs text, which the data do not have; remove it from mining.sources"
+            )
         self.modality = modality
         rows_of = row_finder(self.data)
         self.rows = rows_of(context.queries.ids)
         corpus = [self._read(row) for row in rows_of(context.candidates.ids)]
         tokens = bm25s.tokenize(corpus, stopwords=None, show_progress=False)
         if not tokens.vocab or not any(len(t) for t in tokens.ids):
-            raise DataError(f"{self.data.spec}: sources: lexical found no words in {modality}; leave it out")
+            raise DataError(f"{self.data.spec}: the source lexical found no words in {modality}; remove it from mining.sources")
         self.index = bm25s.BM25()
         self.index.index(tokens, show_progress=False)
 

@@ -43,7 +43,7 @@ class MiningContext:
     def require_data(self, purpose: str) -> "Data | WeightedConcat":
         """Return the data. Raises DataError, which names `purpose`, if only vectors were given."""
         if self.data is None:
-            raise DataError(f"{purpose} need the data; only vectors were given")
+            raise DataError(f"{purpose}: needs the data, but only vectors were given")
         return self.data
 
     def with_positives(self, positives: Positives) -> "MiningContext":

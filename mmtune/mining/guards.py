@@ -208,6 +208,6 @@ def _extra_guards(context: MiningContext, names: Sequence[str]) -> list[Guard]:
     for name in names:
         guard = plugins.resolve(TABLE, name, "guard", key="mining.guards.extra")(context)
         if guard.name in (*BUILT_IN, *LAST, *(g.name for g in guards)):
-            raise RecipeError(f"mining.guards.extra: {name}: there is a guard named {guard.name!r} already")
+            raise RecipeError(f"mining.guards.extra: {name}: another guard is already named {guard.name!r}")
         guards.append(guard)
     return guards

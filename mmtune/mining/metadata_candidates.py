@@ -25,7 +25,9 @@ class SiblingCandidates:
         self.context, self.window = context, context.options.window
         data, rule = context.require_data(f"sources: {', '.join(context.options.sources)}"), context.options.siblings
         if rule is None:
-            raise RecipeError("mining.sources: siblings needs mining.siblings.same, the columns that siblings agree in")
+            raise RecipeError(
+                "mining.sources: siblings needs mining.siblings.same, the columns in which siblings have equal values"
+            )
         columns = [data.column(c) for c in rule.same]
         other = data.column(rule.other) if rule.other else None
         rows_of = row_finder(data)

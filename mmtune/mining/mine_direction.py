@@ -50,7 +50,9 @@ class DirectionMiner:
         self.queries, self.candidates = context.queries, context.candidates
         q_dim, c_dim = self.queries.dim, self.candidates.dim
         if q_dim != c_dim:
-            raise DataError(f"{self.name}: vectors of {q_dim} and of {c_dim} dimensions; vectors of one model share one space")
+            raise DataError(
+                f"{self.name}: query vectors have {q_dim} dimensions, candidate vectors {c_dim}; embed both with one model"
+            )
         self.search = CandidateSearch(context)
         self.guards = make_guards(context, judged_negative)
         self.verifier = Verifier(verifier, context) if verifier is not None else None
@@ -124,13 +126,15 @@ class DirectionMiner:
             lines.append(f"{self.name}: only {len(self.candidates)} distinct candidate, so there are no negatives")
         total, within = len(self.queries), self.context.positives.within
         if within and scores.unknown == total:
-            lines.append(f"{self.name}: every group holds one item, so margins compare with the item itself (score 1)")
+            lines.append(f"{self.name}: every group has one item only, so no positives are known; margins compare with score 1")
         elif within and scores.unknown:
             lines.append(
-                f"{self.name}: {scores.unknown} of {total} items are alone in their group; margins use the median positive"
+                f"{self.name}: {scores.unknown} of {total} items are the only one of their group; their margins use the median positive score"
             )
         elif not within and scores.unknown == total:
-            lines.append(f"{self.name}: no row has both, and no group links them: margins are off")
+            lines.append(
+                f"{self.name}: no row has both modalities and no group links them, so no positives are known: margins are off"
+            )
         return lines
 
     def _calibrate(self, scores: PositiveScores) -> tuple[CalibratedMargin, JsonObject | None]:

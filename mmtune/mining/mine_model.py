@@ -48,7 +48,9 @@ def mine(
     if not isinstance(options, MiningOptions):
         options = parse_options(options or {})
     if options.table:
-        raise RecipeError(f"mining: table: {options.table} is for training in a recipe; what is mined here goes to --out")
+        raise RecipeError(
+            f"mining.table ({options.table}) names a table to train on, which only a training recipe can use; set --out instead"
+        )
     opened = open_data(data) if isinstance(data, str) else data
     directions = options.directions
     modalities = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None

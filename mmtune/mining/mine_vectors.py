@@ -41,7 +41,7 @@ def mined_directions(names: Sequence[str], only: Sequence[str] | None, pairs: Se
     known = [direction(a, b) for a in names for b in names]
     for name in only:
         if name not in known:
-            raise RecipeError(f"mining direction {name!r}: there are vectors for {', '.join(names)}, so: {', '.join(known)}")
+            raise RecipeError(f"mining direction {name!r} does not exist; there are: {', '.join(known)}")
     return [(a, b) for name in dict.fromkeys(only) for a, _, b in [name.partition("->")]]
 
 
@@ -107,7 +107,7 @@ def mine_vectors(
     mined = sum(part["mined"] for part in parts.values())
     if not mined:
         why = "; ".join(f"{name}: {_why_none(part)}" for name, part in parts.items())
-        warnings.insert(0, f"no negatives at all: {why}")
+        warnings.insert(0, f"no negatives were mined: {why}")
     document: JsonObject = {"fingerprint": fingerprints[0], "directions": parts, "warnings": warnings}
     result = MiningResult.beside(out, mined, document)
     write_json(result.audit, document)
@@ -119,7 +119,7 @@ def _items(name: str, e: Embeddings) -> Items:
     check_unit_vectors(name, e)
     items = unique_items(name, e, repeated_ids=True)
     if not len(items):
-        raise DataError(f"{name}: no rows with it, nothing to mine")
+        raise DataError(f"{name}: no row has this modality, so there is nothing to mine")
     return items
 
 
@@ -136,7 +136,7 @@ def _context(
     name = direction(queries.name, candidates.name)
     judged = judged_pairs(verdicts, name, queries, candidates)
     if judged.unused:
-        warnings.append(f"{name}: {judged.unused} judgments name rows that are not there; not used")
+        warnings.append(f"{name}: {judged.unused} judgments are about rows that are not in the data; they are not used")
     own = options.for_direction(name)
     positives = Positives(queries, candidates, None if own.guards.groups else ("id",), judged=judged.positive)
     used = hashes if own.guards.near_duplicates else {}
@@ -156,7 +156,7 @@ def _content_hashes(
     if not needed:
         return {}
     if data is None:
-        warnings.append("near-duplicates were not looked for: only vectors were given, not the data")
+        warnings.append("near-duplicates were not looked for, because only vectors were given, not the data")
         return {}
     hashes = {m: hash_contents(data, m, cache, quiet) for m in modalities.names() if m in names}
     return {m: h for m, h in hashes.items() if h is not None}
@@ -165,8 +165,8 @@ def _content_hashes(
 def _why_none(part: JsonObject) -> str:
     """Explain why nothing was mined in a direction."""
     if not part["looked_at"]:
-        return f"every one of {part['candidates']} candidates is a known positive of every query (one group?)"
+        return f"all {part['candidates']} candidates are known positives of every query; do all rows have one group?"
     dropped = {n: c for n, c in part["dropped"].items() if c}
     most = max(dropped, key=dropped.__getitem__) if dropped else "nothing"
     shares = ", ".join(f"{n} {c / part['looked_at']:.0%}" for n, c in dropped.items())
-    return f"all {part['looked_at']} candidates were guarded away ({shares}); relax {most} first"
+    return f"the guards dropped all {part['looked_at']} candidates ({shares}); relax {most} first"

@@ -221,6 +221,6 @@ def metric_drop(name: str, before: float, after: float, mined: MiningResult, tol
     above = sum(d["mined_at_or_above_positive"] for d in directions)
     suspected = sum(d["suspected_false_negatives"] for d in directions)
     return (
-        f"{name} fell from {before:.4f} to {after:.4f} after mining: perhaps false negatives. {above} of {mined.mined} mined "
-        f"score as high as the query's own positive, {suspected} were dropped as suspects; look at {mined.page}"
+        f"{name} fell from {before:.4f} to {after:.4f} after mining, perhaps because of false negatives. {above} of {mined.mined} "
+        f"mined negatives score at least as high as the query's positive; {suspected} others were dropped. See {mined.page}"
     )

@@ -112,12 +112,12 @@ def check_fingerprint(path: str | Path, fingerprint: str, allow_stale: bool) -> 
     of_table = read_metadata(path).fingerprint
     if of_table == fingerprint:
         return None
-    problem = "does not say which weights mined it"
+    problem = "does not store the fingerprint of the model that mined it"
     if of_table:
         problem = f"was mined with other weights ({of_table[:12]}, not {fingerprint[:12]})"
     if not allow_stale:
         raise DataError(f"{path} {problem}; mine again, or allow a stale table (in a recipe: mining.allow_stale=true)")
-    return f"{path} {problem}; used all the same, as asked"
+    return f"{path} {problem}; used anyway, because stale tables are allowed"
 
 
 def read_table(

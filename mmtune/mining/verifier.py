@@ -66,7 +66,7 @@ class Verifier:
 
     def __init__(self, scorer: Scorer | ScorerOf, context: MiningContext):
         if context.data is None:
-            raise DataError("a verifier looks at the content of pairs, and only vectors were given; give the data too")
+            raise DataError("a verifier needs the contents of the rows, but only vectors were given; pass the data too")
         self.names = context.queries.name, context.candidates.name
         self.scorer: Scorer = scorer if not callable(scorer) or hasattr(scorer, "score") else scorer(*self.names)
         self.data, self.positives = context.data, context.positives
@@ -98,7 +98,9 @@ class Verifier:
         pairs += [self._pair(decoded, block.queries[i], block.candidates[i, w]) for i, w in zip(row, column, strict=True)]
         scores = np.asarray(self.scorer.score(pairs), np.float64) if pairs else np.zeros(0)
         if scores.shape != (len(pairs),) or not np.isfinite(scores).all():
-            raise DataError(f"the verifier gave {scores.shape} scores for {len(pairs)} pairs, or some that are not numbers")
+            raise DataError(
+                f"the verifier must return one finite score for each of {len(pairs)} pairs; it returned shape {scores.shape}, or NaN"
+            )
         of_positive = np.full(len(block.queries), np.nan)
         of_positive[known] = scores[: len(known)]
         limit = of_positive - self.margin * np.abs(of_positive)

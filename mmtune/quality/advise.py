@@ -150,7 +150,7 @@ def advise(
     pairs = {f"{a}->{b}": (a, b) for a in names for b in names if a != b or len(names) == 1}
     name = direction or default_direction(pairs)
     if name not in pairs:
-        raise RecipeError(f"--direction {name}: the model and the data share {', '.join(pairs)}")
+        raise RecipeError(f"--direction {name}: not available; the model and the data have {', '.join(pairs)}")
     pair = pairs[name]
     step = -(-len(rows) // limit)
     some = rows.subset(range(0, len(rows), step)) if step > 1 else rows

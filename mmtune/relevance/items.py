@@ -136,7 +136,7 @@ def _check_ids(name: str, ids: list[str], content: np.ndarray, up: np.ndarray, r
         if not repeated_ids:
             raise DataError(f"{name}: the row id {ids[a]!r} occurs twice; ids must be unique")
         if not content[a] == content[b] != 0:
-            raise DataError(f"{name}: the row id {ids[a]!r} occurs twice, with other content; ids must be unique")
+            raise DataError(f"{name}: the row id {ids[a]!r} occurs twice, with different content; ids must be unique")
 
 
 def check_unit_vectors(name: str, e: Embeddings) -> None:
@@ -151,8 +151,8 @@ def check_unit_vectors(name: str, e: Embeddings) -> None:
         block = v[start : start + CHECK_BLOCK]
         squares = np.einsum("nd,nd->n", block, block)
         for wrong, problem, fix in (
-            (~np.isfinite(squares), "hold NaN or infinity", "the model or its input is broken"),
-            (squares == 0, "are zero vectors, which have no direction", "leave these rows out or repair their content"),
+            (~np.isfinite(squares), "contain NaN or infinity", "the model or its input is broken"),
+            (squares == 0, "are zero vectors, which have no direction", "remove these rows or repair their content"),
             (np.abs(squares - 1) > 1e-3, "are not of unit length", "divide each by its L2 norm"),
         ):
             at = np.flatnonzero(wrong)

@@ -85,9 +85,9 @@ def read_lines(path: str | Path, log: bool = False) -> Iterator[JudgmentLine]:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file of judgments") from None
+        raise DataError(f"{path}: this file with judgments does not exist") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8; judgments are TREC or JSON lines") from None
+        raise DataError(f"{path}: not UTF-8; judgments are a text file in TREC format or JSON Lines") from None
     lines = text.split("\n")  # only a newline ends a line: `splitlines` would also split at U+2028 inside a value
     for number, line in enumerate(lines, 1):
         # a partly written line was marked as cancelled by a later writer, or is the last line and its JSON object is not closed
@@ -138,10 +138,12 @@ def read_qrels(path: str | Path) -> Judgments:
         grades = by_judge.setdefault((name, line.query, line.item), {})
         if grades.get(judge, value) != value and not judge:
             pair = f"{line.query!r} and {line.item!r}"
-            raise DataError(f"{line.where}: {pair} are judged {grades[judge]} above and {value} here; keep one")
+            raise DataError(
+                f"{line.where}: the pair {pair} has grade {grades[judge]} on an earlier line and {value} here; keep one"
+            )
         grades[judge] = value
     if not by_judge:
-        raise DataError(f"{path}: no judgments in it")
+        raise DataError(f"{path}: the file has no judgments")
     out = Judgments()
     for (name, query, item), grades in by_judge.items():
         target = out if name is None else out.directed.setdefault(name, {})
@@ -155,7 +157,7 @@ def _grade(grade: object, where: str) -> int:
     try:
         value = float(grade)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise DataError(f"{where}: the grade {grade!r} is no number") from None
+        raise DataError(f"{where}: the grade {grade!r} is not a number") from None
     if not math.isfinite(value) or value != int(value):
         raise DataError(f"{where}: the grade {grade!r} is not a whole number; nDCG's gains are whole (0, 1, 2, ...)")
     return int(value)
@@ -175,7 +177,9 @@ def qrels_for(qrels: "Qrels | str | Path | None", ids: Iterable[str]) -> Qrels |
     parts = [judged, *(judged.directed.values() if isinstance(judged, Judgments) else ())]
     if not any(q in known and not known.isdisjoint(items) for part in parts for q, items in part.items()):
         query = next((q for part in parts for q in part), "")
-        raise DataError(f"no judgment is about two rows of these data (the first is about {query!r}); ids are row ids")
+        raise DataError(
+            f"no judgment is about two rows of these data (the first has query {query!r}); query and item must be row ids"
+        )
     return judged
 
 
@@ -203,7 +207,7 @@ def read_verdicts(path: str | Path) -> list[Verdict]:
         if verdict is None and isinstance(grade, int | float):
             verdict = "positive" if grade > 0 else "negative"
         if verdict not in ("positive", "negative"):
-            raise DataError(f'{line.where}: needs a query, an item and verdict "positive" or "negative"')
+            raise DataError(f'{line.where}: needs a "query", an "item", and a "verdict" that is "positive" or "negative"')
         verdicts.append(Verdict(line.query, line.item, verdict == "positive", line.fields.get("direction")))
     return verdicts
 

@@ -59,7 +59,9 @@ def _sides(vectors: Mapping[str, Embeddings], pair: tuple[str, str]) -> tuple[It
 
 def _checked_id(row_id: str) -> str:
     if not row_id or any(c.isspace() for c in row_id):
-        raise DataError(f"the row id {row_id!r} holds white space, which TREC files cannot; rename it or use JSON results")
+        raise DataError(
+            f"the row id {row_id!r} contains white space, which TREC files do not allow; rename it or use JSON results"
+        )
     return row_id
 
 

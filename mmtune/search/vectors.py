@@ -60,7 +60,7 @@ def normalize_rows(x_ND: np.ndarray, name: str = "vectors") -> np.ndarray:
         norms[start : start + ROWS_PER_BLOCK] = np.sqrt((block * block).sum(1))
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
-        raise DataError(f"{name}: {len(bad)} of {len(norms)} vectors hold NaN or infinity, the first at position {bad[0]}")
+        raise DataError(f"{name}: {len(bad)} of {len(norms)} vectors contain NaN or infinity, the first at position {bad[0]}")
     off = (np.abs(norms - 1) > 1e-4) & (norms > 0)
     if off.any():
         x_ND = (x_ND / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32)

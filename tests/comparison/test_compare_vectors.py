@@ -163,7 +163,7 @@ def test_a_gate_refuses_unknown_keys_and_names():
     for bad, message in (
         ({"metric": "ndgc@10"}, "no metric 'ndgc@10'"),
         ({"direction": "a->c"}, "there are: a->b, b->a"),
-        ({"guards": {"generl": 0}}, "neither a slice nor a direction"),
+        ({"guards": {"generl": 0}}, "no such slice or direction"),
     ):
         with pytest.raises(RecipeError, match=message):
             compare_vectors(vectors, vectors, gate=bad)
@@ -210,7 +210,7 @@ def test_twins_are_the_nearest_items_of_another_group(tmp_path):
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(DataError, match="not a confusable slice"):
         Confusable.read(tmp_path / "x.json")
-    with pytest.raises(DataError, match="freeze it anew"):
+    with pytest.raises(DataError, match="make a new slice from these data"):
         accuracy(part, {m: Embeddings(["?"], [None], {}, e.vectors[:1]) for m, e in vectors.items()})
 
 
@@ -258,7 +258,7 @@ def test_rows_trained_on_are_refused_but_a_class_name_is_not():
 def test_other_rows_or_modalities_are_refused():
     vectors = grouped_corpus(4, 10, 2)
     fewer = {m: take_rows(e, np.arange(5)) for m, e in vectors.items()}
-    with pytest.raises(DataError, match="has a vector of one model only"):
+    with pytest.raises(DataError, match="only one model has a vector of row"):
         compare_vectors(vectors, fewer)
-    with pytest.raises(DataError, match="compare what both have"):
+    with pytest.raises(DataError, match="both need the same"):
         compare_vectors(vectors, {"a": vectors["a"]})

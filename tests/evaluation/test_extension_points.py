@@ -101,7 +101,7 @@ def test_a_task_from_outside_is_run_with_its_options(outside, capsys):
     assert document["settings"]["power"] == 2 and document["results"]["image"]["rows"] == 12
     assert document["results"]["image"]["spread"] == pytest.approx(plain.metric("spread") ** 2)
     assert plain.to_pandas().loc["image", "spread"] == plain.metric("spread") and "spread" in plain._repr_html_()
-    with pytest.raises(MmtuneError, match="powr: no option of task mine; it has: power"):
+    with pytest.raises(MmtuneError, match="powr: is not an option of task mine; it has: power"):
         mmtune.evaluate("tiny:clip", data, task="mine", task_options={"powr": 2})
 
 

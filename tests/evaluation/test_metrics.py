@@ -132,7 +132,7 @@ def test_bad_input_is_one_line():
         evaluate_vectors({"a": Embeddings(["x", "y"], [None] * 2, {}, np.array([[1, 0], [np.nan, 1]], np.float32))})
     with pytest.raises(RecipeError, match="whole numbers"):
         evaluate_vectors({}, ks=(0,))
-    with pytest.raises(DataError, match="no vectors of that modality"):
+    with pytest.raises(DataError, match="no vectors of this modality"):
         evaluate_vectors({"a": e}, pairs=[("a", "b")])
 
 

@@ -60,7 +60,7 @@ def test_a_users_own_table_needs_three_columns(shop, tmp_path):
     data = open_data(shop)
     own = pa.table({"direction": ["text->image"] * 2, "query_id": ["row00", "row02"], "negative_id": ["row04", "gone"]})
     pq.write_table(own, tmp_path / "own.parquet")
-    with pytest.raises(DataError, match="does not say which weights"):
+    with pytest.raises(DataError, match="does not store the fingerprint"):
         BatchNegatives(tmp_path / "own.parquet", data, "print")
     negatives = BatchNegatives(tmp_path / "own.parquet", data, "print", allow_stale=True)
     row = {i: n for n, i in enumerate(data.ids)}

@@ -105,6 +105,6 @@ def test_the_verb_takes_them_and_messages_say_where_was_looked(module, tmp_path,
             mine_vectors(data, tmp_path / "x.parquet", options(source, guard))
     twice = options("nearest", "own_mining:LastDigit").model_copy(deep=True)
     twice.guards.extra.append("own_mining:LastDigit")
-    with pytest.raises(RecipeError, match="a guard named 'last_digit' already"):
+    with pytest.raises(RecipeError, match="another guard is already named 'last_digit'"):
         mine_vectors(data, tmp_path / "x.parquet", twice)
     assert not (tmp_path / "x.parquet").exists()

@@ -164,7 +164,7 @@ def test_human_verdicts_are_obeyed(tmp_path):
     after = {(r["query_id"], r["negative_id"]): r for r in rows(tmp_path / "t.parquet")}
     assert after[dropped["query_id"], dropped["negative_id"]]["verdict"] == "mined"
     assert (mined["query_id"], mined["negative_id"]) not in after
-    assert any("1 judgments name rows" in w for w in result.document["warnings"])
+    assert any("1 judgments are about rows" in w for w in result.document["warnings"])
     path.write_text('{"query_id": "x"}\n')
     with pytest.raises(DataError, match="line 1"):
         mine_vectors(data, tmp_path / "t.parquet", o.model_copy(update={"judgments": str(path)}))
@@ -201,15 +201,17 @@ def test_clear_messages(tmp_path):
     assert not out.exists()
     away = mine_vectors(corpus(20, 12, grouped=0), out, options({"max_score": -1.1}))
     assert (
-        away.mined == 0 and "max_score 100%" in away.document["warnings"][0] and "guarded away" in away.document["warnings"][0]
+        away.mined == 0
+        and "max_score 100%" in away.document["warnings"][0]
+        and "the guards dropped all" in away.document["warnings"][0]
     )
     one = mine_vectors(corpus(20, 12, groups=1, grouped=1), out, options())
-    assert one.mined == 0 and "known positive of every query" in one.document["warnings"][0]
+    assert one.mined == 0 and "known positives of every query" in one.document["warnings"][0]
     alone = corpus(20, 12, shared=0)
     for e in alone.values():
         e.labels["group"] = np.arange(1, 21)
     result = mine_vectors(alone, out, options(directions=["a->a"]))
-    assert any("every group holds one item" in w for w in result.document["warnings"])
+    assert any("every group has one item only" in w for w in result.document["warnings"])
 
 
 def test_audit_counts_every_candidate_once(tmp_path):
@@ -254,7 +256,7 @@ def test_a_row_that_two_sources_hold_is_one_item_and_two_rows_of_one_id_are_refu
     labels = {"image": np.array([5, 6, 5]), "group": np.array([1, 2, 1])}
     items = unique_items("image", Embeddings(["a", "b", "a"], [None] * 3, labels, x, "f"), repeated_ids=True)
     assert sorted(items.ids) == ["a", "b"] and items.of_row[0] == items.of_row[2] != items.of_row[1]
-    with pytest.raises(DataError, match="'a' occurs twice, with other content"):
+    with pytest.raises(DataError, match="'a' occurs twice, with different content"):
         unique_items(
             "image", Embeddings(["a", "b", "a"], [None] * 3, labels | {"image": np.array([5, 6, 7])}, x, "f"), repeated_ids=True
         )

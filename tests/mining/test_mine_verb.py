@@ -34,11 +34,11 @@ def test_the_verb(shop, tmp_path, capsys, monkeypatch):
     )  # row 23's caption and two images, and one in the other direction
     assert "data:image" in open(document["page"]).read()
     assert dispatch("mine", [*argv[:-3], "--set", "guards.max_score=-2", "--set", "guards.trust_groups=false"]) == 1
-    assert "guarded away" in capsys.readouterr().out
+    assert "the guards dropped all" in capsys.readouterr().out
     assert dispatch("mine", [*argv[:5], "--set", "guards.max_scor=1"]) == 2
     assert "guards.max_scor" in capsys.readouterr().err
     assert dispatch("mine", [*argv[:5], "--set", "table=own.parquet"]) == 2
-    assert "table: own.parquet is for training" in capsys.readouterr().err
+    assert "own.parquet) names a table to train on" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="KEY=VALUE"):
         mine_verb.mining_values(parsed(["m", "d", "--out", "o", "--set", "x"]))
     values = mine_verb.mining_values(

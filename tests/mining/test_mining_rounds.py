@@ -29,11 +29,11 @@ def test_training_takes_a_users_own_table(shop, tmp_path, capsys):
         "train": {"epochs": 1, "batch_size": 6},
         "mining": {"table": str(tmp_path / "own.parquet"), "use": {"negatives_per_query": 1, "confusable": 0}},
     }
-    with pytest.raises(DataError, match="own.parquet does not say which weights.*mining.allow_stale=true"):
+    with pytest.raises(DataError, match="own.parquet does not store the fingerprint.*mining.allow_stale=true"):
         train(recipe | {"run": {"dir": str(tmp_path / "refused")}}, quiet=True)
     recipe["mining"]["allow_stale"] = True
     done = train(recipe | {"run": {"dir": str(tmp_path / "run")}})
-    assert "used all the same, as asked" in capsys.readouterr().err
+    assert "used anyway, because stale tables are allowed" in capsys.readouterr().err
     del recipe["mining"]
     plain = train(recipe | {"run": {"dir": str(tmp_path / "plain")}}, quiet=True)
     assert done["fingerprint"] != plain["fingerprint"], "the table's negatives changed nothing"

@@ -29,5 +29,5 @@ def test_lexical_and_siblings_propose_other_candidates_than_vectors(shop, tmp_pa
     every = by["nearest+siblings"]
     assert len({(r["query_id"], r["negative_id"]) for r in every}) == len(every), "a pair counts once"
     assert {r["reason"] for r in every} == {"nearest", "siblings"}
-    with pytest.raises(DataError, match="need the data"):
+    with pytest.raises(DataError, match="needs the data"):
         mine_vectors(content_vectors(data), tmp_path / "t.parquet", o)

@@ -52,7 +52,7 @@ def test_verdicts_several_judges_and_a_direction(tmp_path):
         assert result.directions[name].queries == 1
         assert result.directions[name].metrics["mrr"] == pytest.approx(1 / min(rank[r] for r in relevant))
     assert qrels_for(tmp_path / "j", ids) == qrels and qrels_for(None, ids) is None
-    with pytest.raises(DataError, match="about two rows of these data .the first is about 'r1'"):
+    with pytest.raises(DataError, match="about two rows of these data .the first has query 'r1'"):
         qrels_for(tmp_path / "j", ["r1", "x"])
 
 
@@ -60,9 +60,9 @@ def test_verdicts_several_judges_and_a_direction(tmp_path):
     ("content", "message"),
     [
         ("q d 1\n", "line 1: 3 columns"),
-        ("q 0 d 1\nq 0 d x\n", "line 2: the grade 'x' is no number"),
+        ("q 0 d 1\nq 0 d x\n", "line 2: the grade 'x' is not a number"),
         ("q 0 d 0.5\n", "not a whole number"),
-        ("q 0 d 1\nq 0 d 2\n", "line 2: 'q' and 'd' are judged 1 above and 2 here"),
+        ("q 0 d 1\nq 0 d 2\n", "line 2: the pair 'q' and 'd' has grade 1 on an earlier line and 2 here"),
         ('{"query": "q"}\n', 'needs "query" and "item"; this line has query'),
         ("{broken\n", "line 1: not valid JSON"),
         ("\n", "no judgments"),
@@ -93,5 +93,5 @@ def test_mining_reads_verdicts_in_order_and_skips_torn_lines(tmp_path):
         path.write_text(line + "\n")
         with pytest.raises(DataError, match=message):
             read_verdicts(path)
-    with pytest.raises(DataError, match="no such file of judgments"):
+    with pytest.raises(DataError, match="this file with judgments does not exist"):
         read_verdicts(tmp_path / "none")

@@ -31,6 +31,6 @@ def test_ids_with_white_space_are_refused_not_mangled(tmp_path):
     vectors = corpus(np.random.default_rng(0), 5, 4, 2)
     for e in vectors.values():
         e.ids[0] = "two words"
-    with pytest.raises(DataError, match="'two words' holds white space"):
+    with pytest.raises(DataError, match="'two words' contains white space"):
         write_run(tmp_path / "run", vectors, ("a", "b"))
     assert list(tmp_path.iterdir()) == []

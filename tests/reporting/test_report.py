@@ -215,7 +215,7 @@ def test_judgments_say_what_is_right(pictures, tmp_path, capsys):
     assert shown
     (tmp_path / "other.jsonl").write_text('{"query": "nobody", "item": "nothing"}\n')
     assert dispatch("report", [*args[:4], str(tmp_path / "other.jsonl")]) == 2
-    assert "ids are row ids" in capsys.readouterr().err
+    assert "query and item must be row ids" in capsys.readouterr().err
 
 
 def test_curves_of_every_kind_of_run():

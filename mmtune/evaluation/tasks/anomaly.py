@@ -113,7 +113,7 @@ class AnomalyDetection(EvaluationTask):
         is_normal = _normal_rows(data, self.normal)
         reference = None if self.reference is None else inputs.reference_data(self.reference, self.exclude_same)
         if is_normal.all():
-            raise DataError(f"{data.spec}: all {len(is_normal)} rows are normal by {self.normal}: nothing to detect")
+            raise DataError(f"{data.spec}: all {len(is_normal)} rows are normal ({self.normal}), so there is nothing to detect")
         parts = metadata_slices(data, self.slices)
         vectors = inputs.embed()
         references: dict[str, Embeddings] = {}
@@ -143,7 +143,7 @@ def _normal_rows(data: "Data", normal: str | None) -> np.ndarray:
     """bool [N]: which rows are normal. Raises DataError if none is."""
     name, equals, value = (normal or "").partition("=")
     if not equals:
-        raise RecipeError('anomaly: say what is normal: normal "COLUMN=VALUE", e.g. --normal defect=none')
+        raise RecipeError('anomaly: state which rows are normal, as "COLUMN=VALUE", e.g. --normal defect=none')
     values = row_values(data, name)
     is_normal = np.array([v == value for v in values], bool)
     if not is_normal.any():
@@ -227,7 +227,7 @@ def detect(
             score = distances(take_rows(rows, at), take_rows(reference, np.array(own, np.int64)), k)
         scored = np.isfinite(score)
         if not scored[is_normal].any() or is_normal.all():
-            skipped[m] = "no anomalous row" if is_normal.all() else "no normal row that another one could judge"
+            skipped[m] = "no anomalous row" if is_normal.all() else "no normal row has another normal row as reference"
             continue
         at, is_normal, score = at[scored], is_normal[scored], score[scored]
         machines[m] = _areas(score, ~is_normal, max_fpr)
@@ -237,7 +237,7 @@ def detect(
             if not is_normal[inside].all():
                 of_part[part].append(_areas(score[inside], ~is_normal[inside], max_fpr))
     if not machines:
-        raise DataError(f"{name}: nothing can be judged: " + "; ".join(f"{m}: {why}" for m, why in skipped.items()))
+        raise DataError(f"{name}: no machine can be evaluated: " + "; ".join(f"{m}: {why}" for m, why in skipped.items()))
     return Anomalies(name, machines, {p: mean_scores(d) for p, d in of_part.items() if d}, skipped, scores, max_fpr)
 
 

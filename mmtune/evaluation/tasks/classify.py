@@ -42,7 +42,7 @@ def classify_by_descriptions(vectors: Mapping[str, Embeddings], pair: tuple[str,
     classes = sorted({g for g in b.groups if g is not None})
     classes = [classes[i] for i in tie_order(classes)]  # descending, so that argmax breaks ties by the total order
     if len(classes) < 2:
-        raise DataError(f"{'->'.join(pair)}: {len(classes)} groups have a {pair[1]}; classification needs two")
+        raise DataError(f"{'->'.join(pair)}: {len(classes)} groups have a {pair[1]}; classification needs at least two")
     number = {g: i for i, g in enumerate(classes)}
     z, content = normalize_rows(b.vectors, pair[1]), b.labels.get(pair[1])
     sums = np.zeros((len(classes), z.shape[1]), np.float64)

@@ -50,10 +50,10 @@ class TaskResult:
     def metric(self, name: str, modality: str | None = None) -> float:
         """Return one metric, e.g. accuracy, macro_f1, auroc or partial_auroc, of one modality (default: the only one)."""
         if modality is None and len(self.results) > 1:
-            raise RecipeError(f"{name}: of which modality? there are: {', '.join(self.results)}")
+            raise RecipeError(f"{name}: name a modality, because several were scored: {', '.join(self.results)}")
         scores = self.results.get(modality or next(iter(self.results)))
         if scores is None:
-            raise RecipeError(f"{modality}: was not scored; there are: {', '.join(self.results)}")
+            raise RecipeError(f"{modality!r} was not scored; there are: {', '.join(self.results)}")
         if name not in scores.metrics:
             raise RecipeError(f"no metric {name!r} of {self.task}; there are: {', '.join(scores.metrics)}")
         return float(scores.metrics[name])
@@ -116,7 +116,9 @@ def check_options(task: str, options: Mapping[str, object]) -> None:
     for option, value in options.items():
         if _is_given(value) and option not in known:
             owners = [t for t in [RETRIEVAL, *TASKS] if option in options_of(t)]
-            where = f"goes with task {' or '.join(owners)}, not with {task}" if owners else f"no option of task {task}"
+            where = (
+                f"is an option of task {' or '.join(owners)}, not of {task}" if owners else f"is not an option of task {task}"
+            )
             raise RecipeError(f"{option}: {where}{'' if owners else '; it has: ' + (', '.join(known) or 'none')}")
 
 

@@ -123,7 +123,7 @@ def classify_by_reference(
     """
     classes = sorted(set(names))
     if len(classes) < 2:
-        raise DataError(f"{len(classes)} class among the references; neighbours have nothing to decide")
+        raise DataError(f"{len(classes)} class among the references; classification by neighbours needs at least two")
     number = {c: i for i, c in enumerate(classes)}
     class_N = np.array([number[n] for n in names], np.int64)
     score, index = nearest(q_QD, reference_ND, k, order=order)
@@ -148,7 +148,7 @@ def classify_among_themselves(
     number = {g: i for i, g in enumerate(classes)}
     truth = np.array([number[g] for g in label], np.int64)
     if (np.bincount(truth, minlength=1) > 1).sum() < 2:
-        raise DataError(f"{name}: fewer than two groups have two items; neighbours have nothing to decide")
+        raise DataError(f"{name}: fewer than two groups have two items, so neighbours cannot classify them")
     excluded = np.arange(1, len(at) + 1)
     if source is not None:
         source_N = names_to_labels([source.get(items.ids[i]) for i in at])

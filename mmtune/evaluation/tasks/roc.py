@@ -33,5 +33,5 @@ def _check(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.
     if not np.isfinite(score_N).all():
         raise DataError(f"{int((~np.isfinite(score_N)).sum())} of {len(score_N)} scores are not finite")
     if positive_N.all() or not positive_N.any():
-        raise DataError(f"a ROC curve needs both kinds: {int(positive_N.sum())} of {len(positive_N)} are positive")
+        raise DataError(f"a ROC curve needs positives and negatives: {int(positive_N.sum())} of {len(positive_N)} are positive")
     return positive_N, score_N

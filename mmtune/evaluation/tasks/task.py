@@ -125,10 +125,10 @@ def register_task(name: str, task: "type[EvaluationTask] | str") -> None:
 def find_task(name: str) -> type[EvaluationTask]:
     """Return the class of the task `name`, or the class at "package.module:Class". Raises RecipeError for anything else."""
     if name not in TASKS and not plugins.is_target(name):
-        raise RecipeError(f"task {name!r}: there are: {', '.join([RETRIEVAL, *TASKS])} (or package.module:Class)")
+        raise RecipeError(f"unknown task {name!r}; there are: {', '.join([RETRIEVAL, *TASKS])} (or package.module:Class)")
     part = plugins.resolve(TASKS, name, "task", key="task")
     if not (isinstance(part, type) and issubclass(part, EvaluationTask)):
-        raise RecipeError(f"task {name!r}: {part!r} is no subclass of mmtune.evaluation.EvaluationTask")
+        raise RecipeError(f"task {name!r}: {part!r} is not a subclass of mmtune.evaluation.EvaluationTask")
     return part
 
 
@@ -143,7 +143,7 @@ def class_labels(data: "Data", label: str) -> tuple[list[str | None], np.ndarray
     """Return (the class of each row, bool [N]: which rows have one). Raises DataError for fewer than two classes."""
     labels = row_values(data, label)
     if len({c for c in labels if c is not None}) < 2:
-        raise DataError(f"{data.spec}: fewer than two classes by {label!r}: nothing to classify")
+        raise DataError(f"{data.spec}: {label!r} has fewer than two classes, so there is nothing to classify")
     return labels, np.array([c is not None for c in labels], bool)
 
 

@@ -43,7 +43,7 @@ class ZeroShot(EvaluationTask):
         chosen = super().choose_modalities(model, data, wanted)
         if not wanted and all(modalities.get(m).language for m in chosen):
             raise DataError(
-                f"{data.spec}: zero_shot classifies images or sounds by texts, and the data have {', '.join(data.modalities)}"
+                f"{data.spec}: zero_shot classifies images or sounds by texts, but the data have only {', '.join(data.modalities)}"
             )
         return chosen
 
@@ -54,7 +54,7 @@ class ZeroShot(EvaluationTask):
         classes = class_vectors(inputs.model, names, self.prompts, inputs.batch_size)
         vectors = grouped_by_class(inputs.data, inputs.embed(keep=labelled), labels)
         if not set(vectors) - {tower}:
-            raise DataError(f"zero_shot: {tower} names the classes; ask for another modality to classify")
+            raise DataError(f"zero_shot: {tower} is the modality of the class names; choose another modality to classify")
         unlabelled = {m: int((inputs.data.present[m] & ~labelled).sum()) for m in vectors}
         return {m: zero_shot(e, classes, direction(m, tower), unlabelled[m]) for m, e in vectors.items() if m != tower}
 
@@ -64,7 +64,7 @@ def language_tower(model: "Model") -> str:
     for name in model.towers:
         if modalities.get(name).language:
             return name
-    raise ModelError(f"zero_shot: class names need a tower that reads text; this model has {', '.join(model.towers)}")
+    raise ModelError(f"zero_shot: class names need a text modality; this model has {', '.join(model.towers)}")
 
 
 def class_vectors(
@@ -101,16 +101,16 @@ def names_of_classes(labels: Sequence[str | None], names: Sequence[str | None] |
         if label is not None and name is not None and name not in out[label]:
             out[label].append(name)
     if len(out) < 2:
-        raise DataError(f"{source}: {len(out)} class among the rows; classification needs two")
+        raise DataError(f"{source}: {len(out)} class among the rows; classification needs at least two")
     nameless = [c for c, of_class in out.items() if not of_class]
     if nameless:
-        raise DataError(f"{source}: no row of class {nameless[0]!r} says what it is called")
+        raise DataError(f"{source}: no row of class {nameless[0]!r} has a class name")
     owner: dict[str, str] = {}
     for c, of_class in out.items():
         for name in of_class:
             if owner.setdefault(name, c) != c:
                 raise DataError(
-                    f"{source}: classes {owner[name]!r} and {c!r} are both called {name!r}: nothing tells them apart"
+                    f"{source}: classes {owner[name]!r} and {c!r} have the same name {name!r}; give them different names"
                 )
     return out
 

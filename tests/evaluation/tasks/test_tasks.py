@@ -73,7 +73,7 @@ def test_areas_equal_scikit_learn_and_plain_loops():
             assert partial_auroc(score, positive, top) == pytest.approx(slow_partial(score, positive, top), abs=1e-12)
         assert auroc(score, positive) == pytest.approx(roc_auc_score(positive, score), abs=1e-12)
         assert partial_auroc(score, positive) == pytest.approx(roc_auc_score(positive, score, max_fpr=0.1), abs=1e-12)
-    with pytest.raises(DataError, match="needs both kinds: 3 of 3"):
+    with pytest.raises(DataError, match="needs positives and negatives: 3 of 3"):
         auroc(np.arange(3.0), np.ones(3, bool))
 
 
@@ -280,25 +280,25 @@ def test_neighbours_and_anomalies_of_the_demos_machines(machines, capsys):
     }
     assert scores["parts"]["severity=severe"]["auroc"] > 0.6 and len(scores["scores"]) == len(open_data(str(machines / "val")))
     status, line = run_eval(capsys, "tiny:clap", *argv)
-    assert status == 2 and "no normal row that another one could judge" in line  # one healthy recording a machine
+    assert status == 2 and "no normal row has another normal row as reference" in line  # one healthy recording a machine
     result = mmtune.evaluate("tiny:clap", str(machines / "val"), task="anomaly", normal="defect=none", machine="category")
     assert result.metric("auroc") == pytest.approx(np.mean([d.auroc for d in result.results["audio"].machines.values()]))
     assert "pAUROC@0.1" in str(result)
 
 
 BAD = [
-    (["--task", "zeroshot"], "task 'zeroshot': there are: retrieval, zero_shot, knn, anomaly"),
-    (["--normal", "a=b"], "normal: goes with task anomaly, not with retrieval"),
-    (["--task", "knn", "--normal", "a=b"], "normal: goes with task anomaly, not with knn"),
-    (["--task", "anomaly", "--qrels", "x.txt"], "qrels: goes with task retrieval, not with anomaly"),
+    (["--task", "zeroshot"], "unknown task 'zeroshot'; there are: retrieval, zero_shot, knn, anomaly"),
+    (["--normal", "a=b"], "normal: is an option of task anomaly, not of retrieval"),
+    (["--task", "knn", "--normal", "a=b"], "normal: is an option of task anomaly, not of knn"),
+    (["--task", "anomaly", "--qrels", "x.txt"], "qrels: is an option of task retrieval, not of anomaly"),
     (["--task", "knn", "--label", "categry"], "did you mean 'category'"),
     (["--task", "knn", "--neighbours", "0"], "neighbours: 0 is not 1 or more"),
     (["--task", "knn", "--reference", "SELF"], "among the references (row "),
-    (["--task", "anomaly"], 'say what is normal: normal "COLUMN=VALUE"'),
+    (["--task", "anomaly"], 'state which rows are normal, as "COLUMN=VALUE"'),
     (["--task", "anomaly", "--normal", "defect=nne"], "no row has defect=nne; there are: crack, imbalance"),
     (["--task", "zero_shot", "--prompt", "a photo"], "must contain {} exactly once"),
-    (["--task", "zero_shot", "--only", "text"], "ask for another modality to classify"),
-    (["--group-pooling", "max"], "group_pooling: 'max'; there is: mean"),
+    (["--task", "zero_shot", "--only", "text"], "choose another modality to classify"),
+    (["--group-pooling", "max"], "group_pooling: unknown value 'max'; there is: mean"),
 ]
 
 
@@ -322,7 +322,7 @@ def test_a_recording_on_both_sides_is_refused(machines, tmp_path):
 
 
 def test_zero_shot_needs_a_text_tower(machines):
-    with pytest.raises(MmtuneError, match="class names need a tower that reads text"):
+    with pytest.raises(MmtuneError, match="class names need a text modality"):
         mmtune.evaluate("tiny:audio", str(machines / "val"), task="zero_shot", label="category")
 
 
@@ -343,7 +343,7 @@ def test_pooled_rows_of_a_group_are_one_item(tmp_path):
         mean = e.vectors[mine].mean(0)
         np.testing.assert_allclose(z, mean / np.linalg.norm(mean), atol=1e-6)
         assert row == min(e.ids[i] for i in mine)
-    with pytest.raises(MmtuneError, match="judgments are about single rows"):
+    with pytest.raises(MmtuneError, match="judgments, which are about single rows"):
         pool_groups(vectors, "mean", {"a": {"b": 1}})
 
 
