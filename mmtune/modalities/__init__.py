@@ -1,6 +1,6 @@
-"""The modalities: one table, name -> class. A fourth one is one new file and one line in TABLE, or `register`.
+"""The table of modalities. To add one, write a subclass of `Modality` and call `register`, or add a line to TABLE.
 
-What the author of a modality needs is importable from here: `Modality`, `Option`, `Rejected`, `Signal`.
+To write your own modality, import from here: `Modality`, `Option`, `Rejected`, `Signal`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,13 +33,14 @@ AUGMENTATIONS: dict[str, object] = {
     "mask_spectrogram": "mmtune.modalities.audio_augmentation:MaskSpectrogram",
     "trivial_augment": "mmtune.modalities.image_augmentation:TrivialAugment",
 }
-"""Name -> class of an augmentation that `augment.NAME.custom` of a recipe can name, beside the options of each modality."""
+"""Name -> class of each augmentation that a recipe can use under `augment.MODALITY.custom`, in addition to the augmentations
+that are options of the modality itself."""
 RESERVED = {"id", "group", "split"}
-"""Columns that every row has: no modality can have their names."""
+"""Names of columns that every dataset has, and which therefore cannot be names of modalities."""
 
 
 def names() -> list[str]:
-    """Every modality, in the table's order."""
+    """Return the names of all modalities, in the order of TABLE."""
     return list(TABLE)
 
 
@@ -49,31 +50,48 @@ def _load(target: str) -> Modality:
 
 
 def get(name: str) -> Modality:
-    """The modality called `name`. Raises RecipeError naming the known ones."""
+    """Return the modality called `name`. Raises RecipeError if there is none; the message suggests similar names."""
     if name not in TABLE:
-        raise RecipeError(f"no modality called {name!r}{plugins.nearest(name, TABLE)} (modalities.register adds one)")
+        raise RecipeError(
+            f"no modality called {name!r}{plugins.nearest(name, TABLE)} (to add your own, call mmtune.modalities.register)"
+        )
     return _load(TABLE[name])
 
 
 def register(name: str, target: str) -> None:
-    """Add a modality from outside: `target` is "package.module:Class", searched for in the working directory too. The class's
-    `name` must equal `name`. Raises RecipeError for a name that is a column of every row."""
+    """Register your own modality.
+
+    name: its name, which must equal the attribute `name` of the class
+    target: "package.module:Class"; installed packages and the working directory are searched
+
+    Raises RecipeError if the name is in RESERVED.
+    """
     if name in RESERVED:
-        raise RecipeError(f"a modality cannot be called {name!r}: every row has a column of that name")
+        raise RecipeError(f"a modality cannot be called {name!r}, because every dataset has a column of that name")
     plugins.register(TABLE, name, target, "modality")
 
 
 def register_augmentation(name: str, target: object) -> None:
-    """Add an augmentation from outside: `target` is a class, or "package.module:Class". The class takes its options as keyword
-    arguments; an instance is an `Augmentation`: a call (signal, rng) -> signal."""
+    """Register your own augmentation.
+
+    name: its name in recipes
+    target: its class, or "package.module:Class". The class takes the options of the recipe as keyword arguments. Its instances
+        are `Augmentation`s: they are called with (signal, rng) and return a signal.
+    """
     plugins.register(AUGMENTATIONS, name, target, "augmentation")
 
 
 def with_custom_augmentations(
     first: Augmentation | None, custom: Mapping[str, Mapping[str, object]], key: str
 ) -> "Augmentation":
-    """`first`, then the augmentations of `custom` (registered name or package.module:Class -> options) in their order. Raises
-    RecipeError, naming `key`, for one that cannot be found or made."""
+    """Combine an augmentation with custom ones, which are applied after it, in their order.
+
+    first: the augmentation to apply first, or None
+    custom: {registered name or "package.module:Class": its options}
+    key: the recipe key that contains `custom`, for messages
+
+    Raises RecipeError if a custom augmentation cannot be found or created.
+    """
     steps = [first] if first else []
     for name, options in custom.items():
         cls = plugins.resolve(AUGMENTATIONS, name, "augmentation", key=key)
@@ -88,11 +106,11 @@ def with_custom_augmentations(
 
 
 def non_language(names: Iterable[str]) -> list[str]:
-    """Those of `names` that are not language; all of them where every one is."""
+    """Return those of `names` that are not text modalities (`language`), or all of `names` if all are text modalities."""
     names = list(names)
     return [n for n in names if not get(n).language] or names
 
 
 def by_extension() -> dict[str, str]:
-    """File suffix (lower case, no dot) -> modality name."""
+    """Return {file suffix in lower case, without the dot: name of its modality}."""
     return {e: n for n in TABLE for e in get(n).extensions}

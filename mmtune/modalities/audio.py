@@ -1,4 +1,4 @@
-"""The modality "audio": any file libsndfile reads, as mono float32 samples with their rate."""
+"""The modality "audio": any file that libsndfile can read, decoded to mono float32 samples and their sample rate."""
 
 import base64
 import io
@@ -18,15 +18,15 @@ from mmtune.modalities.truncated_sound import check_decoded_length, check_header
 
 __all__ = ["Audio", "Sound"]
 
-MAX_SECONDS = 3600.0
-REQUEST_SECONDS = 120.0
-REQUEST_RATE = 2 * 96_000  # samples a second of all channels, at most: a header's numbers bound the memory of decoding
+MAX_SECONDS = 3600.0  # default limit in datasets
+REQUEST_SECONDS = 120.0  # default limit in HTTP requests
+REQUEST_RATE = 2 * 96_000  # limit in HTTP requests: samples a second, all channels together; bounds the memory for decoding
 SUBTYPES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg", b"\xff\xfb": "mpeg", b"\xff\xf3": "mpeg"}
-"""First bytes of a file -> its media subtype."""
+"""First bytes of a file -> the subtype of its media type, "audio/SUBTYPE"."""
 
 
 class Audio(Modality):
-    """Sounds. Signals are `Sound`: mono samples with their rate."""
+    """The modality "audio". Its signals are of the class `Sound`: mono samples and their sample rate."""
 
     name = "audio"
     extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au", "m4a")
@@ -36,6 +36,7 @@ class Audio(Modality):
     request_limits = {"max_seconds": REQUEST_SECONDS}
 
     def decode(self, data: bytes, max_seconds: float = MAX_SECONDS * 24) -> Sound:
+        # the default is a last resort against memory exhaustion; `check` applies the real limit
         import soundfile
 
         if not data:
@@ -68,16 +69,16 @@ class Audio(Modality):
                     check_header_length(f)
         except Rejected:
             raise
-        except Exception as e:  # as in decode
+        except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
             raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
         if rate <= 0 or frames / rate > max_seconds:
             raise Rejected(f"too long: {frames / max(rate, 1):.1f} s, limit {max_seconds:g}")
         if frames * channels > max_seconds * REQUEST_RATE:
             raise Rejected(f"too large: {frames} frames of {channels} channels, limit {max_seconds * REQUEST_RATE:.0f} samples")
-        return frames * (channels + 1) * 4
+        return frames * (channels + 1) * 4  # float32 samples of all channels, and their mean
 
     def coerce(self, value: object) -> Sound:
-        """A path, bytes, a `Sound`, or a pair (array [N], [N, C] or [C, N], rate); see `mono_sound`."""
+        """Convert a path, bytes, a `Sound`, or a pair (array [N], [N, C] or [C, N], sample rate) to a `Sound` (see `mono_sound`)."""
         if isinstance(value, Sound):
             return mono_sound(value.samples, value.rate)
         if isinstance(value, bytes):
@@ -87,11 +88,12 @@ class Audio(Modality):
         if isinstance(value, tuple | list) and len(value) == 2 and np.ndim(value[1]) == 0:
             return mono_sound(np.asarray(value[0]), int(value[1]))
         raise Rejected(
-            f"a sound is a path or (samples, rate); got {type(value).__name__}: an array without its rate means nothing"
+            f"a sound must be a path or a pair (samples, sample rate); got {type(value).__name__}; "
+            "an array cannot be used without its sample rate"
         )
 
     def accepts(self, value: object) -> bool:
-        """A `Sound`, a pair (samples, rate), or a path with a sound's suffix."""
+        """Accept a `Sound`, a pair (samples, sample rate), or a path with one of `extensions`."""
         if isinstance(value, tuple):
             return len(value) == 2 and isinstance(value[1], int | float)
         return isinstance(value, Sound) or super().accepts(value)
@@ -110,9 +112,18 @@ class Audio(Modality):
         masks: int = 1,
         **unknown: object,
     ) -> Augmentation:
-        """`shift`: rotate in time; `gain_db`: gain or attenuation at most; `noise_db`: white noise, at the loudest this many dB
-        below the signal (None = off); `polarity`: invert half of the time; `mask_time`, `mask_freq`: largest share of the time
-        and of the mel scale that a mask covers (SpecAugment; 0 = off); `masks`: number of masks of each kind."""
+        """Create an augmentation of sounds.
+
+        shift: whether to shift the sound in time by a random amount; what is shifted out at the end comes in at the start
+        gain_db: maximum gain or attenuation, in dB
+        noise_db: add white noise that is at least this many dB below the sound; None means no noise
+        polarity: whether to invert the sign of the samples, with probability 0.5
+        mask_time: maximum fraction of the duration that a time mask covers (SpecAugment); 0 means no time masks
+        mask_freq: maximum fraction of the mel scale that a frequency mask covers (SpecAugment); 0 means no frequency masks
+        masks: number of time masks and number of frequency masks
+
+        Raises RecipeError for an unknown option or an invalid value.
+        """
         if unknown:
             known = "shift, gain_db, noise_db, polarity, mask_time, mask_freq, masks, mixup"
             raise RecipeError(f"augment.audio.{next(iter(unknown))}: unknown; known: {known}")
@@ -125,7 +136,7 @@ class Audio(Modality):
         return AudioAugmentation(shift, gain_db, noise_db, polarity, mask)
 
     def mix(self, signal: Sound, other: Sound, share: float) -> Sound:
-        """Both at once, `other` with `share` of the energy, repeated or cut to the length of `signal`."""
+        """Mix two sounds; `other` gets the fraction `share` of the energy, and is repeated or cut to the length of `signal`."""
         return Sound(mix_sounds(signal.samples, other.resampled(signal.rate).samples, share), signal.rate)
 
     def to_html(self, data: bytes) -> str:
@@ -137,8 +148,10 @@ class Audio(Modality):
         return render_macro("values.html.j2", "player", base64.b64encode(out.getvalue()).decode(), "wav")
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
-        """Waveform and spectrogram of the whole sound over a player: of the unchanged sound where that is small, else of its
-        first seconds, as MP3 where they are still large; the line under it says so. About 40 kB at most, whatever the sound."""
+        """Show waveform and spectrogram of the whole sound, a player, and a line of text; at most about 40 kB.
+
+        A long sound is played only in part, and a large one as MP3 (see `small_player`); the line of text says so.
+        """
         sound = self.decode(data)
         kind, played, note = small_player(sound)
         top = f"{sound.rate / 2000:.3g} kHz"

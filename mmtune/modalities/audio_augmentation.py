@@ -1,5 +1,8 @@
-"""Augmentation of sounds. Every random draw comes from the generator that is passed in, so that a resumed run hears the same
-sounds as an uninterrupted one, whatever its threads."""
+"""Augment sounds in training.
+
+All random numbers come from the generator that is passed in. A resumed run therefore trains on the same sounds as an uninterrupted
+one, regardless of the number of threads.
+"""
 
 import random
 
@@ -7,11 +10,14 @@ import numpy as np
 
 from mmtune.modalities.sound import Sound
 
-FRAME_SECONDS = 0.032
+FRAME_SECONDS = 0.032  # approximate length of a spectrogram frame for masking
 
 
 class AudioAugmentation:
-    """Time shift, gain, white noise, polarity and spectrogram masks, in this order."""
+    """Apply time shift, gain, white noise, polarity inversion and spectrogram masks, in this order.
+
+    The options are explained in `Audio.augment`.
+    """
 
     def __init__(
         self,
@@ -40,8 +46,7 @@ class AudioAugmentation:
 
 
 class MaskSpectrogram:
-    """SpecAugment (arXiv 1904.08779) on the waveform: `masks` masks each of up to `time` of the length and `freq` of the mel
-    scale (shares from 0 to 1)."""
+    """Mask random parts of the spectrogram (SpecAugment); the options are explained in `mask_spectrogram`."""
 
     def __init__(self, time: float = 0.0, freq: float = 0.0, masks: int = 1):
         self.time, self.freq, self.masks = time, freq, masks
@@ -52,14 +57,21 @@ class MaskSpectrogram:
 
 
 def mask_spectrogram(samples: np.ndarray, rate: int, time: float, freq: float, masks: int, rng: random.Random) -> np.ndarray:
-    """SpecAugment (Park et al., arXiv 1904.08779) on the waveform [N], so that it works with any tower's spectrogram.
+    """Mask random parts of the spectrogram and convert it back to samples [N] (SpecAugment, Park et al., arXiv 1904.08779).
 
-    `masks` time masks of up to `time` of the length, and `masks` frequency masks of up to `freq` of the mel scale: masked bins
-    get the sound's geometric mean level and keep their phases. A sound shorter than two frames comes back unchanged.
+    Because the result is a waveform, it works with any tower, whatever spectrogram the tower computes.
+
+    rate: sample rate
+    time: maximum fraction of the duration that a time mask covers, 0 to 1
+    freq: maximum fraction of the mel scale that a frequency mask covers, 0 to 1
+    masks: number of time masks and number of frequency masks
+
+    The magnitudes of masked bins become the geometric mean magnitude of the sound; their phases stay. A sound shorter than two
+    frames is returned unchanged.
     """
     import torch
 
-    size = 1 << max(5, round(float(np.log2(rate * FRAME_SECONDS))))
+    size = 1 << max(5, round(float(np.log2(rate * FRAME_SECONDS))))  # a power of two, at least 32
     if len(samples) < 2 * size:
         return samples
     window = torch.hann_window(size)
@@ -82,7 +94,12 @@ def mask_spectrogram(samples: np.ndarray, rate: int, time: float, freq: float, m
 
 
 def mix_sounds(samples: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """[N] `samples` with `share` of the energy from `other`, repeated or cut to N; as loud as `samples` alone."""
+    """Mix two sounds of the same sample rate. The result is as long and as loud as `samples`.
+
+    samples: [N]
+    other: mixed in; repeated or cut to length N
+    share: the fraction of the energy that comes from `other`, 0 to 1
+    """
     other = np.resize(other, len(samples))
     level, other_level = (float(np.sqrt(np.mean(x.astype(np.float64) ** 2))) for x in (samples, other))
     if other_level < 1e-9 or level < 1e-9:

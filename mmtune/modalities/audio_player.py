@@ -1,16 +1,20 @@
-"""A sound as a small file that browsers play, for pages with hundreds of sounds."""
+"""Convert sounds to small files that browsers can play, for pages with hundreds of sounds."""
 
 import io
 
 from mmtune.modalities.sound import Sound
 
 MAX_SECONDS, MAX_BYTES = 5, 24_000
-FLAC_RATES = (8000, 24000)  # browsers play no rate below; in a small player nobody misses what lies above
+FLAC_RATES = (8000, 24000)  # lowest rate that browsers play; highest rate used, which is enough for a small player
 MP3_RATES = (8000, 11025, 12000, 16000)  # rates that MP3 supports
 
 
 def small_player(sound: Sound) -> tuple[str, bytes, str]:
-    """(media subtype, file, note for the listener) of a sound's first MAX_SECONDS, at most about MAX_BYTES."""
+    """Convert the first MAX_SECONDS of a sound to a file of at most about MAX_BYTES.
+
+    Returns the subtype of its media type, the content of the file, and a note for the listener about what was changed ("" if
+    nothing was).
+    """
     import soundfile
 
     start = Sound(sound.samples[: sound.rate * MAX_SECONDS], sound.rate)
@@ -20,7 +24,7 @@ def small_player(sound: Sound) -> tuple[str, bytes, str]:
     soundfile.write(out, played.samples.clip(-1, 1), played.rate, format="FLAC", subtype="PCM_16")
     if len(out.getvalue()) <= MAX_BYTES:
         return "flac", out.getvalue(), cut
-    # Lossless where that is small: a fine crackle may be the difference between two sounds. Otherwise MP3, and the note says so.
+    # The lossless file is too large. It is preferred where possible, because sounds can differ in fine details such as crackle.
     played = start.resampled(max([r for r in MP3_RATES if r <= sound.rate], default=low))
     out = io.BytesIO()
     soundfile.write(out, played.samples.clip(-1, 1), played.rate, format="MP3", subtype="MPEG_LAYER_III")

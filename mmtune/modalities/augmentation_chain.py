@@ -1,4 +1,4 @@
-"""Several augmentations in a row."""
+"""Apply several augmentations one after the other."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,10 @@ from mmtune.contracts import Augmentation, Signal
 
 
 class AugmentationChain:
-    """Applies `steps` in order. `zoom` is the product of theirs (see `contracts.Augmentation`)."""
+    """An augmentation that applies several augmentations in order.
+
+    Its `zoom` is the product of their zooms (see `contracts.Augmentation`).
+    """
 
     def __init__(self, steps: Sequence[Augmentation]):
         self.steps = list(steps)

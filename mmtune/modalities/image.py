@@ -1,4 +1,4 @@
-"""The modality "image": any file Pillow reads, as an upright 8-bit RGB image."""
+"""The modality "image": any file that Pillow can read, decoded to an upright 8-bit RGB image."""
 
 import base64
 import io
@@ -17,24 +17,29 @@ from mmtune.modalities.perceptual_hash import IMAGE_DISTANCE, image_hash
 from mmtune.modalities.picture_file import is_deep, load_deep_colours, open_picture, within_our_limits
 from mmtune.modalities.tones import picture_from_array, to_levels
 
-MAX_PIXELS = 100_000_000
-REQUEST_PIXELS = 50_000_000
+MAX_PIXELS = 100_000_000  # default limit in datasets
+REQUEST_PIXELS = 50_000_000  # default limit in HTTP requests
 THUMBNAIL_SIDE = 160
 BYTES_PER_PIXEL, BYTES_PER_PIXEL_OVER_WHITE = 12, 16
-"""Of memory while a picture is decoded, at most: itself and its RGB copy; with transparency its RGBA copy, the white one under it
-and the blend. Twice that where it has more than 8 bits a colour."""
+"""Peak memory of decoding an image, in bytes per pixel, without and with transparency.
+
+It consists of the image and its RGB copy; with transparency, of the image, its RGBA copy, the white background, and the blend of
+the last two. An image with more than 8 bits per colour takes twice as much."""
 REQUEST_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""What may arrive in a request: the formats of `extensions`, and HEIC where the extra `heif` is installed. Pillow reads more, some through other programs (EPS through
-Ghostscript)."""
-WHITE_IS_ZERO = 0
-BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
+"""Formats accepted in HTTP requests, in addition to HEIC if the extra `heif` is installed. Pillow can read more, but runs external
+programs for some (Ghostscript for EPS)."""
+WHITE_IS_ZERO = 0  # a value of the TIFF tag PHOTOMETRIC
+BITS, PHOTOMETRIC = 258, 262  # TIFF tags
 
 
 def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """The first frame as RGB: upright by its EXIF orientation, transparency over white, other numbers than 8-bit levels by the
-    rule of `tones`. May modify `image`, and may return it."""
+    """Convert the first frame of an image to 8-bit RGB.
+
+    The image is rotated by its EXIF orientation, transparent parts become white, and values that are not 8-bit levels are scaled by
+    `tones.to_levels`. `image` may be modified in place, and may be the returned object.
+    """
     image.load()
-    if image.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(image.info):  # other JPEGs have no orientation
+    if image.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(image.info):  # a JPEG without metadata has no orientation
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode.startswith("I"):
         tags = getattr(image, "tag_v2", {})
@@ -53,8 +58,14 @@ def _has_transparency(image: PILImage.Image) -> bool:
 
 
 def _open(data: bytes, max_pixels: float, min_side: int | None = None) -> PILImage.Image:
-    """Decode `data`; the header's size is checked before a pixel is decoded. min_side: pixels that either side must keep; a JPEG
-    is then decoded at 1/2, 1/4 or 1/8 of its size ("draft mode", by its cosine transform) where that leaves as many."""
+    """Decode an image; its size is checked by the header before any pixel is decoded.
+
+    max_pixels: limit of width x height
+    min_side: if given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size (Pillow's draft mode, which is faster), as long as both
+        sides keep at least this many pixels
+
+    Raises Rejected if the image is too large or cannot be decoded.
+    """
     if not data:
         raise Rejected("empty file")
 
@@ -80,27 +91,27 @@ def _open(data: bytes, max_pixels: float, min_side: int | None = None) -> PILIma
 
 
 def _header(data: bytes, max_pixels: float = REQUEST_PIXELS) -> PILImage.Image:
-    """An image of one of REQUEST_FORMATS of which the header alone is read."""
-    PILImage.init()  # `formats` finds only plugins that are loaded
+    """Open an image of one of REQUEST_FORMATS and read only its header."""
+    PILImage.init()  # `open_picture` finds only plugins that are already loaded
     formats = [f for f in REQUEST_FORMATS if f in PILImage.OPEN]  # AVIF needs Pillow 11.3
     return within_our_limits(lambda: open_picture(data, formats), max_pixels)
 
 
 class Image(Modality):
-    """Images. Signals are RGB `PIL.Image.Image`."""
+    """The modality "image". Its signals are RGB images of the class `PIL.Image.Image`."""
 
     name = "image"
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "avif", "heic", "heif")
     columns = ("image", "image_path", "picture", "photo", "img")
     near_duplicate_distance = IMAGE_DISTANCE
-    options = {"max_pixels": Option(int, MAX_PIXELS, "reject pictures with more pixels than this")}
+    options = {"max_pixels": Option(int, MAX_PIXELS, "reject images with more pixels than this")}
     request_limits = {"max_pixels": REQUEST_PIXELS}
 
     def decode(self, data: bytes) -> PILImage.Image:
-        return _open(data, MAX_PIXELS * 4)
+        return _open(data, MAX_PIXELS * 4)  # a last resort against memory exhaustion; `check` applies the real limit
 
     def decode_scaled(self, data: bytes, input_size: float) -> PILImage.Image:
-        """input_size: pixels of the shorter side."""
+        """Decode at a reduced size, as in `Modality.decode_scaled`. input_size: shorter side of the tower's input, in pixels."""
         return _open(data, MAX_PIXELS * 4, math.ceil(2 * input_size))
 
     def check(self, data: bytes, max_pixels: float = MAX_PIXELS, **_: float) -> None:
@@ -113,7 +124,7 @@ class Image(Modality):
             raise
         except PILImage.DecompressionBombError:
             raise Rejected(f"too large: over {max_pixels} pixels") from None
-        except Exception as e:  # as in _open
+        except Exception as e:  # Pillow's plugins raise almost anything on broken bytes
             known = f"not a readable picture ({', '.join(REQUEST_FORMATS)})"
             raise Rejected(
                 known if isinstance(e, PILImage.UnidentifiedImageError) else f"{known}: {type(e).__name__}"
@@ -124,8 +135,10 @@ class Image(Modality):
         return image.width * image.height * bytes_per_pixel * (2 if is_deep(image) else 1)
 
     def coerce(self, value: object) -> PILImage.Image:
-        """A path, bytes, `PIL.Image`, or an array [H, W], [H, W, 3] or [H, W, 4], whose numbers get their tones by the rule of
-        `mmtune.modalities.tones`."""
+        """Convert a path, bytes, a PIL image, or an array [H, W], [H, W, 3] or [H, W, 4] to an RGB image.
+
+        The values of an array are scaled to 8-bit levels by `mmtune.modalities.tones`.
+        """
         if isinstance(value, PILImage.Image):
             return to_rgb(value.copy())
         if isinstance(value, bytes):
@@ -134,11 +147,11 @@ class Image(Modality):
             return self.from_file(value)
         array = np.asarray(value)
         if array.dtype.kind not in "fuib" or not array.ndim:
-            raise Rejected(f"a picture is a path, a PIL image or an array [H, W, 3]; got {type(value).__name__}")
+            raise Rejected(f"an image must be a path, a PIL image or an array [H, W, 3]; got {type(value).__name__}")
         return to_rgb(picture_from_array(array))
 
     def accepts(self, value: object) -> bool:
-        """A PIL image, an array [H, W, 3 or 4], or a path with an image's suffix."""
+        """Accept a PIL image, an array [H, W, 3 or 4], or a path with one of `extensions`."""
         if isinstance(value, np.ndarray):
             return value.ndim == 3 and value.shape[2] in (3, 4)
         return isinstance(value, PILImage.Image) or super().accepts(value)
@@ -159,10 +172,20 @@ class Image(Modality):
         erase: float = 0.0,
         **unknown: object,
     ) -> Augmentation:
-        """`crop`: smallest share of the area kept (1 = off); `flip`: mirror half of the time; `rotate`: degrees at most;
-        `color`: strength of brightness, contrast and saturation jitter (0 = off); `trivial`: one of twelve operations at a random
-        strength (TrivialAugment); `perspective`: distortion at most, 0 to 1; `blur`: sigma at most, in pixels; `grey`:
-        probability of greyscale; `erase`: largest share of the area that a random rectangle erases."""
+        """Create an augmentation of images.
+
+        crop: minimum fraction of the area that a random crop keeps; 1 means no crop
+        flip: whether to mirror the image horizontally, with probability 0.5
+        rotate: maximum rotation in either direction, in degrees
+        color: strength of the jitter of brightness, contrast and saturation; 0 means none
+        trivial: whether to apply one of twelve operations at a random strength (TrivialAugment)
+        perspective: maximum perspective distortion, 0 to 1
+        blur: maximum standard deviation of a Gaussian blur, in pixels
+        grey: probability of conversion to greyscale
+        erase: maximum fraction of the area that a rectangle of a random colour covers (random erasing)
+
+        Raises RecipeError for an unknown option or an invalid value.
+        """
         if unknown:
             known = "crop, flip, rotate, color, trivial, perspective, blur, grey, erase, mixup"
             raise RecipeError(f"augment.image.{next(iter(unknown))}: unknown; known: {known}")
@@ -173,7 +196,7 @@ class Image(Modality):
         return ImageAugmentation(crop, flip, rotate, color, further)
 
     def mix(self, signal: PILImage.Image, other: PILImage.Image, share: float) -> PILImage.Image:
-        """The average of both, `other` stretched to the size of `signal` with weight `share`."""
+        """Blend two images; `other` is resized to the size of `signal` and has the weight `share`."""
         return PILImage.blend(signal, other.resize(signal.size, PILImage.Resampling.BILINEAR), share)
 
     def to_html(self, data: bytes) -> str:
@@ -184,7 +207,10 @@ class Image(Modality):
         return render_macro("values.html.j2", "image", base64.b64encode(out.getvalue()).decode())
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
-        """A thumbnail, THUMBNAIL_SIDE pixels at most, with its width and height, so that a page does not shift while it loads."""
+        """Show a thumbnail whose sides are at most THUMBNAIL_SIDE pixels.
+
+        The HTML contains its width and height, so that the layout of the page does not shift while the page loads.
+        """
         image, out = self.decode(data), io.BytesIO()
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PILImage.Resampling.LANCZOS)
         image.save(out, "JPEG", quality=80, optimize=True)
@@ -193,9 +219,9 @@ class Image(Modality):
 
     def media_type(self, data: bytes) -> str:
         try:
-            kind = (_header(data).format or "").replace("MPO", "JPEG")  # cameras' MPO opens as a JPEG
+            kind = (_header(data).format or "").replace("MPO", "JPEG")  # MPO, a format of cameras, is JPEG-compatible
             return "image/heic" if kind == "HEIF" else PILImage.MIME[kind]
-        except Exception:  # as in _open
+        except Exception:  # Pillow's plugins raise almost anything on broken bytes
             return super().media_type(data)
 
     def input_component(self, label: str, elem_id: str) -> object:

@@ -1,5 +1,8 @@
-"""Augmentation of images. Every random draw comes from the generator that is passed in, so that a resumed run sees the same
-images as an uninterrupted one, whatever its threads."""
+"""Augment images in training.
+
+All random numbers come from the generator that is passed in. A resumed run therefore trains on the same images as an uninterrupted
+one, regardless of the number of threads.
+"""
 
 import math
 import random
@@ -14,19 +17,23 @@ from mmtune.errors import RecipeError
 
 WHITE = (255, 255, 255)
 Operation: TypeAlias = Callable[[ModuleType, PILImage.Image, random.Random], PILImage.Image]
-"""(torchvision.transforms.v2.functional, image, generator) -> image."""
+"""An operation of TrivialAugment: called with (torchvision.transforms.v2.functional, image, generator), returns an image."""
 
 
 class ImageAugmentation:
-    """Random resized crop (Inception, arXiv 1409.4842), mirror, rotation and colour jitter, then `further`."""
+    """Apply rotation, random resized crop (Inception, arXiv 1409.4842), mirroring, colour jitter, and then `further`.
+
+    The options are explained in `Image.augment`.
+    """
 
     def __init__(self, crop: float, flip: bool, rotate: float, color: float, further: "FurtherAugmentation | None" = None):
         if not 0 < crop <= 1:
             raise RecipeError(f"augment.image.crop: {crop} is not in (0, 1]")
         self.crop, self.flip, self.rotate, self.color, self.further = crop, flip, rotate, color, further
-        # the shorter side of a crop is at least the image's divided by this
+        # The shorter side of the image is at most `magnification` times the shorter side of the crop. The smallest crop has the
+        # fraction `crop` of the area and an aspect ratio of 2 ** 0.4.
         magnification = (2**0.4 / crop) ** 0.5 if crop < 1 else 1.0
-        # the radius of a blur and a sharpened edge are in pixels of the original
+        # blur and sharpening depend on the size of the pixels, so they need the image at its original size
         needs_original = further is not None and (further.blur or further.trivial)
         self.zoom = math.inf if needs_original else magnification
 
@@ -39,7 +46,7 @@ class ImageAugmentation:
             side = (area * w * h) ** 0.5
             cw, ch = min(w, max(1, round(side * ratio**0.5))), min(h, max(1, round(side / ratio**0.5)))
             x, y = rng.randint(0, w - cw), rng.randint(0, h - ch)
-            square = min(w, h)  # stretched to a square, so that the tower's own resize and centre crop keep the whole crop
+            square = min(w, h)  # resized to a square, so that the centre crop of the tower's preprocessing cuts nothing off
             image = image.resize((square, square), PILImage.Resampling.BILINEAR, box=(x, y, x + cw, y + ch), reducing_gap=2.0)
         if self.flip and rng.random() < 0.5:
             image = ImageOps.mirror(image)
@@ -50,8 +57,10 @@ class ImageAugmentation:
 
 
 class FurtherAugmentation:
-    """TrivialAugment (arXiv 2103.10158), perspective, blur, greyscale and random erasing (arXiv 1708.04896), by torchvision's v2
-    functions."""
+    """Apply TrivialAugment (arXiv 2103.10158), perspective distortion, blur, greyscale and random erasing (arXiv 1708.04896).
+
+    The options are explained in `Image.augment`. All operations are functions of torchvision.transforms.v2.
+    """
 
     def __init__(self, trivial: bool, perspective: float, blur: float, grey: float, erase: float):
         self.trivial, self.perspective, self.blur, self.grey, self.erase = trivial, perspective, blur, grey, erase
@@ -91,7 +100,7 @@ class FurtherAugmentation:
 
 
 class TrivialAugment(FurtherAugmentation):
-    """One of TRIVIAL_OPERATIONS at a random strength (TrivialAugment, arXiv 2103.10158)."""
+    """Apply one of TRIVIAL_OPERATIONS at a random strength (TrivialAugment, arXiv 2103.10158)."""
 
     zoom = math.inf
 
@@ -124,4 +133,4 @@ TRIVIAL_OPERATIONS: tuple[Operation, ...] = (
     lambda F, image, rng: F.autocontrast(image),
     lambda F, image, rng: F.equalize(image),
 )
-"""TrivialAugmentWide's operations at its strengths."""
+"""The operations of torchvision's TrivialAugmentWide, with its ranges of strength; the first one leaves the image unchanged."""

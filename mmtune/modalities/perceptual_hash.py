@@ -1,7 +1,7 @@
-"""Perceptual hashes: 64-bit keys of content that survive re-encoding, to detect near-duplicate images, sounds and texts.
+"""Compute 64-bit perceptual hashes of images, sounds and texts, to detect near duplicates.
 
-Distances (in bits) are chosen so that a re-encoded, resized or louder copy is a near duplicate, and another image or recording of
-the same thing is not: equal hashes mean "the same file, stored differently", never "similar content".
+A copy of a file that was re-encoded, resized or made louder has the same or nearly the same hash. The maximum distances below are
+so small that two different photographs or recordings of the same thing are not near duplicates.
 """
 
 import hashlib
@@ -12,29 +12,33 @@ from functools import cache
 import numpy as np
 import PIL.Image as PILImage
 
+# Two values are near duplicates if their hashes differ in at most this many bits.
 IMAGE_DISTANCE = 4
 SOUND_DISTANCE = 8
 TEXT_DISTANCE = 0
-BANDS, SEGMENTS = 9, 9
+BANDS, SEGMENTS = 9, 9  # of `sound_hash`: their differences give 8 x 8 = 64 bits
 WINDOW_SECONDS = 0.04
-MAX_HERTZ = 3000.0  # what a telephone, a phone's recorder and a studio all keep
+MAX_HERTZ = 3000.0  # frequencies up to this limit are preserved even by telephones
 
 
 def _bits(flags: np.ndarray) -> int:
-    """64 booleans -> an int, the first one lowest."""
+    """Pack 64 booleans into an int; the first one becomes the lowest bit."""
     return int(np.packbits(flags.ravel(), bitorder="little").view("<u8")[0])
 
 
 @cache
 def _cosines(size: int, count: int) -> np.ndarray:
-    """The first `count` rows of the DCT-II of length `size`."""
+    """Return the first `count` rows of the matrix of the discrete cosine transform (DCT-II) of length `size`."""
     k, n = np.arange(count)[:, None], np.arange(size)
     return np.cos(np.pi * k * (2 * n + 1) / (2 * size))
 
 
 def image_hash(image: PILImage.Image) -> int | None:
-    """Perceptual hash (pHash; Zauner 2010): signs of the 8 x 8 lowest frequencies of a grey 32 x 32 copy, against their
-    median. None for an image without structure, whose signs would be noise."""
+    """Compute the perceptual hash of an image (pHash, Zauner 2010).
+
+    Each bit says whether one of the 8 x 8 lowest frequencies of the image, scaled to 32 x 32 grey pixels, is above their median.
+    Returns None for an almost uniform image, whose bits would be noise.
+    """
     grey = np.asarray(image.convert("L").resize((32, 32), PILImage.Resampling.LANCZOS), np.float64)
     if grey.std() < 2.0:
         return None
@@ -44,10 +48,16 @@ def image_hash(image: PILImage.Image) -> int | None:
 
 
 def sound_hash(samples: np.ndarray, rate: int) -> int | None:
-    """Audio fingerprint (after Haitsma and Kalker 2002): signs of the differences of log energy between neighbouring bands and
-    neighbouring segments, for BANDS bands and SEGMENTS segments of the whole sound. Independent of loudness and sample rate.
-    None for silence, and for a sound shorter than the segments need."""
-    window = round(rate * WINDOW_SECONDS)  # in seconds, so that two rates see the same frequencies at the same moments
+    """Compute the perceptual hash of a sound, an audio fingerprint after Haitsma and Kalker (2002).
+
+    The sound is divided into SEGMENTS segments of time and BANDS bands of frequency. Each bit is the sign of a difference of
+    differences of log energy: between neighbouring bands, and between neighbouring segments. The hash does not depend on loudness
+    or sample rate. Returns None for silence, and for a sound that is too short to be divided into the segments.
+
+    samples: [N]
+    rate: sample rate
+    """
+    window = round(rate * WINDOW_SECONDS)  # a fixed duration, so that the hash does not depend on the sample rate
     if len(samples) < window * (SEGMENTS + 3) // 4 or window < 16 or float(np.abs(samples).max()) < 1e-4:
         return None
     count = min(2048, 1 + int((len(samples) - window) / (window / 4)))
@@ -64,7 +74,7 @@ def sound_hash(samples: np.ndarray, rate: int) -> int | None:
 
 
 def text_hash(text: str) -> int | None:
-    """Hash of the words, without case, Unicode composition, punctuation and spacing. None when no word is left."""
+    """Hash the words of a text, ignoring case, Unicode composition, punctuation and spacing. Returns None if it has no words."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     words = re.findall(r"\w+", plain)
     if not words:

@@ -1,7 +1,7 @@
-"""What can be measured of a value without a model: its size, its defects, and signatures that near duplicates share.
+"""Measure values without a model: their size, their defects, and signatures by which near duplicates are found.
 
-One function a modality, in MEASURES; modalities that are not there are measured in bytes, unless their class has a method
-`measure(data)` of its own.
+MEASURES has one function per built-in modality. The class of any other modality can have a method `measure(data) -> Measure`;
+without it, only the number of bytes is measured.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,25 @@ from mmtune.contracts import Preprocess, Signal
 from mmtune.modalities.perceptual_hash import sound_hash
 
 MIN_SIDE = 32
-"""Images with a shorter side of fewer pixels are called low resolution."""
+"""Images whose shorter side has fewer pixels are reported as low resolution."""
 FULL_SCALE = 0.999
+"""Magnitude from which a sample counts as full scale, if the sound does not peak higher."""
 
 
 @dataclass
 class Measure:
-    """Measurements of one value.
+    """The measurements of one value.
 
-    size, with its unit; facts that the values of a corpus should agree on (sample rate); faults: defect -> one line about it;
-    for near duplicates whichever fits the modality: signature [S] float32, of which no entry differs by more than 1; key, 64 bits
-    of which at most the modality's `near_duplicate_distance` differ; exact, a string that is equal.
+    size: its size
+    unit: the unit of `size`
+    facts: properties that should be the same for all values of a dataset, e.g. {"sample rate": 48000}
+    faults: {name of a defect: one line about it}
+
+    One of the following is used to find near duplicates, depending on the modality:
+
+    signature: [S] float32; near duplicates differ by at most 1 in every entry
+    key: a 64-bit hash; near duplicates differ in at most `Modality.near_duplicate_distance` bits
+    exact: a string; near duplicates have the same string
     """
 
     size: float
@@ -37,23 +45,31 @@ class Measure:
 
 
 def measure(name: str, data: bytes) -> Measure:
-    """Measure one value of modality `name`. Raises Rejected when it cannot be decoded."""
-    own: Callable[[bytes], Measure] | None = getattr(modalities.get(name), "measure", None)
-    return own(data) if own else MEASURES.get(name, _measure_bytes)(data)
+    """Measure one value.
+
+    name: its modality
+    data: its bytes
+
+    Raises Rejected if it cannot be decoded.
+    """
+    custom: Callable[[bytes], Measure] | None = getattr(modalities.get(name), "measure", None)
+    return custom(data) if custom else MEASURES.get(name, _measure_bytes)(data)
 
 
 def size(name: str, data: bytes) -> tuple[float, str]:
-    """Only the size and its unit, e.g. (1.5, "seconds")."""
-    own_size = SIZES.get(name)
-    if own_size and not hasattr(modalities.get(name), "measure"):
-        return own_size(data)
+    """Measure only the size of a value. Returns the size and its unit, e.g. (1.5, "seconds")."""
+    fast_size = SIZES.get(name)
+    if fast_size and not hasattr(modalities.get(name), "measure"):
+        return fast_size(data)
     measured = measure(name, data)
     return measured.size, measured.unit
 
 
 def is_truncated(preprocess: Preprocess, signal: Signal) -> bool:
-    """Whether the tokenizer of a tower cuts off the end of a text: neither leaving out its last word nor appending one changes
-    the tower's input. False for what is not a string."""
+    """Whether the tokenizer of a tower truncates this text. Returns False for a signal that is not a string.
+
+    A text counts as truncated if the tower's input stays the same when its last word is removed, and when a word is appended.
+    """
     if not isinstance(signal, str) or len(signal) < 2:
         return False
     words = signal.rsplit(maxsplit=1)
@@ -78,14 +94,14 @@ def _measure_image(data: bytes) -> Measure:
     if min(image.size) < MIN_SIDE:
         faults["low resolution"] = f"{image.width} x {image.height} pixels"
     if pixels.std() < 1:
-        faults["constant"] = "one colour only"
-    # Means of brightness over 32 x 32 fields and of colour over 16 x 16, in steps of 8 grey levels: JPEG's noise (1 to 5 on
-    # photographs at quality 75) averages out, a stitch or another hue does not.
+        faults["constant"] = "the whole image has one colour"
+    # The signature is the mean brightness of 32 x 32 tiles and the mean colour of 16 x 16 tiles. Its unit is 8 grey levels: JPEG
+    # artefacts (1 to 5 grey levels in photographs at quality 75) stay below it, but a small visible detail or another hue do not.
     from PIL.Image import Resampling
 
     channels = zip(image.convert("YCbCr").split(), (32, 16, 16), strict=True)
-    fields = [np.asarray(c.resize((n, n), Resampling.BOX), np.float32).ravel() / 8 for c, n in channels]
-    return Measure(float(image.width * image.height), "pixels", {}, faults, None if faults else np.concatenate(fields))
+    tiles = [np.asarray(c.resize((n, n), Resampling.BOX), np.float32).ravel() / 8 for c, n in channels]
+    return Measure(float(image.width * image.height), "pixels", {}, faults, None if faults else np.concatenate(tiles))
 
 
 def _measure_sound(data: bytes) -> Measure:
@@ -96,7 +112,7 @@ def _measure_sound(data: bytes) -> Measure:
     if peak < 1e-4:
         faults["silent"] = f"peak {peak:.1e} of full scale"
     elif float(x.std()) < 1e-6:
-        faults["constant"] = "all samples alike"
+        faults["constant"] = "all samples have the same value"
     elif (clipped := float((np.abs(x) >= FULL_SCALE * max(peak, FULL_SCALE)).mean())) > 0.001:
         faults["clipped"] = f"{clipped:.1%} of the samples at full scale"
     key = None if "silent" in faults or "constant" in faults else sound_hash(x, rate)
@@ -121,3 +137,4 @@ def _image_size(data: bytes) -> tuple[float, str]:
 
 MEASURES: dict[str, Callable[[bytes], Measure]] = {"image": _measure_image, "audio": _measure_sound, "text": _measure_text}
 SIZES: dict[str, Callable[[bytes], tuple[float, str]]] = {"image": _image_size, "audio": _sound_size}
+"""Functions that measure only the size, for modalities in which the other measurements take long."""

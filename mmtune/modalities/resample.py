@@ -1,10 +1,10 @@
-"""Resampling of sounds to another sample rate, by soxr (high quality) for any pair of rates."""
+"""Resample sounds to another sample rate, by soxr in its setting "high quality"."""
 
 import numpy as np
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """[N] float32 at `rate` samples a second -> [M] float32 at `new_rate`; at least one sample."""
+    """Resample samples [N] float32 from `rate` to `new_rate` (samples a second): [M] float32 with M >= 1."""
     if rate == new_rate:
         return samples
     import soxr

@@ -1,4 +1,4 @@
-"""A decoded sound: mono samples with their rate."""
+"""The class of decoded sounds: mono samples and their sample rate."""
 
 from dataclasses import dataclass
 
@@ -10,34 +10,44 @@ from mmtune.modalities.resample import resample
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """Mono samples [N] float32 (nominally -1..1) at `rate` samples a second."""
+    """A mono sound.
+
+    samples: [N] float32, usually from -1 to 1
+    rate: samples a second
+    """
 
     samples: np.ndarray
     rate: int
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration in seconds."""
         return len(self.samples) / self.rate
 
     def resampled(self, rate: int) -> "Sound":
-        """This sound at another rate; itself when the rate is the same."""
+        """Return this sound at another sample rate, or the same object if it already has that rate."""
         return self if rate == self.rate else Sound(resample(self.samples, self.rate, rate), rate)
 
 
 INTEGER_SCALES = {"uint8": (128, 2**7), "int16": (0, 2**15), "int32": (0, 2**31), "int8": (0, 2**7), "uint16": (2**15, 2**15)}
-"""Integer type of samples -> (silence, full scale), as in files of that type: an array and the file of it are the same sound."""
+"""Integer type of samples -> (value of silence, full scale), as in sound files of that type."""
 
 
 def mono_sound(samples: np.ndarray, rate: int) -> Sound:
-    """The mean of the channels of [N], [N, C] or [C, N]; of two axes the shorter one is the channels, [N, C] where they are equal.
+    """Convert samples to a mono `Sound` by averaging the channels.
 
-    Floats are taken as they are; integers are scaled to -1..1 by their type (INTEGER_SCALES). Raises Rejected for another shape
-    or type, no samples, samples that are not finite, and a rate that is not positive.
+    samples: [N], [N, C] or [C, N]. The shorter of two axes is taken as the channels; [N, C] is assumed if they are equally long.
+        Floats are used unchanged; integers are scaled to -1..1 by their type (see INTEGER_SCALES).
+    rate: samples a second
+
+    Raises Rejected for an array of another shape or type, without samples or with samples that are not finite, and for a rate that
+    is not positive.
     """
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2):
-        raise Rejected(f"a sound is [samples], [samples, channels] or [channels, samples]; got shape {samples.shape}")
+        raise Rejected(
+            f"a sound must have the shape [samples], [samples, channels] or [channels, samples]; got {samples.shape}"
+        )
     if not samples.size:
         raise Rejected("no samples")
     if samples.dtype.kind == "f":

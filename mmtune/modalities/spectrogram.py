@@ -1,4 +1,4 @@
-"""Drawings of sounds, with numpy alone: a spectrogram as a small PNG, a waveform as an SVG path."""
+"""Draw sounds for HTML pages: a spectrogram as a small PNG, a waveform as an SVG path."""
 
 import io
 from typing import TYPE_CHECKING
@@ -8,31 +8,34 @@ import numpy as np
 if TYPE_CHECKING:
     import PIL.Image
 
-LEVELS = 32
-SPAN_DB = 70.0
-# black, violet, red, orange, pale yellow: the anchors of matplotlib's "inferno", even in lightness
+LEVELS = 32  # colours of the palette; few colours make the PNG small
+SPAN_DB = 70.0  # range from black to the brightest colour
+# colours of matplotlib's colour map "inferno" at equal distances; the colours between them are interpolated
 _ANCHORS = np.array([(0, 0, 4), (64, 10, 103), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)], np.float64)
 _RAMP = np.stack([np.interp(np.linspace(0, 5, LEVELS), range(6), _ANCHORS[:, c]) for c in range(3)], 1).round()
 
 
 def spectrogram(samples: np.ndarray, rate: int, width: int, height: int) -> bytes:
-    """`spectrogram_picture` as a small PNG."""
+    """Draw a spectrogram (see `spectrogram_picture`) and return it as a PNG file."""
     out = io.BytesIO()
     spectrogram_picture(samples, rate, width, height).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
 def spectrogram_picture(samples: np.ndarray, rate: int, width: int, height: int) -> "PIL.Image.Image":
-    """An image [height, width] with a palette: time to the right, frequency upwards (0 to rate / 2, linear), colour from
-    SPAN_DB below the maximum up to it. A pixel is the mean power of all frames and frequencies that fall on it."""
+    """Draw a spectrogram as a palette image of `width` x `height` pixels.
+
+    Time runs to the right, frequency upwards, linearly from 0 to rate / 2. A pixel shows the mean power of all frames and
+    frequencies that fall on it. Its colour is a level in dB: the brightest colour is the maximum, black is SPAN_DB below it.
+    """
     import PIL.Image
 
     x = np.asarray(samples, np.float64)
-    window = max(2 * height, round(rate * 0.016))  # at least one frequency a pixel
+    window = max(2 * height, round(rate * 0.016))  # 16 ms, but at least one frequency bin per row of pixels
     hop = max(1, min(window // 2, len(x) // (2 * width) or 1))
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(x, (0, window)), window)[: max(1, len(x)) : hop]
     shape = np.hanning(window)
-    # at least one frame a pixel; averaged into `width` columns block by block, so that an hour of sound fits in memory
+    # assign each frame to a column of pixels; frames are transformed in blocks, so that an hour of sound fits in memory
     columns = np.minimum(np.arange(len(frames)) * width // max(len(frames), 1), width - 1)
     total, counts = np.zeros((width, window // 2 + 1)), np.bincount(columns, minlength=width)
     for start in range(0, len(frames), 4096):
@@ -50,8 +53,10 @@ def spectrogram_picture(samples: np.ndarray, rate: int, width: int, height: int)
 
 
 def waveform_path(samples: np.ndarray, columns: int) -> str:
-    """An SVG path over 0..columns and -1..1 (down is positive): the minimum and maximum of each column's samples, scaled so that
-    the largest magnitude is 1."""
+    """Draw a waveform as an SVG path: a vertical line per column, from the maximum to the minimum of its samples.
+
+    x runs from 0 to `columns`, y from -1 (top) to 1 (bottom). The sound is scaled so that its peak is 1.
+    """
     x = np.asarray(samples, np.float64)
     edges = np.linspace(0, len(x), min(columns, len(x)) + 1).astype(int)
     high, low = np.maximum.reduceat(x, edges[:-1]), np.minimum.reduceat(x, edges[:-1])

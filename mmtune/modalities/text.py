@@ -1,4 +1,4 @@
-"""The modality "text": UTF-8 strings, stripped."""
+"""The modality "text": non-empty strings, stored as UTF-8, without white space at their ends."""
 
 import codecs
 import random
@@ -9,13 +9,13 @@ from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
 from mmtune.modalities.perceptual_hash import TEXT_DISTANCE, text_hash
 
-MAX_CHARS = 100_000
+MAX_CHARS = 100_000  # default limit in datasets
 THUMBNAIL_CHARS = 240
-REQUEST_CHARS = 10_000
+REQUEST_CHARS = 10_000  # default limit in HTTP requests
 
 
 class Text(Modality):
-    """Texts. Signals are non-empty strings."""
+    """The modality "text". Its signals are non-empty strings."""
 
     name = "text"
     extensions = ("txt",)
@@ -41,19 +41,23 @@ class Text(Modality):
         if len(text) > max_chars:
             raise Rejected(f"too long: {len(text)} characters, limit {max_chars} (--max-chars)")
         if "\x00" in text:
-            raise Rejected("not text: it holds NUL characters")
+            raise Rejected("not a text: it contains NUL characters")
 
     def coerce(self, value: object) -> str:
         if not isinstance(value, str):
-            raise Rejected(f"a text is a string; got {type(value).__name__}")
+            raise Rejected(f"a text must be a string; got {type(value).__name__}")
         return self.decode(value.encode("utf-8", "replace"))
 
     def accepts(self, value: object) -> bool:
-        """Any string."""
+        """Accept any string."""
         return isinstance(value, str)
 
     def reencode(self, data: bytes) -> tuple[bytes, str]:
-        """UTF-16 with a byte-order mark, and bytes that are not UTF-8 but text in Windows-1252, as UTF-8."""
+        """Convert a text in UTF-16 (with a byte-order mark) or in Windows-1252 to UTF-8.
+
+        Returns the bytes in UTF-8 and a note about the conversion. UTF-8, and bytes that are not a text in any of these encodings,
+        are returned unchanged, with the note "".
+        """
         try:
             data.decode("utf-8")
             return data, ""
@@ -63,19 +67,24 @@ class Text(Modality):
             text = data.decode("utf-16" if is_utf16 else "cp1252")
         except UnicodeDecodeError:
             return data, ""
-        if any(unicodedata.category(c) == "Cc" and not c.isspace() for c in text):  # no text but something else
+        if any(
+            unicodedata.category(c) == "Cc" and not c.isspace() for c in text
+        ):  # control characters: binary data, not a text
             return data, ""
         return text.encode(), f"not in UTF-8, read as {'UTF-16' if is_utf16 else 'Windows-1252'}"
 
     def content_key(self, data: bytes) -> bytes:
-        """The text in composed Unicode (NFC): a composed and a decomposed spelling are one text."""
+        """Normalise the text to composed Unicode (NFC), so that composed and decomposed characters make no difference."""
         return unicodedata.normalize("NFC", self.decode(data)).encode()
 
     def near_duplicate_key(self, signal: str) -> int | None:
         return text_hash(signal)
 
     def augment(self, drop_words: float = 0.0, **unknown: object) -> Augmentation:
-        """`drop_words`: probability that a word is left out (never all of them)."""
+        """Create an augmentation of texts. Raises RecipeError for an unknown option.
+
+        drop_words: probability with which each word is left out
+        """
         if unknown:
             raise RecipeError(f"augment.text.{next(iter(unknown))}: unknown; known: drop_words")
         return DropWords(drop_words)
@@ -84,7 +93,7 @@ class Text(Modality):
         return render_macro("values.html.j2", "caption", self.decode(data))
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
-        """The text, cut after a word within its first THUMBNAIL_CHARS characters where it is longer."""
+        """Show the text; if it has more than THUMBNAIL_CHARS characters, only its beginning, up to the end of a word."""
         text = self.decode(data)
         shown = text if len(text) <= THUMBNAIL_CHARS else text[:THUMBNAIL_CHARS].rsplit(maxsplit=1)[0] + " ..."
         return render_macro("values.html.j2", "caption", shown, True)
@@ -94,7 +103,7 @@ class Text(Modality):
 
 
 class DropWords:
-    """Leaves out each word with probability `p`."""
+    """Leave out each word with probability `p`. If all words would be left out, the text stays unchanged."""
 
     def __init__(self, p: float):
         self.p = p

@@ -95,7 +95,7 @@ def test_integers_are_scaled_and_nan_is_refused():
     assert np.abs(audio.coerce((np.array([32767, -32767], np.int16), 8000)).samples).max() == pytest.approx(1, abs=1e-4)
     with pytest.raises(Rejected, match="not finite"):
         audio.coerce((np.array([0.0, np.nan]), 8000))
-    with pytest.raises(Rejected, match="an array without its rate means nothing"):
+    with pytest.raises(Rejected, match="an array cannot be used without its sample rate"):
         audio.coerce(np.zeros(100))
 
 

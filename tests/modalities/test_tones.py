@@ -132,7 +132,7 @@ def test_numbers_that_are_not_finite():
         image.coerce(np.full((3, 3), np.nan))
     with pytest.raises(Rejected, match="without pixels"):
         image.coerce(np.zeros((0, 3)))
-    with pytest.raises(Rejected, match="a picture is a path, a PIL image or an array"):
+    with pytest.raises(Rejected, match="an image must be a path, a PIL image or an array"):
         image.coerce(object())
 
 
