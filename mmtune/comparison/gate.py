@@ -67,15 +67,15 @@ def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDif
     if not gain.interval[0] > gate.min_gain:
         return GateVerdict(
             "inconclusive",
-            f"{name} changed by {gain}: the interval ({gain.queries} queries, {gain.clusters} clusters) holds values on "
-            f"both sides of {gate.min_gain:+g}; more test queries would tell.",
+            f"{name} changed by {gain}: the interval ({gain.queries} queries, {gain.clusters} clusters) contains values on "
+            f"both sides of {gate.min_gain:+g}; more test queries are needed.",
         )
     if unsure:
         g, d = min(unsure.items(), key=lambda x: x[1].interval[0] - gate.guards[x[0]])
         return GateVerdict(
             "inconclusive",
             f"{name} rose by {gain}, but {gate.metric} of the guard {g!r} changed by {d} and may lie below its bound "
-            f"{gate.guards[g]:+g}; more test queries would tell.",
+            f"{gate.guards[g]:+g}; more test queries are needed.",
         )
     kept = f" and {len(guards)} guard{'s' * (len(guards) > 1)} held" if guards else ""
     required = f", more than the required {gate.min_gain:+g}" if gate.min_gain else ""

@@ -235,28 +235,26 @@ def decide(base: PairedDifference, head: Probe | None, target: float | None, per
     gains, reached = change.interval[0] > 0, base.base + change.difference
     if gains and (target is None or reached >= target):
         reach = f" and so reaches {reached:.4f}" if target is not None else ""
-        why = f"a linear head on the frozen features gains {change}{reach}; stored vectors can be mapped, not embedded again."
+        why = f"a linear head on the frozen features gains {change}{reach}; stored vectors can be mapped by it instead of embedded again."
         return Recommendation("head", why, [])
     few = per_group <= FEW_SHOTS
     sources = [SOURCES["few"]] if few else [SOURCES["many"], SOURCES["forget"]]
     method, shots = "LoRA" if few else "full", f"{per_group:g} rows in the median group"
     if gains:
-        why = f"a head gains {change}, but {reached:.4f} is short of {target:g}; with {shots}, tune the towers."
+        why = f"a head gains {change}, but reaches only {reached:.4f}, below the target {target:g}; with {shots}, tune the towers."
         return Recommendation(method, why, sources)
     if target is None and base.base > 1 - NOTICEABLE:
-        why = (
-            f"the baseline is {base.base:.4f}: less is left to gain than would be noticed, and a head gains nothing ({change})."
-        )
+        why = f"the baseline is {base.base:.4f}: what is left to gain is too small to be noticed, and a head has no gain ({change})."
         return Recommendation("off-the-shelf", why, [SOURCES["small"]])
     rule = [SOURCES["small"]] if target is None else []
     if change.interval[1] >= needed:
         why = (
-            f"a head's gain of {change} may be nothing, or the {needed:+.4f} that would be "
-            f"{'noticed' if target is None else 'enough'}: {change.clusters} independent groups cannot tell; more would."
+            f"a head's gain of {change} may be zero, or the {needed:+.4f} that would be "
+            f"{'noticed' if target is None else 'enough'}: {change.clusters} independent groups are too few to decide."
         )
         return Recommendation("label more data", why, rule)
     if head.held_out_groups and whole - half >= NOTICEABLE:
-        why = f"a head gains {change}, but {whole - half:+.4f} by the last doubling of its data alone: it is still learning."
+        why = f"a head gains {change}, and the last doubling of its data alone gave {whole - half:+.4f}: more data would add more."
         return Recommendation("label more data", why, [SOURCES["small"]])
     why = (
         f"a head has no certain gain ({change}): the frozen features do not separate what is searched; with {shots}, tune the "

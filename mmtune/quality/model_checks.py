@@ -48,7 +48,7 @@ def check_space(
             space[f"temperature factor {name}"] = round(value, 3)
             low, high = LOGIT_SCALE_RANGE
             if not low <= value <= high:
-                message = f"the temperature factor of {name} is {value:.3g}, outside {low:g} to {high:g}"
+                message = f"the logit scale of {name} is {value:.3g}, outside {low:g} to {high:g}"
                 out.append(finding("scale-drift", "warning", [], message, "train again with a lower train.scale_lr", 1))
     return out
 
@@ -81,8 +81,8 @@ def check_gap(a: Items, b: Items, space: Measurements) -> list[Finding]:
     if distance <= MAX_GAP:
         return []
     message = (
-        f"the means of {a.name} and {b.name} are {distance:.2f} apart: in one index of both, a query finds only items of its "
-        "own modality"
+        f"the means of {a.name} and {b.name} are {distance:.2f} apart: in an index of both, a query finds only items of "
+        "its own modality"
     )
     return [finding("modality-gap", "warning", [], message, "search one modality at a time, or train this pair", 1)]
 
@@ -102,7 +102,7 @@ def check_hubs(queries: Items, candidates: Items, space: Measurements) -> list[F
         return []
     examples = [f"{candidates.ids[i]} (near {count[i]} of {len(queries)} queries)" for i in hubs]
     message = f"hubs in {name}: candidates among the ten nearest of more than {HUB:.0%} of all queries"
-    fix = "look at them first: blank or generic items; else train with hard negatives"
+    fix = "check whether they are blank or generic; if not, train with hard negatives"
     return [finding("hubness", "warning", examples, message, fix)]
 
 
@@ -127,7 +127,7 @@ def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) ->
     if not suspects or agreeing < 0.5 * len(labelled):  # such neighbours are no evidence against a label
         return []
     message = f"{name}: rows whose neighbours all belong to another group"
-    return [finding(f"mislabel-{name}", "warning", suspects, message, "look at them: the group may be wrong")]
+    return [finding(f"mislabel-{name}", "warning", suspects, message, "check their groups, which may be wrong")]
 
 
 def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:
@@ -148,7 +148,7 @@ def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:
             except Rejected:
                 continue  # already reported as unreadable by `value_checks`
         if rows:
-            message = f"{name}: longer than the model's tokenizer takes; the end is never read"
-            fix = "put what distinguishes items first, or shorten"
+            message = f"{name}: longer than the model's maximum length; the end is cut off"
+            fix = "put the distinguishing details first, or shorten the texts"
             out.append(finding(f"cut-{name}", "warning", rows, message, fix))
     return out

@@ -78,7 +78,7 @@ def check_duplicates(split: Split) -> list[Finding]:
         if copies:
             examples = [" = ".join(data.ids[i] for i in s) for s in copies]
             message = f"{split.name}: the same {name} more than once"
-            fix = "drop the copies: they weigh double and add nothing to learn"
+            fix = "drop the copies: they count twice in training and add no information"
             out.append(finding(f"duplicate-{name}", "warning", examples, message, fix))
     return out
 
@@ -113,6 +113,6 @@ def check_missing_modalities(split: Split) -> list[Finding]:
         without = [split.data.ids[i] for i in split.rows if not split.data.present[name][i]]
         if without and len(without) < len(split.rows):
             message = f"{split.name}: rows without {name}, which take no part in its pairs"
-            fix = f"add the {name}, or take the rows as they are"
+            fix = f"add the {name}, or leave the rows as they are"
             out.append(finding(f"missing-{name}", "warning", without, message, fix))
     return out

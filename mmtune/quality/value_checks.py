@@ -15,7 +15,7 @@ from mmtune.search.exact import topk
 from mmtune.search.vectors import normalize_rows
 
 FIXES = {
-    "silent": "drop the clips, or look at the recorder: a silent clip is near every other one",
+    "silent": "drop the clips, or check the recorder: a silent clip is similar to all others",
     "constant": "drop them: they carry no information",
     "clipped": "record again at a lower level; the clipped part sounds like a fault",
     "low resolution": "find a larger original; enlarging adds nothing",
@@ -45,7 +45,7 @@ def check_values(splits: list[Split], limit: int, facts: JsonObject, quiet: bool
     for name in dict.fromkeys(m for s in splits for m in s.data.modalities):
         values, unreadable = _measure_values(name, splits, limit, quiet)
         if unreadable:
-            message = f"values of {name} that do not decode"
+            message = f"rows whose {name} cannot be decoded"
             out.append(finding(f"unreadable-{name}", "error", unreadable, message, "pack the data again"))
         if not values:
             continue
@@ -79,7 +79,7 @@ def check_faults(name: str, values: list[MeasuredValue]) -> list[Finding]:
     for v in values:
         for fault, detail in v.measure.faults.items():
             rows_of.setdefault(fault, []).append(f"{v.id} ({detail})")
-    default = "look at them, and drop what is not meant"
+    default = "check them, and drop those that are faulty"
     return [
         finding(f"{fault.replace(' ', '-')}-{name}", "warning", rows, f"{name}: {fault}", FIXES.get(fault, default))
         for fault, rows in rows_of.items()
@@ -95,9 +95,7 @@ def check_mixed(name: str, values: list[MeasuredValue], facts: JsonObject) -> li
         facts[fact] = {str(x): of_row.count(x) for x in sorted(set(of_row), key=str)}
         others = [f"{v.id} ({x})" for v, x in zip(values, of_row, strict=True) if x != common]
         if others:
-            message = (
-                f"{name}: another {fact} than the usual {common}: frequencies that only some rows have reveal their source"
-            )
+            message = f"{name}: rows whose {fact} differs from the usual {common}, which lets a model recognise their source"
             code = f"mixed-{fact.replace(' ', '-')}-{name}"
             out.append(finding(code, "warning", others, message, f"bring all to one {fact} before packing"))
     return out
@@ -141,8 +139,8 @@ def check_near_duplicates(name: str, splits: list[Split], values: list[MeasuredV
         examples[kind].append(f"{a.data.ids[x]} ~ {b.data.ids[y]}")
     details = {
         "leak": ("error", "near-duplicates in different splits", "take one of each pair out"),
-        "contradiction": ("warning", "near-duplicates in different groups", "are they one thing, or is a label wrong?"),
-        "duplicate": ("warning", "near-duplicates (encoded again, hardly changed)", "keep one of each"),
+        "contradiction": ("warning", "near-duplicates in different groups", "check whether one of the groups is wrong"),
+        "duplicate": ("warning", "near-duplicates (e.g. encoded again)", "keep one of each"),
     }
     return [
         finding(f"near-{kind}-{name}", details[kind][0], rows, f"{name}: {details[kind][1]}", details[kind][2])
