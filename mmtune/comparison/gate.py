@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def read_gate(path: str | Path) -> JsonObject | None:
     """Read the gate from a YAML file: the `gate:` block of a recipe, or a file with the gate's keys only.
 
-    Returns None if the recipe has no gate. Raises RecipeError if the file is missing or holds no gate.
+    Returns None if there is no gate in it. Raises RecipeError if the file is missing, is not YAML, or is not a mapping.
     """
     import yaml
 

@@ -40,7 +40,7 @@ def evaluate_vectors(
     fingerprint: the model's fingerprint, for the result; default: the fingerprint of the vectors
 
     Rows of identical content are merged into one item with the rows and groups of all of them. Queries without a relevant
-    candidate are left out and counted. Ranks are exact, in one total order (see `mmtune.search.exact`). So neither the order of
+    candidate are left out and counted. Ranks are exact, in one total order (see `mmtune.search.tie_order`). So neither the order of
     the rows nor `chunk` changes the result.
     """
     columns = metric_columns(ks, metrics)

@@ -186,7 +186,7 @@ def _retrieval(
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
         write_qrels(place / f"{a}-to-{b}.qrels", vectors, (a, b), qrels)
     worst_by = f"ndcg@{max(ks)}"
-    dims = trained_dims(model) if group_pooling is None else []  # pooling and truncation cannot be exchanged
+    dims = trained_dims(model) if group_pooling is None else []  # truncated vectors would have to be pooled anew
     return replace(
         result,
         slices={n: slice_direction(d, parts, worst_by) for n, d in result.directions.items()} if parts else {},

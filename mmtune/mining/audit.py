@@ -51,7 +51,7 @@ class Examples:
         """Consider the candidates marked in mask [B, W], at most one per query for variety."""
         i = np.flatnonzero(mask.any(1))
         positive = block.positive_score[i]
-        # 2 is the largest possible gap: pairs of queries without a positive score come last
+        # an unknown positive score counts as 2, more than any cosine, so that these pairs come after most others
         gap = np.where(np.isnan(positive), 2.0, positive)[:, None] - block.scores[i].astype(np.float64)
         w = np.where(mask[i], gap, np.inf).argmin(1)
         new = [gap[np.arange(len(i)), w], block.queries[i], block.candidates[i, w], block.scores[i, w], positive]

@@ -72,7 +72,7 @@ def class_vectors(
 ) -> Embeddings:
     """Embed each name of each class, averaged over prompt templates. The groups of the result are the classes.
 
-    templates: prompt templates; default: the model's `zero_shot` templates, or else its templates for candidates
+    templates: prompt templates; default: the model's `zero_shot` templates, or else its default templates
 
     Raises RecipeError for a template without exactly one {}.
     """
