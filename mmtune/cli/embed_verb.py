@@ -24,6 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role", metavar="NAME", help='the prompt around captions, e.g. "query" (default: as candidates in an index)'
     )
     parser.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="decode all values first; skip those that cannot be decoded, and say how many"
+    )
     engine(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.runtime.distributed import silence_other_ranks
 
     silence_other_ranks()
-    common, more = (args.only, args.batch_size), {"dim": args.dim, "role": args.role}
+    common, more = (args.only, args.batch_size), {"dim": args.dim, "role": args.role, "skip_bad": args.skip_bad}
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray
 

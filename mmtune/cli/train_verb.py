@@ -16,6 +16,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML recipe; `mmtune init` writes a commented one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys by dotted name")
     parser.add_argument("--resume", action="store_true", help="continue the run in run.dir from its last checkpoint")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="skip values that cannot be decoded, and say how many (recipe: data.skip_bad)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -25,8 +28,9 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.training.stop_signals import Stopped
 
     silence_other_ranks()
+    overrides = [*args.overrides, *(["data.skip_bad=true"] if args.skip_bad else [])]
     try:
-        out = train(args.recipe, args.overrides, resume=args.resume, quiet=args.quiet)
+        out = train(args.recipe, overrides, resume=args.resume, quiet=args.quiet)
     except Stopped as e:
         return Result({"stopped": str(e)}, f"{e}; the same command with --resume continues", 130)
     return Result(out.to_dict(), str(out))

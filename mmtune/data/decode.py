@@ -25,5 +25,5 @@ def decode_row(data: "Data | WeightedConcat", row: int, modality: str, input_siz
         return kind.decode(value) if input_size is None else kind.decode_scaled(value, input_size)
     except Rejected as e:
         raise DataError(
-            f"{data.spec}: row {data.ids[row]!r}: {modality}: {e}; pack the data again to reject such rows"
+            f"{data.spec}: row {data.ids[row]!r}: {modality}: {e}; --skip-bad skips such values, and `mmtune pack` rejects them"
         ) from None

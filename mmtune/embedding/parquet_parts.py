@@ -74,6 +74,7 @@ def embed(
     *,
     dim: int | None = None,
     role: str | None = None,
+    skip_bad: bool = False,
 ) -> EmbedResult:
     """Embed a dataset into OUT/<modality>/part-*.parquet (columns id, group, vector; one part per shard) and OUT/meta.json.
 
@@ -89,16 +90,21 @@ def embed(
     quiet: whether to hide the progress bar
     dim: truncate embeddings to this many dimensions (Matryoshka, see `Model.truncated`)
     role: selects the prompt template for texts; None means as candidates (see `mmtune.model.prompts`)
+    skip_bad: count values that cannot be decoded as missing, with a DataWarning; by default the first one is a DataError
 
     Raises DataError if OUT contains embeddings of another model or another role.
     """
     from mmtune.data.shards.dataset import open_data
+    from mmtune.data.skip_bad import without_undecodable
     from mmtune.model.artifact import load
 
     model = load(model).to(local_device()) if isinstance(model, str) else model
     model = model if dim is None else model.truncated(dim)
     data = open_data(data) if isinstance(data, str) else data
     names = shared_modalities(model, data, modalities)
+    if skip_bad:
+        data = without_undecodable(data, names, quiet)
+        names = shared_modalities(model, data, modalities)
     out = Path(out)
     result = EmbedResult(model.fingerprint, model.dim, {}, data.spec, data.fingerprint, role)
     _refuse_other_vectors(out, result)

@@ -40,21 +40,24 @@ def open_picture(data: bytes, formats: list[str] | None = None) -> PILImage.Imag
     return HeifImageFile(io.BytesIO(data))
 
 
+# Process-wide, but for Pillow's own warnings only: `catch_warnings` around a call is not safe in threads, where two of them can leave
+# all warnings of the process ignored.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def within_our_limits(read: Callable[[], Result], max_pixels: float) -> Result:
     """read() under Pillow's own limits; where these refuse, again under ours: `max_pixels`, and one text (XMP, a colour profile)
     of a PNG as large as all of them may be together. Pillow's are settings of the whole process, so they are changed only for
     that second reading, by one thread at a time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return read()
-        except PILImage.DecompressionBombError:
-            pass
-        except ValueError as e:
-            if "MAX_TEXT_CHUNK" not in str(e):
-                raise
-        with _wider_limits(max_pixels):
-            return read()
+    try:
+        return read()
+    except PILImage.DecompressionBombError:
+        pass
+    except ValueError as e:
+        if "MAX_TEXT_CHUNK" not in str(e):
+            raise
+    with _wider_limits(max_pixels):
+        return read()
 
 
 @contextlib.contextmanager

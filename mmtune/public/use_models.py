@@ -78,6 +78,7 @@ def embed(
     *,
     dim: int | None = None,
     role: str | None = None,
+    skip_bad: bool = False,
 ) -> EmbedResult:
     """Embed data and write the embeddings to Parquet files with the columns id, group and vector.
 
@@ -93,7 +94,8 @@ def embed(
     quiet: show no progress
     dim: truncate embeddings to this many dimensions and normalise them again (Matryoshka)
     role: prompt role for texts, e.g. "query"; None means that the texts are candidates
+    skip_bad: count values that cannot be decoded as missing, with a DataWarning; by default the first one is a DataError
     """
     from mmtune.embedding.parquet_parts import embed as embed_
 
-    return embed_(model, data, out, modalities, batch_size, quiet, dim=dim, role=role)
+    return embed_(model, data, out, modalities, batch_size, quiet, dim=dim, role=role, skip_bad=skip_bad)

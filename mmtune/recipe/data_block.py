@@ -58,6 +58,10 @@ class DataConfig(RecipeBlock):
         "random", description="random: rows are shuffled; spread: rows of one group are put into different batches if possible"
     )
 
+    skip_bad: bool = Field(
+        False, description="true: values that cannot be decoded are skipped, with a count, instead of ending the run"
+    )
+
     @property
     def training_sets(self) -> list[TrainingSet]:
         """`train` as a list of weighted training sets."""

@@ -13,6 +13,7 @@ from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.mixup import make_augmentation
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
+from mmtune.data.skip_bad import without_undecodable
 from mmtune.errors import RecipeError
 from mmtune.model import artifact
 from mmtune.model.prompts import with_training_prompts
@@ -54,9 +55,9 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     modalities of a pair, if there are fewer than two usable rows, or if retention rows are also training rows.
     """
     sets = recipe.data.training_sets
-    data = WeightedConcat([open_data(s.path) for s in sets], [s.weight for s in sets])
-    val = open_data(recipe.data.val) if recipe.data.val else None
-    retention = open_data(recipe.data.retention) if recipe.data.retention else None
+    data = WeightedConcat([_open(s.path, recipe) for s in sets], [s.weight for s in sets])
+    val = _open(recipe.data.val, recipe) if recipe.data.val else None
+    retention = _open(recipe.data.retention, recipe) if recipe.data.retention else None
     model = artifact.load(recipe.model, cpu_kernels=recipe.train.cpu_kernels)
     base_fingerprint = model.fingerprint
     if recipe.prompts is not None:
@@ -75,6 +76,11 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     if retention is not None:
         refuse_trained_retention(retention, data, usable, trained)
     return TrainingInputs(data, val, retention, model, base_fingerprint, pairs, trained, usable)
+
+
+def _open(spec: str, recipe: Recipe) -> Data:
+    """DATA, without the values that cannot be decoded where the recipe says so."""
+    return without_undecodable(open_data(spec)) if recipe.data.skip_bad else open_data(spec)
 
 
 def choose_pairs(wanted: Sequence[Pair] | None, model: "Model", data: WeightedConcat) -> list[Pair]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,6 +196,19 @@ class Data:
         table = self._table.take(pa.array(rows))
         return Data(self.spec, self._reader, self._files, self._shard_N[rows], table, self._aliases)
 
+    def without_values(self, rows: Mapping[str, np.ndarray]) -> "Data":
+        """This Data, in which the given rows lack their value of a modality. rows: modality -> row numbers."""
+        table, content_N = self._table, self._column["row.label"].copy()
+        for name, of_modality in rows.items():
+            for column, absent in (("size", -1), ("label", 0)):
+                values = self._column[f"{name}.{column}"].copy()
+                values[of_modality] = absent
+                table = _replace_column(table, f"{name}.{column}", values)
+            lacking = np.full(len(of_modality), stable_label(f"without {name}".encode()), np.int64)
+            content_N[of_modality] = mix_labels(content_N[of_modality], lacking)
+        table = _replace_column(table, "row.label", content_N)
+        return Data(self.spec, self._reader, self._files, self._shard_N, table, self._aliases)
+
     def _check_index(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
@@ -205,6 +218,10 @@ class Data:
         return (
             f"Data({self.spec!r}: {len(self)} rows in {len(set(self._shard_N.tolist()))} shards, {', '.join(self.modalities)})"
         )
+
+
+def _replace_column(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
