@@ -8,6 +8,7 @@ checks in processes of its own.
 import contextlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from mmtune.runtime.threads import data_thread_pool
 from mmtune.runtime.work_lock import file_lock
 
 CHUNK = 1024
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""An object's address in a reason."""
 EXAMPLES = 3
 MAX_WORKERS = 8
 
@@ -83,7 +86,7 @@ def _decode_all(data: Data, name: str, rows: np.ndarray, quiet: bool) -> dict[in
         try:
             decode_row(data, row, name)
         except DataError as e:
-            return str(e.__cause__ or e.__context__ or e)
+            return ADDRESS.sub("", str(e.__cause__ or e.__context__ or e))
         return None
 
     found = {}
