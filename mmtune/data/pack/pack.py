@@ -1,4 +1,7 @@
-"""SOURCE -> checked shards: every row is packed, or listed with its reason, and the shards' bytes depend on the source alone."""
+"""Check a source and pack it into shards. Every row is either packed, or rejected and listed with the reason.
+
+Packing the same source with the same options always gives the same bytes.
+"""
 
 import os
 import re
@@ -24,15 +27,16 @@ from mmtune.runtime.sizes import parse_size
 
 SCHEMA = 1
 ROW_RULES = 2
-"""Raised when the same source becomes other rows, ids or groups: a pack begun under other rules is not continued."""
+"""Version of the rules that make rows, ids and groups from a source. A pack that was started under other rules is not resumed."""
 MAX_SPLITS = 64
+"""Maximum number of values of the split column; more of them suggest that the wrong column was named."""
 ProgressCallback = Callable[[int, int, int, int], None]
-"""Called with (rows done, packed, rejected, rows in all: an estimate)."""
+"""Function that is called with (rows done, packed, rejected, estimated total number of rows)."""
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What was packed of one value of the split column, into the folder `out`."""
+    """The counts of one split, i.e. one value of the split column. `out` is its directory."""
 
     out: str
     rows: int
@@ -43,8 +47,17 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class PackResult(ResultFields):
-    """What `pack` did. rows = packed + rejected; reasons: kind of reason -> rows, most frequent first; list_rows: those of the
-    rows that are further values of cells that are lists."""
+    """The result of `pack`.
+
+    out: output directory
+    rows: number of rows; the sum of packed and rejected
+    shards: number of shards
+    modalities: modalities of which at least one value was packed
+    splits: split -> its counts; empty without a split column
+    reasons: kind of reason -> number of rejected rows, most frequent first
+    rejected_file: file that lists the rejected rows
+    list_rows: number of rows made from list values other than the first of each list
+    """
 
     out: str
     rows: int
@@ -58,7 +71,7 @@ class PackResult(ResultFields):
     list_rows: int = 0
 
     def to_dict(self) -> JsonObject:
-        """As a JSON document."""
+        """The result as data that JSON can represent."""
         return asdict(self)
 
 
@@ -86,20 +99,16 @@ def pack(
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> PackResult:
-    """Check SOURCE and pack it into WebDataset shards in `out` (in `out/VALUE` for each value of the column `split`).
+    """Check a source and pack it into WebDataset shards; see `mmtune.pack` for the parameters.
 
-    columns: modality -> column, "" for one that is not to be packed; id, group, split: columns. Columns that are not named are found
-    by their usual names.
-    options: limits by name, as the modalities declare them. workers: checking processes; 0 or 1 is one, never none: a file that
-    crashes its decoder, or takes longer than `timeout` seconds, costs its row and nothing else.
-    A shard is closed before it would exceed `shard_size` (one larger row makes a larger shard). Killed and called again, it
-    resumes; called again when finished, it checks that nothing has changed. `overwrite` starts anew where another pack wrote.
-
-    Returns counts, reasons and paths. Raises DataError for an unusable source or `out`, and, after everything has been written,
-    when more than the fraction `max_rejected` of the rows was rejected.
+    Resumable: call it again with the same arguments after an interruption. If the pack is complete, a further call checks that the
+    source has not changed. Raises DataError if the source or `out` cannot be used. Also raises DataError if more than the fraction
+    `max_rejected` of the rows was rejected; the shards are complete in this case.
     """
     if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
-        raise DataError(f"{out}: lies inside {source}, so the shards would become a part of it; choose another --out")
+        raise DataError(
+            f"{out}: is inside the source {source}, so shards would become part of the source; choose another --out"
+        )
     opened = open_source(source)
     roles = assign_columns(opened, columns or {}, id, group, split)
     limits = _limits(roles, options or {})
@@ -141,7 +150,7 @@ def pack(
 
 
 def _limits(roles: ColumnRoles, options: JsonObject) -> dict[str, JsonObject]:
-    """Modality -> all its options with their values. Raises DataError for one that no packed modality has."""
+    """Return modality -> the values of all its limits. Raises DataError for an option that no packed modality has."""
     declared = {n: modalities.get(n).options for n in roles.modalities}
     for name in options:
         if not any(name in o for o in declared.values()):
@@ -152,7 +161,7 @@ def _limits(roles: ColumnRoles, options: JsonObject) -> dict[str, JsonObject]:
 
 
 def reason_kind(reason: str) -> str:
-    """A reason without its details, for counting."""
+    """Strip the details from a reason of rejection, so that equal kinds of reasons can be counted."""
     parts = reason.split(": ")
     kind = ": ".join(parts[:2]) if parts[0] in modalities.TABLE else re.sub(r"^line \d+: ", "", reason).split(": ")[0]
     return re.split(r" \(| '", kind)[0]
@@ -163,7 +172,7 @@ def _reason_counts(rejected: list[RejectedRow]) -> dict[str, int]:
 
 
 class _PackRun:
-    """One run of `pack` over a source: its rows, in order, into the writers of their splits."""
+    """One run of `pack`: passes the rows of the source, in order, to the writer of their split."""
 
     def __init__(self, roles: ColumnRoles, journal: PackJournal, shard_size: int):
         self.roles, self.journal, self.shard_size = roles, journal, shard_size
@@ -190,7 +199,7 @@ class _PackRun:
                 yield row
 
     def pack_rows(self, pool: DecodePool, progress: ProgressCallback | None) -> None:
-        """Check all rows and write them. On any error, Ctrl-C included, unfinished shards are removed."""
+        """Check all rows and write them. On any exception, Ctrl-C included, unfinished shards are removed."""
         try:
             for row in pool.check(self._source_rows()):
                 self._add(row)
@@ -205,7 +214,7 @@ class _PackRun:
 
     def _add(self, row: PackRow) -> None:
         self.rows += 1
-        assert self.rows == row.number, "rows come in order and none is lost"
+        assert self.rows == row.number, "rows must arrive in order and without gaps"
         writer = self.writers[row.split] if row.split is not None else None
         if writer and row.settled:
             writer.restore_verdict(row)
@@ -224,7 +233,7 @@ class _PackRun:
             self.reencoded.update(f"{name} values {changed}" for name, changed in row.reencoded.items())
 
     def publish(self, identity: JsonObject) -> PackResult:
-        """Write rejected.jsonl, then each index.json, the one at the top last."""
+        """Write rejected.jsonl and the index.json of each split. The top-level index.json is written last: it marks completion."""
         out, roles = self.journal.out, self.roles
         rejected = sorted(
             [*self.without_split, *(r for w in self.writers.values() for r in w.rejected)],

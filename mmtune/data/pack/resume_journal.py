@@ -1,8 +1,14 @@
-"""The journal of a pack: which shards are finished, so that a killed pack resumes and a finished one has nothing to do.
+"""The journal of a pack, which records finished shards so that an interrupted pack can resume.
 
-OUT/.pack/journal.jsonl: the first line is the job's identity (source, columns, options); then an entry for each finished shard,
-{split, shard, last, rejected, stamp}, where `last` is the last row of that split that the entry accounts for; and an entry without
-a shard (`last` null) once a split is complete. The stamp covers size and modification time of the files behind those rows.
+The file is OUT/.pack/journal.jsonl. Its first line is the identity of the pack: source, columns and options. Then follows one entry
+for each finished shard, and one entry without a shard for each complete split.
+
+Keys of an entry:
+    split: name of the split
+    shard: the shard as listed in index.json; null in the entry of a complete split
+    last: number of the last row of the split that the entry covers; null in the entry of a complete split
+    rejected: the rejected rows among the covered rows
+    stamp: hash of the size and modification time of the source files of the covered rows
 """
 
 import contextlib
@@ -22,8 +28,13 @@ from mmtune.runtime.work_lock import Timeout, file_lock
 
 
 class RejectedRow(TypedDict):
-    """A line of rejected.jsonl: the source's row from 1, the file it is about (if one), and why it was rejected. item: which of the
-    row's list of values, from 1, where it has a list."""
+    """A line of rejected.jsonl.
+
+    row: number of the source row, from 1
+    item: position of the value in a list of the source row, from 1; missing if there is no list
+    file: the file that the reason is about, or null
+    reason: why the row was rejected
+    """
 
     row: int
     item: NotRequired[int]
@@ -32,7 +43,7 @@ class RejectedRow(TypedDict):
 
 
 class JournalEntry(TypedDict):
-    """A finished shard of a split, or (shard and last None) the end of a split."""
+    """An entry of the journal: a finished shard, or the end of a split if `shard` and `last` are None. See the module docs."""
 
     split: str
     shard: ShardEntry | None
@@ -42,16 +53,23 @@ class JournalEntry(TypedDict):
 
 
 class PackJournal:
-    """The journal of one OUT, locked against a second writer while it is open. A context manager."""
+    """The journal of one output directory. Holds a lock against other writers from its creation to the end of its `with` block."""
 
     def __init__(self, out: Path, identity: JsonObject, overwrite: bool = False):
-        """Raises DataError when OUT holds anything else than this job, finished or not."""
+        """Open or create the journal in the directory `out`.
+
+        identity: source, columns and options of the pack
+        overwrite: remove an existing pack that has another identity
+
+        Raises DataError if `out` contains another pack (without `overwrite`) or other files, or if another process is packing into
+        it.
+        """
         self.out, self.path, self.identity = out, out / ".pack" / "journal.jsonl", identity
         if out.exists() and not out.is_dir():
-            raise DataError(f"{out}: a file; --out must be a new or empty folder")
+            raise DataError(f"{out}: is a file; --out must be a new or empty folder")
         others = sorted(p.name for p in out.iterdir() if p.name != ".pack") if out.exists() else []
         if others and not self.path.exists():
-            raise DataError(f"{out}: holds something else ({', '.join(others[:3])}); --out must be a new or empty folder")
+            raise DataError(f"{out}: contains other files ({', '.join(others[:3])}); --out must be a new or empty folder")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = file_lock(self.path.parent / "lock")
         try:
@@ -65,7 +83,7 @@ class PackJournal:
             raise
 
     def _load(self, overwrite: bool) -> dict[str, list[JournalEntry]]:
-        """The entries of each split whose shards are all there; what a killed run left beside them is removed."""
+        """Read the entries of each split, up to the first whose shard is missing or incomplete. Removes leftover temporary files."""
         lines = read_jsonl_log(self.path)
         if overwrite:
             self._remove_packed_files()
@@ -82,7 +100,7 @@ class PackJournal:
                 entries.setdefault(split, []).append(entry)
         for left_over in [*self.out.glob(".tmp-*"), *self.path.parent.glob(".tmp-*")]:
             left_over.unlink(missing_ok=True)
-        if broken:  # index.json says that everything is there: it goes before anything else is touched
+        if broken:  # index.json marks a complete pack, so it must be removed before anything else changes
             for folder in [self.out, *(self.out / s for s in broken)]:
                 (folder / "index.json").unlink(missing_ok=True)
         write_jsonl(self.path, [self.identity, *(e for of_split in entries.values() for e in of_split)])
@@ -97,7 +115,7 @@ class PackJournal:
                 )
 
     def _remove_packed_files(self) -> None:
-        """Remove what a pack wrote, and nothing else."""
+        """Remove the files that an earlier pack has written to the output directory, and no others."""
         index = read_json(self.out / "index.json") if (self.out / "index.json").exists() else {}
         splits = index.get("splits", {}) if index.get("kind") == SPLIT_KIND else {}
         for name in {"", *splits, *(e["split"] for e in read_jsonl_log(self.path)[1:])}:
@@ -109,11 +127,11 @@ class PackJournal:
         self.path.unlink(missing_ok=True)
 
     def append(self, entry: JournalEntry) -> None:
-        """Record an entry."""
+        """Append an entry to the journal."""
         append_jsonl(self.path, entry)
 
     def rewrite_sorted(self, entries: list[JournalEntry]) -> None:
-        """Rewrite it in one order, so that a pack that was killed leaves the same bytes as one that was not."""
+        """Rewrite the journal in sorted order, so that it has the same bytes whether or not the pack was interrupted."""
         write_jsonl(self.path, [self.identity, *sorted(entries, key=lambda e: (e["split"], last_row(e)))])
 
     def __enter__(self) -> "PackJournal":
@@ -123,14 +141,14 @@ class PackJournal:
         self._lock.release()
 
     def remove(self) -> None:
-        """Remove an OUT in which nothing was packed."""
+        """Remove the journal, and the output directory if it is empty. Used when the source has no rows."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.out.rmdir()
 
 
 def last_row(entry: JournalEntry) -> float:
-    """The last row that an entry accounts for; infinity for the end of a split."""
+    """The number of the last row that an entry covers; infinity for the entry of a complete split."""
     return math.inf if entry["last"] is None else entry["last"]
 
 

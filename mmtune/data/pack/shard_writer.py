@@ -1,4 +1,4 @@
-"""Samples -> shards: plain tar files whose bytes depend on nothing but the samples and the size limit."""
+"""Write samples into a shard, a plain tar file. Its bytes are reproducible: they depend only on the samples."""
 
 import hashlib
 import tarfile
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ShardEntry(TypedDict):
-    """A shard's line in index.json."""
+    """The entry of a shard in index.json."""
 
     name: str
     rows: int
@@ -22,15 +22,15 @@ class ShardEntry(TypedDict):
 
 
 def sample_size(members: Mapping[str, bytes]) -> int:
-    """Bytes that a sample takes in a tar: a header block for each member, and its data in whole blocks."""
+    """The number of bytes of a sample in a tar file: per member one header block, and its data rounded up to whole blocks."""
     block = tarfile.BLOCKSIZE
     return sum(block + -(-len(data) // block) * block for data in members.values())
 
 
 class ShardWriter:
-    """One shard being written by webdataset's TarWriter; it appears at `path`, whole, when it is closed.
+    """Writes one shard with webdataset's TarWriter. The file is published at `path` atomically when the writer is closed.
 
-    Creating the object writes nothing. So its owner keeps it before `open` creates a file, and can `abort` it at any moment.
+    The constructor creates no file, only `open` does. The caller can therefore store the object first, and `abort` it at any time.
     """
 
     def __init__(self, path: Path):
@@ -42,21 +42,25 @@ class ShardWriter:
 
     def open(self) -> None:
         """Create the temporary file."""
-        from webdataset import TarWriter  # imports torch: seconds, of which a source without one good row needs none
+        from webdataset import TarWriter  # here, because it imports torch, which takes seconds
 
         self._stream = _HashedStream(self._file.open())
-        # no time, owner or permission of this machine: equal samples give equal bytes
+        # fixed times, owners and permissions, so that equal samples give equal bytes
         self._tar = TarWriter(self._stream, user="", group="", mode=0o644, mtime=0, compress=False, encoder=False)
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Write one sample, {extension: bytes}; its members lie in the order of their extensions."""
+        """Write one sample. Its members are written in the order of their extensions.
+
+        key: name of the sample in the tar file
+        members: file extension -> bytes
+        """
         assert self._tar is not None, "add before open"
         self._tar.write({"__key__": key, **members})
         self.size += sample_size(members)
         self.rows += 1
 
     def close(self) -> ShardEntry:
-        """Publish the shard and return its line for index.json."""
+        """Publish the shard and return its entry for index.json."""
         assert self._tar is not None and self._stream is not None, "close before open"
         self._tar.close()
         self._file.commit()
@@ -75,11 +79,11 @@ class ShardWriter:
 
 
 class _HashedStream:
-    """The stream under a TarWriter: passes bytes on, counts and hashes them."""
+    """A stream for TarWriter that writes to a file, and counts and hashes the bytes."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
-        self.ignore_writes = False  # tarfile's stream writes what it has buffered when it is garbage-collected
+        self.ignore_writes = False  # set on abort, because tarfile's stream writes its buffer when it is garbage-collected
 
     def write(self, data: bytes) -> int:
         if not self.ignore_writes:

@@ -1,4 +1,4 @@
-"""One split's rows -> its shards, its list of rejected rows, and its entries in the journal by which a killed pack resumes."""
+"""Write the rows of one split: its shards, its rejected rows, and its entries in the journal."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from mmtune.errors import DataError
 
 
 class SplitIndex(TypedDict):
-    """A split's own part of its index.json."""
+    """The part of index.json that is specific to a split."""
 
     rows: int
     packed: int
@@ -24,13 +24,13 @@ class SplitIndex(TypedDict):
 
 
 def rejected_row(row: PackRow) -> RejectedRow:
-    """The line of rejected.jsonl for a row."""
+    """Make the line of rejected.jsonl for a rejected row."""
     item: RejectedRow = {"row": row.source_row, "file": row.file, "reason": row.reason or ""}
     return {**item, "item": row.item} if row.item else item
 
 
 class SplitWriter:
-    """Writes one split. Rows come in order; rows that the journal accounts for are only compared with it."""
+    """Writes one split. Rows must be added in order. Rows that the journal covers are not written again, only verified."""
 
     def __init__(self, journal: PackJournal, split: str, shard_size: int):
         self.journal, self.split, self.shard_size = journal, split, shard_size
@@ -40,14 +40,14 @@ class SplitWriter:
         self.rejected: list[RejectedRow] = []
         self.modality_counts: Counter[str] = Counter()
         self.packed = 0
-        self._unverified = list(self.entries)  # entries of an earlier run whose last row has not come yet
+        self._unverified = list(self.entries)  # entries of an earlier run whose last row has not been added yet
         self._rejected_before = {(r["row"], r.get("item", 0)): r for e in self.entries for r in e["rejected"]}
         self._settled_to = max((last_row(e) for e in self.entries), default=0)
-        self._unrecorded: list[RejectedRow] = []  # rejected since the last entry
+        self._unrecorded: list[RejectedRow] = []  # rows that were rejected since the last journal entry
         self._last_row = 0
         self._stamp = blake2b(digest_size=16)
         self._writer: ShardWriter | None = None
-        for left_over in self.folder.glob(".tmp-*"):  # of a killed run
+        for left_over in self.folder.glob(".tmp-*"):  # temporary files of a run that was killed
             left_over.unlink(missing_ok=True)
 
     def is_settled(self, row: int) -> bool:
@@ -55,12 +55,12 @@ class SplitWriter:
         return row <= self._settled_to
 
     def restore_verdict(self, row: PackRow) -> None:
-        """Give a settled row the reason for which the earlier run rejected it, if it did."""
+        """Set the reason of a settled row that the earlier run has rejected."""
         if before := self._rejected_before.get((row.source_row, row.item)):
             row.reason, row.file = before["reason"], before["file"]
 
     def add(self, row: PackRow) -> None:
-        """Account for one row: rejected if it has a reason, else packed. A settled row is not written again."""
+        """Add one row: count it as rejected if it has a reason, else pack it. A settled row is not written again."""
         while self._unverified and row.number > last_row(self._unverified[0]):
             self._verify(self._unverified.pop(0))
         if row.reason is None and not row.settled:
@@ -77,7 +77,7 @@ class SplitWriter:
             self.modality_counts.update(list(row.values))
 
     def _verify(self, entry: JournalEntry) -> None:
-        """Past an entry's last row: the files behind its rows must be as they were when the entry was written."""
+        """Check that the source files of the rows that a journal entry covers have not changed. Raises DataError if they have."""
         if entry["stamp"] != self._stamp.hexdigest():
             raise DataError(
                 f"{self.journal.out}: files of rows up to {self._last_row} have changed since they were packed; "
@@ -94,13 +94,13 @@ class SplitWriter:
         if self._writer and self._writer.size + sample_size(members) > self.shard_size:
             self._close_shard()
         if self._writer is None:
-            # known here before it creates a file, so that `abort` removes the file whenever Ctrl-C falls
+            # stored in self before `open` creates a file, so that `abort` can remove the file after Ctrl-C
             self._writer = ShardWriter(self.folder / f"shard-{len(self.shards):06d}.tar")
             self._writer.open()
         self._writer.add(f"{row.number:08d}", members)
 
     def _close_shard(self) -> None:
-        """Publish the shard; its journal entry accounts for every row before the current one."""
+        """Publish the current shard. Its journal entry covers all rows up to the last one that was added."""
         assert self._writer
         self.shards.append(self._writer.close())
         self._writer = None
@@ -120,7 +120,7 @@ class SplitWriter:
         self._unrecorded = []
 
     def finish(self) -> None:
-        """The source has no more rows: publish the last shard and record that the split is complete."""
+        """Publish the last shard and record in the journal that the split is complete. Call it after the last row."""
         if self._writer:
             self._close_shard()
         for entry in self._unverified:
@@ -131,7 +131,7 @@ class SplitWriter:
             self._settled_to = math.inf
 
     def index(self) -> SplitIndex:
-        """The split's own part of its index.json."""
+        """The part of index.json that is specific to this split."""
         return {
             "rows": self.packed + len(self.rejected),
             "packed": self.packed,
@@ -141,6 +141,6 @@ class SplitWriter:
         }
 
     def abort(self) -> None:
-        """Drop the shard being written."""
+        """Discard the shard that is being written."""
         if self._writer:
             self._writer.abort()

@@ -1,6 +1,6 @@
-"""DATA, opened: every row's identity, labels and position in the shards, and random access to its bytes.
+"""An opened dataset: the ids, labels and metadata of all rows, and random access to their bytes in the shards.
 
-No row is a Python object before it is read: tables stay in Arrow and NumPy, metadata in JSON.
+Tables are kept in Arrow and NumPy, and metadata as JSON strings. Python objects are created for a row only when it is read.
 """
 
 import difflib
@@ -27,14 +27,21 @@ from mmtune.errors import DataError, DataWarning, Rejected
 from mmtune.runtime.files import open_for_read_at, read_at
 
 MAX_OPEN = 256
+"""Maximum number of shards that are kept open."""
 
 MetaValue: TypeAlias = Any
-"""A cell of a metadata column: a JSON value."""
+"""A value of a metadata column: any JSON value."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows [start, start + count) of a Data lie in the tar `path` (the local copy of `url`)."""
+    """A run of consecutive rows of a dataset that are in the same tar file.
+
+    name: unique name of the shard in the dataset
+    url: where the tar file comes from
+    path: local file
+    start, count: the rows have the numbers start to start + count - 1
+    """
 
     name: str
     url: str
@@ -44,7 +51,7 @@ class Shard:
 
 
 class _ShardReader:
-    """Reads shards by number at any offset: no file position is shared, so threads and forked workers may use one object."""
+    """Reads bytes at any offset of a shard. Uses no file position, so threads and forked processes may share one object."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -54,7 +61,8 @@ class _ShardReader:
         if shard in self.open:
             return read_at(self.open[shard], size, offset)
         fd = open_for_read_at(self.paths[shard])
-        # Never close one that another thread may be reading: past the limit, each read opens its own.
+        # Files in `open` are never closed here, because another thread may be reading them. Above the limit, or if another thread
+        # has opened the same shard meanwhile, the new file is used for this read only.
         if len(self.open) < MAX_OPEN and self.open.setdefault(shard, fd) == fd:
             return read_at(fd, size, offset)
         try:
@@ -65,16 +73,22 @@ class _ShardReader:
     def __getstate__(self) -> dict[str, object]:
         return {"paths": self.paths, "open": {}}
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end `os` may be gone already
+    # `close` is bound as a default argument because `os` may already be None when the interpreter shuts down
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         for fd in self.open.values():
-            try:  # and contextlib
+            try:  # not contextlib.suppress, which may also be gone
                 close(fd)
             except OSError:
                 pass
 
 
 class Data:
-    """Rows of one or more shards, or a view of some of them (`subset`). Rows are numbered 0 .. len-1."""
+    """A dataset: the rows of one or more shards, or a view of some of them (`subset`). Rows are numbered from 0 to len(data) - 1.
+
+    modalities: modalities of which at least one row has a value
+    present: modality -> bool [N], the rows that have a value
+    labels: "id", "group" or a modality -> int64 [N], identity labels; equal non-zero labels mean the same id, group or content
+    """
 
     def __init__(
         self,
@@ -103,17 +117,17 @@ class Data:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Row ids, unique in this Data."""
+        """The ids of all rows, unique in this dataset."""
         return self._ids.to_pylist()
 
     @cached_property
     def groups(self) -> list[str | None]:
-        """Groups, None where a row has none."""
+        """The groups of all rows; None for a row without a group."""
         return self._table["group"].to_pylist()
 
     @cached_property
     def shards(self) -> list[Shard]:
-        """Runs of rows that lie in one tar. A tar comes more than once if a subset jumps between tars."""
+        """The runs of consecutive rows in the same tar file. In a subset a tar file may occur more than once."""
         if not len(self):
             return []
         starts = np.flatnonzero(np.diff(self._shard_N, prepend=-1))
@@ -123,12 +137,12 @@ class Data:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What was ignored when the shards were scanned, one line each (empty for our own shards)."""
+        """What was skipped when the shards were scanned, one line each. Usually empty for shards written by `mmtune pack`."""
         return json.loads((self._table.schema.metadata or {}).get(b"notes", b"[]"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the shards' names and sizes and every row's content, in order."""
+        """SHA-256 hash of the names and sizes of the shards and of the content of all rows, in order."""
         digest = hashlib.sha256()
         for i in sorted(set(self._shard_N.tolist())):
             file = self._files[i]
@@ -137,13 +151,16 @@ class Data:
         return digest.hexdigest()
 
     def meta(self, i: int) -> JsonObject:
-        """Row i's metadata: the source columns without a role."""
+        """The metadata of row i: column -> value, for the columns that are not an id, group or modality."""
         document = self._meta[self._check_index(i)].as_py()
         return json.loads(document) if document else {}
 
     def column(self, name: str) -> list[MetaValue]:
-        """One metadata column of all rows, None where a row lacks it. `id`, `group`, and the names which those columns had in the
-        packed source, are columns too. Raises DataError with the nearest name when no row has it."""
+        """The values of a metadata column for all rows; None for a row without the column.
+
+        `name` may also be "id", "group", or the name of the id or group column in the packed source. Raises DataError, with the most
+        similar column name, if no row has the column.
+        """
         needle = json.dumps(name, ensure_ascii=False)
         documents = self._meta.to_pylist()
         values = [json.loads(t).get(name) if needle in t else None for t in documents]
@@ -158,9 +175,10 @@ class Data:
         raise DataError(f"{self.spec}: no row has a column {name!r}; {hint}")
 
     def read(self, i: int, modality: str) -> bytes:
-        """The original bytes of row i's value of `modality`.
+        """Read the encoded bytes of row i's value of `modality`.
 
-        Raises KeyError where the row lacks it, DataError naming shard and id when the bytes have changed since the scan.
+        Raises KeyError if the row has no such value. Raises DataError, which names the shard and the id, if the file cannot be read
+        or has changed since it was scanned.
         """
         i = self._check_index(i)
         if modality not in self.present or not self.present[modality][i]:
@@ -182,13 +200,13 @@ class Data:
         raise DataError(f"{path}: {modality} of row {self._ids[i].as_py()!r} is {reason}; copy or pack the shard again")
 
     def row(self, i: int) -> Row:
-        """Row i with all its values read."""
+        """Read row i with all its values."""
         i = self._check_index(i)
         values = {n: self.read(i, n) for n in self.modalities if self.present[n][i]}
         return Row(self._ids[i].as_py(), self._table["group"][i].as_py(), values, self.meta(i))
 
     def subset(self, indices: "Iterable[int] | np.ndarray") -> "Data":
-        """A view of some rows, in the order given; `indices` may be a boolean mask."""
+        """Return a view of some rows, in the order of `indices`: row numbers, or a boolean mask over all rows."""
         rows = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
@@ -225,14 +243,17 @@ def _replace_column(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    """One contiguous array (indexing a chunked one walks its chunks)."""
+    """Convert a chunked array to a contiguous array, which is faster to index."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
 def open_data(spec: str | os.PathLike[str] | Sequence[str]) -> Data:
-    """Open DATA: a directory of *.tar, a tar, a brace or glob pattern, an fsspec URL of these, or a list of them.
+    """Open packed data or other WebDataset shards.
 
-    Warns (DataWarning) of what was left out. Raises DataError naming the file: nothing there, no tar, compressed, truncated, not what index.json says, ids twice.
+    spec: a directory of .tar files, a .tar file, a brace or glob pattern, an fsspec URL of one of these, or a list of them
+
+    Issues a DataWarning if samples or values are skipped. Raises DataError, which names the file, if a shard is missing, compressed,
+    truncated or not a tar file, if it differs from index.json, or if an id occurs twice.
     """
     listing = locate(spec)
     files = listing.shards
@@ -258,15 +279,16 @@ def open_data(spec: str | os.PathLike[str] | Sequence[str]) -> Data:
 
 
 def _with_large_strings(table: pa.Table) -> pa.Table:
-    """With 64-bit string offsets: the metadata of millions of rows is more than 2 GB."""
+    """Change string columns to 64-bit offsets, because the metadata of millions of rows may exceed 2 GB."""
     fields = [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in table.schema]
     return table.cast(pa.schema(fields))
 
 
 def _assign_ids(table: pa.Table, shard_N: np.ndarray, files: list[ShardFile]) -> pa.Table:
-    """Give every row its id: its own, else its key, else (where keys repeat between shards) shard/key. Raises DataError for repeated ids.
+    """Set the id of every row. A row without an id gets its key as id, or SHARD/KEY if keys repeat between shards.
 
-    The id's label also covers the row's content, so that "0001" of two unrelated datasets are different labels.
+    The label of an id also depends on the content of the row, so that equal ids ("0001") of unrelated datasets have different labels.
+    Raises DataError if an id occurs twice.
     """
     id_N, derived_N = table["id.label"].to_numpy(), pc.is_null(table["id"]).to_numpy(zero_copy_only=False)
     ids = pc.coalesce(table["id"], table["key"])
@@ -290,7 +312,7 @@ def _assign_ids(table: pa.Table, shard_N: np.ndarray, files: list[ShardFile]) ->
 
 
 def _equal_pairs(label_N: np.ndarray) -> np.ndarray:
-    """Pairs of rows with the same label, int64 [P, 2]."""
+    """Find pairs of rows with equal labels, int64 [P, 2]."""
     order = np.argsort(label_N, kind="stable")
     at = np.flatnonzero(label_N[order][1:] == label_N[order][:-1])
     return np.stack([order[at], order[at + 1]], axis=1)

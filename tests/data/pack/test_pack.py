@@ -259,9 +259,9 @@ def test_an_out_folder_that_holds_something_else_is_refused(tmp_path: Path) -> N
     out.mkdir()
     (out / "thesis.doc").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match="holds something else .thesis.doc."):
+        with pytest.raises(DataError, match="contains other files .thesis.doc."):
             pack(source, out, overwrite=overwrite)
-    with pytest.raises(DataError, match="lies inside"):
+    with pytest.raises(DataError, match="is inside the source"):
         pack(source.parent, source.parent / "shards")
     with pytest.raises(DataError, match="a file; --out must be"):
         pack(source, out / "thesis.doc")
