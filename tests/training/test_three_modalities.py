@@ -34,7 +34,7 @@ def test_the_recipe_binds_a_clip_and_a_clap(tmp_path):
     model = [f"model={{image: '{clip}', audio: '{clap}', text: '{clip}'}}"]
     short = ["train.epochs=1", "train.warmup=0", "train.batch_size=12", "train.precision=fp32", f"run.dir={tmp_path / 'run'}"]
     out = mmtune.train(RECIPE, [*model, *halves(tmp_path, 1, 1), *short], quiet=True)
-    assert out["metrics"]["unseen in training"] == ["image->audio", "audio->image"]
+    assert out["metrics"]["untrained_directions"] == ["image->audio", "audio->image"]
     assert out["trainable"]["audio"]["trainable"] > 0 == out["trainable"]["text"]["trainable"]
     before, after = mmtune.load(clip), mmtune.load(out["artifact"])
     np.testing.assert_allclose(after.encode(text="a fan"), before.encode(text="a fan"), atol=1e-6)  # the anchor has not moved
@@ -50,7 +50,7 @@ def test_image_to_audio_retrieval_without_such_training_pairs(tmp_path):
     out = mmtune.train(RECIPE, [*asked, *data], quiet=True)
     before = mmtune.evaluate("tiny:all", str(tmp_path / "val"))
     for direction in ("image->audio", "audio->image"):
-        assert direction in out["metrics"]["unseen in training"]
+        assert direction in out["metrics"]["untrained_directions"]
         got = out["metrics"]["directions"][direction]["metrics"]["hit@1"]
         assert got > 0.4 and before.metric("hit@1", direction) < 0.25, (direction, got)  # 12 states: 0.08 by chance
 
@@ -68,4 +68,4 @@ def test_pairs_in_any_combination(tmp_path):
     out = mmtune.train(recipe, quiet=True)
     assert out["pairs"] == 24
     result = mmtune.evaluate(out["artifact"], corpora.packed(tmp_path, 12, 2))
-    assert result.unseen == ["image->text", "text->image"]
+    assert result.untrained_directions == ["image->text", "text->image"]
