@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
 from mmtune.modalities.audio_augmentation import AudioAugmentation, MaskSpectrogram, mix_sounds
 from mmtune.modalities.audio_player import small_player
+from mmtune.modalities.encoded_value import unwrap_encoded
 from mmtune.modalities.perceptual_hash import SOUND_DISTANCE, sound_hash
 from mmtune.modalities.sound import Sound, mono_sound
 from mmtune.modalities.spectrogram import spectrogram, waveform_path
@@ -78,9 +80,13 @@ class Audio(Modality):
         return frames * (channels + 1) * 4  # float32 samples of all channels, and their mean
 
     def coerce(self, value: object) -> Sound:
-        """Convert a path, bytes, a `Sound`, or a pair (array [N], [N, C] or [C, N], sample rate) to a `Sound` (see `mono_sound`)."""
+        """Convert a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"} or {"array", "sampling_rate"}, a
+        `Sound`, or a pair (array [N], [N, C] or [C, N], sample rate) to a `Sound` (see `mono_sound`)."""
         if isinstance(value, Sound):
             return mono_sound(value.samples, value.rate)
+        if isinstance(value, Mapping) and {"array", "sampling_rate"} <= set(value):
+            value = (value["array"], value["sampling_rate"])
+        value = unwrap_encoded(value)
         if isinstance(value, bytes):
             return self.decode(value)
         if isinstance(value, str | Path):

@@ -12,6 +12,7 @@ from PIL import ImageOps
 from mmtune.contracts import Augmentation, Modality, Option
 from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
+from mmtune.modalities.encoded_value import unwrap_encoded
 from mmtune.modalities.image_augmentation import FurtherAugmentation, ImageAugmentation
 from mmtune.modalities.perceptual_hash import IMAGE_DISTANCE, image_hash
 from mmtune.modalities.picture_file import is_deep, load_deep_colours, open_picture, within_our_limits
@@ -135,12 +136,14 @@ class Image(Modality):
         return image.width * image.height * bytes_per_pixel * (2 if is_deep(image) else 1)
 
     def coerce(self, value: object) -> PILImage.Image:
-        """Convert a path, bytes, a PIL image, or an array [H, W], [H, W, 3] or [H, W, 4] to an RGB image.
+        """Convert a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"}, a PIL image, or an array [H, W],
+        [H, W, 3] or [H, W, 4] to an RGB image.
 
         The values of an array are scaled to 8-bit levels by `mmtune.modalities.tones`.
         """
         if isinstance(value, PILImage.Image):
             return to_rgb(value.copy())
+        value = unwrap_encoded(value)
         if isinstance(value, bytes):
             return self.decode(value)
         if isinstance(value, str | Path):
