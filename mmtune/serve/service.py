@@ -216,7 +216,7 @@ class Service:
             return None if query.item in known else item_not_found_error(query.item)
         if query.modality not in opened.model.towers:
             able = ", ".join([*opened.model.towers, "item"])
-            return invalid_error(f"version {opened.version} has no queries by {query.modality}; it has queries by {able}")
+            return invalid_error(f"version {opened.version} accepts no {query.modality} queries; it accepts {able}")
         return None
 
     def version(self, wanted: str | None) -> str | None:

@@ -26,7 +26,7 @@ class TrainerState:
 
     step: optimizer steps taken
     epoch, batch: epoch and number of the next batch to train on, from 0
-    pairs: query rows seen so far
+    pairs: query rows seen so far (mined rows, which are only candidates, are not counted)
     seconds: time spent in training steps, including waiting for data
     wait_seconds: the part of `seconds` spent waiting for data
     best: (validation metric, checkpoint name) of the checkpoints that are kept, best first

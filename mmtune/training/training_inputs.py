@@ -79,7 +79,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
 
 
 def _open(spec: str, recipe: Recipe) -> Data:
-    """DATA, without the values that cannot be decoded where the recipe says so."""
+    """Open DATA. If the recipe sets data.skip_bad, values that cannot be decoded are left out."""
     return without_undecodable(open_data(spec)) if recipe.data.skip_bad else open_data(spec)
 
 

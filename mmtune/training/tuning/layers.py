@@ -114,5 +114,6 @@ def copy_state_to_cpu(model: "Model") -> dict[str, Tensor]:
 
 
 def recompute_fingerprint(model: "Model") -> None:
-    """Make the model compute its fingerprint again when it is next read. Call it after writing to the weights directly."""
-    model.train().eval()  # a change to training mode clears the cached fingerprint
+    """Drop the cached fingerprint and switch to eval mode. Call it after writing to the weights directly."""
+    model.invalidate_fingerprint()
+    model.eval()
