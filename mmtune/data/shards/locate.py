@@ -1,6 +1,7 @@
-"""DATA -> local tar files: a directory of tars, a tar, a brace or glob pattern, a local path or any fsspec URL.
+"""Find the tar files of a dataset, which may be given as a directory, a tar file, a brace or glob pattern, or an fsspec URL.
 
-A directory that `mmtune pack` wrote is checked against its index.json: every shard is there, of the right size, and no other.
+Remote files are downloaded. A directory written by `mmtune pack` is checked against its index.json: all shards must exist and have
+the right size, and there must be no other tar files.
 """
 
 import glob
@@ -17,13 +18,20 @@ from mmtune.errors import DataError, MissingExtra
 from mmtune.runtime.files import read_json
 
 KIND, SPLIT_KIND = "mmtune-shards", "mmtune-splits"
-"""The `kind` in an index.json of mmtune: of a directory of shards, and of one whose subdirectories are."""
+"""Values of the key `kind` in index.json: for a directory of shards, and for a directory with one subdirectory per split."""
 JOURNAL = ".pack/journal.jsonl"
+"""Path of the journal in a directory to which `mmtune pack` writes."""
 
 
 @dataclass
 class ShardFile:
-    """A shard that DATA names. path: local; entry: its line in index.json (None for a tar that another program wrote)."""
+    """A shard of a dataset.
+
+    name: unique name in the dataset, without .tar
+    url: where the shard comes from: a URL or a local path
+    path: local file
+    entry: its entry in index.json; None for a tar file written by another program
+    """
 
     name: str
     url: str
@@ -33,24 +41,27 @@ class ShardFile:
 
 @dataclass
 class ShardListing:
-    """All shards of DATA, in order. aliases: a source column's name -> "id" or "group" (from index.json)."""
+    """All shards of a dataset, in order.
+
+    aliases: column name in the packed source -> "id" or "group", for the columns with these roles (from index.json)
+    """
 
     shards: list[ShardFile] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
 
 
 def is_remote(spec: str) -> bool:
-    """True for a URL (`file://` counts as local)."""
+    """Whether `spec` is a URL. `file://` URLs count as local."""
     return "://" in spec and not spec.startswith("file://")
 
 
 def expand(spec: str) -> list[str]:
-    """One DATA string -> paths or URLs, braces and globs expanded. Raises DataError when nothing matches."""
+    """Expand brace and glob patterns to paths or URLs. Raises DataError if no file matches or the pattern is invalid."""
     import braceexpand
 
     spec = spec.removeprefix("file://")
     if spec.startswith("pipe:"):
-        raise DataError(f"{spec}: pipes cannot be read at random; name the files, or an fsspec URL")
+        raise DataError(f"{spec}: pipes do not allow random access; name the files, or an fsspec URL")
     if not is_remote(spec) and os.path.exists(spec):
         return [spec]
     try:
@@ -70,7 +81,12 @@ def expand(spec: str) -> list[str]:
 
 
 def locate(spec: str | os.PathLike[str] | Sequence[str]) -> ShardListing:
-    """All shards of DATA in order, with unique names; remote ones are fetched into the cache."""
+    """Find all shards of a dataset, in order, and give them unique names. Remote shards are downloaded into the cache.
+
+    spec: one path, pattern or URL, or a list of them
+
+    Raises DataError if a file does not exist, does not agree with index.json, or is named twice.
+    """
     specs: list[str | os.PathLike[str]] = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     listing = ShardListing()
     for part in [p for s in specs for p in expand(os.fspath(s))]:
@@ -82,7 +98,8 @@ def locate(spec: str | os.PathLike[str] | Sequence[str]) -> ShardListing:
     urls = Counter(s.url for s in listing.shards)
     if (repeated := urls.most_common(1)[0])[1] > 1:
         raise DataError(f"{repeated[0]}: named twice")
-    for depth in (2, 3, 100):  # two directories may hold a shard of the same name: add as much of the path as it takes
+    # shards of different directories may have the same name: add parent directories to the name until the names are unique
+    for depth in (2, 3, 100):
         names = Counter(s.name for s in listing.shards)
         for s in listing.shards:
             if names[s.name] > 1:
@@ -156,7 +173,15 @@ def _is_kind(index: object, kind: str) -> bool:
 
 
 def _shard_names(folder: str, present: Mapping[str, object], index: JsonObject | None, listing: list[str]) -> list[str]:
-    """The shards of a directory, in order. Raises DataError when there are none, or other ones than its index lists."""
+    """The names of the shards of a directory, in order.
+
+    folder: the directory, for error messages
+    present: keys are the names of the tar files that exist
+    index: content of index.json, or None
+    listing: names of all files in the directory
+
+    Raises DataError if there are no shards, or if a tar file is not listed in index.json.
+    """
     if index is not None and _is_kind(index, SPLIT_KIND):
         options = ", ".join(f"{folder}/{s}" for s in index["splits"])
         raise DataError(f"{folder}: packed with splits; name one: {options}")
@@ -172,7 +197,7 @@ def _shard_names(folder: str, present: Mapping[str, object], index: JsonObject |
         compressed = [n for n in listing if n.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))]
         if compressed:
             raise DataError(
-                f"{folder}/{compressed[0]}: compressed; rows are read at random, so decompress it to a plain .tar first"
+                f"{folder}/{compressed[0]}: compressed, which does not allow random access; decompress it to a plain .tar first"
             )
         raise DataError(f"{folder}: no *.tar in it; make shards with `mmtune pack SOURCE --out DIR`")
     return sorted(present)
@@ -185,7 +210,13 @@ def _check_against_index(
     index: JsonObject | None,
     local_path: Callable[[str], str],
 ) -> ShardListing:
-    """The named shards, each compared with its line in the index; sizes: of the files that are there, None where unknown."""
+    """List the named shards and check each against its entry in index.json.
+
+    sizes: name -> size in bytes of each file that exists; None if the size is unknown
+    local_path: function from the name of a shard to its local path
+
+    Raises DataError if a shard is missing or has another size than in index.json.
+    """
     packed = index if index is not None and _is_kind(index, KIND) else {}
     entries = {s["name"]: s for s in packed.get("shards", [])}
     shards = []

@@ -1,6 +1,6 @@
-"""The cache of DATA between runs: fetched shards, and the tables of scanned ones, under $MMTUNE_CACHE or ~/.cache/mmtune.
+"""An on-disk cache of downloaded shards and of the tables of scanned shards, in $MMTUNE_CACHE or ~/.cache/mmtune.
 
-Everything in it can be deleted at any time. An entry is used only if URL, size and time stamps are the same.
+The cache may be deleted at any time. An entry is used only if the URL, size and time stamps of the shard are unchanged.
 """
 
 import contextlib
@@ -33,10 +33,17 @@ def _key(*parts: object) -> str:
 
 
 def fetch(fs: "AbstractFileSystem", url: str, path: str, info: Mapping[str, object]) -> str:
-    """The local copy of a remote file, fetched once. info: fsspec's `info(path)`. Raises DataError when the transfer is cut short."""
+    """Download a remote file unless it is in the cache, and return the path of the local copy.
+
+    fs, path: fsspec filesystem and path of the file
+    url: URL of the file
+    info: what `fs.info(path)` returns
+
+    Raises DataError if fewer bytes than expected arrive.
+    """
     stamps = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "md5Hash")
     time = next((info[k] for k in stamps if info.get(k)), "")
-    stamp = str(time.timestamp() if hasattr(time, "timestamp") else time)  # a listing may give seconds, `info` a datetime
+    stamp = str(time.timestamp() if hasattr(time, "timestamp") else time)  # `fs.ls` may return seconds, `fs.info` a datetime
     size = info.get("size")
     local = root() / "shards" / f"{_key(url, size, stamp)}-{url.rsplit('/', 1)[-1]}"
     if not (local.exists() and (size is None or local.stat().st_size == size)):
@@ -48,9 +55,13 @@ def fetch(fs: "AbstractFileSystem", url: str, path: str, info: Mapping[str, obje
 
 
 def table(path: str, url: str, sha256: str | None = None) -> pa.Table:
-    """The table of the shard at `path` (see `tar_index.scan`), from the cache when the file has not changed since.
+    """Return the table of a shard (see `tar_index.scan`) from the cache, or scan the shard if it is new or has changed.
 
-    sha256: from index.json; it is checked when the file is scanned, not each time it is opened.
+    path: local file
+    url: where the shard comes from
+    sha256: expected hash from index.json, or None; it is checked when the file is scanned, not every time it is opened
+
+    Raises DataError if the hash differs.
     """
     stat = os.stat(path)
     key = _key(url, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256, tar_index.signature())
@@ -58,8 +69,8 @@ def table(path: str, url: str, sha256: str | None = None) -> pa.Table:
     with contextlib.suppress(OSError, pa.ArrowException):
         return pq.read_table(cached, memory_map=False)
     if sha256 and sha256_file(path) != sha256:
-        raise DataError(f"{path}: its bytes are not those index.json was written for; copy it or pack again")
+        raise DataError(f"{path}: its content differs from the SHA-256 in index.json; copy the file again, or pack again")
     result = tar_index.scan(path)
-    with contextlib.suppress(OSError), atomic_open(cached) as f:  # a cache that cannot be written is no reason to stop
+    with contextlib.suppress(OSError), atomic_open(cached) as f:  # continue without the cache if it cannot be written
         pq.write_table(result, f, compression="zstd")
     return result

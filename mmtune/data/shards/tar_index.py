@@ -1,15 +1,17 @@
-"""One shard -> one table of its rows: the only code that knows how rows lie in a tar, whether mmtune or another program wrote it.
+"""Scan a shard, written by mmtune or by another program, into a table of its rows.
 
-A sample is the members of one key (`tar_members`); what follows the key is a member's extension, which gives its role:
+A sample consists of all tar members (files in the tar) with the same key; see `tar_members`. The extension of a member decides what
+it is:
 
-- a modality's own extension: that modality's bytes. Several of one modality: the first in the order of its
-  `extensions`. Of a compound extension (`left.png`) the last part counts, and only if the sample has nothing better.
-- `json`: an object with `id`, `group` and metadata. mmtune nests the metadata under `meta`; in any other file every
-  other field is metadata, and a modality without a member may take its value from one of its `json_fields`. A list there is
-  several values: each becomes a row (ids KEY, KEY#2, ...) with the sample's other values, all of one group.
-- `cls`: a class number or name, kept as the metadata `cls`.
+- An extension of a modality: the value of that modality. If there are several members of a modality, the first in the order of
+  `Modality.extensions` is used. A compound extension such as `left.png` counts as `png`, but only if no other member matches.
+- `json`: an object with the keys `id`, `group` and metadata. mmtune writes the metadata under the key `meta`. In files of other
+  programs all other keys are metadata. If a modality has no member, its value is taken from one of its `json_fields`. If that
+  field is a list, each of its values becomes a row (ids KEY, KEY#2, ...) with the other values of the sample; these rows get a
+  common group.
+- `cls`: a class number or name, which becomes the metadata column `cls`.
 
-Anything else is ignored. A value that is empty, or has no content key of its modality, counts as absent.
+All other members are ignored. A value counts as missing if it is empty, or if its modality cannot compute a content key for it.
 """
 
 import json
@@ -30,15 +32,15 @@ from mmtune.data.shards.tar_members import DOCUMENTS, Members, Span, TarMembers,
 from mmtune.errors import Rejected
 from mmtune.runtime.files import open_for_read_at, read_at
 
-SCAN_VERSION = 3
+SCAN_VERSION = 3  # increase it when the table of an unchanged tar file changes, so that cached tables are not used any more
 NO_FIELD = -1
-"""In a `<modality>.field` column: the value is a member of its own, not a field of the .json member."""
+"""Value of a column `<modality>.field` that means: the value is a tar member of its own, not a field of the .json member."""
 NO_ITEM = -1
-"""In a `<modality>.item` column: the field is a single value, not a list."""
+"""Value of a column `<modality>.item` that means: the field contains a single value, not a list."""
 
 
 def signature() -> list[object]:
-    """What a scan depends on besides the tar's bytes; a cached table with another signature is not used."""
+    """Everything other than the tar file on which the result of `scan` depends. It is a part of the cache key of tables."""
     return [SCAN_VERSION, *([n, modalities.TABLE[n], *_scanned_traits(modalities.get(n))] for n in modalities.names())]
 
 
@@ -47,8 +49,10 @@ def _scanned_traits(modality: Modality) -> list[list[str]]:
 
 
 def parse_json(data: bytes) -> object:
-    """A JSON document, in which NaN and infinite numbers (which other programs' writers spell, and JSON does not know) are null.
-    Raises ValueError."""
+    """Parse a JSON document. NaN and infinite numbers, which some programs write although JSON forbids them, become None.
+
+    Raises ValueError if the document is not valid JSON.
+    """
 
     def finite(number: str) -> float | None:
         return value if math.isfinite(value := float(number)) else None
@@ -56,12 +60,16 @@ def parse_json(data: bytes) -> object:
     try:
         return json.loads(data, parse_constant=lambda _: None, parse_float=finite)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("the JSON is nested too deeply") from None
 
 
 def field_value(document: object, field: str, item: int = NO_ITEM) -> bytes:
-    """A modality's value in a field of a .json member, as bytes; b"" when there is none. item: its position where the field is a
-    list."""
+    """Return the value of a modality in a field of a .json member, as bytes; b"" if there is none.
+
+    document: the parsed .json member
+    field: name of the field
+    item: position of the value if the field is a list, else NO_ITEM
+    """
     value = document.get(field) if isinstance(document, dict) else None
     if item != NO_ITEM:
         value = value[item] if isinstance(value, list) and item < len(value) else None
@@ -69,14 +77,18 @@ def field_value(document: object, field: str, item: int = NO_ITEM) -> bytes:
 
 
 def _items(document: object, field: str) -> list[int]:
-    """The positions of the values in a field that is a list, [NO_ITEM] for a single value, [] where there is none."""
+    """The positions of the non-empty values in a field that is a list; [NO_ITEM] for a single value; [] if there is no value."""
     value = document.get(field) if isinstance(document, dict) else None
     items = range(len(value)) if isinstance(value, list) else [NO_ITEM]
     return [i for i in items if field_value(document, field, i)]
 
 
 def _identity(document: object, used: set[str]) -> tuple[str | None, str | None, JsonObject]:
-    """(id, group, metadata) of a .json member; used: the fields that became a modality's value."""
+    """Return (id, group, metadata) of a .json member.
+
+    document: the parsed .json member
+    used: fields whose values are values of a modality and therefore not metadata
+    """
     if not isinstance(document, dict):
         return None, None, {} if document is None else {"json": document}
     fields = {k: v for k, v in document.items() if k not in ("id", "group")}
@@ -92,7 +104,13 @@ def _identity(document: object, used: set[str]) -> tuple[str | None, str | None,
 
 @dataclass(frozen=True)
 class _Value:
-    """One value of a modality. field: of its json_fields, NO_FIELD for a member of its own; item: its position in a list there."""
+    """Where the value of a modality is stored.
+
+    offset, size: position in the tar file of the member that contains the value; size -1 means that there is no value
+    field: index of the field in `Modality.json_fields`; NO_FIELD if the value is a member of its own
+    item: position in the list in that field, or NO_ITEM
+    label: content label
+    """
 
     offset: int = 0
     size: int = -1
@@ -106,7 +124,7 @@ _VALUE_COLUMNS = [f.name for f in fields(_Value)]
 
 
 class _TableBuilder:
-    """The table of a shard under construction: a list for each column."""
+    """Builds the table of a shard, with one Python list per column."""
 
     def __init__(self) -> None:
         self.known = {n: modalities.get(n) for n in modalities.names()}
@@ -118,7 +136,7 @@ class _TableBuilder:
         self.notes: Counter[str] = Counter()
 
     def add(self, fd: int, key: str, members: Members) -> None:
-        """Add the rows of one sample; a sample without any modality is left out, with a note."""
+        """Add the rows of one sample. A sample without a value of any modality is skipped and counted in `notes`."""
         key = identity_string(key) or key
         row_hash = blake2b(key.encode("utf-8", "replace"), digest_size=8)
         document = None
@@ -162,13 +180,18 @@ class _TableBuilder:
         values: Mapping[str, _Value],
         content: bytes,
     ) -> None:
-        """Add row `number` (from 1) of a sample. content: the hash of everything in the sample."""
+        """Add one row of a sample.
+
+        number: number of the row among the rows of the sample, from 1
+        values: modality -> value
+        content: hash of the content of the whole sample
+        """
         if number > 1:
             key, id = f"{key}#{number}", id and f"{id}#{number}"
             content = blake2b(content + b"#%d" % number, digest_size=8).digest()
         packed = json.dumps(meta, ensure_ascii=False) if meta else ""
         for column, cell in (("key", key), ("id", id), ("group", group), ("meta", packed)):
-            # JSON may spell half a surrogate pair, which no UTF-8 can hold
+            # "replace", because JSON can contain half of a surrogate pair, which UTF-8 cannot encode
             self.lists[column].append(None if cell is None else cell.encode("utf-8", "replace").decode())
         self.lists["id.label"].append(stable_label((id or key).encode("utf-8", "replace")))
         self.lists["group.label"].append(stable_label(group.encode("utf-8", "replace")) if group else 0)
@@ -179,7 +202,7 @@ class _TableBuilder:
                 self.lists[f"{name}.{column}"].append(getattr(value, column))
 
     def _count_unused(self, members: Members, values: Mapping[str, list[_Value]]) -> None:
-        """Note members of a modality that are not their sample's value of it, and .json and .cls members that are not read."""
+        """Count in `notes` the members that have a known extension but are not used."""
         spans = {(v.offset, v.size) for of_modality in values.values() for v in of_modality}
         for extension, span in members.items():
             suffix = extension.rpartition(".")[2]
@@ -191,7 +214,7 @@ class _TableBuilder:
     def _values(
         self, fd: int, name: str, modality: Modality, members: Members, document: object, row_hash: blake2b
     ) -> list[_Value]:
-        """The usable values of one modality of a sample: of a member one, of a field of the .json member one or several."""
+        """Find the usable values of one modality in a sample: one from a member, or one or several from a field of the .json member."""
         if span := find_value(members, self.owner, name, modality.extensions):
             data = _read(fd, span)
             value = self._labelled(name, modality, data, _Value(*span))
@@ -209,7 +232,7 @@ class _TableBuilder:
         return []
 
     def _labelled(self, name: str, modality: Modality, data: bytes, value: _Value) -> _Value | None:
-        """The value with its content label; None, and a note, where it cannot be used."""
+        """Return the value with its content label set. If it cannot be used, count it in `notes` and return None."""
         try:
             if not data:
                 raise Rejected("empty")
@@ -222,7 +245,7 @@ class _TableBuilder:
             return None
 
     def finish(self) -> pa.Table:
-        """The finished table."""
+        """Convert the lists to an Arrow table."""
         strings = ("key", "id", "group", "meta")
         small = {"field": pa.int8(), "item": pa.int32()}
         types = {k: pa.string() if k in strings else small.get(k.rpartition(".")[2], pa.int64()) for k in self.lists}
@@ -235,10 +258,17 @@ def _read(fd: int, span: Span) -> bytes:
 
 
 def scan(path: str) -> pa.Table:
-    """The table of a shard, one row a sample, or several for lists: key, id and group (null when absent), meta (JSON), labels, and where each modality's bytes lie.
+    """Scan a shard into a table with one row per sample, or several if the sample has lists of values.
 
-    Columns: `key id group meta`, `id.label group.label row.label` (row.label: everything in the sample), and for each
-    known modality `.offset .size .field .item .label`, size -1 where the row lacks it. Schema metadata `notes`: what was left out.
+    Columns of the table:
+        key: key of the sample
+        id, group: null if the sample has none
+        meta: metadata as a JSON string
+        id.label, group.label: identity labels of id (or key) and group
+        row.label: label of the content of the whole sample
+        MODALITY.offset, .size, .field, .item, .label: for each known modality, where its value is stored (see `_Value`)
+
+    The schema metadata `notes` counts what was skipped. Raises DataError if the file is not a readable tar file.
     """
     table = _TableBuilder()
     fd = open_for_read_at(path)

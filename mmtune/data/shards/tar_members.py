@@ -1,8 +1,10 @@
-"""The members of a tar, grouped into samples: which bytes of the file belong to which key.
+"""Group the members of a tar file (the files in it) into samples by their keys.
 
-A sample is all members with the same key: the path up to the first dot of its last part, as webdataset has it. What follows that
-dot is the member's extension. Names such as SKU.VIEW.png would make one sample of all views of a product: where every key that ends
-at the last dot instead has the same suffixes, and the first dot would leave members out, the key ends at the last dot.
+As in webdataset, the key of a member is its path up to the first dot in the file name, and the rest is its extension. Members with
+the same key form a sample.
+
+File names such as SKU.VIEW.png need another rule, because all views of a product would have the same key. If cutting names at the
+first dot would leave members out, and cutting them at the last dot gives every sample the same extensions, the last dot is used.
 """
 
 import os
@@ -16,24 +18,30 @@ from mmtune.data.identity_labels import decode_name
 from mmtune.errors import DataError
 
 MAX_LINKS = 8
+"""Maximum number of links that are followed from one link to the next."""
 Span: TypeAlias = tuple[int, int]
-"""(offset, size) of bytes in the tar."""
+"""(offset, size) of a member's bytes in the tar file."""
 Members: TypeAlias = dict[str, Span]
-"""Extension -> where the member's bytes lie."""
+"""The members of a sample: extension -> position in the tar file."""
 DOCUMENTS = {"json", "cls"}
-"""Extensions of members that describe a sample."""
+"""Extensions of members that contain metadata instead of a value of a modality."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 
 
 class TarMembers:
-    """Where the members of a tar's samples lie. samples: key -> members, in the order the keys first appear; notes: what was left
-    out -> how often.
+    """The samples of a tar file and the positions of their members.
 
-    Archives written one after the other (`cat a.tar b.tar`) are all read. Hard and symbolic links are the member that they name.
+    samples: key -> members, in the order in which the keys first occur
+    notes: description of what was skipped -> number of members
+
+    Concatenated archives (`cat a.tar b.tar`) are all read. Hard and symbolic links are resolved to the members they point to.
     """
 
     def __init__(self, path: str):
-        """Raises DataError naming the file when it is compressed, no tar, truncated, damaged, or holds a member twice."""
+        """Read the headers of the tar file `path`.
+
+        Raises DataError, which names the file, if it is compressed, not a tar file, truncated or damaged, or contains a member twice.
+        """
         self.path, self.size = path, os.path.getsize(path)
         self.notes: Counter[str] = Counter()
         self._spans: dict[str, Span] = {}
@@ -43,7 +51,7 @@ class TarMembers:
             for magic, kind in _COMPRESSED.items():
                 if head.startswith(magic):
                     raise DataError(
-                        f"{path}: {kind}-compressed; rows are read at random, so decompress it to a plain .tar first"
+                        f"{path}: {kind}-compressed, which does not allow random access; decompress it to a plain .tar first"
                     )
             start: int | None = 0
             while start is not None:
@@ -54,28 +62,28 @@ class TarMembers:
         self._spans, self._links = {}, []
 
     def _read_archive(self, file: BinaryIO, start: int) -> int:
-        """Read one archive; the offset of the block after its last member."""
+        """Read the headers of the archive that begins at `start`. Returns the offset of the block after its last member."""
         end = start
         file.seek(start)
         try:
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
                 while (member := tar.next()) is not None:
                     end = tar.offset
-                    tar.members = []  # type: ignore[attr-defined]  # else a shard of a million members keeps a million headers
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep the headers of all members in memory
                     self._add(member)
         except (tarfile.TarError, EOFError, OverflowError) as e:
-            what = "no tar file" if not end else f"truncated or damaged after byte {end}"
+            what = "not a tar file" if not end else f"truncated or damaged after byte {end}"
             raise DataError(f"{self.path}: {what} ({e}); copy or write it again") from None
-        # tarfile takes a broken header for the end of the archive: rows after it would be lost without a word
+        # tarfile treats a damaged header as the end of the archive; without this check the rows after it would be lost silently
         file.seek(end)
         last = file.read(tarfile.BLOCKSIZE)
         if len(last) < tarfile.BLOCKSIZE or any(last):
             what = "truncated" if len(last) < tarfile.BLOCKSIZE else "damaged"
-            raise DataError(f"{self.path}: {what} at byte {end}, no end mark there; copy or write it again")
+            raise DataError(f"{self.path}: {what} at byte {end}, where the end mark should be; copy or write it again")
         return end
 
     def _next_archive(self, file: BinaryIO, end: int) -> int | None:
-        """Where another archive starts after the end mark at `end`; None when there are only zeros."""
+        """The offset of another archive after the end mark at `end`; None if only zeros follow."""
         file.seek(end)
         offset = end
         while block := file.read(1 << 20):
@@ -91,7 +99,7 @@ class TarMembers:
             self._links.append((name, decode_name(member.linkname)))
         elif member.issym():
             self._links.append((name, posixpath.join(posixpath.dirname(name), decode_name(member.linkname))))
-        elif member.issparse():  # its bytes do not lie in one piece
+        elif member.issparse():  # its bytes are not contiguous in the tar file
             self.notes["sparse members, left out"] += 1
         elif member.isreg():
             if member.offset_data + member.size > self.size:
@@ -138,11 +146,11 @@ class TarMembers:
         return samples
 
     def _refuse_twice(self, name: str) -> None:
-        raise DataError(f"{self.path}: the member {name} is there twice; give every sample its own key")
+        raise DataError(f"{self.path}: contains the member {name} twice; give every sample a key of its own")
 
 
 def _key_to_first_dot(name: str) -> tuple[str, str]:
-    """(key, extension) of a member; ("", "") for one that belongs to no sample."""
+    """Split the name of a member at the first dot into (key, extension); ("", "") if it belongs to no sample."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, dot, extension = base.partition(".")
     if not stem or not dot or base.startswith("__"):
@@ -151,13 +159,17 @@ def _key_to_first_dot(name: str) -> tuple[str, str]:
 
 
 def _key_to_last_dot(name: str) -> tuple[str, str]:
-    """(key, suffix) of a member that belongs to a sample."""
+    """Split the name of a member at the last dot into (key, extension)."""
     key, _, suffix = name.removeprefix("./").rpartition(".")
     return key, suffix.lower()
 
 
 def find_value(members: Members, owner: dict[str, str], name: str, extensions: tuple[str, ...]) -> Span | None:
-    """Where the value of modality `name` lies in a sample, or None. owner: extension -> modality."""
+    """Find the member with the value of modality `name` in a sample. Returns its position, or None if there is none.
+
+    owner: extension -> modality
+    extensions: extensions of the modality, in order of preference
+    """
     for extension in extensions:
         if extension in members and owner[extension] == name:
             return members[extension]

@@ -1,4 +1,4 @@
-"""Several training sets, each with a weight, as one."""
+"""Concatenate several training sets, each with a sampling weight, to one."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from mmtune.errors import DataError
 
 
 class WeightedConcat:
-    """The rows of several `Data`, one after the other, with a weight each. A single set keeps its labels.
+    """The concatenated rows of several datasets, each with a sampling weight. Has the same interface as `Data` for training.
 
-    Equal groups of different sets are one group (a SKU is a SKU); equal ids are not one id: row "1" of one set is not row "1" of
-    another.
+    Equal groups in different datasets count as the same group, because a group is e.g. a product number. Equal ids in different
+    datasets count as different ids. The labels of a single dataset are not changed.
     """
 
     def __init__(self, sets: Sequence[Data], weights: Sequence[float]):
@@ -34,7 +34,7 @@ class WeightedConcat:
         self.present = {m: concatenate("present", m, bool) for m in self.modalities}
         for n in range(1, len(self.sets)):
             part = slice(self.starts[n], self.starts[n + 1])
-            self.labels["id"][part] ^= np.int64(n << 40)
+            self.labels["id"][part] ^= np.int64(n << 40)  # makes equal ids of different datasets have different labels
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -44,22 +44,22 @@ class WeightedConcat:
         return self.sets[n], int(i - self.starts[n])
 
     def read(self, i: int, modality: str) -> bytes:
-        """Original bytes of one value."""
+        """Read the encoded bytes of row i's value of `modality`."""
         data, row = self._set_and_row(i)
         return data.read(row, modality)
 
     def row(self, i: int) -> Row:
-        """One row with its bytes and metadata."""
+        """Read row i with all its values."""
         data, row = self._set_and_row(i)
         return data.row(row)
 
     def meta(self, i: int) -> JsonObject:
-        """One row's metadata."""
+        """The metadata of row i."""
         data, row = self._set_and_row(i)
         return data.meta(row)
 
     def column(self, name: str) -> list[MetaValue]:
-        """One metadata column of all rows; None in sets that lack it. Raises DataError when all of them lack it."""
+        """The values of a metadata column for all rows; None in datasets without it. Raises DataError if no dataset has it."""
         values: list[MetaValue] = []
         error: DataError | None = None
         for data in self.sets:
@@ -73,7 +73,7 @@ class WeightedConcat:
         return values
 
     def epoch_rows(self, rng: np.random.Generator) -> np.ndarray:
-        """Row numbers of one epoch in random order: weight 1 gives each row once, 2 twice, 0.5 a random half of the rows."""
+        """The row numbers of one epoch in random order: rows of a dataset with weight 2 occur twice, with 0.5 a random half of them."""
         chosen = []
         for n, (data, weight) in enumerate(zip(self.sets, self.weights, strict=True)):
             times, fraction = divmod(weight, 1.0)
@@ -85,5 +85,5 @@ class WeightedConcat:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprints of all sets, with their weights."""
+        """The fingerprints and weights of all datasets, as one string."""
         return "+".join(f"{d.fingerprint}*{w:g}" for d, w in zip(self.sets, self.weights, strict=True))

@@ -137,7 +137,7 @@ def test_missing_columns_name_those_there_are(tmp_path: Path) -> None:
         ("none.csv", "no such file"),
         ("e.csv", "empty"),
         ("x.xlsx", "not a kind of source"),
-        ("x.tar", "no tar file"),
+        ("x.tar", "not a tar file"),
     ):
         if name != "none.csv":
             (tmp_path / name).write_bytes(b"")
