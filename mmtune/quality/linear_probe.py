@@ -23,7 +23,8 @@ from mmtune.evaluation.result import Direction
 from mmtune.relevance.items import names_to_labels, take_rows
 from mmtune.search.vectors import normalize_rows
 
-SHRINKAGES, BLENDS, MAX_RANK = (0.03, 0.3, 3.0), (0.0, 0.5, 1.0), 256
+SHRINKAGES, BLENDS = (0.03, 0.3, 3.0), (0.0, 0.5, 1.0)  # the values from which `best_head` chooses
+MAX_RANK = 256  # maximum dimension of the projected vectors
 SEEN_GROUPS = 4  # if the median group has at least this many rows, searched groups will be among the trained ones: see `probe`
 SHARES = (0.25, 0.5, 1.0)  # shares of the training part, for the learning curve
 
