@@ -24,7 +24,7 @@ from mmtune.runtime.files import read_json, write_json
 from mmtune.search.exact_scores import exact_keys, pair_keys
 from mmtune.search.tie_order import GRID
 
-FORMAT = 1
+FORMAT = 1  # version of the JSON format that `Confusable.save` writes
 CONFUSABLE, CONFUSABLE_PAIRS = "confusable", "confusable pairs"
 """Names of two slices: the confusable queries, and the accuracy on their (relevant candidate, twin) pairs."""
 

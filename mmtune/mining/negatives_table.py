@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
 ROW_GROUP = 65536
 """Number of rows per row group. It is fixed, so that the file's bytes do not depend on the block size."""
 MINED, DROPPED = "mined", "dropped"
+"""Values of the column `verdict`."""
 
 
 class TableWriter:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
-ANSWERS = ("off-the-shelf", "label more data", "head", "LoRA", "full")
+ANSWERS = ("off-the-shelf", "label more data", "head", "LoRA", "full")  # full: tune all weights
 FEW_SHOTS = 16  # from SOURCES["few"]
 NOTICEABLE = 0.05  # from SOURCES["small"]
 SOURCES = {

@@ -21,7 +21,7 @@ MIN_EFFECTIVE_DIMS = 2.0  # with fewer effective dimensions, all items lie nearl
 MAX_GAP = 1.2  # distance between the means of two modalities; about 0.8 for CLIP (Liang et al. 2022, arXiv 2203.02053)
 LOGIT_SCALE_RANGE = (4.0, 105.0)  # CLIP starts training at 14.3 and clamps at 100
 HUB = 0.2  # a hub is among the ten nearest candidates of more than this share of all queries (Radovanović et al. 2010)
-NEIGHBOURS = 10
+NEIGHBOURS = 10  # number of nearest items that the checks look at
 SUSPECT = 0.7  # a row's group is suspected if this share of its neighbours is in one other group, and none in its own
 
 

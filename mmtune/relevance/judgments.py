@@ -28,6 +28,7 @@ ITEM_KEYS = ("item", "item_id", "doc_id", "docid", "doc", "candidate", "candidat
 GRADE_KEYS = ("grade", "relevance", "rel", "score", "verdict")
 JUDGE_KEYS = ("judge", "rater", "annotator", "user")
 VERDICT_GRADES: Mapping[object, int] = {"positive": 1, "negative": 0, True: 1, False: 0}
+"""*_KEYS: accepted names of a JSON field, in order of preference. VERDICT_GRADES: the grade of each verdict."""
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Graded judgments: {query row id: {candidate row id: grade}}; a grade of 0 or less means "not relevant"."""

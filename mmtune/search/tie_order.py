@@ -12,6 +12,7 @@ GRID = 2**24
 """Number of key steps per 1.0 of cosine. Every integer in [-GRID, GRID] can be represented exactly as float32."""
 
 NO_CANDIDATE = np.iinfo(np.int64).max
+"""Sort word of an empty place; it sorts after every candidate."""
 
 
 def tie_order(ids: Sequence[str]) -> np.ndarray:
