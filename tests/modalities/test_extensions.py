@@ -92,7 +92,7 @@ def test_a_modality_from_the_working_directory(here):
     assert modalities.names() == ["image", "audio", "text", "readings"]
     kind = modalities.get("readings")
     assert kind.decode(np.ones((2, 3), "<f4").tobytes()).shape == (2, 3) and modalities.by_extension()["f32"] == "readings"
-    with pytest.raises(RecipeError, match="every row has a column of that name"):
+    with pytest.raises(RecipeError, match="every dataset has a column of that name"):
         modalities.register("group", "own_modality:Readings")
     with pytest.raises(RecipeError, match="no modality called 'reading'; did you mean 'readings'"):
         modalities.get("reading")
