@@ -27,6 +27,13 @@ SUBTYPES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg", b"\
 """First bytes of a file -> the subtype of its media type, "audio/SUBTYPE"."""
 
 
+def _unreadable(data: bytes, error: Exception) -> str:
+    """Why libsndfile does not read `data`."""
+    if data[4:8] == b"ftyp":
+        return "AAC or ALAC in an MP4 file (.m4a), which libsndfile does not read; convert it to .flac or .wav"
+    return f"not a readable sound: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+
+
 class Audio(Modality):
     """The modality "audio". Its signals are of the class `Sound`: mono samples and their sample rate."""
 
@@ -55,7 +62,7 @@ class Audio(Modality):
         except Rejected:
             raise
         except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
-            raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
+            raise Rejected(_unreadable(data, e)) from None
         return mono_sound(samples.mean(axis=1, dtype=np.float32), rate)
 
     def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: float) -> None:
@@ -72,7 +79,7 @@ class Audio(Modality):
         except Rejected:
             raise
         except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
-            raise Rejected(f"not a readable sound: {str(e).splitlines()[0][:200] if str(e) else type(e).__name__}") from None
+            raise Rejected(_unreadable(data, e)) from None
         if rate <= 0 or frames / rate > max_seconds:
             raise Rejected(f"too long: {frames / max(rate, 1):.1f} s, limit {max_seconds:g}")
         if frames * channels > max_seconds * REQUEST_RATE:
