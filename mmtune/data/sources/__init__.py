@@ -1,1 +1,1 @@
-"""A CSV, TSV, JSONL or Parquet file, or a folder of media files -> numbered rows of cells, or why a row cannot be used."""
+"""Sources of `mmtune pack`: read numbered rows from tables (CSV, TSV, JSONL, Parquet), folders of media files, and tar files."""

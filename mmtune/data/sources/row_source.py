@@ -1,7 +1,11 @@
-"""SOURCE -> numbered rows: a CSV, TSV, JSONL or Parquet file, a folder of Parquet files, tars, or a folder of media files.
+"""Open a source of `mmtune pack` and read its rows.
 
-A row is a dict {column: cell}, or an InvalidRow that says why it cannot be used. Cells are str, bytes, other JSON values,
-`{"bytes", "path"}` (as Hugging Face datasets write them in Parquet), or a `Path`: a file that holds the value, relative to `folder`.
+A source is a CSV, TSV, JSONL, Parquet or tar file, a folder of Parquet or tar files, or a folder of media files.
+
+A row is a mapping column -> cell, or an InvalidRow with the reason why it cannot be used. A cell is one of:
+    str, bytes, or another JSON value
+    a dict with "bytes" and "path", as Hugging Face datasets write it in Parquet files
+    a `Path` of a file that contains the value, relative to `RowSource.folder`
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,16 +23,20 @@ from mmtune.errors import DataError
 if TYPE_CHECKING:
     from pyarrow import DataType
 
-PARQUET_BATCH = 64
-HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+PARQUET_BATCH = 64  # rows that are in memory at once; small, because a row may contain whole media files
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes a missing value in a folder name
 
 Cells: TypeAlias = Mapping[str, object]
-"""Column -> cell of one row."""
+"""The cells of one row: column -> cell."""
 
 
 @dataclass
 class InvalidRow:
-    """A row that cannot be used, and the file it is about, if there is one."""
+    """A row that cannot be used.
+
+    reason: why
+    file: the file that the reason is about, or None
+    """
 
     reason: str
     file: str | None = None
@@ -36,11 +44,16 @@ class InvalidRow:
 
 @dataclass
 class RowSource:
-    """An opened SOURCE.
+    """An opened source.
 
-    folder: what relative paths in cells start from; total: the number of rows, exact or an estimate (for progress only); sha256: of
-    the source's own bytes, not of the files that it names; untyped: columns whose cells are strings only because the source knows
-    no types.
+    path: path of the source
+    kind: csv, tsv, jsonl, parquet, tar or folder
+    folder: folder to which paths in cells are relative
+    columns: names of the columns
+    total: number of rows, possibly an estimate; used for progress only
+    sha256: hash of the source itself, not of the files that its cells refer to
+    read: function that yields the rows; see `rows` for its argument
+    untyped: columns whose cells are all strings because the source format has no types
     """
 
     path: Path
@@ -53,17 +66,24 @@ class RowSource:
     untyped: frozenset[str] = frozenset()
 
     def rows(self, columns: set[str]) -> Iterator[tuple[int, Cells | InvalidRow]]:
-        """(row number from 1, cells). Binary columns, which may be the bulk of a file, are read only if among `columns`."""
+        """Yield (row number from 1, cells) for each row.
+
+        columns: binary columns to read; other binary columns are skipped, because they may be very large. All columns that are not
+            binary are always read
+        """
         return enumerate(self.read(columns), 1)
 
 
 def open_source(path: str | Path) -> RowSource:
-    """Open SOURCE by its suffix. Raises DataError for what is missing, empty, of an unknown kind, or unreadable."""
+    """Open a source. The kind is recognised by the file extension, or by the files in a folder.
+
+    Raises DataError if the source is missing, empty, unreadable or of an unknown kind.
+    """
     path = Path(path)
     if "://" in str(path):
-        raise DataError(f"{path}: SOURCE is a local file or folder (its cells may be URLs); fetch it first")
+        raise DataError(f"{path}: SOURCE must be a local file or folder (its cells may be URLs); download it first")
     if path.is_dir():
-        # names that start with _ or . are not data to Spark, Hive and Arrow: _SUCCESS, _metadata
+        # Spark, Hive and Arrow ignore files whose names start with _ or ., e.g. _SUCCESS and _metadata
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] not in "._")
         if files and all(p.suffix.lower() in (".parquet", ".pq") for p in files):
             return _open_parquet(path, files, path)
@@ -101,7 +121,7 @@ def _open_csv(path: Path) -> RowSource:
 def _open_jsonl(path: Path) -> RowSource:
     columns: dict[str, None] = {}
     count = 0
-    for row in jsonl_rows(path):  # any row may be the first with a column: all must be read to know them
+    for row in jsonl_rows(path):  # all rows must be read, because any row may contain a new column
         columns |= dict.fromkeys(row) if isinstance(row, dict) else {}
         count += 1
     sha256, _ = file_digest(path)
@@ -154,7 +174,10 @@ def _open_parquet(path: Path, files: list[Path], folder: Path) -> RowSource:
 
 
 def _hive_partitions(file: Path) -> dict[str, str]:
-    """The columns that a file's folders name, as Hive writes them: `category=boots/part-0.parquet` -> {"category": "boots"}."""
+    """Read columns from the names of a file's folders, as Hive writes them.
+
+    For example, `category=boots/part-0.parquet` gives {"category": "boots"}.
+    """
     pairs = (part.partition("=") for part in file.parent.parts if "=" in part)
     return {unquote(name): unquote(value) for name, _, value in pairs if value != HIVE_NULL}
 

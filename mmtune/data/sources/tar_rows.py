@@ -1,4 +1,7 @@
-"""Tars as a source of `pack`: rows that other programs wrote, to be checked, and given ids and groups from fields of their JSON."""
+"""Read tar files (WebDataset shards) of other programs as a source of `mmtune pack`.
+
+Packing checks their values and lets the user choose fields of their JSON as ids and groups.
+"""
 
 import hashlib
 import json
@@ -19,18 +22,29 @@ from mmtune.errors import DataError, DataWarning
 
 
 def holds_tars(folder: Path) -> bool:
-    """Whether a folder is one of tars: it has some at its top, and no media file beside them."""
+    """Whether a folder has tar files, and no media files, at its top level."""
     owner = modalities.by_extension()
     suffixes = {p.suffix.lower()[1:] for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")}
     return "tar" in suffixes and not any(s in owner and not modalities.get(owner[s]).language for s in suffixes)
 
 
 class TarRows:
-    """The rows of a tar, or of a folder of tars. columns: the modalities, id, group, and every field of the rows' metadata; a field
-    with the name of one of those is called `json.NAME`."""
+    """The rows of a tar file or of a folder of tar files.
+
+    files: the tar files
+    tables: the table of each tar file (see `tar_index.scan`)
+    total: number of rows
+    columns: the modalities, "id", "group", and all metadata fields. A metadata field that has the name of one of the others gets the
+        column name `json.NAME`
+    sha256: hash of the content of the tar files
+    """
 
     def __init__(self, path: Path):
-        """Warns (DataWarning) of what the scan left out. Raises DataError for what is no readable tar, and when there is no row."""
+        """Scan the tar files.
+
+        Issues a DataWarning if samples or values are skipped. Raises DataError if a file is not a readable tar file, or if there are
+        no rows.
+        """
         self.files = locate(str(path)).shards
         self.tables = [shard_cache.table(f.path, f.url, (f.entry or {}).get("sha256")) for f in self.files]
         self.total = sum(len(t) for t in self.tables)
@@ -57,7 +71,7 @@ class TarRows:
         return {f"json.{k}" if k in self.reserved else k: v for k, v in fields.items()}
 
     def read(self, wanted: set[str]) -> Iterator[JsonObject]:
-        """The rows in order, with the values of those modalities that are wanted."""
+        """Yield the rows in order, with the values of the modalities in `wanted` only."""
         names = [n for n in self.modalities if n in wanted]
         for file, table in zip(self.files, self.tables, strict=True):
             yield from self._rows(file, table, names)

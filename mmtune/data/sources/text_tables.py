@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and JSONL files as people write them: byte-order marks, other encodings, quoted newlines, stray quotes."""
+"""Read rows of CSV, TSV and JSONL files, including imperfect ones: byte-order marks, other encodings, quoted newlines, stray quotes."""
 
 import codecs
 import csv
@@ -13,14 +13,14 @@ from typing import TextIO
 from mmtune.errors import DataError
 
 MAX_LINES = 1000
-"""A quoted cell may span this many lines; one that spans more is taken for a quote that was never closed."""
+"""Maximum number of lines of a quoted cell. If a cell is longer, its quote is treated as never closed."""
 MAX_CELL = 2**31 - 1
-"""Characters of a cell, where Python's csv module by default allows 131,072."""
-_CSV_LIMIT = threading.Lock()
+"""Maximum number of characters of a cell. The default limit of Python's csv module is 131,072."""
+_CSV_LIMIT = threading.Lock()  # held while the process-wide limit of the csv module is changed
 
 
 def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
-    """Decode bytes that are not UTF-8 as Windows-1252, the usual other encoding; the rest of the file stays UTF-8."""
+    """Codec error handler that decodes bytes which are not UTF-8 as Windows-1252. The rest of the file is decoded as UTF-8."""
     assert isinstance(error, UnicodeDecodeError)
     invalid = error.object[error.start : error.end]
     try:
@@ -29,11 +29,11 @@ def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
         return invalid.decode("latin-1"), error.end
 
 
-codecs.register_error("mmtune_cp1252", _as_cp1252)  # process-wide, but under a name of our own: nobody else's decoding changes
+codecs.register_error("mmtune_cp1252", _as_cp1252)  # process-wide, but has an effect only where this name is used
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text file in UTF-8 (with or without a byte-order mark), in UTF-16 with one, or in Windows-1252."""
+    """Open a text file in UTF-8 (with or without a byte-order mark), UTF-16 (with a byte-order mark) or Windows-1252."""
     with open(path, "rb") as f:
         head = f.read(2)
     encoding = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
@@ -42,7 +42,7 @@ def open_text(path: Path) -> TextIO:
 
 
 def file_digest(path: Path) -> tuple[str, int]:
-    """(sha256, number of newlines) of a file in one pass."""
+    """Compute the SHA-256 hash and the number of newlines of a file, reading it once."""
     sha256, lines = hashlib.sha256(), 0
     with open(path, "rb") as f:
         while block := f.read(1 << 20):
@@ -60,7 +60,7 @@ def _delimiter(path: Path) -> str:
 
 
 class CsvTable:
-    """A CSV or TSV file. Iterating gives each record in order: {column: cell}, or the reason why it cannot be one."""
+    """A CSV or TSV file. Iteration yields each row as a dict {column: cell}, or a string with the reason why it is invalid."""
 
     def __init__(self, path: Path):
         self.path, self.delimiter = path, _delimiter(path)
@@ -71,7 +71,7 @@ class CsvTable:
         self.columns = [c.strip() for c in header[1]]
         repeated = sorted({c for c in self.columns if c and self.columns.count(c) > 1})
         if repeated:
-            raise DataError(f"{path}: the column {repeated[0]!r} is there twice; rename one")
+            raise DataError(f"{path}: there are two columns {repeated[0]!r}; rename one")
 
     def __iter__(self) -> Iterator[dict[str, object] | str]:
         with open_text(self.path) as f:
@@ -85,7 +85,7 @@ class CsvTable:
 
 
 class _Lines:
-    """The lines of a file, some of which may be given back to be read again."""
+    """An iterator over the lines of a file that allows lines to be put back and read again."""
 
     def __init__(self, lines: Iterator[str]):
         self._lines, self._returned = lines, deque[str]()
@@ -93,13 +93,17 @@ class _Lines:
     def __next__(self) -> str:
         return self._returned.popleft() if self._returned else next(self._lines)
 
-    def give_back(self, lines: Sequence[str]) -> None:
-        """Read these lines next, in order."""
+    def put_back(self, lines: Sequence[str]) -> None:
+        """Put lines back in front, so that they are the next lines to be read."""
         self._returned.extendleft(reversed(lines))
 
 
 def _parse_record(lines: _Lines, delimiter: str) -> tuple[list[str], list[str] | str]:
-    """(lines taken, fields or the reason why not) of the next record; no lines at the end of the file."""
+    """Parse the next record (row).
+
+    Returns the lines that were read, and the fields, or the reason why the record is invalid. At the end of the file no lines are
+    read.
+    """
     taken: list[str] = []
 
     def feed() -> Iterator[str]:
@@ -119,9 +123,9 @@ def _parse_record(lines: _Lines, delimiter: str) -> tuple[list[str], list[str] |
         except csv.Error as e:
             if "field limit" not in str(e):
                 raise
-        lines.give_back(taken)
+        lines.put_back(taken)
         taken = []
-        # csv's limit is process-wide: raised for this record only, so that nobody else's parsing changes
+        # the limit of the csv module is process-wide: raise it for this record only, to leave other code unaffected
         with _CSV_LIMIT:
             limit = csv.field_size_limit(MAX_CELL)
             try:
@@ -133,10 +137,12 @@ def _parse_record(lines: _Lines, delimiter: str) -> tuple[list[str], list[str] |
 
 
 def _records(file: Iterator[str], delimiter: str, width: int | None) -> Iterator[tuple[int, list[str] | str]]:
-    """(line number, fields or the reason why not) of each record that is not blank.
+    """Yield (line number, fields) for each record that is not blank, with a reason instead of fields for an invalid record.
 
-    A malformed record costs its first line only: the lines after it, which a stray quote would have swallowed, are parsed again as
-    records of their own.
+    Only the first line of an invalid record is skipped. The lines after it are parsed again, because a stray quote may have joined
+    them to the record by mistake.
+
+    width: number of columns; None for the header
     """
     lines, number = _Lines(file), 0
     while True:
@@ -153,17 +159,17 @@ def _records(file: Iterator[str], delimiter: str, width: int | None) -> Iterator
             if len(fields) != width:
                 fields = f"wrong number of cells ({len(fields)}, the header has {width})"
         if isinstance(fields, str):
-            lines.give_back(taken[1:])
+            lines.put_back(taken[1:])
             taken = taken[:1]
             plain = taken[0].rstrip("\r\n").split("\t")
-            if delimiter == "\t" and len(plain) == width:  # many a TSV knows no quoting: a quote there is a quote
+            if delimiter == "\t" and len(plain) == width:  # many TSV files use no quoting, so a quote is an ordinary character
                 fields = plain
         number += len(taken)
         yield first, fields
 
 
 def jsonl_rows(path: Path) -> Iterator[dict[str, object] | str]:
-    """The rows of a JSONL file: an object, or the reason why a line is none. Blank lines are not rows."""
+    """Yield the rows of a JSONL file: an object, or a string with the reason why a line is invalid. Blank lines are skipped."""
     with open_text(path) as f:
         for number, line in enumerate(f, 1):
             if not line.strip():

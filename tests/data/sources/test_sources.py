@@ -131,7 +131,7 @@ def test_missing_columns_name_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'sku'.*--group"):
         pack_rows(path, {"image": "picutre"}, group="sku")
     (tmp_path / "d.csv").write_text("a,text,a\n1,2,3\n")
-    with pytest.raises(DataError, match="column 'a' is there twice"):
+    with pytest.raises(DataError, match="there are two columns 'a'"):
         pack_rows(tmp_path / "d.csv")
     for name, match in (
         ("none.csv", "no such file"),
@@ -221,7 +221,7 @@ def test_folder_with_side_cars(tmp_path: Path) -> None:
     }
     assert got["a/1.png"].values["text"] == str(tmp_path / "a/1.txt") and all(j.group is None for j in got.values())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="an empty folder"):
+    with pytest.raises(DataError, match="the folder is empty"):
         open_source(tmp_path / "empty")
 
 
