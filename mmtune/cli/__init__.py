@@ -1,7 +1,13 @@
-"""The command line. Only the verb that was asked for is imported, so `mmtune --help` answers at once.
+"""The command line `mmtune VERB ...`. Only the module of the requested verb is imported, so that `mmtune --help` is fast.
 
-Each verb is a module with `arguments(parser)` and `run(args) -> Result`. Results go to standard output (a JSON document with
---json), everything else to standard error. Exit status: 0 done, 1 the answer is no, 2 bad input in one line.
+The module of a verb has the functions `arguments(parser)` and `run(args) -> Result`. Results are printed on standard output (a
+JSON document with --json), and everything else on standard error.
+
+Exit status:
+    0    success
+    1    the command ran, with a negative outcome, e.g. a model that fails the gate
+    2    invalid input, reported in one line
+    130  stopped by Ctrl-C or a signal
 """
 
 import sys
@@ -12,9 +18,11 @@ __all__ = ["VERBS", "main", "usage"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the console script; returns the exit status.
+    """Run the command line and return the exit status. This is the entry point of the console script.
 
-    Sets OMP_WAIT_POLICY and GOMP_SPINCOUNT unless the user has (see `mmtune.runtime.threads`), before torch is imported.
+    argv: arguments without the program name; default: those of the process.
+
+    Sets OMP_WAIT_POLICY and GOMP_SPINCOUNT before torch is imported, unless they are set (see `mmtune.runtime.threads`).
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -1,4 +1,4 @@
-"""The collection and the rows that an action of `mmtune index` names."""
+"""Open the collection and the data that the arguments of `mmtune index` name."""
 
 import argparse
 from typing import TYPE_CHECKING, overload
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def open_collection(args: argparse.Namespace, create: bool = False) -> "Collection":
-    """The collection at COLLECTION. create: make it where there is none."""
+    """Open the collection that the argument COLLECTION names. create: create it if it does not exist."""
     from mmtune.index.collection import Collection
 
     return Collection(args.collection, create=create)
@@ -24,7 +24,7 @@ def open_rows(spec: None) -> None: ...
 
 
 def open_rows(spec: str | None) -> "Data | None":
-    """The rows of DATA; None where none are named."""
+    """Open the packed data that an option DATA names; None if the option is not given."""
     from mmtune.data.shards.dataset import open_data
 
     return None if spec is None else open_data(spec)

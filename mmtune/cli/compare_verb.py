@@ -1,10 +1,12 @@
-"""Compare a candidate model with the base, paired by query, with confidence intervals and the gate's verdict.
+"""Compare a candidate model with a base model on the same queries, with confidence intervals, and decide by a gate.
 
   mmtune compare hf:DIR runs/a/artifact data/test --slice category --retention data/general
 
-The gate is read from --gate FILE (a recipe with a `gate:` key, or the gate alone):
+The gate states the gain that the candidate must reach, and the losses that it may have (guards). It is read from --gate FILE, a
+recipe with a `gate:` key or the gate alone:
   gate: {metric: ndcg@10, direction: "A->B", min_gain: 0.01, guards: {retention: -0.01, confusable: 0.0}}
-Exit status: 0 the candidate passes, 1 it fails or the data cannot decide, 2 bad input.
+
+Exit status: 0 the candidate passes, 1 it fails or the data is too small to decide, 2 invalid input.
 """
 
 import argparse
@@ -17,42 +19,54 @@ from mmtune.errors import RecipeError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", metavar="BASE", help="MODEL in use")
-    parser.add_argument("candidate", metavar="CANDIDATE", help="MODEL that may replace it")
-    parser.add_argument("data", metavar="DATA", help="packed rows that neither was trained on")
-    parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the mean over directions must rise)")
+    parser.add_argument("base", metavar="BASE", help="the MODEL that is in use")
+    parser.add_argument("candidate", metavar="CANDIDATE", help="the MODEL that may replace BASE")
+    parser.add_argument("data", metavar="DATA", help="packed rows that neither model was trained on")
+    parser.add_argument(
+        "--gate", metavar="FILE", help="YAML file with the gate (default: the metric's mean over all directions must rise)"
+    )
     gate_options(parser)
-    parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
-    parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
-    parser.add_argument("--retention", metavar="DATA", help="packed rows of the general domain, whose scores must not fall")
+    parser.add_argument("--k", default="1,5,10", help="cut-offs k of the metrics (default %(default)s)")
     parser.add_argument(
-        "--confusable", metavar="FILE", help="the frozen confusable slice; written from BASE where FILE does not exist"
+        "--slice",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help='also compare per value of this metadata column, or per quartile of "size:MODALITY" (length, duration, area)',
     )
-    parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
-    parser.add_argument("--within", action="store_true", help="also the directions within one modality")
-    parser.add_argument("--dim", type=int, metavar="N", help="use the first N dimensions of both, normalised again")
+    parser.add_argument("--retention", metavar="DATA", help="packed rows of general data, on which the metrics must not fall")
     parser.add_argument(
-        "--base-dim", type=int, metavar="N", help="as --dim, for BASE alone: to judge a CANDIDATE of fewer dimensions"
+        "--confusable",
+        metavar="FILE",
+        help="file with the queries whose relevant items have a very similar twin; if it does not exist, BASE chooses them",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="of the embedding (default %(default)s)")
+    parser.add_argument("--qrels", metavar="FILE", help="graded relevance judgments, TREC or JSON lines")
+    parser.add_argument("--within", action="store_true", help="also compare searches within one modality")
+    parser.add_argument(
+        "--dim", type=int, metavar="N", help="truncate the embeddings of both models to N dimensions (Matryoshka)"
+    )
+    parser.add_argument(
+        "--base-dim", type=int, metavar="N", help="like --dim, for BASE only; for a CANDIDATE that has fewer dimensions"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
 
 
 def gate_options(parser: argparse.ArgumentParser) -> None:
-    """Options that override keys of the gate in --gate FILE; `gate_of` reads both."""
-    parser.add_argument("--metric", help="metric of the gate, e.g. ndcg@10")
-    parser.add_argument("--direction", help='direction of the gate, "A->B" or "mean"')
-    parser.add_argument("--min-gain", type=float, help="smallest gain that is worth a change")
+    """Add the options that override keys of the gate in --gate FILE. `gate_of` reads the file and these options."""
+    parser.add_argument("--metric", help="gate: the metric, e.g. ndcg@10")
+    parser.add_argument("--direction", help='gate: the direction, "A->B", or "mean" over all directions')
+    parser.add_argument("--min-gain", type=float, help="gate: smallest gain that is worth replacing the model")
     parser.add_argument(
         "--guard",
         action="append",
         default=[],
         metavar="NAME=BOUND",
-        help="a slice or direction and the lowest change that it may show",
+        help="gate: lowest allowed change of the metric on a slice or direction, e.g. retention=-0.01 (may be repeated)",
     )
 
 
 def gate_of(args: argparse.Namespace) -> JsonObject | None:
-    """The gate of the file, overridden by the options; None where there is neither."""
+    """Return the gate from --gate FILE, overridden by the options; None if neither is given."""
     gate: JsonObject = dict((read_gate(args.gate) if args.gate else None) or {})
     for key in ("metric", "direction", "min_gain"):
         if getattr(args, key) is not None:

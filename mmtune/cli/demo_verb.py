@@ -1,10 +1,11 @@
-"""Run the whole workflow on a small catalog and machine sounds that it makes itself: minutes on a CPU, no download.
+"""Run the whole workflow on generated data, a small product catalog and machine sounds, in minutes on a CPU.
 
   mmtune demo --out runs/demo
 
-Draws products that differ in one detail and synthesises machines with graded faults, packs both, trains a base model on
-coarse captions, tunes it on fine ones, prints the metrics before and after, replaces the model behind a search, and leaves
-pictures of a few searches and a page with players in its folder. Killed and run again, it continues where it stopped.
+Nothing is downloaded. The demo generates pictures of products that differ in one detail, and sounds of machines with faults of
+different severity. It packs both, trains a base model on coarse captions, tunes the model on detailed captions, and prints the
+metrics before and after. Then it replaces the model of a search index. Pictures of example searches and a page that plays the
+sounds are saved in the output directory. Resumable: after an interruption, run the same command again.
 """
 
 import argparse
@@ -13,8 +14,8 @@ from mmtune.cli.dispatch import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for everything (runs/demo)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another catalog (0)")
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="output directory (default runs/demo)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the generated data (default 0)")
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -24,5 +25,5 @@ def run(args: argparse.Namespace) -> Result:
     try:
         result = demo(args.out, seed=args.seed)
     except Stopped as e:
-        return Result({"stopped": str(e)}, f"{e}; the same command goes on", 130)
+        return Result({"stopped": str(e)}, f"{e}; run the same command again to continue", 130)
     return Result(result.to_dict(), table(result))

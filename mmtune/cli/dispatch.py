@@ -1,4 +1,4 @@
-"""Runs one verb: parses, calls, prints, and turns errors into one line and an exit status."""
+"""Run one verb: parse its arguments, call it, print its result, and turn errors into one line and an exit status."""
 
 import argparse
 import contextlib
@@ -19,7 +19,12 @@ from mmtune.errors import MmtuneError
 
 @dataclass
 class Result:
-    """What a verb returns: the JSON document for --json, the text to print otherwise, and the exit status."""
+    """The result of a verb.
+
+    document: the JSON document to print with --json.
+    text: the text to print otherwise.
+    status: the exit status.
+    """
 
     document: JsonObject
     text: str = ""
@@ -28,13 +33,13 @@ class Result:
 
 @contextlib.contextmanager
 def _one_line_warnings() -> Iterator[None]:
-    """Print warnings, e.g. of a renamed recipe key, as one line on standard error, without their source."""
+    """Context manager: print warnings in one line on standard error, without the source line that Python adds."""
 
     def show(message: Warning | str, *_: object) -> None:
         print(f"mmtune: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]  # the further parameters are not needed
+        warnings.showwarning = show  # type: ignore[assignment]  # `show` ignores the other parameters
         yield
 
 
@@ -50,23 +55,23 @@ RENAMED_OPTIONS = {
     "index": {"--general": "--retention", "--per": "--group-by", "--short": "--search-dim"},
     "report": {"--general": "--retention"},
 }
-"""Verb -> old spelling of an option -> the present one. The old ones are read, and not shown in the help."""
+"""{verb: {old name of an option: new name}}. Old names still work, but the help does not show them."""
 
 
-def _present_options(verb: str, argv: list[str]) -> list[str]:
-    """`argv` with renamed options by their present names; one line on standard error for each."""
-    renamed, present = RENAMED_OPTIONS.get(verb, {}), []
+def _replace_renamed_options(verb: str, argv: list[str]) -> list[str]:
+    """Return `argv` with the new names of renamed options. Prints a notice on standard error for each."""
+    renamed, replaced = RENAMED_OPTIONS.get(verb, {}), []
     for argument in argv:
         option, equals, value = argument.partition("=")
         if option in renamed:
             print(f"mmtune {verb}: {option} is called {renamed[option]} now", file=sys.stderr)
             option = renamed[option]
-        present.append(f"{option}{equals}{value}")
-    return present
+        replaced.append(f"{option}{equals}{value}")
+    return replaced
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors."""
+    """An ArgumentParser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -74,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def dispatch(verb: str, argv: list[str]) -> int:
-    """Run `verb` with `argv`; returns the exit status."""
+    """Run `verb` with the arguments `argv` and return the exit status."""
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean {near[0]!r}?" if near else "see mmtune --help"
@@ -87,7 +92,7 @@ def dispatch(verb: str, argv: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
         parse = parser.parse_args if getattr(module, "HAS_ACTIONS", False) else parser.parse_intermixed_args
-        args = parse(_present_options(verb, argv))
+        args = parse(_replace_renamed_options(verb, argv))
     except SystemExit as e:
         return int(e.code or 0)
     try:
@@ -95,7 +100,7 @@ def dispatch(verb: str, argv: list[str]) -> int:
             result: Result = module.run(args)
         print(json.dumps(result.document) if args.json else result.text.rstrip("\n"), flush=True)
         return result.status
-    except BrokenPipeError:  # the reader closed the pipe (`| head`): Python must not print an error at exit
+    except BrokenPipeError:  # the reader closed the pipe (`| head`); redirect, so that Python prints no error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

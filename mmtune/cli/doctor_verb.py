@@ -1,9 +1,10 @@
-"""Find what is wrong with the data, and with a model on them: leaks, duplicates, labels, broken values, a collapsed space.
+"""Find problems in packed data, such as leaks between splits, duplicates, suspect labels and broken files.
 
   mmtune doctor packed/train --against packed/val
   mmtune doctor packed/val runs/a/artifact
 
-Exit status: 0 no finding that makes scores or training wrong, 1 there is an error among the findings, 2 bad input.
+With a MODEL, the embedding space of the model on the data is checked too, e.g. for collapse.
+Exit status: 0 no errors, 1 at least one finding of severity "error" (it would make metrics or training wrong), 2 invalid input.
 """
 
 import argparse
@@ -12,14 +13,20 @@ from mmtune.cli.dispatch import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="packed rows")
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="also examine the embedding space of this model on the data")
+    parser.add_argument("data", metavar="DATA", help="packed rows to check")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="also check the embedding space of this model on the data")
     parser.add_argument(
-        "--against", action="append", default=[], metavar="DATA", help="another split, e.g. the training shards"
+        "--against",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help="another split to find leaks to, e.g. the training shards (may be repeated)",
     )
-    parser.add_argument("--split", metavar="COLUMN", help='the column that names splits (default: "split", if there is one)')
     parser.add_argument(
-        "--limit", type=int, default=50_000, help="rows of each split whose values are read (default %(default)s)"
+        "--split", metavar="COLUMN", help='metadata column that names the splits (default: "split", if it exists)'
+    )
+    parser.add_argument(
+        "--limit", type=int, default=50_000, help="most rows per split whose contents are decoded (default %(default)s)"
     )
 
 

@@ -1,9 +1,10 @@
-"""Write the vectors and ids of a corpus as Parquet: OUT/<modality>/part-*.parquet (id, group, vector) and OUT/meta.json.
+"""Embed packed data and write the embeddings as Parquet: DIR/MODALITY/part-*.parquet (id, group, vector) and DIR/meta.json.
 
   mmtune embed runs/a/artifact packed/test --out vectors
 
-A killed job continues where it stopped; vectors of another model are refused. Started several times on one DIR (torchrun
---nproc-per-node N -m mmtune embed ..., a Slurm array, two terminals) the processes share the parts.
+Resumable: after an interruption, run the same command again. A DIR with embeddings of another model is rejected. To use several
+processes, start the command several times with the same DIR (torchrun --nproc-per-node N -m mmtune embed ..., a Slurm array, two
+terminals); the processes share the work.
 """
 
 import argparse
@@ -14,33 +15,35 @@ from mmtune.cli.dispatch import Result
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model that embeds")
-    parser.add_argument("data", metavar="DATA", help="packed rows")
-    parser.add_argument("--out", required=True, metavar="DIR", help="gets the Parquet files")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this modality only (may be repeated)")
+    parser.add_argument("data", metavar="DATA", help="packed rows to embed")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory in which to write the Parquet files")
+    parser.add_argument("--only", action="append", metavar="NAME", help="embed only this modality (may be repeated)")
     parser.add_argument(
-        "--dim", type=int, metavar="N", help="use the first N dimensions, normalised again: an embedding space of its own"
+        "--dim", type=int, metavar="N", help="truncate the embeddings to N dimensions and normalise them again (Matryoshka)"
     )
     parser.add_argument(
-        "--role", metavar="NAME", help='the prompt around captions, e.g. "query" (default: as candidates in an index)'
+        "--role", metavar="NAME", help='prompt template for captions, e.g. "query" (default: the template for candidates)'
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="decode all values first; skip those that cannot be decoded, and say how many"
+        "--skip-bad",
+        action="store_true",
+        help="decode all values first, skip those that cannot be decoded, and print their number",
     )
     engine(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def engine(parser: argparse.ArgumentParser) -> None:
-    """Options for where the workers run."""
+    """Add the options that choose where the embedding runs."""
     parser.add_argument(
         "--engine",
         choices=("here", "ray"),
         default="here",
-        help="here: in this process; ray: on a Ray cluster (RAY_ADDRESS), or a local one",
+        help="here (default): in this process; ray: on the Ray cluster at RAY_ADDRESS, or on a local one",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="ray: number of processes (default: one per GPU, else one per core)"
+        "--workers", type=int, metavar="N", help="number of Ray processes (default: one per GPU; without GPUs, one per core)"
     )
 
 
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> Result:
 
         on_ray(embed, (args.model, args.data, str(Path(args.out).absolute()), *common, True), args.workers, **more)
     done = embed(args.model, args.data, args.out, *common, args.quiet, **more)
-    lines = [f"{m}: {c.rows} vectors in {c.parts} parts, {c.missing} rows without it" for m, c in done.counts.items()]
+    lines = [f"{m}: {c.rows} vectors in {c.parts} parts, {c.missing} rows without {m}" for m, c in done.counts.items()]
     return Result(
         {**done.to_dict(), "out": args.out}, "\n".join([f"{args.out}  {done.fingerprint}  {done.dim} dimensions", *lines])
     )

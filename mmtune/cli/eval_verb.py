@@ -1,15 +1,18 @@
-"""Compute retrieval metrics of MODEL on DATA in every direction, or another task with --task.
+"""Compute the retrieval metrics of MODEL on DATA in every direction (e.g. text->image), or the metrics of another task.
 
   mmtune eval runs/a/artifact packed/test
   mmtune eval MODEL DATA --task zero_shot --label category --prompt "a photo of {}"
 
-zero_shot  classification by class names:  --label COLUMN [--class-names COLUMN] [--prompt TEMPLATE ...]
-knn        classification by neighbours:   --label COLUMN [--reference DATA] [--neighbours 5] [--exclude-same recording]
-anomaly    anomaly detection:              --normal COLUMN=VALUE [--machine COLUMN] [--reference DATA] [--exclude-same recording]
+Tasks and their options:
+  zero_shot  classification by class names:  --label COLUMN [--class-names COLUMN] [--prompt TEMPLATE ...]
+  knn        k-NN classification:            --label COLUMN [--reference DATA] [--neighbours 5] [--exclude-same COLUMN]
+  anomaly    anomaly detection:              --normal COLUMN=VALUE [--machine COLUMN] [--reference DATA]
+                                             [--exclude-same COLUMN]
 
-A candidate is relevant when it has the query's row or group, or by a judgment (--qrels). Identical content is one item with
-its groups united. Ties rank by id, descending, as in trec_eval; the share of ties is reported. A model trained with
-`matryoshka` dims is measured at each of them too, without encoding again. Processes started by torchrun share the embedding.
+In retrieval, a candidate is relevant if it is from the same row or group as the query, or by a judgment (--qrels). Rows with
+identical content count as one item, which belongs to the groups of all these rows. Ties are ranked by descending id, as in
+trec_eval, and the share of ties is reported. A model that was trained with Matryoshka loss is also evaluated at each of its
+dimensions. Processes started by torchrun share the embedding.
 """
 
 import argparse
@@ -21,39 +24,63 @@ from mmtune.errors import RecipeError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model to evaluate")
-    parser.add_argument("data", metavar="DATA", help="packed rows")
-    parser.add_argument("--task", default="retrieval", help="retrieval (the default), zero_shot, knn or anomaly")
-    parser.add_argument("--label", metavar="COLUMN", help='the true class: a metadata column, or "group" (the default)')
-    parser.add_argument("--class-names", metavar="COLUMN", help="name of each class (default: the class itself)")
+    parser.add_argument("data", metavar="DATA", help="packed rows to evaluate on")
+    parser.add_argument("--task", default="retrieval", help="retrieval (default), zero_shot, knn or anomaly")
+    parser.add_argument("--label", metavar="COLUMN", help='metadata column of the true class, or "group" (default)')
+    parser.add_argument("--class-names", metavar="COLUMN", help="metadata column of the class names (default: that of --label)")
     parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEMPLATE", help="template around class names; several are averaged"
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEMPLATE",
+        help="prompt template for class names (may be repeated; the embeddings are averaged)",
     )
     parser.add_argument(
         "--reference", metavar="DATA", help="labelled or normal reference rows (default: the other rows of DATA)"
     )
     parser.add_argument("--neighbours", type=int, metavar="N", help="number of nearest neighbours (default: knn 5, anomaly 1)")
-    parser.add_argument("--exclude-same", metavar="COLUMN", help="rows with the same value are not neighbours of each other")
-    parser.add_argument("--normal", metavar="COLUMN=VALUE", help="which rows are normal")
-    parser.add_argument("--machine", metavar="COLUMN", help="compare the rows of each machine with its own normal rows")
     parser.add_argument(
-        "--task-option", action="append", default=[], metavar="NAME=VALUE", help="an option of a registered task"
+        "--exclude-same",
+        metavar="COLUMN",
+        help="ignore neighbours with the same value in this metadata column, e.g. windows of one recording",
     )
     parser.add_argument(
-        "--group-pooling", metavar="HOW", help='"mean": signals of one group are one item, e.g. photos of a product'
+        "--normal", metavar="COLUMN=VALUE", help="the rows that are normal, by their value in a metadata column"
     )
-    parser.add_argument("--k", default="1,5,10", help="cut-offs (default %(default)s)")
     parser.add_argument(
-        "--metric", action="append", default=[], metavar="NAME", help="a further metric: a name, or package.module:Class@10"
+        "--machine", metavar="COLUMN", help="metadata column of machines; compare each row only with normal rows of its machine"
     )
-    parser.add_argument("--only", action="append", metavar="NAME", help="these modalities only (may be repeated)")
-    parser.add_argument("--slice", action="append", default=[], metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
-    parser.add_argument("--qrels", metavar="FILE", help="graded judgments, TREC or JSON lines")
-    parser.add_argument("--no-within", action="store_true", help="leave out the directions within one modality")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON document to this file too")
-    parser.add_argument("--trec", metavar="DIR", help="write runs and judgments of every direction to DIR, as TREC files")
-    parser.add_argument("--dim", type=int, metavar="N", help="use the first N dimensions, normalised again")
-    parser.add_argument("--batch-size", type=int, default=64, help="of the embedding (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--task-option", action="append", default=[], metavar="NAME=VALUE", help="option of a custom task (may be repeated)"
+    )
+    parser.add_argument(
+        "--group-pooling", metavar="HOW", help='"mean": average the embeddings of a group, e.g. of all photos of a product'
+    )
+    parser.add_argument("--k", default="1,5,10", help="cut-offs k of the metrics (default %(default)s)")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="additional metric: a name, or package.module:Class@10 (may be repeated)",
+    )
+    parser.add_argument("--only", action="append", metavar="NAME", help="evaluate only this modality (may be repeated)")
+    parser.add_argument(
+        "--slice",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help='also report per value of this metadata column, or per quartile of "size:MODALITY" (length, duration, area)',
+    )
+    parser.add_argument("--qrels", metavar="FILE", help="graded relevance judgments, TREC or JSON lines")
+    parser.add_argument("--no-within", action="store_true", help="do not evaluate searches within one modality")
+    parser.add_argument("--out", metavar="FILE", help="also write the JSON document to FILE")
+    parser.add_argument(
+        "--trec", metavar="DIR", help="write the rankings and judgments of every direction to DIR, as TREC files"
+    )
+    parser.add_argument("--dim", type=int, metavar="N", help="truncate the embeddings to N dimensions (Matryoshka)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -97,7 +124,7 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def cutoffs(text: str) -> tuple[int, ...]:
-    """ "1,5,10" -> (1, 5, 10). RecipeError for anything else."""
+    """Parse the value of --k, e.g. "1,5,10". Raises RecipeError for anything else than integers separated by commas."""
     try:
         return tuple(int(k) for k in text.split(","))
     except ValueError:
@@ -105,7 +132,10 @@ def cutoffs(text: str) -> tuple[int, ...]:
 
 
 def _task_options(given: list[str]) -> dict[str, object]:
-    """["threshold=0.5"] -> {"threshold": 0.5}, values as in YAML. RecipeError for anything else."""
+    """Parse the values of --task-option: ["threshold=0.5"] becomes {"threshold": 0.5}; values are parsed as YAML.
+
+    Raises RecipeError when an option is not of the form NAME=VALUE.
+    """
     import yaml
 
     options: dict[str, object] = {}

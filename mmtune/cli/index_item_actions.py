@@ -1,4 +1,4 @@
-"""Actions of `mmtune index` that change items and versions: plan, build, embed, upsert, delete, drop."""
+"""The actions of `mmtune index` that change items and versions: build, embed, upsert, delete, drop; and plan."""
 
 import argparse
 
@@ -9,24 +9,34 @@ from mmtune.errors import DataError
 
 
 def _embedding_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", required=True, metavar="MODEL", help="an artifact, hf:DIR, open_clip:DIR, tiny:NAME")
-    p.add_argument("--only", action="append", metavar="NAME", help="index this modality only (default: all but captions)")
-    p.add_argument("--dim", type=int, metavar="N", help="use the first N dimensions: an embedding space of its own")
-    p.add_argument("--batch-size", type=int, default=64, help="of the embedding (default %(default)s)")
+    p.add_argument(
+        "--model", required=True, metavar="MODEL", help="the model: an artifact, hf:DIR, open_clip:DIR, tiny:NAME, ..."
+    )
+    p.add_argument(
+        "--only", action="append", metavar="NAME", help="index only this modality (may be repeated; default: all but captions)"
+    )
+    p.add_argument("--dim", type=int, metavar="N", help="truncate the embeddings to N dimensions (Matryoshka)")
+    p.add_argument("--batch-size", type=int, default=64, help="items per forward pass (default %(default)s)")
 
 
 def build_arguments(p: argparse.ArgumentParser) -> None:
     _embedding_arguments(p)
     p.add_argument(
-        "--data", metavar="DATA", help="rows to insert first (default: build from the items that the collection has)"
+        "--data", metavar="DATA", help="packed rows to upsert first (default: embed the items that the collection has)"
     )
-    p.add_argument("--prune", action="store_true", help="also delete the items that DATA lacks")
-    p.add_argument("--store", metavar="NAME", help="faiss (default), lancedb, pgvector, qdrant, or package.module:Class")
-    p.add_argument("--url", help="the store's database, or env:NAME of the variable that holds it")
-    p.add_argument("--index", default="auto", metavar="KIND", help="auto (default), flat, hnsw, ivfpq")
-    p.add_argument("--search-dim", type=int, metavar="N", help="search by the first N dimensions, re-rank by all (faiss)")
-    p.add_argument("--memory-mb", type=int, metavar="N", help="memory for building an ivfpq index (default 1024; faiss)")
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("--prune", action="store_true", help="also delete the items that are not in DATA")
+    p.add_argument(
+        "--store", metavar="NAME", help="vector store: faiss (default), lancedb, pgvector, qdrant, or package.module:Class"
+    )
+    p.add_argument("--url", help="URL of the store's database, or env:NAME to read it from environment variable NAME")
+    p.add_argument("--index", default="auto", metavar="KIND", help="index type: auto (default), flat (exact), hnsw, ivfpq")
+    p.add_argument(
+        "--search-dim", type=int, metavar="N", help="search with the first N dimensions, re-rank with all (faiss only)"
+    )
+    p.add_argument(
+        "--memory-mb", type=int, metavar="N", help="memory limit for building an ivfpq index, in MB (default 1024; faiss only)"
+    )
+    p.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def build_action(args: argparse.Namespace) -> Result:
@@ -34,7 +44,8 @@ def build_action(args: argparse.Namespace) -> Result:
 
     if launched_world_size() > 1:
         raise DataError(
-            "`index build` runs in one process: share the embedding first, torchrun ... -m mmtune index embed COLLECTION"
+            "`mmtune index build` must run in one process; to embed with several, run torchrun ... -m mmtune index embed "
+            "COLLECTION ... first"
         )
     with open_collection(args, create=True) as collection:
         result = collection.build(
@@ -58,9 +69,9 @@ def embed_arguments(p: argparse.ArgumentParser) -> None:
     from mmtune.cli.embed_verb import engine
 
     _embedding_arguments(p)
-    p.add_argument("--data", required=True, metavar="DATA", help="the rows of the build")
+    p.add_argument("--data", required=True, metavar="DATA", help="packed rows to embed; use the same DATA in the build")
     engine(p)
-    p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def embed_action(args: argparse.Namespace) -> Result:
@@ -81,10 +92,12 @@ def embed_action(args: argparse.Namespace) -> Result:
 
 def plan_arguments(p: argparse.ArgumentParser) -> None:
     _embedding_arguments(p)
-    p.add_argument("--data", metavar="DATA", help="a sample of these rows is embedded (default: of the collection's items)")
-    p.add_argument("--items", type=int, metavar="N", help="number of items (default: those of DATA or of the collection)")
-    p.add_argument("--price-per-hour", type=float, metavar="X", help="price of an hour of this machine")
-    p.add_argument("--sample", type=int, default=64, metavar="N", help="number of rows to measure on (default %(default)s)")
+    p.add_argument("--data", metavar="DATA", help="packed rows to sample from (default: the items of the collection)")
+    p.add_argument(
+        "--items", type=int, metavar="N", help="number of items to estimate for (default: as many as in DATA or the collection)"
+    )
+    p.add_argument("--price-per-hour", type=float, metavar="X", help="price of this machine per hour")
+    p.add_argument("--sample", type=int, default=64, metavar="N", help="rows per modality to measure on (default %(default)s)")
 
 
 def plan_action(args: argparse.Namespace) -> Result:
@@ -98,12 +111,12 @@ def plan_action(args: argparse.Namespace) -> Result:
     elif args.data:
         cost = estimate_data_cost(args.model, args.data, *amounts, wanted=args.only, **options)
     else:
-        raise DataError("plan: name a COLLECTION or --data DATA")
+        raise DataError("plan: nothing to estimate for; name a COLLECTION or --data DATA")
     return Result(cost.to_dict(), index_output.plan(cost))
 
 
 def upsert_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--data", required=True, metavar="DATA", help="packed rows; an item with the same id is replaced")
+    p.add_argument("--data", required=True, metavar="DATA", help="packed rows; existing items with the same id are replaced")
 
 
 def upsert_action(args: argparse.Namespace) -> Result:
@@ -113,7 +126,7 @@ def upsert_action(args: argparse.Namespace) -> Result:
 
 
 def delete_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("ids", nargs="+", metavar="ID", help="ids of the items")
+    p.add_argument("ids", nargs="+", metavar="ID", help="id of an item to delete")
 
 
 def delete_action(args: argparse.Namespace) -> Result:
@@ -123,11 +136,11 @@ def delete_action(args: argparse.Namespace) -> Result:
 
 
 def drop_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("version", metavar="VERSION", help="the version to remove")
-    p.add_argument("--why", help="reason, kept in the journal")
+    p.add_argument("version", metavar="VERSION", help="the version to delete")
+    p.add_argument("--why", metavar="REASON", help="reason to record in the audit log")
 
 
 def drop_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
         result = collection.drop(args.version, args.why)
-    return Result(result.to_dict(), f"{args.version} removed")
+    return Result(result.to_dict(), f"{args.version} deleted")

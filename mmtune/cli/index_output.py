@@ -1,4 +1,4 @@
-"""The lines that `mmtune index` prints."""
+"""Format the results of `mmtune index` as text."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,50 +20,51 @@ if TYPE_CHECKING:
 
 
 def built(done: "BuildResult") -> str:
-    """After a build: the version, and what comes next."""
+    """Format the result of a build, with the command to run next."""
     indexes = ", ".join(f"{m} ({i['index']}, {done.vectors[m]:,} vectors)" for m, i in done.index.items())
     loaded = done.loaded.behind if done.loaded else {}
     behind = "".join(f"\n{v} is behind: {why}" for v, why in loaded.items())
-    live = f"live is {done.live}" if done.live else "nothing is live yet"
+    live = f"{done.live} is live" if done.live else "no version is live yet"
     return (
-        f"{done.version}: {done.items:,} items of {done.fingerprint} in {done.seconds:.1f} s; {indexes}; "
-        f"{done.embedded:,} embedded, {done.reused:,} known from before{behind}\n{live}; next: {done.next}"
+        f"{done.version}: {done.items:,} items embedded by {done.fingerprint} in {done.seconds:.1f} s; {indexes}; "
+        f"{done.embedded:,} embedded now, {done.reused:,} reused{behind}\n{live}; next: {done.next}"
     )
 
 
 def embedded(done: "SharedEmbeddingResult", collection: str) -> str:
-    """After the vectors of a build were embedded."""
+    """Format the result of `mmtune index embed`."""
     lines = [
-        f"{m}: {c.rows:,} rows, {c.contents:,} contents, {c.embedded:,} embedded here, {c.missing:,} rows without"
+        f"{m}: {c.rows:,} rows with {c.contents:,} distinct contents, {c.embedded:,} embedded by this process; {c.missing:,} "
+        f"rows without {m}"
         for m, c in done.counts.items()
     ]
     return "\n".join([f"{collection}  {done.fingerprint}  {done.dim} dimensions", *lines])
 
 
 def upserted(done: "UpsertResult") -> str:
-    """After an upsert."""
-    lines = [f"{done.new} new, {done.changed} changed, {done.same} same, {len(done.rejected)} rejected"]
+    """Format the result of an upsert."""
+    lines = [f"{done.new} new, {done.changed} changed, {done.same} unchanged, {len(done.rejected)} rejected"]
     lines += [f"rejected {r.id!r}: {r.reason}" for r in done.rejected[:10]]
     return "\n".join([*lines, *(f"{v} is behind: {why}" for v, why in done.behind.items())])
 
 
 def plan(cost: "CostEstimate") -> str:
-    """Before a build."""
-    price = "" if cost.price is None else f", {cost.price:.2f} at {cost.price_per_hour:g} an hour"
+    """Format a cost estimate."""
+    price = "" if cost.price is None else f", price {cost.price:.2f} at {cost.price_per_hour:g} per hour"
     seconds, size = 3600 * cost.hours, cost.bytes
     time = f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
     room = f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
     lines = [f"{cost.items:,} items: {time}, {room}{price}"]
     for m, x in cost.by_modality.items():
         lines.append(
-            f"  {m}: {x.items:,} at {x.per_second:,} a second (measured on {x.measured_on}), {x.index} index"
-            + (f"; {x.known:,} of them are embedded already" if x.known else "")
+            f"  {m}: {x.items:,} items at {x.per_second:,} per second (measured on {x.measured_on}), {x.index} index"
+            + (f"; {x.known:,} of the items are embedded already" if x.known else "")
         )
     return "\n".join(lines)
 
 
 def response(found: "SearchResponse") -> str:
-    """The results, best first."""
+    """Format search results, best first: rank, score, id, group, metadata."""
     lines = [f"{found.version}  {1000 * found.seconds:.1f} ms"]
     for n, r in enumerate(found.results, 1):
         meta = "  ".join(f"{k}={v}" for k, v in r.meta.items())
@@ -72,40 +73,41 @@ def response(found: "SearchResponse") -> str:
 
 
 def promoted(done: "PromotionResult") -> str:
-    """The verdict first."""
+    """Format the result of a promotion: the verdict, then the reasons."""
     if not done.promoted:
         return "\n".join([f"NOT PROMOTED: {done.version}", *(f"- {r}" for r in done.reasons)])
     gate = done.checks.gate
-    head = f"{done.version} is live (before: {done.previous or 'nothing'})" + (", by force" if done.forced else "")
+    head = f"{done.version} is live (before: {done.previous or 'no version'})" + (", by force" if done.forced else "")
     verdict = [f"gate: {gate.verdict}: {gate.reason}"] if gate else []
     return "\n".join([head, *(f"- {r}" for r in done.reasons), *verdict])
 
 
 def shadow(report: "ShadowReport", preference: "Preference") -> str:
-    """Live against staged."""
+    """Format the comparison of shadow searches with live searches, and the preference from interleaving."""
     state = report.shadowing
-    now = f"shadowing {state.version}, {state.fraction:.0%} of the searches" if state else "not shadowing"
+    now = f"shadow traffic on {state.version}: {state.fraction:.0%} of the searches" if state else "no shadow traffic"
     lines = [f"{now}; {report.searches} repeated, {report.errors} errors, {report.dropped} dropped"]
     if report.overlap is not None:
-        moved = "" if report.rank_change is None else f", shared items move {report.rank_change:.1f} ranks"
-        lines.append(f"{report.live} -> {report.staged}: {report.overlap:.0%} of the answers shared{moved}")
-        lines.append(f"first answer the same: {report.same_first:.0%}")
+        moved = "" if report.rank_change is None else f", whose ranks differ by {report.rank_change:.1f} on average"
+        lines.append(f"{report.live} -> {report.staged}: {report.overlap:.0%} of the results in common{moved}")
+        lines.append(f"same first result: {report.same_first:.0%}")
         sides = (("live", report.live_ms, report.empty_live), ("staged", report.staged_ms, report.empty_staged))
         for side, ms, empty in sides:
             if ms is not None:
-                lines.append(f"{side}: p50 {ms['p50']:.1f} ms, p95 {ms['p95']:.1f} ms, {empty} empty")
+                lines.append(f"{side}: p50 {ms['p50']:.1f} ms, p95 {ms['p95']:.1f} ms, {empty} searches without results")
     if preference.clicked:
         low, high = preference.interval
         lines.append(
-            f"interleaved: {preference.staged} for staged, {preference.live} for live, {preference.ties} ties; staged wins "
-            f"{low:.0%} to {high:.0%}" + (f": {preference.prefers} is preferred" if preference.prefers else ": undecided")
+            f"interleaving: staged won {preference.staged}, live won {preference.live}, {preference.ties} ties; share won by "
+            f"staged: {low:.0%} to {high:.0%} (95% confidence interval), "
+            + (f"{preference.prefers} is preferred" if preference.prefers else "undecided")
         )
     return "\n".join(lines)
 
 
 def status(status: "CollectionStatus") -> str:
-    """One line per version."""
-    live = f"{status.live} is live since {status.since}" if status.live else "nothing is live"
+    """Format the status of a collection: one line per version."""
+    live = f"{status.live} is live since {status.since}" if status.live else "no version is live"
     lines = [f"{status.collection}: {status.items:,} items; {live}"]
     for v in status.versions:
         if v.fault:
@@ -120,24 +122,24 @@ def status(status: "CollectionStatus") -> str:
             f"{v.created}  {v.model}{'  gate: ' + gate if gate else ''}{behind}"
         )
     if status.shadow:
-        lines.append(f"  shadowing {status.shadow.version}, {status.shadow.fraction:.0%} of the searches")
+        lines.append(f"  shadow traffic on {status.shadow.version}: {status.shadow.fraction:.0%} of the searches")
     return "\n".join(lines)
 
 
 def journal(lines: Sequence[JsonObject]) -> str:
-    """One line per event."""
+    """Format the audit log: one line per event."""
     return "\n".join(
         f"{x['at'][:19]}  {x['who']:<10} {x['what']:<10} {x['version'] or '':<5} {_details(x)}".rstrip() for x in lines
     )
 
 
 def _details(event: JsonObject) -> str:
-    """What an event's line has beside who, what and when."""
+    """Format the details of an event, other than who, what and when."""
     parts = []
     if event.get("items") is not None:
         parts.append(f"{event['items']:,} items" + (f" of {event['fingerprint']}" if "fingerprint" in event else ""))
     if "generation" in event:
-        parts.append(f"before: {event['previous'] or 'nothing'}")
+        parts.append(f"before: {event['previous'] or 'no version'}")
     if event.get("gate"):
         parts.append(f"gate: {event['gate']['verdict']}")
     if "fraction" in event:

@@ -1,4 +1,4 @@
-"""Actions of `mmtune index` about which version is live: shadow, promote, rollback; and judgments from feedback."""
+"""The actions of `mmtune index` about the live version: shadow, promote, rollback; and judgments, which exports feedback."""
 
 import argparse
 
@@ -8,13 +8,22 @@ from mmtune.cli.dispatch import Result
 
 
 def shadow_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("version", nargs="?", metavar="VERSION", help="the staged version; without it, only the report is printed")
     p.add_argument(
-        "--fraction", type=float, metavar="F", help="share of the live searches to repeat on it, those of a server included"
+        "version",
+        nargs="?",
+        metavar="VERSION",
+        help="the version to compare with the live one; without it, only print the report",
     )
-    p.add_argument("--queries", metavar="DATA", help="search both versions with these rows now, without traffic")
-    p.add_argument("-k", type=int, default=10, help="results to compare with --queries (default %(default)s)")
-    p.add_argument("--off", action="store_true", help="stop shadowing")
+    p.add_argument(
+        "--fraction", type=float, metavar="F", help="share of the live searches, also of a server, to repeat on VERSION (0.1)"
+    )
+    p.add_argument(
+        "--queries",
+        metavar="DATA",
+        help="search both versions with these packed rows now, instead of waiting for live searches",
+    )
+    p.add_argument("-k", type=int, default=10, help="number of results to compare with --queries (default %(default)s)")
+    p.add_argument("--off", action="store_true", help="stop repeating live searches")
 
 
 def shadow_action(args: argparse.Namespace) -> Result:
@@ -33,29 +42,37 @@ def shadow_action(args: argparse.Namespace) -> Result:
 def promote_arguments(p: argparse.ArgumentParser) -> None:
     from mmtune.cli.compare_verb import gate_options
 
-    p.add_argument("version", metavar="VERSION", help="the staged version")
-    p.add_argument("--queries", metavar="DATA", help="held-out rows that neither model was trained on")
-    p.add_argument("--gate", metavar="FILE", help="YAML with the gate (a recipe, or the gate alone), as for `mmtune compare`")
+    p.add_argument("version", metavar="VERSION", help="the version to make live")
+    p.add_argument(
+        "--queries", metavar="DATA", help="held-out packed rows that neither model was trained on, to compare both versions"
+    )
+    p.add_argument("--gate", metavar="FILE", help="YAML file with the gate (a recipe, or the gate alone), see `mmtune compare`")
     gate_options(p)
-    p.add_argument("--retention", metavar="DATA", help="packed rows of the general domain, whose scores must not fall")
-    p.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="a metadata column of the held-out rows")
-    p.add_argument("--qrels", metavar="FILE", help="judgments of held-out rows and items, TREC or JSON lines")
+    p.add_argument("--retention", metavar="DATA", help="packed rows of general data, on which the metrics must not fall")
+    p.add_argument(
+        "--slice",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="metadata column; also compare separately for each of its values (may be repeated)",
+    )
+    p.add_argument("--qrels", metavar="FILE", help="relevance judgments of held-out rows and items, TREC or JSON lines")
     p.add_argument(
         "--min-recall",
         type=float,
         default=0.95,
         metavar="R",
-        help="recall of the index against exact search (default %(default)s)",
+        help="smallest allowed recall of the index against exact search (default %(default)s)",
     )
     p.add_argument(
         "--max-slowdown",
         type=float,
         default=2.0,
         metavar="X",
-        help="search time as a multiple of the live version's (default %(default)s)",
+        help="largest allowed ratio of the search time to that of the live version (default %(default)s)",
     )
-    p.add_argument("--force", action="store_true", help="promote although the gate fails; needs --why")
-    p.add_argument("--why", help="reason, kept in the journal")
+    p.add_argument("--force", action="store_true", help="promote even if the gate or another check fails; needs --why")
+    p.add_argument("--why", metavar="REASON", help="reason to record in the audit log")
 
 
 def promote_action(args: argparse.Namespace) -> Result:
@@ -78,17 +95,22 @@ def promote_action(args: argparse.Namespace) -> Result:
 
 
 def rollback_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--why", help="reason, kept in the journal")
+    p.add_argument("--why", metavar="REASON", help="reason to record in the audit log")
 
 
 def rollback_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
         result = collection.rollback(args.why)
-    return Result(result.to_dict(), f"{result.version} is live again (it was {result.rolled_back})")
+    return Result(result.to_dict(), f"{result.version} is live again (before: {result.rolled_back})")
 
 
 def judgments_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--out", required=True, metavar="DIR", help="gets judgments.jsonl, data and pairs, packed")
+    p.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="directory in which to write judgments.jsonl, data/ and pairs/ (packed rows)",
+    )
 
 
 def judgments_action(args: argparse.Namespace) -> Result:
@@ -96,6 +118,6 @@ def judgments_action(args: argparse.Namespace) -> Result:
         result = collection.export_feedback(args.out)
     return Result(
         result.to_dict(),
-        f"{result.verdicts} verdicts in {result.judgments}, their rows in {result.data}; {result.unused} unused"
-        + (f"\npairs to train on in {result.pairs}" if result.pairs else ""),
+        f"{result.verdicts} judgments in {result.judgments}, the judged rows in {result.data}; {result.unused} judgments left out "
+        "(unknown query or item)" + (f"\npairs to train on in {result.pairs}" if result.pairs else ""),
     )

@@ -1,4 +1,4 @@
-"""Actions of `mmtune index` that read: search, status, journal."""
+"""The actions of `mmtune index` that only read: search, status, journal."""
 
 import argparse
 
@@ -14,22 +14,22 @@ def search_arguments(p: argparse.ArgumentParser) -> None:
     for name in modalities.names():
         language = modalities.get(name).language
         what.add_argument(f"--{name}", dest=f"query_{name}", metavar="VALUE" if language else "PATH", help=f"search by {name}")
-    what.add_argument("--file", metavar="PATH", help="search by a file; its extension tells the modality")
-    what.add_argument("--id", metavar="ID", help="search by an item, for similar ones")
+    what.add_argument("--file", metavar="PATH", help="search by a file; its extension determines the modality")
+    what.add_argument("--id", metavar="ID", help="search for items similar to the item with this id")
     p.add_argument("-k", type=int, default=10, help="number of results (default %(default)s)")
-    p.add_argument("--filter", metavar="EXPR", help="filter on metadata, e.g. \"category = 'Apple' and price < 3\"")
+    p.add_argument("--filter", metavar="EXPR", help="metadata filter, e.g. \"category = 'Apple' and price < 3\"")
     p.add_argument("--version", metavar="VERSION", help="search this version (default: the live one)")
-    p.add_argument("--target", action="append", metavar="NAME", help="results of this modality only (may be repeated)")
-    p.add_argument("--hybrid", action="store_true", help="fuse with BM25 over the items' captions")
+    p.add_argument("--target", action="append", metavar="NAME", help="search only the index of this modality (may be repeated)")
+    p.add_argument("--hybrid", action="store_true", help="fuse the results with BM25 over captions and metadata (text queries)")
     p.add_argument(
         "--group-by",
         metavar="COLUMN",
-        help='"group" or a metadata column: only the best result of each of its values, e.g. of all photos of a product',
+        help='metadata column, or "group"; show only the best item per value, e.g. the best photo of each product',
     )
 
 
 def _query(args: argparse.Namespace) -> dict[str, object]:
-    """The query as a keyword of `Collection.search`: modality -> value; {} where an item is the query."""
+    """Return the query as {modality: value}, the keyword argument of `Collection.search`; {} for a search by item id."""
     if args.id is not None:
         return {}
     if args.file is None:
@@ -39,7 +39,9 @@ def _query(args: argparse.Namespace) -> dict[str, object]:
     path, known = Path(args.file), modalities.by_extension()
     name = known.get(path.suffix.lower().lstrip("."))
     if name is None:
-        raise DataError(f"{path}: no modality has the extension {path.suffix!r}; known: {', '.join(sorted(known))}")
+        raise DataError(
+            f"{path}: no modality has the file extension {path.suffix!r}; known extensions: {', '.join(sorted(known))}"
+        )
     try:
         return {name: path.read_bytes()}
     except OSError as e:
@@ -62,7 +64,7 @@ def search_action(args: argparse.Namespace) -> Result:
 
 
 def no_arguments(p: argparse.ArgumentParser) -> None:
-    """The action has no options of its own."""
+    """Add no arguments: the action has none of its own."""
 
 
 def status_action(args: argparse.Namespace) -> Result:

@@ -1,9 +1,12 @@
-"""Build, search and update a collection: items, versions with a pinned model each, and a pointer to the live version.
+"""Build, search and update a collection: a vector index of items, with one version per model.
 
-  mmtune index embed    COLLECTION --model MODEL --data DATA     share the embedding among processes or machines, optional
-  mmtune index build    COLLECTION --model MODEL --data DATA     embed into a new version; the live version keeps serving
-  mmtune index promote  COLLECTION VERSION --queries DATA        make it live, if it passes the gate (exit 1: it does not)
-  mmtune index rollback COLLECTION                               make the previous version live again, at once
+The live version is the one that is searched; other versions can be built and tested beside it.
+
+  mmtune index embed    COLLECTION --model MODEL --data DATA     optional: compute the embeddings in several processes
+  mmtune index build    COLLECTION --model MODEL --data DATA     embed the items into a new version, which is not live yet
+  mmtune index promote  COLLECTION VERSION --queries DATA        make a version live, if it passes the checks (else exit 1)
+  mmtune index rollback COLLECTION                               make the previously live version live again, immediately
+
 `mmtune index ACTION --help` explains an action.
 """
 
@@ -39,11 +42,17 @@ from mmtune.cli.index_release_actions import (
 from mmtune.cli.index_search_actions import journal_action, no_arguments, search_action, search_arguments, status_action
 
 HAS_ACTIONS = True
-"""Tells `dispatch` that options and positionals of an action are not intermixed with those of the verb."""
+"""Read by `dispatch`: argparse cannot parse intermixed options and positional arguments of a verb that has actions."""
 
 
 class Action(NamedTuple):
-    """One action of the verb."""
+    """One action of `mmtune index`.
+
+    add_arguments: adds the arguments of the action to a parser.
+    run: runs the action.
+    text: description, one sentence.
+    example: an example command.
+    """
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Result]
@@ -61,9 +70,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == "plan":
-            p.add_argument("collection", metavar="COLLECTION", nargs="?", help="its directory")
+            p.add_argument("collection", metavar="COLLECTION", nargs="?", help="directory of the collection (optional)")
         else:
-            p.add_argument("collection", metavar="COLLECTION", help="its directory")
+            p.add_argument("collection", metavar="COLLECTION", help="directory of the collection")
         action.add_arguments(p)
         p.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
         p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
@@ -77,66 +86,68 @@ ACTIONS = {
     "plan": Action(
         plan_arguments,
         plan_action,
-        "Estimate hours, bytes and price of embedding, measured on a sample.",
+        "Estimate the time, disk space and price of embedding all items, from a sample embedded now.",
         "mmtune index plan --model MODEL --data DATA --items 1000000",
     ),
     "build": Action(
         build_arguments,
         build_action,
-        "Embed the items into a new version; the live version keeps serving.",
+        "Embed all items into a new version; the live version does not change.",
         "mmtune index build COLLECTION --model runs/a/artifact --data packed/catalog",
     ),
     "embed": Action(
         embed_arguments,
         embed_action,
-        "Compute the vectors of a build, shared by all processes and machines that run this.",
+        "Embed DATA in advance of a build; start it several times, also on several machines, to share the work.",
         "mmtune index embed COLLECTION --model MODEL --data DATA",
     ),
     "search": Action(
         search_arguments,
         search_action,
-        "Find the best items for a value, a file or an item.",
+        "Search for the best items for a text, a file or another item.",
         "mmtune index search COLLECTION --file photo.jpg -k 5",
     ),
     "status": Action(
         no_arguments,
         status_action,
-        "Show versions, models, counts, gate results, and which version is live since when.",
+        "Show all versions, their models, item counts and gate results, and which version is live.",
         "mmtune index status COLLECTION",
     ),
     "upsert": Action(
         upsert_arguments,
         upsert_action,
-        "Insert or replace items, in every version.",
+        "Insert or replace items, in all versions.",
         "mmtune index upsert COLLECTION --data packed/new",
     ),
     "delete": Action(
-        delete_arguments, delete_action, "Remove items, from every version.", "mmtune index delete COLLECTION ID-1 ID-2"
+        delete_arguments, delete_action, "Delete items by id, from all versions.", "mmtune index delete COLLECTION ID-1 ID-2"
     ),
     "shadow": Action(
         shadow_arguments,
         shadow_action,
-        "Repeat live searches on a staged version, and report the differences.",
+        "Repeat live searches on a version that is not live yet, and report the differences.",
         "mmtune index shadow COLLECTION VERSION --fraction 0.1",
     ),
     "promote": Action(
         promote_arguments,
         promote_action,
-        "Make a version live if it passes the gate.",
+        "Make a version live, if it passes the gate and the other checks.",
         "mmtune index promote COLLECTION VERSION --queries packed/test",
     ),
     "rollback": Action(
         rollback_arguments,
         rollback_action,
-        "Make the previous version live again, at once.",
+        "Make the previously live version live again, immediately.",
         'mmtune index rollback COLLECTION --why "complaints"',
     ),
-    "journal": Action(no_arguments, journal_action, "Show who did what, when and why.", "mmtune index journal COLLECTION"),
+    "journal": Action(
+        no_arguments, journal_action, "Show the audit log: who did what, when and why.", "mmtune index journal COLLECTION"
+    ),
     "judgments": Action(
         judgments_arguments,
         judgments_action,
-        "Export clicks and marks as judgments for evaluation and mining.",
+        "Export clicks and explicit feedback as relevance judgments, for evaluation and mining.",
         "mmtune index judgments COLLECTION --out feedback",
     ),
-    "drop": Action(drop_arguments, drop_action, "Remove a version that is not live.", "mmtune index drop COLLECTION VERSION"),
+    "drop": Action(drop_arguments, drop_action, "Delete a version that is not live.", "mmtune index drop COLLECTION VERSION"),
 }

@@ -1,62 +1,97 @@
 """Write a commented recipe to start from, or the JSON Schema of recipes.
 
-mmtune init mydata --case catalog        mydata/recipe.yaml for a use case
-mmtune init --schema recipe.schema.json  from which an editor completes and checks recipes
+mmtune init mydata --case catalog        write mydata/recipe.yaml for a use case
+mmtune init --schema recipe.schema.json  write the schema, with which an editor can complete and check recipes
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from mmtune.cli.dispatch import Result
 from mmtune.errors import RecipeError
 
 HEAD = """# {title}
-# 1. mmtune pack train.csv --out {dir}/train --group {group}      (columns: {columns})
-#    mmtune pack val.csv   --out {dir}/val   --group {group}      (other {other} than in train)
+# 1. Pack your tables (columns: {columns}). The three sets must have no {unit} in common.
+#    mmtune pack train.csv --out {dir}/train --group {group}
+#    mmtune pack val.csv   --out {dir}/val   --group {group}
+#    mmtune pack test.csv  --out {dir}/test  --group {group}
 # 2. mmtune train {dir}/recipe.yaml model=MODEL
-# 3. mmtune eval {dir}/run/artifact {dir}/val
-model: ???                    # hf:DIR_OR_NAME | open_clip:NAME/TAG_OR_DIR | an artifact directory | {{modality: MODEL, ...}}
+# 3. mmtune eval {dir}/run/artifact {dir}/test
+model: ???                    # required; set here or with model=MODEL: hf:DIR_OR_NAME, open_clip:NAME/TAG_OR_DIR, an artifact
+                              # directory, or one encoder per modality {{MODALITY: MODEL, ...}}
 data:
-  train: {dir}/train          # a list mixes sets: [{{path: DIR, weight: 1}}, {{path: DIR, weight: 0.5}}]
-  val: {dir}/val              # the best checkpoint is chosen here; report on rows that neither has
-  cache: 2GB                  # memory for decoded items, so that later epochs need not read them again
+  train: {dir}/train          # to mix several datasets: [{{path: DIR, weight: 1}}, {{path: DIR, weight: 0.5}}] (sampling weights)
+  val: {dir}/val              # selects the best checkpoint, so report metrics on the separate test set
+  cache: 2GB                  # memory for decoded items, so that later epochs need not decode them again
 """
-BODY = """objective: [{loss: auto}]     # the checkpoint's own: InfoNCE, or the sigmoid loss for a SigLIP
+BODY = """objective: [{loss: auto}]     # the loss that the checkpoint was trained with: InfoNCE, or the sigmoid loss for SigLIP
 train:
   epochs: 10
-  batch_size: 64              # larger is better; micro_batch_size keeps memory small
+  batch_size: 64              # larger is better; micro_batch_size limits the memory
   lr: 1.0e-5                  # 1e-5 for a pretrained checkpoint, 5e-4 from scratch
-  warmup: 0.1                 # share of the steps
-  patience: 3                 # epochs without a better validation metric
-  metric: map
+  warmup: 0.1                 # share of the training steps
+  patience: 3                 # stop after this many epochs without a better validation metric
+  metric: map                 # mean average precision (MAP) over retrieval in both directions
 """
+
+
+class UseCase(NamedTuple):
+    """What a recipe for one use case says.
+
+    title: the first comment line of the recipe.
+    group: example name of the group column.
+    columns: example column names of the tables.
+    unit: what the training, validation and test sets must not have in common.
+    augment: the recipe's augmentation block; {0} is the modality.
+    """
+
+    title: str
+    group: str
+    columns: str
+    unit: str
+    augment: str
+
+
 CASES = {
-    "catalog": (
-        "Pictures of a catalog and their texts",
+    "catalog": UseCase(
+        "Product catalog: pictures and texts",
         "sku",
         "picture, text, sku",
-        "photos",
+        "sku",
         "augment:\n  {0}: {{crop: 0.6, flip: true, color: 0.2}}\n",
     ),
-    "sound": (
+    "sound": UseCase(
         "Machine sounds and their defects",
         "defect",
         "sound, text, defect",
-        "recordings",
+        "recording",
         "augment:\n  {0}: {{shift: true, gain_db: 6}}\n",
     ),
-    "research": ("Every pair of modalities in one space", "group", "two or three modalities, group", "rows", ""),
+    "research": UseCase(
+        "Two or three modalities in one shared embedding space, trained on every pair of modalities",
+        "group",
+        "one per modality, group",
+        "group",
+        "",
+    ),
 }
 AUGMENTED = {"catalog": 0, "sound": 1}
-"""Use case -> position in the table of the modality that it augments."""
+"""{use case: position, in the table of modalities, of the modality that it augments}."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", metavar="DIR", nargs="?", help="gets recipe.yaml")
-    parser.add_argument("--case", choices=list(CASES), default="catalog", help="use case (default %(default)s)")
-    parser.add_argument("--schema", metavar="FILE", help="write the JSON Schema of recipes there")
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument("dir", metavar="DIR", nargs="?", help="directory in which to write recipe.yaml")
+    parser.add_argument(
+        "--case",
+        choices=list(CASES),
+        default="catalog",
+        help="use case: catalog (products, pictures and texts), sound (machine sounds), research (any pairs of modalities) "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--schema", metavar="FILE", help="write the JSON Schema of recipes to FILE")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -70,7 +105,7 @@ def run(args: argparse.Namespace) -> Result:
 
         texts["schema"] = Path(args.schema), json.dumps(json_schema(), indent=1) + "\n"
     if not texts:
-        raise RecipeError("name a DIR for a recipe, or --schema FILE")
+        raise RecipeError("nothing to write; name a DIR for a recipe, or --schema FILE")
     for path, _ in texts.values():
         if path.exists() and not args.force:
             raise RecipeError(f"{path} exists already; --force overwrites it")
@@ -83,10 +118,10 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _recipe(directory: str, case: str) -> str:
-    """The commented recipe of a use case."""
+    """Return the commented recipe of a use case."""
     from mmtune import modalities
 
-    title, group, columns, other, augment = CASES[case]
-    tail = augment.format(modalities.names()[AUGMENTED[case]]) if case in AUGMENTED else ""
-    head = HEAD.format(title=title, dir=directory, group=group, columns=columns, other=other)
+    use_case = CASES[case]
+    tail = use_case.augment.format(modalities.names()[AUGMENTED[case]]) if case in AUGMENTED else ""
+    head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
     return f"{head}{tail}{BODY}run:\n  dir: {directory}/run\n"

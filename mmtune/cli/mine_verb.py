@@ -1,11 +1,14 @@
-"""Mine hard negatives of MODEL on DATA, with guards against false negatives: OUT.parquet, and its audit beside it.
+"""Mine hard negatives from DATA with a model, and drop likely false negatives by guards.
 
   mmtune mine runs/a/artifact packed/train --out negatives.parquet
   mmtune mine MODEL DATA --out FILE --direction "a->b" --set guards.max_score=0.9 --set negatives=8
 
-Every option of a recipe's `mining:` can be set with --set. OUT.audit.html shows what was mined, and what was dropped and why;
-judge some pairs in a JSONL ({"query_id", "negative_id", "verdict": "positive" or "negative"}) and pass it as --judgments.
-torchrun --nproc-per-node N -m mmtune mine ... shares the embedding. Exit status 1: nothing was mined; the audit says why.
+The negatives are written to --out. An HTML page beside it, the audit, shows which negatives were mined, and which candidates were
+dropped and why. To correct mistakes, write judgments to a JSONL file with lines such as {"query_id": ..., "negative_id": ...,
+"verdict": "positive"} (or "negative"), and pass the file as --judgments. Every key of the recipe block `mining:` can be set with
+--set. Processes started by torchrun (torchrun --nproc-per-node N -m mmtune mine ...) share the embedding.
+
+Exit status 1: no negative was mined; the audit shows why.
 """
 
 import argparse
@@ -18,33 +21,52 @@ from mmtune.errors import RecipeError
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model whose nearest neighbours are the candidates")
     parser.add_argument("data", metavar="DATA", help="packed training rows")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the table of negatives, Parquet")
+    parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file to write the negatives to")
     parser.add_argument(
         "--direction",
         action="append",
         metavar="A->B",
-        help="mine this direction (may be repeated; default: all between modalities)",
+        help="mine this direction (may be repeated; default: all directions between different modalities)",
     )
-    parser.add_argument("--negatives", type=int, metavar="N", help="negatives per query row (default 4)")
-    parser.add_argument("--window", type=int, metavar="N", help="ranks that are considered (default 30)")
+    parser.add_argument("--negatives", type=int, metavar="N", help="number of negatives per query row (default 4)")
     parser.add_argument(
-        "--sampling", choices=("top", "random", "softmax"), help="which candidates of the window are taken (default top)"
+        "--window",
+        type=int,
+        metavar="N",
+        help="take negatives from the N nearest candidates that are not positives (default 30)",
+    )
+    parser.add_argument(
+        "--sampling", choices=("top", "random", "softmax"), help="how to choose negatives from the window (default top)"
     )
     parser.add_argument(
         "--relative-margin",
         metavar="P",
-        help='drop candidates above this share of the positive score: a number, "calibrated" (default) or "off"',
+        help='drop candidates whose score exceeds P times the score of the positive: a number, "calibrated" (default) or "off"',
     )
-    parser.add_argument("--judgments", metavar="JSONL", help="human verdicts on pairs")
-    parser.add_argument("--verifier", metavar="SPEC", help="a MODEL, or package.module:Class with score(pairs)")
-    parser.add_argument("--truth", metavar="COLUMN", help="measure the guards against the groups of this column")
-    parser.add_argument("--memory", type=int, metavar="MB", help="working memory beside the vectors (default 1024)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of random and softmax sampling (default 0)")
+    parser.add_argument("--judgments", metavar="JSONL", help="file of human judgments of pairs")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any option of `mining:` by dotted name"
+        "--verifier",
+        metavar="SPEC",
+        help="a second model that checks the pairs: a MODEL, or package.module:Class with score(pairs)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="of the embedding (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--truth",
+        metavar="COLUMN",
+        help="metadata column of the true groups, to measure how many false negatives the guards miss",
+    )
+    parser.add_argument(
+        "--memory", type=int, metavar="MB", help="working memory in MB, in addition to the embeddings (default 1024)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed of the random and softmax sampling (default 0)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a key of the recipe block `mining:`, e.g. guards.max_score=0.9 (may be repeated)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -63,12 +85,15 @@ def run(args: argparse.Namespace) -> Result:
         batch_size=args.batch_size,
         quiet=args.quiet,
     )
-    head = f"{result.table}  {result.mined} negatives; look at {result.page}"
+    head = f"{result.table}  {result.mined} negatives; audit: {result.page}"
     return Result(result.to_dict(), f"{head}\n{summary(result.document)}", 0 if result.mined else 1)
 
 
 def mining_values(args: argparse.Namespace) -> JsonObject:
-    """The options as the values of a recipe's `mining:`. RecipeError for a --set without a value."""
+    """Convert the command-line options to the recipe block `mining:`.
+
+    Raises RecipeError when a --set is not KEY=VALUE, has invalid YAML, or contradicts an earlier --set.
+    """
     import yaml
 
     values: JsonObject = {}
@@ -76,16 +101,16 @@ def mining_values(args: argparse.Namespace) -> JsonObject:
         key, equals, value = item.partition("=")
         if not equals:
             raise RecipeError(f"--set {item}: write KEY=VALUE, for example guards.max_score=0.9")
-        place = values
+        block = values
         *path, last = key.split(".")
         for part in path:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise RecipeError(f"--set {item}: {part} was set to a value before")
+            block = block.setdefault(part, {})
+            if not isinstance(block, dict):
+                raise RecipeError(f"--set {item}: an earlier --set gave {part} a value, so it can have no keys")
         try:
-            place[last] = yaml.safe_load(value)
+            block[last] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise RecipeError(f"--set {item}: the value is not YAML") from None
+            raise RecipeError(f"--set {item}: the value is not valid YAML") from None
     for name in ("negatives", "window", "sampling", "judgments", "seed"):
         if getattr(args, name) is not None:
             values[name] = getattr(args, name)

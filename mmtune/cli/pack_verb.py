@@ -1,10 +1,10 @@
-"""Check a source (CSV, TSV, JSONL, Parquet, tars, or a folder) and pack it into WebDataset shards.
+"""Check a table (CSV, TSV, JSONL, Parquet), a folder of files or tar files, and pack the rows as WebDataset shards.
 
   mmtune pack photos.csv --out packed/train --group sku
 
-Columns with the usual names are recognised; every other column becomes metadata. Paths in the source are relative to the
-file that holds them. Rows that cannot be used are listed in OUT/rejected.jsonl with the reason. A killed job, run again,
-packs the rest.
+Columns with common names are recognised; all other columns become metadata. File paths in a table are relative to the table.
+Rows that cannot be used are listed in DIR/rejected.jsonl with the reason. Resumable: after an interruption, run the same command
+again; it packs only the remaining rows.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from mmtune.data.pack.pack import PackResult, ProgressCallback, pack
 
 
 def _options() -> dict[str, Option]:
-    """Every modality's options by name; one that several have is one option for all of them."""
+    """Return the options of all modalities by name. An option that several modalities have is one option for all of them."""
     return {k: o for n in reversed(modalities.names()) for k, o in modalities.get(n).options.items()}
 
 
@@ -29,44 +29,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help=".csv, .tsv, .jsonl, .parquet, a folder (a class per subfolder, or side-cars), or tars to be checked",
+        help="a .csv, .tsv, .jsonl or .parquet table; a folder with one subfolder per class, or with caption files beside the "
+        "media files; or WebDataset tar files",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the shards")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new directory for the shards")
     for name in modalities.names():
         usual = ", ".join(dict.fromkeys((name, *modalities.get(name).columns)))
-        parser.add_argument(f"--{name}", dest=f"column_{name}", metavar="COL", help=f"its column (recognised: {usual})")
+        parser.add_argument(f"--{name}", dest=f"column_{name}", metavar="COL", help=f"{name} column (recognised: {usual})")
     parser.add_argument(
         "--id",
         metavar="COL",
-        help="column, or field of a tar's .json, of row ids (recognised: id; without one the path, or the row number)",
+        help="column (or, in a tar file, field of the .json files) of the row ids (recognised: id; without one, the path or the "
+        "row number)",
     )
     parser.add_argument(
-        "--group", metavar="COL", help="column of groups: rows of one group match each other (recognised: group)"
+        "--group", metavar="COL", help="column of the groups; rows of the same group match each other (recognised: group)"
     )
-    parser.add_argument("--split", metavar="COL", help="column whose values become folders of OUT, each with its own shards")
-    parser.add_argument("--shard-size", default="256MB", metavar="SIZE", help="close a shard before it exceeds this (256MB)")
+    parser.add_argument(
+        "--split", metavar="COL", help="column of the splits; each value gets its own subdirectory of DIR with its own shards"
+    )
+    parser.add_argument("--shard-size", default="256MB", metavar="SIZE", help="maximum size of a shard (default 256MB)")
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument(
-        "--workers", type=int, default=workers, metavar="N", help=f"checking processes, at least one ({workers} here)"
+        "--workers", type=int, default=workers, metavar="N", help=f"worker processes that check rows (default here: {workers})"
     )
     parser.add_argument(
         "--max-rejected",
         type=float,
         default=0.05,
         metavar="F",
-        help="fail at the end if more than this fraction is rejected (0.05)",
+        help="fail at the end if more than this fraction of the rows is rejected (default 0.05)",
     )
-    parser.add_argument("--max-bytes", default="512MB", metavar="SIZE", help="reject files larger than this (512MB)")
+    parser.add_argument("--max-bytes", default="512MB", metavar="SIZE", help="reject files larger than this (default 512MB)")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="reject files that take longer to decode (60 seconds)"
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="reject files that take more than this many seconds to decode (default 60)",
     )
     for name, option in _options().items():
-        dashed, text = f"--{name.replace('_', '-')}", f"{option.help} ({option.default})"
+        dashed, text = f"--{name.replace('_', '-')}", f"{option.help} (default {option.default})"
         if option.type is bool:
             parser.add_argument(dashed, dest=f"option_{name}", action=argparse.BooleanOptionalAction, help=text)
         else:
             parser.add_argument(dashed, dest=f"option_{name}", type=option.type, metavar="N", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="start anew where another pack wrote to DIR")
+    parser.add_argument("--overwrite", action="store_true", help="delete the shards in DIR and start again")
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -99,7 +107,10 @@ def _text(result: PackResult) -> str:
     lines = [f"{counts}: {result.out} ({', '.join(result.modalities)})"]
     lines += [f"  {n}: {s.packed} of {s.rows} rows in {s.shards} shards" for n, s in result.splits.items()]
     if result.list_rows:
-        lines.append(f"{result.list_rows} of the rows are further values of lists (ids ID#2, ID#3 ..., in their list's group)")
+        lines.append(
+            f"{result.list_rows} of the rows come from lists: each further value of a list is a row of its own (ids ID#2, ID#3, "
+            "...), in the same group as the first value"
+        )
     if result.rejected:
         lines.append(f"{result.rejected} rejected, listed in {result.rejected_file}:")
         lines += [f"  {n} x {reason}" for reason, n in result.reasons.items()]
@@ -108,7 +119,7 @@ def _text(result: PackResult) -> str:
 
 @contextmanager
 def _display() -> Iterator[ProgressCallback]:
-    """Progress on standard error: a bar on a terminal, else a line every ten seconds."""
+    """Yields a progress callback that prints on standard error: a bar on a terminal, otherwise a line every ten seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,10 +1,10 @@
-"""Write one self-contained HTML report: the verdict, results by slice, learning curves, and example searches.
+"""Write a self-contained HTML report: the verdict of the gate, results by slice, learning curves, and example searches.
 
-  mmtune report runs/a --out a.html                    a run: its base model against its artifact on data.val
+  mmtune report runs/a --out a.html                    a training run: compares its base model with its artifact on data.val
   mmtune report --base A --candidate B --data D --out a.html
-  mmtune report comparison.json --out a.html           results of `mmtune compare --json`, without models
+  mmtune report comparison.json --out a.html           the output of `mmtune compare --json`; loads no models
 
-The file opens from disk and needs no network.
+The report can be opened from disk, without a network.
 """
 
 import argparse
@@ -13,20 +13,27 @@ from mmtune.cli.dispatch import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", nargs="?", metavar="RUN|COMPARISON", help="a run's directory, or a comparison's JSON")
-    parser.add_argument("--out", required=True, metavar="FILE.html", help="the report")
-    parser.add_argument("--base", metavar="MODEL", help="the base model (default: the run's)")
-    parser.add_argument("--candidate", metavar="MODEL", help="the candidate (default: the run's artifact)")
+    parser.add_argument("target", nargs="?", metavar="RUN|COMPARISON", help="directory of a run, or JSON file of a comparison")
+    parser.add_argument("--out", required=True, metavar="FILE.html", help="file to write the report to")
+    parser.add_argument("--base", metavar="MODEL", help="the base model (default: the base model of the run)")
+    parser.add_argument("--candidate", metavar="MODEL", help="the candidate model (default: the artifact of the run)")
     parser.add_argument(
-        "--data", metavar="DATA", help="packed rows that neither was trained on (default: the recipe's data.val)"
+        "--data", metavar="DATA", help="packed rows that neither model was trained on (default: data.val of the recipe)"
     )
-    parser.add_argument("--gate", metavar="FILE", help="YAML with the gate (default: the recipe's)")
-    parser.add_argument("--slice", action="append", metavar="COLUMN", help='a metadata column, or "size:MODALITY"')
-    parser.add_argument("--retention", metavar="DATA", help="packed rows of the general domain, whose scores must not fall")
-    parser.add_argument("--qrels", metavar="FILE", help="judgments of relevance, used instead of groups: TREC or JSON lines")
-    parser.add_argument("--examples", type=int, default=6, metavar="N", help="queries of each kind (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--gate", metavar="FILE", help="YAML file with the gate (default: the gate of the recipe)")
+    parser.add_argument(
+        "--slice",
+        action="append",
+        metavar="COLUMN",
+        help='also report per value of this metadata column, or per quartile of "size:MODALITY" (length, duration, area)',
+    )
+    parser.add_argument("--retention", metavar="DATA", help="packed rows of general data, on which the metrics must not fall")
+    parser.add_argument("--qrels", metavar="FILE", help="relevance judgments to use instead of the groups, TREC or JSON lines")
+    parser.add_argument(
+        "--examples", type=int, default=6, metavar="N", help="number of example queries of each kind (default %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def run(args: argparse.Namespace) -> Result:

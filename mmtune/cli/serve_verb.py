@@ -1,12 +1,12 @@
-"""Serve the search of a collection over HTTP: a REST API, and a page with images and players.
+"""Serve the search of a collection over HTTP: a REST API, and a search page that shows images and plays sounds.
 
-  mmtune serve COLLECTION                               http://127.0.0.1:8000/page, this machine only, read only
+  mmtune serve COLLECTION                               http://127.0.0.1:8000/page, only for this machine, read-only
   mmtune serve COLLECTION --token T                     clients with the token may also PUT and DELETE items
-  mmtune serve COLLECTION --host 0.0.0.0 --token T      other machines too; every request needs the token
+  mmtune serve COLLECTION --host 0.0.0.0 --token T      also for other machines; every request needs the token
 
-POST /search takes JSON or a form with one value under its modality's name, or an item's id; /openapi.json describes the API.
-Promotions and rollbacks take effect at once. Put TLS in front (a reverse proxy) on a network that is not your own. Ctrl-C or
-SIGTERM answers the requests in progress, then stops.
+POST /search accepts JSON or a form. The query is a value under the name of its modality, or the id of an item. /openapi.json
+describes the API. Promotions and rollbacks take effect immediately. On a network that you do not trust, put a reverse proxy with
+TLS in front. After Ctrl-C or SIGTERM, the server finishes the requests in progress, then stops.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from mmtune.cli.dispatch import Result
 
 
 def _limits() -> dict[str, tuple[type, object]]:
-    """Limits of the modalities on a value: name -> (type, default of the server)."""
+    """Return the limits on query values: {name of the modality's option: (type, the server's default)}."""
     from mmtune.serve.settings import value_limits
 
     types = {k: o.type for n in modalities.names() for k, o in modalities.get(n).options.items()}
@@ -30,41 +30,62 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     defaults = Limits()
     parser.add_argument("collection", metavar="COLLECTION", help="directory of the collection")
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1; others need a token)"
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default 127.0.0.1; any other address needs --token)",
     )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (8000; 0: any free one)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (default 8000; 0 means any free port)")
     parser.add_argument(
         "--token",
         default=os.environ.get("MMTUNE_TOKEN") or None,
         metavar="T",
-        help="token of clients that may write; default: MMTUNE_TOKEN",
+        help="secret that clients must send to change items (default: environment variable MMTUNE_TOKEN)",
     )
-    parser.add_argument("--no-page", action="store_true", help="the REST API only, without the search page")
+    parser.add_argument("--no-page", action="store_true", help="serve only the REST API, without the search page")
     parser.add_argument(
-        "--max-bytes", type=int, default=defaults.max_bytes, metavar="N", help=f"largest request ({defaults.max_bytes})"
+        "--max-bytes",
+        type=int,
+        default=defaults.max_bytes,
+        metavar="N",
+        help=f"maximum bytes of a request body (default {defaults.max_bytes})",
     )
     parser.add_argument(
-        "--max-k", type=int, default=defaults.max_k, metavar="N", help=f"most results of a search ({defaults.max_k})"
+        "--max-k", type=int, default=defaults.max_k, metavar="N", help=f"maximum results of a search (default {defaults.max_k})"
     )
     parser.add_argument(
         "--max-concurrent",
         type=int,
         default=defaults.max_concurrent,
         metavar="N",
-        help=f"concurrent requests ({defaults.max_concurrent})",
+        help=f"maximum searches and writes at the same time (default {defaults.max_concurrent})",
     )
     for name, (kind, default) in _limits().items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=default, metavar="N", help=f"limit of a query value ({default})"
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            metavar="N",
+            help=f"reject values over this limit (default {default})",
         )
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="most searches in one forward pass (32)")
     parser.add_argument(
-        "--window", type=float, default=4.0, metavar="MS", help="milliseconds to wait for further searches of a batch (4)"
+        "--batch", type=int, default=32, metavar="N", help="maximum searches in one forward pass of the model (default 32)"
     )
     parser.add_argument(
-        "--grace", type=float, default=10.0, metavar="S", help="seconds a stop waits for requests in progress (10)"
+        "--window",
+        type=float,
+        default=4.0,
+        metavar="MS",
+        help="milliseconds to wait for further searches to fill a batch (default 4)",
     )
-    parser.add_argument("--quiet", action="store_true", help="only errors on standard error")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds to wait for requests in progress when stopping (default 10)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -1,10 +1,11 @@
-"""Tune a model by a recipe.
+"""Train a model as a recipe describes.
 
   mmtune train RECIPE.yaml model=hf:DIR data.train=DIR train.epochs=12 run.dir=runs/a
 
-RUN/ gets checkpoints/, metrics.jsonl, tensorboard/ and artifact/, the tuned model that every other verb takes as MODEL.
+The run directory (run.dir) will contain checkpoints/, metrics.jsonl, tensorboard/ and artifact/. The artifact is the tuned model;
+pass it as MODEL to the other commands.
 Several processes: torchrun --nproc-per-node N -m mmtune train RECIPE.yaml ...   (or accelerate launch -m mmtune train ...)
-A run that was stopped (Ctrl-C, a kill, a power cut) continues with --resume, to the same result.
+After an interruption, run the same command with --resume; the result is the same as without the interruption.
 """
 
 import argparse
@@ -14,12 +15,14 @@ from mmtune.cli.dispatch import Result
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML recipe; `mmtune init` writes a commented one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys by dotted name")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a recipe key, e.g. train.epochs=12")
     parser.add_argument("--resume", action="store_true", help="continue the run in run.dir from its last checkpoint")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="skip values that cannot be decoded, and say how many (recipe: data.skip_bad)"
+        "--skip-bad",
+        action="store_true",
+        help="skip values that cannot be decoded, and print their number (recipe key: data.skip_bad)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -282,7 +282,7 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     by = {m: ModalityCost(**x) for m, x in planned["by_modality"].items()}
     changed = {"hours": 1 / 60, "bytes": 2**21, "price": 0.5, "price_per_hour": 30, "by_modality": by}
     lines = index_output.plan(CostEstimate(**planned | changed))
-    assert lines.splitlines()[0] == "24 items: 1.0 min, 2.0 MiB, 0.50 at 30 an hour"
+    assert lines.splitlines()[0] == "24 items: 1.0 min, 2.0 MiB, price 0.50 at 30 per hour"
     for argv in (["status", place], ["journal", place], ["search", place, "--text", "x"]):
         assert main(["index", *map(str, argv)]) == 0
         out = capsys.readouterr().out
