@@ -238,7 +238,7 @@ BAD = [
     ({"tune": "frozen"}, r"tune: all towers are frozen"),
     ({"tune": {"how": "partial", "blocks": 9}}, r"blocks: this tower has only 3 blocks, fewer than 9"),
     ({"tune": "qlora"}, "no linear layers that could be stored in 4 bits"),
-    ({"interpolate": True}, r"interpolate: .* data\.val and data\.retention; name both"),
+    ({"interpolate": True}, r"interpolate: .* data\.val and data\.retention"),
     ({"data": {"retention": "TRAIN", "val": "VAL"}}, r"data\.retention: 24 of the rows of .* are trained on"),
 ]
 
