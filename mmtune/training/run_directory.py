@@ -1,5 +1,6 @@
 """The directory of a run. It belongs to one recipe, and records the recipe and the environment."""
 
+import hashlib
 import os
 import platform
 import sys
@@ -7,12 +8,14 @@ import warnings
 from pathlib import Path
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import TrainingError
+from mmtune.errors import MmtuneError, TrainingError
+from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_file import changed_keys
-from mmtune.runtime.files import write_json, write_text
+from mmtune.runtime.files import read_json, write_json, write_text
 from mmtune.training.precision import resolve_precision
 
+ENVIRONMENT = "environment.json"
 MAY_CHANGE = ("run.dir", "data.workers", "data.cache", "train.shard", "train.cpu_kernels")
 """Recipe keys that may change when a run is resumed, because they do not affect its result."""
 LIBRARIES = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "soundfile")
@@ -21,31 +24,64 @@ LIBRARIES = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate",
 def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
     """Write the resolved recipe and the environment to the directory of the run.
 
-    Raises TrainingError if the directory holds another run, or holds this run and `resume` is False. A run without a checkpoint
+    Raises TrainingError if the directory holds another run, or holds this run and `resume` is False, or holds a recipe.yaml of the
+    user with other values. A recipe.yaml of the user with the same values is left as it is. A run without a checkpoint
     starts again from the beginning. In that case tables of mined negatives are deleted, because the model or the data may
     have changed.
     """
     path = directory / "recipe.yaml"
+    artifact.refuse_other_files(directory / "artifact")
     if path.exists() and (directory / "checkpoints").exists():
         if not resume:
             raise TrainingError(f"{directory} already holds a run: add --resume to continue it, or choose another run.dir")
-        import yaml
-
-        # Parse the old recipe instead of comparing text: parsing adds defaults for keys that are newer than the run, and
-        # translates keys that were renamed.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            old = Recipe.parse(yaml.safe_load(path.read_text()), str(path)).model_dump(mode="json")
-        changed = [key for key in changed_keys(old, recipe.model_dump(mode="json")) if key not in MAY_CHANGE]
-        if changed:
+        if changed := _changes(path, recipe):
             raise TrainingError(
                 f"{path}: the run to resume has another value of {changed[0]}; use the same recipe, or another run.dir"
             )
     else:
         for stale in directory.glob("mining/round-*"):
             stale.unlink()
-    write_text(path, recipe.to_yaml())
-    write_json(directory / "environment.json", environment(recipe))
+    resolved = recipe.to_yaml()
+    if not path.exists() or _is_own(path):
+        write_text(path, resolved)
+        write_json(directory / ENVIRONMENT, environment(recipe) | {"recipe_sha256": _sha256(resolved.encode())})
+        return
+    try:
+        differs = _changes(path, recipe)
+    except MmtuneError:
+        differs = ["text"]
+    if differs:
+        raise TrainingError(
+            f"{path}: a recipe of your own, which the run's resolved recipe would replace (another {differs[0]}); choose another run.dir"
+        )
+    write_json(directory / ENVIRONMENT, environment(recipe) | {"recipe_sha256": ""})
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a RUN's recipe.yaml is what a run wrote: the environment.json beside it has its hash (since hashes are kept)."""
+    environment_file = path.with_name(ENVIRONMENT)
+    if not environment_file.exists():
+        return False
+    return read_json(environment_file).get("recipe_sha256") in (None, _sha256(path.read_bytes()))
+
+
+def _changes(path: Path, recipe: Recipe) -> list[str]:
+    """The keys that matter in which the recipe at `path` is another one. Parsing it gives keys that are newer than it their defaults, and renamed
+    keys their present names."""
+    import yaml
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise TrainingError(f"{path}: {' '.join(str(e).split())}") from None
+        old = Recipe.parse(document, str(path)).model_dump(mode="json")
+    return [key for key in changed_keys(old, recipe.model_dump(mode="json")) if key not in MAY_CHANGE]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def environment(recipe: Recipe) -> JsonObject:

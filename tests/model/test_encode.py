@@ -87,8 +87,15 @@ def test_save_writes_what_load_reads(model, tmp_path):
 def test_save_never_deletes_other_files(model, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.txt").write_text("mine")
-    with pytest.raises(ModelError, match="photos: contains files, but no artifact; save into a new or empty directory"):
+    with pytest.raises(ModelError, match=r"photos: contains files that are not an artifact's \(one.txt\)"):
         model.save(tmp_path / "photos")
     assert (tmp_path / "photos" / "one.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     assert model.save(tmp_path / "empty") == model.save(tmp_path / "empty") == model.fingerprint
+    (tmp_path / "empty" / "notes.md").write_text("mine")  # beside the files of an artifact
+    (tmp_path / "empty" / ".DS_Store").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"not an artifact's \(notes.md\)"):
+        model.save(tmp_path / "empty")
+    with pytest.raises(ModelError, match="notes.md: a file; save into a new"):
+        model.save(tmp_path / "empty" / "notes.md")
+    assert (tmp_path / "empty" / "notes.md").read_text() == "mine"

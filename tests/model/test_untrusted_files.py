@@ -87,16 +87,17 @@ def test_custom_code_in_a_text_encoder_and_in_an_unknown_architecture(folder_wit
     ("change", "message"),
     [
         (
-            lambda d: (d / "parts" / "0" / ".DS_Store").write_bytes(b"x"),
-            r"parts/0/\.DS_Store is not in the manifest: remove it",
+            lambda d: (d / "parts" / "0" / "notes.txt").write_bytes(b"x"),
+            r"parts/0/notes\.txt is not in the manifest: remove it",
         ),
         (lambda d: (d / "parts" / "0" / "tiny.json").unlink(), "parts/0/tiny.json is missing; restore it"),
         (
             lambda d: (d / "parts" / "0" / "tiny.json").write_bytes(
                 (d / "parts/0/tiny.json").read_bytes().replace(b"\n", b"\r\n")
             ),
-            "parts/0/tiny.json was edited; restore it",
+            "parts/0/tiny.json has Windows line ends now",
         ),
+        (lambda d: (d / "parts" / "0" / "tiny.json").write_bytes(b"{}"), "parts/0/tiny.json was edited; restore it"),
         (lambda d: edit(d / "mmtune.json", lambda m: m.pop("layout")), "mmtune.json: the key 'layout' is missing"),
         (lambda d: edit(d / "mmtune.json", lambda m: m["layout"].pop("heads")), "mmtune.json: the key 'heads' is missing"),
         (lambda d: (d / "mmtune.json").write_text("[]"), "mmtune.json: not a valid artifact manifest"),
@@ -107,6 +108,13 @@ def test_the_file_that_differs_is_named(change, message, tmp_path):
     change(tmp_path / "a")
     with pytest.raises(ModelError, match=message):
         mmtune.load(tmp_path / "a")
+
+
+def test_files_that_an_operating_system_leaves_do_no_harm(tmp_path):
+    mark = save(mmtune.load("tiny:clip"), tmp_path / "a")
+    for name in (".DS_Store", "parts/.DS_Store", "parts/0/.DS_Store", "parts/0/Thumbs.db", "parts/0/._tiny.json"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    assert mmtune.load(tmp_path / "a").fingerprint == mark
 
 
 def test_an_artifact_of_an_earlier_version_loads_with_its_fingerprint(tmp_path):

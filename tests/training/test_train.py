@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import mmtune
-from mmtune.errors import DataError, MmtuneError, RecipeError, TrainingError
+from mmtune.errors import DataError, MmtuneError, ModelError, RecipeError, TrainingError
 from mmtune.training.loop import Trainer
 from tests.support import corpora
 from tests.support.signalled import NO_SIGNAL, Signal, mmtune_process
@@ -189,6 +189,30 @@ def test_a_run_directory_is_not_overwritten_nor_resumed_with_another_recipe(root
     with pytest.raises(TrainingError, match=r"the run to resume has another value of train\.lr"):
         mmtune.train({**base, "train": {**base["train"], "lr": 0.5}}, resume=True, quiet=True)
     assert mmtune.train(base, resume=True, quiet=True)["fingerprint"] == first["fingerprint"]  # finished: nothing to do
+
+
+def test_a_recipe_of_the_users_own_is_never_overwritten(root, tmp_path):
+    import yaml
+
+    path = tmp_path / "recipe.yaml"
+    base = recipe(root, tmp_path, train={"epochs": 1})
+    path.write_text("# mine\n" + yaml.safe_dump(base))
+    mine = path.read_bytes()
+    with pytest.raises(TrainingError, match=r"a recipe of your own.*another train\.lr.*choose another run\.dir"):
+        mmtune.train(path, ["train.lr=0.5"], quiet=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"] and path.read_bytes() == mine
+    mmtune.train(path, quiet=True)  # the run's own recipe says the same
+    assert path.read_bytes() == mine and (tmp_path / "artifact" / "mmtune.json").is_file()
+    mmtune.train(path, resume=True, quiet=True)
+    assert path.read_bytes() == mine
+
+
+def test_a_folder_in_the_place_of_the_artifact_is_refused_before_anything_is_trained(root, tmp_path):
+    (tmp_path / "run" / "artifact").mkdir(parents=True)
+    (tmp_path / "run" / "artifact" / "thesis.tex").write_text("mine")
+    with pytest.raises(ModelError, match=r"thesis\.tex"):
+        mmtune.train(recipe(root, tmp_path / "run", train={"epochs": 1}), quiet=True)
+    assert (tmp_path / "run" / "artifact" / "thesis.tex").read_text() == "mine"
 
 
 def test_mining_in_rounds_and_resumed_is_bit_identical(root, tmp_path, monkeypatch):

@@ -4,6 +4,6 @@ An artifact is a directory with the weights, configuration, preprocessing and to
 """
 
 from mmtune.model.artifact.load import load, load_adapters
-from mmtune.model.artifact.save import save
+from mmtune.model.artifact.save import refuse_other_files, save
 
-__all__ = ["load", "load_adapters", "save"]
+__all__ = ["load", "load_adapters", "refuse_other_files", "save"]

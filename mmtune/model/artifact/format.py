@@ -1,7 +1,7 @@
 """The file names of an artifact directory, and its manifest, which is read and checked before any other file."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
@@ -12,6 +12,7 @@ MANIFEST = "mmtune.json"
 WEIGHTS = "weights.safetensors"
 PARTS = "parts"
 FORMAT = 1
+SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 @dataclass
@@ -50,3 +51,9 @@ def read_manifest(directory: Path) -> Manifest:
         raise ModelError(f"{path}: the key {e} is missing; restore the file from its source, or save the model again") from None
     except (AttributeError, TypeError, ValueError) as e:
         raise ModelError(f"{path}: not a valid artifact manifest ({str(e).splitlines()[0]})") from None
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether an operating system writes such a file into the folders that it shows. It is no part of an artifact, and no harm."""
+    base = PurePath(name).name
+    return base in SYSTEM_FILES or base.startswith("._")

@@ -9,7 +9,7 @@ from mmtune import backbones
 from mmtune.backbones import Backbone
 from mmtune.backbones.cpu_fast import CpuKernels
 from mmtune.errors import ModelError
-from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest, read_manifest
+from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest, is_system_file, read_manifest
 from mmtune.model.dual_encoder import Model
 from mmtune.model.fingerprint import fingerprint
 from mmtune.model.layout import BackboneEntry
@@ -65,12 +65,15 @@ def _files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
         folder = directory / PARTS / str(i)
         if not folder.is_dir():
             raise ModelError(f"{directory}: the preprocessing is missing: no {PARTS}/{i}")
-        files |= {f"{i}/{name}": data for name, data in backbones.read_files(folder).items()}
+        files |= {f"{i}/{name}": data for name, data in backbones.read_files(folder).items() if not is_system_file(name)}
     if manifest.files:
         stray = sorted(files.keys() - manifest.files.keys())
         missing = sorted(manifest.files.keys() - files.keys())
         edited = [n for n in sorted(files.keys() & manifest.files.keys()) if sha256(files[n]) != manifest.files[n]]
-        for names, what in ((missing, "is missing"), (edited, "was edited"), (stray, "is not in the manifest: remove it")):
+        converted = [n for n in edited if sha256(files[n].replace(b"\r\n", b"\n")) == manifest.files[n]]
+        line_ends = "has Windows line ends now (CRLF; with git, mark the artifact's files `-text` in .gitattributes)"
+        wrong = ((missing, "is missing"), (converted, line_ends), (edited, "was edited"))
+        for names, what in (*wrong, (stray, "is not in the manifest: remove it")):
             if names:
                 others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
                 restore = "" if names is stray else "; restore it, or save the model again"

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
-from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest
+from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest, is_system_file
 from mmtune.model.artifact.trained_rows import TRAINED, union, with_row_counts
 from mmtune.model.artifact.trained_rows import trained_on as known_rows
 from mmtune.model.prompts import has_query_prompt
@@ -18,6 +18,8 @@ from mmtune.runtime.version import __version__
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
+
+METRICS, CARD = "metrics.json", "README.md"
 
 
 def save(
@@ -43,8 +45,7 @@ def save(
     from safetensors.torch import save_model
 
     directory = Path(directory)
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
-        raise ModelError(f"{directory}: contains files, but no artifact; save into a new or empty directory")
+    refuse_other_files(directory)
     was_training = model.training
     model.eval()
     rows = union([with_row_counts(trained_on) if trained_on else None, known_rows(model)])
@@ -59,12 +60,27 @@ def save(
             write_bytes(tmp / PARTS / name, data)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         write_json(tmp / MANIFEST, Manifest(fingerprint, model.layout(), stored_info, hashes).to_json())
-        write_json(tmp / "metrics.json", dict(metrics or {}))
+        write_json(tmp / METRICS, dict(metrics or {}))
         if rows:
             write_bytes(tmp / TRAINED, dump(rows))
-        write_text(tmp / "README.md", card(model, fingerprint, dict(metrics or {}), stored_info))
+        write_text(tmp / CARD, card(model, fingerprint, dict(metrics or {}), stored_info))
     model.train(was_training)
     return fingerprint
+
+
+def refuse_other_files(directory: Path) -> None:
+    """Raise ModelError if saving an artifact at `directory` would delete anything but an earlier artifact's own files."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: a file; save into a new or empty directory")
+    own = {MANIFEST, WEIGHTS, PARTS, TRAINED, METRICS, CARD} if (directory / MANIFEST).is_file() else set()
+    others = sorted(p.name for p in directory.iterdir() if p.name not in own and not is_system_file(p.name))
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ModelError(
+            f"{directory}: contains files that are not an artifact's ({others[0]}{more}); save into a new or empty directory"
+        )
 
 
 def card(model: "Model", fingerprint: str, metrics: JsonObject, info: JsonObject) -> str:
