@@ -15,6 +15,7 @@ from typing import NoReturn
 from mmtune.cli.verbs import VERBS
 from mmtune.contracts import JsonObject
 from mmtune.errors import MmtuneError
+from mmtune.runtime.files import is_disk_full
 
 
 @dataclass
@@ -106,8 +107,11 @@ def dispatch(verb: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"mmtune {verb}: stopped by Ctrl-C; run the same command again to continue", file=sys.stderr)
         return 130
-    except (MmtuneError, OSError) as e:
-        if args.debug:
+    except Exception as e:
+        full = is_disk_full(e)
+        if args.debug or not (full or isinstance(e, MmtuneError | OSError)):
             raise
-        print(f"mmtune {verb}: {e}", file=sys.stderr)
+        path = f" ({e.filename})" if isinstance(e, OSError) and e.filename else ""
+        line = f"no space left on the disk{path}; free some, and run the same command again" if full else str(e)
+        print(f"mmtune {verb}: {line}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """Atomic writes of files and directories, and append-only JSON-lines logs that stay readable after a writer was killed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -248,6 +249,17 @@ def _parse_lines(path: str | Path, data: bytes, log: bool) -> list[Any]:
             if not torn:
                 raise DataError(f"{path} line {number}: not valid JSON ({e})") from None
     return rows
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, is a full disk or quota. Libraries without Python's files say it in their own words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        if full or any(words in str(seen) for words in ("No space left on device", "disk is full")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 _SEEK = threading.Lock()

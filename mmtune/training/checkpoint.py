@@ -155,7 +155,10 @@ class Checkpoints:
         if not self.write:
             return
         with atomic_dir(self.directory / name) as tmp:
-            torch.save(tensors, tmp / "state.pt")
+            with open(
+                tmp / "state.pt", "wb"
+            ) as f:  # a full disk is an OSError then; torch's own writer only says "unexpected pos"
+                torch.save(tensors, f)
             write_json(tmp / STATE_FILE, asdict(state))
 
     def load(self, name: str) -> tuple[CheckpointTensors, TrainerState]:

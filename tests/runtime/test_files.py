@@ -134,3 +134,27 @@ def test_reading_at_an_offset_works_without_pread(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "pread")
     assert [files.read_at(fd, 3, at) for at in (97, 0, 50, 99)] == want == [b"abc", bytes(range(3)), b"234", b"c"]
     os.close(fd)
+
+
+def test_a_full_disk_is_recognised_in_every_librarys_words(tmp_path):
+    import sqlite3
+
+    from mmtune.runtime.files import is_disk_full
+
+    db = sqlite3.connect(tmp_path / "a.sqlite")
+    db.execute("pragma max_page_count = 2")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        db.execute("create table t(x)")
+        db.execute("insert into t values (zeroblob(100000))")
+    assert is_disk_full(full.value)
+    if Path("/dev/full").exists():
+        with pytest.raises(OSError) as device, open("/dev/full", "wb", buffering=0) as f:
+            f.write(b"x")
+        assert is_disk_full(device.value)
+        with pytest.raises(RuntimeError) as chained:
+            try:
+                raise device.value
+            except OSError as e:
+                raise RuntimeError("unexpected pos 64 vs 0") from e
+        assert is_disk_full(chained.value)
+    assert not is_disk_full(RuntimeError("unexpected pos")) and not is_disk_full(FileNotFoundError("a"))
