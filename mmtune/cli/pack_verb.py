@@ -74,6 +74,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(dashed, dest=f"option_{name}", action=argparse.BooleanOptionalAction, help=text)
         else:
             parser.add_argument(dashed, dest=f"option_{name}", type=option.type, metavar="N", help=text)
+    parser.add_argument(
+        "--drop", metavar="FILE", help="leave out these rows: the output of `mmtune doctor --out FILE`, or one id a line"
+    )
     parser.add_argument("--overwrite", action="store_true", help="delete the shards in DIR and start again")
 
 
@@ -96,6 +99,7 @@ def run(args: argparse.Namespace) -> Result:
             max_bytes=args.max_bytes,
             timeout=args.timeout,
             overwrite=args.overwrite,
+            drop=args.drop,
             progress=progress,
         )
     document = {**result.to_dict(), "seconds": round(time.monotonic() - started, 3)}
@@ -111,6 +115,8 @@ def _text(result: PackResult) -> str:
             f"{result.list_rows} of the rows come from lists: each further value of a list is a row of its own (ids ID#2, ID#3, "
             "...), in the same group as the first value"
         )
+    if result.dropped:
+        lines.append(f"{result.dropped} dropped, as --drop says")
     if result.rejected:
         lines.append(f"{result.rejected} rejected, listed in {result.rejected_file}:")
         lines += [f"  {n} x {reason}" for reason, n in result.reasons.items()]

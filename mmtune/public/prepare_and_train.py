@@ -35,6 +35,7 @@ def pack(
     max_bytes: str | int = "512MB",
     timeout: float = 60.0,
     overwrite: bool = False,
+    drop: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """Check a source of samples and pack them into WebDataset shards.
@@ -57,6 +58,7 @@ def pack(
     max_bytes: maximum size of one file
     timeout: seconds after which a file is rejected because checking it takes too long
     overwrite: delete an existing pack in `out` that was made with other arguments
+    drop: a file with rows to leave out, as `mmtune doctor --out` writes it, or with one id a line
     progress: function (rows done, packed, rejected, total) that is called after every row; the total is an estimate
 
     Returns counts, reasons of rejection and paths. Raises DataError if the source or `out` cannot be used. Also raises DataError
@@ -78,6 +80,7 @@ def pack(
         max_bytes=max_bytes,
         timeout=timeout,
         overwrite=overwrite,
+        drop=drop,
         progress=progress,
     )
 

@@ -38,13 +38,19 @@ def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
             raise TrainingError(
                 f"{path}: the run to resume has another value of {changed[0]}; use the same recipe, or another run.dir"
             )
-    else:
+    _write_recipe(path, recipe)
+    if not (directory / "checkpoints").exists():
         for stale in directory.glob("mining/round-*"):
             stale.unlink()
+
+
+def _write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe to `path`, and the environment beside it. TrainingError if `path` is another recipe, which no run
+    wrote."""
     resolved = recipe.to_yaml()
     if not path.exists() or _is_own(path):
         write_text(path, resolved)
-        write_json(directory / ENVIRONMENT, environment(recipe) | {"recipe_sha256": _sha256(resolved.encode())})
+        write_json(path.with_name(ENVIRONMENT), environment(recipe) | {"recipe_sha256": _sha256(resolved.encode())})
         return
     try:
         differs = _changes(path, recipe)
@@ -54,7 +60,7 @@ def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
         raise TrainingError(
             f"{path}: a recipe of your own, which the run's resolved recipe would replace (another {differs[0]}); choose another run.dir"
         )
-    write_json(directory / ENVIRONMENT, environment(recipe) | {"recipe_sha256": ""})
+    write_json(path.with_name(ENVIRONMENT), environment(recipe) | {"recipe_sha256": ""})
 
 
 def _is_own(path: Path) -> bool:

@@ -53,8 +53,9 @@ class PackRow:
     settled: whether an earlier, interrupted run has packed or rejected the row
     held: number of bytes that the row occupies in memory after it was checked
     reencoded: modality -> description of a change of its bytes (see `Modality.reencode`)
+    dropped: whether the user has the row left out
 
-    Rows that have a reason or are settled are not checked.
+    Rows that have a reason, are settled or are dropped are not checked.
     """
 
     number: int
@@ -73,6 +74,7 @@ class PackRow:
     settled: bool = False
     held: int = 0
     reencoded: dict[str, str] = field(default_factory=dict)
+    dropped: bool = False
 
     def paths(self) -> list[str]:
         """The values that are local paths or URLs."""

@@ -170,7 +170,7 @@ class DecodePool:
             if row is None:
                 return batch, False
             self._order.append(row)
-            if row.reason is None and not row.settled:
+            if row.reason is None and not row.settled and not row.dropped:
                 self._unanswered.add(row.number)
                 batch.append(row)
                 size += sum(len(v) for v in row.values.values() if isinstance(v, bytes))

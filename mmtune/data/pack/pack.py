@@ -9,13 +9,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.data.pack.columns import ColumnRoles, PackRow, assign_columns
 from mmtune.data.pack.decode_pool import DecodePool
+from mmtune.data.pack.drop_list import read_drop_ids
 from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
 from mmtune.data.pack.split_writer import SplitWriter, rejected_row
 from mmtune.data.shards.locate import KIND, SPLIT_KIND
@@ -43,6 +44,7 @@ class SplitCounts:
     packed: int
     rejected: int
     shards: int
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ class PackResult(ResultFields):
     """The result of `pack`.
 
     out: output directory
-    rows: number of rows; the sum of packed and rejected
+    rows: number of rows; the sum of packed, rejected and dropped
     shards: number of shards
     modalities: modalities of which at least one value was packed
     splits: split -> its counts; empty without a split column
     reasons: kind of reason -> number of rejected rows, most frequent first
     rejected_file: file that lists the rejected rows
     list_rows: number of rows made from list values other than the first of each list
+    dropped: number of rows that the file `drop` names
     """
 
     out: str
@@ -69,6 +72,7 @@ class PackResult(ResultFields):
     reasons: dict[str, int]
     rejected_file: str
     list_rows: int = 0
+    dropped: int = 0
 
     def to_dict(self) -> JsonObject:
         """The result as data that JSON can represent."""
@@ -97,6 +101,7 @@ def pack(
     max_bytes: str | int = "512MB",
     timeout: float = 60.0,
     overwrite: bool = False,
+    drop: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """Check a source and pack it into WebDataset shards; see `mmtune.pack` for the parameters.
@@ -109,6 +114,7 @@ def pack(
         raise DataError(
             f"{out}: is inside the source {source}, so shards would become part of the source; choose another --out"
         )
+    drop_ids = read_drop_ids(Path(drop)) if drop is not None else frozenset[str]()
     opened = open_source(source)
     roles = assign_columns(opened, columns or {}, id, group, split)
     limits = _limits(roles, options or {})
@@ -123,14 +129,19 @@ def pack(
     }
     if roles.numbers:
         identity["numbers"] = sorted(roles.numbers)
+    if drop_ids:
+        identity["dropped ids"] = sha256("\n".join(sorted(drop_ids)).encode("utf-8", "replace")).hexdigest()
     with PackJournal(Path(out), identity, overwrite) as journal:
-        run = _PackRun(roles, journal, shard_bytes)
+        run = _PackRun(roles, journal, shard_bytes, drop_ids)
         with DecodePool(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
             run.pack_rows(pool, progress)
         if not run.rows:
             journal.remove()
             raise DataError(f"{source}: no rows")
         result = run.publish(identity)
+    if unknown := sorted(drop_ids - run.dropped_ids):
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        warnings.warn(f"{drop}: no row of {source} has the id {unknown[0]!r}{more}", DataWarning, stacklevel=2)
     for what, count in run.reencoded.items():
         warnings.warn(f"{source}: {count} {what}", DataWarning, stacklevel=2)
     for column, count in roles.media_names.items():
@@ -174,7 +185,8 @@ def _reason_counts(rejected: list[RejectedRow]) -> dict[str, int]:
 class _PackRun:
     """One run of `pack`: passes the rows of the source, in order, to the writer of their split."""
 
-    def __init__(self, roles: ColumnRoles, journal: PackJournal, shard_size: int):
+    def __init__(self, roles: ColumnRoles, journal: PackJournal, shard_size: int, drop_ids: frozenset[str]):
+        self.drop_ids, self.dropped_ids, self.dropped = drop_ids, set[str](), Counter[str]()
         self.roles, self.journal, self.shard_size = roles, journal, shard_size
         self.writers: dict[str, SplitWriter] = {} if roles.split else {"": SplitWriter(journal, "", shard_size)}
         self.without_split: list[RejectedRow] = []
@@ -195,6 +207,7 @@ class _PackRun:
         for source_row, cells in self.roles.source.rows(set(filter(None, self.roles.by_role().values()))):
             for row in self.roles.rows(source_row, cells, number):
                 number += 1
+                row.dropped = row.id in self.drop_ids
                 row.settled = row.split is not None and self._writer(row.split).is_settled(row.number)
                 yield row
 
@@ -239,9 +252,11 @@ class _PackRun:
             [*self.without_split, *(r for w in self.writers.values() for r in w.rejected)],
             key=lambda r: (r["row"], r.get("item", 0)),
         )
-        assert self.rows == self.packed + self.rejected and len(rejected) == self.rejected
+        assert self.rows == self.packed + self.rejected + self.dropped.total() and len(rejected) == self.rejected
         assert self.packed == sum(s["rows"] for w in self.writers.values() for s in w.shards)
-        splits = {n: _split_counts(w, str(out / n)) for n, w in sorted(self.writers.items())} if roles.split else {}
+        splits = (
+            {n: _split_counts(w, str(out / n), self.dropped[n]) for n, w in sorted(self.writers.items())} if roles.split else {}
+        )
         result = PackResult(
             str(out),
             self.rows,
@@ -253,6 +268,7 @@ class _PackRun:
             reasons=_reason_counts(rejected),
             rejected_file=os.path.join(out, "rejected.jsonl"),
             list_rows=roles.list_rows,
+            dropped=self.dropped.total(),
         )
         if not (out / "index.json").exists():
             self.journal.rewrite_sorted([e for w in self.writers.values() for e in w.entries])
@@ -269,14 +285,16 @@ class _PackRun:
         for name, writer in self.writers.items():
             packed = [n for n in roles.modalities if writer.modality_counts[n]]
             own = {"modalities": packed, "reasons": _reason_counts(writer.rejected), **writer.index()}
+            own |= {"rows": writer.packed + len(writer.rejected) + self.dropped[name], "dropped": self.dropped[name]}
             write_json(out / name / "index.json", {"kind": KIND, **common, **own})
         if roles.split:
             counts = {"rows": self.rows, "packed": self.packed, "rejected": self.rejected, "reasons": result.reasons}
-            splits = {n: {"packed": s.packed, "rejected": s.rejected} for n, s in result.splits.items()}
+            counts["dropped"] = result.dropped
+            splits = {n: {"packed": s.packed, "rejected": s.rejected, "dropped": s.dropped} for n, s in result.splits.items()}
             document = {"kind": SPLIT_KIND, **common, "modalities": result.modalities, **counts, "splits": splits}
             write_json(out / "index.json", document)
 
 
-def _split_counts(writer: SplitWriter, out: str) -> SplitCounts:
+def _split_counts(writer: SplitWriter, out: str, dropped: int) -> SplitCounts:
     rejected = len(writer.rejected)
-    return SplitCounts(out, writer.packed + rejected, writer.packed, rejected, len(writer.shards))
+    return SplitCounts(out, writer.packed + rejected + dropped, writer.packed, rejected, len(writer.shards), dropped)
