@@ -2,6 +2,7 @@
 
   mmtune doctor packed/train --against packed/val
   mmtune doctor packed/val runs/a/artifact
+  mmtune doctor packed/train --out findings.jsonl; mmtune pack train.csv --out packed/clean --drop findings.jsonl
 
 With a MODEL, the embedding space of the model on the data is checked too, e.g. for collapse.
 Exit status: 0 no errors, 1 at least one finding of severity "error" (it would make metrics or training wrong), 2 invalid input.
@@ -26,6 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--split", metavar="COLUMN", help='metadata column that names the splits (default: "split", if it exists)'
     )
     parser.add_argument(
+        "--out", metavar="FILE", help="write each finding with the ids of all its rows, one JSON line each, for `pack --drop`"
+    )
+    parser.add_argument(
         "--limit", type=int, default=50_000, help="most rows per split whose contents are decoded (default %(default)s)"
     )
 
@@ -34,4 +38,6 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.quality.doctor import doctor
 
     diagnosis = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=False)
+    if args.out:
+        diagnosis.write_findings(args.out)
     return Result(diagnosis.to_dict(), str(diagnosis), diagnosis.status)

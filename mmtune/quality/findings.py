@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from mmtune.contracts import JsonObject
+from mmtune.runtime.files import write_jsonl
 
 if TYPE_CHECKING:
     import pandas
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 SEVERITIES = ("error", "warning", "note")
 EXAMPLES = 5  # maximum number of examples per finding
+COLUMNS = ("code", "severity", "count", "message", "examples", "fix")
 SPACE = "space"
 """Key in `Diagnosis.facts` of all measurements of the embedding space."""
 
@@ -29,6 +32,8 @@ class Finding:
     count: number of rows, groups or pairs concerned
     examples: the first few of them
     fix: what to do about it
+    ids: of every row that is concerned
+    drop: those of them without which the finding is gone; none where dropping rows is not the remedy
     """
 
     code: str
@@ -37,9 +42,12 @@ class Finding:
     message: str
     examples: list[str]
     fix: str
+    ids: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
 
     def to_dict(self) -> JsonObject:
-        return asdict(self)
+        """Without `ids` and `drop`, which may be as many as there are rows (see `Diagnosis.write_findings`)."""
+        return {k: v for k, v in asdict(self).items() if k not in ("ids", "drop")}
 
 
 @dataclass
@@ -58,11 +66,15 @@ class Diagnosis:
         """Return the JSON document of `mmtune doctor --json`."""
         return {"findings": [f.to_dict() for f in self.findings], "facts": self.facts}
 
+    def write_findings(self, path: str | Path) -> None:
+        """Write one JSON line a finding, with all its ids. `mmtune pack --drop` reads it."""
+        write_jsonl(path, [asdict(f) for f in self.findings])
+
     def to_pandas(self) -> "pandas.DataFrame":
         """One row per finding."""
         import pandas
 
-        return pandas.DataFrame([f.to_dict() for f in self.findings], columns=list(Finding.__dataclass_fields__))
+        return pandas.DataFrame([f.to_dict() for f in self.findings], columns=list(COLUMNS))
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         return ["severity", "finding", "count"], [[f.severity, f.message, f"{f.count:,}"] for f in self.findings]
@@ -104,6 +116,18 @@ class Split:
     rows: list[int]
 
 
-def finding(code: str, severity: str, examples: Sequence[str], message: str, fix: str, count: int | None = None) -> Finding:
-    """Create a Finding with the first few `examples`. count: default: number of examples."""
-    return Finding(code, severity, len(examples) if count is None else count, message, list(examples[:EXAMPLES]), fix)
+def finding(
+    code: str,
+    severity: str,
+    examples: Sequence[str],
+    message: str,
+    fix: str,
+    count: int | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+) -> Finding:
+    """A Finding that keeps the first few of all `examples`, and counts them unless `count` is given. ids: default the examples."""
+    count = len(examples) if count is None else count
+    every, dropped = (list(dict.fromkeys(x)) for x in (examples if ids is None else ids, drop))
+    return Finding(code, severity, count, message, list(examples[:EXAMPLES]), fix, every, dropped)

@@ -102,8 +102,8 @@ def check_hubs(queries: Items, candidates: Items, space: Measurements) -> list[F
         return []
     examples = [f"{candidates.ids[i]} (near {count[i]} of {len(queries)} queries)" for i in hubs]
     message = f"hubs in {name}: candidates among the ten nearest of more than {HUB:.0%} of all queries"
-    fix = "check whether they are blank or generic; if not, train with hard negatives"
-    return [finding("hubness", "warning", examples, message, fix)]
+    fix = "look at them first: blank or generic items; else train with hard negatives"
+    return [finding("hubness", "warning", examples, message, fix, ids=[candidates.ids[i] for i in hubs])]
 
 
 def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) -> list[Finding]:
@@ -116,18 +116,21 @@ def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) ->
     size = Counter(label)
     x_ND = np.asarray(items.vectors[np.array(labelled)])
     _, index = topk(x_ND, x_ND, NEIGHBOURS + 1)
-    suspects, agreeing = [], 0
+    suspects: list[str] = []
+    suspect_ids: list[str] = []
+    agreeing = 0
     for i, row in enumerate(index.tolist()):
         near = [label[j] for j in row if j != i][:NEIGHBOURS]
         top, votes = Counter(near).most_common(1)[0]
         agreeing += top == label[i]
         if size[label[i]] > 3 and label[i] not in near and votes >= SUSPECT * len(near):
+            suspect_ids.append(items.ids[labelled[i]])
             suspects.append(f"{items.ids[labelled[i]]} ({label[i]}, its neighbours say {top})")
     space[f"neighbours agree on the group, {name}"] = round(agreeing / len(labelled), 4)
     if not suspects or agreeing < 0.5 * len(labelled):  # such neighbours are no evidence against a label
         return []
     message = f"{name}: rows whose neighbours all belong to another group"
-    return [finding(f"mislabel-{name}", "warning", suspects, message, "check their groups, which may be wrong")]
+    return [finding(f"mislabel-{name}", "warning", suspects, message, "look at them: the group may be wrong", ids=suspect_ids)]
 
 
 def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:

@@ -37,15 +37,17 @@ def check_leaks(splits: list[Split]) -> list[Finding]:
 def _leaks_between(a: Split, b: Split) -> list[Finding]:
     out = []
     where = f"both {a.name} and {b.name}"
-    fix = f"take the rows out of {b.name if len(b.rows) < len(a.rows) else a.name} and pack it again"
+    b_is_smaller = len(b.rows) < len(a.rows)
+    fix = f"take the rows out of {b.name if b_is_smaller else a.name} and pack it again"
     row_of = {a.data.ids[i]: i for i in a.rows}
     same_id = [(row_of[b.data.ids[j]], j) for j in b.rows if b.data.ids[j] in row_of]
     same_row = [b.data.ids[j] for i, j in same_id if a.data.labels["id"][i] == b.data.labels["id"][j]]
     same_id_only = [b.data.ids[j] for i, j in same_id if a.data.labels["id"][i] != b.data.labels["id"][j]]
     if same_row:
-        out.append(finding("leak-row", "error", same_row, f"the same rows are in {where}", fix))
+        out.append(finding("leak-row", "error", same_row, f"the same rows are in {where}", fix, drop=same_row))
     if same_id_only and len(same_id_only) < NUMBERED * min(len(a.rows), len(b.rows)):
-        out.append(finding("leak-id", "error", same_id_only, f"ids that are in {where}, with other contents", fix))
+        message = f"ids that are in {where}, with other contents"
+        out.append(finding("leak-id", "error", same_id_only, message, fix, drop=same_id_only))
     for name, label in identifying_contents(a).items():
         if name not in b.data.labels:
             continue
@@ -53,9 +55,13 @@ def _leaks_between(a: Split, b: Split) -> list[Finding]:
         hit = np.isin(other, label[label != 0]) & (other != 0)
         owner = {int(x): a.data.ids[i] for x, i in zip(label.tolist(), a.rows, strict=True)}
         pairs = [(owner[int(other[j])], b.data.ids[b.rows[j]]) for j in np.flatnonzero(hit)]
-        rows = [f"{x} = {y}" for x, y in pairs if y not in set(same_row)]
-        if rows and len(np.unique(other[hit])) >= IDENTIFYING * hit.sum():
-            out.append(finding(f"leak-{name}", "error", rows, f"the same {name} is in {where} under other ids", fix))
+        known = set(same_row)
+        pairs = [(x, y) for x, y in pairs if y not in known]
+        if pairs and len(np.unique(other[hit])) >= IDENTIFYING * hit.sum():
+            message = f"the same {name} is in {where} under other ids"
+            rows, ids = [f"{x} = {y}" for x, y in pairs], [i for pair in pairs for i in pair]
+            drop = [pair[b_is_smaller] for pair in pairs]
+            out.append(finding(f"leak-{name}", "error", rows, message, fix, ids=ids, drop=drop))
     return out
 
 
@@ -74,24 +80,38 @@ def check_duplicates(split: Split) -> list[Finding]:
             examples = [" = ".join(f"{data.ids[i]} ({data.groups[i]})" for i in s) for s in contradictions]
             message = f"{split.name}: the same {name} in several groups, so one of its labels is wrong"
             fix = "correct the group, or drop the copies"
-            out.append(finding(f"contradiction-{name}", "error", examples, message, fix))
+            ids = [data.ids[i] for s in contradictions for i in s]
+            out.append(finding(f"contradiction-{name}", "error", examples, message, fix, ids=ids, drop=ids))
         if copies:
             examples = [" = ".join(data.ids[i] for i in s) for s in copies]
             message = f"{split.name}: the same {name} more than once"
-            fix = "drop the copies: they count twice in training and add no information"
-            out.append(finding(f"duplicate-{name}", "warning", examples, message, fix))
+            fix = "drop the copies: they weigh double and add nothing to learn"
+            ids, drop = [data.ids[i] for s in copies for i in s], [data.ids[i] for s in copies for i in s[1:]]
+            out.append(finding(f"duplicate-{name}", "warning", examples, message, fix, ids=ids, drop=drop))
     return out
 
 
 def check_groups(split: Split) -> list[Finding]:
-    """Find groups of one row, rows without a group, and groups that are far larger than the median."""
+    """Groups of one row, rows without a group, and groups that are far larger than the median.
+
+    A group of one row that has several modalities is none to warn of (one photo and its caption a product: they match each other), nor
+    are groups of one row where most groups are that.
+    """
     count = Counter(g for i in split.rows if (g := split.data.groups[i]) is not None)
     if not count or max(count.values()) == 1:
         return []  # no groups, or a group is only another name for a row
-    out, single = [], sorted(g for g, n in count.items() if n == 1)
-    if single:
-        message = f"{split.name}: groups of one row, for which no other row is relevant"
-        out.append(finding("group-of-one", "warning", single, message, "add a second example, or remove the group"))
+    out, data = [], split.data
+    alone = {
+        g: i
+        for i in split.rows
+        if (g := data.groups[i]) is not None and count[g] == 1 and sum(bool(p[i]) for p in data.present.values()) == 1
+    }
+    if alone and 2 * len(alone) < len(count):
+        message = f"{split.name}: groups of one row and one modality, for which no other row is relevant"
+        ids = [data.ids[i] for _, i in sorted(alone.items())]
+        out.append(
+            finding("group-of-one", "warning", sorted(alone), message, "add a second example, or remove the group", ids=ids)
+        )
     ungrouped = [split.data.ids[i] for i in split.rows if split.data.groups[i] is None]
     if ungrouped:
         message = f"{split.name}: rows without a group among rows that have one"
@@ -102,7 +122,8 @@ def check_groups(split: Split) -> list[Finding]:
     if most > IMBALANCE * median:
         message = f"{split.name}: the largest group has {most} rows, the median group {median:g}"
         fix = "thin out the large groups, or use data.batches: spread"
-        out.append(finding("imbalance", "warning", [largest], message, fix))
+        ids = [split.data.ids[i] for i in split.rows if split.data.groups[i] == largest]
+        out.append(finding("imbalance", "warning", [largest], message, fix, ids=ids))
     return out
 
 

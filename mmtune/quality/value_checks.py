@@ -45,8 +45,9 @@ def check_values(splits: list[Split], limit: int, facts: JsonObject, quiet: bool
     for name in dict.fromkeys(m for s in splits for m in s.data.modalities):
         values, unreadable = _measure_values(name, splits, limit, quiet)
         if unreadable:
-            message = f"rows whose {name} cannot be decoded"
-            out.append(finding(f"unreadable-{name}", "error", unreadable, message, "pack the data again"))
+            message = f"values of {name} that do not decode"
+            rows, ids = [f"{i}: {reason}" for i, reason in unreadable], [i for i, _ in unreadable]
+            out.append(finding(f"unreadable-{name}", "error", rows, message, "pack the data again", ids=ids, drop=ids))
         if not values:
             continue
         quantiles = np.quantile([v.measure.size for v in values], [0, 0.5, 1])
@@ -56,10 +57,12 @@ def check_values(splits: list[Split], limit: int, facts: JsonObject, quiet: bool
     return out
 
 
-def _measure_values(name: str, splits: list[Split], limit: int, quiet: bool) -> tuple[list[MeasuredValue], list[str]]:
-    """Return (measured contents, "id: reason" of each content that cannot be decoded)."""
+def _measure_values(
+    name: str, splits: list[Split], limit: int, quiet: bool
+) -> tuple[list[MeasuredValue], list[tuple[str, str]]]:
+    """(measured values, (id, reason) of each that does not decode)."""
     values: list[MeasuredValue] = []
-    unreadable: list[str] = []
+    unreadable: list[tuple[str, str]] = []
     chosen = [
         (s, i) for s in splits if name in s.data.present for i in s.rows[:: -(-len(s.rows) // limit)] if s.data.present[name][i]
     ]
@@ -68,22 +71,24 @@ def _measure_values(name: str, splits: list[Split], limit: int, quiet: bool) -> 
             try:
                 values.append(MeasuredValue(split, i, measure(name, split.data.read(i, name))))
             except (Rejected, DataError) as e:
-                unreadable.append(f"{split.data.ids[i]}: {e}")
+                unreadable.append((split.data.ids[i], str(e)))
             progress.advance(1)
     return values, unreadable
 
 
 def check_faults(name: str, values: list[MeasuredValue]) -> list[Finding]:
-    """Report faults of single contents, e.g. silence or clipping."""
-    rows_of: dict[str, list[str]] = {}
+    """Faults of single values, e.g. silence or clipping."""
+    rows_of: dict[str, list[tuple[str, str]]] = {}
     for v in values:
         for fault, detail in v.measure.faults.items():
-            rows_of.setdefault(fault, []).append(f"{v.id} ({detail})")
-    default = "check them, and drop those that are faulty"
-    return [
-        finding(f"{fault.replace(' ', '-')}-{name}", "warning", rows, f"{name}: {fault}", FIXES.get(fault, default))
-        for fault, rows in rows_of.items()
-    ]
+            rows_of.setdefault(fault, []).append((v.id, detail))
+    default = "look at them, and drop what is not meant"
+    out = []
+    for fault, rows in rows_of.items():
+        code, fix, ids = f"{fault.replace(' ', '-')}-{name}", FIXES.get(fault, default), [i for i, _ in rows]
+        examples, drop = [f"{i} ({detail})" for i, detail in rows], ids if fix.startswith("drop") else []
+        out.append(finding(code, "warning", examples, f"{name}: {fault}", fix, ids=ids, drop=drop))
+    return out
 
 
 def check_mixed(name: str, values: list[MeasuredValue], facts: JsonObject) -> list[Finding]:
@@ -94,10 +99,11 @@ def check_mixed(name: str, values: list[MeasuredValue], facts: JsonObject) -> li
         common = max(set(of_row), key=lambda x: (of_row.count(x), str(x)))
         facts[fact] = {str(x): of_row.count(x) for x in sorted(set(of_row), key=str)}
         others = [f"{v.id} ({x})" for v, x in zip(values, of_row, strict=True) if x != common]
+        ids = [v.id for v, x in zip(values, of_row, strict=True) if x != common]
         if others:
             message = f"{name}: rows whose {fact} differs from the usual {common}, which lets a model recognise their source"
             code = f"mixed-{fact.replace(' ', '-')}-{name}"
-            out.append(finding(code, "warning", others, message, f"bring all to one {fact} before packing"))
+            out.append(finding(code, "warning", others, message, f"bring all to one {fact} before packing", ids=ids))
     return out
 
 
@@ -128,25 +134,31 @@ def key_pairs(keys_N: np.ndarray, distance: int) -> list[tuple[int, int]]:
 
 
 def check_near_duplicates(name: str, splits: list[Split], values: list[MeasuredValue]) -> list[Finding]:
-    """Report near-duplicates of different content: a leak across splits, a contradiction across groups, else a duplicate."""
-    examples: dict[str, list[str]] = {"leak": [], "contradiction": [], "duplicate": []}
+    """Near-duplicates of different content: between splits a leak, in two groups a contradiction, else a copy."""
+    pairs: dict[str, list[tuple[str, str]]] = {"leak": [], "contradiction": [], "duplicate": []}
+    drop: dict[str, list[str]] = {"leak": [], "contradiction": [], "duplicate": []}
     for i, j in _near_duplicate_pairs(name, splits, values):
         (a, x, _), (b, y, _) = values[i], values[j]
         if a.data.labels[name][x] == b.data.labels[name][y]:
             continue  # identical content is reported by `row_checks`
         g, h = a.data.groups[x], b.data.groups[y]
         kind = "leak" if a is not b else "contradiction" if g is not None and h is not None and g != h else "duplicate"
-        examples[kind].append(f"{a.data.ids[x]} ~ {b.data.ids[y]}")
+        pairs[kind].append((values[i].id, values[j].id))
+        if kind != "contradiction":  # of a leak the row of the smaller split, of copies the later one
+            drop[kind].append(values[i].id if kind == "leak" and len(a.rows) <= len(b.rows) else values[j].id)
     details = {
         "leak": ("error", "near-duplicates in different splits", "take one of each pair out"),
         "contradiction": ("warning", "near-duplicates in different groups", "check whether one of the groups is wrong"),
         "duplicate": ("warning", "near-duplicates (e.g. encoded again)", "keep one of each"),
     }
-    return [
-        finding(f"near-{kind}-{name}", details[kind][0], rows, f"{name}: {details[kind][1]}", details[kind][2])
-        for kind, rows in examples.items()
-        if rows
-    ]
+    out = []
+    for kind, of_kind in pairs.items():
+        if of_kind:
+            severity, message, fix = details[kind]
+            rows, ids = [f"{x} ~ {y}" for x, y in of_kind], [i for pair in of_kind for i in pair]
+            code = f"near-{kind}-{name}"
+            out.append(finding(code, severity, rows, f"{name}: {message}", fix, ids=ids, drop=drop[kind]))
+    return out
 
 
 def _near_duplicate_pairs(name: str, splits: list[Split], values: list[MeasuredValue]) -> list[tuple[int, int]]:

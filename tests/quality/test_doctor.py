@@ -83,7 +83,8 @@ def plant(train, val):
     faults["near-contradiction-image"] = put(train[10], jpg=coded_again(train[11]["png"]), png=None)
     faults["missing-audio"] = put(train[12], flac=None)
     faults["no-group"] = put(train[13], group=None)
-    faults["group-of-one"] = put(train[16], group="alone") and "alone"
+    faults["group-of-one"] = put(train[16], group="alone", flac=None, txt=None) and "alone"
+    faults["missing-text"] = train[16]["id"]
     faults["silent-audio"] = put(val[6], flac=audio(np.zeros(8000), kind="FLAC"))
     faults["constant-audio"] = put(val[7], wav=audio(np.full(8000, 0.25)), flac=None)
     faults["clipped-audio"] = put(val[8], flac=audio((4 * samples(val[8]["flac"])).clip(-1, 1), kind="FLAC"))
@@ -146,6 +147,28 @@ def test_nothing_is_found_in_a_clean_corpus(place, capsys):
     assert dispatch("doctor", [str(top / "clean/val"), "--against", str(top / "clean/train"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["findings"] == []
     assert dispatch("doctor", [str(top / "bad/train"), "--json"]) == 1
+
+
+def test_findings_are_written_with_all_ids_and_dropped(tmp_path):
+    corpus_rows = rows(1, "t", 40)
+    for i in range(0, 12, 2):
+        corpus_rows[i + 1] |= {"png": corpus_rows[i]["png"], "group": corpus_rows[i]["group"]}
+    for i in range(20, 28):
+        corpus_rows[i]["flac"] = audio(np.zeros(8000), kind="FLAC")
+    data = shards(tmp_path / "d", corpus_rows)
+    assert dispatch("doctor", [data, "--out", str(tmp_path / "findings.jsonl")]) in (0, 1)
+    found = {f["code"]: f for f in map(json.loads, (tmp_path / "findings.jsonl").read_text().splitlines())}
+    assert found["duplicate-image"]["ids"] == [f"t{i:02d}" for i in range(12)]
+    assert found["duplicate-image"]["drop"] == [f"t{i:02d}" for i in range(1, 12, 2)]
+    assert found["silent-audio"]["ids"] == found["silent-audio"]["drop"] == [f"t{i:02d}" for i in range(20, 28)]
+    assert len(found["silent-audio"]["examples"]) == 5
+
+
+def test_one_photo_a_product_is_no_group_of_one(tmp_path):
+    corpus_rows = rows(1, "t", 24)
+    for i, row in enumerate(corpus_rows):  # some products have a second photo
+        row["group"] = f"sku{i // 2 if i < 8 else i}"
+    assert "group-of-one" not in {f.code for f in doctor(shards(tmp_path / "d", corpus_rows)).findings}
 
 
 def test_splits_by_a_column(tmp_path):
