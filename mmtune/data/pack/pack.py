@@ -129,8 +129,8 @@ def pack(
     }
     if roles.numbers:
         identity["numbers"] = sorted(roles.numbers)
-    if drop_ids:
-        identity["dropped ids"] = sha256("\n".join(sorted(drop_ids)).encode("utf-8", "replace")).hexdigest()
+    dropped = "\n".join(sorted(drop_ids)).encode("utf-8", "replace")
+    identity["dropped ids"] = sha256(dropped).hexdigest() if drop_ids else None
     with PackJournal(Path(out), identity, overwrite) as journal:
         run = _PackRun(roles, journal, shard_bytes, drop_ids)
         with DecodePool(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
