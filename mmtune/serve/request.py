@@ -70,9 +70,7 @@ async def read_body(request: "Request", limits: Limits) -> RequestBody:
                 return _json_body(await request.body())
     except TimeoutError:
         raise _too_slow(limits) from None
-    raise RequestError(
-        415, "unsupported", f"unsupported media type: send {JSON} or {FORM}, not {kind[:80] or 'a body without one'}"
-    )
+    raise RequestError(415, "unsupported", f"unsupported media type {kind[:80]!r}: send {JSON} or {FORM}")
 
 
 async def read_json(request: "Request", limits: Limits) -> JsonObject:
