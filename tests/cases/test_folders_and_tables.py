@@ -91,3 +91,9 @@ def test_numbers_of_a_csv_are_numbers_in_filters(verb: Verb, tmp_path: Path) -> 
     assert status == 0 and sorted(r["id"] for r in json.loads(out)["results"]) == ["img/0.png", "img/1.png"]
     status, out, _ = verb(*search, "price >= 8")
     assert status == 0 and [r["id"] for r in json.loads(out)["results"]] == ["img/7.png"]
+
+
+def test_a_table_in_the_place_of_shards_is_to_be_packed_first(verb: Verb, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text\nboot\n")
+    status, _, err = verb("doctor", tmp_path / "x.csv")
+    assert status == 2 and len(err.strip().splitlines()) == 1 and "pack it first: mmtune pack" in err

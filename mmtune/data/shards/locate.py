@@ -20,6 +20,7 @@ from mmtune.runtime.files import read_json
 KIND, SPLIT_KIND = "mmtune-shards", "mmtune-splits"
 """Values of the key `kind` in index.json: for a directory of shards, and for a directory with one subdirectory per split."""
 JOURNAL = ".pack/journal.jsonl"
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Path of the journal in a directory to which `mmtune pack` writes."""
 
 
@@ -123,11 +124,28 @@ def _locate_local(path: str) -> ShardListing:
         index = read_json(os.path.join(folder, "index.json"))
     elif os.path.exists(os.path.join(folder, JOURNAL)):
         raise DataError(f"{folder}: `mmtune pack` has not finished here; run the same command again")
+    if not name and index is not None and _is_kind(index, SPLIT_KIND):
+        return _locate_splits(folder, index)
+    if name and os.path.splitext(name)[1].lower() in TABLES:
+        raise DataError(f"{path}: a table, not shards; pack it first: mmtune pack {path} --out DIR, and name DIR")
     if name:
         names, sizes = [name], sizes | {name: os.path.getsize(path)}
     else:
         names = _shard_names(folder, sizes, index, os.listdir(folder))
     return _check_against_index(folder, names, sizes, index, lambda n: os.path.join(folder, n))
+
+
+def _locate_splits(folder: str, index: JsonObject) -> ShardListing:
+    """Locate the shards of every split of a directory that was packed with splits; those without a packed row are left out."""
+    listing = ShardListing()
+    for split, counts in index["splits"].items():
+        if counts.get("packed", 1):
+            more = _locate_local(os.path.join(folder, split))
+            listing.shards += more.shards
+            listing.aliases |= more.aliases
+    if not listing.shards:
+        raise DataError(f"{folder}: nothing was packed here, every row was rejected; see rejected.jsonl")
+    return listing
 
 
 def _locate_remote(url: str) -> ShardListing:
