@@ -94,7 +94,7 @@ def test_a_modality_that_workers_cannot_import_is_one_clear_line(tmp_path: Path,
     monkeypatch.setitem(sys.modules, "only_here", sys.modules[Trace.__module__])
     modalities.register("trace", "only_here:Trace")
     (tmp_path / "0.f32").write_bytes(b"fine")
-    with pytest.raises(DataError, match="cannot load the modalities .*only_here.*importable module"):
+    with pytest.raises(DataError, match="cannot import the modalities .*only_here.*module that can be imported"):
         pack(write_csv(tmp_path / "rows.csv", [{"trace": "0.f32"}]), tmp_path / "out")
 
 
