@@ -1,8 +1,8 @@
-"""`--skip-bad`: DATA without the values that cannot be decoded, which otherwise end `train` and `embed` at the first one.
+"""The option `--skip-bad` of `train` and `embed`: skip values that cannot be decoded, instead of stopping at the first one.
 
-Every value is decoded once beforehand, equal ones once; what was found is kept in the cache, so that a run that is resumed, and the
-processes that share one, do not decode everything again. A file that crashes its decoder still ends the process: `mmtune pack`
-checks in processes of its own.
+All values are decoded once beforehand, identical ones only once. The result is cached on disk, so that a resumed run and the other
+processes of a distributed run need not decode everything again. A file that crashes its decoder still ends the process. Only
+`mmtune pack` can handle such files, because it decodes in separate worker processes.
 """
 
 import contextlib
@@ -26,16 +26,23 @@ from mmtune.runtime.threads import data_thread_pool
 from mmtune.runtime.work_lock import file_lock
 
 CHUNK = 1024
+"""Number of rows that are decoded between two updates of the progress display."""
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-"""An object's address in a reason."""
+"""The memory address in the repr of an object. It is removed from reasons, because it differs from run to run."""
 EXAMPLES = 3
+"""Number of ids that the warning shows."""
 MAX_WORKERS = 8
+"""Maximum number of threads that decode."""
 
 
 def without_undecodable(data: Data, modalities: Sequence[str] | None = None, quiet: bool = True) -> Data:
-    """`data`, in which the rows whose value of a modality (default: of all) cannot be read or decoded lack that modality.
+    """Return a view of `data` in which values that cannot be read or decoded are missing.
 
-    Warns (DataWarning) of how many those are, with the first ids and reasons. Raises DataError when nothing is left.
+    data: the dataset
+    modalities: modalities to check; None means all
+    quiet: show no progress
+
+    Issues a DataWarning with the number of such values, and the first ids and reasons. Raises DataError if no value can be decoded.
     """
     bad_rows = {}
     for name in modalities or data.modalities:
@@ -58,7 +65,7 @@ def without_undecodable(data: Data, modalities: Sequence[str] | None = None, qui
 
 
 def _undecodable(data: Data, name: str, rows: np.ndarray, quiet: bool) -> dict[int, str]:
-    """Content label -> reason, of the values of `rows` that cannot be decoded."""
+    """Find the values of modality `name` in `rows` that cannot be decoded. Returns content label -> reason."""
     first, _ = first_occurrences(data.labels[name][rows])
     key = stable_label(json.dumps([data.fingerprint, name, tar_index.signature()]).encode())
     stored = shard_cache.root() / "undecodable" / f"{key:016x}.json"
@@ -66,14 +73,17 @@ def _undecodable(data: Data, name: str, rows: np.ndarray, quiet: bool) -> dict[i
         with contextlib.suppress(DataError, OSError, ValueError):
             return {int(label): reason for label, reason in read_json(stored).items()}
         found = _decode_all(data, name, rows[first], quiet)
-        with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
+        with contextlib.suppress(OSError):  # continue without the cache if it cannot be written
             write_json(stored, {str(label): reason for label, reason in found.items()})
     return found
 
 
 @contextlib.contextmanager
 def _lock(stored: Path) -> Iterator[None]:
-    """Of several processes one decodes, and the others read what it found; without a writable cache each decodes."""
+    """Context manager with a lock on the cache file `stored`, so that one process decodes and the others read its result.
+
+    Without a writable cache there is no lock, and each process decodes.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stored.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ class PackRow:
     settled: whether an earlier, interrupted run has packed or rejected the row
     held: number of bytes that the row occupies in memory after it was checked
     reencoded: modality -> description of a change of its bytes (see `Modality.reencode`)
-    dropped: whether the user has the row left out
+    dropped: whether the row is left out because the user has listed its id (`pack --drop FILE`)
 
     Rows that have a reason, are settled or are dropped are not checked.
     """

@@ -1,7 +1,11 @@
-"""The rows that `pack --drop FILE` leaves out: what `mmtune doctor --out FILE` wrote, or an id a line.
+"""Read the ids of the rows that `pack --drop FILE` leaves out, from a file of ids or of findings of `mmtune doctor --out FILE`.
 
-A line is a JSON object with the ids under "drop" (a list: the rows without which the finding is gone), or else under "ids", or one
-"id"; any other line is an id itself. The user may delete lines, and ids of lines.
+A line is either a JSON object or an id. In an object the ids are under the first of these keys that it has:
+    drop: list of the rows to remove, so that the finding does not occur any more
+    ids: list of all rows of the finding
+    id: a single row
+
+Users may edit the file: delete lines to keep their rows, or delete single ids.
 """
 
 import json
@@ -13,7 +17,7 @@ from mmtune.errors import DataError
 
 
 def read_drop_ids(path: Path) -> frozenset[str]:
-    """The ids that a file names. DataError for a file that cannot be read, and a line that is broken."""
+    """Read all ids in a file. Raises DataError if the file cannot be read or a line is invalid."""
     ids: list[str] = []
     try:
         with open_text(path) as f:
@@ -36,5 +40,5 @@ def _ids_of(line: str, where: str) -> list[str]:
             ids = document[key] if isinstance(document[key], list) else [document[key]]
             if all(isinstance(i, str | int) for i in ids):
                 return [str(i) for i in ids]
-            raise DataError(f"{where}: {key!r} is no list of ids")
-    raise DataError(f"{where}: neither 'drop' nor 'ids' nor 'id' in it; write it with `mmtune doctor --out FILE`")
+            raise DataError(f"{where}: {key!r} is not a list of ids")
+    raise DataError(f"{where}: has none of the keys 'drop', 'ids' and 'id'; write the file with `mmtune doctor --out FILE`")

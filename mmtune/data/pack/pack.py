@@ -59,7 +59,7 @@ class PackResult(ResultFields):
     reasons: kind of reason -> number of rejected rows, most frequent first
     rejected_file: file that lists the rejected rows
     list_rows: number of rows made from list values other than the first of each list
-    dropped: number of rows that the file `drop` names
+    dropped: number of rows left out because their ids are listed in the file `drop`
     """
 
     out: str

@@ -215,7 +215,10 @@ class Data:
         return Data(self.spec, self._reader, self._files, self._shard_N[rows], table, self._aliases)
 
     def without_values(self, rows: Mapping[str, np.ndarray]) -> "Data":
-        """This Data, in which the given rows lack their value of a modality. rows: modality -> row numbers."""
+        """Return a view in which some values are missing.
+
+        rows: modality -> numbers of the rows whose value of that modality is removed
+        """
         table, content_N = self._table, self._column["row.label"].copy()
         for name, of_modality in rows.items():
             for column, absent in (("size", -1), ("label", 0)):
