@@ -59,7 +59,7 @@ class DataConfig(RecipeBlock):
     )
 
     skip_bad: bool = Field(
-        False, description="true: values that cannot be decoded are skipped, with a count, instead of ending the run"
+        False, description="true: skip values that cannot be decoded, with a warning; false: stop the run at the first one"
     )
 
     @property

@@ -69,7 +69,7 @@ def test_a_file_that_names_unknown_ids_or_is_broken(tmp_path: Path) -> None:
         pack(table(tmp_path), tmp_path / "d", drop=tmp_path / "ids.txt", max_rejected=1)
     for text, message in (
         ('{"ids": [', "line 1: not valid JSON"),
-        ('b1\n{"code": "x"}', "line 2: neither 'drop'"),
+        ('b1\n{"code": "x"}', "line 2: has none of the keys 'drop'"),
         ('{"ids": "', "not valid"),
     ):
         (tmp_path / "bad.jsonl").write_text(text)
