@@ -87,13 +87,13 @@ def test_edited_version(coll):
     file.write_text(json.dumps(record))
     refused(coll, "canaries of another model", "v2")
     shutil.copy(coll.layout.directory("v1") / "canaries.safetensors", coll.layout.directory("v2"))
-    refused(coll, "its image store holds 64 numbers of mm1-", "v2")
+    refused(coll, "its image store holds vectors of 64 dimensions by mm1-", "v2")
 
 
 def test_a_store_of_another_version(coll):
     shutil.rmtree(place(coll, "v2").directory)
     shutil.copytree(place(coll, "v1").directory, place(coll, "v2").directory)
-    refused(coll, r"image store holds 64 numbers of mm1-\w+, .*the model of v1; weights: ", "v2")
+    refused(coll, r"image store holds vectors of 64 dimensions by mm1-\w+, .*the model of v1; weights: ", "v2")
 
 
 def test_an_adapter_was_swapped(coll, shelf, tmp_path):
@@ -173,7 +173,7 @@ def test_no_canaries(coll):
     save_file(
         {}, coll.layout.directory("v2") / "canaries.safetensors", {"fingerprint": coll.layout.record("v2")["fingerprint"]}
     )
-    refused(coll, "it holds no canaries", "v2")
+    refused(coll, "contains no canaries", "v2")
 
 
 @pytest.mark.parametrize("change", ["weights", "prompts"])
@@ -211,7 +211,7 @@ def test_items_of_an_older_backup(coll):
     coll.close()
     shutil.rmtree(coll.path / "corpus")
     (coll.path / "old").rename(coll.path / "corpus")
-    refused(coll, r"v2 has the first 2 changes of the items, and .*items.sqlite knows of 1", "v2")
+    refused(coll, r"v2 contains 2 changes of the items, but .*items.sqlite has only 1", "v2")
     for write in (lambda c: c.upsert([row("m", "blue", 6)]), lambda c: c.delete(["0-001"])):
         with pytest.raises(DataError, match="bring back the newer one"):
             write(again(coll))
