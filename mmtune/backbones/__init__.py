@@ -168,15 +168,16 @@ def load(spec: str, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
 def rebuild(family: str, directory: Path, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
     """Build a backbone with uninitialised weights from the files in `directory`; the caller loads the weights.
 
-    family: a key of TABLE. Unlike `load`, this function never imports an unknown family, because the name comes from a file (the
-        manifest of an artifact), and no file may decide which code is imported.
+    family: a key of TABLE. Unlike `load`, this function never imports an unknown family, because the name comes from a file
+        (the manifest of an artifact), and no file may decide which code is imported.
     cpu_kernels: as in `load`
 
     Raises ModelError if the family is not in TABLE.
     """
     if family not in TABLE:
         raise ModelError(
-            f"{directory}: its model family {family!r} is not registered{plugins.nearest(family, TABLE)}; if its code is yours, "
+            f"{directory}: its model family {family!r} is not registered{plugins.nearest(family, TABLE)}; if its code is "
+            "yours, "
             f'call mmtune.backbones.register("{family}", "package.module:Class") first'
         )
     return _with_kernels(_family(family).rebuild(directory), cpu_kernels)

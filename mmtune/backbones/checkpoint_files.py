@@ -36,7 +36,8 @@ def require_file(directory: Path, names: Sequence[str], what: str, family: str) 
     """
     if not any((directory / n).is_file() for n in names):
         raise ModelError(
-            f"{family}:{directory}: the {what} is missing: no {' or '.join(names)} in that directory; copy it from the checkpoint"
+            f"{family}:{directory}: the {what} is missing: no {' or '.join(names)} in that directory; copy it from the "
+            "checkpoint"
         )
 
 
@@ -59,8 +60,8 @@ def refuse_custom_code(directory: Path, family: str) -> None:
             kind = entry.get("type", "") if isinstance(entry, dict) and name == "modules.json" else ""
             if custom or (kind and not str(kind).startswith("sentence_transformers.")):
                 raise ModelError(
-                    f"{family}:{directory}: {name} refers to Python code of the checkpoint ({'auto_map' if custom else kind}), and "
-                    "mmtune never runs code of a checkpoint; choose a checkpoint whose architecture is part of transformers"
+                    f"{family}:{directory}: {name} refers to Python code of the checkpoint ({'auto_map' if custom else kind}), "
+                    "and mmtune never runs code of a checkpoint; choose a checkpoint whose architecture is part of transformers"
                 )
 
 

@@ -1,17 +1,21 @@
-"""The centre crop of a resized image without the resized image: of a strip of 8,000 x 1 pixels, whose shorter side a tower wants
-224 pixels long, that would be a picture of 1,792,000 x 224."""
+"""Resize and centre-crop very thin images without creating the resized image.
+
+Preprocessing usually resizes the shorter side of an image and then crops the centre. An image of 8000 x 1 pixels, resized so
+that its shorter side has 224 pixels, would have 1,792,000 x 224 pixels.
+"""
 
 import math
 
 import PIL.Image as PILImage
 
 MAX_OVER_CROP = 8
-"""A resized image with at most this many times the crop's pixels is made; images of usual shapes are below it."""
-SUPPORT = 3  # pixels that a filter reaches to either side at most (Lanczos), in pixels of the smaller of the two images
+"""A resized image with at most this many times the pixels of the crop is small enough to be created. Images of usual shapes
+are."""
+SUPPORT = 3  # the largest radius of a resampling filter (Lanczos), in pixels of the smaller of original and resized image
 
 
 def shortest_edge_size(width: int, height: int, edge: int) -> tuple[int, int]:
-    """(width, height) after the shorter side is resized to `edge`, as torchvision and transformers round it."""
+    """Return the (width, height) of an image after its shorter side is resized to `edge`, rounded as in torchvision."""
     longer = int(edge * max(width, height) / min(width, height))
     return (edge, longer) if width <= height else (longer, edge)
 
@@ -19,10 +23,15 @@ def shortest_edge_size(width: int, height: int, edge: int) -> tuple[int, int]:
 def centre_crop_of_resized(
     image: PILImage.Image, resized: tuple[int, int], crop: tuple[int, int], resample: int
 ) -> PILImage.Image | None:
-    """What `image.resize(resized, resample)` and a centre crop give, by Pillow's own arithmetic, in the memory of the crop.
+    """Resize and centre-crop an image, using only as much memory as the crop needs.
 
-    resized, crop: (width, height); a side of `resized` that is shorter than the crop's stays as it is. None where `resized` is
-    small enough to be made (MAX_OVER_CROP).
+    The result is the same as that of `image.resize(resized, resample)` followed by a centre crop.
+
+    resized: (width, height) of the resized image
+    crop: (width, height) of the crop; a side that is longer than that of the resized image is shortened to it
+    resample: Pillow's number of the resampling filter
+
+    Returns None if the resized image is small enough to be created in the usual way (see MAX_OVER_CROP).
     """
     (width, height), (crop_width, crop_height) = resized, (min(a, b) for a, b in zip(resized, crop, strict=True))
     if width * height <= MAX_OVER_CROP * crop_width * crop_height:
@@ -35,7 +44,13 @@ def centre_crop_of_resized(
 
 
 def _window(length: int, resized: int, crop: int) -> tuple[tuple[float, float], int, int]:
-    """Of one side: where the crop begins and ends in the image, and the first and the end of the pixels that it depends on."""
+    """Compute, along one axis, which pixels of the original image the crop depends on.
+
+    length, resized, crop: lengths of the original image, of the resized image and of the crop
+
+    Returns where the crop begins and ends in the original image, the first pixel that it depends on, and the end (exclusive) of
+    the pixels that it depends on.
+    """
     scale = length / resized
     start = round((resized - crop) / 2)
     begin, end = start * scale, min((start + crop) * scale, float(length))

@@ -43,8 +43,8 @@ def _load(cls: _Pretrained, model: str, what: str) -> Untyped:
 class CrossEncoder:
     """Score pairs of texts with a cross-encoder, e.g. ms-marco-MiniLM.
 
-    Any sequence classifier with a single output works, in the file layout of transformers or of sentence-transformers. A score is
-    the classifier's logit. It is unbounded, so use it with the losses margin_mse or kl.
+    Any sequence classifier with a single output works, in the file layout of transformers or of sentence-transformers. A score
+    is the classifier's logit. It is unbounded, so use it with the losses margin_mse or kl.
     """
 
     def __init__(self, model: str, batch_size: int = 64, device: str | None = None, max_length: int | None = None) -> None:
@@ -62,7 +62,8 @@ class CrossEncoder:
         self.model = _load(AutoModelForSequenceClassification, model, "sequence classifier").eval()
         if self.model.config.num_labels != 1:
             raise ModelError(
-                f"{model}: this classifier has {self.model.config.num_labels} outputs; a cross-encoder that scores similarity has one"
+                f"{model}: this classifier has {self.model.config.num_labels} outputs; a cross-encoder that scores similarity "
+                "has one"
             )
         self.tokenizer = _load(AutoTokenizer, model, "tokenizer")
         self.batch_size, self.max_length = batch_size, max_length

@@ -77,9 +77,9 @@ def load(checkpoint: str) -> Backbone:
     refuse_custom_code(directory, "hf")
     if (directory / "adapter_config.json").is_file():
         raise ModelError(
-            f"hf:{checkpoint}: the directory also contains an adapter (adapter_config.json), which transformers would apply to the "
-            "weights: if it is already merged into them, remove adapter_config.json and adapter_model.safetensors; if not, merge it "
-            "first"
+            f"hf:{checkpoint}: the directory also contains an adapter (adapter_config.json), which transformers would apply to "
+            "the weights: if it is already merged into them, remove adapter_config.json and adapter_model.safetensors; if not, "
+            "merge it first"
         )
     require_file(directory, WEIGHTS, "weights file", "hf")
     kind = _supported_type(directory)
@@ -109,8 +109,8 @@ def _silence_transformers() -> None:
 def _supported_type(directory: Path) -> str:
     """Return the `model_type` in config.json.
 
-    Raises ModelError for a dual encoder that is not in DUAL_ENCODERS, and for a checkpoint that contains only one tower of a dual
-    encoder (a "...ModelWithProjection").
+    Raises ModelError for a dual encoder that is not in DUAL_ENCODERS, and for a checkpoint that contains only one tower of a
+    dual encoder (a "...ModelWithProjection").
     """
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -137,8 +137,8 @@ def _snapshot(name: str) -> Path:
     except Exception as e:  # the hub's client raises many unrelated exception types
         first = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ModelError(
-            f"hf:{name}: no such directory, and the checkpoint could not be downloaded from the hub ({first}); check the name, or "
-            "download the checkpoint yourself and give its directory"
+            f"hf:{name}: no such directory, and the checkpoint could not be downloaded from the hub ({first}); check the name, "
+            "or download the checkpoint yourself and give its directory"
         ) from None
 
 

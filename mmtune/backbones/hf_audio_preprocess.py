@@ -23,12 +23,12 @@ MAX_WINDOWS = 128  # bounds the memory that one very long sound takes
 class ClapPreprocess:
     """Turn one sound into CLAP's log-mel spectrograms.
 
-    The sound is resampled to the model's sample rate. A sound shorter than the model's window is repeated or zero-padded, as the
-    feature extractor specifies. A longer sound is cut into at most MAX_WINDOWS evenly spaced windows that cover it, and the model
-    averages their L2-normalised embeddings; in training (with `rng`) one random window is used instead.
+    The sound is resampled to the model's sample rate. A sound shorter than the model's window is repeated or zero-padded, as
+    the feature extractor specifies. A longer sound is cut into at most MAX_WINDOWS evenly spaced windows that cover it, and the
+    model averages their L2-normalised embeddings; in training (with `rng`) one random window is used instead.
 
-    transformers differs: it crops long sounds at random, and it sets `is_longer` for a random item of a batch without long sounds.
-    Here `is_longer` is always False, the value that transformers uses for a short sound.
+    transformers differs: it crops long sounds at random, and it sets `is_longer` for a random item of a batch without long
+    sounds. Here `is_longer` is always False, the value that transformers uses for a short sound.
     """
 
     def __init__(self, extractor: "ClapFeatureExtractor", fused: bool):
@@ -92,7 +92,7 @@ class ClapPreprocess:
         return {"input_features": mels.expand(-1, 4, -1, -1) if self.fused else mels}
 
     def windows(self, item: dict[str, Tensor]) -> int:
-        """The number of windows of an item."""
+        """Return the number of windows of a preprocessed item."""
         return len(item["input_features"])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

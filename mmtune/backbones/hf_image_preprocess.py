@@ -1,7 +1,7 @@
 """Preprocess images as a transformers image processor does.
 
-Each image is processed on its own, so that its embedding does not depend on the batch. A faster implementation is used if it gives
-the same result as transformers' image processor on test images.
+Each image is processed on its own, so that its embedding does not depend on the batch. A faster implementation is used if it
+gives the same result as transformers' image processor on test images.
 """
 
 import random
@@ -38,7 +38,8 @@ class ImagePreprocess:
         return {"pixel_values": self.processor(images=signal, return_tensors="pt")["pixel_values"][0]}
 
     def _cropped(self, signal: "PIL.Image.Image") -> "PIL.Image.Image | None":
-        """Return a thin image resized and centre-cropped; None if the image processor can do both without a huge image."""
+        """Resize and centre-crop a very thin image; return None if the image processor can do so without a huge resized
+        image."""
         p: Untyped = self.processor
         edge = int(dict(getattr(p, "size", None) or {}).get("shortest_edge") or 0)
         if not edge or not getattr(p, "do_resize", False) or not getattr(p, "do_center_crop", False):
@@ -79,7 +80,7 @@ class ResizeCropNormalise:
         thin = self.crop and centre_crop_of_resized(image, (width, height), (self.crop[1], self.crop[0]), self.resample)
         x = torch.from_numpy(np.array(thin or image, dtype=np.uint8)).permute(2, 0, 1)
         if thin:
-            pass  # resized and cropped already
+            pass  # already resized and cropped
         elif self.mode.value in ("bilinear", "bicubic"):
             x = interpolate(x[None], (height, width), mode=self.mode.value, align_corners=False, antialias=True)[0]
         else:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def build(cls: Untyped, directory: Path, config: "PretrainedConfig", load_weights: bool) -> nn.Module:
     """Build a module of the transformers class `cls`, in eval mode.
 
-    The weights are always converted to float32, so that fingerprint and embeddings do not depend on the default dtype of a version
-    of transformers.
+    The weights are always converted to float32, so that fingerprint and embeddings do not depend on the default dtype of a
+    version of transformers.
 
     cls: a model class, or AutoModel
     directory: the checkpoint
@@ -35,8 +35,8 @@ def build(cls: Untyped, directory: Path, config: "PretrainedConfig", load_weight
     missing = sorted(k for k in info["missing_keys"] if "position_ids" not in k)
     if missing:
         raise ModelError(
-            f"hf:{directory}: {len(missing)} weights are missing from the checkpoint, first {missing[0]!r}; the file is incomplete "
-            "or belongs to another architecture: download the checkpoint again"
+            f"hf:{directory}: {len(missing)} weights are missing from the checkpoint, first {missing[0]!r}; the file is "
+            "incomplete or belongs to another architecture: download the checkpoint again"
         )
     return module.eval()
 
@@ -44,8 +44,8 @@ def build(cls: Untyped, directory: Path, config: "PretrainedConfig", load_weight
 def attention_setter(module: nn.Module) -> Callable[[str, bool], None]:
     """Return the `Backbone.select_attention` function of a transformers model.
 
-    On a CPU in bf16 it selects eager attention, because the backward pass of torch's fused attention is slow: it takes 350 ms of an
-    800 ms training step with 64 images. With eager attention the step takes 500 ms (torch 2.14).
+    On a CPU in bf16 it selects eager attention, because the backward pass of torch's fused attention is slow: it takes 350 ms
+    of an 800 ms training step with 64 images. With eager attention the step takes 500 ms (torch 2.14).
     """
     model = cast("PreTrainedModel", module)
     default = model.config._attn_implementation

@@ -1,8 +1,9 @@
-"""Load open_clip checkpoints: `open_clip:NAME/TAG` (TAG may be a weights file) and `open_clip:DIR` (open_clip's local-dir layout).
+"""Load open_clip checkpoints: `open_clip:NAME/TAG` (TAG may be a weights file) and `open_clip:DIR` (open_clip's local-dir
+layout).
 
-A directory must contain `open_clip_config.json`, with both `model_cfg` and `preprocess_cfg`, and the weights. If `model_cfg` has an
-`hf_tokenizer_name`, the directory must contain the tokenizer's files, too: without them, open_clip would silently use CLIP's
-tokenizer instead (open_clip issue 1068).
+A directory must contain `open_clip_config.json`, with both `model_cfg` and `preprocess_cfg`, and the weights. If `model_cfg`
+has an `hf_tokenizer_name`, the directory must contain the tokenizer's files, too: without them, open_clip would silently use
+CLIP's tokenizer instead (open_clip issue 1068).
 """
 
 import json
@@ -57,8 +58,8 @@ def _from_directory(directory: Path) -> Backbone:
     config = _checked_config(directory)
     if not [f for p in ("*.safetensors", "*.bin", "*.pth") for f in directory.glob(p)]:
         raise ModelError(
-            f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors in that directory (open_clip does "
-            "not read *.pt from a directory)"
+            f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors in that directory (open_clip "
+            "does not read *.pt from a directory)"
         )
     files = {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.name in KEPT_FILES}
     return _backbone(_create(f"local-dir:{directory}", load_weights=True), files | {CONFIG: _json_bytes(config)})
@@ -76,8 +77,8 @@ def _checked_config(directory: Path) -> JsonObject:
     for key in ("model_cfg", "preprocess_cfg"):
         if not config.get(key):
             raise ModelError(
-                f"open_clip:{directory}: {CONFIG} has no {key}, without which model and preprocessing cannot be built; copy the "
-                "complete file from the checkpoint"
+                f"open_clip:{directory}: {CONFIG} has no {key}, without which model and preprocessing cannot be built; copy "
+                "the complete file from the checkpoint"
             )
     text = config["model_cfg"].get("text_cfg", {})
     if text.get("hf_tokenizer_name"):
@@ -87,9 +88,9 @@ def _checked_config(directory: Path) -> JsonObject:
             )
     elif text.get("vocab_size", CLIP_VOCABULARY) != CLIP_VOCABULARY:
         raise ModelError(
-            f"open_clip:{directory}: the tokenizer is missing: vocab_size {text['vocab_size']} is not that of CLIP's tokenizer, and "
-            "model_cfg.text_cfg has no hf_tokenizer_name; copy the checkpoint's tokenizer.json into the directory and set "
-            "hf_tokenizer_name"
+            f"open_clip:{directory}: the tokenizer is missing: vocab_size {text['vocab_size']} is not that of CLIP's "
+            "tokenizer, and model_cfg.text_cfg has no hf_tokenizer_name; copy the checkpoint's tokenizer.json into the "
+            "directory and set hf_tokenizer_name"
         )
     return config
 

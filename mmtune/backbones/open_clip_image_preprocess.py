@@ -25,7 +25,7 @@ class OpenClipImagePreprocess:
         self.height, self.width = map(int, (size, size) if isinstance(size, int) else size[-2:])
         self.input_size = float(max(self.height, self.width))
         self.mode = options.resize_mode or "shortest"
-        # upstream passes its interpolation on for square inputs only
+        # open_clip uses `interpolation` only for square inputs, and bicubic resampling for all others
         self.resample = PILImage.Resampling.BICUBIC
         if options.interpolation == "bilinear" and self.height == self.width:
             self.resample = PILImage.Resampling.BILINEAR
@@ -34,8 +34,12 @@ class OpenClipImagePreprocess:
         return {"image": self.transform(self._thin(signal))}
 
     def _thin(self, signal: PILImage.Image) -> PILImage.Image:
-        """A thin image as the rest of the transform leaves it alone: its crop after resizing, or with sides of a pixel at least.
-        Other images are returned as they are."""
+        """Prepare a very thin image for the transform, and return any other image unchanged.
+
+        If the transform would resize the shorter side and crop ("shortest"), the thin image is resized and cropped here,
+        without a huge resized image. If it would resize the longer side ("longest"), a shorter side that would become 0 pixels
+        is made 1.
+        """
         ratios = signal.width / self.width, signal.height / self.height
         if self.mode == "longest":
             width, height = (round(side / max(ratios)) for side in signal.size)

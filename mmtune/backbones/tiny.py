@@ -182,7 +182,7 @@ class TinyAudio:
         return {"planes": (torch.log10((self.mel_MF @ power).clamp(min=1e-8)) / 4)[:, None]}
 
     def windows(self, item: dict[str, Tensor]) -> int:
-        """The number of windows of an item."""
+        """Return the number of windows of a preprocessed item."""
         return len(item["planes"])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -91,8 +91,9 @@ def embed_data(
     modalities: which modalities to embed; None means all that model and dataset have in common
     batch_size: values in one forward pass
     quiet: whether to hide the progress bar
-    role: None embeds every row as a candidate (prompt role "default"). If the model has a different prompt for queries, every row
-        is also embedded as a query, in `Embeddings.queries`. Any other role embeds every row with the prompt of that role only.
+    role: None embeds every row as a candidate (prompt role "default"). If the model has a different prompt for queries, every
+        row is also embedded as a query, in `Embeddings.queries`. Any other role embeds every row with the prompt of that role
+        only.
     processes: as in `embed_rows`
     """
     out = {}

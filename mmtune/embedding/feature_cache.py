@@ -1,8 +1,9 @@
 """Compute the features of frozen towers once and use them in all training epochs and in validation.
 
-The features of a value are the output of its tower. A frozen tower always gives the same output for the same value, so the output
-can be stored. A batch then contains {"features": [W, dim]} instead of the tower's input tensors, with "segments" if a value has
-several windows. A `CachedTower` returns these features unchanged, so that heads, loss and training loop need no change.
+The features of a value are the output of its tower. A frozen tower always gives the same output for the same value, so the
+output can be stored. A batch then contains {"features": [W, dim]} instead of the tower's input tensors, with "segments" if a
+value has several windows. A `CachedTower` returns these features unchanged, so that heads, loss and training loop need no
+change.
 """
 
 import functools

@@ -78,9 +78,9 @@ def embed(
 ) -> EmbedResult:
     """Embed a dataset into OUT/<modality>/part-*.parquet (columns id, group, vector; one part per shard) and OUT/meta.json.
 
-    Resumable: a part that exists for the same model and the same shard content is kept. Processes that run this at the same time
-    share the parts (see `mmtune.runtime.work_lock`), and each returns when all parts are written. Rows that lack a modality are
-    counted, but not written.
+    Resumable: a part that exists for the same model and the same shard content is kept. Processes that run this at the same
+    time share the parts (see `mmtune.runtime.work_lock`), and each returns when all parts are written. Rows that lack a
+    modality are counted, but not written.
 
     model: a model, or a MODEL to load
     data: a dataset, or where to open it
@@ -147,7 +147,8 @@ class Part:
     modality: the modality
     rows: row numbers in the dataset
     missing: number of rows of the shard that lack the modality
-    stamp: model fingerprint, role, shard name and a hash of the shard's content, stored in the file to recognise it when resuming
+    stamp: model fingerprint, role, shard name and a hash of the shard's content, stored in the file to recognise it when
+        resuming
     """
 
     path: Path

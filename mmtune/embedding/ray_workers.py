@@ -1,13 +1,13 @@
 """Run `mmtune embed` on a Ray cluster (`--engine ray`): one worker per GPU, or one per CPU core if there is no GPU.
 
 Each worker is a Ray task that runs the same function as a single process would. The workers share the work through lock files
-(`mmtune.runtime.work_lock`), exactly as processes started by torchrun or a Slurm array do. The output files are therefore the same,
-and a run that was interrupted under one engine can be resumed under another. Ray starts the workers and restarts those that die.
-All nodes must see the same output directory, on a file system that supports locks (NFS does). After `on_ray`, the caller runs the
-same function itself, to write any part that is still missing.
+(`mmtune.runtime.work_lock`), exactly as processes started by torchrun or a Slurm array do. The output files are therefore the
+same, and a run that was interrupted under one engine can be resumed under another. Ray starts the workers and restarts those
+that die. All nodes must see the same output directory, on a file system that supports locks (NFS does). After `on_ray`, the
+caller runs the same function itself, to write any part that is still missing.
 
-Ray Data's `map_batches` is not used: it needs its own reading, batching and writing, it moves every embedding through the object
-store, and after a failure of the driver process it starts from the beginning.
+Ray Data's `map_batches` is not used: it needs its own reading, batching and writing, it moves every embedding through the
+object store, and after a failure of the driver process it starts from the beginning.
 """
 
 import logging

@@ -87,8 +87,11 @@ class Audio(Modality):
         return frames * (channels + 1) * 4  # float32 samples of all channels, and their mean
 
     def coerce(self, value: object) -> Sound:
-        """Convert a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"} or {"array", "sampling_rate"}, a
-        `Sound`, or a pair (array [N], [N, C] or [C, N], sample rate) to a `Sound` (see `mono_sound`)."""
+        """Convert a user's value to a `Sound`.
+
+        value: a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"} or {"array", "sampling_rate"}, a
+            `Sound`, or a pair (array [N], [N, C] or [C, N], sample rate), see `mono_sound`
+        """
         if isinstance(value, Sound):
             return mono_sound(value.samples, value.rate)
         if isinstance(value, Mapping) and {"array", "sampling_rate"} <= set(value):

@@ -1,7 +1,7 @@
 """Augment sounds in training.
 
-All random numbers come from the generator that is passed in. A resumed run therefore trains on the same sounds as an uninterrupted
-one, regardless of the number of threads.
+All random numbers come from the generator that is passed in. A resumed run therefore trains on the same sounds as an
+uninterrupted one, regardless of the number of threads.
 """
 
 import random

@@ -24,11 +24,11 @@ THUMBNAIL_SIDE = 160
 BYTES_PER_PIXEL, BYTES_PER_PIXEL_OVER_WHITE = 12, 16
 """Peak memory of decoding an image, in bytes per pixel, without and with transparency.
 
-It consists of the image and its RGB copy; with transparency, of the image, its RGBA copy, the white background, and the blend of
-the last two. An image with more than 8 bits per colour takes twice as much."""
+It consists of the image and its RGB copy; with transparency, of the image, its RGBA copy, the white background, and the blend
+of the last two. An image with more than 8 bits per colour takes twice as much."""
 REQUEST_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Formats accepted in HTTP requests, in addition to HEIC if the extra `heif` is installed. Pillow can read more, but runs external
-programs for some (Ghostscript for EPS)."""
+"""Formats accepted in HTTP requests, in addition to HEIC if the extra `heif` is installed. Pillow can read more, but runs
+external programs for some (Ghostscript for EPS)."""
 WHITE_IS_ZERO = 0  # a value of the TIFF tag PHOTOMETRIC
 BITS, PHOTOMETRIC = 258, 262  # TIFF tags
 
@@ -36,8 +36,8 @@ BITS, PHOTOMETRIC = 258, 262  # TIFF tags
 def to_rgb(image: PILImage.Image) -> PILImage.Image:
     """Convert the first frame of an image to 8-bit RGB.
 
-    The image is rotated by its EXIF orientation, transparent parts become white, and values that are not 8-bit levels are scaled by
-    `tones.to_levels`. `image` may be modified in place, and may be the returned object.
+    The image is rotated by its EXIF orientation, transparent parts become white, and values that are not 8-bit levels are
+    scaled by `tones.to_levels`. `image` may be modified in place, and may be the returned object.
     """
     image.load()
     if image.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(image.info):  # a JPEG without metadata has no orientation
@@ -112,7 +112,8 @@ class Image(Modality):
         return _open(data, MAX_PIXELS * 4)  # a last resort against memory exhaustion; `check` applies the real limit
 
     def decode_scaled(self, data: bytes, input_size: float) -> PILImage.Image:
-        """Decode at a reduced size, as in `Modality.decode_scaled`. input_size: shorter side of the tower's input, in pixels."""
+        """Decode at a reduced size, as in `Modality.decode_scaled`. input_size: shorter side of the tower's input, in
+        pixels."""
         return _open(data, MAX_PIXELS * 4, math.ceil(2 * input_size))
 
     def check(self, data: bytes, max_pixels: float = MAX_PIXELS, **_: float) -> None:
@@ -136,8 +137,8 @@ class Image(Modality):
         return image.width * image.height * bytes_per_pixel * (2 if is_deep(image) else 1)
 
     def coerce(self, value: object) -> PILImage.Image:
-        """Convert a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"}, a PIL image, or an array [H, W],
-        [H, W, 3] or [H, W, 4] to an RGB image.
+        """Convert a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"}, a PIL image, or an array [H,
+        W], [H, W, 3] or [H, W, 4] to an RGB image.
 
         The values of an array are scaled to 8-bit levels by `mmtune.modalities.tones`.
         """

@@ -1,7 +1,7 @@
 """Augment images in training.
 
-All random numbers come from the generator that is passed in. A resumed run therefore trains on the same images as an uninterrupted
-one, regardless of the number of threads.
+All random numbers come from the generator that is passed in. A resumed run therefore trains on the same images as an
+uninterrupted one, regardless of the number of threads.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Compute 64-bit perceptual hashes of images, sounds and texts, to detect near duplicates.
 
-A copy of a file that was re-encoded, resized or made louder has the same or nearly the same hash. The maximum distances below are
-so small that two different photographs or recordings of the same thing are not near duplicates.
+A copy of a file that was re-encoded, resized or made louder has the same or nearly the same hash. The maximum distances below
+are so small that two different photographs or recordings of the same thing are not near duplicates.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ def _cosines(size: int, count: int) -> np.ndarray:
 def image_hash(image: PILImage.Image) -> int | None:
     """Compute the perceptual hash of an image (pHash, Zauner 2010).
 
-    Each bit says whether one of the 8 x 8 lowest frequencies of the image, scaled to 32 x 32 grey pixels, is above their median.
-    Returns None for an almost uniform image, whose bits would be noise.
+    Each bit says whether one of the 8 x 8 lowest frequencies of the image, scaled to 32 x 32 grey pixels, is above their
+    median. Returns None for an almost uniform image, whose bits would be noise.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), PILImage.Resampling.LANCZOS), np.float64)
     if grey.std() < 2.0:
@@ -51,8 +51,8 @@ def sound_hash(samples: np.ndarray, rate: int) -> int | None:
     """Compute the perceptual hash of a sound, an audio fingerprint after Haitsma and Kalker (2002).
 
     The sound is divided into SEGMENTS segments of time and BANDS bands of frequency. Each bit is the sign of a difference of
-    differences of log energy: between neighbouring bands, and between neighbouring segments. The hash does not depend on loudness
-    or sample rate. Returns None for silence, and for a sound that is too short to be divided into the segments.
+    differences of log energy: between neighbouring bands, and between neighbouring segments. The hash does not depend on
+    loudness or sample rate. Returns None for silence, and for a sound that is too short to be divided into the segments.
 
     samples: [N]
     rate: sample rate
@@ -74,7 +74,8 @@ def sound_hash(samples: np.ndarray, rate: int) -> int | None:
 
 
 def text_hash(text: str) -> int | None:
-    """Hash the words of a text, ignoring case, Unicode composition, punctuation and spacing. Returns None if it has no words."""
+    """Hash the words of a text, ignoring case, Unicode composition, punctuation and spacing. Returns None if it has no
+    words."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     words = re.findall(r"\w+", plain)
     if not words:

@@ -1,4 +1,8 @@
-"""Opens picture files: Pillow's own limits are replaced by ours, 16-bit colours are read whole, HEIC through the extra `heif`."""
+"""Open image files with Pillow, with three extensions.
+
+Pillow's size limits are replaced by those of mmtune, 16-bit colours keep their full precision, and HEIC files are read if the
+extra `heif` is installed.
+"""
 
 import contextlib
 import io
@@ -17,17 +21,23 @@ from mmtune.modalities.tones import picture_from_array
 
 Result = TypeVar("Result")
 
+# the file types in the header of a HEIF file that are HEIC images
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""Byte order of 16-bit numbers -> the order under which Pillow, which keeps the high byte, keeps the low one."""
+"""Byte order of 16-bit values (B: big-endian, L: little-endian, N: native) -> the opposite one. Pillow keeps only the high byte
+of 16-bit colours; under the opposite byte order, it keeps the low byte instead."""
 DEEP_MODES = ("RGB", "RGBA", "RGBX")
 DEEP_GREY_ALPHA = "LA;16B"
 _limits_lock = threading.Lock()
 
 
 def open_picture(data: bytes, formats: list[str] | None = None) -> PILImage.Image:
-    """A Pillow image of which the header is read. Raises Rejected for a HEIC picture without the extra `heif`, and what Pillow
-    raises. formats: only these."""
+    """Open an image file and read its header.
+
+    formats: accept only these formats of Pillow, and HEIC; None means all formats
+
+    Raises Rejected for a HEIC image if the extra `heif` is not installed, and any exception of Pillow.
+    """
     try:
         return PILImage.open(io.BytesIO(data), formats=formats)
     except PILImage.UnidentifiedImageError:
@@ -36,19 +46,22 @@ def open_picture(data: bytes, formats: list[str] | None = None) -> PILImage.Imag
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        raise Rejected('a HEIC picture is read through an extra: pip install "mmtune[heif]"') from None
+        raise Rejected('to read a HEIC image, install the extra: pip install "mmtune[heif]"') from None
     return HeifImageFile(io.BytesIO(data))
 
 
-# Process-wide, but for Pillow's own warnings only: `catch_warnings` around a call is not safe in threads, where two of them can leave
-# all warnings of the process ignored.
+# Pillow's warnings are ignored in the whole process. `catch_warnings` around each call is not thread-safe: two threads can
+# leave all warnings of the process ignored.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def within_our_limits(read: Callable[[], Result], max_pixels: float) -> Result:
-    """read() under Pillow's own limits; where these refuse, again under ours: `max_pixels`, and one text (XMP, a colour profile)
-    of a PNG as large as all of them may be together. Pillow's are settings of the whole process, so they are changed only for
-    that second reading, by one thread at a time."""
+    """Call `read`, and if one of Pillow's limits stops it, call it again with wider limits.
+
+    The wider limits are `max_pixels` pixels, and for a text of a PNG file (XMP, a colour profile) the limit that Pillow sets
+    for all texts together. Pillow's limits are settings of the whole process. They are therefore changed only for the second
+    call, by one thread at a time.
+    """
     try:
         return read()
     except PILImage.DecompressionBombError:
@@ -62,6 +75,7 @@ def within_our_limits(read: Callable[[], Result], max_pixels: float) -> Result:
 
 @contextlib.contextmanager
 def _wider_limits(max_pixels: float) -> Iterator[None]:
+    """Widen Pillow's limits while the context is active."""
     with _limits_lock:
         before = PILImage.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
         PILImage.MAX_IMAGE_PIXELS = int(max_pixels) // 2 + 1  # Pillow refuses more than twice as many
@@ -73,18 +87,24 @@ def _wider_limits(max_pixels: float) -> Iterator[None]:
 
 
 def is_deep(image: PILImage.Image) -> bool:
-    """Whether a picture, not decoded yet, has more than 8 bits a colour."""
+    """Whether an image that is not decoded yet has more than 8 bits per colour."""
     return image.mode.startswith("I") or image.mode == "F" or _deep_mode(image) is not None
 
 
 def load_deep_colours(image: PILImage.Image, data: bytes) -> None:
-    """Decode a PNG or TIFF with 16 bits a colour, of which Pillow would keep the high byte alone, to the tones of `tones`; any
-    other picture is left as it is."""
+    """Decode a PNG or TIFF file with 16 bits per colour with full precision, in place; leave any other image unchanged.
+
+    Pillow would keep only the high byte of each colour. Here, low and high bytes are read, and the values are scaled to 8-bit
+    levels by the rule of `mmtune.modalities.tones`.
+
+    image: the opened file, not decoded yet
+    data: the content of the file
+    """
     mode = _deep_mode(image)
     if mode is None:
         return
     low = PILImage.open(io.BytesIO(data), formats=[image.format or ""])
-    if mode == DEEP_GREY_ALPHA:  # four bytes a pixel: grey, opacity
+    if mode == DEEP_GREY_ALPHA:  # four bytes per pixel: two for grey, two for opacity
         _set_raw_mode(low, "RGBA")
         bytes_HW4 = np.asarray(low)
         grey, alpha = (bytes_HW4[..., i].astype(np.uint16) << 8 | bytes_HW4[..., i + 1] for i in (0, 2))
@@ -101,7 +121,7 @@ def load_deep_colours(image: PILImage.Image, data: bytes) -> None:
 
 
 def _deep_mode(image: PILImage.Image) -> str | None:
-    """The layout of the file's 16-bit colours, e.g. "RGB;16B"; None for other pictures."""
+    """Return Pillow's name of the layout of the file's 16-bit colours, e.g. "RGB;16B", or None for any other image."""
     if image.format not in ("PNG", "TIFF"):
         return None
     modes = {mode for tile in getattr(image, "tile", []) if isinstance(mode := _arguments(tile)[0], str)}

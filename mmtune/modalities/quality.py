@@ -95,8 +95,9 @@ def _measure_image(data: bytes) -> Measure:
         faults["low resolution"] = f"{image.width} x {image.height} pixels"
     if pixels.std() < 1:
         faults["constant"] = "the whole image has one colour"
-    # The signature is the mean brightness of 32 x 32 tiles and the mean colour of 16 x 16 tiles. Its unit is 8 grey levels: JPEG
-    # artefacts (1 to 5 grey levels in photographs at quality 75) stay below it, but a small visible detail or another hue do not.
+    # The signature is the mean brightness of 32 x 32 tiles and the mean colour of 16 x 16 tiles. Its unit is 8 grey levels:
+    # JPEG artefacts (1 to 5 grey levels in photographs at quality 75) stay below it, but a small visible detail or another hue
+    # do not.
     from PIL.Image import Resampling
 
     channels = zip(image.convert("YCbCr").split(), (32, 16, 16), strict=True)

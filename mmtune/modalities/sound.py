@@ -36,12 +36,12 @@ INTEGER_SCALES = {"uint8": (128, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)
 def mono_sound(samples: np.ndarray, rate: int) -> Sound:
     """Convert samples to a mono `Sound` by averaging the channels.
 
-    samples: [N], [N, C] or [C, N]. The shorter of two axes is taken as the channels; [N, C] is assumed if they are equally long.
-        Floats are used unchanged; integers are scaled to -1..1 by their type (see INTEGER_SCALES).
+    samples: [N], [N, C] or [C, N]. The shorter of two axes is taken as the channels; [N, C] is assumed if they are equally
+        long. Floats are used unchanged; integers are scaled to -1..1 by their type (see INTEGER_SCALES).
     rate: samples a second
 
-    Raises Rejected for an array of another shape or type, without samples or with samples that are not finite, and for a rate that
-    is not positive.
+    Raises Rejected for an array of another shape or type, without samples or with samples that are not finite, and for a rate
+    that is not positive.
     """
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2):

@@ -55,8 +55,8 @@ class Text(Modality):
     def reencode(self, data: bytes) -> tuple[bytes, str]:
         """Convert a text in UTF-16 (with a byte-order mark) or in Windows-1252 to UTF-8.
 
-        Returns the bytes in UTF-8 and a note about the conversion. UTF-8, and bytes that are not a text in any of these encodings,
-        are returned unchanged, with the note "".
+        Returns the bytes in UTF-8 and a note about the conversion. UTF-8, and bytes that are not a text in any of these
+        encodings, are returned unchanged, with the note "".
         """
         try:
             data.decode("utf-8")

@@ -1,14 +1,15 @@
-"""Tones of a picture with other numbers than 8-bit levels: which number is black, which is white.
+"""Scale the values of an image that are not 8-bit levels to 8-bit levels.
 
-One rule for arrays, files and uploads, by the numbers of the whole picture (colours and opacity each by themselves):
+The same rule decides which value is black and which is white for arrays, files and uploads. It looks at the minimum and the
+maximum of the whole image; opacity is scaled separately from the colours.
 
-- whole numbers: 0 is black; white is what the file states (a 12-bit TIFF), else the smallest of 255, 4095 and 65535 that no pixel
-  exceeds, else the brightest pixel; with negative numbers, as floats of another range;
-- floats within 0..1 (5% beyond are clipped): 0 is black, 1 is white;
-- floats within 0..255, the brightest above 127: 0 is black, 255 is white;
-- other floats (degrees, metres, light that was measured): the smallest is black, the largest white.
+- Integers without negative values: 0 is black. White is the value that the file specifies (e.g. a 12-bit TIFF), else the
+  smallest of 255, 4095 and 65535 that is not below the maximum, else the maximum.
+- Floats from 0 to 1 (up to 5% beyond are clipped): 0 is black, 1 is white.
+- Floats from 0 to 255 with a maximum above 127: 0 is black, 255 is white.
+- All others (e.g. degrees, metres, measured intensities): the minimum is black, the maximum is white.
 
-NaN is black, infinity is white or black by its sign.
+NaN and minus infinity are black, infinity is white.
 """
 
 import math
@@ -19,22 +20,27 @@ import PIL.Image as PILImage
 from mmtune.errors import Rejected
 
 WHITE_LEVELS = (255, 4095, 65535)
-OVERSHOOT = 0.05
+OVERSHOOT = 0.05  # e.g. the result of a sharpening filter on floats from 0 to 1
 BAND_NUMBERS = 1 << 20
-"""Numbers that are converted at a time: a whole picture in float64 would take more memory than the picture."""
+"""Values to convert at a time, because a copy of the whole image in float64 would take several times the memory of the
+image."""
 
 
 def picture_from_array(array: np.ndarray) -> PILImage.Image:
-    """[H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the fourth is opacity) of booleans, whole numbers or floats -> an 8-bit picture.
-    Raises Rejected for other shapes and types."""
+    """Convert an array to an 8-bit image.
+
+    array: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the fourth channel is opacity) of booleans, integers or floats
+
+    Raises Rejected for any other shape or type.
+    """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.dtype.kind not in "fuib":
         raise Rejected(
-            f"a picture is an array [H, W], [H, W, 3] or [H, W, 4] of numbers; got {list(array.shape)} of {array.dtype}"
+            f"an image must be an array [H, W], [H, W, 3] or [H, W, 4] of numbers; got {list(array.shape)} of {array.dtype}"
         )
     if not array.size:
-        raise Rejected(f"a picture without pixels: an array {list(array.shape)}")
+        raise Rejected(f"an image without pixels: an array of shape {list(array.shape)}")
     if array.dtype == np.uint8:
         return PILImage.fromarray(array)
     if array.ndim == 3 and array.shape[2] == 4:
@@ -45,8 +51,12 @@ def picture_from_array(array: np.ndarray) -> PILImage.Image:
 
 
 def to_levels(values: np.ndarray, white: float | None = None) -> np.ndarray:
-    """Numbers [H, ...] -> levels uint8 of the same shape, by the rule above. white: the number that is white, where it is stated.
-    Raises Rejected where no number is finite."""
+    """Scale values [H, ...] to levels (uint8) of the same shape, by the rule of this module.
+
+    white: the value that is white, if the file specifies it
+
+    Raises Rejected if no value is finite.
+    """
     if values.dtype == np.uint8 and white is None:
         return values
     black, white = (0.0, white) if white else _range(values)
@@ -64,7 +74,7 @@ def _bands(values: np.ndarray) -> list[slice]:
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    """(black, white)"""
+    """Return the value that is black and the value that is white, by the rule of this module."""
     if values.dtype.kind == "b":
         return 0.0, 1.0
     low, high = math.inf, -math.inf
@@ -73,7 +83,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
         if band.size:
             low, high = min(low, float(band.min())), max(high, float(band.max()))
     if low > high:
-        raise Rejected("a picture of which no pixel is a finite number")
+        raise Rejected("an image without any finite value")
     if values.dtype.kind in "ui" and low >= 0:
         return 0.0, float(next((w for w in WHITE_LEVELS if high <= w), high))
     if values.dtype.kind == "f" and low >= -OVERSHOOT and high <= 1 + OVERSHOOT:

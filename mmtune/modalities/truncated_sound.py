@@ -1,9 +1,9 @@
-"""Finds sounds that end before their header says: a download that broke off, a full disk.
+"""Detect truncated sound files, e.g. from an interrupted download or a full disk.
 
-The rule: a sound that lacks more than 1% of what its header states is rejected, with what is missing, as a truncated picture is.
-WAV, RF64, W64, AIFF and AU state their length; an MP3 does in the Xing or Info frame that encoders write, and a cut one without it
-is just a shorter MP3. FLAC, Ogg and Opus are refused by libsndfile itself. A WAV written to a pipe states no length (its size is
-2 GB or more) and is whole.
+A sound is rejected if more than 1% of the duration in its header is missing. WAV, RF64, W64, AIFF and AU files have their
+length in the header. MP3 files have it in the Xing or Info frame, which most encoders write; a truncated MP3 without that frame
+cannot be detected. Truncated FLAC, Ogg and Opus files are rejected by libsndfile itself. A WAV file that was written to a pipe
+does not have its length in the header (the header has a size of 2 GB or more), and is accepted.
 """
 
 import re
@@ -16,25 +16,31 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 MPEG_SLACK = 2304
-"""Samples of an MP3: its header counts whole frames, and a decoder may leave out the first and the last."""
+"""Samples that may be missing from an MP3: its header counts whole frames (of 1152 samples), of which a decoder may skip the
+first and the last."""
 UNKNOWN_SIZE = 0x7FFF0000
-"""Bytes from which on a size was written by a program that did not know it."""
+"""A size in a header, in bytes, that is at least this large means that the program that wrote the file did not know the
+size."""
 STATED = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""A size in libsndfile's log of a header, and the one that the file allows."""
+"""Matches a line of libsndfile's log: the size in the header, and the size that the length of the file allows."""
 
 
 def check_header_length(file: "SoundFile") -> None:
-    """Raise Rejected where the file has fewer bytes of samples than its header states."""
+    """Raise Rejected if the file is shorter than its header says."""
     for stated, present in STATED.findall(file.extra_info):
         if 0 < int(stated) < UNKNOWN_SIZE:
             _check(file.frames, round(file.frames * int(stated) / max(1, int(present))), file.samplerate)
 
 
 def check_decoded_length(file: "SoundFile", frames: int) -> None:
-    """Raise Rejected where `frames` samples were decoded of a header that states more."""
+    """Raise Rejected if fewer samples were decoded than the header says.
+
+    frames: number of decoded samples of each channel
+    """
     _check(frames, file.frames, file.samplerate, MPEG_SLACK if file.format in ("MP3", "MPEG") else 0)
 
 
 def _check(present: int, stated: int, rate: int, slack: int = 0) -> None:
+    """Raise Rejected if more than TOLERANCE of the samples are missing; `slack` samples may always be missing."""
     if present + slack < stated * (1 - TOLERANCE):
-        raise Rejected(f"truncated: {present / rate:.4g} of {stated / rate:.4g} s are there")
+        raise Rejected(f"truncated: the file has {present / rate:.4g} s of the {stated / rate:.4g} s in its header")

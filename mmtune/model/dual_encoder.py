@@ -42,7 +42,8 @@ class Model(nn.Module):
         heads: modalities that get a linear head; a tower whose dimension is not `dim` always gets one
         seed: random seed of the weights of the linear heads
 
-        The model has the logit scales of the checkpoints. Call `ensure_logit_scales` for pairs that no checkpoint was trained on.
+        The model has the logit scales of the checkpoints. Call `ensure_logit_scales` for pairs that no checkpoint was trained
+        on.
         """
         super().__init__()
         self.backbones = backbones
@@ -74,9 +75,9 @@ class Model(nn.Module):
     def encode_inputs(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Embed the preprocessed inputs of N items: L2-normalised embeddings [N, D] float32.
 
-        inputs: the tower's input tensors. If they contain "segments" (int [W], sorted), the other tensors are those of W windows,
-            and segments gives the item index of each window. An item's embedding is then the mean of the L2-normalised embeddings
-            of its windows (or their maximum in each dimension, see `window_pooling`), L2-normalised again.
+        inputs: the tower's input tensors. If they contain "segments" (int [W], sorted), the other tensors are those of W
+            windows, and segments gives the item index of each window. An item's embedding is then the mean of the L2-normalised
+            embeddings of its windows (or their maximum in each dimension, see `window_pooling`), L2-normalised again.
 
         For a truncated model, only the first `dim` dimensions are kept, and L2-normalised again (Matryoshka).
         """
@@ -118,8 +119,8 @@ class Model(nn.Module):
             model.encode(NAME=[...], OTHER=[...])                {NAME: [N, D], OTHER: [M, D]}
 
         batch_size: values in one forward pass
-        role: selects the prompt template for texts, e.g. "query" for search queries (see `mmtune.model.prompts`); it has no effect
-            on a model without prompts, nor on inputs that are not texts
+        role: selects the prompt template for texts, e.g. "query" for search queries (see `mmtune.model.prompts`); it has no
+            effect on a model without prompts, nor on inputs that are not texts
 
         Raises ModelError if the model has no tower for a modality, if the modality cannot be inferred, or if a value cannot be
         read (the message gives its position).
@@ -217,8 +218,8 @@ class Model(nn.Module):
     def truncated(self, dim: int) -> "Model":
         """Return a model that keeps only the first `dim` dimensions of the embeddings and L2-normalises them (Matryoshka).
 
-        The new model shares its weights with this one, but it has another fingerprint, because its embeddings are not comparable
-        with those of this model. Raises ModelError unless 1 <= dim <= self.dim.
+        The new model shares its weights with this one, but it has another fingerprint, because its embeddings are not
+        comparable with those of this model. Raises ModelError unless 1 <= dim <= self.dim.
         """
         dim = operator.index(dim)
         if not 1 <= dim <= self.dim:
@@ -269,7 +270,8 @@ class Model(nn.Module):
 
         pooling: {modality: "mean" or "max"}
 
-        Raises RecipeError for a modality that the model does not have, and for a text modality (`language`): texts have no windows.
+        Raises RecipeError for a modality that the model does not have, and for a text modality (`language`): texts have no
+        windows.
         """
         for name in pooling:
             if name not in self.towers or modalities.get(name).language:

@@ -28,9 +28,9 @@ def encode_batches(
 ) -> Iterator[np.ndarray]:
     """Yield L2-normalised embeddings [n, D] float32, batch by batch, in the order of the signals.
 
-    signals: functions that each return one decoded value. They are called in a thread: the next batch is decoded, preprocessed and
-        copied to the device while the model encodes the current one.
-    batch_size: signals in a batch; the last batch may be smaller, and batches of long signals with many windows are
+    signals: functions that each return one decoded value. They are called in a thread: the next batch is decoded, preprocessed
+        and copied to the device while the model encodes the current one.
+    batch_size: maximum number of signals in a batch; batches of long signals with many windows are smaller
     on_batch: called after each batch with its number of signals
     role: selects the prompt template for texts (see `mmtune.model.prompts`)
     """

@@ -1,4 +1,5 @@
-"""Apply prompt templates to texts, e.g. instructions for queries and documents, or template ensembles for zero-shot class names.
+"""Apply prompt templates to texts, e.g. instructions for queries and documents, or template ensembles for zero-shot class
+names.
 
     prompts:
       NAME:                                                   name of a text modality

@@ -1,6 +1,6 @@
-"""Long signals in bounded memory: their windows are collated and encoded in groups, with the vectors of all at once.
+"""Limit the memory for long values by processing their windows in groups. The embeddings are the same as without groups.
 
-A recording of an hour is 128 windows for a tower, and a batch of 64 of them 8,192.
+A long recording can have 128 windows, so a batch of 64 recordings can have 8192.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,16 +14,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_BATCH_WINDOWS = 128
-"""Windows that are collated at a time, where signals have several."""
+"""Windows to collate at a time, if values have several windows."""
 MAX_FORWARD_WINDOWS = 64
-"""Windows in one forward pass without gradient, where signals have several."""
+"""Windows in one forward pass without gradient, if values have several windows."""
 
 
 def preprocess_in_groups(
     signals: Iterable[Callable[[], Signal]], preprocess: Preprocess, size: int
 ) -> "Iterator[list[dict[str, Tensor]]]":
-    """Preprocessed items of at most `size` signals, in their order, in groups that end where their windows reach
-    MAX_BATCH_WINDOWS (or `size`, if that is more). One group where preprocessing cuts no windows (`Preprocess.windows`)."""
+    """Preprocess signals and yield the items in groups, in their order.
+
+    A group ends as soon as its items have MAX_BATCH_WINDOWS windows, or `size` windows if that is more. If the preprocessing
+    does not cut signals into windows (it has no method `windows`), all items are in one group.
+
+    signals: functions that each return one decoded value
+    preprocess: the tower's preprocessing
+    size: the maximum number of signals
+    """
     count = getattr(preprocess, "windows", None)
     group: list[dict[str, Tensor]] = []
     windows = 0
@@ -38,8 +45,14 @@ def preprocess_in_groups(
 
 
 def encode_in_groups(encode: "Callable[[dict[str, Tensor]], Tensor]", inputs: "Mapping[str, Tensor]", items: int) -> "Tensor":
-    """encode(inputs), for inputs of more windows than `items`: without gradient in groups of MAX_FORWARD_WINDOWS (or `items`, if
-    that is more) windows each, whose results are concatenated."""
+    """Call `encode` on the windows of a batch and return the concatenated embeddings.
+
+    With gradients, or if there are few windows, `encode` is called once. Otherwise it is called on groups of
+    MAX_FORWARD_WINDOWS windows each, or of `items` windows if that is more.
+
+    inputs: the tower's input tensors, whose first axis is the window
+    items: number of items that the windows belong to
+    """
     total, size = len(next(iter(inputs.values()))), max(items, MAX_FORWARD_WINDOWS)
     if torch.is_grad_enabled() or total <= size:
         return encode(dict(inputs))

@@ -128,7 +128,7 @@ def test_whole_numbers_of_any_type(kind):
 def test_numbers_that_are_not_finite():
     values = np.array([[0, 1, np.nan, np.inf, -np.inf]], np.float32)
     assert levels_of(values)[0, :, 0].tolist() == [0, 255, 0, 255, 0]
-    with pytest.raises(Rejected, match="no pixel is a finite number"):
+    with pytest.raises(Rejected, match="an image without any finite value"):
         image.coerce(np.full((3, 3), np.nan))
     with pytest.raises(Rejected, match="without pixels"):
         image.coerce(np.zeros((0, 3)))

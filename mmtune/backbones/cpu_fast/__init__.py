@@ -1,7 +1,7 @@
 """Faster CPU implementations of layers of transformers and open_clip. Embeddings and gradients stay the same up to rounding.
 
-The rest of mmtune calls only `apply`, from `backbones.load` and `backbones.rebuild`, so this package could be removed as a whole.
-`train.cpu_kernels: off` in the recipe, or `mmtune.load(..., cpu_kernels="off")`, disables it.
+The rest of mmtune calls only `apply`, from `backbones.load` and `backbones.rebuild`, so this package could be removed as a
+whole. `train.cpu_kernels: off` in the recipe, or `mmtune.load(..., cpu_kernels="off")`, disables it.
 
 Layers to replace are recognised by their structure (attributes and submodules), not by the name of their class. A method is
 replaced only if its output on random inputs stays the same. The names of the weights do not change.

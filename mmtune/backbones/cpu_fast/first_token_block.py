@@ -1,7 +1,7 @@
 """Speed up the last block of encoders of which only the first token's output is used (CLIP's image tower, CLAP's text tower).
 
-In that block the queries, the output projection and the MLP are computed for the first token only. This saves about ten twelfths
-of the block's computation. Embeddings and gradients stay the same.
+In that block the queries, the output projection and the MLP are computed for the first token only. This saves about ten
+twelfths of the block's computation. Embeddings and gradients stay the same.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ Projections = tuple[nn.Module, nn.Module, nn.Module]
 def keep_first_token(encoder: nn.Module) -> None:
     """Make the last block of a `CLIPVisionModel` or a `ClapTextModel` return only its first token, [B, 1, C], in place.
 
-    To check the change, the encoder is run on random inputs with that block as its only block. If the pooled output differs from
-    the one before the change, the block is left unchanged.
+    To check the change, the encoder is run on random inputs with that block as its only block. If the pooled output differs
+    from the one before the change, the block is left unchanged.
     """
     tower: Untyped = encoder
     random = torch.Generator().manual_seed(0)

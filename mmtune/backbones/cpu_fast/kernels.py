@@ -60,8 +60,8 @@ class _QuickGELU(torch.autograd.Function):
 class QuickGELU(nn.Module):
     """QuickGELU, x * sigmoid(1.702 x) (arXiv 1606.08415), computed by torch's SiLU in few passes over memory.
 
-    It takes three passes forward and one backward. Written as a product it takes eight in total, which is a sixth of the time of a
-    training step of a small CLIP.
+    It takes three passes forward and one backward. Written as a product it takes eight in total, which is a sixth of the time
+    of a training step of a small CLIP.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,9 +74,9 @@ def keep_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
     like: a tensor of the shape of the mask
     p: probability that an element is dropped, 0 <= p < 1
 
-    Returns the boolean mask, True for the elements to keep, and the factor that restores their mean, 1 / (1 - p). Only 16 random
-    bits are drawn per element. torch's `bernoulli_` draws a double per element, on all but Intel processors in a single thread;
-    that took a tenth of a training step of a small CLAP.
+    Returns the boolean mask, True for the elements to keep, and the factor that restores their mean, 1 / (1 - p). Only 16
+    random bits are drawn per element. torch's `bernoulli_` draws a double per element, on all but Intel processors in a single
+    thread; that took a tenth of a training step of a small CLAP.
     """
     dropped = min(round(p * LEVELS), LEVELS - 1)
     bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # one int64 for 4 elements

@@ -35,8 +35,8 @@ class _Parts(NamedTuple):
 def _parts(module: nn.Module) -> _Parts | None:
     """Return the parts of a self-attention module in one of two layouts of transformers, or None for any other module.
 
-    In CLIP and SigLIP, the module has `num_heads`, `scale`, the number `dropout`, and `out_proj`. In BERT and in CLAP's text tower,
-    it has `num_attention_heads`, `scaling` and the layer `dropout`; the output projection belongs to another module.
+    In CLIP and SigLIP, the module has `num_heads`, `scale`, the number `dropout`, and `out_proj`. In BERT and in CLAP's text
+    tower, it has `num_attention_heads`, `scaling` and the layer `dropout`; the output projection belongs to another module.
     """
     names = next((n for n in PROJECTIONS if all(hasattr(module, p) for p in n)), None)
     if names is None:

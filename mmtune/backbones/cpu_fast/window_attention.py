@@ -111,8 +111,8 @@ def _reshape_mel2img(encoder: "ClapAudioEncoder", mel_BCTM: Tensor) -> Tensor:
     pieces, side = encoder.freq_ratio, int(encoder.spec_size)
     if use_upstream(mel_BCTM, 0) or T >= side * pieces or side // pieces != M:
         return type(encoder).reshape_mel2img(encoder, mel_BCTM)
-    # bmm instead of matmul, because matmul would return a gradient whose memory layout differs from that of the input. The batch
-    # norm before this layer computes wrong weight gradients from such a gradient (a bug of torch 2.14 on CPU).
+    # bmm instead of matmul, because matmul would return a gradient whose memory layout differs from that of the input. The
+    # batch norm before this layer computes wrong weight gradients from such a gradient (a bug of torch 2.14 on CPU).
     matrix = _bicubic(T, side * pieces).to(mel_BCTM.dtype).expand(B * C, -1, -1)
     time = torch.bmm(matrix, mel_BCTM.reshape(B * C, T, M))
     return time.view(B, C, pieces, side, M).transpose(3, 4).reshape(B, C, side, side)

@@ -14,8 +14,8 @@ from mmtune.runtime.files import read_json
 
 WEIGHTS, MANIFEST, FORMAT = "adapters.safetensors", "adapters.json", 1
 INFO = "info.json"
-# In the weights file, "NAME::a" and "NAME::b" are the two low-rank matrices of the weight NAME; an entry without "::" replaces the
-# weight of that name as a whole.
+# In the weights file, "NAME::a" and "NAME::b" are the two low-rank matrices of the weight NAME; an entry without "::" replaces
+# the weight of that name as a whole.
 
 
 @dataclass
@@ -73,8 +73,8 @@ def merge(directory: Path, manifest: AdaptersManifest, model: Model) -> Model:
 
     if model.fingerprint != manifest.base_fingerprint:
         raise ModelError(
-            f"{directory}: these adapters were trained on {manifest.base} (fingerprint {manifest.base_fingerprint}) and cannot be "
-            f"merged into a model with fingerprint {model.fingerprint}"
+            f"{directory}: these adapters were trained on {manifest.base} (fingerprint {manifest.base_fingerprint}) and cannot "
+            f"be merged into a model with fingerprint {model.fingerprint}"
         )
     try:
         tensors = load_file(directory / WEIGHTS)
@@ -82,8 +82,8 @@ def merge(directory: Path, manifest: AdaptersManifest, model: Model) -> Model:
         raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
     if missing := [n for n in manifest.scaling if f"{n}::a" not in tensors or f"{n}::b" not in tensors]:
         raise ModelError(
-            f"{directory / WEIGHTS}: the adapter of {missing[0]} is missing: the file is incomplete; restore the directory from its "
-            "source"
+            f"{directory / WEIGHTS}: the adapter of {missing[0]} is missing: the file is incomplete; restore the directory "
+            "from its source"
         )
     model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in manifest.added_logit_scales)])
     model.ensure_heads(manifest.heads)

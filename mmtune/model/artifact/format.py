@@ -54,6 +54,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def is_system_file(name: str) -> bool:
-    """Return whether an operating system writes such a file into the folders that it shows. It is no part of an artifact, and no harm."""
+    """Return whether an operating system writes such a file into the folders that it shows. It is no part of an artifact, and
+    no harm."""
     base = PurePath(name).name
     return base in SYSTEM_FILES or base.startswith("._")

@@ -27,11 +27,11 @@ def load(
     model: an artifact directory, an adapters directory, "family:checkpoint", or {modality: "family:checkpoint"}
     device: None means "cuda" if it is available, else "cpu"
     dim: truncate embeddings to this many dimensions (Matryoshka, see `Model.truncated`)
-    cpu_kernels: "auto" replaces layers by the faster ones of `backbones.cpu_fast`; "off" leaves the modules of the upstream library
-        as they are
+    cpu_kernels: "auto" replaces layers by the faster ones of `backbones.cpu_fast`; "off" leaves the modules of the upstream
+        library as they are
 
-    The content of an artifact is compared with its fingerprint before it is parsed. Loading an artifact never unpickles anything
-    and never accesses the network. Raises ModelError if the model cannot be loaded.
+    The content of an artifact is compared with its fingerprint before it is parsed. Loading an artifact never unpickles
+    anything and never accesses the network. Raises ModelError if the model cannot be loaded.
     """
     loaded = _load(model, cpu_kernels)
     loaded.info.setdefault("source", dict(model) if isinstance(model, Mapping) else str(model))
@@ -64,7 +64,8 @@ def load_adapters(
     base: the base model, as a MODEL or as a loaded Model, which is changed in place; None means the MODEL in the manifest
     cpu_kernels: as in `load`
 
-    Raises ModelError if `base` is not the model that the adapters were trained on, if it cannot be loaded, or if a file is damaged.
+    Raises ModelError if `base` is not the model that the adapters were trained on, if it cannot be loaded, or if a file is
+    damaged.
     """
     directory = Path(directory)
     manifest = adapters.read_manifest(directory)
@@ -84,12 +85,14 @@ def load_adapters(
 
 
 def _check_registered(directory: Path, spec: str | Mapping[str, str]) -> None:
-    """Raise ModelError if the base in a stored manifest has an unregistered model family, because loading it would import code."""
+    """Raise ModelError if the base in a stored manifest has an unregistered model family, because loading it would import
+    code."""
     spec = parse_spec(spec) if isinstance(spec, str) else spec
     for checkpoint in spec.values() if isinstance(spec, Mapping) else [spec]:
         family, colon, _ = checkpoint.partition(":")
         if colon and not Path(checkpoint).exists() and family not in backbones.TABLE:
             raise ModelError(
-                f"{directory}: the base {checkpoint!r} has the model family {family!r}, which is not registered; if you trust its "
+                f"{directory}: the base {checkpoint!r} has the model family {family!r}, which is not registered; if you trust "
+                "its "
                 f'code, call mmtune.backbones.register("{family}", "package.module") first'
             )

@@ -1,8 +1,9 @@
 """Save adapters in PEFT's format, too, for `peft.PeftModel.from_pretrained(base, DIR)`.
 
 PEFT supports adapters of the linear layers and convolutions of a single transformers model. Its format cannot store adapters of
-several checkpoints or of open_clip's fused attention parameter. Nor can it store what is not part of the base model: linear heads
-and added logit scales. `write_peft_adapter` returns a note about what was left out, which is stored under "peft" in adapters.json.
+several checkpoints or of open_clip's fused attention parameter. Nor can it store what is not part of the base model: linear
+heads and added logit scales. `write_peft_adapter` returns a note about what was left out, which is stored under "peft" in
+adapters.json.
 """
 
 from collections.abc import Mapping, Sequence

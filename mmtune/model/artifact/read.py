@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
     """Read the model that `save` wrote to `directory`.
 
-    Nothing is unpickled, and the network is not accessed. The manifest cannot cause an import, because its model families must be
-    registered (`backbones.TABLE`). The fingerprint is computed from the files first, so an edited artifact is refused before it is
-    parsed. Raises ModelError if a file is missing, edited or damaged.
+    Nothing is unpickled, and the network is not accessed. The manifest cannot cause an import, because its model families must
+    be registered (`backbones.TABLE`). The fingerprint is computed from the files first, so an edited artifact is refused before
+    it is parsed. Raises ModelError if a file is missing, edited or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model

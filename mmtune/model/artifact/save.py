@@ -35,9 +35,11 @@ def save(
     model: the model
     directory: where to save it; an existing artifact is replaced
     metrics: evaluation results for metrics.json and the model card
-    info: facts about the model (base, recipe, data, ...) for the manifest and the model card; default: those of the loaded model
-    trained_on: labels of the training rows, {"id" or a modality: int64 labels, one a row}. They are stored in trained_on.safetensors, so that
-        evaluation can detect training rows. Those of the artifact that the model was loaded from are kept, too.
+    info: facts about the model (base, recipe, data, ...) for the manifest and the model card; default: those of the loaded
+        model
+    trained_on: labels of the training rows, {"id" or a modality: int64 labels, one a row}. They are stored in
+        trained_on.safetensors, so that evaluation can detect training rows. Those of the artifact that the model was loaded
+        from are kept, too.
 
     Raises ModelError if `directory` contains anything but an artifact.
     """
