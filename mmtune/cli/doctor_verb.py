@@ -27,7 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--split", metavar="COLUMN", help='metadata column that names the splits (default: "split", if it exists)'
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="write each finding with the ids of all its rows, one JSON line each, for `pack --drop`"
+        "--out",
+        metavar="FILE",
+        help="write all findings, with the ids of all affected rows, to a JSONL file that `mmtune pack --drop` accepts",
     )
     parser.add_argument(
         "--limit", type=int, default=50_000, help="most rows per split whose contents are decoded (default %(default)s)"

@@ -75,7 +75,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         else:
             parser.add_argument(dashed, dest=f"option_{name}", type=option.type, metavar="N", help=text)
     parser.add_argument(
-        "--drop", metavar="FILE", help="leave out these rows: the output of `mmtune doctor --out FILE`, or one id a line"
+        "--drop",
+        metavar="FILE",
+        help="file of the rows to leave out: written by `mmtune doctor --out FILE`, or one id per line",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the shards in DIR and start again")
 
@@ -116,7 +118,7 @@ def _text(result: PackResult) -> str:
             "...), in the same group as the first value"
         )
     if result.dropped:
-        lines.append(f"{result.dropped} dropped, as --drop says")
+        lines.append(f"{result.dropped} rows left out because of --drop")
     if result.rejected:
         lines.append(f"{result.rejected} rejected, listed in {result.rejected_file}:")
         lines += [f"  {n} x {reason}" for reason, n in result.reasons.items()]
