@@ -228,6 +228,10 @@ class _PackRun:
     def _add(self, row: PackRow) -> None:
         self.rows += 1
         assert self.rows == row.number, "rows must arrive in order and without gaps"
+        if row.dropped:
+            self.dropped[row.split or ""] += 1
+            self.dropped_ids.add(row.id)
+            return
         writer = self.writers[row.split] if row.split is not None else None
         if writer and row.settled:
             writer.restore_verdict(row)
