@@ -28,9 +28,9 @@ SUBTYPES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg", b"\
 
 
 def _unreadable(data: bytes, error: Exception) -> str:
-    """Why libsndfile does not read `data`."""
+    """Return the message for a file that libsndfile cannot read."""
     if data[4:8] == b"ftyp":
-        return "AAC or ALAC in an MP4 file (.m4a), which libsndfile does not read; convert it to .flac or .wav"
+        return "AAC or ALAC in an MP4 file (.m4a), which libsndfile cannot read; convert it to .flac or .wav"
     return f"not a readable sound: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""Values that hold an encoded file: those of Hugging Face datasets, and files opened in binary mode."""
+"""Unwrap values that contain an encoded file: dictionaries of Hugging Face datasets, and files opened in binary mode."""
 
 import io
 from collections.abc import Mapping
@@ -7,9 +7,13 @@ from mmtune.errors import Rejected
 
 
 def unwrap_encoded(value: object) -> object:
-    """The bytes or the path inside a value: `{"bytes": ..., "path": ...}` of a Hugging Face dataset (bytes come first), an open
-    binary file (a `BytesIO` as a whole, other files from their position on), a bytearray. Any other value is returned as it is.
-    Raises Rejected for a dictionary that has neither, and for a file in text mode."""
+    """Return the bytes or the path that a value contains; any other value is returned unchanged.
+
+    value: a dictionary {"bytes", "path"} of a Hugging Face dataset (the bytes are used if there are any), an open binary file
+        (read from its current position; a `BytesIO` is read as a whole), or a bytearray
+
+    Raises Rejected for a dictionary with neither bytes nor a path, and for a file in text mode.
+    """
     if isinstance(value, Mapping) and {"bytes", "path"} & set(value) and "array" not in value:
         if value.get("bytes"):
             return bytes(value["bytes"])
@@ -20,7 +24,7 @@ def unwrap_encoded(value: object) -> object:
         return bytes(value)
     if isinstance(value, io.BytesIO):
         return value.getvalue()
-    file = getattr(value, "file", value)  # tempfile wraps the file that it opens
+    file = getattr(value, "file", value)  # the files of the module tempfile are wrappers
     if isinstance(file, io.IOBase):
         data = file.read()
         if not isinstance(data, bytes):

@@ -137,10 +137,10 @@ class Image(Modality):
         return image.width * image.height * bytes_per_pixel * (2 if is_deep(image) else 1)
 
     def coerce(self, value: object) -> PILImage.Image:
-        """Convert a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"}, a PIL image, or an array [H,
-        W], [H, W, 3] or [H, W, 4] to an RGB image.
+        """Convert a user's value to an RGB image.
 
-        The values of an array are scaled to 8-bit levels by `mmtune.modalities.tones`.
+        value: a path, bytes, an open binary file, a Hugging Face dictionary {"bytes", "path"}, a PIL image, or an array [H, W],
+            [H, W, 3] or [H, W, 4], whose values are scaled to 8-bit levels by `mmtune.modalities.tones`
         """
         if isinstance(value, PILImage.Image):
             return to_rgb(value.copy())

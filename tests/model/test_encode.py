@@ -96,6 +96,6 @@ def test_save_never_deletes_other_files(model, tmp_path):
     (tmp_path / "empty" / ".DS_Store").write_bytes(b"")
     with pytest.raises(ModelError, match=r"not an artifact's \(notes.md\)"):
         model.save(tmp_path / "empty")
-    with pytest.raises(ModelError, match="notes.md: a file; save into a new"):
+    with pytest.raises(ModelError, match="notes.md: this is a file, not a directory; save into a new"):
         model.save(tmp_path / "empty" / "notes.md")
     assert (tmp_path / "empty" / "notes.md").read_text() == "mine"

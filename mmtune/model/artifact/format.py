@@ -54,7 +54,6 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def is_system_file(name: str) -> bool:
-    """Return whether an operating system writes such a file into the folders that it shows. It is no part of an artifact, and
-    no harm."""
+    """Whether a file with this name is written by an operating system into directories. Such files are ignored in artifacts."""
     base = PurePath(name).name
     return base in SYSTEM_FILES or base.startswith("._")

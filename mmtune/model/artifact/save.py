@@ -75,7 +75,7 @@ def refuse_other_files(directory: Path) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise ModelError(f"{directory}: a file; save into a new or empty directory")
+        raise ModelError(f"{directory}: this is a file, not a directory; save into a new or empty directory")
     own = {MANIFEST, WEIGHTS, PARTS, TRAINED, METRICS, CARD} if (directory / MANIFEST).is_file() else set()
     others = sorted(p.name for p in directory.iterdir() if p.name not in own and not is_system_file(p.name))
     if others:
