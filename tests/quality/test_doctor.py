@@ -151,15 +151,15 @@ def test_nothing_is_found_in_a_clean_corpus(place, capsys):
 
 def test_findings_are_written_with_all_ids_and_dropped(tmp_path):
     corpus_rows = rows(1, "t", 40)
-    for i in range(0, 12, 2):
+    for i in (0, 2):
         corpus_rows[i + 1] |= {"png": corpus_rows[i]["png"], "group": corpus_rows[i]["group"]}
     for i in range(20, 28):
         corpus_rows[i]["flac"] = audio(np.zeros(8000), kind="FLAC")
     data = shards(tmp_path / "d", corpus_rows)
     assert dispatch("doctor", [data, "--out", str(tmp_path / "findings.jsonl")]) in (0, 1)
     found = {f["code"]: f for f in map(json.loads, (tmp_path / "findings.jsonl").read_text().splitlines())}
-    assert found["duplicate-image"]["ids"] == [f"t{i:02d}" for i in range(12)]
-    assert found["duplicate-image"]["drop"] == [f"t{i:02d}" for i in range(1, 12, 2)]
+    assert found["duplicate-image"]["ids"] == ["t00", "t01", "t02", "t03"]
+    assert found["duplicate-image"]["drop"] == ["t01", "t03"]
     assert found["silent-audio"]["ids"] == found["silent-audio"]["drop"] == [f"t{i:02d}" for i in range(20, 28)]
     assert len(found["silent-audio"]["examples"]) == 5
 
