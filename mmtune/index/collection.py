@@ -122,7 +122,6 @@ class Collection:
         memory_mb: memory limit for building an ivfpq index, in MB; the ids are not counted (faiss store only).
         prune: delete the items that are not in `data`.
         batch_size: items per forward pass of the model.
-        quiet: show no progress bar.
         """
         options = IndexOptions(store, url, index, search_dim, memory_mb)
         return self._builder.build(model, data, modalities, dim, options, prune, batch_size, quiet)
@@ -139,10 +138,7 @@ class Collection:
         return self.updates.delete(ids)
 
     def drop(self, version: str, why: str | None = None) -> DropResult:
-        """Delete a version and its vectors permanently; its saved model is kept. Raises DataError for the live version.
-
-        why: the reason to record in the audit log.
-        """
+        """Delete a version and its vectors permanently; its model is kept. Raises DataError for the live version."""
         return drop_version(self.layout, self.pool, version, why)
 
     # --- searching -----------------------------------------------------------------------------------------------
@@ -191,10 +187,7 @@ class Collection:
     def search_many(
         self, queries: Sequence[Query], version: str | None = None, begin: float | None = None
     ) -> list[SearchResponse | MmtuneError]:
-        """Run many queries on one version in batches. Returns, for each query, its response or its error.
-
-        begin: start of the measured search time (`time.perf_counter()`), if it was before this call.
-        """
+        """Run many queries on one version in batches; see `Searcher.search`. Returns, per query, its response or its error."""
         responses = self.searcher.search(queries, version, begin)
         if version is None:
             for query, response in zip(queries, responses, strict=True):
