@@ -34,7 +34,7 @@ def test_every_row_is_packed_rejected_or_dropped(tmp_path: Path, capsys: pytest.
     assert open_data(str(tmp_path / "d")).ids == ["b0", "b1", "b7", "b8", "b9"]
     index = read_json(tmp_path / "d" / "index.json")
     assert (index["rows"], index["packed"], index["rejected"], index["dropped"]) == (11, 5, 1, 5)
-    assert dispatch("pack", arguments) == 0 and "5 dropped" in capsys.readouterr().out
+    assert dispatch("pack", arguments) == 0 and "5 rows left out" in capsys.readouterr().out
     with pytest.raises(DataError, match="begun with another dropped ids"):
         pack(tmp_path / "t.csv", tmp_path / "d")
 
