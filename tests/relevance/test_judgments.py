@@ -86,8 +86,11 @@ def test_mining_reads_verdicts_in_order_and_skips_torn_lines(tmp_path):
         f.write('{"query": "a", "it')
     assert read_verdicts(path) == expected
     for line, message in (
-        ('{"query": "a", "item": "b"}', "line 1: needs a query, an item and verdict"),
-        ('{"query": "a", "item": "b", "score": 0.9}', "line 1: needs a query, an item and verdict"),  # a mined pair, not judged
+        ('{"query": "a", "item": "b"}', 'line 1: needs a "query", an "item", and a "verdict"'),
+        (
+            '{"query": "a", "item": "b", "score": 0.9}',
+            'line 1: needs a "query", an "item", and a "verdict"',
+        ),  # a mined pair, not judged
         ('{"query": "a", "verdict": "positive"}', 'line 1: a judgment needs "query" and "item"'),
     ):
         path.write_text(line + "\n")
