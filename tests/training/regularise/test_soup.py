@@ -89,7 +89,7 @@ def test_the_command_and_its_error_messages(place, tmp_path, capsys):
     for argv, message in (
         ([paths[0]], "needs two or more different models, but 1 are given"),
         ([paths[0], paths[0]], "but 1 are given"),
-        ([*paths, "--how", "greddy"], "soup: 'greddy'; there are: greedy, uniform"),
+        ([*paths, "--how", "greddy"], "soup: unknown method 'greddy'; choose one of: greedy, uniform"),
         ([*paths, "--metric", "maps"], "no metric 'maps'"),
         ([paths[0], tmp_path / "stranger"], "was trained from another base than"),
         ([paths[0], tmp_path / "short"], "differ in settings"),
