@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from mmtune.contracts import Embeddings
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.matryoshka_dims import evaluate_dims, trained_dims
@@ -117,13 +118,12 @@ def evaluate(
     within: also evaluate the directions within one modality
     group_pooling: "mean" averages the images or sounds of each group into one item (see `pool_groups`)
     per_query: keep the values of every query
-    trec: a directory to which the run (a-to-b.run) and the qrels (a-to-b.qrels) of every direction are written as TREC files
+    trec: a directory for the run (a-to-b.run) and the qrels (a-to-b.qrels) of every direction, as TREC files
     batch_size: number of rows embedded at a time
     dim: use only the first `dim` dimensions of the embeddings, L2-normalised again
     processes: processes that all make this call. Each embeds a share of the rows, all get the result, and rank 0 writes files.
 
-    The other options belong to single tasks (see `ZeroShot`, `NearestNeighbours` and `AnomalyDetection` in
-    `mmtune.evaluation`):
+    The other options belong to single tasks (see the tasks' classes in `mmtune.evaluation`):
     zero_shot: label, class_names, prompts
     knn: label, reference, neighbours, exclude_same
     anomaly: normal, machine, reference, neighbours, exclude_same, slices
@@ -132,23 +132,13 @@ def evaluate(
     If the model was trained with `matryoshka` dims, the result has the metrics at each of these dimensions under `dims`. If the
     model has a prompt template for queries, it is used for the queries of every direction (see `mmtune.model.prompts`).
     """
-    options: dict[str, object] = {
-        "label": label,
-        "class_names": class_names,
-        "prompts": prompts,
-        "reference": reference,
-        "neighbours": neighbours,
-        "exclude_same": exclude_same,
-        "normal": normal,
-        "machine": machine,
-        **(task_options or {}),
-    }
-    check_options(task, {**options, "slices": slices, "qrels": qrels, "trec": trec, "group_pooling": group_pooling})
+    options: dict[str, object] = dict(label=label, class_names=class_names, prompts=prompts, reference=reference)
+    options |= dict(neighbours=neighbours, exclude_same=exclude_same, normal=normal, machine=machine, slices=slices)
+    options |= task_options or {}
+    check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling})
     loaded, rows = as_model(model, dim), as_data(data)
     if task == RETRIEVAL:
         parts, judged = metadata_slices(rows, slices), qrels_for(qrels, rows.ids)
-        from mmtune.embedding.embed_rows import embed_data
-
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
         place = trec if processes.is_main_process else None
         return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place)
@@ -156,7 +146,7 @@ def evaluate(
         loaded,
         rows,
         task,
-        {**options, "slices": slices},
+        options,
         trained=trained_on(model),
         modalities=modalities,
         batch_size=batch_size,

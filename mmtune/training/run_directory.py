@@ -53,12 +53,12 @@ def _write_recipe(path: Path, recipe: Recipe) -> None:
         write_json(path.with_name(ENVIRONMENT), environment(recipe) | {"recipe_sha256": _sha256(resolved.encode())})
         return
     try:
-        differs = _changes(path, recipe)
+        differs = [f"another {key}" for key in _changes(path, recipe)]
     except MmtuneError:
-        differs = ["text"]
+        differs = ["it is no valid recipe"]
     if differs:
         raise TrainingError(
-            f"{path}: a recipe of your own, which the run's resolved recipe would replace (another {differs[0]}); choose another run.dir"
+            f"{path}: a recipe of your own, which the run's resolved recipe would replace ({differs[0]}); choose another run.dir"
         )
     write_json(path.with_name(ENVIRONMENT), environment(recipe) | {"recipe_sha256": ""})
 

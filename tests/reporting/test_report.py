@@ -95,7 +95,14 @@ def test_a_run_with_pictures(pictures, tmp_path, capsys):
     page = checked(out)
     words = " ".join(" ".join(page.words).split())
     assert found.reason in words and headline(found.to_dict())[0] in words
-    for heading in ("same searches", "Confusion matrices", "Scores of right", "A map of", "How training went", "How it was made"):
+    for heading in (
+        "same searches",
+        "Confusion matrices",
+        "Scores of right",
+        "A map of",
+        "How training went",
+        "How it was made",
+    ):
         assert heading in words
     assert "shade=dark" in words and "image->text" in words and "text->image" in words
     lead = found.directions["image->text"]
