@@ -201,7 +201,8 @@ def test_files_and_functions_stay_small_and_nothing_is_pickled():
         assert path.name != "utils.py"
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 80, f"{path}:{node.lineno} {node.name}"
+                text = (ast.get_docstring(node) or "").count("\n")  # a line a parameter is no reason to say less
+                assert node.end_lineno - node.lineno - text < 80, f"{path}:{node.lineno} {node.name}"
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {a.name for a in node.names} | {getattr(node, "module", None)}
                 assert not names & {"pickle", "cPickle", "dill", "joblib"}, path
