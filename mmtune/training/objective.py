@@ -8,12 +8,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mmtune.contracts import Batch, Pair, direction
+from mmtune.contracts import Batch, Pair
 from mmtune.errors import DataError
 from mmtune.losses.contrastive import (
     ContrastiveBlock,
     GuideVectors,
-    MinedNegatives,
     PerQueryLoss,
     QueryCandidateBatch,
     RowPairs,
@@ -25,15 +24,15 @@ from mmtune.losses.distillation import DistillationBlock
 from mmtune.losses.families import check_output
 from mmtune.losses.graded import SCORE_RANGES, ScoredPairs
 from mmtune.losses.info_nce import info_nce
-from mmtune.losses.positives_mask import PositivesMask
 from mmtune.losses.tiled import positive_pairs, tiled_info_nce, tiled_loss
 from mmtune.model.truncate import truncate
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
-from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory, QueuedItems
+from mmtune.training.additional_candidates import mined_negatives, with_queue
+from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective_spec import AUTO, LossTerm, find_loss, loss_options
 from mmtune.training.score_columns import numeric_column
 from mmtune.training.teacher_outputs import Teacher, TeacherVectors
-from mmtune.training.unique_items import PairItems, UniqueItems, label_kinds, pair_items
+from mmtune.training.unique_items import PairItems, pair_items
 
 ScaleFunction: TypeAlias = Callable[[str, str], tuple[Tensor, Tensor | None]]
 """Maps (query modality, candidate modality) to the model's (exponential of the logit scale, logit bias or None)."""
@@ -231,7 +230,7 @@ class Objective(nn.Module):
                 vectors = queued.z if dim is None else truncate({b: queued.z}, dim)[b]
                 queue_start = len(candidates)
                 candidates, index = torch.cat([candidates, vectors]), torch.cat([index, queued.index])
-                positives = _with_queue(positives, queued, batch, query_candidate)
+                positives = with_queue(positives, queued, batch, query_candidate)
         guide = None
         if term.guide:
             teacher = self.teachers[term.guide]
@@ -250,7 +249,7 @@ class Objective(nn.Module):
             same_modality=a == b,
             graded=term.weights is not None,
             weigh_items=term.queries == "items",
-            mined=_mined_negatives(batch, query_candidate, query_items, candidate_items),
+            mined=mined_negatives(batch, query_candidate, query_items, candidate_items),
         )
 
     def _scored_pairs(self, term: LossTerm, pair: PairVectors, batch: Batch) -> Tensor:
@@ -334,30 +333,6 @@ class Objective(nn.Module):
 def projection_name(number: int, modality: str) -> str:
     """Name of the learned projection from the student's embeddings of `modality` to the teacher's dimension, for a term."""
     return f"{number}~{modality}"
-
-
-def _mined_negatives(
-    batch: Batch, query_candidate: Pair, queries: UniqueItems, candidates: UniqueItems
-) -> MinedNegatives | None:
-    """Convert the batch's mined rows for this direction to items. Returns None if no direction has mined rows."""
-    if not batch.hard_negatives:
-        return None
-    query_row, negative_row = batch.hard_negatives.get(direction(*query_candidate), batch.index.new_zeros(2, 0))
-    query, candidate = queries.item_of_row[query_row], candidates.item_of_row[negative_row]
-    known = (query >= 0) & (candidate >= 0)
-    return MinedNegatives(query[known], candidate[known], candidates.n_queries)
-
-
-def _with_queue(positives: PositivesMask, queued: QueuedItems, batch: Batch, query_candidate: Pair) -> PositivesMask:
-    """Return the mask of positives, extended by the queued items as additional candidates."""
-    query_labels, candidate_labels = positives.labels
-    n = positives.shape[1]
-    joined = {}
-    for kind in label_kinds(batch, *query_candidate):
-        item, label = candidate_labels[kind]
-        queued_item, queued_label = queued.labels.get(kind, (item[:0], label[:0]))
-        joined[kind] = (torch.cat([item, queued_item + n]), torch.cat([label, queued_label]))
-    return PositivesMask(query_labels, joined, (positives.shape[0], n + len(queued)))
 
 
 def _tiled_info_nce_both_directions(
