@@ -35,8 +35,9 @@ def read_gate(path: str | Path) -> JsonObject | None:
 def default_gate(directions: Iterable[str], slices: Iterable[str]) -> Gate:
     """Return the gate to use if none is given.
 
-    The mean over directions must rise, no direction and no retention slice may fall by more than 0.01, and the confusable slice
-    may not fall.
+    The mean over directions must rise, and no direction may fall by more than 0.01. On the retention data (see
+    `mmtune.comparison.retention`) the metric may not fall by more than 0.01, and on the confusable queries (see
+    `mmtune.comparison.confusable`) it may not fall at all.
     """
     directions, slices = list(directions), list(slices)
     guards = dict.fromkeys(directions, -0.01) if len(directions) > 1 else {}

@@ -1,4 +1,7 @@
-"""Compute the ranks of the relevant candidates in the total order, without a full Q x N score matrix in memory."""
+"""Compute the ranks of the relevant candidates, without a full Q x N score matrix in memory.
+
+Candidates are ordered by score descending, ties by id descending (`mmtune.search.tie_order`).
+"""
 
 import numpy as np
 
@@ -50,7 +53,7 @@ def relevant_ranks(
 def ranks_of_query(keys_N: np.ndarray, relevant_R: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return (ranks [R], whether one of them ties with an irrelevant candidate) of the candidates at `relevant_R`.
 
-    keys_N: keys of all candidates
+    keys_N: scores of all candidates as integers (cosine x 2**24, rounded; larger is better; see `mmtune.search.exact_scores`)
     """
     key_R = keys_N[relevant_R]
     if len(relevant_R) <= COUNT_UP_TO:

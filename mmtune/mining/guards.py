@@ -119,7 +119,8 @@ class NearDuplicateGuard:
     name: str = "near_duplicate"
 
     def drops(self, block: CandidateBlock) -> np.ndarray:
-        """True for near-duplicates of the query's rows, in either modality of the direction."""
+        """True where a row of the candidate has nearly the same content as a row of the query, in either modality of the direction
+        (a row holds the query and its positive)."""
         return self.near.contains(block.queries, block.candidates)
 
 
@@ -127,7 +128,8 @@ class NearDuplicateGuard:
 class GuardChain:
     """The guards of one direction.
 
-    labelled_queries: bool [Q], True if every row of the item has a group
+    labelled_queries: bool [Q], True if every data row that holds this query has a group label (rows of identical content are
+        one query)
     labelled_candidates: bool [C], the same for candidates
     trust_groups: two items with different groups are known negatives
     judged_negative: the candidates of each query that people judged negative
@@ -164,7 +166,10 @@ class GuardChain:
         return {g.name: g.drops(block) & block.filled for g in self.guards}
 
     def known_negatives(self, block: CandidateBlock) -> np.ndarray:
-        """bool [B, W]: known negatives, which no guard may drop: pairs with different groups or a negative human verdict."""
+        """bool [B, W]: known negatives, which no guard may drop: pairs with different groups or a negative human verdict.
+
+        That both sides are labelled is enough: candidates of the query's own group are positives and not in the block.
+        """
         out = np.zeros(block.candidates.shape, bool)
         if self.trust_groups:
             out |= self.labelled_queries[block.queries][:, None] & self.labelled_candidates[block.candidates]

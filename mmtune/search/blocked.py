@@ -48,7 +48,8 @@ class Plan:
 
 
 def plan(memory_mb: int, dim: int, k: int, threads: int) -> Plan:
-    """Divide the memory: half for prepared candidates, a quarter for accumulators, a quarter for survivors and sorting them.
+    """Divide the memory: half for prepared candidates, a quarter for accumulators (the low-precision
+    products of a block of queries, before they are scaled), a quarter for survivors and sorting them.
 
     The two quarters are shared by the `threads` blocks that are searched at the same time.
     """

@@ -128,7 +128,8 @@ class Promoter:
         return current
 
     def _open_verified(self, version: str) -> "OpenVersion":
-        """Reopen a version from its files, bring it up to date, and verify its canaries and all its stored vectors."""
+        """Reopen a version from its files, bring it up to date, and verify it: its canaries (stored inputs that are embedded again and
+        must give their stored embeddings) and all its stored vectors (compared with the cached embeddings)."""
         self.updates.update_all()
         opened = self.pool.reopen(version)
         if self.catalog.seq > self.layout.applied_seq(version):
