@@ -8,7 +8,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, JsonValue, SerializeAsAny, create_model
@@ -72,7 +72,7 @@ def _model_of(kind: type[Modality]) -> type[AugmentOptions]:
     # the parameters only: resolving the return type could fail, because it may be imported for type checkers only
     given = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
     hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=given), kind.augment.__globals__)
-    texts = _descriptions(inspect.getdoc(kind.augment) or "")
+    texts = _descriptions(inspect.getdoc(kind.augment) or "", given)
     fields: dict[str, tuple[object, object]] = {
         p.name: (hints.get(p.name, JsonValue), Field(p.default, description=texts.get(p.name, "")))
         for p in parameters
@@ -101,15 +101,22 @@ def options_model(modality: str) -> type[AugmentOptions]:
     return _MODELS[kind]
 
 
-def _descriptions(docstring: str) -> dict[str, str]:
-    """Parse parameter descriptions from a docstring of the form "`name`: description; `other`, `third`: description"."""
+def _descriptions(docstring: str, names: Collection[str]) -> dict[str, str]:
+    """Parse the descriptions of the parameters `names` from docstring lines "NAME: description" or "NAME, NAME: description".
+
+    A description goes on over further lines until the next such line or an empty one.
+    """
     texts: dict[str, str] = {}
-    flat = " ".join(docstring.split())
-    starts = list(re.finditer(r"((?:`\w+`(?:, )?)+)(?: \([^)]*\))?: ", flat))
-    for number, start in enumerate(starts):
-        end = starts[number + 1].start() if number + 1 < len(starts) else len(flat)
-        for name in re.findall(r"`(\w+)`", start[1]):
-            texts[name] = flat[start.end() : end].strip(" ;.")
+    current: list[str] = []
+    for line in docstring.splitlines():
+        start = re.match(r"(\w+(?:, \w+)*): (.+)", line)
+        if start and set(start[1].split(", ")) <= set(names):
+            current = start[1].split(", ")
+            texts |= dict.fromkeys(current, start[2].strip())
+        elif line.strip():
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in current}
+        else:
+            current = []
     return texts
 
 

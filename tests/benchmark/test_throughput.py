@@ -64,7 +64,7 @@ def test_the_verb_and_what_it_refuses(recipe, tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="has 1 rows with both sides"):
         mmtune.bench({**recipe, "data": {"train": corpora.packed(tmp_path, 1)}})
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="one process"):
+    with pytest.raises(RecipeError, match="a single process"):
         mmtune.bench(recipe)
 
 

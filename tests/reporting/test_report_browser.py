@@ -100,7 +100,7 @@ def test_by_keyboard(pages, opened):
     for _ in range(9):
         page.keyboard.press("Tab")
         names.append(page.evaluate("document.activeElement.textContent.trim()"))
-    assert names[0] == "Skip to the results" and "Where" in names and "Searches" in names
+    assert names[0] == "Skip to the results" and "Differences" in names and "Searches" in names
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 

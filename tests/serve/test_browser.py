@@ -186,7 +186,7 @@ def test_a_phone_and_a_login(browser, server):
     assert page.url.endswith("/login")
     page.get_by_label("token").fill("wrong")
     page.get_by_role("button").click()
-    assert "not the token" in page.get_by_role("alert").inner_text()
+    assert "Wrong token" in page.get_by_role("alert").inner_text()
     page.get_by_label("token").fill(TOKEN)
     page.get_by_role("button").click()
     page.wait_for_url("**/page/")

@@ -40,6 +40,8 @@ MAX_COLUMNS = 1000
 """Most columns of a table; a limit against metadata with ever new keys."""
 BATCH = 10_000
 """Ids per delete or fetch expression."""
+ATTEMPTS = 3
+"""Attempts of a search whose table version is cleaned up while it reads."""
 READER_GRACE = timedelta(minutes=10)
 """How long the files of a replaced table version are kept, for searches that still read them."""
 
@@ -204,18 +206,27 @@ class LanceStore:
         return rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
 
     def _nearest(self, query_D: np.ndarray, condition: "Expr | None", width: int, exact: bool) -> "pa.Table":
+        """Search once; again on the current table version if the files of the one that was searched were cleaned up meanwhile."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._query(query_D, condition, width, exact).to_arrow()
+            except RuntimeError as e:
+                if "Not found" not in str(e) or attempt == ATTEMPTS - 1:
+                    raise
+                self._table.checkout_latest()
+        raise AssertionError("unreachable")
+
+    def _query(self, query_D: np.ndarray, condition: "Expr | None", width: int, exact: bool) -> "LanceVectorQueryBuilder":
         query: LanceVectorQueryBuilder = self._table.search(query_D, vector_column_name="vector")
         query = query.distance_type("dot").limit(width)
         query = query.select(["id", "vector", "meta", "_distance"])
         if condition is not None:
             query = query.where(condition, prefilter=True)
         if exact:
-            query = query.bypass_vector_index()
-        elif self._index == "hnsw":
-            query = query.ef(max(200, 4 * width))
-        else:
-            query = query.nprobes(max(20, round(len(self) ** 0.5 / 8))).refine_factor(10)
-        return query.to_arrow()
+            return query.bypass_vector_index()
+        if self._index == "hnsw":
+            return query.ef(max(200, 4 * width))
+        return query.nprobes(max(20, round(len(self) ** 0.5 / 8))).refine_factor(10)
 
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
         ids, vectors = list(ids), dict[str, np.ndarray]()
