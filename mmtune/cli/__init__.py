@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"mmtune {__version__}")
         return 0
     from mmtune.cli.dispatch import dispatch
+    from mmtune.runtime.pillow_warnings import ignore_pillow_warnings
     from mmtune.runtime.threads import set_openmp_wait_policy
 
     set_openmp_wait_policy()
+    ignore_pillow_warnings()
     return dispatch(argv[0], argv[1:])

@@ -8,7 +8,6 @@ import contextlib
 import io
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -48,11 +47,6 @@ def open_picture(data: bytes, formats: list[str] | None = None) -> PILImage.Imag
     except ImportError:
         raise Rejected('to read a HEIC image, install the extra: pip install "mmtune[heif]"') from None
     return HeifImageFile(io.BytesIO(data))
-
-
-# Pillow's warnings are ignored in the whole process. `catch_warnings` around each call is not thread-safe: two threads can
-# leave all warnings of the process ignored.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def within_our_limits(read: Callable[[], Result], max_pixels: float) -> Result:

@@ -23,6 +23,7 @@ from typing import TypedDict
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.errors import Rejected
+from mmtune.runtime.pillow_warnings import ignore_pillow_warnings
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 """The memory address in the repr of an object. It is removed from reasons, so that packing a source twice gives equal files."""
@@ -62,6 +63,7 @@ class Answer(TypedDict, total=False):
 
 def main(fd: int) -> None:
     """Check the rows that arrive through the socket with the file descriptor `fd`, until the parent closes the socket."""
+    ignore_pillow_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to workers, too, but only the parent handles it
     with contextlib.suppress(OSError, AttributeError):
         # PR_SET_PDEATHSIG (Linux): the kernel kills this process when its parent ends, even while it decodes a value
