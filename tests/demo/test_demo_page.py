@@ -87,6 +87,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
     assert "<script" not in page and "&lt;script&gt;" in page and "<b>co</b>" not in page
     assert page.count("<audio controls") == 2 * (1 + 5 + 5)
     assert page.count('class="hit right"') == 3 + 2 + 2 * (1 + 1)
+    assert ".hit.right { border-color: var(--right) }" in page and ".hit.relevant" not in page  # the rule that makes them green
     assert "0.125" in page and "0.875" in page and '<b class="less">0.250' in page
 
 
