@@ -1,27 +1,19 @@
 """Reports in a real browser, opened from disk with the network cut: no complaint, pictures have size, players play."""
 
-from pathlib import Path
-
 import pytest
 
 from mmtune.reporting.report import report
+from tests.support.browser import chromium
 from tests.support.report_helpers import long_corpus, run
 
 pytestmark = pytest.mark.slow
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SIZES = {"desk": (1200, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}")
-    with sync.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield found
-        found.close()
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,16 @@
 """The page as people use it, in headless Chromium: type, upload a picture, play a sound, compare, mark what is not a match."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from mmtune.index.collection import Collection
 from tests.serve.test_process import wait
+from tests.support.browser import chromium
 from tests.support.serve_helpers import TOKEN, Process, collection, copy_of, picture, sound
 
 pytestmark = pytest.mark.slow
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
+MEDIA_FLAGS = [
     "--autoplay-policy=no-user-gesture-required",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
@@ -26,13 +21,8 @@ SHOTS = os.environ.get("MMTUNE_SHOTS")
 
 @pytest.fixture(scope="module")
 def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}")
-    with sync.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield found
-        found.close()
+    with chromium(*MEDIA_FLAGS) as launched:
+        yield launched
 
 
 @pytest.fixture(scope="module")
