@@ -3,6 +3,7 @@
 A MODEL string has the form `family:checkpoint`:
 
     hf:DIR_OR_NAME                     a transformers checkpoint
+    st:DIR_OR_NAME                     a sentence-transformers checkpoint
     open_clip:NAME/TAG                 a pretrained open_clip model
     open_clip:DIR                      an open_clip model in a directory
     tiny:NAME                          small untrained towers for tests and the demo
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mmtune.backbones.cpu_fast import CpuKernels
+    from mmtune.recipe.prompts_block import Prompts
 
 __all__ = ["Backbone", "Family", "LogitScale", "ModelError", "Preprocess", "Tower", "load", "read_files", "rebuild", "register"]
 
@@ -87,6 +89,7 @@ class Backbone:
         implementation with the fastest backward pass; called with ("", False) after training, to restore the default
     info: facts about the checkpoint for reports, e.g. {"untrained": True}
     use_cpu_kernels: whether `cpu_fast` may replace layers of `module`
+    prompts: the checkpoint's own prompt templates, {text modality: {role: templates}} (see `mmtune.model.prompts`)
     first_token_encoders: encoders in `module` of whose last block the towers use only the first token's output
     """
 
@@ -100,6 +103,7 @@ class Backbone:
     info: dict[str, object] = field(default_factory=dict)
     use_cpu_kernels: bool = False
     first_token_encoders: "list[nn.Module]" = field(default_factory=list)
+    prompts: "Prompts" = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -117,6 +121,7 @@ class Family(Protocol):
 TABLE: dict[str, str] = {
     "hf": "mmtune.backbones.hf",
     "open_clip": "mmtune.backbones.open_clip",
+    "st": "mmtune.backbones.st",
     "tiny": "mmtune.backbones.tiny",
 }
 """Name of each family -> the module ("package.module") or class ("package.module:Class") that implements `Family`."""
@@ -131,9 +136,10 @@ def register(name: str, target: str) -> None:
     plugins.register(TABLE, name, target, "model family")
 
 
-def _family(name: str) -> Family:
-    implementation = plugins.import_target(TABLE[name], "model family", error=ModelError)
-    return implementation() if isinstance(implementation, type) else implementation
+def implementation(name: str) -> Family:
+    """Return the implementation of a model family, by its name in TABLE."""
+    found = plugins.import_target(TABLE[name], "model family", error=ModelError)
+    return found() if isinstance(found, type) else found
 
 
 def load(spec: str, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
@@ -162,7 +168,7 @@ def load(spec: str, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
             raise ModelError(f"no model family {family!r}{plugins.nearest(family, TABLE)} ({e})") from None
         TABLE[target] = target
         family = target
-    return _with_kernels(_family(family).load(checkpoint), cpu_kernels)
+    return _with_kernels(implementation(family).load(checkpoint), cpu_kernels)
 
 
 def rebuild(family: str, directory: Path, cpu_kernels: "CpuKernels" = "auto") -> Backbone:
@@ -180,7 +186,7 @@ def rebuild(family: str, directory: Path, cpu_kernels: "CpuKernels" = "auto") ->
             "yours, "
             f'call mmtune.backbones.register("{family}", "package.module:Class") first'
         )
-    return _with_kernels(_family(family).rebuild(directory), cpu_kernels)
+    return _with_kernels(implementation(family).rebuild(directory), cpu_kernels)
 
 
 def _with_kernels(backbone: Backbone, cpu_kernels: "CpuKernels") -> Backbone:

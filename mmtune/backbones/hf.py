@@ -5,19 +5,23 @@ The `get_*_features` methods of transformers 5 return output objects, whose `poo
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from mmtune import backbones
 from mmtune.backbones import Backbone, LogitScale, Preprocess, Tower
 from mmtune.backbones.checkpoint_files import Untyped, read_saved_files, refuse_custom_code, require_file
 from mmtune.backbones.hf_audio_preprocess import ClapPreprocess
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
+from mmtune.backbones.checkpoint_options import split_options
+from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_encoder import load_text_encoder
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
 from mmtune.backbones.hf_weights import attention_setter, build
+from mmtune.backbones.st_modules import adds_nothing
 from mmtune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -67,12 +71,11 @@ def load(checkpoint: str) -> Backbone:
     Hub checkpoints are read through the cache of huggingface_hub; offline, they must already be in that cache. Python code of a
     checkpoint is never run. Raises ModelError if a file is missing or the architecture is not supported.
     """
-    _silence_transformers()
-    directory = Path(checkpoint).expanduser()
-    if not directory.is_dir():
-        if checkpoint.startswith((".", "/", "~")):
-            raise ModelError(f"hf:{checkpoint}: no such directory")
-        directory = _snapshot(checkpoint)
+    silence_transformers()
+    checkpoint, options = split_options("hf", checkpoint, ["pooling"])
+    directory = checkpoint_directory(checkpoint, "hf")
+    if not adds_nothing(directory):
+        return backbones.implementation("st").load(checkpoint)
     require_file(directory, ("config.json",), "configuration", "hf")
     refuse_custom_code(directory, "hf")
     if (directory / "adapter_config.json").is_file():
@@ -87,23 +90,16 @@ def load(checkpoint: str) -> Backbone:
         require_file(directory, PREPROCESSING_FILES, "preprocessing", "hf")
     require_file(directory, TOKENIZER_FILES, "tokenizer", "hf")
     try:
-        return _backbone(directory, load_weights=True)
+        return _backbone(directory, load_weights=True, options=options)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
         raise ModelError(f"hf:{checkpoint}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
 
 
 def rebuild(directory: Path) -> Backbone:
     """Build the backbone with uninitialised weights from its files in an artifact."""
-    _silence_transformers()
+    silence_transformers()
     refuse_custom_code(directory, "hf")
-    return _backbone(directory, load_weights=False)
-
-
-def _silence_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    return _backbone(directory, load_weights=False, options={})
 
 
 def _supported_type(directory: Path) -> str:
@@ -127,28 +123,13 @@ def _supported_type(directory: Path) -> str:
     return kind
 
 
-def _snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(name, ignore_patterns=["*.msgpack", "*.h5", "*.onnx", "*.ot", "onnx/*", "openvino/*", "*.py"])
-        )
-    except Exception as e:  # the hub's client raises many unrelated exception types
-        first = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ModelError(
-            f"hf:{name}: no such directory, and the checkpoint could not be downloaded from the hub ({first}); check the name, "
-            "or download the checkpoint yourself and give its directory"
-        ) from None
-
-
-def _backbone(directory: Path, load_weights: bool) -> Backbone:
+def _backbone(directory: Path, load_weights: bool, options: Mapping[str, str]) -> Backbone:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if config.model_type in DUAL_ENCODERS:
         return _dual_encoder(directory, config, load_weights)
-    return load_text_encoder(directory, config, load_weights)
+    return load_text_encoder(directory, config, load_weights, options.get("pooling"))
 
 
 def _dual_encoder(directory: Path, config: "PretrainedConfig", load_weights: bool) -> Backbone:

@@ -1,111 +1,93 @@
 """Load Hugging Face text encoders (AutoModel) with the pooling that their sentence-transformers config files specify.
 
-Without such files, mean pooling is used.
+Without such files, a causal decoder is pooled by its last token, and any other model by the mean of its tokens.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtune.backbones import Backbone, Tower
 from mmtune.backbones.checkpoint_files import read_saved_files
+from mmtune.backbones.hf_text_module import is_decoder, load_text_module
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
-from mmtune.backbones.hf_weights import attention_setter, build
+from mmtune.backbones.hf_weights import attention_setter, has_weights
+from mmtune.backbones.token_pooling import check_modes, pool, read_modes
 from mmtune.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
-"""Pooling mode -> its key in the 1_Pooling/config.json of sentence-transformers."""
-MODULES = ("Transformer", "Pooling", "Normalize")
-"""Module types accepted in modules.json. Normalize needs no handling: embeddings are always L2-normalised."""
+DROPPED = "dropped_layers.json"
+"""File of an artifact that lists the layers that the checkpoint has no weights for and that no pooling uses."""
 
 
 class Pooling(NamedTuple):
     """The settings in the sentence-transformers files of a checkpoint.
 
-    mode: pooling mode, a key of POOLINGS
+    modes: pooling modes, keys of POOLINGS; the results of several are concatenated
     max_length: limit of a text in tokens; None means the model's own limit
     files: contents of the files that the settings were read from, to be stored with the model
     """
 
-    mode: str
+    modes: list[str]
     max_length: int | None
     files: dict[str, bytes]
 
 
-def load_text_encoder(directory: Path, config: "PretrainedConfig", load_weights: bool) -> Backbone:
+def load_text_encoder(directory: Path, config: "PretrainedConfig", load_weights: bool, pooling: str | None = None) -> Backbone:
     """Build a text encoder that pools the last hidden states of an AutoModel.
 
     directory: the checkpoint
     config: its configuration
     load_weights: False means to build the architecture only, with uninitialised weights
+    pooling: a key of POOLINGS; None means the pooling of the checkpoint's files, without them "lasttoken" for a causal decoder,
+        and "mean" for any other model
     """
-    from transformers import AutoModel, AutoTokenizer
+    settings = _read_pooling(directory, config, pooling)
+    dropped = not has_weights(directory, "pooler") if load_weights else (directory / DROPPED).is_file()
+    text = load_text_module(directory, "hf", load_weights, unused=("pooler",) if dropped else ())
+    tokens = TokenPreprocess(text.tokenizer, config, limit=settings.max_length)
+    tokens.has_mask = True  # pooling needs the mask, even if the tokenizer does not name it among the model's inputs
+    modes = settings.modes
 
-    pooling = _read_pooling(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    module = build(AutoModel, directory, config, load_weights)
-    tokens = TokenPreprocess(tokenizer, config, limit=pooling.max_length)
-    tower = Tower("text", config.hidden_size, tokens, _pooled(module, pooling.mode), [module])
+    def encode(inputs: dict[str, Tensor]) -> Tensor:
+        return pool(text.module(**inputs).last_hidden_state, inputs["attention_mask"], modes)
+
+    files = read_saved_files(config, text.tokenizer) | settings.files
+    if dropped and load_weights and hasattr(text.module, "pooler"):
+        files[DROPPED] = b'["pooler"]\n'
     return Backbone(
         "hf",
-        module,
-        {"text": tower},
+        text.module,
+        {"text": Tower("text", config.hidden_size * len(modes), tokens, encode, [text.module])},
         [],
-        read_saved_files(config, tokenizer) | pooling.files,
-        select_attention=attention_setter(module),
+        files,
+        select_attention=attention_setter(text.module),
         use_cpu_kernels=True,
-        info={"pooling": pooling.mode},
+        info={"pooling": "+".join(modes)},
     )
 
 
-def _read_pooling(directory: Path) -> Pooling:
-    """Read modules.json, 1_Pooling/config.json and sentence_bert_config.json, as far as they exist.
+def _read_pooling(directory: Path, config: "PretrainedConfig", pooling: str | None) -> Pooling:
+    """Read 1_Pooling/config.json and sentence_bert_config.json, as far as they exist.
 
-    Raises ModelError for an unsupported module or pooling mode, because ignoring it would change the embeddings.
+    Raises ModelError for an unsupported pooling mode or module, because ignoring it would change the embeddings.
     """
-    mode, max_length, files = "mean", None, {}
-    file = directory / "modules.json"
-    if file.is_file():
-        kinds = [str(m.get("type", "")).rpartition(".")[2] for m in json.loads(file.read_text())]
-        if unknown := [k for k in kinds if k not in MODULES]:
-            raise ModelError(
-                f"hf:{directory}: modules.json lists a {unknown[0]} module, which is not supported; use a checkpoint without it"
-            )
+    max_length, files = None, {}
     file = directory / "1_Pooling" / "config.json"
-    if file.is_file():
-        document = json.loads(file.read_text())
-        keys = [k for k, v in document.items() if k.startswith("pooling_mode_") and v is True]
-        names = {key: m for m, key in POOLINGS.items()}
-        chosen = [names.get(k, k) for k in keys] or [document.get("pooling_mode", "mean")]
-        if len(chosen) != 1 or chosen[0] not in POOLINGS:
-            raise ModelError(f"{file}: pooling {chosen} is not supported; known: {', '.join(POOLINGS)}")
-        mode, files["1_Pooling/config.json"] = chosen[0], file.read_bytes()
-    if (directory / "2_Dense").is_dir():
-        raise ModelError(
-            f"hf:{directory}: a Dense module after pooling (2_Dense) is not supported; use a checkpoint without one"
-        )
+    if pooling is not None:
+        check_modes([pooling], f"hf:{directory}")
+        modes, files["1_Pooling/config.json"] = [pooling], (json.dumps({"pooling_mode": pooling}) + "\n").encode()
+    elif file.is_file():
+        modes, files["1_Pooling/config.json"] = read_modes(json.loads(file.read_text()), str(file)), file.read_bytes()
+    else:
+        modes = ["lasttoken" if is_decoder(config) else "mean"]
+    if (directory / "2_Dense").is_dir() and not (directory / "modules.json").is_file():
+        raise ModelError(f"hf:{directory}: a Dense module (2_Dense) without modules.json; copy modules.json from the checkpoint")
     file = directory / "sentence_bert_config.json"
     if file.is_file():
         max_length, files[file.name] = json.loads(file.read_text()).get("max_seq_length"), file.read_bytes()
-    return Pooling(mode, max_length, files)
-
-
-def _pooled(module: nn.Module, mode: str) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return the function from tokenized inputs to pooled embeddings [U, C]."""
-
-    def encode(inputs: dict[str, Tensor]) -> Tensor:
-        hidden_BTC = module(**inputs).last_hidden_state
-        if mode == "cls":
-            return hidden_BTC[:, 0]
-        mask_BT1 = inputs["attention_mask"].unsqueeze(-1).to(hidden_BTC.dtype)
-        if mode == "max":
-            return hidden_BTC.masked_fill(mask_BT1 == 0, float("-inf")).amax(1)
-        return (hidden_BTC * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1e-9)
-
-    return encode
+    return Pooling(modes, max_length, files)

@@ -35,7 +35,10 @@ def from_backbones(specs: Mapping[str, Backbone], seed: int = 0) -> Model:
     for backbone, names in used:
         for unused in set(backbone.towers) - set(names):
             backbone.free_tower(unused)
-    return Model(used, specs[anchor].towers[anchor].dim, seed=seed)
+    model = Model(used, specs[anchor].towers[anchor].dim, seed=seed)
+    if prompts := {m: b.prompts[m] for b, names in used for m in names if m in b.prompts}:
+        model.set_prompts(prompts)
+    return model
 
 
 def parse_spec(spec: str) -> str | dict[str, str]:

@@ -1,0 +1,153 @@
+"""Read the files that sentence-transformers adds to a checkpoint: modules.json, prompts, poolings, Dense layers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmtune.contracts import JsonObject
+from mmtune.errors import ModelError
+from mmtune.recipe.prompts_block import DEFAULT, QUERY
+
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+TRANSFORMER_SETTINGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+"""Names of the file with the settings of the Transformer module; the first one that exists is read."""
+AFTER_TRANSFORMER = ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
+"""Kinds of modules that may follow the Transformer module."""
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Names under which sentence-transformers looks for the prompt of documents, in this order."""
+
+
+@dataclass(frozen=True)
+class StModule:
+    """One module of modules.json.
+
+    kind: class name, e.g. "Transformer", "Pooling", "Dense"
+    path: its directory inside the checkpoint; "" is the checkpoint itself
+    """
+
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """Settings of the Transformer module.
+
+    max_length: limit of a text in tokens; None means the tokenizer's own limit
+    lower_case: whether texts are lower-cased before they are tokenized
+    files: the file that the settings were read from, {path inside the checkpoint: content}
+    """
+
+    max_length: int | None = None
+    lower_case: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def read_json(directory: Path, name: str, what: type) -> JsonObject:
+    """Read a JSON file of a checkpoint. Raises ModelError if it is missing, damaged, or not of the type `what`."""
+    try:
+        document = json.loads((directory / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"st:{directory}: {name} is missing; copy it from the checkpoint") from None
+    except (OSError, ValueError) as e:
+        raise ModelError(f"st:{directory}: {name} is not JSON ({e})") from None
+    if not isinstance(document, what):
+        raise ModelError(f"st:{directory}: {name} must contain a JSON {'list' if what is list else 'object'}")
+    result: JsonObject = document
+    return result
+
+
+def read_modules(directory: Path) -> list[StModule]:
+    """Read modules.json. Raises ModelError if an entry is malformed, or if its path leaves the checkpoint."""
+    modules = []
+    for entry in read_json(directory, MODULES, list):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("type"), str):
+            raise ModelError(f"st:{directory}: {MODULES}: an entry without a type")
+        path = str(entry.get("path") or "")
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ModelError(f"st:{directory}: {MODULES}: the path {path!r} leaves the checkpoint")
+        modules.append(StModule(entry["type"].rpartition(".")[2], path))
+    return modules
+
+
+def is_clip(directory: Path, first: StModule) -> bool:
+    """Whether the first module holds a CLIP model of transformers."""
+    config = directory / first.path / "config.json"
+    return first.kind in ("CLIPModel", "Transformer") and config.is_file() and read_json(
+        directory / first.path, "config.json", dict
+    ).get("model_type") == "clip"
+
+
+def adds_nothing(directory: Path) -> bool:
+    """Whether the family `hf` loads this checkpoint right without reading modules.json.
+
+    That is so if there is no modules.json, or if it lists no more than an AutoModel, its pooling and Normalize, without prompts
+    and without lower-casing, or CLIP.
+    """
+    if not (directory / MODULES).is_file():
+        return True
+    modules = read_modules(directory)
+    kinds = [m.kind for m in modules]
+    if not modules or modules[0].path:
+        return False
+    if is_clip(directory, modules[0]):
+        return set(kinds[1:]) <= {"Normalize"}
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]) or modules[1].path != "1_Pooling":
+        return False
+    return not read_transformer_settings(directory, "").lower_case and not read_prompts(directory)
+
+
+def read_transformer_settings(directory: Path, path: str) -> TransformerSettings:
+    """Read the settings of the Transformer module in the directory `path` of a checkpoint.
+
+    Raises ModelError for settings that would give other embeddings here: another task, or inputs that are not texts.
+    """
+    name = next((n for n in TRANSFORMER_SETTINGS if (directory / path / n).is_file()), None)
+    if name is None:
+        return TransformerSettings()
+    document = read_json(directory / path, name, dict)
+    task = document.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise ModelError(f"st:{directory}: {name}: transformer_task {task!r} is not supported; supported: feature-extraction")
+    modes = {"text": document.get("modality_config", {}).get("text")}
+    if document.get("modality_config") not in (None, modes) or (modes["text"] or {}).get("method", "forward") != "forward":
+        others = ", ".join(document["modality_config"])
+        raise ModelError(f"st:{directory}: {name}: modality_config with {others} is not supported; supported: text alone")
+    relative = str(Path(path) / name)
+    return TransformerSettings(
+        document.get("max_seq_length"), bool(document.get("do_lower_case")), {relative: (directory / relative).read_bytes()}
+    )
+
+
+def read_prompts(directory: Path) -> dict[str, list[str]]:
+    """Read the prompts of a checkpoint as templates, {role: [template]}; {} if it has none.
+
+    The role "default" gets the prompt of `default_prompt_name`, else that of documents; the role "query" the prompt "query",
+    and every other prompt a role of its name. Raises ModelError if a prompt contains "{}" or the default prompt is missing.
+    """
+    if not (directory / SETTINGS).is_file():
+        return {}
+    document = read_json(directory, SETTINGS, dict)
+    prompts = {str(k): str(v) for k, v in (document.get("prompts") or {}).items() if v}
+    default = document.get("default_prompt_name")
+    if default is not None and default not in (document.get("prompts") or {}) and default not in (QUERY, "document"):
+        raise ModelError(f"st:{directory}: {SETTINGS}: default_prompt_name {default!r} is not one of its prompts")
+    if bad := [k for k, v in prompts.items() if "{}" in v]:
+        raise ModelError(f"st:{directory}: {SETTINGS}: the prompt {bad[0]!r} contains {{}}, which mmtune replaces by the text")
+    if not prompts:
+        return {}
+    chosen = default if default is not None else next((n for n in DOCUMENT_PROMPTS if n in prompts), None)
+    roles = {role: [f"{prompt}{{}}"] for role, prompt in prompts.items() if role != DEFAULT}
+    if chosen in prompts:
+        roles[DEFAULT] = [f"{prompts[chosen]}{{}}"]
+        roles.setdefault(QUERY, ["{}"])
+    return roles
