@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mmtune import backbones
 from mmtune.backbones import Backbone, LogitScale, Preprocess, Tower
 from mmtune.backbones.checkpoint_files import Untyped, read_saved_files, refuse_custom_code, require_file
+from mmtune.backbones.checkpoint_options import split_options
 from mmtune.backbones.hf_audio_preprocess import ClapPreprocess
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
-from mmtune.backbones.checkpoint_options import split_options
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_encoder import load_text_encoder
 from mmtune.backbones.hf_tokenizer import TokenPreprocess

@@ -86,7 +86,9 @@ def _read_pooling(directory: Path, config: "PretrainedConfig", pooling: str | No
     else:
         modes = ["lasttoken" if is_decoder(config) else "mean"]
     if (directory / "2_Dense").is_dir() and not (directory / "modules.json").is_file():
-        raise ModelError(f"hf:{directory}: a Dense module (2_Dense) without modules.json; copy modules.json from the checkpoint")
+        raise ModelError(
+            f"hf:{directory}: a Dense module (2_Dense) without modules.json; copy modules.json from the checkpoint"
+        )
     file = directory / "sentence_bert_config.json"
     if file.is_file():
         max_length, files[file.name] = json.loads(file.read_text()).get("max_seq_length"), file.read_bytes()

@@ -82,9 +82,11 @@ def read_modules(directory: Path) -> list[StModule]:
 def is_clip(directory: Path, first: StModule) -> bool:
     """Whether the first module holds a CLIP model of transformers."""
     config = directory / first.path / "config.json"
-    return first.kind in ("CLIPModel", "Transformer") and config.is_file() and read_json(
-        directory / first.path, "config.json", dict
-    ).get("model_type") == "clip"
+    return (
+        first.kind in ("CLIPModel", "Transformer")
+        and config.is_file()
+        and read_json(directory / first.path, "config.json", dict).get("model_type") == "clip"
+    )
 
 
 def adds_nothing(directory: Path) -> bool:
