@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mmtune.public.extension_points import (
     register_augmentation,
     register_backbone,
+    register_batch_plan,
     register_guard,
     register_loss,
     register_metric,
@@ -52,6 +53,7 @@ __all__ = [
     "pack",
     "register_augmentation",
     "register_backbone",
+    "register_batch_plan",
     "register_guard",
     "register_loss",
     "register_metric",

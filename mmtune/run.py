@@ -73,6 +73,8 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
     batches = plan_batches(inputs.data, inputs.usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
+    if not quiet:
+        print(*batches.notes, sep="\n", end="\n" if batches.notes else "", file=sys.stderr)
     check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=recipe.mining is not None)
     rounds = None
     if recipe.mining is not None:

@@ -5,6 +5,7 @@ Registration is optional: wherever a recipe or an option takes a plugin's name, 
 | plugin | what it does | base class, protocol or docs | where its name is used |
 |---|---|---|---|
 | loss | computes a training loss | `mmtune.losses` | `objective: [{loss: NAME}]` |
+| batch plan | divides the rows of an epoch into batches | `mmtune.data.loader.EpochRows` | `data: {batches: NAME}` |
 | miner source | proposes candidates for hard negatives | `mmtune.mining.MinerSource` | `mining: {sources: [NAME]}` |
 | guard | drops likely false negatives | `mmtune.mining.Guard` | `mining: {guards: {extra: [NAME]}}` |
 | modality | decodes and preprocesses a kind of signal | `mmtune.modalities.Modality` | column names |
@@ -18,10 +19,11 @@ Registration is optional: wherever a recipe or an option takes a plugin's name, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from mmtune.contracts import Augmentation, Scorer
@@ -38,6 +40,17 @@ def register_loss(name: str, target: Callable[..., Tensor] | str) -> None:
         "package.module:function"
     """
     from mmtune.losses import register as register
+
+    register(name, target)
+
+
+def register_batch_plan(name: str, target: Callable[..., Sequence[np.ndarray]] | str) -> None:
+    """Register a batch plan for the recipe key `data.batches`.
+
+    target: a function from `mmtune.data.loader.EpochRows` to batches of row numbers, whose keyword-only parameters are the plan's
+        options, or "package.module:function"
+    """
+    from mmtune.data.loader import register_batch_plan as register
 
     register(name, target)
 

@@ -1,10 +1,11 @@
 """The recipe block `data:`: training data, validation data, and how rows are loaded."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator
 
+from mmtune.recipe.batches_block import BatchesBlock, RandomBatches
 from mmtune.recipe.block import RecipeBlock, invalid
 from mmtune.runtime.sizes import parse_size
 
@@ -54,8 +55,10 @@ class DataConfig(RecipeBlock):
     cache: Size = Field(
         "2GB", description="memory limit of the cache of decoded or preprocessed items, which later epochs reuse; 0: no cache"
     )
-    batches: Literal["random", "spread"] = Field(
-        "random", description="random: rows are shuffled; spread: rows of one group are put into different batches if possible"
+    batches: BatchesBlock = Field(
+        RandomBatches(),
+        description="which rows form a batch: a batch plan (random, spread, groups, balanced, one_source, buckets) or its options; "
+        "{groups: P, rows: K}: batches of P groups x K rows",
     )
 
     skip_bad: bool = Field(

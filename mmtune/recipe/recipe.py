@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mmtune.errors import RecipeError
 from mmtune.recipe.augment_block import AugmentBlock
+from mmtune.recipe.batches_block import GroupBatches
 from mmtune.recipe.block import RecipeBlock, check, invalid
 from mmtune.recipe.data_block import DataConfig
 from mmtune.recipe.gate_block import Gate
@@ -66,6 +67,26 @@ class Recipe(RecipeBlock):
     def _interpolation_has_data(self) -> "Recipe":
         if self.interpolate and not (self.data.val and self.data.retention):
             raise invalid("interpolate: needs data.val and data.retention, on which the coefficient is chosen; set them")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "Recipe":
+        plan, size = self.data.batches, self.train.batch_size
+        if isinstance(plan, GroupBatches):
+            if plan.groups is not None and plan.groups * plan.rows != size:
+                raise invalid(
+                    f"data.batches: {plan.groups} groups x {plan.rows} rows are {plan.groups * plan.rows} rows, but "
+                    f"train.batch_size is {size}; set it to {plan.groups * plan.rows}"
+                )
+            if size // plan.rows < 2:
+                raise invalid(
+                    f"data.batches.rows: {plan.rows} rows of a group leave no room for a second group in a batch of {size}"
+                )
+        if plan.keeps_rows_together and self.mining is not None and self.mining.use.confusable:
+            raise invalid(
+                f"mining.use.confusable: batches of near neighbours do not keep the rows of data.batches ({plan.plan}) together; set "
+                "it to 0, or use the plan random, spread or balanced"
+            )
         return self
 
     @property

@@ -62,8 +62,8 @@ def _sections(path: str, block: type[BaseModel], one_of_several: bool) -> Iterat
 
 
 def _variant(block: type[BaseModel]) -> str:
-    """The part of a section title that distinguishes variants of a block: its `how` or `loss`, its modality, or its first key."""
-    for key in ("how", "loss"):
+    """The part of a section title that distinguishes variants of a block: its `how`, `loss` or `plan`, its modality, or its first key."""
+    for key in ("how", "loss", "plan"):
         if key in block.model_fields:
             default = block.model_fields[key].default
             return f"{key}: {default if default is not PydanticUndefined else 'package.module:function'}"

@@ -1,4 +1,4 @@
-"""The ten extension points: each is public, writes to its room's table, and is used from outside in a test of its room."""
+"""The extension points: each is public, writes to its room's table, and is used from outside in a test of its room."""
 
 import importlib
 import inspect
@@ -12,6 +12,7 @@ from mmtune.errors import RecipeError
 
 POINTS = {
     "loss": ("mmtune.losses", "TABLE"),
+    "batch_plan": ("mmtune.recipe.batches_block", "PLANS"),
     "miner_source": ("mmtune.mining.sources", "TABLE"),
     "guard": ("mmtune.mining.guards", "TABLE"),
     "modality": ("mmtune.modalities", "TABLE"),
@@ -24,7 +25,7 @@ POINTS = {
 }
 
 
-def test_there_are_exactly_these_ten():
+def test_there_are_exactly_these():
     assert {n for n in mmtune.__all__ if n.startswith("register_")} == {f"register_{n}" for n in POINTS}
 
 

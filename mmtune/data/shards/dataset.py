@@ -150,6 +150,12 @@ class Data:
         digest.update(np.ascontiguousarray(self._column["row.label"]).tobytes())
         return digest.hexdigest()
 
+    def stored_bytes(self, modality: str) -> np.ndarray:
+        """Size in bytes of every row's value of `modality` as it is stored in the shard, int64 [N]; 0 for a row without one."""
+        if modality not in self.present:
+            return np.zeros(len(self), np.int64)
+        return np.maximum(self._column[f"{modality}.size"], 0).astype(np.int64)
+
     def meta(self, i: int) -> JsonObject:
         """The metadata of row i: column -> value, for the columns that are not an id, group or modality."""
         document = self._meta[self._check_index(i)].as_py()

@@ -72,6 +72,12 @@ class WeightedConcat:
             raise error
         return values
 
+    def stored_bytes(self, modality: str) -> np.ndarray:
+        """Size in bytes of every row's value of `modality`, int64 [N]; 0 for a row without one. Raises DataError if none has one."""
+        if modality not in self.modalities:
+            raise DataError(f"data.batches.modality: {self.spec} has no {modality!r}; it has {', '.join(self.modalities)}")
+        return np.concatenate([d.stored_bytes(modality) for d in self.sets])
+
     def epoch_rows(self, rng: np.random.Generator) -> np.ndarray:
         """The row numbers of one epoch in random order: rows of a dataset with weight 2 occur twice, with 0.5 a random half of them."""
         chosen = []
