@@ -215,6 +215,24 @@ def test_no_code_is_packed_to_save_lines():
     assert [p for p in [*FILES, *TESTS.rglob("*.py")] if skip in p.read_text()] == []
 
 
+def test_json_lines_end_at_newlines_alone():
+    """`str.splitlines` also cuts at U+2028, U+0085 and others, which may stand inside a JSON string.
+
+    It is allowed only on messages, e.g. `str(e).splitlines()[0]`. A file that is iterated line by line as JSON must be opened with
+    newline="\\n", because text mode also ends lines at "\\r".
+    """
+    offences = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        reads_json = re.search(r"json\.loads|jsonl|ndjson", path.read_text()) is not None
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in ("splitlines", "readlines") and reads_json:
+                receiver = ast.unparse(node.value)
+                if node.attr == "readlines" or not re.fullmatch(r"\(?str\((e|error)\)(\.strip\(\))?", receiver):
+                    offences.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {receiver}.{node.attr}")
+    assert not offences, offences
+
+
 MOST_ANY = 100
 
 

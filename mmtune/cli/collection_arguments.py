@@ -15,16 +15,28 @@ def open_collection(args: argparse.Namespace, create: bool = False) -> "Collecti
     return Collection(args.collection, create=create)
 
 
-@overload
-def open_rows(spec: str) -> "Data": ...
+def add_skip_bad(parser: argparse.ArgumentParser) -> None:
+    """Add the option --skip-bad."""
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="decode all values first, skip those that cannot be decoded, and print their number",
+    )
 
 
 @overload
-def open_rows(spec: None) -> None: ...
+def open_rows(spec: str, skip_bad: bool = False) -> "Data": ...
 
 
-def open_rows(spec: str | None) -> "Data | None":
-    """Open the packed data that an option DATA names; None if the option is not given."""
-    from mmtune.data.shards.dataset import open_data
+@overload
+def open_rows(spec: None, skip_bad: bool = False) -> None: ...
 
-    return None if spec is None else open_data(spec)
+
+def open_rows(spec: str | None, skip_bad: bool = False) -> "Data | None":
+    """Open the packed data that an option DATA names; None if the option is not given.
+
+    skip_bad: leave out values that cannot be decoded, with a DataWarning
+    """
+    from mmtune.data.skip_bad import open_rows_to_encode
+
+    return None if spec is None else open_rows_to_encode(spec, skip_bad=skip_bad)

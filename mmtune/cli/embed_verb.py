@@ -10,6 +10,7 @@ terminals); the processes share the work.
 import argparse
 from pathlib import Path
 
+from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result
 
 
@@ -25,11 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role", metavar="NAME", help='prompt template for captions, e.g. "query" (default: the template for candidates)'
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        help="decode all values first, skip those that cannot be decoded, and print their number",
-    )
+    add_skip_bad(parser)
     engine(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 

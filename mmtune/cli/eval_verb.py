@@ -18,6 +18,7 @@ dimensions. Processes started by torchrun share the embedding.
 import argparse
 from pathlib import Path
 
+from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result
 from mmtune.errors import RecipeError
 
@@ -80,6 +81,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dim", type=int, metavar="N", help="truncate the embeddings to N dimensions (Matryoshka)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    add_skip_bad(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -116,6 +118,7 @@ def run(args: argparse.Namespace) -> Result:
             exclude_same=args.exclude_same,
             normal=args.normal,
             machine=args.machine,
+            skip_bad=args.skip_bad,
         )
     document = result.to_dict()
     if args.out and processes.is_main_process:

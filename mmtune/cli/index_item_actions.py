@@ -3,7 +3,7 @@
 import argparse
 
 from mmtune.cli import index_output
-from mmtune.cli.collection_arguments import open_collection, open_rows
+from mmtune.cli.collection_arguments import add_skip_bad, open_collection, open_rows
 from mmtune.cli.dispatch import Result
 from mmtune.errors import DataError
 
@@ -36,6 +36,7 @@ def build_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--memory-mb", type=int, metavar="N", help="memory limit for building an ivfpq index, in MB (default 1024; faiss only)"
     )
+    add_skip_bad(p)
     p.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -50,7 +51,7 @@ def build_action(args: argparse.Namespace) -> Result:
     with open_collection(args, create=True) as collection:
         result = collection.build(
             args.model,
-            open_rows(args.data),
+            open_rows(args.data, args.skip_bad),
             store=args.store,
             url=args.url,
             index=args.index,
@@ -117,11 +118,12 @@ def plan_action(args: argparse.Namespace) -> Result:
 
 def upsert_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", required=True, metavar="DATA", help="packed rows; existing items with the same id are replaced")
+    add_skip_bad(p)
 
 
 def upsert_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        result = collection.upsert(open_rows(args.data), quiet=False)
+        result = collection.upsert(open_rows(args.data, args.skip_bad), quiet=False)
     return Result(result.to_dict(), index_output.upserted(result), 1 if result.behind else 0)
 
 

@@ -13,6 +13,7 @@ Exit status 1: no negative was mined; the audit shows why.
 
 import argparse
 
+from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
@@ -66,6 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="set a key of the recipe block `mining:`, e.g. guards.max_score=0.9 (may be repeated)",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    add_skip_bad(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -84,6 +86,7 @@ def run(args: argparse.Namespace) -> Result:
         truth=args.truth,
         batch_size=args.batch_size,
         quiet=args.quiet,
+        skip_bad=args.skip_bad,
     )
     head = f"{result.table}  {result.mined} negatives; audit: {result.page}"
     return Result(result.to_dict(), f"{head}\n{summary(result.document)}", 0 if result.mined else 1)

@@ -1,4 +1,4 @@
-"""The option `--skip-bad` of `train` and `embed`: skip values that cannot be decoded, instead of stopping at the first one.
+"""The option `--skip-bad` of the verbs that encode data (train, embed, mine, eval, index): skip values that cannot be decoded, instead of stopping at the first one.
 
 All values are decoded once beforehand, identical ones only once. The result is cached on disk, so that a resumed run and the other
 processes of a distributed run need not decode everything again. A file that crashes its decoder still ends the process. Only
@@ -18,7 +18,7 @@ import numpy as np
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences, stable_label
 from mmtune.data.shards import shard_cache, tar_index
-from mmtune.data.shards.dataset import Data
+from mmtune.data.shards.dataset import Data, open_data
 from mmtune.errors import DataError, DataWarning
 from mmtune.runtime.files import read_json, write_json
 from mmtune.runtime.progress import Progress
@@ -33,6 +33,14 @@ EXAMPLES = 3
 """Number of ids that the warning shows."""
 MAX_WORKERS = 8
 """Maximum number of threads that decode."""
+
+
+def open_rows_to_encode(
+    data: "Data | str", modalities: Sequence[str] | None = None, skip_bad: bool = False, quiet: bool = True
+) -> Data:
+    """Open a dataset, unless it is open already, and with `skip_bad` leave out the values that cannot be decoded."""
+    opened = open_data(data) if isinstance(data, str) else data
+    return without_undecodable(opened, modalities, quiet) if skip_bad else opened
 
 
 def without_undecodable(data: Data, modalities: Sequence[str] | None = None, quiet: bool = True) -> Data:

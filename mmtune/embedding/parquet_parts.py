@@ -15,6 +15,7 @@ import numpy as np
 from mmtune.contracts import JsonObject
 from mmtune.embedding.embed_rows import embed_rows, shared_modalities
 from mmtune.errors import DataError
+from mmtune.modalities import names as modality_names
 from mmtune.runtime.distributed import local_device
 from mmtune.runtime.files import atomic_open, read_json, write_json
 from mmtune.runtime.progress import Progress
@@ -78,9 +79,9 @@ def embed(
 ) -> EmbedResult:
     """Embed a dataset into OUT/<modality>/part-*.parquet (columns id, group, vector; one part per shard) and OUT/meta.json.
 
-    Resumable: a part that exists for the same model and the same shard content is kept. Processes that run this at the same
-    time share the parts (see `mmtune.runtime.work_lock`), and each returns when all parts are written. Rows that lack a
-    modality are counted, but not written.
+    Resumable: a part that exists for the same model and the same shard content is kept. Parts of other data, which an earlier
+    run has left in OUT, are removed. Processes that run this at the same time share the parts (see `mmtune.runtime.work_lock`),
+    and each returns when all parts are written. Rows that lack a modality are counted, but not written.
 
     model: a model, or a MODEL to load
     data: a dataset, or where to open it
@@ -111,9 +112,9 @@ def embed(
     stamp = {"fingerprint": result.fingerprint} | ({"role": role} if role else {})
     parts = []
     for m in names:
-        made = [_part(data, shard, m, out / m / f"part-{i:05d}.parquet", stamp) for i, shard in enumerate(data.shards)]
-        result.counts[m] = EmbedCounts(sum(len(p.rows) for p in made), sum(p.missing for p in made), len(data.shards))
-        parts += made
+        of_modality = _parts(data, m, out, stamp)
+        result.counts[m] = _counts(of_modality)
+        parts += of_modality
     with Progress("embed", sum(len(p.rows) for p in parts), quiet=quiet) as progress:
 
         def make(part: Part) -> None:
@@ -121,8 +122,26 @@ def embed(
             _write_part(part.path, [data.ids[i] for i in part.rows], [data.groups[i] for i in part.rows], made, part.stamp)
 
         run_jobs_once(parts, lambda p: p.path, lambda p: _is_written(p.path, p.stamp), make)
+    _remove_parts_of_other_data(out, data, result, stamp)
     write_json(out / "meta.json", result.to_dict())
     return result
+
+
+def _remove_parts_of_other_data(out: Path, data: "Data", result: EmbedResult, stamp: dict[str, str]) -> None:
+    """Remove the parts in `out` that do not belong to `data`.
+
+    If `out` has all parts of a further modality of `data`, from an earlier run with other `modalities`, they are kept and counted in
+    `result`.
+
+    stamp: what all parts have in common, see `Part.stamp`
+    """
+    for m in modality_names():
+        parts = _parts(data, m, out, stamp) if m in data.present else []
+        if m not in result.counts and parts and all(_stamp(p.path) == p.stamp for p in parts):
+            result.counts[m] = _counts(parts)
+        keep = {p.path for p in parts} if m in result.counts else set()
+        for path in set((out / m).glob("part-*.parquet")) - keep:
+            path.unlink(missing_ok=True)
 
 
 def _refuse_other_vectors(out: Path, result: EmbedResult) -> None:
@@ -158,6 +177,16 @@ class Part:
     stamp: dict[str, str]
 
 
+def _parts(data: "Data", modality: str, out: Path, stamp: dict[str, str]) -> list[Part]:
+    """All parts of one modality: one for each shard."""
+    folder = out / modality
+    return [_part(data, shard, modality, folder / f"part-{i:05d}.parquet", stamp) for i, shard in enumerate(data.shards)]
+
+
+def _counts(parts: list[Part]) -> EmbedCounts:
+    return EmbedCounts(sum(len(p.rows) for p in parts), sum(p.missing for p in parts), len(parts))
+
+
 def _part(data: "Data", shard: "Shard", modality: str, path: Path, stamp: dict[str, str]) -> Part:
     rows = np.arange(shard.start, shard.start + shard.count)
     having = rows[data.present[modality][rows]]
@@ -168,14 +197,23 @@ def _part(data: "Data", shard: "Shard", modality: str, path: Path, stamp: dict[s
 
 def _is_written(path: Path, stamp: dict[str, str]) -> bool:
     """Whether the part exists for the same content. Raises DataError if it has embeddings of another model."""
-    import pyarrow.parquet as pq
-
     if not path.exists():
         return False
-    metadata = {k.decode(): v.decode() for k, v in (pq.read_schema(path).metadata or {}).items()}
-    if metadata.get("fingerprint") != stamp["fingerprint"]:
-        raise DataError(f"{path} contains embeddings of another model ({metadata.get('fingerprint')}); use another --out")
-    return json.loads(metadata.get("stamp", "{}")) == stamp
+    written = _stamp(path)
+    if written.get("fingerprint") != stamp["fingerprint"]:
+        raise DataError(f"{path} contains embeddings of another model ({written.get('fingerprint')}); use another --out")
+    return written == stamp
+
+
+def _stamp(path: Path) -> dict[str, str]:
+    """The stamp that is stored in a Parquet file (see `Part.stamp`); empty if the file does not exist or cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return json.loads((pq.read_schema(path).metadata or {}).get(b"stamp", b"{}"))
+    except (OSError, pa.ArrowException, ValueError):
+        return {}
 
 
 def _write_part(path: Path, ids: list[str], groups: list[str | None], vectors: np.ndarray, stamp: dict[str, str]) -> None:

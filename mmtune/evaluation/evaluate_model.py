@@ -44,6 +44,7 @@ def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
     batch_size: int = 64,
     quiet: bool = True,
     dim: int | None = None,
+    skip_bad: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> Result: ...
 
@@ -75,6 +76,7 @@ def evaluate(
     batch_size: int = 64,
     quiet: bool = True,
     dim: int | None = None,
+    skip_bad: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> TaskResult: ...
 
@@ -105,6 +107,7 @@ def evaluate(
     batch_size: int = 64,
     quiet: bool = True,
     dim: int | None = None,
+    skip_bad: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> "Result | TaskResult":
     """Evaluate MODEL on DATA by retrieval metrics in every direction (see `evaluate_vectors`), or by another `task`.
@@ -121,6 +124,7 @@ def evaluate(
     trec: a directory for the run (a-to-b.run) and the qrels (a-to-b.qrels) of every direction, as TREC files
     batch_size: number of rows embedded at a time
     dim: use only the first `dim` dimensions of the embeddings, L2-normalised again
+    skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
     processes: processes that all make this call. Each embeds a share of the rows, all get the result, and rank 0 writes files.
 
     The other options belong to single tasks (see the tasks' classes in `mmtune.evaluation`):
@@ -132,11 +136,12 @@ def evaluate(
     If the model was trained with `matryoshka` dims, the result has the metrics at each of these dimensions under `dims`. If the
     model has a prompt template for queries, it is used for the queries of every direction (see `mmtune.model.prompts`).
     """
-    options: dict[str, object] = dict(label=label, class_names=class_names, prompts=prompts, reference=reference)
+    given = as_data(reference, True) if skip_bad and reference is not None else reference
+    options: dict[str, object] = dict(label=label, class_names=class_names, prompts=prompts, reference=given)
     options |= dict(neighbours=neighbours, exclude_same=exclude_same, normal=normal, machine=machine, slices=slices)
     options |= task_options or {}
     check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling})
-    loaded, rows = as_model(model, dim), as_data(data)
+    loaded, rows = as_model(model, dim), as_data(data, skip_bad)
     if task == RETRIEVAL:
         parts, judged = metadata_slices(rows, slices), qrels_for(qrels, rows.ids)
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)

@@ -16,8 +16,8 @@ def as_model(model: "Model | str | Path", dim: int | None = None) -> "Model":
     return loaded if dim is None else loaded.truncated(dim)
 
 
-def as_data(data: "Data | str") -> "Data":
-    """Return the dataset, opened if it is a name."""
-    from mmtune.data.shards.dataset import open_data
+def as_data(data: "Data | str", skip_bad: bool = False) -> "Data":
+    """Return the dataset, opened if it is a name. skip_bad: leave out values that cannot be decoded."""
+    from mmtune.data.skip_bad import open_rows_to_encode
 
-    return open_data(data) if isinstance(data, str) else data
+    return open_rows_to_encode(data, skip_bad=skip_bad)

@@ -30,6 +30,7 @@ def mine(
     batch_size: int = 64,
     cache: str | Path | None = None,
     quiet: bool = False,
+    skip_bad: bool = False,
 ) -> MiningResult:
     """Embed DATA with MODEL and mine every direction into the Parquet file `out`. The audit is written next to it.
 
@@ -39,10 +40,11 @@ def mine(
     batch_size: rows embedded at a time
     cache: a directory in which to keep content hashes, which do not depend on the model
     quiet: show no progress
+    skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
 
     If started by torchrun, each process embeds its share of the rows, and rank 0 searches and writes. Raises MmtuneError.
     """
-    from mmtune.data.shards.dataset import open_data
+    from mmtune.data.skip_bad import open_rows_to_encode
     from mmtune.model.artifact import load
 
     if not isinstance(options, MiningOptions):
@@ -51,7 +53,7 @@ def mine(
         raise RecipeError(
             f"mining.table ({options.table}) names a table to train on, which only a training recipe can use; set --out instead"
         )
-    opened = open_data(data) if isinstance(data, str) else data
+    opened = open_rows_to_encode(data, skip_bad=skip_bad)
     directions = options.directions
     modalities = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
     with init_processes() as processes:  # before the model is loaded, so that each process loads it on its own accelerator

@@ -1,4 +1,4 @@
-"""The modality "audio": any file that libsndfile can read, decoded to mono float32 samples and their sample rate."""
+"""The modality "audio": any file that libsndfile can read, and AAC with the extra `aac`, decoded to mono float32 samples and their sample rate."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ import numpy as np
 from mmtune.contracts import Augmentation, Modality, Option
 from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
+from mmtune.modalities.aac_sound import container_format, decode_aac, stated_length
 from mmtune.modalities.audio_augmentation import AudioAugmentation, MaskSpectrogram, mix_sounds
 from mmtune.modalities.audio_player import small_player
 from mmtune.modalities.encoded_value import unwrap_encoded
@@ -23,14 +24,28 @@ __all__ = ["Audio", "Sound"]
 MAX_SECONDS = 3600.0  # default limit in datasets
 REQUEST_SECONDS = 120.0  # default limit in HTTP requests
 REQUEST_RATE = 2 * 96_000  # limit in HTTP requests: samples a second, all channels together; bounds the memory for decoding
+MAX_SAMPLES = 2**31  # of all channels together
 SUBTYPES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg", b"\xff\xfb": "mpeg", b"\xff\xf3": "mpeg"}
 """First bytes of a file -> the subtype of its media type, "audio/SUBTYPE"."""
 
 
-def _unreadable(data: bytes, error: Exception) -> str:
+def _stated_length(data: bytes) -> tuple[int, int, int]:
+    """(frames, channels, sample rate) in the header of a file. Raises Rejected if libsndfile cannot read it, or it is truncated."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as f:
+            if f.samplerate > 0:
+                check_header_length(f)
+            return f.frames, f.channels, f.samplerate
+    except Rejected:
+        raise
+    except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
+        raise Rejected(_unreadable(e)) from None
+
+
+def _unreadable(error: Exception) -> str:
     """Return the message for a file that libsndfile cannot read."""
-    if data[4:8] == b"ftyp":
-        return "AAC or ALAC in an MP4 file (.m4a), which libsndfile cannot read; convert it to .flac or .wav"
     return f"not a readable sound: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
 
 
@@ -38,7 +53,7 @@ class Audio(Modality):
     """The modality "audio". Its signals are of the class `Sound`: mono samples and their sample rate."""
 
     name = "audio"
-    extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au", "m4a")
+    extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au", "m4a", "aac")
     columns = ("audio", "audio_path", "sound", "wav", "clip")
     near_duplicate_distance = SOUND_DISTANCE
     options = {"max_seconds": Option(float, MAX_SECONDS, "reject sounds longer than this")}
@@ -50,11 +65,14 @@ class Audio(Modality):
 
         if not data:
             raise Rejected("empty file")
+        if container_format(data):
+            samples, rate = decode_aac(data, max_seconds, MAX_SAMPLES)
+            return mono_sound(samples.mean(axis=1, dtype=np.float32), rate)
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as f:
                 if f.samplerate <= 0 or f.frames / f.samplerate > max_seconds:
                     raise Rejected(f"too long: {f.frames / max(f.samplerate, 1):.0f} s, limit {max_seconds:g} (--max-seconds)")
-                if f.frames * f.channels > 2**31:
+                if f.frames * f.channels > MAX_SAMPLES:
                     raise Rejected(f"too large: {f.frames} frames of {f.channels} channels")
                 check_header_length(f)
                 samples, rate = f.read(dtype="float32", always_2d=True), f.samplerate
@@ -62,24 +80,14 @@ class Audio(Modality):
         except Rejected:
             raise
         except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
-            raise Rejected(_unreadable(data, e)) from None
+            raise Rejected(_unreadable(e)) from None
         return mono_sound(samples.mean(axis=1, dtype=np.float32), rate)
 
     def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: float) -> None:
         self.decode(data, max_seconds)
 
     def check_header(self, data: bytes, max_seconds: float = REQUEST_SECONDS, **_: float) -> int:
-        import soundfile
-
-        try:
-            with soundfile.SoundFile(io.BytesIO(data)) as f:
-                rate, frames, channels = f.samplerate, f.frames, f.channels
-                if rate > 0:
-                    check_header_length(f)
-        except Rejected:
-            raise
-        except Exception as e:  # libsndfile and its wrapper raise several types on broken bytes
-            raise Rejected(_unreadable(data, e)) from None
+        frames, channels, rate = stated_length(data) if container_format(data) else _stated_length(data)
         if rate <= 0 or frames / rate > max_seconds:
             raise Rejected(f"too long: {frames / max(rate, 1):.1f} s, limit {max_seconds:g}")
         if frames * channels > max_seconds * REQUEST_RATE:
@@ -184,6 +192,8 @@ class Audio(Modality):
         )
 
     def media_type(self, data: bytes) -> str:
+        if (aac := container_format(data)) is not None:
+            return f"audio/{aac}"
         kind = next((t for start, t in SUBTYPES.items() if data.startswith(start)), None)
         return f"audio/{kind}" if kind else super().media_type(data)
 

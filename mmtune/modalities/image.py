@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ of the last two. An image with more than 8 bits per colour takes twice as much."
 REQUEST_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Formats accepted in HTTP requests, in addition to HEIC if the extra `heif` is installed. Pillow can read more, but runs
 external programs for some (Ghostscript for EPS)."""
+OBJECT = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
+"""A Python object in a message of Pillow. It says nothing to a user, and its address differs from run to run."""
 WHITE_IS_ZERO = 0  # a value of the TIFF tag PHOTOMETRIC
 BITS, PHOTOMETRIC = 258, 262  # TIFF tags
 
@@ -86,9 +89,8 @@ def _open(data: bytes, max_pixels: float, min_side: int | None = None) -> PILIma
     except PILImage.DecompressionBombError:
         raise Rejected(f"too large: over {max_pixels} pixels (--max-pixels)") from None
     except Exception as e:  # Pillow's plugins raise almost anything on broken bytes
-        raise Rejected(
-            f"not a readable picture: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
-        ) from None
+        first_line = OBJECT.sub("", str(e)).strip().partition("\n")[0]
+        raise Rejected(f"not a readable picture: {type(e).__name__}: {first_line[:200]}") from None
 
 
 def _header(data: bytes, max_pixels: float = REQUEST_PIXELS) -> PILImage.Image:

@@ -29,7 +29,7 @@ def check_header_length(file: "SoundFile") -> None:
     """Raise Rejected if the file is shorter than its header says."""
     for stated, present in STATED.findall(file.extra_info):
         if 0 < int(stated) < UNKNOWN_SIZE:
-            _check(file.frames, round(file.frames * int(stated) / max(1, int(present))), file.samplerate)
+            check_length(file.frames, round(file.frames * int(stated) / max(1, int(present))), file.samplerate)
 
 
 def check_decoded_length(file: "SoundFile", frames: int) -> None:
@@ -37,10 +37,14 @@ def check_decoded_length(file: "SoundFile", frames: int) -> None:
 
     frames: number of decoded samples of each channel
     """
-    _check(frames, file.frames, file.samplerate, MPEG_SLACK if file.format in ("MP3", "MPEG") else 0)
+    check_length(frames, file.frames, file.samplerate, MPEG_SLACK if file.format in ("MP3", "MPEG") else 0)
 
 
-def _check(present: int, stated: int, rate: int, slack: int = 0) -> None:
-    """Raise Rejected if more than TOLERANCE of the samples are missing; `slack` samples may always be missing."""
+def check_length(present: int, stated: int, rate: int, slack: int = 0) -> None:
+    """Raise Rejected if more than TOLERANCE of the samples are missing.
+
+    present, stated: number of samples of a channel that the file has, and that its header says
+    slack: number of samples that may always be missing
+    """
     if present + slack < stated * (1 - TOLERANCE):
         raise Rejected(f"truncated: the file has {present / rate:.4g} s of the {stated / rate:.4g} s in its header")

@@ -46,6 +46,7 @@ def evaluate(
     batch_size: int = 64,
     quiet: bool = True,
     dim: int | None = None,
+    skip_bad: bool = False,
 ) -> Result | TaskResult:
     """Evaluate a model on data: retrieval metrics in every direction between modalities, or the metrics of another task.
 
@@ -60,6 +61,7 @@ def evaluate(
         batch_size: batch size for encoding
         quiet: show no progress
         dim: truncate embeddings to this many dimensions (Matryoshka) and normalise them again
+        skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
 
     For retrieval:
         ks: cut-off ranks k of the metrics
@@ -110,6 +112,7 @@ def evaluate(
         batch_size=batch_size,
         quiet=quiet,
         dim=dim,
+        skip_bad=skip_bad,
     )
 
 

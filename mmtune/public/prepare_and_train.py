@@ -109,6 +109,7 @@ def mine(
     batch_size: int = 64,
     cache: str | Path | None = None,
     quiet: bool = False,
+    skip_bad: bool = False,
 ) -> MiningResult:
     """Mine hard negatives: embed the data with the model, search candidates in every direction, and drop false negatives.
 
@@ -124,12 +125,24 @@ def mine(
     batch_size: batch size for encoding
     cache: directory in which perceptual hashes of the data are cached
     quiet: show no progress
+    skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
 
     Raises MmtuneError if the options, the model or the data are invalid.
     """
     from mmtune.mining.mine_model import mine as mine_
 
-    return mine_(model, data, out, options, verifier=verifier, truth=truth, batch_size=batch_size, cache=cache, quiet=quiet)
+    return mine_(
+        model,
+        data,
+        out,
+        options,
+        verifier=verifier,
+        truth=truth,
+        batch_size=batch_size,
+        cache=cache,
+        quiet=quiet,
+        skip_bad=skip_bad,
+    )
 
 
 def train(

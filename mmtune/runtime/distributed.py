@@ -177,7 +177,7 @@ def init_processes() -> Iterator[Processes]:
         # gloo raises a plain RuntimeError when a peer is gone; its message names a source file under /gloo/
         if not isinstance(e, torch.distributed.DistError) and "/gloo/" not in str(e):
             raise
-        line = str(e).split("] ", 1)[-1].split(". ")[0].splitlines()[0]
+        line = str(e).split("] ", 1)[-1].split(". ")[0].partition("\n")[0]
         raise TrainingError(
             f"process {processes.rank}: another process ended ({line}); see the error message of that process for the cause"
         ) from e

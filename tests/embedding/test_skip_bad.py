@@ -78,3 +78,24 @@ def test_embed_and_train_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*train, "--skip-bad"]) == 0
     assert "2 of 10 image values cannot be decoded and are skipped" in capsys.readouterr().err
     assert "skip_bad: true" in (tmp_path / "run2" / "recipe.yaml").read_text()
+
+
+def test_mine_eval_and_index_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, store = str(rows_with_two_bad_pictures(tmp_path / "x.tar")), str(tmp_path / "s")
+    verbs = [
+        ["eval", "tiny:clip", source, "--json"],
+        ["mine", "tiny:clip", source, "--out", str(tmp_path / "n.parquet"), "--set", "guards.relative_margin=null", "--json"],
+        ["index", "build", store, "--model", "tiny:clip", "--data", source, "--json"],
+    ]
+    for verb in verbs:
+        assert main([*verb, "--quiet"]) == 2 and "--skip-bad" in capsys.readouterr().err, verb
+        assert main([*verb, "--quiet", "--skip-bad"]) == 0, verb
+        said = capsys.readouterr()
+        assert "2 of 10 image values cannot be decoded and are skipped" in said.err, verb
+        document = json.loads(said.out)
+        if verb[0] == "eval":
+            assert document["directions"]["image->text"]["queries"] == 8
+        if verb[0] == "index":
+            assert document["vectors"] == {"image": 8}, document
+    assert main(["index", "upsert", store, "--data", source]) == 1 and "--skip-bad" in capsys.readouterr().out
+    assert main(["index", "upsert", store, "--data", source, "--skip-bad"]) == 0

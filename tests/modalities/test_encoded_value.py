@@ -61,11 +61,3 @@ def test_what_holds_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
             modalities.get(name).coerce({"bytes": None, "path": None})
         with open(tmp_path / "a.txt") as file, pytest.raises(Rejected, match="binary mode"):
             modalities.get(name).coerce(file)
-
-
-def test_m4a_names_its_format() -> None:
-    """The brand of an .m4a: it is a sound that is not read, not a damaged one."""
-    data = b"\x00\x00\x00\x20ftypM4A \x00\x00\x00\x00M4A mp42isom" + bytes(64)
-    for check in (modalities.get("audio").decode, modalities.get("audio").check_header):
-        with pytest.raises(Rejected, match=r"AAC or ALAC in an MP4 file \(\.m4a\).*convert it to \.flac or \.wav"):
-            check(data)

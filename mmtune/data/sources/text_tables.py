@@ -32,13 +32,16 @@ def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("mmtune_cp1252", _as_cp1252)  # process-wide, but has an effect only where this name is used
 
 
-def open_text(path: Path) -> TextIO:
-    """Open a text file in UTF-8 (with or without a byte-order mark), UTF-16 (with a byte-order mark) or Windows-1252."""
+def open_text(path: Path, newline: str = "") -> TextIO:
+    """Open a text file in UTF-8 (with or without a byte-order mark), UTF-16 (with a byte-order mark) or Windows-1252.
+
+    newline: as in `open`; "" ends lines at "\\n", "\\r" and "\\r\\n" and keeps them, and "\\n" ends them there alone
+    """
     with open(path, "rb") as f:
         head = f.read(2)
     encoding = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     errors = "replace" if encoding == "utf-16" else "mmtune_cp1252"
-    return open(path, encoding=encoding, errors=errors, newline="")
+    return open(path, encoding=encoding, errors=errors, newline=newline)
 
 
 def file_digest(path: Path) -> tuple[str, int]:
@@ -169,8 +172,11 @@ def _records(file: Iterator[str], delimiter: str, width: int | None) -> Iterator
 
 
 def jsonl_rows(path: Path) -> Iterator[dict[str, object] | str]:
-    """Yield the rows of a JSONL file: an object, or a string with the reason why a line is invalid. Blank lines are skipped."""
-    with open_text(path) as f:
+    """Yield the rows of a JSONL file: an object, or a string with the reason why a line is invalid. Blank lines are skipped.
+
+    Lines end at "\\n" alone: other line separators may occur within a document.
+    """
+    with open_text(path, "\n") as f:
         for number, line in enumerate(f, 1):
             if not line.strip():
                 continue

@@ -307,3 +307,10 @@ def test_sidecars_named_after_the_whole_file(tmp_path: Path) -> None:
         (tmp_path / f"{i}.jpg.txt").write_text(f"caption {i}")
     got = pack_rows(tmp_path)
     assert [(row.id, sorted(row.values)) for row in got] == [("0.jpg", ["image", "text"]), ("1.jpg", ["image", "text"])]
+
+
+def test_lines_of_jsonl_end_at_newlines_alone(tmp_path: Path) -> None:
+    captions = ["a\u2028b", "c\u0085d", "e\u2029f", "g\x1ch"]
+    lines = [json.dumps({"text": c}, ensure_ascii=False) for c in captions] + ['{"text":\r "white space"}']
+    (tmp_path / "t.jsonl").write_bytes("\n".join(lines).encode())
+    assert [r["text"] for r in rows(tmp_path / "t.jsonl")] == [*captions, "white space"]
