@@ -48,6 +48,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base-dim", type=int, metavar="N", help="like --dim, for BASE only; for a CANDIDATE that has fewer dimensions"
     )
+    parser.add_argument(
+        "--allow-trained",
+        action="store_true",
+        help="only warn about rows that a model was trained on, instead of refusing them",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
 
 
@@ -100,5 +105,6 @@ def run(args: argparse.Namespace) -> Result:
         quiet=False,
         dim=args.dim,
         base_dim=args.base_dim,
+        allow_trained=args.allow_trained,
     )
     return Result(comparison.to_dict(), str(comparison), comparison.status)

@@ -80,6 +80,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--trec", metavar="DIR", help="write the rankings and judgments of every direction to DIR, as TREC files"
     )
     parser.add_argument("--dim", type=int, metavar="N", help="truncate the embeddings to N dimensions (Matryoshka)")
+    parser.add_argument(
+        "--allow-trained",
+        action="store_true",
+        help="only warn about rows that a model was trained on, instead of refusing them",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
     add_skip_bad(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
@@ -119,6 +124,7 @@ def run(args: argparse.Namespace) -> Result:
             normal=args.normal,
             machine=args.machine,
             skip_bad=args.skip_bad,
+            allow_trained=args.allow_trained,
         )
     document = result.to_dict()
     if args.out and processes.is_main_process:

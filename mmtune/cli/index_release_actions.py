@@ -71,6 +71,11 @@ def promote_arguments(p: argparse.ArgumentParser) -> None:
         metavar="X",
         help="largest allowed ratio of the search time to that of the live version (default %(default)s)",
     )
+    p.add_argument(
+        "--allow-trained",
+        action="store_true",
+        help="only warn about rows that a model was trained on, instead of refusing them",
+    )
     p.add_argument("--force", action="store_true", help="promote even if the gate or another check fails; needs --why")
     p.add_argument("--why", metavar="REASON", help="reason to record in the audit log")
 
@@ -90,6 +95,7 @@ def promote_action(args: argparse.Namespace) -> Result:
             slices=args.slice,
             min_recall=args.min_recall,
             max_slowdown=args.max_slowdown,
+            allow_trained=args.allow_trained,
         )
     return Result(result.to_dict(), index_output.promoted(result), 0 if result.promoted else 1)
 

@@ -32,6 +32,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", type=int, default=6, metavar="N", help="number of example queries of each kind (default %(default)s)"
     )
+    parser.add_argument(
+        "--allow-trained",
+        action="store_true",
+        help="only warn about rows that a model was trained on, instead of refusing them",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
@@ -53,5 +58,6 @@ def run(args: argparse.Namespace) -> Result:
         examples=args.examples,
         batch_size=args.batch_size,
         quiet=args.quiet,
+        allow_trained=args.allow_trained,
     )
     return Result(done.to_dict(), f"{done.out}  {done.verdict}, {done.bytes / 1e6:.1f} MB")

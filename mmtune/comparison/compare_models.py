@@ -15,7 +15,7 @@ from mmtune.comparison.confusable import read_or_freeze
 from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
-from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
+from mmtune.evaluation.leakage import contents_only, refuse_trained_rows, row_identity
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.slices import metadata_slices
 from mmtune.model.artifact.trained_rows import trained_on
@@ -77,6 +77,7 @@ def compare(
     quiet: bool = True,
     dim: int | None = None,
     base_dim: int | None = None,
+    allow_trained: bool = False,
 ) -> Comparison:
     """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
 
@@ -91,8 +92,9 @@ def compare(
     within: also compare the directions within one modality; always True if there is only one modality
     dim: use only the first `dim` dimensions of both models' embeddings
     base_dim: the same for the base alone; overrides `dim`
+    allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 
-    Raises DataError if either model was trained on some of the rows.
+    Raises DataError if either model was trained on some of the rows, unless `allow_trained`.
     """
     gate = Gate.read(gate)  # first, so that a mistake in the gate is reported before a model is loaded
     rows, other = as_data(data), None if retention is None else as_data(retention)
@@ -114,6 +116,7 @@ def compare(
         within=within,
         batch_size=batch_size,
         quiet=quiet,
+        allow_trained=allow_trained,
     ).comparison
 
 
@@ -132,8 +135,9 @@ def assemble_comparison(
     within: bool = False,
     batch_size: int = 64,
     quiet: bool = True,
+    allow_trained: bool = False,
 ) -> AssembledComparison:
-    """Refuse trained rows, embed the data and the retention data with both models, and compare. Options are those of `compare`.
+    """Refuse trained rows (with `allow_trained`, warn), embed the data and the retention data with both models, and compare. Options are those of `compare`.
 
     If both models have an index (`ComparedModel.indexed`) with relevant items for the queries, by row, group or judgment, the
     queries are the rows of the modalities that are not indexed, and the candidates are the stored vectors. Otherwise the rows
@@ -151,12 +155,15 @@ def assemble_comparison(
         )
     rows = {m: row_identity(data, m) for m in names}
     for side in sides:  # before anything is embedded, which takes long
-        refuse_trained_rows(rows, side.trained, side.name)
+        refuse_trained_rows(rows, side.trained, side.name, allow_trained)
     indexed = [m for m in base.indexed if m in candidate.indexed]
     judged = _judgments(qrels, data, indexed)
     kept = None
     if retention is not None:
         wanted = [m for m in retention.modalities if m in (*names, *indexed) and all(m in s.model.towers for s in sides)]
+        for side in sides:
+            identities = {m: row_identity(retention, m) for m in wanted}
+            refuse_trained_rows(identities, contents_only(side.trained), side.name, allow_trained, "the retention data's")
         kept = tuple(embed_data(s.model, retention, wanted, batch_size, quiet) for s in sides)
     pairs: list[tuple[str, str]] | None = None
     vectors = _against_index(sides, rows, data, indexed, judged, batch_size, quiet)

@@ -9,6 +9,7 @@ from mmtune.contracts import Embeddings
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
+from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
 from mmtune.evaluation.matryoshka_dims import evaluate_dims, trained_dims
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.result import Result
@@ -45,6 +46,7 @@ def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
     quiet: bool = True,
     dim: int | None = None,
     skip_bad: bool = False,
+    allow_trained: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> Result: ...
 
@@ -77,6 +79,7 @@ def evaluate(
     quiet: bool = True,
     dim: int | None = None,
     skip_bad: bool = False,
+    allow_trained: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> TaskResult: ...
 
@@ -108,6 +111,7 @@ def evaluate(
     quiet: bool = True,
     dim: int | None = None,
     skip_bad: bool = False,
+    allow_trained: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> "Result | TaskResult":
     """Evaluate MODEL on DATA by retrieval metrics in every direction (see `evaluate_vectors`), or by another `task`.
@@ -125,6 +129,7 @@ def evaluate(
     batch_size: number of rows embedded at a time
     dim: use only the first `dim` dimensions of the embeddings, L2-normalised again
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
+    allow_trained: evaluate even rows that the model was trained on, with a warning. By default they are a DataError
     processes: processes that all make this call. Each embeds a share of the rows, all get the result, and rank 0 writes files.
 
     The other options belong to single tasks (see the tasks' classes in `mmtune.evaluation`):
@@ -144,6 +149,9 @@ def evaluate(
     loaded, rows = as_model(model, dim), as_data(data, skip_bad)
     if task == RETRIEVAL:
         parts, judged = metadata_slices(rows, slices), qrels_for(qrels, rows.ids)
+        names = [m for m in rows.modalities if m in loaded.towers and m in (modalities or rows.modalities)]
+        identities = {m: row_identity(rows, m) for m in names}
+        refuse_trained_rows(identities, trained_on(model), "the model", allow_trained)
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
         place = trec if processes.is_main_process else None
         return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place)
@@ -156,6 +164,7 @@ def evaluate(
         modalities=modalities,
         batch_size=batch_size,
         quiet=quiet,
+        allow_trained=allow_trained,
         processes=processes,
     )
 

@@ -1,10 +1,12 @@
 """Leakage checks: refuse to score rows that the model was trained on, or that are among their own reference rows."""
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune import modalities
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.model.artifact.trained_rows import rows_key, with_row_counts
@@ -24,9 +26,9 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
 
     A row counts as trained on if its id, or a content that identifies rows, or all of its contents were trained on.
 
-    A modality whose contents repeat between rows, e.g. class names as captions, does not identify rows, so one shared content
-    is no reason to refuse a row. Repeats are looked for among the given rows and among the training rows. The latter is needed
-    for a test set with one photo per product: its captions are distinct, and yet they all occur in training.
+    A text does not identify a row on its own: other photos of a product often have the caption of a training row. Neither does
+    any modality whose contents repeat between rows. Repeats are looked for among the given rows and among the training rows.
+    The latter is needed for a test set with one photo per product: its contents are distinct, and yet all occur in training.
     """
     known = {k: np.unique(np.fromiter(v, np.int64, len(v))) for k, v in trained.items() if not k.endswith(":rows")}
     reasons: dict[str, str] = {}
@@ -41,7 +43,8 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
         else:
             hit = np.isin(content, known[name]) & (content != 0)
             repeats_in_training = rows_key(name) in trained and 2 * len(known[name]) <= min(trained[rows_key(name)])
-            if len(np.unique(content)) >= IDENTIFYING * len(content) and not repeats_in_training:
+            is_text = name in modalities.names() and modalities.get(name).language
+            if not is_text and len(np.unique(content)) >= IDENTIFYING * len(content) and not repeats_in_training:
                 for i in np.flatnonzero(hit).tolist():
                     reasons.setdefault(e.ids[i], f"its {name} was trained on")
         for i, row in enumerate(e.ids):
@@ -52,20 +55,32 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
     return reasons
 
 
-def refuse_trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels | None, model: str) -> None:
-    """Raise DataError if the model was trained on a row of `vectors`.
+def refuse_trained_rows(
+    vectors: Mapping[str, Embeddings], trained: TrainedLabels | None, model: str, allow: bool = False, what: str = "these"
+) -> None:
+    """Raise DataError if the model was trained on a row of `vectors`; with `allow`, warn instead.
 
     trained: labels of the model's training rows; None: not known, so no row is refused
     model: name of the model for the message
+    what: the rows, for the message, e.g. "the retention"
     """
     reasons = trained_rows(vectors, trained) if trained else {}
-    if reasons:
-        rows = {r for e in vectors.values() for r in e.ids}
-        row = min(reasons)
+    if not reasons:
+        return
+    rows = {r for e in vectors.values() for r in e.ids}
+    row = min(reasons)
+    line = f"{model} was trained on {len(reasons)} of {what} {len(rows)} rows (row {row!r}: {reasons[row]}); scores on them are too high"
+    if allow:
+        warnings.warn(line, stacklevel=3)
+    else:
         raise DataError(
-            f"{model} was trained on {len(reasons)} of these {len(rows)} rows (row {row!r}: {reasons[row]}); scores on them "
-            "are too high: evaluate on rows it was not trained on"
+            f"{line}: evaluate on rows it was not trained on, or allow it with --allow-trained (allow_trained=True)"
         )
+
+
+def contents_only(trained: TrainedLabels | None) -> TrainedLabels | None:
+    """Return the labels without those of ids, which may be equal in unrelated datasets, such as retention data."""
+    return None if trained is None else {k: v for k, v in trained.items() if k != "id"}
 
 
 def row_identity(data: "Data", modality: str) -> Embeddings:
@@ -75,14 +90,14 @@ def row_identity(data: "Data", modality: str) -> Embeddings:
     return Embeddings([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
 
 
-def refuse_shared_rows(data: "Data", reference: "Data", modalities: list[str], column: str | None = None) -> None:
+def refuse_shared_rows(data: "Data", reference: "Data", names: list[str], column: str | None = None) -> None:
     """Raise DataError if `data` and `reference` share a row, or a value of the metadata column `column`.
 
-    A row is shared if its id or its content in `modalities` is in both. `column` names e.g. the recording: rows cut from one
+    A row is shared if its id or its content in the modalities `names` is in both. `column` names e.g. the recording: rows cut from one
     recording are so similar that they would make the scores too good.
     """
-    known = with_row_counts({k: reference.labels[k] for k in ("id", *modalities) if k in reference.labels})
-    reasons = trained_rows({m: row_identity(data, m) for m in modalities}, known)
+    known = with_row_counts({k: reference.labels[k] for k in ("id", *names) if k in reference.labels})
+    reasons = trained_rows({m: row_identity(data, m) for m in names}, known)
     if reasons:
         row = min(reasons)
         why = reasons[row].replace("was trained on", "is in the references").replace("were trained on", "are in the references")

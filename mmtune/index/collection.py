@@ -237,6 +237,7 @@ class Collection:
         min_recall: float = 0.95,
         max_slowdown: float = 2.0,
         batch_size: int = 64,
+        allow_trained: bool = False,
     ) -> PromotionResult:
         """Make `version` live if it passes all checks (see `mmtune.index.release.promote`).
 
@@ -251,11 +252,12 @@ class Collection:
         min_recall: smallest allowed recall@10 of the index against exact search.
         max_slowdown: largest allowed ratio of the median search latency to that of the live version.
         batch_size: items per forward pass of the model.
+        allow_trained: only warn about rows of `queries` or `retention` that a model was trained on.
         """
         from mmtune.data.shards.dataset import open_data
 
         data, other = (open_data(d) if isinstance(d, str) else d for d in (queries, retention))
-        evaluation = EvaluationOptions(gate, qrels, other, slices, batch_size)
+        evaluation = EvaluationOptions(gate, qrels, other, slices, batch_size, allow_trained)
         return self._promoter.promote(version, data, PromotionOptions(evaluation, min_recall, max_slowdown, force, why))
 
     def rollback(self, why: str | None = None) -> RollbackResult:

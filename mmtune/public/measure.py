@@ -47,6 +47,7 @@ def evaluate(
     quiet: bool = True,
     dim: int | None = None,
     skip_bad: bool = False,
+    allow_trained: bool = False,
 ) -> Result | TaskResult:
     """Evaluate a model on data: retrieval metrics in every direction between modalities, or the metrics of another task.
 
@@ -62,6 +63,7 @@ def evaluate(
         quiet: show no progress
         dim: truncate embeddings to this many dimensions (Matryoshka) and normalise them again
         skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
+        allow_trained: only warn about rows that the model was trained on; by default they are a DataError
 
     For retrieval:
         ks: cut-off ranks k of the metrics
@@ -113,6 +115,7 @@ def evaluate(
         quiet=quiet,
         dim=dim,
         skip_bad=skip_bad,
+        allow_trained=allow_trained,
     )
 
 
@@ -133,6 +136,7 @@ def compare(
     quiet: bool = True,
     dim: int | None = None,
     base_dim: int | None = None,
+    allow_trained: bool = False,
 ) -> Comparison:
     """Compare a candidate model with a base model on the same queries, and decide by the gate whether the candidate is better.
 
@@ -152,8 +156,9 @@ def compare(
     quiet: show no progress
     dim: truncate the embeddings of both models to this many dimensions
     base_dim: another number of dimensions for the base model
+    allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 
-    Raises DataError if the data contain rows that one of the models was trained on.
+    Raises DataError if the data contain rows that one of the models was trained on, unless `allow_trained`.
     """
     from mmtune.comparison.compare_models import compare as compare_
 
@@ -173,6 +178,7 @@ def compare(
         quiet=quiet,
         dim=dim,
         base_dim=base_dim,
+        allow_trained=allow_trained,
     )
 
 
@@ -190,6 +196,7 @@ def report(
     examples: int = 6,
     batch_size: int = 64,
     quiet: bool = True,
+    allow_trained: bool = False,
 ) -> ReportResult:
     """Write an HTML report to `out` about a training run, a saved comparison, or two models.
 
@@ -204,8 +211,9 @@ def report(
     examples: number of example queries of each kind in each direction
     batch_size: batch size for encoding
     quiet: show no progress
+    allow_trained: only warn about rows that a model was trained on
 
-    Raises DataError if the data contain rows that a model was trained on, or if a required file is missing.
+    Raises DataError if the data contain rows that a model was trained on (unless `allow_trained`), or if a required file is missing.
     """
     from mmtune.reporting.report import report as report_
 
@@ -222,6 +230,7 @@ def report(
         examples=examples,
         batch_size=batch_size,
         quiet=quiet,
+        allow_trained=allow_trained,
     )
 
 

@@ -51,6 +51,10 @@ class DataConfig(RecipeBlock):
         description="data of a general domain, on which the model must not get worse; evaluated after each epoch together with "
         "`val`",
     )
+    allow_trained: bool = Field(
+        False,
+        description="true: only warn about rows of `val` and `retention` that are also training rows; false: refuse them",
+    )
     workers: int = Field(2, ge=1, description="number of threads that load and preprocess the next batches during training")
     cache: Size = Field(
         "2GB", description="memory limit of the cache of decoded or preprocessed items, which later epochs reuse; 0: no cache"

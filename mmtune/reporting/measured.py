@@ -96,10 +96,11 @@ def measure(
     batch_size: int = 64,
     quiet: bool = True,
     qrels: "Qrels | str | Path | None" = None,
+    allow_trained: bool = False,
 ) -> Measured:
     """Embed the test data with both models and compare the models.
 
-    Raises DataError if either model was trained on rows of the test data.
+    Raises DataError if either model was trained on rows of the test data, unless `allow_trained`.
 
     slices: metadata columns, or "size:MODALITY"; None chooses columns with few values, and columns that the gate's guards name
     retention: other DATA, on which nothing may be lost; reported as the slice "retention"
@@ -131,6 +132,7 @@ def measure(
         retention=open_data(retention) if retention else None,
         batch_size=batch_size,
         quiet=quiet,
+        allow_trained=allow_trained,
     )
     classes = {side: embed_classes(models[side], rows, list(assembled.base), batch_size, quiet) for side in SIDES}
     vectors = dict(zip(SIDES, (assembled.base, assembled.candidate), strict=True))

@@ -79,10 +79,11 @@ def report(
     examples: int = 6,
     batch_size: int = 64,
     quiet: bool = True,
+    allow_trained: bool = False,
 ) -> ReportResult:
     """Write a report as one HTML file to `out`.
 
-    Raises DataError if a model was trained on the test data, or if something needed is missing.
+    Raises DataError if a model was trained on the test data (unless `allow_trained`), or if something needed is missing.
 
     target: a RUN directory or the JSON file of a comparison; None to compare `base` and `candidate` on `data`
     base, candidate: models, given with target None, or instead of those of the target
@@ -94,7 +95,7 @@ def report(
     examples: number of improved queries, and of harmed queries, shown in each direction
     """
     subject = report_subject(target, base, candidate, data, gate)
-    measured = measure(subject, slices, retention, batch_size, quiet, qrels) if subject.data else None
+    measured = measure(subject, slices, retention, batch_size, quiet, qrels, allow_trained) if subject.data else None
     if measured is None and qrels is not None:
         raise DataError("relevance judgments need searches with the models: give --base, --candidate and --data as well")
     page = report_page(subject, measured, examples)

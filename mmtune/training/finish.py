@@ -16,6 +16,7 @@ from mmtune.training.train_result import TrainResult
 from mmtune.training.training_inputs import TrainingInputs
 from mmtune.training.tuning.adapter_files import save_adapters, save_provenance
 from mmtune.training.tuning.tune import TunedModel
+from mmtune.training.validation_rows import training_labels
 
 if TYPE_CHECKING:
     from mmtune.training.loop import Trainer
@@ -49,11 +50,10 @@ def save_run(
         "matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [],
         "seen": [list(p) for p in sorted({*trained_pairs(model), *((min(p), max(p)) for p in inputs.pairs)})],
     }
-    result = evaluate(model, inputs.val) if inputs.val else None
+    result = evaluate(model, inputs.val, allow_trained=recipe.data.allow_trained) if inputs.val else None
     metrics = result.to_dict() if result else {}
     info = artifact_info(recipe, inputs, tuned) | {"interpolated": coefficient, "steps": state.step}
-    trained_on = {k: inputs.data.labels[k][inputs.usable] for k in ("id", *inputs.trained)}
-    fingerprint = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=trained_on)
+    fingerprint = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=training_labels(inputs))
     if tuned.adapters:
         save_provenance(directory / "adapters", directory / "artifact", info)
     return TrainResult(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune import modalities
-from mmtune.comparison.retention import refuse_trained_retention
 from mmtune.contracts import Pair
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.mixup import make_augmentation
@@ -19,6 +18,7 @@ from mmtune.model import artifact
 from mmtune.model.prompts import with_training_prompts
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.training.validation_rows import check_validation_rows
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -52,7 +52,8 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     """Open the data and the model of a recipe, and choose the pairs of modalities.
 
     Raises DataError or ModelError if data or model cannot be opened. Raises RecipeError if model and data do not have the
-    modalities of a pair, if there are fewer than two usable rows, or if retention rows are also training rows.
+    modalities of a pair, if there are fewer than two usable rows, or if rows of val or retention are
+    also training rows.
     """
     sets = recipe.data.training_sets
     data = WeightedConcat([_open(s.path, recipe) for s in sets], [s.weight for s in sets])
@@ -73,9 +74,9 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         raise RecipeError(
             f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {names}; training needs at least 2"
         )
-    if retention is not None:
-        refuse_trained_retention(retention, data, usable, trained)
-    return TrainingInputs(data, val, retention, model, base_fingerprint, pairs, trained, usable)
+    inputs = TrainingInputs(data, val, retention, model, base_fingerprint, pairs, trained, usable)
+    check_validation_rows(inputs, recipe.data.allow_trained)
+    return inputs
 
 
 def _open(spec: str, recipe: Recipe) -> Data:

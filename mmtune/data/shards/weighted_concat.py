@@ -32,6 +32,8 @@ class WeightedConcat:
 
         self.labels = {k: concatenate("labels", k, np.int64) for k in ("id", "group", *self.modalities)}
         self.present = {m: concatenate("present", m, bool) for m in self.modalities}
+        self.own_id_labels = self.labels["id"].copy()
+        """Labels of the ids as in the datasets themselves: equal ids of different datasets have equal labels."""
         for n in range(1, len(self.sets)):
             part = slice(self.starts[n], self.starts[n + 1])
             self.labels["id"][part] ^= np.int64(n << 40)  # makes equal ids of different datasets have different labels

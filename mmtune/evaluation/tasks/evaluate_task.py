@@ -79,12 +79,13 @@ def evaluate_task(
     modalities: Sequence[str] | None = None,
     batch_size: int = 64,
     quiet: bool = True,
+    allow_trained: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> TaskResult:
     """Run `task` for `model` on `data`.
 
     options: the task's options by name, see the classes in `TASKS`; None and empty lists count as not given
-    trained: labels of the rows that the model was trained on; these rows are refused
+    trained: labels of the rows that the model was trained on; these rows are refused, unless `allow_trained`
     processes: processes that all make this call; each embeds a share of the rows, and all get the result
 
     Raises RecipeError for an option of another task, and DataError if rows cannot be scored.
@@ -93,7 +94,7 @@ def evaluate_task(
     given = {name: value for name, value in options.items() if _is_given(value)}
     runner = find_task(task)(**given)
     names = runner.choose_modalities(model, data, modalities)
-    refuse_trained_rows({m: row_identity(data, m) for m in names}, trained, "the model")
+    refuse_trained_rows({m: row_identity(data, m) for m in names}, trained, "the model", allow_trained)
     results = dict(runner.run(TaskInputs(model, data, names, batch_size, quiet, processes)))
     for m, scores in results.items():
         if not isinstance(scores, TaskScores):

@@ -33,6 +33,7 @@ class EvaluationOptions:
     qrels: file of relevance judgments.
     retention: general data on which the new model must not lose quality.
     slices: metadata columns of the held-out rows; the gate is also evaluated for each value of these columns.
+    allow_trained: only warn about rows that one of the models was trained on.
     """
 
     gate: "GateSpec" = None
@@ -40,6 +41,7 @@ class EvaluationOptions:
     retention: "Data | None" = None
     slices: Sequence[str] = ()
     batch_size: int = 64
+    allow_trained: bool = False
 
 
 def compare_held_out(
@@ -57,7 +59,7 @@ def compare_held_out(
     the collection is relevant to any query (by row, group or judgment), and when queries and candidates have no two different
     modalities.
 
-    Raises DataError when one of the models was trained on rows of `data`.
+    Raises DataError when one of the models was trained on rows of `data`, unless `options.allow_trained`.
     """
     from mmtune.comparison.compare_models import ComparedModel, assemble_comparison
     from mmtune.model.artifact.trained_rows import trained_on
@@ -82,6 +84,7 @@ def compare_held_out(
         retention=options.retention,
         confusable=False,
         batch_size=options.batch_size,
+        allow_trained=options.allow_trained,
     )
     candidates = f"against {len(catalog)} items of the collection" if assembled.against_index else "among themselves"
     return assembled.comparison, f"{len(data)} held-out rows {candidates}"

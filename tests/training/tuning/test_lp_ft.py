@@ -195,7 +195,7 @@ def test_general_rows_are_replayed_by_their_weight(root, tmp_path):
     out = mmtune.train(recipe(root, tmp_path / "run", data={"train": sources}), quiet=True)
     assert out["pairs"] == 30
     with pytest.raises(
-        MmtuneError, match="data.retention: 12 of the rows of .* are trained on"
+        MmtuneError, match="data.retention: 12 of the 12 rows of .* are trained on"
     ):  # what is replayed judges nothing
         mmtune.train(recipe(root, tmp_path / "other", data={"train": sources, "retention": general}), quiet=True)
 

@@ -239,7 +239,7 @@ BAD = [
     ({"tune": {"how": "partial", "blocks": 9}}, r"blocks: this tower has only 3 blocks, fewer than 9"),
     ({"tune": "qlora"}, "no linear layers that could be stored in 4 bits"),
     ({"interpolate": True}, r"interpolate: .* data\.val and data\.retention"),
-    ({"data": {"retention": "TRAIN", "val": "VAL"}}, r"data\.retention: 24 of the rows of .* are trained on"),
+    ({"data": {"retention": "TRAIN", "val": "VAL"}}, r"data\.retention: 24 of the 24 rows of .* are trained on"),
 ]
 
 
