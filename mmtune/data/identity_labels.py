@@ -44,10 +44,14 @@ def identity_strings(column: "pa.ChunkedArray") -> list[str | None]:
 
 
 def decode_name(name: str) -> str:
-    """Repair a file name that is not UTF-8 by decoding it as Windows-1252 or, if that fails, Latin-1.
+    """Repair a path that is not UTF-8 by decoding each of its bad parts as Windows-1252 or, if that fails, Latin-1.
 
-    Python marks the undecodable bytes of such a name by surrogate characters. Other names are returned unchanged.
+    Python marks the undecodable bytes of such a path by surrogate characters. Other paths are returned unchanged.
     """
+    return "/".join(_decode_part(part) for part in name.split("/"))
+
+
+def _decode_part(name: str) -> str:
     if not any("\udc80" <= c <= "\udcff" for c in name):
         return name
     data = name.encode("utf-8", "surrogateescape")

@@ -88,7 +88,8 @@ def pack(
 def open_data(spec: str | PathLike[str] | Sequence[str]) -> Data:
     """Open packed data or other WebDataset shards.
 
-    spec: a directory of .tar files, a .tar file, a brace or glob pattern, an fsspec URL of one of these, or a list of them
+    spec: a directory of .tar files, a .tar file, a brace or glob pattern, an fsspec URL of one of these, or a list of them; also the
+        directory of a Hugging Face dataset (`save_to_disk`, or Parquet files), which is packed into the cache first
 
     Raises DataError, which names the file, if a shard is missing, compressed, truncated or not a tar file, if it differs from
     index.json, or if an id occurs twice.

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
-from mmtune.data.identity_labels import identity_string, shared_group
+from mmtune.data.identity_labels import decode_name, identity_string, shared_group
 from mmtune.data.list_values import pair_lists
 from mmtune.data.pack.column_types import NumberType, missing_or_stripped, number_columns
+from mmtune.data.pack.file_names import existing_path
 from mmtune.data.sources.row_source import Cells, InvalidRow, RowSource
 from mmtune.errors import DataError
 from mmtune.modalities import by_extension
@@ -103,6 +104,7 @@ class ColumnRoles:
     list_rows: number of rows made from list values other than the first of each list; counted by `rows`
     media_names: metadata column -> number of cells that look like the name of a media file; counted by `rows`
     numbers: metadata columns that are numeric in a source without types (see `column_types`)
+    excluded: modalities that the user has excluded
     """
 
     source: RowSource
@@ -114,6 +116,7 @@ class ColumnRoles:
     list_rows: int = 0
     media_names: Counter[str] = field(default_factory=Counter)
     numbers: dict[str, NumberType] = field(default_factory=dict)
+    excluded: frozenset[str] = frozenset()
     _modality_of: dict[str, str] = field(default_factory=by_extension)
     _path_counts: dict[bytes, int] = field(default_factory=dict)
 
@@ -185,8 +188,9 @@ class ColumnRoles:
     def _unpacked_modality(self, name: str) -> str | None:
         """The modality of a media file name if no column of the source is packed as that modality, else None."""
         modality = self._modality_of.get(os.path.splitext(name)[1][1:].lower())
-        has_column = modality is None or modality in self.modalities or modalities.get(modality).language
-        return None if has_column else modality
+        if modality is None or modality in {*self.modalities, *self.excluded} or modalities.get(modality).language:
+            return None
+        return modality
 
     def _add_value(self, row: PackRow, name: str, cell: object) -> None:
         """Add the value in `cell` to the row, unless the cell is empty. Raises ValueError if the value cannot be used."""
@@ -202,8 +206,8 @@ class ColumnRoles:
         known = suffix in modality.extensions and self._modality_of[suffix] == name
         row.extensions[name] = suffix if known else modality.extensions[0]
         if path is not None:
-            row.files[name] = path
-            row.values[name] = path if "://" in path else os.path.join(self.source.folder, path)
+            row.files[name] = decode_name(path)
+            row.values[name] = path if "://" in path else existing_path(os.path.join(self.source.folder, path))
         if data is not None:
             row.values[name], changed = modality.reencode(data)
             row.reencoded |= {name: changed} if changed else {}
@@ -256,7 +260,7 @@ def _path_or_bytes(cell: object) -> tuple[str | None, bytes | None]:
         return path or None, data
     if isinstance(cell, bytes | bytearray):
         return None, bytes(cell)
-    return _string(str(cell)) if isinstance(cell, Path) else _string(cell), None
+    return str(cell) if isinstance(cell, Path) else _string(cell), None
 
 
 def _string(cell: object) -> str | None:
@@ -346,6 +350,9 @@ def assign_columns(
         named.get("group") or _usual_column(free, ["group"]),
     )
     used = {*by_modality.values(), id_column, group_column}
+    excluded = frozenset(n for n, c in columns.items() if c == "")
     meta = [c for c in source.columns if c not in used]
     numbers = number_columns(source.rows(set()), [c for c in meta if c in source.untyped and c.lower() not in IDENTIFYING])
-    return ColumnRoles(source, by_modality, id_column, group_column, named.get("split"), meta, numbers=numbers)
+    return ColumnRoles(
+        source, by_modality, id_column, group_column, named.get("split"), meta, numbers=numbers, excluded=excluded
+    )

@@ -259,12 +259,16 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 def open_data(spec: str | os.PathLike[str] | Sequence[str]) -> Data:
     """Open packed data or other WebDataset shards.
 
-    spec: a directory of .tar files, a .tar file, a brace or glob pattern, an fsspec URL of one of these, or a list of them
+    spec: a directory of .tar files, a .tar file, a brace or glob pattern, an fsspec URL of one of these, or a list of them; also the
+        directory of a Hugging Face dataset, which is packed into the cache first (see `packed_dataset`)
 
     Issues a DataWarning if samples or values are skipped. Raises DataError, which names the file, if a shard is missing, compressed,
     truncated or not a tar file, if it differs from index.json, or if an id occurs twice.
     """
-    listing = locate(spec)
+    from mmtune.data.packed_dataset import shards_of  # here, because packing imports this package
+
+    specs = [spec] if isinstance(spec, str | os.PathLike) else spec
+    listing = locate([shards_of(os.fspath(s)) for s in specs])
     files = listing.shards
     with ThreadPoolExecutor(min(4, len(files))) as pool:
         tables = list(pool.map(lambda f: shard_cache.table(f.path, f.url, (f.entry or {}).get("sha256")), files))
