@@ -121,9 +121,7 @@ def test_one_missing_caption_is_said(tmp_path: Path) -> None:
 
 
 def test_folders_called_like_splits_are_no_classes(tmp_path: Path) -> None:
-    deep = fill(
-        tmp_path / "x", {f"{s}/{c}/0.png": picture(len(s + c)) for s in ("train", "test") for c in ("boot", "bag")}
-    )
+    deep = fill(tmp_path / "x", {f"{s}/{c}/0.png": picture(len(s + c)) for s in ("train", "test") for c in ("boot", "bag")})
     _, data = packed(deep)
     assert sorted(zip(data.column("split"), data.groups, strict=True)) == [
         ("test", "bag"),
