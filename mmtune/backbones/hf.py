@@ -1,6 +1,7 @@
 """Load transformers checkpoints (`hf:DIR_OR_NAME`).
 
-Supported are the dual encoders CLIP, SigLIP and CLAP (fused and unfused), and text encoders with pooling (`hf_text_encoder`).
+Supported are the dual encoders CLIP, SigLIP and CLAP (fused and unfused), and single encoders of images (`hf_image_encoder`),
+sounds (`hf_audio_encoder`) and texts (`hf_text_encoder`), whose outputs are pooled: `hf:CHECKPOINT?pooling=MODE`.
 The `get_*_features` methods of transformers 5 return output objects, whose `pooler_output` is the projected embedding.
 """
 
@@ -15,8 +16,11 @@ from mmtune import backbones
 from mmtune.backbones import Backbone, LogitScale, Preprocess, Tower
 from mmtune.backbones.checkpoint_files import Untyped, read_saved_files, refuse_custom_code, require_file
 from mmtune.backbones.checkpoint_options import split_options
+from mmtune.backbones.hf_audio_encoder import load_audio_encoder
 from mmtune.backbones.hf_audio_preprocess import ClapPreprocess
+from mmtune.backbones.hf_image_encoder import load_image_encoder
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
+from mmtune.backbones.hf_single_types import modality_of
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_encoder import load_text_encoder
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
@@ -86,9 +90,11 @@ def load(checkpoint: str) -> Backbone:
         )
     require_file(directory, WEIGHTS, "weights file", "hf")
     kind = _supported_type(directory)
-    if kind in DUAL_ENCODERS:
+    modality = None if kind in DUAL_ENCODERS else modality_of(kind)
+    if modality != "text":
         require_file(directory, PREPROCESSING_FILES, "preprocessing", "hf")
-    require_file(directory, TOKENIZER_FILES, "tokenizer", "hf")
+    if modality in (None, "text"):
+        require_file(directory, TOKENIZER_FILES, "tokenizer", "hf")
     try:
         return _backbone(directory, load_weights=True, options=options)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
@@ -115,10 +121,13 @@ def _supported_type(directory: Path) -> str:
         raise ModelError(f"hf:{directory}: config.json is not a configuration ({e})") from None
     towers = [k for k in config if k.endswith("_config") and isinstance(config[k], dict) and k != "quantization_config"]
     single = [a for a in architectures if a.endswith("ModelWithProjection")]
-    if single or (len(towers) > 1 and kind not in DUAL_ENCODERS):
+    dual = kind in DUAL_ENCODERS
+    if "model_type" not in config and "architecture" in config:
+        raise ModelError(f"hf:{directory}: this is a checkpoint of timm; write timm:{directory}")
+    if single or not dual and (len(towers) > 1 or modality_of(kind) is None):
         raise ModelError(
             f"hf:{directory}: {(single or architectures or [kind])[0]} (model_type {kind!r}) is not supported; supported are "
-            f"{', '.join(d.model for d in DUAL_ENCODERS.values())}, and text encoders with pooling"
+            f"{', '.join(d.model for d in DUAL_ENCODERS.values())}, and single encoders of images, sounds and texts"
         )
     return kind
 
@@ -129,7 +138,8 @@ def _backbone(directory: Path, load_weights: bool, options: Mapping[str, str]) -
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if config.model_type in DUAL_ENCODERS:
         return _dual_encoder(directory, config, load_weights)
-    return load_text_encoder(directory, config, load_weights, options.get("pooling"))
+    load_tower = {"image": load_image_encoder, "audio": load_audio_encoder, "text": load_text_encoder}
+    return load_tower[modality_of(config.model_type)](directory, config, load_weights, options.get("pooling"))
 
 
 def _dual_encoder(directory: Path, config: "PretrainedConfig", load_weights: bool) -> Backbone:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmtune.backbones.sound_windows import collate_windows, window_starts
 from mmtune.modalities.audio import Sound
 
 if TYPE_CHECKING:
     from transformers import ClapFeatureExtractor
-
-MAX_WINDOWS = 128  # bounds the memory that one very long sound takes
 
 
 class ClapPreprocess:
@@ -80,14 +79,7 @@ class ClapPreprocess:
 
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
         samples = signal.resampled(self.rate).samples
-        over = len(samples) - self.window
-        if over <= 0:
-            starts = [0]
-        elif rng is not None:
-            starts = [rng.randint(0, over)]
-        else:
-            count = min(MAX_WINDOWS, -(-len(samples) // self.window))
-            starts = [round(i * over / (count - 1)) for i in range(count)]
+        starts = window_starts(len(samples), self.window, rng)
         mels = torch.stack([self._mel(self._padded(samples[s : s + self.window])) for s in starts])[:, None]
         return {"input_features": mels.expand(-1, 4, -1, -1) if self.fused else mels}
 
@@ -96,9 +88,5 @@ class ClapPreprocess:
         return len(item["input_features"])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        features = torch.cat([i["input_features"] for i in items])
-        counts = torch.tensor([len(i["input_features"]) for i in items])
-        inputs = {"input_features": features, "is_longer": torch.zeros(len(features), 1, dtype=torch.bool)}
-        if len(features) > len(items):
-            inputs["segments"] = torch.repeat_interleave(torch.arange(len(items)), counts)
-        return inputs
+        inputs = collate_windows(items)
+        return inputs | {"is_longer": torch.zeros(len(inputs["input_features"]), 1, dtype=torch.bool)}

@@ -13,7 +13,7 @@ from mmtune.backbones import Backbone, Tower
 from mmtune.backbones.checkpoint_files import read_saved_files
 from mmtune.backbones.hf_text_module import is_decoder, load_text_module
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
-from mmtune.backbones.hf_weights import attention_setter, has_weights
+from mmtune.backbones.hf_weights import attention_setter
 from mmtune.backbones.token_pooling import check_modes, pool, read_modes
 from mmtune.errors import ModelError
 
@@ -47,8 +47,8 @@ def load_text_encoder(directory: Path, config: "PretrainedConfig", load_weights:
         and "mean" for any other model
     """
     settings = _read_pooling(directory, config, pooling)
-    dropped = not has_weights(directory, "pooler") if load_weights else (directory / DROPPED).is_file()
-    text = load_text_module(directory, "hf", load_weights, unused=("pooler",) if dropped else ())
+    dropped = ("pooler",) if (directory / DROPPED).is_file() else ()
+    text = load_text_module(directory, "hf", load_weights, unused=dropped, optional=("pooler",))
     tokens = TokenPreprocess(text.tokenizer, config, limit=settings.max_length)
     tokens.has_mask = True  # pooling needs the mask, even if the tokenizer does not name it among the model's inputs
     modes = settings.modes
@@ -57,7 +57,7 @@ def load_text_encoder(directory: Path, config: "PretrainedConfig", load_weights:
         return pool(text.module(**inputs).last_hidden_state, inputs["attention_mask"], modes)
 
     files = read_saved_files(config, text.tokenizer) | settings.files
-    if dropped and load_weights and hasattr(text.module, "pooler"):
+    if getattr(text.module, "pooler", text) is None:
         files[DROPPED] = b'["pooler"]\n'
     return Backbone(
         "hf",

@@ -30,12 +30,14 @@ class TextModule(NamedTuple):
     tokenizer: "PreTrainedTokenizerBase"
 
 
-def load_text_module(directory: Path, family: str, load_weights: bool, unused: Sequence[str] = ("pooler",)) -> TextModule:
+def load_text_module(
+    directory: Path, family: str, load_weights: bool, unused: Sequence[str] = (), optional: Sequence[str] = ()
+) -> TextModule:
     """Load the transformer and the tokenizer in `directory`.
 
     family: the model family, for error messages
     load_weights: False means to build the architecture only, with uninitialised weights
-    unused: attributes of the transformer to remove, as in `build`
+    unused, optional: attributes of the transformer to remove, as in `build`
     """
     import transformers
     from transformers import AutoConfig, AutoTokenizer
@@ -43,7 +45,7 @@ def load_text_module(directory: Path, family: str, load_weights: bool, unused: S
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     cls: Untyped = getattr(transformers, ENCODERS.get(config.model_type, "AutoModel"))
-    module: Untyped = build(cls, directory, config, load_weights, unused=unused, family=family)
+    module: Untyped = build(cls, directory, config, load_weights, unused=unused, optional=optional, family=family)
     module.config.use_cache = False  # decoders would return the keys and values of all their layers
     return TextModule(module, config, tokenizer)
 
@@ -63,7 +65,7 @@ def lower_cased(tokenizer: "PreTrainedTokenizerBase") -> None:
     backend: Untyped = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError("do_lower_case needs a fast tokenizer (tokenizer.json)")
-    given = backend.normalizer
+    given: Untyped = backend.normalizer
     parts = list(given) if isinstance(given, Sequence) else [given] if given is not None else []
     if not any(isinstance(p, Lowercase) for p in parts):
         backend.normalizer = Sequence([Lowercase(), *parts])

@@ -1,6 +1,5 @@
 """Build transformers modules with the weights of a checkpoint, and select the attention implementation for training."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+MASK_EMBEDDINGS = ("mask_token", "masked_spec_embed")
+"""Embeddings of masked inputs, which only pretraining uses. They are set to zero if a checkpoint lacks them."""
+
+
 def build(
     cls: Untyped,
     directory: Path,
@@ -22,6 +25,7 @@ def build(
     load_weights: bool,
     *,
     unused: Sequence[str] = (),
+    optional: Sequence[str] = (),
     family: str = "hf",
 ) -> nn.Module:
     """Build a module of the transformers class `cls`, in eval mode.
@@ -33,23 +37,29 @@ def build(
     directory: the checkpoint
     config: its configuration
     load_weights: True loads the checkpoint's weights; False means to build the architecture only, with uninitialised weights
-    unused: attributes of the module that the embeddings do not depend on; they are removed, so that their weights may be missing
+    unused: attributes of the module that the embeddings do not depend on; they are set to None
+    optional: attributes of the module that are set to None if the checkpoint has no weights for them. transformers would give
+        them random weights, and the model another fingerprint at each load
     family: the model family, for error messages
 
-    Raises ModelError if the checkpoint lacks weights of the module.
+    Raises ModelError if the checkpoint lacks other weights of the module.
     """
     if not load_weights:
         # AutoModel has `from_config`; a model class is called with its configuration
         module: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
         return _without(module, unused).float().eval()
     module, info = cls.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
-    missing = sorted(k for k in info["missing_keys"] if "position_ids" not in k and k.split(".")[0] not in unused)
-    if missing:
+    missing = sorted(k for k in info["missing_keys"] if "position_ids" not in k)
+    for name in [k for k in missing if k.rpartition(".")[2] in MASK_EMBEDDINGS]:
+        nn.init.zeros_(module.get_parameter(name))
+        missing.remove(name)
+    tops = {k.split(".")[0] for k in missing}
+    if others := [k for k in missing if k.split(".")[0] not in (*unused, *optional)]:
         raise ModelError(
-            f"{family}:{directory}: {len(missing)} weights are missing from the checkpoint, first {missing[0]!r}; the file is "
+            f"{family}:{directory}: {len(others)} weights are missing from the checkpoint, first {others[0]!r}; the file is "
             "incomplete or belongs to another architecture: download the checkpoint again"
         )
-    return _without(module, unused).eval()
+    return _without(module, [*unused, *(n for n in optional if n in tops)]).eval()
 
 
 def _without(module: nn.Module, unused: Sequence[str]) -> nn.Module:
@@ -58,24 +68,6 @@ def _without(module: nn.Module, unused: Sequence[str]) -> nn.Module:
         if hasattr(module, name):
             setattr(module, name, None)
     return module
-
-
-def has_weights(directory: Path, part: str) -> bool:
-    """Whether the weights of a checkpoint have a layer called `part` (with or without the prefix of a larger model).
-
-    True if the names of the weights cannot be read without unpickling the file.
-    """
-    from safetensors import safe_open
-
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = list(json.loads(index.read_text())["weight_map"])
-    elif (directory / "model.safetensors").is_file():
-        with safe_open(directory / "model.safetensors", framework="pt") as f:
-            names = list(f.keys())
-    else:
-        return True
-    return any(part in name.split(".") for name in names)
 
 
 def attention_setter(module: nn.Module) -> Callable[[str, bool], None]:

@@ -120,7 +120,7 @@ def rebuild(directory: Path) -> Backbone:
     silence_transformers()
     refuse_custom_code(directory, "st")
     steps = json.loads((directory / STEPS).read_text())
-    text = load_text_module(directory, "st", load_weights=False)
+    text = load_text_module(directory, "st", load_weights=False, unused=("pooler",))
     after = {s["name"]: _module(s["kind"], s["config"], str(directory)) for s in steps["modules"]}
     files = backbones.read_files(directory)
     return _backbone(SentenceEncoder(text.module, steps["pooling"], after), text, steps["max_length"], files)
@@ -148,7 +148,7 @@ def _check_kinds(directory: Path, modules: list[StModule]) -> None:
 
 def _text_encoder(directory: Path, modules: list[StModule]) -> Backbone:
     settings = read_transformer_settings(directory, modules[0].path)
-    text = load_text_module(directory / modules[0].path, "st", load_weights=True)
+    text = load_text_module(directory / modules[0].path, "st", load_weights=True, unused=("pooler",))
     if settings.max_length is not None:
         text.tokenizer.model_max_length = settings.max_length
     if settings.lower_case:

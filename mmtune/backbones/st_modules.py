@@ -55,15 +55,14 @@ class TransformerSettings:
 def read_json(directory: Path, name: str, what: type) -> JsonObject:
     """Read a JSON file of a checkpoint. Raises ModelError if it is missing, damaged, or not of the type `what`."""
     try:
-        document = json.loads((directory / name).read_text(encoding="utf-8"))
+        document: JsonObject = json.loads((directory / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"st:{directory}: {name} is missing; copy it from the checkpoint") from None
     except (OSError, ValueError) as e:
         raise ModelError(f"st:{directory}: {name} is not JSON ({e})") from None
     if not isinstance(document, what):
         raise ModelError(f"st:{directory}: {name} must contain a JSON {'list' if what is list else 'object'}")
-    result: JsonObject = document
-    return result
+    return document
 
 
 def read_modules(directory: Path) -> list[StModule]:

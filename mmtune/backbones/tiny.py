@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
+from mmtune.backbones.sound_windows import collate_windows, window_starts
 from mmtune.contracts import Preprocess
 from mmtune.errors import ModelError
 from mmtune.modalities.sound import Sound
@@ -174,9 +175,7 @@ class TinyAudio:
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
         samples = signal.resampled(RATE).samples
         samples = np.pad(samples, (0, max(0, WINDOW - len(samples))))
-        over = len(samples) - WINDOW
-        count = 1 if rng is not None or over == 0 else min(128, -(-len(samples) // WINDOW))
-        starts = [rng.randint(0, over)] if rng is not None else [round(i * over / max(1, count - 1)) for i in range(count)]
+        starts = window_starts(len(samples), WINDOW, rng)
         x = torch.from_numpy(np.stack([samples[s : s + WINDOW] for s in starts]))
         power = torch.stft(x, 512, 128, window=torch.hann_window(512), return_complex=True).abs().square()
         return {"planes": (torch.log10((self.mel_MF @ power).clamp(min=1e-8)) / 4)[:, None]}
@@ -186,10 +185,7 @@ class TinyAudio:
         return len(item["planes"])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        inputs = {"planes": torch.cat([i["planes"] for i in items])}
-        if len(inputs["planes"]) > len(items):
-            inputs["segments"] = torch.repeat_interleave(torch.tensor([len(i["planes"]) for i in items]))
-        return inputs
+        return collate_windows(items)
 
 
 class TinyText:

@@ -1,0 +1,206 @@
+"""Load single sound encoders of transformers: AST, Wav2Vec2, HuBERT, WavLM and relatives, and the encoder of Whisper.
+
+A vector depends neither on the other sounds of a batch nor on padding. Long sounds are cut into windows, whose embeddings the
+model averages.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmtune.backbones import Backbone, Tower
+from mmtune.backbones.checkpoint_files import Untyped, read_saved_files
+from mmtune.backbones.hf_weights import attention_setter, build
+from mmtune.backbones.sound_windows import collate_windows, segments_of, window_starts
+from mmtune.backbones.token_pooling import pool
+from mmtune.errors import ModelError
+from mmtune.modalities.sound import Sound
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+WINDOW_SECONDS = 30
+"""Longest window of models that take samples. Their attention costs the square of it."""
+POOLINGS = ("pooler", "cls", "mean", "max")
+SETTINGS = "pooling.json"
+
+
+class WaveformPreprocess:
+    """Turn one sound into {"input_values": [samples]} or, if it is longer than WINDOW_SECONDS, into several windows.
+
+    Each window is normalised on its own, as the checkpoint's feature extractor says.
+    """
+
+    def __init__(self, extractor: Untyped, shortest: int):
+        """shortest: samples that give one frame; a shorter sound is padded with zeros"""
+        self.extractor, self.shortest = extractor, shortest
+        self.rate = int(extractor.sampling_rate)
+        self.window = WINDOW_SECONDS * self.rate
+
+    def is_deterministic(self, signal: Sound) -> bool:
+        """Whether preprocessing is deterministic in training: not for a sound with several windows."""
+        return signal.seconds * self.rate <= self.window
+
+    def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
+        samples = signal.resampled(self.rate).samples
+        starts = window_starts(len(samples), self.window, rng)
+        parts = [self._prepared(samples[s : s + self.window]) for s in starts]
+        return {"input_values": torch.stack(parts)}
+
+    def _prepared(self, samples: np.ndarray) -> Tensor:
+        values = self.extractor(samples, sampling_rate=self.rate, return_tensors="pt")["input_values"][0].float()
+        return torch.nn.functional.pad(values, (0, max(0, self.shortest - len(values))))
+
+    def windows(self, item: dict[str, Tensor]) -> int:
+        """Return the number of windows of a preprocessed item."""
+        return len(item["input_values"])
+
+    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        rows = [row for item in items for row in item["input_values"]]
+        lengths = torch.tensor([len(row) for row in rows])
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        counts = torch.tensor([len(item["input_values"]) for item in items])
+        return {"input_values": padded, "lengths": lengths} | segments_of(counts)
+
+
+class SpectrogramPreprocess:
+    """Turn one sound into {NAME: [windows, ...]}, the spectrograms of its windows by the checkpoint's feature extractor.
+
+    Every window is padded to the model's fixed length; "frames" [windows] is the number of the model's frames without padding.
+    """
+
+    def __init__(self, extractor: Untyped, kind: str):
+        """kind: `model_type` of the checkpoint"""
+        self.extractor, self.whisper = extractor, kind == "whisper"
+        self.rate = int(extractor.sampling_rate)
+        self.name = "input_features" if self.whisper else "input_values"
+        hop = int(extractor.hop_length) if self.whisper else self.rate // 100  # AST: frames of 25 ms each 10 ms
+        self.hop = 2 * hop  # Whisper's second convolution halves the number of frames
+        self.window = int(extractor.n_samples) if self.whisper else int(extractor.max_length) * hop + 15 * self.rate // 1000
+
+    def is_deterministic(self, signal: Sound) -> bool:
+        """Whether preprocessing is deterministic in training: not for a sound with several windows."""
+        return signal.seconds * self.rate <= self.window
+
+    def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
+        samples = signal.resampled(self.rate).samples
+        samples = np.pad(samples, (0, max(0, self.rate // 40 - len(samples))))  # at least one frame
+        parts = [samples[s : s + self.window] for s in window_starts(len(samples), self.window, rng)]
+        features = [self.extractor(p, sampling_rate=self.rate, return_tensors="pt")[self.name][0] for p in parts]
+        item = {self.name: torch.stack(features).float()}
+        return item | {"frames": torch.tensor([-(-len(p) // self.hop) for p in parts])} if self.whisper else item
+
+    def windows(self, item: dict[str, Tensor]) -> int:
+        """Return the number of windows of a preprocessed item."""
+        return len(item[self.name])
+
+    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return collate_windows(items)
+
+
+def load_audio_encoder(directory: Path, config: "PretrainedConfig", load_weights: bool, pooling: str | None = None) -> Backbone:
+    """Build a sound encoder from a transformers model and its feature extractor.
+
+    directory: the checkpoint
+    config: its configuration
+    load_weights: False means to build the architecture only, with uninitialised weights
+    pooling: "mean" or "max" of the frames without padding, for AST also "pooler" (the mean of its two class tokens) and "cls";
+        None means that of the checkpoint's files, without them "pooler" for AST, else "mean"
+
+    Raises ModelError if the model does not have that pooling.
+    """
+    from transformers import AutoFeatureExtractor
+
+    kind = config.model_type
+    stored = json.loads((directory / SETTINGS).read_text()) if (directory / SETTINGS).is_file() else {}
+    modes = POOLINGS if kind == "audio-spectrogram-transformer" else POOLINGS[2:]
+    mode = pooling or stored.get("pooling") or modes[0]
+    if mode not in modes:
+        raise ModelError(f"hf:{directory}: pooling {mode!r}: this model has {', '.join(modes)}")
+    extractor = AutoFeatureExtractor.from_pretrained(directory, trust_remote_code=False)
+    module = _module(directory, config, load_weights)
+    waveform = kind not in ("whisper", "audio-spectrogram-transformer")
+    preprocess = WaveformPreprocess(extractor, _receptive_field(config)) if waveform else SpectrogramPreprocess(extractor, kind)
+    files = read_saved_files(config, extractor) | {SETTINGS: (json.dumps({"pooling": mode}) + "\n").encode()}
+    dim = int(config.hidden_size)
+    encode = {"whisper": _encode_whisper, "audio-spectrogram-transformer": _encode_ast}.get(kind, _encode_waveform)
+    return Backbone(
+        "hf",
+        module,
+        {"audio": Tower("audio", dim, preprocess, lambda inputs: encode(module, inputs, mode), [module])},
+        [],
+        files,
+        select_attention=attention_setter(module),
+        use_cpu_kernels=True,
+        info={"pooling": mode},
+    )
+
+
+def _module(directory: Path, config: "PretrainedConfig", load_weights: bool) -> Untyped:
+    """Build the module. Masking and skipped layers in training are switched off: they would draw from global random generators."""
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    cls: Untyped = transformers.AutoModel
+    if config.model_type == "whisper":
+        cls = transformers.WhisperModel if load_weights else WhisperEncoder
+    module: Untyped = build(cls, directory, config, load_weights)
+    if isinstance(module, transformers.WhisperModel):
+        module = module.encoder
+    module.config.apply_spec_augment = False
+    module.config.layerdrop = 0.0
+    if hasattr(module, "layerdrop"):
+        module.layerdrop = 0.0
+    return module
+
+
+def _receptive_field(config: Untyped) -> int:
+    """Return the number of samples that give one frame."""
+    length = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        length = (length - 1) * int(stride) + int(kernel)
+    return max(length, int(getattr(config, "squeeze_factor", 1)) * length)
+
+
+def _encode_ast(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Tensor:
+    output = module(input_values=inputs["input_values"])
+    if mode == "pooler":
+        return output.pooler_output
+    hidden = output.last_hidden_state
+    if mode == "cls":
+        return hidden[:, 0]
+    patches = hidden[:, 2:]  # after the class and the distillation token
+    return pool(patches, torch.ones(patches.shape[:2], device=hidden.device), [mode])
+
+
+def _encode_whisper(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Tensor:
+    hidden = module(input_features=inputs["input_features"]).last_hidden_state
+    frames = torch.arange(hidden.shape[1], device=hidden.device)
+    return pool(hidden, (frames < inputs["frames"][:, None]).to(hidden.dtype), [mode])
+
+
+def _encode_waveform(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Tensor:
+    """Encode sounds of several lengths.
+
+    With layer normalisation in the convolutions, padding is masked. With group normalisation (wav2vec2-base, HuBERT base, ...)
+    padding would change the statistics, so sounds of each length are encoded on their own.
+    """
+    values, lengths = inputs["input_values"], inputs["lengths"]
+    if module.config.feat_extract_norm != "layer" or not hasattr(module, "_get_feature_vector_attention_mask"):
+        out = values.new_zeros(len(values), int(module.config.hidden_size))
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            hidden = module(input_values=values[rows, :length]).last_hidden_state
+            pooled = pool(hidden, torch.ones(hidden.shape[:2], device=hidden.device), [mode])
+            out = out.to(pooled.dtype).index_copy(0, rows, pooled)
+        return out
+    mask = (torch.arange(values.shape[1], device=values.device) < lengths[:, None]).long()
+    hidden = module(input_values=values, attention_mask=mask).last_hidden_state
+    frames = module._get_feature_vector_attention_mask(hidden.shape[1], mask)
+    return pool(hidden, frames.to(hidden.dtype), [mode])
