@@ -192,7 +192,8 @@ def _encode_waveform(module: Untyped, inputs: dict[str, Tensor], mode: str) -> T
     padding would change the statistics, so sounds of each length are encoded on their own.
     """
     values, lengths = inputs["input_values"], inputs["lengths"]
-    if module.config.feat_extract_norm != "layer" or not hasattr(module, "_get_feature_vector_attention_mask"):
+    norm = getattr(module.config, "feat_extract_norm", "group")
+    if norm != "layer" or not hasattr(module, "_get_feature_vector_attention_mask"):
         out = values.new_zeros(len(values), int(module.config.hidden_size))
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]

@@ -228,7 +228,7 @@ WORDS = ["a red bag with a stitch", "blue", "a photo of a green dog", "red red r
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("cls", ["Qwen3", "Mistral", "Qwen2"])
+@pytest.mark.parametrize("cls", ["Qwen3", "Mistral", "Llama"])
 def test_decoders_are_pooled_at_their_last_token(tmp_path, cls, padding):
     model, tokenizer = decoder_folder(tmp_path / "m", cls, padding)
     tokens = tokenizer(WORDS, padding=True, return_tensors="pt")
