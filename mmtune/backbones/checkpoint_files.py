@@ -59,8 +59,10 @@ def refuse_custom_code(directory: Path, family: str) -> None:
             custom = isinstance(entry, dict) and entry.get("auto_map")
             kind = entry.get("type", "") if isinstance(entry, dict) and name == "modules.json" else ""
             if custom or (kind and not str(kind).startswith("sentence_transformers.")):
+                names = ", ".join(map(str, entry.get("architectures") or ())) if isinstance(entry, dict) else ""
+                what = f"auto_map: {names}" if names else "auto_map"
                 raise ModelError(
-                    f"{family}:{directory}: {name} refers to Python code of the checkpoint ({'auto_map' if custom else kind}), "
+                    f"{family}:{directory}: {name} refers to Python code of the checkpoint ({what if custom else kind}), "
                     "and mmtune never runs code of a checkpoint; choose a checkpoint whose architecture is part of transformers"
                 )
 

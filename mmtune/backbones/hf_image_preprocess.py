@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 
+INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+"""Outputs of an image processor that models take. The last two, and pixel values [patches, C], are those of SigLIP 2 (NaFlex)."""
+
+
 class ImagePreprocess:
-    """Turn one RGB image into {"pixel_values": [3, H, W]} by a transformers image processor."""
+    """Turn one RGB image into {"pixel_values": [3, H, W]} by a transformers image processor (SigLIP 2: see INPUTS)."""
 
     def __init__(self, processor: "BaseImageProcessor"):
         self.processor = processor
@@ -35,7 +39,8 @@ class ImagePreprocess:
         cropped = self._cropped(signal)
         if cropped is not None:
             return {"pixel_values": self.processor(images=cropped, return_tensors="pt", do_resize=False)["pixel_values"][0]}
-        return {"pixel_values": self.processor(images=signal, return_tensors="pt")["pixel_values"][0]}
+        inputs = self.processor(images=signal, return_tensors="pt")
+        return {key: inputs[key][0] for key in INPUTS if key in inputs}
 
     def _cropped(self, signal: "PIL.Image.Image") -> "PIL.Image.Image | None":
         """Resize and centre-crop a very thin image; return None if the image processor can do so without a huge resized
@@ -48,7 +53,7 @@ class ImagePreprocess:
         return centre_crop_of_resized(signal, size, crop, int(p.resample))
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {"pixel_values": torch.stack([i["pixel_values"] for i in items])}
+        return {key: torch.stack([i[key] for i in items]) for key in items[0]}
 
 
 class ResizeCropNormalise:

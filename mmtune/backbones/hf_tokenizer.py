@@ -34,6 +34,7 @@ class TokenPreprocess:
         # a tokenizer without a limit has a huge float as its model_max_length, which does not fit into an integer
         self.limit = min(positions, int(min(tokenizer.model_max_length, 1 << 20)), limit or positions)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.pad_left = tokenizer.padding_side == "left"
         self.has_mask = "attention_mask" in tokenizer.model_input_names
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
@@ -46,5 +47,6 @@ class TokenPreprocess:
         mask = torch.zeros((len(items), length), dtype=torch.long)
         for row, item in enumerate(items):
             n = len(item["input_ids"])
-            ids[row, :n], mask[row, :n] = item["input_ids"], 1
+            used = slice(length - n, length) if self.pad_left else slice(n)
+            ids[row, used], mask[row, used] = item["input_ids"], 1
         return {"input_ids": ids} | ({"attention_mask": mask} if self.has_mask else {})

@@ -59,6 +59,9 @@ def build(
             f"{family}:{directory}: {len(others)} weights are missing from the checkpoint, first {others[0]!r}; the file is "
             "incomplete or belongs to another architecture: download the checkpoint again"
         )
+    for p in module.parameters():  # a weight that transformers cut from a fused one is a view, which cannot be saved
+        if p.untyped_storage().nbytes() != p.numel() * p.element_size():
+            p.data = p.data.clone()
     return _without(module, [*unused, *(n for n in optional if n in tops)]).eval()
 
 

@@ -71,7 +71,7 @@ def test_custom_code_in_a_checkpoint_is_refused_in_one_line(file, folder_with_co
     edit(target, lambda d: d.update(auto_map={"AutoModel": "evil_module.Model", "AutoConfig": "evil_module.Config"}))
     with pytest.raises(ModelError) as e:
         backbones.load(f"hf:{directory}")
-    assert f"{file} refers to Python code of the checkpoint (auto_map)" in str(e.value) and "\n" not in str(e.value)
+    assert f"{file} refers to Python code of the checkpoint (auto_map" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_custom_code_in_a_text_encoder_and_in_an_unknown_architecture(folder_with_code, monkeypatch):
