@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 OLD_NAMES: dict[str, str] = {}
 """Current name of a renamed key -> its old name."""
-IMPLIED = ("loss", "how", "plan", "default")
+IMPLIED = ("loss", "how", "plan", "default", "name")
 """Keys that a short form omits: `tune: lora` is short for `tune: {how: lora}`."""
 
 UNKNOWN = "unknown_recipe_key"

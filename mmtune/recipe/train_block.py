@@ -2,9 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mmtune.recipe.block import RecipeBlock
+from mmtune.recipe.block import RecipeBlock, invalid
+from mmtune.recipe.optimizer_block import AdamWOptimizer, Optimizer
+
+BETAS = (0.9, 0.98)
 
 
 class TrainConfig(RecipeBlock):
@@ -17,18 +20,35 @@ class TrainConfig(RecipeBlock):
         ge=1,
         description="rows whose activations are in memory at once (gradient caching, GradCache); null: the whole batch",
     )
-    lr: float = Field(1e-4, gt=0, description="peak learning rate (AdamW)")
+    optimizer: Optimizer = Field(
+        AdamWOptimizer(),
+        description="optimizer: adamw, adamw_8bit, adafactor, lamb, lion or package.module:Class; with options: {name: NAME, ...}",
+    )
+    lr: float = Field(1e-4, gt=0, description="peak learning rate; `tune` can set another one for each tower")
     weight_decay: float = Field(
         0.05,
         ge=0,
-        description="weight decay (AdamW); not applied to norms, biases, position embeddings, logit scale and logit bias",
+        description="weight decay; not applied to norms, biases, position embeddings, logit scale and logit bias; `tune` can set "
+        "another one for each tower",
     )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="beta1 and beta2 of AdamW")
+    betas: tuple[float, float] = Field(BETAS, description="beta1 and beta2 of the optimizer")
     warmup: float = Field(
         0.05, ge=0, description="length of the linear warm-up: a fraction of all steps if below 1, else steps"
     )
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="learning rate after the warm-up; cosine: cosine decay to 0"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine",
+        description="learning rate after the warm-up; cosine, linear: decay to `min_lr`; constant: the peak learning rate; wsd "
+        "(warm-up, stable, decay): constant, and a decay in the last steps (`decay`)",
+    )
+    min_lr: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="learning rate at the end of a decay, as a fraction of the peak learning rate; for cosine, linear and wsd",
+    )
+    decay: float = Field(0.1, gt=0, description="length of the decay of wsd: a fraction of all steps if below 1, else steps")
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = Field(
+        "1-sqrt", description="shape of the decay of wsd; 1-sqrt: 1 minus the square root of the decay's progress"
     )
     clip_norm: float | None = Field(1.0, gt=0, description="maximum gradient norm; null: no gradient clipping")
     scale_lr: float = Field(1.0, ge=0, description="factor on `lr` for the logit scale and logit bias")
@@ -69,6 +89,17 @@ class TrainConfig(RecipeBlock):
         description="L2-SP regularisation: each step moves the weights towards the starting weights by lr x l2_start of the "
         "distance; 0: off",
     )
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> "TrainConfig":
+        name = self.optimizer.name
+        if not self.optimizer.has_betas and self.betas != BETAS:
+            raise invalid(f"betas: {name} has no betas; leave the key out")
+        if self.shard and not self.optimizer.shardable:
+            raise invalid(f"shard: {name} needs whole weights, which no process has with shard; use adamw or lion")
+        if self.schedule == "constant" and self.min_lr:
+            raise invalid("min_lr: schedule: constant has no decay; use cosine, linear or wsd")
+        return self
 
 
 class RunConfig(RecipeBlock):

@@ -44,7 +44,16 @@ class TowerTuning(RecipeBlock):
         return value
 
 
-class FullTuning(TowerTuning):
+class LearningTuning(TowerTuning):
+    """Base class of the ways in which something of the tower is trained."""
+
+    lr: float | None = Field(None, gt=0, description="peak learning rate of this tower and its head; null: train.lr")
+    weight_decay: float | None = Field(
+        None, ge=0, description="weight decay of this tower and its head; null: train.weight_decay"
+    )
+
+
+class FullTuning(LearningTuning):
     """All weights of the tower are trained."""
 
     how: Literal["full"] = Field("full", description="all weights of the tower")
@@ -53,14 +62,14 @@ class FullTuning(TowerTuning):
     )
 
 
-class HeadTuning(TowerTuning):
+class HeadTuning(LearningTuning):
     """The tower is frozen, and a linear head on top of it is trained."""
 
     how: Literal["head"] = Field("head", description="a linear head on top of the frozen tower")
     layer_decay: ClassVar[float] = 1.0
 
 
-class AdapterTuning(TowerTuning):
+class AdapterTuning(LearningTuning):
     """Base class of lora and qlora: low-rank adapters in the tower's blocks, which are merged into the weights after training."""
 
     how: Literal["lora", "qlora"]
@@ -89,7 +98,7 @@ class QloraTuning(AdapterTuning):
     how: Literal["qlora"] = Field("qlora", description="like lora, with the frozen weights quantized to 4 bits")
 
 
-class PartialTuning(TowerTuning):
+class PartialTuning(LearningTuning):
     """The last blocks of the tower are trained, or its normalisation layers, or both."""
 
     how: Literal["partial"] = Field(

@@ -108,7 +108,8 @@ class Trainer:
         self.device, self.precision = local_device(), resolve_precision(config.precision)
         self.model, self.objective, self.tuned = model.to(self.device), objective.to(self.device), tuned
         processes.broadcast_parameters(self.model, self.objective)
-        groups = parameter_groups(model, objective, config, tuned.lr_shares if tuned else None)
+        shares, rates = (tuned.lr_shares, tuned.rates) if tuned else (None, None)
+        groups = parameter_groups(model, objective, config, shares, rates)
         self.sharded = ShardedBlocks(model, processes, config.shard)
         self.optimizer = build_optimizer(groups, config)
         self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]

@@ -28,6 +28,7 @@ from mmtune.training.tuning.layers import (
 )
 from mmtune.training.tuning.lora_targets import find_targets
 from mmtune.training.tuning.lp_ft import copy_heads
+from mmtune.training.tuning.tower_rates import TowerRates, tower_rates
 from mmtune.training.tuning.tune_spec import parse_tune
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class TunedModel:
     towers: {modality: tuning method}
     counts: {trained modality: number of trainable parameters}
     lr_shares: {id of a parameter: factor on the learning rate}, for layer-wise decay
+    rates: learning rates and weight decays of towers that have their own
     features: stored outputs of frozen towers, or None
     start: copy of the weights before training, for interpolation; {} if not needed
     adapters: the adapters; set by `merge`
@@ -89,6 +91,7 @@ class TunedModel:
     adapters: list[LowRankDelta] = field(default_factory=list)
     learned: list[str] = field(default_factory=list)
     without_gradient: dict[str, nn.Parameter] = field(default_factory=dict)
+    rates: TowerRates = field(default_factory=TowerRates)
     _steps: int = 0
 
     @property
@@ -198,7 +201,8 @@ def tune(
     stored = [m for m in trained if towers[m].how in ("head", "frozen") and m not in varying]
     features = FeatureCache(model, stored) if stored else None
     without_gradient = lora.adapter_parameters(model)
-    return TunedModel(model, towers, counts, lr_shares, features, start, without_gradient=without_gradient)
+    rates = tower_rates(model, towers)
+    return TunedModel(model, towers, counts, lr_shares, features, start, without_gradient=without_gradient, rates=rates)
 
 
 @torch.no_grad()
@@ -226,7 +230,7 @@ def _set_requires_grad(model: "Model", towers: Mapping[str, AnyTuning], numbers:
         last = _number_of_last_blocks(t, count, f"tune.{m}.blocks") if isinstance(t, PartialTuning) else 0
         for p in _parameters_of(model, m):
             learns = {
-                "full": True,
+                "full": p.requires_grad,
                 "frozen": False,
                 "head": False,
                 "lora": ".lora_" in names.get(id(p), ""),
