@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    import PIL.Image
     from torch import Tensor
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -182,6 +183,11 @@ class Modality:
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """Like `to_html`, but smaller, for pages with hundreds of values. `label` is the alternative text for screen readers."""
         return self.to_html(data)
+
+    def picture(self, data: bytes, side: int) -> "PIL.Image.Image":
+        """Draw the value as an RGB picture whose sides are at most `side` pixels, for experiment trackers. NotImplementedError if
+        the modality has none."""
+        raise NotImplementedError
 
     def media_type(self, data: bytes) -> str:
         """The media type (MIME type) of the value for an HTTP response. Decided by the bytes, never by a file name."""

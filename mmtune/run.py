@@ -1,5 +1,6 @@
 """Run a recipe from the data to the saved artifact. This module connects data, mining, training and evaluation."""
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from mmtune.mining.verifier import make_verifier
 from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes, is_restarted
+from mmtune.training.build_callbacks import build_callbacks
 from mmtune.training.build_objective import build_objective
+from mmtune.training.callbacks import Callback, CallbackContext
 from mmtune.training.finish import finish_model, save_run
 from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
@@ -36,6 +39,7 @@ def train(
     *,
     resume: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train by a recipe and return the result: paths, scores and the fingerprint of the trained model.
 
@@ -46,6 +50,7 @@ def train(
     overrides: "key.sub=value" strings that replace keys of a recipe file
     resume: continue an interrupted run from its last checkpoint, with the same result as without the interruption
     quiet: print no progress
+    callbacks: objects whose methods are called during the run, in addition to those of the recipe (`run.callbacks`)
 
     Raises MmtuneError, e.g. if the recipe is invalid, or if the run directory contains a run and `resume` is False.
 
@@ -54,16 +59,20 @@ def train(
     """
     with init_processes() as processes:
         checked = Recipe.read(recipe, overrides)
-        return run_recipe(checked, resume or is_restarted(), quiet or not processes.is_main_process, processes)
+        with build_callbacks(checked.run, callbacks).closing() as called:
+            return run_recipe(checked, resume or is_restarted(), quiet or not processes.is_main_process, processes, called)
 
 
-def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) -> TrainResult:
+def run_recipe(
+    recipe: Recipe, resume: bool, quiet: bool, processes: Processes, callbacks: Callback | None = None
+) -> TrainResult:
     """Train by a validated recipe. All ranks of `processes` must call this function; the parameters are those of `train`."""
     directory = Path(recipe.run.dir)
     with processes.main_process_first():
         if processes.is_main_process:
             claim_run_directory(directory, recipe, resume)
     inputs = open_inputs(recipe)
+    context = CallbackContext(recipe, directory, inputs)
     with processes.main_process_first():
         objective = _objective(recipe, inputs, quiet, processes)
     heads = _heads_first(recipe, inputs, resume, quiet, processes)
@@ -92,6 +101,7 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
             quiet=quiet,
             processes=processes,
             base_fingerprint=inputs.base_fingerprint,
+            mined=functools.partial(callbacks.on_mining, context) if callbacks else None,
         )
     trainer = Trainer(
         inputs.model,
@@ -101,6 +111,8 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
         recipe.train,
         directory,
         tuned=tuned,
+        callbacks=callbacks,
+        context=context,
         quiet=quiet,
         validate=rounds.watch(validate) if rounds and validate else validate,
         hard_negatives=rounds.extra if rounds else None,
@@ -115,6 +127,8 @@ def run_recipe(recipe: Recipe, resume: bool, quiet: bool, processes: Processes) 
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, SINGLE_PROCESS)
     coefficient = finish_model(tuned, recipe, inputs, validate)
     result = save_run(trainer, tuned, recipe, inputs, coefficient)
+    if callbacks is not None:
+        callbacks.on_end(context, result)
     processes.broadcast(result.to_dict())
     return result
 

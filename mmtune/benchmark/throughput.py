@@ -16,7 +16,7 @@ from mmtune.data.loader.batch_plan import plan_batches
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError
 from mmtune.recipe.recipe import Recipe
-from mmtune.recipe.train_block import RunConfig
+from mmtune.recipe.run_block import RunConfig
 from mmtune.recipe.tune_block import AnyTuning
 from mmtune.run import train
 from mmtune.runtime.distributed import launched_world_size
@@ -111,8 +111,9 @@ def bench(
     loading = _loading_rate(whole, inputs, batches, steps)
     embedding = _embedding_rates(inputs.model, inputs.data.sets[0], quiet)
     with tempfile.TemporaryDirectory() as scratch:
-        short = {"epochs": (steps + WARM_UP) / len(batches), "checkpoint_every": None, "patience": None}
-        run = RunConfig(dir=str(Path(scratch) / "run"))
+        epochs = (steps + WARM_UP) * whole.train.gradient_accumulation_steps / len(batches)
+        short = {"epochs": epochs, "checkpoint_every": None, "patience": None}
+        run = RunConfig(dir=str(Path(scratch) / "run"), trackers=[])
         train(whole.model_copy(update={"run": run, "train": whole.train.model_copy(update=short)}), quiet=quiet)
         rows = read_jsonl(Path(scratch) / "run" / "metrics.jsonl")[WARM_UP:]
     speed, wait = (statistics.median(r[k] for r in rows) for k in ("pairs_per_second", "wait"))

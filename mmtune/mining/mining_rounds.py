@@ -103,6 +103,7 @@ class MiningRounds:
         processes: Processes = SINGLE_PROCESS,
         quiet: bool = False,
         base_fingerprint: str = "",
+        mined: Callable[[MiningResult], None] | None = None,
     ):
         """Prepare the rounds.
 
@@ -110,6 +111,7 @@ class MiningRounds:
         directory: where the rounds' tables are written
         pairs: the trained pairs
         base_fingerprint: fingerprint of the model that training starts from; a table supplied by the user must be mined with it
+        mined: called on rank 0 after each round that was mined
         """
         self.model, self.data, self.plain, self.options, self.pairs = model, data, plain, options, list(pairs)
         self.directory, self.batch_size, self.seed = Path(directory), batch_size, seed
@@ -118,6 +120,7 @@ class MiningRounds:
         self.epoch, self.number = 0, -1
         self.round = Round(None, {}, None)
         self._previous_metric: float | None = None
+        self._mined = mined
 
     def plan(self, epoch: int) -> Sequence[np.ndarray]:
         """Return the batches of an epoch; mines first if a round starts with it.
@@ -205,6 +208,8 @@ class MiningRounds:
                 verifier=self.verifier,
                 quiet=self.quiet,
             )
+            if self._mined is not None:
+                self._mined(result)
         self.processes.barrier()
         return result or self._read_finished(path)
 

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from mmtune.modalities.audio_player import small_player
 from mmtune.modalities.encoded_value import unwrap_encoded
 from mmtune.modalities.perceptual_hash import SOUND_DISTANCE, sound_hash
 from mmtune.modalities.sound import Sound, mono_sound
-from mmtune.modalities.spectrogram import spectrogram, waveform_path
+from mmtune.modalities.spectrogram import spectrogram, spectrogram_picture, waveform_path
 from mmtune.modalities.truncated_sound import check_decoded_length, check_header_length
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 __all__ = ["Audio", "Sound"]
 
@@ -170,6 +174,11 @@ class Audio(Modality):
         out = io.BytesIO()
         soundfile.write(out, sound.samples[: sound.rate * 30], sound.rate, format="WAV", subtype="PCM_16")
         return render_macro("values.html.j2", "player", base64.b64encode(out.getvalue()).decode(), "wav")
+
+    def picture(self, data: bytes, side: int) -> "PIL.Image.Image":
+        """Draw the spectrogram of the whole sound."""
+        sound = self.decode(data)
+        return spectrogram_picture(sound.samples, sound.rate, side, side // 2).convert("RGB")
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
         """Show waveform and spectrogram of the whole sound, a player, and a line of text; at most about 40 kB.

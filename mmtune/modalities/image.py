@@ -223,6 +223,11 @@ class Image(Modality):
         encoded = base64.b64encode(out.getvalue()).decode()
         return render_macro("values.html.j2", "image", encoded, label, image.width, image.height)
 
+    def picture(self, data: bytes, side: int) -> PILImage.Image:
+        image = self.decode(data).convert("RGB")
+        image.thumbnail((side, side), PILImage.Resampling.LANCZOS)
+        return image
+
     def media_type(self, data: bytes) -> str:
         try:
             kind = (_header(data).format or "").replace("MPO", "JPEG")  # MPO, a format of cameras, is JPEG-compatible

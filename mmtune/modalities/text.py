@@ -3,11 +3,15 @@
 import codecs
 import random
 import unicodedata
+from typing import TYPE_CHECKING
 
 from mmtune.contracts import Augmentation, Modality, Option
 from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
 from mmtune.modalities.perceptual_hash import TEXT_DISTANCE, text_hash
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 MAX_CHARS = 100_000  # default limit in datasets
 THUMBNAIL_CHARS = 240
@@ -97,6 +101,25 @@ class Text(Modality):
         text = self.decode(data)
         shown = text if len(text) <= THUMBNAIL_CHARS else text[:THUMBNAIL_CHARS].rsplit(maxsplit=1)[0] + " ..."
         return render_macro("values.html.j2", "caption", shown, True)
+
+    def picture(self, data: bytes, side: int) -> "PIL.Image.Image":
+        """Write the beginning of the text in black on white."""
+        import textwrap
+
+        import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageFont
+
+        size = max(side // 10, 8)
+        font, columns, rows = (
+            PIL.ImageFont.load_default(size),
+            max(int(1.8 * side / size), 8),
+            max(int(0.8 * side / size) - 1, 1),
+        )
+        lines = textwrap.wrap(self.decode(data), columns, max_lines=rows, placeholder=" ...")
+        picture = PIL.Image.new("RGB", (side, side), "white")
+        PIL.ImageDraw.Draw(picture).multiline_text((3, 3), "\n".join(lines), fill="black", font=font)
+        return picture
 
     def media_type(self, data: bytes) -> str:
         return "text/plain; charset=utf-8"

@@ -14,6 +14,8 @@ Registration is optional: wherever a recipe or an option takes a plugin's name, 
 | store | stores and searches the vectors of an index | `mmtune.index.stores.Store` | `mmtune index build --store NAME` |
 | metric | computes a retrieval metric | `mmtune.evaluation.metrics.Metric` | `train.metric`, `evaluate(metrics=...)` |
 | task | evaluates a model on a task | `mmtune.evaluation.tasks.task.EvaluationTask` | `mmtune eval --task NAME` |
+| optimizer | takes the steps of training | `torch.optim.Optimizer` | `train: {optimizer: NAME}` |
+| callback | is called during a run | `mmtune.training.Callback` | `run: {callbacks: [NAME]}` |
 | augmentation | augments signals of a modality | `mmtune.modalities` | `augment: {MODALITY: {custom: {NAME: {...}}}}` |
 """
 
@@ -25,12 +27,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+    from torch.optim import Optimizer
 
     from mmtune.contracts import Augmentation, Scorer
     from mmtune.evaluation.metrics import Metric
     from mmtune.evaluation.tasks.task import EvaluationTask
     from mmtune.index.stores.store_protocol import Store
     from mmtune.mining import Guard, MinerSource, MiningContext
+    from mmtune.training import Callback
 
 
 def register_loss(name: str, target: Callable[..., Tensor] | str) -> None:
@@ -144,5 +148,25 @@ def register_augmentation(name: str, target: Callable[..., Augmentation] | str) 
         "package.module:Class"
     """
     from mmtune.modalities import register_augmentation as register
+
+    register(name, target)
+
+
+def register_optimizer(name: str, target: type[Optimizer] | str) -> None:
+    """Register an optimizer for the recipe key `train.optimizer`.
+
+    target: a subclass of `torch.optim.Optimizer`, or "package.module:Class"
+    """
+    from mmtune.recipe.optimizer_block import register_optimizer as register
+
+    register(name, target)
+
+
+def register_callback(name: str, target: type[Callback] | str) -> None:
+    """Register callbacks for the recipe key `run.callbacks`.
+
+    target: a subclass of `mmtune.training.Callback`, or "package.module:Class"
+    """
+    from mmtune.recipe.run_block import register_callback as register
 
     register(name, target)

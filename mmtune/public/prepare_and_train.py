@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
     from mmtune.recipe.mining_block import MiningOptions
     from mmtune.recipe.recipe import Recipe
+    from mmtune.training.callbacks import Callback
     from mmtune.training.regularise.soup import SoupResult
     from mmtune.training.train_result import TrainResult
 
@@ -152,6 +153,7 @@ def train(
     *,
     resume: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train by a recipe and return the result: paths, scores and the fingerprint of the trained model.
 
@@ -160,8 +162,11 @@ def train(
 
     recipe: a recipe file, a mapping with the same keys, or a `Recipe`
     overrides: "key.sub=value" strings that replace keys of a recipe file
-    resume: continue an interrupted run from its last checkpoint, with the same result as without the interruption
+    resume: continue an interrupted run from its last checkpoint, with the same result as without the interruption; with more
+        train.epochs than before, extend a finished run
     quiet: print no progress
+    callbacks: objects whose methods are called during the run (subclasses of `mmtune.training.Callback`), in addition to those of
+        the recipe key `run.callbacks`
 
     Raises MmtuneError, e.g. if the recipe is invalid, or if the run directory contains a run and `resume` is False.
 
@@ -173,7 +178,7 @@ def train(
     set_openmp_wait_policy()  # has an effect only before torch is imported
     from mmtune.run import train as train_
 
-    return train_(recipe, overrides, resume=resume, quiet=quiet)
+    return train_(recipe, overrides, resume=resume, quiet=quiet, callbacks=callbacks)
 
 
 def soup(

@@ -6,7 +6,7 @@ train: {optimizer: {name: "package.module:Class", momentum: 0.9}}   # a torch op
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator
 
@@ -104,7 +104,10 @@ class CustomOptimizer(OptimizerBlock):
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
     __pydantic_extra__: dict[str, JsonValue]
 
-    name: str = Field(description="package.module:Class, or a name registered with `mmtune.register_optimizer`")
+    name: str = Field(
+        description="package.module:Class, or a name registered with `mmtune.register_optimizer`",
+        json_schema_extra={"not": {"enum": list(TABLE)}},
+    )
 
     @field_validator("name")
     @classmethod
@@ -135,6 +138,10 @@ def _named(value: object) -> object:
     return value
 
 
+AnyOptimizer: TypeAlias = (
+    AdamWOptimizer | AdamW8bitOptimizer | AdafactorOptimizer | LambOptimizer | LionOptimizer | CustomOptimizer
+)
+
 Optimizer = Annotated[
     Annotated[AdamWOptimizer, Tag("adamw")]
     | Annotated[AdamW8bitOptimizer, Tag("adamw_8bit")]
@@ -143,6 +150,6 @@ Optimizer = Annotated[
     | Annotated[LionOptimizer, Tag("lion")]
     | Annotated[CustomOptimizer, Tag(_CUSTOM)],
     Discriminator(_kind),
-    BeforeValidator(_named, json_schema_input_type=str | OptimizerBlock),
+    BeforeValidator(_named, json_schema_input_type=str | AnyOptimizer),
 ]
 """Type of the key `optimizer`; its `name` decides which class validates it."""

@@ -16,8 +16,9 @@ from mmtune.recipe.mining_block import MiningOptions
 from mmtune.recipe.objective_block import AutoTerm, ObjectiveTerms
 from mmtune.recipe.prompts_block import PromptsBlock, WindowPooling
 from mmtune.recipe.recipe_file import read_document, without_blanks
+from mmtune.recipe.run_block import RunConfig
 from mmtune.recipe.teachers_block import Teacher
-from mmtune.recipe.train_block import RunConfig, TrainConfig
+from mmtune.recipe.train_block import TrainConfig
 from mmtune.recipe.training_blocks import Interpolate, MatryoshkaConfig, MemoryConfig
 from mmtune.recipe.tune_block import FullTuning, TuneBlock
 
@@ -61,7 +62,7 @@ class Recipe(RecipeBlock):
         None, description="conditions under which `compare` and `report` accept the tuned model"
     )
     train: TrainConfig = Field(TrainConfig(), description="length, optimizer, precision and checkpoints of training")
-    run: RunConfig = Field(RunConfig(), description="run directory")
+    run: RunConfig = Field(RunConfig(), description="run directory, trackers and callbacks")
 
     @model_validator(mode="after")
     def _interpolation_has_data(self) -> "Recipe":
@@ -87,6 +88,17 @@ class Recipe(RecipeBlock):
                 f"mining.use.confusable: batches of near neighbours do not keep the rows of data.batches ({plan.plan}) together; set "
                 "it to 0, or use the plan random, spread or balanced"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_data(self) -> "Recipe":
+        if not self.data.val:
+            for key, value in (
+                ("validate_at_start", self.train.validate_at_start),
+                ("validate_every", self.train.validate_every),
+            ):
+                if value:
+                    raise invalid(f"train.{key}: needs data.val, on which to validate; set it")
         return self
 
     @property

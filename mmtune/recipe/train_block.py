@@ -1,4 +1,4 @@
-"""The recipe blocks `train:` (optimisation) and `run:` (run directory)."""
+"""The recipe block `train:`: length, optimizer, precision, validation and checkpoints of training."""
 
 from typing import Literal
 
@@ -14,11 +14,22 @@ class TrainConfig(RecipeBlock):
     """Length, optimizer, precision and checkpoints of training."""
 
     epochs: float = Field(10, gt=0, description="number of passes over the training data; may be fractional")
-    batch_size: int = Field(64, ge=2, description="rows per optimizer step, over all processes together")
+    batch_size: int = Field(
+        64,
+        ge=2,
+        description="rows whose values are candidates for each other, over all processes together; an optimizer step has "
+        "`gradient_accumulation_steps` batches",
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
         description="rows whose activations are in memory at once (gradient caching, GradCache); null: the whole batch",
+    )
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="batches per optimizer step, whose gradients are averaged; each batch has only its own negatives "
+        "(`micro_batch_size` keeps those of the whole batch)",
     )
     optimizer: Optimizer = Field(
         AdamWOptimizer(),
@@ -70,8 +81,14 @@ class TrainConfig(RecipeBlock):
     metric: str = Field(
         "map", description="retrieval metric for validation, averaged over the trained directions; map: mean average precision"
     )
+    validate_at_start: bool = Field(
+        False, description="validate before the first step, too; that score is logged, and selects no checkpoint"
+    )
+    validate_every: int | None = Field(
+        None, ge=1, description="validate every this many steps, in addition to the validation after each epoch; null: off"
+    )
     patience: int | None = Field(
-        None, ge=1, description="early stopping: stop after this many epochs without a better metric; null: never"
+        None, ge=1, description="early stopping: stop after this many validations without a better metric; null: never"
     )
     ema: float | None = Field(
         None,
@@ -100,9 +117,3 @@ class TrainConfig(RecipeBlock):
         if self.schedule == "constant" and self.min_lr:
             raise invalid("min_lr: schedule: constant has no decay; use cosine, linear or wsd")
         return self
-
-
-class RunConfig(RecipeBlock):
-    """The run directory."""
-
-    dir: str = Field("runs/run", description="directory for recipe.yaml, metrics.jsonl, checkpoints/ and artifact/")

@@ -60,6 +60,12 @@ class FullTuning(LearningTuning):
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="layer-wise learning rate decay: factor from each layer to the layer below; 1: off"
     )
+    unfreeze_every: float | None = Field(
+        None,
+        gt=0,
+        description="gradual unfreezing (ULMFiT): at first only what follows the last block is trained; after every this many epochs "
+        "one more block, from the last to the first, then what is before the blocks; null: off",
+    )
 
 
 class HeadTuning(LearningTuning):

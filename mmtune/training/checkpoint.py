@@ -14,9 +14,17 @@ from mmtune.errors import ModelError
 from mmtune.runtime.files import atomic_dir, read_json, write_json
 from mmtune.training.regularise.ema_l2sp import EmaState
 
+LAST = "last"
+"""Name of the checkpoint from which a run resumes."""
+BEFORE_DECAY = "before_decay"
+"""Name of the checkpoint at the start of the decay of the schedule wsd, from which an extended run continues."""
 STATE_FILE = "trainer_state.json"
 OLD_STATE_FILE = "place.json"
-OLD_NAMES = {"waited": "wait_seconds", "stale": "epochs_without_improvement"}
+OLD_NAMES = {
+    "waited": "wait_seconds",
+    "stale": "validations_without_improvement",
+    "epochs_without_improvement": "validations_without_improvement",
+}
 """Names of the state file and its fields in checkpoints of older versions. They can still be read."""
 
 
@@ -30,6 +38,9 @@ class TrainerState:
     seconds: time spent in training steps, including waiting for data
     wait_seconds: the part of `seconds` spent waiting for data
     best: (validation metric, checkpoint name) of the checkpoints that are kept, best first
+    validations_without_improvement: number of validations since the best one
+    validated_step: step of the last validation, or -1
+    total_steps: steps of the whole run as it was planned; 0 in checkpoints of older versions
     """
 
     step: int = 0
@@ -39,17 +50,19 @@ class TrainerState:
     seconds: float = 0.0
     wait_seconds: float = 0.0
     best: list[tuple[float, str]] = field(default_factory=list)
-    epochs_without_improvement: int = 0
+    validations_without_improvement: int = 0
+    validated_step: int = -1
+    total_steps: int = 0
     finished: bool = False
 
-    def record_step(self, pairs: int, seconds: float, wait_seconds: float) -> None:
+    def record_step(self, batches: int, pairs: int, seconds: float, wait_seconds: float) -> None:
         """Count one optimizer step.
 
-        pairs: query rows of its batch
+        batches, pairs: its batches and their query rows
         seconds, wait_seconds: its duration, and the part of it spent waiting for data
         """
         self.step += 1
-        self.batch += 1
+        self.batch += batches
         self.pairs += pairs
         self.seconds += seconds
         self.wait_seconds += wait_seconds
@@ -60,12 +73,12 @@ class TrainerState:
         self.batch = 0
 
     def record_validation(self, metric: float, name: str, keep: int) -> "BestCheckpoints":
-        """Add checkpoint `name` to the ranking by `metric`, keep the best `keep`, and count epochs without improvement."""
+        """Add checkpoint `name` to the ranking by `metric`, keep the best `keep`, and count validations without improvement."""
         before = {n for _, n in self.best}
         self.best = sorted([*[b for b in self.best if b[1] != name], (metric, name)], key=lambda b: (-b[0], b[1]))[:keep]
         kept = {n for _, n in self.best}
         improved = self.best[0][1] == name
-        self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1
+        self.validations_without_improvement = 0 if improved else self.validations_without_improvement + 1
         return BestCheckpoints(is_kept=name in kept, dropped=sorted(before - kept))
 
     @property
@@ -142,7 +155,7 @@ def restore_random_state(state: RandomState) -> None:
 
 
 class Checkpoints:
-    """The directory RUN/checkpoints, which holds the checkpoint `last` and the `keep` best ones by the validation metric.
+    """The directory RUN/checkpoints, which holds the checkpoint LAST, with wsd BEFORE_DECAY, and the `keep` best ones by the validation metric.
 
     write: False on all ranks but 0, which only read
     """
@@ -170,14 +183,30 @@ class Checkpoints:
             raise ModelError(
                 f"{directory}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start the run again"
             ) from None
+        return tensors, self.load_state(name)
+
+    def load_state(self, name: str) -> TrainerState:
+        """Load only the trainer's state of one checkpoint."""
+        directory = self.directory / name
         document = read_json(directory / (STATE_FILE if (directory / STATE_FILE).is_file() else OLD_STATE_FILE))
         values = {OLD_NAMES.get(k, k): v for k, v in document.items()}
         values["best"] = [(float(m), str(n)) for m, n in values["best"]]
-        return tensors, TrainerState(**values)
+        return TrainerState(**values)
 
     def exists(self, name: str) -> bool:
         """Whether there is a checkpoint with this name."""
         return any((self.directory / name / file).is_file() for file in (STATE_FILE, OLD_STATE_FILE))
+
+    def _kept_for_extension(self) -> set[str]:
+        """Names of the best checkpoints at the start of the decay of wsd. A run that is extended ranks them again."""
+        return {name for _, name in self.load_state(BEFORE_DECAY).best} if self.exists(BEFORE_DECAY) else set()
+
+    def delete_unranked(self, state: TrainerState) -> None:
+        """Delete checkpoints of the best weights that `state` does not know, because the run resumes from before them."""
+        known = {name for _, name in state.best}
+        for path in self.directory.glob("step-*") if self.write else ():
+            if path.name not in known:
+                shutil.rmtree(path, ignore_errors=True)
 
     def save_if_best(self, metric: float, tensors: CheckpointTensors, state: TrainerState) -> None:
         """Save the weights if they are among the `keep` best by `metric`, and delete the checkpoint that they displace.
@@ -188,5 +217,5 @@ class Checkpoints:
         ranking = state.record_validation(metric, name, self.keep)
         if ranking.is_kept:
             self.save(name, {"model": tensors["model"], "objective": tensors["objective"]}, state)
-        for old in ranking.dropped if self.write else ():
+        for old in set(ranking.dropped) - self._kept_for_extension() if self.write else ():
             shutil.rmtree(self.directory / old, ignore_errors=True)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,17 @@ import torch
 
 from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
-from mmtune.errors import TrainingError
+from mmtune.errors import RecipeError, TrainingError
 from mmtune.recipe.train_block import TrainConfig
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, local_device
 from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory
 from mmtune.runtime.prefetch import DeviceCopier, prefetch
 from mmtune.runtime.progress import Progress
+from mmtune.training.callbacks import Callback, CallbackContext
 from mmtune.training.checkpoint import (
+    BEFORE_DECAY,
+    LAST,
     Checkpoints,
     CheckpointTensors,
     TrainerState,
@@ -29,23 +33,23 @@ from mmtune.training.checkpoint import (
     restore_random_state,
 )
 from mmtune.training.compile_checkpoint import compiled_or_checkpointed
+from mmtune.training.extend_run import checkpoint_to_resume
+from mmtune.training.large_batch.accumulation import BatchOfStep, StepSums, batches_of_steps
 from mmtune.training.large_batch.fsdp import ShardedBlocks, map_moments
 from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
 from mmtune.training.metrics_log import MetricsLog, StepMetrics, ValidationMetrics
 from mmtune.training.objective import Objective
-from mmtune.training.optimizer import build_optimizer, lr_factor, parameter_groups
+from mmtune.training.optimizer import build_optimizer, decay_start, lr_factor, parameter_groups
 from mmtune.training.precision import autocast, resolve_precision
 from mmtune.training.regularise.ema_l2sp import EmaL2SP
 from mmtune.training.step import forward_backward
 from mmtune.training.stop_signals import Stopped, StopSignals
+from mmtune.training.tuning.gradual_unfreezing import GradualUnfreezing
 from mmtune.training.tuning.layers import learning_state, load_learning_state
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
     from mmtune.training.tuning.tune import TunedModel
-
-LAST = "last"
-"""Name of the checkpoint from which a run resumes."""
 
 EpochBatches: TypeAlias = Callable[[int], Sequence[np.ndarray]]
 """Maps the number of an epoch to its batches, each an array of row numbers."""
@@ -83,9 +87,10 @@ class Trainer:
     weights as an uninterrupted one. If several processes train together, each creates its own Trainer; only rank 0 writes files.
 
     epoch_batches: returns the batches of an epoch as row numbers
-    validate: scores the model after each epoch; None: no validation
+    validate: scores the model; None: no validation
     hard_negatives: returns mined rows for a batch; None: no mining
     tuned: the model after `tune`; None: all parameters are trained
+    callbacks, context: what is called on rank 0 after steps and validations, and the state of the run that it gets
     """
 
     def __init__(
@@ -100,6 +105,8 @@ class Trainer:
         validate: "Validate | None" = None,
         hard_negatives: HardNegatives | None = None,
         tuned: "TunedModel | None" = None,
+        callbacks: Callback | None = None,
+        context: CallbackContext | None = None,
         processes: Processes = SINGLE_PROCESS,
         quiet: bool = False,
     ):
@@ -115,8 +122,14 @@ class Trainer:
         self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.ema_l2sp = EmaL2SP(self.learning, config.ema, config.l2_start)
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
-        self.total_steps = max(1, round(config.epochs * len(epoch_batches(0))))
-        self.state = TrainerState()
+        self.steps_per_epoch = -(-len(epoch_batches(0)) // config.gradient_accumulation_steps)
+        self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
+        self.state = TrainerState(total_steps=self.total_steps)
+        self.part, self.sums = BatchOfStep(), StepSums()  # of the batch that `step` gets next
+        self.unfreezing = tuned.unfreezing if tuned and tuned.unfreezing else GradualUnfreezing(model, {})
+        if config.shard and self.unfreezing.start:
+            raise RecipeError("train.shard: tune.MODALITY.unfreeze_every needs whole towers; leave one of the two out")
+        self.callbacks, self.context = callbacks if callbacks and processes.is_main_process else None, context
         self.stop = StopSignals(processes.is_single)
 
     # --- the run, epoch by epoch ---------------------------------------------------------------------------------
@@ -134,22 +147,25 @@ class Trainer:
     def _fit(self) -> None:
         if self.state.step == 0:
             torch.manual_seed(self.config.seed)
-        size, done = self.config.batch_size, self.state.step * self.config.batch_size
+        size = self.config.batch_size * self.config.gradient_accumulation_steps
         with (
             self._memory(),
             self._fast_attention(),
             compiled_or_checkpointed(self.model, self.config.compile, self.config.recompute),
             MetricsLog(self.directory, self.state.step, self.processes.is_main_process) as log,
             self.stop,
-            Progress("train", self.total_steps * size, "pairs", self.quiet, done) as progress,
+            Progress("train", self.total_steps * size, "pairs", self.quiet, self.state.step * size) as progress,
         ):
+            if self.callbacks is not None:
+                self.callbacks.on_start(self._context())
+            if self.state.step == 0 and self.config.validate_at_start:
+                self._validate(log, progress)
             while self.state.step < self.total_steps and not self._out_of_patience():
                 self._train_epoch(log, progress)
-                self.state.finish_epoch()
                 if self.tuned is not None:
                     self.tuned.check_gradients()
-                if self.validate is not None:
-                    self._validate(self.validate, log, progress)
+                if self.state.validated_step != self.state.step:
+                    self._validate(log, progress)
                 self._save()
         self.state.finished = True
         self._save()
@@ -159,66 +175,124 @@ class Trainer:
         # Mining, which `epoch_batches` may start, embeds the data with the model and so needs all weights.
         with self.sharded.full_weights() if self.hard_negatives else contextlib.nullcontext():
             batches = self.epoch_batches(self.state.epoch)
+        self._set_train_mode()
+        per_step = self.config.gradient_accumulation_steps
+        stop = self.state.batch + (self.total_steps - self.state.step) * per_step
+        parts = batches_of_steps([len(rows) for rows in batches], per_step)[self.state.batch : stop]
+        loaded = self.loader.epoch(self.state.epoch, batches[self.state.batch : stop], self.hard_negatives)
+        start, wait_seconds = time.perf_counter(), 0.0
+        before_loading = start
+        for part, batch in zip(parts, self._on_device(loaded), strict=True):
+            self.part = part
+            wait_seconds += time.perf_counter() - before_loading
+            outcome = self.step(batch)
+            if outcome is not None:
+                self._after_step(outcome, time.perf_counter() - start, wait_seconds, log, progress)
+                if self._out_of_patience():
+                    return
+                start, wait_seconds = time.perf_counter(), 0.0
+            before_loading = time.perf_counter()
+        if self.state.batch >= len(batches):
+            self.state.finish_epoch()
+
+    def _after_step(
+        self, outcome: StepOutcome, seconds: float, wait_seconds: float, log: MetricsLog, progress: Progress
+    ) -> None:
+        """Record one optimizer step, and validate and save a checkpoint if the recipe says so at this step."""
+        pairs = self.sums.pairs
+        self.state.record_step(self.sums.batches, pairs, seconds, wait_seconds)
+        step, lr = self.state.step, self.optimizer.param_groups[0]["lr"]
+        metrics = StepMetrics(outcome.loss, outcome.terms, outcome.grad_norm, lr, pairs, seconds, wait_seconds)
+        log.log(step, self.state.epoch, metrics)
+        if self.callbacks is not None:
+            self.callbacks.on_step(self._context(), metrics.to_dict())
+        note = f"epoch {self.state.epoch + 1} loss {outcome.loss:.3f} waiting {self.state.wait_share:.0%}"
+        progress.advance(pairs, note)
+        if self.config.validate_every and step % self.config.validate_every == 0:
+            self._validate(log, progress)
+            self._set_train_mode()
+        every = self.config.checkpoint_every
+        if outcome.should_stop or (every and step % every == 0):
+            self._save()
+        if self.config.schedule == "wsd" and step == decay_start(self.total_steps, self.config):
+            self._save(BEFORE_DECAY)
+        if outcome.should_stop:
+            raise Stopped(f"stopped at step {step} of {self.total_steps}; a checkpoint is saved")
+
+    def _set_train_mode(self) -> None:
         self.model.train()
         if self.tuned is not None:
             self.tuned.set_frozen_to_eval()
-        left = batches[self.state.batch : self.state.batch + self.total_steps - self.state.step]
-        start = time.perf_counter()
-        for batch in self._on_device(self.loader.epoch(self.state.epoch, left, self.hard_negatives)):
-            wait_seconds = time.perf_counter() - start
-            outcome = self.step(batch)
-            seconds, pairs = time.perf_counter() - start, int(batch.is_query.sum())
-            self.state.record_step(pairs, seconds, wait_seconds)
-            lr = self.optimizer.param_groups[0]["lr"]
-            metrics = StepMetrics(outcome.loss, outcome.terms, outcome.grad_norm, lr, pairs, seconds, wait_seconds)
-            log.log(self.state.step, self.state.epoch, metrics)
-            note = f"epoch {self.state.epoch + 1} loss {outcome.loss:.3f} waiting {self.state.wait_share:.0%}"
-            progress.advance(pairs, note)
-            every = self.config.checkpoint_every
-            if outcome.should_stop or (every and self.state.step % every == 0):
-                self._save()
-            if outcome.should_stop:
-                raise Stopped(f"stopped at step {self.state.step} of {self.total_steps}; a checkpoint is saved")
-            start = time.perf_counter()
 
-    def _validate(self, validate: Validate, log: MetricsLog, progress: Progress) -> None:
-        """Validate the model (with EMA weights if the recipe has them), and save a checkpoint if it is among the best."""
+    def _validate(self, log: MetricsLog, progress: Progress) -> None:
+        """Validate the model (with EMA weights if the recipe has them), and save a checkpoint if it is among the best.
+
+        The validation before the first step takes no part in the choice of the best checkpoint.
+        """
+        if self.validate is None:
+            return
+        state = self.state
+        state.validated_step = state.step
         with self.ema_l2sp.ema_weights(), self.sharded.full_weights():
-            metrics = ValidationMetrics(validate(self.model))
-            self.checkpoints.save_if_best(metrics.scores["metric"], self._tensors(), self.state)
-        log.log(self.state.step, self.state.epoch - 1, metrics)
-        progress.print(f"epoch {self.state.epoch}: {metrics}")
+            metrics = ValidationMetrics(self.validate(self.model))
+            if state.step > 0:
+                self.checkpoints.save_if_best(metrics.scores["metric"], self._tensors(), state)
+            if self.callbacks is not None:
+                self.callbacks.on_validation(self._context(), metrics.scores)
+        epoch = state.epoch - (1 if state.batch == 0 and state.epoch else 0)
+        log.log(state.step, epoch, metrics)
+        where = f"epoch {state.epoch}" if state.batch == 0 else f"step {state.step}"
+        progress.print(f"{where if state.step else 'before training'}: {metrics}")
+
+    def _context(self) -> CallbackContext:
+        """The state of the run for callbacks."""
+        assert self.context is not None
+        self.context.step, self.context.epoch, self.context.total_steps = self.state.step, self.state.epoch, self.total_steps
+        return self.context
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience
-        return patience is not None and self.state.epochs_without_improvement >= patience
+        return patience is not None and self.state.validations_without_improvement >= patience
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch) -> StepOutcome:
-        """Take one optimizer step on one batch, whose tensors must be on the training device."""
+    def step(self, batch: Batch) -> StepOutcome | None:
+        """Take one optimizer step on one batch, whose tensors must be on the training device.
+
+        With gradient accumulation, only the last batch of a step takes it; the others add their gradient, and the result is None.
+        """
         factor = lr_factor(self.state.step, self.total_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        self.sharded.zero_grad()
-        seed_process(self.processes, self.config.seed, self.state.step)
-        loss, terms = forward_backward(
-            self.model,
-            batch,
-            self.objective,
-            micro_batch_size=self.config.micro_batch_size,
-            autocast=functools.partial(autocast, self.device, self.precision),
-            processes=self.processes,
-            lockstep=self.config.shard,
-        )
+        if self.part.is_first:
+            self.sums = StepSums()
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            self.optimizer.zero_grad(set_to_none=True)
+            self.sharded.zero_grad()
+            seed_process(self.processes, self.config.seed, self.state.step)
+        with self.unfreezing.freeze(self.state.step / self.steps_per_epoch):
+            loss, terms = forward_backward(
+                self.model,
+                batch,
+                self.objective,
+                micro_batch_size=self.config.micro_batch_size,
+                autocast=functools.partial(autocast, self.device, self.precision),
+                processes=self.processes,
+                lockstep=self.config.shard,
+                weight=self.part.weight,
+            )
+        self.sums.add(batch, self.part.weight, loss, terms)
+        return self._optimizer_step(factor) if self.part.is_last else None
+
+    def _optimizer_step(self, factor: float) -> StepOutcome:
+        """Take the optimizer step on the gradients of all batches of the step. factor: factor on the peak learning rate."""
         self.sharded.collect_gradients()
         replicated = [p for p in self.learning if not self.sharded.is_shard(p)]
         should_stop = all_reduce_gradients(self.processes, replicated, self.stop.requested)
         average_running_statistics(self.processes, self.model)
         grad_norm = float(self.sharded.clip_grad_norm(self.learning, self.config.clip_norm or math.inf))
+        loss, terms = self.sums.loss, self.sums.terms
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            raise self._not_finite(batch, loss, grad_norm)
+            raise self._not_finite(loss, grad_norm)
         if self.tuned is not None:
             self.tuned.record_gradients(self.processes)
         self.optimizer.step()
@@ -238,15 +312,16 @@ class Trainer:
             return (batch.map_tensors(copy) for batch in batches)
         return prefetch(batches, lambda batch: batch.map_tensors(copy))
 
-    def _not_finite(self, batch: Batch, loss: float, grad_norm: float) -> TrainingError:
-        """Write the row ids of the batch to a file, and return the error for a loss or gradient that is not finite."""
+    def _not_finite(self, loss: float, grad_norm: float) -> TrainingError:
+        """Write the row ids of the step to a file, and return the error for a loss or gradient that is not finite."""
+        ids = self.sums.ids
         path = self.directory / f"not_finite_step_{self.state.step}.json"
         values = {"step": self.state.step, "epoch": self.state.epoch, "loss": str(loss), "grad_norm": str(grad_norm)}
         if self.processes.is_main_process:
-            write_json(path, {**values, "ids": batch.ids})
+            write_json(path, {**values, "ids": ids})
         return TrainingError(
             f"step {self.state.step}: the loss is {loss} and the gradient norm is {grad_norm}; row ids of the batch: "
-            f"{', '.join(batch.ids[:5])}{', ...' if len(batch.ids) > 5 else ''} (all in {path}): check these rows, "
+            f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''} (all in {path}): check these rows, "
             "lower train.lr, or set train.precision=fp32"
         )
 
@@ -256,7 +331,9 @@ class Trainer:
         """Restore the last checkpoint. Returns False if there is none."""
         if not self.processes.broadcast(self.checkpoints.exists(LAST)):
             return False
-        tensors, self.state = self.checkpoints.load(LAST)
+        tensors, self.state, notes = checkpoint_to_resume(self.checkpoints, self.total_steps, self.config)
+        if not self.quiet:
+            print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
         with self.sharded.full_weights(write_back=True):
             load_learning_state(self.model, tensors["model"])
         self.ema_l2sp.load_state_dict(tensors["steady"], self.sharded.local_rows)
@@ -280,8 +357,8 @@ class Trainer:
         self.model.eval()
         return name
 
-    def _save(self) -> None:
-        self.checkpoints.save(LAST, self._tensors(), self.state)
+    def _save(self, name: str = LAST) -> None:
+        self.checkpoints.save(name, self._tensors(), self.state)
 
     def _tensors(self) -> CheckpointTensors:
         """Tensors of a checkpoint. They are unsharded, so that a run with any number of processes can resume from them."""

@@ -1,16 +1,12 @@
-"""Log of a run's metrics by step, written to RUN/metrics.jsonl and as TensorBoard events."""
+"""Log of a run's metrics by step, written to RUN/metrics.jsonl."""
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_jsonl
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class Metrics(Protocol):
@@ -47,7 +43,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class ValidationMetrics:
-    """Scores of the validation after one epoch, by name. The score named "metric" selects the best checkpoints."""
+    """Scores of one validation, by name. The score named "metric" selects the best checkpoints."""
 
     scores: Mapping[str, float]
 
@@ -60,37 +56,27 @@ class ValidationMetrics:
 
 
 class MetricsLog:
-    """Context manager that logs metrics as JSON lines {"step", "epoch", ...} and, if TensorBoard is installed, as its events.
+    """Context manager that logs metrics as JSON lines {"step", "epoch", ...}.
 
-    step: the step from which the run starts or resumes; lines of later steps are deleted
+    step: the step from which the run starts or resumes; lines of later steps are deleted, and all lines if it is 0
     write: False on all ranks but 0, where nothing is written
     """
 
     def __init__(self, directory: Path, step: int, write: bool = True):
         self.path, self.directory, self.step, self.write = directory / "metrics.jsonl", directory, step, write
-        self.tensorboard: SummaryWriter | None = None
 
     def __enter__(self) -> "MetricsLog":
         if not self.write:
             return self
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            write_jsonl(self.path, [r for r in read_jsonl_log(self.path) if r["step"] <= self.step])
-        with contextlib.suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.step + 1)
+            write_jsonl(self.path, [r for r in read_jsonl_log(self.path) if r["step"] <= self.step and self.step > 0])
         return self
 
     def log(self, step: int, epoch: int, metrics: Metrics) -> None:
-        """Write one line, and one TensorBoard scalar for each value."""
-        values = metrics.to_dict()
+        """Write one line."""
         if self.write:
-            append_jsonl(self.path, {"step": step, "epoch": epoch, **values})
-        if self.tensorboard is not None:
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name.replace(" ", "/"), value, step)
+            append_jsonl(self.path, {"step": step, "epoch": epoch, **metrics.to_dict()})
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        """Nothing to close: every line is written at once."""

@@ -16,13 +16,28 @@ from mmtune.runtime.files import read_json, write_json, write_text
 from mmtune.training.precision import resolve_precision
 
 ENVIRONMENT = "environment.json"
-MAY_CHANGE = ("run.dir", "data.workers", "data.cache", "train.shard", "train.cpu_kernels")
+MAY_CHANGE = (
+    "run.dir",
+    "run.trackers",
+    "run.project",
+    "run.name",
+    "run.pictures",
+    "run.callbacks",
+    "data.workers",
+    "data.cache",
+    "train.shard",
+    "train.cpu_kernels",
+)
 """Recipe keys that may change when a run is resumed, because they do not affect its result."""
+EPOCHS = "train.epochs"
+"""The recipe key that may grow when a run is resumed: that extends the run (`extend_run`)."""
 LIBRARIES = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "soundfile")
 
 
 def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
     """Write the resolved recipe and the environment to the directory of the run.
+
+    A run may be resumed with more epochs than before, which extends it.
 
     Raises TrainingError if the directory holds another run, or holds this run and `resume` is False, or holds a recipe.yaml of the
     user with other values. A recipe.yaml of the user with the same values is left as it is. A run without a checkpoint
@@ -37,6 +52,7 @@ def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
         if changed := _changes(path, recipe):
             raise TrainingError(
                 f"{path}: the run to resume has another value of {changed[0]}; use the same recipe, or another run.dir"
+                f"{_why_not_extended(path, recipe) if changed == [EPOCHS] else ''}"
             )
     _write_recipe(path, recipe)
     if not (directory / "checkpoints").exists():
@@ -82,8 +98,20 @@ def _changes(path: Path, recipe: Recipe) -> list[str]:
             document = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise TrainingError(f"{path}: {' '.join(str(e).split())}") from None
-        old = Recipe.parse(document, str(path)).model_dump(mode="json")
-    return [key for key in changed_keys(old, recipe.model_dump(mode="json")) if key not in MAY_CHANGE]
+        old = Recipe.parse(document, str(path))
+    free = (*MAY_CHANGE, EPOCHS) if recipe.train.epochs > old.train.epochs and _can_extend(recipe) else MAY_CHANGE
+    return [key for key in changed_keys(old.model_dump(mode="json"), recipe.model_dump(mode="json")) if key not in free]
+
+
+def _can_extend(recipe: Recipe) -> bool:
+    """Whether a run may get more epochs. Mining rounds are spread over the epochs, so with them it may not."""
+    return recipe.mining is None or recipe.mining.table is not None
+
+
+def _why_not_extended(path: Path, recipe: Recipe) -> str:
+    if not _can_extend(recipe):
+        return f" (mining rounds are spread over the epochs of a run; train a new run with model={path.parent / 'artifact'} instead)"
+    return " (a run can be extended, not shortened)"
 
 
 def _sha256(data: bytes) -> str:

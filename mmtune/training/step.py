@@ -33,6 +33,7 @@ def forward_backward(
     autocast: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     processes: Processes = SINGLE_PROCESS,
     lockstep: bool = False,
+    weight: float = 1.0,
 ) -> StepLoss:
     """Add the gradient of `objective` on `batch` to the parameters, and return (loss, logs). The objective runs in float32.
 
@@ -41,18 +42,18 @@ def forward_backward(
         for each micro-batch
     autocast: returns the context manager under which the towers run
     processes: with several processes, the inputs in `batch` are only the share of this process (see `Processes.local_slice`).
-        The gradient is then this process's part, and the sum over processes is the whole gradient. All gradients must be None
-        before the call
+        The gradient is then this process's part, and the sum over processes is the whole gradient
     lockstep: True if the towers exchange weights while they run (`fsdp`). Then every process runs each tower as often as the
         process with the most items. If necessary it encodes an item whose gradient is zero; the `Loader` gives every process
         at least one item of each modality
+    weight: factor on the gradient, for gradient accumulation; the returned loss does not have it
     """
     counts = count_batch_items(batch, processes, lockstep)
     if micro_batch_size is not None and counts.largest > micro_batch_size:
-        return cached_step(model, batch, objective, counts, micro_batch_size, autocast, processes)
+        return cached_step(model, batch, objective, counts, micro_batch_size, autocast, processes, weight)
     if processes.is_single:
-        return plain_step(model, batch, objective, counts, autocast)
-    return shared_step(model, batch, objective, counts, autocast, processes)
+        return plain_step(model, batch, objective, counts, autocast, weight)
+    return shared_step(model, batch, objective, counts, autocast, processes, weight)
 
 
 def plain_step(
@@ -61,8 +62,9 @@ def plain_step(
     objective: "Objective",
     counts: ItemCounts,
     autocast: Callable[[], AbstractContextManager[None]],
+    weight: float = 1.0,
 ) -> StepLoss:
     """Use one process, with one forward and one backward pass over the whole batch."""
     loss, logs = objective(encode_all(model, batch, counts, autocast), batch, model.logit_scale)
-    loss.backward()
+    (loss * weight).backward()
     return StepLoss(float(loss.detach()), logs)

@@ -142,9 +142,7 @@ def test_schedules_equal_transformers_after_the_warmup():
     cosine = library(upstream_schedules.get_cosine_with_min_lr_schedule_with_warmup, **steps, min_lr_rate=0.1)
     assert factors(40, schedule="cosine", warmup=4, min_lr=0.1)[4:] == pytest.approx(cosine[4:])
     for shape in ("linear", "cosine", "1-sqrt"):
-        wsd = library(
-            upstream_schedules.get_wsd_schedule, **steps, num_decay_steps=10, decay_type=shape, min_lr_ratio=0.2
-        )
+        wsd = library(upstream_schedules.get_wsd_schedule, **steps, num_decay_steps=10, decay_type=shape, min_lr_ratio=0.2)
         ours = factors(40, schedule="wsd", warmup=0.1, decay=0.25, decay_shape=shape, min_lr=0.2)
         assert ours[4:] == pytest.approx(wsd[4:])
         assert ours[29] == ours[30] == 1.0 and ours[40] == pytest.approx(0.2)

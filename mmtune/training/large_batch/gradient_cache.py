@@ -38,6 +38,7 @@ def cached_step(
     micro_batch_size: int,
     autocast: Callable[[], AbstractContextManager[None]],
     processes: Processes,
+    weight: float = 1.0,
 ) -> StepLoss:
     """Run one step with at most `micro_batch_size` items of a modality in a forward pass (see `step.forward_backward`)."""
     starts = [(m, i, counts.own[m]) for m, n in counts.run.items() for i in range(0, n, micro_batch_size)]
@@ -56,7 +57,7 @@ def cached_step(
             z[m][i:j] = part[: j - i]
             del part
     states.save(len(chunks))
-    gradients, step_loss = gradient_of_vectors(z, batch, model, objective, processes)
+    gradients, step_loss = gradient_of_vectors(z, batch, model, objective, processes, weight)
     with frozen_running_statistics(model), contiguous_gradients(model):
         for number, (m, i, j) in enumerate(chunks):
             gradient = gradients[m]

@@ -31,11 +31,12 @@ def shared_step(
     counts: ItemCounts,
     autocast: Callable[[], AbstractContextManager[None]],
     processes: Processes,
+    weight: float = 1.0,
 ) -> StepLoss:
     """Compute this process's part of the gradient, with its share of the items encoded in one forward pass."""
     z = encode_all(model, batch, counts, autocast)
     own = {m: v.detach()[: counts.own[m]] for m, v in z.items()}
-    gradients, step_loss = gradient_of_vectors(own, batch, model, objective, processes)
+    gradients, step_loss = gradient_of_vectors(own, batch, model, objective, processes, weight)
     learning = [(z[m], padded_gradient(g, z[m])) for m, g in gradients.items() if g is not None and z[m].requires_grad]
     if learning:  # a single backward call, so that a parameter that two towers share gets the gradients of both
         torch.autograd.backward([v for v, _ in learning], [g for _, g in learning])
@@ -43,7 +44,12 @@ def shared_step(
 
 
 def gradient_of_vectors(
-    z: Mapping[str, Tensor], batch: Batch, model: "Model", objective: "Objective", processes: Processes
+    z: Mapping[str, Tensor],
+    batch: Batch,
+    model: "Model",
+    objective: "Objective",
+    processes: Processes,
+    weight: float = 1.0,
 ) -> tuple[dict[str, Tensor | None], StepLoss]:
     """Compute the loss on the embeddings of all processes, and its gradient with respect to the embeddings of this process.
 
@@ -52,6 +58,7 @@ def gradient_of_vectors(
     for them, and gradients are summed over processes later.
 
     z: {modality m: embeddings of this process's share [u_m, D]}, without an autograd graph
+    weight: factor on the gradient
     """
     if processes.is_single:
         leaves = {m: v.requires_grad_() for m, v in z.items()}
@@ -62,10 +69,14 @@ def gradient_of_vectors(
                 part = z[m] if m in z else torch.zeros(0, model.dim, device=item_of_row.device)
                 leaves[m] = processes.gather(part, n).requires_grad_()
     loss, logs = objective(leaves, batch, model.logit_scale)
-    loss.backward()
-    if not processes.is_main_process:
-        for p in [*model.parameters(), *objective.parameters()]:
+    accumulated = []
+    if not processes.is_main_process:  # the gradients of earlier batches of the step stay as they are
+        accumulated = [(p, p.grad) for p in [*model.parameters(), *objective.parameters()]]
+        for p, _ in accumulated:
             p.grad = None
+    (loss * weight).backward()
+    for p, grad in accumulated:
+        p.grad = grad
     whole = {m: leaves[m].grad for m in z}
     own = {m: g if g is None or processes.is_single else g[processes.local_slice(len(g))] for m, g in whole.items()}
     return own, StepLoss(float(loss.detach()), logs)

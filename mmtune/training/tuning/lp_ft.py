@@ -12,7 +12,7 @@ import torch
 
 from mmtune.errors import RecipeError
 from mmtune.recipe.recipe import Recipe
-from mmtune.recipe.train_block import RunConfig
+from mmtune.recipe.run_block import RunConfig
 from mmtune.recipe.tune_block import AnyTuning, FrozenTuning, HeadTuning
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ METHODS_AFTER_HEAD = ("full", "partial", "lora", "qlora")
 def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None:
     """Return the recipe of the first stage, or None if no tower has `head_first`.
 
-    It has the same data, pairs and objective. It has no augmentation (so that features can be stored), no mining and no
-    interpolation. Towers without `head_first` are frozen in it. Raises RecipeError if epochs or learning rates of the first
+    It has the same data, pairs and objective. It has no augmentation (so that features can be stored), no mining, no
+    interpolation, no trackers and no callbacks. Towers without `head_first` are frozen in it. Raises RecipeError if epochs or learning rates of the first
     stage differ between towers, or if a tower trains nothing but its head afterwards.
     """
     wanted = {m: t for m, t in towers.items() if t.head_first}
@@ -54,7 +54,7 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
             "interpolate": False,
             "mining": None,
             "gate": None,
-            "run": RunConfig(dir=str(Path(recipe.run.dir) / DIRECTORY)),
+            "run": RunConfig(dir=str(Path(recipe.run.dir) / DIRECTORY), trackers=[]),
         },
     )
 

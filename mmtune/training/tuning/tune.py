@@ -18,6 +18,7 @@ from mmtune.model.artifact.low_rank import LowRankDelta, round_to_4bit
 from mmtune.recipe.tune_block import LOW_RANK, AdapterTuning, AnyTuning, FullTuning, PartialTuning
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.tuning import lora
+from mmtune.training.tuning.gradual_unfreezing import GradualUnfreezing, gradual_unfreezing
 from mmtune.training.tuning.layers import (
     blocks,
     copy_state_to_cpu,
@@ -75,6 +76,7 @@ class TunedModel:
     counts: {trained modality: number of trainable parameters}
     lr_shares: {id of a parameter: factor on the learning rate}, for layer-wise decay
     rates: learning rates and weight decays of towers that have their own
+    unfreezing: which layers do not train yet at a step, with `unfreeze_every`; else None
     features: stored outputs of frozen towers, or None
     start: copy of the weights before training, for interpolation; {} if not needed
     adapters: the adapters; set by `merge`
@@ -92,6 +94,7 @@ class TunedModel:
     learned: list[str] = field(default_factory=list)
     without_gradient: dict[str, nn.Parameter] = field(default_factory=dict)
     rates: TowerRates = field(default_factory=TowerRates)
+    unfreezing: GradualUnfreezing | None = None
     _steps: int = 0
 
     @property
@@ -201,8 +204,11 @@ def tune(
     stored = [m for m in trained if towers[m].how in ("head", "frozen") and m not in varying]
     features = FeatureCache(model, stored) if stored else None
     without_gradient = lora.adapter_parameters(model)
-    rates = tower_rates(model, towers)
-    return TunedModel(model, towers, counts, lr_shares, features, start, without_gradient=without_gradient, rates=rates)
+    tuned = TunedModel(model, towers, counts, lr_shares, features, start, without_gradient=without_gradient)
+    tuned.rates = tower_rates(model, towers)
+    if any(isinstance(t, FullTuning) and t.unfreeze_every for t in towers.values()):
+        tuned.unfreezing = gradual_unfreezing(model, towers)
+    return tuned
 
 
 @torch.no_grad()
