@@ -62,11 +62,11 @@ def _sections(path: str, block: type[BaseModel], one_of_several: bool) -> Iterat
 
 
 def _variant(block: type[BaseModel]) -> str:
-    """The part of a section title that distinguishes variants of a block: its `how`, `loss` or `plan`, its modality, or its first key."""
-    for key in ("how", "loss", "plan"):
+    """The part of a section title that distinguishes variants of a block: its `how`, `loss`, `plan` or `name`, its modality, or its first key."""
+    for key in ("how", "loss", "plan", "name"):
         if key in block.model_fields:
-            default = block.model_fields[key].default
-            return f"{key}: {default if default is not PydanticUndefined else 'package.module:function'}"
+            default, target = block.model_fields[key].default, "Class" if key == "name" else "function"
+            return f"{key}: {default if default is not PydanticUndefined else f'package.module:{target}'}"
     if hasattr(block, "modality"):
         return str(block.modality)
     return next(iter(block.model_fields))
@@ -117,7 +117,8 @@ def _default(info: FieldInfo) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, BaseModel):
-        return "see its section" if not hasattr(value, "how") else f"`{value.how}`"
+        short = [getattr(value, key) for key in ("how", "name") if key in type(value).model_fields]
+        return f"`{short[0]}`" if short else "see its section"
     if isinstance(value, list) and value and isinstance(value[0], BaseModel):
         return f"`{json.dumps([{'loss': v.loss} for v in value if hasattr(v, 'loss')])}`"
     return f"`{json.dumps(value)}`"
