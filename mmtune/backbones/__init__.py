@@ -5,6 +5,7 @@ A MODEL string has the form `family:checkpoint`:
     hf:DIR_OR_NAME                     a transformers checkpoint
     st:DIR_OR_NAME                     a sentence-transformers checkpoint
     timm:NAME, timm:NAME@FILE          an image tower of timm, with its own weights or those of a file
+    onnx:FILE, tflite:FILE             a frozen encoder that another runtime executes
     open_clip:NAME/TAG                 a pretrained open_clip model
     open_clip:DIR                      an open_clip model in a directory
     tiny:NAME                          small untrained towers for tests and the demo
@@ -124,6 +125,8 @@ TABLE: dict[str, str] = {
     "open_clip": "mmtune.backbones.open_clip",
     "st": "mmtune.backbones.st",
     "timm": "mmtune.backbones.timm",
+    "onnx": "mmtune.backbones.onnx",
+    "tflite": "mmtune.backbones.tflite",
     "tiny": "mmtune.backbones.tiny",
 }
 """Name of each family -> the module ("package.module") or class ("package.module:Class") that implements `Family`."""

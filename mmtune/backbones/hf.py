@@ -110,4 +110,4 @@ def _backbone(directory: Path, load_weights: bool, options: Mapping[str, str]) -
     if config.model_type in DUAL_ENCODERS:
         return load_dual_encoder(directory, config, load_weights)
     load_tower = {"image": load_image_encoder, "audio": load_audio_encoder, "text": load_text_encoder}
-    return load_tower[modality_of(config.model_type)](directory, config, load_weights, options.get("pooling"))
+    return load_tower[modality_of(config.model_type) or "text"](directory, config, load_weights, options.get("pooling"))

@@ -60,12 +60,15 @@ def is_decoder(config: "PretrainedConfig") -> bool:
 
 def lower_cased(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Make a tokenizer lower-case its texts first, in place, as `do_lower_case` of sentence-transformers does."""
-    from tokenizers.normalizers import Lowercase, Sequence
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.normalizers import Sequence as NormalizerSequence
 
     backend: Untyped = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError("do_lower_case needs a fast tokenizer (tokenizer.json)")
     given: Untyped = backend.normalizer
-    parts = list(given) if isinstance(given, Sequence) else [given] if given is not None else []
+    parts: list[Untyped] = [given] if given is not None else []
+    if isinstance(given, NormalizerSequence):
+        parts = [given[i] for i in range(len(given))]
     if not any(isinstance(p, Lowercase) for p in parts):
-        backend.normalizer = Sequence([Lowercase(), *parts])
+        backend.normalizer = NormalizerSequence([Lowercase(), *parts])

@@ -55,9 +55,10 @@ class TimmPreprocess:
             thin = centre_crop_of_resized(signal, size, (self.width, self.height), self.resample)
         if thin is None:
             return {"image": self.transform(signal)}
+        pixels: Untyped = thin
         for step in self.transform.transforms[2:]:  # after resizing and cropping
-            thin = step(thin)
-        return {"image": thin}
+            pixels = step(pixels)
+        return {"image": pixels}
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {"image": torch.stack([i["image"] for i in items])}
@@ -97,7 +98,7 @@ def rebuild(directory: Path) -> Backbone:
     return _backbone(_create(config["architecture"], False, **config["arguments"]), config)
 
 
-def _create(name: str, pretrained: bool, **arguments: object) -> Untyped:
+def _create(name: str, pretrained: bool, **arguments: Untyped) -> Untyped:
     import timm
 
     if ":" not in name and not timm.is_model(name):

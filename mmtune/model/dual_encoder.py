@@ -290,8 +290,8 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
-        return next(self.parameters()).device
+        """The device of the weights; the CPU for a model without weights of torch (see `backbones.frozen_network`)."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def modules_of(self, modality: str) -> list[nn.Module]:
         """Return the modules with the parameters of one modality: those of its tower, and its linear head if it has one."""

@@ -181,6 +181,9 @@ def tune(
     towers = parse_tune(given, list(model.towers), trained)
     if all(towers[m].how == "frozen" for m in trained):
         raise RecipeError(f"tune: all towers are frozen ({', '.join(trained)}), so nothing would be trained")
+    for m in trained:
+        if towers[m].how not in ("head", "frozen") and not any(True for x in model.towers[m].modules for _ in x.parameters()):
+            raise RecipeError(f"tune.{m}: {towers[m].how}: this tower is a frozen network file; use how: head or frozen")
     totals = {m: sum(p.numel() for p in _parameters_of(model, m)) for m in towers}
     for m, t in towers.items():
         if (t.how == "head" or t.head_first) and m not in model.heads:
