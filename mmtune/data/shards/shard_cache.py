@@ -54,23 +54,26 @@ def fetch(fs: "AbstractFileSystem", url: str, path: str, info: Mapping[str, obje
     return str(local)
 
 
-def table(path: str, url: str, sha256: str | None = None) -> pa.Table:
+def table(path: str, url: str, sha256: str | None = None, salvage: bool = False) -> pa.Table:
     """Return the table of a shard (see `tar_index.scan`) from the cache, or scan the shard if it is new or has changed.
 
     path: local file
     url: where the shard comes from
     sha256: expected hash from index.json, or None; it is checked when the file is scanned, not every time it is opened
+    salvage: read what is whole of a truncated or damaged file
 
     Raises DataError if the hash differs.
     """
     stat = os.stat(path)
-    key = _key(url, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256, tar_index.signature())
+    key = _key(
+        url, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256, tar_index.signature(), *(["salvage"] if salvage else [])
+    )
     cached = root() / "tables" / f"{key}.parquet"
     with contextlib.suppress(OSError, pa.ArrowException):
         return pq.read_table(cached, memory_map=False)
     if sha256 and sha256_file(path) != sha256:
         raise DataError(f"{path}: its content differs from the SHA-256 in index.json; copy the file again, or pack again")
-    result = tar_index.scan(path)
+    result = tar_index.scan(path, salvage)
     with contextlib.suppress(OSError), atomic_open(cached) as f:  # continue without the cache if it cannot be written
         pq.write_table(result, f, compression="zstd")
     return result

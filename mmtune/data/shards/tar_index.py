@@ -244,20 +244,22 @@ class _TableBuilder:
             self.notes[f"{name} values left out: {e}"] += 1
             return None
 
-    def finish(self) -> pa.Table:
+    def finish(self, cuts: list[int], cut_samples: list[str]) -> pa.Table:
         """Convert the lists to an Arrow table."""
         strings = ("key", "id", "group", "meta")
         small = {"field": pa.int8(), "item": pa.int32()}
         types = {k: pa.string() if k in strings else small.get(k.rpartition(".")[2], pa.int64()) for k in self.lists}
         arrays = {k: pa.array(v, types[k]) for k, v in self.lists.items()}
-        return pa.table(arrays).replace_schema_metadata({"notes": json.dumps(self.notes)})
+        return pa.table(arrays).replace_schema_metadata(
+            {"notes": json.dumps(self.notes), "cuts": json.dumps(cuts), "cut samples": json.dumps(cut_samples)}
+        )
 
 
 def _read(fd: int, span: Span) -> bytes:
     return read_at(fd, span[1], span[0])
 
 
-def scan(path: str) -> pa.Table:
+def scan(path: str, salvage: bool = False) -> pa.Table:
     """Scan a shard into a table with one row per sample, or several if the sample has lists of values.
 
     Columns of the table:
@@ -268,15 +270,18 @@ def scan(path: str) -> pa.Table:
         row.label: label of the content of the whole sample
         MODALITY.offset, .size, .field, .item, .label: for each known modality, where its value is stored (see `_Value`)
 
+    salvage: read what is whole of a truncated or damaged file; the schema metadata `cuts` has the offsets of the damage, and
+        `cut samples` the keys of the samples that are not whole
+
     The schema metadata `notes` counts what was skipped. Raises DataError if the file is not a readable tar file.
     """
     table = _TableBuilder()
     fd = open_for_read_at(path)
     try:
-        members = TarMembers(path)
+        members = TarMembers(path, salvage)
         table.notes += members.notes
         for key, of_sample in members.samples.items():
             table.add(fd, key, of_sample)
     finally:
         os.close(fd)
-    return table.finish()
+    return table.finish(members.cuts, members.cut_samples)

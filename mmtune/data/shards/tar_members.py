@@ -17,6 +17,10 @@ from mmtune import modalities
 from mmtune.data.identity_labels import decode_name
 from mmtune.errors import DataError
 
+CUT = -1
+"""Size of a member whose bytes are not all in the file."""
+USTAR, USTAR_AT = b"ustar", 257
+"""A header of the usual formats of tar files has these bytes at this offset."""
 MAX_LINKS = 8
 """Maximum number of links that are followed from one link to the next."""
 Span: TypeAlias = tuple[int, int]
@@ -33,16 +37,22 @@ class TarMembers:
 
     samples: key -> members, in the order in which the keys first occur
     notes: description of what was skipped -> number of members
+    cuts: offsets at which the archive is truncated or damaged; empty unless it is salvaged
+    cut_samples: keys of the samples of which a member is cut; they are not in `samples`
 
     Concatenated archives (`cat a.tar b.tar`) are all read. Hard and symbolic links are resolved to the members they point to.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, salvage: bool = False):
         """Read the headers of the tar file `path`.
+
+        salvage: read what is whole of a truncated or damaged file, instead of raising DataError; reading continues at the next
+            valid header
 
         Raises DataError, which names the file, if it is compressed, not a tar file, truncated or damaged, or contains a member twice.
         """
-        self.path, self.size = path, os.path.getsize(path)
+        self.path, self.size, self.salvage = path, os.path.getsize(path), salvage
+        self.cuts: list[int] = []
         self.notes: Counter[str] = Counter()
         self._spans: dict[str, Span] = {}
         self._links: list[tuple[str, str]] = []  # (name, name of its target)
@@ -56,9 +66,11 @@ class TarMembers:
             start: int | None = 0
             while start is not None:
                 end = self._read_archive(f, start)
-                start = self._next_archive(f, end)
+                start = self._next_header(f, end) if self.cuts and self.cuts[-1] == end else self._next_archive(f, end)
         self._resolve_links()
-        self.samples = self._group_members()
+        samples = self._group_members()
+        self.cut_samples = [key for key, members in samples.items() if CUT in {size for _, size in members.values()}]
+        self.samples = {key: members for key, members in samples.items() if key not in set(self.cut_samples)}
         self._spans, self._links = {}, []
 
     def _read_archive(self, file: BinaryIO, start: int) -> int:
@@ -71,16 +83,38 @@ class TarMembers:
                     end = tar.offset
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep the headers of all members in memory
                     self._add(member)
-        except (tarfile.TarError, EOFError, OverflowError) as e:
+        except (tarfile.TarError, EOFError, OverflowError, ValueError) as e:
             what = "not a tar file" if not end else f"truncated or damaged after byte {end}"
-            raise DataError(f"{self.path}: {what} ({e}); copy or write it again") from None
+            return self._cut(end, f"{what} ({e})")
         # tarfile treats a damaged header as the end of the archive; without this check the rows after it would be lost silently
         file.seek(end)
         last = file.read(tarfile.BLOCKSIZE)
         if len(last) < tarfile.BLOCKSIZE or any(last):
             what = "truncated" if len(last) < tarfile.BLOCKSIZE else "damaged"
-            raise DataError(f"{self.path}: {what} at byte {end}, where the end mark should be; copy or write it again")
+            return self._cut(end, f"{what} at byte {end}, where the end mark should be")
         return end
+
+    def _cut(self, offset: int, problem: str) -> int:
+        """Record that the archive is damaged at `offset` and return the offset. Without `salvage` raises DataError instead."""
+        if not self.salvage or self.size < tarfile.BLOCKSIZE:
+            fix = "copy or write it again" + (f"; what is whole: mmtune pack {self.path} --out DIR" if offset else "")
+            raise DataError(f"{self.path}: {problem}; {fix}")
+        self.cuts.append(min(offset, self.size))
+        return self.cuts[-1]
+
+    def _next_header(self, file: BinaryIO, damaged: int) -> int | None:
+        """The offset of the next valid header after a damaged one; None if there is none."""
+        for offset in range(damaged // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE, self.size, tarfile.BLOCKSIZE):
+            file.seek(offset)
+            block = file.read(tarfile.BLOCKSIZE)
+            if block[USTAR_AT : USTAR_AT + len(USTAR)] != USTAR:
+                continue
+            try:
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                continue
+            return offset
+        return None
 
     def _next_archive(self, file: BinaryIO, end: int) -> int | None:
         """The offset of another archive after the end mark at `end`; None if only zeros follow."""
@@ -103,8 +137,10 @@ class TarMembers:
             self.notes["sparse members, left out"] += 1
         elif member.isreg():
             if member.offset_data + member.size > self.size:
-                raise DataError(f"{self.path}: truncated inside {name}; copy or write it again")
-            self._add_span(name, (member.offset_data, member.size))
+                self._cut(self.size, f"truncated inside {name}")
+                self._add_span(name, (member.offset_data, CUT))
+            else:
+                self._add_span(name, (member.offset_data, member.size))
 
     def _add_span(self, name: str, span: Span) -> None:
         if _key_to_first_dot(name)[1]:

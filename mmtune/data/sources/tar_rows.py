@@ -5,20 +5,26 @@ Packing checks their values and lets the user choose fields of their JSON as ids
 
 import hashlib
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
+from mmtune.data.identity_labels import decode_name
 from mmtune.data.shards import shard_cache, tar_index
 from mmtune.data.shards.locate import ShardFile, locate
 from mmtune.data.shards.tar_members import TarMembers
+from mmtune.data.sources.tables import InvalidRow
 from mmtune.data.sources.text_tables import file_digest
 from mmtune.errors import DataError, DataWarning
+
+Metadata = TypeVar("Metadata", list, dict)
 
 
 def holds_tars(folder: Path) -> bool:
@@ -40,20 +46,27 @@ class TarRows:
     """
 
     def __init__(self, path: Path):
-        """Scan the tar files.
+        """Scan the tar files. Of truncated or damaged ones, the samples that are whole are read.
 
         Issues a DataWarning if samples or values are skipped. Raises DataError if a file is not a readable tar file, or if there are
         no rows.
         """
-        self.files = locate(str(path)).shards
-        self.tables = [shard_cache.table(f.path, f.url, (f.entry or {}).get("sha256")) for f in self.files]
-        self.total = sum(len(t) for t in self.tables)
+        alone = ShardFile(path.stem, os.path.abspath(path), os.path.abspath(path))  # not checked against an index.json
+        self.files = [alone] if path.is_file() else locate(str(path)).shards
+        self.tables = [shard_cache.table(f.path, f.url, (f.entry or {}).get("sha256"), salvage=True) for f in self.files]
+        self.total = sum(len(t) + len(_metadata(t, "cut samples", list)) for t in self.tables)
         notes = [
+            f"{file.name}: truncated or damaged at byte {' and '.join(map(str, cuts))}: {len(table)} rows before and after it are "
+            f"whole, {len(_metadata(table, 'cut samples', list))} cut samples are rejected; samples that are lost are not counted"
+            for file, table in zip(self.files, self.tables, strict=True)
+            if (cuts := _metadata(table, "cuts", list))
+        ]
+        notes += [
             f"{file.name}: {count} {note}"
             for file, table in zip(self.files, self.tables, strict=True)
-            for note, count in json.loads((table.schema.metadata or {}).get(b"notes", b"{}")).items()
+            for note, count in _metadata(table, "notes", dict).items()
         ]
-        if not self.total:
+        if not any(map(len, self.tables)):
             raise DataError(f"{path}: no sample with a known modality ({'; '.join(notes) or 'the tars are empty'})")
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=4)
@@ -70,16 +83,18 @@ class TarRows:
         fields = json.loads(document) if document else {}
         return {f"json.{k}" if k in self.reserved else k: v for k, v in fields.items()}
 
-    def read(self, wanted: set[str]) -> Iterator[JsonObject]:
+    def read(self, wanted: set[str]) -> Iterator[JsonObject | InvalidRow]:
         """Yield the rows in order, with the values of the modalities in `wanted` only."""
         names = [n for n in self.modalities if n in wanted]
         for file, table in zip(self.files, self.tables, strict=True):
             yield from self._rows(file, table, names)
+            for key in _metadata(table, "cut samples", list):
+                yield InvalidRow(f"cut: {file.name}.tar ends or is damaged within the sample", decode_name(key))
 
     def _rows(self, file: ShardFile, table: pa.Table, names: list[str]) -> Iterator[JsonObject]:
         suffix_at = {
             span[0]: extension.rpartition(".")[2]
-            for members in TarMembers(file.path).samples.values()
+            for members in TarMembers(file.path, salvage=True).samples.values()
             for extension, span in members.items()
         }
         with open(file.path, "rb") as tar:
@@ -100,3 +115,9 @@ class TarRows:
                             field_name = modalities.get(name).json_fields[field]
                             cells[name] = tar_index.field_value(document, field_name, row[f"{name}.item"])
                     yield cells
+
+
+def _metadata(table: pa.Table, name: str, empty: type[Metadata]) -> Metadata:
+    """A JSON value of the schema metadata that `tar_index.scan` has written; an empty one if it is missing."""
+    document = (table.schema.metadata or {}).get(name.encode())
+    return empty() if document is None else json.loads(document)

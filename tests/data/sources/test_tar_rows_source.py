@@ -1,6 +1,8 @@
 """Tars as a source of `pack`: bad members are rejected with a reason, ids and groups come from fields of the JSON."""
 
 import json
+import random
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,44 @@ def test_what_pack_wrote_packs_again(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "cut.tar").write_bytes((tmp_path / "one" / "shard-000000.tar").read_bytes()[:1000])
     assert main(["pack", str(tmp_path / "cut.tar"), "--out", str(tmp_path / "no")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def whole_tar(path: Path, count: int = 8) -> bytes:
+    rows = [m for i in range(count) for m in ((f"{i}.png", picture(i)), (f"{i}.txt", f"boot {i}".encode()))]
+    return tar(path, rows).read_bytes()
+
+
+def test_what_is_whole_of_a_truncated_tar_is_packed(tmp_path: Path) -> None:
+    data = whole_tar(tmp_path / "x.tar")
+    members = [m for m in tarfile.open(tmp_path / "x.tar")]
+    for cut in (members[9].offset_data + 3, members[10].offset_data + 100, members[10].offset + 40, members[12].offset):
+        (tmp_path / "x.tar").write_bytes(data[:cut])
+        with pytest.raises(DataError, match=r"truncated.*what is whole: mmtune pack .*x\.tar --out DIR"):
+            open_data(str(tmp_path / "x.tar"))
+        whole = sum(1 for m in members if m.offset_data + m.size <= cut) // 2
+        cut_samples = sum(1 for m in members if m.offset_data < cut < m.offset_data + m.size)
+        with pytest.warns(DataWarning, match=rf"x: truncated or damaged at byte \d+.*: {whole} rows"):
+            result = pack(tmp_path / "x.tar", tmp_path / f"d{cut}", max_rejected=1)
+        assert (result.packed, result.rejected) == (whole, cut_samples)
+        saved = open_data(str(tmp_path / f"d{cut}"))
+        assert [saved.read(i, "image") for i in range(whole)] == [picture(i) for i in range(whole)]
+        assert [saved.read(i, "text") for i in range(whole)] == [f"boot {i}".encode() for i in range(whole)]
+
+
+def test_rows_after_a_damaged_header_are_found_again(tmp_path: Path) -> None:
+    data = bytearray(whole_tar(tmp_path / "x.tar"))
+    members = [m for m in tarfile.open(tmp_path / "x.tar")]
+    data[members[4].offset : members[4].offset + 512] = bytes(random.Random(0).randrange(256) for _ in range(512))
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.warns(DataWarning, match=rf"damaged at byte {members[4].offset}: "):
+        result = pack(tmp_path / "x.tar", tmp_path / "d", max_rejected=1)
+    saved = open_data(str(tmp_path / "d"))
+    pictures = {saved.ids[i]: saved.read(i, "image") for i in range(len(saved)) if saved.present["image"][i]}
+    assert pictures == {str(i): picture(i) for i in range(8) if i != 2}
+    assert result.packed == 8  # of row 2 the caption is left
+
+
+def test_a_tar_of_noise_is_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(random.Random(1).randbytes(5000))
+    with pytest.raises(DataError, match="not a tar file|no sample with a known modality"):
+        pack(tmp_path / "x.tar", tmp_path / "d")
