@@ -160,9 +160,9 @@ class ColumnRoles:
         cells: all cells of the source row
         values: modality -> the value of this row
         """
-        row.split, row.group = "", identity_string(_string(cells.get(self.group))) if self.group else None
+        row.split, row.group = "", identity_string(_string(_cell(cells, self.group))) if self.group else None
         if self.split:
-            row.split = _string(cells.get(self.split))
+            row.split = _string(_cell(cells, self.split))
             if row.split is None or not SPLIT_NAME.fullmatch(row.split):
                 row.reason = f"{self.split}: {'empty' if row.split is None else f'{row.split!r} cannot be a folder'}"
                 row.split = None
@@ -213,13 +213,22 @@ class ColumnRoles:
             row.reencoded |= {name: changed} if changed else {}
 
     def _id(self, row: PackRow, cells: Cells) -> str:
-        given = identity_string(_string(cells.get(self.id))) if self.id else None
+        given = identity_string(_string(_cell(cells, self.id))) if self.id else None
         if given or not row.file:
             return (given or f"{row.source_row:08d}") + (f"#{row.item}" if row.item > 1 else "")
         path = unicodedata.normalize("NFC", _utf8(row.file).decode())
         key = blake2b(path.encode(), digest_size=8).digest()
         self._path_counts[key] = count = self._path_counts.get(key, 0) + 1
         return path + (f"#{count}" if count > 1 else "")
+
+
+def _cell(cells: Cells, column: str) -> object:
+    """The cell of a column, or of a field within a cell that is an object: "product.sku"."""
+    if column in cells:
+        return cells[column]
+    head, dot, rest = column.partition(".")
+    inner = cells.get(head) if dot else None
+    return _cell(inner, rest) if isinstance(inner, dict) else None
 
 
 def _content(value: bytes | str) -> bytes | str:
@@ -300,7 +309,7 @@ def json_value(value: object) -> object:
 
 def _named_column(source: RowSource, name: str, role: str) -> str:
     """Find the column that the user named, ignoring case if no column matches exactly. Raises DataError if there is none."""
-    if name in source.columns:
+    if name in source.columns or (role in ("id", "group", "split") and name.partition(".")[0] in source.columns):
         return name
     same_letters = [c for c in source.columns if c.strip().lower() == name.strip().lower()]
     if len(same_letters) == 1:

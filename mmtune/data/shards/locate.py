@@ -125,7 +125,7 @@ def _locate_local(path: str) -> ShardListing:
     elif os.path.exists(os.path.join(folder, JOURNAL)):
         raise DataError(f"{folder}: `mmtune pack` has not finished here; run the same command again")
     if not name and index is not None and _is_kind(index, SPLIT_KIND):
-        return _locate_splits(folder, index)
+        return _locate_splits(folder, index, _locate_local)
     if name and os.path.splitext(name)[1].lower() in TABLES:
         raise DataError(f"{path}: a table, not shards; pack it first: mmtune pack {path} --out DIR, and name DIR")
     if name:
@@ -135,12 +135,15 @@ def _locate_local(path: str) -> ShardListing:
     return _check_against_index(folder, names, sizes, index, lambda n: os.path.join(folder, n))
 
 
-def _locate_splits(folder: str, index: JsonObject) -> ShardListing:
-    """Locate the shards of every split of a directory that was packed with splits; those without a packed row are left out."""
+def _locate_splits(folder: str, index: JsonObject, locate_one: Callable[[str], ShardListing]) -> ShardListing:
+    """Locate the shards of every split of a directory that was packed with splits; those without a packed row are left out.
+
+    locate_one: locates the shards of one split
+    """
     listing = ShardListing()
     for split, counts in index["splits"].items():
         if counts.get("packed", 1):
-            more = _locate_local(os.path.join(folder, split))
+            more = locate_one(f"{folder}/{split}")
             listing.shards += more.shards
             listing.aliases |= more.aliases
     if not listing.shards:
@@ -164,6 +167,8 @@ def _locate_remote(url: str) -> ShardListing:
             infos = {url.rpartition("/")[2]: info}
         has_index = "index.json" in infos if is_directory else fs.exists(f"{folder}/index.json")
         index = json.loads(fs.cat_file(f"{folder}/index.json")) if has_index else None
+        if is_directory and index is not None and _is_kind(index, SPLIT_KIND):
+            return _locate_splits(prefix, index, _locate_remote)
         sizes = {n: i.get("size") for n, i in infos.items() if n.endswith(".tar") or not is_directory}
         names = _shard_names(url, sizes, index, list(infos)) if is_directory else list(sizes)
         listing = _check_against_index(prefix, names, sizes, index, lambda n: "")

@@ -22,6 +22,7 @@ from mmtune.data.sources.tables import (
 from mmtune.data.sources.tar_rows import TarRows, holds_tars
 from mmtune.errors import DataError
 
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".gz", ".7z", ".rar")
 __all__ = ["Cells", "InvalidRow", "RowSource", "is_dataset_folder", "open_source"]
 
 
@@ -43,6 +44,8 @@ def open_source(path: str | Path) -> RowSource:
         return table
     if path.suffix.lower() == ".tar":
         return _open_tars(path)
+    if path.name.lower().endswith(ARCHIVES):
+        raise DataError(f"{path}: a compressed archive; decompress it first, then pack the .tar or the folder")
     raise DataError(f"{path}: not a kind of source; use .csv, .tsv, .jsonl, .parquet, .tar or a folder")
 
 

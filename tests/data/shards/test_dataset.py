@@ -483,3 +483,16 @@ def test_members_that_share_a_key_are_counted(tmp_path: Path) -> None:
         "dots: 1 members left out: their sample (a key ends at the first dot) has another of that kind",
     ]
     assert data.ids == ["IMG"] and data.read(0, "image") == picture(0, "JPEG")
+
+
+def test_a_set_packed_with_splits_opens_as_a_whole_from_a_url(tmp_path: Path) -> None:
+    import fsspec
+
+    rows = "text,split\n" + "".join(f"boot {i},{'train' if i < 3 else 'val'}\n" for i in range(5))
+    (tmp_path / "t.csv").write_text(rows)
+    pack(tmp_path / "t.csv", tmp_path / "d", split="split")
+    remote = fsspec.filesystem("memory")
+    remote.put(str(tmp_path / "d"), "/packed-with-splits", recursive=True)
+    whole = open_data("memory://packed-with-splits")
+    assert whole.ids == open_data(str(tmp_path / "d")).ids and len(whole) == 5
+    assert len(open_data("memory://packed-with-splits/val")) == 2

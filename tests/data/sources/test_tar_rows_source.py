@@ -108,3 +108,15 @@ def test_a_tar_of_noise_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(random.Random(1).randbytes(5000))
     with pytest.raises(DataError, match="not a tar file|no sample with a known modality"):
         pack(tmp_path / "x.tar", tmp_path / "d")
+
+
+def test_ids_and_groups_from_fields_within_the_json(tmp_path: Path) -> None:
+    documents = [{"product": {"sku": f"s{i // 2}", "nr": i}, "view": "top"} for i in range(4)]
+    rows = [m for i, d in enumerate(documents) for m in ((f"{i}.png", picture(i)), (f"{i}.json", json.dumps(d).encode()))]
+    tar(tmp_path / "x.tar", rows)
+    pack(tmp_path / "x.tar", tmp_path / "d", id="product.nr", group="product.sku")
+    data = open_data(str(tmp_path / "d"))
+    assert data.ids == ["0", "1", "2", "3"] and data.groups == ["s0", "s0", "s1", "s1"]
+    assert data.meta(3) == {"product": {"sku": "s1", "nr": 3}, "view": "top", "id": "3"}  # the id it had in the tar
+    with pytest.raises(DataError, match="no column 'produkt.sku'"):
+        pack(tmp_path / "x.tar", tmp_path / "e", group="produkt.sku")
