@@ -18,6 +18,7 @@ from mmtune.training.build_callbacks import build_callbacks
 from mmtune.training.build_objective import build_objective
 from mmtune.training.callbacks import Callback, CallbackContext
 from mmtune.training.finish import finish_model, save_run
+from mmtune.training.head_initialisation import initialise_heads
 from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
 from mmtune.training.preflight import check_objective_data
@@ -75,6 +76,7 @@ def run_recipe(
     context = CallbackContext(recipe, directory, inputs)
     with processes.main_process_first():
         objective = _objective(recipe, inputs, quiet, processes)
+    initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet)
     heads = _heads_first(recipe, inputs, resume, quiet, processes)
     interpolated = recipe.interpolation is not None
     tuned = tune(inputs.model, recipe.tune, inputs.trained, list(recipe.augment), recipe.train.seed, interpolated, heads)

@@ -7,7 +7,7 @@ change.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmtune.backbones import Tower
-from mmtune.contracts import Embeddings, Signal
+from mmtune.contracts import Embeddings, Preprocess, Signal
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences
 from mmtune.embedding.embed_rows import embed_data
@@ -61,27 +61,38 @@ class CachedTower(Tower):
         rows = np.flatnonzero(data.present[m])
         first, _ = first_occurrences(data.labels[m][rows])
         new = [int(i) for i in rows[first] if int(data.labels[m][i]) not in self.items]
-        with Progress(f"features {m}", len(new), quiet=quiet) as progress:
-            for start in range(0, len(new), BATCH_SIZE):
-                part = new[start : start + BATCH_SIZE]
-                for row, features in zip(part, self._compute(data, part, device), strict=True):
-                    self.items[int(data.labels[m][row])] = {FEATURES: features}
-                progress.advance(len(part))
+        for row, features in zip(new, tower_features(self.tower, self.preprocess, data, new, device, quiet), strict=True):
+            self.items[int(data.labels[m][row])] = {FEATURES: features}
 
-    def _compute(self, data: "Data | WeightedConcat", rows: list[int], device: torch.device) -> list[Tensor]:
-        """Compute the features [w_i, dim] of the value of each row i, on the CPU, in float32.
 
-        As in embedding for a search, all windows of a long value are used, not a random one. The tower must be in eval mode.
-        """
-        features: list[Tensor] = []
-        signals = (functools.partial(decode_row, data, i, self.modality) for i in rows)
-        for items in preprocess_in_groups(signals, self.preprocess, len(rows)):
-            inputs = self.preprocess.collate(items)
-            segments = inputs.pop("segments", torch.arange(len(items)))
-            with torch.no_grad():
-                out = encode_in_groups(self.tower.encode, {k: v.to(device) for k, v in inputs.items()}, len(items))
-            features += out.float().cpu().split(torch.bincount(segments, minlength=len(items)).tolist())
-        return features
+def tower_features(
+    tower: Tower,
+    preprocess: Preprocess,
+    data: "Data | WeightedConcat",
+    rows: Sequence[int],
+    device: torch.device,
+    quiet: bool = False,
+) -> Iterator[Tensor]:
+    """Yield the outputs [w, dim] of a tower, without a head, for the value of each row, on the CPU, in float32.
+
+    As in embedding for a search, all w windows of a long value are used, not a random one. The tower must be in eval mode.
+
+    preprocess: the tower's preprocessing, with or without a prompt
+
+    Raises DataError if a value cannot be read.
+    """
+    m = tower.modality
+    with Progress(f"features {m}", len(rows), quiet=quiet) as progress:
+        for start in range(0, len(rows), BATCH_SIZE):
+            part = rows[start : start + BATCH_SIZE]
+            signals = (functools.partial(decode_row, data, i, m) for i in part)
+            for items in preprocess_in_groups(signals, preprocess, len(part)):
+                inputs = preprocess.collate(items)
+                segments = inputs.pop("segments", torch.arange(len(items)))
+                with torch.no_grad():
+                    out = encode_in_groups(tower.encode, {k: v.to(device) for k, v in inputs.items()}, len(items))
+                yield from out.float().cpu().split(torch.bincount(segments, minlength=len(items)).tolist())
+            progress.advance(len(part))
 
 
 class FeaturePreprocess:

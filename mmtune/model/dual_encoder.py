@@ -18,6 +18,7 @@ from mmtune.contracts import JsonObject, Pair, direction
 from mmtune.errors import ModelError, RecipeError
 from mmtune.model.encode import encode_values, infer_modality
 from mmtune.model.fingerprint import fingerprint
+from mmtune.model.heads import HeadKind, build_head, linear_layer
 from mmtune.model.layout import BackboneEntry, Layout, Settings
 from mmtune.model.similarity import cosine_similarity
 from mmtune.model.truncate import truncate
@@ -34,13 +35,21 @@ class Model(nn.Module):
     Use `encode` to embed values; `forward` is for the trainer.
     """
 
-    def __init__(self, backbones: list[tuple[Backbone, list[str]]], dim: int, heads: Iterable[str] = (), seed: int = 0):
+    def __init__(
+        self,
+        backbones: list[tuple[Backbone, list[str]]],
+        dim: int,
+        heads: Iterable[str] = (),
+        seed: int = 0,
+        head_kinds: Mapping[str, HeadKind] | None = None,
+    ):
         """Combine the towers of one or more backbones.
 
         backbones: each backbone with the modalities whose towers are used
         dim: dimension of the shared space
         heads: modalities that get a linear head; a tower whose dimension is not `dim` always gets one
-        seed: random seed of the weights of the linear heads
+        seed: random seed of the weights of the heads
+        head_kinds: structure of the heads that are not linear layers without bias
 
         The model has the logit scales of the checkpoints. Call `ensure_logit_scales` for pairs that no checkpoint was trained
         on.
@@ -65,7 +74,9 @@ class Model(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             wanted = {m for m, t in self.towers.items() if t.dim != dim} | set(heads)
-            self.heads = nn.ModuleDict({m: nn.Linear(self.towers[m].dim, dim, bias=False) for m in self.towers if m in wanted})
+            self.head_kinds = dict(head_kinds or {})
+            kinds = {m: self.head_kinds.get(m, HeadKind()) for m in self.towers if m in wanted}
+            self.heads = nn.ModuleDict({m: build_head(self.towers[m].dim, dim, kind) for m, kind in kinds.items()})
         self.own_scales = nn.ParameterDict()  # logit scales that no checkpoint has; stored weights have this name, too
         # a checkpoint's logit scale may already be above the limit of 100; then its own value is the limit
         self._max_log = {id(s.log): max(MAX_LOG_SCALE, float(s.log.detach().max())) for s in self._scales.values()}
@@ -171,6 +182,19 @@ class Model(nn.Module):
                 head = nn.Linear(self.towers[m].dim, self.width, bias=False)
                 nn.init.eye_(head.weight)
                 self.heads[m] = head.to(self.device)
+
+    def replace_head(self, m: str, kind: HeadKind) -> None:
+        """Give a modality a head of this structure. Its linear layer keeps the weights of the present head, or is the identity."""
+        self.ensure_heads([m])
+        old, head = linear_layer(self.heads[m]), build_head(self.towers[m].dim, self.width, kind)
+        new = linear_layer(head)
+        with torch.no_grad():
+            new.weight.copy_(old.weight)
+            if new.bias is not None:
+                new.bias.copy_(torch.zeros_like(new.bias) if old.bias is None else old.bias)
+        self.heads[m] = head.to(self.device)
+        self.head_kinds = {k: v for k, v in {**self.head_kinds, m: kind}.items() if v != HeadKind()}
+        self.invalidate_fingerprint()
 
     def ensure_logit_scales(self, pairs: Iterable[Pair]) -> None:
         """Add a logit scale to each pair that has none, initialised to 1 / 0.07 as in CLIP (arXiv 2103.00020).
@@ -307,7 +331,7 @@ class Model(nn.Module):
     def layout(self) -> Layout:
         """Return everything that is needed to rebuild this model, apart from weights and files."""
         entries = [BackboneEntry(b.family, names) for b, names in self.backbones]
-        return Layout(entries, self.width, list(self.heads), list(self.own_scales), self.settings)
+        return Layout(entries, self.width, list(self.heads), list(self.own_scales), self.settings, self.head_kinds)
 
     @property
     def fingerprint(self) -> str:

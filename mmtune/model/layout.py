@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from mmtune.contracts import JsonObject
+from mmtune.model.heads import HeadKind
 from mmtune.recipe.prompts_block import Prompts
 
 
@@ -52,6 +53,7 @@ class Layout:
     heads: modalities with a linear head
     added_logit_scales: pairs of modalities, written "a~b", with a logit scale that is not from a checkpoint
     settings: the settings of the model
+    head_kinds: {modality: structure} of those heads that are not linear layers without bias
     """
 
     backbones: list[BackboneEntry]
@@ -59,10 +61,13 @@ class Layout:
     heads: list[str] = field(default_factory=list)
     added_logit_scales: list[str] = field(default_factory=list)
     settings: Settings = field(default_factory=lambda: Settings())
+    head_kinds: dict[str, HeadKind] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
         """Convert the layout to the JSON object that is stored in an artifact's manifest."""
+        kinds = {m: kind.to_json() for m, kind in self.head_kinds.items()}
         return {
+            **({"head_kinds": kinds} if kinds else {}),  # no key, and so the same fingerprint, for models without such heads
             "parts": [{"family": b.family, "modalities": b.modalities} for b in self.backbones],
             "dim": self.dim,
             "heads": self.heads,
@@ -80,4 +85,5 @@ class Layout:
         """Read the layout from a manifest. Raises KeyError, TypeError or ValueError if the document is not a valid layout."""
         entries = [BackboneEntry(str(e["family"]), [str(m) for m in e["modalities"]]) for e in document["parts"]]
         heads, scales = (list(map(str, document[key])) for key in ("heads", "own_scales"))
-        return cls(entries, int(document["dim"]), heads, scales, read_settings(document["settings"]))
+        kinds = {str(m): HeadKind.from_json(k) for m, k in document.get("head_kinds", {}).items()}
+        return cls(entries, int(document["dim"]), heads, scales, read_settings(document["settings"]), kinds)

@@ -12,6 +12,7 @@ from mmtune.recipe.batches_block import GroupBatches
 from mmtune.recipe.block import RecipeBlock, check, invalid
 from mmtune.recipe.data_block import DataConfig
 from mmtune.recipe.gate_block import Gate
+from mmtune.recipe.heads_block import HeadsBlock
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.recipe.objective_block import AutoTerm, ObjectiveTerms
 from mmtune.recipe.prompts_block import PromptsBlock, WindowPooling
@@ -53,6 +54,11 @@ class Recipe(RecipeBlock):
     matryoshka: MatryoshkaConfig | None = Field(None, description="also train truncated embeddings (Matryoshka)")
     memory: MemoryConfig | None = Field(None, description="use embeddings of earlier batches as negatives (cross-batch memory)")
     augment: AugmentBlock = Field({}, description="modality -> augmentation of its training signals")
+    heads: HeadsBlock = Field(
+        {},
+        description="modality -> the layers between its tower and the shared space; without an entry: as in the base model, with a "
+        "linear head where the dimensions differ",
+    )
     tune: TuneBlock = Field(FullTuning(), description="which weights of each tower are trained")
     interpolate: bool | Interpolate = Field(
         False, description="interpolate between the weights of the base and the tuned model (WiSE-FT); true: with the defaults"

@@ -1,7 +1,7 @@
 """Load LoRA adapters and merge them into their base model. They are valid only for the base model that they were trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from mmtune.errors import ModelError
 from mmtune.model.artifact.low_rank import LowRankDelta, round_to_4bit
 from mmtune.model.dual_encoder import Model
+from mmtune.model.heads import HeadKind
 from mmtune.model.layout import Settings, read_settings
 from mmtune.runtime.files import read_json
 
@@ -29,6 +30,7 @@ class AdaptersManifest:
     heads: modalities with a linear head, as in `Layout`
     added_logit_scales: pairs "a~b" with an added logit scale, as in `Layout`
     settings: the settings of the tuned model; None means those of the base
+    head_kinds: structure of the heads that are not linear layers without bias
     """
 
     base: str | Mapping[str, str]
@@ -38,6 +40,7 @@ class AdaptersManifest:
     heads: list[str]
     added_logit_scales: list[str]
     settings: Settings | None = None
+    head_kinds: dict[str, HeadKind] = field(default_factory=dict)
 
 
 def read_manifest(directory: Path) -> AdaptersManifest:
@@ -49,7 +52,8 @@ def read_manifest(directory: Path) -> AdaptersManifest:
             raise ModelError(f"{directory}: adapter format {d.get('format')!r}; this mmtune reads {FORMAT}: update mmtune")
         settings = read_settings(d["settings"]) if "settings" in d else None
         names = (d["rounded"], d["heads"], d["own_scales"])
-        return AdaptersManifest(d["base"], d["base_fingerprint"], d["factors"], *names, settings)
+        kinds = {str(m): HeadKind.from_json(k) for m, k in d.get("head_kinds", {}).items()}
+        return AdaptersManifest(d["base"], d["base_fingerprint"], d["factors"], *names, settings, kinds)
     except KeyError as e:
         raise ModelError(
             f"{path}: the key {e} is missing: the file is incomplete or damaged; restore the directory from its source"
@@ -87,6 +91,8 @@ def merge(directory: Path, manifest: AdaptersManifest, model: Model) -> Model:
         )
     model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in manifest.added_logit_scales)])
     model.ensure_heads(manifest.heads)
+    for m, kind in manifest.head_kinds.items():
+        model.replace_head(m, kind)
     state = model.state_dict()
     for name, value in tensors.items():
         if "::" not in name:

@@ -43,7 +43,7 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
         )
     layout = manifest.layout
     built = [(_backbone(directory, i, entry, files, cpu_kernels), entry.modalities) for i, entry in enumerate(layout.backbones)]
-    model = Model(built, layout.dim, layout.heads)
+    model = Model(built, layout.dim, layout.heads, head_kinds=layout.head_kinds)
     model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in layout.added_logit_scales)])
     model.settings = layout.settings
     try:

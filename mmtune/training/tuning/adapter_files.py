@@ -53,6 +53,7 @@ def save_adapters(
         "factors": {adapter.name: adapter.scaling * coefficient for adapter in tuned.adapters},
         "rounded": [adapter.name for adapter in tuned.adapters if _is_4bit(tuned, adapter)],
         "heads": list(model.heads),
+        "head_kinds": {m: kind.to_json() for m, kind in model.head_kinds.items()},
         "own_scales": list(model.own_scales),
         "settings": model.settings,
         "tune": {m: t.model_dump(exclude_none=True) for m, t in tuned.towers.items()},

@@ -129,7 +129,9 @@ class TunedModel:
     def merge(self) -> None:
         """Merge adapters into the weights, so that the model is plain again. Stored features can still be used."""
         if any(t.how in LOW_RANK for t in self.towers.values()):
-            self.learned = [n for n, p in self.model.named_parameters() if p.requires_grad and ".lora_" not in n]
+            named = [(n, p) for n, p in self.model.named_parameters() if ".lora_" not in n]
+            # a head may have been initialised from the training pairs without being trained
+            self.learned = [n for n, p in named if p.requires_grad or n.startswith("heads.")]
             self.adapters = lora.adapters(self.model)
             lora.merge(self.model)
         for p in self.model.parameters():

@@ -1,0 +1,135 @@
+"""Heads that are fitted to the training pairs: the solutions are those of scikit-learn, and step 0 already retrieves."""
+
+import numpy as np
+import pytest
+import torch
+
+import mmtune
+from mmtune.data.shards.dataset import open_data
+from mmtune.data.shards.weighted_concat import WeightedConcat
+from mmtune.errors import RecipeError
+from mmtune.recipe.heads_block import Head
+from mmtune.training.head_initialisation import cca, initialise_heads, ridge
+from mmtune.training.tuning.adapter_files import load_adapters
+from tests.support import corpora
+
+MODEL = {"image": "tiny:image@1", "text": "tiny:text@2"}
+PAIR = [("image", "text")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return corpora.packed(tmp_path_factory.mktemp("data"), rows=48, columns=("image", "text"))
+
+
+def concat(data) -> WeightedConcat:
+    return WeightedConcat([open_data(data)], [1.0])
+
+
+def hit_at_1(model, data) -> float:
+    """Share of images whose nearest text is one of their colour."""
+    evaluated = mmtune.evaluate(model, data, allow_trained=True)
+    return evaluated.directions["image->text"].metrics["hit@1"]
+
+
+def test_ridge_equals_scikit_learn():
+    from sklearn.linear_model import Ridge
+
+    noise = np.random.default_rng(0)
+    x, y = noise.standard_normal((50, 7)) + 3, noise.standard_normal((50, 4))
+    weight, bias = ridge(torch.from_numpy(x), torch.from_numpy(y), 0.3)
+    alpha = 0.3 * x.var(0).mean() * len(x)
+    theirs = Ridge(alpha=alpha).fit(x, y)
+    np.testing.assert_allclose(weight, theirs.coef_, atol=1e-10)
+    np.testing.assert_allclose(bias, theirs.intercept_, atol=1e-10)
+
+
+def test_cca_finds_the_shared_directions():
+    """Without regularisation the correlations are those of the definition: singular values of the whitened cross-covariance."""
+    noise = np.random.default_rng(0)
+    shared = noise.standard_normal((400, 2))
+    x = np.hstack([shared, noise.standard_normal((400, 4))]) @ noise.standard_normal((6, 6))
+    y = np.hstack([shared + 0.1 * noise.standard_normal((400, 2)), noise.standard_normal((400, 1))]) @ noise.standard_normal(
+        (3, 3)
+    )
+    (wx, bx), (wy, by) = cca(torch.from_numpy(x), torch.from_numpy(y), 8, 1e-9)
+    u, v = x @ wx.numpy().T + bx.numpy(), y @ wy.numpy().T + by.numpy()
+    np.testing.assert_allclose(u.mean(0), 0, atol=1e-9)
+    assert np.all(u[:, 3:] == 0) and np.all(v[:, 3:] == 0)  # 8 dimensions, but only 3 directions
+    correlations = [np.corrcoef(u[:, i], v[:, i])[0, 1] for i in range(3)]
+    from scipy.linalg import sqrtm
+
+    x, y = x - x.mean(0), y - y.mean(0)
+    whitened = np.linalg.inv(sqrtm(x.T @ x)) @ x.T @ y @ np.linalg.inv(sqrtm(y.T @ y))
+    np.testing.assert_allclose(correlations, np.linalg.svd(whitened)[1][:3], atol=1e-6)
+    assert correlations[1] > 0.98 > 0.3 > correlations[2]
+    np.testing.assert_allclose(u[:, :3].std(0), correlations, atol=1e-6)  # each direction is scaled by its correlation
+    assert abs(u[:, 0] @ u[:, 1]) < 1e-4
+
+
+HEADS = {
+    "ridge": {"image": Head(init="ridge")},
+    "ridge-mlp": {"image": Head(type="mlp", init="ridge", hidden=16)},
+    "cca": {"image": Head(init="cca"), "text": Head(init="cca")},
+}
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_step_0_retrieves_and_the_head_is_saved(data, tmp_path, heads):
+    model = mmtune.load(MODEL)
+    before = hit_at_1(model, data)
+    base = model.fingerprint
+    initialise_heads(model, heads, concat(data), PAIR, seed=0)
+    assert hit_at_1(model, data) >= max(0.9, before + 0.3)
+    assert model.fingerprint != base
+    model.save(tmp_path / "artifact")
+    again = mmtune.load(str(tmp_path / "artifact"))
+    assert again.fingerprint == model.fingerprint
+    np.testing.assert_array_equal(again.encode(text=["red", "blue"]), model.encode(text=["red", "blue"]))
+
+
+def test_the_mlp_adds_nothing_before_the_first_step(data):
+    both = []
+    for heads in ("ridge", "ridge-mlp"):
+        model = mmtune.load(MODEL)
+        initialise_heads(model, HEADS[heads], concat(data), PAIR, seed=0)
+        both.append(model)
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(both[0].heads["image"](x), both[1].heads["image"](x))
+    both[1].heads["image"](x).sum().backward()
+    assert both[1].heads["image"].down.weight.grad.abs().sum() > 0
+
+
+def test_a_run_starts_from_the_fitted_heads_and_adapters_keep_them(data, tmp_path):
+    recipe = {
+        "model": MODEL,
+        "data": {"train": data},
+        "heads": {"image": {"type": "mlp", "hidden": 8, "init": "ridge"}},
+        "tune": {"image": {"how": "lora", "rank": 2}, "text": "frozen"},
+        "train": {"epochs": 1, "batch_size": 16, "lr": 1e-6, "warmup": 0},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    result = mmtune.train(recipe, quiet=True)
+    tuned = mmtune.load(str(result.artifact))
+    assert hit_at_1(tuned, data) >= 0.9
+    from_adapters = load_adapters(tmp_path / "run" / "adapters")
+    assert from_adapters.fingerprint == tuned.fingerprint
+    assert from_adapters.head_kinds["image"].hidden == 8
+
+
+@pytest.mark.parametrize(
+    "heads, message",
+    [
+        ({"audio": Head()}, "heads.audio: audio is not trained here"),
+        ({"image": Head(init="cca")}, "cca needs `init: cca` for the other modality"),
+        ({"image": Head(init="ridge"), "text": Head(init="ridge")}, "whose own head must not be fitted"),
+    ],
+)
+def test_heads_that_cannot_be_fitted_are_refused(data, heads, message):
+    with pytest.raises(RecipeError, match=message):
+        initialise_heads(mmtune.load(MODEL), heads, concat(data), PAIR, seed=0)
+
+
+def test_options_without_effect_are_refused():
+    with pytest.raises(RecipeError, match="heads.image.hidden"):
+        mmtune.Recipe.parse({"model": "tiny:clip", "data": {"train": "x"}, "heads": {"image": {"hidden": 3}}})
