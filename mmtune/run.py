@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.data.loader.batch_plan import plan_batches
+from mmtune.data.loader.batch_plan import BatchPlan, plan_batches
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.validation import Embed, build_validation
+from mmtune.mining.given_negatives import GivenDraws, GivenNegatives, load_given, record_given
 from mmtune.mining.mining_rounds import MiningRounds
 from mmtune.mining.verifier import make_verifier
 from mmtune.model import artifact
@@ -29,6 +30,7 @@ from mmtune.training.training_inputs import TrainingInputs, build_loader, open_i
 from mmtune.training.tuning.lp_ft import head_stage
 from mmtune.training.tuning.tune import TunedModel, tune
 from mmtune.training.tuning.tune_spec import parse_tune
+from mmtune.training.unused_inputs import few_positives, unused_negatives, unused_scores
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -84,9 +86,9 @@ def run_recipe(
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
     batches = plan_batches(inputs.data, inputs.usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
-    if not quiet:
-        print(*batches.notes, sep="\n", end="\n" if batches.notes else "", file=sys.stderr)
-    check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=recipe.mining is not None)
+    given = load_given(inputs.data, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
+    mined = recipe.mining is not None or bool(given and given.pairs)
+    check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=mined)
     rounds = None
     if recipe.mining is not None:
         rounds = MiningRounds(
@@ -104,12 +106,22 @@ def run_recipe(
             processes=processes,
             base_fingerprint=inputs.base_fingerprint,
             mined=functools.partial(callbacks.on_mining, context) if callbacks else None,
+            judged=given.verdicts(inputs.data.ids) if given else (),
         )
+    if not quiet:
+        _print_unused(objective, inputs, given, batches)
+    plan, extra = (rounds.plan, rounds.extra) if rounds else (batches, None)
+    if given is not None:
+        draws = GivenDraws(given, inputs.data, plan, recipe.data.negatives_per_query, recipe.train.seed, extra)
+        plan, extra = draws.plan, draws.extra
+        with processes.main_process_first():
+            if processes.is_main_process:
+                record_given(directory / "negatives.json", given, resume)
     trainer = Trainer(
         inputs.model,
         objective,
         loader,
-        rounds.plan if rounds else batches,
+        plan,
         recipe.train,
         directory,
         tuned=tuned,
@@ -117,7 +129,7 @@ def run_recipe(
         context=context,
         quiet=quiet,
         validate=rounds.watch(validate) if rounds and validate else validate,
-        hard_negatives=rounds.extra if rounds else None,
+        hard_negatives=extra,
         processes=processes,
     )
     if resume:
@@ -147,6 +159,14 @@ def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: P
         seed=recipe.train.seed,
         processes=processes,
     )
+
+
+def _print_unused(objective: Objective, inputs: TrainingInputs, given: GivenNegatives | None, batches: BatchPlan) -> None:
+    """Print how many given negatives are used, and what of the data the objective does not use."""
+    lines = [*batches.notes, *unused_scores(objective, inputs.data), *few_positives(objective, inputs.data, batches(0))]
+    if given is not None:
+        lines += [*given.lines(), *unused_negatives(objective, given.counts)]
+    print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr, flush=True)
 
 
 def _heads_first(recipe: Recipe, inputs: TrainingInputs, resume: bool, quiet: bool, processes: Processes) -> "Model | None":

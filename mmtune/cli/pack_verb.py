@@ -48,6 +48,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", metavar="COL", help="column of the splits; each value gets its own subdirectory of DIR with its own shards"
     )
+    parser.add_argument(
+        "--query", metavar="COL[:MODALITY]", help="column of the queries of explicit negatives (recognised: anchor, query)"
+    )
+    parser.add_argument("--positive", metavar="COL[:MODALITY]", help="column of each query's positive (recognised: positive)")
+    parser.add_argument(
+        "--negative",
+        action="append",
+        default=[],
+        metavar="COL[:MODALITY]",
+        help="column of negatives, may be repeated (recognised: negative, negative_2, negative_MODALITY ...); they are written to "
+        "DIR/negatives.parquet, on which `mmtune train` trains",
+    )
+    parser.add_argument(
+        "--score",
+        metavar="COL",
+        help="column with the score of each row's pair, also written to DIR/judgments.jsonl for `mmtune eval --qrels`",
+    )
     parser.add_argument("--shard-size", default="256MB", metavar="SIZE", help="maximum size of a shard (default 256MB)")
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument(
@@ -94,6 +111,10 @@ def run(args: argparse.Namespace) -> Result:
             id=args.id,
             group=args.group,
             split=args.split,
+            query=args.query,
+            positive=args.positive,
+            negatives=args.negative,
+            score=args.score,
             shard_size=args.shard_size,
             workers=args.workers,
             max_rejected=args.max_rejected,
@@ -117,6 +138,13 @@ def _text(result: PackResult) -> str:
             f"{result.list_rows} of the rows come from lists: each further value of a list is a row of its own (ids ID#2, ID#3, "
             "...), in the same group as the first value"
         )
+    if result.repeated:
+        lines.append(
+            f"{result.repeated} source rows repeat an earlier row's query and positive; their negatives were added to that row"
+        )
+    lines += [f"{n:,} negatives in {name}" for name, n in result.negatives.pairs.items()]
+    if result.negatives.judgments:
+        lines.append(f"{result.negatives.judgments:,} graded judgments in judgments.jsonl")
     if result.dropped:
         lines.append(f"{result.dropped} rows left out because of --drop")
     if result.rejected:

@@ -53,9 +53,24 @@ class BatchNegatives:
             self.notes.append(f"{table}: {unknown} of {total} pairs have rows that are not in {data.spec}; they are not used")
         if not total:
             self.notes.append(f"{table} has no mined negatives; see its audit for the reason")
+        self._index({name: np.concatenate(parts) for name, parts in pairs.items()}, data)
+
+    @classmethod
+    def of_pairs(cls, pairs: Mapping[str, np.ndarray], data: "Data | WeightedConcat") -> "BatchNegatives":
+        """Return the negatives given as direction -> int [n, 2], (query row, negative row)."""
+        out = cls.__new__(cls)
+        out.notes, out.rows = [], len(data)
+        out._index(pairs, data)
+        return out
+
+    def _index(self, pairs: Mapping[str, np.ndarray], data: "Data | WeightedConcat") -> None:
         self.directions = list(pairs)
-        self._by_direction = {name: _DirectionNegatives(np.concatenate(parts), data, name) for name, parts in pairs.items()}
+        self._by_direction = {name: _DirectionNegatives(rows, data, name) for name, rows in pairs.items()}
         self._hash = id_hashes(data.ids)
+
+    def most(self, name: str) -> int:
+        """The largest number of negatives that a query has in direction `name`."""
+        return int(np.diff(self._by_direction[name].start).max(initial=0))
 
     def of(self, name: str, row: int) -> np.ndarray:
         """Return the negatives of one row in direction `name`, int32 [n], in table order."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mmtune.contracts import Scorer
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError
+from mmtune.mining.given_negatives import load_given
 from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.mining_result import MiningResult
 from mmtune.mining.verifier import make_verifier
@@ -64,6 +65,7 @@ def mine(
         if not processes.is_main_process:
             table, mined, document = processes.broadcast()
             return MiningResult.beside(Path(table), mined, document)
+        given = load_given(opened)
         result = mine_vectors(
             embedded,
             out,
@@ -73,6 +75,7 @@ def mine(
             truth=opened.column(truth) if truth else None,
             cache=cache,
             quiet=quiet,
+            judged=given.verdicts(opened.ids) if given else (),
         )
         processes.broadcast([str(result.table), result.mined, result.document])
         return result

@@ -71,6 +71,7 @@ def mine_vectors(
     truth: Sequence[str | None] | None = None,
     cache: str | Path | None = None,
     quiet: bool = True,
+    judged: Sequence[Verdict] = (),
 ) -> MiningResult:
     """Mine negatives into the Parquet file `out`. The audit is written next to it (`<out>.audit.json`, `<out>.audit.html`).
 
@@ -81,6 +82,7 @@ def mine_vectors(
     verifier: a Scorer, or a function (query modality, candidate modality) -> Scorer
     truth: the true group of every row of `data`, to measure the guards with if the labels are incomplete
     cache: a directory for content hashes, which do not depend on the weights
+    judged: verdicts in addition to those of `options.judgments`, e.g. the negatives given with the data
 
     Deterministic: the bytes of the table depend on vectors, labels and options only, not on row order, block size, memory or
     threads. Raises DataError if the fingerprints in `embedded` differ.
@@ -91,7 +93,7 @@ def mine_vectors(
     if len(fingerprints) != 1:
         raise DataError(f"vectors of different models cannot be searched together: {', '.join(fingerprints) or 'no vectors'}")
     directed = mined_directions(list(embedded), options.directions, pairs)
-    verdicts = read_verdicts(options.judgments) if options.judgments else []
+    verdicts = [*judged, *(read_verdicts(options.judgments) if options.judgments else [])]
     names = list(dict.fromkeys(m for pair in directed for m in pair))
     warnings: list[str] = []
     hashes = _content_hashes(options, data, names, Path(cache) if cache else None, quiet, warnings)

@@ -22,6 +22,7 @@ from mmtune.mining.mining_result import MiningResult
 from mmtune.mining.negatives_table import read_metadata
 from mmtune.mining.verifier import ScorerOf
 from mmtune.recipe.mining_block import MiningOptions
+from mmtune.relevance.judgments import Verdict
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.files import read_json
 
@@ -104,6 +105,7 @@ class MiningRounds:
         quiet: bool = False,
         base_fingerprint: str = "",
         mined: Callable[[MiningResult], None] | None = None,
+        judged: Sequence[Verdict] = (),
     ):
         """Prepare the rounds.
 
@@ -112,10 +114,12 @@ class MiningRounds:
         pairs: the trained pairs
         base_fingerprint: fingerprint of the model that training starts from; a table supplied by the user must be mined with it
         mined: called on rank 0 after each round that was mined
+        judged: known negatives, e.g. those given with the data, in addition to `options.judgments`
         """
         self.model, self.data, self.plain, self.options, self.pairs = model, data, plain, options, list(pairs)
         self.directory, self.batch_size, self.seed = Path(directory), batch_size, seed
         self.verifier, self.processes, self.quiet, self.base_fingerprint = verifier, processes, quiet, base_fingerprint
+        self.judged = judged
         self.starts = [0] if options.table else round_epochs(epochs, options.rounds)
         self.epoch, self.number = 0, -1
         self.round = Round(None, {}, None)
@@ -207,6 +211,7 @@ class MiningRounds:
                 cache=self.directory,
                 verifier=self.verifier,
                 quiet=self.quiet,
+                judged=self.judged,
             )
             if self._mined is not None:
                 self._mined(result)

@@ -29,6 +29,10 @@ def pack(
     id: str | None = None,
     group: str | None = None,
     split: str | None = None,
+    query: str | None = None,
+    positive: str | None = None,
+    negatives: Sequence[str] = (),
+    score: str | None = None,
     shard_size: str | int = "256MB",
     workers: int = 0,
     max_rejected: float = 0.05,
@@ -51,6 +55,10 @@ def pack(
     id: column with the row ids; None means a column named "id", else ids are made from file paths or row numbers
     group: column with the group of each row; None means a column named "group", if there is one
     split: column with the split of each row, e.g. train or test
+    query, positive: columns of a query (anchor) and its positive, each "COLUMN" or "COLUMN:MODALITY"; without any of these options,
+        columns called anchor or query, positive, and negative are recognised
+    negatives: columns of negatives, each "COLUMN" or "COLUMN:MODALITY"; they are written to negatives.parquet beside the shards
+    score: column with the score of each row's pair; scores are also written to judgments.jsonl, for `evaluate(qrels=...)`
     shard_size: maximum size of a shard, e.g. "256MB"; a single row that is larger gets a shard of its own
     workers: number of worker processes that check files; at least one is always used, so that a file that crashes its decoder
         does not end the pack
@@ -74,6 +82,10 @@ def pack(
         id=id,
         group=group,
         split=split,
+        query=query,
+        positive=positive,
+        negatives=negatives,
+        score=score,
         shard_size=shard_size,
         workers=workers,
         max_rejected=max_rejected,

@@ -55,6 +55,18 @@ class DataConfig(RecipeBlock):
         False,
         description="true: only warn about rows of `val` and `retention` that are also training rows; false: refuse them",
     )
+    negatives: bool | str | list[str] = Field(
+        True,
+        description="explicit negatives; true: those that `mmtune pack` found in the source (negatives.parquet beside the shards); "
+        "a file, or a list: also those of a CSV, JSONL or Parquet file with the columns query_id, negative_id and perhaps direction; "
+        "false: none",
+    )
+    negatives_per_query: int | None = Field(
+        None,
+        ge=0,
+        description="number of explicit negatives per query that join its batch; null: all, but at most 4; a query with more draws "
+        "others in each epoch",
+    )
     workers: int = Field(2, ge=1, description="number of threads that load and preprocess the next batches during training")
     cache: Size = Field(
         "2GB", description="memory limit of the cache of decoded or preprocessed items, which later epochs reuse; 0: no cache"
@@ -74,6 +86,13 @@ class DataConfig(RecipeBlock):
         """`train` as a list of weighted training sets."""
         entries = self.train if isinstance(self.train, list) else [self.train]
         return [e if isinstance(e, TrainingSet) else TrainingSet(path=e) for e in entries]
+
+    @property
+    def negatives_files(self) -> list[str]:
+        """The files that `negatives` names."""
+        if isinstance(self.negatives, bool):
+            return []
+        return [self.negatives] if isinstance(self.negatives, str) else self.negatives
 
     @property
     def cache_bytes(self) -> int:

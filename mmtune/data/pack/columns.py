@@ -42,7 +42,7 @@ class PackRow:
 
     number: position among all PackRows, from 1
     source_row: number of the source row that it was made from, from 1
-    item: position, from 1, of its values in the lists of the source row; 0 if the source row has no list of several values
+    item: position, from 1, among the rows of its source row (list values, negatives); 0 if it is the only one
     split: value of the split column; "" if there is no split column; None if the row's value cannot be used
     id, group, meta: identity and metadata
     values: modality -> the bytes, or a path or URL from which they will be read
@@ -195,7 +195,7 @@ class ColumnRoles:
     def _add_value(self, row: PackRow, name: str, cell: object) -> None:
         """Add the value in `cell` to the row, unless the cell is empty. Raises ValueError if the value cannot be used."""
         modality = modalities.get(name)
-        path, data = _path_or_bytes(cell)
+        path, data = path_or_bytes(cell)
         if data is None and path is None:
             return
         suffix = os.path.splitext(path.partition("?")[0])[1][1:].lower() if path else ""
@@ -255,12 +255,12 @@ def list_values(cells: Mapping[str, object]) -> dict[str, list[object]]:
 
 def _is_empty(cell: object) -> bool:
     try:
-        return _path_or_bytes(cell) == (None, None)
+        return path_or_bytes(cell) == (None, None)
     except ValueError:  # not empty, but unusable: `_add_value` will raise the error
         return False
 
 
-def _path_or_bytes(cell: object) -> tuple[str | None, bytes | None]:
+def path_or_bytes(cell: object) -> tuple[str | None, bytes | None]:
     """Return (path or string, bytes) of a cell, one of which is None; (None, None) for an empty cell."""
     if isinstance(cell, dict):
         data, path = cell.get("bytes"), cell.get("path")
@@ -307,7 +307,7 @@ def json_value(value: object) -> object:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def _named_column(source: RowSource, name: str, role: str) -> str:
+def named_column(source: RowSource, name: str, role: str) -> str:
     """Find the column that the user named, ignoring case if no column matches exactly. Raises DataError if there is none."""
     if name in source.columns or (role in ("id", "group", "split") and name.partition(".")[0] in source.columns):
         return name
@@ -338,7 +338,7 @@ def assign_columns(
     for name in columns:
         modalities.get(name)
     named = {
-        role: _named_column(source, c, role)
+        role: named_column(source, c, role)
         for role, c in (("id", id), ("group", group), ("split", split), *columns.items())
         if c
     }

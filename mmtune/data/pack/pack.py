@@ -7,16 +7,18 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
-from mmtune.data.pack.columns import ColumnRoles, PackRow, assign_columns
+from mmtune.data.pack.columns import ColumnRoles, PackRow
 from mmtune.data.pack.decode_pool import DecodePool
 from mmtune.data.pack.drop_list import read_drop_ids
+from mmtune.data.pack.pair_rows import PairRows, assign_pair_columns
+from mmtune.data.pack.pair_tables import NegativeCounts
 from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
 from mmtune.data.pack.split_writer import SplitWriter, rejected_row
 from mmtune.data.shards.locate import KIND, SPLIT_KIND
@@ -60,6 +62,8 @@ class PackResult(ResultFields):
     rejected_file: file that lists the rejected rows
     list_rows: number of rows made from list values other than the first of each list
     dropped: number of rows left out because their ids are listed in the file `drop`
+    repeated: number of source rows that repeat an earlier row's query and positive, so that only their negatives were added
+    negatives: counts of the explicit negatives and graded judgments of the source
     """
 
     out: str
@@ -73,6 +77,8 @@ class PackResult(ResultFields):
     rejected_file: str
     list_rows: int = 0
     dropped: int = 0
+    repeated: int = 0
+    negatives: NegativeCounts = field(default_factory=NegativeCounts)
 
     def to_dict(self) -> JsonObject:
         """The result as data that JSON can represent."""
@@ -94,6 +100,10 @@ def pack(
     id: str | None = None,
     group: str | None = None,
     split: str | None = None,
+    query: str | None = None,
+    positive: str | None = None,
+    negatives: Sequence[str] = (),
+    score: str | None = None,
     shard_size: str | int = "256MB",
     workers: int = 0,
     max_rejected: float = 0.05,
@@ -116,7 +126,9 @@ def pack(
         )
     drop_ids = read_drop_ids(Path(drop)) if drop is not None else frozenset[str]()
     opened = open_source(source)
-    roles = assign_columns(opened, columns or {}, id, group, split)
+    roles = assign_pair_columns(
+        opened, columns or {}, id, group, split, query=query, positive=positive, negatives=negatives, score=score
+    )
     limits = _limits(roles, options or {})
     shard_bytes, value_bytes = _size("--shard-size", shard_size), _size("--max-bytes", max_bytes)
     identity: JsonObject = {
@@ -139,18 +151,12 @@ def pack(
             journal.remove()
             raise DataError(f"{source}: no rows")
         result = run.publish(identity)
-    if unknown := sorted(drop_ids - run.dropped_ids):
+    unknown = sorted(drop_ids - run.dropped_ids)
+    if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         warnings.warn(f"{drop}: no row of {source} has the id {unknown[0]!r}{more}", DataWarning, stacklevel=2)
-    for what, count in run.reencoded.items():
-        warnings.warn(f"{source}: {count} {what}", DataWarning, stacklevel=2)
-    for column, count in roles.media_names.items():
-        warnings.warn(
-            f"{source}: {count} rows have the name of a media file in the column {column!r}, which is packed as metadata; "
-            f"name its modality, e.g. --{modalities.non_language(modalities.names())[0]} {column}",
-            DataWarning,
-            stacklevel=2,
-        )
+    for line in run.notes():
+        warnings.warn(f"{source}: {line}", DataWarning, stacklevel=2)
     if run.rejected > max_rejected * run.rows:
         most_frequent = "; ".join(f"{n} x {r}" for r, n in list(result.reasons.items())[:3])
         raise DataError(
@@ -192,6 +198,8 @@ class _PackRun:
         self.without_split: list[RejectedRow] = []
         self.rows = self.packed = self.rejected = 0
         self.reencoded: Counter[str] = Counter()
+        self.negatives = NegativeCounts()
+        self.of_split: dict[str, NegativeCounts] = {}
         self._row_of_id: dict[bytes, int] = {}
 
     def _writer(self, split: str) -> SplitWriter:
@@ -249,9 +257,37 @@ class _PackRun:
             self.packed += 1
             self.reencoded.update(f"{name} values {changed}" for name, changed in row.reencoded.items())
 
+    def notes(self) -> list[str]:
+        """Messages for the user about what was changed or not used."""
+        lost, names = self.negatives.lost, self.roles.media_names
+        lines = [f"{count} {what}" for what, count in self.reencoded.items()]
+        lines += [
+            f"{count} rows have the name of a media file in the column {column!r}, which is packed as metadata; "
+            f"name its modality, e.g. --{modalities.non_language(modalities.names())[0]} {column}"
+            for column, count in names.items()
+        ]
+        if lost:
+            first = self.negatives.first_lost
+            lines.append(
+                f"{lost} negatives are not used, because their row or their query's row was not packed (first: row {first})"
+            )
+        return lines
+
+    def _write_pair_tables(self) -> None:
+        """Write the explicit negatives and the judgments of every split beside its shards."""
+        if isinstance(self.roles, PairRows):
+            for name, writer in self.writers.items():
+                counts = self.roles.tables.write(name, writer.folder, self._is_packed)
+                self.of_split[name] = counts
+            self.negatives = self.roles.tables.counts
+
+    def _is_packed(self, id: str) -> bool:
+        return blake2b(id.encode(), digest_size=8).digest() in self._row_of_id
+
     def publish(self, identity: JsonObject) -> PackResult:
         """Write rejected.jsonl and the index.json of each split. The top-level index.json is written last: it marks completion."""
         out, roles = self.journal.out, self.roles
+        self._write_pair_tables()
         rejected = sorted(
             [*self.without_split, *(r for w in self.writers.values() for r in w.rejected)],
             key=lambda r: (r["row"], r.get("item", 0)),
@@ -273,6 +309,8 @@ class _PackRun:
             rejected_file=os.path.join(out, "rejected.jsonl"),
             list_rows=roles.list_rows,
             dropped=self.dropped.total(),
+            repeated=roles.repeated if isinstance(roles, PairRows) else 0,
+            negatives=self.negatives,
         )
         if not (out / "index.json").exists():
             self.journal.rewrite_sorted([e for w in self.writers.values() for e in w.entries])
@@ -290,6 +328,8 @@ class _PackRun:
             packed = [n for n in roles.modalities if writer.modality_counts[n]]
             own = {"modalities": packed, "reasons": _reason_counts(writer.rejected), **writer.index()}
             own |= {"rows": writer.packed + len(writer.rejected) + self.dropped[name], "dropped": self.dropped[name]}
+            if name in self.of_split:
+                own["negatives"] = asdict(self.of_split[name])
             write_json(out / name / "index.json", {"kind": KIND, **common, **own})
         if roles.split:
             counts = {"rows": self.rows, "packed": self.packed, "rejected": self.rejected, "reasons": result.reasons}

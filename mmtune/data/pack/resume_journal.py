@@ -21,17 +21,20 @@ from typing import NotRequired, TypedDict
 
 from mmtune.contracts import JsonObject
 from mmtune.data.pack.shard_writer import ShardEntry
-from mmtune.data.shards.locate import SPLIT_KIND
+from mmtune.data.shards.locate import JUDGMENTS, NEGATIVES, SPLIT_KIND
 from mmtune.errors import DataError
 from mmtune.runtime.files import append_jsonl, read_json, read_jsonl_log, write_jsonl
 from mmtune.runtime.work_lock import Timeout, file_lock
+
+OTHER_FILES = ("index.json", "rejected.jsonl", NEGATIVES, JUDGMENTS)
+"""Names of the files that a pack writes beside its shards."""
 
 
 class RejectedRow(TypedDict):
     """A line of rejected.jsonl.
 
     row: number of the source row, from 1
-    item: position of the value in a list of the source row, from 1; missing if there is no list
+    item: position of the row among those that its source row gives (list values, negatives), from 1; missing if it is the only one
     file: the file that the reason is about, or null
     reason: why the row was rejected
     """
@@ -120,7 +123,7 @@ class PackJournal:
         splits = index.get("splits", {}) if index.get("kind") == SPLIT_KIND else {}
         for name in {"", *splits, *(e["split"] for e in read_jsonl_log(self.path)[1:])}:
             folder = self.out / name
-            for path in [*folder.glob("shard-[0-9]*.tar"), folder / "index.json", folder / "rejected.jsonl"]:
+            for path in [*folder.glob("shard-[0-9]*.tar"), *(folder / name for name in OTHER_FILES)]:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 folder.rmdir() if name else None

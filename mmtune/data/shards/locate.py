@@ -19,6 +19,8 @@ from mmtune.runtime.files import read_json
 
 KIND, SPLIT_KIND = "mmtune-shards", "mmtune-splits"
 """Values of the key `kind` in index.json: for a directory of shards, and for a directory with one subdirectory per split."""
+NEGATIVES, JUDGMENTS = "negatives.parquet", "judgments.jsonl"
+"""Files beside the shards, which `mmtune pack` writes from explicit negatives and scores in the source."""
 JOURNAL = ".pack/journal.jsonl"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Path of the journal in a directory to which `mmtune pack` writes."""
