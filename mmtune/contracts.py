@@ -131,6 +131,13 @@ class Modality:
         """Convert a user's value (a path, array, library object, ...) to a signal. Raises Rejected if that is impossible."""
         raise NotImplementedError
 
+    def encode_value(self, value: object) -> bytes:
+        """Encode a user's value (an array, a library object, an open file, ...) to bytes, without loss: decoding them gives
+        `coerce(value)`. Raises Rejected if that is impossible, which is the default for all values but bytes."""
+        if isinstance(value, bytes):
+            return value
+        raise Rejected(f"a {type(value).__name__} cannot be encoded as {self.name}")
+
     def accepts(self, value: object) -> bool:
         """Whether `Model.encode(value)`, called without a modality, may treat `value` as a value of this modality.
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences, stable_label
+from mmtune.data.in_memory import DataLike, as_opened
 from mmtune.data.shards import shard_cache, tar_index
-from mmtune.data.shards.dataset import Data, open_data
+from mmtune.data.shards.dataset import Data
 from mmtune.errors import DataError, DataWarning
 from mmtune.runtime.files import read_json, write_json
 from mmtune.runtime.progress import Progress
@@ -36,10 +37,10 @@ MAX_WORKERS = 8
 
 
 def open_rows_to_encode(
-    data: "Data | str", modalities: Sequence[str] | None = None, skip_bad: bool = False, quiet: bool = True
+    data: DataLike, modalities: Sequence[str] | None = None, skip_bad: bool = False, quiet: bool = True
 ) -> Data:
-    """Open a dataset, unless it is open already, and with `skip_bad` leave out the values that cannot be decoded."""
-    opened = open_data(data) if isinstance(data, str) else data
+    """Open a dataset or rows in memory, unless it is open already, and with `skip_bad` leave out the values that cannot be decoded."""
+    opened = as_opened(data)
     return without_undecodable(opened, modalities, quiet) if skip_bad else opened
 
 

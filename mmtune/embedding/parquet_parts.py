@@ -22,6 +22,7 @@ from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once
 
 if TYPE_CHECKING:
+    from mmtune.data.in_memory import DataLike
     from mmtune.data.shards.dataset import Data, Shard
     from mmtune.model.dual_encoder import Model
 
@@ -67,7 +68,7 @@ class EmbedResult:
 
 def embed(
     model: "Model | str",
-    data: "Data | str",
+    data: "DataLike",
     out: str | Path,
     modalities: Sequence[str] | None = None,
     batch_size: int = 64,
@@ -95,13 +96,13 @@ def embed(
 
     Raises DataError if OUT contains embeddings of another model or another role.
     """
-    from mmtune.data.shards.dataset import open_data
+    from mmtune.data.in_memory import as_opened
     from mmtune.data.skip_bad import without_undecodable
     from mmtune.model.artifact import load
 
     model = load(model).to(local_device()) if isinstance(model, str) else model
     model = model if dim is None else model.truncated(dim)
-    data = open_data(data) if isinstance(data, str) else data
+    data = as_opened(data)
     names = shared_modalities(model, data, modalities)
     if skip_bad:
         data = without_undecodable(data, names, quiet)

@@ -23,6 +23,7 @@ from mmtune.relevance.trec_files import write_qrels, write_run
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
+    from mmtune.data.in_memory import DataLike
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @overload
 def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
     model: "Model | str | Path",
-    data: "Data | str",
+    data: "DataLike",
     *,
     task: Literal["retrieval"] = "retrieval",
     modalities: Sequence[str] | None = None,
@@ -54,7 +55,7 @@ def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
 @overload
 def evaluate(
     model: "Model | str | Path",
-    data: "Data | str",
+    data: "DataLike",
     *,
     task: str,
     modalities: Sequence[str] | None = None,
@@ -86,7 +87,7 @@ def evaluate(
 
 def evaluate(
     model: "Model | str | Path",
-    data: "Data | str",
+    data: "DataLike",
     *,
     task: str = RETRIEVAL,
     modalities: Sequence[str] | None = None,

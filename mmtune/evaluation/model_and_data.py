@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mmtune.data.in_memory import DataLike
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
@@ -16,8 +17,8 @@ def as_model(model: "Model | str | Path", dim: int | None = None) -> "Model":
     return loaded if dim is None else loaded.truncated(dim)
 
 
-def as_data(data: "Data | str", skip_bad: bool = False) -> "Data":
-    """Return the dataset, opened if it is a name. skip_bad: leave out values that cannot be decoded."""
+def as_data(data: "DataLike", skip_bad: bool = False) -> "Data":
+    """Return the dataset, opened if it is a name or rows in memory. skip_bad: leave out values that cannot be decoded."""
     from mmtune.data.skip_bad import open_rows_to_encode
 
     return open_rows_to_encode(data, skip_bad=skip_bad)

@@ -16,13 +16,13 @@ from mmtune.recipe.mining_block import MiningOptions
 from mmtune.runtime.distributed import init_processes
 
 if TYPE_CHECKING:
-    from mmtune.data.shards.dataset import Data
+    from mmtune.data.in_memory import DataLike
     from mmtune.model.dual_encoder import Model
 
 
 def mine(
     model: "Model | str | Path",
-    data: "Data | str",
+    data: "DataLike",
     out: str | Path,
     options: MiningOptions | Mapping[str, object] | None = None,
     *,

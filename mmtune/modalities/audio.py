@@ -120,6 +120,18 @@ class Audio(Modality):
             "an array cannot be used without its sample rate"
         )
 
+    def encode_value(self, value: object) -> bytes:
+        """Encode a value as WAV of float32 samples; the bytes of a file are returned as they are."""
+        import soundfile
+
+        if not isinstance(value, Sound) and not (isinstance(value, Mapping) and "array" in value):
+            value = unwrap_encoded(value)
+        if isinstance(value, bytes):
+            return value
+        sound, out = self.coerce(value), io.BytesIO()
+        soundfile.write(out, sound.samples, sound.rate, format="WAV", subtype="FLOAT")
+        return out.getvalue()
+
     def accepts(self, value: object) -> bool:
         """Accept a `Sound`, a pair (samples, sample rate), or a path with one of `extensions`."""
         if isinstance(value, tuple):

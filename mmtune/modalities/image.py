@@ -156,6 +156,15 @@ class Image(Modality):
             raise Rejected(f"an image must be a path, a PIL image or an array [H, W, 3]; got {type(value).__name__}")
         return to_rgb(picture_from_array(array))
 
+    def encode_value(self, value: object) -> bytes:
+        """Encode a value as PNG; the bytes of a file are returned as they are."""
+        value = value if isinstance(value, PILImage.Image) else unwrap_encoded(value)
+        if isinstance(value, bytes):
+            return value
+        out = io.BytesIO()
+        self.coerce(value).save(out, "PNG", compress_level=1)
+        return out.getvalue()
+
     def accepts(self, value: object) -> bool:
         """Accept a PIL image, an array [H, W, 3 or 4], or a path with one of `extensions`."""
         if isinstance(value, np.ndarray):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmtune.comparison.comparison_result import Comparison
+    from mmtune.data.in_memory import DataLike
     from mmtune.data.shards.dataset import Data
     from mmtune.evaluation.result import Result
     from mmtune.evaluation.tasks.evaluate_task import TaskResult
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model | str | Path,
-    data: Data | str,
+    data: DataLike,
     *,
+    columns: Mapping[str, str] | None = None,
+    id: str | None = None,
+    group: str | None = None,
     task: str = "retrieval",
     modalities: Sequence[str] | None = None,
     ks: Sequence[int] = (1, 5, 10),
@@ -56,7 +60,8 @@ def evaluate(
 
     For all tasks:
         model: a `Model`, or what `mmtune.load` accepts
-        data: opened data, or what `mmtune.open_data` accepts
+        data: what `mmtune.open_data` accepts (packed data by name, rows in memory), or opened data
+        columns, id, group: for rows in memory, as in `mmtune.open_data`
         task: "retrieval", "zero_shot", "knn", "anomaly", a registered task, or "package.module:Class"
         modalities: modalities to evaluate; None means all that both the model and the data have
         batch_size: batch size for encoding
@@ -87,6 +92,10 @@ def evaluate(
         slices: for anomaly: metadata columns by whose values the anomalous rows are also reported
         task_options: keyword arguments of a task of your own
     """
+    if columns or id or group:
+        from mmtune.data.in_memory import as_opened
+
+        data = as_opened(data, columns=columns, id=id, group=group)
     from mmtune.evaluation.evaluate_model import evaluate as evaluate_
 
     return evaluate_(

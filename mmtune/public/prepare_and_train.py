@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmtune.benchmark.throughput import Throughput
     from mmtune.contracts import JsonObject, Scorer
+    from mmtune.data.in_memory import DataLike
     from mmtune.data.pack.pack import PackResult, ProgressCallback
     from mmtune.data.shards.dataset import Data
+    from mmtune.data.sources.memory_rows import InMemory
     from mmtune.mining.mining_result import MiningResult
     from mmtune.model.dual_encoder import Model
     from mmtune.recipe.mining_block import MiningOptions
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pack(
-    source: str | Path,
+    source: str | Path | InMemory,
     out: str | Path,
     *,
     columns: dict[str, str] | None = None,
@@ -48,7 +49,7 @@ def pack(
     A row that cannot be used is rejected and listed in rejected.jsonl with the reason. After an interruption, call the function
     again with the same arguments: it resumes. If the pack is complete, a further call checks that the source has not changed.
 
-    source: a table (CSV, Parquet, ...), a folder of media files, or another supported source
+    source: a table (CSV, Parquet, ...), a folder of media files, another supported source, or rows in memory (see `open_data`)
     out: output directory; with `split`, each split gets the subdirectory `out/VALUE`
     columns: modality -> column of the source; "" leaves the modality out; modalities that are not named here are taken from
         columns with usual names
@@ -98,23 +99,30 @@ def pack(
     )
 
 
-def open_data(spec: str | PathLike[str] | Sequence[str]) -> Data:
-    """Open packed data or other WebDataset shards.
+def open_data(
+    spec: DataLike, *, columns: Mapping[str, str] | None = None, id: str | None = None, group: str | None = None
+) -> Data:
+    """Open packed data, other WebDataset shards, or rows in memory.
 
     spec: a directory of .tar files, a .tar file, a brace or glob pattern, an fsspec URL of one of these, or a list of them; also the
-        directory of a Hugging Face dataset (`save_to_disk`, or Parquet files), which is packed into the cache first
+        directory of a Hugging Face dataset (`save_to_disk`, or Parquet files), which is packed into the cache first;
+        or rows in memory: a list of dicts, a dict of lists, a pandas DataFrame, a pyarrow Table or a `datasets.Dataset`, whose cells
+        may be paths, bytes, PIL images, arrays, pairs (samples, sample rate), or dictionaries of Hugging Face datasets. They are
+        packed once, into a directory of the cache ($MMTUNE_CACHE or ~/.cache/mmtune) that is named by their content
+    columns: for rows in memory: modality -> column; columns with usual names are found
+    id, group: for rows in memory: columns with the ids and groups of the rows
 
     Raises DataError, which names the file, if a shard is missing, compressed, truncated or not a tar file, if it differs from
-    index.json, or if an id occurs twice.
+    index.json, if an id occurs twice, or if more than 5% of the rows in memory cannot be used.
     """
-    from mmtune.data.shards.dataset import open_data as open_data_
+    from mmtune.data.in_memory import as_opened
 
-    return open_data_(spec)
+    return as_opened(spec, columns=columns, id=id, group=group)
 
 
 def mine(
     model: Model | str | Path,
-    data: Data | str,
+    data: DataLike,
     out: str | Path,
     options: MiningOptions | Mapping[str, object] | None = None,
     *,
@@ -122,6 +130,9 @@ def mine(
     truth: str | None = None,
     batch_size: int = 64,
     cache: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    id: str | None = None,
+    group: str | None = None,
     quiet: bool = False,
     skip_bad: bool = False,
 ) -> MiningResult:
@@ -131,7 +142,8 @@ def mine(
     torchrun, each process embeds a part of the data; rank 0 searches and writes the files.
 
     model: a `Model`, or what `mmtune.load` accepts
-    data: opened data, or what `mmtune.open_data` accepts
+    data: what `mmtune.open_data` accepts, or opened data
+    columns, id, group: for rows in memory, as in `mmtune.open_data`
     out: Parquet file to write
     options: options of the recipe block `mining`
     verifier: an object with score(pairs), "package.module:Class" or a MODEL, which re-scores candidates to drop false negatives
@@ -143,6 +155,10 @@ def mine(
 
     Raises MmtuneError if the options, the model or the data are invalid.
     """
+    if columns or id or group:
+        from mmtune.data.in_memory import as_opened
+
+        data = as_opened(data, columns=columns, id=id, group=group)
     from mmtune.mining.mine_model import mine as mine_
 
     return mine_(
@@ -163,6 +179,11 @@ def train(
     recipe: Recipe | Mapping[str, object] | str | Path,
     overrides: Sequence[str] = (),
     *,
+    data: DataLike | None = None,
+    val: DataLike | None = None,
+    columns: Mapping[str, str] | None = None,
+    id: str | None = None,
+    group: str | None = None,
     resume: bool = False,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -174,6 +195,9 @@ def train(
 
     recipe: a recipe file, a mapping with the same keys, or a `Recipe`
     overrides: "key.sub=value" strings that replace keys of a recipe file
+    data, val: training and validation data in place of the recipe's `data.train` and `data.val`: rows in memory (see `open_data`),
+        or packed shards by name
+    columns, id, group: as in `open_data`, for rows in memory
     resume: continue an interrupted run from its last checkpoint, with the same result as without the interruption; with more
         train.epochs than before, extend a finished run
     quiet: print no progress
@@ -190,6 +214,10 @@ def train(
     set_openmp_wait_policy()  # has an effect only before torch is imported
     from mmtune.run import train as train_
 
+    if data is not None or val is not None:
+        from mmtune.public.recipe_data import with_data
+
+        recipe, overrides = with_data(recipe, overrides, data, val, columns=columns, id=id, group=group)
     return train_(recipe, overrides, resume=resume, quiet=quiet, callbacks=callbacks)
 
 

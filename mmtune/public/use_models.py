@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmtune.backbones.cpu_fast import CpuKernels
-    from mmtune.data.shards.dataset import Data
+    from mmtune.data.in_memory import DataLike
     from mmtune.embedding.parquet_parts import EmbedResult
     from mmtune.model.dual_encoder import Model
 
@@ -70,7 +70,7 @@ def similarity(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 def embed(
     model: Model | str,
-    data: Data | str,
+    data: DataLike,
     out: str | Path,
     modalities: Sequence[str] | None = None,
     batch_size: int = 64,
@@ -79,6 +79,9 @@ def embed(
     dim: int | None = None,
     role: str | None = None,
     skip_bad: bool = False,
+    columns: Mapping[str, str] | None = None,
+    id: str | None = None,
+    group: str | None = None,
 ) -> EmbedResult:
     """Embed data and write the embeddings to Parquet files with the columns id, group and vector.
 
@@ -87,7 +90,7 @@ def embed(
     same time on the same `out`: they share the shards, and each returns when all files are written.
 
     model: a `Model`, or what `mmtune.load` accepts
-    data: opened data, or what `mmtune.open_data` accepts
+    data: what `mmtune.open_data` accepts (packed data by name, rows in memory), or opened data
     out: output directory; embeddings of another model in it are an error
     modalities: modalities to embed; None means all that both the model and the data have
     batch_size: batch size for encoding
@@ -95,7 +98,12 @@ def embed(
     dim: truncate embeddings to this many dimensions and normalise them again (Matryoshka)
     role: prompt role for texts, e.g. "query"; None means that the texts are candidates
     skip_bad: count values that cannot be decoded as missing, with a DataWarning; by default the first one is a DataError
+    columns, id, group: for rows in memory, as in `mmtune.open_data`
     """
+    if columns or id or group:
+        from mmtune.data.in_memory import as_opened
+
+        data = as_opened(data, columns=columns, id=id, group=group)
     from mmtune.embedding.parquet_parts import embed as embed_
 
     return embed_(model, data, out, modalities, batch_size, quiet, dim=dim, role=role, skip_bad=skip_bad)

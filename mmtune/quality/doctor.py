@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.evaluation.model_and_data import as_data, as_model
-from mmtune.quality import model_checks, row_checks, value_checks
+from mmtune.mining.given_negatives import load_given
+from mmtune.quality import model_checks, negative_checks, row_checks, value_checks
 from mmtune.quality.findings import SEVERITIES, SPACE, Diagnosis, Measurements, Split
+from mmtune.quality.negative_checks import without_negatives
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -35,7 +37,11 @@ def doctor(
     splits = splits_of(main, others, split)
     facts: JsonObject = {"rows": {s.name: len(s.rows) for s in splits}, "modalities": main.modalities}
     facts["left out or re-encoded when opened"] = [note for opened in (main, *others) for note in opened.notes]
-    findings = row_checks.check_rows(splits)
+    given = {id(opened): load_given(opened) for opened in (main, *others)}
+    findings = row_checks.check_rows([without_negatives(s, given[id(s.data)]) for s in splits])
+    findings += [f for opened in (main, *others) for f in negative_checks.check_negatives(opened.spec, given[id(opened)])]
+    if (negatives := given[id(main)]) is not None:
+        facts["explicit negatives"] = negatives.counts
     findings += value_checks.check_values(splits, limit, facts, quiet)
     if model is not None:
         from mmtune.embedding.embed_rows import embed_data

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from mmtune.contracts import JsonObject
+from mmtune.data.in_memory import FOLDER
 from mmtune.errors import MmtuneError, TrainingError
 from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
@@ -50,10 +51,11 @@ def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
         if not resume:
             raise TrainingError(f"{directory} already holds a run: add --resume to continue it, or choose another run.dir")
         if changed := _changes(path, recipe):
-            raise TrainingError(
-                f"{path}: the run to resume has another value of {changed[0]}; use the same recipe, or another run.dir"
-                f"{_why_not_extended(path, recipe) if changed == [EPOCHS] else ''}"
-            )
+            what, same = f"another value of {changed[0]}", "recipe"
+            if changed[0] in ("data.train", "data.val") and f"/{FOLDER}/" in str(recipe.data.model_dump()[changed[0][5:]]):
+                what, same = f"other rows in memory as {changed[0]}", "rows"
+            why = _why_not_extended(path, recipe) if changed == [EPOCHS] else ""
+            raise TrainingError(f"{path}: the run to resume has {what}; use the same {same}, or another run.dir{why}")
     _write_recipe(path, recipe)
     if not (directory / "checkpoints").exists():
         for stale in directory.glob("mining/round-*"):

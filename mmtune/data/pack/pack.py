@@ -22,7 +22,8 @@ from mmtune.data.pack.pair_tables import NegativeCounts
 from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
 from mmtune.data.pack.split_writer import SplitWriter, rejected_row
 from mmtune.data.shards.locate import KIND, SPLIT_KIND
-from mmtune.data.sources.row_source import open_source
+from mmtune.data.sources.memory_rows import InMemory, memory_source
+from mmtune.data.sources.row_source import RowSource, open_source
 from mmtune.errors import DataError, DataWarning
 from mmtune.runtime.files import write_json, write_jsonl
 from mmtune.runtime.results import ResultFields
@@ -93,7 +94,7 @@ def _size(option: str, size: str | int) -> int:
 
 
 def pack(
-    source: str | Path,
+    source: "str | Path | InMemory",
     out: str | Path,
     *,
     columns: dict[str, str] | None = None,
@@ -120,12 +121,9 @@ def pack(
     source has not changed. Raises DataError if the source or `out` cannot be used. Also raises DataError if more than the fraction
     `max_rejected` of the rows was rejected; the shards are complete in this case.
     """
-    if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
-        raise DataError(
-            f"{out}: is inside the source {source}, so shards would become part of the source; choose another --out"
-        )
     drop_ids = read_drop_ids(Path(drop)) if drop is not None else frozenset[str]()
-    opened = open_source(source)
+    opened = _open(source, out)
+    source = opened.path
     roles = assign_pair_columns(
         opened, columns or {}, id, group, split, query=query, positive=positive, negatives=negatives, score=score
     )
@@ -164,6 +162,17 @@ def pack(
             f"every one is listed in {result.rejected_file}"
         )
     return result
+
+
+def _open(source: "str | Path | InMemory", out: str | Path) -> RowSource:
+    """Open the source. Raises DataError if `out` is inside it."""
+    if not isinstance(source, str | Path):
+        return memory_source(source)
+    if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
+        raise DataError(
+            f"{out}: is inside the source {source}, so shards would become part of the source; choose another --out"
+        )
+    return open_source(source)
 
 
 def _limits(roles: ColumnRoles, options: JsonObject) -> dict[str, JsonObject]:
