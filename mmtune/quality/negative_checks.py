@@ -1,7 +1,5 @@
 """Checks of the explicit negatives of a dataset."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from mmtune.mining.given_negatives import GivenNegatives
@@ -16,17 +14,14 @@ def check_negatives(name: str, given: GivenNegatives | None) -> list[Finding]:
     if given.unknown:
         message = f"{name}: explicit negatives with ids that are not in the data"
         fix = "correct the ids, or pack the missing rows too"
-        out.append(
-            replace(finding("negative-unknown", "warning", given.first_unknown, message, fix, ids=[]), count=given.unknown)
-        )
+        out.append(finding("negative-unknown", "warning", given.first_unknown, message, fix, given.unknown, ids=[]))
     if given.positives:
         examples = [f"{n} in {direction}" for direction, n in given.positives.items()]
         message = (
             f"{name}: explicit negatives that are positives of their query (same row, group or content); training ignores them"
         )
         fix = "take them out of the negatives, or correct the groups"
-        found = finding("negative-is-positive", "warning", examples, message, fix, ids=[])
-        out.append(replace(found, count=given.positives.total()))
+        out.append(finding("negative-is-positive", "warning", examples, message, fix, given.positives.total(), ids=[]))
     return out
 
 

@@ -43,7 +43,8 @@ def forms(source, rows):
         "bytes": each(lambda p: p.read_bytes(), lambda p: io.BytesIO(p.read_bytes())),
         "objects": each(PILImage.open, soundfile.read),
         "arrays": each(
-            lambda p: np.asarray(PILImage.open(p)), lambda p: dict(zip(("array", "sampling_rate"), soundfile.read(p)))
+            lambda p: np.asarray(PILImage.open(p)),
+            lambda p: dict(zip(("array", "sampling_rate"), soundfile.read(p), strict=True)),
         ),
         "frame": pd.DataFrame(each(PILImage.open, str)),
         "table": pa.Table.from_pylist(table),
