@@ -151,7 +151,10 @@ class Image(Modality):
             return self.decode(value)
         if isinstance(value, str | Path):
             return self.from_file(value)
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of different lengths
+            array = np.asarray(None)
         if array.dtype.kind not in "fuib" or not array.ndim:
             raise Rejected(f"an image must be a path, a PIL image or an array [H, W, 3]; got {type(value).__name__}")
         return to_rgb(picture_from_array(array))

@@ -38,7 +38,7 @@ class RowSource:
     """An opened source.
 
     path: path of the source
-    kind: csv, tsv, jsonl, parquet, arrow, tar or folder
+    kind: csv, tsv, jsonl, parquet, arrow, tar, folder or memory
     folder: folder to which paths in cells are relative
     columns: names of the columns
     total: number of rows, possibly an estimate; used for progress only
