@@ -86,6 +86,9 @@ def run_recipe(
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
     batches = plan_batches(inputs.data, inputs.usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
+    if not quiet:
+        for line in [*batches.notes, *objective.class_losses.notes]:
+            print(line, file=sys.stderr)
     given = load_given(inputs.data, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
     mined = recipe.mining is not None or bool(given and given.pairs)
     check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=mined)
@@ -158,6 +161,7 @@ def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: P
         teachers=build_teachers(recipe.teachers, inputs.data, inputs.pairs, quiet=quiet),
         seed=recipe.train.seed,
         processes=processes,
+        data=inputs.data,
     )
 
 

@@ -1,19 +1,21 @@
-"""The three families of losses, and the check of a loss function's return value.
+"""The families of losses, and the check of a loss function's return value.
 
 The decorator stores the family as an attribute of the function. So the names and annotations of its parameters do not matter.
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtune.errors import TrainingError
 
-LossFamily: TypeAlias = Literal["contrastive", "scored_pairs", "distillation"]
+LossFamily: TypeAlias = Literal["contrastive", "scored_pairs", "distillation", "class_label"]
 LossFunction: TypeAlias = Callable[..., Tensor]
 """A decorated loss. It takes its family's input and keyword-only options; contrastive losses return [R], the others a scalar."""
+
+LossClass = TypeVar("LossClass", bound=type[nn.Module])
 
 _ATTRIBUTE = "loss_family"
 
@@ -31,6 +33,16 @@ def scored_pairs_loss(function: LossFunction) -> LossFunction:
 def distillation_loss(function: LossFunction) -> LossFunction:
     """Mark a function as a loss that takes a `DistillationBlock` and returns a scalar."""
     return _mark(function, "distillation")
+
+
+def class_label_loss(cls: LossClass) -> LossClass:
+    """Mark a class of torch modules as a loss that takes embeddings [N, D] and class numbers [N] and returns a scalar.
+
+    The arguments `num_classes` and `embedding_size` of its constructor are counted, the others are options. Its parameters, such
+    as class proxies, are trained with the recipe's `proxy_lr`. With a miner, `forward` gets the miner's result as a third argument.
+    """
+    setattr(cls, _ATTRIBUTE, "class_label")
+    return cls
 
 
 def _mark(function: LossFunction, family: LossFamily) -> LossFunction:

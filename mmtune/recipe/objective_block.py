@@ -12,23 +12,13 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator
 
 from mmtune.losses import TABLE
+from mmtune.losses.metric_learning import is_library_name
 from mmtune.recipe.block import Number, RecipeBlock, invalid
+from mmtune.recipe.class_label_block import ClassLabelTerm, Positive, TermWeight
 from mmtune.runtime.plugins import is_target, nearest
 
 AUTO = "auto"
 """Name of the loss that the base model was pretrained with; see `AutoTerm`."""
-
-
-def _not_negative(value: float) -> float:
-    if value < 0:
-        raise invalid(f"{value} is negative; weights must be 0 or more")
-    return value
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise invalid(f"{value} is not positive")
-    return value
 
 
 class TermBlock(RecipeBlock):
@@ -38,9 +28,7 @@ class TermBlock(RecipeBlock):
     """Names of the fields that are keyword arguments of the loss function."""
 
     loss: str = Field(description="name of the loss, or package.module:function")
-    weight: Annotated[Number, AfterValidator(_not_negative)] = Field(
-        1.0, description="factor of this loss in the sum of all losses"
-    )
+    weight: TermWeight = Field(1.0, description="factor of this loss in the sum of all losses")
     pairs: list[tuple[str, str]] | None = Field(
         None, description="pairs of modalities to which this loss applies; null: all pairs of the recipe"
     )
@@ -49,9 +37,7 @@ class TermBlock(RecipeBlock):
         description="directions that are trained; forward: queries of the pair's first modality, candidates of its second; "
         "backward: the reverse; for contrastive and distillation losses",
     )
-    scale: Annotated[Number, AfterValidator(_positive)] | None = Field(
-        None, description="fixed logit scale; null: the model's learned logit scale"
-    )
+    scale: Positive | None = Field(None, description="fixed logit scale; null: the model's learned logit scale")
     weights: str | None = Field(
         None,
         description="metadata column of relevance grades: each row's pair is weighted by its grade, and only pairs from the same "
@@ -159,7 +145,7 @@ class CosentTerm(TermBlock):
 
     loss: Literal["cosent"] = Field("cosent", description="name of the loss")
     column: str = Field("score", description="numeric metadata column with the score of each pair")
-    scale: Annotated[Number, AfterValidator(_positive)] = Field(20.0, description="factor on differences of cosines")
+    scale: Positive = Field(20.0, description="factor on differences of cosines")
 
 
 class KlTerm(TermBlock):
@@ -212,14 +198,14 @@ class CustomTerm(TermBlock):
 
     loss: str = Field(
         description="package.module:function, or a registered name",
-        json_schema_extra={"not": {"enum": [AUTO, *TABLE]}},
+        json_schema_extra={"not": {"anyOf": [{"enum": [AUTO, *TABLE]}, {"pattern": "^pml:"}]}},
     )
 
     @field_validator("loss")
     @classmethod
     def _exists(cls, name: str) -> str:
         if not is_target(name) and name not in TABLE:
-            raise invalid(f"no loss {name!r}{nearest(name, [AUTO, *TABLE])} (or package.module:function)")
+            raise invalid(f"no loss {name!r}{nearest(name, [AUTO, *TABLE])} ({CLASS_LABEL} or package.module:function)")
         return name
 
     @property
@@ -240,6 +226,7 @@ AnyTerm: TypeAlias = (
     | ScoreMseTerm
     | MarginMseTerm
     | FeatureTerm
+    | ClassLabelTerm
     | CustomTerm
 )
 BUILT_IN: dict[str, type[TermBlock]] = {
@@ -259,10 +246,13 @@ BUILT_IN: dict[str, type[TermBlock]] = {
     )
 }
 CUSTOM = "package.module:function"
+CLASS_LABEL = "pml:NAME"
 
 
 def _kind(value: object) -> str:
     name = value.get("loss") if isinstance(value, Mapping) else getattr(value, "loss", None)
+    if isinstance(name, str) and is_library_name(name):
+        return CLASS_LABEL
     return name if isinstance(name, str) and name in BUILT_IN else CUSTOM
 
 
@@ -270,11 +260,11 @@ def _named(value: object) -> object:
     """Expand a bare string to {loss: string}. Raises an error that lists the known losses if the key `loss` is missing."""
     if isinstance(value, str):
         value = {"loss": value}
-    if isinstance(value, TermBlock):
+    if isinstance(value, TermBlock | ClassLabelTerm):
         return value
     known = list(dict.fromkeys([AUTO, *TABLE]))
     if not isinstance(value, Mapping) or "loss" not in value:
-        raise invalid(f"needs the key `loss`, one of: {', '.join(known)}, or package.module:function")
+        raise invalid(f"needs the key `loss`, one of: {', '.join(known)}, {CLASS_LABEL}, or package.module:function")
     return value
 
 
@@ -290,6 +280,7 @@ Term = Annotated[
     | Annotated[ScoreMseTerm, Tag("score_mse")]
     | Annotated[MarginMseTerm, Tag("margin_mse")]
     | Annotated[FeatureTerm, Tag("feature")]
+    | Annotated[ClassLabelTerm, Tag(CLASS_LABEL)]
     | Annotated[CustomTerm, Tag(CUSTOM)],
     Discriminator(_kind),
     BeforeValidator(_named),

@@ -1,6 +1,7 @@
 """Build the Objective of a run from a recipe's `objective`, `matryoshka` and `memory`, and the outputs of its teachers."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,10 +12,15 @@ from mmtune.recipe.block import check
 from mmtune.recipe.training_blocks import MatryoshkaConfig, MemoryConfig
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.plugins import nearest
+from mmtune.training.class_label_loss import ClassLabelLoss
+from mmtune.training.class_labels import count_classes
 from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective import Objective, projection_name
 from mmtune.training.objective_spec import LossTerm, parse_terms
 from mmtune.training.teacher_outputs import Teacher, TeacherVectors
+
+if TYPE_CHECKING:
+    from mmtune.data.shards.weighted_concat import WeightedConcat
 
 
 def build_objective(
@@ -27,6 +33,7 @@ def build_objective(
     teachers: Mapping[str, Teacher] | None = None,
     seed: int = 0,
     processes: Processes = SINGLE_PROCESS,
+    data: "WeightedConcat | None" = None,
 ) -> Objective:
     """Build the Objective of a recipe. Raises RecipeError, naming the key, for terms that are wrong or do not fit the model.
 
@@ -37,8 +44,9 @@ def build_objective(
         always trained; its weight is 1 unless it is listed
     memory: {size, start} of the cross-batch memory, or None
     teachers: {teacher name: its outputs}, for the terms that name a teacher
-    seed: seed for initialising learned projections
+    seed: seed for initialising learned projections and class proxies
     processes: the processes that share the work of a tiled loss
+    data: the training data, in which the classes of class-label losses are counted
     """
     parsed, teachers = parse_terms(terms, pairs), dict(teachers or {})
     for term in parsed:
@@ -47,7 +55,25 @@ def build_objective(
     config = check(MemoryConfig, memory, "memory") if memory else None
     queue = CrossBatchMemory(config.size, config.start) if config else None
     projections = _projections(parsed, pairs, teachers, dim, seed)
-    return Objective(parsed, pairs, dims, queue, teachers, projections, processes)
+    class_losses = _class_losses(parsed, pairs, data, dim, seed)
+    return Objective(parsed, pairs, dims, queue, teachers, projections, processes, class_losses)
+
+
+def _class_losses(
+    terms: Sequence[LossTerm], pairs: Sequence[Pair], data: "WeightedConcat | None", dim: int | None, seed: int
+) -> dict[str, ClassLabelLoss]:
+    """{number of the term: its loss} for terms that compare embeddings by class labels."""
+    losses = {}
+    for number, term in enumerate(terms):
+        if term.family == "class_label":
+            if data is None or dim is None:
+                raise RecipeError(
+                    f"{term.key}: {term.loss} needs the training data and the dimension of embeddings; pass data and dim"
+                )
+            wanted: Sequence[Pair] = [(a, b) for a, b in term.pairs or pairs]
+            labels = count_classes(data, term.label, wanted, f"{term.key}.label")
+            losses[str(number)] = ClassLabelLoss(term, labels, dim, seed)
+    return losses
 
 
 def _projections(

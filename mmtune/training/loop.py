@@ -115,12 +115,14 @@ class Trainer:
         self.device, self.precision = local_device(), resolve_precision(config.precision)
         self.model, self.objective, self.tuned = model.to(self.device), objective.to(self.device), tuned
         processes.broadcast_parameters(self.model, self.objective)
-        shares, rates = (tuned.lr_shares, tuned.rates) if tuned else (None, None)
+        shares, rates = (tuned.lr_shares, tuned.rates) if tuned else ({}, None)
+        shares = {**shares, **objective.class_losses.lr_shares(config.lr)}
         groups = parameter_groups(model, objective, config, shares, rates)
         self.sharded = ShardedBlocks(model, processes, config.shard)
         self.optimizer = build_optimizer(groups, config)
         self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self.ema_l2sp = EmaL2SP(self.learning, config.ema, config.l2_start)
+        of_losses = {id(p) for p in objective.parameters()}  # random at the start, not in the artifact: no EMA, no L2-SP
+        self.ema_l2sp = EmaL2SP([p for p in self.learning if id(p) not in of_losses], config.ema, config.l2_start)
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
         self.steps_per_epoch = -(-len(epoch_batches(0)) // config.gradient_accumulation_steps)
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))

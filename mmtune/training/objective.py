@@ -28,6 +28,7 @@ from mmtune.losses.tiled import positive_pairs, tiled_info_nce, tiled_loss
 from mmtune.model.truncate import truncate
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.additional_candidates import mined_negatives, with_queue
+from mmtune.training.class_label_loss import ClassLabelLoss, ClassLabelLosses
 from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective_spec import AUTO, LossTerm, find_loss, loss_options
 from mmtune.training.score_columns import numeric_column
@@ -101,10 +102,12 @@ class Objective(nn.Module):
         teachers: Mapping[str, Teacher],
         projections: Mapping[str, nn.Module],
         processes: Processes = SINGLE_PROCESS,
+        class_losses: Mapping[str, ClassLabelLoss] | None = None,
     ) -> None:
         super().__init__()
         self.terms, self.pairs, self.processes = list(terms), [(a, b) for a, b in pairs], processes
         self.dims, self.memory, self.teachers = dict(dims), memory, dict(teachers)
+        self.class_losses = ClassLabelLosses(class_losses or {})
         self.biases, self.projections = nn.ParameterDict(), nn.ModuleDict(projections)
         for i, term in enumerate(self.terms):
             if term.loss == "sigmoid":
@@ -154,8 +157,8 @@ class Objective(nn.Module):
         loss, logs = next(iter(pairs[0].z.values())).new_zeros(()), {}
         names = [t.loss for t in self.terms]
         for number, term in enumerate(self.terms):
-            if term.loss == "feature" and dim is not None:
-                continue  # the target is the teacher's full embedding, so there is no target for a prefix
+            if dim is not None and (term.loss == "feature" or self.class_losses.has_proxies(number)):
+                continue  # the target (teacher's embedding, class proxies) has the full dimension; there is none for a prefix
             wanted = {tuple(p) for p in term.pairs} if term.pairs else set(self.pairs)
             values = {p.items.pair: self._term(number, p, batch, scale, dim) for p in pairs if p.items.pair in wanted}
             if not values:
@@ -171,6 +174,8 @@ class Objective(nn.Module):
     def _term(self, number: int, pair: PairVectors, batch: Batch, scale: ScaleFunction, dim: int | None) -> Tensor:
         """Value of one term for one pair of modalities, averaged over the term's directions."""
         term, (a, b) = self.terms[number], pair.items.pair
+        if term.family == "class_label":
+            return self.class_losses[str(number)](pair.items, pair.z, batch)
         if term.family == "scored_pairs":
             return self._scored_pairs(term, pair, batch)
         weight = numeric_column(batch, term.weights, f"{term.key}.weights", pair.items.rows, 0.0) if term.weights else None

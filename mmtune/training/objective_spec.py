@@ -16,7 +16,9 @@ from mmtune.contracts import Pair
 from mmtune.errors import RecipeError
 from mmtune.losses import TABLE, LossFunction
 from mmtune.losses.families import LossFamily, family_of
+from mmtune.losses.metric_learning import is_library_name, library_class
 from mmtune.recipe.block import Number, RecipeBlock, check
+from mmtune.recipe.class_label_block import ClassLabelTerm, OwnClassLabelTerm
 from mmtune.recipe.objective_block import AUTO, AnyTerm, CustomTerm, ObjectiveTerms, TermBlock
 from mmtune.runtime import plugins
 from mmtune.runtime.plugins import nearest
@@ -42,15 +44,20 @@ class LossTerm:
     guide_margin: float = 0.0
     tile: Literal["auto", "always", "never"] = "auto"
     teacher: str | None = None
+    label: str = "group"
+    miner: str | dict[str, JsonValue] | None = None
+    proxy_lr: float | None = None
     key: str = "objective[0]"
     """Position of the term in the recipe, for messages."""
     options: dict[str, JsonValue] = field(default_factory=dict)
     """Keyword arguments of `function`."""
     function: LossFunction | None = None
-    """The loss function. None for `auto`, which is resolved later because it depends on the model."""
+    """The loss function, or the class of a `class_label` loss. None for `auto`, which is resolved later because it depends on the model."""
     family: LossFamily = "contrastive"
 
 
+CLASS_LABEL_KEYS = [name for name in ClassLabelTerm.model_fields if name != "loss"]
+"""Keys that every class-label loss can have."""
 COMMON = [name for name in TermBlock.model_fields if name != "loss"]
 """Keys that every term can have."""
 
@@ -64,11 +71,16 @@ def parse_terms(terms: object, pairs: Sequence[Pair]) -> list[LossTerm]:
     return [_term(block, f"objective[{i}]", pairs) for i, block in enumerate(blocks)]
 
 
-def _term(block: TermBlock, key: str, pairs: Sequence[Pair]) -> LossTerm:
+def _term(block: AnyTerm, key: str, pairs: Sequence[Pair]) -> LossTerm:
     term = LossTerm(block.loss, key=key, options=block.options)
     if block.loss != AUTO:
         term.function, term.family = find_loss(block.loss, f"{key}.loss")
-    common = {name: getattr(block, name) for name in COMMON if name not in block.own_keys}
+    if term.family == "class_label" and not isinstance(block, ClassLabelTerm):
+        block = check(OwnClassLabelTerm, block.model_dump(exclude_unset=True), key)
+    if isinstance(block, ClassLabelTerm):
+        term.options, common = block.options, {name: getattr(block, name) for name in CLASS_LABEL_KEYS}
+    else:
+        common = {name: getattr(block, name) for name in COMMON if name not in block.own_keys}
     if isinstance(block, CustomTerm) and term.function is not None:
         own = options_model(block.loss, term.function)
         # An option of the function with the same name as a common key takes precedence.
@@ -86,14 +98,16 @@ def _term(block: TermBlock, key: str, pairs: Sequence[Pair]) -> LossTerm:
 def find_loss(name: str, key: str = "loss") -> tuple[LossFunction, LossFamily]:
     """Return the loss function and its family. Raises RecipeError, naming `key`, if there is none.
 
-    name: a key of `losses.TABLE`, or "package.module:function"
+    name: a key of `losses.TABLE`, "package.module:function", or "pml:NAME" for a class of pytorch-metric-learning
     """
+    if is_library_name(name):
+        return library_class("loss", name, key), "class_label"
     function = plugins.resolve(TABLE, name, "loss", key=key)
     family = family_of(function)
     if family is None:
         raise RecipeError(
-            f"{key}: {name} is not marked as a loss: decorate it with contrastive_loss, scored_pairs_loss or distillation_loss "
-            "of mmtune.losses"
+            f"{key}: {name} is not marked as a loss: decorate it with contrastive_loss, scored_pairs_loss, distillation_loss or "
+            "class_label_loss of mmtune.losses"
         )
     return function, family
 

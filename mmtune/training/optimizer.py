@@ -37,10 +37,11 @@ NO_DECAY = (
     "logit_scale",
     "logit_bias",
     "own_scales",
+    "class_losses",
 )
 """Parameters with two or more dimensions whose name contains one of these get no weight decay.
 
-They are position embeddings, special tokens and scale factors, not weight matrices.
+They are position embeddings, special tokens, scale factors and class proxies, not weight matrices.
 """
 
 

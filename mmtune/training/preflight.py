@@ -48,6 +48,8 @@ def check_objective_data(
                 f"{term.key}: {term.loss} compares a query's candidates, but teacher {teacher.name!r} scored only one for each "
                 f"query; score more (teachers.{teacher.name}.candidates: all, or a negatives table)"
             )
+        if term.family == "class_label":
+            objective.class_losses.check_batches(objective.terms.index(term), pairs, data, batches)
         if term.family != "contrastive":
             continue
         for a in {a for a, b in pairs if a == b}:

@@ -21,7 +21,7 @@ from mmtune.training.teacher_outputs import TeacherVectors
 from tests.support.losses_helpers import ROWS, make_batch, unit
 
 DIM = 8
-FEW = ("info_nce", "sigmoid", "triplet", "memory", "kl", "feature", "three")
+FEW = ("info_nce", "sigmoid", "triplet", "memory", "kl", "feature", "three", "proxies", "sampled")
 PAIRS = [("a", "b"), ("a", "c"), ("c", "b")]
 
 
@@ -107,6 +107,20 @@ def teacher():
     return TeacherVectors("t", vectors, {m: torch.arange(rows).numpy() for m in "abc"}, "mark")
 
 
+class ClassData:
+    """What counting classes needs to know of the rows in `whole_batch`."""
+
+    spec = "rows"
+
+    def __init__(self):
+        batch = whole_batch()
+        self.labels = {k: v.numpy() for k, v in batch.labels.items()}
+        self.present = {m: items.numpy() >= 0 for m, items in batch.item_of_row.items()}
+
+    def __len__(self):
+        return len(ROWS)
+
+
 def cases():
     """name -> arguments of build_objective."""
     found = {}
@@ -134,6 +148,12 @@ def cases():
         found[f"semi-hard {tile}"] = {"terms": [{"loss": "triplet", "mining": "semi_hard", "tile": tile}]}
         found[f"one-way {tile}"] = {"terms": [{"loss": "info_nce", "directions": "forward", "queries": "items", "tile": tile}]}
         found[f"memory-sigmoid {tile}"] = {"terms": [{"loss": "sigmoid", "tile": tile}], "memory": {"size": 9}}
+    both = [("a", "b"), ("a", "a")]
+    proxies = {"loss": "pml:ProxyAnchorLoss", "pairs": [["a", "a"]]}
+    arcs = {"loss": "pml:SubCenterArcFaceLoss", "weight": 0.1}
+    found["proxies"] = {"terms": [{"loss": "info_nce", "pairs": [["a", "b"]]}, proxies, arcs], "pairs": both}
+    sampled = {"loss": "pml:TripletMarginLoss", "triplets_per_anchor": 3, "margin": 1.0}
+    found["sampled triplets"] = {"terms": [sampled, {"loss": "pml:MultiSimilarityLoss", "miner": "pml:MultiSimilarityMiner"}]}
     found["three pairs"] = {"terms": [{"loss": "info_nce"}, {"loss": "triplet", "pairs": [["a", "c"]]}], "pairs": PAIRS}
     return found
 
@@ -141,7 +161,9 @@ def cases():
 def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropout=0.0, norm=False, shard=False, **options):
     """Two steps without an update; {"losses": [2], "norms": [2], "gradients": [one a parameter, NaN for none], ...}."""
     model = Toy(dropout, norm).train(bool(dropout or norm))
-    objective = build_objective(terms, list(pairs), dim=DIM, teachers={"t": teacher()}, processes=processes, **options)
+    objective = build_objective(
+        terms, list(pairs), dim=DIM, teachers={"t": teacher()}, processes=processes, data=ClassData(), **options
+    )
     parameters = [*model.parameters(), *objective.parameters()]
     rows = [len(p) if p.ndim else 1 for p in parameters]
     sharded = ShardedBlocks(model, processes, shard)

@@ -35,7 +35,7 @@ class BatchPlan:
     def __init__(self, data: WeightedConcat, usable: np.ndarray, batch_size: int, seed: int, block: AnyPlan) -> None:
         self.data, self.usable, self.batch_size, self.seed = data, usable, batch_size, seed
         self.name, self.options = block.plan, block.options
-        self.values = RowValues(data)
+        self.values = RowValues(data, KEY)
         self.function: PlanFunction = plugins.resolve(PLANS, block.plan, "batch plan", key=KEY)
         _check_options(self.name, self.function, self.options)
 

@@ -12,10 +12,13 @@ from mmtune.errors import DataError
 
 
 class RowValues:
-    """Metadata columns of all rows as arrays. Every column is read once."""
+    """Metadata columns of all rows as arrays. Every column is read once.
 
-    def __init__(self, data: WeightedConcat) -> None:
-        self.data = data
+    key: the recipe key that names the columns, for messages
+    """
+
+    def __init__(self, data: WeightedConcat, key: str) -> None:
+        self.data, self.key = data, key
         self._labels: dict[str, np.ndarray] = {"group": data.labels["group"]}
         self._numbers: dict[str, np.ndarray] = {}
 
@@ -36,7 +39,7 @@ class RowValues:
             values = self._column(column)
             for i, v in enumerate(values):
                 if isinstance(v, bool) or not (v in (None, "") or isinstance(v, int | float)):
-                    raise DataError(f"data.batches: column {column!r} of row {self.data.ids[i]!r} is {v!r}, not a number")
+                    raise DataError(f"{self.key}: column {column!r} of row {self.data.ids[i]!r} is {v!r}, not a number")
             self._numbers[column] = np.array([v or 0.0 for v in values], np.float64)
         return self._numbers[column]
 
@@ -49,7 +52,7 @@ class RowValues:
         try:
             return self.data.column(name)
         except DataError as e:
-            raise DataError(f"data.batches: {e}") from None
+            raise DataError(f"{self.key}: {e}") from None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import TypeAlias, TypedDict
 import torch
 from torch import Tensor, nn
 
+from mmtune.errors import ModelError
+
 TensorOfParameter: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps (parameter, tensor that belongs to it) to this tensor in another form, sharded or gathered."""
 
@@ -23,7 +25,7 @@ class EmaState(TypedDict):
 
 
 class EmaL2SP:
-    """Weight EMA (Polyak & Juditsky 1992) and L2-SP (arXiv 1802.01483) of the trainable parameters.
+    """Weight EMA (Polyak & Juditsky 1992) and L2-SP (arXiv 1802.01483) of the model's trainable parameters.
 
     ema_decay: d in mean = d * mean + (1 - d) * weights, computed after each step; None: no EMA. d is limited to
         (1 + step) / (10 + step), so that the initial weights do not dominate the mean of a short run
@@ -76,6 +78,10 @@ class EmaL2SP:
     def load_state_dict(self, state: EmaState, shard: TensorOfParameter = lambda p, mean: mean) -> None:
         """Restore the state. shard: converts a saved mean to the form that the parameter has now."""
         mean = state["mean"]
-        assert len(mean) == len(self.mean)
+        if len(mean) != len(self.mean):
+            raise ModelError(
+                f"the checkpoint has the EMA of {len(mean)} parameters, this version of mmtune averages {len(self.mean)} (not those of "
+                "losses): finish this run with the version that started it, or start it again"
+            )
         self.mean = [shard(p, saved).to(p.device, copy=True) for p, saved in zip(self.parameters, mean, strict=False)]
         self.steps = state["steps"]
