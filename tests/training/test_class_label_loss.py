@@ -83,9 +83,9 @@ def test_proxies_are_not_pulled_back_to_where_they_started(root, tmp_path):
     for l2 in (0.0, 1000.0):
         mmtune.train(recipe(root, tmp_path / f"l2-{l2}", [{**PROXIES, "proxy_lr": 0.1}], l2_start=l2, epochs=1), quiet=True)
         runs[l2] = state(tmp_path / f"l2-{l2}")["objective"]["class_losses.1.loss.proxies"]
-    # from the same start to nearly the same end; with L2-SP every step would take them back to their start, lr x l2_start = 1
-    assert float((runs[0.0] - runs[1000.0]).abs().mean()) < 0.05
-    assert float((runs[0.0] - build_start(root)).abs().mean()) > 0.1
+    # with L2-SP on proxies, every step would take them back to their start (lr x l2_start = 1): half of the movement and more
+    moved = float((runs[0.0] - build_start(root)).abs().mean())
+    assert moved > 0.1 and float((runs[0.0] - runs[1000.0]).abs().mean()) < moved / 2
 
 
 def build_start(root):
