@@ -93,6 +93,7 @@ class Backbone:
     use_cpu_kernels: whether `cpu_fast` may replace layers of `module`
     prompts: the checkpoint's own prompt templates, {text modality: {role: templates}} (see `mmtune.model.prompts`)
     first_token_encoders: encoders in `module` of whose last block the towers use only the first token's output
+    files_of_format_1: returns the files that fingerprints of the format mm1 were computed from; None means `files`
     """
 
     family: str
@@ -105,6 +106,7 @@ class Backbone:
     info: dict[str, object] = field(default_factory=dict)
     use_cpu_kernels: bool = False
     first_token_encoders: "list[nn.Module]" = field(default_factory=list)
+    files_of_format_1: Callable[[], dict[str, bytes]] | None = None
     prompts: "Prompts" = field(default_factory=dict)
 
 

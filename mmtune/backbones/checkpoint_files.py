@@ -67,6 +67,32 @@ def refuse_custom_code(directory: Path, family: str) -> None:
                 )
 
 
+SOURCE_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.tiktoken",
+)
+"""Files of a transformers checkpoint that configuration, preprocessing and tokenizer are read from."""
+VOCABULARY_FILES = ("vocab*.json", "vocab*.txt", "merges.txt", "bpe.codes", "dict*.txt")
+"""Files that a tokenizer is read from only if there is no tokenizer.json."""
+
+
+def read_source_files(directory: Path) -> dict[str, bytes]:
+    """Read the configuration, preprocessing and tokenizer files of a transformers checkpoint as they are.
+
+    They are stored with a model unchanged: what transformers would write differs between its versions.
+    """
+    patterns = SOURCE_FILES if (directory / "tokenizer.json").is_file() else (*SOURCE_FILES, *VOCABULARY_FILES)
+    paths = {p for pattern in patterns for p in directory.glob(pattern) if p.is_file()}
+    return {p.name: p.read_bytes() for p in sorted(paths)}
+
+
 class _Saveable(Protocol):
     def save_pretrained(self, save_directory: str, /) -> object: ...
 
@@ -74,7 +100,7 @@ class _Saveable(Protocol):
 def read_saved_files(*objects: _Saveable) -> dict[str, bytes]:
     """Return the files that `save_pretrained` writes for each of `objects` (a configuration, processor or tokenizer).
 
-    Keys that depend on the version or on the location of the checkpoint are removed from the JSON files, so that equal
+    Fingerprints of the format mm1 depend on them. Keys that depend on the version or on the location of the checkpoint are removed from the JSON files, so that equal
     checkpoints give equal files.
     """
     with tempfile.TemporaryDirectory() as tmp:

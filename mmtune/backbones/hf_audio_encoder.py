@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmtune.backbones import Backbone, Tower
-from mmtune.backbones.checkpoint_files import Untyped, read_saved_files
+from mmtune.backbones.checkpoint_files import Untyped, read_source_files
 from mmtune.backbones.hf_weights import attention_setter, build
 from mmtune.backbones.sound_windows import collate_windows, segments_of, window_starts
 from mmtune.backbones.token_pooling import pool
@@ -127,7 +127,7 @@ def load_audio_encoder(directory: Path, config: "PretrainedConfig", load_weights
     module = _module(directory, config, load_weights)
     waveform = kind not in ("whisper", "audio-spectrogram-transformer")
     preprocess = WaveformPreprocess(extractor, _receptive_field(config)) if waveform else SpectrogramPreprocess(extractor, kind)
-    files = read_saved_files(config, extractor) | {SETTINGS: (json.dumps({"pooling": mode}) + "\n").encode()}
+    files = read_source_files(directory) | {SETTINGS: (json.dumps({"pooling": mode}) + "\n").encode()}
     dim = int(config.hidden_size)
     encode = {"whisper": _encode_whisper, "audio-spectrogram-transformer": _encode_ast}.get(kind, _encode_waveform)
     return Backbone(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmtune.backbones import Backbone, LogitScale, Preprocess, Tower
-from mmtune.backbones.checkpoint_files import Untyped, read_saved_files
+from mmtune.backbones.checkpoint_files import Untyped, read_saved_files, read_source_files
 from mmtune.backbones.hf_audio_preprocess import ClapPreprocess
 from mmtune.backbones.hf_dual_encoder_table import DUAL_ENCODERS
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
@@ -72,11 +72,12 @@ def load_dual_encoder(directory: Path, config: "PretrainedConfig", load_weights:
         module,
         towers,
         _logit_scales(module, f"{other}->{text}", f"{text}->{other}"),
-        read_saved_files(config, processor),
+        read_source_files(directory),
         free_tower,
         attention_setter(module),
         use_cpu_kernels=True,
         first_token_encoders=[getattr(module, names.first_token_encoder)] if names.first_token_encoder else [],
+        files_of_format_1=lambda: read_saved_files(config, processor),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmtune.backbones import Backbone, Tower
-from mmtune.backbones.checkpoint_files import Untyped, read_saved_files
+from mmtune.backbones.checkpoint_files import Untyped, read_source_files
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
 from mmtune.backbones.hf_weights import attention_setter, build
 from mmtune.errors import ModelError
@@ -56,7 +56,7 @@ def load_image_encoder(directory: Path, config: "PretrainedConfig", load_weights
         return hidden[:, 0] if mode == "cls" else hidden[:, _prefix(module.config, inputs["pixel_values"], hidden) :].mean(1)
 
     settings = {"pooling": mode, "removed": getattr(module, "pooler", module) is None}
-    files = read_saved_files(config, processor) | {SETTINGS: (json.dumps(settings, sort_keys=True) + "\n").encode()}
+    files = read_source_files(directory) | {SETTINGS: (json.dumps(settings, sort_keys=True) + "\n").encode()}
     return Backbone(
         "hf",
         module,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from mmtune.backbones import Backbone, Tower
-from mmtune.backbones.checkpoint_files import read_saved_files
+from mmtune.backbones.checkpoint_files import read_saved_files, read_source_files
 from mmtune.backbones.hf_text_module import is_decoder, load_text_module
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
 from mmtune.backbones.hf_weights import attention_setter
@@ -56,7 +56,7 @@ def load_text_encoder(directory: Path, config: "PretrainedConfig", load_weights:
     def encode(inputs: dict[str, Tensor]) -> Tensor:
         return pool(text.module(**inputs).last_hidden_state, inputs["attention_mask"], modes)
 
-    files = read_saved_files(config, text.tokenizer) | settings.files
+    files = read_source_files(directory) | settings.files
     if getattr(text.module, "pooler", text) is None:
         files[DROPPED] = b'["pooler"]\n'
     return Backbone(
@@ -67,6 +67,7 @@ def load_text_encoder(directory: Path, config: "PretrainedConfig", load_weights:
         files,
         select_attention=attention_setter(text.module),
         use_cpu_kernels=True,
+        files_of_format_1=lambda: read_saved_files(config, text.tokenizer) | settings.files,
         info={"pooling": "+".join(modes)},
     )
 

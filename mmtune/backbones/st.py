@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmtune import backbones
 from mmtune.backbones import Backbone, Tower
-from mmtune.backbones.checkpoint_files import read_saved_files, refuse_custom_code, require_file
+from mmtune.backbones.checkpoint_files import read_source_files, refuse_custom_code, require_file
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_module import TextModule, load_text_module, lower_cased
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
@@ -121,6 +121,7 @@ def rebuild(directory: Path) -> Backbone:
     refuse_custom_code(directory, "st")
     steps = json.loads((directory / STEPS).read_text())
     text = load_text_module(directory, "st", load_weights=False, unused=("pooler",))
+    _set_limit_and_case(text, steps["max_length"], steps.get("lower_case", False))
     after = {s["name"]: _module(s["kind"], s["config"], str(directory)) for s in steps["modules"]}
     files = backbones.read_files(directory)
     return _backbone(SentenceEncoder(text.module, steps["pooling"], after), text, steps["max_length"], files)
@@ -149,10 +150,7 @@ def _check_kinds(directory: Path, modules: list[StModule]) -> None:
 def _text_encoder(directory: Path, modules: list[StModule]) -> Backbone:
     settings = read_transformer_settings(directory, modules[0].path)
     text = load_text_module(directory / modules[0].path, "st", load_weights=True, unused=("pooler",))
-    if settings.max_length is not None:
-        text.tokenizer.model_max_length = settings.max_length
-    if settings.lower_case:
-        lower_cased(text.tokenizer)
+    _set_limit_and_case(text, settings.max_length, settings.lower_case)
     pooling = read_modes(read_json(directory, f"{modules[1].path}/config.json", dict), f"st:{directory}: {modules[1].path}")
     steps, after = [], {}
     for number, entry in enumerate(modules[2:], 2):
@@ -163,13 +161,21 @@ def _text_encoder(directory: Path, modules: list[StModule]) -> Backbone:
         name = f"{entry.kind.lower()}_{number}"
         steps.append({"name": name, "kind": entry.kind, "config": config})
         after[name] = module
-    document = {"pooling": pooling, "max_length": settings.max_length, "modules": steps}
-    files = read_saved_files(text.config, text.tokenizer)
+    document = {"pooling": pooling, "max_length": settings.max_length, "lower_case": settings.lower_case, "modules": steps}
+    files = read_source_files(directory / modules[0].path)
     files[STEPS] = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
     backbone = _backbone(SentenceEncoder(text.module, pooling, after), text, settings.max_length, files)
     if prompts := read_prompts(directory):
         backbone.prompts = {"text": prompts}
     return backbone
+
+
+def _set_limit_and_case(text: TextModule, max_length: int | None, lower_case: bool) -> None:
+    """Change the tokenizer as sentence-transformers does: its token limit, and whether it lower-cases texts."""
+    if max_length is not None:
+        text.tokenizer.model_max_length = max_length
+    if lower_case:
+        lower_cased(text.tokenizer)
 
 
 def _settings_of(directory: Path, entry: StModule) -> JsonObject:

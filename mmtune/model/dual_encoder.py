@@ -17,7 +17,7 @@ from mmtune.backbones import Backbone, LogitScale, Tower
 from mmtune.contracts import JsonObject, Pair, direction
 from mmtune.errors import ModelError, RecipeError
 from mmtune.model.encode import encode_values, infer_modality
-from mmtune.model.fingerprint import fingerprint
+from mmtune.model.fingerprint import FORMAT, fingerprint
 from mmtune.model.heads import HeadKind, build_head, linear_layer
 from mmtune.model.layout import BackboneEntry, Layout, Settings
 from mmtune.model.similarity import cosine_similarity
@@ -62,6 +62,7 @@ class Model(nn.Module):
         self.width = dim
         self.settings = Settings()
         self.info: JsonObject = {}
+        self.fingerprint_format = FORMAT  # an artifact keeps the format that it was saved with
         self._fingerprint: str | None = None
         # tensors in the cached fingerprint, and the sum of their version counters, which torch increases at each write
         self._fingerprint_state: tuple[list[Tensor], int] = ([], 0)
@@ -341,9 +342,20 @@ class Model(nn.Module):
         """
         tensors, writes = self._fingerprint_state
         if self._fingerprint is None or self.training or sum(t._version for t in tensors) != writes:
-            self.set_fingerprint(fingerprint(self.state_dict().items(), self.files(), self.layout()))
+            self.set_fingerprint(fingerprint(self.state_dict().items(), self.files(), self.layout(), self.fingerprint_format))
         assert self._fingerprint is not None
         return self._fingerprint
+
+    def fingerprint_in_format(self, number: int) -> str:
+        """Compute the fingerprint in another format, for comparison with one that an earlier version has stored."""
+        if number == self.fingerprint_format:
+            return self.fingerprint
+        files = {
+            f"{i}/{name}": data
+            for i, (b, _) in enumerate(self.backbones)
+            for name, data in (b.files_of_format_1() if number == 1 and b.files_of_format_1 else b.files).items()
+        }
+        return fingerprint(self.state_dict().items(), files, self.layout(), number)
 
     def set_fingerprint(self, value: str) -> None:
         """Cache a fingerprint that was computed from the current weights, e.g. while they were read from a file."""

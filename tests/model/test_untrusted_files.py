@@ -35,7 +35,7 @@ def test_the_family_in_a_manifest_is_never_imported(folder_with_code):
     manifest = folder_with_code / "a" / "mmtune.json"
     edit(manifest, lambda d: d["layout"]["parts"][0].update(family="evil_module"))
     with pytest.raises(
-        ModelError, match="the fingerprint of its content is mm1-.*, but the manifest has"
+        ModelError, match="the fingerprint of its content is mm2-.*, but the manifest has"
     ):  # before the family is looked at
         mmtune.load("a")
     layout = Layout.from_json(json.loads(manifest.read_text())["layout"])
@@ -118,13 +118,22 @@ def test_files_that_an_operating_system_leaves_do_no_harm(tmp_path):
 
 
 def test_an_artifact_of_an_earlier_version_loads_with_its_fingerprint(tmp_path):
-    """Without hashes of files, and with the key `windows` for today's `window_pooling`."""
+    """Without hashes of files, with a fingerprint of format 1, and with the key `windows` for today's `window_pooling`."""
     model = mmtune.load("tiny:all")
     model.set_window_pooling({"audio": "max"})
-    assert model.fingerprint == "mm1-acfffa988ca2e90da32fd0cae222d441"  # as before the key was renamed
+    old = "mm1-acfffa988ca2e90da32fd0cae222d441"  # as that version computed it
+    assert model.fingerprint_in_format(1) == old != model.fingerprint
     save(model, tmp_path / "a")
     manifest = tmp_path / "a" / "mmtune.json"
     assert json.loads(manifest.read_text())["layout"]["settings"] == {"window_pooling": {"audio": "max"}}
     edit(manifest, lambda d: (d.pop("files"), d["layout"].update(settings={"windows": {"audio": "max"}})))
+    with pytest.raises(ModelError, match="the hashes of the files are missing"):
+        mmtune.load(tmp_path / "a")
+    edit(manifest, lambda d: d.update(fingerprint=old))
     again = mmtune.load(tmp_path / "a")
-    assert again.window_pooling == {"audio": "max"} and again.fingerprint == model.fingerprint
+    assert again.window_pooling == {"audio": "max"} and again.fingerprint == old
+    assert again.truncated(8).fingerprint.startswith("mm1-")  # what was stored beside it stays comparable
+    assert save(again, tmp_path / "b") == old == mmtune.load(tmp_path / "b").fingerprint
+    edit(manifest, lambda d: d.update(fingerprint="mm9-" + "0" * 32))
+    with pytest.raises(ModelError, match="a format that this mmtune does not know; update mmtune"):
+        mmtune.load(tmp_path / "a")

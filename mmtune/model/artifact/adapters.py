@@ -9,6 +9,7 @@ import torch
 from mmtune.errors import ModelError
 from mmtune.model.artifact.low_rank import LowRankDelta, round_to_4bit
 from mmtune.model.dual_encoder import Model
+from mmtune.model.fingerprint import format_of
 from mmtune.model.heads import HeadKind
 from mmtune.model.layout import Settings, read_settings
 from mmtune.runtime.files import read_json
@@ -75,10 +76,11 @@ def merge(directory: Path, manifest: AdaptersManifest, model: Model) -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if model.fingerprint != manifest.base_fingerprint:
+    actual = model.fingerprint_in_format(format_of(manifest.base_fingerprint))
+    if actual != manifest.base_fingerprint:
         raise ModelError(
             f"{directory}: these adapters were trained on {manifest.base} (fingerprint {manifest.base_fingerprint}) and cannot "
-            f"be merged into a model with fingerprint {model.fingerprint}"
+            f"be merged into a model with fingerprint {actual}"
         )
     try:
         tensors = load_file(directory / WEIGHTS)

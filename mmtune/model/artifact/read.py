@@ -11,7 +11,7 @@ from mmtune.backbones.cpu_fast import CpuKernels
 from mmtune.errors import ModelError
 from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest, is_system_file, read_manifest
 from mmtune.model.dual_encoder import Model
-from mmtune.model.fingerprint import fingerprint
+from mmtune.model.fingerprint import fingerprint, format_of
 from mmtune.model.layout import BackboneEntry
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
         raise ModelError(f"{directory}: the weights are missing: no {WEIGHTS}")
     files = _files(directory, manifest)
     try:
-        actual = fingerprint(_weights(directory / WEIGHTS), files, manifest.layout)
+        actual = fingerprint(_weights(directory / WEIGHTS), files, manifest.layout, format_of(manifest.fingerprint))
     except (SafetensorError, OSError) as e:
         raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
     if actual != manifest.fingerprint:
@@ -45,7 +45,7 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
     built = [(_backbone(directory, i, entry, files, cpu_kernels), entry.modalities) for i, entry in enumerate(layout.backbones)]
     model = Model(built, layout.dim, layout.heads, head_kinds=layout.head_kinds)
     model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in layout.added_logit_scales)])
-    model.settings = layout.settings
+    model.settings, model.fingerprint_format = layout.settings, format_of(manifest.fingerprint)
     try:
         load_model(model, str(directory / WEIGHTS), strict=True)
     except (SafetensorError, RuntimeError) as e:
@@ -66,6 +66,8 @@ def _files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
         if not folder.is_dir():
             raise ModelError(f"{directory}: the preprocessing is missing: no {PARTS}/{i}")
         files |= {f"{i}/{name}": data for name, data in backbones.read_files(folder).items() if not is_system_file(name)}
+    if not manifest.files and format_of(manifest.fingerprint) > 1:
+        raise ModelError(f"{directory / MANIFEST}: the hashes of the files are missing; restore it, or save the model again")
     if manifest.files:
         stray = sorted(files.keys() - manifest.files.keys())
         missing = sorted(manifest.files.keys() - files.keys())
@@ -115,6 +117,7 @@ def _backbone(directory: Path, number: int, entry: BackboneEntry, files: dict[st
         raise ModelError(f"{folder}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
     # another version of transformers may save other files than it loaded; the fingerprint was computed from the stored ones
     backbone.files = {n.partition("/")[2]: data for n, data in files.items() if n.startswith(f"{number}/")}
+    backbone.files_of_format_1 = None
     if missing := set(entry.modalities) - set(backbone.towers):
         raise ModelError(f"{directory / MANIFEST}: {PARTS}/{number} ({entry.family}) has no {missing.pop()} tower")
     for unused in set(backbone.towers) - set(entry.modalities):
