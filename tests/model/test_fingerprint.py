@@ -54,6 +54,8 @@ def as_other_versions_write_it(files):
                 alone.pop("rescale_factor", None)  # a default that earlier versions did not write
                 old = {"data_format": "channels_first", "processor_class": "P", "device": None}
                 other["preprocessor_config.json"] = json.dumps(alone | old, indent=7).encode()
+    elif "preprocessor_config.json" in files:
+        other["processor_config.json"] = json.dumps({"image_processor": json.loads(files["preprocessor_config.json"])}).encode()
     tokenizer = json.loads(files["tokenizer.json"])
     tokenizer |= {"truncation": {"max_length": 5}, "padding": {"strategy": "BatchLongest"}}
     if "merges" in tokenizer["model"]:
