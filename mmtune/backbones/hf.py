@@ -55,7 +55,9 @@ def load(checkpoint: str) -> Backbone:
         require_file(directory, TOKENIZER_FILES, "tokenizer", "hf")
     try:
         return _backbone(directory, load_weights=True, options=options)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
+    except ModelError:
+        raise
+    except Exception as e:  # transformers raises many unrelated types, and tokenizers a plain Exception
         raise ModelError(f"hf:{checkpoint}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
 
 

@@ -113,7 +113,9 @@ def _backbone(directory: Path, number: int, entry: BackboneEntry, files: dict[st
     folder = directory / PARTS / str(number)
     try:
         backbone = backbones.rebuild(entry.family, folder, cpu_kernels)
-    except (OSError, ValueError, KeyError) as e:
+    except ModelError:
+        raise
+    except Exception as e:  # the upstream libraries raise many unrelated types
         raise ModelError(f"{folder}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
     # another version of transformers may save other files than it loaded; the fingerprint was computed from the stored ones
     backbone.files = {n.partition("/")[2]: data for n, data in files.items() if n.startswith(f"{number}/")}
