@@ -85,11 +85,9 @@ def run_recipe(
     embed = _keep_features(tuned, inputs, quiet)
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
-    batches = plan_batches(inputs.data, inputs.usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
-    if not quiet:
-        for line in [*batches.notes, *objective.class_losses.notes]:
-            print(line, file=sys.stderr)
     given = load_given(inputs.data, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
+    usable = inputs.usable & ~given.only_negatives(inputs.data) if given else inputs.usable
+    batches = plan_batches(inputs.data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
     mined = recipe.mining is not None or bool(given and given.pairs)
     check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=mined)
     rounds = None
@@ -167,7 +165,12 @@ def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: P
 
 def _print_unused(objective: Objective, inputs: TrainingInputs, given: GivenNegatives | None, batches: BatchPlan) -> None:
     """Print how many given negatives are used, and what of the data the objective does not use."""
-    lines = [*batches.notes, *unused_scores(objective, inputs.data), *few_positives(objective, inputs.data, batches(0))]
+    lines = [
+        *batches.notes,
+        *objective.class_losses.notes,
+        *unused_scores(objective, inputs.data),
+        *few_positives(objective, inputs.data, batches(0)),
+    ]
     if given is not None:
         lines += [*given.lines(), *unused_negatives(objective, given.counts)]
     print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
 from mmtune.evaluation.matryoshka_dims import evaluate_dims, trained_dims
-from mmtune.evaluation.model_and_data import as_data, as_model
+from mmtune.evaluation.model_and_data import as_data, as_model, warn_unused_judgments
 from mmtune.evaluation.result import Result
 from mmtune.evaluation.slices import Slices, metadata_slices, slice_direction
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, check_options, evaluate_task
@@ -149,6 +149,8 @@ def evaluate(
     check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling})
     loaded, rows = as_model(model, dim), as_data(data, skip_bad)
     if task == RETRIEVAL:
+        if qrels is None:
+            warn_unused_judgments(rows)
         parts, judged = metadata_slices(rows, slices), qrels_for(qrels, rows.ids)
         names = [m for m in rows.modalities if m in loaded.towers and m in (modalities or rows.modalities)]
         identities = {m: row_identity(rows, m) for m in names}

@@ -1,7 +1,11 @@
 """Load a model or open a dataset that may be given by name or as an object."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mmtune.data.shards.locate import JUDGMENTS
+from mmtune.errors import DataWarning
 
 if TYPE_CHECKING:
     from mmtune.data.in_memory import DataLike
@@ -22,3 +26,14 @@ def as_data(data: "DataLike", skip_bad: bool = False) -> "Data":
     from mmtune.data.skip_bad import open_rows_to_encode
 
     return open_rows_to_encode(data, skip_bad=skip_bad)
+
+
+def warn_unused_judgments(data: "Data") -> None:
+    """Issue a DataWarning if graded judgments lie beside the shards, which an evaluation without `qrels` does not use."""
+    for folder in dict.fromkeys(Path(s.path).parent for s in data.shards):
+        if (path := folder / JUDGMENTS).exists():
+            warnings.warn(
+                f"{path}: the scores that were packed are not used, every row's own pair counts as relevant; give qrels={path}",
+                DataWarning,
+                stacklevel=3,
+            )

@@ -74,6 +74,15 @@ class GivenNegatives:
         """The pairs as negative verdicts, which mining trusts more than its guards. ids: the row ids of the data."""
         return [Verdict(ids[q], ids[n], False, name) for name, rows in self.pairs.items() for q, n in rows.tolist()]
 
+    def only_negatives(self, data: "Data | WeightedConcat") -> np.ndarray:
+        """bool [N]: rows that are nothing but negatives: they have a single value and no group."""
+        negative = np.zeros(len(data), bool)
+        for rows in self.pairs.values():
+            negative[rows[:, 1]] = True
+        for rows in self.pairs.values():
+            negative[rows[:, 0]] = False
+        return negative & (data.labels["group"] == 0) & (np.sum(list(data.present.values()), axis=0) == 1)
+
     def sha256(self) -> str:
         """Hash of the pairs, by which a resumed run notices other negatives."""
         digest = hashlib.sha256()

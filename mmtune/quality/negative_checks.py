@@ -1,7 +1,5 @@
 """Checks of the explicit negatives of a dataset."""
 
-import numpy as np
-
 from mmtune.mining.given_negatives import GivenNegatives
 from mmtune.quality.findings import Finding, Split, finding
 
@@ -29,9 +27,5 @@ def without_negatives(split: Split, given: GivenNegatives | None) -> Split:
     """The split without rows that are only negatives: they have a single value and no group, which is no problem."""
     if given is None or not given.pairs:
         return split
-    data = split.data
-    negative = np.zeros(len(data), bool)
-    negative[np.concatenate([pairs[:, 1] for pairs in given.pairs.values()])] = True
-    values = sum(present.astype(int) for present in data.present.values())
-    alone = negative & (data.labels["group"] == 0) & (values == 1)
-    return Split(split.name, data, [i for i in split.rows if not alone[i]])
+    alone = given.only_negatives(split.data)
+    return Split(split.name, split.data, [i for i in split.rows if not alone[i]])

@@ -268,3 +268,31 @@ def test_mining_keeps_given_negatives_out_of_the_guards(shop, tmp_path):
     result = mmtune.mine("tiny:clip", str(shop), tmp_path / "t.parquet", options | {"guards": options["guards"]}, quiet=True)
     mined = {(r["query_id"], r["negative_id"]) for r in pq.read_table(result.table).to_pylist() if r["verdict"] == "mined"}
     assert (("100", "101") in mined) and len(mined) == 9, "only the given ones pass a guard that drops everything"
+
+
+def test_text_triples_train_a_text_tower(tmp_path, capsys):
+    rows = [{"anchor": f"query {i}", "positive": f"answer {i}", "negative": f"wrong {i}"} for i in range(12)]
+    mmtune.pack(rows, tmp_path / "triples")
+    recipe = {
+        "model": "tiny:clip",
+        "data": {"train": str(tmp_path / "triples"), "batches": {"groups": 4, "rows": 2}},
+        "pairs": [["text", "text"]],
+        "train": {"epochs": 4, "batch_size": 8, "lr": 3e-3, "precision": "fp32"},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+
+    def margin(model):
+        """Mean over queries of cosine to the answer - cosine to the wrong answer."""
+        q, a, w = (mmtune.load(model).encode([r[c] for r in rows]) for c in ("anchor", "positive", "negative"))
+        return float(((q * a).sum(1) - (q * w).sum(1)).mean())
+
+    out = mmtune.train(recipe)
+    said = capsys.readouterr().err
+    assert "12 negatives used in text->text" in said and "have a positive" not in said
+    assert margin(out["artifact"]) > margin("tiny:clip") + 0.05
+    random = recipe | {"data": {"train": str(tmp_path / "triples")}, "run": {"dir": str(tmp_path / "random")}}
+    mmtune.train(random | {"train": {**recipe["train"], "epochs": 1, "batch_size": 4}})
+    assert (
+        "have a positive (a row of their group) in their batch; set data.batches={groups: 2, rows: 2}"
+        in capsys.readouterr().err
+    )
