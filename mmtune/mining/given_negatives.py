@@ -14,7 +14,8 @@ import numpy as np
 
 from mmtune.contracts import Pair, direction
 from mmtune.data.identity_labels import mix_labels
-from mmtune.data.shards.locate import NEGATIVES
+from mmtune.data.shards import shard_cache
+from mmtune.data.shards.locate import NEGATIVES, is_remote
 from mmtune.errors import DataError, TrainingError
 from mmtune.mining.batch_negatives import BatchNegatives
 from mmtune.mining.negatives_file import GivenPair, read_negatives
@@ -94,8 +95,24 @@ class GivenNegatives:
 def files_beside(data: "Data | WeightedConcat") -> list[tuple[Path, int]]:
     """Find the negatives.parquet files beside the shards: [(file, number of the training set)]."""
     sets: Sequence[Data] = getattr(data, "sets", [data])
-    folders = {(Path(s.path).parent, n): None for n, of_set in enumerate(sets) for s in of_set.shards}
-    return [(folder / NEGATIVES, n) for folder, n in folders if (folder / NEGATIVES).exists()]
+    folders = {(s.url.rpartition("/")[0], n): None for n, of_set in enumerate(sets) for s in of_set.shards}
+    found = [(_file_in(folder), n) for folder, n in folders]
+    return [(path, n) for path, n in found if path is not None]
+
+
+def _file_in(folder: str) -> Path | None:
+    """The file of negatives in a directory, or None if there is none; from a URL it is downloaded into the cache."""
+    if not is_remote(folder):
+        path = Path(folder.removeprefix("file://")) / NEGATIVES
+        return path if path.exists() else None
+    import fsspec
+
+    url = f"{folder}/{NEGATIVES}"
+    try:
+        fs, remote = fsspec.core.url_to_fs(url)
+        return Path(shard_cache.fetch(fs, url, remote, fs.info(remote))) if fs.exists(remote) else None
+    except (OSError, ValueError) as e:
+        raise DataError(f"{url}: cannot be read ({e})") from None
 
 
 def load_given(

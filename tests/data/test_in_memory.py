@@ -41,6 +41,7 @@ def forms(source, rows):
     return {
         "paths": each(str, lambda p: p),
         "bytes": each(lambda p: p.read_bytes(), lambda p: io.BytesIO(p.read_bytes())),
+        "files": each(lambda p: open(p, "rb"), lambda p: open(p, "rb")),
         "objects": each(PILImage.open, soundfile.read),
         "arrays": each(
             lambda p: np.asarray(PILImage.open(p)),
@@ -52,7 +53,7 @@ def forms(source, rows):
     }
 
 
-FORMS = ("paths", "bytes", "objects", "arrays", "frame", "table", "lists")
+FORMS = ("paths", "bytes", "files", "objects", "arrays", "frame", "table", "lists")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -82,6 +82,17 @@ def test_a_file_of_ones_own_with_integer_ids(shop, tmp_path, kind):
     assert f"; 1 name unknown rows ({path} row 2: '101', '999')" in given.lines()[0]
 
 
+def test_negatives_beside_remote_shards_are_found(shop):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in shop.iterdir():
+        if file.is_file():
+            memory.pipe(f"/negatives-shop/{file.name}", file.read_bytes())
+    here, there = load_given(concat(shop), pairs=PAIR), load_given(concat("memory://negatives-shop"), pairs=PAIR)
+    assert {k: v.tolist() for k, v in there.pairs.items()} == {k: v.tolist() for k, v in here.pairs.items()}
+
+
 def test_directions_that_are_not_trained_and_rows_that_lack_a_modality(shop, tmp_path):
     data = concat(shop)
     own = [("direction", "query_id", "negative_id"), ("image->image", 100, 101), ("text->image", 100, "100~negative_text")]

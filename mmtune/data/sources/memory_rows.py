@@ -7,6 +7,7 @@ as they are.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -111,6 +112,11 @@ def _cell(value: object) -> object:
         return None
     if isinstance(value, list):
         return [_cell(v) for v in value]
+    if hasattr(value, "read") and hasattr(value, "seek") and not isinstance(value, io.BytesIO):
+        start = value.tell()
+        data = value.read()
+        value.seek(start)  # the rows are read twice
+        return {"bytes": data, "path": None} if isinstance(data, bytes) else value
     if isinstance(value, Mapping) and {"bytes", "path"} & set(value) and "array" not in value:
         return dict(value)
     for name in modalities.names():
