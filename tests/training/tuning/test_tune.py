@@ -186,12 +186,15 @@ def test_stopped_and_resumed_is_bit_identical(root, tmp_path, how, monkeypatch):
 
 def test_stored_features_are_computed_once_and_validate_as_the_model(root, tmp_path, monkeypatch):
     calls, val = [], corpora.packed(root, 12, 1)
-    from mmtune.embedding.feature_cache import CachedTower
+    from mmtune.embedding import feature_cache
 
-    compute = CachedTower._compute
-    monkeypatch.setattr(
-        CachedTower, "_compute", lambda self, d, rows, where: calls.extend(rows) or compute(self, d, rows, where)
-    )
+    compute = feature_cache.tower_features
+
+    def counted(tower, preprocess, data, rows, *rest):
+        calls.extend(rows)
+        return compute(tower, preprocess, data, rows, *rest)
+
+    monkeypatch.setattr(feature_cache, "tower_features", counted)
     base = recipe(root, tmp_path / "run", "tiny:clip", tune="head", data={"val": val}, train={"epochs": 6})
     out = mmtune.train(base, quiet=True)
     assert len(calls) == 24 + 6 + 12  # pictures, words, and the pictures of the validation set; its words are known
