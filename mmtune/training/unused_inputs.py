@@ -54,7 +54,7 @@ def few_positives(objective: Objective, data: "WeightedConcat", batches: Sequenc
 
 def _uses(term: LossTerm, name: str, objective: Objective) -> bool:
     """Whether a term compares the queries of a direction with additional candidates."""
-    if term.family == "scored_pairs" or term.loss == "feature":
+    if term.family not in ("contrastive", "distillation") or term.loss == "feature":
         return False
     for a, b in [tuple(p) for p in term.pairs] if term.pairs else objective.pairs:
         forward, backward = direction(a, b), direction(b, a)

@@ -112,7 +112,7 @@ def _cell(value: object) -> object:
         return None
     if isinstance(value, list):
         return [_cell(v) for v in value]
-    if hasattr(value, "read") and hasattr(value, "seek") and not isinstance(value, io.BytesIO):
+    if hasattr(value, "read") and hasattr(value, "seek") and hasattr(value, "tell") and not isinstance(value, io.BytesIO):
         start = value.tell()
         data = value.read()
         value.seek(start)  # the rows are read twice
