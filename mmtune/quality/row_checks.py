@@ -121,7 +121,7 @@ def check_groups(split: Split) -> list[Finding]:
     median = float(np.median(list(count.values())))
     if most > IMBALANCE * median:
         message = f"{split.name}: the largest group has {most} rows, the median group {median:g}"
-        fix = "thin out the large groups, or use data.batches: spread"
+        fix = "thin out the large groups, or use data.batches: spread or {plan: balanced}"
         ids = [split.data.ids[i] for i in split.rows if split.data.groups[i] == largest]
         out.append(finding("imbalance", "warning", [largest], message, fix, ids=ids))
     return out
