@@ -23,11 +23,12 @@ from mmtune.training.head_initialisation import initialise_heads
 from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
 from mmtune.training.preflight import check_objective_data
+from mmtune.training.recipe_preflight import check_inputs, check_recipe, check_run_space, check_steps, teacher_modalities
 from mmtune.training.run_directory import claim_run_directory
 from mmtune.training.teacher_cache import build_teachers
 from mmtune.training.train_result import TrainResult
 from mmtune.training.training_inputs import TrainingInputs, build_loader, open_inputs
-from mmtune.training.tuning.lp_ft import head_stage
+from mmtune.training.tuning.lp_ft import head_stage, is_head_stage
 from mmtune.training.tuning.tune import TunedModel, tune
 from mmtune.training.tuning.tune_spec import parse_tune
 from mmtune.training.unused_inputs import few_positives, unused_negatives, unused_scores
@@ -74,8 +75,10 @@ def run_recipe(
     with processes.main_process_first():
         if processes.is_main_process:
             claim_run_directory(directory, recipe, resume)
+    check_recipe(recipe)
     inputs = open_inputs(recipe)
     context = CallbackContext(recipe, directory, inputs)
+    check_inputs(recipe, inputs)
     with processes.main_process_first():
         objective = _objective(recipe, inputs, quiet, processes)
     initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet)
@@ -85,9 +88,12 @@ def run_recipe(
     embed = _keep_features(tuned, inputs, quiet)
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
+    check_run_space(recipe, inputs)
     given = load_given(inputs.data, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
     usable = inputs.usable & ~given.only_negatives(inputs.data) if given else inputs.usable
     batches = plan_batches(inputs.data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
+    if not is_head_stage(recipe):
+        check_steps(recipe, -(-len(batches(0)) // recipe.train.gradient_accumulation_steps))
     mined = recipe.mining is not None or bool(given and given.pairs)
     check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=mined)
     rounds = None
@@ -156,7 +162,9 @@ def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: P
         dim=inputs.model.dim,
         matryoshka=recipe.matryoshka,
         memory=recipe.memory,
-        teachers=build_teachers(recipe.teachers, inputs.data, inputs.pairs, quiet=quiet),
+        teachers=build_teachers(
+            recipe.teachers, inputs.data, inputs.pairs, quiet=quiet, needed=teacher_modalities(recipe, inputs.pairs)
+        ),
         seed=recipe.train.seed,
         processes=processes,
         data=inputs.data,

@@ -170,6 +170,8 @@ class Audio(Modality):
         for key, value in (("mask_time", mask_time), ("mask_freq", mask_freq)):
             if not 0 <= value <= 1:
                 raise RecipeError(f"augment.audio.{key}: {value} is not a share from 0 to 1")
+        if gain_db < 0:
+            raise RecipeError(f"augment.audio.gain_db: {gain_db} is below 0")
         if masks < 1:
             raise RecipeError(f"augment.audio.masks: {masks} is not 1 or more")
         mask = MaskSpectrogram(mask_time, mask_freq, masks) if mask_time or mask_freq else None

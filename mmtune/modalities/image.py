@@ -210,6 +210,9 @@ class Image(Modality):
         for key, value in (("perspective", perspective), ("grey", grey), ("erase", erase)):
             if not 0 <= value <= 1:
                 raise RecipeError(f"augment.image.{key}: {value} is not a share from 0 to 1")
+        for key, value in (("rotate", rotate), ("color", color), ("blur", blur)):
+            if value < 0:
+                raise RecipeError(f"augment.image.{key}: {value} is below 0")
         further = FurtherAugmentation(trivial, perspective, blur, grey, erase)
         return ImageAugmentation(crop, flip, rotate, color, further)
 

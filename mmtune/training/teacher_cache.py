@@ -10,7 +10,7 @@ directory than DATA/teachers. They are not computed again for the same teacher a
 the part that it was computing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,15 +34,24 @@ if TYPE_CHECKING:
 _TEACHERS: TypeAdapter[dict[str, ModelTeacher | ScorerTeacher | ScoresTeacher]] = TypeAdapter(dict[str, RecipeTeacher])
 
 
-def build_teachers(config: object, data: "WeightedConcat", pairs: Sequence[Pair], *, quiet: bool = False) -> dict[str, Teacher]:
+def build_teachers(
+    config: object,
+    data: "WeightedConcat",
+    pairs: Sequence[Pair],
+    *,
+    quiet: bool = False,
+    needed: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, Teacher]:
     """Return the outputs of every teacher, in memory. `config` is a recipe's `teachers`, as parsed blocks or plain data.
+
+    needed: {teacher: {modality: recipe key of the term that needs it}}, checked before a teacher embeds anything
 
     Raises RecipeError, naming the key, for a teacher that cannot be used, and DataError, naming row or file, for bad outputs.
     """
     teachers: dict[str, Teacher] = {}
     for name, spec in check(_TEACHERS, config, "teachers").items():
         if isinstance(spec, ModelTeacher):
-            teachers[name] = _teacher_from_model(name, spec, data, pairs, quiet)
+            teachers[name] = _teacher_from_model(name, spec, data, pairs, quiet, (needed or {}).get(name, {}))
         elif isinstance(spec, ScorerTeacher):
             folder = teachers_folder(data.sets[0], spec.out, f"teachers.{name}")
             teachers[name] = teacher_from_scorer(name, spec, data, pairs, folder, quiet)
@@ -64,7 +73,7 @@ def teachers_folder(data: "Data", out: str | None, key: str) -> Path:
 
 
 def _teacher_from_model(
-    name: str, spec: ModelTeacher, data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool
+    name: str, spec: ModelTeacher, data: "WeightedConcat", pairs: Sequence[Pair], quiet: bool, needed: Mapping[str, str]
 ) -> TeacherVectors:
     """Embed the training rows with another dual encoder, store the embeddings, and read them."""
     from mmtune.embedding.parquet_parts import embed
@@ -79,6 +88,11 @@ def _teacher_from_model(
         raise RecipeError(
             f"teachers.{name}.model: {spec.model} has {', '.join(model.towers)}, none of the modalities that are trained here"
         )
+    for m, key in needed.items():
+        if m in data.modalities and m not in model.towers:
+            raise RecipeError(
+                f"{key}: {name!r} has no {m} tower, only {', '.join(model.towers)}; use another teacher or other pairs"
+            )
     fingerprint = model.fingerprint
     vectors: dict[str, list[np.ndarray]] = {m: [] for m in wanted}
     vector_of_row = {m: np.full(len(data), -1, np.int64) for m in wanted}

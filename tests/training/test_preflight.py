@@ -9,6 +9,7 @@ import mmtune
 from mmtune.cli import main
 from mmtune.data.pack.pack import pack
 from mmtune.errors import DataError, RecipeError, TrainingError
+from mmtune.training.recipe_preflight import check_disk_space, checkpoint_bytes
 from tests.support import corpora
 from tests.support.data_helpers import write_csv
 
@@ -125,3 +126,99 @@ def test_a_run_whose_recipe_lacks_newer_keys_is_resumed(root, rows):
     path.write_text(yaml.safe_dump(document))
     with pytest.raises(TrainingError, match="the run to resume has another value of train.lr"):
         mmtune.train(asked, resume=True, quiet=True)
+
+
+# --- everything that can be known before the first step ------------------------------------------------------------------
+
+KNOWN_BEFORE = [
+    (["train.metric=mapp"], "train.metric: no metric 'mapp'; there are: "),
+    (["train.metric=ndcg"], "train.metric: no metric 'ndcg'; write ndcg@K"),
+    (["gate={metric: nope}"], "gate.metric: no metric 'nope'"),
+    (["gate={direction: image->txt}"], "gate.direction: there is no direction 'image->txt'; did you mean 'image->text'?"),
+    (["train.patience=2"], "train.patience: early stopping needs a validation metric: set data.val"),
+    (["data.retention=OTHER"], "data.retention needs data.val"),
+    (["data.val=SOUNDS"], "data.val: SOUNDS has no row for the trained directions image->text, text->image; it has audio"),
+    (["data.val=OTHER", "data.retention=SOUNDS"], "data.retention: SOUNDS has no row for the trained directions"),
+    (["train.warmup=2"], "train.warmup: 2 steps of warm-up do not fit into a run of 2 steps"),
+    (["mining={rounds: 5}"], "mining.rounds: 5 rounds need as many epochs, each with its own negatives, but train.epochs is 1"),
+    (["mining={directions: [text->imag]}"], "'text->imag' does not exist; did you mean 'text->image'?"),
+    (
+        ["mining={per_direction: [{direction: imge->text}]}"],
+        "per_direction[0].direction: 'imge->text' is not mined here; did you",
+    ),
+    (["mining={directions: [image->text], per_direction: [{direction: text->image}]}"], "'text->image' is not mined here"),
+    (["mining={judgments: nowhere.jsonl}"], "mining.judgments: nowhere.jsonl"),
+    (["mining={sources: [neares]}"], "mining.sources: "),
+    (["mining={guards: {extra: [nope]}}"], "mining.guards.extra: "),
+    (["mining={sources: [siblings], siblings: {same: [brand]}}"], "mining.siblings.same: OWN: no row has a column 'brand'"),
+    (["mining={sources: [siblings], siblings: {same: [shade], other: mark}}"], "mining.siblings.other: OWN: no row has a"),
+    (["mining={table: nowhere.parquet}"], "mining.table: nowhere.parquet: no such negatives table"),
+    (["mining={table: TABLE}"], "mining.table: TABLE: no column 'direction'"),
+    (["mining={verifier: nope}"], "verifier nope: "),
+    (["augment={image: {crop: 2}}"], "augment.image.crop: 2"),
+    (["augment={image: {flip: maybe}}"], "augment.image.flip: "),
+    (["augment={image: {erase: 3}}"], "augment.image.erase: 3"),
+    (["augment={image: {blur: -1}}"], "augment.image.blur: -1"),
+    (["augment={image: {color: -0.5}}"], "augment.image.color: -0.5"),
+    (["augment={image: {rotate: -3}}"], "augment.image.rotate: -3"),
+    (["augment={audio: {shift: true}}"], "augment.audio: audio is not trained here"),
+    (["objective=[{loss: kl, teacher: big}]"], "objective[0].teacher: there is no teacher 'big'; the recipe has no `teachers`"),
+    (
+        ["objective=[{loss: info_nce, guide: bgi}]", "teachers={big: {model: tiny:clip}}"],
+        "no teacher 'bgi'; did you mean 'big'?",
+    ),
+    (
+        ["objective=[{loss: info_nce, guide: big}]", "teachers={big: {model: tiny:clap}}"],
+        "objective[0].guide: 'big' has no image",
+    ),
+    (["objective=[{loss: feature, teacher: big}]", "teachers={big: {model: tiny:clap}}"], "objective[0].teacher: 'big' has no"),
+    (["objective=[{loss: info_nce, weights: grade}]"], "objective[0].weights: OWN: no row has a column 'grade'"),
+    (["objective=[{loss: info_nce, directions: foward}]"], "objective[0].directions: 'foward'; did you mean 'forward'?"),
+    (["objective=[{loss: info_nce, pairs: [[text, image]]}]"], "objective[0].pairs: ['text', 'image'] is not among"),
+    (["matryoshka={dims: [100000]}"], "matryoshka.dims: [100000] must be between 1 and the model's dimension"),
+    (["tune={imge: full, text: full}"], "tune.imge: "),
+]
+
+
+def test_the_disk_needs_room_for_checkpoints_and_artifact(root, rows):
+    """The estimate is at least what a run leaves behind, at most twice that; a disk with less is refused before step 1."""
+    data, run = packed(root, rows, "disk"), root / "disk-run"
+    keys = recipe(root, data, run={"dir": str(run)}) | {"data": {"train": data, "val": packed(root, rows[12:], "dv")}}
+    keys["data"]["allow_trained"] = True
+    mmtune.train(keys | {"train": {"epochs": 4, "batch_size": 8, "precision": "fp32", "ema": 0.9}}, quiet=True)
+    left = sum(p.stat().st_size for p in run.rglob("*") if p.suffix in (".pt", ".safetensors"))
+    model = mmtune.load("tiny:clip")
+    needed = checkpoint_bytes(sum(p.numel() for p in model.parameters()), 0, keep=3, ema=True, validated=True)
+    assert left < needed < 2 * left
+    check_disk_space(root / "not" / "there" / "yet", 1)
+    with pytest.raises(TrainingError, match=r"run.dir: .* needs about 1e\+09 GB .* free some"):
+        check_disk_space(root, 10**18)
+
+
+@pytest.fixture(scope="module")
+def places(root, rows):
+    """{word in KNOWN_BEFORE: path}"""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"query_id": ["a"]}), root / "table.parquet")
+    sounds = corpora.source(root / "sounds-src", 6, 3, ("audio",))
+    pack(sounds, root / "sounds")
+    pack(corpora.source(root / "other-src", 8, 4, ("image", "text")), root / "other")
+    own = {"OWN": packed(root, rows, "known"), "TABLE": str(root / "table.parquet")}
+    return own | {"SOUNDS": str(root / "sounds"), "OTHER": str(root / "other")}
+
+
+@pytest.mark.parametrize("keys,says", KNOWN_BEFORE, ids=[" ".join(keys) for keys, _ in KNOWN_BEFORE])
+def test_what_can_be_known_before_the_first_step_is_one_line(root, tmp_path, places, capsys, keys, says):
+    def with_paths(text):
+        for word, place in places.items():
+            text = text.replace(word, place)
+        return text
+
+    path, run = tmp_path / "before.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(recipe(root, places["OWN"])))
+    assert main(["train", str(path), "--quiet", f"run.dir={run}", *map(with_paths, keys)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mmtune train: ") and err.count("\n") == 1 and with_paths(says) in err, err
+    assert not (run / "checkpoints").exists() and not (run / "metrics.jsonl").exists()

@@ -59,6 +59,11 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
     )
 
 
+def is_head_stage(recipe: Recipe) -> bool:
+    """Whether `recipe` is one that `head_stage` returned."""
+    return Path(recipe.run.dir).name == DIRECTORY
+
+
 @torch.no_grad()
 def copy_heads(model: "Model", trained: "Model") -> None:
     """Copy heads and logit scales from `trained`, the model of the first stage, to `model`, which has the same structure."""

@@ -1,0 +1,215 @@
+"""Checks of a recipe before anything is computed: values that do not fit together, the data, the model, or the disk.
+
+`check_recipe` needs the recipe alone, `check_inputs` the opened data and model. `preflight` has the checks of the objective
+against the rows of the batches.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmtune import modalities
+from mmtune.contracts import Pair, direction
+from mmtune.data.loader.mixup import make_augmentation
+from mmtune.errors import MmtuneError, RecipeError, TrainingError
+from mmtune.evaluation.metrics import metric_columns
+from mmtune.mining import guards, sources
+from mmtune.mining.mine_vectors import mined_directions
+from mmtune.mining.mining_rounds import round_epochs
+from mmtune.mining.negatives_table import check_fingerprint
+from mmtune.recipe.gate_block import Gate
+from mmtune.recipe.mining_block import MiningOptions
+from mmtune.recipe.recipe import Recipe
+from mmtune.relevance.judgments import read_verdicts
+from mmtune.runtime import plugins
+from mmtune.runtime.plugins import nearest
+from mmtune.training.objective_spec import parse_terms
+from mmtune.training.tuning.tune_spec import parse_tune
+
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.weighted_concat import WeightedConcat
+    from mmtune.training.training_inputs import TrainingInputs
+
+CUTOFFS = (1, 5, 10)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise RecipeError, naming the key, for keys that need another key, do not fit another one, or name what does not exist."""
+    train, mining = recipe.train, recipe.mining
+    metric_columns(CUTOFFS, [train.metric], "train.metric")
+    if recipe.gate is not None:
+        metric_columns(CUTOFFS, [recipe.gate.metric], "gate.metric")
+    if recipe.data.val is None:
+        if recipe.data.retention is not None:
+            raise RecipeError("data.retention needs data.val: set data.val too")
+        if train.patience is not None:
+            raise RecipeError("train.patience: early stopping needs a validation metric: set data.val, or train.patience=null")
+    for number, term in enumerate(recipe.objective):
+        for option, name in (("teacher", term.teacher), ("guide", term.guide)):
+            if name is not None and name not in recipe.teachers:
+                known = nearest(name, list(recipe.teachers)) if recipe.teachers else "; the recipe has no `teachers`"
+                raise RecipeError(f"objective[{number}].{option}: there is no teacher {name!r}{known}")
+    if mining is None:
+        return
+    for name in mining.sources:
+        plugins.resolve(sources.TABLE, name, "miner source", key="mining.sources")
+    for name in mining.guards.extra:
+        plugins.resolve(guards.TABLE, name, "guard", key="mining.guards.extra")
+    if mining.judgments is not None:
+        try:
+            read_verdicts(mining.judgments)
+        except (MmtuneError, OSError) as e:
+            raise RecipeError(f"mining.judgments: {e}") from None
+    default = MiningOptions.model_fields["rounds"].default
+    if not mining.table and mining.rounds not in (default, len(round_epochs(train.epochs, mining.rounds))):
+        raise RecipeError(
+            f"mining.rounds: {mining.rounds} rounds need as many epochs, each with its own negatives, but train.epochs is "
+            f"{train.epochs:g}; lower mining.rounds or train longer"
+        )
+
+
+def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
+    """Raise RecipeError, naming the key, for what does not fit the opened data or the model."""
+    terms = parse_terms(recipe.objective, inputs.pairs)
+    parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained)
+    if (
+        recipe.matryoshka is not None
+        and not 1 <= min(recipe.matryoshka.dims) <= max(recipe.matryoshka.dims) <= inputs.model.dim
+    ):
+        raise RecipeError(
+            f"matryoshka.dims: {recipe.matryoshka.dims} must be between 1 and the model's dimension, {inputs.model.dim}"
+        )
+    for m, options in recipe.augment.items():
+        if m not in inputs.trained:
+            raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
+        make_augmentation(options, inputs.data)
+    for term in terms:
+        if term.weights is not None:
+            _check_column(inputs.data, term.weights, f"{term.key}.weights")
+    for key, data in (("data.val", inputs.val), ("data.retention", inputs.retention)):
+        if data is not None:
+            _check_directions(key, data, inputs.pairs)
+    known = [direction(a, b) for a in inputs.data.modalities for b in inputs.data.modalities]
+    if recipe.gate is not None:
+        _check_gate_direction(recipe.gate, known)
+    if recipe.mining is not None:
+        _check_mining(recipe.mining, inputs)
+
+
+def check_steps(recipe: Recipe, steps_per_epoch: int) -> None:
+    """Raise RecipeError if the warm-up is as long as the run or longer: the learning rate would never reach `train.lr`."""
+    total = max(1, round(recipe.train.epochs * steps_per_epoch))
+    if recipe.train.warmup >= max(total, 1) and recipe.train.warmup >= 1:
+        raise RecipeError(
+            f"train.warmup: {recipe.train.warmup:g} steps of warm-up do not fit into a run of {total} steps; give fewer, or a "
+            "fraction of the run below 1"
+        )
+
+
+def check_run_space(recipe: Recipe, inputs: "TrainingInputs") -> None:
+    """Raise TrainingError if the disk lacks the space for the checkpoints and the artifact of the tuned model."""
+    sizes = [(p.numel(), p.requires_grad) for p in inputs.model.parameters()]
+    trainable, total = sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+    train = recipe.train
+    needed = checkpoint_bytes(trainable, total - trainable, train.keep, train.ema is not None, inputs.val is not None)
+    check_disk_space(Path(recipe.run.dir), needed)
+
+
+def check_disk_space(directory: Path, needed: int) -> None:
+    """Raise TrainingError if the disk of the run directory has less free space than its checkpoints and artifact need."""
+    place = next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise TrainingError(
+            f"run.dir: {directory} needs about {needed / 1e9:.3g} GB for checkpoints and the artifact, but its disk has "
+            f"{free / 1e9:.3g} GB free; free some, choose another run.dir, or lower train.keep"
+        )
+
+
+def checkpoint_bytes(trainable: int, frozen: int, keep: int, ema: bool, validated: bool) -> int:
+    """Estimate the bytes of a run's checkpoints and artifact, in float32.
+
+    trainable, frozen: number of parameters
+    keep: number of best checkpoints, which are written only if the run is validated
+    ema: whether the last checkpoint also has the average of the weights
+
+    While a checkpoint is replaced, both versions exist. The last one also has the two moments of the optimizer.
+    """
+    last = trainable * (4 if ema else 3)
+    best = (keep + 1) * trainable if validated else 0
+    return 4 * (2 * last + best + trainable + frozen)
+
+
+def _check_column(data: "WeightedConcat", name: str, key: str) -> None:
+    try:
+        data.column(name)
+    except MmtuneError as e:
+        raise RecipeError(f"{key}: {e}") from None
+
+
+def _check_directions(key: str, data: "Data", pairs: Sequence[Pair]) -> None:
+    """Check that some trained direction has a query with a relevant candidate, as the first validation needs."""
+    if any(_has_relevant(data, a, b) for a, b in pairs):
+        return
+    wanted = ", ".join(dict.fromkeys(d for a, b in pairs for d in (direction(a, b), direction(b, a))))
+    raise RecipeError(f"{key}: {data.spec} has no row for the trained directions {wanted}; it has {', '.join(data.modalities)}")
+
+
+def _has_relevant(data: "Data", a: str, b: str) -> bool:
+    if a not in data.modalities or b not in data.modalities:
+        return False
+    group = data.labels["group"]
+    if a == b:
+        grouped = data.present[a] & (group != 0)
+        contents = np.unique(np.stack([group[grouped], data.labels[a][grouped]]), axis=1)
+        return contents.shape[1] > len(np.unique(group[grouped]))
+    if (data.present[a] & data.present[b]).any():
+        return True
+    of_a, of_b = group[data.present[a]], group[data.present[b]]
+    return bool(np.isin(of_a[of_a != 0], of_b).any())
+
+
+def _check_gate_direction(gate: Gate, known: Sequence[str]) -> None:
+    if gate.direction != "mean" and gate.direction not in known:
+        raise RecipeError(
+            f"gate.direction: there is no direction {gate.direction!r}{nearest(gate.direction, ['mean', *known])}"
+        )
+
+
+def _check_mining(options: MiningOptions, inputs: "TrainingInputs") -> None:
+    data = inputs.data
+    names = [m for m in data.modalities if m in inputs.model.towers]
+    for name in options.directions or ():
+        known = [direction(a, b) for a in names for b in names]
+        if name not in known:
+            raise RecipeError(f"mining.directions: mining direction {name!r} does not exist{nearest(name, known)}")
+    mined = [direction(a, b) for a, b in mined_directions(names, options.directions, inputs.pairs)]
+    for number, own in enumerate(options.per_direction):
+        if own.direction not in mined:
+            key = f"mining.per_direction[{number}].direction"
+            raise RecipeError(f"{key}: {own.direction!r} is not mined here{nearest(own.direction, mined)}")
+    if options.siblings is not None:
+        for column in options.siblings.same:
+            _check_column(data, column, "mining.siblings.same")
+        if options.siblings.other is not None:
+            _check_column(data, options.siblings.other, "mining.siblings.other")
+    if options.table is not None:
+        try:
+            check_fingerprint(options.table, inputs.base_fingerprint, options.allow_stale)
+        except MmtuneError as e:
+            raise RecipeError(f"mining.table: {e}") from None
+
+
+def teacher_modalities(recipe: Recipe, pairs: Sequence[Pair]) -> Mapping[str, dict[str, str]]:
+    """Return {teacher: {modality that a term needs of it: the term's key}}."""
+    needed: dict[str, dict[str, str]] = {}
+    for number, term in enumerate(recipe.objective):
+        for option, name in (("teacher", term.teacher), ("guide", term.guide)):
+            if name is not None:
+                for m in {m for pair in term.pairs or pairs for m in pair if m in modalities.names()}:
+                    needed.setdefault(name, {}).setdefault(m, f"objective[{number}].{option}")
+    return needed
