@@ -11,6 +11,7 @@ from mmtune.mining.given_negatives import load_given
 from mmtune.quality import model_checks, negative_checks, row_checks, value_checks
 from mmtune.quality.findings import SEVERITIES, SPACE, Diagnosis, Measurements, Split
 from mmtune.quality.negative_checks import without_negatives
+from mmtune.quality.label_words import check_label_words
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -43,6 +44,7 @@ def doctor(
     if (negatives := given[id(main)]) is not None:
         facts["explicit negatives"] = negatives.counts
     findings += value_checks.check_values(splits, limit, facts, quiet)
+    findings += check_label_words(splits)
     if model is not None:
         from mmtune.embedding.embed_rows import embed_data
 

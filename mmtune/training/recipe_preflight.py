@@ -5,6 +5,7 @@ against the rows of the batches.
 """
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from mmtune.mining import guards, sources
 from mmtune.mining.mine_vectors import mined_directions
 from mmtune.mining.mining_rounds import round_epochs
 from mmtune.mining.negatives_table import check_fingerprint
+from mmtune.quality.label_words import describe, find_label_words
 from mmtune.recipe.gate_block import Gate
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.recipe.recipe import Recipe
@@ -73,7 +75,10 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
-    """Raise RecipeError, naming the key, for what does not fit the opened data or the model."""
+    """Raise RecipeError, naming the key, for what does not fit the opened data or the model.
+
+    Warns of augmentations that can make captions wrong.
+    """
     terms = parse_terms(recipe.objective, inputs.pairs)
     parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained)
     if (
@@ -87,6 +92,9 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
         if m not in inputs.trained:
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
         make_augmentation(options, inputs.data)
+    augment = {m: options.own for m, options in recipe.augment.items()}
+    for match in find_label_words(inputs.data, augment, np.flatnonzero(inputs.usable)) if augment else ():
+        warnings.warn(describe(match, inputs.data.ids), stacklevel=2)
     for term in terms:
         if term.weights is not None:
             _check_column(inputs.data, term.weights, f"{term.key}.weights")
