@@ -209,7 +209,7 @@ def _check_mining(options: MiningOptions, inputs: "TrainingInputs") -> None:
         try:
             check_fingerprint(options.table, inputs.base_fingerprint, options.allow_stale)
         except MmtuneError as e:
-            raise RecipeError(f"mining.table: {e}") from None
+            raise type(e)(f"mining.table: {e}") from None
 
 
 def teacher_modalities(recipe: Recipe, pairs: Sequence[Pair]) -> Mapping[str, dict[str, str]]:
