@@ -28,7 +28,7 @@ from mmtune.training.run_directory import claim_run_directory
 from mmtune.training.teacher_cache import build_teachers
 from mmtune.training.train_result import TrainResult
 from mmtune.training.training_inputs import TrainingInputs, build_loader, open_inputs
-from mmtune.training.tuning.lp_ft import head_stage, is_head_stage
+from mmtune.training.tuning.lp_ft import head_stage
 from mmtune.training.tuning.tune import TunedModel, tune
 from mmtune.training.tuning.tune_spec import parse_tune
 from mmtune.training.unused_inputs import few_positives, unused_negatives, unused_scores
@@ -72,13 +72,8 @@ def run_recipe(
 ) -> TrainResult:
     """Train by a validated recipe. All ranks of `processes` must call this function; the parameters are those of `train`."""
     directory = Path(recipe.run.dir)
-    with processes.main_process_first():
-        if processes.is_main_process:
-            claim_run_directory(directory, recipe, resume)
-    check_recipe(recipe)
-    inputs = open_inputs(recipe)
+    inputs = _checked_inputs(directory, recipe, resume, processes)
     context = CallbackContext(recipe, directory, inputs)
-    check_inputs(recipe, inputs)
     with processes.main_process_first():
         objective = _objective(recipe, inputs, quiet, processes)
     initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet)
@@ -88,12 +83,11 @@ def run_recipe(
     embed = _keep_features(tuned, inputs, quiet)
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
-    check_run_space(recipe, inputs)
     given = load_given(inputs.data, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
     usable = inputs.usable & ~given.only_negatives(inputs.data) if given else inputs.usable
     batches = plan_batches(inputs.data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
-    if not is_head_stage(recipe):
-        check_steps(recipe, -(-len(batches(0)) // recipe.train.gradient_accumulation_steps))
+    check_run_space(recipe, inputs)
+    check_steps(recipe, len(batches(0)))
     mined = recipe.mining is not None or bool(given and given.pairs)
     check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=mined)
     rounds = None
@@ -152,6 +146,17 @@ def run_recipe(
         callbacks.on_end(context, result)
     processes.broadcast(result.to_dict())
     return result
+
+
+def _checked_inputs(directory: Path, recipe: Recipe, resume: bool, processes: Processes) -> TrainingInputs:
+    """Claim the run directory, open data and model, and check the recipe with them before anything is computed."""
+    with processes.main_process_first():
+        if processes.is_main_process:
+            claim_run_directory(directory, recipe, resume)
+    check_recipe(recipe)
+    inputs = open_inputs(recipe)
+    check_inputs(recipe, inputs)
+    return inputs
 
 
 def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: Processes) -> Objective:

@@ -29,6 +29,7 @@ from mmtune.relevance.judgments import read_verdicts
 from mmtune.runtime import plugins
 from mmtune.runtime.plugins import nearest
 from mmtune.training.objective_spec import parse_terms
+from mmtune.training.tuning.lp_ft import is_head_stage
 from mmtune.training.tuning.tune_spec import parse_tune
 
 if TYPE_CHECKING:
@@ -108,10 +109,13 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
         _check_mining(recipe.mining, inputs)
 
 
-def check_steps(recipe: Recipe, steps_per_epoch: int) -> None:
-    """Raise RecipeError if the warm-up is as long as the run or longer: the learning rate would never reach `train.lr`."""
-    total = max(1, round(recipe.train.epochs * steps_per_epoch))
-    if recipe.train.warmup >= max(total, 1) and recipe.train.warmup >= 1:
+def check_steps(recipe: Recipe, batches_per_epoch: int) -> None:
+    """Raise RecipeError if the warm-up is as long as the run or longer: the learning rate would never reach `train.lr`.
+
+    The short first stage of LP-FT, which has the warm-up of the run that follows it, is not checked.
+    """
+    total = max(1, round(recipe.train.epochs * -(-batches_per_epoch // recipe.train.gradient_accumulation_steps)))
+    if recipe.train.warmup >= total and not is_head_stage(recipe):
         raise RecipeError(
             f"train.warmup: {recipe.train.warmup:g} steps of warm-up do not fit into a run of {total} steps; give fewer, or a "
             "fraction of the run below 1"
