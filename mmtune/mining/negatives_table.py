@@ -100,9 +100,15 @@ def read_metadata(path: str | Path) -> TableMetadata:
         missing = [n for n in ("direction", "query_id", "negative_id") if n not in schema.names]
         if missing:
             raise DataError(f"{path}: no column {missing[0]!r}; a negatives table has {', '.join(SCHEMA.names)}")
-        metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
-        settings = json.loads(metadata.get("settings", "{}"))
-        return TableMetadata(metadata.get("fingerprint", ""), settings, file.metadata.num_rows)
+        metadata = schema.metadata or {}
+        try:
+            settings = json.loads(metadata.get(b"settings", b"{}"))
+            fingerprint = metadata.get(b"fingerprint", b"").decode()
+        except (ValueError, RecursionError):
+            settings = None
+        if not isinstance(settings, dict):
+            raise DataError(f"{path}: its metadata is damaged; mine again, or write the table without metadata")
+        return TableMetadata(fingerprint, settings, file.metadata.num_rows)
 
 
 def check_fingerprint(path: str | Path, fingerprint: str, allow_stale: bool) -> str | None:
@@ -131,7 +137,10 @@ def read_table(
     check_fingerprint(path, fingerprint, allow_stale)
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
-            table = file.read_row_group(number)
+            try:
+                table = file.read_row_group(number)
+            except (pa.ArrowException, OSError) as e:
+                raise DataError(f"{path}: damaged ({str(e).splitlines()[0]}); mine again") from None
             if verdict is not None and "verdict" in table.column_names:
                 table = table.filter(pc.equal(table["verdict"], verdict))
             yield table

@@ -28,7 +28,11 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> object:
         return OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
-    except (YAMLError, OmegaConfBaseException, OSError) as e:
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start}); save the recipe as UTF-8") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: the YAML is nested too deeply") from None
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as e:
         raise RecipeError(f"{path}: {' '.join(str(e).split())}") from None
 
 

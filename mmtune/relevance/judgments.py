@@ -108,7 +108,7 @@ def _trec_line(line: str, where: str) -> JudgmentLine:
 def _json_line(line: str, where: str) -> JudgmentLine:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{where}: not valid JSON ({e})") from None
     query = next((row[k] for k in QUERY_KEYS if row.get(k) is not None), None)
     item = next((row[k] for k in ITEM_KEYS if row.get(k) is not None), None)

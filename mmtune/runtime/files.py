@@ -175,12 +175,15 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except ValueError as e:  # invalid JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as e:  # invalid JSON, bytes that are not UTF-8, or deep nesting
         raise DataError(f"{path}: not valid JSON ({e})") from None
 
 
 def _json_line(row: object) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot encode
+        return (json.dumps(row) + "\n").encode()
 
 
 def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
@@ -245,7 +248,7 @@ def _parse_lines(path: str | Path, data: bytes, log: bool) -> list[Any]:
         try:
             if document := line.removesuffix(CANCELLED if log else b"").strip():
                 rows.append(json.loads(document))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             if not torn:
                 raise DataError(f"{path} line {number}: not valid JSON ({e})") from None
     return rows

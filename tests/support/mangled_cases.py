@@ -128,7 +128,8 @@ def json_lines(rng: random.Random, folder: Path) -> None:
     lines = [json_bytes(mangle_json(good, rng), rng).replace(b"\n", b" ") for _ in range(rng.randrange(1, 9))]
     (folder / "t.jsonl").write_bytes(b"\n".join(lines))
     utf16 = lines[0][:2] in (b"\xff\xfe", b"\xfe\xff")  # then the newlines between the other lines are none
-    blank = sum(not line.decode("utf-8-sig", "replace").strip() for line in lines)
+    lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+    blank = sum(not line.decode("utf-8", "replace").strip() for line in lines)
     rows_of(folder / "t.jsonl", None if utf16 else len(lines) - blank)
 
 
@@ -347,7 +348,7 @@ def artifact(rng: random.Random, folder: Path) -> None:
 
 
 RECIPE = {
-    "model": "tiny:clip", "data": {"train": "x", "val": "y", "workers": 2}, "objective": {"loss": "info_nce", "weight": 1.0},
+    "model": "tiny:clip", "data": {"train": "x", "val": "y", "workers": 2}, "objective": [{"loss": "info_nce", "smoothing": 0.1}],
     "train": {"epochs": 2, "batch_size": 8, "lr": 1e-3}, "augment": {"image": {"flip": True, "crop": 0.5}}, "run": {"dir": "r"},
     "mining": {"negatives": 4, "guards": {"max_score": 0.9}}, "tune": {"image": "full"},
 }  # fmt: off

@@ -33,7 +33,7 @@ def _ids_of(line: str, where: str) -> list[str]:
         return [line]
     try:
         document = json.loads(line)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{where}: not valid JSON ({e})") from None
     for key in ("drop", "ids", "id"):
         if key in document:

@@ -21,7 +21,7 @@ from mmtune.data.pack.pair_rows import PairRows, assign_pair_columns
 from mmtune.data.pack.pair_tables import NegativeCounts
 from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
 from mmtune.data.pack.split_writer import SplitWriter, rejected_row
-from mmtune.data.shards.locate import KIND, SPLIT_KIND
+from mmtune.data.shards.shard_index import KIND, SPLIT_KIND
 from mmtune.data.sources.memory_rows import InMemory, memory_source
 from mmtune.data.sources.row_source import RowSource, open_source
 from mmtune.errors import DataError, DataWarning

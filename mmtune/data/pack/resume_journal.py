@@ -15,13 +15,13 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from mmtune.contracts import JsonObject
 from mmtune.data.pack.shard_writer import ShardEntry
-from mmtune.data.shards.locate import JUDGMENTS, NEGATIVES, SPLIT_KIND
+from mmtune.data.shards.locate import JUDGMENTS, NEGATIVES
+from mmtune.data.shards.shard_index import SPLIT_KIND, is_shard_entry
 from mmtune.errors import DataError
 from mmtune.runtime.files import append_jsonl, read_json, read_jsonl_log, write_jsonl
 from mmtune.runtime.work_lock import Timeout, file_lock
@@ -87,15 +87,17 @@ class PackJournal:
 
     def _load(self, overwrite: bool) -> dict[str, list[JournalEntry]]:
         """Read the entries of each split, up to the first whose shard is missing or incomplete. Removes leftover temporary files."""
-        lines = read_jsonl_log(self.path)
         if overwrite:
             self._remove_packed_files()
-            lines = []
+        lines = [] if overwrite else read_jsonl_log(self.path)
         if len(lines) > 1 and lines[0] != self.identity:
             self._refuse_other_job(lines[0])
+            raise DataError(f"{self.path} line 1: damaged; choose another --out, or add --overwrite")
         entries: dict[str, list[JournalEntry]] = {}
         broken = set()
-        for entry in lines[1:]:
+        for number, entry in enumerate(lines[1:], 2):
+            if not _is_entry(entry):
+                raise DataError(f"{self.path} line {number}: damaged; choose another --out, or add --overwrite")
             split, shard = entry["split"], entry["shard"]
             if shard and not _has_size(self.out / split / shard["name"], shard["bytes"]):
                 broken.add(split)
@@ -109,7 +111,16 @@ class PackJournal:
         write_jsonl(self.path, [self.identity, *(e for of_split in entries.values() for e in of_split)])
         return entries
 
-    def _refuse_other_job(self, identity: Mapping[str, object]) -> None:
+    def _lines(self) -> list[JsonObject]:
+        """The lines of the journal; none if it is damaged."""
+        try:
+            return read_jsonl_log(self.path)
+        except DataError:
+            return []
+
+    def _refuse_other_job(self, identity: object) -> None:
+        if not isinstance(identity, dict):
+            raise DataError(f"{self.path} line 1: damaged; choose another --out, or add --overwrite")
         for key, value in self.identity.items():
             if identity.get(key) != value:
                 raise DataError(
@@ -119,9 +130,12 @@ class PackJournal:
 
     def _remove_packed_files(self) -> None:
         """Remove the files that an earlier pack has written to the output directory, and no others."""
-        index = read_json(self.out / "index.json") if (self.out / "index.json").exists() else {}
-        splits = index.get("splits", {}) if index.get("kind") == SPLIT_KIND else {}
-        for name in {"", *splits, *(e["split"] for e in read_jsonl_log(self.path)[1:])}:
+        index: object = {}
+        with contextlib.suppress(DataError):  # a damaged index.json names no splits
+            index = read_json(self.out / "index.json")
+        splits = index.get("splits") if isinstance(index, dict) and index.get("kind") == SPLIT_KIND else {}
+        written = [e["split"] for e in self._lines() if _is_entry(e)]
+        for name in {"", *written, *(s for s in (splits if isinstance(splits, dict) else ()) if Path(s).name == s)}:
             folder = self.out / name
             for path in [*folder.glob("shard-[0-9]*.tar"), *(folder / name for name in OTHER_FILES)]:
                 path.unlink(missing_ok=True)
@@ -153,6 +167,31 @@ class PackJournal:
 def last_row(entry: JournalEntry) -> float:
     """The number of the last row that an entry covers; infinity for the entry of a complete split."""
     return math.inf if entry["last"] is None else entry["last"]
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a line of the journal has all keys of a `JournalEntry`."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("split"), str) or not isinstance(entry.get("stamp"), str):
+        return False
+    if entry["split"] and Path(entry["split"]).name != entry["split"]:
+        return False
+    rejected = entry.get("rejected")
+    if not isinstance(rejected, list) or not all(_is_rejected_row(r) for r in rejected):
+        return False
+    if "shard" not in entry or "last" not in entry:
+        return False
+    is_end = entry["shard"] is None and entry["last"] is None
+    return is_end or (is_shard_entry(entry["shard"]) and type(entry["last"]) is int)
+
+
+def _is_rejected_row(row: object) -> bool:
+    return (
+        isinstance(row, dict)
+        and type(row.get("row")) is int
+        and type(row.get("item", 0)) is int
+        and isinstance(row.get("file", ""), str | None)
+        and isinstance(row.get("reason"), str)
+    )
 
 
 def _has_size(path: Path, size: int) -> bool:

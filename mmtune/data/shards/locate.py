@@ -14,16 +14,15 @@ from dataclasses import dataclass, field
 
 from mmtune.contracts import JsonObject
 from mmtune.data.shards import shard_cache
+from mmtune.data.shards.shard_index import KIND, SPLIT_KIND, checked_index, is_kind
 from mmtune.errors import DataError, MissingExtra
 from mmtune.runtime.files import read_json
 
-KIND, SPLIT_KIND = "mmtune-shards", "mmtune-splits"
-"""Values of the key `kind` in index.json: for a directory of shards, and for a directory with one subdirectory per split."""
 NEGATIVES, JUDGMENTS = "negatives.parquet", "judgments.jsonl"
 """Files beside the shards, which `mmtune pack` writes from explicit negatives and scores in the source."""
 JOURNAL = ".pack/journal.jsonl"
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Path of the journal in a directory to which `mmtune pack` writes."""
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 
 
 @dataclass
@@ -123,10 +122,11 @@ def _locate_local(path: str) -> ShardListing:
     }
     index = None
     if os.path.exists(os.path.join(folder, "index.json")):
-        index = read_json(os.path.join(folder, "index.json"))
+        path_of_index = os.path.join(folder, "index.json")
+        index = checked_index(read_json(path_of_index), path_of_index)
     elif os.path.exists(os.path.join(folder, JOURNAL)):
         raise DataError(f"{folder}: `mmtune pack` has not finished here; run the same command again")
-    if not name and index is not None and _is_kind(index, SPLIT_KIND):
+    if not name and index is not None and is_kind(index, SPLIT_KIND):
         return _locate_splits(folder, index, _locate_local)
     if name and os.path.splitext(name)[1].lower() in TABLES:
         raise DataError(f"{path}: a table, not shards; pack it first: mmtune pack {path} --out DIR, and name DIR")
@@ -168,8 +168,8 @@ def _locate_remote(url: str) -> ShardListing:
         else:
             infos = {url.rpartition("/")[2]: info}
         has_index = "index.json" in infos if is_directory else fs.exists(f"{folder}/index.json")
-        index = json.loads(fs.cat_file(f"{folder}/index.json")) if has_index else None
-        if is_directory and index is not None and _is_kind(index, SPLIT_KIND):
+        index = checked_index(json.loads(fs.cat_file(f"{folder}/index.json")), index_url) if has_index else None
+        if is_directory and index is not None and is_kind(index, SPLIT_KIND):
             return _locate_splits(prefix, index, _locate_remote)
         sizes = {n: i.get("size") for n, i in infos.items() if n.endswith(".tar") or not is_directory}
         names = _shard_names(url, sizes, index, list(infos)) if is_directory else list(sizes)
@@ -193,10 +193,6 @@ def _locate_remote(url: str) -> ShardListing:
     return listing
 
 
-def _is_kind(index: object, kind: str) -> bool:
-    return isinstance(index, dict) and index.get("kind") == kind
-
-
 def _shard_names(folder: str, present: Mapping[str, object], index: JsonObject | None, listing: list[str]) -> list[str]:
     """The names of the shards of a directory, in order.
 
@@ -207,10 +203,10 @@ def _shard_names(folder: str, present: Mapping[str, object], index: JsonObject |
 
     Raises DataError if there are no shards, or if a tar file is not listed in index.json.
     """
-    if index is not None and _is_kind(index, SPLIT_KIND):
+    if index is not None and is_kind(index, SPLIT_KIND):
         options = ", ".join(f"{folder}/{s}" for s in index["splits"])
         raise DataError(f"{folder}: packed with splits; name one: {options}")
-    if index is not None and _is_kind(index, KIND):
+    if index is not None and is_kind(index, KIND):
         names = [s["name"] for s in index["shards"]]
         if not names:
             raise DataError(f"{folder}: nothing was packed here, every row was rejected; see rejected.jsonl")
@@ -242,7 +238,7 @@ def _check_against_index(
 
     Raises DataError if a shard is missing or has another size than in index.json.
     """
-    packed = index if index is not None and _is_kind(index, KIND) else {}
+    packed = index if index is not None and is_kind(index, KIND) else {}
     entries = {s["name"]: s for s in packed.get("shards", [])}
     shards = []
     for name in names:

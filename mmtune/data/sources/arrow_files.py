@@ -57,7 +57,6 @@ class ArrowFiles:
         self.sha256 = digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _schema(self, file: Path) -> "tuple[Schema, int]":
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
@@ -67,13 +66,12 @@ class ArrowFiles:
             batches = _arrow_batches(file)
             schema, _ = next(batches)
             return schema, sum(batch.num_rows for _, batch in batches if batch is not None)
-        except (pa.ArrowException, OSError, ValueError) as e:
+        except Exception as e:  # on damaged files pyarrow raises almost anything, SystemError too
             kind = "Arrow" if file.suffix.lower() == ".arrow" else "Parquet"
             raise DataError(f"{file}: not a readable {kind} file ({_first_line(e)})") from None
 
     def read(self, wanted: set[str]) -> Iterator[dict[str, object]]:
         """Yield the rows in order, without the columns of bytes that are not in `wanted`."""
-        import pyarrow as pa
 
         names = [c for c, t in self.types.items() if c in wanted or not _holds_bytes(t)]
         for file in self.files:
@@ -85,7 +83,7 @@ class ArrowFiles:
                             if column in row:
                                 row[column] = _named(row[column], of_column)
                         yield {**self._of_file[file], **row}
-            except (pa.ArrowException, OSError, ValueError) as e:
+            except Exception as e:  # on damaged files pyarrow raises almost anything, SystemError too
                 raise DataError(f"{file}: damaged ({_first_line(e)}); write it again") from None
 
     def _batches(self, file: Path, names: list[str]) -> "Iterator[RecordBatch]":
@@ -105,7 +103,7 @@ def class_names(schema: "Schema") -> dict[str, list[str]]:
     """{column: names of its classes} of the ClassLabel features that `datasets` has written into the metadata of a schema."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     found = {}
     for column, feature in features.items() if isinstance(features, dict) else ():

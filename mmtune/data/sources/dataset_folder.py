@@ -63,10 +63,10 @@ def saved_files(path: Path) -> list[Path] | None:
     for state in sorted([path / STATE] if (path / STATE).is_file() else path.glob(f"*/{STATE}")):
         try:
             names = [str(f["filename"]) for f in json.loads(state.read_bytes())["_data_files"]]
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise DataError(f"{state}: not the state of a saved dataset ({type(e).__name__}: {e}); save it again") from None
         for name in names:
-            if not (state.parent / name).is_file():
+            if name not in os.listdir(state.parent):
                 raise DataError(f"{state.parent / name}: missing, but {STATE} lists it; copy the dataset again")
             found.append(state.parent / name)
     if not found:

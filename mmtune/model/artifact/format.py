@@ -46,7 +46,10 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{directory}: artifact format {document.get('format')!r}; this mmtune reads {FORMAT}: update mmtune"
             )
         layout = Layout.from_json(document["layout"])
-        return Manifest(str(document["fingerprint"]), layout, document.get("info", {}), document.get("files", {}))
+        info, files = document.get("info", {}), document.get("files", {})
+        if not isinstance(info, dict) or not isinstance(files, dict):
+            raise TypeError("info and files must be objects")
+        return Manifest(str(document["fingerprint"]), layout, info, files)
     except KeyError as e:
         raise ModelError(f"{path}: the key {e} is missing; restore the file from its source, or save the model again") from None
     except (AttributeError, TypeError, ValueError) as e:
