@@ -245,7 +245,8 @@ class Batch:
     index: int64 [B], row numbers in the dataset
     is_query: bool [B]; False for rows that are only candidates (mined negatives)
     inputs: modality m -> inputs of the tower for the U_m unique items of m in the batch
-    item_of_row: modality -> int64 [B], index of the row's item among the unique items; -1 if the row lacks the modality
+    item_of_row: modality -> int64 [B], index of the row's item among the unique items; -1 if the row lacks the modality; both also
+        have the key `second_view(m)` if the objective compares two views of an item: the items of m in query rows once more
     labels: "id", "group" or a modality -> int64 [B]; equal non-zero labels mean the same id, group or content; 0 means no label
     columns: name -> float32 [B], the numeric metadata columns that the objective needs
     hard_negatives: direction "a->b" -> int64 [2, n], batch positions of n queries (first row of the tensor) and of the negative
@@ -288,6 +289,19 @@ class Scorer(Protocol):
     def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> Sequence[float]:
         """Return one score per pair. A higher score means more similar."""
         ...
+
+
+SECOND_VIEW = "+view"
+
+
+def second_view(modality: str) -> str:
+    """The key of the second views of a modality's items in a `Batch`."""
+    return modality + SECOND_VIEW
+
+
+def modality_of_view(key: str) -> str:
+    """The modality of a key of `Batch.inputs`: that of `second_view(m)` and of m is m."""
+    return key.removesuffix(SECOND_VIEW)
 
 
 def direction(a: str, b: str) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator
 
+from mmtune.errors import RecipeError
 from mmtune.losses import TABLE
 from mmtune.losses.metric_learning import is_library_name
 from mmtune.recipe.block import Number, RecipeBlock, invalid
@@ -57,6 +58,11 @@ class TermBlock(RecipeBlock):
         "auto", description="compute the logits tile by tile to limit memory; auto: only for large batches"
     )
     teacher: str | None = Field(None, description="teacher of a distillation loss (a key of `teachers`)")
+    views: dict[str, Literal["dropout", "augmentation"]] = Field(
+        {},
+        description="modality -> how two views of each item are made: dropout (SimCSE) or augmentation (SimCLR); the loss, a contrastive "
+        "one, then compares these views and not the pairs, so that rows without a partner are trained, too; `scale` is 20 by default",
+    )
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
@@ -294,6 +300,18 @@ def _something_to_train(terms: list[AnyTerm]) -> list[AnyTerm]:
     if not any(term.weight for term in terms):
         raise invalid("every weight is 0, so nothing would be trained")
     return terms
+
+
+def viewed_modalities(terms: list[AnyTerm]) -> dict[str, str]:
+    """{modality: how its two views are made} of all terms. Raises an error if two terms differ."""
+    found: dict[str, str] = {}
+    for term in terms:
+        for m, how in term.views.items():
+            if found.setdefault(m, how) != how:
+                raise RecipeError(
+                    f"objective: two terms make the views of {m} differently ({found[m]} and {how}); use one of them"
+                )
+    return found
 
 
 ObjectiveTerms = Annotated[list[Term], AfterValidator(_something_to_train)]

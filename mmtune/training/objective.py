@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mmtune.contracts import Batch, Pair
+from mmtune.contracts import Batch, Pair, second_view
 from mmtune.errors import DataError
 from mmtune.losses.contrastive import (
     ContrastiveBlock,
@@ -33,6 +33,7 @@ from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective_spec import AUTO, LossTerm, find_loss, loss_options
 from mmtune.training.score_columns import numeric_column
 from mmtune.training.teacher_outputs import Teacher, TeacherVectors
+from mmtune.training.two_views import view_batches
 from mmtune.training.unique_items import PairItems, pair_items
 
 ScaleFunction: TypeAlias = Callable[[str, str], tuple[Tensor, Tensor | None]]
@@ -120,15 +121,16 @@ class Objective(nn.Module):
         z = {m: v.float() for m, v in z.items()}
         pairs = self._pairs_of(z, batch)
         width = next(iter(z.values())).shape[1]
-        loss, logs = self._weighted_sum([p.with_vectors(z, batch) for p in pairs], batch, scale)
+        loss, logs = self._weighted_sum([p.with_vectors(z, batch) for p in pairs], batch, scale, z)
         if self.dims:
             weights = {width: self.dims.get(width, 1.0)} | {d: w for d, w in self.dims.items() if d < width}
             total = sum(weights.values())
             loss = loss * (weights[width] / total)
             for dim, weight in weights.items():
                 if dim < width:
-                    truncated = [p.with_vectors(truncate(z, dim), batch) for p in pairs]
-                    value, _ = self._weighted_sum(truncated, batch, scale, dim)
+                    short = truncate(z, dim)
+                    truncated = [p.with_vectors(short, batch) for p in pairs]
+                    value, _ = self._weighted_sum(truncated, batch, scale, short, dim)
                     loss = loss + value * (weight / total)
                     logs[f"dim {dim}"] = float(value.detach())
         if self.memory is not None and self.training:
@@ -139,7 +141,7 @@ class Objective(nn.Module):
         """Return the pairs of modalities for which this batch has query rows. Raises DataError if there are none."""
         encoded = [p for p in self.pairs if p[0] in z and p[1] in z]
         pairs = [PairVectors(items) for p in encoded if (items := pair_items(batch, p)) is not None]
-        if not pairs:
+        if not pairs and not any(second_view(m) in z for t in self.terms for m in t.views):
             names = ", ".join(f"{a}-{b}" for a, b in self.pairs)
             shown = ", ".join(map(repr, batch.ids[:3])) + (", ..." if len(batch.ids) > 3 else "")
             raise DataError(
@@ -148,19 +150,24 @@ class Objective(nn.Module):
         return pairs
 
     def _weighted_sum(
-        self, pairs: list[PairVectors], batch: Batch, scale: ScaleFunction, dim: int | None = None
+        self, pairs: list[PairVectors], batch: Batch, scale: ScaleFunction, z: Mapping[str, Tensor], dim: int | None = None
     ) -> tuple[Tensor, dict[str, float]]:
         """Return (weighted sum of the terms, their values by name).
 
+        z: the embeddings of which `pairs` has those of its items
         dim: the dimension of the embeddings if they are Matryoshka prefixes, None for full embeddings
         """
-        loss, logs = next(iter(pairs[0].z.values())).new_zeros(()), {}
+        loss, logs = next(iter(z.values())).new_zeros(()), {}
         names = [t.loss for t in self.terms]
         for number, term in enumerate(self.terms):
             if dim is not None and (term.loss == "feature" or self.class_losses.has_proxies(number)):
                 continue  # the target (teacher's embedding, class proxies) has the full dimension; there is none for a prefix
-            wanted = {tuple(p) for p in term.pairs} if term.pairs else set(self.pairs)
-            values = {p.items.pair: self._term(number, p, batch, scale, dim) for p in pairs if p.items.pair in wanted}
+            if term.views:
+                present = {m: how for m, how in term.views.items() if second_view(m) in z}
+                values = {(m, m): self._views(number, z, batch, m, how) for m, how in present.items()}
+            else:
+                wanted = {tuple(p) for p in term.pairs} if term.pairs else set(self.pairs)
+                values = {p.items.pair: self._term(number, p, batch, scale, dim) for p in pairs if p.items.pair in wanted}
             if not values:
                 continue
             value = torch.stack(list(values.values())).mean()
@@ -170,6 +177,14 @@ class Objective(nn.Module):
             if len(self.pairs) > 1:
                 logs.update({f"{name} {a}-{b}": float(v.detach()) for (a, b), v in values.items()})
         return loss, logs
+
+    def _views(self, number: int, z: Mapping[str, Tensor], batch: Batch, modality: str, how: str) -> Tensor:
+        """Value of one term that compares two views of each item of `modality`, averaged over the term's directions."""
+        term = self.terms[number]
+        bias = self.biases[str(number)] if str(number) in self.biases else None
+        inputs = view_batches(z, batch, modality, how, term.directions, term.scale, bias, self.training)
+        losses = [dense_loss(x, self._per_query_loss(term, x)) for x in inputs]
+        return torch.stack(losses).mean()
 
     def _term(self, number: int, pair: PairVectors, batch: Batch, scale: ScaleFunction, dim: int | None) -> Tensor:
         """Value of one term for one pair of modalities, averaged over the term's directions."""

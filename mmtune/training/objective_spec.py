@@ -47,6 +47,7 @@ class LossTerm:
     label: str = "group"
     miner: str | dict[str, JsonValue] | None = None
     proxy_lr: float | None = None
+    views: dict[str, str] = field(default_factory=dict)
     key: str = "objective[0]"
     """Position of the term in the recipe, for messages."""
     options: dict[str, JsonValue] = field(default_factory=dict)
@@ -89,10 +90,21 @@ def _term(block: AnyTerm, key: str, pairs: Sequence[Pair]) -> LossTerm:
         term.options = check(own, term.options | given, key).model_dump(exclude_unset=True)
     for name, value in common.items():
         setattr(term, name, value)
+    if term.views:
+        _check_views(term)
     for pair in term.pairs or []:
         if pair not in [tuple(p) for p in pairs]:
             raise RecipeError(f"{key}.pairs: {list(pair)} is not among the recipe's pairs, {[list(p) for p in pairs]}")
     return term
+
+
+def _check_views(term: LossTerm) -> None:
+    """Raise RecipeError for options that do not go with two views of an item."""
+    if term.family != "contrastive":
+        raise RecipeError(f"{term.key}.views: {term.loss} is no contrastive loss; use info_nce, sigmoid or triplet")
+    for name in ("pairs", "weights", "guide", "teacher"):
+        if getattr(term, name):
+            raise RecipeError(f"{term.key}.{name}: has no effect on two views of an item; leave it out, or leave `views` out")
 
 
 def find_loss(name: str, key: str = "loss") -> tuple[LossFunction, LossFamily]:

@@ -50,7 +50,7 @@ def check_objective_data(
             )
         if term.family == "class_label":
             objective.class_losses.check_batches(objective.terms.index(term), pairs, data, batches)
-        if term.family != "contrastive":
+        if term.family != "contrastive" or term.views:
             continue
         for a in {a for a, b in pairs if a == b}:
             _check_positives_within(term, a, data, batches)

@@ -44,6 +44,9 @@ class Trackers(Callback):
 
     def on_start(self, context: CallbackContext) -> None:
         """Start each tracker. A new run also stores the recipe."""
+        from accelerate import PartialState
+
+        PartialState()  # accelerate's trackers log through it
         path = context.directory / IDS_FILE
         ids = read_json(path) if context.step and path.exists() else {}
         for name in self.config.trackers:

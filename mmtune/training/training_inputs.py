@@ -1,6 +1,6 @@
 """Open what a recipe trains: data, model, pairs of modalities, and the loader. `mmtune train` and `mmtune bench` use it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from mmtune.data.skip_bad import without_undecodable
 from mmtune.errors import RecipeError
 from mmtune.model import artifact
 from mmtune.model.prompts import with_training_prompts
+from mmtune.recipe.objective_block import viewed_modalities
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.validation_rows import check_validation_rows
@@ -65,10 +66,15 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         model.set_prompts(recipe.prompts)
     if recipe.window_pooling is not None:
         model.set_window_pooling(recipe.window_pooling)
-    pairs = choose_pairs(recipe.pairs, model, data)
-    model.ensure_logit_scales(pairs)
-    trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
-    usable = np.any([data.present[a] & data.present[b] for a, b in pairs], axis=0)
+    views = viewed_modalities(recipe.objective)
+    _check_viewed(views, recipe, model, data)
+    if recipe.pairs is None and all(term.views for term in recipe.objective):  # nothing but two views of an item is compared
+        pairs = [(m, m) for m in views]
+    else:
+        pairs = choose_pairs(recipe.pairs, model, data)
+        model.ensure_logit_scales(pairs)
+    trained = sorted({m for pair in pairs for m in pair} | {*views}, key=modalities.names().index)
+    usable = np.any([data.present[a] & data.present[b] for a, b in [*pairs, *((m, m) for m in views)]], axis=0)
     if usable.sum() < 2:
         names = ", ".join(f"[{a}, {b}]" for a, b in pairs)
         raise RecipeError(
@@ -82,6 +88,19 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
 def _open(spec: str, recipe: Recipe) -> Data:
     """Open DATA. If the recipe sets data.skip_bad, values that cannot be decoded are left out."""
     return without_undecodable(open_data(spec)) if recipe.data.skip_bad else open_data(spec)
+
+
+def _check_viewed(views: Mapping[str, str], recipe: Recipe, model: "Model", data: WeightedConcat) -> None:
+    """Raise RecipeError for a modality of `views` that model or data lack, or that has no augmentation to make views with."""
+    for m, how in views.items():
+        modalities.get(m)
+        if m not in model.towers or m not in data.modalities:
+            raise RecipeError(
+                f"objective.views: {m} must be in model and data, but the model has {list(model.towers)} and the data have "
+                f"{data.modalities}"
+            )
+        if how == "augmentation" and not (m in recipe.augment and recipe.augment[m].active):
+            raise RecipeError(f"objective.views: two views of {m} by augmentation need an augmentation; set augment.{m}")
 
 
 def choose_pairs(wanted: Sequence[Pair] | None, model: "Model", data: WeightedConcat) -> list[Pair]:
@@ -142,4 +161,5 @@ def build_loader(
         processes=processes,
         prepared=tuned.features.items if tuned and tuned.features else None,
         never_empty=recipe.train.shard,
+        views=viewed_modalities(recipe.objective),
     )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtune.contracts import Augmentation, Batch, Preprocess, Signal
+from mmtune.contracts import Augmentation, Batch, Preprocess, Signal, second_view
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences
 from mmtune.data.shards.weighted_concat import WeightedConcat
@@ -81,6 +81,8 @@ class Loader:
     prepared: modality -> content label -> inputs that need no decoding: the stored features of a frozen tower
     never_empty: prepare one item even if this rank's part of a batch has no item of a modality; needed for sharded weights (FSDP),
         where all ranks must take part in every forward pass
+    views: modality -> "dropout" or "augmentation". Batches then hold a second view of its items in query rows: the same inputs, or
+        inputs with another draw of the augmentation
     """
 
     def __init__(
@@ -96,11 +98,12 @@ class Loader:
         processes: Processes = SINGLE_PROCESS,
         prepared: Mapping[str, Mapping[int, Inputs]] | None = None,
         never_empty: bool = False,
+        views: Mapping[str, str] | None = None,
     ):
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.prepared = dict(prepared or {})
         self.seed, self.workers, self.cache = seed, workers, ItemCache(cache_bytes)
-        self.processes, self.never_empty = processes, never_empty
+        self.processes, self.never_empty, self.views = processes, never_empty, dict(views or {})
         self.input_size = {m: _input_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
         self.columns = {name: _numeric_column(data, name, key) for name, key in (columns or {}).items()}
 
@@ -153,6 +156,13 @@ class Loader:
                 first, items[present] = first_occurrences(self.data.labels[m][rows[present]])
                 inputs |= self._local_inputs(m, rows[present[first]], epoch)
             item_of_row[m] = torch.from_numpy(items)
+            if m in self.views:
+                in_queries = int(items[:n_queries].max(initial=-1)) + 1  # items are numbered by first occurrence, queries first
+                if in_queries:
+                    number = int(self.views[m] == "augmentation")
+                    inputs |= self._local_inputs(m, rows[present[first[:in_queries]]], epoch, number, second_view(m))
+                items = np.where(np.arange(len(rows)) < n_queries, items, -1)
+                item_of_row[second_view(m)] = torch.from_numpy(items)
         return Batch(
             ids=[self.data.ids[i] for i in rows],
             index=torch.from_numpy(rows.astype(np.int64)),
@@ -164,21 +174,25 @@ class Loader:
             hard_negatives=hard,
         )
 
-    def _local_inputs(self, modality: str, rows: np.ndarray, epoch: int) -> dict[str, Inputs]:
+    def _local_inputs(
+        self, modality: str, rows: np.ndarray, epoch: int, view: int = 0, key: str | None = None
+    ) -> dict[str, Inputs]:
         """Prepare this rank's part of the unique items of one modality.
 
         rows: one row number for each unique item of the batch
+        view: number of the draw of the augmentation
 
-        Returns {modality: inputs}, or {} if this rank has no items.
+        Returns {key, by default the modality: inputs}, or {} if this rank has no items.
         """
         local = rows[self.processes.local_slice(len(rows))]
         if self.never_empty and not len(local):
             local = rows[-1:]
         if not len(local):
             return {}
-        return {modality: self.preprocess[modality].collate([self._item(modality, int(row), epoch) for row in local])}
+        items = [self._item(modality, int(row), epoch, view) for row in local]
+        return {key or modality: self.preprocess[modality].collate(items)}
 
-    def _item(self, modality: str, row: int, epoch: int) -> Inputs:
+    def _item(self, modality: str, row: int, epoch: int, view: int = 0) -> Inputs:
         """Prepare the inputs of one row's value. The part of the work that gives the same result in every epoch is cached."""
         preprocess, augment = self.preprocess[modality], self.augment.get(modality)
         label = int(self.data.labels[modality][row])
@@ -196,7 +210,8 @@ class Loader:
         item = self.cache.get((modality, label), make)
         if isinstance(item, dict):
             return item
-        rng = random.Random(hash((self.seed, epoch, label, int(self.data.labels["id"][row]))))
+        draw = (self.seed, epoch, label, int(self.data.labels["id"][row]))
+        rng = random.Random(hash((*draw, view) if view else draw))
         return preprocess(augment(item, rng) if augment else item, rng)
 
 

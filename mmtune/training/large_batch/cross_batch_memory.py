@@ -11,7 +11,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from mmtune.contracts import Batch
+from mmtune.contracts import Batch, modality_of_view
 from mmtune.training.unique_items import label_kinds, unique_items
 
 
@@ -96,6 +96,8 @@ class CrossBatchMemory(nn.Module):
         """Add the batch's items to the queue. Older embeddings of the same content, and the oldest beyond `size`, are dropped."""
         self.steps += 1
         for m, vectors in z.items():
+            if modality_of_view(m) != m:
+                continue
             present = batch.item_of_row[m] >= 0
             items = unique_items(batch, m, present, present)
             labels = items.labels(batch, label_kinds(batch, *batch.item_of_row))

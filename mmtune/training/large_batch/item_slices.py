@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmtune.contracts import Batch
+from mmtune.contracts import Batch, modality_of_view
 from mmtune.runtime.distributed import Processes
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def encode_all(
     """
     with autocast():
         z = {
-            m: model.encode_inputs(m, batch.inputs[m]) if n else encode_slice(model, m, batch.inputs[m], 0, 0)
+            m: model.encode_inputs(modality_of_view(m), batch.inputs[m]) if n else encode_slice(model, m, batch.inputs[m], 0, 0)
             for m, n in counts.own.items()
         }
     return {m: v.float() for m, v in z.items()}
@@ -92,10 +92,10 @@ def encode_slice(model: "Model", modality: str, inputs: Mapping[str, Tensor], st
     process to exchange weights. In this case running statistics and random states are left unchanged.
     """
     if start < stop:
-        return model.encode_inputs(modality, slice_inputs(inputs, start, stop))
+        return model.encode_inputs(modality_of_view(modality), slice_inputs(inputs, start, stop))
     before = RandomStates(1, next(iter(inputs.values())).device)
     with frozen_running_statistics(model):
-        vectors = model.encode_inputs(modality, slice_inputs(inputs, 0, 1))
+        vectors = model.encode_inputs(modality_of_view(modality), slice_inputs(inputs, 0, 1))
     before.restore(0)
     return vectors
 
