@@ -10,6 +10,7 @@ from torch import nn
 from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.contracts import Signal
 from mmtune.errors import DataError, ModelError
+from mmtune.runtime.devices import default_device
 
 
 def _fingerprint(kind: str, module: nn.Module) -> str:
@@ -52,7 +53,7 @@ class CrossEncoder:
 
         model: a directory or a hub name
         batch_size: pairs in one forward pass
-        device: None means "cuda" if it is available, else "cpu"
+        device: None means a CUDA GPU, else Apple's GPU (MPS), else the CPU
         max_length: limit of both texts together, in tokens; None means the tokenizer's own limit
 
         Raises ModelError if the model cannot be loaded or has more than one output.
@@ -67,7 +68,7 @@ class CrossEncoder:
             )
         self.tokenizer = _load(AutoTokenizer, model, "tokenizer")
         self.batch_size, self.max_length = batch_size, max_length
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or str(default_device())
         self.model.to(self.device)
         self.fingerprint = _fingerprint("cross_encoder", self.model)
 
@@ -97,7 +98,7 @@ class Matcher:
 
         model: a directory or a hub name
         batch_size: pairs in one forward pass
-        device: None means "cuda" if it is available, else "cpu"
+        device: None means a CUDA GPU, else Apple's GPU (MPS), else the CPU
 
         Raises ModelError if the model cannot be loaded.
         """
@@ -106,7 +107,7 @@ class Matcher:
         self.model = _load(BlipForImageTextRetrieval, model, "BLIP matching model").eval()
         self.processor = _load(AutoProcessor, model, "processor")
         self.batch_size = batch_size
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or str(default_device())
         self.model.to(self.device)
         self.fingerprint = _fingerprint("matcher", self.model)
 

@@ -16,7 +16,7 @@ from mmtune.contracts import JsonObject
 from mmtune.embedding.embed_rows import embed_rows, shared_modalities
 from mmtune.errors import DataError
 from mmtune.modalities import names as modality_names
-from mmtune.runtime.distributed import local_device
+from mmtune.runtime.devices import local_device
 from mmtune.runtime.files import atomic_open, read_json, write_json
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once

@@ -21,7 +21,7 @@ from mmtune.index.collection_layout import CollectionLayout
 from mmtune.index.collection_results import CollectionResult
 from mmtune.index.pinned_model import load_for_embedding, pin_model
 from mmtune.index.vector_cache import VectorCache
-from mmtune.runtime.distributed import local_device
+from mmtune.runtime.devices import local_device
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once
 

@@ -29,6 +29,7 @@ from mmtune.losses.contrastive import (
     row_pairs_between,
 )
 from mmtune.losses.positives_mask import PositivesMask
+from mmtune.runtime.devices import accumulation_dtype
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
 BLOCK_BYTES = 16 << 20  # bytes of one block of logits; a loss holds about eight tensors of this size at once
@@ -67,8 +68,8 @@ class _QueryBlocks(torch.autograd.Function):
         grad_queries = torch.zeros_like(queries) if need else None
         grad_candidates = torch.zeros_like(candidates) if need else None
         grad_scale, grad_bias = torch.zeros_like(scale), torch.zeros_like(bias)
-        value = torch.zeros((), dtype=torch.float64, device=queries.device)
-        norm = torch.zeros((), dtype=torch.float64, device=queries.device)
+        value = torch.zeros((), dtype=accumulation_dtype(queries.device), device=queries.device)
+        norm = torch.zeros((), dtype=accumulation_dtype(queries.device), device=queries.device)
         share = processes.local_slice(len(queries))
         for start in range(share.start, share.stop, rows):
             stop = min(start + rows, share.stop)
@@ -81,8 +82,8 @@ class _QueryBlocks(torch.autograd.Function):
                 own_bias = None if batch.bias is None else b
                 block = ContrastiveBlock(similarity, positives, negatives, row_pairs, s, own_bias, batch.graded)
                 part = (loss(block) * w).sum()
-            value += part.detach().double()
-            norm += w.sum().double()
+            value += part.detach().to(value.dtype)
+            norm += w.sum().to(norm.dtype)
             if grad_queries is not None and grad_candidates is not None:
                 inputs = (similarity, s, b)
                 grad_similarity, part_scale, part_bias = torch.autograd.grad(part, inputs, allow_unused=True)
@@ -259,8 +260,8 @@ class _Tiles:
 
         A value is -inf if all pairs of the item are ignored.
         """
-        rows = torch.zeros(len(self.a), dtype=torch.float64, device=self.a.device)
-        columns = torch.zeros(len(self.b), dtype=torch.float64, device=self.a.device)
+        rows = torch.zeros(len(self.a), dtype=accumulation_dtype(self.a.device), device=self.a.device)
+        columns = torch.zeros(len(self.b), dtype=accumulation_dtype(self.a.device), device=self.a.device)
         for r, c, cos, x, _ in self:
             e = self.ignore(_exp(cos, self.scale_a, self.shift_a, x), r, c)
             rows[r] += e.sum(1)
@@ -275,10 +276,11 @@ class _Tiles:
         columns.fill_(-math.inf)
         for r, c, cos, x, _ in self:
             rows[r] = torch.logaddexp(
-                rows[r], torch.logsumexp(self.ignore(torch.mul(cos, self.scale_a, out=x), r, c, -math.inf), 1).double()
+                rows[r], torch.logsumexp(self.ignore(torch.mul(cos, self.scale_a, out=x), r, c, -math.inf), 1).to(rows.dtype)
             )
             columns[c] = torch.logaddexp(
-                columns[c], torch.logsumexp(self.ignore(torch.mul(cos, self.scale_b, out=x), r, c, -math.inf), 0).double()
+                columns[c],
+                torch.logsumexp(self.ignore(torch.mul(cos, self.scale_b, out=x), r, c, -math.inf), 0).to(columns.dtype),
             )
         count = self.processes.world_size
         rows, columns = (torch.logsumexp(self.processes.gather(x[None], count), 0) for x in (rows, columns))
@@ -289,7 +291,7 @@ class _Tiles:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of sum(query_weight_a * log_z_a) + sum(query_weight_b * log_z_b) with respect to a, b and the two scales."""
         grad_a, grad_b = torch.zeros_like(self.a), torch.zeros_like(self.b)
-        grad_scale_a = torch.zeros((), dtype=torch.float64, device=self.a.device)
+        grad_scale_a = torch.zeros((), dtype=accumulation_dtype(self.a.device), device=self.a.device)
         grad_scale_b = grad_scale_a.clone()
         weight_over_z_a, weight_over_z_b = (
             (w * torch.exp(s - log_z)).float()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.errors import TrainingError
+from mmtune.runtime.devices import local_device
 from mmtune.runtime.rendezvous import agree_on_attempt
 
 if TYPE_CHECKING:
@@ -195,10 +196,3 @@ def silence_other_ranks() -> None:
     """Discard this process's standard output unless it is rank 0, so that a command prints its result only once."""
     if int(os.environ.get("RANK", "0")) > 0:
         sys.stdout = open(os.devnull, "w")
-
-
-def local_device() -> torch.device:
-    """The GPU of this process, chosen by the environment variable LOCAL_RANK; the CPU on a machine without a GPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

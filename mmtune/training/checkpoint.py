@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmtune.errors import ModelError
+from mmtune.runtime.devices import has_mps
 from mmtune.runtime.files import atomic_dir, read_json, write_json
 from mmtune.training.regularise.ema_l2sp import EmaState
 
@@ -111,6 +112,7 @@ class RandomState(TypedDict, total=False):
     numpy: tuple[Tensor, int, int, float]
     torch: Tensor
     cuda: list[Tensor]
+    mps: Tensor
 
 
 class CheckpointTensors(TypedDict, total=False):
@@ -141,6 +143,8 @@ def random_state() -> RandomState:
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
+    elif has_mps():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -152,6 +156,8 @@ def restore_random_state(state: RandomState) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and has_mps():
+        torch.mps.set_rng_state(state["mps"])
 
 
 class Checkpoints:

@@ -17,7 +17,8 @@ from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.recipe.train_block import TrainConfig
-from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, local_device
+from mmtune.runtime.devices import local_device
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory
 from mmtune.runtime.prefetch import DeviceCopier, prefetch

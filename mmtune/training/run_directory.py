@@ -13,6 +13,7 @@ from mmtune.errors import MmtuneError, TrainingError
 from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_file import changed_keys
+from mmtune.runtime.devices import has_mps
 from mmtune.runtime.files import read_json, write_json, write_text
 from mmtune.training.precision import resolve_precision
 
@@ -126,7 +127,8 @@ def environment(recipe: Recipe) -> JsonObject:
 
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    processor = platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor} {'MPS' if has_mps() else ''}".strip()
     return {
         "versions": {n: version(n) for n in LIBRARIES} | {"python": platform.python_version()},
         "platform": platform.platform(),

@@ -134,7 +134,9 @@ def test_dropout_alone_trains_a_tower_on_captions_without_pairs(root, tmp_path):
     captions = corpora.packed(root, 12, 8, ("text",))
     folder = checkpoints.text_encoder(tmp_path / "bert", "mean")
     terms = [{"loss": "info_nce", "views": {"text": "dropout"}}]
-    config = recipe(root, tmp_path / "run", {"epochs": 1}, objective=terms, data={"train": captions}, model=f"st:{folder}")
+    config = recipe(
+        root, tmp_path / "run", {"epochs": 1}, objective=terms, data={"train": captions}, model={"text": f"hf:{folder}"}
+    )
     out = mmtune.train(config, quiet=True)
     assert out.pairs == 12 and all(r["loss"] > 0 for r in series(tmp_path / "run"))
     config = recipe(root, tmp_path / "tiny", {"epochs": 1}, objective=terms, data={"train": captions})

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from mmtune import backbones
 from mmtune.backbones.cpu_fast import CpuKernels
 from mmtune.errors import MmtuneError, ModelError
@@ -13,6 +11,7 @@ from mmtune.model.artifact.format import MANIFEST
 from mmtune.model.artifact.read import read_artifact
 from mmtune.model.compose import from_spec, parse_spec
 from mmtune.model.dual_encoder import Model
+from mmtune.runtime.devices import default_device
 
 
 def load(
@@ -25,7 +24,7 @@ def load(
     """Load a model in eval mode.
 
     model: an artifact directory, an adapters directory, "family:checkpoint", or {modality: "family:checkpoint"}
-    device: None means "cuda" if it is available, else "cpu"
+    device: None means a CUDA GPU, else Apple's GPU (MPS), else the CPU
     dim: truncate embeddings to this many dimensions (Matryoshka, see `Model.truncated`)
     cpu_kernels: "auto" replaces layers by the faster ones of `backbones.cpu_fast`; "off" leaves the modules of the upstream
         library as they are
@@ -37,7 +36,7 @@ def load(
     loaded.info.setdefault("source", dict(model) if isinstance(model, Mapping) else str(model))
     if dim is not None:
         loaded = loaded.truncated(dim)
-    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return loaded.to(device or default_device()).eval()
 
 
 def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Model:

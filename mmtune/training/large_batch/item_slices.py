@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.contracts import Batch, modality_of_view
+from mmtune.runtime.devices import get_rng_state, set_rng_state
 from mmtune.runtime.distributed import Processes
 
 if TYPE_CHECKING:
@@ -106,20 +107,22 @@ class RandomStates:
     def __init__(self, count: int, device: torch.device) -> None:
         self.device = device
         self.cpu = torch.get_rng_state().repeat(count, 1)
-        self.accelerator = torch.cuda.get_rng_state(device).repeat(count, 1) if device.type == "cuda" else None
+        state = get_rng_state(device)
+        self.accelerator = None if state is None else state.repeat(count, 1)
 
     def save(self, number: int) -> None:
         """Save the current state as `number`."""
         self.cpu[number] = torch.get_rng_state()
-        if self.accelerator is not None:
-            self.accelerator[number] = torch.cuda.get_rng_state(self.device)
+        state = get_rng_state(self.device)
+        if self.accelerator is not None and state is not None:
+            self.accelerator[number] = state
 
     def restore(self, number: int) -> None:
         """Restore the state that was saved as `number`."""
         # clone: torch reads the state from the start of the tensor's memory, so a row view would give the wrong state
         torch.set_rng_state(self.cpu[number].clone())
         if self.accelerator is not None:
-            torch.cuda.set_rng_state(self.accelerator[number].clone(), self.device)
+            set_rng_state(self.device, self.accelerator[number].clone())
 
 
 @contextlib.contextmanager
