@@ -302,11 +302,20 @@ def _something_to_train(terms: list[AnyTerm]) -> list[AnyTerm]:
     return terms
 
 
+def _views_of(term: AnyTerm) -> Mapping[str, str]:
+    return term.views if isinstance(term, TermBlock) else {}
+
+
+def compares_only_views(terms: list[AnyTerm]) -> bool:
+    """Whether every term compares two views of an item, so that no pair of modalities is trained."""
+    return all(_views_of(term) for term in terms)
+
+
 def viewed_modalities(terms: list[AnyTerm]) -> dict[str, str]:
     """{modality: how its two views are made} of all terms. Raises an error if two terms differ."""
     found: dict[str, str] = {}
     for term in terms:
-        for m, how in term.views.items():
+        for m, how in _views_of(term).items():
             if found.setdefault(m, how) != how:
                 raise RecipeError(
                     f"objective: two terms make the views of {m} differently ({found[m]} and {how}); use one of them"

@@ -214,8 +214,7 @@ class Trainer:
         if self.config.validate_every and step % self.config.validate_every == 0:
             self._validate(log, progress)
             self._set_train_mode()
-        every = self.config.checkpoint_every
-        if outcome.should_stop or (every and step % every == 0):
+        if outcome.should_stop or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
             self._save()
         if self.config.schedule == "wsd" and step == decay_start(self.total_steps, self.config):
             self._save(BEFORE_DECAY)
@@ -254,8 +253,7 @@ class Trainer:
         return self.context
 
     def _out_of_patience(self) -> bool:
-        patience = self.config.patience
-        return patience is not None and self.state.validations_without_improvement >= patience
+        return self.state.validations_without_improvement >= (self.config.patience or math.inf)
 
     # --- one step ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """The objective of a run: a weighted sum of losses over the pairs of modalities, computed from the embeddings of a batch."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -18,13 +17,11 @@ from mmtune.losses.contrastive import (
     RowPairs,
     contrastive_masks,
     dense_loss,
-    query_weights,
 )
 from mmtune.losses.distillation import DistillationBlock
 from mmtune.losses.families import check_output
 from mmtune.losses.graded import SCORE_RANGES, ScoredPairs
-from mmtune.losses.info_nce import info_nce
-from mmtune.losses.tiled import positive_pairs, tiled_info_nce, tiled_loss
+from mmtune.losses.tiled import tiled_loss
 from mmtune.model.truncate import truncate
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.additional_candidates import mined_negatives, with_queue
@@ -33,6 +30,7 @@ from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective_spec import AUTO, LossTerm, find_loss, loss_options
 from mmtune.training.score_columns import numeric_column
 from mmtune.training.teacher_outputs import Teacher, TeacherVectors
+from mmtune.training.tiled_both_directions import tiled_info_nce_both_directions
 from mmtune.training.two_views import view_batches
 from mmtune.training.unique_items import PairItems, pair_items
 
@@ -202,7 +200,7 @@ class Objective(nn.Module):
             return torch.stack([self._distillation(number, pair, d, x, batch) for d, x in inputs.items()]).mean()
         in_tiles = pair.n_logits > TILE_ABOVE if term.tile == "auto" else term.tile == "always"
         if in_tiles and len(inputs) == 2:
-            both = _tiled_info_nce_both_directions(term, inputs[a, b], inputs[b, a], pair, self.processes)
+            both = tiled_info_nce_both_directions(term, inputs[a, b], inputs[b, a], pair, self.processes)
             if both is not None:
                 return both
         values = []
@@ -353,46 +351,6 @@ class Objective(nn.Module):
 def projection_name(number: int, modality: str) -> str:
     """Name of the learned projection from the student's embeddings of `modality` to the teacher's dimension, for a term."""
     return f"{number}~{modality}"
-
-
-def _tiled_info_nce_both_directions(
-    term: LossTerm, forward: QueryCandidateBatch, backward: QueryCandidateBatch, pair: PairVectors, processes: Processes
-) -> Tensor | None:
-    """Compute plain InfoNCE of both directions from the same tiles.
-
-    Returns None if the term is another loss, or if options, masks or extra candidates rule out this method.
-    """
-    plain = term.function is info_nce or (term.loss == AUTO and forward.bias is None)
-    options = {"positives": default_positives()} | term.options
-    mode = options.pop("positives")
-    if not plain or mode == "sum" or any(options.values()):
-        return None
-    if any(x.guide is not None or x.queue_start is not None or x.graded or x.mined is not None for x in (forward, backward)):
-        return None
-    a, b = backward.candidates, forward.candidates
-    related = positive_pairs(pair.items.positives)
-    if related is None:
-        return None
-    pairs = related if mode == "mean" else (forward.row_pairs.query, forward.row_pairs.candidate)
-    weights = _pair_weights(forward, pairs[0], len(a)), _pair_weights(backward, pairs[1], len(b))
-    ignored = None if mode == "mean" else related
-    return tiled_info_nce(a, b, pairs, weights, (forward.scale, backward.scale), ignored, processes)
-
-
-def _pair_weights(inputs: QueryCandidateBatch, query: Tensor, count: int) -> Tensor:
-    """Weight of each positive pair in one direction: the query's weight, divided evenly among its pairs.
-
-    The weights of one direction sum to 1/2, so that the two directions are averaged.
-    """
-    weight = query_weights(inputs)
-    weight = torch.cat([weight, weight.new_zeros(count - len(weight))])
-    n_pairs = torch.zeros(count, device=weight.device).index_add_(0, query, torch.ones_like(query, dtype=weight.dtype))
-    return weight[query] / n_pairs[query] / weight.sum() / 2
-
-
-def default_positives() -> str:
-    """Return the default of InfoNCE's option `positives`."""
-    return inspect.signature(info_nce).parameters["positives"].default
 
 
 def _columns(term: LossTerm) -> dict[str, str]:

@@ -9,10 +9,11 @@ import torch
 from mmtune.contracts import Batch, Pair
 from mmtune.errors import RecipeError
 from mmtune.losses.graded import SCORE_RANGES
-from mmtune.training.objective import Objective, default_positives
+from mmtune.training.objective import Objective
 from mmtune.training.objective_spec import AUTO, LossTerm
 from mmtune.training.score_columns import check_values
 from mmtune.training.teacher_outputs import TeacherScores
+from mmtune.training.tiled_both_directions import default_positives
 from mmtune.training.unique_items import pair_items
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from mmtune.data.skip_bad import without_undecodable
 from mmtune.errors import RecipeError
 from mmtune.model import artifact
 from mmtune.model.prompts import with_training_prompts
-from mmtune.recipe.objective_block import viewed_modalities
+from mmtune.recipe.objective_block import compares_only_views, viewed_modalities
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.validation_rows import check_validation_rows
@@ -68,7 +68,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         model.set_window_pooling(recipe.window_pooling)
     views = viewed_modalities(recipe.objective)
     _check_viewed(views, recipe, model, data)
-    if recipe.pairs is None and all(term.views for term in recipe.objective):  # nothing but two views of an item is compared
+    if recipe.pairs is None and compares_only_views(recipe.objective):  # nothing but two views of an item is compared
         pairs = [(m, m) for m in views]
     else:
         pairs = choose_pairs(recipe.pairs, model, data)
