@@ -15,6 +15,7 @@ from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_file import changed_keys
 from mmtune.runtime.devices import has_mps
 from mmtune.runtime.files import read_json, write_json, write_text
+from mmtune.training.checkpoint import STATE_FILE
 from mmtune.training.precision import resolve_precision
 
 ENVIRONMENT = "environment.json"
@@ -29,8 +30,20 @@ MAY_CHANGE = (
     "data.cache",
     "train.shard",
     "train.cpu_kernels",
+    "train.checkpoint_every",
+    "train.keep",
+    "gate",
 )
-"""Recipe keys that may change when a run is resumed, because they do not affect its result."""
+"""Recipe keys, or blocks of them, that may change when a run is resumed, because they do not affect its result."""
+OF_VALIDATION = (
+    "train.metric",
+    "train.patience",
+    "train.validate_every",
+    "data.val",
+    "data.retention",
+    "data.allow_trained",
+)
+"""Recipe keys that may change as long as the run has not validated: nothing that it has done so far depends on them."""
 EPOCHS = "train.epochs"
 """The recipe key that may grow when a run is resumed: that extends the run (`extend_run`)."""
 LIBRARIES = ("mmtune", "torch", "transformers", "open_clip_torch", "accelerate", "numpy", "pillow", "soundfile")
@@ -103,7 +116,24 @@ def _changes(path: Path, recipe: Recipe) -> list[str]:
             raise TrainingError(f"{path}: {' '.join(str(e).split())}") from None
         old = Recipe.parse(document, str(path))
     free = (*MAY_CHANGE, EPOCHS) if recipe.train.epochs > old.train.epochs and _can_extend(recipe) else MAY_CHANGE
-    return [key for key in changed_keys(old.model_dump(mode="json"), recipe.model_dump(mode="json")) if key not in free]
+    state = _last_state(path.parent)
+    if not state.get("best"):
+        free = (*free, *OF_VALIDATION)
+    elif not state.get("finished") and _is_longer(recipe.train.patience, old.train.patience):
+        free = (*free, "train.patience")
+    changed = changed_keys(old.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    return [key for key in changed if not any(key == f or key.startswith(f"{f}.") for f in free)]
+
+
+def _last_state(directory: Path) -> JsonObject:
+    """The trainer state of the run's last checkpoint; {} if there is none."""
+    path = directory / "checkpoints" / "last" / STATE_FILE
+    return read_json(path) if path.is_file() else {}
+
+
+def _is_longer(patience: int | None, before: int | None) -> bool:
+    """Whether a run that `before` has not stopped yet cannot have been stopped by `patience` either."""
+    return patience is None or (before is not None and patience >= before)
 
 
 def _can_extend(recipe: Recipe) -> bool:
