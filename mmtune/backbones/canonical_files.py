@@ -46,6 +46,8 @@ TOKENIZER_NO_EFFECT = frozenset(
     token_type_ids_pattern max_length stride truncation_strategy pad_to_multiple_of padding truncation""".split()
 )
 """Keys of a tokenizer's configuration that embeddings do not depend on, or that tokenizer.json has, too."""
+PROCESSOR_FILES: tuple[str, ...] = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES: tuple[str, ...] = ("tokenizer_config.json", "special_tokens_map.json")
 NO_LIMIT = 1 << 20  # a tokenizer without a limit has a model_max_length of 1e30
 
 
@@ -83,19 +85,18 @@ def _canonical_folder(files: Mapping[str, bytes]) -> JsonObject:
             found[name] = _tokenizer(data)
         elif documents.get(name) is None:
             found[name] = hashlib.sha256(data).hexdigest()
-    parsed = {name: document for name, document in documents.items() if document is not None}
-    if isinstance(config := parsed.get("config.json"), dict) and "model_type" in config:
-        found["config.json"] = _config(parsed.pop("config.json"), str(config["model_type"]))
-    processors = {
-        n: parsed[n] for n in ("preprocessor_config.json", "processor_config.json") if isinstance(parsed.get(n), dict)
-    }
+    objects = {name: document for name, document in documents.items() if isinstance(document, dict)}
+    found |= {name: normal(document) for name, document in documents.items() if isinstance(document, list)}
+    if "model_type" in (config := objects.get("config.json", {})):
+        del objects["config.json"]
+        found["config.json"] = _config(config, str(config["model_type"]))
+    processors = {n: objects.pop(n) for n in PROCESSOR_FILES if n in objects}
     if processors:
         found |= _processors(processors)
-    settings = {n: parsed[n] for n in ("tokenizer_config.json", "special_tokens_map.json") if isinstance(parsed.get(n), dict)}
+    settings = {n: objects.pop(n) for n in TOKENIZER_FILES if n in objects}
     if settings:
         found["tokenizer"] = _tokenizer_settings(settings)
-    others = parsed.keys() - processors.keys() - settings.keys()
-    return found | {name: normal(parsed[name]) for name in others}
+    return found | {name: normal(document) for name, document in objects.items()}
 
 
 def _document(data: bytes) -> "JsonObject | list[object] | None":

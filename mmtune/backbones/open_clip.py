@@ -1,5 +1,5 @@
-"""Load open_clip checkpoints: `open_clip:NAME/TAG` (TAG may be a weights file) and `open_clip:DIR` (open_clip's local-dir
-layout).
+"""Load open_clip checkpoints: `open_clip:NAME/TAG` (TAG may be a weights file), `open_clip:hf-hub:ORG/NAME`, and `open_clip:DIR`
+(open_clip's local-dir layout). Of CoCa models, the image and the text tower are used.
 
 A directory must contain `open_clip_config.json`, with both `model_cfg` and `preprocess_cfg`, and the weights. If `model_cfg`
 has an `hf_tokenizer_name`, the directory must contain the tokenizer's files, too: without them, open_clip would silently use
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
 from mmtune.backbones.checkpoint_files import read_files, refuse_custom_code
+from mmtune.backbones.hf_snapshot import checkpoint_directory
 from mmtune.backbones.open_clip_image_preprocess import OpenClipImagePreprocess
 from mmtune.backbones.open_clip_tokenizer import OpenClipTokenize, tokenizer_from_files
 from mmtune.contracts import JsonObject
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from open_clip import CLIP, CustomTextCLIP
 
 CONFIG = "open_clip_config.json"
+TEXT_CONFIG = "hf_text_config/config.json"
+"""File of an artifact with the configuration of a text tower of transformers."""
 CLIP_VOCABULARY = 49408  # vocabulary size of CLIP's own tokenizer
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 KEPT_FILES = (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -37,6 +40,8 @@ def load(checkpoint: str) -> Backbone:
 
     Raises ModelError if a file is missing or open_clip cannot load the checkpoint.
     """
+    if checkpoint.startswith("hf-hub:"):
+        return _from_directory(checkpoint_directory(checkpoint.removeprefix("hf-hub:"), "open_clip"))
     directory = Path(checkpoint).expanduser()
     if (directory / CONFIG).is_file() or directory.is_dir() or checkpoint.startswith((".", "/", "~")):
         return _from_directory(directory)
@@ -50,8 +55,13 @@ def load(checkpoint: str) -> Backbone:
 
 def rebuild(directory: Path) -> Backbone:
     """Build the backbone with uninitialised weights from its files in an artifact."""
-    _checked_config(directory)
-    return _backbone(_create(f"local-dir:{directory}", load_weights=False), read_files(directory))
+    config, files = _checked_config(directory), read_files(directory)
+    if TEXT_CONFIG not in files:
+        return _backbone(_create(f"local-dir:{directory}", load_weights=False), files)
+    config["model_cfg"]["text_cfg"] |= {"hf_model_name": str((directory / TEXT_CONFIG).parent), "hf_model_pretrained": False}
+    with tempfile.TemporaryDirectory() as tmp:  # open_clip reads the place of the text tower's configuration from this file
+        (Path(tmp) / CONFIG).write_bytes(_json_bytes(config))
+        return _backbone(_create(f"local-dir:{tmp}", load_weights=False, pretrained_text=False), files)
 
 
 def _from_directory(directory: Path) -> Backbone:
@@ -62,7 +72,23 @@ def _from_directory(directory: Path) -> Backbone:
             "does not read *.pt from a directory)"
         )
     files = {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.name in KEPT_FILES}
-    return _backbone(_create(f"local-dir:{directory}", load_weights=True), files | {CONFIG: _json_bytes(config)})
+    module = _create(f"local-dir:{directory}", load_weights=True)
+    return _backbone(module, files | _text_config(module, config) | {CONFIG: _json_bytes(config)})
+
+
+def _text_config(module: "CLIP | CustomTextCLIP", config: JsonObject) -> dict[str, bytes]:
+    """Return the configuration of a transformers text tower as a file, and refer to it in `config`, in place.
+
+    open_clip's own configuration only names the checkpoint that the text tower was started from.
+    """
+    text = config["model_cfg"].get("text_cfg", {})
+    if not text.get("hf_model_name"):
+        return {}
+    text |= {"hf_model_name": str(Path(TEXT_CONFIG).parent), "hf_model_pretrained": False}
+    if text.get("hf_tokenizer_name"):
+        text["hf_tokenizer_name"] = "local"  # its files are stored, too
+    values = json.loads(module.text.config.to_json_string())
+    return {TEXT_CONFIG: _json_bytes({k: v for k, v in values.items() if k not in ("_name_or_path", "transformers_version")})}
 
 
 def _checked_config(directory: Path) -> JsonObject:
@@ -117,7 +143,7 @@ def _from_name(name: str, tag: str) -> Backbone:
             tokenizer.save_pretrained(tmp)
         files = read_files(Path(tmp))
     config = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
-    return _backbone(module, files | {CONFIG: _json_bytes(config)}, tokenizer)
+    return _backbone(module, files | _text_config(module, config) | {CONFIG: _json_bytes(config)}, tokenizer)
 
 
 def _json_bytes(config: JsonObject) -> bytes:
@@ -152,13 +178,17 @@ def _backbone(
     """Build the Backbone of an open_clip module; without `tokenizer`, it is read from `files`."""
     config = json.loads(files[CONFIG])
     dim = int(config["model_cfg"]["embed_dim"])
+    if hasattr(module, "text_decoder"):  # of CoCa; it writes captions
+        module.text_decoder = nn.Identity()
     custom = hasattr(module, "text")  # CustomTextCLIP has its text tower in one attribute; CLIP spreads it over several
     text = [module.text] if custom else [module.transformer, module.token_embedding, module.ln_final, _TextParameters(module)]
     image_preprocess = OpenClipImagePreprocess(config["preprocess_cfg"])
     tokenize = OpenClipTokenize(tokenizer or tokenizer_from_files(files))
     towers = {
-        "image": Tower("image", dim, image_preprocess, lambda x: module.encode_image(**x), [module.visual]),
-        "text": Tower("text", dim, tokenize, lambda x: module.encode_text(**x), text),
+        "image": Tower(
+            "image", dim, image_preprocess, lambda x: module.encode_image(x["image"], normalize=False), [module.visual]
+        ),
+        "text": Tower("text", dim, tokenize, lambda x: module.encode_text(x["text"], normalize=False), text),
     }
     scale = LogitScale(module.logit_scale, getattr(module, "logit_bias", None), ["image->text", "text->image"])
 
