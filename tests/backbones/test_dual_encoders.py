@@ -174,3 +174,12 @@ def test_artifact_and_layers(made, kind, tmp_path):
     assert again.fingerprint == fingerprint
     for m, v in values.items():
         np.testing.assert_array_equal(again.encode(**{m: v}), model.encode(**{m: v}))
+
+
+def test_the_documentation_lists_them():
+    import re
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text()
+    listed = re.search(r"Dual encoders that `hf:` loads, by `model_type`: (.*?) \(of", page, re.DOTALL)
+    assert listed and re.findall(r"`([^`]+)`", listed[1]) == sorted(DUAL_ENCODERS)
