@@ -3,10 +3,13 @@
 import functools
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.data.loader.batch_plan import BatchPlan, plan_batches
+from mmtune.data.loader.loader import Loader
+from mmtune.data.loader.stream_loader import StreamLoader
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.evaluation.validation import Embed, build_validation
 from mmtune.mining.given_negatives import GivenDraws, GivenNegatives, load_given, record_given
@@ -18,6 +21,7 @@ from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes
 from mmtune.training.build_callbacks import build_callbacks
 from mmtune.training.build_objective import build_objective
 from mmtune.training.callbacks import Callback, CallbackContext
+from mmtune.training.epochs import EpochBatches, HardNegatives
 from mmtune.training.finish import finish_model, save_run
 from mmtune.training.head_initialisation import initialise_heads
 from mmtune.training.loop import Trainer
@@ -25,6 +29,7 @@ from mmtune.training.objective import Objective
 from mmtune.training.preflight import check_objective_data
 from mmtune.training.recipe_preflight import check_inputs, check_recipe, check_run_space, check_steps, teacher_modalities
 from mmtune.training.run_directory import claim_run_directory
+from mmtune.training.stream_limits import refuse_columns
 from mmtune.training.teacher_cache import build_teachers
 from mmtune.training.train_result import TrainResult
 from mmtune.training.training_inputs import TrainingInputs, build_loader, open_inputs
@@ -76,61 +81,30 @@ def run_recipe(
     context = CallbackContext(recipe, directory, inputs)
     with processes.main_process_first():
         objective = _objective(recipe, inputs, quiet, processes)
-    initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet)
+    if inputs.is_streamed:
+        refuse_columns(objective)
+    else:
+        initialise_heads(inputs.model, recipe.heads, inputs.indexed, inputs.pairs, recipe.train.seed, quiet)
     heads = _heads_first(recipe, inputs, resume, quiet, processes)
     interpolated = recipe.interpolation is not None
-    tuned = tune(inputs.model, recipe.tune, inputs.trained, list(recipe.augment), recipe.train.seed, interpolated, heads)
+    tuned = tune(inputs.model, recipe.tune, inputs.trained, inputs.varying(recipe), recipe.train.seed, interpolated, heads)
     embed = _keep_features(tuned, inputs, quiet)
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
-    given = load_given(inputs.data, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
-    usable = inputs.usable & ~given.only_negatives(inputs.data) if given else inputs.usable
-    batches = plan_batches(inputs.data, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
-    check_run_space(recipe, inputs)
-    check_steps(recipe, len(batches(0)))
-    mined = recipe.mining is not None or bool(given and given.pairs)
-    check_objective_data(objective, inputs.data, loader.columns, batches(0), mined=mined)
-    rounds = None
-    if recipe.mining is not None:
-        rounds = MiningRounds(
-            inputs.model,
-            inputs.data,
-            batches,
-            recipe.mining,
-            directory / "mining",
-            pairs=inputs.pairs,
-            epochs=recipe.train.epochs,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.train.seed,
-            verifier=make_verifier(recipe.mining.verifier),
-            quiet=quiet,
-            processes=processes,
-            base_fingerprint=inputs.base_fingerprint,
-            mined=functools.partial(callbacks.on_mining, context) if callbacks else None,
-            judged=given.verdicts(inputs.data.ids) if given else (),
-        )
-    if not quiet:
-        _print_unused(objective, inputs, given, batches)
-    plan, extra = (rounds.plan, rounds.extra) if rounds else (batches, None)
-    if given is not None:
-        draws = GivenDraws(given, inputs.data, plan, recipe.data.negatives_per_query, recipe.train.seed, extra)
-        plan, extra = draws.plan, draws.extra
-        with processes.main_process_first():
-            if processes.is_main_process:
-                record_given(directory / "negatives.json", given, resume)
+    plan = _plan(recipe, inputs, objective, loader, resume, quiet, processes, callbacks, context)
     trainer = Trainer(
         inputs.model,
         objective,
         loader,
-        plan,
+        plan.batches,
         recipe.train,
         directory,
         tuned=tuned,
         callbacks=callbacks,
         context=context,
         quiet=quiet,
-        validate=rounds.watch(validate) if rounds and validate else validate,
-        hard_negatives=extra,
+        validate=plan.rounds.watch(validate) if plan.rounds and validate else validate,
+        hard_negatives=plan.hard_negatives,
         processes=processes,
     )
     if resume:
@@ -159,6 +133,68 @@ def _checked_inputs(directory: Path, recipe: Recipe, resume: bool, processes: Pr
     return inputs
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The batches of a run by row numbers, the mined rows that join them, and the mining rounds; all None for streamed data."""
+
+    batches: EpochBatches | None = None
+    hard_negatives: HardNegatives | None = None
+    rounds: MiningRounds | None = None
+
+
+def _plan(
+    recipe: Recipe,
+    inputs: TrainingInputs,
+    objective: Objective,
+    loader: Loader | StreamLoader,
+    resume: bool,
+    quiet: bool,
+    processes: Processes,
+    callbacks: Callback | None,
+    context: CallbackContext,
+) -> _Plan:
+    """Plan the batches of indexed data, with given and mined negatives, and check the objective against them."""
+    check_run_space(recipe, inputs)
+    if not isinstance(loader, Loader):
+        return _Plan()
+    given = load_given(inputs.indexed, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
+    usable = inputs.usable & ~given.only_negatives(inputs.indexed) if given else inputs.usable
+    batches = plan_batches(inputs.indexed, usable, recipe.train.batch_size, recipe.train.seed, recipe.data.batches)
+    check_steps(recipe, len(batches(0)))
+    mined = recipe.mining is not None or bool(given and given.pairs)
+    check_objective_data(objective, inputs.indexed, loader.columns, batches(0), mined=mined)
+    rounds = None
+    if recipe.mining is not None:
+        rounds = MiningRounds(
+            inputs.model,
+            inputs.indexed,
+            batches,
+            recipe.mining,
+            context.directory / "mining",
+            pairs=inputs.pairs,
+            epochs=recipe.train.epochs,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.train.seed,
+            verifier=make_verifier(recipe.mining.verifier),
+            quiet=quiet,
+            processes=processes,
+            base_fingerprint=inputs.base_fingerprint,
+            mined=functools.partial(callbacks.on_mining, context) if callbacks else None,
+            judged=given.verdicts(inputs.indexed.ids) if given else (),
+        )
+    if not quiet:
+        _print_unused(objective, inputs, given, batches)
+    epochs: EpochBatches = rounds.plan if rounds else batches
+    extra: HardNegatives | None = rounds.extra if rounds else None
+    if given is not None:
+        draws = GivenDraws(given, inputs.indexed, epochs, recipe.data.negatives_per_query, recipe.train.seed, extra)
+        epochs, extra = draws.plan, draws.extra
+        with processes.main_process_first():
+            if processes.is_main_process:
+                record_given(context.directory / "negatives.json", given, resume)
+    return _Plan(epochs, extra, rounds)
+
+
 def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: Processes) -> Objective:
     """Build the recipe's objective. Scores and embeddings of its teachers are computed first, or read if they are stored."""
     return build_objective(
@@ -168,11 +204,13 @@ def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: P
         matryoshka=recipe.matryoshka,
         memory=recipe.memory,
         teachers=build_teachers(
-            recipe.teachers, inputs.data, inputs.pairs, quiet=quiet, needed=teacher_modalities(recipe, inputs.pairs)
-        ),
+            recipe.teachers, inputs.indexed, inputs.pairs, quiet=quiet, needed=teacher_modalities(recipe, inputs.pairs)
+        )
+        if recipe.teachers
+        else {},
         seed=recipe.train.seed,
         processes=processes,
-        data=inputs.data,
+        data=None if inputs.is_streamed else inputs.indexed,
     )
 
 
@@ -181,8 +219,8 @@ def _print_unused(objective: Objective, inputs: TrainingInputs, given: GivenNega
     lines = [
         *batches.notes,
         *objective.class_losses.notes,
-        *unused_scores(objective, inputs.data),
-        *few_positives(objective, inputs.data, batches(0)),
+        *unused_scores(objective, inputs.indexed),
+        *few_positives(objective, inputs.indexed, batches(0)),
     ]
     if given is not None:
         lines += [*given.lines(), *unused_negatives(objective, given.counts)]
@@ -216,7 +254,7 @@ def _keep_features(tuned: TunedModel, inputs: TrainingInputs, quiet: bool) -> Em
         print("\n".join(tuned.summary()), file=sys.stderr)
     if tuned.features is None:
         return embed_data
-    for data in (inputs.data, inputs.val, inputs.retention):
+    for data in (inputs.indexed, inputs.val, inputs.retention):
         if data is not None:
             tuned.features.store(data, quiet)
     return tuned.features.embed

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmtune.contracts import JsonObject
 from mmtune.data.loader.batch_plan import plan_batches
+from mmtune.data.loader.loader import Loader
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import RecipeError
 from mmtune.recipe.recipe import Recipe
@@ -107,9 +108,9 @@ def bench(
         )
     whole = _first_epoch_only(Recipe.read(recipe, overrides))
     inputs = open_inputs(whole)
-    batches = plan_batches(inputs.data, inputs.usable, whole.train.batch_size, whole.train.seed, whole.data.batches)(0)
+    batches = plan_batches(inputs.indexed, inputs.usable, whole.train.batch_size, whole.train.seed, whole.data.batches)(0)
     loading = _loading_rate(whole, inputs, batches, steps)
-    embedding = _embedding_rates(inputs.model, inputs.data.sets[0], quiet)
+    embedding = _embedding_rates(inputs.model, inputs.indexed.sets[0], quiet)
     with tempfile.TemporaryDirectory() as scratch:
         epochs = (steps + WARM_UP) * whole.train.gradient_accumulation_steps / len(batches)
         short = {"epochs": epochs, "checkpoint_every": None, "patience": None}
@@ -142,6 +143,7 @@ def _without_head_stage(tune: AnyTuning | dict[str, AnyTuning]) -> AnyTuning | d
 def _loading_rate(recipe: Recipe, inputs: TrainingInputs, batches: Sequence[np.ndarray], steps: int) -> float:
     """Measure the data loader without a model, in pairs per second, after WARM_UP batches that are not measured."""
     loader = build_loader(recipe, inputs, cache_bytes=0)
+    assert isinstance(loader, Loader), "streamed data were refused"
     some = [batches[i % len(batches)] for i in range(steps + WARM_UP)]
     begin, done = time.perf_counter(), 0
     for number, batch in enumerate(loader.epoch(0, some)):

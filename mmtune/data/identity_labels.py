@@ -89,6 +89,17 @@ def mix_labels(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
     return np.where(x == 0, np.uint64(1), x).astype(np.int64)
 
 
+_MASK = (1 << 64) - 1
+
+
+def mix_label(a: int, b: int) -> int:
+    """Like `mix_labels`, for two single labels."""
+    x = a ^ (b * 0x9E3779B97F4A7C15 & _MASK)
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return (x ^ (x >> 31)) >> 1 or 1
+
+
 def first_occurrences(labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the U distinct labels among N labels. Returns (first, inverse).
 

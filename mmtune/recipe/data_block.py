@@ -1,7 +1,7 @@
 """The recipe block `data:`: training data, validation data, and how rows are loaded."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -67,6 +67,17 @@ class DataConfig(RecipeBlock):
         description="number of explicit negatives per query that join its batch; null: all, but at most 4; a query with more draws "
         "others in each epoch",
     )
+    read: Literal["index", "stream"] = Field(
+        "index",
+        description="how training data are read; index: any row at any time, with a table of all rows; stream: shards from start "
+        "to end, for data larger than disk or memory",
+    )
+    cache_size: Size = Field("0", description="with read: stream, the size of the cache of remote shards on disk; 0: no cache")
+    shuffle_buffer: int = Field(
+        4096,
+        ge=1,
+        description="with read: stream, the number of rows, over all processes, from which batches are drawn at random",
+    )
     workers: int = Field(2, ge=1, description="number of threads that load and preprocess the next batches during training")
     cache: Size = Field(
         "2GB", description="memory limit of the cache of decoded or preprocessed items, which later epochs reuse; 0: no cache"
@@ -98,6 +109,11 @@ class DataConfig(RecipeBlock):
     def cache_bytes(self) -> int:
         """`cache` in bytes."""
         return parse_size(self.cache, minimum=0)
+
+    @property
+    def cache_size_bytes(self) -> int:
+        """`cache_size` in bytes."""
+        return parse_size(self.cache_size, minimum=0)
 
     @field_validator("train")
     @classmethod

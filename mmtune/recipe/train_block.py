@@ -1,19 +1,37 @@
 """The recipe block `train:`: length, optimizer, precision, validation and checkpoints of training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mmtune.recipe.block import RecipeBlock, invalid
 from mmtune.recipe.optimizer_block import AdamWOptimizer, Optimizer
+from mmtune.runtime.sizes import parse_count
 
 BETAS = (0.9, 0.98)
+
+
+def _check_count(value: int | str) -> int | str:
+    try:
+        parse_count(value)
+    except ValueError as e:
+        raise invalid(str(e)) from None
+    return value
+
+
+Count = Annotated[int | str, AfterValidator(_check_count)]
+"""A number of things, or a string such as "400M" or "1.5B"."""
 
 
 class TrainConfig(RecipeBlock):
     """Length, optimizer, precision and checkpoints of training."""
 
     epochs: float = Field(10, gt=0, description="number of passes over the training data; may be fractional")
+    samples: Count | None = Field(
+        None,
+        description="length of the run as the number of pairs it sees, e.g. 400M, in place of `epochs`; needed for streamed data "
+        "whose number of rows is unknown",
+    )
     batch_size: int = Field(
         64,
         ge=2,
@@ -106,6 +124,11 @@ class TrainConfig(RecipeBlock):
         description="L2-SP regularisation: each step moves the weights towards the starting weights by lr x l2_start of the "
         "distance; 0: off",
     )
+
+    @property
+    def n_samples(self) -> int:
+        """`samples` as a number; 0 if it is not set."""
+        return parse_count(self.samples) if self.samples is not None else 0
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> "TrainConfig":

@@ -114,6 +114,31 @@ class Processes:
         torch.distributed.broadcast(body, 0, group=self._long_group)
         return value if self.is_main_process else json.loads(body.numpy().tobytes())
 
+    def gather_bytes(self, data: bytes, group: "ProcessGroup | None" = None) -> list[bytes]:
+        """Return the `data` of every rank, in the order of ranks, on every rank.
+
+        group: the gloo process group to use, by default the one of `broadcast`. A thread other than the main thread needs a group
+            of its own (`new_group`), because all ranks must make the calls on a group in the same order
+        """
+        if self.is_single:
+            return [data]
+        group = group or self._long_group
+        own = torch.tensor([len(data)])
+        sizes = [torch.empty_like(own) for _ in range(self.world_size)]
+        torch.distributed.all_gather(sizes, own, group=group)
+        longest = max(1, *(int(s) for s in sizes))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data) or bytearray(1), dtype=torch.uint8)[: len(data)]
+        parts = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(parts, padded, group=group)
+        return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+    def new_group(self) -> "ProcessGroup | None":
+        """Create another gloo process group of all ranks, for `gather_bytes`; None for a single process."""
+        if self.is_single:
+            return None
+        return cast("ProcessGroup", torch.distributed.new_group(backend="gloo", timeout=LONG_TIMEOUT))
+
     def barrier(self) -> None:
         """Wait until every rank has called this method."""
         if not self.is_single:

@@ -1,4 +1,4 @@
-"""Parse sizes in bytes that are written with a unit, such as "256MB" or "1.5 GiB"."""
+"""Parse sizes and counts that are written with a unit, such as "256MB", "1.5 GiB" or "400M"."""
 
 import re
 
@@ -29,3 +29,18 @@ def parse_size(size: str | int, minimum: int = 1) -> int:
     if n_bytes < minimum:
         raise ValueError(f"{size!r} is not a size of at least {minimum} bytes; write for example 256MB or 1GiB")
     return n_bytes
+
+
+COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def parse_count(count: str | int) -> int:
+    """Return the number that `count` means: an int, or a string such as "400M" (million) or "1.5B" (billion).
+
+    Raises ValueError if `count` is malformed or below 1.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmb]?)\s*", str(count), re.I)
+    number = round(float(match[1]) * COUNT_UNITS[match[2].upper()]) if match else 0
+    if number < 1:
+        raise ValueError(f"{count!r} is not a positive number; write for example 500000, 400M or 1.5B")
+    return number

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
 from mmtune.runtime.devices import has_mps
 from mmtune.runtime.files import atomic_dir, read_json, write_json
@@ -38,6 +39,7 @@ class TrainerState:
     pairs: query rows seen so far (mined rows, which are only candidates, are not counted)
     seconds: time spent in training steps, including waiting for data
     wait_seconds: the part of `seconds` spent waiting for data
+    stream: position in the shards of a streamed epoch (`StreamState`), None at its start
     best: (validation metric, checkpoint name) of the checkpoints that are kept, best first
     validations_without_improvement: number of validations since the best one
     validated_step: step of the last validation, or -1
@@ -51,6 +53,7 @@ class TrainerState:
     seconds: float = 0.0
     wait_seconds: float = 0.0
     best: list[tuple[float, str]] = field(default_factory=list)
+    stream: JsonObject | None = None
     validations_without_improvement: int = 0
     validated_step: int = -1
     total_steps: int = 0
@@ -72,6 +75,7 @@ class TrainerState:
         """Move on to the first batch of the next epoch."""
         self.epoch += 1
         self.batch = 0
+        self.stream = None
 
     def record_validation(self, metric: float, name: str, keep: int) -> "BestCheckpoints":
         """Add checkpoint `name` to the ranking by `metric`, keep the best `keep`, and count validations without improvement."""

@@ -5,16 +5,16 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
 import torch
 
 from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
+from mmtune.data.loader.stream_loader import StreamLoader
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.recipe.train_block import TrainConfig
 from mmtune.runtime.devices import local_device
@@ -34,8 +34,9 @@ from mmtune.training.checkpoint import (
     restore_random_state,
 )
 from mmtune.training.compile_checkpoint import compiled_or_checkpointed
+from mmtune.training.epochs import EpochBatches, HardNegatives, make_epochs
 from mmtune.training.extend_run import checkpoint_to_resume
-from mmtune.training.large_batch.accumulation import BatchOfStep, StepSums, batches_of_steps
+from mmtune.training.large_batch.accumulation import BatchOfStep, StepSums
 from mmtune.training.large_batch.fsdp import ShardedBlocks, map_moments
 from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
 from mmtune.training.metrics_log import MetricsLog, StepMetrics, ValidationMetrics
@@ -51,15 +52,6 @@ from mmtune.training.tuning.layers import learning_state, load_learning_state
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
     from mmtune.training.tuning.tune import TunedModel
-
-EpochBatches: TypeAlias = Callable[[int], Sequence[np.ndarray]]
-"""Maps the number of an epoch to its batches, each an array of row numbers."""
-
-HardNegatives: TypeAlias = Callable[[np.ndarray], Mapping[str, np.ndarray] | None]
-"""Maps the rows of a batch to the mined rows that join it as candidates, or None.
-
-The result is {direction: [2, n]}: the position of the query in the batch, and the number of the mined row.
-"""
 
 Validate: TypeAlias = "Callable[[Model], Mapping[str, float]]"
 """Maps the model to {metric name: value}. The value under "metric" selects the best checkpoints."""
@@ -87,7 +79,7 @@ class Trainer:
     All randomness depends only on the seed and the trainer's state. So a run that was killed and resumed ends with the same
     weights as an uninterrupted one. If several processes train together, each creates its own Trainer; only rank 0 writes files.
 
-    epoch_batches: returns the batches of an epoch as row numbers
+    epoch_batches: returns the batches of an epoch as row numbers; None for a `StreamLoader`, which makes the batches itself
     validate: scores the model; None: no validation
     hard_negatives: returns mined rows for a batch; None: no mining
     tuned: the model after `tune`; None: all parameters are trained
@@ -98,8 +90,8 @@ class Trainer:
         self,
         model: "Model",
         objective: Objective,
-        loader: Loader,
-        epoch_batches: EpochBatches,
+        loader: Loader | StreamLoader,
+        epoch_batches: EpochBatches | None,
         config: TrainConfig,
         directory: Path,
         *,
@@ -112,7 +104,8 @@ class Trainer:
         quiet: bool = False,
     ):
         self.config, self.directory, self.processes, self.quiet = config, directory, processes, quiet
-        self.loader, self.epoch_batches, self.hard_negatives, self.validate = loader, epoch_batches, hard_negatives, validate
+        self.loader, self.hard_negatives, self.validate = loader, hard_negatives, validate
+        self.epochs = make_epochs(loader, epoch_batches, config, hard_negatives)
         self.device, self.precision = local_device(), resolve_precision(config.precision)
         self.model, self.objective, self.tuned = model.to(self.device), objective.to(self.device), tuned
         processes.broadcast_parameters(self.model, self.objective)
@@ -125,8 +118,7 @@ class Trainer:
         of_losses = {id(p) for p in objective.parameters()}  # random at the start, not in the artifact: no EMA, no L2-SP
         self.ema_l2sp = EmaL2SP([p for p in self.learning if id(p) not in of_losses], config.ema, config.l2_start)
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
-        self.steps_per_epoch = -(-len(epoch_batches(0)) // config.gradient_accumulation_steps)
-        self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
+        self.steps_per_epoch, self.total_steps = self.epochs.steps_per_epoch, self.epochs.total_steps
         self.state = TrainerState(total_steps=self.total_steps)
         self.part, self.sums = BatchOfStep(), StepSums()  # of the batch that `step` gets next
         self.unfreezing = tuned.unfreezing if tuned and tuned.unfreezing else GradualUnfreezing(model, {})
@@ -163,7 +155,7 @@ class Trainer:
                 self.callbacks.on_start(self._context())
             if self.state.step == 0 and self.config.validate_at_start:
                 self._validate(log, progress)
-            while self.state.step < self.total_steps and not self._out_of_patience():
+            while not self.epochs.is_finished(self.state) and not self._out_of_patience():
                 self._train_epoch(log, progress)
                 if self.tuned is not None:
                     self.tuned.check_gradients()
@@ -177,16 +169,12 @@ class Trainer:
         """Run all steps of an epoch; after resuming in the middle of one, the remaining steps."""
         # Mining, which `epoch_batches` may start, embeds the data with the model and so needs all weights.
         with self.sharded.full_weights() if self.hard_negatives else contextlib.nullcontext():
-            batches = self.epoch_batches(self.state.epoch)
+            batches = self.epochs.batches(self.state)
         self._set_train_mode()
-        per_step = self.config.gradient_accumulation_steps
-        stop = self.state.batch + (self.total_steps - self.state.step) * per_step
-        parts = batches_of_steps([len(rows) for rows in batches], per_step)[self.state.batch : stop]
-        loaded = self.loader.epoch(self.state.epoch, batches[self.state.batch : stop], self.hard_negatives)
         start, wait_seconds = time.perf_counter(), 0.0
         before_loading = start
-        for part, batch in zip(parts, self._on_device(loaded), strict=True):
-            self.part = part
+        for batch in self._on_device(batches.loaded):
+            self.part = batches.parts.popleft()
             wait_seconds += time.perf_counter() - before_loading
             outcome = self.step(batch)
             if outcome is not None:
@@ -195,7 +183,7 @@ class Trainer:
                     return
                 start, wait_seconds = time.perf_counter(), 0.0
             before_loading = time.perf_counter()
-        if self.state.batch >= len(batches):
+        if batches.is_whole_epoch:
             self.state.finish_epoch()
 
     def _after_step(
@@ -262,7 +250,7 @@ class Trainer:
 
         With gradient accumulation, only the last batch of a step takes it; the others add their gradient, and the result is None.
         """
-        factor = lr_factor(self.state.step, self.total_steps, self.config)
+        factor = lr_factor(self.epochs.schedule_step(self.state), self.total_steps, self.config)
         if self.part.is_first:
             self.sums = StepSums()
             for group in self.optimizer.param_groups:
@@ -359,6 +347,7 @@ class Trainer:
         return name
 
     def _save(self, name: str = LAST) -> None:
+        self.state.stream = self.epochs.stream_state(self.state)
         self.checkpoints.save(name, self._tensors(), self.state)
 
     def _tensors(self) -> CheckpointTensors:

@@ -153,7 +153,7 @@ def decay_start(total_steps: int, config: TrainConfig) -> int:
     return max(total_steps - max(number_of_steps(config.decay, total_steps), 1), 0)
 
 
-def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+def lr_factor(step: float, total_steps: int, config: TrainConfig) -> float:
     """Factor on the peak learning rate at `step`: linear warm-up, then the schedule of the recipe.
 
     cosine: SGDR (arXiv 1608.03983); wsd: warm-up, stable, decay (arXiv 2404.06395; the shape 1-sqrt is from arXiv 2405.18392). The

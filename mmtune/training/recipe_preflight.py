@@ -94,11 +94,12 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
         make_augmentation(options, inputs.data)
     augment = {m: options.own for m, options in recipe.augment.items()}
-    for match in find_label_words(inputs.data, augment, np.flatnonzero(inputs.usable)) if augment else ():
-        warnings.warn(describe(match, inputs.data.ids), stacklevel=2)
+    if augment and not inputs.is_streamed:
+        for match in find_label_words(inputs.indexed, augment, np.flatnonzero(inputs.usable)):
+            warnings.warn(describe(match, inputs.indexed.ids), stacklevel=2)
     for term in terms:
-        if term.weights is not None:
-            _check_column(inputs.data, term.weights, f"{term.key}.weights")
+        if term.weights is not None and not inputs.is_streamed:
+            _check_column(inputs.indexed, term.weights, f"{term.key}.weights")
     for key, data in (("data.val", inputs.val), ("data.retention", inputs.retention)):
         if data is not None:
             _check_directions(key, data, inputs.pairs)
@@ -193,7 +194,7 @@ def _check_gate_direction(gate: Gate, known: Sequence[str]) -> None:
 
 
 def _check_mining(options: MiningOptions, inputs: "TrainingInputs") -> None:
-    data = inputs.data
+    data = inputs.indexed
     names = [m for m in data.modalities if m in inputs.model.towers]
     for name in options.directions or ():
         known = [direction(a, b) for a in names for b in names]

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from mmtune.contracts import Pair
-from mmtune.data.shards.locate import is_remote
+from mmtune.data.remote.remote_files import is_remote
 from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.recipe.block import check
 from mmtune.recipe.teachers_block import ModelTeacher, ScorerTeacher, ScoresTeacher

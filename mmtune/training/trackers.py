@@ -76,7 +76,7 @@ class Trackers(Callback):
         counts = {f"mined {name}": float(d["mined"]) for name, d in result.document["directions"].items()}
         self._log(counts, context.step)
         if self.config.pictures and result.mined:
-            self._log_pictures(mined_pictures(result.table, context.inputs.data, self.config.pictures), context.step)
+            self._log_pictures(mined_pictures(result.table, context.inputs.indexed, self.config.pictures), context.step)
 
     def close(self) -> None:
         """Finish each tracker."""

@@ -10,7 +10,10 @@ from mmtune import modalities
 from mmtune.contracts import Pair
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.mixup import make_augmentation
+from mmtune.data.loader.stream_loader import StreamLoader
 from mmtune.data.shards.dataset import Data, open_data
+from mmtune.data.shards.shard_lru import ShardCache
+from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.data.skip_bad import without_undecodable
 from mmtune.errors import RecipeError
@@ -19,6 +22,7 @@ from mmtune.model.prompts import with_training_prompts
 from mmtune.recipe.objective_block import compares_only_views, viewed_modalities
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.training.stream_limits import FIX, refuse_random_access
 from mmtune.training.validation_rows import check_validation_rows
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ class TrainingInputs:
     usable: bool [N], True for rows of `data` that have both sides of at least one pair
     """
 
-    data: WeightedConcat
+    data: WeightedConcat | StreamedSets
     val: Data | None
     retention: Data | None
     model: "Model"
@@ -47,6 +51,22 @@ class TrainingInputs:
     pairs: list[Pair]
     trained: list[str]
     usable: np.ndarray
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the training data are streamed."""
+        return isinstance(self.data, StreamedSets)
+
+    @property
+    def indexed(self) -> WeightedConcat:
+        """`data` with random access. Raises RecipeError if they are streamed."""
+        if isinstance(self.data, StreamedSets):
+            raise RecipeError(f"data.read: {FIX}")
+        return self.data
+
+    def varying(self, recipe: Recipe) -> list[str]:
+        """The modalities of which the inputs differ between epochs, or are not known beforehand, so that no features are stored."""
+        return self.trained if self.is_streamed else list(recipe.augment)
 
 
 def open_inputs(recipe: Recipe) -> TrainingInputs:
@@ -56,8 +76,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     modalities of a pair, if there are fewer than two usable rows, or if rows of val or retention are
     also training rows.
     """
-    sets = recipe.data.training_sets
-    data = WeightedConcat([_open(s.path, recipe) for s in sets], [s.weight for s in sets])
+    data = _open_training_sets(recipe)
     val = _open(recipe.data.val, recipe) if recipe.data.val else None
     retention = _open(recipe.data.retention, recipe) if recipe.data.retention else None
     model = artifact.load(recipe.model, cpu_kernels=recipe.train.cpu_kernels)
@@ -75,7 +94,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
         model.ensure_logit_scales(pairs)
     trained = sorted({m for pair in pairs for m in pair} | {*views}, key=modalities.names().index)
     usable = np.any([data.present[a] & data.present[b] for a, b in [*pairs, *((m, m) for m in views)]], axis=0)
-    if usable.sum() < 2:
+    if usable.sum() < (1 if isinstance(data, StreamedSets) else 2):
         names = ", ".join(f"[{a}, {b}]" for a, b in pairs)
         raise RecipeError(
             f"pairs: {data.spec} has {int(usable.sum())} rows with both sides of {names}; training needs at least 2"
@@ -85,12 +104,20 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     return inputs
 
 
+def _open_training_sets(recipe: Recipe) -> WeightedConcat | StreamedSets:
+    sets = recipe.data.training_sets
+    if recipe.data.read == "stream":
+        refuse_random_access(recipe)
+        return StreamedSets([s.path for s in sets], [s.weight for s in sets], ShardCache(recipe.data.cache_size_bytes))
+    return WeightedConcat([_open(s.path, recipe) for s in sets], [s.weight for s in sets])
+
+
 def _open(spec: str, recipe: Recipe) -> Data:
     """Open DATA. If the recipe sets data.skip_bad, values that cannot be decoded are left out."""
     return without_undecodable(open_data(spec)) if recipe.data.skip_bad else open_data(spec)
 
 
-def _check_viewed(views: Mapping[str, str], recipe: Recipe, model: "Model", data: WeightedConcat) -> None:
+def _check_viewed(views: Mapping[str, str], recipe: Recipe, model: "Model", data: WeightedConcat | StreamedSets) -> None:
     """Raise RecipeError for a modality of `views` that model or data lack, or that has no augmentation to make views with."""
     for m, how in views.items():
         modalities.get(m)
@@ -103,7 +130,7 @@ def _check_viewed(views: Mapping[str, str], recipe: Recipe, model: "Model", data
             raise RecipeError(f"objective.views: two views of {m} by augmentation need an augmentation; set augment.{m}")
 
 
-def choose_pairs(wanted: Sequence[Pair] | None, model: "Model", data: WeightedConcat) -> list[Pair]:
+def choose_pairs(wanted: Sequence[Pair] | None, model: "Model", data: WeightedConcat | StreamedSets) -> list[Pair]:
     """Return the recipe's pairs or, if it has none, every pair that model and data share and that occurs in some row.
 
     Raises RecipeError if a pair cannot be trained.
@@ -136,7 +163,7 @@ def build_loader(
     columns: dict[str, str] | None = None,
     cache_bytes: int | None = None,
     processes: Processes = SINGLE_PROCESS,
-) -> Loader:
+) -> Loader | StreamLoader:
     """Create the loader of the training rows, with the recipe's augmentation and the model's preprocessing and prompts.
 
     Raises RecipeError if the recipe augments a modality that is not trained.
@@ -150,10 +177,26 @@ def build_loader(
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
     model = inputs.model
     preprocess = {m: with_training_prompts(model.towers[m].preprocess, model.prompts, m) for m in inputs.trained}
+    data = inputs.data
+    augment = {m: make_augmentation(options, data) for m, options in recipe.augment.items() if options.active}
+    if isinstance(data, StreamedSets):
+        return StreamLoader(
+            data,
+            preprocess,
+            augment,
+            pairs=inputs.pairs,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.train.seed,
+            workers=recipe.data.workers,
+            shuffle_buffer=recipe.data.shuffle_buffer,
+            processes=processes,
+            never_empty=recipe.train.shard,
+            skip_damaged=recipe.data.skip_bad,
+        )
     return Loader(
-        inputs.data,
+        data,
         preprocess | (tuned.feature_preprocess if tuned else {}),
-        {m: make_augmentation(options, inputs.data) for m, options in recipe.augment.items() if options.active},
+        augment,
         seed=recipe.train.seed,
         workers=recipe.data.workers,
         cache_bytes=recipe.data.cache_bytes if cache_bytes is None else cache_bytes,

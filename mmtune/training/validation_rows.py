@@ -22,7 +22,7 @@ def check_validation_rows(inputs: "TrainingInputs", allow: bool) -> None:
     allow: warn instead (recipe key data.allow_trained)
     """
     trained: dict[str, TrainedLabels | None] = {
-        "are trained on": training_labels(inputs),
+        "are trained on": None if inputs.is_streamed else training_labels(inputs),
         "were trained on by the base model": trained_on(inputs.model),
     }
     for key, data in (("data.val", inputs.val), ("data.retention", inputs.retention)):
@@ -46,5 +46,5 @@ def check_validation_rows(inputs: "TrainingInputs", allow: bool) -> None:
 
 def training_labels(inputs: "TrainingInputs") -> dict[str, np.ndarray]:
     """Return the labels of the training rows, with row counts, as they are stored with the artifact."""
-    data, usable = inputs.data, inputs.usable
+    data, usable = inputs.indexed, inputs.usable
     return with_row_counts({"id": data.own_id_labels[usable], **{m: data.labels[m][usable] for m in inputs.trained}})

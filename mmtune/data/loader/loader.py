@@ -104,7 +104,7 @@ class Loader:
         self.prepared = dict(prepared or {})
         self.seed, self.workers, self.cache = seed, workers, ItemCache(cache_bytes)
         self.processes, self.never_empty, self.views = processes, never_empty, dict(views or {})
-        self.input_size = {m: _input_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
+        self.input_size = {m: decoded_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
         self.columns = {name: _numeric_column(data, name, key) for name, key in (columns or {}).items()}
 
     def epoch(
@@ -215,7 +215,7 @@ class Loader:
         return preprocess(augment(item, rng) if augment else item, rng)
 
 
-def _input_size(preprocess: Preprocess, augment: "Augmentation | None") -> float | None:
+def decoded_size(preprocess: Preprocess, augment: "Augmentation | None") -> float | None:
     """The size at which signals must be decoded for training; None means full resolution.
 
     Reduced resolution is used in training only. For embedding, signals are decoded at full resolution, so that the embeddings are

@@ -7,12 +7,13 @@ import numpy as np
 from mmtune import modalities
 from mmtune.contracts import Augmentation, Modality, Signal
 from mmtune.data.decode import decode_row
+from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import RecipeError
 from mmtune.recipe.augment_block import AugmentOptions
 
 
-def make_augmentation(options: AugmentOptions, data: WeightedConcat) -> Augmentation:
+def make_augmentation(options: AugmentOptions, data: WeightedConcat | StreamedSets) -> Augmentation:
     """Build an augmentation that applies the modality's built-in ones, then the `custom` ones, then `mixup` with another row.
 
     Raises RecipeError if `mixup` is set for a modality whose signals cannot be mixed.
@@ -27,6 +28,7 @@ def make_augmentation(options: AugmentOptions, data: WeightedConcat) -> Augmenta
     if type(modality).mix is Modality.mix:
         able = [m for m in modalities.names() if type(modalities.get(m)).mix is not Modality.mix]
         raise RecipeError(f"augment.{name}.mixup: signals of this kind cannot be mixed; there are: {', '.join(able)}")
+    assert isinstance(data, WeightedConcat), "refused for streamed data"
     return Mixup(own, data, name, options.mixup)
 
 

@@ -22,7 +22,9 @@ from typing import TypedDict
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
-from mmtune.errors import Rejected
+from mmtune.data.remote.remote_files import read_limited
+from mmtune.data.remote.retry import describe, is_missing
+from mmtune.errors import MissingExtra, Rejected
 from mmtune.runtime.pillow_warnings import ignore_pillow_warnings
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -150,15 +152,14 @@ def read_file(path: str, limit: int) -> tuple[bytes, str]:
 
 
 def _fetch(url: str, limit: int) -> bytes:
-    import fsspec
-
     try:
-        with fsspec.open(url, "rb") as f:
-            return f.read(limit + 1)
-    except FileNotFoundError:
-        raise
+        return read_limited(url, limit)
+    except MissingExtra as e:
+        raise Rejected(str(e)) from None
     except Exception as e:  # the libraries behind fsspec raise all kinds of exceptions
-        raise Rejected(f"cannot be fetched: {type(e).__name__}: {str(e)[:200]}") from None
+        if is_missing(e):
+            raise FileNotFoundError(url) from None
+        raise Rejected(f"cannot be fetched: {describe(e)}") from None
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from mmtune import modalities
 from mmtune.contracts import JsonObject, Row
 from mmtune.data.identity_labels import mix_labels, stable_label
 from mmtune.data.shards import shard_cache, tar_index
-from mmtune.data.shards.locate import ShardFile, locate
+from mmtune.data.shards.locate import locate
+from mmtune.data.shards.shard_listing import ShardFile
 from mmtune.errors import DataError, DataWarning, Rejected
 from mmtune.runtime.files import open_for_read_at, read_at
 

@@ -7,20 +7,16 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmtune.data.remote.remote_files import download
+from mmtune.data.remote.retry import public_url
 from mmtune.data.shards import tar_index
 from mmtune.errors import DataError
 from mmtune.runtime.files import atomic_open, sha256_file
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
 
 
 def root() -> Path:
@@ -32,25 +28,23 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def fetch(fs: "AbstractFileSystem", url: str, path: str, info: Mapping[str, object]) -> str:
+def copy_name(url: str, identity: str, stamp: str) -> str:
+    """The file name of the local copy of a remote file; parameters as in `fetch`."""
+    return f"{_key(identity, stamp)}-{public_url(url).rsplit('/', 1)[-1]}"
+
+
+def fetch(url: str, identity: str, stamp: str, size: int | None) -> str:
     """Download a remote file unless it is in the cache, and return the path of the local copy.
 
-    fs, path: fsspec filesystem and path of the file
-    url: URL of the file
-    info: what `fs.info(path)` returns
+    identity: what identifies the file (see `cache_identity`)
+    stamp: a string that changes when the file changes
+    size: its size in bytes; None if it is unknown
 
-    Raises DataError if fewer bytes than expected arrive.
+    Raises DataError if it cannot be read, or has another size.
     """
-    stamps = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "md5Hash")
-    time = next((info[k] for k in stamps if info.get(k)), "")
-    stamp = str(time.timestamp() if hasattr(time, "timestamp") else time)  # `fs.ls` may return seconds, `fs.info` a datetime
-    size = info.get("size")
-    local = root() / "shards" / f"{_key(url, size, stamp)}-{url.rsplit('/', 1)[-1]}"
+    local = root() / "shards" / copy_name(url, identity, stamp)
     if not (local.exists() and (size is None or local.stat().st_size == size)):
-        with fs.open(path, "rb") as remote, atomic_open(local) as f:
-            shutil.copyfileobj(remote, f, 1 << 20)
-            if size is not None and f.tell() != size:
-                raise DataError(f"{url}: got {f.tell()} of {size} bytes; run it again")
+        download(url, local, size)
     return str(local)
 
 

@@ -18,9 +18,10 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -102,6 +103,10 @@ def _identity(document: object, used: set[str]) -> tuple[str | None, str | None,
     )
 
 
+ReadSpan: TypeAlias = Callable[[Span], bytes]
+"""Function that returns the bytes at a position of a tar file."""
+
+
 @dataclass(frozen=True)
 class _Value:
     """Where the value of a modality is stored.
@@ -123,7 +128,7 @@ _NO_VALUE = _Value()
 _VALUE_COLUMNS = [f.name for f in fields(_Value)]
 
 
-class _TableBuilder:
+class TableBuilder:
     """Builds the table of a shard, with one Python list per column."""
 
     def __init__(self) -> None:
@@ -135,13 +140,13 @@ class _TableBuilder:
         self.lists |= {f"{n}.{c}": [] for n in self.known for c in _VALUE_COLUMNS}
         self.notes: Counter[str] = Counter()
 
-    def add(self, fd: int, key: str, members: Members) -> None:
-        """Add the rows of one sample. A sample without a value of any modality is skipped and counted in `notes`."""
+    def add(self, read: ReadSpan, key: str, members: Members) -> None:
+        """Add the rows of one sample; `read` returns the bytes at a position in `members`. A sample without a value of any modality is skipped and counted in `notes`."""
         key = identity_string(key) or key
         row_hash = blake2b(key.encode("utf-8", "replace"), digest_size=8)
         document = None
         if "json" in members:
-            data = _read(fd, members["json"])
+            data = read(members["json"])
             row_hash.update(b"json" + blake2b(data).digest())
             try:
                 document = parse_json(data)
@@ -150,7 +155,7 @@ class _TableBuilder:
         values: dict[str, list[_Value]] = {}
         used: set[str] = set()
         for name, modality in self.known.items():
-            if of_modality := self._values(fd, name, modality, members, document, row_hash):
+            if of_modality := self._values(read, name, modality, members, document, row_hash):
                 values[name] = of_modality
                 used |= {modality.json_fields[v.field] for v in of_modality if v.field != NO_FIELD}
         self._count_unused(members, values)
@@ -159,7 +164,7 @@ class _TableBuilder:
             return
         id, group, meta = _identity(document, used)
         if "cls" in members:
-            name = _read(fd, members["cls"]).decode("utf-8", "replace").strip()
+            name = read(members["cls"]).decode("utf-8", "replace").strip()
             row_hash.update(b"cls" + name.encode())
             meta = {"cls": int(name) if name.lstrip("-").isdecimal() else name, **meta}
         rows, uneven = pair_lists(values)
@@ -212,11 +217,11 @@ class _TableBuilder:
                 self.notes[f".{suffix} members left out: a key ends at the first dot, and their name has two"] += 1
 
     def _values(
-        self, fd: int, name: str, modality: Modality, members: Members, document: object, row_hash: blake2b
+        self, read: ReadSpan, name: str, modality: Modality, members: Members, document: object, row_hash: blake2b
     ) -> list[_Value]:
         """Find the usable values of one modality in a sample: one from a member, or one or several from a field of the .json member."""
         if span := find_value(members, self.owner, name, modality.extensions):
-            data = _read(fd, span)
+            data = read(span)
             value = self._labelled(name, modality, data, _Value(*span))
             if value is None:
                 return []
@@ -244,6 +249,13 @@ class _TableBuilder:
             self.notes[f"{name} values left out: {e}"] += 1
             return None
 
+    def take_rows(self) -> list[dict[str, object]]:
+        """Return the rows that were added since the last call, each as column -> value, and remove them from the table."""
+        rows = [dict(zip(self.lists, values, strict=True)) for values in zip(*self.lists.values(), strict=True)]
+        for values in self.lists.values():
+            values.clear()
+        return rows
+
     def finish(self, cuts: list[int], cut_samples: list[str]) -> pa.Table:
         """Convert the lists to an Arrow table."""
         strings = ("key", "id", "group", "meta")
@@ -253,10 +265,6 @@ class _TableBuilder:
         return pa.table(arrays).replace_schema_metadata(
             {"notes": json.dumps(self.notes), "cuts": json.dumps(cuts), "cut samples": json.dumps(cut_samples)}
         )
-
-
-def _read(fd: int, span: Span) -> bytes:
-    return read_at(fd, span[1], span[0])
 
 
 def scan(path: str, salvage: bool = False) -> pa.Table:
@@ -275,13 +283,13 @@ def scan(path: str, salvage: bool = False) -> pa.Table:
 
     The schema metadata `notes` counts what was skipped. Raises DataError if the file is not a readable tar file.
     """
-    table = _TableBuilder()
+    table = TableBuilder()
     fd = open_for_read_at(path)
     try:
         members = TarMembers(path, salvage)
         table.notes += members.notes
         for key, of_sample in members.samples.items():
-            table.add(fd, key, of_sample)
+            table.add(lambda span: read_at(fd, span[1], span[0]), key, of_sample)
     finally:
         os.close(fd)
     return table.finish(members.cuts, members.cut_samples)

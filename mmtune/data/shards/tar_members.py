@@ -143,7 +143,7 @@ class TarMembers:
                 self._add_span(name, (member.offset_data, member.size))
 
     def _add_span(self, name: str, span: Span) -> None:
-        if _key_to_first_dot(name)[1]:
+        if key_to_first_dot(name)[1]:
             if name in self._spans:
                 self._refuse_twice(name)
             self._spans[name] = span
@@ -157,11 +157,11 @@ class TarMembers:
                 target = targets.get(target, target)
             if span := members.get(target):
                 self._add_span(name, span)
-            elif _key_to_first_dot(name)[1]:
+            elif key_to_first_dot(name)[1]:
                 self.notes["links to something that is not in the tar, left out"] += 1
 
     def _group_members(self) -> dict[str, Members]:
-        if any("." in _key_to_first_dot(name)[1] for name in self._spans):
+        if any("." in key_to_first_dot(name)[1] for name in self._spans):
             samples: dict[str, Members] = {}
             for name, span in self._spans.items():
                 key, extension = _key_to_last_dot(name)
@@ -169,12 +169,12 @@ class TarMembers:
             suffixes = {frozenset(members) for members in samples.values()}
             known = set(modalities.by_extension())
             if len(suffixes) == 1 and (first := next(iter(suffixes))) & known:
-                shorter = {_key_to_first_dot(name)[0] for name in self._spans}
+                shorter = {key_to_first_dot(name)[0] for name in self._spans}
                 if sum(map(len, samples.values())) == len(self._spans) and (len(samples) > len(shorter) or first & DOCUMENTS):
                     return samples
         samples = {}
         for name, span in self._spans.items():
-            key, extension = _key_to_first_dot(name)
+            key, extension = key_to_first_dot(name)
             members = samples.setdefault(key, {})
             if extension in members:
                 self._refuse_twice(name)
@@ -185,7 +185,7 @@ class TarMembers:
         raise DataError(f"{self.path}: contains the member {name} twice; give every sample a key of its own")
 
 
-def _key_to_first_dot(name: str) -> tuple[str, str]:
+def key_to_first_dot(name: str) -> tuple[str, str]:
     """Split the name of a member at the first dot into (key, extension); ("", "") if it belongs to no sample."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, dot, extension = base.partition(".")

@@ -18,7 +18,8 @@ from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.data.identity_labels import decode_name
 from mmtune.data.shards import shard_cache, tar_index
-from mmtune.data.shards.locate import ShardFile, locate
+from mmtune.data.shards.locate import locate
+from mmtune.data.shards.shard_listing import ShardFile
 from mmtune.data.shards.tar_members import TarMembers
 from mmtune.data.sources.tables import InvalidRow
 from mmtune.data.sources.text_tables import file_digest

@@ -45,7 +45,7 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
             f"tune: head_first and head_lr differ between {', '.join(wanted)}; the first stage is one run, so use equal values"
         )
     first = next(iter(wanted.values()))
-    train = {"epochs": first.head_first, "lr": first.head_lr or recipe.train.lr}
+    train = {"epochs": first.head_first, "samples": None, "lr": first.head_lr or recipe.train.lr}
     return recipe.model_copy(
         update={
             "tune": {m: HeadTuning() if m in wanted else FrozenTuning() for m in towers},

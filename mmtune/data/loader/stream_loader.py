@@ -1,0 +1,370 @@
+"""The loader of streamed training sets: makes batches of rows that are read from shards in order, without an index of rows.
+
+The batches of an epoch depend only on the data and the seed. Each process reads its own lanes (`stream_lanes`), and prepares the
+items that it read. Rows with a value that cannot be decoded are left out and counted.
+"""
+
+import json
+import random
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+from mmtune import modalities
+from mmtune.contracts import Augmentation, Batch, Pair, Preprocess
+from mmtune.data.identity_labels import first_occurrences
+from mmtune.data.loader.loader import BATCHES_AHEAD, decoded_size
+from mmtune.data.loader.stream_exchange import Inputs, Item, LaneRows, StreamExchange
+from mmtune.data.loader.stream_lanes import BUFFER_BYTES, Lane, LaneOptions, LaneSnapshot, LaneState
+from mmtune.data.shards.streamed_sets import StreamedSets
+from mmtune.data.shards.tar_stream import StreamedRow
+from mmtune.errors import DataError, Rejected
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.runtime.threads import data_thread_pool
+
+LANES = 8
+"""Number of lanes, if there are as many shards and not more processes."""
+EXAMPLES = 3
+"""Number of reasons for left out rows that are kept for the warning."""
+
+
+class StreamState(TypedDict):
+    """Where an epoch is, as plain data that JSON can represent.
+
+    lanes: number of lanes
+    drawn: number of batches that were drawn so far
+    states: {number of a lane: its state}
+    data: fingerprint of the training sets
+    """
+
+    lanes: int
+    drawn: int
+    states: dict[str, LaneState]
+    data: str
+
+
+@dataclass
+class _DrawnBatch:
+    """A batch whose rows are known, and whose items are being prepared.
+
+    lanes: the rows of all lanes, on all processes
+    rows: the rows that this process read
+    states: {own lane: where it is after this batch}
+    number: number of batches that were drawn up to this one
+    """
+
+    lanes: list[LaneRows] = field(default_factory=list)
+    rows: list[StreamedRow] = field(default_factory=list)
+    states: dict[int, LaneSnapshot] = field(default_factory=dict)
+    number: int = 0
+    prepared: "Future[_Prepared] | None" = None
+
+    def __len__(self) -> int:
+        return sum(len(x.ids) for x in self.lanes)
+
+    def add(self, other: "_DrawnBatch") -> None:
+        """Append the rows of `other`, which was drawn later."""
+        self.lanes += other.lanes
+        self.rows += other.rows
+        self.states = other.states
+
+
+@dataclass
+class _Prepared:
+    """inputs: the inputs of items; reasons: why an item cannot be decoded."""
+
+    inputs: dict[Item, Inputs]
+    reasons: dict[Item, str]
+
+
+class StreamLoader:
+    """Prepares batches of streamed training sets.
+
+    sets: the training sets
+    preprocess: modality -> preprocessing of its tower, for the towers that are trained
+    augment: modality -> augmentation
+    pairs: the pairs of modalities that are trained; rows without both sides of one are left out
+    batch_size: rows of a batch, over all processes; only the last batch of an epoch may be smaller
+    shuffle_buffer: rows from which a batch is drawn at random, over all processes
+    skip_damaged: continue when a shard is damaged or truncated, with a warning
+    The other parameters are those of `Loader`.
+    """
+
+    def __init__(
+        self,
+        sets: StreamedSets,
+        preprocess: Mapping[str, Preprocess],
+        augment: Mapping[str, Augmentation],
+        *,
+        pairs: Sequence[Pair],
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 2,
+        shuffle_buffer: int = 4096,
+        processes: Processes = SINGLE_PROCESS,
+        never_empty: bool = False,
+        skip_damaged: bool = False,
+    ):
+        self.sets, self.preprocess, self.augment, self.pairs = sets, dict(preprocess), dict(augment), list(pairs)
+        self.batch_size, self.seed, self.workers, self.shuffle_buffer = batch_size, seed, workers, shuffle_buffer
+        self.processes, self.never_empty, self.skip_damaged = processes, never_empty, skip_damaged
+        self.input_size = {m: decoded_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
+        self.names = ["id", "group", *modalities.names()]
+        self._exchange = StreamExchange(processes, self.names)
+        self._fingerprint = sets.fingerprint
+        self._states: deque[tuple[int, int, _DrawnBatch]] = deque(maxlen=workers + BATCHES_AHEAD + 4)
+        self.left_out = 0
+        self._examples: list[str] = []
+
+    # --- position ------------------------------------------------------------------------------------------------
+
+    def state(self, batches: int) -> StreamState | None:
+        """The state after the first `batches` batches of the epoch that is running, counted as in `epoch`; None at its start.
+
+        Must be called by all processes, for a batch among the last that `epoch` has yielded.
+        """
+        for number, lanes, drawn in self._states:
+            if number == batches:
+                own = {lane: snapshot.to_state() for lane, snapshot in drawn.states.items()}
+                parts = self.processes.gather_bytes(json.dumps(own).encode())
+                states = {lane: state for part in parts for lane, state in json.loads(part).items()}
+                return {"lanes": lanes, "drawn": drawn.number, "states": states, "data": self._fingerprint}
+        return None
+
+    # --- batches -------------------------------------------------------------------------------------------------
+
+    def epoch(self, epoch: int, batches: int = 0, state: StreamState | None = None) -> Generator[Batch, None, None]:
+        """Yield the batches of an epoch, from its start or, after the first `batches` batches, from `state` on.
+
+        Raises DataError if the data differ from those of `state`, or if a shard cannot be read.
+        """
+        if state is not None and state["data"] != self._fingerprint:
+            raise DataError(f"{self.sets.spec}: the shards differ from those that the checkpoint was trained on; train again")
+        lanes, count = self._open_lanes(epoch, state)
+        number = batches
+        self._states.clear()
+        rows_before, seen = 0, False
+        with data_thread_pool(self.workers) as pool:
+            pending: deque[_DrawnBatch] = deque()
+            try:
+                drawing = self._draw_batches(lanes, count, state["drawn"] if state else 0)
+                while True:
+                    while len(pending) < self.workers + BATCHES_AHEAD and (drawn := next(drawing, None)) is not None:
+                        drawn.prepared = pool.submit(self._prepare, drawn.rows, epoch)
+                        pending.append(drawn)
+                    if not pending:
+                        break
+                    drawn = pending.popleft()
+                    batch = self._finish(drawn, rows_before)
+                    rows_before += len(drawn)
+                    if batch is not None:
+                        seen, number = True, number + 1
+                        drawn.rows, drawn.lanes, drawn.prepared = [], [], None
+                        self._states.append((number, count, drawn))
+                        yield batch
+            finally:
+                for lane in lanes.values():
+                    lane.close()
+                for drawn in pending:
+                    if drawn.prepared:
+                        drawn.prepared.cancel()
+                self._warn(lanes)
+        if not seen and state is None:
+            raise DataError(f"{self.sets.spec}: an epoch without a batch: no row could be used{''.join(self._examples[:1])}")
+
+    def _open_lanes(self, epoch: int, state: StreamState | None) -> tuple[dict[int, Lane], int]:
+        """Open the lanes of this process. Returns ({number: lane}, number of lanes of all processes)."""
+        shards = dict(enumerate(self.sets.epoch_shards(self.seed, epoch)))
+        count = state["lanes"] if state else min(len(shards), max(LANES, self.processes.world_size))
+        own = range(count)[self.processes.local_slice(count)]
+        options = LaneOptions(
+            self.seed, epoch, max(1, self.shuffle_buffer // count), BUFFER_BYTES // count, self._is_usable, self.skip_damaged
+        )
+        return {
+            i: Lane(
+                i,
+                {n: s for n, s in shards.items() if n % count == i},
+                self.sets,
+                options,
+                state["states"][str(i)] if state else None,
+            )
+            for i in own
+        }, count
+
+    def _is_usable(self, row: StreamedRow) -> bool:
+        return any(a in row.values and b in row.values for a, b in self.pairs)
+
+    def _draw_batches(self, lanes: Mapping[int, Lane], count: int, number: int) -> Iterator[_DrawnBatch]:
+        """Draw the rows of all batches after the first `number`. A single row at the end is added to the batch before it."""
+        finished = self._exchange.rows({n: ([], lane.is_exhausted) for n, lane in lanes.items()})
+        alive, before = [x.lane for x in finished if not x.exhausted], None
+        while alive:
+            number += 1
+            drawn = _DrawnBatch(number=number)
+            while alive and len(drawn) < self.batch_size:
+                part, exhausted = self._draw(lanes, _shares(self.batch_size - len(drawn), alive, number))
+                drawn.add(part)
+                alive = [lane for lane in alive if lane not in exhausted]
+            if before is not None and len(drawn) == 1:
+                before.add(drawn)
+                drawn = _DrawnBatch()
+            if before is not None:
+                yield before
+            before = drawn if len(drawn) else None
+        if before is not None:
+            yield before
+
+    def _draw(self, lanes: Mapping[int, Lane], shares: Mapping[int, int]) -> tuple[_DrawnBatch, set[int]]:
+        """Draw `shares` {lane: number of rows}. Returns the rows, and the lanes that are exhausted now."""
+        drawn: dict[int, tuple[list[StreamedRow], bool]] = {}
+        for number, lane in lanes.items():
+            if number in shares:
+                rows = lane.draw(shares[number])
+                drawn[number] = rows, lane.is_exhausted
+        everyone = self._exchange.rows(drawn)
+        states = {number: lane.snapshot() for number, lane in lanes.items()}
+        rows = [row for of_lane, _ in drawn.values() for row in of_lane]
+        return _DrawnBatch(everyone, rows, states), {x.lane for x in everyone if x.exhausted}
+
+    # --- items ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self, rows: Sequence[StreamedRow], epoch: int) -> _Prepared:
+        """Decode, augment and preprocess the distinct values of `rows`."""
+        done = _Prepared({}, {})
+        for m in self.preprocess:
+            for row in rows:
+                item = (m, row.labels[m])
+                if m not in row.values or item in done.inputs or item in done.reasons:
+                    continue
+                try:
+                    done.inputs[item] = self._inputs(m, row, epoch)
+                except Rejected as e:
+                    done.reasons[item] = f"{row.id!r}: {m}: {e}"
+        return done
+
+    def _inputs(self, modality: str, row: StreamedRow, epoch: int) -> Inputs:
+        kind, preprocess, augment = modalities.get(modality), self.preprocess[modality], self.augment.get(modality)
+        data, size = row.values[modality], self.input_size[modality]
+        signal = kind.decode(data) if size is None else kind.decode_scaled(data, size)
+        is_deterministic = getattr(preprocess, "is_deterministic", None)
+        if augment is None and (is_deterministic is None or is_deterministic(signal)):
+            return preprocess(signal)
+        rng = random.Random(hash((self.seed, epoch, row.labels[modality], row.labels["id"])))
+        return preprocess(augment(signal, rng) if augment else signal, rng)
+
+    def _finish(self, drawn: _DrawnBatch, rows_before: int) -> Batch | None:
+        """Make the batch of all rows whose values can be decoded; None if none is left."""
+        assert drawn.prepared is not None
+        prepared = drawn.prepared.result()
+        reasons = self._exchange.reasons(prepared.reasons)
+        labels = np.concatenate([x.labels for x in drawn.lanes])
+        ranks = np.repeat([x.rank for x in drawn.lanes], [len(x.ids) for x in drawn.lanes])
+        ids = [i for x in drawn.lanes for i in x.ids]
+        columns = {name: labels[:, k] for k, name in enumerate(self.names)}
+        kept = np.ones(len(ids), bool)
+        for m, label in reasons:
+            kept &= columns[m] != label
+        self._count(reasons, int((~kept).sum()))
+        if not kept.any():
+            return None
+        inputs: dict[str, Inputs] = {}
+        item_of_row, owners = self._items(columns, kept, ranks)
+        received = self._send(prepared, owners)
+        for m, preprocess in self.preprocess.items():
+            own = [
+                received[m, label] if (m, label) in received else prepared.inputs[m, label]
+                for label in self._own_items(owners[m])
+            ]
+            if own:
+                inputs[m] = preprocess.collate(own)
+        kept_rows = np.flatnonzero(kept)
+        return Batch(
+            ids=[ids[i] for i in kept_rows],
+            index=torch.from_numpy(kept_rows + rows_before),
+            is_query=torch.ones(len(kept_rows), dtype=torch.bool),
+            inputs=inputs,
+            item_of_row={m: torch.from_numpy(items[kept]) for m, items in item_of_row.items()},
+            labels={k: torch.from_numpy(v[kept]) for k, v in columns.items()},
+        )
+
+    def _items(
+        self, columns: Mapping[str, np.ndarray], kept: np.ndarray, ranks: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[tuple[int, int]]]]:
+        """Number the distinct values of each modality in the kept rows.
+
+        Returns (modality -> item number of each row, -1 without one; modality -> (content label, rank that read it) of each item).
+        """
+        item_of_row: dict[str, np.ndarray] = {}
+        owners: dict[str, list[tuple[int, int]]] = {}
+        for m in self.preprocess:
+            labels, items = columns[m], np.full(len(kept), -1, np.int64)
+            present = np.flatnonzero(labels)
+            owners[m] = []
+            if len(present):
+                # by the first row before rows are left out, which has decided the random numbers of the augmentation
+                first, inverse = first_occurrences(labels[present])
+                used = np.unique(inverse[kept[present]])
+                new = np.full(len(first), -1, np.int64)
+                new[used] = np.arange(len(used))
+                items[present] = new[inverse]
+                rows = present[first[used]]
+                owners[m] = list(zip(labels[rows].tolist(), ranks[rows].tolist(), strict=True))
+            item_of_row[m] = items
+        return item_of_row, owners
+
+    def _own_items(self, owners: Sequence[tuple[int, int]], rank: int | None = None) -> list[int]:
+        """The content labels of the items that a process encodes, by default this one."""
+        part = self.processes if rank is None else Processes(rank, self.processes.world_size)
+        own = owners[part.local_slice(len(owners))]
+        if self.never_empty and not own:
+            own = owners[-1:]
+        return [label for label, _ in own]
+
+    def _send(self, prepared: _Prepared, owners: Mapping[str, list[tuple[int, int]]]) -> dict[Item, Inputs]:
+        """Exchange the inputs of items that another process encodes than the one that read them."""
+        if self.processes.is_single:
+            return {}
+        reader = {(m, label): rank for m, of_items in owners.items() for label, rank in of_items}
+        moved = {
+            (m, label)
+            for m, of_items in owners.items()
+            for rank in range(self.processes.world_size)
+            for label in self._own_items(of_items, rank)
+            if reader[m, label] != rank
+        }
+        if not moved:
+            return {}
+        own = {item: prepared.inputs[item] for item in sorted(moved) if reader[item] == self.processes.rank}
+        return self._exchange.inputs(own)
+
+    # --- what was left out ---------------------------------------------------------------------------------------
+
+    def _count(self, reasons: Mapping[Item, str], rows: int) -> None:
+        self.left_out += rows
+        if rows:
+            self.sets.notes["rows left out, because a value cannot be decoded"] += rows
+            self._examples += [f" (e.g. {r})" for r in list(reasons.values())[: EXAMPLES - len(self._examples)]]
+
+    def _warn(self, lanes: Mapping[int, Lane]) -> None:
+        """Issue a DataWarning with the counts of this epoch, on rank 0 also those that concern all processes."""
+        notes: Counter[str] = Counter()
+        for lane in lanes.values():
+            notes += lane.notes
+        own, self.sets.notes = self.sets.notes, notes
+        if self.processes.is_main_process:
+            examples = self._examples[0] if self._examples else ""
+            self.sets.notes += Counter({what + examples: n for what, n in own.items()})
+        self.sets.warn()
+        self._examples = []
+
+
+def _shares(rows: int, lanes: Sequence[int], turn: int) -> dict[int, int]:
+    """Divide `rows` among `lanes` as evenly as possible. In each turn other lanes get the rows that remain."""
+    size, more = divmod(rows, len(lanes))
+    counts = {lane: size + ((i - turn * more) % len(lanes) < more) for i, lane in enumerate(lanes)}
+    return {lane: n for lane, n in counts.items() if n}

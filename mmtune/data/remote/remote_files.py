@@ -1,0 +1,171 @@
+"""Fetch remote files through fsspec: http(s), s3, gs, hf and the other protocols that it supports.
+
+All requests are repeated as `retry` describes. Errors for users are one line that names the public part of the URL.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
+
+from mmtune.data.remote.retry import Truncated, describe, is_missing, public_url, retry, status_of
+from mmtune.errors import DataError, MissingExtra
+from mmtune.runtime.files import AtomicFile
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+FileInfo: TypeAlias = Mapping[str, Any]
+"""What fsspec's `info` returns for a file."""
+
+EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""URL scheme -> extra of mmtune that installs the library for it."""
+STAMPS = (
+    *("ETag", "etag", "e_tag", "VersionId", "version_id", "generation", "md5Hash", "Content-MD5", "content_md5", "checksum"),
+    *("sha256", "blob_id", "oid", "LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created"),
+)
+"""Keys of `FileInfo` that change when the file changes. Servers give some of them."""
+SIGNATURES = re.compile(
+    r"(^|&)(X-Amz-|X-Goog-|Signature|Expires|AWSAccessKeyId|GoogleAccessId|Policy|Key-Pair-Id|sig|se|sv|token)", re.I
+)
+"""Keys of a query string that signs a URL."""
+CONNECT_SECONDS, READ_SECONDS = 30, 60
+"""Time-outs of HTTP: for a connection, and between two pieces of a response."""
+STREAMED = {"block_size": 0, "size": 1}
+"""Options of fsspec's `open` for HTTP that read a file by a single GET request, without asking for its size first."""
+
+
+def is_remote(spec: str) -> bool:
+    """Whether `spec` is a URL. `file://` URLs count as local."""
+    return "://" in spec and not spec.startswith(("file://", "pipe:"))
+
+
+def cache_identity(url: str) -> str:
+    """What identifies the file behind a URL: the URL without credentials, and without its query string if that is a signature."""
+    query = urlsplit(url).query
+    return public_url(url) + (f"?{query}" if query and not SIGNATURES.search(query) else "")
+
+
+def file_system(url: str) -> "tuple[AbstractFileSystem, str]":
+    """Return the fsspec filesystem and the path of a URL. Raises MissingExtra if its library is not installed."""
+    import fsspec
+
+    try:
+        if urlsplit(url).scheme in ("http", "https"):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+            return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": True}), url
+        return fsspec.core.url_to_fs(url)
+    except ImportError as e:
+        raise _missing(url, e) from None
+    except ValueError as e:
+        raise DataError(f"{public_url(url)}: cannot be read ({e})") from None
+
+
+def _missing(url: str, error: ImportError) -> MissingExtra:
+    scheme = urlsplit(url).scheme
+    extra = EXTRAS.get(scheme)
+    fix = f'pip install "mmtune[{extra}]"' if extra else str(error)
+    return MissingExtra(f"{public_url(url)}: {scheme}:// URLs need a library that is not installed: {fix}")
+
+
+@contextlib.contextmanager
+def one_line_errors(url: str) -> Iterator[None]:
+    """Context manager that raises DataError, one line with the public part of `url`, for an error of the libraries behind fsspec."""
+    try:
+        yield
+    except (DataError, MissingExtra):
+        raise
+    except ImportError as e:
+        raise _missing(url, e) from None
+    except Exception as e:
+        raise DataError(f"{public_url(url)}: {describe(e)}") from None
+
+
+def file_info(url: str) -> FileInfo:
+    """Size, type and stamps of a remote file, as the server gives them. Raises DataError if it does not exist."""
+    fs, path = file_system(url)
+    with one_line_errors(url):
+        return retry(lambda: fs.info(path))
+
+
+def stamp_of(info: FileInfo) -> str:
+    """A string that changes when the file changes: its size and whatever stamps the server gives."""
+    found = {"size": info.get("size")}
+    for key in STAMPS:
+        if (value := info.get(key)) is not None:
+            # `fs.ls` may return seconds where `fs.info` returns a datetime
+            found[key] = str(value.timestamp() if hasattr(value, "timestamp") else value)
+    return json.dumps(found, sort_keys=True)
+
+
+def is_stamped(info: FileInfo) -> bool:
+    """Whether the server gives anything that changes when the file changes, other than its size."""
+    return any(info.get(key) is not None for key in STAMPS)
+
+
+def read_small(url: str) -> bytes | None:
+    """Read a whole remote file into memory; None if it does not exist, or if it must not be read.
+
+    Servers that hide their listing answer 403 for files that do not exist.
+    """
+    fs, path = file_system(url)
+
+    def read() -> bytes | None:
+        try:
+            return fs.cat_file(path)
+        except Exception as e:
+            if is_missing(e) or status_of(e) in (401, 403) or isinstance(e, PermissionError | IsADirectoryError):
+                return None
+            raise
+
+    with one_line_errors(url):
+        return retry(read)
+
+
+def read_limited(url: str, limit: int) -> bytes:
+    """Read at most `limit` + 1 bytes of a remote file. Errors are those of the library behind fsspec."""
+    fs, path = file_system(url)
+
+    def read() -> bytes:
+        with fs.open(path, "rb", **(STREAMED if path.startswith("http") else {})) as f:
+            pieces: list[bytes] = []
+            size, expected = 0, _response_size(f)
+            while size <= limit and (piece := f.read(min(1 << 20, limit + 1 - size))):
+                pieces.append(piece)
+                size += len(piece)
+            if expected is not None and size < min(expected, limit + 1):
+                raise Truncated(f"got {size} of {expected} bytes")
+            return b"".join(pieces)
+
+    return retry(read)
+
+
+def _response_size(file: object) -> int | None:
+    """The number of bytes that an opened file of fsspec has; None if it is unknown."""
+    response = getattr(file, "r", None)
+    length = response.headers.get("Content-Length") if response is not None else getattr(file, "size", None)
+    encoded = response is not None and response.headers.get("Content-Encoding")
+    return int(length) if length is not None and not encoded else None
+
+
+def download(url: str, local: str | Path, size: int | None) -> None:
+    """Copy a remote file to `local`, atomically. Raises DataError if it cannot be read, or has another size than `size`."""
+    fs, path = file_system(url)
+
+    def copy() -> None:
+        target = AtomicFile(local)
+        with target as f:
+            name = f.name
+            fs.get_file(path, name)
+            f.seek(0, os.SEEK_END)
+            if size is not None and f.tell() != size:
+                raise Truncated(f"got {f.tell()} of {size} bytes")
+
+    with one_line_errors(url):
+        retry(copy)

@@ -1,0 +1,159 @@
+"""Read a file from its start to its end: a local file, a remote file, or the output of a command (`pipe:COMMAND`).
+
+A remote file whose connection breaks is opened again and read on from the same byte.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import time
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from mmtune.data.remote.remote_files import STREAMED, file_system, one_line_errors
+from mmtune.data.remote.retry import ATTEMPTS, Truncated, delay_before_next, is_passing, public_url
+from mmtune.errors import DataError, MissingExtra
+
+if TYPE_CHECKING:
+    pass
+
+BLOCK = 8 << 20
+"""Bytes that are requested at once from servers that give ranges of a file (S3, GCS, the Hugging Face Hub)."""
+BUFFER = 1 << 20
+"""Bytes of a file that are buffered in memory."""
+
+
+class RemoteStream(io.RawIOBase):
+    """A remote file, read once from its start to its end.
+
+    Errors are DataErrors of one line. Raises DataError if the file changes while it is read.
+    """
+
+    def __init__(self, url: str):
+        self.url, self.position = url, 0
+        self._fs, self._path = file_system(url)
+        self._is_http = self._path.startswith("http")
+        self._file: Any = None
+        self._stamp: str | None = None
+
+    def readable(self) -> bool:
+        """True: the stream can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read up to len(buffer) bytes into `buffer`; returns their number, 0 at the end of the file."""
+        with one_line_errors(self.url):
+            for attempt in range(ATTEMPTS):
+                try:
+                    if self._file is None:
+                        self._open()
+                    data = self._file.read(len(buffer))
+                    buffer[: len(data)] = data
+                    self.position += len(data)
+                    return len(data)
+                except Exception as e:  # the libraries behind fsspec raise all kinds of exceptions
+                    self._close_file()
+                    if attempt == ATTEMPTS - 1 or not is_passing(e):
+                        raise
+                    time.sleep(delay_before_next(e, attempt))
+        raise AssertionError("unreachable")
+
+    def _open(self) -> None:
+        """Open the file at the current position."""
+        if not self._is_http:
+            file = self._fs.open(self._path, "rb", block_size=BLOCK, cache_type="readahead")
+            file.seek(self.position)
+            self._file = file
+            return
+        headers = {"headers": {"Range": f"bytes={self.position}-"}} if self.position else {}
+        file = self._fs.open(self._path, "rb", **STREAMED, **headers)
+        response = file.r
+        stamp = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        if self._stamp not in (None, stamp):
+            raise DataError(f"{public_url(self.url)}: changed while it was read; start again")
+        self._stamp, self._file = stamp, file
+        to_skip = self.position if response.status != 206 else 0
+        while to_skip:  # a server that ignores Range
+            data = file.read(min(to_skip, BUFFER))
+            if not data:
+                raise Truncated(f"ended before byte {self.position}")
+            to_skip -= len(data)
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except Exception:  # noqa: S110 - a broken connection may fail to close
+                pass
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._close_file()
+        super().close()
+
+
+def open_stream(url: str) -> BinaryIO:
+    """Open a local file, a URL or `pipe:COMMAND` for reading from start to end. Raises DataError if it does not exist."""
+    if url.startswith("pipe:"):
+        return cast(BinaryIO, PipeStream(url))
+    if "://" in url:
+        return io.BufferedReader(RemoteStream(url), BUFFER)
+    try:
+        return open(url, "rb")
+    except OSError as e:
+        raise DataError(f"{url}: {e.strerror}") from None
+
+
+class PipeStream(io.RawIOBase):
+    """The standard output of the shell command in `pipe:COMMAND`. Raises DataError if the command fails."""
+
+    def __init__(self, url: str):
+        from webdataset.gopen import gopen
+
+        self.url, self._pipe = url, gopen(url)
+
+    def readable(self) -> bool:
+        """True: the stream can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read up to len(buffer) bytes into `buffer`; returns their number, 0 at the end of the output."""
+        data = self._pipe.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        if not data and (status := self._pipe.proc.wait()):
+            raise DataError(f"{self.url}: the command failed with exit status {status}")
+        return len(data)
+
+    def close(self) -> None:
+        """End the command if it still runs."""
+        if not self.closed:
+            self._pipe.stream.close()
+            if self._pipe.proc.poll() is None:
+                self._pipe.proc.terminate()
+            self._pipe.proc.wait()
+        super().close()
+
+
+def decompressed(file: BinaryIO, url: str) -> BinaryIO:
+    """Decompress a stream if it is compressed by gzip, bzip2, xz or zstd, which is recognised by its first bytes.
+
+    Raises MissingExtra if zstd is needed and not installed.
+    """
+    buffered = io.BufferedReader(cast(io.RawIOBase, file), BUFFER)
+    head = buffered.peek(8)[:8]
+    if head.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=buffered))
+    if head.startswith(b"BZh"):
+        return cast(BinaryIO, bz2.BZ2File(buffered))
+    if head.startswith(b"\xfd7zXZ"):
+        return cast(BinaryIO, lzma.LZMAFile(buffered))
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingExtra(
+                f'{public_url(url)}: zstd-compressed; reading it needs zstandard: pip install "mmtune[zstd]"'
+            ) from None
+        return zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
+    return cast(BinaryIO, buffered)

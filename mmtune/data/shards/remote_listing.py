@@ -1,0 +1,154 @@
+"""List and fetch remote shards. Requests for many shards run in parallel threads."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from mmtune.contracts import JsonObject
+from mmtune.data.remote.remote_files import (
+    cache_identity,
+    file_info,
+    file_system,
+    is_stamped,
+    one_line_errors,
+    read_small,
+    stamp_of,
+)
+from mmtune.data.remote.retry import public_url, retry
+from mmtune.data.shards import shard_cache
+from mmtune.data.shards.shard_index import SPLIT_KIND, checked_index, is_kind
+from mmtune.data.shards.shard_listing import (
+    ShardFile,
+    ShardListing,
+    check_against_index,
+    packed_splits,
+    shard_names,
+)
+from mmtune.errors import DataError
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+PARALLEL_REQUESTS = 32
+"""Number of requests to a server at the same time."""
+SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")
+"""A URL that ends with one of these is a shard; others are first tried as a directory."""
+_RUN = uuid.uuid4().hex
+"""Stamp of files of servers that give neither stamp nor size: such files are fetched again in every process."""
+
+
+def in_parallel(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """Apply `function` to all items in parallel threads, and return the results in order."""
+    with ThreadPoolExecutor(PARALLEL_REQUESTS, thread_name_prefix="mmtune-fetch") as pool:
+        return list(pool.map(function, items))
+
+
+def locate_remote(urls: list[str], suffixes: tuple[str, ...] = (".tar",)) -> list[ShardListing]:
+    """List the shards behind each URL, a directory or a shard. No shard is fetched.
+
+    suffixes: ends of the names of the files in a directory that are shards
+
+    Raises DataError if a directory does not exist, contains no shards, or does not agree with its index.json.
+    """
+    for url in {urlsplit(url).scheme: url for url in urls}.values():
+        file_system(url)  # raises MissingExtra, which names this URL and not that of an index.json
+    folder_of = {url: _split(url)[0] for url in urls if public_url(url).lower().endswith(SUFFIXES)}
+    folders = sorted(set(folder_of.values()))
+    indexes = dict(zip(folders, in_parallel(_read_index, folders), strict=True))
+    return [
+        _locate_shard(url, indexes[folder_of[url]]) if url in folder_of else _locate_directory(url, suffixes) for url in urls
+    ]
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Split a URL into (its directory, its file name, its query string with the question mark)."""
+    path, mark, query = url.partition("?") if url.startswith("http") else (url, "", "")
+    folder, _, name = path.rstrip("/").rpartition("/")
+    return folder, name, mark + query
+
+
+def _read_index(folder: str) -> JsonObject | None:
+    data = read_small(f"{folder}/index.json")
+    try:
+        return checked_index(json.loads(data), f"{public_url(folder)}/index.json") if data is not None else None
+    except ValueError as e:
+        raise DataError(f"{public_url(folder)}/index.json: not valid JSON ({e})") from None
+
+
+def _locate_shard(url: str, index: JsonObject | None) -> ShardListing:
+    folder, name, query = _split(url)
+    listing = check_against_index(public_url(folder), [name], {name: None}, index, lambda n: "")
+    listing.shards[0].remote = url
+    return listing
+
+
+def _locate_directory(url: str, suffixes: tuple[str, ...]) -> ShardListing:
+    folder = url.rstrip("/")
+    index = _read_index(folder)
+    if index is not None and is_kind(index, SPLIT_KIND):
+        listing = ShardListing()
+        for split in packed_splits(public_url(folder), index):
+            listing.add(_locate_directory(f"{folder}/{split}", suffixes))
+        return listing
+    infos = _list_directory(url, index)
+    if infos is None:  # a single file with an unusual name
+        return _locate_shard(url, _read_index(_split(url)[0]))
+    sizes = {n: i.get("size") for n, i in infos.items() if n.endswith(suffixes)}
+    names = shard_names(public_url(folder), sizes, index, list(infos))
+    listing = check_against_index(public_url(folder), names, sizes, index, lambda n: "")
+    for name, shard in zip(names, listing.shards, strict=True):
+        shard.remote, shard.info = f"{folder}/{name}", infos[name]
+    return listing
+
+
+def _list_directory(url: str, index: JsonObject | None) -> dict[str, JsonObject] | None:
+    """Return {file name: info} of the files of a remote directory, or None if the URL is a file.
+
+    HTTP has no listing of directories: the files are those in index.json, or the links on the page that the server shows.
+    """
+    fs, path = file_system(url)
+    if path.startswith("http") and index is not None and "shards" in index:
+        return {s["name"]: {"size": s["bytes"]} for s in index["shards"]}
+    info = file_info(url)
+    if info["type"] != "directory" and "html" not in str(info.get("mimetype")):
+        return None
+    with one_line_errors(url):
+        found = retry(lambda: fs.ls(path, detail=True))
+    return {str(i["name"]).rstrip("/").rpartition("/")[2]: dict(i) for i in found}
+
+
+def fetch_shards(shards: list[ShardFile]) -> None:
+    """Fetch all remote shards into the cache, in parallel, and set their `path`. Shards that are in the cache are not fetched again.
+
+    Raises DataError if a shard does not exist or cannot be read.
+    """
+
+    def fetch(shard: ShardFile) -> None:
+        try:
+            shard.path = _fetch(shard)
+        except DataError as e:
+            if shard.entry and "no such file" in str(e):
+                raise DataError(f"{shard.url}: missing, but index.json lists it; copy it again, or pack again") from None
+            raise
+
+    in_parallel(fetch, [s for s in shards if s.remote])
+
+
+def _fetch(shard: ShardFile) -> str:
+    stamp, size = shard_stamp(shard)
+    return shard_cache.fetch(shard.remote, cache_identity(shard.remote), stamp, size)
+
+
+def shard_stamp(shard: ShardFile) -> tuple[str, int | None]:
+    """Return (stamp, size) of a remote shard: a string that changes when the shard changes, and its size in bytes, if known."""
+    listed = shard.info if shard.info and is_stamped(shard.info) else None
+    if shard.entry and not listed:
+        return f"sha256:{shard.entry['sha256']}", shard.entry["bytes"]
+    info = listed or file_info(shard.remote)
+    size: int | None = info.get("size")
+    if shard.entry and size is not None and size != shard.entry["bytes"]:
+        raise DataError(f"{shard.url}: {size} bytes, index.json says {shard.entry['bytes']}; copy it again, or pack again")
+    return (stamp_of(info) if is_stamped(info) or size is not None else _RUN), size

@@ -1,0 +1,127 @@
+"""Training sets that are streamed: their shards are read from start to end in each epoch, without random access to rows."""
+
+import hashlib
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmtune import modalities
+from mmtune.data.remote.remote_stream import decompressed
+from mmtune.data.remote.retry import public_url
+from mmtune.data.shards.locate import list_shards
+from mmtune.data.shards.remote_listing import SUFFIXES
+from mmtune.data.shards.shard_listing import ShardFile
+from mmtune.data.shards.shard_lru import ShardCache
+from mmtune.data.shards.tar_stream import StreamedRow, stream_rows
+from mmtune.errors import DataError, DataWarning
+
+FIRST_ROWS = 64
+"""Number of rows of each set that are read before training, to find out which modalities there are."""
+
+
+@dataclass(frozen=True)
+class EpochShard:
+    """One reading of a shard in an epoch.
+
+    file: the shard
+    keep: share of its rows that are used
+    """
+
+    file: ShardFile
+    keep: float = 1.0
+
+
+class StreamedSets:
+    """Several training sets with sampling weights, read by streaming.
+
+    specs: DATA of each set
+    weights: as in `WeightedConcat`: with 2 each shard is read twice in an epoch; with 0.5 a random half of the shards
+    cache: the cache of shards on disk
+    """
+
+    def __init__(self, specs: Sequence[str], weights: Sequence[float], cache: ShardCache):
+        self.sets, self.weights, self.cache = [_shards_of(s) for s in specs], list(weights), cache
+        self.spec = " + ".join(public_url(s) for s in specs)
+        self.notes: Counter[str] = Counter()
+        first = [row for shards in self.sets for row in self._first_rows(shards)]
+        self.present = {m: np.array([m in row.values for row in first], bool) for m in modalities.names()}
+        self.modalities = [m for m in modalities.names() if self.present[m].any()]
+        self.present = {m: self.present[m] for m in self.modalities}
+        """modality -> bool [n], which of the first rows of the sets have a value."""
+
+    @property
+    def rows(self) -> int | None:
+        """The number of rows in an epoch; None if it is unknown because a shard is not listed in an index.json."""
+        total = 0.0
+        for shards, weight in zip(self.sets, self.weights, strict=True):
+            counts = [s.entry["rows"] for s in shards if s.entry]
+            if len(counts) < len(shards):
+                return None
+            total += weight * sum(counts)
+        return round(total)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 hash of the names of all shards, their hashes where index.json has them, and the weights."""
+        digest = hashlib.sha256()
+        for shards, weight in zip(self.sets, self.weights, strict=True):
+            digest.update(f"{weight:g}\n".encode())
+            for s in shards:
+                digest.update(f"{s.name}\0{s.entry['sha256'] if s.entry else ''}\n".encode("utf-8", "replace"))
+        return digest.hexdigest()
+
+    def epoch_shards(self, seed: int, epoch: int) -> list[EpochShard]:
+        """All readings of shards in an epoch, in random order."""
+        rng = np.random.default_rng([seed, epoch, 2])
+        chosen: list[EpochShard] = []
+        for shards, weight in zip(self.sets, self.weights, strict=True):
+            times, fraction = divmod(weight, 1.0)
+            chosen += [EpochShard(s) for s in shards] * int(times)
+            if (share := fraction * len(shards)) > 1e-9:
+                some = rng.permutation(len(shards))[: math.ceil(share)]
+                chosen += [EpochShard(shards[i], share / len(some)) for i in some]
+        return [chosen[i] for i in rng.permutation(len(chosen))]
+
+    def read(self, shard: ShardFile, notes: Counter[str]) -> Iterator[StreamedRow]:
+        """Yield the rows of a shard. Raises DataError if it cannot be read, or has another number of rows than in its index.json."""
+        count = 0
+        with self.cache.open(shard) as raw, decompressed(raw, shard.url) as file:
+            for row in stream_rows(file, shard.url, notes):
+                row.place = (0, count)
+                count += 1
+                yield row
+        if shard.entry and shard.entry["rows"] != count:
+            raise DataError(f"{shard.url}: {count} rows, index.json says {shard.entry['rows']}; copy it again, or pack again")
+
+    def _first_rows(self, shards: list[ShardFile]) -> list[StreamedRow]:
+        """The first rows of a set. Shards without a row are skipped. Raises DataError if there is no row at all."""
+        for shard in shards:
+            rows = []
+            stream = ShardCache(0).open(shard)
+            with stream as raw, decompressed(raw, shard.url) as file:
+                for row in stream_rows(file, shard.url, Counter()):
+                    rows.append(row)
+                    if len(rows) == FIRST_ROWS:
+                        return rows
+            if rows:
+                return rows
+        raise DataError(f"{shards[0].url}: no sample with a known modality in any shard")
+
+    def warn(self) -> None:
+        """Issue a DataWarning for each kind of sample or value that was skipped so far, with its count, and forget the counts."""
+        for what, count in self.notes.items():
+            warnings.warn(f"{self.spec}: {count} {what}", DataWarning, stacklevel=3)
+        self.notes.clear()
+
+
+def _shards_of(spec: str) -> list[ShardFile]:
+    """List the shards of DATA for streaming: a directory, brace pattern, URL, or `pipe:COMMAND`. Nothing is fetched but index.json."""
+    if not spec.startswith("pipe:"):
+        return list_shards(spec, SUFFIXES).shards
+    import braceexpand
+
+    return [ShardFile(c.removeprefix("pipe:").strip(), c, "", remote=c) for c in braceexpand.braceexpand(spec)]

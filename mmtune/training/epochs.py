@@ -1,0 +1,172 @@
+"""Where the batches of a run come from: rows chosen by number (`IndexedEpochs`), or rows streamed from shards (`StreamedEpochs`)."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, cast
+
+import numpy as np
+
+from mmtune.contracts import Batch, JsonObject
+from mmtune.data.loader.loader import Loader
+from mmtune.data.loader.stream_loader import StreamLoader, StreamState
+from mmtune.errors import RecipeError
+from mmtune.recipe.train_block import TrainConfig
+from mmtune.training.checkpoint import TrainerState
+from mmtune.training.large_batch.accumulation import BatchOfStep, batches_of_steps
+
+EpochBatches: TypeAlias = Callable[[int], Sequence[np.ndarray]]
+"""Maps the number of an epoch to its batches, each an array of row numbers."""
+
+HardNegatives: TypeAlias = Callable[[np.ndarray], Mapping[str, np.ndarray] | None]
+"""Maps the rows of a batch to the mined rows that join it as candidates, or None.
+
+The result is {direction: [2, n]}: the position of the query in the batch, and the number of the mined row.
+"""
+
+
+@dataclass
+class RemainingBatches:
+    """The batches of an epoch that are left, until the run ends.
+
+    loaded: the batches
+    parts: the part that each of them has in its optimizer step; there are at least as many as were taken from `loaded`
+    is_whole_epoch: whether the epoch ends after the last of them; known when `loaded` is used up
+    """
+
+    loaded: Iterator[Batch]
+    parts: deque[BatchOfStep] = field(default_factory=deque)
+    is_whole_epoch: bool = False
+
+
+class Epochs(Protocol):
+    """The batches of all epochs of a run.
+
+    steps_per_epoch, total_steps: number of steps of an epoch and of the whole run; for streamed data an estimate
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def is_finished(self, state: TrainerState) -> bool:
+        """Whether the run has taken all its steps."""
+        ...
+
+    def batches(self, state: TrainerState) -> RemainingBatches:
+        """The remaining batches of the epoch that `state` is in."""
+        ...
+
+    def schedule_step(self, state: TrainerState) -> float:
+        """How many of `total_steps` are done, for the learning rate schedule."""
+        ...
+
+    def stream_state(self, state: TrainerState) -> JsonObject | None:
+        """What a checkpoint must contain to continue in the middle of an epoch, beside the number of the batch. Collective."""
+        ...
+
+
+class IndexedEpochs:
+    """Batches of rows that are chosen by their numbers.
+
+    epoch_batches: returns the batches of an epoch as row numbers
+    hard_negatives: returns mined rows for a batch; None: no mining
+    """
+
+    def __init__(
+        self, loader: Loader, epoch_batches: EpochBatches, config: TrainConfig, hard_negatives: HardNegatives | None = None
+    ):
+        self.loader, self.epoch_batches, self.hard_negatives = loader, epoch_batches, hard_negatives
+        self.per_step = config.gradient_accumulation_steps
+        first = epoch_batches(0)
+        self.steps_per_epoch = -(-len(first) // self.per_step)
+        epochs = config.epochs if config.samples is None else config.n_samples / max(1, sum(map(len, first)))
+        self.total_steps = max(1, round(epochs * self.steps_per_epoch))
+
+    def is_finished(self, state: TrainerState) -> bool:
+        """Whether the run has taken all its steps."""
+        return state.step >= self.total_steps
+
+    def batches(self, state: TrainerState) -> RemainingBatches:
+        """The remaining batches of the epoch that `state` is in."""
+        batches = self.epoch_batches(state.epoch)
+        stop = state.batch + (self.total_steps - state.step) * self.per_step
+        parts = batches_of_steps([len(rows) for rows in batches], self.per_step)[state.batch : stop]
+        loaded = self.loader.epoch(state.epoch, batches[state.batch : stop], self.hard_negatives)
+        return RemainingBatches(loaded, deque(parts), stop >= len(batches))
+
+    def schedule_step(self, state: TrainerState) -> float:
+        """The number of steps that were taken."""
+        return state.step
+
+    def stream_state(self, state: TrainerState) -> JsonObject | None:
+        """None: the number of the batch is enough."""
+        return None
+
+
+class StreamedEpochs:
+    """Batches of rows that are streamed from shards. Length and schedule of the run are measured in pairs.
+
+    Raises RecipeError if the length of the run is unknown.
+    """
+
+    def __init__(self, loader: StreamLoader, config: TrainConfig):
+        self.loader, self.per_step = loader, config.gradient_accumulation_steps
+        self.rows_per_step = config.batch_size * self.per_step
+        rows, self.max_epochs = loader.sets.rows, math.inf
+        if config.samples is not None:
+            self.samples = config.n_samples
+        elif rows is None:
+            raise RecipeError(
+                f"train.samples: {loader.sets.spec}: the number of rows of streamed shards without index.json is unknown; set "
+                "the number of pairs to train on, e.g. train.samples=10M"
+            )
+        else:
+            self.samples, self.max_epochs = round(config.epochs * rows), math.ceil(config.epochs)
+        self.total_steps = max(1, math.ceil(self.samples / self.rows_per_step))
+        self.steps_per_epoch = max(1, math.ceil(rows / self.rows_per_step)) if rows else self.total_steps
+
+    def is_finished(self, state: TrainerState) -> bool:
+        """Whether the run has seen all its pairs."""
+        return state.pairs >= self.samples or state.epoch >= self.max_epochs
+
+    def batches(self, state: TrainerState) -> RemainingBatches:
+        """The remaining batches of the epoch that `state` is in."""
+        remaining = RemainingBatches(iter(()))
+        remaining.loaded = self._load(state, remaining)
+        return remaining
+
+    def _load(self, state: TrainerState, remaining: RemainingBatches) -> Iterator[Batch]:
+        """Load the batches, all those of an optimizer step before the first of them is used, because its weight depends on them."""
+        pairs, stream = state.pairs, cast("StreamState | None", state.stream)
+        loaded = self.loader.epoch(state.epoch, state.batch, stream)
+        while pairs < self.samples:
+            step = [batch for _, batch in zip(range(self.per_step), loaded, strict=False)]
+            remaining.parts.extend(batches_of_steps([len(b.ids) for b in step], self.per_step))
+            pairs += sum(len(b.ids) for b in step)
+            yield from step
+            if len(step) < self.per_step:
+                remaining.is_whole_epoch = True
+                return
+        loaded.close()
+
+    def schedule_step(self, state: TrainerState) -> float:
+        """The number of pairs seen, in steps."""
+        return min(state.pairs / self.rows_per_step, self.total_steps)
+
+    def stream_state(self, state: TrainerState) -> JsonObject | None:
+        """The positions of all lanes."""
+        return cast("JsonObject | None", self.loader.state(state.batch))
+
+
+def make_epochs(
+    loader: Loader | StreamLoader,
+    epoch_batches: EpochBatches | None,
+    config: TrainConfig,
+    hard_negatives: HardNegatives | None = None,
+) -> Epochs:
+    """The batches of a run with this loader."""
+    if isinstance(loader, StreamLoader):
+        return StreamedEpochs(loader, config)
+    assert epoch_batches is not None, "a Loader needs the batches of each epoch"
+    return IndexedEpochs(loader, epoch_batches, config, hard_negatives)

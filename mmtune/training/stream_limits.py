@@ -1,0 +1,38 @@
+"""What streamed training data cannot be used for, because it needs any row at any time: refused before the first step."""
+
+from mmtune.errors import RecipeError
+from mmtune.recipe.objective_block import viewed_modalities
+from mmtune.recipe.recipe import Recipe
+from mmtune.training.objective import Objective
+
+FIX = "needs any row at any time, which data.read: stream does not give; set data.read=index, or remove it"
+
+
+def refuse_random_access(recipe: Recipe) -> None:
+    """Raise RecipeError, which names the key, if a recipe with `data.read: stream` uses something that needs random access."""
+    if recipe.mining is not None:
+        raise RecipeError(f"mining: {FIX}")
+    if recipe.data.negatives_files:
+        raise RecipeError(f"data.negatives: {FIX}")
+    if recipe.heads:
+        raise RecipeError(f"heads: their initialisation {FIX}")
+    if views := viewed_modalities(recipe.objective):
+        raise RecipeError(f"objective: two views of {', '.join(views)}: {FIX}")
+    if recipe.teachers:
+        name = next(iter(recipe.teachers))
+        raise RecipeError(f"teachers.{name}: the cache of its outputs {FIX}")
+    if recipe.data.batches.plan != "random":
+        raise RecipeError(f"data.batches: {recipe.data.batches.plan} {FIX}")
+    for m, options in recipe.augment.items():
+        if options.mixup:
+            raise RecipeError(f"augment.{m}.mixup: {FIX}")
+    tuning = recipe.tune if isinstance(recipe.tune, dict) else {"": recipe.tune}
+    for m, tune in tuning.items():
+        if getattr(tune, "head_first", None):
+            raise RecipeError(f"tune{f'.{m}' if m else ''}.head_first: its stored features {FIX.replace('needs', 'need')}")
+
+
+def refuse_columns(objective: Objective) -> None:
+    """Raise RecipeError if the objective uses metadata columns of streamed rows."""
+    for column, key in objective.columns.items():
+        raise RecipeError(f"{key}: the column {column!r} {FIX}")

@@ -1,0 +1,129 @@
+"""A real HTTP server of a directory that delays, fails, cuts connections and limits the rate, as servers do."""
+
+import contextlib
+import hashlib
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass
+class FileServer:
+    """What the server does, changeable while it runs.
+
+    delay: seconds before each answer
+    failures: share of requests that are answered by `status`
+    status: HTTP status of failures
+    cuts: share of answers whose connection is cut in the middle
+    rate: bytes per second of a connection; 0 means no limit
+    ranges: whether Range headers are obeyed
+    stamp: header that tells versions of a file apart: ETag, Last-Modified or ""
+    answers: (path, status) -> number of answers
+    fail_first: path -> number of requests of it that fail before one succeeds
+    """
+
+    root: Path
+    delay: float = 0.0
+    failures: float = 0.0
+    status: int = 503
+    cuts: float = 0.0
+    rate: float = 0.0
+    ranges: bool = True
+    stamp: str = "ETag"
+    url: str = ""
+    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+    fail_first: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, status: int, ends: str = "") -> int:
+        """The number of answers with this status to paths that end with `ends`."""
+        return sum(n for (path, s), n in self.answers.items() if s == status and path.endswith(ends))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    files: FileServer
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(False)
+
+    def do_GET(self) -> None:
+        self.answer(True)
+
+    def answer(self, with_body: bool) -> None:
+        files, path = self.files, self.path.partition("?")[0]
+        time.sleep(files.delay)
+        with files.lock:
+            fails = files.rng.random() < files.failures or files.fail_first[path] > 0
+            cut = with_body and files.rng.random() < files.cuts
+            files.fail_first[path] -= 1
+        file = files.root / path.lstrip("/")
+        if fails or not file.is_file():
+            status = files.status if fails else 404
+            files.answers[path, status] += 1
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data, start = file.read_bytes(), 0
+        total = len(data)
+        wanted = self.headers.get("Range", "") if files.ranges else ""
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start = int(first)
+            data = data[start : int(last) + 1 if last else None]
+        files.answers[path, 206 if wanted else 200] += with_body
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{total}")
+        if files.stamp == "ETag":
+            self.send_header("ETag", hashlib.md5(file.read_bytes()).hexdigest())
+        elif files.stamp:
+            self.send_header(files.stamp, self.date_time_string(file.stat().st_mtime))
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if not with_body:
+            return
+        with contextlib.suppress(OSError):
+            self.send_body(data[: len(data) // 2] if cut else data)
+            if cut:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+
+    def send_body(self, data: bytes) -> None:
+        step = 1 << 16
+        for at in range(0, len(data), step):
+            self.wfile.write(data[at : at + step])
+            self.files.sent += len(data[at : at + step])
+            if self.files.rate:
+                time.sleep(step / self.files.rate)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+@contextlib.contextmanager
+def http_server(root: Path, **settings: object) -> Iterator[FileServer]:
+    """Serve the files below `root` from a thread."""
+    files = FileServer(root, **settings)  # type: ignore[arg-type]
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"files": files}))
+    files.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield files
+    finally:
+        server.shutdown()
+        server.server_close()

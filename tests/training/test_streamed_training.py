@@ -1,0 +1,190 @@
+"""`data.read: stream`: the same trainer on streamed shards; kills, processes, lengths in samples, and what is refused."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mmtune
+from mmtune.data.pack.pack import pack
+from mmtune.data.remote import retry as retry_module
+from mmtune.data.shards.dataset import open_data
+from mmtune.errors import DataWarning, RecipeError
+from mmtune.training.loop import Trainer
+from tests.support import corpora
+from tests.support.http_server import http_server
+from tests.training.test_dist_train import TORCHRUN, done, end, launch, lines, wait_for_step, weights
+
+
+@pytest.fixture(scope="module")
+def www(tmp_path_factory) -> Path:
+    """48 rows in shards of a few rows each, beside which other files may be served."""
+    root = tmp_path_factory.mktemp("www")
+    pack(corpora.source(root / "source", 48, 0, ("image", "text")), root / "packed", shard_size="20KB")
+    assert len(open_data(str(root / "packed")).shards) > 8
+    return root
+
+
+def recipe(train: object, run: Path, **changes: dict) -> dict:
+    base: dict = {
+        "model": "tiny:clip",
+        "data": {"train": train, "read": "stream", "shuffle_buffer": 16, "workers": 1},
+        "train": {"epochs": 3, "batch_size": 7, "lr": 1e-3, "precision": "fp32"},
+        "run": {"dir": str(run)},
+    }
+    for key, value in changes.items():
+        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) else value
+    return base
+
+
+def steps(run: Path) -> list[dict]:
+    return [r for r in lines(run) if "loss" in r]
+
+
+def test_an_epoch_over_a_slow_failing_server_has_every_row_once(www, tmp_path, monkeypatch):
+    """50 ms, 1% failures and cut connections, 5 MB/s; the batches are those of the local files."""
+    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(retry_module, "FIRST_DELAY", 0.05)
+    seen: list[str] = []
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: (seen.extend(batch.ids), step(self, batch))[1])
+    local = mmtune.train(recipe(str(www / "packed"), tmp_path / "local", train={"epochs": 1}), quiet=True)
+    here, seen[:] = list(seen), []
+    assert sorted(here) == sorted(open_data(str(www / "packed")).ids)
+    with http_server(www, delay=0.05, failures=0.01, cuts=0.01, rate=5e6) as server:
+        address = f"{server.url}/packed"
+        options = {"read": "stream", "cache_size": "1MB"}
+        there = mmtune.train(recipe(address, tmp_path / "remote", data=options, train={"epochs": 1}), quiet=True)
+    assert seen == here and there["pairs"] == local["pairs"] == 48
+    assert weights(tmp_path / "remote") == weights(tmp_path / "local")
+    assert sum(p.stat().st_size for p in (tmp_path / "cache" / "streamed").iterdir()) <= 1_000_000
+
+
+@pytest.mark.parametrize("stop_after", [1, 9])
+def test_stopped_and_resumed_is_bit_identical(www, tmp_path, stop_after, monkeypatch):
+    changes = {"augment": {"image": {"flip": True}}, "train": {"checkpoint_every": 2}}
+    mmtune.train(recipe(str(www / "packed"), tmp_path / "whole", **changes), quiet=True)
+    step = Trainer.step
+
+    def interrupted(self, batch):
+        if self.state.step == stop_after:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    parts = recipe(str(www / "packed"), tmp_path / "parts", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        mmtune.train(parts, quiet=True)
+    monkeypatch.undo()
+    mmtune.train(parts, resume=True, quiet=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert [r["loss"] for r in steps(tmp_path / "parts")] == [r["loss"] for r in steps(tmp_path / "whole")]
+
+
+def test_the_length_of_a_run_in_samples(www, tmp_path):
+    """Less than an epoch, and more; the schedule ends at 0; a set whose rows are unknown needs it."""
+    for samples, expected in ((20, 21), ("0.1K", 104)):
+        run = tmp_path / f"run-{samples}"
+        result = mmtune.train(recipe(str(www / "packed"), run, train={"samples": samples}), quiet=True)
+        assert result["pairs"] == expected or (samples == "0.1K" and 100 <= result["pairs"] < 107)
+        assert steps(run)[-1]["lr"] < 0.2e-3
+    pipe = f"pipe:cat {www}/packed/shard-00000{{0..3}}.tar"
+    with pytest.raises(RecipeError, match="train.samples: .*unknown; set"):
+        mmtune.train(recipe(pipe, tmp_path / "unknown"), quiet=True)
+    assert mmtune.train(recipe(pipe, tmp_path / "pipe", train={"samples": 40}), quiet=True)["pairs"] >= 40
+    indexed = recipe(str(www / "packed"), tmp_path / "indexed", data={"read": "index"}, train={"samples": 96})
+    assert mmtune.train(indexed, quiet=True)["pairs"] == 96
+
+
+def test_groups_mask_and_validation_and_frozen_towers_work_on_streams(www, tmp_path):
+    data = {"val": corpora.packed(tmp_path, 12, 1, ("image", "text"))}
+    tune = {"image": "frozen", "text": "full"}
+    result = mmtune.train(recipe(str(www / "packed"), tmp_path / "run", data=data, tune=tune, train={"epochs": 6}), quiet=True)
+    assert result["metrics"]["directions"] and len([r for r in lines(tmp_path / "run") if "loss" not in r]) == 6
+    info = json.loads((tmp_path / "run" / "artifact" / "mmtune.json").read_text())
+    assert info["info"]["data"] == str(www / "packed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mining": {"rounds": 1}}, "mining: needs any row"),
+        ({"data": {"batches": "spread"}}, "data.batches: spread needs any row"),
+        ({"augment": {"audio": {"mixup": 0.3}}}, r"augment\.audio\.mixup: needs any row"),
+        (
+            {"tune": {"image": {"how": "full", "head_first": 1}, "text": "full"}},
+            r"tune\.image\.head_first: its stored features need",
+        ),
+        ({"objective": [{"loss": "info_nce", "weights": "shade"}]}, r"objective.*weights: the column 'shade' needs any row"),
+        ({"teachers": {"t": {"model": "tiny:clip"}}}, r"teachers\.t: the cache of its outputs needs any row"),
+    ],
+)
+def test_what_needs_random_access_is_refused_before_the_first_step(www, tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        mmtune.train(recipe(str(www / "packed"), tmp_path / "run", **changes), quiet=True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_bad_picture_costs_its_row_and_is_counted(www, tmp_path):
+    from tests.data.loader.test_stream_loader import shards
+
+    folder = shards(tmp_path / "bad", [10, 12], bad=[3, 17])
+    with pytest.warns(DataWarning, match="2 rows left out, because a value cannot be decoded"):
+        result = mmtune.train(recipe(folder, tmp_path / "run", train={"samples": 20}), quiet=True)
+    assert result["pairs"] == 20
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_over_a_server_is_bit_identical(www, tmp_path):
+    """SIGKILL of the real command in the middle of epochs, with a cache on disk that evicts."""
+    with http_server(www, delay=0.05, failures=0.01, rate=5e6) as server:
+        path = tmp_path / "r.yaml"
+        data = {"read": "stream", "cache_size": "50KB"}
+        path.write_text(
+            yaml.safe_dump(
+                recipe(f"{server.url}/packed", tmp_path / "x", data=data, train={"epochs": 8, "checkpoint_every": 1})
+            )
+        )
+        done(launch([sys.executable], path, tmp_path / "whole"))
+        for step in (5, 17, 31):
+            process = launch([sys.executable], path, tmp_path / "killed", "--resume")
+            wait_for_step(tmp_path / "killed", step)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        done(launch([sys.executable], path, tmp_path / "killed", "--resume"))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert [r["step"] for r in steps(tmp_path / "killed")] == list(range(1, 57))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_shards_and_learn_what_one_learns(www, tmp_path, count):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe(str(www / "packed"), tmp_path / "x", train={"epochs": 4})))
+    done(launch([sys.executable], path, tmp_path / "one"))
+    result = done(launch([*TORCHRUN[:-1], str(count)], path, tmp_path / "many"))
+    assert result["pairs"] == 4 * 48
+    one, many = steps(tmp_path / "one"), steps(tmp_path / "many")
+    assert [r["step"] for r in one] == [r["step"] for r in many]
+    assert [r["loss"] for r in many] == pytest.approx([r["loss"] for r in one], rel=2e-4, abs=2e-5)
+
+
+@pytest.mark.dist
+def test_resumed_on_another_number_of_processes(www, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe(str(www / "packed"), tmp_path / "x", train={"epochs": 8, "checkpoint_every": 1})))
+    done(launch([sys.executable], path, tmp_path / "one"))
+    process: subprocess.Popen = launch(TORCHRUN, path, tmp_path / "run")
+    wait_for_step(tmp_path / "run", 10)
+    end(process)
+    process = launch([*TORCHRUN[:-1], "3"], path, tmp_path / "run", "--resume")
+    wait_for_step(tmp_path / "run", 25)
+    end(process)
+    done(launch([sys.executable], path, tmp_path / "run", "--resume"))
+    one, run = steps(tmp_path / "one"), steps(tmp_path / "run")
+    assert [r["step"] for r in run] == [r["step"] for r in one]
+    assert [r["loss"] for r in run] == pytest.approx([r["loss"] for r in one], rel=2e-3, abs=2e-4)
