@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -191,8 +190,8 @@ class Modality:
         """Like `to_html`, but smaller, for pages with hundreds of values. `label` is the alternative text for screen readers."""
         return self.to_html(data)
 
-    def picture(self, data: bytes, side: int) -> "PIL.Image.Image":
-        """Draw the value as an RGB picture whose sides are at most `side` pixels, for experiment trackers. NotImplementedError if
+    def picture(self, data: bytes, side: int) -> Signal:
+        """Draw the value as an RGB picture of Pillow whose sides are at most `side` pixels, for experiment trackers. NotImplementedError if
         the modality has none."""
         raise NotImplementedError
 
