@@ -1,6 +1,7 @@
 """`data.read: stream`: the same trainer on streamed shards; kills, processes, lengths in samples, and what is refused."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -86,12 +87,14 @@ def test_stopped_and_resumed_is_bit_identical(www, tmp_path, stop_after, monkeyp
 
 
 def test_the_length_of_a_run_in_samples(www, tmp_path):
-    """Less than an epoch, and more; the schedule ends at 0; a set whose rows are unknown needs it."""
-    for samples, n_steps, last_lr in ((20, 3, 0.3e-3), ("0.1K", 15, 0.02e-3)):
+    """Less than an epoch, and more; the schedule follows the pairs; a set whose rows are unknown needs it."""
+    for samples, n_steps, warmup, before_last in ((20, 3, 0, 14), ("0.1K", 15, 1, 96)):
         run = tmp_path / f"run-{samples}"
         result = mmtune.train(recipe(str(www / "packed"), run, train={"samples": samples}), quiet=True)
         wanted = 100 if samples == "0.1K" else samples
-        assert wanted <= result["pairs"] < wanted + 7 and result["steps"] == n_steps and steps(run)[-1]["lr"] < last_lr
+        assert wanted <= result["pairs"] < wanted + 7 and result["steps"] == n_steps
+        share = (before_last / 7 - warmup) / (n_steps - warmup)  # of the cosine, by the pairs seen before the last step
+        assert steps(run)[-1]["lr"] == pytest.approx(0.5e-3 * (1 + math.cos(math.pi * share)))
     pipe = f"pipe:cat {www}/packed/shard-00000{{0..3}}.tar"
     with pytest.raises(RecipeError, match="train.samples: .*unknown; set"):
         mmtune.train(recipe(pipe, tmp_path / "unknown"), quiet=True)
