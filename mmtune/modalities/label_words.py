@@ -1,6 +1,6 @@
 """Words of captions that an augmentation can make wrong: a mirrored arrow to the left points to the right.
 
-The table is asked before training (`mmtune.quality.label_words`). It has English words; `register_label_words` adds others.
+The table is asked before training (`mmtune.quality.caption_words`). It has English words; `register_label_words` adds others.
 """
 
 import re

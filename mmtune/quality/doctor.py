@@ -9,8 +9,8 @@ from mmtune.errors import DataError
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.mining.given_negatives import load_given
 from mmtune.quality import model_checks, negative_checks, row_checks, value_checks
+from mmtune.quality.caption_words import check_label_words
 from mmtune.quality.findings import SEVERITIES, SPACE, Diagnosis, Measurements, Split
-from mmtune.quality.label_words import check_label_words
 from mmtune.quality.negative_checks import without_negatives
 
 if TYPE_CHECKING:

@@ -21,9 +21,11 @@ from mmtune.mining import guards, sources
 from mmtune.mining.mine_vectors import mined_directions
 from mmtune.mining.mining_rounds import round_epochs
 from mmtune.mining.negatives_table import check_fingerprint
-from mmtune.quality.label_words import describe, find_label_words
+from mmtune.quality.caption_words import describe, find_label_words
+from mmtune.recipe.class_label_block import ClassLabelTerm
 from mmtune.recipe.gate_block import Gate
 from mmtune.recipe.mining_block import MiningOptions
+from mmtune.recipe.objective_block import AnyTerm
 from mmtune.recipe.recipe import Recipe
 from mmtune.relevance.judgments import read_verdicts
 from mmtune.runtime import plugins
@@ -52,7 +54,7 @@ def check_recipe(recipe: Recipe) -> None:
         if train.patience is not None:
             raise RecipeError("train.patience: early stopping needs a validation metric: set data.val, or train.patience=null")
     for number, term in enumerate(recipe.objective):
-        for option, name in (("teacher", term.teacher), ("guide", term.guide)):
+        for option, name in teachers_of(term):
             if name is not None and name not in recipe.teachers:
                 known = nearest(name, list(recipe.teachers)) if recipe.teachers else "; the recipe has no `teachers`"
                 raise RecipeError(f"objective[{number}].{option}: there is no teacher {name!r}{known}")
@@ -217,11 +219,16 @@ def _check_mining(options: MiningOptions, inputs: "TrainingInputs") -> None:
             raise type(e)(f"mining.table: {e}") from None
 
 
+def teachers_of(term: AnyTerm) -> list[tuple[str, str | None]]:
+    """The options of a term that name a teacher, with their values. A loss on class labels has none."""
+    return [] if isinstance(term, ClassLabelTerm) else [("teacher", term.teacher), ("guide", term.guide)]
+
+
 def teacher_modalities(recipe: Recipe, pairs: Sequence[Pair]) -> Mapping[str, dict[str, str]]:
     """Return {teacher: {modality that a term needs of it: the term's key}}."""
     needed: dict[str, dict[str, str]] = {}
     for number, term in enumerate(recipe.objective):
-        for option, name in (("teacher", term.teacher), ("guide", term.guide)):
+        for option, name in teachers_of(term):
             if name is not None:
                 for m in {m for pair in term.pairs or pairs for m in pair if m in modalities.names()}:
                     needed.setdefault(name, {}).setdefault(m, f"objective[{number}].{option}")

@@ -10,7 +10,7 @@ import mmtune
 from mmtune.cli import main
 from mmtune.data.pack.pack import pack
 from mmtune.modalities import label_words
-from mmtune.quality.label_words import find_label_words
+from mmtune.quality.caption_words import find_label_words
 from tests.support import corpora
 from tests.support.data_helpers import write_csv
 

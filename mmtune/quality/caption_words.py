@@ -49,15 +49,15 @@ def find_label_words(
     augment: {modality: {option: value}}
     rows: numbers of the rows to look at; None: all
     """
-    wanted = {m: words for m, options in augment.items() if m in data.modalities and (words := destroyed_words(m, options))}
+    wanted = {m: found for m, options in augment.items() if m in data.modalities and (found := destroyed_words(m, options))}
     texts = [m for m in data.modalities if modalities.get(m).language]
     chosen = np.arange(len(data)) if rows is None else np.asarray(rows, np.int64)
     chosen = chosen[:: -(-len(chosen) // LIMIT) or 1]
     out = []
     for m, options in wanted.items():
         captions = _captions(data, texts, chosen[data.present[m][chosen]])
-        for option, words in options.items():
-            match = _match(m, option, captions, word_pattern(words))
+        for option, option_words in options.items():
+            match = _match(m, option, captions, word_pattern(option_words))
             if match.rows:
                 out.append(match)
     return out
