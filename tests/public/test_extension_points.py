@@ -21,6 +21,8 @@ POINTS = {
     "store": ("mmtune.index.stores", "TABLE"),
     "metric": ("mmtune.evaluation.metrics", "METRICS"),
     "task": ("mmtune.evaluation.tasks.task", "TASKS"),
+    "optimizer": ("mmtune.recipe.optimizer_block", "TABLE"),
+    "callback": ("mmtune.recipe.run_block", "CALLBACKS"),
     "augmentation": ("mmtune.modalities", "AUGMENTATIONS"),
 }
 
