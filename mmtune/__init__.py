@@ -4,9 +4,10 @@ base model, and serves a search index of its embeddings.
 `import mmtune` is fast and has no side effects. The functions import torch and other large libraries when they are called; the
 classes `Model`, `Recipe`, `Gate` and `Collection` are imported at first access.
 
-`train` and the command line set the environment variables OMP_WAIT_POLICY and GOMP_SPINCOUNT, unless they are set already. This
-makes idle OpenMP threads sleep soon, which matters on a machine shared with other programs. It has an effect only if torch is not
-imported yet; see `mmtune.runtime.threads`.
+The functions that import torch (`load`, `embed`, `train`, `mine`, `evaluate`, ...) and the command line set the environment
+variables OMP_WAIT_POLICY and GOMP_SPINCOUNT, unless they are set already. This makes idle OpenMP threads sleep soon, which matters
+on a machine shared with other programs. It has an effect only if torch is not imported yet, so a program that imports torch itself
+sets them before; see `mmtune.runtime.openmp_policy`.
 """
 
 from typing import TYPE_CHECKING

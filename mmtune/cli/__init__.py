@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     argv: arguments without the program name; default: those of the process.
 
-    Sets OMP_WAIT_POLICY and GOMP_SPINCOUNT before torch is imported, unless they are set (see `mmtune.runtime.threads`).
+    Sets OMP_WAIT_POLICY and GOMP_SPINCOUNT before torch is imported, unless they are set (see `mmtune.runtime.openmp_policy`).
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"mmtune {__version__}")
         return 0
     from mmtune.cli.dispatch import dispatch
+    from mmtune.runtime.openmp_policy import set_openmp_wait_policy
     from mmtune.runtime.pillow_warnings import ignore_pillow_warnings
-    from mmtune.runtime.threads import set_openmp_wait_policy
 
     set_openmp_wait_policy()
     ignore_pillow_warnings()

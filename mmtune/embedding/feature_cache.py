@@ -151,14 +151,14 @@ class FeatureCache:
     ) -> dict[str, Embeddings]:
         """Embed all rows of a dataset as `embed_data` does, from stored features for the cached towers.
 
-        It is used for validation between epochs. If all `modalities` are cached, the embeddings have an empty fingerprint.
+        It is used for validation between epochs.
         """
         others = [m for m in modalities if m not in self.towers]
         embedded = embed_data(model, data, others, processes=processes) if others else {}
-        fingerprint = next((e.fingerprint for e in embedded.values()), "")
         training = model.training
         model.eval()
         try:
+            fingerprint = model.fingerprint
             for m in modalities:
                 if m in self.towers:
                     embedded[m] = self._embed_stored(model, data, m, fingerprint)

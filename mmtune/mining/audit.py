@@ -71,7 +71,7 @@ class Audit:
         self.dropped_first = dict.fromkeys(reasons, 0)
         self.dropped_alone: dict[str, int] = {}
         self.spared: dict[str, int] = {}
-        self.filled = self.mined = self.known_negative = self.above = 0  # numbers of candidates
+        self.filled = self.mined = self.mined_unlabelled = self.known_negative = self.above = 0  # numbers of candidates
         self.without_any = self.with_fewer = self.without_candidates = 0  # numbers of queries
         self.by_source = dict.fromkeys(sources, 0)
         self.scores = {"mined": ScoreHistogram(), "dropped": ScoreHistogram(), "positive": ScoreHistogram()}
@@ -111,6 +111,7 @@ class Audit:
             if name not in NO_SUSPICION and dropped.any():
                 self.examples.setdefault(name, Examples()).add(block, dropped)
         self.examples.setdefault("mined", Examples()).add(block, is_mined)
+        self.mined_unlabelled += int((is_mined & ~known_negative).sum())
         with np.errstate(invalid="ignore"):
             self.above += int((is_mined & (block.scores >= block.positive_score[:, None])).sum())
         for number, name in enumerate(self.by_source):
@@ -134,6 +135,7 @@ class Audit:
             "mined": self.mined,
             "mined_by_source": {k: v for k, v in self.by_source.items() if v},
             "mined_at_or_above_positive": self.above,
+            "mined_unlabelled": self.mined_unlabelled,
             "queries_with_none": self.without_any,
             "queries_with_fewer": self.with_fewer,
             "queries_without_candidates": self.without_candidates,

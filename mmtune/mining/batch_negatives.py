@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.data.identity_labels import identity_strings, splitmix64
+from mmtune.data.shards.weighted_concat import refuse_shared_ids
 from mmtune.errors import DataError
 from mmtune.mining.id_hashes import id_hashes
 from mmtune.mining.negatives_table import check_fingerprint, read_table
@@ -32,8 +33,8 @@ class BatchNegatives:
     def __init__(self, table: str | Path, data: "Data | WeightedConcat", fingerprint: str, allow_stale: bool = False):
         """Read the table.
 
-        Raises DataError if the table was mined with other weights (unless `allow_stale`), or if none of its rows is in the
-        data.
+        Raises DataError if the table was mined with other weights (unless `allow_stale`), if none of its rows is in the data,
+        or if an id is in several training sets.
         """
         stale = check_fingerprint(table, fingerprint, allow_stale)
         self.notes = [stale] if stale else []
@@ -43,6 +44,7 @@ class BatchNegatives:
         total = unknown = 0
         for part in read_table(table, fingerprint, allow_stale):
             total += len(part)
+            refuse_shared_ids(data, (*part["query_id"].unique().to_pylist(), *part["negative_id"].unique().to_pylist()), table)
             for name, rows in _row_pairs(part, number):
                 known = (rows >= 0).all(1)
                 unknown += int((~known).sum())

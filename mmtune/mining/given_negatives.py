@@ -16,9 +16,10 @@ from mmtune.contracts import Pair, direction
 from mmtune.data.identity_labels import mix_labels
 from mmtune.data.shards import shard_cache
 from mmtune.data.shards.locate import NEGATIVES, is_remote
+from mmtune.data.shards.weighted_concat import refuse_shared_ids
 from mmtune.errors import DataError, TrainingError
 from mmtune.mining.batch_negatives import BatchNegatives
-from mmtune.mining.negatives_file import GivenPair, read_negatives
+from mmtune.mining.negatives_file import NegativesFile, read_negatives
 from mmtune.relevance.judgments import Verdict
 from mmtune.runtime.files import read_json, write_json
 
@@ -44,6 +45,7 @@ class GivenNegatives:
     positives: direction -> number of pairs whose negative is a positive of the query: same row, group or content
     missing: direction -> number of pairs whose rows lack its modalities
     unused: direction -> number of pairs in directions that are not trained
+    notes: messages about single files
     """
 
     pairs: dict[str, np.ndarray] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class GivenNegatives:
     positives: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -69,7 +72,7 @@ class GivenNegatives:
             lines.append(f"{n:,} in {name} are not used: their rows lack one of these modalities")
         for name, n in self.unused.items():
             lines.append(f"{n:,} in {name} are not used: the recipe does not train this direction (key `pairs`)")
-        return lines
+        return [*lines, *self.notes]
 
     def verdicts(self, ids: Sequence[str]) -> list[Verdict]:
         """The pairs as negative verdicts, which mining trusts more than its guards. ids: the row ids of the data."""
@@ -130,26 +133,32 @@ def load_given(
     tables += files_beside(data) if beside else []
     if not tables:
         return None
-    out, collected, find = GivenNegatives(), dict[str, list[tuple[int, int]]](), _RowFinder(data)
+    out, collected, find = GivenNegatives(), dict[str, list[np.ndarray]](), _RowFinder(data)
     directions = trained_directions(pairs if pairs is not None else _all_pairs(data))
     for path, number in tables:
-        before, total = out.unknown, 0
-        for given in read_negatives(path):
-            total += 1
-            rows = find(given, number)
-            if rows is None:
-                out.unknown += 1
-                if len(out.first_unknown) < SHOWN:
-                    out.first_unknown.append(f"{path} row {given.row}: {given.query_id!r}, {given.negative_id!r}")
-                continue
-            for name in [given.direction] if given.direction else directions:
-                collected.setdefault(name, []).append(rows)
-        if total and out.unknown - before == total:
+        file = read_negatives(path)
+        rows = find(file, number, path)
+        known = (rows >= 0).all(1)
+        unknown = np.flatnonzero(~known)
+        out.unknown += len(unknown)
+        shown = [f"{path} row {file.row[i]}: {file.query_ids[i]!r}, {file.negative_ids[i]!r}" for i in unknown[:SHOWN]]
+        out.first_unknown += shown[: SHOWN - len(out.first_unknown)]
+        if len(file) and not known.any():
             raise DataError(
-                f"{path}: none of its {total} pairs has both rows in {data.spec} (first: {out.first_unknown[0]}); ids must be row ids"
+                f"{path}: none of its {len(file)} pairs has both rows in {data.spec} (first: {shown[0]}); ids must be row ids"
+            )
+        named = np.array(file.directions, object)
+        for name in dict.fromkeys(named[known].tolist()):
+            of_name = rows[known & (named == name)]
+            for used in [name] if name else directions:
+                collected.setdefault(used, []).append(of_name)
+        if file.unused and len(file):
+            out.notes.append(
+                f"{path}: the column {file.unused[0]!r} is not used, every pair counts the same; to train on scores of pairs, "
+                "make the file a teacher (recipe key teachers.NAME.scores)"
             )
     for name, found in collected.items():
-        _keep(out, name, np.array(found, np.int32), data, directions)
+        _keep(out, name, np.concatenate(found).astype(np.int32), data, directions)
     return out
 
 
@@ -165,24 +174,39 @@ def _all_pairs(data: "Data | WeightedConcat") -> list[Pair]:
 
 
 class _RowFinder:
-    """Finds the two rows of a pair: both in the training set of the file, else both in any one set, else by ids that occur once."""
+    """Finds the two rows of each pair: in the training set of the file, else in the one set that has both, else by unique ids."""
 
     def __init__(self, data: "Data | WeightedConcat"):
-        sets: Sequence[Data] = getattr(data, "sets", [data])
-        self.numbers: list[dict[str, int]] = []
+        self.data, sets = data, getattr(data, "sets", [data])
+        self.row_of_id = {row_id: i for i, row_id in enumerate(data.ids)}
+        self.of_sets: list[dict[str, int]] = []
         start = 0
         for of_set in sets:
-            self.numbers.append({row_id: start + i for i, row_id in enumerate(of_set.ids)})
+            self.of_sets.append({row_id: start + i for i, row_id in enumerate(of_set.ids)})
             start += len(of_set)
 
-    def __call__(self, given: GivenPair, number: int | None) -> tuple[int, int] | None:
-        chosen = self.numbers if number is None else [self.numbers[number]]
-        ids = given.query_id, given.negative_id
-        both = [rows for rows in chosen if ids[0] in rows and ids[1] in rows]
-        if both:
-            return both[0][ids[0]], both[0][ids[1]]
-        places = [[rows[i] for rows in chosen if i in rows] for i in ids]
-        return (places[0][0], places[1][0]) if [len(p) for p in places] == [1, 1] else None
+    def __call__(self, file: NegativesFile, number: int | None, path: Path) -> np.ndarray:
+        """Return int64 [n, 2], (query row, negative row), -1 for unknown ids.
+
+        number: the training set that the file belongs to, None for a file of the user's own
+
+        Raises DataError for a pair that could be about rows of several training sets.
+        """
+        if number is not None or len(self.of_sets) == 1:
+            return _rows(file, self.of_sets[number or 0])
+        found = np.stack([_rows(file, of_set) for of_set in self.of_sets])
+        both = (found >= 0).all(2)
+        rows = np.where(both.any(0)[:, None], found[both.argmax(0), np.arange(len(file))], _rows(file, self.row_of_id))
+        ambiguous = (both.sum(0) > 1) | ((rows < 0) & (found >= 0).any(0)).any(1)
+        for i in np.flatnonzero(ambiguous)[:1]:
+            refuse_shared_ids(self.data, (file.query_ids[i], file.negative_ids[i]), f"{path} row {file.row[i]}")
+        return rows
+
+
+def _rows(file: NegativesFile, row_of_id: Mapping[str, int]) -> np.ndarray:
+    """The row numbers of the two ids of each pair, int64 [n, 2]; -1 for ids that `row_of_id` does not have."""
+    sides = [[row_of_id.get(i, -1) for i in ids] for ids in (file.query_ids, file.negative_ids)]
+    return np.array(sides, np.int64).T.reshape(-1, 2)
 
 
 def _keep(out: GivenNegatives, name: str, rows: np.ndarray, data: "Data | WeightedConcat", trained: Sequence[str]) -> None:

@@ -173,9 +173,13 @@ class GuardChain:
         out = np.zeros(block.candidates.shape, bool)
         if self.trust_groups:
             out |= self.labelled_queries[block.queries][:, None] & self.labelled_candidates[block.candidates]
-        if self.judged_negative is not None:
-            out |= self.judged_negative.contains(block.queries, block.candidates)
-        return out & block.filled
+        return (out | self.judged_negatives(block)) & block.filled
+
+    def judged_negatives(self, block: CandidateBlock) -> np.ndarray:
+        """bool [B, W]: pairs with a negative human verdict, and negatives that the user gave. No verifier may drop them either."""
+        if self.judged_negative is None:
+            return np.zeros(block.candidates.shape, bool)
+        return self.judged_negative.contains(block.queries, block.candidates) & block.filled
 
     def first_reason(self, masks: dict[str, np.ndarray], known_negative: np.ndarray) -> np.ndarray:
         """int8 [B, W]: the number of the first guard that drops the candidate; 0 if none does."""

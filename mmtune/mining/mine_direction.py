@@ -111,10 +111,13 @@ class DirectionMiner:
                 progress.advance(len(block.queries))
 
     def _verify(self, guards: GuardChain, guarded: _GuardedBlock) -> None:
-        """Let the verifier, if there is one, drop some of the candidates that the guards kept. Changes `guarded` in place."""
+        """Let the verifier, if there is one, drop some of the candidates that the guards kept. Changes `guarded` in place.
+
+        Negatives by human verdict are kept unverified.
+        """
         if self.verifier is None:
             return
-        free = guarded.block.filled & (guarded.reason == 0)
+        free = guarded.block.filled & (guarded.reason == 0) & ~guards.judged_negatives(guarded.block)
         dropped, unverified = self.verifier.check(guarded.block, free, guarded.preferred)
         guarded.masks["verifier"] = dropped
         guarded.reason[dropped] = guards.number("verifier")

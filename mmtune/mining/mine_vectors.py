@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.contracts import Embeddings, JsonObject, Pair, Scorer, direction
+from mmtune.data.shards.weighted_concat import refuse_shared_ids
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining.audit_page import page
 from mmtune.mining.context import MiningContext, row_finder
@@ -93,7 +94,10 @@ def mine_vectors(
     if len(fingerprints) != 1:
         raise DataError(f"vectors of different models cannot be searched together: {', '.join(fingerprints) or 'no vectors'}")
     directed = mined_directions(list(embedded), options.directions, pairs)
-    verdicts = [*judged, *(read_verdicts(options.judgments) if options.judgments else [])]
+    verdicts = read_verdicts(options.judgments) if options.judgments else []
+    if data is not None:
+        refuse_shared_ids(data, [i for v in verdicts for i in (v.query, v.item)], options.judgments or "")
+    verdicts = [*judged, *verdicts]
     names = list(dict.fromkeys(m for pair in directed for m in pair))
     warnings: list[str] = []
     hashes = _content_hashes(options, data, names, Path(cache) if cache else None, quiet, warnings)

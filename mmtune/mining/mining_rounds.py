@@ -228,9 +228,16 @@ def metric_drop(name: str, before: float, after: float, mined: MiningResult, tol
     if after >= before - tolerance:
         return None
     directions = mined.document["directions"].values()
+    unlabelled = sum(d.get("mined_unlabelled", d["mined"]) for d in directions)  # audits of earlier versions lack it
+    fell = f"{name} fell from {before:.4f} to {after:.4f} after mining"
+    if not unlabelled:
+        return (
+            f"{fell}. The groups or verdicts say of all {mined.mined} mined negatives that they are negatives, so false negatives are "
+            f"not the reason; perhaps they are too hard: try fewer (mining.use.negatives_per_query) or mining.guards.skip_top. See {mined.page}"
+        )
     above = sum(d["mined_at_or_above_positive"] for d in directions)
     suspected = sum(d["suspected_false_negatives"] for d in directions)
     return (
-        f"{name} fell from {before:.4f} to {after:.4f} after mining, perhaps because of false negatives. {above} of {mined.mined} "
-        f"mined negatives score at least as high as the query's positive; {suspected} others were dropped. See {mined.page}"
+        f"{fell}, perhaps because of false negatives. {unlabelled} of {mined.mined} mined negatives are not negatives by their groups; "
+        f"{above} of all score at least as high as the query's positive; {suspected} others were dropped. See {mined.page}"
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmtune.runtime.openmp_policy import set_openmp_wait_policy
+
 if TYPE_CHECKING:
     from mmtune.comparison.comparison_result import Comparison
     from mmtune.data.in_memory import DataLike
@@ -92,6 +94,7 @@ def evaluate(
         slices: for anomaly: metadata columns by whose values the anomalous rows are also reported
         task_options: keyword arguments of a task of your own
     """
+    set_openmp_wait_policy()
     if columns or id or group:
         from mmtune.data.in_memory import as_opened
 
@@ -169,6 +172,7 @@ def compare(
 
     Raises DataError if the data contain rows that one of the models was trained on, unless `allow_trained`.
     """
+    set_openmp_wait_policy()
     from mmtune.comparison.compare_models import compare as compare_
 
     return compare_(
@@ -224,6 +228,7 @@ def report(
 
     Raises DataError if the data contain rows that a model was trained on (unless `allow_trained`), or if a required file is missing.
     """
+    set_openmp_wait_policy()
     from mmtune.reporting.report import report as report_
 
     return report_(
@@ -261,6 +266,7 @@ def doctor(
     limit: maximum number of rows per split that are decoded and embedded; they are spread evenly over the split
     quiet: show no progress
     """
+    set_openmp_wait_policy()
     from mmtune.quality.doctor import doctor as doctor_
 
     return doctor_(data, model, against=against, split=split, limit=limit, quiet=quiet)
@@ -290,6 +296,7 @@ def advise(
     limit: maximum number of rows to use
     quiet: show no progress
     """
+    set_openmp_wait_policy()
     from mmtune.quality.advise import advise as advise_
 
     return advise_(

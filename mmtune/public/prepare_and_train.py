@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmtune.runtime.openmp_policy import set_openmp_wait_policy
+
 if TYPE_CHECKING:
     from mmtune.benchmark.throughput import Throughput
     from mmtune.contracts import JsonObject, Scorer
@@ -155,6 +157,7 @@ def mine(
 
     Raises MmtuneError if the options, the model or the data are invalid.
     """
+    set_openmp_wait_policy()
     if columns or id or group:
         from mmtune.data.in_memory import as_opened
 
@@ -209,9 +212,7 @@ def train(
     Distributed training: start the same call with torchrun or accelerate. All processes must share the run directory. Each of
     them computes a part of every batch. Rank 0 writes the files; the other ranks return its result without the field `result`.
     """
-    from mmtune.runtime.threads import set_openmp_wait_policy
-
-    set_openmp_wait_policy()  # has an effect only before torch is imported
+    set_openmp_wait_policy()
     from mmtune.run import train as train_
 
     if data is not None or val is not None:
@@ -244,6 +245,7 @@ def soup(
 
     Raises MmtuneError if the models cannot be averaged or the data cannot be used.
     """
+    set_openmp_wait_policy()
     from mmtune.training.regularise.soup import soup as soup_
 
     return soup_(models, data, out, how=how, metric=metric, batch_size=batch_size, quiet=quiet)
@@ -264,6 +266,7 @@ def bench(
 
     Raises RecipeError if `steps` is below 1, or if several processes were started with torchrun.
     """
+    set_openmp_wait_policy()
     from mmtune.benchmark.throughput import bench as bench_
 
     return bench_(recipe, overrides, steps=steps, quiet=quiet)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmtune.runtime.openmp_policy import set_openmp_wait_policy
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -31,6 +33,7 @@ def load(
 
     Raises ModelError if the model cannot be loaded.
     """
+    set_openmp_wait_policy()
     from mmtune.model.artifact.load import load as load_
 
     return load_(model, device, dim=dim, cpu_kernels=cpu_kernels)
@@ -100,6 +103,7 @@ def embed(
     skip_bad: count values that cannot be decoded as missing, with a DataWarning; by default the first one is a DataError
     columns, id, group: for rows in memory, as in `mmtune.open_data`
     """
+    set_openmp_wait_policy()
     if columns or id or group:
         from mmtune.data.in_memory import as_opened
 

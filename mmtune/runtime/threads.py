@@ -1,4 +1,4 @@
-"""Settings of OpenMP threads: data threads run torch operations in a single thread, and idle OpenMP threads sleep soon.
+"""Settings of OpenMP threads: data threads run torch operations in a single thread.
 
 By default torch starts several OpenMP threads for each operation in every data thread. For small operations this costs more than
 it gains: the log-mel spectrogram of one second of audio took 4.4 ms instead of 1.4 ms.
@@ -7,23 +7,8 @@ it gains: the log-mel spectrogram of one second of audio took 4.4 ms instead of 
 import contextlib
 import ctypes
 import functools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-
-def set_openmp_wait_policy() -> None:
-    """Make idle OpenMP threads sleep after 0.1 ms, unless the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
-
-    This function sets environment variables, so only the command line and `mmtune.train` call it. libgomp, torch's OpenMP library,
-    reads them when torch is imported; after that the function has no effect.
-
-    By default the threads of libgomp spin (wait busily) for milliseconds. On cores shared with other programs that made a training
-    step ten times slower. Sleeping at once made a step 10% slower. With 0.1 ms a step was 3% faster than with 0.02 ms on two idle
-    cores, and 3% slower while two other programs were running.
-    """
-    if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # 10,000 spins take about 0.1 ms
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """Read a file of scores as a teacher, and read tables that refer to pairs of training rows by id."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +86,6 @@ def rows_of_pairs(columns: Columns, data: "WeightedConcat", pair: Pair, path: st
     training rows, or is in several training sets.
     """
     row_of_id = {i: n for n, i in enumerate(data.ids)}
-    repeated = {i for i, n in Counter(data.ids).items() if n > 1} if len(row_of_id) < len(data.ids) else set()
     directions = columns.get("direction") or [direction(*pair)] * len(columns["query_id"])
     backward = direction(pair[1], pair[0])
     found: list[tuple[int, int, int]] = []
@@ -96,10 +94,7 @@ def rows_of_pairs(columns: Columns, data: "WeightedConcat", pair: Pair, path: st
         if d not in (direction(*pair), backward):
             continue
         for id_, m in ((query, pair[d == backward]), (item, pair[d != backward])):
-            if id_ in repeated:
-                raise DataError(
-                    f"{path}: line {line + 1}: several training sets have a row with id {id_!r}; make the ids unique"
-                )
+            data.refuse_shared_id((id_,), f"{path}: line {line + 1}")
             if id_ not in row_of_id or not data.present[m][row_of_id[id_]]:
                 raise DataError(f"{path}: line {line + 1}: the training data have no row {id_!r} with {m}")
         a, b = row_of_id[query], row_of_id[item]

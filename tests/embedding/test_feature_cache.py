@@ -6,8 +6,9 @@ import pytest
 import mmtune
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
+from mmtune.embedding import feature_cache
 from mmtune.embedding.embed_rows import embed_data
-from mmtune.embedding.feature_cache import CachedTower, FeatureCache, FeaturePreprocess
+from mmtune.embedding.feature_cache import FeatureCache, FeaturePreprocess
 from mmtune.errors import DataError
 from tests.support import corpora
 
@@ -24,10 +25,13 @@ def test_vectors_are_those_of_the_tower_and_each_content_runs_once(data, monkeyp
     names = list(model.towers)
     expected = embed_data(model, data, names)
     computed: list[int] = []
-    compute = CachedTower._compute
-    monkeypatch.setattr(
-        CachedTower, "_compute", lambda self, d, rows, device: computed.extend(rows) or compute(self, d, rows, device)
-    )
+    compute = feature_cache.tower_features
+
+    def counted(tower, preprocess, rows_of, rows, *more):
+        computed.extend(rows)
+        return compute(tower, preprocess, rows_of, rows, *more)
+
+    monkeypatch.setattr(feature_cache, "tower_features", counted)
     own_towers = dict(model.towers)
     cache = FeatureCache(model, names)
     cache.store(data, quiet=True)
@@ -38,6 +42,7 @@ def test_vectors_are_those_of_the_tower_and_each_content_runs_once(data, monkeyp
     for m in names:
         np.testing.assert_allclose(embedded[m].vectors, expected[m].vectors, atol=1e-5)
         assert embedded[m].ids == expected[m].ids and model.towers[m] is cache.towers[m]
+        assert embedded[m].fingerprint == expected[m].fingerprint != ""
     values = embed_data(model, data, names)  # the cached tower still encodes values that are not stored
     for m in names:
         np.testing.assert_allclose(values[m].vectors, expected[m].vectors, atol=1e-6)

@@ -11,10 +11,13 @@ import pytest
 
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
+from mmtune.mining.mine_vectors import mine_vectors
+from mmtune.mining.mining_result import MiningResult
 from mmtune.mining.mining_rounds import MiningRounds, metric_drop, negatives_per_query, round_epochs
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.run import train
 from tests.support import corpora
+from tests.support.mining_shop import content_vectors
 
 
 @pytest.mark.precision
@@ -84,6 +87,34 @@ def test_rounds_mine_once_resume_and_report_a_falling_metric(shop, tmp_path, cap
     stderr = capsys.readouterr().err
     assert "fell from 0.5000 to 0.4000" in stderr and "round-0.parquet.audit.html" in stderr
     assert metric_drop("x", 0.4, 0.4, two.round.result) is None
+
+
+def test_false_negatives_are_suspected_only_where_one_can_be(tmp_path):
+    def result(unlabelled):
+        counts = {"mined": 9, "mined_unlabelled": unlabelled, "mined_at_or_above_positive": 4, "suspected_false_negatives": 2}
+        return MiningResult.beside(tmp_path / "t.parquet", 9, {"directions": {"text->image": counts}})
+
+    assert "so false negatives are not the reason" in metric_drop("x", 0.5, 0.4, result(0))
+    assert "perhaps because of false negatives. 3 of 9 mined negatives are not negatives by their groups" in metric_drop(
+        "x", 0.5, 0.4, result(3)
+    )
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_audit_counts_the_mined_pairs_that_no_label_calls_negative(shop, tmp_path, trusted):
+    data = open_data(shop)
+    guards = {"relative_margin": None, "near_duplicates": False, "hub_cap": None, "trust_groups": trusted}
+    options = MiningOptions(guards=guards, negatives=2, window=5, directions=["image->text"])
+    result = mine_vectors(content_vectors(data), tmp_path / "t.parquet", options, data=data)
+    row = {i: n for n, i in enumerate(data.ids)}
+
+    def labelled(row_id, m):
+        return bool((data.labels["group"][data.labels[m] == data.labels[m][row[row_id]]] != 0).all())
+
+    pairs = [r for r in pq.read_table(result.table).to_pylist() if r["verdict"] == "mined"]
+    unlabelled = sum(not (labelled(r["query_id"], "image") and labelled(r["negative_id"], "text")) for r in pairs)
+    part = result.document["directions"]["image->text"]
+    assert part["mined"] == len(pairs) and part["mined_unlabelled"] == (unlabelled if trusted else len(pairs))
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL
-from mmtune.runtime.threads import data_thread_pool, set_openmp_wait_policy
+from mmtune.runtime.openmp_policy import set_openmp_wait_policy
+from mmtune.runtime.threads import data_thread_pool
 
 
 def test_a_data_thread_uses_one_thread_and_other_threads_as_many_as_before():
@@ -93,3 +94,42 @@ def test_importing_and_asking_for_the_wait_policy(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     set_openmp_wait_policy()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in os.environ
+
+
+AT_WORK = """
+import os, sys
+import mmtune
+from mmtune.errors import MmtuneError
+assert "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ, "import mmtune sets nothing"
+
+class AtImportOfTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("at torch", os.environ.get("GOMP_SPINCOUNT"))
+
+sys.meta_path.insert(0, AtImportOfTorch())
+NO = "no-such-place"
+CALLS = {
+    "load": (NO,), "embed": (NO, NO, NO), "mine": (NO, NO, NO), "evaluate": (NO, NO), "compare": (NO, NO, NO), "report": (NO, NO),
+    "doctor": (NO,), "soup": ([NO], NO, NO), "bench": (NO,), "train": (NO,),
+}
+for name, values in CALLS.items():
+    os.environ.pop("GOMP_SPINCOUNT", None), os.environ.pop("OMP_WAIT_POLICY", None)
+    try:
+        getattr(mmtune, name)(*values)
+    except MmtuneError:
+        print(name, os.environ.get("GOMP_SPINCOUNT"))
+os.environ.pop("GOMP_SPINCOUNT"), os.environ.pop("OMP_WAIT_POLICY")
+try:
+    mmtune.advise(NO, NO, corpus_size=9)
+except MmtuneError:
+    print("advise", os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+def test_every_public_function_that_computes_sets_the_policy_before_torch_is_imported():
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", AT_WORK], capture_output=True, text=True, env=clean)
+    said = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    names = ["load", "embed", "mine", "evaluate", "compare", "report", "doctor", "soup", "bench", "train", "advise"]
+    assert said == dict.fromkeys(["at torch", *names], "10000"), done.stderr

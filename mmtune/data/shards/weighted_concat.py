@@ -1,6 +1,8 @@
 """Concatenate several training sets, each with a sampling weight, to one."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +16,8 @@ class WeightedConcat:
     """The concatenated rows of several datasets, each with a sampling weight. Has the same interface as `Data` for training.
 
     Equal groups in different datasets count as the same group, because a group is e.g. a product number. Equal ids in different
-    datasets count as different ids. The labels of a single dataset are not changed.
+    datasets count as different ids: `ids` has "1:ID" for the row of the first dataset, "2:ID" for that of the second, and the
+    ids that only one dataset has as they are. So `ids` are unique. The labels of a single dataset are not changed.
     """
 
     def __init__(self, sets: Sequence[Data], weights: Sequence[float]):
@@ -23,7 +26,13 @@ class WeightedConcat:
         self.starts = np.cumsum([0, *(len(d) for d in self.sets)])
         present = {m for d in self.sets for m in d.modalities}
         self.modalities = [m for m in modalities.names() if m in present]
-        self.ids = [i for d in self.sets for i in d.ids]
+        counts = Counter(i for d in self.sets for i in d.ids)
+        self._shared_ids = {i for i, n in counts.items() if n > 1}
+        """Ids that several datasets have."""
+        self.ids = [f"{n}:{i}" if i in self._shared_ids else i for n, d in enumerate(self.sets, 1) for i in d.ids]
+        if self._shared_ids and len(set(self.ids)) < len(self.ids):
+            repeated = next(i for i, n in Counter(self.ids).items() if n > 1)
+            raise DataError(f"{self.spec}: two rows would have the id {repeated!r}; make the ids of the training sets unique")
         self.groups = [g for d in self.sets for g in d.groups]
 
         def concatenate(table: str, name: str, dtype: type) -> np.ndarray:
@@ -40,6 +49,12 @@ class WeightedConcat:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def refuse_shared_id(self, ids: Iterable[str], where: str) -> None:
+        """Raise DataError if one of `ids`, which the file `where` names, is the id of rows in several datasets."""
+        for row_id in self._shared_ids.intersection(ids):
+            having = " and ".join(d.spec for d in self.sets if row_id in set(d.ids))
+            raise DataError(f"{where}: several training sets have a row with id {row_id!r} ({having}); make the ids unique")
 
     def _set_and_row(self, i: int) -> tuple[Data, int]:
         n = int(np.searchsorted(self.starts, i, "right")) - 1
@@ -95,3 +110,9 @@ class WeightedConcat:
     def fingerprint(self) -> str:
         """The fingerprints and weights of all datasets, as one string."""
         return "+".join(f"{d.fingerprint}*{w:g}" for d, w in zip(self.sets, self.weights, strict=True))
+
+
+def refuse_shared_ids(data: Data | WeightedConcat, ids: Iterable[str], where: str | Path) -> None:
+    """Raise DataError if one of `ids`, which the file `where` names, is the id of rows in several training sets."""
+    if isinstance(data, WeightedConcat):
+        data.refuse_shared_id(ids, str(where))

@@ -51,23 +51,31 @@ def set_interpolated(model: "Model", start: Mapping[str, Tensor], tuned: Mapping
 
 
 def choose(points: Sequence[InterpolationPoint], options: Interpolate) -> tuple[InterpolationPoint, str]:
-    """Return (chosen point, the rule that chose it, as text). With equal scores, the larger coefficient is chosen."""
-    base = min(points, key=lambda p: p.coefficient)
+    """Return (chosen point, the rule that chose it, as text). With equal scores, the larger coefficient is chosen.
+
+    Only `options.coefficients` can be chosen. With `options.keep`, `points` must have the base model, i.e. coefficient 0, too.
+    """
+    offered = [p for p in points if p.coefficient in options.coefficients]
     if options.keep is not None:
-        kept = [p for p in points if p.retention >= options.keep * base.retention]
+        base = next(p for p in points if p.coefficient == 0)
+        kept = [p for p in offered if p.retention >= options.keep * base.retention]
         if kept:
-            rule = f"the best domain score that keeps at least {options.keep:g} of the retention score at coefficient {base.coefficient:g}"
+            rule = f"the best domain score that keeps at least {options.keep:g} of the base model's retention score"
             return max(kept, key=lambda p: (p.domain, p.coefficient)), rule
-    best = max(points, key=lambda p: (p.domain + options.retention_weight * p.retention, p.coefficient))
+    best = max(offered, key=lambda p: (p.domain + options.retention_weight * p.retention, p.coefficient))
     return best, f"the highest domain + {options.retention_weight:g} * retention"
 
 
 def interpolate(
     model: "Model", start: Mapping[str, Tensor], validate: Validate, options: Interpolate, path: Path, metric: str
 ) -> float:
-    """Score every coefficient, set the chosen weights in `model`, and write all points to `path`. Returns the coefficient."""
+    """Score every coefficient, set the chosen weights in `model`, and write all points to `path`. Returns the coefficient.
+
+    With `options.keep` the base model is scored too, as the measure of the others, even if 0 is none of the coefficients.
+    """
     tuned, points = copy_state_to_cpu(model), []
-    for coefficient in sorted(set(options.coefficients)):
+    measure = [] if options.keep is None else [0.0]
+    for coefficient in sorted({*options.coefficients, *measure}):
         set_interpolated(model, start, tuned, coefficient)
         values = dict(validate(model))
         domain, retention = values.pop("metric"), values.pop(f"{RETENTION_PREFIX}metric")

@@ -53,6 +53,11 @@ def test_the_choice():
     assert choose(points, Interpolate(retention_weight=0))[0].coefficient == 1.0
     assert choose(points, Interpolate(keep=0.98))[0].coefficient == 0.5
     assert choose(points, Interpolate(keep=0.999))[0].coefficient == 0.0
+    # the base model is the measure, also where it cannot be chosen: nothing keeps 0.98 of 0.9
+    without = [InterpolationPoint(0.0, 0.2, 0.9, {}), *points[1:]]
+    assert choose(without, Interpolate(coefficients=[0.5, 1.0], keep=0.98))[0].coefficient == 0.5
+    assert "domain + " in choose(without, Interpolate(coefficients=[0.5, 1.0], keep=0.98))[1]
+    assert choose(without, Interpolate(coefficients=[0.5, 1.0], keep=0.5))[0].coefficient == 1.0
 
 
 def test_ema_and_l2sp_against_plain_arithmetic():
