@@ -95,7 +95,10 @@ def plan_arguments(p: argparse.ArgumentParser) -> None:
     _embedding_arguments(p)
     p.add_argument("--data", metavar="DATA", help="packed rows to sample from (default: the items of the collection)")
     p.add_argument(
-        "--items", type=int, metavar="N", help="number of items to estimate for (default: as many as in DATA or the collection)"
+        "--items",
+        type=int,
+        metavar="N",
+        help="estimate for N new items (default: for those of DATA or the collection; embedded ones cost no time)",
     )
     p.add_argument("--price-per-hour", type=float, metavar="X", help="price of this machine per hour")
     p.add_argument("--sample", type=int, default=64, metavar="N", help="rows per modality to measure on (default %(default)s)")

@@ -25,12 +25,13 @@ data:
   train: {dir}/train          # to mix several datasets: [{{path: DIR, weight: 1}}, {{path: DIR, weight: 0.5}}] (sampling weights)
   val: {dir}/val              # selects the best checkpoint, so report metrics on the separate test set
   cache: 2GB                  # memory for decoded items, so that later epochs need not decode them again
+  batches: spread             # a batch holds as many values of {group} as possible
 """
-BODY = """objective: [{loss: auto}]     # the loss that the checkpoint was trained with: InfoNCE, or the sigmoid loss for SigLIP
-train:
-  epochs: 10
-  batch_size: 64              # larger is better; micro_batch_size limits the memory
+BODY = """{objective}{augment}train:
+  epochs: 12
+  batch_size: {batch_size}              # larger is better; micro_batch_size limits the memory
   lr: 1.0e-5                  # 1e-5 for a pretrained checkpoint, 5e-4 from scratch
+  weight_decay: 0.1
   warmup: 0.1                 # share of the training steps
   patience: 3                 # stop after this many epochs without a better validation metric
   metric: map                 # mean average precision (MAP) over retrieval in both directions
@@ -38,20 +39,24 @@ train:
 
 
 class UseCase(NamedTuple):
-    """What a recipe for one use case says.
+    """What a recipe for one use case says. The settings are those of the measured recipe in recipes/; a test compares them.
 
     title: the first comment line of the recipe.
     group: example name of the group column.
     columns: example column names of the tables.
     unit: what the training, validation and test sets must not have in common.
+    objective: the recipe's objective.
     augment: the recipe's augmentation block; {0} is the modality.
+    batch_size: queries in a batch.
     """
 
     title: str
     group: str
     columns: str
     unit: str
-    augment: str
+    objective: str
+    augment: str = ""
+    batch_size: int = 64
 
 
 CASES = {
@@ -60,21 +65,26 @@ CASES = {
         "sku",
         "picture, text, sku",
         "sku",
-        "augment:\n  {0}: {{crop: 0.6, flip: true, color: 0.2}}\n",
+        "objective:                    # for a SigLIP checkpoint: [{loss: sigmoid}]; with several texts per sku: positives: mean\n"
+        "  - {loss: info_nce, positives: mask, smoothing: 0.1}\n",
+        "augment:\n  {0}: {{flip: true}}         # no flip where left and right differ; crop: 0.5 too when there are many epochs\n",
     ),
     "sound": UseCase(
         "Machine sounds and their defects",
         "defect",
         "sound, text, defect",
         "recording",
-        "augment:\n  {0}: {{shift: true, gain_db: 6}}\n",
+        "objective:                    # every sound and text of a defect is a positive; a little label smoothing\n"
+        "  - {loss: info_nce, positives: mean, smoothing: 0.1}\n",
+        "augment:\n  {0}: {{shift: true, polarity: true}}    # gain_db only where loudness carries no information\n",
+        32,
     ),
     "research": UseCase(
         "Two or three modalities in one shared embedding space, trained on every pair of modalities",
         "group",
         "one per modality, group",
         "group",
-        "",
+        "objective:                    # for a SigLIP checkpoint: [{loss: sigmoid}]\n  - {loss: info_nce, positives: mask}\n",
     ),
 }
 AUGMENTED = {"catalog": 0, "sound": 1}
@@ -124,4 +134,5 @@ def _recipe(directory: str, case: str) -> str:
     use_case = CASES[case]
     tail = use_case.augment.format(modalities.names()[AUGMENTED[case]]) if case in AUGMENTED else ""
     head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
-    return f"{head}{tail}{BODY}run:\n  dir: {directory}/run\n"
+    body = BODY.format(objective=use_case.objective, augment=tail, batch_size=use_case.batch_size)
+    return f"{head}{body}run:\n  dir: {directory}/run\n"

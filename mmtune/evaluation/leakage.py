@@ -30,18 +30,18 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
     any modality whose contents repeat between rows. Repeats are looked for among the given rows and among the training rows.
     The latter is needed for a test set with one photo per product: its contents are distinct, and yet all occur in training.
     """
-    known = {k: np.unique(np.fromiter(v, np.int64, len(v))) for k, v in trained.items() if not k.endswith(":rows")}
+    known = {k: _distinct(v) for k, v in trained.items() if not k.endswith(":rows")}
     reasons: dict[str, str] = {}
     content_known: dict[str, list[bool]] = {}
     for name, e in vectors.items():
         id_label, content = e.labels.get("id"), e.labels.get(name)
         if id_label is not None and "id" in known:
-            for i in np.flatnonzero(np.isin(id_label, known["id"]) & (id_label != 0)).tolist():
+            for i in np.flatnonzero(_among(known["id"], id_label) & (id_label != 0)).tolist():
                 reasons.setdefault(e.ids[i], "its id was trained on")
         if content is None or name not in known:
             hit = np.zeros(len(e.ids), bool)
         else:
-            hit = np.isin(content, known[name]) & (content != 0)
+            hit = _among(known[name], content) & (content != 0)
             repeats_in_training = rows_key(name) in trained and 2 * len(known[name]) <= min(trained[rows_key(name)])
             is_text = name in modalities.names() and modalities.get(name).language
             if not is_text and len(np.unique(content)) >= IDENTIFYING * len(content) and not repeats_in_training:
@@ -53,6 +53,20 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
         if all(of_modalities):
             reasons.setdefault(row, "all of its contents were trained on")
     return reasons
+
+
+def _distinct(labels: "np.ndarray | set[int]") -> np.ndarray:
+    """The distinct labels, ascending. Stored labels are so already, and are not sorted again."""
+    array = labels if isinstance(labels, np.ndarray) else np.fromiter(labels, np.int64, len(labels))
+    return array if len(array) < 2 or bool((array[1:] > array[:-1]).all()) else np.unique(array)
+
+
+def _among(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether each label is one of `known` (distinct, ascending), bool [N]. Few labels are found in many without sorting these."""
+    if not len(known):
+        return np.zeros(len(labels), bool)
+    at = np.searchsorted(known, labels)
+    return known[np.minimum(at, len(known) - 1)] == labels
 
 
 def refuse_trained_rows(

@@ -364,7 +364,8 @@ class Collection:
         """Estimate the hours, bytes and price of embedding with `model`, measured on a sample on this machine.
 
         data: rows like those to be embedded; default: the items of the collection.
-        items: number of items to estimate for; default: as many as there are.
+        items: estimate for this many new items, none of which is embedded yet; default: for the rows or items themselves, of which
+            those that the collection has embedded with this model cost no time.
         price_per_hour: price of this machine per hour.
         modalities, dim: see `build`.
         sample: items per modality to measure on.

@@ -35,7 +35,7 @@ from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 BLOCK_BYTES = 16 << 20  # bytes of one block of logits; a loss holds about eight tensors of this size at once
 TILE = {"cpu": (1024, 2048), "cuda": (8192, 8192)}  # (queries, candidates) of a tile; on a CPU, a tile fits in the cache
 PAIRS_AT_ONCE = 8192  # positive pairs whose embeddings are gathered at once; bounds the memory of the gathered rows
-LARGEST_EXPONENT = 75.0  # even 900,000 terms of e^75 sum to less than the float32 maximum, 3.4e38
+LARGEST_EXPONENT = 60.0  # a sum of 10^12 terms of e^60 is below the float32 maximum, and 10^-11 / e^60 above its minimum
 SMALLEST_SUM = 1e-28  # if a sum is larger than this, float32 underflow has not removed any term that matters
 MATCH_LIMIT = 16  # maximum average number of positives per item for which a list of positive pairs is used
 
@@ -201,8 +201,9 @@ class _InfoNCE(torch.autograd.Function):
 class _Tiles:
     """Iterates over the tiles of cos = a b^T, which are computed again in each pass into buffers that are allocated once.
 
-    A constant is subtracted from all exponents, so that the largest possible exponential is just below float32 overflow.
-    Exponentials down to about e^-160 of it are still represented, so that no running maximum is needed. If both directions have
+    A constant is subtracted from all exponents, so that the largest possible exponential is e^60: sums over all items of a large
+    batch, and the weight of an item divided by such a sum, are float32 numbers of full precision. Exponentials down to about
+    e^-145 of the largest are represented, so that no running maximum is needed. If both directions have
     the same scale, they share the exponentials. If a sum underflows nevertheless, `log_normalisers` starts again with running
     log-sum-exps (`running_maximum`). The pairs in `ignored` contribute nothing.
     """

@@ -197,7 +197,8 @@ class _RowFinder:
         found = np.stack([_rows(file, of_set) for of_set in self.of_sets])
         both = (found >= 0).all(2)
         rows = np.where(both.any(0)[:, None], found[both.argmax(0), np.arange(len(file))], _rows(file, self.row_of_id))
-        ambiguous = (both.sum(0) > 1) | ((rows < 0) & (found >= 0).any(0)).any(1)
+        known_somewhere: np.ndarray = np.max(found, axis=0) >= 0
+        ambiguous = (both.sum(0) > 1) | ((rows < 0) & known_somewhere).any(1)
         for i in np.flatnonzero(ambiguous)[:1]:
             refuse_shared_ids(self.data, (file.query_ids[i], file.negative_ids[i]), f"{path} row {file.row[i]}")
         return rows

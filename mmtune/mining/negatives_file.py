@@ -105,7 +105,8 @@ def _read_parquet(path: Path, columns: _Columns) -> _Strings | None:
     if columns.verdict is not None:
         mined = pc.fill_null(pc.equal(table[columns.verdict].cast(pa.string()), MINED), False)
         table, row = table.filter(mined), row[mined.to_numpy(zero_copy_only=False)]
-    directions = identity_strings(table[columns.direction]) if columns.direction else [None] * len(table)
+    none: list[str | None] = [None] * len(table)
+    directions = identity_strings(table[columns.direction]) if columns.direction else none
     return row, identity_strings(table[columns.query]), identity_strings(table[columns.negative]), directions
 
 

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -198,7 +199,8 @@ def init_processes() -> Iterator[Processes]:
     long_group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo", timeout=LONG_TIMEOUT))  # of all ranks
     processes = Processes(torch.distributed.get_rank(), world_size, long_group)
     try:
-        yield processes
+        with _warnings_of_main_process(processes):
+            yield processes
     except RuntimeError as e:
         # gloo raises a plain RuntimeError when a peer is gone; its message names a source file under /gloo/
         if not isinstance(e, torch.distributed.DistError) and "/gloo/" not in str(e):
@@ -210,6 +212,15 @@ def init_processes() -> Iterator[Processes]:
     processes.barrier()  # only on success: after an error this process ends without waiting for the other ranks
     if owned:
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _warnings_of_main_process(processes: Processes) -> Iterator[None]:
+    """Context manager: ranks other than 0 show no warnings, because all ranks read the same recipe, data and model."""
+    with warnings.catch_warnings():
+        if not processes.is_main_process:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def is_restarted() -> bool:

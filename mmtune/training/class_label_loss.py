@@ -1,7 +1,7 @@
 """A term of the objective whose loss takes embeddings and class labels: class-proxy and ranking losses."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,6 +102,11 @@ class ClassLabelLoss(nn.Module):
     def get_extra_state(self) -> dict[str, Tensor]:
         """Called by `state_dict`: tensors that the loss keeps as plain attributes, e.g. a running histogram."""
         return {name: value for name, value in vars(self.loss).items() if isinstance(value, Tensor)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ClassLabelLoss":
+        """Called by `to`: moves these tensors, too."""
+        self.set_extra_state({name: fn(value) for name, value in self.get_extra_state().items()})
+        return super()._apply(fn, recurse)
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Called by `load_state_dict`."""

@@ -147,7 +147,9 @@ class Trainer:
             self._memory(),
             self._fast_attention(),
             compiled_or_checkpointed(self.model, self.config.compile, self.config.recompute),
-            MetricsLog(self.directory, self.state.step, self.processes.is_main_process) as log,
+            MetricsLog(
+                self.directory, self.state.step, self.state.validated_step == self.state.step, self.processes.is_main_process
+            ) as log,
             self.stop,
             Progress("train", self.total_steps * size, "pairs", self.quiet, self.state.step * size) as progress,
         ):
@@ -327,6 +329,7 @@ class Trainer:
             load_learning_state(self.model, tensors["model"])
         self.ema_l2sp.load_state_dict(tensors["steady"], self.sharded.local_rows)
         self.objective.load_state_dict(tensors["objective"])
+        self.objective.to(self.device)  # what is no parameter, e.g. the queue of the memory, was loaded to the CPU
         self.optimizer.load_state_dict(map_moments(tensors["optimizer"], self.learning, self.sharded.local_rows))
         restore_random_state(tensors["random"])
         self.processes.barrier()  # rank 0 must not overwrite the checkpoint while another process still reads it

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_jsonl
 
+VALIDATION = "val "
+"""Prefix of the names of validation metrics in the log."""
+
 
 class Metrics(Protocol):
     """The values of one line of the log."""
@@ -49,7 +52,7 @@ class ValidationMetrics:
 
     def to_dict(self) -> dict[str, float]:
         """{name in the log: value}."""
-        return {f"val {name}": value for name, value in self.scores.items()}
+        return {f"{VALIDATION}{name}": value for name, value in self.scores.items()}
 
     def __str__(self) -> str:
         return "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items() if name != "metric")
@@ -59,19 +62,30 @@ class MetricsLog:
     """Context manager that logs metrics as JSON lines {"step", "epoch", ...}.
 
     step: the step from which the run starts or resumes; lines of later steps are deleted, and all lines if it is 0
+    validated: whether the model of `step` has been validated. If not, the run does it again, e.g. because it was killed between the
+        validation and the next checkpoint, and a line of that validation is deleted
     write: False on all ranks but 0, where nothing is written
     """
 
-    def __init__(self, directory: Path, step: int, write: bool = True):
+    def __init__(self, directory: Path, step: int, validated: bool = True, write: bool = True):
         self.path, self.directory, self.step, self.write = directory / "metrics.jsonl", directory, step, write
+        self.validated = validated
 
     def __enter__(self) -> "MetricsLog":
         if not self.write:
             return self
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            write_jsonl(self.path, [r for r in read_jsonl_log(self.path) if r["step"] <= self.step and self.step > 0])
+            write_jsonl(self.path, [r for r in read_jsonl_log(self.path) if self._is_known(r)])
         return self
+
+    def _is_known(self, line: Mapping[str, object]) -> bool:
+        """Whether a line is of a step or validation before the start."""
+        step = line["step"]
+        assert isinstance(step, int)
+        if step == self.step and not self.validated and any(k.startswith(VALIDATION) for k in line):
+            return False
+        return 0 < self.step >= step
 
     def log(self, step: int, epoch: int, metrics: Metrics) -> None:
         """Write one line."""

@@ -38,7 +38,7 @@ ScaleFunction: TypeAlias = Callable[[str, str], tuple[Tensor, Tensor | None]]
 """Maps (query modality, candidate modality) to the model's (exponential of the logit scale, logit bias or None)."""
 
 TILE_ABOVE = 1 << 23
-"""Number of logits above which a contrastive loss is computed in tiles.
+"""Number of logits, those of queued candidates included, above which a contrastive loss is computed in tiles.
 
 This many float32 logits take 32 MiB, and a loss that is not tiled holds about eight tensors of this size.
 """
@@ -73,11 +73,6 @@ class PairVectors:
         if self.similarity is None:
             self.similarity = self.z[a] @ self.z[b].T
         return self.similarity, self.related
-
-    @property
-    def n_logits(self) -> int:
-        """Number of (query, candidate) pairs."""
-        return len(self.items.a) * len(self.items.b)
 
 
 class Objective(nn.Module):
@@ -198,7 +193,8 @@ class Objective(nn.Module):
         inputs = {d: self._query_candidates(number, pair, d, weight, batch, scale, dim) for d in directions}
         if term.family == "distillation":
             return torch.stack([self._distillation(number, pair, d, x, batch) for d, x in inputs.items()]).mean()
-        in_tiles = pair.n_logits > TILE_ABOVE if term.tile == "auto" else term.tile == "always"
+        n_logits = max(len(x.queries) * len(x.candidates) for x in inputs.values())  # with the queue of the memory
+        in_tiles = n_logits > TILE_ABOVE if term.tile == "auto" else term.tile == "always"
         if in_tiles and len(inputs) == 2:
             both = tiled_info_nce_both_directions(term, inputs[a, b], inputs[b, a], pair, self.processes)
             if both is not None:

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from mmtune.cli import main
 from tests.support import corpora
@@ -68,6 +70,24 @@ def test_init_writes_recipes_that_parse(tmp_path, case):
     recipe = Recipe.load(tmp_path / "recipe.yaml", ["model=tiny:all"])
     assert recipe.data.val == f"{tmp_path}/val"
     assert main(["init", str(tmp_path)]) == 2
+
+
+FOR_PRETRAINED = {"lr", "patience"}
+"""Keys of `train` that init sets for a pretrained checkpoint; the recipes were measured from random weights."""
+
+
+@pytest.mark.parametrize(
+    ("case", "measured"), [("catalog", "catalog_images"), ("sound", "machine_sounds"), ("research", "three_modalities")]
+)
+def test_init_writes_what_the_measured_recipes_found_good(tmp_path, case, measured):
+    assert main(["init", str(tmp_path), "--case", case]) == 0
+    recipes = Path(__file__).parents[2] / "recipes"
+    ours, theirs = (yaml.safe_load(p.read_text()) for p in (tmp_path / "recipe.yaml", recipes / f"{measured}.yaml"))
+    assert ours["objective"] == theirs["objective"] and ours["data"]["batches"] == theirs["data"]["batches"]
+    if case != "research":  # whose recipe augments the one modality of its three that some data lack
+        assert ours["augment"] == theirs["augment"]
+    train = [{k: v for k, v in r["train"].items() if k not in FOR_PRETRAINED} for r in (ours, theirs)]
+    assert train[0] == {"weight_decay": train[0]["weight_decay"], **train[1]}
 
 
 ERRORS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmtune.losses import tiled
-from mmtune.training import objective
+from mmtune.training import objective, tiled_both_directions
 from mmtune.training.build_objective import build_objective
 from mmtune.training.teacher_outputs import TeacherVectors
 from tests.losses.test_contrastive import CASES
@@ -98,14 +98,56 @@ def test_tiles_equal_dense_with_a_memory(loss, monkeypatch):
 
 def test_large_batches_are_tiled_automatically(monkeypatch):
     used = []
-    real = objective.tiled_info_nce
-    monkeypatch.setattr(objective, "tiled_info_nce", lambda *a: used.append(1) or real(*a))
+    real = tiled_both_directions.tiled_info_nce
+    monkeypatch.setattr(tiled_both_directions, "tiled_info_nce", lambda *a: used.append(1) or real(*a))
     batch = make_batch(ROWS)
     outcome([{"loss": "info_nce"}], batch, (2.0, 2.0))
     assert not used
     monkeypatch.setattr(objective, "TILE_ABOVE", 10)
     outcome([{"loss": "info_nce"}], batch, (2.0, 2.0))
     assert used
+
+
+def test_the_queue_counts_for_the_tiles_and_its_columns_for_the_loss(monkeypatch):
+    """Batches of 4 pairs stay below the limit alone; with the queue they are tiled, and equal a loop over queries."""
+    monkeypatch.setattr(objective, "TILE_ABOVE", 4 * 4)
+    monkeypatch.setattr(tiled, "BLOCK_BYTES", 1)
+    calls = []
+    real = objective.tiled_loss
+    monkeypatch.setattr(objective, "tiled_loss", lambda *a: calls.append(1) or real(*a))
+    made = build_objective([{"loss": "info_nce"}], [("a", "b")], memory={"size": 6})
+    old = {m: unit(4, 6, s) for m, s in (("a", 3), ("b", 4))}
+    new = {m: unit(4, 6, s).requires_grad_() for m, s in (("a", 1), ("b", 2))}
+    made(old, make_batch([(0, 10 + i, 20 + i, True) for i in range(4)]), lambda a, b: (torch.tensor(7.0), None))
+    assert not calls
+    batch = make_batch([(0, 30 + i, 40 + i, True) for i in range(4)])
+    batch.labels["id"] = batch.labels["id"] + 1000
+    loss, _ = made(new, batch, lambda a, b: (torch.tensor(7.0), None))
+    assert len(calls) == 2
+    naive = []
+    for a, b in (("a", "b"), ("b", "a")):
+        candidates = torch.cat([new[b], old[b]])
+        for q in range(4):
+            logits = 7 * candidates @ new[a][q]
+            naive.append(torch.logsumexp(logits, 0) - logits[q])
+    want = torch.stack(naive).mean()
+    assert float(loss) == pytest.approx(float(want), rel=1e-6)
+    for got, expected in zip(*(torch.autograd.grad(x, [*new.values()]) for x in (loss, want)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_huge_batches_keep_their_precision():
+    """An item of a batch of a million weighs 1e-9 and less; with cosines near 1 that is divided by sums of e^75 no more."""
+    n, found = 9, []
+    near = torch.nn.functional.normalize(unit(1, 5, 1) + 0.02 * unit(n, 5, 2), dim=1)
+    for share in (1e-9, 1.0):
+        a, b, scale = near.clone().requires_grad_(), near.flip(0).clone().requires_grad_(), torch.tensor(100.0)
+        i = torch.arange(n)
+        weight = torch.full((n,), share)
+        tiled.tiled_info_nce(a, b, (i, i), (weight, weight), (scale, scale)).backward()
+        found.append((a.grad / share, b.grad / share))
+    for small, whole in zip(*found, strict=True):
+        torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
 
 def test_very_common_labels_fall_back_to_blocks(monkeypatch):

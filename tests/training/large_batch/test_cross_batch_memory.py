@@ -112,3 +112,16 @@ def test_the_default_loss_uses_the_memory_as_info_nce_does():
     assert values["auto"] == values["info_nce"]
     plain = build_objective([{"loss": "auto"}], PAIR)
     assert values["auto"] > plain(vectors(second, 5), second, scale_of)[0]
+
+
+def test_the_state_of_a_resumed_run_follows_the_objective_to_its_device():
+    """What is no parameter, too: the queue, and what a loss keeps as a plain tensor. "meta" stands for an accelerator."""
+    made = build_objective([{"loss": "info_nce"}], PAIR, memory={"size": 4})
+    batch = batch_of([1, 2, 0, 0], 0)
+    made(vectors(batch, 0), batch, scale_of)
+    again = build_objective([{"loss": "info_nce"}], PAIR, memory={"size": 4})
+    again.load_state_dict(made.state_dict())
+    again.to("meta")
+    for queue in again.memory.queues.values():
+        tensors = [queue.z, queue.content, queue.index, *(x for pair in queue.labels.values() for x in pair)]
+        assert len(queue) == 4 and {t.device.type for t in tensors} == {"meta"}
