@@ -71,7 +71,7 @@ def test_vectors_of_two_sets_keep_their_rows(data, tmp_path):
     mix = WeightedConcat([data.sets[0], open_data(str(tmp_path / "more"))], [1.0, 1.0])
     teacher, model = build({"model": "tiny:clip", "out": str(tmp_path / "kept")}, mix), load("tiny:clip")
     want = model.encode(text=["thing 3", "other 0", "other 4"])
-    rows = torch.tensor([mix.ids.index(i) for i in data.sets[0].ids[3:4]] + [12, 16])
+    rows = torch.tensor([3, 12, 16])
     assert np.allclose(teacher.at("text", rows).numpy(), want, atol=1e-6)
     assert not (tmp_path / "train" / "teachers").exists()
 

@@ -4,6 +4,7 @@ The modality of a column is the one that the user names, the one in the column's
 all of its first values have: media by their bytes or the extension of their path, everything else is text.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from mmtune import modalities
 from mmtune.data.pack.columns import named_column, path_or_bytes
+from mmtune.data.pack.file_names import existing_path
 from mmtune.data.sources.row_source import InvalidRow, RowSource
 from mmtune.errors import DataError, Rejected
 
@@ -130,8 +132,12 @@ def _modality_in_name(name: str) -> str:
 
 
 def _sniff(source: RowSource, columns: Sequence[str]) -> dict[str, str]:
-    """Infer the modality of each column from its first values."""
+    """Infer the modality of each column from its first values.
+
+    Raises DataError if that is ambiguous, or if values look like paths of media, but none of these files exists.
+    """
     votes: dict[str, Counter[str]] = {c: Counter() for c in columns}
+    paths: dict[str, list[str]] = {c: [] for c in columns}
     for _, cells in source.rows(set(columns)):
         if isinstance(cells, InvalidRow):
             continue
@@ -140,6 +146,7 @@ def _sniff(source: RowSource, columns: Sequence[str]) -> dict[str, str]:
             values = cell if isinstance(cell, list) else [cell]
             if counts.total() < SNIFFED_VALUES:
                 counts.update(m for v in values if (m := _modality_of(v)))
+                paths[column] += [path for v in values if (path := _media_path(v))]
         if all(counts.total() >= SNIFFED_VALUES for counts in votes.values()):
             break
     for column, counts in votes.items():
@@ -148,7 +155,27 @@ def _sniff(source: RowSource, columns: Sequence[str]) -> dict[str, str]:
             raise DataError(
                 f"{source.path}: the column {column!r} has {what}; name its modality, e.g. --negative {column}:{modalities.names()[0]}"
             )
+        missing = [p for p in paths[column] if not _exists(source, p)]
+        if missing and len(missing) == len(paths[column]):
+            inferred, language = next(iter(counts)), [n for n in modalities.names() if modalities.get(n).language]
+            raise DataError(
+                f"{source.path}: by their endings, the values of column {column!r} are paths of modality {inferred}, but no such file "
+                f"exists (first: {missing[0]!r} in {source.folder}); put the files there, or name the column's modality, e.g. --negative "
+                f"{column}:{language[0] if language else inferred}"
+            )
     return {column: next(iter(counts)) for column, counts in votes.items()}
+
+
+def _media_path(cell: object) -> str | None:
+    """The path or URL in a cell that ends like a media file, without bytes beside it; None for other cells."""
+    path, data = path_or_bytes(cell)
+    known = path is not None and data is None and "." in path and path.rpartition(".")[2].lower() in modalities.by_extension()
+    return path if known else None
+
+
+def _exists(source: RowSource, path: str) -> bool:
+    """Whether the file exists; True for a URL, which is not looked up here."""
+    return "://" in path or os.path.exists(existing_path(os.path.join(source.folder, path)))
 
 
 def _modality_of(cell: object) -> str:

@@ -164,3 +164,12 @@ def test_scores_become_judgments_and_a_score_of_0_within_one_modality_a_negative
         ("0.png", "0.png", 500, 0.5),
         ("1.png", "1.png", 1000, 1.0),
     ]
+
+
+def test_texts_that_end_like_files_are_not_taken_for_media_in_silence(tmp_path):
+    rows = [{"anchor": f"query {i}", "positive": f"answer {i}", "negative": f"thing {i}.png"} for i in range(4)]
+    says = r"of column 'negative' are paths of modality image, but no such file exists \(first: 'thing 0.png' in .*--negative negative:text"
+    with pytest.raises(DataError, match=says):
+        pack(write_csv(tmp_path / "t.csv", rows), tmp_path / "out")
+    made = pack(tmp_path / "t.csv", tmp_path / "out", query="anchor", positive="positive", negatives=["negative:text"])
+    assert made.negatives.pairs == {"text->text": 4} and b"thing 3.png" in values(tmp_path / "out", "text").values()
