@@ -55,7 +55,7 @@ def test_a_negative_by_verdict_is_kept_whatever_the_verifier_says(shop, tmp_path
         def score(self, pairs):
             return [1.0] * len(pairs)
 
-    o = unguarded(negatives=3, window=11, directions=["text->image"])
+    o = unguarded(negatives=3, window=24, directions=["text->image"])
     first = data.ids[0]
     other = next(i for n, i in enumerate(data.ids) if data.groups[n] != data.groups[0] and data.present["image"][n])
     judged = [Verdict(first, other, False, "text->image")]

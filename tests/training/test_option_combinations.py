@@ -163,14 +163,15 @@ def outcome(run):
 
 
 def trained(recipe, monkeypatch, stop_at=None, resume=False):
-    """Train; returns the number of batches whose step began. stop_at: raise KeyboardInterrupt at this one."""
+    """Train; returns the number of batches that were trained on. stop_at: raise KeyboardInterrupt at this one."""
     step, done = Trainer.step, []
 
     def counted(self, batch):
-        done.append(1)
-        if len(done) == stop_at:
+        if len(done) + 1 == stop_at:
             raise KeyboardInterrupt
-        return step(self, batch)
+        result = step(self, batch)
+        done.append(1)
+        return result
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", counted)
