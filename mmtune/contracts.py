@@ -98,6 +98,9 @@ class Modality:
     """Limits that `check` and `check_header` take as keyword arguments."""
     request_limits: Mapping[str, float] = {}
     """Option name -> limit for values that arrive in HTTP requests; its keys are keys of `options`."""
+    augmentations: Mapping[str, str] = {}
+    """Name of a step of the recipe's list `augment.NAME` -> "package.module:Class", in addition to the registered ones. The class takes
+    the step's options as keyword arguments, with types, and a docstring of `__init__` that describes each; instances are `Augmentation`s."""
     near_duplicate_distance: int = -1
     """Two values are near duplicates if their `near_duplicate_key`s differ in at most this many bits. -1 means that this modality
     has no near-duplicate keys."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from mmtune.contracts import Augmentation, Modality, Option, Signal
-from mmtune.errors import RecipeError, Rejected
-from mmtune.modalities.augmentation_chain import AugmentationChain
+from mmtune.errors import MmtuneError, RecipeError, Rejected
+from mmtune.modalities.augmentation_chain import AugmentationChain, AugmentationStep
 from mmtune.runtime import plugins
 
 __all__ = [
@@ -33,8 +33,8 @@ AUGMENTATIONS: dict[str, object] = {
     "mask_spectrogram": "mmtune.modalities.audio_augmentation:MaskSpectrogram",
     "trivial_augment": "mmtune.modalities.image_augmentation:TrivialAugment",
 }
-"""Name -> class of each augmentation that a recipe can use under `augment.MODALITY.custom`, in addition to the augmentations
-that are options of the modality itself."""
+"""Name -> class of each augmentation that a recipe can use for any modality, under `augment.MODALITY.custom` and `.steps`. Those of one
+modality are in its attribute `augmentations`."""
 RESERVED = {"id", "group", "split"}
 """Names of columns that every dataset has, and which therefore cannot be names of modalities."""
 
@@ -81,28 +81,37 @@ def register_augmentation(name: str, target: object) -> None:
     plugins.register(AUGMENTATIONS, name, target, "augmentation")
 
 
-def with_custom_augmentations(
-    first: Augmentation | None, custom: Mapping[str, Mapping[str, object]], key: str
-) -> "Augmentation":
-    """Combine an augmentation with custom ones, which are applied after it, in their order.
+def augmentation_class(modality: str, name: str, key: str) -> type:
+    """The class of a step of `augment`: one of the modality's own `augmentations`, a registered one, or package.module:Class.
 
-    first: the augmentation to apply first, or None
-    custom: {registered name or "package.module:Class": its options}
-    key: the recipe key that contains `custom`, for messages
-
-    Raises RecipeError if a custom augmentation cannot be found or created.
+    Raises RecipeError, which starts with `key`, if there is none; the message suggests a similar name.
     """
-    steps = [first] if first else []
-    for name, options in custom.items():
-        cls = plugins.resolve(AUGMENTATIONS, name, "augmentation", key=key)
-        try:
-            step = cls(**options)
-        except TypeError as e:
-            raise RecipeError(f"{key}.{name}: {e}") from None
-        if not callable(step):
-            raise RecipeError(f"{key}.{name}: an instance of {name} cannot be called with (signal, rng)")
-        steps.append(step)
-    return steps[0] if len(steps) == 1 else AugmentationChain(steps)
+    table = {**AUGMENTATIONS, **get(modality).augmentations}
+    found: type = plugins.resolve(table, name, "augmentation", key=key)
+    return found
+
+
+def make_step(modality: str, name: str, options: Mapping[str, object], key: str, p: float = 1.0) -> Augmentation:
+    """Create the augmentation `name` (see `augmentation_class`) with `options`, applied with probability `p`.
+
+    Raises RecipeError, which starts with `key`, if it cannot be found or created.
+    """
+    cls = augmentation_class(modality, name, key)
+    try:
+        step = cls(**options)
+    except TypeError as e:
+        raise RecipeError(f"{key}.{name}: {e}") from None
+    except MmtuneError as e:
+        raise type(e)(f"{key}.{name}: {e}") from None
+    if not callable(step):
+        raise RecipeError(f"{key}.{name}: an instance of {name} cannot be called with (signal, rng)")
+    return AugmentationStep(step, p, f"{key}.{name}")
+
+
+def with_steps(first: Augmentation | None, steps: Iterable[Augmentation]) -> Augmentation:
+    """Combine an augmentation, or None, with steps that are applied after it, in their order."""
+    every = [*([first] if first else []), *steps]
+    return every[0] if len(every) == 1 else AugmentationChain(every)
 
 
 def non_language(names: Iterable[str]) -> list[str]:

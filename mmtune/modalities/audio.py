@@ -59,6 +59,18 @@ class Audio(Modality):
     name = "audio"
     extensions = ("wav", "flac", "ogg", "mp3", "opus", "aiff", "aif", "au", "m4a", "aac")
     columns = ("audio", "audio_path", "sound", "wav", "clip")
+    augmentations = {
+        "speed": "mmtune.modalities.audio_steps:Speed",
+        "time_stretch": "mmtune.modalities.audio_steps:TimeStretch",
+        "pitch_shift": "mmtune.modalities.audio_steps:PitchShift",
+        "gain": "mmtune.modalities.audio_steps:Gain",
+        "low_pass": "mmtune.modalities.audio_steps:LowPass",
+        "high_pass": "mmtune.modalities.audio_steps:HighPass",
+        "background_noise": "mmtune.modalities.audio_steps:BackgroundNoise",
+        "room": "mmtune.modalities.audio_steps:Room",
+        "mask_spectrogram": "mmtune.modalities.audio_augmentation:MaskSpectrogram",
+        "audiomentations": "mmtune.modalities.audio_steps:Audiomentations",
+    }
     near_duplicate_distance = SOUND_DISTANCE
     options = {"max_seconds": Option(float, MAX_SECONDS, "reject sounds longer than this")}
     request_limits = {"max_seconds": REQUEST_SECONDS}

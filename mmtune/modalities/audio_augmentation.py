@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 
+from mmtune.errors import RecipeError
 from mmtune.modalities.sound import Sound
 
 FRAME_SECONDS = 0.032  # approximate length of a spectrogram frame for masking
@@ -46,9 +47,19 @@ class AudioAugmentation:
 
 
 class MaskSpectrogram:
-    """Mask random parts of the spectrogram (SpecAugment); the options are explained in `mask_spectrogram`."""
+    """Mask random parts of the spectrogram (SpecAugment, arXiv 1904.08779). Wrong where a short click or a narrow tone is the label."""
 
     def __init__(self, time: float = 0.0, freq: float = 0.0, masks: int = 1):
+        """
+        time: maximum fraction of the duration that a time mask covers, 0 to 1
+        freq: maximum fraction of the mel scale that a frequency mask covers, 0 to 1
+        masks: number of time masks and number of frequency masks
+        """
+        for name, share in (("time", time), ("freq", freq)):
+            if not 0 <= share <= 1:
+                raise RecipeError(f"{name}: {share} is not a number from 0 to 1")
+        if masks < 1:
+            raise RecipeError(f"masks: {masks} is not 1 or more")
         self.time, self.freq, self.masks = time, freq, masks
 
     def __call__(self, sound: Sound, rng: random.Random) -> Sound:

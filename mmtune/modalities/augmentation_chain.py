@@ -1,9 +1,10 @@
-"""Apply several augmentations one after the other."""
+"""Apply several augmentations one after the other, and one with a probability."""
 
 import random
 from collections.abc import Sequence
 
 from mmtune.contracts import Augmentation, Signal
+from mmtune.errors import RecipeError
 
 
 class AugmentationChain:
@@ -22,3 +23,19 @@ class AugmentationChain:
         for step in self.steps:
             signal = step(signal, rng)
         return signal
+
+
+class AugmentationStep:
+    """Apply the augmentation `step` with probability `p`. Its errors start with the recipe key `key`."""
+
+    def __init__(self, step: Augmentation, p: float, key: str):
+        self.step, self.p, self.key = step, p, key
+        self.zoom = float(getattr(step, "zoom", 1.0))
+
+    def __call__(self, signal: Signal, rng: random.Random) -> Signal:
+        if self.p < 1 and rng.random() >= self.p:
+            return signal
+        try:
+            return self.step(signal, rng)
+        except RecipeError as e:
+            raise RecipeError(f"{self.key}: {e}") from None

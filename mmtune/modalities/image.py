@@ -106,6 +106,12 @@ class Image(Modality):
     name = "image"
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "avif", "heic", "heif")
     columns = ("image", "image_path", "picture", "photo", "img")
+    augmentations = {
+        "rand_augment": "mmtune.modalities.image_steps:RandAugment",
+        "trivial_augment": "mmtune.modalities.image_augmentation:TrivialAugment",
+        "random_erasing": "mmtune.modalities.image_steps:RandomErasing",
+        "torchvision": "mmtune.modalities.image_steps:Torchvision",
+    }
     near_duplicate_distance = IMAGE_DISTANCE
     options = {"max_pixels": Option(int, MAX_PIXELS, "reject images with more pixels than this")}
     request_limits = {"max_pixels": REQUEST_PIXELS}

@@ -100,7 +100,7 @@ class FurtherAugmentation:
 
 
 class TrivialAugment(FurtherAugmentation):
-    """Apply one of TRIVIAL_OPERATIONS at a random strength (TrivialAugment, arXiv 2103.10158)."""
+    """Apply one of 12 operations at a random strength (TrivialAugment, arXiv 2103.10158). Wrong where colours, brightness or the pose are the label."""
 
     zoom = math.inf
 

@@ -19,26 +19,37 @@ _SPEED = (
 )
 _PITCH = ("pitch", "high-pitched", "low-pitched", "hz", "khz", "rpm", "treble", "bass")
 _POSES = ("upright", "horizontal", "vertical", "diagonal", "tilted", "slanted", "upside", "rotated", *_SIDES)
+_UPSIDE_DOWN = ("top", "bottom", "above", "below", "upside", "upper", "lower", *_SIDES)
 _ORDER = ("before", "after", "reversed", "rising", "falling")
 
 LABEL_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "image": {
         "flip": _SIDES,
-        "vertical_flip": ("top", "bottom", "above", "below", "upside", "upper", "lower", *_SIDES),
+        "vertical_flip": _UPSIDE_DOWN,
         "rotate": _POSES,
         "color": (*_COLOURS, *_BRIGHTNESS),
         "grey": _COLOURS,
-        "trivial": (*_COLOURS, *_BRIGHTNESS),
-        "rand_augment": (*_COLOURS, *_BRIGHTNESS),
+        **dict.fromkeys(("trivial", "trivial_augment", "TrivialAugmentWide", "AutoAugment"), (*_COLOURS, *_BRIGHTNESS)),
+        **dict.fromkeys(
+            ("rand_augment", "RandAugment", "AugMix", "ColorJitter", "RandomPhotometricDistort"), (*_COLOURS, *_BRIGHTNESS)
+        ),
+        **dict.fromkeys(
+            ("Grayscale", "RandomGrayscale", "RandomInvert", "RandomSolarize", "RandomChannelPermutation"), _COLOURS
+        ),
+        "RandomHorizontalFlip": _SIDES,
+        "RandomVerticalFlip": _UPSIDE_DOWN,
+        "RandomRotation": _POSES,
+        "RandomAffine": _POSES,
     },
     "audio": {
         "gain_db": _LOUDNESS,
-        "gain": _LOUDNESS,
-        "speed": _SPEED,
+        **dict.fromkeys(("gain", "Gain", "GainTransition", "LoudnessNormalization", "Normalize"), _LOUDNESS),
+        "speed": tuple(dict.fromkeys((*_SPEED, *_PITCH))),
         "time_stretch": _SPEED,
-        "pitch": _PITCH,
+        "TimeStretch": _SPEED,
         "pitch_shift": _PITCH,
-        "reverse": _ORDER,
+        "PitchShift": _PITCH,
+        "Reverse": _ORDER,
     },
 }
 """{modality: {option of `augment`: words of captions that it can make wrong}}"""

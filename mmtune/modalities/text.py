@@ -1,7 +1,6 @@
 """The modality "text": non-empty strings, stored as UTF-8, without white space at their ends."""
 
 import codecs
-import random
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ from mmtune.contracts import Augmentation, Modality, Option
 from mmtune.errors import RecipeError, Rejected
 from mmtune.html.render import render_macro
 from mmtune.modalities.perceptual_hash import TEXT_DISTANCE, text_hash
+from mmtune.modalities.text_steps import DropWords
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -27,6 +27,11 @@ class Text(Modality):
     language = True
     inline = True
     json_fields = ("text", "caption")
+    augmentations = {
+        "drop_words": "mmtune.modalities.text_steps:DropWords",
+        "templates": "mmtune.modalities.text_steps:Templates",
+        "drop_attributes": "mmtune.modalities.text_steps:DropAttributes",
+    }
     near_duplicate_distance = TEXT_DISTANCE
     options = {"max_chars": Option(int, MAX_CHARS, "reject texts longer than this")}
     request_limits = {"max_chars": REQUEST_CHARS}
@@ -91,7 +96,10 @@ class Text(Modality):
         """
         if unknown:
             raise RecipeError(f"augment.text.{next(iter(unknown))}: unknown; known: drop_words")
-        return DropWords(drop_words)
+        try:
+            return DropWords(drop_words)
+        except RecipeError as e:
+            raise RecipeError(str(e).replace("probability", "augment.text.drop_words")) from None
 
     def to_html(self, data: bytes) -> str:
         return render_macro("values.html.j2", "caption", self.decode(data))
@@ -123,13 +131,3 @@ class Text(Modality):
 
     def media_type(self, data: bytes) -> str:
         return "text/plain; charset=utf-8"
-
-
-class DropWords:
-    """Leave out each word with probability `p`. If all words would be left out, the text stays unchanged."""
-
-    def __init__(self, p: float):
-        self.p = p
-
-    def __call__(self, text: str, rng: random.Random) -> str:
-        return " ".join(w for w in text.split() if rng.random() >= self.p) or text

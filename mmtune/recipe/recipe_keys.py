@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.recipe.augment_block import options_model
+from mmtune.recipe.augment_step import AugmentStep
 from mmtune.recipe.objective_block import TermBlock
 from mmtune.recipe.recipe import Recipe
 
@@ -45,7 +46,10 @@ def recipe_keys_page() -> str:
     """Generate the content of docs/recipe_keys.md."""
     sections = [HEAD, _section("", Recipe)]
     for name, info in Recipe.model_fields.items():
-        blocks = [options_model(m) for m in modalities.names()] if name == "augment" else list(blocks_in(info.annotation))
+        if name == "augment":
+            sections += [part for m in modalities.names() for part in _sections(f"{name}.{m}", options_model(m), False)]
+            continue
+        blocks = list(blocks_in(info.annotation))
         if name == "objective":
             sections.append(_section("objective: keys of every loss", TermBlock))
         sections += [part for block in dict.fromkeys(blocks) for part in _sections(name, block, len(set(blocks)) > 1)]
@@ -54,21 +58,22 @@ def recipe_keys_page() -> str:
 
 def _sections(path: str, block: type[BaseModel], one_of_several: bool) -> Iterator[str]:
     """Yield the section of a block and the sections of the blocks inside it."""
-    yield _section(path + (f" ({_variant(block)})" if one_of_several else ""), block)
+    variant = f" ({_variant(block)})" if one_of_several else " (a step of the list)" if issubclass(block, AugmentStep) else ""
+    yield _section(path + variant, block)
     for name, info in block.model_fields.items():
         inner = list(dict.fromkeys(blocks_in(info.annotation)))
         for nested in inner:
-            yield from _sections(f"{path}.{name}", nested, len(inner) > 1)
+            # a list such as augment.MODALITY is short for its steps
+            at = path if issubclass(nested, AugmentStep) else f"{path}.{name}"
+            yield from _sections(at, nested, len(inner) > 1)
 
 
 def _variant(block: type[BaseModel]) -> str:
-    """The part of a section title that distinguishes variants of a block: its `how`, `loss`, `plan` or `name`, its modality, or its first key."""
+    """The part of a section title that distinguishes variants of a block: its `how`, `loss`, `plan` or `name`, or its first key."""
     for key in ("how", "loss", "plan", "name"):
         if key in block.model_fields:
             default, target = block.model_fields[key].default, "Class" if key == "name" else "function"
             return f"{key}: {default if default is not PydanticUndefined else f'package.module:{target}'}"
-    if hasattr(block, "modality"):
-        return str(block.modality)
     return next(iter(block.model_fields))
 
 

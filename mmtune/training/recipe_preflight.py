@@ -95,7 +95,7 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
         if m not in inputs.trained:
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
         make_augmentation(options, inputs.data)
-    augment = {m: options.own for m, options in recipe.augment.items()}
+    augment = {m: options.switched_on for m, options in recipe.augment.items()}
     if augment and not inputs.is_streamed:
         for match in find_label_words(inputs.indexed, augment, np.flatnonzero(inputs.usable)):
             warnings.warn(describe(match, inputs.indexed.ids), stacklevel=2)

@@ -130,9 +130,9 @@ def test_an_augmentation_from_the_working_directory(here, name):
     assert mmtune.train(recipe, quiet=True).steps == 1
     assert sys.modules["own_augmentation"].Invert
     with pytest.raises(RecipeError, match=r"augment\.image\.custom\.invert: .*strength"):
-        modalities.with_custom_augmentations(None, {"invert": {"strength": 1}}, "augment.image.custom")
+        modalities.make_step("image", "invert", {"strength": 1}, "augment.image.custom")
     with pytest.raises(RecipeError, match=r"augment\.image\.custom: no augmentation 'invrt'; did you mean 'invert'"):
-        modalities.with_custom_augmentations(None, {"invrt": {}}, "augment.image.custom")
+        modalities.make_step("image", "invrt", {}, "augment.image.custom")
 
 
 def test_the_chain_applies_its_steps_in_order(here):
@@ -141,8 +141,8 @@ def test_the_chain_applies_its_steps_in_order(here):
     import PIL.Image
 
     white = PIL.Image.new("RGB", (4, 4), "white")
-    chain = modalities.with_custom_augmentations(
-        lambda image, rng: image, {"own_augmentation:Invert": {"share": 1.0}, "trivial_augment": {}}, "augment.image.custom"
-    )
+    added = {"own_augmentation:Invert": {"share": 1.0}, "trivial_augment": {}}
+    steps = [modalities.make_step("image", name, options, "augment.image.custom") for name, options in added.items()]
+    chain = modalities.with_steps(lambda image, rng: image, steps)
     assert chain.steps[1](white, random.Random(0)).getpixel((0, 0)) == (0, 0, 0) and chain.zoom == float("inf")
     assert chain(white, random.Random(0)).size == (4, 4)

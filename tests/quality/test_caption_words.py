@@ -43,6 +43,8 @@ def packed(tmp_path_factory):
         ("colour", "image", "grey", [0, 3]),
         ("sound", "audio", "gain_db", [0, 2]),
         ("sound", "audio", "speed", [1, 4]),
+        ("sound", "audio", "PitchShift", [1]),
+        ("arrow", "image", "RandomHorizontalFlip", [0, 1, 3]),
         ("sound", "audio", "shift", []),
     ],
 )

@@ -14,15 +14,17 @@ from mmtune.recipe.augment_block import AugmentOptions
 
 
 def make_augmentation(options: AugmentOptions, data: WeightedConcat | StreamedSets) -> Augmentation:
-    """Build an augmentation that applies the modality's built-in ones, then the `custom` ones, then `mixup` with another row.
+    """Build an augmentation that applies the modality's own options, then `steps`, then the `custom` ones, then `mixup` with another row.
 
-    Raises RecipeError if `mixup` is set for a modality whose signals cannot be mixed.
+    Raises RecipeError if a step cannot be made of its options, or if `mixup` is set for a modality whose signals cannot be mixed.
     """
     name = options.modality
     modality = modalities.get(name)
     own = modality.augment(**options.own) if options.own else None
-    if options.custom:
-        own = modalities.with_custom_augmentations(own, options.custom, f"augment.{name}.custom")
+    steps = [modalities.make_step(name, s.name, s.options, f"augment.{name}[{i}]", s.p) for i, s in enumerate(options.steps)]
+    steps += [modalities.make_step(name, n, values, f"augment.{name}.custom") for n, values in options.custom.items()]
+    if steps:
+        own = modalities.with_steps(own, steps)
     if not options.mixup:
         return own or modality.augment()
     if type(modality).mix is Modality.mix:
