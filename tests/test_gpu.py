@@ -22,6 +22,7 @@ from mmtune.relevance.positives import Positives
 from mmtune.run import train
 from mmtune.search.approximate import ApproximateSearch
 from mmtune.search.blocked import ExactSearch
+from mmtune.training.loop import Trainer
 from tests.support import gpu_steps
 from tests.support.corpora import packed
 from tests.support.dist_helpers import start
@@ -189,6 +190,44 @@ def mined(search, items: Items, asked: np.ndarray, positives: Positives, rounds:
         parts = [search.top(items.vectors[q], positives.of(q)) for q in blocks]
         times.append(time.perf_counter() - begin)
     return [np.concatenate(p) for p in zip(*parts, strict=True)], statistics.median(times)
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_all_state_of_a_resumed_run_is_on_the_device(where, tmp_path, monkeypatch):
+    """Queue, EMA, moments of the optimizer, class proxies: nothing that --resume restores stays on the CPU."""
+    pytest.importorskip("pytorch_metric_learning", reason="the extra pml")
+    recipe = {
+        "model": "tiny:clip",
+        "data": {"train": packed(tmp_path), "batches": {"groups": 4, "rows": 2}},
+        "pairs": [["image", "text"], ["image", "image"]],
+        "objective": [{"loss": "info_nce"}, {"loss": "pml:ProxyAnchorLoss", "pairs": [["image", "image"]]}],
+        "memory": {"size": 12},
+        "train": {"epochs": 2, "batch_size": 8, "precision": "fp32", "checkpoint_every": 1, "ema": 0.9},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    step, fit, found = Trainer.step, Trainer.fit, {}
+
+    def killed(self, batch):
+        if self.state.step == 3:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    def looked_at(self):
+        queues = [x for q in self.objective.memory.queues.values() for x in (q.z, q.content, q.index, *q.labels["id"])]
+        moments = [v for s in self.optimizer.state.values() for k, v in s.items() if k != "step"]
+        found.update(
+            queue=queues, moments=moments, mean=self.ema_l2sp.mean, proxies=[*self.objective.class_losses.parameters()]
+        )
+        fit(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, quiet=True)
+    monkeypatch.setattr(Trainer, "fit", looked_at)
+    train(recipe, resume=True, quiet=True)
+    assert all(found.values())
+    assert {t.device.type for tensors in found.values() for t in tensors} == {where}
 
 
 @pytest.mark.parametrize("where", WHERE)

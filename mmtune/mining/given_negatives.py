@@ -195,7 +195,7 @@ class _RowFinder:
         if number is not None or len(self.of_sets) == 1:
             return _rows(file, self.of_sets[number or 0])
         found = np.stack([_rows(file, of_set) for of_set in self.of_sets])
-        both = (found >= 0).all(2)
+        both: np.ndarray = np.min(found, axis=2) >= 0
         rows = np.where(both.any(0)[:, None], found[both.argmax(0), np.arange(len(file))], _rows(file, self.row_of_id))
         known_somewhere: np.ndarray = np.max(found, axis=0) >= 0
         ambiguous = (both.sum(0) > 1) | ((rows < 0) & known_somewhere).any(1)

@@ -10,6 +10,7 @@ directory than DATA/teachers. They are not computed again for the same teacher a
 the part that it was computing.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,12 +97,13 @@ def _teacher_from_model(
     fingerprint = model.fingerprint
     vectors: dict[str, list[np.ndarray]] = {m: [] for m in wanted}
     vector_of_row = {m: np.full(len(data), -1, np.int64) for m in wanted}
+    folders = Counter(teachers_folder(d, spec.out, f"teachers.{name}") for d in data.sets)
     for number, dataset in enumerate(data.sets):
         present = [m for m in wanted if m in dataset.modalities]
         if not present:
             continue
         folder = teachers_folder(dataset, spec.out, f"teachers.{name}") / fingerprint[:16]
-        if spec.out and len(data.sets) > 1:
+        if folders[folder.parent] > 1:
             folder = folder / str(number)
         meta = embed(model, dataset, folder, present, batch_size=spec.batch_size, quiet=quiet)
         row_of_id = {i: n for n, i in enumerate(dataset.ids)}

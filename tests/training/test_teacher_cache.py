@@ -76,6 +76,23 @@ def test_vectors_of_two_sets_keep_their_rows(data, tmp_path):
     assert not (tmp_path / "train" / "teachers").exists()
 
 
+def test_two_sets_in_one_folder_keep_their_vectors(data, tmp_path):
+    """Sets named by their shards, e.g. by braces, may lie in one folder; neither removes the other's vectors."""
+    rows = [{"image": f"img/{i:04d}.png", "text": f"other {i}", "sku": "s"} for i in range(5)]
+    pack(write_csv(tmp_path / "src" / "more.csv", rows), tmp_path / "more", group="sku")
+    (tmp_path / "both").mkdir()
+    for name, folder in (("a", "train"), ("b", "more")):
+        shutil.copy(next((tmp_path / folder).glob("*.tar")), tmp_path / "both" / f"{name}-0.tar")
+    mix = WeightedConcat([open_data(str(tmp_path / "both" / f"{n}-0.tar")) for n in "ab"], [1.0, 1.0])
+    want = load("tiny:clip").encode(text=["thing 3", "other 4"])
+    written = []
+    for _ in range(2):
+        teacher = build({"model": "tiny:clip"}, mix)
+        assert np.allclose(teacher.at("text", torch.tensor([3, 16])).numpy(), want, atol=1e-6)
+        written.append({p: p.stat().st_mtime_ns for p in (tmp_path / "both").rglob("part-*.parquet")})
+    assert written[0] == written[1] and len(written[0]) == 4
+
+
 def test_scores_are_stored_with_a_fingerprint_and_a_killed_job_continues(data, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_scoring, "PAIRS_PER_PART", 50)
     CALLS.clear()
