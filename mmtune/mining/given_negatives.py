@@ -196,9 +196,10 @@ class _RowFinder:
             return _rows(file, self.of_sets[number or 0])
         found = np.stack([_rows(file, of_set) for of_set in self.of_sets])
         both: np.ndarray = np.min(found, axis=2) >= 0
-        rows = np.where(both.any(0)[:, None], found[both.argmax(0), np.arange(len(file))], _rows(file, self.row_of_id))
+        sets: np.ndarray = np.sum(both, axis=0)
+        rows = np.where((sets > 0)[:, None], found[both.argmax(0), np.arange(len(file))], _rows(file, self.row_of_id))
         known_somewhere: np.ndarray = np.max(found, axis=0) >= 0
-        ambiguous = (both.sum(0) > 1) | ((rows < 0) & known_somewhere).any(1)
+        ambiguous = (sets > 1) | ((rows < 0) & known_somewhere).any(1)
         for i in np.flatnonzero(ambiguous)[:1]:
             refuse_shared_ids(self.data, (file.query_ids[i], file.negative_ids[i]), f"{path} row {file.row[i]}")
         return rows
