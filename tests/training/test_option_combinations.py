@@ -91,13 +91,20 @@ TOWERS = st.sampled_from(
         {"how": "full", "head_first": 1},
     ]
 )
+SCHEDULES = st.sampled_from(
+    [
+        {},
+        {"schedule": "linear", "min_lr": 0.1},
+        {"schedule": "constant"},
+        {"schedule": "wsd"},
+        {"schedule": "wsd", "min_lr": 0.2},
+    ]
+)
 TRAIN = optional(
     micro_batch_size=st.sampled_from([1, 3]),
     gradient_accumulation_steps=st.sampled_from([2, 3]),
     optimizer=st.sampled_from(["adamw", "lion", "adafactor", "lamb"]),
-    schedule=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
     warmup=st.sampled_from([0, 0.3, 1]),
-    min_lr=st.just(0.1),
     ema=st.just(0.8),
     l2_start=st.just(0.5),
     clip_norm=st.just(None),
@@ -122,7 +129,12 @@ MINING = st.sampled_from(
     [{"rounds": 1, "negatives": 2, "window": 4}, {"rounds": 1, "negatives": 1, "window": 3, "use": {"confusable": 0.5}}]
 )
 RECIPES = st.fixed_dictionaries(
-    {"objective": st.lists(TERMS, min_size=1, max_size=2), "train": TRAIN, "data": DATA, "val": st.booleans()},
+    {
+        "objective": st.lists(TERMS, min_size=1, max_size=2),
+        "train": merged(TRAIN, SCHEDULES),
+        "data": DATA,
+        "val": st.booleans(),
+    },
     optional={
         "pairs": st.sampled_from([[["image", "text"]], [["text", "image"], ["image", "image"]], [["text", "text"]]]),
         "tune": st.one_of(TOWERS, st.fixed_dictionaries({"image": TOWERS, "text": TOWERS})),
@@ -139,7 +151,7 @@ def complete(drawn, root, run):
     """The recipe of the drawn options, which trains into `run`."""
     options = {k: v for k, v in drawn.items() if k not in ("val", "own_negatives", "data", "train")}
     data = {"train": str(root / "train"), **drawn["data"]}
-    data |= {"val": str(root / "val")} if drawn["val"] else {}
+    data |= {"val": str(root / "val")} if drawn["val"] or "validate_at_start" in drawn["train"] else {}
     data |= {"negatives": str(root / "own.csv")} if "own_negatives" in drawn else {}
     if any({"guide", "teacher"} & set(term) for term in drawn["objective"]):
         options["teachers"] = {"big": {"model": "tiny:clip@3", "out": str(root / "teachers")}}
