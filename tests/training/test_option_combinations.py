@@ -164,7 +164,7 @@ def complete(drawn, root, run):
         "checkpoint_every": 1,
         **drawn["train"],
     }
-    return {"model": "tiny:clip", "data": data, "train": train, "run": {"dir": str(run)}, **options}
+    return {"model": "tiny:clip", "data": data, "train": train, "run": {"dir": str(run), "trackers": []}, **options}
 
 
 def outcome(run):
