@@ -67,6 +67,25 @@ def refuse_custom_code(directory: Path, family: str) -> None:
                 )
 
 
+def refuse_adapter(directory: Path, family: str) -> None:
+    """Raise ModelError if a checkpoint directory contains an adapter of peft, which transformers would apply to the weights.
+
+    Whether it is already merged into them cannot be known.
+    """
+    if not (directory / "adapter_config.json").is_file():
+        return
+    if (directory / "config.json").is_file():
+        raise ModelError(
+            f"{family}:{directory}: the directory also contains an adapter (adapter_config.json), which transformers would apply "
+            "to the weights: if it is already merged into them, remove adapter_config.json and adapter_model.safetensors; if not, "
+            "merge it first"
+        )
+    raise ModelError(
+        f"{family}:{directory}: this is an adapter of peft (adapter_config.json) without its base model; merge it "
+        "(PeftModel.from_pretrained(BASE, DIR).merge_and_unload()) and save the result with BASE's preprocessing in a new directory"
+    )
+
+
 SOURCE_FILES = (
     "config.json",
     "preprocessor_config.json",

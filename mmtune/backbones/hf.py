@@ -1,6 +1,7 @@
 """Load transformers checkpoints (`hf:DIR_OR_NAME`).
 
-Supported are the dual encoders of `hf_dual_encoder_table`, and single encoders of images (`hf_image_encoder`), sounds
+Supported are the dual encoders of `hf_dual_encoder_table`, single towers of them with their projection
+(`hf_projected_tower`), and single encoders of images (`hf_image_encoder`), sounds
 (`hf_audio_encoder`) and texts (`hf_text_encoder`), whose outputs are pooled: `hf:CHECKPOINT?pooling=MODE`.
 """
 
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from mmtune import backbones
 from mmtune.backbones import Backbone
-from mmtune.backbones.checkpoint_files import refuse_custom_code, require_file
+from mmtune.backbones.checkpoint_files import refuse_adapter, refuse_custom_code, require_file
 from mmtune.backbones.checkpoint_options import split_options
 from mmtune.backbones.hf_audio_encoder import load_audio_encoder
 from mmtune.backbones.hf_dual_encoder import load_dual_encoder
 from mmtune.backbones.hf_dual_encoder_table import DUAL_ENCODERS
 from mmtune.backbones.hf_image_encoder import load_image_encoder
+from mmtune.backbones.hf_projected_tower import PROJECTED_TOWERS, load_projected_tower
 from mmtune.backbones.hf_single_types import modality_of
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_encoder import load_text_encoder
@@ -38,17 +40,17 @@ def load(checkpoint: str) -> Backbone:
     directory = checkpoint_directory(checkpoint, "hf")
     if not adds_nothing(directory):
         return backbones.implementation("st").load(checkpoint)
+    refuse_adapter(directory, "hf")
     require_file(directory, ("config.json",), "configuration", "hf")
     refuse_custom_code(directory, "hf")
-    if (directory / "adapter_config.json").is_file():
-        raise ModelError(
-            f"hf:{checkpoint}: the directory also contains an adapter (adapter_config.json), which transformers would apply to "
-            "the weights: if it is already merged into them, remove adapter_config.json and adapter_model.safetensors; if not, "
-            "merge it first"
-        )
     require_file(directory, WEIGHTS, "weights file", "hf")
     kind = _supported_type(directory)
+    projected = _projected_tower(directory)
+    if projected and options:
+        raise ModelError(f"hf:{checkpoint}: {projected} has a pooling and a projection of its own; remove ?pooling=")
     modality = None if kind in DUAL_ENCODERS else modality_of(kind)
+    if projected:
+        modality = PROJECTED_TOWERS[projected].modality
     if modality != "text":
         require_file(directory, PREPROCESSING_FILES, "preprocessing", "hf")
     if modality in (None, "text"):
@@ -77,6 +79,8 @@ def _supported_type(directory: Path) -> str:
         raise ModelError(f"hf:{directory}: config.json is not a configuration ({e})") from None
     towers = [k for k in config if k.endswith("_config") and isinstance(config[k], dict) and k != "quantization_config"]
     names = DUAL_ENCODERS.get(kind)
+    if _projected_tower(directory):
+        return kind
     single = [a for a in architectures if a.endswith("ModelWithProjection")]
     if "model_type" not in config and "architecture" in config:
         raise ModelError(f"hf:{directory}: this is a checkpoint of timm; write timm:{directory}")
@@ -90,6 +94,13 @@ def _supported_type(directory: Path) -> str:
             f"{', '.join(d.model for d in DUAL_ENCODERS.values())}, and single encoders of images, sounds and texts"
         )
     return kind
+
+
+def _projected_tower(directory: Path) -> str:
+    """Return the model class of a checkpoint if it is a single tower with its projection, else ""."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    architectures = config.get("architectures") if isinstance(config, dict) else None
+    return next((a for a in architectures or [] if a in PROJECTED_TOWERS), "")
 
 
 def _number_of_parts(directory: Path, kind: str) -> int:
@@ -109,6 +120,8 @@ def _backbone(directory: Path, load_weights: bool, options: Mapping[str, str]) -
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    if projected := _projected_tower(directory):
+        return load_projected_tower(directory, projected, config, load_weights)
     if config.model_type in DUAL_ENCODERS:
         return load_dual_encoder(directory, config, load_weights)
     load_tower = {"image": load_image_encoder, "audio": load_audio_encoder, "text": load_text_encoder}

@@ -40,6 +40,8 @@ def load_image_encoder(directory: Path, config: "PretrainedConfig", load_weights
     processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=False)
     module: Untyped = build(AutoModel, directory, config, load_weights, unused=removed, optional=("pooler",))
     module.config.return_dict = True
+    select_attention = attention_setter(module)
+    module = getattr(module, "vision_model", module)  # earlier versions of transformers nest CLIP's tower in another module
     preprocess = ImagePreprocess(processor)
     modes, dim = _modes(module, preprocess)
     mode = pooling or stored.get("pooling") or modes[0]
@@ -63,7 +65,7 @@ def load_image_encoder(directory: Path, config: "PretrainedConfig", load_weights
         {"image": Tower("image", dim, preprocess, encode, [module])},
         [],
         files,
-        select_attention=attention_setter(module),
+        select_attention=select_attention,
         use_cpu_kernels=True,
         info={"pooling": mode},
     )

@@ -1,5 +1,6 @@
 """Find the directory of a transformers checkpoint: a local one, or that of a checkpoint of the Hugging Face hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmtune.errors import ModelError
@@ -15,7 +16,7 @@ def silence_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def checkpoint_directory(checkpoint: str, family: str) -> Path:
+def checkpoint_directory(checkpoint: str, family: str, only: Sequence[str] | None = None) -> Path:
     """Return the directory of a checkpoint.
 
     Hub checkpoints are read through the cache of huggingface_hub; offline, they must already be in that cache. Raises
@@ -23,6 +24,7 @@ def checkpoint_directory(checkpoint: str, family: str) -> Path:
 
     checkpoint: a directory, or a name on the hub
     family: the model family, for error messages
+    only: names of the files to download; None means all that models of torch need
     """
     directory = Path(checkpoint).expanduser()
     if directory.is_dir():
@@ -32,7 +34,9 @@ def checkpoint_directory(checkpoint: str, family: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(checkpoint, ignore_patterns=NOT_NEEDED))
+        return Path(
+            snapshot_download(checkpoint, allow_patterns=None if only is None else list(only), ignore_patterns=NOT_NEEDED)
+        )
     except Exception as e:  # the hub's client raises many unrelated exception types
         first = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ModelError(

@@ -46,6 +46,7 @@ def load_text_module(
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     cls: Untyped = getattr(transformers, ENCODERS.get(config.model_type, "AutoModel"))
     module: Untyped = build(cls, directory, config, load_weights, unused=unused, optional=optional, family=family)
+    module = getattr(module, "text_model", module)  # earlier versions of transformers nest CLIP's tower in another module
     module.config.use_cache = False  # decoders would return the keys and values of all their layers
     return TextModule(module, config, tokenizer)
 

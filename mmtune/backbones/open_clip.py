@@ -3,7 +3,8 @@
 
 A directory must contain `open_clip_config.json`, with both `model_cfg` and `preprocess_cfg`, and the weights. If `model_cfg`
 has an `hf_tokenizer_name`, the directory must contain the tokenizer's files, too: without them, open_clip would silently use
-CLIP's tokenizer instead (open_clip issue 1068).
+CLIP's tokenizer instead (open_clip issue 1068). For a checkpoint of the hub without them, those of `hf_tokenizer_name` are read, as
+open_clip does.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
-from mmtune.backbones.checkpoint_files import read_files, refuse_custom_code
+from mmtune.backbones.checkpoint_files import Untyped, read_files, refuse_custom_code, require_file
 from mmtune.backbones.hf_snapshot import checkpoint_directory
 from mmtune.backbones.open_clip_image_preprocess import OpenClipImagePreprocess
 from mmtune.backbones.open_clip_tokenizer import OpenClipTokenize, tokenizer_from_files
@@ -41,7 +42,7 @@ def load(checkpoint: str) -> Backbone:
     Raises ModelError if a file is missing or open_clip cannot load the checkpoint.
     """
     if checkpoint.startswith("hf-hub:"):
-        return _from_directory(checkpoint_directory(checkpoint.removeprefix("hf-hub:"), "open_clip"))
+        return _from_directory(checkpoint_directory(checkpoint.removeprefix("hf-hub:"), "open_clip"), of_hub=True)
     directory = Path(checkpoint).expanduser()
     if (directory / CONFIG).is_file() or directory.is_dir() or checkpoint.startswith((".", "/", "~")):
         return _from_directory(directory)
@@ -64,16 +65,30 @@ def rebuild(directory: Path) -> Backbone:
         return _backbone(_create(f"local-dir:{tmp}", load_weights=False, pretrained_text=False), files)
 
 
-def _from_directory(directory: Path) -> Backbone:
-    config = _checked_config(directory)
+def _from_directory(directory: Path, of_hub: bool = False) -> Backbone:
+    config = _checked_config(directory, of_hub)
     if not [f for p in ("*.safetensors", "*.bin", "*.pth") for f in directory.glob(p)]:
         raise ModelError(
             f"open_clip:{directory}: the weights file is missing: no open_clip_model.safetensors in that directory (open_clip "
             "does not read *.pt from a directory)"
         )
-    files = {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.name in KEPT_FILES}
+    files = _kept_files(directory)
+    if (name := config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")) and not files.keys() & set(TOKENIZER_FILES):
+        files |= _tokenizer_files(name)
     module = _create(f"local-dir:{directory}", load_weights=True)
     return _backbone(module, files | _text_config(module, config) | {CONFIG: _json_bytes(config)})
+
+
+def _kept_files(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.name in KEPT_FILES}
+
+
+def _tokenizer_files(name: str) -> dict[str, bytes]:
+    """Return the files of the tokenizer `name`, a directory or a checkpoint of the hub, as they are there."""
+    directory = checkpoint_directory(name, "open_clip", only=KEPT_FILES)
+    refuse_custom_code(directory, "open_clip")
+    require_file(directory, TOKENIZER_FILES, "tokenizer", "open_clip")
+    return _kept_files(directory)
 
 
 def _text_config(module: "CLIP | CustomTextCLIP", config: JsonObject) -> dict[str, bytes]:
@@ -91,8 +106,11 @@ def _text_config(module: "CLIP | CustomTextCLIP", config: JsonObject) -> dict[st
     return {TEXT_CONFIG: _json_bytes({k: v for k, v in values.items() if k not in ("_name_or_path", "transformers_version")})}
 
 
-def _checked_config(directory: Path) -> JsonObject:
-    """Read open_clip_config.json and check that preprocessing and tokenizer are complete. Raises ModelError if they are not."""
+def _checked_config(directory: Path, of_hub: bool = False) -> JsonObject:
+    """Read open_clip_config.json and check that preprocessing and tokenizer are complete. Raises ModelError if they are not.
+
+    of_hub: the tokenizer that `hf_tokenizer_name` names may be elsewhere
+    """
     if not (directory / CONFIG).is_file():
         raise ModelError(f"open_clip:{directory}: the configuration is missing: no {CONFIG} in that directory")
     refuse_custom_code(directory, "open_clip")
@@ -108,10 +126,8 @@ def _checked_config(directory: Path) -> JsonObject:
             )
     text = config["model_cfg"].get("text_cfg", {})
     if text.get("hf_tokenizer_name"):
-        if not any((directory / f).is_file() for f in TOKENIZER_FILES):
-            raise ModelError(
-                f"open_clip:{directory}: the tokenizer is missing: no {' or '.join(TOKENIZER_FILES)} in that directory"
-            )
+        if not of_hub:
+            require_file(directory, TOKENIZER_FILES, "tokenizer", "open_clip")
     elif text.get("vocab_size", CLIP_VOCABULARY) != CLIP_VOCABULARY:
         raise ModelError(
             f"open_clip:{directory}: the tokenizer is missing: vocab_size {text['vocab_size']} is not that of CLIP's "
@@ -135,15 +151,23 @@ def _from_name(name: str, tag: str) -> Backbone:
         raise ModelError(f"open_clip:{name}/{tag}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
     if quick_gelu:
         model_config["quick_gelu"] = True
-    if not isinstance(tokenizer, open_clip.SimpleTokenizer) and not model_config["text_cfg"].get("hf_tokenizer_name"):
-        model_config["text_cfg"]["hf_tokenizer_name"] = "local"
     preprocessing = {k: list(v) if isinstance(v, tuple) else v for k, v in module.visual.preprocess_cfg.items()}
+    if tokenizer_name := model_config["text_cfg"].get("hf_tokenizer_name"):
+        files = _tokenizer_files(tokenizer_name)  # as they are: what a tokenizer saves differs between versions of transformers
+    else:
+        files = _saved_files(tokenizer)
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+            model_config["text_cfg"]["hf_tokenizer_name"] = "local"
+    config = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
+    return _backbone(module, files | _text_config(module, config) | {CONFIG: _json_bytes(config)}, tokenizer)
+
+
+def _saved_files(tokenizer: Untyped) -> dict[str, bytes]:
+    """Return the files that a tokenizer saves; none for CLIP's own."""
     with tempfile.TemporaryDirectory() as tmp:
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(tmp)
-        files = read_files(Path(tmp))
-    config = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
-    return _backbone(module, files | _text_config(module, config) | {CONFIG: _json_bytes(config)}, tokenizer)
+        return read_files(Path(tmp))
 
 
 def _json_bytes(config: JsonObject) -> bytes:

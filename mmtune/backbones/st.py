@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmtune import backbones
 from mmtune.backbones import Backbone, Tower
-from mmtune.backbones.checkpoint_files import read_source_files, refuse_custom_code, require_file
+from mmtune.backbones.checkpoint_files import read_source_files, refuse_adapter, refuse_custom_code, require_file
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_module import TextModule, load_text_module, lower_cased
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
@@ -106,6 +106,7 @@ def load(checkpoint: str) -> Backbone:
         raise ModelError(f"st:{directory}: {MODULES} is empty")
     for module in modules:
         refuse_custom_code(directory / module.path, "st")
+        refuse_adapter(directory / module.path, "st")
     if is_clip(directory, modules[0]):
         return _clip(directory, modules)
     _check_kinds(directory, modules)

@@ -1,11 +1,12 @@
 """Compute the fingerprint of a model, a hash of everything that its embeddings depend on.
 
 The fingerprint identifies the embedding space: embeddings are comparable only if their models have the same fingerprint.
-It begins with the number of its format, "mm2-". An artifact keeps the format that it was saved with:
+It begins with the number of its format, "mm3-". An artifact keeps the format that it was saved with:
 
 - format 1 hashes the backbones' files byte by byte
 - format 2 hashes what the embeddings depend on in these files (`backbones.canonical_files`), so that it does not change when
   another version of transformers writes them anew
+- format 3 also names the weights in a way that does not change with the version of transformers (`backbones.weight_names`)
 """
 
 import hashlib
@@ -15,13 +16,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from mmtune.backbones.canonical_files import canonical_files
+from mmtune.backbones.weight_names import named_by_key
 from mmtune.errors import ModelError
 from mmtune.model.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2  # increased whenever the computation changes; part of the fingerprint
+FORMAT = 3  # increased whenever the computation changes; part of the fingerprint
 # Properties of the embeddings that are the same for all models of these formats.
 RULES = {"normalised": True, "dtype": "float32", "metric": "cosine"}
 
@@ -29,17 +31,18 @@ RULES = {"normalised": True, "dtype": "float32", "metric": "cosine"}
 def fingerprint(
     weights: "Iterable[tuple[str, Tensor]]", files: Mapping[str, bytes], layout: Layout, format: int = FORMAT
 ) -> str:
-    """Return "mm2-" and the first 32 hex digits of a SHA-256 hash of the arguments and RULES.
+    """Return "mm3-" and the first 32 hex digits of a SHA-256 hash of the arguments and RULES.
 
     weights: name and tensor of each weight (adapters merged); name, dtype, shape and content are hashed
     files: configuration, preprocessing and tokenizer files, {"number/path": content}
     layout: dimension, heads, prompts, pooling
-    format: 1 or 2
+    format: 1, 2 or 3
     """
     import torch
 
     h = hashlib.sha256(f"mmtune {format}\n".encode())
-    for name, tensor in sorted(weights, key=lambda item: item[0]):
+    named = named_by_key(weights) if format > 2 else weights
+    for name, tensor in sorted(named, key=lambda item: item[0]):
         t = tensor.detach().cpu().contiguous()
         h.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
         h.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")

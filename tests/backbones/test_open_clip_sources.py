@@ -85,6 +85,51 @@ def test_a_checkpoint_of_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
         mmtune.load("open_clip:hf-hub:org/other")
 
 
+def test_a_checkpoint_of_the_hub_without_tokenizer_files(tmp_path, monkeypatch):
+    """The tokenizer is the one that `hf_tokenizer_name` names, as in open_clip."""
+    from huggingface_hub import constants
+
+    def repository(source, name):
+        folder = tmp_path / "cache" / f"models--org--{name}"
+        shutil.copytree(source, folder / "snapshots" / "0123")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0123")
+
+    words = checkpoints.text_encoder(tmp_path / "text")
+    size = len(json.loads((words / "tokenizer.json").read_text())["model"]["vocab"])
+    text = checkpoints.OPEN_CLIP["text_cfg"] | {
+        "hf_tokenizer_name": "org/words",
+        "vocab_size": max(size, 400),
+        "context_length": 16,
+    }
+    bare = checkpoints.open_clip_dir(tmp_path / "bare", text_cfg=text)
+    repository(bare, "name")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError, match="open_clip:org/words: no such directory, and the checkpoint could not be") as e:
+        mmtune.load("open_clip:hf-hub:org/name")
+    assert "\n" not in str(e.value)
+    repository(words, "words")
+    model = mmtune.load("open_clip:hf-hub:org/name")
+    with pytest.raises(ModelError, match="the tokenizer is missing"):
+        mmtune.load(f"open_clip:{bare}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(words / name, bare)
+    check_vectors(model, bare)
+    assert model.fingerprint == mmtune.load(f"open_clip:{bare}").fingerprint
+    config = tmp_path / "configs" / "mmtune-words.json"
+    config.parent.mkdir()
+    named = json.loads((bare / "open_clip_config.json").read_text())["model_cfg"]
+    named["text_cfg"]["hf_tokenizer_name"] = str(words)
+    config.write_text(json.dumps(named))
+    import open_clip
+
+    open_clip.add_model_config(config)
+    tagged = mmtune.load(f"open_clip:mmtune-words/{bare / 'open_clip_model.safetensors'}")
+    stored = tagged.files()
+    assert stored["0/tokenizer.json"] == (words / "tokenizer.json").read_bytes(), "as it is, not as this version would save it"
+    np.testing.assert_allclose(tagged.encode(text=TEXTS), model.encode(text=TEXTS), atol=1e-6)
+
+
 @pytest.mark.parametrize("tag", ["ViT-B-32/openai", "RN50/openai", "ViT-B-16/dfn2b", "ViT-B-32/metaclip_400m"])
 def test_tags_trained_with_quickgelu_have_it_in_open_clips_table(tag):
     import open_clip

@@ -68,14 +68,24 @@ def test_a_merged_model_with_a_left_over_adapter_is_refused(tmp_path: Path) -> N
     lora = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     tuned = get_peft_model(CLIPModel.from_pretrained(tmp_path / "base"), lora)
     tuned.save_pretrained(tmp_path / "merged")
+    tuned.save_pretrained(tmp_path / "alone")
     merged = tuned.merge_and_unload()
     for name in ("merged", "clean"):
         merged.save_pretrained(tmp_path / name)
         for file in (tmp_path / "base").iterdir():
             if file.name not in ("model.safetensors", "config.json"):
                 shutil.copy(file, tmp_path / name)
-    with pytest.raises(ModelError, match="adapter_config.json"):
-        mmtune.load(f"hf:{tmp_path / 'merged'}")
+    shutil.copytree(tmp_path / "base", tmp_path / "both")  # the adapter was saved into the folder of its base
+    for file in (tmp_path / "alone").iterdir():
+        shutil.copy(file, tmp_path / "both")
+    for name, message in (
+        ("merged", "also contains an adapter"),
+        ("both", "also contains an adapter"),
+        ("alone", "an adapter of peft"),
+    ):
+        with pytest.raises(ModelError, match=message) as e:
+            mmtune.load(f"hf:{tmp_path / name}")
+        assert "adapter_config.json" in str(e.value) and "\n" not in str(e.value)
     (tmp_path / "merged" / "adapter_config.json").unlink()
     (tmp_path / "merged" / "adapter_model.safetensors").unlink()
     texts = ["boot", "shoe"]

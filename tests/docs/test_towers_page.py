@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmtune.backbones import TABLE, hf_audio_encoder, hf_image_encoder, token_pooling
 from mmtune.backbones.hf_dual_encoder_table import DUAL_ENCODERS
+from mmtune.backbones.hf_projected_tower import PROJECTED_TOWERS
 from mmtune.backbones.hf_single_types import SOUND_MODELS, VISION_TOWERS, modality_of
 from mmtune.backbones.st_modules import AFTER_TRANSFORMER
 from mmtune.recipe.tune_block import WAYS
@@ -34,6 +35,7 @@ def test_poolings_and_methods_are_those_of_the_code():
 
 def test_lists_of_architectures_are_those_of_the_code():
     assert set(re.findall(r"`([\w-]+)`", item("Dual").split(":", 1)[1])) - {"model_type"} == set(DUAL_ENCODERS)
+    assert set(re.findall(r"`(\w+)`", item("One tower"))) == set(PROJECTED_TOWERS)
     assert set(re.findall(r"`([\w-]+)`", item("Sounds"))) == set(SOUND_MODELS)
     assert set(re.findall(r"`([\w-]+)`", item("Images"))) == set(VISION_TOWERS)
     assert all(kind in PAGE for kind in AFTER_TRANSFORMER)

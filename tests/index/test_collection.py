@@ -240,7 +240,7 @@ def test_the_verb(shelf, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MMTUNE_USER", "ada")
     place, data = tmp_path / "c", shelf["data"]
     status, done, _ = run(capsys, "build", place, "--model", BASE, "--data", data, "--quiet")
-    assert status == 0 and done["version"] == "v1" and done["items"] == 24 and done["fingerprint"].startswith("mm2-")
+    assert status == 0 and done["version"] == "v1" and done["items"] == 24 and done["fingerprint"].startswith("mm3-")
     assert run(capsys, "search", place, "--text", "x")[0] == 2
     assert run(capsys, "promote", place, "v1")[1]["promoted"]
     status, found, _ = run(capsys, "search", place, "--text", "a red square", "-k", 3, "--filter", "shade = 'light'")

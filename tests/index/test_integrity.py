@@ -50,7 +50,7 @@ def test_same_dimensions_other_weights(coll):
     shutil.rmtree(pinned(coll, "v2"))
     save(load("tiny:clip@8"), pinned(coll, "v2"))
     refused(
-        coll, r"version v2 was embedded by mm2-.* what differs: weights: \d+ of \d+ \(.*files: 1 of 1 \(0/tiny.json\)", "v2"
+        coll, r"version v2 was embedded by mm3-.* what differs: weights: \d+ of \d+ \(.*files: 1 of 1 \(0/tiny.json\)", "v2"
     )
 
 
@@ -87,13 +87,13 @@ def test_edited_version(coll):
     file.write_text(json.dumps(record))
     refused(coll, "canaries of another model", "v2")
     shutil.copy(coll.layout.directory("v1") / "canaries.safetensors", coll.layout.directory("v2"))
-    refused(coll, "its image store holds vectors of 64 dimensions by mm2-", "v2")
+    refused(coll, "its image store holds vectors of 64 dimensions by mm3-", "v2")
 
 
 def test_a_store_of_another_version(coll):
     shutil.rmtree(place(coll, "v2").directory)
     shutil.copytree(place(coll, "v1").directory, place(coll, "v2").directory)
-    refused(coll, r"image store holds vectors of 64 dimensions by mm2-\w+, .*the model of v1; weights: ", "v2")
+    refused(coll, r"image store holds vectors of 64 dimensions by mm3-\w+, .*the model of v1; weights: ", "v2")
 
 
 def test_an_adapter_was_swapped(coll, shelf, tmp_path):
@@ -142,7 +142,7 @@ def test_vectors_written_by_another_program(coll, shelf):
     store.upsert(other.ids, other.vectors, [{} for _ in other.ids])
     store.build("flat")
     fresh = again(coll)
-    with pytest.raises(ModelError, match=r"24 of 24 stored vectors are not what mm2-.*something else wrote into the store"):
+    with pytest.raises(ModelError, match=r"24 of 24 stored vectors are not what mm3-.*something else wrote into the store"):
         fresh.search(text="a red square")
 
 
@@ -152,7 +152,7 @@ def test_lengths_written_by_another_program(coll):
     with safe_open(file, "numpy") as f:
         mark, arrays = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
     save_file({k: a * np.float32(1.5) for k, a in arrays.items()}, file, mark)
-    refused(coll, r"24 of 24 stored vectors are not what mm2-.*cosine 1.0000, length 1.50\)", "v2")
+    refused(coll, r"24 of 24 stored vectors are not what mm3-.*cosine 1.0000, length 1.50\)", "v2")
 
 
 def test_vectors_and_their_reference_written_by_another_program(coll):
@@ -166,7 +166,7 @@ def test_vectors_and_their_reference_written_by_another_program(coll):
     store = create_store(place(coll, "v1"), 64, one)
     fill_store(store, coll.vector_cache(one, 64), coll.catalog.changed(0), "image")
     store.build("flat")
-    refused(coll, r"16 of 24 stored vectors are not what mm2-", "v1")  # half of the 32 canaries are pictures
+    refused(coll, r"16 of 24 stored vectors are not what mm3-", "v1")  # half of the 32 canaries are pictures
 
 
 def test_no_canaries(coll):
@@ -255,7 +255,7 @@ def test_a_vector_cache_of_another_model(coll):
         coll.build("tiny:clip@9", quiet=True)
     for file in (root / new).rglob("*.safetensors"):
         save_file(load_file(file), file, {"fingerprint": new})
-    with pytest.raises(ModelError, match=r"\d+ of \d+ vectors on disk are not what mm2-.*remove that directory"):
+    with pytest.raises(ModelError, match=r"\d+ of \d+ vectors on disk are not what mm3-.*remove that directory"):
         again(coll).build("tiny:clip@9", quiet=True)
     assert coll.layout.versions() == ["v1", "v2"]
     shutil.rmtree(root / new)

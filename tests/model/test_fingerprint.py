@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 import mmtune
@@ -193,18 +195,72 @@ def test_the_version_of_transformers_does_not_change_it(made, tmp_path):
             pytest.skip(
                 f"a second version of transformers cannot be installed: {(done.stderr or done.stdout).splitlines()[-1]}"
             )
-    directories = [*made.values(), MAKERS["siglip2"](tmp_path / "siglip2")]
+    directories = [*made.values(), MAKERS["siglip2"](tmp_path / "siglip2"), *renamed_architectures(tmp_path)]
     here = {str(d): mmtune.load(f"hf:{d}").fingerprint for d in directories}
     root = str(Path(__file__).parents[2])
     version, there = elsewhere(directories, PYTHONPATH=f"{other}:{root}", HF_HUB_OFFLINE="1")
     import transformers
 
     assert version != transformers.__version__ and there == here
-    saved = mmtune.load(f"hf:{made['clip']}").save(tmp_path / "artifact")
-    code = "import sys, mmtune; print(mmtune.load(sys.argv[1]).fingerprint)"
-    command = [sys.executable, "-c", code, str(tmp_path / "artifact")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": f"{other}:{root}"}, capture_output=True, text=True)
-    assert done.stdout.strip() == saved, done.stderr[-2000:]
+    environment = os.environ | {"PYTHONPATH": f"{other}:{root}", "HF_HUB_OFFLINE": "1"}
+    for n, directory in enumerate(directories):  # artifacts saved here are read there, and back
+        model = mmtune.load(f"hf:{directory}")
+        saved = model.save(tmp_path / f"{n}.here")
+        arguments = [str(tmp_path / f"{n}.here"), str(tmp_path / f"{n}.there"), next(iter(model.towers))]
+        done = subprocess.run([sys.executable, "-c", SAVE_AGAIN, *arguments], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        document = json.loads(done.stdout.splitlines()[-1])
+        back = mmtune.load(tmp_path / f"{n}.there")
+        assert document["fingerprint"] == saved == back.fingerprint, directory
+        for loaded in (back.encode(**{arguments[2]: VALUES[arguments[2]]}), np.array(document["vectors"])):
+            np.testing.assert_allclose(loaded, model.encode(**{arguments[2]: VALUES[arguments[2]]}), atol=1e-5)
+
+
+VALUES: dict[str, list[object]] = {
+    "image": [PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))],
+    "audio": [(np.random.default_rng(0).standard_normal(9000).astype(np.float32), 48000)],
+    "text": ["a red bag", "blue"],
+}
+SAVE_AGAIN = """
+import json, sys, mmtune
+from tests.model.test_fingerprint import VALUES
+source, target, modality = sys.argv[1:]
+model = mmtune.load(source)
+print(json.dumps({"fingerprint": model.save(target), "vectors": model.encode(**{modality: VALUES[modality]}).tolist()}))
+"""
+
+
+def renamed_architectures(root):
+    """Checkpoints whose modules have other names in transformers 5.3, as they are published."""
+    import transformers as t
+    from safetensors.torch import load_file, save_file
+
+    block = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    swin = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+    models = {
+        "vit": t.ViTModel(t.ViTConfig(**block, intermediate_size=48)),
+        "dinov2": t.Dinov2Model(t.Dinov2Config(**block)),
+        "dinov2_swiglu": t.Dinov2Model(t.Dinov2Config(**block, use_swiglu_ffn=True)),
+        "dinov3": t.DINOv3ViTModel(t.DINOv3ViTConfig(**block, intermediate_size=48)),
+        "beit": t.BeitModel(t.BeitConfig(**block, intermediate_size=48)),
+        "swin": t.SwinModel(t.SwinConfig(**swin)),
+        "clip_vision": t.CLIPVisionModel(t.CLIPVisionConfig(**block, intermediate_size=48)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+        t.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(root / name)
+    MAKERS["altclip"](root / "altclip")
+    MAKERS["vision-text-dual-encoder"](root / "vision_text")
+    for name in ("clip_vision", "swin", "altclip"):  # published files have the names of earlier versions
+        path = root / name / "model.safetensors"
+        names = {
+            "clip_vision": ("", "vision_model."),
+            "altclip": ("vision_model.encoder.layer.", "vision_model.encoder.layers."),
+        }
+        old, new = names.get(name, ("attention.relative_position_bias.", "attention.self."))
+        weights = {new + k if not old else k.replace(old, new): v for k, v in load_file(path).items()}
+        save_file(weights, path, metadata={"format": "pt"})
+    return [root / name for name in (*models, "altclip", "vision_text")]
 
 
 def test_adapters_fit_the_base_whatever_wrote_its_files(made, tmp_path):

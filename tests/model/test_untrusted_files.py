@@ -35,7 +35,7 @@ def test_the_family_in_a_manifest_is_never_imported(folder_with_code):
     manifest = folder_with_code / "a" / "mmtune.json"
     edit(manifest, lambda d: d["layout"]["parts"][0].update(family="evil_module"))
     with pytest.raises(
-        ModelError, match="the fingerprint of its content is mm2-.*, but the manifest has"
+        ModelError, match="the fingerprint of its content is mm3-.*, but the manifest has"
     ):  # before the family is looked at
         mmtune.load("a")
     layout = Layout.from_json(json.loads(manifest.read_text())["layout"])

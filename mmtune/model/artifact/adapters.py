@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mmtune.backbones.weight_names import name_in, weight_keys
 from mmtune.errors import ModelError
 from mmtune.model.artifact.low_rank import LowRankDelta, round_to_4bit
 from mmtune.model.dual_encoder import Model
@@ -96,11 +97,17 @@ def merge(directory: Path, manifest: AdaptersManifest, model: Model) -> Model:
     for m, kind in manifest.head_kinds.items():
         model.replace_head(m, kind)
     state = model.state_dict()
+    present = name_in(state)  # another version of transformers may have named the weights
+    used = [n for n in tensors if "::" not in n] + list(manifest.scaling)
+    if unknown := [n for n in used if weight_keys(n) not in present]:
+        raise ModelError(
+            f"{directory / WEIGHTS}: the base model has no weight {unknown[0]}; use the transformers it was saved with"
+        )
     for name, value in tensors.items():
         if "::" not in name:
-            state[name].copy_(value)
+            state[present[weight_keys(name)]].copy_(value)
     for name, scaling in manifest.scaling.items():
-        weight = state[name]
+        weight = state[present[weight_keys(name)]]
         if name in manifest.quantized:  # the adapter was trained on the quantized weight
             weight.copy_(round_to_4bit(weight, str(directory)))
         delta = LowRankDelta(name, tensors[f"{name}::a"], tensors[f"{name}::b"], scaling).delta(weight)

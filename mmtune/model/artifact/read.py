@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mmtune import backbones
 from mmtune.backbones import Backbone
 from mmtune.backbones.cpu_fast import CpuKernels
+from mmtune.backbones.weight_names import renamed
 from mmtune.errors import ModelError
 from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest, is_system_file, read_manifest
 from mmtune.model.dual_encoder import Model
@@ -26,7 +27,6 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
     it is parsed. Raises ModelError if a file is missing, edited or damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
 
     manifest = read_manifest(directory)
     if not (directory / WEIGHTS).is_file():
@@ -47,12 +47,26 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
     model.ensure_logit_scales([(a, b) for a, _, b in (key.partition("~") for key in layout.added_logit_scales)])
     model.settings, model.fingerprint_format = layout.settings, format_of(manifest.fingerprint)
     try:
-        load_model(model, str(directory / WEIGHTS), strict=True)
+        _load_weights(model, directory / WEIGHTS)
     except (SafetensorError, RuntimeError) as e:
         raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
     model.eval().set_fingerprint(actual)
     model.info = {"source": str(directory), **manifest.info}
     return model
+
+
+def _load_weights(model: Model, path: Path) -> None:
+    """Load all weights of a model; another version of transformers may have named them (see `backbones.weight_names`)."""
+    from safetensors import safe_open
+    from safetensors.torch import load_model
+
+    names = model.state_dict().keys()
+    with safe_open(path, framework="pt") as f:
+        same = names >= set(f.keys())
+    if same:
+        load_model(model, str(path), strict=True)
+    else:
+        model.load_state_dict(renamed(dict(_weights(path)), names))
 
 
 def _files(directory: Path, manifest: Manifest) -> dict[str, bytes]:

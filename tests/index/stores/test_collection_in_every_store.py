@@ -65,7 +65,7 @@ def of_another_version(path, kind):
             store.close()
 
     for stamp, match in (
-        (three, "image store holds vectors of 64 dimensions by mm2-.*the model of v3"),
+        (three, "image store holds vectors of 64 dimensions by mm3-.*the model of v3"),
         (two, "24 of 24 stored vectors"),
     ):
         put(stamp, three)
