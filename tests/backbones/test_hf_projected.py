@@ -35,7 +35,10 @@ def saved_alone(dual, name, out):
     source = next(d for prefix, d in dual.items() if name.startswith(prefix))
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
     cls = getattr(transformers, name)
-    config = getattr(cls.config_class.from_pretrained(source), "text_config", None) or cls.config_class.from_pretrained(source)
+    config = cls.config_class.from_pretrained(source)
+    dim = json.loads((source / "config.json").read_text()).get("projection_dim")
+    if dim:  # CLIP's own configuration of a tower does not repeat it
+        config.projection_dim = dim
     model = cls.from_pretrained(source, config=config).eval()
     model.save_pretrained(out)
     return model, source
