@@ -28,6 +28,7 @@ from mmtune.public.extension_points import (
     register_task,
 )
 from mmtune.public.measure import advise, compare, doctor, evaluate, report
+from mmtune.public.predict_unlabelled import predict
 from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, train
 from mmtune.public.use_models import embed, load, save, similarity
 from mmtune.runtime.version import __version__
@@ -54,6 +55,7 @@ __all__ = [
     "mine",
     "open_data",
     "pack",
+    "predict",
     "register_augmentation",
     "register_backbone",
     "register_batch_plan",

@@ -9,6 +9,7 @@ VERBS = {
     "soup": "average the weights of several trained models into one model (a model soup)",
     "embed": "write the embeddings and ids of packed data as Parquet",
     "eval": "compute retrieval metrics in every direction, or the metrics of another task",
+    "predict": "class, nearest known examples and anomaly score of unlabelled files or rows",
     "mine": "mine hard negatives, with guards against false negatives and an audit report",
     "doctor": "find data leaks, duplicates, broken files, suspect labels, a collapsed model",
     "advise": "recommend whether and how to tune a model, and estimate the cost of re-indexing",

@@ -24,6 +24,7 @@ from mmtune.model.similarity import cosine_similarity
 from mmtune.model.truncate import truncate
 from mmtune.model.window_groups import encode_in_groups
 from mmtune.recipe.prompts_block import Prompts
+from mmtune.runtime import plugins
 
 MAX_LOG_SCALE = math.log(100.0)  # the limit used by CLIP
 INITIAL_LOG_SCALE = math.log(1 / 0.07)  # the initial value used by CLIP
@@ -173,6 +174,10 @@ class Model(nn.Module):
         from mmtune.model.artifact.save import save
 
         return save(self, directory, metrics=metrics, info=info, trained_on=trained_on)
+
+    def predict(self, inputs: object, *, task: str = "knn", **options: object) -> Any:
+        """Predict the class or the anomaly score of each input: `mmtune.predict(self, inputs, task=task, ...)`, explained there."""
+        return plugins.import_target("mmtune.prediction.predict:predict", "function")(self, inputs, task=task, **options)
 
     # --- heads and logit scales ----------------------------------------------------------------------------------
 

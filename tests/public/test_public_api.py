@@ -26,6 +26,7 @@ ROOMS = {
     "doctor": "mmtune.quality.doctor",
     "advise": "mmtune.quality.advise",
     "embed": "mmtune.embedding.parquet_parts",
+    "predict": "mmtune.prediction.predict",
     "evaluate": "mmtune.evaluation.evaluate_model",
 }
 INTERNAL = {"processes"}

@@ -132,17 +132,22 @@ class MediaFolder:
         return cells | {"id": decode_name(files[0])}
 
 
+def is_hidden_or_system(name: str) -> bool:
+    """Whether a file or folder of this name is ignored: hidden ones, and those that operating systems write into folders."""
+    return name.startswith(".") or name in IGNORED
+
+
 def _walk(path: Path) -> tuple[list[str], str]:
     """All files below a folder that are not ignored, and a hash of their names and sizes."""
     found, sha256 = [], hashlib.sha256()
     ancestors: dict[str, set[tuple[int, int]]] = {}  # folder -> ids of the folders that contain it
     for folder, folders, names in os.walk(path, followlinks=True):
         inside = ancestors.pop(folder, set()) | {_directory_id(folder)}
-        folders[:] = [d for d in sorted(folders) if not d.startswith(".") and d not in IGNORED]
+        folders[:] = [d for d in sorted(folders) if not is_hidden_or_system(d)]
         # skip symbolic links to a containing folder, which would make the walk endless
         folders[:] = [d for d in folders if _directory_id(os.path.join(folder, d)) not in inside]
         ancestors |= {os.path.join(folder, d): inside for d in folders}
-        for name in sorted(n for n in names if not n.startswith(".") and n not in IGNORED):
+        for name in sorted(n for n in names if not is_hidden_or_system(n)):
             full = os.path.join(folder, name)
             found.append(os.path.relpath(full, path).replace(os.sep, "/"))
             size = os.path.getsize(full) if os.path.exists(full) else -1

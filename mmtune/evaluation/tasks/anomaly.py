@@ -110,7 +110,7 @@ class AnomalyDetection(EvaluationTask):
     def run(self, inputs: TaskInputs) -> dict[str, Anomalies]:
         check_neighbours(self.neighbours)
         data = inputs.data
-        is_normal = _normal_rows(data, self.normal)
+        is_normal = normal_rows(data, self.normal)
         reference = None if self.reference is None else inputs.reference_data(self.reference, self.exclude_same)
         if is_normal.all():
             raise DataError(f"{data.spec}: all {len(is_normal)} rows are normal ({self.normal}), so there is nothing to detect")
@@ -119,7 +119,7 @@ class AnomalyDetection(EvaluationTask):
         references: dict[str, Embeddings] = {}
         reference_machine: dict[str, str | None] | None = None
         if reference is not None:
-            references = inputs.embed(reference, _normal_rows(reference, self.normal))
+            references = inputs.embed(reference, normal_rows(reference, self.normal))
             reference_machine = _machine_of_rows(reference, self.machine)
         values = row_values(data, str(self.normal).partition("=")[0])
         known = {i: n for i, n, v in zip(data.ids, is_normal.tolist(), values, strict=True) if v is not None}
@@ -139,7 +139,7 @@ class AnomalyDetection(EvaluationTask):
         }
 
 
-def _normal_rows(data: "Data", normal: str | None) -> np.ndarray:
+def normal_rows(data: "Data", normal: str | None) -> np.ndarray:
     """bool [N]: which rows are normal. Raises DataError if none is."""
     name, equals, value = (normal or "").partition("=")
     if not equals:
@@ -217,7 +217,7 @@ def detect(
         at = np.array(rows_of[m], np.int64)
         is_normal = np.array([normal[rows.ids[i]] for i in at], bool)
         if reference is None:
-            exclusion = _exclusion(name, rows, at, is_normal, source)
+            exclusion = same_source(name, rows, at, is_normal, source)
             score = distances(take_rows(rows, at), take_rows(rows, at[is_normal]), k, exclusion)
         else:
             own = [i for i, r in enumerate(reference.ids) if (reference_machine or {}).get(r) == m]
@@ -247,7 +247,7 @@ def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float) -> Detectio
     )
 
 
-def _exclusion(
+def same_source(
     name: str, rows: Embeddings, at: np.ndarray, is_normal: np.ndarray, source: Mapping[str, str | None] | None
 ) -> Exclusion:
     """Label the rows `at` and the normal ones among them; rows of equal content or source get equal labels."""

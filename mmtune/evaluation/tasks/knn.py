@@ -105,13 +105,19 @@ def vote(score_QK: np.ndarray, class_QK: np.ndarray, classes: int) -> np.ndarray
 
     Ties go to the last class, as in all rankings.
     """
-    out = np.zeros(len(score_QK), np.int64)
+    return vote_with_share(score_QK, class_QK, classes)[0]
+
+
+def vote_with_share(score_QK: np.ndarray, class_QK: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the result of `vote` [Q], and the share of the total weight that this class has [Q], 0 without neighbours."""
+    out, share = np.zeros(len(score_QK), np.int64), np.zeros(len(score_QK))
     for start in range(0, len(out), 1024):
         part = slice(start, start + 1024)
         votes = np.zeros((len(out[part]), classes))
         np.add.at(votes, (np.arange(len(votes))[:, None], class_QK[part]), np.exp(score_QK[part] / TEMPERATURE))
         out[part] = np.where(votes.any(1), classes - 1 - votes[:, ::-1].argmax(1), 0)
-    return out
+        share[part] = votes.max(1) / np.maximum(votes.sum(1), np.finfo(np.float64).tiny)
+    return out, share
 
 
 def classify_by_reference(
@@ -164,14 +170,23 @@ def classify_among_themselves(
 
 def _classify_by(name: str, rows: Embeddings, reference: Embeddings, k: int, skipped: int) -> Classified:
     """Classify each row by the items of `reference`. Items of identical content whose classes differ do not vote."""
-    items = unique_items(name, reference)
-    at, names = items_of_one_group(items, reference.groups)
-    predicted = classify_by_reference(normalize_rows(rows.vectors, name), np.asarray(items.vectors)[at], names, k)
+    _, reference_ND, names = voting_references(name, reference)
+    predicted = classify_by_reference(normalize_rows(rows.vectors, name), reference_ND, names, k)
     truth = [str(g) for g in rows.groups]
     classes = sorted({*truth, *predicted})
     number = {c: i for i, c in enumerate(classes)}
     confusion = confusion_counts([number[t] for t in truth], [number[p] for p in predicted], len(classes))
     return Classified(f"{name}->{name}", classes, confusion, skipped, "neighbours", k)
+
+
+def voting_references(name: str, reference: Embeddings) -> tuple[list[str], np.ndarray, list[str]]:
+    """Return (ids, vectors [N, D], classes) of the items of modality `name` that vote, where groups are classes.
+
+    Rows with identical content are one item, which votes only if they have one class.
+    """
+    items = unique_items(name, reference)
+    at, names = items_of_one_group(items, reference.groups)
+    return [items.ids[i] for i in at], np.asarray(items.vectors)[at], names
 
 
 def items_of_one_group(items: Items, groups: Sequence[str | None]) -> tuple[np.ndarray, list[str]]:

@@ -18,7 +18,7 @@ from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, class_label
 from mmtune.model.encode import encode_values
 from mmtune.recipe.prompts_block import ZERO_SHOT, parse_prompts
 from mmtune.search.exact_scores import exact_keys
-from mmtune.search.tie_order import tie_order
+from mmtune.search.tie_order import GRID, tie_order
 from mmtune.search.vectors import normalize_rows
 
 if TYPE_CHECKING:
@@ -122,16 +122,31 @@ def zero_shot(rows: Embeddings, names: Embeddings, direction: str, skipped: int 
 
     skipped: number of rows left out already; rows without a class are added to it
     """
+    classes = sorted({str(c) for c in names.groups})
+    number = {c: i for i, c in enumerate(classes)}
+    at = np.array([i for i, g in enumerate(rows.groups) if g in number], np.int64)
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    for start in range(0, len(at), 1024):
+        part = at[start : start + 1024]
+        predicted = nearest_class(normalize_rows(rows.vectors[part], direction), names)[0]
+        confusion += confusion_counts([number[str(rows.groups[i])] for i in part], predicted, len(classes))
+    return Classified(direction, classes, confusion, skipped + len(rows.ids) - len(at))
+
+
+def nearest_class(rows_ND: np.ndarray, names: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class with the nearest name [N], as its number among the sorted classes, and the cosines [N, C] of the classes.
+
+    rows_ND: L2-normalised vectors
+    names: embedded names, whose groups are the classes; the cosine of a class is that of its nearest name
+
+    Ties go to the class that comes last, as in all rankings.
+    """
     class_of_name = [str(c) for c in names.groups]
     classes = sorted(set(class_of_name))
     number = {c: i for i, c in enumerate(classes)}
     down = np.array(tie_order([f"{c}\0{i}" for c, i in zip(class_of_name, names.ids, strict=True)]), np.int64)
-    at = np.array([i for i, g in enumerate(rows.groups) if g in number], np.int64)
-    rows_ND, names_CD = normalize_rows(rows.vectors[at], direction), normalize_rows(names.vectors[down], direction)
     class_C = np.array([number[class_of_name[i]] for i in down], np.int64)
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    for start in range(0, len(at), 1024):
-        part = slice(start, start + 1024)
-        predicted = class_C[exact_keys(rows_ND[part], names_CD).argmax(1)]
-        confusion += confusion_counts([number[str(rows.groups[i])] for i in at[part]], predicted, len(classes))
-    return Classified(direction, classes, confusion, skipped + len(rows.ids) - len(at))
+    keys = exact_keys(rows_ND, normalize_rows(names.vectors[down], "class names"))
+    of_class = np.full((len(rows_ND), len(classes)), -1.0)
+    np.maximum.at(of_class, (slice(None), class_C), keys / GRID)
+    return class_C[keys.argmax(1)], of_class

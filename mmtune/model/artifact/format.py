@@ -11,6 +11,8 @@ from mmtune.runtime.files import read_json
 MANIFEST = "mmtune.json"
 WEIGHTS = "weights.safetensors"
 PARTS = "parts"
+PREDICTORS = "predictors"
+"""Directory with stored predictors (`mmtune predict --save`); not part of the fingerprint."""
 FORMAT = 1
 SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 

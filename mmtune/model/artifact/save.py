@@ -9,7 +9,7 @@ import numpy as np
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
-from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest, is_system_file
+from mmtune.model.artifact.format import MANIFEST, PARTS, PREDICTORS, WEIGHTS, Manifest, is_system_file
 from mmtune.model.artifact.trained_rows import TRAINED, union, with_row_counts
 from mmtune.model.artifact.trained_rows import trained_on as known_rows
 from mmtune.model.prompts import has_query_prompt
@@ -76,7 +76,7 @@ def refuse_other_files(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise ModelError(f"{directory}: this is a file, not a directory; save into a new or empty directory")
-    own = {MANIFEST, WEIGHTS, PARTS, TRAINED, METRICS, CARD} if (directory / MANIFEST).is_file() else set()
+    own = {MANIFEST, WEIGHTS, PARTS, PREDICTORS, TRAINED, METRICS, CARD} if (directory / MANIFEST).is_file() else set()
     others = sorted(p.name for p in directory.iterdir() if p.name not in own and not is_system_file(p.name))
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""

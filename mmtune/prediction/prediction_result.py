@@ -1,0 +1,128 @@
+"""The result of `mmtune predict`: one prediction for each file or row, and the files that could not be decoded."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mmtune.contracts import JsonObject
+from mmtune.prediction.alarm_threshold import AlarmThreshold
+
+if TYPE_CHECKING:
+    import pandas
+
+SHOWN = 20
+"""Number of predictions in a printed table."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one file or row.
+
+    file: path as it was given, or the id of a row
+    modality: its modality
+    predicted_class: class; None for anomaly detection
+    score: zero_shot: probability of the class; knn: its share of the neighbours' votes; anomaly: the anomaly score
+    nearest: ids of the nearest references, or for zero_shot the nearest classes, nearest first
+    cosines: their cosines
+    anomaly_score: distance (1 - cosine) to the nearest references; None for zero_shot
+    alarm: whether the anomaly score is above the threshold; None without a threshold
+    """
+
+    file: str
+    modality: str
+    predicted_class: str | None
+    score: float
+    nearest: list[str]
+    cosines: list[float]
+    anomaly_score: float | None = None
+    alarm: bool | None = None
+
+    def to_dict(self) -> JsonObject:
+        document: JsonObject = {
+            "file": self.file,
+            "modality": self.modality,
+            "class": self.predicted_class,
+            "score": self.score,
+            "nearest": self.nearest,
+            "cosines": self.cosines,
+        }
+        if self.anomaly_score is not None:
+            document["anomaly_score"] = self.anomaly_score
+        if self.alarm is not None:
+            document["alarm"] = self.alarm
+        return document
+
+
+@dataclass(frozen=True)
+class Undecodable:
+    """A file or row that could not be decoded, and why."""
+
+    file: str
+    error: str
+
+    def to_dict(self) -> JsonObject:
+        return {"file": self.file, "error": self.error}
+
+
+@dataclass
+class Predictions:
+    """Predictions in the order of the inputs.
+
+    errors: inputs that could not be decoded, which have no prediction
+    ignored: number of files in folders that are of no modality of the model
+    thresholds: {modality: threshold}
+    notes: warnings
+    """
+
+    task: str
+    fingerprint: str
+    predictions: list[Prediction]
+    errors: list[Undecodable] = field(default_factory=list)
+    ignored: int = 0
+    thresholds: dict[str, AlarmThreshold] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> JsonObject:
+        """Return the JSON document of `mmtune predict --json`."""
+        return {
+            "task": self.task,
+            "fingerprint": self.fingerprint,
+            "predictions": [p.to_dict() for p in self.predictions],
+            "errors": [e.to_dict() for e in self.errors],
+            "counts": {
+                "inputs": len(self.predictions) + len(self.errors),
+                "predicted": len(self.predictions),
+                "errors": len(self.errors),
+                "ignored": self.ignored,
+            },
+            "thresholds": {m: t.to_dict() for m, t in self.thresholds.items()},
+            "notes": self.notes,
+        }
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row per prediction."""
+        import pandas
+
+        return pandas.DataFrame([p.to_dict() for p in self.predictions])
+
+    def __str__(self) -> str:
+        from mmtune.evaluation.result_tables import plain_table
+
+        rows = [
+            [
+                p.file,
+                "" if p.predicted_class is None else p.predicted_class,
+                f"{p.score:.4f}",
+                "" if p.alarm is None else ("ALARM" if p.alarm else "ok"),
+                ", ".join(p.nearest[:3]),
+            ]
+            for p in self.predictions[:SHOWN]
+        ]
+        lines = [plain_table(["file", "class", "score", "alarm", "nearest"], rows)] if rows else []
+        if len(self.predictions) > SHOWN:
+            lines.append(f"({len(self.predictions) - SHOWN:,} more; --json has all)")
+        lines += [f"{m}: {t}" for m, t in self.thresholds.items()]
+        lines += [f"{e.file}: cannot be decoded: {e.error}" for e in self.errors]
+        lines.append(f"{len(self.predictions):,} predicted, {len(self.errors):,} cannot be decoded")
+        if self.ignored:
+            lines.append(f"{self.ignored:,} files of the folder are of no modality that this model predicts")
+        return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""Predictors that are stored in an artifact: ARTIFACT/predictors/TASK.MODALITY.safetensors.
+
+The tensor "vectors" holds the references; the metadata holds their ids and classes, the options and the threshold as JSON. A
+stored predictor belongs to one fingerprint, so that its vectors are never compared with those of another model.
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtune.errors import ModelError
+from mmtune.model.artifact.format import MANIFEST, PREDICTORS
+from mmtune.prediction.alarm_threshold import AlarmThreshold
+from mmtune.prediction.predictors import PREDICTORS as KINDS
+from mmtune.prediction.predictors import Predictor, ZeroShotPredictor
+from mmtune.runtime.files import write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmtune.model.dual_encoder import Model
+
+
+def artifact_of(model: "Model") -> Path | None:
+    """Return the artifact directory that a model was loaded from, or None."""
+    source = model.info.get("source")
+    return Path(source) if isinstance(source, str) and (Path(source) / MANIFEST).is_file() else None
+
+
+def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]") -> Path:
+    """Store predictors, by modality, in the model's artifact; earlier ones of the same task and modality are replaced.
+
+    Returns their directory. Raises ModelError if the model does not come from an artifact.
+    """
+    from safetensors.numpy import save
+
+    directory = artifact_of(model)
+    if directory is None:
+        raise ModelError(f"--save: {model.info.get('source')} is no artifact; save the model first (mmtune.save), then load it")
+    for m, predictor in predictors.items():
+        threshold = None if predictor.threshold is None else predictor.threshold.to_dict()
+        document = {
+            "fingerprint": model.fingerprint,
+            "ids": predictor.ids,
+            "classes": predictor.classes,
+            "neighbours": predictor.neighbours,
+            "threshold": threshold,
+        }
+        if isinstance(predictor, ZeroShotPredictor):
+            document["logit_scale"] = predictor.logit_scale
+        data = save({"vectors": predictor.vectors.astype("float32")}, metadata={"predictor": json.dumps(document)})
+        write_bytes(_path(directory, predictor.task, m), data)
+    return directory / PREDICTORS
+
+
+def load_predictors(model: "Model", task: str, names: "Sequence[str]") -> dict[str, Predictor]:
+    """Read the stored predictors of a task for the modalities `names`; {} if there are none.
+
+    Raises ModelError if they belong to another fingerprint, or if a file is damaged.
+    """
+    directory = artifact_of(model)
+    paths = {m: _path(directory, task, m) for m in names} if directory else {}
+    return {m: _read(path, task, model.fingerprint) for m, path in paths.items() if path.is_file()}
+
+
+def _path(directory: Path, task: str, modality: str) -> Path:
+    return directory / PREDICTORS / f"{task}.{modality}.safetensors"
+
+
+def _read(path: Path, task: str, fingerprint: str) -> Predictor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as f:
+            document, vectors = json.loads(f.metadata()["predictor"]), f.get_tensor("vectors")
+        stored, threshold = document.pop("fingerprint"), document.pop("threshold")
+        if threshold is not None:
+            threshold = AlarmThreshold(**{k.name: threshold[k.name] for k in fields(AlarmThreshold)})
+        predictor = KINDS[task](**document, vectors=vectors, threshold=threshold)
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise ModelError(f"{path}: damaged ({str(e).splitlines()[0]}); store it again with --save") from None
+    if stored != fingerprint:
+        raise ModelError(
+            f"{path}: belongs to the model {stored[:16]}, this one is {fingerprint[:16]} (other weights, prompts or dimensions); "
+            "store it again with --save"
+        )
+    return predictor

@@ -1,0 +1,107 @@
+"""Predict the files of a folder as they arrive, each once, also when the process is killed and started again.
+
+The answers are lines of a JSONL file. A line is written in one piece, and a file is answered if and only if its line is there. A
+file that is written again under the same name (another size or time) is answered again. Only one process may watch with one
+JSONL file.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from mmtune.contracts import JsonObject
+from mmtune.errors import DataError
+from mmtune.prediction.predict import CHUNK, predict_inputs
+from mmtune.prediction.predict_inputs import file_input, media_files, modality_of_file
+from mmtune.prediction.predictors import Predictor
+from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_line
+from mmtune.runtime.work_lock import Timeout, file_lock
+
+if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
+
+Version: TypeAlias = tuple[str, int, int]
+"""Path relative to the folder, size in bytes, and time of the last change in ns."""
+
+
+def watch(
+    model: "Model",
+    predictors: dict[str, Predictor],
+    folder: str | Path,
+    out: str | Path,
+    *,
+    interval: float = 2.0,
+    batch_size: int = 64,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[JsonObject]:
+    """Append an answer for each new file to the JSONL file `out`, and yield it, until `stop()` is true.
+
+    folder: files below it whose extension is of a modality in `predictors`
+    interval: seconds between two looks at the folder; a file is predicted when its size and time have not changed in between
+    stop: asked after each look
+
+    Raises DataError if there is no such folder, or if another process watches with the same `out`.
+    """
+    folder, out = Path(folder), Path(out)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder to watch")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = file_lock(f"{out}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"{out}: another process is writing its answers there") from None
+    try:
+        if out.exists():
+            truncate_torn_line(out)
+        answered = _answered(out)
+        names = list(predictors)
+        before: set[Version] = set()
+        while True:
+            now = _versions(folder, names)
+            ready = sorted((now & before) - answered)
+            for start in range(0, len(ready), CHUNK):
+                yield from _answer(model, predictors, folder, ready[start : start + CHUNK], out, batch_size)
+            answered |= set(ready)
+            before = now
+            if stop():
+                return
+            time.sleep(interval)
+    finally:
+        lock.release()
+
+
+def _answer(
+    model: "Model",
+    predictors: dict[str, Predictor],
+    folder: Path,
+    versions: Sequence[Version],
+    out: Path,
+    batch_size: int,
+) -> Iterator[JsonObject]:
+    inputs = [file_input(folder / path, list(predictors)) for path, _, _ in versions]
+    for (path, size, changed), done in zip(versions, predict_inputs(model, predictors, inputs, batch_size), strict=True):
+        document = {**done.to_dict(), "file": path, "bytes": size, "changed_ns": changed}
+        append_jsonl(out, document)
+        yield document
+
+
+def _answered(out: Path) -> set[Version]:
+    """Return the files that have a line in `out`."""
+    lines = read_jsonl_log(out) if out.exists() else []
+    return {(line["file"], line["bytes"], line["changed_ns"]) for line in lines}
+
+
+def _versions(folder: Path, names: Sequence[str]) -> set[Version]:
+    """Return the files of the folder that can be predicted. Files that vanish meanwhile are left out."""
+    found = set()
+    for path in media_files(folder):
+        if modality_of_file(path, names):
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:
+                continue
+            found.add((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return found

@@ -1,0 +1,217 @@
+"""Predictions against the evaluation of the same task, plain loops and sampled false alarms; files, folders, artifacts, watching."""
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+import mmtune
+from mmtune.cli.dispatch import dispatch
+from mmtune.data.shards.dataset import open_data
+from mmtune.embedding.embed_rows import embed_data
+from mmtune.errors import DataError, ModelError, RecipeError
+from mmtune.prediction.alarm_threshold import alarm_threshold
+from mmtune.prediction.fit_predictors import PredictorOptions
+from mmtune.prediction.predict import prepare
+from mmtune.prediction.watch_folder import watch
+from tests.support import corpora
+
+COLUMNS = ("audio", "text")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("predict")
+    mmtune.load("tiny:clap").save(root / "artifact")
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(root):
+    return corpora.packed(root, 24, 0, COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def files(root):
+    """A folder of 12 sounds, and a broken one and a table."""
+    table = corpora.source(root / "new", 12, 1, COLUMNS)
+    (root / "new" / "broken.flac").write_bytes(b"no sound")
+    return table.parent
+
+
+def run_predict(capsys, *argv):
+    status = dispatch("predict", [*map(str, argv), "--quiet", "--json"])
+    out, err = capsys.readouterr()
+    return status, json.loads(out) if status == 0 else err.strip(), err
+
+
+def test_knn_predictions_are_those_that_the_evaluation_scores(root, reference):
+    val = corpora.packed(root, 12, 1, COLUMNS)
+    evaluated = mmtune.evaluate("tiny:clap", val, task="knn", reference=reference, label="shade").results["audio"]
+    done = mmtune.predict("tiny:clap", val, reference=reference, label="shade")
+    data, train = open_data(val), open_data(reference)
+    truth = dict(zip(data.ids, data.column("shade"), strict=True))
+    confusion = np.zeros((2, 2), int)
+    for p in done.predictions:
+        confusion[evaluated.classes.index(truth[p.file]), evaluated.classes.index(p.predicted_class)] += 1
+    assert confusion.tolist() == evaluated.confusion.tolist() and len(done.predictions) == 12
+
+    model = mmtune.load("tiny:clap")
+    new, known = embed_data(model, data, ["audio"])["audio"], embed_data(model, train, ["audio"])["audio"]
+    shade = dict(zip(train.ids, train.column("shade"), strict=True))
+    for i, p in enumerate(done.predictions):
+        cosines = {r: float(new.vectors[i].astype(float) @ v) for r, v in zip(known.ids, known.vectors, strict=True)}
+        near = sorted(cosines, key=lambda r: -cosines[r])[:5]
+        weight = {r: np.exp(cosines[r] / 0.07) for r in near}
+        assert p.nearest == near and p.file == new.ids[i]
+        assert p.cosines == pytest.approx([cosines[r] for r in near], abs=1e-6)
+        same = sum(w for r, w in weight.items() if shade[r] == p.predicted_class)
+        assert p.score == pytest.approx(same / sum(weight.values()), rel=1e-4)
+        assert p.anomaly_score == pytest.approx(1 - max(cosines.values()), abs=1e-6)
+
+
+def test_zero_shot_and_anomaly_predictions_are_those_of_the_evaluation(root, reference):
+    val = corpora.packed(root, 12, 1, COLUMNS)
+    evaluated = mmtune.evaluate("tiny:clap", val, task="zero_shot", label="group", prompts=["a {} square"])
+    done = mmtune.predict("tiny:clap", val, task="zero_shot", classes=list(corpora.COLOURS), prompts=["a {} square"])
+    truth = dict(zip(open_data(val).ids, open_data(val).groups, strict=True))
+    right = np.mean([truth[p.file] == p.predicted_class for p in done.predictions])
+    assert right == pytest.approx(evaluated.metric("accuracy"))
+    assert all(p.nearest[0] == p.predicted_class and 1 / 6 <= p.score <= 1 for p in done.predictions)
+
+    scores = (
+        mmtune.evaluate("tiny:clap", val, task="anomaly", normal="shade=light", reference=reference).results["audio"].scores
+    )
+    done = mmtune.predict("tiny:clap", val, task="anomaly", normal="shade=light", reference=reference)
+    assert {p.file: p.score for p in done.predictions} == pytest.approx(scores, abs=1e-9)
+
+
+def test_the_stated_false_alarm_rate_and_interval_are_those_of_new_normal_items():
+    """Over many draws of 50 normal scores, the rate among new ones has the stated mean and lies in the interval 95% of the time."""
+    rng = np.random.default_rng(0)
+    rates, inside = [], 0
+    for _ in range(2000):
+        t = alarm_threshold(rng.normal(size=50), 0.1)
+        rates.append(float((rng.normal(size=2000) > t.value).mean()))
+        inside += t.interval[0] - 0.005 <= rates[-1] <= t.interval[1] + 0.005
+    assert t.false_alarm_rate == pytest.approx(5 / 51) and np.mean(rates) == pytest.approx(5 / 51, abs=0.003)
+    assert 0.94 < inside / 2000 < 0.975
+    auto = alarm_threshold(np.arange(50.0))
+    assert auto.value == 49 and auto.false_alarm_rate == pytest.approx(1 / 51)
+    assert alarm_threshold(np.arange(999.0)).value == 989 and alarm_threshold(np.arange(99.0), "0.01fpr").value == 98
+    few = alarm_threshold(np.arange(50.0), 0.1, clusters=5)
+    assert few.interval[1] > t.interval[1] and few.value == t.value * 0 + 45
+    with pytest.raises(DataError, match="needs at least 99 normal references, there are 50; .* is 0.0196"):
+        alarm_threshold(np.arange(50.0), "0.01fpr")
+    with pytest.raises(RecipeError, match='write "auto"'):
+        alarm_threshold(np.arange(50.0), "often")
+
+
+def test_files_with_a_broken_one(files, reference, capsys, tmp_path):
+    sounds = sorted(files.glob("*.flac"))
+    page = tmp_path / "page.html"
+    argv = ["tiny:clap", *sounds, "--task", "knn", "--reference", reference, "--label", "shade", "--out", page]
+    status, document, err = run_predict(capsys, *argv)
+    assert status == 0 and document["counts"] == {"inputs": 13, "predicted": 12, "errors": 1, "ignored": 0}
+    assert [p["file"] for p in document["predictions"]] == [str(s) for s in sounds if s.stem != "broken"]
+    assert {"file", "class", "score", "nearest"} <= set(document["predictions"][0])
+    assert err.count("broken.flac") == 1 and err.count("\n") == 1
+    html = page.read_text()
+    assert html.count("<audio") >= 12 and "broken.flac" in html and "http" not in html.replace("http://www.w3.org", "")
+
+    status, document, _ = run_predict(capsys, "tiny:clap", files, *argv[14:-2])
+    assert status == 0 and document["counts"] == {"inputs": 13, "predicted": 12, "errors": 1, "ignored": 1}
+    status, line, _ = run_predict(capsys, "tiny:clap", files / "broken.flac", files / "rows.csv", *argv[14:-2])
+    assert status == 2 and line.endswith("none of the 2 inputs can be decoded")
+
+
+def test_values_in_memory_and_the_method(reference):
+    model = mmtune.load("tiny:clap")
+    wave = (np.sin(np.arange(8000) / 5).astype(np.float32), 8000)
+    done = model.predict([wave, wave], reference=reference)
+    assert [p.file for p in done.predictions] == ["0", "1"] and done.predictions[0].nearest == done.predictions[1].nearest
+    assert list(done.to_pandas()["class"]) == [done.predictions[0].predicted_class] * 2
+
+
+def test_a_predictor_is_stored_in_the_artifact(root, reference, files, capsys):
+    artifact = str(shutil.copytree(root / "artifact", root / "stored"))
+    common = [artifact, files, "--task", "anomaly"]
+    status, line, _ = run_predict(capsys, *common)
+    assert status == 2 and "give reference data" in line
+    given = run_predict(capsys, *common, "--reference", reference, "--normal", "shade=light", "--threshold", "auto", "--save")[
+        1
+    ]
+    stored = run_predict(capsys, *common)[1]
+    assert stored == given and stored["thresholds"]["audio"]["normal"] == 12
+    assert stored["thresholds"]["audio"]["anomalous"] == 12 and stored["thresholds"]["audio"]["false_alarm_rate"] == 1 / 13
+    assert all(p["alarm"] == (p["score"] > stored["thresholds"]["audio"]["value"]) for p in stored["predictions"])
+    with pytest.raises(ModelError, match="belongs to the model"):
+        mmtune.predict(mmtune.load(artifact, dim=8), str(files), task="anomaly")
+    with pytest.raises(ModelError, match="is no artifact"):
+        mmtune.predict("tiny:clap", str(files), reference=reference, save=True)
+    mmtune.load(artifact).save(artifact)  # replaces the artifact, with what is stored in it
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--task", "sorting"], "unknown task 'sorting'"),
+        (["--task", "zero_shot"], "name at least two classes"),
+        (["--task", "zero_shot", "--classes", "a,b", "--threshold", "auto"], "zero_shot has no anomaly score"),
+        (["--reference", "REF", "--threshold", "0.001fpr"], "needs at least 999 normal references, there are 24"),
+        (["--reference", "REF", "--label", "weight"], "weight"),
+        (["--reference", "REF", "--out", "page.txt"], "ends in .html or .json"),
+        (["--reference", "REF", "--watch"], "--out FILE.jsonl"),
+        (["--reference", "REF", "--only", "smell"], "this model has no smell tower"),
+    ],
+)
+def test_bad_input_is_one_line(files, reference, capsys, argv, message):
+    status, line, _ = run_predict(capsys, "tiny:clap", files, *[reference if a == "REF" else a for a in argv])
+    assert status == 2 and message in line and "\n" not in line
+
+
+def test_watching_answers_each_file_once_also_after_a_kill(root, reference, files, tmp_path):
+    model = mmtune.load("tiny:clap")
+    predictors = prepare(model, "knn", reference, ["audio"], PredictorOptions(label="shade"))
+    inbox, out = tmp_path / "inbox", tmp_path / "answers.jsonl"
+    inbox.mkdir()
+
+    def looks(n):
+        left = iter(range(n - 1))
+        return {"interval": 0.01, "stop": lambda: next(left, None) is None}
+
+    for i in range(4):
+        shutil.copy(files / f"{i}.flac", inbox)
+    first = watch(model, predictors, inbox, out, **looks(3))
+    assert [next(first)["file"], next(first)["file"]] == ["0.flac", "1.flac"]
+    first.close()  # killed between two answers
+    with open(out, "ab") as f:
+        f.write(b'{"file": "2.fl')  # and in the middle of the third
+    shutil.copy(files / "broken.flac", inbox)
+    assert [a["file"] for a in watch(model, predictors, inbox, out, **looks(3))] == ["2.flac", "3.flac", "broken.flac"]
+    assert not list(watch(model, predictors, inbox, out, **looks(3)))
+    shutil.copy(files / "5.flac", inbox / "0.flac")  # another sound of the same name
+    assert [a["file"] for a in watch(model, predictors, inbox, out, **looks(3))] == ["0.flac"]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [x["file"] for x in lines] == ["0.flac", "1.flac", "2.flac", "3.flac", "broken.flac", "0.flac"]
+    assert (
+        "error" in lines[4]
+        and lines[1]["nearest"]
+        == mmtune.predict(model, str(files / "1.flac"), reference=reference, label="shade").predictions[0].nearest
+    )
+
+    holding, free = threading.Event(), threading.Event()
+
+    def stop():
+        holding.set()
+        return free.wait(10)
+
+    other = threading.Thread(target=lambda: list(watch(model, predictors, inbox, out, interval=0.01, stop=stop)))
+    other.start()
+    assert holding.wait(10)
+    with pytest.raises(DataError, match="another process is writing"):
+        list(watch(model, predictors, inbox, out, **looks(1)))
+    free.set()
+    other.join()
