@@ -28,6 +28,7 @@ from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
 from mmtune.training.preflight import check_objective_data
 from mmtune.training.recipe_preflight import check_inputs, check_recipe, check_run_space, check_steps, teacher_modalities
+from mmtune.training.retention_budget import build_retention
 from mmtune.training.run_directory import claim_run_directory
 from mmtune.training.stream_limits import refuse_columns
 from mmtune.training.teacher_cache import build_teachers
@@ -85,12 +86,14 @@ def run_recipe(
         refuse_columns(objective)
     else:
         initialise_heads(inputs.model, recipe.heads, inputs.indexed, inputs.pairs, recipe.train.seed, quiet)
+    retention = build_retention(recipe, inputs, processes)
     heads = _heads_first(recipe, inputs, resume, quiet, processes)
     interpolated = recipe.interpolation is not None
     tuned = tune(inputs.model, recipe.tune, inputs.trained, inputs.varying(recipe), recipe.train.seed, interpolated, heads)
     embed = _keep_features(tuned, inputs, quiet)
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
-    validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, processes)
+    build = functools.partial(build_validation, inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed)
+    validate = build(processes, retention.budget)
     plan = _plan(recipe, inputs, objective, loader, resume, quiet, processes, callbacks, context)
     trainer = Trainer(
         inputs.model,
@@ -100,6 +103,7 @@ def run_recipe(
         recipe.train,
         directory,
         tuned=tuned,
+        preservation=retention.preservation(recipe, inputs, tuned, processes),
         callbacks=callbacks,
         context=context,
         quiet=quiet,
@@ -113,7 +117,7 @@ def run_recipe(
     if not processes.is_main_process:
         return TrainResult(**processes.broadcast())
     trainer.load_best()
-    validate = build_validation(inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed, SINGLE_PROCESS)
+    validate = build(SINGLE_PROCESS, retention.budget)
     coefficient = finish_model(tuned, recipe, inputs, validate)
     result = save_run(trainer, tuned, recipe, inputs, coefficient)
     if callbacks is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 from mmtune.recipe.gate_block import MEAN, RETENTION, Gate
+from mmtune.recipe.retention_block import Retention
 
 if TYPE_CHECKING:
     from mmtune.comparison.paired_difference import PairedDifference
@@ -26,10 +27,19 @@ def read_gate(path: str | Path) -> JsonObject | None:
     except yaml.YAMLError as e:
         raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
     if isinstance(document, dict) and ("gate" in document or "model" in document):
-        document = document.get("gate") or {}
+        document = _gate_of_recipe(document)
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: a gate is a mapping, e.g. gate: {{metric: ndcg@10, min_gain: 0.01}}")
     return document or None
+
+
+def _gate_of_recipe(document: JsonObject) -> object:
+    """Return the gate of a recipe, with the guard of its forgetting budget, if it has one."""
+    gate, retention = document.get("gate") or {}, document.get("retention")
+    if not isinstance(retention, Mapping) or not isinstance(gate, Mapping):
+        return gate
+    bound = -float(retention.get("at_most", Retention.model_fields["at_most"].default))
+    return {**gate, "guards": {RETENTION: bound, **(gate.get("guards") or {})}}
 
 
 def default_gate(directions: Iterable[str], slices: Iterable[str]) -> Gate:

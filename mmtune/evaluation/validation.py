@@ -8,6 +8,7 @@ from mmtune.contracts import Embeddings, Pair, direction
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.metrics import metric_columns
+from mmtune.evaluation.result import Direction
 from mmtune.runtime.distributed import Processes
 
 if TYPE_CHECKING:
@@ -17,8 +18,23 @@ if TYPE_CHECKING:
 RETENTION_PREFIX = "retention "
 """Prefix of metric names on the retention data, in metrics.jsonl too."""
 
+DROP = f"{RETENTION_PREFIX}drop"
+"""Name of the loss of the metric on the retention data, base - model; with " low" and " high" the ends of its 95% interval."""
+DROP_HIGH = f"{DROP} high"
+
+SELECTION = "selection"
+"""Name of the score that selects checkpoints, where it is not the metric on the validation data."""
+
 Validate = Callable[["Model"], dict[str, float]]
 """Function of the model that returns {"a->b map": value, ..., "metric": mean of these values}."""
+
+
+class Budget(Protocol):
+    """A forgetting budget (`mmtune.training.retention_budget`)."""
+
+    def scores(self, directions: Mapping[str, Direction], domain: float) -> dict[str, float]:
+        """Return further scores, from the retention data's directions with per-query values and the metric on `val`."""
+        ...
 
 
 class Embed(Protocol):
@@ -36,8 +52,9 @@ def build_validation(
     metric: str,
     embed: Embed,
     processes: Processes,
+    budget: Budget | None = None,
 ) -> Validate | None:
-    """Return a function that validates on `val` and on `retention`, or None without `val`.
+    """Return a function that validates on `val` and on `retention`, or None without `val`. `budget` adds its scores.
 
     Names of metrics on `retention` start with RETENTION_PREFIX. With several processes each embeds its share, and rank 0
     computes the metrics and broadcasts them.
@@ -51,29 +68,33 @@ def build_validation(
         return None
     on_val = _validation(val, pairs, metric, embed, "data.val", processes)
     if retention is None:
-        return lambda model: processes.broadcast(on_val(model))
+        return lambda model: processes.broadcast(on_val(model)[0])
     on_retention = _validation(retention, pairs, metric, embed, "data.retention", processes)
 
     def both(model: "Model") -> dict[str, float]:
-        values = on_val(model) | {f"{RETENTION_PREFIX}{k}": v for k, v in on_retention(model).items()}
-        return processes.broadcast(values)
+        values, _ = on_val(model)
+        kept, directions = on_retention(model)
+        more = budget.scores(directions, values["metric"]) if budget is not None and processes.is_main_process else {}
+        return processes.broadcast(values | {f"{RETENTION_PREFIX}{k}": v for k, v in kept.items()} | more)
 
     return both
 
 
-def _validation(data: "Data", pairs: Sequence[Pair], metric: str, embed: Embed, key: str, processes: Processes) -> Validate:
+def _validation(
+    data: "Data", pairs: Sequence[Pair], metric: str, embed: Embed, key: str, processes: Processes
+) -> Callable[["Model"], tuple[dict[str, float], dict[str, Direction]]]:
     metric_columns((1, 5, 10), [metric], "train.metric")  # only to raise RecipeError for an unknown metric
     wanted = [d for a, b in pairs for d in dict.fromkeys([direction(a, b), direction(b, a)])]
     trained = sorted({m for pair in pairs for m in pair}, key=modalities.names().index)
 
-    def validate(model: "Model") -> dict[str, float]:
+    def validate(model: "Model") -> tuple[dict[str, float], dict[str, Direction]]:
         vectors = embed(model, data, [m for m in trained if m in data.modalities], processes=processes)
         if not processes.is_main_process:
-            return {}
-        directions = evaluate_vectors(dict(vectors), metrics=[metric]).directions
+            return {}, {}
+        directions = evaluate_vectors(dict(vectors), metrics=[metric], per_query=True).directions
         values = {f"{d} {metric}": directions[d].metrics[metric] for d in wanted if d in directions}
         if not values:
             raise RecipeError(f"{key}: {data.spec} has no row for the trained directions {', '.join(wanted)}")
-        return values | {"metric": sum(values.values()) / len(values)}
+        return values | {"metric": sum(values.values()) / len(values)}, directions
 
     return validate

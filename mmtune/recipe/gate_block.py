@@ -70,3 +70,8 @@ class Gate(RecipeBlock):
     def to_dict(self) -> dict[str, object]:
         """The gate as plain data, with the keys of the recipe block."""
         return self.model_dump()
+
+
+def with_retention_guard(gate: Gate, at_most: float) -> Gate:
+    """Return the gate with a guard that allows the retention slice to lose `at_most`, unless it has a guard for it."""
+    return gate if RETENTION in gate.guards else gate.model_copy(update={"guards": {**gate.guards, RETENTION: -at_most}})

@@ -11,12 +11,13 @@ from mmtune.recipe.augment_block import AugmentBlock
 from mmtune.recipe.batches_block import GroupBatches
 from mmtune.recipe.block import RecipeBlock, check, invalid
 from mmtune.recipe.data_block import DataConfig
-from mmtune.recipe.gate_block import Gate
+from mmtune.recipe.gate_block import Gate, with_retention_guard
 from mmtune.recipe.heads_block import HeadsBlock
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.recipe.objective_block import AutoTerm, ObjectiveTerms
 from mmtune.recipe.prompts_block import PromptsBlock, WindowPooling
 from mmtune.recipe.recipe_file import read_document, without_blanks
+from mmtune.recipe.retention_block import Retention
 from mmtune.recipe.run_block import RunConfig
 from mmtune.recipe.teachers_block import Teacher
 from mmtune.recipe.train_block import TrainConfig
@@ -63,12 +64,32 @@ class Recipe(RecipeBlock):
     interpolate: bool | Interpolate = Field(
         False, description="interpolate between the weights of the base and the tuned model (WiSE-FT); true: with the defaults"
     )
+    retention: Retention | None = Field(None, description="forgetting budget: how much the model may lose on other data")
     mining: MiningOptions | None = Field(None, description="mine hard negatives, repeatedly during training")
     gate: Annotated[Gate | None, _EmptyIsNone] = Field(
         None, description="conditions under which `compare` and `report` accept the tuned model"
     )
     train: TrainConfig = Field(TrainConfig(), description="length, optimizer, precision and checkpoints of training")
     run: RunConfig = Field(RunConfig(), description="run directory, trackers and callbacks")
+
+    @model_validator(mode="after")
+    def _retention_is_measured_and_guarded(self) -> "Recipe":
+        """Set data.retention, the interpolation and the gate's guard as the block `retention` says, unless they are given."""
+        if self.retention is None:
+            return self
+        if self.data.retention not in (None, self.retention.data):
+            raise invalid(f"retention.data: is not data.retention ({self.data.retention}); leave data.retention out")
+        if not self.data.val:
+            raise invalid("retention: needs data.val, on which the checkpoint is chosen; set it")
+        if self.train.shard and self.retention.weight:
+            raise invalid(
+                "retention.weight: the embedding-preservation loss needs whole weights, not train.shard; set weight: 0"
+            )
+        self.data = self.data.model_copy(update={"retention": self.retention.data})
+        self.gate = with_retention_guard(self.gate or Gate(metric=self.train.metric), self.retention.at_most)
+        if "interpolate" not in self.model_fields_set:
+            self.interpolate = True
+        return self
 
     @model_validator(mode="after")
     def _interpolation_has_data(self) -> "Recipe":

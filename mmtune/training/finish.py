@@ -33,7 +33,8 @@ def finish_model(tuned: TunedModel, recipe: Recipe, inputs: TrainingInputs, vali
     if recipe.interpolation is not None:
         assert validate is not None  # the recipe refuses an interpolation without validation data
         path = directory / "interpolation.json"
-        coefficient = interpolate(tuned.model, tuned.start, validate, recipe.interpolation, path, recipe.train.metric)
+        budget = recipe.retention.at_most if recipe.retention else None
+        coefficient = interpolate(tuned.model, tuned.start, validate, recipe.interpolation, path, recipe.train.metric, budget)
     if any(t.how in LOW_RANK for t in tuned.towers.values()):
         share = 1.0 if coefficient is None else coefficient
         save_adapters(tuned, directory / "adapters", recipe.model, inputs.base_fingerprint, share)

@@ -15,11 +15,11 @@ import torch
 from mmtune.contracts import Batch
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.stream_loader import StreamLoader
-from mmtune.errors import RecipeError, TrainingError
+from mmtune.errors import RecipeError
+from mmtune.evaluation.validation import SELECTION
 from mmtune.recipe.train_block import TrainConfig
 from mmtune.runtime.devices import local_device
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
-from mmtune.runtime.files import write_json
 from mmtune.runtime.malloc import KEEP_ALL, KEEP_SMALL, keep_freed_memory
 from mmtune.runtime.prefetch import DeviceCopier, prefetch
 from mmtune.runtime.progress import Progress
@@ -40,10 +40,12 @@ from mmtune.training.large_batch.accumulation import BatchOfStep, StepSums
 from mmtune.training.large_batch.fsdp import ShardedBlocks, map_moments
 from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
 from mmtune.training.metrics_log import MetricsLog, StepMetrics, ValidationMetrics
+from mmtune.training.not_finite import not_finite_error
 from mmtune.training.objective import Objective
 from mmtune.training.optimizer import build_optimizer, decay_start, lr_factor, parameter_groups
 from mmtune.training.precision import autocast, resolve_precision
 from mmtune.training.regularise.ema_l2sp import EmaL2SP
+from mmtune.training.regularise.embedding_preservation import EmbeddingPreservation
 from mmtune.training.step import forward_backward
 from mmtune.training.stop_signals import Stopped, StopSignals
 from mmtune.training.tuning.gradual_unfreezing import GradualUnfreezing
@@ -83,6 +85,7 @@ class Trainer:
     validate: scores the model; None: no validation
     hard_negatives: returns mined rows for a batch; None: no mining
     tuned: the model after `tune`; None: all parameters are trained
+    preservation: the embedding-preservation loss of each step; None: none
     callbacks, context: what is called on rank 0 after steps and validations, and the state of the run that it gets
     """
 
@@ -98,6 +101,7 @@ class Trainer:
         validate: "Validate | None" = None,
         hard_negatives: HardNegatives | None = None,
         tuned: "TunedModel | None" = None,
+        preservation: EmbeddingPreservation | None = None,
         callbacks: Callback | None = None,
         context: CallbackContext | None = None,
         processes: Processes = SINGLE_PROCESS,
@@ -106,6 +110,7 @@ class Trainer:
         self.config, self.directory, self.processes, self.quiet = config, directory, processes, quiet
         self.loader, self.hard_negatives, self.validate = loader, hard_negatives, validate
         self.epochs = make_epochs(loader, epoch_batches, config, hard_negatives)
+        self.preservation = preservation
         self.device, self.precision = local_device(), resolve_precision(config.precision)
         self.model, self.objective, self.tuned = model.to(self.device), objective.to(self.device), tuned
         processes.broadcast_parameters(self.model, self.objective)
@@ -228,7 +233,8 @@ class Trainer:
         with self.ema_l2sp.ema_weights(), self.sharded.full_weights():
             metrics = ValidationMetrics(self.validate(self.model))
             if state.step > 0:
-                self.checkpoints.save_if_best(metrics.scores["metric"], self._tensors(), state)
+                score = metrics.scores.get(SELECTION, metrics.scores["metric"])
+                self.checkpoints.save_if_best(score, self._tensors(), state)
             if self.callbacks is not None:
                 self.callbacks.on_validation(self._context(), metrics.scores)
         epoch = state.epoch - (1 if state.batch == 0 and state.epoch else 0)
@@ -276,14 +282,18 @@ class Trainer:
 
     def _optimizer_step(self, factor: float) -> StepOutcome:
         """Take the optimizer step on the gradients of all batches of the step. factor: factor on the peak learning rate."""
+        preserved = {}
+        if self.preservation is not None:
+            cast = functools.partial(autocast, self.device, self.precision)
+            preserved = {"preservation": self.preservation.add_gradient(self.model, self.state.step, cast)}
         self.sharded.collect_gradients()
         replicated = [p for p in self.learning if not self.sharded.is_shard(p)]
         should_stop = all_reduce_gradients(self.processes, replicated, self.stop.requested)
         average_running_statistics(self.processes, self.model)
         grad_norm = float(self.sharded.clip_grad_norm(self.learning, self.config.clip_norm or math.inf))
-        loss, terms = self.sums.loss, self.sums.terms
+        loss, terms = self.sums.loss, {**self.sums.terms, **preserved}
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            raise self._not_finite(loss, grad_norm)
+            raise not_finite_error(self.directory, self.state, self.sums.ids, loss, grad_norm, self.processes)
         if self.tuned is not None:
             self.tuned.record_gradients(self.processes)
         self.optimizer.step()
@@ -302,19 +312,6 @@ class Trainer:
         if self.config.micro_batch_size is not None:
             return (batch.map_tensors(copy) for batch in batches)
         return prefetch(batches, lambda batch: batch.map_tensors(copy))
-
-    def _not_finite(self, loss: float, grad_norm: float) -> TrainingError:
-        """Write the row ids of the step to a file, and return the error for a loss or gradient that is not finite."""
-        ids = self.sums.ids
-        path = self.directory / f"not_finite_step_{self.state.step}.json"
-        values = {"step": self.state.step, "epoch": self.state.epoch, "loss": str(loss), "grad_norm": str(grad_norm)}
-        if self.processes.is_main_process:
-            write_json(path, {**values, "ids": ids})
-        return TrainingError(
-            f"step {self.state.step}: the loss is {loss} and the gradient norm is {grad_norm}; row ids of the batch: "
-            f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''} (all in {path}): check these rows, "
-            "lower train.lr, or set train.precision=fp32"
-        )
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from mmtune.evaluation.validation import RETENTION_PREFIX
+from mmtune.evaluation.validation import DROP_HIGH, RETENTION_PREFIX
 from mmtune.recipe.training_blocks import Interpolate
 from mmtune.runtime.files import write_json
 from mmtune.training.tuning.layers import copy_state_to_cpu, recompute_fingerprint
@@ -50,12 +50,25 @@ def set_interpolated(model: "Model", start: Mapping[str, Tensor], tuned: Mapping
     recompute_fingerprint(model)
 
 
-def choose(points: Sequence[InterpolationPoint], options: Interpolate) -> tuple[InterpolationPoint, str]:
+def choose(
+    points: Sequence[InterpolationPoint], options: Interpolate, at_most: float | None = None
+) -> tuple[InterpolationPoint, str]:
     """Return (chosen point, the rule that chose it, as text). With equal scores, the larger coefficient is chosen.
 
     Only `options.coefficients` can be chosen. With `options.keep`, `points` must have the base model, i.e. coefficient 0, too.
+
+    at_most: the forgetting budget: only points whose retention loss, by the upper end of its interval, is not larger are chosen,
+        or, if there are none, the one that loses least
     """
     offered = [p for p in points if p.coefficient in options.coefficients]
+    if at_most is not None:
+        least = min(offered, key=lambda p: (p.values[DROP_HIGH], p.coefficient))
+        offered = [p for p in offered if p.values[DROP_HIGH] <= at_most]
+        if not offered:
+            return least, "the smallest retention loss: none is within the budget"
+        if options.keep is None:
+            rule = f"the best domain score with a retention loss of at most {at_most:g} (upper end of the 95% interval)"
+            return max(offered, key=lambda p: (p.domain, p.coefficient)), rule
     if options.keep is not None:
         base = next(p for p in points if p.coefficient == 0)
         kept = [p for p in offered if p.retention >= options.keep * base.retention]
@@ -67,7 +80,13 @@ def choose(points: Sequence[InterpolationPoint], options: Interpolate) -> tuple[
 
 
 def interpolate(
-    model: "Model", start: Mapping[str, Tensor], validate: Validate, options: Interpolate, path: Path, metric: str
+    model: "Model",
+    start: Mapping[str, Tensor],
+    validate: Validate,
+    options: Interpolate,
+    path: Path,
+    metric: str,
+    at_most: float | None = None,
 ) -> float:
     """Score every coefficient, set the chosen weights in `model`, and write all points to `path`. Returns the coefficient.
 
@@ -80,7 +99,7 @@ def interpolate(
         values = dict(validate(model))
         domain, retention = values.pop("metric"), values.pop(f"{RETENTION_PREFIX}metric")
         points.append(InterpolationPoint(coefficient, domain, retention, values))
-    chosen, rule = choose(points, options)
+    chosen, rule = choose(points, options, at_most)
     set_interpolated(model, start, tuned, chosen.coefficient)
     document = {
         "metric": metric,

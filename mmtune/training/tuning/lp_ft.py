@@ -28,7 +28,7 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
     """Return the recipe of the first stage, or None if no tower has `head_first`.
 
     It has the same data, pairs and objective. It has no augmentation (so that features can be stored), no mining, no
-    interpolation, no trackers and no callbacks. Towers without `head_first` are frozen in it. Raises RecipeError if epochs or learning rates of the first
+    interpolation, no forgetting budget, no trackers and no callbacks. Towers without `head_first` are frozen in it. Raises RecipeError if epochs or learning rates of the first
     stage differ between towers, or if a tower trains nothing but its head afterwards.
     """
     wanted = {m: t for m, t in towers.items() if t.head_first}
@@ -54,6 +54,7 @@ def head_stage(recipe: Recipe, towers: Mapping[str, AnyTuning]) -> Recipe | None
             "interpolate": False,
             "mining": None,
             "gate": None,
+            "retention": None,
             "run": RunConfig(dir=str(Path(recipe.run.dir) / DIRECTORY), trackers=[]),
         },
     )

@@ -1,0 +1,185 @@
+"""The forgetting budget: it holds where plain tuning breaks it; the loss equals a plain computation; killed and resumed, equal."""
+
+import contextlib
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import mmtune
+from mmtune.cli.dispatch import dispatch
+from mmtune.comparison.gate import read_gate
+from mmtune.data.decode import decode_row
+from mmtune.data.shards.dataset import open_data
+from mmtune.embedding.embed_rows import embed_data
+from mmtune.errors import DataError, RecipeError
+from mmtune.recipe.recipe import Recipe
+from mmtune.training.callbacks import Callback
+from mmtune.training.regularise.embedding_preservation import EmbeddingPreservation
+from tests.support import corpora
+
+COLUMNS = ("image", "text")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A base model that knows the colours of `general`, from 30 rows; the domain is the same pictures with permuted words."""
+    root = tmp_path_factory.mktemp("retention")
+    general = corpora.packed(root, 30, 0, COLUMNS)
+    mmtune.train(recipe(root, "base", general, general, epochs=8, allow=True), quiet=True)
+    for split, seed in (("train", 2), ("val", 3)):
+        table = corpora.source(root / f"source-{split}", 24, seed, COLUMNS)
+        rows = list(csv.DictReader(table.open()))
+        names = list(corpora.COLOURS)
+        for row in rows:
+            row["group"] = names[(names.index(row["group"]) + 1) % len(names)]
+            row["text"] = f"a {row['group']} square"
+        with table.open("w", newline="") as f:
+            out = csv.DictWriter(f, list(rows[0]))
+            out.writeheader()
+            out.writerows(rows)
+        mmtune.pack(table, root / split)
+    return root
+
+
+def recipe(root, name, train, val, epochs=6, allow=False, model="tiny:clip", **more):
+    document = {
+        "model": model,
+        "data": {"train": str(train), "val": str(val), "allow_trained": allow},
+        "objective": [{"loss": "info_nce", "positives": "mask"}],
+        "train": {"epochs": epochs, "batch_size": 6, "lr": 2e-3, "precision": "fp32", "metric": "map", "warmup": 0},
+        "run": {"dir": str(root / name), "trackers": []},
+    }
+    for key, value in more.items():
+        document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
+    return document
+
+
+def domain(root, name, **more):
+    return recipe(root, name, root / "train", root / "val", model=str(root / "base" / "artifact"), **more)
+
+
+def loss_of(root, name):
+    """How much the artifact of a run loses of the base's MAP on the general data, by a comparison."""
+    general = corpora.packed(root, 30, 1, COLUMNS)
+    c = mmtune.compare(
+        str(root / "base" / "artifact"),
+        str(root / name / "artifact"),
+        str(root / "val"),
+        retention=general,
+        gate=read_gate(root / name / "recipe.yaml"),
+    )
+    return -c.slices["retention"].difference, -c.slices["retention"].interval[0], c
+
+
+def test_it_holds_where_plain_tuning_breaks_it(root):
+    general = corpora.packed(root, 30, 1, COLUMNS)
+    mmtune.train(domain(root, "plain"), quiet=True)
+    plain, _, _ = loss_of(root, "plain")
+    result = mmtune.train(domain(root, "kept", retention={"data": general, "at_most": 0.05, "weight": 5.0}), quiet=True)
+    kept, high, comparison = loss_of(root, "kept")
+    assert plain > 0.1 > 0.05 >= high >= kept, (plain, kept, high)
+    assert comparison.gate.guards["retention"] == -0.05 and not comparison.verdict.reason.count("guard")
+    points = json.loads((root / "kept" / "interpolation.json").read_text())
+    chosen = next(p for p in points["points"] if p["coefficient"] == points["chosen"])
+    assert chosen["values"]["retention drop high"] <= 0.05 and "retention loss of at most 0.05" in points["rule"]
+    assert result.coefficient == points["chosen"]
+    within = [p for p in points["points"] if p["values"]["retention drop high"] <= 0.05]
+    assert chosen["domain"] == max(p["domain"] for p in within)
+    assert points["points"][0]["values"]["retention drop high"] == 0.0  # the base itself loses nothing
+    lines = [json.loads(x) for x in (root / "kept" / "metrics.jsonl").read_text().split("\n") if x]
+    validated = [x for x in lines if "val selection" in x]
+    assert len(validated) == 6 and any("preservation" in x for x in lines)
+    for x in validated:
+        high = x["val retention drop high"]
+        assert x["val retention drop low"] <= x["val retention drop"] <= high
+        assert x["val selection"] == (x["val metric"] if high <= 0.05 else -1 - high)
+    best = max(x["val selection"] for x in validated)
+    assert result.best[0]["metric"] == best
+
+
+def test_the_gate_refuses_past_the_budget(root):
+    general = corpora.packed(root, 30, 1, COLUMNS)
+    (root / "gate.yaml").write_text(json.dumps({"model": "x", "retention": {"data": general, "at_most": 0.03}}))
+    assert read_gate(root / "gate.yaml") == {"guards": {"retention": -0.03}}
+    if not (root / "plain" / "artifact").exists():
+        mmtune.train(domain(root, "plain"), quiet=True)
+    c = mmtune.compare(
+        str(root / "base" / "artifact"),
+        str(root / "plain" / "artifact"),
+        str(root / "val"),
+        retention=general,
+        gate={"metric": "map", **read_gate(root / "gate.yaml")},
+    )
+    assert c.verdict.verdict in ("fail", "inconclusive") and "'retention'" in c.verdict.reason
+
+
+def test_resumed_after_a_kill_it_is_equal(root):
+    general = corpora.packed(root, 30, 1, COLUMNS)
+    kept = {"retention": {"data": general, "at_most": 0.05, "weight": 2.0}, "epochs": 3}
+
+    class Killed(Exception):
+        pass
+
+    class Kill(Callback):
+        def on_step(self, context, metrics):
+            if context.step == 6:
+                raise Killed
+
+    whole = mmtune.train(domain(root, "whole", **kept), quiet=True)
+    broken = domain(root, "broken", **kept, train={"checkpoint_every": 2})
+    with pytest.raises(Killed):
+        mmtune.train(broken, quiet=True, callbacks=[Kill()])
+    resumed = mmtune.train(broken, resume=True, quiet=True)
+    assert resumed.fingerprint == whole.fingerprint and resumed.coefficient == whole.coefficient
+
+
+def test_the_preservation_loss_and_its_gradient(root):
+    model, other = mmtune.load("tiny:clip"), mmtune.load(str(root / "base" / "artifact"))
+    data = open_data(corpora.packed(root, 30, 1, COLUMNS))
+    base = embed_data(other, data, list(COLUMNS))
+    preprocess = {m: model.towers[m].preprocess for m in COLUMNS}
+    loss = EmbeddingPreservation(data, base, preprocess, weight=3.0, batch_size=4, seed=7)
+    model.train()
+    value = loss.add_gradient(model, 5, contextlib.nullcontext)
+    assert model.training and all(m.training for m in model.modules())
+    gradient = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    now, expected = embed_data(model, data, list(COLUMNS)), []
+    for m in COLUMNS:
+        at = loss.rows[m][loss.drawn(m, 5)]
+        assert len(set(at)) == 4 and len(set(data.labels[m][at])) == 4
+        expected.append(np.mean([1 - float(now[m].vectors[i] @ base[m].vectors[i]) for i in at]))
+    assert value == pytest.approx(np.mean(expected), abs=1e-5)
+    model.zero_grad()
+    model.eval()
+    total = 0.0
+    for m in COLUMNS:
+        at = loss.rows[m][loss.drawn(m, 5)]
+        z = model({m: preprocess[m].collate([preprocess[m](d) for d in decoded(data, m, at)])})[m]
+        total = total + (1 - (z * torch.from_numpy(base[m].vectors[at])).sum(1)).mean() / 2
+    (3 * total).backward()
+    for a, b in zip(gradient, [p.grad for p in model.parameters() if p.grad is not None], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert (loss.drawn("image", 5) == loss.drawn("image", 5)).all() and (loss.drawn("image", 5) != loss.drawn("image", 6)).any()
+
+
+def decoded(data, m, rows):
+    return [decode_row(data, int(i), m) for i in rows]
+
+
+def test_bad_budgets_are_refused(root, capsys):
+    general = corpora.packed(root, 30, 1, COLUMNS)
+    for more, message in (
+        ({"retention": {"data": general, "at_most": 2}}, "at_most"),
+        ({"retention": {"data": general}, "data": {"retention": "elsewhere"}}, "is not data.retention"),
+        ({"retention": {"data": general}, "train": {"shard": True}}, "retention.weight"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            Recipe.parse(domain(root, "bad", **more))
+    few = corpora.packed(root, 4, 5, COLUMNS)
+    with pytest.raises(DataError, match="has 4 clusters"):
+        mmtune.train(domain(root, "few", retention={"data": few}), quiet=True)
+    (root / "r.yaml").write_text(json.dumps(domain(root, "bad", data={"val": None}, retention={"data": general})))
+    assert dispatch("train", [str(root / "r.yaml")]) == 2 and "needs data.val" in capsys.readouterr().err
