@@ -1,6 +1,7 @@
 """Compare a candidate model with a base model on the same queries, with confidence intervals, and decide by a gate.
 
   mmtune compare hf:DIR runs/a/artifact data/test --slice category --retention data/general
+  mmtune compare hf:DIR runs/a/artifact data/test --task knn --label fault --reference data/train --cluster recording
 
 The gate states the gain that the candidate must reach, and the losses that it may have (guards). It is read from --gate FILE, a
 recipe with a `gate:` key or the gate alone:
@@ -12,7 +13,7 @@ Exit status: 0 the candidate passes, 1 it fails or the data is too small to deci
 import argparse
 
 from mmtune.cli.dispatch import Result
-from mmtune.cli.eval_verb import cutoffs
+from mmtune.cli.eval_verb import cutoffs, task_arguments, task_values
 from mmtune.comparison.gate import read_gate
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
@@ -26,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--gate", metavar="FILE", help="YAML file with the gate (default: the metric's mean over all directions must rise)"
     )
     gate_options(parser)
+    task_arguments(parser)
     parser.add_argument("--k", default="1,5,10", help="cut-offs k of the metrics (default %(default)s)")
     parser.add_argument(
         "--slice",
@@ -39,6 +41,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--confusable",
         metavar="FILE",
         help="file with the queries whose relevant items have a very similar twin; if it does not exist, BASE chooses them",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="COLUMN",
+        help="metadata column whose values the intervals resample, e.g. recording or machine (default: groups and equal content)",
     )
     parser.add_argument("--qrels", metavar="FILE", help="graded relevance judgments, TREC or JSON lines")
     parser.add_argument("--within", action="store_true", help="also compare searches within one modality")
@@ -89,7 +96,27 @@ def gate_of(args: argparse.Namespace) -> JsonObject | None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.comparison.compare_models import compare
+    from mmtune.comparison.compare_tasks import compare_task
 
+    if args.task != "retrieval":
+        for name in ("retention", "confusable", "qrels", "slice", "within", "dim", "base_dim"):
+            if getattr(args, name):
+                raise RecipeError(f"--{name.replace('_', '-')}: is an option of retrieval, not of --task {args.task}")
+        by_task = compare_task(
+            args.base,
+            args.candidate,
+            args.data,
+            args.task,
+            task_values(args),
+            gate=gate_of(args),
+            cluster=args.cluster,
+            batch_size=args.batch_size,
+            quiet=False,
+            allow_trained=args.allow_trained,
+        )
+        return Result(by_task.to_dict(), str(by_task), by_task.status)
+    if any(task_values(args).values()):
+        raise RecipeError("--label, --reference and the other options of tasks need --task zero_shot, knn or anomaly")
     comparison = compare(
         args.base,
         args.candidate,
@@ -105,6 +132,7 @@ def run(args: argparse.Namespace) -> Result:
         quiet=False,
         dim=args.dim,
         base_dim=args.base_dim,
+        cluster=args.cluster,
         allow_trained=args.allow_trained,
     )
     return Result(comparison.to_dict(), str(comparison), comparison.status)

@@ -26,30 +26,11 @@ from mmtune.errors import RecipeError
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model to evaluate")
     parser.add_argument("data", metavar="DATA", help="packed rows to evaluate on")
-    parser.add_argument("--task", default="retrieval", help="retrieval (default), zero_shot, knn or anomaly")
-    parser.add_argument("--label", metavar="COLUMN", help='metadata column of the true class, or "group" (default)')
-    parser.add_argument("--class-names", metavar="COLUMN", help="metadata column of the class names (default: that of --label)")
+    task_arguments(parser)
     parser.add_argument(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEMPLATE",
-        help="prompt template for class names (may be repeated; the embeddings are averaged)",
-    )
-    parser.add_argument(
-        "--reference", metavar="DATA", help="labelled or normal reference rows (default: the other rows of DATA)"
-    )
-    parser.add_argument("--neighbours", type=int, metavar="N", help="number of nearest neighbours (default: knn 5, anomaly 1)")
-    parser.add_argument(
-        "--exclude-same",
+        "--cluster",
         metavar="COLUMN",
-        help="ignore neighbours with the same value in this metadata column, e.g. windows of one recording",
-    )
-    parser.add_argument(
-        "--normal", metavar="COLUMN=VALUE", help="the rows that are normal, by their value in a metadata column"
-    )
-    parser.add_argument(
-        "--machine", metavar="COLUMN", help="metadata column of machines; compare each row only with normal rows of its machine"
+        help="metadata column, e.g. recording or machine, whose values the intervals of a task resample (default: single rows)",
     )
     parser.add_argument(
         "--task-option", action="append", default=[], metavar="NAME=VALUE", help="option of a custom task (may be repeated)"
@@ -90,8 +71,45 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
+def task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --task and the options of the tasks zero_shot, knn and anomaly. `task_values` returns the options."""
+    parser.add_argument("--task", default="retrieval", help="retrieval (default), zero_shot, knn or anomaly")
+    parser.add_argument("--label", metavar="COLUMN", help='metadata column of the true class, or "group" (default)')
+    parser.add_argument("--class-names", metavar="COLUMN", help="metadata column of the class names (default: that of --label)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEMPLATE",
+        help="prompt template for class names (may be repeated; the embeddings are averaged)",
+    )
+    parser.add_argument(
+        "--reference", metavar="DATA", help="labelled or normal reference rows (default: the other rows of DATA)"
+    )
+    parser.add_argument("--neighbours", type=int, metavar="N", help="number of nearest neighbours (default: knn 5, anomaly 1)")
+    parser.add_argument(
+        "--exclude-same",
+        metavar="COLUMN",
+        help="ignore neighbours with the same value in this metadata column, e.g. windows of one recording",
+    )
+    parser.add_argument(
+        "--normal", metavar="COLUMN=VALUE", help="the rows that are normal, by their value in a metadata column"
+    )
+    parser.add_argument(
+        "--machine", metavar="COLUMN", help="metadata column of machines; compare each row only with normal rows of its machine"
+    )
+
+
+def task_values(args: argparse.Namespace) -> dict[str, object]:
+    """Return the task options that `task_arguments` added, as keyword arguments of `evaluate`."""
+    names = ("label", "class_names", "reference", "neighbours", "exclude_same", "normal", "machine")
+    return {**{name: getattr(args, name) for name in names}, "prompts": args.prompt}
+
+
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.comparison.compare_tasks import interval_lines, task_intervals
     from mmtune.evaluation.evaluate_model import evaluate
+    from mmtune.evaluation.tasks.evaluate_task import TaskResult
     from mmtune.runtime.distributed import init_processes, silence_other_ranks
     from mmtune.runtime.files import write_json
 
@@ -126,10 +144,15 @@ def run(args: argparse.Namespace) -> Result:
             skip_bad=args.skip_bad,
             allow_trained=args.allow_trained,
         )
-    document = result.to_dict()
+    document, text = result.to_dict(), str(result)
+    if isinstance(result, TaskResult):
+        document["intervals"] = intervals = task_intervals(result, args.data, args.cluster)
+        text = "\n".join([text, *interval_lines(intervals, args.cluster)])
+    elif args.cluster:
+        raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
     if args.out and processes.is_main_process:
         write_json(Path(args.out), document)
-    return Result(document, str(result))
+    return Result(document, text)
 
 
 def cutoffs(text: str) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Write a commented recipe to start from, or the JSON Schema of recipes.
 
 mmtune init mydata --case catalog        write mydata/recipe.yaml for a use case
+mmtune init mydata --encoders --size 800 for one pretrained encoder per modality, by the number of training pairs
 mmtune init --schema recipe.schema.json  write the schema, with which an editor can complete and check recipes
 """
 
@@ -36,6 +37,60 @@ BODY = """{objective}{augment}train:
   patience: 3                 # stop after this many epochs without a better validation metric
   metric: map                 # mean average precision (MAP) over retrieval in both directions
 """
+
+
+ENCODERS = """heads:
+  {signal}: {{init: ridge, ridge: {ridge}}}   # head first: ridge regression to the vectors of the captions, before the first step
+tune:
+  {signal}: {tune}
+  {language}: frozen                # locked-text tuning: vectors of captions stay valid
+objective:
+  - {{loss: info_nce, positives: mean, smoothing: 0.1}}
+# retention: {{data: {dir}/general, at_most: 0.02}}   # forgetting budget: packed data on which at most this much MAP may be lost
+train:
+  epochs: {epochs}
+  batch_size: {batch_size}
+  lr: {lr}
+  warmup: 10                  # steps
+  ema: 0.98                   # average of the weights over about 50 steps
+  metric: map                 # mean average precision (MAP) over retrieval in both directions
+"""
+
+
+class Plan(NamedTuple):
+    """How pretrained encoders are tuned with up to `pairs` training pairs. why: the comment in the recipe."""
+
+    pairs: float
+    tune: str
+    ridge: float
+    epochs: int
+    batch_size: int
+    lr: str
+    why: str
+
+
+PLANS = (
+    Plan(200, "{how: head}", 0.3, 30, 32, "1.0e-3", "up to 200 pairs: the head alone, on stored features"),
+    Plan(
+        1500,
+        "{how: lora, rank: 4}",
+        0.3,
+        20,
+        32,
+        "1.0e-4",
+        "up to 1,500 pairs: LoRA at a low rate, as in recipes/few_shot.yaml",
+    ),
+    Plan(
+        float("inf"),
+        "{how: full, layer_decay: 0.9}",
+        0.1,
+        8,
+        64,
+        "5.0e-4",
+        "more than 1,500 pairs: all layers, the lower ones at lower rates, as in recipes/catalog_pretrained.yaml",
+    ),
+)
+"""By number of training pairs."""
 
 
 class UseCase(NamedTuple):
@@ -87,6 +142,7 @@ CASES = {
         "objective:                    # for a SigLIP checkpoint: [{loss: sigmoid}]\n  - {loss: info_nce, positives: mask}\n",
     ),
 }
+DEFAULT_CASE = "catalog"
 AUGMENTED = {"catalog": 0, "sound": 1}
 """{use case: position, in the table of modalities, of the modality that it augments}."""
 
@@ -96,9 +152,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--case",
         choices=list(CASES),
-        default="catalog",
         help="use case: catalog (products, pictures and texts), sound (machine sounds), research (any pairs of modalities) "
-        "(default %(default)s)",
+        f"(default {DEFAULT_CASE}; asked for in a terminal)",
+    )
+    parser.add_argument(
+        "--encoders",
+        action="store_true",
+        help="for one pretrained encoder per modality (model.MODALITY=MODEL each) instead of one model of both; needs --size",
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PAIRS", help="with --encoders: number of training pairs, which decides what is tuned"
     )
     parser.add_argument("--schema", metavar="FILE", help="write the JSON Schema of recipes to FILE")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
@@ -109,7 +172,17 @@ def run(args: argparse.Namespace) -> Result:
 
     texts: dict[str, tuple[Path, str]] = {}
     if args.dir:
-        texts["recipe"] = Path(args.dir) / "recipe.yaml", _recipe(args.dir, args.case)
+        _ask(args)
+        if args.encoders and (args.size is None or args.size < 1):
+            raise RecipeError("--encoders: give --size PAIRS, the number of training pairs, too")
+        if args.encoders and args.case not in AUGMENTED:
+            raise RecipeError(
+                f"--encoders: choose --case {' or '.join(AUGMENTED)}, which has a modality to align to the captions"
+            )
+        if args.size is not None and not args.encoders:
+            raise RecipeError("--size: decides how pretrained encoders are tuned; give --encoders, too")
+        made = _recipe_of_encoders(args.dir, args.case, args.size) if args.encoders else _recipe(args.dir, args.case)
+        texts["recipe"] = Path(args.dir) / "recipe.yaml", made
     if args.schema:
         from mmtune.recipe.recipe_keys import json_schema
 
@@ -136,3 +209,47 @@ def _recipe(directory: str, case: str) -> str:
     head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
     body = BODY.format(objective=use_case.objective, augment=tail, batch_size=use_case.batch_size)
     return f"{head}{body}run:\n  dir: {directory}/run\n"
+
+
+def _recipe_of_encoders(directory: str, case: str, size: int) -> str:
+    """Return the commented recipe for one pretrained encoder per modality and `size` training pairs."""
+    from mmtune import modalities
+
+    signal = modalities.names()[AUGMENTED[case]]
+    language = next(m for m in modalities.names() if modalities.get(m).language)
+    plan = next(p for p in PLANS if size <= p.pairs)
+    use_case = CASES[case]
+    head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
+    before, after = head.split("model: ???", 1)
+    rest = after[after.index("\ndata:") + 1 :]
+    before = before.replace(" model=MODEL", f" model.{signal}=MODEL model.{language}=MODEL")
+    model = f"model:                        # timm:NAME@FILE.safetensors, hf:DIR, st:DIR, an artifact directory\n  {signal}: ???\n  {language}: ???\n"
+    augment = use_case.augment.format(signal) if "head}" not in plan.tune else ""
+    body = ENCODERS.format(
+        signal=signal,
+        language=language,
+        ridge=plan.ridge,
+        tune=plan.tune,
+        dir=directory,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        lr=plan.lr,
+    )
+    return f"{before}# {plan.why}\n{model}{rest}pairs: [[{language}, {signal}]]\n{augment}{body}run:\n  dir: {directory}/run\n"
+
+
+def _ask(args: argparse.Namespace) -> None:
+    """Ask in a terminal for the case and the size that were not given; elsewhere take the default case."""
+    import sys
+
+    if args.case is None and sys.stdin.isatty() and not args.json:
+        answer = input(f"use case ({', '.join(CASES)}) [{DEFAULT_CASE}]: ").strip() or DEFAULT_CASE
+        if answer not in CASES:
+            raise RecipeError(f"no use case {answer!r}; there are: {', '.join(CASES)}")
+        args.case = answer
+        pairs = input("training pairs, if you start from one pretrained encoder per modality [else empty]: ").strip()
+        if pairs and answer in AUGMENTED:
+            if not pairs.isdigit():
+                raise RecipeError(f"training pairs: {pairs!r} is not a number")
+            args.encoders, args.size = True, int(pairs)
+    args.case = args.case or DEFAULT_CASE

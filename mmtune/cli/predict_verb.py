@@ -26,7 +26,9 @@ from mmtune.cli.dispatch import Result
 from mmtune.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
     from mmtune.prediction.fit_predictors import PredictorOptions
+    from mmtune.prediction.prediction_result import Predictions
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,12 +117,10 @@ def run(args: argparse.Namespace) -> Result:
     return Result(result.to_dict(), str(result))
 
 
-def _write(args: argparse.Namespace, result: object, model: object) -> None:
-    from mmtune.prediction.prediction_result import Predictions
+def _write(args: argparse.Namespace, result: "Predictions", model: "Model") -> None:
     from mmtune.reporting.prediction_page import write_prediction_page
     from mmtune.runtime.files import write_json
 
-    assert isinstance(result, Predictions)
     if Path(args.out).suffix.lower() == ".json":
         write_json(Path(args.out), result.to_dict())
     else:

@@ -18,6 +18,7 @@ from mmtune.errors import DataError
 from mmtune.evaluation.leakage import contents_only, refuse_trained_rows, row_identity
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.slices import metadata_slices
+from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.model.prompts import QUERY
 from mmtune.relevance.judgments import Qrels, qrels_for, read_qrels
@@ -77,6 +78,7 @@ def compare(
     quiet: bool = True,
     dim: int | None = None,
     base_dim: int | None = None,
+    cluster: str | None = None,
     allow_trained: bool = False,
 ) -> Comparison:
     """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
@@ -92,6 +94,8 @@ def compare(
     within: also compare the directions within one modality; always True if there is only one modality
     dim: use only the first `dim` dimensions of both models' embeddings
     base_dim: the same for the base alone; overrides `dim`
+    cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; default: groups and
+        rows of equal content
     allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 
     Raises DataError if either model was trained on some of the rows, unless `allow_trained`.
@@ -116,6 +120,7 @@ def compare(
         within=within,
         batch_size=batch_size,
         quiet=quiet,
+        cluster=cluster,
         allow_trained=allow_trained,
     ).comparison
 
@@ -135,6 +140,7 @@ def assemble_comparison(
     within: bool = False,
     batch_size: int = 64,
     quiet: bool = True,
+    cluster: str | None = None,
     allow_trained: bool = False,
 ) -> AssembledComparison:
     """Refuse trained rows (with `allow_trained`, warn), embed the data and the retention data with both models, and compare. Options are those of `compare`.
@@ -147,7 +153,7 @@ def assemble_comparison(
 
     gate = Gate.read(gate)
     sides = (base, candidate)
-    parts = metadata_slices(data, slices)
+    parts, source = metadata_slices(data, slices), source_of_rows(data, cluster)
     names = [m for m in shared_modalities(base.model, data, modalities) if m in candidate.model.towers]
     if not names:
         raise DataError(
@@ -183,6 +189,7 @@ def assemble_comparison(
         slices=parts,
         retention=None if kept is None else (kept[0], kept[1]),
         confusable=read_or_freeze(confusable, vectors[0], gate, judged),
+        source=source,
     )
     return AssembledComparison(comparison, vectors[0], vectors[1], judged, against_index)
 

@@ -11,6 +11,7 @@ from mmtune.comparison.paired_difference import Bootstrap, DirectionPair, Paired
 from mmtune.comparison.retention import across_modalities, retention_difference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.clusters import clusters_by_value
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import refuse_trained_rows
 from mmtune.evaluation.metrics import metric_columns, with_cutoffs
@@ -35,6 +36,7 @@ def compare_vectors(
     retention: tuple[Vectors, Vectors] | None = None,
     confusable: Confusable | None = None,
     trained: "Mapping[str, np.ndarray | set[int]] | None" = None,
+    source: Mapping[str, str | None] | None = None,
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -47,6 +49,7 @@ def compare_vectors(
     retention: (base's vectors, candidate's vectors) of the retention data, for the slice "retention"
     confusable: a frozen slice, which adds the slices "confusable" and "confusable pairs"
     trained: labels of the candidate's training rows; DataError if they are among the compared rows
+    source: {row id: e.g. its recording}; intervals resample these instead of groups (see `clusters_by_value`)
     level, resamples, seed: confidence level, number of resamples and random seed of the bootstrap intervals
 
     Raises DataError if only one model has vectors of some row, and RecipeError if the gate names an unknown metric, direction
@@ -62,6 +65,9 @@ def compare_vectors(
         evaluate_vectors(v, ks=ks, metrics=wanted, pairs=pairs, within=within, qrels=qrels, per_query=True)
         for v in (base, candidate)
     )
+    if source is not None:
+        for d in [*before.directions.values(), *after.directions.values()]:
+            d.clusters = clusters_by_value(d.query_rows, source)
     if not before.directions:
         raise DataError("no query of any direction has a relevant candidate; are ids or groups missing?")
     across = across_modalities(before.directions) or list(before.directions)
@@ -77,7 +83,7 @@ def compare_vectors(
             *retention, chosen.metric, chosen.direction, ks=ks, within=within, bootstrap=bootstrap
         )
     if confusable:
-        differences[CONFUSABLE_PAIRS] = confusable_difference(confusable, base, candidate, bootstrap)
+        differences[CONFUSABLE_PAIRS] = confusable_difference(confusable, base, candidate, bootstrap, source)
     return _with_verdict(chosen, table, differences, before, after)
 
 

@@ -16,7 +16,7 @@ from mmtune.comparison.gate import MEAN, Gate
 from mmtune.comparison.paired_difference import Bootstrap, PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
-from mmtune.evaluation.clusters import row_clusters
+from mmtune.evaluation.clusters import clusters_by_value, row_clusters
 from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
@@ -173,13 +173,20 @@ def accuracy(frozen: Confusable, vectors: Vectors) -> tuple[np.ndarray, list[str
 
 
 def confusable_difference(
-    frozen: Confusable, base: Vectors, candidate: Vectors, bootstrap: Bootstrap | None = None
+    frozen: Confusable,
+    base: Vectors,
+    candidate: Vectors,
+    bootstrap: Bootstrap | None = None,
+    source: Mapping[str, str | None] | None = None,
 ) -> PairedDifference:
-    """Compute the paired difference of the accuracy on the frozen pairs."""
+    """Compute the paired difference of the accuracy on the frozen pairs. source: as for `compare_vectors`."""
     bootstrap = bootstrap or Bootstrap()
     (before, queries), (after, _) = accuracy(frozen, base), accuracy(frozen, candidate)
-    cluster_of = row_clusters(base)
-    clusters = np.array([cluster_of[q] for q in queries])
+    if source is not None:
+        clusters = clusters_by_value([[q] for q in queries], source)
+    else:
+        cluster_of = row_clusters(base)
+        clusters = np.array([cluster_of[q] for q in queries])
     delta = after - before
     low, high = bootstrap_intervals([(delta[:, None], clusters)], bootstrap.level, bootstrap.resamples, bootstrap.seed)
     return PairedDifference(

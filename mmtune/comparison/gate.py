@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 from mmtune.recipe.gate_block import MEAN, RETENTION, Gate
@@ -79,18 +80,29 @@ def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDif
         return GateVerdict(
             "inconclusive",
             f"{name} changed by {gain}: the interval ({gain.queries} queries, {gain.clusters} clusters) contains values on "
-            f"both sides of {gate.min_gain:+g}; more test queries are needed.",
+            f"both sides of {gate.min_gain:+g}; {_needed(gain)}.",
         )
     if unsure:
         g, d = min(unsure.items(), key=lambda x: x[1].interval[0] - gate.guards[x[0]])
         return GateVerdict(
             "inconclusive",
             f"{name} rose by {gain}, but {gate.metric} of the guard {g!r} changed by {d} and may lie below its bound "
-            f"{gate.guards[g]:+g}; more test queries are needed.",
+            f"{gate.guards[g]:+g}; {_needed(d)}.",
         )
     kept = f" and {len(guards)} guard{'s' * (len(guards) > 1)} held" if guards else ""
     required = f", more than the required {gate.min_gain:+g}" if gate.min_gain else ""
     return GateVerdict("pass", f"{name} rose by {gain}{required}{kept}.")
+
+
+def _needed(difference: "PairedDifference") -> str:
+    """What would decide: more queries, or, where several queries are one cluster, only more clusters."""
+    clusters = difference.clusters
+    if clusters < MIN_CLUSTERS:
+        return (
+            f"with {clusters} clusters no interval is possible: more queries of the same clusters tell nothing, only more clusters "
+            f"(at least {MIN_CLUSTERS}) do; a cluster is a group, or a value of --cluster COLUMN such as the recording"
+        )
+    return "more test queries are needed" + (", of other clusters" if clusters < difference.queries else "")
 
 
 def _missed(gate: Gate) -> str:

@@ -1,6 +1,6 @@
 """Clusters of rows that belong together, by group or by identical content. Bootstrap intervals resample whole clusters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -37,3 +37,24 @@ def row_clusters(vectors: Mapping[str, Embeddings]) -> dict[str, int]:
     _, component = connected_components(graph, directed=False)
     number: dict[int, int] = {}
     return {row: number.setdefault(int(component[at]), len(number)) for row, at in sorted(rows.items())}
+
+
+def clusters_by_value(rows_of_items: Sequence[Iterable[str]], source: Mapping[str, str | None]) -> np.ndarray:
+    """Return the cluster number of each item, int64: items whose rows all have the same value are one cluster.
+
+    An item whose rows have several values (a caption that several recordings share) or none is a cluster of its own. The numbers
+    depend on `source` alone, so the clusters of several directions fit together.
+
+    rows_of_items: the row ids of each item
+    source: {row id: value}, e.g. its recording
+    """
+    values = sorted({v for v in source.values() if v is not None})
+    of_value = {v: i for i, v in enumerate(values)}
+    of_row = {row: len(values) + i for i, row in enumerate(sorted(source))}
+    out = []
+    for rows in rows_of_items:
+        ids = list(rows)
+        found = {source[r] for r in ids}
+        value = next(iter(found))
+        out.append(of_row[min(ids)] if len(found) > 1 or value is None else of_value[value])
+    return np.array(out, np.int64)

@@ -1,5 +1,6 @@
 """Make the predictors of a task from reference data (knn, anomaly) or class names (zero_shot)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,11 +9,12 @@ import numpy as np
 
 from mmtune.contracts import Embeddings
 from mmtune.embedding.embed_rows import embed_data
-from mmtune.errors import DataError, ModelError, RecipeError
+from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
 from mmtune.evaluation.tasks import anomaly, knn
 from mmtune.evaluation.tasks.anomaly import distances, normal_rows, same_source
 from mmtune.evaluation.tasks.knn import source_of_rows, voting_references
 from mmtune.evaluation.tasks.task import check_neighbours, class_labels, grouped_by_class
+from mmtune.evaluation.tasks.training_wording import wording_note
 from mmtune.evaluation.tasks.zero_shot import class_vectors, language_tower
 from mmtune.prediction.alarm_threshold import AlarmThreshold, alarm_threshold, parse_rate
 from mmtune.prediction.predictors import AnomalyPredictor, KnnPredictor, Predictor, ZeroShotPredictor
@@ -80,6 +82,8 @@ def _fit_zero_shot(
             "zero_shot: name at least two classes (--classes a,b,c), or give --reference DATA with --label COLUMN"
         )
     tower = language_tower(model)
+    if note := wording_note(model, tower, named, options.prompts):
+        warnings.warn(note, DataWarning, stacklevel=2)
     e = class_vectors(model, named, options.prompts, options.batch_size)
     groups = [str(g) for g in e.groups]
     out: dict[str, Predictor] = {}

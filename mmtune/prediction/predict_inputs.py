@@ -1,5 +1,6 @@
 """What `mmtune predict` predicts: files, folders of files, packed data, or values in memory, each as one input."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -127,17 +128,13 @@ def _add_rows(found: PredictInputs, data: "Data", names: Sequence[str]) -> None:
     for i, row in enumerate(data.ids):
         for m in shared:
             if data.present[m][i]:
-                found.inputs.append(
-                    PredictInput(
-                        row,
-                        m,
-                        lambda i=i, m=m: decode_row(data, i, m),
-                        lambda i=i, m=m: data.read(i, m),  # type: ignore[misc]
-                    )
-                )
+                decode, read = functools.partial(decode_row, data, i, m), functools.partial(data.read, i, m)
+                found.inputs.append(PredictInput(row, m, decode, read))
 
 
 def _add_value(found: PredictInputs, model: "Model", number: int, value: object, names: Sequence[str]) -> None:
     name = names[0] if len(names) == 1 else infer_modality(model, [value])
     kind = modalities.get(name)
-    found.inputs.append(PredictInput(str(number), name, lambda: kind.coerce(value), lambda: kind.encode_value(value)))
+    found.inputs.append(
+        PredictInput(str(number), name, functools.partial(kind.coerce, value), functools.partial(kind.encode_value, value))
+    )

@@ -70,7 +70,6 @@ class Predictions:
     errors: inputs that could not be decoded, which have no prediction
     ignored: number of files in folders that are of no modality of the model
     thresholds: {modality: threshold}
-    notes: warnings
     """
 
     task: str
@@ -79,7 +78,6 @@ class Predictions:
     errors: list[Undecodable] = field(default_factory=list)
     ignored: int = 0
     thresholds: dict[str, AlarmThreshold] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune predict --json`."""
@@ -95,7 +93,6 @@ class Predictions:
                 "ignored": self.ignored,
             },
             "thresholds": {m: t.to_dict() for m, t in self.thresholds.items()},
-            "notes": self.notes,
         }
 
     def to_pandas(self) -> "pandas.DataFrame":

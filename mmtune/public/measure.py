@@ -148,6 +148,7 @@ def compare(
     quiet: bool = True,
     dim: int | None = None,
     base_dim: int | None = None,
+    cluster: str | None = None,
     allow_trained: bool = False,
 ) -> Comparison:
     """Compare a candidate model with a base model on the same queries, and decide by the gate whether the candidate is better.
@@ -168,6 +169,8 @@ def compare(
     quiet: show no progress
     dim: truncate the embeddings of both models to this many dimensions
     base_dim: another number of dimensions for the base model
+    cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; None means groups and
+        rows of equal content
     allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 
     Raises DataError if the data contain rows that one of the models was trained on, unless `allow_trained`.
@@ -191,6 +194,7 @@ def compare(
         quiet=quiet,
         dim=dim,
         base_dim=base_dim,
+        cluster=cluster,
         allow_trained=allow_trained,
     )
 

@@ -65,6 +65,7 @@ class Advice:
     rates: {modality: items embedded per second on this machine}
     reindex: {kind of tuning: cost of a new index of `corpus_size` items}
     sources: the papers from which thresholds are taken
+    recipe: how to get the recipe for the answer; None if nothing is to be tuned
     """
 
     answer: str
@@ -78,6 +79,7 @@ class Advice:
     reindex: dict[str, ReindexCost]
     sources: list[str] = field(default_factory=list)
     corpus_size: int = 0
+    recipe: str | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune advise --json`."""
@@ -116,7 +118,8 @@ class Advice:
             lines.append(f"head      {c} on held-out {kind} ({c.base:.4f} to {c.candidate:.4f} among half of the candidates)")
             lines.append("          " + ", ".join(f"{v:.4f} with {s:.0%} of the training part" for s, v in self.probe.curve))
         lines.append("this machine embeds " + ", ".join(f"{v:,.1f} {m}/s" for m, v in self.rates.items()))
-        return "\n".join([*lines, "", plain_table(*self._table()), "", *(f"source: {s}" for s in self.sources)])
+        recipe = [f"recipe: {self.recipe}"] if self.recipe else []
+        return "\n".join([*lines, "", plain_table(*self._table()), "", *recipe, *(f"source: {s}" for s in self.sources)])
 
     def _repr_html_(self) -> str:
         from mmtune.evaluation.result_tables import html_table
@@ -162,7 +165,20 @@ def advise(
     _, counts = np.unique(group, return_counts=True)
     answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
     costs = reindex_cost(corpus_size, loaded.dim, rates[pair[1]], map_rate(loaded.dim), price_per_hour)
-    return Advice(answer, why, name, metric, wanted, base, head, rates, costs, sources, corpus_size)
+    return Advice(
+        answer,
+        why,
+        name,
+        metric,
+        wanted,
+        base,
+        head,
+        rates,
+        costs,
+        sources,
+        corpus_size,
+        recipe_for(answer, len(loaded.backbones), int(present.sum())),
+    )
 
 
 def _embed_and_time(
@@ -261,6 +277,22 @@ def decide(base: PairedDifference, head: Probe | None, target: float | None, per
         "towers."
     )
     return Recommendation(method, why, [*rule, *sources])
+
+
+def recipe_for(answer: str, backbones: int, pairs: int) -> str | None:
+    """Return how to get the recipe for an answer, and why this one; None if nothing is to be tuned.
+
+    backbones: number of checkpoints of the model; with several, their spaces must be aligned first
+    pairs: number of rows of the searched modality
+    """
+    if answer not in ("head", "LoRA", "full"):
+        return None
+    if backbones > 1:
+        return (
+            f"mmtune init DIR --encoders --size {pairs}, because the model has {backbones} encoders without a common space: heads are fitted to "
+            "the pairs first, and the number of pairs decides what is tuned after them"
+        )
+    return f"mmtune init DIR, with tune={answer.lower()}, because the model's encoders share a space already"
 
 
 def reindex_cost(count: int, dim: int, rate: float, map_rate: float, price: float | None) -> dict[str, ReindexCost]:

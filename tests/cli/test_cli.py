@@ -90,6 +90,23 @@ def test_init_writes_what_the_measured_recipes_found_good(tmp_path, case, measur
     assert train[0] == {"weight_decay": train[0]["weight_decay"], **train[1]}
 
 
+@pytest.mark.parametrize(("size", "how"), [(100, "head"), (800, "lora"), (5000, "full")])
+@pytest.mark.parametrize(("case", "signal"), [("catalog", "image"), ("sound", "audio")])
+def test_init_writes_recipes_for_pretrained_encoders_by_size(tmp_path, case, signal, size, how):
+    from mmtune.recipe.recipe import Recipe
+
+    assert main(["init", str(tmp_path), "--case", case, "--encoders", "--size", str(size)]) == 0
+    recipe = Recipe.load(tmp_path / "recipe.yaml", [f"model.{signal}=timm:x", "model.text=st:x"])
+    assert recipe.model == {signal: "timm:x", "text": "st:x"} and recipe.heads[signal].init == "ridge"
+    assert recipe.tune[signal].how == how and recipe.tune["text"].how == "frozen" and recipe.pairs == [("text", signal)]
+    assert bool(recipe.augment) == (how != "head")
+
+
+def test_init_needs_a_size_for_encoders(tmp_path, capsys):
+    assert main(["init", str(tmp_path), "--encoders"]) == 2 and "--size PAIRS" in capsys.readouterr().err
+    assert main(["init", str(tmp_path), "--size", "9"]) == 2 and "--encoders" in capsys.readouterr().err
+
+
 ERRORS = [
     (["trian"], "no verb 'trian'; did you mean 'train'?"),
     (["train", "/no/recipe.yaml"], "/no/recipe.yaml: no such recipe"),

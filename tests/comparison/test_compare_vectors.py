@@ -10,7 +10,7 @@ from mmtune.comparison.gate import Gate, decide, read_gate
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
-from mmtune.evaluation.clusters import row_clusters
+from mmtune.evaluation.clusters import clusters_by_value, row_clusters
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.leakage import trained_rows
 from mmtune.relevance.items import take_rows
@@ -230,6 +230,48 @@ def test_clusters_follow_groups_and_content_in_chains():
     e = Embeddings(list("vwxyz"), [None] * 5, labels, np.eye(5, dtype=np.float32))
     cluster = row_clusters({"a": e})
     assert cluster["v"] == cluster["w"] == cluster["x"] and len({cluster["x"], cluster["y"], cluster["z"]}) == 3
+
+
+def test_a_column_says_which_rows_are_resampled_together():
+    """Three groups give no interval, and more queries cannot; the recordings do."""
+    rng = np.random.default_rng(0)
+    n = 48
+    labels = {"id": np.arange(1, n + 1), "group": np.arange(n) % 3 + 1, "a": np.arange(n) + 1, "b": np.arange(n) % 3 + 1}
+    words = unit(rng.standard_normal((3, 8)))[np.arange(n) % 3]
+
+    def model(noise):
+        near = unit(words + noise * rng.standard_normal((n, 8)))
+        names, groups = [f"r{i:02d}" for i in range(n)], [f"g{i % 3}" for i in range(n)]
+        return {"a": Embeddings(names, groups, labels, near), "b": Embeddings(names, groups, labels, words)}
+
+    base, candidate = model(2.0), model(0.05)
+    gate = {"metric": "map", "direction": "a->b"}
+    by_group = compare_vectors(base, candidate, gate=gate)
+    assert by_group.directions["a->b"].clusters == 3 and by_group.directions["a->b"].interval == (-1.0, 1.0)
+    assert by_group.verdict == "inconclusive" and "with 3 clusters no interval is possible" in by_group.reason
+    assert "more test queries" not in by_group.reason
+    source = {f"r{i:02d}": f"rec{i // 4}" if i < 44 else None for i in range(n)}
+    by_recording = compare_vectors(base, candidate, gate=gate, source=source)
+    difference = by_recording.directions["a->b"]
+    assert difference.clusters == 11 + 4 and difference.queries == n and by_recording.verdict == "pass"
+    clusters = clusters_by_value([[r] for r in source], source)
+    deltas = np.array(
+        [
+            after - before
+            for before, after in zip(
+                by_recording.base.directions["a->b"].values["map"],
+                by_recording.candidate.directions["a->b"].values["map"],
+                strict=True,
+            )
+        ]
+    )
+    queries = by_recording.base.directions["a->b"].query_ids
+    at = [list(source).index(q) for q in queries]
+    low, high = bootstrap_intervals([(deltas[:, None], clusters[at])])
+    assert difference.interval == pytest.approx((low[0], high[0]))
+    assert by_recording.directions["b->a"].clusters == 3  # a caption of several recordings is a cluster of its own
+    several = clusters_by_value([["x", "y"], ["x"], ["y"], ["z"], ["w"]], {"w": "1", "x": "1", "y": "2", "z": None})
+    assert several[1] == several[4] and len(set(several.tolist())) == 4
 
 
 def test_rows_trained_on_are_refused_but_a_class_name_is_not():

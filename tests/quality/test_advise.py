@@ -152,3 +152,11 @@ def test_advise_verb(tmp_path, capsys):
     assert towers["price"] == pytest.approx(1.5 * towers["hours"])
     assert dispatch("advise", ["tiny:clip", data, "--corpus-size", "5"]) == 0
     assert "this machine embeds" in capsys.readouterr().out
+
+
+def test_the_recipe_follows_from_the_model_and_the_size():
+    from mmtune.quality.advise import recipe_for
+
+    assert recipe_for("off-the-shelf", 1, 500) is None and recipe_for("label more data", 2, 5) is None
+    assert recipe_for("LoRA", 2, 500).startswith("mmtune init DIR --encoders --size 500, because the model has 2 encoders")
+    assert recipe_for("full", 1, 500).startswith("mmtune init DIR, with tune=full, because")

@@ -116,6 +116,7 @@ def test_the_gate_refuses_past_the_budget(root):
     assert c.verdict.verdict in ("fail", "inconclusive") and "'retention'" in c.verdict.reason
 
 
+@pytest.mark.slow
 def test_resumed_after_a_kill_it_is_equal(root):
     general = corpora.packed(root, 30, 1, COLUMNS)
     kept = {"retention": {"data": general, "at_most": 0.05, "weight": 2.0}, "epochs": 3}

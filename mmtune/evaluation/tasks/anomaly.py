@@ -47,6 +47,7 @@ class Anomalies:
     skipped: {machine: reason why it was left out}
     scores: {row id: anomaly score}
     max_fpr: largest false positive rate of the partial AUROC
+    anomalous, machine_of: whether each scored row is anomalous, and its machine, by row id
     """
 
     direction: str
@@ -55,6 +56,30 @@ class Anomalies:
     skipped: dict[str, str] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict, repr=False)
     max_fpr: float = MAX_FPR
+    anomalous: dict[str, bool] = field(default_factory=dict, repr=False)
+    machine_of: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def row_ids(self) -> list[str]:
+        """Ids of the scored rows."""
+        return list(self.scores)
+
+    def weighted_metrics(self, weights: np.ndarray) -> dict[str, float]:
+        """Return the metrics if row i of `row_ids` occurred weights[i] times [N]; machines without both kinds are left out.
+
+        Raises DataError if no machine has normal and anomalous rows.
+        """
+        ids = self.row_ids
+        score, anomalous = np.array([self.scores[i] for i in ids]), np.array([self.anomalous[i] for i in ids], bool)
+        machine, areas = np.array([self.machine_of[i] for i in ids]), []
+        for m in self.machines:
+            at = np.flatnonzero((machine == m) & (weights > 0))
+            if len(set(anomalous[at].tolist())) == 2:
+                areas.append(_areas(score[at], anomalous[at], self.max_fpr, weights[at]))
+        if not areas:
+            raise DataError("no machine has normal and anomalous rows")
+        mean = mean_scores(areas)
+        return {"auroc": mean.auroc, "partial_auroc": mean.partial_auroc}
 
     @property
     def mean(self) -> DetectionScores:
@@ -208,6 +233,8 @@ def detect(
     machines: dict[str, DetectionScores] = {}
     skipped: dict[str, str] = {}
     scores: dict[str, float] = {}
+    anomalous: dict[str, bool] = {}
+    machine_of: dict[str, str] = {}
     of_part: dict[str, list[DetectionScores]] = {p: [] for p in parts or {}}
     rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(rows.ids):
@@ -232,19 +259,21 @@ def detect(
         at, is_normal, score = at[scored], is_normal[scored], score[scored]
         machines[m] = _areas(score, ~is_normal, max_fpr)
         scores |= {rows.ids[i]: float(s) for i, s in zip(at, score, strict=True)}
+        anomalous |= {rows.ids[i]: not n for i, n in zip(at, is_normal.tolist(), strict=True)}
+        machine_of |= {rows.ids[i]: m for i in at}
         for part, ids in (parts or {}).items():
             inside = is_normal | np.array([rows.ids[i] in ids for i in at], bool)
             if not is_normal[inside].all():
                 of_part[part].append(_areas(score[inside], ~is_normal[inside], max_fpr))
     if not machines:
         raise DataError(f"{name}: no machine can be evaluated: " + "; ".join(f"{m}: {why}" for m, why in skipped.items()))
-    return Anomalies(name, machines, {p: mean_scores(d) for p, d in of_part.items() if d}, skipped, scores, max_fpr)
+    by_part = {p: mean_scores(d) for p, d in of_part.items() if d}
+    return Anomalies(name, machines, by_part, skipped, scores, max_fpr, anomalous, machine_of)
 
 
-def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float) -> DetectionScores:
-    return DetectionScores(
-        int((~anomalous).sum()), int(anomalous.sum()), auroc(score, anomalous), partial_auroc(score, anomalous, max_fpr)
-    )
+def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float, weight: np.ndarray | None = None) -> DetectionScores:
+    areas = auroc(score, anomalous, weight), partial_auroc(score, anomalous, max_fpr, weight)
+    return DetectionScores(int((~anomalous).sum()), int(anomalous.sum()), *areas)
 
 
 def same_source(

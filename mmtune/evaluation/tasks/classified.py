@@ -1,7 +1,7 @@
 """The result of a classification: its confusion matrix, accuracy and macro-F1."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class Classified:
     skipped: number of rows without a class, or with nothing to classify them by
     how: "descriptions" (by names or descriptions of the classes) or "neighbours" (by the nearest other items)
     neighbours: number of neighbours
+    row_ids: [N], ids of the classified rows or items
+    truth, predicted: int64 [N], their class numbers
     """
 
     direction: str
@@ -26,6 +28,9 @@ class Classified:
     skipped: int
     how: str = "descriptions"
     neighbours: int = 0
+    row_ids: list[str] = field(default_factory=list, repr=False)
+    truth: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    predicted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
 
     @property
     def rows(self) -> int:
@@ -47,6 +52,12 @@ class Classified:
     def metrics(self) -> dict[str, float]:
         """accuracy and macro_f1."""
         return {"accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
+    def weighted_metrics(self, weights: np.ndarray) -> dict[str, float]:
+        """Return the metrics if row i occurred weights[i] times [N]."""
+        size = len(self.classes)
+        counts = np.bincount(self.truth * size + self.predicted, weights, size * size).astype(np.int64).reshape(size, size)
+        return replace(self, confusion=counts).metrics
 
     @property
     def summary(self) -> str:

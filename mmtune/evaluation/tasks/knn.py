@@ -165,7 +165,9 @@ def classify_among_themselves(
     predicted = vote(score_NK[has_neighbour], truth[near_NK[has_neighbour]], len(classes))
     confusion = confusion_counts(truth[has_neighbour], predicted, len(classes))
     skipped = len(items) - int(has_neighbour.sum())
-    return Classified(f"{name}->{name}", classes, confusion, skipped, "neighbours", k)
+    ids = [items.ids[i] for i in at[has_neighbour]]
+    direction = f"{name}->{name}"
+    return Classified(direction, classes, confusion, skipped, "neighbours", k, ids, truth[has_neighbour], predicted)
 
 
 def _classify_by(name: str, rows: Embeddings, reference: Embeddings, k: int, skipped: int) -> Classified:
@@ -175,8 +177,10 @@ def _classify_by(name: str, rows: Embeddings, reference: Embeddings, k: int, ski
     truth = [str(g) for g in rows.groups]
     classes = sorted({*truth, *predicted})
     number = {c: i for i, c in enumerate(classes)}
-    confusion = confusion_counts([number[t] for t in truth], [number[p] for p in predicted], len(classes))
-    return Classified(f"{name}->{name}", classes, confusion, skipped, "neighbours", k)
+    true_N, predicted_N = (np.array([number[c] for c in named], np.int64) for named in (truth, predicted))
+    confusion = confusion_counts(true_N, predicted_N, len(classes))
+    direction = f"{name}->{name}"
+    return Classified(direction, classes, confusion, skipped, "neighbours", k, list(rows.ids), true_N, predicted_N)
 
 
 def voting_references(name: str, reference: Embeddings) -> tuple[list[str], np.ndarray, list[str]]:

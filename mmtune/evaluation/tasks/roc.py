@@ -7,24 +7,26 @@ from mmtune.errors import DataError
 MAX_FPR = 0.1  # as in DCASE task 2: only this part of the curve matters, as a detector with many false alarms is not used
 
 
-def auroc(score_N: np.ndarray, positive_N: np.ndarray) -> float:
-    """Area under the ROC curve: the probability that a positive scores higher than a negative.
+def auroc(score_N: np.ndarray, positive_N: np.ndarray, weight_N: np.ndarray | None = None) -> float:
+    """Area under the ROC curve: the probability that a positive scores higher than a negative. weight_N: counts of the rows.
 
     Raises DataError if there are only positives or only negatives, or if a score is not finite.
     """
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(*_check(score_N, positive_N)))
+    return float(roc_auc_score(*_check(score_N, positive_N), sample_weight=weight_N))
 
 
-def partial_auroc(score_N: np.ndarray, positive_N: np.ndarray, max_fpr: float = MAX_FPR) -> float:
+def partial_auroc(
+    score_N: np.ndarray, positive_N: np.ndarray, max_fpr: float = MAX_FPR, weight_N: np.ndarray | None = None
+) -> float:
     """Area up to the false positive rate `max_fpr`, standardised to 0.5 for chance and 1 for perfect (McClish 1989).
 
     Raises DataError like `auroc`.
     """
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(*_check(score_N, positive_N), max_fpr=max_fpr))
+    return float(roc_auc_score(*_check(score_N, positive_N), max_fpr=max_fpr, sample_weight=weight_N))
 
 
 def _check(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,6 +45,20 @@ class TaskScores(Protocol):
         ...
 
 
+@runtime_checkable
+class RowScores(TaskScores, Protocol):
+    """Interface of a result that knows its rows, so that intervals and comparisons are possible.
+
+    row_ids: [N], ids of the scored rows or items
+    """
+
+    row_ids: list[str]
+
+    def weighted_metrics(self, weights: np.ndarray) -> dict[str, float]:
+        """Return the metrics if row i occurred weights[i] times [N]. Raises DataError if they are not defined."""
+        ...
+
+
 @dataclass
 class Scores:
     """The simplest result of a task for one modality.

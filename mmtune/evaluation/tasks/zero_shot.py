@@ -4,6 +4,7 @@ The embedding of a class name is the mean over all prompt templates (CLIP, arXiv
 class with the nearest name. A class may have several names, each of which has its own embedding.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Embeddings, direction
-from mmtune.errors import DataError, ModelError
+from mmtune.errors import DataError, DataWarning, ModelError
 from mmtune.evaluation.tasks.classified import Classified, confusion_counts
 from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, class_labels, grouped_by_class
+from mmtune.evaluation.tasks.training_wording import wording_note
 from mmtune.model.encode import encode_values
 from mmtune.recipe.prompts_block import ZERO_SHOT, parse_prompts
 from mmtune.search.exact_scores import exact_keys
@@ -51,6 +53,8 @@ class ZeroShot(EvaluationTask):
         labels, labelled = class_labels(inputs.data, self.label)
         tower = language_tower(inputs.model)
         names = names_of_classes(labels, inputs.column(self.class_names) if self.class_names else None, inputs.data.spec)
+        if note := wording_note(inputs.model, tower, names, self.prompts):
+            warnings.warn(note, DataWarning, stacklevel=2)
         classes = class_vectors(inputs.model, names, self.prompts, inputs.batch_size)
         vectors = grouped_by_class(inputs.data, inputs.embed(keep=labelled), labels)
         if not set(vectors) - {tower}:
@@ -125,12 +129,14 @@ def zero_shot(rows: Embeddings, names: Embeddings, direction: str, skipped: int 
     classes = sorted({str(c) for c in names.groups})
     number = {c: i for i, c in enumerate(classes)}
     at = np.array([i for i, g in enumerate(rows.groups) if g in number], np.int64)
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    truth = np.array([number[str(rows.groups[i])] for i in at], np.int64)
+    predicted = np.zeros(len(at), np.int64)
     for start in range(0, len(at), 1024):
-        part = at[start : start + 1024]
-        predicted = nearest_class(normalize_rows(rows.vectors[part], direction), names)[0]
-        confusion += confusion_counts([number[str(rows.groups[i])] for i in part], predicted, len(classes))
-    return Classified(direction, classes, confusion, skipped + len(rows.ids) - len(at))
+        part = slice(start, start + 1024)
+        predicted[part] = nearest_class(normalize_rows(rows.vectors[at[part]], direction), names)[0]
+    confusion = confusion_counts(truth, predicted, len(classes))
+    ids, left_out = [rows.ids[i] for i in at], skipped + len(rows.ids) - len(at)
+    return Classified(direction, classes, confusion, left_out, row_ids=ids, truth=truth, predicted=predicted)
 
 
 def nearest_class(rows_ND: np.ndarray, names: Embeddings) -> tuple[np.ndarray, np.ndarray]:
@@ -147,6 +153,6 @@ def nearest_class(rows_ND: np.ndarray, names: Embeddings) -> tuple[np.ndarray, n
     down = np.array(tie_order([f"{c}\0{i}" for c, i in zip(class_of_name, names.ids, strict=True)]), np.int64)
     class_C = np.array([number[class_of_name[i]] for i in down], np.int64)
     keys = exact_keys(rows_ND, normalize_rows(names.vectors[down], "class names"))
-    of_class = np.full((len(rows_ND), len(classes)), -1.0)
-    np.maximum.at(of_class, (slice(None), class_C), keys / GRID)
-    return class_C[keys.argmax(1)], of_class
+    order = np.argsort(class_C, kind="stable")
+    first = np.searchsorted(class_C[order], np.arange(len(classes)))
+    return class_C[keys.argmax(1)], np.maximum.reduceat(keys[:, order], first, axis=1) / GRID

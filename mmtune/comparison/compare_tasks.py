@@ -1,0 +1,163 @@
+"""Compare two models by an evaluation task (zero_shot, knn, anomaly), with intervals of the differences, and decide by the gate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
+from mmtune.comparison.gate import MEAN, Gate, decide
+from mmtune.comparison.paired_difference import PairedDifference
+from mmtune.comparison.task_intervals import metric_intervals, task_difference
+from mmtune.contracts import JsonObject
+from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.model_and_data import as_data, as_model
+from mmtune.evaluation.tasks.evaluate_task import TaskResult, evaluate_task
+from mmtune.evaluation.tasks.knn import source_of_rows
+from mmtune.evaluation.tasks.task import RETRIEVAL, RowScores
+from mmtune.model.artifact.trained_rows import trained_on
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmtune.data.shards.dataset import Data
+    from mmtune.model.dual_encoder import Model
+
+Differences = dict[str, PairedDifference]
+
+
+@dataclass
+class TaskComparison:
+    """The result of comparing a candidate with a base model by a task.
+
+    verdict: "pass", "fail" or "inconclusive"
+    reason: the reason for the verdict, in one sentence
+    differences: {modality: {metric: difference}}
+    cluster: metadata column whose values were resampled; None: single rows
+    """
+
+    verdict: str
+    reason: str
+    task: str
+    gate: Gate
+    differences: dict[str, Differences]
+    cluster: str | None
+    base: TaskResult = field(repr=False)
+    candidate: TaskResult = field(repr=False)
+
+    @property
+    def status(self) -> int:
+        """Exit status of the command: 0 if the verdict is "pass", else 1."""
+        return 0 if self.verdict == "pass" else 1
+
+    def to_dict(self) -> JsonObject:
+        """Return the JSON document of `mmtune compare --task --json`."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "task": self.task,
+            "gate": self.gate.to_dict(),
+            "cluster": self.cluster,
+            "differences": {m: {n: d.to_dict() for n, d in by.items()} for m, by in self.differences.items()},
+            "fingerprints": {"base": self.base.fingerprint, "candidate": self.candidate.fingerprint},
+        }
+
+    def __str__(self) -> str:
+        from mmtune.evaluation.result_tables import plain_table
+
+        rows = [
+            [f"{m} {name}", f"{d.queries:,}", f"{d.clusters:,}", f"{d.base:.4f}", f"{d.candidate:.4f}", str(d)]
+            for m, by in self.differences.items()
+            for name, d in by.items()
+        ]
+        table = plain_table([self.task, "rows", "clusters", "base", "candidate", "difference"], rows)
+        return f"{self.verdict.upper()}: {self.reason}\n\n{table}"
+
+
+def compare_task(
+    base: "Model | str | Path",
+    candidate: "Model | str | Path",
+    data: "Data | str",
+    task: str,
+    options: Mapping[str, object],
+    *,
+    gate: "Gate | Mapping[str, object] | None" = None,
+    modalities: Sequence[str] | None = None,
+    cluster: str | None = None,
+    batch_size: int = 64,
+    quiet: bool = True,
+    allow_trained: bool = False,
+) -> TaskComparison:
+    """Evaluate both models by `task` on the same rows, and let the gate decide.
+
+    options: options of the task, as of `mmtune.evaluate`
+    gate: `metric` is one of the task's (default: the first, accuracy or auroc), `direction` a modality (default: the only one);
+        it has no guards
+    modalities: modalities to score
+    cluster: metadata column, e.g. the recording or machine, whose values the intervals resample; default: single rows
+    batch_size, quiet, allow_trained: as in `mmtune.evaluate`
+
+    Raises RecipeError for a gate that does not fit the task, and DataError if the models did not score the same rows.
+    """
+    if task == RETRIEVAL:
+        raise RecipeError("compare_task: for retrieval use compare")
+    given, rows = Gate.read(gate), as_data(data)
+    if given is not None and given.guards:
+        raise RecipeError("gate.guards: a comparison by a task has no slices; leave them out")
+    source = source_of_rows(rows, cluster)
+    before, after = (
+        evaluate_task(
+            loaded,
+            rows,
+            task,
+            options,
+            trained=trained_on(loaded),
+            modalities=modalities,
+            batch_size=batch_size,
+            quiet=quiet,
+            allow_trained=allow_trained,
+        )
+        for loaded in (as_model(base), as_model(candidate))
+    )
+    shared = [m for m in before.results if m in after.results]
+    if not shared:
+        raise DataError(f"{rows.spec}: no modality that both models score")
+    table = {m: task_difference(before.results[m], after.results[m], source, task) for m in shared}
+    name = shared[0] if given is None or given.direction == MEAN else given.direction
+    if name not in table or (len(shared) > 1 and (given is None or given.direction == MEAN)):
+        raise RecipeError(f"gate.direction: name the modality that decides (--direction): {', '.join(shared)}")
+    metrics = list(table[name])
+    metric = metrics[0] if given is None or "metric" not in given.model_fields_set else given.metric
+    if metric not in metrics:
+        raise RecipeError(f"gate.metric: {task} has no metric {metric!r}; it has: {', '.join(metrics)}")
+    chosen = Gate(metric=metric, direction=name, min_gain=given.min_gain if given else 0.0)
+    verdict = decide(chosen, table[name][metric], {})
+    return TaskComparison(verdict.verdict, verdict.reason, task, chosen, table, cluster, before, after)
+
+
+def task_intervals(
+    result: TaskResult, data: "Data | str", cluster: str | None = None
+) -> dict[str, dict[str, list[float] | None]]:
+    """Return {modality: {metric: 95% interval}} of a result on `data`; None where fewer than five clusters allow no interval.
+
+    Results of tasks without `row_ids` (see `RowScores`) are left out.
+
+    cluster: metadata column, e.g. the recording, whose values are resampled; default: single rows
+    """
+    source = source_of_rows(as_data(data), cluster)
+    return {
+        m: metric_intervals(scores, source, result.task)
+        for m, scores in result.results.items()
+        if isinstance(scores, RowScores)
+    }
+
+
+def interval_lines(intervals: Mapping[str, Mapping[str, list[float] | None]], cluster: str | None) -> list[str]:
+    """Return the intervals as text, one line for each modality and metric."""
+    by = "rows" if cluster is None else f"values of {cluster}"
+    return [
+        f"{m} {name}: 95% interval [{ends[0]:.4f}, {ends[1]:.4f}], {by} resampled"
+        if ends
+        else f"{m} {name}: no interval is possible with fewer than {MIN_CLUSTERS} {by}; more rows of the same ones tell nothing"
+        for m, of in intervals.items()
+        for name, ends in of.items()
+    ]

@@ -1,0 +1,59 @@
+"""Tell whether class names are worded like the captions that a model was trained on. Other wordings cost much accuracy.
+
+An artifact keeps a hash of each training caption, so the exact wording of a class name can be recognised without the captions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mmtune import modalities
+from mmtune.data.identity_labels import stable_label
+from mmtune.model.artifact.trained_rows import trained_on
+from mmtune.recipe.prompts_block import ZERO_SHOT
+
+if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
+
+COMMON = (
+    "{}",
+    "a {}",
+    "a photo of {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "the sound of {}",
+    "the sound of a {}",
+    "this is a sound of {}",
+    "this is a photo of a {}",
+)
+"""Templates that are tried: those usual for CLIP and CLAP."""
+
+
+def wording_note(model: "Model", tower: str, names: Mapping[str, Sequence[str]], templates: Sequence[str]) -> str | None:
+    """Return a warning if no class name, in its templates, is a training caption; it names a common template that makes them so.
+
+    None if the model's training captions are not known, if some class name is one, or if the model has prompts for class names.
+
+    tower: the text modality
+    names: {class: its names}
+    templates: the prompt templates that were given
+    """
+    trained = trained_on(model) or {}
+    if tower not in trained or (not templates and ZERO_SHOT in model.prompts.get(tower, {})):
+        return None
+    known, words = set(trained[tower].tolist()), sorted({n for of in names.values() for n in of})
+
+    def share(template: str) -> float:
+        return sum(_label(tower, template.replace("{}", n)) in known for n in words) / len(words)
+
+    if any(share(t) for t in templates or ["{}"]):
+        return None
+    found = max(COMMON, key=share)
+    start = "zero_shot: no class name is worded like a caption that the model was trained on, which can cost much accuracy"
+    if share(found):
+        return f'{start}; with --prompt "{found}" {share(found):.0%} of the names are training captions'
+    return f"{start}; no common template is, either: give the training wording by --class-names or --prompt"
+
+
+def _label(tower: str, text: str) -> int:
+    return stable_label(modalities.get(tower).content_key(text.encode()))
