@@ -78,7 +78,7 @@ PLANS = (
         20,
         32,
         "1.0e-4",
-        "up to 1,500 pairs: LoRA at a low rate, as in recipes/few_shot.yaml",
+        "up to 1,500 pairs: LoRA at a low rate",
     ),
     Plan(
         float("inf"),
@@ -87,7 +87,7 @@ PLANS = (
         8,
         64,
         "5.0e-4",
-        "more than 1,500 pairs: all layers, the lower ones at lower rates, as in recipes/catalog_pretrained.yaml",
+        "more than 1,500 pairs: all layers, the lower ones at lower rates",
     ),
 )
 """By number of training pairs."""
@@ -235,7 +235,7 @@ def _recipe_of_encoders(directory: str, case: str, size: int) -> str:
         batch_size=plan.batch_size,
         lr=plan.lr,
     )
-    return f"{before}# {plan.why}\n{model}{rest}pairs: [[{language}, {signal}]]\n{augment}{body}run:\n  dir: {directory}/run\n"
+    return f"{before}# {plan.why}; these settings are a start and were not measured\n{model}{rest}pairs: [[{language}, {signal}]]\n{augment}{body}run:\n  dir: {directory}/run\n"
 
 
 def _ask(args: argparse.Namespace) -> None:
