@@ -231,8 +231,8 @@ def checked(root, monkeypatch, examples):
     each()
 
 
-def test_ten_combinations(root, monkeypatch):
-    checked(root, monkeypatch, 10)
+def test_six_combinations(root, monkeypatch):
+    checked(root, monkeypatch, 6)
 
 
 @pytest.mark.slow
