@@ -107,7 +107,7 @@ def embed_data(
                 for r in roles
             ]
         labels = {k: v[rows] for k, v in data.labels.items()}
-        ids, groups = [data.ids[i] for i in rows], [data.groups[i] for i in rows]
+        ids, groups = data.ids.take(rows), data.groups.take(rows)
         out[m] = Embeddings(ids, groups, labels, made[0], fingerprint, *made[1:])
     return out
 

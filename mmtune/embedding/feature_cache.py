@@ -177,4 +177,4 @@ class FeatureCache:
             parts.append(model.encode_inputs(m, inputs).cpu().numpy())
         vectors = np.concatenate(parts)[inverse] if parts else np.zeros((0, model.dim), np.float32)
         labels = {k: v[rows] for k, v in data.labels.items()}
-        return Embeddings([data.ids[i] for i in rows], [data.groups[i] for i in rows], labels, vectors, fingerprint)
+        return Embeddings(data.ids.take(rows), data.groups.take(rows), labels, vectors, fingerprint)

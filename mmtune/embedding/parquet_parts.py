@@ -120,7 +120,7 @@ def embed(
 
         def make(part: Part) -> None:
             made = embed_rows(model, data, part.modality, part.rows, batch_size=batch_size, advance=progress.advance, role=role)
-            _write_part(part.path, [data.ids[i] for i in part.rows], [data.groups[i] for i in part.rows], made, part.stamp)
+            _write_part(part.path, data.ids.take(part.rows), data.groups.take(part.rows), made, part.stamp)
 
         run_jobs_once(parts, lambda p: p.path, lambda p: _is_written(p.path, p.stamp), make)
     _remove_parts_of_other_data(out, data, result, stamp)

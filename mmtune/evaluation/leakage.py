@@ -101,7 +101,7 @@ def row_identity(data: "Data", modality: str) -> Embeddings:
     """Return ids, groups and labels of the rows that have `modality`, with empty vectors; enough for `trained_rows`."""
     at = np.flatnonzero(data.present[modality])
     labels = {k: v[at] for k, v in data.labels.items()}
-    return Embeddings([data.ids[i] for i in at], [data.groups[i] for i in at], labels, np.empty((len(at), 0), np.float32))
+    return Embeddings(data.ids.take(at), data.groups.take(at), labels, np.empty((len(at), 0), np.float32))
 
 
 def refuse_shared_rows(data: "Data", reference: "Data", names: list[str], column: str | None = None) -> None:

@@ -116,7 +116,7 @@ def _labels_only(data: "WeightedConcat", rows: np.ndarray, modalities: set[str])
     """Return a batch of these rows with labels but without encoder inputs."""
     items = {m: torch.from_numpy(np.where(data.present[m][rows], np.arange(len(rows)), -1)) for m in modalities}
     return Batch(
-        ids=[data.ids[i] for i in rows],
+        ids=data.ids.take(rows),
         index=torch.from_numpy(rows.astype(np.int64)),
         is_query=torch.ones(len(rows), dtype=torch.bool),
         inputs={},

@@ -164,7 +164,7 @@ class Loader:
                 items = np.where(np.arange(len(rows)) < n_queries, items, -1)
                 item_of_row[second_view(m)] = torch.from_numpy(items)
         return Batch(
-            ids=[self.data.ids[i] for i in rows],
+            ids=self.data.ids.take(rows),
             index=torch.from_numpy(rows.astype(np.int64)),
             is_query=torch.arange(len(rows)) < n_queries,
             inputs=inputs,

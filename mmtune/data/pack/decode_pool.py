@@ -29,6 +29,10 @@ START_SECONDS = 60.0
 """Additional time limit for the start of a worker process, which imports the modalities."""
 
 
+def _is_url(value: bytes | str) -> bool:
+    return isinstance(value, str) and "://" in value
+
+
 class DecodeWorker:
     """One worker process. `batch` holds the rows that were sent to it and not answered yet, oldest first."""
 
@@ -44,25 +48,28 @@ class DecodeWorker:
         self.connection = Connection(parent_end.detach())
         self.batch: deque[PackRow] = deque()
         self.ready = False
+        self.seconds = 0.0
         self.deadline = time.monotonic() + START_SECONDS
         self.connection.send_bytes(settings)
 
     def send(self, rows: list[PackRow], timeout: float) -> None:
         """Send the next batch of rows. Raises OSError if the process has ended; the rows are in `batch` even then."""
         self.batch.extend(rows)
-        self.deadline = time.monotonic() + timeout + (0 if self.ready else START_SECONDS)
+        # URLs of a batch are fetched at the same time and share the bandwidth, so the first may take as long as all of them
+        self.seconds = timeout * max(1, sum(any(_is_url(v) for v in row.values.values()) for row in rows))
+        self.deadline = time.monotonic() + self.seconds + (0 if self.ready else START_SECONDS)
         request = [[[n, v if isinstance(v, str) else None] for n, v in row.values.items()] for row in rows]
         self.connection.send_bytes(json.dumps(request).encode())
         for data in (v for row in rows for v in row.values.values() if isinstance(v, bytes)):
             self.connection.send_bytes(data)
 
-    def receive(self, timeout: float) -> None:
+    def receive(self) -> None:
         """Receive one message from the worker: that it is ready, or the result of the oldest row in `batch`.
 
         Raises EOFError or OSError if the process has ended, and DataError if it could not load the modalities.
         """
         answer = json.loads(self.connection.recv_bytes())
-        self.deadline = time.monotonic() + timeout
+        self.deadline = time.monotonic() + self.seconds
         if "fatal" in answer:
             raise DataError(
                 f"worker processes cannot import the modalities ({answer['fatal']}); define them in a module that can be imported"
@@ -184,7 +191,7 @@ class DecodePool:
             worker = busy[connection]  # type: ignore[index]  # `wait` returns some of the connections it was given
             try:
                 row = worker.batch[0]
-                worker.receive(self.timeout)
+                worker.receive()
                 if not worker.batch or worker.batch[0] is not row:
                     self._unanswered.discard(row.number)
                     row.held = sum(len(v) for v in row.values.values() if isinstance(v, bytes))

@@ -17,6 +17,8 @@ import resource
 import signal
 import stat
 import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TypedDict
 
@@ -29,6 +31,8 @@ from mmtune.runtime.pillow_warnings import ignore_pillow_warnings
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 """The memory address in the repr of an object. It is removed from reasons, so that packing a source twice gives equal files."""
+PARALLEL_FETCHES = 8
+"""Number of URLs that a worker process fetches at the same time, of the rows of a batch."""
 MEMORY = 8 << 30
 """Limit on a worker's address space in bytes. With it, a decompression bomb raises MemoryError and only its row is rejected."""
 
@@ -87,27 +91,36 @@ def main(fd: int) -> None:
         while True:
             rows = json.loads(connection.recv_bytes())
             given_rows = [[connection.recv_bytes() if path is None else None for _, path in values] for values in rows]
-            for values, given in zip(rows, given_rows, strict=True):
-                answer, payload = _check_row(values, given, settings)
-                connection.send_bytes(json.dumps(answer).encode())
-                for data in payload:
-                    connection.send_bytes(data)
+            with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
+                fetched = fetch_ahead(pool, rows, settings["max_bytes"])
+                for values, given in zip(rows, given_rows, strict=True):
+                    answer, payload = _check_row(values, given, settings, fetched)
+                    connection.send_bytes(json.dumps(answer).encode())
+                    for data in payload:
+                        connection.send_bytes(data)
+
+
+def fetch_ahead(pool: ThreadPoolExecutor, rows: list[list[tuple[str, str | None]]], limit: int) -> dict[str, Future[bytes]]:
+    """Start to fetch the URLs of all values of a batch, in parallel, in the order in which they are needed."""
+    urls = dict.fromkeys(path for values in rows for _, path in values if path is not None and "://" in path)
+    return {url: pool.submit(_fetch, url, limit) for url in urls}
 
 
 def _check_row(
-    values: list[tuple[str, str | None]], given: list[bytes | None], settings: WorkerSettings
+    values: list[tuple[str, str | None]], given: list[bytes | None], settings: WorkerSettings, fetched: dict[str, Future[bytes]]
 ) -> tuple[Answer, list[bytes]]:
     """Read and check the values of one row. Returns the answer and the bytes read from paths, which are empty for a rejected row.
 
     values: (modality, path or None) of each value
     given: for each value its bytes, or None if they are to be read from the path
+    fetched: the content of the URLs among the paths
     """
     payload, stamps, reencoded = [], [], dict[str, str]()
     reason = None
     for (name, path), data in zip(values, given, strict=True):
         try:
             if path is not None:
-                data, stamp = read_file(path, settings["max_bytes"])
+                data, stamp = read_file(path, settings["max_bytes"], fetched)
                 data, changed = modalities.get(name).reencode(data)
                 reencoded |= {name: changed} if changed else {}
                 payload.append(data)
@@ -127,13 +140,18 @@ def _check_row(
     return {"reason": None, "stamp": ",".join(stamps), "reencoded": reencoded}, payload
 
 
-def read_file(path: str, limit: int) -> tuple[bytes, str]:
+def read_file(path: str, limit: int, fetched: Mapping[str, Future[bytes]] = {}) -> tuple[bytes, str]:
     """Read a regular file or URL. Returns its bytes and its stamp (size and modification time, or "url").
+
+    fetched: the content of URLs that were fetched ahead
 
     Raises Rejected if the file is missing, is not a regular file, cannot be read, or is larger than `limit` bytes.
     """
     try:
         if "://" in path:
+            with contextlib.suppress(MemoryError):  # several large files at a time; fetch this one alone
+                if path in fetched:
+                    return fetched[path].result(), "url"
             return _fetch(path, limit), "url"
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):  # reading a pipe or a device might never end
@@ -156,6 +174,8 @@ def _fetch(url: str, limit: int) -> bytes:
         return read_limited(url, limit)
     except MissingExtra as e:
         raise Rejected(str(e)) from None
+    except MemoryError:
+        raise
     except Exception as e:  # the libraries behind fsspec raise all kinds of exceptions
         if is_missing(e):
             raise FileNotFoundError(url) from None

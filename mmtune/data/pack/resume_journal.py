@@ -22,6 +22,7 @@ from mmtune.contracts import JsonObject
 from mmtune.data.pack.shard_writer import ShardEntry
 from mmtune.data.shards.locate import JUDGMENTS, NEGATIVES
 from mmtune.data.shards.shard_index import SPLIT_KIND, is_shard_entry
+from mmtune.data.shards.shard_table import SUFFIX, table_name
 from mmtune.errors import DataError
 from mmtune.runtime.files import append_jsonl, read_json, read_jsonl_log, write_jsonl
 from mmtune.runtime.work_lock import Timeout, file_lock
@@ -99,7 +100,7 @@ class PackJournal:
             if not _is_entry(entry):
                 raise DataError(f"{self.path} line {number}: damaged; choose another --out, or add --overwrite")
             split, shard = entry["split"], entry["shard"]
-            if shard and not _has_size(self.out / split / shard["name"], shard["bytes"]):
+            if shard and not _is_whole(self.out / split, shard):
                 broken.add(split)
             if split not in broken:
                 entries.setdefault(split, []).append(entry)
@@ -137,7 +138,11 @@ class PackJournal:
         written = [e["split"] for e in self._lines() if _is_entry(e)]
         for name in {"", *written, *(s for s in (splits if isinstance(splits, dict) else ()) if Path(s).name == s)}:
             folder = self.out / name
-            for path in [*folder.glob("shard-[0-9]*.tar"), *(folder / name for name in OTHER_FILES)]:
+            for path in [
+                *folder.glob("shard-[0-9]*.tar"),
+                *folder.glob(f"shard-[0-9]*{SUFFIX}"),
+                *(folder / name for name in OTHER_FILES),
+            ]:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 folder.rmdir() if name else None
@@ -194,8 +199,12 @@ def _is_rejected_row(row: object) -> bool:
     )
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and os.path.getsize(path) == size
+def _is_whole(folder: Path, shard: ShardEntry) -> bool:
+    """Whether a shard and its table have the sizes that the journal says."""
+    sizes = {shard["name"]: shard["bytes"]}
+    if "table_bytes" in shard:
+        sizes[table_name(shard["name"])] = shard["table_bytes"]
+    return all((folder / n).is_file() and os.path.getsize(folder / n) == size for n, size in sizes.items())
 
 
 def _short(value: object) -> str:

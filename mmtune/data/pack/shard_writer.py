@@ -4,8 +4,9 @@ import hashlib
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypedDict
+from typing import TYPE_CHECKING, BinaryIO, NotRequired, TypedDict
 
+from mmtune.data.shards.shard_table import write_table
 from mmtune.runtime.files import AtomicFile
 
 if TYPE_CHECKING:
@@ -13,12 +14,17 @@ if TYPE_CHECKING:
 
 
 class ShardEntry(TypedDict):
-    """The entry of a shard in index.json."""
+    """The entry of a shard in index.json.
+
+    table_bytes, table_sha256: size and hash of its table file (see `shard_table`); missing in packs of older versions
+    """
 
     name: str
     rows: int
     bytes: int
     sha256: str
+    table_bytes: NotRequired[int]
+    table_sha256: NotRequired[str]
 
 
 def sample_size(members: Mapping[str, bytes]) -> int:
@@ -28,7 +34,8 @@ def sample_size(members: Mapping[str, bytes]) -> int:
 
 
 class ShardWriter:
-    """Writes one shard with webdataset's TarWriter. The file is published at `path` atomically when the writer is closed.
+    """Writes one shard with webdataset's TarWriter. The file is published at `path` atomically when the writer is closed, and then
+    its table beside it.
 
     The constructor creates no file, only `open` does. The caller can therefore store the object first, and `abort` it at any time.
     """
@@ -60,15 +67,18 @@ class ShardWriter:
         self.rows += 1
 
     def close(self) -> ShardEntry:
-        """Publish the shard and return its entry for index.json."""
+        """Publish the shard and its table, and return its entry for index.json."""
         assert self._tar is not None and self._stream is not None, "close before open"
         self._tar.close()
         self._file.commit()
+        table_bytes, table_sha256 = write_table(self.path)
         return {
             "name": self.path.name,
             "rows": self.rows,
             "bytes": self._stream.size,
             "sha256": self._stream.sha256.hexdigest(),
+            "table_bytes": table_bytes,
+            "table_sha256": table_sha256,
         }
 
     def abort(self) -> None:

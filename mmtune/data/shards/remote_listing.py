@@ -1,8 +1,9 @@
 """List and fetch remote shards. Requests for many shards run in parallel threads."""
 
+import contextlib
 import json
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +28,9 @@ from mmtune.data.shards.shard_listing import (
     packed_splits,
     shard_names,
 )
+from mmtune.data.shards.shard_table import table_name
 from mmtune.errors import DataError
+from mmtune.runtime.files import write_bytes
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -127,19 +130,51 @@ def fetch_shards(shards: list[ShardFile]) -> None:
     """
 
     def fetch(shard: ShardFile) -> None:
-        try:
+        with missing_shard(shard):
             shard.path = _fetch(shard)
-        except DataError as e:
-            if shard.entry and "no such file" in str(e):
-                raise DataError(f"{shard.url}: missing, but index.json lists it; copy it again, or pack again") from None
-            raise
 
     in_parallel(fetch, [s for s in shards if s.remote])
+
+
+@contextlib.contextmanager
+def missing_shard(shard: ShardFile) -> Iterator[None]:
+    """Context manager that says of a shard that the server does not have that index.json lists it."""
+    try:
+        yield
+    except DataError as e:
+        if shard.entry and "no such file" in str(e):
+            raise DataError(f"{shard.url}: missing, but index.json lists it; copy it again, or pack again") from None
+        raise
 
 
 def _fetch(shard: ShardFile) -> str:
     stamp, size = shard_stamp(shard)
     return shard_cache.fetch(shard.remote, cache_identity(shard.remote), stamp, size)
+
+
+def local_copy(shard: ShardFile) -> str:
+    """The path at which `fetch_shards` stores a remote shard."""
+    return str(shard_cache.copy_path(shard.remote, cache_identity(shard.remote), shard_stamp(shard)[0]))
+
+
+def fetch_table(shard: ShardFile) -> None:
+    """Fetch the table file of a remote shard of a pack into the cache, and check that the shard itself exists.
+
+    A table that does not exist on the server is left out. Raises DataError if the shard does not exist, or has another size than in
+    index.json.
+    """
+    assert shard.entry is not None
+    if not shard.info or "name" not in shard.info:  # index.json gave the name, not a listing of the server
+        with missing_shard(shard):
+            size = file_info(shard.remote).get("size")
+        if size is not None and size != shard.entry["bytes"]:
+            raise DataError(f"{shard.url}: {size} bytes, index.json says {shard.entry['bytes']}; copy it again, or pack again")
+    local = shard_cache.table_copy(shard.entry["table_sha256"])
+    if not local.exists():
+        folder, name, query = _split(shard.remote)
+        if (data := read_small(f"{folder}/{table_name(name)}{query}")) is not None:
+            with contextlib.suppress(OSError):  # continue without the cache if it cannot be written
+                write_bytes(local, data)
 
 
 def shard_stamp(shard: ShardFile) -> tuple[str, int | None]:

@@ -33,6 +33,30 @@ def copy_name(url: str, identity: str, stamp: str) -> str:
     return f"{_key(identity, stamp)}-{public_url(url).rsplit('/', 1)[-1]}"
 
 
+def copy_path(url: str, identity: str, stamp: str) -> Path:
+    """The path of the local copy of a remote file; parameters as in `fetch`."""
+    return root() / "shards" / copy_name(url, identity, stamp)
+
+
+def table_copy(sha256: str) -> Path:
+    """The path of the local copy of a remote table file with this hash."""
+    return root() / "tables" / f"{_key(sha256)}.arrow"
+
+
+def stamp_of_file(path: str | Path) -> list[int] | None:
+    """What changes when a local file changes: size and time stamps; None if it does not exist."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def combined_table(*stamps: object) -> Path:
+    """The path of the combined table of a dataset, for what it depends on (see `combine_tables`)."""
+    return root() / "rows" / f"{_key(*stamps)}.arrow"
+
+
 def fetch(url: str, identity: str, stamp: str, size: int | None) -> str:
     """Download a remote file unless it is in the cache, and return the path of the local copy.
 
@@ -42,7 +66,7 @@ def fetch(url: str, identity: str, stamp: str, size: int | None) -> str:
 
     Raises DataError if it cannot be read, or has another size.
     """
-    local = root() / "shards" / copy_name(url, identity, stamp)
+    local = copy_path(url, identity, stamp)
     if not (local.exists() and (size is None or local.stat().st_size == size)):
         download(url, local, size)
     return str(local)

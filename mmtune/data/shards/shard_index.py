@@ -47,6 +47,8 @@ def is_shard_entry(entry: object) -> bool:
         and _is_file_name(entry.get("name"))
         and isinstance(entry.get("sha256"), str)
         and all(type(entry.get(k)) is int and entry[k] >= 0 for k in ("rows", "bytes"))
+        and isinstance(entry.get("table_sha256", ""), str)
+        and type(entry.get("table_bytes", 0)) is int
     )
 
 

@@ -1,14 +1,15 @@
 """Concatenate several training sets, each with a sampling weight, to one."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject, Row
 from mmtune.data.shards.dataset import Data, MetaValue
+from mmtune.data.shards.row_table import StringColumn, concat_strings, repeated_strings
 from mmtune.errors import DataError
 
 
@@ -26,22 +27,25 @@ class WeightedConcat:
         self.starts = np.cumsum([0, *(len(d) for d in self.sets)])
         present = {m for d in self.sets for m in d.modalities}
         self.modalities = [m for m in modalities.names() if m in present]
-        counts = Counter(i for d in self.sets for i in d.ids)
-        self._shared_ids = {i for i, n in counts.items() if n > 1}
+        self._shared_ids = repeated_strings(concat_strings([d.ids for d in self.sets])) if len(self.sets) > 1 else set()
         """Ids that several datasets have."""
-        self.ids = [f"{n}:{i}" if i in self._shared_ids else i for n, d in enumerate(self.sets, 1) for i in d.ids]
-        if self._shared_ids and len(set(self.ids)) < len(self.ids):
-            repeated = next(i for i, n in Counter(self.ids).items() if n > 1)
-            raise DataError(f"{self.spec}: two rows would have the id {repeated!r}; make the ids of the training sets unique")
-        self.groups = [g for d in self.sets for g in d.groups]
+        self.ids = concat_strings([d.ids for d in self.sets])
+        if self._shared_ids:
+            ids = (f"{n}:{i}" if i in self._shared_ids else i for n, d in enumerate(self.sets, 1) for i in d.ids)
+            self.ids = StringColumn(pa.array(ids, pa.large_string()))
+            if repeated := repeated_strings(self.ids):
+                raise DataError(
+                    f"{self.spec}: two rows would have the id {min(repeated)!r}; make the ids of the training sets unique"
+                )
+        self.groups = concat_strings([d.groups for d in self.sets])
 
         def concatenate(table: str, name: str, dtype: type) -> np.ndarray:
             parts = [getattr(d, table).get(name, np.zeros(len(d), dtype)) for d in self.sets]
-            return np.concatenate(parts)
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
         self.labels = {k: concatenate("labels", k, np.int64) for k in ("id", "group", *self.modalities)}
         self.present = {m: concatenate("present", m, bool) for m in self.modalities}
-        self.own_id_labels = self.labels["id"].copy()
+        self.own_id_labels = self.labels["id"].copy() if len(self.sets) > 1 else self.labels["id"]
         """Labels of the ids as in the datasets themselves: equal ids of different datasets have equal labels."""
         for n in range(1, len(self.sets)):
             part = slice(self.starts[n], self.starts[n + 1])
