@@ -25,6 +25,7 @@ class FileServer:
     ranges: whether Range headers are obeyed
     stamp: header that tells versions of a file apart: ETag, Last-Modified or ""
     answers: (path, status) -> number of answers
+    most_at_once: highest number of requests that were answered at the same time
     fail_first: path -> number of requests of it that fail before one succeeds
     """
 
@@ -40,6 +41,8 @@ class FileServer:
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     fail_first: Counter[str] = field(default_factory=Counter)
     sent: int = 0
+    at_once: int = 0
+    most_at_once: int = 0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -62,8 +65,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(True)
 
     def answer(self, with_body: bool) -> None:
-        files, path = self.files, self.path.partition("?")[0]
+        files = self.files
+        with files.lock:
+            files.at_once += 1
+            files.most_at_once = max(files.most_at_once, files.at_once)
         time.sleep(files.delay)
+        try:
+            self.answer_now(with_body)
+        finally:
+            with files.lock:
+                files.at_once -= 1
+
+    def answer_now(self, with_body: bool) -> None:
+        files, path = self.files, self.path.partition("?")[0]
         with files.lock:
             fails = files.rng.random() < files.failures or files.fail_first[path] > 0
             cut = with_body and files.rng.random() < files.cuts

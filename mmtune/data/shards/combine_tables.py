@@ -6,7 +6,8 @@ Columns of the combined table, each one contiguous array:
     id.label, group.label, row.label: identity labels
     MODALITY.offset, .size, .field, .item, .label, .present: for each modality of which a row has a value
 
-Memory does not depend on the number of rows: columns are written to files while the tables of the shards are read one after another.
+Columns are written to files while the tables of the shards are read one after another, and these files are mapped. Only a sorted copy of
+the labels of ids is in memory, 8 bytes a row.
 """
 
 import contextlib

@@ -80,6 +80,16 @@ def concat_strings(columns: Sequence[StringColumn[T]]) -> StringColumn[T]:
     return StringColumn(pa.concat_arrays([c.__arrow_array__() for c in columns]))
 
 
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
+
+
+def _numpy(column: pa.Array) -> np.ndarray:
+    """The numbers of a column without nulls. Nothing is copied (pyarrow's `to_numpy` does not either, but imports pandas)."""
+    values = np.frombuffer(column.buffers()[1] or b"", np.dtype(str(column.type)))
+    return values[column.offset : column.offset + len(column)]
+
+
 class RowTable:
     """Columns of rows. See `combine_tables` for their names.
 
@@ -103,7 +113,7 @@ class RowTable:
         if name in self.replaced:
             return self.replaced[name]
         if name not in self._numbers:
-            column = self.table[name].chunk(0).to_numpy()
+            column = _numpy(_one_array(self.table[name]))
             self._numbers[name] = column if self.rows is None else column[self.rows]
         return self._numbers[name]
 
@@ -115,7 +125,7 @@ class RowTable:
 
     def strings(self, name: str) -> StringColumn:
         """A column of strings."""
-        return StringColumn(self.table[name].chunk(0), self.rows)
+        return StringColumn(_one_array(self.table[name]), self.rows)
 
     def take(self, rows: np.ndarray) -> "RowTable":
         """A view of some rows."""

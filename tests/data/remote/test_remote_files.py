@@ -165,6 +165,20 @@ def test_media_addresses_in_tables_survive_failures(server: FileServer, tmp_path
     assert "missing file" in (tmp_path / "out" / "rejected.jsonl").read_text()
 
 
+def test_media_addresses_in_tables_are_fetched_in_parallel(server: FileServer, tmp_path: Path) -> None:
+    """The same bytes in the same order, also if one of them fails, and if two rows have the same address."""
+    rows = [{"id": str(i), "image": f"{server.url}/{i % 20}.png", "text": f"t {i}"} for i in range(22)]
+    for i in set(range(20)) - {7}:
+        (server.root / f"{i}.png").write_bytes(picture(i))
+    table = write_csv(tmp_path / "t.csv", rows)
+    server.delay = 0.1
+    result = pack(table, tmp_path / "out", workers=1, max_rejected=1.0)
+    assert (result.packed, result.rejected) == (21, 1) and 4 <= server.most_at_once <= 8
+    data = open_data(str(tmp_path / "out"))
+    assert data.ids == [str(i) for i in range(22) if i != 7]
+    assert [data.read(n, "image") for n in range(21)] == [picture(int(i) % 20) for i in data.ids]
+
+
 def test_the_extra_is_named_when_its_library_is_missing() -> None:
     code = (
         "import sys; sys.modules['aiohttp'] = sys.modules['s3fs'] = None\n"

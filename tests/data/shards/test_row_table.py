@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,12 @@ def test_remote_packs_fetch_tables_first_and_shards_when_rows_are_read(server: F
     assert {k: n - before[k] for k, n in server.answers.items() if n > before[k] and k[1] == 200} == {("/index.json", 200): 1}
 
 
+def test_remote_tables_are_fetched_in_parallel(server: FileServer, packed: Path, tmp_path: Path) -> None:
+    server.delay = 0.1
+    assert len(open_data(server.url)) == 12
+    assert server.most_at_once >= min(8, len(list(packed.glob("*.tar")))) and server.count(200, ".tar") == 0
+
+
 def test_a_remote_table_that_is_damaged_costs_a_fetch_of_its_shard(server: FileServer, packed: Path, tmp_path: Path) -> None:
     want = contents(open_data(str(packed)))
     (packed / "shard-000000.arrow").write_bytes(b"damaged")
@@ -159,6 +166,15 @@ def test_a_remote_table_that_is_damaged_costs_a_fetch_of_its_shard(server: FileS
     data = open_data(server.url)
     assert list(data.ids) == want[0] and server.count(200, ".tar") == 2
     assert contents(data) == want
+
+
+def test_views_are_pickled_with_their_own_rows_only(packed: Path) -> None:
+    data = open_data(str(packed))
+    for rows in ([7, 2], [0], []):
+        view = data.subset(rows).without_values({"text": np.array([0][: len(rows)], np.int64)})
+        copy = pickle.loads(pickle.dumps(view))
+        assert contents(copy) == contents(view) and copy.ids == [data.ids[i] for i in rows]
+    assert len(pickle.dumps(data.subset([1]))) < len(pickle.dumps(data))
 
 
 def test_string_columns_are_sequences_that_equal_lists() -> None:
