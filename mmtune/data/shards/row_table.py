@@ -80,6 +80,12 @@ def concat_strings(columns: Sequence[StringColumn[T]]) -> StringColumn[T]:
     return StringColumn(pa.concat_arrays([c.__arrow_array__() for c in columns]))
 
 
+def repeated_strings(column: StringColumn[str]) -> set[str]:
+    """The strings that occur more than once."""
+    counts = pc.value_counts(column.__arrow_array__())
+    return set(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist())
+
+
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
 
