@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
+from mmtune.cli.printable import printable
 from mmtune.cli.verbs import VERBS
 from mmtune.contracts import JsonObject
 from mmtune.errors import MmtuneError
@@ -37,7 +38,7 @@ def _one_line_warnings() -> Iterator[None]:
     """Context manager: print warnings in one line on standard error, without the source line that Python adds."""
 
     def show(message: Warning | str, *_: object) -> None:
-        print(f"mmtune: {message}", file=sys.stderr)
+        print(f"mmtune: {printable(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]  # `show` ignores the other parameters
@@ -99,7 +100,7 @@ def dispatch(verb: str, argv: list[str]) -> int:
     try:
         with _one_line_warnings():
             result: Result = module.run(args)
-        print(json.dumps(result.document) if args.json else result.text.rstrip("\n"), flush=True)
+        print(json.dumps(result.document) if args.json else printable(result.text.rstrip("\n"), lines=True), flush=True)
         return result.status
     except BrokenPipeError:  # the reader closed the pipe (`| head`); redirect, so that Python prints no error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,5 +114,5 @@ def dispatch(verb: str, argv: list[str]) -> int:
             raise
         path = f" ({e.filename})" if isinstance(e, OSError) and e.filename else ""
         line = f"no space left on the disk{path}; free some, and run the same command again" if full else str(e)
-        print(f"mmtune {verb}: {line}", file=sys.stderr)
+        print(f"mmtune {verb}: {printable(line, lines=True)}", file=sys.stderr)
         return 2

@@ -1,8 +1,10 @@
 """Format the results of `mmtune index` as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from mmtune.cli.printable import printable
 from mmtune.contracts import JsonObject
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def embedded(done: "SharedEmbeddingResult", collection: str) -> str:
 def upserted(done: "UpsertResult") -> str:
     """Format the result of an upsert."""
     lines = [f"{done.new} new, {done.changed} changed, {done.same} unchanged, {len(done.rejected)} rejected"]
-    lines += [f"rejected {r.id!r}: {r.reason}" for r in done.rejected[:10]]
+    lines += [printable(f"rejected {r.id!r}: {r.reason}") for r in done.rejected[:10]]
     return "\n".join([*lines, *(f"{v} is behind: {why}" for v, why in done.behind.items())])
 
 
@@ -63,12 +65,13 @@ def plan(cost: "CostEstimate") -> str:
     return "\n".join(lines)
 
 
-def response(found: "SearchResponse") -> str:
-    """Format search results, best first: rank, score, id, group, metadata."""
+def response(found: "SearchResponse", titles: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Format search results, best first: rank, score, id, group, title (see `search_titles`), metadata."""
     lines = [f"{found.version}  {1000 * found.seconds:.1f} ms"]
     for n, r in enumerate(found.results, 1):
         meta = "  ".join(f"{k}={v}" for k, v in r.meta.items())
-        lines.append(f"{n:>3}  {r.score:.4f}  {r.id}  {r.group or ''}  {meta}".rstrip())
+        title = titles.get(r.id, "")
+        lines.append(printable(f"{n:>3}  {r.score:.4f}  {r.id}  {r.group or ''}  {title}  {meta}".rstrip()))
     return "\n".join(lines)
 
 
@@ -129,7 +132,8 @@ def status(status: "CollectionStatus") -> str:
 def journal(lines: Sequence[JsonObject]) -> str:
     """Format the audit log: one line per event."""
     return "\n".join(
-        f"{x['at'][:19]}  {x['who']:<10} {x['what']:<10} {x['version'] or '':<5} {_details(x)}".rstrip() for x in lines
+        f"{x['at'][:19]}  {printable(x['who']):<10} {x['what']:<10} {x['version'] or '':<5} {_details(x)}".rstrip()
+        for x in lines
     )
 
 
@@ -145,7 +149,7 @@ def _details(event: JsonObject) -> str:
     if "fraction" in event:
         parts.append(f"{event['fraction']:.0%} of the searches")
     if event.get("why"):
-        parts.append(f"why: {event['why']}")
+        parts.append(printable(f"why: {event['why']}"))
     if event.get("reasons"):
         parts.append(("forced over: " if event.get("forced") else "") + "; ".join(event["reasons"]))
     return "; ".join(parts)

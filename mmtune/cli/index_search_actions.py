@@ -1,12 +1,19 @@
 """The actions of `mmtune index` that only read: search, status, journal."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.cli import index_output
 from mmtune.cli.collection_arguments import open_collection
 from mmtune.cli.dispatch import Result
 from mmtune.errors import DataError
+
+if TYPE_CHECKING:
+    from mmtune.index.collection import Collection
+
+MAX_TITLE = 80
+"""Most characters of a caption that a search prints."""
 
 
 def search_arguments(p: argparse.ArgumentParser) -> None:
@@ -60,7 +67,18 @@ def search_action(args: argparse.Namespace) -> Result:
             item=args.id,
             **_query(args),
         )
-    return Result(response.to_dict(), index_output.response(response))
+        titles = _titles(collection, response.ids)
+    return Result(response.to_dict(), index_output.response(response, titles))
+
+
+def _titles(collection: "Collection", ids: list[str]) -> dict[str, str]:
+    """Return {id: the beginning of the item's caption} for the items that have one."""
+    out = {}
+    for id, item in collection.catalog.items(ids).items():
+        for m in [m for m in item.contents if modalities.get(m).language][:1]:
+            caption = " ".join(collection.catalog.read(item, m).decode("utf-8", "replace").split())
+            out[id] = caption if len(caption) <= MAX_TITLE else caption[: MAX_TITLE - 3] + "..."
+    return out
 
 
 def no_arguments(p: argparse.ArgumentParser) -> None:

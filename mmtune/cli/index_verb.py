@@ -7,6 +7,8 @@ The live version is the one that is searched; other versions can be built and te
   mmtune index promote  COLLECTION VERSION --queries DATA        make a version live, if it passes the checks (else exit 1)
   mmtune index rollback COLLECTION                               make the previously live version live again, immediately
 
+  mmtune index backup   COLLECTION --out FILE                    and restore, clone, verify, repair, gc, compact, erase
+
 `mmtune index ACTION --help` explains an action.
 """
 
@@ -28,6 +30,20 @@ from mmtune.cli.index_item_actions import (
     plan_arguments,
     upsert_action,
     upsert_arguments,
+)
+from mmtune.cli.index_maintenance_actions import (
+    backup_action,
+    backup_arguments,
+    clone_action,
+    clone_arguments,
+    compact_action,
+    compact_arguments,
+    erase_action,
+    erase_arguments,
+    gc_action,
+    repair_action,
+    restore_action,
+    verify_action,
 )
 from mmtune.cli.index_release_actions import (
     judgments_action,
@@ -72,6 +88,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         if name == "plan":
             p.add_argument("collection", metavar="COLLECTION", nargs="?", help="directory of the collection (optional)")
         else:
+            if name == "restore":
+                p.add_argument("file", metavar="FILE", help="the backup")
             p.add_argument("collection", metavar="COLLECTION", help="directory of the collection")
         action.add_arguments(p)
         p.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
@@ -150,4 +168,52 @@ ACTIONS = {
         "mmtune index judgments COLLECTION --out feedback",
     ),
     "drop": Action(drop_arguments, drop_action, "Delete a version that is not live.", "mmtune index drop COLLECTION VERSION"),
+    "erase": Action(
+        erase_arguments,
+        erase_action,
+        "Erase an item from all versions, caches and logs, and search every file for what is left of it.",
+        'mmtune index erase COLLECTION ITEM --why "request of 3 May"',
+    ),
+    "backup": Action(
+        backup_arguments,
+        backup_action,
+        "Write a backup of the collection as it is at one moment; other processes may write meanwhile.",
+        "mmtune index backup COLLECTION --out shop.tar",
+    ),
+    "restore": Action(
+        no_arguments,
+        restore_action,
+        "Unpack a backup as a new collection, and fill its tables.",
+        "mmtune index restore shop.tar COLLECTION",
+    ),
+    "clone": Action(
+        clone_arguments,
+        clone_action,
+        "Copy a collection to a new directory, with database tables of its own.",
+        "mmtune index clone COLLECTION TARGET",
+    ),
+    "gc": Action(
+        no_arguments,
+        gc_action,
+        "Remove models, vectors, tables and contents that no version and no item needs.",
+        "mmtune index gc COLLECTION",
+    ),
+    "compact": Action(
+        compact_arguments,
+        compact_action,
+        "Rewrite the stores without deleted and replaced rows, and build their indexes again.",
+        "mmtune index compact COLLECTION",
+    ),
+    "verify": Action(
+        no_arguments,
+        verify_action,
+        "Read every byte of the collection and compare it with its checksums; exit 1 if anything is damaged.",
+        "mmtune index verify COLLECTION",
+    ),
+    "repair": Action(
+        no_arguments,
+        repair_action,
+        "Repair what can be computed again: cached vectors, stores and torn log lines.",
+        "mmtune index repair COLLECTION",
+    ),
 }

@@ -19,6 +19,8 @@ def read_gate(path: str | Path) -> JsonObject | None:
 
     Returns None if there is no gate in it. Raises RecipeError if the file is missing, is not YAML, or is not a mapping.
     """
+    import difflib
+
     import yaml
 
     try:
@@ -27,6 +29,9 @@ def read_gate(path: str | Path) -> JsonObject | None:
         raise RecipeError(f"{path}: this file does not exist") from None
     except yaml.YAMLError as e:
         raise RecipeError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from None
+    if isinstance(document, dict) and "gate" not in document:
+        for near in difflib.get_close_matches("gate", [str(k) for k in document], 1):
+            raise RecipeError(f"{path}: no key {near!r} in a recipe; did you mean 'gate'?")
     if isinstance(document, dict) and ("gate" in document or "model" in document):
         document = _gate_of_recipe(document)
     if not isinstance(document, dict):

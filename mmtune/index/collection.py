@@ -33,6 +33,7 @@ from mmtune.index.collection_results import (
 from mmtune.index.feedback.feedback import FeedbackLog
 from mmtune.index.feedback.interleave import Interleaving
 from mmtune.index.item_catalog import Catalog
+from mmtune.index.maintenance.maintenance import Maintenance
 from mmtune.index.query.filters import parse
 from mmtune.index.query.query import Query
 from mmtune.index.query.searcher import Searcher
@@ -68,6 +69,7 @@ class Collection:
         catalog: the items.
         pool: the open versions.
         updates: brings all versions up to date after a change of the items.
+        maintenance: erase, backup, clone, gc, compact, verify and repair.
         searcher, feedback_log, interleaving, shadow_searches: see their classes.
     """
 
@@ -87,6 +89,8 @@ class Collection:
         self.shadow_searches = ShadowSearches(self.layout, self.pool, self.searcher)
         self._builder = VersionBuilder(self.layout, self.catalog, self.pool, self.updates)
         self._promoter = Promoter(self.layout, self.catalog, self.pool, self.updates)
+        self.maintenance = Maintenance(self.updates)
+        self.maintenance.finish_pending()
 
     # --- building and changing -----------------------------------------------------------------------------------
 
@@ -159,7 +163,7 @@ class Collection:
 
         where: metadata filter, e.g. "category = 'Apple'" (see `mmtune.index.query.filters`).
         version: version to search; default: the live version.
-        hybrid: fuse the results with BM25 over captions and metadata. Needs a text query; ignored with `item`.
+        hybrid: fuse the results with BM25 over captions and metadata. Needs a text query.
         item: id of an item; its stored vector is the query, and the item itself is not returned.
         target: search only the indexes of these modalities; default: all.
         group_by: metadata column, or "group"; keep only the best item per value of that column. With `item`, the items that
@@ -178,7 +182,7 @@ class Collection:
             opened.require_tower(modality)
             content = decode_query(modality, value)
         targets = tuple(target) if target else None
-        one = Query(modality, content, item, k, condition, targets, hybrid and item is None, group_by)
+        one = Query(modality, content, item, k, condition, targets, hybrid, group_by)
         (response,) = self.search_many([one], version, begin)
         if isinstance(response, MmtuneError):
             raise response

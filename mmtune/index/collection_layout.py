@@ -7,6 +7,8 @@ COLL is the directory of the collection:
     COLL/models/FINGERPRINT/    the saved models of the versions
     COLL/vectors/FINGERPRINT/   cache of embeddings, keyed by content hash
     COLL/corpus/                the catalog of items
+    COLL/home.json              path and inode of the collection, to recognise a copy of it
+    COLL/pending.json           unfinished maintenance (`mmtune.index.maintenance.pending_work`)
     COLL/versions/v1/           version.json (the version's record), canaries, stores
 A version exists if and only if its version.json exists; that file is written last.
 """
@@ -194,6 +196,8 @@ class CollectionLayout:
         DataError when that variable is not set.
         """
         url = store.get("url")
+        if url:
+            self._require_original()
         if url and url.startswith("env:"):
             name = url[4:]
             if name not in os.environ:
@@ -202,6 +206,24 @@ class CollectionLayout:
         slug = re.sub(r"[^a-z0-9]+", "_", self.manifest["name"].lower()).strip("_")[:24] or "collection"
         name = f"{slug}_{self.manifest['uid']}_{version}_{modality}"[:60]
         return StoreLocation(str(store["kind"]), self.directory(version) / modality, url, name)
+
+    def _require_original(self) -> None:
+        """Raises DataError for a copy of a collection (`cp -r`): its tables in a database are those of the original.
+
+        COLL/home.json holds the collection's path and the inode of its collection.json. A moved collection keeps the inode, and
+        one that was restored from a file backup keeps the path; a copy has neither.
+        """
+        path = self.path / "home.json"
+        here = {"path": str(self.path.resolve()), "inode": os.stat(self.path / "collection.json").st_ino}
+        home = read_json(path) if path.exists() else here
+        if here["path"] != home["path"] and here["inode"] != home["inode"]:
+            raise DataError(
+                f"{self.path}: a copy of {home['path']}, whose database tables it must not share; make a copy with tables of its "
+                f"own: `mmtune index clone {self.path} NEW`"
+            )
+        if home != here or not path.exists():
+            with contextlib.suppress(OSError):  # a read-only disk
+                write_json(path, here)
 
     # --- writers -------------------------------------------------------------------------------------------------
 

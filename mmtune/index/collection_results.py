@@ -171,9 +171,10 @@ class DeleteResult(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class DropResult(CollectionResult):
-    """The version that was deleted."""
+    """The version that was deleted. pending: stores that could not be deleted yet, and why; `mmtune index gc` does it later."""
 
     dropped: str
+    pending: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)

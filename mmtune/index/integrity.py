@@ -1,10 +1,11 @@
 """Check that the stores of a version hold the vectors that they should: a sample when it is opened, all before a promotion.
 
-Each stored vector is compared with the cached embedding of the same content by the same model (`VectorCache`). For the
-canaries, it is compared with a newly computed embedding. So vectors that something other than mmtune wrote into the store are
+Each stored vector is compared with the cached embedding of the same content by the same model (`VectorCache`); a cached
+embedding that was damaged is computed again. For the canaries, it is compared with a newly computed embedding. So vectors that something other than mmtune wrote into the store are
 detected: they differ, or they belong to items that are not in the catalog.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from mmtune.errors import DataError
 from mmtune.index.item_catalog import Catalog, Item, labels_of
+from mmtune.index.item_vectors import embed_items
 from mmtune.index.release.canaries import differing_rows
 from mmtune.index.vector_cache import VectorCache
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 128
 """Vectors per modality that are compared when a version is opened."""
+EMBED_BATCH = 64
+"""Items per forward pass."""
 MAX_FAULTS = 5
 """Most faults that are reported."""
 
@@ -43,7 +47,7 @@ def find_faults(
             if len(store) != count:
                 faults.append(f"{where}: {len(store)} vectors in the store, {count} items in the catalog")
         if not all_vectors:
-            faults += _compare(version, name, cache, catalog.sample(name, SAMPLE, applied), where)
+            faults += _compare(version, name, catalog, cache, catalog.sample(name, SAMPLE, applied), where)
             continue
         stored, expected = set(store.ids()), 0
         for items in catalog.changed(0, applied):
@@ -52,7 +56,7 @@ def find_faults(
             if absent:
                 faults.append(f"{where}: {len(absent)} items are not in the store, e.g. {absent[0]!r}")
             expected += len(having)
-            faults += _compare(version, name, cache, [i for i in having if i.id in stored], where)
+            faults += _compare(version, name, catalog, cache, [i for i in having if i.id in stored], where)
         if not faults and applied == catalog.seq and len(stored) != expected:
             faults.append(f"{where}: {len(stored) - expected} vectors in the store belong to no item of the catalog")
     return faults[:MAX_FAULTS]
@@ -68,14 +72,27 @@ def catalog_behind(version: str, catalog: Catalog, applied: int) -> list[str]:
     ]
 
 
-def _compare(version: "OpenVersion", name: str, cache: VectorCache, items: Sequence[Item], where: str) -> list[str]:
+def _recompute(version: "OpenVersion", name: str, catalog: Catalog, cache: VectorCache, items: Sequence[Item]) -> np.ndarray:
+    """Embed items whose cached vectors were damaged, save the vectors in the cache, and return them [N, D]."""
+    vectors_ND = embed_items(version.model, catalog, items, name, EMBED_BATCH)
+    with contextlib.suppress(OSError):  # a read-only disk
+        cache.write(name, labels_of(items, name), vectors_ND)
+    return vectors_ND
+
+
+def _compare(
+    version: "OpenVersion", name: str, catalog: Catalog, cache: VectorCache, items: Sequence[Item], where: str
+) -> list[str]:
     """Compare stored vectors with the cached and canary embeddings of the same contents; return the faults."""
     if not items:
         return []
     labels, canaries = labels_of(items, name), version.canaries.get(name)
-    known = ~cache.missing(name, labels)
+    had = ~cache.missing(name, labels)
+    known = cache.intact(name, labels)
     expected = np.full((len(items), version.dim), np.nan, np.float32)
     expected[known] = cache.read(name, labels[known])
+    if (lost := np.flatnonzero(had & ~known)).size:
+        expected[lost], known[lost] = _recompute(version, name, catalog, cache, [items[n] for n in lost.tolist()]), True
     if canaries is not None:
         canary_of = {label: n for n, label in enumerate(canaries[0].tolist())}
         for row in [n for n, label in enumerate(labels.tolist()) if label in canary_of]:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtune import modalities
 from mmtune.contracts import JsonObject, Row
 from mmtune.data.identity_labels import stable_label
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.errors import DataError, Rejected
 from mmtune.index.collection_results import RejectedItem
 from mmtune.index.query.filters import value_kind
+from mmtune.index.row_contents import content_labels
+from mmtune.index.stores.store_rows import check_id, plain_metadata
 
 SCHEMA = """
 create table if not exists items(id text primary key, grp text, meta text not null, seq integer not null,
@@ -33,6 +34,7 @@ create table if not exists sources(number integer primary key, shards text not n
 create table if not exists blobs(modality text, label integer, data blob not null, primary key(modality, label));
 create table if not exists state(name text primary key, value integer not null);
 """
+CONTENT_INDEX = "create index if not exists content_label on content(label)"
 COLUMNS_SCHEMA = """
 create table if not exists columns(name text, kind text, primary key(name, kind)) without rowid;
 insert or ignore into columns select distinct j.key, case j.type when 'integer' then 'n' when 'real' then 'n' when 'true' then 'b'
@@ -87,6 +89,10 @@ def split_payload(payload: Mapping[str, object]) -> tuple[str | None, JsonObject
     return None if group is None else str(group), meta
 
 
+class ContentReplaced(DataError):
+    """Raised when an item's content was replaced or deleted by another process after the item was read."""
+
+
 @dataclass(slots=True)
 class ChangeCounts:
     """The number of items that an upsert inserted, replaced, and found identical.
@@ -116,6 +122,8 @@ class Catalog:
                 db.executescript(SCHEMA)
             if not db.execute("select 1 from state where name = 'columns'").fetchone():
                 db.executescript(COLUMNS_SCHEMA)
+            if not db.execute("select 1 from sqlite_master where name = 'content_label'").fetchone():
+                db.execute(CONTENT_INDEX)
 
     def _db(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
@@ -128,6 +136,10 @@ class Catalog:
                 raise DataError(f"{self.path}: the catalog cannot be opened ({e}); it must be a writable SQLite file") from None
             self._local.db = db
         return db
+
+    def connection(self) -> sqlite3.Connection:
+        """Return the database connection of this thread, for `mmtune.index.maintenance`."""
+        return self._db()
 
     def close(self) -> None:
         """Close the database connection of this thread."""
@@ -238,7 +250,12 @@ class Catalog:
         content_label, source = item.contents[modality]
         if source == STORED_HERE:
             query = "select data from blobs where modality = ? and label = ?"
-            return bytes(self._db().execute(query, (modality, content_label)).fetchone()[0])
+            found = self._db().execute(query, (modality, content_label)).fetchone()
+            if found is None:
+                raise ContentReplaced(
+                    f"{modality} of item {item.id!r} was replaced or deleted meanwhile; run the command again"
+                )
+            return bytes(found[0])
         data, row = self.locate(item, modality)
         return data.read(row, modality)
 
@@ -272,7 +289,7 @@ class Catalog:
         blobs: list[tuple[str, int, bytes]] = []
         for row in rows:
             try:
-                labels = _content_labels(row)
+                labels = content_labels(row)
             except Rejected as e:
                 rejected.append(RejectedItem(row.id, str(e)))
                 continue
@@ -326,11 +343,24 @@ class Catalog:
         db.executemany("delete from content where id = ?", [(i.id,) for i in relocated])
         lines = [(i.id, m, content_label, source) for i in relocated for m, (content_label, source) in i.contents.items()]
         db.executemany("insert into content values (?, ?, ?, ?)", lines)
+        self._collect_blobs(db, [old for i in relocated if i.id in known for old in known[i.id].contents.items()])
 
     def _bury(self, db: sqlite3.Connection, ids: Sequence[str], seq: int) -> None:
         """Turn items into tombstones."""
         db.executemany("update items set deleted = 1, seq = ? where id = ?", [(seq, i) for i in ids])
+        had = [old for start in range(0, len(ids), CHUNK) for old in self._contents(db, ids[start : start + CHUNK])]
         db.executemany("delete from content where id = ?", [(i,) for i in ids])
+        self._collect_blobs(db, had)
+
+    def _contents(self, db: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[str, tuple[int, int]]]:
+        query = f"select modality, label, source from content where id in ({','.join('?' * len(ids))})"
+        return [(m, (content_label, source)) for m, content_label, source in db.execute(query, list(ids))]
+
+    def _collect_blobs(self, db: sqlite3.Connection, contents: Sequence[tuple[str, tuple[int, int]]]) -> None:
+        """Delete those of these contents that are stored here and that no item has any more."""
+        unused = "not exists (select 1 from content c where c.label = blobs.label and c.modality = blobs.modality)"
+        stored = {(m, content_label) for m, (content_label, source) in contents if source == STORED_HERE}
+        db.executemany(f"delete from blobs where modality = ? and label = ? and {unused}", sorted(stored))
 
 
 def _dump(meta: JsonObject) -> str:
@@ -346,24 +376,9 @@ def _identity(item: Item) -> tuple[str | None, str, int, dict[str, int]]:
 def _item_of(data: Data, i: int, source: int) -> Item:
     contents = {m: (int(data.labels[m][i]), source) for m in data.modalities if data.present[m][i]}
     labels = int(data.labels["id"][i]), int(data.labels["group"][i])
-    return Item(data.ids[i], data.groups[i], data.meta(i), False, *labels, contents)
-
-
-def _content_labels(row: Row) -> dict[str, int]:
-    """Return {modality: content hash} of a row. Raises Rejected for undecodable content, no content, or an empty id."""
-    if not isinstance(row.id, str) or not row.id:
-        raise Rejected("the row has no id")
-    if not row.values:
-        raise Rejected("the row has no content in any modality")
-    out = {}
-    for name, value in row.values.items():
-        kind = modalities.get(name)
-        try:
-            kind.check(value)
-            out[name] = stable_label(kind.content_key(value))
-        except Rejected as e:
-            raise Rejected(f"{name}: {e}") from None
-    return out
+    check_id(data.ids[i], data.spec)
+    meta = plain_metadata(data.meta(i), f"{data.spec}: id {data.ids[i]!r}")
+    return Item(data.ids[i], data.groups[i], meta, False, *labels, contents)
 
 
 def labels_of(items: Sequence[Item], modality: str) -> np.ndarray:

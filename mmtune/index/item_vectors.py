@@ -10,9 +10,9 @@ import numpy as np
 
 from mmtune.embedding.embed_rows import embed_rows
 from mmtune.errors import ModelError
-from mmtune.index.item_catalog import STORED_HERE, Catalog, Item, labels_of
+from mmtune.index.item_catalog import STORED_HERE, Catalog, ContentReplaced, Item, labels_of
 from mmtune.index.release.canaries import embed_bytes
-from mmtune.index.vector_cache import VectorCache, missing_from
+from mmtune.index.vector_cache import VectorCache
 
 if TYPE_CHECKING:
     from mmtune.index.stores import Store
@@ -33,7 +33,7 @@ def embed_missing(
     advance: Callable[[int], None],
     batch_size: int = 64,
 ) -> int:
-    """Embed the contents that are not in the cache yet, and return their number.
+    """Embed the contents that are not in the cache yet, or whose cached vectors are damaged, and return their number.
 
     Each block is saved before the next one begins, so that an interrupted call can be resumed.
 
@@ -47,13 +47,14 @@ def embed_missing(
             f"{cache.directory}: vectors of {cache.fingerprint}, but the model's fingerprint is now {model.fingerprint}: the "
             "model was changed in memory; open the collection again"
         )
-    known, queued, waiting = cache.keys(modality), set[int](), list[Item]()
-    embedded = 0
+    queued, waiting = set[int](), list[Item]()
+    embedded, refresh = 0, True
     for items in chunks:
         having = [i for i in items if not i.deleted and modality in i.contents]
         labels = labels_of(having, modality)
-        for item, label, absent in zip(having, labels.tolist(), missing_from(known, labels).tolist(), strict=True):
-            if absent and label not in queued:
+        intact, refresh = cache.intact(modality, labels, refresh), False  # the blocks written below are in `queued`
+        for item, label, present in zip(having, labels.tolist(), intact.tolist(), strict=True):
+            if not present and label not in queued:
                 queued.add(label)
                 waiting.append(item)
         advance(len(having))
@@ -68,9 +69,25 @@ def embed_missing(
 def _embed_block(
     model: "Model", catalog: Catalog, cache: VectorCache, items: Sequence[Item], modality: str, batch_size: int
 ) -> int:
-    """Embed one block of items and save it in the cache. Returns the number of items."""
-    cache.write(modality, labels_of(items, modality), embed_items(model, catalog, items, modality, batch_size))
+    """Embed one block of items and save it in the cache. Returns the number of items.
+
+    Items whose content another process has replaced meanwhile are left out: that process embeds the new content.
+    """
+    try:
+        vectors_ND = embed_items(model, catalog, items, modality, batch_size)
+    except ContentReplaced:
+        items = [i for i in items if _readable(catalog, i, modality)]
+        vectors_ND = embed_items(model, catalog, items, modality, batch_size)
+    cache.write(modality, labels_of(items, modality), vectors_ND)
     return len(items)
+
+
+def _readable(catalog: Catalog, item: Item, modality: str) -> bool:
+    try:
+        catalog.read(item, modality)
+    except ContentReplaced:
+        return False
+    return True
 
 
 def embed_items(model: "Model", catalog: Catalog, items: Sequence[Item], modality: str, batch_size: int) -> np.ndarray:

@@ -1,18 +1,22 @@
 """The embedding cache, keyed by content hash, in COLL/vectors/FINGERPRINT/MODALITY/*.safetensors.
 
-A model embeds each content only once. A file is called a block; it holds "keys" int64 [n] (content hashes, called labels) and
-"vectors" float32 [n, D], with the model fingerprint in its header. Blocks are written atomically (`mmtune.runtime.files`) and
-never changed, so an interruption loses at most the block in progress. A key may occur in several blocks, with the same vector.
-A block with the fingerprint of another model is rejected.
+A model embeds each content only once. A file is called a block; it holds "keys" int64 [n] (content hashes, called labels),
+"vectors" float32 [n, D] and "checks" int64 [n] (`row_checksums`), with the model fingerprint in its header. Blocks are written
+atomically (`mmtune.runtime.files`), so an interruption loses at most the block in progress. A key may occur in several blocks,
+with the same vector. A block with the fingerprint of another model is rejected. A row whose checksum is wrong is never returned:
+it is removed from its block, and counts as missing. Blocks of earlier versions of mmtune have no checksums.
 """
 
+import contextlib
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mmtune.errors import DataError, ModelError
+from mmtune.index.row_checksums import row_checksums
 from mmtune.index.tensor_files import map_tensors
 from mmtune.runtime.files import write_bytes
 
@@ -24,16 +28,35 @@ ROW_BITS = 32
 """The address of a row is (number of its file << ROW_BITS) + its row number in the file."""
 
 
+@dataclass(frozen=True, slots=True)
+class CacheBlock:
+    """One block: keys int64 [n], vectors float32 [n, D], checksums int64 [n] (None in files of earlier versions)."""
+
+    keys: np.ndarray
+    vectors: np.ndarray
+    checks: np.ndarray | None
+
+    def damaged(self, rows: np.ndarray) -> np.ndarray:
+        """Return bool [len(rows)], True for the rows (row numbers) whose checksum is wrong."""
+        if self.checks is None:
+            return np.zeros(len(rows), bool)
+        return row_checksums(self.keys[rows], self.vectors[rows]) != self.checks[rows]
+
+    def take(self, rows: np.ndarray) -> "CacheBlock":
+        """Return a block of these rows, in memory."""
+        return CacheBlock(self.keys[rows], self.vectors[rows], None if self.checks is None else self.checks[rows])
+
+
 class VectorCache:
     """The cached embeddings of one model. An object must not be shared by threads; several processes may add blocks at once."""
 
     def __init__(self, directory: Path, fingerprint: str, dim: int):
         self.directory, self.fingerprint, self.dim = directory, fingerprint, dim
-        self._blocks: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self._blocks: dict[Path, CacheBlock] = {}
         self._sorted: dict[str, tuple[frozenset[Path], np.ndarray, np.ndarray, list[Path]]] = {}
 
-    def _block(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Return (keys [n], memory-mapped vectors [n, D]) of a block.
+    def _block(self, path: Path) -> CacheBlock:
+        """Return a block, memory-mapped.
 
         Raises DataError for a damaged block, and ModelError for a block of another model.
         """
@@ -44,14 +67,16 @@ class VectorCache:
                 raise ModelError(f"{path}: vectors of another model ({fingerprint}, not {self.fingerprint}); remove that file")
             if not {"keys", "vectors"} <= set(file.arrays):
                 raise DataError(f"{path}: not a block of vectors; remove it, it will be embedded again")
-            keys, vectors = file.arrays["keys"], file.arrays["vectors"]
-            if vectors.shape != (len(keys), self.dim):
+            keys, vectors, checks = file.arrays["keys"], file.arrays["vectors"], file.arrays.get("checks")
+            if vectors.shape != (len(keys), self.dim) or checks is not None and checks.shape != keys.shape:
                 raise DataError(f"{path}: vectors {vectors.shape}, not [{len(keys)}, {self.dim}]; remove that file")
-            self._blocks[path] = (keys, vectors)
+            self._blocks[path] = CacheBlock(keys, vectors, checks)
         return self._blocks[path]
 
-    def _index(self, modality: str) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-        """Return (ascending keys, address of each key's row, files)."""
+    def _index(self, modality: str, refresh: bool = True) -> tuple[np.ndarray, np.ndarray, list[Path]]:
+        """Return (ascending keys, address of each key's row, files). refresh: see `intact`."""
+        if not refresh and modality in self._sorted:
+            return self._sorted[modality][1:]
         for _ in range(10):
             try:
                 return self._scan(modality)
@@ -63,7 +88,7 @@ class VectorCache:
         files = sorted(p for p in (self.directory / modality).glob("*.safetensors") if not p.name.startswith("."))
         known = self._sorted.get(modality)
         if known is None or known[0] != frozenset(files):
-            blocks = [np.empty(0, np.int64), *(self._block(p)[0] for p in files)]
+            blocks = [np.empty(0, np.int64), *(self._block(p).keys for p in files)]
             addresses = [np.empty(0, np.int64), *(np.arange(len(k)) + (i << ROW_BITS) for i, k in enumerate(blocks[1:]))]
             keys, rows = np.concatenate(blocks), np.concatenate(addresses)
             order = np.argsort(keys, kind="stable")
@@ -78,29 +103,92 @@ class VectorCache:
         """Return bool [N], True where the content has no cached vector. labels: content hashes, int64 [N]."""
         return missing_from(self.keys(modality), labels)
 
+    def intact(self, modality: str, labels: np.ndarray, refresh: bool = True) -> np.ndarray:
+        """Return bool [N], True where the content has a cached vector whose checksum is right.
+
+        The damaged vectors that are found are removed from the cache.
+
+        refresh: list the blocks again; False means that blocks written since the last call need not be found.
+        """
+        while True:
+            present = ~missing_from(self._index(modality, refresh)[0], labels)
+            number, row, files = self._addresses(modality, labels[present], refresh)
+            damaged = {}
+            for i in np.unique(number).tolist():
+                rows = np.unique(row[number == i])
+                if (bad := self._block(files[i]).damaged(rows)).any():
+                    damaged[files[i]] = rows[bad]
+            if not damaged:
+                return present
+            for path, rows in damaged.items():
+                self._drop_rows(modality, path, rows)
+
     def read(self, modality: str, labels: np.ndarray) -> np.ndarray:
-        """Return the vectors, float32 [N, D], of content hashes. Raises DataError when a vector is missing."""
-        absent = self.missing(modality, labels)
+        """Return the vectors, float32 [N, D], of content hashes. Raises DataError when a vector is missing or damaged."""
+        absent = ~self.intact(modality, labels)
         if absent.any():
-            raise DataError(f"{self.directory / modality}: {int(absent.sum())} vectors are missing; build the version again")
-        keys, addresses, files = self._index(modality)
-        address = addresses[np.searchsorted(keys, labels)]
-        number, row = address >> ROW_BITS, address & (2**ROW_BITS - 1)
+            raise DataError(
+                f"{self.directory / modality}: {int(absent.sum())} vectors are missing or were damaged; run the same command "
+                "again to compute them, or build the version again"
+            )
+        number, row, files = self._addresses(modality, labels)
         out = np.empty((len(labels), self.dim), np.float32)
         for i in np.unique(number).tolist():
             in_file = number == i
-            out[in_file] = self._block(files[i])[1][row[in_file]]
+            out[in_file] = self._block(files[i]).vectors[row[in_file]]
         return out
+
+    def _addresses(self, modality: str, labels: np.ndarray, refresh: bool = True) -> tuple[np.ndarray, np.ndarray, list[Path]]:
+        """Return (number of the file [N], row number in it [N], files) of content hashes that all have a vector."""
+        keys, addresses, files = self._index(modality, refresh)
+        address = addresses[np.searchsorted(keys, labels)] if len(labels) else np.empty(0, np.int64)
+        return address >> ROW_BITS, address & (2**ROW_BITS - 1), files
+
+    def _drop_rows(self, modality: str, path: Path, rows: np.ndarray) -> None:
+        """Remove rows (row numbers) from a block. On a read-only disk, only this object leaves them out."""
+        block = self._block(path)
+        kept = block.take(np.setdiff1d(np.arange(len(block.keys)), rows))
+        self._sorted.pop(modality, None)
+        if len(kept.keys):
+            with contextlib.suppress(OSError):
+                self._write_block(modality, path, kept)
+            self._blocks[path] = kept
+            return
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        self._blocks[path] = kept
+
+    def keep_only(self, modality: str, labels: np.ndarray) -> int:
+        """Remove the vectors of all contents other than `labels` (content hashes), and return how many rows were removed.
+
+        The caller must make sure that no other process adds or merges blocks.
+        """
+        removed = 0
+        for path in self._index(modality)[2]:
+            rows = np.flatnonzero(~np.isin(self._block(path).keys, labels))
+            if len(rows):
+                self._drop_rows(modality, path, rows)
+                removed += len(rows)
+        return removed
+
+    def check_block(self, path: Path) -> tuple[int, int]:
+        """Read every row of a block; return (number of rows, number of rows whose checksum is wrong).
+
+        Raises DataError for an unreadable block, and ModelError for a block of another model.
+        """
+        block = self._block(path)
+        return len(block.keys), int(block.damaged(np.arange(len(block.keys))).sum())
 
     def write(self, modality: str, labels: np.ndarray, vectors_ND: np.ndarray, name: str | None = None) -> None:
         """Write one block atomically; it is durable when this returns. name: file name without suffix; default: a new one."""
+        keys, vectors = np.asarray(labels, np.int64), np.ascontiguousarray(vectors_ND, np.float32)
+        path = self.directory / modality / f"{name or uuid.uuid4().hex}.safetensors"
+        self._write_block(modality, path, CacheBlock(keys, vectors, row_checksums(keys, vectors)))
+
+    def _write_block(self, modality: str, path: Path, block: CacheBlock) -> None:
         from safetensors.numpy import save
 
-        arrays: dict[str, np.ndarray] = {
-            "keys": np.asarray(labels, np.int64),
-            "vectors": np.ascontiguousarray(vectors_ND, np.float32),
-        }
-        path = self.directory / modality / f"{name or uuid.uuid4().hex}.safetensors"
+        arrays = {"keys": block.keys, "vectors": block.vectors} | ({} if block.checks is None else {"checks": block.checks})
         write_bytes(path, save(arrays, {"fingerprint": self.fingerprint, "modality": modality}))
 
     def merge(self, modality: str) -> None:
@@ -108,10 +196,12 @@ class VectorCache:
 
         The small blocks are removed only after the large one is written, so an interruption loses nothing.
         """
-        small = [p for p in self._index(modality)[2] if len(self._block(p)[0]) < MERGED_ROWS // 2]
-        for group in _groups(small, [len(self._block(p)[0]) for p in small]):
-            parts = [self._block(p) for p in group]
-            self.write(modality, np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+        small = [p for p in self._index(modality)[2] if len(self._block(p).keys) < MERGED_ROWS // 2]
+        for group in _groups(small, [len(self._block(p).keys) for p in small]):
+            parts = [
+                block.take(np.flatnonzero(~block.damaged(np.arange(len(block.keys))))) for block in map(self._block, group)
+            ]
+            self.write(modality, np.concatenate([p.keys for p in parts]), np.concatenate([p.vectors for p in parts]))
             for path in group:
                 self._blocks.pop(path, None)
                 path.unlink(missing_ok=True)

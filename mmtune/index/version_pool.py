@@ -10,7 +10,7 @@ from mmtune.index.collection_layout import CollectionLayout, VersionRecord
 from mmtune.index.integrity import find_faults
 from mmtune.index.item_catalog import Catalog
 from mmtune.index.open_version import OpenVersion, load_version
-from mmtune.index.pinned_model import pin_model
+from mmtune.index.pinned_model import load_pinned, pin_model
 from mmtune.index.query_content import QueryVectorCache
 from mmtune.index.stores import Store, open_store
 from mmtune.index.vector_cache import VectorCache
@@ -100,6 +100,11 @@ class VersionPool:
         if fingerprint not in self._models:
             self._models[fingerprint] = pin_model(self.layout.path, model)
         return self._models[fingerprint]
+
+    def saved_model(self, record: VersionRecord) -> "Model":
+        """Load the saved model of a version, without its stores."""
+        path = self.layout.path / "models" / record["fingerprint"]
+        return load_pinned(path, record["fingerprint"], record["identity"], record["version"])
 
     def vector_cache(self, fingerprint: str, dim: int) -> VectorCache:
         """Return the cache of the embeddings of one model, keyed by content hash."""

@@ -108,3 +108,34 @@ def test_a_search_whose_filter_can_admit_nothing_names_the_column(coll):
     assert coll.search(text="x", where="weight > 2").ids == ["new"] and coll.search(text="x", where="weight > 3").ids == []
     with pytest.raises(DataError, match="price holds strings, and is compared with numbers; write the value in single quotes"):
         coll.search(text="x", where="price < 3")
+
+
+def test_hybrid_with_an_item_is_refused_and_a_target_is_kept_to(coll):
+    with pytest.raises(DataError, match="hybrid search needs a text query; got an item"):
+        coll.search(item="0-001", hybrid=True)
+    coll.upsert([Row("words-only", None, {"text": b"yellow yellow yellow"}, {})])
+    assert "words-only" in coll.search(text="yellow", hybrid=True, k=50).ids
+    assert "words-only" not in coll.search(text="yellow", hybrid=True, k=50, target=["image"]).ids
+
+
+def test_what_data_contains_reaches_the_terminal_escaped_and_a_search_shows_captions(coll, capsys):
+    bad = Row("evil\x1b[2J\nid", "red", {"image": picture("red", 77), "text": b"a \x1b]0;title\x07 square"}, {"k": "\u202ev"})
+    coll.upsert([bad])
+    assert main(["index", "search", str(coll.path), "--id", "0-001", "-k", "30"]) == 0
+    out = capsys.readouterr().out
+    assert "evil\\x1b[2J\\nid" in out and "a \\x1b]0;title\\x07 square" in out and "\\u202ev" in out
+    assert not set("\x1b\x07\u202e") & set(out) and len(out.splitlines()) == 25
+
+
+def test_a_misspelt_gate_is_refused(coll, tmp_path, capsys):
+    (tmp_path / "gate.yaml").write_text("model: {}\ngates: {min_gain: 0.5}\n")
+    assert main(["index", "promote", str(coll.path), "v2", "--gate", str(tmp_path / "gate.yaml")]) == 2
+    assert "did you mean 'gate'?" in capsys.readouterr().err
+
+
+def test_values_that_no_store_can_hold_are_refused_before_anything_is_written(coll):
+    long, seq = "x" * 1025, coll.catalog.seq
+    for bad in (row("a\0b"), row(long), row("n", huge=10**400), row("n", nul="a\0b")):
+        done = coll.upsert([bad, row("good", "red", 8)])
+        assert [r.id for r in done.rejected] == [bad.id] and done.behind == {}
+    assert coll.catalog.seq > seq and len(coll.search(text="x", k=50).ids) == 25

@@ -19,28 +19,39 @@ class ItemBm25:
     def __init__(self, catalog: Catalog):
         language = [m for m in catalog.counts() if modalities.get(m).language]
         self.payloads: dict[str, JsonObject] = {}
+        self.modalities: dict[str, tuple[str, ...]] = {}
         documents: list[str] = []
         for items in catalog.changed(0):
             for item in items:
                 values = [catalog.read(item, m).decode("utf-8", "replace") for m in language if m in item.contents]
                 documents.append(" ".join([*values, *(v for v in item.meta.values() if isinstance(v, str))]))
                 self.payloads[item.id] = item.payload
+                self.modalities[item.id] = tuple(item.contents)
         self._index = Bm25Index(list(self.payloads), documents)
 
-    def search(self, query: str, where: Filter | None) -> list[str]:
-        """Return the ids of the DEPTH best items that match the filter, best first."""
+    def search(self, query: str, where: Filter | None, target: Sequence[str] | None = None) -> list[str]:
+        """Return the ids of the DEPTH best items that match the filter and have a `target` modality, best first."""
         admitted = None if where is None else [i for i, payload in self.payloads.items() if where.matches(payload)]
+        if target is not None:
+            having = self.payloads if admitted is None else admitted
+            admitted = [i for i in having if set(target) & set(self.modalities[i])]
         return [id for id, _ in self._index.search(query, DEPTH, admitted)]
 
 
-def fuse(bm25: ItemBm25, query: str, results: Sequence[SearchResult], where: Filter | None) -> list[SearchResult]:
+def fuse(
+    bm25: ItemBm25,
+    query: str,
+    results: Sequence[SearchResult],
+    where: Filter | None,
+    target: Sequence[str] | None = None,
+) -> list[SearchResult]:
     """Fuse the results of vector search with those of BM25, by fused score descending.
 
     `similarity` of a fused result is its cosine similarity, or None when only BM25 found the item.
     """
     by_id = {r.id: r for r in results}
     out: list[SearchResult] = []
-    for id, score in reciprocal_rank_fusion([list(by_id), bm25.search(query, where)]):
+    for id, score in reciprocal_rank_fusion([list(by_id), bm25.search(query, where, target)]):
         near = by_id.get(id)
         if near is not None:
             out.append(HybridResult(id, score, near.modality, near.group, near.meta, near.score))

@@ -113,10 +113,11 @@ class Searcher:
 
     def _fused(self, query: Query, results: Results) -> Results:
         if query.content is None or not modalities.get(query.modality).language:
-            raise DataError(f"hybrid search needs a text query; got a query of modality {query.modality}")
+            got = f"a query of modality {query.modality}" if query.item is None else "an item"
+            raise DataError(f"hybrid search needs a text query; got {got}")
         with self._guard:
             seq = self.catalog.seq
             if self._bm25 is None or self._bm25[0] != seq:
                 self._bm25 = (seq, ItemBm25(self.catalog))
             bm25 = self._bm25[1]
-        return fuse(bm25, str(query.content.signal), results, query.where)
+        return fuse(bm25, str(query.content.signal), results, query.where, query.target)

@@ -237,7 +237,7 @@ def _compare_with_cache(cache: VectorCache, canaries: CanaryVectors) -> None:
     Raises ModelError when they differ, because the cache then contains embeddings of another model.
     """
     for m, (labels, fresh) in canaries.items():
-        known = ~cache.missing(m, labels)
+        known = cache.intact(m, labels)
         if not known.any():
             continue
         cached = cache.read(m, labels[known])

@@ -5,7 +5,7 @@ covers what is saved: weights, files and settings. Canaries detect other changes
 with other kernels, edited code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,3 +105,26 @@ def verify_canaries(model: "Model", path: Path) -> CanaryVectors:
     if not any(len(labels) for labels, _ in canaries.values()):
         raise ModelError(f"{path}: contains no canaries, so the model cannot be verified to be unchanged; build a new version")
     return canaries
+
+
+def keep_canaries(path: Path, labels: Mapping[str, np.ndarray]) -> bool:
+    """Remove the canaries whose content is not among `labels` ({modality: content hashes}) from a canary file, atomically.
+
+    Returns False, and changes nothing, when no canary would be left.
+    """
+    from safetensors.numpy import save
+
+    arrays, fingerprint = _read(path)
+    kept: dict[str, np.ndarray] = {}
+    count = removed = 0
+    for name in [k.rpartition("/")[0] for k in arrays if k.endswith("/labels")]:
+        had = arrays[f"{name}/labels"]
+        rows = np.flatnonzero(np.isin(had, labels.get(name, np.empty(0, np.int64))))
+        kept |= {f"{name}/labels": had[rows], f"{name}/vectors": arrays[f"{name}/vectors"][rows]}
+        kept |= {f"{name}/{n}": arrays[f"{name}/{row}"] for n, row in enumerate(rows.tolist())}
+        count, removed = count + len(rows), removed + len(had) - len(rows)
+    if not count:
+        return False
+    if removed:
+        write_bytes(path, save(kept, {"fingerprint": fingerprint}))
+    return True

@@ -136,6 +136,9 @@ class Promoter:
             with self.layout.lock():
                 self.updates.update(opened.record, opened.model)
         self.pool.verify(opened, all_vectors=True)
+        damaged = [f for store in opened.stores.values() for f in getattr(store, "damaged_files", list)()]
+        if damaged:
+            raise DataError(f"{damaged[0]}; run `mmtune index repair {self.layout.path}`")
         return opened
 
     def _check(

@@ -23,7 +23,7 @@ import pyarrow as pa
 from mmtune.errors import DataError, ModelError
 from mmtune.index.stores.faiss_index import FaissIndexSettings
 from mmtune.index.tensor_files import TensorFile, map_tensors
-from mmtune.runtime.files import atomic_open, read_json, write_json
+from mmtune.runtime.files import atomic_open, read_json, sha256_file, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -39,6 +39,7 @@ class StoreManifest(TypedDict):
     segments: names of the segments that were added after the base segment, oldest first.
     index: settings of the index over the base segment.
     requested: arguments of the last `build`; files of earlier versions call this key "asked".
+    sha256: {file name: SHA-256 hash of the file}; absent in files of earlier versions.
     """
 
     format: int
@@ -48,6 +49,7 @@ class StoreManifest(TypedDict):
     segments: list[str]
     index: FaissIndexSettings
     requested: NotRequired[list[str | int | None]]
+    sha256: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,26 @@ def read_manifest(directory: Path) -> StoreManifest:
 
 
 def publish(directory: Path, manifest: StoreManifest) -> None:
-    """Replace the manifest atomically, then delete the files that it no longer lists.
+    """Replace the manifest atomically, with the hashes of all files that it lists, then delete the other files.
 
     Readers that have memory-mapped a deleted file can still use it.
     """
-    write_json(directory / MANIFEST, manifest)
-    named = {*manifest["segments"], manifest["base"]}
+    named, known = {*manifest["segments"], manifest["base"]}, manifest.get("sha256", {})
+    listed = [p for p in directory.iterdir() if p.name.split(".")[0] in named]
+    hashes = {p.name: known.get(p.name) or sha256_file(p) for p in sorted(listed)}
+    write_json(directory / MANIFEST, {**manifest, "sha256": hashes})
     for path in directory.iterdir():
         if path.name != MANIFEST and path.name.split(".")[0] not in named:
             path.unlink(missing_ok=True)
+
+
+def damaged_files(directory: Path) -> list[str]:
+    """Read every file that the manifest lists; return one line per file that is missing or not what was written."""
+    faults = []
+    for name, expected in read_manifest(directory).get("sha256", {}).items():
+        path = directory / name
+        if not path.exists():
+            faults.append(f"{path}: is missing")
+        elif sha256_file(path) != expected:
+            faults.append(f"{path}: damaged: its SHA-256 hash is not the one in {MANIFEST}")
+    return faults

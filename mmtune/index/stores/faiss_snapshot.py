@@ -95,9 +95,13 @@ class Snapshot:
         base = self.base.ids if self.alive is None else self.base.ids.filter(pa.array(self.alive))
         return [*base.to_pylist(), *self.delta_ids]
 
+    def dead_positions(self) -> list[int]:
+        """Return the positions of the base segment's rows that were deleted or replaced."""
+        return [] if self.alive is None else np.flatnonzero(~self.alive).tolist()
+
     def dead_ids(self) -> list[str]:
         """Return the ids of the base segment's rows that were deleted or replaced."""
-        return [] if self.alive is None else [self.base.ids[i].as_py() for i in np.flatnonzero(~self.alive).tolist()]
+        return [self.base.ids[i].as_py() for i in self.dead_positions()]
 
     def mask(self, where: "Filter | None") -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return (mask of the base rows, mask of the delta rows): True where a row is current and matches the filter.

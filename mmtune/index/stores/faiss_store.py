@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 MAX_SEGMENTS = 32
 """When there are more segments than this, they are merged into one."""
+MIN_COMPACT = 4096
+"""With fewer changed rows than this after the last `build`, the index is not built again."""
+COMPACT_SHARE = {"flat": 8}
+"""{index: n}: a write that makes the changed rows more than 1/n of the base segment builds the index again. Default: 4."""
 MAX_EXACT = 20_000
 """Up to this many rows that match the filter are searched exactly."""
 ATTEMPTS = 20
@@ -118,8 +122,25 @@ class FaissStore:
         name = files.write_segment(self.directory, self.fingerprint, self.dim, len(ids), blocks, deleted)
         manifest["segments"].append(name)
         files.publish(self.directory, manifest)
-        if manifest["base"] and len(manifest["segments"]) > MAX_SEGMENTS:
-            self._merge_segments(manifest)
+        if manifest["base"] and (len(manifest["segments"]) > MAX_SEGMENTS or len(ids) + len(deleted) > MIN_COMPACT):
+            snapshot = self._snapshot()
+            changed = len(snapshot.delta_ids) + len(snapshot.dead_positions())
+            share = len(snapshot.base.ids) // COMPACT_SHARE.get(manifest["index"]["index"], 4)
+            if changed > max(MIN_COMPACT, share):
+                self.compact()
+            elif len(manifest["segments"]) > MAX_SEGMENTS:
+                self._merge_segments(manifest)
+
+    def compact(self) -> None:
+        """Write all current rows to one segment and build its index again, with the arguments of the last `build`.
+
+        No file contains a deleted or replaced row afterwards.
+        """
+        manifest = files.read_manifest(self.directory)
+        if manifest["segments"]:
+            index, *sizes = manifest.get("requested") or ["auto", None, None]
+            search_dim, memory_mb = (n if isinstance(n, int) else None for n in sizes)
+            self.build(str(index), search_dim=search_dim, memory_mb=memory_mb)
 
     def _merge_segments(self, manifest: files.StoreManifest) -> None:
         """Merge all segments after the base segment into one."""
@@ -224,6 +245,10 @@ class FaissStore:
     def drop(self) -> None:
         self.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def damaged_files(self) -> list[str]:
+        """Read every byte of the store's files; return one line per file that is not what was written."""
+        return files.damaged_files(self.directory)
 
     def close(self) -> None:
         self._current = None

@@ -164,6 +164,18 @@ class LanceStore:
         self._index = self._built()
         return built
 
+    def compact(self) -> None:
+        """Rewrite the table without deleted rows, build its index again, and delete all earlier files.
+
+        A search that runs meanwhile in another process may have to be repeated.
+        """
+        schema, index = self._table.schema, self._index
+        rows = self._table.search().select(schema.names).to_arrow().select(schema.names)
+        data = rows.cast(schema.remove_metadata()).replace_schema_metadata(schema.metadata)
+        self._table = self._db.create_table(self._location.name, data=data, schema=schema, mode="overwrite")
+        self.build(index)
+        self._clean(timedelta(0))
+
     def _create_vector_index(self, index: str, count: int) -> dict[str, int]:
         """Build an hnsw or ivfpq index and return its settings."""
         kinds = _lancedb().index

@@ -270,6 +270,11 @@ class PgvectorStore:
         self._index = index
         return {"index": index, **(GRAPH if index == "hnsw" else {})}
 
+    def compact(self) -> None:
+        """Rewrite the table and its indexes without deleted rows. Searches wait until it has finished."""
+        query = _psycopg().sql.SQL("VACUUM (FULL, ANALYZE) {}").format(self._table)
+        self._connections.run(lambda c: c.execute(query))
+
     def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
         values: list[object] = []
         condition = None if where is None else _condition(where, values)

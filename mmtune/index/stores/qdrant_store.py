@@ -112,8 +112,11 @@ class _SharedClient:
                 raise DataError(f"{label}: {(str(e).strip().splitlines() or ['no answer from the server'])[0]}") from None
 
     @contextlib.contextmanager
-    def batch(self, name: str) -> Iterator[None]:
-        """Context manager for a write of many points: in local mode, the file is synced once at the end, not per point."""
+    def batch(self, name: str, vacuum: bool = False) -> Iterator[None]:
+        """Context manager for a write of many points: in local mode, the file is synced once at the end, not per point.
+
+        vacuum: rewrite the file without free pages at the end.
+        """
         collections = getattr(getattr(self._client, "_client", None), "collections", {})
         file = getattr(getattr(collections.get(name), "storage", None), "storage", None) if self.local else None
         if file is not None:
@@ -121,7 +124,10 @@ class _SharedClient:
             file.execute("PRAGMA synchronous=NORMAL")
         yield
         if file is not None:
-            file.execute("PRAGMA wal_checkpoint(FULL)")
+            if vacuum:
+                file.commit()
+                file.execute("VACUUM")
+            file.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if vacuum else 'FULL'})")
 
 
 def _remove_empty_contents(directory: Path) -> None:
@@ -241,6 +247,12 @@ class QdrantStore:
             c.update_collection(self._name, metadata={"mmtune": store_rows.stamp(self.fingerprint, self.dim, index=index)})
         self._index = index
         return built
+
+    def compact(self) -> None:
+        """Remove the bytes of deleted points from the files of local mode. A server does so by itself, some time later."""
+        if self._client.local:
+            with self._client.use(self._label), self._client.batch(self._name, vacuum=True):
+                pass
 
     def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
         condition = None if where is None else _condition(where)

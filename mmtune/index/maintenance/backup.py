@@ -1,0 +1,177 @@
+"""Copy a collection as it is at one moment, while other processes write to it: as a backup file, or as a clone.
+
+A backup is a tar file with the catalog, the models, the cached vectors, the versions and the logs, and in its last member the
+SHA-256 hash of every file. Vectors in a database are not part of it: they are written again from the cached vectors when the
+backup is restored. A restored collection and a clone have an id of their own, and so tables of their own.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import sqlite3
+import tarfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmtune.errors import DataError
+from mmtune.index.collection_layout import CollectionLayout, now
+from mmtune.index.collection_results import CollectionResult
+from mmtune.index.maintenance.pending_work import PendingWork, write_pending
+from mmtune.runtime.files import atomic_open, read_json, sha256_file, write_json
+
+HASHES = "sha256.json"
+"""The last member of a backup: {path: SHA-256 of the file}."""
+IMMUTABLE = {".safetensors", ".arrow", ".index", ".lance", ".txt"}
+"""Suffixes of files that are replaced, and never changed in place: a hard link keeps their content."""
+STAGING = ".tmp-backup-"
+SKIPPED = {"home.json"}
+
+
+@dataclass(frozen=True, eq=False)
+class BackupResult(CollectionResult):
+    """A backup file: its path, the number and total bytes of the files in it, and the live version."""
+
+    path: str
+    files: int
+    bytes: int
+    live: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class CopyResult(CollectionResult):
+    """A restored or cloned collection: its path, its new id, its versions, and the live version."""
+
+    path: str
+    uid: str
+    versions: list[str]
+    live: str | None
+
+
+def _files(layout: CollectionLayout) -> Iterator[Path]:
+    """Yield the files that make up the collection, without locks, temporary files and unfinished versions."""
+    complete = set(layout.versions())
+    for path in sorted(layout.path.rglob("*")):
+        parts = path.relative_to(layout.path).parts
+        if not path.is_file() or any(p.startswith(".") for p in parts) or parts[0] in SKIPPED:
+            continue
+        if parts[0] == "versions" and len(parts) > 1 and parts[1] not in complete or parts[:1] == ("corpus",):
+            continue
+        yield path
+
+
+def snapshot(layout: CollectionLayout, directory: Path) -> None:
+    """Copy the collection to `directory`. Writers wait meanwhile: files that never change are only linked, if possible."""
+    with layout.lock():
+        for path in _files(layout):
+            target = directory / path.relative_to(layout.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix in IMMUTABLE:
+                try:
+                    os.link(path, target)
+                    continue
+                except OSError:  # another disk, or one without hard links
+                    pass
+            shutil.copyfile(path, target)
+        (directory / "corpus").mkdir(parents=True, exist_ok=True)
+        source, copy = (sqlite3.connect(d / "corpus" / "items.sqlite") for d in (layout.path, directory))
+        with copy:
+            source.backup(copy)
+        copy.close()
+        source.close()
+
+
+def backup(layout: CollectionLayout, out: Path) -> BackupResult:
+    """Write a backup to the file `out`, atomically."""
+    if out.exists():
+        raise DataError(f"{out}: the file exists; name a new one")
+    if layout.path.resolve() in out.resolve().parents:
+        raise DataError(f"{out}: is inside the collection; write the backup elsewhere")
+    staging = layout.path / f"{STAGING}{uuid.uuid4().hex}"
+    hashes: dict[str, str] = {}
+    size = 0
+    try:
+        snapshot(layout, staging)
+        live = CollectionLayout(staging).live()["version"]
+        with atomic_open(out) as f, tarfile.open(fileobj=f, mode="w") as tar:
+            for path in sorted(p for p in staging.rglob("*") if p.is_file()):
+                name = path.relative_to(staging).as_posix()
+                hashes[name] = sha256_file(path)
+                size += path.stat().st_size
+                tar.add(path, name, recursive=False)
+            document = json.dumps(hashes, indent=1).encode()
+            info = tarfile.TarInfo(HASHES)
+            info.size = len(document)
+            tar.addfile(info, io.BytesIO(document))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return BackupResult(str(out), len(hashes), size, live)
+
+
+def restore(file: Path, target: Path) -> CopyResult:
+    """Unpack a backup as the new collection `target`, after its files have been compared with their hashes.
+
+    The stores that are not files of the backup are listed in pending.json; they are filled when the collection is opened.
+    """
+    staging = _staging(target)
+    try:
+        try:
+            with tarfile.open(file, "r:") as tar:
+                tar.extractall(staging, filter="data")
+        except FileNotFoundError:
+            raise DataError(f"{file}: no such file") from None
+        except (tarfile.TarError, EOFError) as e:
+            raise DataError(f"{file}: not a backup, or damaged ({e})") from None
+        if not (staging / HASHES).exists():
+            raise DataError(f"{file}: not a complete backup: it has no {HASHES}")
+        hashes: dict[str, str] = read_json(staging / HASHES)
+        (staging / HASHES).unlink()
+        present = {p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file()}
+        wrong = sorted(present ^ set(hashes)) or sorted(n for n in hashes if sha256_file(staging / n) != hashes[n])
+        if wrong:
+            raise DataError(f"{file}: damaged: {wrong[0]} is not what was backed up ({len(wrong)} files); use another backup")
+        return _publish(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def clone(layout: CollectionLayout, target: Path) -> CopyResult:
+    """Copy a collection to the new collection `target`, with an id and tables of its own."""
+    staging = _staging(target)
+    try:
+        snapshot(layout, staging)
+        return _publish(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _staging(target: Path) -> Path:
+    """Return the temporary directory beside `target`; what a killed process left in it is removed."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target}: exists already; name a new directory")
+    name = hashlib.sha256(target.name.encode()).hexdigest()[:8]
+    staging = target.absolute().with_name(f".tmp-restore-{name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    return staging
+
+
+def _publish(staging: Path, target: Path) -> CopyResult:
+    """Give a copied collection its own id and rename it to `target`."""
+    manifest = read_json(staging / "collection.json")
+    uid = uuid.uuid4().hex[:8]
+    write_json(staging / "collection.json", {**manifest, "name": target.name, "uid": uid, "created": now()})
+    layout = CollectionLayout(staging)
+    work: PendingWork = {"erasures": [], "removals": [], "fill": []}
+    for version in layout.versions():
+        record = layout.record(version)
+        if record["store"].get("url") or record["store"]["kind"] != "faiss":
+            work["fill"].append(version)  # a table whose name contains the collection's id
+    write_pending(layout, work)
+    versions, live = layout.versions(), layout.live()["version"]
+    if target.exists():
+        target.rmdir()
+    os.replace(staging, target)
+    return CopyResult(str(target), uid, versions, live)

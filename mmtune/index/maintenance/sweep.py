@@ -1,0 +1,79 @@
+"""Remove what no item and no version needs: cached vectors, temporary files, and the bytes of deleted rows in stores."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mmtune.index.collection_layout import CollectionLayout
+from mmtune.index.item_catalog import Catalog
+from mmtune.index.stores import Store
+from mmtune.index.vector_cache import VectorCache
+
+OLD_SECONDS = 600.0
+"""A temporary file that nobody has written for this long was left by a process that was killed."""
+
+
+def current_labels(catalog: Catalog, modality: str, without: str | None = None) -> np.ndarray:
+    """Return the content hashes, int64, that the items have in a modality. without: id of an item to leave out."""
+    query = "select distinct label from content where modality = ? and id is not ?"
+    return np.array([r[0] for r in catalog.connection().execute(query, (modality, without))], np.int64)
+
+
+def compact_store(store: Store, settings: Mapping[str, object]) -> None:
+    """Rewrite a store without the bytes of deleted rows; a store without `compact` builds its index again.
+
+    settings: the index settings of the version's record.
+    """
+    compact = getattr(store, "compact", None)
+    if compact is not None:
+        compact()
+    else:
+        store.build(str(settings.get("index", "auto")))
+
+
+def used_fingerprints(layout: CollectionLayout) -> dict[str, int]:
+    """Return {fingerprint of a version's model: dimension of its vectors}."""
+    records = [layout.record(v) for v in layout.versions()]
+    return {r["fingerprint"]: r["dim"] for r in records}
+
+
+def sweep_caches(layout: CollectionLayout, catalog: Catalog, contents: Mapping[str, int]) -> int:
+    """Remove cached vectors, and return their number: all whose content no item has, of the models of versions.
+
+    Vectors of other models were made by `mmtune index embed` for a build that is still to come. Of those, only the vectors of
+    `contents` ({modality: content hash}) are removed, if no item has that content.
+    """
+    used, removed = used_fingerprints(layout), 0
+    for directory in (layout.path / "vectors").glob("*/*"):
+        fingerprint, modality = directory.parent.name, directory.name
+        if not directory.is_dir() or not any(directory.glob("[!.]*.safetensors")):
+            continue
+        dim = used.get(fingerprint) or _dim(directory)
+        cache, labels = VectorCache(directory.parent, fingerprint, dim), current_labels(catalog, modality)
+        if fingerprint not in used:
+            gone = np.setdiff1d(np.array([contents[modality]] if modality in contents else [], np.int64), labels)
+            labels = np.setdiff1d(cache.keys(modality), gone)
+        removed += cache.keep_only(modality, labels)
+    return removed
+
+
+def _dim(directory: Path) -> int:
+    from mmtune.index.tensor_files import map_tensors
+
+    path = next(iter(directory.glob("[!.]*.safetensors")))
+    return int(map_tensors(path, "damaged ({error}); remove it").arrays["vectors"].shape[1])
+
+
+def sweep_temporary_files(root: Path) -> int:
+    """Remove the temporary files of killed processes, and return their number."""
+    removed = 0
+    for path in root.rglob(".tmp-*"):
+        try:
+            if path.is_file() and time.time() - path.stat().st_mtime > OLD_SECONDS:
+                path.unlink(missing_ok=True)
+                removed += 1
+        except FileNotFoundError:
+            continue
+    return removed

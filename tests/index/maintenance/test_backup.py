@@ -1,0 +1,168 @@
+"""Backup, restore, clone, gc, drop, compact, verify and repair of a collection."""
+
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from mmtune.cli import main
+from mmtune.errors import DataError
+from mmtune.index.collection import Collection
+from mmtune.index.maintenance.backup import restore
+from mmtune.index.stores import StoreLocation, open_store
+from mmtune.index.stores.faiss_store import FaissStore
+from tests.support.index_helpers import BASE, again, coll_fixture, row, shelf_fixture  # noqa: F401
+
+
+def answers(coll, version):
+    return [(r.id, r.score) for r in coll.search(text="a red square", k=50, version=version).results]
+
+
+def test_a_restored_backup_answers_as_the_collection_did_and_is_its_own(coll, tmp_path, capsys):
+    coll.upsert([row("new", "red", 5)])
+    before = {v: answers(coll, v) for v in ("v1", "v2")}
+    assert main(["index", "backup", str(coll.path), "--out", str(tmp_path / "b.tar")]) == 0
+    coll.delete(["new", "0-001"])
+    assert main(["index", "restore", str(tmp_path / "b.tar"), str(tmp_path / "restored")]) == 0
+    with Collection(tmp_path / "restored") as other:
+        assert {v: answers(other, v) for v in ("v1", "v2")} == before and other.live == "v1"
+        assert other.layout.manifest["uid"] != coll.layout.manifest["uid"] and other.layout.manifest["name"] == "restored"
+        assert other.maintenance.verify().faults == [] and other.value("new", "image") == row("new", "red", 5).values["image"]
+        assert other.promote("v2", force=True, why="x").promoted and other.rollback().version == "v1"
+    assert not list(coll.path.glob(".tmp*")) and not list(tmp_path.glob(".tmp*"))
+    with pytest.raises(DataError, match="exists already"):
+        restore(tmp_path / "b.tar", tmp_path / "restored")
+    with pytest.raises(DataError, match="the file exists"):
+        coll.maintenance.backup(tmp_path / "b.tar")
+
+
+def test_a_damaged_or_foreign_backup_is_refused_in_one_line(coll, tmp_path):
+    coll.maintenance.backup(tmp_path / "b.tar")
+    data = bytearray((tmp_path / "b.tar").read_bytes())
+    with tarfile.open(tmp_path / "b.tar") as tar:
+        member = next(m for m in tar.getmembers() if m.name.startswith("vectors/"))
+    data[member.offset_data + member.size - 5] ^= 1
+    (tmp_path / "bit.tar").write_bytes(data)
+    (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2])
+    (tmp_path / "no.tar").write_bytes(b"not a tar file" * 99)
+    for name, says in (
+        ("bit", "vectors/.* is not what was backed up"),
+        ("cut", "not a"),
+        ("no", "not a backup"),
+        ("x", "no such"),
+    ):
+        with pytest.raises(DataError, match=says):
+            restore(tmp_path / f"{name}.tar", tmp_path / "r")
+    assert not (tmp_path / "r").exists() and not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_clone_is_independent(coll, tmp_path):
+    assert main(["index", "clone", str(coll.path), str(tmp_path / "c2")]) == 0
+    with Collection(tmp_path / "c2") as other:
+        assert answers(other, "v1") == answers(coll, "v1")
+        other.delete(["0-001"])
+        assert "0-001" in coll.search(text="x", k=50).ids and "0-001" not in other.search(text="x", k=50).ids
+        assert again(coll).maintenance.verify().faults == [] == other.maintenance.verify().faults
+
+
+def test_gc_removes_what_only_dropped_versions_had(coll):
+    fingerprint = coll.layout.record("v2")["fingerprint"]
+    coll.upsert([row("new", "red", 5)])
+    coll.delete(["new"])
+    coll.drop("v2")
+    assert (coll.path / "models" / fingerprint).exists() and not coll.layout.directory("v2").exists()
+    done = again(coll).maintenance.gc()
+    assert list(done.models) == [fingerprint] and done.vectors == 1 and done.tombstones == 1 and done.bytes > 0
+    assert not (coll.path / "models" / fingerprint).exists() and not (coll.path / "vectors" / fingerprint).exists()
+    assert len(again(coll).search(text="x", k=50).ids) == 24 and again(coll).build(BASE, quiet=True).version == "v3"
+
+
+def test_drop_while_the_database_is_away_is_finished_by_gc(coll, monkeypatch):
+    away = FaissStore.drop
+
+    def refuse(self):
+        raise DataError("postgresql localhost: connection refused")
+
+    monkeypatch.setattr(FaissStore, "drop", refuse)
+    assert "connection refused" in coll.drop("v2").pending[0] and coll.layout.versions() == ["v1"]
+    assert main(["index", "gc", str(coll.path)]) == 1
+    monkeypatch.setattr(FaissStore, "drop", away)
+    assert len(again(coll).maintenance.gc().stores) == 1 and not coll.layout.directory("v2").exists()
+    assert not (coll.path / "pending.json").exists()
+
+
+def test_verify_reads_every_byte_and_repair_writes_it_again(coll):
+    assert coll.maintenance.verify().faults == []
+    before = answers(coll, "v1")
+    (rows,) = (coll.layout.directory("v1") / "image").glob("*.rows.arrow")
+    data = bytearray(rows.read_bytes())
+    at = data.find(b"dark")
+    data[at] ^= 1
+    rows.write_bytes(data)
+    fresh = again(coll)
+    (fault,) = fresh.maintenance.verify().faults
+    assert "rows.arrow: damaged" in fault and "v1" in fault
+    assert main(["index", "verify", str(coll.path)]) == 1 and main(["index", "repair", str(coll.path)]) == 0
+    assert again(coll).maintenance.verify().faults == [] and answers(again(coll), "v1") == before
+
+
+def test_a_damaged_stored_content_is_named(coll):
+    coll.upsert([row("new", "red", 5)])
+    db = coll.catalog.connection()
+    with db:
+        db.execute("update blobs set data = ? where modality = 'image'", (row("x", "blue", 6).values["image"],))
+    (fault,) = [f for f in coll.maintenance.verify().faults if "damaged" in f]
+    assert "image of item 'new'" in fault
+
+
+def test_a_faiss_store_that_is_changed_often_stays_small(tmp_path, monkeypatch):
+    """Upserts beyond the threshold build the index again: searches stay exact, and no segment piles up."""
+    monkeypatch.setattr("mmtune.index.stores.faiss_store.MIN_COMPACT", 100)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(1000, 8)).astype(np.float32)
+    location = StoreLocation("faiss", tmp_path / "s", None, "s")
+    store = FaissStore.create(location, 8, "f")
+    ids = [f"i{n:04d}" for n in range(1000)]
+    store.upsert(ids[:200], vectors[:200], [{}] * 200)
+    store.build("flat")
+    most = 0
+    for start in range(200, 1000, 5):
+        store.upsert(ids[start : start + 5], vectors[start : start + 5], [{}] * 5)
+        most = max(most, len(store._snapshot().delta_ids))
+    assert most <= 100 + 33 * 5 and len(store) == 1000
+    fresh = open_store(location)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    want = [ids[i] for i in np.argsort(-(unit @ unit[7]), kind="stable")[:10]]
+    assert [h.id for h in fresh.search(unit[7:8], 10)[0]] == want
+    store.delete(ids[:500])
+    assert len(open_store(location)) == 500 and store.damaged_files() == []
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["sha256"]
+
+
+def test_a_plain_copy_shares_no_tables_with_the_original(shelf, tmp_path):
+    """cp -r is refused in one line where the vectors are in a database; mv is not; a clone has tables of its own."""
+    pytest.importorskip("lancedb")
+    url = str(tmp_path / "db")
+    with Collection(tmp_path / "a", create=True) as coll:
+        coll.build(BASE, shelf["data"], store="lancedb", url=url, quiet=True)
+        coll.promote("v1")
+        before = answers(coll, "v1")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    with Collection(tmp_path / "copy") as copy:
+        for use in (lambda: copy.search(text="x"), lambda: copy.build(BASE, store="lancedb", url=url, quiet=True)):
+            with pytest.raises(DataError, match="a copy of .*mmtune index clone"):
+                use()
+        assert list(copy.delete(["0-001"]).behind) == ["v1"]
+    assert main(["index", "clone", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    with Collection(tmp_path / "b") as clone:
+        assert answers(clone, "v1") == before
+        clone.delete(["0-002"])
+        assert len(clone.search(text="x", k=50).ids) == 23
+        erased = clone.maintenance.erase("0-003", "a test")
+        assert erased.erased and len(clone.search(text="x", k=50).ids) == 22
+    os.rename(tmp_path / "a", tmp_path / "moved")
+    with Collection(tmp_path / "moved") as coll:
+        assert answers(coll, "v1") == before and sum(n.endswith(".lance") for n in os.listdir(url)) == 2
