@@ -10,6 +10,7 @@ from mmtune.contracts import JsonObject
 if TYPE_CHECKING:
     from mmtune.index.collection_results import (
         BuildResult,
+        GateCheck,
         Preference,
         PromotionResult,
         SearchResponse,
@@ -78,11 +79,17 @@ def response(found: "SearchResponse", titles: Mapping[str, str] = MappingProxyTy
 def promoted(done: "PromotionResult") -> str:
     """Format the result of a promotion: the verdict, then the reasons."""
     if not done.promoted:
-        return "\n".join([f"NOT PROMOTED: {done.version}", *(f"- {r}" for r in done.reasons)])
+        scope = [_scope(done.checks.gate).strip(" ()")] if done.checks.gate and done.checks.gate.scope else []
+        return "\n".join([f"NOT PROMOTED: {done.version}", *(f"- {r}" for r in done.reasons), *scope])
     gate = done.checks.gate
     head = f"{done.version} is live (before: {done.previous or 'no version'})" + (", by force" if done.forced else "")
-    verdict = [f"gate: {gate.verdict}: {gate.reason}"] if gate else []
+    verdict = [f"gate: {gate.verdict}: {gate.reason}{_scope(gate)}"] if gate else []
     return "\n".join([head, *(f"- {r}" for r in done.reasons), *verdict])
+
+
+def _scope(gate: "GateCheck") -> str:
+    """Return which queries were ranked against how many candidates, in parentheses; "" when nothing was evaluated."""
+    return f" ({gate.scope})" if gate.scope else ""
 
 
 def shadow(report: "ShadowReport", preference: "Preference") -> str:

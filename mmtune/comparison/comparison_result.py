@@ -7,6 +7,7 @@ from mmtune.comparison.gate import Gate
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import JsonObject
 from mmtune.evaluation.result import Result
+from mmtune.recipe.gate_block import MEAN
 
 if TYPE_CHECKING:
     import pandas
@@ -61,12 +62,41 @@ class Comparison:
             columns="interval"
         )
 
+    def _candidates(self, where: str) -> str:
+        """Return how many candidates the queries of a direction or slice were ranked against; "" for another kind of figure.
+
+        Slices are of the gate's direction. The mean over directions has the candidates of each direction.
+        """
+        directions = self.base.directions
+        name = where if where in directions else self.gate.direction if where in self.slices else ""
+        found = [directions[name]] if name in directions else list(directions.values()) if where == MEAN else []
+        counts = sorted({d.candidates for d in found})
+        return "" if not counts else f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+
     def _table(self) -> tuple[list[str], list[list[str]]]:
         rows = [
-            [n, f"{c.queries:,}", f"{c.base:.4f}", f"{c.candidate:.4f}", str(c), f"{c.wins:,}", f"{c.losses:,}"]
+            [
+                n,
+                f"{c.queries:,}",
+                self._candidates(n),
+                f"{c.base:.4f}",
+                f"{c.candidate:.4f}",
+                str(c),
+                f"{c.wins:,}",
+                f"{c.losses:,}",
+            ]
             for n, c in [*self.directions.items(), *self.slices.items()]
         ]
-        return ["where", "queries", "base", "candidate", f"difference of {self.gate.metric}", "wins", "losses"], rows
+        return [
+            "where",
+            "queries",
+            "candidates",
+            "base",
+            "candidate",
+            f"difference of {self.gate.metric}",
+            "wins",
+            "losses",
+        ], rows
 
     def __str__(self) -> str:
         from mmtune.evaluation.result_tables import plain_table

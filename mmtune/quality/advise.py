@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
+ANY_TUNING = "head, LoRA or full (all is embedded anew)"
+"""Key of the cost of a new index, in the results of `advise`: every tuned model is a new model to the index."""
 ANSWERS = ("off-the-shelf", "label more data", "head", "LoRA", "full")  # full: tune all weights
 FEW_SHOTS = 16  # from SOURCES["few"]
 NOTICEABLE = 0.05  # from SOURCES["small"]
@@ -164,7 +166,7 @@ def advise(
     group = np.where(rows.labels["group"] != 0, rows.labels["group"], rows.labels["id"])[present]
     _, counts = np.unique(group, return_counts=True)
     answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
-    costs = reindex_cost(corpus_size, loaded.dim, rates[pair[1]], map_rate(loaded.dim), price_per_hour)
+    costs = reindex_cost(corpus_size, loaded.dim, rates[pair[1]], price_per_hour)
     return Advice(
         answer,
         why,
@@ -251,7 +253,7 @@ def decide(base: PairedDifference, head: Probe | None, target: float | None, per
     gains, reached = change.interval[0] > 0, base.base + change.difference
     if gains and (target is None or reached >= target):
         reach = f" and so reaches {reached:.4f}" if target is not None else ""
-        why = f"a linear head on the frozen features gains {change}{reach}; stored vectors can be mapped by it instead of embedded again."
+        why = f"a linear head on the frozen features gains {change}{reach}; it is tuned in minutes, and a new index embeds all items with it."
         return Recommendation("head", why, [])
     few = per_group <= FEW_SHOTS
     sources = [SOURCES["few"]] if few else [SOURCES["many"], SOURCES["forget"]]
@@ -295,30 +297,15 @@ def recipe_for(answer: str, backbones: int, pairs: int) -> str | None:
     return f"mmtune init DIR, with tune={answer.lower()}, because the model's encoders share a space already"
 
 
-def reindex_cost(count: int, dim: int, rate: float, map_rate: float, price: float | None) -> dict[str, ReindexCost]:
-    """Return the cost of a new index of `count` items with `dim` dimensions, after tuning a head and after tuning the towers.
+def reindex_cost(count: int, dim: int, rate: float, price: float | None) -> dict[str, ReindexCost]:
+    """Return the cost of a new index of `count` items with `dim` dimensions, after tuning a head or the towers.
 
     rate: items embedded per second
-    map_rate: stored vectors mapped by a head per second
     price: price per hour
     """
-    out = {}
-    for name, speed in (("a head (stored vectors are mapped)", map_rate), ("LoRA or full (all is embedded anew)", rate)):
-        hours = count / max(speed, 1e-9) / 3600
-        cost = None if price is None else hours * price
-        out[name] = ReindexCost(hours, count * dim * 4 / 1e9, count * dim * 2 / 1e9, cost)
-    return out
-
-
-def map_rate(dim: int, seconds: float = 0.2) -> float:
-    """Measure how many vectors per second this machine maps by a dim x dim head."""
-    x, w = np.ones((4096, dim), np.float32), np.ones((dim, dim), np.float32)
-    x @ w
-    begin, done = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < seconds:
-        x @ w
-        done += len(x)
-    return done / passed
+    hours = count / max(rate, 1e-9) / 3600
+    cost = None if price is None else hours * price
+    return {ANY_TUNING: ReindexCost(hours, count * dim * 4 / 1e9, count * dim * 2 / 1e9, cost)}
 
 
 def duration(hours: float) -> str:

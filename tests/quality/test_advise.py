@@ -9,7 +9,7 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
-from mmtune.quality.advise import ReindexCost, baseline, decide, duration, map_rate, parse_target, reindex_cost
+from mmtune.quality.advise import ReindexCost, baseline, decide, duration, parse_target, reindex_cost
 from mmtune.quality.linear_probe import Probe, fit_head, probe
 from tests.support.evaluate_helpers import picture, shards, unit
 
@@ -116,11 +116,9 @@ def test_answers(base, head, target, per_group, answer):
 
 
 def test_costs_follow_from_rates():
-    costs = reindex_cost(3_600_000, 512, 100.0, 1e6, 2.0)
-    head, towers = costs.values()
+    (towers,) = reindex_cost(3_600_000, 512, 100.0, 2.0).values()  # one cost: nothing maps stored vectors by a tuned head
     assert towers == ReindexCost(hours=10.0, gb_float32=pytest.approx(7.3728), gb_float16=pytest.approx(3.6864), price=20.0)
-    assert head.hours == pytest.approx(0.001) and reindex_cost(1, 1, 1, 1, None)[next(iter(costs))].price is None
-    assert map_rate(16, 0.01) > 0
+    assert [c.price for c in reindex_cost(1, 1, 1, None).values()] == [None]
     assert [duration(h) for h in (60.0, 2.5, 0.2873, 1e-4)] == ["2.5 days", "2.5 hours", "17.2 minutes", "0.36 seconds"]
     assert parse_target(None) == ("ndcg@10", None) and parse_target("map=0.5") == ("map", 0.5)
     with pytest.raises(RecipeError, match="METRIC=VALUE"):
@@ -146,7 +144,7 @@ def test_advise_verb(tmp_path, capsys):
         and document["corpus_size"] == 1_000_000
         and document["probe"]["interval"][0] <= document["probe"]["difference"]
     )
-    towers = document["reindex"]["LoRA or full (all is embedded anew)"]
+    towers = document["reindex"]["head, LoRA or full (all is embedded anew)"]
     assert document["direction"] == "text->image", "the index holds what cannot be typed"
     assert towers["hours"] == pytest.approx(1e6 / document["rates"]["image"] / 3600)
     assert towers["price"] == pytest.approx(1.5 * towers["hours"])
