@@ -29,7 +29,7 @@ from mmtune.public.extension_points import (
 )
 from mmtune.public.measure import advise, compare, doctor, evaluate, report
 from mmtune.public.predict_unlabelled import predict
-from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, train
+from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, sweep, train
 from mmtune.public.use_models import embed, load, save, similarity
 from mmtune.runtime.version import __version__
 
@@ -73,6 +73,7 @@ __all__ = [
     "save",
     "similarity",
     "soup",
+    "sweep",
     "train",
 ]
 

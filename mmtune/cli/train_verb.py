@@ -22,6 +22,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="skip values that cannot be decoded, and print their number (recipe key: data.skip_bad)",
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="train N times, with the seeds train.seed, train.seed + 1, ..., in run.dir/seed-0, ..., and print mean, sd and t-interval "
+        "of each metric on data.val",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -33,6 +40,11 @@ def run(args: argparse.Namespace) -> Result:
     silence_other_ranks()
     overrides = [*args.overrides, *(["data.skip_bad=true"] if args.skip_bad else [])]
     try:
+        if args.seeds is not None:
+            from mmtune.sweeps.repeat_seeds import repeat_seeds
+
+            repeated = repeat_seeds(args.recipe, overrides, seeds=args.seeds, resume=args.resume, quiet=args.quiet)
+            return Result(repeated.to_dict(), str(repeated))
         out = train(args.recipe, overrides, resume=args.resume, quiet=args.quiet)
     except Stopped as e:
         return Result({"stopped": str(e)}, f"{e}; the same command with --resume continues", 130)

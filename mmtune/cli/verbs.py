@@ -5,6 +5,7 @@ VERBS = {
     "init": "write a commented recipe to start from, or the JSON Schema of recipes",
     "pack": "check a CSV/TSV/JSONL/Parquet table or a folder, and pack it as WebDataset shards",
     "train": "train a model as a recipe describes; writes checkpoints, metrics and an artifact",
+    "sweep": "search for the best values of recipe keys: many runs, pruned by validation, and a report",
     "bench": "measure how fast a recipe trains on this machine, and find the bottleneck",
     "soup": "average the weights of several trained models into one model (a model soup)",
     "embed": "write the embeddings and ids of packed data as Parquet",

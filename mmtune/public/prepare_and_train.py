@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
     from mmtune.recipe.mining_block import MiningOptions
     from mmtune.recipe.recipe import Recipe
+    from mmtune.sweeps.sweep_result import SweepResult
     from mmtune.training.callbacks import Callback
     from mmtune.training.regularise.soup import SoupResult
     from mmtune.training.train_result import TrainResult
@@ -220,6 +221,40 @@ def train(
 
         recipe, overrides = with_data(recipe, overrides, data, val, columns=columns, id=id, group=group)
     return train_(recipe, overrides, resume=resume, quiet=quiet, callbacks=callbacks)
+
+
+def sweep(
+    recipe: Recipe | Mapping[str, object] | str | Path,
+    space: Mapping[str, object] | Sequence[str],
+    out: str | Path,
+    *,
+    trials: int = 20,
+    timeout: float | None = None,
+    gate: str | None = None,
+    seed: int = 0,
+    prune: bool = True,
+    quiet: bool = False,
+) -> SweepResult:
+    """Search for the best values of recipe keys: one training run a trial, chosen by Optuna, judged by `train.metric` on data.val.
+
+    After an interruption the same call continues: finished trials count, and the running one continues from its last checkpoint.
+
+    recipe: a recipe file, a mapping with the same keys, or a `Recipe`; it needs data.val
+    space: {recipe key: list of choices, or "[LOW..HIGH]" or "[LOW..HIGH log]"}, or strings "KEY=VALUES" as on the command line
+    out: directory of the study, the trials, sweep.json and sweep.html
+    trials: number of trials in all, those of earlier calls included
+    timeout: seconds after which no further trial starts
+    gate: a third split, on which the best model is compared with the base by the recipe's gate
+    seed: seed of the sampler
+    prune: whether to stop trials that are worse than the median of the earlier ones at the same point of training
+    quiet: print no progress
+
+    Raises RecipeError for a mistake in recipe or space, and TrainingError if no trial was trained to its end.
+    """
+    set_openmp_wait_policy()
+    from mmtune.sweeps.run_sweep import sweep as sweep_
+
+    return sweep_(recipe, space, out, trials=trials, timeout=timeout, gate=gate, seed=seed, prune=prune, quiet=quiet)
 
 
 def soup(

@@ -19,6 +19,7 @@ ROOMS = {
     "open_data": "mmtune.data.shards.dataset",
     "mine": "mmtune.mining.mine_model",
     "train": "mmtune.run",
+    "sweep": "mmtune.sweeps.run_sweep",
     "soup": "mmtune.training.regularise.soup",
     "bench": "mmtune.benchmark.throughput",
     "compare": "mmtune.comparison.compare_models",
@@ -43,7 +44,7 @@ OPEN_ROWS = {
 
 
 def test_every_public_name_is_there():
-    named = "load Model similarity save pack open_data Recipe train mine evaluate compare Gate doctor advise report embed soup bench"
+    named = "load Model similarity save pack open_data Recipe train mine evaluate compare Gate doctor advise report embed soup bench sweep"
     assert set(named.split()) | {"Collection"} <= set(mmtune.__all__) <= set(dir(mmtune))
     assert all(getattr(mmtune, n) is not None for n in mmtune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

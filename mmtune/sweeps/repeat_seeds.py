@@ -1,0 +1,103 @@
+"""Repeat a run with several seeds: how much of a difference is luck. Each run has its own directory RUN/seed-N."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from mmtune.comparison.bootstrap_intervals import t_quantile
+from mmtune.errors import RecipeError
+from mmtune.recipe.recipe import Recipe
+from mmtune.run import train
+from mmtune.runtime.files import read_json, write_json
+from mmtune.runtime.results import ResultFields
+from mmtune.sweeps.search_space import with_values
+
+DONE = "scores.json"
+LEVEL = 0.95
+
+
+class Spread(TypedDict):
+    """Mean over the seeds, standard deviation (n - 1), and 95% t-interval of the mean; None for one seed."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass
+class SeedsResult(ResultFields):
+    """Runs of one recipe with several seeds.
+
+    seeds: the seeds
+    artifacts: the model of each seed
+    scores: {"direction metric": the score of each seed on data.val}
+    spread: {"direction metric": mean, sd and 95% t-interval over the seeds}
+    """
+
+    seeds: list[int]
+    artifacts: list[str]
+    scores: dict[str, list[float]]
+    spread: dict[str, Spread]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.seeds)} seeds ({', '.join(map(str, self.seeds))}): mean, sd, 95% t-interval of the mean"]
+        width = max(map(len, self.spread), default=0)
+        for name, s in self.spread.items():
+            interval = "" if s["low"] is None else f"  {s['sd']:.4f}  [{s['low']:.4f}, {s['high']:.4f}]"
+            lines.append(f"{name:<{width}}  {s['mean']:.4f}{interval}")
+        return "\n".join([*lines, *self.artifacts])
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation and the 95% t-interval of the mean of the values of several seeds."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return Spread(mean=mean, sd=None, low=None, high=None)
+    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    half = t_quantile(0.5 + LEVEL / 2, n - 1) * sd / math.sqrt(n)
+    return Spread(mean=mean, sd=sd, low=mean - half, high=mean + half)
+
+
+def repeat_seeds(
+    recipe: "Recipe | Mapping[str, object] | str | Path",
+    overrides: Sequence[str] = (),
+    *,
+    seeds: int,
+    resume: bool = False,
+    quiet: bool = False,
+) -> SeedsResult:
+    """Train a recipe with the seeds train.seed, train.seed + 1, ... in run.dir/seed-0, seed-1, ..., and compute the spread of its scores.
+
+    seeds: number of runs
+    resume: keep finished runs and continue the interrupted one
+
+    Raises RecipeError without data.val. Writes run.dir/seeds.json.
+    """
+    if seeds < 1:
+        raise RecipeError(f"--seeds {seeds} is not 1 or more")
+    checked = Recipe.read(recipe, overrides)
+    if not checked.data.val:
+        raise RecipeError("data.val: --seeds compares scores on validation data; set it")
+    root = Path(checked.run.dir)
+    numbers = [checked.train.seed + i for i in range(seeds)]
+    scores: dict[str, list[float]] = {}
+    artifacts = []
+    for i, seed in enumerate(numbers):
+        directory = root / f"seed-{i}"
+        done = directory / DONE
+        if not (resume and done.is_file()):
+            document = with_values(checked.model_dump(mode="json"), {"run.dir": str(directory), "train.seed": seed})
+            result = train(document, resume=resume and (directory / "checkpoints").exists(), quiet=quiet)
+            directions = result.result.directions if result.result else {}
+            write_json(done, {f"{d} {m}": float(v) for d, x in directions.items() for m, v in x.metrics.items()})
+        for name, value in read_json(done).items():
+            scores.setdefault(name, []).append(value)
+        artifacts.append(str(directory / "artifact"))
+    spread = {name: spread_of(values) for name, values in scores.items()}
+    out = SeedsResult(numbers, artifacts, scores, spread)
+    write_json(root / "seeds.json", out.to_dict())
+    return out
