@@ -8,7 +8,7 @@ import scipy.stats
 
 import mmtune
 from mmtune.cli import main
-from mmtune.errors import MmtuneError, RecipeError
+from mmtune.errors import MmtuneError, RecipeError, TrainingError
 from mmtune.sweeps import run_sweep
 from mmtune.sweeps.repeat_seeds import repeat_seeds, spread_of
 from tests.support import corpora
@@ -67,8 +67,7 @@ def test_a_killed_sweep_continues_to_the_same_trials(root, tmp_path, monkeypatch
         mmtune.sweep(recipe(root, lr=1.0), {"tune": ["full", "head"]}, tmp_path / "cut", trials=5)
 
 
-def test_a_bad_trial_is_pruned_and_a_broken_one_does_not_end_the_sweep(root, tmp_path):
-    pytest.importorskip("optuna")
+def test_a_bad_trial_is_pruned_and_a_broken_one_does_not_end_the_sweep(root, tmp_path, monkeypatch):
     study = run_sweep._study(tmp_path, 0, True)
     for _ in range(run_sweep.STARTUP_TRIALS):
         trial = study.ask()
@@ -81,8 +80,18 @@ def test_a_bad_trial_is_pruned_and_a_broken_one_does_not_end_the_sweep(root, tmp
 
     with pytest.raises(run_sweep.Pruned):
         run_sweep.Pruning(trial).on_validation(Context, {"metric": 0.1})
-    result = mmtune.sweep(recipe(root), {"train.micro_batch_size": [12, 999]}, tmp_path / "mixed", trials=4, seed=3, quiet=True)
-    assert {t["state"] for t in result.trials} <= {"complete", "fail", "pruned"}
+    train, calls = run_sweep.train, []
+
+    def sometimes(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise TrainingError("out of memory at step 3")
+        return train(*args, **options)
+
+    monkeypatch.setattr(run_sweep, "train", sometimes)
+    result = mmtune.sweep(recipe(root, epochs=1), {"tune": ["full", "head"]}, tmp_path / "mixed", trials=3, quiet=True)
+    assert [t["state"] for t in result.trials] == ["complete", "fail", "complete"]
+    assert result.trials[1]["error"] == "out of memory at step 3" and "out of memory at step 3" in str(result)
 
 
 def test_what_cannot_work_is_said_before_the_first_trial(root, tmp_path, capsys):
