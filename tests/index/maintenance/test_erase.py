@@ -121,7 +121,7 @@ def killed_erasure(coll, tmp_path, share):
     contents = with_item(coll)
     vectors = [coll.open(v).stores["image"].fetch([ITEM])[0] for v in ("v1", "v2")]
     coll.close()
-    calls = 60_000  # about what an erasure makes; the last kills may come too late
+    calls = 134_000  # about what an erasure makes; the last kills may come too late
     killed_at(int(share * calls), lambda: bool(Collection(coll.path).maintenance.erase(ITEM, "a test")), tmp_path / "out.json")
     begun = (coll.path / "pending.json").exists()
     fresh = Collection(coll.path)
