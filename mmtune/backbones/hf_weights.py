@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 MASK_EMBEDDINGS = ("mask_token", "masked_spec_embed")
 """Embeddings of masked inputs, which only pretraining uses. They are set to zero if a checkpoint lacks them."""
 
+COMPUTED_BUFFERS = ("position_ids", "relative_position_index")
+"""Buffers that transformers computes from the configuration. Some of its versions store them, others do not."""
+WINDOW_INDEX = "relative_position_index"
+"""The computed buffer of windowed attention that only some versions store, except in CLAP, where all do."""
+
 
 def build(
     cls: Untyped,
@@ -47,9 +52,9 @@ def build(
     if not load_weights:
         # AutoModel has `from_config`; a model class is called with its configuration
         module: nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
-        return _without(module, unused).float().eval()
+        return _without(_without_window_index(module, config), unused).float().eval()
     module, info = cls.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
-    missing = sorted(k for k in info["missing_keys"] if "position_ids" not in k)
+    missing = sorted(k for k in info["missing_keys"] if k.rpartition(".")[2] not in COMPUTED_BUFFERS)
     for name in [k for k in missing if k.rpartition(".")[2] in MASK_EMBEDDINGS]:
         nn.init.zeros_(module.get_parameter(name))
         missing.remove(name)
@@ -62,7 +67,16 @@ def build(
     for p in module.parameters():  # a weight that transformers cut from a fused one is a view, which cannot be saved
         if p.untyped_storage().nbytes() != p.numel() * p.element_size():
             p.data = p.data.clone()
-    return _without(module, [*unused, *(n for n in optional if n in tops)]).eval()
+    return _without(_without_window_index(module, config), [*unused, *(n for n in optional if n in tops)]).eval()
+
+
+def _without_window_index(module: nn.Module, config: "PretrainedConfig") -> nn.Module:
+    """Leave WINDOW_INDEX out of the module's state dict, in place, so that it is the same under every version."""
+    if config.model_type not in ("clap", "clap_audio_model"):
+        for part in module.modules():
+            if WINDOW_INDEX in part._buffers:
+                part._non_persistent_buffers_set.add(WINDOW_INDEX)
+    return module
 
 
 def _without(module: nn.Module, unused: Sequence[str]) -> nn.Module:
