@@ -30,7 +30,7 @@ from mmtune.public.extension_points import (
 from mmtune.public.measure import advise, compare, doctor, evaluate, report
 from mmtune.public.predict_unlabelled import predict
 from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, sweep, train
-from mmtune.public.use_models import embed, load, save, similarity
+from mmtune.public.use_models import embed, load, load_cross_encoder, save, similarity
 from mmtune.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ __all__ = [
     "embed",
     "evaluate",
     "load",
+    "load_cross_encoder",
     "mine",
     "open_data",
     "pack",

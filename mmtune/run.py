@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from mmtune.data.loader.batch_plan import BatchPlan, plan_batches
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.stream_loader import StreamLoader
 from mmtune.embedding.embed_rows import embed_data
-from mmtune.evaluation.validation import Embed, build_validation
+from mmtune.evaluation.validation import Embed, Validate, build_validation
 from mmtune.mining.given_negatives import GivenDraws, GivenNegatives, load_given, record_given
 from mmtune.mining.mining_rounds import MiningRounds
 from mmtune.mining.verifier import make_verifier
@@ -21,12 +21,13 @@ from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes
 from mmtune.training.build_callbacks import build_callbacks
 from mmtune.training.build_objective import build_objective
 from mmtune.training.callbacks import Callback, CallbackContext
+from mmtune.training.cross_encoder_run import build_cross_encoder
 from mmtune.training.epochs import EpochBatches, HardNegatives
 from mmtune.training.finish import finish_model, save_run
 from mmtune.training.head_initialisation import initialise_heads
 from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
-from mmtune.training.preflight import check_objective_data
+from mmtune.training.preflight import check_objective_data, check_rerank_batches
 from mmtune.training.recipe_preflight import check_inputs, check_recipe, check_run_space, check_steps, teacher_modalities
 from mmtune.training.retention_budget import build_retention
 from mmtune.training.run_directory import claim_run_directory
@@ -80,8 +81,9 @@ def run_recipe(
     directory = Path(recipe.run.dir)
     inputs = _checked_inputs(directory, recipe, resume, processes)
     context = CallbackContext(recipe, directory, inputs)
+    cross = build_cross_encoder(recipe, inputs, processes, _print_unless(quiet))
     with processes.main_process_first():
-        objective = _objective(recipe, inputs, quiet, processes)
+        objective = cross.objective if cross else _objective(recipe, inputs, quiet, processes)
     if inputs.is_streamed:
         refuse_columns(objective)
     else:
@@ -89,14 +91,18 @@ def run_recipe(
     retention = build_retention(recipe, inputs, processes)
     heads = _heads_first(recipe, inputs, resume, quiet, processes)
     interpolated = recipe.interpolation is not None
-    tuned = tune(inputs.model, recipe.tune, inputs.trained, inputs.varying(recipe), recipe.train.seed, interpolated, heads)
+    tuned = tune(
+        inputs.model, recipe.tune, inputs.trained, inputs.varying(recipe), recipe.train.seed, interpolated, heads, bool(cross)
+    )
+    if cross:
+        cross.add_lr_shares(tuned, recipe.train.lr)
     embed = _keep_features(tuned, inputs, quiet)
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
     build = functools.partial(build_validation, inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed)
-    validate = build(processes, retention.budget)
+    validate: Validate | None = cross.validate if cross else build(processes, retention.budget)
     plan = _plan(recipe, inputs, objective, loader, resume, quiet, processes, callbacks, context)
     trainer = Trainer(
-        inputs.model,
+        cross.model if cross else inputs.model,
         objective,
         loader,
         plan.batches,
@@ -117,13 +123,21 @@ def run_recipe(
     if not processes.is_main_process:
         return TrainResult(**processes.broadcast())
     trainer.load_best()
-    validate = build(SINGLE_PROCESS, retention.budget)
-    coefficient = finish_model(tuned, recipe, inputs, validate)
-    result = save_run(trainer, tuned, recipe, inputs, coefficient)
+    if cross:
+        result = cross.save(trainer, tuned, recipe, inputs)
+    else:
+        validate = build(SINGLE_PROCESS, retention.budget)
+        coefficient = finish_model(tuned, recipe, inputs, validate)
+        result = save_run(trainer, tuned, recipe, inputs, coefficient)
     if callbacks is not None:
         callbacks.on_end(context, result)
     processes.broadcast(result.to_dict())
     return result
+
+
+def _print_unless(quiet: bool) -> Callable[[str], None]:
+    """Return a function that prints a line to standard error, or nothing if `quiet`."""
+    return (lambda line: None) if quiet else functools.partial(print, file=sys.stderr, flush=True)
 
 
 def _checked_inputs(directory: Path, recipe: Recipe, resume: bool, processes: Processes) -> TrainingInputs:
@@ -167,6 +181,8 @@ def _plan(
     check_steps(recipe, len(batches(0)))
     mined = recipe.mining is not None or bool(given and given.pairs)
     check_objective_data(objective, inputs.indexed, loader.columns, batches(0), mined=mined)
+    if recipe.cross_encoder:
+        check_rerank_batches(inputs.pairs, inputs.indexed, batches(0), mined)
     rounds = None
     if recipe.mining is not None:
         rounds = MiningRounds(

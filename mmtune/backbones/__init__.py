@@ -46,6 +46,8 @@ class Tower:
     preprocess: turns a decoded value into input tensors
     encode: maps the collated inputs of U items to embeddings [U, dim], which are not normalised
     modules: the modules that hold the tower's parameters
+    token_mask: maps the collated inputs to bool [U, T], False for padding tokens; None means the input `attention_mask`, or that
+        there is no padding
     """
 
     modality: str
@@ -53,6 +55,7 @@ class Tower:
     preprocess: Preprocess
     encode: "Callable[[dict[str, Tensor]], Tensor]"
     modules: "list[nn.Module]"
+    token_mask: "Callable[[dict[str, Tensor]], Tensor] | None" = None
 
 
 @dataclass

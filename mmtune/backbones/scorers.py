@@ -8,6 +8,7 @@ call `register(name, target)` and use that name.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from mmtune.contracts import Scorer
 from mmtune.errors import RecipeError
@@ -16,6 +17,7 @@ from mmtune.runtime import plugins
 TABLE: dict[str, str | Callable[..., Scorer]] = {
     "cross_encoder": "mmtune.backbones.cross_encoders:CrossEncoder",
     "matcher": "mmtune.backbones.cross_encoders:Matcher",
+    "trained_cross_encoder": "mmtune.model.cross_encoder_load:load_cross_encoder",
 }
 """Name of each scorer -> its class, or where the class is defined ("package.module:Class")."""
 
@@ -33,12 +35,14 @@ def load_scorer(name: str, options: Mapping[str, object], key: str) -> tuple[Sco
 
     The fingerprint is the scorer's attribute `fingerprint` if it has one, else a hash of its name and options.
 
-    name: a name in TABLE, or "package.module:Class"
+    name: a name in TABLE, "package.module:Class", or the directory of a cross-encoder that mmtune trained
     options: keyword arguments of the scorer's class
     key: the recipe key that names the scorer, for messages
 
     Raises RecipeError if the class cannot be found, does not accept the options, or has no method `score`.
     """
+    if name not in TABLE and Path(name).is_dir():
+        name, options = "trained_cross_encoder", {"directory": name, **options}
     target = TABLE.get(name, name)
     make = plugins.resolve(TABLE, name, "scorer", key=key)
     label = target if isinstance(target, str) else name

@@ -76,6 +76,8 @@ def _backbone(config: TinyConfig) -> Backbone:
     log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))  # CLIP's initial logit scale
     module.register_parameter("log_scale", log_scale)
     towers = {n: Tower(n, config["dim"], TOWERS[n][1](), getattr(module, n), [getattr(module, n)]) for n in config["towers"]}
+    if "text" in towers:
+        towers["text"].token_mask = lambda inputs: inputs["ids"] != 0
     pairs = [f"{a}->{b}" for a in towers for b in towers if a != b]
     files = {"tiny.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}
     return Backbone(

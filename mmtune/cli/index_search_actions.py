@@ -33,6 +33,12 @@ def search_arguments(p: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help='metadata column, or "group"; show only the best item per value, e.g. the best photo of each product',
     )
+    p.add_argument(
+        "--rerank",
+        metavar="SCORER",
+        help="re-rank the first results with a cross-encoder: its directory, a registered scorer, package.module:Class, or a MODEL",
+    )
+    p.add_argument("--rerank-depth", type=int, default=50, metavar="N", help="results to re-rank (default %(default)s)")
 
 
 def _query(args: argparse.Namespace) -> dict[str, object]:
@@ -65,6 +71,8 @@ def search_action(args: argparse.Namespace) -> Result:
             hybrid=args.hybrid,
             group_by=args.group_by,
             item=args.id,
+            rerank=args.rerank,
+            rerank_depth=args.rerank_depth,
             **_query(args),
         )
         titles = _titles(collection, response.ids)

@@ -85,10 +85,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds to wait for requests in progress when stopping (default 10)",
     )
+    parser.add_argument(
+        "--rerank", metavar="SCORER", help="re-rank the results of every search, as in `mmtune index search --rerank`"
+    )
+    parser.add_argument("--rerank-depth", type=int, default=50, metavar="N", help="results to re-rank (default 50)")
     parser.add_argument("--quiet", action="store_true", help="print only errors")
 
 
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.index.query.rerank import load_rerank
     from mmtune.serve.server import run_server
     from mmtune.serve.settings import Limits, Settings
 
@@ -107,6 +112,7 @@ def run(args: argparse.Namespace) -> Result:
         batch=args.batch,
         page=not args.no_page,
         grace=args.grace,
+        rerank=load_rerank(args.rerank, args.rerank_depth),
     )
     done = run_server(args.collection, settings, args.quiet)
     return Result(done.to_dict(), f"{done.url}  {done.requests} requests")

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune import modalities as kinds
-from mmtune.contracts import JsonObject, Row, Signal
-from mmtune.errors import DataError, MmtuneError
+from mmtune.contracts import JsonObject, Row, Scorer, Signal
+from mmtune.errors import MmtuneError
 from mmtune.index import audit_log, status
 from mmtune.index.collection_layout import CollectionLayout
 from mmtune.index.collection_results import (
@@ -37,7 +36,7 @@ from mmtune.index.maintenance.maintenance import Maintenance
 from mmtune.index.query.filters import parse
 from mmtune.index.query.query import Query
 from mmtune.index.query.searcher import Searcher
-from mmtune.index.query_content import decode_query
+from mmtune.index.query_content import check_one_query, decode_query
 from mmtune.index.release.build import IndexOptions, VersionBuilder
 from mmtune.index.release.drop import drop_version
 from mmtune.index.release.offline_eval import EvaluationOptions
@@ -157,6 +156,8 @@ class Collection:
         item: str | None = None,
         target: Sequence[str] | None = None,
         group_by: str | None = None,
+        rerank: Scorer | str | None = None,
+        rerank_depth: int = 50,
         **query: Signal,
     ) -> SearchResponse:
         """Search for the k best items, by a query value (`search(text="red shoe")`) or by the stored vector of an item.
@@ -168,13 +169,11 @@ class Collection:
         target: search only the indexes of these modalities; default: all.
         group_by: metadata column, or "group"; keep only the best item per value of that column. With `item`, the items that
             share the query item's value are left out.
+        rerank: score the first `rerank_depth` results with this scorer, e.g. the directory of a cross-encoder (see
+            `mmtune.index.query.rerank.load_rerank`).
         query: one query as MODALITY=value; a value is a file path, bytes, a string for text, or a decoded input.
         """
-        if len(query) + (item is not None) != 1:
-            raise DataError(
-                f"search: give exactly one query, either a value of {', '.join(kinds.names())} or an item; got "
-                f"{len(query) + (item is not None)}"
-            )
+        check_one_query(query, item)
         opened, condition = self.pool.open(version), parse(where) if where else None
         begin = time.perf_counter()  # the time to open a version is not counted as search time
         modality, content = "", None
@@ -182,7 +181,8 @@ class Collection:
             opened.require_tower(modality)
             content = decode_query(modality, value)
         targets = tuple(target) if target else None
-        one = Query(modality, content, item, k, condition, targets, hybrid, group_by)
+        scorer = self.searcher.rerank(rerank, rerank_depth)
+        one = Query(modality, content, item, k, condition, targets, hybrid, group_by, scorer)
         (response,) = self.search_many([one], version, begin)
         if isinstance(response, MmtuneError):
             raise response

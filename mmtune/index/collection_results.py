@@ -90,6 +90,13 @@ class HybridResult(SearchResult):
 
 
 @dataclass(frozen=True, eq=False)
+class RerankedResult(SearchResult):
+    """A re-ranked result. score: the re-ranker's score; first_stage_score: the score of the search."""
+
+    first_stage_score: float
+
+
+@dataclass(frozen=True, eq=False)
 class InterleavedResult(SearchResult):
     """A result of an interleaved search.
 

@@ -1,6 +1,7 @@
 """Decode query values, and cache the embeddings of queries by their content hash."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -49,6 +50,14 @@ def decode_query(modality: str, value: Signal) -> QueryContent:
         raise DataError(f"{value}: {e.strerror}") from None
     except Rejected as e:
         raise DataError(f"the query's {modality}: {e}") from None
+
+
+def check_one_query(query: Mapping[str, Signal], item: str | None) -> None:
+    """Raise DataError unless exactly one query is given: a value in `query`, or an item."""
+    count = len(query) + (item is not None)
+    if count != 1:
+        names = ", ".join(modalities.names())
+        raise DataError(f"search: give exactly one query, either a value of {names} or an item; got {count}")
 
 
 class QueryVectorCache:

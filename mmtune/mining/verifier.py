@@ -14,6 +14,7 @@ from mmtune.contracts import Scorer, Signal
 from mmtune.errors import DataError, MmtuneError, RecipeError
 from mmtune.mining.candidate_block import CandidateBlock, preference_rank
 from mmtune.mining.context import MiningContext, row_finder
+from mmtune.model.cross_encoder_format import is_cross_encoder
 from mmtune.model.encode import encode_values
 from mmtune.runtime import plugins
 
@@ -42,22 +43,23 @@ class ModelScorer:
         return vectors[[position[id(s)] for s in signals]]
 
 
-def make_verifier(spec: Scorer | str | None) -> Scorer | ScorerOf | None:
-    """Return the scorer for `spec`: the name of a registered scorer, `package.module:Class`, or a MODEL.
+def make_verifier(spec: Scorer | str | None, key: str = "verifier") -> Scorer | ScorerOf | None:
+    """Return the scorer for `spec`: the name of a registered scorer, `package.module:Class`, the
+    directory of a cross-encoder, or a MODEL.
 
-    Scorer objects and None are returned unchanged. Raises RecipeError if `spec` is none of these or cannot be loaded.
+    Scorer objects and None are returned unchanged. `key` starts messages. Raises RecipeError if `spec` is none of these or cannot be loaded.
     """
     if spec is None or not isinstance(spec, str):
         return spec
     is_model = spec.partition(":")[0] in backbones.TABLE  # such as "tiny:clip", which also looks like module:Class
-    if spec in scorers.TABLE or (plugins.is_target(spec) and not is_model):
-        return scorers.load_scorer(spec, {}, f"verifier {spec}")[0]
+    if spec in scorers.TABLE or (plugins.is_target(spec) and not is_model) or is_cross_encoder(spec):
+        return scorers.load_scorer(spec, {}, f"{key} {spec}")[0]
     from mmtune.model.artifact import load
 
     try:
         model = load(spec)
     except MmtuneError as e:
-        raise RecipeError(f"verifier {spec}: {e}") from None
+        raise RecipeError(f"{key} {spec}: {e}") from None
     return lambda a, b: ModelScorer(model, a, b)
 
 

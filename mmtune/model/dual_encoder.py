@@ -110,6 +110,10 @@ class Model(nn.Module):
             z = F.normalize(z, dim=-1)
         return truncate({modality: z}, self.dim)[modality]
 
+    def output_width(self, modality: str) -> int:
+        """Number of columns of `encode_inputs`."""
+        return self.dim
+
     def forward(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Embed the inputs of each modality: {modality: inputs} -> {modality: [N, D]}.
 

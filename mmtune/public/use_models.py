@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmtune.backbones.cpu_fast import CpuKernels
     from mmtune.data.in_memory import DataLike
     from mmtune.embedding.parquet_parts import EmbedResult
+    from mmtune.model.cross_encoder import CrossEncoderModel
     from mmtune.model.dual_encoder import Model
 
 
@@ -37,6 +38,19 @@ def load(
     from mmtune.model.artifact.load import load as load_
 
     return load_(model, device, dim=dim, cpu_kernels=cpu_kernels)
+
+
+def load_cross_encoder(directory: str | Path, device: str | None = None) -> CrossEncoderModel:
+    """Load a cross-encoder that `train` made by a recipe with `cross_encoder:`. Its method `score(pairs)` rates pairs of values.
+
+    directory: RUN/artifact, or RUN
+    device: torch device; None means a GPU if there is one
+
+    Raises ModelError if the cross-encoder cannot be loaded.
+    """
+    from mmtune.model.cross_encoder_load import load_cross_encoder as load_
+
+    return load_(directory, device)
 
 
 def save(

@@ -10,6 +10,7 @@ from mmtune.errors import RecipeError
 from mmtune.recipe.augment_block import AugmentBlock
 from mmtune.recipe.batches_block import GroupBatches
 from mmtune.recipe.block import RecipeBlock, check, invalid
+from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.recipe.data_block import DataConfig
 from mmtune.recipe.gate_block import Gate, with_retention_guard
 from mmtune.recipe.heads_block import HeadsBlock
@@ -41,6 +42,9 @@ class Recipe(RecipeBlock):
         None, description="pairs of modalities to train; null: every pair that both the model and the data have"
     )
     objective: ObjectiveTerms = Field([AutoTerm()], description="losses whose weighted sum is minimised")
+    cross_encoder: CrossEncoderBlock | None = Field(
+        None, description="train a re-ranker of pairs on the towers of `model`, in place of the dual encoder and of `objective`"
+    )
     teachers: dict[str, Teacher] = Field({}, description="name -> teacher, used by distillation losses and as a guide")
     prompts: PromptsBlock | None = Field(
         None,
@@ -95,6 +99,25 @@ class Recipe(RecipeBlock):
     def _interpolation_has_data(self) -> "Recipe":
         if self.interpolate and not (self.data.val and self.data.retention):
             raise invalid("interpolate: needs data.val and data.retention, on which the coefficient is chosen; set them")
+        return self
+
+    @model_validator(mode="after")
+    def _cross_encoder_fits(self) -> "Recipe":
+        if self.cross_encoder is None:
+            return self
+        if self.objective != [AutoTerm()]:
+            raise invalid("cross_encoder: has its own loss (cross_encoder.loss); leave `objective` out")
+        for key in ("teachers", "matryoshka", "memory", "interpolate", "gate"):
+            if getattr(self, key):
+                raise invalid(f"cross_encoder: {key} is for dual encoders; leave one of the two out")
+        for key in ("compile", "shard"):
+            if getattr(self.train, key):
+                raise invalid(f"cross_encoder: does not work with train.{key}; leave one of the two out")
+        if self.data.read == "stream":
+            raise invalid("cross_encoder: needs random access to the training data; set data.read: index")
+        methods = self.tune.values() if isinstance(self.tune, Mapping) else [self.tune]
+        if any(t.head_first for t in methods):
+            raise invalid("cross_encoder: does not work with tune.head_first; leave one of the two out")
         return self
 
     @model_validator(mode="after")

@@ -37,7 +37,10 @@ class ModelTeacher(TeacherBlock):
 class ScorerTeacher(TeacherBlock):
     """A scorer of pairs as teacher, e.g. a cross-encoder. Its scores are computed once, before training, and stored."""
 
-    scorer: str = Field(description="cross_encoder, matcher, a registered name, or package.module:Class with score(pairs)")
+    scorer: str = Field(
+        description="cross_encoder, matcher, a registered name, package.module:Class with score(pairs), or the directory of a "
+        "cross-encoder that a recipe with `cross_encoder` trained"
+    )
     options: dict[str, JsonValue] = Field({}, description="keyword arguments for the scorer's class")
     candidates: str = Field(
         "own",

@@ -159,7 +159,12 @@ class ResultDocument(TypedDict):
     """One result of a search. `team` and `version` are present only in an interleaved search."""
 
     id: str
-    score: Annotated[float, Field(description="cosine similarity of query and item; in a hybrid search, the fused score")]
+    score: Annotated[
+        float,
+        Field(
+            description="cosine similarity of query and item; in a hybrid search, the fused score; of a re-ranked result, that of the re-ranker"
+        ),
+    ]
     modality: Annotated[str | None, Field(description="modality of the item that matched; null if only BM25 matched")]
     group: str | None
     meta: dict[str, JsonValue]

@@ -161,6 +161,7 @@ class Service:
                 tuple(fields.target) if fields.target else None,
                 fields.hybrid and not fields.item,
                 fields.group_by,
+                self.settings.rerank,
             )
 
     async def _search(self, version: str | None, query: Query) -> SearchDocument:

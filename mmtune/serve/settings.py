@@ -2,9 +2,13 @@
 
 import ipaddress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.errors import DataError
+
+if TYPE_CHECKING:
+    from mmtune.index.query.rerank import Rerank
 
 Number = int | float
 
@@ -54,6 +58,7 @@ class Settings:
     page: whether to serve the search page
     watch: seconds between checks for a new live or staged version
     grace: seconds that a stopping server waits for requests in progress
+    rerank: how the results of every search are re-ranked
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +70,7 @@ class Settings:
     page: bool = True
     watch: float = 1.0
     grace: float = 10.0
+    rerank: "Rerank | None" = None
 
     def __post_init__(self) -> None:
         if self.token is not None and (not self.token.strip() or not self.token.isascii() or not self.token.isprintable()):

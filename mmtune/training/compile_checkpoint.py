@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.utils.checkpoint import checkpoint
 
-from mmtune.training.tuning.layers import blocks
+from mmtune.model.tower_blocks import blocks
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model

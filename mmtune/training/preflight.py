@@ -59,6 +59,17 @@ def check_objective_data(
             _check_negatives(term, pairs, data, batches)
 
 
+def check_rerank_batches(
+    pairs: Sequence[Pair], data: "WeightedConcat", batches: Sequence[np.ndarray], mined: bool = False
+) -> None:
+    """Raise RecipeError unless some batch has a positive and a negative for a cross-encoder. Parameters: as above."""
+    term = LossTerm("cross_encoder", key="cross_encoder")
+    for a in {a for a, b in pairs if a == b}:
+        _check_positives_within(term, a, data, batches)
+    if not mined:
+        _check_negatives(term, pairs, data, batches)
+
+
 def _check_columns(term: LossTerm, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
     """Check the values of the term's score and weight columns in the rows that it uses."""
     used: list[tuple[str, str, float | None, float | None]] = []  # (column, recipe key, lowest value, highest value)

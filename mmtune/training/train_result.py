@@ -7,6 +7,7 @@ from mmtune.contracts import JsonObject
 from mmtune.runtime.results import ResultFields
 
 if TYPE_CHECKING:
+    from mmtune.evaluation.rerank_evaluation import RerankResult
     from mmtune.evaluation.result import Result
 
 
@@ -30,7 +31,7 @@ class TrainResult(ResultFields):
     wait: share of the training time that was spent waiting for data
     pairs, seconds, steps: query rows seen, duration, and optimizer steps of the training loop
     best: checkpoints with their validation metric, best first
-    result: the same scores as a typed Result; None without data.val, and on all ranks but 0
+    result: the same scores as a typed Result (of a cross-encoder: a RerankResult); None without data.val, and on all ranks but 0
     """
 
     not_in_document = ("result",)
@@ -46,7 +47,7 @@ class TrainResult(ResultFields):
     seconds: float
     steps: int
     best: list[BestCheckpoint]
-    result: "Result | None" = field(default=None, repr=False)
+    result: "Result | RerankResult | None" = field(default=None, repr=False)
 
     def __str__(self) -> str:
         lines = [

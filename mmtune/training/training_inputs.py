@@ -65,8 +65,9 @@ class TrainingInputs:
         return self.data
 
     def varying(self, recipe: Recipe) -> list[str]:
-        """The modalities of which the inputs differ between epochs, or are not known beforehand, so that no features are stored."""
-        return self.trained if self.is_streamed else list(recipe.augment)
+        """The modalities of which no features are stored: their inputs differ between epochs or are not known beforehand, or a
+        cross-encoder needs more than the features."""
+        return self.trained if self.is_streamed or recipe.cross_encoder else list(recipe.augment)
 
 
 def open_inputs(recipe: Recipe) -> TrainingInputs:

@@ -24,6 +24,8 @@ def unused_negatives(objective: Objective, directions: Iterable[str]) -> list[st
 
     directions: the directions "a->b" in which negatives are given
     """
+    if not objective.terms:  # a cross-encoder uses the negatives of all directions
+        return []
     lines = []
     for name in directions:
         idle = [f"{term.key} ({term.loss})" for term in objective.terms if not _uses(term, name, objective)]

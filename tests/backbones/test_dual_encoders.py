@@ -147,7 +147,8 @@ def test_custom_code_of_jina_clip_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_artifact_and_layers(made, kind, tmp_path):
     """After a step of training: the same vectors from the artifact; every tower has blocks, layers and adapters that learn."""
-    from mmtune.training.tuning.layers import blocks, layer_numbers
+    from mmtune.model.tower_blocks import blocks
+    from mmtune.training.tuning.layers import layer_numbers
     from mmtune.training.tuning.lora_targets import find_targets
 
     model = mmtune.load(f"hf:{made[kind]}")

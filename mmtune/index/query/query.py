@@ -15,6 +15,7 @@ from mmtune.index.collection_results import SearchResult
 if TYPE_CHECKING:
     from mmtune.index.open_version import OpenVersion
     from mmtune.index.query.filters import Filter
+    from mmtune.index.query.rerank import Rerank
     from mmtune.index.query_content import QueryContent
 
 Results = list[SearchResult]
@@ -37,11 +38,12 @@ class Query:
     target: tuple[str, ...] | None = None
     hybrid: bool = False
     group_by: str | None = None
+    rerank: "Rerank | None" = None
 
     @property
     def nearest_only(self) -> bool:
-        """Whether the k nearest items are the final result, without fusion or grouping. Such queries are run in batches."""
-        return not self.hybrid and self.group_by is None
+        """Whether the k nearest items are the final result, without fusion, grouping or re-ranking. Such queries are run in batches."""
+        return not self.hybrid and self.group_by is None and self.rerank is None
 
 
 def search_version(
@@ -49,7 +51,7 @@ def search_version(
 ) -> list[Results | MmtuneError]:
     """Run queries on a version. Returns, for each query, its results or its error.
 
-    refine: computes the results of a hybrid or grouped query, from the query and a function for nearest-neighbour search.
+    refine: computes the results of a hybrid, grouped or re-ranked query, from the query and a function for nearest-neighbour search.
     """
     vectors = _query_vectors(version, queries)
     out: list[Results | MmtuneError] = [[] for _ in queries]

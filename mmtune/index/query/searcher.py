@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmtune import modalities
+from mmtune.contracts import Scorer
 from mmtune.errors import DataError, MmtuneError, ModelError
 from mmtune.index.collection_results import SearchResponse
 from mmtune.index.feedback.feedback import FeedbackLog
@@ -16,6 +17,8 @@ from mmtune.index.query.filters import Filter
 from mmtune.index.query.group_results import best_groups, first_per_group
 from mmtune.index.query.hybrid import DEPTH, ItemBm25, fuse
 from mmtune.index.query.query import NearestResults, Query, Results, search_version
+from mmtune.index.query.rerank import Rerank, load_rerank, rerank_results
+from mmtune.index.query_content import decode_query
 from mmtune.index.version_pool import VersionPool
 
 MAX_LENGTH_ERROR = 1e-3
@@ -33,6 +36,7 @@ class Searcher:
         self._bm25: tuple[int, ItemBm25] | None = None
         self._columns: tuple[int, dict[str, set[str]]] | None = None
         self._guard = threading.Lock()
+        self._rerank: dict[tuple[str, int], Rerank | None] = {}
 
     def search(
         self, queries: Sequence[Query], version: str | None = None, begin: float | None = None
@@ -53,6 +57,15 @@ class Searcher:
             else:
                 out.append(SearchResponse(opened.version, opened.fingerprint, results, seconds, self._query_id(query)))
         return out
+
+    def rerank(self, spec: "Scorer | str | None", depth: int) -> Rerank | None:
+        """Return the re-ranking for a scorer (see `load_rerank`). A scorer that is named by a string is loaded once."""
+        if not isinstance(spec, str):
+            return load_rerank(spec, depth)
+        with self._guard:
+            if (spec, depth) not in self._rerank:
+                self._rerank[spec, depth] = load_rerank(spec, depth)
+            return self._rerank[spec, depth]
 
     def _filter_error(self, where: Filter) -> DataError | None:
         """Return the error of a filter that does not fit the columns of the items; otherwise None."""
@@ -103,13 +116,27 @@ class Searcher:
         return [SearchResponse(opened.version, opened.fingerprint, results, seconds) for results in per_query]
 
     def _refine(self, query: Query, nearest: NearestResults) -> Results:
-        """Compute the results of a hybrid or grouped query."""
+        """Compute the results of a hybrid, grouped or re-ranked query."""
+        if query.rerank is not None:
+            results = self._reranked(query, query.rerank, nearest)
+            return first_per_group(results, query.group_by) if query.group_by else results
         if query.hybrid:
             results = self._fused(query, nearest(max(query.k, DEPTH)))
             return first_per_group(results, query.group_by) if query.group_by else results
         assert query.group_by is not None
         item = self.catalog.items([query.item]).get(query.item) if query.item is not None else None
         return best_groups(nearest, query.k, query.group_by, item.payload.get(query.group_by) if item else None)
+
+    def _reranked(self, query: Query, rerank: Rerank, nearest: NearestResults) -> Results:
+        count = max(query.k, rerank.depth)
+        results = self._fused(query, nearest(max(count, DEPTH)))[:count] if query.hybrid else nearest(count)
+        if query.content is not None:
+            return rerank_results(rerank, query.modality, query.content.signal, results, self.catalog)
+        item = self.catalog.items([query.item or ""])[query.item or ""]
+        name = next((m for m in dict.fromkeys(r.modality for r in results) if m in item.contents), next(iter(item.contents)))
+        assert name is not None
+        signal = decode_query(name, self.catalog.read(item, name)).signal
+        return rerank_results(rerank, name, signal, results, self.catalog)
 
     def _fused(self, query: Query, results: Results) -> Results:
         if query.content is None or not modalities.get(query.modality).language:

@@ -10,6 +10,7 @@ from mmtune.model.artifact import adapters
 from mmtune.model.artifact.format import MANIFEST
 from mmtune.model.artifact.read import read_artifact
 from mmtune.model.compose import from_spec, parse_spec
+from mmtune.model.cross_encoder_format import is_cross_encoder
 from mmtune.model.dual_encoder import Model
 from mmtune.runtime.devices import default_device
 
@@ -48,6 +49,8 @@ def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Mod
     if (path / adapters.MANIFEST).is_file():
         return load_adapters(path, cpu_kernels=cpu_kernels)
     if isinstance(model, Path) or ":" not in model and (path.exists() or "/" in model):
+        if is_cross_encoder(path):
+            raise ModelError(f"{model}: a cross-encoder scores pairs and has no embeddings; use mmtune.load_cross_encoder")
         if not path.exists():
             raise ModelError(f"{model}: no such directory; for a checkpoint on the Hugging Face hub write hf:{model}")
         raise ModelError(f"{model}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{model} or open_clip:{model}")

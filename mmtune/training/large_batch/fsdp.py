@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.errors import RecipeError
+from mmtune.model.tower_blocks import blocks
 from mmtune.runtime.distributed import Processes
-from mmtune.training.tuning.layers import blocks
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

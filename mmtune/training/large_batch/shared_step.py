@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmtune.contracts import Batch
+from mmtune.contracts import Batch, modality_of_view
 from mmtune.runtime.distributed import Processes
 from mmtune.training.large_batch.item_slices import ItemCounts, StepLoss, encode_all
 
@@ -66,7 +66,7 @@ def gradient_of_vectors(
         leaves = {}
         for m, item_of_row in batch.item_of_row.items():
             if n := int(item_of_row.max()) + 1:
-                part = z[m] if m in z else torch.zeros(0, model.dim, device=item_of_row.device)
+                part = z[m] if m in z else torch.zeros(0, model.output_width(modality_of_view(m)), device=item_of_row.device)
                 leaves[m] = processes.gather(part, n).requires_grad_()
     loss, logs = objective(leaves, batch, model.logit_scale)
     accumulated = []

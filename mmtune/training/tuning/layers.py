@@ -1,7 +1,6 @@
 """The structure of a tower for partial tuning: its blocks in order, the layer of each parameter, and frozen parameters.
 
-Nothing depends on a specific library. A block is an element of an `nn.ModuleList` or `nn.Sequential` that itself contains
-modules.
+Nothing depends on a specific library. Blocks are found by `mmtune.model.tower_blocks`.
 """
 
 from collections.abc import Iterable
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmtune.model.tower_blocks import blocks
+
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
@@ -17,21 +18,6 @@ BEFORE_BLOCKS = ("embed", "conv1", "stem", "patch", "ln_pre", "pre_l", "batch_no
 """Parts of the names of parameters that are applied before the first block, wherever a library defines them."""
 AFTER_BLOCKS = ("proj", "head")
 """Parts of the names of top-level parameters that are applied after the last block."""
-
-
-def blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return the residual blocks of a tower, first to last. If lists are nested (stages of blocks), the innermost count."""
-    found: list[nn.Module] = []
-    for module in modules:
-        for child in module.children():
-            inner = blocks([child])
-            if inner:
-                found += inner
-            elif isinstance(child, nn.TransformerEncoderLayer):
-                found.append(child)
-            elif isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
-                found.append(child)
-    return found
 
 
 def layer_numbers(modules: Iterable[nn.Module]) -> tuple[dict[int, int], int]:

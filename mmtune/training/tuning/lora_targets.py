@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmtune.errors import RecipeError
-from mmtune.training.tuning.layers import blocks
+from mmtune.model.tower_blocks import blocks
 from mmtune.training.tuning.lora_fused_attention import attention_name, fused_projection_name
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from mmtune.embedding.feature_cache import FeatureCache, FeaturePreprocess
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.model.artifact.low_rank import LowRankDelta, round_to_4bit
+from mmtune.model.tower_blocks import blocks
 from mmtune.recipe.tune_block import LOW_RANK, AdapterTuning, AnyTuning, FullTuning, PartialTuning
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.tuning import lora
 from mmtune.training.tuning.gradual_unfreezing import GradualUnfreezing, gradual_unfreezing
 from mmtune.training.tuning.layers import (
-    blocks,
     copy_state_to_cpu,
     layer_numbers,
     norm_parameters,
@@ -157,7 +157,7 @@ class TunedModel:
             return ""
         if self.features is not None and m in self.features.towers:
             return "; the tower runs once and its features are stored"
-        return f"; the tower runs in every epoch, because its input varies (augment.{m}, or prompts)"
+        return f"; the tower runs in every epoch, because its input varies (augment.{m}, or prompts) or its tokens are used"
 
 
 def tune(
@@ -168,6 +168,7 @@ def tune(
     seed: int = 0,
     keep_start: bool = False,
     heads: "Model | None" = None,
+    trains_more: bool = False,
 ) -> TunedModel:
     """Apply the recipe's `tune` to `model` in place: freeze parameters, and add heads and adapters. `full` changes nothing.
 
@@ -179,9 +180,10 @@ def tune(
     seed: seed for initialising adapters
     keep_start: keep a copy of the weights before training, for interpolation
     heads: a model whose heads were trained in a first stage (LP-FT), or None
+    trains_more: whether other layers are trained, so that all towers may be frozen
     """
     towers = parse_tune(given, list(model.towers), trained)
-    if all(towers[m].how == "frozen" for m in trained):
+    if all(towers[m].how == "frozen" for m in trained) and not trains_more:
         raise RecipeError(f"tune: all towers are frozen ({', '.join(trained)}), so nothing would be trained")
     for m in trained:
         if towers[m].how not in ("head", "frozen") and not any(True for x in model.towers[m].modules for _ in x.parameters()):

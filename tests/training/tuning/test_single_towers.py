@@ -7,7 +7,7 @@ import torch
 
 import mmtune
 from mmtune.modalities.sound import Sound
-from mmtune.training.tuning.layers import blocks
+from mmtune.model.tower_blocks import blocks
 from mmtune.training.tuning.tune import tune
 from tests.support import checkpoints
 from tests.support.single_checkpoints import SMALL, SOUNDS, decoder_folder, image_folder, small

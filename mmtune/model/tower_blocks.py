@@ -1,0 +1,23 @@
+"""Find the residual blocks of a tower of any library.
+
+A block is an element of an `nn.ModuleList` or `nn.Sequential` that itself contains modules.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the residual blocks of a tower, first to last. If lists are nested (stages of blocks), the innermost count."""
+    found: list[nn.Module] = []
+    for module in modules:
+        for child in module.children():
+            inner = blocks([child])
+            if inner:
+                found += inner
+            elif isinstance(child, nn.TransformerEncoderLayer):
+                found.append(child)
+            elif isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
+                found.append(child)
+    return found
