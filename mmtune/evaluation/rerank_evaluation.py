@@ -36,6 +36,11 @@ class RerankedDirection:
     first_stage: dict[str, float]
     reranked: dict[str, float]
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the re-ranker, under the name that a `Direction` of a dual encoder has for its metrics."""
+        return self.reranked
+
     def to_dict(self) -> JsonObject:
         """Return the fields as plain data."""
         return {

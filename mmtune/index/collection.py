@@ -169,8 +169,7 @@ class Collection:
         target: search only the indexes of these modalities; default: all.
         group_by: metadata column, or "group"; keep only the best item per value of that column. With `item`, the items that
             share the query item's value are left out.
-        rerank: score the first `rerank_depth` results with this scorer, e.g. the directory of a cross-encoder (see
-            `mmtune.index.query.rerank.load_rerank`).
+        rerank: scorer of the first `rerank_depth` results, e.g. a cross-encoder's directory (see `query.rerank.load_rerank`).
         query: one query as MODALITY=value; a value is a file path, bytes, a string for text, or a decoded input.
         """
         check_one_query(query, item)

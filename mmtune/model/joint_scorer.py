@@ -11,6 +11,18 @@ from mmtune.contracts import Pair
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 
 
+def rows_at(values: Tensor, index: Tensor) -> Tensor:
+    """Return `values[index]` with a gradient that is summed in a fixed order.
+
+    values: [N, ...]
+    index: int64 [P]
+
+    The gradient of `values[index]` is not: on a CPU with several threads torch adds the rows of equal index in the order in which
+    the threads come to them, so that two equal runs would end with different weights.
+    """
+    return F.embedding(index, values.flatten(1)).unflatten(1, values.shape[1:])
+
+
 class TokenShape(NamedTuple):
     """Shape of the token states of one value: at most `tokens` vectors of dimension `width`."""
 
@@ -29,6 +41,10 @@ class ItemStates(NamedTuple):
     embedding: Tensor
     tokens: Tensor
     mask: Tensor
+
+    def at(self, index: Tensor) -> "ItemStates":
+        """The states of the values at these positions. index: int64 [P]"""
+        return ItemStates(rows_at(self.embedding, index), rows_at(self.tokens, index), self.mask[index])
 
     def packed(self) -> Tensor:
         """All in one tensor [N, D + T x C + T], as the trainer passes the outputs of towers."""
@@ -88,14 +104,14 @@ class JointScorer(nn.Module):
         i, j: int64 [P], positions in `queries` and `candidates`
         scale: the model's logit scale, by which the cosine is multiplied
         """
-        cosine = (queries.embedding[i] * candidates.embedding[j]).sum(1)
+        cosine = (rows_at(queries.embedding, i) * rows_at(candidates.embedding, j)).sum(1)
         x, y = self._projected(pair[0], queries), self._projected(pair[1], candidates)
         first, second = (x, i), (y, j)
         if pair not in self.pairs:
             first, second = second, first
         sequence, masks = [], []
         for side, ((tokens, mask), index) in enumerate((first, second)):
-            sequence.append(tokens[index] + self.side_embed[side])
+            sequence.append(rows_at(tokens, index) + self.side_embed[side])
             masks.append(mask[index])
         summary = self.summary_token_embed.expand(len(i), 1, -1)
         keep = F.pad(torch.cat(masks, 1), (1, 0), value=True)

@@ -107,7 +107,7 @@ class Recipe(RecipeBlock):
             return self
         if self.objective != [AutoTerm()]:
             raise invalid("cross_encoder: has its own loss (cross_encoder.loss); leave `objective` out")
-        for key in ("teachers", "matryoshka", "memory", "interpolate", "gate"):
+        for key in ("teachers", "matryoshka", "memory", "retention", "interpolate", "gate"):
             if getattr(self, key):
                 raise invalid(f"cross_encoder: {key} is for dual encoders; leave one of the two out")
         for key in ("compile", "shard"):

@@ -13,7 +13,7 @@ from mmtune.model.cross_encoder import CrossEncoderModel
 from mmtune.model.joint_scorer import ItemStates
 from mmtune.training.additional_candidates import mined_negatives
 from mmtune.training.objective import Objective, ScaleFunction
-from mmtune.training.unique_items import PairItems, UniqueItems, pair_items
+from mmtune.training.unique_items import PairItems, pair_items
 
 MINED = 4.0
 """Added to the cosine of mined and given negatives, so that they are chosen before those of the batch."""
@@ -88,8 +88,8 @@ class RerankObjective(Objective):
                 continue
             a, b = pair
             of = {
-                a: _of_items(states[a], batch.item_of_row[a], items.a),
-                b: _of_items(states[b], batch.item_of_row[b], items.b),
+                a: states[a].at(batch.item_of_row[a][items.a.first_row]),
+                b: states[b].at(batch.item_of_row[b][items.b.first_row]),
             }
             related = items.positives.block(0, len(items.a))
             cosine = of[a].embedding @ of[b].embedding.T
@@ -112,9 +112,3 @@ class RerankObjective(Objective):
         scored = self._score(direction, of[direction[0]], of[direction[1]], query, candidate)
         scores = scored.new_full(lists.valid.shape, -torch.inf)
         return self.loss(scores.index_put((index, column), scored), lists.valid)
-
-
-def _of_items(states: ItemStates, item_of_row: Tensor, items: UniqueItems) -> ItemStates:
-    """The states of a pair's items, in their order."""
-    index = item_of_row[items.first_row]
-    return ItemStates(states.embedding[index], states.tokens[index], states.mask[index])

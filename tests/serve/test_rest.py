@@ -16,6 +16,7 @@ from mmtune import modalities
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError, Rejected
 from mmtune.index.collection import Collection
+from mmtune.index.query.rerank import load_rerank
 from mmtune.runtime.files import read_jsonl
 from mmtune.serve.request import FORM, JSON
 from mmtune.serve.schemas import (
@@ -90,6 +91,16 @@ def test_every_way_to_ask_gives_what_the_collection_gives(shelf, web):
         assert [r["id"] for r in item["results"]] == c.search(item="0-003", k=4).ids and len(item["results"]) == 4
         words = web.post("/search", files={"text": (None, "a red square")}, data={"k": "5"})
         assert [r["id"] for r in words.json()["results"]] == c.search(text="a red square", k=5).ids
+
+
+def test_a_server_reranks_every_search(shelf):
+    with Collection(shelf) as c, client(shelf, rerank=load_rerank("tiny:all@3", 8)) as web:
+        wait_ready(web)
+        found = web.post("/search", json={"text": "a red square", "k": 5, "target": ["image"]}).json()["results"]
+        plain = c.search(text="a red square", k=5, target=["image"])
+        expected = c.search(text="a red square", k=5, target=["image"], rerank="tiny:all@3", rerank_depth=8)
+        assert [r["id"] for r in found] == expected.ids != plain.ids
+        assert [r["score"] for r in found] == pytest.approx([r.score for r in expected.results], abs=1e-5)
 
 
 def test_versions_filters_and_targets(shelf, web):
