@@ -20,7 +20,16 @@ from mmtune.training.rerank_objective import candidate_lists
 from mmtune.training.unique_items import pair_items
 from tests.support import corpora
 
-SMALL = {"layers": 1, "width": 32, "attention_heads": 2, "negatives": 5, "max_tokens": 16, "depth": 8, "dropout": 0.0, "lr": 3e-3}
+SMALL = {
+    "layers": 1,
+    "width": 32,
+    "attention_heads": 2,
+    "negatives": 5,
+    "max_tokens": 16,
+    "depth": 8,
+    "dropout": 0.0,
+    "lr": 3e-3,
+}
 
 
 @pytest.fixture(scope="module")
