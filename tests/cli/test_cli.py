@@ -150,9 +150,9 @@ def test_readme_has_exactly_two_set_up_commands_and_ci_runs_them():
 
     root = Path(__file__).parents[2]
     lines = [x for x in (root / "README.md").read_text().splitlines() if x.startswith("pip install")]
-    assert lines == ['pip install -e ".[cpu]" && mmtune demo', 'pip install -e ".[cpu,test]" && pytest']
+    assert lines == ['pip install -e ".[cpu]" && mmtune demo', 'pip install -e ".[cpu,test]" && pytest -n 2']
     ci = (root / ".ci" / "run").read_text()
-    assert 'pip install -q -e ".[cpu,test]"' in ci and "\npytest\n" in ci and "mmtune demo" in ci
+    assert 'pip install -q -e ".[cpu,test]"' in ci and "\npytest -n 2\n" in ci and "mmtune demo" in ci
 
 
 def every_help():

@@ -66,12 +66,14 @@ def signals(data, row):
     return decode_row(data, row, "image"), decode_row(data, row, "text")
 
 
+@pytest.mark.slow
 def test_it_overfits_a_small_set_and_starts_from_the_first_stage(trained):
     for scores in trained.metrics["reranked_directions"].values():
         assert scores["reranked"]["mrr"] > scores["first_stage"]["mrr"] + 0.1
     assert "candidates re-ranked: hit@1" in str(trained)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch(trained, data):
     model, rows = load_cross_encoder(trained.artifact), mmtune.open_data(data)
     assert model.fingerprint == trained.fingerprint
@@ -113,6 +115,7 @@ def test_a_killed_run_resumes_to_the_same_weights(root, data):
     assert any(k.startswith("joint.") for k in states[0]["model"])
 
 
+@pytest.mark.slow
 def test_it_is_a_teacher_and_a_verifier_by_its_path(root, data, trained):
     out = mmtune.train(
         {
@@ -193,6 +196,7 @@ def test_what_does_not_fit_is_refused(root, data, keys, said):
         train(root, data, "refused", **keys)
 
 
+@pytest.mark.slow
 def test_a_damaged_cross_encoder_is_not_loaded(root, trained, tmp_path):
     import shutil
 
