@@ -14,6 +14,7 @@ import numpy as np
 
 from mmtune.contracts import Pair, direction
 from mmtune.data.identity_labels import mix_labels
+from mmtune.data.remote.remote_files import cache_identity, info_if_exists, stamp_of
 from mmtune.data.shards import shard_cache
 from mmtune.data.shards.locate import NEGATIVES, is_remote
 from mmtune.data.shards.weighted_concat import refuse_shared_ids
@@ -108,14 +109,9 @@ def _file_in(folder: str) -> Path | None:
     if not is_remote(folder):
         path = Path(folder.removeprefix("file://")) / NEGATIVES
         return path if path.exists() else None
-    import fsspec
-
     url = f"{folder}/{NEGATIVES}"
-    try:
-        fs, remote = fsspec.core.url_to_fs(url)
-        return Path(shard_cache.fetch(fs, url, remote, fs.info(remote))) if fs.exists(remote) else None
-    except (OSError, ValueError) as e:
-        raise DataError(f"{url}: cannot be read ({e})") from None
+    info = info_if_exists(url)
+    return None if info is None else Path(shard_cache.fetch(url, cache_identity(url), stamp_of(info), info.get("size")))
 
 
 def load_given(

@@ -17,6 +17,8 @@ def test_a_checkpoint_with_the_old_file_and_field_names_is_read(tmp_path):
     assert checkpoints.exists("last") and not checkpoints.exists("other")
     tensors, state = checkpoints.load("last")
     assert torch.equal(tensors["model"]["w"], torch.ones(2)) and state.wait_share == 0.25
-    assert state == TrainerState(7, 1, 2, 56, 4.0, 1.0, [(0.5, "step-0000003")], 3, False)
+    assert state == TrainerState(
+        7, 1, 2, 56, 4.0, 1.0, [(0.5, "step-0000003")], validations_without_improvement=3, finished=False
+    )
     checkpoints.save("last", tensors, state)
     assert checkpoints.load("last")[1] == state and not (folder / "place.json").exists()

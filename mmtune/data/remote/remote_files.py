@@ -94,6 +94,27 @@ def file_info(url: str) -> FileInfo:
         return retry(lambda: fs.info(path))
 
 
+def info_if_exists(url: str) -> FileInfo | None:
+    """Like `file_info`, but None if the file does not exist or must not be read (see `is_unavailable`)."""
+    fs, path = file_system(url)
+
+    def look() -> FileInfo | None:
+        try:
+            return fs.info(path)
+        except Exception as e:
+            if is_unavailable(e):
+                return None
+            raise
+
+    with one_line_errors(url):
+        return retry(look)
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether a file does not exist, or must not be read: servers that hide their listing answer 403 for files that do not exist."""
+    return is_missing(error) or status_of(error) in (401, 403) or isinstance(error, PermissionError | IsADirectoryError)
+
+
 def stamp_of(info: FileInfo) -> str:
     """A string that changes when the file changes: its size and whatever stamps the server gives."""
     found = {"size": info.get("size")}
@@ -110,17 +131,14 @@ def is_stamped(info: FileInfo) -> bool:
 
 
 def read_small(url: str) -> bytes | None:
-    """Read a whole remote file into memory; None if it does not exist, or if it must not be read.
-
-    Servers that hide their listing answer 403 for files that do not exist.
-    """
+    """Read a whole remote file into memory; None if it does not exist, or if it must not be read (see `is_unavailable`)."""
     fs, path = file_system(url)
 
     def read() -> bytes | None:
         try:
             return fs.cat_file(path)
         except Exception as e:
-            if is_missing(e) or status_of(e) in (401, 403) or isinstance(e, PermissionError | IsADirectoryError):
+            if is_unavailable(e):
                 return None
             raise
 
