@@ -120,7 +120,13 @@ def test_a_loss_over_rows_gets_the_gradient_of_the_unsplit_batch_and_a_contrasti
         norms = []
         for size, accumulate in ((24, 1), (8, 3)):
             run = tmp_path / f"{loss}-{size}"
-            train = {"epochs": 1, "batch_size": size, "gradient_accumulation_steps": accumulate, "validate_every": None}
+            train = {
+                "epochs": 1,
+                "batch_size": size,
+                "gradient_accumulation_steps": accumulate,
+                "validate_every": None,
+                "warmup": 0,
+            }
             config = recipe(root, run, train, objective=[{"loss": loss}], data={"train": str(tmp_path / "data")})
             out = mmtune.train(config, quiet=True)
             assert out.steps == 1 and out.pairs == 24
