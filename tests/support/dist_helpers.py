@@ -65,6 +65,9 @@ class Toy(nn.Module):
     def encode_inputs(self, modality, inputs):
         return nn.functional.normalize(self.nets[modality](inputs["x"]), dim=1)
 
+    def output_width(self, modality):
+        return DIM
+
     def logit_scale(self, a, b):
         return self.log_scale.exp(), self.bias
 
