@@ -3,6 +3,7 @@
 VERBS = {
     "demo": "run the whole workflow on generated data: a product catalog and machine sounds",
     "init": "write a commented recipe to start from, or the JSON Schema of recipes",
+    "pairs": "make pairs and graded judgments of click logs, labels, catalogs, duplicates, annotations",
     "pack": "check a CSV/TSV/JSONL/Parquet table or a folder, and pack it as WebDataset shards",
     "train": "train a model as a recipe describes; writes checkpoints, metrics and an artifact",
     "sweep": "search for the best values of recipe keys: many runs, pruned by validation, and a report",
