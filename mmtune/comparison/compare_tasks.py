@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
+from mmtune.comparison.comparison_result import GatedComparison
 from mmtune.comparison.gate import MEAN, Gate, decide
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.comparison.task_intervals import metric_intervals, task_difference
@@ -26,36 +27,24 @@ Differences = dict[str, PairedDifference]
 
 
 @dataclass
-class TaskComparison:
+class TaskComparison(GatedComparison):
     """The result of comparing a candidate with a base model by a task.
 
-    verdict: "pass", "fail" or "inconclusive"
-    reason: the reason for the verdict, in one sentence
     differences: {modality: {metric: difference}}
     cluster: metadata column whose values were resampled; None: single rows
     """
 
-    verdict: str
-    reason: str
     task: str
-    gate: Gate
     differences: dict[str, Differences]
     cluster: str | None
     base: TaskResult = field(repr=False)
     candidate: TaskResult = field(repr=False)
 
-    @property
-    def status(self) -> int:
-        """Exit status of the command: 0 if the verdict is "pass", else 1."""
-        return 0 if self.verdict == "pass" else 1
-
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune compare --task --json`."""
         return {
-            "verdict": self.verdict,
-            "reason": self.reason,
+            **super().to_dict(),
             "task": self.task,
-            "gate": self.gate.to_dict(),
             "cluster": self.cluster,
             "differences": {m: {n: d.to_dict() for n, d in by.items()} for m, by in self.differences.items()},
             "fingerprints": {"base": self.base.fingerprint, "candidate": self.candidate.fingerprint},
@@ -70,7 +59,7 @@ class TaskComparison:
             for name, d in by.items()
         ]
         table = plain_table([self.task, "rows", "clusters", "base", "candidate", "difference"], rows)
-        return f"{self.verdict.upper()}: {self.reason}\n\n{table}"
+        return f"{self.headline}\n\n{table}"
 
 
 def compare_task(
@@ -131,7 +120,7 @@ def compare_task(
         raise RecipeError(f"gate.metric: {task} has no metric {metric!r}; it has: {', '.join(metrics)}")
     chosen = Gate(metric=metric, direction=name, min_gain=given.min_gain if given else 0.0)
     verdict = decide(chosen, table[name][metric], {})
-    return TaskComparison(verdict.verdict, verdict.reason, task, chosen, table, cluster, before, after)
+    return TaskComparison(verdict.verdict, verdict.reason, chosen, task, table, cluster, before, after)
 
 
 def task_intervals(

@@ -14,37 +14,52 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Comparison:
-    """The result of comparing a candidate model with a base model.
+class GatedComparison:
+    """What every comparison that a gate decided has.
 
     verdict: "pass", "fail" or "inconclusive"
     reason: the reason for the verdict, in one sentence
-    directions: difference of the gate's metric by direction, and of the "mean" if there are several directions
-    slices: difference of the gate's metric in the gate's direction, by slice
-    metrics: {direction: {metric: difference}}, for all metrics
-    base, candidate: the evaluations of the two models
     """
 
     verdict: str
     reason: str
     gate: Gate
-    directions: dict[str, PairedDifference]
-    slices: dict[str, PairedDifference]
-    metrics: dict[str, dict[str, PairedDifference]] = field(repr=False)
-    base: Result = field(repr=False)
-    candidate: Result = field(repr=False)
 
     @property
     def status(self) -> int:
         """Exit status of the command: 0 if the verdict is "pass", else 1."""
         return 0 if self.verdict == "pass" else 1
 
+    @property
+    def headline(self) -> str:
+        """The verdict and its reason, in one line."""
+        return f"{self.verdict.upper()}: {self.reason}"
+
+    def to_dict(self) -> JsonObject:
+        """Return the verdict, its reason and the gate as a JSON document."""
+        return {"verdict": self.verdict, "reason": self.reason, "gate": self.gate.to_dict()}
+
+
+@dataclass
+class Comparison(GatedComparison):
+    """The result of comparing a candidate model with a base model by retrieval.
+
+    directions: difference of the gate's metric by direction, and of the "mean" if there are several directions
+    slices: difference of the gate's metric in the gate's direction, by slice
+    metrics: {direction: {metric: difference}}, for all metrics
+    base, candidate: the evaluations of the two models
+    """
+
+    directions: dict[str, PairedDifference]
+    slices: dict[str, PairedDifference]
+    metrics: dict[str, dict[str, PairedDifference]] = field(repr=False)
+    base: Result = field(repr=False)
+    candidate: Result = field(repr=False)
+
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune compare --json`."""
         return {
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "gate": self.gate.to_dict(),
+            **super().to_dict(),
             "directions": {n: c.to_dict() for n, c in self.directions.items()},
             "slices": {n: c.to_dict() for n, c in self.slices.items()},
             "metrics": {d: {m: c.to_dict() for m, c in by.items()} for d, by in self.metrics.items()},
@@ -101,9 +116,9 @@ class Comparison:
     def __str__(self) -> str:
         from mmtune.evaluation.result_tables import plain_table
 
-        return f"{self.verdict.upper()}: {self.reason}\n\n{plain_table(*self._table())}"
+        return f"{self.headline}\n\n{plain_table(*self._table())}"
 
     def _repr_html_(self) -> str:
         from mmtune.evaluation.result_tables import html_table
 
-        return html_table(*self._table(), caption=f"{self.verdict.upper()}: {self.reason}")
+        return html_table(*self._table(), caption=self.headline)

@@ -1,19 +1,14 @@
 """Open data that are given in memory: they are packed once, into a directory of the cache that is named by their content."""
 
-import hashlib
-import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from mmtune.data.shards import shard_cache
+from mmtune.data.cached_packing import pack_once
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.data.sources.memory_rows import NAME, InMemory, is_in_memory, memory_source
-from mmtune.errors import DataError, DataWarning
-from mmtune.runtime.files import read_json, read_jsonl
-from mmtune.runtime.work_lock import file_lock
+from mmtune.errors import DataError
 
 FOLDER = "in_memory"
 """Directory in the cache for packed data."""
@@ -57,20 +52,10 @@ def pack_in_cache(
 
     Issues a DataWarning if rows are rejected. Raises DataError if more than a twentieth is.
     """
-    from mmtune.data.pack.pack import ROW_RULES, SCHEMA, pack
+    from mmtune.data.pack.pack import pack
 
-    source = memory_source(data)
-    key = json.dumps([SCHEMA, ROW_RULES, source.sha256, sorted((columns or {}).items()), id, group])
-    out = shard_cache.root() / FOLDER / hashlib.sha256(key.encode()).hexdigest()[:32]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(out.with_suffix(".lock")):  # the processes of a distributed run give the same data
-        if not (out / "index.json").exists():
-            pack(data, out, columns=dict(columns or {}), id=id, group=group, max_rejected=1.0)
-    index = read_json(out / "index.json")
-    if index["rejected"]:
-        first = read_jsonl(out / "rejected.jsonl")[0]
-        line = f"{NAME}: {index['rejected']} of {index['rows']} rows cannot be used (row {first['row']}: {first['reason']})"
-        if index["rejected"] > MAX_REJECTED * index["rows"]:
-            raise DataError(f"{line}; repair them or leave them out")
-        warnings.warn(line, DataWarning, stacklevel=3)
-    return out
+    def pack_into(out: Path) -> None:
+        pack(data, out, columns=dict(columns or {}), id=id, group=group, max_rejected=1.0)
+
+    identity = [memory_source(data).sha256, sorted((columns or {}).items()), id, group]
+    return pack_once(NAME, FOLDER, identity, pack_into, MAX_REJECTED)

@@ -159,10 +159,10 @@ def test_rows_are_packed_once_and_changed_files_again(tmp_path):
 
 def test_what_cannot_be_used_is_said(tmp_path):
     good = [{"text": f"t{i}", "audio": (np.zeros(800) + 0.1 * i, 8000)} for i in range(30)]
-    with pytest.warns(DataWarning, match=r"1 of 31 rows cannot be used \(row 31: audio: "):
+    with pytest.warns(DataWarning, match=r"1 of 31 rows rejected \(row 31: audio: "):
         assert len(mmtune.open_data([*good, {"text": "x", "audio": b"no sound"}])) == 30
     for _ in range(2):  # a pack that was refused is refused again
-        with pytest.raises(DataError, match=r"1 of 2 rows cannot be used .*; repair them or leave them out"):
+        with pytest.raises(DataError, match=r"1 of 2 rows rejected .*; repair them or leave them out"):
             mmtune.open_data([{"text": "x", "audio": b"no sound"}, {"text": "y", "audio": sound(0)}])
     for wrong, says in (
         ([], "no rows"),

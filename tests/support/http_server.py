@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
+from mmtune.data.remote import retry
+
 
 @dataclass
 class FileServer:
@@ -141,3 +145,18 @@ def http_server(root: Path, **settings: object) -> Iterator[FileServer]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(name="server")
+def server_fixture(tmp_path: Path) -> Iterator[FileServer]:
+    """A running server of the empty directory `www`."""
+    (tmp_path / "www").mkdir()
+    with http_server(tmp_path / "www") as files:
+        yield files
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache for each test, and retries without long waits."""
+    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.01)

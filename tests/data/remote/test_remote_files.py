@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,7 @@ from mmtune.data.remote.retry import describe, is_passing, public_url, retry, wi
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
 from tests.support.data_helpers import catalog, picture, write_csv
-from tests.support.http_server import FileServer, http_server
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(retry_module, "FIRST_DELAY", 0.01)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FileServer]:
-    (tmp_path / "www").mkdir()
-    with http_server(tmp_path / "www") as files:
-        yield files
+from tests.support.http_server import FileServer, fresh_cache_fixture, server_fixture  # noqa: F401
 
 
 def tar_of(path: Path, start: int, n: int) -> Path:

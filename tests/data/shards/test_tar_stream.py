@@ -7,7 +7,6 @@ import lzma
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import webdataset
 import zstandard
 
 from mmtune.data.pack.pack import pack
-from mmtune.data.remote import retry as retry_module
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.shard_listing import ShardFile
 from mmtune.data.shards.shard_lru import PART, ShardCache
@@ -23,20 +21,7 @@ from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.data.shards.tar_stream import StreamedRow, stream_rows
 from mmtune.errors import DataError
 from tests.support.data_helpers import catalog, picture, sound
-from tests.support.http_server import FileServer, http_server
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(retry_module, "FIRST_DELAY", 0.01)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FileServer]:
-    (tmp_path / "www").mkdir()
-    with http_server(tmp_path / "www") as files:
-        yield files
+from tests.support.http_server import FileServer, fresh_cache_fixture, server_fixture  # noqa: F401
 
 
 def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:

@@ -84,7 +84,7 @@ def test_a_changed_dataset_is_packed_again_and_rejected_rows_are_said(tmp_path: 
     for file in (tmp_path / "y").iterdir():
         file.replace(folder / file.name)
     for _ in range(2):  # the warning does not depend on whether it was packed now
-        with pytest.warns(DataWarning, match=r"1 of 3 rows rejected, listed in .*rejected\.jsonl"):
+        with pytest.warns(DataWarning, match=r"1 of 3 rows rejected \(row .*\), listed in .*rejected\.jsonl"):
             assert len(open_data(str(folder))) == 2
 
 
