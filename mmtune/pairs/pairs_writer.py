@@ -65,6 +65,8 @@ class PairsWriter:
     arguments: everything that the output depends on beside the sources, as JSON values
     sources: what identifies the sources, see `source_identity`
     columns: further columns of pairs.parquet and their Arrow types, e.g. {"group": pa.string()}
+    base: whether pairs.parquet has the columns of BASE_FIELDS. Without them its rows are those that are packed: id, group, a column for
+        each modality, and metadata
     overwrite: replace an existing directory that was made with other arguments
 
     finished: the result, if `out` is complete and made by the same arguments of the same sources
@@ -83,13 +85,14 @@ class PairsWriter:
         sources: Iterable[JsonObject],
         *,
         columns: Mapping[str, pa.DataType] | None = None,
+        base: bool = True,
         overwrite: bool = False,
     ):
         self.out, self.kind, self.overwrite = Path(out), kind, overwrite
         self.identity: JsonObject = json.loads(
             json.dumps({"schema": SCHEMA, "kind": kind, "arguments": arguments, "sources": list(sources)})
         )
-        self.schema = pa.schema([*BASE_FIELDS, *(columns or {}).items()])
+        self.schema = pa.schema([*(BASE_FIELDS if base else []), *(columns or {}).items()])
         self.drops = DropCounts()
         self.finished: PairsResult | None = None
         self.pairs = self.judgments = 0
@@ -135,7 +138,11 @@ class PairsWriter:
 
     def add(self, query: str, item: str, grade: int, weight: float = 1.0, **columns: object) -> None:
         """Add one pair to pairs.parquet. `columns` has the values of further columns; missing ones are null."""
-        self._rows.append({"query": query, "item": item, "grade": grade, "weight": weight, **columns})
+        self.add_row(query=query, item=item, grade=grade, weight=weight, **columns)
+
+    def add_row(self, **columns: object) -> None:
+        """Add one row to pairs.parquet by its columns; missing ones are null."""
+        self._rows.append(columns)
         if len(self._rows) >= BATCH_ROWS:
             self._flush()
 

@@ -160,9 +160,9 @@ class ColumnRoles:
         cells: all cells of the source row
         values: modality -> the value of this row
         """
-        row.split, row.group = "", identity_string(_string(_cell(cells, self.group))) if self.group else None
+        row.split, row.group = "", identity_string(_string(nested_cell(cells, self.group))) if self.group else None
         if self.split:
-            row.split = _string(_cell(cells, self.split))
+            row.split = _string(nested_cell(cells, self.split))
             if row.split is None or not SPLIT_NAME.fullmatch(row.split):
                 row.reason = f"{self.split}: {'empty' if row.split is None else f'{row.split!r} cannot be a folder'}"
                 row.split = None
@@ -213,7 +213,7 @@ class ColumnRoles:
             row.reencoded |= {name: changed} if changed else {}
 
     def _id(self, row: PackRow, cells: Cells) -> str:
-        given = identity_string(_string(_cell(cells, self.id))) if self.id else None
+        given = identity_string(_string(nested_cell(cells, self.id))) if self.id else None
         if given or not row.file:
             return (given or f"{row.source_row:08d}") + (f"#{row.item}" if row.item > 1 else "")
         path = unicodedata.normalize("NFC", _utf8(row.file).decode())
@@ -222,13 +222,13 @@ class ColumnRoles:
         return path + (f"#{count}" if count > 1 else "")
 
 
-def _cell(cells: Cells, column: str) -> object:
+def nested_cell(cells: Cells, column: str) -> object:
     """The cell of a column, or of a field within a cell that is an object: "product.sku"."""
     if column in cells:
         return cells[column]
     head, dot, rest = column.partition(".")
     inner = cells.get(head) if dot else None
-    return _cell(inner, rest) if isinstance(inner, dict) else None
+    return nested_cell(inner, rest) if isinstance(inner, dict) else None
 
 
 def _content(value: bytes | str) -> bytes | str:

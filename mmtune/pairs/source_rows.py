@@ -1,0 +1,71 @@
+"""Rows of a source with the ids, groups and values that `mmtune pack` gives them, and their cells in pairs.parquet."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from mmtune import modalities
+from mmtune.data.identity_labels import stable_label
+from mmtune.data.pack.columns import PackRow, assign_columns
+from mmtune.data.sources.row_source import InvalidRow, open_source
+from mmtune.pairs.carried_columns import CarriedColumns
+from mmtune.pairs.drop_counts import DropCounts
+from mmtune.pairs.invalid_rows import count_invalid
+from mmtune.pairs.media_cells import MediaCells
+
+
+class SourceRows:
+    """The rows of a table, a folder, tar files or a Hugging Face dataset on disk.
+
+    source, roles: the opened source and the roles of its columns
+    carried: the metadata columns
+    types: columns of pairs.parquet -> Arrow type: id, group, a column for each modality, and the metadata
+    read: number of source rows; counted by `rows`
+    """
+
+    def __init__(
+        self, source: str | Path, columns: Mapping[str, str] | None = None, id: str | None = None, group: str | None = None
+    ):
+        """Open the source. The parameters are those of `mmtune.pack`. Raises DataError if it cannot be read."""
+        self.source = open_source(source)
+        self.roles = assign_columns(self.source, dict(columns or {}), id, group, None)
+        self.carried = CarriedColumns(self.source, self.roles.meta)
+        names = ["id", "group", *self.roles.modalities]
+        self.types: dict[str, pa.DataType] = {**dict.fromkeys(names, pa.string()), **self.carried.types}
+        self.read = 0
+
+    def media(self, out: Path, files: Path, drops: DropCounts) -> MediaCells:
+        """What makes paths in pairs.parquet of those in the source; see `MediaCells`."""
+        return MediaCells(self.source.folder, out, files, drops)
+
+    def rows(self, drops: DropCounts) -> Iterator[PackRow]:
+        """Yield the usable rows. Rows that are not, and rows with the id of an earlier one, are counted as dropped."""
+        number, seen = 0, set[int]()
+        for source_row, cells in self.source.rows(set(self.roles.modalities.values())):
+            self.read += 1
+            for row in self.roles.rows(source_row, cells, number):
+                number += 1
+                if isinstance(cells, InvalidRow):
+                    count_invalid(drops, cells, f"row {source_row}")
+                elif row.reason:
+                    drops.add(row.reason.partition(":")[0] if row.file else row.reason, f"row {source_row}: {row.reason}")
+                elif (label := stable_label(row.id.encode())) in seen:
+                    drops.add("the id of an earlier row", f"row {source_row}: {row.id}")
+                else:
+                    seen.add(label)
+                    yield row
+
+    def cells(self, row: PackRow, media: MediaCells) -> dict[str, object] | None:
+        """The cells of a row in pairs.parquet, or None if a file that it names does not exist; `media` counts it."""
+        found: dict[str, object] = {"id": row.id, "group": row.group}
+        for name, value in row.values.items():
+            if isinstance(value, bytes) and modalities.get(name).inline:
+                found[name] = value.decode("utf-8", "replace")
+                continue
+            given = {"bytes": value, "path": row.files.get(name)} if isinstance(value, bytes) else value
+            paths = media.paths(given, name, row.id)
+            if not paths:
+                return None
+            found[name] = paths[0]
+        return {**found, **self.carried.values(row.meta)}
