@@ -1,6 +1,7 @@
 """Rows of a source with the ids, groups and values that `mmtune pack` gives them, and their cells in pairs.parquet."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ class SourceRows:
     source, roles: the opened source and the roles of its columns
     carried: the metadata columns
     types: columns of pairs.parquet -> Arrow type: id, group, a column for each modality, and the metadata
-    read: number of source rows; counted by `rows`
+    read: number of source rows that were read by the last call of `rows`
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class SourceRows:
     def rows(self, drops: DropCounts) -> Iterator[PackRow]:
         """Yield the usable rows. Rows that are not, and rows with the id of an earlier one, are counted as dropped."""
         number, seen = 0, set[int]()
+        self.read = 0
+        roles = replace(self.roles, _path_counts={})  # it counts paths, to tell rows of one file apart
         for source_row, cells in self.source.rows(set(self.roles.modalities.values())):
             self.read += 1
-            for row in self.roles.rows(source_row, cells, number):
+            for row in roles.rows(source_row, cells, number):
                 number += 1
                 if isinstance(cells, InvalidRow):
                     count_invalid(drops, cells, f"row {source_row}")
