@@ -13,6 +13,10 @@ class DataError(MmtuneError):
     """A data source, shard, column or other data file is missing or cannot be used."""
 
 
+class StoreUnavailable(DataError):
+    """The database of a vector store cannot be reached, or does not answer. The same call may succeed later."""
+
+
 class DataWarning(UserWarning):
     """Samples of a dataset were skipped. The message names the shard, the reason and the number of samples."""
 

@@ -164,7 +164,7 @@ class Collection:
 
         where: metadata filter, e.g. "category = 'Apple'" (see `mmtune.index.query.filters`).
         version: version to search; default: the live version.
-        hybrid: fuse the results with BM25 over captions and metadata. Needs a text query.
+        hybrid: fuse the results with BM25 over captions and metadata. Needs a text query, or an item with a caption.
         item: id of an item; its stored vector is the query, and the item itself is not returned.
         target: search only the indexes of these modalities; default: all.
         group_by: metadata column, or "group"; keep only the best item per value of that column. With `item`, the items that

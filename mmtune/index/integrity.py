@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.errors import DataError
+from mmtune.errors import DataError, StoreUnavailable
 from mmtune.index.item_catalog import Catalog, Item, labels_of
 from mmtune.index.item_vectors import embed_items
 from mmtune.index.release.canaries import differing_rows
@@ -102,6 +102,8 @@ def _compare(
         return []
     try:
         stored, expected = version.stores[name].fetch([i.id for i in compared]).astype(np.float64), expected[known]
+    except StoreUnavailable:
+        raise
     except DataError as e:
         return [f"{where}: items are not in the store ({e})"]
     bad = np.flatnonzero(differing_rows(stored, expected))

@@ -1,5 +1,6 @@
 """A version that is open for searches: its saved model and its stores, verified to belong together when it is opened."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Signal
-from mmtune.errors import DataError, ModelError
+from mmtune.errors import DataError, ModelError, StoreUnavailable
 from mmtune.index.collection_layout import CollectionLayout, VersionRecord
 from mmtune.index.collection_results import SearchResult
 from mmtune.index.item_catalog import split_payload
@@ -27,7 +28,10 @@ BATCH = 64
 
 
 class OpenVersion:
-    """An open version, created by `load_version`. Thread-safe."""
+    """An open version, created by `load_version`. Thread-safe.
+
+    used: when it was last taken from the pool (`time.monotonic()`)
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class OpenVersion:
         self.record, self.model, self.stores, self.canaries = record, model, stores, canaries
         self.version, self.fingerprint, self.dim = record["version"], record["fingerprint"], record["dim"]
         self._query_cache = query_cache
+        self.used = time.monotonic()
 
     def require_tower(self, modality: str) -> None:
         """Raises ModelError when the model has no tower (encoder) for the modality."""
@@ -90,6 +95,8 @@ class OpenVersion:
         for store in self.stores.values():
             try:
                 return store.fetch([item])[0]
+            except StoreUnavailable:
+                raise
             except DataError:
                 continue
         raise DataError(f"version {self.version} has no item {item!r}")
@@ -116,6 +123,12 @@ class OpenVersion:
                     if hit.id not in best or hit.score > best[hit.id].score:
                         best[hit.id] = _result(hit.id, hit.score, name, hit.meta)
         return [sorted(best.values(), key=lambda r: (r.score, r.id), reverse=True)[:k] for best in merged]
+
+    def probe(self) -> None:
+        """Ask the databases of the stores for a sign of life. Raises StoreUnavailable if one does not answer."""
+        for store in self.stores.values():
+            if probe := getattr(store, "probe", None):
+                probe()
 
     def close(self) -> None:
         """Close the stores."""

@@ -2,7 +2,8 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from mmtune.errors import DataError, ModelError
@@ -64,6 +65,7 @@ class VersionPool:
                     opened = load_version(self.layout, version, self._models, self.query_cache)
                     self.verify(opened)
                     self._keep(opened)
+        opened.used = time.monotonic()
         return opened
 
     def reopen(self, version: str) -> OpenVersion:
@@ -81,8 +83,20 @@ class VersionPool:
             oldest = next(v for v in self._open if v != self.live)
             self._open.pop(oldest)  # not closed: a search may still use it
         self._open[opened.version] = opened
+        self._release_models()
+
+    def release_idle(self, keep: Collection[str], seconds: float) -> None:
+        """Release the open versions that are not in `keep` and were not opened or searched for `seconds`, and their models."""
+        with self._guard:
+            now = time.monotonic()
+            for name in [v for v, o in self._open.items() if v not in keep and now - o.used >= seconds]:
+                self._open.pop(name)  # not closed: a search may still use it
+            self._release_models()
+
+    def _release_models(self) -> None:
+        """Forget the models of versions that are not open; else models pile up over many promotions."""
         used = {o.fingerprint for o in self._open.values()}
-        for fingerprint in [f for f in self._models if f not in used]:  # else models pile up over many promotions
+        for fingerprint in [f for f in self._models if f not in used]:
             del self._models[fingerprint]
 
     def verify(self, opened: OpenVersion, all_vectors: bool = False) -> None:

@@ -21,7 +21,7 @@ from mmtune.errors import Rejected
 
 WHITE_LEVELS = (255, 4095, 65535)
 OVERSHOOT = 0.05  # e.g. the result of a sharpening filter on floats from 0 to 1
-BAND_NUMBERS = 1 << 20
+BAND_NUMBERS = 1 << 17
 """Values to convert at a time, because a copy of the whole image in float64 would take several times the memory of the
 image."""
 

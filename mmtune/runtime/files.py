@@ -226,14 +226,22 @@ def read_jsonl(path: str | Path) -> list[Any]:
     return _parse_lines(path, Path(path).read_bytes(), log=False)
 
 
-def read_jsonl_log(path: str | Path) -> list[Any]:
+def read_jsonl_log(path: str | Path, last_bytes: int | None = None) -> list[Any]:
     """Parse a log written by `append_jsonl`. Returns an empty list if the file does not exist.
 
     Torn lines, left by a writer that was killed, are skipped. Raises DataError, which names the line, if any other line is not
     JSON.
+
+    last_bytes: read only the lines that lie completely in the last `last_bytes` bytes of the file
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            start = 0 if last_bytes is None else max(0, size - last_bytes)
+            f.seek(max(0, start - 1))
+            if start:
+                f.readline()  # the end of a line that begins before `start`
+            data = f.read()
     except FileNotFoundError:
         return []
     return _parse_lines(path, data, log=True)

@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import tempfile
 from collections.abc import AsyncIterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.errors import MissingExtra, MmtuneError
+from mmtune.errors import MissingExtra
 from mmtune.index.collection_layout import CollectionLayout
 from mmtune.serve.settings import Settings
+from mmtune.serve.version_watcher import open_new_versions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -48,12 +47,14 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
     from mmtune.serve.auth import AuthMiddleware
     from mmtune.serve.body_limit import BodyLimitMiddleware
     from mmtune.serve.prometheus import Metrics, MetricsMiddleware
+    from mmtune.serve.rate_middleware import RateLimitMiddleware
+    from mmtune.serve.request_log import RequestLogMiddleware
     from mmtune.serve.routes import router
     from mmtune.serve.served_collection import ServedCollection
     from mmtune.serve.service import Service
 
     settings, metrics = settings or Settings(), Metrics()
-    collection = ServedCollection(path)
+    collection = ServedCollection(Path(path).resolve())  # errors then name an absolute path, which is not sent to clients
     service = Service(collection, settings, metrics)
     uploads = tempfile.TemporaryDirectory(prefix="mmtune-serve-")  # only the server's user can read it (mode 700)
 
@@ -77,18 +78,22 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
         docs_url=None,  # FastAPI's documentation pages load scripts from other servers; /openapi.json has the same content
         redoc_url=None,
         middleware=[
+            Middleware(RequestLogMiddleware, settings),
             Middleware(MetricsMiddleware, metrics),
+            Middleware(RateLimitMiddleware, settings, metrics, "address"),
             Middleware(AuthMiddleware, settings),
-            Middleware(BodyLimitMiddleware, settings.limits.max_bytes),
+            Middleware(RateLimitMiddleware, settings, metrics, "token"),
+            Middleware(BodyLimitMiddleware, settings.limits, metrics),
         ],
     )
     app.state.service = service
+    service.uploads = Path(uploads.name)
     _add_error_handlers(app, service)
     app.include_router(router(service))
     if settings.page:
         from mmtune.serve.page import mount_page
 
-        mount_page(app, service, Path(uploads.name))
+        mount_page(app, service, service.uploads)
     return app
 
 
@@ -98,10 +103,13 @@ def _add_error_handlers(app: "FastAPI", service: "Service") -> None:
     from starlette.exceptions import HTTPException
 
     from mmtune.serve.error_responses import RequestError
+    from mmtune.serve.prometheus import route_of
+    from mmtune.serve.request_info import request_info
 
     @app.exception_handler(RequestError)
     async def refused(request: "Request", error: RequestError) -> JSONResponse:
         service.metrics.refused.labels(error.code).inc()
+        request_info(request.scope).code = error.code
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
@@ -111,46 +119,9 @@ def _add_error_handlers(app: "FastAPI", service: "Service") -> None:
 
     @app.exception_handler(Exception)
     async def internal_error(request: "Request", e: Exception) -> JSONResponse:
-        log.exception("%s %s", request.method, request.url.path, exc_info=e)
-        return await refused(request, RequestError(500, "internal", "internal server error; see the server log"))
-
-
-async def open_new_versions(service: "Service") -> None:
-    """Load the live and the staged version as soon as they exist, so that searches and promotions need not wait for a model.
-
-    Runs until it is cancelled, and checks every `settings.watch` seconds.
-    """
-    reported: dict[str, str] = {}  # {version: the last error logged for it}, so that an error is logged only once
-    while True:
-        for version in await asyncio.to_thread(_wanted_versions, service):
-            if version in service.collection.open_versions:
-                continue
-            try:
-                await asyncio.to_thread(service.collection.open, version)
-                log.info("version %s is loaded", version)
-                freeze_garbage()
-                reported.pop(version, None)
-            except (MmtuneError, OSError) as e:
-                if reported.get(version) != str(e):
-                    log.error("version %s cannot be loaded: %s", version, e)
-                    reported[version] = str(e)
-        await asyncio.sleep(service.settings.watch)
-
-
-@cache
-def freeze_garbage() -> None:
-    """Exclude all objects that exist now from garbage collection. Only the first call has an effect.
-
-    Otherwise the garbage collector would scan all of torch, and block every request for about 0.2 seconds each time.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def _wanted_versions(service: "Service") -> list[str]:
-    try:
-        versions = [service.collection.live, service.collection.staged()]
-    except (MmtuneError, OSError) as e:
-        log.error("the collection cannot be read: %s", e)
-        return []
-    return [v for v in versions if v]
+        info = request_info(request.scope)  # this runs outside of the middleware, so the id is added here
+        route = route_of(request.scope)
+        log.error("%s %s [%s] %s", request.method, route, info.id, type(e).__name__, exc_info=e)
+        response = await refused(request, RequestError(500, "internal", "internal server error; see the server log"))
+        response.headers["X-Request-Id"] = info.id
+        return response

@@ -16,6 +16,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import MmtuneError
 from mmtune.serve.error_responses import RequestError
 from mmtune.serve.request import RequestBody, SearchRequest, parse_search
+from mmtune.serve.responses import public_message
 from mmtune.serve.result_cards import ResultCards, answer_line, error_line, page_heading, style_sheet
 from mmtune.serve.schemas import SearchDocument
 from mmtune.serve.uploads import UploadGuard, is_upload
@@ -67,8 +68,9 @@ def mount_page(app: "FastAPI", service: "Service", folder: Path) -> None:
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
     mounted = app.router.routes[-1]
+    limits = service.settings.limits
     assert isinstance(mounted, Mount) and mounted.path == PATH
-    mounted.app = UploadGuard(mounted.app, PATH, folder, service.settings.limits.max_bytes)
+    mounted.app = UploadGuard(mounted.app, PATH, folder, limits.max_bytes, limits.max_uploads)
 
 
 @dataclass
@@ -178,7 +180,7 @@ class SearchPage:
                 live = f"{versions['live']} is live since {since} UTC" if versions["live"] else "no version is live yet"
                 return page_heading(self.name, f"{count} items; {live}"), others, self.service.queryable()
             except (MmtuneError, OSError) as e:
-                return error_line(str(e)), [], modalities.names()
+                return error_line(public_message(e, self.service.collection.path)), [], modalities.names()
 
         top, others, queryable = await self.service.run_blocking(state)
         staged = self.service.collection.staged()

@@ -27,6 +27,7 @@ class Metrics:
         self.batch = p.Histogram("mmtune_batch_size", "Queries that shared a forward pass", buckets=SIZES, registry=r)
         self.batch_seconds = p.Histogram("mmtune_batch_seconds", "Duration of a forward pass", buckets=SECONDS, registry=r)
         self.under_way = p.Gauge("mmtune_under_way", "Searches and writes in progress", registry=r)
+        self.arriving = p.Gauge("mmtune_bodies_arriving", "Request bodies that have not arrived completely", registry=r)
         self.live = p.Gauge("mmtune_live", "1 for the live version", ["version", "fingerprint"], registry=r)
         self.items = p.Gauge("mmtune_items", "Items in the collection", registry=r)
         self.feedback = p.Counter("mmtune_feedback", "Clicks and judgments", ["kind"], registry=r)

@@ -5,7 +5,6 @@ uploaded as a file, or sent in JSON as {"base64": "..."}. In a form, a file may 
 follows from the extension of the file name. A string from a request is never used as a path or URL.
 """
 
-import asyncio
 import base64
 import binascii
 import json
@@ -58,22 +57,18 @@ class SearchRequest:
 async def read_body(request: "Request", limits: Limits) -> RequestBody:
     """Read the body of a request.
 
-    Raises RequestError: 408 if it is too slow, 413 if it is too large, 415 if it is neither JSON nor a form, 422 if it is not
-    valid.
+    Raises RequestError: 415 if it is neither JSON nor a form, 422 if it is not valid. Its size and time are limited by
+    `mmtune.serve.body_limit`.
     """
     kind = _media_type(request)
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            if kind == FORM:
-                return await _form(request, limits)
-            if kind == JSON:
-                return _json_body(await request.body())
-    except TimeoutError:
-        raise _too_slow(limits) from None
+    if kind == FORM:
+        return await _form(request, limits)
+    if kind == JSON:
+        return _json_body(await request.body())
     raise RequestError(415, "unsupported", f"unsupported media type {kind[:80]!r}: send {JSON} or {FORM}")
 
 
-async def read_json(request: "Request", limits: Limits) -> JsonObject:
+async def read_json(request: "Request") -> JsonObject:
     """Read a body that must be a JSON object.
 
     The media type must be JSON. Browsers send this type to another site only if that site allows it, which protects
@@ -81,11 +76,7 @@ async def read_json(request: "Request", limits: Limits) -> JsonObject:
     """
     if _media_type(request) != JSON:
         raise RequestError(415, "unsupported", f"unsupported media type: send {JSON}")
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            return _json_object(await request.body())
-    except TimeoutError:
-        raise _too_slow(limits) from None
+    return _json_object(await request.body())
 
 
 def validated(model: type[Fields], fields: Mapping[str, object], limits: Limits, other_fields: Sequence[str] = ()) -> Fields:
@@ -133,10 +124,6 @@ def decoded_bytes(name: str, data: bytes, limits: Limits) -> int:
 
 def _media_type(request: "Request") -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _too_slow(limits: Limits) -> RequestError:
-    return RequestError(408, "too_slow", f"the request did not arrive within {limits.body_seconds:g} s")
 
 
 def _json_object(data: bytes) -> JsonObject:

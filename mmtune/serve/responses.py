@@ -2,12 +2,17 @@
 
 import contextlib
 import logging
+import re
+import sqlite3
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mmtune.errors import MissingExtra, MmtuneError, ModelError
+from mmtune.errors import MissingExtra, MmtuneError, ModelError, StoreUnavailable
+from mmtune.runtime.files import is_disk_full
 from mmtune.serve.error_responses import RequestError
+from mmtune.serve.rate_limit import RateLimiter
 from mmtune.serve.schemas import ResultDocument, SearchDocument
 
 if TYPE_CHECKING:
@@ -17,31 +22,52 @@ if TYPE_CHECKING:
 log = logging.getLogger("mmtune.serve")
 CODES = {404: "not_found", 409: "conflict", 422: "invalid", 503: "not_open"}
 """{HTTP status: code of the error}."""
+LOG_SECONDS = 5.0
+"""The same error is logged once in this time: during an outage, every search would log it."""
+_logged = RateLimiter(1 / LOG_SECONDS, 1)
 
 
 @contextlib.contextmanager
-def translate_errors(default_status: int) -> Iterator[None]:
-    """Context manager that converts the library's errors to RequestErrors, with `request_error`."""
+def translate_errors(default_status: int, root: Path) -> Iterator[None]:
+    """Context manager that converts the library's errors, and errors of the disk, to RequestErrors, with `request_error`."""
     try:
         yield
-    except MmtuneError as e:
-        raise request_error(e, default_status) from None
+    except (MmtuneError, OSError, sqlite3.Error) as e:
+        raise request_error(e, default_status, root) from None
     except RecursionError:
         raise RequestError(default_status, CODES[default_status], "a filter or a JSON value is nested too deeply") from None
 
 
-def request_error(error: MmtuneError, default_status: int) -> RequestError:
-    """Convert an error of the library to a RequestError. Its message is the error's, without a leading file path.
+def request_error(error: MmtuneError | OSError | sqlite3.Error, default_status: int, root: Path) -> RequestError:
+    """Convert an error of the library or of the disk to a RequestError.
 
-    The status is 501 for a missing extra, 503 for an index version that could not be loaded, and `default_status` for all
-    other errors, which the caller has caused.
+    The status is 501 for a missing extra, 503 for an index version that could not be loaded, a database that cannot be reached
+    and an error of the disk, 507 for a full disk, and `default_status` for all other errors, which the caller has caused. Errors
+    that the caller has not caused are logged; their details can contain paths and addresses, and are not in the response.
+
+    root: directory of the collection
     """
     if isinstance(error, MissingExtra):
         return RequestError(501, "missing_extra", str(error))
+    if isinstance(error, StoreUnavailable):
+        log_error(f"the vector store cannot be reached: {error}")
+        return RequestError(503, "store_unavailable", "the vector store cannot be reached; try again in a moment")
+    if is_disk_full(error):
+        log_error(f"no space left on the disk: {error}")
+        return RequestError(507, "disk_full", "the server has no space left on its disk; nothing was changed")
+    if isinstance(error, OSError | sqlite3.Error):
+        log_error(f"the collection cannot be read or written: {type(error).__name__}: {error}")
+        return RequestError(503, "storage", "the collection cannot be read or written; see the server log")
     if isinstance(error, ModelError):
-        log.error("%s", error)
+        log_error(str(error))
         return RequestError(503, "not_open", "the index version could not be loaded; see the server log")
-    return RequestError(default_status, CODES[default_status], strip_leading_path(error))
+    return RequestError(default_status, CODES[default_status], public_message(error, root))
+
+
+def log_error(line: str) -> None:
+    """Log an error, unless the same line was logged in the last LOG_SECONDS."""
+    if not _logged.take(line):
+        log.error("%s", line)
 
 
 def search_document(response: "SearchResponse", items: "Mapping[str, Item]") -> SearchDocument:
@@ -60,11 +86,16 @@ def search_document(response: "SearchResponse", items: "Mapping[str, Item]") -> 
     }
 
 
-def strip_leading_path(error: Exception) -> str:
-    """Return the error's message without the file path that may precede it, because paths of the server are not public."""
+def public_message(error: Exception, root: Path) -> str:
+    """Return the error's message without file paths, because paths of the server are not public.
+
+    A path before the message is removed, and `root`, the directory of the collection, wherever it occurs.
+    """
     line = str(error)
+    for directory in {str(root), str(root.resolve())}:
+        line = line.replace(f"{directory}: ", "").replace(directory, root.name)
     head, colon, rest = line.partition(": ")
-    return rest if colon and head.startswith("/") else line
+    return rest if colon and head.startswith("/") else re.sub(r"(?<![\w'\"/])/(?:[^\s/'\":,;]+/)+[^\s'\":,;]*", "[path]", line)
 
 
 def content_url(id: str, modality: str) -> str:

@@ -1,10 +1,12 @@
 """The routes of the REST API."""
 
+import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from mmtune import modalities
+from mmtune.serve.error_responses import RequestError
 from mmtune.serve.openapi import ERROR_RESPONSES, feedback_body, item_body, search_body
 from mmtune.serve.request import parse_search, read_body, read_json
 from mmtune.serve.schemas import (
@@ -22,6 +24,8 @@ from mmtune.serve.service import Service
 if TYPE_CHECKING:
     from fastapi import APIRouter, Request, Response
 
+READY_SECONDS = 5.0
+"""Seconds within which the databases must answer the check of /ready."""
 UNKNOWN = "application/octet-stream"
 """Media type of values whose type is unknown. Browsers download them."""
 VALUE_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
@@ -50,8 +54,9 @@ def router(service: Service) -> "APIRouter":
         summary="Find the k items that are most similar to a value or an item",
     )
     async def search(request: Request) -> JSONResponse:
+        service.require_free_slot()
+        wanted = parse_search(await read_body(request, limits), limits)
         with service.slot():
-            wanted = parse_search(await read_body(request, limits), limits)
             return JSONResponse(await service.search(wanted))
 
     @routes.get("/items/{id:path}/value/{modality}", response_class=Response, summary="Get an item's value as it was stored")
@@ -75,8 +80,10 @@ def router(service: Service) -> "APIRouter":
         summary="Insert or replace an item (needs the token)",
     )
     async def put(id: str, request: Request) -> JSONResponse:
+        service.require_free_slot()
+        body = await read_body(request, limits)
         with service.slot():
-            done = await service.run_blocking(service.put, id, await read_body(request, limits))
+            done = await service.run_blocking(service.put, id, body)
         return JSONResponse(done, 201 if done["created"] else 200)
 
     @routes.delete("/items/{id:path}", response_model=DeleteDocument, summary="Remove an item (needs the token)")
@@ -91,8 +98,9 @@ def router(service: Service) -> "APIRouter":
         summary="Record a click on a result, or a judgment of a result",
     )
     async def feedback(request: Request) -> JSONResponse:
+        service.require_free_slot()
+        event = await read_json(request)
         with service.slot():
-            event = await read_json(request, limits)
             return JSONResponse(await service.run_blocking(service.feedback, event), 201)
 
     _add_state_routes(routes, service)
@@ -101,6 +109,7 @@ def router(service: Service) -> "APIRouter":
 
 def _add_state_routes(routes: "APIRouter", service: Service) -> None:
     """Add the routes about the server and the versions."""
+    import anyio.to_thread
     from fastapi.responses import JSONResponse, RedirectResponse, Response
 
     limits = service.settings.limits
@@ -109,9 +118,13 @@ def _add_state_routes(routes: "APIRouter", service: Service) -> None:
     async def health() -> HealthDocument:
         return {"status": "ok"}
 
-    @routes.get("/ready", response_model=ReadyDocument, summary="Check that the live version is loaded")
+    @routes.get("/ready", response_model=ReadyDocument, summary="Check that searches can be answered now")
     async def ready() -> JSONResponse:
-        return JSONResponse(await service.run_blocking(service.ready))
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return JSONResponse(await anyio.to_thread.run_sync(service.ready, abandon_on_cancel=True))
+        except TimeoutError:
+            raise RequestError(503, "store_unavailable", "the vector store does not answer", ready=False) from None
 
     @routes.get("/versions", response_model=VersionsDocument, summary="List the versions, and which are live and staged")
     async def versions() -> JSONResponse:

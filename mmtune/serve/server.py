@@ -1,6 +1,5 @@
 """The server process: bind an address, print its URL, serve requests, and stop gracefully."""
 
-import logging
 import signal
 import socket
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.serve.app import create_app
+from mmtune.serve.request_log import configure_logs
 from mmtune.serve.settings import Settings
 
 
@@ -36,7 +36,7 @@ def run_server(path: str | Path, settings: Settings, quiet: bool = False) -> Ser
 
     from mmtune.serve.header_limits import HeaderLimitProtocol
 
-    _configure_logs(quiet)
+    configure_logs(settings, quiet)
     listening = _bind(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -78,12 +78,3 @@ def _bind(host: str, port: int) -> socket.socket:
         raise DataError(
             f"--host {host} --port {port}: {getattr(e, 'strerror', None) or e}; choose another (--port 0 chooses a free port)"
         ) from None
-
-
-def _configure_logs(quiet: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("mmtune.serve", logging.WARNING if quiet else logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)

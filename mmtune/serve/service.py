@@ -5,11 +5,12 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject, Row
-from mmtune.errors import DataError, MmtuneError, ModelError, Rejected
+from mmtune.errors import DataError, MmtuneError, ModelError, Rejected, StoreUnavailable
 from mmtune.index.query.filters import parse
 from mmtune.index.query.query import Query
 from mmtune.index.query_content import decode_query
@@ -22,10 +23,11 @@ from mmtune.serve.request import RequestBody, SearchRequest, decoded_bytes, vali
 from mmtune.serve.responses import (
     content_url,
     item_not_found_error,
+    log_error,
     no_live_version_error,
+    public_message,
     request_error,
     search_document,
-    strip_leading_path,
     translate_errors,
 )
 from mmtune.serve.schemas import (
@@ -51,11 +53,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 log = logging.getLogger("mmtune.serve")
+REPORT_BYTES = 4 * 2**20
+"""Bytes of each log that GET /shadow reads: about 16,000 searches."""
 SMALL_BYTES = 2**23  # values that take at most this much memory when decoded need not reserve memory
 
 
 class Service:
-    """One collection with its limits and metrics. Methods that are not async block; `run_blocking` runs them in threads."""
+    """One collection with its limits and metrics. Methods that are not async block; `run_blocking` runs them in threads.
+
+    stopping: whether the server is about to stop; /ready then fails
+    uploads: directory of the files that were uploaded to the search page
+    """
 
     def __init__(self, collection: ServedCollection, settings: Settings, metrics: Metrics):
         self.collection, self.settings, self.metrics = collection, settings, metrics
@@ -67,6 +75,13 @@ class Service:
         self.memory = MemoryLimit(settings.limits.max_decoded)
         self._threads: anyio.CapacityLimiter | None = None
         self._random = random.Random()
+        self.stopping = False
+        self.uploads: Path | None = None
+
+    def require_free_slot(self) -> None:
+        """Raise RequestError 429 if no slot is free. It is called before a body is read, to refuse it early."""
+        if self._under_way >= self.settings.limits.max_concurrent:
+            raise too_many_requests_error(self.settings.limits.max_concurrent)
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
@@ -74,9 +89,7 @@ class Service:
 
         It must be used on the event loop.
         """
-        limit = self.settings.limits.max_concurrent
-        if self._under_way >= limit:
-            raise too_many_requests_error(limit)
+        self.require_free_slot()
         self._under_way += 1
         self.metrics.under_way.set(self._under_way)
         try:
@@ -84,6 +97,9 @@ class Service:
         finally:
             self._under_way -= 1
             self.metrics.under_way.set(self._under_way)
+
+    def _translated(self, default_status: int) -> contextlib.AbstractContextManager[None]:
+        return translate_errors(default_status, self.collection.path)
 
     async def run_blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function in a thread. There are 8 more threads than concurrent requests, for requests without a slot."""
@@ -124,7 +140,7 @@ class Service:
         """
 
         def versions_of() -> dict[str, str]:
-            with translate_errors(422):
+            with self._translated(422):
                 return self.collection.interleaving.teams(self.version(other) or "live")
 
         versions = await self.run_blocking(versions_of)
@@ -151,7 +167,7 @@ class Service:
     def _query(self, request: SearchRequest) -> Query:
         """Convert the request to a Query of the index, with its value decoded. Raises RequestError 422."""
         fields, name = request.fields, request.modality or ""
-        with translate_errors(422):
+        with self._translated(422):
             return Query(
                 name,
                 decode_query(name, request.data) if name else None,
@@ -159,7 +175,7 @@ class Service:
                 min(fields.k, self.settings.limits.max_k),
                 parse(fields.filter) if fields.filter else None,
                 tuple(fields.target) if fields.target else None,
-                fields.hybrid and not fields.item,
+                fields.hybrid,
                 fields.group_by,
                 self.settings.rerank,
             )
@@ -183,7 +199,7 @@ class Service:
 
         Loading it here would delay other batches.
         """
-        with translate_errors(503):
+        with self._translated(503):
             name = version or self.collection.live
         if name is None or name in self.collection.open_versions:
             return self._search_many(version, queries)
@@ -204,7 +220,7 @@ class Service:
                 continue
             response = next(responses)
             if isinstance(response, MmtuneError):
-                out.append(request_error(response, 422))
+                out.append(request_error(response, 422, self.collection.path))
                 continue
             self.metrics.searches.labels(response.version, query.modality or "item").inc()
             if not response.results:
@@ -227,7 +243,7 @@ class Service:
             if version is not None:
                 self.collection.layout.record(version)
         except (ModelError, DataError) as e:
-            raise RequestError(404, "no_version", strip_leading_path(e)) from None
+            raise RequestError(404, "no_version", public_message(e, self.collection.path)) from None
         return version
 
     def opened(self, version: str | None) -> "OpenVersion":
@@ -237,10 +253,12 @@ class Service:
         """
         try:
             return self.collection.open(version)
-        except (MmtuneError, OSError) as e:
+        except StoreUnavailable as e:
+            raise request_error(e, 503, self.collection.path) from None
+        except Exception as e:  # damaged files can make libraries raise anything
             if version is None and self.collection.live is None:
                 raise no_live_version_error() from None
-            log.error("version %s cannot be loaded: %s", version or self.collection.live, e)
+            log_error(f"version {version or self.collection.live} cannot be loaded: {type(e).__name__}: {e}")
             line = f"version {version or 'live'} could not be loaded; see the server log or `mmtune index status`"
             raise RequestError(503, "not_open", line) from None
 
@@ -279,7 +297,7 @@ class Service:
         fields = validated(ItemFields, body.fields, limits, modalities.names())
         if not body.values:
             raise invalid_error(f"an item needs a value: one of {', '.join(modalities.names())}")
-        with translate_errors(422):
+        with self._translated(422):
             check_id(id, "items")
             meta = plain_metadata(fields.meta, "meta")
             for name, data in body.values.items():
@@ -288,7 +306,7 @@ class Service:
                     modalities.get(name).check(data)
                 except Rejected as e:
                     raise invalid_error(f"{name}: {e}", field=name) from None
-        with translate_errors(409):
+        with self._translated(409):
             done = self.collection.upsert([Row(id, fields.group, body.values, meta)])
         if done.rejected:
             raise invalid_error(done.rejected[0].reason)
@@ -298,7 +316,7 @@ class Service:
         """Remove an item from every version. Raises RequestError 404 or 409."""
         if not self.items([id]):
             raise item_not_found_error(id)
-        with translate_errors(409):
+        with self._translated(409):
             done = self.collection.delete([id])
         return {"id": id, "deleted": bool(done.deleted), "behind": self._behind(done.behind)}
 
@@ -315,7 +333,7 @@ class Service:
         fields = validated(FeedbackFields, event, self.settings.limits)
         if not self.items([fields.item]):
             raise item_not_found_error(fields.item)
-        with translate_errors(422):
+        with self._translated(422):
             line = self.collection.feedback(fields.model_dump(exclude_none=True))
         self.metrics.feedback.labels(line["kind"]).inc()
         return line
@@ -343,20 +361,33 @@ class Service:
     def shadow(self, version: str | None) -> JsonObject:
         """Report how a staged version compares with the live one, from shadow traffic and interleaved searches.
 
+        Only the last REPORT_BYTES of each log are read, whatever the length of the logs.
+
         Raises RequestError 404 for an unknown version.
         """
         name = self.version(version)
-        return {**self.collection.shadow_report(name).to_dict(), "preference": self.collection.preference(name).to_dict()}
+        report = self.collection.shadow_searches.report(name, REPORT_BYTES)
+        preference = self.collection.interleaving.preference(name, REPORT_BYTES)
+        return {**report.to_dict(), "preference": preference.to_dict()}
 
     def ready(self) -> ReadyDocument:
-        """Return the live version if it is loaded, so that searches need not wait. Otherwise raises RequestError 503."""
-        live = self.collection.live
+        """Return the live version if searches can be answered now. Otherwise raises RequestError 503.
+
+        The version must be loaded, its stores' databases must answer, and the server must not be stopping.
+        """
+        if self.stopping:
+            raise RequestError(503, "stopping", "the server is stopping", ready=False)
+        with self._translated(503):
+            live = self.collection.live
         if live is None:
             error = no_live_version_error()
             raise RequestError(error.status, error.code, error.message, ready=False)
         if live not in self.collection.open_versions:
             line = f"version {live} is being loaded, or could not be loaded; see the server log"
             raise RequestError(503, "not_open", line, ready=False)
+        with self._translated(503):
+            self.collection.open(live).probe()
+            len(self.collection.catalog)
         return {"ready": True, "version": live}
 
     def queryable(self) -> list[str]:

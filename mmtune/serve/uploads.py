@@ -1,11 +1,14 @@
 """Protect the search page: gradio must never open a path or URL that a request names.
 
 gradio fetches URLs (`/file=http...`, `/proxy=...`, or a payload whose path is a URL). For a mounted page, it does not check that a
-path in a payload was uploaded. So only known routes are allowed. A path must be inside this server's upload directory after
+path in a payload was uploaded, and nothing limits the bytes of all uploads. So only known routes are allowed. A path must be inside this server's upload directory after
 resolving links. URLs in payloads are removed.
 """
 
+import asyncio
+import contextlib
 import json
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -45,7 +48,7 @@ ROUTES = {  # gradio's routes that the page needs
     *(API + route for route in API_ROUTES),
 }
 PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat/")
-JOIN, FILE = f"{API}/queue/join", f"{API}/file="
+JOIN, FILE, UPLOAD = f"{API}/queue/join", f"{API}/file=", f"{API}/upload"
 
 
 def is_upload(path: object, folder: Path) -> bool:
@@ -70,16 +73,35 @@ def without_urls(value: object, folder: Path) -> object:
     return {k: None if k == "url" else without_urls(v, folder) for k, v in value.items()}
 
 
+def delete_oldest(folder: Path, total: int) -> int:
+    """Delete the oldest files of a directory until all together have at most `total` bytes; returns the number of deleted files."""
+    files = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # gradio deletes old uploads, too
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode):
+                files.append((found.st_mtime_ns, found.st_size, path))
+    size, deleted = sum(s for _, s, _ in files), 0
+    for _, bytes_of_file, path in sorted(files):
+        if size <= max(0, total):
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+        size, deleted = size - bytes_of_file, deleted + 1
+    return deleted
+
+
 class UploadGuard:
     """ASGI middleware around the mounted search page.
 
     prefix: path at which the page is mounted
     folder: upload directory of this server
-    limit: maximum bytes of a payload
+    limit: maximum bytes of a payload, and of an upload
+    total: maximum bytes of all uploads on disk
     """
 
-    def __init__(self, app: "ASGIApp", prefix: str, folder: Path, limit: int):
-        self.app, self.prefix, self.folder, self.limit = app, prefix, folder, limit
+    def __init__(self, app: "ASGIApp", prefix: str, folder: Path, limit: int, total: int):
+        self.app, self.prefix, self.folder, self.limit, self.total = app, prefix, folder, limit, total
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Handle one ASGI connection."""
@@ -89,6 +111,8 @@ class UploadGuard:
             return await self.app(scope, receive, send)
         path = scope["path"].removeprefix(self.prefix)
         try:
+            if path == UPLOAD and scope["method"] == "POST":
+                await asyncio.to_thread(delete_oldest, self.folder, self.total - self.limit)
             if path.rstrip("/") == JOIN:
                 receive = await self._checked_payload(receive)
             elif path.startswith(FILE):

@@ -10,6 +10,8 @@ from mmtune.cli import main
 from mmtune.contracts import Row
 from mmtune.errors import DataError
 from mmtune.index.collection import Collection
+from mmtune.index.query.bm25 import reciprocal_rank_fusion
+from mmtune.index.query.hybrid import ItemBm25
 from tests.support.index_helpers import BASE, again, coll_fixture, picture, row, shelf_fixture  # noqa: F401
 
 
@@ -110,9 +112,16 @@ def test_a_search_whose_filter_can_admit_nothing_names_the_column(coll):
         coll.search(text="x", where="price < 3")
 
 
-def test_hybrid_with_an_item_is_refused_and_a_target_is_kept_to(coll):
-    with pytest.raises(DataError, match="hybrid search needs a text query; got an item"):
-        coll.search(item="0-001", hybrid=True)
+def test_hybrid_with_an_item_uses_its_caption_and_a_target_is_kept_to(coll):
+    caption = coll.value("0-001", "text").decode()
+    near = coll.search(item="0-001", k=23).ids
+    by_words = ItemBm25(coll.catalog).search(caption, None)
+    fused = [id for id, _ in reciprocal_rank_fusion([near, by_words]) if id != "0-001"]
+    found = coll.search(item="0-001", hybrid=True, k=10)
+    assert found.ids == fused[:10] != near[:10]
+    coll.upsert([Row("mute", None, {"image": picture("red", 7)}, {})])
+    with pytest.raises(DataError, match="item 'mute' has no caption; search without hybrid"):
+        coll.search(item="mute", hybrid=True)
     coll.upsert([Row("words-only", None, {"text": b"yellow yellow yellow"}, {})])
     assert "words-only" in coll.search(text="yellow", hybrid=True, k=50).ids
     assert "words-only" not in coll.search(text="yellow", hybrid=True, k=50, target=["image"]).ids

@@ -105,6 +105,14 @@ def test_a_torn_line_costs_itself_only(tmp_path, cut):
     assert files.read_jsonl_log(log) == [*rest, {"n": 3}, {"n": 4}]
 
 
+@pytest.mark.parametrize("last_bytes", range(0, 40))
+def test_the_end_of_a_log_is_its_last_whole_lines(tmp_path, last_bytes):
+    log = tmp_path / "log.jsonl"
+    for n in range(5):
+        files.append_jsonl(log, {"n": n})  # 9 bytes each
+    assert files.read_jsonl_log(log, last_bytes) == [{"n": n} for n in range(5)][5 - min(5, last_bytes // 9) :]
+
+
 def test_a_torn_line_is_cut_off_under_a_lock(tmp_path):
     log = tmp_path / "log.jsonl"
     files.truncate_torn_line(log)

@@ -32,6 +32,14 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(path):
+    with Process(path) as found:
+        wait(found)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def closed_server(path):
+    """A server that asks for a token."""
     with Process(path, "--token", TOKEN) as found:
         wait(found)
         yield found
@@ -166,7 +174,8 @@ def test_an_items_neighbours_and_a_promotion_meanwhile(page, path):
     assert "v1 is live" in page.locator("#top").inner_text()
 
 
-def test_a_phone_and_a_login(browser, server):
+def test_a_phone_and_a_login(browser, closed_server):
+    server = closed_server
     context = browser.new_context(
         viewport={"width": 390, "height": 844}, color_scheme="dark", extra_http_headers={"X-Forwarded-For": "8.8.8.8"}
     )

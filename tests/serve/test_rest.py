@@ -130,6 +130,30 @@ def test_versions_filters_and_targets(shelf, web):
     refused(web.post("/search", json={"text": "x", "target": ["depth"]}), 422, "target")
 
 
+def test_hybrid_searches_by_an_item_and_with_a_target(shelf, web):
+    with Collection(shelf) as c:
+        for ask in ({"item": "0-003"}, {"item": "0-003", "target": ["image"]}, {"text": "a red square", "target": ["image"]}):
+            found = web.post("/search", json={**ask, "hybrid": True, "k": 6}).json()["results"]
+            assert [r["id"] for r in found] == c.search(**ask, hybrid=True, k=6).ids
+            assert found != web.post("/search", json={**ask, "k": 6}).json()["results"]
+
+
+def test_shadow_reads_a_bounded_part_of_the_logs(shelf, tmp_path, monkeypatch):
+    from mmtune.serve import service
+
+    path = copy_of(shelf, tmp_path)
+    line = {"live": "v1", "staged": "v2", "k": 3, "query": "q", "moved": None, "top": True, "empty_live": False}
+    line |= {"empty_staged": False, "seconds_live": 0.1, "seconds_staged": 0.1}
+    lines = [json.dumps({**line, "overlap": float(n >= 900)}) for n in range(1000)]
+    (path / "shadow.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(service, "REPORT_BYTES", 50 * (len(lines[0]) + 1))
+    with client(path) as web:
+        told = web.get("/shadow?version=v2").json()
+        assert (told["searches"], told["overlap"]) == (50, 1.0)
+    with Collection(path) as c:
+        assert (c.shadow_report("v2").searches, c.shadow_report("v2").overlap) == (1000, 0.1)
+
+
 def test_an_item_and_its_values(web):
     found = web.get("/items/0-003").json()
     assert found["id"] == "0-003" and found["group"] == "yellow" and set(found["values"]) == {"image", "audio", "text"}
@@ -395,6 +419,7 @@ def test_what_is_no_text_and_no_number_is_422(web, body):
 
 def test_feedback_and_items_with_halves_of_characters_are_422(shelf, tmp_path):
     with client(copy_of(shelf, tmp_path), token=TOKEN) as web:
+        web.headers.update(BEARER)
         head = {"Content-Type": "application/json"} | BEARER
         for event in (
             b'{"query": "\\ud800", "item": "0-000", "kind": "click"}',
@@ -540,17 +565,20 @@ def test_writes_need_the_token(shelf, tmp_path):
         refused(web.put("/items/new", json={"text": "x"}, headers=BEARER), 403, "--token")
         refused(web.delete("/items/0-000"), 403, "--token")
     with client(path, token=TOKEN) as web:
-        assert web.post("/search", json={"text": "x"}).status_code == 200  # this machine reads without
+        refused(web.post("/search", json={"text": "x"}), 401)  # a token that was given is always asked for
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Basic " + TOKEN}):
             refused(web.put("/items/new", json={"text": "x"}, headers=headers), 401)
             refused(web.delete("/items/0-000", headers=headers), 401)
-        assert web.get("/items/0-000").status_code == 200 and web.get("/items/new").status_code == 404
+        assert web.get("/items/0-000", headers=BEARER).status_code == 200
+        assert web.get("/items/new", headers=BEARER).status_code == 404
 
 
-@pytest.mark.parametrize("where", ["host", "name", "proxy"])
+@pytest.mark.parametrize("where", ["host", "name", "proxy", "nginx"])
 def test_whoever_is_not_this_machine_needs_the_token_for_everything(shelf, where):
     options = {"token": TOKEN} | ({"host": "0.0.0.0"} if where == "host" else {})
-    asks = {"name": {"Host": "evil.example"}, "proxy": {"X-Forwarded-For": "8.8.8.8"}}.get(where, {})
+    # nginx's default says the address of the server itself, and adds no header
+    asks = {"name": {"Host": "evil.example"}, "proxy": {"X-Forwarded-For": "8.8.8.8"}, "nginx": {"Host": "127.0.0.1"}}
+    asks = asks.get(where, {})
     with client(shelf, **options) as web:
         paths = ("/health", "/ready", "/metrics", "/versions", "/openapi.json", "/items/0-000", "/items/0-000/value/text", "/")
         for path in paths:
@@ -559,7 +587,7 @@ def test_whoever_is_not_this_machine_needs_the_token_for_everything(shelf, where
             assert web.get(path, headers=asks | BEARER, follow_redirects=False).status_code in (200, 307, 503), path
         refused(web.post("/search", json={"text": "x"}, headers=asks), 401)
         assert web.post("/search", json={"text": "x"}, headers=asks | BEARER).status_code == 200
-    if where != "host":
+    if where not in ("host", "nginx"):
         with client(shelf) as web:  # and where there is no token, nobody from elsewhere gets in
             refused(web.post("/search", json={"text": "x"}, headers=asks), 403, "--token")
 
@@ -638,6 +666,7 @@ def test_errors_name_no_path_of_this_machine(shelf, web):
 def test_items_are_put_and_deleted_in_every_version(shelf, tmp_path):
     path = copy_of(shelf, tmp_path)
     with client(path, token=TOKEN, values=SMALL) as web:
+        web.headers.update(BEARER)
         put = web.put(
             "/items/new/one",
             files={"image": ("x.png", picture("green"))},

@@ -14,9 +14,33 @@ from mmtune.index.stores import StoreLocation
 KINDS = ("faiss", "lancedb", "pgvector", "qdrant")
 
 
+class PostgresServer:
+    """A real server that a test may stop and start again."""
+
+    def __init__(self, server) -> None:
+        self.server, self.url = server, server.get_uri()
+
+    def stop(self) -> None:
+        """Stop the server at once, as a power failure would; connections break."""
+        from pgserver.postgres_server import pg_ctl
+
+        pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=self.server.pgdata, user=self.server.system_user)
+
+    def start(self) -> None:
+        """Start it again; it recovers what was committed."""
+        self.server.ensure_postgres_running()
+
+
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
     """A libpq url of a real server with pgvector, on a socket in a directory of its own."""
+    with postgres_server() as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A real server with pgvector, on a socket in a directory of its own."""
     import pgserver
 
     root = Path(tempfile.mkdtemp(prefix="mmtune-pg-"))
@@ -24,7 +48,7 @@ def postgres() -> Iterator[str]:
         warnings.simplefilter("ignore")
         server = pgserver.get_server(root / "data", cleanup_mode="delete")
     try:
-        yield server.get_uri()
+        yield PostgresServer(server)
     finally:
         server.cleanup()
         shutil.rmtree(root, ignore_errors=True)

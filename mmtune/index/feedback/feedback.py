@@ -104,9 +104,9 @@ class FeedbackLog:
         """Return the path of a query's saved content."""
         return self.path / hashlib.sha256(query.encode()).hexdigest()[:32]
 
-    def events(self) -> list[JsonObject]:
-        """Return all events, oldest first."""
-        return read_jsonl_log(self.log)
+    def events(self, last_bytes: int | None = None) -> list[JsonObject]:
+        """Return all events, oldest first; or those in the last `last_bytes` bytes of the log."""
+        return read_jsonl_log(self.log, last_bytes)
 
     def pairs(self) -> dict[tuple[str, str], PairFeedback]:
         """Return {(query id, item id): all feedback on that pair}."""

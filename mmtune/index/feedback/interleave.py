@@ -80,16 +80,17 @@ class Interleaving:
         self.feedback.link(impression, query)
         return impression, drafted
 
-    def preference(self, version: str | None = None) -> Preference:
+    def preference(self, version: str | None = None, last_bytes: int | None = None) -> Preference:
         """Count the wins of a staged version over the version that is live now.
 
         version: the staged version; default: the one that was interleaved last.
+        last_bytes: read only the last bytes of the logs; default: all of them.
         """
-        lines = read_jsonl_log(self.log)
+        lines = read_jsonl_log(self.log, last_bytes)
         staged, live = version or (lines[-1]["staged"] if lines else None), self.layout.live()["version"]
         impressions = {x["impression"]: x["teams"] for x in lines if x["staged"] == staged and x["live"] == live}
         clicked: dict[str, set[str]] = {}
-        for event in self.feedback.events():
+        for event in self.feedback.events(last_bytes):
             if event["kind"] in POSITIVE_KINDS and event["item"] in impressions.get(event["query"], {}):
                 clicked.setdefault(event["query"], set()).add(event["item"])
         wins = {"live": 0, "staged": 0, "tie": 0}

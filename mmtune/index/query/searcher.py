@@ -139,12 +139,23 @@ class Searcher:
         return rerank_results(rerank, name, signal, results, self.catalog)
 
     def _fused(self, query: Query, results: Results) -> Results:
-        if query.content is None or not modalities.get(query.modality).language:
-            got = f"a query of modality {query.modality}" if query.item is None else "an item"
-            raise DataError(f"hybrid search needs a text query; got {got}")
+        words = self._words(query)
         with self._guard:
             seq = self.catalog.seq
             if self._bm25 is None or self._bm25[0] != seq:
                 self._bm25 = (seq, ItemBm25(self.catalog))
             bm25 = self._bm25[1]
-        return fuse(bm25, str(query.content.signal), results, query.where, query.target)
+        fused = fuse(bm25, words, results, query.where, query.target)
+        return [r for r in fused if r.id != query.item]
+
+    def _words(self, query: Query) -> str:
+        """Return the text that BM25 searches for: the query, or the caption of the query item."""
+        if query.item is None:
+            if query.content is None or not modalities.get(query.modality).language:
+                raise DataError(f"hybrid search needs a text query; got a query of modality {query.modality}")
+            return str(query.content.signal)
+        item = self.catalog.items([query.item]).get(query.item)
+        names = [m for m in item.contents if modalities.get(m).language] if item else []
+        if item is None or not names:
+            raise DataError(f"hybrid search needs text, and item {query.item!r} has no caption; search without hybrid")
+        return " ".join(self.catalog.read(item, m).decode("utf-8", "replace") for m in names)

@@ -182,13 +182,15 @@ class ShadowSearches:
         if executor is not None:
             executor.shutdown(wait=True)
 
-    def report(self, version: str | None = None) -> ShadowReport:
+    def report(self, version: str | None = None, last_bytes: int | None = None) -> ShadowReport:
         """Summarise all logged shadow searches of a staged version against the version that is live now.
 
         version: the staged version; default: the current shadow version, else the one that was logged last.
+        last_bytes: read only the last bytes of the log; default: all of it.
         """
         self.wait()
-        lines = [line for log in (self.old_log, self.log) for line in read_jsonl_log(log)]
+        logs = (self.old_log, self.log) if last_bytes is None else (self.log,)
+        lines = [line for log in logs for line in read_jsonl_log(log, last_bytes)]
         state = self.active()
         staged = version or (state.version if state else lines[-1]["staged"] if lines else None)
         live = self.pool.live

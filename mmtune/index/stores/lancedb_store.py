@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import DataError, MissingExtra
+from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, Value, value_kind
 from mmtune.index.stores import store_ranking, store_rows
 from mmtune.index.stores.store_protocol import Hit, StoreLocation
@@ -104,6 +104,13 @@ class LanceStore:
         except (ValueError, FileNotFoundError) as e:
             raise DataError(f"{label}: no such LanceDB table ({str(e).splitlines()[0]})") from None
         return cls(location, db, table, label)
+
+    def probe(self) -> None:
+        """Count the rows. Raises StoreUnavailable when the storage cannot be reached."""
+        try:
+            self._table.count_rows()
+        except (OSError, RuntimeError, ValueError) as e:
+            raise StoreUnavailable(f"{self._label}: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
 
     def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:
         ids, vectors_ND, plain = store_rows.check_rows(ids, vectors_ND, meta, self.dim, self._label)

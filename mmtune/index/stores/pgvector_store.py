@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import DataError, MissingExtra
+from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.query.filters import And, ColumnPath, Compare, Filter, In, IsNull, Not, Or
 from mmtune.index.stores import store_ranking, store_rows
 from mmtune.index.stores.store_protocol import Hit, StoreLocation
@@ -27,13 +27,10 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 T = TypeVar("T")
-
 MAX_FLAT = 20_000
 """Up to this many vectors, "auto" means exact search."""
-
 MAX_GRAPH_DIM = 2000
 """Most dimensions that pgvector's HNSW index supports."""
-
 GRAPH = {"m": 16, "ef_construction": 100}
 """Settings of the HNSW index."""
 EF_SEARCH, MAX_EF_SEARCH = 200, 1000
@@ -79,7 +76,7 @@ class _ConnectionPool:
     def run(self, work: "Callable[[Connection], T]") -> T:
         """Return `work(connection)`. Retry once on a new connection when the server had closed the idle connection.
 
-        Raises DataError, with the first line of the server's message, when the database reports an error.
+        Raises DataError, with the first line of the server's message, for its errors; StoreUnavailable if it cannot be reached.
         """
         psycopg = _psycopg()
         for last in (False, True):
@@ -88,7 +85,7 @@ class _ConnectionPool:
                     return work(connection)
             except psycopg.OperationalError as e:
                 if last or not connection.closed:
-                    raise DataError(f"{self._label}: {_first_line(e)}") from None
+                    raise StoreUnavailable(f"{self._label}: {_first_line(e)}") from None
                 self.close()
             except psycopg.Error as e:
                 raise DataError(f"{self._label}: {_first_line(e)}") from None
@@ -101,7 +98,7 @@ class _ConnectionPool:
         try:
             connection = psycopg.connect(self._url, autocommit=True, connect_timeout=10)
         except psycopg.Error as e:
-            raise DataError(f"{self._label}: {_first_line(e)}") from None
+            raise StoreUnavailable(f"{self._label}: {_first_line(e)}") from None
         try:
             if not connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'").fetchone():
                 connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -269,6 +266,10 @@ class PgvectorStore:
         self._connections.run(work)
         self._index = index
         return {"index": index, **(GRAPH if index == "hnsw" else {})}
+
+    def probe(self) -> None:
+        """Read one row. Raises StoreUnavailable when the database cannot be reached."""
+        self._connections.run(lambda c: c.execute(_psycopg().sql.SQL("SELECT 1 FROM {} LIMIT 1").format(self._table)))
 
     def compact(self) -> None:
         """Rewrite the table and its indexes without deleted rows. Searches wait until it has finished."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.errors import DataError, MissingExtra
+from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, value_kind
 from mmtune.index.stores import store_ranking, store_rows
 from mmtune.index.stores.store_protocol import Hit, StoreLocation
@@ -109,7 +109,9 @@ class _SharedClient:
             try:
                 yield self._client
             except (exceptions.ResponseHandlingException, exceptions.UnexpectedResponse) as e:
-                raise DataError(f"{label}: {(str(e).strip().splitlines() or ['no answer from the server'])[0]}") from None
+                status = getattr(e, "status_code", None)
+                kind = DataError if status is not None and status < 500 else StoreUnavailable
+                raise kind(f"{label}: {(str(e).strip().splitlines() or ['no answer from the server'])[0]}") from None
 
     @contextlib.contextmanager
     def batch(self, name: str, vacuum: bool = False) -> Iterator[None]:
@@ -247,6 +249,11 @@ class QdrantStore:
             c.update_collection(self._name, metadata={"mmtune": store_rows.stamp(self.fingerprint, self.dim, index=index)})
         self._index = index
         return built
+
+    def probe(self) -> None:
+        """Ask for the collection. Raises StoreUnavailable when the server cannot be reached."""
+        with self._client.use(self._label) as c:
+            c.get_collection(self._name)
 
     def compact(self) -> None:
         """Remove the bytes of deleted points from the files of local mode. A server does so by itself, some time later."""
