@@ -11,13 +11,18 @@ and dropped.json (what was not used, and why). After an interruption, run the sa
 import argparse
 from types import ModuleType
 
-from mmtune.cli import pairs_catalog, pairs_duplicates, pairs_labels
+from mmtune.cli import pairs_catalog, pairs_duplicates, pairs_labels, pairs_logs
 from mmtune.cli.dispatch import Result
 
 HAS_ACTIONS = True
 """Read by `dispatch`: argparse cannot parse intermixed options and positional arguments of a verb that has actions."""
 
-KINDS: dict[str, ModuleType] = {"catalog": pairs_catalog, "duplicates": pairs_duplicates, "labels": pairs_labels}
+KINDS: dict[str, ModuleType] = {
+    "logs": pairs_logs,
+    "catalog": pairs_catalog,
+    "duplicates": pairs_duplicates,
+    "labels": pairs_labels,
+}
 """Kind of source -> its module, which has TEXT (one sentence), EXAMPLE, arguments(parser) and run(args)."""
 
 

@@ -24,9 +24,15 @@ class DropCounts:
         key = (unit, reason)
         if count:
             self.counts[key] = self.counts.get(key, 0) + count
-            kept = self.examples.setdefault(key, [])
-            if example is not None and len(kept) < MAX_EXAMPLES:
-                kept.append(str(example)[:200])
+            self.examples.setdefault(key, [])
+            if example is not None:
+                self.add_example(reason, example, unit=unit)
+
+    def add_example(self, reason: str, example: object, *, unit: str = "rows") -> None:
+        """Add an example of units that are counted already."""
+        kept = self.examples.setdefault((unit, reason), [])
+        if len(kept) < MAX_EXAMPLES:
+            kept.append(str(example)[:200])
 
     def total(self, unit: str = "rows") -> int:
         """The number of dropped units of one kind."""
