@@ -7,7 +7,8 @@ Tasks and their options:
   zero_shot  classification by class names:  --label COLUMN [--class-names COLUMN] [--prompt TEMPLATE ...]
   knn        k-NN classification:            --label COLUMN [--reference DATA] [--neighbours 5] [--exclude-same COLUMN]
   anomaly    anomaly detection:              --normal COLUMN=VALUE [--machine COLUMN] [--reference DATA]
-                                             [--exclude-same COLUMN]
+                                             [--exclude-same COLUMN] [--scorer nearest|mahalanobis|gmm]
+                                             [--domain COLUMN] [--balance smote|mixup] [--known-anomalies]
 
 In retrieval, a candidate is relevant if it is from the same row or group as the query, or by a judgment (--qrels). Rows with
 identical content count as one item, which belongs to the groups of all these rows. Ties are ranked by descending id, as in
@@ -21,6 +22,9 @@ from pathlib import Path
 from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result
 from mmtune.errors import RecipeError
+
+SCORER_OPTIONS = ("scorer", "domain", "balance", "known_anomalies")
+"""Options of the task anomaly that are not parameters of `evaluate`, but part of its `task_options`."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,12 +102,27 @@ def task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--machine", metavar="COLUMN", help="metadata column of machines; compare each row only with normal rows of its machine"
     )
+    parser.add_argument(
+        "--scorer", metavar="NAME", help="scorer of anomalies: nearest (default), mahalanobis, gmm, or package.module:Class"
+    )
+    parser.add_argument(
+        "--domain",
+        metavar="COLUMN",
+        help="metadata column of domains, e.g. source and target: adds the AUROC of each domain and the score of DCASE task 2",
+    )
+    parser.add_argument(
+        "--balance", metavar="HOW", help="smote or mixup: interpolate normal embeddings until all domains have equally many"
+    )
+    parser.add_argument(
+        "--known-anomalies", action="store_true", help="use the anomalous rows of --reference as examples of anomalies"
+    )
 
 
 def task_values(args: argparse.Namespace) -> dict[str, object]:
-    """Return the task options that `task_arguments` added, as keyword arguments of `evaluate`."""
-    names = ("label", "class_names", "reference", "neighbours", "exclude_same", "normal", "machine")
-    return {**{name: getattr(args, name) for name in names}, "prompts": args.prompt}
+    """Return the task options that `task_arguments` added, by name."""
+    names = ("label", "class_names", "reference", "neighbours", "exclude_same", "normal", "machine", *SCORER_OPTIONS)
+    given = {name: getattr(args, name) for name in names}
+    return {**{name: None if value is False else value for name, value in given.items()}, "prompts": args.prompt}
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -115,6 +134,7 @@ def run(args: argparse.Namespace) -> Result:
 
     silence_other_ranks()
     ks = cutoffs(args.k)
+    scorer = {name: value for name, value in task_values(args).items() if name in SCORER_OPTIONS}
     with init_processes() as processes:
         result = evaluate(
             args.model,
@@ -131,8 +151,8 @@ def run(args: argparse.Namespace) -> Result:
             processes=processes,
             group_pooling=args.group_pooling,
             metrics=args.metric,
-            task_options=_task_options(args.task_option),
             task=args.task,
+            task_options={**scorer, **_task_options(args.task_option)},
             label=args.label,
             class_names=args.class_names,
             prompts=args.prompt,

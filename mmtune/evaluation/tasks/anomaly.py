@@ -1,20 +1,22 @@
 """The task "anomaly": detect anomalies using only normal rows as reference, because faults are rare and new kinds occur.
 
-A row's anomaly score is its mean distance (1 - cosine) to the nearest normal reference rows of the same machine, as in task 2
-of the DCASE challenge.
+Rows are scored by the normal reference rows of the same machine, as in task 2 of the DCASE challenge: by default by the mean
+distance (1 - cosine) to the nearest ones.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.contracts import Embeddings, JsonObject
+from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.slices import metadata_slices
+from mmtune.evaluation.tasks.anomaly_result import Anomalies, DetectionScores, areas_of, domain_areas, mean_scores
+from mmtune.evaluation.tasks.anomaly_scorers import BALANCES, NEIGHBOURS, balance_domains, make_scorer
 from mmtune.evaluation.tasks.knn import Exclusion, nearest, source_of_rows
-from mmtune.evaluation.tasks.roc import MAX_FPR, auroc, partial_auroc
+from mmtune.evaluation.tasks.roc import MAX_FPR
 from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, check_neighbours, row_values
 from mmtune.relevance.items import names_to_labels, take_rows
 from mmtune.search.tie_order import tie_order
@@ -23,93 +25,9 @@ from mmtune.search.vectors import normalize_rows
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
 
-NEIGHBOURS = 1
 ALL = "all"  # the machine of all rows if no column names machines
-
-
-@dataclass
-class DetectionScores:
-    """Numbers of normal and anomalous rows, and areas under the ROC curve, of one machine or averaged over machines."""
-
-    normal: int
-    anomalous: int
-    auroc: float
-    partial_auroc: float
-
-
-@dataclass
-class Anomalies:
-    """The result of anomaly detection in one modality.
-
-    direction: the modality
-    machines: the scores of each machine
-    parts: {"column=value": scores}, with only the anomalous rows of that value and all normal rows, averaged over machines
-    skipped: {machine: reason why it was left out}
-    scores: {row id: anomaly score}
-    max_fpr: largest false positive rate of the partial AUROC
-    anomalous, machine_of: whether each scored row is anomalous, and its machine, by row id
-    """
-
-    direction: str
-    machines: dict[str, DetectionScores]
-    parts: dict[str, DetectionScores] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict, repr=False)
-    max_fpr: float = MAX_FPR
-    anomalous: dict[str, bool] = field(default_factory=dict, repr=False)
-    machine_of: dict[str, str] = field(default_factory=dict, repr=False)
-
-    @property
-    def row_ids(self) -> list[str]:
-        """Ids of the scored rows."""
-        return list(self.scores)
-
-    def weighted_metrics(self, weights: np.ndarray) -> dict[str, float]:
-        """Return the metrics if row i of `row_ids` occurred weights[i] times [N]; machines without both kinds are left out.
-
-        Raises DataError if no machine has normal and anomalous rows.
-        """
-        ids = self.row_ids
-        score, anomalous = np.array([self.scores[i] for i in ids]), np.array([self.anomalous[i] for i in ids], bool)
-        machine, areas = np.array([self.machine_of[i] for i in ids]), []
-        for m in self.machines:
-            at = np.flatnonzero((machine == m) & (weights > 0))
-            if len(set(anomalous[at].tolist())) == 2:
-                areas.append(_areas(score[at], anomalous[at], self.max_fpr, weights[at]))
-        if not areas:
-            raise DataError("no machine has normal and anomalous rows")
-        mean = mean_scores(areas)
-        return {"auroc": mean.auroc, "partial_auroc": mean.partial_auroc}
-
-    @property
-    def mean(self) -> DetectionScores:
-        """The mean of the areas over machines; row counts are added up."""
-        return mean_scores(list(self.machines.values()))
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """auroc and partial_auroc, averaged over machines."""
-        return {"auroc": self.mean.auroc, "partial_auroc": self.mean.partial_auroc}
-
-    def to_dict(self) -> JsonObject:
-        return {
-            "direction": self.direction,
-            "max_fpr": self.max_fpr,
-            "mean": asdict(self.mean),
-            "machines": {n: asdict(d) for n, d in self.machines.items()},
-            "parts": {n: asdict(d) for n, d in self.parts.items()},
-            "skipped": self.skipped,
-            "scores": self.scores,
-        }
-
-    def __str__(self) -> str:
-        from mmtune.evaluation.result_tables import plain_table
-
-        lines = [*self.machines.items(), ("mean", self.mean), *((f"  {n}", d) for n, d in self.parts.items())]
-        rows = [[n, f"{d.normal:,}", f"{d.anomalous:,}", f"{d.auroc:.4f}", f"{d.partial_auroc:.4f}"] for n, d in lines]
-        notes = [f"{n} left out: {why}" for n, why in self.skipped.items()]
-        columns = [self.direction, "normal", "anomalous", "AUROC", f"pAUROC@{self.max_fpr:g}"]
-        return "\n".join([plain_table(columns, rows), *notes])
+FOLDS = 5
+"""Number of times that a scorer is fitted to parts of the evaluated rows if there are no reference data."""
 
 
 @dataclass
@@ -123,6 +41,10 @@ class AnomalyDetection(EvaluationTask):
     exclude_same: a metadata column, e.g. the recording. Rows with the same value are not references for each other, and
         `reference` must not share a value with the evaluated data.
     slices: metadata columns; the anomalous rows of each value are also evaluated on their own, against all normal rows
+    scorer: "nearest", "mahalanobis", "gmm", a registered scorer, or "package.module:Class"; see `AnomalyScorer`
+    domain: a metadata column, e.g. with the values source and target. Adds the AUROC of each domain and the score of DCASE task 2
+    balance: "smote" or "mixup": add interpolated normal embeddings to the smaller domains; needs `domain`
+    known_anomalies: use the rows of `reference` that are not normal as known anomalies; rows near to them score higher
     """
 
     normal: str | None = None
@@ -131,9 +53,13 @@ class AnomalyDetection(EvaluationTask):
     neighbours: int = NEIGHBOURS
     exclude_same: str | None = None
     slices: Sequence[str] = ()
+    scorer: str = "nearest"
+    domain: str | None = None
+    balance: str | None = None
+    known_anomalies: bool = False
 
     def run(self, inputs: TaskInputs) -> dict[str, Anomalies]:
-        check_neighbours(self.neighbours)
+        self._check()
         data = inputs.data
         is_normal = normal_rows(data, self.normal)
         reference = None if self.reference is None else inputs.reference_data(self.reference, self.exclude_same)
@@ -142,10 +68,15 @@ class AnomalyDetection(EvaluationTask):
         parts = metadata_slices(data, self.slices)
         vectors = inputs.embed()
         references: dict[str, Embeddings] = {}
+        known_anomalies: dict[str, Embeddings] = {}
         reference_machine: dict[str, str | None] | None = None
         if reference is not None:
-            references = inputs.embed(reference, normal_rows(reference, self.normal))
-            reference_machine = _machine_of_rows(reference, self.machine)
+            reference_normal = normal_rows(reference, self.normal)
+            references = inputs.embed(reference, reference_normal)
+            reference_machine = _column_of_rows(reference, self.machine)
+            if self.known_anomalies:
+                known_anomalies = inputs.embed(reference, _anomalous_rows(reference, self.normal, reference_normal))
+        domains = {} if self.domain is None else self._domains(data, reference)
         values = row_values(data, str(self.normal).partition("=")[0])
         known = {i: n for i, n, v in zip(data.ids, is_normal.tolist(), values, strict=True) if v is not None}
         return {
@@ -153,15 +84,35 @@ class AnomalyDetection(EvaluationTask):
                 m,
                 e,
                 known,
-                _machine_of_rows(data, self.machine),
+                _column_of_rows(data, self.machine),
                 reference=references.get(m),
                 reference_machine=reference_machine,
+                known=known_anomalies.get(m),
                 source=source_of_rows(data, self.exclude_same),
                 parts=parts,
-                k=self.neighbours,
+                scoring=AnomalyScoring(self.neighbours, self.scorer, self.balance, domains),
             )
             for m, e in vectors.items()
         }
+
+    def _check(self) -> None:
+        check_neighbours(self.neighbours)
+        make_scorer(self.scorer, self.neighbours)
+        if self.balance is not None and self.balance not in BALANCES:
+            raise RecipeError(f"balance: unknown {self.balance!r}; there are: {', '.join(BALANCES)}")
+        if self.balance is not None and self.domain is None:
+            raise RecipeError("balance: name the metadata column of the domains as well (--domain COLUMN)")
+        if self.known_anomalies and self.reference is None:
+            raise RecipeError("known_anomalies: they are rows of the reference data; give --reference DATA as well")
+
+    def _domains(self, data: "Data", reference: "Data | None") -> dict[str, str | None]:
+        """Return {row id: domain} of the evaluated rows and the references, which share no id (`refuse_shared_rows`)."""
+        domains = _column_of_rows(data, self.domain)
+        if reference is not None:
+            domains = {**_column_of_rows(reference, self.domain), **domains}
+        if not any(d is not None for d in domains.values()):
+            raise DataError(f"{data.spec}: no row has a value in the column {self.domain} of the domains")
+        return domains
 
 
 def normal_rows(data: "Data", normal: str | None) -> np.ndarray:
@@ -179,15 +130,17 @@ def normal_rows(data: "Data", normal: str | None) -> np.ndarray:
     return is_normal
 
 
-def _machine_of_rows(data: "Data", machine: str | None) -> dict[str, str | None]:
-    """Return {row id: machine}."""
-    return dict(zip(data.ids, row_values(data, machine) if machine else [ALL] * len(data), strict=True))
+def _column_of_rows(data: "Data", column: str | None) -> dict[str, str | None]:
+    """Return {row id: value of the column}; without a column, all rows have the value `ALL`."""
+    return dict(zip(data.ids, row_values(data, column) if column else [ALL] * len(data), strict=True))
 
 
-def mean_scores(scores: Sequence[DetectionScores]) -> DetectionScores:
-    """Average the areas and add up the counts."""
-    areas = [float(np.mean([getattr(d, a) for d in scores])) for a in ("auroc", "partial_auroc")]
-    return DetectionScores(sum(d.normal for d in scores), sum(d.anomalous for d in scores), areas[0], areas[1])
+def _anomalous_rows(data: "Data", normal: str | None, is_normal: np.ndarray) -> np.ndarray:
+    """bool [N]: rows that have a value that is not the normal one. Raises DataError if there is none."""
+    there = np.array([v is not None for v in row_values(data, str(normal).partition("=")[0])], bool)
+    if not (there & ~is_normal).any():
+        raise DataError(f"{data.spec}: known_anomalies: every row is normal ({normal}) or has no value")
+    return there & ~is_normal
 
 
 def distances(
@@ -204,6 +157,48 @@ def distances(
     return np.where(is_there.any(1), total / np.maximum(is_there.sum(1), 1), np.nan)
 
 
+@dataclass(frozen=True)
+class AnomalyScoring:
+    """How the rows of a machine are scored, see `AnomalyDetection`.
+
+    domain: {row id: domain} of the evaluated rows and the references
+    """
+
+    neighbours: int = NEIGHBOURS
+    scorer: str = "nearest"
+    balance: str | None = None
+    domain: Mapping[str, str | None] = field(default_factory=dict)
+
+    def by_scorer(self, query: Embeddings, normal: Embeddings, known: Embeddings | None) -> np.ndarray:
+        """[Q]: scores of a scorer that is fitted to all of `normal`, and to the known anomalies if there are any."""
+        normal_ND = normalize_rows(normal.vectors, "references")
+        if self.balance is not None:
+            domains = [self.domain.get(i) for i in normal.ids]
+            there = np.array([d is not None for d in domains], bool)
+            named = np.array([d for d in domains if d is not None], object)
+            normal_ND = np.concatenate([balance_domains(normal_ND[there], named, self.balance), normal_ND[~there]])
+        scorer = make_scorer(self.scorer, self.neighbours)
+        scorer.fit(normal_ND, None if known is None else normalize_rows(known.vectors, "known anomalies"))
+        return np.asarray(scorer.score(normalize_rows(query.vectors, "queries")), np.float64)
+
+    def among_themselves(self, rows: Embeddings, is_normal: np.ndarray, exclusion: Exclusion) -> np.ndarray:
+        """[N]: scores of rows by the normal ones among them, never by rows with the same exclusion label.
+
+        The nearest neighbours of each row are searched among all others. Scorers that are fitted are fitted `FOLDS` times, each
+        time without the rows that they then score. NaN for rows without a reference.
+        """
+        if self.scorer == "nearest" and self.balance is None:
+            return distances(rows, take_rows(rows, np.flatnonzero(is_normal)), self.neighbours, exclusion)
+        fold = np.unique(exclusion[0], return_inverse=True)[1] % FOLDS
+        score = np.full(len(rows.ids), np.nan)
+        for f in np.unique(fold):
+            normal = is_normal & (fold != f)
+            if normal.any():
+                held_out, fitted = np.flatnonzero(fold == f), np.flatnonzero(normal)
+                score[held_out] = self.by_scorer(take_rows(rows, held_out), take_rows(rows, fitted), None)
+        return score
+
+
 def detect(
     name: str,
     rows: Embeddings,
@@ -212,9 +207,10 @@ def detect(
     *,
     reference: Embeddings | None = None,
     reference_machine: Mapping[str, str | None] | None = None,
+    known: Embeddings | None = None,
     source: Mapping[str, str | None] | None = None,
     parts: Mapping[str, frozenset[str]] | None = None,
-    k: int = NEIGHBOURS,
+    scoring: AnomalyScoring = AnomalyScoring(),  # noqa: B008 (frozen)
     max_fpr: float = MAX_FPR,
 ) -> Anomalies:
     """Score `rows` of modality `name` by normal rows of the same machine.
@@ -223,18 +219,14 @@ def detect(
     machine: {row id: machine}
     reference: normal rows. Without it, each row is scored by the normal ones among `rows`, except rows with the same content or
         the same source.
-    reference_machine: {row id of a reference: machine}
+    reference_machine: {row id of a reference or known anomaly: machine}
+    known: known anomalies
     source: {row id: source, e.g. the recording}
     parts: slices, {name: row ids}
-    k: number of references per score
 
     Raises DataError if no machine can be evaluated.
     """
-    machines: dict[str, DetectionScores] = {}
-    skipped: dict[str, str] = {}
-    scores: dict[str, float] = {}
-    anomalous: dict[str, bool] = {}
-    machine_of: dict[str, str] = {}
+    out = Anomalies(name, {}, max_fpr=max_fpr)
     of_part: dict[str, list[DetectionScores]] = {p: [] for p in parts or {}}
     rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(rows.ids):
@@ -245,35 +237,42 @@ def detect(
         is_normal = np.array([normal[rows.ids[i]] for i in at], bool)
         if reference is None:
             exclusion = same_source(name, rows, at, is_normal, source)
-            score = distances(take_rows(rows, at), take_rows(rows, at[is_normal]), k, exclusion)
+            score = scoring.among_themselves(take_rows(rows, at), is_normal, exclusion)
         else:
-            own = [i for i, r in enumerate(reference.ids) if (reference_machine or {}).get(r) == m]
-            if not own:
-                skipped[m] = "no normal reference"
+            own = _of_machine(reference, m, reference_machine)
+            if own is None:
+                out.skipped[m] = "no normal reference"
                 continue
-            score = distances(take_rows(rows, at), take_rows(reference, np.array(own, np.int64)), k)
+            faults = None if known is None else _of_machine(known, m, reference_machine)
+            score = scoring.by_scorer(take_rows(rows, at), own, faults)
         scored = np.isfinite(score)
         if not scored[is_normal].any() or is_normal.all():
-            skipped[m] = "no anomalous row" if is_normal.all() else "no normal row has another normal row as reference"
+            out.skipped[m] = "no anomalous row" if is_normal.all() else "no normal row has another normal row as reference"
             continue
         at, is_normal, score = at[scored], is_normal[scored], score[scored]
-        machines[m] = _areas(score, ~is_normal, max_fpr)
-        scores |= {rows.ids[i]: float(s) for i, s in zip(at, score, strict=True)}
-        anomalous |= {rows.ids[i]: not n for i, n in zip(at, is_normal.tolist(), strict=True)}
-        machine_of |= {rows.ids[i]: m for i in at}
-        for part, ids in (parts or {}).items():
-            inside = is_normal | np.array([rows.ids[i] in ids for i in at], bool)
+        ids = [rows.ids[i] for i in at]
+        domain_N = np.array([scoring.domain.get(i) for i in ids], object)
+        out.machines[m] = areas_of(score, ~is_normal, max_fpr)
+        if areas := domain_areas(score, ~is_normal, domain_N):
+            out.domains[m] = areas
+        out.scores |= dict(zip(ids, score.tolist(), strict=True))
+        out.anomalous |= dict(zip(ids, (~is_normal).tolist(), strict=True))
+        out.machine_of |= dict.fromkeys(ids, m)
+        out.domain_of |= dict(zip(ids, domain_N.tolist(), strict=True))
+        for part, members in (parts or {}).items():
+            inside = is_normal | np.array([i in members for i in ids], bool)
             if not is_normal[inside].all():
-                of_part[part].append(_areas(score[inside], ~is_normal[inside], max_fpr))
-    if not machines:
-        raise DataError(f"{name}: no machine can be evaluated: " + "; ".join(f"{m}: {why}" for m, why in skipped.items()))
-    by_part = {p: mean_scores(d) for p, d in of_part.items() if d}
-    return Anomalies(name, machines, by_part, skipped, scores, max_fpr, anomalous, machine_of)
+                of_part[part].append(areas_of(score[inside], ~is_normal[inside], max_fpr))
+    if not out.machines:
+        reasons = "; ".join(f"{m}: {why}" for m, why in out.skipped.items())
+        raise DataError(f"{name}: no machine can be evaluated: {reasons}")
+    out.parts = {p: mean_scores(d) for p, d in of_part.items() if d}
+    return out
 
 
-def _areas(score: np.ndarray, anomalous: np.ndarray, max_fpr: float, weight: np.ndarray | None = None) -> DetectionScores:
-    areas = auroc(score, anomalous, weight), partial_auroc(score, anomalous, max_fpr, weight)
-    return DetectionScores(int((~anomalous).sum()), int(anomalous.sum()), *areas)
+def _of_machine(rows: Embeddings, machine: str, machine_of: Mapping[str, str | None] | None) -> Embeddings | None:
+    own = [i for i, row in enumerate(rows.ids) if (machine_of or {}).get(row) == machine]
+    return take_rows(rows, np.array(own, np.int64)) if own else None
 
 
 def same_source(

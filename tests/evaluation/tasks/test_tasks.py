@@ -17,7 +17,7 @@ from mmtune.demo.machines import write_machines
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, MmtuneError
 from mmtune.evaluation.group_pooling import pool_groups
-from mmtune.evaluation.tasks.anomaly import detect, distances
+from mmtune.evaluation.tasks.anomaly import AnomalyScoring, detect, distances
 from mmtune.evaluation.tasks.classify import classifications
 from mmtune.evaluation.tasks.knn import TEMPERATURE, classify_among_themselves, classify_by_reference, nearest
 from mmtune.evaluation.tasks.roc import auroc, partial_auroc
@@ -135,7 +135,7 @@ def test_anomaly_scores_equal_plain_loops():
     machine = {r: f"m{i % 2}" for i, r in enumerate(e.ids)}
     recording = {r: f"rec{i // 4}" for i, r in enumerate(e.ids)}
     part = {"loud": frozenset(e.ids[::2])}
-    anomalies = detect("audio", e, normal, machine, source=recording, parts=part, k=2)
+    anomalies = detect("audio", e, normal, machine, source=recording, parts=part, scoring=AnomalyScoring(2))
     for i, row in enumerate(e.ids):
         refs = [
             j
@@ -154,7 +154,7 @@ def test_anomaly_scores_equal_plain_loops():
     assert anomalies.mean.auroc == pytest.approx(np.mean([d.auroc for d in anomalies.machines.values()]))
     reference = embedded(units(rng, 10), start=100)
     reference_machine = {r: "m0" if i < 5 else "m1" for i, r in enumerate(reference.ids)}
-    other = detect("audio", e, normal, machine, reference=reference, reference_machine=reference_machine, k=1)
+    other = detect("audio", e, normal, machine, reference=reference, reference_machine=reference_machine)
     for i, row in enumerate(e.ids):
         references = reference.vectors[:5] if machine[row] == "m0" else reference.vectors[5:]
         assert other.scores[row] == pytest.approx(1 - float((references.astype(float) @ e.vectors[i]).max()), abs=1e-6)
