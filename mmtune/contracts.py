@@ -149,6 +149,13 @@ class Modality:
         suffix = str(value).rpartition(".")[2].lower() if isinstance(value, str) or hasattr(value, "__fspath__") else ""
         return suffix in self.extensions
 
+    def cut(self, signal: Signal, seconds: float) -> list[tuple[float, Signal]]:
+        """Cut a signal with a time axis into windows that overlap by half: [(start in seconds, window), ...].
+
+        Returns [] if the signal has no time axis, which is the default, or is not longer than a window.
+        """
+        return []
+
     def from_file(self, path: "str | Path") -> Signal:
         """Read and decode a file. Raises Rejected, with the path in the message, if that is impossible."""
         try:

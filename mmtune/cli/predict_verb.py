@@ -54,6 +54,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|RATEfpr",
         help='alarm threshold by its expected false-alarm rate, e.g. 0.01fpr; "auto": 0.01, or the lowest that the references allow',
     )
+    parser.add_argument("--machine", metavar="COLUMN=VALUE", help="use only the references of this machine")
+    parser.add_argument(
+        "--locate",
+        type=float,
+        metavar="SECONDS",
+        help="also predict windows of this length of longer recordings, to say where in them something is",
+    )
     parser.add_argument("--only", action="append", metavar="NAME", help="predict only this modality (may be repeated)")
     parser.add_argument("--save", action="store_true", help="store references and threshold in the artifact MODEL")
     parser.add_argument(
@@ -86,6 +93,7 @@ def run(args: argparse.Namespace) -> Result:
             args.prompt,
             args.batch_size,
             args.quiet,
+            args.machine,
         )
         return _watch(args, options)
     if args.out and Path(args.out).suffix.lower() not in (".html", ".htm", ".json"):
@@ -104,6 +112,8 @@ def run(args: argparse.Namespace) -> Result:
         exclude_same=args.exclude_same,
         threshold=args.threshold,
         modalities=args.only,
+        machine=args.machine,
+        locate=args.locate,
         save=args.save,
         batch_size=args.batch_size,
         quiet=args.quiet,
@@ -130,6 +140,7 @@ def _write(args: argparse.Namespace, result: "Predictions", model: "Model") -> N
 def _watch(args: argparse.Namespace, options: "PredictorOptions") -> Result:
     """Watch a folder until Ctrl-C or SIGTERM; print each answer as a line of JSON, or in words."""
     from mmtune.evaluation.model_and_data import as_model
+    from mmtune.prediction.located_windows import check_locate
     from mmtune.prediction.predict import prepare
     from mmtune.prediction.predict_inputs import predicted_modalities
     from mmtune.prediction.watch_folder import watch
@@ -137,6 +148,7 @@ def _watch(args: argparse.Namespace, options: "PredictorOptions") -> Result:
 
     if len(args.inputs) != 1 or not args.out or Path(args.out).suffix.lower() != ".jsonl":
         raise RecipeError("--watch: give one folder, and --out FILE.jsonl for the answers")
+    check_locate(args.locate)
     model = as_model(args.model)
     predictors = prepare(model, args.task, args.reference, predicted_modalities(model, args.only), options, args.save)
     counts = {"predicted": 0, "errors": 0}
@@ -148,6 +160,7 @@ def _watch(args: argparse.Namespace, options: "PredictorOptions") -> Result:
             args.out,
             interval=args.interval,
             batch_size=args.batch_size,
+            locate=args.locate,
             stop=lambda: signals.requested,
         ):
             counts["errors" if "error" in answer else "predicted"] += 1

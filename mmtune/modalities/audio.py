@@ -99,6 +99,14 @@ class Audio(Modality):
             raise Rejected(_unreadable(e)) from None
         return mono_sound(samples.mean(axis=1, dtype=np.float32), rate)
 
+    def cut(self, signal: Sound, seconds: float) -> list[tuple[float, Sound]]:
+        window = max(1, round(seconds * signal.rate))
+        last = len(signal.samples) - window
+        if last <= 0:
+            return []
+        starts = [*range(0, last, max(1, window // 2)), last]
+        return [(s / signal.rate, Sound(signal.samples[s : s + window], signal.rate)) for s in starts]
+
     def check(self, data: bytes, max_seconds: float = MAX_SECONDS, **_: float) -> None:
         self.decode(data, max_seconds)
 

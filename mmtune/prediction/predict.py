@@ -1,6 +1,7 @@
 """`mmtune.predict`: class, nearest known examples and anomaly score of files and rows that nobody has labelled."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmtune.contracts import Signal
@@ -8,7 +9,8 @@ from mmtune.data.skip_bad import ADDRESS
 from mmtune.errors import DataError, RecipeError, Rejected
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.model.encode import encode_values
-from mmtune.prediction.fit_predictors import ClassNames, PredictorOptions, fit_predictors
+from mmtune.prediction.fit_predictors import ClassNames, PredictorOptions, fit_predictors, machine_rows
+from mmtune.prediction.located_windows import check_locate, locate_windows
 from mmtune.prediction.predict_inputs import PredictInput, find_inputs, predicted_modalities
 from mmtune.prediction.prediction_result import Prediction, Predictions, Undecodable
 from mmtune.prediction.predictors import PREDICTORS, Predictor
@@ -42,13 +44,18 @@ def predict(
     exclude_same: str | None = None,
     threshold: str | float | None = None,
     modalities: Sequence[str] | None = None,
+    machine: str | None = None,
+    locate: float | None = None,
     save: bool = False,
     batch_size: int = 64,
     quiet: bool = True,
 ) -> Predictions:
     """Predict the class or the anomaly score of each input. The public function `mmtune.predict` explains the parameters."""
     loaded = as_model(model)
-    options = PredictorOptions(label, neighbours, threshold, exclude_same, normal, classes, tuple(prompts), batch_size, quiet)
+    check_locate(locate)
+    options = PredictorOptions(
+        label, neighbours, threshold, exclude_same, normal, classes, tuple(prompts), batch_size, quiet, machine
+    )
     names = predicted_modalities(loaded, modalities)
     predictors = prepare(loaded, task, reference, names, options, save)
     found = find_inputs(loaded, inputs, modalities)
@@ -56,7 +63,7 @@ def predict(
     with Progress("predict", len(found.inputs), quiet=quiet) as progress:
         for start in range(0, len(found.inputs), CHUNK):
             some = found.inputs[start : start + CHUNK]
-            for done in predict_inputs(loaded, predictors, some, batch_size):
+            for done in predict_inputs(loaded, predictors, some, batch_size, locate):
                 (result.predictions if isinstance(done, Prediction) else result.errors).append(done)  # type: ignore[arg-type]
             progress.advance(len(some))
     result.thresholds = {m: p.threshold for m, p in predictors.items() if p.threshold is not None}
@@ -80,19 +87,29 @@ def prepare(
     if reference is None and not options.classes:
         stored = load_predictors(model, task, names)
         if stored:
-            if options.threshold is not None or save:
-                raise RecipeError("threshold and save need the reference data; a stored predictor keeps its threshold")
+            if options.threshold is not None or save or options.machine:
+                raise RecipeError("threshold, machine and save need the reference data; a stored predictor keeps its threshold")
             return stored
-    predictors = fit_predictors(model, task, None if reference is None else as_data(reference), names, options)
+    data = None if reference is None else as_data(reference)
+    if options.machine is not None:
+        data = machine_rows(data, options.machine)
+    predictors = fit_predictors(model, task, data, names, options)
     if save:
         save_predictors(model, predictors)
     return predictors
 
 
 def predict_inputs(
-    model: "Model", predictors: dict[str, Predictor], inputs: Sequence[PredictInput], batch_size: int = 64
+    model: "Model",
+    predictors: dict[str, Predictor],
+    inputs: Sequence[PredictInput],
+    batch_size: int = 64,
+    locate: float | None = None,
 ) -> Iterator[Prediction | Undecodable]:
-    """Yield a `Prediction` for each input, or `Undecodable`, in their order."""
+    """Yield a `Prediction` for each input, or `Undecodable`, in their order.
+
+    locate: also predict windows of this length in seconds of each recording that is longer
+    """
     done: dict[int, Prediction | Undecodable] = {}
     decoded: dict[str, list[tuple[int, Signal]]] = {}
     with data_thread_pool(WORKERS) as pool:
@@ -106,8 +123,10 @@ def predict_inputs(
                 decoded.setdefault(str(name), []).append((i, signal))
     for name, signals in decoded.items():
         vectors = encode_values(model, name, [s for _, s in signals], batch_size)
-        at = [i for i, _ in signals]
-        done.update(zip(at, predictors[name].predict([inputs[i] for i in at], vectors), strict=True))
+        predicted = predictors[name].predict([inputs[i] for i, _ in signals], vectors)
+        for (i, signal), prediction in zip(signals, predicted, strict=True):
+            windows = locate_windows(model, predictors[name], inputs[i], signal, locate, batch_size) if locate else ()
+            done[i] = replace(prediction, windows=windows)
     yield from (done[i] for i in range(len(inputs)))
 
 

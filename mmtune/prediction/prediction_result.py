@@ -14,6 +14,23 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
+class LocatedWindow:
+    """The prediction for a part of a recording.
+
+    start, seconds: where the window begins, and its length, in seconds
+    predicted_class, score: as in `Prediction`. The threshold is not applied: it is for inputs as long as the references.
+    """
+
+    start: float
+    seconds: float
+    predicted_class: str | None
+    score: float
+
+    def to_dict(self) -> JsonObject:
+        return {"start": round(self.start, 3), "seconds": self.seconds, "class": self.predicted_class, "score": self.score}
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The prediction for one file or row.
 
@@ -25,6 +42,7 @@ class Prediction:
     cosines: their cosines
     anomaly_score: distance (1 - cosine) to the nearest references; None for zero_shot
     alarm: whether the anomaly score is above the threshold; None without a threshold
+    windows: predictions for windows of the recording, if they were asked for and it is longer than one window
     """
 
     file: str
@@ -35,6 +53,12 @@ class Prediction:
     cosines: list[float]
     anomaly_score: float | None = None
     alarm: bool | None = None
+    windows: tuple[LocatedWindow, ...] = ()
+
+    @property
+    def peak(self) -> LocatedWindow | None:
+        """The window with the largest score."""
+        return max(self.windows, key=lambda w: w.score, default=None)
 
     def to_dict(self) -> JsonObject:
         document: JsonObject = {
@@ -49,6 +73,8 @@ class Prediction:
             document["anomaly_score"] = self.anomaly_score
         if self.alarm is not None:
             document["alarm"] = self.alarm
+        if self.windows:
+            document["windows"] = [w.to_dict() for w in self.windows]
         return document
 
 
@@ -104,6 +130,7 @@ class Predictions:
     def __str__(self) -> str:
         from mmtune.evaluation.result_tables import plain_table
 
+        located = any(p.windows for p in self.predictions)
         rows = [
             [
                 p.file,
@@ -111,10 +138,11 @@ class Predictions:
                 f"{p.score:.4f}",
                 "" if p.alarm is None else ("ALARM" if p.alarm else "ok"),
                 ", ".join(p.nearest[:3]),
+                *([f"{p.peak.start:.2f} s" if p.peak else ""] if located else []),
             ]
             for p in self.predictions[:SHOWN]
         ]
-        lines = [plain_table(["file", "class", "score", "alarm", "nearest"], rows)] if rows else []
+        lines = [plain_table(["file", "class", "score", "alarm", "nearest", *["highest at"][:located]], rows)] if rows else []
         if len(self.predictions) > SHOWN:
             lines.append(f"({len(self.predictions) - SHOWN:,} more; --json has all)")
         lines += [f"{m}: {t}" for m, t in self.thresholds.items()]

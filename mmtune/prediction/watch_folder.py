@@ -34,12 +34,14 @@ def watch(
     *,
     interval: float = 2.0,
     batch_size: int = 64,
+    locate: float | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[JsonObject]:
     """Append an answer for each new file to the JSONL file `out`, and yield it, until `stop()` is true.
 
     folder: files below it whose extension is of a modality in `predictors`
     interval: seconds between two looks at the folder; a file is predicted when its size and time have not changed in between
+    locate: as in `mmtune.predict`
     stop: asked after each look
 
     Raises DataError if there is no such folder, or if another process watches with the same `out`.
@@ -63,7 +65,7 @@ def watch(
             now = _versions(folder, names)
             ready = sorted((now & before) - answered)
             for start in range(0, len(ready), CHUNK):
-                yield from _answer(model, predictors, folder, ready[start : start + CHUNK], out, batch_size)
+                yield from _answer(model, predictors, folder, ready[start : start + CHUNK], out, batch_size, locate)
             answered |= set(ready)
             before = now
             if stop():
@@ -80,9 +82,12 @@ def _answer(
     versions: Sequence[Version],
     out: Path,
     batch_size: int,
+    locate: float | None,
 ) -> Iterator[JsonObject]:
     inputs = [file_input(folder / path, list(predictors)) for path, _, _ in versions]
-    for (path, size, changed), done in zip(versions, predict_inputs(model, predictors, inputs, batch_size), strict=True):
+    for (path, size, changed), done in zip(
+        versions, predict_inputs(model, predictors, inputs, batch_size, locate), strict=True
+    ):
         document = {**done.to_dict(), "file": path, "bytes": size, "changed_ns": changed}
         append_jsonl(out, document)
         yield document

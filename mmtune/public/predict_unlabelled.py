@@ -27,6 +27,8 @@ def predict(
     exclude_same: str | None = None,
     threshold: str | float | None = None,
     modalities: Sequence[str] | None = None,
+    machine: str | None = None,
+    locate: float | None = None,
     save: bool = False,
     batch_size: int = 64,
     quiet: bool = True,
@@ -52,6 +54,9 @@ def predict(
     threshold: for knn and anomaly: false-alarm rate, e.g. "0.01fpr", or "auto" (0.01, or the lowest that the references allow).
         Inputs with an anomaly score above the threshold are alarms: unlike all references
     modalities: modalities to predict; None means all of the model but text
+    machine: "COLUMN=VALUE": use the references of this machine only
+    locate: length in seconds of windows of each longer recording that are predicted as well, overlapping by half, to say where in
+        the recording something is: `windows` of its prediction
     save: store references, classes and threshold in the artifact that the model was loaded from
     batch_size: values in one forward pass
     quiet: show no progress
@@ -73,6 +78,8 @@ def predict(
         exclude_same=exclude_same,
         threshold=threshold,
         modalities=modalities,
+        machine=machine,
+        locate=locate,
         save=save,
         batch_size=batch_size,
         quiet=quiet,

@@ -10,7 +10,7 @@ from mmtune.errors import DataError, Rejected
 from mmtune.evaluation.model_and_data import as_data
 from mmtune.html.render import render, trusted
 from mmtune.prediction.predict_inputs import find_inputs
-from mmtune.prediction.prediction_result import Prediction, Predictions
+from mmtune.prediction.prediction_result import LocatedWindow, Prediction, Predictions
 from mmtune.reporting.value_cards import BUDGET, ValueCards
 from mmtune.runtime.files import write_text
 
@@ -31,6 +31,13 @@ class PredictionRow:
     card: "Markup"
     prediction: Prediction
     neighbours: "list[tuple[Markup, str, float]]"
+
+    @property
+    def strip(self) -> list[tuple[LocatedWindow, float]]:
+        """Return (window, opacity) in order of time; the window with the lowest score has the opacity 0.05, the highest has 1."""
+        scores = [w.score for w in self.prediction.windows]
+        low, span = min(scores, default=0.0), max(scores, default=0.0) - min(scores, default=0.0)
+        return [(w, round(0.05 + 0.95 * (w.score - low) / span, 3) if span else 0.05) for w in self.prediction.windows]
 
 
 def write_prediction_page(

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import soundfile
 
 import mmtune
 from mmtune.cli.dispatch import dispatch
@@ -16,6 +17,7 @@ from mmtune.prediction.alarm_threshold import alarm_threshold
 from mmtune.prediction.fit_predictors import PredictorOptions
 from mmtune.prediction.predict import prepare
 from mmtune.prediction.watch_folder import watch
+from mmtune.reporting.prediction_page import write_prediction_page
 from tests.support import corpora
 
 COLUMNS = ("audio", "text")
@@ -215,3 +217,35 @@ def test_watching_answers_each_file_once_also_after_a_kill(root, reference, file
         list(watch(model, predictors, inbox, out, **looks(1)))
     free.set()
     other.join()
+
+
+def test_windows_say_where_in_a_recording_the_event_is(root, tmp_path, capsys):
+    """A burst of noise at 2.0 to 2.5 s of a tone; references are clips of the tone."""
+    rate, rng = 16_000, np.random.default_rng(0)
+    time = np.arange(4 * rate) / rate
+    tone = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    burst = tone.copy()
+    burst[2 * rate : 2 * rate + rate // 2] = rng.uniform(-0.9, 0.9, rate // 2)
+    for folder in ("normal", "new"):
+        (tmp_path / folder).mkdir()
+    for i in range(4):
+        soundfile.write(tmp_path / "normal" / f"{i}.wav", tone[100 * i : 100 * i + rate // 2], rate)
+    soundfile.write(tmp_path / "new" / "a.wav", burst, rate)
+    soundfile.write(tmp_path / "new" / "short.wav", tone[: rate // 4], rate)
+    rows = [{"audio": str(p), "machine": "fan", "label": "ok"} for p in sorted((tmp_path / "normal").iterdir())]
+    page, options = tmp_path / "p.html", {"task": "anomaly", "reference": rows, "machine": "machine=fan", "locate": 0.5}
+    done = mmtune.predict("tiny:clap", [str(tmp_path / "new")], **options)
+    located, short = done.predictions
+    assert [w.start for w in located.windows] == [0.25 * i for i in range(14)] + [3.5] and not short.windows
+    assert located.peak.start in (1.75, 2.0, 2.25) and located.to_dict()["windows"][8]["start"] == 2.0
+    calm = [w.score for w in located.windows if w.start + 0.5 <= 2.0 or w.start >= 2.5]
+    assert max(calm) < located.peak.score
+    write_prediction_page(done, [str(tmp_path / "new")], None, mmtune.load("tiny:clap"), None, page)
+    assert page.read_text().count("<i style=") == 15 and "highest score from" in page.read_text()
+    assert "highest at" in str(done)
+    for bad, message in (
+        ({"locate": 0.0}, "is not a length of windows"),
+        ({"machine": "machine=fn"}, "no row has machine=fn; there are: fan"),
+    ):
+        with pytest.raises((RecipeError, DataError), match=message):
+            mmtune.predict("tiny:clap", [str(tmp_path / "new")], **{**options, **bad})
