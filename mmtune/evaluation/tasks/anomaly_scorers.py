@@ -107,7 +107,7 @@ def make_scorer(name: str, neighbours: int) -> AnomalyScorer:
     if name not in SCORERS and not plugins.is_target(name):
         raise RecipeError(f"scorer: unknown {name!r}; there are: {', '.join(SCORERS)} (or package.module:Class)")
     scorer = plugins.resolve(SCORERS, name, "anomaly scorer", key="scorer")
-    made: AnomalyScorer = scorer(neighbours) if scorer is NearestScorer else scorer()  # type: ignore[operator]
+    made: AnomalyScorer = scorer(neighbours) if scorer is NearestScorer else scorer()
     return made
 
 
