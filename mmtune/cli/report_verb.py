@@ -3,6 +3,7 @@
   mmtune report runs/a --out a.html                    a training run: compares its base model with its artifact on data.val
   mmtune report --base A --candidate B --data D --out a.html
   mmtune report comparison.json --out a.html           the output of `mmtune compare --json`; loads no models
+  mmtune report runs/a --task knn --label defect --reference data/train --cluster recording --out a.html
 
 The report can be opened from disk, without a network.
 """
@@ -10,6 +11,8 @@ The report can be opened from disk, without a network.
 import argparse
 
 from mmtune.cli.dispatch import Result
+from mmtune.cli.eval_verb import task_arguments, task_values
+from mmtune.errors import RecipeError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--retention", metavar="DATA", help="packed rows of general data, on which the metrics must not fall")
     parser.add_argument("--qrels", metavar="FILE", help="relevance judgments to use instead of the groups, TREC or JSON lines")
+    task_arguments(parser)
+    parser.add_argument(
+        "--cluster",
+        metavar="COLUMN",
+        help="metadata column, e.g. recording or machine, whose values the intervals of the task resample (default: single rows)",
+    )
     parser.add_argument(
         "--examples", type=int, default=6, metavar="N", help="number of example queries of each kind (default %(default)s)"
     )
@@ -43,8 +52,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.comparison.gate import read_gate
+    from mmtune.evaluation.tasks.task import RETRIEVAL
     from mmtune.reporting.report import report
+    from mmtune.reporting.task_section import ReportedTask
 
+    tasks = []
+    if args.task != RETRIEVAL:
+        tasks = [ReportedTask(args.task, task_values(args), args.cluster)]
+    elif args.cluster or any(task_values(args).values()):
+        raise RecipeError(
+            "--label, --reference, --cluster and the other options of tasks need --task zero_shot, knn or anomaly"
+        )
     done = report(
         args.target,
         args.out,
@@ -59,5 +77,6 @@ def run(args: argparse.Namespace) -> Result:
         batch_size=args.batch_size,
         quiet=args.quiet,
         allow_trained=args.allow_trained,
+        tasks=tasks,
     )
     return Result(done.to_dict(), f"{done.out}  {done.verdict}, {done.bytes / 1e6:.1f} MB")

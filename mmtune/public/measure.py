@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmtune.relevance.judgments import Qrels
     from mmtune.reporting.report import ReportResult
     from mmtune.reporting.subject import ModelSpec
+    from mmtune.reporting.task_section import ReportedTask
 
 
 def evaluate(
@@ -214,6 +215,7 @@ def report(
     batch_size: int = 64,
     quiet: bool = True,
     allow_trained: bool = False,
+    tasks: Sequence[ReportedTask] = (),
 ) -> ReportResult:
     """Write an HTML report to `out` about a training run, a saved comparison, or two models.
 
@@ -229,6 +231,8 @@ def report(
     batch_size: batch size for encoding
     quiet: show no progress
     allow_trained: only warn about rows that a model was trained on
+    tasks: other tasks by which both models are evaluated on the test data, e.g.
+        [mmtune.reporting.ReportedTask("knn", {"label": "defect"}, cluster="recording")]
 
     Raises DataError if the data contain rows that a model was trained on (unless `allow_trained`), or if a required file is missing.
     """
@@ -249,6 +253,7 @@ def report(
         batch_size=batch_size,
         quiet=quiet,
         allow_trained=allow_trained,
+        tasks=tasks,
     )
 
 

@@ -17,6 +17,7 @@ from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
 from mmtune.reporting.subject import ReportSubject
+from mmtune.reporting.task_section import ReportedTask, TaskSection, task_section
 from mmtune.search.exact_scores import exact_keys
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Measured:
     vectors: vectors[side][modality], for the sides "before" and "after"
     qrels: relevance judgments, if they decide what is relevant instead of rows and groups
     classes: classes[side][modality]: embeddings of captions as class names, if the model has a prompt for class names
+    tasks: both models' metrics of other tasks
     """
 
     data: "Data"
@@ -47,6 +49,7 @@ class Measured:
     vectors: dict[str, dict[str, Embeddings]]
     qrels: Qrels | None = None
     classes: dict[str, dict[str, Embeddings]] = field(default_factory=dict)
+    tasks: list[TaskSection] = field(default_factory=list)
 
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
@@ -97,6 +100,7 @@ def measure(
     quiet: bool = True,
     qrels: "Qrels | str | Path | None" = None,
     allow_trained: bool = False,
+    tasks: Sequence[ReportedTask] = (),
 ) -> Measured:
     """Embed the test data with both models and compare the models.
 
@@ -105,6 +109,7 @@ def measure(
     slices: metadata columns, or "size:MODALITY"; None chooses columns with few values, and columns that the gate's guards name
     retention: other DATA, on which nothing may be lost; reported as the slice "retention"
     qrels: relevance judgments, or their file; they replace rows and groups in deciding what is relevant
+    tasks: other tasks by which both models are evaluated
     """
     from mmtune.data.shards.dataset import open_data
     from mmtune.embedding.embed_rows import embed_classes
@@ -136,7 +141,8 @@ def measure(
     )
     classes = {side: embed_classes(models[side], rows, list(assembled.base), batch_size, quiet) for side in SIDES}
     vectors = dict(zip(SIDES, (assembled.base, assembled.candidate), strict=True))
-    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes)
+    sections = [task_section(models["before"], models["after"], rows, task, batch_size, quiet, allow_trained) for task in tasks]
+    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections)
 
 
 def _check_fingerprints(subject: ReportSubject, models: "Mapping[str, Model]") -> None:

@@ -18,6 +18,7 @@ from mmtune.reporting.measured import Measured, measure
 from mmtune.reporting.mined_negatives import mining_sections
 from mmtune.reporting.score_distribution import score_sections
 from mmtune.reporting.subject import ModelSpec, ReportSubject, report_subject
+from mmtune.reporting.task_section import ReportedTask
 from mmtune.reporting.value_cards import ValueCards
 from mmtune.runtime.files import write_text
 from mmtune.runtime.results import ResultFields
@@ -80,6 +81,7 @@ def report(
     batch_size: int = 64,
     quiet: bool = True,
     allow_trained: bool = False,
+    tasks: Sequence[ReportedTask] = (),
 ) -> ReportResult:
     """Write a report as one HTML file to `out`.
 
@@ -93,9 +95,12 @@ def report(
     retention: DATA on which nothing may be lost
     qrels: relevance judgments, or their file; they replace rows and groups in deciding what is relevant
     examples: number of improved queries, and of harmed queries, shown in each direction
+    tasks: other tasks by which both models are evaluated on the test data
     """
     subject = report_subject(target, base, candidate, data, gate)
-    measured = measure(subject, slices, retention, batch_size, quiet, qrels, allow_trained) if subject.data else None
+    measured = measure(subject, slices, retention, batch_size, quiet, qrels, allow_trained, tasks) if subject.data else None
+    if measured is None and tasks:
+        raise DataError("a task needs both models and the data: give --base, --candidate and --data as well")
     if measured is None and qrels is not None:
         raise DataError("relevance judgments need searches with the models: give --base, --candidate and --data as well")
     page = report_page(subject, measured, examples)
@@ -129,6 +134,7 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
         scores=score_sections(measured) if measured else [],
         map=embedding_map(measured) if measured else None,
         mining=mining_sections(run),
+        tasks=measured.tasks if measured else [],
         facts=facts(subject, measured, document),
         recipe=_recipe(subject),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

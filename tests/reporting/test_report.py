@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 
 from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.compare_models import compare
+from mmtune.comparison.compare_tasks import compare_task
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
 from mmtune.evaluation.tasks.roc import auroc
@@ -24,6 +26,7 @@ from mmtune.reporting.measured import measure
 from mmtune.reporting.plots import ticks
 from mmtune.reporting.report import headline, report
 from mmtune.reporting.subject import report_subject
+from mmtune.reporting.task_section import ReportedTask, TaskSection
 from mmtune.reporting.value_cards import BUDGET, ValueCards
 from tests.support import corpora
 from tests.support.report_helpers import big_photo, long_corpus, long_sound, run
@@ -121,6 +124,32 @@ def test_a_run_with_sounds(root, tmp_path):
     assert page.players and all(p["src"].startswith("data:audio/flac;base64,") for p in page.players)
     assert len(page.pictures) == len(page.players) and "Spectrogram of" in page.pictures[0]["alt"]
     assert len({p["src"] for p in page.players}) == len(page.players)
+
+
+def test_a_task_beside_retrieval(pictures, tmp_path, capsys):
+    subject = report_subject(pictures)
+    options = {"label": "shade", "neighbours": 3}
+    found = compare_task(subject.base, subject.candidate, subject.data, "knn", options, cluster="group")
+    out = tmp_path / "r.html"
+    argv = [str(pictures), "--out", str(out), "--quiet", "--task", "knn", "--label", "shade", "--neighbours", "3"]
+    assert dispatch("report", [*argv, "--cluster", "group"]) == 0
+    words = " ".join(" ".join(checked(out).words).split())
+    d = found.differences["image"]["accuracy"]
+    assert f"image accuracy {d.queries} {d.clusters} {d.base:.4f} {d.candidate:.4f} {d.difference:+.4f}" in words
+    assert f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}" in words and "bootstrap over the values of group" in words
+    few = TaskSection("knn", "group", [("image", "accuracy", replace(d, clusters=4))], [])
+    assert not few.intervals
+    capsys.readouterr()
+    assert dispatch("report", [str(pictures), "--out", str(out), "--cluster", "group"]) == 2
+    assert "need --task zero_shot, knn or anomaly" in capsys.readouterr().err
+
+
+def test_anomalies_by_machine(pictures, tmp_path):
+    task = ReportedTask("anomaly", {"normal": "shade=dark", "machine": "shade"})
+    with pytest.raises(DataError, match="no machine can be evaluated"):  # every machine has one kind of row alone
+        report(pictures, tmp_path / "r.html", tasks=[task])
+    report(pictures, tmp_path / "r.html", tasks=[ReportedTask("anomaly", {"normal": "shade=dark"})])
+    assert "AUROC by machine" in " ".join(checked(tmp_path / "r.html").words)
 
 
 def test_examples_are_the_greatest_changes_and_hits_are_in_order(pictures):
