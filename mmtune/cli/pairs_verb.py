@@ -11,7 +11,13 @@ and dropped.json (what was not used, and why). After an interruption, run the sa
 import argparse
 from types import ModuleType
 
-from mmtune.cli import pairs_catalog, pairs_duplicates, pairs_labels, pairs_logs
+from mmtune.cli import (
+    pairs_catalog,
+    pairs_duplicates,
+    pairs_labels,
+    pairs_logs,
+    pairs_segments,
+)
 from mmtune.cli.dispatch import Result
 
 HAS_ACTIONS = True
@@ -22,6 +28,7 @@ KINDS: dict[str, ModuleType] = {
     "catalog": pairs_catalog,
     "duplicates": pairs_duplicates,
     "labels": pairs_labels,
+    "segments": pairs_segments,
 }
 """Kind of source -> its module, which has TEXT (one sentence), EXAMPLE, arguments(parser) and run(args)."""
 

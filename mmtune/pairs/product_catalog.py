@@ -13,6 +13,7 @@ from mmtune import modalities
 from mmtune.data.identity_labels import identity_string
 from mmtune.data.pack.columns import named_column, nested_cell
 from mmtune.data.sources.row_source import Cells, InvalidRow, RowSource, open_source
+from mmtune.data.sources.tables import open_csv
 from mmtune.errors import DataError
 from mmtune.pairs.caption_template import CaptionTemplate
 from mmtune.pairs.carried_columns import CarriedColumns, attribute_strings
@@ -51,13 +52,13 @@ class Product:
 
 
 def open_product_source(path: str | Path) -> RowSource:
-    """Open a table, a folder of tables, or a product feed in XML. Raises DataError if it cannot be read."""
+    """Open a table, a folder of tables, or a product feed (XML, or text with tabs in a .txt file). Raises DataError if it cannot be read."""
     path = Path(path)
     if path.suffix.lower() in SUFFIXES:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         return open_feed(path)
-    return open_source(path)
+    return open_csv(path, "\t") if path.suffix.lower() == ".txt" and path.is_file() else open_source(path)
 
 
 class CatalogReader:

@@ -71,7 +71,7 @@ def open_table(path: Path) -> RowSource | None:
     """Open a table file; None if its suffix is not that of a table. Raises DataError if it is empty or unreadable."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _open_csv(path)
+        return open_csv(path)
     if suffix in (".jsonl", ".ndjson"):
         return _open_jsonl(path)
     return open_arrow(path, [path], path.parent) if suffix in ARROW_SUFFIXES else None
@@ -91,8 +91,9 @@ def open_arrow(path: Path, files: list[Path], folder: Path, splits: Mapping[Path
     )
 
 
-def _open_csv(path: Path) -> RowSource:
-    table = CsvTable(path)
+def open_csv(path: Path, delimiter: str | None = None) -> RowSource:
+    """Open a CSV or TSV file. delimiter: what separates the cells; None means that it is found out."""
+    table = CsvTable(path, delimiter)
     sha256, lines = file_digest(path)
     columns = [c for c in table.columns if c]
     kind, total = path.suffix.lower()[1:], max(lines - 1, 1)

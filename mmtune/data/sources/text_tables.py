@@ -65,8 +65,9 @@ def _delimiter(path: Path) -> str:
 class CsvTable:
     """A CSV or TSV file. Iteration yields each row as a dict {column: cell}, or a string with the reason why it is invalid."""
 
-    def __init__(self, path: Path):
-        self.path, self.delimiter = path, _delimiter(path)
+    def __init__(self, path: Path, delimiter: str | None = None):
+        """Read the header. delimiter: what separates the cells; None means that it is found out."""
+        self.path, self.delimiter = path, delimiter or _delimiter(path)
         with open_text(path) as f:
             header = next(_records(f, self.delimiter, None), None)
         if header is None or isinstance(header[1], str):
