@@ -58,7 +58,10 @@ class CatalogJoin:
         column, modality = _candidate(source, candidate)
         reserved = {"query", "item", "grade", "weight", "split", "impressions", "clicks", "carts", "orders", "examinations"}
         reserved |= {"source", "positive", "negative", modality, f"negative_{modality}", "id"}
-        carried = {c: f"item_{c}" if c in reserved else c for c in source.columns if c not in (id, column)}
+        # a name that `pack` would take for contents becomes one of metadata
+        carried = {
+            c: f"item_{c}" if c in reserved or _modality_named(c) else c for c in source.columns if c not in (id, column)
+        }
         return cls(source, id, column, modality, carried)
 
     def identity(self) -> JsonObject:
@@ -77,7 +80,7 @@ class CatalogJoin:
 
     def columns(self) -> dict[str, pa.DataType]:
         """The columns that `add_columns` adds."""
-        own = {self.positive_column: pa.string(), self.negative_column: pa.list_(pa.string())}
+        own = {"id": pa.string(), self.positive_column: pa.string(), self.negative_column: pa.list_(pa.string())}
         return {**own, **dict.fromkeys(self.carried.values(), pa.string())}
 
     def load(self, ids: set[str], files: Path, drops: DropCounts) -> None:
@@ -100,6 +103,9 @@ class CatalogJoin:
             list(dict.fromkeys(self._items[n][0] for n in ids if n in self._items))
             for ids in table["skipped_items"].to_pylist()
         ]
+        pairs = zip(*(table[name].to_pylist() for name in ("query", "item", "split")), strict=True)
+        ids = [f"{query} > {item}" + ("" if split == "train" else f" ({split})") for query, item, split in pairs]
+        table = table.append_column("id", pa.array(ids, pa.string()))
         table = table.append_column(self.positive_column, pa.array([content for content, _ in found], pa.string()))
         table = table.append_column(self.negative_column, pa.array(negatives, pa.list_(pa.string())))
         for name in self.carried.values():
