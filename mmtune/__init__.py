@@ -27,7 +27,7 @@ from mmtune.public.extension_points import (
     register_store,
     register_task,
 )
-from mmtune.public.logs_and_judgments import pairs_from_logs
+from mmtune.public.logs_and_judgments import pairs_from_judgments, pairs_from_logs
 from mmtune.public.measure import advise, compare, doctor, evaluate, report
 from mmtune.public.predict_unlabelled import predict
 from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, sweep, train
@@ -57,6 +57,7 @@ __all__ = [
     "mine",
     "open_data",
     "pack",
+    "pairs_from_judgments",
     "pairs_from_logs",
     "predict",
     "register_augmentation",

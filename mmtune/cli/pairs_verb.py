@@ -14,6 +14,7 @@ from types import ModuleType
 from mmtune.cli import (
     pairs_catalog,
     pairs_duplicates,
+    pairs_judgments,
     pairs_labels,
     pairs_logs,
     pairs_segments,
@@ -28,6 +29,7 @@ KINDS: dict[str, ModuleType] = {
     "catalog": pairs_catalog,
     "duplicates": pairs_duplicates,
     "labels": pairs_labels,
+    "judgments": pairs_judgments,
     "segments": pairs_segments,
 }
 """Kind of source -> its module, which has TEXT (one sentence), EXAMPLE, arguments(parser) and run(args)."""

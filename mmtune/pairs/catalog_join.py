@@ -101,16 +101,17 @@ class CatalogJoin:
         found = [self._items[item] for item in table["item"].to_pylist()]
         negatives = [
             list(dict.fromkeys(self._items[n][0] for n in ids if n in self._items))
-            for ids in table["skipped_items"].to_pylist()
+            for ids in table["negative_items"].to_pylist()
         ]
-        pairs = zip(*(table[name].to_pylist() for name in ("query", "item", "split")), strict=True)
+        splits = table["split"].to_pylist() if "split" in table.column_names else ["train"] * len(table)
+        pairs = zip(table["query"].to_pylist(), table["item"].to_pylist(), splits, strict=True)
         ids = [f"{query} > {item}" + ("" if split == "train" else f" ({split})") for query, item, split in pairs]
         table = table.append_column("id", pa.array(ids, pa.string()))
         table = table.append_column(self.positive_column, pa.array([content for content, _ in found], pa.string()))
         table = table.append_column(self.negative_column, pa.array(negatives, pa.list_(pa.string())))
         for name in self.carried.values():
             table = table.append_column(name, pa.array([meta[name] for _, meta in found], pa.string()))
-        return table.drop_columns(["skipped_items"])
+        return table.drop_columns(["negative_items"])
 
     def write_evaluation(self, files: Path, queries: Iterable[str], drops: DropCounts) -> int:
         """Write evaluation.parquet: a row for each query and each item of the catalog, with the ids of judgments.jsonl.

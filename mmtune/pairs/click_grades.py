@@ -125,7 +125,7 @@ def pair_sql(settings: LogSettings) -> str:
             SELECT split, qh, ih, skips FROM rated ANTI JOIN found_later USING (split, qh, ih)
             WHERE why = '' AND grade = 0 AND skips >= {settings.min_skips}),
         negative AS (
-            SELECT split, qh, list(item ORDER BY skips DESC, item)[:{settings.negatives}] AS skipped_items
+            SELECT split, qh, list(item ORDER BY skips DESC, item)[:{settings.negatives}] AS negative_items
             FROM skipped JOIN items USING (ih) GROUP BY ALL),
         positive AS (
             SELECT split, qh, ih, grade, score AS weight, n, c, carts, orders, e, 'clicks' AS source FROM rated
@@ -133,7 +133,7 @@ def pair_sql(settings: LogSettings) -> str:
             UNION ALL
             SELECT split, qh, ih, 1, {REFORMULATION_WEIGHT}, NULL, NULL, NULL, NULL, NULL, 'reformulation' FROM found_later)
         SELECT q AS query, item, CAST(grade AS INTEGER) AS grade, CAST(weight AS FLOAT) AS weight, split, n AS impressions, c AS clicks,
-            carts, orders, CAST(e AS DOUBLE) AS examinations, source, coalesce(skipped_items, []) AS skipped_items
+            carts, orders, CAST(e AS DOUBLE) AS examinations, source, coalesce(negative_items, []) AS negative_items
         FROM positive JOIN queries USING (qh) JOIN items USING (ih) LEFT JOIN negative USING (split, qh)
         ORDER BY split DESC, query, grade DESC, weight DESC, item"""
 

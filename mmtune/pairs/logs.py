@@ -39,8 +39,8 @@ COLUMNS = {
     "examinations": pa.float64(),
     "source": pa.string(),
 }
-SKIPPED = {"skipped_items": pa.list_(pa.string())}
-"""Further columns of pairs.parquet. skipped_items (without a catalog): ids of the items that were skipped above a click of the query, most often first."""
+NEGATIVES = {"negative_items": pa.list_(pa.string())}
+"""Further columns of pairs.parquet. negative_items (without a catalog): ids of the items that were skipped above a click of the query, most often first."""
 STAGES = 9
 BATCH = 20_000
 
@@ -106,7 +106,7 @@ def pairs_from_logs(
     files = log_files(log)
     join = CatalogJoin.open(catalog, catalog_id or item, candidate) if catalog is not None else None
     arguments = {"columns": columns.named(), "settings": settings.identity(), "catalog": join.identity() if join else None}
-    carried = join.columns() if join else SKIPPED
+    carried = join.columns() if join else NEGATIVES
     with PairsWriter(
         out, "logs", arguments, log_identity(files), columns={**COLUMNS, **carried}, overwrite=overwrite
     ) as writer:

@@ -121,3 +121,51 @@ def pairs_from_logs(
         overwrite=overwrite,
         quiet=quiet,
     )
+
+
+def pairs_from_judgments(
+    source: str | Path,
+    out: str | Path,
+    *,
+    query: str | None = None,
+    item: str | None = None,
+    grade: str | None = None,
+    annotator: str | None = None,
+    grades: str | None = None,
+    catalog: str | Path | None = None,
+    catalog_id: str | None = None,
+    candidate: str | None = None,
+    overwrite: bool = False,
+) -> PairsResult:
+    """Import human judgments as pairs and graded relevance, and measure how far the annotators agree.
+
+    judgments.jsonl gets a line for each answer, with its annotator. pairs.parquet gets the pairs whose median grade is above 0; the
+    weight is the share of annotators who called the pair positive. `measures["agreement"]` has Krippendorff's alpha (extra `pairs`).
+
+    source: a CSV, TSV, JSONL or Parquet table, or Label Studio's export as JSON or JSON-MIN
+    out: directory to write
+    query, item: columns, or fields of a Label Studio task's data; None means usual names
+    grade: column of the answers, or the name of a Label Studio control; None means usual names, or the first control
+    annotator: column of who answered; None means usual names
+    grades: "ANSWER=GRADE,..."; known without it are numbers, "match" and similar (1), "not" and similar (0), and "unsure", which is
+        left out
+    catalog, catalog_id, candidate: as in `pairs_from_logs`; catalog_id None means "id"
+    overwrite: replace a directory that was made with other arguments or of another source
+
+    Raises DataError if the source cannot be used.
+    """
+    from mmtune.pairs.import_judgments import pairs_from_judgments as pairs_from_judgments_
+
+    return pairs_from_judgments_(
+        source,
+        out,
+        query=query,
+        item=item,
+        grade=grade,
+        annotator=annotator,
+        grades=grades,
+        catalog=catalog,
+        catalog_id=catalog_id,
+        candidate=candidate,
+        overwrite=overwrite,
+    )

@@ -85,8 +85,8 @@ def test_grades_weights_and_negatives_are_those_of_plain_loops(tmp_path):
     }
     for p in pairs:
         skipped = sorted((-s, i) for (q, i), (g, _, s) in expected.items() if q == p["query"] and g == 0 and s >= 3)
-        assert p["skipped_items"] == [i for _, i in skipped][:8]
-    assert len(pairs) == result.pairs > 30 and any(p["skipped_items"] for p in pairs)
+        assert p["negative_items"] == [i for _, i in skipped][:8]
+    assert len(pairs) == result.pairs > 30 and any(p["negative_items"] for p in pairs)
 
 
 def test_corrected_grades_agree_better_with_the_truth_than_naive_ones(tmp_path, simulated):

@@ -27,6 +27,7 @@ ROOMS = {
     "doctor": "mmtune.quality.doctor",
     "advise": "mmtune.quality.advise",
     "embed": "mmtune.embedding.parquet_parts",
+    "pairs_from_judgments": "mmtune.pairs.import_judgments",
     "pairs_from_logs": "mmtune.pairs.logs",
     "predict": "mmtune.prediction.predict",
     "evaluate": "mmtune.evaluation.evaluate_model",
