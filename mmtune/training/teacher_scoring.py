@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PAIRS_PER_PART = 4096
 """Pairs in one file. A job that is killed loses at most the scores of one file."""
+TILE = 64
+"""Values on each side of a tile of `candidates: all`."""
 MOST_PAIRS = 4_000_000
 """Maximum number of pairs for `candidates: all`, which scores every value of one modality with every value of the other."""
 
@@ -61,13 +63,27 @@ def candidate_rows(candidates: str, data: "WeightedConcat", pair: Pair, key: str
                 f"{key}: all means {len(first_a)} x {len(first_b)} pairs, more than the limit of {MOST_PAIRS:,}; name a "
                 "negatives table (from mmtune mine) instead"
             )
-        left, right = (x.ravel() for x in np.meshgrid(own[first_a], own[first_b], indexing="ij"))
+        left, right = _all_in_tiles(own[first_a], own[first_b])
     elif candidates != "own":
         table_left, table_right = _rows_of_negatives_table(candidates, data, pair, key)
         left, right = np.concatenate([own, table_left]), np.concatenate([own, table_right])
     contents = np.stack([data.labels[a][left], data.labels[b][right]], 1)
     first_of_content = np.sort(np.unique(contents, axis=0, return_index=True)[1])
     return left[first_of_content], right[first_of_content]
+
+
+def _all_in_tiles(left: np.ndarray, right: np.ndarray) -> RowPairs:
+    """Return every value of `left` with every value of `right`, tile by tile, so that the pairs of a file have few different values.
+
+    A scorer such as a cross-encoder encodes the values of the pairs that it gets once: 128 in a tile, instead of up to 4,097 in a file
+    that has one value of `left` with many of `right`.
+    """
+    tiles = [
+        np.meshgrid(left[i : i + TILE], right[j : j + TILE], indexing="ij")
+        for i in range(0, len(left), TILE)
+        for j in range(0, len(right), TILE)
+    ]
+    return np.concatenate([a.ravel() for a, _ in tiles]), np.concatenate([b.ravel() for _, b in tiles])
 
 
 def _rows_of_negatives_table(path: str, data: "WeightedConcat", pair: Pair, key: str) -> RowPairs:

@@ -114,6 +114,16 @@ def test_scores_are_stored_with_a_fingerprint_and_a_killed_job_continues(data, t
     assert sum(CALLS) == 144
 
 
+def test_all_pairs_come_in_tiles_that_have_few_values(data, monkeypatch):
+    monkeypatch.setattr(teacher_scoring, "TILE", 3)
+    left, right = teacher_scoring.candidate_rows("all", data, PAIR, "key")
+    assert {*zip(left.tolist(), right.tolist(), strict=True)} == {(i, j) for i in range(12) for j in range(12)} and len(
+        left
+    ) == 144
+    for start in range(0, 144, 9):
+        assert len({*left[start : start + 9]}) == len({*right[start : start + 9]}) == 3
+
+
 def test_candidates_from_a_negatives_table(data, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
