@@ -8,19 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtune.contracts import Pair
+from mmtune.losses.gather_rows import rows_at
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
-
-
-def rows_at(values: Tensor, index: Tensor) -> Tensor:
-    """Return `values[index]` with a gradient that is summed in a fixed order.
-
-    values: [N, ...]
-    index: int64 [P]
-
-    The gradient of `values[index]` is not: on a CPU with several threads torch adds the rows of equal index in the order in which
-    the threads come to them, so that two equal runs would end with different weights.
-    """
-    return F.embedding(index, values.flatten(1)).unflatten(1, values.shape[1:])
 
 
 class TokenShape(NamedTuple):

@@ -28,7 +28,7 @@ from mmtune.model.cross_encoder_files import save_cross_encoder
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import Processes
-from mmtune.training.finish import artifact_info
+from mmtune.training.finish import artifact_info, train_result
 from mmtune.training.rerank_objective import RerankObjective
 from mmtune.training.train_result import TrainResult
 
@@ -134,28 +134,15 @@ class CrossEncoderRun:
 
     def save(self, trainer: "Trainer", tuned: "TunedModel", recipe: Recipe, inputs: "TrainingInputs") -> TrainResult:
         """Evaluate the finished cross-encoder on `data.val`, if given, and save it to RUN/artifact."""
-        directory, state = Path(recipe.run.dir) / "artifact", trainer.state
+        directory, state = Path(recipe.run.dir), trainer.state
         tuned.merge()
         tuned.close()
         inputs.model.info["seen"] = [list(p) for p in inputs.pairs]
         result = self.validate.evaluate(self.model) if self.validate else None
         metrics = result.to_dict() if result else {}
         info = artifact_info(recipe, inputs, tuned) | {"steps": state.step}
-        fingerprint = save_cross_encoder(self.model, directory, metrics, info)
-        return TrainResult(
-            artifact=str(directory),
-            fingerprint=fingerprint,
-            trainable={m: c.to_dict() for m, c in tuned.counts.items()},
-            coefficient=None,
-            metrics=metrics,
-            pairs_per_second=state.pairs_per_second,
-            wait=state.wait_share,
-            pairs=state.pairs,
-            seconds=state.seconds,
-            steps=state.step,
-            best=[{"metric": m, "checkpoint": n} for m, n in state.best],
-            result=result,
-        )
+        fingerprint = save_cross_encoder(self.model, directory / "artifact", metrics, info)
+        return train_result(directory, fingerprint, tuned, state, result)
 
 
 def build_cross_encoder(

@@ -10,6 +10,7 @@ from mmtune.evaluation.validation import Validate
 from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.tune_block import LOW_RANK
+from mmtune.training.checkpoint import TrainerState
 from mmtune.training.precision import resolve_precision
 from mmtune.training.regularise.wise_ft import interpolate
 from mmtune.training.train_result import TrainResult
@@ -19,6 +20,8 @@ from mmtune.training.tuning.tune import TunedModel
 from mmtune.training.validation_rows import training_labels
 
 if TYPE_CHECKING:
+    from mmtune.evaluation.rerank_evaluation import RerankResult
+    from mmtune.evaluation.result import Result
     from mmtune.training.loop import Trainer
 
 
@@ -58,12 +61,30 @@ def save_run(
     fingerprint = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=labels)
     if tuned.adapters:
         save_provenance(directory / "adapters", directory / "artifact", info)
+    return train_result(directory, fingerprint, tuned, state, result, coefficient)
+
+
+def train_result(
+    directory: Path,
+    fingerprint: str,
+    tuned: TunedModel,
+    state: TrainerState,
+    result: "Result | RerankResult | None",
+    coefficient: float | None = None,
+) -> TrainResult:
+    """Build the result of a finished run.
+
+    directory: the run directory
+    fingerprint: of the saved artifact
+    result: scores on data.val, or None without it
+    coefficient: interpolation coefficient, or None
+    """
     return TrainResult(
         artifact=str(directory / "artifact"),
         fingerprint=fingerprint,
         trainable={m: c.to_dict() for m, c in tuned.counts.items()},
         coefficient=coefficient,
-        metrics=metrics,
+        metrics=result.to_dict() if result else {},
         pairs_per_second=state.pairs_per_second,
         wait=state.wait_share,
         pairs=state.pairs,

@@ -20,6 +20,7 @@ from mmtune.losses.contrastive import (
 )
 from mmtune.losses.distillation import DistillationBlock
 from mmtune.losses.families import check_output
+from mmtune.losses.gather_rows import rows_at
 from mmtune.losses.graded import SCORE_RANGES, ScoredPairs
 from mmtune.losses.tiled import tiled_loss
 from mmtune.model.truncate import truncate
@@ -273,7 +274,7 @@ class Objective(nn.Module):
         query, candidate, _ = pair.items.row_pairs()
         key, limits = f"{term.key}.column", SCORE_RANGES.get(term.loss, ())
         score = numeric_column(batch, str(term.options.get("column", "score")), key, pair.items.rows, *limits)
-        similarity = (pair.z[a][query] * pair.z[b][candidate]).sum(1)
+        similarity = (rows_at(pair.z[a], query) * rows_at(pair.z[b], candidate)).sum(1)
         return self._first_checked(term, term.function(ScoredPairs(similarity, score), **term.options), (), similarity)
 
     def _distillation(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mmtune.contracts import Batch
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.training.fixed_order import gradients_in_fixed_order
 from mmtune.training.large_batch.gradient_cache import cached_step
 from mmtune.training.large_batch.item_slices import ItemCounts, StepLoss, count_batch_items, encode_all
 from mmtune.training.large_batch.shared_step import shared_step
@@ -49,11 +50,12 @@ def forward_backward(
     weight: factor on the gradient, for gradient accumulation; the returned loss does not have it
     """
     counts = count_batch_items(batch, processes, lockstep)
-    if micro_batch_size is not None and counts.largest > micro_batch_size:
-        return cached_step(model, batch, objective, counts, micro_batch_size, autocast, processes, weight)
-    if processes.is_single:
-        return plain_step(model, batch, objective, counts, autocast, weight)
-    return shared_step(model, batch, objective, counts, autocast, processes, weight)
+    with gradients_in_fixed_order(batch.is_query.device):
+        if micro_batch_size is not None and counts.largest > micro_batch_size:
+            return cached_step(model, batch, objective, counts, micro_batch_size, autocast, processes, weight)
+        if processes.is_single:
+            return plain_step(model, batch, objective, counts, autocast, weight)
+        return shared_step(model, batch, objective, counts, autocast, processes, weight)
 
 
 def plain_step(

@@ -15,6 +15,7 @@ from mmtune.contracts import Embeddings, Preprocess
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.training.fixed_order import gradients_in_fixed_order
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -57,7 +58,7 @@ class EmbeddingPreservation:
     def add_gradient(self, model: "Model", step: int, autocast: Callable[[], AbstractContextManager[None]]) -> float:
         """Add this process's part of the gradient to the parameters, and return its part of the loss without the weight."""
         total = 0.0
-        with _evaluation_mode(model):
+        with _evaluation_mode(model), gradients_in_fixed_order(model.device):
             for m in self.rows:
                 at = self.drawn(m, step)
                 mine = at[self.processes.local_slice(len(at))]

@@ -1,8 +1,8 @@
-"""The joint layers of a cross-encoder: the gradient of values that occur in many pairs."""
+"""Rows that are used several times: their values and their gradient."""
 
 import torch
 
-from mmtune.model.joint_scorer import rows_at
+from mmtune.losses.gather_rows import rows_at
 
 
 def test_the_gradient_of_repeated_rows_is_right_and_the_same_each_time():
