@@ -2,6 +2,7 @@
 
   mmtune compare hf:DIR runs/a/artifact data/test --slice category --retention data/general
   mmtune compare hf:DIR runs/a/artifact data/test --task knn --label fault --reference data/train --cluster recording
+  mmtune compare hf:DIR runs/a data/test          runs/a holds the runs of `mmtune train --seeds`: an interval of queries and seeds
 
 The gate states the gain that the candidate must reach, and the losses that it may have (guards). It is read from --gate FILE, a
 recipe with a `gate:` key or the gate alone:

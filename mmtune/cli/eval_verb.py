@@ -2,6 +2,7 @@
 
   mmtune eval runs/a/artifact packed/test
   mmtune eval MODEL DATA --task zero_shot --label category --prompt "a photo of {}"
+  mmtune eval runs/a packed/test                     the runs of `mmtune train --seeds`: mean, sd and interval over the seeds
 
 Tasks and their options:
   zero_shot  classification by class names:  --label COLUMN [--class-names COLUMN] [--prompt TEMPLATE ...]
@@ -17,6 +18,7 @@ dimensions. Processes started by torchrun share the embedding.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 from mmtune.cli.collection_arguments import add_skip_bad
@@ -128,6 +130,8 @@ def task_values(args: argparse.Namespace) -> dict[str, object]:
 def run(args: argparse.Namespace) -> Result:
     from mmtune.comparison.compare_tasks import interval_lines, task_intervals
     from mmtune.evaluation.evaluate_model import evaluate
+    from mmtune.evaluation.evaluate_seeds import evaluate_seeds
+    from mmtune.evaluation.seed_statistics import seed_runs
     from mmtune.evaluation.tasks.evaluate_task import TaskResult
     from mmtune.runtime.distributed import init_processes, silence_other_ranks
     from mmtune.runtime.files import write_json
@@ -136,9 +140,9 @@ def run(args: argparse.Namespace) -> Result:
     ks = cutoffs(args.k)
     scorer = {name: value for name, value in task_values(args).items() if name in SCORER_OPTIONS}
     with init_processes() as processes:
-        result = evaluate(
-            args.model,
-            args.data,
+        evaluate_one = functools.partial(
+            evaluate,
+            data=args.data,
             modalities=args.only,
             ks=ks,
             qrels=args.qrels,
@@ -164,6 +168,10 @@ def run(args: argparse.Namespace) -> Result:
             skip_bad=args.skip_bad,
             allow_trained=args.allow_trained,
         )
+        runs = seed_runs(args.model)
+        if runs is not None and args.trec:
+            raise RecipeError(f"--trec: {args.model} holds several seeds; name the model of one, e.g. {runs.artifacts[0]}")
+        result = evaluate_seeds(runs, evaluate_one) if runs else evaluate_one(args.model)
     document, text = result.to_dict(), str(result)
     if isinstance(result, TaskResult):
         document["intervals"] = intervals = task_intervals(result, args.data, args.cluster)

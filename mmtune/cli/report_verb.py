@@ -1,6 +1,7 @@
 """Write a self-contained HTML report: the verdict of the gate, results by slice, learning curves, and example searches.
 
   mmtune report runs/a --out a.html                    a training run: compares its base model with its artifact on data.val
+  mmtune report runs/b --out b.html                    the runs of `mmtune train --seeds`: differences over the seeds
   mmtune report --base A --candidate B --data D --out a.html
   mmtune report comparison.json --out a.html           the output of `mmtune compare --json`; loads no models
   mmtune report runs/a --task knn --label defect --reference data/train --cluster recording --out a.html

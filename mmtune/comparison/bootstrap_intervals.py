@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmtune.evaluation.seed_statistics import t_quantile
+
 MIN_CLUSTERS = 5
 """With fewer clusters no method is reliable, so the interval is [-1, 1], the range of differences of a metric in [0, 1]."""
 STUDENTISE_UP_TO = 500
@@ -119,10 +121,3 @@ def _statistics(sums: _ClusterSums, weight: np.ndarray, errors: bool) -> tuple[n
                 squares += product / (total[d] * total[e])[:, None]
     squares *= count / ((count - 1) * len(sums.residual) ** 2)
     return mean_shift, np.sqrt(squares.clip(0))
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """Return the quantile `p` of Student's t distribution with `freedom` degrees of freedom."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, p))

@@ -3,12 +3,14 @@
 `assemble_comparison` does the work. The compare verb, the report and the promotion of an index version all call it.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.comparison.compare_seeds import combine_comparisons, model_pairs
 from mmtune.comparison.compare_vectors import compare_vectors
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.confusable import read_or_freeze
@@ -83,6 +85,8 @@ def compare(
 ) -> Comparison:
     """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
 
+    base, candidate: models, or directories of several seeds (`mmtune train --seeds`), see `compare_seeds`
+
     gate: what the candidate has to gain and to keep
     modalities: compare only these modalities
     ks: cut-offs
@@ -102,6 +106,27 @@ def compare(
     """
     gate = Gate.read(gate)  # first, so that a mistake in the gate is reported before a model is loaded
     rows, other = as_data(data), None if retention is None else as_data(retention)
+    pairs, runs = model_pairs(base, candidate)
+    if runs is not None:
+        each = functools.partial(
+            compare,
+            data=rows,
+            gate=gate,
+            modalities=modalities,
+            ks=ks,
+            qrels=qrels,
+            slices=slices,
+            retention=other,
+            confusable=confusable,
+            within=within,
+            batch_size=batch_size,
+            quiet=quiet,
+            dim=dim,
+            base_dim=base_dim,
+            cluster=cluster,
+            allow_trained=allow_trained,
+        )
+        return combine_comparisons([each(b, c) for b, c in pairs], runs.seeds)
     sides = [
         ComparedModel(as_model(model, width), name, trained_on(model))
         for model, name, width in ((base, "the base", dim if base_dim is None else base_dim), (candidate, "the candidate", dim))

@@ -1,11 +1,13 @@
 """Compare two models by an evaluation task (zero_shot, knn, anomaly), with intervals of the differences, and decide by the gate."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
-from mmtune.comparison.comparison_result import GatedComparison
+from mmtune.comparison.compare_seeds import combine_task_comparisons, model_pairs
+from mmtune.comparison.comparison_result import GatedComparison, seeds_text
 from mmtune.comparison.gate import MEAN, Gate, decide
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.comparison.task_intervals import metric_intervals, task_difference
@@ -32,6 +34,8 @@ class TaskComparison(GatedComparison):
 
     differences: {modality: {metric: difference}}
     cluster: metadata column whose values were resampled; None: single rows
+    base, candidate: the results of the models; of several seeds those of the first
+    seeds: the seeds, if several seeds of a recipe were compared (see `mmtune.comparison.compare_seeds`)
     """
 
     task: str
@@ -39,6 +43,7 @@ class TaskComparison(GatedComparison):
     cluster: str | None
     base: TaskResult = field(repr=False)
     candidate: TaskResult = field(repr=False)
+    seeds: list[int] = field(default_factory=list)
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune compare --task --json`."""
@@ -48,6 +53,7 @@ class TaskComparison(GatedComparison):
             "cluster": self.cluster,
             "differences": {m: {n: d.to_dict() for n, d in by.items()} for m, by in self.differences.items()},
             "fingerprints": {"base": self.base.fingerprint, "candidate": self.candidate.fingerprint},
+            **({"seeds": self.seeds} if self.seeds else {}),
         }
 
     def __str__(self) -> str:
@@ -59,7 +65,11 @@ class TaskComparison(GatedComparison):
             for name, d in by.items()
         ]
         table = plain_table([self.task, "rows", "clusters", "base", "candidate", "difference"], rows)
-        return f"{self.headline}\n\n{table}"
+        text = f"{self.headline}\n\n{table}"
+        if not self.seeds:
+            return text
+        flat = {f"{m} {name}": d for m, by in self.differences.items() for name, d in by.items()}
+        return f"{text}\n\n{seeds_text(self.seeds, flat, '')}"
 
 
 def compare_task(
@@ -78,6 +88,7 @@ def compare_task(
 ) -> TaskComparison:
     """Evaluate both models by `task` on the same rows, and let the gate decide.
 
+    base, candidate: models, or directories of several seeds (`mmtune train --seeds`), see `compare_seeds`
     options: options of the task, as of `mmtune.evaluate`
     gate: `metric` is one of the task's (default: the first, accuracy or auroc), `direction` a modality (default: the only one);
         it has no guards
@@ -90,6 +101,21 @@ def compare_task(
     if task == RETRIEVAL:
         raise RecipeError("compare_task: for retrieval use compare")
     given, rows = Gate.read(gate), as_data(data)
+    pairs, runs = model_pairs(base, candidate)
+    if runs is not None:
+        each = functools.partial(
+            compare_task,
+            data=rows,
+            task=task,
+            options=options,
+            gate=gate,
+            modalities=modalities,
+            cluster=cluster,
+            batch_size=batch_size,
+            quiet=quiet,
+            allow_trained=allow_trained,
+        )
+        return combine_task_comparisons([each(b, c) for b, c in pairs], runs.seeds)
     if given is not None and given.guards:
         raise RecipeError("gate.guards: a comparison by a task has no slices; leave them out")
     source = source_of_rows(rows, cluster)

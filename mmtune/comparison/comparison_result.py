@@ -1,12 +1,14 @@
 """The result of a comparison: the gate's verdict and all differences behind it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmtune.comparison.gate import Gate
-from mmtune.comparison.paired_difference import PairedDifference
+from mmtune.comparison.paired_difference import PairedDifference, SeedsDifference
 from mmtune.contracts import JsonObject
 from mmtune.evaluation.result import Result
+from mmtune.evaluation.seed_statistics import spread_cells
 from mmtune.recipe.gate_block import MEAN
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Comparison(GatedComparison):
     slices: difference of the gate's metric in the gate's direction, by slice
     metrics: {direction: {metric: difference}}, for all metrics
     base, candidate: the evaluations of the two models
+    seeds: the seeds, if several seeds of a recipe were compared (see `mmtune.comparison.compare_seeds`)
     """
 
     directions: dict[str, PairedDifference]
@@ -55,6 +58,7 @@ class Comparison(GatedComparison):
     metrics: dict[str, dict[str, PairedDifference]] = field(repr=False)
     base: Result = field(repr=False)
     candidate: Result = field(repr=False)
+    seeds: list[int] = field(default_factory=list)
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune compare --json`."""
@@ -64,6 +68,7 @@ class Comparison(GatedComparison):
             "slices": {n: c.to_dict() for n, c in self.slices.items()},
             "metrics": {d: {m: c.to_dict() for m, c in by.items()} for d, by in self.metrics.items()},
             "fingerprints": {"base": self.base.fingerprint, "candidate": self.candidate.fingerprint},
+            **({"seeds": self.seeds} if self.seeds else {}),
         }
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -116,9 +121,24 @@ class Comparison(GatedComparison):
     def __str__(self) -> str:
         from mmtune.evaluation.result_tables import plain_table
 
-        return f"{self.headline}\n\n{plain_table(*self._table())}"
+        text = f"{self.headline}\n\n{plain_table(*self._table())}"
+        return f"{text}\n\n{seeds_text(self.seeds, self.directions, self.gate.metric)}" if self.seeds else text
 
     def _repr_html_(self) -> str:
         from mmtune.evaluation.result_tables import html_table
 
         return html_table(*self._table(), caption=self.headline)
+
+
+def seeds_text(seeds: Sequence[int], differences: Mapping[str, PairedDifference], metric: str) -> str:
+    """A table of the differences over the seeds, for a comparison of several seeds."""
+    from mmtune.evaluation.result_tables import plain_table
+
+    rows = [
+        [n, *spread_cells(d.seeds, sign=True), "[{:+.4f}, {:+.4f}]".format(*d.queries_interval)]
+        for n, d in differences.items()
+        if isinstance(d, SeedsDifference) and d.seeds is not None
+    ]
+    named = f"difference of {metric}" if metric else "difference"
+    columns = [f"{len(seeds)} seeds ({', '.join(map(str, seeds))})", named, "sd", "95%: seeds", "each seed", "95%: queries"]
+    return plain_table(columns, rows)

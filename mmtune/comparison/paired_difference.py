@@ -8,6 +8,7 @@ import numpy as np
 
 from mmtune.comparison.bootstrap_intervals import bootstrap_intervals
 from mmtune.contracts import JsonObject
+from mmtune.evaluation.seed_statistics import Spread, spread_of
 
 if TYPE_CHECKING:
     from mmtune.evaluation.result import Direction
@@ -38,6 +39,21 @@ class PairedDifference:
 
     def __str__(self) -> str:
         return f"{self.difference:+.4f} [{self.interval[0]:+.4f}, {self.interval[1]:+.4f}]"
+
+
+@dataclass(frozen=True)
+class SeedsDifference(PairedDifference):
+    """A difference as the mean over seeds. `interval` is the wider of both intervals at each end; wins and losses are means over seeds.
+
+    queries_interval: how much it depends on the queries: mean of the intervals of the single seeds
+    seeds: how much it depends on the seed: mean, sd and t-interval of the difference, and that of each seed
+    """
+
+    queries_interval: tuple[float, float] = (-1.0, 1.0)
+    seeds: Spread | None = None
+
+    def to_dict(self) -> JsonObject:
+        return {**super().to_dict(), "queries_interval": list(self.queries_interval)}
 
 
 @dataclass(frozen=True)
@@ -93,3 +109,23 @@ def _values(direction: "Direction", metrics: Sequence[str]) -> np.ndarray:
     """Return the value of every query, [Q, M], for `metrics`."""
     assert direction.values is not None, "a comparison needs the values of every query: evaluate with per_query=True"
     return np.stack([direction.values[m] for m in metrics], axis=1)
+
+
+def mean_difference(differences: Sequence[PairedDifference]) -> SeedsDifference:
+    """Combine the differences of several seeds on the same queries."""
+    count = len(differences)
+    spread = spread_of([d.difference for d in differences])
+    low, high = (sum(d.interval[end] for d in differences) / count for end in (0, 1))
+    seeds_low, seeds_high = spread["low"], spread["high"]
+    return SeedsDifference(
+        base=sum(d.base for d in differences) / count,
+        candidate=sum(d.candidate for d in differences) / count,
+        difference=spread["mean"],
+        interval=(low if seeds_low is None else min(low, seeds_low), high if seeds_high is None else max(high, seeds_high)),
+        wins=round(sum(d.wins for d in differences) / count),
+        losses=round(sum(d.losses for d in differences) / count),
+        queries=differences[0].queries,
+        clusters=differences[0].clusters,
+        queries_interval=(low, high),
+        seeds=spread,
+    )

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS, t_quantile
+from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.errors import DataError
 from mmtune.evaluation.clusters import clusters_by_value
+from mmtune.evaluation.seed_statistics import t_quantile
 from mmtune.evaluation.tasks.classified import Classified
 from mmtune.evaluation.tasks.task import RowScores, TaskScores
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from mmtune.comparison.comparison_result import Comparison
     from mmtune.data.in_memory import DataLike
     from mmtune.data.shards.dataset import Data
+    from mmtune.evaluation.evaluate_seeds import SeedsEvaluation
     from mmtune.evaluation.result import Result
     from mmtune.evaluation.tasks.evaluate_task import TaskResult
     from mmtune.model.dual_encoder import Model
@@ -55,14 +57,15 @@ def evaluate(
     dim: int | None = None,
     skip_bad: bool = False,
     allow_trained: bool = False,
-) -> Result | TaskResult:
+) -> Result | TaskResult | SeedsEvaluation:
     """Evaluate a model on data: retrieval metrics in every direction between modalities, or the metrics of another task.
 
     If the model has a query prompt, queries are encoded with it. If the model was trained with `matryoshka`, the result also has
     the metrics of each of its truncated dimensions, in `dims`.
 
     For all tasks:
-        model: a `Model`, or what `mmtune.load` accepts
+        model: a `Model`, or what `mmtune.load` accepts, or the directory of several seeds that `mmtune train --seeds` wrote: the
+            result then has mean, sd and an interval over the seeds
         data: what `mmtune.open_data` accepts (packed data by name, rows in memory), or opened data
         columns, id, group: for rows in memory, as in `mmtune.open_data`
         task: "retrieval", "zero_shot", "knn", "anomaly", a registered task, or "package.module:Class"
@@ -101,10 +104,12 @@ def evaluate(
 
         data = as_opened(data, columns=columns, id=id, group=group)
     from mmtune.evaluation.evaluate_model import evaluate as evaluate_
+    from mmtune.evaluation.evaluate_seeds import evaluate_seeds
+    from mmtune.evaluation.seed_statistics import seed_runs
 
-    return evaluate_(
-        model,
-        data,
+    evaluate_one = functools.partial(
+        evaluate_,
+        data=data,
         task=task,
         modalities=modalities,
         ks=ks,
@@ -130,6 +135,8 @@ def evaluate(
         skip_bad=skip_bad,
         allow_trained=allow_trained,
     )
+    runs = seed_runs(model)
+    return evaluate_seeds(runs, evaluate_one) if runs else evaluate_one(model)
 
 
 def compare(
@@ -154,7 +161,8 @@ def compare(
 ) -> Comparison:
     """Compare a candidate model with a base model on the same queries, and decide by the gate whether the candidate is better.
 
-    base, candidate: each a `Model`, or what `mmtune.load` accepts
+    base, candidate: each a `Model`, or what `mmtune.load` accepts, or a directory of several seeds (`mmtune train --seeds`); a
+        difference is then the mean over the seeds, and its interval the wider of those of queries and of seeds at each end
     data: test data, opened or as for `mmtune.open_data`
     gate: conditions for accepting the candidate, with the keys of the recipe block `gate`; None means the default gate
     modalities: modalities to evaluate; None means all that the models and the data have
@@ -219,7 +227,7 @@ def report(
 ) -> ReportResult:
     """Write an HTML report to `out` about a training run, a saved comparison, or two models.
 
-    target: a run directory, a JSON file written by `mmtune compare`, or None to compare `base` with `candidate` on `data`
+    target: a run directory, a directory of several seeds (`mmtune train --seeds`), a JSON file written by `mmtune compare`, or None to compare `base` with `candidate` on `data`
     out: file to write
     base, candidate: models to compare when `target` is None
     data: test data

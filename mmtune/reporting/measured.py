@@ -1,13 +1,16 @@
 """Embeddings of the test data by both models, and their comparison. They are computed once and used by all sections."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune.comparison.compare_models import ComparedModel, assemble_comparison
+from mmtune.comparison.compare_seeds import combine_comparisons, model_pairs
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
@@ -16,13 +19,11 @@ from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
-from mmtune.reporting.subject import ReportSubject
+from mmtune.reporting.subject import ModelSpec, ReportSubject
 from mmtune.reporting.task_section import ReportedTask, TaskSection, task_section
 from mmtune.search.exact_scores import exact_keys
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
@@ -37,11 +38,12 @@ class Measured:
     """The test data, the comparison, and the embeddings of both models.
 
     data: the test data
-    comparison: the comparison of the two models
+    comparison: the comparison of the two models, with the values of each query
     vectors: vectors[side][modality], for the sides "before" and "after"
     qrels: relevance judgments, if they decide what is relevant instead of rows and groups
     classes: classes[side][modality]: embeddings of captions as class names, if the model has a prompt for class names
     tasks: both models' metrics of other tasks
+    over_seeds: the comparison of all seeds, if there are several; then everything else is that of the first seed
     """
 
     data: "Data"
@@ -50,6 +52,12 @@ class Measured:
     qrels: Qrels | None = None
     classes: dict[str, dict[str, Embeddings]] = field(default_factory=dict)
     tasks: list[TaskSection] = field(default_factory=list)
+    over_seeds: Comparison | None = None
+
+    @property
+    def verdict_of(self) -> Comparison:
+        """The comparison that the report's verdict is about: that of all seeds, if there are several."""
+        return self.over_seeds or self.comparison
 
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
@@ -113,24 +121,15 @@ def measure(
     """
     from mmtune.data.shards.dataset import open_data
     from mmtune.embedding.embed_rows import embed_classes
-    from mmtune.model import artifact
 
     rows = open_data(subject.data)  # type: ignore[arg-type]
     retention = retention or subject.retention
     gate = Gate.read(subject.gate)
-    models: dict[str, Model] = {}
-    for side, model in zip(SIDES, (subject.base, subject.candidate), strict=True):
-        assert model is not None, "a subject with data has both models"
-        models[side] = artifact.load(model) if isinstance(model, str | Mapping) else model
-    _check_fingerprints(subject, models)
-    base, candidate = (
-        ComparedModel(models[side], name, trained_on(models[side]))
-        for side, name in zip(SIDES, ("the base", "the candidate"), strict=True)
-    )
-    assembled = assemble_comparison(
-        base,
-        candidate,
-        rows,
+    assert subject.base is not None and subject.candidate is not None, "a subject with data has both models"
+    pairs, runs = model_pairs(subject.base, subject.candidate)
+    options = functools.partial(
+        assemble_comparison,
+        data=rows,
         gate=gate,
         qrels=qrels,
         slices=_slice_columns(rows, gate) if slices is None else slices,
@@ -139,10 +138,28 @@ def measure(
         quiet=quiet,
         allow_trained=allow_trained,
     )
+    models = _loaded(pairs[0])
+    if runs is None:
+        _check_fingerprints(subject, models)
+    assembled = options(*_compared(models))
+    others = [options(*_compared(_loaded(pair))).comparison for pair in pairs[1:]]
+    over_seeds = combine_comparisons([assembled.comparison, *others], runs.seeds) if runs else None
     classes = {side: embed_classes(models[side], rows, list(assembled.base), batch_size, quiet) for side in SIDES}
     vectors = dict(zip(SIDES, (assembled.base, assembled.candidate), strict=True))
     sections = [task_section(models["before"], models["after"], rows, task, batch_size, quiet, allow_trained) for task in tasks]
-    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections)
+    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections, over_seeds)
+
+
+def _loaded(pair: "tuple[ModelSpec, ModelSpec]") -> "dict[str, Model]":
+    """Return {side: model}, loaded if it is not yet."""
+    from mmtune.model import artifact
+
+    return {side: artifact.load(m) if isinstance(m, str | Path | Mapping) else m for side, m in zip(SIDES, pair, strict=True)}
+
+
+def _compared(models: "Mapping[str, Model]") -> tuple[ComparedModel, ComparedModel]:
+    base, candidate = (models[side] for side in SIDES)
+    return ComparedModel(base, "the base", trained_on(base)), ComparedModel(candidate, "the candidate", trained_on(candidate))
 
 
 def _check_fingerprints(subject: ReportSubject, models: "Mapping[str, Model]") -> None:

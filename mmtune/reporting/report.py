@@ -87,7 +87,7 @@ def report(
 
     Raises DataError if a model was trained on the test data (unless `allow_trained`), or if something needed is missing.
 
-    target: a RUN directory or the JSON file of a comparison; None to compare `base` and `candidate` on `data`
+    target: a RUN directory, one of several seeds (`mmtune train --seeds`), or the JSON file of a comparison; None to compare `base` and `candidate` on `data`
     base, candidate: models, given with target None, or instead of those of the target
     data: test data, in place of the target's
     gate: what the candidate must achieve, in place of the target's
@@ -105,13 +105,13 @@ def report(
         raise DataError("relevance judgments need searches with the models: give --base, --candidate and --data as well")
     page = report_page(subject, measured, examples)
     write_text(out, page)
-    verdict = measured.comparison.verdict if measured else subject.document["verdict"]
+    verdict = measured.verdict_of.verdict if measured else subject.document["verdict"]
     return ReportResult(str(out), verdict, len(page.encode()))
 
 
 def report_page(subject: ReportSubject, measured: Measured | None, examples: int = 6) -> str:
     """Return the HTML page. Without `measured`, it shows only the contents of the comparison's JSON file."""
-    document = measured.comparison.to_dict() if measured else subject.document
+    document = measured.verdict_of.to_dict() if measured else subject.document
     word, meaning = headline(document)
     run = subject.run
     return render(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.seed_statistics import seed_runs
 from mmtune.runtime.files import read_json, read_jsonl_log
 
 if TYPE_CHECKING:
@@ -102,9 +103,10 @@ def report_subject(
         raise DataError(f"{path}: there is no such run or comparison")
     if path.is_file():
         return _comparison(path, base, candidate, data, gate)
-    run = read_run(path)
-    artifact = path / "artifact"
-    if candidate is None and not (artifact / "mmtune.json").is_file():
+    seeds = seed_runs(path)  # of several seeds, the first one's log and example searches are shown
+    run = read_run(seeds.runs[0] if seeds else path)
+    artifact = path if seeds else path / "artifact"
+    if candidate is None and seeds is None and not (artifact / "mmtune.json").is_file():
         raise DataError(
             f"{path}: the run is not finished (no artifact); continue it with `mmtune train {path}/recipe.yaml --resume`"
         )

@@ -1,13 +1,11 @@
 """Repeat a run with several seeds: how much of a difference is luck. Each run has its own directory RUN/seed-N."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
-from mmtune.comparison.bootstrap_intervals import t_quantile
 from mmtune.errors import RecipeError
+from mmtune.evaluation.seed_statistics import SEEDS_FILE, Spread, spread_of, spread_table
 from mmtune.recipe.recipe import Recipe
 from mmtune.run import train
 from mmtune.runtime.files import read_json, write_json
@@ -15,16 +13,6 @@ from mmtune.runtime.results import ResultFields
 from mmtune.sweeps.search_space import with_values
 
 DONE = "scores.json"
-LEVEL = 0.95
-
-
-class Spread(TypedDict):
-    """Mean over the seeds, standard deviation (n - 1), and 95% t-interval of the mean; None for one seed."""
-
-    mean: float
-    sd: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass
@@ -43,23 +31,8 @@ class SeedsResult(ResultFields):
     spread: dict[str, Spread]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.seeds)} seeds ({', '.join(map(str, self.seeds))}): mean, sd, 95% t-interval of the mean"]
-        width = max(map(len, self.spread), default=0)
-        for name, s in self.spread.items():
-            interval = "" if s["low"] is None else f"  {s['sd']:.4f}  [{s['low']:.4f}, {s['high']:.4f}]"
-            lines.append(f"{name:<{width}}  {s['mean']:.4f}{interval}")
-        return "\n".join([*lines, *self.artifacts])
-
-
-def spread_of(values: Sequence[float]) -> Spread:
-    """Mean, standard deviation and the 95% t-interval of the mean of the values of several seeds."""
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return Spread(mean=mean, sd=None, low=None, high=None)
-    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    half = t_quantile(0.5 + LEVEL / 2, n - 1) * sd / math.sqrt(n)
-    return Spread(mean=mean, sd=sd, low=mean - half, high=mean + half)
+        title = f"{len(self.seeds)} seeds ({', '.join(map(str, self.seeds))}): mean, sd, 95% t-interval of the mean"
+        return "\n".join([title, "", spread_table(self.spread), "", *self.artifacts])
 
 
 def repeat_seeds(
@@ -99,5 +72,5 @@ def repeat_seeds(
         artifacts.append(str(directory / "artifact"))
     spread = {name: spread_of(values) for name, values in scores.items()}
     out = SeedsResult(numbers, artifacts, scores, spread)
-    write_json(root / "seeds.json", out.to_dict())
+    write_json(root / SEEDS_FILE, out.to_dict())
     return out

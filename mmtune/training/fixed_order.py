@@ -20,10 +20,13 @@ def gradients_in_fixed_order(device: torch.device | str) -> Iterator[None]:
         return
     settings = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False  # it costs time and no result depends on it
+    fill, settings.fill_uninitialized_memory = (
+        settings.fill_uninitialized_memory,
+        False,
+    )  # it costs time and no result depends on it
     torch.use_deterministic_algorithms(True, warn_only=not before[0] or before[1])
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -9,8 +9,9 @@ import scipy.stats
 import mmtune
 from mmtune.cli import main
 from mmtune.errors import MmtuneError, RecipeError, TrainingError
+from mmtune.evaluation.seed_statistics import spread_of
 from mmtune.sweeps import run_sweep
-from mmtune.sweeps.repeat_seeds import repeat_seeds, spread_of
+from mmtune.sweeps.repeat_seeds import repeat_seeds
 from tests.support import corpora
 
 SPACE = {"train.lr": "[1e-5..1e-2 log]", "tune": ["full", "head"]}
@@ -118,7 +119,7 @@ def test_seeds_give_mean_sd_and_a_t_interval(root, tmp_path):
     low, high = scipy.stats.t.interval(0.95, 3, statistics.mean(values), scipy.stats.sem(values))
     assert got["mean"] == pytest.approx(statistics.mean(values)) and got["sd"] == pytest.approx(statistics.stdev(values))
     assert (got["low"], got["high"]) == (pytest.approx(low), pytest.approx(high))
-    assert spread_of([0.5]) == {"mean": 0.5, "sd": None, "low": None, "high": None}
+    assert spread_of([0.5]) == {"mean": 0.5, "sd": None, "low": None, "high": None, "values": [0.5]}
 
     keys = recipe(root, seed=4) | {"run": {"dir": str(tmp_path / "run")}}
     result = repeat_seeds(keys, seeds=2, quiet=True)

@@ -69,7 +69,9 @@ def gradients(objective):
     return torch.cat([p.grad.flatten() for p in model.tables.values()])
 
 
-@pytest.mark.parametrize("term", [{"loss": "cosine"}, {"loss": "cosent"}, {"loss": "info_nce", "positives": "mean"}, {"loss": "triplet"}])
+@pytest.mark.parametrize(
+    "term", [{"loss": "cosine"}, {"loss": "cosent"}, {"loss": "info_nce", "positives": "mean"}, {"loss": "triplet"}]
+)
 def test_equal_steps_have_equal_gradients(two_threads, term):
     objective = build_objective([term], PAIR)
     first = gradients(objective)

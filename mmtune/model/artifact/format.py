@@ -11,6 +11,8 @@ from mmtune.runtime.files import read_json
 MANIFEST = "mmtune.json"
 WEIGHTS = "weights.safetensors"
 PARTS = "parts"
+SEEDS_FILE = "seeds.json"
+"""File in a directory of runs with several seeds, which holds no artifact itself (`mmtune train --seeds`)."""
 PREDICTORS = "predictors"
 """Directory with stored predictors (`mmtune predict --save`); not part of the fingerprint."""
 FORMAT = 1

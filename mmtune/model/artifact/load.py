@@ -7,7 +7,7 @@ from mmtune import backbones
 from mmtune.backbones.cpu_fast import CpuKernels
 from mmtune.errors import MmtuneError, ModelError
 from mmtune.model.artifact import adapters
-from mmtune.model.artifact.format import MANIFEST
+from mmtune.model.artifact.format import MANIFEST, SEEDS_FILE
 from mmtune.model.artifact.read import read_artifact
 from mmtune.model.compose import from_spec, parse_spec
 from mmtune.model.cross_encoder_format import is_cross_encoder
@@ -53,6 +53,10 @@ def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Mod
             raise ModelError(f"{model}: a cross-encoder scores pairs and has no embeddings; use mmtune.load_cross_encoder")
         if not path.exists():
             raise ModelError(f"{model}: no such directory; for a checkpoint on the Hugging Face hub write hf:{model}")
+        if (path / SEEDS_FILE).is_file():
+            raise ModelError(
+                f"{model}: holds several seeds of a recipe; name the model of one, e.g. {path / 'seed-0' / 'artifact'}"
+            )
         raise ModelError(f"{model}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{model} or open_clip:{model}")
     return from_spec(model, cpu_kernels)
 
