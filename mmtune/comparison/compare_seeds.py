@@ -7,8 +7,7 @@ the mean). `interval` takes the wider bound at each end, so that a "pass" needs 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeVar
 
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.gate import decide
@@ -19,12 +18,12 @@ from mmtune.evaluation.seed_statistics import SeedRuns, seed_runs
 
 if TYPE_CHECKING:
     from mmtune.comparison.compare_tasks import TaskComparison
-    from mmtune.model.dual_encoder import Model
 
-ModelLike: TypeAlias = "Model | str | Path"
+M = TypeVar("M")
+"""A model, or what names one."""
 
 
-def model_pairs(base: ModelLike, candidate: ModelLike) -> tuple[list[tuple[ModelLike, ModelLike]], SeedRuns | None]:
+def model_pairs(base: M, candidate: M) -> tuple[list[tuple[M | str, M | str]], SeedRuns | None]:
     """Return the (base, candidate) models to compare, and the runs whose seeds they are; None if neither has several.
 
     Where both are directories of seeds, the first seed of one is compared with the first of the other, and so on.
@@ -34,8 +33,8 @@ def model_pairs(base: ModelLike, candidate: ModelLike) -> tuple[list[tuple[Model
     of_base, of_candidate = seed_runs(base), seed_runs(candidate)
     if of_base is None and of_candidate is None:
         return [(base, candidate)], None
-    left: list[ModelLike] = [*of_base.artifacts] if of_base else [base]
-    right: list[ModelLike] = [*of_candidate.artifacts] if of_candidate else [candidate]
+    left: list[M | str] = [*of_base.artifacts] if of_base else [base]
+    right: list[M | str] = [*of_candidate.artifacts] if of_candidate else [candidate]
     if of_base and of_candidate and len(left) != len(right):
         raise RecipeError(
             f"{base} has {len(left)} seeds and {candidate} {len(right)}: seeds are compared in pairs; train as many of both, or name "

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -18,15 +19,13 @@ def gradients_in_fixed_order(device: torch.device | str) -> Iterator[None]:
     if torch.device(device).type != "cpu":
         yield
         return
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic  # its attributes are made at run time
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill, settings.fill_uninitialized_memory = (
-        settings.fill_uninitialized_memory,
-        False,
-    )  # it costs time and no result depends on it
+    fill = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False  # it costs time, and no result depends on it
     torch.use_deterministic_algorithms(True, warn_only=not before[0] or before[1])
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        settings.fill_uninitialized_memory = fill
