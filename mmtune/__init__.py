@@ -12,6 +12,7 @@ sets them before; see `mmtune.runtime.openmp_policy`.
 
 from typing import TYPE_CHECKING
 
+from mmtune.public.export_and_share import export, register_export_format
 from mmtune.public.extension_points import (
     register_augmentation,
     register_backbone,
@@ -52,6 +53,7 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "export",
     "load",
     "load_cross_encoder",
     "mine",
@@ -64,6 +66,7 @@ __all__ = [
     "register_backbone",
     "register_batch_plan",
     "register_callback",
+    "register_export_format",
     "register_guard",
     "register_loss",
     "register_metric",

@@ -205,6 +205,13 @@ class Modality:
         the modality has none."""
         raise NotImplementedError
 
+    def examples(self) -> list[Signal]:
+        """Three made-up signals of different sizes, by which `export` records and checks a tower. The same at every call.
+
+        NotImplementedError if the modality has none; `export` needs `--data` then.
+        """
+        raise NotImplementedError
+
     def media_type(self, data: bytes) -> str:
         """The media type (MIME type) of the value for an HTTP response. Decided by the bytes, never by a file name."""
         return "application/octet-stream"
@@ -228,6 +235,9 @@ class Preprocess(Protocol):
         input_size: float | None: the size to which signals are scaled, in the modality's own unit, e.g. pixels
         windows(item) -> int: the number of windows of an item, where long signals have several, so that they are collated and
             encoded in groups of bounded size
+        raw_inputs(signals) -> dict[str, Tensor]: the windows of signals as plain samples, where preprocessing computes features
+            from them, and `feature_graph() -> torch.nn.Module`, which computes the inputs of the tower from these samples by
+            operations that every runtime has, so that `export` can put them into the exported graph
     """
 
     def __call__(self, signal: Signal, rng: random.Random | None = None) -> "dict[str, Tensor]":

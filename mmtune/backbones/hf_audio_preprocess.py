@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmtune.backbones.mel_graph import LogMel
 from mmtune.backbones.sound_windows import collate_windows, window_starts
 from mmtune.modalities.audio import Sound
 
@@ -83,6 +84,19 @@ class ClapPreprocess:
         mels = torch.stack([self._mel(self._padded(samples[s : s + self.window])) for s in starts])[:, None]
         return {"input_features": mels.expand(-1, 4, -1, -1) if self.fused else mels}
 
+    def raw_inputs(self, signals: Sequence[Sound]) -> dict[str, Tensor]:
+        """Return the samples of all windows of sounds, {"samples": [windows, window]}; the input of `feature_graph`."""
+        sounds = [s.resampled(self.rate).samples for s in signals]
+        windows = [self._padded(x[s : s + self.window]) for x in sounds for s in window_starts(len(x), self.window, None)]
+        return {"samples": torch.from_numpy(np.stack(windows).astype(np.float32))}
+
+    def feature_graph(self) -> torch.nn.Module:
+        """Return a module that computes the tower's inputs from the samples of windows."""
+        mel = LogMel(
+            self.filters_FM, self.hann, int(self.extractor.hop_length), floor=1e-10, scale=10.0, copies=4 if self.fused else 1
+        )
+        return _ClapFeatures(mel)
+
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""
         return len(item["input_features"])
@@ -90,3 +104,14 @@ class ClapPreprocess:
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         inputs = collate_windows(items)
         return inputs | {"is_longer": torch.zeros(len(inputs["input_features"]), 1, dtype=torch.bool)}
+
+
+class _ClapFeatures(torch.nn.Module):
+    """Samples [W, N] -> the inputs of CLAP's sound tower."""
+
+    def __init__(self, mel: LogMel):
+        super().__init__()
+        self.mel = mel
+
+    def forward(self, samples: Tensor) -> dict[str, Tensor]:
+        return {"input_features": self.mel(samples), "is_longer": torch.zeros_like(samples[:, :1], dtype=torch.bool)}

@@ -38,7 +38,7 @@ def load_dual_encoder(directory: Path, config: "PretrainedConfig", load_weights:
             f"hf:{directory}: transformers {transformers.__version__} has no {names.model}; install a newer transformers"
         )
     processor: Untyped = _processor(directory)
-    module: Untyped = build(getattr(transformers, names.model), directory, config, load_weights)
+    module: Untyped = build(getattr(transformers, names.model), directory, config, load_weights, replaced=names.unused)
     _replace_temperature(module)
     for name in [n for n, _ in module.named_modules() if n.rpartition(".")[2] in names.unused]:
         module.set_submodule(name, nn.Identity())

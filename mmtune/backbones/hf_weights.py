@@ -31,6 +31,7 @@ def build(
     *,
     unused: Sequence[str] = (),
     optional: Sequence[str] = (),
+    replaced: Sequence[str] = (),
     family: str = "hf",
 ) -> nn.Module:
     """Build a module of the transformers class `cls`, in eval mode.
@@ -45,6 +46,7 @@ def build(
     unused: attributes of the module that the embeddings do not depend on; they are set to None
     optional: attributes of the module that are set to None if the checkpoint has no weights for them. transformers would give
         them random weights, and the model another fingerprint at each load
+    replaced: names of inner modules, at any depth, that the caller replaces, so that a checkpoint may lack their weights
     family: the model family, for error messages
 
     Raises ModelError if the checkpoint lacks other weights of the module.
@@ -55,6 +57,7 @@ def build(
         return _without(_without_window_index(module, config), unused).float().eval()
     module, info = cls.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     missing = sorted(k for k in info["missing_keys"] if k.rpartition(".")[2] not in COMPUTED_BUFFERS)
+    missing = [k for k in missing if not set(replaced) & set(k.split("."))]
     for name in [k for k in missing if k.rpartition(".")[2] in MASK_EMBEDDINGS]:
         nn.init.zeros_(module.get_parameter(name))
         missing.remove(name)

@@ -1,7 +1,8 @@
 """Load sentence-transformers checkpoints (`st:DIR_OR_NAME`), whose modules.json lists the modules to run one after another.
 
 Supported are a text Transformer with Pooling, Dense, LayerNorm, Dropout and Normalize, the checkpoint's prompts, token limit
-and lower-casing, and CLIP. Any other module is refused by its name, because ignoring it would give other embeddings.
+and lower-casing, and the dual encoders of transformers (CLIP, SigLIP, CLAP, ...). Any other module is refused by its name,
+because ignoring it would give other embeddings.
 """
 
 import json
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mmtune import backbones
 from mmtune.backbones import Backbone, Tower
 from mmtune.backbones.checkpoint_files import read_source_files, refuse_adapter, refuse_custom_code, require_file
+from mmtune.backbones.hf_dual_encoder import load_dual_encoder
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_module import TextModule, load_text_module, lower_cased
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
@@ -23,7 +25,8 @@ from mmtune.backbones.st_modules import (
     AFTER_TRANSFORMER,
     MODULES,
     StModule,
-    is_clip,
+    is_dual_encoder,
+    processing_limit,
     read_json,
     read_modules,
     read_prompts,
@@ -107,8 +110,8 @@ def load(checkpoint: str) -> Backbone:
     for module in modules:
         refuse_custom_code(directory / module.path, "st")
         refuse_adapter(directory / module.path, "st")
-    if is_clip(directory, modules[0]):
-        return _clip(directory, modules)
+    if is_dual_encoder(directory, modules[0]):
+        return _dual_encoder(directory, modules)
     _check_kinds(directory, modules)
     try:
         return _text_encoder(directory, modules)
@@ -128,11 +131,30 @@ def rebuild(directory: Path) -> Backbone:
     return _backbone(SentenceEncoder(text.module, steps["pooling"], after), text, steps["max_length"], files)
 
 
-def _clip(directory: Path, modules: list[StModule]) -> Backbone:
-    """Load CLIP by the family `hf`; sentence-transformers only calls its encode functions."""
+def _dual_encoder(directory: Path, modules: list[StModule]) -> Backbone:
+    """Load a dual encoder of transformers; sentence-transformers only calls its encode functions.
+
+    Raises ModelError if its settings would give other inputs than the checkpoint's own.
+    """
+    from transformers import AutoConfig
+
     if others := [m.kind for m in modules[1:] if m.kind != "Normalize"]:
-        raise ModelError(f"st:{directory}: a {others[0]} module after CLIP is not supported; supported: Normalize")
-    return backbones.implementation("hf").load(str(directory / modules[0].path))
+        raise ModelError(f"st:{directory}: a {others[0]} module after a dual encoder is not supported; supported: Normalize")
+    folder = directory / modules[0].path
+    limit = processing_limit(directory, modules[0])
+    require_file(folder, ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"), "weights file", "st")
+    try:
+        backbone = load_dual_encoder(folder, AutoConfig.from_pretrained(folder, trust_remote_code=False), load_weights=True)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
+        raise ModelError(f"st:{directory}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+    own = next((t.preprocess.limit for t in backbone.towers.values() if isinstance(t.preprocess, TokenPreprocess)), None)
+    if limit is not None and own is not None and limit < own:
+        raise ModelError(
+            f"st:{directory}: processing_kwargs: max_length {limit} is less than the model's limit of {own} tokens"
+        )
+    if prompts := read_prompts(directory):
+        backbone.prompts = {"text": prompts}
+    return backbone
 
 
 def _check_kinds(directory: Path, modules: list[StModule]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmtune.backbones.hf_dual_encoder_table import DUAL_ENCODERS, pooled_features
 from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
 from mmtune.recipe.prompts_block import DEFAULT, QUERY
@@ -78,21 +79,43 @@ def read_modules(directory: Path) -> list[StModule]:
     return modules
 
 
-def is_clip(directory: Path, first: StModule) -> bool:
-    """Whether the first module holds a CLIP model of transformers."""
-    config = directory / first.path / "config.json"
-    return (
-        first.kind in ("CLIPModel", "Transformer")
-        and config.is_file()
-        and read_json(directory / first.path, "config.json", dict).get("model_type") == "clip"
-    )
+def is_dual_encoder(directory: Path, first: StModule) -> bool:
+    """Whether the first module holds a dual encoder of transformers whose `get_*_features` methods it calls.
+
+    Before version 6 of sentence-transformers, that is CLIP; since then the file of its settings names the methods.
+    """
+    if first.kind not in ("CLIPModel", "Transformer") or not (directory / first.path / "config.json").is_file():
+        return False
+    kind = read_json(directory / first.path, "config.json", dict).get("model_type")
+    names = DUAL_ENCODERS.get(str(kind))
+    settings = directory / first.path / TRANSFORMER_SETTINGS[0]
+    methods = read_json(directory / first.path, settings.name, dict).get("modality_config") if settings.is_file() else None
+    if methods is None or names is None:
+        return kind == "clip"
+    called = {m: (c.get("method"), c.get("method_output_name")) for m, c in methods.items() if isinstance(c, Mapping)}
+    return names.features is pooled_features and called == {m: (f"get_{m}_features", "pooler_output") for m in names.modalities}
+
+
+def processing_limit(directory: Path, first: StModule) -> int | None:
+    """Return the token limit by which a dual encoder's processor is called; None if the settings have none.
+
+    Raises ModelError for arguments of the processor that would give other inputs than mmtune's.
+    """
+    settings = directory / first.path / TRANSFORMER_SETTINGS[0]
+    given = read_json(directory / first.path, settings.name, dict).get("processing_kwargs") if settings.is_file() else None
+    arguments = dict((given or {}).get("text") or {})
+    limit = arguments.pop("max_length", None)
+    unknown = [k for k in (given or {}) if k != "text"] + [k for k in arguments if k not in ("truncation", "padding")]
+    if unknown:
+        raise ModelError(f"st:{directory}: {settings.name}: processing_kwargs with {unknown[0]} is not supported")
+    return None if limit is None else int(limit)
 
 
 def adds_nothing(directory: Path) -> bool:
     """Whether the family `hf` loads this checkpoint right without reading modules.json.
 
     That is so if there is no modules.json, or if it lists no more than an AutoModel, its pooling and Normalize, without prompts
-    and without lower-casing, or CLIP.
+    and without lower-casing, or a dual encoder.
     """
     if not (directory / MODULES).is_file():
         return True
@@ -100,8 +123,9 @@ def adds_nothing(directory: Path) -> bool:
     kinds = [m.kind for m in modules]
     if not modules or modules[0].path:
         return False
-    if is_clip(directory, modules[0]):
-        return set(kinds[1:]) <= {"Normalize"}
+    if is_dual_encoder(directory, modules[0]):
+        plain = set(kinds[1:]) <= {"Normalize"} and processing_limit(directory, modules[0]) is None
+        return plain and not read_prompts(directory)
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]) or modules[1].path != "1_Pooling":
         return False
     return not read_transformer_settings(directory, "").lower_case and not read_prompts(directory)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.backbones import Backbone, LogitScale, Tower
+from mmtune.backbones.mel_graph import LogMel
 from mmtune.backbones.sound_windows import collate_windows, window_starts
 from mmtune.contracts import Preprocess
 from mmtune.errors import ModelError
@@ -182,12 +183,33 @@ class TinyAudio:
         power = torch.stft(x, 512, 128, window=torch.hann_window(512), return_complex=True).abs().square()
         return {"planes": (torch.log10((self.mel_MF @ power).clamp(min=1e-8)) / 4)[:, None]}
 
+    def raw_inputs(self, signals: Sequence[Sound]) -> dict[str, Tensor]:
+        """Return the samples of all windows of sounds, {"samples": [windows, WINDOW]}; the input of `feature_graph`."""
+        sounds = [np.pad(x, (0, max(0, WINDOW - len(x)))) for x in (s.resampled(RATE).samples for s in signals)]
+        windows = [x[start : start + WINDOW] for x in sounds for start in window_starts(len(x), WINDOW, None)]
+        return {"samples": torch.from_numpy(np.stack(windows).astype(np.float32))}
+
+    def feature_graph(self) -> nn.Module:
+        """Return a module that computes the tower's inputs from the samples of windows."""
+        return _TinyFeatures(LogMel(self.mel_MF.T, torch.hann_window(512), 128, floor=1e-8, scale=0.25, bins_first=True))
+
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""
         return len(item["planes"])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return collate_windows(items)
+
+
+class _TinyFeatures(nn.Module):
+    """Samples [W, N] -> the input of the tower."""
+
+    def __init__(self, mel: LogMel):
+        super().__init__()
+        self.mel = mel
+
+    def forward(self, samples: Tensor) -> dict[str, Tensor]:
+        return {"planes": self.mel(samples)}
 
 
 class TinyText:

@@ -18,6 +18,7 @@ VERBS = {
     "compare": "compare two models on the same queries, with confidence intervals and a gate",
     "index": "build, search, promote and roll back versions of a collection (a vector index)",
     "serve": "serve the search of a collection over HTTP: a REST API and a search page",
+    "export": "write a model for transformers, open_clip, sentence-transformers, peft, ONNX, OpenVINO, TorchScript",
     "report": "write a self-contained HTML report: verdict, learning curves, example searches",
 }
 

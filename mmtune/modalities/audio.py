@@ -234,6 +234,10 @@ class Audio(Modality):
             f"{sound.seconds:.3g} s, up to {top}{note}",
         )
 
+    def examples(self) -> list[Sound]:
+        noise = np.random.default_rng(0)
+        return [Sound((0.1 * noise.standard_normal(8000 * n)).astype(np.float32), 16000) for n in (1, 2, 1)]
+
     def media_type(self, data: bytes) -> str:
         if (aac := container_format(data)) is not None:
             return f"audio/{aac}"

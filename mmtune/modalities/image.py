@@ -249,6 +249,10 @@ class Image(Modality):
         image.thumbnail((side, side), PILImage.Resampling.LANCZOS)
         return image
 
+    def examples(self) -> list[PILImage.Image]:
+        noise = np.random.default_rng(0)
+        return [PILImage.fromarray(noise.integers(0, 256, (60 + 9 * i, 90, 3), dtype=np.uint8)) for i in range(3)]
+
     def media_type(self, data: bytes) -> str:
         try:
             kind = (_header(data).format or "").replace("MPO", "JPEG")  # MPO, a format of cameras, is JPEG-compatible

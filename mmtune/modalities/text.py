@@ -57,6 +57,9 @@ class Text(Modality):
             raise Rejected(f"a text must be a string; got {type(value).__name__}")
         return self.decode(value.encode("utf-8", "replace"))
 
+    def examples(self) -> list[str]:
+        return ["a bag", "a photo of a small red bag with white stitches", "a dog on a bench"]
+
     def accepts(self, value: object) -> bool:
         """Accept any string."""
         return isinstance(value, str)

@@ -16,6 +16,7 @@ Registration is optional: wherever a recipe or an option takes a plugin's name, 
 | task | evaluates a model on a task | `mmtune.evaluation.tasks.task.EvaluationTask` | `mmtune eval --task NAME` |
 | optimizer | takes the steps of training | `torch.optim.Optimizer` | `train: {optimizer: NAME}` |
 | callback | is called during a run | `mmtune.training.Callback` | `run: {callbacks: [NAME]}` |
+| export format | writes a model for another library or runtime | `mmtune.exporting.ExportFormat` | `mmtune export --to NAME` |
 | augmentation | augments signals of a modality | `mmtune.modalities` | `augment: {MODALITY: {custom: {NAME: {...}}}}` |
 """
 

@@ -1,0 +1,63 @@
+"""Export a model to the format of another library or runtime, with tokenizer and preprocessing, and compare the vectors.
+
+  mmtune export runs/a/artifact --to sentence-transformers --out exports/st
+  mmtune export runs/a/artifact --to onnx --out exports/onnx --quantize int8 --data packed/val
+
+formats:
+  hf                     a folder of transformers (AutoModel.from_pretrained)
+  open_clip              a folder of open_clip (local-dir:DIR)
+  sentence-transformers  a folder of sentence-transformers; several encoders become a Router
+  peft                   the adapters of a run that was tuned by lora or qlora; all other formats have them merged
+  onnx, openvino, torchscript   one graph for each tower, with any batch size
+The output says which towers and settings the format cannot hold.
+
+Exit status 1: recall@10 on DATA falls by more than --max-drop in a direction; nothing is written.
+"""
+
+import argparse
+
+from mmtune.cli.dispatch import Result
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an artifact, a run directory, adapters, or a checkpoint")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="one of the formats above, or package.module:Class")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; new, empty, or an earlier export")
+    parser.add_argument("--dim", type=int, metavar="N", help="truncate the embeddings to N dimensions (Matryoshka)")
+    parser.add_argument(
+        "--mel",
+        choices=("outside", "inside"),
+        default="outside",
+        help="for sounds in onnx, openvino and torchscript: the graph takes spectrograms (outside, default) or samples (inside)",
+    )
+    parser.add_argument("--quantize", choices=("int8",), help="store weights as 8-bit integers (onnx, openvino); needs --data")
+    parser.add_argument("--data", metavar="DATA", help="packed rows on which recall@10 of model and export are compared")
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="refuse the export if recall@10 on --data falls by more than this (default %(default)s)",
+    )
+    parser.add_argument("--no-check", action="store_true", help="do not refuse an export whose vectors differ from the model's")
+    parser.add_argument("--speed", action="store_true", help="measure items a second of model and export on this machine")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from mmtune.exporting.export_model import export
+
+    done = export(
+        args.model,
+        args.out,
+        to=args.to,
+        dim=args.dim,
+        mel=args.mel,
+        quantize=args.quantize,
+        data=args.data,
+        max_drop=args.max_drop,
+        check=not args.no_check,
+        speed=args.speed,
+        quiet=args.quiet,
+    )
+    return Result(done.to_dict(), str(done), 0 if done.accepted else 1)
