@@ -228,6 +228,11 @@ class Model(nn.Module):
         s = self._scales[direction(a, b)]
         return s.log.exp().squeeze(), None if s.bias is None else s.bias.squeeze()
 
+    @property
+    def scaled_directions(self) -> list[str]:
+        """Directions "a->b" with a logit scale: those that a checkpoint or a training run trained as a pair."""
+        return list(self._scales)
+
     def logit_scale_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of all logit scales and biases; one that several directions share appears once."""
         parameters = [p for s in self._scales.values() for p in (s.log, s.bias) if p is not None]

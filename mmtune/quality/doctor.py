@@ -51,7 +51,7 @@ def doctor(
         loaded, space = as_model(model), Measurements()
         some = main if len(main) <= limit else main.subset(range(0, len(main), -(-len(main) // limit)))
         findings += model_checks.check_truncated_inputs(some, loaded)
-        scales = {f"{a}->{b}": loaded.logit_scale(a, b)[0].item() for a in loaded.towers for b in loaded.towers if a != b}
+        scales = {d: loaded.logit_scale(*d.split("->"))[0].item() for d in loaded.scaled_directions}
         findings += model_checks.check_space(embed_data(loaded, some, quiet=quiet), space, scales)
         facts[SPACE] = space
     return Diagnosis(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.count, f.code)), facts)

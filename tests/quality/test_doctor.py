@@ -11,8 +11,10 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.quality.doctor import doctor
+from mmtune.quality.findings import SPACE
 from mmtune.quality.model_checks import check_space
 from mmtune.quality.value_checks import key_pairs, near_pairs
+from tests.support import corpora
 from tests.support.evaluate_helpers import picture, shards, sound, unit
 
 UNTRAINED = ("collapse", "hubness", "modality-gap")  # random towers do have these
@@ -278,3 +280,12 @@ def test_truncation_is_found_by_the_towers_own_preprocessing():
     first = next(n for n in range(2, 60) if is_truncated(preprocess, " ".join(f"w{i}" for i in range(n))))
     kept = preprocess(" ".join(f"w{i}" for i in range(first - 1)))
     assert all((kept[k] == v).all() for k, v in preprocess(" ".join(f"w{i}" for i in range(first))).items())
+
+
+def test_towers_that_were_never_trained_together_are_checked_each_by_itself(tmp_path):
+    data = corpora.packed(tmp_path, 120, 0, ("image", "text"))
+    found = doctor(data, mmtune.load({"image": "tiny:clip", "text": "tiny:clap"}))
+    space = found.facts[SPACE]
+    assert space["never trained as a pair image->text"] == space["never trained as a pair text->image"] == 1
+    assert "mean cosine of image" in space and "mean cosine of text" in space
+    assert not [k for k in space if k.startswith(("gap", "skew", "temperature"))]
