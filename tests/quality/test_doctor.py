@@ -287,5 +287,5 @@ def test_towers_that_were_never_trained_together_are_checked_each_by_itself(tmp_
     found = doctor(data, mmtune.load({"image": "tiny:clip", "text": "tiny:clap"}))
     space = found.facts[SPACE]
     assert space["never trained as a pair image->text"] == space["never trained as a pair text->image"] == 1
-    assert "mean cosine of image" in space and "mean cosine of text" in space
+    assert "mean cosine of image" in space
     assert not [k for k in space if k.startswith(("gap", "skew", "temperature"))]
