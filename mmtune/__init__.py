@@ -12,6 +12,7 @@ sets them before; see `mmtune.runtime.openmp_policy`.
 
 from typing import TYPE_CHECKING
 
+from mmtune.public.ask_people import label_budget, open_label_session
 from mmtune.public.export_and_share import export, register_export_format
 from mmtune.public.extension_points import (
     register_augmentation,
@@ -54,10 +55,12 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "label_budget",
     "load",
     "load_cross_encoder",
     "mine",
     "open_data",
+    "open_label_session",
     "pack",
     "pairs_from_judgments",
     "pairs_from_logs",

@@ -13,6 +13,7 @@ VERBS = {
     "eval": "compute retrieval metrics in every direction, or the metrics of another task",
     "predict": "class, nearest known examples and anomaly score of unlabelled files or rows",
     "mine": "mine hard negatives, with guards against false negatives and an audit report",
+    "label": "ask people whether pairs match, on a page; what is asked is chosen; answers are judgments",
     "doctor": "find data leaks, duplicates, broken files, suspect labels, a collapsed model",
     "advise": "recommend whether and how to tune a model, and estimate the cost of re-indexing",
     "compare": "compare two models on the same queries, with confidence intervals and a gate",

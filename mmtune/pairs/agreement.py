@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import MissingExtra
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def lower_median(grades: list[int]) -> int:
     return sorted(grades)[(len(grades) - 1) // 2]
 
 
-def agreement(grades: Mapping[object, Mapping[str, int]]) -> Agreement:
+def agreement(grades: Mapping[K, Mapping[str, int]]) -> Agreement:
     """Measure the agreement.
 
     grades: {pair: {annotator: grade}}. With more than two different grades alpha is ordinal, else nominal.
@@ -68,5 +71,6 @@ def _alpha(names: list[str], several: list[Mapping[str, int]]) -> float | None:
     except ImportError:
         raise MissingExtra('agreement needs krippendorff: pip install "mmtune[pairs]"') from None
     matrix = np.array([[of_pair.get(name, np.nan) for of_pair in several] for name in names], np.float64)
-    level = "ordinal" if len(values) > 2 else "nominal"
-    return float(krippendorff.alpha(reliability_data=matrix, level_of_measurement=level))
+    if len(values) > 2:
+        return float(krippendorff.alpha(reliability_data=matrix, level_of_measurement="ordinal"))
+    return float(krippendorff.alpha(reliability_data=matrix, level_of_measurement="nominal"))

@@ -17,6 +17,8 @@ ROOMS = {
     "save": "mmtune.model.artifact.save",
     "pack": "mmtune.data.pack.pack",
     "open_data": "mmtune.data.shards.dataset",
+    "label_budget": "mmtune.labelling.label",
+    "open_label_session": "mmtune.labelling.label",
     "mine": "mmtune.mining.mine_model",
     "train": "mmtune.run",
     "sweep": "mmtune.sweeps.run_sweep",
