@@ -80,6 +80,10 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+SUBVERBS = {("serve", "token"): "serve_token"}
+"""{(verb, its first argument): module of its own}."""
+
+
 def dispatch(verb: str, argv: list[str]) -> int:
     """Run `verb` with the arguments `argv` and return the exit status."""
     if verb not in VERBS:
@@ -87,7 +91,10 @@ def dispatch(verb: str, argv: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see mmtune --help"
         print(f"mmtune: no verb {verb!r}; {hint}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"mmtune.cli.{verb}_verb")
+    name = f"{verb}_verb"
+    if argv and (verb, argv[0]) in SUBVERBS:
+        name, verb, argv = SUBVERBS[verb, argv[0]], f"{verb} {argv[0]}", argv[1:]
+    module = importlib.import_module(f"mmtune.cli.{name}")
     parser = Parser(prog=f"mmtune {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")

@@ -15,6 +15,7 @@ from mmtune.serve.version_watcher import open_new_versions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
+    from opentelemetry.trace import TracerProvider
 
     from mmtune.serve.service import Service
 
@@ -32,8 +33,12 @@ def require_packages() -> None:
             raise MissingExtra(f'serving needs {name}: pip install "mmtune[serve]"')
 
 
-def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
+def create_app(
+    path: str | Path, settings: Settings | None = None, tracer_provider: "TracerProvider | None" = None
+) -> "FastAPI":
     """Create the application for the collection at `path`. Its `state.service` is the Service.
+
+    tracer_provider: where OpenTelemetry spans go; default: the OTLP endpoint of the environment if `settings.traces`, else nowhere
 
     Raises DataError if there is no collection at `path`. The application needs its lifespan events: run it with
     `mmtune.serve.server.run_server`, or use Starlette's TestClient as a context manager.
@@ -52,10 +57,14 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
     from mmtune.serve.routes import router
     from mmtune.serve.served_collection import ServedCollection
     from mmtune.serve.service import Service
+    from mmtune.serve.tracing import TraceMiddleware, Tracing, trace_provider
 
     settings, metrics = settings or Settings(), Metrics()
     collection = ServedCollection(Path(path).resolve())  # errors then name an absolute path, which is not sent to clients
-    service = Service(collection, settings, metrics)
+    if tracer_provider is None and settings.traces:
+        tracer_provider = trace_provider()
+    service = Service(collection, settings, metrics, Tracing(tracer_provider))
+    collection.feedback_log.spool = settings.spool
     uploads = tempfile.TemporaryDirectory(prefix="mmtune-serve-")  # only the server's user can read it (mode 700)
 
     @contextlib.asynccontextmanager
@@ -69,6 +78,7 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
                 await watching
             await service.batcher.close()
             await asyncio.to_thread(collection.close)
+            await asyncio.to_thread(service.tracing.close)
             uploads.cleanup()
 
     app = FastAPI(
@@ -78,7 +88,8 @@ def create_app(path: str | Path, settings: Settings | None = None) -> "FastAPI":
         docs_url=None,  # FastAPI's documentation pages load scripts from other servers; /openapi.json has the same content
         redoc_url=None,
         middleware=[
-            Middleware(RequestLogMiddleware, settings),
+            Middleware(RequestLogMiddleware, settings, lambda: service.stopping),
+            Middleware(TraceMiddleware, service.tracing),
             Middleware(MetricsMiddleware, metrics),
             Middleware(RateLimitMiddleware, settings, metrics, "address"),
             Middleware(AuthMiddleware, settings),

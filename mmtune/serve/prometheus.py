@@ -1,9 +1,13 @@
 """Metrics of the server in Prometheus' text format."""
 
+import os
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -26,10 +30,13 @@ class Metrics:
         self.refused = p.Counter("mmtune_refused", "Requests refused", ["code"], registry=r)
         self.batch = p.Histogram("mmtune_batch_size", "Queries that shared a forward pass", buckets=SIZES, registry=r)
         self.batch_seconds = p.Histogram("mmtune_batch_seconds", "Duration of a forward pass", buckets=SECONDS, registry=r)
-        self.under_way = p.Gauge("mmtune_under_way", "Searches and writes in progress", registry=r)
-        self.arriving = p.Gauge("mmtune_bodies_arriving", "Request bodies that have not arrived completely", registry=r)
-        self.live = p.Gauge("mmtune_live", "1 for the live version", ["version", "fingerprint"], registry=r)
-        self.items = p.Gauge("mmtune_items", "Items in the collection", registry=r)
+        self.under_way = p.Gauge("mmtune_under_way", "Searches and writes in progress", registry=r, multiprocess_mode="livesum")
+        self.arriving = p.Gauge(
+            "mmtune_bodies_arriving",
+            "Request bodies that have not arrived completely",
+            registry=r,
+            multiprocess_mode="livesum",
+        )
         self.feedback = p.Counter("mmtune_feedback", "Clicks and judgments", ["kind"], registry=r)
 
     def observe_batch(self, size: int, seconds: float) -> None:
@@ -37,11 +44,60 @@ class Metrics:
         self.batch.observe(size)
         self.batch_seconds.observe(seconds)
 
-    def exposition(self) -> tuple[bytes, str]:
-        """Return (body, media type) for GET /metrics."""
-        import prometheus_client as p
+    def exposition(self, items: int, live: tuple[str, str] | None) -> tuple[bytes, str]:
+        """Return (body, media type) for GET /metrics: the sums over all workers of the server.
 
-        return p.generate_latest(self.registry), p.CONTENT_TYPE_LATEST
+        items: number of items in the collection
+        live: live version and its fingerprint, or None
+        """
+        import prometheus_client as p
+        from prometheus_client.core import GaugeMetricFamily
+
+        count = GaugeMetricFamily("mmtune_items", "Items in the collection", value=items)
+        version = GaugeMetricFamily("mmtune_live", "1 for the live version", labels=["version", "fingerprint"])
+        if live is not None:
+            version.add_metric(live, 1)
+        state = p.CollectorRegistry()
+        state.register(_Families(count, version))
+        body = p.generate_latest(self._shared_registry() or self.registry) + p.generate_latest(state)
+        return body, p.CONTENT_TYPE_LATEST
+
+    def _shared_registry(self) -> "CollectorRegistry | None":
+        """Return a registry with the sums over all workers; None if this is the only process."""
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if not directory:
+            return None
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+        for file in Path(directory).glob("gauge_live*_*.db"):
+            pid = int(file.stem.rpartition("_")[2])
+            if not is_running(pid):
+                mark_process_dead(pid, directory)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, directory)
+        return registry
+
+
+class _Families:
+    """A collector of metrics that are known when they are asked for."""
+
+    def __init__(self, *families: "Metric"):
+        self.families = families
+
+    def collect(self) -> "Iterable[Metric]":
+        return self.families
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process with this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class MetricsMiddleware:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -15,15 +17,18 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("mmtune.serve.access")
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+"""Characters that could forge a line of the log, or control a terminal."""
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines for people: time, level, message, and the request's id. A line break in a message becomes \\n."""
+    """Lines for people: time, level, message, and the request's id. Control characters are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        info, message = current_request.get(), record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
+        info = current_request.get()
+        message = CONTROL.sub(lambda m: repr(m[0])[1:-1], record.getMessage())
         line = f"{at} {record.levelname} {message}" + (f" [{info.id}]" if info else "")
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
 
@@ -48,10 +53,12 @@ class RequestLogMiddleware:
 
     The line has the route's pattern, never the path, the query string, a header or a body: these can hold ids, which must
     be erasable, and secrets.
+
+    stopping: whether the server is about to stop; responses then end their connections
     """
 
-    def __init__(self, app: "ASGIApp", settings: Settings):
-        self.app, self.proxies, self.enabled = app, settings.proxies, settings.access_log
+    def __init__(self, app: "ASGIApp", settings: Settings, stopping: Callable[[], bool]):
+        self.app, self.proxies, self.enabled, self.stopping = app, settings.proxies, settings.access_log, stopping
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Handle one ASGI connection."""
@@ -69,7 +76,10 @@ class RequestLogMiddleware:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", info.id.encode())]}
+                headers = [*message.get("headers", []), (b"x-request-id", info.id.encode())]
+                if self.stopping():  # so that the client opens its next connection elsewhere
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             sent += len(message.get("body", b""))
             await send(message)
 

@@ -6,18 +6,19 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 from mmtune.errors import MissingExtra, MmtuneError, ModelError, StoreUnavailable
 from mmtune.runtime.files import is_disk_full
 from mmtune.serve.error_responses import RequestError
 from mmtune.serve.rate_limit import RateLimiter
-from mmtune.serve.schemas import ResultDocument, SearchDocument
+from mmtune.serve.schemas import ResultDocument, SearchDocument, VersionDocument, VersionsDocument
 
 if TYPE_CHECKING:
     from mmtune.index.collection_results import SearchResponse
     from mmtune.index.item_catalog import Item
+    from mmtune.serve.served_collection import ServedCollection
 
 log = logging.getLogger("mmtune.serve")
 CODES = {404: "not_found", 409: "conflict", 422: "invalid", 503: "not_open"}
@@ -96,6 +97,25 @@ def public_message(error: Exception, root: Path) -> str:
         line = line.replace(f"{directory}: ", "").replace(directory, root.name)
     head, colon, rest = line.partition(": ")
     return rest if colon and head.startswith("/") else re.sub(r"(?<![\w'\"/])/(?:[^\s/'\":,;]+/)+[^\s'\":,;]*", "[path]", line)
+
+
+def versions_document(collection: "ServedCollection") -> VersionsDocument:
+    """Return the live version and since when it is live, the staged version, and all versions."""
+    pointer = collection.layout.live()
+    names = ("version", "fingerprint", "dim", "modalities", "items", "created", "behind", "live")
+    versions = [
+        cast(VersionDocument, {**{k: v[k] for k in names}, "open": v.version in collection.open_versions})
+        for v in collection.versions()
+    ]
+    return {
+        "live": pointer["version"],
+        "version": pointer["version"],
+        "previous": pointer["previous"],
+        "since": pointer["since"],
+        "generation": pointer["generation"],
+        "staged": collection.staged(),
+        "versions": versions,
+    }
 
 
 def content_url(id: str, modality: str) -> str:

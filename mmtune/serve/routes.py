@@ -148,13 +148,9 @@ def _add_state_routes(routes: "APIRouter", service: Service) -> None:
     @routes.get("/metrics", response_class=Response, summary="Get metrics for Prometheus")
     async def metrics() -> Response:
         def document() -> tuple[bytes, str]:
-            counts = service.metrics
-            counts.live.clear()
             live = service.collection.live
-            if live is not None:
-                counts.live.labels(live, service.collection.layout.record(live)["fingerprint"]).set(1)
-            counts.items.set(len(service.collection.catalog))
-            return counts.exposition()
+            current = None if live is None else (live, service.collection.layout.record(live)["fingerprint"])
+            return service.metrics.exposition(len(service.collection.catalog), current)
 
         data, mime = await service.run_blocking(document)
         return Response(data, headers={"Content-Type": mime})

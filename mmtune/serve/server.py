@@ -3,14 +3,23 @@
 import signal
 import socket
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.serve.app import create_app
 from mmtune.serve.request_log import configure_logs
 from mmtune.serve.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from mmtune.serve.service import Service
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,24 @@ class ServerResult:
 def run_server(path: str | Path, settings: Settings, quiet: bool = False) -> ServerResult:
     """Serve the collection at `path` until SIGINT or SIGTERM. Raises DataError if the address cannot be used.
 
-    After the signal, requests in progress are completed, for at most `settings.grace` seconds. A second signal ends the
-    process at once.
+    After the signal, new requests are accepted for `settings.drain` seconds, while /ready fails. Then requests in progress are
+    completed, for at most `settings.grace` seconds. A second signal skips the first part.
     """
-    app = create_app(path, settings)  # reports a missing extra before uvicorn is imported
+    app = create_app(path, settings)  # reports a missing collection or extra before the address is bound
+    configure_logs(settings, quiet)
+    with bind_address(settings.host, settings.port) as listening:
+        url = url_of(listening)
+        if not quiet:
+            print(f"{url}  (Ctrl-C to stop)", file=sys.stderr, flush=True)
+        return ServerResult(url, serve_app(app, settings, listening))
+
+
+def serve_app(app: "FastAPI", settings: Settings, listening: socket.socket) -> int:
+    """Serve an application of `create_app` on a bound socket until SIGINT or SIGTERM; returns the number of requests."""
     import uvicorn
 
     from mmtune.serve.header_limits import HeaderLimitProtocol
 
-    configure_logs(settings, quiet)
-    listening = _bind(settings.host, settings.port)
-    host, port = listening.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -51,21 +66,47 @@ def run_server(path: str | Path, settings: Settings, quiet: bool = False) -> Ser
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         timeout_keep_alive=15,
     )
-    server = uvicorn.Server(config)
+    server = draining_server(config, app.state.service, settings.drain)
     # After stopping, uvicorn raises the signal again. These handlers ignore it, so that the process ends normally.
     handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if not quiet:
-            print(f"{url}  (Ctrl-C to stop)", file=sys.stderr, flush=True)
         server.run([listening])
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
-        listening.close()
-    return ServerResult(url, server.server_state.total_requests)
+    return server.server_state.total_requests
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def draining_server(config: "uvicorn.Config", service: "Service", seconds: float) -> "uvicorn.Server":
+    """Create a server that goes on for `seconds` after the first signal, with `service.stopping` set."""
+    import uvicorn
+
+    class DrainingServer(uvicorn.Server):
+        end: float | None = None
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            service.stopping = True
+            if seconds > 0 and self.end is None:
+                self.end = time.monotonic() + seconds
+            else:
+                super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            if self.end is not None and time.monotonic() >= self.end:
+                self.should_exit = True
+            return await super().on_tick(counter)
+
+    return DrainingServer(config)
+
+
+def url_of(listening: socket.socket) -> str:
+    """Return the URL of a bound socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def bind_address(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to the address. Raises DataError if the address cannot be used."""
     try:
         family, _, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         # The protocol is named because asyncio disables Nagle's algorithm, which costs 40 ms per request, only for sockets

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject, Row
@@ -29,6 +29,7 @@ from mmtune.serve.responses import (
     request_error,
     search_document,
     translate_errors,
+    versions_document,
 )
 from mmtune.serve.schemas import (
     DeleteDocument,
@@ -38,14 +39,15 @@ from mmtune.serve.schemas import (
     PutDocument,
     ReadyDocument,
     SearchDocument,
-    VersionDocument,
     VersionsDocument,
 )
 from mmtune.serve.served_collection import ServedCollection
 from mmtune.serve.settings import Settings
+from mmtune.serve.tracing import Tracing
 
 if TYPE_CHECKING:
     import anyio
+    from opentelemetry.trace import SpanContext
 
     from mmtune.index.item_catalog import Item
     from mmtune.index.open_version import OpenVersion
@@ -65,8 +67,10 @@ class Service:
     uploads: directory of the files that were uploaded to the search page
     """
 
-    def __init__(self, collection: ServedCollection, settings: Settings, metrics: Metrics):
+    def __init__(self, collection: ServedCollection, settings: Settings, metrics: Metrics, tracing: Tracing | None = None):
         self.collection, self.settings, self.metrics = collection, settings, metrics
+        self.tracing = tracing or Tracing()
+        self._span_of: dict[int, SpanContext] = {}
         self._under_way = 0
         self.batcher: Batcher[str | None, Query, SearchDocument | None] = Batcher(
             self._run_batch, settings.window, settings.batch, metrics.observe_batch
@@ -186,13 +190,25 @@ class Service:
         The query runs alone, in its own thread, if it needs more than the nearest neighbours, or if the version has to be
         loaded first.
         """
-        document = None if not query.nearest_only else await self.batcher.submit(version, query)
-        if document is not None:
+        kind = query.modality or "item"
+        with self.tracing.span("search", {"mmtune.by": kind, "mmtune.k": query.k, "mmtune.hybrid": query.hybrid}) as note:
+            document = await self._batched(version, query) if query.nearest_only else None
+            if document is None:
+                (found,) = await self.run_blocking(self._search_many, version, [query])
+                if isinstance(found, RequestError):
+                    raise found
+                document = found
+            note |= {"mmtune.version": document["version"], "mmtune.results": len(document["results"])}
             return document
-        (found,) = await self.run_blocking(self._search_many, version, [query])
-        if isinstance(found, RequestError):
-            raise found
-        return found
+
+    async def _batched(self, version: str | None, query: Query) -> SearchDocument | None:
+        """Search in a batch. The span of the batch is linked to the spans of its queries."""
+        if (context := self.tracing.current()) is not None:
+            self._span_of[id(query)] = context
+        try:
+            return await self.batcher.submit(version, query)
+        finally:
+            self._span_of.pop(id(query), None)
 
     def _run_batch(self, version: str | None, queries: list[Query]) -> Sequence[SearchDocument | RequestError] | Sequence[None]:
         """Same as `_search_many`, but return None for each query if the version is not loaded.
@@ -202,7 +218,9 @@ class Service:
         with self._translated(503):
             name = version or self.collection.live
         if name is None or name in self.collection.open_versions:
-            return self._search_many(version, queries)
+            links = [context for q in queries if (context := self._span_of.get(id(q)))]
+            with self.tracing.span("batch", {"mmtune.queries": len(queries), "mmtune.version": name or ""}, links):
+                return self._search_many(version, queries)
         return [None] * len(queries)
 
     def _search_many(self, version: str | None, queries: Sequence[Query]) -> list[SearchDocument | RequestError]:
@@ -306,7 +324,7 @@ class Service:
                     modalities.get(name).check(data)
                 except Rejected as e:
                     raise invalid_error(f"{name}: {e}", field=name) from None
-        with self._translated(409):
+        with self.tracing.span("upsert"), self._translated(409):
             done = self.collection.upsert([Row(id, fields.group, body.values, meta)])
         if done.rejected:
             raise invalid_error(done.rejected[0].reason)
@@ -316,7 +334,7 @@ class Service:
         """Remove an item from every version. Raises RequestError 404 or 409."""
         if not self.items([id]):
             raise item_not_found_error(id)
-        with self._translated(409):
+        with self.tracing.span("delete"), self._translated(409):
             done = self.collection.delete([id])
         return {"id": id, "deleted": bool(done.deleted), "behind": self._behind(done.behind)}
 
@@ -342,33 +360,16 @@ class Service:
 
     def versions(self) -> VersionsDocument:
         """Return the live version and since when it is live, the staged version, and all versions."""
-        pointer = self.collection.layout.live()
-        names = ("version", "fingerprint", "dim", "modalities", "items", "created", "behind", "live")
-        versions = [
-            cast(VersionDocument, {**{k: v[k] for k in names}, "open": v.version in self.collection.open_versions})
-            for v in self.collection.versions()
-        ]
-        return {
-            "live": pointer["version"],
-            "version": pointer["version"],
-            "previous": pointer["previous"],
-            "since": pointer["since"],
-            "generation": pointer["generation"],
-            "staged": self.collection.staged(),
-            "versions": versions,
-        }
+        return versions_document(self.collection)
 
     def shadow(self, version: str | None) -> JsonObject:
-        """Report how a staged version compares with the live one, from shadow traffic and interleaved searches.
-
-        Only the last REPORT_BYTES of each log are read, whatever the length of the logs.
+        """Report how a staged version compares with the live one, from the last REPORT_BYTES of the shadow and interleaving logs.
 
         Raises RequestError 404 for an unknown version.
         """
         name = self.version(version)
-        report = self.collection.shadow_searches.report(name, REPORT_BYTES)
-        preference = self.collection.interleaving.preference(name, REPORT_BYTES)
-        return {**report.to_dict(), "preference": preference.to_dict()}
+        report = self.collection.shadow_searches.report(name, REPORT_BYTES).to_dict()
+        return {**report, "preference": self.collection.interleaving.preference(name, REPORT_BYTES).to_dict()}
 
     def ready(self) -> ReadyDocument:
         """Return the live version if searches can be answered now. Otherwise raises RequestError 503.

@@ -49,6 +49,24 @@ def add_token(path: str | Path, name: str, role: str, days: float | None = None)
     return NewToken(entry.id, name, role, token, entry.expires)
 
 
+@dataclass(frozen=True)
+class ListedToken:
+    """A token of the file, without its hash."""
+
+    id: str
+    name: str
+    role: str
+    created: str
+    expires: str | None
+    expired: bool
+
+
+def list_tokens(path: str | Path) -> list[ListedToken]:
+    """Return the tokens of a file, oldest first."""
+    entries = read_entries(_existing(path))
+    return [ListedToken(e.id, e.name, e.role, e.created, e.expires, e.expired) for e in entries]
+
+
 def rotate_token(path: str | Path, name: str, overlap_hours: float = 24.0) -> NewToken:
     """Replace a token by a new one of the same name and role. The old one stays valid for `overlap_hours`."""
     file = _existing(path)

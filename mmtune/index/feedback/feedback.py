@@ -4,6 +4,7 @@ Events are appended to COLL/feedback.jsonl. The content of a query is saved, in 
 results.
 """
 
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -47,10 +48,14 @@ class PairFeedback:
 
 
 class FeedbackLog:
-    """The feedback log of one collection. An event is appended by a single write, so any number of processes may append."""
+    """The feedback log of one collection. An event is appended by a single write, so any number of processes may append.
 
-    def __init__(self, path: Path):
-        self.path, self.log = path / "feedback", path / "feedback.jsonl"
+    spool: directory in which processes share the contents of their recent queries, because feedback may be sent to another process
+        than the one that searched; None means that each process knows its own queries only.
+    """
+
+    def __init__(self, path: Path, spool: Path | None = None):
+        self.path, self.log, self.spool = path / "feedback", path / "feedback.jsonl", spool
         self._recent: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
         self._links: OrderedDict[str, str] = OrderedDict()
         self._bytes, self._guard = 0, Lock()
@@ -62,17 +67,52 @@ class FeedbackLog:
             if query not in self._recent:
                 self._recent[query] = (modality, data)
                 self._bytes += len(data)
+                self._share(query, modality.encode() + b"\n" + data)
                 while self._bytes > REMEMBERED_BYTES and len(self._recent) > 1:
-                    self._bytes -= len(self._recent.popitem(last=False)[1][1])
+                    forgotten, (_, content) = self._recent.popitem(last=False)
+                    self._bytes -= len(content)
+                    self._unshare(forgotten)
         return query
+
+    def _shared(self, name: str) -> Path | None:
+        return None if self.spool is None else self.spool / hashlib.sha256(name.encode()).hexdigest()[:32]
+
+    def _share(self, name: str, data: bytes) -> None:
+        if path := self._shared(name):
+            with contextlib.suppress(OSError):  # a full disk costs the content of feedback, and no search
+                write_bytes(path, data)
+
+    def _unshare(self, name: str) -> None:
+        if path := self._shared(name):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _received(self, name: str) -> bytes | None:
+        """Return what another process shared under a name."""
+        path = self._shared(name)
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError:
+            return None
+
+    def _origin(self, query: str) -> tuple[str, tuple[object, object]]:
+        """Return (query id, (modality, content)) of a query or an interleaved response; (None, None) if it is not known."""
+        with self._guard:
+            origin = self._links.get(query) or (self._received("link " + query) or query.encode()).decode()
+            known = self._recent.get(origin)
+        if known is None and (shared := self._received(origin)) is not None:
+            modality, _, data = shared.partition(b"\n")
+            known = (modality.decode(), data)
+        return origin, known or (None, None)
 
     def link(self, impression: str, query: str) -> None:
         """Count feedback on an interleaved response (`impression`) as feedback on `query`."""
         with self._guard:
             if query in self._recent:
                 self._links[impression] = query
+                self._share("link " + impression, query.encode())
                 while len(self._links) > MAX_LINKS:
-                    self._links.popitem(last=False)
+                    self._unshare("link " + self._links.popitem(last=False)[0])
 
     def add(self, event: Mapping[str, object]) -> JsonObject:
         """Log one event and return the logged line.
@@ -87,9 +127,9 @@ class FeedbackLog:
             raise DataError(
                 f'feedback: needs "query" (the id in a response), "item" (an item id) and "kind", one of {", ".join(VERDICT_OF)}'
             )
-        with self._guard:
-            origin = self._links.get(query, query)
-            modality, data = self._recent.get(origin, (event.get("modality"), event.get("value")))
+        origin, (modality, data) = self._origin(query)
+        if modality is None:
+            modality, data = event.get("modality"), event.get("value")
         if isinstance(modality, str) and isinstance(data, bytes | str):
             modalities.get(modality)
             path = self._content(origin)
