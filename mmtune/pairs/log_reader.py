@@ -233,9 +233,9 @@ def _parse_sql(source: str, columns: LogColumns, settings: LogSettings, types: d
             f"CASE WHEN {number} IS NOT NULL THEN {number} > 0 WHEN {text} IN ({_words(TRUE_WORDS)}) THEN true ELSE false END"
         )
 
-    query = f"nfc_normalize(regexp_replace(trim({cell(columns.query)}), '\\s+', ' ', 'g'))"
+    query = f"nfc_normalize({_single_spaces(f'trim({cell(columns.query)})')})"
     query = query if settings.keep_case else f"lower({query})"
-    item = f"regexp_replace(nfc_normalize(trim({cell(columns.item)})), '^([0-9]+)\\.0+$', '\\1')"
+    item = _whole_number(f"nfc_normalize(trim({cell(columns.item)}))")
     position, time = f"try_cast({cell(columns.position)} AS DOUBLE)", _time_sql(columns.time, types, cell(columns.time))
     who, person = columns.session or columns.user, columns.user or columns.session
     unclear = " OR ".join(
@@ -261,6 +261,17 @@ def _parse_sql(source: str, columns: LogColumns, settings: LogSettings, types: d
                 WHEN {f"coalesce(lower(trim({cell(columns.event)})), '') NOT IN ({events})" if columns.event else "false"} THEN 6
                 ELSE 0 END AS UTINYINT) AS bad
         FROM {source}"""
+
+
+def _single_spaces(text: str) -> str:
+    """Runs of white space as one space. The regular expression, which is slow, is applied only where there is something to replace."""
+    odd = " OR ".join([f"contains({text}, '  ')", *(f"contains({text}, chr({code}))" for code in (9, 10, 11, 12, 13))])
+    return f"CASE WHEN {odd} THEN regexp_replace({text}, '\\s+', ' ', 'g') ELSE {text} END"
+
+
+def _whole_number(text: str) -> str:
+    """An id such as 10.0, as pandas writes integers with gaps, as 10."""
+    return f"CASE WHEN contains({text}, '.0') THEN regexp_replace({text}, '^([0-9]+)\\.0+$', '\\1') ELSE {text} END"
 
 
 def _words(words: Sequence[str]) -> str:

@@ -54,6 +54,16 @@ def test_a_bad_line_is_counted_and_the_others_are_kept(tmp_path, bad, reason):
     assert {d["reason"]: d["count"] for d in result.dropped if d["unit"] == "rows"} == {reason: 2}
 
 
+def test_spellings_of_one_query_and_numbers_as_ids_are_put_together(tmp_path):
+    spellings = ["Red  Boot", " red boot ", "red\tboot", "RED BOOT"]
+    rows = [
+        f"{q},{i},1,1,2026-05-0{n + 1},s{n}\n"
+        for n, (q, i) in enumerate(zip(spellings, ("7", "7.0", "7", "7.00"), strict=True))
+    ]
+    _, pairs = run(tmp_path, HEAD + "".join(rows).encode())
+    assert pairs == {("red boot", "7"): (4, 4)}
+
+
 def test_a_log_cut_in_its_last_line(tmp_path):
     result, pairs = run(tmp_path, (HEAD + b"".join(lines()))[:-30])
     assert pairs == {("boot", "B-0"): (4, 4)} and [d["count"] for d in result.dropped if d["unit"] == "rows"] == [1]
