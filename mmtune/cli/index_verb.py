@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mmtune.cli.dispatch import Result
+from mmtune.cli.index_adopt_action import adopt_action, adopt_arguments
 from mmtune.cli.index_item_actions import (
     build_action,
     build_arguments,
@@ -112,6 +113,12 @@ ACTIONS = {
         build_action,
         "Embed all items into a new version; the live version does not change.",
         "mmtune index build COLLECTION --model runs/a/artifact --data packed/catalog",
+    ),
+    "adopt": Action(
+        adopt_arguments,
+        adopt_action,
+        "Build the first version from vectors that other software stored in PostgreSQL or Qdrant.",
+        "mmtune index adopt COLLECTION --model MODEL --from pgvector --url URL --table items --modality image --data packed/catalog",
     ),
     "embed": Action(
         embed_arguments,

@@ -25,7 +25,7 @@ def current_user() -> str:
 def event(action: str, version: str | None = None, reason: str | None = None, **extra: object) -> JsonObject:
     """Return an event with the current time and user.
 
-    action: "build", "promote", "rollback", "refused", "upsert", "delete", "drop", "erase", "shadow" or
+    action: "build", "promote", "rollback", "refused", "upsert", "delete", "drop", "erase", "adopt", "shadow" or
         "shadow off".
     extra: further keys of the event.
 

@@ -121,6 +121,15 @@ def _complete(path: Path, document: T, keys: Collection[str]) -> T:
     return document
 
 
+def resolve_url(url: str) -> str:
+    """Return a database URL; `env:NAME` is replaced by the environment variable NAME. Raises DataError if that is not set."""
+    if not url.startswith("env:"):
+        return url
+    if (name := url[4:]) not in os.environ:
+        raise DataError(f"the database needs the environment variable {name}; set it to the database's URL")
+    return os.environ[name]
+
+
 class CollectionLayout:
     """Paths and small files of one collection.
 
@@ -198,11 +207,7 @@ class CollectionLayout:
         url = store.get("url")
         if url:
             self._require_original()
-        if url and url.startswith("env:"):
-            name = url[4:]
-            if name not in os.environ:
-                raise DataError(f"the collection's store needs the environment variable {name}; set it to the database URL")
-            url = os.environ[name]
+            url = resolve_url(url)
         slug = re.sub(r"[^a-z0-9]+", "_", self.manifest["name"].lower()).strip("_")[:24] or "collection"
         name = f"{slug}_{self.manifest['uid']}_{version}_{modality}"[:60]
         return StoreLocation(str(store["kind"]), self.directory(version) / modality, url, name)
