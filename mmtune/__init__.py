@@ -31,6 +31,14 @@ from mmtune.public.extension_points import (
 )
 from mmtune.public.logs_and_judgments import pairs_from_judgments, pairs_from_logs
 from mmtune.public.measure import advise, compare, doctor, evaluate, report
+from mmtune.public.pairs_of_sources import (
+    generate_pairs,
+    group_duplicates,
+    pairs_from_catalog,
+    pairs_from_labels,
+    pairs_from_segments,
+    split_pairs,
+)
 from mmtune.public.predict_unlabelled import predict
 from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, sweep, train
 from mmtune.public.use_models import embed, load, load_cross_encoder, save, similarity
@@ -55,6 +63,8 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "generate_pairs",
+    "group_duplicates",
     "label_budget",
     "load",
     "load_cross_encoder",
@@ -62,8 +72,11 @@ __all__ = [
     "open_data",
     "open_label_session",
     "pack",
+    "pairs_from_catalog",
     "pairs_from_judgments",
+    "pairs_from_labels",
     "pairs_from_logs",
+    "pairs_from_segments",
     "predict",
     "register_augmentation",
     "register_backbone",
@@ -83,6 +96,7 @@ __all__ = [
     "save",
     "similarity",
     "soup",
+    "split_pairs",
     "sweep",
     "train",
 ]

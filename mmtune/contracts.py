@@ -212,6 +212,13 @@ class Modality:
         """
         raise NotImplementedError
 
+    def chat_part(self, data: bytes) -> dict[str, object]:
+        """The value as a part of a chat message in the protocol of OpenAI, for language models that take this modality.
+
+        Large values may be reduced. Raises Rejected if the value cannot be decoded; NotImplementedError if the protocol has no such part.
+        """
+        raise NotImplementedError
+
     def media_type(self, data: bytes) -> str:
         """The media type (MIME type) of the value for an HTTP response. Decided by the bytes, never by a file name."""
         return "application/octet-stream"

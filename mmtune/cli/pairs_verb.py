@@ -14,10 +14,12 @@ from types import ModuleType
 from mmtune.cli import (
     pairs_catalog,
     pairs_duplicates,
+    pairs_generate,
     pairs_judgments,
     pairs_labels,
     pairs_logs,
     pairs_segments,
+    pairs_split,
 )
 from mmtune.cli.dispatch import Result
 
@@ -31,6 +33,8 @@ KINDS: dict[str, ModuleType] = {
     "labels": pairs_labels,
     "judgments": pairs_judgments,
     "segments": pairs_segments,
+    "generate": pairs_generate,
+    "split": pairs_split,
 }
 """Kind of source -> its module, which has TEXT (one sentence), EXAMPLE, arguments(parser) and run(args)."""
 
@@ -46,7 +50,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         )
         module.arguments(p)
         p.add_argument("--out", required=True, metavar="DIR", help="directory to write")
-        p.add_argument("--overwrite", action="store_true", help="replace DIR if other arguments or another source made it")
+        p.add_argument(
+            "--overwrite", action="store_true", help="write DIR again, also if other arguments or another source made it"
+        )
         p.add_argument("--quiet", action="store_true", help="show no progress")
         p.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
         p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")

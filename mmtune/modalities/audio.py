@@ -28,6 +28,7 @@ __all__ = ["Audio", "Sound"]
 MAX_SECONDS = 3600.0  # default limit in datasets
 REQUEST_SECONDS = 120.0  # default limit in HTTP requests
 REQUEST_RATE = 2 * 96_000  # limit in HTTP requests: samples a second, all channels together; bounds the memory for decoding
+CHAT_SECONDS = 30.0  # of a sound that is sent to a language model
 MAX_SAMPLES = 2**31  # of all channels together
 SUBTYPES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg", b"\xff\xfb": "mpeg", b"\xff\xf3": "mpeg"}
 """First bytes of a file -> the subtype of its media type, "audio/SUBTYPE"."""
@@ -237,6 +238,14 @@ class Audio(Modality):
     def examples(self) -> list[Sound]:
         noise = np.random.default_rng(0)
         return [Sound((0.1 * noise.standard_normal(8000 * n)).astype(np.float32), 16000) for n in (1, 2, 1)]
+
+    def chat_part(self, data: bytes) -> dict[str, object]:
+        """The sound as WAV in base64, mono, its first CHAT_SECONDS seconds."""
+        import soundfile
+
+        sound, out = self.decode(data), io.BytesIO()
+        soundfile.write(out, sound.samples[: round(sound.rate * CHAT_SECONDS)], sound.rate, format="WAV", subtype="PCM_16")
+        return {"type": "input_audio", "input_audio": {"data": base64.b64encode(out.getvalue()).decode(), "format": "wav"}}
 
     def media_type(self, data: bytes) -> str:
         if (aac := container_format(data)) is not None:

@@ -22,6 +22,7 @@ from mmtune.modalities.tones import picture_from_array, to_levels
 MAX_PIXELS = 100_000_000  # default limit in datasets
 REQUEST_PIXELS = 50_000_000  # default limit in HTTP requests
 THUMBNAIL_SIDE = 160
+CHAT_SIDE = 768  # a side that vision models take without dividing the picture further
 BYTES_PER_PIXEL, BYTES_PER_PIXEL_OVER_WHITE = 12, 16
 """Peak memory of decoding an image, in bytes per pixel, without and with transparency.
 
@@ -252,6 +253,14 @@ class Image(Modality):
     def examples(self) -> list[PILImage.Image]:
         noise = np.random.default_rng(0)
         return [PILImage.fromarray(noise.integers(0, 256, (60 + 9 * i, 90, 3), dtype=np.uint8)) for i in range(3)]
+
+    def chat_part(self, data: bytes) -> dict[str, object]:
+        """The picture as a data: URL of a JPEG whose sides are at most CHAT_SIDE pixels."""
+        image, out = self.decode(data), io.BytesIO()
+        image.thumbnail((CHAT_SIDE, CHAT_SIDE), PILImage.Resampling.LANCZOS)
+        image.save(out, "JPEG", quality=85)
+        url = f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
 
     def media_type(self, data: bytes) -> str:
         try:

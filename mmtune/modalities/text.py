@@ -113,6 +113,9 @@ class Text(Modality):
         shown = text if len(text) <= THUMBNAIL_CHARS else text[:THUMBNAIL_CHARS].rsplit(maxsplit=1)[0] + " ..."
         return render_macro("values.html.j2", "caption", shown, True)
 
+    def chat_part(self, data: bytes) -> dict[str, object]:
+        return {"type": "text", "text": self.decode(data)}
+
     def picture(self, data: bytes, side: int) -> "PIL.Image.Image":
         """Write the beginning of the text in black on white."""
         import textwrap

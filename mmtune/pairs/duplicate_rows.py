@@ -32,7 +32,7 @@ def group_duplicates(
     distance: int | None = None,
     workers: int = 2,
     overwrite: bool = False,
-    quiet: bool = False,
+    quiet: bool = True,
 ) -> PairsResult:
     """Group or drop duplicates and near-duplicates, and drop rows that other splits have; see `mmtune.group_duplicates`."""
     if action not in ACTIONS:

@@ -126,7 +126,7 @@ def pairs_from_labels(
     negatives: int = 8,
     judgments_per_grade: int = 0,
     overwrite: bool = False,
-    quiet: bool = False,
+    quiet: bool = True,
 ) -> PairsResult:
     """Make groups, graded judgments and hard negatives from labels; see `mmtune.pairs_from_labels`."""
     rows = SourceRows(source, columns, id)

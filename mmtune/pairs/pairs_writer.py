@@ -67,7 +67,7 @@ class PairsWriter:
     columns: further columns of pairs.parquet and their Arrow types, e.g. {"group": pa.string()}
     base: whether pairs.parquet has the columns of BASE_FIELDS. Without them its rows are those that are packed: id, group, a column for
         each modality, and metadata
-    overwrite: replace an existing directory that was made with other arguments
+    overwrite: write the directory again, also if it was made with other arguments or is complete
 
     finished: the result, if `out` is complete and made by the same arguments of the same sources
     work: directory for files that an interrupted command may use again; it is removed by `publish`
@@ -119,7 +119,7 @@ class PairsWriter:
     def _open(self) -> None:
         if (self.out / "pairs.json").is_file():
             document = read_json(self.out / "pairs.json")
-            if document["identity"] == self.identity:
+            if document["identity"] == self.identity and not self.overwrite:
                 self.finished = PairsResult(**{**document["result"], "out": str(self.out)})
                 return
             if not self.overwrite:
@@ -189,6 +189,10 @@ class PairsWriter:
         write_json(self.files / "pairs.json", {"identity": self.identity, "result": result.to_dict()})
         self._replace()
         return result
+
+    def discard(self) -> None:
+        """Remove what was written so far, the files in `work` included; nothing is published."""
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def _replace(self) -> None:
         for file in self.files.rglob("*"):

@@ -224,7 +224,7 @@ def pairs_from_catalog(
     combine: str = "each",
     separator: str | None = None,
     overwrite: bool = False,
-    quiet: bool = False,
+    quiet: bool = True,
 ) -> PairsResult:
     """Make a table of media and captions from a product catalog; see `mmtune.pairs_from_catalog`."""
     if combine not in COMBINATIONS:

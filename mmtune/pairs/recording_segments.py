@@ -89,7 +89,7 @@ def pairs_from_segments(
     split_by: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
-    quiet: bool = False,
+    quiet: bool = True,
 ) -> PairsResult:
     """Cut recordings into clips with captions; see `mmtune.pairs_from_segments`."""
     if detect is not None and detect not in DETECTORS:

@@ -1,6 +1,6 @@
 """Rows of a source with the ids, groups and values that `mmtune pack` gives them, and their cells in pairs.parquet."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +26,21 @@ class SourceRows:
     """
 
     def __init__(
-        self, source: str | Path, columns: Mapping[str, str] | None = None, id: str | None = None, group: str | None = None
+        self,
+        source: str | Path,
+        columns: Mapping[str, str] | None = None,
+        id: str | None = None,
+        group: str | None = None,
+        taken: Collection[str] = (),
     ):
-        """Open the source. The parameters are those of `mmtune.pack`. Raises DataError if it cannot be read."""
+        """Open the source. Raises DataError if it cannot be read.
+
+        columns, id, group: as in `mmtune.pack`
+        taken: names of further columns of pairs.parquet, which metadata columns of these names do not get
+        """
         self.source = open_source(source)
         self.roles = assign_columns(self.source, dict(columns or {}), id, group, None)
-        self.carried = CarriedColumns(self.source, self.roles.meta)
+        self.carried = CarriedColumns(self.source, self.roles.meta, taken)
         names = ["id", "group", *self.roles.modalities]
         self.types: dict[str, pa.DataType] = {**dict.fromkeys(names, pa.string()), **self.carried.types}
         self.read = 0

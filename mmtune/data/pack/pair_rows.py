@@ -64,7 +64,7 @@ class PairRows(ColumnRoles):
                     self._owners.setdefault((row.split or "", m, self._content(row.values[m], m)), row.id)
             for _, negative_row in self._negatives(rows, source_row, cells):
                 paths |= {p for p in negative_row.paths() if "://" not in p}
-        self._digests = _digests_of_equal_sizes(paths)
+        self._digests = digests_of_equal_sizes(paths)
         by_path, self._owners = self._owners, {}
         for (split, m, content), owner in by_path.items():
             path = content.removeprefix(b"path:").decode("utf-8", "surrogateescape")
@@ -221,7 +221,7 @@ def assign_pair_columns(
     return rows
 
 
-def _digests_of_equal_sizes(paths: set[str]) -> dict[str, bytes]:
+def digests_of_equal_sizes(paths: set[str]) -> dict[str, bytes]:
     """Path -> digest, of the files whose size equals that of another file. All other files have contents of their own."""
     of_size: dict[int, list[str]] = {}
     for path in sorted({os.path.normpath(p) for p in paths}):
