@@ -147,9 +147,10 @@ class _Corpus:
     read: int = 0
 
 
-def _read(sources: Sequence[Source], options: SplitOptions, drops: DropCounts, progress: Progress) -> _Corpus:
+def _read(
+    sources: Sequence[Source], options: SplitOptions, kept: Mapping[str, str], drops: DropCounts, progress: Progress
+) -> _Corpus:
     """Read what the splits depend on. Rows without a time, where it is needed, are counted as dropped."""
-    kept = _kept(options.keep)
     corpus, ids = _Corpus(), set[str]()
     for number, source in enumerate(sources):
         for column in filter(None, (*options.by, options.stratify, options.time)):
@@ -233,6 +234,7 @@ def split_pairs(
 ) -> PairsResult:
     """Mix sources into one table with splits and a data card; see `mmtune.split_pairs`."""
     options = _options(splits, by, stratify, time, cuts, keep, seed)
+    kept = _kept(options.keep)
     opened = open_sources(sources, licences or {}, columns, id, group)
     identities = [source_identity(s.path) for s in opened]
     arguments = {
@@ -245,7 +247,7 @@ def split_pairs(
         if writer.finished is not None:
             return writer.finished
         with Progress("read", sum(s.rows.source.total for s in opened), quiet=quiet) as progress:
-            corpus = _read(opened, options, writer.drops, progress)
+            corpus = _read(opened, options, kept, writer.drops, progress)
         if not corpus.rows:
             raise DataError(f"{', '.join(map(str, sources))}: no row to split")
         of_row, said = decide_splits(corpus.rows, options)
