@@ -27,11 +27,11 @@ class AnswerCache:
         """The answer to a request, or None."""
         try:
             document = json.loads(self._file(body).read_bytes())
-            return Answer(str(document["text"]), document["prompt_tokens"], document["completion_tokens"])
+            return Answer(str(document["answer"]), document["prompt_tokens"], document["completion_tokens"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def put(self, body: JsonObject, answer: Answer) -> None:
         """Keep an answer. Neither the request nor the key is written."""
-        document = {"text": answer.text, "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+        document = {"answer": answer.text, "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
         write_bytes(self._file(body), json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
