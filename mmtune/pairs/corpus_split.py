@@ -252,6 +252,8 @@ def split_pairs(
             raise DataError(f"{', '.join(map(str, sources))}: no row to split")
         of_row, said = decide_splits(corpus.rows, options)
         counts = _write(writer, opened, corpus, of_row, options)
+        if not counts.rows:
+            raise DataError(f"{', '.join(map(str, sources))}: no row is left ({writer.drops.reasons()})")
         warn_empty(counts.rows, options.shares, said["units"], "group")
         cards = [s.card(identity) for s, identity in zip(opened, identities, strict=True)]
         card = counts.document(list(options.shares), cards, writer.drops.to_list(), {**options.document(), **said})

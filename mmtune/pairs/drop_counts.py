@@ -38,6 +38,10 @@ class DropCounts:
         """The number of dropped units of one kind."""
         return sum(n for (u, _), n in self.counts.items() if u == unit)
 
+    def reasons(self) -> str:
+        """The most frequent reasons in words, for a message."""
+        return "; ".join(f"{d['count']:,} {d['unit']}: {d['reason']}" for d in self.to_list()[:3]) or "there is none"
+
     def to_list(self) -> list[JsonObject]:
         """[{"unit", "reason", "count", "examples"}], most frequent first."""
         order = sorted(self.counts, key=lambda key: (-self.counts[key], key))

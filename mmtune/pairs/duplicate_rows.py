@@ -62,6 +62,8 @@ def group_duplicates(
             drops = writer.drops if n < 0 else DropCounts()
             with Progress(f"hash {opened.source.path.name}", opened.source.total, quiet=quiet) as progress:
                 corpus.add(opened, n, writer.work / f"hashes{n + 1}.jsonl", workers, drops, progress)
+        if -1 not in corpus.other:
+            raise DataError(f"{source}: no row to compare ({writer.drops.reasons()})")
         contents = {name: near_contents(corpus, name, threshold, distance, quiet) for name in names}
         decision = decide(corpus, contents, link_rows(corpus, contents, by), action)
         read = rows.read

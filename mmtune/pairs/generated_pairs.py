@@ -182,12 +182,8 @@ def _read(rows: SourceRows, options: GenerateOptions, writer: PairsWriter, drops
             items.rows.append(row)
             items.told.append(told)
     if not items.rows:
-        raise DataError(f"{rows.source.path}: no item to generate texts for ({_reasons(drops)})")
+        raise DataError(f"{rows.source.path}: no item to generate texts for ({drops.reasons()})")
     return items
-
-
-def _reasons(drops: DropCounts) -> str:
-    return "; ".join(f"{d['count']:,} {d['unit']}: {d['reason']}" for d in drops.to_list()[:3]) or "it has no rows"
 
 
 def _keep_consistent(
@@ -282,7 +278,7 @@ def generate_pairs(
         if options.base and options.top and texts:
             ranks = _keep_consistent(texts, items, _modality_of_items(rows), options, writer.drops)
         if not texts:
-            raise DataError(f"{source}: no generated text was kept ({_reasons(writer.drops)}); answers are in the cache")
+            raise DataError(f"{source}: no generated text was kept ({writer.drops.reasons()}); answers are in the cache")
         counts: dict[int, int] = defaultdict(int)
         for (number, text), rank in zip(texts, ranks, strict=True):
             counts[number] += 1

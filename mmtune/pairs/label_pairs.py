@@ -164,8 +164,7 @@ def pairs_from_labels(
                         cells[language] = _caption(template, row, path)
                     kept.append((cells, path))
         if not kept:
-            reasons = "; ".join(f"{d['count']:,} {d['unit']}: {d['reason']}" for d in writer.drops.to_list()[:3])
-            raise DataError(f"{source}: no row with a label ({reasons or 'it has no rows'})")
+            raise DataError(f"{source}: no row with a label ({writer.drops.reasons()})")
         names = group_names(path for _, path in kept)
         tree = LabelTree([str(cells["id"]) for cells, _ in kept], [path for _, path in kept])
         if not judgments_per_grade and tree.judgments() > MAX_JUDGMENTS:

@@ -271,7 +271,6 @@ def pairs_from_catalog(
                         row_id += "#"
                     writer.add_row(id=row_id, group=product.group, **row, **product.carried)
         if not products:
-            reasons = "; ".join(f"{d['count']:,} {d['unit']}: {d['reason']}" for d in writer.drops.to_list()[:3])
-            raise DataError(f"{source}: no product has both a file and a caption ({reasons or 'it has no rows'})")
+            raise DataError(f"{source}: no product has both a file and a caption ({writer.drops.reasons()})")
         measures = {"products": products, "files": pictures, "captions": of_products, "rows joined by id": reader.joined}
         return writer.publish(reader.rows + reader.join.rows, measures)

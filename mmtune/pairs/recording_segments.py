@@ -139,7 +139,7 @@ def pairs_from_segments(
                 cutter.cut(r, {"split": hash_split(keys[r.name], shares, seed)} if shares else {})
                 progress.advance(1)
         if not cutter.clips:
-            raise DataError(f"{source}: no clip was cut ({_reasons(drops)})")
+            raise DataError(f"{source}: no clip was cut ({drops.reasons()})")
         if shares:
             warn_empty(cutter.of_split, shares, len(set(keys.values())), split_by or "recording")
         measures = {"clips": cutter.clips, "detected": cutter.detected, "seconds": round(cutter.seconds, 3)}
@@ -152,10 +152,6 @@ def _split_key(recording: Recording, column: str | None) -> str:
         return recording.name
     first = recording.segments[0].attributes if recording.segments else {}
     return {**first, **recording.attributes}.get(column or "") or recording.name
-
-
-def _reasons(drops: DropCounts) -> str:
-    return "; ".join(f"{d['count']:,} {d['unit']}: {d['reason']}" for d in drops.to_list()[:3]) or "no segments"
 
 
 class _Cutter:

@@ -11,6 +11,10 @@ from scipy.sparse.csgraph import connected_components
 
 from mmtune.pairs.hash_split import hash_fraction, hash_split
 
+NEARLY = 0.49
+"""Units that the shares of the whole corpus count at most in a stratum: less than half a unit, so they decide where a stratum is too small to
+be divided, and hardly change one that is not."""
+
 
 @dataclass(frozen=True)
 class SplitRow:
@@ -80,7 +84,7 @@ def split_by_strata(
     seed: int,
     kept: Mapping[int, str],
 ) -> list[str]:
-    """Give each stratum its shares: new units go, in the order of their hashes, to the split that lacks most rows of their stratum.
+    """Give each stratum, and the corpus, its shares: new units go, in the order of their hashes, to the split that lacks most rows.
 
     kept: the split that a unit had before, which it keeps
     """
@@ -90,17 +94,28 @@ def split_by_strata(
         strata[unit][row.stratum] += 1
     stratum = [min(c, key=lambda s, c=c: (-c[s], s)) for c in strata]  # type: ignore[misc]
     counts: dict[str, Counter[str]] = defaultdict(Counter)
+    every: Counter[str] = Counter()
     for unit, split in kept.items():
         counts[stratum[unit]][split] += int(sizes[unit])
+        every[split] += int(sizes[unit])
     found = dict(kept)
     # large units first would fit better, but the order must not depend on how a unit grows
     for unit in sorted(set(range(len(names))) - kept.keys(), key=lambda u: (hash_fraction(names[u], seed), names[u])):
         have, size = counts[stratum[unit]], int(sizes[unit])
-        total = sum(have.values()) + size
-        split = max(shares, key=lambda s, h=have, t=total: shares[s] * t - h[s])  # type: ignore[misc]
+        lacks = {
+            s: _lack(share, have, s, size) + np.clip(_lack(share, every, s, size), -NEARLY, NEARLY)
+            for s, share in shares.items()
+        }
+        split = max(lacks, key=lacks.__getitem__)
         have[split] += size
+        every[split] += size
         found[unit] = split
     return [found[unit] for unit in range(len(names))]
+
+
+def _lack(share: float, have: Counter[str], split: str, size: int) -> float:
+    """How many units of `size` rows a split lacks if one more is distributed."""
+    return (share * (sum(have.values()) + size) - have[split]) / size
 
 
 def split_by_time(

@@ -1,5 +1,6 @@
 """Rows of a source with the ids, groups and values that `mmtune pack` gives them, and their cells in pairs.parquet."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -75,9 +76,16 @@ class SourceRows:
             if isinstance(value, bytes) and modalities.get(name).inline:
                 found[name] = value.decode("utf-8", "replace")
                 continue
-            given = {"bytes": value, "path": row.files.get(name)} if isinstance(value, bytes) else value
+            given = {"bytes": value, "path": row.files.get(name)} if isinstance(value, bytes) else self._own_path(value)
             paths = media.paths(given, name, row.id)
             if not paths:
                 return None
             found[name] = paths[0]
         return {**found, **self.carried.values(row.meta)}
+
+    def _own_path(self, value: str) -> str:
+        """The path of a file relative to the folder of the source, as its cell has it; an absolute path if it lies elsewhere."""
+        folder = os.path.join(self.source.folder, "")
+        if "://" in value:
+            return value
+        return value.removeprefix(folder) if value.startswith(folder) else os.path.join(os.getcwd(), value)

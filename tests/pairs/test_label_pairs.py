@@ -103,6 +103,15 @@ def test_a_taxonomy_column_and_folders(tmp_path):
     assert read_qrels(tmp_path / "b/judgments.jsonl")["0.png"] == {"0.png": 2, "1.png": 1}
 
 
+@pytest.mark.parametrize("source", ["photos.csv", "./photos.csv", "../here/photos.csv"])
+def test_a_source_by_a_relative_path(tmp_path, photos, monkeypatch, source):
+    (tmp_path / "here").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "here")
+    pairs_from_labels(source, "made/out", levels=["category", "sku"], quiet=True)
+    rows = rows_of(tmp_path / "made/out")
+    assert len(rows) == 7 and all((tmp_path / "made/out" / r["image"]).is_file() for r in rows)
+
+
 def test_a_limit_of_judgments_for_each_grade(tmp_path, photos, monkeypatch):
     monkeypatch.setattr("mmtune.pairs.label_pairs.MAX_JUDGMENTS", 10)
     with pytest.raises(DataError, match=r"21 pairs of rows share a label .* --judgments-per-grade N"):
