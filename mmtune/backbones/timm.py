@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CONFIG = "timm.json"
 PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 """Keys of the settings that timm's transform of evaluation depends on."""
+MOST_CONVOLUTIONS_OF_A_TRANSFORMER = 4
+"""A network with more convolutions than this is a convolutional one."""
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "nearest": 0, "lanczos": 1}
 """Names of Pillow's resampling filters -> their numbers."""
 
@@ -153,6 +155,15 @@ def _backbone(module: Untyped, config: JsonObject) -> Backbone:
     network: nn.Module = module
     with torch.inference_mode():
         dim = network(torch.zeros(1, *config["input_size"])).shape[-1]
-    tower = Tower("image", dim, TimmPreprocess(config), lambda inputs: network(inputs["image"]), [network])
+    convolutional = sum(isinstance(m, nn.Conv2d) for m in network.modules()) > MOST_CONVOLUTIONS_OF_A_TRANSFORMER
+
+    def encode(inputs: dict[str, Tensor]) -> Tensor:
+        images = inputs["image"]
+        if convolutional and images.device.type == "cpu":  # the layout of oneDNN's fast kernels
+            images = images.contiguous(memory_format=torch.channels_last)
+        out: Tensor = network(images)
+        return out
+
+    tower = Tower("image", dim, TimmPreprocess(config), encode, [network])
     files = {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()}
     return Backbone("timm", network, {"image": tower}, [], files, info={"pooling": config["pooling"] or "timm's default"})

@@ -1,4 +1,4 @@
-"""Faster CPU implementations of layers of transformers and open_clip. Embeddings and gradients stay the same up to rounding.
+"""Faster CPU implementations of layers of transformers, open_clip and timm. Embeddings and gradients stay the same up to rounding.
 
 The rest of mmtune calls only `apply`, from `backbones.load` and `backbones.rebuild`, so this package could be removed as a
 whole. `train.cpu_kernels: off` in the recipe, or `mmtune.load(..., cpu_kernels="off")`, disables it.
@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
+from mmtune.backbones.cpu_fast.depthwise import replace_depthwise
 from mmtune.backbones.cpu_fast.first_token_block import keep_first_token
 from mmtune.backbones.cpu_fast.kernels import replace_layers
 from mmtune.backbones.cpu_fast.self_attention import replace_self_attention
@@ -33,3 +34,4 @@ def apply(module: nn.Module, first_token_encoders: Iterable[nn.Module] = ()) -> 
         replace_self_attention(layer)
         replace_window_attention(layer)
         replace_audio_encoder(layer)
+        replace_depthwise(layer)
