@@ -40,7 +40,7 @@ from mmtune.public.pairs_of_sources import (
     split_pairs,
 )
 from mmtune.public.predict_unlabelled import predict
-from mmtune.public.prepare_and_train import bench, mine, open_data, pack, soup, sweep, train
+from mmtune.public.prepare_and_train import bench, bench_quality, mine, open_data, pack, soup, sweep, train
 from mmtune.public.use_models import embed, load, load_cross_encoder, save, similarity
 from mmtune.runtime.version import __version__
 
@@ -58,6 +58,7 @@ __all__ = [
     "__version__",
     "advise",
     "bench",
+    "bench_quality",
     "compare",
     "doctor",
     "embed",

@@ -1,4 +1,4 @@
-"""Public functions for preparing data and training models: pack, open_data, mine, train, soup, bench."""
+"""Public functions for preparing data and training models: pack, open_data, mine, train, soup, bench, bench_quality."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mmtune.runtime.openmp_policy import set_openmp_wait_policy
 
 if TYPE_CHECKING:
+    from mmtune.benchmark.quality_result import QualityResult
     from mmtune.benchmark.throughput import Throughput
     from mmtune.contracts import JsonObject, Scorer
     from mmtune.data.in_memory import DataLike
@@ -305,3 +306,48 @@ def bench(
     from mmtune.benchmark.throughput import bench as bench_
 
     return bench_(recipe, overrides, steps=steps, quiet=quiet)
+
+
+def bench_quality(
+    data: Mapping[str, str | Path],
+    towers: Mapping[str, str],
+    out: str | Path,
+    *,
+    seeds: int = 3,
+    methods: Sequence[str] | None = None,
+    shots: Sequence[int] = (),
+    recipes: Mapping[str, str | Path] | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = True,
+) -> QualityResult:
+    """Score ways of tuning the same pretrained towers on each set, and write OUT/quality.json and OUT/quality.md.
+
+    data: {name: directory with the packed sets `train` and `val`}; the groups of the rows are the classes. Methods learn from
+        `train` alone and are scored on `val`; candidates are the captions of both
+    towers: {modality: MODEL}, a language tower and one for each other modality of the sets
+    out: directory of the results; a later call with the same settings continues there
+    seeds: number of runs, with the seeds 0, 1, ..., of each method whose result depends on the seed
+    methods: "base" (heads by ridge regression, no training), "mmtune", "sentence-transformers" (as many pairs, the same parts of the
+        towers trained), "linear probe", "nearest neighbours", "tip-adapter"; None: all
+    shots: train on so many rows of each group, drawn with the seed; without it on all rows
+    recipes: {name of a set: recipe file}; without an entry the recipe that `mmtune init --encoders` writes for its size
+    overrides: "key=value" strings for all of these recipes
+    quiet: print no progress
+
+    Returns scores, mean, standard deviation and 95% t-interval over the seeds, and seconds. Raises RecipeError for unknown
+    methods or if OUT holds results of other settings, and DataError if a set cannot be used.
+    """
+    from mmtune.benchmark.quality_bench import METHODS
+    from mmtune.benchmark.quality_bench import bench_quality as bench_quality_
+
+    return bench_quality_(
+        data,
+        towers,
+        out,
+        seeds=seeds,
+        methods=METHODS if methods is None else methods,
+        shots=shots,
+        recipes=recipes,
+        overrides=overrides,
+        quiet=quiet,
+    )

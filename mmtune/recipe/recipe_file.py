@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmtune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig, ListConfig
 
 
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> object:
@@ -15,17 +19,10 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> object:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    for item in overrides:
-        if "=" not in item:
-            raise RecipeError(f"{item!r} is not an override; write key.sub=value, e.g. train.epochs=12")
+    _check_overrides(overrides)
     try:
         merged = OmegaConf.load(path)
-        # one override at a time, so that a mapping can replace a string, and an error message names the override that caused it
-        for item in overrides:
-            key, _, text = item.partition("=")
-            value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if text else ""
-            OmegaConf.update(merged, key, value, force_add=True)
-        return OmegaConf.to_container(merged, resolve=True)
+        return _apply(merged, overrides)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
     except UnicodeDecodeError as e:
@@ -34,6 +31,36 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> object:
         raise RecipeError(f"{path}: the YAML is nested too deeply") from None
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as e:
         raise RecipeError(f"{path}: {' '.join(str(e).split())}") from None
+
+
+def overridden(document: Mapping[str, object], overrides: Sequence[str]) -> object:
+    """Apply `key.sub=value` overrides to a recipe given as a mapping. Raises RecipeError if one cannot be applied."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    _check_overrides(overrides)
+    try:
+        return _apply(OmegaConf.create(dict(document)), overrides)
+    except (YAMLError, OmegaConfBaseException, ValueError) as e:
+        raise RecipeError(f"overrides: {' '.join(str(e).split())}") from None
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for item in overrides:
+        if "=" not in item:
+            raise RecipeError(f"{item!r} is not an override; write key.sub=value, e.g. train.epochs=12")
+
+
+def _apply(merged: "DictConfig | ListConfig", overrides: Sequence[str]) -> object:
+    """Apply one override at a time, so that a mapping can replace a string, and an error message names the override."""
+    from omegaconf import OmegaConf
+
+    for item in overrides:
+        key, _, text = item.partition("=")
+        value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if text else ""
+        OmegaConf.update(merged, key, value, force_add=True)
+    return OmegaConf.to_container(merged, resolve=True)
 
 
 def without_blanks(value: object) -> object:

@@ -1,0 +1,140 @@
+"""Methods of `mmtune bench quality` that need stored features only: the base model, linear probe, nearest neighbours, Tip-Adapter.
+
+Each returns the vectors of the scored rows and of the candidates. A classifier's vectors are the square roots of its class
+probabilities, and a candidate's the unit vector of its class, so that inner products rank classes as the classifier does.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from mmtune.benchmark.quality_features import Sides, candidates, with_vectors
+from mmtune.contracts import Embeddings
+from mmtune.relevance.items import take_rows
+from mmtune.search.vectors import normalize_rows
+from mmtune.training.head_initialisation import ridge
+
+RIDGE = 0.1
+"""Strength of the base model's ridge regression, as in the recipes."""
+NEIGHBOURS = 5
+SHARPNESS = 5.5
+"""beta of Tip-Adapter, the value of its paper."""
+INVERSE_REGULARISATION = 0.1
+"""C of scikit-learn's LogisticRegression, on standardised features."""
+
+
+class Features(NamedTuple):
+    """Stored tower outputs of one set: of the rows that are trained on, of the rows that are scored, and the candidates.
+
+    sides: its modalities
+    train_signal, train_language: [N, C], [N, E] outputs for the same training rows
+    val: outputs for the scored rows
+    candidates: outputs of the language tower for the values of both parts
+    """
+
+    sides: Sides
+    train_signal: Embeddings
+    train_language: Embeddings
+    val: Embeddings
+    candidates: Embeddings
+
+
+class Vectors(NamedTuple):
+    """What a method made of the scored rows and of the candidates; `within` is used for search among the scored rows."""
+
+    queries: Embeddings
+    candidates: Embeddings
+    within: Embeddings
+
+
+def pair_features(features: Mapping[str, Mapping[str, Embeddings]], sides: Sides, shots: np.ndarray | None = None) -> Features:
+    """Align the features of both modalities by rows.
+
+    shots: ids of the training rows to keep; None keeps all
+    """
+    signal, language = (features["train"][m] for m in sides)
+    at = {row: i for i, row in enumerate(language.ids)}
+    kept = None if shots is None else set(shots.tolist())
+    rows = [
+        i
+        for i, row in enumerate(signal.ids)
+        if row in at and signal.labels["group"][i] != 0 and (kept is None or row in kept)
+    ]
+    other = [at[signal.ids[i]] for i in rows]
+    train_signal, train_language = take_rows(signal, np.array(rows)), take_rows(language, np.array(other))
+    val = features["val"][sides.signal]
+    classes = np.flatnonzero(val.labels["group"] != 0)
+    return Features(sides, train_signal, train_language, take_rows(val, classes), candidates(train_language, features["val"][sides.language]))
+
+
+def base(f: Features) -> Vectors:
+    """The model before training: ridge regression from the signal's features to the vectors of the captions."""
+    x = torch.from_numpy(f.train_signal.vectors).double()
+    y = torch.from_numpy(normalize_rows(f.train_language.vectors)).double()
+    weight, bias = (t.numpy() for t in ridge(x, y, RIDGE))
+    queries = with_vectors(f.val, f.val.vectors @ weight.T + bias)
+    return Vectors(queries, with_vectors(f.candidates, f.candidates.vectors), queries)
+
+
+def linear_probe(f: Features) -> Vectors:
+    """Logistic regression of scikit-learn on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(f.train_signal.vectors)
+    classes, number = np.unique(f.train_signal.labels["group"], return_inverse=True)
+    classifier = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=200)
+    classifier.fit(scaler.transform(f.train_signal.vectors), number)
+    return _of_probabilities(f, classes, classifier.predict_proba(scaler.transform(f.val.vectors)))
+
+
+def nearest_neighbours(f: Features) -> Vectors:
+    """The vote of the 5 nearest training rows by cosine; search among the scored rows is by the features themselves."""
+    cosines, classes, number = _cosines_to_training(f)
+    near = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
+    votes = np.zeros((len(cosines), len(classes)))
+    np.add.at(votes, (np.arange(len(votes))[:, None], number[near]), np.exp(np.take_along_axis(cosines, near, 1) / 0.07))
+    found = _of_probabilities(f, classes, votes / votes.sum(1, keepdims=True))
+    return found._replace(within=with_vectors(f.val, f.val.vectors))
+
+
+def tip_adapter(f: Features) -> Vectors:
+    """Tip-Adapter without training (arXiv 2111.03930): the base model's logits plus those of a cache of the training rows.
+
+    Its zero-shot classifier is the base model here, and its weights alpha = 1, beta = 5.5 are those of the paper.
+    """
+    cosines, classes, number = _cosines_to_training(f)
+    start = base(f)
+    group = start.candidates.labels["group"]
+    known = np.array([int(np.flatnonzero(group == c)[0]) for c in classes])
+    affinity = np.exp(-SHARPNESS * (1 - cosines))
+    cache = affinity @ np.eye(len(classes))[number]
+    logits = 100 * start.queries.vectors @ start.candidates.vectors[known].T + cache
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return _of_probabilities(f, classes, e / e.sum(1, keepdims=True))
+
+
+def _cosines_to_training(f: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (cosines [Q, N], classes, class number of each training row [N])."""
+    classes, number = np.unique(f.train_signal.labels["group"], return_inverse=True)
+    cosines = normalize_rows(f.val.vectors).astype(np.float64) @ normalize_rows(f.train_signal.vectors).T
+    return cosines, classes, number
+
+
+def _of_probabilities(f: Features, classes: np.ndarray, probabilities: np.ndarray) -> Vectors:
+    """Vectors that rank the candidates as the class probabilities [Q, classes] do."""
+    queries = with_vectors(f.val, np.sqrt(probabilities))
+    group = f.candidates.labels["group"]
+    vectors = (group[:, None] == classes[None, :]).astype(np.float32)
+    return Vectors(queries, with_vectors(f.candidates, vectors), queries)
+
+
+FLOORS: dict[str, Callable[[Features], Vectors]] = {
+    "base": base,
+    "linear probe": linear_probe,
+    "nearest neighbours": nearest_neighbours,
+    "tip-adapter": tip_adapter,
+}
+"""Methods that need stored features only."""

@@ -1,0 +1,152 @@
+"""sentence-transformers on the towers, rows and length of training that mmtune had, for `mmtune bench quality`.
+
+A SentenceTransformer with a Router of two routes is trained by SentenceTransformerTrainer: MultipleNegativesRankingLoss in both
+directions, batches without duplicates, the recipe's batch size, epochs, learning rate and warm-up, AdamW with a cosine schedule, bf16
+where the machine computes in it. The parts of each tower that the recipe trains are trained; a head starts at random, because
+sentence-transformers has no other start. It has no augmentation. Outputs of frozen towers are stored as for mmtune, which
+sentence-transformers does not do, so that its seconds are lower than a user's.
+"""
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mmtune.benchmark.quality_features import QualityData
+from mmtune.data.decode import decode_row
+from mmtune.embedding.feature_cache import FeaturePreprocess
+from mmtune.errors import MissingExtra
+from mmtune.model.artifact import load
+from mmtune.recipe.recipe import Recipe
+from mmtune.training.precision import resolve_precision
+from mmtune.training.tuning.tune import TunedModel, tune
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from mmtune.model.dual_encoder import Model
+
+TOWER = "tower_"
+"""Prefix of a tower's inputs in a batch of the trainer, which takes some names for its own."""
+QUERY, DOCUMENT = "query", "document"
+"""Names of the routes, and of the columns of the training table."""
+
+
+def train_peer(
+    quality_data: QualityData, rows: np.ndarray, towers: Mapping[str, str], recipe: Recipe, seed: int
+) -> tuple["Model", float, float]:
+    """Train sentence-transformers on the training rows `rows`; returns (model, seconds, processor seconds).
+
+    Raises MissingExtra if sentence-transformers is not installed.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None or importlib.util.find_spec("datasets") is None:
+        raise MissingExtra('bench quality: sentence-transformers and datasets are missing: pip install "mmtune[bench]"')
+    sides, data = quality_data.sides, quality_data.train
+    torch.manual_seed(seed)
+    model = load(dict(towers), cpu_kernels="off")
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    tuned = tune(model, recipe.tune, list(sides), seed=seed)
+    if tuned.features is not None:
+        tuned.features.store(data.subset(rows), quiet=True)
+    _fit(tuned, quality_data, rows, recipe, seed)
+    tuned.merge()
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+    tuned.close()
+    return model, seconds, cpu
+
+
+def _fit(tuned: TunedModel, quality_data: QualityData, rows: np.ndarray, recipe: Recipe, seed: int) -> None:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.base.sampler import BatchSamplers
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    settings, device = recipe.train, tuned.model.device
+    numbers = rows.tolist()
+    caption = _caption_rows(quality_data, numbers)
+    table = Dataset.from_dict({QUERY: [str(caption[i]) for i in numbers], DOCUMENT: [str(i) for i in numbers]})
+    peer = _router(tuned, quality_data)
+    loss = MultipleNegativesRankingLoss(
+        peer, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+    )
+    steps = max(1, int(settings.epochs * len(rows) // settings.batch_size))
+    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * steps
+    with tempfile.TemporaryDirectory() as scratch:
+        options = SentenceTransformerTrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=min(settings.batch_size, len(rows)),
+            learning_rate=settings.lr,
+            weight_decay=settings.weight_decay,
+            warmup_steps=int(warmup),
+            lr_scheduler_type="cosine",
+            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            router_mapping={QUERY: QUERY, DOCUMENT: DOCUMENT},
+            bf16=resolve_precision(settings.precision) == "bf16",
+            use_cpu=device.type == "cpu",
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        SentenceTransformerTrainer(model=peer, args=options, train_dataset=table, loss=loss).train()
+
+
+def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransformer":
+    """A SentenceTransformer whose routes encode row numbers: the query route those of the language, the other the signal."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import InputModule, Router
+
+    model, features, data = tuned.model, tuned.features, quality_data.train
+
+    class RowEncoder(InputModule):
+        """Encode the values of one modality in the rows whose numbers are given as strings."""
+
+        def __init__(self, modality: str) -> None:
+            super().__init__()
+            self.modality, self.model = modality, model
+
+        def train(self, mode: bool = True) -> "RowEncoder":
+            super().train(mode)
+            tuned.set_frozen_to_eval()  # else frozen BatchNorm layers would change
+            return self
+
+        def preprocess(self, inputs: Sequence[str], **kwargs: object) -> dict[str, torch.Tensor]:
+            numbers = [int(i) for i in inputs]
+            stored = features.items.get(self.modality) if features is not None else None
+            if stored is not None:
+                items = [stored[int(data.labels[self.modality][i])] for i in numbers]
+                tensors = FeaturePreprocess().collate(items)
+            else:
+                tower = model.towers[self.modality]
+                tensors = tower.preprocess.collate([tower.preprocess(decode_row(data, i, self.modality)) for i in numbers])
+            # the trainer takes a column for an input if it has one of the names it knows
+            return {"input_ids": torch.tensor(numbers)} | {f"{TOWER}{k}": v for k, v in tensors.items()}
+
+        def forward(self, batch: dict[str, torch.Tensor], **kwargs: object) -> dict[str, torch.Tensor]:
+            inputs = {k.removeprefix(TOWER): v for k, v in batch.items() if k.startswith(TOWER)}
+            batch["sentence_embedding"] = model.encode_inputs(self.modality, inputs)
+            return batch
+
+        def get_embedding_dimension(self) -> int:
+            return model.dim
+
+        def save(self, output_path: str, *args: object, **kwargs: object) -> None:
+            raise NotImplementedError("the model is saved by mmtune")
+
+    sides = quality_data.sides
+    routes = {QUERY: [RowEncoder(sides.language)], DOCUMENT: [RowEncoder(sides.signal)]}
+    return SentenceTransformer(modules=[Router(routes, default_route=QUERY)], device=str(model.device))
+
+
+def _caption_rows(quality_data: QualityData, rows: Sequence[int]) -> dict[int, int]:
+    """Return {row: first row with the same caption}, by which the sampler keeps equal captions out of a batch."""
+    labels = quality_data.train.labels[quality_data.sides.language]
+    first: dict[int, int] = {}
+    return {i: first.setdefault(int(labels[i]), i) for i in rows}

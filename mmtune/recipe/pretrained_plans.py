@@ -1,0 +1,107 @@
+"""Which recipe tunes pretrained encoders, by the use case and the number of training pairs.
+
+`mmtune init --encoders` writes these settings, `mmtune bench quality` uses them by default, and recipes/catalog_pretrained.yaml,
+recipes/sounds_pretrained.yaml and recipes/few_shot.yaml hold them together with what was measured.
+"""
+
+from typing import NamedTuple
+
+MOST_FEW_SHOT = 16
+"""Up to this many training rows in the median group, the recipe for few examples is chosen."""
+FEW_PAIRS = 200
+"""Up to this many training pairs, the recipe for few examples is chosen whatever the groups are."""
+
+
+class PretrainedPlan(NamedTuple):
+    """One recipe for pretrained encoders.
+
+    file: name of the recipe in recipes/
+    why: why it is chosen, as one clause
+    body: its settings as YAML, with {signal} and {language} for the two modalities
+    """
+
+    file: str
+    why: str
+    body: str
+
+
+FEW_SHOT = PretrainedPlan(
+    "few_shot.yaml",
+    "with at most 16 examples a group, or 200 pairs, only linear heads are tuned, on stored features",
+    """heads:
+  {signal}: {{init: ridge, ridge: 0.3}}      # head first: ridge regression to the vectors of the captions, before the first step
+tune:
+  {signal}: head                         # on stored features: minutes become seconds
+  {language}: head                          # spreads the captions of similar products
+objective:
+  - {{loss: info_nce, positives: mean, smoothing: 0.1}}
+train:
+  epochs: 40
+  batch_size: 64
+  lr: 3.0e-4
+  warmup: 10                  # steps
+  ema: 0.98                   # average of the weights over about 50 steps
+  metric: map                 # mean average precision (MAP) over retrieval in both directions
+""",
+)
+CATALOG = PretrainedPlan(
+    "catalog_pretrained.yaml",
+    "with more than 16 examples a group, the last blocks are tuned after the heads",
+    """heads:
+  {signal}: {{init: ridge, ridge: 0.1}}      # head first: ridge regression to the vectors of the captions, before the first step
+tune:
+  {signal}: {{how: partial, blocks: 8, layer_decay: 0.9}}
+  {language}: head                          # spreads the captions of similar products; frozen keeps the vectors of captions valid
+augment:
+  {signal}: {{crop: 0.5, flip: true}}        # no flip where left and right differ
+objective:
+  - {{loss: info_nce, positives: mean, smoothing: 0.1}}
+train:
+  epochs: 10
+  batch_size: 64
+  lr: 5.0e-4
+  warmup: 10                  # steps
+  ema: 0.98                   # average of the weights over about 50 steps
+  metric: map                 # mean average precision (MAP) over retrieval in both directions
+""",
+)
+SOUNDS = PretrainedPlan(
+    "sounds_pretrained.yaml",
+    "the encoder stays frozen, and heads are tuned on its stored features",
+    """heads:
+  {signal}: {{init: ridge, ridge: 0.1}}      # head first: ridge regression to the vectors of the captions, before the first step
+tune:
+  {signal}: head                         # on stored features; {{how: lora, rank: 8}} for an hf: encoder and more than 1,500 pairs
+  {language}: head
+objective:
+  - {{loss: info_nce, positives: mean, smoothing: 0.1}}
+train:
+  epochs: 40
+  batch_size: 64
+  lr: 1.0e-3
+  warmup: 10                  # steps
+  ema: 0.98                   # average of the weights over about 50 steps
+  metric: map                 # mean average precision (MAP) over retrieval in both directions
+""",
+)
+PLANS = {"catalog": CATALOG, "sound": SOUNDS}
+"""{use case: its recipe if there are more than few examples}."""
+
+
+def pretrained_plan(case: str, pairs: int, per_group: float | None = None) -> PretrainedPlan:
+    """Choose the recipe of a use case of PLANS.
+
+    pairs: number of training pairs
+    per_group: training rows in the median group; None: not known
+    """
+    if pairs <= FEW_PAIRS or (per_group is not None and per_group <= MOST_FEW_SHOT):
+        return FEW_SHOT
+    return PLANS[case]
+
+
+def pretrained_recipe(plan: PretrainedPlan, signal: str, language: str) -> dict[str, object]:
+    """The settings of a recipe for two modalities, as a document without model, data and run."""
+    import yaml
+
+    document: dict[str, object] = yaml.safe_load(plan.body.format(signal=signal, language=language))
+    return document
