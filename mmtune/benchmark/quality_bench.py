@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mmtune import modalities
 from mmtune.benchmark.quality_features import QualityData, candidates, draw_shots, features_of, open_set
@@ -26,6 +27,8 @@ from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import MissingExtra, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.model.artifact import load
+from mmtune.recipe.block import check
+from mmtune.recipe.heads_block import HeadsBlock
 from mmtune.recipe.pretrained_plans import pretrained_plan, pretrained_recipe
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_file import overridden, read_document
@@ -193,7 +196,10 @@ class _SetBench:
 
     def _fitted(self, task: _Task, chosen: np.ndarray | None) -> Cell:
         ids = None if chosen is None else np.array([self.data.train.ids[i] for i in chosen])
-        features = pair_features(self._stored_features(), self.data.sides, ids)
+        rows = self.data.rows if chosen is None else chosen
+        heads = self._document(rows).get("heads")
+        head = check(TypeAdapter(HeadsBlock), heads or {}, "heads").get(self.data.sides.signal)
+        features = pair_features(self._stored_features(), self.data.sides, ids, head)
         begin, begin_cpu = time.perf_counter(), time.process_time()
         vectors = FLOORS[task.method](features)
         seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
@@ -222,13 +228,7 @@ class _SetBench:
     def _recipe_of(self, task: _Task, rows: np.ndarray) -> Recipe:
         """The recipe of a run, on the training rows `rows` alone and without validation, so that `val` chooses nothing."""
         signal, language = self.data.sides
-        if self.recipe is not None:
-            document = read_document(self.recipe, self.overrides)
-        else:
-            _, counts = np.unique(self.data.train.labels["group"][rows], return_counts=True)
-            case = "sound" if modalities.names().index(signal) else "catalog"
-            plan = pretrained_plan(case, len(rows), float(np.median(counts)))
-            document = overridden(pretrained_recipe(plan, signal, language), self.overrides)
+        document = self._document(rows)
         scratch = self.root / "run"
         shutil.rmtree(scratch, ignore_errors=True)
         values = {
@@ -245,6 +245,19 @@ class _SetBench:
             "run.dir": str(scratch),
         }
         return Recipe.parse(with_values(document, values), str(self.recipe or "recipe"))
+
+    def _document(self, rows: np.ndarray) -> dict[str, object]:
+        """The recipe for so many training rows, with the overrides, as a document."""
+        if self.recipe is not None:
+            document = read_document(self.recipe, self.overrides)
+        else:
+            _, counts = np.unique(self.data.train.labels["group"][rows], return_counts=True)
+            case = "sound" if modalities.names().index(self.data.sides.signal) else "catalog"
+            plan = pretrained_plan(case, len(rows), float(np.median(counts)))
+            document = overridden(pretrained_recipe(plan, *self.data.sides), self.overrides)
+        if not isinstance(document, dict):
+            raise RecipeError(f"{self.recipe}: a recipe is a mapping of keys")
+        return document
 
     def _training_rows(self, task: _Task, rows: np.ndarray) -> str:
         """Directory with the training rows `rows`: the set's own, or a copy without the others."""

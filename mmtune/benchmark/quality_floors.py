@@ -12,12 +12,12 @@ import torch
 
 from mmtune.benchmark.quality_features import Sides, candidates, with_vectors
 from mmtune.contracts import Embeddings
+from mmtune.model.heads import signed_power
+from mmtune.recipe.heads_block import Head
 from mmtune.relevance.items import take_rows
 from mmtune.search.vectors import normalize_rows
 from mmtune.training.head_initialisation import ridge
 
-RIDGE = 0.1
-"""Strength of the base model's ridge regression, as in the recipes."""
 NEIGHBOURS = 5
 SHARPNESS = 5.5
 """beta of Tip-Adapter, the value of its paper."""
@@ -32,6 +32,7 @@ class Features(NamedTuple):
     train_signal, train_language: [N, C], [N, E] outputs for the same training rows
     val: outputs for the scored rows
     candidates: outputs of the language tower for the values of both parts
+    head: how the recipe fits the head of the signal
     """
 
     sides: Sides
@@ -39,6 +40,7 @@ class Features(NamedTuple):
     train_language: Embeddings
     val: Embeddings
     candidates: Embeddings
+    head: Head = Head(init="ridge")
 
 
 class Vectors(NamedTuple):
@@ -49,7 +51,9 @@ class Vectors(NamedTuple):
     within: Embeddings
 
 
-def pair_features(features: Mapping[str, Mapping[str, Embeddings]], sides: Sides, shots: np.ndarray | None = None) -> Features:
+def pair_features(
+    features: Mapping[str, Mapping[str, Embeddings]], sides: Sides, shots: np.ndarray | None = None, head: Head | None = None
+) -> Features:
     """Align the features of both modalities by rows.
 
     shots: ids of the training rows to keep; None keeps all
@@ -66,15 +70,15 @@ def pair_features(features: Mapping[str, Mapping[str, Embeddings]], sides: Sides
     train_signal, train_language = take_rows(signal, np.array(rows)), take_rows(language, np.array(other))
     val = features["val"][sides.signal]
     classes = np.flatnonzero(val.labels["group"] != 0)
-    return Features(sides, train_signal, train_language, take_rows(val, classes), candidates(train_language, features["val"][sides.language]))
+    return Features(sides, train_signal, train_language, take_rows(val, classes), candidates(train_language, features["val"][sides.language]), head or Head(init="ridge"))
 
 
 def base(f: Features) -> Vectors:
     """The model before training: ridge regression from the signal's features to the vectors of the captions."""
-    x = torch.from_numpy(f.train_signal.vectors).double()
+    x, scored = (signed_power(torch.from_numpy(v).double(), f.head.power) for v in (f.train_signal.vectors, f.val.vectors))
     y = torch.from_numpy(normalize_rows(f.train_language.vectors)).double()
-    weight, bias = (t.numpy() for t in ridge(x, y, RIDGE))
-    queries = with_vectors(f.val, f.val.vectors @ weight.T + bias)
+    weight, bias = ridge(x, y, f.head.ridge)
+    queries = with_vectors(f.val, (scored @ weight.T + bias).numpy())
     return Vectors(queries, with_vectors(f.candidates, f.candidates.vectors), queries)
 
 

@@ -31,6 +31,13 @@ class Head(RecipeBlock):
     ridge: float = Field(
         0.1, gt=0, description="regularisation of ridge and cca, relative to the mean variance of the tower's features"
     )
+    power: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="absolute values of the tower's features are raised to this power before the head, and keep their signs; 0.5 helps "
+        "where a few features are much larger than the others, as after a ReLU (Perronnin et al., ECCV 2010); 1: off",
+    )
     pairs: int = Field(20000, ge=2, description="number of training pairs that ridge and cca use at most, drawn at random")
 
     @field_validator("hidden")

@@ -38,7 +38,7 @@ objective:
 train:
   epochs: 40
   batch_size: 64
-  lr: 3.0e-4
+  lr: 1.0e-4
   warmup: 10                  # steps
   ema: 0.98                   # average of the weights over about 50 steps
   metric: map                 # mean average precision (MAP) over retrieval in both directions
@@ -69,7 +69,7 @@ SOUNDS = PretrainedPlan(
     "sounds_pretrained.yaml",
     "the encoder stays frozen, and heads are tuned on its stored features",
     """heads:
-  {signal}: {{init: ridge, ridge: 0.1}}      # head first: ridge regression to the vectors of the captions, before the first step
+  {signal}: {{init: ridge, ridge: 1.0, power: 0.5}}   # head first: ridge regression from the square roots of the features
 tune:
   {signal}: head                         # on stored features; {{how: lora, rank: 8}} for an hf: encoder and more than 1,500 pairs
   {language}: head

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmtune.contracts import Pair
 from mmtune.embedding.feature_cache import tower_features
 from mmtune.errors import RecipeError
-from mmtune.model.heads import HeadKind, linear_layer
+from mmtune.model.heads import HeadKind, linear_layer, signed_power
 from mmtune.model.prompts import with_prompt
 from mmtune.recipe.heads_block import Head
 
@@ -50,7 +50,7 @@ def initialise_heads(
         for m, head in heads.items():
             hidden = (head.hidden or 2 * model.width) if head.type == "mlp" else 0
             bias = m in fitted or (m in model.heads and linear_layer(model.heads[m]).bias is not None)
-            model.replace_head(m, HeadKind(bias, hidden))
+            model.replace_head(m, HeadKind(bias, hidden, head.power))
     model.to(device).eval()
     done: set[str] = set()
     for m in fitted:
@@ -58,10 +58,12 @@ def initialise_heads(
             continue
         other = partner[m]
         x, y = _features(model, data, m, other, heads[m].pairs, seed, quiet)
+        x = signed_power(x, heads[m].power)
         if heads[m].init == "ridge":
             weight, bias_values = ridge(x, _embeddings(model, other, y), heads[m].ridge)
             _set(model, m, weight, bias_values)
         else:
+            y = signed_power(y, heads[other].power)
             for name, (weight, bias_values) in zip((m, other), cca(x, y, model.width, heads[m].ridge), strict=True):
                 _set(model, name, weight, bias_values)
             done.add(other)
