@@ -24,6 +24,7 @@ from mmtune.benchmark.quality_result import Cell, QualityResult
 from mmtune.contracts import Embeddings, JsonObject, direction
 from mmtune.data.pack.pack import pack
 from mmtune.embedding.embed_rows import embed_data
+from mmtune.embedding.feature_cache import share_features
 from mmtune.errors import MissingExtra, RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.model.artifact import load
@@ -97,7 +98,9 @@ def bench_quality(
     """
     unknown = [m for m in methods if m not in METHODS]
     if unknown:
-        raise RecipeError(f"--methods {unknown[0]}: no such method{nearest(unknown[0], METHODS)}; there are: {', '.join(METHODS)}")
+        raise RecipeError(
+            f"--methods {unknown[0]}: no such method{nearest(unknown[0], METHODS)}; there are: {', '.join(METHODS)}"
+        )
     if seeds < 1 or any(s < 1 for s in shots):
         raise RecipeError(f"--seeds {seeds}, --shots {', '.join(map(str, shots))}: must be 1 or more")
     if not data:
@@ -113,11 +116,12 @@ def bench_quality(
         _claim(root, sets, towers, recipes or {}, overrides)
         for quality_data in sets:
             bench = _SetBench(quality_data, towers, root, (recipes or {}).get(quality_data.name), overrides, quiet)
-            for task in _tasks(quality_data.name, methods, shots, seeds):
-                try:
-                    cells.append(bench.cell(task))
-                except MissingExtra as e:
-                    skipped[task.method] = str(e)
+            with share_features():  # all cells of a set have the same towers
+                for task in _tasks(quality_data.name, methods, shots, seeds):
+                    try:
+                        cells.append(bench.cell(task))
+                    except MissingExtra as e:
+                        skipped[task.method] = str(e)
     result = QualityResult(cells, skipped)
     write_json(root / "quality.json", result.to_dict())
     write_text(root / "quality.md", result.markdown())
@@ -133,7 +137,11 @@ def _tasks(name: str, methods: Sequence[str], shots: Sequence[int], seeds: int) 
 
 
 def _claim(
-    root: Path, sets: Sequence[QualityData], towers: Mapping[str, str], recipes: Mapping[str, str | Path], overrides: Sequence[str]
+    root: Path,
+    sets: Sequence[QualityData],
+    towers: Mapping[str, str],
+    recipes: Mapping[str, str | Path],
+    overrides: Sequence[str],
 ) -> None:
     """Write the settings of the results in OUT, or refuse to mix them with those of other settings."""
     settings: JsonObject = {
@@ -206,6 +214,7 @@ class _SetBench:
         return self._scored(task, vectors, seconds, cpu, len(features.train_signal.ids), 0)
 
     def _trained(self, task: _Task, chosen: np.ndarray | None) -> Cell:
+        self._stored_features()  # runs share the outputs of towers that they leave as they are
         rows = self.data.rows if chosen is None else chosen
         recipe = self._recipe_of(task, rows)
         if task.method == PEER:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from mmtune import modalities
 from mmtune.contracts import Embeddings
 from mmtune.data.shards.dataset import open_data
-from mmtune.embedding.feature_cache import tower_features
+from mmtune.embedding.feature_cache import FEATURES, shared_features, tower_features
 from mmtune.errors import DataError
 from mmtune.relevance.items import names_to_labels, take_rows
 from mmtune.search.vectors import normalize_rows
@@ -60,7 +61,9 @@ def open_set(name: str, directory: str | Path, towers: Mapping[str, object]) -> 
     for part in ("train", "val"):
         path = Path(directory) / part
         if not path.is_dir():
-            raise DataError(f"--data {name}={directory}: has no {part}; pack it: mmtune pack {part}.csv --out {path} --group COLUMN")
+            raise DataError(
+                f"--data {name}={directory}: has no {part}; pack it: mmtune pack {part}.csv --out {path} --group COLUMN"
+            )
         parts.append(open_data(str(path)))
     train, val = parts
     found = [m for m in towers if m in train.modalities and m in val.modalities]
@@ -80,32 +83,36 @@ def open_set(name: str, directory: str | Path, towers: Mapping[str, object]) -> 
 def features_of(model: "Model", quality_data: QualityData, cache: Path, quiet: bool) -> dict[str, dict[str, Embeddings]]:
     """Return {part: {modality: outputs of its tower}}, not normalised, from the files in `cache` or computed into them.
 
-    The output of a long value is the mean over its windows.
+    The output of a long value is the mean over its windows. Inside `share_features` the outputs of all windows are shared.
     """
     result: dict[str, dict[str, Embeddings]] = {}
     for part, data in (("train", quality_data.train), ("val", quality_data.val)):
         result[part] = {}
         for m in quality_data.sides:
             rows = np.flatnonzero(data.present[m])
-            _, first, inverse = np.unique(data.labels[m][rows], return_index=True, return_inverse=True)
-            path = cache / f"{part}-{m}.npy"
-            if path.is_file():
-                values = np.load(path)
-            else:
+            content, first, inverse = np.unique(data.labels[m][rows], return_index=True, return_inverse=True)
+            path = cache / f"{part}-{m}.npz"
+            if not path.is_file():
                 tower = model.towers[m]
-                outputs = tower_features(tower, tower.preprocess, data, rows[first].tolist(), model.device, quiet)
-                values = np.stack([o.mean(0).numpy() for o in outputs])
-                _save(path, values)
+                computed = list(tower_features(tower, tower.preprocess, data, rows[first].tolist(), model.device, quiet))
+                _save(path, torch.cat(computed).numpy(), np.array([len(c) for c in computed]))
+            with np.load(path) as file:
+                outputs = torch.from_numpy(file["outputs"]).split(file["windows"].tolist())
+            shared = shared_features(m)
+            if shared is not None:
+                shared |= {int(c): {FEATURES: o} for c, o in zip(content, outputs, strict=True)}
+            values = np.stack([o.mean(0).numpy() for o in outputs])
             labels = {k: v[rows] for k, v in data.labels.items()}
             result[part][m] = Embeddings(data.ids.take(rows), data.groups.take(rows), labels, values[inverse])
     return result
 
 
-def _save(path: Path, values: np.ndarray) -> None:
+def _save(path: Path, outputs: np.ndarray, windows: np.ndarray) -> None:
+    """Write the outputs of all windows [W, C], and the number of windows of each value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        np.save(file, values)
+        np.savez(file, outputs=outputs, windows=windows)
     part.replace(path)
 
 

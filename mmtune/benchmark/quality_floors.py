@@ -62,15 +62,20 @@ def pair_features(
     at = {row: i for i, row in enumerate(language.ids)}
     kept = None if shots is None else set(shots.tolist())
     rows = [
-        i
-        for i, row in enumerate(signal.ids)
-        if row in at and signal.labels["group"][i] != 0 and (kept is None or row in kept)
+        i for i, row in enumerate(signal.ids) if row in at and signal.labels["group"][i] != 0 and (kept is None or row in kept)
     ]
     other = [at[signal.ids[i]] for i in rows]
     train_signal, train_language = take_rows(signal, np.array(rows)), take_rows(language, np.array(other))
     val = features["val"][sides.signal]
     classes = np.flatnonzero(val.labels["group"] != 0)
-    return Features(sides, train_signal, train_language, take_rows(val, classes), candidates(train_language, features["val"][sides.language]), head or Head(init="ridge"))
+    return Features(
+        sides,
+        train_signal,
+        train_language,
+        take_rows(val, classes),
+        candidates(train_language, features["val"][sides.language]),
+        head or Head(init="ridge"),
+    )
 
 
 def base(f: Features) -> Vectors:

@@ -21,6 +21,7 @@ from mmtune.data.decode import decode_row
 from mmtune.embedding.feature_cache import FeaturePreprocess
 from mmtune.errors import MissingExtra
 from mmtune.model.artifact import load
+from mmtune.model.heads import linear_layer
 from mmtune.recipe.recipe import Recipe
 from mmtune.training.precision import resolve_precision
 from mmtune.training.tuning.tune import TunedModel, tune
@@ -46,8 +47,10 @@ def train_peer(
     if importlib.util.find_spec("sentence_transformers") is None or importlib.util.find_spec("datasets") is None:
         raise MissingExtra('bench quality: sentence-transformers and datasets are missing: pip install "mmtune[bench]"')
     sides, data = quality_data.sides, quality_data.train
-    torch.manual_seed(seed)
     model = load(dict(towers), cpu_kernels="off")
+    torch.manual_seed(seed)
+    for head in model.heads.values():
+        linear_layer(head).reset_parameters()
     begin, begin_cpu = time.perf_counter(), time.process_time()
     tuned = tune(model, recipe.tune, list(sides), seed=seed)
     if tuned.features is not None:
@@ -70,9 +73,7 @@ def _fit(tuned: TunedModel, quality_data: QualityData, rows: np.ndarray, recipe:
     caption = _caption_rows(quality_data, numbers)
     table = Dataset.from_dict({QUERY: [str(caption[i]) for i in numbers], DOCUMENT: [str(i) for i in numbers]})
     peer = _router(tuned, quality_data)
-    loss = MultipleNegativesRankingLoss(
-        peer, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
-    )
+    loss = MultipleNegativesRankingLoss(peer, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
     steps = max(1, int(settings.epochs * len(rows) // settings.batch_size))
     warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * steps
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,7 +101,7 @@ def _fit(tuned: TunedModel, quality_data: QualityData, rows: np.ndarray, recipe:
 
 def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransformer":
     """A SentenceTransformer whose routes encode row numbers: the query route those of the language, the other the signal."""
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
     from sentence_transformers.base.modules import InputModule, Router
 
     model, features, data = tuned.model, tuned.features, quality_data.train
@@ -142,7 +143,8 @@ def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransforme
 
     sides = quality_data.sides
     routes = {QUERY: [RowEncoder(sides.language)], DOCUMENT: [RowEncoder(sides.signal)]}
-    return SentenceTransformer(modules=[Router(routes, default_route=QUERY)], device=str(model.device))
+    card = SentenceTransformerModelCardData(generate_widget_examples=False)
+    return SentenceTransformer(modules=[Router(routes, default_route=QUERY)], device=str(model.device), model_card_data=card)
 
 
 def _caption_rows(quality_data: QualityData, rows: Sequence[int]) -> dict[int, int]:

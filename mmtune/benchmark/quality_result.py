@@ -95,7 +95,15 @@ def _line(key: tuple[str, int | None, str], cells: Sequence[Cell]) -> Line:
     data, shots, method = key
     seconds, cpu = (sum(v) / len(cells) for v in ([c.seconds for c in cells], [c.cpu_seconds for c in cells]))
     return Line(
-        data, shots, method, [c.seed for c in cells], spread, round(seconds, 2), round(cpu, 2), cells[0].rows, cells[0].pairs_seen
+        data,
+        shots,
+        method,
+        [c.seed for c in cells],
+        spread,
+        round(seconds, 2),
+        round(cpu, 2),
+        cells[0].rows,
+        cells[0].pairs_seen,
     )
 
 

@@ -29,7 +29,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     group = parser.add_argument_group("bench quality")
     group.add_argument(
-        "--data", action="append", default=[], metavar="NAME=DIR", help="a set: DIR/train and DIR/val, packed with --group; repeatable"
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a set: DIR/train and DIR/val, packed with --group; repeatable",
     )
     for m in modalities.names():
         group.add_argument(f"--{m}-tower", dest=f"tower_{m}", metavar="MODEL", help=f"the pretrained {m} tower")
@@ -54,7 +58,9 @@ def run(args: argparse.Namespace) -> Result:
 
     given = [n for n in ("data", "out", "shots", "methods", "recipes") if getattr(args, n)]
     if given:
-        raise RecipeError(f"--{given[0].rstrip('s') if given[0] == 'recipes' else given[0]}: is an option of `mmtune bench quality`")
+        raise RecipeError(
+            f"--{given[0].rstrip('s') if given[0] == 'recipes' else given[0]}: is an option of `mmtune bench quality`"
+        )
     throughput = bench(args.recipe, args.overrides, steps=args.steps, quiet=args.quiet)
     return Result(throughput.to_dict(), str(throughput))
 

@@ -1,7 +1,7 @@
 """Write a commented recipe to start from, or the JSON Schema of recipes.
 
 mmtune init mydata --case catalog        write mydata/recipe.yaml for a use case
-mmtune init mydata --encoders --size 800 for one pretrained encoder per modality, by the number of training pairs
+mmtune init mydata --encoders --size 800 --per-group 20   for one pretrained encoder per modality, by the number of pairs
 mmtune init --schema recipe.schema.json  write the schema, with which an editor can complete and check recipes
 """
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mmtune.cli.dispatch import Result
 from mmtune.errors import RecipeError
+from mmtune.recipe.pretrained_plans import pretrained_plan
 
 HEAD = """# {title}
 # 1. Pack your tables (columns: {columns}). The three sets must have no {unit} in common.
@@ -37,60 +38,6 @@ BODY = """{objective}{augment}train:
   patience: 3                 # stop after this many epochs without a better validation metric
   metric: map                 # mean average precision (MAP) over retrieval in both directions
 """
-
-
-ENCODERS = """heads:
-  {signal}: {{init: ridge, ridge: {ridge}}}   # head first: ridge regression to the vectors of the captions, before the first step
-tune:
-  {signal}: {tune}
-  {language}: frozen                # locked-text tuning: vectors of captions stay valid
-objective:
-  - {{loss: info_nce, positives: mean, smoothing: 0.1}}
-# retention: {{data: {dir}/general, at_most: 0.02}}   # forgetting budget: packed data on which at most this much MAP may be lost
-train:
-  epochs: {epochs}
-  batch_size: {batch_size}
-  lr: {lr}
-  warmup: 10                  # steps
-  ema: 0.98                   # average of the weights over about 50 steps
-  metric: map                 # mean average precision (MAP) over retrieval in both directions
-"""
-
-
-class Plan(NamedTuple):
-    """How pretrained encoders are tuned with up to `pairs` training pairs. why: the comment in the recipe."""
-
-    pairs: float
-    tune: str
-    ridge: float
-    epochs: int
-    batch_size: int
-    lr: str
-    why: str
-
-
-PLANS = (
-    Plan(200, "{how: head}", 0.3, 30, 32, "1.0e-3", "up to 200 pairs: the head alone, on stored features"),
-    Plan(
-        1500,
-        "{how: lora, rank: 4}",
-        0.3,
-        20,
-        32,
-        "1.0e-4",
-        "up to 1,500 pairs: LoRA at a low rate",
-    ),
-    Plan(
-        float("inf"),
-        "{how: full, layer_decay: 0.9}",
-        0.1,
-        8,
-        64,
-        "5.0e-4",
-        "more than 1,500 pairs: all layers, the lower ones at lower rates",
-    ),
-)
-"""By number of training pairs."""
 
 
 class UseCase(NamedTuple):
@@ -163,6 +110,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, metavar="PAIRS", help="with --encoders: number of training pairs, which decides what is tuned"
     )
+    parser.add_argument(
+        "--per-group",
+        type=int,
+        metavar="N",
+        help="with --encoders: training pairs of a typical product or fault; up to 16 get the recipe for few examples",
+    )
     parser.add_argument("--schema", metavar="FILE", help="write the JSON Schema of recipes to FILE")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
@@ -179,9 +132,12 @@ def run(args: argparse.Namespace) -> Result:
             raise RecipeError(
                 f"--encoders: choose --case {' or '.join(AUGMENTED)}, which has a modality to align to the captions"
             )
+        if args.per_group is not None and (args.per_group < 1 or not args.encoders):
+            raise RecipeError("--per-group: goes with --encoders, and must be 1 or more")
         if args.size is not None and not args.encoders:
             raise RecipeError("--size: decides how pretrained encoders are tuned; give --encoders, too")
-        made = _recipe_of_encoders(args.dir, args.case, args.size) if args.encoders else _recipe(args.dir, args.case)
+        encoders = args.encoders
+        made = _recipe_of_encoders(args.dir, args.case, args.size, args.per_group) if encoders else _recipe(args.dir, args.case)
         texts["recipe"] = Path(args.dir) / "recipe.yaml", made
     if args.schema:
         from mmtune.recipe.recipe_keys import json_schema
@@ -211,31 +167,25 @@ def _recipe(directory: str, case: str) -> str:
     return f"{head}{body}run:\n  dir: {directory}/run\n"
 
 
-def _recipe_of_encoders(directory: str, case: str, size: int) -> str:
-    """Return the commented recipe for one pretrained encoder per modality and `size` training pairs."""
+def _recipe_of_encoders(directory: str, case: str, size: int, per_group: int | None) -> str:
+    """Return the commented recipe for one pretrained encoder per modality, `size` training pairs and `per_group` rows a group."""
     from mmtune import modalities
 
     signal = modalities.names()[AUGMENTED[case]]
     language = next(m for m in modalities.names() if modalities.get(m).language)
-    plan = next(p for p in PLANS if size <= p.pairs)
+    plan = pretrained_plan(case, size, per_group)
     use_case = CASES[case]
     head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
     before, after = head.split("model: ???", 1)
     rest = after[after.index("\ndata:") + 1 :]
     before = before.replace(" model=MODEL", f" model.{signal}=MODEL model.{language}=MODEL")
     model = f"model:                        # timm:NAME@FILE.safetensors, hf:DIR, st:DIR, an artifact directory\n  {signal}: ???\n  {language}: ???\n"
-    augment = use_case.augment.format(signal) if "head}" not in plan.tune else ""
-    body = ENCODERS.format(
-        signal=signal,
-        language=language,
-        ridge=plan.ridge,
-        tune=plan.tune,
-        dir=directory,
-        epochs=plan.epochs,
-        batch_size=plan.batch_size,
-        lr=plan.lr,
+    body = plan.body.format(signal=signal, language=language)
+    retention = f"# retention: {{data: {directory}/general, at_most: 0.02}}   # forgetting budget: packed data on which at most this much MAP may be lost; interpolates with the base\n"
+    return (
+        f"{before}# {plan.why} (recipes/{plan.file} of the project says what was measured)\n{model}{rest}"
+        f"pairs: [[{language}, {signal}]]\n{retention}{body}run:\n  dir: {directory}/run\n"
     )
-    return f"{before}# {plan.why}; these settings are a start and were not measured\n{model}{rest}pairs: [[{language}, {signal}]]\n{augment}{body}run:\n  dir: {directory}/run\n"
 
 
 def _ask(args: argparse.Namespace) -> None:
@@ -252,4 +202,8 @@ def _ask(args: argparse.Namespace) -> None:
             if not pairs.isdigit():
                 raise RecipeError(f"training pairs: {pairs!r} is not a number")
             args.encoders, args.size = True, int(pairs)
+            rows = input("training pairs of a typical product or fault [unknown: empty]: ").strip()
+            if rows and not rows.isdigit():
+                raise RecipeError(f"training pairs of a product: {rows!r} is not a number")
+            args.per_group = int(rows) if rows else None
     args.case = args.case or DEFAULT_CASE

@@ -6,6 +6,8 @@ value has several windows. A `CachedTower` returns these features unchanged, so 
 change.
 """
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -36,6 +38,30 @@ BATCH_SIZE = 64
 """Values in one forward pass; the same as the default of `embed_rows`."""
 
 
+_SHARED: "contextvars.ContextVar[dict[str, dict[int, dict[str, Tensor]]] | None]" = contextvars.ContextVar(
+    "shared", default=None
+)
+
+
+@contextlib.contextmanager
+def share_features() -> Iterator[None]:
+    """Context manager in which all feature caches share what they stored: {modality: {content label: features}}.
+
+    The models inside must have the same towers and preprocessing, e.g. runs of one recipe with several seeds.
+    """
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def shared_features(m: str) -> dict[int, dict[str, Tensor]] | None:
+    """Return what caches share about a modality, to be read or filled; None outside `share_features`."""
+    shared = _SHARED.get()
+    return None if shared is None else shared.setdefault(m, {})
+
+
 class CachedTower(Tower):
     """A frozen tower with stored features.
 
@@ -47,7 +73,9 @@ class CachedTower(Tower):
     def __init__(self, tower: Tower):
         super().__init__(tower.modality, tower.dim, tower.preprocess, self._features_or_forward, tower.modules)
         self.tower = tower
-        self.items: dict[int, dict[str, Tensor]] = {}
+        shared = shared_features(tower.modality)
+        self.is_shared = shared is not None
+        self.items: dict[int, dict[str, Tensor]] = {} if shared is None else shared
 
     def _features_or_forward(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs[FEATURES] if FEATURES in inputs else self.tower.encode(inputs)
@@ -125,7 +153,8 @@ class FeatureCache:
         """Restore the model's original towers and delete the stored features."""
         self.model.replace_towers({m: t.tower for m, t in self.towers.items()})
         for tower in self.towers.values():
-            tower.items.clear()
+            if not tower.is_shared:
+                tower.items.clear()
 
     def store(self, data: "Data | WeightedConcat", quiet: bool = False) -> None:
         """Compute and store the features of all values of `data` that are not stored yet.

@@ -17,6 +17,7 @@ from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.metrics import metric_columns, with_cutoffs
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.quality.linear_probe import Probe, probe
+from mmtune.recipe.pretrained_plans import pretrained_plan
 
 if TYPE_CHECKING:
     import pandas
@@ -179,7 +180,7 @@ def advise(
         costs,
         sources,
         corpus_size,
-        recipe_for(answer, len(loaded.backbones), int(present.sum())),
+        recipe_for(answer, len(loaded.backbones), int(present.sum()), float(np.median(counts)), pair),
     )
 
 
@@ -281,18 +282,25 @@ def decide(base: PairedDifference, head: Probe | None, target: float | None, per
     return Recommendation(method, why, [*rule, *sources])
 
 
-def recipe_for(answer: str, backbones: int, pairs: int) -> str | None:
+def recipe_for(
+    answer: str, backbones: int, pairs: int, per_group: float = FEW_SHOTS + 1, pair: tuple[str, str] | None = None
+) -> str | None:
     """Return how to get the recipe for an answer, and why this one; None if nothing is to be tuned.
 
     backbones: number of checkpoints of the model; with several, their spaces must be aligned first
     pairs: number of rows of the searched modality
+    per_group: number of rows in the median group
+    pair: the query and the searched modality
     """
     if answer not in ("head", "LoRA", "full"):
         return None
     if backbones > 1:
+        signals = [m for m in pair or () if not modalities.get(m).language]
+        case = "sound" if signals and modalities.names().index(signals[0]) else "catalog"
+        plan = pretrained_plan(case, pairs, per_group)
         return (
-            f"mmtune init DIR --encoders --size {pairs}, because the model has {backbones} encoders without a common space: heads are fitted to "
-            "the pairs first, and the number of pairs decides what is tuned after them"
+            f"mmtune init DIR --case {case} --encoders --size {pairs} --per-group {max(1, round(per_group))}, because the model has "
+            f"{backbones} encoders without a common space, so that heads are fitted to the pairs first; it writes recipes/{plan.file}: {plan.why}"
         )
     return f"mmtune init DIR, with tune={answer.lower()}, because the model's encoders share a space already"
 

@@ -58,13 +58,15 @@ def test_every_method_scores_and_the_next_call_only_reads(shop, tmp_path):
 def test_cells_that_are_missing_are_run_again(shop, tmp_path):
     first = mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=FLOORS)
     (tmp_path / "cells" / "shop" / "all" / "base-0.json").unlink()
-    (tmp_path / "features" / "shop" / "val-image.npy").unlink()
+    (tmp_path / "features" / "shop" / "val-image.npz").unlink()
     again = mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=FLOORS)
     assert [c.scores for c in again.cells] == [c.scores for c in first.cells]
 
 
 def test_few_examples_are_drawn_by_seed_and_trained_alone(shop, tmp_path):
-    result = mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=["base", "mmtune"], shots=[1], seeds=2, overrides=SHORT)
+    result = mmtune.bench_quality(
+        {"shop": shop}, TOWERS, tmp_path, methods=["base", "mmtune"], shots=[1], seeds=2, overrides=SHORT
+    )
     assert [(c.shots, c.method, c.seed, c.rows) for c in result.cells] == [
         (1, m, seed, 6) for m in ("base", "mmtune") for seed in (0, 1)
     ]

@@ -90,16 +90,29 @@ def test_init_writes_what_the_measured_recipes_found_good(tmp_path, case, measur
     assert train[0] == {"weight_decay": train[0]["weight_decay"], **train[1]}
 
 
-@pytest.mark.parametrize(("size", "how"), [(100, "head"), (800, "lora"), (5000, "full")])
-@pytest.mark.parametrize(("case", "signal"), [("catalog", "image"), ("sound", "audio")])
-def test_init_writes_recipes_for_pretrained_encoders_by_size(tmp_path, case, signal, size, how):
+@pytest.mark.parametrize(
+    ("case", "options", "file"),
+    [
+        ("catalog", ["--size", "5000"], "catalog_pretrained"),
+        ("catalog", ["--size", "5000", "--per-group", "40"], "catalog_pretrained"),
+        ("sound", ["--size", "500"], "sounds_pretrained"),
+        ("catalog", ["--size", "200"], "few_shot"),
+        ("catalog", ["--size", "1296", "--per-group", "16"], "few_shot"),
+        ("sound", ["--size", "300", "--per-group", "4"], "few_shot"),
+    ],
+)
+def test_init_writes_the_recipe_for_pretrained_encoders_of_the_case_and_size(tmp_path, case, options, file):
     from mmtune.recipe.recipe import Recipe
 
-    assert main(["init", str(tmp_path), "--case", case, "--encoders", "--size", str(size)]) == 0
+    signal = {"catalog": "image", "sound": "audio"}[case]
+    assert main(["init", str(tmp_path), "--case", case, "--encoders", *options]) == 0
+    written = (tmp_path / "recipe.yaml").read_text()
     recipe = Recipe.load(tmp_path / "recipe.yaml", [f"model.{signal}=timm:x", "model.text=st:x"])
     assert recipe.model == {signal: "timm:x", "text": "st:x"} and recipe.heads[signal].init == "ridge"
-    assert recipe.tune[signal].how == how and recipe.tune["text"].how == "frozen" and recipe.pairs == [("text", signal)]
-    assert bool(recipe.augment) == (how != "head")
+    assert recipe.pairs == [("text", signal)] and f"recipes/{file}.yaml" in written
+    theirs = yaml.safe_load((Path(__file__).parents[2] / "recipes" / f"{file}.yaml").read_text().replace("image", signal))
+    for key in ("heads", "tune", "objective", "train", "augment"):
+        assert yaml.safe_load(written).get(key) == theirs.get(key), key
 
 
 def test_init_needs_a_size_for_encoders(tmp_path, capsys):
@@ -141,6 +154,10 @@ def test_every_recipe_in_the_project_parses():
     for path in found:
         teacher = ["teachers.big.model=tiny:all"] if "teachers:" in path.read_text() else []
         Recipe.load(path, ["model=tiny:all", "data.train=a", "data.val=b", *teacher])
+        if path.stem in ("catalog_pretrained", "sounds_pretrained", "few_shot"):
+            signal = "audio" if path.stem.startswith("sounds") else "image"
+            towers = [f"model.{signal}=timm:tf_efficientnet_lite0@FILE.safetensors", "model.text=st:DIR"]
+            Recipe.load(path, [*towers, "data.train=a", "data.val=b", "run.dir=c"])
         head = path.read_text().split("model:")[0]
         assert f"mmtune train recipes/{path.name}" in head and "Measured:" in head
 

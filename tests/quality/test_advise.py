@@ -156,5 +156,12 @@ def test_the_recipe_follows_from_the_model_and_the_size():
     from mmtune.quality.advise import recipe_for
 
     assert recipe_for("off-the-shelf", 1, 500) is None and recipe_for("label more data", 2, 5) is None
-    assert recipe_for("LoRA", 2, 500).startswith("mmtune init DIR --encoders --size 500, because the model has 2 encoders")
+    found = recipe_for("LoRA", 2, 500, 40.0, ("text", "image"))
+    assert found.startswith(
+        "mmtune init DIR --case catalog --encoders --size 500 --per-group 40, because the model has 2 encoders"
+    )
+    assert "recipes/catalog_pretrained.yaml: with more than 16 examples a group" in found
+    assert "recipes/sounds_pretrained.yaml" in recipe_for("head", 2, 500, 40.0, ("text", "audio"))
+    assert "--case sound" in recipe_for("head", 2, 500, 4.0, ("text", "audio"))
+    assert "recipes/few_shot.yaml" in recipe_for("head", 2, 500, 4.0, ("text", "audio"))
     assert recipe_for("full", 1, 500).startswith("mmtune init DIR, with tune=full, because")

@@ -68,7 +68,10 @@ def weight_gradient(gradient_BCHW: Tensor, x_BCHW: Tensor, kernel: int, stride: 
     x_BCHW = F.pad(x_BCHW, (padding,) * 4)
     result = gradient_BCHW.new_empty(C, 1, kernel, kernel)
     weight = gradient_BCHW.new_empty(C, 1, PART, PART)  # only its shape counts
-    starts = [*range(0, kernel - PART, PART), kernel - PART]  # parts overlap if the kernel is no multiple of 3; values are equal there
+    starts = [
+        *range(0, kernel - PART, PART),
+        kernel - PART,
+    ]  # parts overlap if the kernel is no multiple of 3; values are equal there
     for i in starts:
         for j in starts:
             part = x_BCHW[:, :, i : i + stride * (height - 1) + PART, j : j + stride * (width - 1) + PART]

@@ -15,7 +15,9 @@ from mmtune.backbones.cpu_fast.depthwise import (
 )
 
 
-@pytest.mark.parametrize("kernel, stride, padding", [(3, 1, 1), (3, 2, 0), (3, 2, 1), (5, 1, 2), (5, 2, 0), (5, 2, 2), (7, 1, 3), (9, 3, 4)])
+@pytest.mark.parametrize(
+    "kernel, stride, padding", [(3, 1, 1), (3, 2, 0), (3, 2, 1), (5, 1, 2), (5, 2, 0), (5, 2, 2), (7, 1, 3), (9, 3, 4)]
+)
 @pytest.mark.parametrize("size", [11, 14])
 def test_gradients_are_those_of_torch(kernel, stride, padding, size):
     random = torch.Generator().manual_seed(0)
