@@ -50,3 +50,25 @@ def test_vectors_are_those_of_the_tower_and_each_content_runs_once(data, monkeyp
     assert all(model.towers[m] is own_towers[m] for m in names) and not any(cache.items.values())
     with pytest.raises(DataError, match="without stored features"):
         FeaturePreprocess()(None)
+
+
+def test_caches_of_equal_towers_share_what_they_stored(data, monkeypatch):
+    computed: list[int] = []
+    compute = feature_cache.tower_features
+
+    def counted(tower, preprocess, rows_of, rows, *more):
+        computed.extend(rows)
+        return compute(tower, preprocess, rows_of, rows, *more)
+
+    monkeypatch.setattr(feature_cache, "tower_features", counted)
+    content = len(np.unique(data.labels["text"]))
+    with feature_cache.share_features():
+        for _ in range(2):
+            cache = FeatureCache(mmtune.load("tiny:clip"), ["text"])
+            cache.store(data, quiet=True)
+            assert len(cache.items["text"]) == content
+            cache.close()
+        assert len(computed) == content
+    assert feature_cache.shared_features("text") is None
+    cache = FeatureCache(mmtune.load("tiny:clip"), ["text"])
+    assert not cache.items["text"]

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 import mmtune
+from mmtune.data.decode import decode_row
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import RecipeError
+from mmtune.model.heads import HeadKind, build_head, signed_power
 from mmtune.recipe.heads_block import Head
 from mmtune.training.head_initialisation import cca, initialise_heads, ridge
 from mmtune.training.tuning.adapter_files import load_adapters
@@ -133,3 +135,43 @@ def test_heads_that_cannot_be_fitted_are_refused(data, heads, message):
 def test_options_without_effect_are_refused():
     with pytest.raises(RecipeError, match="heads.image.hidden"):
         mmtune.Recipe.parse({"model": "tiny:clip", "data": {"train": "x"}, "heads": {"image": {"hidden": 3}}})
+
+
+def test_a_power_of_the_features_is_fitted_trained_and_saved(data, tmp_path):
+    """ridge with power 0.5 is scikit-learn's Ridge on the signed square roots, and an artifact keeps the power."""
+    from sklearn.linear_model import Ridge
+
+    model = mmtune.load(MODEL)
+    opened = open_data(data)
+    raw = mmtune.load({"image": "tiny:image@1"}).towers["image"]
+    inputs = raw.preprocess.collate([raw.preprocess(decode_row(opened, i, "image")) for i in range(len(opened))])
+    with torch.no_grad():
+        features = raw.encode(inputs).double().numpy()
+    targets = model.encode(text=[decode_row(opened, i, "text") for i in range(len(opened))])
+    initialise_heads(model, {"image": Head(init="ridge", ridge=0.2, power=0.5)}, concat(data), PAIR, seed=0)
+    x = np.sign(features) * np.sqrt(np.abs(features))
+    theirs = Ridge(alpha=0.2 * x.var(0).mean() * len(x)).fit(x, targets)
+    expected = theirs.predict(x)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    ours = model.encode(image=[decode_row(opened, i, "image") for i in range(len(opened))])
+    np.testing.assert_allclose(ours, expected, atol=5e-3)
+    plain = mmtune.load(MODEL)
+    initialise_heads(plain, {"image": Head(init="ridge", ridge=0.2)}, concat(data), PAIR, seed=0)
+    assert plain.fingerprint != model.fingerprint
+    model.save(tmp_path / "artifact")
+    again = mmtune.load(str(tmp_path / "artifact"))
+    assert again.fingerprint == model.fingerprint and again.head_kinds["image"].power == 0.5
+    np.testing.assert_allclose(again.encode(image=[decode_row(opened, 0, "image")]), ours[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_powers_of_features_have_finite_gradients(hidden):
+    """Many features after a ReLU are exactly 0, where the derivative of a root is infinite."""
+    head = build_head(4, 3, HeadKind(bias=True, hidden=hidden, power=0.5))
+    x = torch.tensor([[0.0, 0.25, -4.0, 1e-9]], requires_grad=True)
+    torch.testing.assert_close(signed_power(x, 0.5)[0, :3], torch.tensor([0.0, 0.5, -2.0]), atol=2e-3, rtol=0)
+    assert signed_power(x, 1.0) is x
+    head(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert HeadKind.from_json(HeadKind(True, hidden, 0.5).to_json()) == HeadKind(True, hidden, 0.5)
+    assert HeadKind(True, hidden).to_json() == {"bias": True, "hidden": hidden}, "the manifests of earlier versions"
