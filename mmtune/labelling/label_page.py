@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmtune.errors import DataError, MissingExtra
@@ -72,7 +73,7 @@ class LabelPage:
             }
         return [self.session.heading(name), self.session.show(question, number), shown]
 
-    def _answer_function(self, kind: str):  # type: ignore[no-untyped-def]  # gradio inspects the function's own signature
+    def _answer_function(self, kind: str) -> "Callable[[State, str], list[object]]":
         assert kind in ANSWERS
 
         def answer(state: State, name: str) -> list[object]:
@@ -97,16 +98,18 @@ class LabelPage:
 
 
 def create_label_app(session: LabelSession, annotator: str) -> "FastAPI":
-    """The application with the page at /label. Raises MissingExtra without gradio."""
+    """The application with the page at /label. Raises MissingExtra where a package is missing."""
+    import importlib.util
     import os
 
+    for name in ("gradio", "fastapi", "uvicorn", "krippendorff"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(f'label needs {name}: pip install "mmtune[serve,pairs]"')
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio as gr
-        from fastapi import FastAPI
-        from fastapi.responses import RedirectResponse
-    except ImportError:
-        raise MissingExtra('label needs gradio: pip install "mmtune[serve]"') from None
+    import gradio as gr
+    from fastapi import FastAPI
+    from fastapi.responses import RedirectResponse
+
     app = FastAPI(openapi_url=None)
     app.add_api_route("/", lambda: RedirectResponse(PATH + "/"), methods=["GET"])
     return gr.mount_gradio_app(
