@@ -50,12 +50,16 @@ class LabelPage:
                 back.click(self.back, [state, name], outputs, api_visibility="private", show_progress="hidden")
             name.submit(self.refresh, [state, name], outputs, api_visibility="private")
             name.blur(self.refresh, [state, name], outputs, api_visibility="private")
-            page.load(self.load, None, [name, *outputs], api_visibility="private")
+
+            def load(request: gr.Request) -> list[object]:  # gradio finds the request by this annotation, which must be a class
+                return self.load(request.query_params.get("annotator"))
+
+            page.load(load, None, [name, *outputs], api_visibility="private")
         return page
 
-    def load(self, request: "gradio.Request") -> list[object]:
+    def load(self, annotator: str | None) -> list[object]:
         """Called when the page is opened. `?annotator=NAME` says who answers."""
-        name = (request.query_params.get("annotator") or self.annotator).strip()[:MAX_NAME]
+        name = (annotator or self.annotator).strip()[:MAX_NAME]
         return [name, *self.refresh({"number": 0}, name)]
 
     def refresh(self, state: State, name: str) -> list[object]:
