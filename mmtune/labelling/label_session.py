@@ -20,6 +20,14 @@ SHARED = 5
 """Every SHARED-th question of an annotator is one that another annotator has answered."""
 CONTEXT = 4
 """Other near candidates that are shown below a question."""
+LARGE_BYTES = 4 * 2**20
+"""Larger values are shown as thumbnails."""
+REASONS = {
+    "unsure": "the model is unsure about this pair",
+    "disagreement": "the two models disagree about this pair",
+    "dense": "many rows without a label are like this one",
+    "random": "drawn at random",
+}
 TEMPLATE = "label.html.j2"
 
 
@@ -69,7 +77,7 @@ class LabelSession:
         chosen = choose(self.pool, BATCH, self.strategies, asked, match, self.seed, skip)
         new = [Question(*self._ids(at), self.pool.direction, reason) for at, reason in chosen]
         others = {
-            key: Question(*key, "answered by another annotator")
+            key: Question(*key, "another annotator has answered it")
             for line in lines
             if line["annotator"] != annotator and (key := (line["query"], line["item"], line["direction"])) not in own
         }
@@ -128,22 +136,31 @@ class LabelSession:
         """
         if question is None:
             return render_macro(TEMPLATE, "nothing_left", number)
-        query_card = self._card(question.query, self.query_modality)
-        item_card = self._card(question.item, self.item_modality)
+        query_card = self._card(question.query, self.query_modality, True)
+        item_card = self._card(question.item, self.item_modality, True)
         at = self._pair_of.get((question.query, question.item))
         near = self._near.get(int(self.pool.pair[at, 0]), []) if at is not None else []
         others = [self.pool.candidates[c] for c in near if self.pool.candidates[c] != question.item][:CONTEXT]
-        cards = [(id, self._card(id, self.item_modality)) for id in others]
-        score = float(self.pool.score[at]) if at is not None else None
+        cards = [(id, self._card(id, self.item_modality, False)) for id in others]
         return render_macro(
-            TEMPLATE, "question", number, question.query, query_card, question.item, item_card, score, question.reason, cards
+            TEMPLATE,
+            "question",
+            number,
+            question.query,
+            query_card,
+            question.item,
+            item_card,
+            REASONS.get(question.reason, question.reason),
+            cards,
         )
 
-    def _draw(self, id: str, modality: str) -> str:
+    def _draw(self, id: str, modality: str, large: bool) -> str:
+        """A value as HTML, large for the pair that is judged, where a detail may decide. The score is not shown: it would sway people."""
         row = self._rows.get(id)
         if row is None:
             return render_macro(TEMPLATE, "missing", "this row is not in the data any more")
         try:
-            return trusted(modalities.get(modality).thumbnail_html(self.data.read(row, modality), id))
+            data, kind = self.data.read(row, modality), modalities.get(modality)
+            return trusted(kind.to_html(data) if large and len(data) <= LARGE_BYTES else kind.thumbnail_html(data, id))
         except (Rejected, NotImplementedError) as e:
             return render_macro(TEMPLATE, "missing", str(e) or "this value cannot be shown")
