@@ -84,6 +84,22 @@ SUBVERBS = {("serve", "token"): "serve_token"}
 """{(verb, its first argument): module of its own}."""
 
 
+def module_name(verb: str) -> str:
+    """Return the module of a verb ("train") or of a sub-verb with a module of its own ("serve token")."""
+    first, _, second = verb.partition(" ")
+    return f"mmtune.cli.{SUBVERBS[first, second] if second else f'{first}_verb'}"
+
+
+def parser_of(verb: str) -> Parser:
+    """Build the parser of a verb of `VERBS`, or of "VERB SUBVERB"."""
+    module = importlib.import_module(module_name(verb))
+    parser = Parser(prog=f"mmtune {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
 def dispatch(verb: str, argv: list[str]) -> int:
     """Run `verb` with the arguments `argv` and return the exit status."""
     if verb not in VERBS:
@@ -91,14 +107,9 @@ def dispatch(verb: str, argv: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see mmtune --help"
         print(f"mmtune: no verb {verb!r}; {hint}", file=sys.stderr)
         return 2
-    name = f"{verb}_verb"
     if argv and (verb, argv[0]) in SUBVERBS:
-        name, verb, argv = SUBVERBS[verb, argv[0]], f"{verb} {argv[0]}", argv[1:]
-    module = importlib.import_module(f"mmtune.cli.{name}")
-    parser = Parser(prog=f"mmtune {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verb, argv = f"{verb} {argv[0]}", argv[1:]
+    module, parser = importlib.import_module(module_name(verb)), parser_of(verb)
     try:
         parse = parser.parse_args if getattr(module, "HAS_ACTIONS", False) else parser.parse_intermixed_args
         args = parse(_replace_renamed_options(verb, argv))
