@@ -12,6 +12,7 @@ SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 SHOWN = {
     "catalog_search": (6, 0),
     "first_run": (6, 4),
+    "fourth_modality": (2, 2),
     "machine_sounds": (10, 8),
     "shipping_a_model": (3, 0),
     "speed": (6, 4),
