@@ -82,7 +82,7 @@ data = {
     name: mmtune.pack(shop / f"{name}.csv", out / "data" / name, group="sku").out for name in ("products", "choose", "test")
 }
 found = mmtune.doctor(data["products"], against=[data["choose"], data["test"]])
-print("errors:", [f.message for f in found.findings if f.severity == "error"] or "none")
+print("findings:", [f.message for f in found.findings] or "none")
 
 # %% [markdown]
 # ## A base model
@@ -166,7 +166,7 @@ sku = {r.id: r.sku for r in tables["train"].itertuples()}
 def search_sheet(query, wanted, **options):
     with mmtune.Collection(collection) as c:
         hits = c.search(text=query, k=6, **options).results
-    show_photos([(photo[h.id], f"{h.score:.2f}", "green" if sku[h.id] == wanted else "#999") for h in hits], query)
+    show_photos([(photo[h.id], f"{h.score:.2f}\n{sku[h.id]}", "green" if sku[h.id] == wanted else "#999") for h in hits], query)
 
 
 for row in tables["val"].drop_duplicates("sku").iloc[[1, 8, 15]].itertuples():
@@ -225,7 +225,7 @@ if browser:
     if shot.exists():
         display(Image(shot.read_bytes(), width=720))
 server.terminate()
-print("stopped:", server.wait() is not None)
+server.wait()
 
 # %% [markdown]
 # ## Next

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from mmtune.cli.dispatch import Parser, parser_of
+from mmtune.cli.dispatch import SUBVERBS, Parser, parser_of
 from mmtune.cli.verbs import VERBS
 
 HEAD = """# Command line
@@ -30,6 +30,9 @@ def cli_page() -> str:
     parts[-1] += "".join(f"\n| [`{verb}`](#mmtune-{verb}) | {text} |" for verb, text in VERBS.items()) + "\n"
     for verb in VERBS:
         parts += sections(parser_of(verb), 2)
+        for first, second in SUBVERBS:
+            if first == verb:
+                parts += sections(parser_of(f"{first} {second}"), 3)
     return "\n".join(parts)
 
 

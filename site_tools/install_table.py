@@ -34,6 +34,7 @@ GIVES = {
     "zstd": "streamed .tar.zst",
     "heif": "image files .heic and .heif",
     "serve": "`mmtune serve`: the REST server and the search page",
+    "otel": "`mmtune serve`: traces by OpenTelemetry",
     "docs": "this site: `mkdocs build --strict`",
     "test": "the tests (`pytest`)",
     "bench": "the peers that the benchmarks compare with",
