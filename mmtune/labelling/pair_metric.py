@@ -63,7 +63,7 @@ def _newton(x: np.ndarray, y: np.ndarray, prior: np.ndarray, penalty: np.ndarray
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
         gradient = x.T @ (p - y) + penalty * (w - prior)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty), gradient)
+        step = _solve(x, p * (1 - p) + 1e-12, penalty, gradient)
         size = 1.0
         while loss(w - size * step) > best and size > 1e-6:
             size /= 2
@@ -73,3 +73,12 @@ def _newton(x: np.ndarray, y: np.ndarray, prior: np.ndarray, penalty: np.ndarray
             break
         best = value
     return w
+
+
+def _solve(x: np.ndarray, curvature: np.ndarray, penalty: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Solve (x.T @ diag(curvature) @ x + diag(penalty)) step = gradient; with fewer rows than columns by Woodbury's identity."""
+    if len(x) >= x.shape[1]:
+        return np.linalg.solve((x * curvature[:, None]).T @ x + np.diag(penalty), gradient)
+    scaled = x / penalty
+    small = np.diag(1 / curvature) + scaled @ x.T
+    return gradient / penalty - scaled.T @ np.linalg.solve(small, scaled @ gradient)

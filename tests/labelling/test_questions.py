@@ -8,7 +8,7 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.labelling.budget import _map, simulate_budget
 from mmtune.labelling.choose_questions import choose, metric_of, strategies_of
-from mmtune.labelling.pair_metric import PairMetric, cosine_metric, fit_pair_metric
+from mmtune.labelling.pair_metric import PairMetric, _solve, cosine_metric, fit_pair_metric
 from mmtune.labelling.question_pool import make_pool
 
 
@@ -53,6 +53,14 @@ def test_a_metric_fitted_to_answers_is_penalised_logistic_regression():
     assert fitted.weight == pytest.approx(oracle.coef_[0], abs=0.05)
     strong = fit_pair_metric(a, b, match, PairMetric(np.full(4, 1.0), 0.0), ridge=1e6)
     assert np.ptp(strong.weight) < 0.01 * np.abs(strong.weight).mean()
+
+
+def test_few_answers_in_many_dimensions_are_solved_as_many_in_few():
+    rng = np.random.default_rng(1)
+    x, penalty, gradient = rng.normal(size=(7, 30)), rng.uniform(0.5, 2, 30), rng.normal(size=30)
+    curvature = rng.uniform(0.01, 0.25, 7)
+    expected = np.linalg.solve((x * curvature[:, None]).T @ x + np.diag(penalty), gradient)
+    assert _solve(x, curvature, penalty, gradient) == pytest.approx(expected)
 
 
 def test_unsure_questions_are_nearest_to_one_half():
