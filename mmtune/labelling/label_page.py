@@ -148,6 +148,7 @@ def run_label_page(session: LabelSession, annotator: str, port: int, quiet: bool
         raise DataError(
             f"--port {port}: {getattr(e, 'strerror', None) or e}; choose another (--port 0 chooses a free one)"
         ) from None
+    bound.listen(128)  # who reads the address below may connect at once
     url = f"http://127.0.0.1:{bound.getsockname()[1]}{PATH}/"
     config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
