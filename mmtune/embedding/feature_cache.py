@@ -103,13 +103,18 @@ def tower_features(
 ) -> Iterator[Tensor]:
     """Yield the outputs [w, dim] of a tower, without a head, for the value of each row, on the CPU, in float32.
 
-    As in embedding for a search, all w windows of a long value are used, not a random one. The tower must be in eval mode.
+    As in embedding for a search, all w windows of a long value are used, not a random one. The tower must be in eval mode. Inside
+    `share_features`, outputs that are shared are not computed again.
 
     preprocess: the tower's preprocessing, with or without a prompt
 
     Raises DataError if a value cannot be read.
     """
     m = tower.modality
+    shared = shared_features(m) if preprocess is tower.preprocess else None
+    if shared is not None and all(int(data.labels[m][i]) in shared for i in rows):
+        yield from (shared[int(data.labels[m][i])][FEATURES] for i in rows)
+        return
     with Progress(f"features {m}", len(rows), quiet=quiet) as progress:
         for start in range(0, len(rows), BATCH_SIZE):
             part = rows[start : start + BATCH_SIZE]

@@ -72,3 +72,19 @@ def test_caches_of_equal_towers_share_what_they_stored(data, monkeypatch):
     assert feature_cache.shared_features("text") is None
     cache = FeatureCache(mmtune.load("tiny:clip"), ["text"])
     assert not cache.items["text"]
+
+
+def test_shared_outputs_are_not_computed_again(data, monkeypatch):
+    model = mmtune.load("tiny:clip")
+    tower, rows = model.towers["image"], list(range(8))
+    with feature_cache.share_features():
+        cache = FeatureCache(model, ["image"])
+        cache.store(data, quiet=True)
+        cache.close()
+        monkeypatch.setattr(tower, "encode", None)
+        shared = list(feature_cache.tower_features(tower, tower.preprocess, data, rows, model.device, True))
+    monkeypatch.undo()
+    for ours, theirs in zip(
+        shared, feature_cache.tower_features(tower, tower.preprocess, data, rows, model.device, True), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
