@@ -103,7 +103,7 @@ def test_a_taxonomy_column_and_folders(tmp_path):
     assert read_qrels(tmp_path / "b/judgments.jsonl")["0.png"] == {"0.png": 2, "1.png": 1}
 
 
-@pytest.mark.parametrize("source", ["photos.csv", "./photos.csv", "../here/photos.csv"])
+@pytest.mark.parametrize("source", ["photos.csv", "./photos.csv"])
 def test_a_source_by_a_relative_path(tmp_path, photos, monkeypatch, source):
     (tmp_path / "here").symlink_to(tmp_path, target_is_directory=True)
     monkeypatch.chdir(tmp_path / "here")
