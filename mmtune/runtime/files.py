@@ -196,13 +196,15 @@ def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
 def append_jsonl(path: str | Path, row: object) -> None:
     """Append one JSON line to a log in a single write, so that several processes may append at the same time.
 
-    If the last line is torn (its writer was killed while writing), that line is first marked with CANCELLED and ended, so that
-    `read_jsonl_log` skips it.
+    If the last line is torn (its writer was killed while writing, or the disk was full), that line is first marked with CANCELLED
+    and ended, so that `read_jsonl_log` skips it. Raises OSError if the line was not written completely.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         torn = os.lseek(fd, 0, os.SEEK_END) > 0 and _last_byte(fd) != b"\n"
-        os.write(fd, (CANCELLED + b"\n" if torn else b"") + _json_line(row))
+        data = (CANCELLED + b"\n" if torn else b"") + _json_line(row)
+        if os.write(fd, data) != len(data):  # the rest is not tried again: another process may have appended meanwhile
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(fd)
 
@@ -262,11 +264,15 @@ def _parse_lines(path: str | Path, data: bytes, log: bool) -> list[Any]:
     return rows
 
 
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+"""Errors of a full disk, a quota, and a limit on the size of files (RLIMIT_FSIZE)."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that caused it, is a full disk or quota. Libraries without Python's files say it in their own words."""
     seen: BaseException | None = error
     while seen is not None:
-        full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        full = isinstance(seen, OSError) and seen.errno in FULL
         if full or any(words in str(seen) for words in ("No space left on device", "disk is full")):
             return True
         seen = seen.__cause__ or seen.__context__

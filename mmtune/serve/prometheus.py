@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,16 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from mmtune.index.collection_results import SearchResult
+    from mmtune.index.query.query import Query
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 """Buckets of histograms of durations."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Buckets of the histogram of batch sizes."""
+
+SCORES = tuple(round(0.05 * n, 2) for n in range(-4, 21))
+"""Buckets of the histogram of scores: cosine similarities."""
 
 
 class Metrics:
@@ -27,6 +33,9 @@ class Metrics:
         self.seconds = p.Histogram("mmtune_request_seconds", "Duration of requests", ["route"], buckets=SECONDS, registry=r)
         self.searches = p.Counter("mmtune_searches", "Successful searches", ["version", "by"], registry=r)
         self.empty = p.Counter("mmtune_searches_empty", "Searches without results", ["version"], registry=r)
+        self.top_score = p.Histogram(
+            "mmtune_top_score", "Score of the first result of a search", ["version"], buckets=SCORES, registry=r
+        )
         self.refused = p.Counter("mmtune_refused", "Requests refused", ["code"], registry=r)
         self.batch = p.Histogram("mmtune_batch_size", "Queries that shared a forward pass", buckets=SIZES, registry=r)
         self.batch_seconds = p.Histogram("mmtune_batch_seconds", "Duration of a forward pass", buckets=SECONDS, registry=r)
@@ -43,6 +52,14 @@ class Metrics:
         """Record one forward pass of `size` queries."""
         self.batch.observe(size)
         self.batch_seconds.observe(seconds)
+
+    def observe_results(self, version: str, query: "Query", results: "Sequence[SearchResult]") -> None:
+        """Count a search, and record the score of its first result, unless that is no cosine similarity."""
+        self.searches.labels(version, query.modality or "item").inc()
+        if not results:
+            self.empty.labels(version).inc()
+        elif not query.hybrid and query.rerank is None:
+            self.top_score.labels(version).observe(results[0].score)
 
     def exposition(self, items: int, live: tuple[str, str] | None) -> tuple[bytes, str]:
         """Return (body, media type) for GET /metrics: the sums over all workers of the server.

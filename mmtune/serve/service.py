@@ -240,9 +240,7 @@ class Service:
             if isinstance(response, MmtuneError):
                 out.append(request_error(response, 422, self.collection.path))
                 continue
-            self.metrics.searches.labels(response.version, query.modality or "item").inc()
-            if not response.results:
-                self.metrics.empty.labels(response.version).inc()
+            self.metrics.observe_results(response.version, query, response.results)
             out.append(search_document(response, items))
         return out
 

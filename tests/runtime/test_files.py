@@ -4,6 +4,8 @@ import contextlib
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -111,6 +113,25 @@ def test_the_end_of_a_log_is_its_last_whole_lines(tmp_path, last_bytes):
     for n in range(5):
         files.append_jsonl(log, {"n": n})  # 9 bytes each
     assert files.read_jsonl_log(log, last_bytes) == [{"n": n} for n in range(5)][5 - min(5, last_bytes // 9) :]
+
+
+@pytest.mark.parametrize("room", range(0, 24, 3))
+def test_a_full_disk_is_an_error_and_costs_that_line_only(tmp_path, room):
+    """RLIMIT_FSIZE stops a write where a full disk would, in the middle of a line."""
+    log = tmp_path / "log.jsonl"
+    files.append_jsonl(log, {"n": 1, "x": "before"})
+    code = (
+        "import resource, signal, sys; from mmtune.runtime.files import append_jsonl\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({log.stat().st_size + room},) * 2)\n"
+        f"try: append_jsonl({str(log)!r}, {{'n': 2, 'x': 'while it is full'}})\n"
+        "except OSError: sys.exit(7)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 7
+    assert files.read_jsonl_log(log) == [{"n": 1, "x": "before"}]
+    files.append_jsonl(log, {"n": 3})
+    files.append_jsonl(log, {"n": 4})
+    assert [line["n"] for line in files.read_jsonl_log(log)] == [1, 3, 4]
 
 
 def test_a_torn_line_is_cut_off_under_a_lock(tmp_path):

@@ -231,6 +231,7 @@ def test_metrics_count_what_happened(web):
 
     assert gained('mmtune_searches_total{by="text",version="v1"}') == 1
     assert gained('mmtune_requests_total{route="/search",status="200"}') == 1
+    assert gained('mmtune_top_score_count{version="v1"}') == 1
     assert gained('mmtune_requests_total{route="/search",status="422"}') == 1
     assert gained('mmtune_requests_total{route="other",status="404"}') == 1
     assert gained('mmtune_refused_total{code="invalid"}') == 1 and gained("mmtune_batch_size_count") == 1
