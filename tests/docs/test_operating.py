@@ -138,8 +138,8 @@ def test_the_table_of_the_page_names_tests_that_exist():
     rows = re.findall(r"^\| API(\d+) ", PAGE, re.M)
     assert rows == [str(n) for n in range(1, 11)]
     assert [n for n in re.findall(r"^def test_api(\d+)_", tests, re.M)] == rows
-    for path in re.findall(r"\]\(\.\./(deploy/[\w.]+)\)", PAGE):
-        assert (ROOT / path).is_file(), path
+    named = set(re.findall(r"`(deploy/[\w.]+)`", PAGE))
+    assert len(named) == 5 and all((ROOT / path).is_file() for path in named), named
 
 
 def test_the_page_names_keys_that_exist():
