@@ -62,6 +62,11 @@ class RunConfig(RecipeBlock):
         description="queries of data.val whose best results are sent to the trackers as a picture at each validation, and as many "
         "mined negatives after mining; 0: none",
     )
+    figures: bool = Field(
+        False,
+        description="whether to send figures to the trackers at each validation: loss terms over the steps, histograms of the scores of "
+        "matching and of other pairs, similarities of some rows, and, with groups, a heatmap of confusions",
+    )
     callbacks: list[Annotated[CallbackBlock, BeforeValidator(_named, json_schema_input_type=str | CallbackBlock)]] = Field(
         [], description="callbacks of your own: package.module:Class, or {name: package.module:Class, OPTION: VALUE}"
     )

@@ -1,22 +1,20 @@
 """Pictures for trackers: some queries of the validation data with their best results, and some queries with mined negatives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune.contracts import Pair, direction
-from mmtune.embedding.embed_rows import embed_data
 from mmtune.mining.negatives_table import read_metadata, read_table
 from mmtune.modalities.picture_strip import Picture, picture_strip
-from mmtune.relevance.items import unique_items
+from mmtune.relevance.items import Items
 from mmtune.relevance.positives import Positives
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.data.shards.weighted_concat import WeightedConcat
-    from mmtune.model.dual_encoder import Model
 
 TOP = 5
 """Number of results or negatives beside each query."""
@@ -24,15 +22,14 @@ QUERY, RIGHT, WRONG = (40, 40, 40), (20, 150, 60), (200, 40, 40)
 """Colours of the frames: the query, a relevant result, a result that is not relevant (and a mined negative)."""
 
 
-def retrieval_pictures(model: "Model", data: "Data", pairs: Sequence[Pair], count: int) -> dict[str, list[Picture]]:
+def retrieval_pictures(items: Mapping[str, Items], data: "Data", pairs: Sequence[Pair], count: int) -> dict[str, list[Picture]]:
     """Draw up to `count` queries of each trained direction, spread evenly over the data, with their best results.
 
-    The frame of a relevant result is green, that of another one red. Returns {"retrieval a->b": pictures}. All rows of `data` are
-    embedded, because each of them is a candidate.
+    The frame of a relevant result is green, that of another one red. Returns {"retrieval a->b": pictures}.
+
+    items: the items of all rows of `data`, because each of them is a candidate
     """
     directions = [d for a, b in pairs for d in dict.fromkeys([(a, b), (b, a)])]
-    wanted = [m for m in data.modalities if any(m in d for d in directions)]
-    items = {m: unique_items(m, v) for m, v in embed_data(model, data, wanted).items()}
     drawn = {}
     for a, b in directions:
         if a not in items or b not in items:

@@ -1,6 +1,6 @@
 """Experiment trackers through accelerate: TensorBoard, Weights & Biases, MLflow and trackio.
 
-They get the values of metrics.jsonl, the recipe as configuration, and pictures. Each stores where its own environment variables
+They get the values of metrics.jsonl, the recipe as configuration, figures, and pictures. Each stores where its own environment variables
 say (WANDB_MODE=offline, MLFLOW_TRACKING_URI, TRACKIO_DIR, ...); TensorBoard writes to RUN/tensorboard. A resumed run continues the
 same run of the tracker, whose id is kept in RUN/trackers.json.
 """
@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import MissingExtra
 from mmtune.modalities.picture_strip import Picture, log_pictures
 from mmtune.recipe.run_block import RunConfig
+from mmtune.relevance.items import unique_items
 from mmtune.runtime.files import read_json, write_json
 from mmtune.training.callbacks import Callback, CallbackContext
 from mmtune.training.metrics_log import ValidationMetrics
 from mmtune.training.retrieval_pictures import mined_pictures, retrieval_pictures
+from mmtune.training.validation_figures import validation_figures
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -65,11 +68,19 @@ class Trackers(Callback):
         self._log(metrics, context.step)
 
     def on_validation(self, context: CallbackContext, metrics: Mapping[str, float]) -> None:
-        """Log the scores of a validation, and pictures of the best results of some queries."""
+        """Log the scores of a validation, figures, and pictures of the best results of some queries."""
         self._log(ValidationMetrics(metrics).to_dict(), context.step)
-        if self.config.pictures and context.inputs.val is not None:
-            pictures = retrieval_pictures(context.model, context.inputs.val, context.inputs.pairs, self.config.pictures)
-            self._log_pictures(pictures, context.step)
+        data, pairs = context.inputs.val, context.inputs.pairs
+        if data is None or not (self.config.pictures or self.config.figures) or not self.trackers:
+            return
+        wanted = [m for m in data.modalities if any(m in p for p in pairs)]
+        vectors = embed_data(context.model, data, wanted)
+        items = {m: unique_items(m, e) for m, e in vectors.items()}
+        if self.config.figures:
+            drawn = validation_figures(vectors, items, pairs, context.directory / "metrics.jsonl")
+            self._log_pictures({name: [figure] for name, figure in drawn.items()}, context.step)
+        if self.config.pictures:
+            self._log_pictures(retrieval_pictures(items, data, pairs, self.config.pictures), context.step)
 
     def on_mining(self, context: CallbackContext, result: "MiningResult") -> None:
         """Log the number of mined negatives, and pictures of some queries with theirs."""

@@ -125,7 +125,7 @@ def test_tensorboard_gets_metrics_and_pictures_once_also_after_a_resume(root, tm
             raise KeyboardInterrupt
         return step(self, batch)
 
-    config = recipe(root, tmp_path / "run", {"pictures": 3}, mining={"rounds": 1, "negatives": 2})
+    config = recipe(root, tmp_path / "run", {"pictures": 3, "figures": True}, mining={"rounds": 1, "negatives": 2})
     monkeypatch.setattr(Trainer, "step", killed)
     with pytest.raises(KeyboardInterrupt):
         mmtune.train(config, quiet=True)
@@ -140,6 +140,9 @@ def test_tensorboard_gets_metrics_and_pictures_once_also_after_a_resume(root, tm
     assert {"retrieval/text->image/0", "retrieval/image->text/2"} <= set(tags["images"])
     assert any(t.startswith("mined/") for t in tags["images"])
     assert [e.step for e in events.Images("retrieval/text->image/0")] == [2, 4]
+    figures = {"figures/loss/terms/0", "figures/scores/image-text/0", "figures/similarity/image-text/0"}
+    assert figures <= set(tags["images"]) and any(t.startswith("figures/confusion/") for t in tags["images"])
+    assert all([e.step for e in events.Images(tag)] == [2, 4] for tag in figures)
 
 
 OFFLINE = """
@@ -147,7 +150,7 @@ import sys, mmtune
 from tests.training.test_trackers import recipe
 from pathlib import Path
 root, out = Path(sys.argv[1]), Path(sys.argv[2])
-mmtune.train(recipe(root, out, {"trackers": [sys.argv[3]], "pictures": 2, "project": "shop"}), quiet=True)
+mmtune.train(recipe(root, out, {"trackers": [sys.argv[3]], "pictures": 2, "figures": True, "project": "shop"}), quiet=True)
 """
 
 
@@ -180,10 +183,11 @@ assert run.info.run_name == "run", run.info.run_name
 assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
 assert [m.step for m in client.get_metric_history(run.info.run_id, "val/text_to_image/map")] == [2, 4]
 assert run.data.params["train.batch_size"] == "12" and run.data.params["train.optimizer.name"] == "adamw"
-files = [f.path for f in client.list_artifacts(run.info.run_id, "retrieval/text_to_image/0")]
+folders = ("retrieval/text_to_image/0", "figures/scores/image-text/0")
+files = [f.path for folder in folders for f in client.list_artifacts(run.info.run_id, folder)]
 print(sorted(files))
 """
-    assert "step-0000002.png" in offline(root, tmp_path, "mlflow", code)
+    assert offline(root, tmp_path, "mlflow", code).count("step-0000002.png") == 2
 
 
 @pytest.mark.slow
@@ -194,10 +198,10 @@ import glob, re, sys
 from pathlib import Path
 file, = glob.glob(sys.argv[1] + "/run/wandb/offline-run-*/*.wandb")
 kept = Path(file).read_bytes()  # a log of protobuf records; keys and JSON values stand in it as they are
-for key in (b"loss", b"grad_norm", b"val/text->image/map", b"retrieval/text->image", b"train.batch_size", b"shop"):
+for key in (b"loss", b"grad_norm", b"val/text->image/map", b"retrieval/text->image", b"figures/loss/terms", b"figures/scores/image-text", b"train.batch_size", b"shop"):
     assert key in kept, key
 assert len(re.findall(b"grad_norm", kept)) >= 4
-print(len(glob.glob(sys.argv[1] + "/run/wandb/offline-run-*/files/media/**/*.png", recursive=True)))
+print(len(glob.glob(sys.argv[1] + "/run/wandb/offline-run-*/files/media/**/retrieval/**/*.png", recursive=True)))
 """
     assert int(offline(root, tmp_path, "wandb", code)) == 2 * 2 * 2  # validations x directions x queries
 
@@ -211,6 +215,7 @@ run, = SQLiteStorage.get_runs("shop")
 rows = SQLiteStorage.get_logs("shop", run)
 assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3, 4], rows
 assert any("val/text->image/map" in r for r in rows) and any("retrieval/text->image/0" in r for r in rows)
+assert any("figures/scores/image-text/0" in r for r in rows) and any("figures/loss/terms/0" in r for r in rows)
 print(SQLiteStorage.get_run_config("shop", run)["train.batch_size"])
 """
     assert offline(root, tmp_path, "trackio", code).strip() == "12"
