@@ -39,6 +39,7 @@ from mmtune.training.tuning.lp_ft import head_stage
 from mmtune.training.tuning.tune import TunedModel, tune
 from mmtune.training.tuning.tune_spec import parse_tune
 from mmtune.training.unused_inputs import few_positives, unused_negatives, unused_scores
+from mmtune.training.within_scores import within_score_lines
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -97,7 +98,8 @@ def run_recipe(
     if cross:
         cross.add_lr_shares(tuned, recipe.train.lr)
     embed = _keep_features(tuned, inputs, quiet)
-    loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes)
+    extended = cross.model.pair_preprocess if cross else None
+    loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes, extended=extended)
     build = functools.partial(build_validation, inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed)
     validate: Validate | None = cross.validate if cross else build(processes, retention.budget)
     plan = _plan(recipe, inputs, objective, loader, resume, quiet, processes, callbacks, context)
@@ -240,6 +242,7 @@ def _print_unused(objective: Objective, inputs: TrainingInputs, given: GivenNega
         *batches.notes,
         *objective.class_losses.notes,
         *unused_scores(objective, inputs.indexed),
+        *within_score_lines(list(objective.within_scores), inputs.indexed, batches(0)),
         *few_positives(objective, inputs.indexed, batches(0)),
     ]
     if given is not None:

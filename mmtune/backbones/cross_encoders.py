@@ -13,7 +13,7 @@ from mmtune.errors import DataError, ModelError
 from mmtune.runtime.devices import default_device
 
 
-def _fingerprint(kind: str, module: nn.Module) -> str:
+def fingerprint_of_scorer(kind: str, module: nn.Module) -> str:
     """Hash the scorer's kind, the class of its module and its weights (SHA-256, hexadecimal)."""
     digest = hashlib.sha256(f"{kind}\0{type(module).__name__}\0".encode())
     for name, tensor in sorted(module.state_dict().items()):
@@ -27,7 +27,7 @@ class _Pretrained(Protocol):
     def from_pretrained(self, name: str, /, *, trust_remote_code: bool) -> Untyped: ...
 
 
-def _load(cls: _Pretrained, model: str, what: str) -> Untyped:
+def load_pretrained(cls: _Pretrained, model: str, what: str) -> Untyped:
     """Call `cls.from_pretrained` without running Python code of the checkpoint.
 
     model: a directory or a hub name
@@ -60,17 +60,17 @@ class CrossEncoder:
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.model = _load(AutoModelForSequenceClassification, model, "sequence classifier").eval()
+        self.model = load_pretrained(AutoModelForSequenceClassification, model, "sequence classifier").eval()
         if self.model.config.num_labels != 1:
             raise ModelError(
                 f"{model}: this classifier has {self.model.config.num_labels} outputs; a cross-encoder that scores similarity "
                 "has one"
             )
-        self.tokenizer = _load(AutoTokenizer, model, "tokenizer")
+        self.tokenizer = load_pretrained(AutoTokenizer, model, "tokenizer")
         self.batch_size, self.max_length = batch_size, max_length
         self.device = device or str(default_device())
         self.model.to(self.device)
-        self.fingerprint = _fingerprint("cross_encoder", self.model)
+        self.fingerprint = fingerprint_of_scorer("cross_encoder", self.model)
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:
@@ -104,12 +104,12 @@ class Matcher:
         """
         from transformers import AutoProcessor, BlipForImageTextRetrieval
 
-        self.model = _load(BlipForImageTextRetrieval, model, "BLIP matching model").eval()
-        self.processor = _load(AutoProcessor, model, "processor")
+        self.model = load_pretrained(BlipForImageTextRetrieval, model, "BLIP matching model").eval()
+        self.processor = load_pretrained(AutoProcessor, model, "processor")
         self.batch_size = batch_size
         self.device = device or str(default_device())
         self.model.to(self.device)
-        self.fingerprint = _fingerprint("matcher", self.model)
+        self.fingerprint = fingerprint_of_scorer("matcher", self.model)
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[Signal, Signal]]) -> list[float]:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mmtune import modalities
-from mmtune.contracts import Pair, Signal
+from mmtune.contracts import Pair, Preprocess, Signal
 from mmtune.errors import DataError, ModelError
 from mmtune.model.dual_encoder import Model
 from mmtune.model.encode import decoded
-from mmtune.model.joint_scorer import ItemStates, JointScorer, TokenShape
+from mmtune.model.joint_scorer import ItemStates, JointScorer, PairScorer, TokenShape
 from mmtune.model.prompts import with_prompt
 from mmtune.model.token_states import as_sequence, captured_states, fit_length, is_padded, mean_of_windows, token_mask
 from mmtune.model.window_groups import preprocess_in_groups
@@ -37,7 +37,7 @@ class CrossEncoderModel(Model):
     joint: the layers on top
     """
 
-    def __init__(self, dual: Model, joint: JointScorer) -> None:
+    def __init__(self, dual: Model, joint: PairScorer) -> None:
         super().__init__(dual.backbones, dual.width)
         self.dual = (dual,)  # in a tuple, so that its parameters are not counted twice
         self.towers, self.heads, self.head_kinds = dual.towers, dual.heads, dual.head_kinds
@@ -48,12 +48,20 @@ class CrossEncoderModel(Model):
 
     # --- states of values ----------------------------------------------------------------------------------------
 
+    def pair_preprocess(self, modality: str, preprocess: Preprocess) -> Preprocess:
+        """Return the preprocessing of a modality's values, given that of the dual encoder with its prompts."""
+        return preprocess
+
+    def embedding(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the dual encoder's embeddings of the preprocessed inputs of N values."""
+        return super().encode_inputs(modality, inputs)
+
     def states(self, modality: str, inputs: Mapping[str, Tensor]) -> ItemStates:
         """Return embeddings and token states of the preprocessed inputs of N values."""
         windows = {k: v for k, v in inputs.items() if k != "segments"}
         tower = self.towers[modality]
         with captured_states(tower) as captured:
-            embedding = super().encode_inputs(modality, inputs)
+            embedding = self.embedding(modality, inputs)
         count, shape = len(next(iter(windows.values()))), self.joint.shapes[modality]
         runs = len(captured)
         tokens = torch.cat([as_sequence(x, count if runs == 1 else len(x)) for x in captured]).float()
@@ -84,7 +92,7 @@ class CrossEncoderModel(Model):
 
     def packed_values(self, modality: str, signals: Sequence[Signal]) -> Tensor:
         """Return the packed states of decoded values, [N, output_width] on the CPU, without gradient."""
-        preprocess = with_prompt(self.towers[modality].preprocess, self.prompts, modality)
+        preprocess = self.pair_preprocess(modality, with_prompt(self.towers[modality].preprocess, self.prompts, modality))
         parts = []
         with torch.inference_mode():
             for start in range(0, len(signals), VALUES_AT_ONCE):
@@ -150,13 +158,22 @@ class CrossEncoderModel(Model):
 
         return fingerprint_of(self)
 
-    def save(self, directory: "str | Path", **options: object) -> str:
-        """Save the cross-encoder in a directory, for `mmtune.load_cross_encoder`. Returns its fingerprint."""
+    def save_to(
+        self,
+        directory: "str | Path",
+        metrics: Mapping[str, object] | None = None,
+        info: Mapping[str, object] | None = None,
+    ) -> str:
+        """Save the cross-encoder with scores and facts about its run. Returns its fingerprint."""
         from mmtune.model.cross_encoder_files import save_cross_encoder
 
+        return save_cross_encoder(self, directory, metrics, info)
+
+    def save(self, directory: "str | Path", **options: object) -> str:
+        """Save the cross-encoder in a directory, for `mmtune.load_cross_encoder`. Returns its fingerprint."""
         if options:
             raise ModelError(f"a cross-encoder is saved without {', '.join(options)}")
-        return save_cross_encoder(self, directory)
+        return self.save_to(directory)
 
 
 def new_cross_encoder(

@@ -46,6 +46,7 @@ def fingerprint_of_parts(towers: str, settings: JsonObject, weights: "Mapping[st
 
 def fingerprint_of(model: "CrossEncoderModel") -> str:
     """Compute the fingerprint of a cross-encoder in memory."""
+    assert isinstance(model.joint, JointScorer)
     return fingerprint_of_parts(model.dual[0].fingerprint, settings_of(model.joint), model.joint.state_dict())
 
 
@@ -65,6 +66,7 @@ def save_cross_encoder(
     from safetensors.torch import save
 
     directory = Path(directory)
+    assert isinstance(model.joint, JointScorer)
     if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
         raise ModelError(f"{directory}: contains files that are not a cross-encoder's; save into a new or empty directory")
     was_training, (dual,) = model.training, model.dual

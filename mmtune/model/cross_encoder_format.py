@@ -3,6 +3,8 @@
 from pathlib import Path
 
 MANIFEST, WEIGHTS, TOWERS, METRICS = "cross_encoder.json", "joint.safetensors", "towers", "metrics.json"
+KIND, SEQUENCE = "kind", "sequence_classification"
+"""Key of the manifest, and its value for a classifier of two texts, whose other files are those of transformers."""
 
 
 def is_cross_encoder(path: str | Path) -> bool:

@@ -2,20 +2,22 @@
 
 from pathlib import Path
 
+from mmtune.backbones.cross_encoders import CrossEncoder
 from mmtune.errors import ModelError
 from mmtune.model.artifact.load import load as load_dual
 from mmtune.model.cross_encoder import CrossEncoderModel
 from mmtune.model.cross_encoder_files import FORMAT, fingerprint_of_parts
-from mmtune.model.cross_encoder_format import MANIFEST, TOWERS, WEIGHTS
+from mmtune.model.cross_encoder_format import KIND, MANIFEST, SEQUENCE, TOWERS, WEIGHTS
 from mmtune.model.joint_scorer import JointScorer, TokenShape
+from mmtune.model.sequence_cross_encoder import load_sequence_cross_encoder
 from mmtune.recipe.block import check
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.runtime.devices import default_device
 from mmtune.runtime.files import read_json
 
 
-def load_cross_encoder(directory: str | Path, device: str | None = None) -> CrossEncoderModel:
-    """Load a cross-encoder in eval mode.
+def load_cross_encoder(directory: str | Path, device: str | None = None) -> CrossEncoderModel | CrossEncoder:
+    """Load a cross-encoder in eval mode. One of two texts (`cross_encoder.model`) is a scorer of strings without towers.
 
     directory: what `mmtune train` of a recipe with `cross_encoder:` wrote to RUN/artifact, or RUN
     device: None means a CUDA GPU, else Apple's GPU (MPS), else the CPU
@@ -31,6 +33,8 @@ def load_cross_encoder(directory: str | Path, device: str | None = None) -> Cros
         raise ModelError(f"{directory}: not a cross-encoder (no {MANIFEST}); train one with a recipe that has `cross_encoder:`")
     try:
         stored = read_json(path / MANIFEST)
+        if stored.get(KIND) == SEQUENCE:
+            return load_sequence_cross_encoder(path, str(stored["fingerprint"]), device)
         settings = {k: stored[k] for k in ("format", "pairs", "tokens", "layers", "width", "attention_heads")}
         weights = load((path / WEIGHTS).read_bytes())
     except (OSError, ValueError, KeyError, SafetensorError) as e:

@@ -46,7 +46,19 @@ class ItemStates(NamedTuple):
         return ItemStates(embedding, tokens.unflatten(1, (shape.tokens, shape.width)), mask > 0.5)
 
 
-class JointScorer(nn.Module):
+class PairScorer(nn.Module):
+    """Base class of what scores pairs of states of values.
+
+    shapes: {modality: shape of its token states}
+    pairs: pairs of modalities that it scores; a pair can be scored in both directions
+    """
+
+    def __init__(self, shapes: Mapping[str, TokenShape], pairs: Sequence[Pair]) -> None:
+        super().__init__()
+        self.shapes, self.pairs = dict(shapes), [(a, b) for a, b in pairs]
+
+
+class JointScorer(PairScorer):
     """Scores pairs of values by self-attention over their token states together (single-stream, as in UNITER and ViLT).
 
     shapes: {modality: shape of its token states}
@@ -58,8 +70,8 @@ class JointScorer(nn.Module):
     def __init__(
         self, shapes: Mapping[str, TokenShape], pairs: Sequence[Pair], config: CrossEncoderBlock, dim: int, seed: int = 0
     ) -> None:
-        super().__init__()
-        self.shapes, self.pairs, self.config, self.dim = dict(shapes), [(a, b) for a, b in pairs], config, dim
+        super().__init__(shapes, pairs)
+        self.config, self.dim = config, dim
         width = config.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

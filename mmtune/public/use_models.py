@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmtune.backbones.cpu_fast import CpuKernels
+    from mmtune.backbones.cross_encoders import CrossEncoder
     from mmtune.data.in_memory import DataLike
     from mmtune.embedding.parquet_parts import EmbedResult
     from mmtune.model.cross_encoder import CrossEncoderModel
@@ -40,8 +41,10 @@ def load(
     return load_(model, device, dim=dim, cpu_kernels=cpu_kernels)
 
 
-def load_cross_encoder(directory: str | Path, device: str | None = None) -> CrossEncoderModel:
+def load_cross_encoder(directory: str | Path, device: str | None = None) -> CrossEncoderModel | CrossEncoder:
     """Load a cross-encoder that `train` made by a recipe with `cross_encoder:`. Its method `score(pairs)` rates pairs of values.
+
+    One of two texts (recipe key `cross_encoder.model`) is a `CrossEncoder`, a scorer of strings without towers.
 
     directory: RUN/artifact, or RUN
     device: torch device; None means a GPU if there is one

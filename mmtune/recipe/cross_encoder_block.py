@@ -18,6 +18,12 @@ class CrossEncoderBlock(RecipeBlock):
     re-ranking starts from the order of the dual encoder.
     """
 
+    model: str | None = Field(
+        None,
+        description="for pairs of two texts: directory or hub name of a sequence classifier of transformers with one output, or of a plain "
+        "encoder such as BERT, which gets such a head. It is trained at `train.lr` in place of joint layers; the towers of the recipe's "
+        "`model` are frozen and only choose negatives and first candidates",
+    )
     layers: int = Field(2, ge=1, description="transformer layers over the tokens of both values")
     width: int = Field(256, ge=8, description="dimension of these layers; a multiple of `attention_heads`")
     attention_heads: int = Field(4, ge=1, description="attention heads of each layer")
@@ -25,7 +31,8 @@ class CrossEncoderBlock(RecipeBlock):
     max_tokens: int = Field(
         128,
         ge=2,
-        description="tokens of each value: longer texts are truncated, and the tokens of larger images and sounds are averaged",
+        description="tokens of each value: longer texts are truncated, and the tokens of larger images and sounds are averaged; with "
+        "`model` both texts together have at most twice as many",
     )
     loss: Literal["softmax", "binary"] = Field(
         "softmax",
@@ -38,6 +45,13 @@ class CrossEncoderBlock(RecipeBlock):
     )
     lr: Positive = Field(5e-4, description="peak learning rate of the new layers; `train.lr` is that of the towers")
     depth: int = Field(50, ge=1, description="candidates of the base model that are re-ranked in validation")
+
+    @model_validator(mode="after")
+    def _no_joint_layers(self) -> "CrossEncoderBlock":
+        unused = [k for k in ("layers", "width", "attention_heads", "dropout", "lr") if k in self.model_fields_set]
+        if self.model is not None and unused:
+            raise invalid(f"{unused[0]} is of the joint layers, which a cross-encoder with `model` does not have; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "CrossEncoderBlock":

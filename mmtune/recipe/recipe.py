@@ -118,6 +118,10 @@ class Recipe(RecipeBlock):
         methods = self.tune.values() if isinstance(self.tune, Mapping) else [self.tune]
         if any(t.head_first for t in methods):
             raise invalid("cross_encoder: does not work with tune.head_first; leave one of the two out")
+        if self.cross_encoder.model is not None and any(t.how != "frozen" for t in methods):
+            raise invalid(
+                "tune: with cross_encoder.model the towers only choose negatives and first candidates; set tune: frozen"
+            )
         return self
 
     @model_validator(mode="after")

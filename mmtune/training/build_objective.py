@@ -18,6 +18,7 @@ from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective import Objective, projection_name
 from mmtune.training.objective_spec import LossTerm, parse_terms
 from mmtune.training.teacher_outputs import Teacher, TeacherVectors
+from mmtune.training.within_scores import build_within_scores
 
 if TYPE_CHECKING:
     from mmtune.data.shards.weighted_concat import WeightedConcat
@@ -56,7 +57,8 @@ def build_objective(
     queue = CrossBatchMemory(config.size, config.start) if config else None
     projections = _projections(parsed, pairs, teachers, dim, seed)
     class_losses = _class_losses(parsed, pairs, data, dim, seed)
-    return Objective(parsed, pairs, dims, queue, teachers, projections, processes, class_losses)
+    within = build_within_scores(parsed, pairs, data)
+    return Objective(parsed, pairs, dims, queue, teachers, projections, processes, class_losses, within)
 
 
 def _class_losses(

@@ -24,7 +24,7 @@ from mmtune.evaluation.rerank_evaluation import (
 )
 from mmtune.losses.rerank_loss import LOSSES
 from mmtune.model.cross_encoder import CrossEncoderModel, new_cross_encoder
-from mmtune.model.cross_encoder_files import save_cross_encoder
+from mmtune.model.sequence_cross_encoder import new_sequence_cross_encoder
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import Processes
@@ -129,8 +129,9 @@ class CrossEncoderRun:
     config: CrossEncoderBlock
 
     def add_lr_shares(self, tuned: "TunedModel", lr: float) -> None:
-        """Give the new layers their own learning rate. lr: `train.lr`"""
-        tuned.lr_shares |= {id(p): self.config.lr / lr for p in self.model.joint.parameters()}
+        """Give the new layers their own learning rate; a classifier of two texts has that of the recipe. lr: `train.lr`"""
+        share = 1.0 if self.config.model else self.config.lr / lr
+        tuned.lr_shares |= {id(p): share for p in self.model.joint.parameters()}
 
     def save(self, trainer: "Trainer", tuned: "TunedModel", recipe: Recipe, inputs: "TrainingInputs") -> TrainResult:
         """Evaluate the finished cross-encoder on `data.val`, if given, and save it to RUN/artifact."""
@@ -141,7 +142,7 @@ class CrossEncoderRun:
         result = self.validate.evaluate(self.model) if self.validate else None
         metrics = result.to_dict() if result else {}
         info = artifact_info(recipe, inputs, tuned) | {"steps": state.step}
-        fingerprint = save_cross_encoder(self.model, directory / "artifact", metrics, info)
+        fingerprint = self.model.save_to(directory / "artifact", metrics, info)
         return train_result(directory, fingerprint, tuned, state, result)
 
 
@@ -155,13 +156,21 @@ def build_cross_encoder(
     config = recipe.cross_encoder
     if config is None:
         return None
-    data = inputs.indexed
-    examples = {m: decode_row(data, int(np.flatnonzero(data.present[m])[0]), m) for m in inputs.trained}
-    model = new_cross_encoder(inputs.model, config, inputs.pairs, examples, recipe.train.seed)
+    model = _new_model(recipe, config, inputs)
     objective = RerankObjective(model, inputs.pairs, LOSSES[config.loss], config.negatives)
     validate = None
     if inputs.val is not None:
         validate = RerankValidation(inputs.model, inputs.val, inputs.pairs, config, recipe.train.metric, processes)
-    joint = sum(p.numel() for p in model.joint.parameters())
-    say(f"cross-encoder: {config.layers} joint layers of width {config.width}, {joint:,} parameters are trained")
+    trained = sum(p.numel() for p in model.joint.parameters())
+    what = config.model or f"{config.layers} joint layers of width {config.width}"
+    say(f"cross-encoder: {what}, {trained:,} parameters are trained")
     return CrossEncoderRun(model, objective, validate, config)
+
+
+def _new_model(recipe: Recipe, config: CrossEncoderBlock, inputs: "TrainingInputs") -> CrossEncoderModel:
+    """Put joint layers on the towers, or load the classifier of two texts."""
+    if config.model is not None:
+        return new_sequence_cross_encoder(inputs.model, config, inputs.pairs, recipe.train.seed)
+    data = inputs.indexed
+    examples = {m: decode_row(data, int(np.flatnonzero(data.present[m])[0]), m) for m in inputs.trained}
+    return new_cross_encoder(inputs.model, config, inputs.pairs, examples, recipe.train.seed)

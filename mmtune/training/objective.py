@@ -30,7 +30,7 @@ from mmtune.training.class_label_loss import ClassLabelLoss, ClassLabelLosses
 from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective_spec import AUTO, LossTerm, find_loss, loss_options
 from mmtune.training.score_columns import numeric_column
-from mmtune.training.teacher_outputs import Teacher, TeacherVectors
+from mmtune.training.teacher_outputs import Teacher, TeacherScores, TeacherVectors
 from mmtune.training.tiled_both_directions import tiled_info_nce_both_directions
 from mmtune.training.two_views import view_batches
 from mmtune.training.unique_items import PairItems, pair_items
@@ -85,6 +85,7 @@ class Objective(nn.Module):
     z: {modality m: L2-normalised embeddings of the batch's unique inputs [U_m, D]}
     scale: returns the model's logit scale and bias for two modalities
     dims: {prefix dimension: weight} for Matryoshka training
+    within_scores: {modality: scores of its pairs}, for losses on scores that are taken within one modality
     processes: all processes that compute this loss on the same embeddings; they share the work of a tiled loss
     """
 
@@ -98,16 +99,18 @@ class Objective(nn.Module):
         projections: Mapping[str, nn.Module],
         processes: Processes = SINGLE_PROCESS,
         class_losses: Mapping[str, ClassLabelLoss] | None = None,
+        within_scores: Mapping[str, TeacherScores] | None = None,
     ) -> None:
         super().__init__()
         self.terms, self.pairs, self.processes = list(terms), [(a, b) for a, b in pairs], processes
         self.dims, self.memory, self.teachers = dict(dims), memory, dict(teachers)
         self.class_losses = ClassLabelLosses(class_losses or {})
+        self.within_scores = dict(within_scores or {})
         self.biases, self.projections = nn.ParameterDict(), nn.ModuleDict(projections)
         for i, term in enumerate(self.terms):
             if term.loss == "sigmoid":
                 self.biases[str(i)] = nn.Parameter(torch.tensor(term.options.get("bias", -10.0), dtype=torch.float32))
-        self.columns: dict[str, str] = {c: key for t in self.terms for c, key in _columns(t).items()}
+        self.columns: dict[str, str] = {c: key for t in self.terms for c, key in _columns(t, self.pairs).items()}
         """{numeric column that batches must contain: the recipe key that names it}."""
         self._checked: set[str] = set()  # recipe keys of the terms whose return value was checked
 
@@ -268,9 +271,18 @@ class Objective(nn.Module):
         )
 
     def _scored_pairs(self, term: LossTerm, pair: PairVectors, batch: Batch) -> Tensor:
-        """Value of a loss that compares the cosines of row pairs with a score column."""
+        """Value of a loss that compares cosines with scores: of row pairs with a column, within a modality of the scored pairs."""
         assert term.function is not None
         a, b = pair.items.pair
+        if a == b:
+            labels = batch.labels[a][pair.items.a.first_row]
+            scores = self.within_scores[a].between((a, a), labels, labels)
+            query, candidate = torch.nonzero(torch.isfinite(scores).triu(1)).unbind(1)
+            if not len(query):
+                return pair.z[a].sum() * 0.0
+            similarity = (rows_at(pair.z[a], query) * rows_at(pair.z[a], candidate)).sum(1)
+            value = term.function(ScoredPairs(similarity, scores[query, candidate]), **term.options)
+            return self._first_checked(term, value, (), similarity)
         query, candidate, _ = pair.items.row_pairs()
         key, limits = f"{term.key}.column", SCORE_RANGES.get(term.loss, ())
         score = numeric_column(batch, str(term.options.get("column", "score")), key, pair.items.rows, *limits)
@@ -350,9 +362,11 @@ def projection_name(number: int, modality: str) -> str:
     return f"{number}~{modality}"
 
 
-def _columns(term: LossTerm) -> dict[str, str]:
-    """{numeric column that a term reads: the recipe key that names it}."""
+def _columns(term: LossTerm, pairs: Sequence[Pair]) -> dict[str, str]:
+    """{numeric column that a term reads: the recipe key that names it}. Within a modality scores are of pairs, not of rows."""
     columns = {term.weights: f"{term.key}.weights"} if term.weights else {}
+    if all(a == b for a, b in term.pairs or pairs):
+        return columns
     if term.function is not None and "column" in loss_options(term.function):
         columns[str(term.options.get("column", "score"))] = f"{term.key}.column"
     return columns

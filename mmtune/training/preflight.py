@@ -42,7 +42,7 @@ def check_objective_data(
     for term in objective.terms:
         pairs: list[Pair] = [(a, b) for a, b in term.pairs] if term.pairs else objective.pairs
         rows = np.flatnonzero(np.any([data.present[a] & data.present[b] for a, b in pairs], axis=0))
-        _check_columns(term, data, columns, rows)
+        _check_columns(term, pairs, data, columns, rows)
         teacher = objective.teachers.get(term.teacher or "")
         if isinstance(teacher, TeacherScores) and term.loss in LISTWISE and teacher.max_candidates() < 2:
             raise RecipeError(
@@ -70,10 +70,12 @@ def check_rerank_batches(
         _check_negatives(term, pairs, data, batches)
 
 
-def _check_columns(term: LossTerm, data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+def _check_columns(
+    term: LossTerm, pairs: Sequence[Pair], data: "WeightedConcat", columns: Mapping[str, np.ndarray], rows: np.ndarray
+) -> None:
     """Check the values of the term's score and weight columns in the rows that it uses."""
     used: list[tuple[str, str, float | None, float | None]] = []  # (column, recipe key, lowest value, highest value)
-    if term.family == "scored_pairs":
+    if term.family == "scored_pairs" and any(a != b for a, b in term.pairs or pairs):
         low, high = SCORE_RANGES.get(term.loss, (None, None))
         used.append((str(term.options.get("column", "score")), f"{term.key}.column", low, high))
     if term.weights:

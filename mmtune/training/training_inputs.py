@@ -1,13 +1,13 @@
 """Open what a recipe trains: data, model, pairs of modalities, and the loader. `mmtune train` and `mmtune bench` use it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune import modalities
-from mmtune.contracts import Pair
+from mmtune.contracts import Pair, Preprocess
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.mixup import make_augmentation
 from mmtune.data.loader.stream_loader import StreamLoader
@@ -164,6 +164,7 @@ def build_loader(
     columns: dict[str, str] | None = None,
     cache_bytes: int | None = None,
     processes: Processes = SINGLE_PROCESS,
+    extended: Callable[[str, Preprocess], Preprocess] | None = None,
 ) -> Loader | StreamLoader:
     """Create the loader of the training rows, with the recipe's augmentation and the model's preprocessing and prompts.
 
@@ -172,12 +173,15 @@ def build_loader(
     tuned: the model after `tune`. If it stores features of frozen towers, the loader uses them
     columns: {numeric metadata column that batches contain: the recipe key that names it}
     cache_bytes: size of the loader's cache, instead of data.cache
+    extended: changes the preprocessing of a modality, e.g. for what a cross-encoder needs beside the towers' inputs
     """
     for m in recipe.augment:
         if m not in inputs.trained:
             raise RecipeError(f"augment.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
     model = inputs.model
     preprocess = {m: with_training_prompts(model.towers[m].preprocess, model.prompts, m) for m in inputs.trained}
+    if extended is not None:
+        preprocess = {m: extended(m, p) for m, p in preprocess.items()}
     data = inputs.data
     augment = {m: make_augmentation(options, data) for m, options in recipe.augment.items() if options.active}
     if isinstance(data, StreamedSets):

@@ -76,7 +76,7 @@ def unused_scores(objective: Objective, data: "WeightedConcat") -> list[str]:
             if not (folder / JUDGMENTS).exists() or not (folder / "index.json").exists():
                 continue
             column = read_json(folder / "index.json")["columns"].get("score")
-            if column and column not in objective.columns:
+            if column and column not in objective.columns and not objective.within_scores:
                 lines.append(
                     f"{folder}: no loss uses the scores in the column {column!r}, so every row counts as a full positive; set "
                     f"objective[0].weights={column}, or use a loss on scores, e.g. {{loss: cosent, column: {column}}}"
