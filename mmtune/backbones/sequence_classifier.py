@@ -53,11 +53,16 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.module, self.tokenizer, self.limit = module, tokenizer, limit
         self.template = PairTemplate.of(tokenizer)
+        self.from_left = getattr(tokenizer, "truncation_side", "right") == "left"
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
 
     def tokens_of(self, text: str) -> list[int]:
-        """Token ids of one text, without special tokens."""
-        encoded = self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=self.limit, verbose=False)
-        return list(encoded["input_ids"])
+        """Token ids of one text, without special tokens, at most `limit`. Data threads may call this at the same time."""
+        ids = self.tokenizer.backend_tokenizer.encode(
+            text, add_special_tokens=False
+        ).ids  # a call of the tokenizer changes its state
+        return list(ids[max(0, len(ids) - self.limit) :] if self.from_left else ids[: self.limit])
 
     def truncated(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
         """Shorten the longer text, then both, until the pair fits (`truncation="longest_first"` of transformers)."""
@@ -72,8 +77,7 @@ class SequenceClassifier(nn.Module):
         if short + long > room:
             short, long = room // 2, room // 2 + room % 2
         lengths = (short, long) if len(first) <= len(second) else (long, short)
-        left = getattr(self.tokenizer, "truncation_side", "right") == "left"
-        a, b = (x[len(x) - n :] if left else x[:n] for x, n in zip((first, second), lengths, strict=True))
+        a, b = (x[len(x) - n :] if self.from_left else x[:n] for x, n in zip((first, second), lengths, strict=True))
         return a, b
 
     def forward(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:

@@ -236,5 +236,6 @@ def test_six_combinations(root, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)  # half an hour of CPU time, which the limit of one test does not allow
 def test_385_combinations(root, monkeypatch):
     checked(root, monkeypatch, 385)

@@ -149,7 +149,7 @@ def test_killed_at_random_moments_and_resumed_is_bit_identical(root, tmp_path):
 @pytest.mark.slow
 def test_a_run_with_given_negatives_is_killed_and_resumed_to_the_same_weights(root, tmp_path):
     """SIGKILL after random steps; the drawn negatives of every batch are those of the uninterrupted run."""
-    rows = list(open_data(corpora.packed(root)).ids)
+    rows = list(mmtune.open_data(corpora.packed(root)).ids)
     lines = ["query_id,negative_id", *(f"{a},{b}" for a, b in zip(rows, [*rows[7:], *rows[:7]], strict=True))]
     (tmp_path / "own.csv").write_text("\n".join(lines))
     for name in ("whole", "killed"):
