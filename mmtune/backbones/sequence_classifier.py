@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,16 @@ class PairTemplate:
         return cls(before, between, after, (kinds[first[0]], kinds[second[0]]))
 
 
+class Tokens(NamedTuple):
+    """Token ids of a text without special tokens, at most as many as a pair may have, and their number before that cut.
+
+    The number decides which of two long texts is cut by one token more.
+    """
+
+    ids: list[int]
+    length: int
+
+
 class SequenceClassifier(nn.Module):
     """A sequence classifier of transformers with one output, which scores a pair of token sequences.
 
@@ -57,31 +68,30 @@ class SequenceClassifier(nn.Module):
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
 
-    def tokens_of(self, text: str) -> list[int]:
-        """Token ids of one text, without special tokens, at most `limit`. Data threads may call this at the same time."""
-        ids = self.tokenizer.backend_tokenizer.encode(
-            text, add_special_tokens=False
-        ).ids  # a call of the tokenizer changes its state
-        return list(ids[max(0, len(ids) - self.limit) :] if self.from_left else ids[: self.limit])
+    def tokens_of(self, text: str) -> Tokens:
+        """Tokens of one text. Data threads may call this at the same time: it does not change the tokenizer, as a call of it would."""
+        ids = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        kept = ids[max(0, len(ids) - self.limit) :] if self.from_left else ids[: self.limit]
+        return Tokens(list(kept), len(ids))
 
-    def truncated(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
+    def truncated(self, first: Tokens, second: Tokens) -> tuple[list[int], list[int]]:
         """Shorten the longer text, then both, until the pair fits (`truncation="longest_first"` of transformers)."""
         room = self.limit - self.template.special
-        if len(first) + len(second) <= room:
-            return first, second
-        short, long = sorted((len(first), len(second)))
-        if short > room:
-            long = short
-        else:
-            long = max(short, room - short)
+        if first.length + second.length <= room:
+            return first.ids, second.ids
+        short, long = sorted((first.length, second.length))
+        long = short if short > room else max(short, room - short)
         if short + long > room:
             short, long = room // 2, room // 2 + room % 2
-        lengths = (short, long) if len(first) <= len(second) else (long, short)
-        a, b = (x[len(x) - n :] if self.from_left else x[:n] for x, n in zip((first, second), lengths, strict=True))
+        lengths = (short, long) if first.length <= second.length else (long, short)
+        a, b = (
+            x.ids[max(0, len(x.ids) - n) :] if self.from_left else x.ids[:n]
+            for x, n in zip((first, second), lengths, strict=True)
+        )
         return a, b
 
-    def forward(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        """Score pairs of token ids without special tokens: float32 [P]."""
+    def forward(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> Tensor:
+        """Score pairs of tokens: float32 [P]."""
         template, device = self.template, next(self.module.parameters()).device
         sequences, types = [], []
         for pair in pairs:

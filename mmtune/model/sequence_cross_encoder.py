@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmtune import modalities
 from mmtune.backbones.cross_encoders import CrossEncoder, fingerprint_of_scorer
-from mmtune.backbones.sequence_classifier import SequenceClassifier, load_sequence_classifier
+from mmtune.backbones.sequence_classifier import SequenceClassifier, Tokens, load_sequence_classifier
 from mmtune.contracts import Pair, Preprocess, Signal
 from mmtune.errors import ModelError, RecipeError
 from mmtune.model.cross_encoder import CrossEncoderModel
@@ -24,28 +24,28 @@ from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.runtime.files import atomic_dir, write_json
 
 TOKENS, MASK = "pair_tokens", "pair_mask"
-"""Names of the inputs with the classifier's token ids [N, T] and their mask."""
+"""Names of the inputs with the number of the classifier's tokens and their ids [N, T], and their mask."""
 
 
 class SequenceScorer(PairScorer):
-    """Scores pairs of texts by a sequence classifier. The states of a text are its token ids, as float32 [N, T, 1]."""
+    """Scores pairs of texts by a sequence classifier. The states of a text are its number of tokens and their ids, float32 [N, T, 1]."""
 
     def __init__(self, classifier: SequenceClassifier, pairs: Sequence[Pair]) -> None:
-        super().__init__({m: TokenShape(classifier.limit, 1) for p in pairs for m in p}, pairs)
+        super().__init__({m: TokenShape(classifier.limit + 1, 1) for p in pairs for m in p}, pairs)
         self.classifier = classifier
 
     def forward(self, pair: Pair, queries: ItemStates, candidates: ItemStates, i: Tensor, j: Tensor, scale: Tensor) -> Tensor:
         """Score the pairs (queries i, candidates j): float32 [P], the classifier's logits. `scale` is not used."""
-        left, right = (_ids_of(states) for states in (queries, candidates))
+        left, right = (_tokens_of(states) for states in (queries, candidates))
         if pair not in self.pairs:
             left, right, i, j = right, left, j, i
         return self.classifier([(left[a], right[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)])
 
 
-def _ids_of(states: ItemStates) -> list[list[int]]:
-    lengths = states.mask.sum(1).tolist()
-    ids = states.tokens[..., 0].long().tolist()
-    return [row[:n] for row, n in zip(ids, lengths, strict=True)]
+def _tokens_of(states: ItemStates) -> list[Tokens]:
+    kept = states.mask.sum(1).tolist()
+    numbers = states.tokens[..., 0].long().tolist()
+    return [Tokens(row[1:n], row[0]) for row, n in zip(numbers, kept, strict=True)]
 
 
 class WithPairTokens:
@@ -60,12 +60,13 @@ class WithPairTokens:
         return True if check is None else bool(check(signal))
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
-        return {**self.inner(signal, rng), TOKENS: torch.tensor(self.classifier.tokens_of(signal), dtype=torch.int64)}
+        tokens = self.classifier.tokens_of(signal)
+        return {**self.inner(signal, rng), TOKENS: torch.tensor([tokens.length, *tokens.ids], dtype=torch.int64)}
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Collate a batch; the token ids are padded to the longest text that the classifier reads, so that all batches have one width."""
         inputs = self.inner.collate([{k: v for k, v in item.items() if k != TOKENS} for item in items])
-        tokens = torch.zeros(len(items), self.classifier.limit, dtype=torch.int64)
+        tokens = torch.zeros(len(items), self.classifier.limit + 1, dtype=torch.int64)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for row, item in enumerate(items):
             count = len(item[TOKENS])

@@ -48,7 +48,8 @@ class CrossEncoderBlock(RecipeBlock):
 
     @model_validator(mode="after")
     def _no_joint_layers(self) -> "CrossEncoderBlock":
-        unused = [k for k in ("layers", "width", "attention_heads", "dropout", "lr") if k in self.model_fields_set]
+        fields = type(self).model_fields  # a stored recipe has all keys, with their defaults
+        unused = [k for k in ("layers", "width", "attention_heads", "dropout", "lr") if getattr(self, k) != fields[k].default]
         if self.model is not None and unused:
             raise invalid(f"{unused[0]} is of the joint layers, which a cross-encoder with `model` does not have; leave it out")
         return self

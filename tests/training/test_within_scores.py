@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_a_loop_over_the_pairs_of_the_batch(packed, loss):
     value, _ = objective({"text": z}, batch, lambda a, b: (torch.tensor(5.0), None))
     place = {data.ids[r]: n for n, r in enumerate(rows)}
     pairs = [(place[f"p{i}"], place[f"p{i}~positive"], s) for i, s in enumerate(SCORES) if i not in (1, 4)]
-    cosines = [float(z[a] @ z[b]) for a, b, _ in pairs]
+    cosines = [float(z[a].detach() @ z[b].detach()) for a, b, _ in pairs]
     scores = [s for *_, s in pairs]
     if loss == "mse":
         want = np.mean([(c - s) ** 2 for c, s in zip(cosines, scores, strict=True)])
