@@ -1,13 +1,10 @@
 """Sweeps: trials, pruning, a killed sweep that continues, the gate, the report; runs with several seeds."""
 
 import json
-import signal
 import statistics
 
-import numpy as np
 import pytest
 import scipy.stats
-import yaml
 
 import mmtune
 from mmtune.cli import main
@@ -16,7 +13,6 @@ from mmtune.evaluation.seed_statistics import spread_of
 from mmtune.sweeps import run_sweep
 from mmtune.sweeps.repeat_seeds import repeat_seeds
 from tests.support import corpora
-from tests.support.signalled import NO_SIGNAL, Signal, mmtune_process
 
 SPACE = {"train.lr": "[1e-5..1e-2 log]", "tune": ["full", "head"]}
 
@@ -70,37 +66,6 @@ def test_a_killed_sweep_continues_to_the_same_trials(root, tmp_path, monkeypatch
     assert table(continued) == table(whole) and continued.best == whole.best
     with pytest.raises(MmtuneError, match="another sweep"):
         mmtune.sweep(recipe(root, lr=1.0), {"tune": ["full", "head"]}, tmp_path / "cut", trials=5)
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_at_random_moments_continues_to_the_same_trials(root, tmp_path):
-    """SIGKILL of the real command after random steps of its trials and entries of its journal, again and again."""
-    document = recipe(root) | {"run": {"dir": str(tmp_path / "unused"), "trackers": []}}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
-    space = ["train.lr=[1e-5..1e-2 log]", "tune={full, head}"]
-
-    def sweep(out, at=NO_SIGNAL):
-        return mmtune_process("sweep", tmp_path / "recipe.yaml", *space, "--out", out, "--trials", "4", "--quiet", at=at)
-
-    whole = sweep(tmp_path / "whole")
-    _, error = whole.communicate()
-    assert whole.returncode == 0, error
-    rng, kills, finished = np.random.default_rng(0), 0, []
-    while True:
-        where = ["mmtune.training.metrics_log:append_jsonl", "mmtune.training.checkpoint:Checkpoints.save"][kills % 2]
-        process = sweep(tmp_path / "cut", Signal(where, int(rng.integers(1, 7)), signal.SIGKILL) if kills < 5 else NO_SIGNAL)
-        _, error = process.communicate()
-        done = [t.number for t in run_sweep._study(tmp_path / "cut", 0, True).trials if t.state.name == "COMPLETE"]
-        assert set(finished) <= set(done)  # none is lost
-        finished = done
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, error
-        kills += 1
-    assert kills >= 2
-    results = [json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("whole", "cut")]
-    tables = [[(t["number"], t["state"], t["metric"], t["values"]) for t in r["trials"]] for r in results]
-    assert tables[0] == tables[1] and results[0]["best"] == results[1]["best"]
 
 
 def test_a_bad_trial_is_pruned_and_a_broken_one_does_not_end_the_sweep(root, tmp_path, monkeypatch):

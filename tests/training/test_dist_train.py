@@ -255,25 +255,3 @@ def test_accelerate_launch(root, tmp_path):
     assert two["steps"] == one["steps"]
     losses = [[r["loss"] for r in lines(tmp_path / n) if "loss" in r] for n in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-
-
-def test_a_cross_encoder_of_two_processes_is_that_of_one(root):
-    """Without dropout, two processes take the steps of one; a sharded one is refused in one line."""
-    cross = {"layers": 1, "width": 32, "attention_heads": 2, "negatives": 3, "max_tokens": 16, "depth": 6, "dropout": 0.0}
-    changes = {"cross_encoder": cross, "pairs": [["image", "text"]], "tune": "full"}
-    path = recipe(root, root / "cross.yaml", train={"epochs": 2, "batch_size": 12, "metric": "mrr"}, **changes)
-    one = done(launch([sys.executable], path, root / "cross-one"))
-    two = done(launch(TORCHRUN, path, root / "cross-two"))
-    for line_one, line_two in zip(lines(root / "cross-one"), lines(root / "cross-two"), strict=True):
-        assert line_one["step"] == line_two["step"]
-        for name in set(line_one) - {"pairs_per_second", "wait", "step", "epoch"}:
-            assert line_two[name] == pytest.approx(line_one[name], rel=2e-3, abs=2e-4), name
-    a, b = (load_file(root / f"cross-{n}" / "artifact" / "joint.safetensors") for n in ("one", "two"))
-    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-4 and one["steps"] == two["steps"]
-    refused = launch(TORCHRUN, path, root / "cross-sharded", "train.shard=true")
-    _, error = refused.communicate(timeout=240)
-    assert (
-        refused.returncode != 0
-        and "cross_encoder: does not work with train.shard" in error
-        and "Traceback" not in error.split("torch.distributed")[0]
-    )

@@ -104,7 +104,7 @@ def test_it_learns_and_is_a_checkpoint_of_transformers(root, data, classifier):
     left, right = zip(*pairs, strict=True)
     with torch.inference_mode():
         want = upstream(**tokenizer(list(left), list(right), padding=True, truncation=True, return_tensors="pt")).logits[:, 0]
-    assert np.allclose(scorer.score(pairs), want, atol=1e-5)
+    assert np.allclose(scorer.score(pairs), want, atol=1e-5), (scorer.score(pairs), want)
     assert tokenizer.model_max_length == 16  # twice max_tokens, as in training
     from mmtune.backbones.scorers import load_scorer
 

@@ -146,31 +146,6 @@ def test_killed_at_random_moments_and_resumed_is_bit_identical(root, tmp_path):
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_a_run_with_given_negatives_is_killed_and_resumed_to_the_same_weights(root, tmp_path):
-    """SIGKILL after random steps; the drawn negatives of every batch are those of the uninterrupted run."""
-    rows = list(mmtune.open_data(corpora.packed(root)).ids)
-    lines = ["query_id,negative_id", *(f"{a},{b}" for a, b in zip(rows, [*rows[7:], *rows[:7]], strict=True))]
-    (tmp_path / "own.csv").write_text("\n".join(lines))
-    for name in ("whole", "killed"):
-        data = {"negatives": str(tmp_path / "own.csv"), "negatives_per_query": 1}
-        config = recipe(root, tmp_path / name, train={"epochs": 6, "checkpoint_every": 1}, data=data)
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    assert mmtune_process("train", tmp_path / "whole.yaml", "--quiet", stdout=None, stderr=None).wait() == 0
-    rng, kills = np.random.default_rng(1), 0
-    while True:
-        at = Signal("mmtune.training.metrics_log:append_jsonl", rng.integers(1, 4), signal.SIGKILL) if kills < 3 else NO_SIGNAL
-        process = mmtune_process("train", tmp_path / "killed.yaml", "--resume", "--quiet", at=at)
-        _, error = process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, error
-        kills += 1
-    assert kills >= 1 and weights(tmp_path / "killed") == weights(tmp_path / "whole")
-    used = json.loads((tmp_path / "whole" / "negatives.json").read_text())
-    assert used == json.loads((tmp_path / "killed" / "negatives.json").read_text()) and used
-
-
 def test_ctrl_c_saves_a_checkpoint_and_prints_how_to_resume(root, tmp_path):
     base = recipe(root, tmp_path / "run", train={"epochs": 500})
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(base))
