@@ -62,7 +62,7 @@ def html(text: str, name: str, files: dict[str, str | bytes]) -> str:
 
     text = re.sub(r'src="data:audio/([\w-]+);base64,([^"]+)"', file_of, text)
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.S)
-    return re.sub(r"\n\s*\n", "\n", text.strip())
+    return '<div class="output">\n' + re.sub(r"\n\s*\n", "\n", text.strip()) + "\n</div>"
 
 
 def block(text: str) -> str:
