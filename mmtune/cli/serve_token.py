@@ -7,7 +7,7 @@
 
 The file has salted hashes; a token is printed once, when it is made. Running servers notice a change of the file at the next
 request. Roles, each with what those before it may do: search; feedback (clicks, judgments, the search page); write (PUT and DELETE
-of items); admin (/shadow and /watch).
+of items); admin (/shadow).
 """
 
 import argparse

@@ -19,7 +19,7 @@ from mmtune.runtime.files import read_json
 log = logging.getLogger("mmtune.serve")
 ROLES = ("search", "feedback", "write", "admin")
 """Each role includes those before it. search: searches and items; feedback: clicks and judgments; write: changes of items;
-admin: /shadow and /watch."""
+admin: /shadow."""
 PREFIX = "mmt"
 FORMAT = 1
 
