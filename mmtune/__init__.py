@@ -13,7 +13,7 @@ sets them before; see `mmtune.runtime.openmp_policy`.
 from typing import TYPE_CHECKING
 
 from mmtune.public.ask_people import label_budget, open_label_session
-from mmtune.public.export_and_share import export, register_export_format
+from mmtune.public.export_and_share import export, push_to_hub, register_export_format
 from mmtune.public.extension_points import (
     register_augmentation,
     register_backbone,
@@ -79,6 +79,7 @@ __all__ = [
     "pairs_from_logs",
     "pairs_from_segments",
     "predict",
+    "push_to_hub",
     "register_augmentation",
     "register_backbone",
     "register_batch_plan",

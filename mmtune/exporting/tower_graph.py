@@ -78,7 +78,7 @@ def record(model: "Model", modality: str, signals: Sequence[object], mel_inside:
                 "put into a graph; leave it out, and the input is what the checkpoint's feature extractor returns"
             )
         features, collate = preprocess.feature_graph(), preprocess.raw_inputs
-    batches = [collate(list(group)) for group in (signals[:2], [*signals[1:], *signals[:2]])]
+    batches = [collate(list(group)) for group in (signals[:2], [signals[0], signals[2], signals[0]])]
     first, second = ({k: v for k, v in batch.items() if k != "segments"} for batch in batches)
     return Recording(TowerGraph(model, modality, list(first), features).eval(), (first, second))
 

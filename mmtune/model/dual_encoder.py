@@ -179,6 +179,17 @@ class Model(nn.Module):
 
         return save(self, directory, metrics=metrics, info=info, trained_on=trained_on)
 
+    @staticmethod
+    def from_pretrained(name: str, device: str | None = None, *, revision: str | None = None) -> "Model":
+        """Load the artifact ORG/NAME from the Hugging Face hub, as `mmtune.load("hub:ORG/NAME@REVISION")` does."""
+        spec = f"hub:{name}@{revision}" if revision else f"hub:{name}"
+        found: Model = plugins.import_target("mmtune.model.artifact.load:load", "function")(spec, device)
+        return found
+
+    def push_to_hub(self, repo: str, **options: Any) -> Any:
+        """Upload this model to ORG/NAME on the Hugging Face hub: `mmtune.push_to_hub(self, repo, ...)`, explained there."""
+        return plugins.import_target("mmtune.exporting.hub_upload:push_to_hub", "function")(self, repo, **options)
+
     def predict(self, inputs: object, *, task: str = "knn", **options: object) -> Any:
         """Predict the class or the anomaly score of each input: `mmtune.predict(self, inputs, task=task, ...)`, explained there."""
         return plugins.import_target("mmtune.prediction.predict:predict", "function")(self, inputs, task=task, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from mmtune.runtime.openmp_policy import set_openmp_wait_policy
 if TYPE_CHECKING:
     from mmtune.data.in_memory import DataLike
     from mmtune.exporting.export_result import ExportResult
+    from mmtune.exporting.hub_upload import UploadResult
     from mmtune.model.dual_encoder import Model
 
 
@@ -61,6 +62,54 @@ def export(
         check=check,
         speed=speed,
         quiet=quiet,
+    )
+
+
+def push_to_hub(
+    model: Model | str | Path,
+    repo: str,
+    *,
+    to: str = "mmtune",
+    private: bool = False,
+    license: str | None = None,
+    language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    training_data: str = "",
+    message: str = "Upload with mmtune",
+    token: str | None = None,
+) -> UploadResult:
+    """Upload a model and its card to the Hugging Face hub. `mmtune.load("hub:ORG/NAME")` loads it.
+
+    The card has the measured table in the hub's metadata, how the model was tuned, and what you say about data and licence. The
+    record of training rows is not uploaded.
+
+    model: a `Model`, what `mmtune.load` accepts, or a run directory
+    repo: "ORG/NAME"; created if it does not exist
+    to: "mmtune" uploads the artifact; a name of `export` uploads that format instead, e.g. "sentence-transformers"
+    private: whether a new repository is private
+    license: licence of the weights, as the hub names it, e.g. "apache-2.0"
+    language: ISO codes of the captions' languages
+    datasets: names of data sets on the hub that it was trained on
+    training_data: sentences about the training data, for the card
+    message: commit message
+    token: access token; None means that of HF_TOKEN or `hf auth login`
+
+    Raises ModelError if the upload fails.
+    """
+    set_openmp_wait_policy()
+    from mmtune.exporting.hub_upload import push_to_hub as push
+
+    return push(
+        model,
+        repo,
+        to=to,
+        private=private,
+        license=license,
+        language=language,
+        datasets=datasets,
+        training_data=training_data,
+        message=message,
+        token=token,
     )
 
 

@@ -28,7 +28,7 @@ def load(
 ) -> Model:
     """Load a model in eval mode.
 
-    model: an artifact or run directory, hf:NAME, open_clip:NAME/TAG, timm:NAME or st:NAME; or {modality: MODEL}, one for each tower
+    model: an artifact directory, hub:ORG/NAME[@REVISION] (an artifact on the Hugging Face hub), hf:NAME, open_clip:NAME/TAG, timm:NAME or st:NAME; or {modality: MODEL}, one for each tower
     device: torch device; None means a GPU if there is one
     dim: truncate embeddings to this many dimensions (Matryoshka)
     cpu_kernels: "auto" replaces parts of known towers by faster kernels on a CPU; "off" keeps the upstream modules

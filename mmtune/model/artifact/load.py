@@ -8,6 +8,7 @@ from mmtune.backbones.cpu_fast import CpuKernels
 from mmtune.errors import MmtuneError, ModelError
 from mmtune.model.artifact import adapters
 from mmtune.model.artifact.format import MANIFEST, SEEDS_FILE
+from mmtune.model.artifact.hub_snapshot import PREFIX, hub_directory
 from mmtune.model.artifact.read import read_artifact
 from mmtune.model.compose import from_spec, parse_spec
 from mmtune.model.cross_encoder_format import is_cross_encoder
@@ -24,14 +25,15 @@ def load(
 ) -> Model:
     """Load a model in eval mode.
 
-    model: an artifact directory, an adapters directory, "family:checkpoint", or {modality: "family:checkpoint"}
+    model: an artifact directory, an adapters directory, "hub:ORG/NAME[@REVISION]" (one of these on the Hugging Face hub),
+        "family:checkpoint", or {modality: "family:checkpoint"}
     device: None means a CUDA GPU, else Apple's GPU (MPS), else the CPU
     dim: truncate embeddings to this many dimensions (Matryoshka, see `Model.truncated`)
     cpu_kernels: "auto" replaces layers by the faster ones of `backbones.cpu_fast`; "off" leaves the modules of the upstream
         library as they are
 
     The content of an artifact is compared with its fingerprint before it is parsed. Loading an artifact never unpickles
-    anything and never accesses the network. Raises ModelError if the model cannot be loaded.
+    anything and never accesses the network, unless it is on the hub. Raises ModelError if the model cannot be loaded.
     """
     loaded = _load(model, cpu_kernels)
     loaded.info.setdefault("source", dict(model) if isinstance(model, Mapping) else str(model))
@@ -43,11 +45,14 @@ def load(
 def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Model:
     if isinstance(model, Mapping):
         return from_spec(model, cpu_kernels)
-    path = Path(model)
+    path = hub_directory(model) if isinstance(model, str) and model.startswith(PREFIX) else Path(model)
     if (path / MANIFEST).is_file():
         return read_artifact(path, cpu_kernels)
     if (path / adapters.MANIFEST).is_file():
         return load_adapters(path, cpu_kernels=cpu_kernels)
+    if path != Path(model):
+        name = str(model).removeprefix(PREFIX).partition("@")[0]
+        raise ModelError(f"{model}: that repository is not an artifact of mmtune (no {MANIFEST}); write hf:{name} or st:{name}")
     if isinstance(model, Path) or ":" not in model and (path.exists() or "/" in model):
         if is_cross_encoder(path):
             raise ModelError(f"{model}: a cross-encoder scores pairs and has no embeddings; use mmtune.load_cross_encoder")
