@@ -4,6 +4,8 @@
   mmtune doctor packed/val runs/a/artifact
   mmtune doctor packed/train --out findings.jsonl; mmtune pack train.csv --out packed/clean --drop findings.jsonl
 
+  mmtune doctor --env
+
 With a MODEL, the embedding space of the model on the data is checked too, e.g. for collapse.
 Exit status: 0 no errors, 1 at least one finding of severity "error" (it would make metrics or training wrong), 2 invalid input.
 """
@@ -14,7 +16,7 @@ from mmtune.cli.dispatch import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="packed rows to check")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="packed rows to check")
     parser.add_argument("model", metavar="MODEL", nargs="?", help="also check the embedding space of this model on the data")
     parser.add_argument(
         "--against",
@@ -32,11 +34,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="write all findings, with the ids of all affected rows, to a JSONL file that `mmtune pack --drop` accepts",
     )
     parser.add_argument(
+        "--env",
+        action="store_true",
+        help="check the installation instead: versions, what is missing for which feature, and whether the GPU is used",
+    )
+    parser.add_argument(
         "--limit", type=int, default=50_000, help="most rows per split whose contents are decoded (default %(default)s)"
     )
 
 
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.errors import RecipeError
+
+    if args.env:
+        from mmtune.quality.environment import inspect_environment
+
+        environment = inspect_environment()
+        return Result(environment.to_dict(), str(environment), 1 if environment.problems else 0)
+    if not args.data:
+        raise RecipeError("give DATA, or --env to check the installation")
     from mmtune.quality.doctor import doctor
 
     diagnosis = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=False)

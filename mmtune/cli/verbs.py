@@ -5,6 +5,7 @@ VERBS = {
     "init": "write a commented recipe to start from, or the JSON Schema of recipes",
     "pairs": "make pairs and graded judgments of click logs, labels, catalogs, duplicates, annotations",
     "pack": "check a CSV/TSV/JSONL/Parquet table or a folder, and pack it as WebDataset shards",
+    "recipe": "validate a recipe, show it with every default, compare two, or explain a key",
     "train": "train a model as a recipe describes; writes checkpoints, metrics and an artifact",
     "sweep": "search for the best values of recipe keys: many runs, pruned by validation, and a report",
     "bench": "measure how fast a recipe trains on this machine, and find the bottleneck",

@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.errors import RecipeError
+from mmtune.recipe.included_files import load_with_includes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig, ListConfig
 
 
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> object:
-    """Read a YAML file and apply `key.sub=value` overrides, whose values are YAML.
+    """Read a YAML file with the files that it includes (see `included_files`) and apply `key.sub=value` overrides, whose values are YAML.
 
     Raises RecipeError if the file does not exist or is not YAML, or if an override cannot be applied.
     """
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     _check_overrides(overrides)
     try:
-        merged = OmegaConf.load(path)
+        merged = load_with_includes(path)
         return _apply(merged, overrides)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
@@ -69,6 +69,13 @@ def without_blanks(value: object) -> object:
     if isinstance(value, Mapping):
         return {k: without_blanks(v) for k, v in value.items() if v != "???"}
     return value
+
+
+def value_at(document: object, path: str) -> object:
+    """The value at a dotted key of a recipe, given as plain data; None if it has no such key."""
+    for key in path.split("."):
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document
 
 
 def changed_keys(old: object, new: object, path: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """Generate the recipe's JSON Schema and the documentation page of all recipe keys from the pydantic models."""
 
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from pydantic_core import PydanticUndefined
 
 from mmtune import modalities
 from mmtune.contracts import JsonObject
+from mmtune.errors import RecipeError
 from mmtune.recipe.augment_block import options_model
 from mmtune.recipe.augment_step import AugmentStep
 from mmtune.recipe.objective_block import TermBlock
 from mmtune.recipe.recipe import Recipe
+from mmtune.runtime.plugins import nearest
 
+_KEY = re.compile(r"^\| `([^`]+)` \|", re.M)
 HEAD = """# Recipe keys
 
 All keys of a recipe with their types, defaults and meanings. `mmtune init --schema FILE` writes them as a JSON Schema, with which
@@ -54,6 +58,33 @@ def recipe_keys_page() -> str:
             sections.append(_section("objective: keys of every loss", TermBlock))
         sections += [part for block in dict.fromkeys(blocks) for part in _sections(name, block, len(set(blocks)) > 1)]
     return "\n".join(sections)
+
+
+def explain_key(path: str) -> str:
+    """Return what docs/recipe_keys.md says of a dotted key, or of all keys of a block ("" is the top level).
+
+    Raises RecipeError, with the nearest name, if there is no such key.
+    """
+    parts = recipe_keys_page().split("\n## ")[1:]
+    titled = [(part.partition("\n")[0], part) for part in parts]
+    own = [f"## {part}".rstrip() for title, part in titled if title.partition(" (")[0] == (path or "Top level")]
+    if own:
+        return "\n\n".join(own)
+    block, _, key = path.rpartition(".")
+    rows = [
+        f"{title.replace('Top level', '').strip()}{'.' if block else ''}{key}: {' | '.join(c.strip() for c in cells[1:])}"
+        for title, part in titled
+        if title.partition(" (")[0] == (block or "Top level")
+        for line in part.split("\n")
+        if line.startswith(f"| `{key}` |")
+        for cells in [re.split(r"(?<!\\)\|", line.strip("| "))]
+    ]
+    if not rows:
+        known = [
+            f"{title.partition(' (')[0]}." * (title != "Top level") + k for title, part in titled for k in _KEY.findall(part)
+        ]
+        raise RecipeError(f"no recipe key {path!r}{nearest(path, dict.fromkeys(known))[:300]}")
+    return "\n".join(rows)
 
 
 def _sections(path: str, block: type[BaseModel], one_of_several: bool) -> Iterator[str]:

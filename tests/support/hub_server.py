@@ -65,7 +65,10 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             if name in self.hub.files:
                 return self._json({"url": f"{self.hub.url}/{name}", "error": "exists"}, 409)
-            self.hub.files[name], self.hub.private[name] = {}, bool(asked.get("private"))
+            self.hub.files[name], self.hub.private[name] = (
+                {},
+                bool(asked.get("private")) or asked.get("visibility") == "private",
+            )
             return self._json({"url": f"{self.hub.url}/{name}"})
         if path == "/api/validate-yaml":  # of a card, before it is committed
             head = json.loads(body)["content"].split("---\n", 2)[1]

@@ -1,0 +1,44 @@
+"""Compose a recipe of parts: `include: FILE` or `include: [FILE, FILE]`, with paths relative to the recipe.
+
+Parts are merged in their order, and the recipe's own keys win. A part may include others. Lists are replaced, not joined.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig, ListConfig
+
+INCLUDE = "include"
+
+
+def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictConfig | ListConfig":
+    """Read a YAML file and merge it over the files that it includes.
+
+    above: the files that include this one, to find circles
+
+    Raises RecipeError if an included file is missing or includes itself, or if `include` is neither a path nor a list of paths.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    own = OmegaConf.load(path)
+    if not isinstance(own, DictConfig) or INCLUDE not in own:
+        return own
+    given = OmegaConf.to_container(own[INCLUDE]) if OmegaConf.is_config(own[INCLUDE]) else own[INCLUDE]
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise RecipeError(f"{path}: include: write a path, or a list of paths, relative to the recipe")
+    here = Path(path).resolve()
+    del own[INCLUDE]
+    parts = []
+    for name in names:
+        part = here.parent / name
+        if part.resolve() in (here, *above):
+            raise RecipeError(f"{path}: include: {name} includes itself")
+        if not part.is_file():
+            raise RecipeError(f"{path}: include: no such file: {name} (relative to {here.parent})")
+        parts.append(load_with_includes(part, (here, *above)))
+    return OmegaConf.merge(*parts, own)
