@@ -16,7 +16,7 @@ try:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models.abs_encoder import AbsEncoder
-    from mteb.models.model_meta import ModelMeta
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
     from mteb.types import PromptType
 except ImportError:
     raise MissingExtra("mmtune.integrations.mteb needs mteb 2: pip install mteb") from None
@@ -44,7 +44,7 @@ class MtebEncoder(AbsEncoder):
             "revision": self.model.fingerprint,
             "embed_dim": self.model.dim,
             "modalities": list(self.model.towers),
-            "similarity_fn_name": "cosine",
+            "similarity_fn_name": ScoringFunction.COSINE,
             "framework": ["PyTorch"],
         }
         self.mteb_model_meta = ModelMeta.create_empty(overwrites=meta)
@@ -88,7 +88,7 @@ def retrieval_task(data: "DataLike", name: str, query: str, candidate: str) -> A
     name: name of the task
     query, candidate: the modalities
 
-    Raises DataError if the data lack a modality.
+    Raises DataError if the data lack a modality, or if no query has a relevant candidate.
     """
     rows = as_data(data)
     for m in (query, candidate):
@@ -96,6 +96,9 @@ def retrieval_task(data: "DataLike", name: str, query: str, candidate: str) -> A
             raise DataError(f"{rows.spec}: no {m}; it has {', '.join(rows.modalities)}")
     sides = {m: _items(rows, m) for m in dict.fromkeys((query, candidate))}
     names = dict.fromkeys((query, candidate))
+    relevant = _relevant(sides[query], sides[candidate])
+    if not relevant:
+        raise DataError(f"{rows.spec}: no {query} has a relevant {candidate}; within one modality, rows need groups (--group)")
     metadata = TaskMetadata(
         name=name,
         description=f"{query} to {candidate} retrieval on {rows.spec}",
@@ -108,8 +111,17 @@ def retrieval_task(data: "DataLike", name: str, query: str, candidate: str) -> A
         main_score="ndcg_at_10",
     )
     task: AbsTaskRetrieval = type(name, (_PackedTask,), {"metadata": metadata})()
-    task.rows, task.sides, task.ends = rows, sides, (query, candidate)
+    task.rows, task.sides, task.ends, task.relevant = rows, sides, (query, candidate), relevant
     return task
+
+
+def _relevant(queries: Items, candidates: Items) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for block in relevant_blocks(queries, candidates, 1024):
+        for i in range(block.stop - block.start):
+            if len(items := block.items[i]):
+                found[f"q-{queries.ids[block.start + i]}"] = {candidates.ids[c]: 1 for c in items}
+    return found
 
 
 class _PackedTask(AbsTaskRetrieval):
@@ -118,20 +130,16 @@ class _PackedTask(AbsTaskRetrieval):
     rows: "Data"
     sides: dict[str, Items]
     ends: tuple[str, str]
+    relevant: dict[str, dict[str, int]]
 
     def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
         """Read the values; called by mteb."""
         queries, candidates = (self.sides[m] for m in self.ends)
-        relevant: dict[str, dict[str, int]] = {}
-        for block in relevant_blocks(queries, candidates, 1024):
-            for i in range(block.stop - block.start):
-                if len(found := block.items[i]):
-                    relevant[f"q-{queries.ids[block.start + i]}"] = {candidates.ids[c]: 1 for c in found}
         corpus = _table(self.rows, candidates, candidates.ids)
         asked = _table(self.rows, queries, [f"q-{i}" for i in queries.ids])
-        asked = asked.filter(lambda row: row["id"] in relevant)
+        asked = asked.filter(lambda row: row["id"] in self.relevant)
         self.dataset = {
-            "default": {"test": {"corpus": corpus, "queries": asked, "relevant_docs": relevant, "top_ranked": None}}
+            "default": {"test": {"corpus": corpus, "queries": asked, "relevant_docs": self.relevant, "top_ranked": None}}
         }
         self.data_loaded = True
 

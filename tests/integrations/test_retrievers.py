@@ -16,7 +16,7 @@ def collection(tmp_path_factory):
     root = tmp_path_factory.mktemp("products")
     found = mmtune.Collection(root / "products", create=True)
     version = found.build("tiny:clip", corpora.packed(root, 24, 0, ("image", "text"))).version
-    found.promote(version, force=True)
+    found.promote(version)
     return found
 
 
@@ -62,6 +62,6 @@ def test_haystack(collection, expected):
 
     pipeline = Pipeline()
     pipeline.add_component("search", CollectionDocumentRetriever(str(collection.path), k=5))
-    again = Pipeline.from_dict(pipeline.to_dict())
+    again = Pipeline.from_dict(pipeline.to_dict(), allowed_modules=["mmtune.integrations.haystack"])
     documents = again.run({"search": {"query": QUERY}})["search"]["documents"]
     assert [(d.id, d.score) for d in documents] == expected and documents[0].content
