@@ -62,4 +62,4 @@ def _docs(files: list[str], overrides: list[str]) -> Result:
     from mmtune.recipe.recipe_keys import explain_key
 
     found = explain_key(files[0] if files else "")
-    return Result({"key": files[0] if files else "", "text": found}, found)
+    return Result({"key": files[0] if files else "", "meaning": found}, found)
