@@ -1,8 +1,8 @@
 """Write a commented recipe to start from, or the JSON Schema of recipes.
 
-  mmtune init mydata --case catalog         write mydata/recipe.yaml for a use case
-  mmtune init mydata --encoders --size 800 --per-group 20   for one pretrained encoder per modality, by the number of pairs
-  mmtune init --schema recipe.schema.json   write the schema, with which an editor can complete and check recipes
+mmtune init mydata --case catalog         write mydata/recipe.yaml for a use case
+mmtune init mydata --encoders --size 800 --per-group 20   for one pretrained encoder per modality, by the number of pairs
+mmtune init --schema recipe.schema.json   write the schema, with which an editor can complete and check recipes
 """
 
 import argparse

@@ -41,4 +41,6 @@ def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictCon
         if not part.is_file():
             raise RecipeError(f"{path}: include: no such file: {name} (relative to {here.parent})")
         parts.append(load_with_includes(part, (here, *above)))
-    return OmegaConf.merge(*parts, own)
+    merged = OmegaConf.merge(*parts, own)
+    assert isinstance(merged, DictConfig)  # `own` is one
+    return merged
