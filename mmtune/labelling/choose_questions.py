@@ -19,7 +19,7 @@ from mmtune.labelling.question_pool import QuestionPool
 UNSURE, DISAGREEMENT, DENSE, RANDOM = "unsure", "disagreement", "dense", "random"
 STRATEGIES = (UNSURE, DISAGREEMENT, DENSE, RANDOM)
 MIN_ANSWERS = 10
-"""Fewest answers, of both kinds, from which the metric is fitted."""
+"""Fewest answers from which the metric is fitted."""
 PRIOR_QUANTILE = 0.8
 """Without answers, pairs at this quantile of the candidates' scores count as undecided."""
 
@@ -45,7 +45,7 @@ def metric_of(pool: QuestionPool, asked: np.ndarray, match: np.ndarray) -> PairM
     """
     start = cosine_metric(pool.score, PRIOR_QUANTILE)
     start = PairMetric(np.repeat(start.weight, pool.query_vectors.shape[1]), start.bias)
-    if min(match.sum(), (~match).sum()) < 2 or len(asked) < MIN_ANSWERS:
+    if len(asked) < MIN_ANSWERS:
         return start
     a, b = pool.features(asked)
     return fit_pair_metric(a, b, match, start)

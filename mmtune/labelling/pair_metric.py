@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MIN_OF_A_KIND = 2
+"""Fewest matches, and fewest other answers, from which the weights are fitted; with fewer, only the threshold moves."""
+
 
 @dataclass(frozen=True)
 class PairMetric:
@@ -34,10 +37,10 @@ def fit_pair_metric(a: np.ndarray, b: np.ndarray, match: np.ndarray, start: Pair
     """Fit the metric to answers.
 
     a, b: unit vectors of the pairs, float [N, D]; match: bool [N]; start: the metric without answers
-    ridge: strength of the prior, relative to D
+    ridge: strength of the prior; with 1 a weight deviates from the common scale by as much as that scale
 
-    First scale and bias of the plain cosine are fitted, then the weights around that scale, by Newton's method on the penalised
-    likelihood, which is convex.
+    First scale and bias of the plain cosine are fitted, then, if there are answers of both kinds, the weights around that scale, by
+    Newton's method on the penalised likelihood, which is convex.
     """
     y = match.astype(np.float64)
     level = float(np.mean(start.weight))
@@ -46,8 +49,10 @@ def fit_pair_metric(a: np.ndarray, b: np.ndarray, match: np.ndarray, start: Pair
     scale, bias = _newton(np.hstack([cosine, np.ones_like(cosine)]), y, prior, np.array([1 / level**2, 0.05]))
     scale = max(scale, 0.1 * level)
     dims = a.shape[1]
+    if min(match.sum(), (~match).sum()) < MIN_OF_A_KIND:
+        return PairMetric(np.full(dims, scale), float(bias))
     features = np.hstack([(a * b).astype(np.float64), np.ones_like(cosine)])
-    penalty = np.append(np.full(dims, ridge * dims / scale**2), 0.05)
+    penalty = np.append(np.full(dims, ridge / scale**2), 0.05)
     fitted = _newton(features, y, np.append(np.full(dims, scale), bias), penalty)
     return PairMetric(fitted[:-1], float(fitted[-1]))
 

@@ -55,6 +55,15 @@ def test_a_metric_fitted_to_answers_is_penalised_logistic_regression():
     assert np.ptp(strong.weight) < 0.01 * np.abs(strong.weight).mean()
 
 
+def test_answers_of_one_kind_move_the_threshold():
+    vectors, _ = embeddings()
+    pool = make_pool(vectors, ("image", "image"))
+    asked = np.array([p for p, _ in choose(pool, 20, ["unsure"], np.zeros(0, np.int64), np.zeros(0, bool))])
+    for match, side in ((True, -1), (False, 1)):
+        following = [p for p, _ in choose(pool, 20, ["unsure"], asked, np.full(20, match))]
+        assert side * (pool.score[following].mean() - pool.score[asked].mean()) > 0
+
+
 def test_few_answers_in_many_dimensions_are_solved_as_many_in_few():
     rng = np.random.default_rng(1)
     x, penalty, gradient = rng.normal(size=(7, 30)), rng.uniform(0.5, 2, 30), rng.normal(size=30)
