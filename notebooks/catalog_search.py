@@ -231,4 +231,4 @@ server.wait()
 # ## Next
 #
 # - The same with commands: `mmtune pack`, `doctor`, `train recipes/catalog_images.yaml`, `compare`, `index build`, `index promote`, `serve`.
-# - The next model: the notebook *Shipping a new model*. What customers click: the notebook *Your click log*.
+# - The next model: the notebook *Shipping a new model*. What customers click: `mmtune pairs logs`.

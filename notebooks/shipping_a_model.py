@@ -203,5 +203,5 @@ shop_index.close()
 # %% [markdown]
 # ## Next
 #
-# - The same with commands: the page *Shipping*. Several servers, backups, erasing items: the page *Operating*.
-# - What users click becomes training data: the notebook *Your click log*.
+# - The same with commands: the page *Shipping*. Backups, erasing items, several servers: the same page.
+# - What users click becomes training data: `mmtune pairs logs`, the page *Where pairs come from*.
