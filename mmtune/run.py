@@ -31,6 +31,7 @@ from mmtune.training.preflight import check_objective_data, check_rerank_batches
 from mmtune.training.recipe_preflight import check_inputs, check_recipe, check_run_space, check_steps, teacher_modalities
 from mmtune.training.retention_budget import build_retention
 from mmtune.training.run_directory import claim_run_directory
+from mmtune.training.step_threads import StepThreads
 from mmtune.training.stream_limits import refuse_columns
 from mmtune.training.teacher_cache import build_teachers
 from mmtune.training.train_result import TrainResult
@@ -118,6 +119,7 @@ def run_recipe(
         validate=plan.rounds.watch(validate) if plan.rounds and validate else validate,
         hard_negatives=plan.hard_negatives,
         processes=processes,
+        threads=StepThreads(recipe.runtime.threads, processes, quiet),
     )
     if resume:
         trainer.resume()

@@ -20,6 +20,7 @@ from mmtune.recipe.prompts_block import PromptsBlock, WindowPooling
 from mmtune.recipe.recipe_file import read_document, without_blanks
 from mmtune.recipe.retention_block import Retention
 from mmtune.recipe.run_block import RunConfig
+from mmtune.recipe.runtime_block import RuntimeConfig
 from mmtune.recipe.teachers_block import Teacher
 from mmtune.recipe.train_block import TrainConfig
 from mmtune.recipe.training_blocks import Interpolate, MatryoshkaConfig, MemoryConfig
@@ -75,6 +76,7 @@ class Recipe(RecipeBlock):
     )
     train: TrainConfig = Field(TrainConfig(), description="length, optimizer, precision and checkpoints of training")
     run: RunConfig = Field(RunConfig(), description="run directory, trackers and callbacks")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="threads of training steps")
 
     @model_validator(mode="after")
     def _retention_is_measured_and_guarded(self) -> "Recipe":

@@ -47,6 +47,7 @@ from mmtune.training.precision import autocast, resolve_precision
 from mmtune.training.regularise.ema_l2sp import EmaL2SP
 from mmtune.training.regularise.embedding_preservation import EmbeddingPreservation
 from mmtune.training.step import forward_backward
+from mmtune.training.step_threads import StepThreads
 from mmtune.training.stop_signals import Stopped, StopSignals
 from mmtune.training.tuning.gradual_unfreezing import GradualUnfreezing
 from mmtune.training.tuning.layers import learning_state, load_learning_state
@@ -86,6 +87,7 @@ class Trainer:
     hard_negatives: returns mined rows for a batch; None: no mining
     tuned: the model after `tune`; None: all parameters are trained
     preservation: the embedding-preservation loss of each step; None: none
+    threads: sets the number of threads of the steps; None: see `StepThreads`
     callbacks, context: what is called on rank 0 after steps and validations, and the state of the run that it gets
     """
 
@@ -105,12 +107,13 @@ class Trainer:
         callbacks: Callback | None = None,
         context: CallbackContext | None = None,
         processes: Processes = SINGLE_PROCESS,
+        threads: StepThreads | None = None,
         quiet: bool = False,
     ):
         self.config, self.directory, self.processes, self.quiet = config, directory, processes, quiet
         self.loader, self.hard_negatives, self.validate = loader, hard_negatives, validate
         self.epochs = make_epochs(loader, epoch_batches, config, hard_negatives)
-        self.preservation = preservation
+        self.preservation, self.threads = preservation, threads or StepThreads(None, processes, quiet)
         self.device, self.precision = local_device(), resolve_precision(config.precision)
         self.model, self.objective, self.tuned = model.to(self.device), objective.to(self.device), tuned
         processes.broadcast_parameters(self.model, self.objective)
@@ -150,6 +153,7 @@ class Trainer:
         size = self.config.batch_size * self.config.gradient_accumulation_steps
         with (
             self._memory(),
+            self.threads.running(self.device),
             self._fast_attention(),
             compiled_or_checkpointed(self.model, self.config.compile, self.config.recompute),
             MetricsLog(
@@ -200,7 +204,9 @@ class Trainer:
         pairs = self.sums.pairs
         self.state.record_step(self.sums.batches, pairs, seconds, wait_seconds)
         step, lr = self.state.step, self.optimizer.param_groups[0]["lr"]
-        metrics = StepMetrics(outcome.loss, outcome.terms, outcome.grad_norm, lr, pairs, seconds, wait_seconds)
+        speed = (pairs, seconds, wait_seconds, self.threads.logged)
+        metrics = StepMetrics(outcome.loss, outcome.terms, outcome.grad_norm, lr, *speed)
+        self.threads.after_step(pairs, seconds - wait_seconds)
         log.log(step, self.state.epoch, metrics)
         if self.callbacks is not None:
             self.callbacks.on_step(self._context(), metrics.to_dict())

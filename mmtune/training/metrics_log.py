@@ -28,6 +28,7 @@ class StepMetrics:
     pairs: query rows in the batch
     seconds: duration of the step, including waiting for data
     wait_seconds: the part of `seconds` spent waiting for data
+    threads: threads of the step, if their number may change during the run
     """
 
     loss: float
@@ -37,11 +38,13 @@ class StepMetrics:
     pairs: int
     seconds: float
     wait_seconds: float
+    threads: int | None = None
 
     def to_dict(self) -> dict[str, float]:
         """{name in the log: value}."""
         speed = {"pairs_per_second": self.pairs / self.seconds, "wait": self.wait_seconds / self.seconds}
-        return {"loss": self.loss, **self.terms, "grad_norm": self.grad_norm, "lr": self.lr, **speed}
+        threads = {} if self.threads is None else {"threads": float(self.threads)}
+        return {"loss": self.loss, **self.terms, "grad_norm": self.grad_norm, "lr": self.lr, **speed, **threads}
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,15 @@ MAY_CHANGE = (
     "run.callbacks",
     "data.workers",
     "data.cache",
+    "runtime.threads",
     "train.shard",
     "train.cpu_kernels",
     "train.checkpoint_every",
     "train.keep",
     "gate",
 )
-"""Recipe keys, or blocks of them, that may change when a run is resumed, because they do not affect its result."""
+"""Recipe keys, or blocks of them, that may change when a run is resumed, because they do not affect its result (`runtime.threads`: but
+for the last bit)."""
 OF_VALIDATION = (
     "train.metric",
     "train.patience",

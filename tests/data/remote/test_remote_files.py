@@ -187,10 +187,9 @@ def test_thousands_of_shards_are_fetched_in_parallel(server: FileServer, tmp_pat
     for i in range(n):
         (server.root / f"{i:05d}.tar").write_bytes(whole.replace(b"caption 0", b"caption%02d" % (i % 100)))
     server.delay = 0.05
-    start = time.perf_counter()
     data = open_data(f"{server.url}/{{00000..{n - 1:05d}}}.tar")
-    seconds = time.perf_counter() - start
-    assert len(data) == n and seconds < 2 * n * 0.05 / 6  # sizes and files are two requests each
+    assert len(data) == n
+    assert 12 < server.most_at_once <= 32  # sizes and files are two requests each, so over 12 at once are enough
 
 
 def test_small_parts(server: FileServer, tmp_path: Path) -> None:
