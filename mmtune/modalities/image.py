@@ -18,6 +18,7 @@ from mmtune.modalities.image_augmentation import FurtherAugmentation, ImageAugme
 from mmtune.modalities.perceptual_hash import IMAGE_DISTANCE, image_hash
 from mmtune.modalities.picture_file import is_deep, load_deep_colours, open_picture, within_our_limits
 from mmtune.modalities.tones import picture_from_array, to_levels
+from mmtune.modalities.turbo_jpeg import decode_jpeg
 
 MAX_PIXELS = 100_000_000  # default limit in datasets
 REQUEST_PIXELS = 50_000_000  # default limit in HTTP requests
@@ -81,7 +82,7 @@ def _open(data: bytes, max_pixels: float, min_side: int | None = None) -> PILIma
         if min_side is not None and image.format == "JPEG":
             image.draft(image.mode, (min_side, min_side))
         load_deep_colours(image, data)
-        return to_rgb(image)
+        return to_rgb(decode_jpeg(image, data) or image)
 
     try:
         return within_our_limits(read, max_pixels)
