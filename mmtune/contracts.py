@@ -20,7 +20,7 @@ modality, so that users can register modalities of their own.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from mmtune.errors import Rejected
@@ -264,6 +264,31 @@ class Preprocess(Protocol):
 
 
 @dataclass(slots=True)
+class LoadTimes:
+    """What the loader has done for a batch. Times are those of the threads and processes that did it, in seconds.
+
+    read: reading bytes from disk or network; for streamed data, waiting for the threads that read shards
+    decode: decoding values
+    preprocess: augmentation, preprocessing and collation
+    size: bytes of the values that were read
+    values: values that were prepared
+    cached: of these, values whose decoded form or inputs were in the cache
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    preprocess: float = 0.0
+    size: int = 0
+    values: int = 0
+    cached: int = 0
+
+    def add(self, other: "LoadTimes") -> None:
+        """Add the numbers of another batch."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+@dataclass(slots=True)
 class Batch:
     """A batch of B rows for training. All its tensors are on the same device.
 
@@ -275,6 +300,7 @@ class Batch:
         have the key `second_view(m)` if the objective compares two views of an item: the items of m in query rows once more
     labels: "id", "group" or a modality -> int64 [B]; equal non-zero labels mean the same id, group or content; 0 means no label
     columns: name -> float32 [B], the numeric metadata columns that the objective needs
+    times: what the loader has done for the batch
     hard_negatives: direction "a->b" -> int64 [2, n], batch positions of n queries (first row of the tensor) and of the negative
         that was mined for each of them (second row)
 
@@ -290,6 +316,11 @@ class Batch:
     labels: "dict[str, Tensor]"
     columns: "dict[str, Tensor]" = field(default_factory=dict)
     hard_negatives: "dict[str, Tensor]" = field(default_factory=dict)
+    times: LoadTimes = field(default_factory=LoadTimes)
+
+    def pin_memory(self) -> "Batch":
+        """Return a batch in page-locked memory, from which copies to a CUDA device are fast. torch's DataLoader calls it."""
+        return self.map_tensors(lambda x: x.pin_memory())
 
     def map_tensors(self, function: "Callable[[Tensor], Tensor]") -> "Batch":
         """Return a batch with `function` applied to every tensor, e.g. to copy it to a device."""

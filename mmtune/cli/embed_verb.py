@@ -1,6 +1,7 @@
 """Embed packed data and write the embeddings as Parquet: DIR/MODALITY/part-*.parquet (id, group, vector) and DIR/meta.json.
 
   mmtune embed runs/a/artifact packed/test --out vectors
+  mmtune embed runs/a/artifact "s3://bucket/shards-{000000..009999}.tar" --read stream --out vectors
 
 Resumable: after an interruption, run the same command again. A DIR with embeddings of another model is rejected. To use several
 processes, start the command several times with the same DIR (torchrun --nproc-per-node N -m mmtune embed ..., a Slurm array, two
@@ -26,6 +27,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role", metavar="NAME", help='prompt template for captions, e.g. "query" (default: the template for candidates)'
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    parser.add_argument(
+        "--read",
+        choices=("index", "stream"),
+        default="index",
+        help="stream: read shards from start to end and write while reading, for data larger than the disk (default: with an index)",
+    )
     add_skip_bad(parser)
     engine(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
@@ -45,10 +52,12 @@ def engine(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.embedding.parquet_parts import embed
+    from mmtune.embedding.parquet_parts import embed as embed_indexed
+    from mmtune.embedding.stream_parts import embed_stream
     from mmtune.runtime.distributed import silence_other_ranks
 
     silence_other_ranks()
+    embed = embed_stream if args.read == "stream" else embed_indexed
     common, more = (args.only, args.batch_size), {"dim": args.dim, "role": args.role, "skip_bad": args.skip_bad}
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray

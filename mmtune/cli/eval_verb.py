@@ -1,6 +1,7 @@
 """Compute the retrieval metrics of MODEL on DATA in every direction (e.g. text->image), or the metrics of another task.
 
   mmtune eval runs/a/artifact packed/test
+  mmtune eval MODEL DATA --queries 10000
   mmtune eval MODEL DATA --task zero_shot --label category --prompt "a photo of {}"
   mmtune eval runs/a packed/test                     the runs of `mmtune train --seeds`: mean, sd and interval over the seeds
 
@@ -61,6 +62,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help='also report per value of this metadata column, or per quartile of "size:MODALITY" (length, duration, area)',
     )
     parser.add_argument("--qrels", metavar="FILE", help="graded relevance judgments, TREC or JSON lines")
+    parser.add_argument(
+        "--queries",
+        type=int,
+        metavar="N",
+        help="evaluate N random queries of each direction, with 95%% intervals (default: all)",
+    )
     parser.add_argument("--no-within", action="store_true", help="do not evaluate searches within one modality")
     parser.add_argument("--out", metavar="FILE", help="also write the JSON document to FILE")
     parser.add_argument(
@@ -149,6 +156,7 @@ def run(args: argparse.Namespace) -> Result:
             slices=args.slice,
             within=not args.no_within,
             trec=args.trec,
+            queries=args.queries,
             batch_size=args.batch_size,
             dim=args.dim,
             quiet=args.quiet or not processes.is_main_process,

@@ -1,6 +1,7 @@
 """Mine hard negatives from DATA with a model, and drop likely false negatives by guards.
 
   mmtune mine runs/a/artifact packed/train --out negatives.parquet
+  mmtune mine MODEL DATA --out FILE --vectors DIR
   mmtune mine MODEL DATA --out FILE --direction "a->b" --set guards.max_score=0.9 --set negatives=8
 
 The negatives are written to --out. An HTML page beside it, the audit, shows which negatives were mined, and which candidates were
@@ -66,6 +67,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="set a key of the recipe block `mining:`, e.g. guards.max_score=0.9 (may be repeated)",
     )
+    parser.add_argument(
+        "--vectors",
+        metavar="DIR",
+        help="vectors that `mmtune embed MODEL DATA --out DIR` wrote: mapped from disk, nothing is embedded",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
     add_skip_bad(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
@@ -85,6 +91,7 @@ def run(args: argparse.Namespace) -> Result:
         verifier=args.verifier,
         truth=args.truth,
         batch_size=args.batch_size,
+        vectors=args.vectors,
         quiet=args.quiet,
         skip_bad=args.skip_bad,
     )

@@ -19,6 +19,7 @@ from mmtune.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
+    from mmtune.data.shards.streamed_sets import StreamedSets
     from mmtune.data.shards.weighted_concat import WeightedConcat
     from mmtune.model.dual_encoder import Model
 
@@ -55,7 +56,9 @@ def embed_rows(
     return processes.gather(torch.from_numpy(encoded), len(first)).numpy()[inverse]
 
 
-def shared_modalities(model: "Model", data: "Data | WeightedConcat", modalities: Sequence[str] | None = None) -> list[str]:
+def shared_modalities(
+    model: "Model", data: "Data | WeightedConcat | StreamedSets", modalities: Sequence[str] | None = None
+) -> list[str]:
     """Return the modalities that model and dataset have in common, in the order of the dataset.
 
     modalities: restrict the result to these

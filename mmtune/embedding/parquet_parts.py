@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from mmtune.data.in_memory import DataLike
     from mmtune.data.shards.dataset import Data, Shard
     from mmtune.model.dual_encoder import Model
@@ -109,7 +112,7 @@ def embed(
         names = shared_modalities(model, data, modalities)
     out = Path(out)
     result = EmbedResult(model.fingerprint, model.dim, {}, data.spec, data.fingerprint, role)
-    _refuse_other_vectors(out, result)
+    refuse_other_vectors(out, result)
     stamp = {"fingerprint": result.fingerprint} | ({"role": role} if role else {})
     parts = []
     for m in names:
@@ -138,14 +141,14 @@ def _remove_parts_of_other_data(out: Path, data: "Data", result: EmbedResult, st
     """
     for m in modality_names():
         parts = _parts(data, m, out, stamp) if m in data.present else []
-        if m not in result.counts and parts and all(_stamp(p.path) == p.stamp for p in parts):
+        if m not in result.counts and parts and all(read_stamp(p.path) == p.stamp for p in parts):
             result.counts[m] = _counts(parts)
         keep = {p.path for p in parts} if m in result.counts else set()
         for path in set((out / m).glob("part-*.parquet")) - keep:
             path.unlink(missing_ok=True)
 
 
-def _refuse_other_vectors(out: Path, result: EmbedResult) -> None:
+def refuse_other_vectors(out: Path, result: EmbedResult) -> None:
     """Raise DataError if `out` contains embeddings of another model or of another prompt role."""
     if not (out / "meta.json").exists():
         return
@@ -200,30 +203,69 @@ def _is_written(path: Path, stamp: dict[str, str]) -> bool:
     """Whether the part exists for the same content. Raises DataError if it has embeddings of another model."""
     if not path.exists():
         return False
-    written = _stamp(path)
+    written = read_stamp(path)
     if written.get("fingerprint") != stamp["fingerprint"]:
         raise DataError(f"{path} contains embeddings of another model ({written.get('fingerprint')}); use another --out")
     return written == stamp
 
 
-def _stamp(path: Path) -> dict[str, str]:
+def read_stamp(path: Path) -> dict[str, str]:
     """The stamp that is stored in a Parquet file (see `Part.stamp`); empty if the file does not exist or cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return json.loads((pq.read_schema(path).metadata or {}).get(b"stamp", b"{}"))
+        return json.loads((pq.read_metadata(path).metadata or {}).get(b"stamp", b"{}"))
     except (OSError, pa.ArrowException, ValueError):
         return {}
 
 
 def _write_part(path: Path, ids: list[str], groups: list[str | None], vectors: np.ndarray, stamp: dict[str, str]) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    dim = vectors.shape[1]
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), dim)
-    table = pa.table({"id": pa.array(ids, pa.string()), "group": pa.array(groups, pa.string()), "vector": column})
-    table = table.replace_schema_metadata({"fingerprint": stamp["fingerprint"], "stamp": json.dumps(stamp)})
+    table = _table(ids, groups, vectors).replace_schema_metadata(
+        {"fingerprint": stamp["fingerprint"], "stamp": json.dumps(stamp)}
+    )
     with atomic_open(path) as f:
         pq.write_table(table, f)
+
+
+def _table(ids: list[str], groups: list[str | None], vectors: np.ndarray) -> "pa.Table":
+    import pyarrow as pa
+
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
+    return pa.table({"id": pa.array(ids, pa.string()), "group": pa.array(groups, pa.string()), "vector": column})
+
+
+class PartWriter:
+    """Context manager that writes a part block by block. The file appears at the end of the context, unless there is an exception.
+
+    path: the Parquet file
+    dim: dimension of the embeddings
+    stamp: see `Part.stamp`; the counts "rows" and "missing" are added to it
+    """
+
+    def __init__(self, path: Path, dim: int, stamp: dict[str, str]):
+        self.dim, self.stamp = dim, stamp
+        self.rows = self.missing = 0
+        self._file = atomic_open(path)
+
+    def __enter__(self) -> "PartWriter":
+        import pyarrow.parquet as pq
+
+        schema = _table([], [], np.zeros((0, self.dim), np.float32)).schema
+        self._writer = pq.ParquetWriter(self._file.__enter__(), schema)
+        return self
+
+    def write(self, ids: list[str], groups: list[str | None], vectors: np.ndarray, missing: int = 0) -> None:
+        """Append rows; `missing` rows beside them have no value."""
+        self.rows, self.missing = self.rows + len(ids), self.missing + missing
+        if ids:
+            self._writer.write_table(_table(ids, groups, vectors))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            stamp = {**self.stamp, "rows": str(self.rows), "missing": str(self.missing)}
+            self._writer.add_key_value_metadata({"fingerprint": stamp["fingerprint"], "stamp": json.dumps(stamp)})
+            self._writer.close()
+        self._file.__exit__(kind, error, trace)

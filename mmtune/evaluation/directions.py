@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmtune.contracts import Embeddings, direction
-from mmtune.errors import DataError, ModelError
+from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.evaluation.clusters import row_clusters
 from mmtune.evaluation.metrics import MetricColumn, RelevantRanks, metric_columns, per_query_values
+from mmtune.evaluation.query_sample import mean_interval, relevant_to, sample_queries
 from mmtune.evaluation.ranks import relevant_ranks
 from mmtune.evaluation.result import Direction, Result
 from mmtune.relevance.items import Items, unique_items
@@ -25,6 +26,7 @@ def evaluate_vectors(
     qrels: Qrels | None = None,
     chunk: int = 4096,
     per_query: bool = False,
+    queries: int | None = None,
     fingerprint: str = "",
 ) -> Result:
     """Compute retrieval metrics from the vectors of one model, {modality: Embeddings}.
@@ -37,6 +39,7 @@ def evaluate_vectors(
         group with the query.
     chunk: number of queries processed at a time
     per_query: keep the values of every query; needed for comparisons and slices
+    queries: number of queries of each direction, drawn at random; all items stay candidates. Default: all queries
     fingerprint: the model's fingerprint, for the result; default: the fingerprint of the vectors
 
     Rows of identical content are merged into one item with the rows and groups of all of them. Queries without a relevant
@@ -44,6 +47,8 @@ def evaluate_vectors(
     the rows nor `chunk` changes the result.
     """
     columns = metric_columns(ks, metrics)
+    if queries is not None and queries < 2:
+        raise RecipeError(f"queries: {queries} is not 2 or more")
     if pairs is None:
         pairs = [(a, b) for a in vectors for b in vectors if a != b or within]
     names = list(dict.fromkeys(m for p in pairs for m in p))
@@ -58,7 +63,7 @@ def evaluate_vectors(
     items = {m: unique_items(m, vectors[m]) for m in names}
     cluster_of = row_clusters(vectors) if per_query else None
     evaluated = {
-        direction(a, b): evaluate_direction(items[a], items[b], columns, qrels, chunk, cluster_of)
+        direction(a, b): evaluate_direction(items[a], items[b], columns, qrels, chunk, cluster_of, queries)
         for a, b in sorted(pairs, key=lambda p: p[0] == p[1])
     }
     return Result(
@@ -76,10 +81,12 @@ def evaluate_direction(
     qrels: Qrels | None = None,
     chunk: int = 4096,
     cluster_of: Mapping[str, int] | None = None,
+    sample: int | None = None,
 ) -> Direction:
     """Compute the metrics of one direction. If `queries is candidates`, an item is no candidate for itself.
 
     cluster_of: {row id: cluster}; if given, the values of every query are kept
+    sample: number of queries that are drawn at random; None: all
     """
     a, b = queries.vectors.shape[-1], candidates.vectors.shape[-1]
     if a != b and len(queries) and len(candidates):
@@ -87,17 +94,20 @@ def evaluate_direction(
         raise DataError(f"{name}: query vectors have {a} dimensions, candidate vectors {b}; embed both with one model")
     kept: list[np.ndarray] = []
     ties = 0
+    sampled = sample_queries(queries.name, len(queries), sample)
+    drawn = len(queries) if sampled is None else int(sampled.sum())
     parts: dict[str, list[np.ndarray]] = {c.name: [] for c in columns}
     for part in relevant_blocks(queries, candidates, chunk, qrels):
-        excluded = np.arange(part.start, part.stop) if queries is candidates else None
-        rank_P, tied = relevant_ranks(queries.query_vectors[part.start : part.stop], candidates.vectors, part.items, excluded)
-        has = part.items.counts > 0
+        numbers, relevant, grades = relevant_to(part, sampled)
+        has = relevant.counts > 0
         if not has.any():
             continue
-        query_P = np.repeat(np.cumsum(has) - 1, part.items.counts)
-        for name, v in per_query_values(RelevantRanks(query_P, rank_P, part.grades), columns).items():
+        asking = queries.query_vectors[part.start : part.stop] if sampled is None else queries.query_vectors[numbers]
+        rank_P, tied = relevant_ranks(asking, candidates.vectors, relevant, numbers if queries is candidates else None)
+        query_P = np.repeat(np.cumsum(has) - 1, relevant.counts)
+        for name, v in per_query_values(RelevantRanks(query_P, rank_P, grades), columns).items():
             parts[name].append(v)
-        kept.append(np.flatnonzero(has) + part.start)
+        kept.append(numbers[has])
         ties += int(tied.sum())
     at = np.concatenate(kept) if kept else np.empty(0, np.int64)
     values = {name: np.concatenate(v) for name, v in parts.items()} if len(at) else {}
@@ -106,7 +116,9 @@ def evaluate_direction(
         queries=len(at),
         candidates=len(candidates) - (queries is candidates),
         metrics={name: float(v.mean()) for name, v in values.items()},
-        skipped=len(queries) - len(at),
+        skipped=drawn - len(at),
+        sampled_from=None if sampled is None else len(queries),
+        intervals=None if sampled is None else {n: mean_interval(v, drawn / len(queries)) for n, v in values.items()},
         tie_rate=ties / len(at) if len(at) else 0.0,
         query_ids=ids,
         query_rows=[[queries.row_ids[r] for r in queries.rows[i]] for i in at.tolist()] if cluster_of is not None else [],

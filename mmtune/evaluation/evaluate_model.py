@@ -1,5 +1,6 @@
 """`mmtune.evaluate`: evaluate a model on a dataset, by retrieval metrics or by another task."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
     within: bool = True,
     group_pooling: str | None = None,
     per_query: bool = False,
+    queries: int | None = None,
     trec: "str | Path | None" = None,
     batch_size: int = 64,
     quiet: bool = True,
@@ -66,6 +68,7 @@ def evaluate(
     within: bool = True,
     group_pooling: str | None = None,
     per_query: bool = False,
+    queries: int | None = None,
     trec: "str | Path | None" = None,
     label: str | None = None,
     class_names: str | None = None,
@@ -98,6 +101,7 @@ def evaluate(
     within: bool = True,
     group_pooling: str | None = None,
     per_query: bool = False,
+    queries: int | None = None,
     trec: "str | Path | None" = None,
     label: str | None = None,
     class_names: str | None = None,
@@ -126,6 +130,7 @@ def evaluate(
     within: also evaluate the directions within one modality
     group_pooling: "mean" averages the images or sounds of each group into one item (see `pool_groups`)
     per_query: keep the values of every query
+    queries: evaluate this many random queries of each direction, with intervals of the mean over all; None means all
     trec: a directory for the run (a-to-b.run) and the qrels (a-to-b.qrels) of every direction, as TREC files
     batch_size: number of rows embedded at a time
     dim: use only the first `dim` dimensions of the embeddings, L2-normalised again
@@ -146,7 +151,7 @@ def evaluate(
     options: dict[str, object] = dict(label=label, class_names=class_names, prompts=prompts, reference=given)
     options |= dict(neighbours=neighbours, exclude_same=exclude_same, normal=normal, machine=machine, slices=slices)
     options |= task_options or {}
-    check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling})
+    check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling, "queries": queries})
     loaded, rows = as_model(model, dim), as_data(data, skip_bad)
     if task == RETRIEVAL:
         if qrels is None:
@@ -157,7 +162,7 @@ def evaluate(
         refuse_trained_rows(identities, trained_on(model), "the model", allow_trained)
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
         place = trec if processes.is_main_process else None
-        return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place)
+        return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place, queries)
     return evaluate_task(
         loaded,
         rows,
@@ -183,11 +188,13 @@ def _retrieval(
     group_pooling: str | None,
     per_query: bool,
     trec: "str | Path | None",
+    queries: int | None,
 ) -> Result:
     """Evaluate retrieval on embedded data, with slices, Matryoshka dimensions and TREC files."""
     if group_pooling is not None:
         vectors = pool_groups(vectors, group_pooling, qrels)
-    result = evaluate_vectors(vectors, ks=ks, metrics=metrics, qrels=qrels, within=within, per_query=per_query or bool(parts))
+    measure = functools.partial(evaluate_vectors, ks=ks, metrics=metrics, qrels=qrels, within=within, queries=queries)
+    result = measure(vectors, per_query=per_query or bool(parts))
     for name in result.directions if trec is not None else ():
         (a, b), place = name.split("->"), Path(str(trec))
         write_run(place / f"{a}-to-{b}.run", vectors, (a, b), k=max(100, *ks))
@@ -198,5 +205,5 @@ def _retrieval(
         result,
         slices={n: slice_direction(d, parts, worst_by) for n, d in result.directions.items()} if parts else {},
         untrained_directions=untrained_directions(model, result.directions),
-        dims=evaluate_dims(vectors, result, dims, ks=ks, metrics=metrics, qrels=qrels, within=within),
+        dims=evaluate_dims(vectors, result, dims, measure),
     )

@@ -1,15 +1,13 @@
 """Evaluate the dimensions for which a Matryoshka model was trained, by truncating vectors that are already embedded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune.contracts import Embeddings
-from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.result import Result
-from mmtune.relevance.judgments import Qrels
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -42,19 +40,15 @@ def evaluate_dims(
     vectors: Mapping[str, Embeddings],
     whole: Result,
     dims: Sequence[int],
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    metrics: Sequence[str] = (),
-    qrels: Qrels | None = None,
-    within: bool = True,
+    measure: Callable[[Mapping[str, Embeddings]], Result],
 ) -> dict[int, Result]:
     """Return {dim: Result} for every dimension in `dims` and for the full dimension, whose result is `whole`.
+
+    measure: evaluates vectors, with the same options as for `whole`
 
     Returns {} without `dims`.
     """
     if not dims or not vectors:
         return {}
-    results = {
-        d: evaluate_vectors(prefix_vectors(vectors, d), ks=ks, metrics=metrics, qrels=qrels, within=within) for d in dims
-    }
+    results = {d: measure(prefix_vectors(vectors, d)) for d in dims}
     return results | {next(iter(vectors.values())).vectors.shape[1]: whole}

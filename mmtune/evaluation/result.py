@@ -25,6 +25,9 @@ class Direction:
     tie_rate: share of queries for which a relevant and an irrelevant candidate have the same score, so that ids decide the
         order
 
+    sampled_from: number of query items, if only a sample of them was evaluated
+    intervals: {metric: 95% interval of the mean over all queries}, if only a sample was evaluated; None for fewer than two queries
+
     The following are filled only with per_query=True:
     query_ids: id of each query's item
     query_rows: the row ids of each query's item
@@ -37,13 +40,18 @@ class Direction:
     metrics: dict[str, float]
     skipped: int = 0
     tie_rate: float = 0.0
+    sampled_from: int | None = None
+    intervals: dict[str, tuple[float, float] | None] | None = None
     query_ids: list[str] = field(default_factory=list, repr=False)
     query_rows: list[list[str]] = field(default_factory=list, repr=False)
     clusters: np.ndarray | None = field(default=None, repr=False)
     values: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     def to_dict(self) -> JsonObject:
-        return {"queries": self.queries, "candidates": self.candidates, "metrics": self.metrics}
+        document: JsonObject = {"queries": self.queries, "candidates": self.candidates, "metrics": self.metrics}
+        if self.intervals is not None:
+            document |= {"sampled_from": self.sampled_from, "intervals": {k: v and list(v) for k, v in self.intervals.items()}}
+        return document
 
 
 @dataclass
@@ -129,6 +137,10 @@ class Result:
         columns, rows = self.columns(), []
         for name, d in self.directions.items():
             rows.append([name, f"{d.queries:,}", f"{d.candidates:,}", *(f"{d.metrics[c]:.4f}" for c in columns)])
+            if d.intervals is not None:
+                shown = [d.intervals.get(c) for c in columns]
+                bounds = [f"{i[0]:.4f}-{i[1]:.4f}" if i else "" for i in shown]
+                rows.append([f"  95% interval (sample of {d.sampled_from:,})", "", "", *bounds])
             parts = list(self.slices.get(name, {}).items())
             for part, s in parts[:SHOWN]:
                 rows.append([f"  {part}", f"{s.queries:,}", f"{d.candidates:,}", *(f"{s.metrics[c]:.4f}" for c in columns)])

@@ -1,15 +1,17 @@
 """`mmtune.mine`: embed a dataset with a model, mine hard negatives, and write a negatives table with its audit."""
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.contracts import Scorer
-from mmtune.embedding.embed_rows import embed_data
+from mmtune.embedding.embed_rows import embed_data, shared_modalities
 from mmtune.errors import RecipeError
 from mmtune.mining.given_negatives import load_given
 from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.mining_result import MiningResult
+from mmtune.mining.stored_vectors import stored_embeddings
 from mmtune.mining.verifier import make_verifier
 from mmtune.recipe.block import check
 from mmtune.recipe.mining_block import MiningOptions
@@ -29,6 +31,7 @@ def mine(
     verifier: Scorer | str | None = None,
     truth: str | None = None,
     batch_size: int = 64,
+    vectors: str | Path | None = None,
     cache: str | Path | None = None,
     quiet: bool = False,
     skip_bad: bool = False,
@@ -39,6 +42,7 @@ def mine(
     verifier: an object with score(pairs), the name of a scorer, "package.module:Class", or a MODEL
     truth: a metadata column with the true group of every row, to measure the guards with if the data's groups are incomplete
     batch_size: rows embedded at a time
+    vectors: the directory that `mmtune embed` wrote for this model and data. Its vectors are mapped from disk, and nothing is embedded
     cache: a directory in which to keep content hashes, which do not depend on the model
     quiet: show no progress
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
@@ -59,24 +63,31 @@ def mine(
     modalities = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
     with init_processes() as processes:  # before the model is loaded, so that each process loads it on its own accelerator
         loaded = load(model) if isinstance(model, str | Path) else model
-        embedded = embed_data(
-            loaded, opened, modalities, batch_size, quiet or not processes.is_main_process, processes=processes
+        embedded = (
+            {}
+            if vectors
+            else embed_data(loaded, opened, modalities, batch_size, quiet or not processes.is_main_process, processes=processes)
         )
         if not processes.is_main_process:
             table, mined, document = processes.broadcast()
             return MiningResult.beside(Path(table), mined, document)
         given = load_given(opened)
-        result = mine_vectors(
-            embedded,
-            out,
-            options,
-            data=opened,
-            verifier=make_verifier(verifier or options.verifier),
-            truth=opened.column(truth) if truth else None,
-            cache=cache,
-            quiet=quiet,
-            judged=given.verdicts(opened.ids) if given else (),
-        )
+        Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".vectors-", dir=Path(out).absolute().parent) as scratch:
+            if vectors:
+                names = shared_modalities(loaded, opened, modalities)
+                embedded = stored_embeddings(vectors, loaded, opened, names, scratch)
+            result = mine_vectors(
+                embedded,
+                out,
+                options,
+                data=opened,
+                verifier=make_verifier(verifier or options.verifier),
+                truth=opened.column(truth) if truth else None,
+                cache=cache,
+                quiet=quiet,
+                judged=given.verdicts(opened.ids) if given else (),
+            )
         processes.broadcast([str(result.table), result.mined, result.document])
         return result
 

@@ -42,6 +42,7 @@ def evaluate(
     within: bool = True,
     group_pooling: str | None = None,
     per_query: bool = False,
+    queries: int | None = None,
     trec: str | Path | None = None,
     label: str | None = None,
     class_names: str | None = None,
@@ -84,6 +85,8 @@ def evaluate(
         within: also evaluate retrieval within each modality, e.g. image to image
         group_pooling: "mean" averages the embeddings of all images or sounds of a group to one item
         per_query: keep the metric values of every query in the result
+        queries: evaluate this many random queries of each direction against all candidates; the result then has 95% intervals of
+            the mean over all queries. None means all queries
         trec: directory in which to write, for each direction, a TREC run (a-to-b.run) and judgments (a-to-b.qrels)
 
     For other tasks (details: `ZeroShot`, `NearestNeighbours` and `AnomalyDetection` in `mmtune.evaluation`):
@@ -119,6 +122,7 @@ def evaluate(
         within=within,
         group_pooling=group_pooling,
         per_query=per_query,
+        queries=queries,
         trec=trec,
         label=label,
         class_names=class_names,

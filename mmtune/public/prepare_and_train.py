@@ -133,6 +133,7 @@ def mine(
     verifier: Scorer | str | None = None,
     truth: str | None = None,
     batch_size: int = 64,
+    vectors: str | Path | None = None,
     cache: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     id: str | None = None,
@@ -153,6 +154,7 @@ def mine(
     verifier: an object with score(pairs), "package.module:Class" or a MODEL, which re-scores candidates to drop false negatives
     truth: metadata column with the true group of every row; used to measure the guards if the groups of the data are incomplete
     batch_size: batch size for encoding
+    vectors: directory that `mmtune.embed` wrote for this model and data; its vectors are mapped from disk, nothing is embedded
     cache: directory in which perceptual hashes of the data are cached
     quiet: show no progress
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
@@ -174,6 +176,7 @@ def mine(
         verifier=verifier,
         truth=truth,
         batch_size=batch_size,
+        vectors=vectors,
         cache=cache,
         quiet=quiet,
         skip_bad=skip_bad,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmtune.runtime.openmp_policy import set_openmp_wait_policy
 
@@ -99,6 +99,7 @@ def embed(
     dim: int | None = None,
     role: str | None = None,
     skip_bad: bool = False,
+    read: Literal["index", "stream"] = "index",
     columns: Mapping[str, str] | None = None,
     id: str | None = None,
     group: str | None = None,
@@ -118,6 +119,8 @@ def embed(
     dim: truncate embeddings to this many dimensions and normalise them again (Matryoshka)
     role: prompt role for texts, e.g. "query"; None means that the texts are candidates
     skip_bad: count values that cannot be decoded as missing, with a DataWarning; by default the first one is a DataError
+    read: "stream" reads the shards of `data` from start to end and writes while it reads, for data larger than the disk; "index" opens a
+        table of all rows
     columns, id, group: for rows in memory, as in `mmtune.open_data`
     """
     set_openmp_wait_policy()
@@ -125,6 +128,10 @@ def embed(
         from mmtune.data.in_memory import as_opened
 
         data = as_opened(data, columns=columns, id=id, group=group)
+    if read == "stream":
+        from mmtune.embedding.stream_parts import embed_stream
+
+        return embed_stream(model, data, out, modalities, batch_size, quiet, dim=dim, role=role, skip_bad=skip_bad)
     from mmtune.embedding.parquet_parts import embed as embed_
 
     return embed_(model, data, out, modalities, batch_size, quiet, dim=dim, role=role, skip_bad=skip_bad)

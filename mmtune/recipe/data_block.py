@@ -78,7 +78,16 @@ class DataConfig(RecipeBlock):
         ge=1,
         description="with read: stream, the number of rows, over all processes, from which batches are drawn at random",
     )
-    workers: int = Field(2, ge=1, description="number of threads that load and preprocess the next batches during training")
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="number of threads or processes that load and preprocess the next batches during training; auto: one for each "
+        "CPU, but at most 16 beside a GPU and 4 beside training on the CPU; each holds a batch",
+    )
+    worker_kind: Literal["threads", "processes"] = Field(
+        "threads",
+        description="threads share one cache; processes (Linux) also share no interpreter lock, which is faster with many workers and "
+        "small items. Batches are the same",
+    )
     cache: Size = Field(
         "2GB", description="memory limit of the cache of decoded or preprocessed items, which later epochs reuse; 0: no cache"
     )

@@ -48,12 +48,17 @@ class Progress:
         self.done += n
         self.note = note or self.note
         now = time.monotonic()
-        rate = f"{(self.done - self.initial) / max(now - self._start, 1e-9):.1f} {self.unit}/s"
+        per_second = (self.done - self.initial) / max(now - self._start, 1e-9)
+        rate = f"{per_second:.1f} {self.unit}/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, note=f"{rate}  {self.note}")
         elif not self.quiet and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            print(f"{self.label}: {self.done}/{self.total} {rate} {self.note}".rstrip(), file=sys.stderr, flush=True)
+            left = (
+                f"{_duration((self.total - self.done) / per_second)} left" if self.done < self.total and per_second > 0 else ""
+            )
+            parts = (f"{self.label}: {self.done}/{self.total}", rate, left, self.note)
+            print(*(p for p in parts if p), file=sys.stderr, flush=True)
 
     def print(self, line: str) -> None:
         """Print a line on standard error, above the progress bar if there is one."""
@@ -67,3 +72,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    """A duration as text: 45s, 12m 05s or 3h 07m."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"

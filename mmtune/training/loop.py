@@ -39,6 +39,7 @@ from mmtune.training.extend_run import checkpoint_to_resume
 from mmtune.training.large_batch.accumulation import BatchOfStep, StepSums
 from mmtune.training.large_batch.fsdp import ShardedBlocks, map_moments
 from mmtune.training.large_batch.shared_step import all_reduce_gradients, average_running_statistics, seed_process
+from mmtune.training.load_meter import LoadMeter
 from mmtune.training.metrics_log import MetricsLog, StepMetrics, ValidationMetrics
 from mmtune.training.not_finite import not_finite_error
 from mmtune.training.objective import Objective
@@ -128,6 +129,7 @@ class Trainer:
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
         self.steps_per_epoch, self.total_steps = self.epochs.steps_per_epoch, self.epochs.total_steps
         self.state = TrainerState(total_steps=self.total_steps)
+        self.meter = LoadMeter()
         self.part, self.sums = BatchOfStep(), StepSums()  # of the batch that `step` gets next
         self.unfreezing = tuned.unfreezing if tuned and tuned.unfreezing else GradualUnfreezing(model, {})
         if config.shard and self.unfreezing.start:
@@ -160,6 +162,7 @@ class Trainer:
                 self.directory, self.state.step, self.state.validated_step == self.state.step, self.processes.is_main_process
             ) as log,
             self.stop,
+            contextlib.closing(self.loader),
             Progress("train", self.total_steps * size, "pairs", self.quiet, self.state.step * size) as progress,
         ):
             if self.callbacks is not None:
@@ -186,6 +189,7 @@ class Trainer:
         before_loading = start
         for batch in self._on_device(batches.loaded):
             self.part = batches.parts.popleft()
+            self.meter.add(batch.times)
             wait_seconds += time.perf_counter() - before_loading
             outcome = self.step(batch)
             if outcome is not None:
@@ -210,8 +214,7 @@ class Trainer:
         log.log(step, self.state.epoch, metrics)
         if self.callbacks is not None:
             self.callbacks.on_step(self._context(), metrics.to_dict())
-        note = f"epoch {self.state.epoch + 1} loss {outcome.loss:.3f} waiting {self.state.wait_share:.0%}"
-        progress.advance(pairs, note)
+        progress.advance(pairs, self.meter.note(self.state, outcome.loss))
         if self.config.validate_every and step % self.config.validate_every == 0:
             self._validate(log, progress)
             self._set_train_mode()

@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "run.pictures",
     "run.callbacks",
     "data.workers",
+    "data.worker_kind",
     "data.cache",
     "runtime.threads",
     "train.shard",

@@ -21,7 +21,9 @@ from mmtune.model import artifact
 from mmtune.model.prompts import with_training_prompts
 from mmtune.recipe.objective_block import compares_only_views, viewed_modalities
 from mmtune.recipe.recipe import Recipe
+from mmtune.runtime.devices import local_device
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.runtime.worker_pool import count_workers
 from mmtune.training.stream_limits import FIX, refuse_random_access
 from mmtune.training.validation_rows import check_validation_rows
 
@@ -182,7 +184,9 @@ def build_loader(
     preprocess = {m: with_training_prompts(model.towers[m].preprocess, model.prompts, m) for m in inputs.trained}
     if extended is not None:
         preprocess = {m: extended(m, p) for m, p in preprocess.items()}
-    data = inputs.data
+    data, kind = inputs.data, recipe.data.worker_kind
+    # all ranks prepare equally many batches ahead, because streamed batches are exchanged when they are drawn
+    workers = processes.broadcast(count_workers(recipe.data.workers, local_device().type))
     augment = {m: make_augmentation(options, data) for m, options in recipe.augment.items() if options.active}
     if isinstance(data, StreamedSets):
         return StreamLoader(
@@ -192,7 +196,8 @@ def build_loader(
             pairs=inputs.pairs,
             batch_size=recipe.train.batch_size,
             seed=recipe.train.seed,
-            workers=recipe.data.workers,
+            workers=workers,
+            worker_kind=kind,
             shuffle_buffer=recipe.data.shuffle_buffer,
             processes=processes,
             never_empty=recipe.train.shard,
@@ -203,7 +208,8 @@ def build_loader(
         preprocess | (tuned.feature_preprocess if tuned else {}),
         augment,
         seed=recipe.train.seed,
-        workers=recipe.data.workers,
+        workers=workers,
+        worker_kind=kind,
         cache_bytes=recipe.data.cache_bytes if cache_bytes is None else cache_bytes,
         columns=columns or {},
         processes=processes,

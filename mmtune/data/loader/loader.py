@@ -1,31 +1,27 @@
-"""The data loader: decodes, augments, preprocesses and collates batches in threads, ahead of the training step.
+"""The data loader: decodes, augments, preprocesses and collates batches in threads or processes, ahead of the training step.
 
-Identical content occurs only once in the inputs of a batch. Threads are used instead of processes because Pillow, libsndfile, numpy
-and torch release the GIL, and because threads can share one cache in memory.
+Identical content occurs only once in the inputs of a batch. Threads share one cache in memory; Pillow, libsndfile, numpy and torch
+release Python's lock while they work. Processes have no common lock, which matters when many workers prepare small items.
 """
 
 import math
 import random
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmtune.contracts import Augmentation, Batch, Preprocess, Signal, second_view
+from mmtune.contracts import Augmentation, Batch, LoadTimes, Preprocess, Signal, second_view
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import DataError
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
-from mmtune.runtime.threads import data_thread_pool
-
-BATCHES_AHEAD = 2
-"""Number of batches that are prefetched in addition to one per worker thread."""
+from mmtune.runtime.worker_pool import WorkerKind, WorkerPool
 
 Inputs: TypeAlias = dict[str, Tensor]
 """The preprocessed tensors of one item, without a batch axis."""
@@ -73,8 +69,8 @@ class Loader:
     preprocess: modality -> preprocessing of its tower, for the towers that are trained
     augment: modality -> augmentation
     seed: random seed; every item has its own random generator, seeded by seed, epoch and row, so threads do not change the result
-    workers: number of threads
-    cache_bytes: memory limit of the cache of decoded or preprocessed items
+    workers, worker_kind: number of threads or processes; neither changes a batch
+    cache_bytes: memory limit of the cache of decoded or preprocessed items; processes have equal parts of it
     columns: numeric metadata column that the objective needs -> recipe key that names it, for error messages
     processes: in distributed training each rank prepares the inputs of its part of a batch's items; ids, item_of_row and labels
         cover the whole batch on every rank
@@ -93,6 +89,7 @@ class Loader:
         *,
         seed: int = 0,
         workers: int = 2,
+        worker_kind: WorkerKind = "threads",
         cache_bytes: int = 0,
         columns: Mapping[str, str] | None = None,
         processes: Processes = SINGLE_PROCESS,
@@ -102,7 +99,8 @@ class Loader:
     ):
         self.data, self.preprocess, self.augment = data, dict(preprocess), dict(augment)
         self.prepared = dict(prepared or {})
-        self.seed, self.workers, self.cache = seed, workers, ItemCache(cache_bytes)
+        self.seed, self.cache = seed, ItemCache(cache_bytes // workers if worker_kind == "processes" else cache_bytes)
+        self.pool = WorkerPool(self.batch, workers, worker_kind, pin_memory=torch.cuda.is_available())
         self.processes, self.never_empty, self.views = processes, never_empty, dict(views or {})
         self.input_size = {m: decoded_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
         self.columns = {name: _numeric_column(data, name, key) for name, key in (columns or {}).items()}
@@ -113,7 +111,7 @@ class Loader:
         batches: Sequence[np.ndarray],
         hard_negatives: Callable[[np.ndarray], Mapping[str, np.ndarray] | None] | None = None,
     ) -> Iterator[Batch]:
-        """Yield the batches of one epoch in order. Worker threads prepare batches ahead.
+        """Yield the batches of one epoch in order. The workers prepare batches ahead.
 
         epoch: epoch number, a part of the random seed of augmentation
         batches: arrays of row numbers
@@ -121,19 +119,11 @@ class Loader:
             int64 [2, n]: positions in the batch (first row) and the row numbers of the negatives mined for them (second row).
             The negatives are added to the batch, only as candidates
         """
-        with data_thread_pool(self.workers) as pool:
-            pending: deque[Future[Batch]] = deque()
-            try:
-                for rows in batches:
-                    mined = hard_negatives(rows) if hard_negatives else None
-                    pending.append(pool.submit(self.batch, rows, epoch, mined))
-                    if len(pending) >= self.workers + BATCHES_AHEAD:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+        return self.pool.map((rows, epoch, hard_negatives(rows) if hard_negatives else None) for rows in batches)
+
+    def close(self) -> None:
+        """End the worker processes; afterwards `epoch` starts others."""
+        self.pool.close()
 
     def batch(self, rows: np.ndarray, epoch: int, hard_negatives: Mapping[str, np.ndarray] | None = None) -> Batch:
         """Prepare one batch: first `rows`, then the mined negatives, with is_query False; parameters as in `epoch`.
@@ -146,7 +136,7 @@ class Loader:
             hard[direction] = torch.from_numpy(np.stack([position, len(only) + inverse]))
             only += [direction.partition("->")[2]] * len(unique)
             parts.append(unique)
-        rows, only_modality = np.concatenate(parts), np.array(only)
+        rows, only_modality, times = np.concatenate(parts), np.array(only), LoadTimes()
         inputs: dict[str, Inputs] = {}
         item_of_row: dict[str, Tensor] = {}
         for m in self.preprocess:
@@ -154,13 +144,13 @@ class Loader:
             items = np.full(len(rows), -1, np.int64)
             if len(present):
                 first, items[present] = first_occurrences(self.data.labels[m][rows[present]])
-                inputs |= self._local_inputs(m, rows[present[first]], epoch)
+                inputs |= self._local_inputs(m, rows[present[first]], epoch, times)
             item_of_row[m] = torch.from_numpy(items)
             if m in self.views:
                 in_queries = int(items[:n_queries].max(initial=-1)) + 1  # items are numbered by first occurrence, queries first
                 if in_queries:
                     number = int(self.views[m] == "augmentation")
-                    inputs |= self._local_inputs(m, rows[present[first[:in_queries]]], epoch, number, second_view(m))
+                    inputs |= self._local_inputs(m, rows[present[first[:in_queries]]], epoch, times, number, second_view(m))
                 items = np.where(np.arange(len(rows)) < n_queries, items, -1)
                 item_of_row[second_view(m)] = torch.from_numpy(items)
         return Batch(
@@ -172,14 +162,16 @@ class Loader:
             labels={k: torch.from_numpy(v[rows]) for k, v in self.data.labels.items()},
             columns={k: torch.from_numpy(v[rows]) for k, v in self.columns.items()},
             hard_negatives=hard,
+            times=times,
         )
 
     def _local_inputs(
-        self, modality: str, rows: np.ndarray, epoch: int, view: int = 0, key: str | None = None
+        self, modality: str, rows: np.ndarray, epoch: int, times: LoadTimes, view: int = 0, key: str | None = None
     ) -> dict[str, Inputs]:
         """Prepare this rank's part of the unique items of one modality.
 
         rows: one row number for each unique item of the batch
+        times: gets what was done
         view: number of the draw of the augmentation
 
         Returns {key, by default the modality: inputs}, or {} if this rank has no items.
@@ -189,10 +181,15 @@ class Loader:
             local = rows[-1:]
         if not len(local):
             return {}
-        items = [self._item(modality, int(row), epoch, view) for row in local]
-        return {key or modality: self.preprocess[modality].collate(items)}
+        begin = time.perf_counter()
+        before = times.read + times.decode
+        items = [self._item(modality, int(row), epoch, times, view) for row in local]
+        collated = {key or modality: self.preprocess[modality].collate(items)}
+        times.preprocess += time.perf_counter() - begin - (times.read + times.decode - before)
+        times.values += len(local)
+        return collated
 
-    def _item(self, modality: str, row: int, epoch: int, view: int = 0) -> Inputs:
+    def _item(self, modality: str, row: int, epoch: int, times: LoadTimes, view: int = 0) -> Inputs:
         """Prepare the inputs of one row's value. The part of the work that gives the same result in every epoch is cached."""
         preprocess, augment = self.preprocess[modality], self.augment.get(modality)
         label = int(self.data.labels[modality][row])
@@ -203,10 +200,12 @@ class Loader:
         is_deterministic = getattr(preprocess, "is_deterministic", None)  # None means that preprocessing is deterministic
 
         def make() -> Signal | Inputs:
-            signal = decode_row(self.data, row, modality, self.input_size[modality])
+            times.cached -= 1
+            signal = decode_row(self.data, row, modality, self.input_size[modality], times)
             same = augment is None and (is_deterministic is None or is_deterministic(signal))
             return preprocess(signal) if same else signal
 
+        times.cached += 1
         item = self.cache.get((modality, label), make)
         if isinstance(item, dict):
             return item

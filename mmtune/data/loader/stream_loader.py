@@ -6,26 +6,28 @@ items that it read. Rows with a value that cannot be decoded are left out and co
 
 import json
 import random
+import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
 import torch
 
 from mmtune import modalities
-from mmtune.contracts import Augmentation, Batch, Pair, Preprocess
+from mmtune.contracts import Augmentation, Batch, LoadTimes, Pair, Preprocess
 from mmtune.data.identity_labels import first_occurrences
-from mmtune.data.loader.loader import BATCHES_AHEAD, decoded_size
-from mmtune.data.loader.stream_exchange import Inputs, Item, LaneRows, StreamExchange
-from mmtune.data.loader.stream_lanes import BUFFER_BYTES, Lane, LaneOptions, LaneSnapshot, LaneState
+from mmtune.data.loader.loader import decoded_size
+from mmtune.data.loader.stacked_inputs import StackedInputs
+from mmtune.data.loader.stream_batches import DrawnBatch, Prepared, StackedPrepared, divide_evenly
+from mmtune.data.loader.stream_exchange import Inputs, Item, StreamExchange
+from mmtune.data.loader.stream_lanes import BUFFER_BYTES, Lane, LaneOptions, LaneState
 from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.data.shards.tar_stream import StreamedRow
 from mmtune.errors import DataError, Rejected
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
-from mmtune.runtime.threads import data_thread_pool
+from mmtune.runtime.worker_pool import WorkerKind, WorkerPool
 
 LANES = 8
 """Number of lanes, if there are as many shards and not more processes."""
@@ -46,40 +48,6 @@ class StreamState(TypedDict):
     drawn: int
     states: dict[str, LaneState]
     data: str
-
-
-@dataclass
-class _DrawnBatch:
-    """A batch whose rows are known, and whose items are being prepared.
-
-    lanes: the rows of all lanes, on all processes
-    rows: the rows that this process read
-    states: {own lane: where it is after this batch}
-    number: number of batches that were drawn up to this one
-    """
-
-    lanes: list[LaneRows] = field(default_factory=list)
-    rows: list[StreamedRow] = field(default_factory=list)
-    states: dict[int, LaneSnapshot] = field(default_factory=dict)
-    number: int = 0
-    prepared: "Future[_Prepared] | None" = None
-
-    def __len__(self) -> int:
-        return sum(len(x.ids) for x in self.lanes)
-
-    def add(self, other: "_DrawnBatch") -> None:
-        """Append the rows of `other`, which was drawn later."""
-        self.lanes += other.lanes
-        self.rows += other.rows
-        self.states = other.states
-
-
-@dataclass
-class _Prepared:
-    """inputs: the inputs of items; reasons: why an item cannot be decoded."""
-
-    inputs: dict[Item, Inputs]
-    reasons: dict[Item, str]
 
 
 class StreamLoader:
@@ -105,19 +73,22 @@ class StreamLoader:
         batch_size: int,
         seed: int = 0,
         workers: int = 2,
+        worker_kind: WorkerKind = "threads",
         shuffle_buffer: int = 4096,
         processes: Processes = SINGLE_PROCESS,
         never_empty: bool = False,
         skip_damaged: bool = False,
     ):
         self.sets, self.preprocess, self.augment, self.pairs = sets, dict(preprocess), dict(augment), list(pairs)
-        self.batch_size, self.seed, self.workers, self.shuffle_buffer = batch_size, seed, workers, shuffle_buffer
+        self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
+        prepare: Callable[..., Prepared | StackedPrepared] = self._prepare
+        self.pool = WorkerPool(self._prepare_stacked if worker_kind == "processes" else prepare, workers, worker_kind)
         self.processes, self.never_empty, self.skip_damaged = processes, never_empty, skip_damaged
         self.input_size = {m: decoded_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
         self.names = ["id", "group", *modalities.names()]
         self._exchange = StreamExchange(processes, self.names)
         self._fingerprint = sets.fingerprint
-        self._states: deque[tuple[int, int, _DrawnBatch]] = deque(maxlen=workers + BATCHES_AHEAD + 4)
+        self._states: deque[tuple[int, int, DrawnBatch]] = deque(maxlen=self.pool.ahead + 4)
         self.left_out = 0
         self._examples: list[str] = []
 
@@ -145,37 +116,41 @@ class StreamLoader:
         """
         if state is not None and state["data"] != self._fingerprint:
             raise DataError(f"{self.sets.spec}: the shards differ from those that the checkpoint was trained on; train again")
+        self.pool.start()  # before the threads of the lanes
         lanes, count = self._open_lanes(epoch, state)
         number = batches
         self._states.clear()
         rows_before, seen = 0, False
-        with data_thread_pool(self.workers) as pool:
-            pending: deque[_DrawnBatch] = deque()
-            try:
-                drawing = self._draw_batches(lanes, count, state["drawn"] if state else 0)
-                while True:
-                    while len(pending) < self.workers + BATCHES_AHEAD and (drawn := next(drawing, None)) is not None:
-                        drawn.prepared = pool.submit(self._prepare, drawn.rows, epoch)
-                        pending.append(drawn)
-                    if not pending:
-                        break
-                    drawn = pending.popleft()
-                    batch = self._finish(drawn, rows_before)
-                    rows_before += len(drawn)
-                    if batch is not None:
-                        seen, number = True, number + 1
-                        drawn.rows, drawn.lanes, drawn.prepared = [], [], None
-                        self._states.append((number, count, drawn))
-                        yield batch
-            finally:
-                for lane in lanes.values():
-                    lane.close()
-                for drawn in pending:
-                    if drawn.prepared:
-                        drawn.prepared.cancel()
-                self._warn(lanes)
+        pending: deque[DrawnBatch] = deque()
+
+        def tasks() -> Iterator[tuple[list[StreamedRow], int]]:
+            for drawn in self._draw_batches(lanes, count, state["drawn"] if state else 0):
+                pending.append(drawn)
+                yield drawn.rows, epoch
+
+        preparing = self.pool.map(tasks())
+        try:
+            for prepared in preparing:
+                drawn = pending.popleft()
+                drawn.prepared = prepared.unstack() if isinstance(prepared, StackedPrepared) else prepared
+                batch = self._finish(drawn, rows_before)
+                rows_before += len(drawn)
+                if batch is not None:
+                    seen, number = True, number + 1
+                    drawn.rows, drawn.lanes, drawn.prepared = [], [], None
+                    self._states.append((number, count, drawn))
+                    yield batch
+        finally:
+            preparing.close()
+            for lane in lanes.values():
+                lane.close()
+            self._warn(lanes)
         if not seen and state is None:
             raise DataError(f"{self.sets.spec}: an epoch without a batch: no row could be used{''.join(self._examples[:1])}")
+
+    def close(self) -> None:
+        """End the worker processes; afterwards `epoch` starts others."""
+        self.pool.close()
 
     def _open_lanes(self, epoch: int, state: StreamState | None) -> tuple[dict[int, Lane], int]:
         """Open the lanes of this process. Returns ({number: lane}, number of lanes of all processes)."""
@@ -199,68 +174,81 @@ class StreamLoader:
     def _is_usable(self, row: StreamedRow) -> bool:
         return any(a in row.values and b in row.values for a, b in self.pairs)
 
-    def _draw_batches(self, lanes: Mapping[int, Lane], count: int, number: int) -> Iterator[_DrawnBatch]:
+    def _draw_batches(self, lanes: Mapping[int, Lane], count: int, number: int) -> Iterator[DrawnBatch]:
         """Draw the rows of all batches after the first `number`. A single row at the end is added to the batch before it."""
         finished = self._exchange.rows({n: ([], lane.is_exhausted) for n, lane in lanes.items()})
         alive, before = [x.lane for x in finished if not x.exhausted], None
         while alive:
             number += 1
-            drawn = _DrawnBatch(number=number)
+            drawn = DrawnBatch(number=number)
             while alive and len(drawn) < self.batch_size:
-                part, exhausted = self._draw(lanes, _shares(self.batch_size - len(drawn), alive, number))
+                part, exhausted = self._draw(lanes, divide_evenly(self.batch_size - len(drawn), alive, number))
                 drawn.add(part)
                 alive = [lane for lane in alive if lane not in exhausted]
             if before is not None and len(drawn) == 1:
                 before.add(drawn)
-                drawn = _DrawnBatch()
+                drawn = DrawnBatch()
             if before is not None:
                 yield before
             before = drawn if len(drawn) else None
         if before is not None:
             yield before
 
-    def _draw(self, lanes: Mapping[int, Lane], shares: Mapping[int, int]) -> tuple[_DrawnBatch, set[int]]:
+    def _draw(self, lanes: Mapping[int, Lane], shares: Mapping[int, int]) -> tuple[DrawnBatch, set[int]]:
         """Draw `shares` {lane: number of rows}. Returns the rows, and the lanes that are exhausted now."""
         drawn: dict[int, tuple[list[StreamedRow], bool]] = {}
+        begin = time.perf_counter()
         for number, lane in lanes.items():
             if number in shares:
                 rows = lane.draw(shares[number])
                 drawn[number] = rows, lane.is_exhausted
+        waited = time.perf_counter() - begin
         everyone = self._exchange.rows(drawn)
         states = {number: lane.snapshot() for number, lane in lanes.items()}
         rows = [row for of_lane, _ in drawn.values() for row in of_lane]
-        return _DrawnBatch(everyone, rows, states), {x.lane for x in everyone if x.exhausted}
+        return DrawnBatch(everyone, rows, states, waited=waited), {x.lane for x in everyone if x.exhausted}
 
     # --- items ---------------------------------------------------------------------------------------------------
 
-    def _prepare(self, rows: Sequence[StreamedRow], epoch: int) -> _Prepared:
+    def _prepare(self, rows: Sequence[StreamedRow], epoch: int) -> Prepared:
         """Decode, augment and preprocess the distinct values of `rows`."""
-        done = _Prepared({}, {})
+        done = Prepared({}, {})
         for m in self.preprocess:
             for row in rows:
                 item = (m, row.labels[m])
                 if m not in row.values or item in done.inputs or item in done.reasons:
                     continue
+                done.times.values, done.times.size = done.times.values + 1, done.times.size + len(row.values[m])
                 try:
-                    done.inputs[item] = self._inputs(m, row, epoch)
+                    done.inputs[item] = self._inputs(m, row, epoch, done.times)
                 except Rejected as e:
                     done.reasons[item] = f"{row.id!r}: {m}: {e}"
         return done
 
-    def _inputs(self, modality: str, row: StreamedRow, epoch: int) -> Inputs:
+    def _prepare_stacked(self, rows: Sequence[StreamedRow], epoch: int) -> "StackedPrepared":
+        prepared = self._prepare(rows, epoch)
+        return StackedPrepared(StackedInputs.stack(prepared.inputs), prepared.reasons, prepared.times)
+
+    def _inputs(self, modality: str, row: StreamedRow, epoch: int, times: LoadTimes) -> Inputs:
         kind, preprocess, augment = modalities.get(modality), self.preprocess[modality], self.augment.get(modality)
         data, size = row.values[modality], self.input_size[modality]
+        begin = time.perf_counter()
         signal = kind.decode(data) if size is None else kind.decode_scaled(data, size)
+        decoded = time.perf_counter()
         is_deterministic = getattr(preprocess, "is_deterministic", None)
         if augment is None and (is_deterministic is None or is_deterministic(signal)):
-            return preprocess(signal)
-        rng = random.Random(hash((self.seed, epoch, row.labels[modality], row.labels["id"])))
-        return preprocess(augment(signal, rng) if augment else signal, rng)
+            inputs = preprocess(signal)
+        else:
+            rng = random.Random(hash((self.seed, epoch, row.labels[modality], row.labels["id"])))
+            inputs = preprocess(augment(signal, rng) if augment else signal, rng)
+        times.decode += decoded - begin
+        times.preprocess += time.perf_counter() - decoded
+        return inputs
 
-    def _finish(self, drawn: _DrawnBatch, rows_before: int) -> Batch | None:
+    def _finish(self, drawn: DrawnBatch, rows_before: int) -> Batch | None:
         """Make the batch of all rows whose values can be decoded; None if none is left."""
         assert drawn.prepared is not None
-        prepared = drawn.prepared.result()
+        prepared = drawn.prepared
         reasons = self._exchange.reasons(prepared.reasons)
         labels = np.concatenate([x.labels for x in drawn.lanes])
         ranks = np.repeat([x.rank for x in drawn.lanes], [len(x.ids) for x in drawn.lanes])
@@ -290,6 +278,7 @@ class StreamLoader:
             inputs=inputs,
             item_of_row={m: torch.from_numpy(items[kept]) for m, items in item_of_row.items()},
             labels={k: torch.from_numpy(v[kept]) for k, v in columns.items()},
+            times=replace(prepared.times, read=drawn.waited),
         )
 
     def _items(
@@ -325,7 +314,7 @@ class StreamLoader:
             own = owners[-1:]
         return [label for label, _ in own]
 
-    def _send(self, prepared: _Prepared, owners: Mapping[str, list[tuple[int, int]]]) -> dict[Item, Inputs]:
+    def _send(self, prepared: Prepared, owners: Mapping[str, list[tuple[int, int]]]) -> dict[Item, Inputs]:
         """Exchange the inputs of items that another process encodes than the one that read them."""
         if self.processes.is_single:
             return {}
@@ -361,10 +350,3 @@ class StreamLoader:
             self.sets.notes += Counter({what + examples: n for what, n in own.items()})
         self.sets.warn()
         self._examples = []
-
-
-def _shares(rows: int, lanes: Sequence[int], turn: int) -> dict[int, int]:
-    """Divide `rows` among `lanes` as evenly as possible. In each turn other lanes get the rows that remain."""
-    size, more = divmod(rows, len(lanes))
-    counts = {lane: size + ((i - turn * more) % len(lanes) < more) for i, lane in enumerate(lanes)}
-    return {lane: n for lane, n in counts.items() if n}

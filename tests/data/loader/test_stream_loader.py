@@ -13,7 +13,8 @@ import torch
 import webdataset
 
 from mmtune.contracts import Batch
-from mmtune.data.loader.stream_loader import StreamLoader, _shares
+from mmtune.data.loader.stream_batches import divide_evenly
+from mmtune.data.loader.stream_loader import StreamLoader
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.data.shards.streamed_sets import StreamedSets
@@ -239,9 +240,9 @@ def test_weights_repeat_sets_or_take_a_part_of_them(tmp_path):
 def test_uneven_shares_are_fair_over_time():
     totals: Counter[int] = Counter()
     for turn in range(8):
-        totals.update(_shares(7, list(range(8)), turn))
+        totals.update(divide_evenly(7, list(range(8)), turn))
     assert set(totals.values()) == {7}
-    assert _shares(3, [4, 9], 0) == {4: 2, 9: 1} and _shares(3, [4, 9], 1) == {4: 1, 9: 2}
+    assert divide_evenly(3, [4, 9], 0) == {4: 2, 9: 1} and divide_evenly(3, [4, 9], 1) == {4: 1, 9: 2}
 
 
 def test_rows_without_a_pair_and_single_rows_at_the_end(tmp_path):

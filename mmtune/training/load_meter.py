@@ -1,0 +1,36 @@
+"""What the progress of training shows beside the speed: waiting, bytes read per second, and cache hits."""
+
+import time
+from collections import deque
+
+from mmtune.contracts import LoadTimes
+from mmtune.training.checkpoint import TrainerState
+
+SECONDS = 30.0
+"""Bytes per second and cache hits are those of the last half minute."""
+
+
+class LoadMeter:
+    """Sums up what the loader did for the batches of the last SECONDS."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, LoadTimes]] = deque()
+
+    def add(self, times: LoadTimes) -> None:
+        """Count a batch."""
+        now = time.monotonic()
+        self._recent.append((now, times))
+        while self._recent[0][0] < now - SECONDS:
+            self._recent.popleft()
+
+    def note(self, state: TrainerState, loss: float) -> str:
+        """The note of the progress display after a step."""
+        seconds = time.monotonic() - self._recent[0][0] if len(self._recent) > 1 else 0.0
+        total = LoadTimes()
+        for _, times in self._recent:
+            total.add(times)
+        # the first batch was read before the time that is counted
+        size = total.size - self._recent[0][1].size if self._recent else 0
+        read = f" reading {size / 1e6 / seconds:.1f} MB/s" if seconds and size else ""
+        hits = f" cache hits {total.cached / total.values:.0%}" if total.values and total.cached else ""
+        return f"epoch {state.epoch + 1} loss {loss:.3f} waiting {state.wait_share:.0%}{read}{hits}"
