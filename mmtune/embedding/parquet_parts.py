@@ -267,5 +267,5 @@ class PartWriter:
         if kind is None:
             stamp = {**self.stamp, "rows": str(self.rows), "missing": str(self.missing)}
             self._writer.add_key_value_metadata({"fingerprint": stamp["fingerprint"], "stamp": json.dumps(stamp)})
-            self._writer.close()
+        self._writer.close()  # also of a file that is thrown away: otherwise it is closed when the file is gone
         self._file.__exit__(kind, error, trace)

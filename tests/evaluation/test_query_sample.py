@@ -45,7 +45,8 @@ def test_sampled_queries_have_their_values_of_a_whole_evaluation(chunk):
             assert d.metrics[metric] == pytest.approx(values.mean())
             low, high = d.intervals[metric]
             assert 0 <= low <= d.metrics[metric] <= high <= 1 and high - low < 0.4
-    assert part.directions["image->text"].query_ids == part.directions["image->image"].query_ids
+    within = set(part.directions["image->image"].query_ids)  # fewer: an item is not relevant to itself
+    assert within <= set(part.directions["image->text"].query_ids) and len(within) > 30
     every = evaluate_vectors(data, queries=10_000)
     assert every == evaluate_vectors(data)
 
@@ -77,7 +78,7 @@ def test_the_verb_the_function_and_what_they_refuse(tmp_path):
     found = json.loads(done.stdout)["directions"]["image->text"]
     assert found["queries"] <= 12 < found["sampled_from"] and found["intervals"].keys() == found["metrics"].keys()
     shown = str(mmtune.evaluate("tiny:clip", data, queries=12))
-    assert shown.count("95% interval (sample of ") == 4
+    assert shown.count("95% interval (sample of ") == 2  # there are no more than 12 different captions: all are used
     with pytest.raises(RecipeError, match="queries: 1 is not 2 or more"):
         mmtune.evaluate("tiny:clip", data, queries=1)
     with pytest.raises(RecipeError, match="queries: is an option of task retrieval"):
