@@ -13,7 +13,6 @@ from mmtune.data.loader.loader import Loader
 from mmtune.errors import RecipeError
 from mmtune.training.loop import Trainer
 from tests.support import corpora
-from tests.support.http_server import http_server
 
 
 @pytest.fixture(scope="module")
@@ -38,36 +37,6 @@ def test_rates_of_a_few_steps_and_nothing_is_left(recipe, tmp_path):
     assert not Path(recipe["run"]["dir"]).exists()
     assert speed.stages.keys() == {"disk", "decode", "preprocess", "step"} and speed.workers >= 1
     assert speed.limit in speed.stages and all(v >= speed.loading * 0.5 for k, v in speed.stages.items() if k != "step")
-
-
-STAGES = {
-    "network": ("mmtune.data.shards.dataset:Data.read", "data.workers read more at once"),
-    "decode": ("mmtune.modalities.image:Image.decode_scaled", "files close to the tower's input size"),
-    "preprocess": ("mmtune.backbones.tiny:TinyImage.__call__", "fewer augmentations"),
-}
-
-
-@pytest.mark.parametrize("read", ["index", "stream"])
-@pytest.mark.parametrize("stage", ["network", "decode", "preprocess"])
-def test_the_slow_stage_is_named_with_what_to_change(recipe, monkeypatch, stage, read, tmp_path):
-    """A stage is slowed down until training waits for it; the data are behind a server."""
-    import importlib
-    from pathlib import Path
-
-    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
-    target, advice = STAGES[stage]
-    if (stage, read) == ("network", "stream"):
-        target = "mmtune.data.loader.stream_lanes:Lane.draw"
-    module, _, path = target.partition(":")
-    owner, _, name = path.partition(".")
-    cls = getattr(importlib.import_module(module), owner)
-    usual, pause = getattr(cls, name), 0.2 if name == "draw" else 0.05
-    monkeypatch.setattr(cls, name, lambda *a, **k: (time.sleep(pause), usual(*a, **k))[1])
-    with http_server(Path(recipe["data"]["train"])) as server:
-        data = {"train": server.url, "workers": 1, "read": read, "shuffle_buffer": 8}
-        speed = mmtune.bench({**recipe, "tune": "full", "data": data}, steps=3)
-    assert speed.limit == stage and speed.wait > 0.1, speed.stages
-    assert advice in str(speed) and speed.read_mb_per_second > 0 and speed.to_dict()["limit"] == stage
 
 
 SLOW = 0.3  # seconds a batch at least

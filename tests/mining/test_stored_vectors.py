@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import mmtune
@@ -34,7 +35,11 @@ def test_the_table_is_the_same_and_nothing_is_embedded_or_left(home, tmp_path, r
     monkeypatch.setattr(mine_model, "mine_vectors", lambda e, *a, **k: (mapped.extend(e.values()), usual(e, *a, **k))[1])
     monkeypatch.setattr(mine_model, "embed_data", None)
     found = mmtune.mine("tiny:clip", home / "packed", tmp_path / "b.parquet", quiet=True, vectors=vectors)
-    assert found.mined > 0 and (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    a, b = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab")
+    assert found.mined > 0 and a.keys() == b.keys()
+    for name in a:  # batches of one shard give other last bits than batches of all rows
+        numbers = isinstance(a[name][0], float)
+        assert np.allclose(a[name], b[name], atol=1e-5) if numbers else a[name] == b[name], name
     assert all(isinstance(e.vectors, np.memmap) for e in mapped) and len(mapped) == 2
     assert not list(tmp_path.glob(".vectors-*"))
 
