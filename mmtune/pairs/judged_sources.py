@@ -125,7 +125,7 @@ def _answer(results: list[dict[str, object]], name: str | None) -> object:
     for result in results:
         value = result.get("value")
         if isinstance(value, dict) and name in (None, result.get("from_name")):
-            for kind in ("choices", "rating", "number", "taxonomy", "text"):
+            for kind in ("choices", "rating", "number", "taxonomy"):
                 found = value.get(kind)
                 if found not in (None, []):
                     return found[0] if isinstance(found, list) else found
