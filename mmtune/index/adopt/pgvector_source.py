@@ -78,4 +78,4 @@ class PgvectorSource:
         id = self._id or (keys[0] if len(keys) == 1 else "id")
         if id not in columns:
             raise DataError(f"{self.label}: name its column of ids with --id; its columns: {', '.join(columns)}")
-        return vector, id
+        return str(vector), str(id)

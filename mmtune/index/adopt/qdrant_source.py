@@ -29,7 +29,7 @@ class QdrantSource:
         self.skipped.clear()
         server = self._url.startswith(("http://", "https://"))
         try:
-            client = self._module.QdrantClient(**({"url": self._url} if server else {"path": self._url}))
+            client = self._module.QdrantClient(url=self._url if server else None, path=None if server else self._url)
         except (RuntimeError, ValueError, OSError) as e:
             raise StoreUnavailable(f"{self.label}: {str(e).splitlines()[0]}") from None
         try:
