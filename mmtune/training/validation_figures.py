@@ -7,12 +7,12 @@ import numpy as np
 
 from mmtune.contracts import Embeddings, Pair, direction
 from mmtune.evaluation.tasks.classify import classifications
+from mmtune.modalities.draw_figures import heatmap_figure, histograms_figure, lines_figure
 from mmtune.modalities.picture_strip import Picture
 from mmtune.relevance.items import Items
 from mmtune.relevance.positives import relevant_blocks
 from mmtune.runtime.files import read_jsonl_log
 from mmtune.search.vectors import normalize_rows
-from mmtune.training.draw_figures import heatmap_figure, histograms_figure, lines_figure
 from mmtune.training.metrics_log import VALIDATION
 
 QUERIES, PAIRS = 500, 200_000

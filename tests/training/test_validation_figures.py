@@ -5,8 +5,8 @@ import json
 import numpy as np
 
 from mmtune.contracts import Embeddings
+from mmtune.modalities.draw_figures import COLOURS, heatmap_figure, histograms_figure, lines_figure
 from mmtune.relevance.items import unique_items
-from mmtune.training.draw_figures import COLOURS, heatmap_figure, histograms_figure, lines_figure
 from mmtune.training.validation_figures import loss_terms, pair_scores, validation_figures
 
 
