@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.benchmark.quality_features import QualityData
 from mmtune.data.decode import decode_row
 from mmtune.embedding.feature_cache import FeaturePreprocess
@@ -104,7 +105,7 @@ def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransforme
     from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
     from sentence_transformers.base.modules import InputModule, Router
 
-    model, features, data = tuned.model, tuned.features, quality_data.train
+    model, shared, data = tuned.model, tuned.features, quality_data.train
 
     class RowEncoder(InputModule):
         """Encode the values of one modality in the rows whose numbers are given as strings."""
@@ -118,9 +119,9 @@ def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransforme
             tuned.set_frozen_to_eval()  # else frozen BatchNorm layers would change
             return self
 
-        def preprocess(self, inputs: Sequence[str], **kwargs: object) -> dict[str, torch.Tensor]:
+        def preprocess(self, inputs: Sequence[Untyped], prompt: str | None = None, **kwargs: Untyped) -> dict[str, Untyped]:
             numbers = [int(i) for i in inputs]
-            stored = features.items.get(self.modality) if features is not None else None
+            stored = shared.items.get(self.modality) if shared is not None else None
             if stored is not None:
                 items = [stored[int(data.labels[self.modality][i])] for i in numbers]
                 tensors = FeaturePreprocess().collate(items)
@@ -130,10 +131,10 @@ def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransforme
             # the trainer takes a column for an input if it has one of the names it knows
             return {"input_ids": torch.tensor(numbers)} | {f"{TOWER}{k}": v for k, v in tensors.items()}
 
-        def forward(self, batch: dict[str, torch.Tensor], **kwargs: object) -> dict[str, torch.Tensor]:
-            inputs = {k.removeprefix(TOWER): v for k, v in batch.items() if k.startswith(TOWER)}
-            batch["sentence_embedding"] = model.encode_inputs(self.modality, inputs)
-            return batch
+        def forward(self, features: dict[str, Untyped], **kwargs: Untyped) -> dict[str, Untyped]:
+            inputs = {k.removeprefix(TOWER): v for k, v in features.items() if k.startswith(TOWER)}
+            features["sentence_embedding"] = model.encode_inputs(self.modality, inputs)
+            return features
 
         def get_embedding_dimension(self) -> int:
             return model.dim
@@ -142,7 +143,7 @@ def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransforme
             raise NotImplementedError("the model is saved by mmtune")
 
     sides = quality_data.sides
-    routes = {QUERY: [RowEncoder(sides.language)], DOCUMENT: [RowEncoder(sides.signal)]}
+    routes: dict[str, list[Untyped]] = {QUERY: [RowEncoder(sides.language)], DOCUMENT: [RowEncoder(sides.signal)]}
     card = SentenceTransformerModelCardData(generate_widget_examples=False)
     return SentenceTransformer(modules=[Router(routes, default_route=QUERY)], device=str(model.device), model_card_data=card)
 

@@ -51,8 +51,8 @@ def _show(files: list[str], overrides: list[str]) -> Result:
 def _diff(files: list[str], overrides: list[str]) -> Result:
     from mmtune.recipe.recipe_file import changed_keys, read_document, value_at
 
-    both = [read_document(f, overrides) for f in files]
-    keys = changed_keys(*both)
+    first, second = both = [read_document(f, overrides) for f in files]
+    keys = changed_keys(first, second)
     found = {k: {f: value_at(document, k) for f, document in zip(files, both, strict=True)} for k in keys}
     lines = [f"{k}: {' -> '.join('-' if v is None else str(v) for v in values.values())}" for k, values in found.items()]
     return Result({"differences": found}, "\n".join(lines) or "no differences")

@@ -110,7 +110,7 @@ def retrieval_task(data: "DataLike", name: str, query: str, candidate: str) -> A
         eval_langs=["eng-Latn"],
         main_score="ndcg_at_10",
     )
-    task: AbsTaskRetrieval = type(name, (_PackedTask,), {"metadata": metadata})()
+    task: _PackedTask = type(name, (_PackedTask,), {"metadata": metadata})()
     task.rows, task.sides, task.ends, task.relevant = rows, sides, (query, candidate), relevant
     return task
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune import modalities
+from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def retrieve(
     name = modality or text_name()
     if isinstance(query, str) and not query.strip():
         raise DataError("the query is empty")
-    response = collection.search(k=k, where=where, target=target, **{name: query})
+    given: dict[str, Untyped] = {name: query}
+    response = collection.search(k=k, where=where, target=target, **given)
     found = []
     for result in response.results:
         data = collection.value(result.id, text_name())
