@@ -38,7 +38,7 @@ class ShardCache:
         local = self.directory / shard_cache.copy_name(shard.remote, cache_identity(shard.remote), stamp)
         with contextlib.suppress(OSError):
             file = open(local, "rb")
-            os.utime(local)
+            _mark_used(local)
             self.hits += 1
             return file
         self.misses += 1
@@ -75,6 +75,12 @@ class ShardCache:
             return None
 
 
+def _mark_used(path: Path) -> None:
+    """Set the time of a file to now, exactly: the file system's own clock has steps of some milliseconds, in which shards are read."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
 class _Tee(io.RawIOBase):
     """Reads `source`, writes what is read to `part`, and renames that file to `local` at the end."""
 
@@ -104,6 +110,7 @@ class _Tee(io.RawIOBase):
         complete = copy.tell() == self.size
         copy.close()
         if complete:
+            _mark_used(self.part)
             os.replace(self.part, self.local)
         else:
             self.part.unlink(missing_ok=True)
