@@ -19,6 +19,7 @@ POINTS = {
     "backbone": ("mmtune.backbones", "TABLE"),
     "scorer": ("mmtune.backbones.scorers", "TABLE"),
     "store": ("mmtune.index.stores", "TABLE"),
+    "export_format": ("mmtune.exporting.format_table", "TABLE"),
     "metric": ("mmtune.evaluation.metrics", "METRICS"),
     "task": ("mmtune.evaluation.tasks.task", "TASKS"),
     "optimizer": ("mmtune.recipe.optimizer_block", "TABLE"),
