@@ -13,7 +13,7 @@ from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
 from mmtune.evaluation.tasks import anomaly, knn
 from mmtune.evaluation.tasks.anomaly import distances, normal_rows, same_source
 from mmtune.evaluation.tasks.knn import source_of_rows, voting_references
-from mmtune.evaluation.tasks.task import check_neighbours, class_labels, grouped_by_class, row_values
+from mmtune.evaluation.tasks.task import check_neighbours, class_labels, grouped_by_class, rows_with_value
 from mmtune.evaluation.tasks.training_wording import wording_note
 from mmtune.evaluation.tasks.zero_shot import class_vectors, language_tower
 from mmtune.prediction.alarm_threshold import AlarmThreshold, alarm_threshold, parse_rate
@@ -51,19 +51,11 @@ def machine_rows(reference: "Data | None", machine: str) -> "Data":
 
     Raises RecipeError without reference data or for another form, and DataError if no row has the value.
     """
-    name, equals, value = machine.partition("=")
-    if reference is None or not equals:
+    if reference is None or "=" not in machine:
         raise RecipeError(
             'machine: write "COLUMN=VALUE", e.g. --machine machine=fan, and give reference data (--reference DATA)'
         )
-    values = row_values(reference, name)
-    own = np.array([v == value for v in values], bool)
-    if not own.any():
-        some = sorted({v for v in values if v is not None})
-        raise DataError(
-            f"{reference.spec}: no row has {machine}; there are: {', '.join(some[:8])}{', ...' if some[8:] else ''}"
-        )
-    return reference.subset(own)
+    return reference.subset(rows_with_value(reference, machine))
 
 
 def fit_predictors(

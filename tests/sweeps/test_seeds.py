@@ -23,7 +23,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def test_data(root):
+def held_out(root):
     return corpora.packed(root, 30, 2, PICTURES)
 
 
@@ -41,9 +41,9 @@ def scipy_interval(values):
     return scipy.stats.t.interval(0.95, len(values) - 1, statistics.mean(values), scipy.stats.sem(values))
 
 
-def test_eval_gives_the_statistics_of_the_single_results(runs, test_data, tmp_path, capsys):
-    found = mmtune.evaluate(runs, test_data, slices=["size:text"])
-    each = [mmtune.evaluate(runs / f"seed-{i}" / "artifact", test_data) for i in range(3)]
+def test_eval_gives_the_statistics_of_the_single_results(runs, held_out, tmp_path, capsys):
+    found = mmtune.evaluate(runs, held_out, slices=["size:text"])
+    each = [mmtune.evaluate(runs / f"seed-{i}" / "artifact", held_out) for i in range(3)]
     values = [r.metric(METRIC, DIRECTION) for r in each]
     spread = found.scores[DIRECTION][METRIC]
     assert spread["values"] == values and len(set(values)) > 1
@@ -53,7 +53,7 @@ def test_eval_gives_the_statistics_of_the_single_results(runs, test_data, tmp_pa
     assert any(name.startswith(f"{DIRECTION} | ") for name in found.scores)
     frame = found.to_pandas().set_index(["where", "metric"])
     assert frame.loc[(DIRECTION, METRIC), "seed 2"] == values[2]
-    assert main(["eval", str(runs), test_data, "--json", "--quiet", "--out", str(tmp_path / "x.json")]) == 0
+    assert main(["eval", str(runs), held_out, "--json", "--quiet", "--out", str(tmp_path / "x.json")]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["seeds"] == [0, 1, 2] and document["scores"][DIRECTION][METRIC]["mean"] == pytest.approx(spread["mean"])
     assert document == json.loads((tmp_path / "x.json").read_text())
@@ -61,16 +61,16 @@ def test_eval_gives_the_statistics_of_the_single_results(runs, test_data, tmp_pa
     assert line.split()[2:4] == [f"{spread['mean']:.4f}", f"{spread['sd']:.4f}"]
 
 
-def test_a_task_over_seeds(runs, test_data, capsys):
-    assert main(["eval", str(runs), test_data, "--task", "knn", "--label", "group", "--json", "--quiet"]) == 0
+def test_a_task_over_seeds(runs, held_out, capsys):
+    assert main(["eval", str(runs), held_out, "--task", "knn", "--label", "group", "--json", "--quiet"]) == 0
     scores = json.loads(capsys.readouterr().out)["scores"]["image"]
-    single = mmtune.evaluate(runs / "seed-1" / "artifact", test_data, task="knn", label="group")
+    single = mmtune.evaluate(runs / "seed-1" / "artifact", held_out, task="knn", label="group")
     assert scores["accuracy"]["values"][1] == single.metric("accuracy", "image")
 
 
-def test_compare_takes_the_wider_interval_of_queries_and_seeds(runs, test_data, capsys):
-    whole = mmtune.compare("tiny:clip", runs, test_data)
-    each = [mmtune.compare("tiny:clip", runs / f"seed-{i}" / "artifact", test_data) for i in range(3)]
+def test_compare_takes_the_wider_interval_of_queries_and_seeds(runs, held_out, capsys):
+    whole = mmtune.compare("tiny:clip", runs, held_out)
+    each = [mmtune.compare("tiny:clip", runs / f"seed-{i}" / "artifact", held_out) for i in range(3)]
     of_seeds = [c.directions["mean"] for c in each]
     got = whole.directions["mean"]
     low, high = scipy_interval([d.difference for d in of_seeds])
@@ -79,7 +79,7 @@ def test_compare_takes_the_wider_interval_of_queries_and_seeds(runs, test_data, 
     assert got.interval == pytest.approx((min(low, queries[0]), max(high, queries[1])))
     assert got.queries_interval == pytest.approx(tuple(queries)) and got.seeds["sd"] > 0
     assert whole.seeds == [0, 1, 2] and "3 seeds (0, 1, 2)" in str(whole)
-    with dispatch_json(["compare", "tiny:clip", str(runs), test_data], capsys) as document:
+    with dispatch_json(["compare", "tiny:clip", str(runs), held_out], capsys) as document:
         assert document["directions"]["mean"]["seeds"]["values"] == pytest.approx([d.difference for d in of_seeds])
         assert document["seeds"] == [0, 1, 2] and document["verdict"] == whole.verdict
 
@@ -99,8 +99,8 @@ class dispatch_json:
         return None
 
 
-def test_two_directories_of_seeds_are_compared_in_pairs(runs, root, test_data):
-    same = mmtune.compare(runs, runs, test_data)
+def test_two_directories_of_seeds_are_compared_in_pairs(runs, root, held_out):
+    same = mmtune.compare(runs, runs, held_out)
     assert same.directions["mean"].seeds["values"] == [0, 0, 0] and same.verdict == "fail"
     two = root / "two"
     two.mkdir()
@@ -108,7 +108,7 @@ def test_two_directories_of_seeds_are_compared_in_pairs(runs, root, test_data):
     for i in range(2):
         (two / f"seed-{i}").symlink_to(runs / f"seed-{i}")
     with pytest.raises(RecipeError, match="has 3 seeds and .*two 2: seeds are compared in pairs"):
-        mmtune.compare(runs, two, test_data)
+        mmtune.compare(runs, two, held_out)
 
 
 def test_a_difference_of_one_seed_alone_is_not_proven():
@@ -119,21 +119,21 @@ def test_a_difference_of_one_seed_alone_is_not_proven():
     assert mean_difference(sure[:1]).interval == pytest.approx(sure[0].interval)  # one seed: the interval of its queries
 
 
-def test_the_report_of_several_seeds(runs, test_data, tmp_path):
-    done = mmtune.report(runs, tmp_path / "r.html", data=test_data, examples=1)
+def test_the_report_of_several_seeds(runs, held_out, tmp_path):
+    done = mmtune.report(runs, tmp_path / "r.html", data=held_out, examples=1)
     page = (tmp_path / "r.html").read_text()
-    whole = mmtune.compare("tiny:clip", runs, test_data, slices=[])
+    whole = mmtune.compare("tiny:clip", runs, held_out, slices=[])
     spread = whole.directions[DIRECTION].seeds
     assert "Over 3 seeds" in page and done.verdict in ("pass", "fail", "inconclusive")
     assert f"{spread['mean']:+.4f}" in page and f"{spread['values'][2]:+.4f}" in page and "Searches" in page
 
 
-def test_what_is_no_finished_directory_of_seeds(runs, root, test_data, tmp_path, capsys):
+def test_what_is_no_finished_directory_of_seeds(runs, root, held_out, tmp_path, capsys):
     (tmp_path / "seed-0").mkdir()
     with pytest.raises(ModelError, match="not finished; repeat"):
-        mmtune.evaluate(tmp_path, test_data)
+        mmtune.evaluate(tmp_path, held_out)
     with pytest.raises(ModelError, match=r"holds several seeds of a recipe; name the model of one, e.g. .*seed-0"):
         mmtune.load(runs)
-    assert main(["eval", str(runs), test_data, "--trec", str(tmp_path / "trec")]) == 2
+    assert main(["eval", str(runs), held_out, "--trec", str(tmp_path / "trec")]) == 2
     assert "--trec" in capsys.readouterr().err
     assert spread_of([0.5])["sd"] is None

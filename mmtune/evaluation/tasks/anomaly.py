@@ -17,7 +17,7 @@ from mmtune.evaluation.tasks.anomaly_result import Anomalies, DetectionScores, a
 from mmtune.evaluation.tasks.anomaly_scorers import BALANCES, NEIGHBOURS, balance_domains, make_scorer
 from mmtune.evaluation.tasks.knn import Exclusion, nearest, source_of_rows
 from mmtune.evaluation.tasks.roc import MAX_FPR
-from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, check_neighbours, row_values
+from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, check_neighbours, row_values, rows_with_value
 from mmtune.relevance.items import names_to_labels, take_rows
 from mmtune.search.tie_order import tie_order
 from mmtune.search.vectors import normalize_rows
@@ -117,17 +117,9 @@ class AnomalyDetection(EvaluationTask):
 
 def normal_rows(data: "Data", normal: str | None) -> np.ndarray:
     """bool [N]: which rows are normal. Raises DataError if none is."""
-    name, equals, value = (normal or "").partition("=")
-    if not equals:
+    if normal is None or "=" not in normal:
         raise RecipeError('anomaly: state which rows are normal, as "COLUMN=VALUE", e.g. --normal defect=none')
-    values = row_values(data, name)
-    is_normal = np.array([v == value for v in values], bool)
-    if not is_normal.any():
-        some = sorted({v for v in values if v is not None})
-        raise DataError(
-            f"{data.spec}: no row has {name}={value}; there are: {', '.join(some[:8])}{', ...' if some[8:] else ''}"
-        )
-    return is_normal
+    return rows_with_value(data, normal)
 
 
 def _column_of_rows(data: "Data", column: str | None) -> dict[str, str | None]:

@@ -153,6 +153,19 @@ def row_values(data: "Data", name: str) -> list[str | None]:
     return [None if v in (None, "") else str(v) for v in (data.groups if name == "group" else data.column(name))]
 
 
+def rows_with_value(data: "Data", column_value: str) -> np.ndarray:
+    """bool [N]: which rows have the value. column_value: "COLUMN=VALUE". Raises DataError, with the values there are, if none has."""
+    name, _, value = column_value.partition("=")
+    values = row_values(data, name)
+    found = np.array([v == value for v in values], bool)
+    if not found.any():
+        some = sorted({v for v in values if v is not None})
+        raise DataError(
+            f"{data.spec}: no row has {column_value}; there are: {', '.join(some[:8])}{', ...' if some[8:] else ''}"
+        )
+    return found
+
+
 def class_labels(data: "Data", label: str) -> tuple[list[str | None], np.ndarray]:
     """Return (the class of each row, bool [N]: which rows have one). Raises DataError for fewer than two classes."""
     labels = row_values(data, label)
