@@ -3,7 +3,6 @@
 `assemble_comparison` does the work. The compare verb, the report and the promotion of an index version all call it.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -107,10 +106,19 @@ def compare(
     gate = Gate.read(gate)  # first, so that a mistake in the gate is reported before a model is loaded
     rows, other = as_data(data), None if retention is None else as_data(retention)
     pairs, runs = model_pairs(base, candidate)
-    if runs is not None:
-        each = functools.partial(
-            compare,
-            data=rows,
+
+    def one(base: "Model | str | Path", candidate: "Model | str | Path") -> Comparison:
+        sides = [
+            ComparedModel(as_model(model, width), name, trained_on(model))
+            for model, name, width in (
+                (base, "the base", dim if base_dim is None else base_dim),
+                (candidate, "the candidate", dim),
+            )
+        ]
+        return assemble_comparison(
+            sides[0],
+            sides[1],
+            rows,
             gate=gate,
             modalities=modalities,
             ks=ks,
@@ -121,33 +129,12 @@ def compare(
             within=within,
             batch_size=batch_size,
             quiet=quiet,
-            dim=dim,
-            base_dim=base_dim,
             cluster=cluster,
             allow_trained=allow_trained,
-        )
-        return combine_comparisons([each(b, c) for b, c in pairs], runs.seeds)
-    sides = [
-        ComparedModel(as_model(model, width), name, trained_on(model))
-        for model, name, width in ((base, "the base", dim if base_dim is None else base_dim), (candidate, "the candidate", dim))
-    ]
-    return assemble_comparison(
-        sides[0],
-        sides[1],
-        rows,
-        gate=gate,
-        modalities=modalities,
-        ks=ks,
-        qrels=qrels,
-        slices=slices,
-        retention=other,
-        confusable=confusable,
-        within=within,
-        batch_size=batch_size,
-        quiet=quiet,
-        cluster=cluster,
-        allow_trained=allow_trained,
-    ).comparison
+        ).comparison
+
+    done = [one(b, c) for b, c in pairs]
+    return done[0] if runs is None else combine_comparisons(done, runs.seeds)
 
 
 def assemble_comparison(

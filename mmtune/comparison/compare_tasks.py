@@ -1,6 +1,5 @@
 """Compare two models by an evaluation task (zero_shot, knn, anomaly), with intervals of the differences, and decide by the gate."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -102,25 +101,13 @@ def compare_task(
         raise RecipeError("compare_task: for retrieval use compare")
     given, rows = Gate.read(gate), as_data(data)
     pairs, runs = model_pairs(base, candidate)
-    if runs is not None:
-        each = functools.partial(
-            compare_task,
-            data=rows,
-            task=task,
-            options=options,
-            gate=gate,
-            modalities=modalities,
-            cluster=cluster,
-            batch_size=batch_size,
-            quiet=quiet,
-            allow_trained=allow_trained,
-        )
-        return combine_task_comparisons([each(b, c) for b, c in pairs], runs.seeds)
     if given is not None and given.guards:
         raise RecipeError("gate.guards: a comparison by a task has no slices; leave them out")
     source = source_of_rows(rows, cluster)
-    before, after = (
-        evaluate_task(
+
+    def evaluated(model: "Model | str | Path") -> TaskResult:
+        loaded = as_model(model)
+        return evaluate_task(
             loaded,
             rows,
             task,
@@ -131,11 +118,28 @@ def compare_task(
             quiet=quiet,
             allow_trained=allow_trained,
         )
-        for loaded in (as_model(base), as_model(candidate))
-    )
+
+    done = [_compare_results(evaluated(b), evaluated(c), given, rows.spec, source, cluster) for b, c in pairs]
+    return done[0] if runs is None else combine_task_comparisons(done, runs.seeds)
+
+
+def _compare_results(
+    before: TaskResult,
+    after: TaskResult,
+    given: Gate | None,
+    spec: str,
+    source: Mapping[str, str | None] | None,
+    cluster: str | None,
+) -> TaskComparison:
+    """Compare the results of one base and one candidate by the given gate. See `compare_task` for the errors.
+
+    spec: name of the data in messages
+    source: {row id: value of the column `cluster`}
+    """
+    task = before.task
     shared = [m for m in before.results if m in after.results]
     if not shared:
-        raise DataError(f"{rows.spec}: no modality that both models score")
+        raise DataError(f"{spec}: no modality that both models score")
     table = {m: task_difference(before.results[m], after.results[m], source, task) for m in shared}
     name = shared[0] if given is None or given.direction == MEAN else given.direction
     if name not in table or (len(shared) > 1 and (given is None or given.direction == MEAN)):
