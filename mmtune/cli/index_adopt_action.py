@@ -42,7 +42,6 @@ def adopt_action(args: argparse.Namespace) -> Result:
     from mmtune.index.adopt.adopt import adopt
     from mmtune.index.release.build import IndexOptions
 
-    options = IndexOptions(args.store, args.store_url, args.index) if args.store or args.index != "auto" else None
     with open_collection(args, create=True) as collection:
         done = adopt(
             collection,
@@ -56,7 +55,7 @@ def adopt_action(args: argparse.Namespace) -> Result:
             data=open_rows(args.data),
             content=args.content,
             dim=args.dim,
-            options=options,
+            options=IndexOptions(args.store, args.store_url, args.index),
             batch_size=args.batch_size,
             quiet=args.quiet,
         )

@@ -6,7 +6,7 @@ computed again from the items' contents: vectors of two models are never mixed.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,7 +158,7 @@ def adopt(
     data: "Data | str | None" = None,
     content: str | None = None,
     dim: int | None = None,
-    options: IndexOptions | None = None,
+    options: IndexOptions = IndexOptions(),  # noqa: B008 (frozen)
     batch_size: int = 64,
     quiet: bool = True,
 ) -> AdoptResult:
@@ -176,7 +176,7 @@ def adopt(
     content: instead of `data`: column of the table with the items' contents (a text, or the path of a file); the other columns
         become metadata
     dim: the vectors are the model's truncated to this many dimensions (Matryoshka)
-    options: store and index of the version; None stores it in the same database, or in faiss for a database in a directory
+    options: store and index of the version; without a store it is in the same database, or in faiss for a database in a directory
 
     Raises DataError if the collection has a version already, or if no vector belongs to an item; ModelError if the vectors are not
     those of the model; StoreUnavailable if the database cannot be reached.
@@ -193,8 +193,8 @@ def adopt(
     pinned = collection.pool.pinned(load_for_embedding(model, dim))
     adoption = Adoption(collection.catalog, collection.pool, read, modality)
     adopted = adoption.run(pinned, batch_size, quiet)
-    if options is None:
-        options = IndexOptions(store=read.kind, url=url) if "://" in database or "=" in database else IndexOptions()
+    if options.store is None and ("://" in database or "=" in database):
+        options = replace(options, store=read.kind, url=url)
     built = collection.build(
         model,
         modalities=[modality],

@@ -75,11 +75,11 @@ def test_a_postgresql_table(tmp_path, shelf, embedded, tuned, database, capsys):
     data, e = embedded
     write_table(database, "products", data, e.vectors)
     argv = ["index", "adopt", str(tmp_path / "coll"), "--model", BASE, "--from", "pgvector", "--url", database, "--table"]
-    argv += ["public.products", "--modality", "image", "--data", shelf["data"], "--json", "--quiet"]
+    argv += ["public.products", "--modality", "image", "--data", shelf["data"], "--index", "flat", "--json", "--quiet"]
     assert main(argv) == 0
     done = json.loads(capsys.readouterr().out)
     assert (done["adopted"], done["embedded"], done["unknown"], done["skipped"]) == (23, 1, 1, {"no vector": 1})
-    assert done["build"]["store"] == "pgvector"
+    assert done["build"]["store"] == "pgvector" and done["build"]["index"]["image"]["index"] == "flat"
     with mmtune.Collection(tmp_path / "coll") as shop:
         stored = shop.open("v1").stores["image"].fetch(list(e.ids))
     np.testing.assert_allclose(stored, e.vectors, atol=2e-6)
