@@ -13,20 +13,11 @@ import pytest
 
 import mmtune
 from mmtune.runtime.files import write_jsonl
-from tests.support.click_simulator import picture_shop
+from tests.support.click_simulator import NAMES, picture_shop
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(7200)]
 SEEDS = int(os.environ.get("MMTUNE_BENCH_SEEDS", "3"))
 SESSIONS = int(os.environ.get("MMTUNE_BENCH_SESSIONS", "8000"))
-NAMES = {
-    "query": "q",
-    "item": "sku",
-    "position": "rank",
-    "clicked": "clicked",
-    "time": "ts",
-    "session": "session",
-    "user": "user",
-}
 
 
 def test_models_of_corrected_and_naive_pairs(tmp_path):

@@ -9,17 +9,7 @@ import pytest
 import mmtune
 from mmtune.cli import main
 from mmtune.errors import DataError
-from tests.support.click_simulator import picture_shop
-
-NAMES = {
-    "query": "q",
-    "item": "sku",
-    "position": "rank",
-    "clicked": "clicked",
-    "time": "ts",
-    "session": "session",
-    "user": "user",
-}
+from tests.support.click_simulator import NAMES, picture_shop
 
 
 @pytest.fixture(scope="module")

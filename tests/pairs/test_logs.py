@@ -18,17 +18,7 @@ import mmtune
 from mmtune.cli import main
 from mmtune.errors import DataError
 from mmtune.pairs.click_grades import GRADES
-from tests.support.click_simulator import simulate
-
-NAMES = {
-    "query": "q",
-    "item": "sku",
-    "position": "rank",
-    "clicked": "clicked",
-    "time": "ts",
-    "session": "session",
-    "user": "user",
-}
+from tests.support.click_simulator import NAMES, simulate
 
 
 def pairs_of(out):

@@ -4,6 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NAMES = {
+    "query": "q",
+    "item": "sku",
+    "position": "rank",
+    "clicked": "clicked",
+    "time": "ts",
+    "session": "session",
+    "user": "user",
+}
+"""The columns of a simulated log, by the parameter of `pairs_from_logs` that they are for."""
+
 
 @dataclass
 class SimulatedLog:

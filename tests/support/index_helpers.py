@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import mmtune
 from mmtune.contracts import Row
 from mmtune.index.collection import Collection
 from tests.support.corpora import COLOURS, packed
@@ -39,6 +40,18 @@ def shelf_fixture(tmp_path_factory):
         assert coll.promote("v1")["promoted"]
         coll.build(OTHER, quiet=True)
     return made
+
+
+@pytest.fixture(scope="session", name="tuned")
+def tuned_fixture(shelf, tmp_path_factory):
+    """An artifact tuned on other images of the shelf's six colours."""
+    recipe = {
+        "model": BASE,
+        "data": {"train": packed(shelf["root"], 24, 2, COLUMNS)},
+        "train": {"epochs": 12, "batch_size": 8, "lr": 1e-3, "precision": "fp32"},
+        "run": {"dir": str(tmp_path_factory.mktemp("run") / "r")},
+    }
+    return mmtune.train(recipe, quiet=True)["artifact"]
 
 
 @pytest.fixture(name="coll")

@@ -12,8 +12,7 @@ from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, ModelError
 from mmtune.index.adopt.adopt import adopt
 from mmtune.index.adopt.vector_sources import VectorRows, usable_rows
-from tests.support.corpora import packed
-from tests.support.index_helpers import BASE, COLUMNS, again, shelf_fixture  # noqa: F401
+from tests.support.index_helpers import BASE, shelf_fixture, tuned_fixture  # noqa: F401
 from tests.support.store_helpers import postgres
 
 
@@ -29,17 +28,6 @@ def embedded(shelf):
     """The rows of the shelf, and their image vectors by plain use of the model."""
     data = open_data(shelf["data"])
     return data, embed_data(mmtune.load(BASE), data, ["image"])["image"]
-
-
-@pytest.fixture(scope="module")
-def tuned(shelf, tmp_path_factory):
-    recipe = {
-        "model": BASE,
-        "data": {"train": packed(shelf["root"], 24, 2, COLUMNS)},
-        "train": {"epochs": 12, "batch_size": 8, "lr": 1e-3, "precision": "fp32"},
-        "run": {"dir": str(tmp_path_factory.mktemp("run") / "r")},
-    }
-    return mmtune.train(recipe, quiet=True)["artifact"]
 
 
 def write_table(url: str, name: str, data, vectors, kind: str = "vector") -> None:

@@ -16,19 +16,7 @@ from mmtune.index.release import index_quality, promote
 from mmtune.index.release.index_quality import index_recall, search_latencies
 from mmtune.runtime.files import append_jsonl, write_json
 from tests.support.corpora import packed
-from tests.support.index_helpers import BASE, COLUMNS, again, coll_fixture, row, shelf_fixture  # noqa: F401
-
-
-@pytest.fixture(scope="module")
-def tuned(shelf, tmp_path_factory):
-    """An artifact tuned on other images of the same six colours."""
-    recipe = {
-        "model": BASE,
-        "data": {"train": packed(shelf["root"], 24, 2, COLUMNS)},
-        "train": {"epochs": 12, "batch_size": 8, "lr": 1e-3, "precision": "fp32"},
-        "run": {"dir": str(tmp_path_factory.mktemp("run") / "r")},
-    }
-    return mmtune.train(recipe, quiet=True)["artifact"]
+from tests.support.index_helpers import BASE, COLUMNS, again, coll_fixture, row, shelf_fixture, tuned_fixture  # noqa: F401
 
 
 def test_from_the_first_version_to_a_rollback(shelf, tuned, tmp_path):
