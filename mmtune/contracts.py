@@ -206,16 +206,17 @@ class Modality:
         raise NotImplementedError
 
     def examples(self) -> list[Signal]:
-        """Three made-up signals of different sizes, by which `export` records and checks a tower. The same at every call.
+        """Return three synthetic signals of different sizes, always the same ones. `export` traces and checks a tower with them.
 
-        NotImplementedError if the modality has none; `export` needs `--data` then.
+        Raises NotImplementedError if the modality has none; `export` then needs `--data`.
         """
         raise NotImplementedError
 
     def chat_part(self, data: bytes) -> dict[str, object]:
-        """The value as a part of a chat message in the protocol of OpenAI, for language models that take this modality.
+        """Return the value as a content part of a chat message of the OpenAI API, for language models that take this modality.
 
-        Large values may be reduced. Raises Rejected if the value cannot be decoded; NotImplementedError if the protocol has no such part.
+        Large values may be scaled down. Raises Rejected if the value cannot be decoded, and NotImplementedError if the API has no
+        such content part.
         """
         raise NotImplementedError
 

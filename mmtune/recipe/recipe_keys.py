@@ -61,7 +61,7 @@ def recipe_keys_page() -> str:
 
 
 def explain_key(path: str) -> str:
-    """Return what docs/recipe_keys.md says of a dotted key, or of all keys of a block ("" is the top level).
+    """Return what docs/recipe_keys.md says about a dotted key, or of all keys of a block ("" is the top level).
 
     Raises RecipeError, with the nearest name, if there is no such key.
     """

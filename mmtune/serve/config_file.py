@@ -111,7 +111,7 @@ class ServeConfig(RecipeBlock):
 
 
 def read_config(path: str | Path | None, options: Mapping[str, object]) -> ServeConfig:
-    """Read a configuration file, and put the options of the command line on top.
+    """Read a configuration file; options of the command line override its values.
 
     path: a YAML file, or None
     options: {dotted key: value}; values that are None are ignored

@@ -309,7 +309,7 @@ class QdrantStore:
             return c.count(self._name, exact=True).count
 
     def size(self) -> int:
-        """Return the bytes on disk in local mode. A server does not report them; then the size of the vectors alone."""
+        """Return the bytes on disk in local mode, and the bytes of the vectors alone for a server, which does not report its files."""
         if not self._client.local:
             return len(self) * self.dim * 4
         root = Path(self._client.where) / "collection" / self._name
