@@ -37,6 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="send the values of this modality, for a model that takes them; may be repeated",
     )
     parser.add_argument("--per-item", type=int, default=3, metavar="N", help="texts of each item (default 3)")
+    parser.add_argument(
+        "--items-per-request",
+        type=int,
+        default=1,
+        metavar="N",
+        help="items in one request, which saves prompt tokens (default 1); items that an answer leaves out are asked about one by one",
+    )
     parser.add_argument("--base", metavar="MODEL", help="model that ranks all items for each text")
     parser.add_argument(
         "--top", type=int, default=10, metavar="N", help="keep a text if its item has this rank or better (default 10; 0: all)"
@@ -85,6 +92,7 @@ def run(args: argparse.Namespace) -> Result:
         about=args.about,
         see=tuple(args.see),
         per_item=args.per_item,
+        items_per_request=args.items_per_request,
         base=args.base,
         top=args.top,
         temperature=args.temperature,

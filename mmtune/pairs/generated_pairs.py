@@ -32,6 +32,8 @@ TASKS = {
     "number. Use 2 to 8 words each.",
 }
 FORM = "Answer with a JSON list of {count} strings and nothing else."
+JOINT = "There are several items; do this for each of them."
+JOINT_FORM = "Answer with a JSON object and nothing else: its keys are the numbers of the items, its values are lists of {count} strings."
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class GenerateOptions:
     about: caption template over the columns, for what the model is told about an item; default: its caption
     see: modalities whose values are sent, for models that take them
     per_item: texts of an item
+    items_per_request: items that one request asks about, which costs fewer prompt tokens; items that its answer does not have are asked
+        about one by one
     base: MODEL that ranks the items for each text; None keeps all texts
     top: the rank of a text's item, up to which the text is kept
     temperature, max_tokens: of the endpoint
@@ -62,6 +66,7 @@ class GenerateOptions:
     about: str | None = None
     see: tuple[str, ...] = ()
     per_item: int = 3
+    items_per_request: int = 1
     base: str | None = None
     top: int = 10
     temperature: float = 0.7
@@ -93,7 +98,8 @@ class GenerateOptions:
         """Raise DataError for a value that cannot be meant."""
         if self.task not in TASKS:
             raise DataError(f"--task {self.task}: one of {', '.join(TASKS)}")
-        for option, value in (("per-item", self.per_item), ("concurrency", self.concurrency), ("timeout", self.timeout)):
+        counts = (("per-item", self.per_item), ("items-per-request", self.items_per_request), ("concurrency", self.concurrency))
+        for option, value in (*counts, ("timeout", self.timeout)):
             if value <= 0:
                 raise DataError(f"--{option} {value}: give a number above 0")
         if self.budget is not None and None in (self.price_prompt, self.price_completion):
@@ -130,16 +136,30 @@ class _Prompter:
         return Request(number, lambda: self._body(items.rows[number], items.told[number]))
 
     def _body(self, row: PackRow, told: str) -> JsonObject:
-        options = self.options
-        instruction = options.prompt or TASKS[options.task]
-        prompt = "\n".join(filter(None, (instruction, FORM, f"The item: {told}" if told else ""))).replace(
-            "{count}", str(options.per_item)
-        )
-        parts: list[JsonObject] = [modalities.get(self._language).chat_part(prompt.encode("utf-8", "replace"))]
-        for name in options.see:
-            if (value := row.values.get(name)) is not None:
-                parts.append(modalities.get(name).chat_part(_bytes(value)))
-        return self.endpoint.body(parts, options.max_tokens, options.temperature)
+        parts = [self._text(*self._instruction(FORM), f"The item: {told}" if told else ""), *self._seen(row)]
+        return self.endpoint.body(parts, self.options.max_tokens, self.options.temperature)
+
+    def joint(self, items: _Items, numbers: Sequence[int]) -> JsonObject:
+        """The body of a request about several items, which it counts from 1."""
+        parts = [self._text(*self._instruction(JOINT, JOINT_FORM))]
+        for position, number in enumerate(numbers, start=1):
+            told, seen = items.told[number], self._seen(items.rows[number])
+            parts += [self._text(f"Item {position}: {told}".rstrip()), *seen]
+        return self.endpoint.body(parts, self.options.max_tokens * len(numbers), self.options.temperature)
+
+    def _instruction(self, *form: str) -> list[str]:
+        """What is asked for, and in which form. "{count}" is the number of texts."""
+        lines = (self.options.prompt or TASKS[self.options.task], *form)
+        return [line.replace("{count}", str(self.options.per_item)) for line in lines]
+
+    def _text(self, *lines: str) -> JsonObject:
+        text = "\n".join(filter(None, lines))
+        return modalities.get(self._language).chat_part(text.encode("utf-8", "replace"))
+
+    def _seen(self, row: PackRow) -> list[JsonObject]:
+        """The parts with the values of an item that the model gets to see."""
+        values = ((name, row.values.get(name)) for name in self.options.see)
+        return [modalities.get(name).chat_part(_bytes(value)) for name, value in values if value is not None]
 
 
 def _bytes(value: bytes | str) -> bytes:
@@ -259,7 +279,7 @@ def generate_pairs(
         items = _read(rows, options, writer, writer.drops)
         prompter = _Prompter(options, endpoint)
         requests = [prompter.request(items, n) for n in range(len(items.rows))]
-        before = estimate(requests, cache, options.per_item)
+        before = estimate(requests, cache, options.per_item, options.items_per_request)
         if not quiet:
             print(f"generate: {before.line(prices)} ({options.model} at {endpoint.address})", file=sys.stderr, flush=True)
         expected = prices.cost(before.prompt_tokens, before.completion_tokens)
@@ -269,7 +289,16 @@ def generate_pairs(
             writer.discard()
             estimated: JsonObject = {"items": len(items.rows), "estimate": before.to_dict(prices)}
             return PairsResult(str(out), "generate", rows.read, 0, 0, writer.drops.to_list(), [], estimated)
-        run = GenerationRun(endpoint, cache, prices, options.concurrency, options.budget)
+        together = options.items_per_request
+        run = GenerationRun(
+            endpoint,
+            cache,
+            prices,
+            options.concurrency,
+            options.budget,
+            together,
+            lambda numbers: prompter.joint(items, numbers),
+        )
         with endpoint, Progress("generate", len(requests), unit="items", quiet=quiet) as progress:
             texts = _ask(run, requests, items, options.per_item, writer.drops, progress)
         texts = _without_shared(texts, items, writer.drops)

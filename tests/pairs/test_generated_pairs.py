@@ -15,7 +15,7 @@ from mmtune.pairs import chat_endpoint
 from mmtune.pairs.chat_endpoint import ChatEndpoint, NoAnswer, public_address
 from mmtune.pairs.consistency import item_ranks
 from mmtune.pairs.generated_pairs import GenerateOptions, generate_pairs
-from mmtune.pairs.text_lists import texts_of
+from mmtune.pairs.text_lists import texts_by_number, texts_of
 from tests.support.chat_server import chat_server, told
 from tests.support.pairs_helpers import dropped, pictures, rows_of
 
@@ -94,6 +94,69 @@ def test_the_cache_pays_for_nothing_twice(tmp_path, shop):
             file.write_bytes(file.read_bytes()[:10])  # a damaged file is asked for again
         generate(shop, tmp_path / "d", server, overwrite=True)
         assert len(server.requests) <= 15
+
+
+def joint_items(body):
+    """The items that a joint request tells about, in its order."""
+    texts = [part["text"] for part in body["messages"][0]["content"] if part["type"] == "text"]
+    return [text.split(": ", 1)[1] for text in texts if text.startswith("Item ")]
+
+
+def by_items(body):
+    """An answer to a joint request in which every third item is missing, or to a request about one item."""
+    items = joint_items(body)
+    return json.dumps({f"{n}": [f"about {item}"] for n, item in enumerate(items, 1) if n % 3}) if items else by_item(body)
+
+
+def test_several_items_in_one_request_and_the_ones_left_out_alone(tmp_path, shop):
+    with chat_server(answer=by_items) as server:
+        result = generate(shop, tmp_path / "out", server, per_item=1, items_per_request=3, concurrency=1, see=("image",))
+        joint = [body for body in server.requests if joint_items(body)]
+        assert [joint_items(body) for body in joint] == [[f"thing {n}" for n in (0, 1, 2)], [f"thing {n}" for n in (3, 4, 5)]]
+        kinds = [part["type"] for part in joint[0]["messages"][0]["content"]]
+        assert kinds == ["text", *["text", "image_url"] * 3]  # each picture follows the text of its item
+        assert (
+            joint[0]["max_tokens"] == 3 * 300 and len(server.requests) == 4
+        )  # items 2 and 5 were left out, and asked about alone
+        texts = {row["id"]: row["text"] for row in rows_of(tmp_path / "out")}
+        expected = {f"p{n}~generated1": f"{'first of' if n % 3 == 2 else 'about'} thing {n}" for n in range(6)}
+        assert texts == expected and result.measures["used"]["requests"] == 4
+        again = generate(shop, tmp_path / "again", server, per_item=1, items_per_request=2, see=("image",))
+        assert len(server.requests) == 4 and again.measures["used"]["from_cache"] == 6  # answers are kept by item
+        dry = generate(shop, tmp_path / "dry", server, per_item=2, items_per_request=4, see=("image",), dry_run=True)
+        assert dry.measures["estimate"]["requests"] == 2
+
+
+def test_a_joint_request_that_fails_or_is_answered_with_nonsense_loses_no_item(tmp_path, shop):
+    with chat_server(answer=lambda body: "no" if joint_items(body) else by_item(body), faults=[400]) as server:
+        result = generate(shop, tmp_path / "out", server, items_per_request=3, concurrency=1)
+    assert result.measures["items"] == 6 and len(server.requests) == 2 + 6 and not dropped(tmp_path / "out")
+
+
+def test_what_is_told_about_an_item_is_sent_as_it_is(tmp_path, shop):
+    shop.write_text(json.dumps({"id": "p", "image": "0.png", "text": "a box with {count} screws"}) + "\n")
+    with chat_server(answer=by_item) as server:
+        generate(shop, tmp_path / "out", server, per_item=2)
+    assert told(server.requests[0]) == "a box with {count} screws"
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ('{"1": ["a", "b"], "2": ["c"]}', {1: ["a", "b"], 2: ["c"]}),
+        ('Here:\n```json\n{"Item 2": ["c"]}\n```', {2: ["c"]}),
+        ('[["a"], ["b"]]', {1: ["a"], 2: ["b"]}),
+        ('[["a"], ["b"], ["c"]]', {}),  # three lists for two items: which is whose is not known
+        ('{"1": ["a"], "3": ["b"]}', {}),
+        ('{"0": ["a"], "1": ["b"]}', {}),  # counted from 0
+        ('{"1": ["a"], "item 1": ["b"]}', {}),
+        ('{"1": "a", "2": ["b"]}', {2: ["b"]}),
+        ('["a", "b"]', {}),
+        ("", {}),
+    ],
+)
+def test_texts_go_to_the_right_item_or_to_none(answer, found):
+    assert texts_by_number(answer, 2) == found
 
 
 def test_faults_that_pass_are_retried_and_others_drop_their_item(tmp_path, shop):
