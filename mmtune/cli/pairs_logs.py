@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="fewest sessions that found an item with the next query (default 3)",
     )
     parser.add_argument(
-        "--prior", type=float, default=10.0, metavar="N", help="examinations that the mean rate counts (default 10)"
+        "--prior", type=float, metavar="N", help="examinations that the mean rate counts (default: estimated from the log)"
     )
     parser.add_argument("--keep-bots", action="store_true", help="keep users who act like bots")
     parser.add_argument(

@@ -1,10 +1,10 @@
 """Turn the counts of a click log into grades, weights and negatives.
 
     examinations = sum over ranks of impressions * examination probability
-    rate = (value + prior * mean rate) / (examinations + prior), value = clicks + CART * carts + ORDER * orders
+    rate = (value + strength * mean) / (examinations + strength), value = clicks + CART * carts + ORDER * orders
     score = rate / the best rate among the query's items
 
-The prior keeps pairs of few impressions from extreme rates. The grade is 0 to 3 by the score; the weight is the score itself.
+The prior (mean, strength; see rate_prior) keeps pairs of few impressions from extreme rates. The grade is 0 to 3 by the score; the weight is the score itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mmtune.pairs.drop_counts import DropCounts
 from mmtune.pairs.log_options import BIAS_ESTIMATE, BIAS_NONE, LogColumns, LogSettings
 from mmtune.pairs.log_tables import MAX_POSITION, examples
 from mmtune.pairs.position_bias import PositionBias, estimate, power_law
+from mmtune.pairs.rate_prior import UNITS, RatePrior, rate_priors
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -26,8 +27,6 @@ CART_VALUE, ORDER_VALUE = 2.0, 4.0
 """Value of a cart and of an order, on top of the value 1 of the click."""
 GRADES = (0.15, 0.4, 0.7)
 """Scores from which the grade is 1, 2 and 3."""
-UNITS = 10**9
-"""Examination probabilities are added as whole multiples of 1 / UNITS."""
 HARVESTED_CELLS = 5_000_000
 """Most counts by rank from which the position bias is estimated; of more, a part of the pairs is drawn by their hash."""
 REFORMULATION_WEIGHT = 0.3
@@ -65,8 +64,8 @@ def position_bias(con: DuckDBPyConnection, columns: LogColumns, settings: LogSet
 
 def rate_pairs(
     con: DuckDBPyConnection, columns: LogColumns, settings: LogSettings, bias: PositionBias, drops: DropCounts
-) -> None:
-    """Table `rated`: split, qh, ih, n (impressions), c (clicks), carts, orders, e (examinations), score, grade, skips, why.
+) -> dict[str, RatePrior]:
+    """Make the table `rated` and return {split: the prior of its rates}. `rated`: split, qh, ih, n (impressions), c (clicks), carts, orders, e (examinations), score, grade, skips, why.
 
     why: '' for a pair that is graded, else why it is not.
     """
@@ -78,16 +77,22 @@ def rate_pairs(
     seen = f"sum(n * coalesce(p, {UNITS}))" if columns.position else f"sum(n) * {UNITS}"
     low, middle, high = GRADES
     con.execute(
-        f"""CREATE OR REPLACE TABLE rated AS
+        f"""CREATE OR REPLACE TABLE valued AS
         WITH totals AS (
             SELECT split, qh, ih, CAST(sum(n) AS BIGINT) AS n, CAST(sum(c) AS BIGINT) AS c, CAST(sum(carts) AS BIGINT) AS carts,
-                CAST(sum(orders) AS BIGINT) AS orders, {seen} AS units FROM cells {joined} GROUP BY ALL),
-        valued AS (SELECT *, CAST(units AS DOUBLE) / {UNITS} AS e, c + {CART_VALUE} * carts + {ORDER_VALUE} * orders AS value FROM totals),
-        means AS (SELECT split, sum(value) / (CAST(sum(units) AS DOUBLE) / {UNITS}) AS mean FROM valued GROUP BY 1),
+                CAST(sum(orders) AS BIGINT) AS orders, {seen} AS units FROM cells {joined} GROUP BY ALL)
+        SELECT *, CAST(units AS DOUBLE) / {UNITS} AS e, c + {CART_VALUE} * carts + {ORDER_VALUE} * orders AS value FROM totals"""
+    )
+    priors = rate_priors(con, settings)
+    con.execute("CREATE OR REPLACE TEMP TABLE prior (split VARCHAR, mean DOUBLE, strength DOUBLE)")
+    con.executemany("INSERT INTO prior VALUES (?, ?, ?)", [(split, p.mean, p.strength) for split, p in priors.items()])
+    con.execute(
+        f"""CREATE OR REPLACE TABLE rated AS
+        WITH
         rates AS (
-            SELECT *, (value + {settings.prior} * mean) / (e + {settings.prior}) AS rate, CASE
+            SELECT valued.*, (value + strength * mean) / (e + strength) AS rate, CASE
                 WHEN n < {settings.min_impressions} THEN 'fewer impressions than --min-impressions {settings.min_impressions}'
-                ELSE '' END AS few FROM valued JOIN means USING (split)),
+                ELSE '' END AS few FROM valued JOIN prior USING (split)),
         scores AS (
             SELECT *, coalesce(rate / nullif(max(rate) FILTER (few = '') OVER (PARTITION BY split, qh), 0), 0) AS score FROM rates)
         SELECT split, qh, ih, n, c, carts, orders, e, coalesce(skips, 0) AS skips, least(score, 1) AS score,
@@ -106,6 +111,7 @@ def rate_pairs(
         escaped = why.replace("'", "''")
         for example in examples(con, f"why = '{escaped}'"):
             drops.add_example(why, example, unit="pairs")
+    return priors
 
 
 def add_reformulations(con: DuckDBPyConnection, settings: LogSettings) -> None:

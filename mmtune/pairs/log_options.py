@@ -60,7 +60,7 @@ class LogSettings:
     min_skips: int = 3
     negatives: int = 8
     min_reformulations: int = 3
-    prior: float = 10.0
+    prior: float | None = None
     remove_bots: bool = True
     max_per_minute: int = 60
     split_time: str | None = None
@@ -82,7 +82,7 @@ class LogSettings:
         for name in ("min_impressions", "min_clicks", "min_skips", "min_reformulations", "max_per_minute"):
             if getattr(self, name) < 1:
                 raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if self.negatives < 0 or self.prior < 0:
+        if self.negatives < 0 or (self.prior or 0) < 0:
             raise DataError("--negatives and --prior must not be negative")
 
     @property

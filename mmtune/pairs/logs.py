@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def pairs_from_logs(
     min_skips: int = 3,
     negatives: int = 8,
     min_reformulations: int = 3,
-    prior: float = 10.0,
+    prior: float | None = None,
     remove_bots: bool = True,
     max_per_minute: int = 60,
     split_time: str | None = None,
@@ -147,7 +148,7 @@ class _LogJob:
         self.progress.advance(1, "position bias")
         bias = position_bias(con, columns, settings)
         self.progress.advance(1, "grades")
-        rate_pairs(con, columns, settings, bias, drops)
+        priors = rate_pairs(con, columns, settings, bias, drops)
         add_reformulations(con, settings)
         self.progress.advance(1, "pairs")
         self._write_pairs(join)
@@ -155,6 +156,7 @@ class _LogJob:
         judged = "eval" if border is not None else "train"
         queries = self._write_judgments(judged)
         measures = self._measures(border, judged, bias.to_dict() if columns.position else None)
+        measures["rate_prior"] = {split: asdict(prior) for split, prior in sorted(priors.items())}
         if join is not None:
             measures["evaluation_rows"] = join.write_evaluation(self.writer.files, queries, drops)
         self.progress.advance(1)

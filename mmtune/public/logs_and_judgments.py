@@ -34,7 +34,7 @@ def pairs_from_logs(
     min_skips: int = 3,
     negatives: int = 8,
     min_reformulations: int = 3,
-    prior: float = 10.0,
+    prior: float | None = None,
     remove_bots: bool = True,
     max_per_minute: int = 60,
     split_time: str | None = None,
@@ -70,7 +70,7 @@ def pairs_from_logs(
     min_skips: fewest times that a negative was shown above a click and not clicked
     negatives: most negatives of a query
     min_reformulations: fewest sessions that had no click for a query, and then clicked the item for their next query
-    prior: number of examinations that the mean rate counts in a pair's rate
+    prior: number of examinations that the mean rate counts in a pair's rate; None: estimated from the log by empirical Bayes
     remove_bots: leave out users who act like bots
     max_per_minute: most searches or clicks in a minute of a user who is no bot
     split_time: pairs of later rows get the split "eval", and only these are in judgments.jsonl; e.g. "2026-05-01"

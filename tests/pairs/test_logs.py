@@ -64,7 +64,7 @@ def by_loops(columns, exponent, min_clicks, min_impressions, prior):
 def test_grades_weights_and_negatives_are_those_of_plain_loops(tmp_path):
     log = simulate(sessions=700, queries=8, items_per_query=9, shown=6, bots=0)
     pq.write_table(log.table(), tmp_path / "log.parquet")
-    result = mmtune.pairs_from_logs(tmp_path / "log.parquet", tmp_path / "out", **NAMES, position_bias=0.8)
+    result = mmtune.pairs_from_logs(tmp_path / "log.parquet", tmp_path / "out", **NAMES, position_bias=0.8, prior=10)
     expected = by_loops(log.columns, 0.8, 2, 5, 10.0)
     pairs = pairs_of(tmp_path / "out")
     assert {(p["query"], p["item"]): (p["grade"], pytest.approx(p["weight"], rel=1e-5)) for p in pairs} == {
