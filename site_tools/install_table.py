@@ -23,6 +23,7 @@ GIVES = {
     "lancedb": "`--store lancedb`",
     "pgvector": "`--store pgvector` (PostgreSQL)",
     "qdrant": "`--store qdrant`",
+    "qdrant-edge": "`--store qdrant-edge`: Qdrant's engine without a server",
     "ray": "`mmtune index embed --engine ray`",
     "aac": "sound files .m4a and .aac",
     "onnx": "towers from `onnx:FILE`; `mmtune export --to onnx`",

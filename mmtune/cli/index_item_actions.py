@@ -26,7 +26,9 @@ def build_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--prune", action="store_true", help="also delete the items that are not in DATA")
     p.add_argument(
-        "--store", metavar="NAME", help="vector store: faiss (default), lancedb, pgvector, qdrant, or package.module:Class"
+        "--store",
+        metavar="NAME",
+        help="vector store: faiss (default), lancedb, pgvector, qdrant, qdrant-edge, or package.module:Class",
     )
     p.add_argument("--url", help="URL of the store's database, or env:NAME to read it from environment variable NAME")
     p.add_argument("--index", default="auto", metavar="KIND", help="index type: auto (default), flat (exact), hnsw, ivfpq")

@@ -25,6 +25,7 @@ FEATURES = {
     "lancedb": "the store lancedb",
     "pgvector": "the store pgvector",
     "qdrant": "the store qdrant",
+    "qdrant-edge": "the store qdrant-edge",
     "ray": "mmtune embed --engine ray",
     "aac": "sounds in .m4a and .aac files",
     "heif": "pictures in .heic files",

@@ -1,4 +1,4 @@
-"""Locations for the four kinds of store, a PostgreSQL server of our own, and vectors distributed like real embeddings."""
+"""Locations for the five kinds of store, a PostgreSQL server of our own, and vectors distributed like real embeddings."""
 
 import contextlib
 import shutil
@@ -11,7 +11,7 @@ import numpy as np
 
 from mmtune.index.stores import StoreLocation
 
-KINDS = ("faiss", "lancedb", "pgvector", "qdrant")
+KINDS = ("faiss", "lancedb", "pgvector", "qdrant", "qdrant-edge")
 
 
 class PostgresServer:

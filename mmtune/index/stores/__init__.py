@@ -36,6 +36,7 @@ TABLE: dict[str, type[Store] | str] = {
     "lancedb": "mmtune.index.stores.lancedb_store:LanceStore",
     "pgvector": "mmtune.index.stores.pgvector_store:PgvectorStore",
     "qdrant": "mmtune.index.stores.qdrant_store:QdrantStore",
+    "qdrant-edge": "mmtune.index.stores.qdrant_edge_store:QdrantEdgeStore",
 }
 
 

@@ -13,7 +13,6 @@ import contextlib
 import os
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.errors import DataError, MissingExtra, StoreUnavailable
-from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, value_kind
-from mmtune.index.stores import store_ranking, store_rows
+from mmtune.index.query.filters import Filter
+from mmtune.index.stores import qdrant_points, store_ranking, store_rows
 from mmtune.index.stores.store_protocol import Hit, StoreLocation
 
 if TYPE_CHECKING:
@@ -40,13 +39,6 @@ BATCH = 512
 """Points per upsert or delete request."""
 PAGE = 10_000
 """Points per read request."""
-MAX_INDEXED_LENGTH = 64
-"""A payload index is created for a column whose first value has at most this many characters: categories, not prose."""
-
-COLUMN_TYPES = {"n": "float", "s": "keyword", "b": "bool"}
-"""Kind of a metadata value (`filters.value_kind`): the type of Qdrant's payload index."""
-NAMESPACE = uuid.UUID("6a1bd5a2-58f1-5d9e-b7c5-0c64a9a1f0de")
-"""Namespace of the UUIDs that are made from item ids, because Qdrant allows only UUIDs and integers as point ids."""
 
 
 def _qdrant() -> ModuleType:
@@ -206,8 +198,10 @@ class QdrantStore:
             for i in range(start, min(start + BATCH, len(ids))):
                 values = dict(store_rows.typed_columns(plain[i]))
                 self._index_columns(values)
-                payload = {"id": ids[i], "meta": store_rows.document(plain[i]), "f": values}
-                points.append(models.PointStruct(id=_number(ids[i]), vector=vectors_ND[i].tolist(), payload=payload))
+                payload = qdrant_points.payload(ids[i], plain[i], values)
+                points.append(
+                    models.PointStruct(id=qdrant_points.point_id(ids[i]), vector=vectors_ND[i].tolist(), payload=payload)
+                )
             with self._client.use(self._label) as c, self._client.batch(self._name):
                 c.upsert(self._name, points, wait=True)
 
@@ -215,16 +209,14 @@ class QdrantStore:
         """Create a payload index for each new column with short values: the server needs it for fast filters."""
         if self._client.local:
             return
-        for name, value in values.items():
-            if name not in self._columns:
-                self._columns.add(name)
-                if name[0] in COLUMN_TYPES and len(str(value)) <= MAX_INDEXED_LENGTH:
-                    schema = _qdrant().models.PayloadSchemaType(COLUMN_TYPES[name[0]])
-                    with self._client.use(self._label) as c:
-                        c.create_payload_index(self._name, f"f.{name}", schema, wait=False)
+        for name, kind in qdrant_points.indexed_columns(values, self._columns).items():
+            schema = _qdrant().models.PayloadSchemaType(kind)
+            with self._client.use(self._label) as c:
+                c.create_payload_index(self._name, f"f.{name}", schema, wait=False)
+        self._columns.update(values)
 
     def delete(self, ids: Sequence[str]) -> None:
-        numbers = [_number(i) for i in ids]
+        numbers = [qdrant_points.point_id(i) for i in ids]
         for start in range(0, len(numbers), BATCH):
             with self._client.use(self._label) as c, self._client.batch(self._name):
                 some = _qdrant().models.PointIdsList(points=numbers[start : start + BATCH])
@@ -289,7 +281,7 @@ class QdrantStore:
         vectors: dict[str, object] = {}
         for start in range(0, len(ids), PAGE):
             with self._client.use(self._label) as c:
-                numbers = [_number(i) for i in ids[start : start + PAGE]]
+                numbers = [qdrant_points.point_id(i) for i in ids[start : start + PAGE]]
                 points = c.retrieve(self._name, numbers, with_payload=["id"], with_vectors=True)
             vectors |= {(p.payload or {})["id"]: p.vector for p in points}
         return store_rows.stack_in_order(ids, vectors, self.dim, self._label)
@@ -325,40 +317,17 @@ class QdrantStore:
             self._client.release()
 
 
-def _number(id: str) -> str:
-    return str(uuid.uuid5(NAMESPACE, id))
-
-
 def _condition(f: Filter) -> "QdrantFilter":
-    """Translate a filter to a Qdrant filter.
-
-    Raises DataError for < <= > >= on strings, which Qdrant does not support.
-    """
     m = _qdrant().models
-    match f:
-        case Not(term):
-            return m.Filter(must_not=[_condition(term)])
-        case And(terms):
-            return m.Filter(must=[_condition(t) for t in terms])
-        case Or(terms):
-            return m.Filter(should=[_condition(t) for t in terms])
-        case IsNull(path):
-            fields = [m.PayloadField(key=f"f.{store_rows.typed_column(k, path)}") for k in "nsbj"]
-            return m.Filter(must=[m.IsEmptyCondition(is_empty=x) for x in fields])
-        case Compare(path, op, value):
-            if isinstance(value, str):
-                raise DataError(
-                    f"filter: Qdrant orders numbers only, not strings: {'.'.join(path)} {op} {value[:40]!r}; use = or in"
-                )
-            bound = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}[op]
-            test = m.FieldCondition(key=f"f.{store_rows.typed_column('n', path)}", range=m.Range(**{bound: value}))
-            return m.Filter(must=[test])
-        case In(path, values):
-            number, boolean, string = (f"f.{store_rows.typed_column(k, path)}" for k in "nbs")
-            tests = [m.FieldCondition(key=number, range=m.Range(gte=v, lte=v)) for v in values if value_kind(v) == "n"]
-            tests += [m.FieldCondition(key=boolean, match=m.MatchValue(value=v)) for v in values if value_kind(v) == "b"]
-            strings = [v for v in values if isinstance(v, str)]
-            if strings:
-                tests.append(m.FieldCondition(key=string, match=m.MatchAny(any=strings)))
-            return m.Filter(should=tests)
-    raise TypeError(type(f))
+    made: QdrantFilter = qdrant_points.condition(
+        f,
+        qdrant_points.FilterModels(
+            m.Filter,
+            m.FieldCondition,
+            m.Range,
+            lambda value: m.MatchValue(value=value),
+            lambda values: m.MatchAny(any=values),
+            lambda key: m.IsEmptyCondition(is_empty=m.PayloadField(key=key)),
+        ),
+    )
+    return made

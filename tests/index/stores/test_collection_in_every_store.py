@@ -76,9 +76,9 @@ def of_another_version(path, kind):
         assert coll.search(text="x", k=1).version == "v2"
 
 
-@pytest.mark.parametrize("kind", ["lancedb", "qdrant"])
+@pytest.mark.parametrize("kind", ["lancedb", "qdrant", "qdrant-edge"])
 def test_embedded(kind, coll, shelf, tmp_path):
-    pytest.importorskip({"lancedb": "lancedb", "qdrant": "qdrant_client"}[kind])
+    pytest.importorskip({"lancedb": "lancedb", "qdrant": "qdrant_client", "qdrant-edge": "qdrant_edge"}[kind])
     use_collection(tmp_path / "other", shelf["data"], kind, None, coll)
 
 
@@ -110,7 +110,12 @@ def catalog(tmp_path_factory):
 def test_flat_results_are_those_of_exact_search_over_the_catalog(kind, catalog, tmp_path):
     """Ids, order and scores, of every description, with and without a filter."""
     root, rows, photos, captions, queries = catalog
-    needs = {"lancedb": ["lancedb"], "pgvector": ["psycopg", "pgserver"], "qdrant": ["qdrant_client"]}
+    needs = {
+        "lancedb": ["lancedb"],
+        "pgvector": ["psycopg", "pgserver"],
+        "qdrant": ["qdrant_client"],
+        "qdrant-edge": ["qdrant_edge"],
+    }
     for module in needs.get(kind, []):
         pytest.importorskip(module)
     with postgres() if kind == "pgvector" else open(os.devnull) as url, Collection(tmp_path / "c", create=True) as coll:

@@ -1,4 +1,4 @@
-"""One contract, four stores, each with its real engine: files, LanceDB, PostgreSQL with pgvector, Qdrant's local mode."""
+"""One contract, five stores, each with its real engine: files, LanceDB, PostgreSQL with pgvector, Qdrant's local mode, qdrant-edge."""
 
 import json
 import os
@@ -26,6 +26,7 @@ NEEDS = {
     "lancedb": ["lancedb"],
     "pgvector": ["psycopg", "pgvector", "pgserver"],
     "qdrant": ["qdrant_client"],
+    "qdrant-edge": ["qdrant_edge"],
 }
 NASTY = [
     "x' OR '1'='1",
@@ -223,14 +224,14 @@ def test_filters_mean_the_same_in_every_store(at, store):
             f"{rng.choice(['', 'not '])}({a} {rng.choice(['and', 'or'])} not ({b} or not {c})) and {rng.choice(LEAVES)}"
         )
         sources.append(f"not (not ({a} and {b}) or {c})")
-    sources += [] if at.kind == "qdrant" else WORD_ORDER + [f"not ({x})" for x in WORD_ORDER]
+    sources += [] if at.kind.startswith("qdrant") else WORD_ORDER + [f"not ({x})" for x in WORD_ORDER]
     for source in sources:
         where = parse(source)
         keep = [where.matches(m) for m in meta]
         assert pairs(store.search(vectors[:1], 100, where)) == exact(vectors[:1], ids, vectors, 100, keep), source
 
 
-@pytest.mark.parametrize("at", ["qdrant"], indirect=True)
+@pytest.mark.parametrize("at", ["qdrant", "qdrant-edge"], indirect=True)
 def test_qdrant_refuses_an_order_of_strings(store):
     with pytest.raises(DataError, match="orders numbers only"):
         store.search(np.zeros((1, DIM)), 3, parse("a < 'b'"))
@@ -256,7 +257,7 @@ def test_long_and_deep_filters(at, store):
 
 @pytest.mark.parametrize("index", ["flat", "hnsw", "ivfpq"])
 def test_a_filter_of_three_among_a_thousand_finds_those_three(at, store, index):
-    if index == "ivfpq" and at.kind in ("pgvector", "qdrant"):
+    if index == "ivfpq" and at.kind in ("pgvector", "qdrant", "qdrant-edge"):
         with pytest.raises(DataError, match="index flat or hnsw"):
             store.build(index)
         return
@@ -275,7 +276,7 @@ def test_a_filter_of_three_among_a_thousand_finds_those_three(at, store, index):
 
 @pytest.mark.parametrize("index", ["hnsw", "ivfpq"])
 def test_an_approximate_index_finds_nearly_all_and_what_came_after_it(at, store, index):
-    if index == "ivfpq" and at.kind in ("pgvector", "qdrant"):
+    if index == "ivfpq" and at.kind in ("pgvector", "qdrant", "qdrant-edge"):
         return
     rng = np.random.default_rng(7)
     n = 2000
@@ -390,6 +391,9 @@ def test_a_table_without_our_stamp_or_with_other_vectors_is_refused(at, store):
 
         db = lancedb.connect(str(at.directory))
         db.create_table("shop_v1_a", [{"id": "a", "vector": [1.0, 0.0], "meta": "{}", "present": ""}], mode="overwrite")
+    elif at.kind == "qdrant-edge":
+        document = json.loads((at.directory / "store.json").read_text())
+        (at.directory / "store.json").write_text(json.dumps(document | {"fingerprint": None}))
     else:
         import qdrant_client
 
@@ -484,7 +488,12 @@ def test_readers_in_threads_while_one_writes(store):
 
 @pytest.mark.parametrize(
     ("kind", "module", "extra"),
-    [("lancedb", "lancedb", "lancedb"), ("pgvector", "psycopg", "pgvector"), ("qdrant", "qdrant_client", "qdrant")],
+    [
+        ("lancedb", "lancedb", "lancedb"),
+        ("pgvector", "psycopg", "pgvector"),
+        ("qdrant", "qdrant_client", "qdrant"),
+        ("qdrant-edge", "qdrant_edge", "qdrant-edge"),
+    ],
 )
 def test_a_missing_package_is_one_line_with_the_command(kind, module, extra, tmp_path, monkeypatch):
     for name in [m for m in sys.modules if m == module or m.startswith(module + ".")]:
