@@ -82,13 +82,18 @@ def gc_action(args: argparse.Namespace) -> Result:
 
 def compact_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("version", nargs="?", metavar="VERSION", help="the version to compact (default: all)")
+    p.add_argument(
+        "--full",
+        action="store_true",
+        help="rewrite everything, so that no byte of a deleted row is left; searches in PostgreSQL wait meanwhile",
+    )
 
 
 def compact_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        r = collection.maintenance.compact(args.version)
+        r = collection.maintenance.compact(args.version, full=args.full)
     text = _lines(
-        (f"{name}: {size:,} -> {r.after.get(name, size):,} bytes" for name, size in r.before.items()),
+        (f"{name}: {size:,} -> {r.after.get(name, size):,} bytes: {r.notes.get(name, '')}" for name, size in r.before.items()),
         (f"{version} left out: {reason}" for version, reason in r.behind.items()),
     )
     return Result(r.to_dict(), text, 1 if r.behind else 0)

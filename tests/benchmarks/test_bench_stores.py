@@ -31,6 +31,7 @@ INDEXES = {
     "lancedb": ["flat", "hnsw", "ivfpq"],
     "pgvector": ["flat", "hnsw"],
     "qdrant": ["flat"],
+    "qdrant-edge": ["flat", "hnsw"],
 }
 
 

@@ -272,6 +272,7 @@ def run(root: Path, kind: str, kills: int, seed: int) -> dict:
             calls[verb] = result["calls"]
             late += point > 0
         counts[verb] += killed
+        print(f"turn {n}: {verb}, call {point} of {calls.get(verb)}, killed: {killed}", file=sys.stderr, flush=True)
         try:
             state = done(lambda verb=verb, op=op, before=before: series.finish(verb, op, before), series.out)["ok"]
         except SystemExit as e:

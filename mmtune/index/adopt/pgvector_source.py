@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.adopt.vector_sources import BATCH, VectorRows, usable_rows
+from mmtune.index.stores.pgvector_connections import parse_options
 
 TYPES = ("vector", "halfvec")
 COLUMNS = (
@@ -29,7 +30,8 @@ class PgvectorSource:
             import psycopg
         except ImportError:
             raise MissingExtra('adopting from pgvector needs psycopg and pgvector: pip install "mmtune[pgvector]"') from None
-        self._psycopg, self._url, self._table, self._vector, self._id = psycopg, url, table, vector, id
+        self._psycopg, self._table, self._vector, self._id = psycopg, table, vector, id
+        self._url = parse_options(url).url
         self.label, self.skipped = f"table {table}", dict[str, int]()
 
     def rows(self) -> Iterator[VectorRows]:

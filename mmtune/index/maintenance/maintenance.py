@@ -10,7 +10,7 @@ from mmtune.index.maintenance.erase import Eraser, EraseResult
 from mmtune.index.maintenance.fill_versions import refill_version
 from mmtune.index.maintenance.garbage import GarbageResult, collect_garbage
 from mmtune.index.maintenance.pending_work import FILE, read_pending, write_pending
-from mmtune.index.maintenance.sweep import compact_store
+from mmtune.index.maintenance.sweep import compact_store, reclaim_store
 from mmtune.index.maintenance.verify_files import CompactResult, RepairResult, VerifyResult, verify_collection
 from mmtune.index.version_updates import VersionUpdates
 
@@ -69,9 +69,13 @@ class Maintenance:
         with self.layout.lock("build", wait=0.5), self.layout.lock():
             return collect_garbage(self.layout, self.catalog)
 
-    def compact(self, version: str | None = None) -> CompactResult:
-        """Rewrite the stores of a version (default: all) without deleted and replaced rows, and build their indexes again."""
-        before, after = dict[str, int](), dict[str, int]()
+    def compact(self, version: str | None = None, *, full: bool = False) -> CompactResult:
+        """Free the space of deleted and replaced rows in the stores of a version (default: all), and bring their indexes up to date.
+
+        full: rewrite everything, so that no byte of a deleted row is left. In PostgreSQL, searches wait meanwhile; otherwise they go
+            on. Without it, searches go on in every store.
+        """
+        before, after, notes = dict[str, int](), dict[str, int](), dict[str, str]()
         behind = self.updates.update_all()
         for name in [version] if version else self.layout.versions():
             if name in behind:
@@ -80,10 +84,13 @@ class Maintenance:
                 record = self.layout.record(name)
                 for m in record["modalities"]:
                     with self.pool.store(record, m) as store:
-                        before[f"{name} {m}"] = store.size()
-                        compact_store(store, record["index"].get(m, {}))
-                        after[f"{name} {m}"] = store.size()
-        return CompactResult(before, after, behind)
+                        label, settings = f"{name} {m}", record["index"].get(m, {})
+                        before[label] = store.size()
+                        if full:
+                            compact_store(store, settings)
+                        notes[label] = "written again" if full else reclaim_store(store, settings)
+                        after[label] = store.size()
+        return CompactResult(before, after, behind, notes)
 
     def verify(self) -> VerifyResult:
         """Read every byte of the collection and compare it with its checksums."""

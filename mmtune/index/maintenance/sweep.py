@@ -33,6 +33,18 @@ def compact_store(store: Store, settings: Mapping[str, object]) -> None:
         store.build(str(settings.get("index", "auto")))
 
 
+def reclaim_store(store: Store, settings: Mapping[str, object]) -> str:
+    """Free the space of deleted and replaced rows, if the store can while searches go on; returns what was done, in one line.
+
+    settings: the index settings of the version's record.
+    """
+    reclaim = getattr(store, "reclaim", None)
+    if reclaim is not None:
+        return str(reclaim())
+    compact_store(store, settings)
+    return "written again without deleted and replaced rows"
+
+
 def used_fingerprints(layout: CollectionLayout) -> dict[str, int]:
     """Return {fingerprint of a version's model: dimension of its vectors}."""
     records = [layout.record(v) for v in layout.versions()]

@@ -38,11 +38,16 @@ class VerifyResult(CollectionResult):
 
 @dataclass(frozen=True, eq=False)
 class CompactResult(CollectionResult):
-    """Bytes of each store before and after. behind: {version: why it was left out}."""
+    """Bytes of each store before and after.
+
+    behind: {version: why it was left out}.
+    notes: {store: what was done, or why nothing was to be done}.
+    """
 
     before: Mapping[str, int]
     after: Mapping[str, int]
     behind: Mapping[str, str]
+    notes: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.contracts import Signal
+from mmtune.errors import DataError, StoreUnavailable
 from mmtune.search.exact import topk
 from mmtune.search.tie_order import tie_order
 
@@ -34,13 +35,24 @@ def index_recall(store: "Store", query_QD: np.ndarray, k: int = 10) -> float:
         return 1.0
     best_Qk = np.full((len(query_QD), 0), -2.0, np.float32)
     for start in range(0, len(ids), CHUNK):
-        scores, _ = topk(query_QD, store.fetch(ids[start : start + CHUNK]), k)
+        scores, _ = topk(query_QD, stored_vectors(store, ids[start : start + CHUNK]), k)
         best_Qk = -np.sort(-np.concatenate([best_Qk, scores], 1), axis=1)[:, :k]
     shares = []
     for query_D, exact_k in zip(query_QD, best_Qk, strict=True):
         scores = np.array([hit.score for hit in store.search(query_D[None], k)[0]])
         shares.append(int((scores >= exact_k[-1] - SCORE_TOLERANCE).sum()) / k)
     return float(np.mean(shares))
+
+
+def stored_vectors(store: "Store", ids: Sequence[str]) -> np.ndarray:
+    """Return the vectors [N, D] of those ids that the store still has: a writer may delete items meanwhile."""
+    try:
+        return store.fetch(ids)
+    except StoreUnavailable:
+        raise
+    except DataError:
+        present = set(store.ids())
+        return store.fetch([i for i in ids if i in present])
 
 
 def search_latencies(

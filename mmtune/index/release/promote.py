@@ -9,6 +9,7 @@ The checks of a promotion are:
 `force`, together with a reason, overrides checks 2 to 5. The live pointer is a single file, which is replaced atomically.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -19,8 +20,8 @@ from mmtune.errors import DataError, ModelError
 from mmtune.index import audit_log
 from mmtune.index.collection_layout import CollectionLayout, LivePointer, now
 from mmtune.index.collection_results import GateCheck, ItemCheck, PromotionChecks, PromotionResult, RollbackResult
-from mmtune.index.item_catalog import Catalog
-from mmtune.index.release.index_quality import index_recall, search_latencies
+from mmtune.index.item_catalog import Catalog, ContentReplaced
+from mmtune.index.release.index_quality import index_recall, search_latencies, stored_vectors
 from mmtune.index.release.offline_eval import EvaluationOptions, compare_held_out
 from mmtune.index.version_pool import VersionPool
 from mmtune.index.version_updates import VersionUpdates
@@ -160,6 +161,11 @@ class Promoter:
         except (ModelError, DataError) as e:
             return checks, [*reasons, f"the live version cannot be compared with: {e}"]
         items, other_items = compare_items(live, new)
+        if other_items:  # compare again under the lock: a concurrent write may have reached only one of them
+            with self.layout.lock():
+                for version in (live, new):
+                    self.updates.update(version.record, version.model)
+                items, other_items = compare_items(live, new)
         latency = dict(zip(("live", "new"), search_latencies([live, new], self._values(live, new, data)), strict=True))
         checks = replace(checks, items=items, latency_ms=latency)
         reasons += other_items
@@ -211,7 +217,7 @@ class Promoter:
             if embeddings:
                 return np.concatenate([e.vectors for e in embeddings.values()])[:QUERIES]
         items = self.catalog.sample(name, QUERIES)
-        return new.stores[name].fetch([i.id for i in items])
+        return stored_vectors(new.stores[name], [i.id for i in items])
 
     def _values(self, live: "OpenVersion", new: "OpenVersion", data: "Data | None") -> list[tuple[str, bytes]]:
         """Return (modality, query value) pairs to measure latency with, in one modality that both models have.
@@ -224,7 +230,11 @@ class Promoter:
                 rows = np.flatnonzero(data.present[m])[:QUERIES]
                 return [(m, data.read(int(i), m)) for i in rows]
         for m in [m for m in self.catalog.counts() if m in names]:
-            return [(m, self.catalog.read(i, m)) for i in self.catalog.sample(m, QUERIES // 4)]
+            values = []
+            for item in self.catalog.sample(m, QUERIES // 4):
+                with contextlib.suppress(ContentReplaced):  # by a writer, meanwhile
+                    values.append((m, self.catalog.read(item, m)))
+            return values
         return []
 
     def _refuse(self, refusal: PromotionResult, reasons: Sequence[str]) -> PromotionResult:

@@ -40,6 +40,7 @@ class StoreManifest(TypedDict):
     index: settings of the index over the base segment.
     requested: arguments of the last `build`; files of earlier versions call this key "asked".
     sha256: {file name: SHA-256 hash of the file}; absent in files of earlier versions.
+    changed: at most this many rows were added, replaced or deleted after the base segment; absent in files of earlier versions.
     """
 
     format: int
@@ -50,6 +51,7 @@ class StoreManifest(TypedDict):
     index: FaissIndexSettings
     requested: NotRequired[list[str | int | None]]
     sha256: NotRequired[dict[str, str]]
+    changed: NotRequired[int]
 
 
 @dataclass(frozen=True)

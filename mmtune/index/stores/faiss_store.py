@@ -121,15 +121,31 @@ class FaissStore:
         blocks = [(ids, meta, vectors_ND)] if len(ids) else []
         name = files.write_segment(self.directory, self.fingerprint, self.dim, len(ids), blocks, deleted)
         manifest["segments"].append(name)
+        manifest["changed"] = manifest.get("changed", 0) + len(ids) + len(deleted)
         files.publish(self.directory, manifest)
-        if manifest["base"] and (len(manifest["segments"]) > MAX_SEGMENTS or len(ids) + len(deleted) > MIN_COMPACT):
-            snapshot = self._snapshot()
-            changed = len(snapshot.delta_ids) + len(snapshot.dead_positions())
-            share = len(snapshot.base.ids) // COMPACT_SHARE.get(manifest["index"]["index"], 4)
-            if changed > max(MIN_COMPACT, share):
-                self.compact()
-            elif len(manifest["segments"]) > MAX_SEGMENTS:
-                self._merge_segments(manifest)
+        if manifest["base"]:
+            self._bound_tail(manifest)
+
+    def _bound_tail(self, manifest: files.StoreManifest) -> None:
+        """Build the index again when too many rows came after it, and merge segments when there are too many of them."""
+        base = files.map_segment(self.directory / f"{manifest['base']}.vectors.safetensors", self.fingerprint)
+        limit = max(MIN_COMPACT, len(base.arrays["vectors"]) // COMPACT_SHARE.get(manifest["index"]["index"], 4))
+        many = len(manifest["segments"]) > MAX_SEGMENTS
+        if manifest.get("changed", 0) <= limit and not many:
+            return
+        snapshot = self._snapshot()  # counts a row once that was changed many times
+        changed = len(snapshot.delta_ids) + len(snapshot.dead_positions())
+        if changed > limit:
+            self.compact()
+        elif many:
+            self._merge_segments({**manifest, "changed": changed})
+
+    def reclaim(self) -> str:
+        """Like `compact`; says why nothing is to be done if no row came after the index."""
+        if not files.read_manifest(self.directory)["segments"]:
+            return "nothing to do: no row was added, replaced or deleted since the index was built"
+        self.compact()
+        return "written again without deleted and replaced rows, and the index built again"
 
     def compact(self) -> None:
         """Write all current rows to one segment and build its index again, with the arguments of the last `build`.
@@ -180,6 +196,7 @@ class FaissStore:
             "segments": [],
             "index": settings,
             "requested": requested,
+            "changed": 0,
         }
         run_jobs_once(
             [stem],

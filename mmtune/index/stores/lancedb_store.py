@@ -171,6 +171,14 @@ class LanceStore:
         self._index = self._built()
         return built
 
+    def reclaim(self) -> str:
+        """Merge small files, add new rows to the index, and delete the files of replaced table versions that no search reads now."""
+        before = self.size()
+        self._clean(READER_GRACE)
+        minutes = READER_GRACE.total_seconds() / 60
+        note = f"files merged, new rows added to the index, table versions older than {minutes:g} min deleted"
+        return note if self.size() != before else f"{note}: nothing was older; --full deletes all at once"
+
     def compact(self) -> None:
         """Rewrite the table without deleted rows, build its index again, and delete all earlier files.
 

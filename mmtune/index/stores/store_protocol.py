@@ -91,8 +91,9 @@ class Store(Protocol):
         ...
 
     # A store may also have `compact(self) -> None`: rewrite its files or tables without the bytes of deleted and replaced rows.
-    # `mmtune index compact` and `mmtune index erase` call it; for a store without it they call `build`. A store that keeps
-    # files may have `damaged_files(self) -> list[str]`: one line per file whose checksum is wrong, for `mmtune index verify`.
+    # `mmtune index erase` and `mmtune index compact --full` call it; for a store without it they call `build`. It may have
+    # `reclaim(self) -> str`: the same for `mmtune index compact`, without blocking searches, and bytes of deleted rows may stay
+    # in files; returns one line that says what was done, or why nothing was to be done. A store that keeps files may have `damaged_files(self) -> list[str]`: one line per file whose checksum is wrong, for `mmtune index verify`.
     # A store of a database may have `probe(self) -> None`: raise StoreUnavailable if the database does not answer, for /ready.
 
     def search(self, query_QD: "np.ndarray", k: int, where: "Filter | None" = None) -> list[list[Hit]]:
