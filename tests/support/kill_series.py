@@ -1,4 +1,4 @@
-"""SIGKILLs at exact points of every verb that changes a collection: python -m tests.support.kill_series DIR STORE KILLS SEED [URL].
+"""SIGKILLs at exact points of every verb that changes a collection: python -m tests.support.kill_series DIR STORE KILLS SEED.
 
 Started with `kill_at_call.c` in LD_PRELOAD. The parent imports everything and computes nothing, so that a child starts in
 milliseconds. A child does one verb and is killed at its n-th call of write, rename, fsync, unlink, ...; n is drawn from all calls
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from mmtune.index import item_vectors, open_version, version_updates  # noqa: F401  (what a child needs is imported here)
@@ -36,8 +37,7 @@ from tests.support.index_helpers import row
 VERBS = ("upsert", "delete", "promote", "rollback", "compact", "gc", "erase", "repair", "backup", "restore", "clone", "adopt")
 NAMES = list(COLOURS)
 libc = ctypes.CDLL(None)
-libc.kill_count.restype = ctypes.c_long
-URL: str | None = None
+"""With `kill_arm` and `kill_count` where the library is preloaded."""
 
 
 def child(work: Callable[[], object], out: Path, kill_at: int | None = None) -> int:
@@ -251,6 +251,7 @@ def run(root: Path, kind: str, kills: int, seed: int) -> dict:
     series, counts, begin = Series(root, kind, seed), dict.fromkeys(VERBS, 0), time.perf_counter()
     if kind not in ("lancedb",):  # its threads would not live in a forked process; children import it
         importlib.import_module({"faiss": "faiss", "pgvector": "psycopg", "qdrant-edge": "qdrant_edge"}[kind])
+    pa.array(["pyarrow imports pandas at its first array of strings"])
     state = done(series.prepare, series.out)["ok"]
     (root / "base.json").write_text(json.dumps(state))
     calls: dict[str, int] = {}
