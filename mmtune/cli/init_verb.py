@@ -34,7 +34,7 @@ BODY = """{objective}{augment}train:
   batch_size: {batch_size}              # larger is better; micro_batch_size limits the memory
   lr: 1.0e-5                  # 1e-5 for a pretrained checkpoint, 5e-4 from scratch
   weight_decay: 0.1
-  warmup: 0.1                 # share of the training steps
+  warmup: {warmup}                # share of the training steps
   patience: 3                 # stop after this many epochs without a better validation metric
   metric: map                 # mean average precision (MAP) over retrieval in both directions
 """
@@ -50,6 +50,7 @@ class UseCase(NamedTuple):
     objective: the recipe's objective.
     augment: the recipe's augmentation block; {0} is the modality.
     batch_size: queries in a batch.
+    warmup: share of the training steps in which the learning rate rises.
     """
 
     title: str
@@ -59,6 +60,7 @@ class UseCase(NamedTuple):
     objective: str
     augment: str = ""
     batch_size: int = 64
+    warmup: float = 0.1
 
 
 CASES = {
@@ -80,6 +82,7 @@ CASES = {
         "  - {loss: info_nce, positives: mean, smoothing: 0.1}\n",
         "augment:\n  {0}: {{shift: true, polarity: true}}    # gain_db only where loudness carries no information\n",
         32,
+        0.25,
     ),
     "research": UseCase(
         "Two or three modalities in one shared embedding space, trained on every pair of modalities",
@@ -163,7 +166,7 @@ def _recipe(directory: str, case: str) -> str:
     use_case = CASES[case]
     tail = use_case.augment.format(modalities.names()[AUGMENTED[case]]) if case in AUGMENTED else ""
     head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
-    body = BODY.format(objective=use_case.objective, augment=tail, batch_size=use_case.batch_size)
+    body = BODY.format(objective=use_case.objective, augment=tail, batch_size=use_case.batch_size, warmup=use_case.warmup)
     return f"{head}{body}run:\n  dir: {directory}/run\n"
 
 

@@ -4,7 +4,9 @@
     rate = (value + strength * mean) / (examinations + strength), value = clicks + CART * carts + ORDER * orders
     score = rate / the best rate among the query's items
 
-The prior (mean, strength; see rate_prior) keeps pairs of few impressions from extreme rates. The grade is 0 to 3 by the score; the weight is the score itself.
+The prior (mean, strength; see rate_prior) keeps pairs of few impressions from extreme rates. The grade is 0 to 3 by the score. The weight of a
+training pair is the score with the lower confidence bound of the rate in its place, so that pairs that were clicked by chance count little: the bound
+is the 0.1 quantile of the rate's Gamma distribution (Wilson and Hilferty's approximation).
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ CART_VALUE, ORDER_VALUE = 2.0, 4.0
 """Value of a cart and of an order, on top of the value 1 of the click."""
 GRADES = (0.15, 0.4, 0.7)
 """Scores from which the grade is 1, 2 and 3."""
+UNSURE = f"too few clicks to train on it (weight below {GRADES[0]}); the judgments have it"
+CONFIDENCE_Z = 1.2816
+"""Standard normal quantile of the lower confidence bound: the rate is higher with a probability of 0.9."""
 HARVESTED_CELLS = 5_000_000
 """Most counts by rank from which the position bias is estimated; of more, a part of the pairs is drawn by their hash."""
 REFORMULATION_WEIGHT = 0.3
@@ -65,8 +70,9 @@ def position_bias(con: DuckDBPyConnection, columns: LogColumns, settings: LogSet
 def rate_pairs(
     con: DuckDBPyConnection, columns: LogColumns, settings: LogSettings, bias: PositionBias, drops: DropCounts
 ) -> dict[str, RatePrior]:
-    """Make the table `rated` and return {split: the prior of its rates}. `rated`: split, qh, ih, n (impressions), c (clicks), carts, orders, e (examinations), score, grade, skips, why.
+    """Make the table `rated` and return {split: the prior of its rates}.
 
+    Its columns: split, qh, ih, n (impressions), c (clicks), carts, orders, e (examinations), score, weight, grade, skips, why.
     why: '' for a pair that is graded, else why it is not.
     """
     theta = bias.examination
@@ -88,14 +94,15 @@ def rate_pairs(
     con.executemany("INSERT INTO prior VALUES (?, ?, ?)", [(split, p.mean, p.strength) for split, p in priors.items()])
     con.execute(
         f"""CREATE OR REPLACE TABLE rated AS
-        WITH
-        rates AS (
-            SELECT valued.*, (value + strength * mean) / (e + strength) AS rate, CASE
+        WITH rates AS (
+            SELECT valued.*, (value + strength * mean) / (e + strength) AS rate,
+                greatest(value + strength * mean, 1e-9) AS shape, CASE
                 WHEN n < {settings.min_impressions} THEN 'fewer impressions than --min-impressions {settings.min_impressions}'
                 ELSE '' END AS few FROM valued JOIN prior USING (split)),
         scores AS (
             SELECT *, coalesce(rate / nullif(max(rate) FILTER (few = '') OVER (PARTITION BY split, qh), 0), 0) AS score FROM rates)
         SELECT split, qh, ih, n, c, carts, orders, e, coalesce(skips, 0) AS skips, least(score, 1) AS score,
+            least(score, 1) * greatest(1 - 1 / (9 * shape) - {CONFIDENCE_Z} / (3 * sqrt(shape)), 0) ** 3 AS weight,
             CAST((score >= {low})::INT + (score >= {middle})::INT + (score >= {high})::INT AS INTEGER) AS level, CASE
             WHEN few != '' THEN few
             WHEN c < {settings.min_clicks} AND c > 0 THEN 'fewer clicks than --min-clicks {settings.min_clicks}'
@@ -111,6 +118,11 @@ def rate_pairs(
         escaped = why.replace("'", "''")
         for example in examples(con, f"why = '{escaped}'"):
             drops.add_example(why, example, unit="pairs")
+    unsure = f"why = '' AND grade > 0 AND weight < {low}"
+    if n := con.execute(f"SELECT count(*) FROM rated WHERE {unsure}").fetchall()[0][0]:
+        drops.add(UNSURE, count=n, unit="pairs")
+        for example in examples(con, unsure):
+            drops.add_example(UNSURE, example, unit="pairs")
     return priors
 
 
@@ -134,8 +146,8 @@ def pair_sql(settings: LogSettings) -> str:
             SELECT split, qh, list(item ORDER BY skips DESC, item)[:{settings.negatives}] AS negative_items
             FROM skipped JOIN items USING (ih) GROUP BY ALL),
         positive AS (
-            SELECT split, qh, ih, grade, score AS weight, n, c, carts, orders, e, 'clicks' AS source FROM rated
-            WHERE why = '' AND grade > 0
+            SELECT split, qh, ih, grade, weight, n, c, carts, orders, e, 'clicks' AS source FROM rated
+            WHERE why = '' AND grade > 0 AND weight >= {GRADES[0]}
             UNION ALL
             SELECT split, qh, ih, 1, {REFORMULATION_WEIGHT}, NULL, NULL, NULL, NULL, NULL, 'reformulation' FROM found_later)
         SELECT q AS query, item, CAST(grade AS INTEGER) AS grade, CAST(weight AS FLOAT) AS weight, split, n AS impressions, c AS clicks,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import mmtune
+from mmtune.pairs.click_grades import CONFIDENCE_Z
 from mmtune.pairs.rate_prior import CAP, FALLBACK, STRONGEST, gamma_prior
 from tests.support.click_simulator import NAMES, picture_shop
 from tests.support.pairs_helpers import rows_of
@@ -44,3 +45,11 @@ def test_items_without_any_relevance_seldom_become_positives(tmp_path):
     share, found = of_no_relevance()
     assert share < 0.6 * of_no_relevance(prior=10)[0]
     assert 0 < found.measures["rate_prior"]["train"]["strength"] < 10
+
+
+def test_the_weight_is_the_lower_confidence_bound_of_the_rate():
+    from scipy.stats import gamma
+
+    for shape in (2.0, 5.0, 40.0):
+        certain = (1 - 1 / (9 * shape) - CONFIDENCE_Z / (3 * shape**0.5)) ** 3
+        assert shape * certain == pytest.approx(gamma.ppf(0.1, shape), rel=0.02)
