@@ -1,7 +1,7 @@
 """Models trained on pairs of a simulated click log, corrected and naive, scored on the true relevance. Prints JSON lines.
 
 pytest tests/benchmarks/test_bench_pairs.py -m bench -s
-MMTUNE_BENCH_SEEDS=3 MMTUNE_BENCH_SESSIONS=8000 (these are the defaults)
+MMTUNE_BENCH_SEEDS=3 MMTUNE_BENCH_SESSIONS=8000 (these are the defaults); seeds begin at 3, because the method was chosen on 0 to 2
 """
 
 import json
@@ -22,7 +22,7 @@ SESSIONS = int(os.environ.get("MMTUNE_BENCH_SESSIONS", "8000"))
 
 def test_models_of_corrected_and_naive_pairs(tmp_path):
     scores = {}
-    for seed in range(SEEDS):
+    for seed in range(3, 3 + SEEDS):
         root = tmp_path / f"shop{seed}"
         log = picture_shop(root, photos=6, seed=seed, sessions=SESSIONS, shown=10, swaps=0.4, noise=0.08)
         grades = {0.9: 3, 0.3: 2, 0.15: 1, 0: 0}
