@@ -35,6 +35,7 @@ GIVES = {
     "zstd": "streamed .tar.zst",
     "heif": "image files .heic and .heif",
     "serve": "`mmtune serve`: the REST server and the search page",
+    "completion": "`mmtune completion`: what a shell completes after `mmtune`",
     "otel": "`mmtune serve`: traces by OpenTelemetry",
     "docs": "this site: `mkdocs build --strict`",
     "test": "the tests (`pytest`)",

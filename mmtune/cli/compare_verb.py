@@ -15,7 +15,6 @@ import argparse
 
 from mmtune.cli.dispatch import Result
 from mmtune.cli.eval_verb import cutoffs, task_arguments, task_values
-from mmtune.comparison.gate import read_gate
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
@@ -80,6 +79,8 @@ def gate_options(parser: argparse.ArgumentParser) -> None:
 
 def gate_of(args: argparse.Namespace) -> JsonObject | None:
     """Return the gate from --gate FILE, overridden by the options; None if neither is given."""
+    from mmtune.comparison.gate import read_gate
+
     gate: JsonObject = dict((read_gate(args.gate) if args.gate else None) or {})
     for key in ("metric", "direction", "min_gain"):
         if getattr(args, key) is not None:

@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.cli.dispatch import Result
 from mmtune.contracts import Option
-from mmtune.data.pack.pack import PackResult, ProgressCallback, pack
+
+if TYPE_CHECKING:
+    from mmtune.data.pack.pack import PackResult, ProgressCallback
 
 
 def _options() -> dict[str, Option]:
@@ -100,6 +103,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.data.pack.pack import pack
+
     columns = {n: c for n in modalities.names() if (c := getattr(args, f"column_{n}")) is not None}
     options = {k: v for k in _options() if (v := getattr(args, f"option_{k}")) is not None}
     started = time.monotonic()
@@ -129,7 +134,7 @@ def run(args: argparse.Namespace) -> Result:
     return Result(document, _text(result))
 
 
-def _text(result: PackResult) -> str:
+def _text(result: "PackResult") -> str:
     counts = f"{result.packed} of {result.rows} rows in {result.shards} shards"
     lines = [f"{counts}: {result.out} ({', '.join(result.modalities)})"]
     lines += [f"  {n}: {s.packed} of {s.rows} rows in {s.shards} shards" for n, s in result.splits.items()]
@@ -154,7 +159,7 @@ def _text(result: PackResult) -> str:
 
 
 @contextmanager
-def _display() -> Iterator[ProgressCallback]:
+def _display() -> "Iterator[ProgressCallback]":
     """Yields a progress callback that prints on standard error: a bar on a terminal, otherwise a line every ten seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

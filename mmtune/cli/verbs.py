@@ -22,6 +22,7 @@ VERBS = {
     "serve": "serve the search of a collection over HTTP: a REST API and a search page",
     "export": "write a model for transformers, open_clip, sentence-transformers, peft, ONNX, OpenVINO, TorchScript",
     "report": "write a self-contained HTML report: verdict, learning curves, example searches",
+    "completion": "print a script that lets bash, zsh or fish complete verbs, options and file names",
 }
 
 
