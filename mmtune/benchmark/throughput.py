@@ -252,6 +252,10 @@ def _peak_memory_mb() -> float:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    import resource
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
 
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

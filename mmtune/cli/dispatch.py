@@ -16,6 +16,7 @@ from mmtune.cli.printable import printable
 from mmtune.cli.verbs import VERBS
 from mmtune.contracts import JsonObject
 from mmtune.errors import MmtuneError
+from mmtune.runtime.deprecation import renamed_message
 from mmtune.runtime.files import is_disk_full
 
 
@@ -66,7 +67,7 @@ def _replace_renamed_options(verb: str, argv: list[str]) -> list[str]:
     for argument in argv:
         option, equals, value = argument.partition("=")
         if option in renamed:
-            print(f"mmtune {verb}: {option} is called {renamed[option]} now", file=sys.stderr)
+            print(f"mmtune {verb}: {renamed_message(option, renamed[option])}", file=sys.stderr)
             option = renamed[option]
         replaced.append(f"{option}{equals}{value}")
     return replaced

@@ -22,13 +22,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     from mmtune.serve.token_file import ROLES
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for action, text in (
-        ("add", "make a token"),
-        ("list", "list the tokens"),
-        ("rotate", "replace a token by a new one"),
-        ("remove", "remove a token"),
+    for action, text, example in (
+        ("add", "Make a token; it is printed once", "--name shop --role search"),
+        ("list", "List the tokens with their roles", ""),
+        ("rotate", "Replace a token by a new one", "--name shop --overlap 24"),
+        ("remove", "Remove a token; it is refused at once", "--name shop"),
     ):
-        p = actions.add_parser(action, help=text)
+        p = actions.add_parser(
+            action,
+            help=text[:1].lower() + text[1:],
+            description=f"{text}.\n\n  mmtune serve token {action} --file tokens.json {example}".rstrip() + "\n",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         p.add_argument("--file", required=True, metavar="FILE", help="the token file")
         if action != "list":
             p.add_argument("--name", required=True, metavar="NAME", help="name of the token, for logs")

@@ -21,6 +21,7 @@ from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
 from mmtune.runtime.files import read_json, write_json
+from mmtune.runtime.format_number import check_format
 from mmtune.search.exact_scores import exact_keys, pair_keys
 from mmtune.search.tie_order import GRID
 
@@ -72,8 +73,7 @@ class Confusable:
         """Read a saved slice. Raises DataError, which names the file, if it is not a confusable slice."""
         document = read_json(path)
         try:
-            if document.pop("format") != FORMAT:
-                raise DataError(f"{path}: written by another version of mmtune; delete it and compare again to write a new one")
+            check_format(document.pop("format"), FORMAT, path, DataError)
             return Confusable(**{**document, "twins": [Twins(**t) for t in document["twins"]]})
         except (AttributeError, KeyError, TypeError):
             raise DataError(f"{path}: not a confusable slice (as written by `mmtune compare --confusable FILE`)") from None

@@ -27,9 +27,10 @@ def pack_once(
 
     Issues a DataWarning if rows are rejected. Raises DataError if more than `max_rejected` of them are.
     """
-    from mmtune.data.pack.pack import ROW_RULES, SCHEMA
+    from mmtune.data.pack.pack import ROW_RULES
+    from mmtune.data.shards.shard_index import FORMAT
 
-    key = json.dumps([SCHEMA, ROW_RULES, *identity])
+    key = json.dumps([FORMAT, ROW_RULES, *identity])
     out = shard_cache.root() / folder / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     out.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(f"{out}.lock"):

@@ -19,6 +19,7 @@ from mmtune.errors import DataError
 from mmtune.modalities import names as modality_names
 from mmtune.runtime.devices import local_device
 from mmtune.runtime.files import atomic_open, read_json, write_json
+from mmtune.runtime.format_number import check_format
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once
 
@@ -42,6 +43,10 @@ class EmbedCounts:
     rows: int
     missing: int
     parts: int
+
+
+META, FORMAT = "meta.json", 1
+"""The file that says what a directory of embeddings is, and its format number; a file without one is of format 1."""
 
 
 @dataclass
@@ -127,7 +132,7 @@ def embed(
 
         run_jobs_once(parts, lambda p: p.path, lambda p: _is_written(p.path, p.stamp), make)
     _remove_parts_of_other_data(out, data, result, stamp)
-    write_json(out / "meta.json", result.to_dict())
+    write_meta(out, result)
     return result
 
 
@@ -148,11 +153,23 @@ def _remove_parts_of_other_data(out: Path, data: "Data", result: EmbedResult, st
             path.unlink(missing_ok=True)
 
 
+def write_meta(out: Path, result: EmbedResult) -> None:
+    """Write OUT/meta.json, which completes a directory of embeddings."""
+    write_json(out / META, {"format": FORMAT, **result.to_dict()})
+
+
+def read_meta(out: Path) -> JsonObject:
+    """Read OUT/meta.json. Raises DataError if it is damaged or of a newer format."""
+    document = read_json(out / META)
+    check_format(document.pop("format", None), FORMAT, out / META, DataError, missing=1)
+    return document
+
+
 def refuse_other_vectors(out: Path, result: EmbedResult) -> None:
     """Raise DataError if `out` contains embeddings of another model or of another prompt role."""
     if not (out / "meta.json").exists():
         return
-    old = read_json(out / "meta.json")
+    old = read_meta(out)
     if old.get("fingerprint") != result.fingerprint:
         other = f"{out} contains embeddings of another model ({old.get('fingerprint')})"
         raise DataError(f"{other}, which are not comparable with those of this one; use another --out")

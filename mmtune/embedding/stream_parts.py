@@ -29,11 +29,11 @@ from mmtune.embedding.parquet_parts import (
     PartWriter,
     read_stamp,
     refuse_other_vectors,
+    write_meta,
 )
 from mmtune.errors import DataError, DataWarning, Rejected
 from mmtune.model.encode import encode_batches
 from mmtune.runtime.devices import local_device
-from mmtune.runtime.files import write_json
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once
 
@@ -98,7 +98,7 @@ def embed_stream(
         for path in set((out / m).glob("part-*.parquet")) - {s.paths[m] for s in shards}:
             path.unlink(missing_ok=True)
     sets.warn()
-    write_json(out / "meta.json", result.to_dict())
+    write_meta(out, result)
     return result
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmtune.relevance.ragged import Ragged
+from mmtune.runtime.cpu_quota import available_cpus
 from mmtune.search.exact_scores import GRID, pair_keys
 from mmtune.search.vectors import GatheredRows
 
@@ -36,9 +37,10 @@ class Band(NamedTuple):
 def worker_threads() -> int:
     """Return the number of threads: one per core that this process may use, at most 8 and at most OMP_NUM_THREADS."""
     try:
-        return max(1, min(8, len(os.sched_getaffinity(0)), int(os.environ.get("OMP_NUM_THREADS", "8").split(",")[0])))
-    except (AttributeError, ValueError):
+        limit = int(os.environ.get("OMP_NUM_THREADS", "8").split(",")[0])
+    except ValueError:
         return 1
+    return max(1, min(8, available_cpus(), limit))
 
 
 def blocked_ranks(

@@ -18,8 +18,8 @@ def current_user() -> str:
     """Return the person or service to log: the environment variable MMTUNE_USER, else the login name."""
     try:
         return os.environ.get("MMTUNE_USER") or getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
+    except (ImportError, KeyError, OSError):  # ImportError: no USERNAME, and no module pwd, on Windows
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
 def event(action: str, version: str | None = None, reason: str | None = None, **extra: object) -> JsonObject:

@@ -26,6 +26,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.index.stores.store_protocol import StoreLocation
 from mmtune.runtime.files import read_json, write_json
+from mmtune.runtime.format_number import check_format
 from mmtune.runtime.work_lock import Timeout, file_lock
 
 T = TypeVar("T")
@@ -146,8 +147,7 @@ class CollectionLayout:
                 raise DataError(f"{self.path}: the directory is not empty and not a collection; name a new directory")
             write_json(manifest, {"format": FORMAT, "name": self.path.name, "uid": uuid.uuid4().hex[:8], "created": now()})
         self.manifest: CollectionManifest = read_json(manifest)
-        if self.manifest.get("format") != FORMAT:
-            raise DataError(f"{manifest}: format {self.manifest.get('format')!r}; this mmtune reads {FORMAT}")
+        check_format(self.manifest.get("format"), FORMAT, manifest, DataError)
 
     # --- the live pointer ----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.runtime.files import atomic_open
+from mmtune.runtime.format_number import check_format
 
 SCHEMA = pa.schema(
     [
@@ -27,6 +28,8 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+FORMAT = 1
+"""The format number, in the file's metadata; a table without one is of format 1, or one of the user's own."""
 ROW_GROUP = 65536
 """Number of rows per row group. It is fixed, so that the file's bytes do not depend on the block size."""
 MINED, DROPPED = "mined", "dropped"
@@ -41,7 +44,9 @@ class TableWriter:
 
     def __init__(self, path: str | Path, fingerprint: str, settings: JsonObject):
         self.path = Path(path)
-        self.schema = SCHEMA.with_metadata({"fingerprint": fingerprint, "settings": json.dumps(settings, sort_keys=True)})
+        self.schema = SCHEMA.with_metadata(
+            {"fingerprint": fingerprint, "settings": json.dumps(settings, sort_keys=True), "format": str(FORMAT)}
+        )
         self._buffered_rows = 0
         self._buffer: list[pa.Table] = []
         self._closing = ExitStack()
@@ -101,6 +106,8 @@ def read_metadata(path: str | Path) -> TableMetadata:
         if missing:
             raise DataError(f"{path}: no column {missing[0]!r}; a negatives table has {', '.join(SCHEMA.names)}")
         metadata = schema.metadata or {}
+        number = metadata.get(b"format", b"").decode(errors="replace")
+        check_format(int(number) if number.isdecimal() else number or None, FORMAT, path, DataError, missing=1)
         try:
             settings = json.loads(metadata.get(b"settings", b"{}"))
             fingerprint = metadata.get(b"fingerprint", b"").decode()

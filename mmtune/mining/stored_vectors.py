@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.contracts import Embeddings
+from mmtune.embedding.parquet_parts import read_meta
 from mmtune.errors import DataError
 from mmtune.model.prompts import has_query_prompt
-from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -37,7 +37,7 @@ def stored_embeddings(
         raise DataError(
             f"--vectors {folder}: has no meta.json; give the directory that `mmtune embed MODEL DATA --out DIR` wrote"
         )
-    meta = read_json(folder / "meta.json")
+    meta = read_meta(folder)
     if meta.get("fingerprint") != model.fingerprint or meta.get("role"):
         raise DataError(
             f"--vectors {folder}: vectors of another model ({meta.get('fingerprint')}) or prompt role than {model.fingerprint}; embed again"

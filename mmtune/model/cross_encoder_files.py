@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
-from mmtune.model.cross_encoder_format import MANIFEST, METRICS, TOWERS, WEIGHTS
+from mmtune.model.cross_encoder_format import FORMAT, MANIFEST, METRICS, TOWERS, WEIGHTS
 from mmtune.model.joint_scorer import JointScorer
 from mmtune.runtime.files import atomic_dir, write_bytes, write_json
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmtune.model.cross_encoder import CrossEncoderModel
-
-FORMAT = 1
 
 
 def settings_of(joint: JointScorer) -> JsonObject:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 MANIFEST, WEIGHTS, TOWERS, METRICS = "cross_encoder.json", "joint.safetensors", "towers", "metrics.json"
+FORMAT = 1
 KIND, SEQUENCE = "kind", "sequence_classification"
 """Key of the manifest, and its value for a classifier of two texts, whose other files are those of transformers."""
 

@@ -6,14 +6,15 @@ from mmtune.backbones.cross_encoders import CrossEncoder
 from mmtune.errors import ModelError
 from mmtune.model.artifact.load import load as load_dual
 from mmtune.model.cross_encoder import CrossEncoderModel
-from mmtune.model.cross_encoder_files import FORMAT, fingerprint_of_parts
-from mmtune.model.cross_encoder_format import KIND, MANIFEST, SEQUENCE, TOWERS, WEIGHTS
+from mmtune.model.cross_encoder_files import fingerprint_of_parts
+from mmtune.model.cross_encoder_format import FORMAT, KIND, MANIFEST, SEQUENCE, TOWERS, WEIGHTS
 from mmtune.model.joint_scorer import JointScorer, TokenShape
 from mmtune.model.sequence_cross_encoder import load_sequence_cross_encoder
 from mmtune.recipe.block import check
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.runtime.devices import default_device
 from mmtune.runtime.files import read_json
+from mmtune.runtime.format_number import check_format
 
 
 def load_cross_encoder(directory: str | Path, device: str | None = None) -> CrossEncoderModel | CrossEncoder:
@@ -33,14 +34,13 @@ def load_cross_encoder(directory: str | Path, device: str | None = None) -> Cros
         raise ModelError(f"{directory}: not a cross-encoder (no {MANIFEST}); train one with a recipe that has `cross_encoder:`")
     try:
         stored = read_json(path / MANIFEST)
+        check_format(stored.get("format"), FORMAT, path / MANIFEST, ModelError, missing=1)
         if stored.get(KIND) == SEQUENCE:
             return load_sequence_cross_encoder(path, str(stored["fingerprint"]), device)
         settings = {k: stored[k] for k in ("format", "pairs", "tokens", "layers", "width", "attention_heads")}
         weights = load((path / WEIGHTS).read_bytes())
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise ModelError(f"{path}: damaged cross-encoder ({type(e).__name__}: {str(e).splitlines()[0]})") from None
-    if settings["format"] != FORMAT:
-        raise ModelError(f"{path / MANIFEST}: has format {settings['format']}, which this mmtune does not know; update mmtune")
     dual = load_dual(path / TOWERS, device)
     if fingerprint_of_parts(dual.fingerprint, settings, weights) != stored["fingerprint"]:
         raise ModelError(

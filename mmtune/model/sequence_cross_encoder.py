@@ -17,7 +17,7 @@ from mmtune.backbones.sequence_classifier import SequenceClassifier, Tokens, loa
 from mmtune.contracts import Pair, Preprocess, Signal
 from mmtune.errors import ModelError, RecipeError
 from mmtune.model.cross_encoder import CrossEncoderModel
-from mmtune.model.cross_encoder_format import KIND, MANIFEST, METRICS, SEQUENCE
+from mmtune.model.cross_encoder_format import FORMAT, KIND, MANIFEST, METRICS, SEQUENCE
 from mmtune.model.dual_encoder import Model
 from mmtune.model.joint_scorer import ItemStates, PairScorer, TokenShape
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
@@ -109,7 +109,7 @@ class SequenceCrossEncoderModel(CrossEncoderModel):
         with atomic_dir(directory) as tmp:
             classifier.module.save_pretrained(tmp)  # type: ignore[operator]  # a model of transformers
             classifier.tokenizer.save_pretrained(tmp)
-            manifest = {KIND: SEQUENCE, "fingerprint": fingerprint, "pairs": pairs, "info": dict(info or {})}
+            manifest = {"format": FORMAT, KIND: SEQUENCE, "fingerprint": fingerprint, "pairs": pairs, "info": dict(info or {})}
             write_json(tmp / MANIFEST, manifest)
             write_json(tmp / METRICS, dict(metrics or {}))
         return fingerprint

@@ -15,11 +15,15 @@ from mmtune.prediction.alarm_threshold import AlarmThreshold
 from mmtune.prediction.predictors import PREDICTORS as KINDS
 from mmtune.prediction.predictors import Predictor, ZeroShotPredictor
 from mmtune.runtime.files import write_bytes
+from mmtune.runtime.format_number import check_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmtune.model.dual_encoder import Model
+
+FORMAT = 1
+"""The format number of a stored predictor; one without it is of format 1."""
 
 
 def artifact_of(model: "Model") -> Path | None:
@@ -41,6 +45,7 @@ def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]") -> Pa
     for m, predictor in predictors.items():
         threshold = None if predictor.threshold is None else predictor.threshold.to_dict()
         document = {
+            "format": FORMAT,
             "fingerprint": model.fingerprint,
             "ids": predictor.ids,
             "classes": predictor.classes,
@@ -74,6 +79,7 @@ def _read(path: Path, task: str, fingerprint: str) -> Predictor:
     try:
         with safe_open(path, framework="np") as f:
             document, vectors = json.loads(f.metadata()["predictor"]), f.get_tensor("vectors")
+        check_format(document.pop("format", None), FORMAT, path, ModelError, missing=1)
         stored, threshold = document.pop("fingerprint"), document.pop("threshold")
         if threshold is not None:
             threshold = AlarmThreshold(**{k.name: threshold[k.name] for k in fields(AlarmThreshold)})

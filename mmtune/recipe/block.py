@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, ClassVar, TypeVar, overload
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, Valida
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mmtune.errors import RecipeError
+from mmtune.runtime.deprecation import warn_renamed
 from mmtune.runtime.plugins import nearest
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class RecipeBlock(BaseModel):
             if old in given:
                 if new in given:
                     raise invalid(f"`{old}` is the old name of `{new}`; give one of them")
-                warnings.warn(f"recipe: the key `{old}` is called `{new}` now", FutureWarning, stacklevel=2)
+                warn_renamed(f"recipe: the key `{old}`", f"`{new}`")
                 given[new] = given.pop(old)
         if cls.model_config.get("extra") == "forbid":
             for key in given:

@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig, ListConfig
 
 INCLUDE = "include"
+INCLUDE_SCHEMA: JsonObject = {
+    "description": "files that this recipe is composed of, with paths relative to it: a path, or a list of paths. Later files win "
+    "over earlier ones, and the keys of the recipe win over those of all files; lists are replaced, not joined",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+"""The key in the JSON Schema of recipe files."""
 
 
 def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictConfig | ListConfig":

@@ -17,7 +17,7 @@ from mmtune.recipe.heads_block import HeadsBlock
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.recipe.objective_block import AutoTerm, ObjectiveTerms
 from mmtune.recipe.prompts_block import PromptsBlock, WindowPooling
-from mmtune.recipe.recipe_file import read_document, without_blanks
+from mmtune.recipe.recipe_file import FORMAT, FORMAT_KEY, read_document, without_blanks
 from mmtune.recipe.retention_block import Retention
 from mmtune.recipe.run_block import RunConfig
 from mmtune.recipe.runtime_block import RuntimeConfig
@@ -25,6 +25,7 @@ from mmtune.recipe.teachers_block import Teacher
 from mmtune.recipe.train_block import TrainConfig
 from mmtune.recipe.training_blocks import Interpolate, MatryoshkaConfig, MemoryConfig
 from mmtune.recipe.tune_block import FullTuning, TuneBlock
+from mmtune.runtime.format_number import check_format
 
 _EmptyIsNone = BeforeValidator(lambda value: value or None)
 
@@ -177,6 +178,8 @@ class Recipe(RecipeBlock):
         """
         if not isinstance(document, Mapping):
             raise RecipeError(f"{where}: a recipe is a mapping of keys; this is {type(document).__name__}")
+        document = dict(document)
+        check_format(document.pop(FORMAT_KEY, None), FORMAT, where, RecipeError, missing=1)
         return check(cls, without_blanks(document), where=where)
 
     @classmethod
@@ -189,7 +192,8 @@ class Recipe(RecipeBlock):
         return recipe if isinstance(recipe, Recipe) else cls.parse(recipe)
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, including all keys that have their default value."""
+        """The recipe as YAML, including its format number and all keys that have their default value."""
         import yaml
 
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        document = {FORMAT_KEY: FORMAT, **self.model_dump(mode="json")}
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

@@ -63,11 +63,23 @@ def _apply(merged: "DictConfig | ListConfig", overrides: Sequence[str]) -> objec
     return OmegaConf.to_container(merged, resolve=True)
 
 
-def without_blanks(value: object) -> object:
-    """Remove keys with the value "???" from a recipe, so that they count as missing. `mmtune init` writes "???" for values that
-    the user must set."""
+FORMAT_KEY, FORMAT = "format", 1
+"""The key of the format number of a recipe file, which is no key of a recipe, and the number; a file without it is of format 1."""
+BLANK = "???"
+"""The value of a key that the user must set; `mmtune init` writes it."""
+
+
+def blank_keys(value: object, path: str = "") -> list[str]:
+    """The dotted keys of a recipe, given as plain data, whose value is BLANK."""
     if isinstance(value, Mapping):
-        return {k: without_blanks(v) for k, v in value.items() if v != "???"}
+        return [k for name, v in value.items() for k in blank_keys(v, f"{path}.{name}" if path else str(name))]
+    return [path] if value == BLANK else []
+
+
+def without_blanks(value: object) -> object:
+    """Remove keys with the value BLANK from a recipe, so that they count as missing."""
+    if isinstance(value, Mapping):
+        return {k: without_blanks(v) for k, v in value.items() if v != BLANK}
     return value
 
 

@@ -15,8 +15,10 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 from mmtune.recipe.augment_block import options_model
 from mmtune.recipe.augment_step import AugmentStep
+from mmtune.recipe.included_files import INCLUDE, INCLUDE_SCHEMA
 from mmtune.recipe.objective_block import TermBlock
 from mmtune.recipe.recipe import Recipe
+from mmtune.recipe.recipe_file import FORMAT, FORMAT_KEY
 from mmtune.runtime.plugins import nearest
 
 _KEY = re.compile(r"^\| `([^`]+)` \|", re.M)
@@ -26,14 +28,38 @@ All keys of a recipe with their types, defaults and meanings. `mmtune init --sch
 an editor can complete and check recipes (in VS Code: write `# yaml-language-server: $schema=FILE` in the first line of the recipe).
 On the command line, keys are set by their dotted names: `train.epochs=12`, `objective.0.smoothing=0.1`.
 
+A file may be composed of others: `include: FILE` or `include: [FILE, FILE]`, with paths relative to it. Later files win over earlier ones, and
+its own keys over theirs; lists are replaced. `mmtune recipe show FILE` prints the result. The recipes in `recipes/` are composed of `recipes/parts/`.
+
 This page is generated: `python -m mmtune.recipe.recipe_keys > docs/recipe_keys.md`.
 """
 
 
 def json_schema() -> JsonObject:
-    """Generate the JSON Schema (draft 2020-12) of recipes."""
+    """Generate the JSON Schema (draft 2020-12) of recipe files.
+
+    A file may have the keys `include` (see `included_files`) and `format`, which are no keys of a recipe. What is required may then stand in the
+    included files, so it is required only of files without `include`.
+    """
     schema = Recipe.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "mmtune recipe"}
+    definitions, properties, required = schema["$defs"], schema["properties"], schema.pop("required")
+    whole = {}
+    for name in required:
+        reference = properties[name].get("$ref", "").rsplit("/", 1)[-1]
+        if "required" in definitions.get(reference, {}):
+            definitions[f"PartOf{reference}"] = {k: v for k, v in definitions[reference].items() if k != "required"}
+            whole[name] = properties[name]
+            properties[name] = {**properties[name], "$ref": f"#/$defs/PartOf{reference}"}
+    number = {
+        "description": "format number of the file, which mmtune writes",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": FORMAT,
+    }
+    properties = {INCLUDE: INCLUDE_SCHEMA, FORMAT_KEY: number, **properties}
+    without_include = {"if": {"not": {"required": [INCLUDE]}}, "then": {"required": required, "properties": whole}}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {**head, **schema, "properties": properties, **without_include, "title": "mmtune recipe"}
 
 
 def blocks_in(annotation: object) -> Iterator[type[BaseModel]]:

@@ -122,7 +122,7 @@ class AtomicDirectory:
         try:
             for file in self._temporary.rglob("*"):
                 if file.is_file():
-                    with open(file, "rb") as f:
+                    with open(file, "rb" if os.name != "nt" else "rb+") as f:  # Windows flushes only files open for writing
                         os.fsync(f.fileno())
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.path, self._old)

@@ -166,7 +166,7 @@ def _start_worker(number: int) -> None:
 
 def _what_ended_it(message: str) -> str:
     """The line for the user after a worker process has died."""
-    if "shared memory" in message or "Bus error" in message:
+    if hasattr(os, "statvfs") and ("shared memory" in message or "Bus error" in message):
         free = os.statvfs("/dev/shm")
         size = free.f_blocks * free.f_frsize >> 20
         return (

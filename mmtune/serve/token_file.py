@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mmtune.errors import DataError
 from mmtune.runtime.files import read_json
+from mmtune.runtime.format_number import check_format
 
 log = logging.getLogger("mmtune.serve")
 ROLES = ("search", "feedback", "write", "admin")
@@ -74,8 +75,9 @@ def hash_secret(salt: str, secret: str) -> str:
 def read_entries(path: Path) -> list[TokenEntry]:
     """Read a token file. Raises DataError, naming the file and the entry, if it is missing or damaged."""
     document = read_json(path)
-    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("tokens"), list):
+    if not isinstance(document, dict) or not isinstance(document.get("tokens"), list):
         raise DataError(f"{path}: not a token file; create one with `mmtune serve token add --file {path} --name NAME`")
+    check_format(document.get("format"), FORMAT, path, DataError)
     entries: list[TokenEntry] = []
     for number, fields in enumerate(document["tokens"], 1):
         try:

@@ -14,6 +14,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
 from mmtune.runtime.devices import has_mps
 from mmtune.runtime.files import atomic_dir, read_json, write_json
+from mmtune.runtime.format_number import check_format
 from mmtune.training.regularise.ema_l2sp import EmaState
 
 LAST = "last"
@@ -21,6 +22,8 @@ LAST = "last"
 BEFORE_DECAY = "before_decay"
 """Name of the checkpoint at the start of the decay of the schedule wsd, from which an extended run continues."""
 STATE_FILE = "trainer_state.json"
+FORMAT = 1
+"""The format number of a checkpoint; one without it is of format 1."""
 OLD_STATE_FILE = "place.json"
 OLD_NAMES = {
     "waited": "wait_seconds",
@@ -182,7 +185,7 @@ class Checkpoints:
                 tmp / "state.pt", "wb"
             ) as f:  # a full disk is an OSError then; torch's own writer only says "unexpected pos"
                 torch.save(tensors, f)
-            write_json(tmp / STATE_FILE, asdict(state))
+            write_json(tmp / STATE_FILE, {"format": FORMAT, **asdict(state)})
 
     def load(self, name: str) -> tuple[CheckpointTensors, TrainerState]:
         """Load one checkpoint. Raises ModelError for a damaged file. No pickled code is run (`weights_only=True`)."""
@@ -199,6 +202,7 @@ class Checkpoints:
         """Load only the trainer's state of one checkpoint."""
         directory = self.directory / name
         document = read_json(directory / (STATE_FILE if (directory / STATE_FILE).is_file() else OLD_STATE_FILE))
+        check_format(document.pop("format", None), FORMAT, directory, ModelError, missing=1)
         values = {OLD_NAMES.get(k, k): v for k, v in document.items()}
         values["best"] = [(float(m), str(n)) for m, n in values["best"]]
         return TrainerState(**values)

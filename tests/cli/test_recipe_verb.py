@@ -33,7 +33,7 @@ def test_validate_and_show(capsys):
 
 
 def test_diff_and_docs(capsys, tmp_path):
-    (tmp_path / "b.yaml").write_text((ROOT / "recipes" / "catalog_images.yaml").read_text().replace("epochs: 12", "epochs: 3"))
+    (tmp_path / "b.yaml").write_text(f"include: {RECIPE}\ntrain: {{epochs: 3}}\n")
     status, said = out(capsys, "diff", RECIPE, str(tmp_path / "b.yaml"))
     assert status == 0 and said.out.strip() == "train.epochs: 12 -> 3"
     assert out(capsys, "diff", RECIPE, RECIPE)[1].out.strip() == "no differences"

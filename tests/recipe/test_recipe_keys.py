@@ -11,7 +11,7 @@ from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_keys import json_schema, recipe_keys_page
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def test_init_writes_the_schema_that_every_recipe_of_the_project_fulfils(tmp_path, capsys):
@@ -26,8 +26,12 @@ def test_init_writes_the_schema_that_every_recipe_of_the_project_fulfils(tmp_pat
         assert list(validator.iter_errors(yaml.safe_load(path.read_text()))) == [], path
     filled = Recipe.parse({"model": "tiny:clip", "data": {"train": "x"}, "augment": {"image": {"flip": True}}})
     assert list(validator.iter_errors(filled.model_dump(mode="json"))) == []
+    assert list(validator.iter_errors({"include": "parts/a.yaml", "data": {"val": "x"}})) == []
     for wrong in (
         {"data": {"train": "x"}},
+        {"model": "m", "data": {"val": "x"}},
+        {"include": 3, "model": "m"},
+        {"include": ["a.yaml"], "data": {"tran": "x"}},
         {"model": "m", "data": {"train": "x"}, "trian": {}},
         {"model": "m", "data": {"train": "x"}, "objective": [{"loss": "info_nce", "margin": 1}]},
         {"model": "m", "data": {"train": "x"}, "tune": "lroa"},

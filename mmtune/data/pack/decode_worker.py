@@ -13,7 +13,6 @@ import ctypes
 import json
 import os
 import re
-import resource
 import signal
 import stat
 import sys
@@ -84,7 +83,9 @@ def main(fd: int) -> None:
         except Exception as e:
             connection.send_bytes(json.dumps({"fatal": f"{type(e).__name__}: {e}"}).encode())
             return
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(ImportError, OSError, ValueError):
+            import resource
+
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         connection.send_bytes(b'{"ready": true}')

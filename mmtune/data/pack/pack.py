@@ -21,7 +21,7 @@ from mmtune.data.pack.pair_rows import PairRows, assign_pair_columns
 from mmtune.data.pack.pair_tables import NegativeCounts
 from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
 from mmtune.data.pack.split_writer import SplitWriter, rejected_row
-from mmtune.data.shards.shard_index import KIND, SPLIT_KIND
+from mmtune.data.shards.shard_index import FORMAT, KIND, SPLIT_KIND
 from mmtune.data.sources.memory_rows import InMemory, memory_source
 from mmtune.data.sources.row_source import RowSource, open_source
 from mmtune.errors import DataError, DataWarning
@@ -29,7 +29,6 @@ from mmtune.runtime.files import write_json, write_jsonl
 from mmtune.runtime.results import ResultFields
 from mmtune.runtime.sizes import parse_size
 
-SCHEMA = 1
 ROW_RULES = 2
 """Version of the rules that make rows, ids and groups from a source. A pack that was started under other rules is not resumed."""
 MAX_SPLITS = 64
@@ -130,7 +129,7 @@ def pack(
     limits = _limits(roles, options or {})
     shard_bytes, value_bytes = _size("--shard-size", shard_size), _size("--max-bytes", max_bytes)
     identity: JsonObject = {
-        "schema": SCHEMA,
+        "schema": FORMAT,
         "row rules": ROW_RULES,
         "source": opened.sha256,
         "columns": roles.by_role(),
@@ -330,7 +329,7 @@ class _PackRun:
     def _write_indexes(self, identity: JsonObject, result: PackResult) -> None:
         out, roles = self.journal.out, self.roles
         source = {"name": roles.source.path.name, "kind": roles.source.kind, "sha256": roles.source.sha256}
-        common = {"schema": SCHEMA, "columns": roles.by_role(), "meta": roles.meta, "source": source}
+        common = {"schema": FORMAT, "columns": roles.by_role(), "meta": roles.meta, "source": source}
         common |= {"numbers": sorted(roles.numbers)}
         common |= {"shard_size": self.shard_size, "options": identity["options"]}
         for name, writer in self.writers.items():

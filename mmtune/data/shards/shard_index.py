@@ -4,9 +4,14 @@ from pathlib import Path
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
+from mmtune.runtime.format_number import check_format
 
 KIND, SPLIT_KIND = "mmtune-shards", "mmtune-splits"
 """Values of the key `kind` in index.json: for a directory of shards, and for a directory with one subdirectory per split."""
+
+
+FORMAT = 1
+"""The format number of packed data; index.json has it under the key `schema`."""
 
 
 def is_kind(index: object, kind: str) -> bool:
@@ -23,6 +28,7 @@ def checked_index(index: object, path: str) -> JsonObject | None:
     """
     if not isinstance(index, dict) or not (is_kind(index, KIND) or is_kind(index, SPLIT_KIND)):
         return None
+    check_format(index.get("schema"), FORMAT, path, DataError, missing=1)
     if is_kind(index, KIND):
         shards, columns = index.get("shards"), index.get("columns", {})
         if not isinstance(shards, list) or not all(is_shard_entry(s) for s in shards):

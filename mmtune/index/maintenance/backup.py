@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.index.collection_layout import CollectionLayout, now
 from mmtune.index.collection_results import CollectionResult
 from mmtune.index.maintenance.pending_work import PendingWork, write_pending
 from mmtune.runtime.files import atomic_open, read_json, sha256_file, write_json
+from mmtune.runtime.format_number import check_format
 
 HASHES = "sha256.json"
+FORMAT = 2
 """The last member of a backup: {path: SHA-256 of the file}."""
 IMMUTABLE = {".safetensors", ".arrow", ".index", ".lance", ".txt"}
 """Suffixes of files that are replaced, and never changed in place: a hard link keeps their content."""
@@ -102,7 +105,7 @@ def backup(layout: CollectionLayout, out: Path) -> BackupResult:
                 hashes[name] = sha256_file(path)
                 size += path.stat().st_size
                 tar.add(path, name, recursive=False)
-            document = json.dumps(hashes, indent=1).encode()
+            document = json.dumps({"format": FORMAT, "files": hashes}, indent=1).encode()
             info = tarfile.TarInfo(HASHES)
             info.size = len(document)
             tar.addfile(info, io.BytesIO(document))
@@ -127,7 +130,7 @@ def restore(file: Path, target: Path) -> CopyResult:
             raise DataError(f"{file}: not a backup, or damaged ({e})") from None
         if not (staging / HASHES).exists():
             raise DataError(f"{file}: not a complete backup: it has no {HASHES}")
-        hashes: dict[str, str] = read_json(staging / HASHES)
+        hashes = _hashes(read_json(staging / HASHES), file)
         (staging / HASHES).unlink()
         present = {p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file()}
         wrong = sorted(present ^ set(hashes)) or sorted(n for n in hashes if sha256_file(staging / n) != hashes[n])
@@ -136,6 +139,14 @@ def restore(file: Path, target: Path) -> CopyResult:
         return _publish(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _hashes(document: JsonObject, file: Path) -> dict[str, str]:
+    """Return {name: SHA-256} of the files of a backup. Format 1, which had no number, was this mapping alone."""
+    if check_format(document.get("format"), FORMAT, file, DataError, missing=1) == 1:
+        return document
+    files: dict[str, str] = document["files"]
+    return files
 
 
 def clone(layout: CollectionLayout, target: Path) -> CopyResult:

@@ -24,6 +24,7 @@ from mmtune.errors import DataError, ModelError
 from mmtune.index.stores.faiss_index import FaissIndexSettings
 from mmtune.index.tensor_files import TensorFile, map_tensors
 from mmtune.runtime.files import atomic_open, read_json, sha256_file, write_json
+from mmtune.runtime.format_number import check_format
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -134,8 +135,7 @@ def read_manifest(directory: Path) -> StoreManifest:
     if not (directory / MANIFEST).exists():
         raise DataError(f"{directory}: no faiss store there (no {MANIFEST}); restore the directory or build the version again")
     manifest = read_json(directory / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise DataError(f"{directory}: store format {manifest.get('format')!r}; this mmtune reads {FORMAT}")
+    check_format(manifest.get("format"), FORMAT, directory / MANIFEST, DataError)
     if "asked" in manifest:  # earlier name of the key "requested"
         manifest.setdefault("requested", manifest.pop("asked"))
     if "short" in manifest["index"]:  # earlier name of the key "search_dim"

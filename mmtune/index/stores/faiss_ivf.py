@@ -8,6 +8,7 @@ resumable: after an interruption it reuses the finished files. Several processes
 share the parts (see `mmtune.runtime.work_lock`) and the result is the same as that of one process.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -139,5 +140,6 @@ def _merge(trained: Path, parts: list[Path], final: Path) -> None:
                     if n:
                         f.write(faiss.rev_swig_ptr(getattr(x, read)(cell), n * width).data)
         f.flush()
-        merged = faiss.read_index(f"/dev/fd/{f.fileno()}", faiss.IO_FLAG_MMAP)
+        name = f"/dev/fd/{f.fileno()}" if os.name != "nt" else f.name
+        merged = faiss.read_index(name, faiss.IO_FLAG_MMAP)
         assert merged.ntotal == merged.invlists.compute_ntotal() == index.ntotal, (merged.ntotal, index.ntotal)

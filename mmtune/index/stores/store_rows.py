@@ -12,6 +12,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.index.query.filters import ColumnPath, encodable, value_kind
 from mmtune.index.stores.store_protocol import INDEXES
+from mmtune.runtime.format_number import check_format
 from mmtune.search.vectors import normalize_rows
 
 ID_BYTES = 1024
@@ -112,9 +113,13 @@ def directory_size(directory: Path) -> int:
     return sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
 
 
+FORMAT = 1
+"""The format number of the stamp of a store."""
+
+
 def stamp(fingerprint: str, dim: int, **more: object) -> JsonObject:
     """Return the stamp: the document that a store records when it is created. It names the model of the vectors."""
-    return {"format": 1, "fingerprint": fingerprint, "dim": dim, **more}
+    return {"format": FORMAT, "fingerprint": fingerprint, "dim": dim, **more}
 
 
 def read_stamp(document: object, dim: int | None, label: str) -> JsonObject:
@@ -129,8 +134,7 @@ def read_stamp(document: object, dim: int | None, label: str) -> JsonObject:
         raise DataError(f"{label}: carries no fingerprint: not made by mmtune, or its stamp was removed; build it again")
     if not isinstance(document.get("dim"), int):
         raise DataError(f"{label}: carries no fingerprint: not made by mmtune, or its stamp was removed; build it again")
-    if document.get("format") != 1:
-        raise DataError(f"{label}: format {document.get('format')}; this mmtune reads format 1")
+    check_format(document.get("format"), FORMAT, label, DataError)
     if dim != document["dim"]:
         raise DataError(
             f"{label}: vectors of {dim} dimensions, stamped {document['dim']}: the store was changed by something other than "

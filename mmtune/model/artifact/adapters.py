@@ -14,6 +14,7 @@ from mmtune.model.fingerprint import format_of
 from mmtune.model.heads import HeadKind
 from mmtune.model.layout import Settings, read_settings
 from mmtune.runtime.files import read_json
+from mmtune.runtime.format_number import check_format
 
 WEIGHTS, MANIFEST, FORMAT = "adapters.safetensors", "adapters.json", 1
 INFO = "info.json"
@@ -50,8 +51,7 @@ def read_manifest(directory: Path) -> AdaptersManifest:
     path = directory / MANIFEST
     try:
         d = read_json(path)
-        if d.get("format") != FORMAT:
-            raise ModelError(f"{directory}: adapter format {d.get('format')!r}; this mmtune reads {FORMAT}: update mmtune")
+        check_format(d.get("format"), FORMAT, directory / MANIFEST, ModelError)
         settings = read_settings(d["settings"]) if "settings" in d else None
         names = (d["rounded"], d["heads"], d["own_scales"])
         kinds = {str(m): HeadKind.from_json(k) for m, k in d.get("head_kinds", {}).items()}

@@ -7,6 +7,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import ModelError
 from mmtune.model.layout import Layout
 from mmtune.runtime.files import read_json
+from mmtune.runtime.format_number import check_format
 
 MANIFEST = "mmtune.json"
 WEIGHTS = "weights.safetensors"
@@ -45,10 +46,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     try:
         document = read_json(path)
-        if document.get("format") != FORMAT:
-            raise ModelError(
-                f"{directory}: artifact format {document.get('format')!r}; this mmtune reads {FORMAT}: update mmtune"
-            )
+        check_format(document.get("format"), FORMAT, path, ModelError)
         layout = Layout.from_json(document["layout"])
         info, files = document.get("info", {}), document.get("files", {})
         if not isinstance(info, dict) or not isinstance(files, dict):
