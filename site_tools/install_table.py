@@ -40,6 +40,7 @@ GIVES = {
     "docs": "this site: `mkdocs build --strict`",
     "test": "the tests (`pytest`)",
     "bench": "the peers that the benchmarks compare with",
+    "release": "building a release, its bill of materials and its audit",
     "browser": "tests of pages in a browser",
     "notebook": "running `notebooks/`",
 }
