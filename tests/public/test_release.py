@@ -15,9 +15,7 @@ import pytest
 
 from tests.support.docs_helpers import ROOT
 
-BUILD = (
-    "import sys; from setuptools import build_meta as b; print(b.build_sdist(sys.argv[1])); print(b.build_wheel(sys.argv[1]))"
-)
+BUILD = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_sdist(out); b.build_wheel(out)"
 DATA = {".json", ".yaml", ".html", ".j2", ".typed", ".py"}
 """Endings of the files of the package."""
 
