@@ -41,7 +41,7 @@ def backup_arguments(p: argparse.ArgumentParser) -> None:
 
 def backup_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        result = collection.maintenance.backup(args.out)
+        result = collection.maintenance.backup(args.out, quiet=False)
     return Result(result.to_dict(), f"{result.path}: {result.files} files, {result.bytes:,} bytes; live: {result.live}")
 
 
@@ -51,7 +51,7 @@ def restore_action(args: argparse.Namespace) -> Result:
     from mmtune.index.collection import Collection
     from mmtune.index.maintenance.backup import restore
 
-    result = restore(Path(args.file), Path(args.collection))
+    result = restore(Path(args.file), Path(args.collection), quiet=False)
     Collection(args.collection).close()  # fills the tables of its versions
     return Result(result.to_dict(), f"{result.path}: {', '.join(result.versions) or 'no versions'}; live: {result.live}")
 
@@ -101,7 +101,7 @@ def compact_action(args: argparse.Namespace) -> Result:
 
 def verify_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        r = collection.maintenance.verify()
+        r = collection.maintenance.verify(quiet=False)
     text = _lines(
         f"read {r.contents:,} stored contents, {r.vectors:,} cached vectors, {len(r.versions)} versions: {len(r.faults)} faults",
         r.faults,

@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     from mmtune.training.regularise.soup import soup
 
-    done = soup(args.models, args.data, args.out, how=args.how, metric=args.metric, batch_size=args.batch_size)
+    done = soup(args.models, args.data, args.out, how=args.how, metric=args.metric, batch_size=args.batch_size, quiet=False)
     lines = [f"{'+' if s['taken'] else '-'} {s['model']}: {args.metric} {s['alone']:.4f} alone" for s in done.steps]
     lines += [f"{done.artifact}: {args.metric} {done.score:.4f}; best single model: {done.best_single:.4f}"]
     return Result(done.to_dict(), "\n".join(lines))

@@ -19,6 +19,7 @@ from mmtune.model.artifact import load, save
 from mmtune.model.artifact.format import is_system_file
 from mmtune.model.dual_encoder import Model
 from mmtune.runtime.files import atomic_dir, write_json, write_text
+from mmtune.runtime.progress import Progress
 from mmtune.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def export(
     opened = None if data is None else as_data(data)
     request = ExportRequest(source, quantize, mel, example_signals(plain, opened))
     try:
-        with atomic_dir(directory) as tmp:
+        with atomic_dir(directory) as tmp, Progress("export", 3, "steps", quiet) as progress:
+            progress.print(f"export: writing {to}")
             written = target.write(plain, tmp, request)
+            progress.advance(1, "opening it again")
             result = ExportResult(
                 to, str(directory), plain.fingerprint, written.towers, written.left_out, written.notes, written.usage
             )
@@ -69,6 +72,7 @@ def export(
                 raise ModelError(
                     f"export to {to}: --data needs a format that mmtune can run; this export cannot be run by itself"
                 )
+            progress.advance(1, "comparing it with the model")
             if exported is not None:
                 _compare(plain, exported, target, request, result, check=check, speed=speed)
                 result.same_fingerprint = exported.fingerprint == plain.fingerprint if written.model else None

@@ -24,6 +24,7 @@ from mmtune.index.collection_results import CollectionResult
 from mmtune.index.maintenance.pending_work import PendingWork, write_pending
 from mmtune.runtime.files import atomic_open, read_json, sha256_file, write_json
 from mmtune.runtime.format_number import check_format
+from mmtune.runtime.progress import Progress
 
 HASHES = "sha256.json"
 FORMAT = 2
@@ -87,7 +88,7 @@ def snapshot(layout: CollectionLayout, directory: Path) -> None:
         source.close()
 
 
-def backup(layout: CollectionLayout, out: Path) -> BackupResult:
+def backup(layout: CollectionLayout, out: Path, quiet: bool = True) -> BackupResult:
     """Write a backup to the file `out`, atomically."""
     if out.exists():
         raise DataError(f"{out}: the file exists; name a new one")
@@ -99,12 +100,15 @@ def backup(layout: CollectionLayout, out: Path) -> BackupResult:
     try:
         snapshot(layout, staging)
         live = CollectionLayout(staging).live()["version"]
-        with atomic_open(out) as f, tarfile.open(fileobj=f, mode="w") as tar:
-            for path in sorted(p for p in staging.rglob("*") if p.is_file()):
+        files = sorted(p for p in staging.rglob("*") if p.is_file())
+        shown = Progress("backup", len(files), "files", quiet)
+        with atomic_open(out) as f, tarfile.open(fileobj=f, mode="w") as tar, shown as progress:
+            for path in files:
                 name = path.relative_to(staging).as_posix()
                 hashes[name] = sha256_file(path)
                 size += path.stat().st_size
                 tar.add(path, name, recursive=False)
+                progress.advance(1, f"{size / 1e6:.0f} MB")
             document = json.dumps({"format": FORMAT, "files": hashes}, indent=1).encode()
             info = tarfile.TarInfo(HASHES)
             info.size = len(document)
@@ -114,7 +118,7 @@ def backup(layout: CollectionLayout, out: Path) -> BackupResult:
     return BackupResult(str(out), len(hashes), size, live)
 
 
-def restore(file: Path, target: Path) -> CopyResult:
+def restore(file: Path, target: Path, quiet: bool = True) -> CopyResult:
     """Unpack a backup as the new collection `target`, after its files have been compared with their hashes.
 
     The stores that are not files of the backup are listed in pending.json; they are filled when the collection is opened.
@@ -133,12 +137,23 @@ def restore(file: Path, target: Path) -> CopyResult:
         hashes = _hashes(read_json(staging / HASHES), file)
         (staging / HASHES).unlink()
         present = {p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file()}
-        wrong = sorted(present ^ set(hashes)) or sorted(n for n in hashes if sha256_file(staging / n) != hashes[n])
+        wrong = sorted(present ^ set(hashes)) or _differing(staging, hashes, quiet)
         if wrong:
             raise DataError(f"{file}: damaged: {wrong[0]} is not what was backed up ({len(wrong)} files); use another backup")
         return _publish(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _differing(staging: Path, hashes: dict[str, str], quiet: bool) -> list[str]:
+    """Return the names of the files that do not have their hash."""
+    wrong = []
+    with Progress("restore", len(hashes), "files", quiet) as progress:
+        for name, digest in sorted(hashes.items()):
+            if sha256_file(staging / name) != digest:
+                wrong.append(name)
+            progress.advance(1)
+    return wrong
 
 
 def _hashes(document: JsonObject, file: Path) -> dict[str, str]:

@@ -55,9 +55,9 @@ class Maintenance:
         with self.layout.lock("build", wait=0.5):
             return Eraser(self.updates).erase(item, why)
 
-    def backup(self, out: str | Path) -> BackupResult:
+    def backup(self, out: str | Path, quiet: bool = True) -> BackupResult:
         """Write a backup of the collection, as it is at one moment, to the new file `out`."""
-        return backup(self.layout, Path(out))
+        return backup(self.layout, Path(out), quiet)
 
     def clone(self, target: str | Path) -> CopyResult:
         """Copy the collection to the new directory `target`, with an id and database tables of its own."""
@@ -92,9 +92,9 @@ class Maintenance:
                         after[label] = store.size()
         return CompactResult(before, after, behind, notes)
 
-    def verify(self) -> VerifyResult:
+    def verify(self, quiet: bool = True) -> VerifyResult:
         """Read every byte of the collection and compare it with its checksums."""
-        return verify_collection(self.layout, self.catalog, self.pool)
+        return verify_collection(self.layout, self.catalog, self.pool, quiet)
 
     def repair(self) -> RepairResult:
         """Repair what can be computed again: cached vectors, stores, and torn log lines."""

@@ -15,6 +15,7 @@ from mmtune.index.maintenance.sweep import used_fingerprints
 from mmtune.index.vector_cache import VectorCache
 from mmtune.index.version_pool import VersionPool
 from mmtune.runtime.files import read_json, read_jsonl_log
+from mmtune.runtime.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +60,10 @@ class RepairResult(CollectionResult):
     left: Sequence[str]
 
 
-def verify_collection(layout: CollectionLayout, catalog: Catalog, pool: VersionPool) -> VerifyResult:
+def verify_collection(layout: CollectionLayout, catalog: Catalog, pool: VersionPool, quiet: bool = True) -> VerifyResult:
     """Read the logs, the catalog and its contents, the cached vectors, and of every version the model, canaries and stores."""
     faults = _logs(layout)
-    contents, wrong = _contents(catalog)
+    contents, wrong = _contents(catalog, quiet)
     faults += wrong
     vectors, removable = 0, list[str]()
     for fingerprint, dim in used_fingerprints(layout).items():
@@ -80,6 +81,7 @@ def verify_collection(layout: CollectionLayout, catalog: Catalog, pool: VersionP
                     faults.append(f"{path}: {bad} of {count} cached vectors are damaged; they are computed again when needed")
     damaged = list[str]()
     for version in layout.versions():
+        Progress("verify", 0, quiet=quiet).print(f"verify: model and vectors of version {version}")
         try:
             opened = pool.reopen(version)
             wrong = [f for s in opened.stores.values() for f in getattr(s, "damaged_files", list)()]
@@ -110,19 +112,24 @@ def _logs(layout: CollectionLayout) -> list[str]:
     return faults
 
 
-def _contents(catalog: Catalog) -> tuple[int, list[str]]:
+def _contents(catalog: Catalog, quiet: bool) -> tuple[int, list[str]]:
     """Check the database's pages, and compare every stored content with its hash; returns (number of contents, faults)."""
     db, faults, count = catalog.connection(), list[str](), 0
     for (line,) in db.execute("pragma integrity_check(5)"):
         if line != "ok":
             faults.append(f"{catalog.path}: {line}")
-    for modality, label, data in db.execute("select modality, label, data from blobs"):
-        count += 1
-        try:
-            same = stable_label(modalities.get(modality).content_key(bytes(data))) == label
-        except Exception:  # content that cannot be decoded any more
-            same = False
-        if not same:
-            ids = [r[0] for r in db.execute("select id from content where modality = ? and label = ?", (modality, label))]
-            faults.append(f"{catalog.path}: the stored {modality} of item {(ids or ['?'])[0]!r} is damaged; upsert it again")
+    (total,) = db.execute("select count(*) from blobs").fetchone()
+    with Progress("verify", total, "contents", quiet) as progress:
+        for modality, label, data in db.execute("select modality, label, data from blobs"):
+            count += 1
+            progress.advance(1)
+            try:
+                same = stable_label(modalities.get(modality).content_key(bytes(data))) == label
+            except Exception:  # content that cannot be decoded any more
+                same = False
+            if not same:
+                ids = [r[0] for r in db.execute("select id from content where modality = ? and label = ?", (modality, label))]
+                faults.append(
+                    f"{catalog.path}: the stored {modality} of item {(ids or ['?'])[0]!r} is damaged; upsert it again"
+                )
     return count, faults

@@ -135,7 +135,7 @@ def soup(
     def score(state: StateDict) -> float:
         model.load_state_dict(dict(state))
         recompute_fingerprint(model)
-        return evaluate(model, rows, within=False, metrics=[metric], batch_size=batch_size).metric(metric)
+        return evaluate(model, rows, within=False, metrics=[metric], batch_size=batch_size, quiet=quiet).metric(metric)
 
     scores = [score(s) for s in states]
     order = sorted(range(len(places)), key=lambda i: (-scores[i], places[i]))

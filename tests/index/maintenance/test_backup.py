@@ -59,6 +59,17 @@ def test_a_damaged_or_foreign_backup_is_refused_in_one_line(coll, tmp_path):
     assert not (tmp_path / "r").exists() and not list(tmp_path.glob(".tmp*"))
 
 
+def test_backup_restore_and_verify_show_how_far_they_are(coll, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mmtune.runtime.progress.LINE_SECONDS", 0.0)
+    assert main(["index", "backup", str(coll.path), "--out", str(tmp_path / "b.tar")]) == 0
+    assert main(["index", "restore", str(tmp_path / "b.tar"), str(tmp_path / "restored")]) == 0
+    assert main(["index", "verify", str(tmp_path / "restored")]) == 0
+    shown = capsys.readouterr().err
+    assert all(line in shown for line in ("backup: 1/", "restore: 1/", "verify: 1/", "of version v1")), shown
+    coll.maintenance.backup(tmp_path / "quiet.tar")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_clone_is_independent(coll, tmp_path):
     assert main(["index", "clone", str(coll.path), str(tmp_path / "c2")]) == 0
     with Collection(tmp_path / "c2") as other:
