@@ -51,6 +51,9 @@ def _show(files: list[str], overrides: list[str]) -> Result:
 
     document = read_document(files[0], overrides)
     if isinstance(document, dict) and (missing := blank_keys(document)):
+        document = {
+            k: document[k] for k in Recipe.model_fields if k in document
+        } | document  # in the order of the documentation
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         return Result(document, f"{text}# not set yet, so without defaults: {', '.join(missing)}")
     recipe = Recipe.load(files[0], overrides)
