@@ -1,13 +1,12 @@
 """`embed` into a directory in which other data were embedded: no vector of the other data is left."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmtune.data.shards.dataset import open_data
-from mmtune.embedding.parquet_parts import embed
+from mmtune.embedding.parquet_parts import embed, read_meta
 from mmtune.model.artifact import load
 from tests.data.shards.test_dataset import tar
 from tests.support.data_helpers import picture, sound
@@ -34,7 +33,7 @@ def test_parts_of_other_data_are_removed(tmp_path: Path) -> None:
     assert len(embedded(out, "image")) == 6
     new = shards(tmp_path / "new", 50, 1, "wav")
     result = embed(model, new, out, quiet=True)
-    assert sorted(result.counts) == ["audio", "text"] and json.loads((out / "meta.json").read_text()) == result.to_dict()
+    assert sorted(result.counts) == ["audio", "text"] and read_meta(out) == result.to_dict()
     assert sorted(embedded(out, "audio")) == sorted(embedded(out, "text")) == ["050", "051"]
     assert not list((out / "image").glob("*.parquet"))
 

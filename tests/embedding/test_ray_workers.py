@@ -10,7 +10,7 @@ import pytest
 
 import mmtune
 from mmtune.data.pack.pack import pack
-from mmtune.embedding.parquet_parts import EmbedResult, embed
+from mmtune.embedding.parquet_parts import EmbedResult, embed, read_meta
 from mmtune.embedding.ray_workers import on_ray
 from mmtune.errors import DataError
 from tests.support import corpora
@@ -56,7 +56,7 @@ def test_vectors_are_those_of_one_process(cluster, tmp_path):
     assassin.join(10)
     assert killed
     for run in ("two", "killed"):
-        assert json.loads((tmp_path / run / "meta.json").read_text()) == json.loads(json.dumps(want.to_dict()))
+        assert read_meta(tmp_path / run) == json.loads(json.dumps(want.to_dict()))
         for part in (tmp_path / "one").rglob("*.parquet"):
             a, b = pq.read_table(part), pq.read_table(tmp_path / run / part.relative_to(tmp_path / "one"))
             assert a["id"] == b["id"]
