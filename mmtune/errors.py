@@ -33,5 +33,9 @@ class TrainingError(MmtuneError):
     """Training cannot start or continue, e.g. because of a non-finite loss, or a run directory of another recipe."""
 
 
+class ProcessEnded(TrainingError):
+    """Another process of a distributed run has ended while this one waited for it."""
+
+
 class Rejected(Exception):
     """The value of one row cannot be used. The message is the reason; `pack` writes it to rejected.jsonl and continues."""

@@ -24,7 +24,7 @@ GIVES = {
     "pgvector": "`--store pgvector` (PostgreSQL)",
     "qdrant": "`--store qdrant`",
     "qdrant-edge": "`--store qdrant-edge`: Qdrant's engine without a server",
-    "ray": "`mmtune index embed --engine ray`",
+    "ray": "`--engine ray` of `embed`, `mine`, `pack`, `train` and `index embed`",
     "aac": "sound files .m4a and .aac",
     "onnx": "towers from `onnx:FILE`; `mmtune export --to onnx`",
     "openvino": "`mmtune export --to openvino`",

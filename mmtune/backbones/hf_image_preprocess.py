@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.backbones.crop_before_resize import centre_crop_of_resized, shortest_edge_size
+from mmtune.modalities.turbo_jpeg import pixels_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -83,7 +84,7 @@ class ResizeCropNormalise:
 
         width, height = self._target(*image.size)
         thin = self.crop and centre_crop_of_resized(image, (width, height), (self.crop[1], self.crop[0]), self.resample)
-        x = torch.from_numpy(np.array(thin or image, dtype=np.uint8)).permute(2, 0, 1)
+        x = torch.from_numpy(pixels_of(thin or image)).permute(2, 0, 1)
         if thin:
             pass  # already resized and cropped
         elif self.mode.value in ("bilinear", "bicubic"):
@@ -95,7 +96,7 @@ class ResizeCropNormalise:
             top, left = round((h - crop_h) / 2), round((w - crop_w) / 2)
             fits = h >= crop_h and w >= crop_w
             x = x[:, top : top + crop_h, left : left + crop_w] if fits else F.center_crop(x, [crop_h, crop_w])
-        return x.to(torch.float32).sub_(self.mean).div_(self.std)
+        return x[:3].to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).div_(self.std)
 
     def _target(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) to which an image of this width and height is resized."""

@@ -42,7 +42,8 @@ MAX_ROWS = 512
 DATA_BOUND = 0.1
 """Data loading counts as the bottleneck if training waits for data for more than this fraction of the time."""
 ADVICE = {
-    "network": "More data.workers read more at once; data.read: stream with data.cache_size keeps shards on disk; or copy them nearer.",
+    "network": "data.read: stream with data.cache_size keeps shards on disk from the second epoch on; without stream, more data.workers "
+    "read more at once. Or copy the shards nearer, or pack smaller files.",
     "disk": "Use a faster disk, smaller files, or more data.workers, which read at once; data.cache keeps decoded items in memory from the second epoch on.",
     "decode": "Use more data.workers if there are free CPUs, and files close to the tower's input size (pack smaller ones).",
     "preprocess": "Use more data.workers if there are free CPUs (data.worker_kind: processes for many), or fewer augmentations.",

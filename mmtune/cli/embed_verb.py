@@ -9,7 +9,6 @@ terminals); the processes share the work.
 """
 
 import argparse
-from pathlib import Path
 
 from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result
@@ -38,17 +37,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
-def engine(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose where the embedding runs."""
+def engine(parser: argparse.ArgumentParser, workers: bool = True) -> None:
+    """Add the options that choose where a command runs: --engine, and --workers unless `workers` is False."""
     parser.add_argument(
         "--engine",
         choices=("here", "ray"),
         default="here",
         help="here (default): in this process; ray: on the Ray cluster at RAY_ADDRESS, or on a local one",
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="number of Ray processes (default: one per GPU; without GPUs, one per core)"
-    )
+    if workers:
+        parser.add_argument(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="number of Ray processes (default: one per GPU; without GPUs, one per core)",
+        )
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> Result:
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray
 
-        on_ray(embed, (args.model, args.data, str(Path(args.out).absolute()), *common, True), args.workers, **more)
+        on_ray(embed, (args.model, args.data, args.out, *common, True), args.workers, **more)
     done = embed(args.model, args.data, args.out, *common, args.quiet, **more)
     lines = [f"{m}: {c.rows} vectors in {c.parts} parts, {c.missing} rows without {m}" for m, c in done.counts.items()]
     return Result(

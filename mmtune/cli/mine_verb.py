@@ -7,7 +7,8 @@
 The negatives are written to --out. An HTML page beside it, the audit, shows which negatives were mined, and which candidates were
 dropped and why. To correct mistakes, write judgments to a JSONL file with lines such as {"query_id": ..., "negative_id": ...,
 "verdict": "positive"} (or "negative"), and pass the file as --judgments. Every key of the recipe block `mining:` can be set with
---set. Processes started by torchrun (torchrun --nproc-per-node N -m mmtune mine ...) share the embedding.
+--set. Processes started by torchrun (torchrun --nproc-per-node N -m mmtune mine ...) share the embedding. With --engine ray, the
+workers of a Ray cluster embed, shard by shard; after an interruption the same command continues with the shards that are left.
 
 Exit status 1: no negative was mined; the audit shows why.
 """
@@ -16,6 +17,7 @@ import argparse
 
 from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result
+from mmtune.cli.embed_verb import engine
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
@@ -74,6 +76,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
     add_skip_bad(parser)
+    engine(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -94,6 +97,8 @@ def run(args: argparse.Namespace) -> Result:
         vectors=args.vectors,
         quiet=args.quiet,
         skip_bad=args.skip_bad,
+        engine=args.engine,
+        workers=args.workers,
     )
     head = f"{result.table}  {result.mined} negatives; audit: {result.page}"
     return Result(result.to_dict(), f"{head}\n{summary(result.document)}", 0 if result.mined else 1)

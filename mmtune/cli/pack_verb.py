@@ -4,7 +4,8 @@
 
 Columns with common names are recognised; all other columns become metadata. File paths in a table are relative to the table.
 Rows that cannot be used are listed in DIR/rejected.jsonl with the reason. Resumable: after an interruption, run the same command
-again; it packs only the remaining rows.
+again; it packs only the remaining rows. With --engine ray the files are read and checked on a Ray cluster, whose nodes must see
+them under the same paths.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.cli.dispatch import Result
+from mmtune.cli.embed_verb import engine
 from mmtune.contracts import Option
 
 if TYPE_CHECKING:
@@ -71,8 +73,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard-size", default="256MB", metavar="SIZE", help="maximum size of a shard (default 256MB)")
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument(
-        "--workers", type=int, default=workers, metavar="N", help=f"worker processes that check rows (default here: {workers})"
+        "--workers",
+        type=int,
+        metavar="N",
+        help=f"worker processes that check rows (default here: {workers}; with --engine ray one per core of the cluster)",
     )
+    engine(parser, workers=False)
     parser.add_argument(
         "--max-rejected",
         type=float,
@@ -102,6 +108,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="delete the shards in DIR and start again")
 
 
+def _workers(args: argparse.Namespace) -> int:
+    return args.workers or (0 if args.engine == "ray" else min(8, os.cpu_count() or 1))
+
+
 def run(args: argparse.Namespace) -> Result:
     from mmtune.data.pack.pack import pack
 
@@ -121,13 +131,14 @@ def run(args: argparse.Namespace) -> Result:
             negatives=args.negative,
             score=args.score,
             shard_size=args.shard_size,
-            workers=args.workers,
+            workers=_workers(args),
             max_rejected=args.max_rejected,
             options=options,
             max_bytes=args.max_bytes,
             timeout=args.timeout,
             overwrite=args.overwrite,
             drop=args.drop,
+            engine=args.engine,
             progress=progress,
         )
     document = {**result.to_dict(), "seconds": round(time.monotonic() - started, 3)}

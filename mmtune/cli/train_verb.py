@@ -4,13 +4,16 @@
 
 The run directory (run.dir) will contain checkpoints/, metrics.jsonl, tensorboard/ and artifact/. The artifact is the tuned model;
 pass it as MODEL to the other commands.
-Several processes: torchrun --nproc-per-node N -m mmtune train RECIPE.yaml ...   (or accelerate launch -m mmtune train ...)
+Several processes: torchrun --nproc-per-node N -m mmtune train RECIPE.yaml ...   (or accelerate launch -m mmtune train ...;
+or mmtune train RECIPE.yaml --engine ray --workers N, which starts them by Ray Train)
 After an interruption, run the same command with --resume; the result is the same as without the interruption.
 """
 
 import argparse
 
 from mmtune.cli.dispatch import Result
+from mmtune.cli.embed_verb import engine
+from mmtune.errors import RecipeError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="train N times, with the seeds train.seed, train.seed + 1, ..., in run.dir/seed-0, ..., and print mean, sd and t-interval "
         "of each metric on data.val",
     )
+    engine(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
@@ -43,9 +47,19 @@ def run(args: argparse.Namespace) -> Result:
         if args.seeds is not None:
             from mmtune.sweeps.repeat_seeds import repeat_seeds
 
+            if args.engine == "ray":
+                raise RecipeError(
+                    "--seeds trains in this process: leave out --engine ray, or start one run for each train.seed"
+                )
+
             repeated = repeat_seeds(args.recipe, overrides, seeds=args.seeds, resume=args.resume, quiet=args.quiet)
             return Result(repeated.to_dict(), str(repeated))
-        out = train(args.recipe, overrides, resume=args.resume, quiet=args.quiet)
+        if args.engine == "ray":
+            from mmtune.training.ray_train import train_on_ray
+
+            out = train_on_ray(train, args.recipe, overrides, resume=args.resume, quiet=args.quiet, workers=args.workers)
+        else:
+            out = train(args.recipe, overrides, resume=args.resume, quiet=args.quiet)
     except Stopped as e:
         return Result({"stopped": str(e)}, f"{e}; the same command with --resume continues", 130)
     return Result(out.to_dict(), str(out))

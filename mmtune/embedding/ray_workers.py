@@ -1,4 +1,4 @@
-"""Run `mmtune embed` on a Ray cluster (`--engine ray`): one worker per GPU, or one per CPU core if there is no GPU.
+"""Embed on a Ray cluster (`mmtune embed --engine ray`): one worker per GPU, or one per CPU core if there is no GPU.
 
 Each worker is a Ray task that runs the same function as a single process would. The workers share the work through lock files
 (`mmtune.runtime.work_lock`), exactly as processes started by torchrun or a Slurm array do. The output files are therefore the
@@ -10,15 +10,9 @@ Ray Data's `map_batches` is not used: it needs its own reading, batching and wri
 object store, and after a failure of the driver process it starts from the beginning.
 """
 
-import logging
-import os
 from collections.abc import Callable
 
-from mmtune.contracts import JsonObject
-from mmtune.errors import MissingExtra, MmtuneError
-
-OBJECT_STORE_BYTES = 128 << 20
-"""Size of Ray's object store. It can be small, because the workers write their embeddings to files."""
+from mmtune.runtime.ray_cluster import in_directory, ray_cluster
 
 
 def on_ray(work: Callable[..., object], arguments: tuple[object, ...], workers: int | None = None, **options: object) -> None:
@@ -28,34 +22,18 @@ def on_ray(work: Callable[..., object], arguments: tuple[object, ...], workers: 
     A worker that has died more than three times is not restarted; the other workers or the caller complete its work.
 
     work: a function that several processes can run together, such as `mmtune.embedding.parquet_parts.embed`
-    arguments, options: its arguments; paths must be absolute and valid on every node
+    arguments, options: its arguments. Relative paths are those of the directory of the caller; all paths must be valid on every node
     workers: number of workers; None means one per GPU, or one per CPU core if there is no GPU
 
     Raises MissingExtra if Ray is not installed, and any MmtuneError that `work` raises.
     """
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtra('--engine ray needs Ray: pip install "mmtune[ray]"') from None
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        small_cluster = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        local: JsonObject = {} if os.environ.get("RAY_ADDRESS") else small_cluster
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
-    try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        count = workers or gpus or int(ray.cluster_resources().get("CPU", 1))
-        task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)(work)
-        for worker in [task.remote(*arguments, **options) for _ in range(count)]:
+    with ray_cluster() as cluster:
+        ray = cluster.ray
+        task = ray.remote(num_cpus=1, num_gpus=1 if cluster.gpus else 0, max_retries=3)(in_directory(work))
+        for worker in [task.remote(*arguments, **options) for _ in range(cluster.workers(workers))]:
             try:
-                ray.get(worker)
-            except ray.exceptions.RayTaskError as e:
-                if isinstance(e.cause, MmtuneError):
-                    raise e.cause from None
+                cluster.result(worker)
+            except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError:
-                continue
-    finally:
-        if started_here:
-            ray.shutdown()
+                continue  # it died too often; the others or the caller write its parts

@@ -1,5 +1,6 @@
 """`mmtune.mine`: embed a dataset with a model, mine hard negatives, and write a negatives table with its audit."""
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ from mmtune.mining.given_negatives import load_given
 from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.mining_result import MiningResult
 from mmtune.mining.stored_vectors import stored_embeddings
+from mmtune.mining.vectors_on_ray import embed_on_ray
 from mmtune.mining.verifier import make_verifier
 from mmtune.recipe.block import check
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.runtime.distributed import init_processes
+from mmtune.runtime.ray_cluster import Engine
 
 if TYPE_CHECKING:
     from mmtune.data.in_memory import DataLike
@@ -35,6 +38,8 @@ def mine(
     cache: str | Path | None = None,
     quiet: bool = False,
     skip_bad: bool = False,
+    engine: Engine = "here",
+    workers: int | None = None,
 ) -> MiningResult:
     """Embed DATA with MODEL and mine every direction into the Parquet file `out`. The audit is written next to it.
 
@@ -46,6 +51,9 @@ def mine(
     cache: a directory in which to keep content hashes, which do not depend on the model
     quiet: show no progress
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
+
+    engine: "ray" embeds on the Ray cluster of RAY_ADDRESS, or on one that is started on this machine; this process searches and writes
+    workers: number of Ray workers; None means one per GPU, or one per CPU core if there is no GPU
 
     If started by torchrun, each process embeds its share of the rows, and rank 0 searches and writes. Raises MmtuneError.
     """
@@ -63,20 +71,24 @@ def mine(
     modalities = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
     with init_processes() as processes:  # before the model is loaded, so that each process loads it on its own accelerator
         loaded = load(model) if isinstance(model, str | Path) else model
-        embedded = (
-            {}
-            if vectors
-            else embed_data(loaded, opened, modalities, batch_size, quiet or not processes.is_main_process, processes=processes)
-        )
+        names = shared_modalities(loaded, opened, modalities)
+        stored = Path(vectors) if vectors else None
+        embedded = {}
+        if engine == "ray" and stored is None:
+            stored = embed_on_ray(
+                model, loaded, data, Path(out), names, batch_size=batch_size, workers=workers, skip_bad=skip_bad, quiet=quiet
+            )
+        elif stored is None:
+            silent = quiet or not processes.is_main_process
+            embedded = embed_data(loaded, opened, names, batch_size, silent, processes=processes)
         if not processes.is_main_process:
             table, mined, document = processes.broadcast()
             return MiningResult.beside(Path(table), mined, document)
         given = load_given(opened)
         Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".vectors-", dir=Path(out).absolute().parent) as scratch:
-            if vectors:
-                names = shared_modalities(loaded, opened, modalities)
-                embedded = stored_embeddings(vectors, loaded, opened, names, scratch)
+            if stored is not None:
+                embedded = stored_embeddings(stored, loaded, opened, names, scratch)
             result = mine_vectors(
                 embedded,
                 out,
@@ -88,6 +100,8 @@ def mine(
                 quiet=quiet,
                 judged=given.verdicts(opened.ids) if given else (),
             )
+        if stored is not None and not vectors:
+            shutil.rmtree(stored)
         processes.broadcast([str(result.table), result.mined, result.document])
         return result
 

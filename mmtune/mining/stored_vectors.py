@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.embedding.parquet_parts import read_meta
 from mmtune.errors import DataError
-from mmtune.model.prompts import has_query_prompt
+from mmtune.model.prompts import QUERY, has_query_prompt
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BLOCK = 65_536
 """Rows that are copied at a time."""
+QUERY_FOLDER = "queries"
+"""Subfolder of the vectors with those of prompt role "query", for models whose queries have a prompt of their own."""
 
 
 def stored_embeddings(
@@ -27,33 +29,39 @@ def stored_embeddings(
     The vectors are copied from Parquet to one array file of each modality in `scratch` and mapped from there, so that memory holds only
     the pages in use; ids and labels are in memory.
 
-    folder: the directory OUT of `mmtune embed`, of the same model and data
+    folder: the directory OUT of `mmtune embed`, of the same model and data. If the model has a query prompt, OUT/queries is the
+        directory of `mmtune embed --role query`
     scratch: directory for rows x dimensions x 4 bytes, which the caller removes
 
     Raises DataError if the vectors are of another model, of other rows, or incomplete.
     """
     folder = Path(folder)
-    if not (folder / "meta.json").is_file():
-        raise DataError(
-            f"--vectors {folder}: has no meta.json; give the directory that `mmtune embed MODEL DATA --out DIR` wrote"
-        )
-    meta = read_meta(folder)
-    if meta.get("fingerprint") != model.fingerprint or meta.get("role"):
-        raise DataError(
-            f"--vectors {folder}: vectors of another model ({meta.get('fingerprint')}) or prompt role than {model.fingerprint}; embed again"
-        )
+    _check_meta(folder, model, None)
+    if any(has_query_prompt(model.prompts, m) for m in modalities):
+        _check_meta(folder / QUERY_FOLDER, model, QUERY)
     out = {}
     for m in modalities:
-        if has_query_prompt(model.prompts, m):
-            raise DataError(
-                f"--vectors: the model has a query prompt for {m}, and stored vectors are those of candidates; leave it out"
-            )
         rows = np.flatnonzero(data.present[m])
         ids = data.ids.take(rows)
-        vectors = _mapped(folder / m, ids, model.dim, Path(scratch) / f"{m}.npy", folder)
+        made = [_mapped(folder / m, ids, model.dim, Path(scratch) / f"{m}.npy", folder)]
+        if has_query_prompt(model.prompts, m):
+            made.append(_mapped(folder / QUERY_FOLDER / m, ids, model.dim, Path(scratch) / f"{m}-{QUERY}.npy", folder))
         labels = {k: v[rows] for k, v in data.labels.items()}
-        out[m] = Embeddings(ids, data.groups.take(rows), labels, vectors, model.fingerprint)
+        out[m] = Embeddings(ids, data.groups.take(rows), labels, made[0], model.fingerprint, *made[1:])
     return out
+
+
+def _check_meta(folder: Path, model: "Model", role: str | None) -> None:
+    """Raise DataError unless `mmtune embed` wrote the folder, with this model and prompt role."""
+    again = f"`mmtune embed MODEL DATA --out {folder}{f' --role {role}' if role else ''}`"
+    if not (folder / "meta.json").is_file():
+        why = "the model has another prompt for queries, so their vectors are needed too: " if role else ""
+        raise DataError(f"--vectors {folder}: has no meta.json; {why}give the directory that {again} wrote")
+    meta = read_meta(folder)
+    if meta.get("fingerprint") != model.fingerprint or meta.get("role") != role:
+        raise DataError(
+            f"--vectors {folder}: vectors of another model ({meta.get('fingerprint')}) or prompt role than {model.fingerprint}; {again}"
+        )
 
 
 def _mapped(parts: Path, ids: list[str], dim: int, path: Path, folder: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from mmtune.modalities.image_augmentation import FurtherAugmentation, ImageAugme
 from mmtune.modalities.perceptual_hash import IMAGE_DISTANCE, image_hash
 from mmtune.modalities.picture_file import is_deep, load_deep_colours, open_picture, within_our_limits
 from mmtune.modalities.tones import picture_from_array, to_levels
-from mmtune.modalities.turbo_jpeg import decode_jpeg
+from mmtune.modalities.turbo_jpeg import DecodedJpeg, decode_jpeg
 
 MAX_PIXELS = 100_000_000  # default limit in datasets
 REQUEST_PIXELS = 50_000_000  # default limit in HTTP requests
@@ -44,7 +44,8 @@ def to_rgb(image: PILImage.Image) -> PILImage.Image:
     The image is rotated by its EXIF orientation, transparent parts become white, and values that are not 8-bit levels are
     scaled by `tones.to_levels`. `image` may be modified in place, and may be the returned object.
     """
-    image.load()
+    if not isinstance(image, DecodedJpeg):  # which is decoded, and converted to Pillow's format only where Pillow reads it
+        image.load()
     if image.format != "JPEG" or not {"exif", "xmp"}.isdisjoint(image.info):  # a JPEG without metadata has no orientation
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode.startswith("I"):

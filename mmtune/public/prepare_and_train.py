@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
     from mmtune.recipe.mining_block import MiningOptions
     from mmtune.recipe.recipe import Recipe
+    from mmtune.runtime.ray_cluster import Engine
     from mmtune.sweeps.sweep_result import SweepResult
     from mmtune.training.callbacks import Callback
     from mmtune.training.regularise.soup import SoupResult
@@ -46,6 +47,7 @@ def pack(
     timeout: float = 60.0,
     overwrite: bool = False,
     drop: str | Path | None = None,
+    engine: Engine = "here",
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """Check a source of samples and pack them into WebDataset shards.
@@ -66,13 +68,14 @@ def pack(
     score: column with the score of each row's pair; scores are also written to judgments.jsonl, for `evaluate(qrels=...)`
     shard_size: maximum size of a shard, e.g. "256MB"; a single row that is larger gets a shard of its own
     workers: number of worker processes that check files; at least one is always used, so that a file that crashes its decoder
-        does not end the pack
+        does not end the pack; 0 with engine="ray" means one per core of the cluster
     max_rejected: maximum fraction of rejected rows
     options: limits of the modalities, e.g. {"max_pixels": 100000000}
     max_bytes: maximum size of one file
     timeout: seconds after which a file is rejected because checking it takes too long
     overwrite: delete an existing pack in `out` that was made with other arguments
     drop: a file with rows to leave out, as `mmtune doctor --out` writes it, or with one id a line
+    engine: "ray" checks the files on the Ray cluster of RAY_ADDRESS, or on one that is started on this machine; this process writes
     progress: function (rows done, packed, rejected, total) that is called after every row; the total is an estimate
 
     Returns counts, reasons of rejection and paths. Raises DataError if the source or `out` cannot be used. Also raises DataError
@@ -99,6 +102,7 @@ def pack(
         timeout=timeout,
         overwrite=overwrite,
         drop=drop,
+        engine=engine,
         progress=progress,
     )
 
@@ -140,6 +144,8 @@ def mine(
     group: str | None = None,
     quiet: bool = False,
     skip_bad: bool = False,
+    engine: Engine = "here",
+    workers: int | None = None,
 ) -> MiningResult:
     """Mine hard negatives: embed the data with the model, search candidates in every direction, and drop false negatives.
 
@@ -158,6 +164,8 @@ def mine(
     cache: directory in which perceptual hashes of the data are cached
     quiet: show no progress
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
+    engine: "ray" embeds on the Ray cluster of RAY_ADDRESS, or on one that is started on this machine; this process searches and writes
+    workers: number of Ray workers; None means one per GPU, or one per CPU core if there is no GPU
 
     Raises MmtuneError if the options, the model or the data are invalid.
     """
@@ -180,6 +188,8 @@ def mine(
         cache=cache,
         quiet=quiet,
         skip_bad=skip_bad,
+        engine=engine,
+        workers=workers,
     )
 
 
@@ -195,6 +205,8 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
+    engine: Engine = "here",
+    workers: int | None = None,
 ) -> TrainResult:
     """Train by a recipe and return the result: paths, scores and the fingerprint of the trained model.
 
@@ -211,6 +223,8 @@ def train(
     quiet: print no progress
     callbacks: objects whose methods are called during the run (subclasses of `mmtune.training.Callback`), in addition to those of
         the recipe key `run.callbacks`
+    engine: "ray" trains in the workers of Ray Train's TorchTrainer, on the cluster of RAY_ADDRESS or on one that is started on this machine
+    workers: number of Ray workers; None means one per GPU, or one per CPU core if there is no GPU
 
     Raises MmtuneError, e.g. if the recipe is invalid, or if the run directory contains a run and `resume` is False.
 
@@ -224,6 +238,10 @@ def train(
         from mmtune.public.recipe_data import with_data
 
         recipe, overrides = with_data(recipe, overrides, data, val, columns=columns, id=id, group=group)
+    if engine == "ray":
+        from mmtune.training.ray_train import train_on_ray
+
+        return train_on_ray(train_, recipe, overrides, resume=resume, quiet=quiet, callbacks=callbacks, workers=workers)
     return train_(recipe, overrides, resume=resume, quiet=quiet, callbacks=callbacks)
 
 

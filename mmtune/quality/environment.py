@@ -26,7 +26,7 @@ FEATURES = {
     "pgvector": "the store pgvector",
     "qdrant": "the store qdrant",
     "qdrant-edge": "the store qdrant-edge",
-    "ray": "mmtune embed --engine ray",
+    "ray": "--engine ray of mmtune embed, mine, pack, train and index embed",
     "aac": "sounds in .m4a and .aac files",
     "heif": "pictures in .heic files",
     "onnx": "towers in ONNX files, mmtune export --to onnx",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmtune.errors import TrainingError
+from mmtune.errors import ProcessEnded
 from mmtune.runtime.devices import local_device
 from mmtune.runtime.rendezvous import agree_on_attempt
 
@@ -178,7 +178,7 @@ def init_processes() -> Iterator[Processes]:
     """Context manager that initialises torch.distributed from the launcher's environment variables.
 
     Yields the `Processes` of this rank, or SINGLE_PROCESS when those variables are missing. If the caller has initialised a
-    process group already, that group is used and not destroyed afterwards. Raises TrainingError when another process ends
+    process group already (Ray Train does), that group is used and not destroyed afterwards. Raises ProcessEnded when another process ends
     while this process waits for it.
     """
     owned = not torch.distributed.is_initialized()
@@ -206,7 +206,7 @@ def init_processes() -> Iterator[Processes]:
         if not isinstance(e, torch.distributed.DistError) and "/gloo/" not in str(e):
             raise
         line = str(e).split("] ", 1)[-1].split(". ")[0].partition("\n")[0]
-        raise TrainingError(
+        raise ProcessEnded(
             f"process {processes.rank}: another process ended ({line}); see the error message of that process for the cause"
         ) from e
     processes.barrier()  # only on success: after an error this process ends without waiting for the other ranks

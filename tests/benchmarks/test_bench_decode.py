@@ -64,11 +64,13 @@ def test_photos():
     from transformers import CLIPImageProcessor
 
     from mmtune import modalities
+    from mmtune.backbones.hf_image_preprocess import ImagePreprocess
     from mmtune.backbones.open_clip_image_preprocess import OpenClipImagePreprocess
 
     kind, preprocess = modalities.get("image"), OpenClipImagePreprocess({"size": 224, "mean": MEAN, "std": STD})
     theirs = image_transform_v2(PreprocessCfg(size=224, mean=MEAN, std=STD), is_train=False)
     processor = CLIPImageProcessor()
+    of_hf = ImagePreprocess(processor)
 
     def opened(data):
         return PIL.Image.open(io.BytesIO(data)).convert("RGB")
@@ -84,6 +86,7 @@ def test_photos():
 
     ways = {
         "mmtune": lambda data: preprocess(kind.decode_scaled(data, 224.0))["image"],
+        "mmtune (Hugging Face checkpoint)": lambda data: of_hf(kind.decode_scaled(data, 224.0))["pixel_values"],
         "bare simplejpeg + Pillow resize": bare,
         "open_clip (Pillow)": lambda data: theirs(opened(data)),
         "sentence-transformers (transformers' processor)": lambda data: processor(opened(data), return_tensors="pt")[
@@ -97,10 +100,13 @@ def test_photos():
     values = photos(100)
     exact = ways["open_clip (Pillow)"](values[0])
     assert torch.equal(ways["mmtune"](values[0]), exact)
+    of_transformers = ways["sentence-transformers (transformers' processor)"](values[0])[0]
+    assert torch.allclose(ways["mmtune (Hugging Face checkpoint)"](values[0]), of_transformers, atol=2e-6)
     levels = float((torchvision(values[0]) - exact).abs().max() * min(STD) * 255)
     line = {"bench": "640 x 480 JPEG to 224 x 224, images/s a core", "rates": rates(ways, values), "torchvision_levels": levels}
     print(json.dumps({**line, "load": [round(x, 1) for x in os.getloadavg()], "rounds": ROUNDS}))
     assert line["rates"]["mmtune"] >= 0.95 * line["rates"]["bare simplejpeg + Pillow resize"]
+    assert line["rates"]["mmtune (Hugging Face checkpoint)"] > line["rates"]["sentence-transformers (transformers' processor)"]
 
 
 def clips(n):

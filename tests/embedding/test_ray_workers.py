@@ -14,16 +14,15 @@ from mmtune.embedding.parquet_parts import EmbedResult, embed, read_meta
 from mmtune.embedding.ray_workers import on_ray
 from mmtune.errors import DataError
 from tests.support import corpora
+from tests.support.ray_nodes import one_node
 
 pytestmark = pytest.mark.dist
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray", reason="ray is not installed")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with one_node() as ray:
+        yield ray
 
 
 def kill_a_worker(out: Path, killed: list) -> None:

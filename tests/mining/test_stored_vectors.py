@@ -12,6 +12,7 @@ import mmtune
 from mmtune.data.pack.pack import pack
 from mmtune.errors import DataError
 from mmtune.mining import mine_model
+from mmtune.recipe.prompts_block import parse_prompts
 from tests.support import corpora
 
 
@@ -35,13 +36,32 @@ def test_the_table_is_the_same_and_nothing_is_embedded_or_left(home, tmp_path, r
     monkeypatch.setattr(mine_model, "mine_vectors", lambda e, *a, **k: (mapped.extend(e.values()), usual(e, *a, **k))[1])
     monkeypatch.setattr(mine_model, "embed_data", None)
     found = mmtune.mine("tiny:clip", home / "packed", tmp_path / "b.parquet", quiet=True, vectors=vectors)
-    a, b = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab")
-    assert found.mined > 0 and a.keys() == b.keys()
-    for name in a:  # batches of one shard give other last bits than batches of all rows
-        numbers = isinstance(a[name][0], float)
-        assert np.allclose(a[name], b[name], atol=1e-5) if numbers else a[name] == b[name], name
+    assert found.mined > 0
+    assert_same_table(tmp_path / "a.parquet", tmp_path / "b.parquet")
     assert all(isinstance(e.vectors, np.memmap) for e in mapped) and len(mapped) == 2
     assert not list(tmp_path.glob(".vectors-*"))
+
+
+def test_a_model_with_a_query_prompt_needs_the_vectors_of_queries_too(home, tmp_path):
+    model = mmtune.load("tiny:clip")
+    model.set_prompts(parse_prompts({"text": {"default": "a photo: {}", "query": "find {}"}}))
+    with_queries = tmp_path / "vectors"
+    mmtune.embed(model, home / "packed", with_queries, quiet=True)
+    with pytest.raises(DataError, match=r"queries: has no meta.json; the model has another prompt for queries.*--role query"):
+        mmtune.mine(model, home / "packed", tmp_path / "b.parquet", quiet=True, vectors=with_queries)
+    mmtune.embed(model, home / "packed", with_queries / "queries", ["text"], quiet=True, role="query")
+    mmtune.mine(model, home / "packed", tmp_path / "a.parquet", quiet=True)
+    mmtune.mine(model, home / "packed", tmp_path / "b.parquet", quiet=True, vectors=with_queries)
+    assert_same_table(tmp_path / "a.parquet", tmp_path / "b.parquet")
+
+
+def assert_same_table(one, two):
+    """Batches of one shard give other last bits than batches of all rows."""
+    a, b = (pq.read_table(path).to_pydict() for path in (one, two))
+    assert a.keys() == b.keys() and len(a["query_id"]) > 0
+    for name in a:
+        numbers = isinstance(a[name][0], float)
+        assert np.allclose(a[name], b[name], atol=1e-5) if numbers else a[name] == b[name], name
 
 
 def test_the_verb(home, tmp_path):

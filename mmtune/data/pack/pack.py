@@ -19,6 +19,7 @@ from mmtune.data.pack.decode_pool import DecodePool
 from mmtune.data.pack.drop_list import read_drop_ids
 from mmtune.data.pack.pair_rows import PairRows, assign_pair_columns
 from mmtune.data.pack.pair_tables import NegativeCounts
+from mmtune.data.pack.ray_pool import RayDecodePool
 from mmtune.data.pack.resume_journal import PackJournal, RejectedRow
 from mmtune.data.pack.split_writer import SplitWriter, rejected_row
 from mmtune.data.shards.shard_index import FORMAT, KIND, SPLIT_KIND
@@ -26,6 +27,7 @@ from mmtune.data.sources.memory_rows import InMemory, memory_source
 from mmtune.data.sources.row_source import RowSource, open_source
 from mmtune.errors import DataError, DataWarning
 from mmtune.runtime.files import write_json, write_jsonl
+from mmtune.runtime.ray_cluster import Engine
 from mmtune.runtime.results import ResultFields
 from mmtune.runtime.sizes import parse_size
 
@@ -112,6 +114,7 @@ def pack(
     timeout: float = 60.0,
     overwrite: bool = False,
     drop: str | Path | None = None,
+    engine: Engine = "here",
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """Check a source and pack it into WebDataset shards; see `mmtune.pack` for the parameters.
@@ -142,7 +145,8 @@ def pack(
     identity["dropped ids"] = sha256(dropped).hexdigest() if drop_ids else None
     with PackJournal(Path(out), identity, overwrite) as journal:
         run = _PackRun(roles, journal, shard_bytes, drop_ids)
-        with DecodePool(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
+        make_pool = RayDecodePool if engine == "ray" else DecodePool
+        with make_pool(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
             run.pack_rows(pool, progress)
         if not run.rows:
             journal.remove()
@@ -227,7 +231,7 @@ class _PackRun:
                 row.settled = row.split is not None and self._writer(row.split).is_settled(row.number)
                 yield row
 
-    def pack_rows(self, pool: DecodePool, progress: ProgressCallback | None) -> None:
+    def pack_rows(self, pool: DecodePool | RayDecodePool, progress: ProgressCallback | None) -> None:
         """Check all rows and write them. On any exception, Ctrl-C included, unfinished shards are removed."""
         try:
             for row in pool.check(self._source_rows()):
