@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.contracts import Scorer
+from mmtune.contracts import Embeddings, Scorer
 from mmtune.embedding.embed_rows import embed_data, shared_modalities
 from mmtune.errors import RecipeError
 from mmtune.mining.given_negatives import load_given
@@ -51,7 +51,6 @@ def mine(
     cache: a directory in which to keep content hashes, which do not depend on the model
     quiet: show no progress
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
-
     engine: "ray" embeds on the Ray cluster of RAY_ADDRESS, or on one that is started on this machine; this process searches and writes
     workers: number of Ray workers; None means one per GPU, or one per CPU core if there is no GPU
 
@@ -73,7 +72,9 @@ def mine(
         loaded = load(model) if isinstance(model, str | Path) else model
         names = shared_modalities(loaded, opened, modalities)
         stored = Path(vectors) if vectors else None
-        embedded = {}
+        embedded: dict[str, Embeddings] = {}
+        if engine == "ray" and not processes.is_single:
+            raise RecipeError("--engine ray starts its own workers: leave out torchrun")
         if engine == "ray" and stored is None:
             stored = embed_on_ray(
                 model, loaded, data, Path(out), names, batch_size=batch_size, workers=workers, skip_bad=skip_bad, quiet=quiet

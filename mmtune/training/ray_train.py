@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from mmtune.errors import MmtuneError, ProcessEnded, TrainingError
+from mmtune.errors import MmtuneError, ProcessEnded, RecipeError, TrainingError
 from mmtune.recipe.recipe import Recipe
+from mmtune.runtime.distributed import launched_world_size
 from mmtune.runtime.ray_cluster import RayCluster, in_directory, ray_cluster
 from mmtune.training.callbacks import Callback
 from mmtune.training.stop_signals import Stopped
@@ -50,6 +51,8 @@ def train_on_ray(
     Raises MissingExtra if Ray is not installed, any MmtuneError that a worker raises, and TrainingError if workers died more than
     RESTARTS times.
     """
+    if launched_world_size() > 1:
+        raise RecipeError("--engine ray starts its own workers: leave out torchrun")
     checked = Recipe.read(recipe, overrides)
     scratch = Path(checked.run.dir).absolute() / SCRATCH
     with ray_cluster(show_logs=not quiet) as cluster:

@@ -145,8 +145,8 @@ def pack(
     identity["dropped ids"] = sha256(dropped).hexdigest() if drop_ids else None
     with PackJournal(Path(out), identity, overwrite) as journal:
         run = _PackRun(roles, journal, shard_bytes, drop_ids)
-        make_pool = RayDecodePool if engine == "ray" else DecodePool
-        with make_pool(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
+        pool_class: type[DecodePool] | type[RayDecodePool] = RayDecodePool if engine == "ray" else DecodePool
+        with pool_class(workers, list(roles.modalities), limits, value_bytes, timeout) as pool:
             run.pack_rows(pool, progress)
         if not run.rows:
             journal.remove()
