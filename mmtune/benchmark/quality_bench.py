@@ -5,6 +5,7 @@ continues after an interruption.
 """
 
 import hashlib
+import json
 import shutil
 import sys
 import time
@@ -136,6 +137,11 @@ def _tasks(name: str, methods: Sequence[str], shots: Sequence[int], seeds: int) 
             yield from (_Task(name, number, method, seed) for seed in range(count))
 
 
+def _composed_hash(recipe: str | Path) -> str:
+    """SHA-256 of a recipe with the files that it includes."""
+    return hashlib.sha256(json.dumps(read_document(recipe), sort_keys=True).encode()).hexdigest()
+
+
 def _claim(
     root: Path,
     sets: Sequence[QualityData],
@@ -147,7 +153,7 @@ def _claim(
     settings: JsonObject = {
         "towers": dict(towers),
         "overrides": list(overrides),
-        "recipes": {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in recipes.items()},
+        "recipes": {name: _composed_hash(file) for name, file in recipes.items()},
     }
     path = root / SETTINGS
     known = read_json(path) if path.is_file() else {}
