@@ -200,6 +200,10 @@ class Modality:
         """Like `to_html`, but smaller, for pages with hundreds of values. `label` is the alternative text for screen readers."""
         return self.to_html(data)
 
+    def view_html(self, data: bytes, label: str, side: int) -> str:
+        """Like `thumbnail_html`, with pictures whose sides are at most `side` pixels: for the grid and the panel of the search page."""
+        return self.thumbnail_html(data, label)
+
     def picture(self, data: bytes, side: int) -> Signal:
         """Draw the value as an RGB picture of Pillow whose sides are at most `side` pixels, for experiment trackers. NotImplementedError if
         the modality has none."""
@@ -223,14 +227,6 @@ class Modality:
     def media_type(self, data: bytes) -> str:
         """The media type (MIME type) of the value for an HTTP response. Decided by the bytes, never by a file name."""
         return "application/octet-stream"
-
-    def input_component(self, label: str, elem_id: str) -> Any:
-        """The Gradio input component for queries of this modality: a text box for a text modality, otherwise a file upload."""
-        import gradio
-
-        if self.language:
-            return gradio.Textbox(label=label, elem_id=elem_id)
-        return gradio.File(file_types=[f".{e}" for e in self.extensions], label=label, elem_id=elem_id)
 
 
 @runtime_checkable

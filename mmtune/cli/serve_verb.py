@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     number = parser.add_argument
     number("--batch", type=int, metavar="N", help="maximum searches in one forward pass of the model (default 32)")
     number("--window", type=float, metavar="MS", help="milliseconds to wait for further searches to fill a batch (default 4)")
-    number("--workers", type=int, metavar="N", help="processes (default 1); more than one serve no search page")
+    number("--workers", type=int, metavar="N", help="processes (default 1)")
     number("--grace", type=float, metavar="S", help="seconds to wait for requests in progress when stopping (default 10)")
     number("--drain", type=float, metavar="S", help="seconds to go on when stopping, while /ready says 503 (default 0)")
     parser.add_argument("--no-page", action="store_true", help="serve only the REST API, without the search page")

@@ -17,7 +17,7 @@ from mmtune.modalities.audio_player import small_player
 from mmtune.modalities.encoded_value import unwrap_encoded
 from mmtune.modalities.perceptual_hash import SOUND_DISTANCE, sound_hash
 from mmtune.modalities.sound import Sound, mono_sound
-from mmtune.modalities.spectrogram import spectrogram, spectrogram_picture, waveform_path
+from mmtune.modalities.spectrogram import frequency_label, spectrogram, spectrogram_picture, waveform_path
 from mmtune.modalities.truncated_sound import check_decoded_length, check_header_length
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Audio", "Sound"]
 
+THUMBNAIL_SIDE = 160  # width of the spectrogram, in pixels
 MAX_SECONDS = 3600.0  # default limit in datasets
 REQUEST_SECONDS = 120.0  # default limit in HTTP requests
 REQUEST_RATE = 2 * 96_000  # limit in HTTP requests: samples a second, all channels together; bounds the memory for decoding
@@ -216,23 +217,29 @@ class Audio(Modality):
         return spectrogram_picture(sound.samples, sound.rate, side, side // 2).convert("RGB")
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
-        """Show waveform and spectrogram of the whole sound, a player, and a line of text; at most about 40 kB.
+        """Show waveform and spectrogram of the whole sound, with axes, a player, and a line of text; at most about 40 kB.
 
         A long sound is played only in part, and a large one as MP3 (see `small_player`); the line of text says so.
         """
+        return self.view_html(data, label, THUMBNAIL_SIDE)
+
+    def view_html(self, data: bytes, label: str, side: int) -> str:
+        """Like `thumbnail_html`, with a spectrogram that is `side` pixels wide."""
         sound = self.decode(data)
         kind, played, note = small_player(sound)
-        top = f"{sound.rate / 2000:.3g} kHz"
+        picture = spectrogram(sound.samples, sound.rate, side, round(0.4 * side))
         return render_macro(
             "values.html.j2",
             "sound",
             base64.b64encode(played).decode(),
             kind,
             label,
-            waveform_path(sound.samples, 80),
-            base64.b64encode(spectrogram(sound.samples, sound.rate, 160, 64)).decode(),
-            top,
-            f"{sound.seconds:.3g} s, up to {top}{note}",
+            waveform_path(sound.samples, side // 2),
+            base64.b64encode(picture).decode(),
+            (side, round(0.4 * side)),
+            [frequency_label(sound.rate / 2 * part) for part in (1, 0.5, 0)],
+            [f"{sound.seconds * part:.3g}{' s' if part == 1 else ''}" for part in (0, 0.5, 1)],
+            f"{sound.seconds:.3g} s, up to {frequency_label(sound.rate / 2)}{note}",
         )
 
     def examples(self) -> list[Sound]:
@@ -252,8 +259,3 @@ class Audio(Modality):
             return f"audio/{aac}"
         kind = next((t for start, t in SUBTYPES.items() if data.startswith(start)), None)
         return f"audio/{kind}" if kind else super().media_type(data)
-
-    def input_component(self, label: str, elem_id: str) -> object:
-        import gradio
-
-        return gradio.Audio(sources=["microphone", "upload"], type="filepath", buttons=[], label=label, elem_id=elem_id)

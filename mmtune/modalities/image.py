@@ -237,12 +237,16 @@ class Image(Modality):
         return render_macro("values.html.j2", "image", base64.b64encode(out.getvalue()).decode())
 
     def thumbnail_html(self, data: bytes, label: str = "") -> str:
-        """Show a thumbnail whose sides are at most THUMBNAIL_SIDE pixels.
+        """Show a thumbnail whose sides are at most THUMBNAIL_SIDE pixels."""
+        return self.view_html(data, label, THUMBNAIL_SIDE)
+
+    def view_html(self, data: bytes, label: str, side: int) -> str:
+        """Show the image with sides of at most `side` pixels.
 
         The HTML contains its width and height, so that the layout of the page does not shift while the page loads.
         """
         image, out = self.decode(data), io.BytesIO()
-        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PILImage.Resampling.LANCZOS)
+        image.thumbnail((side, side), PILImage.Resampling.LANCZOS)
         image.save(out, "JPEG", quality=80, optimize=True)
         encoded = base64.b64encode(out.getvalue()).decode()
         return render_macro("values.html.j2", "image", encoded, label, image.width, image.height)
@@ -270,10 +274,3 @@ class Image(Modality):
             return "image/heic" if kind == "HEIF" else PILImage.MIME[kind]
         except Exception:  # Pillow's plugins raise almost anything on broken bytes
             return super().media_type(data)
-
-    def input_component(self, label: str, elem_id: str) -> object:
-        import gradio
-
-        return gradio.Image(
-            sources=["upload", "clipboard", "webcam"], type="filepath", buttons=[], height=240, label=label, elem_id=elem_id
-        )

@@ -52,6 +52,13 @@ def spectrogram_picture(samples: np.ndarray, rate: int, width: int, height: int)
     return picture
 
 
+def frequency_label(hertz: float) -> str:
+    """Return a frequency with its unit, e.g. "500 Hz" or "4 kHz"; 0 without a unit."""
+    if hertz == 0:
+        return "0"
+    return f"{hertz:.3g} Hz" if hertz < 1000 else f"{hertz / 1000:.3g} kHz"
+
+
 def waveform_path(samples: np.ndarray, columns: int) -> str:
     """Draw a waveform as an SVG path: a vertical line per column, from the maximum to the minimum of its samples.
 

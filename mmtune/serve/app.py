@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from mmtune.serve.service import Service
 
 log = logging.getLogger("mmtune.serve")
-PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client", "gradio")
+PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 """Packages of the `serve` extra."""
 
 
@@ -65,7 +64,6 @@ def create_app(
         tracer_provider = trace_provider()
     service = Service(collection, settings, metrics, Tracing(tracer_provider))
     collection.feedback_log.spool = settings.spool
-    uploads = tempfile.TemporaryDirectory(prefix="mmtune-serve-")  # only the server's user can read it (mode 700)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +77,6 @@ def create_app(
             await service.batcher.close()
             await asyncio.to_thread(collection.close)
             await asyncio.to_thread(service.tracing.close)
-            uploads.cleanup()
 
     app = FastAPI(
         title=f"mmtune: {layout.manifest['name']}",
@@ -98,13 +95,12 @@ def create_app(
         ],
     )
     app.state.service = service
-    service.uploads = Path(uploads.name)
     _add_error_handlers(app, service)
     app.include_router(router(service))
     if settings.page:
-        from mmtune.serve.page import mount_page
+        from mmtune.serve.page import page_router
 
-        mount_page(app, service, service.uploads)
+        app.include_router(page_router(service))
     return app
 
 

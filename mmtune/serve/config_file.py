@@ -1,5 +1,6 @@
 """The configuration of a server: `serve.yaml`, with the options of the command line on top."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from mmtune.recipe.recipe_file import read_document
 from mmtune.runtime.plugins import nearest
 from mmtune.serve.settings import Limits, Rates, Settings, value_limits
 
+log = logging.getLogger("mmtune.serve")
 LIMITS, RATES, DEFAULTS = Limits(), Rates(), Settings()
 
 
@@ -27,7 +29,8 @@ class LimitsBlock(RecipeBlock):
     body_seconds: float = Field(LIMITS.body_seconds, gt=0)
     max_arriving: int = Field(LIMITS.max_arriving, ge=1)
     bodies_per_address: int = Field(LIMITS.bodies_per_address, ge=1)
-    max_uploads: int = Field(LIMITS.max_uploads, ge=1)
+    max_uploads: int | None = Field(None, ge=1)
+    """Without effect since the search page stores no uploads; still accepted, with a warning."""
     values: dict[str, int | float] = Field(default_factory=value_limits)
 
     @field_validator("values")
@@ -85,15 +88,17 @@ class ServeConfig(RecipeBlock):
         """
         from mmtune.index.query.rerank import load_rerank
 
+        if self.limits.max_uploads is not None:
+            log.warning("limits.max_uploads has no effect: the search page stores no uploads any more; delete the key")
         key = {} if session_key is None else {"session_key": session_key}
         return Settings(
             self.host,
             self.port,
             self.token,
-            Limits(**self.limits.model_dump()),
+            Limits(**self.limits.model_dump(exclude={"max_uploads"})),
             window=self.window / 1000,
             batch=self.batch,
-            page=self.page and self.workers == 1,
+            page=self.page,
             watch=self.watch,
             grace=self.grace,
             rerank=load_rerank(self.rerank, self.rerank_depth),

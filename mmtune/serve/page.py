@@ -1,274 +1,261 @@
-"""The search page: search by any modality of the live model, compare the results of two versions, and judge results.
+"""The search page: plain HTML that the server renders, with a small script for keys, uploads, and the panel of one item.
 
-The modalities provide the tabs and input components. gradio passes payloads on without decoding them (`preprocess=False`), so that
-values from the page go through the same checks and limits as values from the REST API.
+GET /page/?text=red+shoe     a search by text or by an item; every search has a URL of its own
+POST /page/                  a search by an uploaded file; nothing is stored
+GET /page/item, /page/view   one item, one value of an item
+The page keeps no state, so that any worker may answer. A query goes through the same checks and limits as POST /search.
 """
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from mmtune import modalities
-from mmtune.contracts import JsonObject
 from mmtune.errors import MmtuneError
+from mmtune.html.render import render
+from mmtune.index.query.facets import FacetCache, Facets
 from mmtune.serve.error_responses import RequestError
-from mmtune.serve.request import RequestBody, SearchRequest, parse_search
-from mmtune.serve.responses import public_message
-from mmtune.serve.result_cards import ResultCards, answer_line, error_line, page_heading, style_sheet
+from mmtune.serve.page_query import FACET, ITEM, LIVE_ONLY, PageQuery, chosen, form_query, page_query
+from mmtune.serve.request import RequestBody, parse_search
+from mmtune.serve.responses import item_not_found_error, public_message
+from mmtune.serve.result_cards import GRID_SIDE, PANEL_SIDE, ItemView, Ranking, ResultCards, Tile, rank_changes
 from mmtune.serve.schemas import SearchDocument
-from mmtune.serve.uploads import UploadGuard, is_upload
 
 if TYPE_CHECKING:
-    import gradio
-    from fastapi import FastAPI
-    from gradio.components import Component
+    from fastapi import APIRouter, Request, Response
 
     from mmtune.serve.service import Service
 
 PATH = "/page"
-MAX_ROWS = 10
-LIVE_ONLY = "live only"
-JUDGMENTS = {"match": "A match", "not_a_match": "Not a match"}
-UPLOAD_SECONDS = 3600  # uploads from the page are deleted after this time
-ITEM = "item"
-
-Updates: TypeAlias = list[object]
-"""New values and properties of gradio components, in the order of the event's outputs."""
-
-
-def mount_page(app: "FastAPI", service: "Service", folder: Path) -> None:
-    """Mount the search page at /page.
-
-    folder: directory for gradio's uploads. It belongs to this server, and is deleted when the server stops
-    """
-    # gradio reads these variables when components and the page's server are created.
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio as gr
-    from starlette.routing import Mount
-
-    gr.mount_gradio_app(
-        app,
-        SearchPage(service, folder).blocks(),
-        PATH,
-        allowed_paths=[],
-        blocked_paths=[],
-        max_file_size=service.settings.limits.max_bytes,
-        ssr_mode=False,
-        show_error=False,
-        footer_links=[],
-        run_history=False,
-        mcp_server=False,
-        pwa=False,
-        enable_monitoring=False,
-        css=style_sheet(),
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-    )
-    mounted = app.router.routes[-1]
-    limits = service.settings.limits
-    assert isinstance(mounted, Mount) and mounted.path == PATH
-    mounted.app = UploadGuard(mounted.app, PATH, folder, limits.max_bytes, limits.max_uploads)
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""Content-Security-Policy of the page: nothing from elsewhere, no inline scripts, no inline styles, no frames around it."""
+HEADERS = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+KEPT = {**HEADERS, "Cache-Control": "private, max-age=86400"}
+"""Headers of responses whose URL changes with their content."""
+ASSETS = {"style.css": ("search_page.css.j2", "text/css"), "script.js": ("search_page.js.j2", "text/javascript")}
+SAMPLE = 24
+"""Items that are shown before anything was searched for."""
+VIEW_THREADS = 4
+"""Values that are drawn at once, which bounds the memory for decoding them."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class QueryTab:
-    """The tab of one modality, with the input component and the search button."""
+    """A tab of the page: a modality, or ITEM.
 
-    tab: "gradio.Tab"
-    value: "Component"
-    button: "gradio.Button"
+    language: whether its query is typed; accept: files to choose, as in HTML; records: whether a microphone can give the query
+    """
+
+    name: str
+    language: bool = True
+    accept: str = ""
+    records: bool = False
 
 
 @dataclass
-class ResultColumn:
-    """The results of one version.
+class PageState:
+    """What the page shows apart from results. line: one line about the collection; error: why it cannot be searched."""
 
-    state: the feedback event of each result, to which a judgment is added
-    rows: the components of all rows, in order
-    """
+    name: str
+    line: str = ""
+    live: str = ""
+    error: str = ""
+    tabs: list[QueryTab] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    staged: str = ""
+    facets: Facets = field(default_factory=lambda: Facets([], 0, 0))
 
-    box: "gradio.Column"
-    heading: "gradio.HTML"
-    state: "gradio.State"
-    rows: "list[gradio.Group | Component]"
-
-    @property
-    def outputs(self) -> "list[gradio.Column | gradio.Group | Component]":
-        """Components that a search updates."""
-        return [self.box, self.heading, self.state, *self.rows]
+    def beside(self, query: PageQuery) -> str:
+        """The version that is compared with the live one, or ""."""
+        wanted = query.beside or self.staged
+        return "" if wanted == LIVE_ONLY or wanted == self.live else wanted
 
 
 class SearchPage:
-    """The components of the page, and the functions that handle their events."""
+    """Renders the page for one collection."""
 
-    def __init__(self, service: "Service", folder: Path):
-        self.service, self.folder, self.cards = service, folder, ResultCards(service)
-        self.name = service.collection.layout.manifest["name"]
-        self.rows = min(MAX_ROWS, service.settings.limits.max_k)
-        self.tabs: dict[str, QueryTab] = {}
-        self.columns: list[ResultColumn] = []
+    def __init__(self, service: "Service"):
+        self.service, self.cards = service, ResultCards(service)
+        self.facets = FacetCache(service.collection.catalog)
+        self.name = str(service.collection.layout.manifest["name"])
+        self.assets = {name: render(template) for name, (template, _) in ASSETS.items()}
+        self.tags = {name: sha256(text.encode()).hexdigest()[:12] for name, text in self.assets.items()}
 
-    def blocks(self) -> "gradio.Blocks":
-        """Build the page."""
-        import gradio as gr
+    def state(self) -> PageState:
+        """Read the versions, the modalities that can be queried, and the metadata columns."""
+        state = PageState(self.name)
+        try:
+            versions = self.service.versions()
+            state.live, state.staged = versions["live"] or "", versions["staged"] or ""
+            state.others = [v["version"] for v in reversed(versions["versions"]) if not v["live"]]
+            since = str(versions["since"])[:16].replace("T", " ")
+            state.line = f"{state.live} is live since {since} UTC" if state.live else "no version is live yet"
+            state.facets = self.facets.get()
+            queryable = self.service.queryable()
+        except (MmtuneError, OSError) as e:
+            state.error, queryable = public_message(e, self.service.collection.path), modalities.names()
+        state.tabs = query_tabs(queryable)
+        return state
 
-        with gr.Blocks(title=f"mmtune: {self.name}", analytics_enabled=False, delete_cache=(600, UPLOAD_SECONDS)) as page:
-            top = gr.HTML(elem_id="top")
-            with gr.Tabs():
-                for name in self._tab_names():
-                    with gr.Tab(name, id=name, elem_id=f"tab-{name}") as tab:
-                        label = "similar to the item with this id" if name == ITEM else f"search by {name}"
-                        make = gr.Textbox if name == ITEM else modalities.get(name).input_component
-                        value = make(label=label, elem_id=f"ask-{name}")
-                        button = gr.Button("Search", variant="primary", elem_id=f"go-{name}")
-                    self.tabs[name] = QueryTab(tab, value, button)
-            with gr.Row():
-                k = gr.Slider(1, self.rows, self.rows, step=1, label="results", elem_id="k")
-                condition = gr.Textbox(label="filter", placeholder="category = 'Apple' and price < 3", elem_id="filter")
-                other = gr.Dropdown([LIVE_ONLY], value=LIVE_ONLY, label="side by side with", elem_id="beside")
-            with gr.Row():
-                self.columns = [self._column(side) for side in ("live", "beside")]
-            outputs = [component for column in self.columns for component in column.outputs]
-            for name, t in self.tabs.items():
-                for event in (t.button.click, *([t.value.submit] if hasattr(t.value, "submit") else [])):
-                    event(
-                        self._search_function(name),
-                        [t.value, k, condition, other],
-                        outputs,
-                        preprocess=False,
-                        api_visibility="private",
-                        concurrency_limit=self.service.settings.limits.max_concurrent,
-                    )
-            page.load(self._load, None, [top, other, *(t.tab for t in self.tabs.values())], api_visibility="private")
-        return page
-
-    def _tab_names(self) -> list[str]:
-        """Return the names of the tabs: modalities that are typed first, then other modalities, then items."""
-        return [*sorted(modalities.names(), key=lambda m: not modalities.get(m).language), ITEM]
-
-    def _column(self, side: str) -> ResultColumn:
-        import gradio as gr
-
-        rows: list[gr.Group | Component] = []
-        with gr.Column(visible=side == "live", elem_id=side) as box:
-            heading, state = gr.HTML(), gr.State([])
-            for n in range(self.rows):
-                with gr.Group(visible=False, elem_classes="mm-row") as row:
-                    cell = gr.HTML(elem_id=f"{side}-hit-{n}")
-                    buttons = []
-                    with gr.Row(elem_classes="mm-marks"):
-                        for kind, label in JUDGMENTS.items():
-                            button = gr.Button(label, size="sm", elem_id=f"{side}-{kind}-{n}", elem_classes="mm-mark")
-                            button.click(self._judge_function(n, kind), [state], [button], api_visibility="private")
-                            buttons.append(button)
-                rows += [row, cell, *buttons]
-        return ResultColumn(box, heading, state, rows)
-
-    async def _load(self) -> Updates:
-        """Called when the page is opened. Shows the existing versions, and the modalities that can be queried."""
-        import gradio as gr
-
-        def state() -> tuple[str, list[str], list[str]]:
+    async def answer(self, query: PageQuery) -> "Response":
+        """Search, and render the page with the results. Its status is that of the first search that was refused."""
+        state = await self.service.run_blocking(self.state)
+        rankings, status = list[Ranking](), 200
+        if query.is_search or query.empty_tab:
+            versions = [None, *([state.beside(query)] if state.beside(query) else [])]
             try:
-                versions = self.service.versions()
-                count = len(self.service.collection.catalog)
-                others = [v["version"] for v in reversed(versions["versions"]) if not v["live"]]
-                since = str(versions["since"])[:16].replace("T", " ")
-                live = f"{versions['live']} is live since {since} UTC" if versions["live"] else "no version is live yet"
-                return page_heading(self.name, f"{count} items; {live}"), others, self.service.queryable()
-            except (MmtuneError, OSError) as e:
-                return error_line(public_message(e, self.service.collection.path)), [], modalities.names()
-
-        top, others, queryable = await self.service.run_blocking(state)
-        staged = self.service.collection.staged()
-        tabs = [gr.update(visible=name == ITEM or name in queryable) for name in self.tabs]
-        return [top, gr.update(choices=[LIVE_ONLY, *others], value=staged if staged in others else LIVE_ONLY), *tabs]
-
-    def _search_function(self, modality: str) -> Callable[..., Awaitable[Updates]]:
-        async def search(value: object, k: object, condition: object, other: object) -> Updates:
-            """Search the live version and, if another version is chosen, this version at the same time."""
-            versions = [None] if other in (None, "", LIVE_ONLY) else [None, other]
-            answers: list[SearchDocument | str] = []
-            try:
-                body = await self.service.run_blocking(
-                    self._request_body, modality, value, {"k": k, "filter": condition or None}
-                )
-                requests = [
-                    parse_search(RequestBody(body.values, {**body.fields, "version": v}), self.service.settings.limits)
-                    for v in versions
-                ]
-                for found in await asyncio.gather(*map(self._search, requests), return_exceptions=True):
-                    if isinstance(found, RequestError):
-                        answers.append(found.message)
-                    elif isinstance(found, BaseException):
-                        raise found
-                    else:
-                        answers.append(found)
+                bodies = [await self.service.run_blocking(query.body, v, self.service.settings.limits) for v in versions]
+                found = await asyncio.gather(*map(self._search, bodies))
             except RequestError as error:
-                answers = [error.message]
-            return await self.service.run_blocking(self._show, answers)
+                found = [error]
+            refused = [f for f in found if isinstance(f, RequestError)]
+            status = refused[0].status if refused else 200
+            rankings = await self.service.run_blocking(self._rankings, found)
+        sample, asked = await self.service.run_blocking(self._other_tiles, query, rankings)
+        return self._response(
+            "search_page.html.j2", status, state=state, query=query, rankings=rankings, sample=sample, asked=asked
+        )
 
-        return search
+    async def _search(self, body: RequestBody) -> SearchDocument | RequestError:
+        try:
+            request = parse_search(body, self.service.settings.limits)
+            with self.service.slot():
+                return await self.service.search(request)
+        except RequestError as error:
+            self.service.metrics.refused.labels(error.code).inc()
+            return error
 
-    async def _search(self, request: SearchRequest) -> SearchDocument:
-        with self.service.slot():
-            return await self.service.search(request)
-
-    def _request_body(self, modality: str, value: object, fields: dict[str, object]) -> RequestBody:
-        """Convert the payload of a component to a request body. Raises RequestError 403 or 422."""
-        if modality == ITEM:
-            return RequestBody({}, {**fields, ITEM: value if isinstance(value, str) else ""})
-        if isinstance(value, list):
-            value = value[0] if value else None
-        if isinstance(value, dict):
-            if not is_upload(value.get("path"), self.folder):
-                raise RequestError(403, "path", "only uploaded files can be opened")
-            data = Path(value["path"]).read_bytes()
-        elif isinstance(value, str) and modalities.get(modality).language and value.strip():
-            data = value.encode("utf-8", "replace")
-        else:
-            raise RequestError(422, "invalid", f"give a value of {modality} to search for")
-        return RequestBody({modality: data}, fields)
-
-    def _show(self, answers: Sequence[SearchDocument | str]) -> Updates:
-        """Return the updates of all columns. Each answer is a search response, or the error message of a refused search."""
-        import gradio as gr
-
-        out: Updates = []
-        for n in range(len(self.columns)):
-            answer = answers[n] if n < len(answers) else None
-            results = answer["results"] if isinstance(answer, dict) else []
-            heading = error_line(answer) if isinstance(answer, str) else answer_line(answer) if answer else ""
-            out += [gr.update(visible=answer is not None), heading, feedback_events(answer)]
-            for i in range(self.rows):
-                shown = i < len(results)
-                out += [gr.update(visible=shown), self.cards.result(results[i], i + 1) if shown else ""]
-                out += [gr.update(value=label, interactive=True) for label in JUDGMENTS.values()]
+    def _rankings(self, found: "list[SearchDocument | RequestError]") -> list[Ranking]:
+        documents = [f for f in found if not isinstance(f, RequestError)]
+        changes = rank_changes(*([r["id"] for r in d["results"]] for d in documents)) if len(documents) == 2 else ({}, {})
+        out = []
+        for side, answer, change in zip(("live", "beside"), found, changes, strict=False):
+            if isinstance(answer, RequestError):
+                out.append(Ranking(side, error=answer.message))
+                continue
+            tiles = self.cards.tiles(answer, change)
+            out.append(Ranking(side, answer["version"], answer["query"], 1000 * answer["seconds"], tiles))
         return out
 
-    def _judge_function(self, n: int, kind: str) -> Callable[..., Awaitable[object]]:
-        async def judge(events: list[JsonObject]) -> object:
-            """Record the judgment of result `n`, and show on the button that it was recorded."""
-            import gradio as gr
+    def _other_tiles(self, query: PageQuery, rankings: list[Ranking]) -> tuple[list[Tile], ItemView | None]:
+        """Return some items of the collection if there are no results, and the item that was the query."""
+        asked = self.service.items([query.values[ITEM].strip()]) if query.values.get(ITEM) else {}
+        item = next((self.cards.item_view(i) for i in asked.values()), None)
+        if rankings:
+            return [], item
+        counts = self.service.collection.catalog.counts()
+        names = modalities.non_language(m for m in modalities.names() if counts.get(m))
+        items = self.service.collection.catalog.sample(names[0], SAMPLE) if names else []
+        return [Tile(self.cards.item_view(i), n) for n, i in enumerate(items, 1)], item
 
-            try:
-                event = {**events[n], "kind": kind, "page": PATH}
-                await self.service.run_blocking(self.service.feedback, event)
-            except (RequestError, IndexError) as e:
-                return gr.update(value=str(e)[:80] or "search again", interactive=False)
-            return gr.update(value=f"recorded: {JUDGMENTS[kind].lower()}", interactive=False)
+    async def item(self, id: str) -> "Response":
+        """Render the page of one item, whose main part the script shows in a panel. Raises RequestError 404."""
 
-        return judge
+        def read() -> ItemView:
+            if (item := self.service.items([id]).get(id)) is None:
+                raise item_not_found_error(id)
+            return self.cards.item_view(item)
+
+        return self._response("search_item.html.j2", 200, name=self.name, item=await self.service.run_blocking(read))
+
+    def _response(self, template: str, status: int, **context: object) -> "Response":
+        from fastapi.responses import HTMLResponse
+
+        limits = self.service.settings.limits
+        page = render(
+            template, tags=self.tags, limits=limits, ITEM=ITEM, FACET=FACET, LIVE_ONLY=LIVE_ONLY, chosen=chosen, **context
+        )
+        return HTMLResponse(page, status, HEADERS)
 
 
-def feedback_events(answer: SearchDocument | str | None) -> list[JsonObject]:
-    """Return, for each result, the feedback event that a judgment would record, without the kind of judgment."""
-    if not isinstance(answer, dict):
-        return []
-    return [
-        {"query": answer["query"], "item": r["id"], "version": answer["version"], "rank": rank, "score": r["score"]}
-        for rank, r in enumerate(answer["results"], 1)
-    ]
+def query_tabs(queryable: list[str]) -> list[QueryTab]:
+    """The tabs: modalities that are typed first, then other modalities, then items."""
+    names = sorted((m for m in modalities.names() if m in queryable), key=lambda m: not modalities.get(m).language)
+    tabs = []
+    for name in names:
+        kind = modalities.get(name)
+        files = [f"{name}/*", *(f".{e}" for e in kind.extensions)]
+        tabs.append(QueryTab(name, kind.language, "" if kind.language else ",".join(files), "wav" in kind.extensions))
+    return [*tabs, QueryTab(ITEM)]
+
+
+def page_router(service: "Service") -> "APIRouter":
+    """Create the routes of the page, all of them below PATH."""
+    import anyio
+    import anyio.to_thread
+    from fastapi import APIRouter, Request
+    from fastapi.responses import HTMLResponse, Response
+
+    routes, page = APIRouter(prefix=PATH, include_in_schema=False), SearchPage(service)
+    drawing: list[anyio.CapacityLimiter] = []  # created on the event loop
+
+    @routes.get("/")
+    async def search(request: Request) -> Response:
+        _refuse_embedding(request)
+        try:
+            query = page_query(request.query_params.multi_items())
+        except RequestError as error:
+            return await _refused(page, error)
+        return await page.answer(query)
+
+    @routes.post("/")
+    async def upload(request: Request) -> Response:
+        service.require_free_slot()
+        try:
+            query = await form_query(request, service.settings.limits)
+        except RequestError as error:
+            return await _refused(page, error)
+        return await page.answer(query)
+
+    @routes.get("/item")
+    async def item(request: Request, id: str) -> Response:
+        _refuse_embedding(request)
+        return await page.item(id)
+
+    @routes.get("/view")
+    async def view(request: Request, id: str, modality: str, large: bool = False) -> Response:
+        _refuse_embedding(request)
+        if not drawing:
+            drawing.append(anyio.CapacityLimiter(VIEW_THREADS))
+        side = PANEL_SIDE if large else GRID_SIDE
+        html = await anyio.to_thread.run_sync(page.cards.view, id, modality, side, limiter=drawing[0])
+        return HTMLResponse(html, headers=KEPT)
+
+    @routes.get("/{name}.{kind}")
+    async def asset(name: str, kind: str) -> Response:
+        file = f"{name}.{kind}"
+        if file not in page.assets:
+            raise RequestError(404, "not_found", "there is no such page")
+        return Response(page.assets[file], media_type=ASSETS[file][1], headers=KEPT)
+
+    return routes
+
+
+async def _refused(page: SearchPage, error: RequestError) -> "Response":
+    """The page, with the message of a query that could not be read."""
+    state = await page.service.run_blocking(page.state)
+    page.service.metrics.refused.labels(error.code).inc()
+    rankings = [Ranking("live", error=error.message)]
+    return page._response(
+        "search_page.html.j2", error.status, state=state, query=PageQuery(), rankings=rankings, sample=[], asked=None
+    )
+
+
+def _refuse_embedding(request: "Request") -> None:
+    """Raise RequestError 403 for a request that another site's page makes in the background, e.g. as the URL of a picture.
+
+    Following a link from another site is allowed.
+    """
+    headers = request.headers
+    if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+        raise RequestError(403, "other_site", "requests from pages of another site are refused")

@@ -1,63 +1,189 @@
-"""Render search results as HTML for the search page. The templates escape all data."""
+"""What the search page shows of an item: its title, its values and its metadata, and how its rank differs between two versions."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from pydantic import JsonValue
+
 from mmtune import modalities
 from mmtune.errors import Rejected
-from mmtune.html.render import render, render_macro, trusted
+from mmtune.html.render import render_macro, trusted
 from mmtune.serve.error_responses import RequestError
-from mmtune.serve.schemas import ResultDocument, SearchDocument
+from mmtune.serve.responses import content_url
+from mmtune.serve.schemas import SearchDocument
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+    from mmtune.index.item_catalog import Item
     from mmtune.serve.service import Service
 
-METADATA_CHARACTERS = 200  # metadata values are cut to this length
+TITLE_COLUMNS = ("title", "name", "product_name", "product", "label", "headline", "caption", "description")
+"""Metadata columns that are an item's title, the best first. Without them its text is, or else its id."""
+TITLE_CHARACTERS, METADATA_CHARACTERS, METADATA_SHOWN = 120, 60, 3
+GRID_SIDE, PANEL_SIDE = 320, 1024
+"""Largest side of pictures in the grid and in the panel of one item, in pixels."""
 TEMPLATE = "search_results.html.j2"
 
 
-def style_sheet() -> str:
-    """CSS of the rendered results, which gradio adds to the page."""
-    return render("search_page.css.j2")
+@dataclass(frozen=True)
+class RankChange:
+    """How the rank of an item differs: "up" or "down" by `ranks`, "same", "new" (not in the live results) or "gone" (only there)."""
+
+    kind: str
+    ranks: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """A value that the page loads when it comes into view. url: its HTML; original: its bytes as stored."""
+
+    modality: str
+    url: str
+    original: str
+
+
+@dataclass(frozen=True)
+class ItemView:
+    """An item, as shown.
+
+    text: its text, where the title is not its beginning
+    views: values that are no texts
+    metadata: {column: value}; group and columns that are in the title come last or not at all
+    """
+
+    id: str
+    title: str
+    text: str
+    views: list[View]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A result in the grid. rank: from 1; score: None in a sample that nobody searched for; change: see `RankChange`."""
+
+    item: ItemView
+    rank: int
+    score: float | None = None
+    matched: str | None = None
+    change: RankChange | None = None
+
+
+@dataclass
+class Ranking:
+    """The results of one version. error: why there are none; side: "live" or "beside"."""
+
+    side: str
+    version: str = ""
+    query: str = ""
+    milliseconds: float = 0.0
+    tiles: list[Tile] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """{kind of change: number of results}."""
+        out: dict[str, int] = {}
+        for tile in self.tiles:
+            if tile.change is not None:
+                out[tile.change.kind] = out.get(tile.change.kind, 0) + 1
+        return out
 
 
 class ResultCards:
-    """Renders search results. A cache keeps the HTML of the last `capacity` values."""
+    """Prepares items for the page. A cache keeps the titles and the HTML of the last `capacity` values."""
 
-    def __init__(self, service: "Service", capacity: int = 512):
+    def __init__(self, service: "Service", capacity: int = 1024):
         self.service = service
-        self._card = lru_cache(capacity)(self._draw)
+        self._html = lru_cache(capacity)(self._draw)
+        self._text = lru_cache(4 * capacity)(self._read_text)
 
-    def _draw(self, id: str, modality: str, content: int) -> "Markup":
+    def _draw(self, id: str, modality: str, side: int, content: int) -> "Markup":
         """Render one value. `content` is used only as part of the cache key: when a value changes, its content label does too."""
+        kind = modalities.get(modality)
+        data, _ = self.service.value(id, modality)
+        if kind.language:
+            return trusted(kind.to_html(data))
+        return trusted(kind.view_html(data, id, side))
+
+    def _read_text(self, id: str, modality: str, content: int) -> str:
         try:
-            data, _ = self.service.value(id, modality)
-            return trusted(modalities.get(modality).thumbnail_html(data, id))
-        except (RequestError, Rejected, NotImplementedError) as e:
+            return self.service.value(id, modality)[0].decode("utf-8", "replace").strip()
+        except RequestError:
+            return ""
+
+    def view(self, id: str, modality: str, side: int) -> "Markup":
+        """Render one value of an item: a picture, a player, a text. Raises RequestError 404 or 410 if there is none."""
+        item = self.service.items([id]).get(id)
+        if item is None or modality not in item.contents:
+            raise RequestError(404, "no_value", f"item {id[:200]!r} has no {modality[:80]}")
+        try:
+            return self._html(id, modality, side, item.contents[modality][0])
+        except (Rejected, NotImplementedError) as e:
             return render_macro(TEMPLATE, "unreadable_value", modality, str(e) or "this value cannot be shown")
 
-    def result(self, result: ResultDocument, rank: int) -> str:
-        """Render one result: rank, id, score, the item's values, group and metadata."""
-        item = self.service.items([result["id"]]).get(result["id"])
-        contents = item.contents if item else {}
-        cards = [self._card(result["id"], m, contents[m][0]) for m in modalities.names() if m in contents]
-        metadata = {"group": result["group"], **result["meta"]}
-        shown = {name: str(value)[:METADATA_CHARACTERS] for name, value in metadata.items() if value is not None}
-        return render_macro(TEMPLATE, "result", result["id"], rank, result["score"], cards, shown)
+    def item_view(self, item: "Item") -> ItemView:
+        """Choose an item's title, and list its values and metadata."""
+        texts = [m for m in modalities.names() if m in item.contents and modalities.get(m).language]
+        text = self._text(item.id, texts[0], item.contents[texts[0]][0]) if texts else ""
+        title, column = _title(item.meta, text, item.id)
+        metadata = {"group": item.group, **{k: v for k, v in item.meta.items() if k not in ("group", column)}}
+        shown = {k: _shown(v) for k, v in metadata.items() if v not in (None, "") and _shown(v) != title}
+        views = [View(m, f"/page/view?{_arguments(item, m)}", content_url(item.id, m)) for m in item.contents if m not in texts]
+        rest = text if text and not text.startswith(title.removesuffix(" …")) or len(text) > len(title) else ""
+        return ItemView(item.id, title, rest, views, shown)
+
+    def tiles(self, document: SearchDocument, changes: Mapping[str, RankChange]) -> list[Tile]:
+        """The results of a search, best first."""
+        items = self.service.items([r["id"] for r in document["results"]])
+        tiles = []
+        for rank, result in enumerate(document["results"], 1):
+            if (item := items.get(result["id"])) is not None:  # else it was deleted meanwhile
+                view = self.item_view(item)
+                tiles.append(Tile(view, rank, result["score"], result["modality"], changes.get(item.id)))
+        return tiles
 
 
-def page_heading(name: str, line: str) -> str:
-    """Render the top of the page: the name of the collection, and one line about it."""
-    return render_macro(TEMPLATE, "page_heading", name, line)
+def _arguments(item: "Item", modality: str) -> str:
+    """Arguments of a view. `v` makes the URL another one when the value changes, so that browsers may keep it."""
+    from urllib.parse import urlencode
+
+    return urlencode({"id": item.id, "modality": modality, "v": f"{item.contents[modality][0] & 0xFFFFFFFF:x}"})
 
 
-def answer_line(document: SearchDocument) -> str:
-    """Render the line above a list of results: version, number of results, and time."""
-    return render_macro(TEMPLATE, "answer_line", document["version"], len(document["results"]), 1000 * document["seconds"])
+def _title(meta: Mapping[str, JsonValue], text: str, id: str) -> tuple[str, str]:
+    """Return (title, the metadata column that it is from, or "")."""
+    by_name = {name.lower(): name for name in reversed(meta)}
+    for name in TITLE_COLUMNS:
+        value = meta.get(by_name.get(name, ""))
+        if isinstance(value, str) and value.strip():
+            return _cut(value.strip()), by_name[name]
+    return _cut(text.strip()) or id, ""
 
 
-def error_line(message: str) -> str:
-    """Render the message of a search that was refused, in place of results."""
-    return render_macro(TEMPLATE, "error_line", message)
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= TITLE_CHARACTERS else line[:TITLE_CHARACTERS].rsplit(" ", 1)[0] + " …"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def rank_changes(live: Sequence[str], other: Sequence[str]) -> tuple[dict[str, RankChange], dict[str, RankChange]]:
+    """Compare two rankings of ids. Returns {id: change} for the results of each: "gone" in the first, the others in the second."""
+    rank = {id: n for n, id in enumerate(live)}
+    in_other = set(other)
+    gone = {id: RankChange("gone") for id in live if id not in in_other}
+    changes = {}
+    for n, id in enumerate(other):
+        by = rank[id] - n if id in rank else 0
+        changes[id] = (
+            RankChange("new") if id not in rank else RankChange("up" if by > 0 else "down" if by < 0 else "same", abs(by))
+        )
+    return gone, changes

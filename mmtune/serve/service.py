@@ -5,7 +5,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from mmtune import modalities
@@ -64,7 +63,6 @@ class Service:
     """One collection with its limits and metrics. Methods that are not async block; `run_blocking` runs them in threads.
 
     stopping: whether the server is about to stop; /ready then fails
-    uploads: directory of the files that were uploaded to the search page
     """
 
     def __init__(self, collection: ServedCollection, settings: Settings, metrics: Metrics, tracing: Tracing | None = None):
@@ -80,7 +78,6 @@ class Service:
         self._threads: anyio.CapacityLimiter | None = None
         self._random = random.Random()
         self.stopping = False
-        self.uploads: Path | None = None
 
     def require_free_slot(self) -> None:
         """Raise RequestError 429 if no slot is free. It is called before a body is read, to refuse it early."""

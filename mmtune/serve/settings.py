@@ -52,8 +52,6 @@ class Limits:
     """Maximum bytes of all bodies that are arriving, or whose request is in progress."""
     bodies_per_address: int = 64
     """Maximum number of bodies that may be arriving from one address at once."""
-    max_uploads: int = 2**29
-    """Maximum bytes on disk of files that were uploaded to the search page. The oldest ones are deleted first."""
     values: dict[str, Number] = field(default_factory=value_limits)
     """Limits on values, by the names of the modalities' options."""
 

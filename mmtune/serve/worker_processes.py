@@ -66,9 +66,6 @@ def run_workers(config: ServeConfig, quiet: bool = False) -> ServerResult:
         url = url_of(listening)
         if not quiet:
             print(f"{url}  ({config.workers} workers; Ctrl-C to stop)", file=sys.stderr, flush=True)
-            if config.page:
-                line = "the search page is not served by several workers; start a second server for it, on another port"
-                print(line, file=sys.stderr, flush=True)
         (Path(shared) / "metrics").mkdir()
         (Path(shared) / "queries").mkdir()
         spec = WorkerSpec(config, quiet, Path(shared) / "queries", secrets.token_bytes(32))
