@@ -70,6 +70,6 @@ def waveform_path(samples: np.ndarray, columns: int) -> str:
     scale = max(float(np.abs(x).max(initial=0)), 1e-9)
     step = columns / len(high)
     return "".join(
-        f"M{i * step + step / 2:.3g} {-h / scale:.2f}V{-b / scale + 0.01:.2f}"
+        f"M{i * step + step / 2:.5g} {-h / scale:.2f}V{-b / scale + 0.01:.2f}"
         for i, (h, b) in enumerate(zip(high, low, strict=True))
     )

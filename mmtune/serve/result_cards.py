@@ -132,7 +132,11 @@ class ResultCards:
         title, column = _title(item.meta, text, item.id)
         metadata = {"group": item.group, **{k: v for k, v in item.meta.items() if k not in ("group", column)}}
         shown = {k: _shown(v) for k, v in metadata.items() if v not in (None, "") and _shown(v) != title}
-        views = [View(m, f"/page/view?{_arguments(item, m)}", content_url(item.id, m)) for m in item.contents if m not in texts]
+        views = [
+            View(m, f"/page/view?{_arguments(item, m)}", content_url(item.id, m))
+            for m in modalities.names()
+            if m in item.contents and m not in texts
+        ]
         rest = text if text and not text.startswith(title.removesuffix(" …")) or len(text) > len(title) else ""
         return ItemView(item.id, title, rest, views, shown)
 
