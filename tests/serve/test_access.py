@@ -131,7 +131,7 @@ def test_each_role_may_do_what_it_says(shelf, tmp_path):
                 else:
                     assert code_of(found) == (403, "role"), (needed, role)
             assert code_of(call({})) == (401, "token")
-        assert required_role("POST", "/page/gradio_api/queue/join") == "feedback" and required_role("GET", "/paged") == "search"
+        assert required_role("POST", "/page/") == "feedback" and required_role("GET", "/paged") == "search"
         # a token that is made while the server runs, and one that is removed
         late = bearer(add_token(file, "late", "search").token)
         assert web.get("/limits", headers=late).is_success
@@ -263,7 +263,10 @@ def test_every_route_is_closed_without_a_token(shelf, tmp_path):
     with client(copy_of(shelf, tmp_path), token=TOKEN) as web:
         paths = web.get("/openapi.json", headers=BEARER).json()["paths"]
         routes = [(method.upper(), path) for path, methods in paths.items() for method in methods]
-        routes += [("GET", path) for path in ("/", "/openapi.json", "/nowhere", "/page/", "/page/config")]
+        routes += [
+            ("GET", path)
+            for path in ("/", "/openapi.json", "/nowhere", "/page/", "/page/item", "/page/view", "/page/style.css")
+        ]
         assert len(routes) > 16
         for method, path in routes:
             url = path.replace("{id}", "0-000").replace("{modality}", "text")

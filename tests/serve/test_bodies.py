@@ -1,8 +1,7 @@
-"""Bodies that trickle in, are many, or are large: they keep no place from others, and take bounded memory and disk."""
+"""Bodies that trickle in, are many, or are large: they keep no place from others, and take bounded memory."""
 
 import asyncio
 import io
-import os
 import socket
 import threading
 import time
@@ -15,11 +14,10 @@ import uvicorn
 
 from mmtune import modalities
 from mmtune.serve.app import create_app
-from mmtune.serve.uploads import delete_oldest
-from tests.serve.test_rest import refused, wait_ready
+from tests.serve.test_rest import refused
 from tests.support.serve_helpers import LOCAL, TOKEN, client, collection, picture, settings
 
-TIMED = ["/search", "/feedback", "/items/new", "/login", "/page/gradio_api/upload", "/page/gradio_api/queue/join"]
+TIMED = ["/search", "/feedback", "/items/new", "/login", "/page/"]
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +98,14 @@ def test_every_route_gives_a_body_only_so_long(shelf, route):
     kind = "application/json"
     if route == "/login":
         kind = "application/x-www-form-urlencoded"
-    if route.endswith("/upload"):
+    if route == "/page/":
         kind = "multipart/form-data; boundary=x"
     with client(shelf, body_seconds=0.3, page=route.startswith("/page"), **options) as web:
 
         async def ask():
             async def slowly():
                 yield (
-                    b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' if "upload" in route else b"{"
+                    b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' if route == "/page/" else b"{"
                 )
                 await asyncio.sleep(30)
                 yield b"}"
@@ -154,29 +152,6 @@ def test_refused_bodies_close_the_connection_with_an_answer(shelf):
     with Served(shelf, body_seconds=0.3) as web, web.slow("/search") as s:
         found = answer(s)
         assert found.startswith(b"HTTP/1.1 408") and b"connection: close" in found.lower()
-
-
-def test_the_oldest_uploads_are_deleted_first(tmp_path):
-    for n in range(10):
-        path = tmp_path / f"{n}" / "x.png"
-        path.parent.mkdir()
-        path.write_bytes(bytes(1000))
-        os.utime(path, (n, n))
-    (tmp_path / "link").symlink_to("/etc/passwd")
-    assert delete_oldest(tmp_path, 4500) == 6
-    assert sorted(p.parent.name for p in tmp_path.rglob("x.png")) == ["6", "7", "8", "9"]
-    assert delete_oldest(tmp_path, 4000) == 0 and delete_oldest(tmp_path, -5) == 4
-
-
-def test_uploads_of_the_page_have_a_total_cap(shelf):
-    with client(shelf, page=True, max_bytes=50_000, max_uploads=200_000) as web:
-        wait_ready(web)
-        for n in range(12):
-            files = {"files": (f"{n}.png", bytes([n]) * 40_000)}
-            assert web.post("/page/gradio_api/upload", files=files).status_code == 200
-        folder = web.service.uploads
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        assert 40_000 <= size <= 200_000
 
 
 def deep_picture(kind):

@@ -24,8 +24,15 @@ def test_the_defaults_are_those_of_the_settings():
     plain = Settings()
     same = [f.name for f in fields(Settings) if f.name not in ("session_key",)]
     assert {n: getattr(config, n) for n in same} == {n: getattr(plain, n) for n in same}
-    assert set(type(ServeConfig.model_fields["limits"].default).model_fields) == {f.name for f in fields(Limits)}
+    limits = set(type(ServeConfig.model_fields["limits"].default).model_fields)
+    assert limits == {f.name for f in fields(Limits)} | {"max_uploads"}  # accepted, without effect
     assert set(type(ServeConfig.model_fields["rates"].default).model_fields) == {f.name for f in fields(Rates)}
+
+
+def test_a_limit_that_is_gone_is_said_to_have_no_effect(tmp_path, caplog):
+    path = write(tmp_path, "collection: shop\nlimits: {max_uploads: 5000}\n")
+    assert read_config(path, {}).settings().limits == Limits()
+    assert "limits.max_uploads has no effect" in caplog.text
 
 
 def test_a_file_with_options_on_top(tmp_path):
@@ -47,7 +54,7 @@ def test_a_file_with_options_on_top(tmp_path):
     )
     assert made.limits.values["max_seconds"] == Limits().values["max_seconds"]
     assert (made.rates.per_token, made.rates.per_address) == (5, Rates().per_address)
-    assert made.page is False  # several workers serve no page
+    assert made.page  # by each of the workers
     assert read_config(path, {"collection": "other"}).collection == "other"
 
 
@@ -113,5 +120,5 @@ def test_tokens_are_made_by_the_command_line(tmp_path, capsys):
 
 def test_the_configuration_needs_no_heavy_import():
     """Mistakes are reported at once."""
-    code = "import sys; from mmtune.serve.config_file import read_config; assert 'gradio' not in sys.modules and 'faiss' not in sys.modules"
+    code = "import sys; from mmtune.serve.config_file import read_config; assert 'faiss' not in sys.modules and 'fastapi' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

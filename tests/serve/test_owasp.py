@@ -130,7 +130,7 @@ def test_api5_no_role_does_more_than_it_may(web):
         assert found.status_code in (403, 404), path
     for method in ("TRACE", "CONNECT", "OPTIONS", "PROPFIND"):
         assert web.request(method, "/items/0-000").status_code in (400, 404, 405), method
-    assert web.get("/page/").status_code == 403 and web.get("/page/config", headers=web.bearer["feedback"]).status_code == 200
+    assert web.get("/page/").status_code == 403 and web.get("/page/", headers=web.bearer["feedback"]).status_code == 200
 
 
 def test_api6_clicks_in_bulk_are_limited_and_named(shelf, tmp_path):
@@ -167,8 +167,11 @@ def test_api7_no_url_is_fetched(web, url, monkeypatch):
         refused(web.post("/search", json=body), 422)
         refused(web.put("/items/owasp", json=body, headers=web.bearer["write"]), 422)
     assert web.post("/search", json={"text": url}).status_code == 200  # words
-    found = web.get(f"/page/gradio_api/file={url}", headers=web.bearer["feedback"])
-    assert found.status_code in (403, 404)
+    page = {"headers": web.bearer["feedback"], "follow_redirects": False}
+    assert web.get("/page/", params={"text": url, "beside": "none"}, **page).status_code == 200
+    for path in (f"/page/{url}", "/page/view", "/page/item", "/page/../etc/passwd"):
+        found = web.get(path, params={"id": url, "modality": url}, **page)
+        assert found.status_code in (403, 404), (path, found.text)
 
 
 def test_api8_nothing_is_left_open(web):
@@ -206,7 +209,8 @@ def test_api9_every_route_is_in_the_inventory(web):
 
     walk(router(web.service).routes)
     assert len(paths) >= 10
-    assert served - paths <= {"/", "/page", "/openapi.json"}, served - paths
+    page = {"/page/", "/page/item", "/page/view", "/page/{name}.{kind}"}
+    assert served - paths <= {"/", "/openapi.json"} | page, served - paths
 
 
 def test_api10_stored_data_is_data(web):
@@ -227,9 +231,13 @@ def test_api10_stored_data_is_data(web):
     )
     found = web.get("/items/evil")
     assert found.headers["content-type"] == "application/json" and found.json()["meta"]["note"] == evil
-    from mmtune.serve.result_cards import ResultCards
-
-    result = {"id": "evil", "score": 1.0, "modality": "text", "group": evil, "meta": {"note": evil}, "values": {}}
-    html = ResultCards(web.service).result(result, 1)
-    assert "<script" not in html and "&lt;script" in html
+    reader = web.bearer["feedback"]
+    for path in (
+        "/page/?text=x&k=30&beside=none",
+        "/page/item?id=evil",
+        "/page/view?id=evil&modality=text",
+        f"/page/?text={evil}",
+    ):
+        html = web.get(path, headers=reader).text
+        assert "&lt;script" in html and "<script>" not in html, path
     assert web.delete("/items/evil", headers=write).status_code == 200

@@ -1,4 +1,4 @@
-"""`mmtune serve` as people start it: a real process, real sockets, signals, and the page's own server."""
+"""`mmtune serve` as people start it: a real process, real sockets, signals."""
 
 import json
 import signal
@@ -7,13 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
 from mmtune.index.collection import Collection
-from tests.support.serve_helpers import BEARER, Process, collection, copy_of, picture
+from tests.support.serve_helpers import BEARER, Process, collection, copy_of
 
 
 @pytest.fixture(scope="module")
@@ -139,135 +138,3 @@ def test_too_much_is_refused_before_it_is_sent(server):
     )
     assert found.status_code == 413 and found.json()["error"]["limit"] == 200_000
     assert "server" not in found.headers
-
-
-# --- the page's own server -------------------------------------------------------------------------------------------
-
-
-def upload(server, name="x.png", data=None):
-    """A file through the page's own door; where it lies."""
-    found = httpx.post(server.url + "/page/gradio_api/upload", files={"files": (name, data or picture())}, timeout=60)
-    assert found.status_code == 200, found.text
-    return found.json()[0]
-
-
-def join(server, name, payload, **more):
-    """Press a search button of the page with that payload."""
-    config = httpx.get(server.url + "/page/config", timeout=60).json()
-    button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == f"go-{name}")
-    number = next(d["id"] for d in config["dependencies"] if [button, "click"] in [list(t) for t in d["targets"]])
-    body = {"data": [payload, 3, "", "live only"], "fn_index": number, "session_hash": "test", "trigger_id": button, **more}
-    return httpx.post(server.url + "/page/gradio_api/queue/join", json=body, timeout=60)
-
-
-def answer(server):
-    """What the page's stream says of the search that was joined."""
-    with httpx.stream("GET", server.url + "/page/gradio_api/queue/data?session_hash=test", timeout=60) as stream:
-        for line in stream.iter_lines():
-            if line.startswith("data:") and "process_completed" in line:
-                return json.loads(line[5:])["output"]
-    raise AssertionError("no answer")
-
-
-def test_the_page_answers_and_keeps_uploads_to_itself(server):
-    page = httpx.get(server.url + "/page/", timeout=60)
-    assert page.status_code == 200 and "<html" in page.text
-    path = upload(server)
-    folder = Path(path).parents[1]
-    assert (folder.stat().st_mode & 0o077) == 0 and folder.name.startswith("mmtune-serve-")
-    assert join(server, "image", {"path": path, "meta": {"_type": "gradio.FileData"}}).status_code == 200
-    shown = json.dumps(answer(server))
-    assert "3 results" in shown and "mm-hit" in shown
-    assert httpx.get(server.url + f"/page/gradio_api/file={path}", timeout=60).content == picture()
-
-
-PLACES = [
-    "/etc/passwd",
-    "{root}/collection.json",
-    "../../../../etc/passwd",
-    "http://127.0.0.1:9/x.png",
-    "https://example.org/x.png",
-    "file:///etc/passwd",
-    "{folder}/../../etc/passwd",
-    "{folder}",
-    "",
-    "\0",
-    "data:image/png;base64,AAAA",
-]
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_no_path_or_url_reaches_the_page(server, shelf, place):
-    place = place.format(root=shelf, folder=Path(upload(server)).parents[1])
-    if place:
-        for address in (f"file={place}", f"file/{place}", f"proxy={place}", f"file=%2F{place.lstrip('/')}"):
-            try:
-                found = httpx.get(f"{server.url}/page/gradio_api/{address}", timeout=60)
-            except httpx.InvalidURL:
-                continue
-            assert found.status_code in (403, 404, 405) and b"root:" not in found.content and b"format" not in found.content
-    for payload in ({"path": place}, {"path": place, "url": place}, {"a": [{"path": place}]}, [{"path": place}]):
-        payload = {**payload, "meta": {"_type": "gradio.FileData"}} if isinstance(payload, dict) else payload
-        assert join(server, "image", payload).status_code == 403, payload
-    linked = join(server, "image", None, event_data={"path": place})
-    assert linked.status_code == 403
-
-
-def test_a_link_among_the_uploads_leads_nowhere(server):
-    folder = Path(upload(server)).parents[1]
-    link = folder / "link.png"
-    link.symlink_to("/etc/passwd")
-    assert httpx.get(f"{server.url}/page/gradio_api/file={link}", timeout=60).status_code == 403
-    assert join(server, "image", {"path": str(link)}).status_code == 403
-
-
-def test_a_url_beside_an_upload_is_taken_out(server):
-    with socket.socket() as trap:
-        trap.bind(("127.0.0.1", 0))
-        trap.listen()
-        trap.settimeout(1.0)
-        url = f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"
-        payload = {"path": upload(server), "url": url, "meta": {"_type": "gradio.FileData"}}
-        assert join(server, "image", payload).status_code == 200
-        assert "results" in json.dumps(answer(server))
-        with pytest.raises(TimeoutError):
-            trap.accept()
-
-
-def test_only_what_the_page_needs_is_there(server):
-    api = (
-        "runs",
-        "process_recording",
-        "vibe-edit",
-        "call/x",
-        "component_server",
-        "stream/x",
-        "custom_component/a/b/c/d",
-        "mcp",
-    )
-    for path in (*(f"gradio_api/{name}" for name in api), "monitoring", "login"):
-        for method in ("GET", "POST"):
-            assert httpx.request(method, f"{server.url}/page/{path}", timeout=60).status_code in (404, 405), path
-    for path in ("static/../../../../etc/passwd", "assets/..%2f..%2f..%2f..%2fetc%2fpasswd", "static/%2fetc%2fpasswd"):
-        found = httpx.get(f"{server.url}/page/{path}", timeout=60)
-        assert found.status_code in (403, 404) and b"root:" not in found.content
-
-
-def test_the_page_keeps_the_limits_of_rest(server):
-    found = httpx.post(server.url + "/page/gradio_api/upload", files={"files": ("x.png", bytes(300_000))}, timeout=60)
-    assert found.status_code == 413
-    bad = {"path": upload(server, data=b"not a picture"), "meta": {"_type": "gradio.FileData"}}
-    assert join(server, "image", bad).status_code == 200
-    assert "not a readable picture" in json.dumps(answer(server))
-    assert join(server, "text", "x" * 20_000).status_code == 200
-    assert "limit 10000" in json.dumps(answer(server))
-
-
-@pytest.mark.slow
-def test_a_stopped_server_leaves_no_uploads(shelf):
-    with Process(shelf) as server:
-        wait(server)
-        folder = Path(upload(server)).parents[1]
-        assert folder.exists()
-        assert server.stop(signal.SIGTERM) == 0, server.said
-        assert not folder.exists()
