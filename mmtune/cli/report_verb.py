@@ -4,6 +4,7 @@
   mmtune report runs/b --out b.html                    the runs of `mmtune train --seeds`: differences over the seeds
   mmtune report --base A --candidate B --data D --out a.html
   mmtune report comparison.json --out a.html           the output of `mmtune compare --json`; loads no models
+  mmtune report runs/a --label category --out a.html   confusion matrices by this column instead of by group
   mmtune report runs/a --task knn --label defect --reference data/train --cluster recording --out a.html
 
 The report can be opened from disk, without a network.
@@ -60,9 +61,9 @@ def run(args: argparse.Namespace) -> Result:
     tasks = []
     if args.task != RETRIEVAL:
         tasks = [ReportedTask(args.task, task_values(args), args.cluster)]
-    elif args.cluster or any(task_values(args).values()):
+    elif args.cluster or any(value for name, value in task_values(args).items() if name != "label"):
         raise RecipeError(
-            "--label, --reference, --cluster and the other options of tasks need --task zero_shot, knn or anomaly"
+            "--reference, --cluster and the other options of tasks but --label need --task zero_shot, knn or anomaly"
         )
     done = report(
         args.target,
@@ -79,5 +80,6 @@ def run(args: argparse.Namespace) -> Result:
         quiet=args.quiet,
         allow_trained=args.allow_trained,
         tasks=tasks,
+        label=args.label,
     )
     return Result(done.to_dict(), f"{done.out}  {done.verdict}, {done.bytes / 1e6:.1f} MB")

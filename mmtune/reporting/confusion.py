@@ -6,9 +6,10 @@ import numpy as np
 
 from mmtune.evaluation.tasks.classified import Classified
 from mmtune.evaluation.tasks.classify import classifications
+from mmtune.evaluation.tasks.task import class_labels, grouped_by_class
 from mmtune.reporting.measured import SIDES, Measured
 
-MAX_CLASSES, MAX_MISTAKES = 24, 10  # classes in a matrix; rows in the table of the most frequent mistakes
+MAX_CLASSES, MAX_MISTAKES = 16, 10  # classes in a matrix; rows in the table of the most frequent mistakes
 
 
 @dataclass
@@ -74,17 +75,25 @@ class ConfusionSection:
     mistakes: list[Mistake]
 
 
-def confusion_sections(measured: Measured) -> list[ConfusionSection]:
-    """One section for each classification task that the data allow (see `evaluation.tasks.classify.classifications`)."""
-    before, after = (classifications(measured.vectors[side], measured.classes.get(side)) for side in SIDES)
+def confusion_sections(measured: Measured, label: str | None = None) -> list[ConfusionSection]:
+    """One section for each classification task that the data allow (see `evaluation.tasks.classify.classifications`).
+
+    label: metadata column whose values are the classes; default: the groups. Raises DataError if it has fewer than two values
+    """
+    vectors, classes = measured.vectors, measured.classes
+    if label is not None:
+        labels, _ = class_labels(measured.data, label)
+        vectors = {side: grouped_by_class(measured.data, vectors[side], labels) for side in SIDES}
+        classes = {side: grouped_by_class(measured.data, classes[side], labels) for side in SIDES if side in classes}
+    before, after = (classifications(vectors[side], classes.get(side)) for side in SIDES)
     return [_section(dict(zip(SIDES, pair, strict=True))) for pair in zip(before, after, strict=True)]
 
 
 def _description(task: Classified) -> str:
     if task.how == "descriptions":
-        return f"{task.direction} as classification: each of {task.rows:,} rows is assigned to the group with the nearest description"
+        return f"{task.direction} as classification: each of {task.rows:,} rows is assigned to the class with the nearest description"
     name = task.direction.split("->")[0]
-    return f"{name} as classification: each of {task.rows:,} items is assigned to a group by its {task.neighbours} nearest neighbours"
+    return f"{name} as classification: each of {task.rows:,} items is assigned to a class by its {task.neighbours} nearest neighbours"
 
 
 def _section(by_side: dict[str, Classified]) -> ConfusionSection:

@@ -1,7 +1,7 @@
 """Example queries: those that improved most and those that got worse most, with the results of both models."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from mmtune.reporting.measured import SIDES, Measured
 from mmtune.search.tie_order import order_by_key, to_scores
 
 TOP = 5  # results shown for each query
+LOOKED_AT = 50  # results among which TOP different ones are chosen
 MAX_DIRECTIONS = 2
 EPSILON = 1e-12
 """Changes of a metric up to this size count as no change."""
@@ -24,12 +25,16 @@ class ExampleResult:
     modality: its modality
     relevant: whether it is relevant to the query
     score: its cosine similarity to the query
+    rank: its rank among all candidates, from 1
+    copies: ranks of its copies among the best results, which are not shown again
     """
 
     row: int
     modality: str
     relevant: bool
     score: float
+    rank: int = 0
+    copies: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -39,7 +44,7 @@ class ExampleQuery:
     row, modality: the query's value
     value: the metric for this query
     first_relevant: rank of the first relevant item
-    results: the retrieved items, best first
+    results: the retrieved items, best first; the last one is the first relevant item, if that ranks below the others
     """
 
     row: int
@@ -130,20 +135,35 @@ def most_changed(gain_Q: np.ndarray, clusters_Q: np.ndarray, count: int) -> list
 def _results(
     measured: Measured, name: str, side: str, queries: np.ndarray, relevant: Sequence[np.ndarray]
 ) -> list[list[ExampleResult]]:
-    """Return the TOP candidates of each query item, sorted by score with ties broken as in evaluation."""
+    """Return the TOP candidates of each query item, sorted by score with ties broken as in evaluation.
+
+    Copies count as one. The first relevant candidate is added, whatever its rank.
+    """
     if not len(queries):
         return []
-    candidates = measured.items_of(name, side)[1]
-    out = []
+    candidates, out = measured.items_of(name, side)[1], []
     for keys, relevant_items in zip(measured.score_keys(name, side, queries), relevant, strict=True):
-        best = [int(j) for j in order_by_key(keys)[:TOP] if keys[j] > np.iinfo(np.int32).min]
-        known = set(relevant_items.tolist())
-        out.append(
-            [
-                ExampleResult(
-                    measured.row_number[candidates.ids[j]], candidates.name, j in known, float(to_scores(keys[j : j + 1])[0])
-                )
-                for j in best
-            ]
-        )
+        order, known = order_by_key(keys), set(relevant_items.tolist())
+        shown: list[ExampleResult] = []
+        for rank, j in enumerate(order[:LOOKED_AT], 1):
+            if keys[j] == np.iinfo(np.int32).min:  # the query itself
+                break
+            row = measured.row_number[candidates.ids[j]]
+            first = next(
+                (r for r in shown if (int(j) in known) == r.relevant and measured.copies.same(candidates.name, r.row, row)),
+                None,
+            )
+            if first is not None:
+                first.copies.append(rank)
+            elif len(shown) < TOP:
+                score = float(to_scores(keys[j : j + 1])[0])
+                shown.append(ExampleResult(row, candidates.name, int(j) in known, score, rank))
+            else:
+                break
+        if not any(r.relevant for r in shown):
+            at = next((n for n, j in enumerate(order) if int(j) in known), None)
+            if at is not None:
+                j, score = order[at], float(to_scores(keys[order[at] : order[at] + 1])[0])
+                shown.append(ExampleResult(measured.row_number[candidates.ids[j]], candidates.name, True, score, at + 1))
+        out.append(shown)
     return out

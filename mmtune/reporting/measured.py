@@ -19,6 +19,7 @@ from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
+from mmtune.reporting.recording_copies import RecordingCopies
 from mmtune.reporting.subject import ModelSpec, ReportSubject
 from mmtune.reporting.task_section import ReportedTask, TaskSection, task_section
 from mmtune.search.exact_scores import exact_keys
@@ -68,6 +69,11 @@ class Measured:
     def row_number(self) -> dict[str, int]:
         """{row id: row number in the data}."""
         return {row_id: i for i, row_id in enumerate(self.data.ids)}
+
+    @cached_property
+    def copies(self) -> RecordingCopies:
+        """Decides which rows of the data show the same recording or picture."""
+        return RecordingCopies(self.data)
 
     @property
     def cross_modal_directions(self) -> list[str]:

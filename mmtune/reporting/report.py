@@ -13,6 +13,7 @@ from mmtune.reporting.confusion import confusion_sections
 from mmtune.reporting.embedding_map import embedding_map
 from mmtune.reporting.examples import TOP, example_sections
 from mmtune.reporting.forest import ForestPlot, forest_plot, is_informative
+from mmtune.reporting.glossary import TERMS, explain
 from mmtune.reporting.learning_curves import learning_curves
 from mmtune.reporting.measured import Measured, measure
 from mmtune.reporting.mined_negatives import mining_sections
@@ -82,6 +83,7 @@ def report(
     quiet: bool = True,
     allow_trained: bool = False,
     tasks: Sequence[ReportedTask] = (),
+    label: str | None = None,
 ) -> ReportResult:
     """Write a report as one HTML file to `out`.
 
@@ -96,6 +98,7 @@ def report(
     qrels: relevance judgments, or their file; they replace rows and groups in deciding what is relevant
     examples: number of improved queries, and of harmed queries, shown in each direction
     tasks: other tasks by which both models are evaluated on the test data
+    label: metadata column whose values are the classes of the confusion matrices; default: the groups
     """
     subject = report_subject(target, base, candidate, data, gate)
     measured = measure(subject, slices, retention, batch_size, quiet, qrels, allow_trained, tasks) if subject.data else None
@@ -103,13 +106,15 @@ def report(
         raise DataError("a task needs both models and the data: give --base, --candidate and --data as well")
     if measured is None and qrels is not None:
         raise DataError("relevance judgments need searches with the models: give --base, --candidate and --data as well")
-    page = report_page(subject, measured, examples)
+    if measured is None and label is not None:
+        raise DataError("label: confusion matrices need both models and the data: give --base, --candidate and --data as well")
+    page = report_page(subject, measured, examples, label)
     write_text(out, page)
     verdict = measured.verdict_of.verdict if measured else subject.document["verdict"]
     return ReportResult(str(out), verdict, len(page.encode()))
 
 
-def report_page(subject: ReportSubject, measured: Measured | None, examples: int = 6) -> str:
+def report_page(subject: ReportSubject, measured: Measured | None, examples: int = 6, label: str | None = None) -> str:
     """Return the HTML page. Without `measured`, it shows only the contents of the comparison's JSON file."""
     document = measured.verdict_of.to_dict() if measured else subject.document
     word, meaning = headline(document)
@@ -130,7 +135,10 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
         examples=example_sections(measured, examples) if measured else [],
         cards=ValueCards(measured.data) if measured else None,
         top=TOP,
-        confusions=confusion_sections(measured) if measured else [],
+        confusions=confusion_sections(measured, label) if measured else [],
+        label=label,
+        glossary=TERMS,
+        explain=explain,
         scores=score_sections(measured) if measured else [],
         map=embedding_map(measured) if measured else None,
         mining=mining_sections(run),

@@ -1,8 +1,10 @@
 """HTML of the values shown in a report. Each value is embedded in the page once, even if it is shown in several places."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from mmtune import modalities
+from mmtune.data.item_title import item_title
 from mmtune.errors import DataError, Rejected
 from mmtune.html.render import trusted
 
@@ -28,12 +30,25 @@ class ValueCards:
     def __init__(self, data: "Data", budget: int = BUDGET, prefix: str = "v"):
         self.data, self.left, self.prefix = data, budget, prefix
         self._known: dict[tuple[str, int], Markup] = {}
+        self._titles: dict[int, str] = {}
         self.number = self.unshown = 0
 
     def label(self, row: int) -> str:
         """Label of a row: its group, if it has one, and its id."""
         group = self.data.groups[row]
         return self.data.ids[row] if group is None else f"{group} ({self.data.ids[row]})"
+
+    def title(self, row: int) -> str:
+        """Title of a row: a column such as `title`, else its text, else its id (see `mmtune.data.item_title`)."""
+        if row not in self._titles:
+            text = ""
+            for m in modalities.names():
+                if modalities.get(m).language and m in self.data.modalities and self.data.present[m][row]:
+                    with contextlib.suppress(DataError, KeyError):
+                        text = self.data.read(row, m).decode("utf-8", "replace")
+                    break
+            self._titles[row] = item_title(self.data.meta(row), text, self.data.ids[row])[0]
+        return self._titles[row]
 
     def show(self, row: int, modality: str) -> "Markup":
         """Return the card, or a link to the card, of the value of `modality` in row number `row`."""

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
-
 from mmtune import modalities
+from mmtune.data.item_title import item_title
 from mmtune.errors import Rejected
 from mmtune.html.render import render_macro, trusted
 from mmtune.serve.error_responses import RequestError
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from mmtune.index.item_catalog import Item
     from mmtune.serve.service import Service
 
-TITLE_COLUMNS = ("title", "name", "product_name", "product", "label", "headline", "caption", "description")
-"""Metadata columns that are an item's title, the best first. Without them its text is, or else its id."""
-TITLE_CHARACTERS, METADATA_CHARACTERS, METADATA_SHOWN = 120, 60, 3
 GRID_SIDE, PANEL_SIDE = 320, 1024
 """Largest side of pictures in the grid and in the panel of one item, in pixels."""
 TEMPLATE = "search_results.html.j2"
@@ -129,7 +125,7 @@ class ResultCards:
         """Choose an item's title, and list its values and metadata."""
         texts = [m for m in modalities.names() if m in item.contents and modalities.get(m).language]
         text = self._text(item.id, texts[0], item.contents[texts[0]][0]) if texts else ""
-        title, column = _title(item.meta, text, item.id)
+        title, column = item_title(item.meta, text, item.id)
         metadata = {"group": item.group, **{k: v for k, v in item.meta.items() if k not in ("group", column)}}
         shown = {k: _shown(v) for k, v in metadata.items() if v not in (None, "") and _shown(v) != title}
         views = [
@@ -156,21 +152,6 @@ def _arguments(item: "Item", modality: str) -> str:
     from urllib.parse import urlencode
 
     return urlencode({"id": item.id, "modality": modality, "v": f"{item.contents[modality][0] & 0xFFFFFFFF:x}"})
-
-
-def _title(meta: Mapping[str, JsonValue], text: str, id: str) -> tuple[str, str]:
-    """Return (title, the metadata column that it is from, or "")."""
-    by_name = {name.lower(): name for name in reversed(meta)}
-    for name in TITLE_COLUMNS:
-        value = meta.get(by_name.get(name, ""))
-        if isinstance(value, str) and value.strip():
-            return _cut(value.strip()), by_name[name]
-    return _cut(text.strip()) or id, ""
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= TITLE_CHARACTERS else line[:TITLE_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
 def _shown(value: object) -> str:
