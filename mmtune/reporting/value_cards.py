@@ -38,6 +38,10 @@ class ValueCards:
         group = self.data.groups[row]
         return self.data.ids[row] if group is None else f"{group} ({self.data.ids[row]})"
 
+    def is_text(self, modality: str) -> bool:
+        """Whether a value of this modality is its own title."""
+        return modalities.get(modality).language
+
     def title(self, row: int) -> str:
         """Title of a row: a column such as `title`, else its text, else its id (see `mmtune.data.item_title`)."""
         if row not in self._titles:

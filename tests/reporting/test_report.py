@@ -14,13 +14,16 @@ import soundfile
 from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.compare_models import compare
 from mmtune.comparison.compare_tasks import compare_task
+from mmtune.data.pack.pack import pack
 from mmtune.data.shards.dataset import open_data
 from mmtune.errors import DataError
 from mmtune.evaluation.tasks.roc import auroc
 from mmtune.mining.mine_model import mine
 from mmtune.modalities import get
+from mmtune.reporting.confusion import confusion_sections
 from mmtune.reporting.embedding_map import principal_components
 from mmtune.reporting.examples import example_sections, most_changed
+from mmtune.reporting.glossary import TERMS, explain
 from mmtune.reporting.learning_curves import learning_curves
 from mmtune.reporting.measured import measure
 from mmtune.reporting.plots import ticks
@@ -173,8 +176,51 @@ def test_examples_are_the_greatest_changes_and_hits_are_in_order(pictures):
                 assert np.isclose(hits[0].score, every.max(), atol=1e-5)
                 for h in hits:
                     assert h.relevant == (data.groups[h.row] == data.groups[e.row])
-                rank = next((i for i, h in enumerate(hits, 1) if h.relevant), None)
-                assert rank == (e.first_relevant[side] if e.first_relevant[side] <= len(hits) else None)
+                ranks = [h.rank for h in hits]
+                assert ranks == sorted(ranks) and ranks[0] == 1 and len(hits) <= 6
+                assert next(h.rank for h in hits if h.relevant) == e.first_relevant[side]  # wherever it ranks
+                seen = sorted([*ranks, *(r for h in hits for r in h.copies)])
+                assert seen[:-1] == list(range(1, len(seen)))  # none is left out but before the last, which may rank anywhere
+
+
+def test_titles_numbers_legend_and_words(root, tmp_path):
+    """By a column of three classes; titles from a column; copies of a recording once; all terms explained."""
+    rows = corpora.source(root / "titled", 24, 7, ("audio", "text"))
+    lines = rows.read_text().splitlines()
+    kinds = ["thin", "broad", "odd"]
+    lines = [f"{lines[0]},title,kind,recording"] + [
+        f"{x},Fan number {n},{kinds[n % 3]},tape {n % 6}" for n, x in enumerate(lines[1:])
+    ]
+    rows.write_text("\n".join(lines) + "\n")
+    pack(rows, root / "titled" / "packed", group="group")
+    out = tmp_path / "r.html"
+    about = report_subject(None, "tiny:clap", "tiny:clap@3", str(root / "titled" / "packed"))
+    report(None, out, base=about.base, candidate=about.candidate, data=about.data, label="kind")
+    text, words = out.read_text(), " ".join(" ".join(checked(out).words).split())
+    assert "Classes are the values of kind" in words and "100% of the class, right" in words
+    found = measure(about)
+    (first, *_) = confusion_sections(found, "kind")
+    assert first.names == ["broad", "odd", "thin"] and sum(c.count for c in first.matrices[0].cells) == first.rows
+    for cell in first.matrices[1].cells:
+        assert re.search(rf'<text class="n[^>]*>{cell.count}</text>', text)
+    tapes = 0
+    for g in example_sections(found, 4):
+        for e in [*g.improved, *g.harmed]:
+            for h in [h for side in ("before", "after") for h in e.results[side] if h.modality == "audio"]:
+                assert f"Fan number {int(found.data.ids[h.row].split('-')[1])}" in words
+                tapes += len(h.copies)
+            for side in ("before", "after"):
+                shown = [found.data.meta(h.row)["recording"] for h in e.results[side] if h.modality == "audio"]
+                assert len(shown) == len(set(shown)) or len(shown) == 6
+    assert tapes and "the same recording or a near duplicate: also at rank" in words
+    for term in ("nDCG@k", "macro-F1", "AUROC", "95% confidence interval", "modality gap"):
+        assert term in words
+    assert (
+        explain("ndcg@10") == TERMS["nDCG@k"] and explain("MAP") == explain("map") and explain("macro_f1") and not explain("x")
+    )
+    assert "<abbr title=" in text and "Spectrogram of" in text and "<i>4 kHz</i>" in text
+    with pytest.raises(DataError, match="fewer than two classes"):
+        report(None, out, base=about.base, candidate=about.candidate, data=about.data, label="nothing")
 
 
 def test_the_most_changed_of_each_thing_come_first():
@@ -306,8 +352,6 @@ def test_refusals_name_the_fix(pictures, tmp_path, capsys):
 
 
 def test_names_are_escaped(root, tmp_path):
-    from mmtune.data.pack.pack import pack
-
     words = "<script>alert(1)</script> & \"quoted\" 'x'"
     source = tmp_path / "rows.jsonl"
     rows = [{"id": f"{i}<b>", "text": words + f" {i % 6}", "image": f"{i}.png", "group": f"<i>{i % 3}"} for i in range(12)]
