@@ -7,7 +7,7 @@ TERMS = {
     "candidate": "An item that can be a result. The candidates of a direction are all items of its second modality.",
     "direction": "text->image means: a text is the query, images are the candidates. Within one modality the query itself is no candidate.",
     "relevant": "A right result: a candidate of the query's group (or of its row, without groups; or as judged, with --qrels).",
-    "group": "Rows that show the same thing, e.g. all photos of one product (the column given to `pack --group`).",
+    "group": "Rows that show the same thing, e.g. all photos of one product (the column given to pack --group).",
     "rank": "The position of a result; 1 is the best one.",
     "score": "The cosine similarity of two embeddings: 1 for the same direction, 0 for unrelated ones.",
     "embedding": "The vector of an item that the model computes; similar items have vectors of a similar direction.",
