@@ -111,7 +111,7 @@ class SearchPage:
         """Search, and render the page with the results. Its status is that of the first search that was refused."""
         state = await self.service.run_blocking(self.state)
         rankings, status = list[Ranking](), 200
-        if query.is_search or query.empty_tab:
+        if query.is_search:
             versions = [None, *([state.beside(query)] if state.beside(query) else [])]
             try:
                 bodies = [await self.service.run_blocking(query.body, v, self.service.settings.limits) for v in versions]
@@ -218,12 +218,12 @@ def page_router(service: "Service") -> "APIRouter":
         return await page.answer(query)
 
     @routes.get("/item")
-    async def item(request: Request, id: str) -> Response:
+    async def item(request: Request, id: str = "") -> Response:
         _refuse_embedding(request)
         return await page.item(id)
 
     @routes.get("/view")
-    async def view(request: Request, id: str, modality: str, large: bool = False) -> Response:
+    async def view(request: Request, id: str = "", modality: str = "", large: bool = False) -> Response:
         _refuse_embedding(request)
         if not drawing:
             drawing.append(anyio.CapacityLimiter(VIEW_THREADS))

@@ -54,11 +54,6 @@ class PageQuery:
         """Whether there is anything to search for."""
         return bool(self.uploads or any(v.strip() for v in self.values.values()))
 
-    @property
-    def empty_tab(self) -> bool:
-        """Whether the search button was pressed without a query."""
-        return not self.is_search and self.by != ""
-
     def tab(self, tabs: list[str]) -> str:
         """The tab to show: the one that was searched by, or else the first."""
         given = [*self.uploads, *(name for name, v in self.values.items() if v.strip())]

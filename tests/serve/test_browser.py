@@ -78,7 +78,8 @@ def hits(page, side="live"):
 
 def search(page, text):
     page.get_by_label("Search by text").fill(text)
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     page.locator("#live").wait_for()
 
 
@@ -94,14 +95,14 @@ def visible_tiles(page):
 
 def test_the_grid_has_as_many_results_as_asked_and_loads_its_pictures(page, path):
     page.get_by_label("Compare with version").select_option("none")
-    page.get_by_label("Results").fill("20")
+    page.locator("#k").fill("20")
     search(page, "a red square")
     with Collection(path) as c:
         assert hits(page) == c.search(text="a red square", k=20).ids
     page.wait_for_function("document.querySelectorAll('.tile .media > img').length >= 8")
     assert all(p.evaluate("p => p.complete && p.naturalWidth > 0") for p in page.locator(".tile .media > img").all())
-    assert visible_tiles(page) >= 5  # each has a picture and a sound here; test_page_size has pictures alone
-    assert page.locator("#live-1").inner_text() == "a white square" or page.locator("#live-1").inner_text().startswith("a ")
+    assert visible_tiles(page) >= 5  # each has a picture and a sound; pictures alone: the next test
+    assert page.get_by_role("heading", name="a white square").count() >= 1
     shot(page, "grid")
 
 
@@ -138,7 +139,7 @@ def test_live_and_staged_side_by_side(page, path):
     moved = live.index(staged[0])
     assert first.get_by_title(f"moved up by {moved} against the live version").is_visible()
     assert page.locator("#beside .change").count() == 24 and page.locator("#live .change").count() == 0
-    page.get_by_label("Results").fill("4")
+    page.locator("#k").fill("4")
     search(page, "a red square")
     gone = [i for i in live[:4] if i not in staged[:4]]
     marked = page.locator("#live .tile.is-gone").evaluate_all("tiles => tiles.map(t => t.dataset.id)")
@@ -163,7 +164,8 @@ def test_filters_facets_and_an_error(page, path):
     page.locator(".columns").get_by_role("button", name="shade").click()
     assert page.get_by_label("Filter", exact=True).input_value() == "shade = 'dark'"
     page.get_by_label("Filter", exact=True).fill("shade = ")
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     assert "filter: position" in page.get_by_role("alert").inner_text() and not hits(page)
     page.get_by_role("link", name="Clear all filters").click()
     page.wait_for_function("document.querySelectorAll('#live .tile').length === 24")
@@ -255,7 +257,8 @@ def test_the_panel_of_one_item_by_keyboard(page):
     page.keyboard.press("/")
     assert focused(page) == "ask-text"
     page.keyboard.type("a red square")
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     page.locator("#live").wait_for()
     ids = hits(page)
     page.keyboard.press("j")

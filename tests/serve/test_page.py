@@ -227,7 +227,9 @@ def test_people_who_cannot_see_it_are_told(web):
     ):
         assert line in page, line
     assert (
-        '<search class="ask" aria-label="Search ' in page and 'role="status"' in page and 'aria-labelledby="item-title"' in page
+        '<search class="ask" role="search" aria-label="Search ' in page
+        and 'role="status"' in page
+        and 'aria-labelledby="item-title"' in page
     )
     assert page.count('aria-selected="true"') == 1 and 'role="tablist" aria-label=' in page
     for tag in re.findall(r"<(?:button|a|input|select)\b[^>]*>[^<]*", page):
