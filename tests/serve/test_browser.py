@@ -1,6 +1,7 @@
 """The page as people use it, in headless Chromium: mouse, keys, uploads, a microphone, a phone; with one process and with two."""
 
 import os
+import time
 
 import pytest
 
@@ -71,6 +72,14 @@ def shot(page, name):
         page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
+def until(page, expression, value=None, seconds=60):
+    """Until an expression is true. Playwright's own `wait_for_function` needs eval, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression, value):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
 def hits(page, side="live"):
     """Ids of the results shown in a column."""
     return page.locator(f"#{side} .tile").evaluate_all("tiles => tiles.map(t => t.dataset.id)")
@@ -99,7 +108,7 @@ def test_the_grid_has_as_many_results_as_asked_and_loads_its_pictures(page, path
     search(page, "a red square")
     with Collection(path) as c:
         assert hits(page) == c.search(text="a red square", k=20).ids
-    page.wait_for_function("document.querySelectorAll('.tile .media > img').length >= 8")
+    until(page, "document.querySelectorAll('.tile .media > img').length >= 8")
     assert all(p.evaluate("p => p.complete && p.naturalWidth > 0") for p in page.locator(".tile .media > img").all())
     assert visible_tiles(page) >= 5  # each has a picture and a sound; pictures alone: the next test
     assert page.get_by_role("heading", name="a white square").count() >= 1
@@ -168,7 +177,7 @@ def test_filters_facets_and_an_error(page, path):
         page.keyboard.press("Enter")
     assert "filter: position" in page.get_by_role("alert").inner_text() and not hits(page)
     page.get_by_role("link", name="Clear all filters").click()
-    page.wait_for_function("document.querySelectorAll('#live .tile').length === 24")
+    until(page, "document.querySelectorAll('#live .tile').length === 24")
 
 
 def test_uploading_a_picture_and_marking_what_is_not_a_match(page, path, tmp_path):
@@ -182,11 +191,11 @@ def test_uploading_a_picture_and_marking_what_is_not_a_match(page, path, tmp_pat
         assert hits(page) == c.search(image=picture("blue"), k=24).ids
     wrong = page.locator("#live .tile").nth(1).get_by_role("button", name="is not a match")
     wrong.click()
-    page.wait_for_function("document.querySelector('#status').textContent.startsWith('recorded')")
+    until(page, "document.querySelector('#status').textContent.startsWith('recorded')")
     assert wrong.get_attribute("aria-pressed") == "true"
     page.locator("#live .tile").first.get_by_role("link").first.focus()
     page.keyboard.press("m")
-    page.wait_for_function("document.querySelectorAll('#live .tile')[0].querySelector('[aria-pressed=true]')")
+    until(page, "document.querySelectorAll('#live .tile')[0].querySelector('[aria-pressed=true]')")
     with Collection(path) as c:
         no, yes = c.feedback_log.events()[-2:]
         assert (no["item"], no["kind"], no["version"], no["modality"], no["rank"]) == (
@@ -199,7 +208,7 @@ def test_uploading_a_picture_and_marking_what_is_not_a_match(page, path, tmp_pat
         assert (yes["item"], yes["kind"]) == (hits(page)[0], "match")
         assert c.export_feedback(tmp_path / "out")["verdicts"] == 2
     page.get_by_role("group", name="shade").get_by_label("dark").check()  # the file stays chosen
-    page.wait_for_function("document.querySelectorAll('#live .tile').length === 12")
+    until(page, "document.querySelectorAll('#live .tile').length === 12")
     shot(page, "upload")
 
 
@@ -219,7 +228,7 @@ def test_a_sound_is_uploaded_found_seen_and_played(page, path, tmp_path):
     assert tile.locator(".times i").all_inner_texts() == ["0", "0.5", "1 s"] and tile.locator("svg path").count() == 1
     player = tile.locator("audio")
     player.evaluate("p => { p.muted = true; return p.play() }")
-    page.wait_for_function("document.querySelector('#live .tile audio').currentTime > 0.05")
+    until(page, "document.querySelector('#live .tile audio').currentTime > 0.05")
     shot(page, "sound")
 
 
@@ -282,7 +291,7 @@ def test_the_panel_of_one_item_by_keyboard(page):
     assert panel.get_by_text("shade").is_visible() and panel.get_by_role("link", name="Original audio").is_visible()
     shot(page, "panel")
     page.keyboard.press("j")
-    page.wait_for_function("id => document.querySelector('#panel dd')?.textContent === id", arg=ids[2])
+    until(page, "id => document.querySelector('#panel dd')?.textContent === id", ids[2])
     for _ in range(12):  # the focus stays in the panel
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement === document.body || document.activeElement.closest('dialog') !== null")
@@ -383,10 +392,10 @@ def test_two_workers_serve_the_page(browser, path, tmp_path):
             search(page, f"a {colour} square")
             assert len(hits(page)) == 24
         page.locator("#live .tile").first.get_by_role("button", name="is a match").click()
-        page.wait_for_function("document.querySelector('#status').textContent.startsWith('recorded')")
+        until(page, "document.querySelector('#status').textContent.startsWith('recorded')")
         page.get_by_role("tab", name="Image").click()
         page.locator("#ask-image").set_input_files(str(file))
-        page.wait_for_function("document.querySelectorAll('#live .tile').length === 24")
+        until(page, "document.querySelectorAll('#live .tile').length === 24")
         page.locator("#live .open").first.click()
         page.get_by_role("dialog").locator(".media img").first.wait_for()
         leave(page)
