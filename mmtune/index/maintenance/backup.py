@@ -32,6 +32,8 @@ FORMAT = 2
 IMMUTABLE = {".safetensors", ".arrow", ".index", ".lance", ".txt"}
 """Suffixes of files that are replaced, and never changed in place: a hard link keeps their content."""
 STAGING = ".tmp-backup-"
+BACKUP_LOCK = ".backup.lock"
+"""Locked while a backup is running, so that `gc` knows which staging directories a killed one left."""
 SKIPPED = {"home.json"}
 
 
@@ -95,26 +97,33 @@ def backup(layout: CollectionLayout, out: Path, quiet: bool = True) -> BackupRes
     if layout.path.resolve() in out.resolve().parents:
         raise DataError(f"{out}: is inside the collection; write the backup elsewhere")
     staging = layout.path / f"{STAGING}{uuid.uuid4().hex}"
+    with layout.lock("backup"):
+        for left in layout.path.glob(f"{STAGING}*"):  # by a killed backup, because no other one is running
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            snapshot(layout, staging)
+            return _write_tar(staging, out, quiet)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_tar(staging: Path, out: Path, quiet: bool) -> BackupResult:
     hashes: dict[str, str] = {}
     size = 0
-    try:
-        snapshot(layout, staging)
-        live = CollectionLayout(staging).live()["version"]
-        files = sorted(p for p in staging.rglob("*") if p.is_file())
-        shown = Progress("backup", len(files), "files", quiet)
-        with atomic_open(out) as f, tarfile.open(fileobj=f, mode="w") as tar, shown as progress:
-            for path in files:
-                name = path.relative_to(staging).as_posix()
-                hashes[name] = sha256_file(path)
-                size += path.stat().st_size
-                tar.add(path, name, recursive=False)
-                progress.advance(1, f"{size / 1e6:.0f} MB")
-            document = json.dumps({"format": FORMAT, "files": hashes}, indent=1).encode()
-            info = tarfile.TarInfo(HASHES)
-            info.size = len(document)
-            tar.addfile(info, io.BytesIO(document))
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    live = CollectionLayout(staging).live()["version"]
+    files = sorted(p for p in staging.rglob("*") if p.is_file())
+    shown = Progress("backup", len(files), "files", quiet)
+    with atomic_open(out) as f, tarfile.open(fileobj=f, mode="w") as tar, shown as progress:
+        for path in files:
+            name = path.relative_to(staging).as_posix()
+            hashes[name] = sha256_file(path)
+            size += path.stat().st_size
+            tar.add(path, name, recursive=False)
+            progress.advance(1, f"{size / 1e6:.0f} MB")
+        document = json.dumps({"format": FORMAT, "files": hashes}, indent=1).encode()
+        info = tarfile.TarInfo(HASHES)
+        info.size = len(document)
+        tar.addfile(info, io.BytesIO(document))
     return BackupResult(str(out), len(hashes), size, live)
 
 

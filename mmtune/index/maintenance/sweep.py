@@ -1,5 +1,6 @@
 """Remove what no item and no version needs: cached vectors, temporary files, and the bytes of deleted rows in stores."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +9,10 @@ import numpy as np
 
 from mmtune.index.collection_layout import CollectionLayout
 from mmtune.index.item_catalog import Catalog
+from mmtune.index.maintenance.backup import BACKUP_LOCK, STAGING
 from mmtune.index.stores import Store
 from mmtune.index.vector_cache import VectorCache
+from mmtune.runtime.work_lock import Timeout, file_lock
 
 OLD_SECONDS = 600.0
 """A temporary file that nobody has written for this long was left by a process that was killed."""
@@ -79,13 +82,34 @@ def _dim(directory: Path) -> int:
 
 
 def sweep_temporary_files(root: Path) -> int:
-    """Remove the temporary files of killed processes, and return their number."""
+    """Remove the temporary files and directories of killed processes, and return their number."""
     removed = 0
     for path in root.rglob(".tmp-*"):
         try:
-            if path.is_file() and time.time() - path.stat().st_mtime > OLD_SECONDS:
-                path.unlink(missing_ok=True)
+            if path.name.startswith(STAGING) and path.is_dir():
+                removed += _remove_staging(root, path)
+            elif path.exists() and time.time() - _last_write(path) > OLD_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed += 1
         except FileNotFoundError:
             continue
     return removed
+
+
+def _last_write(path: Path) -> float:
+    """Return the time of the last write to a file, or to anything in a directory."""
+    return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+
+
+def _remove_staging(root: Path, path: Path) -> bool:
+    """Remove what a killed backup left, unless a backup is running, which may take longer than OLD_SECONDS."""
+    lock = file_lock(root / BACKUP_LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
+        shutil.rmtree(path)
+    finally:
+        lock.release()
+    return True

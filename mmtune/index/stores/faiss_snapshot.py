@@ -22,7 +22,8 @@ MAX_MASKS = 32
 class Snapshot:
     """The files that one manifest lists. The current rows of the segments after the base segment are called the delta.
 
-    known: an earlier snapshot; its memory-mapped base segment and index are reused when the base segment is the same.
+    known: an earlier snapshot; its memory-mapped base segment and index are reused when the base segment is the same, and what it
+        knows of later segments when only more were added.
     """
 
     def __init__(self, directory: Path, manifest: StoreManifest, known: "Snapshot | None" = None):
@@ -39,14 +40,19 @@ class Snapshot:
             self.base = Segment(np.zeros((0, manifest["dim"]), np.float32), none, none, [])
         place: dict[str, tuple[int, int]] = {}
         dead: set[int] = set()
-        self.segments = [read_segment(directory, name, fingerprint) for name in manifest["segments"]]
-        for number, segment in enumerate(self.segments):
+        self.segments: list[Segment] = []
+        if known is not None and manifest["segments"][: len(known.segments)] == known.manifest["segments"]:
+            place, dead, self.segments = dict(known._place), set(known._dead), list(known.segments)  # only segments were added
+        new = manifest["segments"][len(self.segments) :]
+        self.segments += [read_segment(directory, name, fingerprint) for name in new]
+        for number, segment in enumerate(self.segments[-len(new) :] if new else [], len(self.segments) - len(new)):
             ids = segment.ids.to_pylist()
             for id in segment.deleted:
                 place.pop(id, None)
             if base:
                 dead.update(at for id in (*segment.deleted, *ids) if (at := self._base_position(id)) is not None)
             place.update({id: (number, row) for row, id in enumerate(ids)})
+        self._place, self._dead = place, dead
         self.delta_ids = sorted(place, reverse=True)
         self._delta_position = {id: i for i, id in enumerate(self.delta_ids)}
         self._delta_rows = np.array([place[id] for id in self.delta_ids], np.int64).reshape(-1, 2)
