@@ -287,6 +287,8 @@ def run(root: Path, kind: str, kills: int, seed: int) -> dict:
             raise SystemExit(f"{verb} killed at call {point} of {calls.get(verb)} (turn {n}): {e}") from None
     size = done(series.tidy, series.out)["ok"]
     seconds = round(time.perf_counter() - begin, 1)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{used.ru_utime + used.ru_stime:.0f} s of processor time", file=sys.stderr)
     return {
         "store": kind,
         "kills": sum(counts.values()),
