@@ -159,6 +159,7 @@ class Series:
             if verb == "rollback":
                 return moved or bool(coll.rollback("a test"))
             if verb == "erase":
+                sweep.OLD_SECONDS = -1.0  # as if the temporary files of killed processes were old
                 result = coll.maintenance.erase(op["item"], "a test")
                 assert result.erased and not result.behind, result
                 return True

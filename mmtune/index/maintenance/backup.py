@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
-from mmtune.index.collection_layout import CollectionLayout, now
+from mmtune.index.collection_layout import CollectionLayout, VersionRecord, now
 from mmtune.index.collection_results import CollectionResult
 from mmtune.index.maintenance.pending_work import PendingWork, write_pending
 from mmtune.runtime.files import atomic_open, read_json, sha256_file, write_json
@@ -58,15 +58,26 @@ class CopyResult(CollectionResult):
 
 
 def _files(layout: CollectionLayout) -> Iterator[Path]:
-    """Yield the files that make up the collection, without locks, temporary files and unfinished versions."""
+    """Yield the files that make up the collection, without locks, temporary files, unfinished versions, and stores that a copy
+    fills again from the cached vectors."""
     complete = set(layout.versions())
+    records = [r for r in map(layout.record, complete) if _is_filled_again(r)]
+    filled = {(r["version"], m) for r in records for m in r["modalities"]}
     for path in sorted(layout.path.rglob("*")):
         parts = path.relative_to(layout.path).parts
         if not path.is_file() or any(p.startswith(".") for p in parts) or parts[0] in SKIPPED:
             continue
         if parts[0] == "versions" and len(parts) > 1 and parts[1] not in complete or parts[:1] == ("corpus",):
             continue
+        if parts[0] == "versions" and len(parts) > 3 and parts[1:3] in filled:
+            continue
         yield path
+
+
+def _is_filled_again(record: VersionRecord) -> bool:
+    """Whether the version's stores are written again from the cached vectors in a restored or cloned collection: tables, whose
+    name contains the collection's id, and files that a writer changes in place."""
+    return bool(record["store"].get("url")) or record["store"]["kind"] != "faiss"
 
 
 def snapshot(layout: CollectionLayout, directory: Path) -> None:
@@ -201,9 +212,8 @@ def _publish(staging: Path, target: Path) -> CopyResult:
     layout = CollectionLayout(staging)
     work: PendingWork = {"erasures": [], "removals": [], "fill": []}
     for version in layout.versions():
-        record = layout.record(version)
-        if record["store"].get("url") or record["store"]["kind"] != "faiss":
-            work["fill"].append(version)  # a table whose name contains the collection's id
+        if _is_filled_again(layout.record(version)):
+            work["fill"].append(version)
     write_pending(layout, work)
     versions, live = layout.versions(), layout.live()["version"]
     if target.exists():

@@ -21,7 +21,7 @@ from mmtune.index.item_catalog import COLUMNS_SCHEMA, STORED_HERE, Catalog
 from mmtune.index.maintenance.erase_proof import ErasureProof, prove, vector_window, windows_of
 from mmtune.index.maintenance.mask_item import FEEDBACK, LOGS, blank_feedback, id_pattern, mask_document, mask_log
 from mmtune.index.maintenance.pending_work import Erasure, read_pending, write_pending
-from mmtune.index.maintenance.sweep import compact_store, current_labels, sweep_caches, sweep_temporary_files
+from mmtune.index.maintenance.sweep import OLD_SECONDS, compact_store, current_labels, sweep_caches, sweep_temporary_files
 from mmtune.index.release.canaries import keep_canaries
 from mmtune.index.version_updates import VersionUpdates
 
@@ -37,7 +37,7 @@ class EraseResult(CollectionResult):
     erased: whether nothing of the item is left.
     behind: {version or file: why it could not be erased there}; the erasure is repeated at the next open.
     outside: packed data that still contains the item; pack it again without the item.
-    proof: what was searched; None while something is behind.
+    proof: what was searched; None while a version or a log is behind.
     """
 
     known: bool
@@ -124,6 +124,8 @@ class Eraser:
             return EraseResult(known, False, behind, outside, None)
         with self.layout.lock():
             proof = prove(self.layout, self.catalog, self.pool, erasure)
+            if behind := _in_temporary_files(proof):
+                return EraseResult(known, False, behind, outside, proof)
             audit_log.append(self.layout, audit_log.event("erase", None, erasure["why"], items=1, left=len(proof.found)))
             work = read_pending(self.layout)
             write_pending(self.layout, {**work, "erasures": [e for e in work["erasures"] if e["item"] != item]})
@@ -151,6 +153,16 @@ class Eraser:
         for path in (root / "feedback").glob("*"):  # a query with the item's own content
             if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in erasure["sha256"]:
                 path.unlink()
+
+
+def _in_temporary_files(proof: ErasureProof) -> dict[str, str]:
+    """Return {temporary file that contains the item: when it is removed}. A process that was killed, or one that runs, wrote it."""
+    paths = [line.partition(": ")[0] for line in proof.found]
+    minutes = OLD_SECONDS / 60
+    reason = (
+        f"a temporary file of another or a killed process; removed when it is {minutes:g} minutes old, by `mmtune index gc`"
+    )
+    return {p: reason for p in paths if any(part.startswith(".tmp-") for part in Path(p).parts)}
 
 
 def purge_catalog(catalog: Catalog, item: str) -> dict[str, str]:

@@ -105,7 +105,7 @@ def _logs(layout: CollectionLayout) -> list[str]:
             faults.append(str(e))
     try:
         audit_log.read(layout)
-        for path in layout.path.glob("*.json"):
+        for path in layout.path.glob("[!.]*.json"):  # not the temporary file of a killed writer
             read_json(path)
     except MmtuneError as e:
         faults.append(str(e))

@@ -6,12 +6,14 @@ The payload of a point is {"id", "meta": the whole metadata as JSON, "f": {colum
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from mmtune.errors import DataError
 from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, value_kind
 from mmtune.index.stores import store_rows
 
+F = TypeVar("F")
+"""The filter class of a Qdrant package."""
 NAMESPACE = uuid.UUID("6a1bd5a2-58f1-5d9e-b7c5-0c64a9a1f0de")
 """Namespace of the UUIDs that are made from item ids, because Qdrant allows only UUIDs and integers as point ids."""
 MAX_INDEXED_LENGTH = 64
@@ -30,18 +32,18 @@ def payload(id: str, meta: Mapping[str, object], values: Mapping[str, object]) -
     return {"id": id, "meta": store_rows.document(meta), "f": values}
 
 
-class FilterModels(NamedTuple):
+class FilterModels(NamedTuple, Generic[F]):
     """How a Qdrant package spells its conditions; keyword arguments are those that both packages have in common."""
 
-    filter: Callable[..., Any]
-    field: Callable[..., Any]
-    range: Callable[..., Any]
-    match_value: Callable[[object], Any]
-    match_any: Callable[[list[str]], Any]
-    is_empty: Callable[[str], Any]
+    filter: Callable[..., F]
+    field: Callable[..., object]
+    range: Callable[..., object]
+    match_value: Callable[[object], object]
+    match_any: Callable[[list[str]], object]
+    is_empty: Callable[[str], object]
 
 
-def condition(f: Filter, m: FilterModels) -> Any:
+def condition(f: Filter, m: FilterModels[F]) -> F:
     """Translate a filter to a Qdrant filter.
 
     Raises DataError for < <= > >= on strings, which Qdrant does not support.
