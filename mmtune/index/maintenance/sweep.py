@@ -89,7 +89,10 @@ def sweep_temporary_files(root: Path) -> int:
             if path.name.startswith(STAGING) and path.is_dir():
                 removed += _remove_staging(root, path)
             elif path.exists() and time.time() - _last_write(path) > OLD_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
                 removed += 1
         except FileNotFoundError:
             continue

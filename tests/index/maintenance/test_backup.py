@@ -120,6 +120,51 @@ def test_verify_reads_every_byte_and_repair_writes_it_again(coll):
     assert again(coll).maintenance.verify().faults == [] and answers(again(coll), "v1") == before
 
 
+def test_what_killed_writers_left_is_no_damage_and_goes(coll, tmp_path):
+    """A torn temporary file is no fault; gc removes old ones and, unless a backup is running, what a killed backup left."""
+    (coll.path / ".tmp-0123.json").write_text('{"torn": ')
+    staging, old = coll.path / ".tmp-backup-0123", coll.path / "models" / ".tmp-model-0123"
+    for directory in (staging, old):
+        directory.mkdir()
+        (directory / "items.sqlite").write_bytes(b"x" * 1000)
+        os.utime(directory / "items.sqlite", (1, 1))
+        os.utime(directory, (1, 1))
+    assert coll.maintenance.verify().faults == []
+    with coll.layout.lock("backup"):
+        assert again(coll).maintenance.gc().files == 1 and staging.exists() and not old.exists()
+    assert again(coll).maintenance.gc().files == 1 and not staging.exists()
+    assert (coll.path / ".tmp-0123.json").exists()  # young: a running process may be writing it
+    staging.mkdir()
+    coll.maintenance.backup(tmp_path / "out.tar")
+    assert not staging.exists()
+
+
+def test_compact_says_what_was_done_or_why_nothing_was(coll, capsys):
+    assert main(["index", "compact", str(coll.path), "v1"]) == 0
+    assert "nothing to do: no row was added, replaced or deleted since the index was built" in capsys.readouterr().out
+    coll.delete(["0-001"])
+    done = again(coll).maintenance.compact("v1")
+    assert done.notes == {"v1 image": "written again without deleted and replaced rows, and the index built again"}
+    assert done.after["v1 image"] < done.before["v1 image"]
+    assert main(["index", "compact", str(coll.path), "--full", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == {"v1 image": "written again", "v2 image": "written again"}
+    assert len(again(coll).search(text="x", k=50).ids) == 23
+
+
+@pytest.mark.parametrize("kind", ["lancedb", "qdrant", "qdrant-edge"])
+def test_compact_in_other_stores(shelf, tmp_path, kind):
+    pytest.importorskip({"lancedb": "lancedb", "qdrant": "qdrant_client", "qdrant-edge": "qdrant_edge"}[kind])
+    notes = {"lancedb": "files merged", "qdrant": "local mode was written again", "qdrant-edge": "written again"}
+    with Collection(tmp_path / "c", create=True) as coll:
+        coll.build(BASE, shelf["data"], store=kind, quiet=True)
+        coll.promote("v1")
+        coll.delete(["0-001", "0-002"])
+        for full in (False, True):
+            done = coll.maintenance.compact(full=full)
+            assert ("written again" if full else notes[kind]) in done.notes["v1 image"]
+            assert len(coll.search(text="x", k=50).ids) == 22 and coll.maintenance.verify().faults == []
+
+
 def test_a_damaged_stored_content_is_named(coll):
     coll.upsert([row("new", "red", 5)])
     db = coll.catalog.connection()
@@ -143,7 +188,7 @@ def test_a_faiss_store_that_is_changed_often_stays_small(tmp_path, monkeypatch):
     for start in range(200, 1000, 5):
         store.upsert(ids[start : start + 5], vectors[start : start + 5], [{}] * 5)
         most = max(most, len(store._snapshot().delta_ids))
-    assert most <= 100 + 33 * 5 and len(store) == 1000
+    assert most <= 100 and len(store) == 1000
     fresh = open_store(location)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     want = [ids[i] for i in np.argsort(-(unit @ unit[7]), kind="stable")[:10]]

@@ -1,6 +1,7 @@
 """Erase: no byte of the item is left in any file, whatever was done to it before, and whenever the process was killed."""
 
 import json
+import os
 import sqlite3
 
 import pytest
@@ -61,6 +62,19 @@ def test_no_byte_is_left_and_the_proof_says_what_was_searched(coll, capsys):
     assert (last["what"], last["why"], last["left"]) == ("erase", "asked for it", 0) and ITEM not in json.dumps(fresh.journal())
     assert fresh.maintenance.verify().faults == []
     assert fresh.promote("v2", force=True, why="x").promoted
+
+
+def test_a_temporary_file_that_contains_it_keeps_the_erasure_pending(coll):
+    """A killed writer left it a moment ago, or a running one writes it now: it is named, and removed when it is old."""
+    contents = with_item(coll)
+    block = next((coll.path / "vectors").glob("*/image"))
+    (block / ".tmp-0123.safetensors").write_bytes(contents[1])
+    done = coll.maintenance.erase(ITEM, "a test")
+    (where,) = done.behind
+    assert not done.erased and where.endswith(".tmp-0123.safetensors") and "10 minutes old" in done.behind[where]
+    os.utime(block / ".tmp-0123.safetensors", (1, 1))
+    assert again(coll).journal()[-1]["what"] == "erase" and not (coll.path / "pending.json").exists()
+    assert traces(coll.path, contents, []) == []
 
 
 def test_a_reason_that_names_the_item_is_refused(coll):
