@@ -5,6 +5,7 @@ SHA-256 hash of every file. Vectors in a database are not part of it: they are w
 backup is restored. A restored collection and a clone have an id of their own, and so tables of their own.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -61,8 +62,12 @@ def _files(layout: CollectionLayout) -> Iterator[Path]:
     """Yield the files that make up the collection, without locks, temporary files, unfinished versions, and stores that a copy
     fills again from the cached vectors."""
     complete = set(layout.versions())
-    records = [r for r in map(layout.record, complete) if _is_filled_again(r)]
-    filled = {(r["version"], m) for r in records for m in r["modalities"]}
+    filled: set[tuple[str, ...]] = set()
+    for version in complete:
+        with contextlib.suppress(DataError):  # a damaged record is copied as it is
+            record = layout.record(version)
+            if _is_filled_again(record):
+                filled |= {(version, m) for m in record["modalities"]}
     for path in sorted(layout.path.rglob("*")):
         parts = path.relative_to(layout.path).parts
         if not path.is_file() or any(p.startswith(".") for p in parts) or parts[0] in SKIPPED:

@@ -255,7 +255,7 @@ def test_a_halfvec_index_is_smaller_and_loses_no_recall(tmp_path):
             assert np.array_equal(store.fetch(ids[:5]), vectors[:5])  # 32-bit floats
             query = "SELECT sum(pg_relation_size(indexrelid)) FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
             query += "JOIN pg_am a ON a.oid = c.relam WHERE amname = 'hnsw' AND indrelid = to_regclass(%s)"
-            sizes[name] = store._connections.run(lambda c, q=query, w=where: float(c.execute(q, (w.name,)).fetchone()[0]))
+            sizes[name] = store._connections.run(lambda c, q=query, w=where: float(c.execute(q, (w.name,)).fetchone()[0] or 0))
             store.drop(), store.close()
         recall = {m: recall_of(found[m], found["flat"]) for m in ("fp32", "halfvec")}
         print(recall, sizes)
