@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         ShadowReport,
         UpsertResult,
     )
+    from mmtune.index.monitoring.canary_probe import ProbeResult
+    from mmtune.index.monitoring.health import HealthReport
     from mmtune.index.release.cost import CostEstimate
     from mmtune.index.shared_embedding import SharedEmbeddingResult
     from mmtune.index.status import CollectionStatus
@@ -133,6 +135,38 @@ def status(status: "CollectionStatus") -> str:
         )
     if status.shadow:
         lines.append(f"  shadow traffic on {status.shadow.version}: {status.shadow.fraction:.0%} of the searches")
+    if status.probe:
+        lines.append(f"  {_last_probe(status.probe)}")
+    return "\n".join(lines)
+
+
+def _last_probe(line: JsonObject) -> str:
+    """Format the last probe as a line of the status."""
+    found = ", ".join(f"{m} recall@{line['k']} {i['recall']:.3f}" for m, i in line["indexes"].items())
+    wrong = "" if line["fault"] is None and all(i["ok"] for i in line["indexes"].values()) else "FAILED: "
+    return printable(f"last probe {line['at'][:19]} of {line['version']}: {wrong}{line['fault'] or found}")
+
+
+def probe(result: "ProbeResult") -> str:
+    """Format the result of a probe: a line for each index."""
+    lines = [f"{result.version}  {result.seconds:.1f} s"]
+    for m, i in result.indexes.items():
+        lines.append(
+            f"  {m}: recall@{result.k} {i.recall:.3f} ({i.low:.3f} to {i.high:.3f}) of exact search, over {i.queries} queries; "
+            f"{i.found} of {i.expected} items found by their own vector"
+        )
+    return "\n".join([*lines, "ok" if result.ok else printable(f"NOT OK: {result.reason}")])
+
+
+def health(report: "HealthReport") -> str:
+    """Format a health report: its verdict, then a line for each question, with the reason and what to do."""
+    lines = [f"{report.collection}: {report.verdict}; {report.version or 'no version'} is live"]
+    width = max(len(line.name) for line in report.lines)
+    for line in report.lines:
+        value = f"{line.value}: " if line.value else ""
+        lines.append(printable(f"  {line.verdict:<9}  {line.name:<{width}}  {value}{line.reason}"))
+        if line.action:
+            lines.append(printable(f"  {'':<9}  {'':<{width}}  -> {line.action}"))
     return "\n".join(lines)
 
 

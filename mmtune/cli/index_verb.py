@@ -7,6 +7,7 @@ The live version is the one that is searched; other versions can be built and te
   mmtune index promote  COLLECTION VERSION --queries DATA        make a version live, if it passes the checks (else exit 1)
   mmtune index rollback COLLECTION                               make the previously live version live again, immediately
 
+  mmtune index health   COLLECTION                               say whether search is well today (probe measures the recall)
   mmtune index backup   COLLECTION --out FILE                    and restore, clone, verify, repair, gc, compact, erase
 
 `mmtune index ACTION --help` explains an action.
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from mmtune.cli.dispatch import Result
 from mmtune.cli.index_adopt_action import adopt_action, adopt_arguments
+from mmtune.cli.index_health_actions import health_action, health_arguments, probe_action, probe_arguments
 from mmtune.cli.index_item_actions import (
     build_action,
     build_arguments,
@@ -173,6 +175,18 @@ ACTIONS = {
         judgments_action,
         "Export clicks and explicit feedback as relevance judgments, for evaluation and mining.",
         "mmtune index judgments COLLECTION --out feedback",
+    ),
+    "probe": Action(
+        probe_arguments,
+        probe_action,
+        "Search the live version with known vectors, and compare with exact search; exit 1 if the recall is too low.",
+        "mmtune index probe COLLECTION",
+    ),
+    "health": Action(
+        health_arguments,
+        health_action,
+        "Say whether search is well today, from a month of served searches, probes and clicks; exit 1 if something needs attention.",
+        "mmtune index health COLLECTION --out health.html",
     ),
     "drop": Action(drop_arguments, drop_action, "Delete a version that is not live.", "mmtune index drop COLLECTION VERSION"),
     "erase": Action(

@@ -37,6 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     number("--window", type=float, metavar="MS", help="milliseconds to wait for further searches to fill a batch (default 4)")
     number("--workers", type=int, metavar="N", help="processes (default 1)")
     number("--grace", type=float, metavar="S", help="seconds to wait for requests in progress when stopping (default 10)")
+    number("--probe", type=float, metavar="S", help="seconds between probes of the index's recall (default 3600; 0: none)")
+    parser.add_argument("--no-history", action="store_true", help="do not count searches in the collection's history")
     number("--drain", type=float, metavar="S", help="seconds to go on when stopping, while /ready says 503 (default 0)")
     parser.add_argument("--no-page", action="store_true", help="serve only the REST API, without the search page")
     parser.add_argument(
@@ -98,12 +100,13 @@ def run(args: argparse.Namespace) -> Result:
 
     if args.collection is None and args.config is None:
         raise DataError("name the directory of a collection, or --config FILE")
-    names = ("collection", "host", "port", "token", "tokens", "workers", "batch", "window", "grace", "drain", "rerank")
+    names = ("collection", "host", "port", "token", "tokens", "workers", "batch", "window", "grace", "drain", "probe", "rerank")
     options = {name: getattr(args, name) for name in (*names, "rerank_depth", "log")}
     options |= {f"limits.{name}": getattr(args, name) for name in ("max_bytes", "max_k", "max_concurrent")}
     options |= {f"limits.values.{name}": getattr(args, name) for name in _limits()}
     options |= {"rates.per_token": args.rate_per_token, "rates.per_address": args.rate_per_address}
     options |= {"trusted_proxies": args.trusted_proxy, "page": False if args.no_page else None}
+    options |= {"history": False if args.no_history else None}
     options |= {name: True if getattr(args, name) else None for name in ("access_log", "traces")}
     config = read_config(args.config, options)
     if config.workers > 1:

@@ -1,17 +1,32 @@
 """The audit log of a collection: who did what, when and why. Append-only JSON lines in journal.jsonl.
 
+When changes of items fill MAX_BYTES of the file, it is renamed to a numbered segment (`runtime.segmented_log`), and the new file begins
+with all events that are no changes of items, marked "carried". So the file always holds every build, promotion, rollback and erasure, and
+only changes of items are lost when the oldest of more than SEGMENTS segments is deleted; that, too, is logged ("trim").
+
 Moving the live pointer and logging the move write two files, which is not atomic. So the pointer file also stores the event of
 its last move, and a version's record stores the event of its build. If a process is killed between the two writes, the next
 writer appends the missing line.
 """
 
+import contextlib
 import getpass
+import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.index.collection_layout import CollectionLayout, now
-from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_line
+from mmtune.runtime.files import append_jsonl, read_jsonl_log, truncate_torn_line, write_jsonl
+from mmtune.runtime.segmented_log import log_files, next_segment, read_segments, rotation_lock
+
+JOURNAL = "journal.jsonl"
+ITEM_CHANGES = ("upsert", "delete")
+"""Actions whose events are not carried over to the next file."""
+MAX_BYTES, SEGMENTS = 8 << 20, 8
+"""Size at which a new file begins, about 40,000 changes of items; and number of older files that are kept."""
 
 
 def current_user() -> str:
@@ -26,7 +41,7 @@ def event(action: str, version: str | None = None, reason: str | None = None, **
     """Return an event with the current time and user.
 
     action: "build", "promote", "rollback", "refused", "upsert", "delete", "drop", "erase", "adopt", "shadow" or
-        "shadow off".
+        "shadow off", "trim".
     extra: further keys of the event.
 
     In the log, `action` is stored as "what" and `reason` as "why".
@@ -35,7 +50,8 @@ def event(action: str, version: str | None = None, reason: str | None = None, **
 
 
 def _lines(layout: CollectionLayout) -> list[JsonObject]:
-    return read_jsonl_log(layout.path / "journal.jsonl")
+    """Return the lines of the current file, among them all that are no changes of items."""
+    return read_jsonl_log(layout.path / JOURNAL)
 
 
 def _missing_events(layout: CollectionLayout, lines: list[JsonObject]) -> list[JsonObject]:
@@ -57,8 +73,17 @@ def _build_event(layout: CollectionLayout, version: str) -> JsonObject | None:
 
 
 def read(layout: CollectionLayout) -> list[JsonObject]:
-    """Return all events, oldest first."""
-    lines = _lines(layout)
+    """Return all events that are kept, oldest first."""
+    path = layout.path / JOURNAL
+    lines, seen = list[JsonObject](), set[str]()
+    for line in read_segments(path):
+        event = {k: v for k, v in line.items() if k != "carried"}
+        name = json.dumps(event, sort_keys=True)
+        if "carried" not in line or name not in seen:
+            lines.append(event)
+            seen.add(name)
+    if len(log_files(path)) > 1:  # the oldest events may be in the last file only
+        lines.sort(key=lambda line: str(line.get("at", "")))
     return lines + _missing_events(layout, lines)
 
 
@@ -68,7 +93,34 @@ def append(layout: CollectionLayout, line: JsonObject | None = None) -> None:
     An incomplete last line, left by a killed writer, is removed first. Events of builds and pointer moves need not be passed
     as `line`: they are read from version.json and live.json.
     """
-    path = layout.path / "journal.jsonl"
+    path = layout.path / JOURNAL
+    if not path.exists() and (older := log_files(path)):  # a writer was killed while it began a new file
+        _begin_file(path, read_jsonl_log(older[-1]))
     truncate_torn_line(path)
     for missing in [*_missing_events(layout, _lines(layout)), *([line] if line else [])]:
         append_jsonl(path, missing)
+    if path.exists() and path.stat().st_size > MAX_BYTES:
+        with contextlib.suppress(OSError):  # the events are logged; the next append tries again
+            _rotate(path)
+
+
+def _begin_file(path: Path, lines: Sequence[JsonObject]) -> None:
+    """Write a new file with those events of the last one that are no changes of items."""
+    write_jsonl(path, [{**line, "carried": True} for line in lines if line["what"] not in ITEM_CHANGES])
+
+
+def _rotate(path: Path) -> None:
+    """Begin a new file if half of this one is changes of items, and delete the oldest of too many."""
+    lines = read_jsonl_log(path)
+    if sum(len(json.dumps(line)) for line in lines if line["what"] in ITEM_CHANGES) < MAX_BYTES // 2:
+        return
+    with rotation_lock(path):
+        os.replace(path, next_segment(path))
+        _begin_file(path, lines)
+        older = log_files(path)[:-1]
+        for oldest in older[: max(0, len(older) - SEGMENTS)]:
+            changes = [line for line in read_jsonl_log(oldest) if line["what"] in ITEM_CHANGES]
+            when = f" from {changes[0]['at'][:19]} to {changes[-1]['at'][:19]}" if changes else ""
+            reason = f"the log keeps {SEGMENTS} older files; {len(changes)} changes of items{when} are gone"
+            append_jsonl(path, event("trim", None, reason))
+            oldest.unlink()

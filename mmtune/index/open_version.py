@@ -74,6 +74,10 @@ class OpenVersion:
                 out[n] = known_D
         return out
 
+    def cached_query(self, modality: str, content: QueryContent) -> np.ndarray | None:
+        """Return the embedding [D] of a query that was encoded a short time ago, or None."""
+        return None if content.data is None else self._query_cache.get((self.fingerprint, modality, content.label))
+
     def encode_signals(self, modality: str, signals: Sequence[Signal]) -> Iterator[np.ndarray]:
         """Yield the embedding [D] of each decoded query, without the cache.
 

@@ -9,6 +9,7 @@ from mmtune.errors import DataError
 from mmtune.index.collection_layout import CollectionLayout, LivePointer
 from mmtune.index.collection_results import CollectionResult, ShadowState
 from mmtune.index.item_catalog import Catalog
+from mmtune.index.monitoring.probe_log import last_probe
 from mmtune.runtime.files import read_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class CollectionStatus(CollectionResult):
     previous: the version that `rollback` would make live.
     by_modality: number of items that have each modality.
     shadow: the shadow traffic; None when there is none.
+    probe: the last probe of the live version's recall, a line of COLL/history/probes.jsonl; None when there was none.
     """
 
     collection: str
@@ -62,6 +64,7 @@ class CollectionStatus(CollectionResult):
     by_modality: Mapping[str, int]
     versions: Sequence[VersionStatus]
     shadow: ShadowState | None
+    probe: JsonObject | None = None
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a DataFrame with one row per version."""
@@ -125,4 +128,5 @@ def collection_status(layout: CollectionLayout, catalog: Catalog, shadow: Shadow
         by_modality=catalog.counts(),
         versions=version_statuses(layout, catalog),
         shadow=shadow,
+        probe=last_probe(layout.path),
     )

@@ -67,14 +67,16 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(open_new_versions(service))
+        tasks = [asyncio.create_task(work) for work in (open_new_versions(service), service.traffic.run())]
         try:
             yield
         finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             await service.batcher.close()
+            await asyncio.to_thread(service.traffic.close)
             await asyncio.to_thread(collection.close)
             await asyncio.to_thread(service.tracing.close)
 
@@ -87,7 +89,7 @@ def create_app(
         middleware=[
             Middleware(RequestLogMiddleware, settings, lambda: service.stopping),
             Middleware(TraceMiddleware, service.tracing),
-            Middleware(MetricsMiddleware, metrics),
+            Middleware(MetricsMiddleware, metrics, service.traffic.failed),
             Middleware(RateLimitMiddleware, settings, metrics, "address"),
             Middleware(AuthMiddleware, settings),
             Middleware(RateLimitMiddleware, settings, metrics, "token"),

@@ -40,7 +40,7 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-pr
 """Headers that proxies add. Requests with one of them do not count as local."""
 LOGIN_BYTES = 10_000
 """Maximum size of the body of POST /login."""
-ADMIN_ROUTES = ("/shadow",)
+ADMIN_ROUTES = ("/shadow", "/monitoring")
 FEEDBACK_ROUTES = ("/feedback", "/page")
 """The search page can record judgments, so it needs the role, too."""
 

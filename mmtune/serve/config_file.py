@@ -76,6 +76,8 @@ class ServeConfig(RecipeBlock):
     watch: float = Field(DEFAULTS.watch, gt=0)
     grace: float = Field(DEFAULTS.grace, ge=0)
     drain: float = Field(DEFAULTS.drain, ge=0)
+    history: bool = True
+    probe: float = Field(DEFAULTS.probe, ge=0)
     rerank: str | None = None
     rerank_depth: int = Field(50, ge=1)
     limits: LimitsBlock = LimitsBlock()
@@ -111,6 +113,8 @@ class ServeConfig(RecipeBlock):
             traces=self.traces,
             workers=self.workers,
             spool=spool,
+            history=self.history,
+            probe=self.probe,
             **key,
         )
 

@@ -2,9 +2,11 @@
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mmtune.contracts import JsonObject
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -61,11 +63,12 @@ class Metrics:
         elif not query.hybrid and query.rerank is None:
             self.top_score.labels(version).observe(results[0].score)
 
-    def exposition(self, items: int, live: tuple[str, str] | None) -> tuple[bytes, str]:
+    def exposition(self, items: int, live: tuple[str, str] | None, probe: JsonObject | None = None) -> tuple[bytes, str]:
         """Return (body, media type) for GET /metrics: the sums over all workers of the server.
 
         items: number of items in the collection
         live: live version and its fingerprint, or None
+        probe: last probe of the index, a line of the log of probes (see `probe_families`)
         """
         import prometheus_client as p
         from prometheus_client.core import GaugeMetricFamily
@@ -75,7 +78,7 @@ class Metrics:
         if live is not None:
             version.add_metric(live, 1)
         state = p.CollectorRegistry()
-        state.register(_Families(count, version))
+        state.register(_Families(count, version, *probe_families(probe)))
         body = p.generate_latest(self._shared_registry() or self.registry) + p.generate_latest(state)
         return body, p.CONTENT_TYPE_LATEST
 
@@ -94,6 +97,35 @@ class Metrics:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, directory)
         return registry
+
+
+def probe_families(probe: JsonObject | None) -> "list[Metric]":
+    """Return the metrics of the last probe: its time, whether it passed, its recall, and the drift of the day's queries.
+
+    probe: a line of COLL/history/probes.jsonl; None if there was no probe
+    """
+    from datetime import datetime
+
+    from prometheus_client.core import GaugeMetricFamily
+
+    at = GaugeMetricFamily("mmtune_probe_timestamp_seconds", "Time of the last probe of the index", labels=["version"])
+    passed = GaugeMetricFamily("mmtune_probe_ok", "1 if the last probe found what exact search finds", labels=["version"])
+    recall = GaugeMetricFamily("mmtune_probe_recall", "Recall against exact search", labels=["version", "index", "bound"])
+    drift = GaugeMetricFamily(
+        "mmtune_query_drift", "Distance of the day's queries from the gate's", labels=["version", "by", "of", "bound"]
+    )
+    if probe is not None:
+        version, indexes = str(probe["version"]), probe["indexes"]
+        at.add_metric([version], datetime.fromisoformat(probe["at"]).timestamp())
+        passed.add_metric([version], probe["fault"] is None and all(i["ok"] for i in indexes.values()))
+        for name, index in indexes.items():
+            for bound, key in (("estimate", "recall"), ("low", "low"), ("high", "high")):
+                recall.add_metric([version, name, bound], index[key])
+        for one in probe["drift"]:
+            for of in [of for of in ("embeddings", "scores") if one[of] is not None]:
+                for bound, key in (("estimate", "value"), ("low", "low"), ("high", "high")):
+                    drift.add_metric([version, one["by"], of, bound], one[of][key])
+    return [at, passed, recall, drift]
 
 
 class _Families:
@@ -121,10 +153,12 @@ class MetricsMiddleware:
     """ASGI middleware that counts and times every HTTP request by its route.
 
     It does not use the path as a label, because callers can invent any number of paths.
+
+    failed: called with the status of a search that was answered with an error
     """
 
-    def __init__(self, app: "ASGIApp", metrics: Metrics):
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: "ASGIApp", metrics: Metrics, failed: Callable[[int], None] = lambda status: None):
+        self.app, self.metrics, self.failed = app, metrics, failed
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Handle one ASGI connection."""
@@ -144,6 +178,8 @@ class MetricsMiddleware:
             route = route_of(scope)
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - begin)
+            if route == "/search" and status >= 400:
+                self.failed(status)
 
 
 def route_of(scope: "Scope") -> str:

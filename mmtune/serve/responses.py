@@ -11,13 +11,15 @@ from urllib.parse import quote
 
 from mmtune.errors import MissingExtra, MmtuneError, ModelError, StoreUnavailable
 from mmtune.runtime.files import is_disk_full
-from mmtune.serve.error_responses import RequestError
+from mmtune.serve.error_responses import RequestError, invalid_error
 from mmtune.serve.rate_limit import RateLimiter
 from mmtune.serve.schemas import ResultDocument, SearchDocument, VersionDocument, VersionsDocument
 
 if TYPE_CHECKING:
     from mmtune.index.collection_results import SearchResponse
     from mmtune.index.item_catalog import Item
+    from mmtune.index.open_version import OpenVersion
+    from mmtune.index.query.query import Query
     from mmtune.serve.served_collection import ServedCollection
 
 log = logging.getLogger("mmtune.serve")
@@ -126,6 +128,19 @@ def content_url(id: str, modality: str) -> str:
 def item_not_found_error(id: str) -> RequestError:
     """Create the 404 error for an item that the collection does not contain."""
     return RequestError(404, "no_item", f"there is no item {id[:200]!r}")
+
+
+def unanswerable_error(opened: "OpenVersion", query: "Query", known: "Mapping[str, Item]") -> RequestError | None:
+    """Create the error for a query that a version cannot answer, or return None.
+
+    known: the query items that exist
+    """
+    if query.item is not None:
+        return None if query.item in known else item_not_found_error(query.item)
+    if query.modality not in opened.model.towers:
+        able = ", ".join([*opened.model.towers, "item"])
+        return invalid_error(f"version {opened.version} accepts no {query.modality} queries; it accepts {able}")
+    return None
 
 
 def no_live_version_error() -> RequestError:

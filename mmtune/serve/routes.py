@@ -3,12 +3,15 @@
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmtune import modalities
+from mmtune.index.monitoring.probe_log import last_probe
 from mmtune.serve.error_responses import RequestError
 from mmtune.serve.openapi import ERROR_RESPONSES, feedback_body, item_body, search_body
 from mmtune.serve.request import parse_search, read_body, read_json
+from mmtune.serve.responses import public_message
 from mmtune.serve.schemas import (
     DeleteDocument,
     HealthDocument,
@@ -30,6 +33,13 @@ UNKNOWN = "application/octet-stream"
 """Media type of values whose type is unknown. Browsers download them."""
 VALUE_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
 """Values are files from users. With these headers a browser neither guesses their type nor runs scripts in them."""
+
+PAGE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+"""The page is one document, without scripts."""
 
 
 def router(service: Service) -> "APIRouter":
@@ -104,7 +114,34 @@ def router(service: Service) -> "APIRouter":
             return JSONResponse(await service.run_blocking(service.feedback, event), 201)
 
     _add_state_routes(routes, service)
+    _add_monitoring_routes(routes, service)
     return routes
+
+
+def _add_monitoring_routes(routes: "APIRouter", service: Service) -> None:
+    """Add the page that says whether search is well, and the same as JSON."""
+    from fastapi.responses import HTMLResponse, JSONResponse
+
+    from mmtune.index.monitoring.health import HealthReport, check_health
+    from mmtune.reporting.health_page import health_page
+
+    def health() -> HealthReport:
+        report, root = check_health(service.collection.layout), service.collection.path
+        lines = [
+            replace(x, reason=public_message(Exception(x.reason), root), action=x.action.replace(str(root), root.name))
+            for x in report.lines
+        ]
+        return replace(report, lines=lines)
+
+    @routes.get("/monitoring", response_class=HTMLResponse, summary="Get a page that says whether search is well (admin)")
+    async def page() -> HTMLResponse:
+        with service.slot():  # counted as a search, because it reads a month of history
+            return HTMLResponse(await service.run_blocking(lambda: health_page(health())), headers=PAGE_HEADERS)
+
+    @routes.get("/monitoring/report", summary="Get what the page /monitoring says, as JSON (admin)")
+    async def report() -> JSONResponse:
+        with service.slot():
+            return JSONResponse(await service.run_blocking(lambda: health().to_dict()))
 
 
 def _add_state_routes(routes: "APIRouter", service: Service) -> None:
@@ -150,7 +187,7 @@ def _add_state_routes(routes: "APIRouter", service: Service) -> None:
         def document() -> tuple[bytes, str]:
             live = service.collection.live
             current = None if live is None else (live, service.collection.layout.record(live)["fingerprint"])
-            return service.metrics.exposition(len(service.collection.catalog), current)
+            return service.metrics.exposition(len(service.collection.catalog), current, last_probe(service.collection.path))
 
         data, mime = await service.run_blocking(document)
         return Response(data, headers={"Content-Type": mime})

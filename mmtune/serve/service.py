@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -28,6 +29,7 @@ from mmtune.serve.responses import (
     request_error,
     search_document,
     translate_errors,
+    unanswerable_error,
     versions_document,
 )
 from mmtune.serve.schemas import (
@@ -43,6 +45,7 @@ from mmtune.serve.schemas import (
 from mmtune.serve.served_collection import ServedCollection
 from mmtune.serve.settings import Settings
 from mmtune.serve.tracing import Tracing
+from mmtune.serve.traffic_watch import TrafficWatch
 
 if TYPE_CHECKING:
     import anyio
@@ -67,7 +70,7 @@ class Service:
 
     def __init__(self, collection: ServedCollection, settings: Settings, metrics: Metrics, tracing: Tracing | None = None):
         self.collection, self.settings, self.metrics = collection, settings, metrics
-        self.tracing = tracing or Tracing()
+        self.tracing, self.traffic = tracing or Tracing(), TrafficWatch(collection, settings)
         self._span_of: dict[int, SpanContext] = {}
         self._under_way = 0
         self.batcher: Batcher[str | None, Query, SearchDocument | None] = Batcher(
@@ -187,7 +190,7 @@ class Service:
         The query runs alone, in its own thread, if it needs more than the nearest neighbours, or if the version has to be
         loaded first.
         """
-        kind = query.modality or "item"
+        kind, begin = query.modality or "item", time.perf_counter()
         with self.tracing.span("search", {"mmtune.by": kind, "mmtune.k": query.k, "mmtune.hybrid": query.hybrid}) as note:
             document = await self._batched(version, query) if query.nearest_only else None
             if document is None:
@@ -195,6 +198,7 @@ class Service:
                 if isinstance(found, RequestError):
                     raise found
                 document = found
+            self.traffic.searched(document, query, time.perf_counter() - begin)
             note |= {"mmtune.version": document["version"], "mmtune.results": len(document["results"])}
             return document
 
@@ -224,7 +228,7 @@ class Service:
         """Return, for each query, the response or its error."""
         opened = self.opened(version)
         known = self.items([q.item for q in queries if q.item is not None])
-        errors = {n: e for n, q in enumerate(queries) if (e := self._unanswerable(opened, q, known)) is not None}
+        errors = {n: e for n, q in enumerate(queries) if (e := unanswerable_error(opened, q, known)) is not None}
         rest = [q for n, q in enumerate(queries) if n not in errors]
         responses = iter(responses_of := self.collection.search_many(rest, version))
         items = self.items(list({r.id for a in responses_of if not isinstance(a, MmtuneError) for r in a.results}))
@@ -240,14 +244,6 @@ class Service:
             self.metrics.observe_results(response.version, query, response.results)
             out.append(search_document(response, items))
         return out
-
-    def _unanswerable(self, opened: "OpenVersion", query: Query, known: "Mapping[str, Item]") -> RequestError | None:
-        if query.item is not None:
-            return None if query.item in known else item_not_found_error(query.item)
-        if query.modality not in opened.model.towers:
-            able = ", ".join([*opened.model.towers, "item"])
-            return invalid_error(f"version {opened.version} accepts no {query.modality} queries; it accepts {able}")
-        return None
 
     def version(self, wanted: str | None) -> str | None:
         """Return the name of a version, or None for the live version. Raises RequestError 404 for an unknown version."""

@@ -91,6 +91,8 @@ class Settings:
     traces: whether OpenTelemetry spans are recorded (extra `otel`)
     workers: number of processes
     spool: directory that the processes of one server share, for the contents of recent queries
+    history: whether searches are counted in the history of the collection (`mmtune.index.monitoring`)
+    probe: seconds between probes of the recall of the live version; 0 means none
     session_key: secret that signs the sessions of the search page; sessions end when it changes
     """
 
@@ -113,6 +115,8 @@ class Settings:
     traces: bool = False
     workers: int = 1
     spool: Path | None = None
+    history: bool = True
+    probe: float = 3600.0
     session_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def __post_init__(self) -> None:

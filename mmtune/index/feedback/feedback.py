@@ -1,6 +1,7 @@
 """Log clicks and explicit judgments of search results, and export them as judgments and data for evaluation and mining.
 
-Events are appended to COLL/feedback.jsonl. The content of a query is saved, in COLL/feedback/, only when there is feedback on its
+Events are appended to COLL/feedback.jsonl, which is divided into segments (`SegmentedLog`): the last LOG_BYTES * (LOG_SEGMENTS + 1), 1 GB
+or about five million events, are kept. The content of a query is saved, in COLL/feedback/, only when there is feedback on its
 results.
 """
 
@@ -18,12 +19,15 @@ from mmtune.errors import DataError
 from mmtune.index.collection_layout import now
 from mmtune.index.collection_results import FeedbackExport
 from mmtune.index.item_catalog import Catalog, Item
-from mmtune.runtime.files import append_jsonl, read_jsonl_log, write_bytes, write_jsonl
+from mmtune.runtime.files import read_jsonl_log, write_bytes, write_jsonl
+from mmtune.runtime.segmented_log import SegmentedLog
 
 VERDICT_OF = {"click": "positive", "match": "positive", "not_a_match": "negative"}
 """{kind of feedback: verdict}."""
 REMEMBERED_BYTES = 64 * 2**20
 """Most bytes of recent queries' content that are held in memory, to be saved when there is feedback on them."""
+LOG_BYTES, LOG_SEGMENTS = 64 << 20, 15
+"""Size at which the log starts a new segment, and number of segments that are kept."""
 MAX_LINKS = 10_000
 """Most interleaved responses whose query is remembered."""
 
@@ -56,6 +60,7 @@ class FeedbackLog:
 
     def __init__(self, path: Path, spool: Path | None = None):
         self.path, self.log, self.spool = path / "feedback", path / "feedback.jsonl", spool
+        self._segments = SegmentedLog(self.log, LOG_BYTES, LOG_SEGMENTS, self._drop_contents)
         self._recent: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
         self._links: OrderedDict[str, str] = OrderedDict()
         self._bytes, self._guard = 0, Lock()
@@ -137,8 +142,16 @@ class FeedbackLog:
                 write_bytes(path, data.encode() if isinstance(data, str) else data)
         more = {k: v for k, v in event.items() if isinstance(v, str | int | float | bool) and k not in ("value", "modality")}
         line = {"at": now(), **more, "modality": modality} | ({"origin": origin} if origin != query else {})
-        append_jsonl(self.log, line)
+        self._segments.append(line)
         return line
+
+    def _drop_contents(self, oldest: Path) -> None:
+        """Delete the contents of the queries that only the oldest segment of the log names, because it is about to be deleted."""
+        gone = {_origin_of(e) for e in read_jsonl_log(oldest)}
+        first = oldest.stat().st_size
+        left = sum(p.stat().st_size for p in self._segments.files()) - first
+        for query in gone - {_origin_of(e) for e in self._segments.read(left)}:
+            self._content(query).unlink(missing_ok=True)
 
     def _content(self, query: str) -> Path:
         """Return the path of a query's saved content."""
@@ -146,13 +159,13 @@ class FeedbackLog:
 
     def events(self, last_bytes: int | None = None) -> list[JsonObject]:
         """Return all events, oldest first; or those in the last `last_bytes` bytes of the log."""
-        return read_jsonl_log(self.log, last_bytes)
+        return self._segments.read(last_bytes)
 
     def pairs(self) -> dict[tuple[str, str], PairFeedback]:
         """Return {(query id, item id): all feedback on that pair}."""
         out: dict[tuple[str, str], PairFeedback] = {}
         for event in self.events():
-            pair = out.setdefault((event.get("origin") or event["query"], event["item"]), PairFeedback())
+            pair = out.setdefault((_origin_of(event), event["item"]), PairFeedback())
             pair.modality = event.get("modality")
             if event["kind"] == "click":
                 pair.clicks += 1
@@ -200,6 +213,11 @@ class FeedbackLog:
         write_jsonl(judgments, lines)
         data = _pack(out, "data", rows)
         return FeedbackExport(str(judgments), data, _pack(out, "pairs", pairs) if positives else None, len(lines), unused)
+
+
+def _origin_of(event: JsonObject) -> str:
+    """Return the id of the query that an event is about, also for an event on an interleaved response."""
+    return str(event.get("origin") or event["query"])
 
 
 def _row(out: Path, catalog: Catalog, item: Item) -> JsonObject:

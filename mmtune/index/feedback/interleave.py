@@ -11,9 +11,11 @@ from mmtune.errors import DataError
 from mmtune.index.collection_layout import CollectionLayout, now
 from mmtune.index.collection_results import Preference
 from mmtune.index.feedback.feedback import FeedbackLog
-from mmtune.runtime.files import append_jsonl, read_jsonl_log
+from mmtune.runtime.segmented_log import SegmentedLog
 
 TEAMS = ("live", "staged")
+LOG_BYTES, LOG_SEGMENTS = 64 << 20, 3
+"""Size at which the log starts a new segment, and number of segments that are kept: about 250,000 interleaved responses."""
 POSITIVE_KINDS = ("click", "match")
 
 
@@ -54,7 +56,7 @@ class Interleaving:
 
     def __init__(self, layout: CollectionLayout, feedback: FeedbackLog):
         self.layout, self.feedback = layout, feedback
-        self.log = layout.path / "interleave.jsonl"
+        self.log = SegmentedLog(layout.path / "interleave.jsonl", LOG_BYTES, LOG_SEGMENTS)
 
     def teams(self, version: str) -> dict[str, str]:
         """Return {"live": live version, "staged": version}. Raises DataError when `version` is live, or no version is live."""
@@ -76,7 +78,7 @@ class Interleaving:
         drafted = draft(rankings["live"], rankings["staged"], k, rng)
         impression = f"i-{uuid.uuid4().hex}"
         line = {"at": now(), "impression": impression, "query": query, **teams, "teams": dict(drafted)}
-        append_jsonl(self.log, line)
+        self.log.append(line)
         self.feedback.link(impression, query)
         return impression, drafted
 
@@ -86,7 +88,7 @@ class Interleaving:
         version: the staged version; default: the one that was interleaved last.
         last_bytes: read only the last bytes of the logs; default: all of them.
         """
-        lines = read_jsonl_log(self.log, last_bytes)
+        lines = self.log.read(last_bytes)
         staged, live = version or (lines[-1]["staged"] if lines else None), self.layout.live()["version"]
         impressions = {x["impression"]: x["teams"] for x in lines if x["staged"] == staged and x["live"] == live}
         clicked: dict[str, set[str]] = {}

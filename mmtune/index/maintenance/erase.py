@@ -19,7 +19,7 @@ from mmtune.index.collection_layout import VersionRecord
 from mmtune.index.collection_results import CollectionResult
 from mmtune.index.item_catalog import COLUMNS_SCHEMA, STORED_HERE, Catalog
 from mmtune.index.maintenance.erase_proof import ErasureProof, prove, vector_window, windows_of
-from mmtune.index.maintenance.mask_item import FEEDBACK, LOGS, blank_feedback, id_pattern, mask_document, mask_log
+from mmtune.index.maintenance.mask_item import id_pattern, mask_document, mask_logs
 from mmtune.index.maintenance.pending_work import Erasure, read_pending, write_pending
 from mmtune.index.maintenance.sweep import OLD_SECONDS, compact_store, current_labels, sweep_caches, sweep_temporary_files
 from mmtune.index.release.canaries import keep_canaries
@@ -146,9 +146,7 @@ class Eraser:
 
     def _erase_from_logs(self, erasure: Erasure) -> None:
         item, root = erasure["item"], self.layout.path
-        blank_feedback(root / FEEDBACK, item)
-        for name in LOGS:
-            mask_log(root / name, item)
+        mask_logs(root, item)
         mask_document(root / "live.json", item)
         for path in (root / "feedback").glob("*"):  # a query with the item's own content
             if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in erasure["sha256"]:

@@ -13,6 +13,7 @@ from mmtune.index.item_catalog import Catalog
 from mmtune.index.maintenance.mask_item import DOCUMENTS, FEEDBACK, LOGS, id_pattern, names_item
 from mmtune.index.maintenance.pending_work import FILE, Erasure
 from mmtune.index.version_pool import VersionPool
+from mmtune.runtime.segmented_log import log_files
 
 WINDOW = 48
 """Bytes of a content or a vector that are searched for. Databases split long values over pages, so several windows are used."""
@@ -74,9 +75,10 @@ def prove(layout: CollectionLayout, catalog: Catalog, pool: VersionPool, erasure
     contained = db.execute("select count(*) from items where instr(id, ?) > 0", (item,)).fetchone()[0] > 0
     search_id = len(item.encode("utf-8", "replace")) >= MIN_ID_BYTES
     files, size = 0, 0
+    logs = {p for name in (*LOGS, FEEDBACK) for p in log_files(layout.path / name)}
     for path in sorted(p for p in layout.path.rglob("*") if p.is_file() and p.name != FILE and not p.name.endswith(".lock")):
         files, size = files + 1, size + path.stat().st_size
-        if path.name in (*LOGS, FEEDBACK, *DOCUMENTS):
+        if path in logs or path.name in DOCUMENTS:
             lines = [path.read_bytes()] if path.name in DOCUMENTS else path.read_bytes().split(b"\n")
             what = ["its id"] if any(names_item(line, item) for line in lines) else []
         else:

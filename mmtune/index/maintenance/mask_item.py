@@ -8,11 +8,12 @@ from pathlib import Path
 
 from mmtune.contracts import JsonObject
 from mmtune.runtime.files import read_json, write_json
+from mmtune.runtime.segmented_log import log_files, rotation_lock
 
 FEEDBACK = "feedback.jsonl"
 """Log from which the lines about the item are removed."""
 LOGS = ("journal.jsonl", "interleave.jsonl", "shadow.jsonl", "shadow.old.jsonl")
-"""Logs in which the id is overwritten."""
+"""Logs in which the id is overwritten. Each of these logs may have segments (`runtime.segmented_log`)."""
 DOCUMENTS = ("live.json", "gate.json")
 """Files in which the id is overwritten, by name."""
 FIXED = {"at", "who", "what", "version", "previous", "history", "generation", "since", "kind", "modality", "fingerprint"}
@@ -67,8 +68,19 @@ def names_item(line: bytes, item: str) -> bool:
     return id_pattern(item).search(line) is not None
 
 
+def mask_logs(root: Path, item: str) -> None:
+    """Overwrite the id in all append-only logs of a collection, and the feedback on the item with spaces; readers skip such lines."""
+    for name in (FEEDBACK, *LOGS):
+        with rotation_lock(root / name):  # a file that is renamed meanwhile would be missed
+            for path in log_files(root / name):
+                if name == FEEDBACK:
+                    blank_feedback(path, item)
+                else:
+                    mask_log(path, item)
+
+
 def mask_log(path: Path, item: str) -> None:
-    """Overwrite the id in an append-only log."""
+    """Overwrite the id in a file of an append-only log."""
 
     def masked(line: bytes) -> bytes:
         if not names_item(line, item):
@@ -83,7 +95,7 @@ def mask_log(path: Path, item: str) -> None:
 
 
 def blank_feedback(path: Path, item: str) -> None:
-    """Overwrite the lines of the feedback log that name the item with spaces; readers skip such lines."""
+    """Overwrite the lines of a file of the feedback log that name the item with spaces."""
     _overwrite(path, lambda line: b" " * len(line) if names_item(line, item) else line)
 
 

@@ -1,7 +1,8 @@
 """`mmtune index verify`: read every byte of a collection and compare it with its checksum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mmtune import modalities
 from mmtune.data.identity_labels import stable_label
@@ -11,11 +12,15 @@ from mmtune.index.collection_layout import CollectionLayout
 from mmtune.index.collection_results import CollectionResult
 from mmtune.index.integrity import find_faults
 from mmtune.index.item_catalog import Catalog
+from mmtune.index.maintenance.mask_item import FEEDBACK, LOGS
 from mmtune.index.maintenance.sweep import used_fingerprints
+from mmtune.index.monitoring.probe_log import probe_log
+from mmtune.index.monitoring.traffic_history import TrafficHistory
 from mmtune.index.vector_cache import VectorCache
 from mmtune.index.version_pool import VersionPool
-from mmtune.runtime.files import read_json, read_jsonl_log
+from mmtune.runtime.files import read_json
 from mmtune.runtime.progress import Progress
+from mmtune.runtime.segmented_log import read_segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +103,13 @@ def verify_collection(layout: CollectionLayout, catalog: Catalog, pool: VersionP
 
 def _logs(layout: CollectionLayout) -> list[str]:
     faults = []
-    for name in ("feedback.jsonl", "interleave.jsonl", "shadow.jsonl", "shadow.old.jsonl"):
+    reads: list[Callable[[], object]] = [
+        partial(read_segments, layout.path / name) for name in (FEEDBACK, *(name for name in LOGS if name != audit_log.JOURNAL))
+    ]
+    reads += [partial(TrafficHistory(layout.path).read_file, p) for p in TrafficHistory(layout.path).files()]
+    for read in [*reads, probe_log(layout.path).read]:
         try:
-            read_jsonl_log(layout.path / name)
+            read()
         except MmtuneError as e:
             faults.append(str(e))
     try:

@@ -21,6 +21,7 @@ from mmtune.index import audit_log
 from mmtune.index.collection_layout import CollectionLayout, LivePointer, now
 from mmtune.index.collection_results import GateCheck, ItemCheck, PromotionChecks, PromotionResult, RollbackResult
 from mmtune.index.item_catalog import Catalog, ContentReplaced
+from mmtune.index.monitoring.gate_queries import keep_gate_queries
 from mmtune.index.release.index_quality import index_recall, search_latencies, stored_vectors
 from mmtune.index.release.offline_eval import EvaluationOptions, compare_held_out
 from mmtune.index.version_pool import VersionPool
@@ -88,6 +89,7 @@ class Promoter:
         write_json(self.layout.directory(version) / "gate.json", gate_file)
         if reasons and not force:
             return self._refuse(refusal, reasons)
+        keep_gate_queries(self.layout, before["version"], new, queries)
         with self.layout.lock():
             current = self._unmoved(before)
             self.updates.update(new.record, new.model)
