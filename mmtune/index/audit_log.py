@@ -77,7 +77,7 @@ def read(layout: CollectionLayout) -> list[JsonObject]:
     path = layout.path / JOURNAL
     lines, seen = list[JsonObject](), set[str]()
     for line in read_segments(path):
-        event = {k: v for k, v in line.items() if k != "carried"}
+        event = _plain(line)
         name = json.dumps(event, sort_keys=True)
         if "carried" not in line or name not in seen:
             lines.append(event)
@@ -85,6 +85,16 @@ def read(layout: CollectionLayout) -> list[JsonObject]:
     if len(log_files(path)) > 1:  # the oldest events may be in the last file only
         lines.sort(key=lambda line: str(line.get("at", "")))
     return lines + _missing_events(layout, lines)
+
+
+def releases(layout: CollectionLayout) -> list[JsonObject]:
+    """Return all events that are no changes of items, oldest first. Unlike `read`, it reads the current file only."""
+    lines = [_plain(line) for line in _lines(layout)]
+    return [line for line in lines + _missing_events(layout, lines) if line["what"] not in ITEM_CHANGES]
+
+
+def _plain(line: JsonObject) -> JsonObject:
+    return {k: v for k, v in line.items() if k != "carried"}
 
 
 def append(layout: CollectionLayout, line: JsonObject | None = None) -> None:

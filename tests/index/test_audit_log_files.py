@@ -44,6 +44,7 @@ def test_events_other_than_changes_of_items_are_kept_for_ever(coll, small):
     trims = [x for x in events if x["what"] == "trim"]
     assert trims and sum(int(x["why"].split("; ")[1].split()[0]) for x in trims) == numbers[0]
     assert events == sorted(events, key=lambda x: x["at"])
+    assert audit_log.releases(coll.layout) == [x for x in events if x["what"] != "upsert"]
     # rollback, and what gc and the missing events read
     assert coll.rollback("a test").version == "v1"
     assert coll.rollback("again").version == "v1" if coll.layout.live()["previous"] else True

@@ -26,7 +26,7 @@ from mmtune.index.monitoring.probe_log import probe_log, probe_of_line
 from mmtune.index.monitoring.query_drift import LEVEL, QueryDrift, query_drift
 from mmtune.index.monitoring.traffic_counts import TrafficCounts, iso, latency_quantile, score_bin, total
 from mmtune.index.monitoring.traffic_history import DAY, TrafficHistory
-from mmtune.runtime.segmented_log import read_segments
+from mmtune.runtime.segmented_log import log_files, read_segments
 
 Verdict = Literal["ok", "attention", "unknown"]
 DAYS = 31
@@ -40,8 +40,8 @@ MORE_EMPTY, MORE_LOW = 0.02, 0.05
 MAX_SLOWDOWN, SLACK_MS = 1.5, 20.0
 """How many times as long as in the week before the p95 may be; a p95 below SLACK_MS is never too slow."""
 MAX_PROBE_AGE = 2 * DAY
-FEEDBACK_BYTES = 32 << 20
-"""Bytes of the feedback and interleaving logs that are read: about 150,000 clicks."""
+FEEDBACK_BYTES = 16 << 20
+"""Bytes of the feedback and interleaving logs that are read: about 80,000 clicks. If there are more, only searches since then count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +127,14 @@ def check_health(layout: CollectionLayout, now: float | None = None, days: int =
 def _clicks(layout: CollectionLayout, counts: Sequence[TrafficCounts], since: float) -> list[ClickThrough]:
     shown = {x["impression"]: x for x in read_segments(layout.path / "interleave.jsonl", FEEDBACK_BYTES)}
     events = FeedbackLog(layout.path).events(FEEDBACK_BYTES)
-    clicked = clicked_searches(events, audit_log.read(layout), shown)
+    if events and sum(p.stat().st_size for p in log_files(layout.path / "feedback.jsonl")) > FEEDBACK_BYTES:
+        since = max(since, datetime.fromisoformat(events[0]["at"]).timestamp())
+    clicked = clicked_searches(events, audit_log.releases(layout), shown)
     out = []
     for version in layout.versions():
-        own = [c for c in counts if c.key.version == version]
+        own = [c for c in counts if c.key.version == version and c.key.start >= since]
         if (searches := total(own).searches) > 0:
-            first = max(since, min(c.key.start for c in own))  # clicks before the first counted search have no search
+            first = min(c.key.start for c in own)  # clicks before the first counted search have no search
             out.append(click_through(version, searches, sum(t >= first for t in clicked.get(version, []))))
     return out
 
