@@ -9,7 +9,9 @@ COLL is the directory of the collection:
     COLL/corpus/                the catalog of items
     COLL/home.json              path and inode of the collection, to recognise a copy of it
     COLL/pending.json           unfinished maintenance (`mmtune.index.maintenance.pending_work`)
-    COLL/versions/v1/           version.json (the version's record), canaries, stores
+    COLL/history/               counts of served searches and results of probes (`mmtune.index.monitoring`)
+    COLL/journal.jsonl          the audit log; feedback.jsonl, interleave.jsonl, shadow.jsonl: other logs
+    COLL/versions/v1/           version.json (the version's record), canaries, the gate's queries, stores
 A version exists if and only if its version.json exists; that file is written last.
 """
 

@@ -5,7 +5,6 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from mmtune.errors import MmtuneError
 from mmtune.index.monitoring.probe_log import run_probe
 from mmtune.index.monitoring.traffic_history import TrafficHistory
 from mmtune.index.monitoring.traffic_recorder import TrafficRecorder
@@ -67,7 +66,7 @@ class TrafficWatch:
         try:
             self.recorder.flush(last)
             self._reported.pop("history", None)
-        except OSError as e:
+        except Exception as e:  # nothing may end the counting
             self._report("history", f"searches cannot be counted in the history: {e}")
 
     def probe(self) -> None:
@@ -77,8 +76,8 @@ class TrafficWatch:
             if collection.live not in collection.open_versions:
                 return  # it is being loaded, or cannot be loaded, which is reported elsewhere
             result = run_probe(collection.layout, collection.catalog, collection.pool, wait=0, every=self.settings.probe)
-        except (MmtuneError, OSError) as e:
-            return self._report("probe", f"the index cannot be probed: {e}")
+        except Exception as e:  # damaged files can make libraries raise anything
+            return self._report("probe", f"the index cannot be probed: {type(e).__name__}: {e}")
         if result is not None and result.ok:
             self._reported.pop("probe", None)
         elif result is not None:

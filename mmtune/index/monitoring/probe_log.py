@@ -68,7 +68,7 @@ def run_probe(
     """Probe the live version and log the result, unless another process is doing so.
 
     wait: seconds to wait for another process's probe; -1 means without end
-    every: probe only if the last one was at least so many seconds ago, and REST times its own duration
+    every: probe only if the last one was at least so many seconds ago, and REST times its own duration, or was of another version
 
     Returns None if no probe was run.
     """
@@ -80,7 +80,7 @@ def run_probe(
     except Timeout:
         return None
     try:
-        if every and not _due(last_probe(layout.path), every):
+        if every and not _due(last_probe(layout.path), every, layout.live()["version"]):
             return None
         result = probe(layout, catalog, pool, k)
         line = result.to_dict()
@@ -94,8 +94,8 @@ def run_probe(
         lock.release()
 
 
-def _due(last: JsonObject | None, every: float) -> bool:
-    if last is None:
+def _due(last: JsonObject | None, every: float, version: str | None) -> bool:
+    if last is None or last["version"] != version:
         return True
     age = time.time() - datetime.fromisoformat(last["at"]).timestamp()
     return age >= every and age >= REST * float(last["seconds"])

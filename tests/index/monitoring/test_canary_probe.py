@@ -110,9 +110,11 @@ def test_probes_are_logged_and_take_turns(coll, monkeypatch):
     # a second process does not probe at the same time, nor too soon afterwards
     assert run_probe(coll.layout, coll.catalog, coll.pool, wait=0, every=3600) is None
     assert run_probe(coll.layout, coll.catalog, coll.pool, wait=0, every=1e-9) is None  # 20 times its duration has not passed
+    coll.promote("v2", force=True, why="a test")
+    assert run_probe(coll.layout, coll.catalog, coll.pool, wait=0, every=3600).version == "v2"  # not probed yet
     with file_lock(coll.path / "history" / ".probe.lock"):
         assert run_probe(coll.layout, coll.catalog, coll.pool, wait=0) is None
-    assert len(probe_log(coll.path).read()) == 1
+    assert len(probe_log(coll.path).read()) == 2
     monkeypatch.setattr("mmtune.index.monitoring.probe_log.REST", 0)
     assert run_probe(coll.layout, coll.catalog, coll.pool, wait=0, every=1e-9) is not None
 

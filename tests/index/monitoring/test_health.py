@@ -1,5 +1,6 @@
 """Verdicts: each question is answered by its numbers and an interval, and by nothing else."""
 
+import json
 import time
 from collections import Counter
 
@@ -191,3 +192,25 @@ def test_click_through_of_versions(coll, history):
     coll.layout.set_live({**pointer, "previous": "v2"})
     line = line_of(coll, "clicks")
     assert line.verdict == "attention" and "fewer clicks" in line.reason and "rollback" in line.action
+
+
+def test_the_commands(coll, history, shelf, tmp_path, capsys):
+    from mmtune.cli import main
+
+    history.append(hours([0], empty=5), NOW)
+    where, queries = str(coll.path), packed(shelf["root"], 40, 5, COLUMNS)
+    assert main(["index", "probe", where]) == 0
+    assert "image: recall@10 1.000 (0.8" in capsys.readouterr().out
+    assert main(["index", "status", where]) == 0
+    assert "last probe 20" in (said := capsys.readouterr().out) and "image recall@10 1.000" in said
+    assert main(["index", "health", where, "--queries", queries, "--out", str(tmp_path / "x.html"), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["verdict"] == "attention" and document["gate"].startswith("packed-5-40")
+    assert {x["name"] for x in document["lines"] if x["verdict"] == "attention"} == {"empty answers"}
+    assert "Search needs attention" in (tmp_path / "x.html").read_text()
+    assert main(["index", "health", where]) == 1
+    assert "attention  empty answers" in (said := capsys.readouterr().out) and "-> look at the filters" in said
+    few = packed(shelf["root"], 12, 6, COLUMNS)
+    assert main(["index", "health", where, "--queries", few]) == 2
+    assert "fewer than 20 rows" in capsys.readouterr().err
+    assert main(["index", "probe", where, "-k", "0"]) == 2
