@@ -3,7 +3,8 @@
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, ClassVar, TypeVar, overload
+from types import NoneType
+from typing import Annotated, ClassVar, TypeVar, get_args, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -69,12 +70,24 @@ class RecipeBlock(BaseModel):
                     raise invalid(f"`{old}` is the old name of `{new}`; give one of them")
                 warn_renamed(f"recipe: the key `{old}`", f"`{new}`")
                 given[new] = given.pop(old)
+        given = {k: v for k, v in given.items() if v is not None or not cls._null_is_default(k)}
         if cls.model_config.get("extra") == "forbid":
             for key in given:
                 if key not in cls.model_fields:
                     details = {"key": str(key), "message": cls.unknown_key(str(key)), "known": list(cls.model_fields)}
                     raise PydanticCustomError(UNKNOWN, "unknown key {key}", details)
         return given
+
+    @classmethod
+    def _null_is_default(cls, key: str) -> bool:
+        """Whether null for this key is the same as leaving it out: for a list, mapping or block that has no value null.
+
+        YAML reads a key with nothing under it as null, and `key=null` on the command line clears what the recipe set.
+        """
+        field = cls.model_fields.get(key)
+        if field is None or NoneType in get_args(field.annotation):
+            return False
+        return isinstance(field.get_default(call_default_factory=True), list | tuple | Mapping | BaseModel)
 
     @classmethod
     def unknown_key(cls, key: str) -> str:

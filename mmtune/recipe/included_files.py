@@ -1,6 +1,7 @@
 """Compose a recipe of parts: `include: FILE` or `include: [FILE, FILE]`, with paths relative to the recipe.
 
-Parts are merged in their order, and the recipe's own keys win. A part may include others. Lists are replaced, not joined.
+Parts are merged in their order, and the recipe's own keys win. A part may include others. Lists are replaced, not joined, and an
+empty mapping `{}` replaces what a part has under that key.
 """
 
 from collections.abc import Sequence
@@ -48,6 +49,23 @@ def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictCon
         if not part.is_file():
             raise RecipeError(f"{path}: include: no such file: {name} (relative to {here.parent})")
         parts.append(load_with_includes(part, (here, *above)))
-    merged = OmegaConf.merge(*parts, own)
+    merged: DictConfig | ListConfig = OmegaConf.create({})
+    for part in [*parts, own]:
+        empty_as_in(merged, part)
+        merged = OmegaConf.merge(merged, part)
     assert isinstance(merged, DictConfig)  # `own` is one
     return merged
+
+
+def empty_as_in(base: object, over: object) -> None:
+    """Empty the mappings of `base` that are `{}` in `over`, at any depth. OmegaConf's merge leaves them as they are."""
+    from omegaconf import DictConfig
+
+    if not isinstance(base, DictConfig) or not isinstance(over, DictConfig):
+        return
+    for key in over:
+        if key in base and isinstance(value := over._get_node(key), DictConfig) and not value._is_none():
+            if len(value):
+                empty_as_in(base._get_node(key), value)
+            else:
+                base[key] = {}

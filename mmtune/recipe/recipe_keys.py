@@ -26,7 +26,9 @@ HEAD = """# Recipe keys
 
 All keys of a recipe with their types, defaults and meanings. `mmtune init --schema FILE` writes them as a JSON Schema, with which
 an editor can complete and check recipes (in VS Code: write `# yaml-language-server: $schema=FILE` in the first line of the recipe).
-On the command line, keys are set by their dotted names: `train.epochs=12`, `objective.0.smoothing=0.1`.
+On the command line, keys are set by their dotted names: `train.epochs=12`, `objective.0.smoothing=0.1`. A mapping is merged with what the
+recipe has there (`augment={image: {flip: true}}`); `augment={}`, `run.callbacks=[]` or `augment=null` empty it, and `mining=null` switches a block
+off that may be null.
 
 A file may be composed of others: `include: FILE` or `include: [FILE, FILE]`, with paths relative to it. Later files win over earlier ones, and
 its own keys over theirs; lists are replaced. `mmtune recipe show FILE` prints the result. The recipes in `recipes/` are composed of `recipes/parts/`.

@@ -11,6 +11,7 @@ from mmtune.errors import RecipeError
 from mmtune.losses import TABLE
 from mmtune.recipe.objective_block import BUILT_IN, CustomTerm, TermBlock
 from mmtune.recipe.recipe import Recipe
+from mmtune.recipe.recipe_file import overridden, read_document, value_at
 from mmtune.recipe.tune_block import FrozenTuning, FullTuning, LoraTuning
 from mmtune.runtime.plugins import resolve
 from mmtune.training.objective_spec import loss_options
@@ -152,3 +153,64 @@ def test_every_field_has_a_description_and_no_type_is_any():
     lacking = [f"{b.__name__}.{n}" for b in blocks for n, info in b.model_fields.items() if not info.description]
     assert lacking == []
     assert not [b.__name__ for b in blocks for info in b.model_fields.values() if "typing.Any" in str(info.annotation)]
+
+
+SET = """
+model: tiny:clip
+data: {train: x, val: y}
+augment: {image: {flip: true, custom: {"a.b:C": {p: 1}}}, audio: {mixup: 0.2}}
+heads: {image: {type: mlp}}
+mining: {rounds: 1, guards: {max_score: 0.5, extra: ["a.b:G"]}}
+retention: {data: z, at_most: 0.1}
+run: {dir: runs/a, callbacks: ["a.b:C"], trackers: [tensorboard]}
+train: {betas: [0.5, 0.6], epochs: 3}
+objective: [cosent]
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("augment={}", "augment", {}),
+        ("augment=null", "augment", {}),
+        ("augment.image={}", "augment.image.custom", {}),
+        ("augment.image=null", "augment.image.flip", False),
+        ("augment={image: {}}", "augment.image.flip", False),
+        ("augment={image: {}}", "augment.audio.mixup", 0.2),
+        ("augment.image.custom={}", "augment.image.custom", {}),
+        ("augment.image.custom=null", "augment.image.flip", True),
+        ("heads={}", "heads", {}),
+        ("heads=null", "heads", {}),
+        ("mining={}", "mining.guards.max_score", None),
+        ("mining={guards: {}}", "mining.guards.extra", []),
+        ("mining={guards: {}}", "mining.rounds", 1),
+        ("mining={guards: {hub_cap: 3}}", "mining.guards.max_score", 0.5),  # no empty mapping: merged
+        ("mining.guards=null", "mining.guards.max_score", None),
+        ("mining=null", "mining", None),
+        ("retention=null", "retention", None),
+        ("run.callbacks=[]", "run.callbacks", []),
+        ("run.callbacks=null", "run.callbacks", []),
+        ("run={callbacks: []}", "run.dir", "runs/a"),
+        ("train.betas=null", "train.betas", [0.9, 0.98]),
+        ("train=null", "train.epochs", Recipe.parse(BASE).train.epochs),
+        ("objective=null", "objective", Recipe.parse(BASE).model_dump(mode="json")["objective"]),
+    ],
+)
+def test_an_override_empties_what_the_recipe_set(override, key, value, tmp_path):
+    """In a file, in a mapping, and in a file that includes the one with the values."""
+    path, own = tmp_path / "r.yaml", tmp_path / "own.yaml"
+    path.write_text(SET)
+    name, _, text = override.partition("=")
+    over = yaml.safe_load(text)
+    for part in reversed(name.split(".")):
+        over = {part: over}
+    own.write_text(yaml.safe_dump({"include": "r.yaml", **over}))
+    for document in (read_document(path, [override]), overridden(yaml.safe_load(SET), [override]), read_document(own)):
+        assert value_at(Recipe.parse(document).model_dump(mode="json"), key) == value
+
+
+def test_an_empty_block_that_needs_a_key_says_which(tmp_path):
+    with pytest.raises(RecipeError, match=r"retention\.data: is missing"):
+        Recipe.parse(overridden(yaml.safe_load(SET), ["retention={}"]))
+    with pytest.raises(RecipeError, match=r"train\.epochs: .*None"):  # null is a value of lists, mappings and blocks alone
+        Recipe.parse(overridden(yaml.safe_load(SET), ["train.epochs=null"]))
