@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mmtune.public.ask_people import label_budget, open_label_session
 from mmtune.public.export_and_share import export, push_to_hub, register_export_format
 from mmtune.public.extension_points import (
+    register_anomaly_scorer,
     register_augmentation,
     register_backbone,
     register_batch_plan,
@@ -28,6 +29,7 @@ from mmtune.public.extension_points import (
     register_scorer,
     register_store,
     register_task,
+    register_vector_source,
 )
 from mmtune.public.logs_and_judgments import pairs_from_judgments, pairs_from_logs
 from mmtune.public.measure import advise, compare, doctor, evaluate, report
@@ -80,6 +82,7 @@ __all__ = [
     "pairs_from_segments",
     "predict",
     "push_to_hub",
+    "register_anomaly_scorer",
     "register_augmentation",
     "register_backbone",
     "register_batch_plan",
@@ -94,6 +97,7 @@ __all__ = [
     "register_scorer",
     "register_store",
     "register_task",
+    "register_vector_source",
     "report",
     "save",
     "similarity",

@@ -17,6 +17,7 @@ import mmtune
 from mmtune import modalities
 from mmtune.cli import main
 from mmtune.evaluation import METRICS
+from mmtune.evaluation.tasks.anomaly_scorers import SCORERS
 from tests.support.docs_helpers import (
     ROOT,
     Block,
@@ -55,7 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def restored_tables() -> Iterator[None]:
     """What a page registers is forgotten afterwards."""
-    before = [(table, dict(table)) for table in (METRICS, modalities.TABLE)]
+    before = [(table, dict(table)) for table in (METRICS, SCORERS, modalities.TABLE)]
     yield
     for table, entries in before:
         table.clear()

@@ -14,6 +14,8 @@ Registration is optional: wherever a recipe or an option takes a plugin's name, 
 | store | stores and searches the vectors of an index | `mmtune.index.stores.Store` | `mmtune index build --store NAME` |
 | metric | computes a retrieval metric | `mmtune.evaluation.metrics.Metric` | `train.metric`, `evaluate(metrics=...)` |
 | task | evaluates a model on a task | `mmtune.evaluation.tasks.task.EvaluationTask` | `mmtune eval --task NAME` |
+| anomaly scorer | rates how unlike normal rows others are | `mmtune.evaluation.AnomalyScorer` | `mmtune eval --scorer NAME` |
+| vector source | reads vectors that other software stored | `mmtune.index.adopt.VectorSource` | `mmtune index adopt --from NAME` |
 | optimizer | takes the steps of training | `torch.optim.Optimizer` | `train: {optimizer: NAME}` |
 | callback | is called during a run | `mmtune.training.Callback` | `run: {callbacks: [NAME]}` |
 | export format | writes a model for another library or runtime | `mmtune.exporting.ExportFormat` | `mmtune export --to NAME` |
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 
     from mmtune.contracts import Augmentation, Scorer
     from mmtune.evaluation.metrics import Metric
+    from mmtune.evaluation.tasks.anomaly_scorers import AnomalyScorer
     from mmtune.evaluation.tasks.task import EvaluationTask
+    from mmtune.index.adopt import VectorSource
     from mmtune.index.stores.store_protocol import Store
     from mmtune.mining import Guard, MinerSource, MiningContext
     from mmtune.training import Callback
@@ -106,6 +110,26 @@ def register_task(name: str, target: type[EvaluationTask] | str) -> None:
     target: a subclass of `mmtune.evaluation.tasks.task.EvaluationTask`, or "package.module:Class"
     """
     from mmtune.evaluation.tasks.task import register_task as register
+
+    register(name, target)
+
+
+def register_anomaly_scorer(name: str, target: type[AnomalyScorer] | str) -> None:
+    """Register a scorer of anomalies for the option `scorer` of the task "anomaly".
+
+    target: a class with the methods of `mmtune.evaluation.AnomalyScorer`, or "package.module:Class"
+    """
+    from mmtune.evaluation.tasks.anomaly_scorers import register_anomaly_scorer as register
+
+    register(name, target)
+
+
+def register_vector_source(name: str, target: type[VectorSource] | str) -> None:
+    """Register a source of stored vectors for `mmtune index adopt --from name`.
+
+    target: a class with the methods of `mmtune.index.adopt.VectorSource`, or "package.module:Class"
+    """
+    from mmtune.index.adopt import register_vector_source as register
 
     register(name, target)
 

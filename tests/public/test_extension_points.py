@@ -22,6 +22,8 @@ POINTS = {
     "export_format": ("mmtune.exporting.format_table", "TABLE"),
     "metric": ("mmtune.evaluation.metrics", "METRICS"),
     "task": ("mmtune.evaluation.tasks.task", "TASKS"),
+    "anomaly_scorer": ("mmtune.evaluation.tasks.anomaly_scorers", "SCORERS"),
+    "vector_source": ("mmtune.index.adopt.vector_sources", "SOURCES"),
     "optimizer": ("mmtune.recipe.optimizer_block", "TABLE"),
     "callback": ("mmtune.recipe.run_block", "CALLBACKS"),
     "augmentation": ("mmtune.modalities", "AUGMENTATIONS"),
