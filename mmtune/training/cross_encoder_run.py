@@ -157,7 +157,7 @@ def build_cross_encoder(
     if config is None:
         return None
     model = _new_model(recipe, config, inputs)
-    objective = RerankObjective(model, inputs.pairs, LOSSES[config.loss], config.negatives)
+    objective = RerankObjective(model, inputs.pairs, LOSSES[config.loss], config.negatives, processes)
     validate = None
     if inputs.val is not None:
         validate = RerankValidation(inputs.model, inputs.val, inputs.pairs, config, recipe.train.metric, processes)

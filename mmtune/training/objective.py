@@ -89,6 +89,9 @@ class Objective(nn.Module):
     processes: all processes that compute this loss on the same embeddings; they share the work of a tiled loss
     """
 
+    is_divided = False
+    """Whether each process computes a part of the loss, so that the sum over processes is the loss; else each computes all of it."""
+
     def __init__(
         self,
         terms: Sequence[LossTerm],

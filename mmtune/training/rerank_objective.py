@@ -11,6 +11,7 @@ from mmtune.contracts import Batch, Pair
 from mmtune.losses.rerank_loss import RerankLoss
 from mmtune.model.cross_encoder import CrossEncoderModel
 from mmtune.model.joint_scorer import ItemStates
+from mmtune.runtime.distributed import Processes
 from mmtune.training.additional_candidates import mined_negatives
 from mmtune.training.objective import Objective, ScaleFunction
 from mmtune.training.unique_items import PairItems, pair_items
@@ -59,8 +60,9 @@ def candidate_lists(
         query, positive = torch.nonzero((related & ~itself)[:, : candidates.n_queries]).unbind(1)
     else:
         row_pairs = items.row_pairs()
-        both = torch.stack([row_pairs.query, row_pairs.candidate] if forward else [row_pairs.candidate, row_pairs.query])
-        query, positive = torch.unique(both, dim=1)
+        pairs = (row_pairs.query, row_pairs.candidate) if forward else (row_pairs.candidate, row_pairs.query)
+        key = torch.unique(pairs[0] * related.shape[1] + pairs[1])  # Apple's GPU has no unique of columns
+        query, positive = key // related.shape[1], key % related.shape[1]
     value, chosen = rank.topk(min(negatives, rank.shape[1]), dim=1)
     valid = F.pad(torch.isfinite(value[query]), (1, 0), value=True)
     return CandidateLists(query, torch.cat([positive[:, None], chosen[query]], 1), valid)
@@ -72,11 +74,16 @@ class RerankObjective(Objective):
     model: the cross-encoder; its layers are parameters of the model, not of this module
     loss: the loss of the lists of scores
     negatives: negatives of each positive pair
+    processes: each process scores an equal share of the lists of the batch; its loss is that of its share, divided by the number
+        of all lists, so that the sum over processes is the loss of the batch
     """
 
-    def __init__(self, model: CrossEncoderModel, pairs: Sequence[Pair], loss: RerankLoss, negatives: int) -> None:
-        super().__init__([], pairs, {}, None, {}, {})
+    def __init__(
+        self, model: CrossEncoderModel, pairs: Sequence[Pair], loss: RerankLoss, negatives: int, processes: Processes
+    ) -> None:
+        super().__init__([], pairs, {}, None, {}, {}, processes)
         self.loss, self.negatives = loss, negatives
+        self.is_divided = not processes.is_single
         self._unpacked, self._score = model.unpacked, model.score_states
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch, scale: ScaleFunction) -> tuple[Tensor, dict[str, float]]:
@@ -106,9 +113,16 @@ class RerankObjective(Objective):
         return value, named if len(named) > 1 else {}
 
     def _loss_of(self, direction: Pair, of: Mapping[str, ItemStates], lists: CandidateLists) -> Tensor:
-        """The loss of the lists of one direction. of: {modality: states of the pair's items}"""
+        """This process's part of the loss of the lists of one direction. of: {modality: states of the pair's items}"""
+        count = len(lists.query)
+        share = self.processes.local_slice(count)
+        lists = CandidateLists(*(x[share] for x in lists))
+        queries, candidates = of[direction[0]], of[direction[1]]
+        if not len(lists.query):  # fewer lists than processes
+            return 0.0 * (queries.embedding.sum() + candidates.embedding.sum())
         index, column = torch.nonzero(lists.valid).unbind(1)
         query, candidate = lists.query[index], lists.candidate[index, column]
-        scored = self._score(direction, of[direction[0]], of[direction[1]], query, candidate)
+        scored = self._score(direction, queries, candidates, query, candidate)
         scores = scored.new_full(lists.valid.shape, -torch.inf)
-        return self.loss(scores.index_put((index, column), scored), lists.valid)
+        loss = self.loss(scores.index_put((index, column), scored), lists.valid)
+        return loss if self.processes.is_single else loss * (len(lists.query) / count)

@@ -14,9 +14,10 @@ from mmtune.errors import ModelError, RecipeError
 from mmtune.losses.rerank_loss import binary, softmax
 from mmtune.mining.verifier import make_verifier
 from mmtune.model.cross_encoder_load import load_cross_encoder
+from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.callbacks import Callback
 from mmtune.training.checkpoint import Checkpoints
-from mmtune.training.rerank_objective import candidate_lists
+from mmtune.training.rerank_objective import RerankObjective, candidate_lists
 from mmtune.training.unique_items import pair_items
 from tests.support import corpora
 
@@ -172,6 +173,44 @@ def test_negatives_are_mined_ones_first_and_never_positives():
         others = sorted((c for c in range(4) if group[c] != group[query]), key=lambda c: -float(cosine[query, c]))
         assert candidates[0] == query and valid[0]
         assert [c for c, v in zip(candidates[1:], valid[1:], strict=True) if v] == (mined + others)[:2]
+
+
+@pytest.mark.parametrize("loss", [softmax, binary])
+@pytest.mark.parametrize("count", [2, 20])
+def test_the_shares_of_several_processes_add_up_to_the_loss_and_the_gradient(data, loss, count):
+    """20 processes are more than there are lists: then some have none."""
+    from mmtune.model.cross_encoder import new_cross_encoder
+    from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
+
+    rows, every = mmtune.open_data(data), torch.arange(6)
+    values = {m: [signals(rows, i)[side] for i in range(6)] for side, m in enumerate(("image", "text"))}
+    examples = {m: v[0] for m, v in values.items()}
+    model = new_cross_encoder(mmtune.load("tiny:clip"), CrossEncoderBlock(**SMALL), [("image", "text")], examples).eval()
+    torch.nn.init.normal_(model.joint.head.weight, generator=torch.Generator().manual_seed(0))
+    states = {m: model.packed_values(m, v) for m, v in values.items()}
+    labels = {"id": every + 1, "group": torch.tensor([7, 7, 8, 9, 10, 11]), "image": every + 1, "text": every + 1}
+    items = {"image": every, "text": every}
+    batch = Batch(
+        ids=list("abcdef"), index=every, is_query=torch.ones(6, dtype=torch.bool), inputs={}, item_of_row=items, labels=labels
+    )
+
+    def parts(processes):
+        """Loss, logs, and gradients of states and layers, summed over the processes."""
+        model.zero_grad()
+        z = {m: x.clone().requires_grad_() for m, x in states.items()}
+        total, logs = 0.0, {}
+        for p in processes:
+            value, named = RerankObjective(model, [("image", "text")], loss, 3, p)(z, batch, model.logit_scale)
+            value.backward()
+            total += float(value.detach())
+            logs = {k: logs.get(k, 0.0) + v for k, v in named.items()}
+        return total, logs, [*(x.grad for x in z.values()), *(p.grad for p in model.joint.parameters())]
+
+    whole, shared = parts([SINGLE_PROCESS]), parts([Processes(rank, count) for rank in range(count)])
+    assert shared[0] == pytest.approx(whole[0], rel=1e-5) and shared[1] == pytest.approx(whole[1], rel=1e-5)
+    assert set(whole[1]) == {"image->text", "text->image"} and len(whole[2]) > 10
+    for a, b in zip(whole[2], shared[2], strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_pairs_of_one_modality_are_trained_by_group(root, data):

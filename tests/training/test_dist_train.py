@@ -1,25 +1,20 @@
 """Whole runs under torchrun and accelerate launch: the same recipe; processes are killed, interrupted and resumed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import yaml
-from safetensors.torch import load_file
 
 from tests.support import corpora
+from tests.support.dist_runs import TORCHRUN, done, end, launch, lines, near, wait_for_step, weights
 
 pytestmark = pytest.mark.dist
-ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -37,44 +32,6 @@ def recipe(root: Path, path: Path, **changes) -> Path:
         base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
     path.write_text(yaml.safe_dump(base))
     return path
-
-
-def launch(launcher: list[str], path: Path, run: Path, *more: str) -> subprocess.Popen:
-    command = [*launcher, "-m", "mmtune", "train", str(path), f"run.dir={run}", "--quiet", "--json", *more]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def done(process: subprocess.Popen) -> dict:
-    try:
-        out, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        end(process)
-        raise
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out)  # one document: only the first process speaks
-
-
-def end(process: subprocess.Popen) -> None:
-    for p in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        p.kill()
-    process.communicate(timeout=60)
-
-
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path) -> bytes:
-    return (run / "artifact" / "weights.safetensors").read_bytes()
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    end = time.time() + 120
-    while time.time() < end:
-        if (run / "metrics.jsonl").exists() and any(r["step"] >= step for r in lines(run)):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the run did not get that far")
 
 
 def worker(launcher: subprocess.Popen, rank: int) -> psutil.Process:
@@ -152,6 +109,16 @@ def test_ctrl_c_saves_the_same_step_everywhere(root, whole, tmp_path):
     assert weights(run) == weights(whole)
 
 
+def test_seeds_on_two_processes(root, tmp_path):
+    """Rank 0 alone has the scores and writes them; the others must not write theirs over them."""
+    path = recipe(root, tmp_path / "r.yaml", train={"epochs": 1})
+    two = done(launch(TORCHRUN, path, tmp_path / "run", "--seeds", "2"))
+    assert two["seeds"] == [0, 1] and {len(v) for v in two["scores"].values()} == {2} and "text->image map" in two["scores"]
+    for i in range(2):
+        stored = json.loads((tmp_path / "run" / f"seed-{i}" / "scores.json").read_text())
+        assert stored == {k: v[i] for k, v in two["scores"].items()}
+
+
 def test_mining_rounds_on_two_processes(root, tmp_path):
     """Rank 0 mines, both train on its table; the mined rows are those of one process."""
     import pyarrow.parquet as pq
@@ -164,14 +131,6 @@ def test_mining_rounds_on_two_processes(root, tmp_path):
     assert len(one) and one["query_id"].tolist() == two["query_id"].tolist()
     assert np.mean(one["negative_id"] == two["negative_id"]) > 0.9  # near ties may fall the other way
     assert len([r for r in lines(tmp_path / "two") if "loss" in r]) == len([r for r in lines(tmp_path / "one") if "loss" in r])
-
-
-def near(run: Path, other: Path, limit: float) -> None:
-    """The weights of the two artifacts are equal up to rounding."""
-    a, b = (load_file(r / "artifact" / "weights.safetensors") for r in (run, other))
-    assert a.keys() == b.keys()
-    for name, one in a.items():
-        assert one.shape == b[name].shape and float((one - b[name]).abs().max()) <= limit, name
 
 
 @pytest.fixture(scope="module")

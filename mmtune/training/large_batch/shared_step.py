@@ -5,6 +5,9 @@ occurs in several rows is encoded only once. The embeddings are gathered without
 GradCache, arXiv 2101.06983). Every process computes the same loss on all embeddings, and backpropagates it through its own
 share. Finally the gradients of the parameters are summed over processes. The towers themselves do not communicate, so a process
 without items of some modality does not block the others.
+
+An objective whose own computation is large, that of a cross-encoder, is divided as well (`Objective.is_divided`): every process
+computes a part of the loss, and the gradients of the embeddings are summed before the backward pass through the towers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +58,7 @@ def gradient_of_vectors(
 
     Returns ({modality: gradient [u_m, D], or None if no term uses the modality}, loss and logs). Parameters that the loss uses
     directly (logit scales, a learned bias) get their gradient here, on rank 0 only. Every process computes the same gradient
-    for them, and gradients are summed over processes later.
+    for them, and gradients are summed over processes later. If the objective is divided, they get a part of it on every rank.
 
     z: {modality m: embeddings of this process's share [u_m, D]}, without an autograd graph
     weight: factor on the gradient
@@ -70,16 +73,28 @@ def gradient_of_vectors(
                 leaves[m] = processes.gather(part, n).requires_grad_()
     loss, logs = objective(leaves, batch, model.logit_scale)
     accumulated = []
-    if not processes.is_main_process:  # the gradients of earlier batches of the step stay as they are
+    if (
+        not processes.is_main_process and not objective.is_divided
+    ):  # the gradients of earlier batches of the step stay as they are
         accumulated = [(p, p.grad) for p in [*model.parameters(), *objective.parameters()]]
         for p, _ in accumulated:
             p.grad = None
     (loss * weight).backward()
     for p, grad in accumulated:
         p.grad = grad
+    if objective.is_divided:
+        all_reduce_gradients(processes, list(leaves.values()))
     whole = {m: leaves[m].grad for m in z}
     own = {m: g if g is None or processes.is_single else g[processes.local_slice(len(g))] for m, g in whole.items()}
-    return own, StepLoss(float(loss.detach()), logs)
+    return own, _summed(processes, loss, logs) if objective.is_divided else StepLoss(float(loss.detach()), logs)
+
+
+def _summed(processes: Processes, loss: Tensor, logs: dict[str, float]) -> StepLoss:
+    """Sum the parts of a divided loss, and of its terms, over processes."""
+    values = torch.tensor([float(loss.detach()), *logs.values()], device=loss.device)
+    processes.all_reduce([values])
+    total, *terms = values.tolist()
+    return StepLoss(total, dict(zip(logs, terms, strict=True)))
 
 
 def padded_gradient(gradient: Tensor, vectors: Tensor) -> Tensor:
@@ -87,7 +102,7 @@ def padded_gradient(gradient: Tensor, vectors: Tensor) -> Tensor:
     return gradient if len(gradient) == len(vectors) else torch.zeros_like(vectors)
 
 
-def all_reduce_gradients(processes: Processes, parameters: Sequence[nn.Parameter], flag: bool = False) -> bool:
+def all_reduce_gradients(processes: Processes, parameters: Sequence[Tensor], flag: bool = False) -> bool:
     """Sum the gradient of every parameter over processes. A parameter without a gradient on any process keeps none.
 
     Returns whether `flag` is True on any process, so that all processes can react to it after the same step.
