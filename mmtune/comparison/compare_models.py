@@ -4,12 +4,12 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.comparison.compare_seeds import combine_comparisons, model_pairs
+from mmtune.comparison.compare_seeds import combine_comparisons, made_once, model_pairs
 from mmtune.comparison.compare_vectors import compare_vectors
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.confusable import read_or_freeze
@@ -39,6 +39,7 @@ class ComparedModel:
     trained: labels of the rows that the model was trained on, by kind; None if not known
     indexed: if the candidates are the items of an index, the modalities that it holds
     stored: function (modalities) -> the vectors that the index holds for them
+    embedded: what `embed` has computed, as (data, modalities, vectors)
     """
 
     model: "Model"
@@ -46,6 +47,18 @@ class ComparedModel:
     trained: "Mapping[str, np.ndarray] | None" = None
     indexed: tuple[str, ...] = ()
     stored: Callable[[Sequence[str]], dict[str, Embeddings]] | None = None
+    embedded: "list[tuple[Data, list[str], dict[str, Embeddings]]]" = field(default_factory=list, repr=False, compare=False)
+
+    def embed(self, data: "Data", modalities: Sequence[str], batch_size: int, quiet: bool) -> dict[str, Embeddings]:
+        """Embed rows; with the same rows again, e.g. for the next seed of the candidate, return the vectors of the first time."""
+        from mmtune.embedding.embed_rows import embed_data
+
+        names = list(modalities)
+        for of, known, vectors in self.embedded:
+            if of is data and known == names:
+                return vectors
+        self.embedded.append((data, names, embed_data(self.model, data, names, batch_size, quiet)))
+        return self.embedded[-1][2]
 
 
 @dataclass(frozen=True)
@@ -107,17 +120,15 @@ def compare(
     rows, other = as_data(data), None if retention is None else as_data(retention)
     pairs, runs = model_pairs(base, candidate)
 
-    def one(base: "Model | str | Path", candidate: "Model | str | Path") -> Comparison:
-        sides = [
-            ComparedModel(as_model(model, width), name, trained_on(model))
-            for model, name, width in (
-                (base, "the base", dim if base_dim is None else base_dim),
-                (candidate, "the candidate", dim),
-            )
-        ]
+    widths = (dim if base_dim is None else base_dim, dim)
+
+    def compared(model: "Model | str | Path", side: int) -> ComparedModel:
+        return ComparedModel(as_model(model, widths[side]), ("the base", "the candidate")[side], trained_on(model))
+
+    def one(base: ComparedModel, candidate: ComparedModel) -> Comparison:
         return assemble_comparison(
-            sides[0],
-            sides[1],
+            base,
+            candidate,
             rows,
             gate=gate,
             modalities=modalities,
@@ -133,7 +144,7 @@ def compare(
             allow_trained=allow_trained,
         ).comparison
 
-    done = [one(b, c) for b, c in pairs]
+    done = [one(b, c) for b, c in made_once(pairs, compared)]
     return done[0] if runs is None else combine_comparisons(done, runs.seeds)
 
 
@@ -161,7 +172,7 @@ def assemble_comparison(
     queries are the rows of the modalities that are not indexed, and the candidates are the stored vectors. Otherwise the rows
     of the data are both queries and candidates.
     """
-    from mmtune.embedding.embed_rows import embed_data, shared_modalities
+    from mmtune.embedding.embed_rows import shared_modalities
 
     gate = Gate.read(gate)
     sides = (base, candidate)
@@ -182,12 +193,12 @@ def assemble_comparison(
         for side in sides:
             identities = {m: row_identity(retention, m) for m in wanted}
             refuse_trained_rows(identities, contents_only(side.trained), side.name, allow_trained, "the retention data's")
-        kept = tuple(embed_data(s.model, retention, wanted, batch_size, quiet) for s in sides)
+        kept = tuple(s.embed(retention, wanted, batch_size, quiet) for s in sides)
     pairs: list[tuple[str, str]] | None = None
     vectors = _against_index(sides, rows, data, indexed, judged, batch_size, quiet)
     against_index = vectors is not None
     if vectors is None:
-        vectors = [embed_data(s.model, data, names, batch_size, quiet) for s in sides]
+        vectors = [s.embed(data, names, batch_size, quiet) for s in sides]
     else:
         pairs = [(q, m) for q in names if q not in indexed for m in indexed]
     comparison = compare_vectors(

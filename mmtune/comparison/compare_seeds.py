@@ -5,7 +5,7 @@ of the queries (the mean of the seeds' intervals, which is at least as wide as t
 the mean). `interval` takes the wider bound at each end, so that a "pass" needs both.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 """A model, or what names one."""
+T = TypeVar("T")
 
 
 def model_pairs(base: M, candidate: M) -> tuple[list[tuple[M | str, M | str]], SeedRuns | None]:
@@ -43,6 +44,20 @@ def model_pairs(base: M, candidate: M) -> tuple[list[tuple[M | str, M | str]], S
     count = max(len(left), len(right))
     left, right = (side if len(side) == count else side * count for side in (left, right))
     return list(zip(left, right, strict=True)), of_candidate or of_base
+
+
+def made_once(pairs: Sequence[tuple[M, M]], make: Callable[[M, int], T]) -> Iterator[tuple[T, T]]:
+    """Make both sides of every pair of models; the one model that all seeds are compared with is made once.
+
+    make: function (model, or what names one; 0 for the base, 1 for the candidate)
+    """
+    made: dict[int, tuple[M, T]] = {}
+    for pair in pairs:
+        for side, model in enumerate(pair):
+            if side not in made or made[side][0] is not model:
+                made.pop(side, None)  # before the next one is made, so that no more than two models are in memory
+                made[side] = (model, make(model, side))
+        yield made[0][1], made[1][1]
 
 
 def combine_comparisons(comparisons: Sequence[Comparison], seeds: Sequence[int]) -> Comparison:

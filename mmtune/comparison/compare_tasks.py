@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
-from mmtune.comparison.compare_seeds import combine_task_comparisons, model_pairs
+from mmtune.comparison.compare_seeds import combine_task_comparisons, made_once, model_pairs
 from mmtune.comparison.comparison_result import GatedComparison, seeds_text
 from mmtune.comparison.gate import MEAN, Gate, decide
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.comparison.task_intervals import metric_intervals, task_difference
-from mmtune.contracts import JsonObject
+from mmtune.contracts import Embeddings, JsonObject
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, evaluate_task
@@ -84,6 +84,7 @@ def compare_task(
     batch_size: int = 64,
     quiet: bool = True,
     allow_trained: bool = False,
+    vectors: "Sequence[Mapping[str, Embeddings]]" = (),
 ) -> TaskComparison:
     """Evaluate both models by `task` on the same rows, and let the gate decide.
 
@@ -94,6 +95,7 @@ def compare_task(
     modalities: modalities to score
     cluster: metadata column, e.g. the recording or machine, whose values the intervals resample; default: single rows
     batch_size, quiet, allow_trained: as in `mmtune.evaluate`
+    vectors: {modality: embeddings of all rows of `data`} by the base and by the candidate, if they were computed before; not for seeds
 
     Raises RecipeError for a gate that does not fit the task, and DataError if the models did not score the same rows.
     """
@@ -105,7 +107,7 @@ def compare_task(
         raise RecipeError("gate.guards: a comparison by a task has no slices; leave them out")
     source = source_of_rows(rows, cluster)
 
-    def evaluated(model: "Model | str | Path") -> TaskResult:
+    def evaluated(model: "Model | str | Path", side: int) -> TaskResult:
         loaded = as_model(model)
         return evaluate_task(
             loaded,
@@ -117,9 +119,10 @@ def compare_task(
             batch_size=batch_size,
             quiet=quiet,
             allow_trained=allow_trained,
+            vectors=vectors[side] if vectors else None,
         )
 
-    done = [_compare_results(evaluated(b), evaluated(c), given, rows.spec, source, cluster) for b, c in pairs]
+    done = [_compare_results(b, c, given, rows.spec, source, cluster) for b, c in made_once(pairs, evaluated)]
     return done[0] if runs is None else combine_task_comparisons(done, runs.seeds)
 
 

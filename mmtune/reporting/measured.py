@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.comparison.compare_models import ComparedModel, assemble_comparison
-from mmtune.comparison.compare_seeds import combine_comparisons, model_pairs
+from mmtune.comparison.compare_seeds import combine_comparisons, made_once, model_pairs
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
@@ -144,28 +144,27 @@ def measure(
         quiet=quiet,
         allow_trained=allow_trained,
     )
-    models = _loaded(pairs[0])
+    made = made_once(pairs, _compared)
+    first = next(made)
+    models = {side: c.model for side, c in zip(SIDES, first, strict=True)}
     if runs is None:
         _check_fingerprints(subject, models)
-    assembled = options(*_compared(models))
-    others = [options(*_compared(_loaded(pair))).comparison for pair in pairs[1:]]
+    assembled = options(*first)
+    others = [options(*pair).comparison for pair in made]
     over_seeds = combine_comparisons([assembled.comparison, *others], runs.seeds) if runs else None
     classes = {side: embed_classes(models[side], rows, list(assembled.base), batch_size, quiet) for side in SIDES}
     vectors = dict(zip(SIDES, (assembled.base, assembled.candidate), strict=True))
-    sections = [task_section(models["before"], models["after"], rows, task, batch_size, quiet, allow_trained) for task in tasks]
+    of_both = (list(models.values()), list(vectors.values()))
+    sections = [task_section(*of_both, rows, task, batch_size, quiet, allow_trained) for task in tasks]
     return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections, over_seeds)
 
 
-def _loaded(pair: "tuple[ModelSpec, ModelSpec]") -> "dict[str, Model]":
-    """Return {side: model}, loaded if it is not yet."""
+def _compared(model: "ModelSpec", side: int) -> ComparedModel:
+    """Load a model if it is not loaded yet. side: 0 for the base, 1 for the candidate"""
     from mmtune.model import artifact
 
-    return {side: artifact.load(m) if isinstance(m, str | Path | Mapping) else m for side, m in zip(SIDES, pair, strict=True)}
-
-
-def _compared(models: "Mapping[str, Model]") -> tuple[ComparedModel, ComparedModel]:
-    base, candidate = (models[side] for side in SIDES)
-    return ComparedModel(base, "the base", trained_on(base)), ComparedModel(candidate, "the candidate", trained_on(candidate))
+    loaded = artifact.load(model) if isinstance(model, str | Path | Mapping) else model
+    return ComparedModel(loaded, ("the base", "the candidate")[side], trained_on(loaded))
 
 
 def _check_fingerprints(subject: ReportSubject, models: "Mapping[str, Model]") -> None:

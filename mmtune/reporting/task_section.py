@@ -1,12 +1,13 @@
 """The section on an evaluation task (zero_shot, knn, anomaly): its metrics before and after, with intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.compare_tasks import compare_task
 from mmtune.comparison.paired_difference import PairedDifference
+from mmtune.contracts import Embeddings
 from mmtune.evaluation.tasks.anomaly_result import Anomalies
 
 if TYPE_CHECKING:
@@ -42,12 +43,21 @@ class TaskSection:
 
 
 def task_section(
-    base: "Model", candidate: "Model", data: "Data", task: ReportedTask, batch_size: int, quiet: bool, allow_trained: bool
+    models: "Sequence[Model]",
+    vectors: "Sequence[Mapping[str, Embeddings]]",
+    data: "Data",
+    task: ReportedTask,
+    batch_size: int,
+    quiet: bool,
+    allow_trained: bool,
 ) -> TaskSection:
-    """Evaluate both models by the task. Raises RecipeError and DataError as `compare_task` does."""
+    """Evaluate both models by the task. Raises RecipeError and DataError as `compare_task` does.
+
+    models, vectors: the base and the candidate, and their embeddings of all rows of `data`
+    """
     compared = compare_task(
-        base,
-        candidate,
+        models[0],
+        models[1],
         data,
         task.name,
         task.options,
@@ -55,6 +65,7 @@ def task_section(
         batch_size=batch_size,
         quiet=quiet,
         allow_trained=allow_trained,
+        vectors=vectors,
     )
     rows = [(m, name, d) for m, by in compared.differences.items() for name, d in by.items()]
     machines = []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import mmtune
 from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.compare_models import compare
 from mmtune.comparison.compare_tasks import compare_task
@@ -32,6 +33,7 @@ from mmtune.reporting.subject import report_subject
 from mmtune.reporting.task_section import ReportedTask, TaskSection
 from mmtune.reporting.value_cards import BUDGET, ValueCards
 from tests.support import corpora
+from tests.support.layer_calls import layer_calls
 from tests.support.report_helpers import big_photo, long_corpus, long_sound, run
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -145,6 +147,27 @@ def test_a_task_beside_retrieval(pictures, tmp_path, capsys):
     capsys.readouterr()
     assert dispatch("report", [str(pictures), "--out", str(out), "--cluster", "group"]) == 2
     assert "need --task zero_shot, knn or anomaly" in capsys.readouterr().err
+
+
+def test_a_task_takes_the_vectors_of_the_report(pictures, tmp_path):
+    subject = report_subject(pictures)
+    models = [mmtune.load(subject.base), mmtune.load(subject.candidate)]
+    given = {"base": models[0], "candidate": models[1], "data": subject.data}
+    # all rows; the rows that have a label; and a reference of its own, which is embedded for the task
+    knn, anomaly = ReportedTask("knn", {"label": "shade"}), ReportedTask("anomaly", {"normal": "shade=dark"})
+    with layer_calls(*models) as alone:
+        report(None, tmp_path / "alone.html", **given)
+    with layer_calls(*models) as both:
+        report(None, tmp_path / "both.html", tasks=[knn, anomaly], **given)
+    assert both == alone and min(sum(v for k, v in alone.items() if k[0] == side) for side in "01") > 0
+    with layer_calls(*models) as once:
+        found = compare_task(*models, subject.data, "anomaly", anomaly.options)
+    assert once.total() > 0
+    table = TaskSection("anomaly", "row", [(m, n, d) for m, of in found.differences.items() for n, d in of.items()], [])
+    shown = measure(report_subject(None, **given), tasks=[anomaly]).tasks[0]
+    assert [(m, n, round(d.difference, 6)) for m, n, d in shown.rows] == [
+        (m, n, round(d.difference, 6)) for m, n, d in table.rows
+    ]
 
 
 def test_anomalies_by_machine(pictures, tmp_path):

@@ -8,10 +8,13 @@ import scipy.stats
 
 import mmtune
 from mmtune.cli import main
+from mmtune.comparison import compare_models, compare_tasks
 from mmtune.comparison.paired_difference import PairedDifference, mean_difference
 from mmtune.errors import ModelError, RecipeError
+from mmtune.evaluation.model_and_data import as_model
 from mmtune.evaluation.seed_statistics import spread_of
 from tests.support import corpora
+from tests.support.layer_calls import layer_calls
 
 PICTURES = ("image", "text")
 DIRECTION, METRIC = "text->image", "ndcg@10"
@@ -109,6 +112,35 @@ def test_two_directories_of_seeds_are_compared_in_pairs(runs, root, held_out):
         (two / f"seed-{i}").symlink_to(runs / f"seed-{i}")
     with pytest.raises(RecipeError, match="has 3 seeds and .*two 2: seeds are compared in pairs"):
         mmtune.compare(runs, two, held_out)
+
+
+def test_the_base_of_several_seeds_is_loaded_and_embedded_once(runs, held_out, tmp_path, monkeypatch):
+    base, loaded = mmtune.load("tiny:clip"), []
+
+    def counted(name, *width):
+        loaded.append(str(name))
+        return as_model(name, *width)
+
+    for room in (compare_models, compare_tasks):
+        monkeypatch.setattr(room, "as_model", counted)
+
+    def by_task(base, candidate):
+        return compare_tasks.compare_task(base, candidate, held_out, "knn", {"label": "group"})
+
+    for compared in (
+        lambda base, candidate: mmtune.compare(base, candidate, held_out, retention=held_out),
+        by_task,
+        lambda base, candidate: mmtune.report(None, tmp_path / "r.html", base=base, candidate=candidate, data=held_out),
+    ):
+        with layer_calls(base) as single:
+            compared(base, runs / "seed-0" / "artifact")
+        with layer_calls(base) as of_three:
+            compared(base, runs)
+        assert of_three == single and single.total() > 0
+    for compared in (lambda base, candidate: mmtune.compare(base, candidate, held_out), by_task):
+        loaded.clear()
+        compared("tiny:clip", runs)
+        assert loaded == ["tiny:clip", *(str(runs / f"seed-{i}" / "artifact") for i in range(3))]
 
 
 def test_a_difference_of_one_seed_alone_is_not_proven():

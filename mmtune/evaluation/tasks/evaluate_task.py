@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune.contracts import JsonObject
+from mmtune.contracts import Embeddings, JsonObject
 from mmtune.errors import RecipeError
 from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
 from mmtune.evaluation.tasks.task import RETRIEVAL, TASKS, EvaluationTask, TaskInputs, TaskScores, find_task
@@ -81,12 +81,14 @@ def evaluate_task(
     quiet: bool = True,
     allow_trained: bool = False,
     processes: Processes = SINGLE_PROCESS,
+    vectors: "Mapping[str, Embeddings] | None" = None,
 ) -> TaskResult:
     """Run `task` for `model` on `data`.
 
     options: the task's options by name, see the classes in `TASKS`; None and empty lists count as not given
     trained: labels of the rows that the model was trained on; these rows are refused, unless `allow_trained`
     processes: processes that all make this call; each embeds a share of the rows, and all get the result
+    vectors: {modality: the model's embeddings of all rows of `data`}, so that these are not computed again
 
     Raises RecipeError for an option of another task, and DataError if rows cannot be scored.
     """
@@ -95,7 +97,7 @@ def evaluate_task(
     runner = find_task(task)(**given)
     names = runner.choose_modalities(model, data, modalities)
     refuse_trained_rows({m: row_identity(data, m) for m in names}, trained, "the model", allow_trained)
-    results = dict(runner.run(TaskInputs(model, data, names, batch_size, quiet, processes)))
+    results = dict(runner.run(TaskInputs(model, data, names, batch_size, quiet, processes, vectors or {})))
     for m, scores in results.items():
         if not isinstance(scores, TaskScores):
             raise RecipeError(

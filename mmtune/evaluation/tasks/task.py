@@ -13,6 +13,7 @@ from mmtune.embedding.embed_rows import embed_data, shared_modalities
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.leakage import refuse_shared_rows
 from mmtune.evaluation.model_and_data import as_data
+from mmtune.relevance.items import take_rows
 from mmtune.runtime import plugins
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 
@@ -82,7 +83,11 @@ class Scores:
 
 @dataclass
 class TaskInputs:
-    """What a task gets to work on. modalities: the modalities to score, which both the model and the data have."""
+    """What a task gets to work on.
+
+    modalities: the modalities to score, which both the model and the data have
+    vectors: {modality: embeddings of all rows of the data} that were computed before, which `embed` then takes
+    """
 
     model: "Model"
     data: "Data"
@@ -90,15 +95,25 @@ class TaskInputs:
     batch_size: int = 64
     quiet: bool = True
     processes: Processes = SINGLE_PROCESS
+    vectors: Mapping[str, Embeddings] = field(default_factory=dict)
 
     def embed(self, data: "Data | None" = None, keep: np.ndarray | None = None) -> dict[str, Embeddings]:
         """Embed the modalities of the rows `keep` (bool [N], default: all) of `data` (default: the evaluated data)."""
+        known = self._known(keep) if data is None else {}
         data = self.data if data is None else data
         missing = [m for m in self.modalities if m not in data.modalities]
         if missing:
             raise DataError(f"{data.spec}: has no {missing[0]}; it has {', '.join(data.modalities)}")
-        rows = data if keep is None else data.subset(keep)
-        return embed_data(self.model, rows, self.modalities, self.batch_size, self.quiet, processes=self.processes)
+        rows, wanted = data if keep is None else data.subset(keep), [m for m in self.modalities if m not in known]
+        made = embed_data(self.model, rows, wanted, self.batch_size, self.quiet, processes=self.processes) if wanted else {}
+        return {m: known[m] if m in known else made[m] for m in self.modalities}
+
+    def _known(self, keep: np.ndarray | None) -> dict[str, Embeddings]:
+        """The embeddings of the rows `keep` of the evaluated data that were computed before."""
+        known = {m: e for m, e in self.vectors.items() if m in self.modalities}
+        if keep is None:
+            return known
+        return {m: take_rows(e, np.flatnonzero(keep[self.data.present[m]])) for m, e in known.items()}
 
     def column(self, name: str) -> list[str | None]:
         """Return a value for every row of the evaluated data, see `row_values`."""
