@@ -129,7 +129,10 @@ def test_no_required_package_has_a_known_vulnerability(tmp_path):
     command = ["-m", "pip_audit", "--no-deps", "--disable-pip", "--format", "json", "-r", str(tmp_path / "r.txt")]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     try:
-        found = [d for d in json.loads(done.stdout)["dependencies"] if d.get("vulns")]
+        asked = json.loads(done.stdout)["dependencies"]
     except ValueError:
         pytest.skip(f"pip-audit cannot reach its database: {done.stderr.strip().splitlines()[-1][:200]}")
-    assert found == []
+    unknown = [d["skip_reason"] for d in asked if "skip_reason" in d]
+    if len(unknown) == len(asked):  # a mirror of PyPI without the database answers so
+        pytest.skip(f"pip-audit cannot reach its database: {unknown[0][:200]}")
+    assert not unknown and [d for d in asked if d["vulns"]] == []
