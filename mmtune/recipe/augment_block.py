@@ -48,7 +48,7 @@ class AugmentOptions(RecipeBlock):
         """The end of the error message for an unknown key: the known keys of this modality, and the most similar one."""
         known = [*(n for n in cls.model_fields if n not in OF_EVERY_MODALITY), *OF_EVERY_MODALITY]
         if key in modalities.get(cls.modality).augmentations:
-            return f"is a step: write augment: {{{cls.modality}: [{{{key}: ...}}]}}"
+            return f"is a step: write augment: {{{cls.modality}: {{steps: [{{{key}: ...}}]}}}}, beside the other options"
         near = nearest(key, known)
         return f"unknown; known: {', '.join(known)}" + (near if "did you mean" in near else "")
 
@@ -104,13 +104,22 @@ def options_model(modality: str) -> type[AugmentOptions]:
     return _MODELS[kind]
 
 
+def _in_steps(modality: str, steps: list[object]) -> dict[str, object]:
+    """The block that a list of steps is short for."""
+    options = options_model(modality).model_fields.keys() - OF_EVERY_MODALITY
+    for key in (str(k) for step in steps for k in (step if isinstance(step, Mapping) else [step])):
+        if key in options:
+            raise invalid(f"{modality}: {key} is an option, no step: write {modality}: {{{key}: ..., steps: [...]}}")
+    return {STEPS: steps}
+
+
 def _typed(value: object) -> object:
     """Validate the mapping of each modality as an instance of that modality's options model."""
     if not isinstance(value, Mapping):
         return value
     fields: dict[str, tuple[object, object]] = {str(m): (options_model(str(m)), ...) for m in value}
     every = create_model("AugmentBlock", **fields).model_validate(  # type: ignore[call-overload]  # fields are made at run time
-        {m: {STEPS: options} if isinstance(options, list) else options or {} for m, options in value.items()}
+        {m: _in_steps(str(m), options) if isinstance(options, list) else options or {} for m, options in value.items()}
     )
     return {m: getattr(every, m) for m in fields}
 

@@ -247,9 +247,15 @@ def test_mistakes_are_one_line_before_training(modality, step, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_step_among_the_options_names_the_list():
-    with pytest.raises(MmtuneError, match=r"augment.audio.speed: is a step: write augment: \{audio: \[\{speed"):
+def test_steps_and_options_in_the_wrong_place_are_named_with_the_right_one():
+    with pytest.raises(
+        MmtuneError, match=r"augment.audio.speed: is a step: write augment: \{audio: \{steps: \[\{speed: ...\}\]\}\}"
+    ):
         options_of("audio", {"speed": [0.9, 1.1]})
+    with pytest.raises(MmtuneError, match=r"audio: shift is an option, no step: write audio: \{shift: ..., steps"):
+        options_of("audio", [{"speed": [0.9, 1.1]}, {"shift": True}])
+    both = options_of("audio", {"shift": True, "steps": [{"speed": [0.9, 1.1]}]})
+    assert both.shift is True and [s.name for s in both.steps] == ["speed"]
 
 
 def test_a_missing_library_names_the_extra(monkeypatch):
