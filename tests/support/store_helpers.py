@@ -1,6 +1,7 @@
 """Locations for the five kinds of store, a PostgreSQL server of our own, and vectors distributed like real embeddings."""
 
 import contextlib
+import importlib
 import shutil
 import tempfile
 import warnings
@@ -39,10 +40,9 @@ def postgres() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """A real server with pgvector, on a socket in a directory of its own."""
-    import pgserver
-
+def postgres_server(package: str = "pgserver") -> Iterator[PostgresServer]:
+    """A real server with pgvector, on a socket in a directory of its own. package: pgserver, or a fork of it with newer servers."""
+    pgserver = importlib.import_module(package)
     root = Path(tempfile.mkdtemp(prefix="mmtune-pg-"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

