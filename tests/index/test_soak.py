@@ -62,6 +62,7 @@ def test_no_wrong_answer_while_things_go_away(tmp_path):
             threads = [threading.Thread(target=c.run, args=(stop,)) for c in clients]
             threads.append(threading.Thread(target=switch, args=(path, stop, max(1.0, MINUTES), moves, report.wrong)))
             for t in threads:
+                t.daemon = True  # a failure below must not wait for them
                 t.start()
             begin, end = time.monotonic(), time.monotonic() + 60 * MINUTES
             events = [(0.25, "database"), (0.5, "disk"), (0.7, "database")]

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -28,8 +29,13 @@ class PostgresServer:
         pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=self.server.pgdata, user=self.server.system_user)
 
     def start(self) -> None:
-        """Start it again; it recovers what was committed."""
-        self.server.ensure_postgres_running()
+        """Start it again; it recovers what was committed. pgserver waits 10 s, which a busy machine may exceed."""
+        for attempt in range(6):
+            try:
+                return self.server.ensure_postgres_running()
+            except subprocess.TimeoutExpired:
+                if attempt == 5:
+                    raise
 
 
 @contextlib.contextmanager
