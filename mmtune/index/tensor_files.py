@@ -30,6 +30,8 @@ def map_tensors(path: Path, advice: str) -> TensorFile:
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
             header = json.loads(f.read(size))
         metadata = header.pop("__metadata__", {})
         arrays = {name: _mapped(path, 8 + size, entry) for name, entry in header.items()}

@@ -47,7 +47,8 @@ def health_page(report: HealthReport) -> str:
         mark=VERDICT_CLASSES[report.verdict],
         classes=VERDICT_CLASSES,
         charts=health_charts(report.days),
-        clicks=click_bars(report.clicks),
+        lines=sorted(report.lines, key=lambda line: line.verdict != "attention"),  # what needs attention comes first
+        clicks=click_bars(report.clicks) if any(c.clicked for c in report.clicks) else [],
         days=[d for d in reversed(report.days) if d.searches or d.recall is not None],
     )
 

@@ -10,6 +10,8 @@ from mmtune.index.monitoring.traffic_history import TrafficHistory
 from mmtune.index.monitoring.traffic_recorder import TrafficRecorder
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mmtune.index.query.query import Query
     from mmtune.serve.schemas import SearchDocument
     from mmtune.serve.served_collection import ServedCollection
@@ -35,7 +37,8 @@ class TrafficWatch:
         """Count an answered search. seconds: its duration, waiting for a batch included."""
         if self.recorder is None:
             return
-        results, vector_D = document["results"], None
+        results = document["results"]
+        vector_D: np.ndarray | None = None
         cosine = not query.hybrid and query.rerank is None
         if query.content is not None and document["version"] in self.collection.open_versions:
             vector_D = self.collection.open(document["version"]).cached_query(query.modality, query.content)

@@ -107,7 +107,7 @@ def probe_version(
     opened = pool.open(version)
     canaries = verify_canaries(opened.model, layout.directory(version) / "canaries.safetensors")
     cache, applied = pool.vector_cache(opened.fingerprint, opened.dim), layout.applied_seq(version)
-    rng, out = np.random.default_rng(seed), {}
+    rng, out = np.random.default_rng(seed), dict[str, IndexProbe]()
     for name in opened.stores:
         items = _random_items(catalog, name, applied, rng)
         own = [(items, _vectors(opened, name, cache, items))] if items else []
@@ -145,7 +145,7 @@ def _probe_index(
     known = catalog.items(list({hit.id for hits in found_Q for hit in hits}))
     having = [i for i in known.values() if name in i.contents]
     vector_of = dict(zip((i.id for i in having), _vectors(opened, name, cache, having), strict=True))
-    shares, best = [], []
+    shares, best = list[float](), list[float]()
     for query_D, exact_k, hits in zip(query_QD, exact_Qk, found_Q, strict=True):
         # the true scores, which a store with other vectors does not know; an id that is in no catalog is a wrong result
         scores = np.array([vector_of[id] @ query_D for id in dict.fromkeys(h.id for h in hits) if id in vector_of])

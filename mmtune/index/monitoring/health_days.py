@@ -81,7 +81,8 @@ def _day_of(
     for one in counts:
         versions[one.key.version] += one.searches
     low, scored = low_scores(counts, version, gate)
-    recall = drift = None
+    recall: float | None = None
+    drift: float | None = None
     if probe is not None:
         recall = 0.0 if probe["fault"] else min((i["recall"] for i in probe["indexes"].values()), default=None)
         drift = max((d["embeddings"]["value"] for d in probe["drift"] if d["embeddings"]), default=None)
@@ -111,7 +112,7 @@ def latency_ratio(
     if min(map(len, sides)) < MIN_PERIODS:
         return None
     bins = sorted({b for side in sides for c in side for b in c.latency})
-    quantiles, observed = [], []
+    quantiles, observed = list[np.ndarray](), list[int]()
     for n, side in enumerate(sides):
         histogram_BK = np.array([[c.latency.get(b, 0) for b in bins] for c in side], np.float64)
         weights_RB = bootstrap_positions(len(side), repeats, np.random.default_rng(n))

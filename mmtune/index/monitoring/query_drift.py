@@ -154,7 +154,8 @@ def query_drift(
     own = [c for c in counts if c.key.version == version and c.key.by == by]
     traffic, rows = total(own), len(gate.scores)
     embeddings, scores = embedding_distance(own, gate, level / 2), score_distance(own, gate, level / 2)
-    empty = low = None
+    empty: ShareChange | None = None
+    low: ShareChange | None = None
     if traffic.searches:
         gate_empty = float(np.isnan(gate.scores).mean())
         share = traffic.empty / traffic.searches

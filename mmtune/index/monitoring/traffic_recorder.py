@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -92,8 +92,7 @@ class TrafficRecorder:
         with self._flushing:
             with self._guard:
                 counts, self._counts = self._counts, {}
-            write = [c for c in counts.values() if c.features is None or c.embedded >= MIN_SUMMED]
-            keep = [c for c in counts.values() if c.features is not None and c.embedded < MIN_SUMMED]
+            write, keep = _with_enough_queries(counts.values())
             try:
                 self.history.append(write, self.clock())
             except OSError:
@@ -117,6 +116,20 @@ class TrafficRecorder:
             while len(self._counts) > MAX_WAITING:
                 self._counts.pop(next(iter(self._counts)))
                 self.lost += 1
+
+
+def _with_enough_queries(counts: Iterable[TrafficCounts]) -> tuple[list[TrafficCounts], list[TrafficCounts]]:
+    """Return (counts to write, sums of fewer than MIN_SUMMED queries). A sum of too few is added to the next one of its kind."""
+    write, few = list[TrafficCounts](), dict[tuple[str, str, str], TrafficCounts]()
+    for one in sorted(counts, key=lambda c: c.key.start):
+        kind = (one.key.version, one.key.by, one.key.reference)
+        if one.features is not None and (earlier := few.pop(kind, None)) is not None:
+            one.add(earlier)
+        if one.features is None or one.embedded >= MIN_SUMMED:
+            write.append(one)
+        else:
+            few[kind] = one
+    return write, list(few.values())
 
 
 def _modified(path: os.PathLike[str]) -> float:

@@ -39,8 +39,9 @@ def test_a_healthy_index_finds_everything(coll):
     assert probed(coll, k=50).ok  # more results than items
 
 
-def test_a_damaged_faiss_index_is_seen(approximate):
+def test_a_damaged_faiss_index_is_seen(approximate, monkeypatch):
     """The index file is replaced by one over other vectors: each search is answered, with wrong items."""
+    monkeypatch.setattr("mmtune.index.stores.faiss_store.MAX_EXACT", 0)  # up to 20,000 items, the index would not be used
     with Collection(approximate) as coll:
         assert probed(coll).ok
         (file,) = approximate.rglob("*.index")
