@@ -115,7 +115,7 @@ def test_filters_and_facets(shelf, web):
     with Collection(shelf) as c:
         assert set(ids(both)) == set(c.search(text="x", k=20, where="shade = 'dark' and group = 'red'").ids)
     wrong = web.get("/page/", params={**fields, "filter": "shade = "})
-    assert wrong.status_code == 422 and error(wrong.text).startswith("filter: position 9")
+    assert wrong.status_code == 422 and error(wrong.text).startswith("filter: position 8")
     assert web.get("/page/", params={"text": "x", "is.shade": "dark", "beside": "none"}).status_code == 422
     assert "filters choose among" in error(
         web.get("/page/", params={"filter": "shade = 'dark'"}).text
