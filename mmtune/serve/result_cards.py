@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmtune.index.item_catalog import Item
     from mmtune.serve.service import Service
 
+METADATA_SHOWN = 3
 GRID_SIDE, PANEL_SIDE = 320, 1024
 """Largest side of pictures in the grid and in the panel of one item, in pixels."""
 TEMPLATE = "search_results.html.j2"
@@ -47,7 +48,8 @@ class ItemView:
 
     text: its text, where the title is not its beginning
     views: values that are no texts
-    metadata: {column: value}; group and columns that are in the title come last or not at all
+    metadata: {column: value}, without the columns that only repeat the title
+    brief: the first METADATA_SHOWN of these values, for a tile; numbers, true and false with the name of their column
     """
 
     id: str
@@ -55,6 +57,7 @@ class ItemView:
     text: str
     views: list[View]
     metadata: dict[str, str]
+    brief: list[str]
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,15 @@ class ResultCards:
         text = self._text(item.id, texts[0], item.contents[texts[0]][0]) if texts else ""
         title, column = item_title(item.meta, text, item.id)
         metadata = {"group": item.group, **{k: v for k, v in item.meta.items() if k not in ("group", column)}}
-        shown = {k: _shown(v) for k, v in metadata.items() if v not in (None, "") and _shown(v) != title}
+        shown = {k: _shown(v) for k, v in metadata.items() if v not in (None, "") and _letters(_shown(v)) != _letters(title)}
+        brief = [v if isinstance(metadata[k], str) else f"{k} {v}" for k, v in shown.items()]
         views = [
             View(m, f"/page/view?{_arguments(item, m)}", content_url(item.id, m))
             for m in modalities.names()
             if m in item.contents and m not in texts
         ]
         rest = text if text and not text.startswith(title.removesuffix(" …")) or len(text) > len(title) else ""
-        return ItemView(item.id, title, rest, views, shown)
+        return ItemView(item.id, title, rest, views, shown, brief[:METADATA_SHOWN])
 
     def tiles(self, document: SearchDocument, changes: Mapping[str, RankChange]) -> list[Tile]:
         """The results of a search, best first."""
@@ -152,6 +156,11 @@ def _arguments(item: "Item", modality: str) -> str:
     from urllib.parse import urlencode
 
     return urlencode({"id": item.id, "modality": modality, "v": f"{item.contents[modality][0] & 0xFFFFFFFF:x}"})
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of a text in lower case: equal for "Granny-Smith" and "Granny Smith"."""
+    return "".join(c for c in text.lower() if c.isalnum())
 
 
 def _shown(value: object) -> str:

@@ -75,7 +75,7 @@ def test_as_many_results_as_asked_titles_and_metadata(web):
     titles = re.findall(r'class="open"[^>]*>([^<]*)</a></h3>', page)
     colours = ["red", "green", "blue", "yellow", "white", "black"]
     assert titles == [f"a {colours[int(i[2:]) % 6]} square" for i in ids(page)]
-    assert 'title="shade: dark"' in page and "20 results in" in page
+    assert "shade: dark" in page and "<span>dark</span>" in page and "20 results in" in page
     assert "must be a whole number from 1 to 20" in error(
         web.get("/page/", params={"text": "x", "k": 21, "beside": "none"}).text
     )
