@@ -131,7 +131,7 @@ class ResultCards:
         title, column = item_title(item.meta, text, item.id)
         metadata = {"group": item.group, **{k: v for k, v in item.meta.items() if k not in ("group", column)}}
         shown = {k: _shown(v) for k, v in metadata.items() if v not in (None, "") and _letters(_shown(v)) != _letters(title)}
-        brief = [v if isinstance(metadata[k], str) else f"{k} {v}" for k, v in shown.items()]
+        brief = [v if isinstance(metadata[k], str) and v not in ("true", "false") else f"{k} {v}" for k, v in shown.items()]
         views = [
             View(m, f"/page/view?{_arguments(item, m)}", content_url(item.id, m))
             for m in modalities.names()
