@@ -42,7 +42,8 @@ from mmtune.public.pairs_of_sources import (
     split_pairs,
 )
 from mmtune.public.predict_unlabelled import predict
-from mmtune.public.prepare_and_train import bench, bench_quality, mine, open_data, pack, soup, sweep, train
+from mmtune.public.prepare_and_train import bench, bench_quality, mine, open_data, pack, soup, sweep
+from mmtune.public.train_by_recipe import train
 from mmtune.public.use_models import embed, load, load_cross_encoder, save, similarity
 from mmtune.runtime.version import __version__
 

@@ -20,7 +20,7 @@ from mmtune.errors import MissingExtra, MmtuneError, RecipeError, TrainingError
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_file import read_document, without_blanks
 from mmtune.run import train
-from mmtune.runtime.files import read_json, write_json, write_text
+from mmtune.runtime.files import read_json, truncate_torn_line, write_json, write_text
 from mmtune.sweeps.search_space import Choices, Range, as_space, parse_space, with_values
 from mmtune.sweeps.sweep_result import SweepResult, TrialRow
 from mmtune.training.callbacks import Callback, CallbackContext
@@ -145,8 +145,10 @@ def _study(directory: Path, seed: int, prune: bool) -> "optuna.Study":
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    journal = directory / "study.log"
+    truncate_torn_line(journal)  # of a kill while it was written: Optuna would append to it, and then not read the journal
     return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(directory / "study.log"))),
+        storage=JournalStorage(JournalFileBackend(str(journal))),
         study_name="mmtune",
         direction="maximize",
         load_if_exists=True,

@@ -53,7 +53,7 @@ OPEN_ROWS = {
 }
 
 
-CHOICES = {"embed": {"read"}}
+CHOICES = {"embed": {"read"}, "train": {"engine", "seeds", "workers"}}
 """Parameters that choose between two functions of a room."""
 
 
