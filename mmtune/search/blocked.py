@@ -164,7 +164,7 @@ class _Scan:
             step, error = grid.bounds(self.queries, number)
             if number == 0 and CHUNK // GROUP >= self.k:
                 # at least k candidates score as high as the k-th largest group maximum, so it is a lower bound
-                kth = tops.topk(self.k, 1).values[:, -1].double().cpu().numpy()
+                kth = tops.topk(self.k, 1).values[:, -1].cpu().double().numpy()
                 self.floor = np.where(kth > grid.low, step * kth + self.queries.shift - error, -np.inf)
             least = self._least(step, error)
             self._collect(sums, tops.cpu().numpy(), least, number, 0, self.rows)

@@ -7,6 +7,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 import mmtune
+from mmtune.errors import RecipeError
 from mmtune.training.compile_checkpoint import compiled_or_checkpointed
 from tests.support import corpora
 
@@ -17,6 +18,8 @@ class Model:
     class Tower:
         def __init__(self, *modules):
             self.modules = list(modules)
+
+    device = torch.device("cpu")
 
     def __init__(self):
         torch.manual_seed(0)
@@ -54,6 +57,43 @@ def test_recomputed_blocks_give_the_same_gradients_for_less_memory():
     assert less < 0.3 * kept
     assert torch.equal(model.step()[0], plain) and model.step()[1] == kept  # and the model is as it was
     assert not any("forward" in vars(m) for m in model.clip.modules())
+
+
+class NoisyBlock(torch.nn.Module):
+    """Dropout by a generator of its own, in the place of that of Apple's GPU."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.linear, self.generator = torch.nn.Linear(16, 16), generator
+
+    def forward(self, x):
+        return self.linear(x) * (torch.rand(x.shape, generator=self.generator) < 0.5)
+
+
+def test_blocks_on_apples_gpu_are_recomputed_with_the_same_dropout(monkeypatch):
+    """torch's checkpointing leaves that generator alone, so its state has to be restored for the backward pass."""
+    generator = torch.Generator()
+    monkeypatch.setattr(torch.mps, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", generator.set_state)
+    model = Model()
+    model.device = torch.device("mps")
+    layers = torch.nn.Module()
+    layers.blocks = torch.nn.ModuleList(NoisyBlock(generator) for _ in range(3))
+    model.towers = {"a": Model.Tower(layers)}
+    x, found = torch.rand(8, 16), []
+    for recompute in (False, True):
+        generator.manual_seed(0)
+        layers.zero_grad()
+        with compiled_or_checkpointed(model, False, recompute):
+            y = x
+            for block in layers.blocks:
+                y = block(y)
+            y.square().sum().backward()
+        found.append((torch.cat([p.grad.flatten() for p in layers.parameters()]), generator.get_state()))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    with pytest.raises(RecipeError, match=r"train\.recompute: on Apple's GPU"):
+        with compiled_or_checkpointed(model, True, True):
+            pass
 
 
 @pytest.mark.slow
