@@ -61,6 +61,7 @@ def test_a_damaged_or_foreign_backup_is_refused_in_one_line(coll, tmp_path):
 
 def test_backup_restore_and_verify_show_how_far_they_are(coll, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mmtune.runtime.progress.LINE_SECONDS", 0.0)
+    coll.upsert([row("new", "red", 5)])  # an item whose content the collection keeps itself
     assert main(["index", "backup", str(coll.path), "--out", str(tmp_path / "b.tar")]) == 0
     assert main(["index", "restore", str(tmp_path / "b.tar"), str(tmp_path / "restored")]) == 0
     assert main(["index", "verify", str(tmp_path / "restored")]) == 0
