@@ -242,7 +242,7 @@ def test_titles_numbers_legend_and_words(root, tmp_path):
         explain("ndcg@10") == TERMS["nDCG@k"] and explain("MAP") == explain("map") and explain("macro_f1") and not explain("x")
     )
     assert "<abbr title=" in text and "Spectrogram of" in text and "<i>4 kHz</i>" in text
-    with pytest.raises(DataError, match="fewer than two classes"):
+    with pytest.raises(DataError, match="no row has a column 'nothing'"):
         report(None, out, base=about.base, candidate=about.candidate, data=about.data, label="nothing")
 
 
