@@ -1,7 +1,6 @@
 """Sweeps: trials, pruning, a killed sweep that continues, the gate, the report; runs with several seeds."""
 
 import json
-import signal
 import statistics
 from pathlib import Path
 
@@ -15,10 +14,8 @@ from mmtune.errors import MmtuneError, RecipeError, TrainingError
 from mmtune.evaluation.seed_statistics import spread_of
 from mmtune.sweeps import run_sweep
 from mmtune.sweeps.repeat_seeds import repeat_seeds
-from mmtune.sweeps.run_sweep import read_result
 from mmtune.training.callbacks import Callback
 from tests.support import corpora
-from tests.support.signalled import Signal, mmtune_process
 
 SPACE = {"train.lr": "[1e-5..1e-2 log]", "tune": ["full", "head"]}
 
@@ -161,34 +158,3 @@ def test_python_and_the_command_line_train_the_same_seeds(root, tmp_path, capsys
     for seeds, val, message in ((0, data["val"], "seeds: 0 is not 1 or more"), (2, None, "data.val: seeds are compared")):
         with pytest.raises(RecipeError, match=message):
             mmtune.train(path, [f"run.dir={tmp_path / 'none'}"], val=val, seeds=seeds)
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_in_every_phase_continues_to_the_same_trials(root, tmp_path):
-    """SIGKILL of the real command: in a trial, as the journal is written, after a trial is told, and as losers are removed."""
-    path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(recipe(root)))
-    space = [f"{key}={{{', '.join(map(str, v))}}}" if isinstance(v, list) else f"{key}={v}" for key, v in SPACE.items()]
-    whole = mmtune.sweep(path, space, tmp_path / "whole", trials=4, quiet=True)
-    argv = ["sweep", path, *space, "--out", tmp_path / "cut", "--trials", 4, "--quiet"]
-    journal = "optuna.storages.journal:JournalFileBackend.append_logs"
-    for point in (
-        Signal("mmtune.training.checkpoint:Checkpoints.save", 2, signal.SIGKILL),
-        Signal(journal, 9, signal.SIGKILL),
-        Signal("optuna.study:Study.tell", 1, signal.SIGKILL),
-        Signal("mmtune.sweeps.run_sweep:_remove_losers", 1, signal.SIGKILL),
-        Signal("mmtune.sweeps.run_sweep:_result", 1, signal.SIGKILL),
-    ):
-        process = mmtune_process(*argv, at=point)
-        _, error = process.communicate()
-        assert process.returncode == -signal.SIGKILL, (point, error)
-        with open(tmp_path / "cut" / "study.log", "ab") as f:
-            f.write(b'{"op_code":')  # what a kill in the middle of a write leaves
-    assert not (tmp_path / "cut" / "sweep.json").exists()
-    process = mmtune_process(*argv)
-    _, error = process.communicate()
-    assert process.returncode == 0, error
-    continued = read_result(tmp_path / "cut")
-    assert table(continued) == table(whole) and continued.best == whole.best and continued.importances == whole.importances
-    weights = [Path(x.artifact, "weights.safetensors").read_bytes() for x in (continued, whole)]
-    assert weights[0] == weights[1]
