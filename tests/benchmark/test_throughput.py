@@ -10,11 +10,9 @@ import yaml
 
 import mmtune
 from mmtune.data.loader.loader import Loader
-from mmtune.data.pack.pack import pack
 from mmtune.errors import RecipeError
 from mmtune.training.loop import Trainer
 from tests.support import corpora
-from tests.support.http_server import http_server
 
 
 @pytest.fixture(scope="module")
@@ -66,29 +64,6 @@ def test_slow_loading_is_the_bottleneck(recipe, monkeypatch):
     speed = mmtune.bench({**recipe, "data": {**recipe["data"], "workers": 1}}, steps=4)
     assert speed.bottleneck == "data" and speed.wait > 0.1 and "data.workers" in str(speed)
     assert 4 / max(loaded) < speed.loading < 8 / SLOW + 1 and speed.pairs_per_second < 8 / SLOW * 1.3
-
-
-def test_a_slow_server_is_the_limit(recipe, tmp_path, monkeypatch):
-    """An answer takes longer than 32 steps, and eight shards of four rows are read at once: a batch waits for at least eight steps."""
-    step, stepped = Trainer.step, [0.0]
-
-    def timed(self, batch):
-        begin = time.perf_counter()
-        outcome = step(self, batch)
-        stepped.append(time.perf_counter() - begin)
-        server.delay = max(server.delay, 32 * max(stepped))
-        return outcome
-
-    monkeypatch.setattr(Trainer, "step", timed)
-    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
-    pack(corpora.source(tmp_path / "source", 64, 0, ("image", "text")), tmp_path / "www" / "d", shard_size="20KB")
-    with http_server(tmp_path / "www", delay=0.3, rate=5e6) as server:
-        data = {"train": f"{server.url}/d", "read": "stream", "shuffle_buffer": 8, "workers": 1}
-        speed = mmtune.bench({**recipe, "data": data}, steps=2)
-        assert server.sent > 0
-    assert speed.limit == "network" and speed.bottleneck == "data" and speed.wait > 0.1
-    assert speed.stages["network"] < min(speed.stages["decode"], speed.stages["preprocess"])
-    assert "limit: network." in str(speed) and "data.cache_size" in str(speed)
 
 
 def test_the_verb_and_what_it_refuses(recipe, tmp_path, monkeypatch):
