@@ -228,6 +228,7 @@ def report(
     quiet: bool = True,
     allow_trained: bool = False,
     tasks: Sequence[ReportedTask] = (),
+    label: str | None = None,
 ) -> ReportResult:
     """Write an HTML report to `out` about a training run, a saved comparison, or two models.
 
@@ -245,6 +246,7 @@ def report(
     allow_trained: only warn about rows that a model was trained on
     tasks: other tasks by which both models are evaluated on the test data, e.g.
         [mmtune.reporting.ReportedTask("knn", {"label": "defect"}, cluster="recording")]
+    label: metadata column whose values are the rows and columns of the confusion matrices; None means the group
 
     Raises DataError if the data contain rows that a model was trained on (unless `allow_trained`), or if a required file is missing.
     """
@@ -266,6 +268,7 @@ def report(
         quiet=quiet,
         allow_trained=allow_trained,
         tasks=tasks,
+        label=label,
     )
 
 
