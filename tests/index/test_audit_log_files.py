@@ -30,6 +30,7 @@ def whats(coll):
 def test_events_other_than_changes_of_items_are_kept_for_ever(coll, small):
     before = [x for x in coll.journal() if x["what"] not in audit_log.ITEM_CHANGES]
     assert [x["what"] for x in before] == ["build", "promote", "build"]
+    earlier = len(coll.journal()) - len(before)
     changes(coll, 200)
     coll.promote("v2", force=True, why="a test")
     changes(coll, 200, 200)
@@ -42,7 +43,7 @@ def test_events_other_than_changes_of_items_are_kept_for_ever(coll, small):
     numbers = [x["number"] for x in events if x["what"] == "upsert"]
     assert numbers == list(range(numbers[0], 400)) and 0 < numbers[0] < 390  # the oldest are gone, each other is there once
     trims = [x for x in events if x["what"] == "trim"]
-    assert trims and sum(int(x["why"].split("; ")[1].split()[0]) for x in trims) == numbers[0]
+    assert trims and sum(int(x["why"].split("; ")[1].split()[0]) for x in trims) == earlier + numbers[0]
     assert events == sorted(events, key=lambda x: x["at"])
     assert audit_log.releases(coll.layout) == [x for x in events if x["what"] != "upsert"]
     # rollback, and what gc and the missing events read
@@ -89,7 +90,7 @@ def test_many_promotions_do_not_begin_a_file_each_time(coll, small):
 def test_a_full_disk_while_a_file_is_begun_loses_no_event(coll, small, monkeypatch):
     monkeypatch.setattr(audit_log.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     changes(coll, 100)
-    assert [x["number"] for x in coll.journal() if x["what"] == "upsert"] == list(range(100))
+    assert [x["number"] for x in coll.journal() if "number" in x] == list(range(100))
 
 
 def test_an_erased_id_is_masked_in_every_file(coll, small):

@@ -53,7 +53,7 @@ def clicked_searches(
         if (shown := impressions.get(query)) is not None:
             team = shown["teams"].get(event["item"])
             version = None if team is None else shown[team]
-        elif not isinstance(version, str) or version not in versions:
+        elif not isinstance(version, str) or "|" in version:  # "v1|v2": of an interleaved response that is gone
             place = bisect_right(times, at) - 1
             version = versions[place] if place >= 0 else None
         if version is not None:

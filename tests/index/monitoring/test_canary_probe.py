@@ -33,7 +33,7 @@ def test_a_healthy_index_finds_everything(coll):
     index = result.indexes["image"]
     assert result.ok and result.reason == "" and index.recall == 1 and index.found == index.expected
     # the items, the canaries of the images among them, and the canaries of the captions
-    assert index.expected == 24 + 16 and index.queries == 24 + 16 + 6
+    assert index.expected == 24 + 16 and index.queries == 24 + 16 + 16
     coll.upsert([row("n", "red", 5)])
     coll.delete(["0-001"])
     assert probed(coll, k=50).ok  # more results than items
