@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_NAME_A_MODALITY = {"modalities", "backbones", "demo"}
 """Rooms that may name a modality: what knows signals, what knows checkpoints, and the demo, which draws data of its own."""
 NAMES = "|".join(["image", "audio", "text"])
-OTHER_MEANINGS = {("index/item_catalog.py", "text")}
+OTHER_MEANINGS = {("index/item_catalog.py", "text"), ("index/query/facets.py", "text")}
 """(file, string) of code strings that are no modality: SQLite's name for the type of a JSON string."""
 ROOT_MODULES = {"__init__", "__main__", "contracts", "errors", "run"}
 

@@ -60,6 +60,6 @@ def rate_priors(con: DuckDBPyConnection, settings: LogSettings) -> dict[str, Rat
     ).fetchall()
     found: dict[str, RatePrior] = {}
     for split, mean, pairs, *moments in rows:
-        given = settings.prior
-        found[split] = gamma_prior(pairs, *moments, mean) if given is None else RatePrior(mean, given)
+        given, (weights, first, second, noise) = settings.prior, moments
+        found[split] = gamma_prior(pairs, weights, first, second, noise, mean) if given is None else RatePrior(mean, given)
     return found

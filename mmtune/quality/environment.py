@@ -21,6 +21,7 @@ FEATURES = {
     "augment": "augmentation of sounds",
     "sweep": "mmtune sweep",
     "serve": "mmtune serve, mmtune demo's page",
+    "completion": "mmtune completion",
     "trackers": "wandb, mlflow, trackio",
     "lancedb": "the store lancedb",
     "pgvector": "the store pgvector",

@@ -106,7 +106,7 @@ def options_model(modality: str) -> type[AugmentOptions]:
 
 def _in_steps(modality: str, steps: list[object]) -> dict[str, object]:
     """The block that a list of steps is short for."""
-    options = options_model(modality).model_fields.keys() - OF_EVERY_MODALITY
+    options = options_model(modality).model_fields.keys() - OF_EVERY_MODALITY - set(modalities.get(modality).augmentations)
     for key in (str(k) for step in steps for k in (step if isinstance(step, Mapping) else [step])):
         if key in options:
             raise invalid(f"{modality}: {key} is an option, no step: write {modality}: {{{key}: ..., steps: [...]}}")

@@ -52,7 +52,9 @@ def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictCon
     merged: DictConfig | ListConfig = OmegaConf.create({})
     for part in [*parts, own]:
         empty_as_in(merged, part)
-        merged = OmegaConf.merge(merged, part)
+        both = OmegaConf.merge(merged, part)
+        assert isinstance(both, DictConfig | ListConfig)
+        merged = both
     assert isinstance(merged, DictConfig)  # `own` is one
     return merged
 

@@ -59,13 +59,14 @@ def click_bars(rates: Sequence[ClickThrough]) -> list[ClickBar]:
     return [ClickBar(r, 100 * r.share / widest, 100 * r.low / widest, 100 * (r.high - r.low) / widest) for r in rates]
 
 
+def _searches_of(version: str) -> Callable[[HealthDay], float]:
+    return lambda day: float(day.versions.get(version, 0))
+
+
 def health_charts(days: Sequence[HealthDay]) -> list[Chart]:
     """Return the charts of the days, of those values that were measured on at least two days."""
     versions = sorted({v for d in days for v in d.versions}, key=lambda v: (len(v), v))
-    searches = [
-        _series(days, v or "no version", f"tone{n % VERSION_COLOURS}", lambda d, v=v: float(d.versions.get(v, 0)))
-        for n, v in enumerate(versions)
-    ]
+    searches = [_series(days, v or "no version", f"tone{n % VERSION_COLOURS}", _searches_of(v)) for n, v in enumerate(versions)]
     drawn = [
         _chart("Searches a day", "answered searches, by version", searches),
         _chart(

@@ -94,7 +94,7 @@ def _run_workers(
         return train(recipe, **arguments)
 
     trainer = TorchTrainer(
-        in_directory(loop),
+        cast("Callable[[], None]", in_directory(loop)),  # Ray keeps what it returns, which its type does not say
         torch_config=TorchConfig(backend=BACKEND if cluster.gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=bool(cluster.gpus)),
         run_config=RunConfig(storage_path=str(scratch)),
@@ -102,7 +102,7 @@ def _run_workers(
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
-        result = trainer.fit().return_value
+        result: object = getattr(trainer.fit(), "return_value")  # noqa: B009  # Ray's older class is the one that types know
     except TrainingFailedError as e:
         raise _cause(e) from None
     finally:

@@ -29,7 +29,7 @@ def test_what_is_installed_and_what_is_missing(monkeypatch):
 
 def test_every_extra_that_users_install_is_described():
     declared = set(importlib.metadata.metadata("mmtune").get_all("Provides-Extra"))
-    assert declared - set(environment.FEATURES) <= {"gpu", "test", "bench", "browser", "notebook", "dev", "docs"} | {
+    assert declared - set(environment.FEATURES) <= {"gpu", "test", "bench", "browser", "notebook", "dev", "docs", "release"} | {
         e for e in declared if e.startswith("doc")
     }
 

@@ -15,6 +15,8 @@ for name in ("fork", "getuid", "geteuid", "sched_getaffinity", "statvfs", "killp
         delattr(os, name)
 for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGBUS"):
     delattr(signal, name)
+import subprocess
+subprocess.Popen.kill = lambda process: os.kill(process.pid, 9)  # Windows ends a process without a signal
 import mmtune
 """
 IMPORT_ALL = """

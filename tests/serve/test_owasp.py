@@ -233,7 +233,7 @@ def test_api10_stored_data_is_data(web):
     assert found.headers["content-type"] == "application/json" and found.json()["meta"]["note"] == evil
     reader = web.bearer["feedback"]
     for path in (
-        "/page/?text=x&k=30&beside=none",
+        f"/page/?text=x&filter={evil}",
         "/page/item?id=evil",
         "/page/view?id=evil&modality=text",
         f"/page/?text={evil}",

@@ -39,8 +39,9 @@ def collection(tmp_path_factory, rows: int = 24) -> Path:
 
 
 def copy_of(path: Path, root: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(path, root / "shelf"))
+    """A copy that a test may change, without what servers of other tests counted and logged."""
+    served = shutil.ignore_patterns("history", "feedback*.jsonl", "interleave*.jsonl")
+    return Path(shutil.copytree(path, root / "shelf", ignore=served))
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (40, 40), kind: str = "PNG") -> bytes:

@@ -31,6 +31,8 @@ class Snapshot:
         if known is not None and known.manifest["base"] != base:
             known = None
         self.base: Segment
+        self._place: dict[str, tuple[int, int]]
+        self._dead: set[int]
         if known is not None:
             self.base = known.base
         elif base:

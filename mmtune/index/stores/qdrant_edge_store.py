@@ -8,6 +8,7 @@ as a whole, also when the process is killed (see `qdrant_edge_shard`).
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class QdrantEdgeStore:
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
         ids, vectors = list(ids), dict[str, object]()
         for start in range(0, len(ids), PAGE):
-            numbers = [qdrant_points.point_id(i) for i in ids[start : start + PAGE] if encodable(i)]
+            numbers: list[int | UUID | str] = [qdrant_points.point_id(i) for i in ids[start : start + PAGE] if encodable(i)]
             with errors(self._label):
                 records = self._files.current.retrieve(numbers, with_payload=["id"], with_vector=True)
             vectors |= {(r.payload or {})["id"]: r.vector for r in records}
