@@ -30,7 +30,7 @@ def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictCon
 
     Raises RecipeError if an included file is missing or includes itself, or if `include` is neither a path nor a list of paths.
     """
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     own = OmegaConf.load(path)
     if not isinstance(own, DictConfig) or INCLUDE not in own:
