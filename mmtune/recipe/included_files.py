@@ -1,7 +1,7 @@
 """Compose a recipe of parts: `include: FILE` or `include: [FILE, FILE]`, with paths relative to the recipe.
 
-Parts are merged in their order, and the recipe's own keys win. A part may include others. Lists are replaced, not joined, and an
-empty mapping `{}` replaces what a part has under that key.
+Parts are merged in their order, and the recipe's own keys win. A part may include others. Only mappings are merged, key by key; a
+list, a plain value and an empty mapping `{}` replace what a part has under that key.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictCon
         parts.append(load_with_includes(part, (here, *above)))
     merged: DictConfig | ListConfig = OmegaConf.create({})
     for part in [*parts, own]:
-        empty_as_in(merged, part)
+        clear_replaced(merged, part)
         both = OmegaConf.merge(merged, part)
         assert isinstance(both, DictConfig | ListConfig)
         merged = both
@@ -59,15 +59,28 @@ def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictCon
     return merged
 
 
-def empty_as_in(base: object, over: object) -> None:
-    """Empty the mappings of `base` that are `{}` in `over`, at any depth. OmegaConf's merge leaves them as they are."""
+def clear_replaced(base: object, over: object) -> None:
+    """Remove the keys of `base` that `over` replaces, at any depth, before OmegaConf merges them, which joins or refuses some.
+
+    Only a mapping over a mapping is merged, key by key; an empty mapping, a list and a plain value replace what is there.
+    """
     from omegaconf import DictConfig
 
     if not isinstance(base, DictConfig) or not isinstance(over, DictConfig):
         return
     for key in over:
-        if key in base and isinstance(value := over._get_node(key), DictConfig) and not value._is_none():
-            if len(value):
-                empty_as_in(base._get_node(key), value)
-            else:
-                base[key] = {}
+        if key not in base:
+            continue
+        old, new = base._get_node(key), over._get_node(key)
+        if is_merged(old, new):
+            clear_replaced(old, new)
+        else:
+            del base[key]
+
+
+def is_merged(old: object, new: object) -> bool:
+    """Return whether `new` is merged into `old`: both are mappings, and `new` is not empty."""
+    from omegaconf import DictConfig
+
+    both = isinstance(old, DictConfig) and isinstance(new, DictConfig)
+    return both and not old._is_none() and not new._is_none() and len(new) > 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.errors import RecipeError
-from mmtune.recipe.included_files import empty_as_in, load_with_includes
+from mmtune.recipe.included_files import clear_replaced, is_merged, load_with_includes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig, ListConfig
@@ -55,16 +55,16 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 def _apply(merged: "DictConfig | ListConfig", overrides: Sequence[str]) -> object:
     """Apply one override at a time, so that a mapping can replace a string, and an error message names the override.
 
-    A mapping is merged into the one that is there; an empty one replaces it, as an empty list does.
+    What an override replaces and what it is merged into: see `included_files.clear_replaced`.
     """
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     for item in overrides:
         key, _, text = item.partition("=")
         value = OmegaConf.from_dotlist([f"value={text}"]).get("value") if text else ""
-        is_empty = isinstance(value, DictConfig) and not len(value)
-        empty_as_in(OmegaConf.select(merged, key), value)
-        OmegaConf.update(merged, key, value, merge=not is_empty, force_add=True)
+        old = OmegaConf.select(merged, key)
+        clear_replaced(old, value)
+        OmegaConf.update(merged, key, value, merge=is_merged(old, value), force_add=True)
     return OmegaConf.to_container(merged, resolve=True)
 
 

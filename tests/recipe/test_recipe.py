@@ -179,6 +179,10 @@ objective: [cosent]
         ("augment={image: {}}", "augment.audio.mixup", 0.2),
         ("augment.image.custom={}", "augment.image.custom", {}),
         ("augment.image.custom=null", "augment.image.flip", True),
+        ('augment.audio=["a.b:C"]', "augment.audio.steps", [{"a.b:C": {}}]),  # a list in place of a mapping
+        ('augment.audio=["a.b:C"]', "augment.audio.mixup", 0.0),
+        ('augment={audio: ["a.b:C"]}', "augment.image.flip", True),
+        ("model={image: tiny:image, text: tiny:text}", "model", {"image": "tiny:image", "text": "tiny:text"}),
         ("heads={}", "heads", {}),
         ("heads=null", "heads", {}),
         ("mining={}", "mining.guards.max_score", None),
@@ -196,7 +200,7 @@ objective: [cosent]
         ("objective=null", "objective", Recipe.parse(BASE).model_dump(mode="json")["objective"]),
     ],
 )
-def test_an_override_empties_what_the_recipe_set(override, key, value, tmp_path):
+def test_an_override_replaces_what_the_recipe_set(override, key, value, tmp_path):
     """In a file, in a mapping, and in a file that includes the one with the values."""
     path, own = tmp_path / "r.yaml", tmp_path / "own.yaml"
     path.write_text(SET)
