@@ -11,6 +11,7 @@ from mmtune.data.loader.batch_plan import BatchPlan, plan_batches
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.stream_loader import StreamLoader
 from mmtune.embedding.embed_rows import embed_data
+from mmtune.embedding.feature_cache import share_features
 from mmtune.evaluation.validation import Embed, Validate, build_validation
 from mmtune.mining.given_negatives import GivenDraws, GivenNegatives, load_given, record_given
 from mmtune.mining.mining_rounds import MiningRounds
@@ -86,19 +87,27 @@ def run_recipe(
     cross = build_cross_encoder(recipe, inputs, processes, _print_unless(quiet))
     with processes.main_process_first():
         objective = cross.objective if cross else _objective(recipe, inputs, quiet, processes)
-    if inputs.is_streamed:
-        refuse_columns(objective)
-    else:
-        initialise_heads(inputs.model, recipe.heads, inputs.indexed, inputs.pairs, recipe.train.seed, quiet)
-    retention = build_retention(recipe, inputs, processes)
-    heads = _heads_first(recipe, inputs, resume, quiet, processes)
-    interpolated = recipe.interpolation is not None
-    tuned = tune(
-        inputs.model, recipe.tune, inputs.trained, inputs.varying(recipe), recipe.train.seed, interpolated, heads, bool(cross)
-    )
-    if cross:
-        cross.add_lr_shares(tuned, recipe.train.lr)
-    embed = _keep_features(tuned, inputs, quiet)
+    with share_features():  # the initialisation of heads and the training on stored features compute them once
+        if inputs.is_streamed:
+            refuse_columns(objective)
+        else:
+            initialise_heads(inputs.model, recipe.heads, inputs.indexed, inputs.pairs, recipe.train.seed, quiet)
+        retention = build_retention(recipe, inputs, processes)
+        heads = _heads_first(recipe, inputs, resume, quiet, processes)
+        interpolated = recipe.interpolation is not None
+        tuned = tune(
+            inputs.model,
+            recipe.tune,
+            inputs.trained,
+            inputs.varying(recipe),
+            recipe.train.seed,
+            interpolated,
+            heads,
+            bool(cross),
+        )
+        if cross:
+            cross.add_lr_shares(tuned, recipe.train.lr)
+        embed = _keep_features(tuned, inputs, quiet)
     extended = cross.model.pair_preprocess if cross else None
     loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes, extended=extended)
     build = functools.partial(build_validation, inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed)

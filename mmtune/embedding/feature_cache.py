@@ -45,10 +45,14 @@ _SHARED: "contextvars.ContextVar[dict[str, dict[int, dict[str, Tensor]]] | None]
 
 @contextlib.contextmanager
 def share_features() -> Iterator[None]:
-    """Context manager in which all feature caches share what they stored: {modality: {content label: features}}.
+    """Context manager in which outputs of frozen towers are computed once: {modality: {content label: features}}.
 
-    The models inside must have the same towers and preprocessing, e.g. runs of one recipe with several seeds.
+    The models inside must have the same towers and preprocessing, e.g. the initialisation of heads and the training after it, or
+    runs of one recipe with several seeds. Inside another `share_features`, the outer one is used.
     """
+    if _SHARED.get() is not None:
+        yield
+        return
     token = _SHARED.set({})
     try:
         yield
@@ -104,17 +108,35 @@ def tower_features(
     """Yield the outputs [w, dim] of a tower, without a head, for the value of each row, on the CPU, in float32.
 
     As in embedding for a search, all w windows of a long value are used, not a random one. The tower must be in eval mode. Inside
-    `share_features`, outputs that are shared are not computed again.
+    `share_features`, outputs that are shared are not computed again, and new ones are shared.
 
     preprocess: the tower's preprocessing, with or without a prompt
 
     Raises DataError if a value cannot be read.
     """
-    m = tower.modality
-    shared = shared_features(m) if preprocess is tower.preprocess else None
-    if shared is not None and all(int(data.labels[m][i]) in shared for i in rows):
-        yield from (shared[int(data.labels[m][i])][FEATURES] for i in rows)
+    shared = shared_features(tower.modality) if preprocess is tower.preprocess else None
+    if shared is None:
+        yield from _computed_features(tower, preprocess, data, rows, device, quiet)
         return
+    labels = [int(label) for label in data.labels[tower.modality][np.asarray(rows, int)]]
+    missing = {label: row for label, row in zip(labels, rows, strict=True) if label not in shared}
+    computed = _computed_features(tower, preprocess, data, list(missing.values()), device, quiet)
+    for label, features in zip(missing, computed, strict=True):
+        shared[label] = {FEATURES: features}
+    yield from (shared[label][FEATURES] for label in labels)
+
+
+def _computed_features(
+    tower: Tower,
+    preprocess: Preprocess,
+    data: "Data | WeightedConcat",
+    rows: Sequence[int],
+    device: torch.device,
+    quiet: bool,
+) -> Iterator[Tensor]:
+    if not rows:
+        return
+    m = tower.modality
     with Progress(f"features {m}", len(rows), quiet=quiet) as progress:
         for start in range(0, len(rows), BATCH_SIZE):
             part = rows[start : start + BATCH_SIZE]

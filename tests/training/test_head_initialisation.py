@@ -8,6 +8,7 @@ import mmtune
 from mmtune.data.decode import decode_row
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
+from mmtune.embedding import feature_cache
 from mmtune.errors import RecipeError
 from mmtune.model.heads import HeadKind, build_head, signed_power
 from mmtune.recipe.heads_block import Head
@@ -117,6 +118,28 @@ def test_a_run_starts_from_the_fitted_heads_and_adapters_keep_them(data, tmp_pat
     from_adapters = load_adapters(tmp_path / "run" / "adapters")
     assert from_adapters.fingerprint == tuned.fingerprint
     assert from_adapters.head_kinds["image"].hidden == 8
+
+
+def test_a_run_on_stored_features_computes_them_once(data, tmp_path, monkeypatch):
+    encoded: list[int] = []
+    encode = feature_cache.encode_in_groups
+
+    def counted(function, inputs, count):
+        encoded.append(count)
+        return encode(function, inputs, count)
+
+    monkeypatch.setattr(feature_cache, "encode_in_groups", counted)
+    recipe = {
+        "model": MODEL,
+        "data": {"train": data},
+        "heads": {"image": {"init": "ridge"}},
+        "tune": {"image": "head", "text": "frozen"},
+        "train": {"epochs": 1, "batch_size": 16},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    mmtune.train(recipe, quiet=True)
+    labels = open_data(data).labels
+    assert sum(encoded) == len(np.unique(labels["image"])) + len(np.unique(labels["text"]))
 
 
 @pytest.mark.parametrize(
