@@ -15,6 +15,7 @@ from mmtune.modalities.aac_sound import container_format, decode_aac, stated_len
 from mmtune.modalities.audio_augmentation import AudioAugmentation, MaskSpectrogram, mix_sounds
 from mmtune.modalities.audio_player import small_player
 from mmtune.modalities.encoded_value import unwrap_encoded
+from mmtune.modalities.mpeg_frames import with_frame_count
 from mmtune.modalities.perceptual_hash import SOUND_DISTANCE, sound_hash
 from mmtune.modalities.sound import Sound, mono_sound
 from mmtune.modalities.spectrogram import frequency_label, spectrogram, spectrogram_picture, waveform_path
@@ -40,7 +41,7 @@ def _stated_length(data: bytes) -> tuple[int, int, int]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as f:
+        with soundfile.SoundFile(io.BytesIO(with_frame_count(data))) as f:
             if f.samplerate > 0:
                 check_header_length(f)
             return f.frames, f.channels, f.samplerate
@@ -87,7 +88,7 @@ class Audio(Modality):
             samples, rate = decode_aac(data, max_seconds, MAX_SAMPLES)
             return mono_sound(samples.mean(axis=1, dtype=np.float32), rate)
         try:
-            with soundfile.SoundFile(io.BytesIO(data)) as f:
+            with soundfile.SoundFile(io.BytesIO(with_frame_count(data))) as f:
                 if f.samplerate <= 0 or f.frames / f.samplerate > max_seconds:
                     raise Rejected(f"too long: {f.frames / max(f.samplerate, 1):.0f} s, limit {max_seconds:g} (--max-seconds)")
                 if f.frames * f.channels > MAX_SAMPLES:

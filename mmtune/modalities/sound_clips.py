@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmtune.errors import MissingExtra, Rejected
+from mmtune.modalities.mpeg_frames import readable_sound
 
 FRAME_SECONDS = 0.02
 BLOCK_SECONDS = 30.0
@@ -39,7 +40,7 @@ def open_recording(path: str | Path) -> Recording:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as f:
+        with soundfile.SoundFile(readable_sound(path)) as f:
             if not f.frames or f.samplerate <= 0:
                 raise Rejected("no samples")
             return Recording(f.frames, f.samplerate, f.channels, f.subtype)
@@ -59,7 +60,7 @@ def clip(path: str | Path, start: float, end: float) -> tuple[bytes, str]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as f:
+        with soundfile.SoundFile(readable_sound(path)) as f:
             first, last = round(start * f.samplerate), min(round(end * f.samplerate), f.frames)
             f.seek(first)
             samples = f.read(max(last - first, 1), dtype="float64", always_2d=True)
@@ -80,7 +81,7 @@ def _blocks(path: str | Path, seconds: float) -> Iterator[tuple[np.ndarray, int]
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as f:
+        with soundfile.SoundFile(readable_sound(path)) as f:
             size = round(seconds * f.samplerate)
             for block in f.blocks(size, dtype="float32", always_2d=True):
                 yield block.mean(axis=1), f.samplerate

@@ -2,7 +2,7 @@
 
 A sound is rejected if more than 1% of the duration in its header is missing. WAV, RF64, W64, AIFF and AU files have their
 length in the header. MP3 files have it in the Xing or Info frame, which most encoders write; a truncated MP3 without that frame
-cannot be detected. Truncated FLAC, Ogg and Opus files are rejected by libsndfile itself. A WAV file that was written to a pipe
+cannot be detected, and its frames are counted instead (`mpeg_frames`). Truncated FLAC, Ogg and Opus files are rejected by libsndfile itself. A WAV file that was written to a pipe
 does not have its length in the header (the header has a size of 2 GB or more), and is accepted.
 """
 
