@@ -1,5 +1,6 @@
 """The laws of the package that a machine can check."""
 
+import argparse
 import ast
 import collections
 import configparser
@@ -263,6 +264,38 @@ def test_importing_the_package_imports_nothing_heavy():
     heavy = ("torch", "numpy", "transformers", "pydantic", "rich", "PIL")
     code = f"import sys, mmtune; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+SILENT = {"init", "recipe", "completion"}
+SILENT_ACTIONS = {
+    "plan",
+    "search",
+    "status",
+    "delete",
+    "promote",
+    "rollback",
+    "journal",
+    "judgments",
+    "probe",
+    "health",
+    "drop",
+}
+"""Verbs, and actions of `mmtune index`, that show no progress."""
+
+
+def test_every_verb_that_shows_progress_has_quiet():
+    """A new verb has --quiet (`add_quiet`) or is listed as silent, and none shows progress whatever the user says."""
+    from mmtune.cli.dispatch import parser_of
+    from mmtune.cli.verbs import VERBS
+
+    without = set()
+    for verb in VERBS:
+        actions = [a for a in parser_of(verb)._actions if isinstance(a, argparse._SubParsersAction)]
+        parsers = {f"{verb} {n}": p for a in actions for n, p in a.choices.items()} or {verb: parser_of(verb)}
+        without |= {name for name, parser in parsers.items() if "--quiet" not in parser._option_string_actions}
+    assert without == SILENT | {f"index {a}" for a in SILENT_ACTIONS}
+    loud = [p.name for p in (PACKAGE / "cli").glob("*.py") if re.search(r"\bquiet=False\b", p.read_text())]
+    assert not loud
 
 
 def test_every_verb_has_a_module_and_help():

@@ -13,7 +13,7 @@ The evidence for the recommendation is printed with it.
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.errors import RecipeError
 
 
@@ -29,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--price-per-hour", type=float, help="price of this machine per hour")
     parser.add_argument("--limit", type=int, default=5000, help="most rows that are embedded (default %(default)s)")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -44,6 +45,6 @@ def run(args: argparse.Namespace) -> Result:
         direction=args.direction,
         price_per_hour=args.price_per_hour,
         limit=args.limit,
-        quiet=False,
+        quiet=args.quiet,
     )
     return Result(advice.to_dict(), str(advice))

@@ -16,7 +16,7 @@ OUT as they are made: quality.json, quality.md; the same command continues after
 import argparse
 
 from mmtune import modalities
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.errors import RecipeError
 
 QUALITY = "quality"
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML recipe, as for `mmtune train`; or the word quality")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a recipe key, e.g. data.workers=4")
     parser.add_argument("--steps", type=int, default=16, help="number of training steps to time (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
     group = parser.add_argument_group("bench quality")
     group.add_argument(
         "--data",

@@ -13,7 +13,7 @@ Exit status: 0 the candidate passes, 1 it fails or the data is too small to deci
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.cli.eval_verb import cutoffs, task_arguments, task_values
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
@@ -61,6 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="only warn about rows that a model was trained on, instead of refusing them",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    add_quiet(parser)
 
 
 def gate_options(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> Result:
             gate=gate_of(args),
             cluster=args.cluster,
             batch_size=args.batch_size,
-            quiet=False,
+            quiet=args.quiet,
             allow_trained=args.allow_trained,
         )
         return Result(by_task.to_dict(), str(by_task), by_task.status)
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> Result:
         confusable=args.confusable or True,
         within=args.within,
         batch_size=args.batch_size,
-        quiet=False,
+        quiet=args.quiet,
         dim=args.dim,
         base_dim=args.base_dim,
         cluster=args.cluster,

@@ -10,12 +10,13 @@ sounds are saved in the output directory. Resumable: after an interruption, run 
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="output directory (default runs/demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the generated data (default 0)")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.training.stop_signals import Stopped
 
     try:
-        result = demo(args.out, seed=args.seed)
+        result = demo(args.out, seed=args.seed, quiet=args.quiet)
     except Stopped as e:
         return Result({"stopped": str(e)}, f"{e}; run the same command again to continue", 130)
     return Result(result.to_dict(), table(result))

@@ -34,6 +34,11 @@ class Result:
     status: int = 0
 
 
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add the option --quiet, which every verb and action has that shows progress."""
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
 @contextlib.contextmanager
 def _one_line_warnings() -> Iterator[None]:
     """Context manager: print warnings in one line on standard error, without the source line that Python adds."""

@@ -12,7 +12,7 @@ Exit status: 0 no errors, 1 at least one finding of severity "error" (it would m
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=50_000, help="most rows per split whose contents are decoded (default %(default)s)"
     )
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> Result:
         raise RecipeError("give DATA, or --env to check the installation")
     from mmtune.quality.doctor import doctor
 
-    diagnosis = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=False)
+    diagnosis = doctor(args.data, args.model, against=args.against, split=args.split, limit=args.limit, quiet=args.quiet)
     if args.out:
         diagnosis.write_findings(args.out)
     return Result(diagnosis.to_dict(), str(diagnosis), diagnosis.status)

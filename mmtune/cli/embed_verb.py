@@ -11,7 +11,7 @@ terminals); the processes share the work.
 import argparse
 
 from mmtune.cli.collection_arguments import add_skip_bad
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_skip_bad(parser)
     engine(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(parser)
 
 
 def engine(parser: argparse.ArgumentParser, workers: bool = True) -> None:

@@ -23,7 +23,7 @@ import functools
 from pathlib import Path
 
 from mmtune.cli.collection_arguments import add_skip_bad
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.errors import RecipeError
 
 SCORER_OPTIONS = ("scorer", "domain", "balance", "known_anomalies")
@@ -81,7 +81,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
     add_skip_bad(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(parser)
 
 
 def task_arguments(parser: argparse.ArgumentParser) -> None:

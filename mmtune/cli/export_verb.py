@@ -18,7 +18,7 @@ Exit status 1: recall@10 on DATA falls by more than --max-drop in a direction; n
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--language", action="append", default=[], metavar="CODE", help="language of the captions (may be repeated)"
     )
     hub.add_argument("--training-data", default="", metavar="TEXT", help="about the training data, for the model card")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -3,7 +3,7 @@
 import argparse
 
 from mmtune.cli.collection_arguments import open_collection, open_rows
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def adopt_arguments(p: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def adopt_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--store-url", metavar="URL", help="URL of that store's database")
     p.add_argument("--index", default="auto", metavar="KIND", help="index type: auto (default), flat (exact), hnsw, ivfpq")
     p.add_argument("--batch-size", type=int, default=64, help="items per forward pass (default %(default)s)")
-    p.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(p)
 
 
 def adopt_action(args: argparse.Namespace) -> Result:

@@ -4,7 +4,7 @@ import argparse
 
 from mmtune.cli import index_output
 from mmtune.cli.collection_arguments import add_skip_bad, open_collection, open_rows
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.errors import DataError
 
 
@@ -39,7 +39,7 @@ def build_arguments(p: argparse.ArgumentParser) -> None:
         "--memory-mb", type=int, metavar="N", help="memory limit for building an ivfpq index, in MB (default 1024; faiss only)"
     )
     add_skip_bad(p)
-    p.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(p)
 
 
 def build_action(args: argparse.Namespace) -> Result:
@@ -74,7 +74,7 @@ def embed_arguments(p: argparse.ArgumentParser) -> None:
     _embedding_arguments(p)
     p.add_argument("--data", required=True, metavar="DATA", help="packed rows to embed; use the same DATA in the build")
     engine(p)
-    p.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(p)
 
 
 def embed_action(args: argparse.Namespace) -> Result:
@@ -124,11 +124,12 @@ def plan_action(args: argparse.Namespace) -> Result:
 def upsert_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", required=True, metavar="DATA", help="packed rows; existing items with the same id are replaced")
     add_skip_bad(p)
+    add_quiet(p)
 
 
 def upsert_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        result = collection.upsert(open_rows(args.data, args.skip_bad), quiet=False)
+        result = collection.upsert(open_rows(args.data, args.skip_bad), quiet=args.quiet)
     return Result(result.to_dict(), index_output.upserted(result), 1 if result.behind else 0)
 
 

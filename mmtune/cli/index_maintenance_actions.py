@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterable
 
 from mmtune.cli.collection_arguments import open_collection
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def _lines(*parts: str | Iterable[str]) -> str:
@@ -14,11 +14,12 @@ def _lines(*parts: str | Iterable[str]) -> str:
 def erase_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("item", metavar="ITEM", help="id of the item to erase")
     p.add_argument("--why", required=True, metavar="REASON", help="reason to record in the audit log, without the id")
+    add_quiet(p)
 
 
 def erase_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        result = collection.maintenance.erase(args.item, args.why)
+        result = collection.maintenance.erase(args.item, args.why, args.quiet)
     proof = result.proof
     head = "erased" if result.erased else "NOT ERASED everywhere"
     known = "" if result.known else " (the catalog had no item of that id)"
@@ -37,11 +38,12 @@ def erase_action(args: argparse.Namespace) -> Result:
 
 def backup_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", required=True, metavar="FILE", help="the backup to write, a tar file")
+    add_quiet(p)
 
 
 def backup_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        result = collection.maintenance.backup(args.out, quiet=False)
+        result = collection.maintenance.backup(args.out, args.quiet)
     return Result(result.to_dict(), f"{result.path}: {result.files} files, {result.bytes:,} bytes; live: {result.live}")
 
 
@@ -51,27 +53,28 @@ def restore_action(args: argparse.Namespace) -> Result:
     from mmtune.index.collection import Collection
     from mmtune.index.maintenance.backup import restore
 
-    result = restore(Path(args.file), Path(args.collection), quiet=False)
-    Collection(args.collection).close()  # fills the tables of its versions
+    result = restore(Path(args.file), Path(args.collection), args.quiet)
+    Collection(args.collection, quiet=args.quiet).close()  # fills the tables of its versions
     return Result(result.to_dict(), f"{result.path}: {', '.join(result.versions) or 'no versions'}; live: {result.live}")
 
 
 def clone_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("target", metavar="TARGET", help="the new directory")
+    add_quiet(p)
 
 
 def clone_action(args: argparse.Namespace) -> Result:
     from mmtune.index.collection import Collection
 
     with open_collection(args) as collection:
-        result = collection.maintenance.clone(args.target)
-    Collection(args.target).close()
+        result = collection.maintenance.clone(args.target, args.quiet)
+    Collection(args.target, quiet=args.quiet).close()  # fills the tables of its versions
     return Result(result.to_dict(), f"{result.path}: {', '.join(result.versions) or 'no versions'}; live: {result.live}")
 
 
 def gc_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        r = collection.maintenance.gc()
+        r = collection.maintenance.gc(args.quiet)
     text = _lines(
         f"{r.bytes:,} bytes freed: {len(r.stores)} stores, {len(r.models)} models, {len(r.versions)} version directories, "
         f"{r.contents} contents, {r.vectors} cached vectors, {r.tombstones} rows of deleted items, {r.files} temporary files",
@@ -87,11 +90,12 @@ def compact_arguments(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="rewrite everything, so that no byte of a deleted row is left; searches in PostgreSQL wait meanwhile",
     )
+    add_quiet(p)
 
 
 def compact_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        r = collection.maintenance.compact(args.version, full=args.full)
+        r = collection.maintenance.compact(args.version, full=args.full, quiet=args.quiet)
     text = _lines(
         (f"{name}: {size:,} -> {r.after.get(name, size):,} bytes: {r.notes.get(name, '')}" for name, size in r.before.items()),
         (f"{version} left out: {reason}" for version, reason in r.behind.items()),
@@ -101,7 +105,7 @@ def compact_action(args: argparse.Namespace) -> Result:
 
 def verify_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        r = collection.maintenance.verify(quiet=False)
+        r = collection.maintenance.verify(args.quiet)
     text = _lines(
         f"read {r.contents:,} stored contents, {r.vectors:,} cached vectors, {len(r.versions)} versions: {len(r.faults)} faults",
         r.faults,
@@ -111,6 +115,6 @@ def verify_action(args: argparse.Namespace) -> Result:
 
 def repair_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
-        r = collection.maintenance.repair()
+        r = collection.maintenance.repair(args.quiet)
     text = _lines(f"{len(r.faults)} faults, {len(r.left)} left", r.repaired, (f"left: {fault}" for fault in r.left))
     return Result(r.to_dict(), text, 1 if r.left else 0)

@@ -4,7 +4,7 @@ import argparse
 
 from mmtune.cli import index_output
 from mmtune.cli.collection_arguments import open_collection, open_rows
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def shadow_arguments(p: argparse.ArgumentParser) -> None:
@@ -24,6 +24,7 @@ def shadow_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("-k", type=int, default=10, help="number of results to compare with --queries (default %(default)s)")
     p.add_argument("--off", action="store_true", help="stop repeating live searches")
+    add_quiet(p)
 
 
 def shadow_action(args: argparse.Namespace) -> Result:
@@ -33,7 +34,7 @@ def shadow_action(args: argparse.Namespace) -> Result:
         elif args.version and (args.fraction is not None or not args.queries):
             collection.shadow(args.version, args.fraction)
         if args.queries and args.version:
-            collection.shadow_searches.replay(args.version, open_rows(args.queries), args.k, quiet=False)
+            collection.shadow_searches.replay(args.version, open_rows(args.queries), args.k, quiet=args.quiet)
         report, preference = collection.shadow_report(args.version), collection.preference(args.version)
     document = {**report.to_dict(), "preference": preference.to_dict()}
     return Result(document, index_output.shadow(report, preference))

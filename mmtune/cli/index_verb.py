@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.cli.index_adopt_action import adopt_action, adopt_arguments
 from mmtune.cli.index_health_actions import health_action, health_arguments, probe_action, probe_arguments
 from mmtune.cli.index_item_actions import (
@@ -202,7 +202,7 @@ ACTIONS = {
         "mmtune index backup COLLECTION --out shop.tar",
     ),
     "restore": Action(
-        no_arguments,
+        add_quiet,
         restore_action,
         "Unpack a backup as a new collection, and fill its tables.",
         "mmtune index restore shop.tar COLLECTION",
@@ -214,7 +214,7 @@ ACTIONS = {
         "mmtune index clone COLLECTION TARGET",
     ),
     "gc": Action(
-        no_arguments,
+        add_quiet,
         gc_action,
         "Remove models, vectors, tables and contents that no version and no item needs.",
         "mmtune index gc COLLECTION",
@@ -226,13 +226,13 @@ ACTIONS = {
         "mmtune index compact COLLECTION",
     ),
     "verify": Action(
-        no_arguments,
+        add_quiet,
         verify_action,
         "Read every byte of the collection and compare it with its checksums; exit 1 if anything is damaged.",
         "mmtune index verify COLLECTION",
     ),
     "repair": Action(
-        no_arguments,
+        add_quiet,
         repair_action,
         "Repair what can be computed again: cached vectors, stores and torn log lines.",
         "mmtune index repair COLLECTION",

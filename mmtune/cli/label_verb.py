@@ -10,7 +10,7 @@ judgments.jsonl, which `mmtune eval --qrels` and `mmtune mine --judgments` read.
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="with --budget: repetitions (default 3)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="values in one forward pass (default 64)")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -16,7 +16,7 @@ Exit status 1: no negative was mined; the audit shows why.
 import argparse
 
 from mmtune.cli.collection_arguments import add_skip_bad
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.cli.embed_verb import engine
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
@@ -77,7 +77,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
     add_skip_bad(parser)
     engine(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmtune import modalities
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.cli.embed_verb import engine
 from mmtune.contracts import Option
 
@@ -106,6 +106,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="file of the rows to leave out: written by `mmtune doctor --out FILE`, or one id per line",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the shards in DIR and start again")
+    add_quiet(parser)
 
 
 def _workers(args: argparse.Namespace) -> int:
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> Result:
     columns = {n: c for n in modalities.names() if (c := getattr(args, f"column_{n}")) is not None}
     options = {k: v for k in _options() if (v := getattr(args, f"option_{k}")) is not None}
     started = time.monotonic()
-    with _display() as progress:
+    with _display(args.quiet) as progress:
         result = pack(
             args.source,
             args.out,
@@ -170,8 +171,11 @@ def _text(result: "PackResult") -> str:
 
 
 @contextmanager
-def _display() -> "Iterator[ProgressCallback]":
+def _display(quiet: bool) -> "Iterator[ProgressCallback | None]":
     """Yields a progress callback that prints on standard error: a bar on a terminal, otherwise a line every ten seconds."""
+    if quiet:
+        yield None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

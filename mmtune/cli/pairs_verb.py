@@ -21,7 +21,7 @@ from mmtune.cli import (
     pairs_segments,
     pairs_split,
 )
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 HAS_ACTIONS = True
 """Read by `dispatch`: argparse cannot parse intermixed options and positional arguments of a verb that has actions."""
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         p.add_argument(
             "--overwrite", action="store_true", help="write DIR again, also if other arguments or another source made it"
         )
-        p.add_argument("--quiet", action="store_true", help="show no progress")
+        add_quiet(p)
         p.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
         p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
 

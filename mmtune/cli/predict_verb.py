@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--interval", type=float, default=2.0, help="with --watch: seconds between two looks (default %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=64, help="values per forward pass (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -12,7 +12,7 @@ The report can be opened from disk, without a network.
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.cli.eval_verb import task_arguments, task_values
 from mmtune.errors import RecipeError
 
@@ -49,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="only warn about rows that a model was trained on, instead of refusing them",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -11,7 +11,7 @@ compare`.
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +30,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="metric to choose models by, averaged over the directions between modalities (default %(default)s)",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.training.regularise.soup import soup
 
-    done = soup(args.models, args.data, args.out, how=args.how, metric=args.metric, batch_size=args.batch_size, quiet=False)
+    done = soup(
+        args.models, args.data, args.out, how=args.how, metric=args.metric, batch_size=args.batch_size, quiet=args.quiet
+    )
     lines = [f"{'+' if s['taken'] else '-'} {s['model']}: {args.metric} {s['alone']:.4f} alone" for s in done.steps]
     lines += [f"{done.artifact}: {args.metric} {done.score:.4f}; best single model: {done.best_single:.4f}"]
     return Result(done.to_dict(), "\n".join(lines))

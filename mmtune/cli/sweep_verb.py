@@ -11,7 +11,7 @@ Exit status with --gate: 0 the best model passes the recipe's gate, 1 it fails o
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (default %(default)s)")
     parser.add_argument("--no-prune", action="store_true", help="train every trial to its end")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:

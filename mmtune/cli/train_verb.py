@@ -11,7 +11,7 @@ After an interruption, run the same command with --resume; the result is the sam
 
 import argparse
 
-from mmtune.cli.dispatch import Result
+from mmtune.cli.dispatch import Result, add_quiet
 from mmtune.cli.embed_verb import engine
 from mmtune.errors import RecipeError
 
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "of each metric on data.val",
     )
     engine(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> Result:

@@ -72,10 +72,11 @@ class Collection:
         searcher, feedback_log, interleaving, shadow_searches: see their classes.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = False):
+    def __init__(self, path: str | Path, *, create: bool = False, quiet: bool = True):
         """Open the collection in directory `path`.
 
         create: create an empty collection if there is none; otherwise a missing collection raises DataError.
+        quiet: show no progress of unfinished work that is done now, such as the tables of a restored or cloned collection.
         """
         self.layout = CollectionLayout(path, create)
         self.path = self.layout.path
@@ -89,7 +90,7 @@ class Collection:
         self._builder = VersionBuilder(self.layout, self.catalog, self.pool, self.updates)
         self._promoter = Promoter(self.layout, self.catalog, self.pool, self.updates)
         self.maintenance = Maintenance(self.updates)
-        self.maintenance.finish_pending()
+        self.maintenance.finish_pending(quiet)
 
     # --- building and changing -----------------------------------------------------------------------------------
 
@@ -167,8 +168,7 @@ class Collection:
         hybrid: fuse the results with BM25 over captions and metadata. Needs a text query, or an item with a caption.
         item: id of an item; its stored vector is the query, and the item itself is not returned.
         target: search only the indexes of these modalities; default: all.
-        group_by: metadata column, or "group"; keep only the best item per value of that column. With `item`, the items that
-            share the query item's value are left out.
+        group_by: metadata column, or "group"; keep the best item per value only, and with `item` none of the item's own value.
         rerank: scorer of the first `rerank_depth` results, e.g. a cross-encoder's directory (see `query.rerank.load_rerank`).
         query: one query as MODALITY=value; a value is a file path, bytes, a string for text, or a decoded input.
         """

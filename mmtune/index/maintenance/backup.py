@@ -85,25 +85,30 @@ def _is_filled_again(record: VersionRecord) -> bool:
     return bool(record["store"].get("url")) or record["store"]["kind"] != "faiss"
 
 
-def snapshot(layout: CollectionLayout, directory: Path) -> None:
+def snapshot(layout: CollectionLayout, directory: Path, quiet: bool = True) -> None:
     """Copy the collection to `directory`. Writers wait meanwhile: files that never change are only linked, if possible."""
     with layout.lock():
-        for path in _files(layout):
-            target = directory / path.relative_to(layout.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix in IMMUTABLE:
-                try:
-                    os.link(path, target)
-                    continue
-                except OSError:  # another disk, or one without hard links
-                    pass
-            shutil.copyfile(path, target)
+        files = list(_files(layout))
+        with Progress("copy", len(files), "files", quiet) as progress:
+            for path in files:
+                _copy_file(path, directory / path.relative_to(layout.path))
+                progress.advance(1)
         (directory / "corpus").mkdir(parents=True, exist_ok=True)
         source, copy = (sqlite3.connect(d / "corpus" / "items.sqlite") for d in (layout.path, directory))
         with copy:
             source.backup(copy)
         copy.close()
         source.close()
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    """Copy a file, or link one that never changes, if possible."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in IMMUTABLE:
+        with contextlib.suppress(OSError):  # another disk, or one without hard links
+            os.link(path, target)
+            return
+    shutil.copyfile(path, target)
 
 
 def backup(layout: CollectionLayout, out: Path, quiet: bool = True) -> BackupResult:
@@ -117,7 +122,7 @@ def backup(layout: CollectionLayout, out: Path, quiet: bool = True) -> BackupRes
         for left in layout.path.glob(f"{STAGING}*"):  # by a killed backup, because no other one is running
             shutil.rmtree(left, ignore_errors=True)
         try:
-            snapshot(layout, staging)
+            snapshot(layout, staging, quiet)
             return _write_tar(staging, out, quiet)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -189,11 +194,11 @@ def _hashes(document: JsonObject, file: Path) -> dict[str, str]:
     return files
 
 
-def clone(layout: CollectionLayout, target: Path) -> CopyResult:
+def clone(layout: CollectionLayout, target: Path, quiet: bool = True) -> CopyResult:
     """Copy a collection to the new collection `target`, with an id and tables of its own."""
     staging = _staging(target)
     try:
-        snapshot(layout, staging)
+        snapshot(layout, staging, quiet)
         return _publish(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -24,6 +24,7 @@ from mmtune.index.maintenance.pending_work import Erasure, read_pending, write_p
 from mmtune.index.maintenance.sweep import OLD_SECONDS, compact_store, current_labels, sweep_caches, sweep_temporary_files
 from mmtune.index.release.canaries import keep_canaries
 from mmtune.index.version_updates import VersionUpdates
+from mmtune.runtime.progress import Progress
 
 CHECKPOINT_SECONDS = 10.0
 """How long to wait for other processes' reads before the catalog's write-ahead log can be emptied."""
@@ -50,7 +51,8 @@ class EraseResult(CollectionResult):
 class Eraser:
     """Erases items of one collection. The caller must hold the lock "build", so that no build reads the item meanwhile."""
 
-    def __init__(self, updates: VersionUpdates):
+    def __init__(self, updates: VersionUpdates, quiet: bool = True):
+        self.quiet = quiet
         self.layout, self.catalog, self.pool, self.updates = updates.layout, updates.catalog, updates.pool, updates
 
     def erase(self, item: str, why: str) -> EraseResult:
@@ -109,21 +111,26 @@ class Eraser:
             if self.catalog.items([item]):
                 self.catalog.delete([item])
         behind = self.updates.update_all()
-        for version in self.layout.versions():
-            try:
-                self._erase_from_version(self.layout.record(version), item)
-            except Exception as e:  # damaged files can make libraries raise anything; another version is not blocked by it
-                behind[version] = str(e) or type(e).__name__
-        with self.layout.lock():
-            sweep_caches(self.layout, self.catalog, erasure["contents"])
-            self._erase_from_logs(erasure)
-            sweep_temporary_files(self.layout.path)
-            if not behind:
-                behind |= purge_catalog(self.catalog, item)
+        versions = self.layout.versions()
+        with Progress("erase", len(versions) + 1, "steps", self.quiet) as progress:
+            for version in versions:
+                progress.advance(0, f"version {version}")
+                try:
+                    self._erase_from_version(self.layout.record(version), item)
+                except Exception as e:  # damaged files can make libraries raise anything; another version is not blocked by it
+                    behind[version] = str(e) or type(e).__name__
+                progress.advance(1, "caches, logs, catalog")
+            with self.layout.lock():
+                sweep_caches(self.layout, self.catalog, erasure["contents"])
+                self._erase_from_logs(erasure)
+                sweep_temporary_files(self.layout.path)
+                if not behind:
+                    behind |= purge_catalog(self.catalog, item)
+            progress.advance(1)
         if behind:
             return EraseResult(known, False, behind, outside, None)
         with self.layout.lock():
-            proof = prove(self.layout, self.catalog, self.pool, erasure)
+            proof = prove(self.layout, self.catalog, self.pool, erasure, self.quiet)
             if behind := _in_temporary_files(proof):
                 return EraseResult(known, False, behind, outside, proof)
             audit_log.append(self.layout, audit_log.event("erase", None, erasure["why"], items=1, left=len(proof.found)))

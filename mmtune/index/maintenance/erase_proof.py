@@ -13,6 +13,7 @@ from mmtune.index.item_catalog import Catalog
 from mmtune.index.maintenance.mask_item import DOCUMENTS, FEEDBACK, LOGS, id_pattern, names_item
 from mmtune.index.maintenance.pending_work import FILE, Erasure
 from mmtune.index.version_pool import VersionPool
+from mmtune.runtime.progress import Progress
 from mmtune.runtime.segmented_log import log_files
 
 WINDOW = 48
@@ -57,7 +58,7 @@ def vector_window(vector_D: np.ndarray) -> str:
     return np.ascontiguousarray(vector_D, np.float32).tobytes()[:WINDOW].hex()
 
 
-def prove(layout: CollectionLayout, catalog: Catalog, pool: VersionPool, erasure: Erasure) -> ErasureProof:
+def prove(layout: CollectionLayout, catalog: Catalog, pool: VersionPool, erasure: Erasure, quiet: bool = True) -> ErasureProof:
     """Search for what is left of the item. The list of pending work, which names the item until the end, is not searched."""
     item, found, looked_up = erasure["item"], list[str](), ["catalog"]
     db = catalog.connection()
@@ -74,17 +75,20 @@ def prove(layout: CollectionLayout, catalog: Catalog, pool: VersionPool, erasure
     needles = [bytes.fromhex(n) for n in erasure["needles"]]
     contained = db.execute("select count(*) from items where instr(id, ?) > 0", (item,)).fetchone()[0] > 0
     search_id = len(item.encode("utf-8", "replace")) >= MIN_ID_BYTES
-    files, size = 0, 0
+    size = 0
     logs = {p for name in (*LOGS, FEEDBACK) for p in log_files(layout.path / name)}
-    for path in sorted(p for p in layout.path.rglob("*") if p.is_file() and p.name != FILE and not p.name.endswith(".lock")):
-        files, size = files + 1, size + path.stat().st_size
-        if path in logs or path.name in DOCUMENTS:
-            lines = [path.read_bytes()] if path.name in DOCUMENTS else path.read_bytes().split(b"\n")
-            what = ["its id"] if any(names_item(line, item) for line in lines) else []
-        else:
-            what = _search(path, item if search_id else None, contained, needles)
-        found += [f"{path.relative_to(layout.path)}: {w}" for w in what]
-    return ErasureProof(files, size, search_id, len(needles), looked_up, found)
+    files = sorted(p for p in layout.path.rglob("*") if p.is_file() and p.name != FILE and not p.name.endswith(".lock"))
+    with Progress("search for what is left", len(files), "files", quiet) as progress:
+        for path in files:
+            size += path.stat().st_size
+            if path in logs or path.name in DOCUMENTS:
+                lines = [path.read_bytes()] if path.name in DOCUMENTS else path.read_bytes().split(b"\n")
+                what = ["its id"] if any(names_item(line, item) for line in lines) else []
+            else:
+                what = _search(path, item if search_id else None, contained, needles)
+            found += [f"{path.relative_to(layout.path)}: {w}" for w in what]
+            progress.advance(1, f"{size / 1e6:.0f} MB")
+    return ErasureProof(len(files), size, search_id, len(needles), looked_up, found)
 
 
 def _search(path: Path, item: str | None, whole: bool, needles: Sequence[bytes]) -> list[str]:

@@ -13,6 +13,7 @@ from mmtune.index.maintenance.erase import rewrite_database
 from mmtune.index.maintenance.pending_work import StoreRemoval, read_pending, write_pending
 from mmtune.index.maintenance.sweep import sweep_caches, sweep_temporary_files, used_fingerprints
 from mmtune.index.stores import open_store
+from mmtune.runtime.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +69,18 @@ def remove_stores(layout: CollectionLayout) -> tuple[list[str], dict[str, str]]:
     return removed, left
 
 
-def collect_garbage(layout: CollectionLayout, catalog: Catalog) -> GarbageResult:
+def collect_garbage(layout: CollectionLayout, catalog: Catalog, quiet: bool = True) -> GarbageResult:
     """Remove everything that is not needed. The caller must hold the locks "build" and "write".
 
     Cached vectors of a model that no version ever had are kept: `mmtune index embed` made them for a build to come.
     """
+    with Progress("gc", 5, "steps", quiet) as progress:
+        return _collect(layout, catalog, progress)
+
+
+def _collect(layout: CollectionLayout, catalog: Catalog, progress: Progress) -> GarbageResult:
     before = sum(p.stat().st_size for p in layout.path.rglob("*") if p.is_file())
+    progress.advance(0, "dropped versions")
     removed, left = remove_stores(layout)
     pending = {r["version"] for r in read_pending(layout)["removals"]}
     known, used = set(layout.versions()), used_fingerprints(layout)
@@ -82,15 +89,20 @@ def collect_garbage(layout: CollectionLayout, catalog: Catalog) -> GarbageResult
     directories = [v for v in sorted(dropped) if layout.directory(v).exists()]
     for version in directories:
         shutil.rmtree(layout.directory(version))
+    progress.advance(1, "models")
     models = sorted({line["fingerprint"] for line in lines if line["what"] == "build"} - set(used))
     models = [f for f in models if any((layout.path / part / f).exists() for part in ("models", "vectors"))]
     for fingerprint in models:
         for part in ("vectors", "models"):
             shutil.rmtree(layout.path / part / fingerprint, ignore_errors=True)
+    progress.advance(1, "cached vectors")
     vectors = sweep_caches(layout, catalog, {})
+    progress.advance(1, "contents")
     contents, tombstones = _collect_rows(layout, catalog)
     left |= rewrite_database(catalog.connection(), catalog.path) if contents or tombstones else {}
+    progress.advance(1, "temporary files")
     files = sweep_temporary_files(layout.path)
+    progress.advance(1)
     after = sum(p.stat().st_size for p in layout.path.rglob("*") if p.is_file())
     return GarbageResult(removed, models, directories, contents, vectors, tombstones, files, before - after, left)
 

@@ -71,6 +71,27 @@ def test_backup_restore_and_verify_show_how_far_they_are(coll, tmp_path, capsys,
     assert capsys.readouterr().err == ""
 
 
+def test_other_long_maintenance_shows_how_far_it_is_unless_quiet(coll, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mmtune.runtime.progress.LINE_SECONDS", 0.0)
+    path = str(coll.path)
+    coll.upsert([row("new", "red", 5), row("newer", "red", 6)])
+    for command, lines in (
+        (["clone", path, "CLONE"], ["copy: 1/"]),
+        (["gc", path], ["gc: 1/5", "cached vectors"]),
+        (["compact", path, "--full"], ["compact: 0/2", "v1 image"]),
+        (["erase", path, "ITEM", "--why", "a test"], ["erase: 1/3", "search for what is left: 1/"]),
+        (["repair", path], ["verify: 1/", "fill v1 image: "]),
+    ):
+        for quiet in ([], ["--quiet"]):
+            if command[0] == "repair":
+                (rows,) = (coll.layout.directory("v1") / "image").glob("*.rows.arrow")
+                rows.write_bytes(rows.read_bytes().replace(b"dark", b"dusk", 1))
+            names = {"CLONE": str(tmp_path / f"clone{len(quiet)}"), "ITEM": "newer" if quiet else "new"}
+            assert main(["index", *(names.get(c, c) for c in command), *quiet]) == 0
+            shown = capsys.readouterr().err
+            assert shown == "" if quiet else all(line in shown for line in lines), (command, shown)
+
+
 def test_a_clone_is_independent(coll, tmp_path):
     assert main(["index", "clone", str(coll.path), str(tmp_path / "c2")]) == 0
     with Collection(tmp_path / "c2") as other:
