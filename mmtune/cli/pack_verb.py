@@ -146,10 +146,14 @@ def run(args: argparse.Namespace) -> Result:
     return Result(document, _text(result))
 
 
+def _shards(number: int) -> str:
+    return "1 shard" if number == 1 else f"{number} shards"
+
+
 def _text(result: "PackResult") -> str:
-    counts = f"{result.packed} of {result.rows} rows in {result.shards} shards"
+    counts = f"{result.packed} of {result.rows} rows in {_shards(result.shards)}"
     lines = [f"{counts}: {result.out} ({', '.join(result.modalities)})"]
-    lines += [f"  {n}: {s.packed} of {s.rows} rows in {s.shards} shards" for n, s in result.splits.items()]
+    lines += [f"  {n}: {s.packed} of {s.rows} rows in {_shards(s.shards)}" for n, s in result.splits.items()]
     if result.list_rows:
         lines.append(
             f"{result.list_rows} of the rows come from lists: each further value of a list is a row of its own (ids ID#2, ID#3, "

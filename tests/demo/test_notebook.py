@@ -11,6 +11,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 SHOWN = {
     "catalog_search": (6, 0),
+    "click_log": (4, 0),
     "first_run": (6, 4),
     "fourth_modality": (2, 2),
     "machine_sounds": (10, 8),

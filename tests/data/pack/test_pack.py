@@ -346,7 +346,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "splits": {},
     }
     assert open_data(str(out)).read(0, "text") == b"red" and open_data(str(out)).column("text")[0] == "thing 0"
-    assert main(argv) == 0 and "12 of 12 rows in 1 shards" in capsys.readouterr().out
+    assert main(argv) == 0 and "12 of 12 rows in 1 shard:" in capsys.readouterr().out
     assert main([*argv, "--image", "imgae"]) == 2
     captured = capsys.readouterr()
     assert (
