@@ -119,7 +119,7 @@ for name, bias in (("corrected", "estimate"), ("naive", "none")):
     made[name] = mmtune.pairs_from_logs(
         out / "log.csv", out / "pairs" / name, **columns, catalog=shop / "items.csv", catalog_id="id", position_bias=bias
     )
-print(made["corrected"])
+print(str(made["corrected"]).replace(str(out), "."))
 
 # %%
 estimate = made["corrected"].measures["position_bias"]
