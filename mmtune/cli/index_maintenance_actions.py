@@ -44,7 +44,11 @@ def backup_arguments(p: argparse.ArgumentParser) -> None:
 def backup_action(args: argparse.Namespace) -> Result:
     with open_collection(args) as collection:
         result = collection.maintenance.backup(args.out, args.quiet)
-    return Result(result.to_dict(), f"{result.path}: {result.files} files, {result.bytes:,} bytes; live: {result.live}")
+    text = _lines(
+        (f"{path}: removed; a backup that was killed had left it" for path in result.removed),
+        f"{result.path}: {result.files} files, {result.bytes:,} bytes; live: {result.live}",
+    )
+    return Result(result.to_dict(), text)
 
 
 def restore_action(args: argparse.Namespace) -> Result:
@@ -78,6 +82,7 @@ def gc_action(args: argparse.Namespace) -> Result:
     text = _lines(
         f"{r.bytes:,} bytes freed: {len(r.stores)} stores, {len(r.models)} models, {len(r.versions)} version directories, "
         f"{r.contents} contents, {r.vectors} cached vectors, {r.tombstones} rows of deleted items, {r.files} temporary files",
+        (f"{path}: removed; a backup that was killed had left it" for path in r.backups),
         (f"left: {name}: {reason}" for name, reason in r.left.items()),
     )
     return Result(r.to_dict(), text, 1 if r.left else 0)

@@ -203,13 +203,13 @@ class CollectionLayout:
     def store_location(self, version: str, modality: str, store: Mapping[str, str | None] | StoreConfig) -> StoreLocation:
         """Return the location of a version's store for one modality.
 
-        A URL `env:NAME` is replaced by the environment variable NAME, so that no file needs to contain a password. Raises
-        DataError when that variable is not set.
+        A URL `env:NAME` is replaced by the environment variable NAME, so that no file needs to contain a password; `{modality}` in
+        it is replaced by the modality. Raises DataError when that variable is not set.
         """
         url = store.get("url")
         if url:
             self._require_original()
-            url = resolve_url(url)
+            url = resolve_url(url).replace("{modality}", modality)
         slug = re.sub(r"[^a-z0-9]+", "_", self.manifest["name"].lower()).strip("_")[:24] or "collection"
         name = f"{slug}_{self.manifest['uid']}_{version}_{modality}"[:60]
         return StoreLocation(str(store["kind"]), self.directory(version) / modality, url, name)

@@ -34,11 +34,13 @@ class AtomicFile:
 
     As a context manager it commits on success and discards the temporary file on any exception. The temporary file is also
     removed on Ctrl-C, because its removal is registered before it is created. Only SIGKILL leaves a `.tmp-*` file behind.
+
+    temporary: path of the temporary file, in the same directory; default: a unique one
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, temporary: Path | None = None):
         self.path = Path(path)
-        self._temporary = _sibling(self.path, ".tmp-", self.path.suffix)
+        self._temporary = temporary or _sibling(self.path, ".tmp-", self.path.suffix)
         self._file: BinaryIO | None = None
         # needed beside the `try` blocks: a KeyboardInterrupt can also be raised between them, e.g. on entry to `__exit__`
         self._cleanup = weakref.finalize(self, _remove_file, self._temporary, os.getpid())

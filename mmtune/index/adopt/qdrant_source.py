@@ -1,15 +1,17 @@
 """Read ids, vectors and payloads of a Qdrant collection that other software wrote."""
 
+import os
 from collections.abc import Iterator
 
 from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.adopt.vector_sources import BATCH, VectorRows, usable_rows
+from mmtune.index.stores.qdrant_connections import parse_options
 
 
 class QdrantSource:
     """Implements `VectorSource`.
 
-    url: http(s) URL of a server, or directory of a local Qdrant
+    url: http(s) URL of a server, whose API key is read from QDRANT_API_KEY, or directory of a local Qdrant
     table: name of the collection, or an alias of it
     vector: name of the vectors, for a collection with named vectors
     id: payload field with the ids; default: the ids of the points
@@ -22,14 +24,21 @@ class QdrantSource:
             import qdrant_client
         except ImportError:
             raise MissingExtra('adopting from qdrant needs qdrant-client: pip install "mmtune[qdrant]"') from None
-        self._module, self._url, self._table, self._vector, self._id = qdrant_client, url, table, vector, id
+        self._module, self._table, self._vector, self._id = qdrant_client, table, vector, id
+        self._url = parse_options(url).url
         self.label, self.skipped = f"Qdrant collection {table}", dict[str, int]()
 
     def rows(self) -> Iterator[VectorRows]:
         self.skipped.clear()
         server = self._url.startswith(("http://", "https://"))
         try:
-            client = self._module.QdrantClient(url=self._url if server else None, path=None if server else self._url)
+            client = self._module.QdrantClient(
+                url=self._url if server else None,
+                path=None if server else self._url,
+                api_key=os.environ.get("QDRANT_API_KEY") if server else None,
+                timeout=60,
+                check_compatibility=False,
+            )
         except (RuntimeError, ValueError, OSError) as e:
             raise StoreUnavailable(f"{self.label}: {str(e).splitlines()[0]}") from None
         try:

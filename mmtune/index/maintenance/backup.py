@@ -14,8 +14,8 @@ import shutil
 import sqlite3
 import tarfile
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmtune.contracts import JsonObject
@@ -23,7 +23,7 @@ from mmtune.errors import DataError
 from mmtune.index.collection_layout import CollectionLayout, VersionRecord, now
 from mmtune.index.collection_results import CollectionResult
 from mmtune.index.maintenance.pending_work import PendingWork, write_pending
-from mmtune.runtime.files import atomic_open, read_json, sha256_file, write_json
+from mmtune.runtime.files import AtomicFile, read_json, sha256_file, write_json, write_text
 from mmtune.runtime.format_number import check_format
 from mmtune.runtime.progress import Progress
 
@@ -35,17 +35,23 @@ IMMUTABLE = {".safetensors", ".arrow", ".index", ".lance", ".txt"}
 STAGING = ".tmp-backup-"
 BACKUP_LOCK = ".backup.lock"
 """Locked while a backup is running, so that `gc` knows which staging directories a killed one left."""
+SNAPSHOT, UNFINISHED = "files", "unfinished.txt"
+"""In a staging directory: the copy of the collection, and the path of the backup while it is being written."""
 SKIPPED = {"home.json"}
 
 
 @dataclass(frozen=True, eq=False)
 class BackupResult(CollectionResult):
-    """A backup file: its path, the number and total bytes of the files in it, and the live version."""
+    """A backup file: its path, the number and total bytes of the files in it, and the live version.
+
+    removed: unfinished backup files that killed backups of this collection had left
+    """
 
     path: str
     files: int
     bytes: int
     live: str | None
+    removed: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,23 +124,40 @@ def backup(layout: CollectionLayout, out: Path, quiet: bool = True) -> BackupRes
     if layout.path.resolve() in out.resolve().parents:
         raise DataError(f"{out}: is inside the collection; write the backup elsewhere")
     staging = layout.path / f"{STAGING}{uuid.uuid4().hex}"
+    temporary = out.resolve().with_name(f"{staging.name}.tar")
     with layout.lock("backup"):
-        for left in layout.path.glob(f"{STAGING}*"):  # by a killed backup, because no other one is running
-            shutil.rmtree(left, ignore_errors=True)
+        removed = [p for left in layout.path.glob(f"{STAGING}*") for p in remove_killed_backup(left) if p != left]
         try:
-            snapshot(layout, staging, quiet)
-            return _write_tar(staging, out, quiet)
+            staging.mkdir()
+            write_text(staging / UNFINISHED, str(temporary))
+            snapshot(layout, staging / SNAPSHOT, quiet)
+            return replace(_write_tar(staging / SNAPSHOT, out, temporary, quiet), removed=[str(p) for p in removed])
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_tar(staging: Path, out: Path, quiet: bool) -> BackupResult:
+def remove_killed_backup(staging: Path) -> list[Path]:
+    """Remove what a killed backup left: its staging directory, and the unfinished file beside its `--out`; return their paths.
+
+    The caller must hold the lock "backup", so that no backup of this collection is running.
+    """
+    removed = []
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # killed before it was written, or on a disk that is away
+        unfinished = Path((staging / UNFINISHED).read_text())
+        if unfinished.name == f"{staging.name}.tar":
+            unfinished.unlink()
+            removed.append(unfinished)
+    shutil.rmtree(staging, ignore_errors=True)
+    return [*removed, staging]
+
+
+def _write_tar(staging: Path, out: Path, temporary: Path, quiet: bool) -> BackupResult:
     hashes: dict[str, str] = {}
     size = 0
     live = CollectionLayout(staging).live()["version"]
     files = sorted(p for p in staging.rglob("*") if p.is_file())
     shown = Progress("backup", len(files), "files", quiet)
-    with atomic_open(out) as f, tarfile.open(fileobj=f, mode="w") as tar, shown as progress:
+    with AtomicFile(out, temporary) as f, tarfile.open(fileobj=f, mode="w") as tar, shown as progress:
         for path in files:
             name = path.relative_to(staging).as_posix()
             hashes[name] = sha256_file(path)

@@ -27,6 +27,7 @@ class GarbageResult(CollectionResult):
     vectors: cached vectors whose content no item has.
     tombstones: rows of deleted items that every version has applied.
     files: temporary files of killed processes.
+    backups: those of them outside the collection: unfinished files of killed backups.
     bytes: by how much the collection's directory became smaller.
     left: {store or file: why it could not be removed}.
     """
@@ -38,6 +39,7 @@ class GarbageResult(CollectionResult):
     vectors: int
     tombstones: int
     files: int
+    backups: Sequence[str]
     bytes: int
     left: Mapping[str, str]
 
@@ -104,7 +106,8 @@ def _collect(layout: CollectionLayout, catalog: Catalog, progress: Progress) -> 
     files = sweep_temporary_files(layout.path)
     progress.advance(1)
     after = sum(p.stat().st_size for p in layout.path.rglob("*") if p.is_file())
-    return GarbageResult(removed, models, directories, contents, vectors, tombstones, files, before - after, left)
+    backups = [str(p) for p in files if layout.path not in p.parents]
+    return GarbageResult(removed, models, directories, contents, vectors, tombstones, len(files), backups, before - after, left)
 
 
 def _collect_rows(layout: CollectionLayout, catalog: Catalog) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmtune.index.collection_layout import CollectionLayout
 from mmtune.index.item_catalog import Catalog
-from mmtune.index.maintenance.backup import BACKUP_LOCK, STAGING
+from mmtune.index.maintenance.backup import BACKUP_LOCK, STAGING, remove_killed_backup
 from mmtune.index.stores import Store
 from mmtune.index.vector_cache import VectorCache
 from mmtune.runtime.work_lock import Timeout, file_lock
@@ -81,9 +81,10 @@ def _dim(directory: Path) -> int:
     return int(map_tensors(path, "damaged ({error}); remove it").arrays["vectors"].shape[1])
 
 
-def sweep_temporary_files(root: Path) -> int:
-    """Remove the temporary files and directories of killed processes, and return their number."""
-    removed = 0
+def sweep_temporary_files(root: Path) -> list[Path]:
+    """Remove the temporary files and directories of killed processes, and return their paths. Those of a killed backup include the
+    unfinished file outside the collection."""
+    removed = list[Path]()
     for path in root.rglob(".tmp-*"):
         try:
             if path.name.startswith(STAGING) and path.is_dir():
@@ -93,7 +94,7 @@ def sweep_temporary_files(root: Path) -> int:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-                removed += 1
+                removed.append(path)
         except FileNotFoundError:
             continue
     return removed
@@ -104,15 +105,14 @@ def _last_write(path: Path) -> float:
     return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
 
 
-def _remove_staging(root: Path, path: Path) -> bool:
+def _remove_staging(root: Path, path: Path) -> list[Path]:
     """Remove what a killed backup left, unless a backup is running, which may take longer than OLD_SECONDS."""
     lock = file_lock(root / BACKUP_LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        return False
+        return []
     try:
-        shutil.rmtree(path)
+        return remove_killed_backup(path)
     finally:
         lock.release()
-    return True

@@ -164,7 +164,7 @@ class VersionBuilder:
         for path in directory.iterdir():
             if path.name not in {*markers, *markers.values()}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        built: dict[str, dict[str, object]] = {}
+        built, aliases = dict[str, dict[str, object]](), set[str]()
         for m in names:
             location, marker = self.layout.store_location(version, m, config), directory / markers[m]
             content = {"fingerprint": model.fingerprint, "dim": model.dim, "seq": until, "store": dict(config)}
@@ -173,6 +173,13 @@ class VersionBuilder:
                 marker.unlink(missing_ok=True)
             store = open_store(location) if filled else create_store(location, model.dim, model.fingerprint)
             try:
+                alias = getattr(store, "alias", None)
+                if alias is not None and alias in aliases:
+                    raise DataError(
+                        f"the alias {alias} in the store's url cannot name the indexes of {', '.join(names)}; write "
+                        f"{alias}_{{modality}}, or index one modality"
+                    )
+                aliases.add(alias or "")
                 if not filled:
                     fill_store(store, cache, self.catalog.changed(0, until), m)
                     write_json(marker, content)

@@ -31,6 +31,7 @@ from mmtune.runtime.files import write_json
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.index.open_version import OpenVersion
+    from mmtune.index.stores import Store
 
 QUERIES = 64
 """Number of searches to measure recall and latency with."""
@@ -75,8 +76,11 @@ class Promoter:
         if force and not (why or "").strip():
             raise DataError("promote: --force needs --why REASON; the reason is recorded in the audit log")
         before = self.layout.live()
-        self.layout.record(version)
+        record = self.layout.record(version)
         if before["version"] == version:
+            for modality in record["modalities"] if record["store"].get("url") else ():
+                with self.pool.store(record, modality) as store:  # its alias may have been moved, or the collection restored
+                    publish_store(store)
             return PromotionResult(False, version, before["previous"], [f"{version} is live already"])
         refusal = PromotionResult(False, version, before["version"], why=why)
         try:
@@ -95,7 +99,7 @@ class Promoter:
             self.updates.update(new.record, new.model)
             gate = None if checks.gate is None else checks.gate.to_dict()
             history = [*current["history"], *([current["version"]] if current["version"] else [])]
-            self._move_pointer(version, history, "promote", why, reasons=reasons, forced=bool(reasons), gate=gate)
+            self._move_pointer(new, history, "promote", why, reasons=reasons, forced=bool(reasons), gate=gate)
         return replace(refusal, promoted=True, reasons=reasons, forced=bool(reasons))
 
     def rollback(self, why: str | None = None) -> RollbackResult:
@@ -114,7 +118,7 @@ class Promoter:
         with self.layout.lock():
             current = self._unmoved(before)
             self.updates.update(opened.record, opened.model)
-            self._move_pointer(target, current["history"][:-1], "rollback", why)
+            self._move_pointer(opened, current["history"][:-1], "rollback", why)
         return RollbackResult(target, live, current["generation"] + 1, why)
 
     def _unmoved(self, before: LivePointer) -> LivePointer:
@@ -246,26 +250,35 @@ class Promoter:
             audit_log.append(self.layout, event)
         return replace(refusal, reasons=reasons)
 
-    def _move_pointer(self, version: str, history: list[str], action: str, why: str | None, **extra: object) -> None:
+    def _move_pointer(self, opened: "OpenVersion", history: list[str], action: str, why: str | None, **extra: object) -> None:
         """Replace the live pointer, then append its event to the audit log. The caller must hold the write lock.
+
+        Aliases in databases are moved first: after a kill in between, the command is repeated, and moves what is left.
 
         action, extra: see `audit_log.event`.
         """
         audit_log.append(self.layout)  # log a move that a killed writer left unlogged, before its event is overwritten
         current = self.layout.live()
         generation = current["generation"] + 1
-        event = audit_log.event(action, version, why, previous=current["version"], generation=generation, **extra)
+        event = audit_log.event(action, opened.version, why, previous=current["version"], generation=generation, **extra)
         history = history[-HISTORY:]
         pointer: LivePointer = {
-            "version": version,
+            "version": opened.version,
             "previous": history[-1] if history else None,
             "history": history,
             "generation": generation,
             "since": event["at"],
             "event": event,
         }
+        for store in opened.stores.values():
+            publish_store(store)
         self.layout.set_live(pointer)
         audit_log.append(self.layout)
+
+
+def publish_store(store: "Store") -> None:
+    """Let the alias of a store in its database name it, if it has one (see `Store`)."""
+    getattr(store, "publish", lambda: None)()
 
 
 def compare_items(live: "OpenVersion", new: "OpenVersion") -> tuple[ItemCheck, list[str]]:

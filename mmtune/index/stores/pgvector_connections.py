@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote
 
 from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.collection_layout import resolve_url
+from mmtune.index.stores.url_options import split_options
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -70,21 +70,8 @@ class PgOptions:
 
 def parse_options(url: str) -> PgOptions:
     """Split a connection string into mmtune's options and libpq's part. Raises DataError for an unknown or invalid option."""
-    found: dict[str, str] = {}
-
-    def take(match: re.Match[str]) -> str:
-        found[match["name"]] = unquote(match["value"]) if "://" in url else match["value"].strip("'")
-        return match["head"] if match["head"] == "?" else ""
-
-    if "://" in url:
-        rest = re.sub(r"(?P<head>[?&])mmtune_(?P<name>\w+)=(?P<value>[^&#]*)", take, url)
-        rest = rest.replace("?&", "?").rstrip("?")
-    else:
-        rest = re.sub(r"(?P<head>\s*)\bmmtune_(?P<name>\w+)\s*=\s*(?P<value>'[^']*'|\S+)", take, url).strip()
-    known = {"schema", "replica", "max_lag", "halfvec", "pool"}
-    for name in found:
-        if name not in known:
-            raise DataError(f"store pgvector: no option mmtune_{name}; choose from mmtune_{', mmtune_'.join(sorted(known))}")
+    known = ("schema", "replica", "max_lag", "halfvec", "pool")
+    rest, found = split_options(url, known, "pgvector", query="://" in url)
     schema = found.get("schema")
     if schema is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,62}", schema):
         raise DataError(

@@ -94,6 +94,8 @@ class Store(Protocol):
     # `mmtune index erase` and `mmtune index compact --full` call it; for a store without it they call `build`. It may have
     # `reclaim(self) -> str`: the same for `mmtune index compact`, without blocking searches, and bytes of deleted rows may stay
     # in files; returns one line that says what was done, or why nothing was to be done. A store that keeps files may have `damaged_files(self) -> list[str]`: one line per file whose checksum is wrong, for `mmtune index verify`.
+    # A store of a database that other clients read may have `alias: str | None` and `publish(self) -> None`: let that alias name this
+    # store in the database; `promote` and `rollback` call it for the version that becomes live.
     # A store of a database may have `probe(self) -> None`: raise StoreUnavailable if the database does not answer, for /ready.
 
     def search(self, query_QD: "np.ndarray", k: int, where: "Filter | None" = None) -> list[list[Hit]]:

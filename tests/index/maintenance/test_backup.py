@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -159,6 +161,56 @@ def test_what_killed_writers_left_is_no_damage_and_goes(coll, tmp_path):
     staging.mkdir()
     coll.maintenance.backup(tmp_path / "out.tar")
     assert not staging.exists()
+
+
+KILLED_IN_TAR = """
+import os, sys, tarfile
+from mmtune.index.collection import Collection
+
+add = tarfile.TarFile.add
+def killed(self, *args, **options):
+    add(self, *args, **options)
+    self.fileobj.flush()
+    print(flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), 9)
+tarfile.TarFile.add = killed
+Collection(sys.argv[1]).maintenance.backup(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("verb", ["backup", "gc"])
+def test_the_unfinished_file_of_a_killed_backup_is_removed_and_named_but_not_a_living_ones(coll, tmp_path, capsys, verb):
+    """Wherever its --out was. While the process lives, no other verb touches its file."""
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / ".tmp-backup-0123.tar").write_bytes(b"of another collection")
+    command = [sys.executable, "-c", KILLED_IN_TAR, str(coll.path), str(away / "b.tar")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.read(1) == b"\n"  # it has written the first file
+        (unfinished,) = set(away.glob(".tmp-*")) - {away / ".tmp-backup-0123.tar"}
+        assert unfinished.stat().st_size > 0 and not (away / "b.tar").exists()
+        assert main(["index", "gc", str(coll.path)]) == 0 and unfinished.exists()
+        assert "removed" not in capsys.readouterr().out
+        process.stdin.write(b"\n")
+    assert process.returncode == -9 and unfinished.exists()
+    argv = ["index", verb, str(coll.path), *(["--out", str(tmp_path / "b.tar")] if verb == "backup" else [])]
+    assert main(argv) == 0
+    assert f"{unfinished.resolve()}: removed; a backup that was killed had left it" in capsys.readouterr().out
+    assert [p.name for p in away.iterdir()] == [".tmp-backup-0123.tar"] and not list(coll.path.glob(".tmp*"))
+    assert main(["index", "backup", str(coll.path), "--out", str(away / "b.tar")]) == 0
+    assert "removed" not in capsys.readouterr().out
+    restore(away / "b.tar", tmp_path / "restored")
+
+
+def test_a_forged_note_of_a_backup_removes_no_other_file(coll, tmp_path):
+    """Only a file that has the staging directory's name is removed."""
+    precious = tmp_path / "precious.tar"
+    precious.write_bytes(b"x")
+    staging = coll.path / ".tmp-backup-0123"
+    staging.mkdir()
+    (staging / "unfinished.txt").write_text(str(precious))
+    assert again(coll).maintenance.gc().files == 1 and precious.exists() and not staging.exists()
 
 
 def test_compact_says_what_was_done_or_why_nothing_was(coll, capsys):
