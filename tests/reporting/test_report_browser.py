@@ -7,6 +7,12 @@ from tests.support.browser import chromium
 from tests.support.report_helpers import long_corpus, run
 
 pytestmark = pytest.mark.slow
+SCROLL_THROUGH = """async (step) => {
+    for (let y = 0; y < document.documentElement.scrollHeight; y += step) {  // it grows while copies are filled in
+        scrollTo({top: y, behavior: 'instant'});
+        for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+    }
+}"""
 SIZES = {"desk": (1200, 900), "phone": (390, 844)}
 
 
@@ -41,10 +47,7 @@ def opened(request, browser):
 
     def go(path):
         page.goto(path.as_uri())
-        tall = page.evaluate("document.documentElement.scrollHeight")
-        for y in range(0, tall, height // 2):
-            page.evaluate(f"window.scrollTo({{top: {y}, behavior: 'instant'}})")
-            page.wait_for_timeout(20)
+        page.evaluate(SCROLL_THROUGH, height // 2)
         return page
 
     yield go

@@ -1,11 +1,11 @@
 """`mmtune serve` as people start it: a real process, real sockets, signals."""
 
+import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import httpx
@@ -81,32 +81,25 @@ def test_a_missing_library_is_one_line(shelf):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_what_is_under_way(shelf, how):
-    """A search that waits for another one, whose body is still on its way, to share its pass; then the stop."""
-    with Process(shelf, "--no-page", "--window", "6000", "--grace", "60", "--json") as server:
+    """Two searches whose bodies are still on their way at the stop, and share a forward pass after it."""
+    with Process(shelf, "--no-page", "--window", "6000", "--grace", "60", "--json") as server, contextlib.ExitStack() as open_:
         wait(server)
         host, port = server.url.removeprefix("http://").split(":")
         body = json.dumps({"text": "sent slowly"}).encode()
         head = f"POST /search HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        with socket.create_connection((host, int(port)), timeout=60) as slow:
-            slow.sendall(head.encode() + body[:5])
-            until(server, "mmtune_under_way 1.0")
-            found = []
-
-            def ask():
-                found.append(httpx.post(server.url + "/search", json={"text": "under way"}, timeout=60))
-
-            asking = threading.Thread(target=ask)
-            asking.start()
-            until(server, "mmtune_under_way 2.0")
-            assert not found
-            server.process.send_signal(how)
-            time.sleep(0.3)
-            slow.sendall(body[5:])
-            answer = slow.recv(65_536)
-            asking.join(60)
+        slow = [open_.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(2)]
+        for s in slow:
+            s.sendall(head.encode() + body[:5])
+        until(server, "mmtune_bodies_arriving 2.0")
+        server.process.send_signal(how)
+        time.sleep(0.3)
+        assert server.process.poll() is None
+        for s in slow:
+            s.sendall(body[5:])
+        for s in slow:
+            answer = b"".join(iter(lambda: s.recv(65_536), b""))  # noqa: B023
+            assert answer.startswith(b"HTTP/1.1 200") and json.loads(answer.partition(b"\r\n\r\n")[2])["results"]
         assert server.process.wait(60) == 0, server.said
-        assert found and found[0].status_code == 200 and found[0].json()["results"]
-        assert answer.startswith(b"HTTP/1.1 200")
         assert json.loads(server.process.stdout.read())["requests"] >= 3
         assert "Traceback" not in server.said, server.said
         with pytest.raises(httpx.TransportError):

@@ -9,6 +9,7 @@ The file is COLL/versions/VERSION/gate_queries.safetensors: for each modality, "
 """
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class GateSample:
         """Return the feature vectors [N, F] of embeddings [N, D]. Each has length 1."""
         return fourier_features(vectors_ND, self.frequencies)
 
-    @property
+    @functools.cached_property
     def low_edge(self) -> int:
         """Histogram bin below which a score counts as low (see `traffic_counts.score_bin`)."""
         from mmtune.index.monitoring.traffic_counts import score_bin

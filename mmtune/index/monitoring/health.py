@@ -23,7 +23,7 @@ from mmtune.index.monitoring.gate_queries import GateQueries, read_gate_queries
 from mmtune.index.monitoring.health_days import HealthDay, health_days, latency_ratio, low_scores
 from mmtune.index.monitoring.intervals import share_difference, wilson_interval
 from mmtune.index.monitoring.probe_log import probe_log, probe_of_line
-from mmtune.index.monitoring.query_drift import LEVEL, QueryDrift, query_drift
+from mmtune.index.monitoring.query_drift import LEVEL, QueryDrift, gate_drift
 from mmtune.index.monitoring.traffic_counts import TrafficCounts, iso, latency_quantile, score_bin, total
 from mmtune.index.monitoring.traffic_history import DAY, TrafficHistory
 from mmtune.runtime.segmented_log import log_files, read_segments
@@ -112,7 +112,7 @@ def check_health(layout: CollectionLayout, now: float | None = None, days: int =
     today = [c for c in counts if c.key.start >= now - DAY]
     week = [c for c in counts if now - 8 * DAY <= c.key.start < now - DAY]
     gate = read_gate_queries(layout, version) if version else None
-    drift = [query_drift(today, sample, version, m) for m, sample in gate.samples.items()] if gate else []
+    drift = gate_drift(today, gate, version)
     probes = probe_log(layout.path).read()
     clicks = _clicks(layout, counts, now - days * DAY)
     facts = _Facts(now, str(layout.path), version, today, week, gate, probes, drift, clicks, pointer["previous"])

@@ -11,7 +11,7 @@ from mmtune.index.collection_layout import CollectionLayout
 from mmtune.index.item_catalog import Catalog
 from mmtune.index.monitoring.canary_probe import IndexProbe, ProbeResult, probe
 from mmtune.index.monitoring.gate_queries import read_gate_queries
-from mmtune.index.monitoring.query_drift import QueryDrift, query_drift
+from mmtune.index.monitoring.query_drift import QueryDrift, gate_drift
 from mmtune.index.monitoring.traffic_history import DAY, TrafficHistory
 from mmtune.index.version_pool import VersionPool
 from mmtune.runtime.segmented_log import SegmentedLog
@@ -56,10 +56,7 @@ def probe_of_line(line: Mapping[str, object]) -> ProbeResult:
 def day_drift(layout: CollectionLayout, version: str, now: float) -> list[QueryDrift]:
     """Compare the queries of the last 24 hours with the gate's, for each modality that has a reference."""
     gate = read_gate_queries(layout, version)
-    if gate is None:
-        return []
-    counts = TrafficHistory(layout.path).read(now - DAY, now + 1)
-    return [query_drift(counts, sample, version, m) for m, sample in gate.samples.items()]
+    return gate_drift(TrafficHistory(layout.path).read(now - DAY, now + 1) if gate else [], gate, version)
 
 
 def run_probe(

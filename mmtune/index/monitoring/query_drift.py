@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from mmtune.index.collection_results import CollectionResult
-from mmtune.index.monitoring.gate_queries import GateSample
+from mmtune.index.monitoring.gate_queries import GateQueries, GateSample
 from mmtune.index.monitoring.intervals import share_difference
 from mmtune.index.monitoring.traffic_counts import SCORE_BINS, TrafficCounts, score_bin, share_below, total
 
@@ -169,6 +169,11 @@ def query_drift(
     differs = any(d.low > least for d in measured) if measured else None
     sentence = _sentence(by, traffic.searches, embeddings, scores, differs, least, level)
     return QueryDrift(version, by, traffic.searches, rows, differs, sentence, embeddings, scores, empty, low, level)
+
+
+def gate_drift(counts: Sequence[TrafficCounts], gate: GateQueries | None, version: str) -> list[QueryDrift]:
+    """Compare the queries of a version with the gate's, for each modality that has a reference."""
+    return [query_drift(counts, sample, version, m) for m, sample in gate.samples.items()] if gate else []
 
 
 def _sentence(

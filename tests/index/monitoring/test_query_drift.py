@@ -52,6 +52,15 @@ def test_intervals_of_shares_equal_scipy_and_the_published_example():
     assert share_difference(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
+def test_the_low_edge_is_the_bin_of_the_5_percent_quantile_and_computed_once(monkeypatch):
+    gate = GateSample(np.array([np.nan, *np.arange(0.1, 1.1, 0.1)], np.float32), np.zeros((11, 2)), np.zeros((1, 4)), "r")
+    calls = []
+    quantile = np.quantile
+    monkeypatch.setattr(np, "quantile", lambda *a, **k: calls.append(a) or quantile(*a, **k))
+    assert [gate.low_edge for _ in range(3)] == [score_bin(0.145)] * 3 and len(calls) == 1
+    assert GateSample(np.full(3, np.nan), gate.features, gate.frequencies, "r").low_edge == -100
+
+
 def test_the_kernel_is_the_gaussian_of_the_median_distance(monkeypatch):
     from mmtune.index.monitoring import gate_queries
 
