@@ -12,31 +12,34 @@ import sys
 from collections import Counter
 
 KINDS = ("application/json", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded")
-SETTLE = 2.0
-"""Seconds after which a connection without an answer counts as one whose body the server waits for."""
+BEGINS = {KINDS[1]: '--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'}
+"""How a body begins; default: "{"."""
+SETTLE = 3.0
+"""Seconds that the server has to answer those requests whose body it does not wait for."""
 
 
 async def trickle(port: int, token: str | None, address: str, method: str, path: str, kind: str, held: Counter[str]) -> None:
-    """Send an endless body, one byte every 100 ms, again and again; only once if the server answers without waiting for it."""
+    """Send an endless body, one byte every 100 ms; again if the server says that it is too slow, and not if it answers otherwise."""
     while True:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
         head = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Type: {kind}", "Content-Length: 100000"]
         head += [f"Authorization: Bearer {token}"] if token else []
-        writer.write(("\r\n".join([*head, "", ""]) + "{").encode())
+        writer.write(("\r\n".join([*head, "", ""]) + BEGINS.get(kind, "{")).encode())
         held[f"{method} {path}"] += 1
-        begin, answer = asyncio.get_running_loop().time(), asyncio.create_task(reader.read(1))
+        answer, status = asyncio.create_task(reader.readline()), b""
         try:
             while not answer.done():
                 await asyncio.wait([answer], timeout=0.1)
                 writer.write(b" ")
                 await writer.drain()
+            status = answer.result()
         except ConnectionError:
             pass
         finally:
             held[f"{method} {path}"] -= 1
             answer.cancel()
             writer.close()
-        if asyncio.get_running_loop().time() - begin < SETTLE:
+        if status and b" 408 " not in status:
             return
 
 

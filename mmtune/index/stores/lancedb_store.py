@@ -21,6 +21,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, Value, value_kind
 from mmtune.index.stores import store_ranking, store_rows
+from mmtune.index.stores.lancedb_errors import first_line, reports_outages, storage_error
 from mmtune.index.stores.store_protocol import Hit, StoreLocation
 
 if TYPE_CHECKING:
@@ -69,49 +70,62 @@ class LanceStore:
 
     kind = "lancedb"
 
-    def __init__(self, location: StoreLocation, db: "LanceDBConnection", table: "LanceTable", label: str):
-        self._location, self._db, self._table, self._label = location, db, table, label
+    def __init__(self, location: StoreLocation, db: "LanceDBConnection", table: "LanceTable"):
+        self._location, self._db, self._table, self._label = location, db, table, self._label_of(location)
         schema = table.schema
         document = json.loads((schema.metadata or {}).get(b"mmtune", b"null"))
         vector = schema.field("vector").type if "vector" in schema.names else None
-        stamp = store_rows.read_stamp(document, getattr(vector, "list_size", None), label)
+        stamp = store_rows.read_stamp(document, getattr(vector, "list_size", None), self._label)
         self.fingerprint, self.dim = stamp["fingerprint"], stamp["dim"]
         self._index = self._built()
 
     @staticmethod
-    def _connect(location: StoreLocation) -> "tuple[LanceDBConnection, str]":
+    def _label_of(location: StoreLocation) -> str:
+        return f"{location.url or location.directory}/{store_rows.check_name(location.name)}"
+
+    @staticmethod
+    def _connect(location: StoreLocation) -> "LanceDBConnection":
         uri = location.url or str(location.directory)
         # An interval of 0 makes every search check whether another process has written.
-        return _lancedb().connect(uri, read_consistency_interval=timedelta(0)), f"{uri}/{store_rows.check_name(location.name)}"
+        return _lancedb().connect(uri, read_consistency_interval=timedelta(0))
 
     @classmethod
     def create(cls, location: StoreLocation, dim: int, fingerprint: str) -> "LanceStore":
         """Create an empty table that records the fingerprint; an existing table of that name is replaced."""
         import pyarrow as pa
 
-        db, label = cls._connect(location)
         fields = [pa.field("id", pa.string(), nullable=False), pa.field("vector", pa.list_(pa.float32(), dim), nullable=False)]
         fields += [pa.field(n, pa.string(), nullable=False) for n in ("meta", "present")]
         schema = pa.schema(fields, {"mmtune": json.dumps(store_rows.stamp(fingerprint, dim))})
-        return cls(location, db, db.create_table(location.name, schema=schema, mode="overwrite"), label)
+        try:
+            db = cls._connect(location)
+            return cls(location, db, db.create_table(location.name, schema=schema, mode="overwrite"))
+        except (OSError, RuntimeError, ValueError) as e:
+            raise storage_error(cls._label_of(location), e) from e.__cause__
 
     @classmethod
     def open(cls, location: StoreLocation) -> "LanceStore":
         """Open the table at `location`. Raises DataError when there is no such table, or it records no fingerprint."""
-        db, label = cls._connect(location)
+        label = cls._label_of(location)
         try:
+            db = cls._connect(location)
             table = db.open_table(location.name)
-        except (ValueError, FileNotFoundError) as e:
-            raise DataError(f"{label}: no such LanceDB table ({str(e).splitlines()[0]})") from None
-        return cls(location, db, table, label)
+            return cls(location, db, table)
+        except (OSError, RuntimeError, ValueError) as e:
+            if isinstance(error := storage_error(label, e), StoreUnavailable):
+                raise error from None
+            if not isinstance(e, ValueError | FileNotFoundError):
+                raise error from e.__cause__
+            raise DataError(f"{label}: no such LanceDB table ({first_line(e)})") from None
 
     def probe(self) -> None:
         """Count the rows. Raises StoreUnavailable when the storage cannot be reached."""
         try:
             self._table.count_rows()
         except (OSError, RuntimeError, ValueError) as e:
-            raise StoreUnavailable(f"{self._label}: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
+            raise StoreUnavailable(f"{self._label}: {first_line(e)}") from None
 
+    @reports_outages
     def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:
         ids, vectors_ND, plain = store_rows.check_rows(ids, vectors_ND, meta, self.dim, self._label)
         if not ids:
@@ -146,11 +160,13 @@ class LanceStore:
             schema = self._table.schema
         return schema
 
+    @reports_outages
     def delete(self, ids: Sequence[str]) -> None:
         ids = list(ids)
         for start in range(0, len(ids), BATCH):
             self._table.delete(_lancedb().expr.col("id").isin(ids[start : start + BATCH]))
 
+    @reports_outages
     def build(self, index: str = "auto", *, search_dim: int | None = None, memory_mb: int | None = None) -> dict[str, object]:
         store_rows.check_index(index, self._label, search_dim, memory_mb)
         count, first = len(self), not self._table.list_indices()
@@ -171,6 +187,7 @@ class LanceStore:
         self._index = self._built()
         return built
 
+    @reports_outages
     def reclaim(self) -> str:
         """Merge small files, add new rows to the index, and delete the files of replaced table versions that no search reads now."""
         before = self.size()
@@ -179,6 +196,7 @@ class LanceStore:
         note = f"files merged, new rows added to the index, table versions older than {minutes:g} min deleted"
         return note if self.size() != before else f"{note}: nothing was older; --full deletes all at once"
 
+    @reports_outages
     def compact(self) -> None:
         """Rewrite the table without deleted rows, build its index again, and delete all earlier files.
 
@@ -215,6 +233,7 @@ class LanceStore:
         kinds = {i.index_type.lower() for i in self._table.list_indices() if i.columns == ["vector"]}
         return "flat" if not kinds else "hnsw" if any("hnsw" in k for k in kinds) else "ivfpq"
 
+    @reports_outages
     def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
         condition = None if where is None else _FilterExpression(set(self._table.schema.names)).of(where, True)
         query_QD = store_rows.check_queries(query_QD, self.dim, k, self._label)
@@ -255,6 +274,7 @@ class LanceStore:
             return query.ef(max(200, 4 * width))
         return query.nprobes(max(20, round(len(self) ** 0.5 / 8))).refine_factor(10)
 
+    @reports_outages
     def fetch(self, ids: Sequence[str]) -> np.ndarray:
         ids, vectors = list(ids), dict[str, np.ndarray]()
         for start in range(0, len(ids), BATCH):
@@ -263,12 +283,15 @@ class LanceStore:
             vectors |= zip(rows["id"].to_pylist(), self._vectors(rows), strict=True)
         return store_rows.stack_in_order(ids, vectors, self.dim, self._label)
 
+    @reports_outages
     def ids(self) -> list[str]:
         return self._table.search().select(["id"]).to_arrow()["id"].to_pylist()
 
+    @reports_outages
     def __len__(self) -> int:
         return self._table.count_rows()
 
+    @reports_outages
     def size(self) -> int:
         root = Path(self._location.url or self._location.directory) / f"{self._location.name}.lance"
         if root.is_dir():
@@ -277,6 +300,7 @@ class LanceStore:
         statistics = cast("JsonObject", self._table.stats())  # LanceDB annotates a dataclass, but returns a dict
         return int(statistics["total_bytes"]) + indexes
 
+    @reports_outages
     def drop(self) -> None:
         self._db.drop_table(self._location.name, ignore_missing=True)
 
