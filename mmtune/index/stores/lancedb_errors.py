@@ -12,7 +12,9 @@ class _Labelled(Protocol):
     _label: str
 
 
-P, S, T = ParamSpec("P"), TypeVar("S", bound=_Labelled), TypeVar("T")
+P = ParamSpec("P")
+S = TypeVar("S", bound=_Labelled)
+T = TypeVar("T")
 AWAY = re.compile(r'Generic (?!LocalFileSystem)\w+ error|Generic \{ store: "(?!LocalFileSystem)')
 """How LanceDB's messages say that object storage did not answer; a refusal or a missing object is said otherwise."""
 
