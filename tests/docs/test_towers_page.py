@@ -20,7 +20,8 @@ def item(start: str) -> str:
 
 
 def test_every_family_has_a_row():
-    assert {name for row in ROWS for name in re.findall(r"`(\w+):`", row[0])} == set(TABLE)
+    built_in = {name for name, target in TABLE.items() if target.startswith("mmtune.")}  # not what other tests registered
+    assert {name for row in ROWS for name in re.findall(r"`(\w+):`", row[0])} == built_in
 
 
 def test_poolings_and_methods_are_those_of_the_code():
