@@ -25,14 +25,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mmtune.index import item_vectors, open_version, version_updates  # noqa: F401  (what a child needs is imported here)
+from mmtune.index import audit_log, item_vectors, open_version, version_updates  # noqa: F401  (what a child needs is imported here)
 from mmtune.index.adopt.adopt import adopt
 from mmtune.index.adopt.vector_sources import VectorRows
 from mmtune.index.collection import Collection
 from mmtune.index.maintenance import backup, sweep
 from mmtune.index.release.build import IndexOptions
 from mmtune.model.artifact import load, save
-from mmtune.runtime.files import read_jsonl_log
 from tests.support.corpora import COLOURS
 from tests.support.index_helpers import row
 
@@ -208,8 +207,8 @@ class Series:
             assert moved == int(verb in ("promote", "rollback")), pointer
             assert verb != "promote" or pointer["version"] == op["version"]
             assert verb != "rollback" or pointer["version"] == state["previous"]
-            lines = read_jsonl_log(coll.path / "journal.jsonl")  # without the line that a kill tore
-            moves = [x["generation"] for x in lines if x["what"] in ("promote", "rollback")]
+            events = audit_log.read(coll.layout)  # with the event of a move whose writer was killed before it was logged
+            moves = [x["generation"] for x in events if x["what"] in ("promote", "rollback")]
             assert moves == list(range(1, pointer["generation"] + 1)), moves
         self.made(verb, after)
         return {"ids": after, "generation": pointer["generation"], "live": pointer["version"], "previous": pointer["previous"]}
