@@ -82,5 +82,6 @@ def is_merged(old: object, new: object) -> bool:
     """Return whether `new` is merged into `old`: both are mappings, and `new` is not empty."""
     from omegaconf import DictConfig
 
-    both = isinstance(old, DictConfig) and isinstance(new, DictConfig)
-    return both and not old._is_none() and not new._is_none() and len(new) > 0
+    if not isinstance(old, DictConfig) or not isinstance(new, DictConfig):
+        return False
+    return not old._is_none() and not new._is_none() and len(new) > 0
