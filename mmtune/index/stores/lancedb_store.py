@@ -198,16 +198,16 @@ class LanceStore:
 
     @reports_outages
     def compact(self) -> None:
-        """Rewrite the table without deleted rows, build its index again, and delete all earlier files.
+        """Rewrite the table without deleted rows, build its index again, and delete all earlier files, also those of a killed writer.
 
-        A search that runs meanwhile in another process may have to be repeated.
+        No other process may write meanwhile; a search that runs in one may have to be repeated.
         """
         schema, index = self._table.schema, self._index
         rows = self._table.search().select(schema.names).to_arrow().select(schema.names)
         data = rows.cast(schema.remove_metadata()).replace_schema_metadata(schema.metadata)
         self._table = self._db.create_table(self._location.name, data=data, schema=schema, mode="overwrite")
         self.build(index)
-        self._clean(timedelta(0))
+        self._clean(timedelta(0), uncommitted=True)
 
     def _create_vector_index(self, index: str, count: int) -> dict[str, int]:
         """Build an hnsw or ivfpq index and return its settings."""
@@ -222,12 +222,13 @@ class LanceStore:
         self._table.create_index("vector", config=kinds.IvfPq(distance_type="dot", max_iterations=20, **settings))
         return settings
 
-    def _clean(self, older: timedelta) -> None:
+    def _clean(self, older: timedelta, uncommitted: bool = False) -> None:
+        """uncommitted: also delete files that no version has, which LanceDB keeps for 7 days otherwise."""
         import warnings
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # warns that readers may lose files; READER_GRACE prevents that
-            self._table.optimize(cleanup_older_than=older)
+            self._table.optimize(cleanup_older_than=older, delete_unverified=uncommitted)
 
     def _built(self) -> str:
         kinds = {i.index_type.lower() for i in self._table.list_indices() if i.columns == ["vector"]}
