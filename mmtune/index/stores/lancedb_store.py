@@ -8,6 +8,7 @@ that a row has, so that missing values can be recognised.
 
 import functools
 import json
+import re
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -43,6 +44,8 @@ BATCH = 10_000
 """Ids per delete or fetch expression."""
 ATTEMPTS = 3
 """Attempts of a search whose table version is cleaned up while it reads."""
+UNRENAMED = re.compile(r"#\d+$")
+"""Matches the name of a file that LanceDB writes under another name first (`X.manifest#1`), and that a killed writer left."""
 READER_GRACE = timedelta(minutes=10)
 """How long the files of a replaced table version are kept, for searches that still read them."""
 
@@ -208,6 +211,9 @@ class LanceStore:
         self._table = self._db.create_table(self._location.name, data=data, schema=schema, mode="overwrite")
         self.build(index)
         self._clean(timedelta(0), uncommitted=True)
+        for path in self._directory.rglob("*#*"):
+            if UNRENAMED.search(path.name):
+                path.unlink(missing_ok=True)
 
     def _create_vector_index(self, index: str, count: int) -> dict[str, int]:
         """Build an hnsw or ivfpq index and return its settings."""
@@ -292,9 +298,14 @@ class LanceStore:
     def __len__(self) -> int:
         return self._table.count_rows()
 
+    @property
+    def _directory(self) -> Path:
+        """The table's directory; on object storage, a path that does not exist."""
+        return Path(self._location.url or self._location.directory) / f"{self._location.name}.lance"
+
     @reports_outages
     def size(self) -> int:
-        root = Path(self._location.url or self._location.directory) / f"{self._location.name}.lance"
+        root = self._directory
         if root.is_dir():
             return store_rows.directory_size(root)
         indexes = sum(i.size_bytes or 0 for i in self._table.list_indices())

@@ -16,6 +16,8 @@ def test_compaction_removes_what_a_killed_writer_left(tmp_path):
     data = next(tmp_path.rglob("*.lance/data/*.lance"))
     killed = data.with_name("0" * 50 + ".lance")  # a writer that did not come to commit
     killed.write_bytes(data.read_bytes() + SECRET.encode())
+    manifest = next(tmp_path.rglob("*.manifest"))
+    manifest.with_name(f"{manifest.name}#1").write_text(SECRET)  # a writer that did not come to rename
     store.compact()
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert files and not any(SECRET.encode() in p.read_bytes() for p in files)
