@@ -8,8 +8,8 @@ that a row has, so that missing values can be recognised.
 
 import functools
 import json
-import re
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
