@@ -3,6 +3,7 @@
 import logging
 import socket
 
+import httpx
 import pytest
 
 from mmtune.errors import DataError, StoreUnavailable
@@ -35,6 +36,7 @@ def bucket(monkeypatch):
         "AWS_ALLOW_HTTP": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    httpx.post(f"{endpoint}/moto-api/reset").raise_for_status()  # moto keeps its buckets for the whole process
     client = boto3.client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket="shop")
     yield server, client, "s3://shop/indexes"
