@@ -154,6 +154,11 @@ def _text(result: "PackResult") -> str:
     counts = f"{result.packed} of {result.rows} rows in {_shards(result.shards)}"
     lines = [f"{counts}: {result.out} ({', '.join(result.modalities)})"]
     lines += [f"  {n}: {s.packed} of {s.rows} rows in {_shards(s.shards)}" for n, s in result.splits.items()]
+    if len(result.modalities) == 1:
+        lines.append(
+            f"Only {result.modalities[0]}: enough to embed, index and predict. To train across modalities, pack a table that also has "
+            "another one, such as captions (docs/your_data.md)"
+        )
     if result.list_rows:
         lines.append(
             f"{result.list_rows} of the rows come from lists: each further value of a list is a row of its own (ids ID#2, ID#3, "

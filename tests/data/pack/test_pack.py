@@ -253,6 +253,14 @@ def test_folders_pack(tmp_path: Path) -> None:
     assert data.read(2, "text") == b"red apple" and data.meta(0) == {}
 
 
+def test_a_folder_of_one_modality_says_what_training_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(picture(0))
+    assert main(["pack", str(folder), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert "Only image: enough to embed, index and predict. To train across modalities, pack a table" in capsys.readouterr().out
+
+
 def test_an_out_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     source, out = catalog(tmp_path / "src"), tmp_path / "out"
     out.mkdir()
@@ -346,7 +354,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "splits": {},
     }
     assert open_data(str(out)).read(0, "text") == b"red" and open_data(str(out)).column("text")[0] == "thing 0"
-    assert main(argv) == 0 and "12 of 12 rows in 1 shard:" in capsys.readouterr().out
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "12 of 12 rows in 1 shard:" in text and "Only" not in text
     assert main([*argv, "--image", "imgae"]) == 2
     captured = capsys.readouterr()
     assert (
