@@ -15,6 +15,7 @@ SHOWN = {
     "first_run": (6, 4),
     "fourth_modality": (2, 2),
     "machine_sounds": (10, 8),
+    "research": (2, 0),
     "shipping_a_model": (3, 0),
     "speed": (6, 4),
 }
