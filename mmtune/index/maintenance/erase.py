@@ -22,7 +22,7 @@ from mmtune.index.maintenance.erase_proof import ErasureProof, prove, vector_win
 from mmtune.index.maintenance.mask_item import id_pattern, mask_document, mask_logs
 from mmtune.index.maintenance.pending_work import Erasure, read_pending, write_pending
 from mmtune.index.maintenance.sweep import OLD_SECONDS, compact_store, current_labels, sweep_caches, sweep_temporary_files
-from mmtune.index.release.canaries import keep_canaries
+from mmtune.index.release.canaries import keep_canaries, store_canaries
 from mmtune.index.version_updates import VersionUpdates
 from mmtune.runtime.progress import Progress
 
@@ -147,8 +147,12 @@ class Eraser:
                     compact_store(store, record["index"].get(m, {}))
             path = self.layout.directory(record["version"]) / "canaries.safetensors"
             labels = {m: current_labels(self.catalog, m, item) for m in self.catalog.counts()}
-            if not keep_canaries(path, labels):
-                raise DataError(f"{path}: the item was the only canary; build a new version, then drop {record['version']}")
+            if not keep_canaries(
+                path, labels
+            ):  # the item was the only canary: others take its place, while it still proves the model
+                if not any(len(other) for other in labels.values()):
+                    raise DataError(f"{path}: the item is the only one; drop {record['version']}, or add other items first")
+                store_canaries(self.pool.reopen(record["version"]).model, self.catalog, path)
             mask_document(path.with_name("gate.json"), item)
 
     def _erase_from_logs(self, erasure: Erasure) -> None:

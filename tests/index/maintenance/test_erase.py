@@ -4,12 +4,14 @@ import json
 import os
 import sqlite3
 
+import numpy as np
 import pytest
 
 from mmtune.cli import main
 from mmtune.contracts import Row
 from mmtune.errors import DataError
 from mmtune.index.collection import Collection
+from mmtune.index.release.canaries import keep_canaries
 from tests.support.index_driver import killed_at
 from tests.support.index_helpers import again, coll_fixture, picture, row, shelf_fixture  # noqa: F401
 
@@ -104,6 +106,24 @@ def test_a_damaged_version_is_reported_and_the_rest_is_erased(coll):
     fresh = again(coll)  # opening it finishes the erasure
     assert not (coll.path / "pending.json").exists() and fresh.journal()[-1]["what"] == "erase"
     assert traces(coll.path, [], []) == []
+
+
+def test_the_only_canary_is_replaced_by_others(coll):
+    """A version whose other canaries were erased before; the model is verified with the last one before it goes."""
+    (found,) = coll.catalog.sample("image", 1)
+    content, label = coll.catalog.read(found, "image"), found.contents["image"][0]
+    vectors = [coll.open(v).stores["image"].fetch([found.id])[0] for v in ("v1", "v2")]
+    for version in ("v1", "v2"):
+        assert keep_canaries(coll.layout.directory(version) / "canaries.safetensors", {"image": np.array([label])})
+    fresh = again(coll)
+    assert all(fresh.open(v).canaries["image"][0].tolist() == [label] for v in ("v1", "v2"))
+    done = fresh.maintenance.erase(found.id, "asked for it")
+    assert done.erased and done.behind == {}, done
+    assert traces(coll.path, [content], vectors) == []
+    fresh = again(coll)
+    for version in ("v1", "v2"):
+        labels = fresh.open(version).canaries["image"][0].tolist()
+        assert len(labels) > 10 and label not in labels
 
 
 def test_20_replacements_leave_one_content(coll):
