@@ -29,7 +29,7 @@ from mmtune.errors import DataError
 from mmtune.index.stores.store_protocol import StoreLocation
 from mmtune.runtime.files import read_json, write_json
 from mmtune.runtime.format_number import check_format
-from mmtune.runtime.work_lock import Timeout, file_lock
+from mmtune.runtime.work_lock import Timeout, lock_in_turn
 
 T = TypeVar("T")
 FORMAT = 1
@@ -236,19 +236,16 @@ class CollectionLayout:
 
     @contextlib.contextmanager
     def lock(self, name: str = "write", wait: float = LOCK_SECONDS) -> Iterator[None]:
-        """Context manager that holds a lock, exclusive among all threads and processes.
+        """Context manager that holds a lock, exclusive among all threads and processes. Threads get it in the order in which they ask.
 
         The OS releases the lock when the process ends, even if it is killed.
 
         name: "write" (the write lock), or another name for a lock of its own.
         wait: timeout in seconds. Raises DataError when another holder keeps the lock for longer.
         """
-        lock = file_lock(self.path / f".{name}.lock")
-        try:
-            lock.acquire(timeout=wait, poll_interval=0.01)
-        except Timeout:
-            raise DataError(f"{self.path}: another {name} is running; wait until it has finished, or stop it") from None
-        try:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(lock_in_turn(self.path / f".{name}.lock", wait, 0.01))
+            except Timeout:
+                raise DataError(f"{self.path}: another {name} is running; wait until it has finished, or stop it") from None
             yield
-        finally:
-            lock.release()

@@ -9,13 +9,16 @@ atomically.
 import contextlib
 import errno
 import os
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-__all__ = ["FileLock", "Timeout", "file_lock", "run_jobs_once"]
+__all__ = ["FileLock", "Timeout", "file_lock", "lock_in_turn", "run_jobs_once"]
 
 Job = TypeVar("Job")
 
@@ -31,6 +34,52 @@ def file_lock(path: str | os.PathLike[str]) -> FileLock:
     killed.
     """
     return FileLock(path, fallback_to_soft=False)
+
+
+_waiting: dict[str, deque[threading.Event]] = {}
+"""Path of a lock file -> what the threads of this process wait for that hold or want it, in the order in which they asked."""
+_waiting_guard = threading.Lock()
+
+
+@contextlib.contextmanager
+def lock_in_turn(path: str | os.PathLike[str], timeout: float, poll_interval: float) -> Iterator[None]:
+    """Context manager that holds the lock on the file `path`; it is not reentrant.
+
+    The threads of this process get the lock in the order in which they asked for it: with polling alone, one of many busy threads may
+    wait for minutes. Raises `Timeout` after `timeout` seconds.
+    """
+    key, turn, end = os.path.abspath(path), threading.Event(), time.monotonic() + timeout
+    with _waiting_guard:
+        queue = _waiting.setdefault(key, deque())
+        queue.append(turn)
+        queue[0].set()
+    try:
+        if not turn.wait(timeout):
+            raise Timeout(key)
+        lock = file_lock(path)
+        lock.acquire(timeout=max(0.0, end - time.monotonic()), poll_interval=poll_interval)
+        try:
+            yield
+        finally:
+            lock.release()
+    finally:
+        with _waiting_guard:
+            queue.remove(turn)
+            if queue:
+                queue[0].set()
+            else:
+                _waiting.pop(key, None)
+
+
+def _forget_threads() -> None:
+    """In a forked process, which has none of the threads that wait, and perhaps a copy of a held guard."""
+    global _waiting_guard
+    _waiting_guard = threading.Lock()
+    _waiting.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def run_jobs_once(

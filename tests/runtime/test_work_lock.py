@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from mmtune.runtime.work_lock import run_jobs_once
+from mmtune.runtime import work_lock
+from mmtune.runtime.work_lock import Timeout, file_lock, lock_in_turn, run_jobs_once
 
 WORKER = """
 import os, sys, time
@@ -172,3 +174,34 @@ def test_a_build_finds_what_workers_embedded_and_one_of_them_was_killed(tmp_path
         found = shop.search(text="a red square", k=36, version="v1")
     assert found.ids == want.ids
     assert max(abs(a["score"] - b["score"]) for a, b in zip(found.results, want.results, strict=True)) < 1e-5
+
+
+def test_threads_get_the_lock_in_the_order_in_which_they_ask(tmp_path):
+    """With polling alone one of 16 busy threads may wait for minutes; by chance this order would come once in 12! runs."""
+    got, threads = [], []
+
+    def work(number: int) -> None:
+        with lock_in_turn(tmp_path / "lock", 60, 0.01):
+            got.append(number)
+
+    with lock_in_turn(tmp_path / "lock", 1, 0.01):
+        for number in range(12):
+            threads.append(threading.Thread(target=work, args=(number,)))
+            threads[-1].start()
+            while len(work_lock._waiting[str(tmp_path / "lock")]) < number + 2:
+                time.sleep(0.001)
+        with pytest.raises(Timeout), lock_in_turn(tmp_path / "lock", 0.05, 0.01):
+            pass
+    for thread in threads:
+        thread.join()
+    assert got == list(range(12)) and not work_lock._waiting
+
+
+def test_another_process_is_waited_for_and_a_forked_one_begins_anew(tmp_path):
+    with file_lock(tmp_path / "lock"), pytest.raises(Timeout), lock_in_turn(tmp_path / "lock", 0.05, 0.01):
+        pass
+    with lock_in_turn(tmp_path / "other", 1, 0.01):
+        pid = os.fork()
+        if not pid:
+            os._exit(0 if not work_lock._waiting else 1)
+        assert os.waitpid(pid, 0)[1] == 0

@@ -97,16 +97,27 @@ class Client:
             self.rng.choice(known) if len(known) >= ITEMS or (known and self.rng.random() < 0.4) else f"{self.name}-{self.made}"
         )
         caption = f"{self.name} {self.made} {' '.join(self.rng.sample(WORDS, 4))}"
-        answer = self.send("PUT", f"/items/{id}", self.report.writes, json={"text": caption, "meta": {"owner": self.name}})
+        with self.unsure_without_answer(id, caption):
+            answer = self.send("PUT", f"/items/{id}", self.report.writes, json={"text": caption, "meta": {"owner": self.name}})
         self.wrote(id, caption, answer)
 
     def delete(self) -> None:
         id = self.rng.choice(sorted({*self.certain, *self.unsure}))
-        answer = self.send("DELETE", f"/items/{id}", self.report.writes)
+        with self.unsure_without_answer(id, None):
+            answer = self.send("DELETE", f"/items/{id}", self.report.writes)
         if answer.status_code == 404 and self.certain.get(id) is not None:
             self.wrong(f"{id} is lost: DELETE says 404")
         if answer.status_code != 404:
             self.wrote(id, None, answer)
+
+    @contextlib.contextmanager
+    def unsure_without_answer(self, id: str, caption: str | None) -> Iterator[None]:
+        """A write without an answer, which is a fault by itself, may have been done or not, or be done later."""
+        try:
+            yield
+        except httpx.HTTPError:
+            self.unsure[id] = self.unsure.pop(id, {self.certain.pop(id, None)}) | {caption}
+            raise
 
     def wrote(self, id: str, caption: str | None, answer: httpx.Response) -> None:
         if answer.is_success and not answer.json()["behind"]:

@@ -221,7 +221,7 @@ def test_the_journal_misses_nothing_when_its_writer_is_killed(coll, monkeypatch)
     monkeypatch.setattr(audit_log, "append", killed)
     with pytest.raises(KeyboardInterrupt):
         promoter = promote.Promoter(coll.layout, coll.catalog, coll.pool, coll.updates)
-        promoter._move_pointer("v2", ["v1"], "promote", "killed between pointer and journal")
+        promoter._move_pointer(coll.open("v2"), ["v1"], "promote", "killed between pointer and journal")
     monkeypatch.setattr(audit_log, "append", real)
     with open(coll.path / "journal.jsonl", "a") as f:
         f.write('{"torn": ')
