@@ -17,6 +17,7 @@ ID3_HEADER = 10
 TAG_NAMES = re.compile(rb"Xing|Info|VBRI")
 SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 """The first two bytes of a frame of layer III: MPEG 2.5, 2 or 1, with or without a checksum."""
+PADDING = re.compile(rb"\0*")
 KBPS = {
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
@@ -80,11 +81,9 @@ def _after_tags(data: bytes) -> int:
 
 def is_mp3(data: bytes) -> bool:
     """Return whether a file starts with a frame of layer III, perhaps behind ID3 tags and bytes of value 0."""
-    offset = _after_tags(data)
-    while data[offset : offset + 1] == b"\0":
-        offset += 1
-    frame = frame_at(data, offset)
-    following = frame and frame_at(data, offset + frame.size)
+    padding = PADDING.match(data, _after_tags(data))
+    frame = frame_at(data, padding.end()) if padding else None
+    following = frame and frame_at(data, frame.offset + frame.size)
     return frame is not None and (following is None or following.kind == frame.kind)
 
 
