@@ -41,6 +41,16 @@ def children(server):
     return found
 
 
+def kill_a_worker(server):
+    """Kill one of two workers, and wait until another has taken its place."""
+    victim = children(server)[0]
+    victim.kill()
+    end = time.monotonic() + 120
+    while len({p.pid for p in children(server)} - {victim.pid}) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 def metric(server, name):
     lines = httpx.get(server.url + "/metrics", timeout=60, headers=BEARER).text.splitlines()
     return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(name) and x[len(name)] in " {")
@@ -94,12 +104,7 @@ def test_two_workers_serve_one_collection(shelf, tmp_path):
         assert metric(server, "mmtune_searches_total") >= 24 * 3 + 12  # the sum over the workers
         assert metric(server, "mmtune_items") == 25 and metric(server, "mmtune_under_way") == 0
         # a worker that is killed is replaced, and nobody else notices
-        victim = children(server)[0]
-        victim.kill()
-        end = time.monotonic() + 120
-        while len({p.pid for p in children(server)} - {victim.pid}) < 2:
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        kill_a_worker(server)
         assert "ended with status -9" in server.said
         assert ask(server, text="x").status_code == 200
         pids = [p.pid for p in children(server)]
@@ -216,12 +221,7 @@ def test_two_workers_count_every_search_and_report_the_same(shelf, tmp_path):
         pages = each_worker(lambda web: web.get(server.url + "/monitoring").text.count("86 in the last 24 hours"))
         assert pages == {1}
         # a killed worker loses nothing that was written, and its successor goes on
-        victim = children(server)[0]
-        victim.kill()
-        end = time.monotonic() + 120
-        while len({p.pid for p in children(server)} - {victim.pid}) < 2:
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        kill_a_worker(server)
         wait(server)
         assert counted() == right
         answered = 0
