@@ -39,3 +39,8 @@ class ProcessEnded(TrainingError):
 
 class Rejected(Exception):
     """The value of one row cannot be used. The message is the reason; `pack` writes it to rejected.jsonl and continues."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

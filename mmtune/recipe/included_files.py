@@ -26,7 +26,7 @@ INCLUDE_SCHEMA: JsonObject = {
 def load_with_includes(path: str | Path, above: Sequence[Path] = ()) -> "DictConfig | ListConfig":
     """Read a YAML file and merge it over the files that it includes.
 
-    above: the files that include this one, to find circles
+    above: the files that include this one, to detect cycles
 
     Raises RecipeError if an included file is missing or includes itself, or if `include` is neither a path nor a list of paths.
     """

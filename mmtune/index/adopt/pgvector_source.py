@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from mmtune.errors import DataError, MissingExtra, StoreUnavailable
+from mmtune.errors import DataError, MissingExtra, StoreUnavailable, first_line
 from mmtune.index.adopt.vector_sources import BATCH, VectorRows, usable_rows
 from mmtune.index.stores.pgvector_connections import parse_options
 
@@ -57,9 +57,9 @@ class PgvectorSource:
                         dim = rows.vectors.shape[1] or dim
                         yield rows
         except psycopg.OperationalError as e:
-            raise StoreUnavailable(f"{self.label}: {str(e).strip().splitlines()[0]}") from None
+            raise StoreUnavailable(f"{self.label}: {first_line(e)}") from None
         except psycopg.Error as e:
-            raise DataError(f"{self.label}: {str(e).strip().splitlines()[0]}") from None
+            raise DataError(f"{self.label}: {first_line(e)}") from None
 
     def _columns(self, connection: "object") -> tuple[str, str]:
         """Return the names of the columns of vectors and ids."""

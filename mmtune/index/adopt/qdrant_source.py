@@ -1,11 +1,10 @@
 """Read ids, vectors and payloads of a Qdrant collection that other software wrote."""
 
-import os
 from collections.abc import Iterator
 
-from mmtune.errors import DataError, MissingExtra, StoreUnavailable
+from mmtune.errors import DataError, MissingExtra, StoreUnavailable, first_line
 from mmtune.index.adopt.vector_sources import BATCH, VectorRows, usable_rows
-from mmtune.index.stores.qdrant_connections import parse_options
+from mmtune.index.stores.qdrant_connections import parse_options, server_client
 
 
 class QdrantSource:
@@ -32,15 +31,9 @@ class QdrantSource:
         self.skipped.clear()
         server = self._url.startswith(("http://", "https://"))
         try:
-            client = self._module.QdrantClient(
-                url=self._url if server else None,
-                path=None if server else self._url,
-                api_key=os.environ.get("QDRANT_API_KEY") if server else None,
-                timeout=60,
-                check_compatibility=False,
-            )
+            client = server_client(self._url) if server else self._module.QdrantClient(path=self._url)
         except (RuntimeError, ValueError, OSError) as e:
-            raise StoreUnavailable(f"{self.label}: {str(e).splitlines()[0]}") from None
+            raise StoreUnavailable(f"{self.label}: {first_line(e)}") from None
         try:
             offset, dim = None, None
             while True:
@@ -74,6 +67,6 @@ class QdrantSource:
 
 
 def _error(label: str, error: Exception) -> Exception:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first_line(error)
     away = type(error).__name__ in ("ResponseHandlingException", "ConnectError", "ConnectionError")
     return StoreUnavailable(f"{label}: {first}") if away else DataError(f"{label}: {first}")

@@ -147,9 +147,8 @@ class Eraser:
                     compact_store(store, record["index"].get(m, {}))
             path = self.layout.directory(record["version"]) / "canaries.safetensors"
             labels = {m: current_labels(self.catalog, m, item) for m in self.catalog.counts()}
-            if not keep_canaries(
-                path, labels
-            ):  # the item was the only canary: others take its place, while it still proves the model
+            if not keep_canaries(path, labels):
+                # the item was the only canary: others take its place, while it still proves the model
                 if not any(len(other) for other in labels.values()):
                     raise DataError(f"{path}: the item is the only one; drop {record['version']}, or add other items first")
                 store_canaries(self.pool.reopen(record["version"]).model, self.catalog, path)

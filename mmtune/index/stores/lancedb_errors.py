@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from mmtune.errors import DataError, StoreUnavailable
+from mmtune.errors import DataError, StoreUnavailable, first_line
 
 
 class _Labelled(Protocol):
@@ -24,13 +24,12 @@ def storage_error(label: str, error: Exception) -> Exception:
     they are."""
     if "://" not in label:
         return error
-    return (StoreUnavailable if AWAY.search(str(error)) else DataError)(f"{label}: {first_line(error)}")
+    return (StoreUnavailable if AWAY.search(str(error)) else DataError)(f"{label}: {message_of(error)}")
 
 
-def first_line(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Return the first line of an error's message, without the place in LanceDB's source."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r", /\S+\.rs:\d+:\d+.*", "", lines[0])[:500]
+    return re.sub(r", /\S+\.rs:\d+:\d+.*", "", first_line(error))[:500]
 
 
 def reports_outages(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:

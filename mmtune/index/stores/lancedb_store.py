@@ -22,7 +22,7 @@ from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MissingExtra, StoreUnavailable
 from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, Value, value_kind
 from mmtune.index.stores import store_ranking, store_rows
-from mmtune.index.stores.lancedb_errors import first_line, reports_outages, storage_error
+from mmtune.index.stores.lancedb_errors import message_of, reports_outages, storage_error
 from mmtune.index.stores.store_protocol import Hit, StoreLocation
 
 if TYPE_CHECKING:
@@ -119,14 +119,14 @@ class LanceStore:
                 raise error from None
             if not isinstance(e, ValueError | FileNotFoundError):
                 raise error from e.__cause__
-            raise DataError(f"{label}: no such LanceDB table ({first_line(e)})") from None
+            raise DataError(f"{label}: no such LanceDB table ({message_of(e)})") from None
 
     def probe(self) -> None:
         """Count the rows. Raises StoreUnavailable when the storage cannot be reached."""
         try:
             self._table.count_rows()
         except (OSError, RuntimeError, ValueError) as e:
-            raise StoreUnavailable(f"{self._label}: {first_line(e)}") from None
+            raise StoreUnavailable(f"{self._label}: {message_of(e)}") from None
 
     @reports_outages
     def upsert(self, ids: Sequence[str], vectors_ND: np.ndarray, meta: Sequence[Mapping[str, object]]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
-from mmtune.errors import DataError, MissingExtra, StoreUnavailable
+from mmtune.errors import DataError, MissingExtra, StoreUnavailable, first_line
 from mmtune.index.collection_layout import resolve_url
 from mmtune.index.stores.url_options import split_options
 
@@ -41,11 +41,6 @@ def psycopg_modules() -> ModuleType:
     except ImportError:
         raise MissingExtra('store pgvector needs psycopg and pgvector: pip install "mmtune[pgvector]"') from None
     return psycopg
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import DataError
+from mmtune.errors import DataError, first_line
 from mmtune.index.query.filters import Filter
 from mmtune.index.stores import store_ranking, store_rows
 from mmtune.index.stores.pgvector_connections import (
     ConnectionPool,
     PgOptions,
     Replica,
-    first_line,
     parse_options,
     psycopg_modules,
 )

@@ -50,6 +50,12 @@ def qdrant_module() -> ModuleType:
     return qdrant_client
 
 
+def server_client(url: str) -> "QdrantClient":
+    """Return a client of a Qdrant server, with the API key of the environment variable QDRANT_API_KEY. Raises MissingExtra."""
+    key = os.environ.get("QDRANT_API_KEY")
+    return qdrant_module().QdrantClient(url=url, api_key=key, timeout=60, check_compatibility=False)
+
+
 class SharedClient:
     """One client per server or directory, shared by all stores of this process, because local mode locks its directory."""
 
@@ -64,8 +70,7 @@ class SharedClient:
                 _remove_empty_contents(Path(where))
                 self._client = qdrant_module().QdrantClient(path=where, force_disable_check_same_thread=True)
             else:
-                key = os.environ.get("QDRANT_API_KEY")
-                self._client = qdrant_module().QdrantClient(url=where, api_key=key, timeout=60, check_compatibility=False)
+                self._client = server_client(where)
         except RuntimeError as e:
             if "already accessed" not in str(e):
                 raise

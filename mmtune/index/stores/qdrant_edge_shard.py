@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from mmtune.errors import DataError, MissingExtra
+from mmtune.errors import DataError, MissingExtra, first_line
 from mmtune.index.stores import qdrant_points, store_rows
 from mmtune.runtime.files import atomic_open, read_json, write_json
 from mmtune.runtime.work_lock import FileLock, Timeout, file_lock
@@ -266,8 +266,9 @@ def errors(label: str) -> Iterator[None]:
     except BaseException as e:  # a panic of the engine is not an Exception
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
             raise
-        line = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise DataError(f"{label}: {line[:300]}; if it repeats, `mmtune index repair` writes the store again") from None
+        raise DataError(
+            f"{label}: {first_line(e)[:300]}; if it repeats, `mmtune index repair` writes the store again"
+        ) from None
 
 
 def scroll(shard: "EdgeShard", payload: bool | list[str], vectors: bool) -> "Iterator[list[Record]]":
