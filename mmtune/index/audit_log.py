@@ -25,6 +25,8 @@ from mmtune.runtime.segmented_log import log_files, next_segment, read_segments,
 JOURNAL = "journal.jsonl"
 ITEM_CHANGES = ("upsert", "delete")
 """Actions whose events are not carried over to the next file."""
+_CHANGE_LINES = tuple(f'"what": "{action}"'.encode() for action in ITEM_CHANGES)
+"""What the lines of changes of items contain: no text inside a JSON value can, because its quotation marks are escaped."""
 MAX_BYTES, SEGMENTS = 8 << 20, 8
 """Size at which a new file begins, about 40,000 changes of items; and number of older files that are kept."""
 
@@ -50,8 +52,8 @@ def event(action: str, version: str | None = None, reason: str | None = None, **
 
 
 def _lines(layout: CollectionLayout) -> list[JsonObject]:
-    """Return the lines of the current file, among them all that are no changes of items."""
-    return read_jsonl_log(layout.path / JOURNAL)
+    """Return all events that are no changes of items: the current file has them all. The many changes are not parsed."""
+    return read_jsonl_log(layout.path / JOURNAL, without=_CHANGE_LINES)
 
 
 def _missing_events(layout: CollectionLayout, lines: list[JsonObject]) -> list[JsonObject]:
@@ -88,9 +90,9 @@ def read(layout: CollectionLayout) -> list[JsonObject]:
 
 
 def releases(layout: CollectionLayout) -> list[JsonObject]:
-    """Return all events that are no changes of items, oldest first. Unlike `read`, it reads the current file only."""
+    """Return all events that are no changes of items, oldest first."""
     lines = [_plain(line) for line in _lines(layout)]
-    return [line for line in lines + _missing_events(layout, lines) if line["what"] not in ITEM_CHANGES]
+    return lines + _missing_events(layout, lines)
 
 
 def _plain(line: JsonObject) -> JsonObject:

@@ -209,6 +209,11 @@ class Catalog:
         """Return {modality: number of items that have it}."""
         return dict(self._db().execute("select modality, count(*) from content group by modality order by modality"))
 
+    def changes(self, since: int, modality: str) -> int:
+        """Return how many items that have the modality were changed after the sequence number `since`."""
+        query = "select count(*) from items i join content c on c.id = i.id where i.seq > ? and c.modality = ?"
+        return int(self._db().execute(query, (since, modality)).fetchone()[0])
+
     def columns(self) -> dict[str, set[str]]:
         """Return {column: kinds of its values (`filters.value_kind`)} for every column that a filter can name.
 

@@ -1,6 +1,8 @@
 """Read safetensors files through memory maps: only the header is loaded, the arrays stay on disk."""
 
 import json
+import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,9 @@ def map_tensors(path: Path, advice: str) -> TensorFile:
             if size > path.stat().st_size:
                 raise ValueError("its header is longer than the file")
             header = json.loads(f.read(size))
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         metadata = header.pop("__metadata__", {})
-        arrays = {name: _mapped(path, 8 + size, entry) for name, entry in header.items()}
+        arrays = {name: _mapped(data, 8 + size, entry) for name, entry in header.items()}
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
@@ -42,10 +45,12 @@ def map_tensors(path: Path, advice: str) -> TensorFile:
     return TensorFile(arrays, metadata)
 
 
-def _mapped(path: Path, start: int, entry: Mapping[str, object]) -> np.ndarray:
+def _mapped(data: mmap.mmap, start: int, entry: Mapping[str, object]) -> np.ndarray:
     dtype, shape, offsets = DTYPES[str(entry["dtype"])], entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list):
         raise ValueError("the header has no shape or no offsets")
-    if 0 in shape:  # an empty array cannot be memory-mapped
+    if min(shape, default=0) < 0 or offsets[0] < 0:
+        raise ValueError("the header has a negative number")
+    if 0 in shape:  # numpy reads no empty array from a buffer
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype, "r", start + offsets[0], tuple(shape)).view(np.ndarray)
+    return np.frombuffer(data, dtype, math.prod(shape), start + offsets[0]).reshape(shape)

@@ -1,5 +1,6 @@
 """Change the items of a collection, and apply the changes to all versions."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,7 @@ class VersionUpdates:
                     record, model = self.layout.record(version), self.pool.open(version).model
                     cache = self.pool.vector_cache(record["fingerprint"], record["dim"])
                     for m in record["modalities"]:  # embedding takes long, so it is done without the lock
-                        count = self.catalog.counts().get(m, 0)
-                        with Progress(f"embed {m} for {version}", count, "items", quiet) as progress:
+                        with Progress(f"embed {m} for {version}", self.catalog.changes(since, m), "items", quiet) as progress:
                             embed_missing(model, self.catalog, cache, self.catalog.changed(since), m, progress.advance)
                     with self.layout.lock():
                         self.update(record, model)
@@ -98,4 +98,8 @@ class VersionUpdates:
                 with self.pool.store(record, m) as store:
                     fill_store(store, cache, self.catalog.changed(since, until), m)
         self.layout.set_applied_seq(version, until)
+        if since < until:
+            with contextlib.suppress(OSError):  # all is written: a full disk only puts merging off
+                for m in record["modalities"]:
+                    cache.merge(m)
         return until

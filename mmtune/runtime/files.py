@@ -9,7 +9,7 @@ import shutil
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -219,10 +219,10 @@ def _last_byte(fd: int) -> bytes:
 def truncate_torn_line(path: str | Path) -> None:
     """Remove the last line of a log if it does not end with a newline. The caller must hold the write lock of the log."""
     if Path(path).exists():
-        with open(path, "rb+") as f:
-            data = f.read()
-            if not data.endswith(b"\n"):
-                f.truncate(data.rfind(b"\n") + 1)
+        with open(path, "rb+", buffering=0) as f:
+            if f.seek(0, os.SEEK_END) and _last_byte(f.fileno()) != b"\n":
+                f.seek(0)
+                f.truncate(f.read().rfind(b"\n") + 1)
 
 
 def read_jsonl(path: str | Path) -> list[Any]:
@@ -230,13 +230,14 @@ def read_jsonl(path: str | Path) -> list[Any]:
     return _parse_lines(path, Path(path).read_bytes(), log=False)
 
 
-def read_jsonl_log(path: str | Path, last_bytes: int | None = None) -> list[Any]:
+def read_jsonl_log(path: str | Path, last_bytes: int | None = None, without: Sequence[bytes] = ()) -> list[Any]:
     """Parse a log written by `append_jsonl`. Returns an empty list if the file does not exist.
 
     Torn lines, left by a writer that was killed, are skipped. Raises DataError, which names the line, if any other line is not
     JSON.
 
     last_bytes: read only the lines that lie completely in the last `last_bytes` bytes of the file
+    without: leave out the lines that contain one of these, and do not parse them
     """
     try:
         with open(path, "rb") as f:
@@ -248,14 +249,16 @@ def read_jsonl_log(path: str | Path, last_bytes: int | None = None) -> list[Any]
             data = f.read()
     except FileNotFoundError:
         return []
-    return _parse_lines(path, data, log=True)
+    return _parse_lines(path, data, log=True, without=without)
 
 
-def _parse_lines(path: str | Path, data: bytes, log: bool) -> list[Any]:
+def _parse_lines(path: str | Path, data: bytes, log: bool, without: Sequence[bytes] = ()) -> list[Any]:
     rows = []
     # split at newlines only: `splitlines` would also split at U+2028 and similar characters inside a value
     lines = data.split(b"\n")
     for number, line in enumerate(lines, 1):
+        if any(part in line for part in without):
+            continue
         torn = log and (line.endswith(CANCELLED) or number == len(lines))
         try:
             if document := line.removesuffix(CANCELLED if log else b"").strip():

@@ -75,8 +75,10 @@ def test_no_wrong_answer_while_things_go_away(tmp_path):
                         time.sleep(AWAY)
                         database.start()
                     elif mounted:
+                        report.large_writes.set()
                         fill(tmp_path / "disk" / "filler")
                         time.sleep(AWAY)
+                        report.large_writes.clear()
                         (tmp_path / "disk" / "filler").unlink()
                     wait_ready(server.url)
                 time.sleep(min(2.0, MINUTES))
@@ -86,6 +88,7 @@ def test_no_wrong_answer_while_things_go_away(tmp_path):
             assert server.process.poll() is None, server.said[-3000:]
         at_rest = state_at_rest(path, clients, report.wrong)
     print(server.said[-2000:])
+    print(*[line for line in server.said.splitlines() if "cannot be read or written" in line], sep="\n")
     quarter = [mb for t, mb in memory if 15 * MINUTES < t < 30 * MINUTES], [mb for t, mb in memory if t > 45 * MINUTES]
     early, late = (statistics.median(q) for q in quarter)
     figures = (

@@ -70,5 +70,6 @@ def again(coll: Collection) -> Collection:
 def blocks(coll: Collection, fingerprint: str) -> tuple[int, int]:
     """(vectors on disk, distinct contents among them) of one fingerprint."""
     held = coll.vector_cache(fingerprint, coll.layout.record("v1")["dim"])
-    keys = [held.keys(p.name) for p in Path(held.directory).iterdir()]
-    return sum(len(k) for k in keys), sum(len(np.unique(k)) for k in keys)
+    modalities = list(Path(held.directory).iterdir())
+    rows = sum(held.check_block(path)[0] for m in modalities for path in m.glob("[!.]*.safetensors"))
+    return rows, sum(len(held.keys(m.name)) for m in modalities)

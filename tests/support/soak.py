@@ -29,11 +29,13 @@ DOCUMENTED = {
 """{status: codes of the error} that docs/operating.md and the API name for what happens in a soak."""
 ITEMS = 12
 """Most items of one client."""
+LARGE = 400_000
+"""Characters of metadata in a write while the disk is full: small writes find space in files that are already large enough."""
 
 
 @dataclass
 class Report:
-    """What the clients saw. seconds: of all answered searches and writes."""
+    """What the clients saw. seconds: of all answered searches and writes. large_writes: set while writes must need space."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -41,6 +43,7 @@ class Report:
     writes: list[float] = field(default_factory=list)
     versions: Counter[str] = field(default_factory=Counter)
     checked: int = 0
+    large_writes: threading.Event = field(default_factory=threading.Event)
 
 
 class Client:
@@ -97,8 +100,9 @@ class Client:
             self.rng.choice(known) if len(known) >= ITEMS or (known and self.rng.random() < 0.4) else f"{self.name}-{self.made}"
         )
         caption = f"{self.name} {self.made} {' '.join(self.rng.sample(WORDS, 4))}"
+        meta = {"owner": self.name, "note": "-" * (LARGE if self.report.large_writes.is_set() else 0)}
         with self.unsure_without_answer(id, caption):
-            answer = self.send("PUT", f"/items/{id}", self.report.writes, json={"text": caption, "meta": {"owner": self.name}})
+            answer = self.send("PUT", f"/items/{id}", self.report.writes, json={"text": caption, "meta": meta})
         self.wrote(id, caption, answer)
 
     def delete(self) -> None:
