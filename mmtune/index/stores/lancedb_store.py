@@ -6,6 +6,7 @@ typed columns. They are passed as expressions with bound values, never as SQL te
 that a row has, so that missing values can be recognised.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -48,6 +49,12 @@ UNRENAMED = re.compile(r"#\d+$")
 """Matches the name of a file that LanceDB writes under another name first (`X.manifest#1`), and that a killed writer left."""
 READER_GRACE = timedelta(minutes=10)
 """How long the files of a replaced table version are kept, for searches that still read them."""
+
+SMALL_FRAGMENTS, ROWS_PER_FRAGMENT = 32, 4000
+"""Each upsert adds a fragment, and each fragment makes later ones slower. So fragments are merged when there are more small ones than
+SMALL_FRAGMENTS, and than one for ROWS_PER_FRAGMENT rows: merging writes the rows again, so a large table is merged less often."""
+CHECK_EVERY = 8
+"""Fragments are counted at every CHECK_EVERYth table version."""
 
 BASE_COLUMNS = ["id", "vector", "meta", "present"]
 COLUMN_TYPES = {"n": "float64", "s": "string", "b": "bool_", "j": "bool_"}
@@ -147,6 +154,20 @@ class LanceStore:
             columns[name] = pa.array([row.get(name) for row in values], schema.field(name).type)
         data = pa.table([columns[n] for n in schema.names], schema=schema.remove_metadata())
         self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(data)
+        if self._table.version % CHECK_EVERY == 0:
+            self._merge_fragments()
+
+    def _merge_fragments(self) -> None:
+        """Merge fragments if there are too many small ones. All rows are written already: if it fails, a later upsert tries again."""
+        with contextlib.suppress(OSError, RuntimeError):
+            if self._small_fragments() > max(SMALL_FRAGMENTS, len(self) // ROWS_PER_FRAGMENT):
+                self._clean(READER_GRACE)
+
+    def _small_fragments(self) -> int:
+        return int(self._statistics()["fragment_stats"]["num_small_fragments"])
+
+    def _statistics(self) -> JsonObject:
+        return cast("JsonObject", self._table.stats())  # LanceDB annotates a dataclass, but returns a dict
 
     def _with_columns(self, names: set[str]) -> "pa.Schema":
         """Add the missing ones of these columns to the table, and return its schema; BASE_COLUMNS come first."""
@@ -309,8 +330,7 @@ class LanceStore:
         if root.is_dir():
             return store_rows.directory_size(root)
         indexes = sum(i.size_bytes or 0 for i in self._table.list_indices())
-        statistics = cast("JsonObject", self._table.stats())  # LanceDB annotates a dataclass, but returns a dict
-        return int(statistics["total_bytes"]) + indexes
+        return int(self._statistics()["total_bytes"]) + indexes
 
     @reports_outages
     def drop(self) -> None:
