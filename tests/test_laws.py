@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmtune import modalities
+from mmtune.errors import first_line
 
 PACKAGE = Path(__file__).parents[1] / "mmtune"
 TESTS = Path(__file__).parent
@@ -219,7 +220,7 @@ def test_no_code_is_packed_to_save_lines():
 def test_json_lines_end_at_newlines_alone():
     """`str.splitlines` also cuts at U+2028, U+0085 and others, which may stand inside a JSON string.
 
-    It is allowed only on messages, e.g. `str(e).splitlines()[0]`. A file that is iterated line by line as JSON must be opened with
+    It is allowed only on messages, in `errors.first_line`. A file that is iterated line by line as JSON must be opened with
     newline="\\n", because text mode also ends lines at "\\r".
     """
     offences = []
@@ -232,6 +233,12 @@ def test_json_lines_end_at_newlines_alone():
                 if node.attr == "readlines" or not re.fullmatch(r"\(?str\((e|error)\)(\.strip\(\))?", receiver):
                     offences.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {receiver}.{node.attr}")
     assert not offences, offences
+
+
+def test_messages_of_errors_are_cut_in_one_place():
+    """`str(e).splitlines()[0]` is an IndexError where a library raised an error without a message."""
+    cut = [p for p in FILES if re.search(r"str\((e|error)\)\.splitlines", p.read_text())]
+    assert cut == [] and first_line(ValueError("a\nb")) == "a" and first_line(MemoryError()) == "MemoryError"
 
 
 MOST_ANY = 100

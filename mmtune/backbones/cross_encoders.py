@@ -9,7 +9,7 @@ from torch import nn
 
 from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.contracts import Signal
-from mmtune.errors import DataError, ModelError
+from mmtune.errors import DataError, ModelError, first_line
 from mmtune.runtime.devices import default_device
 
 
@@ -38,7 +38,7 @@ def load_pretrained(cls: _Pretrained, model: str, what: str) -> Untyped:
     try:
         return cls.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as e:
-        raise ModelError(f"{model}: cannot load a {what} ({str(e).splitlines()[0]})") from None
+        raise ModelError(f"{model}: cannot load a {what} ({first_line(e)})") from None
 
 
 class CrossEncoder:

@@ -26,7 +26,7 @@ from mmtune.backbones.checkpoint_options import split_options
 from mmtune.backbones.crop_before_resize import centre_crop_of_resized, shortest_edge_size
 from mmtune.backbones.sound_windows import collate_windows, window_starts
 from mmtune.contracts import JsonObject, Preprocess
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from mmtune.modalities.sound import Sound
@@ -164,7 +164,7 @@ def frozen_backbone(family: str, where: str, runner: Runner, config: JsonObject,
     try:
         dim = network(torch.zeros(1, *full[1:] if len(full) > 1 else full)).shape[-1]
     except Exception as e:  # the runtimes raise unrelated exception types
-        raise ModelError(f"{where}: the network cannot be run ({str(e).splitlines()[0][:200]})") from None
+        raise ModelError(f"{where}: the network cannot be run ({first_line(e)[:200]})") from None
     encode: Callable[[dict[str, Tensor]], Tensor] = lambda inputs: network(inputs["x"])  # noqa: E731
     files = {CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), file: data}
     return Backbone(family, network, {modality: Tower(modality, dim, preprocess, encode, [network])}, [], files)

@@ -22,7 +22,7 @@ from mmtune.backbones.hf_single_types import modality_of
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_encoder import load_text_encoder
 from mmtune.backbones.st_modules import adds_nothing
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -60,7 +60,7 @@ def load(checkpoint: str) -> Backbone:
     except ModelError:
         raise
     except Exception as e:  # transformers raises many unrelated types, and tokenizers a plain Exception
-        raise ModelError(f"hf:{checkpoint}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+        raise ModelError(f"hf:{checkpoint}: {first_line(e)}") from e
 
 
 def rebuild(directory: Path) -> Backbone:

@@ -17,7 +17,7 @@ from mmtune.backbones.hf_dual_encoder_table import DUAL_ENCODERS
 from mmtune.backbones.hf_image_preprocess import ImagePreprocess
 from mmtune.backbones.hf_tokenizer import TokenPreprocess
 from mmtune.backbones.hf_weights import attention_setter, build
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -135,7 +135,7 @@ def _check_pooled_outputs(directory: Path, towers: dict[str, Tower]) -> None:
         except (TypeError, AttributeError) as e:
             raise ModelError(
                 f"hf:{directory}: the {name} encoder of this dual encoder ({type(tower.modules[0]).__name__}) has no pooled "
-                f"output, which its projection needs ({str(e).splitlines()[0]})"
+                f"output, which its projection needs ({first_line(e)})"
             ) from None
 
 

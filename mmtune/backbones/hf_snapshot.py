@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 
 NOT_NEEDED = ["*.msgpack", "*.h5", "*.onnx", "*.ot", "onnx/*", "openvino/*", "*.py"]
 
@@ -38,7 +38,7 @@ def checkpoint_directory(checkpoint: str, family: str, only: Sequence[str] | Non
             snapshot_download(checkpoint, allow_patterns=None if only is None else list(only), ignore_patterns=NOT_NEEDED)
         )
     except Exception as e:  # the hub's client raises many unrelated exception types
-        first = str(e).splitlines()[0] if str(e) else type(e).__name__
+        first = first_line(e)
         raise ModelError(
             f"{family}:{checkpoint}: no such directory, and the checkpoint could not be downloaded from the hub ({first}); check "
             "the name, or download the checkpoint yourself and give its directory"

@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.backbones import Backbone
 from mmtune.backbones.frozen_network import CONFIG, frozen_backbone, read_checkpoint
 from mmtune.contracts import JsonObject
-from mmtune.errors import MissingExtra, ModelError
+from mmtune.errors import MissingExtra, ModelError, first_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -60,7 +60,7 @@ def _backbone(where: str, data: bytes, config: JsonObject) -> Backbone:
     except ModelError as e:
         raise ModelError(f"{where}: {e}") from None
     except Exception as e:  # onnxruntime raises exceptions of its own, without a common base class
-        raise ModelError(f"{where}: onnxruntime cannot open the network ({str(e).splitlines()[0][:200]})") from None
+        raise ModelError(f"{where}: onnxruntime cannot open the network ({first_line(e)[:200]})") from None
     return frozen_backbone("onnx", where, runner, config, FILE, data)
 
 

@@ -23,7 +23,7 @@ from mmtune.backbones.hf_snapshot import checkpoint_directory
 from mmtune.backbones.open_clip_image_preprocess import OpenClipImagePreprocess
 from mmtune.backbones.open_clip_tokenizer import OpenClipTokenize, tokenizer_from_files
 from mmtune.contracts import JsonObject
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from open_clip import CLIP, CustomTextCLIP
@@ -148,7 +148,7 @@ def _from_name(name: str, tag: str) -> Backbone:
         module = _create(name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick_gelu)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as e:  # open_clip raises RuntimeError, FileNotFoundError and the exceptions of its hub client
-        raise ModelError(f"open_clip:{name}/{tag}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
+        raise ModelError(f"open_clip:{name}/{tag}: {first_line(e)}") from None
     if quick_gelu:
         model_config["quick_gelu"] = True
     preprocessing = {k: list(v) if isinstance(v, tuple) else v for k, v in module.visual.preprocess_cfg.items()}
@@ -191,7 +191,7 @@ def _create(name: str, **options: object) -> "CLIP | CustomTextCLIP":
             warnings.simplefilter("ignore", UserWarning)
             return open_clip.create_model(name, precision="fp32", **options).eval()
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as e:
-        raise ModelError(f"open_clip:{name}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+        raise ModelError(f"open_clip:{name}: {first_line(e)}") from e
     finally:
         logging.disable(previous)
 

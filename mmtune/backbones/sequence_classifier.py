@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.backbones.cross_encoders import load_pretrained
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def load_sequence_classifier(model: str, most_tokens: int, seed: int) -> Sequenc
         try:
             module = AutoModelForSequenceClassification.from_pretrained(name, config=config, trust_remote_code=False)
         except (OSError, ValueError) as e:
-            raise ModelError(f"{model}: cannot load a sequence classifier ({str(e).splitlines()[0]})") from None
+            raise ModelError(f"{model}: cannot load a sequence classifier ({first_line(e)})") from None
     own = min(int(tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", most_tokens) or most_tokens))
     limit = min(most_tokens, own)
     tokenizer.model_max_length = limit  # saved with the tokenizer, so that scoring truncates as training does

@@ -34,7 +34,7 @@ from mmtune.backbones.st_modules import (
 )
 from mmtune.backbones.token_pooling import pool, read_modes
 from mmtune.contracts import JsonObject
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 
 STEPS = "st.json"
 """File of an artifact with the modules and their settings."""
@@ -116,7 +116,7 @@ def load(checkpoint: str) -> Backbone:
     try:
         return _text_encoder(directory, modules)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
-        raise ModelError(f"st:{checkpoint}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+        raise ModelError(f"st:{checkpoint}: {first_line(e)}") from e
 
 
 def rebuild(directory: Path) -> Backbone:
@@ -146,7 +146,7 @@ def _dual_encoder(directory: Path, modules: list[StModule]) -> Backbone:
     try:
         backbone = load_dual_encoder(folder, AutoConfig.from_pretrained(folder, trust_remote_code=False), load_weights=True)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as e:
-        raise ModelError(f"st:{directory}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+        raise ModelError(f"st:{directory}: {first_line(e)}") from e
     own = next((t.preprocess.limit for t in backbone.towers.values() if isinstance(t.preprocess, TokenPreprocess)), None)
     if limit is not None and own is not None and limit < own:
         raise ModelError(

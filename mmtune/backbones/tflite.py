@@ -11,7 +11,7 @@ import numpy as np
 from mmtune.backbones import Backbone
 from mmtune.backbones.frozen_network import CONFIG, frozen_backbone, read_checkpoint
 from mmtune.contracts import JsonObject
-from mmtune.errors import MissingExtra, ModelError
+from mmtune.errors import MissingExtra, ModelError, first_line
 
 if TYPE_CHECKING:
     from ai_edge_litert.interpreter import Interpreter
@@ -36,7 +36,7 @@ def _backbone(where: str, data: bytes, config: JsonObject) -> Backbone:
     except ModelError as e:
         raise ModelError(f"{where}: {e}") from None
     except (ValueError, RuntimeError) as e:
-        raise ModelError(f"{where}: not a TFLite network ({str(e).splitlines()[0][:200]})") from None
+        raise ModelError(f"{where}: not a TFLite network ({first_line(e)[:200]})") from None
     return frozen_backbone("tflite", where, runner, config, FILE, data)
 
 

@@ -20,7 +20,7 @@ from mmtune.backbones.checkpoint_files import Untyped
 from mmtune.backbones.checkpoint_options import split_options
 from mmtune.backbones.crop_before_resize import centre_crop_of_resized, shortest_edge_size
 from mmtune.contracts import JsonObject
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 from mmtune.runtime.plugins import nearest
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def load(checkpoint: str) -> Backbone:
     except ModelError:
         raise
     except Exception as e:  # timm and the hub's client raise many unrelated exception types
-        raise ModelError(f"timm:{checkpoint}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
+        raise ModelError(f"timm:{checkpoint}: {first_line(e)}") from None
 
 
 def rebuild(directory: Path) -> Backbone:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.errors import DataError, ModelError
+from mmtune.errors import DataError, ModelError, first_line
 from mmtune.model.artifact.format import MANIFEST, WEIGHTS
 from mmtune.runtime.work_lock import run_jobs_once
 
@@ -96,7 +96,7 @@ def load_pinned(directory: Path, fingerprint: str, identity: Mapping[str, Mappin
     try:
         lines = identity_differences(identity, artifact_identity(directory))
     except Exception as e:  # a damaged artifact can raise anything; the reason becomes part of the message
-        lines = [str(e).splitlines()[0] if str(e) else type(e).__name__]
+        lines = [first_line(e)]
     where = "; ".join(lines) or fault or "its manifest"
     raise ModelError(
         f"version {version} was embedded by {fingerprint}, and {directory} is now {actual or 'damaged'}: what differs: "

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import DataError
+from mmtune.errors import DataError, first_line
 from mmtune.runtime.files import atomic_open
 from mmtune.runtime.format_number import check_format
 
@@ -99,7 +99,7 @@ def read_metadata(path: str | Path) -> TableMetadata:
     except FileNotFoundError:
         raise DataError(f"{path}: no such negatives table; make one with mmtune mine MODEL DATA --out {path}") from None
     except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"{path}: not a Parquet file ({str(e).splitlines()[0]})") from None
+        raise DataError(f"{path}: not a Parquet file ({first_line(e)})") from None
     with file:
         schema = file.schema_arrow
         missing = [n for n in ("direction", "query_id", "negative_id") if n not in schema.names]
@@ -147,7 +147,7 @@ def read_table(
             try:
                 table = file.read_row_group(number)
             except (pa.ArrowException, OSError) as e:
-                raise DataError(f"{path}: damaged ({str(e).splitlines()[0]}); mine again") from None
+                raise DataError(f"{path}: damaged ({first_line(e)}); mine again") from None
             if verdict is not None and "verdict" in table.column_names:
                 table = table.filter(pc.equal(table["verdict"], verdict))
             yield table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.contracts import Augmentation, Modality, Option
-from mmtune.errors import RecipeError, Rejected
+from mmtune.errors import RecipeError, Rejected, first_line
 from mmtune.html.render import render_macro
 from mmtune.modalities.aac_sound import container_format, decode_aac, stated_length
 from mmtune.modalities.audio_augmentation import AudioAugmentation, MaskSpectrogram, mix_sounds
@@ -53,7 +53,7 @@ def _stated_length(data: bytes) -> tuple[int, int, int]:
 
 def _unreadable(error: Exception) -> str:
     """Return the message for a file that libsndfile cannot read."""
-    return f"not a readable sound: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+    return f"not a readable sound: {first_line(error)[:200]}"
 
 
 class Audio(Modality):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmtune.backbones.cross_encoders import CrossEncoder
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 from mmtune.model.artifact.load import load as load_dual
 from mmtune.model.cross_encoder import CrossEncoderModel
 from mmtune.model.cross_encoder_files import fingerprint_of_parts
@@ -40,7 +40,7 @@ def load_cross_encoder(directory: str | Path, device: str | None = None) -> Cros
         settings = {k: stored[k] for k in ("format", "pairs", "tokens", "layers", "width", "attention_heads")}
         weights = load((path / WEIGHTS).read_bytes())
     except (OSError, ValueError, KeyError, SafetensorError) as e:
-        raise ModelError(f"{path}: damaged cross-encoder ({type(e).__name__}: {str(e).splitlines()[0]})") from None
+        raise ModelError(f"{path}: damaged cross-encoder ({type(e).__name__}: {first_line(e)})") from None
     dual = load_dual(path / TOWERS, device)
     if fingerprint_of_parts(dual.fingerprint, settings, weights) != stored["fingerprint"]:
         raise ModelError(
@@ -53,7 +53,7 @@ def load_cross_encoder(directory: str | Path, device: str | None = None) -> Cros
     try:
         joint.load_state_dict(weights)
     except RuntimeError as e:
-        raise ModelError(f"{path / WEIGHTS}: {str(e).splitlines()[0]}") from None
+        raise ModelError(f"{path / WEIGHTS}: {first_line(e)}") from None
     model = CrossEncoderModel(dual, joint).to(device or default_device())
     model.eval()
     return model

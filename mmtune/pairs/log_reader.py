@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import DataError, MissingExtra
+from mmtune.errors import DataError, MissingExtra, first_line
 from mmtune.pairs.drop_counts import MAX_EXAMPLES, DropCounts
 from mmtune.pairs.log_options import LogColumns, LogSettings
 from mmtune.runtime.files import sha256_file
@@ -68,7 +68,7 @@ def connect(path: Path, settings: LogSettings) -> DuckDBPyConnection:
     except duckdb.Error as e:
         if "memory" in str(e).lower():
             raise DataError(f"--memory {settings.memory}: use a size such as 700MB or 4GB") from None
-        raise DataError(f"{path}: {str(e).splitlines()[0]}") from None
+        raise DataError(f"{path}: {first_line(e)}") from None
 
 
 def log_files(log: str | Path) -> list[str]:
@@ -132,9 +132,9 @@ def parse_log(con: DuckDBPyConnection, files: list[str], columns: LogColumns, se
         _check_columns(files[0], columns, types)
         con.execute(f"CREATE TABLE parsed AS {_parse_sql(source, columns, settings, types)}")
     except duckdb.OutOfMemoryException as e:
-        raise DataError(f"--memory {settings.memory}: too little for this log; allow more ({_first_line(e)})") from None
+        raise DataError(f"--memory {settings.memory}: too little for this log; allow more ({first_line(e)})") from None
     except duckdb.Error as e:
-        raise DataError(f"{files[0]}: cannot be read ({_first_line(e)})") from None
+        raise DataError(f"{files[0]}: cannot be read ({first_line(e)})") from None
     rows = _count(con, "SELECT count(*) FROM parsed")
     rejected = _count_rejected(con, files, drops) if kind == "csv" else 0
     for code, n in con.execute("SELECT bad, count(*) FROM parsed WHERE bad > 0 GROUP BY 1 ORDER BY 1").fetchall():
@@ -154,10 +154,6 @@ def _reasons(drops: DropCounts) -> str:
     return "; ".join(parts) or "it has no rows"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
 def _count(con: DuckDBPyConnection, sql: str) -> int:
     row = con.execute(sql).fetchone()
     return int(row[0]) if row else 0
@@ -175,7 +171,7 @@ def _whole_files(con: DuckDBPyConnection, files: list[str], drops: DropCounts) -
             con.execute(f"SELECT count(*) FROM parquet_file_metadata({_quoted(file)})")
             whole.append(file)
         except (duckdb.Error, OSError) as e:
-            error = _first_line(e)
+            error = first_line(e)
             drops.add("not a whole Parquet file", os.path.basename(file), unit="files")
     if not whole:
         raise DataError(f"{files[0]}: not a whole Parquet file; was it written only in part? ({error})")

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 from mmtune.model.artifact.format import MANIFEST, PREDICTORS
 from mmtune.prediction.alarm_threshold import AlarmThreshold
 from mmtune.prediction.predictors import PREDICTORS as KINDS
@@ -85,7 +85,7 @@ def _read(path: Path, task: str, fingerprint: str) -> Predictor:
             threshold = AlarmThreshold(**{k.name: threshold[k.name] for k in fields(AlarmThreshold)})
         predictor = KINDS[task](**document, vectors=vectors, threshold=threshold)
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ModelError(f"{path}: damaged ({str(e).splitlines()[0]}); store it again with --save") from None
+        raise ModelError(f"{path}: damaged ({first_line(e)}); store it again with --save") from None
     if stored != fingerprint:
         raise ModelError(
             f"{path}: belongs to the model {stored[:16]}, this one is {fingerprint[:16]} (other weights, prompts or dimensions); "

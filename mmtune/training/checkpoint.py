@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 from mmtune.runtime.devices import has_mps
 from mmtune.runtime.files import atomic_dir, read_json, write_json
 from mmtune.runtime.format_number import check_format
@@ -193,9 +193,7 @@ class Checkpoints:
         try:
             tensors = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
         except (OSError, RuntimeError) as e:
-            raise ModelError(
-                f"{directory}: damaged checkpoint ({str(e).splitlines()[0]}); delete it to start the run again"
-            ) from None
+            raise ModelError(f"{directory}: damaged checkpoint ({first_line(e)}); delete it to start the run again") from None
         return tensors, self.load_state(name)
 
     def load_state(self, name: str) -> TrainerState:

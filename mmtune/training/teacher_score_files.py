@@ -9,7 +9,7 @@ import numpy as np
 
 from mmtune.contracts import Pair, direction
 from mmtune.data.identity_labels import identity_string
-from mmtune.errors import DataError
+from mmtune.errors import DataError, first_line
 from mmtune.training.teacher_outputs import TeacherScores
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def score_table_columns(path: str, needed: list[str]) -> Columns:
         else:
             raise DataError(f"{path}: unknown kind of table; use .parquet, .jsonl, .csv or .tsv")
     except (OSError, pa.ArrowInvalid) as e:
-        raise DataError(f"{path}: {str(e).splitlines()[0]}") from None
+        raise DataError(f"{path}: {first_line(e)}") from None
     if missing := [n for n in needed if n not in table.column_names]:
         raise DataError(f"{path}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}")
     return {n: table[n].to_pylist() for n in table.column_names}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mmtune.backbones.weight_names import name_in, weight_keys
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 from mmtune.model.artifact.low_rank import LowRankDelta, round_to_4bit
 from mmtune.model.dual_encoder import Model
 from mmtune.model.fingerprint import format_of
@@ -61,7 +61,7 @@ def read_manifest(directory: Path) -> AdaptersManifest:
             f"{path}: the key {e} is missing: the file is incomplete or damaged; restore the directory from its source"
         ) from None
     except (AttributeError, TypeError, ValueError) as e:
-        raise ModelError(f"{path}: not a valid adapter manifest ({str(e).splitlines()[0]})") from None
+        raise ModelError(f"{path}: not a valid adapter manifest ({first_line(e)})") from None
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def merge(directory: Path, manifest: AdaptersManifest, model: Model) -> Model:
     try:
         tensors = load_file(directory / WEIGHTS)
     except (OSError, SafetensorError) as e:
-        raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
+        raise ModelError(f"{directory / WEIGHTS}: {first_line(e)}") from None
     if missing := [n for n in manifest.scaling if f"{n}::a" not in tensors or f"{n}::b" not in tensors]:
         raise ModelError(
             f"{directory / WEIGHTS}: the adapter of {missing[0]} is missing: the file is incomplete; restore the directory "

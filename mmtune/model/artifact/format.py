@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from mmtune.contracts import JsonObject
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 from mmtune.model.layout import Layout
 from mmtune.runtime.files import read_json
 from mmtune.runtime.format_number import check_format
@@ -55,7 +55,7 @@ def read_manifest(directory: Path) -> Manifest:
     except KeyError as e:
         raise ModelError(f"{path}: the key {e} is missing; restore the file from its source, or save the model again") from None
     except (AttributeError, TypeError, ValueError) as e:
-        raise ModelError(f"{path}: not a valid artifact manifest ({str(e).splitlines()[0]})") from None
+        raise ModelError(f"{path}: not a valid artifact manifest ({first_line(e)})") from None
 
 
 def is_system_file(name: str) -> bool:

@@ -9,7 +9,7 @@ from mmtune import backbones
 from mmtune.backbones import Backbone
 from mmtune.backbones.cpu_fast import CpuKernels
 from mmtune.backbones.weight_names import renamed
-from mmtune.errors import ModelError
+from mmtune.errors import ModelError, first_line
 from mmtune.model.artifact.format import MANIFEST, PARTS, WEIGHTS, Manifest, is_system_file, read_manifest
 from mmtune.model.dual_encoder import Model
 from mmtune.model.fingerprint import fingerprint, format_of
@@ -35,7 +35,7 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
     try:
         actual = fingerprint(_weights(directory / WEIGHTS), files, manifest.layout, format_of(manifest.fingerprint))
     except (SafetensorError, OSError) as e:
-        raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
+        raise ModelError(f"{directory / WEIGHTS}: {first_line(e)}") from None
     if actual != manifest.fingerprint:
         raise ModelError(
             f"{directory}: the fingerprint of its content is {actual}, but the manifest has {manifest.fingerprint}: "
@@ -49,7 +49,7 @@ def read_artifact(directory: Path, cpu_kernels: CpuKernels = "auto") -> Model:
     try:
         _load_weights(model, directory / WEIGHTS)
     except (SafetensorError, RuntimeError) as e:
-        raise ModelError(f"{directory / WEIGHTS}: {str(e).splitlines()[0]}") from None
+        raise ModelError(f"{directory / WEIGHTS}: {first_line(e)}") from None
     model.eval().set_fingerprint(actual)
     model.info = {"source": str(directory), **manifest.info}
     return model
@@ -130,7 +130,7 @@ def _backbone(directory: Path, number: int, entry: BackboneEntry, files: dict[st
     except ModelError:
         raise
     except Exception as e:  # the upstream libraries raise many unrelated types
-        raise ModelError(f"{folder}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+        raise ModelError(f"{folder}: {first_line(e)}") from e
     # another version of transformers may save other files than it loaded; the fingerprint was computed from the stored ones
     backbone.files = {n.partition("/")[2]: data for n, data in files.items() if n.startswith(f"{number}/")}
     backbone.files_of_format_1 = None
