@@ -24,7 +24,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("candidate", metavar="CANDIDATE", help="the MODEL that may replace BASE")
     parser.add_argument("data", metavar="DATA", help="packed rows that neither model was trained on")
     parser.add_argument(
-        "--gate", metavar="FILE", help="YAML file with the gate (default: the metric's mean over all directions must rise)"
+        "--gate",
+        metavar="FILE",
+        help="YAML file with the gate (default: ndcg@10, mean over all directions, must rise; no direction may lose more than 0.01, nor "
+        "the retention slice, and the confusable slice nothing)",
     )
     gate_options(parser)
     task_arguments(parser)
@@ -74,7 +77,8 @@ def gate_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=BOUND",
-        help="gate: lowest allowed change of the metric on a slice or direction, e.g. retention=-0.01 (may be repeated)",
+        help="gate: lowest allowed change of the metric on a slice or direction, e.g. retention=-0.01 (may be repeated); with this option "
+        "only what it names is guarded",
     )
 
 

@@ -57,6 +57,11 @@ def promote_arguments(p: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="metadata column; also compare separately for each of its values (may be repeated)",
     )
+    p.add_argument(
+        "--cluster",
+        metavar="COLUMN",
+        help="metadata column of the held-out rows whose values the intervals resample, e.g. recording (default: groups and equal content)",
+    )
     p.add_argument("--qrels", metavar="FILE", help="relevance judgments of held-out rows and items, TREC or JSON lines")
     p.add_argument(
         "--min-recall",
@@ -94,6 +99,7 @@ def promote_action(args: argparse.Namespace) -> Result:
             qrels=args.qrels,
             retention=open_rows(args.retention),
             slices=args.slice,
+            cluster=args.cluster,
             min_recall=args.min_recall,
             max_slowdown=args.max_slowdown,
             allow_trained=args.allow_trained,

@@ -38,7 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
         metavar="COLUMN",
-        help="metadata column, e.g. recording or machine, whose values the intervals of the task resample (default: single rows)",
+        help="metadata column whose values the intervals resample, e.g. recording or machine (default: groups and equal content; with "
+        "--task single rows)",
     )
     parser.add_argument(
         "--examples", type=int, default=6, metavar="N", help="number of example queries of each kind (default %(default)s)"
@@ -61,10 +62,8 @@ def run(args: argparse.Namespace) -> Result:
     tasks = []
     if args.task != RETRIEVAL:
         tasks = [ReportedTask(args.task, task_values(args), args.cluster)]
-    elif args.cluster or any(value for name, value in task_values(args).items() if name != "label"):
-        raise RecipeError(
-            "--reference, --cluster and the other options of tasks but --label need --task zero_shot, knn or anomaly"
-        )
+    elif any(value for name, value in task_values(args).items() if name != "label"):
+        raise RecipeError("--reference and the other options of tasks but --label need --task zero_shot, knn or anomaly")
     done = report(
         args.target,
         args.out,
@@ -81,5 +80,6 @@ def run(args: argparse.Namespace) -> Result:
         allow_trained=args.allow_trained,
         tasks=tasks,
         label=args.label,
+        cluster=args.cluster,
     )
     return Result(done.to_dict(), f"{done.out}  {done.verdict}, {done.bytes / 1e6:.1f} MB")

@@ -33,6 +33,8 @@ def bootstrap_intervals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return confidence bounds (lower [M], upper [M]) for the mean of the parts' means.
 
+    The bounds do not exceed 1, the largest difference of most metrics, or the largest value where that is more.
+
     parts: (values [Q, M], clusters [Q]) of each part, e.g. the differences of M metrics for the queries of one direction
     level: confidence level
     resamples: number of resamples; each draws whole clusters with replacement, the same ones in all parts
@@ -55,7 +57,8 @@ def bootstrap_intervals(
         ratio = shift / np.maximum(error, ERROR_FLOOR * np.where(own > 0, own, 1.0))
         t_low, t_high = np.quantile(ratio, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         low, high = np.minimum(low, -t_high * own), np.maximum(high, -t_low * own)
-    return sums.mean + low, sums.mean + high
+    farthest = np.maximum(1.0, np.max([np.abs(values).max(0) for values, _ in parts], axis=0))
+    return np.maximum(sums.mean + low, -farthest), np.minimum(sums.mean + high, farthest)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def combine_comparisons(comparisons: Sequence[Comparison], seeds: Sequence[int])
     directions, slices = combined(lambda c: c.directions), combined(lambda c: c.slices)
     metrics = {d: combined(lambda c, d=d: c.metrics[d]) for d in first.metrics}  # type: ignore[misc]
     known = {**directions, **slices}
-    verdict, reason = decide(first.gate, directions[first.gate.direction], {g: known[g] for g in first.gate.guards})
+    verdict, reason = decide(first.gate, directions[first.gate.direction], {g: known[g] for g in first.gate.guards or {}})
     worst_first = dict(sorted(slices.items(), key=lambda x: (x[1].difference, x[0])))
     base, candidate = mean_result([c.base for c in comparisons]), mean_result([c.candidate for c in comparisons])
     return Comparison(verdict, reason, first.gate, directions, worst_first, metrics, base, candidate, list(seeds))

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.confusable import CONFUSABLE, CONFUSABLE_PAIRS, Confusable, confusable_difference
-from mmtune.comparison.gate import MEAN, RETENTION, Gate, decide, default_gate
+from mmtune.comparison.gate import MEAN, RETENTION, Gate, complete_gate, decide
 from mmtune.comparison.paired_difference import Bootstrap, DirectionPair, PairedDifference, paired_differences
 from mmtune.comparison.retention import across_modalities, retention_difference
 from mmtune.contracts import Embeddings
@@ -43,7 +44,7 @@ def compare_vectors(
 ) -> Comparison:
     """Compare two models' vectors of the same rows, query by query.
 
-    gate: what the candidate has to gain and to keep; default: `default_gate`
+    gate: what the candidate has to gain and to keep; default: `complete_gate`
     ks, pairs, within, qrels: as for `evaluate_vectors`
     slices: {slice name: row ids}
     retention: (base's vectors, candidate's vectors) of the retention data, for the slice "retention"
@@ -72,7 +73,8 @@ def compare_vectors(
         raise DataError("no query of any direction has a relevant candidate; are ids or groups missing?")
     across = across_modalities(before.directions) or list(before.directions)
     sets: dict[str, frozenset[str] | set[str]] = {**(slices or {}), **({CONFUSABLE: confusable.rows} if confusable else {})}
-    chosen = chosen or default_gate(across, [*sets, *([RETENTION] if retention else [])])
+    own_guards = chosen is not None and chosen.guards is not None
+    chosen = complete_gate(chosen, across, [*sets, *([RETENTION] if retention else [])])
     table = _all_differences(before, after, across, chosen, bootstrap)
     differences = _slice_differences(
         before, after, sets, across if chosen.direction == MEAN else [chosen.direction], chosen, bootstrap
@@ -84,7 +86,21 @@ def compare_vectors(
         )
     if confusable:
         differences[CONFUSABLE_PAIRS] = confusable_difference(confusable, base, candidate, bootstrap, source)
-    return _with_verdict(chosen, table, differences, before, after)
+    if own_guards:
+        return _with_verdict(chosen, "", table, differences, before, after)
+    return _with_verdict(*_without_small_guard(chosen, differences.get(CONFUSABLE)), table, differences, before, after)
+
+
+def _without_small_guard(gate: Gate, confusable: PairedDifference | None) -> tuple[Gate, str]:
+    """Leave out the default guard of the confusable slice if the slice is too small for an interval: it would decide nothing.
+
+    Returns the gate, and the sentence that says so.
+    """
+    if CONFUSABLE not in (gate.guards or {}) or confusable is not None and confusable.clusters >= MIN_CLUSTERS:
+        return gate, ""
+    kept = gate.model_copy(update={"guards": {g: b for g, b in (gate.guards or {}).items() if g != CONFUSABLE}})
+    found = "no query" if confusable is None else f"{confusable.clusters} clusters"
+    return kept, f" The guard {CONFUSABLE!r} was left out: {found}, and an interval needs at least {MIN_CLUSTERS} clusters."
 
 
 def _all_differences(
@@ -121,15 +137,19 @@ def _slice_differences(
     return out
 
 
-def _with_verdict(gate: Gate, table: dict[str, Differences], slices: Differences, before: Result, after: Result) -> Comparison:
+def _with_verdict(
+    gate: Gate, note: str, table: dict[str, Differences], slices: Differences, before: Result, after: Result
+) -> Comparison:
+    """note: a sentence to append to the reason."""
     directions = {n: by_metric[gate.metric] for n, by_metric in table.items()}
     known = {**directions, **slices}
-    for guard in gate.guards:
+    guards = gate.guards or {}
+    for guard in guards:
         if guard not in known:
             raise RecipeError(f"gate.guards.{guard}: no such slice or direction; there are: {', '.join(known)}")
-    verdict, reason = decide(gate, directions[gate.direction], {g: known[g] for g in gate.guards})
+    verdict, reason = decide(gate, directions[gate.direction], {g: known[g] for g in guards})
     worst_first = dict(sorted(slices.items(), key=lambda x: (x[1].difference, x[0])))
-    return Comparison(verdict, reason, gate, directions, worst_first, table, before, after)
+    return Comparison(verdict, reason + note, gate, directions, worst_first, table, before, after)
 
 
 def _check_same_rows(base: Vectors, candidate: Vectors, what: str) -> None:

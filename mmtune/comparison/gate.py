@@ -48,17 +48,22 @@ def _gate_of_recipe(document: JsonObject) -> object:
     return {**gate, "guards": {RETENTION: bound, **(gate.get("guards") or {})}}
 
 
-def default_gate(directions: Iterable[str], slices: Iterable[str]) -> Gate:
-    """Return the gate to use if none is given.
+def complete_gate(gate: Gate | None, directions: Iterable[str], slices: Iterable[str]) -> Gate:
+    """Return the gate with everything that it leaves to the defaults.
 
-    The mean over directions must rise, and no direction may fall by more than 0.01. On the retention data (see
-    `mmtune.comparison.retention`) the metric may not fall by more than 0.01, and on the confusable queries (see
-    `mmtune.comparison.confusable`) it may not fall at all.
+    Without a gate, the mean over directions must rise. A gate without guards gets these: if it is about the mean, no direction may
+    fall by more than 0.01; on the retention data (see `mmtune.comparison.retention`) the metric may not fall by more than 0.01, and
+    on the confusable queries (see `mmtune.comparison.confusable`) not at all.
     """
     directions, slices = list(directions), list(slices)
-    guards = dict.fromkeys(directions, -0.01) if len(directions) > 1 else {}
+    gate = gate or Gate()
+    if gate.direction == MEAN and len(directions) == 1:
+        gate = gate.model_copy(update={"direction": directions[0]})
+    if gate.guards is not None:
+        return gate
+    guards = dict.fromkeys(directions, -0.01) if gate.direction == MEAN and len(directions) > 1 else {}
     guards |= {s: bound for s, bound in ((RETENTION, -0.01), ("confusable", 0.0)) if s in slices}
-    return Gate(direction=MEAN if len(directions) > 1 else next(iter(directions), MEAN), guards=guards)
+    return gate.model_copy(update={"guards": guards})
 
 
 class GateVerdict(NamedTuple):
@@ -73,12 +78,12 @@ class GateVerdict(NamedTuple):
 
 def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDifference]") -> GateVerdict:
     """Decide by the difference in the gate's direction (`gain`) and the differences of the guarded slices and directions."""
-    name = f"{gate.metric} of {gate.direction}"
-    broken = {g: d for g, d in guards.items() if d.interval[1] < gate.guards[g]}
-    unsure = {g: d for g, d in guards.items() if not d.interval[0] >= gate.guards[g] and g not in broken}
+    name, bounds = f"{gate.metric} of {gate.direction}", gate.guards or {}
+    broken = {g: d for g, d in guards.items() if d.interval[1] < bounds[g]}
+    unsure = {g: d for g, d in guards.items() if not d.interval[0] >= bounds[g] and g not in broken}
     if broken:
-        g, d = min(broken.items(), key=lambda x: x[1].difference - gate.guards[x[0]])
-        return GateVerdict("fail", f"{gate.metric} of the guard {g!r} changed by {d}, below its bound {gate.guards[g]:+g}.")
+        g, d = min(broken.items(), key=lambda x: x[1].difference - bounds[x[0]])
+        return GateVerdict("fail", f"{gate.metric} of the guard {g!r} changed by {d}, below its bound {bounds[g]:+g}.")
     if gain.interval[1] <= gate.min_gain:
         return GateVerdict("fail", f"{name} changed by {gain}, {_missed(gate)}.")
     if not gain.interval[0] > gate.min_gain:
@@ -88,11 +93,11 @@ def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDif
             f"both sides of {gate.min_gain:+g}; {_needed(gain)}.",
         )
     if unsure:
-        g, d = min(unsure.items(), key=lambda x: x[1].interval[0] - gate.guards[x[0]])
+        g, d = min(unsure.items(), key=lambda x: x[1].interval[0] - bounds[x[0]])
         return GateVerdict(
             "inconclusive",
             f"{name} rose by {gain}, but {gate.metric} of the guard {g!r} changed by {d} and may lie below its bound "
-            f"{gate.guards[g]:+g}; {_needed(d)}.",
+            f"{bounds[g]:+g}; {_needed(d)}.",
         )
     kept = f" and {len(guards)} guard{'s' * (len(guards) > 1)} held" if guards else ""
     required = f", more than the required {gate.min_gain:+g}" if gate.min_gain else ""

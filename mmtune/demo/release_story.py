@@ -65,7 +65,8 @@ class ReleaseStory:
     def lines(self) -> list[str]:
         """Summarise the story in a few lines for the terminal, with a search to try."""
         return [
-            f"{self.collection}: v1 (base) -> v2 (tuned) -> rolled back in {self.rollback_ms:.0f} ms -> {self.live} is live",
+            f"{self.collection}: v1 (base) -> v2 (tuned) -> rolled back to v1 in {self.rollback_ms:.0f} ms -> "
+            f"{self.live} promoted again",
             f"gate: {self.verdict}{' (overridden)' if self.forced else ''}: {self.reason}",
             f'try: mmtune index search {self.collection} --text "green bag with a wide pocket" -k 5',
         ]

@@ -241,26 +241,26 @@ class Collection:
         max_slowdown: float = 2.0,
         batch_size: int = 64,
         allow_trained: bool = False,
+        cluster: str | None = None,
     ) -> PromotionResult:
         """Make `version` live if it passes all checks (see `mmtune.index.release.promote`).
 
         gate: conditions that the comparison with the live version must meet (see `mmtune.compare`); default: the default gate.
-        queries: held-out data to evaluate both versions on. Required when the live version has another model, unless
-            force=True with `why`.
+        queries: held-out data to evaluate both versions on. Required when the live version has another model, except with force=True.
         force: promote even if the index is too inexact or too slow, or the gate fails or cannot be evaluated.
         why: the reason; recorded in the audit log. Required with force=True.
         qrels: file of relevance judgments for `queries`.
         retention: general data on which the new model must not lose quality.
         slices: metadata columns of `queries`; the gate is also evaluated for each value of these columns.
-        min_recall: smallest allowed recall@10 of the index against exact search.
-        max_slowdown: largest allowed ratio of the median search latency to that of the live version.
+        min_recall, max_slowdown: limits of the index's recall@10 against exact search, and of its median latency, relative to the live one.
         batch_size: items per forward pass of the model.
         allow_trained: only warn about rows of `queries` or `retention` that a model was trained on.
+        cluster: metadata column of `queries`, e.g. the recording, whose values the intervals resample; default: groups and equal content.
         """
         from mmtune.data.shards.dataset import open_data
 
         data, other = (open_data(d) if isinstance(d, str) else d for d in (queries, retention))
-        evaluation = EvaluationOptions(gate, qrels, other, slices, batch_size, allow_trained)
+        evaluation = EvaluationOptions(gate, qrels, other, slices, batch_size, allow_trained, cluster)
         return self._promoter.promote(version, data, PromotionOptions(evaluation, min_recall, max_slowdown, force, why))
 
     def rollback(self, why: str | None = None) -> RollbackResult:

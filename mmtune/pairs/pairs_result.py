@@ -34,6 +34,10 @@ class PairsResult(ResultFields):
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.pairs:,} pairs and {self.judgments:,} judgments of {self.rows:,} rows: {self.out}"]
+        judgments = f" and {self.judgments:,} judgments" if self.judgments or self.kind == "logs" else ""
+        lines = [f"{self.pairs:,} pairs{judgments} of {self.rows:,} rows: {self.out}"]
+        groups = self.measures.get("groups", {})
+        for split, rows in self.measures.get("splits", {}).items() if groups else ():
+            lines.append(f"  {split}: {rows:,} rows, {groups[split]:,} of {groups['all']:,} groups")
         lines += [f"  {d['count']:,} {d['unit']} dropped: {d['reason']}" for d in self.dropped]
         return "\n".join(lines)

@@ -9,12 +9,19 @@ import pyarrow as pa
 
 from mmtune import modalities
 from mmtune.data.identity_labels import stable_label
-from mmtune.data.pack.columns import PackRow, assign_columns
+from mmtune.data.pack.columns import ColumnRoles, PackRow, assign_columns
 from mmtune.data.sources.row_source import InvalidRow, open_source
-from mmtune.pairs.carried_columns import CarriedColumns
+from mmtune.pairs.carried_columns import CarriedColumns, reserved_names
 from mmtune.pairs.drop_counts import DropCounts
 from mmtune.pairs.invalid_rows import count_invalid
 from mmtune.pairs.media_cells import MediaCells
+
+
+def _renamed(roles: ColumnRoles) -> list[str]:
+    """The columns of groups and texts whose names pairs.parquet does not have: they are kept beside "group" and "text" as metadata."""
+    named = {name: column for name, column in roles.modalities.items() if modalities.get(name).inline}
+    named |= {"group": roles.group} if roles.group else {}
+    return [c for c in dict.fromkeys(named.values()) if c not in roles.meta and c.lower() not in reserved_names()]
 
 
 class SourceRows:
@@ -40,7 +47,8 @@ class SourceRows:
         taken: names of further columns of pairs.parquet, which metadata columns of these names do not get
         """
         self.source = open_source(source)
-        self.roles = assign_columns(self.source, dict(columns or {}), id, group, None)
+        roles = assign_columns(self.source, dict(columns or {}), id, group, None)
+        self.roles = replace(roles, meta=[*roles.meta, *_renamed(roles)])
         self.carried = CarriedColumns(self.source, self.roles.meta, taken)
         names = ["id", "group", *self.roles.modalities]
         self.types: dict[str, pa.DataType] = {**dict.fromkeys(names, pa.string()), **self.carried.types}

@@ -101,6 +101,8 @@ def file_input(path: str | Path, names: Sequence[str]) -> PredictInput:
     name = modality_of_file(path, names)
 
     def decode() -> Signal:
+        if not os.path.exists(path):
+            raise Rejected("no such file or folder")
         if name is None:
             suffix = os.path.splitext(path)[1] or "without an extension"
             raise Rejected(f"no modality of {', '.join(names)} reads files {suffix}")

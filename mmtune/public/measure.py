@@ -229,6 +229,7 @@ def report(
     allow_trained: bool = False,
     tasks: Sequence[ReportedTask] = (),
     label: str | None = None,
+    cluster: str | None = None,
 ) -> ReportResult:
     """Write an HTML report to `out` about a training run, a saved comparison, or two models.
 
@@ -247,6 +248,7 @@ def report(
     tasks: other tasks by which both models are evaluated on the test data, e.g.
         [mmtune.reporting.ReportedTask("knn", {"label": "defect"}, cluster="recording")]
     label: metadata column whose values are the rows and columns of the confusion matrices; None means the group
+    cluster: metadata column, e.g. the recording, whose values the intervals of the comparison resample; default: groups and equal content
 
     Raises DataError if the data contain rows that a model was trained on (unless `allow_trained`), or if a required file is missing.
     """
@@ -269,6 +271,7 @@ def report(
         allow_trained=allow_trained,
         tasks=tasks,
         label=label,
+        cluster=cluster,
     )
 
 

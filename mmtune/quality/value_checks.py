@@ -20,6 +20,7 @@ FIXES = {
     "clipped": "record again at a lower level; the clipped part sounds like a fault",
     "low resolution": "find a larger original; enlarging adds nothing",
 }
+DROP = "`doctor --out FILE` writes which, `pack --drop FILE` leaves them out"
 NEIGHBOURS = 8  # nearest contents that are compared as possible near-duplicates
 SKETCH_DIM = 96  # dimension of the random projection in `near_pairs`
 
@@ -135,29 +136,29 @@ def key_pairs(keys_N: np.ndarray, distance: int) -> list[tuple[int, int]]:
 
 def check_near_duplicates(name: str, splits: list[Split], values: list[MeasuredValue]) -> list[Finding]:
     """Near-duplicates of different content: between splits a leak, in two groups a contradiction, else a copy."""
-    pairs: dict[str, list[tuple[str, str]]] = {"leak": [], "contradiction": [], "duplicate": []}
-    drop: dict[str, list[str]] = {"leak": [], "contradiction": [], "duplicate": []}
+    pairs, ids, drop = (dict[str, list[str]](leak=[], contradiction=[], duplicate=[]) for _ in range(3))
     for i, j in _near_duplicate_pairs(name, splits, values):
         (a, x, _), (b, y, _) = values[i], values[j]
         if a.data.labels[name][x] == b.data.labels[name][y]:
             continue  # identical content is reported by `row_checks`
         g, h = a.data.groups[x], b.data.groups[y]
         kind = "leak" if a is not b else "contradiction" if g is not None and h is not None and g != h else "duplicate"
-        pairs[kind].append((values[i].id, values[j].id))
+        both = (values[i], values[j])
+        ids[kind] += [v.id for v in both]
+        pairs[kind].append(" ~ ".join(f"{v.id} ({v.split.name})" if kind == "leak" else v.id for v in both))
         if kind != "contradiction":  # of a leak the row of the smaller split, of copies the later one
             drop[kind].append(values[i].id if kind == "leak" and len(a.rows) <= len(b.rows) else values[j].id)
     details = {
-        "leak": ("error", "near-duplicates in different splits", "take one of each pair out"),
+        "leak": ("error", "near-duplicates in different splits", f"take one of each pair out: {DROP}"),
         "contradiction": ("warning", "near-duplicates in different groups", "check whether one of the groups is wrong"),
-        "duplicate": ("warning", "near-duplicates (e.g. encoded again)", "keep one of each"),
+        "duplicate": ("warning", "near-duplicates (e.g. encoded again)", f"keep one of each: {DROP}"),
     }
     out = []
     for kind, of_kind in pairs.items():
         if of_kind:
             severity, message, fix = details[kind]
-            rows, ids = [f"{x} ~ {y}" for x, y in of_kind], [i for pair in of_kind for i in pair]
             code = f"near-{kind}-{name}"
-            out.append(finding(code, severity, rows, f"{name}: {message}", fix, ids=ids, drop=drop[kind]))
+            out.append(finding(code, severity, of_kind, f"{name}: {message}", fix, ids=ids[kind], drop=drop[kind]))
     return out
 
 

@@ -26,8 +26,8 @@ Bound = Annotated[float, BeforeValidator(_number, json_schema_input_type=float)]
 
 
 def _present_names(value: object) -> object:
-    """Replace old names of guards. An empty `guards:` key (None) becomes an empty dict."""
-    return {OLD_NAMES.get(k, k): v for k, v in value.items()} if isinstance(value, Mapping) else value or {}
+    """Replace old names of guards."""
+    return {OLD_NAMES.get(k, k): v for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 class Gate(RecipeBlock):
@@ -46,8 +46,10 @@ class Gate(RecipeBlock):
         "between different modalities",
     )
     min_gain: Bound = Field(0.0, description="the improvement of `metric` must be larger than this")
-    guards: Annotated[dict[str, Bound], BeforeValidator(_present_names)] = Field(
-        {}, description="slice or direction -> lowest allowed change of `metric`, e.g. {retention: -0.01}"
+    guards: Annotated[dict[str, Bound] | None, BeforeValidator(_present_names)] = Field(
+        None,
+        description="slice or direction -> lowest allowed change of `metric`, e.g. {retention: -0.01}; {}: none; null: retention -0.01, "
+        "confusable 0, where there are these slices, and each direction -0.01 if `direction` is mean",
     )
 
     @classmethod
@@ -74,4 +76,5 @@ class Gate(RecipeBlock):
 
 def with_retention_guard(gate: Gate, at_most: float) -> Gate:
     """Return the gate with a guard that allows the retention slice to lose `at_most`, unless it has a guard for it."""
-    return gate if RETENTION in gate.guards else gate.model_copy(update={"guards": {**gate.guards, RETENTION: -at_most}})
+    guards = gate.guards or {}
+    return gate if RETENTION in guards else gate.model_copy(update={"guards": {**guards, RETENTION: -at_most}})

@@ -115,6 +115,7 @@ def measure(
     qrels: "Qrels | str | Path | None" = None,
     allow_trained: bool = False,
     tasks: Sequence[ReportedTask] = (),
+    cluster: str | None = None,
 ) -> Measured:
     """Embed the test data with both models and compare the models.
 
@@ -124,6 +125,7 @@ def measure(
     retention: other DATA, on which nothing may be lost; reported as the slice "retention"
     qrels: relevance judgments, or their file; they replace rows and groups in deciding what is relevant
     tasks: other tasks by which both models are evaluated
+    cluster: metadata column whose values the intervals of the comparison resample; default: groups and equal content
     """
     from mmtune.data.shards.dataset import open_data
     from mmtune.embedding.embed_rows import embed_classes
@@ -143,6 +145,7 @@ def measure(
         batch_size=batch_size,
         quiet=quiet,
         allow_trained=allow_trained,
+        cluster=cluster,
     )
     made = made_once(pairs, _compared)
     first = next(made)
@@ -183,7 +186,7 @@ def _slice_columns(data: "Data", gate: Gate | None) -> list[str]:
 
     Columns that guards such as "kind=even" name are always included.
     """
-    guarded = [g.partition("=")[0] for g in (gate.guards if gate else {}) if "=" in g]
+    guarded = [g.partition("=")[0] for g in ((gate.guards if gate else None) or {}) if "=" in g]
     values: dict[str, set[str]] = {}
     for i in range(min(len(data), 20_000)):  # the first rows are enough to find columns with few values
         for name, value in data.meta(i).items():

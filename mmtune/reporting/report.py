@@ -84,6 +84,7 @@ def report(
     allow_trained: bool = False,
     tasks: Sequence[ReportedTask] = (),
     label: str | None = None,
+    cluster: str | None = None,
 ) -> ReportResult:
     """Write a report as one HTML file to `out`.
 
@@ -99,11 +100,16 @@ def report(
     examples: number of improved queries, and of harmed queries, shown in each direction
     tasks: other tasks by which both models are evaluated on the test data
     label: metadata column whose values are the classes of the confusion matrices; default: the groups
+    cluster: metadata column, e.g. the recording, whose values the intervals of the comparison resample; default: groups and equal content
     """
     subject = report_subject(target, base, candidate, data, gate)
-    measured = measure(subject, slices, retention, batch_size, quiet, qrels, allow_trained, tasks) if subject.data else None
+    measured = None
+    if subject.data:
+        measured = measure(subject, slices, retention, batch_size, quiet, qrels, allow_trained, tasks, cluster)
     if measured is None and tasks:
         raise DataError("a task needs both models and the data: give --base, --candidate and --data as well")
+    if measured is None and cluster is not None:
+        raise DataError("cluster: intervals need both models and the data: give --base, --candidate and --data as well")
     if measured is None and qrels is not None:
         raise DataError("relevance judgments need searches with the models: give --base, --candidate and --data as well")
     if measured is None and label is not None:

@@ -1,5 +1,7 @@
 """Paired comparison, intervals by cluster, the gate, the confusable slice, and the refusal of rows trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -223,6 +225,53 @@ def test_confusable_slice_in_a_comparison():
     assert comparison.slices["confusable pairs"].queries == 45 and comparison.slices["half"].queries == 180
     differences = [c.difference for c in comparison.slices.values()]
     assert differences == sorted(differences)
+
+
+def test_a_gate_without_guards_gets_the_default_ones():
+    """One option, such as --metric, must not drop the guards that hold without it."""
+    vectors = grouped_corpus(3, 60, 3)
+    base, candidate = noisy(vectors, 0.8, 1), noisy(vectors, 0.1, 2)
+    frozen = freeze(base, ("a", "b"))
+
+    def compared(gate):
+        return compare_vectors(base, candidate, confusable=frozen, gate=gate)
+
+    default = compared(None)
+    guards = {"a->b": -0.01, "b->a": -0.01, "confusable": 0.0}
+    assert default.gate.guards == guards and "3 guards held" in default.reason
+    spelt_out = compared({"metric": "ndcg@10", "direction": "mean", "min_gain": 0.0})
+    assert spelt_out.to_dict() == default.to_dict()
+    assert compared({"metric": "map"}).gate.guards == guards
+    assert compared({"direction": "a->b"}).gate.guards == {"confusable": 0.0}
+    assert compared({"guards": {}}).gate.guards == {} and compared({"guards": {"a->b": -1}}).gate.guards == {"a->b": -1}
+
+
+def test_a_default_guard_with_too_few_clusters_decides_nothing():
+    """Photos of ten classes: the confusable queries lie in two of them, and no number of photos would give an interval."""
+    vectors = grouped_corpus(3, 12, 20)
+    base, candidate = noisy(vectors, 0.8, 1), noisy(vectors, 0.2, 2)
+    whole = freeze(base, ("a", "b"), share=1.0)
+    two = set(base["a"].groups[:40])
+    group = dict(zip(base["a"].ids, base["a"].groups, strict=True))
+    few = replace(whole, twins=[t for t in whole.twins if group[t.query] in two])
+    comparison = compare_vectors(base, candidate, confusable=few)
+    assert comparison.slices["confusable"].clusters == 2 and "confusable" not in comparison.gate.guards
+    assert comparison.verdict == "pass" and comparison.reason.endswith(
+        "The guard 'confusable' was left out: 2 clusters, and an interval needs at least 5 clusters."
+    )
+    asked = compare_vectors(base, candidate, confusable=few, gate={"guards": {"confusable": 0.0}})
+    assert asked.verdict == "inconclusive" and "with 2 clusters no interval is possible" in asked.reason
+
+
+def test_no_interval_of_a_difference_exceeds_what_is_possible():
+    values = np.ones((40, 1))
+    values[:6] = 0.0
+    low, high = bootstrap_intervals([(values, np.arange(40) // 5)])
+    assert low[0] < 0.85 < high[0] <= 1
+    low, high = bootstrap_intervals([(-values, np.arange(40) // 5)])
+    assert -1 <= low[0] < -0.85
+    low, high = bootstrap_intervals([(10 * values, np.arange(40) // 5)])
+    assert 1 < low[0] < 8.5 < high[0] <= 10
 
 
 def test_clusters_follow_groups_and_content_in_chains():

@@ -83,7 +83,7 @@ def test_the_search_was_cut_over_and_back(small: dict) -> None:
     assert page.count("<em>v1</em>") == page.count("<em>v2</em>") == len(told["answers"]) > 0
     assert page.count("<li><code>mmtune index ") == len(told["steps"]) and "to see that it works" in page
     shown = table(demo(small["out"], seed=5, size=SMALL, quiet=True))
-    assert "rolled back in" in shown and f"mmtune index search {told['collection']}" in shown
+    assert "rolled back to v1 in" in shown and f"mmtune index search {told['collection']}" in shown
 
 
 def test_a_second_call_reads_everything_back(small: dict, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,3 +200,16 @@ def test_hashes_are_uniform_and_shares_are_parsed():
     values = np.array([hash_fraction(f"k{n}") for n in range(4000)])
     assert 0 <= values.min() and values.max() < 1 and np.abs(np.histogram(values, 10, (0, 1))[0] - 400).max() < 90
     assert parse_shares(["train=0.9,val=0.1"]) == parse_shares(["train=0.9", "val=0.1"]) == {"train": 0.9, "val": 0.1}
+
+
+def test_columns_that_an_option_names_are_kept_beside_group_and_text(tmp_path, capsys):
+    """What comes after, `pack --group sku`, `--slice sku` or `--label kind`, still finds them."""
+    rows = [{"sku": f"s{n // 2}", "words": f"thing {n}", "kind": "ab"[n % 2]} for n in range(40)]
+    source, out = table(tmp_path / "a.jsonl", rows), tmp_path / "o"
+    assert main(["pairs", "split", str(source), "--out", str(out), "--group", "sku", "--text", "words", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "judgments" not in said and " of 20 groups" in said and "  train: " in said
+    for row in rows_of(out):
+        assert row["sku"] == row["group"] and row["words"] == row["text"] and row["kind"] in "ab"
+    packed = mmtune.pack(out / "pairs.parquet", tmp_path / "p", group="sku", split="split")
+    assert packed.rows == 40

@@ -145,8 +145,17 @@ def test_a_task_beside_retrieval(pictures, tmp_path, capsys):
     few = TaskSection("knn", "group", [("image", "accuracy", replace(d, clusters=4))], [])
     assert not few.intervals
     capsys.readouterr()
-    assert dispatch("report", [str(pictures), "--out", str(out), "--cluster", "group"]) == 2
+    assert dispatch("report", [str(pictures), "--out", str(out), "--neighbours", "3"]) == 2
     assert "need --task zero_shot, knn or anomaly" in capsys.readouterr().err
+
+
+def test_the_intervals_of_the_verdict_resample_the_column_that_is_named(pictures, tmp_path):
+    """The page itself advises `--cluster COLUMN` when there are too few groups."""
+    assert dispatch("report", [str(pictures), "--out", str(tmp_path / "r.html"), "--cluster", "shade", "--quiet"]) == 0
+    measured = measure(report_subject(pictures), cluster="shade")
+    values = {measured.data.meta(i)["shade"] for i in range(len(measured.data))}
+    assert {d.clusters for d in measured.comparison.directions.values()} == {len(values)}
+    assert {d.clusters for d in measure(report_subject(pictures)).comparison.directions.values()} != {len(values)}
 
 
 def test_a_task_takes_the_vectors_of_the_report(pictures, tmp_path):

@@ -34,6 +34,7 @@ class EvaluationOptions:
     retention: general data on which the new model must not lose quality.
     slices: metadata columns of the held-out rows; the gate is also evaluated for each value of these columns.
     allow_trained: only warn about rows that one of the models was trained on.
+    cluster: metadata column of the held-out rows whose values the intervals resample; default: groups and equal content.
     """
 
     gate: "GateSpec" = None
@@ -42,6 +43,7 @@ class EvaluationOptions:
     slices: Sequence[str] = ()
     batch_size: int = 64
     allow_trained: bool = False
+    cluster: str | None = None
 
 
 def compare_held_out(
@@ -85,6 +87,7 @@ def compare_held_out(
         confusable=False,
         batch_size=options.batch_size,
         allow_trained=options.allow_trained,
+        cluster=options.cluster,
     )
     candidates = f"against {len(catalog)} items of the collection" if assembled.against_index else "among themselves"
     return assembled.comparison, f"{len(data)} held-out rows {candidates}"

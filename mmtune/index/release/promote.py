@@ -113,7 +113,10 @@ class Promoter:
         before = self.layout.live()
         live, target = before["version"], before["previous"]
         if not live or not target:
-            raise DataError(f"{self.layout.path}: nothing to roll back to; no earlier version was live (now: {live})")
+            raise DataError(
+                f"{self.layout.path}: nothing to roll back to; no earlier version was live (now: {live}). Any other version becomes live with "
+                f"`mmtune index promote {self.layout.path} VERSION`"
+            )
         opened = self.pool.open(target)
         with self.layout.lock():
             current = self._unmoved(before)

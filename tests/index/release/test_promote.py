@@ -91,6 +91,15 @@ def test_the_recipes_gate_decides(coll, shelf, tuned):
     assert done["promoted"] and done["checks"]["gate"]["slices"]["retention"]["queries"]
 
 
+def test_the_intervals_resample_the_column_that_is_named(coll, shelf, tuned):
+    version = coll.build(tuned, quiet=True)["version"]
+    held = packed(shelf["root"], 36, 1, COLUMNS)
+    gate = {"metric": "ndcg@5", "min_gain": 0.9}
+    by_group, by_name = (coll.promote(version, gate=gate, queries=held, cluster=c)["checks"]["gate"] for c in (None, "shade"))
+    (groups,), (names,) = ({d["clusters"] for d in g["directions"].values()} for g in (by_group, by_name))
+    assert groups > names == 2  # light and dark
+
+
 def test_never_judged_on_what_it_was_trained_on(coll, shelf, tuned):
     version = coll.build(tuned, quiet=True)["version"]
     with pytest.raises(DataError, match=f"version {version}'s model was trained on 24 of these 24 rows"):
