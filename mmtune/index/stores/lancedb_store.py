@@ -7,11 +7,10 @@ that a row has, so that missing values can be recognised.
 """
 
 import contextlib
-import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +20,10 @@ import numpy as np
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MissingExtra, StoreUnavailable
-from mmtune.index.query.filters import And, Compare, Filter, In, IsNull, Not, Or, Value, value_kind
+from mmtune.index.query.filters import Filter
 from mmtune.index.stores import store_ranking, store_rows
 from mmtune.index.stores.lancedb_errors import message_of, reports_outages, storage_error
+from mmtune.index.stores.lancedb_filters import COLUMN_TYPES, FilterExpression
 from mmtune.index.stores.store_protocol import Hit, StoreLocation
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ CHECK_EVERY = 8
 """Fragments are counted at every CHECK_EVERYth table version."""
 
 BASE_COLUMNS = ["id", "vector", "meta", "present"]
-COLUMN_TYPES = {"n": "float64", "s": "string", "b": "bool_", "j": "bool_"}
-"""Kind of a metadata value (`filters.value_kind`): the Arrow type of its column."""
 
 
 def _lancedb() -> ModuleType:
@@ -263,7 +261,7 @@ class LanceStore:
 
     @reports_outages
     def search(self, query_QD: np.ndarray, k: int, where: Filter | None = None) -> list[list[Hit]]:
-        condition = None if where is None else _FilterExpression(set(self._table.schema.names)).of(where, True)
+        condition = None if where is None else FilterExpression(_lancedb().expr, set(self._table.schema.names)).of(where, True)
         query_QD = store_rows.check_queries(query_QD, self.dim, k, self._label)
         widest = None if self._index == "flat" else 4 * k + 64
 
@@ -339,65 +337,3 @@ class LanceStore:
     def close(self) -> None:
         for name in ("_table", "_db"):  # LanceDB has no close(): it releases handles and caches when the objects are freed
             vars(self).pop(name, None)
-
-
-class _FilterExpression:
-    """Translates a filter to a LanceDB expression over the columns that the table has.
-
-    SQL logic has three truth values (true, false, null), and the filters of mmtune have two. Therefore `not` is pushed down to
-    the comparisons, where the column `present` shows whether a value is missing. Any null that remains counts as false.
-    """
-
-    def __init__(self, columns: set[str]):
-        self.columns, self.x = columns, _lancedb().expr
-
-    def of(self, f: Filter, positive: bool) -> "Expr":
-        """Return the expression for `f`, or for `not f` when `positive` is False."""
-        match f:
-            case Not(term):
-                return self.of(term, not positive)
-            case And(terms) | Or(terms):
-                joint = isinstance(f, And) == positive
-                return self._join([self.of(t, positive) for t in terms], joint)
-            case IsNull(path):
-                present = self._join([self._has(store_rows.typed_column(k, path)) for k in COLUMN_TYPES], False)
-                return ~present if positive else present
-            case Compare(path, op, value):
-                column = store_rows.typed_column(value_kind(value) or "", path)
-                return self._leaf(column, positive, lambda c: _compare(c, op, self.x.lit(value)))
-            case In(path, values):
-                tests = []
-                for value_type in COLUMN_TYPES:
-                    options = [v for v in values if value_kind(v) == value_type]
-                    if options:
-                        test = functools.partial(_among, options, self.x.lit)
-                        tests.append(self._leaf(store_rows.typed_column(value_type, path), positive, test))
-                return self._join(tests, not positive)
-        raise TypeError(type(f))
-
-    def _leaf(self, column: str, positive: bool, test: "Callable[[Expr], Expr]") -> "Expr":
-        if column not in self.columns:
-            return self._constant(not positive)
-        holds = test(self.x.col(column))
-        return holds if positive else ~self._has(column) | ~holds
-
-    def _has(self, column: str) -> "Expr":
-        return self.x.col("present").contains(self.x.lit(f" {column} "))
-
-    def _constant(self, value: bool) -> "Expr":
-        return self.x.lit(1) == self.x.lit(1 if value else 0)
-
-    def _join(self, terms: "list[Expr]", joint: bool) -> "Expr":
-        """Join terms by `and` (joint=True) or `or`, as a balanced tree: a chain of thousands of terms would nest too deeply."""
-        if len(terms) == 1:
-            return terms[0]
-        left, right = self._join(terms[: len(terms) // 2], joint), self._join(terms[len(terms) // 2 :], joint)
-        return left & right if joint else left | right
-
-
-def _compare(column: "Expr", op: str, value: "Expr") -> "Expr":
-    return {"<": column.lt, "<=": column.lte, ">": column.gt, ">=": column.gte}[op](value)
-
-
-def _among(values: list[Value], lit: "Callable[[Value], Expr]", column: "Expr") -> "Expr":
-    return column == lit(values[0]) if len(values) == 1 else column.isin(values)
