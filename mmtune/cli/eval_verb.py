@@ -20,11 +20,12 @@ dimensions. Processes started by torchrun share the embedding.
 
 import argparse
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result, add_quiet
-from mmtune.errors import RecipeError
+from mmtune.errors import DataError, RecipeError
 
 SCORER_OPTIONS = ("scorer", "domain", "balance", "known_anomalies")
 """Options of the task anomaly that are not parameters of `evaluate`, but part of its `task_options`."""
@@ -186,9 +187,31 @@ def run(args: argparse.Namespace) -> Result:
         text = "\n".join([text, *interval_lines(intervals, args.cluster)])
     elif args.cluster:
         raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
+    elif note := copies_note(args.data, list(document.get("directions", ()))):
+        document["note"], text = note, f"{text}\n{note}"
     if args.out and processes.is_main_process:
         write_json(Path(args.out), document)
     return Result(document, text)
+
+
+def copies_note(data: str, directions: Sequence[str]) -> str:
+    """Say that pieces of one recording are right answers for each other in searches within a modality; "" if there are none."""
+    from mmtune.data.shards.dataset import open_data
+    from mmtune.reporting.recording_copies import RECORDING_COLUMNS
+
+    within = [d for d in directions if len(set(d.split("->"))) == 1]
+    rows = open_data(data)
+    for column in RECORDING_COLUMNS if within else ():
+        try:
+            values = [v for v in rows.column(column) if v not in (None, "")]
+        except DataError:
+            continue
+        if len(set(values)) < len(values):
+            return (
+                f"note: {', '.join(within)}: rows of one {column} ({len(set(values))} in {len(values)} rows) are right answers for each other, "
+                f"which makes these figures high; `--task knn --exclude-same {column}` leaves them out"
+            )
+    return ""
 
 
 def cutoffs(text: str) -> tuple[int, ...]:
