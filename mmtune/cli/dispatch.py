@@ -15,7 +15,7 @@ from typing import NoReturn
 from mmtune.cli.printable import printable
 from mmtune.cli.verbs import VERBS
 from mmtune.contracts import JsonObject
-from mmtune.errors import MmtuneError
+from mmtune.errors import DataError, MmtuneError
 from mmtune.runtime.deprecation import renamed_message
 from mmtune.runtime.files import is_disk_full
 
@@ -106,6 +106,18 @@ def parser_of(verb: str) -> Parser:
     return parser
 
 
+def _check_data_paths(parser: Parser, args: argparse.Namespace) -> None:
+    """Raise DataError for a DATA argument that is no file or directory, before the verb imports its libraries, which takes seconds.
+
+    Arguments that may be more than a local path (URLs, brace patterns, names) are left to the verb.
+    """
+    for action in parser._actions:
+        given = getattr(args, action.dest, None) if action.metavar == "DATA" else None
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, str) and os.sep in path and not set(path) & set("{}[]*?:,=") and not os.path.exists(path):
+                raise DataError(f"{os.path.abspath(path)}: no such file or directory")
+
+
 def dispatch(verb: str, argv: list[str]) -> int:
     """Run `verb` with the arguments `argv` and return the exit status."""
     if verb not in VERBS:
@@ -122,6 +134,7 @@ def dispatch(verb: str, argv: list[str]) -> int:
     except SystemExit as e:
         return int(e.code or 0)
     try:
+        _check_data_paths(parser, args)
         with _one_line_warnings():
             result: Result = module.run(args)
         print(json.dumps(result.document) if args.json else printable(result.text.rstrip("\n"), lines=True), flush=True)

@@ -125,7 +125,7 @@ def test_init_needs_a_size_for_encoders(tmp_path, capsys):
 ERRORS = [
     (["trian"], "no verb 'trian'; did you mean 'train'?"),
     (["train", "/no/recipe.yaml"], "/no/recipe.yaml: no such recipe"),
-    (["eval", "nonsense", "/no/data"], "'nonsense' is not a MODEL"),
+    (["eval", "nonsense", "."], "'nonsense' is not a MODEL"),
     (["eval", "tiny:all", "/no/data"], "/no/data"),
     (["eval", "tiny:all", "x", "--k", "one"], "--k one: write whole numbers"),
     (["pack"], "the following arguments are required"),
@@ -213,3 +213,14 @@ def test_old_spellings_of_options_are_read_and_hidden(arguments, line, capsys):
     old = next(a for a in arguments if a.split("=")[0] in ("--apart", "--general", "--short")).split("=")[0]
     assert main([*arguments[: 2 if arguments[0] == "index" else 1], "--help"]) == 0
     assert old not in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    "verb", [["doctor"], ["eval", "tiny:clip"], ["compare", "tiny:clip", "tiny:clip@1"], ["embed", "tiny:clip"]]
+)
+def test_data_that_is_not_there_is_said_before_the_libraries_are_imported(verb, tmp_path):
+    code = "import sys; from mmtune.cli import main; status = main(sys.argv[1:]); print(status, 'torch' in sys.modules)"
+    argv = [*verb, str(tmp_path / "nothing"), *(["--out", str(tmp_path / "o")] if verb[0] == "embed" else [])]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert done.stderr == f"mmtune {verb[0]}: {tmp_path / 'nothing'}: no such file or directory\n"
