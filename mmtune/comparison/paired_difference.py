@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mmtune.comparison.bootstrap_intervals import bootstrap_intervals
+from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS, bootstrap_intervals
 from mmtune.contracts import JsonObject
 from mmtune.evaluation.seed_statistics import Spread, spread_of
 
@@ -38,6 +38,8 @@ class PairedDifference:
         return {**asdict(self), "interval": list(self.interval)}
 
     def __str__(self) -> str:
+        if self.clusters < MIN_CLUSTERS:  # the interval holds every value
+            return f"{self.difference:+.4f} [{self.clusters} clusters: no interval]"
         return f"{self.difference:+.4f} [{self.interval[0]:+.4f}, {self.interval[1]:+.4f}]"
 
 

@@ -261,6 +261,7 @@ def test_a_default_guard_with_too_few_clusters_decides_nothing():
     )
     asked = compare_vectors(base, candidate, confusable=few, gate={"guards": {"confusable": 0.0}})
     assert asked.verdict == "inconclusive" and "with 2 clusters no interval is possible" in asked.reason
+    assert str(asked.slices["confusable"]).endswith(" [2 clusters: no interval]")
 
 
 def test_no_interval_of_a_difference_exceeds_what_is_possible():
