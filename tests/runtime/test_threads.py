@@ -43,7 +43,7 @@ def faults(times):
 print(size // resource.getpagesize(), faults(4))
 with keep_freed_memory():
     faults(8)  # the heap grows
-    print(faults(4))
+    print(min(faults(4) for _ in range(3)))  # it grows once more if a small block came to lie in the freed memory
 print(faults(4))
 """
 
