@@ -73,9 +73,10 @@ def test_the_wheel_works_in_a_bare_environment(built, tmp_path):
     """Installed without its dependencies, `mmtune --help` answers; with those of this environment on the path, verbs find their files."""
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check", built[0])
-    mmtune = python.with_name("mmtune")
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    pip = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check")
+    run(python, *pip, built[0], env=bare)  # a PYTHONPATH of the caller would show pip a package that is installed already
+    mmtune = python.with_name("mmtune")
     assert "usage: mmtune VERB" in run(mmtune, "--help", cwd=tmp_path, env=bare)
     assert run(mmtune, "--version", cwd=tmp_path, env=bare).startswith("mmtune ")
     whole = bare | {"PYTHONPATH": sysconfig.get_path("purelib")}
