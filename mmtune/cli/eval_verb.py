@@ -25,7 +25,7 @@ from pathlib import Path
 
 from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result, add_quiet
-from mmtune.errors import DataError, RecipeError
+from mmtune.errors import RecipeError
 
 SCORER_OPTIONS = ("scorer", "domain", "balance", "known_anomalies")
 """Options of the task anomaly that are not parameters of `evaluate`, but part of its `task_options`."""
@@ -187,7 +187,7 @@ def run(args: argparse.Namespace) -> Result:
         text = "\n".join([text, *interval_lines(intervals, args.cluster)])
     elif args.cluster:
         raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
-    elif note := copies_note(args.data, list(document.get("directions", ()))):
+    elif processes.is_main_process and (note := copies_note(args.data, list(document.get("directions", ())))):
         document["note"], text = note, f"{text}\n{note}"
     if args.out and processes.is_main_process:
         write_json(Path(args.out), document)
@@ -200,12 +200,12 @@ def copies_note(data: str, directions: Sequence[str]) -> str:
     from mmtune.reporting.recording_copies import RECORDING_COLUMNS
 
     within = [d for d in directions if len(set(d.split("->"))) == 1]
+    if not within:
+        return ""
     rows = open_data(data)
-    for column in RECORDING_COLUMNS if within else ():
-        try:
-            values = [v for v in rows.column(column) if v not in (None, "")]
-        except DataError:
-            continue
+    named = set().union(*(rows.meta(i) for i in range(min(len(rows), 20_000))))  # these rows are enough to find the columns
+    for column in RECORDING_COLUMNS:
+        values = [v for v in rows.column(column) if v not in (None, "")] if column in named else []
         if len(set(values)) < len(values):
             return (
                 f"note: {', '.join(within)}: rows of one {column} ({len(set(values))} in {len(values)} rows) are right answers for each other, "

@@ -86,9 +86,10 @@ def compare_vectors(
         )
     if confusable:
         differences[CONFUSABLE_PAIRS] = confusable_difference(confusable, base, candidate, bootstrap, source)
-    if own_guards:
-        return _with_verdict(chosen, "", table, differences, before, after)
-    return _with_verdict(*_without_small_guard(chosen, differences.get(CONFUSABLE)), table, differences, before, after)
+    note = ""
+    if not own_guards:
+        chosen, note = _without_small_guard(chosen, differences.get(CONFUSABLE))
+    return _with_verdict(chosen, note, table, differences, before, after)
 
 
 def _without_small_guard(gate: Gate, confusable: PairedDifference | None) -> tuple[Gate, str]:
@@ -96,7 +97,7 @@ def _without_small_guard(gate: Gate, confusable: PairedDifference | None) -> tup
 
     Returns the gate, and the sentence that says so.
     """
-    if CONFUSABLE not in (gate.guards or {}) or confusable is not None and confusable.clusters >= MIN_CLUSTERS:
+    if CONFUSABLE not in (gate.guards or {}) or confusable is not None and confusable.has_interval:
         return gate, ""
     kept = gate.model_copy(update={"guards": {g: b for g, b in (gate.guards or {}).items() if g != CONFUSABLE}})
     found = "no query" if confusable is None else f"{confusable.clusters} clusters"

@@ -107,7 +107,7 @@ def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDif
 def _needed(difference: "PairedDifference") -> str:
     """What would decide: more queries, or, where several queries are one cluster, only more clusters."""
     clusters = difference.clusters
-    if clusters < MIN_CLUSTERS:
+    if not difference.has_interval:
         return (
             f"with {clusters} clusters no interval is possible: more queries of the same clusters tell nothing, only more clusters "
             f"(at least {MIN_CLUSTERS}) do; a cluster is a group, or a value of --cluster COLUMN such as the recording"

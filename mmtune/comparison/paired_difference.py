@@ -37,8 +37,13 @@ class PairedDifference:
     def to_dict(self) -> JsonObject:
         return {**asdict(self), "interval": list(self.interval)}
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are enough clusters for an interval; otherwise `interval` holds every value."""
+        return self.clusters >= MIN_CLUSTERS
+
     def __str__(self) -> str:
-        if self.clusters < MIN_CLUSTERS:  # the interval holds every value
+        if not self.has_interval:
             return f"{self.difference:+.4f} [{self.clusters} clusters: no interval]"
         return f"{self.difference:+.4f} [{self.interval[0]:+.4f}, {self.interval[1]:+.4f}]"
 

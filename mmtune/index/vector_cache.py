@@ -210,12 +210,13 @@ class VectorCache:
 
         The small blocks are removed only after the large one is written, so an interruption loses nothing.
         """
-        if len(self._list(modality)) < MERGE_FROM:
-            return
+        files = self._list(modality)
         for limit in MERGE_LIMITS:
-            small = [p for p in self._list(modality) if len(self._block(p).keys) < limit]
-            for group in _groups(small, [len(self._block(p).keys) for p in small]):
-                self._merge_group(modality, group)
+            small = [p for p in files if len(self._block(p).keys) < limit]
+            if groups := _groups(small, [len(self._block(p).keys) for p in small]):
+                for group in groups:
+                    self._merge_group(modality, group)
+                files = self._list(modality)
 
     def _merge_group(self, modality: str, group: Sequence[Path]) -> None:
         parts = [block.take(np.flatnonzero(~block.damaged(np.arange(len(block.keys))))) for block in map(self._block, group)]

@@ -259,8 +259,11 @@ def split_pairs(
         card = counts.document(list(options.shares), cards, writer.drops.to_list(), {**options.document(), **said})
         write_json(writer.files / "card.json", card)
         write_text(writer.files / "card.md", card_markdown(card))
-        groups = {"all": len(set().union(*counts.groups.values())), **{s: len(counts.groups[s]) for s in counts.rows}}
-        measures = {"splits": dict(counts.rows), "groups": groups, **said, "ids renamed": corpus.renamed}
+        groups = {
+            "groups": {s: card["splits"][s]["groups"] for s in counts.rows},
+            "distinct groups": len(set().union(*counts.groups.values())),
+        }
+        measures = {"splits": dict(counts.rows), **groups, **said, "ids renamed": corpus.renamed}
         between = {k: card[k] for k in ("groups in several splits", "contents in several splits")}
         return writer.publish(corpus.read, {**measures, **between})
 

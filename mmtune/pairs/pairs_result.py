@@ -36,8 +36,8 @@ class PairsResult(ResultFields):
     def __str__(self) -> str:
         judgments = f" and {self.judgments:,} judgments" if self.judgments or self.kind == "logs" else ""
         lines = [f"{self.pairs:,} pairs{judgments} of {self.rows:,} rows: {self.out}"]
-        groups = self.measures.get("groups", {})
-        for split, rows in self.measures.get("splits", {}).items() if groups else ():
-            lines.append(f"  {split}: {rows:,} rows, {groups[split]:,} of {groups['all']:,} groups")
+        for split, groups in self.measures.get("groups", {}).items():
+            rows, distinct = self.measures["splits"][split], self.measures["distinct groups"]
+            lines.append(f"  {split}: {rows:,} rows, {groups:,} of {distinct:,} groups")
         lines += [f"  {d['count']:,} {d['unit']} dropped: {d['reason']}" for d in self.dropped]
         return "\n".join(lines)

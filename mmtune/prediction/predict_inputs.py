@@ -102,7 +102,7 @@ def file_input(path: str | Path, names: Sequence[str]) -> PredictInput:
 
     def decode() -> Signal:
         if not os.path.exists(path):
-            raise Rejected("no such file or folder")
+            raise Rejected("no such file or directory")
         if name is None:
             suffix = os.path.splitext(path)[1] or "without an extension"
             raise Rejected(f"no modality of {', '.join(names)} reads files {suffix}")

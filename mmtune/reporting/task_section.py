@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.compare_tasks import compare_task
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
@@ -39,7 +38,7 @@ class TaskSection:
     @property
     def intervals(self) -> bool:
         """Whether there are enough clusters for intervals."""
-        return all(d.clusters >= MIN_CLUSTERS for _, _, d in self.rows)
+        return all(d.has_interval for _, _, d in self.rows)
 
 
 def task_section(
