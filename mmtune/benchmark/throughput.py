@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import statistics
 import sys
 import tempfile
@@ -141,15 +142,16 @@ def bench(
     step = statistics.median(r["pairs_per_second"] / max(1 - r["wait"], 1e-9) for r in rows)
     stages = {**loading.stages, "step": step}
     loads = {name: rate for name, rate in stages.items() if name != "step"}
-    limit = min(loads, key=lambda name: loads[name]) if wait > DATA_BOUND and loads else "step"
+    waits_later = loading.rate_of_source < step  # rows that were read ahead may hide it from these few steps
+    limit = min(loads, key=lambda name: loads[name]) if loads and (wait > DATA_BOUND or waits_later) else "step"
     return Throughput(
         speed,
         wait,
         stages,
         limit,
-        loading.times.size / 1e6 / loading.seconds,
+        loading.times.size / 1e6 / loading.pairs * loading.rate,
         loading.workers,
-        loading.pairs / loading.seconds,
+        loading.rate,
         embedding,
         _peak_memory_mb(),
         whole.train.batch_size,
@@ -180,7 +182,9 @@ def _without_head_stage(tune: AnyTuning | dict[str, AnyTuning]) -> AnyTuning | d
 class _Loading:
     """What the data loader does without a model.
 
-    pairs, seconds: pairs that were loaded, and the time from the first to the last of them
+    pairs: pairs that were loaded
+    rate: pairs per second; for streamed data at most the rate at which shards are read, as some rows were read ahead
+    rate_of_source: pairs per second if only reading took time
     times: what was done for them
     stages: stage -> pairs per second if only this stage took time
     workers: number of threads or processes
@@ -188,7 +192,8 @@ class _Loading:
     """
 
     pairs: int
-    seconds: float
+    rate: float
+    rate_of_source: float
     times: LoadTimes
     stages: dict[str, float]
     workers: int
@@ -226,13 +231,17 @@ def _measure_loading(recipe: Recipe, inputs: TrainingInputs, steps: int) -> _Loa
     seconds = max(time.perf_counter() - begin - copying, 1e-9)
     source = "network" if any("://" in s.path for s in recipe.data.training_sets) else "disk"
     workers = loader.pool.workers
-    worked = {source: times.read, "decode": times.decode / workers, "preprocess": times.preprocess / workers}
-    if isinstance(loader, Loader):  # the workers read; streamed shards have threads of their own
-        worked[source] /= workers
-    stages = {name: pairs / t for name, t in worked.items() if t > 0}
+    worked = {"decode": times.decode / workers, "preprocess": times.preprocess / workers}
+    if isinstance(loader, StreamLoader):
+        stages = {source: loader.reading_rate()}
+        rate = min(pairs / seconds, stages[source])
+    else:  # the workers read
+        worked = {source: times.read / workers, **worked}
+        stages, rate = {}, pairs / seconds
+    stages |= {name: pairs / t for name, t in worked.items() if t > 0}
     if copying:
         stages["copy"] = pairs / copying
-    return _Loading(pairs, seconds, times, stages, workers, samples)
+    return _Loading(pairs, rate, stages.get(source, math.inf), times, stages, workers, samples)
 
 
 def _embedding_rates(model: "Model", data: "Data", quiet: bool) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from mmtune.data.loader.loader import Loader
 from mmtune.errors import RecipeError
 from mmtune.training.loop import Trainer
 from tests.support import corpora
+from tests.support.http_server import http_server
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,6 @@ def recipe(tmp_path_factory):
 
 
 def test_rates_of_a_few_steps_and_nothing_is_left(recipe, tmp_path):
-    from pathlib import Path
-
     begin = time.perf_counter()
     speed = mmtune.bench(recipe, steps=5)
     seconds = time.perf_counter() - begin
@@ -102,3 +102,25 @@ def test_bench_measures_the_model_that_the_recipe_trains(recipe, monkeypatch):
     templates = {"text": {"default": ["a photo of {}"]}}
     mmtune.bench({**recipe, "prompts": templates, "window_pooling": {"image": "max"}, "tune": "full"}, steps=1)
     assert embedded == loaded == [(templates, {"image": "max"})]
+
+
+@pytest.fixture(scope="module")
+def small_shards(tmp_path_factory):
+    """160 rows in shards of about eight, so that no buffer holds an epoch."""
+    root = tmp_path_factory.mktemp("bench-shards")
+    mmtune.pack(corpora.source(root / "files", 160, 0, ("image", "text")), root / "data", shard_size="8KB")
+    assert len(list((root / "data").glob("*.tar"))) >= 10
+    return root / "data"
+
+
+@pytest.mark.parametrize("rate,limits", [(40_000, {"network"}), (0, {"network", "decode", "preprocess", "step"})])
+def test_a_slow_server_is_named_as_the_limit(recipe, small_shards, rate, limits):
+    """Also where rows that were read ahead hide it from the few steps that are measured. The advice names the cache of shards."""
+    with http_server(small_shards, rate=rate, delay=0.05) as server:
+        data = {"train": server.url + "/", "read": "stream", "cache_size": 0, "shuffle_buffer": 8}
+        speed = mmtune.bench({**recipe, "data": data, "tune": "full"}, steps=4)
+        assert server.sent > 0
+    assert speed.limit in limits and speed.stages.keys() == {"network", "decode", "preprocess", "step"}
+    if rate:
+        assert speed.loading <= speed.stages["network"] < min(v for k, v in speed.stages.items() if k != "network")
+        assert "limit: network" in str(speed) and "data.cache_size" in str(speed)

@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[at : at + step])
             self.files.sent += len(data[at : at + step])
             if self.files.rate:
-                time.sleep(step / self.files.rate)
+                time.sleep(len(data[at : at + step]) / self.files.rate)
 
 
 class _Server(ThreadingHTTPServer):

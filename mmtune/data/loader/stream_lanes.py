@@ -7,6 +7,7 @@ process that runs the lane. So batches are the same with any number of processes
 
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -51,6 +52,14 @@ class LaneSnapshot(NamedTuple):
         return {"next": list(self.next), "buffer": " ".join(f"{s}:{r}" for s, r in self.buffer), "draws": self.draws}
 
 
+@dataclass
+class ReadCount:
+    """rows, seconds: what a lane's thread has read so far, and how long that took, waiting for room in the buffer left out."""
+
+    rows: int = 0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class LaneOptions:
     """What all lanes of an epoch have in common.
@@ -82,6 +91,7 @@ class Lane:
     number: number of the lane
     shards: {number of the shard in the epoch: shard} of this lane, in order
     state: where to continue; None means at the start
+    count: is added to as rows are read
     """
 
     number: int
@@ -89,6 +99,7 @@ class Lane:
     sets: StreamedSets
     options: LaneOptions
     state: LaneState | None = None
+    count: ReadCount = field(default_factory=ReadCount)
     notes: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -107,19 +118,25 @@ class Lane:
 
     def _read(self) -> None:
         try:
-            chunk, size = list[StreamedRow](), 0
+            chunk, size, begin = list[StreamedRow](), 0, time.perf_counter()
             for row in self._read_rows():
                 chunk.append(row)
                 size += row.size
                 if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
+                    self._count(chunk, begin)
                     self._put(chunk)
-                    chunk, size = [], 0
+                    chunk, size, begin = [], 0, time.perf_counter()
                 if self._stop.is_set():
                     return
+            self._count(chunk, begin)
             self._put(chunk)
             self._put(None)
         except BaseException as e:
             self._put(e)
+
+    def _count(self, chunk: list[StreamedRow], begin: float) -> None:
+        self.count.rows += len(chunk)
+        self.count.seconds += time.perf_counter() - begin
 
     def _put(self, chunk: list[StreamedRow] | BaseException | None) -> None:
         while not self._stop.is_set():

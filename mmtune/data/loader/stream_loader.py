@@ -7,7 +7,7 @@ items that it read. Rows with a value that cannot be decoded are left out and co
 import json
 import random
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict
@@ -22,7 +22,7 @@ from mmtune.data.loader.loader import decoded_size
 from mmtune.data.loader.stacked_inputs import StackedInputs
 from mmtune.data.loader.stream_batches import DrawnBatch, Prepared, StackedPrepared, divide_evenly
 from mmtune.data.loader.stream_exchange import Inputs, Item, StreamExchange
-from mmtune.data.loader.stream_lanes import BUFFER_BYTES, Lane, LaneOptions, LaneState
+from mmtune.data.loader.stream_lanes import BUFFER_BYTES, Lane, LaneOptions, LaneState, ReadCount
 from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.data.shards.tar_stream import StreamedRow
 from mmtune.errors import DataError, Rejected
@@ -89,6 +89,7 @@ class StreamLoader:
         self._exchange = StreamExchange(processes, self.names)
         self._fingerprint = sets.fingerprint
         self._states: deque[tuple[int, int, DrawnBatch]] = deque(maxlen=self.pool.ahead + 4)
+        self._read: defaultdict[int, ReadCount] = defaultdict(ReadCount)
         self.left_out = 0
         self._examples: list[str] = []
 
@@ -148,6 +149,13 @@ class StreamLoader:
         if not seen and state is None:
             raise DataError(f"{self.sets.spec}: an epoch without a batch: no row could be used{''.join(self._examples[:1])}")
 
+    def reading_rate(self) -> float:
+        """Rows per second at which this process reads shards, all epochs so far, if nothing but reading takes time; 0 before a row is read.
+
+        Batches do not show it at first: they are made from rows that were read ahead.
+        """
+        return sum(c.rows / c.seconds for c in self._read.values() if c.seconds > 0)
+
     def close(self) -> None:
         """End the worker processes; afterwards `epoch` starts others."""
         self.pool.close()
@@ -167,6 +175,7 @@ class StreamLoader:
                 self.sets,
                 options,
                 state["states"][str(i)] if state else None,
+                self._read[i],
             )
             for i in own
         }, count
