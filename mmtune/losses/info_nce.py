@@ -1,4 +1,4 @@
-"""InfoNCE with any number of positives per query, label smoothing and hardness-weighted negatives."""
+"""InfoNCE with any number of positives per query, label smoothing, hardness-weighted negatives and generalised cross-entropy."""
 
 import math
 from typing import Literal
@@ -18,6 +18,7 @@ def info_nce(
     positives: Literal["mean", "mask", "sum"] = "mean",
     smoothing: float = 0.0,
     hardness: float = 0.0,
+    robustness: float = 0.0,
 ) -> Tensor:
     """Softmax cross-entropy over candidates, one value per query [R].
 
@@ -37,6 +38,8 @@ def info_nce(
 
     smoothing: share of the target distribution that is moved from the positives evenly to all candidates; not with `sum`
     hardness: b > 0 weights each negative by e^(b * l), scaled to mean 1 over N (Robinson et al. 2021, arXiv 2010.04592)
+    robustness: q in (0, 1] replaces each -log p above by (1 - p^q) / q, generalised cross-entropy (Zhang and Sabuncu 2018, arXiv
+        1805.07836): pairs that the model finds improbable, such as wrong captions, get small gradients. q -> 0 is -log p
     """
     logits = block.similarity * block.scale
     # Queries without a positive have weight 0 in the mean, but their infinite values would still turn it into NaN.
@@ -51,12 +54,16 @@ def info_nce(
         if positives != "mask":
             normaliser = torch.logaddexp(torch.logsumexp(positive_logits, 1), normaliser)
     if positives == "sum":
-        return torch.where(has_positive, normaliser - torch.logsumexp(positive_logits, 1), 0.0)
+        attained = torch.where(has_positive, torch.logsumexp(positive_logits, 1) - normaliser, 0.0)
+        return _cross_entropy(attained, robustness)
     share = _shares(block) if positives == "mask" or block.graded else block.positives / _count(block.positives)
     attained = (share * logits).sum(1)
     if positives == "mask":
         # For each row pair: log(e^l + sum of e^l over N) - l. The loss of a query without negatives is 0.
-        value = (share * softplus(normaliser[:, None] - logits)).sum(1)
+        value = (share * _cross_entropy(-softplus(normaliser[:, None] - logits), robustness)).sum(1)
+    elif robustness:
+        log_p = torch.where(share > 0, logits - normaliser[:, None], 0.0)
+        value = (share * _cross_entropy(log_p, robustness)).sum(1)
     else:
         value = normaliser - attained
     if smoothing:
@@ -64,6 +71,11 @@ def info_nce(
         candidates = targets | block.negatives
         value = value + smoothing * (attained - ((logits * candidates).sum(1, keepdim=True) / _count(candidates)).squeeze(1))
     return torch.where(has_positive, value, 0.0)
+
+
+def _cross_entropy(log_p: Tensor, q: float) -> Tensor:
+    """-log p for q = 0, otherwise (1 - p^q) / q."""
+    return -torch.expm1(q * log_p) / q if q else -log_p
 
 
 def _count(mask: Tensor) -> Tensor:

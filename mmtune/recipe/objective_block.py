@@ -84,7 +84,7 @@ class AutoTerm(TermBlock):
 class InfoNCETerm(TermBlock):
     """InfoNCE: softmax cross-entropy over the candidates in the batch (as in CLIP, MultipleNegativesRankingLoss and SupCon)."""
 
-    own_keys = frozenset({"positives", "smoothing", "hardness"})
+    own_keys = frozenset({"positives", "smoothing", "hardness", "robustness"})
 
     loss: Literal["info_nce"] = Field("info_nce", description="name of the loss")
     positives: Literal["mean", "mask", "sum"] = Field(
@@ -95,6 +95,12 @@ class InfoNCETerm(TermBlock):
     smoothing: Number = Field(0.0, description="label smoothing: fraction of the target that is spread over all candidates")
     hardness: Number = Field(
         0.0, description="weight negatives by e^(hardness x logit), so that hard ones count more; 0: equally"
+    )
+    robustness: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="q of generalised cross-entropy, (1 - p^q) / q in place of -log p, so that wrong captions count less; 0: -log p",
     )
 
 

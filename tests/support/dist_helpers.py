@@ -136,6 +136,7 @@ def cases():
             "sum": {"positives": "sum"},
             "smooth": {"smoothing": 0.1},
             "hard": {"hardness": 0.5},
+            "robust": {"robustness": 0.7},
             "weighted": {"positives": "mask", "weights": "grade"},
             "guided": {"guide": "t"},
             "fixed": {"scale": 200.0},

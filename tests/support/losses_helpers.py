@@ -118,7 +118,10 @@ def logsum(values):
     return math.log(sum(math.exp(v) for v in values))
 
 
-def naive_info_nce(scale, positives="mean", smoothing=0.0, hardness=0.0):
+def naive_info_nce(scale, positives="mean", smoothing=0.0, hardness=0.0, robustness=0.0):
+    def of_probability(p):
+        return (1 - p**robustness) / robustness if robustness else -math.log(p)
+
     def negative_mass(neg):
         if not neg:
             return 0.0
@@ -131,12 +134,12 @@ def naive_info_nce(scale, positives="mean", smoothing=0.0, hardness=0.0):
         share = [(s, w / total) for s, w in own] if graded or positives == "mask" else [(s, 1 / len(pos)) for s in pos]
         if positives == "sum":
             e = sum(len(pos) * w * math.exp(scale * s) for s, w in share)
-            return -math.log(e / (e + mass))
+            return of_probability(e / (e + mass))
         others = 0.0 if positives == "mask" else sum(math.exp(scale * s) for s in pos)
         value = 0.0
         for s, w in share:
             against = (math.exp(scale * s) if positives == "mask" else others) + mass
-            value += w * -math.log(math.exp(scale * s) / against)
+            value += w * of_probability(math.exp(scale * s) / against)
         attained = sum(w * scale * s for s, w in share)
         targets = sorted({s for s, _ in own}) if positives == "mask" else pos
         even = sum(scale * s for s in targets + neg) / len(targets + neg)

@@ -64,7 +64,13 @@ def loss(name, **options):
 
 
 TERMS = st.one_of(
-    loss("info_nce", positives=st.sampled_from(["mean", "mask", "sum"]), smoothing=SHARES, hardness=SHARES),
+    loss(
+        "info_nce",
+        positives=st.sampled_from(["mean", "mask", "sum"]),
+        smoothing=SHARES,
+        hardness=SHARES,
+        robustness=st.sampled_from([0.0, 0.7]),
+    ),
     loss("auto"),
     loss("sigmoid", bias=st.sampled_from([-10.0, -1.0])),
     loss("triplet", distance=st.sampled_from(["cosine", "euclidean"]), mining=st.sampled_from(["hard", "semi_hard"])),
