@@ -98,7 +98,10 @@ def shadow(report: "ShadowReport", preference: "Preference") -> str:
     """Format the comparison of shadow searches with live searches, and the preference from interleaving."""
     state = report.shadowing
     now = f"shadow traffic on {state.version}: {state.fraction:.0%} of the searches" if state else "no shadow traffic"
-    lines = [f"{now}; {report.searches} repeated, {report.errors} errors, {report.dropped} dropped"]
+    lines = [
+        f"{now}; {report.searches} compared, {report.errors} failed on the staged version, {report.dropped} not repeated because too "
+        "many were waiting"
+    ]
     if report.overlap is not None:
         moved = "" if report.rank_change is None else f", whose ranks differ by {report.rank_change:.1f} on average"
         lines.append(f"{report.live} -> {report.staged}: {report.overlap:.0%} of the results in common{moved}")

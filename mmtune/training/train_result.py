@@ -54,6 +54,12 @@ class TrainResult(ResultFields):
             f"{self.artifact}  {self.fingerprint}",
             f"{self.pairs_per_second:.1f} pairs/s over {self.pairs} pairs, {self.wait:.0%} of the time waiting for data",
         ]
+        if self.best:
+            chosen = self.best[0]
+            lines.append(
+                f"the weights are those of step {int(chosen['checkpoint'].removeprefix('step-'))} of {self.steps}, whose validation "
+                f"score was best ({chosen['metric']:.4f})"
+            )
         if self.coefficient is not None:
             lines.append(
                 f"interpolation coefficient {self.coefficient:g} (0 is the base, 1 the tuned model); `mmtune report` plots the curve"

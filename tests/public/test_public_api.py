@@ -108,6 +108,15 @@ def test_similarity_is_the_cosine():
     assert mmtune.similarity(q[0], c).shape == (1, 2)
 
 
+def test_a_training_result_says_which_step_became_the_artifact():
+    from mmtune.training.train_result import TrainResult
+
+    best = [{"metric": 0.75, "checkpoint": "step-0000040"}, {"metric": 0.7, "checkpoint": "step-0000060"}]
+    lines = str(TrainResult("runs/a", "f", {}, None, {}, 2.0, 0.5, 8, 4.0, 60, best)).splitlines()
+    assert lines[2] == "the weights are those of step 40 of 60, whose validation score was best (0.7500)"
+    assert len(str(TrainResult("runs/a", "f", {}, None, {}, 2.0, 0.5, 8, 4.0, 60, [])).splitlines()) == 2
+
+
 def test_results_are_fields_and_keys():
     from mmtune.training.train_result import TrainResult
 
