@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 OURS, PEER = "mmtune", "sentence-transformers"
-METHODS = ("base", OURS, PEER, "linear probe", "nearest neighbours", "tip-adapter")
+METHODS = ("base", OURS, PEER, "linear probe", "nearest neighbours", "tip-adapter", "clip-adapter")
 TRAINED = (OURS, PEER)
 """Methods that train by a recipe."""
 SETTINGS = "bench.json"

@@ -1,4 +1,4 @@
-"""Methods of `mmtune bench quality` that need stored features only: the base model, linear probe, nearest neighbours, Tip-Adapter.
+"""Methods of `mmtune bench quality` that need stored features only: the base model, linear probe, nearest neighbours, adapters.
 
 Each returns the vectors of the scored rows and of the candidates. A classifier's vectors are the square roots of its class
 probabilities, and a candidate's the unit vector of its class, so that inner products rank classes as the classifier does.
@@ -23,6 +23,9 @@ SHARPNESS = 5.5
 """beta of Tip-Adapter, the value of its paper."""
 INVERSE_REGULARISATION = 0.1
 """C of scikit-learn's LogisticRegression, on standardised features."""
+
+ADAPTER_RATIO, ADAPTER_EPOCHS, ADAPTER_BATCH, ADAPTER_LR = 0.2, 30, 64, 1e-3
+"""CLIP-Adapter: share of the adapter's output in the vectors, passes over the rows, rows in a step, learning rate of Adam."""
 
 
 class Features(NamedTuple):
@@ -125,6 +128,40 @@ def tip_adapter(f: Features) -> Vectors:
     return _of_probabilities(f, classes, e / e.sum(1, keepdims=True))
 
 
+def clip_adapter(f: Features) -> Vectors:
+    """CLIP-Adapter (arXiv 2110.04544): a bottleneck MLP on the base model's vectors, blended with them at the paper's ratio 0.2.
+
+    The captions' vectors stay as they are. Trained by Adam with cross-entropy over the classes, logit scale 100.
+    """
+    start = base(f._replace(val=f.train_signal))
+    classes, number = np.unique(f.train_signal.labels["group"], return_inverse=True)
+    group = start.candidates.labels["group"]
+    known = np.array([int(np.flatnonzero(group == c)[0]) for c in classes])
+    x = torch.from_numpy(start.queries.vectors).float()
+    words, target = torch.from_numpy(start.candidates.vectors[known]).float(), torch.from_numpy(number)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        width = x.shape[1]
+        bottleneck = torch.nn.Sequential(
+            torch.nn.Linear(width, width // 4, bias=False), torch.nn.ReLU(), torch.nn.Linear(width // 4, width, bias=False)
+        )
+        optimizer = torch.optim.Adam(bottleneck.parameters(), lr=ADAPTER_LR)
+        for _ in range(ADAPTER_EPOCHS):
+            for rows in torch.randperm(len(x)).split(ADAPTER_BATCH):
+                logits = 100 * _adapted(bottleneck, x[rows]) @ words.T
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(logits, target[rows]).backward()
+                optimizer.step()
+    with torch.no_grad():
+        queries = with_vectors(f.val, _adapted(bottleneck, torch.from_numpy(base(f).queries.vectors).float()).numpy())
+    return Vectors(queries, start.candidates, queries)
+
+
+def _adapted(bottleneck: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Unit vectors [N, D] of the blend of the adapter's output and its input."""
+    return torch.nn.functional.normalize(ADAPTER_RATIO * torch.relu(bottleneck(x)) + (1 - ADAPTER_RATIO) * x, dim=1)
+
+
 def _cosines_to_training(f: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (cosines [Q, N], classes, class number of each training row [N])."""
     classes, number = np.unique(f.train_signal.labels["group"], return_inverse=True)
@@ -145,5 +182,6 @@ FLOORS: dict[str, Callable[[Features], Vectors]] = {
     "linear probe": linear_probe,
     "nearest neighbours": nearest_neighbours,
     "tip-adapter": tip_adapter,
+    "clip-adapter": clip_adapter,
 }
 """Methods that need stored features only."""

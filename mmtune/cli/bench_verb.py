@@ -9,8 +9,8 @@ sentence-transformers, open_clip and a plain PyTorch loop, see notebooks/speed.i
 
 With `quality`: every DIR holds the packed sets `train` and `val`, whose groups are the classes. The same pretrained towers are
 scored on val as they are (heads by ridge regression), tuned by mmtune, tuned by sentence-transformers on as many pairs, under a linear
-probe, nearest neighbours and Tip-Adapter; mean, standard deviation, 95% interval over the seeds, and seconds. Results are written to
-OUT as they are made: quality.json, quality.md; the same command continues after an interruption. Needs the extra `bench`.
+probe, nearest neighbours, Tip-Adapter and CLIP-Adapter; mean, standard deviation, 95% interval over the seeds, and seconds. Results
+are written to OUT as they are made: quality.json, quality.md; the same command continues after an interruption. Needs the extra `bench`.
 """
 
 import argparse

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import mmtune
 from mmtune.benchmark.quality_bench import METHODS
 from mmtune.benchmark.quality_features import draw_shots, features_of, open_set
-from mmtune.benchmark.quality_floors import linear_probe, nearest_neighbours, pair_features
+from mmtune.benchmark.quality_floors import base, clip_adapter, linear_probe, nearest_neighbours, pair_features
 from mmtune.benchmark.quality_result import Cell, QualityResult
 from mmtune.cli import main
 from mmtune.errors import DataError, RecipeError
@@ -50,7 +51,7 @@ def test_every_method_scores_and_the_next_call_only_reads(shop, tmp_path):
     assert not (out / "run").exists()
     assert read_json(out / "quality.json") == json.loads(json.dumps(result.to_dict()))
     before = {p: p.stat().st_mtime_ns for p in (out / "cells").rglob("*.json")}
-    assert len(before) == 8
+    assert len(before) == 9
     again = mmtune.bench_quality({"shop": shop}, TOWERS, out, seeds=2, overrides=SHORT)
     assert again == result and before == {p: p.stat().st_mtime_ns for p in (out / "cells").rglob("*.json")}
 
@@ -100,6 +101,27 @@ def test_scores_of_the_floors_are_those_of_their_own_predictions(shop, tmp_path)
     assert scores["nearest neighbours"] == pytest.approx(correct / len(truth), abs=1e-6)
     for method in (linear_probe, nearest_neighbours):
         assert np.allclose(np.linalg.norm(method(f).queries.vectors, axis=1), 1, atol=1e-5)
+
+
+def test_clip_adapter_learns_its_training_rows_and_keeps_the_captions(shop, tmp_path):
+    opened = open_set("shop", shop, TOWERS)
+    f = pair_features(features_of(mmtune.load(TOWERS), opened, tmp_path / "features", True), opened.sides)
+    f = f._replace(val=f.train_signal)
+
+    def log_probability(found):
+        """Mean log-probability of the right class over all candidates, at CLIP-Adapter's logit scale."""
+        logits = 100 * torch.from_numpy(found.queries.vectors @ found.candidates.vectors.T).double()
+        right = torch.tensor([[c == g for c in found.candidates.groups] for g in found.queries.groups])
+        return float((logits.masked_fill(~right, -torch.inf).logsumexp(1) - logits.logsumexp(1)).mean())
+
+    state = torch.get_rng_state()
+    before, after, again = base(f), clip_adapter(f), clip_adapter(f)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(after.queries.vectors, again.queries.vectors)
+    assert np.array_equal(after.candidates.vectors, before.candidates.vectors)
+    assert log_probability(before) < log_probability(after)
+    cosine = (after.queries.vectors * before.queries.vectors).sum(1)
+    assert 0.5 < cosine.min() and cosine.max() < 1
 
 
 def test_the_base_is_the_recipes_step_0(shop, tmp_path):
