@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> Result:
             allow_trained=args.allow_trained,
         )
         return Result(by_task.to_dict(), str(by_task), by_task.status)
-    if any(task_values(args).values()):
+    if any(value for name, value in task_values(args).items() if name != "exclude_same"):
         raise RecipeError("--label, --reference and the other options of tasks need --task zero_shot, knn or anomaly")
     comparison = compare(
         args.base,
@@ -140,6 +140,7 @@ def run(args: argparse.Namespace) -> Result:
         dim=args.dim,
         base_dim=args.base_dim,
         cluster=args.cluster,
+        exclude_same=args.exclude_same,
         allow_trained=args.allow_trained,
     )
     return Result(comparison.to_dict(), str(comparison), comparison.status)

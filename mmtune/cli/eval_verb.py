@@ -104,7 +104,8 @@ def task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude-same",
         metavar="COLUMN",
-        help="ignore neighbours with the same value in this metadata column, e.g. windows of one recording",
+        help="rows with the same value in this metadata column, e.g. windows of one recording, are no neighbours of each other, and no "
+        "candidates in searches within a modality",
     )
     parser.add_argument(
         "--normal", metavar="COLUMN=VALUE", help="the rows that are normal, by their value in a metadata column"
@@ -187,7 +188,9 @@ def run(args: argparse.Namespace) -> Result:
         text = "\n".join([text, *interval_lines(intervals, args.cluster)])
     elif args.cluster:
         raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
-    elif processes.is_main_process and (note := copies_note(args.data, list(document.get("directions", ())))):
+    elif processes.is_main_process and (
+        note := "" if args.exclude_same else copies_note(args.data, list(document.get("directions", ())))
+    ):
         document["note"], text = note, f"{text}\n{note}"
     if args.out and processes.is_main_process:
         write_json(Path(args.out), document)
@@ -209,7 +212,7 @@ def copies_note(data: str, directions: Sequence[str]) -> str:
         if len(set(values)) < len(values):
             return (
                 f"note: {', '.join(within)}: rows of one {column} ({len(set(values))} in {len(values)} rows) are right answers for each other, "
-                f"which makes these figures high; `--task knn --exclude-same {column}` leaves them out"
+                f"which makes these figures high; `--exclude-same {column}` leaves them out"
             )
     return ""
 

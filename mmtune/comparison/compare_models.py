@@ -93,6 +93,7 @@ def compare(
     dim: int | None = None,
     base_dim: int | None = None,
     cluster: str | None = None,
+    exclude_same: str | None = None,
     allow_trained: bool = False,
 ) -> Comparison:
     """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
@@ -112,6 +113,7 @@ def compare(
     base_dim: the same for the base alone; overrides `dim`
     cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; default: groups and
         rows of equal content
+    exclude_same: metadata column of `data`, e.g. the recording; within one modality, rows with the query's value are no candidates
     allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 
     Raises DataError if either model was trained on some of the rows, unless `allow_trained`.
@@ -141,6 +143,7 @@ def compare(
             batch_size=batch_size,
             quiet=quiet,
             cluster=cluster,
+            exclude_same=exclude_same,
             allow_trained=allow_trained,
         ).comparison
 
@@ -164,6 +167,7 @@ def assemble_comparison(
     batch_size: int = 64,
     quiet: bool = True,
     cluster: str | None = None,
+    exclude_same: str | None = None,
     allow_trained: bool = False,
 ) -> AssembledComparison:
     """Refuse trained rows (with `allow_trained`, warn), embed the data and the retention data with both models, and compare. Options are those of `compare`.
@@ -209,6 +213,7 @@ def assemble_comparison(
         pairs=pairs,
         within=within or (len(names) == 1 and not against_index),
         qrels=judged,
+        exclude_same=source_of_rows(data, exclude_same),
         slices=parts,
         retention=None if kept is None else (kept[0], kept[1]),
         confusable=read_or_freeze(confusable, vectors[0], gate, judged),

@@ -33,6 +33,7 @@ def compare_vectors(
     pairs: Sequence[tuple[str, str]] | None = None,
     within: bool = False,
     qrels: Qrels | None = None,
+    exclude_same: Mapping[str, str | None] | None = None,
     slices: Slices | None = None,
     retention: tuple[Vectors, Vectors] | None = None,
     confusable: Confusable | None = None,
@@ -45,7 +46,7 @@ def compare_vectors(
     """Compare two models' vectors of the same rows, query by query.
 
     gate: what the candidate has to gain and to keep; default: `complete_gate`
-    ks, pairs, within, qrels: as for `evaluate_vectors`
+    ks, pairs, within, qrels, exclude_same: as for `evaluate_vectors`
     slices: {slice name: row ids}
     retention: (base's vectors, candidate's vectors) of the retention data, for the slice "retention"
     confusable: a frozen slice, which adds the slices "confusable" and "confusable pairs"
@@ -63,7 +64,9 @@ def compare_vectors(
     metric_columns(ks, wanted, "gate.metric")  # only to raise RecipeError for an unknown metric
     ks = with_cutoffs(ks, wanted)
     before, after = (
-        evaluate_vectors(v, ks=ks, metrics=wanted, pairs=pairs, within=within, qrels=qrels, per_query=True)
+        evaluate_vectors(
+            v, ks=ks, metrics=wanted, pairs=pairs, within=within, qrels=qrels, exclude_same=exclude_same, per_query=True
+        )
         for v in (base, candidate)
     )
     if source is not None:

@@ -7,6 +7,7 @@ import numpy as np
 from mmtune.contracts import Embeddings, direction
 from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.evaluation.clusters import row_clusters
+from mmtune.evaluation.left_out import LeftOut
 from mmtune.evaluation.metrics import MetricColumn, RelevantRanks, metric_columns, per_query_values
 from mmtune.evaluation.query_sample import mean_interval, relevant_to, sample_queries
 from mmtune.evaluation.ranks import relevant_ranks
@@ -24,6 +25,7 @@ def evaluate_vectors(
     pairs: Sequence[tuple[str, str]] | None = None,
     within: bool = True,
     qrels: Qrels | None = None,
+    exclude_same: Mapping[str, str | None] | None = None,
     chunk: int = 4096,
     per_query: bool = False,
     queries: int | None = None,
@@ -37,6 +39,8 @@ def evaluate_vectors(
     within: False leaves out the directions within one modality; used only if `pairs` is None
     qrels: graded judgments. They alone decide what is relevant; without them a candidate is relevant if it shares a row or a
         group with the query.
+    exclude_same: {row id: e.g. its recording}. Within one modality, candidates with the query's value are left out, as the query itself
+        is. None, and rows without a value: only the query itself
     chunk: number of queries processed at a time
     per_query: keep the values of every query; needed for comparisons and slices
     queries: number of queries of each direction, drawn at random; all items stay candidates. Default: all queries
@@ -63,7 +67,9 @@ def evaluate_vectors(
     items = {m: unique_items(m, vectors[m]) for m in names}
     cluster_of = row_clusters(vectors) if per_query else None
     evaluated = {
-        direction(a, b): evaluate_direction(items[a], items[b], columns, qrels, chunk, cluster_of, queries)
+        direction(a, b): evaluate_direction(
+            items[a], items[b], columns, qrels, chunk, cluster_of, queries, LeftOut(items[a], exclude_same) if a == b else None
+        )
         for a, b in sorted(pairs, key=lambda p: p[0] == p[1])
     }
     return Result(
@@ -82,11 +88,13 @@ def evaluate_direction(
     chunk: int = 4096,
     cluster_of: Mapping[str, int] | None = None,
     sample: int | None = None,
+    left_out: LeftOut | None = None,
 ) -> Direction:
-    """Compute the metrics of one direction. If `queries is candidates`, an item is no candidate for itself.
+    """Compute the metrics of one direction.
 
     cluster_of: {row id: cluster}; if given, the values of every query are kept
     sample: number of queries that are drawn at random; None: all
+    left_out: candidates that are left out for each query; needed if `queries is candidates`
     """
     a, b = queries.vectors.shape[-1], candidates.vectors.shape[-1]
     if a != b and len(queries) and len(candidates):
@@ -99,11 +107,13 @@ def evaluate_direction(
     parts: dict[str, list[np.ndarray]] = {c.name: [] for c in columns}
     for part in relevant_blocks(queries, candidates, chunk, qrels):
         numbers, relevant, grades = relevant_to(part, sampled)
+        if left_out is not None:
+            relevant, grades = left_out.without(numbers, relevant, grades)
         has = relevant.counts > 0
         if not has.any():
             continue
         asking = queries.query_vectors[part.start : part.stop] if sampled is None else queries.query_vectors[numbers]
-        rank_P, tied = relevant_ranks(asking, candidates.vectors, relevant, numbers if queries is candidates else None)
+        rank_P, tied = relevant_ranks(asking, candidates.vectors, relevant, left_out.of(numbers) if left_out else None)
         query_P = np.repeat(np.cumsum(has) - 1, relevant.counts)
         for name, v in per_query_values(RelevantRanks(query_P, rank_P, grades), columns).items():
             parts[name].append(v)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from mmtune.contracts import Embeddings
 from mmtune.embedding.embed_rows import embed_data
+from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
@@ -16,6 +17,7 @@ from mmtune.evaluation.model_and_data import as_data, as_model, warn_unused_judg
 from mmtune.evaluation.result import Result
 from mmtune.evaluation.slices import Slices, metadata_slices, slice_direction
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, check_options, evaluate_task
+from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.evaluation.tasks.task import RETRIEVAL
 from mmtune.evaluation.trained_pairs import untrained_directions
 from mmtune.model.artifact.trained_rows import trained_on
@@ -131,6 +133,8 @@ def evaluate(
     group_pooling: "mean" averages the images or sounds of each group into one item (see `pool_groups`)
     per_query: keep the values of every query
     queries: evaluate this many random queries of each direction, with intervals of the mean over all; None means all
+    exclude_same: metadata column, e.g. the recording. Within one modality, rows with the query's value are no candidates; see also the
+        tasks knn and anomaly
     trec: a directory for the run (a-to-b.run) and the qrels (a-to-b.qrels) of every direction, as TREC files
     batch_size: number of rows embedded at a time
     dim: use only the first `dim` dimensions of the embeddings, L2-normalised again
@@ -162,7 +166,8 @@ def evaluate(
         refuse_trained_rows(identities, trained_on(model), "the model", allow_trained)
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
         place = trec if processes.is_main_process else None
-        return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place, queries)
+        source = source_of_rows(rows, exclude_same)
+        return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place, queries, source)
     return evaluate_task(
         loaded,
         rows,
@@ -189,11 +194,19 @@ def _retrieval(
     per_query: bool,
     trec: "str | Path | None",
     queries: int | None,
+    source: Mapping[str, str | None] | None,
 ) -> Result:
     """Evaluate retrieval on embedded data, with slices, Matryoshka dimensions and TREC files."""
+    if source is not None and (trec is not None or group_pooling is not None):
+        other = "trec" if trec is not None else "group_pooling"
+        raise RecipeError(
+            f"exclude_same: not together with {other}, which knows no candidates that are left out for some queries"
+        )
     if group_pooling is not None:
         vectors = pool_groups(vectors, group_pooling, qrels)
-    measure = functools.partial(evaluate_vectors, ks=ks, metrics=metrics, qrels=qrels, within=within, queries=queries)
+    measure = functools.partial(
+        evaluate_vectors, ks=ks, metrics=metrics, qrels=qrels, within=within, queries=queries, exclude_same=source
+    )
     result = measure(vectors, per_query=per_query or bool(parts))
     for name in result.directions if trec is not None else ():
         (a, b), place = name.split("->"), Path(str(trec))

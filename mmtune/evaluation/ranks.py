@@ -23,7 +23,7 @@ def queries_at_a_time(candidates: int, chunk: int) -> int:
 
 
 def relevant_ranks(
-    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude_Q: np.ndarray | None
+    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude: Ragged | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (ranks [P], tied bool [Q]) of the relevant candidates.
 
@@ -31,19 +31,19 @@ def relevant_ranks(
     tied: True if a relevant candidate of the query has the same score as an irrelevant one
 
     relevant: positions of the relevant candidates of each query
-    exclude_Q: one candidate per query to leave out (the query itself), or None
+    exclude: candidates to leave out for each query, such as the query itself, none of which is relevant; or None
     """
     rank_P, tied_Q = np.empty(len(relevant.values), np.int64), np.zeros(len(relevant), bool)
     todo = np.flatnonzero(relevant.counts)
     if len(d_ND) >= MANY_CANDIDATES and len(relevant.values) <= MAX_RELEVANT * len(todo):
-        rank_P, tied_Q, crowded_Q = blocked_ranks(q_QD, d_ND, relevant, exclude_Q)
+        rank_P, tied_Q, crowded_Q = blocked_ranks(q_QD, d_ND, relevant, exclude)
         todo = np.flatnonzero(crowded_Q)
     step = queries_at_a_time(len(d_ND), len(todo) or 1)
     for begin in range(0, len(todo), step):
         part = todo[begin : begin + step]
         keys = exact_keys(q_QD[part], d_ND)
-        if exclude_Q is not None:
-            keys[np.arange(len(part)), exclude_Q[part]] = np.iinfo(np.int32).min  # below every cosine
+        if exclude is not None:
+            keys[exclude.take(part)] = np.iinfo(np.int32).min  # below every cosine
         for keys_N, q in zip(keys, part, strict=True):
             span = slice(relevant.start[q], relevant.start[q + 1])
             rank_P[span], tied_Q[q] = ranks_of_query(keys_N, relevant.values[span])

@@ -44,7 +44,7 @@ def worker_threads() -> int:
 
 
 def blocked_ranks(
-    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude_Q: np.ndarray | None
+    q_QD: np.ndarray, d_ND: np.ndarray | GatheredRows, relevant: Ragged, exclude: Ragged | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (ranks [P] of `relevant.values`, tied bool [Q], crowded bool [Q]).
 
@@ -67,9 +67,10 @@ def blocked_ranks(
                 rows = todo[begin : begin + ROWS]
                 scores = buffer[: len(rows), : len(block)]
                 np.matmul(q_QD[rows], block.T, out=scores)
-                if exclude_Q is not None:
-                    own = np.flatnonzero((exclude_Q[rows] >= left) & (exclude_Q[rows] < left + len(block)))
-                    scores[own, exclude_Q[rows[own]] - left] = -np.inf
+                if exclude is not None:
+                    row, column = exclude.take(rows)
+                    here = (column >= left) & (column < left + len(block))
+                    scores[row[here], column[here] - left] = -np.inf
                 pending = [(i, int(q)) for i, q in enumerate(rows) if not crowded_Q[q]]
 
                 def count(share: list[tuple[int, int]], scores: np.ndarray = scores, left: int = left) -> list[Band]:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from mmtune.contracts import Embeddings, JsonObject, Pair, direction
+from mmtune.evaluation.left_out import LeftOut
 from mmtune.evaluation.metrics import MetricColumn, RelevantRanks, per_query_values
 from mmtune.evaluation.ranks import relevant_ranks
 from mmtune.relevance.items import Items, unique_items
@@ -106,7 +107,7 @@ def first_stage(vectors: Mapping[str, Embeddings], pair: Pair, depth: int) -> Fi
     blocks = list(relevant_blocks(queries, candidates, 4096))
     owner = np.concatenate([np.repeat(np.arange(b.start, b.stop), b.items.counts) for b in blocks])
     relevant = Ragged.of(owner, np.concatenate([b.items.values for b in blocks]), len(queries))
-    excluded = np.arange(len(queries)) if within else None
+    excluded = LeftOut(queries).of(np.arange(len(queries))) if within else None
     rank, _ = relevant_ranks(np.asarray(queries.query_vectors), candidates.vectors, relevant, excluded)
     return FirstStage(queries, candidates, top, relevant, rank, np.concatenate([b.grades for b in blocks]))
 

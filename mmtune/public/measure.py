@@ -95,7 +95,8 @@ def evaluate(
         prompts: for zero_shot: templates with one {}, whose embeddings are averaged; empty means those of the model
         reference: for knn: data whose labelled rows vote; for anomaly: data with normal rows; None means rows of `data`
         neighbours: for knn and anomaly: number of nearest neighbours
-        exclude_same: for knn and anomaly: metadata column, e.g. the recording; rows with equal values are not neighbours
+        exclude_same: for retrieval within one modality, knn and anomaly: metadata column, e.g. the recording; rows with equal values are
+            no candidates and no neighbours of each other
         normal: for anomaly: "COLUMN=VALUE" of the normal rows
         machine: for anomaly: metadata column; rows are compared only with normal rows of the same value
         slices: for anomaly: metadata columns by whose values the anomalous rows are also reported
@@ -161,6 +162,7 @@ def compare(
     dim: int | None = None,
     base_dim: int | None = None,
     cluster: str | None = None,
+    exclude_same: str | None = None,
     allow_trained: bool = False,
 ) -> Comparison:
     """Compare a candidate model with a base model on the same queries, and decide by the gate whether the candidate is better.
@@ -184,6 +186,7 @@ def compare(
     base_dim: another number of dimensions for the base model
     cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; None means groups and
         rows of equal content
+    exclude_same: metadata column of `data`, e.g. the recording; within one modality, rows with the query's value are no candidates
     allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 
     Raises DataError if the data contain rows that one of the models was trained on, unless `allow_trained`.
@@ -208,6 +211,7 @@ def compare(
         dim=dim,
         base_dim=base_dim,
         cluster=cluster,
+        exclude_same=exclude_same,
         allow_trained=allow_trained,
     )
 

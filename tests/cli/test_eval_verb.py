@@ -21,3 +21,7 @@ def test_pieces_of_one_recording_are_named_where_they_answer_each_other(tmp_path
     assert note in said("a")
     assert note.startswith("note: text->text: rows of one recording (4 in 16 rows) are right answers for each other")
     assert "note" not in json.loads(said("b", "--json")) and "note:" not in said("b")
+    assert "note:" not in said("a", "--exclude-same", "recording")
+    figures = [json.loads(said("a", "--json", *more)) for more in ((), ("--exclude-same", "recording"))]
+    usual, without = (f["directions"]["text->text"]["metrics"]["map"] for f in figures)
+    assert without < usual

@@ -33,7 +33,9 @@ def test_blocked_ranks_equal_exact_ranks(kind, within, monkeypatch):
         query, d, items = case(np.random.default_rng(seed), kind)
         exclude = None
         if within:
-            exclude = np.array([next(j for j in range(3000) if j not in set(items[i])) for i in range(len(query))])
+            others = [[j for j in range(3000) if j not in set(items[i])][: 1 + i % 3] for i in range(len(query))]
+            owner = np.repeat(np.arange(len(query)), [len(x) for x in others])
+            exclude = Ragged.of(owner, np.concatenate(others), len(query))
         monkeypatch.setattr(ranks, "MANY_CANDIDATES", 10**9)
         expected, tied = ranks.relevant_ranks(query, d, items, exclude)
         monkeypatch.setattr(ranks, "MANY_CANDIDATES", 1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
     from mmtune.model.dual_encoder import Model
 
-RETRIEVAL_OPTIONS = ("slices", "qrels", "trec", "group_pooling", "metrics", "queries")
+RETRIEVAL_OPTIONS = ("slices", "qrels", "trec", "group_pooling", "metrics", "queries", "exclude_same")
 """Options of `evaluate` for retrieval. A task accepts one of them only if it has a field of that name."""
 
 
