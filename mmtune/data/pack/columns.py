@@ -336,6 +336,8 @@ def assign_columns(
     Raises DataError, which lists all columns, if a named column does not exist or no column has a modality.
     """
     for name in columns:
+        if name in ("id", "group", "split"):
+            raise DataError(f"columns: {name!r} is no modality; write {name}={columns[name]!r} beside columns")
         modalities.get(name)
     named = {
         role: named_column(source, c, role)

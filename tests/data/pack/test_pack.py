@@ -440,3 +440,9 @@ def test_ids_and_groups_of_pandas_and_of_two_unicode_spellings(tmp_path: Path) -
     pack(tmp_path / "t.csv", tmp_path / "out", group="sku")
     data = open_data(str(tmp_path / "out"))
     assert data.ids == ["10", "11", "00000003", "v1.0"] and data.groups == ["Gr\u00f6\u00dfe", "Gr\u00f6\u00dfe", "7", "1.05"]
+
+
+def test_a_group_among_the_modalities_is_told_where_it_belongs(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,sku\na,1\nb,2\n")
+    with pytest.raises(DataError, match="columns: 'group' is no modality; write group='sku' beside columns"):
+        pack(tmp_path / "a.csv", tmp_path / "out", columns={"text": "text", "group": "sku"})
