@@ -61,18 +61,21 @@ class FrozenNetwork(nn.Module):
         """Encode [W, ...] -> [W, dim]."""
         rows = x.detach().float().cpu().numpy()
         if self.batched:
-            out = self.runner.run(rows.reshape(-1, *self.shape[1:]))
+            out = self._features(self.runner.run(rows.reshape(-1, *self.shape[1:])), len(rows))
         else:
-            out = np.concatenate([self._features(self.runner.run(row.reshape(self.shape))) for row in rows])
-        return torch.from_numpy(self._features(out)).to(x.device)
+            out = np.concatenate([self._features(self.runner.run(row.reshape(self.shape)), 1) for row in rows])
+        return torch.from_numpy(out).to(x.device)
 
-    def _features(self, out: np.ndarray) -> np.ndarray:
+    def _features(self, out: np.ndarray, rows: int) -> np.ndarray:
+        """Average an output over its positions: [rows, dim]. Several vectors for each row, such as frames of a sound, are averaged too."""
         out = np.asarray(out, np.float32)
         if out.ndim == 1:
             return out[None]
         if out.ndim == 4:
-            return out.mean((2, 3) if self.channels_first else (1, 2))
-        return out.mean(1) if out.ndim == 3 else out
+            out = out.mean((2, 3) if self.channels_first else (1, 2))
+        elif out.ndim == 3:
+            out = out.mean(1)
+        return out if len(out) == rows else out.reshape(rows, -1, out.shape[-1]).mean(1)
 
 
 class FrozenSoundPreprocess:

@@ -88,7 +88,9 @@ def _modes(module: Untyped, preprocess: ImagePreprocess) -> tuple[list[str], int
 
 
 def _prefix(config: Untyped, pixels: Tensor, hidden_BTC: Tensor) -> int:
-    """Return the number of tokens before the patches: cls, distillation and register tokens."""
+    """Return the number of tokens before the patches: cls, distillation and register tokens; the pooled vector of DINOv3's ConvNeXt."""
+    if config.model_type == "dinov3_convnext":
+        return 1
     size = getattr(config, "patch_size", None)
     if not isinstance(size, int):
         return 0

@@ -13,10 +13,10 @@ SOUND_MODELS = (
     "whisper",
 )
 """`model_type` of the sound encoders that are supported."""
-VISION_TOWERS = ("clip_vision_model", "dinov3_convnext", "dinov3_vit", "ijepa", "siglip_vision_model", "vit_mae")
+VISION_TOWERS = ("clip_vision_model", "dinov3_convnext", "dinov3_vit", "ijepa", "siglip_vision_model")
 """`model_type` of image encoders that transformers has no image classifier for."""
 TEXT_TOWERS = ("clip_text_model", "siglip_text_model")
-NOT_SINGLE = ("perceiver", "siglip", "siglip2", "metaclip_2", "clip", "timm_wrapper", "shieldgemma2", "bit")
+NOT_SINGLE = ("perceiver", "vit_mae", "siglip", "siglip2", "metaclip_2", "clip", "timm_wrapper", "shieldgemma2", "bit")
 """`model_type`s with an image classifier in transformers that are no encoders with one input, or need other inputs."""
 
 

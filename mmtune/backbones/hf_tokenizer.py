@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 class TokenPreprocess:
     """Turn one text into {"input_ids": [T]}, truncated to the token limit; `collate` pads the texts of a batch.
 
+    With an attention mask, padding is on the right, whatever the tokenizer's side: so the embedding of a text depends neither on the
+    side nor on the other texts of its batch. Towers without a mask attend to the padding, which then stays where the tokenizer has it.
+
     tokenizer: the checkpoint's tokenizer
     config: configuration of the text model
     limit: maximum number of tokens; None means the number of the model's position embeddings
@@ -34,8 +37,8 @@ class TokenPreprocess:
         # a tokenizer without a limit has a huge float as its model_max_length, which does not fit into an integer
         self.limit = min(positions, int(min(tokenizer.model_max_length, 1 << 20)), limit or positions)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.pad_left = tokenizer.padding_side == "left"
         self.has_mask = "attention_mask" in tokenizer.model_input_names
+        self.pad_left = tokenizer.padding_side == "left" and not self.has_mask
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
         ids = self.tokenizer(signal, truncation=True, max_length=self.limit)["input_ids"]

@@ -16,7 +16,7 @@ WEIGHTS = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
 MAPS = np.random.default_rng(1).standard_normal((5, 3, 1, 1)).astype(np.float32)
 
 
-def onnx_file(out, shape, nodes, weights, output):
+def onnx_file(out, shape, nodes, weights, output, constants=()):
     from onnx import TensorProto, helper, numpy_helper, save
 
     graph = helper.make_graph(
@@ -24,7 +24,7 @@ def onnx_file(out, shape, nodes, weights, output):
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(weights, "w")],
+        [numpy_helper.from_array(weights, "w"), *constants],
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), out)
     return out
@@ -120,6 +120,20 @@ def test_sounds(tmp_path, write, name, spec, function):
     again = mmtune.load(str(tmp_path / "artifact"))
     np.testing.assert_array_equal(again.encode(audio=sounds()), vectors)
     assert again.fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_several_frames_of_a_window_are_averaged(tmp_path, batch):
+    """As YAMNet gives them: [frames, C] for one row of samples, here five frames of eight samples."""
+    from onnx import helper, numpy_helper
+
+    frames = np.random.default_rng(4).standard_normal((8, 6)).astype(np.float32)
+    shape = numpy_helper.from_array(np.array([-1, 8]), "shape")
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    file = onnx_file(tmp_path / "a.onnx", [batch, 40], nodes, frames, "y", [shape])
+    want = unit(np.stack([(padded(x).reshape(5, 8) @ frames).mean(0) for x, _ in sounds()]))
+    ours = mmtune.load(f"onnx:{file}?rate=100")
+    np.testing.assert_allclose(ours.encode(audio=sounds()), want, atol=1e-5)
 
 
 def test_the_fingerprint_is_of_network_output_and_rate(tmp_path):

@@ -174,6 +174,7 @@ def test_decoders_are_pooled_at_their_last_token(tmp_path, cls, padding):
     last = -1 if padding == "left" else tokens["attention_mask"].sum(1) - 1
     want = unit(hidden[torch.arange(4), last])
     ours = mmtune.load(f"hf:{tmp_path / 'm'}")
+    assert ours.towers["text"].preprocess.tokenizer.padding_side == padding
     np.testing.assert_allclose(ours.encode(text=WORDS), want, atol=1e-5)
     np.testing.assert_allclose(np.stack([ours.encode(text=w) for w in WORDS]), want, atol=1e-5)
     survives_saving(ours, tmp_path / "m", tmp_path / "artifact", text=WORDS)

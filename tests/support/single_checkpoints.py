@@ -1,5 +1,7 @@
 """Small random single encoders, written by transformers."""
 
+import json
+
 import torch
 
 from tests.support import checkpoints
@@ -14,6 +16,7 @@ IMAGES = {
     "dinov2": ("Dinov2", PATCHES, "cls", 1),
     "dinov2_with_registers": ("Dinov2WithRegisters", PATCHES | {"num_register_tokens": 3}, "mean", 4),
     "dinov3_vit": ("DINOv3ViT", PATCHES | {"num_register_tokens": 2}, "pooler", 3),
+    "dinov3_convnext": ("DINOv3ConvNext", NETS, "mean", 1),
     "beit": ("Beit", PATCHES, "pooler", 1),
     "siglip_vision_model": ("SiglipVision", PATCHES, "pooler", 0),
     "swin": ("Swin", STAGES, "pooler", 0),
@@ -66,4 +69,6 @@ def decoder_folder(out, cls: str = "Qwen3", padding: str = "left"):
     tokenizer.backend_tokenizer.post_processor = end
     tokenizer.padding_side, tokenizer.model_input_names = padding, ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(out)
+    file = out / "tokenizer_config.json"  # save_pretrained leaves the side out
+    file.write_text(json.dumps({**json.loads(file.read_text()), "padding_side": padding}))
     return model, tokenizer
