@@ -40,12 +40,12 @@ def read_gate(path: str | Path) -> JsonObject | None:
 
 
 def _gate_of_recipe(document: JsonObject) -> object:
-    """Return the gate of a recipe, with the guard of its forgetting budget, if it has one."""
+    """Return the gate of a recipe, with its forgetting budget, if it has one."""
     gate, retention = document.get("gate") or {}, document.get("retention")
     if not isinstance(retention, Mapping) or not isinstance(gate, Mapping):
         return gate
-    bound = -float(retention.get("at_most", Retention.model_fields["at_most"].default))
-    return {**gate, "guards": {RETENTION: bound, **(gate.get("guards") or {})}}
+    at_most = float(retention.get("at_most", Retention.model_fields["at_most"].default))
+    return {"retention_loss": at_most, **gate}
 
 
 def complete_gate(gate: Gate | None, directions: Iterable[str], slices: Iterable[str]) -> Gate:
@@ -59,10 +59,11 @@ def complete_gate(gate: Gate | None, directions: Iterable[str], slices: Iterable
     gate = gate or Gate()
     if gate.direction == MEAN and len(directions) == 1:
         gate = gate.model_copy(update={"direction": directions[0]})
+    budget = {} if gate.retention_loss is None else {RETENTION: -gate.retention_loss}
     if gate.guards is not None:
-        return gate
+        return gate.model_copy(update={"guards": {**budget, **gate.guards}})
     guards = dict.fromkeys(directions, -0.01) if gate.direction == MEAN and len(directions) > 1 else {}
-    guards |= {s: bound for s, bound in ((RETENTION, -0.01), ("confusable", 0.0)) if s in slices}
+    guards |= {s: bound for s, bound in ((RETENTION, -0.01), ("confusable", 0.0)) if s in slices} | budget
     return gate.model_copy(update={"guards": guards})
 
 

@@ -35,7 +35,7 @@ class PairedDifference:
     clusters: int
 
     def to_dict(self) -> JsonObject:
-        return {**asdict(self), "interval": list(self.interval)}
+        return {**asdict(self), "interval": list(self.interval), "has_interval": self.has_interval}
 
     @property
     def has_interval(self) -> bool:

@@ -51,6 +51,11 @@ class Gate(RecipeBlock):
         description="slice or direction -> lowest allowed change of `metric`, e.g. {retention: -0.01}; {}: none; null: retention -0.01, "
         "confusable 0, where there are these slices, and each direction -0.01 if `direction` is mean",
     )
+    retention_loss: Annotated[float | None, Field(ge=0)] = Field(
+        None,
+        description="the retention slice may lose at most this, beside the other guards; null: what `guards` says. A recipe with a "
+        "forgetting budget sets it to `retention.at_most`",
+    )
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
@@ -74,7 +79,6 @@ class Gate(RecipeBlock):
         return self.model_dump()
 
 
-def with_retention_guard(gate: Gate, at_most: float) -> Gate:
-    """Return the gate with a guard that allows the retention slice to lose `at_most`, unless it has a guard for it."""
-    guards = gate.guards or {}
-    return gate if RETENTION in guards else gate.model_copy(update={"guards": {**guards, RETENTION: -at_most}})
+def with_retention_loss(gate: Gate, at_most: float) -> Gate:
+    """Return the gate, which allows the retention slice to lose `at_most` unless it says something else. Its guards stay as they are."""
+    return gate if gate.retention_loss is not None else gate.model_copy(update={"retention_loss": at_most})

@@ -173,11 +173,12 @@ def tiles(document: JsonObject) -> list[Tile]:
     gate = document["gate"]
     lead = document["directions"][gate["direction"]]
     low, high = lead["interval"]
+    known = f"95% interval {low:+.3f} to {high:+.3f}" if is_informative(lead) else f"{lead['clusters']} clusters: no interval"
     out = [
         Tile(
             f"{gate['metric']}, {gate['direction']}",
             f"{lead['base']:.3f} → {lead['candidate']:.3f}",
-            f"{lead['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}",
+            f"{lead['difference']:+.3f}, {known}",
         ),
         Tile(
             "queries",

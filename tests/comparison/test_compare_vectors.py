@@ -8,7 +8,7 @@ import pytest
 from mmtune.comparison.bootstrap_intervals import bootstrap_intervals, t_quantile
 from mmtune.comparison.compare_vectors import compare_vectors
 from mmtune.comparison.confusable import Confusable, accuracy, freeze
-from mmtune.comparison.gate import Gate, decide, read_gate
+from mmtune.comparison.gate import Gate, complete_gate, decide, read_gate
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
@@ -36,6 +36,18 @@ def grouped_corpus(seed, groups=80, each=4, dim=24):
     centre = rng.standard_normal((groups + 1, dim))
     labels = {"id": np.arange(1, n + 1), "group": group, "a": np.arange(1, n + 1), "b": np.arange(1, n + 1)}
     return {m: Embeddings(ids, [f"g{g}" for g in group], labels, unit(centre[group])) for m in ("a", "b")}
+
+
+def test_a_forgetting_budget_keeps_the_other_default_guards(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    for gate, guards in (
+        ("", {"a->b": -0.01, "b->a": -0.01, "confusable": 0.0, "retention": -0.05}),
+        ("gate: {guards: {}}", {"retention": -0.05}),
+        ("gate: {guards: {retention: -0.02, confusable: -0.1}}", {"retention": -0.02, "confusable": -0.1}),
+    ):
+        recipe.write_text(f"model: x\nretention: {{data: y, at_most: 0.05}}\n{gate}\n")
+        chosen = Gate.read(read_gate(recipe))
+        assert complete_gate(chosen, ["a->b", "b->a"], ["confusable", "retention"]).guards == guards
 
 
 def test_differences_are_paired_and_counted_by_hand():

@@ -81,7 +81,7 @@ def test_it_holds_where_plain_tuning_breaks_it(root):
     result = mmtune.train(domain(root, "kept", retention={"data": general, "at_most": 0.05, "weight": 5.0}), quiet=True)
     kept, high, comparison = loss_of(root, "kept")
     assert plain > 0.1 > 0.05 >= high >= kept, (plain, kept, high)
-    assert comparison.gate.guards["retention"] == -0.05 and not comparison.reason.count("guard")
+    assert comparison.gate.guards["retention"] == -0.05 and "guard 'retention'" not in comparison.reason
     points = json.loads((root / "kept" / "interpolation.json").read_text())
     chosen = next(p for p in points["points"] if p["coefficient"] == points["chosen"])
     assert chosen["values"]["retention drop high"] <= 0.05 and "retention loss of at most 0.05" in points["rule"]
@@ -103,7 +103,7 @@ def test_it_holds_where_plain_tuning_breaks_it(root):
 def test_the_gate_refuses_past_the_budget(root):
     general = corpora.packed(root, 30, 1, COLUMNS)
     (root / "gate.yaml").write_text(json.dumps({"model": "x", "retention": {"data": general, "at_most": 0.03}}))
-    assert read_gate(root / "gate.yaml") == {"guards": {"retention": -0.03}}
+    assert read_gate(root / "gate.yaml") == {"retention_loss": 0.03}
     if not (root / "plain" / "artifact").exists():
         mmtune.train(domain(root, "plain"), quiet=True)
     c = mmtune.compare(
