@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.cli.dispatch import Result, add_quiet
-from mmtune.errors import DataError, RecipeError
+from mmtune.errors import DataError, RecipeError, first_line
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -37,7 +37,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="knn", help="knn (default), zero_shot or anomaly")
     parser.add_argument("--reference", metavar="DATA", help="labelled (knn) or normal (anomaly) reference rows")
     parser.add_argument("--label", default="group", metavar="COLUMN", help='metadata column of the class (default "group")')
-    parser.add_argument("--classes", metavar="A,B,...", help="class names for zero_shot (default: the labels of --reference)")
+    parser.add_argument(
+        "--classes",
+        metavar="A,B,...|@FILE",
+        help="class names for zero_shot; @FILE: one a line, which may hold commas (default: the labels of --reference)",
+    )
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEMPLATE", help="prompt template for class names (may be repeated)"
     )
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.prediction.fit_predictors import PredictorOptions
     from mmtune.prediction.predict import predict
 
-    classes = [c.strip() for c in (args.classes or "").split(",") if c.strip()]
+    classes = _class_names(args.classes or "")
     if args.watch:
         options = PredictorOptions(
             args.label,
@@ -177,3 +181,15 @@ def _in_words(answer: dict[str, object]) -> str:
         return f"{answer['file']}: cannot be decoded: {answer['error']}"
     what = f"anomaly score {answer['score']:.4f}" if answer["class"] is None else f"{answer['class']} ({answer['score']:.2f})"
     return f"{answer['file']}: {what}{' ALARM' if answer.get('alarm') else ''}"
+
+
+def _class_names(text: str) -> list[str]:
+    """The names in "A,B,..." or in the lines of "@FILE". Raises RecipeError if the file cannot be read."""
+    if text.startswith("@"):
+        try:
+            names = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise RecipeError(f"--classes {text}: {first_line(e)}; write a text file with one class name a line") from None
+    else:
+        names = text.split(",")
+    return [n.strip() for n in names if n.strip()]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,11 @@ class PredictorOptions:
     batch_size: int = 64
     quiet: bool = True
     machine: str | None = None
+
+    def given(self) -> list[str]:
+        """Names of the options that decide how a predictor is made from references, if they are not at their defaults."""
+        own = ("label", "neighbours", "threshold", "exclude_same", "normal", "prompts")
+        return [f.name for f in fields(self) if f.name in own and getattr(self, f.name) not in (f.default, None, [], ())]
 
 
 def machine_rows(reference: "Data | None", machine: str) -> "Data":

@@ -85,17 +85,19 @@ def prepare(
     if task not in PREDICTORS:
         raise RecipeError(f"unknown task {task!r}; predict knows {', '.join(PREDICTORS)}")
     if reference is None and not options.classes:
-        stored = load_predictors(model, task, names)
+        stored = load_predictors(model, task, names, options.machine)
         if stored:
-            if options.threshold is not None or save or options.machine:
-                raise RecipeError("threshold, machine and save need the reference data; a stored predictor keeps its threshold")
+            if given := [*options.given(), *(["save"] if save else [])]:
+                raise RecipeError(
+                    f"{', '.join(given)}: needs the reference data; a stored predictor keeps what it was made with"
+                )
             return stored
     data = None if reference is None else as_data(reference)
     if options.machine is not None:
         data = machine_rows(data, options.machine)
     predictors = fit_predictors(model, task, data, names, options)
     if save:
-        save_predictors(model, predictors)
+        save_predictors(model, predictors, options.machine)
     return predictors
 
 

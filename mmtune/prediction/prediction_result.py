@@ -1,5 +1,6 @@
 """The result of `mmtune predict`: one prediction for each file or row, and the files that could not be decoded."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,9 +57,20 @@ class Prediction:
     windows: tuple[LocatedWindow, ...] = ()
 
     @property
+    def strengths(self) -> list[float]:
+        """How much each window stands out: its score, but 0 for windows of the most frequent class where there are several classes.
+
+        A recording is background for the most part: a window that is certainly background is not what is looked for.
+        """
+        count = Counter(w.predicted_class for w in self.windows)
+        usual = count.most_common(1)[0][0] if len(count) > 1 else None
+        return [0.0 if usual is not None and w.predicted_class == usual else w.score for w in self.windows]
+
+    @property
     def peak(self) -> LocatedWindow | None:
-        """The window with the largest score."""
-        return max(self.windows, key=lambda w: w.score, default=None)
+        """The window that stands out most."""
+        strengths = self.strengths
+        return self.windows[strengths.index(max(strengths))] if strengths else None
 
     def to_dict(self) -> JsonObject:
         document: JsonObject = {

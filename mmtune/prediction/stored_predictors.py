@@ -1,9 +1,10 @@
-"""Predictors that are stored in an artifact: ARTIFACT/predictors/TASK.MODALITY.safetensors.
+"""Predictors that are stored in an artifact: ARTIFACT/predictors/TASK.MODALITY.safetensors, and one for each machine.
 
 The tensor "vectors" holds the references; the metadata holds their ids and classes, the options and the threshold as JSON. A
 stored predictor belongs to one fingerprint, so that its vectors are never compared with those of another model.
 """
 
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -32,8 +33,10 @@ def artifact_of(model: "Model") -> Path | None:
     return Path(source) if isinstance(source, str) and (Path(source) / MANIFEST).is_file() else None
 
 
-def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]") -> Path:
-    """Store predictors, by modality, in the model's artifact; earlier ones of the same task and modality are replaced.
+def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]", machine: str | None = None) -> Path:
+    """Store predictors, by modality, in the model's artifact; earlier ones of the same task, modality and machine are replaced.
+
+    machine: "COLUMN=VALUE" if the references are those of one machine
 
     Returns their directory. Raises ModelError if the model does not come from an artifact.
     """
@@ -51,26 +54,28 @@ def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]") -> Pa
             "classes": predictor.classes,
             "neighbours": predictor.neighbours,
             "threshold": threshold,
+            "machine": machine,
         }
         if isinstance(predictor, ZeroShotPredictor):
             document["logit_scale"] = predictor.logit_scale
         data = save({"vectors": predictor.vectors.astype("float32")}, metadata={"predictor": json.dumps(document)})
-        write_bytes(_path(directory, predictor.task, m), data)
+        write_bytes(_path(directory, predictor.task, m, machine), data)
     return directory / PREDICTORS
 
 
-def load_predictors(model: "Model", task: str, names: "Sequence[str]") -> dict[str, Predictor]:
-    """Read the stored predictors of a task for the modalities `names`; {} if there are none.
+def load_predictors(model: "Model", task: str, names: "Sequence[str]", machine: str | None = None) -> dict[str, Predictor]:
+    """Read the stored predictors of a task, and of a machine if one is named, for the modalities `names`; {} if there are none.
 
     Raises ModelError if they belong to another fingerprint, or if a file is damaged.
     """
     directory = artifact_of(model)
-    paths = {m: _path(directory, task, m) for m in names} if directory else {}
+    paths = {m: _path(directory, task, m, machine) for m in names} if directory else {}
     return {m: _read(path, task, model.fingerprint) for m, path in paths.items() if path.is_file()}
 
 
-def _path(directory: Path, task: str, modality: str) -> Path:
-    return directory / PREDICTORS / f"{task}.{modality}.safetensors"
+def _path(directory: Path, task: str, modality: str, machine: str | None) -> Path:
+    of_machine = "" if machine is None else f".{hashlib.sha256(machine.encode()).hexdigest()[:12]}"
+    return directory / PREDICTORS / f"{task}.{modality}{of_machine}.safetensors"
 
 
 def _read(path: Path, task: str, fingerprint: str) -> Predictor:
@@ -81,6 +86,7 @@ def _read(path: Path, task: str, fingerprint: str) -> Predictor:
             document, vectors = json.loads(f.metadata()["predictor"]), f.get_tensor("vectors")
         check_format(document.pop("format", None), FORMAT, path, ModelError, missing=1)
         stored, threshold = document.pop("fingerprint"), document.pop("threshold")
+        document.pop("machine", None)
         if threshold is not None:
             threshold = AlarmThreshold(**{k.name: threshold[k.name] for k in fields(AlarmThreshold)})
         predictor = KINDS[task](**document, vectors=vectors, threshold=threshold)

@@ -34,10 +34,11 @@ class PredictionRow:
 
     @property
     def strip(self) -> list[tuple[LocatedWindow, float]]:
-        """Return (window, opacity) in order of time; the window with the lowest score has the opacity 0.05, the highest has 1."""
-        scores = [w.score for w in self.prediction.windows]
+        """Return (window, opacity) in order of time; the window that stands out least has the opacity 0.05, the most has 1."""
+        scores = self.prediction.strengths
         low, span = min(scores, default=0.0), max(scores, default=0.0) - min(scores, default=0.0)
-        return [(w, round(0.05 + 0.95 * (w.score - low) / span, 3) if span else 0.05) for w in self.prediction.windows]
+        opacity = [round(0.05 + 0.95 * (s - low) / span, 3) if span else 0.05 for s in scores]
+        return list(zip(self.prediction.windows, opacity, strict=True))
 
 
 def write_prediction_page(

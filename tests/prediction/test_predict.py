@@ -16,6 +16,7 @@ from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.prediction.alarm_threshold import alarm_threshold
 from mmtune.prediction.fit_predictors import PredictorOptions
 from mmtune.prediction.predict import prepare
+from mmtune.prediction.prediction_result import LocatedWindow, Prediction
 from mmtune.prediction.watch_folder import watch
 from mmtune.reporting.prediction_page import write_prediction_page
 from tests.support import corpora
@@ -154,6 +155,43 @@ def test_a_predictor_is_stored_in_the_artifact(root, reference, files, capsys):
     with pytest.raises(ModelError, match="is no artifact"):
         mmtune.predict("tiny:clap", str(files), reference=reference, save=True)
     mmtune.load(artifact).save(artifact)  # replaces the artifact, with what is stored in it
+    artifact = str(shutil.copytree(root / "artifact", root / "stored again"))
+    common = [artifact, files, "--task", "anomaly"]
+    run_predict(capsys, *common, "--reference", reference, "--save")
+    for option in (("--neighbours", "2"), ("--exclude-same", "recording"), ("--normal", "shade=dark"), ("--label", "shade")):
+        status, line, _ = run_predict(capsys, *common, *option)
+        assert status == 2 and f"{option[0][2:].replace('-', '_')}: needs the reference data" in line
+
+
+def test_class_names_come_from_a_file_too(files, tmp_path, capsys):
+    names = ["Granny Smith, Apple", "red"]
+    (tmp_path / "names.txt").write_text("\n".join([*names, "", ""]))
+    common = ["tiny:clap", files, "--task", "zero_shot", "--classes"]
+    found = run_predict(capsys, *common, f"@{tmp_path / 'names.txt'}")[1]["predictions"]
+    assert found and all(sorted(p["nearest"]) == sorted(names) for p in found)
+    status, line, _ = run_predict(capsys, *common, "@nowhere.txt")
+    assert status == 2 and "--classes @nowhere.txt" in line and "one class name a line" in line
+
+
+def test_each_machine_has_a_stored_predictor(root, reference, files):
+    artifact = str(shutil.copytree(root / "artifact", root / "machines"))
+    usual = {"task": "anomaly", "reference": reference, "save": True}
+    given = {v: mmtune.predict(artifact, str(files), machine=f"shade={v}", **usual) for v in ("light", "dark")}
+    assert given["light"].predictions != given["dark"].predictions
+    for value, expected in given.items():
+        stored = mmtune.predict(artifact, str(files), task="anomaly", machine=f"shade={value}")
+        assert stored.predictions == expected.predictions
+    with pytest.raises(RecipeError, match="reference"):
+        mmtune.predict(artifact, str(files), task="anomaly", machine="shade=grey")
+
+
+def test_the_window_that_stands_out_is_not_certain_background():
+    classes = [("hum", 0.99), ("hum", 0.97), ("click", 0.6), ("hum", 0.98), ("click", 0.4)]
+    windows = tuple(LocatedWindow(float(i), 1.0, c, s) for i, (c, s) in enumerate(classes))
+    located = Prediction("a.wav", "audio", "hum", 0.9, [], [], windows=windows)
+    assert located.peak.start == 2.0 and located.strengths == [0.0, 0.0, 0.6, 0.0, 0.4]
+    alone = tuple(LocatedWindow(float(i), 1.0, "hum", s) for i, s in enumerate((0.5, 0.9, 0.7)))
+    assert Prediction("a.wav", "audio", "hum", 0.9, [], [], windows=alone).peak.start == 1.0
 
 
 @pytest.mark.parametrize(

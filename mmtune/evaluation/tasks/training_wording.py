@@ -27,12 +27,15 @@ COMMON = (
     "this is a photo of a {}",
 )
 """Templates that are tried: those usual for CLIP and CLAP."""
+ENOUGH = 0.5
+"""No warning if at least this share of the class names are training captions."""
 
 
 def wording_note(model: "Model", tower: str, names: Mapping[str, Sequence[str]], templates: Sequence[str]) -> str | None:
-    """Return a warning if no class name, in its templates, is a training caption; it names a common template that makes them so.
+    """Return a warning if few class names, in their templates, are training captions; it names a common template that makes more so.
 
-    None if the model's training captions are not known, if some class name is one, or if the model has prompts for class names.
+    None if the model's training captions are not known, if at least half of the class names are some, or if the model has prompts for
+    class names.
 
     tower: the text modality
     names: {class: its names}
@@ -46,13 +49,15 @@ def wording_note(model: "Model", tower: str, names: Mapping[str, Sequence[str]],
     def share(template: str) -> float:
         return sum(_label(tower, template.replace("{}", n)) in known for n in words) / len(words)
 
-    if any(share(t) for t in templates or ["{}"]):
+    given = max(share(t) for t in templates or ["{}"])
+    if given >= ENOUGH:
         return None
     found = max(COMMON, key=share)
-    start = "zero_shot: no class name is worded like a caption that the model was trained on, which can cost much accuracy"
-    if share(found):
+    few = f"only {given:.0%} of the class names are" if given else "no class name is"
+    start = f"zero_shot: {few} worded like a caption that the model was trained on, which can cost much accuracy"
+    if share(found) > given:
         return f'{start}; with --prompt "{found}" {share(found):.0%} of the names are training captions'
-    return f"{start}; no common template is, either: give the training wording by --class-names or --prompt"
+    return f"{start}; no common template is, either: give the training wording by --prompt, or by --class-names (predict: --classes)"
 
 
 def _label(tower: str, text: str) -> int:

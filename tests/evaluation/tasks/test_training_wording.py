@@ -33,6 +33,9 @@ def test_the_wording_is_recognised(artifact):
     assert 'with --prompt "a {}"' in wording_note(model, "text", squares, ["one {}"])
     assert wording_note(model, "text", {c: [f"a {c} square"] for c in corpora.COLOURS}, ()) is None
     assert wording_note(mmtune.load("tiny:clip"), "text", colours, ()) is None  # its captions are not known
+    mixed = {c: [c if i else f"a {c} square"] for i, c in enumerate(corpora.COLOURS)}
+    few = f"only {1 / len(mixed):.0%} of the class names are worded like a caption"
+    assert few in wording_note(model, "text", mixed, ()) and "no common template" in wording_note(model, "text", mixed, ())
     prompted = model.with_prompts(parse_prompts({"text": {"zero_shot": ["one {}"]}}))
     assert wording_note(prompted, "text", colours, ()) is None
 
