@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from mmtune.data.remote.remote_files import STREAMED, file_system, one_line_errors
 from mmtune.data.remote.retry import ATTEMPTS, Truncated, delay_before_next, is_passing, public_url
-from mmtune.errors import DataError, MissingExtra
+from mmtune.errors import DataError, MissingExtra, first_line
 
 if TYPE_CHECKING:
     pass
@@ -135,19 +135,51 @@ class PipeStream(io.RawIOBase):
         super().close()
 
 
+class _Decompressed(io.RawIOBase):
+    """The output of a decompressor. Damage is a DataError of one line, not the exception of the library."""
+
+    def __init__(self, file: Any, url: str):
+        self.file, self.url, self.count = file, url, 0
+
+    def readable(self) -> bool:
+        """True: the stream can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read up to len(buffer) bytes into `buffer`; returns their number, 0 at the end."""
+        try:
+            data = self.file.read(len(buffer))
+        except DataError:
+            raise
+        except Exception as e:  # EOFError, zlib.error, LZMAError, ZstdError; OSError without a number for gzip and bzip2
+            if isinstance(e, OSError) and e.errno is not None:
+                raise
+            raise DataError(
+                f"{public_url(self.url)}: compressed data damaged after byte {self.count} ({first_line(e)}); copy or write it again"
+            ) from None
+        buffer[: len(data)] = data
+        self.count += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close the decompressor."""
+        self.file.close()
+        super().close()
+
+
 def decompressed(file: BinaryIO, url: str) -> BinaryIO:
     """Decompress a stream if it is compressed by gzip, bzip2, xz or zstd, which is recognised by its first bytes.
 
-    Raises MissingExtra if zstd is needed and not installed.
+    Reading raises DataError if the compressed data are damaged or end early. Raises MissingExtra if zstd is needed and not installed.
     """
     buffered = io.BufferedReader(cast(io.RawIOBase, file), BUFFER)
     head = buffered.peek(8)[:8]
     if head.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, gzip.GzipFile(fileobj=buffered))
+        return cast(BinaryIO, _Decompressed(gzip.GzipFile(fileobj=buffered), url))
     if head.startswith(b"BZh"):
-        return cast(BinaryIO, bz2.BZ2File(buffered))
+        return cast(BinaryIO, _Decompressed(bz2.BZ2File(buffered), url))
     if head.startswith(b"\xfd7zXZ"):
-        return cast(BinaryIO, lzma.LZMAFile(buffered))
+        return cast(BinaryIO, _Decompressed(lzma.LZMAFile(buffered), url))
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         try:
             import zstandard
@@ -155,5 +187,5 @@ def decompressed(file: BinaryIO, url: str) -> BinaryIO:
             raise MissingExtra(
                 f'{public_url(url)}: zstd-compressed; reading it needs zstandard: pip install "mmtune[zstd]"'
             ) from None
-        return zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
+        return cast(BinaryIO, _Decompressed(zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True), url))
     return cast(BinaryIO, buffered)

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import random
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ import webdataset
 import zstandard
 
 from mmtune.data.pack.pack import pack
+from mmtune.data.remote.remote_stream import decompressed
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.shard_listing import ShardFile
 from mmtune.data.shards.shard_lru import PART, ShardCache
@@ -118,6 +120,28 @@ def test_damage_is_an_error_and_a_shard_that_differs_from_its_index(tmp_path: Pa
     first = ShardFile("s", "shard-000000.tar", str(tmp_path / "packed" / "shard-000000.tar"), {"rows": 5})
     with pytest.raises(DataError, match=r"shard-000000\.tar: 1 rows, index.json says 5"):
         list(sets.read(first, Counter()))
+
+
+@pytest.mark.parametrize("name", ["gz", "bz2", "xz", "zst"])
+def test_damage_of_compressed_shards_is_an_error_of_one_line(tmp_path: Path, name: str) -> None:
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}[name]
+    rng = random.Random(0)
+    whole = compress(tar(tmp_path / "w.tar", [(f"{i}.png", rng.randbytes(5000)) for i in range(60)]).read_bytes())
+    file = tmp_path / f"a.tar.{name}"
+
+    def found() -> None:
+        with pytest.raises(DataError, match=rf"a\.tar\.{name}: .*(damaged|truncated|not a tar)") as error:
+            for _ in stream_rows(decompressed(io.BytesIO(data), str(file)), str(file), Counter()):
+                pass
+        assert "\n" not in str(error.value)
+
+    for share in (0.01, 0.3, 0.9):
+        at = int(share * len(whole))
+        data = whole[:at]
+        found()
+        data = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        if name != "zst":  # zstandard writes no checksum by default: a flipped byte of stored data is a flipped byte of the tar
+            found()
 
 
 def test_the_cache_on_disk_keeps_its_size_and_the_last_used(server: FileServer, tmp_path: Path) -> None:
