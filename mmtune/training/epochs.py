@@ -113,6 +113,7 @@ class StreamedEpochs:
     def __init__(self, loader: StreamLoader, config: TrainConfig):
         self.loader, self.per_step = loader, config.gradient_accumulation_steps
         self.rows_per_step = config.batch_size * self.per_step
+        loader.keep_states(2 * self.per_step)  # the batches of the next step are loaded while this one runs
         rows, self.max_epochs = loader.sets.rows, math.inf
         if config.samples is not None:
             self.samples = config.n_samples

@@ -90,6 +90,7 @@ class StreamLoader:
         self._fingerprint = sets.fingerprint
         self._states: deque[tuple[int, int, DrawnBatch]] = deque(maxlen=self.pool.ahead + 4)
         self._read: defaultdict[int, ReadCount] = defaultdict(ReadCount)
+        self._begin: tuple[int, StreamState] | None = None
         self.left_out = 0
         self._examples: list[str] = []
 
@@ -98,15 +99,23 @@ class StreamLoader:
     def state(self, batches: int) -> StreamState | None:
         """The state after the first `batches` batches of the epoch that is running, counted as in `epoch`; None at its start.
 
-        Must be called by all processes, for a batch among the last that `epoch` has yielded.
+        Must be called by all processes, for a batch among the last that `epoch` has yielded (see `keep_states`).
         """
-        for number, lanes, drawn in self._states:
+        if batches == 0:
+            return None
+        if self._begin is not None and batches == self._begin[0]:
+            return self._begin[1]
+        for number, lanes, drawn in list(self._states):  # another thread may be loading further batches
             if number == batches:
                 own = {lane: snapshot.to_state() for lane, snapshot in drawn.states.items()}
                 parts = self.processes.gather_bytes(json.dumps(own).encode())
                 states = {lane: state for part in parts for lane, state in json.loads(part).items()}
                 return {"lanes": lanes, "drawn": drawn.number, "states": states, "data": self._fingerprint}
-        return None
+        raise RuntimeError(f"the position after batch {batches} is not kept any more; keep_states was too small")
+
+    def keep_states(self, batches: int) -> None:
+        """Keep the states of so many batches before the one that was yielded last: they may be asked for when others are loaded already."""
+        self._states = deque(self._states, maxlen=self.pool.ahead + 4 + batches)
 
     # --- batches -------------------------------------------------------------------------------------------------
 
@@ -121,6 +130,7 @@ class StreamLoader:
         lanes, count = self._open_lanes(epoch, state)
         number = batches
         self._states.clear()
+        self._begin = None if state is None else (batches, state)
         rows_before, seen = 0, False
         pending: deque[DrawnBatch] = deque()
 

@@ -19,7 +19,10 @@ from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.errors import DataError, DataWarning
+from mmtune.recipe.train_block import TrainConfig
 from mmtune.runtime.distributed import Processes
+from mmtune.training.checkpoint import TrainerState
+from mmtune.training.epochs import StreamedEpochs
 from tests.support.data_helpers import picture
 
 
@@ -210,6 +213,25 @@ def test_values_that_cannot_be_decoded_cost_their_row_and_are_counted(tmp_path):
         warnings.simplefilter("ignore")
         ranks = in_world(2, lambda p: ids(list(loader(folder, processes=p).epoch(0))))
         assert ranks[0] == ranks[1] == ids(list(loader(folder).epoch(0)))
+
+
+def test_the_position_of_a_step_is_known_while_the_next_steps_are_loaded(uneven):
+    """With accumulation, all batches of the next optimizer step are loaded before a checkpoint of this one may be written."""
+    config = TrainConfig(batch_size=2, gradient_accumulation_steps=16, epochs=1, samples=110)
+    stream = loader(uneven, batch_size=2, workers=1)
+    epochs, state = StreamedEpochs(stream, config), TrainerState()
+    remaining = epochs.batches(state)
+    seen = [batch.ids for _, batch in zip(range(17), remaining.loaded, strict=False)]
+    state.record_step(16, 32, 1.0, 0.0)
+    state.stream = epochs.stream_state(state)
+    remaining.loaded.close()
+    again = StreamedEpochs(loader(uneven, batch_size=2, workers=1), config)
+    rest = again.batches(state)
+    assert next(rest.loaded).ids == seen[16]
+    rest.loaded.close()
+    assert again.stream_state(state) == state.stream  # before a batch of the resumed epoch is trained on
+    with pytest.raises(RuntimeError, match="not kept any more"):
+        stream.state(3000)
 
 
 def test_a_damaged_shard_is_an_error_or_counted(tmp_path):
