@@ -44,10 +44,12 @@ class Epochs(Protocol):
     """The batches of all epochs of a run.
 
     steps_per_epoch, total_steps: number of steps of an epoch and of the whole run; for streamed data an estimate
+    total_pairs: number of pairs of the whole run, up to the end of its last step
     """
 
     steps_per_epoch: int
     total_steps: int
+    total_pairs: int
 
     def is_finished(self, state: TrainerState) -> bool:
         """Whether the run has taken all its steps."""
@@ -80,8 +82,11 @@ class IndexedEpochs:
         self.per_step = config.gradient_accumulation_steps
         first = epoch_batches(0)
         self.steps_per_epoch = -(-len(first) // self.per_step)
-        epochs = config.epochs if config.samples is None else config.n_samples / max(1, sum(map(len, first)))
+        rows = max(1, sum(map(len, first)))
+        epochs = config.epochs if config.samples is None else config.n_samples / rows
         self.total_steps = max(1, round(epochs * self.steps_per_epoch))
+        whole, steps = divmod(self.total_steps, max(1, self.steps_per_epoch))
+        self.total_pairs = whole * rows + sum(map(len, first[: steps * self.per_step]))
 
     def is_finished(self, state: TrainerState) -> bool:
         """Whether the run has taken all its steps."""
@@ -124,6 +129,7 @@ class StreamedEpochs:
             )
         else:
             self.samples, self.max_epochs = round(config.epochs * rows), math.ceil(config.epochs)
+        self.total_pairs = self.samples
         self.total_steps = max(1, math.ceil(self.samples / self.rows_per_step))
         self.steps_per_epoch = max(1, math.ceil(rows / self.rows_per_step)) if rows else self.total_steps
 

@@ -4,6 +4,7 @@ import time
 from collections import deque
 
 from mmtune.contracts import LoadTimes
+from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.training.checkpoint import TrainerState
 
 SECONDS = 30.0
@@ -11,9 +12,13 @@ SECONDS = 30.0
 
 
 class LoadMeter:
-    """Sums up what the loader did for the batches of the last SECONDS."""
+    """Sums up what the loader did for the batches of the last SECONDS.
 
-    def __init__(self) -> None:
+    shards: the cache of streamed shards on disk; None for other data
+    """
+
+    def __init__(self, shards: ShardCache | None = None) -> None:
+        self.shards = shards
         self._recent: deque[tuple[float, LoadTimes]] = deque()
 
     def add(self, times: LoadTimes) -> None:
@@ -33,4 +38,6 @@ class LoadMeter:
         size = total.size - self._recent[0][1].size if self._recent else 0
         read = f" reading {size / 1e6 / seconds:.1f} MB/s" if seconds and size else ""
         hits = f" cache hits {total.cached / total.values:.0%}" if total.values and total.cached else ""
+        if self.shards is not None and self.shards.hits:
+            hits += f" shards from disk {self.shards.hits / (self.shards.hits + self.shards.misses):.0%}"
         return f"epoch {state.epoch + 1} loss {loss:.3f} waiting {state.wait_share:.0%}{read}{hits}"

@@ -129,7 +129,7 @@ class Trainer:
         self.checkpoints = Checkpoints(directory / "checkpoints", config.keep, write=processes.is_main_process)
         self.steps_per_epoch, self.total_steps = self.epochs.steps_per_epoch, self.epochs.total_steps
         self.state = TrainerState(total_steps=self.total_steps)
-        self.meter = LoadMeter()
+        self.meter = LoadMeter(loader.sets.cache if isinstance(loader, StreamLoader) else None)
         self.part, self.sums = BatchOfStep(), StepSums()  # of the batch that `step` gets next
         self.unfreezing = tuned.unfreezing if tuned and tuned.unfreezing else GradualUnfreezing(model, {})
         if config.shard and self.unfreezing.start:
@@ -152,7 +152,6 @@ class Trainer:
     def _fit(self) -> None:
         if self.state.step == 0:
             torch.manual_seed(self.config.seed)
-        size = self.config.batch_size * self.config.gradient_accumulation_steps
         with (
             self._memory(),
             self.threads.running(self.device),
@@ -163,7 +162,7 @@ class Trainer:
             ) as log,
             self.stop,
             contextlib.closing(self.loader),
-            Progress("train", self.total_steps * size, "pairs", self.quiet, self.state.step * size) as progress,
+            Progress("train", self.epochs.total_pairs, "pairs", self.quiet, self.state.pairs) as progress,
         ):
             if self.callbacks is not None:
                 self.callbacks.on_start(self._context())
