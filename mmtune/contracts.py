@@ -319,8 +319,8 @@ class Batch:
         """Return a batch in page-locked memory, from which copies to a CUDA device are fast. torch's DataLoader calls it."""
         return self.map_tensors(lambda x: x.pin_memory())
 
-    def map_tensors(self, function: "Callable[[Tensor], Tensor]") -> "Batch":
-        """Return a batch with `function` applied to every tensor, e.g. to copy it to a device."""
+    def map_tensors(self, function: "Callable[[Tensor], Tensor]", inputs: bool = True) -> "Batch":
+        """Return a batch with `function` applied to every tensor, e.g. to copy it to a device. inputs: also to those of the items."""
 
         def each(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
             return {k: function(v) for k, v in tensors.items()}
@@ -329,7 +329,7 @@ class Batch:
             self,
             index=function(self.index),
             is_query=function(self.is_query),
-            inputs={m: each(x) for m, x in self.inputs.items()},
+            inputs={m: each(x) if inputs else x for m, x in self.inputs.items()},
             item_of_row=each(self.item_of_row),
             labels=each(self.labels),
             columns=each(self.columns),

@@ -312,13 +312,14 @@ class Trainer:
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches on the training device.
 
-        The next batch is copied while a step runs. With micro-batches it is not, because they are used to save memory.
+        The next batch is copied while a step runs. With micro-batches, which are used to save memory, the inputs stay where they are:
+        each micro-batch is copied when it is encoded.
         """
         if self.device.type == "cpu":
             return batches
         copy = DeviceCopier(self.device)
         if self.config.micro_batch_size is not None:
-            return (batch.map_tensors(copy) for batch in batches)
+            return (batch.map_tensors(copy, inputs=False) for batch in batches)
         return prefetch(batches, lambda batch: batch.map_tensors(copy))
 
     # --- checkpoints ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmtune.training.build_objective import build_objective
+from mmtune.training.large_batch import item_slices
 from mmtune.training.large_batch.item_slices import count_items, slice_inputs
 from mmtune.training.step import forward_backward
 from tests.support.losses_helpers import ROWS, make_batch
@@ -83,6 +84,22 @@ def test_cached_gradients_equal_one_graph_over_the_same_dropout(loss, windows):
     assert len(used) == {"sigmoid": 14, "info_nce": 13, "triplet": 12}[loss]  # the scale, and the bias, where they are used
     a, b = (torch.cat([x[i].grad.flatten() for x in used]) for i in (0, 1))
     assert float((a - b).norm() / a.norm()) < 1e-5
+
+
+def test_only_the_items_of_a_micro_batch_are_copied_to_the_device(monkeypatch):
+    copied = []
+    usual = item_slices.to_device
+
+    def recorded(inputs, device):
+        copied.append(count_items(inputs))
+        return usual(inputs, device)
+
+    monkeypatch.setattr(item_slices, "to_device", recorded)
+    batch, objective = batch_with_inputs(), build_objective([{"loss": "info_nce"}], [("a", "b")])
+    waiting = batch.map_tensors(lambda x: x.clone(), inputs=False)  # what training does where there is an accelerator
+    assert all(waiting.inputs[m] is batch.inputs[m] for m in batch.inputs) and waiting.is_query is not batch.is_query
+    forward_backward(Toy(), waiting, objective, micro_batch_size=3)
+    assert max(copied) == 3 and sum(copied) == 2 * sum(count_items(x) for x in batch.inputs.values())
 
 
 def test_without_micro_batches_the_step_is_a_plain_one():

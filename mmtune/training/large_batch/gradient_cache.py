@@ -51,7 +51,7 @@ def cached_step(
         for number, (m, i, j) in enumerate(chunks):
             states.save(number)
             with autocast():
-                part = encode_slice(model, m, batch.inputs[m], i, j)
+                part = encode_slice(model, m, batch.inputs[m], i, j, states.device)
             if m not in z:
                 z[m] = torch.empty(counts.own[m], part.shape[1], device=part.device)
             z[m][i:j] = part[: j - i]
@@ -65,7 +65,7 @@ def cached_step(
                 continue
             states.restore(number)
             with autocast():
-                again = encode_slice(model, m, batch.inputs[m], i, j).float()
+                again = encode_slice(model, m, batch.inputs[m], i, j, states.device).float()
             if again.requires_grad:  # False for a frozen tower
                 again.backward(padded_gradient(gradient[i:j], again))
             del again

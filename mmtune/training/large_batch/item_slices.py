@@ -78,25 +78,35 @@ def encode_all(
 
     In lockstep, a modality without items of this process gets one embedding, whose gradient must be zero.
     """
+    device = batch.is_query.device
     with autocast():
         z = {
-            m: model.encode_inputs(modality_of_view(m), batch.inputs[m]) if n else encode_slice(model, m, batch.inputs[m], 0, 0)
+            m: model.encode_inputs(modality_of_view(m), to_device(batch.inputs[m], device))
+            if n
+            else encode_slice(model, m, batch.inputs[m], 0, 0, device)
             for m, n in counts.own.items()
         }
     return {m: v.float() for m, v in z.items()}
 
 
-def encode_slice(model: "Model", modality: str, inputs: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
-    """Encode items start to stop (exclusive).
+def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The inputs on `device`; tensors that are there already are not copied."""
+    return {k: v.to(device) for k, v in inputs.items()}
+
+
+def encode_slice(
+    model: "Model", modality: str, inputs: Mapping[str, Tensor], start: int, stop: int, device: torch.device
+) -> Tensor:
+    """Encode items start to stop (exclusive) on `device`, to which only their inputs are copied.
 
     For an empty slice the first item is encoded. The tower has to run because, in lockstep, the other processes wait for this
     process to exchange weights. In this case running statistics and random states are left unchanged.
     """
     if start < stop:
-        return model.encode_inputs(modality_of_view(modality), slice_inputs(inputs, start, stop))
-    before = RandomStates(1, next(iter(inputs.values())).device)
+        return model.encode_inputs(modality_of_view(modality), to_device(slice_inputs(inputs, start, stop), device))
+    before = RandomStates(1, device)
     with frozen_running_statistics(model):
-        vectors = model.encode_inputs(modality_of_view(modality), slice_inputs(inputs, 0, 1))
+        vectors = model.encode_inputs(modality_of_view(modality), to_device(slice_inputs(inputs, 0, 1), device))
     before.restore(0)
     return vectors
 
