@@ -78,6 +78,12 @@ class DataConfig(RecipeBlock):
         ge=1,
         description="with read: stream, the number of rows, over all processes, from which batches are drawn at random",
     )
+    lanes: int = Field(
+        8,
+        ge=1,
+        description="with read: stream, the number of shards that are read at once, over all processes; each process reads at least one. "
+        "Batches depend on it",
+    )
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="number of threads or processes that load and preprocess the next batches during training; auto: one for each "

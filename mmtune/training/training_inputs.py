@@ -199,6 +199,7 @@ def build_loader(
             workers=workers,
             worker_kind=kind,
             shuffle_buffer=recipe.data.shuffle_buffer,
+            lanes=recipe.data.lanes,
             processes=processes,
             never_empty=recipe.train.shard,
             skip_damaged=recipe.data.skip_bad,

@@ -29,8 +29,6 @@ from mmtune.errors import DataError, Rejected
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.worker_pool import WorkerKind, WorkerPool
 
-LANES = 8
-"""Number of lanes, if there are as many shards and not more processes."""
 EXAMPLES = 3
 """Number of reasons for left out rows that are kept for the warning."""
 
@@ -59,6 +57,7 @@ class StreamLoader:
     pairs: the pairs of modalities that are trained; rows without both sides of one are left out
     batch_size: rows of a batch, over all processes; only the last batch of an epoch may be smaller
     shuffle_buffer: rows from which a batch is drawn at random, over all processes
+    lanes: shards that are read at once, over all processes; fewer if there are fewer shards, and at least one for each process
     skip_damaged: continue when a shard is damaged or truncated, with a warning
     The other parameters are those of `Loader`.
     """
@@ -75,12 +74,13 @@ class StreamLoader:
         workers: int = 2,
         worker_kind: WorkerKind = "threads",
         shuffle_buffer: int = 4096,
+        lanes: int = 8,
         processes: Processes = SINGLE_PROCESS,
         never_empty: bool = False,
         skip_damaged: bool = False,
     ):
         self.sets, self.preprocess, self.augment, self.pairs = sets, dict(preprocess), dict(augment), list(pairs)
-        self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
+        self.batch_size, self.seed, self.shuffle_buffer, self.lanes = batch_size, seed, shuffle_buffer, lanes
         prepare: Callable[..., Prepared | StackedPrepared] = self._prepare
         self.pool = WorkerPool(self._prepare_stacked if worker_kind == "processes" else prepare, workers, worker_kind)
         self.processes, self.never_empty, self.skip_damaged = processes, never_empty, skip_damaged
@@ -173,7 +173,7 @@ class StreamLoader:
     def _open_lanes(self, epoch: int, state: StreamState | None) -> tuple[dict[int, Lane], int]:
         """Open the lanes of this process. Returns ({number: lane}, number of lanes of all processes)."""
         shards = dict(enumerate(self.sets.epoch_shards(self.seed, epoch)))
-        count = state["lanes"] if state else min(len(shards), max(LANES, self.processes.world_size))
+        count = state["lanes"] if state else min(len(shards), max(self.lanes, self.processes.world_size))
         own = range(count)[self.processes.local_slice(count)]
         options = LaneOptions(
             self.seed, epoch, max(1, self.shuffle_buffer // count), BUFFER_BYTES // count, self._is_usable, self.skip_damaged

@@ -215,6 +215,19 @@ def test_values_that_cannot_be_decoded_cost_their_row_and_are_counted(tmp_path):
         assert ranks[0] == ranks[1] == ids(list(loader(folder).epoch(0)))
 
 
+def test_lanes_decide_the_batches_and_a_resumed_epoch_keeps_its_own(uneven):
+    four = list(loader(uneven, lanes=4).epoch(0))
+    assert sorted(i for b in four for i in b.ids) == sorted(open_data(uneven).ids)
+    assert ids(four) != ids(list(loader(uneven).epoch(0)))
+    stream = loader(uneven, lanes=4)
+    begun = stream.epoch(0)
+    first = [next(begun) for _ in range(3)]
+    state = stream.state(3)
+    begun.close()
+    assert state["lanes"] == 4
+    assert ids(first) + ids(list(loader(uneven, lanes=8).epoch(0, 3, state))) == ids(four)
+
+
 def test_the_position_of_a_step_is_known_while_the_next_steps_are_loaded(uneven):
     """With accumulation, all batches of the next optimizer step are loaded before a checkpoint of this one may be written."""
     config = TrainConfig(batch_size=2, gradient_accumulation_steps=16, epochs=1, samples=110)
