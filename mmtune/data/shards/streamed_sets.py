@@ -1,6 +1,7 @@
 """Training sets that are streamed: their shards are read from start to end in each epoch, without random access to rows."""
 
 import hashlib
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -19,8 +20,8 @@ from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.data.shards.tar_stream import StreamedRow, stream_rows
 from mmtune.errors import DataError, DataWarning
 
-FIRST_ROWS = 64
-"""Number of rows of each set that are read before training, to find out which modalities there are."""
+FIRST_ROWS, FIRST_SHARDS = 64, 4
+"""Rows of a shard, and shards of a set, that are read before training, to find out which modalities there are."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +99,36 @@ class StreamedSets:
             raise DataError(f"{shard.url}: {count} rows, index.json says {shard.entry['rows']}; copy it again, or pack again")
 
     def _first_rows(self, shards: list[ShardFile]) -> list[StreamedRow]:
-        """The first rows of a set. Shards without a row are skipped. Raises DataError if there is no row at all."""
-        for shard in shards:
-            rows = []
-            stream = ShardCache(0).open(shard)
-            with stream as raw, decompressed(raw, shard.url) as file:
-                for row in stream_rows(file, shard.url, Counter()):
-                    rows.append(row)
-                    if len(rows) == FIRST_ROWS:
-                        return rows
-            if rows:
-                return rows
-        raise DataError(f"{shards[0].url}: no sample with a known modality in any shard")
+        """The first rows of some shards of a set, spread evenly over it: a set may be sorted by modality.
+
+        Further shards are read if these have no row. Damage is an error, or counted, when a shard is read as a whole. Raises DataError if
+        there is no row at all.
+        """
+        spread = dict.fromkeys(round(i) for i in np.linspace(0, len(shards) - 1, min(len(shards), FIRST_SHARDS)))
+        rows: list[StreamedRow] = []
+        fault: DataError | None = None
+        for number, i in enumerate([*spread, *range(len(shards))]):
+            if rows and number >= len(spread):
+                break
+            try:
+                rows += _rows_at_start(shards[i])
+            except DataError as e:
+                fault = fault or e
+        if rows:
+            return rows
+        raise fault or DataError(f"{shards[0].url}: no sample with a known modality in any shard")
 
     def warn(self) -> None:
         """Issue a DataWarning for each kind of sample or value that was skipped so far, with its count, and forget the counts."""
         for what, count in self.notes.items():
             warnings.warn(f"{self.spec}: {count} {what}", DataWarning, stacklevel=3)
         self.notes.clear()
+
+
+def _rows_at_start(shard: ShardFile) -> list[StreamedRow]:
+    """The first FIRST_ROWS rows of a shard."""
+    with ShardCache(0).open(shard) as raw, decompressed(raw, shard.url) as file:
+        return list(itertools.islice(stream_rows(file, shard.url, Counter()), FIRST_ROWS))
 
 
 def _shards_of(spec: str) -> list[ShardFile]:

@@ -122,6 +122,14 @@ def test_damage_is_an_error_and_a_shard_that_differs_from_its_index(tmp_path: Pa
         list(sets.read(first, Counter()))
 
 
+def test_modalities_of_later_shards_are_found(tmp_path: Path) -> None:
+    for i in range(10):
+        member = ("png", picture(i)) if i < 9 else ("wav", sound(1))
+        tar(tmp_path / f"{i}.tar", [(f"{i}-{k}.{e}", d) for k in range(3) for e, d in (member, ("txt", b"words %d" % k))])
+    sets = StreamedSets([str(tmp_path)], [1.0], ShardCache(0))
+    assert sets.modalities == ["image", "audio", "text"] and sets.present["audio"].sum() == 3
+
+
 @pytest.mark.parametrize("name", ["gz", "bz2", "xz", "zst"])
 def test_damage_of_compressed_shards_is_an_error_of_one_line(tmp_path: Path, name: str) -> None:
     compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}[name]
