@@ -57,7 +57,7 @@ augment:
 objective:
   - {{loss: info_nce, positives: mean, smoothing: 0.1}}
 train:
-  epochs: 5
+  epochs: 8
   batch_size: 64
   lr: 5.0e-4
   warmup: 10                  # steps
