@@ -74,4 +74,7 @@ class TwoNodes:
         thread.start()
         yield killed
         thread.join(WAIT_SECONDS)
-        assert killed and self.alive() == 1
+        end = time.time() + 60  # the head hears of a node's end a little later
+        while self.alive() != 1 and time.time() < end:
+            time.sleep(0.2)
+        assert killed and self.alive() == 1, (killed, self.alive())
