@@ -30,7 +30,7 @@ class Measure:
 
     One of the following is used to find near duplicates, depending on the modality:
 
-    signature: [S] float32; near duplicates differ by at most 1 in every entry
+    signature: [S] float32; near duplicates differ by at most 1 in every entry, copies of another size by a little more
     key: a 64-bit hash; near duplicates differ in at most `Modality.near_duplicate_distance` bits
     exact: a string; near duplicates have the same string
     """

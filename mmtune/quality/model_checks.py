@@ -9,6 +9,7 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.errors import Rejected
 from mmtune.quality.findings import Finding, Measurements, finding
+from mmtune.quality.suspect_labels import suspect_labels
 from mmtune.relevance.items import Items, unique_items
 from mmtune.search.exact import topk
 
@@ -22,6 +23,7 @@ MAX_GAP = 1.2  # distance between the means of two modalities; about 0.8 for CLI
 LOGIT_SCALE_RANGE = (4.0, 105.0)  # CLIP starts training at 14.3 and clamps at 100
 HUB = 0.2  # a hub is among the ten nearest candidates of more than this share of all queries (Radovanović et al. 2010)
 NEIGHBOURS = 10  # number of nearest items that the checks look at
+MIN_ROWS = 4  # groups with fewer rows give no evidence about their rows
 SUSPECT = 0.7  # a row's group is suspected if this share of its neighbours is in one other group, and none in its own
 
 
@@ -111,7 +113,10 @@ def check_hubs(queries: Items, candidates: Items, space: Measurements) -> list[F
 
 
 def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) -> list[Finding]:
-    """Find rows whose neighbours agree on another group (Wilson 1972). Skipped if most neighbours disagree with the labels."""
+    """Find rows whose neighbours agree on another group (Wilson 1972), or of which a classifier says another one.
+
+    Neighbours that mostly disagree with the labels are no evidence, nor is such a classifier. Groups of fewer than four rows are left out.
+    """
     groups = [{g for r in items.rows[i] if (g := e.groups[r]) is not None} for i in range(len(items))]
     labelled = [i for i in range(len(items)) if len(groups[i]) == 1]
     if len(labelled) < 3 * NEIGHBOURS:
@@ -120,21 +125,30 @@ def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) ->
     size = Counter(label)
     x_ND = np.asarray(items.vectors[np.array(labelled)])
     _, index = topk(x_ND, x_ND, NEIGHBOURS + 1)
-    suspects: list[str] = []
-    suspect_ids: list[str] = []
+    suspects: dict[int, str] = {}
     agreeing = 0
     for i, row in enumerate(index.tolist()):
         near = [label[j] for j in row if j != i][:NEIGHBOURS]
         top, votes = Counter(near).most_common(1)[0]
         agreeing += top == label[i]
-        if size[label[i]] > 3 and label[i] not in near and votes >= SUSPECT * len(near):
-            suspect_ids.append(items.ids[labelled[i]])
-            suspects.append(f"{items.ids[labelled[i]]} ({label[i]}, its neighbours say {top})")
+        if size[label[i]] >= MIN_ROWS and label[i] not in near and votes >= SUSPECT * len(near):
+            suspects[i] = top
     space[f"neighbours agree on the group, {name}"] = round(agreeing / len(labelled), 4)
-    if not suspects or agreeing < 0.5 * len(labelled):  # such neighbours are no evidence against a label
+    if agreeing < 0.5 * len(labelled):
+        suspects = {}
+    large = [i for i, of in enumerate(label) if size[of] >= MIN_ROWS]
+    names, number = np.unique([label[i] for i in large], return_inverse=True)
+    if len(names) > 1:
+        found = suspect_labels(np.asarray(x_ND[large], np.float64), number)
+        suspects = {large[r]: str(names[c]) for r, c in zip(found.rows, found.predicted, strict=True)} | suspects
+    if not suspects:
         return []
-    message = f"{name}: rows whose neighbours all belong to another group"
-    return [finding(f"mislabel-{name}", "warning", suspects, message, "look at them: the group may be wrong", ids=suspect_ids)]
+    ids = {i: items.ids[labelled[i]] for i in sorted(suspects)}
+    examples = [f"{ids[i]} ({label[i]}, looks like {suspects[i]})" for i in ids]
+    message = f"{name}: rows that look like another group: their neighbours or a classifier that has not seen them say so"
+    return [
+        finding(f"mislabel-{name}", "warning", examples, message, "look at them: the group may be wrong", ids=[*ids.values()])
+    ]
 
 
 def check_truncated_inputs(data: "Data", model: "Model") -> list[Finding]:

@@ -22,6 +22,7 @@ FIXES = {
 }
 DROP = "`doctor --out FILE` writes which, `pack --drop FILE` leaves them out"
 NEIGHBOURS = 8  # nearest contents that are compared as possible near-duplicates
+RESIZED = 3.0  # a smaller copy differs by up to this in a signature's entry, photos of different things by 6 and more
 SKETCH_DIM = 96  # dimension of the random projection in `near_pairs`
 
 
@@ -108,8 +109,8 @@ def check_mixed(name: str, values: list[MeasuredValue], facts: JsonObject) -> li
     return out
 
 
-def near_pairs(signatures_NS: np.ndarray) -> list[tuple[int, int]]:
-    """Find pairs i < j of signatures whose entries all differ by at most 1.
+def near_pairs(signatures_NS: np.ndarray, sizes_N: np.ndarray) -> list[tuple[int, int]]:
+    """Find pairs i < j of signatures whose entries all differ by at most 1, or by RESIZED between values of different sizes.
 
     Candidate pairs are neighbours in a random projection (Johnson-Lindenstrauss); they are then compared in full.
     """
@@ -118,7 +119,11 @@ def near_pairs(signatures_NS: np.ndarray) -> list[tuple[int, int]]:
     sketch = normalize_rows(sketch)
     _, index = topk(sketch, sketch, NEIGHBOURS + 1)
     pairs = {(min(i, j), max(i, j)) for i, row in enumerate(index.tolist()) for j in row if i != j}
-    return sorted((i, j) for i, j in pairs if np.abs(signatures_NS[i] - signatures_NS[j]).max() <= 1)
+    return sorted(
+        (i, j)
+        for i, j in pairs
+        if np.abs(signatures_NS[i] - signatures_NS[j]).max() <= (1 if sizes_N[i] == sizes_N[j] else RESIZED)
+    )
 
 
 def key_pairs(keys_N: np.ndarray, distance: int) -> list[tuple[int, int]]:
@@ -167,7 +172,8 @@ def _near_duplicate_pairs(name: str, splits: list[Split], values: list[MeasuredV
     pairs: list[tuple[int, int]] = []
     signed = [(i, v.measure.signature) for i, v in enumerate(values) if v.measure.signature is not None]
     if len(signed) > 1:
-        pairs += [(signed[i][0], signed[j][0]) for i, j in near_pairs(np.stack([x for _, x in signed]))]
+        sizes = np.array([values[i].measure.size for i, _ in signed])
+        pairs += [(signed[i][0], signed[j][0]) for i, j in near_pairs(np.stack([x for _, x in signed]), sizes)]
     keyed = [(i, v.measure.key) for i, v in enumerate(values) if v.measure.key is not None]
     if len(keyed) > 1:
         near = key_pairs(np.array([k for _, k in keyed], np.uint64), modalities.get(name).near_duplicate_distance)

@@ -191,7 +191,7 @@ def test_a_wrong_label_is_suspected_by_its_neighbours(tmp_path):
     corpus_rows[7]["group"] = "g3"
     findings = {f.code: f for f in doctor(shards(tmp_path / "d", corpus_rows), "tiny:all").findings}
     assert {c for c in findings if c not in UNTRAINED} == {"mislabel-image", "mislabel-audio", "mislabel-text"}
-    assert all(findings[c].examples == ["v07 (g3, its neighbours say g1)"] for c in findings if c.startswith("mislabel"))
+    assert all(findings[c].examples == ["v07 (g3, looks like g1)"] for c in findings if c.startswith("mislabel"))
 
 
 @pytest.mark.slow
@@ -254,7 +254,29 @@ def test_near_pairs_against_every_pair():
         x[i + 2] = x[i]
         x[i + 2, 3] += 1.5
     expected = [(i, j) for i in range(300) for j in range(i + 1, 300) if np.abs(x[i] - x[j]).max() <= 1]
-    assert near_pairs(x) == expected and len(expected) >= 20
+    assert near_pairs(x, np.zeros(len(x))) == expected and len(expected) >= 20
+    sizes = np.arange(300) % 2
+    wider = near_pairs(x, sizes)  # the third of each triple differs by 1.5 and more: a copy, if it is of another size
+    assert {p for p in wider if sizes[p[0]] == sizes[p[1]]} == {p for p in expected if sizes[p[0]] == sizes[p[1]]}
+    assert {(i + 1, i + 2) for i in range(0, 60, 3)} <= set(wider) > set(expected)
+
+
+def test_a_smaller_copy_is_a_near_duplicate():
+    from PIL import Image
+
+    from mmtune.modalities.quality import measure
+
+    rng = np.random.default_rng(0)
+    # detail of a few pixels, as photos have it: the same tiles of a smaller copy differ by more than one unit
+    one, other = (
+        Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize((300, 300), Image.Resampling.BICUBIC)
+        for _ in "ab"
+    )
+    out = io.BytesIO()
+    one.resize((200, 200)).save(out, "JPEG", quality=75)
+    found = [measure("image", b) for b in (png(np.asarray(one)), out.getvalue(), png(np.asarray(other)))]
+    signatures, sizes = np.stack([m.signature for m in found]), np.array([m.size for m in found])
+    assert near_pairs(signatures, sizes) == [(0, 1)] and near_pairs(signatures, np.zeros(3)) == []
 
 
 def test_key_pairs_against_every_pair():
