@@ -14,7 +14,7 @@ GIVES = {
     "mining": "BM25 as a source of hard negatives, and `--hybrid` search",
     "pairs": "`mmtune pairs`: pairs and judgments of click logs, labels and annotations",
     "pml": "losses of pytorch-metric-learning: `loss: pml:NAME`",
-    "lora": "`tune: lora`",
+    "lora": "nothing more: `tune: lora` works without it, peft is installed with mmtune",
     "qlora": "`tune: qlora`, LoRA on 4-bit weights",
     "optimizers": "8-bit optimizers of bitsandbytes",
     "augment": "augmentation of sounds beyond shift and gain",
