@@ -187,7 +187,7 @@ def _class_names(text: str) -> list[str]:
     """The names in "A,B,..." or in the lines of "@FILE". Raises RecipeError if the file cannot be read."""
     if text.startswith("@"):
         try:
-            names = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+            names = Path(text[1:]).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as e:
             raise RecipeError(f"--classes {text}: {first_line(e)}; write a text file with one class name a line") from None
     else:
