@@ -15,7 +15,8 @@ class TokenPreprocess:
     """Turn one text into {"input_ids": [T]}, truncated to the token limit; `collate` pads the texts of a batch.
 
     With an attention mask, padding is on the right, whatever the tokenizer's side: so the embedding of a text depends neither on the
-    side nor on the other texts of its batch. Towers without a mask attend to the padding, which then stays where the tokenizer has it.
+    side nor on the other texts of its batch. Padding stays where the tokenizer has it in towers that were trained with it: those that
+    have no mask, or that pad every text to the limit.
 
     tokenizer: the checkpoint's tokenizer
     config: configuration of the text model
@@ -38,7 +39,7 @@ class TokenPreprocess:
         self.limit = min(positions, int(min(tokenizer.model_max_length, 1 << 20)), limit or positions)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.has_mask = "attention_mask" in tokenizer.model_input_names
-        self.pad_left = tokenizer.padding_side == "left" and not self.has_mask
+        self.pad_left = tokenizer.padding_side == "left" and (full_length or not self.has_mask)
 
     def __call__(self, signal: str, rng: random.Random | None = None) -> dict[str, Tensor]:
         ids = self.tokenizer(signal, truncation=True, max_length=self.limit)["input_ids"]
