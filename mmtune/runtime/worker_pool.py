@@ -1,5 +1,7 @@
 """A pool of threads or processes that calls one function for many tasks, ahead of use, with the results in the order of the tasks."""
 
+import mmap
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +17,8 @@ from mmtune.runtime.cpu_quota import local_cpus
 from mmtune.runtime.threads import data_thread_pool, use_one_thread
 
 if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+
     from torch.utils.data import DataLoader
 
 A = TypeVar("A")
@@ -77,6 +81,9 @@ class WorkerPool(Generic[A]):
         self._loader = None
         if iterator is not None:
             iterator._shutdown_workers()  # a DataLoader ends them only when nothing refers to its iterator, and an exception may
+            for process in iterator._workers:  # they ignore SIGTERM, and may wait for a lock that a killed one held
+                if process.is_alive():
+                    process.kill()
 
     def _map_in_threads(self, tasks: Iterable[Task]) -> Generator[A, None, None]:
         with data_thread_pool(self.workers) as pool:
@@ -106,7 +113,7 @@ class WorkerPool(Generic[A]):
                     collate_fn=_unchanged,
                     pin_memory=self.pin_memory,
                     worker_init_fn=_start_worker,
-                    multiprocessing_context="fork",
+                    multiprocessing_context=_fork_context(),
                     prefetch_factor=AHEAD,
                     persistent_workers=True,
                 )
@@ -122,6 +129,27 @@ class WorkerPool(Generic[A]):
                 raise
             self.close()
             raise DataError(_what_ended_it(str(e))) from None
+
+
+class _Flag:
+    """An event in shared memory without a lock: a process that is killed while it looks at it cannot block the others."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        """Set it, for all processes that were forked."""
+        self._memory[0] = 1
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self._memory[0] == 1
+
+
+def _fork_context() -> "BaseContext":
+    """Processes by fork, whose event in a DataLoader is a `_Flag`; that of multiprocessing takes a lock to be read."""
+    usual = type(multiprocessing.get_context("fork"))
+    return type("ForkContext", (usual,), {"Event": lambda self: _Flag()})()
 
 
 class _Tasks:

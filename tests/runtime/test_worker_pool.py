@@ -99,6 +99,20 @@ def test_signals_do_not_end_processes_and_a_killed_one_is_one_line():
     assert not any(_is_running(p) for p in ids)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+def test_a_process_that_is_killed_while_it_looks_whether_to_end_blocks_nobody():
+    """The event of multiprocessing takes a lock to be read; a process that was killed then held it for ever."""
+    workers = pool(lambda n: n, 2, "processes")
+    workers.start()
+    event = workers._loader._iterator._workers_done_event
+    assert isinstance(event, worker_pool._Flag) and not event.is_set()
+    processes = workers._loader._iterator._workers
+    stopped = processes[0].pid
+    os.kill(stopped, signal.SIGSTOP)  # it ends neither by the flag nor by SIGTERM
+    workers.close()
+    assert event.is_set() and not any(_is_running(p.pid) for p in processes)
+
+
 def _is_running(process: int) -> bool:
     try:
         return open(f"/proc/{process}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"

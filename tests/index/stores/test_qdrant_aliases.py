@@ -128,7 +128,8 @@ def test_a_promotion_killed_between_alias_and_pointer_is_finished_by_repeating_i
             coll.promote("v2")
         monkeypatch.setattr(type(coll.layout), "set_live", set_live)
         assert coll.live == "v1" and target(client) == {"items": f"shop_{uid}_v2_image"}
-        assert coll.promote("v2").promoted and coll.live == "v2" and target(client) == {"items": f"shop_{uid}_v2_image"}
+        again = coll.promote("v2", max_slowdown=1000)  # the machine may be busy
+        assert again.promoted and coll.live == "v2" and target(client) == {"items": f"shop_{uid}_v2_image"}
         monkeypatch.setattr(type(coll.layout), "set_live", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             coll.rollback()
