@@ -84,6 +84,7 @@ class WorkerPool(Generic[A]):
             for process in iterator._workers:  # they ignore SIGTERM, and may wait for a lock that a killed one held
                 if process.is_alive():
                     process.kill()
+                    process.join(10)
 
     def _map_in_threads(self, tasks: Iterable[Task]) -> Generator[A, None, None]:
         with data_thread_pool(self.workers) as pool:
