@@ -83,11 +83,17 @@ def pair_features(
 
 def base(f: Features) -> Vectors:
     """The model before training: ridge regression from the signal's features to the vectors of the captions."""
-    x, scored = (signed_power(torch.from_numpy(v).double(), f.head.power) for v in (f.train_signal.vectors, f.val.vectors))
+    (queries,) = _base_vectors(f, f.val)
+    return Vectors(queries, with_vectors(f.candidates, f.candidates.vectors), queries)
+
+
+def _base_vectors(f: Features, *parts: Embeddings) -> list[Embeddings]:
+    """The rows of each of `parts` with the vectors of the base model, which is fitted once."""
+    x = signed_power(torch.from_numpy(f.train_signal.vectors).double(), f.head.power)
     y = torch.from_numpy(normalize_rows(f.train_language.vectors)).double()
     weight, bias = ridge(x, y, f.head.ridge)
-    queries = with_vectors(f.val, (scored @ weight.T + bias).numpy())
-    return Vectors(queries, with_vectors(f.candidates, f.candidates.vectors), queries)
+    outputs = [signed_power(torch.from_numpy(part.vectors).double(), f.head.power) for part in parts]
+    return [with_vectors(part, (x @ weight.T + bias).numpy()) for part, x in zip(parts, outputs, strict=True)]
 
 
 def linear_probe(f: Features) -> Vectors:
@@ -119,11 +125,9 @@ def tip_adapter(f: Features) -> Vectors:
     """
     cosines, classes, number = _cosines_to_training(f)
     start = base(f)
-    group = start.candidates.labels["group"]
-    known = np.array([int(np.flatnonzero(group == c)[0]) for c in classes])
     affinity = np.exp(-SHARPNESS * (1 - cosines))
     cache = affinity @ np.eye(len(classes))[number]
-    logits = 100 * start.queries.vectors @ start.candidates.vectors[known].T + cache
+    logits = 100 * start.queries.vectors @ _class_words(start.candidates, classes).T + cache
     e = np.exp(logits - logits.max(1, keepdims=True))
     return _of_probabilities(f, classes, e / e.sum(1, keepdims=True))
 
@@ -133,12 +137,11 @@ def clip_adapter(f: Features) -> Vectors:
 
     The captions' vectors stay as they are. Trained by Adam with cross-entropy over the classes, logit scale 100.
     """
-    start = base(f._replace(val=f.train_signal))
+    seen, scored = _base_vectors(f, f.train_signal, f.val)
+    language = with_vectors(f.candidates, f.candidates.vectors)
     classes, number = np.unique(f.train_signal.labels["group"], return_inverse=True)
-    group = start.candidates.labels["group"]
-    known = np.array([int(np.flatnonzero(group == c)[0]) for c in classes])
-    x = torch.from_numpy(start.queries.vectors).float()
-    words, target = torch.from_numpy(start.candidates.vectors[known]).float(), torch.from_numpy(number)
+    x, target = torch.from_numpy(seen.vectors).float(), torch.from_numpy(number)
+    words = torch.from_numpy(_class_words(language, classes)).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         width = x.shape[1]
@@ -153,8 +156,14 @@ def clip_adapter(f: Features) -> Vectors:
                 torch.nn.functional.cross_entropy(logits, target[rows]).backward()
                 optimizer.step()
     with torch.no_grad():
-        queries = with_vectors(f.val, _adapted(bottleneck, torch.from_numpy(base(f).queries.vectors).float()).numpy())
-    return Vectors(queries, start.candidates, queries)
+        queries = with_vectors(f.val, _adapted(bottleneck, torch.from_numpy(scored.vectors).float()).numpy())
+    return Vectors(queries, language, queries)
+
+
+def _class_words(candidates: Embeddings, classes: np.ndarray) -> np.ndarray:
+    """The vector of the first candidate of each class [classes, D]."""
+    group = candidates.labels["group"]
+    return candidates.vectors[np.array([int(np.flatnonzero(group == c)[0]) for c in classes])]
 
 
 def _adapted(bottleneck: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:

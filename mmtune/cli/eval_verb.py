@@ -188,8 +188,10 @@ def run(args: argparse.Namespace) -> Result:
         text = "\n".join([text, *interval_lines(intervals, args.cluster)])
     elif args.cluster:
         raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
-    elif processes.is_main_process and (
-        note := "" if args.exclude_same else copies_note(args.data, list(document.get("directions", ())))
+    elif (
+        processes.is_main_process
+        and not args.exclude_same
+        and (note := copies_note(args.data, list(document.get("directions", ()))))
     ):
         document["note"], text = note, f"{text}\n{note}"
     if args.out and processes.is_main_process:

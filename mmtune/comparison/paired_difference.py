@@ -42,10 +42,14 @@ class PairedDifference:
         """Whether there are enough clusters for an interval; otherwise `interval` holds every value."""
         return self.clusters >= MIN_CLUSTERS
 
-    def __str__(self) -> str:
+    def bounds(self, spec: str = "+.4f") -> str:
+        """The interval in brackets, each end by the format `spec`, or that there is none."""
         if not self.has_interval:
-            return f"{self.difference:+.4f} [{self.clusters} clusters: no interval]"
-        return f"{self.difference:+.4f} [{self.interval[0]:+.4f}, {self.interval[1]:+.4f}]"
+            return f"[{self.clusters} clusters: no interval]"
+        return f"[{self.interval[0]:{spec}}, {self.interval[1]:{spec}}]"
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.4f} {self.bounds()}"
 
 
 @dataclass(frozen=True)

@@ -107,13 +107,15 @@ def evaluate_direction(
     parts: dict[str, list[np.ndarray]] = {c.name: [] for c in columns}
     for part in relevant_blocks(queries, candidates, chunk, qrels):
         numbers, relevant, grades = relevant_to(part, sampled)
+        excluded = None
         if left_out is not None:
-            relevant, grades = left_out.without(numbers, relevant, grades)
+            excluded = left_out.of(numbers)
+            relevant, grades = left_out.without(excluded, relevant, grades)
         has = relevant.counts > 0
         if not has.any():
             continue
         asking = queries.query_vectors[part.start : part.stop] if sampled is None else queries.query_vectors[numbers]
-        rank_P, tied = relevant_ranks(asking, candidates.vectors, relevant, left_out.of(numbers) if left_out else None)
+        rank_P, tied = relevant_ranks(asking, candidates.vectors, relevant, excluded)
         query_P = np.repeat(np.cumsum(has) - 1, relevant.counts)
         for name, v in per_query_values(RelevantRanks(query_P, rank_P, grades), columns).items():
             parts[name].append(v)

@@ -30,13 +30,14 @@ class LeftOut:
         which, candidate = self._same.members.take(key)
         return Ragged.of(np.concatenate([np.arange(len(q)), query[which]]), np.concatenate([q, candidate]), len(q))
 
-    def without(self, q: np.ndarray, relevant: Ragged, grades: np.ndarray) -> tuple[Ragged, np.ndarray]:
-        """Return the relevant candidates of queries q [B] that are not left out, with their grades. Expects the query itself to be absent."""
+    def without(self, left_out: Ragged, relevant: Ragged, grades: np.ndarray) -> tuple[Ragged, np.ndarray]:
+        """Return the relevant candidates of some queries that are not left out, with their grades. Expects the query itself to be absent.
+
+        left_out: what `of` returned for these queries
+        """
         if self._same is None:
             return relevant, grades
-        left_out = self.of(q)
-        owner = np.repeat(np.arange(len(q)), relevant.counts)
-        others = np.repeat(np.arange(len(q)), left_out.counts)
+        number = np.arange(len(relevant))
+        owner, others = np.repeat(number, relevant.counts), np.repeat(number, left_out.counts)
         kept = ~np.isin(owner * self.size + relevant.values, others * self.size + left_out.values)
-        start = np.append(0, np.cumsum(np.bincount(owner[kept], minlength=len(q)))).astype(np.int64)
-        return Ragged(start, relevant.values[kept]), grades[kept]
+        return Ragged.of_sorted(owner[kept], relevant.values[kept], len(relevant)), grades[kept]

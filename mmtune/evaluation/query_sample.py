@@ -34,8 +34,7 @@ def relevant_to(part: RelevantBlock, sampled: np.ndarray | None) -> tuple[np.nda
     chosen = np.flatnonzero(sampled[part.start : part.stop])
     owner, candidates = part.items.take(chosen)
     grades = Ragged(part.items.start, part.grades).take(chosen)[1]
-    start = np.append(0, np.cumsum(np.bincount(owner, minlength=len(chosen)))).astype(np.int64)
-    return chosen + part.start, Ragged(start, candidates), grades
+    return chosen + part.start, Ragged.of_sorted(owner, candidates, len(chosen)), grades
 
 
 def mean_interval(values: np.ndarray, share: float) -> tuple[float, float] | None:

@@ -112,12 +112,8 @@ class Advice:
     def __str__(self) -> str:
         from mmtune.evaluation.result_tables import plain_table
 
-        low, high = self.baseline.interval
-        known = (
-            f"[{low:.4f}, {high:.4f}]" if self.baseline.has_interval else f"[{self.baseline.clusters} clusters: no interval]"
-        )
         lines = [f"{self.answer.upper()}: {self.why}", ""]
-        lines.append(f"baseline  {self.metric} of {self.direction}: {self.baseline.base:.4f} {known}")
+        lines.append(f"baseline  {self.metric} of {self.direction}: {self.baseline.base:.4f} {self.baseline.bounds('.4f')}")
         if self.probe:
             kind = "groups" if self.probe.held_out_groups else "rows"
             c = self.probe.change

@@ -9,7 +9,7 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.errors import Rejected
 from mmtune.quality.findings import Finding, Measurements, finding
-from mmtune.quality.suspect_labels import suspect_labels
+from mmtune.quality.suspect_labels import MIN_AGREEMENT, suspect_labels
 from mmtune.relevance.items import Items, unique_items
 from mmtune.search.exact import topk
 
@@ -134,12 +134,12 @@ def check_labels(name: str, items: Items, e: Embeddings, space: Measurements) ->
         if size[label[i]] >= MIN_ROWS and label[i] not in near and votes >= SUSPECT * len(near):
             suspects[i] = top
     space[f"neighbours agree on the group, {name}"] = round(agreeing / len(labelled), 4)
-    if agreeing < 0.5 * len(labelled):
+    if agreeing < MIN_AGREEMENT * len(labelled):
         suspects = {}
     large = [i for i, of in enumerate(label) if size[of] >= MIN_ROWS]
     names, number = np.unique([label[i] for i in large], return_inverse=True)
     if len(names) > 1:
-        found = suspect_labels(np.asarray(x_ND[large], np.float64), number)
+        found = suspect_labels(x_ND[large], number)
         suspects = {large[r]: str(names[c]) for r, c in zip(found.rows, found.predicted, strict=True)} | suspects
     if not suspects:
         return []

@@ -15,7 +15,7 @@ RIDGE = 0.1
 BLOCK_BYTES = 64 << 20
 """Maximum bytes of scores in memory."""
 MIN_AGREEMENT = 0.5
-"""The classifier is no evidence if it agrees with fewer of the labels."""
+"""Neighbours or a classifier are no evidence if they agree with a smaller share of the labels."""
 
 
 class Suspects(NamedTuple):
@@ -49,7 +49,7 @@ def suspect_labels(x_ND: np.ndarray, class_N: np.ndarray) -> Suspects:
     best_N, top_N, own_N = np.empty(len(x_ND), np.int64), np.empty(len(x_ND)), np.empty(len(x_ND))
     for start in range(0, len(x_ND), step):
         part = slice(start, start + step)
-        centred = -np.broadcast_to(share_C, (len(x_ND[part]), classes)).copy()
+        centred = np.tile(-share_C, (len(x_ND[part]), 1))
         row = np.arange(len(centred))
         centred[row, class_N[part]] += 1
         h = leverage_N[part, None]

@@ -20,6 +20,11 @@ class Ragged:
         if len(owner):
             new = np.append(True, (owner[1:] != owner[:-1]) | (values[1:] != values[:-1]))
             owner, values = owner[new], values[new]
+        return Ragged.of_sorted(owner, values, size)
+
+    @staticmethod
+    def of_sorted(owner: np.ndarray, values: np.ndarray, size: int) -> "Ragged":
+        """Build `size` lists from pairs that are sorted by list number, then by value, without repeats."""
         return Ragged(np.append(0, np.cumsum(np.bincount(owner, minlength=size))).astype(np.int64), values)
 
     @property

@@ -76,7 +76,7 @@ class WorkerPool(Generic[A]):
         return self._map_in_processes(tasks) if self.kind == "processes" else self._map_in_threads(tasks)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the worker processes; the next `map` starts others."""
         iterator = getattr(self._loader, "_iterator", None)
         self._loader = None
         if iterator is not None:

@@ -122,10 +122,11 @@ class _Handler(BaseHTTPRequestHandler):
     def send_body(self, data: bytes) -> None:
         step = 1 << 16
         for at in range(0, len(data), step):
-            self.wfile.write(data[at : at + step])
-            self.files.sent += len(data[at : at + step])
+            part = data[at : at + step]
+            self.wfile.write(part)
+            self.files.sent += len(part)
             if self.files.rate:
-                time.sleep(len(data[at : at + step]) / self.files.rate)
+                time.sleep(len(part) / self.files.rate)
 
 
 class _Server(ThreadingHTTPServer):

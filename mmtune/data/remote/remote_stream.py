@@ -8,14 +8,11 @@ import gzip
 import io
 import lzma
 import time
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from mmtune.data.remote.remote_files import STREAMED, file_system, one_line_errors
 from mmtune.data.remote.retry import ATTEMPTS, Truncated, delay_before_next, is_passing, public_url
 from mmtune.errors import DataError, MissingExtra, first_line
-
-if TYPE_CHECKING:
-    pass
 
 BLOCK = 8 << 20
 """Bytes that are requested at once from servers that give ranges of a file (S3, GCS, the Hugging Face Hub)."""
@@ -174,18 +171,21 @@ def decompressed(file: BinaryIO, url: str) -> BinaryIO:
     """
     buffered = io.BufferedReader(cast(io.RawIOBase, file), BUFFER)
     head = buffered.peek(8)[:8]
+    reader: Any
     if head.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, _Decompressed(gzip.GzipFile(fileobj=buffered), url))
-    if head.startswith(b"BZh"):
-        return cast(BinaryIO, _Decompressed(bz2.BZ2File(buffered), url))
-    if head.startswith(b"\xfd7zXZ"):
-        return cast(BinaryIO, _Decompressed(lzma.LZMAFile(buffered), url))
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        reader = gzip.GzipFile(fileobj=buffered)
+    elif head.startswith(b"BZh"):
+        reader = bz2.BZ2File(buffered)
+    elif head.startswith(b"\xfd7zXZ"):
+        reader = lzma.LZMAFile(buffered)
+    elif head.startswith(b"\x28\xb5\x2f\xfd"):
         try:
             import zstandard
         except ImportError:
             raise MissingExtra(
                 f'{public_url(url)}: zstd-compressed; reading it needs zstandard: pip install "mmtune[zstd]"'
             ) from None
-        return cast(BinaryIO, _Decompressed(zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True), url))
-    return cast(BinaryIO, buffered)
+        reader = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
+    else:
+        return cast(BinaryIO, buffered)
+    return cast(BinaryIO, _Decompressed(reader, url))

@@ -104,11 +104,11 @@ class StreamedSets:
         Further shards are read if these have no row. Damage is an error, or counted, when a shard is read as a whole. Raises DataError if
         there is no row at all.
         """
-        spread = dict.fromkeys(round(i) for i in np.linspace(0, len(shards) - 1, min(len(shards), FIRST_SHARDS)))
+        spread = [round(i) for i in np.linspace(0, len(shards) - 1, min(len(shards), FIRST_SHARDS))]
         rows: list[StreamedRow] = []
         fault: DataError | None = None
-        for number, i in enumerate([*spread, *range(len(shards))]):
-            if rows and number >= len(spread):
+        for number, i in enumerate(dict.fromkeys([*spread, *range(len(shards))])):
+            if rows and number >= FIRST_SHARDS:
                 break
             try:
                 rows += _rows_at_start(shards[i])

@@ -52,11 +52,11 @@ def wording_note(model: "Model", tower: str, names: Mapping[str, Sequence[str]],
     given = max(share(t) for t in templates or ["{}"])
     if given >= ENOUGH:
         return None
-    found = max(COMMON, key=share)
+    most, found = max(((share(t), t) for t in COMMON), key=lambda x: x[0])
     few = f"only {given:.0%} of the class names are" if given else "no class name is"
     start = f"zero_shot: {few} worded like a caption that the model was trained on, which can cost much accuracy"
-    if share(found) > given:
-        return f'{start}; with --prompt "{found}" {share(found):.0%} of the names are training captions'
+    if most > given:
+        return f'{start}; with --prompt "{found}" {most:.0%} of the names are training captions'
     return f"{start}; no common template is, either: give the training wording by --prompt, or by --class-names (predict: --classes)"
 
 
