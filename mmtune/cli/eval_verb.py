@@ -113,13 +113,18 @@ def task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--machine", metavar="COLUMN", help="metadata column of machines; compare each row only with normal rows of its machine"
     )
+    add_scorer(parser)
+
+
+def add_scorer(parser: argparse.ArgumentParser) -> None:
+    """Add the options of scorers of anomalies, which `predict` has, too: those in `SCORER_OPTIONS`."""
     parser.add_argument(
         "--scorer", metavar="NAME", help="scorer of anomalies: nearest (default), mahalanobis, gmm, or package.module:Class"
     )
     parser.add_argument(
         "--domain",
         metavar="COLUMN",
-        help="metadata column of domains, e.g. source and target: adds the AUROC of each domain and the score of DCASE task 2",
+        help="metadata column of domains, e.g. source and target: adds figures of each domain (eval: AUROC, and the score of DCASE task 2)",
     )
     parser.add_argument(
         "--balance", metavar="HOW", help="smote or mixup: interpolate normal embeddings until all domains have equally many"

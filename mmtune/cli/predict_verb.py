@@ -9,7 +9,8 @@
 Tasks:
   knn        class by the nearest labelled references (--label COLUMN); score: its share of their votes
   zero_shot  class by the nearest class name; score: its probability by the model's logit scale
-  anomaly    score: distance (1 - cosine) to the nearest normal references (--normal COLUMN=VALUE, or all of them)
+  anomaly    score: how unlike the normal references (--normal COLUMN=VALUE, or all of them) an input is, by the scorer (--scorer)
+             nearest (default: distance, 1 - cosine), mahalanobis or gmm; --domain, --balance and --known-anomalies as in eval
 
 With --threshold, knn and anomaly also say which inputs are unlike the references (alarm), with the expected false-alarm rate and
 its interval. A file that cannot be decoded costs one line on standard error and is counted; the exit status is 2 only if none
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.cli.dispatch import Result, add_quiet
+from mmtune.cli.eval_verb import SCORER_OPTIONS, add_scorer
 from mmtune.errors import DataError, RecipeError, first_line
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help='alarm threshold by its expected false-alarm rate, e.g. 0.01fpr; "auto": 0.01, or the lowest that the references allow',
     )
     parser.add_argument("--machine", metavar="COLUMN=VALUE", help="use only the references of this machine")
+    add_scorer(parser)
     parser.add_argument(
         "--locate",
         type=float,
@@ -85,21 +88,21 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.prediction.fit_predictors import PredictorOptions
     from mmtune.prediction.predict import predict
 
-    classes = _class_names(args.classes or "")
+    given = {
+        "label": args.label,
+        "neighbours": args.neighbours,
+        "threshold": args.threshold,
+        "exclude_same": args.exclude_same,
+        "normal": args.normal,
+        "classes": _class_names(args.classes or ""),
+        "prompts": args.prompt,
+        "batch_size": args.batch_size,
+        "quiet": args.quiet,
+        "machine": args.machine,
+        **{name: getattr(args, name) for name in SCORER_OPTIONS},
+    }
     if args.watch:
-        options = PredictorOptions(
-            args.label,
-            args.neighbours,
-            args.threshold,
-            args.exclude_same,
-            args.normal,
-            classes,
-            args.prompt,
-            args.batch_size,
-            args.quiet,
-            args.machine,
-        )
-        return _watch(args, options)
+        return _watch(args, PredictorOptions(**given))
     if args.out and Path(args.out).suffix.lower() not in (".html", ".htm", ".json"):
         raise RecipeError(f"--out {args.out}: write a name that ends in .html or .json (.jsonl with --watch)")
     model = as_model(args.model)
@@ -108,19 +111,10 @@ def run(args: argparse.Namespace) -> Result:
         args.inputs,
         task=args.task,
         reference=args.reference,
-        label=args.label,
-        classes=classes,
-        prompts=args.prompt,
-        normal=args.normal,
-        neighbours=args.neighbours,
-        exclude_same=args.exclude_same,
-        threshold=args.threshold,
         modalities=args.only,
-        machine=args.machine,
         locate=args.locate,
         save=args.save,
-        batch_size=args.batch_size,
-        quiet=args.quiet,
+        **given,
     )
     for e in result.errors:
         print(f"mmtune predict: {e.file}: {e.error}", file=sys.stderr)

@@ -5,7 +5,7 @@ probability k / (n + 1); over draws of the n items, this probability has the dis
 arXiv 1209.2673: split conformal prediction). So the rate that is stated already has the uncertainty of few normal items.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class AlarmThreshold:
     clusters: number of recordings (or other sources) that they come from; the interval counts each once
     detection_rate: share of the known anomalous items above it; None without such items
     anomalous: number of these items
+    domains: {domain: share of its normal items above the threshold}; {} without domains
     """
 
     value: float
@@ -38,6 +39,7 @@ class AlarmThreshold:
     clusters: int
     detection_rate: float | None = None
     anomalous: int = 0
+    domains: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> JsonObject:
         return {**asdict(self), "interval": list(self.interval)}
@@ -47,6 +49,8 @@ class AlarmThreshold:
         known = (
             "" if self.detection_rate is None else f"; {self.detection_rate:.1%} of {self.anomalous} known anomalies are above"
         )
+        if self.domains:
+            known += "; above by domain: " + ", ".join(f"{d} {share:.1%}" for d, share in self.domains.items())
         by = "" if self.clusters == self.normal else f" of {self.clusters} recordings"
         return (
             f"threshold {self.value:.4f}: expected false-alarm rate {self.false_alarm_rate:.2%}, 95% interval {low:.2%} to {high:.2%} "

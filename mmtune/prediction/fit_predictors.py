@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +11,15 @@ from mmtune.contracts import Embeddings
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
 from mmtune.evaluation.tasks import anomaly, knn
-from mmtune.evaluation.tasks.anomaly import distances, normal_rows, same_source
+from mmtune.evaluation.tasks.anomaly import AnomalyScoring, anomalous_rows, column_of_rows, normal_rows, same_source
+from mmtune.evaluation.tasks.evaluate_task import check_options
 from mmtune.evaluation.tasks.knn import source_of_rows, voting_references
-from mmtune.evaluation.tasks.task import check_neighbours, class_labels, grouped_by_class, rows_with_value
+from mmtune.evaluation.tasks.task import check_neighbours, class_labels, grouped_by_class, row_values, rows_with_value
 from mmtune.evaluation.tasks.training_wording import wording_note
 from mmtune.evaluation.tasks.zero_shot import class_vectors, language_tower
 from mmtune.prediction.alarm_threshold import AlarmThreshold, alarm_threshold, parse_rate
 from mmtune.prediction.predictors import AnomalyPredictor, KnnPredictor, Predictor, ZeroShotPredictor
-from mmtune.relevance.items import take_rows, unique_items
+from mmtune.relevance.items import concatenated, take_rows, unique_items
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 NORMAL = "normal"
 """The class of all references of an anomaly predictor."""
+FOLDS = 20
+"""A scorer that is fitted is fitted so many times to choose a threshold, each time without the references that it then scores.
+
+With few parts the fits have fewer references than the one that predicts, so that fewer false alarms come than are stated.
+"""
 ClassNames = Sequence[str] | Mapping[str, Sequence[str]]
 """Names of classes, or {class: its names}."""
 
@@ -44,11 +50,24 @@ class PredictorOptions:
     batch_size: int = 64
     quiet: bool = True
     machine: str | None = None
+    scorer: str | None = None
+    domain: str | None = None
+    balance: str | None = None
+    known_anomalies: bool = False
 
     def given(self) -> list[str]:
         """Names of the options that decide how a predictor is made from references, if they are not at their defaults."""
-        own = ("label", "neighbours", "threshold", "exclude_same", "normal", "prompts")
+        own = ("threshold", *OF_TASKS)
         return [f.name for f in fields(self) if f.name in own and getattr(self, f.name) not in (f.default, None, [], ())]
+
+    @property
+    def of_task(self) -> dict[str, object]:
+        """The options that are given and that tasks of `mmtune.evaluate` have, too."""
+        return {name: getattr(self, name) for name in self.given() if name in OF_TASKS}
+
+
+OF_TASKS = ("label", "neighbours", "exclude_same", "normal", "prompts", "scorer", "domain", "balance", "known_anomalies")
+"""Names of the options of `PredictorOptions` that are also options of the tasks of `mmtune.evaluate`."""
 
 
 def machine_rows(reference: "Data | None", machine: str) -> "Data":
@@ -68,8 +87,10 @@ def fit_predictors(
 ) -> dict[str, Predictor]:
     """Return {modality: predictor} for the modalities `names`.
 
-    Raises RecipeError for missing options, and DataError for reference data from which no predictor can be made.
+    Raises RecipeError for missing options and for those of another task, and DataError for reference data from which no
+    predictor can be made.
     """
+    check_options(task, options.of_task)
     if options.threshold is not None:
         parse_rate(options.threshold)
         if task == "zero_shot":
@@ -126,28 +147,65 @@ def _fit_knn(model: "Model", reference: "Data", names: Sequence[str], options: P
         ids, voting, classes = voting_references(m, e)
         found = None
         if options.threshold is not None:
-            found = _threshold(m, _items(m, e), options.threshold, source, 1)
+            found = _threshold(m, _items(m, e), options.threshold, source, AnomalyScoring(1))
         out[m] = KnnPredictor(ids, classes, voting, options.neighbours or knn.NEIGHBOURS, found)
     return out
 
 
 def _fit_anomaly(model: "Model", reference: "Data", names: Sequence[str], options: PredictorOptions) -> dict[str, Predictor]:
-    is_normal = normal_rows(reference, options.normal) if options.normal else np.ones(len(reference), bool)
-    neighbours = options.neighbours or anomaly.NEIGHBOURS
+    domain = {} if options.domain is None else column_of_rows(reference, options.domain)
+    scoring = AnomalyScoring(
+        options.neighbours or anomaly.NEIGHBOURS, options.scorer or AnomalyScoring.scorer, options.balance, domain
+    )
+    scoring.check(options.domain)
+    is_normal, anomalous = _normal_and_anomalous(reference, options)
     source = source_of_rows(reference, options.exclude_same)
     normal = embed_data(model, reference.subset(is_normal), names, options.batch_size, options.quiet)
     others = {}
-    if options.threshold is not None and not is_normal.all():
-        others = embed_data(model, reference.subset(~is_normal), names, options.batch_size, options.quiet)
+    if anomalous.any():
+        others = embed_data(model, reference.subset(anomalous), names, options.batch_size, options.quiet)
     out: dict[str, Predictor] = {}
     for m, e in normal.items():
-        items = _items(m, e)
+        items, faults = _items(m, e), _items(m, others[m]) if m in others else None
         found = None
         if options.threshold is not None:
-            anomalous = distances(others[m], items, neighbours) if m in others else None
-            found = _threshold(m, items, options.threshold, source, neighbours, anomalous)
-        out[m] = AnomalyPredictor(items.ids, [NORMAL] * len(items.ids), items.vectors, neighbours, found)
+            found = _threshold(m, items, options.threshold, source, scoring, faults, options.known_anomalies)
+        known = faults if options.known_anomalies else None
+        predictor = AnomalyPredictor(
+            items.ids,
+            [NORMAL] * len(items.ids),
+            items.vectors,
+            scoring.neighbours,
+            found,
+            scorer=scoring.scorer,
+            balance=scoring.balance,
+            domains=[domain.get(i) for i in items.ids] if domain else None,
+            known_ids=[] if known is None else known.ids,
+            known_vectors=None if known is None else known.vectors,
+        )
+        predictor.fit()
+        out[m] = predictor
     return out
+
+
+def _normal_and_anomalous(reference: "Data", options: PredictorOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Return (bool [N]: which references are normal, bool [N]: which ones are anomalous and are needed).
+
+    Raises RecipeError if known anomalies are to be used but the normal rows are not stated, and DataError if there are none.
+    """
+    if options.normal is None:
+        if options.known_anomalies:
+            raise RecipeError(
+                "known_anomalies: state which references are normal, e.g. --normal defect=none; the others are anomalies"
+            )
+        return np.ones(len(reference), bool), np.zeros(len(reference), bool)
+    is_normal = normal_rows(reference, options.normal)
+    if options.known_anomalies:
+        return is_normal, anomalous_rows(reference, options.normal, is_normal)
+    there = np.zeros(len(reference), bool)
+    if options.threshold is not None and not is_normal.all():
+        there = np.array([v is not None for v in row_values(reference, options.normal.partition("=")[0])], bool) & ~is_normal
+    return is_normal, there
 
 
 def _items(name: str, e: Embeddings) -> Embeddings:
@@ -160,13 +218,23 @@ def _threshold(
     items: Embeddings,
     threshold: str | float,
     source: Mapping[str, str | None] | None,
-    neighbours: int,
-    anomalous: np.ndarray | None = None,
+    scoring: AnomalyScoring,
+    faults: Embeddings | None = None,
+    use_known: bool = False,
 ) -> AlarmThreshold:
-    """Choose the threshold by scoring each item by the others, without those of the same source."""
-    every = np.arange(len(items.ids))
-    exclusion = same_source(name, items, every, np.ones(len(every), bool), source)
-    score = distances(items, items, neighbours, exclusion)
+    """Choose the threshold by scoring each item by the others, without those of the same source.
+
+    faults: known anomalies, of which the threshold states how many it finds, each without itself and its source
+    use_known: they count in the scores, too
+    """
+    rows = items if faults is None else concatenated(items, faults)
+    is_normal = np.arange(len(rows.ids)) < len(items.ids)
+    exclusion = same_source(name, rows, np.arange(len(rows.ids)), is_normal, source)
+    score = scoring.among_themselves(rows, is_normal, exclusion, use_known=use_known, folds=FOLDS)
     there = np.isfinite(score)
-    clusters = None if source is None else len(set(exclusion[0][there].tolist()))
-    return alarm_threshold(score[there], threshold, clusters=clusters, anomalous_M=anomalous)
+    normal = there & is_normal
+    clusters = None if source is None else len(set(exclusion[0][normal].tolist()))
+    found = alarm_threshold(score[normal], threshold, clusters=clusters, anomalous_M=score[there & ~is_normal])
+    domain_N = np.array([scoring.domain.get(i) for i in rows.ids], object)
+    names = sorted({d for d in domain_N[normal] if d is not None})
+    return replace(found, domains={d: float((score[normal & (domain_N == d)] > found.value).mean()) for d in names})

@@ -49,12 +49,29 @@ def predict(
     save: bool = False,
     batch_size: int = 64,
     quiet: bool = True,
+    scorer: str | None = None,
+    domain: str | None = None,
+    balance: str | None = None,
+    known_anomalies: bool = False,
 ) -> Predictions:
     """Predict the class or the anomaly score of each input. The public function `mmtune.predict` explains the parameters."""
     loaded = as_model(model)
     check_locate(locate)
     options = PredictorOptions(
-        label, neighbours, threshold, exclude_same, normal, classes, tuple(prompts), batch_size, quiet, machine
+        label=label,
+        neighbours=neighbours,
+        threshold=threshold,
+        exclude_same=exclude_same,
+        normal=normal,
+        classes=classes,
+        prompts=tuple(prompts),
+        batch_size=batch_size,
+        quiet=quiet,
+        machine=machine,
+        scorer=scorer,
+        domain=domain,
+        balance=balance,
+        known_anomalies=known_anomalies,
     )
     names = predicted_modalities(loaded, modalities)
     predictors = prepare(loaded, task, reference, names, options, save)

@@ -5,12 +5,15 @@ They use the functions that evaluate the tasks (`mmtune.evaluation.tasks`), so a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
+from mmtune.evaluation.tasks.anomaly import AnomalyScoring
+from mmtune.evaluation.tasks.anomaly_scorers import AnomalyScorer
 from mmtune.evaluation.tasks.knn import nearest, vote_with_share
 from mmtune.evaluation.tasks.zero_shot import nearest_class
 from mmtune.prediction.alarm_threshold import AlarmThreshold
@@ -93,16 +96,46 @@ class KnnPredictor(Predictor):
 
 @dataclass
 class AnomalyPredictor(Predictor):
-    """Score by the mean distance (1 - cosine) to the nearest normal references."""
+    """Score by a scorer that is fitted to the normal references, as the task "anomaly" of `mmtune.evaluate` does.
+
+    scorer, balance: as in `mmtune.evaluate`
+    domains: [N], domains of the references, or None; needed for `balance`
+    known_ids: [M], ids of known anomalies
+    known_vectors: float32 [M, D], L2-normalised; None without known anomalies
+    """
 
     task: ClassVar[str] = "anomaly"
+    scorer: str = field(default="nearest", kw_only=True)
+    balance: str | None = field(default=None, kw_only=True)
+    domains: list[str | None] | None = field(default=None, kw_only=True)
+    known_ids: list[str] = field(default_factory=list, kw_only=True)
+    known_vectors: np.ndarray | None = field(default=None, kw_only=True)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the score is the mean distance to the nearest references, without known anomalies."""
+        return self.scorer == AnomalyScoring.scorer and self.balance is None and self.known_vectors is None
+
+    @cached_property
+    def _fitted(self) -> AnomalyScorer:
+        domain = dict(zip(self.ids, self.domains, strict=True)) if self.domains is not None else {}
+        known = None
+        if self.known_vectors is not None:
+            known = Embeddings(self.known_ids, [None] * len(self.known_ids), {}, self.known_vectors)
+        normal = Embeddings(self.ids, [None] * len(self.ids), {}, self.vectors)
+        return AnomalyScoring(self.neighbours, self.scorer, self.balance, domain).fit(normal, known)
+
+    def fit(self) -> None:
+        """Fit the scorer now, so that its errors come before anything is predicted or stored."""
+        _ = self._fitted
 
     def predict(self, inputs: "Sequence[PredictInput]", vectors: np.ndarray) -> list[Prediction]:
+        scores = np.asarray(self._fitted.score(vectors), np.float64)
         score_QK, index_QK = self._neighbours(vectors)
         out = []
         for q, one in enumerate(inputs):
             ids, cosines = self._named(score_QK[q], index_QK[q])
-            score = float(np.mean([1 - c for c in cosines]))
+            score = float(scores[q])
             out.append(Prediction(one.name, str(one.modality), None, score, ids, cosines, score, self._alarm(score)))
         return out
 

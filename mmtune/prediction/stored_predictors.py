@@ -1,20 +1,22 @@
 """Predictors that are stored in an artifact: ARTIFACT/predictors/TASK.MODALITY.safetensors, and one for each machine.
 
-The tensor "vectors" holds the references; the metadata holds their ids and classes, the options and the threshold as JSON. A
-stored predictor belongs to one fingerprint, so that its vectors are never compared with those of another model.
+The tensor "vectors" holds the references and "known" the known anomalies; the metadata holds their ids and classes, the options and the
+threshold as JSON. Scorers of anomalies are stored by name and fitted anew when they are read. A stored predictor belongs to one
+fingerprint, so that its vectors are never compared with those of another model.
 """
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.errors import ModelError, first_line
+from mmtune.evaluation.tasks.anomaly_scorers import SCORERS
 from mmtune.model.artifact.format import MANIFEST, PREDICTORS
 from mmtune.prediction.alarm_threshold import AlarmThreshold
 from mmtune.prediction.predictors import PREDICTORS as KINDS
-from mmtune.prediction.predictors import Predictor, ZeroShotPredictor
+from mmtune.prediction.predictors import AnomalyPredictor, Predictor, ZeroShotPredictor
 from mmtune.runtime.files import write_bytes
 from mmtune.runtime.format_number import check_format
 
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
 
     from mmtune.model.dual_encoder import Model
 
-FORMAT = 1
-"""The format number of a stored predictor; one without it is of format 1."""
+FORMAT = 2
+"""The newest format number of a stored predictor; one without it is of format 1.
+
+Format 2 has a scorer of anomalies, with its options. It is written only for others than the distance to the nearest references.
+"""
+OF_ANOMALY = ("scorer", "balance", "domains", "known_ids")
+"""Fields of an `AnomalyPredictor` that are stored by name."""
 
 
 def artifact_of(model: "Model") -> Path | None:
@@ -38,7 +45,7 @@ def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]", machi
 
     machine: "COLUMN=VALUE" if the references are those of one machine
 
-    Returns their directory. Raises ModelError if the model does not come from an artifact.
+    Returns their directory. Raises ModelError if the model does not come from an artifact, or for a scorer that is not registered.
     """
     from safetensors.numpy import save
 
@@ -46,9 +53,13 @@ def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]", machi
     if directory is None:
         raise ModelError(f"--save: {model.info.get('source')} is no artifact; save the model first (mmtune.save), then load it")
     for m, predictor in predictors.items():
+        if isinstance(predictor, AnomalyPredictor) and predictor.scorer not in SCORERS:
+            raise ModelError(
+                f"--save: the scorer {predictor.scorer!r} is stored by name; register it first (mmtune.register_anomaly_scorer)"
+            )
         threshold = None if predictor.threshold is None else predictor.threshold.to_dict()
         document = {
-            "format": FORMAT,
+            "format": 1,
             "fingerprint": model.fingerprint,
             "ids": predictor.ids,
             "classes": predictor.classes,
@@ -58,7 +69,13 @@ def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]", machi
         }
         if isinstance(predictor, ZeroShotPredictor):
             document["logit_scale"] = predictor.logit_scale
-        data = save({"vectors": predictor.vectors.astype("float32")}, metadata={"predictor": json.dumps(document)})
+        tensors = {"vectors": predictor.vectors.astype("float32")}
+        if isinstance(predictor, AnomalyPredictor):
+            if not predictor.is_plain:
+                document |= {"format": FORMAT, **{name: getattr(predictor, name) for name in OF_ANOMALY}}
+            if predictor.known_vectors is not None:
+                tensors["known"] = predictor.known_vectors.astype("float32")
+        data = save(tensors, metadata={"predictor": json.dumps(document)})
         write_bytes(_path(directory, predictor.task, m, machine), data)
     return directory / PREDICTORS
 
@@ -84,17 +101,24 @@ def _read(path: Path, task: str, fingerprint: str) -> Predictor:
     try:
         with safe_open(path, framework="np") as f:
             document, vectors = json.loads(f.metadata()["predictor"]), f.get_tensor("vectors")
+            known = {"known_vectors": f.get_tensor("known")} if "known" in f.keys() else {}  # noqa: SIM118 (no mapping)
         check_format(document.pop("format", None), FORMAT, path, ModelError, missing=1)
         stored, threshold = document.pop("fingerprint"), document.pop("threshold")
         document.pop("machine", None)
         if threshold is not None:
-            threshold = AlarmThreshold(**{k.name: threshold[k.name] for k in fields(AlarmThreshold)})
-        predictor = KINDS[task](**document, vectors=vectors, threshold=threshold)
+            threshold = AlarmThreshold(**{k.name: threshold[k.name] for k in fields(AlarmThreshold) if k.name in threshold})
+            threshold = replace(threshold, interval=tuple(threshold.interval))
+        predictor = KINDS[task](**document, **known, vectors=vectors, threshold=threshold)
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ModelError(f"{path}: damaged ({first_line(e)}); store it again with --save") from None
     if stored != fingerprint:
         raise ModelError(
             f"{path}: belongs to the model {stored[:16]}, this one is {fingerprint[:16]} (other weights, prompts or dimensions); "
             "store it again with --save"
+        )
+    if isinstance(predictor, AnomalyPredictor) and predictor.scorer not in SCORERS:  # using it would import code
+        raise ModelError(
+            f"{path}: its scorer {predictor.scorer!r} is not registered; if you trust its code, call mmtune.register_anomaly_scorer first, "
+            "or give the references again (--reference)"
         )
     return predictor

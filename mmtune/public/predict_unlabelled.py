@@ -32,6 +32,10 @@ def predict(
     save: bool = False,
     batch_size: int = 64,
     quiet: bool = True,
+    scorer: str | None = None,
+    domain: str | None = None,
+    balance: str | None = None,
+    known_anomalies: bool = False,
 ) -> Predictions:
     """Predict the class or the anomaly score of files, rows or values that nobody has labelled.
 
@@ -40,7 +44,7 @@ def predict(
     model: a `Model`, or what `mmtune.load` accepts
     inputs: a file, a folder of files, packed data by name or opened, or a list of files and values (images, arrays, ...)
     task: "knn": class by the votes of the nearest labelled references; "zero_shot": class by the nearest class name; "anomaly":
-        distance (1 - cosine) to the nearest normal references
+        anomaly score by the `scorer`, by default the distance (1 - cosine) to the nearest normal references
     reference: for knn: data with labelled rows; for anomaly: data with normal rows. None uses the predictor that is stored in
         the artifact
     label: metadata column of the reference with the class, or "group"
@@ -60,6 +64,11 @@ def predict(
     save: store references, classes and threshold in the artifact that the model was loaded from
     batch_size: values in one forward pass
     quiet: show no progress
+    scorer: for anomaly: "nearest" (default), "mahalanobis", "gmm", a registered scorer, or "package.module:Class", as in `evaluate`
+    domain: for anomaly: metadata column of the reference with domains, e.g. source and target; the threshold also states the share
+        of the normal references of each domain that are above it
+    balance: for anomaly: "smote" or "mixup": add interpolated normal embeddings to the smaller domains; needs `domain`
+    known_anomalies: for anomaly: use the references that are not `normal` as known anomalies; inputs near to them score higher
 
     Raises DataError or RecipeError if no predictor can be made, e.g. because there are too few normal references for the rate.
     """
@@ -83,4 +92,8 @@ def predict(
         save=save,
         batch_size=batch_size,
         quiet=quiet,
+        scorer=scorer,
+        domain=domain,
+        balance=balance,
+        known_anomalies=known_anomalies,
     )

@@ -80,6 +80,13 @@ def take_rows(e: Embeddings, rows: np.ndarray) -> Embeddings:
     return Embeddings([e.ids[i] for i in rows], [e.groups[i] for i in rows], labels, e.vectors[rows], e.fingerprint, queries)
 
 
+def concatenated(first: Embeddings, second: Embeddings) -> Embeddings:
+    """Return the rows of `first` followed by those of `second`, which are of the same model; without query embeddings."""
+    labels = {k: np.concatenate([v, second.labels[k]]) for k, v in first.labels.items() if k in second.labels}
+    vectors = np.concatenate([first.vectors, second.vectors])
+    return Embeddings([*first.ids, *second.ids], [*first.groups, *second.groups], labels, vectors, first.fingerprint)
+
+
 def names_to_labels(names: Sequence[str | None]) -> np.ndarray:
     """Hash names to int64 labels [N] (first 8 bytes of SHA-256); None becomes 0.
 

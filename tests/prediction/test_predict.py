@@ -205,6 +205,13 @@ def test_the_window_that_stands_out_is_not_certain_background():
         (["--reference", "REF", "--out", "page.txt"], "ends in .html or .json"),
         (["--reference", "REF", "--watch"], "--out FILE.jsonl"),
         (["--reference", "REF", "--only", "smell"], "this model has no smell tower"),
+        (["--reference", "REF", "--scorer", "gmm"], "scorer: is an option of task anomaly, not of knn"),
+        (["--reference", "REF", "--task", "anomaly", "--scorer", "gmmm"], "scorer: unknown 'gmmm'; there are: nearest, maha"),
+        (["--reference", "REF", "--task", "anomaly", "--balance", "smote"], "balance: name the metadata column of the domains"),
+        (
+            ["--reference", "REF", "--task", "anomaly", "--known-anomalies"],
+            "known_anomalies: state which references are normal",
+        ),
     ],
 )
 def test_bad_input_is_one_line(files, reference, capsys, argv, message):

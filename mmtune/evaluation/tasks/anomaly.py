@@ -14,7 +14,7 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.slices import metadata_slices
 from mmtune.evaluation.tasks.anomaly_result import Anomalies, DetectionScores, areas_of, domain_areas, mean_scores
-from mmtune.evaluation.tasks.anomaly_scorers import BALANCES, NEIGHBOURS, balance_domains, make_scorer
+from mmtune.evaluation.tasks.anomaly_scorers import BALANCES, NEIGHBOURS, AnomalyScorer, balance_domains, make_scorer
 from mmtune.evaluation.tasks.knn import Exclusion, nearest, source_of_rows
 from mmtune.evaluation.tasks.roc import MAX_FPR
 from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, check_neighbours, row_values, rows_with_value
@@ -73,9 +73,9 @@ class AnomalyDetection(EvaluationTask):
         if reference is not None:
             reference_normal = normal_rows(reference, self.normal)
             references = inputs.embed(reference, reference_normal)
-            reference_machine = _column_of_rows(reference, self.machine)
+            reference_machine = column_of_rows(reference, self.machine)
             if self.known_anomalies:
-                known_anomalies = inputs.embed(reference, _anomalous_rows(reference, self.normal, reference_normal))
+                known_anomalies = inputs.embed(reference, anomalous_rows(reference, self.normal, reference_normal))
         domains = {} if self.domain is None else self._domains(data, reference)
         values = row_values(data, str(self.normal).partition("=")[0])
         known = {i: n for i, n, v in zip(data.ids, is_normal.tolist(), values, strict=True) if v is not None}
@@ -84,7 +84,7 @@ class AnomalyDetection(EvaluationTask):
                 m,
                 e,
                 known,
-                _column_of_rows(data, self.machine),
+                column_of_rows(data, self.machine),
                 reference=references.get(m),
                 reference_machine=reference_machine,
                 known=known_anomalies.get(m),
@@ -96,20 +96,15 @@ class AnomalyDetection(EvaluationTask):
         }
 
     def _check(self) -> None:
-        check_neighbours(self.neighbours)
-        make_scorer(self.scorer, self.neighbours)
-        if self.balance is not None and self.balance not in BALANCES:
-            raise RecipeError(f"balance: unknown {self.balance!r}; there are: {', '.join(BALANCES)}")
-        if self.balance is not None and self.domain is None:
-            raise RecipeError("balance: name the metadata column of the domains as well (--domain COLUMN)")
+        AnomalyScoring(self.neighbours, self.scorer, self.balance).check(self.domain)
         if self.known_anomalies and self.reference is None:
             raise RecipeError("known_anomalies: they are rows of the reference data; give --reference DATA as well")
 
     def _domains(self, data: "Data", reference: "Data | None") -> dict[str, str | None]:
         """Return {row id: domain} of the evaluated rows and the references, which share no id (`refuse_shared_rows`)."""
-        domains = _column_of_rows(data, self.domain)
+        domains = column_of_rows(data, self.domain)
         if reference is not None:
-            domains = {**_column_of_rows(reference, self.domain), **domains}
+            domains = {**column_of_rows(reference, self.domain), **domains}
         if not any(d is not None for d in domains.values()):
             raise DataError(f"{data.spec}: no row has a value in the column {self.domain} of the domains")
         return domains
@@ -122,12 +117,12 @@ def normal_rows(data: "Data", normal: str | None) -> np.ndarray:
     return rows_with_value(data, normal)
 
 
-def _column_of_rows(data: "Data", column: str | None) -> dict[str, str | None]:
+def column_of_rows(data: "Data", column: str | None) -> dict[str, str | None]:
     """Return {row id: value of the column}; without a column, all rows have the value `ALL`."""
     return dict(zip(data.ids, row_values(data, column) if column else [ALL] * len(data), strict=True))
 
 
-def _anomalous_rows(data: "Data", normal: str | None, is_normal: np.ndarray) -> np.ndarray:
+def anomalous_rows(data: "Data", normal: str | None, is_normal: np.ndarray) -> np.ndarray:
     """bool [N]: rows that have a value that is not the normal one. Raises DataError if there is none."""
     there = np.array([v is not None for v in row_values(data, str(normal).partition("=")[0])], bool)
     if not (there & ~is_normal).any():
@@ -151,7 +146,7 @@ def distances(
 
 @dataclass(frozen=True)
 class AnomalyScoring:
-    """How the rows of a machine are scored, see `AnomalyDetection`.
+    """How rows are scored by normal rows: the same for the evaluation and for predictions, see `AnomalyDetection`.
 
     domain: {row id: domain} of the evaluated rows and the references
     """
@@ -161,8 +156,21 @@ class AnomalyScoring:
     balance: str | None = None
     domain: Mapping[str, str | None] = field(default_factory=dict)
 
-    def by_scorer(self, query: Embeddings, normal: Embeddings, known: Embeddings | None) -> np.ndarray:
-        """[Q]: scores of a scorer that is fitted to all of `normal`, and to the known anomalies if there are any."""
+    def check(self, domain_column: str | None) -> None:
+        """Raise RecipeError for an unknown scorer or balance, or for a balance without the column of the domains."""
+        check_neighbours(self.neighbours)
+        make_scorer(self.scorer, self.neighbours)
+        if self.balance is not None and self.balance not in BALANCES:
+            raise RecipeError(f"balance: unknown {self.balance!r}; there are: {', '.join(BALANCES)}")
+        if self.balance is not None and domain_column is None:
+            raise RecipeError("balance: name the metadata column of the domains as well (--domain COLUMN)")
+
+    def fit(self, normal: Embeddings, known: Embeddings | None = None) -> AnomalyScorer:
+        """Return a scorer that is fitted to all of `normal`, and to the known anomalies if there are any.
+
+        The order of the rows makes no difference, also where embeddings are interpolated at random.
+        """
+        normal = take_rows(normal, np.array(sorted(range(len(normal.ids)), key=normal.ids.__getitem__), np.int64))
         normal_ND = normalize_rows(normal.vectors, "references")
         if self.balance is not None:
             domains = [self.domain.get(i) for i in normal.ids]
@@ -171,23 +179,41 @@ class AnomalyScoring:
             normal_ND = np.concatenate([balance_domains(normal_ND[there], named, self.balance), normal_ND[~there]])
         scorer = make_scorer(self.scorer, self.neighbours)
         scorer.fit(normal_ND, None if known is None else normalize_rows(known.vectors, "known anomalies"))
-        return np.asarray(scorer.score(normalize_rows(query.vectors, "queries")), np.float64)
+        return scorer
 
-    def among_themselves(self, rows: Embeddings, is_normal: np.ndarray, exclusion: Exclusion) -> np.ndarray:
+    def by_scorer(self, query: Embeddings, normal: Embeddings, known: Embeddings | None) -> np.ndarray:
+        """[Q]: scores of a scorer that is fitted to all of `normal`, and to the known anomalies if there are any."""
+        return np.asarray(self.fit(normal, known).score(normalize_rows(query.vectors, "queries")), np.float64)
+
+    def among_themselves(
+        self, rows: Embeddings, is_normal: np.ndarray, exclusion: Exclusion, *, use_known: bool = False, folds: int = FOLDS
+    ) -> np.ndarray:
         """[N]: scores of rows by the normal ones among them, never by rows with the same exclusion label.
 
-        The nearest neighbours of each row are searched among all others. Scorers that are fitted are fitted `FOLDS` times, each
-        time without the rows that they then score. NaN for rows without a reference.
+        The nearest neighbours of each row are searched among all others. Scorers that are fitted are fitted once for each of
+        `folds` parts, each time without the rows that they then score. NaN for rows without a reference.
+
+        use_known: the rows that are not normal are known anomalies, which also count in the scores of the other rows
         """
+        label, normal_at, known_at = exclusion[0], np.flatnonzero(is_normal), np.flatnonzero(~is_normal)
         if self.scorer == "nearest" and self.balance is None:
-            return distances(rows, take_rows(rows, np.flatnonzero(is_normal)), self.neighbours, exclusion)
-        fold = np.unique(exclusion[0], return_inverse=True)[1] % FOLDS
+            score = distances(rows, take_rows(rows, normal_at), self.neighbours, exclusion)
+            if use_known:
+                score = score - distances(rows, take_rows(rows, known_at), self.neighbours, (label, label[known_at]))
+            return score
+        fold = np.unique(label, return_inverse=True)[1] % folds
         score = np.full(len(rows.ids), np.nan)
         for f in np.unique(fold):
-            normal = is_normal & (fold != f)
-            if normal.any():
-                held_out, fitted = np.flatnonzero(fold == f), np.flatnonzero(normal)
-                score[held_out] = self.by_scorer(take_rows(rows, held_out), take_rows(rows, fitted), None)
+            fitted = normal_at[fold[normal_at] != f]
+            for of_kind in (
+                is_normal,
+                ~is_normal,
+            ):  # few known anomalies may all be in one part, which must not cost normal rows
+                held_out = np.flatnonzero((fold == f) & of_kind)
+                others = known_at[~np.isin(label[known_at], label[held_out])]
+                if len(held_out) and len(fitted) and (len(others) or not use_known):
+                    known = take_rows(rows, others) if use_known else None
+                    score[held_out] = self.by_scorer(take_rows(rows, held_out), take_rows(rows, fitted), known)
         return score
 
 
