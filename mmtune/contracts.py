@@ -242,6 +242,10 @@ class Preprocess(Protocol):
         raw_inputs(signals) -> dict[str, Tensor]: the windows of signals as plain samples, where preprocessing computes features
             from them, and `feature_graph() -> torch.nn.Module`, which computes the inputs of the tower from these samples by
             operations that every runtime has, so that `export` can put them into the exported graph
+        lengths(inputs) -> int [W] or None: the positions (tokens, samples) of each row of collated inputs that are no padding, where
+            padding is at the end and does not change embeddings, and `cut(inputs, length)`, which returns the inputs without the
+            positions after `length`. With both, training can encode values of like length together
+            (`train.micro_batch_tokens`, `train.length_buckets`)
     """
 
     def __call__(self, signal: Signal, rng: random.Random | None = None) -> "dict[str, Tensor]":

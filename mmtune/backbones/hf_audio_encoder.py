@@ -6,7 +6,7 @@ model averages.
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,14 @@ class WaveformPreprocess:
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         counts = torch.tensor([len(item["input_values"]) for item in items])
         return {"input_values": padded, "lengths": lengths} | segments_of(counts)
+
+    def lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Number of samples of each window (see `Preprocess`)."""
+        return inputs.get("lengths")
+
+    def cut(self, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+        """The inputs without the samples after `length`."""
+        return {k: v[:, :length] if k == "input_values" else v for k, v in inputs.items()}
 
 
 class SpectrogramPreprocess:

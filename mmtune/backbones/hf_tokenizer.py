@@ -1,7 +1,7 @@
 """Tokenize texts with a transformers tokenizer, one text at a time."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,3 +54,12 @@ class TokenPreprocess:
             used = slice(length - n, length) if self.pad_left else slice(n)
             ids[row, used], mask[row, used] = item["input_ids"], 1
         return {"input_ids": ids} | ({"attention_mask": mask} if self.has_mask else {})
+
+    def lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Number of tokens of each row (see `Preprocess`); None for towers whose embeddings depend on padding."""
+        mask = inputs.get("attention_mask")
+        return None if mask is None or self.full_length or self.pad_left else mask.sum(1)
+
+    def cut(self, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+        """The inputs without the positions after `length`."""
+        return {k: v[:, :length] if k in ("input_ids", "attention_mask") else v for k, v in inputs.items()}

@@ -7,7 +7,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -221,6 +221,14 @@ class TinyText:
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {"ids": nn.utils.rnn.pad_sequence([i["ids"] for i in items], batch_first=True)}
+
+    def lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Number of words of each row (see `Preprocess`)."""
+        return (inputs["ids"] != 0).sum(1) if "ids" in inputs else None
+
+    def cut(self, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+        """The inputs without the positions after `length`."""
+        return {k: v[:, :length] if k == "ids" else v for k, v in inputs.items()}
 
 
 TOWERS: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[], Preprocess]]] = {

@@ -113,7 +113,7 @@ class Recipe(RecipeBlock):
         for key in ("teachers", "matryoshka", "memory", "retention", "interpolate", "gate"):
             if getattr(self, key):
                 raise invalid(f"cross_encoder: {key} is for dual encoders; leave one of the two out")
-        for key in ("compile", "shard"):
+        for key in ("compile", "shard", "micro_batch_tokens", "length_buckets"):
             if getattr(self.train, key):
                 raise invalid(f"cross_encoder: does not work with train.{key}; leave one of the two out")
         if self.data.read == "stream":

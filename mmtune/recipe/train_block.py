@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from mmtune.recipe.block import RecipeBlock, invalid
 from mmtune.recipe.optimizer_block import AdamWOptimizer, Optimizer
@@ -42,6 +42,18 @@ class TrainConfig(RecipeBlock):
         None,
         ge=1,
         description="rows whose activations are in memory at once (gradient caching, GradCache); null: the whole batch",
+    )
+    micro_batch_tokens: PositiveInt | dict[str, PositiveInt] | None = Field(
+        None,
+        description="the same by length: tokens of texts (samples of sounds) whose activations are in memory at once, padding included; values "
+        "are sorted by length, so little padding is computed. A number, for all modalities whose inputs have lengths, or {MODALITY: "
+        "NUMBER}; the others have `micro_batch_size`",
+    )
+    length_buckets: int | None = Field(
+        None,
+        ge=2,
+        description="without gradient caching: encode the values of a batch in this many parts of like length, so that less padding is "
+        "computed; for modalities whose inputs have lengths (texts, waveforms); null: one part",
     )
     gradient_accumulation_steps: int = Field(
         1,
@@ -130,13 +142,27 @@ class TrainConfig(RecipeBlock):
         """`samples` as a number; 0 if it is not set."""
         return parse_count(self.samples) if self.samples is not None else 0
 
+    @property
+    def caches_gradients(self) -> bool:
+        """Whether gradients are cached, so that the inputs of a batch lie on the device one micro-batch at a time."""
+        return self.micro_batch_size is not None or self.micro_batch_tokens is not None
+
     @model_validator(mode="after")
-    def _optimizer_fits(self) -> "TrainConfig":
+    def _keys_fit(self) -> "TrainConfig":
         name = self.optimizer.name
         if not self.optimizer.has_betas and self.betas != BETAS:
             raise invalid(f"betas: {name} has no betas; leave the key out")
         if self.shard and not self.optimizer.shardable:
             raise invalid(f"shard: {name} needs whole weights, which no process has with shard; use adamw or lion")
+        if self.length_buckets is not None:
+            for key in ("micro_batch_size", "micro_batch_tokens"):
+                if getattr(self, key) is not None:
+                    raise invalid(
+                        f"length_buckets: is for training without gradient caching; leave it or {key} out (micro_batch_tokens sorts by "
+                        "length, too)"
+                    )
+            if self.shard:
+                raise invalid("length_buckets: with shard all processes must run equal parts; use micro_batch_tokens")
         if self.schedule == "constant" and self.min_lr:
             raise invalid("min_lr: schedule: constant has no decay; use cosine, linear or wsd")
         return self

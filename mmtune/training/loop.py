@@ -280,6 +280,8 @@ class Trainer:
                 batch,
                 self.objective,
                 micro_batch_size=self.config.micro_batch_size,
+                micro_batch_tokens=self.config.micro_batch_tokens,
+                length_buckets=self.config.length_buckets,
                 autocast=functools.partial(autocast, self.device, self.precision),
                 processes=self.processes,
                 lockstep=self.config.shard,
@@ -318,7 +320,7 @@ class Trainer:
         if self.device.type == "cpu":
             return batches
         copy = DeviceCopier(self.device)
-        if self.config.micro_batch_size is not None:
+        if self.config.caches_gradients:
             return (batch.map_tensors(copy, inputs=False) for batch in batches)
         return prefetch(batches, lambda batch: batch.map_tensors(copy))
 

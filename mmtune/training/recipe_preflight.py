@@ -30,6 +30,7 @@ from mmtune.recipe.recipe import Recipe
 from mmtune.relevance.judgments import read_verdicts
 from mmtune.runtime import plugins
 from mmtune.runtime.plugins import nearest
+from mmtune.training.large_batch.micro_batches import has_lengths
 from mmtune.training.objective_spec import parse_terms
 from mmtune.training.tuning.lp_ft import is_head_stage
 from mmtune.training.tuning.tune_spec import parse_tune
@@ -83,6 +84,7 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
     Warns of augmentations that can make captions wrong.
     """
     terms = parse_terms(recipe.objective, inputs.pairs)
+    _check_lengths(recipe, inputs)
     parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained)
     if (
         recipe.matryoshka is not None
@@ -110,6 +112,22 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
         _check_gate_direction(recipe.gate, known)
     if recipe.mining is not None:
         _check_mining(recipe.mining, inputs)
+
+
+def _check_lengths(recipe: Recipe, inputs: "TrainingInputs") -> None:
+    """Raise RecipeError if a key sorts inputs by length, and the trained towers have no inputs of unlike length."""
+    tokens = recipe.train.micro_batch_tokens
+    if tokens is None and recipe.train.length_buckets is None:
+        return
+    key = "train.length_buckets" if tokens is None else "train.micro_batch_tokens"
+    have = [m for m in inputs.trained if has_lengths(inputs.model.towers[m])]
+    for m in tokens if isinstance(tokens, Mapping) else ():
+        if m not in inputs.trained:
+            raise RecipeError(f"{key}.{m}: {m} is not trained here; the pairs train {', '.join(inputs.trained)}")
+        if m not in have:
+            raise RecipeError(f"{key}.{m}: all inputs of this tower have one length; use train.micro_batch_size")
+    if not have:
+        raise RecipeError(f"{key}: no trained tower of this model has inputs of unlike length; use train.micro_batch_size")
 
 
 def check_steps(recipe: Recipe, batches_per_epoch: int) -> None:

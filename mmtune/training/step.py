@@ -1,6 +1,6 @@
 """Compute the gradient of one training step. `forward_backward` chooses one of three ways:
 
-- `plain_step` encodes all items of the batch in one forward pass.
+- `plain_step` encodes all items of the batch in one graph: in one forward pass, or in one for each bucket of like length.
 - `gradient_cache.cached_step` encodes one micro-batch at a time and still gives the gradient of the whole batch.
 - `shared_step.shared_step` divides the items among several processes.
 
@@ -9,7 +9,7 @@ All give the gradient of the same loss, up to rounding and the random numbers of
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ from mmtune.contracts import Batch
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.training.fixed_order import gradients_in_fixed_order
 from mmtune.training.large_batch.gradient_cache import cached_step
-from mmtune.training.large_batch.item_slices import ItemCounts, StepLoss, count_batch_items, encode_all
+from mmtune.training.large_batch.item_slices import StepLoss, count_batch_items
+from mmtune.training.large_batch.micro_batches import Limits, MicroBatch, TokenBudget, divide_batch, encode_all
 from mmtune.training.large_batch.shared_step import shared_step
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def forward_backward(
     objective: "Objective",
     *,
     micro_batch_size: int | None = None,
+    micro_batch_tokens: TokenBudget = None,
+    length_buckets: int | None = None,
     autocast: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     processes: Processes = SINGLE_PROCESS,
     lockstep: bool = False,
@@ -41,6 +44,10 @@ def forward_backward(
     micro_batch_size: maximum number of unique items of one modality in a forward pass. The gradient, also of the logit scale, is
         that of the whole batch. BatchNorm layers normalise over the micro-batch, and update their running statistics once
         for each micro-batch
+    micro_batch_tokens: maximum number of tokens (samples of a sound) in a forward pass, padding included, for all modalities whose inputs
+        have lengths, or {modality: number}. Their items are sorted by length first
+    length_buckets: without gradient caching, encode the items of such modalities in so many forward passes of one graph, sorted by
+        length, so that less padding is computed
     autocast: returns the context manager under which the towers run
     processes: with several processes, the inputs in `batch` are only the share of this process (see `Processes.local_slice`).
         The gradient is then this process's part, and the sum over processes is the whole gradient
@@ -50,23 +57,25 @@ def forward_backward(
     weight: factor on the gradient, for gradient accumulation; the returned loss does not have it
     """
     counts = count_batch_items(batch, processes, lockstep)
+    limits = Limits(micro_batch_size, micro_batch_tokens, length_buckets)
+    parts = divide_batch(model, batch, counts, limits, processes, lockstep)
     with gradients_in_fixed_order(batch.is_query.device):
-        if micro_batch_size is not None and counts.largest > micro_batch_size:
-            return cached_step(model, batch, objective, counts, micro_batch_size, autocast, processes, weight)
+        if limits.caches_gradients and len(parts) > len(counts.run):
+            return cached_step(model, batch, objective, counts, parts, autocast, processes, weight)
         if processes.is_single:
-            return plain_step(model, batch, objective, counts, autocast, weight)
-        return shared_step(model, batch, objective, counts, autocast, processes, weight)
+            return plain_step(model, batch, objective, parts, autocast, weight)
+        return shared_step(model, batch, objective, counts, parts, autocast, processes, weight)
 
 
 def plain_step(
     model: "Model",
     batch: Batch,
     objective: "Objective",
-    counts: ItemCounts,
+    parts: Sequence[MicroBatch],
     autocast: Callable[[], AbstractContextManager[None]],
     weight: float = 1.0,
 ) -> StepLoss:
-    """Use one process, with one forward and one backward pass over the whole batch."""
-    loss, logs = objective(encode_all(model, batch, counts, autocast), batch, model.logit_scale)
+    """Use one process, with one backward pass over the whole batch."""
+    loss, logs = objective(encode_all(model, batch, parts, autocast), batch, model.logit_scale)
     (loss * weight).backward()
     return StepLoss(float(loss.detach()), logs)

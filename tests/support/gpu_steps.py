@@ -43,9 +43,11 @@ def picture_model(config: dict[str, Any]) -> Model:
 
     torch.manual_seed(0)
     module = open_clip.CLIP(**config)
-    preprocess = family._jsonable(asdict(PreprocessCfg(size=module.visual.image_size)))
+    preprocess = {
+        k: list(v) if isinstance(v, tuple) else v for k, v in asdict(PreprocessCfg(size=module.visual.image_size)).items()
+    }
     written = {"model_cfg": config, "preprocess_cfg": preprocess}
-    part = family._part(module, {family.CONFIG: json.dumps(written).encode()}, open_clip.SimpleTokenizer())
+    part = family._backbone(module, {family.CONFIG: json.dumps(written).encode()}, open_clip.SimpleTokenizer())
     model = Model([(part, ["image", "text"])], config["embed_dim"])
     model.ensure_logit_scales([("image", "text")])
     return model

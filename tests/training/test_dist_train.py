@@ -160,6 +160,17 @@ def test_sharded_blocks_learn_the_weights_of_one_process(cut, tmp_path):
     assert {p.name for p in run.iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
 
 
+def test_token_budgets_with_sharded_blocks(root, tmp_path):
+    """The processes have unlike numbers of texts, and so of micro-batches, but must run each tower equally often."""
+    path = recipe(root, tmp_path / "r.yaml", train={"micro_batch_tokens": {"text": 3}, "micro_batch_size": 2, "epochs": 2})
+    one = done(launch([sys.executable], path, tmp_path / "one"))
+    two = done(launch(TORCHRUN, path, tmp_path / "two", "train.shard=true"))
+    assert two["steps"] == one["steps"] == 8
+    for x, y in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert "loss" not in x or y["loss"] == pytest.approx(x["loss"], rel=1e-3), x["step"]
+    near(tmp_path / "one", tmp_path / "two", 2e-3)
+
+
 @pytest.mark.parametrize("count", [2, 1, 3])
 def test_sharded_runs_resume_on_any_number_of_processes(cut, tmp_path, count):
     """The same number: bit for bit."""

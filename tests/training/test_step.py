@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmtune.training.build_objective import build_objective
-from mmtune.training.large_batch import item_slices
+from mmtune.training.large_batch import micro_batches
 from mmtune.training.large_batch.item_slices import count_items, slice_inputs
 from mmtune.training.step import forward_backward
 from tests.support.losses_helpers import ROWS, make_batch
@@ -88,13 +88,13 @@ def test_cached_gradients_equal_one_graph_over_the_same_dropout(loss, windows):
 
 def test_only_the_items_of_a_micro_batch_are_copied_to_the_device(monkeypatch):
     copied = []
-    usual = item_slices.to_device
+    usual = micro_batches.to_device
 
     def recorded(inputs, device):
         copied.append(count_items(inputs))
         return usual(inputs, device)
 
-    monkeypatch.setattr(item_slices, "to_device", recorded)
+    monkeypatch.setattr(micro_batches, "to_device", recorded)
     batch, objective = batch_with_inputs(), build_objective([{"loss": "info_nce"}], [("a", "b")])
     waiting = batch.map_tensors(lambda x: x.clone(), inputs=False)  # what training does where there is an accelerator
     assert all(waiting.inputs[m] is batch.inputs[m] for m in batch.inputs) and waiting.is_query is not batch.is_query

@@ -7,7 +7,7 @@ pass makes the computation 4/3 of that of a plain step.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,8 @@ from torch import Tensor, nn
 
 from mmtune.contracts import Batch
 from mmtune.runtime.distributed import Processes
-from mmtune.training.large_batch.item_slices import (
-    ItemCounts,
-    RandomStates,
-    StepLoss,
-    encode_slice,
-    frozen_running_statistics,
-)
+from mmtune.training.large_batch.item_slices import ItemCounts, RandomStates, StepLoss, frozen_running_statistics
+from mmtune.training.large_batch.micro_batches import MicroBatch, encode_micro_batch
 from mmtune.training.large_batch.shared_step import gradient_of_vectors, padded_gradient
 
 if TYPE_CHECKING:
@@ -35,41 +30,41 @@ def cached_step(
     batch: Batch,
     objective: "Objective",
     counts: ItemCounts,
-    micro_batch_size: int,
+    parts: Sequence[MicroBatch],
     autocast: Callable[[], AbstractContextManager[None]],
     processes: Processes,
     weight: float = 1.0,
 ) -> StepLoss:
-    """Run one step with at most `micro_batch_size` items of a modality in a forward pass (see `step.forward_backward`)."""
-    starts = [(m, i, counts.own[m]) for m, n in counts.run.items() for i in range(0, n, micro_batch_size)]
-    chunks = [(m, min(i, n), min(i + micro_batch_size, n)) for m, i, n in starts]
+    """Run one step with the micro-batches `parts`, which have all items of the batch (see `step.forward_backward`)."""
+    device = batch.is_query.device
     # Tensors that outlive a micro-batch are allocated before the first one. Otherwise a small tensor that stays on top of the
     # heap would prevent the allocator from reusing the memory below it that the micro-batch has freed.
-    states = RandomStates(len(chunks) + 1, batch.is_query.device)
+    states = RandomStates(len(parts) + 1, device)
     z: dict[str, Tensor] = {}
     with torch.no_grad():
-        for number, (m, i, j) in enumerate(chunks):
+        for number, part in enumerate(parts):
             states.save(number)
             with autocast():
-                part = encode_slice(model, m, batch.inputs[m], i, j, states.device)
+                vectors = encode_micro_batch(model, part, batch, device)
+            m = part.modality
             if m not in z:
-                z[m] = torch.empty(counts.own[m], part.shape[1], device=part.device)
-            z[m][i:j] = part[: j - i]
-            del part
-    states.save(len(chunks))
+                z[m] = torch.empty(counts.own[m], vectors.shape[1], device=device)
+            z[m][part.numbers(device)] = vectors[: len(part)].float()
+            del vectors
+    states.save(len(parts))
     gradients, step_loss = gradient_of_vectors(z, batch, model, objective, processes, weight)
     with frozen_running_statistics(model), contiguous_gradients(model):
-        for number, (m, i, j) in enumerate(chunks):
-            gradient = gradients[m]
+        for number, part in enumerate(parts):
+            gradient = gradients[part.modality]
             if gradient is None:  # no term uses this modality
                 continue
             states.restore(number)
             with autocast():
-                again = encode_slice(model, m, batch.inputs[m], i, j, states.device).float()
+                again = encode_micro_batch(model, part, batch, device).float()
             if again.requires_grad:  # False for a frozen tower
-                again.backward(padded_gradient(gradient[i:j], again))
+                again.backward(padded_gradient(gradient[part.numbers(device)], again))
             del again
-    states.restore(len(chunks))
+    states.restore(len(parts))
     return step_loss
 
 

@@ -1,20 +1,16 @@
-"""Slices of the items of a batch: count items, take the inputs of some items, and encode them."""
+"""Slices of the items of a batch: count items, take the inputs of some items, and keep random states for them."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mmtune.contracts import Batch, modality_of_view
+from mmtune.contracts import Batch
 from mmtune.runtime.devices import get_rng_state, set_rng_state
 from mmtune.runtime.distributed import Processes
-
-if TYPE_CHECKING:
-    from mmtune.model.dual_encoder import Model
 
 SEGMENTS = "segments"
 """Name of an input tensor [W] with the item number of each of W windows. It is sorted, and every item has at least one window."""
@@ -71,44 +67,20 @@ def slice_inputs(inputs: Mapping[str, Tensor], start: int, stop: int) -> dict[st
     return {k: v[a:b] - start if k == SEGMENTS else v[a:b] for k, v in inputs.items()}
 
 
-def encode_all(
-    model: "Model", batch: Batch, counts: ItemCounts, autocast: Callable[[], AbstractContextManager[None]]
-) -> dict[str, Tensor]:
-    """Encode the items of this process. Returns {modality: embeddings [U, D], float32}.
-
-    In lockstep, a modality without items of this process gets one embedding, whose gradient must be zero.
-    """
-    device = batch.is_query.device
-    with autocast():
-        z = {
-            m: model.encode_inputs(modality_of_view(m), to_device(batch.inputs[m], device))
-            if n
-            else encode_slice(model, m, batch.inputs[m], 0, 0, device)
-            for m, n in counts.own.items()
-        }
-    return {m: v.float() for m, v in z.items()}
+def take_inputs(inputs: Mapping[str, Tensor], items: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of these items of one modality, with all their windows, numbered from 0 again. items: int64 [n], ascending"""
+    if SEGMENTS not in inputs:
+        return {k: v[items.to(v.device)] for k, v in inputs.items()}
+    segments = inputs[SEGMENTS]
+    wanted = torch.isin(segments, items.to(segments.device))
+    rows = wanted.nonzero()[:, 0]
+    numbers = torch.unique_consecutive(segments[rows], return_inverse=True)[1]
+    return {k: numbers if k == SEGMENTS else v[rows.to(v.device)] for k, v in inputs.items()}
 
 
 def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The inputs on `device`; tensors that are there already are not copied."""
-    return {k: v.to(device) for k, v in inputs.items()}
-
-
-def encode_slice(
-    model: "Model", modality: str, inputs: Mapping[str, Tensor], start: int, stop: int, device: torch.device
-) -> Tensor:
-    """Encode items start to stop (exclusive) on `device`, to which only their inputs are copied.
-
-    For an empty slice the first item is encoded. The tower has to run because, in lockstep, the other processes wait for this
-    process to exchange weights. In this case running statistics and random states are left unchanged.
-    """
-    if start < stop:
-        return model.encode_inputs(modality_of_view(modality), to_device(slice_inputs(inputs, start, stop), device))
-    before = RandomStates(1, device)
-    with frozen_running_statistics(model):
-        vectors = model.encode_inputs(modality_of_view(modality), to_device(slice_inputs(inputs, 0, 1), device))
-    before.restore(0)
-    return vectors
+    return {k: v.to(device, non_blocking=device.type == "cuda" and v.is_pinned()) for k, v in inputs.items()}
 
 
 class RandomStates:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from mmtune.contracts import Batch, modality_of_view
 from mmtune.runtime.distributed import Processes
-from mmtune.training.large_batch.item_slices import ItemCounts, StepLoss, encode_all
+from mmtune.training.large_batch.item_slices import ItemCounts, StepLoss
+from mmtune.training.large_batch.micro_batches import MicroBatch, encode_all
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -32,12 +33,13 @@ def shared_step(
     batch: Batch,
     objective: "Objective",
     counts: ItemCounts,
+    parts: Sequence[MicroBatch],
     autocast: Callable[[], AbstractContextManager[None]],
     processes: Processes,
     weight: float = 1.0,
 ) -> StepLoss:
-    """Compute this process's part of the gradient, with its share of the items encoded in one forward pass."""
-    z = encode_all(model, batch, counts, autocast)
+    """Compute this process's part of the gradient, with its share of the items, `parts`, encoded in one graph."""
+    z = encode_all(model, batch, parts, autocast)
     own = {m: v.detach()[: counts.own[m]] for m, v in z.items()}
     gradients, step_loss = gradient_of_vectors(own, batch, model, objective, processes, weight)
     learning = [(z[m], padded_gradient(g, z[m])) for m, g in gradients.items() if g is not None and z[m].requires_grad]
