@@ -142,7 +142,7 @@ def task_values(args: argparse.Namespace) -> dict[str, object]:
 
 
 def run(args: argparse.Namespace) -> Result:
-    from mmtune.comparison.compare_tasks import interval_lines, task_intervals
+    from mmtune.comparison.compare_tasks import interval_lines, machine_intervals, machine_lines, task_intervals
     from mmtune.evaluation.evaluate_model import evaluate
     from mmtune.evaluation.evaluate_seeds import evaluate_seeds
     from mmtune.evaluation.seed_statistics import seed_runs
@@ -190,7 +190,9 @@ def run(args: argparse.Namespace) -> Result:
     document, text = result.to_dict(), str(result)
     if isinstance(result, TaskResult):
         document["intervals"] = intervals = task_intervals(result, args.data, args.cluster)
-        text = "\n".join([text, *interval_lines(intervals, args.cluster)])
+        if machines := machine_intervals(result, args.data, args.cluster):
+            document["machine_intervals"] = machines
+        text = "\n".join([text, *machine_lines(machines), *interval_lines(intervals, args.cluster)])
     elif args.cluster:
         raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
     elif (

@@ -13,6 +13,7 @@ from mmtune.comparison.task_intervals import metric_intervals, task_difference
 from mmtune.contracts import Embeddings, JsonObject
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.model_and_data import as_data, as_model
+from mmtune.evaluation.tasks.anomaly_result import Anomalies
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, evaluate_task
 from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.evaluation.tasks.task import RETRIEVAL, RowScores
@@ -171,6 +172,36 @@ def task_intervals(
         for m, scores in result.results.items()
         if isinstance(scores, RowScores)
     }
+
+
+def machine_intervals(
+    result: TaskResult, data: "Data | str", cluster: str | None = None
+) -> dict[str, dict[str, dict[str, list[float] | None]]]:
+    """Return {modality: {machine: {metric: 95% interval}}} of anomaly detection on several machines, as `task_intervals` does.
+
+    The rows, or clusters, of each machine are resampled on their own.
+    """
+    source = source_of_rows(as_data(data), cluster)
+    return {
+        m: {machine: metric_intervals(scores.of_machine(machine), source, result.task) for machine in scores.machines}
+        for m, scores in result.results.items()
+        if isinstance(scores, Anomalies) and len(scores.machines) > 1
+    }
+
+
+def machine_lines(intervals: Mapping[str, Mapping[str, Mapping[str, list[float] | None]]]) -> list[str]:
+    """Return the intervals of machines as a table for each modality, e.g. of `machine_intervals`."""
+    from mmtune.evaluation.result_tables import plain_table
+
+    out = []
+    for m, of in intervals.items():
+        names = [n for n in dict.fromkeys(n for by in of.values() for n in by) if n != "dcase_score"]
+        rows = [
+            [machine, *(f"[{ends[0]:.4f}, {ends[1]:.4f}]" if (ends := by.get(n)) else "too few" for n in names)]
+            for machine, by in of.items()
+        ]
+        out.append(plain_table([f"{m}: 95% intervals", *names], rows))
+    return out
 
 
 def interval_lines(intervals: Mapping[str, Mapping[str, list[float] | None]], cluster: str | None) -> list[str]:

@@ -1,7 +1,8 @@
 """Results of anomaly detection: areas under the ROC curve by machine and domain, and the score of DCASE task 2."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -50,14 +51,20 @@ class Anomalies:
         """Ids of the scored rows."""
         return list(self.scores)
 
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(score, whether anomalous, machine, domain) of each row of `row_ids` [N]; thousands of resamples use them."""
+        ids = self.row_ids
+        score, anomalous = np.array([self.scores[i] for i in ids]), np.array([self.anomalous[i] for i in ids], bool)
+        machine, domain = [np.array([of.get(i) for i in ids], object) for of in (self.machine_of, self.domain_of)]
+        return score, anomalous, machine, domain
+
     def weighted_metrics(self, weights: np.ndarray) -> dict[str, float]:
         """Return the metrics if row i of `row_ids` occurred weights[i] times [N]; machines without both kinds are left out.
 
         Raises DataError if no machine has normal and anomalous rows.
         """
-        ids = self.row_ids
-        score, anomalous = np.array([self.scores[i] for i in ids]), np.array([self.anomalous[i] for i in ids], bool)
-        machine, domain = [np.array([of.get(i) for i in ids], object) for of in (self.machine_of, self.domain_of)]
+        score, anomalous, machine, domain = self._columns
         areas, domains = [], []
         for m in self.machines:
             at = np.flatnonzero((machine == m) & (weights > 0))
@@ -66,7 +73,7 @@ class Anomalies:
                 domains.append(domain_areas(score[at], anomalous[at], domain[at], weights[at]))
         if not areas:
             raise DataError("no machine has normal and anomalous rows")
-        return _metrics(areas, domains if self.domains else [])
+        return self._metrics(areas, domains)
 
     @property
     def mean(self) -> DetectionScores:
@@ -74,15 +81,47 @@ class Anomalies:
         return mean_scores(list(self.machines.values()))
 
     @property
+    def domain_names(self) -> list[str]:
+        """The domains of all machines, sorted."""
+        return sorted({d for of in self.domains.values() for d in of})
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """auroc and partial_auroc, averaged over machines; with domains also `dcase_score`."""
-        return _metrics(list(self.machines.values()), [self.domains.get(m, {}) for m in self.machines] if self.domains else [])
+        """auroc and partial_auroc, averaged over machines; of several machines also their harmonic means over machines.
+
+        With domains also `auroc[DOMAIN]`, the harmonic mean over machines of the AUROC of that domain, and `dcase_score`.
+        """
+        return self._metrics(list(self.machines.values()), [self.domains.get(m, {}) for m in self.machines])
+
+    def _metrics(self, areas: Sequence[DetectionScores], domains: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The metrics of some machines. Raises DataError if a domain has no normal row, e.g. in a resample."""
+        mean = mean_scores(areas)
+        metrics = {"auroc": mean.auroc, "partial_auroc": mean.partial_auroc}
+        if len(self.machines) > 1:
+            metrics["auroc_hmean"] = harmonic_mean([a.auroc for a in areas])
+            metrics["partial_auroc_hmean"] = harmonic_mean([a.partial_auroc for a in areas])
+        for domain in self.domain_names:
+            values = [of[domain] for of in domains if domain in of]
+            if not values:
+                raise DataError(f"no normal row is of the domain {domain}")
+            metrics[f"auroc[{domain}]"] = harmonic_mean(values)
+        return {**metrics, "dcase_score": dcase_score(areas, domains)} if self.domains else metrics
+
+    def of_machine(self, machine: str) -> "Anomalies":
+        """The result of one machine alone."""
+        ids = [i for i, m in self.machine_of.items() if m == machine]
+        part = replace(self, machines={machine: self.machines[machine]}, parts={}, skipped={})
+        part.domains = {machine: self.domains[machine]} if machine in self.domains else {}
+        part.scores = {i: self.scores[i] for i in ids}
+        return part
 
     def to_dict(self) -> JsonObject:
+        several = {"harmonic_mean": self._harmonic()} if len(self.machines) > 1 else {}
         return {
             "direction": self.direction,
             "max_fpr": self.max_fpr,
             "mean": asdict(self.mean),
+            **several,
             "machines": {n: asdict(d) for n, d in self.machines.items()},
             "parts": {n: asdict(d) for n, d in self.parts.items()},
             **({"domains": self.domains, "dcase_score": self.metrics["dcase_score"]} if self.domains else {}),
@@ -90,17 +129,38 @@ class Anomalies:
             "scores": self.scores,
         }
 
+    def _harmonic(self) -> JsonObject:
+        """The harmonic means over machines."""
+        metrics = self.metrics
+        out: JsonObject = {"auroc": metrics["auroc_hmean"], "partial_auroc": metrics["partial_auroc_hmean"]}
+        return {**out, "domains": {d: metrics[f"auroc[{d}]"] for d in self.domain_names}} if self.domains else out
+
     def __str__(self) -> str:
         from mmtune.evaluation.result_tables import plain_table
 
-        lines = [*self.machines.items(), ("mean", self.mean), *((f"  {n}", d) for n, d in self.parts.items())]
-        rows = [[n, f"{d.normal:,}", f"{d.anomalous:,}", f"{d.auroc:.4f}", f"{d.partial_auroc:.4f}"] for n, d in lines]
+        names, metrics = self.domain_names, self.metrics
+        lines = [(n, d, self.domains.get(n, {})) for n, d in self.machines.items()]
+        means = {d: float(np.mean([of[d] for of in self.domains.values() if d in of])) for d in names}
+        lines += [("mean", self.mean, means), *((f"  {n}", d, {}) for n, d in self.parts.items())]
+        if len(self.machines) > 1:
+            harmonic = replace(self.mean, auroc=metrics["auroc_hmean"], partial_auroc=metrics["partial_auroc_hmean"])
+            at = len(self.machines) + 1
+            lines.insert(at, ("harmonic mean", harmonic, {d: metrics[f"auroc[{d}]"] for d in names}))
+        rows = [
+            [n, f"{d.normal:,}", f"{d.anomalous:,}", f"{d.auroc:.4f}", f"{d.partial_auroc:.4f}"]
+            + [f"{of[domain]:.4f}" if domain in of else "" for domain in names]
+            for n, d, of in lines
+        ]
         notes = [f"{n} left out: {why}" for n, why in self.skipped.items()]
         if self.domains:
-            areas = "; ".join(f"{m} " + ", ".join(f"{d} {a:.4f}" for d, a in of.items()) for m, of in self.domains.items())
-            notes = [f"AUROC by domain: {areas}", f"DCASE score: {self.metrics['dcase_score']:.4f}", *notes]
-        columns = [self.direction, "normal", "anomalous", "AUROC", f"pAUROC@{self.max_fpr:g}"]
+            notes = [f"DCASE score: {metrics['dcase_score']:.4f}", *notes]
+        columns = [self.direction, "normal", "anomalous", "AUROC", f"pAUROC@{self.max_fpr:g}", *(f"AUROC {d}" for d in names)]
         return "\n".join([plain_table(columns, rows), *notes])
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Harmonic mean; a value of 0 gives nearly 0."""
+    return float(len(values) / np.sum(1 / np.maximum(values, np.finfo(np.float64).eps)))
 
 
 def dcase_score(areas: Sequence[DetectionScores], domains: Sequence[Mapping[str, float]]) -> float:
@@ -108,8 +168,7 @@ def dcase_score(areas: Sequence[DetectionScores], domains: Sequence[Mapping[str,
 
     areas, domains: the areas of each machine, and its {domain: AUROC}. Source: Dohi et al. 2023, arXiv 2305.07828, equation 3.
     """
-    values = [a.partial_auroc for a in areas] + [v for of in domains for v in of.values()]
-    return float(len(values) / np.sum(1 / np.maximum(values, np.finfo(np.float64).eps)))
+    return harmonic_mean([a.partial_auroc for a in areas] + [v for of in domains for v in of.values()])
 
 
 def domain_areas(
@@ -124,12 +183,6 @@ def domain_areas(
         at = anomalous_N | (domain_N == domain)
         out[str(domain)] = auroc(score_N[at], anomalous_N[at], None if weight_N is None else weight_N[at])
     return out
-
-
-def _metrics(areas: Sequence[DetectionScores], domains: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    mean = mean_scores(areas)
-    metrics = {"auroc": mean.auroc, "partial_auroc": mean.partial_auroc}
-    return {**metrics, "dcase_score": dcase_score(areas, domains)} if domains else metrics
 
 
 def mean_scores(scores: Sequence[DetectionScores]) -> DetectionScores:

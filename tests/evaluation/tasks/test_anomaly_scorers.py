@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import hmean
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
@@ -16,6 +17,7 @@ from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.tasks import anomaly_scorers
 from mmtune.evaluation.tasks.anomaly import FOLDS, AnomalyScoring, detect
 from mmtune.evaluation.tasks.anomaly_scorers import balance_domains, make_scorer, register_anomaly_scorer
+from mmtune.evaluation.tasks.roc import auroc, partial_auroc
 
 
 def units(rng: np.random.Generator, n: int, centre: float = 0.0) -> np.ndarray:
@@ -48,10 +50,46 @@ def test_the_dcase_score_is_that_of_the_challenge():
             assert found.domains[m][d] == pytest.approx(values[-1])
         values.append(roc_auc_score([not normal[r] for r in rows], [found.scores[r] for r in rows], max_fpr=0.1))
     assert found.metrics["dcase_score"] == pytest.approx(1 / np.mean([1 / v for v in values]))
+    source, target, partial = values[0::3], values[1::3], values[2::3]
+    whole = [
+        roc_auc_score([not normal[r] for r in e.ids if machine[r] == m], [found.scores[r] for r in e.ids if machine[r] == m])
+        for m in ("fan", "pump")
+    ]
+    for name, of in (("auroc_hmean", whole), ("partial_auroc_hmean", partial)):
+        assert found.metrics[name] == pytest.approx(hmean(of))
+    assert found.metrics["auroc[source]"] == pytest.approx(hmean(source))
+    document = found.to_dict()["harmonic_mean"]
+    assert document.pop("domains") == pytest.approx({"source": hmean(source), "target": hmean(target)})
+    assert document == pytest.approx({"auroc": hmean(whole), "partial_auroc": hmean(partial)})
+    table = [line.split() for line in str(found).split("\n") if line.strip()]
+    assert table[0][-4:] == ["AUROC", "source", "AUROC", "target"]
+    row = next(line for line in table if line[:1] == ["pump"])
+    assert row[3:] == [f"{v:.4f}" for v in (whole[1], partial[1], source[1], target[1])]
+    row = next(line for line in table if line[:2] == ["harmonic", "mean"])
+    assert row[4:] == [f"{hmean(v):.4f}" for v in (whole, partial, source, target)]
+    pump = found.of_machine("pump")
+    assert pump.metrics["auroc"] == pytest.approx(whole[1]) and pump.metrics["auroc[target]"] == pytest.approx(target[1])
+    assert len(pump.row_ids) == 40 and pump.weighted_metrics(np.ones(40)) == pytest.approx(pump.metrics)
     assert found.weighted_metrics(np.ones(80)) == pytest.approx(found.metrics)
     twice = np.where(np.arange(80) < 40, 2, 1)  # all rows of one machine twice: the same areas
     assert found.weighted_metrics(twice) == pytest.approx(found.metrics)
     assert f"DCASE score: {found.metrics['dcase_score']:.4f}" in str(found)
+
+
+def test_areas_are_those_of_scikit_learn():
+    rng = np.random.default_rng(11)
+    for n in (2, 7, 60, 300):
+        for ties in (False, True):
+            positive = rng.permutation(np.arange(n) < max(1, n // 3))
+            score = rng.normal(size=n) + positive
+            score = score.round() if ties else score
+            weight = rng.integers(0, 3, n)
+            weight[np.flatnonzero(positive)[0]] = weight[np.flatnonzero(~positive)[0]] = 1
+            for w in (None, weight):
+                assert auroc(score, positive, w) == pytest.approx(roc_auc_score(positive, score, sample_weight=w))
+                for max_fpr in (0.1, 0.5, 1.0):
+                    expected = roc_auc_score(positive, score, max_fpr=max_fpr, sample_weight=w)
+                    assert partial_auroc(score, positive, max_fpr, w) == pytest.approx(expected)
 
 
 def test_mahalanobis_and_mixture():
@@ -150,6 +188,15 @@ def test_the_verb(machines, capsys):
     result = document["results"]["audio"]
     assert document["settings"]["scorer"] == "gmm" and 0 < result["dcase_score"] <= 1
     assert result["domains"].keys() == result["machines"].keys() and "dcase_score" in document["intervals"]["audio"]
+    assert document["intervals"]["audio"]["auroc_hmean"] and result["harmonic_mean"]["auroc"] <= result["mean"]["auroc"]
+    of_machines = document["machine_intervals"]["audio"]
+    assert of_machines.keys() == result["machines"].keys()
+    for m, metrics in of_machines.items():
+        assert metrics["auroc"][0] <= result["machines"][m]["auroc"] <= metrics["auroc"][1]
+        assert set(metrics) == {"auroc", "partial_auroc", "dcase_score", *(f"auroc[{d}]" for d in result["domains"][m])}
+    assert main([*(a for a in argv if a != "--json"), "--cluster", "recording"]) == 0
+    text = capsys.readouterr().out
+    assert "harmonic mean" in text and "audio: 95% intervals" in text
     assert main([*argv, "--known-anomalies"]) == 0
     by_python = mmtune.evaluate(
         "tiny:clap",
