@@ -239,6 +239,8 @@ class Preprocess(Protocol):
         input_size: float | None: the size to which signals are scaled, in the modality's own unit, e.g. pixels
         windows(item) -> int: the number of windows of an item, where long signals have several, so that they are collated and
             encoded in groups of bounded size
+        window_seconds: float: the length of such a window, if signals have a time axis; pages show the scores of a longer signal's
+            windows, to say where in it something is
         raw_inputs(signals) -> dict[str, Tensor]: the windows of signals as plain samples, where preprocessing computes features
             from them, and `feature_graph() -> torch.nn.Module`, which computes the inputs of the tower from these samples by
             operations that every runtime has, so that `export` can put them into the exported graph

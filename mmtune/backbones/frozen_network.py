@@ -94,6 +94,11 @@ class FrozenSoundPreprocess:
         samples = np.pad(samples, (0, max(0, self.window - len(samples))))
         return {"x": torch.from_numpy(np.stack([samples[s : s + self.window] for s in starts]))}
 
+    @property
+    def window_seconds(self) -> float:
+        """Length of the tower's window (see `Preprocess`)."""
+        return self.window / self.rate
+
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""
         return len(item["x"])

@@ -57,6 +57,11 @@ class WaveformPreprocess:
         values = self.extractor(samples, sampling_rate=self.rate, return_tensors="pt")["input_values"][0].float()
         return torch.nn.functional.pad(values, (0, max(0, self.shortest - len(values))))
 
+    @property
+    def window_seconds(self) -> float:
+        """Length of the tower's window (see `Preprocess`)."""
+        return self.window / self.rate
+
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""
         return len(item["input_values"])
@@ -103,6 +108,11 @@ class SpectrogramPreprocess:
         features = [self.extractor(p, sampling_rate=self.rate, return_tensors="pt")[self.name][0] for p in parts]
         item = {self.name: torch.stack(features).float()}
         return item | {"frames": torch.tensor([-(-len(p) // self.hop) for p in parts])} if self.whisper else item
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of the tower's window (see `Preprocess`)."""
+        return self.window / self.rate
 
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""

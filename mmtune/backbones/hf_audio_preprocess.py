@@ -97,6 +97,11 @@ class ClapPreprocess:
         )
         return _ClapFeatures(mel)
 
+    @property
+    def window_seconds(self) -> float:
+        """Length of the tower's window (see `Preprocess`)."""
+        return self.window / self.rate
+
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""
         return len(item["input_features"])

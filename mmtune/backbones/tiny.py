@@ -193,6 +193,11 @@ class TinyAudio:
         """Return a module that computes the tower's inputs from the samples of windows."""
         return _TinyFeatures(LogMel(self.mel_MF.T, torch.hann_window(512), 128, floor=1e-8, scale=0.25, bins_first=True))
 
+    @property
+    def window_seconds(self) -> float:
+        """Length of the tower's window (see `Preprocess`)."""
+        return WINDOW / RATE
+
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""
         return len(item["planes"])

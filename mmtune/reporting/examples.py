@@ -8,7 +8,9 @@ import numpy as np
 from mmtune.comparison.gate import MEAN
 from mmtune.evaluation.result import Direction
 from mmtune.reporting.measured import SIDES, Measured
+from mmtune.reporting.window_strip import WindowStrip
 from mmtune.search.tie_order import order_by_key, to_scores
+from mmtune.search.vectors import GatheredRows
 
 TOP = 5  # results shown for each query
 LOOKED_AT = 50  # results among which TOP different ones are chosen
@@ -27,6 +29,7 @@ class ExampleResult:
     score: its cosine similarity to the query
     rank: its rank among all candidates, from 1
     copies: ranks of its copies among the best results, which are not shown again
+    strip: cosines of its windows with the query, if it is a recording longer than the tower's window
     """
 
     row: int
@@ -35,6 +38,7 @@ class ExampleResult:
     score: float
     rank: int = 0
     copies: list[int] = field(default_factory=list)
+    strip: WindowStrip | None = None
 
 
 @dataclass
@@ -45,6 +49,7 @@ class ExampleQuery:
     value: the metric for this query
     first_relevant: rank of the first relevant item
     results: the retrieved items, best first; the last one is the first relevant item, if that ranks below the others
+    strip: cosines of its windows with the first relevant item, by the tuned model, if it is a recording longer than the tower's window
     """
 
     row: int
@@ -52,6 +57,7 @@ class ExampleQuery:
     value: dict[str, float]
     first_relevant: dict[str, int]
     results: dict[str, list[ExampleResult]]
+    strip: WindowStrip | None = None
 
 
 @dataclass
@@ -108,8 +114,30 @@ def _section(measured: Measured, name: str, metric: str, count: int) -> ExampleS
                 for n, i in enumerate(chosen)
             ]
         )
+    for example in (*out[0], *out[1]):
+        _locate(measured, name, example)
     gained, lost = int((change > EPSILON).sum()), int((change < -EPSILON).sum())
     return ExampleSection(name, metric, out[0], out[1], gained, lost)
+
+
+def _locate(measured: Measured, name: str, example: ExampleQuery) -> None:
+    """Add the strips of the long recordings among the query and its results."""
+    if measured.located is None:
+        return
+    for side in SIDES:
+        queries, candidates = measured.items_of(name, side)
+        query = _vector(measured, queries.query_vectors, queries.name, example.row)
+        for result in example.results[side]:
+            result.strip = measured.located.strip(side, result.modality, result.row, query)
+        right = next((r for r in example.results[side] if r.relevant), None)
+        if right is not None:  # of both sides; that of the tuned model, the last one, stays
+            vector = _vector(measured, candidates.vectors, candidates.name, right.row)
+            example.strip = measured.located.strip(side, example.modality, example.row, vector)
+
+
+def _vector(measured: Measured, vectors: "np.ndarray | GatheredRows", modality: str, row: int) -> np.ndarray:
+    """Return the L2-normalised vector [D] of the item whose id is that of the row of the data."""
+    return np.asarray(vectors[np.array([measured.item_number[modality][measured.data.ids[row]]])])[0]
 
 
 def _per_query(direction: Direction, metric: str) -> np.ndarray:

@@ -22,6 +22,7 @@ from mmtune.relevance.positives import relevant_blocks
 from mmtune.reporting.recording_copies import RecordingCopies
 from mmtune.reporting.subject import ModelSpec, ReportSubject
 from mmtune.reporting.task_section import ReportedTask, TaskSection, task_section
+from mmtune.reporting.window_strip import LocatedRows
 from mmtune.search.exact_scores import exact_keys
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Measured:
     classes: classes[side][modality]: embeddings of captions as class names, if the model has a prompt for class names
     tasks: both models' metrics of other tasks
     over_seeds: the comparison of all seeds, if there are several; then everything else is that of the first seed
+    located: scores windows of long recordings by both models
     """
 
     data: "Data"
@@ -54,6 +56,7 @@ class Measured:
     classes: dict[str, dict[str, Embeddings]] = field(default_factory=dict)
     tasks: list[TaskSection] = field(default_factory=list)
     over_seeds: Comparison | None = None
+    located: LocatedRows | None = None
 
     @property
     def verdict_of(self) -> Comparison:
@@ -69,6 +72,11 @@ class Measured:
     def row_number(self) -> dict[str, int]:
         """{row id: row number in the data}."""
         return {row_id: i for i, row_id in enumerate(self.data.ids)}
+
+    @cached_property
+    def item_number(self) -> dict[str, dict[str, int]]:
+        """{modality: {item id: position among the items}}, the same for both sides."""
+        return {m: {item: i for i, item in enumerate(items.ids)} for m, items in self.items[SIDES[0]].items()}
 
     @cached_property
     def copies(self) -> RecordingCopies:
@@ -159,7 +167,8 @@ def measure(
     vectors = dict(zip(SIDES, (assembled.base, assembled.candidate), strict=True))
     of_both = (list(models.values()), list(vectors.values()))
     sections = [task_section(*of_both, rows, task, batch_size, quiet, allow_trained) for task in tasks]
-    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections, over_seeds)
+    located = LocatedRows(models, rows, batch_size)
+    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections, over_seeds, located)
 
 
 def _compared(model: "ModelSpec", side: int) -> ComparedModel:

@@ -10,8 +10,9 @@ from mmtune.errors import DataError, Rejected
 from mmtune.evaluation.model_and_data import as_data
 from mmtune.html.render import render, trusted
 from mmtune.prediction.predict_inputs import find_inputs
-from mmtune.prediction.prediction_result import LocatedWindow, Prediction, Predictions
+from mmtune.prediction.prediction_result import Prediction, Predictions
 from mmtune.reporting.value_cards import BUDGET, ValueCards
+from mmtune.reporting.window_strip import WindowStrip, strip
 from mmtune.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ class PredictionRow:
     neighbours: "list[tuple[Markup, str, float]]"
 
     @property
-    def strip(self) -> list[tuple[LocatedWindow, float]]:
-        """Return (window, opacity) in order of time; the window that stands out least has the opacity 0.05, the most has 1."""
-        scores = self.prediction.strengths
-        low, span = min(scores, default=0.0), max(scores, default=0.0) - min(scores, default=0.0)
-        opacity = [round(0.05 + 0.95 * (s - low) / span, 3) if span else 0.05 for s in scores]
-        return list(zip(self.prediction.windows, opacity, strict=True))
+    def strip(self) -> WindowStrip | None:
+        """The located windows of the recording."""
+        windows = self.prediction.windows
+        notes = [f"{w.predicted_class}, {w.score:.4f}" if w.predicted_class is not None else f"{w.score:.4f}" for w in windows]
+        seconds = windows[0].seconds if windows else 0.0
+        return strip([w.start for w in windows], seconds, self.prediction.strengths, notes)
 
 
 def write_prediction_page(
