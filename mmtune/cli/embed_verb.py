@@ -26,15 +26,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role", metavar="NAME", help='prompt template for captions, e.g. "query" (default: the template for candidates)'
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
-    parser.add_argument(
-        "--read",
-        choices=("index", "stream"),
-        default="index",
-        help="stream: read shards from start to end and write while reading, for data larger than the disk (default: with an index)",
-    )
+    add_read(parser)
     add_skip_bad(parser)
     engine(parser)
     add_quiet(parser)
+
+
+def add_read(parser: argparse.ArgumentParser) -> None:
+    """Add --read; not given, it is None."""
+    parser.add_argument(
+        "--read",
+        choices=("index", "stream"),
+        help="stream: read shards from start to end, embed while reading, and keep no copies of them, for data larger than the disk; "
+        "index: with random access (default: index; for pipe:COMMAND stream)",
+    )
 
 
 def engine(parser: argparse.ArgumentParser, workers: bool = True) -> None:
@@ -55,12 +60,13 @@ def engine(parser: argparse.ArgumentParser, workers: bool = True) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
+    from mmtune.data.shards.streamed_sets import is_streamed
     from mmtune.embedding.parquet_parts import embed as embed_indexed
     from mmtune.embedding.stream_parts import embed_stream
     from mmtune.runtime.distributed import silence_other_ranks
 
     silence_other_ranks()
-    embed = embed_stream if args.read == "stream" else embed_indexed
+    embed = embed_stream if is_streamed(args.data, args.read) else embed_indexed
     common, more = (args.only, args.batch_size), {"dim": args.dim, "role": args.role, "skip_bad": args.skip_bad}
     if args.engine == "ray":
         from mmtune.embedding.ray_workers import on_ray

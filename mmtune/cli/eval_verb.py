@@ -2,6 +2,7 @@
 
   mmtune eval runs/a/artifact packed/test
   mmtune eval MODEL DATA --queries 10000
+  mmtune eval MODEL "s3://bucket/shards-{000..099}.tar" --read stream --queries 10000
   mmtune eval MODEL DATA --task zero_shot --label category --prompt "a photo of {}"
   mmtune eval runs/a packed/test                     the runs of `mmtune train --seeds`: mean, sd and interval over the seeds
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result, add_quiet
+from mmtune.cli.embed_verb import add_read
 from mmtune.errors import RecipeError
 
 SCORER_OPTIONS = ("scorer", "domain", "balance", "known_anomalies")
@@ -81,6 +83,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="only warn about rows that a model was trained on, instead of refusing them",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    add_read(parser)
     add_skip_bad(parser)
     add_quiet(parser)
 
@@ -143,6 +146,7 @@ def task_values(args: argparse.Namespace) -> dict[str, object]:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.comparison.compare_tasks import interval_lines, machine_intervals, machine_lines, task_intervals
+    from mmtune.data.shards.streamed_sets import is_streamed
     from mmtune.evaluation.evaluate_model import evaluate
     from mmtune.evaluation.evaluate_seeds import evaluate_seeds
     from mmtune.evaluation.seed_statistics import seed_runs
@@ -151,6 +155,9 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.runtime.files import write_json
 
     silence_other_ranks()
+    streamed = is_streamed(args.data, args.read)
+    if args.cluster and streamed:
+        raise RecipeError("--cluster: not together with --read stream; leave out one of them")
     ks = cutoffs(args.k)
     scorer = {name: value for name, value in task_values(args).items() if name in SCORER_OPTIONS}
     with init_processes() as processes:
@@ -182,6 +189,7 @@ def run(args: argparse.Namespace) -> Result:
             machine=args.machine,
             skip_bad=args.skip_bad,
             allow_trained=args.allow_trained,
+            read=args.read,
         )
         runs = seed_runs(args.model)
         if runs is not None and args.trec:
@@ -197,6 +205,7 @@ def run(args: argparse.Namespace) -> Result:
         raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
     elif (
         processes.is_main_process
+        and not streamed
         and not args.exclude_same
         and (note := copies_note(args.data, list(document.get("directions", ()))))
     ):

@@ -166,7 +166,7 @@ def task_intervals(
 
     cluster: metadata column, e.g. the recording, whose values are resampled; default: single rows
     """
-    source = source_of_rows(as_data(data), cluster)
+    source = source_of_rows(as_data(data), cluster) if cluster else None
     return {
         m: metric_intervals(scores, source, result.task)
         for m, scores in result.results.items()
@@ -181,7 +181,7 @@ def machine_intervals(
 
     The rows, or clusters, of each machine are resampled on their own.
     """
-    source = source_of_rows(as_data(data), cluster)
+    source = source_of_rows(as_data(data), cluster) if cluster else None
     return {
         m: {machine: metric_intervals(scores.of_machine(machine), source, result.task) for machine in scores.machines}
         for m, scores in result.results.items()

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch
 from mmtune.contracts import Embeddings
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences
+from mmtune.embedding.streamed_rows import stream_of
 from mmtune.errors import DataError
 from mmtune.model.encode import encode_batches
 from mmtune.model.prompts import QUERY, has_query_prompt
@@ -47,6 +48,10 @@ def embed_rows(
 
     Raises DataError if a value cannot be decoded.
     """
+    if (stream := stream_of(data)) is not None:
+        stream.embed(model, [(modality, role)], batch_size, processes=processes)
+        advance(len(rows))
+        return stream.vectors(modality, cast("Data", data).row_numbers(rows), role)
     first, inverse = first_occurrences(data.labels[modality][rows])
     local = rows[first][processes.local_slice(len(first))]
     signals = (functools.partial(decode_row, data, row, modality) for row in local.tolist())
@@ -80,6 +85,12 @@ def shared_modalities(
     return both
 
 
+def wanted_vectors(model: "Model", names: Sequence[str], role: str | None = None) -> list[tuple[str, str | None]]:
+    """What `embed_data` encodes: each (modality, prompt role)."""
+    with_queries = {m for m in names if role is None and has_query_prompt(model.prompts, m)}
+    return [(m, r) for m in names for r in ([role, QUERY] if m in with_queries else [role])]
+
+
 def embed_data(
     model: "Model",
     data: "Data | WeightedConcat",
@@ -101,9 +112,12 @@ def embed_data(
     """
     out = {}
     fingerprint = model.fingerprint
-    for m in shared_modalities(model, data, modalities):
+    names = shared_modalities(model, data, modalities)
+    if (stream := stream_of(data)) is not None:
+        stream.embed(model, wanted_vectors(model, names, role), batch_size, quiet, processes)
+    for m in names:
         rows = np.flatnonzero(data.present[m])
-        roles = [role, QUERY] if role is None and has_query_prompt(model.prompts, m) else [role]
+        roles = [r for _, r in wanted_vectors(model, [m], role)]
         with Progress(f"embed {m}", len(rows) * len(roles), quiet=quiet) as progress:
             made = [
                 embed_rows(model, data, m, rows, batch_size=batch_size, advance=progress.advance, role=r, processes=processes)

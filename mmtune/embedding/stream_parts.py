@@ -5,23 +5,19 @@ For data larger than the disk: memory holds one block of rows, and a Parquet fil
 
 import contextlib
 import functools
-import itertools
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmtune import modalities as table
-from mmtune.contracts import Signal
 from mmtune.data.identity_labels import first_occurrences
 from mmtune.data.shards.shard_listing import ShardFile
 from mmtune.data.shards.shard_lru import ShardCache
-from mmtune.data.shards.streamed_sets import StreamedSets
-from mmtune.data.shards.tar_stream import StreamedRow
+from mmtune.data.shards.streamed_sets import StreamedSets, is_streamed
 from mmtune.embedding.embed_rows import shared_modalities
 from mmtune.embedding.parquet_parts import (
     EmbedCounts,
@@ -31,7 +27,8 @@ from mmtune.embedding.parquet_parts import (
     refuse_other_vectors,
     write_meta,
 )
-from mmtune.errors import DataError, DataWarning, Rejected
+from mmtune.embedding.stream_blocks import BLOCK, distinct_signals, row_blocks
+from mmtune.errors import DataError, DataWarning
 from mmtune.model.encode import encode_batches
 from mmtune.runtime.devices import local_device
 from mmtune.runtime.progress import Progress
@@ -39,9 +36,6 @@ from mmtune.runtime.work_lock import run_jobs_once
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
-
-BLOCK = 8
-"""Batches of rows that are in memory at once."""
 
 
 @dataclass
@@ -78,11 +72,10 @@ def embed_stream(
     """
     from mmtune.model.artifact import load
 
-    if not isinstance(data, str):
-        raise DataError("--read stream: give the packed data by name (directory, brace pattern, URL or pipe:COMMAND)")
+    is_streamed(data, "stream")
     model = load(model).to(local_device()) if isinstance(model, str) else model
     model = model if dim is None else model.truncated(dim)
-    sets, out = StreamedSets([data], [1.0], ShardCache(0)), Path(out)
+    sets, out = StreamedSets([str(data)], [1.0], ShardCache(0)), Path(out)
     names = shared_modalities(model, sets, modalities)
     result = EmbedResult(model.fingerprint, model.dim, {}, sets.spec, sets.fingerprint, role)
     refuse_other_vectors(out, result)
@@ -132,10 +125,10 @@ def _embed_shard(
     undecodable: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         writers = {m: stack.enter_context(PartWriter(path, model.dim, shard.stamp)) for m, path in shard.paths.items()}
-        for block in _blocks(sets.read(shard.file, sets.notes), BLOCK * batch_size):
+        for block in row_blocks(sets.read(shard.file, sets.notes), BLOCK * batch_size):
             for m, writer in writers.items():
                 rows = [row for row in block if m in row.values]
-                signals, kept = _signals(m, rows, shard.file.url, skip_bad)
+                signals, kept, _ = distinct_signals(m, rows, shard.file.url, skip_bad)
                 undecodable[m] += len(rows) - len(kept)
                 vectors = [*encode_batches(model, m, signals, batch_size, lambda n: None, role)]
                 encoded = np.concatenate(vectors) if vectors else np.zeros((0, model.dim), np.float32)
@@ -147,39 +140,3 @@ def _embed_shard(
             warnings.warn(
                 f"{shard.file.url}: {n} values of {m} cannot be decoded and count as missing", DataWarning, stacklevel=2
             )
-
-
-def _blocks(rows: Iterable[StreamedRow], size: int) -> Iterator[list[StreamedRow]]:
-    iterator = iter(rows)
-    while block := list(itertools.islice(iterator, size)):
-        yield block
-
-
-def _signals(
-    modality: str, rows: Sequence[StreamedRow], url: str, skip_bad: bool
-) -> "tuple[list[functools.partial[Signal]], list[StreamedRow]]":
-    """The distinct values of `rows` as functions that decode them, and the rows whose values can be decoded.
-
-    With `skip_bad` every value is decoded beforehand, because a value that cannot be decoded must not reach the batch.
-    """
-    kind, first, bad = table.get(modality), dict[int, StreamedRow](), set[int]()
-    for row in rows:
-        label = row.labels[modality]
-        if label in first or label in bad:
-            continue
-        first[label] = row
-        if skip_bad:
-            try:
-                kind.decode(row.values[modality])
-            except Rejected:
-                bad.add(label)
-                del first[label]
-    signals = [functools.partial(_decode, modality, row, url) for row in first.values()]
-    return signals, [row for row in rows if row.labels[modality] not in bad]
-
-
-def _decode(modality: str, row: StreamedRow, url: str) -> Signal:
-    try:
-        return table.get(modality).decode(row.values[modality])
-    except Rejected as e:
-        raise DataError(f"{url}: row {row.id!r}: {modality}: {e}; --skip-bad skips such values") from None

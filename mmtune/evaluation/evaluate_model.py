@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from mmtune.contracts import Embeddings
+from mmtune.data.shards.streamed_sets import Read, is_streamed
 from mmtune.embedding.embed_rows import embed_data
+from mmtune.embedding.open_stream import open_to_embed
 from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
@@ -52,6 +54,7 @@ def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
     dim: int | None = None,
     skip_bad: bool = False,
     allow_trained: bool = False,
+    read: Read | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Result: ...
 
@@ -86,6 +89,7 @@ def evaluate(
     dim: int | None = None,
     skip_bad: bool = False,
     allow_trained: bool = False,
+    read: Read | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> TaskResult: ...
 
@@ -119,6 +123,7 @@ def evaluate(
     dim: int | None = None,
     skip_bad: bool = False,
     allow_trained: bool = False,
+    read: Read | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> "Result | TaskResult":
     """Evaluate MODEL on DATA by retrieval metrics in every direction (see `evaluate_vectors`), or by another `task`.
@@ -140,6 +145,8 @@ def evaluate(
     dim: use only the first `dim` dimensions of the embeddings, L2-normalised again
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
     allow_trained: evaluate even rows that the model was trained on, with a warning. By default they are a DataError
+    read: "stream" embeds the rows while the shards of `data` are read from start to end, and keeps no shard (see `open_streamed`);
+        "index" reads any row at any time. None means "stream" for `pipe:COMMAND`, else "index"
     processes: processes that all make this call. Each embeds a share of the rows, all get the result, and rank 0 writes files.
 
     The other options belong to single tasks (see the tasks' classes in `mmtune.evaluation`):
@@ -156,7 +163,11 @@ def evaluate(
     options |= dict(neighbours=neighbours, exclude_same=exclude_same, normal=normal, machine=machine, slices=slices)
     options |= task_options or {}
     check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling, "queries": queries})
-    loaded, rows = as_model(model, dim), as_data(data, skip_bad)
+    loaded = as_model(model, dim)
+    if is_streamed(data, read):
+        rows = open_to_embed(str(data), loaded, modalities, batch_size, quiet, skip_bad, processes)
+    else:
+        rows = as_data(data, skip_bad)
     if task == RETRIEVAL:
         if qrels is None:
             warn_unused_judgments(rows)

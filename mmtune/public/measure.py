@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmtune.runtime.openmp_policy import set_openmp_wait_policy
 
@@ -58,6 +58,7 @@ def evaluate(
     dim: int | None = None,
     skip_bad: bool = False,
     allow_trained: bool = False,
+    read: Literal["index", "stream"] | None = None,
 ) -> Result | TaskResult | SeedsEvaluation:
     """Evaluate a model on data: retrieval metrics in every direction between modalities, or the metrics of another task.
 
@@ -76,6 +77,8 @@ def evaluate(
         dim: truncate embeddings to this many dimensions (Matryoshka) and normalise them again
         skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
         allow_trained: only warn about rows that the model was trained on; by default they are a DataError
+        read: "stream" embeds the rows while the shards of `data` are read from start to end, and keeps no copies of shards; "index" reads
+            with random access. None means "stream" for `pipe:COMMAND`, else "index"
 
     For retrieval:
         ks: cut-off ranks k of the metrics
@@ -139,6 +142,7 @@ def evaluate(
         dim=dim,
         skip_bad=skip_bad,
         allow_trained=allow_trained,
+        read=read,
     )
     runs = seed_runs(model)
     return evaluate_seeds(runs, evaluate_one) if runs else evaluate_one(model)

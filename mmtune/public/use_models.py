@@ -99,7 +99,7 @@ def embed(
     dim: int | None = None,
     role: str | None = None,
     skip_bad: bool = False,
-    read: Literal["index", "stream"] = "index",
+    read: Literal["index", "stream"] | None = None,
     columns: Mapping[str, str] | None = None,
     id: str | None = None,
     group: str | None = None,
@@ -120,7 +120,7 @@ def embed(
     role: prompt role for texts, e.g. "query"; None means that the texts are candidates
     skip_bad: count values that cannot be decoded as missing, with a DataWarning; by default the first one is a DataError
     read: "stream" reads the shards of `data` from start to end and writes while it reads, for data larger than the disk; "index" opens a
-        table of all rows
+        table of all rows. None means "stream" for `pipe:COMMAND`, else "index"
     columns, id, group: for rows in memory, as in `mmtune.open_data`
     """
     set_openmp_wait_policy()
@@ -128,7 +128,9 @@ def embed(
         from mmtune.data.in_memory import as_opened
 
         data = as_opened(data, columns=columns, id=id, group=group)
-    if read == "stream":
+    from mmtune.data.shards.streamed_sets import is_streamed
+
+    if is_streamed(data, read):
         from mmtune.embedding.stream_parts import embed_stream
 
         return embed_stream(model, data, out, modalities, batch_size, quiet, dim=dim, role=role, skip_bad=skip_bad)

@@ -72,6 +72,12 @@ class DataConfig(RecipeBlock):
         description="how training data are read; index: any row at any time, with a table of all rows; stream: shards from start "
         "to end, for data larger than disk or memory",
     )
+    val_read: Literal["index", "stream"] | None = Field(
+        None,
+        description="with read: stream, how `val` and `retention` are read; index: with random access, remote shards are copied to the "
+        "cache; stream: from start to end at each validation, embedded while they are read, without copies but in the cache of "
+        "`cache_size`; null: stream for pipe:COMMAND, else index",
+    )
     cache_size: Size = Field("0", description="with read: stream, the size of the cache of remote shards on disk; 0: no cache")
     shuffle_buffer: int = Field(
         4096,

@@ -44,6 +44,7 @@ OF_VALIDATION = (
     "train.validate_every",
     "data.val",
     "data.retention",
+    "data.val_read",
     "data.allow_trained",
 )
 """Recipe keys that may change as long as the run has not validated: nothing that it has done so far depends on them."""

@@ -1,10 +1,13 @@
 """What streamed training data cannot be used for, because it needs any row at any time: refused before the first step."""
 
+from mmtune.data.shards.streamed_sets import is_streamed
 from mmtune.errors import RecipeError
 from mmtune.recipe.objective_block import viewed_modalities
 from mmtune.recipe.recipe import Recipe
 from mmtune.training.objective import Objective
 
+VALIDATION = ("val", "retention")
+"""Keys of the recipe block `data:` that name validation data."""
 FIX = "needs any row at any time, which data.read: stream does not give; set data.read=index, or remove it"
 
 
@@ -36,3 +39,24 @@ def refuse_columns(objective: Objective) -> None:
     """Raise RecipeError if the objective uses metadata columns of streamed rows."""
     for column, key in objective.columns.items():
         raise RecipeError(f"{key}: the column {column!r} {FIX}")
+
+
+def streams_validation(recipe: Recipe, key: str) -> bool:
+    """Whether the data of `key`, one of VALIDATION, are streamed. Raises RecipeError, which names a key, if something needs their values."""
+    spec = getattr(recipe.data, key)
+    if spec is None or not is_streamed(spec, recipe.data.val_read):
+        return False
+    name = f"data.val_read: {recipe.data.val_read}" if recipe.data.val_read else f"data.{key}: {spec}"
+    fix = "name shards that allow random access" if recipe.data.val_read is None else "leave it out"
+    if recipe.data.read != "stream":
+        raise RecipeError(f"{name}: data.{key} can only be streamed if the training data are; set data.read=stream, or {fix}")
+    needs = {
+        "cross_encoder": recipe.cross_encoder is not None,
+        "run.pictures": key == "val" and recipe.run.pictures > 0,
+        "retention.weight": key == "retention"
+        and bool(recipe.retention and recipe.retention.weight and not recipe.retention.preserve),
+    }
+    for wanted, is_set in needs.items():
+        if is_set:
+            raise RecipeError(f"{wanted}: needs single values of data.{key}, which streaming does not give ({name}); {fix}")
+    return True

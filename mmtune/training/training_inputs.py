@@ -16,6 +16,7 @@ from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.data.skip_bad import without_undecodable
+from mmtune.embedding.streamed_rows import open_streamed
 from mmtune.errors import RecipeError
 from mmtune.model import artifact
 from mmtune.model.prompts import with_training_prompts
@@ -24,7 +25,7 @@ from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.devices import local_device
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.worker_pool import count_workers
-from mmtune.training.stream_limits import FIX, refuse_random_access
+from mmtune.training.stream_limits import FIX, VALIDATION, refuse_random_access, streams_validation
 from mmtune.training.validation_rows import check_validation_rows
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def open_inputs(recipe: Recipe) -> TrainingInputs:
     also training rows.
     """
     data = _open_training_sets(recipe)
-    val = _open(recipe.data.val, recipe) if recipe.data.val else None
-    retention = _open(recipe.data.retention, recipe) if recipe.data.retention else None
+    val, retention = (_open_validation(recipe, key) for key in VALIDATION)
     model = artifact.load(recipe.model, cpu_kernels=recipe.train.cpu_kernels)
     base_fingerprint = model.fingerprint
     if recipe.prompts is not None:
@@ -113,6 +113,17 @@ def _open_training_sets(recipe: Recipe) -> WeightedConcat | StreamedSets:
         refuse_random_access(recipe)
         return StreamedSets([s.path for s in sets], [s.weight for s in sets], ShardCache(recipe.data.cache_size_bytes))
     return WeightedConcat([_open(s.path, recipe) for s in sets], [s.weight for s in sets])
+
+
+def _open_validation(recipe: Recipe, key: str) -> Data | None:
+    """Open `data.val` or `data.retention`; those that are streamed are read once, to list their rows."""
+    spec = getattr(recipe.data, key)
+    if spec is None:
+        return None
+    if not streams_validation(recipe, key):
+        return _open(spec, recipe)
+    sets = StreamedSets([spec], [1.0], ShardCache(recipe.data.cache_size_bytes))
+    return open_streamed(sets, skip_bad=recipe.data.skip_bad, checked=sets.modalities)
 
 
 def _open(spec: str, recipe: Recipe) -> Data:

@@ -191,3 +191,45 @@ def test_resumed_on_another_number_of_processes(www, tmp_path):
     one, run = steps(tmp_path / "one"), steps(tmp_path / "run")
     assert [r["step"] for r in run] == [r["step"] for r in one]
     assert [r["loss"] for r in run] == pytest.approx([r["loss"] for r in one], rel=2e-3, abs=2e-4)
+
+
+def test_streamed_validation_gives_the_scores_of_random_access(www, tmp_path, monkeypatch):
+    """After each epoch, at the end, and with a base model whose training rows are refused; nothing is copied to the cache."""
+    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
+    val = corpora.packed(tmp_path, 24, 1, ("image", "text"))
+    names = sorted(p.name for p in Path(val).glob("*.tar"))
+    runs = {}
+    with http_server(Path(val)) as server:
+        address = f"{server.url}/{names[0]}" if len(names) == 1 else server.url
+        ways = {"index": (val, None), "stream": (address, "stream"), "pipe": (f"pipe:cat {val}/*.tar", None)}
+        for name, (spec, read) in ways.items():
+            data = {"val": spec, "retention": spec, "val_read": read}
+            done = mmtune.train(recipe(str(www / "packed"), tmp_path / name, data=data, train={"epochs": 2}), quiet=True)
+            runs[name] = [r for r in lines(tmp_path / name) if "loss" not in r], done["metrics"]
+        assert [p for p in (tmp_path / "cache").rglob("*.tar")] == []
+    assert len(runs["index"][0]) == 2 and any("retention" in k for k in runs["index"][0][0])
+    assert runs["stream"] == runs["pipe"] == runs["index"]
+    again = {"model": str(tmp_path / "index" / "artifact"), "data": {"train": val, "val": f"pipe:cat {val}/*.tar"}}
+    trained = mmtune.train({**recipe(val, tmp_path / "base", data={"read": "index"}), "train": {"epochs": 1}}, quiet=True)
+    again["model"] = trained["artifact"]
+    with pytest.raises(RecipeError, match="data.val: .* rows of .* were trained on by the base model"):
+        mmtune.train(recipe(str(www / "packed"), tmp_path / "again", **again), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data": {"read": "index"}},
+            r"data\.val: pipe:.*can only be streamed if the training data are; set data\.read=stream",
+        ),
+        ({"pictures": 2}, r"run\.pictures: needs single values of data\.val"),
+        ({"data": {"val_read": "stream", "read": "index"}}, r"data\.val_read: stream: data\.val can only be streamed if"),
+    ],
+)
+def test_what_streamed_validation_cannot_do_is_refused(www, tmp_path, changes, message):
+    changed = recipe(str(www / "packed"), tmp_path / "run", data={"val": f"pipe:cat {www}/packed/shard-000000.tar"})
+    changed["data"] |= changes.get("data", {})
+    changed["run"] |= {"pictures": changes.get("pictures", 0)}
+    with pytest.raises(RecipeError, match=message):
+        mmtune.train(changed, quiet=True)

@@ -88,7 +88,7 @@ def combine(files: Sequence[ShardFile], tables: Callable[[], Iterable[pa.Table]]
     """
     keys_repeat = False
     while True:
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=_writable(path.parent)) as folder:
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=writable_folder(path.parent)) as folder:
             columns = _ColumnFiles(Path(folder))
             with contextlib.closing(columns.files):
                 notes, derived = _write_columns(columns, files, tables(), keys_repeat)
@@ -112,7 +112,7 @@ def combine(files: Sequence[ShardFile], tables: Callable[[], Iterable[pa.Table]]
             return opened if opened is not None else table
 
 
-def _writable(folder: Path) -> Path | None:
+def writable_folder(folder: Path) -> Path | None:
     """The directory itself if it can be written to, else None, which means the system's directory of temporary files.
 
     Removes what processes that were killed have left in it a day ago or earlier.

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -95,6 +95,16 @@ class _ShardReader:
                 pass
 
 
+class ValueReader(Protocol):
+    """Reads the values of a dataset: from files with random access (`_ShardReader`), or not at all if shards are streamed."""
+
+    files: list[ShardFile]
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """The bytes at an offset of a shard."""
+        ...
+
+
 class Data:
     """A dataset: the rows of one or more shards, or a view of some of them (`subset`). Rows are numbered from 0 to len(data) - 1.
 
@@ -103,13 +113,14 @@ class Data:
     modalities: modalities of which at least one row has a value
     present: modality -> bool [N], the rows that have a value
     labels: "id", "group" or a modality -> int64 [N], identity labels; equal non-zero labels mean the same id, group or content
+    reader: reads the values
 
     Arrays of a whole dataset are mapped from disk; they cannot be written to.
     """
 
-    def __init__(self, spec: str, reader: _ShardReader, table: RowTable, aliases: dict[str, str]):
+    def __init__(self, spec: str, reader: ValueReader, table: RowTable, aliases: dict[str, str]):
         self.spec = spec
-        self._reader, self._files, self._table, self._aliases = reader, reader.files, table, aliases
+        self.reader, self._files, self._table, self._aliases = reader, reader.files, table, aliases
         self.ids: StringColumn[str] = table.strings("id")
         self.groups: StringColumn[str | None] = table.strings("group")
         known = [n for n in modalities.names() if f"{n}.present" in table.names]
@@ -147,10 +158,14 @@ class Data:
         digest = hashlib.sha256()
         for i in np.unique(self._shard_N).tolist():
             file = self._files[i]
-            size = file.entry["bytes"] if file.entry else os.path.getsize(file.path)
+            size = file.entry["bytes"] if file.entry else os.path.getsize(file.path) if file.path else -1
             digest.update(f"{file.name}\0{size}\0".encode())
         digest.update(np.ascontiguousarray(self._table.numbers("row.label")).data)
         return digest.hexdigest()
+
+    def row_numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of rows [n] in the whole dataset of which this may be a view (`subset`)."""
+        return rows if self._table.rows is None else self._table.rows[rows]
 
     def stored_bytes(self, modality: str) -> np.ndarray:
         """Size in bytes of every row's value of `modality` as it is stored in the shard, int64 [N]; 0 for a row without one."""
@@ -196,7 +211,7 @@ class Data:
         offset, size, field, item, label = (self._table.number(f"{modality}.{c}", i) for c in VALUE_COLUMNS)
         shard, kind = self._table.number("shard", i), modalities.get(modality)
         try:
-            data = self._reader.read(shard, offset, size)
+            data = self.reader.read(shard, offset, size)
             if field != tar_index.NO_FIELD:
                 data = tar_index.field_value(tar_index.parse_json(data), kind.json_fields[field], item)
             data, _ = kind.reencode(data)
@@ -220,7 +235,7 @@ class Data:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"subset of {len(self)} rows: index {int(rows.min() if rows.min() < 0 else rows.max())}")
-        return Data(self.spec, self._reader, self._table.take(rows), self._aliases)
+        return Data(self.spec, self.reader, self._table.take(rows), self._aliases)
 
     def without_values(self, rows: Mapping[str, np.ndarray]) -> "Data":
         """Return a view in which some values are missing.
@@ -236,7 +251,7 @@ class Data:
                 replaced[f"{name}.{column}"] = values
             lacking = np.full(len(of_modality), stable_label(f"without {name}".encode()), np.int64)
             content_N[of_modality] = mix_labels(content_N[of_modality], lacking)
-        return Data(self.spec, self._reader, self._table.replace(replaced), self._aliases)
+        return Data(self.spec, self.reader, self._table.replace(replaced), self._aliases)
 
     def _check_index(self, i: int) -> int:
         if not -len(self) <= i < len(self):

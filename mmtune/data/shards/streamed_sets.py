@@ -3,10 +3,12 @@
 import hashlib
 import itertools
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -15,13 +17,30 @@ from mmtune.data.remote.remote_stream import decompressed
 from mmtune.data.remote.retry import public_url
 from mmtune.data.shards.locate import list_shards
 from mmtune.data.shards.remote_listing import SUFFIXES
-from mmtune.data.shards.shard_listing import ShardFile
+from mmtune.data.shards.shard_listing import ShardFile, ShardListing
 from mmtune.data.shards.shard_lru import ShardCache
+from mmtune.data.shards.tar_index import TableBuilder
 from mmtune.data.shards.tar_stream import StreamedRow, stream_rows
 from mmtune.errors import DataError, DataWarning
 
 FIRST_ROWS, FIRST_SHARDS = 64, 4
 """Rows of a shard, and shards of a set, that are read before training, to find out which modalities there are."""
+
+
+Read: TypeAlias = Literal["index", "stream"]
+"""How DATA is read: any row at any time, or shards from start to end."""
+
+
+def is_streamed(data: object, read: Read | None) -> bool:
+    """Whether DATA is read from start to end. None means so for `pipe:COMMAND` only, which allows nothing else.
+
+    Raises DataError if data that are not given by name are to be streamed.
+    """
+    if read is None:
+        return isinstance(data, str) and data.startswith("pipe:")
+    if read == "stream" and not isinstance(data, str | os.PathLike):
+        raise DataError("--read stream: give the packed data by name (directory, brace pattern, URL or pipe:COMMAND)")
+    return read == "stream"
 
 
 @dataclass(frozen=True)
@@ -42,10 +61,14 @@ class StreamedSets:
     specs: DATA of each set
     weights: as in `WeightedConcat`: with 2 each shard is read twice in an epoch; with 0.5 a random half of the shards
     cache: the cache of shards on disk
+
+    aliases: as in `ShardListing`
     """
 
     def __init__(self, specs: Sequence[str], weights: Sequence[float], cache: ShardCache):
-        self.sets, self.weights, self.cache = [_shards_of(s) for s in specs], list(weights), cache
+        listings = [_shards_of(s) for s in specs]
+        self.sets, self.weights, self.cache = [x.shards for x in listings], list(weights), cache
+        self.aliases = {k: v for x in listings for k, v in x.aliases.items()}
         self.spec = " + ".join(public_url(s) for s in specs)
         self.notes: Counter[str] = Counter()
         first = [row for shards in self.sets for row in self._first_rows(shards)]
@@ -87,11 +110,14 @@ class StreamedSets:
                 chosen += [EpochShard(shards[i], share / len(some)) for i in some]
         return [chosen[i] for i in rng.permutation(len(chosen))]
 
-    def read(self, shard: ShardFile, notes: Counter[str]) -> Iterator[StreamedRow]:
-        """Yield the rows of a shard. Raises DataError if it cannot be read, or has another number of rows than in its index.json."""
+    def read(self, shard: ShardFile, notes: Counter[str], table: TableBuilder | None = None) -> Iterator[StreamedRow]:
+        """Yield the rows of a shard. Raises DataError if it cannot be read, or has another number of rows than in its index.json.
+
+        table: as in `stream_rows`
+        """
         count = 0
         with self.cache.open(shard) as raw, decompressed(raw, shard.url) as file:
-            for row in stream_rows(file, shard.url, notes):
+            for row in stream_rows(file, shard.url, notes, table):
                 row.place = (0, count)
                 count += 1
                 yield row
@@ -131,10 +157,10 @@ def _rows_at_start(shard: ShardFile) -> list[StreamedRow]:
         return list(itertools.islice(stream_rows(file, shard.url, Counter()), FIRST_ROWS))
 
 
-def _shards_of(spec: str) -> list[ShardFile]:
+def _shards_of(spec: str) -> ShardListing:
     """List the shards of DATA for streaming: a directory, brace pattern, URL, or `pipe:COMMAND`. Nothing is fetched but index.json."""
     if not spec.startswith("pipe:"):
-        return list_shards(spec, SUFFIXES).shards
+        return list_shards(spec, SUFFIXES)
     import braceexpand
 
-    return [ShardFile(c.removeprefix("pipe:").strip(), c, "", remote=c) for c in braceexpand.braceexpand(spec)]
+    return ShardListing([ShardFile(c.removeprefix("pipe:").strip(), c, "", remote=c) for c in braceexpand.braceexpand(spec)])

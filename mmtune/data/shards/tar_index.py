@@ -256,6 +256,11 @@ class TableBuilder:
             values.clear()
         return rows
 
+    def append(self, row: Mapping[str, object]) -> None:
+        """Append a row that `take_rows` of another builder has returned."""
+        for column, value in row.items():
+            self.lists[column].append(value)
+
     def finish(self, cuts: list[int], cut_samples: list[str]) -> pa.Table:
         """Convert the lists to an Arrow table."""
         strings = ("key", "id", "group", "meta")

@@ -113,11 +113,12 @@ def _samples(file: BinaryIO, url: str, notes: Counter[str]) -> Iterator[tuple[st
         yield current, members
 
 
-def stream_rows(file: BinaryIO, url: str, notes: Counter[str]) -> Iterator[StreamedRow]:
+def stream_rows(file: BinaryIO, url: str, notes: Counter[str], table: TableBuilder | None = None) -> Iterator[StreamedRow]:
     """Yield the rows of an opened tar file in order.
 
     url: the public name of the file, for messages
     notes: gets the counts of what is skipped
+    table: gets the columns of the rows that `scan` finds in the file, before each is yielded; offsets of values mean nothing in them
 
     Raises DataError if the file is not a tar file, truncated or damaged.
     """
@@ -128,6 +129,8 @@ def stream_rows(file: BinaryIO, url: str, notes: Counter[str]) -> Iterator[Strea
         spans = {extension: (i, len(data)) for i, (extension, data) in enumerate(members.items())}
         builder.add(partial(_content, contents), key, spans)
         for row in builder.take_rows():
+            if table is not None:
+                table.append(row)
             yield _streamed_row(row, contents)
 
 

@@ -414,10 +414,10 @@ def test_files_are_closed_at_the_interpreters_end(tmp_path: Path, monkeypatch: p
     """When modules may have lost their names already."""
     data = open_data(str(shard(tmp_path / "s.tar", 0, 3)))
     data.read(0, "image")
-    (fd,) = data._reader.open.values()
+    (fd,) = data.reader.open.values()
     monkeypatch.setattr("mmtune.data.shards.dataset.os", None)
-    data._reader.__del__()
-    data._reader.open.clear()
+    data.reader.__del__()
+    data.reader.open.clear()
     with pytest.raises(OSError):
         os.fstat(fd)
 
