@@ -9,7 +9,7 @@ import numpy as np
 from mmtune import modalities
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
-from mmtune.model.artifact.trained_rows import rows_key, with_row_counts
+from mmtune.model.artifact.trained_rows import is_plain, rows_key, with_row_counts
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
@@ -30,7 +30,7 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
     any modality whose contents repeat between rows. Repeats are looked for among the given rows and among the training rows.
     The latter is needed for a test set with one photo per product: its contents are distinct, and yet all occur in training.
     """
-    known = {k: _distinct(v) for k, v in trained.items() if not k.endswith(":rows")}
+    known = {k: _distinct(v) for k, v in trained.items() if is_plain(k)}
     reasons: dict[str, str] = {}
     content_known: dict[str, list[bool]] = {}
     for name, e in vectors.items():

@@ -130,6 +130,7 @@ class CheckpointTensors(TypedDict, total=False):
     optimizer: torch's state dict of the optimizer
     steady: state of the weight EMA
     random: states of the random number generators
+    texts: which texts of streamed rows were trained on (`Epochs.seen_texts`)
     """
 
     model: dict[str, Any]
@@ -137,6 +138,7 @@ class CheckpointTensors(TypedDict, total=False):
     optimizer: dict[str, Any]
     steady: EmaState
     random: RandomState
+    texts: dict[str, Tensor]
 
 
 def random_state() -> RandomState:

@@ -1,5 +1,6 @@
 """Where the batches of a run come from: rows chosen by number (`IndexedEpochs`), or rows streamed from shards (`StreamedEpochs`)."""
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,11 +8,15 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, cast
 
 import numpy as np
+from torch import Tensor
 
+from mmtune import modalities
 from mmtune.contracts import Batch, JsonObject
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.stream_loader import StreamLoader, StreamState
 from mmtune.errors import RecipeError
+from mmtune.model.artifact.label_sample import LabelSample
+from mmtune.model.artifact.trained_rows import read_samples, sample_labels
 from mmtune.recipe.train_block import TrainConfig
 from mmtune.training.checkpoint import TrainerState
 from mmtune.training.large_batch.accumulation import BatchOfStep, batches_of_steps
@@ -67,6 +72,14 @@ class Epochs(Protocol):
         """What a checkpoint must contain to continue in the middle of an epoch, beside the number of the batch. Collective."""
         ...
 
+    def seen_texts(self) -> dict[str, np.ndarray]:
+        """Which texts were trained on, if that is not known from the data: entries of `trained_rows`, for the artifact."""
+        ...
+
+    def restore_texts(self, seen: Mapping[str, Tensor] | None) -> None:
+        """Restore what `seen_texts` returned, from a checkpoint; None if it is not in there."""
+        ...
+
 
 class IndexedEpochs:
     """Batches of rows that are chosen by their numbers.
@@ -108,6 +121,13 @@ class IndexedEpochs:
         """None: the number of the batch is enough."""
         return None
 
+    def seen_texts(self) -> dict[str, np.ndarray]:
+        """{}: the labels of all rows are known."""
+        return {}
+
+    def restore_texts(self, seen: Mapping[str, Tensor] | None) -> None:
+        """Do nothing."""
+
 
 class StreamedEpochs:
     """Batches of rows that are streamed from shards. Length and schedule of the run are measured in pairs.
@@ -117,6 +137,7 @@ class StreamedEpochs:
 
     def __init__(self, loader: StreamLoader, config: TrainConfig):
         self.loader, self.per_step = loader, config.gradient_accumulation_steps
+        self.texts: dict[str, LabelSample] = {m: LabelSample() for m in loader.preprocess if modalities.get(m).language}
         self.rows_per_step = config.batch_size * self.per_step
         loader.keep_states(2 * self.per_step)  # the batches of the next step are loaded while this one runs
         rows, self.max_epochs = loader.sets.rows, math.inf
@@ -151,6 +172,8 @@ class StreamedEpochs:
             step = [batch for _, batch in zip(range(self.per_step), loaded, strict=False)]
             remaining.parts.extend(batches_of_steps([len(b.ids) for b in step], self.per_step))
             pairs += sum(len(b.ids) for b in step)
+            for m, batch in itertools.product(self.texts, step):
+                self.texts[m].add(batch.labels[m].numpy())
             yield from step
             if len(step) < self.per_step:
                 remaining.is_whole_epoch = True
@@ -164,6 +187,14 @@ class StreamedEpochs:
     def stream_state(self, state: TrainerState) -> JsonObject | None:
         """The positions of all lanes."""
         return cast("JsonObject | None", self.loader.state(state.batch))
+
+    def seen_texts(self) -> dict[str, np.ndarray]:
+        """Samples of the labels of all distinct texts so far, by modality."""
+        return sample_labels(self.texts)
+
+    def restore_texts(self, seen: Mapping[str, Tensor] | None) -> None:
+        """Go on with the samples of a checkpoint. Without them, in a checkpoint of an older version, the texts stay unknown."""
+        self.texts = read_samples({k: v.numpy() for k, v in seen.items()}) if seen is not None else {}
 
 
 def make_epochs(

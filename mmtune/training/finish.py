@@ -57,7 +57,8 @@ def save_run(
     result = evaluate(model, inputs.val, allow_trained=recipe.data.allow_trained) if inputs.val else None
     metrics = result.to_dict() if result else {}
     info = artifact_info(recipe, inputs, tuned) | {"interpolated": coefficient, "steps": state.step}
-    labels = None if inputs.is_streamed else training_labels(inputs)  # those of all streamed rows were never in memory
+    # the labels of all streamed rows were never in memory
+    labels = trainer.epochs.seen_texts() if inputs.is_streamed else training_labels(inputs)
     fingerprint = artifact.save(model, directory / "artifact", metrics=metrics, info=info, trained_on=labels)
     if tuned.adapters:
         save_provenance(directory / "adapters", directory / "artifact", info)

@@ -340,6 +340,7 @@ class Trainer:
         self.objective.to(self.device)  # what is no parameter, e.g. the queue of the memory, was loaded to the CPU
         self.optimizer.load_state_dict(map_moments(tensors["optimizer"], self.learning, self.sharded.local_rows))
         restore_random_state(tensors["random"])
+        self.epochs.restore_texts(tensors.get("texts"))
         self.processes.barrier()  # rank 0 must not overwrite the checkpoint while another process still reads it
         return True
 
@@ -371,15 +372,13 @@ class Trainer:
             "steady": self.ema_l2sp.state_dict(self.sharded.full_tensor),
             "optimizer": map_moments(self.optimizer.state_dict(), self.learning, self.sharded.full_tensor),
             "random": random_state(),
+            "texts": {k: torch.from_numpy(v) for k, v in self.epochs.seen_texts().items()},
         }
 
     # --- settings that apply only during training ----------------------------------------------------------------
 
     def _memory(self) -> contextlib.AbstractContextManager[None]:
-        """Context manager that keeps freed memory in the process for the next step (CPU only).
-
-        With sharded blocks only small allocations are kept, because sharding is used to reduce memory.
-        """
+        """Keep freed memory in the process for the next step (CPU only); with sharded blocks, which save memory, only small allocations."""
         if self.device.type != "cpu":
             return contextlib.nullcontext()
         return keep_freed_memory(KEEP_SMALL if self.config.shard and not self.processes.is_single else KEEP_ALL)
