@@ -3,9 +3,7 @@
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,13 +11,10 @@ import torch
 from mmtune.runtime.cpu_quota import local_cpus
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.thread_search import ThreadSearch
+from mmtune.training.slow_steps import SlowSteps
 
 ASK_EVERY = 16
 """With several processes and `auto`, rank 0 tells the number of threads after this many steps; during a search, after every step."""
-WATCHED = 16
-"""Steps after which a fixed number of threads is judged."""
-STARVED = 0.5
-"""Share of the time that threads of this process were ready to run but had no CPU, summed over them, from which the user is told."""
 
 
 class StepThreads:
@@ -38,7 +33,7 @@ class StepThreads:
         self.search: ThreadSearch | None = None
         self.is_active, self._is_told_each_step = False, True
         self._steps = 0
-        self._begin, self._starved = 0.0, 0.0
+        self._slow = SlowSteps()
 
     @contextlib.contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
@@ -61,7 +56,8 @@ class StepThreads:
             self._set(self.setting)
         elif "OMP_NUM_THREADS" not in os.environ:
             self._set(min(before, local_cpus()))  # torch does not know the CPU quota of a container
-        self._steps, self._begin, self._starved = 0, time.monotonic(), starved_seconds()
+        self._steps = 0
+        self._slow.begin()
 
     @property
     def logged(self) -> int | None:
@@ -74,8 +70,8 @@ class StepThreads:
             return
         self._steps += 1
         if self.search is None:
-            if self._steps == WATCHED:
-                self._tell_if_starved()
+            if not self.quiet and (line := self._slow.record(pairs, seconds, torch.get_num_threads())):
+                self._print(line)
             return
         was_searching = self.search.is_searching
         if self.search.record(pairs, seconds):
@@ -93,25 +89,6 @@ class StepThreads:
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 
-    def _tell_if_starved(self) -> None:
-        """Say so if other programs take the CPUs that the threads need: with OpenMP a single late thread delays all."""
-        share = (starved_seconds() - self._starved) / max(time.monotonic() - self._begin, 1e-9)
-        if share > STARVED and torch.get_num_threads() > 1:
-            self._print(
-                f"runtime.threads: the {torch.get_num_threads()} threads of a step wait for a free CPU ({share:.0%} of the time, summed "
-                "over threads); runtime.threads=auto measures whether fewer are faster"
-            )
-
     def _print(self, line: str) -> None:
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)
-
-
-def starved_seconds(tasks: Path = Path("/proc/self/task")) -> float:
-    """Seconds that the threads of this process were ready to run, but had no CPU, summed over them; 0 if the system does not say."""
-    total = 0
-    with contextlib.suppress(OSError):
-        for task in tasks.iterdir():
-            with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may end meanwhile
-                total += int((task / "schedstat").read_text().split()[1])
-    return total / 1e9

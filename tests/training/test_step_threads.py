@@ -1,5 +1,10 @@
 """`runtime.threads`: what a run sets, says, logs and restores; equal numbers give equal bits."""
 
+import itertools
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -7,9 +12,10 @@ import mmtune
 from mmtune.errors import RecipeError
 from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.distributed import Processes
-from mmtune.training import step_threads
+from mmtune.training import slow_steps, step_threads
 from mmtune.training.loop import Trainer
-from mmtune.training.step_threads import StepThreads, starved_seconds
+from mmtune.training.slow_steps import SlowSteps, starved_seconds
+from mmtune.training.step_threads import StepThreads
 from tests.support import corpora
 from tests.training.test_dist_train import lines, weights
 
@@ -102,9 +108,9 @@ def test_ranks_use_the_number_that_rank_0_has_measured():
 
 def test_threads_without_a_cpu_are_reported(capfd, monkeypatch):
     before = torch.get_num_threads()
-    for waiting, wanted in ((0.0, 0), (100.0, 1)):
-        values = iter([0.0, waiting])
-        monkeypatch.setattr(step_threads, "starved_seconds", lambda values=values: next(values))
+    for each, wanted in ((0.0, 0), (100.0, 1)):
+        values = itertools.count(0.0, each)
+        monkeypatch.setattr(slow_steps, "starved_seconds", lambda values=values: next(values))
         threads = StepThreads(2)
         with threads.running(CPU):
             for _ in range(30):
@@ -113,12 +119,64 @@ def test_threads_without_a_cpu_are_reported(capfd, monkeypatch):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize(
+    ("waits", "says"),
+    [
+        (True, "take 5.0 times as long as the fastest ones so far (16.0 pairs/s, then 80.0); they wait for a free CPU ("),
+        (
+            None,
+            "take 5.0 times as long as the fastest ones so far (16.0 pairs/s, then 80.0); other programs may be running. Stop",
+        ),
+        (False, None),  # the steps are slower for another reason
+    ],
+)
+def test_steps_that_become_far_slower_are_reported_once(waits, says):
+    """As when other programs start in the middle of a run."""
+    slow, counter = False, itertools.count(0.0, 100.0)
+    watch = SlowSteps(lambda: None if waits is None else next(counter) if waits and slow else 0.0)
+    watch.begin()
+    lines = [watch.record(8, 0.1, 2) for _ in range(40)]
+    slow = True
+    if waits:
+        watch.begin()
+    lines += [watch.record(8, 0.15, 2) for _ in range(24)]  # half as long again: nothing is said
+    assert not any(lines)
+    lines = [line for _ in range(64) if (line := watch.record(8, 0.5, 2))]
+    assert len(lines) == (1 if says else 0) and (not says or says in lines[0])
+    if says:
+        assert "continue it with --resume runtime.threads=auto" in lines[0] and "\n" not in lines[0]
+    alone = SlowSteps(lambda: None)
+    alone.begin()
+    assert not any(alone.record(8, t, 1) for t in [0.1] * 24 + [9.0] * 24)  # with one thread there is nothing to set
+
+
+def test_a_real_run_beside_programs_that_take_its_cpus_is_told(tmp_path):
+    """Two threads on one CPU beside a program that takes it, too: they are ready to run, and wait."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no CPU affinity on this system")
+    script = (
+        "import os, subprocess, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import torch; "
+        "from mmtune.training.step_threads import StepThreads; x = torch.randn(600, 600); steps = StepThreads(2)\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'while True: pass'])\n"
+        "try:\n"
+        "    with steps.running(torch.device('cpu')):\n"
+        "        for _ in range(16):\n"
+        "            for _ in range(20): x @ x\n"
+        "            steps.after_step(8, 0.1)\n"
+        "finally: other.kill()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and done.stderr.count("runtime.threads: the 2 threads of a step wait for a free CPU (") == 1, (
+        done.stderr
+    )
+
+
 def test_seconds_that_the_kernel_counts(tmp_path):
     for task, text in (("1", "5 2000000000 7\n"), ("2", "5 500000000 7\n"), ("3", "")):
         (tmp_path / task).mkdir()
         (tmp_path / task / "schedstat").write_text(text)
-    assert starved_seconds(tmp_path) == 2.5 and starved_seconds(tmp_path / "no") == 0.0
-    assert starved_seconds() >= 0
+    assert starved_seconds(tmp_path) == 2.5 and starved_seconds(tmp_path / "no") is None
+    assert starved_seconds() is None or starved_seconds() >= 0
 
 
 @pytest.mark.parametrize("value", [0, -1, "fast", 1.5])
