@@ -8,6 +8,8 @@ from mmtune.recipe.block import RecipeBlock, invalid
 from mmtune.recipe.optimizer_block import AdamWOptimizer, Optimizer
 from mmtune.runtime.sizes import parse_count
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+"""A mode of torch.compile."""
 BETAS = (0.9, 0.98)
 
 
@@ -96,7 +98,16 @@ class TrainConfig(RecipeBlock):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="autocast precision; auto: bf16 if the hardware computes in it, else fp32"
     )
-    compile: bool = Field(False, description="compile the towers' blocks with torch.compile; the first steps take much longer")
+    compile: bool | CompileMode = Field(
+        False,
+        description="compile the towers' blocks with torch.compile; the first steps take much longer. A string is torch's mode: reduce-overhead "
+        "(CUDA graphs, for small towers in small batches on a GPU), max-autotune, default (the same as true)",
+    )
+    channels_last: bool = Field(
+        False,
+        description="images of convolutional towers in torch's memory format channels_last during training, faster on GPUs with tensor cores; "
+        "timm's towers always have it on a CPU",
+    )
     recompute: bool = Field(
         False, description="activation checkpointing: save memory by recomputing activations inside blocks in the backward pass"
     )
@@ -163,6 +174,18 @@ class TrainConfig(RecipeBlock):
                     )
             if self.shard:
                 raise invalid("length_buckets: with shard all processes must run equal parts; use micro_batch_tokens")
+        if self.compile in ("reduce-overhead", "max-autotune"):
+            for key, given in (
+                ("micro_batch_size", self.micro_batch_size is not None),
+                ("micro_batch_tokens", self.micro_batch_tokens is not None),
+                ("gradient_accumulation_steps", self.gradient_accumulation_steps > 1),
+                ("shard", self.shard),
+            ):
+                if given:
+                    raise invalid(
+                        f"compile: {self.compile} replays CUDA graphs, which overwrite the gradients of the pass before; use compile: true "
+                        f"with {key}"
+                    )
         if self.schedule == "constant" and self.min_lr:
             raise invalid("min_lr: schedule: constant has no decay; use cosine, linear or wsd")
         return self

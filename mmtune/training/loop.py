@@ -33,7 +33,12 @@ from mmtune.training.checkpoint import (
     random_state,
     restore_random_state,
 )
-from mmtune.training.compile_checkpoint import compiled_or_checkpointed
+from mmtune.training.compile_checkpoint import (
+    begin_step,
+    channels_last_convolutions,
+    compiled_or_checkpointed,
+    fast_attention,
+)
 from mmtune.training.epochs import EpochBatches, HardNegatives, make_epochs
 from mmtune.training.extend_run import checkpoint_to_resume
 from mmtune.training.large_batch.accumulation import BatchOfStep, StepSums
@@ -155,7 +160,8 @@ class Trainer:
         with (
             self._memory(),
             self.threads.running(self.device),
-            self._fast_attention(),
+            fast_attention(self.model, self.precision == "bf16"),
+            channels_last_convolutions(self.model, self.config.channels_last),
             compiled_or_checkpointed(self.model, self.config.compile, self.config.recompute),
             MetricsLog(
                 self.directory, self.state.step, self.state.validated_step == self.state.step, self.processes.is_main_process
@@ -268,6 +274,7 @@ class Trainer:
         """
         factor = lr_factor(self.epochs.schedule_step(self.state), self.total_steps, self.config)
         if self.part.is_first:
+            begin_step(self.config.compile, self.device)
             self.sums = StepSums()
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
@@ -382,17 +389,3 @@ class Trainer:
         if self.device.type != "cpu":
             return contextlib.nullcontext()
         return keep_freed_memory(KEEP_SMALL if self.config.shard and not self.processes.is_single else KEEP_ALL)
-
-    @contextlib.contextmanager
-    def _fast_attention(self) -> Iterator[None]:
-        """Context manager that selects, in each backbone, the attention implementation with the fastest backward pass.
-
-        At the end it selects the implementation for inference again, so that embeddings do not change.
-        """
-        for backbone, _ in self.model.backbones:
-            backbone.select_attention(self.device.type, self.precision == "bf16")
-        try:
-            yield
-        finally:
-            for backbone, _ in self.model.backbones:
-                backbone.select_attention("", False)

@@ -8,8 +8,10 @@ from transformers import CLIPConfig, CLIPModel
 
 import mmtune
 from mmtune.errors import RecipeError
-from mmtune.training.compile_checkpoint import compiled_or_checkpointed
-from tests.support import corpora
+from mmtune.recipe.recipe import Recipe
+from mmtune.training.compile_checkpoint import channels_last_convolutions, compiled_or_checkpointed, first_convolution
+from tests.support import checkpoints, corpora
+from tests.support.single_checkpoints import image_folder
 
 
 class Model:
@@ -97,21 +99,29 @@ def test_blocks_on_apples_gpu_are_recomputed_with_the_same_dropout(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_blocks_give_the_same_gradients(recompute):
+@pytest.mark.parametrize(("recompute", "mode"), [(False, True), (True, True), (False, "reduce-overhead"), (False, "default")])
+def test_compiled_blocks_give_the_same_gradients(recompute, mode):
     model = Model()
     for layer in [m for m in model.clip.modules() if hasattr(m, "dropout") and isinstance(m.dropout, float)]:
         layer.dropout = 0.0  # compiled dropout draws other numbers
     plain, _ = model.step()
-    compiled, _ = model.step(compiled=True, recompute=recompute)
+    compiled, _ = model.step(compiled=mode, recompute=recompute)
     assert float((plain - compiled).norm() / plain.norm()) < 1e-4
     assert torch.equal(model.step()[0], plain)
 
 
-@pytest.mark.parametrize("key", ["recompute", pytest.param("compile", marks=pytest.mark.slow)])
-def test_a_recipe_switches_it_on(key, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("recompute", True),
+        ("channels_last", True),
+        pytest.param("compile", True, marks=pytest.mark.slow),
+        pytest.param("compile", "reduce-overhead", marks=pytest.mark.slow),
+    ],
+)
+def test_a_recipe_switches_it_on(key, value, tmp_path):
     losses = {}
-    for on in (False, True):
+    for on in (False, value):
         run = {"dir": str(tmp_path / str(on))}
         settings = {"epochs": 1, "batch_size": 8, "lr": 1e-3, "precision": "fp32", key: on}
         mmtune.train(
@@ -119,4 +129,68 @@ def test_a_recipe_switches_it_on(key, tmp_path):
         )
         lines = [json.loads(x) for x in (tmp_path / str(on) / "metrics.jsonl").read_text().splitlines()]
         losses[on] = [x["loss"] for x in lines if "loss" in x]
-    assert len(losses[True]) == 3 and losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert len(losses[value]) == 3 and losses[value] == pytest.approx(losses[False], rel=1e-4)
+
+
+def test_blocks_with_cuda_graphs_are_not_compiled_in_eval_mode(monkeypatch):
+    """Each batch of validation would record graphs of its own."""
+    ran = []
+    monkeypatch.setattr(torch, "compile", lambda call, mode=None, **_: lambda *a, **k: (ran.append(mode), call(*a, **k))[1])
+    model = Model()
+    for mode, in_eval in (("reduce-overhead", 0), ("max-autotune", 0), ("default", 6), (True, 6)):
+        model.clip.train()
+        ran.clear()
+        model.step(compiled=mode)
+        assert len(ran) == 6 and set(ran) == {None if mode is True else mode}  # three blocks of two towers
+        model.clip.eval()
+        model.step(compiled=mode)
+        assert len(ran) == 6 + in_eval
+    ran.clear()
+    model.step()
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ({"compile": "reduce-overhead", "micro_batch_size": 4}, "reduce-overhead replays CUDA graphs"),
+        ({"compile": "max-autotune", "gradient_accumulation_steps": 2}, "use compile: true with gradient_accumulation_steps"),
+        ({"compile": "reduce-overhead", "shard": True}, "use compile: true with shard"),
+        ({"compile": "fast"}, "train.compile"),
+    ],
+)
+def test_modes_that_do_not_fit(train, says):
+    with pytest.raises(RecipeError) as e:
+        Recipe.parse({"model": "tiny:clip", "data": {"train": "x"}, "train": train})
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_convolutional_tower_in_channels_last_has_the_same_gradient(tmp_path):
+    """A ResNet of transformers: every convolution sees the format, and the format is gone afterwards."""
+    image_folder("resnet", tmp_path / "m")
+    model = mmtune.load(f"hf:{tmp_path / 'm'}", device="cpu").eval()
+    tower, formats = model.towers["image"], []
+    for conv in [m for m in tower.modules[0].modules() if isinstance(m, torch.nn.Conv2d)]:
+        conv.register_forward_hook(
+            lambda m, i, o: formats.append((i[0].is_contiguous(memory_format=torch.channels_last), i[0].is_contiguous()))
+        )
+    images = {"pixel_values": torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+    found = []
+    for wanted in (False, True, False):
+        formats.clear()
+        model.zero_grad()
+        with channels_last_convolutions(model, wanted):
+            (model.encode_inputs("image", images) * torch.arange(32)).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        wide = [x for x in formats if x != (True, True)]  # one pixel or one channel is both
+        assert len(wide) > 4 and all(last == wanted for last, _ in wide)
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-4 and torch.equal(found[0], found[2])
+    assert found[0].abs().sum() > 0
+
+
+def test_channels_last_needs_a_convolutional_tower(tmp_path):
+    model = mmtune.load(f"hf:{checkpoints.clip(tmp_path / 'm')}", device="cpu")
+    assert all(first_convolution(tower.modules) is None for tower in model.towers.values())
+    with pytest.raises(RecipeError, match=r"train\.channels_last: no tower of this model is a convolutional network"):
+        with channels_last_convolutions(model, True):
+            pass
