@@ -191,8 +191,9 @@ def assemble_comparison(
         refuse_trained_rows(rows, side.trained, side.name, allow_trained)
     indexed = [m for m in base.indexed if m in candidate.indexed]
     judged = _judgments(qrels, data, indexed)
-    kept = None
+    kept = retention_source = None
     if retention is not None:
+        retention_source = source_of_rows(retention, gate.retention_cluster if gate else None)
         wanted = [m for m in retention.modalities if m in (*names, *indexed) and all(m in s.model.towers for s in sides)]
         for side in sides:
             identities = {m: row_identity(retention, m) for m in wanted}
@@ -216,6 +217,7 @@ def assemble_comparison(
         exclude_same=source_of_rows(data, exclude_same),
         slices=parts,
         retention=None if kept is None else (kept[0], kept[1]),
+        retention_source=retention_source,
         confusable=read_or_freeze(confusable, vectors[0], gate, judged),
         source=source,
     )

@@ -36,6 +36,7 @@ def compare_vectors(
     exclude_same: Mapping[str, str | None] | None = None,
     slices: Slices | None = None,
     retention: tuple[Vectors, Vectors] | None = None,
+    retention_source: Mapping[str, str | None] | None = None,
     confusable: Confusable | None = None,
     trained: "Mapping[str, np.ndarray | set[int]] | None" = None,
     source: Mapping[str, str | None] | None = None,
@@ -49,6 +50,7 @@ def compare_vectors(
     ks, pairs, within, qrels, exclude_same: as for `evaluate_vectors`
     slices: {slice name: row ids}
     retention: (base's vectors, candidate's vectors) of the retention data, for the slice "retention"
+    retention_source: as `source`, for the rows of the retention data
     confusable: a frozen slice, which adds the slices "confusable" and "confusable pairs"
     trained: labels of the candidate's training rows; DataError if they are among the compared rows
     source: {row id: e.g. its recording}; intervals resample these instead of groups (see `clusters_by_value`)
@@ -85,7 +87,13 @@ def compare_vectors(
     if retention:
         _check_same_rows(*retention, f"slice {RETENTION!r}")
         differences[RETENTION] = retention_difference(
-            *retention, chosen.metric, chosen.direction, ks=ks, within=within, bootstrap=bootstrap
+            *retention,
+            chosen.metric,
+            chosen.direction,
+            ks=ks,
+            within=within,
+            bootstrap=bootstrap,
+            source=retention_source,
         )
     if confusable:
         differences[CONFUSABLE_PAIRS] = confusable_difference(confusable, base, candidate, bootstrap, source)

@@ -45,7 +45,9 @@ def _gate_of_recipe(document: JsonObject) -> object:
     if not isinstance(retention, Mapping) or not isinstance(gate, Mapping):
         return gate
     at_most = float(retention.get("at_most", Retention.model_fields["at_most"].default))
-    return {"retention_loss": at_most, **gate}
+    budget = {"retention_loss": at_most, "retention_cluster": retention.get("cluster")}
+    # null is as good as no key, as in the recipe: a budget without its guard would guard nothing
+    return {**gate, **{key: value for key, value in budget.items() if value is not None and gate.get(key) is None}}
 
 
 def complete_gate(gate: Gate | None, directions: Iterable[str], slices: Iterable[str]) -> Gate:

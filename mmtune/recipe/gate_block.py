@@ -57,6 +57,12 @@ class Gate(RecipeBlock):
         "forgetting budget sets it to `retention.at_most`",
     )
 
+    retention_cluster: str | None = Field(
+        None,
+        description="metadata column of the retention data whose values the interval of the retention slice resamples; null: groups. A "
+        "recipe with a forgetting budget sets it to `retention.cluster`",
+    )
+
     @classmethod
     def unknown_key(cls, key: str) -> str:
         """The end of the error message for an unknown key: the most similar key of a gate, or all keys."""
@@ -79,6 +85,11 @@ class Gate(RecipeBlock):
         return self.model_dump()
 
 
-def with_retention_loss(gate: Gate, at_most: float) -> Gate:
-    """Return the gate, which allows the retention slice to lose `at_most` unless it says something else. Its guards stay as they are."""
-    return gate if gate.retention_loss is not None else gate.model_copy(update={"retention_loss": at_most})
+def with_budget(gate: Gate, at_most: float, cluster: str | None) -> Gate:
+    """Return the gate with the guard of a forgetting budget, unless it says something else. Its other guards stay as they are.
+
+    at_most: what the retention slice may lose
+    cluster: metadata column whose values the interval of the loss resamples; None: groups
+    """
+    budget = {"retention_loss": at_most, "retention_cluster": cluster}
+    return gate.model_copy(update={key: value for key, value in budget.items() if getattr(gate, key) is None})

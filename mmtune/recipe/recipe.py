@@ -12,7 +12,7 @@ from mmtune.recipe.batches_block import GroupBatches
 from mmtune.recipe.block import RecipeBlock, check, invalid
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.recipe.data_block import DataConfig
-from mmtune.recipe.gate_block import Gate, with_retention_loss
+from mmtune.recipe.gate_block import Gate, with_budget
 from mmtune.recipe.heads_block import HeadsBlock
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.recipe.objective_block import AutoTerm, ObjectiveTerms
@@ -93,7 +93,8 @@ class Recipe(RecipeBlock):
                 "retention.weight: the embedding-preservation loss needs whole weights, not train.shard; set weight: 0"
             )
         self.data = self.data.model_copy(update={"retention": self.retention.data})
-        self.gate = with_retention_loss(self.gate or Gate(metric=self.train.metric), self.retention.at_most)
+        gate = self.gate or Gate(metric=self.train.metric)
+        self.gate = with_budget(gate, self.retention.at_most, self.retention.cluster)
         if "interpolate" not in self.model_fields_set:
             self.interpolate = True
         return self

@@ -20,6 +20,11 @@ class Retention(RecipeBlock):
         description="largest allowed loss of `train.metric` on these data against the base model; the upper end of the loss's 95% "
         "interval counts",
     )
+    cluster: str | None = Field(
+        None,
+        description="metadata column of `data`, e.g. the recording or machine, whose values the interval resamples; null: groups, and "
+        "rows of equal content",
+    )
     weight: float = Field(
         1.0,
         ge=0,

@@ -1,7 +1,7 @@
 """The forgetting budget of the recipe block `retention`: measure the loss on the retention data, and preserve embeddings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
@@ -11,9 +11,10 @@ from mmtune.data.shards.dataset import open_data
 from mmtune.data.skip_bad import open_rows_to_encode
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError
-from mmtune.evaluation.clusters import row_clusters
+from mmtune.evaluation.clusters import clusters_by_value, row_clusters
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.result import Direction
+from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.evaluation.validation import DROP, DROP_HIGH, SELECTION
 from mmtune.model.prompts import with_prompt
 from mmtune.recipe.recipe import Recipe
@@ -30,10 +31,18 @@ class RetentionBudget:
     """Measures how much of a metric is lost on the retention data, with a paired bootstrap interval resampled by cluster.
 
     base: the base model's embeddings of the retention data
+    source: {row id: e.g. its recording}, whose values are resampled; None: groups, and rows of equal content
     """
 
-    def __init__(self, base: Mapping[str, Embeddings], wanted: Sequence[str], metric: str, at_most: float):
-        self.metric, self.at_most = metric, at_most
+    def __init__(
+        self,
+        base: Mapping[str, Embeddings],
+        wanted: Sequence[str],
+        metric: str,
+        at_most: float,
+        source: Mapping[str, str | None] | None = None,
+    ):
+        self.metric, self.at_most, self.source = metric, at_most, source
         directions = evaluate_vectors(dict(base), metrics=[metric], per_query=True).directions
         self.base = {d: directions[d] for d in wanted if d in directions}
 
@@ -42,7 +51,7 @@ class RetentionBudget:
 
         That is the domain's metric if the upper end is within the budget, else a negative number, the lower the more is lost.
         """
-        pairs = [DirectionPair(self.base[d], directions[d]) for d in self.base]
+        pairs = [DirectionPair(self._clustered(self.base[d]), self._clustered(directions[d])) for d in self.base]
         difference = paired_differences(pairs, [self.metric])[self.metric]
         low, high = difference.interval
         return {
@@ -51,6 +60,12 @@ class RetentionBudget:
             DROP_HIGH: -low,
             SELECTION: domain if -low <= self.at_most else low - 1,
         }
+
+    def _clustered(self, direction: Direction) -> Direction:
+        """Return the direction with the clusters of `source`."""
+        if self.source is None:
+            return direction
+        return replace(direction, clusters=clusters_by_value(direction.query_rows, self.source))
 
 
 @dataclass
@@ -93,14 +108,20 @@ def build_retention(recipe: Recipe, inputs: TrainingInputs, processes: Processes
     options, data = recipe.retention, inputs.retention
     names = [m for m in inputs.trained if m in data.modalities]
     base = embed_data(inputs.model, data, names, processes=processes)
-    budget = RetentionBudget(base, _directions(inputs.pairs), recipe.train.metric, options.at_most)
+    try:
+        source = source_of_rows(data, options.cluster)
+    except DataError as e:
+        raise DataError(f"retention.cluster: {e}") from None
+    budget = RetentionBudget(base, _directions(inputs.pairs), recipe.train.metric, options.at_most, source)
     if not budget.base:
         raise DataError(
             f"retention.data: {data.spec} has no row for the trained directions {', '.join(_directions(inputs.pairs))}"
         )
-    if (clusters := len(set(row_clusters(base).values()))) < MIN_CLUSTERS:
+    numbers = list(row_clusters(base).values()) if source is None else clusters_by_value([[row] for row in source], source)
+    if (clusters := len(set(numbers))) < MIN_CLUSTERS:
+        kind = f"values of {options.cluster}" if options.cluster else "groups, or rows of equal content"
         raise DataError(
-            f"retention.data: {data.spec} has {clusters} clusters (groups, or rows of equal content); an interval of the loss needs "
+            f"retention.data: {data.spec} has {clusters} clusters ({kind}); an interval of the loss needs "
             f"at least {MIN_CLUSTERS}"
         )
     if not options.weight:

@@ -10,14 +10,18 @@ import torch
 
 import mmtune
 from mmtune.cli.dispatch import dispatch
-from mmtune.comparison.gate import read_gate
+from mmtune.comparison.gate import complete_gate, read_gate
+from mmtune.comparison.retention import retention_difference
 from mmtune.data.decode import decode_row
 from mmtune.data.shards.dataset import open_data
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.recipe.gate_block import Gate
 from mmtune.recipe.recipe import Recipe
 from mmtune.training.callbacks import Callback
 from mmtune.training.regularise.embedding_preservation import EmbeddingPreservation
+from mmtune.training.retention_budget import RetentionBudget
 from tests.support import corpora
 
 COLUMNS = ("image", "text")
@@ -168,6 +172,72 @@ def test_the_preservation_loss_and_its_gradient(root):
 
 def decoded(data, m, rows):
     return [decode_row(data, int(i), m) for i in rows]
+
+
+@pytest.fixture(scope="module")
+def recordings(root):
+    """The general data with a column `recording`: six rows each, across colours."""
+    table = corpora.source(root / "source-recordings", 36, 9, COLUMNS)
+    rows = list(csv.DictReader(table.open()))
+    with table.open("w", newline="") as f:
+        out = csv.DictWriter(f, [*rows[0], "recording"])
+        out.writeheader()
+        out.writerows({**row, "recording": f"r{i // 6}"} for i, row in enumerate(rows))
+    mmtune.pack(table, root / "recordings")
+    return str(root / "recordings")
+
+
+def test_the_interval_resamples_the_column_of_cluster(root, recordings):
+    """The loss is that of groups, its interval that of a plain bootstrap over recordings, in training and in the gate."""
+    base, other = (mmtune.load(m) for m in (str(root / "base" / "artifact"), "tiny:clip"))
+    data = open_data(recordings)
+    before, after = embed_data(base, data, list(COLUMNS)), embed_data(other, data, list(COLUMNS))
+    directions = ["image->text", "text->image"]
+    source = dict(zip(data.ids, data.column("recording"), strict=True))
+    evaluated = evaluate_vectors(after, metrics=["map"], per_query=True).directions
+    grouped = RetentionBudget(before, directions, "map", 0.05).scores(evaluated, 0.5)
+    clustered = RetentionBudget(before, directions, "map", 0.05, source).scores(evaluated, 0.5)
+    assert clustered["retention drop"] == pytest.approx(grouped["retention drop"])
+    assert clustered["retention drop high"] != grouped["retention drop high"]
+    expected = retention_difference(before, after, "map", source=source)
+    assert expected.clusters > len(set(source.values())) - 1
+    assert clustered["retention drop high"] == pytest.approx(-expected.interval[0])
+    c = mmtune.compare(
+        str(root / "base" / "artifact"),
+        "tiny:clip",
+        str(root / "val"),
+        retention=recordings,
+        gate={"metric": "map", "retention_loss": 0.05, "retention_cluster": "recording"},
+    )
+    assert c.slices["retention"].interval == pytest.approx(expected.interval)
+    assert c.slices["retention"].clusters == expected.clusters
+
+
+def test_the_cluster_of_a_budget_reaches_run_and_gate(root, recordings):
+    budget = {"data": recordings, "at_most": 0.05, "cluster": "recording"}
+    parsed = Recipe.parse(domain(root, "clustered", retention=budget))
+    assert parsed.gate.retention_cluster == "recording" and parsed.gate.retention_loss == 0.05
+    mmtune.train(domain(root, "clustered", retention=budget, epochs=1), quiet=True)
+    assert read_gate(root / "clustered" / "recipe.yaml")["retention_cluster"] == "recording"
+    lines = [json.loads(x) for x in (root / "clustered" / "metrics.jsonl").read_text().split("\n") if x]
+    validated = next(x for x in lines if "val selection" in x)
+    assert validated["val retention drop low"] <= validated["val retention drop"] <= validated["val retention drop high"]
+    with pytest.raises(DataError, match=r"retention.cluster: .*'recordin'") as e:
+        mmtune.train(domain(root, "bad", retention={**budget, "cluster": "recordin"}), quiet=True)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("gate", ["retention_loss: null", "retention_loss: null, retention_cluster: null, guards: {}"])
+def test_null_in_the_gate_keeps_the_guard_of_the_budget(tmp_path, gate):
+    """As in the recipe itself, where null is no choice: a budget without its guard would guard nothing."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"model: x\nretention: {{data: general, at_most: 0.03, cluster: machine}}\ngate: {{{gate}}}\n")
+    read = read_gate(file)
+    assert read["retention_loss"] == 0.03 and read["retention_cluster"] == "machine"
+    completed = complete_gate(Gate.read(read), ["image->text", "text->image"], ["retention"])
+    assert completed.guards["retention"] == -0.03
+    file.write_text("model: x\nretention: {data: general, at_most: 0.03}\ngate: {retention_loss: 0.1}\n")
+    assert read_gate(file) == {"retention_loss": 0.1}
 
 
 def test_bad_budgets_are_refused(root, capsys):
