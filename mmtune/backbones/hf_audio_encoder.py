@@ -1,4 +1,4 @@
-"""Load single sound encoders of transformers: AST, Wav2Vec2, HuBERT, WavLM and relatives, and the encoder of Whisper.
+"""Load single sound encoders of transformers: AST, Wav2Vec2, HuBERT, WavLM, Wav2Vec2-BERT and relatives, and the encoder of Whisper.
 
 A vector depends neither on the other sounds of a batch nor on padding. Long sounds are cut into windows, whose embeddings the
 model averages.
@@ -32,14 +32,15 @@ SETTINGS = "pooling.json"
 
 
 class WaveformPreprocess:
-    """Turn one sound into {"input_values": [samples]} or, if it is longer than WINDOW_SECONDS, into several windows.
+    """Turn one sound into {NAME: [samples or frames]} or, if it is longer than WINDOW_SECONDS, into several windows.
 
-    Each window is normalised on its own, as the checkpoint's feature extractor says.
+    Each window goes through the checkpoint's feature extractor on its own: NAME is "input_values" for normalised samples [N], and
+    "input_features" for the frames [T, C] of Wav2Vec2-BERT, without the frames that the extractor marks as padding.
     """
 
-    def __init__(self, extractor: Untyped, shortest: int):
+    def __init__(self, extractor: Untyped, shortest: int, name: str = "input_values"):
         """shortest: samples that give one frame; a shorter sound is padded with zeros"""
-        self.extractor, self.shortest = extractor, shortest
+        self.extractor, self.shortest, self.name = extractor, shortest, name
         self.rate = int(extractor.sampling_rate)
         self.window = WINDOW_SECONDS * self.rate
 
@@ -51,11 +52,16 @@ class WaveformPreprocess:
         samples = signal.resampled(self.rate).samples
         starts = window_starts(len(samples), self.window, rng)
         parts = [self._prepared(samples[s : s + self.window]) for s in starts]
-        return {"input_values": torch.stack(parts)}
+        return {self.name: torch.stack(parts)}
 
     def _prepared(self, samples: np.ndarray) -> Tensor:
-        values = self.extractor(samples, sampling_rate=self.rate, return_tensors="pt")["input_values"][0].float()
-        return torch.nn.functional.pad(values, (0, max(0, self.shortest - len(values))))
+        missing = max(0, self.shortest - len(samples))
+        if self.name == "input_values":
+            values = self.extractor(samples, sampling_rate=self.rate, return_tensors="pt")[self.name][0].float()
+            return torch.nn.functional.pad(values, (0, missing))
+        padded = np.pad(samples, (0, missing))
+        frames = self.extractor(padded, sampling_rate=self.rate, return_attention_mask=True, return_tensors="pt")
+        return frames[self.name][0][frames["attention_mask"][0].bool()].float()
 
     @property
     def window_seconds(self) -> float:
@@ -64,14 +70,14 @@ class WaveformPreprocess:
 
     def windows(self, item: dict[str, Tensor]) -> int:
         """Return the number of windows of a preprocessed item."""
-        return len(item["input_values"])
+        return len(item[self.name])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        rows = [row for item in items for row in item["input_values"]]
+        rows = [row for item in items for row in item[self.name]]
         lengths = torch.tensor([len(row) for row in rows])
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        counts = torch.tensor([len(item["input_values"]) for item in items])
-        return {"input_values": padded, "lengths": lengths} | segments_of(counts)
+        counts = torch.tensor([len(item[self.name]) for item in items])
+        return {self.name: padded, "lengths": lengths} | segments_of(counts)
 
     def lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Number of samples of each window (see `Preprocess`)."""
@@ -143,10 +149,15 @@ def load_audio_encoder(directory: Path, config: "PretrainedConfig", load_weights
         raise ModelError(f"hf:{directory}: pooling {mode!r}: this model has {', '.join(modes)}")
     extractor = AutoFeatureExtractor.from_pretrained(directory, trust_remote_code=False)
     module = _module(directory, config, load_weights)
-    waveform = kind not in ("whisper", "audio-spectrogram-transformer")
-    preprocess = WaveformPreprocess(extractor, _receptive_field(config)) if waveform else SpectrogramPreprocess(extractor, kind)
+    if kind in ("whisper", "audio-spectrogram-transformer"):
+        preprocess = SpectrogramPreprocess(extractor, kind)
+    elif kind == "wav2vec2-bert":
+        preprocess = WaveformPreprocess(extractor, _samples_of_two_frames(extractor), "input_features")
+    else:
+        preprocess = WaveformPreprocess(extractor, _receptive_field(config))
     files = read_source_files(directory) | {SETTINGS: (json.dumps({"pooling": mode}) + "\n").encode()}
-    dim = int(config.hidden_size)
+    adapted = getattr(config, "add_adapter", False)
+    dim = int(config.output_hidden_size if adapted else config.hidden_size)
     encode = {"whisper": _encode_whisper, "audio-spectrogram-transformer": _encode_ast}.get(kind, _encode_waveform)
     return Backbone(
         "hf",
@@ -168,22 +179,35 @@ def _module(directory: Path, config: "PretrainedConfig", load_weights: bool) -> 
     cls: Untyped = transformers.AutoModel
     if config.model_type == "whisper":
         cls = transformers.WhisperModel if load_weights else WhisperEncoder
-    module: Untyped = build(cls, directory, config, load_weights)
+    # an audio classifier made of Whisper is saved without a decoder
+    module: Untyped = build(
+        cls, directory, config, load_weights, unused=("decoder",) if cls is transformers.WhisperModel else ()
+    )
     if isinstance(module, transformers.WhisperModel):
         module = module.encoder
+    if config.model_type == "wavlm":
+        from mmtune.backbones.hf_wavlm_attention import use_linear_layers
+
+        use_linear_layers(module)
     module.config.apply_spec_augment = False
     module.config.layerdrop = 0.0
-    if hasattr(module, "layerdrop"):
-        module.layerdrop = 0.0
+    for part in module.modules():
+        if hasattr(part, "layerdrop"):
+            part.layerdrop = 0.0
     return module
 
 
 def _receptive_field(config: Untyped) -> int:
-    """Return the number of samples that give one frame."""
-    length = 1
+    """Return the number of samples that give one frame of output: for SEW, which pools its frames, `squeeze_factor` frames."""
+    length = int(getattr(config, "squeeze_factor", 1))
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         length = (length - 1) * int(stride) + int(kernel)
-    return max(length, int(getattr(config, "squeeze_factor", 1)) * length)
+    return length
+
+
+def _samples_of_two_frames(extractor: Untyped) -> int:
+    """Return the number of samples that give `stride` frames of 25 ms each 10 ms, which SeamlessM4T's extractor stacks."""
+    return extractor.sampling_rate * (25 + 10 * (max(2, int(extractor.stride)) - 1)) // 1000
 
 
 def _encode_ast(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Tensor:
@@ -204,22 +228,33 @@ def _encode_whisper(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Te
 
 
 def _encode_waveform(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Tensor:
-    """Encode sounds of several lengths.
-
-    With layer normalisation in the convolutions, padding is masked. With group normalisation (wav2vec2-base, HuBERT base, ...)
-    padding would change the statistics, so sounds of each length are encoded on their own.
-    """
-    values, lengths = inputs["input_values"], inputs["lengths"]
-    norm = getattr(module.config, "feat_extract_norm", "group")
-    if norm != "layer" or not hasattr(module, "_get_feature_vector_attention_mask"):
-        out = values.new_zeros(len(values), int(module.config.hidden_size))
+    """Encode sounds of several lengths. Where a mask keeps padding out of all layers, they are one batch; elsewhere each length
+    is encoded on its own."""
+    name = "input_features" if "input_features" in inputs else "input_values"
+    values, lengths = inputs[name], inputs["lengths"]
+    if not _mask_keeps_padding_out(module.config):
+        out = None
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
-            hidden = module(input_values=values[rows, :length]).last_hidden_state
+            hidden = module(**{name: values[rows, :length]}).last_hidden_state
             pooled = pool(hidden, torch.ones(hidden.shape[:2], device=hidden.device), [mode])
-            out = out.to(pooled.dtype).index_copy(0, rows, pooled)
+            out = pooled.new_zeros(len(values), pooled.shape[1]) if out is None else out
+            out = out.index_copy(0, rows, pooled)
         return out
     mask = (torch.arange(values.shape[1], device=values.device) < lengths[:, None]).long()
-    hidden = module(input_values=values, attention_mask=mask).last_hidden_state
-    frames = module._get_feature_vector_attention_mask(hidden.shape[1], mask)
+    hidden = module(**{name: values}, attention_mask=mask).last_hidden_state
+    frames = mask if name == "input_features" else module._get_feature_vector_attention_mask(hidden.shape[1], mask)
     return pool(hidden, frames.to(hidden.dtype), [mode])
+
+
+def _mask_keeps_padding_out(config: Untyped) -> bool:
+    """Whether an attention mask makes the embedding of a padded sound that of the sound alone.
+
+    It does not where padding changes the statistics of a group normalisation in the first convolutions (wav2vec2-base, HuBERT
+    base, ...), nor in the convolutions of data2vec, Wav2Vec2-Conformer and SEW, of an adapter (`add_adapter`), and of a batch
+    normalisation before the positions (`conv_pos_batch_norm`), which transformers does not mask.
+    """
+    if getattr(config, "add_adapter", False) or getattr(config, "conv_pos_batch_norm", False):
+        return False
+    masked = config.model_type in ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
+    return config.model_type == "wav2vec2-bert" or masked and config.feat_extract_norm == "layer"

@@ -5,9 +5,11 @@ SOUND_MODELS = (
     "data2vec-audio",
     "hubert",
     "sew",
+    "sew-d",
     "unispeech",
     "unispeech-sat",
     "wav2vec2",
+    "wav2vec2-bert",
     "wav2vec2-conformer",
     "wavlm",
     "whisper",
@@ -16,8 +18,15 @@ SOUND_MODELS = (
 VISION_TOWERS = ("clip_vision_model", "dinov3_convnext", "dinov3_vit", "ijepa", "siglip_vision_model")
 """`model_type` of image encoders that transformers has no image classifier for."""
 TEXT_TOWERS = ("clip_text_model", "siglip_text_model")
-NOT_SINGLE = ("perceiver", "vit_mae", "siglip", "siglip2", "metaclip_2", "clip", "timm_wrapper", "shieldgemma2", "bit")
-"""`model_type`s with an image classifier in transformers that are no encoders with one input, or need other inputs."""
+NOT_SINGLE = (
+    *("perceiver", "vit_mae", "siglip", "siglip2", "metaclip_2", "clip", "timm_wrapper", "shieldgemma2", "bit"),
+    *("dinat", "hgnet_v2", "imagegpt", "pp_lcnet", "textnet"),
+)
+"""`model_type`s with an image classifier in transformers that are not supported.
+
+They are no encoders with one input, need other inputs (ImageGPT: colour clusters; TextNet: images of varying size), have no
+AutoModel (HGNet, PP-LCNet), or need a library that has no wheels (DiNAT: natten).
+"""
 
 
 def modality_of(kind: str) -> str | None:

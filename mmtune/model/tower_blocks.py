@@ -7,13 +7,16 @@ from collections.abc import Iterable
 
 from torch import nn
 
+PARTS_OF_A_BLOCK = ("FocalModulation", "FocalNetModulation")
+"""Classes whose lists are parallel branches inside a block, not blocks: FocalNet's in timm and transformers."""
+
 
 def blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Return the residual blocks of a tower, first to last. If lists are nested (stages of blocks), the innermost count."""
     found: list[nn.Module] = []
     for module in modules:
         for child in module.children():
-            inner = blocks([child])
+            inner = [] if type(child).__name__ in PARTS_OF_A_BLOCK else blocks([child])
             if inner:
                 found += inner
             elif isinstance(child, nn.TransformerEncoderLayer):

@@ -9,9 +9,20 @@ import pytest
 import torch
 
 import mmtune
+from mmtune.backbones.hf_single_types import VISION_TOWERS, modality_of
 from mmtune.errors import ModelError
 from mmtune.modalities.sound import Sound
-from tests.support.single_checkpoints import IMAGES, PATCHES, SMALL, SOUNDS, decoder_folder, image_folder, small
+from tests.support.single_checkpoints import (
+    COMMON_IMAGES,
+    IMAGES,
+    PATCHES,
+    SMALL,
+    SOUNDS,
+    decoder_folder,
+    image_folder,
+    slow_unless,
+    small,
+)
 
 
 def unit(x: torch.Tensor) -> np.ndarray:
@@ -38,7 +49,15 @@ def survives_saving(model: mmtune.Model, folder, artifact, **values) -> None:
     np.testing.assert_array_equal(again.encode(**values), want)
 
 
-@pytest.mark.parametrize("kind", IMAGES)
+def test_every_supported_image_encoder_has_a_test():
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+    tested = {getattr(transformers, f"{cls}Config").model_type for cls, *_ in IMAGES.values()}
+    assert tested == {*VISION_TOWERS, *(k for k in CLASSIFIERS if modality_of(k) == "image")}
+
+
+@pytest.mark.parametrize("kind", slow_unless(IMAGES, COMMON_IMAGES))
 def test_image_encoders_equal_transformers(tmp_path, kind):
     model, processor, pooling, prefix = image_folder(kind, tmp_path / "m")
     with torch.no_grad():
@@ -50,16 +69,51 @@ def test_image_encoders_equal_transformers(tmp_path, kind):
         "mean": hidden.mean((2, 3)) if grid else hidden[:, prefix:].mean(1),
     }
     if prefix:
-        want["cls"] = hidden[:, 0]
+        want["cls"] = output.cls_token_value[:, 0] if kind == "cvt" else hidden[:, 0]
     ours = mmtune.load(f"hf:{tmp_path / 'm'}?pooling={pooling}")
     np.testing.assert_allclose(ours.encode(image=pictures()), unit(want[pooling].flatten(1)), atol=1e-5)
     alone = np.stack([ours.encode(image=p) for p in pictures()])
     np.testing.assert_allclose(alone, ours.encode(image=pictures()), atol=2e-6)
+    thin = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 400, 3), dtype=np.uint8))
+    upstream, cropped = processor(images=thin, return_tensors="pt"), ours.towers["image"].preprocess(thin)
+    torch.testing.assert_close(cropped["pixel_values"], upstream["pixel_values"][0], atol=0.05, rtol=0)
     default = mmtune.load(f"hf:{tmp_path / 'm'}")
     first = "pooler" if want["pooler"] is not None else "cls" if prefix else "mean"
     np.testing.assert_allclose(default.encode(image=pictures()), unit(want[first].flatten(1)), atol=1e-5)
     assert (default.fingerprint == ours.fingerprint) == (first == pooling)
     survives_saving(ours, tmp_path / "m", tmp_path / "artifact", image=pictures())
+
+
+def test_levit_keeps_no_attention_biases_of_other_weights(tmp_path):
+    """transformers stores them at the first evaluation, and would not notice that other weights are loaded."""
+    image_folder("levit", tmp_path)
+    model = mmtune.load(f"hf:{tmp_path}")
+    before = model.encode(image=pictures())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "attention_biases" in name:
+                p += torch.linspace(0, 30, p.numel()).view_as(p)
+    assert np.abs(model.encode(image=pictures()) - before).max() > 1e-4
+
+
+def test_dinov3_moves_no_positions_in_training(tmp_path):
+    image_folder("dinov3_vit", tmp_path)
+    model = mmtune.load(f"hf:{tmp_path}")
+    preprocess = model.towers["image"].preprocess
+    inputs = preprocess.collate([preprocess(p) for p in pictures()])
+    with torch.no_grad():
+        want = model.encode_inputs("image", inputs)
+        torch.testing.assert_close(model.train().encode_inputs("image", inputs), want, atol=1e-6, rtol=0)
+
+
+def test_images_of_varying_size_are_refused(tmp_path):
+    from transformers import CLIPImageProcessor
+
+    image_folder("vit", tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot share a batch; set size to .height, width., or do_center_crop") as e:
+        mmtune.load(f"hf:{tmp_path}")
+    assert "\n" not in str(e.value)
 
 
 def test_an_image_classifier_has_no_trained_pooler(tmp_path):
@@ -79,30 +133,6 @@ def test_an_image_classifier_has_no_trained_pooler(tmp_path):
     with pytest.raises(ModelError, match="this model has cls, mean"):
         mmtune.load(f"hf:{tmp_path / 'm'}?pooling=pooler")
     survives_saving(ours, tmp_path / "m", tmp_path / "artifact", image=pictures())
-
-
-@pytest.mark.parametrize("kind", SOUNDS)
-def test_waveform_encoders_equal_transformers_for_each_sound_alone(tmp_path, kind):
-    from transformers import Wav2Vec2FeatureExtractor
-
-    cls, config = SOUNDS[kind]
-    model = small(cls, config, tmp_path / "m")
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    extractor.save_pretrained(tmp_path / "m")
-    with torch.no_grad():
-        inputs = [extractor(s.samples, sampling_rate=16000, return_tensors="pt").input_values for s in sounds()]
-        want = torch.cat([model(x).last_hidden_state.mean(1) for x in inputs])
-        largest = torch.cat([model(x).last_hidden_state.amax(1) for x in inputs])
-    ours = mmtune.load(f"hf:{tmp_path / 'm'}")
-    np.testing.assert_allclose(ours.encode(audio=sounds()), unit(want), atol=1e-5)
-    maximum = mmtune.load(f"hf:{tmp_path / 'm'}?pooling=max")
-    np.testing.assert_allclose(maximum.encode(audio=sounds()), unit(largest), atol=1e-5)
-    assert np.isfinite(ours.encode(audio=Sound(np.ones(3, np.float32), 16000))).all()
-    ours.train()
-    with torch.no_grad():  # no masking in training: the same vectors as long as there is no dropout
-        preprocess = ours.towers["audio"].preprocess
-        assert torch.isfinite(ours.encode_inputs("audio", preprocess.collate([preprocess(s) for s in sounds()]))).all()
-    survives_saving(ours.eval(), tmp_path / "m", tmp_path / "artifact", audio=sounds())
 
 
 def test_long_waveforms_are_the_mean_of_windows_that_cover_them(tmp_path, monkeypatch):

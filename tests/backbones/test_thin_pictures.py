@@ -59,6 +59,20 @@ def test_cropping_first_gives_the_pixels_of_upstreams_own_processor(options):
     torch.testing.assert_close(preprocess(picture)["pixel_values"], want, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("edge", [20, 31, 32, 40])
+def test_centre_crops_of_odd_surplus_are_upstreams(edge):
+    """Half of an odd number of surplus pixels is rounded as transformers rounds it, also where the crop is larger than the image."""
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor(size={"shortest_edge": edge}, crop_size={"height": 32, "width": 32})
+    preprocess = ImagePreprocess(processor)
+    assert preprocess.resize is not None
+    for longer in range(edge, edge + 14):
+        for picture in (noise(edge, longer), noise(longer, edge), noise(edge, 20 * longer)):
+            want = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+            torch.testing.assert_close(preprocess(picture)["pixel_values"], want, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("options", [{}, {"interpolation": "bilinear"}, {"size": (32, 48)}, {"resize_mode": "squash"}])
 def test_cropping_first_gives_open_clips_pixels(options):
     preprocess = OpenClipImagePreprocess({"size": 32} | options)

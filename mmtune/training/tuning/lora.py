@@ -88,6 +88,10 @@ def _inject_module(target: LoraTargets, tuning: AdapterTuning, key: str, seed: i
         # open_clip takes the dtype of activations from this attribute or from the weight, whose dtype is now a byte type.
         for a in adapted:
             a.layer.int8_original_dtype = torch.float32
+    for a in adapted:  # MobileNet reads these from its convolutions to pad as TensorFlow does
+        base = a.layer.get_base_layer()
+        if isinstance(base, nn.Conv2d):
+            a.layer.stride, a.layer.kernel_size, a.layer.dilation = base.stride, base.kernel_size, base.dilation
     names = {a.adapter.name for a in adapted}
     wanted = {f"{n}.weight" for n in target.layers} | set(target.parameters)
     if names != wanted:  # peft matches name suffixes, and so may adapt more layers than intended
