@@ -8,6 +8,8 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs
 
 import huggingface_hub.constants
 import pytest
@@ -19,6 +21,7 @@ class Hub:
 
     files: {repository: {commit: {path: content}}}, the last commit last
     token: the only access token that may write
+    closed: repositories (of datasets or models) that are gated: their files are answered by 403
     """
 
     def __init__(self) -> None:
@@ -26,6 +29,11 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.private: dict[str, bool] = {}
         self.token, self.url = "hf_writer", ""
+        self.closed: set[str] = set()
+
+
+def _folder(path: str) -> dict[str, str]:
+    return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -58,6 +66,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body, path = self._body(), self.path.partition("?")[0]
+        if found := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", path):
+            wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            files = self._listing(found[1], found[2])
+            folders = [p for p in wanted if any(f["path"].startswith(f"{p}/") for f in files)]
+            return self._json([_folder(p) for p in folders] + [f for f in files if f["path"] in wanted])
         if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             return self._json({"error": "Invalid username or password."}, 401)
         if path == "/api/repos/create":
@@ -110,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+        if found := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             commits = self.hub.files.get(found[1], {})
             sha = found[2] if found[2] in commits else next(reversed(commits), "")
             if not sha:
@@ -119,18 +132,32 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 {"id": found[1], "modelId": found[1], "sha": sha, "siblings": siblings, "tags": [], "private": False}
             )
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            files = self.hub.files[found[1]][found[2]].items()
-            return self._json(
-                [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files]
-            )
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            data = self.hub.files[found[1]][found[2]][found[3]]
+        if found := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path):
+            prefix, deep = f"{found[3]}/" if found[3] else "", "recursive=true" in self.path.lower()
+            files = [f for f in self._listing(found[1], found[2]) if f["path"].startswith(prefix)]
+            direct = [f for f in files if deep or "/" not in f["path"].removeprefix(prefix)]
+            folders = {prefix + f["path"].removeprefix(prefix).split("/")[0] for f in files if f not in direct}
+            return self._json([_folder(path) for path in sorted(folders)] + direct)
+        if found := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            if found[1] in self.hub.closed:
+                return self._send(403, b"{}", X_Error_Code="GatedRepo")
+            data = self._commit_of(found[1], found[2])[found[3]]
             etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                part = data[int(wanted[1]) : int(wanted[2]) + 1]
+                return self._send(206, part, Content_Range=f"bytes {wanted[1]}-{wanted[2]}/{len(data)}", ETag=etag)
             return self._send(200, data, ETag=etag, X_Repo_Commit=found[2], Content_Type="application/octet-stream")
         return self._json({"error": path}, 404)
 
     do_HEAD = do_GET
+
+    def _commit_of(self, repo: str, revision: str) -> dict[str, bytes]:
+        commits = self.hub.files[repo]
+        return commits.get(revision) or next(reversed(commits.values()))
+
+    def _listing(self, repo: str, revision: str) -> list[dict[str, Any]]:
+        files = self._commit_of(repo, revision).items()
+        return [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files]
 
 
 @contextlib.contextmanager

@@ -25,6 +25,14 @@ MAX_DELAY = 20.0
 PASSING_STATUS = {408, 425, 429}
 DENIED = {401, 403}
 MISSING = {404, 410}
+NO_CREDENTIALS = {
+    "botocore": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=true",
+    "google": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "huggingface_hub": "set HF_TOKEN, or run `hf auth login`",
+}
+"""Package whose error says that there are no valid credentials -> what to do."""
+WITHOUT_CREDENTIALS = re.compile(r"Credential|ProfileNotFound|SSOToken|TokenRetrieval|RefreshError|TokenNotFound")
+"""Found in the names of such errors."""
 URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.I)
 
 
@@ -74,12 +82,21 @@ def is_missing(error: BaseException) -> bool:
     return status in MISSING if status else isinstance(error, FileNotFoundError)
 
 
+def login_hint(error: BaseException) -> str | None:
+    """What to do if an error says that there are no valid credentials; None for other errors."""
+    for e in _chain(error):
+        hint = NO_CREDENTIALS.get(type(e).__module__.partition(".")[0])
+        if hint and WITHOUT_CREDENTIALS.search(type(e).__name__):
+            return hint
+    return None
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether a request that failed with `error` may succeed when it is repeated."""
     status = status_of(error)
     if status is not None and status >= 400:
         return status >= 500 or status in PASSING_STATUS
-    if isinstance(error, FileNotFoundError | PermissionError | DataError | ImportError):
+    if isinstance(error, FileNotFoundError | PermissionError | DataError | ImportError) or login_hint(error):
         return False
     return any(
         isinstance(e, TimeoutError | asyncio.TimeoutError | ConnectionError | EOFError | Truncated)
@@ -122,6 +139,8 @@ def describe(error: BaseException) -> str:
     status = status_of(error)
     if is_missing(error):
         return f"no such file or directory{f' (HTTP {status})' if status else ''}"
+    if hint := login_hint(error):
+        return f"no valid credentials ({type(error).__name__}); {hint}"
     if status in DENIED or isinstance(error, PermissionError):
         return f"access denied{f' (HTTP {status})' if status else ''}; check the credentials, or sign the URL again"
     repeated = f", after {ATTEMPTS} attempts" if is_passing(error) else ""
