@@ -149,6 +149,7 @@ def load_audio_encoder(directory: Path, config: "PretrainedConfig", load_weights
         raise ModelError(f"hf:{directory}: pooling {mode!r}: this model has {', '.join(modes)}")
     extractor = AutoFeatureExtractor.from_pretrained(directory, trust_remote_code=False)
     module = _module(directory, config, load_weights)
+    preprocess: SpectrogramPreprocess | WaveformPreprocess
     if kind in ("whisper", "audio-spectrogram-transformer"):
         preprocess = SpectrogramPreprocess(extractor, kind)
     elif kind == "wav2vec2-bert":
@@ -233,14 +234,12 @@ def _encode_waveform(module: Untyped, inputs: dict[str, Tensor], mode: str) -> T
     name = "input_features" if "input_features" in inputs else "input_values"
     values, lengths = inputs[name], inputs["lengths"]
     if not _mask_keeps_padding_out(module.config):
-        out = None
+        parts: list[tuple[Tensor, Tensor]] = []  # (rows, their embeddings)
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
             hidden = module(**{name: values[rows, :length]}).last_hidden_state
-            pooled = pool(hidden, torch.ones(hidden.shape[:2], device=hidden.device), [mode])
-            out = pooled.new_zeros(len(values), pooled.shape[1]) if out is None else out
-            out = out.index_copy(0, rows, pooled)
-        return out
+            parts.append((rows, pool(hidden, torch.ones(hidden.shape[:2], device=hidden.device), [mode])))
+        return torch.cat([pooled for _, pooled in parts])[torch.cat([rows for rows, _ in parts]).argsort()]
     mask = (torch.arange(values.shape[1], device=values.device) < lengths[:, None]).long()
     hidden = module(**{name: values}, attention_mask=mask).last_hidden_state
     frames = mask if name == "input_features" else module._get_feature_vector_attention_mask(hidden.shape[1], mask)

@@ -4,6 +4,8 @@ transformers passes the weights of these layers to torch's multi-head attention 
 adapter, which is added where a layer is called, would never be trained.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ class LinearWavLMAttention(WavLMAttention):
 
     def torch_multi_head_self_attention(
         self, hidden_states: Tensor, attention_mask: Tensor | None, gated_position_bias: Tensor
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Any]:
         """Return attention's output [B, T, C], and None in place of the weights.
 
         hidden_states: [B, T, C]
