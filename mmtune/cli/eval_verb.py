@@ -218,7 +218,7 @@ def run(args: argparse.Namespace) -> Result:
 def copies_note(data: str, directions: Sequence[str]) -> str:
     """Say that pieces of one recording are right answers for each other in searches within a modality; "" if there are none."""
     from mmtune.data.shards.dataset import open_data
-    from mmtune.reporting.recording_copies import RECORDING_COLUMNS
+    from mmtune.evaluation.clusters import RECORDING_COLUMNS
 
     within = [d for d in directions if len(set(d.split("->"))) == 1]
     if not within:

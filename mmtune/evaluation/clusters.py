@@ -6,6 +6,9 @@ import numpy as np
 
 from mmtune.contracts import Embeddings
 
+RECORDING_COLUMNS = ("recording", "recording_id", "source_file", "original")
+"""Metadata columns whose equal values mean: cut from the same recording or picture."""
+
 
 def row_clusters(vectors: Mapping[str, Embeddings]) -> dict[str, int]:
     """Return {row id: cluster number}. Rows linked directly or indirectly by a group or identical content are one cluster.

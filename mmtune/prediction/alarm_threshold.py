@@ -53,7 +53,7 @@ class AlarmThreshold:
             known += "; above by domain: " + ", ".join(f"{d} {share:.1%}" for d, share in self.domains.items())
         by = "" if self.clusters == self.normal else f" of {self.clusters} recordings"
         return (
-            f"threshold {self.value:.4f}: expected false-alarm rate {self.false_alarm_rate:.2%}, 95% interval {low:.2%} to {high:.2%} "
+            f"threshold {self.value:.4g}: expected false-alarm rate {self.false_alarm_rate:.2%}, 95% interval {low:.2%} to {high:.2%} "
             f"({self.normal} normal items{by}){known}"
         )
 

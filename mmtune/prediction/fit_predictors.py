@@ -10,6 +10,7 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
+from mmtune.evaluation.clusters import RECORDING_COLUMNS
 from mmtune.evaluation.tasks import anomaly, knn
 from mmtune.evaluation.tasks.anomaly import AnomalyScoring, anomalous_rows, column_of_rows, normal_rows, same_source
 from mmtune.evaluation.tasks.evaluate_task import check_options
@@ -77,7 +78,7 @@ def machine_rows(reference: "Data | None", machine: str) -> "Data":
     """
     if reference is None or "=" not in machine:
         raise RecipeError(
-            'machine: write "COLUMN=VALUE", e.g. --machine machine=fan, and give reference data (--reference DATA)'
+            'machine: predict takes one machine at a time: write "COLUMN=VALUE", e.g. --machine machine=fan, and give --reference DATA'
         )
     return reference.subset(rows_with_value(reference, machine))
 
@@ -105,7 +106,23 @@ def fit_predictors(
     shared = [m for m in names if m in reference.modalities]
     if not shared:
         raise DataError(f"{reference.spec}: has {', '.join(reference.modalities)}, but {', '.join(names)} is to be predicted")
+    if options.threshold is not None and options.exclude_same is None:
+        _warn_of_recordings(reference)
     return (_fit_knn if task == "knn" else _fit_anomaly)(model, reference, shared, options)
+
+
+def _warn_of_recordings(reference: "Data") -> None:
+    """Issue a DataWarning if several references are of one recording, as metadata say, and vouch for each other."""
+    for column in RECORDING_COLUMNS:
+        values = [v for v in reference.column(column) if v not in (None, "")] if column in reference.meta(0) else []
+        if len(set(values)) < len(values):
+            warnings.warn(
+                f"threshold: {len(values)} references are of {len(set(values))} values of {column!r}, and clips of one recording are alike: "
+                f"more false alarms can come than are stated; --exclude-same {column} scores each without its own",
+                DataWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def _fit_zero_shot(
@@ -157,7 +174,7 @@ def _fit_anomaly(model: "Model", reference: "Data", names: Sequence[str], option
     scoring = AnomalyScoring(
         options.neighbours or anomaly.NEIGHBOURS, options.scorer or AnomalyScoring.scorer, options.balance, domain
     )
-    scoring.check(options.domain)
+    scoring.check(options.domain, options.known_anomalies)
     is_normal, anomalous = _normal_and_anomalous(reference, options)
     source = source_of_rows(reference, options.exclude_same)
     normal = embed_data(model, reference.subset(is_normal), names, options.batch_size, options.quiet)
@@ -233,6 +250,11 @@ def _threshold(
     score = scoring.among_themselves(rows, is_normal, exclusion, use_known=use_known, folds=FOLDS)
     there = np.isfinite(score)
     normal = there & is_normal
+    if source is not None and len(items.ids) > 1 and not normal.any():
+        raise DataError(
+            f"threshold: all {len(items.ids)} normal references have one value of the column --exclude-same, so that none can be scored by "
+            "the others; give normal references of at least two recordings, or leave --exclude-same out"
+        )
     clusters = None if source is None else len(set(exclusion[0][normal].tolist()))
     found = alarm_threshold(score[normal], threshold, clusters=clusters, anomalous_M=score[there & ~is_normal])
     domain_N = np.array([scoring.domain.get(i) for i in rows.ids], object)

@@ -147,7 +147,7 @@ class Predictions:
             [
                 p.file,
                 "" if p.predicted_class is None else p.predicted_class,
-                f"{p.score:.4f}",
+                f"{p.score:.4g}" if self.task == "anomaly" else f"{p.score:.4f}",
                 "" if p.alarm is None else ("ALARM" if p.alarm else "ok"),
                 ", ".join(p.nearest[:3]),
                 *([f"{p.peak.start:.2f} s" if p.peak else ""] if located else []),

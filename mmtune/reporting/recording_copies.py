@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 
 from mmtune import modalities
 from mmtune.errors import DataError, Rejected
+from mmtune.evaluation.clusters import RECORDING_COLUMNS
 
 if TYPE_CHECKING:
     from mmtune.data.shards.dataset import Data
-
-RECORDING_COLUMNS = ("recording", "recording_id", "source_file", "original")
-"""Metadata columns whose equal values mean: cut from the same recording or picture."""
 
 
 class RecordingCopies:

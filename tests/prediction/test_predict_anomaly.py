@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 
 import mmtune
 from mmtune.contracts import Embeddings
-from mmtune.errors import ModelError, RecipeError
+from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
 from mmtune.evaluation.tasks import anomaly_scorers
 from mmtune.evaluation.tasks.anomaly import AnomalyScoring
 from mmtune.prediction import stored_predictors
@@ -100,6 +101,8 @@ def test_known_anomalies_are_found_by_the_others_never_by_themselves():
     assert found.detection_rate == pytest.approx(np.mean(np.array(score[40:]) > found.value)) and found.anomalous == 6
     alone = _threshold("audio", items, 0.1, source, AnomalyScoring(), take_rows(e, np.array([40, 41])), use_known=True)
     assert alone.detection_rate is None and alone.normal == 40  # one recording of a fault says nothing about finding it
+    with pytest.raises(DataError, match="all 40 normal references have one value of the column --exclude-same"):
+        _threshold("audio", items, 0.1, dict.fromkeys(e.ids, "one"), AnomalyScoring())
 
 
 def test_known_anomalies_count_for_scorers_that_are_fitted_too():
@@ -147,3 +150,17 @@ def test_the_plain_predictor_is_stored_so_that_earlier_versions_read_it(root):
         with safe_open(artifact / "predictors" / "anomaly.audio.safetensors", framework="np") as f:
             document = json.loads(f.metadata()["predictor"])
         assert document["format"] == number and ("scorer" in document) == (number == 2)
+
+
+def test_a_threshold_from_clips_of_one_recording_is_warned_of(root):
+    """As without --exclude-same the clips of a recording vouch for each other."""
+    data = mmtune.open_data(corpora.packed(root, 21, 0, COLUMNS))
+    rows = [{"audio": data.read(i, "audio"), "recording": f"r{i // 3}"} for i in range(12)]
+    val = corpora.packed(root, 12, 1, COLUMNS)
+    with pytest.warns(DataWarning, match="12 references are of 4 values of 'recording'.* --exclude-same recording"):
+        mmtune.predict("tiny:clap", val, task="anomaly", reference=rows, threshold="auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        found = mmtune.predict("tiny:clap", val, task="anomaly", reference=rows, threshold="auto", exclude_same="recording")
+        mmtune.predict("tiny:clap", val, task="anomaly", reference=rows)
+    assert found.thresholds["audio"].clusters == 4

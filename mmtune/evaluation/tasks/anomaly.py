@@ -14,7 +14,14 @@ from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.slices import metadata_slices
 from mmtune.evaluation.tasks.anomaly_result import Anomalies, DetectionScores, areas_of, domain_areas, mean_scores
-from mmtune.evaluation.tasks.anomaly_scorers import BALANCES, NEIGHBOURS, AnomalyScorer, balance_domains, make_scorer
+from mmtune.evaluation.tasks.anomaly_scorers import (
+    BALANCES,
+    NEIGHBOURS,
+    AnomalyScorer,
+    balance_domains,
+    check_known,
+    make_scorer,
+)
 from mmtune.evaluation.tasks.knn import Exclusion, nearest, source_of_rows
 from mmtune.evaluation.tasks.roc import MAX_FPR
 from mmtune.evaluation.tasks.task import EvaluationTask, TaskInputs, check_neighbours, row_values, rows_with_value
@@ -96,7 +103,7 @@ class AnomalyDetection(EvaluationTask):
         }
 
     def _check(self) -> None:
-        AnomalyScoring(self.neighbours, self.scorer, self.balance).check(self.domain)
+        AnomalyScoring(self.neighbours, self.scorer, self.balance).check(self.domain, self.known_anomalies)
         if self.known_anomalies and self.reference is None:
             raise RecipeError("known_anomalies: they are rows of the reference data; give --reference DATA as well")
 
@@ -156,10 +163,13 @@ class AnomalyScoring:
     balance: str | None = None
     domain: Mapping[str, str | None] = field(default_factory=dict)
 
-    def check(self, domain_column: str | None) -> None:
-        """Raise RecipeError for an unknown scorer or balance, or for a balance without the column of the domains."""
+    def check(self, domain_column: str | None, use_known: bool = False) -> None:
+        """Raise RecipeError for an unknown scorer or balance, for a balance without the column of the domains, and for known anomalies
+        of which the scorer makes no use."""
         check_neighbours(self.neighbours)
         make_scorer(self.scorer, self.neighbours)
+        if use_known:
+            check_known(self.scorer, self.neighbours)
         if self.balance is not None and self.balance not in BALANCES:
             raise RecipeError(f"balance: unknown {self.balance!r}; there are: {', '.join(BALANCES)}")
         if self.balance is not None and domain_column is None:

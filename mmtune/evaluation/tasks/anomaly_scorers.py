@@ -4,7 +4,7 @@ A scorer of your own is a class with `fit` and `score`, added by `register_anoma
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -19,7 +19,11 @@ BALANCES = ("smote", "mixup")
 
 
 class AnomalyScorer(Protocol):
-    """Interface of a scorer. Embeddings are L2-normalised float32."""
+    """Interface of a scorer. Embeddings are L2-normalised float32.
+
+    Optional attribute: `uses_known = False` of a scorer that has no use for known anomalies, so that they are refused before anything is
+    embedded.
+    """
 
     def fit(self, normal_ND: np.ndarray, known_MD: np.ndarray | None) -> None:
         """Learn from N normal embeddings and, if there are any, M embeddings of known anomalies.
@@ -54,6 +58,8 @@ class NearestScorer:
 class MahalanobisScorer:
     """Mahalanobis distance to the normal embeddings, with a shrunk covariance (Ledoit and Wolf 2004)."""
 
+    uses_known: ClassVar[bool] = False
+
     def fit(self, normal_ND: np.ndarray, known_MD: np.ndarray | None) -> None:
         from sklearn.covariance import LedoitWolf
 
@@ -70,6 +76,7 @@ class MahalanobisScorer:
 class GaussianMixtureScorer:
     """Negative log-likelihood under a mixture of Gaussians with diagonal covariances, fitted to the normal embeddings."""
 
+    uses_known: ClassVar[bool] = False
     components: int = 2
     seed: int = 0
 
@@ -109,6 +116,12 @@ def make_scorer(name: str, neighbours: int) -> AnomalyScorer:
     scorer = plugins.resolve(SCORERS, name, "anomaly scorer", key="scorer")
     made: AnomalyScorer = scorer(neighbours) if scorer is NearestScorer else scorer()
     return made
+
+
+def check_known(name: str, neighbours: int) -> None:
+    """Raise RecipeError if a scorer has no use for known anomalies."""
+    if not getattr(make_scorer(name, neighbours), "uses_known", True):
+        _refuse_known(name, np.zeros((0, 0)))
 
 
 def balance_domains(normal_ND: np.ndarray, domain_N: np.ndarray, how: str, seed: int = 0) -> np.ndarray:

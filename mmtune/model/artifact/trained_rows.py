@@ -49,7 +49,7 @@ def is_plain(key: str) -> bool:
 
 def sample_labels(samples: Mapping[str, LabelSample]) -> dict[str, np.ndarray]:
     """Return the entries of samples, {modality: sample of the labels of its contents}."""
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for m, sample in samples.items():
         out |= {f"{m}:sample": sample.labels, f"{m}:level": np.array([sample.level])}
     return out

@@ -216,6 +216,7 @@ def test_the_verb(machines, capsys):
         (["--scorer", "gmmm"], "scorer: unknown 'gmmm'; there are: nearest, mahalanobis, gmm"),
         (["--balance", "smote"], "balance: name the metadata column of the domains as well"),
         (["--balance", "smte", "--domain", "severity"], "balance: unknown 'smte'; there are: smote, mixup"),
+        (["--known-anomalies", "--scorer", "gmm"], "known_anomalies: the scorer gmm is fitted to normal rows alone"),
         (["--known-anomalies"], "known_anomalies: they are rows of the reference data; give --reference DATA as well"),
     ],
 )
