@@ -52,8 +52,9 @@ def compiled_or_checkpointed(model: "Model", compiled: bool | CompileMode, recom
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
         if compiled:
             block.compile(mode=None if compiled is True else compiled)
-            if uses_cuda_graphs(compiled):
-                block._compiled_call_impl = functools.partial(_compiled_in_training, block, block._compiled_call_impl)
+            call = block._compiled_call_impl
+            if uses_cuda_graphs(compiled) and call is not None:
+                block._compiled_call_impl = functools.partial(_compiled_in_training, block, call)
     try:
         yield
     finally:

@@ -99,6 +99,7 @@ def test_blocks_on_apples_gpu_are_recomputed_with_the_same_dropout(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("recompute", "mode"), [(False, True), (True, True), (False, "reduce-overhead"), (False, "default")])
 def test_compiled_blocks_give_the_same_gradients(recompute, mode):
     model = Model()
@@ -119,6 +120,7 @@ def test_compiled_blocks_give_the_same_gradients(recompute, mode):
         pytest.param("compile", "reduce-overhead", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.timeout(900)
 def test_a_recipe_switches_it_on(key, value, tmp_path):
     losses = {}
     for on in (False, value):
