@@ -32,6 +32,7 @@ from mmtune.runtime import plugins
 from mmtune.runtime.plugins import nearest
 from mmtune.training.large_batch.micro_batches import has_lengths
 from mmtune.training.objective_spec import parse_terms
+from mmtune.training.stream_limits import FIX
 from mmtune.training.tuning.lp_ft import is_head_stage
 from mmtune.training.tuning.tune_spec import parse_tune
 
@@ -102,6 +103,11 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
         for match in find_label_words(inputs.indexed, augment, np.flatnonzero(inputs.usable)):
             warnings.warn(describe(match, inputs.indexed.ids), stacklevel=2)
     for term in terms:
+        if term.family == "class_label" and inputs.is_streamed:
+            raise RecipeError(
+                f"{term.key}.loss: {term.loss} counts the classes ({term.label!r}) of all rows before the first step, which {FIX}; or use a "
+                "contrastive loss, which needs only the groups of a batch"
+            )
         if term.weights is not None and not inputs.is_streamed:
             _check_column(inputs.indexed, term.weights, f"{term.key}.weights")
     for key, data in (("data.val", inputs.val), ("data.retention", inputs.retention)):

@@ -11,6 +11,7 @@ import os
 import posixpath
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from typing import BinaryIO, TypeAlias
 
 from mmtune import modalities
@@ -161,18 +162,15 @@ class TarMembers:
                 self.notes["links to something that is not in the tar, left out"] += 1
 
     def _group_members(self) -> dict[str, Members]:
-        if any("." in key_to_first_dot(name)[1] for name in self._spans):
-            samples: dict[str, Members] = {}
-            for name, span in self._spans.items():
-                key, extension = _key_to_last_dot(name)
-                samples.setdefault(key, {})[extension] = span
-            suffixes = {frozenset(members) for members in samples.values()}
-            known = set(modalities.by_extension())
-            if len(suffixes) == 1 and (first := next(iter(suffixes))) & known:
-                shorter = {key_to_first_dot(name)[0] for name in self._spans}
-                if sum(map(len, samples.values())) == len(self._spans) and (len(samples) > len(shorter) or first & DOCUMENTS):
-                    return samples
-        samples = {}
+        if any(has_two_dots(name) for name in self._spans):
+            suffixes, is_needed = suffixes_at_last_dot(self._spans)
+            if suffixes and is_needed:
+                by_key: dict[str, Members] = {}
+                for name, span in self._spans.items():
+                    key, extension = key_to_last_dot(name)
+                    by_key.setdefault(key, {})[extension] = span
+                return by_key
+        samples: dict[str, Members] = {}
         for name, span in self._spans.items():
             key, extension = key_to_first_dot(name)
             members = samples.setdefault(key, {})
@@ -194,10 +192,34 @@ def key_to_first_dot(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _key_to_last_dot(name: str) -> tuple[str, str]:
+def key_to_last_dot(name: str) -> tuple[str, str]:
     """Split the name of a member at the last dot into (key, extension)."""
     key, _, suffix = name.removeprefix("./").rpartition(".")
     return key, suffix.lower()
+
+
+def has_two_dots(name: str) -> bool:
+    """Whether the first and the last dot of the file name differ, in the name of a member that belongs to a sample."""
+    return "." in key_to_first_dot(name)[1]
+
+
+def suffixes_at_last_dot(names: Iterable[str]) -> tuple[frozenset[str] | None, bool]:
+    """Whether the names of all members of samples should be cut at the last dot.
+
+    Returns (the extensions that every sample then has, one of them of a modality; None if samples would have different ones, or one twice,
+    whether cutting at the first dot would leave members out).
+    """
+    samples: dict[str, list[str]] = {}
+    shorter = set()
+    for name in names:
+        key, suffix = key_to_last_dot(name)
+        samples.setdefault(key, []).append(suffix)
+        shorter.add(key_to_first_dot(name)[0])
+    suffixes = {frozenset(of_sample) for of_sample in samples.values()}
+    first = next(iter(suffixes)) if len(suffixes) == 1 else frozenset()
+    if not first & set(modalities.by_extension()) or any(len(of_sample) > len(first) for of_sample in samples.values()):
+        return None, False
+    return first, len(samples) > len(shorter) or bool(first & DOCUMENTS)
 
 
 def find_value(members: Members, owner: dict[str, str], name: str, extensions: tuple[str, ...]) -> Span | None:

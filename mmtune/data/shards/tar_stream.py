@@ -14,8 +14,9 @@ from typing import BinaryIO
 
 from mmtune import modalities
 from mmtune.data.identity_labels import decode_name, mix_label
+from mmtune.data.shards.stream_keys import keyed_members
 from mmtune.data.shards.tar_index import NO_FIELD, TableBuilder, field_value, parse_json
-from mmtune.data.shards.tar_members import Span, key_to_first_dot
+from mmtune.data.shards.tar_members import Span
 from mmtune.errors import DataError
 
 READ_BYTES = 1 << 16
@@ -98,10 +99,7 @@ def _check_end(tail: _Tail, end: int, url: str) -> None:
 def _samples(file: BinaryIO, url: str, notes: Counter[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield (key, {extension: content}) for each run of members with the same key."""
     current, members = "", dict[str, bytes]()
-    for name, data in _members(file, url, notes):
-        key, extension = key_to_first_dot(name)
-        if not extension:
-            continue
+    for key, extension, name, data in keyed_members(_members(file, url, notes), url):
         if key != current:
             if members:
                 yield current, members

@@ -192,3 +192,45 @@ def test_an_address_without_shards_is_one_line(server: FileServer) -> None:
     tar(server.root / "n.tar", [("a.bin", b"x")])
     with pytest.raises(DataError, match="no sample with a known modality"):
         rows_of(f"{server.url}/n.tar")
+
+
+def two_dots(rows: int, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    """Members of `rows` samples; a name may contain {i}, the number of the sample."""
+    contents = {
+        "png": picture,
+        "txt": lambda i: b"caption %d" % i,
+        "json": lambda i: b'{"shade": %d}' % i,
+        "cls": lambda i: b"%d" % i,
+    }
+    members = []
+    for i in range(rows):
+        for k, n in enumerate(names):
+            members.append((n.format(i=i), contents[n.rpartition(".")[2]](2 * i + k // 2)))
+    return members
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("sku{i}.front.png", "sku{i}.front.txt", "sku{i}.back.png", "sku{i}.back.txt"),  # views: the last dot
+        ("v1.{i}.png", "v1.{i}.json", "v1.{i}.txt"),  # documents beside values: the last dot
+        ("{i}.seg.png", "{i}.png", "{i}.txt"),  # a compound extension of webdataset: the first dot
+        ("{i}.left.png", "{i}.txt"),
+        ("a.b/{i}.png", "a.b/{i}.txt"),  # dots of folders do not count
+    ],
+)
+@pytest.mark.parametrize("plain_rows", [0, 3])
+def test_keys_of_names_with_two_dots_end_where_random_access_ends_them(tmp_path: Path, names, plain_rows: int) -> None:
+    extensions = dict.fromkeys(n.rpartition(".")[2] for n in names)
+    plain = two_dots(plain_rows, tuple(f"plain{{i}}.{e}" for e in extensions))
+    path = tar(tmp_path / "x.tar", plain + two_dots(200, names))
+    same_rows(str(path), str(path))
+
+
+def test_where_keys_end_must_show_in_time(tmp_path: Path) -> None:
+    """Names like those of views after hundreds that are not; random access reads them all beforehand."""
+    late = two_dots(300, ("{i}.v1.png", "{i}.v1.txt")) + two_dots(1, ("900.v1.png", "900.v1.txt", "900.v2.png", "900.v2.txt"))
+    other = two_dots(300, ("sku{i}.front.png", "sku{i}.front.txt", "sku{i}.back.png", "sku{i}.back.txt"))
+    for members in (late, [*other, ("last.front.png", picture(9000))]):
+        with pytest.raises(DataError, match="keys of some names end at the first dot, of others at the last"):
+            rows_of(str(tar(tmp_path / "x.tar", members)))
