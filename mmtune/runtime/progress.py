@@ -17,7 +17,7 @@ class Progress:
     """Context manager that shows progress: `with Progress("embed", total) as p: p.advance(n, note="recall 0.41")`.
 
     label: name of the work, shown in front
-    total: number of units to do
+    total: number of units to do; 0: not known, so neither a total nor the remaining time is shown
     unit: name of what is counted, shown in the rate ("12.5 rows/s")
     quiet: show nothing
     initial: number of units that an earlier run has done; they do not count in the rate
@@ -40,7 +40,7 @@ class Progress:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
             self._bar = RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
+            self._task = self._bar.add_task(self.label, total=self.total or None, completed=self.done, note="")
         return self
 
     def advance(self, n: int, note: str = "") -> None:
@@ -57,7 +57,8 @@ class Progress:
             left = (
                 f"{_duration((self.total - self.done) / per_second)} left" if self.done < self.total and per_second > 0 else ""
             )
-            parts = (f"{self.label}: {self.done}/{self.total}", rate, left, self.note)
+            done = f"{self.done}/{self.total}" if self.total else f"{self.done}"
+            parts = (f"{self.label}: {done}", rate, left, self.note)
             print(*(p for p in parts if p), file=sys.stderr, flush=True)
 
     def print(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""What the progress of training shows beside the speed: waiting, bytes read per second, and cache hits."""
+"""What the progress of training shows beside the speed: waiting, bytes read and decoded per second, and cache hits."""
 
 import time
 from collections import deque
@@ -37,7 +37,9 @@ class LoadMeter:
         # the first batch was read before the time that is counted
         size = total.size - self._recent[0][1].size if self._recent else 0
         read = f" reading {size / 1e6 / seconds:.1f} MB/s" if seconds and size else ""
+        # by the time of the threads that decode, not by the clock: what one of them can do
+        decoded = f" decoding {total.size / 1e6 / total.decode:.1f} MB/s a thread" if total.size and total.decode else ""
         hits = f" cache hits {total.cached / total.values:.0%}" if total.values and total.cached else ""
         if self.shards is not None and self.shards.hits:
             hits += f" shards from disk {self.shards.hits / (self.shards.hits + self.shards.misses):.0%}"
-        return f"epoch {state.epoch + 1} loss {loss:.3f} waiting {state.wait_share:.0%}{read}{hits}"
+        return f"epoch {state.epoch + 1} loss {loss:.3f} waiting {state.wait_share:.0%}{read}{decoded}{hits}"
