@@ -1,5 +1,6 @@
 """Reading shards from start to end: our streamed loader beside open_clip's WebDataset pipeline and Hugging Face datasets (streaming), on
-the same shards, by processor time and by the clock, one thread or process each, in turn, medians.
+the same shards, by processor time and by the clock, one thread or process each, in turn, medians. litdata and MosaicML streaming read the same
+rows from shards of their own formats, if they are installed (`pip install --no-deps litdata mosaicml-streaming`, and what they import).
 
     python -m pytest tests/benchmarks/test_bench_streams.py -m bench -s
     MMTUNE_BENCH_ROUNDS=3 MMTUNE_BENCH_ROWS=512 (the defaults)
@@ -8,6 +9,7 @@ All decode JPEGs of 640 x 480, resize them to 224 x 224, tokenise a caption and 
 """
 
 import csv
+import importlib.util
 import json
 import os
 import statistics
@@ -36,6 +38,27 @@ def measured(epoch):
     rows = epoch(1)
     print(json.dumps({"rows": rows, "per_s": rows / (time.perf_counter() - wall), "per_core_s": rows / (time.process_time() - cpu)}))
 """
+
+OWN_FORMAT = """
+import tarfile
+from PIL import Image
+def rows():
+    for path in sorted(glob.glob(shards + "/*.tar")):
+        with tarfile.open(path) as tar:
+            found = {}
+            for member in tar:
+                found[member.name.rpartition(".")[2]] = tar.extractfile(member).read()
+                if {"jpg", "json", "txt"} <= found.keys():
+                    yield {"jpg": found["jpg"], "txt": found["txt"].decode()}
+                    found = {}
+def collate(rows):
+    images = [processor(Image.open(io.BytesIO(r["jpg"])).convert("RGB"), return_tensors="pt")["pixel_values"][0] for r in rows]
+    return torch.stack(images), tokenizer([r["txt"] for r in rows], padding=True, truncation=True, return_tensors="pt")
+def epoch(number):
+    data.set_number(number)
+    return sum(len(images) for images, _ in torch.utils.data.DataLoader(data, batch_size=64, collate_fn=collate))
+"""
+"""For peers that convert a corpus to a format of their own, before anything is measured. They decode by the same code as `datasets`."""
 
 WAYS = {
     "mmtune": """
@@ -73,6 +96,39 @@ def epoch(number):
 measured(epoch)
 """,
 }
+PEERS = {
+    "litdata": OWN_FORMAT
+    + """
+import os, litdata
+class Data(litdata.StreamingDataset):
+    def set_number(self, number):
+        self.set_epoch(number + 1)
+out = shards + "-litdata"
+if not os.path.isdir(out):
+    os.makedirs(out)
+    writer = litdata.streaming.writer.BinaryWriter(out, chunk_bytes="8MB")
+    for i, row in enumerate(rows()):
+        writer[i] = row
+    writer.done(); writer.merge()
+data = Data(out, shuffle=True, seed=0)
+measured(epoch)
+""",
+    "streaming": OWN_FORMAT
+    + """
+import os, streaming
+class Data(streaming.StreamingDataset):
+    def set_number(self, number):
+        self.next_epoch = number
+out = shards + "-mds"
+if not os.path.isdir(out):
+    with streaming.MDSWriter(out=out, columns={"jpg": "bytes", "txt": "str"}, size_limit=8_000_000) as writer:
+        for row in rows():
+            writer.write(row)
+data = Data(local=out, shuffle=True, batch_size=64)
+measured(epoch)
+""",
+}
+"""Module name -> its way."""
 
 
 @pytest.mark.bench
@@ -90,9 +146,10 @@ def test_streams(tmp_path):
     pack(source / "rows.csv", tmp_path / "shards", shard_size=f"{ROWS // 8 * len(files[0])}B")
     init = clip_init(tmp_path / "init")
     argv = [str(tmp_path / "shards"), str(init)]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    ways = WAYS | {name: code for name, code in PEERS.items() if importlib.util.find_spec(name)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        for name, code in WAYS.items():
+        for name, code in ways.items():
             environment = {
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
