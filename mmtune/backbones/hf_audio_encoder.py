@@ -80,12 +80,12 @@ class WaveformPreprocess:
         return {self.name: padded, "lengths": lengths} | segments_of(counts)
 
     def lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Number of samples of each window (see `Preprocess`)."""
+        """Number of samples or frames of each window (see `Preprocess`)."""
         return inputs.get("lengths")
 
     def cut(self, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
-        """The inputs without the samples after `length`."""
-        return {k: v[:, :length] if k == "input_values" else v for k, v in inputs.items()}
+        """The inputs without the samples or frames after `length`."""
+        return {k: v[:, :length] if k == self.name else v for k, v in inputs.items()}
 
 
 class SpectrogramPreprocess:

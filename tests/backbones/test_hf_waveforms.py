@@ -6,7 +6,7 @@ import torch
 import transformers
 
 import mmtune
-from mmtune.backbones.hf_audio_encoder import _mask_keeps_padding_out
+from mmtune.backbones.hf_audio_encoder import WaveformPreprocess, _mask_keeps_padding_out
 from mmtune.backbones.hf_single_types import SOUND_MODELS
 from mmtune.modalities.sound import Sound
 from tests.backbones.test_hf_single import survives_saving, unit
@@ -124,3 +124,17 @@ def test_tuned_checkpoints_give_their_encoder(tmp_path, cls):
     extractor.save_pretrained(tmp_path)
     want, _ = upstream(model.base_model, extractor, [s.samples for s in sounds()])
     np.testing.assert_allclose(mmtune.load(f"hf:{tmp_path}").encode(audio=sounds()), unit(want), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["input_values", "input_features"])
+def test_a_part_of_a_batch_is_cut_to_its_own_longest_window(name):
+    extractor = {
+        "input_values": transformers.Wav2Vec2FeatureExtractor,
+        "input_features": transformers.SeamlessM4TFeatureExtractor,
+    }
+    preprocess = WaveformPreprocess(extractor[name](), 400, name)
+    inputs = preprocess.collate([preprocess(s) for s in sounds()])
+    lengths = preprocess.lengths(inputs)
+    assert inputs[name].shape[1] == int(lengths.max()) > int(lengths[0])
+    cut = preprocess.cut(inputs, int(lengths[0]))
+    assert cut[name].shape[1] == int(lengths[0]) and torch.equal(cut["lengths"], lengths)
