@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
-from mmtune.data.shards.tar_members import has_two_dots, key_to_first_dot, key_to_last_dot, suffixes_at_last_dot
+from mmtune.data.shards.tar_members import key_to_first_dot, key_to_last_dot, suffixes_at_last_dot
 from mmtune.errors import DataError
 
 AHEAD, AHEAD_BYTES = 256, 64 << 20
@@ -31,34 +31,35 @@ def keyed_members(members: Iterable[tuple[str, bytes]], url: str) -> Iterator[Ke
 
     Raises DataError if the names do not allow to decide in time where keys end.
     """
-    rest = ((name, data) for name, data in members if key_to_first_dot(name)[1])
+    every = (KeyedMember(*key_to_first_dot(name), name, data) for name, data in members)
+    rest = (m for m in every if m.extension)
     before = _Runs()
-    held: list[tuple[str, bytes]] = []
-    for name, data in rest:
-        if has_two_dots(name):
-            held = [(name, data), *_ahead(rest)]
+    held: list[KeyedMember] = []
+    for m in rest:
+        if "." in m.extension:
+            held = [m, *_ahead(rest)]
             break
-        before.add(*key_to_last_dot(name))
-        yield KeyedMember(*key_to_first_dot(name), name, data)
+        before.add(m.key, m.extension)  # with one dot, the first is the last
+        yield m
     if not held:
         return
-    names = [n for n, _ in held]
+    names = [m.name for m in held]
     suffixes, is_needed = suffixes_at_last_dot([*before.current_names(), *_of_whole_samples(names)])
     if before.complete - {suffixes}:
         suffixes = None
     at_last = bool(suffixes) and is_needed
     runs, first_key = _Runs(before.key, before.extensions), ""
-    for name, data in itertools.chain(held, rest):
-        (short, extension), (key, suffix) = key_to_first_dot(name), key_to_last_dot(name)
+    for m in itertools.chain(held, rest):
+        key, suffix = key_to_last_dot(m.name)
         whole = runs.add(key, suffix)
         if suffixes and whole is not None and whole != suffixes:
             if at_last:
-                _refuse(url, name)
+                _refuse(url, m.name)
             suffixes = None
-        if suffixes and not at_last and whole is not None and short == first_key:
-            _refuse(url, name)
-        first_key = short
-        yield KeyedMember(key, suffix, name, data) if at_last else KeyedMember(short, extension, name, data)
+        if suffixes and not at_last and whole is not None and m.key == first_key:
+            _refuse(url, m.name)
+        first_key = m.key
+        yield m._replace(key=key, extension=suffix) if at_last else m
     if at_last and runs.extensions != suffixes:
         _refuse(url, runs.key)
 
@@ -87,12 +88,12 @@ class _Runs:
         return [f"{self.key}.{e}" for e in self.extensions]
 
 
-def _ahead(rest: Iterator[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    held: list[tuple[str, bytes]] = []
+def _ahead(rest: Iterator[KeyedMember]) -> list[KeyedMember]:
+    held: list[KeyedMember] = []
     size = 0
-    for name, data in rest:
-        held.append((name, data))
-        size += len(data)
+    for m in rest:
+        held.append(m)
+        size += len(m.data)
         if len(held) == AHEAD or size >= AHEAD_BYTES:
             break
     return held
