@@ -218,3 +218,17 @@ def decoder_folder(out, cls: str = "Qwen3", padding: str = "left"):
     file = out / "tokenizer_config.json"  # save_pretrained leaves the side out
     file.write_text(json.dumps({**json.loads(file.read_text()), "padding_side": padding}))
     return model, tokenizer
+
+
+def take_two_steps(model, tuned, modality: str, inputs, optimizer: torch.optim.Optimizer) -> None:
+    """Move the embeddings of four values towards random targets, as training does, and check that every trained weight has a gradient."""
+    target = torch.nn.functional.normalize(torch.randn(4, model.dim, generator=torch.Generator().manual_seed(0)), dim=-1)
+    for _ in range(2):
+        model.train()
+        tuned.set_frozen_to_eval()
+        loss = -(model.encode_inputs(modality, inputs) * target).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        tuned.record_gradients()
+        optimizer.step()
+    tuned.check_gradients()

@@ -10,7 +10,7 @@ from mmtune.modalities.sound import Sound
 from mmtune.model.tower_blocks import blocks
 from mmtune.training.tuning.tune import tune
 from tests.support import checkpoints
-from tests.support.single_checkpoints import SMALL, SOUNDS, decoder_folder, image_folder, small
+from tests.support.single_checkpoints import SMALL, SOUNDS, decoder_folder, image_folder, small, take_two_steps
 
 
 def waveform(out):
@@ -111,16 +111,7 @@ def test_two_steps_train_what_the_method_says(specs, name, method):
     inputs = tower.preprocess.collate([tower.preprocess(v) for v in values(modality)])
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.05)
-    target = torch.nn.functional.normalize(torch.randn(4, model.dim, generator=torch.Generator().manual_seed(0)), dim=-1)
-    for _ in range(2):
-        model.train()
-        tuned.set_frozen_to_eval()
-        loss = -(model.encode_inputs(modality, inputs) * target).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        tuned.record_gradients()
-        optimizer.step()
-    tuned.check_gradients()
+    take_two_steps(model, tuned, modality, inputs, optimizer)
     model.eval()
     with torch.no_grad():
         want = model.encode_inputs(modality, inputs)

@@ -20,6 +20,7 @@ from tests.support.single_checkpoints import (
     extractor_of,
     image_folder,
     small,
+    take_two_steps,
 )
 
 METHODS = {
@@ -54,16 +55,7 @@ def train_two_steps(model, tuned, modality):
     model.encode(**{modality: values(modality)})  # in inference mode, as an evaluation before the first step
     # its steps do not depend on the size of gradients, which is tiny in some deep random networks
     optimizer = torch.optim.Rprop([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    target = torch.nn.functional.normalize(torch.randn(4, model.dim, generator=torch.Generator().manual_seed(0)), dim=-1)
-    for _ in range(2):
-        model.train()
-        tuned.set_frozen_to_eval()
-        loss = -(model.encode_inputs(modality, inputs) * target).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        tuned.record_gradients()
-        optimizer.step()
-    tuned.check_gradients()
+    take_two_steps(model, tuned, modality, inputs, optimizer)
     moved = {n for n, p in model.named_parameters() if n in before and not torch.equal(before[n], p)}
     assert not {n for n, p in model.named_parameters() if not p.requires_grad} & moved
     model.eval()
