@@ -28,6 +28,7 @@ GIVES = {
     "aac": "sound files .m4a and .aac",
     "onnx": "towers from `onnx:FILE`; `mmtune export --to onnx`",
     "openvino": "`mmtune export --to openvino`",
+    "beats": "towers from `beats:FILE`",
     "tflite": "towers from `tflite:FILE`",
     "http": "DATA at http(s) addresses",
     "s3": "DATA at s3:// addresses",

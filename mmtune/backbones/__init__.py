@@ -5,6 +5,7 @@ A MODEL string has the form `family:checkpoint`:
     hf:DIR_OR_NAME                     a transformers checkpoint
     st:DIR_OR_NAME                     a sentence-transformers checkpoint
     timm:NAME, timm:NAME@FILE          an image tower of timm, with its own weights or those of a file
+    beats:FILE                         a sound encoder of the BEATs family, from Microsoft's checkpoint
     onnx:FILE, tflite:FILE             a frozen encoder that another runtime executes
     open_clip:NAME/TAG                 a pretrained open_clip model
     open_clip:DIR                      an open_clip model in a directory
@@ -130,6 +131,7 @@ TABLE: dict[str, str] = {
     "open_clip": "mmtune.backbones.open_clip",
     "st": "mmtune.backbones.st",
     "timm": "mmtune.backbones.timm",
+    "beats": "mmtune.backbones.beats",
     "onnx": "mmtune.backbones.onnx",
     "tflite": "mmtune.backbones.tflite",
     "tiny": "mmtune.backbones.tiny",

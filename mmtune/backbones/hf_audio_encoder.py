@@ -6,7 +6,7 @@ model averages.
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from mmtune.backbones import Backbone, Tower
 from mmtune.backbones.checkpoint_files import Untyped, read_source_files
 from mmtune.backbones.hf_weights import attention_setter, build
-from mmtune.backbones.sound_windows import collate_windows, segments_of, window_starts
-from mmtune.backbones.token_pooling import pool
+from mmtune.backbones.sound_windows import VariableWindows, collate_windows, encode_by_length, window_starts
+from mmtune.backbones.token_pooling import pool, pool_all
 from mmtune.errors import ModelError
 from mmtune.modalities.sound import Sound
 
@@ -31,7 +31,7 @@ POOLINGS = ("pooler", "cls", "mean", "max")
 SETTINGS = "pooling.json"
 
 
-class WaveformPreprocess:
+class WaveformPreprocess(VariableWindows):
     """Turn one sound into {NAME: [samples or frames]} or, if it is longer than WINDOW_SECONDS, into several windows.
 
     Each window goes through the checkpoint's feature extractor on its own: NAME is "input_values" for normalised samples [N], and
@@ -40,19 +40,9 @@ class WaveformPreprocess:
 
     def __init__(self, extractor: Untyped, shortest: int, name: str = "input_values"):
         """shortest: samples that give one frame; a shorter sound is padded with zeros"""
-        self.extractor, self.shortest, self.name = extractor, shortest, name
-        self.rate = int(extractor.sampling_rate)
-        self.window = WINDOW_SECONDS * self.rate
-
-    def is_deterministic(self, signal: Sound) -> bool:
-        """Whether preprocessing is deterministic in training: not for a sound with several windows."""
-        return signal.seconds * self.rate <= self.window
-
-    def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
-        samples = signal.resampled(self.rate).samples
-        starts = window_starts(len(samples), self.window, rng)
-        parts = [self._prepared(samples[s : s + self.window]) for s in starts]
-        return {self.name: torch.stack(parts)}
+        rate = int(extractor.sampling_rate)
+        super().__init__(name, rate, WINDOW_SECONDS * rate)
+        self.extractor, self.shortest = extractor, shortest
 
     def _prepared(self, samples: np.ndarray) -> Tensor:
         missing = max(0, self.shortest - len(samples))
@@ -62,30 +52,6 @@ class WaveformPreprocess:
         padded = np.pad(samples, (0, missing))
         frames = self.extractor(padded, sampling_rate=self.rate, return_attention_mask=True, return_tensors="pt")
         return frames[self.name][0][frames["attention_mask"][0].bool()].float()
-
-    @property
-    def window_seconds(self) -> float:
-        """Length of the tower's window (see `Preprocess`)."""
-        return self.window / self.rate
-
-    def windows(self, item: dict[str, Tensor]) -> int:
-        """Return the number of windows of a preprocessed item."""
-        return len(item[self.name])
-
-    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        rows = [row for item in items for row in item[self.name]]
-        lengths = torch.tensor([len(row) for row in rows])
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        counts = torch.tensor([len(item[self.name]) for item in items])
-        return {self.name: padded, "lengths": lengths} | segments_of(counts)
-
-    def lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Number of samples or frames of each window (see `Preprocess`)."""
-        return inputs.get("lengths")
-
-    def cut(self, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
-        """The inputs without the samples or frames after `length`."""
-        return {k: v[:, :length] if k == self.name else v for k, v in inputs.items()}
 
 
 class SpectrogramPreprocess:
@@ -219,7 +185,7 @@ def _encode_ast(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Tensor
     if mode == "cls":
         return hidden[:, 0]
     patches = hidden[:, 2:]  # after the class and the distillation token
-    return pool(patches, torch.ones(patches.shape[:2], device=hidden.device), [mode])
+    return pool_all(patches, mode)
 
 
 def _encode_whisper(module: Untyped, inputs: dict[str, Tensor], mode: str) -> Tensor:
@@ -234,12 +200,7 @@ def _encode_waveform(module: Untyped, inputs: dict[str, Tensor], mode: str) -> T
     name = "input_features" if "input_features" in inputs else "input_values"
     values, lengths = inputs[name], inputs["lengths"]
     if not _mask_keeps_padding_out(module.config):
-        parts: list[tuple[Tensor, Tensor]] = []  # (rows, their embeddings)
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero()[:, 0]
-            hidden = module(**{name: values[rows, :length]}).last_hidden_state
-            parts.append((rows, pool(hidden, torch.ones(hidden.shape[:2], device=hidden.device), [mode])))
-        return torch.cat([pooled for _, pooled in parts])[torch.cat([rows for rows, _ in parts]).argsort()]
+        return encode_by_length(lambda x: pool_all(module(**{name: x}).last_hidden_state, mode), values, lengths)
     mask = (torch.arange(values.shape[1], device=values.device) < lengths[:, None]).long()
     hidden = module(**{name: values}, attention_mask=mask).last_hidden_state
     frames = mask if name == "input_features" else module._get_feature_vector_attention_mask(hidden.shape[1], mask)

@@ -73,3 +73,8 @@ def pool(hidden_BTC: Tensor, mask_BT: Tensor, modes: Sequence[str]) -> Tensor:
             total = weights.sum(1).clamp(min=1e-9)
             pooled.append((hidden_BTC * weights).sum(1) / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total))
     return torch.cat(pooled, dim=-1) if len(pooled) > 1 else pooled[0]
+
+
+def pool_all(hidden_BTC: Tensor, mode: str) -> Tensor:
+    """Pool embeddings without padding [B, T, C] to [B, C]."""
+    return pool(hidden_BTC, torch.ones(hidden_BTC.shape[:2], device=hidden_BTC.device), [mode])

@@ -1,6 +1,7 @@
 """Find the residual blocks of a tower of any library.
 
-A block is an element of an `nn.ModuleList` or `nn.Sequential` that itself contains modules.
+A block is an element of an `nn.ModuleList` or `nn.Sequential` that itself contains modules other than the
+parametrizations of its own weights (weight normalisation).
 """
 
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ def blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
                 found += inner
             elif isinstance(child, nn.TransformerEncoderLayer):
                 found.append(child)
-            elif isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
+            elif isinstance(module, nn.ModuleList | nn.Sequential) and any(
+                n != "parametrizations" for n, _ in child.named_children()
+            ):
                 found.append(child)
     return found

@@ -32,6 +32,7 @@ FEATURES = {
     "heif": "pictures in .heic files",
     "onnx": "towers in ONNX files, mmtune export --to onnx",
     "openvino": "mmtune export --to openvino",
+    "beats": "sound towers of the BEATs family",
     "tflite": "towers in TFLite files",
     "http": "data at http:// and https://",
     "s3": "data at s3://",

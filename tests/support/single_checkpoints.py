@@ -232,3 +232,37 @@ def take_two_steps(model, tuned, modality: str, inputs, optimizer: torch.optim.O
         tuned.record_gradients()
         optimizer.step()
     tuned.check_gradients()
+
+
+def beats_file(out, **settings):
+    """A small random encoder of the BEATs family, saved by speechbrain's own module in Microsoft's format; returns its path."""
+    from speechbrain.lobes.models.beats import BEATs
+
+    cfg = {
+        "embed_dim": 24,
+        "encoder_layers": 2,
+        "encoder_embed_dim": 32,
+        "encoder_ffn_embed_dim": 48,
+        "encoder_attention_heads": 4,
+    }
+    cfg |= {"conv_pos": 8, "conv_pos_groups": 4, "relative_position_embedding": True, "num_buckets": 20, "max_distance": 40}
+    cfg |= {
+        "gru_rel_pos": True,
+        "deep_norm": True,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "encoder_layerdrop": 0.05,
+    } | settings
+    torch.manual_seed(0)
+    model = BEATs()
+    model.cfg.update(cfg)
+    # speechbrain builds from settings only with a file
+    from unittest.mock import patch
+
+    with patch("speechbrain.lobes.models.beats.BEATsConfig", lambda _: model.cfg):
+        model = BEATs()
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    path = out.with_suffix(".pt")
+    torch.save({"cfg": cfg, "model": model.state_dict()}, path)
+    return path

@@ -23,11 +23,11 @@ AFTER_BLOCKS = ("proj", "head")
 def layer_numbers(modules: Iterable[nn.Module]) -> tuple[dict[int, int], int]:
     """Return ({id of a parameter: its layer}, number of blocks L). Layers are 0 before the blocks, 1 to L, and L + 1 after.
 
-    A parameter between two blocks gets the layer of the later block.
+    A parameter between two blocks gets the layer of the later block, one that several blocks share that of the first.
     """
     modules = list(modules)
     ordered = blocks(modules)
-    block = {id(p): i + 1 for i, b in enumerate(ordered) for p in b.parameters()}
+    block = {id(p): i + 1 for i, b in reversed(list(enumerate(ordered))) for p in b.parameters()}
     layer: dict[int, int] = {}
     for module in modules:
         own_blocks = [block[id(p)] for p in module.parameters() if id(p) in block]

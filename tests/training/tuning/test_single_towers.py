@@ -10,7 +10,7 @@ from mmtune.modalities.sound import Sound
 from mmtune.model.tower_blocks import blocks
 from mmtune.training.tuning.tune import tune
 from tests.support import checkpoints
-from tests.support.single_checkpoints import SMALL, SOUNDS, decoder_folder, image_folder, small, take_two_steps
+from tests.support.single_checkpoints import SMALL, SOUNDS, beats_file, decoder_folder, image_folder, small, take_two_steps
 
 
 def waveform(out):
@@ -51,6 +51,7 @@ TOWERS = {
     "hf-convnext": (lambda out: image_folder("convnext", out), "hf:{}", "image", 4),
     "hf-wav2vec2": (waveform, "hf:{}", "audio", None),
     "hf-ast": (spectrogram, "hf:{}", "audio", 2),
+    "beats": (beats_file, "beats:{}.pt", "audio", 2),
     "hf-decoder": (decoder_folder, "hf:{}", "text", 2),
     "st": (sentence_encoder, "st:{}", "text", 2),
     "timm-vit": (timm_file("test_vit"), "timm:test_vit@{}.safetensors", "image", None),
