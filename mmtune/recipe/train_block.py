@@ -98,6 +98,11 @@ class TrainConfig(RecipeBlock):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="autocast precision; auto: bf16 if the hardware computes in it, else fp32"
     )
+    reduce_precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="type in which several processes sum their gradients; bf16 halves what travels between them and rounds each gradient to "
+        "8 bits of precision; weights, and what the optimizer computes, stay float32",
+    )
     compile: bool | CompileMode = Field(
         False,
         description="compile the towers' blocks with torch.compile; the first steps take much longer. A string is torch's mode: reduce-overhead "

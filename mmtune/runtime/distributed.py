@@ -83,19 +83,22 @@ class Processes:
         torch.distributed.all_gather(list(rows.split(size)), padded)
         return rows if len(rows) == n else rows[:n].clone()  # a copy, because torch.save writes the whole storage of a view
 
-    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Sum each tensor over all ranks, in place. Shapes and dtypes must be the same on every rank."""
+    def all_reduce(self, tensors: Sequence[Tensor], sent_as: torch.dtype | None = None) -> None:
+        """Sum each tensor over all ranks, in place. Shapes and dtypes must be the same on every rank.
+
+        sent_as: dtype in which the tensors are sent and summed; default: their own
+        """
         if self.is_single:
             return
         bucket: list[Tensor] = []
         for tensor in tensors:
             size = sum(t.numel() * t.element_size() for t in bucket)
             if bucket and (size + tensor.numel() * tensor.element_size() > REDUCE_BYTES or tensor.dtype != bucket[0].dtype):
-                _all_reduce(bucket)
+                _all_reduce(bucket, sent_as)
                 bucket = []
             bucket.append(tensor)
         if bucket:
-            _all_reduce(bucket)
+            _all_reduce(bucket, sent_as)
 
     def broadcast_parameters(self, *modules: nn.Module) -> None:
         """Overwrite the parameters and buffers of `modules` on every rank with those of rank 0."""
@@ -158,11 +161,12 @@ class Processes:
 SINGLE_PROCESS = Processes()
 
 
-def _all_reduce(tensors: list[Tensor]) -> None:
-    if len(tensors) == 1 and tensors[0].is_contiguous():
+def _all_reduce(tensors: list[Tensor], sent_as: torch.dtype | None) -> None:
+    sent_as = sent_as or tensors[0].dtype
+    if len(tensors) == 1 and tensors[0].is_contiguous() and tensors[0].dtype == sent_as:
         torch.distributed.all_reduce(tensors[0])
         return
-    flat = torch.cat([t.reshape(-1) for t in tensors])
+    flat = torch.cat([t.reshape(-1).to(sent_as) for t in tensors])
     torch.distributed.all_reduce(flat)
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view(tensor.shape))

@@ -126,7 +126,8 @@ class Trainer:
         shares, rates = (tuned.lr_shares, tuned.rates) if tuned else ({}, None)
         shares = {**shares, **objective.class_losses.lr_shares(config.lr)}
         groups = parameter_groups(model, objective, config, shares, rates)
-        self.sharded = ShardedBlocks(model, processes, config.shard)
+        self.reduce_dtype = torch.bfloat16 if config.reduce_precision == "bf16" else torch.float32
+        self.sharded = ShardedBlocks(model, processes, config.shard, self.reduce_dtype)
         self.optimizer = build_optimizer(groups, config)
         self.learning = [p for g in self.optimizer.param_groups for p in g["params"]]
         of_losses = {id(p) for p in objective.parameters()}  # random at the start, not in the artifact: no EMA, no L2-SP
@@ -305,7 +306,7 @@ class Trainer:
             preserved = {"preservation": self.preservation.add_gradient(self.model, self.state.step, cast)}
         self.sharded.collect_gradients()
         replicated = [p for p in self.learning if not self.sharded.is_shard(p)]
-        should_stop = all_reduce_gradients(self.processes, replicated, self.stop.requested)
+        should_stop = all_reduce_gradients(self.processes, replicated, self.stop.requested, self.reduce_dtype)
         average_running_statistics(self.processes, self.model)
         grad_norm = float(self.sharded.clip_grad_norm(self.learning, self.config.clip_norm or math.inf))
         loss, terms = self.sums.loss, {**self.sums.terms, **preserved}

@@ -162,7 +162,9 @@ def cases():
     return found
 
 
-def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropout=0.0, norm=False, shard=False, **options):
+def run_case(
+    processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropout=0.0, norm=False, shard=False, reduce=None, **options
+):
     """Two steps without an update; {"losses": [2], "norms": [2], "gradients": [one a parameter, NaN for none], ...}."""
     model = Toy(dropout, norm).train(bool(dropout or norm))
     objective = build_objective(
@@ -170,7 +172,7 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
     )
     parameters = [*model.parameters(), *objective.parameters()]
     rows = [len(p) if p.ndim else 1 for p in parameters]
-    sharded = ShardedBlocks(model, processes, shard)
+    sharded = ShardedBlocks(model, processes, shard, reduce or torch.float32)
     rest = [p for p in parameters if not sharded.is_shard(p)]
     assert len(rest) == len(parameters) - (shard and 3 * 2 * 6)
     losses, norms, gradients = [], [], []
@@ -182,9 +184,8 @@ def run_case(processes: Processes, terms, pairs=(("a", "b"),), micro=None, dropo
             p.grad = None
         loss, _ = forward_backward(model, batch, objective, micro_batch_size=micro, processes=processes, lockstep=shard)
         sharded.collect_gradients()
-        assert all_reduce_gradients(processes, rest, flag=processes.rank == 1 and step == 1) == (
-            step == 1 and not processes.is_single
-        )
+        flag = processes.rank == 1 and step == 1
+        assert all_reduce_gradients(processes, rest, flag, reduce) == (step == 1 and not processes.is_single)
         average_running_statistics(processes, model)
         losses.append(loss)
         norms.append(float(sharded.clip_grad_norm(parameters, math.inf)))
@@ -213,6 +214,7 @@ def run_cases(processes: Processes, thorough: bool = True):
             found |= {(name, micro, shard): run_case(processes, micro=micro, shard=shard, **case) for micro in (None, 2)}
         odd = {"terms": [{"loss": "info_nce"}], "micro": 2, "shard": shard}
         found["dropout", 2, shard] = run_case(processes, dropout=0.3, **odd)
+        found["bf16", None, shard] = run_case(processes, reduce=torch.bfloat16, terms=odd["terms"], shard=shard)
         found["norm", 2, shard] = run_case(processes, norm=True, **odd)
     return found
 
@@ -227,6 +229,10 @@ def check_collectives(processes: Processes):
     total = processes.world_size * (processes.world_size - 1) / 2
     assert ones[0].tolist() == [processes.world_size] * 3 and ones[1].flatten().tolist() == [total] * 4
     assert ones[2].item() == processes.world_size
+    third = [torch.full((3,), 1 / 3), torch.full((2,), 1 / 3)]
+    processes.all_reduce(third, torch.bfloat16)
+    assert third[0].dtype == torch.float32 and torch.equal(third[0], third[0].bfloat16().float())
+    assert torch.allclose(third[1], torch.tensor(processes.world_size / 3), rtol=0.01)
     assert processes.broadcast({"a": [1, 0.1], "rank": processes.rank}) == {"a": [1, 0.1], "rank": 0}
     layer = nn.BatchNorm1d(2)
     layer.weight.data.fill_(processes.rank + 1.0)

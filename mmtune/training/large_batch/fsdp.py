@@ -41,25 +41,30 @@ class ShardedBlocks:
 
     With `enabled=False`, or with a single process, nothing is sharded and every method does nothing. All methods except
     `is_shard` are collective: all processes must call them at the same point. Raises RecipeError if no block can be sharded.
+
+    reduce_dtype: type in which the gradients of the blocks are sent and summed
     """
 
-    def __init__(self, model: "Model", processes: Processes, enabled: bool = True) -> None:
+    def __init__(
+        self, model: "Model", processes: Processes, enabled: bool = True, reduce_dtype: torch.dtype = torch.float32
+    ) -> None:
         self.processes = processes
         self._replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []  # (parent, name, block, its sharded copy)
         self._shards: dict[int, tuple[nn.Parameter, DTensor]] = {}  # {id: (parameter of a block, DTensor of the copy)}
         self._open_contexts = 0  # how many `full_weights` contexts are open; they can be nested
         if enabled and not processes.is_single:
-            self._shard(model)
+            self._shard(model, reduce_dtype)
 
     @torch.no_grad()
-    def _shard(self, model: "Model") -> None:
+    def _shard(self, model: "Model", reduce_dtype: torch.dtype) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard, share_comm_ctx
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, share_comm_ctx
 
         mesh = init_device_mesh(model.device.type, (self.processes.world_size,))
+        policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype)
         copies: dict[int, Any] = {}
         for block in _shardable_blocks(model):
-            sharded: Any = fully_shard(_copy_of_block(block), mesh=mesh, reshard_after_forward=True)
+            sharded: Any = fully_shard(_copy_of_block(block), mesh=mesh, reshard_after_forward=True, mp_policy=policy)
             sharded.set_gradient_divide_factor(1.0)  # sum, not average: the loss is already that of the whole batch
             sharded.set_force_sum_reduction_for_comms(True)  # gloo supports only sums
             copies[id(block)] = sharded

@@ -104,10 +104,14 @@ def padded_gradient(gradient: Tensor, vectors: Tensor) -> Tensor:
     return gradient if len(gradient) == len(vectors) else torch.zeros_like(vectors)
 
 
-def all_reduce_gradients(processes: Processes, parameters: Sequence[Tensor], flag: bool = False) -> bool:
+def all_reduce_gradients(
+    processes: Processes, parameters: Sequence[Tensor], flag: bool = False, sent_as: torch.dtype | None = None
+) -> bool:
     """Sum the gradient of every parameter over processes. A parameter without a gradient on any process keeps none.
 
     Returns whether `flag` is True on any process, so that all processes can react to it after the same step.
+
+    sent_as: dtype in which gradients are sent and summed; default: their own
     """
     if processes.is_single:
         return flag
@@ -119,7 +123,7 @@ def all_reduce_gradients(processes: Processes, parameters: Sequence[Tensor], fla
     for p in learning:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    processes.all_reduce([p.grad for p in learning if p.grad is not None])
+    processes.all_reduce([p.grad for p in learning if p.grad is not None], sent_as)
     return bool(any_flag)
 
 

@@ -30,7 +30,7 @@ def test_a_step_of_several_processes_equals_that_of_one(count, objectives, tmp_p
     assert len(want) >= (2 * len(cases()) + 2 if objectives == "all" else 20)
     assert len(found[0]) == 2 * len(want) if objectives == "all" else len(found[0]) >= len(want) + 8
     for key, here in found[0].items():
-        if key[0] in ("dropout", "norm"):
+        if key[0] in ("dropout", "norm", "bf16"):
             continue
         one, everywhere = want[*key[:2], False], [f[key] for f in found]
         assert torch.allclose(here["losses"], one["losses"], rtol=1e-5), key
@@ -46,6 +46,17 @@ def test_a_step_of_several_processes_equals_that_of_one(count, objectives, tmp_p
     for shard in (False, True):
         dropout(found, count, shard)
         statistics(found, count, shard)
+        sums_in_bf16(found, want, shard)
+
+
+def sums_in_bf16(found, want, shard):
+    """Gradients that are summed in bf16 are values of bf16, equal on all ranks, and near those of one process."""
+    for f in found:
+        for g, w in zip(f["bf16", None, shard]["gradients"], want["bf16", None, False]["gradients"], strict=True):
+            assert torch.equal(g.isnan(), w.isnan())
+            if not w.isnan().any():
+                assert torch.equal(g, g.bfloat16().float()) and g.dtype == torch.float32
+                assert float((g - w).norm()) <= 0.01 * float(w.norm()) + 1e-7
 
 
 def shares(step, count):
