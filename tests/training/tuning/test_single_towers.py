@@ -70,7 +70,7 @@ METHODS = {
 def cases():
     for tower in TOWERS:
         for method in METHODS:
-            if method != "qlora" or tower in ("hf-decoder", "st", "hf-vit"):
+            if method != "qlora" or tower in ("hf-decoder", "st", "hf-vit", "beats"):
                 quick = method in ("lora", "partial", "full-decay") or (tower, method) == ("hf-decoder", "qlora")
                 yield pytest.param(tower, method, id=f"{tower}-{method}", marks=[] if quick else pytest.mark.slow)
 
