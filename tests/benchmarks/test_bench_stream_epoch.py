@@ -1,22 +1,23 @@
-"""An epoch of `data.read: stream` over many tiny rows, through the training loop: memory over time, rows a second, every row once.
+"""An epoch of `data.read: stream` over many tiny rows, and `eval --read stream` on them: memory over time, rows a second.
 
     STREAM_ROWS=5000000 python -m pytest tests/benchmarks/test_bench_stream_epoch.py -m bench -s
 
 The rows have a caption and a point of eight numbers, in .tar.zst shards of 5,000 rows (2 GB for 5 million rows, 15 GB unpacked); they are
 made here and deleted afterwards. The towers are one linear layer each, so reading is most of the work. One JSON line: `memory_mb` is the
-proportional memory (PSS) of the process and its children without mapped files of the disk, as the mean over each tenth of the epoch.
+proportional memory (PSS) of the process and its children without mapped files of the disk, as the mean over each tenth of the run.
 STREAM_WORKERS and STREAM_WORKER_KIND are `data.workers` and `data.worker_kind`.
 """
 
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,47 +126,84 @@ def memory(root: psutil.Process) -> float:
     return total
 
 
+EVAL = f"""
+import sys
+import mmtune
+mmtune.register_modality("point", "{NAME}:Point")
+pattern = sys.argv[1] + "/shard-{{000000..%06d}}.tar.zst" % (int(sys.argv[3]) - 1)
+result = mmtune.evaluate("{NAME}:16", pattern, read="stream", queries=2000)
+print(result.to_dict()["directions"]["point->text"]["metrics"]["map"])
+"""
+
+
+def watched(command: list[str], out: Path, started: Callable[[], bool]) -> tuple[list[float], float, float]:
+    """Run a command; returns (MB each half second once it has started, seconds until then, seconds of all of it)."""
+    begin, opened, samples = time.perf_counter(), 0.0, []
+    with open(out, "w") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        run = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=Path(__file__).parents[2])
+        root = psutil.Process(run.pid)
+        while run.poll() is None:
+            if started():
+                opened = opened or time.perf_counter() - begin
+                samples.append(memory(root))
+            time.sleep(0.5)
+    assert run.returncode == 0, out.read_text()[-3000:]
+    return samples, opened, time.perf_counter() - begin
+
+
+def tenths(samples: list[float]) -> list[int]:
+    return [round(statistics.mean(part)) for part in np.array_split(np.array(samples), 10) if len(part)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """(directory of the shards, their number, seconds that making them took)"""
+    out, begin = tmp_path_factory.mktemp("corpus") / "shards", time.perf_counter()
+    shards(out)
+    yield out, -(-ROWS // SHARD), time.perf_counter() - begin
+    shutil.rmtree(out)
+
+
 @pytest.mark.bench
 @pytest.mark.timeout(6 * 3600)
-def test_memory_of_a_streamed_epoch_is_flat(tmp_path):
-    begin = time.perf_counter()
-    shards(tmp_path / "shards")
-    made = time.perf_counter() - begin
-    argv = [str(tmp_path / "shards"), str(tmp_path / "run"), str(-(-ROWS // SHARD)), str(ROWS), WORKERS, KIND]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_memory_of_a_streamed_epoch_is_flat(corpus, tmp_path):
+    directory, count, made = corpus
+    argv = [str(directory), str(tmp_path / "run"), str(count), str(ROWS), WORKERS, KIND]
     log = tmp_path / "run" / "metrics.jsonl"
-    begin = time.perf_counter()
-    with open(tmp_path / "out", "w") as out:
-        run = subprocess.Popen(
-            [sys.executable, "-c", TRAIN, *argv], stdout=out, stderr=out, env=environment, cwd=Path(__file__).parents[2]
-        )
-        samples: list[float] = []
-        opened: list[float] = []
-
-        def watch() -> None:
-            root = psutil.Process(run.pid)
-            while run.poll() is None:
-                if log.exists() and log.stat().st_size:
-                    if not opened:
-                        opened.append(time.perf_counter() - begin)
-                    samples.append(memory(root))
-                time.sleep(0.5)
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        run.wait()
-        thread.join()
-    seconds = time.perf_counter() - begin
-    assert run.returncode == 0, (tmp_path / "out").read_text()[-3000:]
+    samples, opened, seconds = watched(
+        [sys.executable, "-c", TRAIN, *argv], tmp_path / "out", lambda: log.exists() and log.stat().st_size > 0
+    )
     lines = [json.loads(line) for line in log.read_text().split("\n") if line]
-    parts = [round(statistics.mean(part)) for part in np.array_split(np.array(samples), 10) if len(part)]
+    parts = tenths(samples)
     line = {
         "bench": "streamed epoch",
         "rows": ROWS,
-        "shards": int(argv[2]),
+        "shards": count,
         "made_s": round(made),
-        "first_metrics_s": round(opened[0], 1),
+        "first_metrics_s": round(opened, 1),
     }
     line |= {"epoch_s": round(seconds), "rows_per_s": round(ROWS / seconds), "memory_mb": parts, "peak_mb": round(max(samples))}
     print(json.dumps({**line, "load": [round(x, 1) for x in os.getloadavg()], "last": lines[-1]}))
     assert max(parts[1:]) < 1.1 * parts[1] + 20, "memory grows over the epoch"
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(6 * 3600)
+def test_memory_of_a_streamed_evaluation(corpus, tmp_path):
+    """All rows embedded while they are read, 2,000 queries of each direction ranked among all. Vectors past 256 MB and the table of rows are
+    mapped from files, which do not count."""
+    directory, count, _ = corpus
+    out = tmp_path / "out"
+    argv = [sys.executable, "-c", EVAL, str(directory), "", str(count)]
+    samples, _, seconds = watched(argv, out, lambda: True)
+    score = float(out.read_text().split()[-1])
+    line = {
+        "bench": "streamed evaluation",
+        "rows": ROWS,
+        "shards": count,
+        "s": round(seconds),
+    }
+    line |= {"memory_mb": tenths(samples), "peak_mb": round(max(samples)), "map": score}
+    print(json.dumps({**line, "load": [round(x, 1) for x in os.getloadavg()]}))
+    assert 0 < score < 1
