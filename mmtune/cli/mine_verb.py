@@ -2,6 +2,7 @@
 
   mmtune mine runs/a/artifact packed/train --out negatives.parquet
   mmtune mine MODEL DATA --out FILE --vectors DIR
+  mmtune mine MODEL "s3://bucket/shards-{000..099}.tar" --read stream --out negatives.parquet
   mmtune mine MODEL DATA --out FILE --direction "a->b" --set guards.max_score=0.9 --set negatives=8
 
 The negatives are written to --out. An HTML page beside it, the audit, shows which negatives were mined, and which candidates were
@@ -17,7 +18,7 @@ import argparse
 
 from mmtune.cli.collection_arguments import add_skip_bad
 from mmtune.cli.dispatch import Result, add_quiet
-from mmtune.cli.embed_verb import engine
+from mmtune.cli.embed_verb import add_read, engine
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
@@ -75,6 +76,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="vectors that `mmtune embed MODEL DATA --out DIR` wrote: mapped from disk, nothing is embedded",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per forward pass (default %(default)s)")
+    add_read(parser)
     add_skip_bad(parser)
     engine(parser)
     add_quiet(parser)
@@ -99,6 +101,7 @@ def run(args: argparse.Namespace) -> Result:
         skip_bad=args.skip_bad,
         engine=args.engine,
         workers=args.workers,
+        read=args.read,
     )
     head = f"{result.table}  {result.mined} negatives; audit: {result.page}"
     return Result(result.to_dict(), f"{head}\n{summary(result.document)}", 0 if result.mined else 1)

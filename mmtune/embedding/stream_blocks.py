@@ -1,10 +1,11 @@
 """Blocks of streamed rows: their values as signals to encode, and what a pass over the shards makes of them."""
 
+import contextlib
 import functools
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -32,6 +33,7 @@ class RowBlock:
     vectors: encoded values, {(modality, role): float32 [n, D]}
     at: modality -> int64 [n], the numbers of the encoded rows in the shard
     labels: modality -> int64 [n], their content labels
+    hashes: modality -> (uint64 [n], the values' hashes for near-duplicates; bool [n], False where a value has none)
     bad: values that cannot be decoded, by their rows in the shard
     table: the columns of all rows of the shard, in its last block, if they are wanted
     """
@@ -40,6 +42,7 @@ class RowBlock:
     vectors: dict[Wanted, np.ndarray] = field(default_factory=dict)
     at: dict[str, np.ndarray] = field(default_factory=dict)
     labels: dict[str, np.ndarray] = field(default_factory=dict)
+    hashes: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     bad: Bad = field(default_factory=dict)
     table: pa.Table | None = None
 
@@ -54,11 +57,13 @@ def pack_blocks(blocks: Sequence[RowBlock]) -> bytes:
                 "rows": b.rows,
                 "vectors": [list(w) for w in b.vectors],
                 "at": list(b.at),
+                "hashes": list(b.hashes),
                 "bad": {m: [[i, *why] for i, why in of_rows.items()] for m, of_rows in b.bad.items()},
             }
         )
         arrays |= {f"{n}.vectors.{k}": v for k, v in enumerate(b.vectors.values())}
         arrays |= {f"{n}.at.{m}": v for m, v in b.at.items()} | {f"{n}.labels.{m}": v for m, v in b.labels.items()}
+        arrays |= {f"{n}.hashes.{m}.{k}": v for m, pair in b.hashes.items() for k, v in enumerate(pair)}
         if b.table is not None:
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, b.table.schema) as writer:
@@ -81,6 +86,7 @@ def unpack_blocks(data: bytes) -> Iterator[RowBlock]:
             {(m, role): arrays[f"{n}.vectors.{k}"] for k, (m, role) in enumerate(b["vectors"])},
             {m: arrays[f"{n}.at.{m}"] for m in b["at"]},
             {m: arrays[f"{n}.labels.{m}"] for m in b["at"]},
+            {m: (arrays[f"{n}.hashes.{m}.0"], arrays[f"{n}.hashes.{m}.1"]) for m in b["hashes"]},
             {m: {i: (id, why) for i, id, why in of_rows} for m, of_rows in b["bad"].items()},
             table,
         )
@@ -95,7 +101,7 @@ def row_blocks(rows: Iterable[StreamedRow], size: int) -> Iterator[list[Streamed
 
 def distinct_signals(
     modality: str, rows: Sequence[StreamedRow], url: str, skip_bad: bool
-) -> tuple[list[functools.partial[Signal]], list[StreamedRow], dict[int, str]]:
+) -> tuple[list[Callable[[], Signal]], list[StreamedRow], dict[int, str]]:
     """Return (functions that decode the distinct values of `rows`, rows whose values can be decoded, {content label: why not}).
 
     With `skip_bad` every value is decoded beforehand, because a value that cannot be decoded must not reach the batch; without, calling
@@ -113,8 +119,27 @@ def distinct_signals(
             except Rejected as e:
                 bad[label] = str(e)
                 del first[label]
-    signals = [functools.partial(_decode, modality, row, url) for row in first.values()]
+    signals: list[Callable[[], Signal]] = [functools.partial(_decode, modality, row, url) for row in first.values()]
     return signals, [row for row in rows if row.labels[modality] not in bad], bad
+
+
+class HashedSignals:
+    """Signals of a modality, of which each is hashed for the search for near-duplicates when it is decoded."""
+
+    def __init__(self, modality: str, signals: Sequence[Callable[[], Signal]]):
+        self.kind, self.signals = table.get(modality), signals
+        self.keys: list[int | None] = [None] * len(signals)
+
+    def decode(self, i: int) -> Signal:
+        """Decode signal i, and keep its hash."""
+        signal = self.signals[i]()
+        with contextlib.suppress(Rejected):
+            self.keys[i] = self.kind.near_duplicate_key(signal)
+        return signal
+
+    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(uint64 [n], bool [n] whether there is a hash) of the signals that were decoded."""
+        return np.array([k or 0 for k in self.keys], np.uint64), np.array([k is not None for k in self.keys], bool)
 
 
 def _decode(modality: str, row: StreamedRow, url: str) -> Signal:

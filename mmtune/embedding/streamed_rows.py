@@ -4,6 +4,7 @@
 that of indexed data. `embed_data` encodes all its rows in one pass over the shards.
 """
 
+import functools
 import shutil
 import tempfile
 import warnings
@@ -25,6 +26,7 @@ from mmtune.data.shards.tar_index import TableBuilder
 from mmtune.embedding.stream_blocks import (
     BLOCK,
     Bad,
+    HashedSignals,
     RowBlock,
     Wanted,
     distinct_signals,
@@ -53,6 +55,7 @@ class _Pass:
     wanted: what is encoded
     checked: modalities whose values are decoded if nothing encodes them, to find those that cannot be
     listing: whether the columns of the rows are wanted
+    hashed: modalities whose values are hashed for the search for near-duplicates
     """
 
     model: "Model | None"
@@ -61,6 +64,7 @@ class _Pass:
     skip_bad: bool
     checked: Sequence[str] = ()
     listing: bool = False
+    hashed: Sequence[str] = ()
 
 
 class StreamReader:
@@ -75,6 +79,7 @@ class StreamReader:
         self.start_of_shard = np.zeros(len(self.files) + 1, np.int64)
         self.labels: Mapping[str, np.ndarray] = {}
         self.bad: dict[str, np.ndarray] = {}
+        self._hashes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._fingerprint = ""
         self._vectors: dict[Wanted, np.ndarray] = {}
         self._rows: dict[Wanted, np.ndarray] = {}
@@ -116,6 +121,16 @@ class StreamReader:
             return vectors
         return vectors[np.searchsorted(known, rows)]
 
+    def hashes(self, modality: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of the values of rows for the search for near-duplicates: (uint64 [n], bool [n] whether there is one).
+
+        rows: int64 [n], numbers of rows of the whole dataset
+
+        The modality must be one of `hashed` of `open_streamed`.
+        """
+        hashes, known = self._hashes[modality]
+        return hashes[rows], known[rows]
+
     # --- passes --------------------------------------------------------------------------------------------------
 
     def list_rows(
@@ -126,10 +141,12 @@ class StreamReader:
         quiet: bool = True,
         processes: Processes = SINGLE_PROCESS,
         checked: Sequence[str] = (),
+        hashed: Sequence[str] = (),
     ) -> tuple[pa.Table, Bad]:
         """Read all shards once: list their rows, and encode `wanted` with `model` at the same time.
 
         checked: modalities of which every value is decoded, if `skip_bad` and they are not encoded
+        hashed: modalities whose values are hashed for the search for near-duplicates (see `hashes`)
 
         Returns the table of rows (see `combine_tables`), mapped from disk, and modality -> {row: (its id, why its value cannot be
         decoded)}. Raises DataError if a shard cannot be read, or as `combine_tables.combine`.
@@ -138,7 +155,7 @@ class StreamReader:
             self._fingerprint = model.fingerprint
         folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=combine_tables.writable_folder(shard_cache.root() / "rows")))
         try:
-            reading = _Pass(model, wanted, batch_size, self.skip_bad, checked, True)
+            reading = _Pass(model, wanted, batch_size, self.skip_bad, checked, True, hashed)
             bad = self._read_all(reading, quiet, processes, folder)
             tables = [folder / f"{i}.arrow" for i in range(len(self.files))]
             table = combine_tables.combine(self.files, lambda: map(_read_table, tables), self.sets.spec, folder / "rows.arrow")
@@ -155,7 +172,10 @@ class StreamReader:
         Returns modality -> {row: (id, why its value cannot be decoded)}.
         """
         stored = {w: VectorFile(reading.model.dim) for w in reading.wanted if reading.model is not None}
-        rows: dict[str, list[np.ndarray]] = {m: [] for m in (*reading.checked, *(m for m, _ in reading.wanted))}
+        rows: dict[str, list[np.ndarray]] = {
+            m: [] for m in (*reading.checked, *reading.hashed, *(m for m, _ in reading.wanted))
+        }
+        hashes: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {m: [] for m in reading.hashed}
         bad: Bad = {}
         known, total = self.start_of_shard[-1], self.sets.rows
         with Progress("embed" if reading.model else "read", total or int(known), quiet=quiet) as progress:
@@ -170,6 +190,8 @@ class StreamReader:
                         if known:
                             self._check_unchanged(number, m, in_shard + start, block.labels[m])
                         rows[m].append(in_shard + start)
+                    for m, pair in block.hashes.items():
+                        hashes[m].append(pair)
                     for m, of_rows in block.bad.items():
                         bad.setdefault(m, {}).update({start + r: why for r, why in of_rows.items()})
                     if folder is not None and block.table is not None:
@@ -177,6 +199,11 @@ class StreamReader:
                 if known and start + count != self.start_of_shard[number + 1]:
                     self._refuse_changed(number)
                 self.start_of_shard[number + 1] = start + count
+        for m, pairs in hashes.items():
+            of_all = np.zeros(self.start_of_shard[-1], np.uint64), np.zeros(self.start_of_shard[-1], bool)
+            for whole, parts in zip(of_all, zip(*pairs, strict=True), strict=False):
+                whole[np.concatenate(rows[m])] = np.concatenate(parts)
+            self._hashes[m] = of_all
         for w, vector_file in stored.items():
             self._vectors[w], self._rows[w] = vector_file.array(), np.concatenate([np.zeros(0, np.int64), *rows[w[0]]])
         return bad
@@ -201,7 +228,7 @@ class StreamReader:
         table = TableBuilder() if reading.listing else None
         for rows in row_blocks(self.sets.read(file, notes, table), BLOCK * reading.batch_size):
             block = RowBlock(len(rows))
-            roles: dict[str, list[str | None]] = {m: [] for m in reading.checked}
+            roles: dict[str, list[str | None]] = {m: [] for m in (*reading.checked, *reading.hashed)}
             for m, role in reading.wanted:
                 roles.setdefault(m, []).append(role)
             for m, of_modality in roles.items():
@@ -212,10 +239,19 @@ class StreamReader:
                 block.at[m] = np.array([i for i, _ in having if i not in block.bad[m]], np.int64)
                 block.labels[m] = np.array([row.labels[m] for row in kept], np.int64)
                 _, inverse = first_occurrences(block.labels[m])
+                keyed = HashedSignals(m, signals) if m in reading.hashed else None
+                if keyed is not None:
+                    signals = [functools.partial(keyed.decode, i) for i in range(len(signals))]
                 for role in of_modality:
                     assert reading.model is not None
                     made = [*encode_batches(reading.model, m, signals, reading.batch_size, lambda n: None, role)]
                     block.vectors[m, role] = np.concatenate([np.zeros((0, reading.model.dim), np.float32), *made])[inverse]
+                if keyed is not None:
+                    if not of_modality:
+                        for signal in signals:
+                            signal()
+                    keys, known = keyed.hashes()
+                    block.hashes[m] = keys[inverse], known[inverse]
             done += len(rows)
             yield block
         if table is not None:
@@ -241,6 +277,7 @@ def open_streamed(
     quiet: bool = True,
     skip_bad: bool = False,
     checked: Sequence[str] = (),
+    hashed: Sequence[str] = (),
     processes: Processes = SINGLE_PROCESS,
 ) -> Data:
     """Read a dataset from start to end once, and return its rows as a `Data` without random access: reading a value raises DataError.
@@ -250,12 +287,13 @@ def open_streamed(
     batch_size: values in one forward pass
     skip_bad: leave out values that cannot be decoded, with a DataWarning
     checked: with `skip_bad`, modalities whose values are decoded for that, though they are not in `wanted`
+    hashed: modalities whose values are hashed for the search for near-duplicates (`StreamReader.hashes`)
     processes: the processes that call this function together; each reads a share of the shards, and each gets all rows
 
     Memory holds some blocks of rows. Vectors of more than 256 MB and the table of rows are mapped from files, which need no removal.
     """
     reader = StreamReader(sets, skip_bad)
-    table, bad = reader.list_rows(model, wanted, batch_size, quiet, processes, checked if skip_bad else ())
+    table, bad = reader.list_rows(model, wanted, batch_size, quiet, processes, checked if skip_bad else (), hashed)
     for note in combine_tables.notes_of(table):
         warnings.warn(note, DataWarning, stacklevel=2)
     data = Data(sets.spec, reader, RowTable(table), sets.aliases)

@@ -165,7 +165,7 @@ def evaluate(
     check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling, "queries": queries})
     loaded = as_model(model, dim)
     if is_streamed(data, read):
-        rows = open_to_embed(str(data), loaded, modalities, batch_size, quiet, skip_bad, processes)
+        rows = open_to_embed(str(data), loaded, modalities, batch_size, quiet, skip_bad, processes=processes)
     else:
         rows = as_data(data, skip_bad)
     if task == RETRIEVAL:

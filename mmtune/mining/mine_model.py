@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.contracts import Embeddings, Scorer
+from mmtune.data.shards.streamed_sets import Read, is_streamed
 from mmtune.embedding.embed_rows import embed_data, shared_modalities
 from mmtune.errors import RecipeError
 from mmtune.mining.given_negatives import load_given
 from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.mining_result import MiningResult
+from mmtune.mining.open_streamed_rows import open_streamed_rows, refuse_single_values
 from mmtune.mining.stored_vectors import stored_embeddings
 from mmtune.mining.vectors_on_ray import embed_on_ray
 from mmtune.mining.verifier import make_verifier
@@ -40,6 +42,7 @@ def mine(
     skip_bad: bool = False,
     engine: Engine = "here",
     workers: int | None = None,
+    read: Read | None = None,
 ) -> MiningResult:
     """Embed DATA with MODEL and mine every direction into the Parquet file `out`. The audit is written next to it.
 
@@ -53,6 +56,8 @@ def mine(
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
     engine: "ray" embeds on the Ray cluster of RAY_ADDRESS, or on one that is started on this machine; this process searches and writes
     workers: number of Ray workers; None means one per GPU, or one per CPU core if there is no GPU
+    read: "stream" embeds the rows while the shards of `data` are read from start to end, once, and keeps no shard; None streams `pipe:COMMAND`
+        only. The verifier and the source `lexical` are refused then, because they need single values
 
     If started by torchrun, each process embeds its share of the rows, and rank 0 searches and writes. Raises MmtuneError.
     """
@@ -65,13 +70,34 @@ def mine(
         raise RecipeError(
             f"mining.table ({options.table}) names a table to train on, which only a training recipe can use; set --out instead"
         )
-    opened = open_rows_to_encode(data, skip_bad=skip_bad)
+    streamed = is_streamed(data, read)
+    if streamed:
+        refuse_single_values(options, bool(verifier or options.verifier))
+        if engine == "ray":
+            raise RecipeError(
+                "--read stream: not with --engine ray; run `mmtune embed` with it, and give its directory as --vectors"
+            )
     directions = options.directions
-    modalities = [m for m in opened.modalities if any(m in d.split("->") for d in directions)] if directions else None
+    only = list(dict.fromkeys(m for d in directions for m in d.split("->"))) if directions else None
     with init_processes() as processes:  # before the model is loaded, so that each process loads it on its own accelerator
         loaded = load(model) if isinstance(model, str | Path) else model
-        names = shared_modalities(loaded, opened, modalities)
+        silent = quiet or not processes.is_main_process
         stored = Path(vectors) if vectors else None
+        if streamed:
+            opened = open_streamed_rows(
+                str(data),
+                loaded,
+                only,
+                options,
+                embed=stored is None,
+                batch_size=batch_size,
+                quiet=silent,
+                skip_bad=skip_bad,
+                processes=processes,
+            )
+        else:
+            opened = open_rows_to_encode(data, skip_bad=skip_bad)
+        names = shared_modalities(loaded, opened, [m for m in opened.modalities if m in only] if only else None)
         embedded: dict[str, Embeddings] = {}
         if engine == "ray" and not processes.is_single:
             raise RecipeError("--engine ray starts its own workers: leave out torchrun")
@@ -80,7 +106,6 @@ def mine(
                 model, loaded, data, Path(out), names, batch_size=batch_size, workers=workers, skip_bad=skip_bad, quiet=quiet
             )
         elif stored is None:
-            silent = quiet or not processes.is_main_process
             embedded = embed_data(loaded, opened, names, batch_size, silent, processes=processes)
         if not processes.is_main_process:
             table, mined, document = processes.broadcast()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from mmtune import modalities
 from mmtune.contracts import Embeddings, JsonObject, Pair, Scorer, direction
 from mmtune.data.shards.weighted_concat import refuse_shared_ids
+from mmtune.embedding.streamed_rows import stream_of
 from mmtune.errors import DataError, RecipeError
 from mmtune.mining.audit_page import page
 from mmtune.mining.context import MiningContext, row_finder
 from mmtune.mining.mine_direction import DirectionMiner
 from mmtune.mining.mining_result import MiningResult
-from mmtune.mining.near_duplicates import ContentHashes, hash_contents
+from mmtune.mining.near_duplicates import ContentHashes, hash_contents, looks_for_near_duplicates
 from mmtune.mining.negatives_table import TableWriter
 from mmtune.mining.verifier import ScorerOf
 from mmtune.recipe.mining_block import MiningOptions
@@ -114,10 +115,13 @@ def mine_vectors(
     if not mined:
         why = "; ".join(f"{name}: {_why_none(part)}" for name, part in parts.items())
         warnings.insert(0, f"no negatives were mined: {why}")
+    if stream_of(data) is not None:
+        warnings.append("the audit page shows ids without their contents, because streamed shards give no single values")
     document: JsonObject = {"fingerprint": fingerprints[0], "directions": parts, "warnings": warnings}
     result = MiningResult.beside(out, mined, document)
     write_json(result.audit, document)
-    write_text(result.page, page(document, data, row_finder(data) if data is not None else None))
+    shown = None if stream_of(data) is not None else data
+    write_text(result.page, page(document, shown, row_finder(shown) if shown is not None else None))
     return result
 
 
@@ -158,8 +162,7 @@ def _content_hashes(
     warnings: list[str],
 ) -> dict[str, ContentHashes]:
     """Hash the contents of every modality that supports it, if any direction looks for near-duplicates; else return {}."""
-    needed = options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
-    if not needed:
+    if not looks_for_near_duplicates(options):
         return {}
     if data is None:
         warnings.append("near-duplicates were not looked for, because only vectors were given, not the data")

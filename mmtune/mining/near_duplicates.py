@@ -8,12 +8,14 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from mmtune import modalities
+from mmtune.embedding.streamed_rows import stream_of
 from mmtune.errors import Rejected
+from mmtune.recipe.mining_block import MiningOptions
 from mmtune.relevance.items import Items
 from mmtune.runtime.files import atomic_open
 from mmtune.runtime.progress import Progress
@@ -40,10 +42,17 @@ class ContentHashes:
     distance: int
 
 
+def looks_for_near_duplicates(options: MiningOptions) -> bool:
+    """Whether any direction looks for near-duplicates."""
+    return options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
+
+
 def hash_contents(
     data: "Data | WeightedConcat", modality: str, cache: Path | None = None, quiet: bool = True
 ) -> ContentHashes | None:
     """Hash the content of every row, decoding each distinct content once. Returns None if the modality has no such hashes.
+
+    Streamed rows were hashed while they were read (`open_streamed_rows`).
 
     cache: a directory in which to keep the hashes, e.g. for the next mining round; they do not depend on the model's weights
     """
@@ -51,6 +60,8 @@ def hash_contents(
     distance = kind.near_duplicate_distance
     if distance < 0:
         return None
+    if (stream := stream_of(data)) is not None:
+        return ContentHashes(*stream.hashes(modality, cast("Data", data).row_numbers(np.arange(len(data)))), distance)
     fingerprint = hashlib.sha256(data.fingerprint.encode()).hexdigest()[:16]
     path = cache / f"near-{modality}-{fingerprint}.npz" if cache else None
     if path and path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmtune.runtime.openmp_policy import set_openmp_wait_policy
 
@@ -144,6 +144,7 @@ def mine(
     skip_bad: bool = False,
     engine: Engine = "here",
     workers: int | None = None,
+    read: Literal["index", "stream"] | None = None,
 ) -> MiningResult:
     """Mine hard negatives: embed the data with the model, search candidates in every direction, and drop false negatives.
 
@@ -164,6 +165,9 @@ def mine(
     skip_bad: leave out values that cannot be decoded, with a DataWarning; by default the first one is a DataError
     engine: "ray" embeds on the Ray cluster of RAY_ADDRESS, or on one that is started on this machine; this process searches and writes
     workers: number of Ray workers; None means one per GPU, or one per CPU core if there is no GPU
+    read: "stream" lists, hashes and embeds the rows while the shards of `data` are read from start to end, once, and keeps no copies of
+        shards, for data larger than the disk; the audit then shows ids alone, and a verifier and the source `lexical` are refused. "index"
+        reads with random access. None: index, for pipe:COMMAND stream
 
     Raises MmtuneError if the options, the model or the data are invalid.
     """
@@ -188,6 +192,7 @@ def mine(
         skip_bad=skip_bad,
         engine=engine,
         workers=workers,
+        read=read,
     )
 
 

@@ -32,11 +32,12 @@ def together(*arguments: str) -> dict:
     return json.loads(done.stdout)  # one document: only the first process speaks
 
 
-def test_mining(data, tmp_path):
+@pytest.mark.parametrize("read", ["index", "stream"])
+def test_mining(data, tmp_path, read):
     import pyarrow.parquet as pq
 
     one = mmtune.mine("tiny:all", data, tmp_path / "one.parquet", quiet=True)
-    two = together("mine", "tiny:all", data, "--out", str(tmp_path / "two.parquet"), "--quiet")
+    two = together("mine", "tiny:all", data, "--out", str(tmp_path / "two.parquet"), "--quiet", "--read", read)
     assert two["mined"] == one.mined > 0 and two["fingerprint"] == one.document["fingerprint"]
     a, b = (pq.read_table(tmp_path / f"{n}.parquet").to_pandas() for n in ("one", "two"))
     assert a["query_id"].tolist() == b["query_id"].tolist()
