@@ -151,13 +151,19 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.evaluation.evaluate_seeds import evaluate_seeds
     from mmtune.evaluation.seed_statistics import seed_runs
     from mmtune.evaluation.tasks.evaluate_task import TaskResult
+    from mmtune.evaluation.tasks.task import RETRIEVAL
     from mmtune.runtime.distributed import init_processes, silence_other_ranks
     from mmtune.runtime.files import write_json
 
     silence_other_ranks()
     streamed = is_streamed(args.data, args.read)
-    if args.cluster and streamed:
-        raise RecipeError("--cluster: not together with --read stream; leave out one of them")
+    runs = seed_runs(args.model)
+    if args.cluster and args.task == RETRIEVAL:
+        raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
+    if args.cluster and runs is not None:
+        raise RecipeError(
+            f"--cluster: {args.model} holds several seeds, whose interval is over the seeds; name the model of one"
+        )
     ks = cutoffs(args.k)
     scorer = {name: value for name, value in task_values(args).items() if name in SCORER_OPTIONS}
     with init_processes() as processes:
@@ -190,19 +196,17 @@ def run(args: argparse.Namespace) -> Result:
             skip_bad=args.skip_bad,
             allow_trained=args.allow_trained,
             read=args.read,
+            cluster=args.cluster,
         )
-        runs = seed_runs(args.model)
         if runs is not None and args.trec:
             raise RecipeError(f"--trec: {args.model} holds several seeds; name the model of one, e.g. {runs.artifacts[0]}")
         result = evaluate_seeds(runs, evaluate_one) if runs else evaluate_one(args.model)
     document, text = result.to_dict(), str(result)
     if isinstance(result, TaskResult):
-        document["intervals"] = intervals = task_intervals(result, args.data, args.cluster)
-        if machines := machine_intervals(result, args.data, args.cluster):
+        document["intervals"] = intervals = task_intervals(result)
+        if machines := machine_intervals(result):
             document["machine_intervals"] = machines
         text = "\n".join([text, *machine_lines(machines), *interval_lines(intervals, args.cluster)])
-    elif args.cluster:
-        raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
     elif (
         processes.is_main_process
         and not streamed

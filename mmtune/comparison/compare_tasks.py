@@ -157,33 +157,25 @@ def _compare_results(
     return TaskComparison(verdict.verdict, verdict.reason, chosen, task, table, cluster, before, after)
 
 
-def task_intervals(
-    result: TaskResult, data: "Data | str", cluster: str | None = None
-) -> dict[str, dict[str, list[float] | None]]:
-    """Return {modality: {metric: 95% interval}} of a result on `data`; None where fewer than five clusters allow no interval.
+def task_intervals(result: TaskResult) -> dict[str, dict[str, list[float] | None]]:
+    """Return {modality: {metric: 95% interval}}; None where fewer than five clusters (`TaskResult.clusters`) allow no interval.
 
     Results of tasks without `row_ids` (see `RowScores`) are left out.
-
-    cluster: metadata column, e.g. the recording, whose values are resampled; default: single rows
     """
-    source = source_of_rows(as_data(data), cluster) if cluster else None
     return {
-        m: metric_intervals(scores, source, result.task)
+        m: metric_intervals(scores, result.clusters, result.task)
         for m, scores in result.results.items()
         if isinstance(scores, RowScores)
     }
 
 
-def machine_intervals(
-    result: TaskResult, data: "Data | str", cluster: str | None = None
-) -> dict[str, dict[str, dict[str, list[float] | None]]]:
+def machine_intervals(result: TaskResult) -> dict[str, dict[str, dict[str, list[float] | None]]]:
     """Return {modality: {machine: {metric: 95% interval}}} of anomaly detection on several machines, as `task_intervals` does.
 
     The rows, or clusters, of each machine are resampled on their own.
     """
-    source = source_of_rows(as_data(data), cluster) if cluster else None
     return {
-        m: {machine: metric_intervals(scores.of_machine(machine), source, result.task) for machine in scores.machines}
+        m: {machine: metric_intervals(scores.of_machine(machine), result.clusters, result.task) for machine in scores.machines}
         for m, scores in result.results.items()
         if isinstance(scores, Anomalies) and len(scores.machines) > 1
     }

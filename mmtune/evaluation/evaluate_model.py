@@ -55,6 +55,7 @@ def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
     skip_bad: bool = False,
     allow_trained: bool = False,
     read: Read | None = None,
+    cluster: str | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Result: ...
 
@@ -90,6 +91,7 @@ def evaluate(
     skip_bad: bool = False,
     allow_trained: bool = False,
     read: Read | None = None,
+    cluster: str | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> TaskResult: ...
 
@@ -124,6 +126,7 @@ def evaluate(
     skip_bad: bool = False,
     allow_trained: bool = False,
     read: Read | None = None,
+    cluster: str | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> "Result | TaskResult":
     """Evaluate MODEL on DATA by retrieval metrics in every direction (see `evaluate_vectors`), or by another `task`.
@@ -147,6 +150,7 @@ def evaluate(
     allow_trained: evaluate even rows that the model was trained on, with a warning. By default they are a DataError
     read: "stream" embeds the rows while the shards of `data` are read from start to end, and keeps no shard (see `open_streamed`);
         "index" reads any row at any time. None means "stream" for `pipe:COMMAND`, else "index"
+    cluster: for tasks: metadata column whose values are to be resampled for intervals (`TaskResult.clusters`)
     processes: processes that all make this call. Each embeds a share of the rows, all get the result, and rank 0 writes files.
 
     The other options belong to single tasks (see the tasks' classes in `mmtune.evaluation`):
@@ -179,7 +183,8 @@ def evaluate(
         place = trec if processes.is_main_process else None
         source = source_of_rows(rows, exclude_same)
         return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place, queries, source)
-    return evaluate_task(
+    clusters = source_of_rows(rows, cluster)
+    result = evaluate_task(
         loaded,
         rows,
         task,
@@ -191,6 +196,7 @@ def evaluate(
         allow_trained=allow_trained,
         processes=processes,
     )
+    return replace(result, clusters=clusters)
 
 
 def _retrieval(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mmtune
+from mmtune.cli import main
 from mmtune.data.pack.pack import pack
 from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.data.shards.streamed_sets import StreamedSets
@@ -115,7 +116,21 @@ def test_the_command(packed, tmp_path):
     indexed, streamed = (json.loads(done.stdout) for done in out)
     assert {k: v for k, v in indexed.items() if k != "note"} == streamed
     done = subprocess.run([*argv, "--read", "stream", "--cluster", "x"], capture_output=True, text=True)
-    assert done.returncode == 2 and "--cluster: not together with --read stream" in done.stderr
+    assert done.returncode == 2 and "--cluster: eval has intervals of tasks alone (--task)" in done.stderr
+
+
+def test_intervals_of_tasks_resample_a_column_of_streamed_rows(packed, capsys):
+    column = next(iter(mmtune.open_data(str(packed)).meta(0)))
+    argv = ["eval", "tiny:clip", str(packed), "--json", "--quiet", "--task", "knn", "--label", "group", "--only", "image"]
+
+    def intervals(*options):
+        assert main([*argv, *options]) == 0
+        return json.loads(capsys.readouterr().out)["intervals"]
+
+    rows, clusters = intervals("--read", "stream"), intervals("--read", "stream", "--cluster", column)
+    assert clusters == intervals("--cluster", column) and rows != clusters
+    assert main([*argv, "--read", "stream", "--cluster", "no-such"]) == 2
+    assert "no row has a column 'no-such'" in capsys.readouterr().err
 
 
 @pytest.mark.dist

@@ -28,12 +28,14 @@ class TaskResult:
 
     results: {modality: scores}
     settings: the dataset and the options that were given
+    clusters: {row id: value of the metadata column whose values intervals resample}; None: single rows
     """
 
     task: str
     fingerprint: str
     results: dict[str, TaskScores]
     settings: JsonObject = field(default_factory=dict)
+    clusters: dict[str, str | None] | None = field(default=None, repr=False)
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune eval --task`."""
