@@ -17,7 +17,7 @@ from torch import Tensor
 from mmtune.backbones import Backbone, Tower
 from mmtune.backbones.checkpoint_files import Untyped, read_source_files
 from mmtune.backbones.hf_weights import attention_setter, build
-from mmtune.backbones.sound_windows import VariableWindows, collate_windows, encode_by_length, window_starts
+from mmtune.backbones.sound_windows import VariableWindows, Windowed, collate_windows, encode_by_length, window_starts
 from mmtune.backbones.token_pooling import pool, pool_all
 from mmtune.errors import ModelError
 from mmtune.modalities.sound import Sound
@@ -54,7 +54,7 @@ class WaveformPreprocess(VariableWindows):
         return frames[self.name][0][frames["attention_mask"][0].bool()].float()
 
 
-class SpectrogramPreprocess:
+class SpectrogramPreprocess(Windowed):
     """Turn one sound into {NAME: [windows, ...]}, the spectrograms of its windows by the checkpoint's feature extractor.
 
     Every window is padded to the model's fixed length; "frames" [windows] is the number of the model's frames without padding.
@@ -63,15 +63,11 @@ class SpectrogramPreprocess:
     def __init__(self, extractor: Untyped, kind: str):
         """kind: `model_type` of the checkpoint"""
         self.extractor, self.whisper = extractor, kind == "whisper"
-        self.rate = int(extractor.sampling_rate)
-        self.name = "input_features" if self.whisper else "input_values"
-        hop = int(extractor.hop_length) if self.whisper else self.rate // 100  # AST: frames of 25 ms each 10 ms
+        rate = int(extractor.sampling_rate)
+        hop = int(extractor.hop_length) if self.whisper else rate // 100  # AST: frames of 25 ms each 10 ms
         self.hop = 2 * hop  # Whisper's second convolution halves the number of frames
-        self.window = int(extractor.n_samples) if self.whisper else int(extractor.max_length) * hop + 15 * self.rate // 1000
-
-    def is_deterministic(self, signal: Sound) -> bool:
-        """Whether preprocessing is deterministic in training: not for a sound with several windows."""
-        return signal.seconds * self.rate <= self.window
+        window = int(extractor.n_samples) if self.whisper else int(extractor.max_length) * hop + 15 * rate // 1000
+        super().__init__("input_features" if self.whisper else "input_values", rate, window)
 
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
         samples = signal.resampled(self.rate).samples
@@ -80,15 +76,6 @@ class SpectrogramPreprocess:
         features = [self.extractor(p, sampling_rate=self.rate, return_tensors="pt")[self.name][0] for p in parts]
         item = {self.name: torch.stack(features).float()}
         return item | {"frames": torch.tensor([-(-len(p) // self.hop) for p in parts])} if self.whisper else item
-
-    @property
-    def window_seconds(self) -> float:
-        """Length of the tower's window (see `Preprocess`)."""
-        return self.window / self.rate
-
-    def windows(self, item: dict[str, Tensor]) -> int:
-        """Return the number of windows of a preprocessed item."""
-        return len(item[self.name])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return collate_windows(items)

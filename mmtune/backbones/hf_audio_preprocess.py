@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from mmtune.backbones.mel_graph import LogMel
-from mmtune.backbones.sound_windows import collate_windows, window_starts
+from mmtune.backbones.sound_windows import Windowed, collate_windows, window_starts
 from mmtune.modalities.audio import Sound
 
 if TYPE_CHECKING:
     from transformers import ClapFeatureExtractor
 
 
-class ClapPreprocess:
+class ClapPreprocess(Windowed):
     """Turn one sound into CLAP's log-mel spectrograms.
 
     The sound is resampled to the model's sample rate. A sound shorter than the model's window is repeated or zero-padded, as
@@ -37,9 +37,8 @@ class ClapPreprocess:
         extractor: the checkpoint's feature extractor
         fused: whether the checkpoint uses feature fusion (`enable_fusion`)
         """
+        super().__init__("input_features", int(extractor.sampling_rate), int(extractor.nb_max_samples))
         self.extractor, self.fused = extractor, fused
-        self.window = int(extractor.nb_max_samples)
-        self.rate = int(extractor.sampling_rate)
         self.filters = extractor.mel_filters if fused else extractor.mel_filters_slaney
         self.filters_FM = torch.from_numpy(self.filters).float()
         self.hann = torch.hann_window(extractor.fft_window_size, periodic=True, dtype=torch.float64)
@@ -73,11 +72,6 @@ class ClapPreprocess:
             samples = np.pad(samples, (0, self.window - len(samples)))
         return samples
 
-    def is_deterministic(self, signal: Sound) -> bool:
-        """Whether preprocessing is deterministic in training, so that its result can be cached: not for a sound longer than the
-        window, which gives a new random window in each epoch."""
-        return signal.seconds * self.rate <= self.window
-
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
         samples = signal.resampled(self.rate).samples
         starts = window_starts(len(samples), self.window, rng)
@@ -96,15 +90,6 @@ class ClapPreprocess:
             self.filters_FM, self.hann, int(self.extractor.hop_length), floor=1e-10, scale=10.0, copies=4 if self.fused else 1
         )
         return _ClapFeatures(mel)
-
-    @property
-    def window_seconds(self) -> float:
-        """Length of the tower's window (see `Preprocess`)."""
-        return self.window / self.rate
-
-    def windows(self, item: dict[str, Tensor]) -> int:
-        """Return the number of windows of a preprocessed item."""
-        return len(item["input_features"])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         inputs = collate_windows(items)

@@ -51,38 +51,43 @@ def segments_of(counts: Tensor) -> dict[str, Tensor]:
     return {"segments": torch.repeat_interleave(torch.arange(len(counts)), counts)}
 
 
-class VariableWindows(ABC):
-    """Turn one sound into {NAME: [samples or frames of each window]}; the last window of a batch's shorter sounds is padded.
+class Windowed:
+    """What preprocessing that cuts long sounds into windows has in common (see `Preprocess`)."""
+
+    def __init__(self, name: str, rate: int, window: int):
+        """name: of the input tensor, [windows, ...]; rate: samples per second; window: longest window, in samples"""
+        self.name, self.rate, self.window = name, rate, window
+
+    def is_deterministic(self, signal: Sound) -> bool:
+        """Whether preprocessing is deterministic in training, so that its result can be cached: not for a sound with several
+        windows, which gives a new random window in each epoch."""
+        return signal.seconds * self.rate <= self.window
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of the tower's window."""
+        return self.window / self.rate
+
+    def windows(self, item: dict[str, Tensor]) -> int:
+        """Return the number of windows of a preprocessed item."""
+        return len(item[self.name])
+
+
+class VariableWindows(Windowed, ABC):
+    """Turn one sound into {NAME: [samples or frames of each window]}; shorter windows of a batch are padded at the end.
 
     A subclass says what becomes of one window's samples. A sound that is not longer than the window is one window of its own length.
     """
 
-    def __init__(self, name: str, rate: int, window: int):
-        """name: of the input tensor; rate: samples per second; window: longest window, in samples"""
-        self.name, self.rate, self.window = name, rate, window
-
     @abstractmethod
     def _prepared(self, samples: np.ndarray) -> Tensor:
         """Return the tower's input for the samples [N] of one window: [N] or [frames, ...]."""
-
-    def is_deterministic(self, signal: Sound) -> bool:
-        """Whether preprocessing is deterministic in training: not for a sound with several windows."""
-        return signal.seconds * self.rate <= self.window
 
     def __call__(self, signal: Sound, rng: random.Random | None = None) -> dict[str, Tensor]:
         samples = signal.resampled(self.rate).samples
         starts = window_starts(len(samples), self.window, rng)
         parts = [self._prepared(samples[s : s + self.window]) for s in starts]
         return {self.name: torch.stack(parts)}
-
-    @property
-    def window_seconds(self) -> float:
-        """Length of the tower's window (see `Preprocess`)."""
-        return self.window / self.rate
-
-    def windows(self, item: dict[str, Tensor]) -> int:
-        """Return the number of windows of a preprocessed item."""
-        return len(item[self.name])
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         rows = [row for item in items for row in item[self.name]]
