@@ -211,9 +211,8 @@ class _SetBench:
     def _fitted(self, task: _Task, chosen: np.ndarray | None) -> Cell:
         ids = None if chosen is None else np.array([self.data.train.ids[i] for i in chosen])
         rows = self.data.rows if chosen is None else chosen
-        heads = self._document(rows).get("heads")
-        head = check(TypeAdapter(HeadsBlock), heads or {}, "heads").get(self.data.sides.signal)
-        features = pair_features(self._stored_features(), self.data.sides, ids, head)
+        heads = check(TypeAdapter(HeadsBlock), self._document(rows).get("heads") or {}, "heads")
+        features = pair_features(self._stored_features(), self.data.sides, ids, heads)
         begin, begin_cpu = time.perf_counter(), time.process_time()
         vectors = FLOORS[task.method](features)
         seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
@@ -224,14 +223,15 @@ class _SetBench:
         rows = self.data.rows if chosen is None else chosen
         recipe = self._recipe_of(task, rows)
         if task.method == PEER:
-            model, seconds, cpu = train_peer(self.data, rows, self.towers, recipe, task.seed)
+            model, seconds, cpu, seen = train_peer(self.data, rows, self.towers, recipe, task.seed)
         else:
             begin, begin_cpu = time.perf_counter(), time.process_time()
             model = load(train(recipe, quiet=self.quiet).artifact)
             seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+            seen = int(recipe.train.epochs * len(rows))
             shutil.rmtree(recipe.run.dir)
         vectors = self._embedded(model)
-        return self._scored(task, vectors, seconds, cpu, len(rows), int(recipe.train.epochs * len(rows)))
+        return self._scored(task, vectors, seconds, cpu, len(rows), seen)
 
     def _embedded(self, model: "Model") -> Vectors:
         """Embed the scored rows and the candidates."""

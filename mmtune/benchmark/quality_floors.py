@@ -5,7 +5,7 @@ probabilities, and a candidate's the unit vector of its class, so that inner pro
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from mmtune.model.heads import signed_power
 from mmtune.recipe.heads_block import Head
 from mmtune.relevance.items import take_rows
 from mmtune.search.vectors import normalize_rows
-from mmtune.training.head_initialisation import ridge
+from mmtune.training.head_initialisation import cca, ridge
 
+BaseHead: TypeAlias = Callable[[Embeddings], Embeddings]
+"""Gives rows of tower outputs their unit vectors in the base model's space."""
 NEIGHBOURS = 5
 SHARPNESS = 5.5
 """beta of Tip-Adapter, the value of its paper."""
@@ -35,7 +37,7 @@ class Features(NamedTuple):
     train_signal, train_language: [N, C], [N, E] outputs for the same training rows
     val: outputs for the scored rows
     candidates: outputs of the language tower for the values of both parts
-    head: how the recipe fits the head of the signal
+    heads: how the recipe fits the heads
     """
 
     sides: Sides
@@ -43,7 +45,7 @@ class Features(NamedTuple):
     train_language: Embeddings
     val: Embeddings
     candidates: Embeddings
-    head: Head = Head(init="ridge")
+    heads: Mapping[str, Head]
 
 
 class Vectors(NamedTuple):
@@ -55,7 +57,10 @@ class Vectors(NamedTuple):
 
 
 def pair_features(
-    features: Mapping[str, Mapping[str, Embeddings]], sides: Sides, shots: np.ndarray | None = None, head: Head | None = None
+    features: Mapping[str, Mapping[str, Embeddings]],
+    sides: Sides,
+    shots: np.ndarray | None = None,
+    heads: Mapping[str, Head] | None = None,
 ) -> Features:
     """Align the features of both modalities by rows.
 
@@ -77,23 +82,47 @@ def pair_features(
         train_language,
         take_rows(val, classes),
         candidates(train_language, features["val"][sides.language]),
-        head or Head(init="ridge"),
+        heads or {},
     )
 
 
 def base(f: Features) -> Vectors:
-    """The model before training: ridge regression from the signal's features to the vectors of the captions."""
-    (queries,) = _base_vectors(f, f.val)
-    return Vectors(queries, with_vectors(f.candidates, f.candidates.vectors), queries)
+    """The model before training: heads fitted as the recipe says, or by ridge regression of the signal where it fits none."""
+    of_signal, of_language = _base_heads(f)
+    queries = of_signal(f.val)
+    return Vectors(queries, of_language(f.candidates), queries)
 
 
-def _base_vectors(f: Features, *parts: Embeddings) -> list[Embeddings]:
-    """The rows of each of `parts` with the vectors of the base model, which is fitted once."""
-    x = signed_power(torch.from_numpy(f.train_signal.vectors).double(), f.head.power)
-    y = torch.from_numpy(normalize_rows(f.train_language.vectors)).double()
-    weight, bias = ridge(x, y, f.head.ridge)
-    outputs = [signed_power(torch.from_numpy(part.vectors).double(), f.head.power) for part in parts]
-    return [with_vectors(part, (x @ weight.T + bias).numpy()) for part, x in zip(parts, outputs, strict=True)]
+def _base_heads(f: Features) -> tuple[BaseHead, BaseHead]:
+    """Fit the heads of the base model as `initialise_heads` does, on the stored features."""
+    signal, language = (f.heads.get(m, Head()) for m in f.sides)
+    x, y = torch.from_numpy(f.train_signal.vectors).double(), torch.from_numpy(f.train_language.vectors).double()
+    if signal.init == "cca":
+        first = next(h for h in f.heads.values() if h.init == "cca")
+        sides = cca(signed_power(x, signal.power), signed_power(y, language.power), y.shape[1], first.ridge)
+        of_signal, of_language = (_linear(*s, h.power) for s, h in zip(sides, (signal, language), strict=True))
+        return of_signal, of_language
+    if language.init == "ridge":
+        target = torch.nn.functional.normalize(x, dim=1)
+        return _as_it_is, _linear(*ridge(signed_power(y, language.power), target, language.ridge), language.power)
+    head = signal if signal.init == "ridge" else Head(init="ridge")
+    target = torch.nn.functional.normalize(y, dim=1)
+    return _linear(*ridge(signed_power(x, head.power), target, head.ridge), head.power), _as_it_is
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor, power: float) -> BaseHead:
+    """The function that gives rows the vectors of a head."""
+
+    def apply(rows: Embeddings) -> Embeddings:
+        outputs = signed_power(torch.from_numpy(rows.vectors).double(), power)
+        return with_vectors(rows, (outputs @ weight.T + bias).numpy())
+
+    return apply
+
+
+def _as_it_is(rows: Embeddings) -> Embeddings:
+    """The rows with the unit vectors of their tower's outputs."""
+    return with_vectors(rows, rows.vectors)
 
 
 def linear_probe(f: Features) -> Vectors:
@@ -137,8 +166,8 @@ def clip_adapter(f: Features) -> Vectors:
 
     The captions' vectors stay as they are. Trained by Adam with cross-entropy over the classes, logit scale 100.
     """
-    seen, scored = _base_vectors(f, f.train_signal, f.val)
-    language = with_vectors(f.candidates, f.candidates.vectors)
+    of_signal, of_language = _base_heads(f)
+    seen, scored, language = of_signal(f.train_signal), of_signal(f.val), of_language(f.candidates)
     classes, number = np.unique(f.train_signal.labels["group"], return_inverse=True)
     x, target = torch.from_numpy(seen.vectors).float(), torch.from_numpy(number)
     words = torch.from_numpy(_class_words(language, classes)).float()

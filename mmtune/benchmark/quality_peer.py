@@ -1,13 +1,15 @@
 """sentence-transformers on the towers, rows and length of training that mmtune had, for `mmtune bench quality`.
 
 A SentenceTransformer with a Router of two routes is trained by SentenceTransformerTrainer: MultipleNegativesRankingLoss in both
-directions, batches without duplicates, the recipe's batch size, epochs, learning rate and warm-up, AdamW with a cosine schedule, bf16
-where the machine computes in it. The parts of each tower that the recipe trains are trained; a head starts at random, because
+directions, batches without duplicates, the recipe's batch size, learning rate and warm-up, AdamW with a cosine schedule, bf16 where the
+machine computes in it. It takes as many steps as show it the pairs of the recipe's epochs: a batch without duplicates holds at most one
+pair of each caption, and its sampler ends an epoch after rows / batch size batches, whatever they hold. The parts of each tower that the recipe trains are trained; a head starts at random, because
 sentence-transformers has no other start. It has no augmentation. Outputs of frozen towers are stored as for mmtune, which
 sentence-transformers does not do, so that its seconds are lower than a user's.
 """
 
 import importlib.util
+import itertools
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ from mmtune.training.precision import resolve_precision
 from mmtune.training.tuning.tune import TunedModel, tune
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from mmtune.model.dual_encoder import Model
@@ -40,8 +43,8 @@ QUERY, DOCUMENT = "query", "document"
 
 def train_peer(
     quality_data: QualityData, rows: np.ndarray, towers: Mapping[str, str], recipe: Recipe, seed: int
-) -> tuple["Model", float, float]:
-    """Train sentence-transformers on the training rows `rows`; returns (model, seconds, processor seconds).
+) -> tuple["Model", float, float, int]:
+    """Train sentence-transformers on the training rows `rows`; returns (model, seconds, processor seconds, pairs in its steps).
 
     Raises MissingExtra if sentence-transformers is not installed.
     """
@@ -56,14 +59,15 @@ def train_peer(
     tuned = tune(model, recipe.tune, list(sides), seed=seed)
     if tuned.features is not None:
         tuned.features.store(data.subset(rows), quiet=True)
-    _fit(tuned, quality_data, rows, recipe, seed)
+    pairs_seen = _fit(tuned, quality_data, rows, recipe, seed)
     tuned.merge()
     seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     tuned.close()
-    return model, seconds, cpu
+    return model, seconds, cpu, pairs_seen
 
 
-def _fit(tuned: TunedModel, quality_data: QualityData, rows: np.ndarray, recipe: Recipe, seed: int) -> None:
+def _fit(tuned: TunedModel, quality_data: QualityData, rows: np.ndarray, recipe: Recipe, seed: int) -> int:
+    """Train; returns how many pairs the steps held."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.base.sampler import BatchSamplers
@@ -73,15 +77,17 @@ def _fit(tuned: TunedModel, quality_data: QualityData, rows: np.ndarray, recipe:
     numbers = rows.tolist()
     caption = _caption_rows(quality_data, numbers)
     table = Dataset.from_dict({QUERY: [str(caption[i]) for i in numbers], DOCUMENT: [str(i) for i in numbers]})
-    peer = _router(tuned, quality_data)
+    seen: list[int] = []
+    peer = _router(tuned, quality_data, seen)
     loss = MultipleNegativesRankingLoss(peer, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
-    steps = max(1, int(settings.epochs * len(rows) // settings.batch_size))
+    batch_size = min(settings.batch_size, len(rows))
+    steps = max(1, round(settings.epochs * len(rows) / _pairs_of_a_step(table, batch_size)))
     warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * steps
     with tempfile.TemporaryDirectory() as scratch:
         options = SentenceTransformerTrainingArguments(
             output_dir=scratch,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=min(settings.batch_size, len(rows)),
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
             learning_rate=settings.lr,
             weight_decay=settings.weight_decay,
             warmup_steps=int(warmup),
@@ -98,14 +104,27 @@ def _fit(tuned: TunedModel, quality_data: QualityData, rows: np.ndarray, recipe:
             dataloader_pin_memory=False,
         )
         SentenceTransformerTrainer(model=peer, args=options, train_dataset=table, loss=loss).train()
+    return sum(seen)
 
 
-def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransformer":
-    """A SentenceTransformer whose routes encode row numbers: the query route those of the language, the other the signal."""
+def _pairs_of_a_step(table: "Dataset", batch_size: int) -> float:
+    """Mean number of pairs in the batches of an epoch of sentence-transformers' sampler."""
+    from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
+
+    sampler = NoDuplicatesBatchSampler(table, batch_size, drop_last=False, generator=torch.Generator().manual_seed(0))
+    sizes = [len(batch) for batch in itertools.islice(sampler, len(sampler))]
+    return sum(sizes) / len(sizes)
+
+
+def _router(tuned: TunedModel, quality_data: QualityData, seen: list[int]) -> "SentenceTransformer":
+    """A SentenceTransformer whose routes encode row numbers: the query route those of the language, the other the signal.
+
+    seen: gets the number of pairs of each step
+    """
     from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
     from sentence_transformers.base.modules import InputModule, Router
 
-    model, shared, data = tuned.model, tuned.features, quality_data.train
+    model, shared, data, sides = tuned.model, tuned.features, quality_data.train, quality_data.sides
 
     class RowEncoder(InputModule):
         """Encode the values of one modality in the rows whose numbers are given as strings."""
@@ -133,6 +152,8 @@ def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransforme
 
         def forward(self, features: dict[str, Untyped], **kwargs: Untyped) -> dict[str, Untyped]:
             inputs = {k.removeprefix(TOWER): v for k, v in features.items() if k.startswith(TOWER)}
+            if self.training and self.modality == sides.language:
+                seen.append(len(features["input_ids"]))
             features["sentence_embedding"] = model.encode_inputs(self.modality, inputs)
             return features
 
@@ -142,7 +163,6 @@ def _router(tuned: TunedModel, quality_data: QualityData) -> "SentenceTransforme
         def save(self, output_path: str, *args: object, **kwargs: object) -> None:
             raise NotImplementedError("the model is saved by mmtune")
 
-    sides = quality_data.sides
     routes: dict[str, list[Untyped]] = {QUERY: [RowEncoder(sides.language)], DOCUMENT: [RowEncoder(sides.signal)]}
     card = SentenceTransformerModelCardData(generate_widget_examples=False)
     return SentenceTransformer(modules=[Router(routes, default_route=QUERY)], device=str(model.device), model_card_data=card)
