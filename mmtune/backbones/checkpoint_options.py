@@ -25,5 +25,6 @@ def split_options(family: str, checkpoint: str, known: Iterable[str]) -> tuple[s
     known = list(known)
     for name in options:
         if name not in known:
-            raise ModelError(f"{family}:{checkpoint}: unknown option {name!r}{nearest(name, known)}")
+            why = nearest(name, known) if known else f"; {family}: takes no options, its files say all"
+            raise ModelError(f"{family}:{checkpoint}: unknown option {name!r}{why}")
     return path, options

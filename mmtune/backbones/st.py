@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmtune import backbones
 from mmtune.backbones import Backbone, Tower
 from mmtune.backbones.checkpoint_files import read_source_files, refuse_adapter, refuse_custom_code, require_file
+from mmtune.backbones.checkpoint_options import split_options
 from mmtune.backbones.hf_dual_encoder import load_dual_encoder
 from mmtune.backbones.hf_snapshot import checkpoint_directory, silence_transformers
 from mmtune.backbones.hf_text_module import TextModule, load_text_module, lower_cased
@@ -101,6 +102,7 @@ def load(checkpoint: str) -> Backbone:
     Raises ModelError if a file is missing, or if a module or setting is not supported.
     """
     silence_transformers()
+    checkpoint, _ = split_options("st", checkpoint, [])
     directory = checkpoint_directory(checkpoint, "st")
     require_file(directory, (MODULES,), "list of modules", "st")
     refuse_custom_code(directory, "st")

@@ -1,5 +1,6 @@
 """Load frozen encoders from TFLite files: `tflite:FILE.tflite?rate=16000&output=NAME` (see `frozen_network` for the options)."""
 
+import difflib
 import json
 import os
 import warnings
@@ -91,8 +92,11 @@ class TfliteRunner:
             d for d in tensors if output in str(d["name"]).split(";")
         ]
         if not found:
-            last = ", ".join(str(d["name"]).split(";")[0] for d in tensors[-5:] if d["name"])
-            raise ModelError(f"no tensor {output!r}; the last ones are {last}")
+            known = list(dict.fromkeys(n for d in tensors if (n := str(d["name"]).split(";")[0])))
+            near = difflib.get_close_matches(output, known, 3, 0.4)
+            raise ModelError(
+                f"no tensor {output!r}; similar: {', '.join(near) or 'none'}; the last ones: {', '.join(known[-5:])}"
+            )
         return int(found[-1]["index"])
 
     def run(self, batch: np.ndarray) -> np.ndarray:

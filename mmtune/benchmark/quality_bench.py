@@ -99,11 +99,11 @@ def bench_quality(
     """
     unknown = [m for m in methods if m not in METHODS]
     if unknown:
-        raise RecipeError(
-            f"--methods {unknown[0]}: no such method{nearest(unknown[0], METHODS)}; there are: {', '.join(METHODS)}"
-        )
-    if seeds < 1 or any(s < 1 for s in shots):
-        raise RecipeError(f"--seeds {seeds}, --shots {', '.join(map(str, shots))}: must be 1 or more")
+        raise RecipeError(f"--methods {unknown[0]}: no such method{nearest(unknown[0], METHODS)}")
+    if seeds < 1:
+        raise RecipeError(f"--seeds {seeds}: must be 1 or more")
+    if any(s < 1 for s in shots):
+        raise RecipeError(f"--shots {','.join(map(str, shots))}: each must be 1 or more")
     if not data:
         raise RecipeError("--data: name at least one set, NAME=DIR")
     root = Path(out)

@@ -167,6 +167,8 @@ def evaluate(
     options |= dict(neighbours=neighbours, exclude_same=exclude_same, normal=normal, machine=machine, slices=slices)
     options |= task_options or {}
     check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling, "queries": queries})
+    if cluster and task == RETRIEVAL:
+        raise RecipeError("cluster: eval has intervals of tasks alone; for retrieval use compare")
     loaded = as_model(model, dim)
     if is_streamed(data, read):
         rows = open_to_embed(str(data), loaded, modalities, batch_size, quiet, skip_bad, processes=processes)

@@ -92,6 +92,8 @@ def fit_predictors(
     predictor can be made.
     """
     check_options(task, options.of_task)
+    if options.classes and task != "zero_shot":
+        raise RecipeError(f"classes: {task} takes its classes from the reference data; leave it out, or use task zero_shot")
     if options.threshold is not None:
         parse_rate(options.threshold)
         if task == "zero_shot":

@@ -59,6 +59,7 @@ def evaluate(
     skip_bad: bool = False,
     allow_trained: bool = False,
     read: Literal["index", "stream"] | None = None,
+    cluster: str | None = None,
 ) -> Result | TaskResult | SeedsEvaluation:
     """Evaluate a model on data: retrieval metrics in every direction between modalities, or the metrics of another task.
 
@@ -102,6 +103,7 @@ def evaluate(
             no candidates and no neighbours of each other
         normal: for anomaly: "COLUMN=VALUE" of the normal rows
         machine: for anomaly: metadata column; rows are compared only with normal rows of the same value
+        cluster: metadata column that `TaskResult.clusters` gets, whose values the intervals of `mmtune eval --task` resample
         slices: for anomaly: metadata columns by whose values the anomalous rows are also reported
         task_options: keyword arguments of a task of your own
     """
@@ -143,6 +145,7 @@ def evaluate(
         skip_bad=skip_bad,
         allow_trained=allow_trained,
         read=read,
+        cluster=cluster,
     )
     runs = seed_runs(model)
     return evaluate_seeds(runs, evaluate_one) if runs else evaluate_one(model)

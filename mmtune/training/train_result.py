@@ -55,13 +55,23 @@ class TrainResult(ResultFields):
             f"{self.pairs_per_second:.1f} pairs/s over {self.pairs} pairs, {self.wait:.0%} of the time waiting for data",
         ]
         if self.best:
-            chosen = self.best[0]
-            lines.append(
-                f"the weights are those of step {int(chosen['checkpoint'].removeprefix('step-'))} of {self.steps}, whose validation "
-                f"score was best ({chosen['metric']:.4f})"
-            )
-        if self.coefficient is not None:
+            lines += self._chosen(int(self.best[0]["checkpoint"].removeprefix("step-")), self.best[0]["metric"])
+        if self.coefficient == 0:
+            lines.append("interpolation coefficient 0: the artifact is the base model, nothing of the training is kept")
+        elif self.coefficient is not None:
             lines.append(
                 f"interpolation coefficient {self.coefficient:g} (0 is the base, 1 the tuned model); `mmtune report` plots the curve"
             )
         return "\n".join([*lines, str(self.result)] if self.result else lines)
+
+    def _chosen(self, step: int, score: float) -> list[str]:
+        """Say which checkpoint was chosen, by its selection score (see `RetentionBudget.scores`)."""
+        if score < -1:  # past the forgetting budget: -1 minus the upper end of the loss
+            return [
+                f"no checkpoint kept the forgetting budget: the upper end of the loss on the retention data was {-1 - score:.4f} or more "
+                f"(least at step {step} of {self.steps}); set a larger retention.at_most, or give retention data with more clusters, which "
+                "narrow its interval"
+            ]
+        if self.coefficient == 0:
+            return []
+        return [f"the weights are those of step {step} of {self.steps}, whose validation score was best ({score:.4f})"]

@@ -215,3 +215,8 @@ def test_what_is_not_followed_is_refused_by_name(bert, tmp_path, change, message
         mmtune.load(f"{family}:{folder}").encode(text="a")
     assert message in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_options_are_refused_by_name(tmp_path):
+    with pytest.raises(ModelError, match=r"st:.*: unknown option 'pooling'; st: takes no options, its files say all"):
+        mmtune.load(f"st:{tmp_path}?pooling=cls")

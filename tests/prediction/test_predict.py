@@ -200,6 +200,7 @@ def test_the_window_that_stands_out_is_not_certain_background():
         (["--task", "sorting"], "unknown task 'sorting'"),
         (["--task", "zero_shot"], "name at least two classes"),
         (["--task", "zero_shot", "--classes", "a,b", "--threshold", "auto"], "zero_shot has no anomaly score"),
+        (["--task", "knn", "--classes", "a,b"], "classes: knn takes its classes from the reference data"),
         (["--reference", "REF", "--threshold", "0.001fpr"], "needs at least 999 normal references, there are 24"),
         (["--reference", "REF", "--label", "weight"], "weight"),
         (["--reference", "REF", "--out", "page.txt"], "ends in .html or .json"),

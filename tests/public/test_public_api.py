@@ -115,6 +115,11 @@ def test_a_training_result_says_which_step_became_the_artifact():
     lines = str(TrainResult("runs/a", "f", {}, None, {}, 2.0, 0.5, 8, 4.0, 60, best)).splitlines()
     assert lines[2] == "the weights are those of step 40 of 60, whose validation score was best (0.7500)"
     assert len(str(TrainResult("runs/a", "f", {}, None, {}, 2.0, 0.5, 8, 4.0, 60, [])).splitlines()) == 2
+    base = str(TrainResult("runs/a", "f", {}, 0.0, {}, 2.0, 0.5, 8, 4.0, 60, [{"checkpoint": "step-16", "metric": -1.0423}]))
+    assert (
+        "no checkpoint kept the forgetting budget: the upper end of the loss on the retention data was 0.0423 or more" in base
+    )
+    assert "the artifact is the base model, nothing of the training is kept" in base and "the weights are those" not in base
 
 
 def test_results_are_fields_and_keys():
