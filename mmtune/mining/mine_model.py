@@ -13,7 +13,7 @@ from mmtune.errors import RecipeError
 from mmtune.mining.given_negatives import load_given
 from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.mining_result import MiningResult
-from mmtune.mining.open_streamed_rows import open_streamed_rows, refuse_single_values
+from mmtune.mining.open_streamed_rows import OneReading, open_streamed_rows, refuse_streamed
 from mmtune.mining.stored_vectors import stored_embeddings
 from mmtune.mining.vectors_on_ray import embed_on_ray
 from mmtune.mining.verifier import make_verifier
@@ -70,13 +70,8 @@ def mine(
         raise RecipeError(
             f"mining.table ({options.table}) names a table to train on, which only a training recipe can use; set --out instead"
         )
-    streamed = is_streamed(data, read)
-    if streamed:
-        refuse_single_values(options, bool(verifier or options.verifier))
-        if engine == "ray":
-            raise RecipeError(
-                "--read stream: not with --engine ray; run `mmtune embed` with it, and give its directory as --vectors"
-            )
+    if streamed := is_streamed(data, read):
+        refuse_streamed(options, bool(verifier or options.verifier), engine)
     directions = options.directions
     only = list(dict.fromkeys(m for d in directions for m in d.split("->"))) if directions else None
     with init_processes() as processes:  # before the model is loaded, so that each process loads it on its own accelerator
@@ -84,17 +79,8 @@ def mine(
         silent = quiet or not processes.is_main_process
         stored = Path(vectors) if vectors else None
         if streamed:
-            opened = open_streamed_rows(
-                str(data),
-                loaded,
-                only,
-                options,
-                embed=stored is None,
-                batch_size=batch_size,
-                quiet=silent,
-                skip_bad=skip_bad,
-                processes=processes,
-            )
+            reading = OneReading(only, stored is None, batch_size, silent, skip_bad, processes)
+            opened = open_streamed_rows(str(data), loaded, options, reading)
         else:
             opened = open_rows_to_encode(data, skip_bad=skip_bad)
         names = shared_modalities(loaded, opened, [m for m in opened.modalities if m in only] if only else None)
