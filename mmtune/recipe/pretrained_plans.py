@@ -29,17 +29,18 @@ FEW_SHOT = PretrainedPlan(
     "few_shot.yaml",
     "with at most 16 examples a group, or 200 pairs, only linear heads are tuned, on stored features",
     """heads:
-  {signal}: {{init: ridge, ridge: 0.3}}      # head first: ridge regression to the vectors of the captions, before the first step
+  {signal}: {{init: cca, ridge: 0.3}}        # canonical correlation analysis of the training pairs fits both heads before the first step
+  {language}: {{init: cca, ridge: 0.3}}
 tune:
   {signal}: head                         # on stored features: minutes become seconds
   {language}: head                          # spreads the captions of similar products
 objective:
   - {{loss: info_nce, positives: mean, smoothing: 0.1}}
 train:
-  epochs: 40
+  epochs: 5                   # few steps at a low rate: on few examples longer training loses what the fit has
   batch_size: 64
-  lr: 1.0e-4
-  warmup: 10                  # steps
+  lr: 1.0e-5
+  warmup: 0.1                 # share of the steps
   ema: 0.98                   # average of the weights over about 50 steps
   metric: map                 # mean average precision (MAP) over retrieval in both directions
 """,
