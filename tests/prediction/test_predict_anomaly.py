@@ -120,19 +120,19 @@ def test_known_anomalies_count_for_scorers_that_are_fitted_too():
 
 
 def test_a_scorer_that_is_not_registered_is_not_stored(root, monkeypatch, tmp_path):
-    (tmp_path / "own_scorer.py").write_text(
+    (tmp_path / "own_anomaly_scorer.py").write_text(
         "class Sum:\n    def fit(self, normal_ND, known_MD): pass\n    def score(self, q): return q.sum(1)\n"
     )
     monkeypatch.chdir(tmp_path)
     artifact, reference = str(shutil.copytree(root / "artifact", root / "own")), corpora.packed(root, 21, 0, COLUMNS)
     files = corpora.source(tmp_path / "new", 3, 1, COLUMNS).parent
     options = {"task": "anomaly", "reference": reference}
-    by_path = mmtune.predict(artifact, str(files), **options, scorer="own_scorer:Sum")
+    by_path = mmtune.predict(artifact, str(files), **options, scorer="own_anomaly_scorer:Sum")
     with pytest.raises(ModelError, match="is stored by name; register it first"):
-        mmtune.predict(artifact, str(files), **options, scorer="own_scorer:Sum", save=True)
+        mmtune.predict(artifact, str(files), **options, scorer="own_anomaly_scorer:Sum", save=True)
     monkeypatch.setattr(anomaly_scorers, "SCORERS", dict(anomaly_scorers.SCORERS))
     monkeypatch.setattr(stored_predictors, "SCORERS", anomaly_scorers.SCORERS)
-    mmtune.register_anomaly_scorer("sum", "own_scorer:Sum")
+    mmtune.register_anomaly_scorer("sum", "own_anomaly_scorer:Sum")
     assert mmtune.predict(artifact, str(files), **options, scorer="sum", save=True).predictions == by_path.predictions
     assert mmtune.predict(artifact, str(files), task="anomaly").predictions == by_path.predictions
     del anomaly_scorers.SCORERS["sum"]
