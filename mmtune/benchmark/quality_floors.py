@@ -20,6 +20,7 @@ from mmtune.training.head_initialisation import cca, ridge
 
 BaseHead: TypeAlias = Callable[[Embeddings], Embeddings]
 """Gives rows of tower outputs their unit vectors in the base model's space."""
+
 NEIGHBOURS = 5
 SHARPNESS = 5.5
 """beta of Tip-Adapter, the value of its paper."""

@@ -3,9 +3,9 @@
 A SentenceTransformer with a Router of two routes is trained by SentenceTransformerTrainer: MultipleNegativesRankingLoss in both
 directions, batches without duplicates, the recipe's batch size, learning rate and warm-up, AdamW with a cosine schedule, bf16 where the
 machine computes in it. It takes as many steps as show it the pairs of the recipe's epochs: a batch without duplicates holds at most one
-pair of each caption, and its sampler ends an epoch after rows / batch size batches, whatever they hold. The parts of each tower that the recipe trains are trained; a head starts at random, because
-sentence-transformers has no other start. It has no augmentation. Outputs of frozen towers are stored as for mmtune, which
-sentence-transformers does not do, so that its seconds are lower than a user's.
+pair of each caption, and its sampler ends an epoch after rows / batch size batches, whatever they hold. The parts of each tower that the
+recipe trains are trained; a head starts at random, because sentence-transformers has no other start. It has no augmentation. Outputs of
+frozen towers are stored as for mmtune, which sentence-transformers does not do, so that its seconds are lower than a user's.
 """
 
 import importlib.util

@@ -151,15 +151,12 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.evaluation.evaluate_seeds import evaluate_seeds
     from mmtune.evaluation.seed_statistics import seed_runs
     from mmtune.evaluation.tasks.evaluate_task import TaskResult
-    from mmtune.evaluation.tasks.task import RETRIEVAL
     from mmtune.runtime.distributed import init_processes, silence_other_ranks
     from mmtune.runtime.files import write_json
 
     silence_other_ranks()
     streamed = is_streamed(args.data, args.read)
     runs = seed_runs(args.model)
-    if args.cluster and args.task == RETRIEVAL:
-        raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
     if args.cluster and runs is not None:
         raise RecipeError(
             f"--cluster: {args.model} holds several seeds, whose interval is over the seeds; name the model of one"

@@ -137,9 +137,10 @@ class HashedSignals:
             self.keys[i] = self.kind.near_duplicate_key(signal)
         return signal
 
-    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(uint64 [n], bool [n] whether there is a hash) of the signals that were decoded."""
-        return np.array([k or 0 for k in self.keys], np.uint64), np.array([k is not None for k in self.keys], bool)
+
+def hash_arrays(keys: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Return hashes for the search for near-duplicates as arrays: (uint64 [n], bool [n], False where there is none)."""
+    return np.array([k or 0 for k in keys], np.uint64), np.array([k is not None for k in keys], bool)
 
 
 def _decode(modality: str, row: StreamedRow, url: str) -> Signal:

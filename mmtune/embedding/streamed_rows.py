@@ -30,6 +30,7 @@ from mmtune.embedding.stream_blocks import (
     RowBlock,
     Wanted,
     distinct_signals,
+    hash_arrays,
     pack_blocks,
     row_blocks,
     unpack_blocks,
@@ -250,7 +251,7 @@ class StreamReader:
                     if not of_modality:
                         for signal in signals:
                             signal()
-                    keys, known = keyed.hashes()
+                    keys, known = hash_arrays(keyed.keys)
                     block.hashes[m] = keys[inverse], known[inverse]
             done += len(rows)
             yield block

@@ -168,7 +168,7 @@ def evaluate(
     options |= task_options or {}
     check_options(task, {**options, "qrels": qrels, "trec": trec, "group_pooling": group_pooling, "queries": queries})
     if cluster and task == RETRIEVAL:
-        raise RecipeError("cluster: eval has intervals of tasks alone; for retrieval use compare")
+        raise RecipeError("--cluster: eval has intervals of tasks alone (--task); for retrieval use compare")
     loaded = as_model(model, dim)
     if is_streamed(data, read):
         rows = open_to_embed(str(data), loaded, modalities, batch_size, quiet, skip_bad, processes=processes)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from mmtune.contracts import Embeddings, Scorer
 from mmtune.data.shards.streamed_sets import Read, is_streamed
 from mmtune.embedding.embed_rows import embed_data, shared_modalities
+from mmtune.embedding.open_stream import open_to_embed
 from mmtune.errors import RecipeError
 from mmtune.mining.given_negatives import load_given
 from mmtune.mining.mine_vectors import mine_vectors
 from mmtune.mining.mining_result import MiningResult
-from mmtune.mining.open_streamed_rows import OneReading, open_streamed_rows, refuse_streamed
+from mmtune.mining.near_duplicates import hashed_modalities
 from mmtune.mining.stored_vectors import stored_embeddings
+from mmtune.mining.streamed_mining import refuse_streamed
 from mmtune.mining.vectors_on_ray import embed_on_ray
 from mmtune.mining.verifier import make_verifier
 from mmtune.recipe.block import check
@@ -79,8 +81,8 @@ def mine(
         silent = quiet or not processes.is_main_process
         stored = Path(vectors) if vectors else None
         if streamed:
-            reading = OneReading(only, stored is None, batch_size, silent, skip_bad, processes)
-            opened = open_streamed_rows(str(data), loaded, options, reading)
+            hashed, embed = hashed_modalities(options), stored is None
+            opened = open_to_embed(str(data), loaded, only, batch_size, silent, skip_bad, hashed, embed, processes)
         else:
             opened = open_rows_to_encode(data, skip_bad=skip_bad)
         names = shared_modalities(loaded, opened, [m for m in opened.modalities if m in only] if only else None)

@@ -115,12 +115,12 @@ def mine_vectors(
     if not mined:
         why = "; ".join(f"{name}: {_why_none(part)}" for name, part in parts.items())
         warnings.insert(0, f"no negatives were mined: {why}")
-    if stream_of(data) is not None:
+    shown = None if stream_of(data) is not None else data
+    if shown is not data:
         warnings.append("the audit page shows ids without their contents, because streamed shards give no single values")
     document: JsonObject = {"fingerprint": fingerprints[0], "directions": parts, "warnings": warnings}
     result = MiningResult.beside(out, mined, document)
     write_json(result.audit, document)
-    shown = None if stream_of(data) is not None else data
     write_text(result.page, page(document, shown, row_finder(shown) if shown is not None else None))
     return result
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from mmtune import modalities
+from mmtune.embedding.stream_blocks import hash_arrays
 from mmtune.embedding.streamed_rows import stream_of
 from mmtune.errors import Rejected
 from mmtune.recipe.mining_block import MiningOptions
@@ -47,12 +48,19 @@ def looks_for_near_duplicates(options: MiningOptions) -> bool:
     return options.guards.near_duplicates or any(o.guards.given.get("near_duplicates") for o in options.per_direction)
 
 
+def hashed_modalities(options: MiningOptions) -> list[str]:
+    """Return the modalities whose contents mining with these options hashes, if the data have them."""
+    if not looks_for_near_duplicates(options):
+        return []
+    return [m for m in modalities.names() if modalities.get(m).near_duplicate_distance >= 0]
+
+
 def hash_contents(
     data: "Data | WeightedConcat", modality: str, cache: Path | None = None, quiet: bool = True
 ) -> ContentHashes | None:
     """Hash the content of every row, decoding each distinct content once. Returns None if the modality has no such hashes.
 
-    Streamed rows were hashed while they were read (`open_streamed_rows`).
+    Streamed rows were hashed while they were read (`hashed` of `open_to_embed`).
 
     cache: a directory in which to keep the hashes, e.g. for the next mining round; they do not depend on the model's weights
     """
@@ -79,8 +87,7 @@ def hash_contents(
             except Rejected:
                 keys[at] = None
             progress.advance(1)
-    hashes[rows] = np.array([k or 0 for k in keys], np.uint64)[inverse]
-    known[rows] = np.array([k is not None for k in keys], bool)[inverse]
+    hashes[rows], known[rows] = (of_unique[inverse] for of_unique in hash_arrays(keys))
     if path:
         with atomic_open(path) as f:
             np.savez(f, sig=hashes, has=known)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -236,7 +237,7 @@ def take_two_steps(model, tuned, modality: str, inputs, optimizer: torch.optim.O
 
 def beats_file(out, **settings):
     """A small random encoder of the BEATs family, saved by speechbrain's own module in Microsoft's format; returns its path."""
-    from speechbrain.lobes.models.beats import BEATs
+    from speechbrain.lobes.models.beats import BEATs, BEATsConfig
 
     cfg = {
         "embed_dim": 24,
@@ -253,13 +254,9 @@ def beats_file(out, **settings):
         "attention_dropout": 0.0,
         "encoder_layerdrop": 0.05,
     } | settings
+    config = BEATsConfig(cfg)
     torch.manual_seed(0)
-    model = BEATs()
-    model.cfg.update(cfg)
-    # speechbrain builds from settings only with a file
-    from unittest.mock import patch
-
-    with patch("speechbrain.lobes.models.beats.BEATsConfig", lambda _: model.cfg):
+    with patch("speechbrain.lobes.models.beats.BEATsConfig", lambda _: config):  # without a file it takes its defaults alone
         model = BEATs()
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
