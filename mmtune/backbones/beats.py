@@ -6,6 +6,7 @@ mean (default) or max of the patches. Longer sounds than WINDOW_SECONDS are cut 
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,18 @@ class FbankPreprocess(VariableWindows):
         return (frames - MEAN) / (2 * DEVIATION)
 
 
+def _answer_for_missing_files() -> None:
+    """Give the redirects that speechbrain puts into sys.modules a `__file__`.
+
+    Asked for one, they import what they redirect to, which raises ImportError where that is not installed (k2, spacy, ...): every
+    library that looks through sys.modules for files failed after speechbrain was imported.
+    """
+    from speechbrain.utils.importutils import LazyModule
+
+    for module in [m for m in list(sys.modules.values()) if isinstance(m, LazyModule)]:
+        vars(module).setdefault("__file__", None)
+
+
 class _Network(nn.Module):
     """BEATs from filter banks [B, frames, 128] to patches [B, patches, C], without classifier; weights are named as in the checkpoints."""
 
@@ -54,6 +67,7 @@ class _Network(nn.Module):
         super().__init__()
         from speechbrain.lobes.models.beats import BEATsConfig, TransformerEncoder
 
+        _answer_for_missing_files()
         config: Untyped = BEATsConfig(settings)
         config.encoder_layerdrop = 0.0  # would draw from numpy's global generator
         width, patch = config.encoder_embed_dim, config.input_patch_size

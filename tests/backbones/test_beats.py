@@ -108,3 +108,10 @@ def test_training_draws_from_no_global_generator(tmp_path):
     with torch.no_grad():
         first, second = (model.encode_inputs("audio", inputs) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_modules_can_be_searched_for_files_afterwards(tmp_path):
+    """speechbrain's redirects to packages that are not installed raised ImportError for whoever looked through sys.modules."""
+    mmtune.load(f"beats:{beats_file(tmp_path / 'm')}")
+    for name, module in list(sys.modules.items()):
+        assert module is None or isinstance(getattr(module, "__file__", None), str | None), name
