@@ -25,6 +25,7 @@ from mmtune.training.callbacks import Callback, CallbackContext
 from mmtune.training.cross_encoder_run import build_cross_encoder
 from mmtune.training.epochs import EpochBatches, HardNegatives
 from mmtune.training.finish import finish_model, save_run
+from mmtune.training.fitted_heads import save_fitted_heads
 from mmtune.training.head_initialisation import initialise_heads
 from mmtune.training.loop import Trainer
 from mmtune.training.objective import Objective
@@ -92,6 +93,8 @@ def run_recipe(
             refuse_columns(objective)
         else:
             initialise_heads(inputs.model, recipe.heads, inputs.indexed, inputs.pairs, recipe.train.seed, quiet)
+            if processes.is_main_process:
+                save_fitted_heads(recipe, inputs)
         retention = build_retention(recipe, inputs, processes)
         heads = _heads_first(recipe, inputs, resume, quiet, processes)
         interpolated = recipe.interpolation is not None

@@ -99,8 +99,8 @@ def _base_heads(f: Features) -> tuple[BaseHead, BaseHead]:
     signal, language = (f.heads.get(m, Head()) for m in f.sides)
     x, y = torch.from_numpy(f.train_signal.vectors).double(), torch.from_numpy(f.train_language.vectors).double()
     if signal.init == "cca":
-        first = next(h for h in f.heads.values() if h.init == "cca")
-        sides = cca(signed_power(x, signal.power), signed_power(y, language.power), y.shape[1], first.ridge)
+        strengths = (signal.ridge, language.ridge)
+        sides = cca(signed_power(x, signal.power), signed_power(y, language.power), y.shape[1], strengths)
         of_signal, of_language = (_linear(*s, h.power) for s, h in zip(sides, (signal, language), strict=True))
         return of_signal, of_language
     if language.init == "ridge":

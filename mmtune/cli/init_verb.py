@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from mmtune.cli.dispatch import Result
 from mmtune.errors import RecipeError
-from mmtune.recipe.pretrained_plans import pretrained_plan
+from mmtune.recipe.pretrained_plans import plan_reason, pretrained_plan
 
 HEAD = """# {title}
-# 1. Pack your tables (columns: {columns}). The three sets must have no {unit} in common.
+# 1. Pack your tables (columns: {columns}). The three sets must have no {unit}.
 #    mmtune pack train.csv --out {dir}/train --group {group}
 #    mmtune pack val.csv   --out {dir}/val   --group {group}
 #    mmtune pack test.csv  --out {dir}/test  --group {group}
@@ -46,11 +46,12 @@ class UseCase(NamedTuple):
     title: the first comment line of the recipe.
     group: example name of the group column.
     columns: example column names of the tables.
-    unit: what the training, validation and test sets must not have in common.
+    unit: what the training, validation and test sets must not have in common, as the end of a sentence.
     objective: the recipe's objective.
     augment: the recipe's augmentation block; {0} is the modality.
     batch_size: queries in a batch.
     warmup: share of the training steps in which the learning rate rises.
+    unit_of_encoders: `unit` of the recipes for pretrained encoders, which were measured on other data; None if it is the same.
     """
 
     title: str
@@ -61,6 +62,7 @@ class UseCase(NamedTuple):
     augment: str = ""
     batch_size: int = 64
     warmup: float = 0.1
+    unit_of_encoders: str | None = None
 
 
 CASES = {
@@ -68,16 +70,17 @@ CASES = {
         "Product catalog: pictures and texts",
         "sku",
         "picture, text, sku",
-        "sku",
+        "sku in common",
         "objective:                    # for a SigLIP checkpoint: [{loss: sigmoid}]; with several texts per sku: positives: mean\n"
         "  - {loss: info_nce, positives: mask, smoothing: 0.1}\n",
         "augment:\n  {0}: {{flip: true}}         # no flip where left and right differ; crop: 0.5 too when there are many epochs\n",
+        unit_of_encoders="picture in common, and no sku if products will be searched that training does not know",
     ),
     "sound": UseCase(
         "Machine sounds and their defects",
         "defect",
         "sound, text, defect",
-        "recording",
+        "recording in common",
         "objective:                    # every sound and text of a defect is a positive; a little label smoothing\n"
         "  - {loss: info_nce, positives: mean, smoothing: 0.1}\n",
         "augment:\n  {0}: {{shift: true, polarity: true}}    # gain_db only where loudness carries no information\n",
@@ -88,7 +91,7 @@ CASES = {
         "Two or three modalities in one shared embedding space, trained on every pair of modalities",
         "group",
         "one per modality, group",
-        "group",
+        "group in common",
         "objective:                    # for a SigLIP checkpoint: [{loss: sigmoid}]\n  - {loss: info_nce, positives: mask}\n",
     ),
 }
@@ -178,7 +181,8 @@ def _recipe_of_encoders(directory: str, case: str, size: int, per_group: int | N
     language = next(m for m in modalities.names() if modalities.get(m).language)
     plan = pretrained_plan(case, size, per_group)
     use_case = CASES[case]
-    head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
+    unit = use_case.unit_of_encoders or use_case.unit
+    head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=unit)
     before, after = head.split("model: ???", 1)
     rest = after[after.index("\ndata:") + 1 :]
     before = before.replace(" model=MODEL", f" model.{signal}=MODEL model.{language}=MODEL")
@@ -186,7 +190,7 @@ def _recipe_of_encoders(directory: str, case: str, size: int, per_group: int | N
     body = plan.body.format(signal=signal, language=language)
     retention = f"# retention: {{data: {directory}/general, at_most: 0.02}}   # forgetting budget: packed data on which at most this much MAP may be lost; interpolates with the base\n"
     return (
-        f"{before}# {plan.why} (recipes/{plan.file} of the project says what was measured)\n{model}{rest}"
+        f"{before}# {plan_reason(plan, size, per_group)} (recipes/{plan.file} of the project says what was measured)\n{model}{rest}"
         f"pairs: [[{language}, {signal}]]\n{retention}{body}run:\n  dir: {directory}/run\n"
     )
 

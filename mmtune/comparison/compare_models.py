@@ -20,6 +20,7 @@ from mmtune.evaluation.leakage import contents_only, refuse_trained_rows, row_id
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.slices import metadata_slices
 from mmtune.evaluation.tasks.knn import source_of_rows
+from mmtune.evaluation.trained_pairs import warn_towers_apart
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.model.prompts import QUERY
 from mmtune.relevance.judgments import Qrels, qrels_for, read_qrels
@@ -76,8 +77,8 @@ class AssembledComparison:
 
 
 def compare(
-    base: "Model | str | Path",
-    candidate: "Model | str | Path",
+    base: "Model | str | Path | Mapping[str, str]",
+    candidate: "Model | str | Path | Mapping[str, str]",
     data: "Data | str",
     *,
     gate: "Gate | Mapping[str, object] | None" = None,
@@ -124,7 +125,7 @@ def compare(
 
     widths = (dim if base_dim is None else base_dim, dim)
 
-    def compared(model: "Model | str | Path", side: int) -> ComparedModel:
+    def compared(model: "Model | str | Path | Mapping[str, str]", side: int) -> ComparedModel:
         return ComparedModel(as_model(model, widths[side]), ("the base", "the candidate")[side], trained_on(model))
 
     def one(base: ComparedModel, candidate: ComparedModel) -> Comparison:
@@ -189,6 +190,7 @@ def assemble_comparison(
     rows = {m: row_identity(data, m) for m in names}
     for side in sides:  # before anything is embedded, which takes long
         refuse_trained_rows(rows, side.trained, side.name, allow_trained)
+        warn_towers_apart(side.model, side.name, names)
     indexed = [m for m in base.indexed if m in candidate.indexed]
     judged = _judgments(qrels, data, indexed)
     kept = retention_source = None

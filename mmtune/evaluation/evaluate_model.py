@@ -21,7 +21,7 @@ from mmtune.evaluation.slices import Slices, metadata_slices, slice_direction
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, check_options, evaluate_task
 from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.evaluation.tasks.task import RETRIEVAL
-from mmtune.evaluation.trained_pairs import untrained_directions
+from mmtune.evaluation.trained_pairs import untrained_directions, warn_towers_apart
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.judgments import Qrels, qrels_for
 from mmtune.relevance.trec_files import write_qrels, write_run
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @overload
 def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
-    model: "Model | str | Path",
+    model: "Model | str | Path | Mapping[str, str]",
     data: "DataLike",
     *,
     task: Literal["retrieval"] = "retrieval",
@@ -62,7 +62,7 @@ def evaluate(  # type: ignore[overload-overlap]  # "retrieval" is a str, too
 
 @overload
 def evaluate(
-    model: "Model | str | Path",
+    model: "Model | str | Path | Mapping[str, str]",
     data: "DataLike",
     *,
     task: str,
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def evaluate(
-    model: "Model | str | Path",
+    model: "Model | str | Path | Mapping[str, str]",
     data: "DataLike",
     *,
     task: str = RETRIEVAL,
@@ -181,6 +181,7 @@ def evaluate(
         names = [m for m in rows.modalities if m in loaded.towers and m in (modalities or rows.modalities)]
         identities = {m: row_identity(rows, m) for m in names}
         refuse_trained_rows(identities, trained_on(model), "the model", allow_trained)
+        warn_towers_apart(loaded, "the model", names)
         vectors = embed_data(loaded, rows, modalities, batch_size, quiet, processes=processes)
         place = trec if processes.is_main_process else None
         source = source_of_rows(rows, exclude_same)

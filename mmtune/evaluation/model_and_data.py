@@ -1,6 +1,7 @@
 """Load a model or open a dataset that may be given by name or as an object."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
 
 
-def as_model(model: "Model | str | Path", dim: int | None = None) -> "Model":
-    """Return the model, loaded if it is a name or path. dim: truncate its embeddings to the first `dim` dimensions."""
+def as_model(model: "Model | str | Path | Mapping[str, str]", dim: int | None = None) -> "Model":
+    """Return the model, loaded if it is a name, a path or {modality: name}. dim: truncate its embeddings to the first `dim` dimensions."""
     from mmtune.model.artifact.load import load
 
-    loaded = load(model) if isinstance(model, str | Path) else model
+    loaded = load(model) if isinstance(model, str | Path | Mapping) else model
     return loaded if dim is None else loaded.truncated(dim)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Model | str | Path,
+    model: Model | str | Path | Mapping[str, str],
     data: DataLike,
     *,
     columns: Mapping[str, str] | None = None,
@@ -152,8 +152,8 @@ def evaluate(
 
 
 def compare(
-    base: Model | str | Path,
-    candidate: Model | str | Path,
+    base: Model | str | Path | Mapping[str, str],
+    candidate: Model | str | Path | Mapping[str, str],
     data: Data | str,
     *,
     gate: Gate | Mapping[str, object] | None = None,
@@ -311,7 +311,7 @@ def doctor(
 
 
 def advise(
-    model: Model | str | Path,
+    model: Model | str | Path | Mapping[str, str],
     data: Data | str,
     *,
     corpus_size: int,

@@ -16,8 +16,9 @@ from mmtune.errors import RecipeError
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.metrics import metric_columns, with_cutoffs
 from mmtune.evaluation.model_and_data import as_data, as_model
+from mmtune.evaluation.trained_pairs import towers_apart
 from mmtune.quality.linear_probe import Probe, probe
-from mmtune.recipe.pretrained_plans import pretrained_plan
+from mmtune.recipe.pretrained_plans import PretrainedPlan, plan_reason, pretrained_plan
 
 if TYPE_CHECKING:
     import pandas
@@ -64,7 +65,7 @@ class Advice:
     why: the reason, in one sentence
     direction, metric, target: what was measured, and the value needed
     baseline: the metric of the model without tuning, with its confidence interval
-    probe: the gain of a linear head on held-out rows; None if there are too few rows
+    probe: the gain of a linear head on held-out rows; None if there are too few rows, or if the towers share no space yet
     rates: {modality: items embedded per second on this machine}
     reindex: {kind of tuning: cost of a new index of `corpus_size` items}
     sources: the papers from which thresholds are taken
@@ -130,7 +131,7 @@ class Advice:
 
 
 def advise(
-    model: "Model | str | Path",
+    model: "Model | str | Path | Mapping[str, str]",
     data: "Data | str",
     *,
     corpus_size: int,
@@ -161,11 +162,18 @@ def advise(
     some = rows.subset(range(0, len(rows), step)) if step > 1 else rows
     vectors, rates = _embed_and_time(loaded, some, pair, quiet)
     base = baseline(vectors, pair, metric)
-    head = probe(vectors, pair, metric) if base.clusters >= MIN_CLUSTERS else None
+    apart = towers_apart(loaded, pair)  # then a head on vectors of random heads would say nothing of the towers
+    head = probe(vectors, pair, metric) if base.clusters >= MIN_CLUSTERS and not apart else None
     present = rows.present[pair[1]]  # of all rows, because the groups of the `limit` sampled rows are smaller
     group = np.where(rows.labels["group"] != 0, rows.labels["group"], rows.labels["id"])[present]
     _, counts = np.unique(group, return_counts=True)
-    answer, why, sources = decide(base, head, wanted, float(np.median(counts)))
+    per_group, pairs_count = float(np.median(counts)), int(present.sum())
+    plan = None
+    if apart:
+        plan = pretrained_plan(_case(pair), pairs_count, per_group)
+        answer, why, sources = decide_apart(base, apart, plan, pairs_count, per_group)
+    else:
+        answer, why, sources = decide(base, head, wanted, per_group)
     costs = reindex_cost(corpus_size, loaded.dim, rates[pair[1]], price_per_hour)
     return Advice(
         answer,
@@ -179,7 +187,7 @@ def advise(
         costs,
         sources,
         corpus_size,
-        recipe_for(answer, len(loaded.backbones), int(present.sum()), float(np.median(counts)), pair),
+        recipe_for(answer, plan, _case(pair), pairs_count, per_group),
     )
 
 
@@ -281,25 +289,41 @@ def decide(base: PairedDifference, head: Probe | None, target: float | None, per
     return Recommendation(method, why, [*rule, *sources])
 
 
-def recipe_for(
-    answer: str, backbones: int, pairs: int, per_group: float = FEW_SHOTS + 1, pair: tuple[str, str] | None = None
-) -> str | None:
-    """Return how to get the recipe for an answer, and why this one; None if nothing is to be tuned.
+def decide_apart(base: PairedDifference, apart: str, plan: PretrainedPlan, pairs: int, per_group: float) -> Recommendation:
+    """Recommend what to do with towers that share no space yet, so that the baseline says nothing of them.
 
-    backbones: number of checkpoints of the model; with several, their spaces must be aligned first
+    base: the baseline, of which only the number of clusters is used
+    apart: says why they share no space
+    plan: the recipe for this many pairs and rows in the median group
+    """
+    if base.clusters < MIN_CLUSTERS:
+        return Recommendation(
+            "label more data", f"{apart}; {base.clusters} independent groups of queries are too few to align them.", []
+        )
+    sources = [SOURCES["few"]] if per_group <= FEW_SHOTS else []
+    return Recommendation(plan.tunes, f"{apart}. {plan_reason(plan, pairs, per_group)}.", sources)
+
+
+def _case(pair: tuple[str, str]) -> str:
+    """The use case of `pretrained_plan` for the pair's modality that is not language."""
+    signals = [m for m in pair if not modalities.get(m).language]
+    return "sound" if signals and modalities.names().index(signals[0]) else "catalog"
+
+
+def recipe_for(answer: str, plan: PretrainedPlan | None, case: str, pairs: int, per_group: float) -> str | None:
+    """Return how to get the recipe for an answer; None if nothing is to be tuned.
+
+    plan: the recipe for towers that share no space yet; None if they do
+    case: use case of that recipe
     pairs: number of rows of the searched modality
     per_group: number of rows in the median group
-    pair: the query and the searched modality
     """
     if answer not in ("head", "LoRA", "full"):
         return None
-    if backbones > 1:
-        signals = [m for m in pair or () if not modalities.get(m).language]
-        case = "sound" if signals and modalities.names().index(signals[0]) else "catalog"
-        plan = pretrained_plan(case, pairs, per_group)
+    if plan is not None:
         return (
-            f"mmtune init DIR --case {case} --encoders --size {pairs} --per-group {max(1, round(per_group))}, because the model has "
-            f"{backbones} encoders without a common space, so that heads are fitted to the pairs first; it writes recipes/{plan.file}: {plan.why}"
+            f"mmtune init DIR --case {case} --encoders --size {pairs} --per-group {max(1, round(per_group))}, which writes recipes/{plan.file}: "
+            "heads are fitted to the pairs before the first step"
         )
     return f"mmtune init DIR, with tune={answer.lower()}, because the model's encoders share a space already"
 

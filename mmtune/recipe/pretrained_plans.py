@@ -16,18 +16,21 @@ class PretrainedPlan(NamedTuple):
     """One recipe for pretrained encoders.
 
     file: name of the recipe in recipes/
-    why: why it is chosen, as one clause
+    what: what it tunes, as one clause
+    tunes: "head" or "LoRA"
     body: its settings as YAML, with {signal} and {language} for the two modalities
     """
 
     file: str
-    why: str
+    what: str
+    tunes: str
     body: str
 
 
 FEW_SHOT = PretrainedPlan(
     "few_shot.yaml",
-    "with at most 16 examples a group, or 200 pairs, only linear heads are tuned, on stored features",
+    "only linear heads are tuned, on stored features",
+    "head",
     """heads:
   {signal}: {{init: cca, ridge: 0.3}}        # canonical correlation analysis of the training pairs fits both heads before the first step
   {language}: {{init: cca, ridge: 0.3}}
@@ -47,7 +50,8 @@ train:
 )
 CATALOG = PretrainedPlan(
     "catalog_pretrained.yaml",
-    "with more than 16 examples a group, low-rank adapters are tuned after the heads",
+    "low-rank adapters are tuned after the heads",
+    "LoRA",
     """heads:
   {signal}: {{init: ridge, ridge: 0.1}}      # head first: ridge regression to the vectors of the captions, before the first step
 tune:
@@ -69,6 +73,7 @@ train:
 SOUNDS = PretrainedPlan(
     "sounds_pretrained.yaml",
     "the encoder stays frozen, and heads are tuned on its stored features",
+    "head",
     """heads:
   {signal}: {{init: ridge, ridge: 1.0, power: 0.5}}   # head first: ridge regression from the square roots of the features
 tune:
@@ -98,6 +103,19 @@ def pretrained_plan(case: str, pairs: int, per_group: float | None = None) -> Pr
     if pairs <= FEW_PAIRS or (per_group is not None and per_group <= MOST_FEW_SHOT):
         return FEW_SHOT
     return PLANS[case]
+
+
+def plan_reason(plan: PretrainedPlan, pairs: int, per_group: float | None = None) -> str:
+    """Say why `pretrained_plan` chose the plan for these numbers, and what it tunes."""
+    if pairs <= FEW_PAIRS:
+        found = f"{pairs:,} pairs are few (up to {FEW_PAIRS})"
+    elif per_group is None:
+        found = f"{pairs:,} pairs, and more than {MOST_FEW_SHOT} of them a group are assumed (--per-group N tells)"
+    elif per_group <= MOST_FEW_SHOT:
+        found = f"{per_group:g} pairs a group are few (up to {MOST_FEW_SHOT})"
+    else:
+        found = f"{pairs:,} pairs, {per_group:g} a group"
+    return f"{found}: {plan.what}"
 
 
 def pretrained_recipe(plan: PretrainedPlan, signal: str, language: str) -> dict[str, object]:

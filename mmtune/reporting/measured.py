@@ -15,6 +15,7 @@ from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
+from mmtune.evaluation.trained_pairs import towers_apart
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.relevance.items import Items, unique_items
 from mmtune.relevance.judgments import Qrels
@@ -47,6 +48,7 @@ class Measured:
     tasks: both models' metrics of other tasks
     over_seeds: the comparison of all seeds, if there are several; then everything else is that of the first seed
     located: scores windows of long recordings by both models
+    towers_apart: towers_apart[side]: says that the model of this side retrieves by chance; "" for others
     """
 
     data: "Data"
@@ -57,6 +59,7 @@ class Measured:
     tasks: list[TaskSection] = field(default_factory=list)
     over_seeds: Comparison | None = None
     located: LocatedRows | None = None
+    towers_apart: dict[str, str] = field(default_factory=dict)
 
     @property
     def verdict_of(self) -> Comparison:
@@ -168,7 +171,8 @@ def measure(
     of_both = (list(models.values()), list(vectors.values()))
     sections = [task_section(*of_both, rows, task, batch_size, quiet, allow_trained) for task in tasks]
     located = LocatedRows(models, rows, batch_size)
-    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections, over_seeds, located)
+    by_chance = {side: towers_apart(models[side], assembled.base) for side in SIDES}
+    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections, over_seeds, located, by_chance)
 
 
 def _compared(model: "ModelSpec", side: int) -> ComparedModel:

@@ -132,6 +132,9 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
         gate=document["gate"],
         word=word,
         meaning=meaning,
+        warnings=[f"{side.capitalize()} tuning: {line}." for side, line in measured.towers_apart.items() if line]
+        if measured
+        else [],
         tiles=tiles(document),
         directions=forest_plot(document["directions"], document["gate"]),
         slices=_slice_plot(document, informative=True),

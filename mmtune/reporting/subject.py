@@ -104,7 +104,8 @@ def report_subject(
     if path.is_file():
         return _comparison(path, base, candidate, data, gate)
     seeds = seed_runs(path)  # of several seeds, the first one's log and example searches are shown
-    run = read_run(seeds.runs[0] if seeds else path)
+    first = seeds.runs[0] if seeds else path
+    run = read_run(first)
     artifact = path if seeds else path / "artifact"
     if candidate is None and seeds is None and not (artifact / "mmtune.json").is_file():
         raise DataError(
@@ -117,13 +118,20 @@ def report_subject(
     retention = stored.get("retention") or stored.get("general")  # "general" is the key in recipes of older versions
     return ReportSubject(
         path.resolve().name,
-        base if base is not None else run.recipe["model"],
+        base if base is not None else _base(first, run.recipe),
         candidate or str(artifact),
         data,
         gate or run.recipe.get("gate"),
         retention,
         run,
     )
+
+
+def _base(run: Path, recipe: JsonObject) -> "ModelSpec":
+    """The model that the run's artifact is compared with: its fitted heads, if there are any, else the recipe's model."""
+    fitted = run / "fitted_heads"
+    spec: ModelSpec = str(fitted) if fitted.is_dir() else recipe["model"]
+    return spec
 
 
 def _comparison(

@@ -50,10 +50,7 @@ def save_run(
 ) -> TrainResult:
     """Evaluate the finished model on data.val, if given, and save it to RUN/artifact."""
     model, directory, state = inputs.model, Path(recipe.run.dir), trainer.state
-    model.info |= {
-        "matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [],
-        "seen": [list(p) for p in sorted({*trained_pairs(model), *((min(p), max(p)) for p in inputs.pairs)})],
-    }
+    model.info |= {"matryoshka": sorted(recipe.matryoshka.dims) if recipe.matryoshka else [], "seen": seen_pairs(inputs)}
     result = evaluate(model, inputs.val, allow_trained=recipe.data.allow_trained) if inputs.val else None
     metrics = result.to_dict() if result else {}
     info = artifact_info(recipe, inputs, tuned) | {"interpolated": coefficient, "steps": state.step}
@@ -63,6 +60,11 @@ def save_run(
     if tuned.adapters:
         save_provenance(directory / "adapters", directory / "artifact", info)
     return train_result(directory, fingerprint, tuned, state, result, coefficient)
+
+
+def seen_pairs(inputs: TrainingInputs) -> list[list[str]]:
+    """The pairs of modalities that this run or an earlier training of its model compares."""
+    return [list(p) for p in sorted({*trained_pairs(inputs.model), *((min(p), max(p)) for p in inputs.pairs)})]
 
 
 def train_result(

@@ -64,7 +64,8 @@ def initialise_heads(
             _set(model, m, weight, bias_values)
         else:
             y = signed_power(y, heads[other].power)
-            for name, (weight, bias_values) in zip((m, other), cca(x, y, model.width, heads[m].ridge), strict=True):
+            sides = cca(x, y, model.width, (heads[m].ridge, heads[other].ridge))
+            for name, (weight, bias_values) in zip((m, other), sides, strict=True):
                 _set(model, name, weight, bias_values)
             done.add(other)
     model.invalidate_fingerprint()
@@ -77,6 +78,10 @@ def _partner(m: str, heads: Mapping[str, Head], pairs: Sequence[Pair]) -> str:
     wanted = "cca" if heads[m].init == "cca" else "random"
     for other in others:
         if inits[other] == wanted:
+            if wanted == "cca" and heads[other].pairs != heads[m].pairs:
+                raise RecipeError(
+                    f"heads.{other}.pairs: cca fits both heads to the same pairs; give heads.{m}.pairs and heads.{other}.pairs the same value"
+                )
             return other
     if wanted == "cca":
         raise RecipeError(
@@ -128,15 +133,15 @@ def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     return weight, centre_y - weight @ centre_x
 
 
-def cca(x: Tensor, y: Tensor, dim: int, strength: float) -> list[tuple[Tensor, Tensor]]:
+def cca(x: Tensor, y: Tensor, dim: int, strengths: tuple[float, float]) -> list[tuple[Tensor, Tensor]]:
     """Canonical correlation analysis; returns (weight [dim, C], bias [dim]) of each side.
 
     x: [n, C], y: [n, E]: features of the two sides
     dim: number of directions; those above min(C, E) are zero
-    strength: regularisation of each side, relative to the mean variance of a feature
+    strengths: regularisation of the two sides, relative to the mean variance of a feature
     """
     x, y, centres = x - x.mean(0), y - y.mean(0), (x.mean(0), y.mean(0))
-    whiten_x, whiten_y = (_inverse_root(_covariance(side, strength)) for side in (x, y))
+    whiten_x, whiten_y = (_inverse_root(_covariance(side, s)) for side, s in zip((x, y), strengths, strict=True))
     u, correlations, vh = torch.linalg.svd(whiten_x @ (x.T @ y / len(x)) @ whiten_y, full_matrices=False)
     count = min(dim, len(correlations))
     result = []

@@ -108,6 +108,9 @@ def test_init_writes_the_recipe_for_pretrained_encoders_of_the_case_and_size(tmp
     signal = {"catalog": "image", "sound": "audio"}[case]
     assert main(["init", str(tmp_path), "--case", case, "--encoders", *options]) == 0
     written = (tmp_path / "recipe.yaml").read_text()
+    if options == ["--size", "5000"]:  # was stated as a fact
+        assert "# 5,000 pairs, and more than 16 of them a group are assumed (--per-group N tells): low-rank adapters" in written
+        assert "no picture in common, and no sku if products will be searched that training does not know." in written
     recipe = Recipe.load(tmp_path / "recipe.yaml", [f"model.{signal}=timm:x", "model.text=st:x"])
     assert recipe.model == {signal: "timm:x", "text": "st:x"} and recipe.heads[signal].init == {"few_shot": "cca"}.get(
         file, "ridge"

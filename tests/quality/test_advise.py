@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+import mmtune
 from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
-from mmtune.quality.advise import ReindexCost, baseline, decide, duration, parse_target, reindex_cost
+from mmtune.quality.advise import ReindexCost, advise, baseline, decide, duration, parse_target, recipe_for, reindex_cost
 from mmtune.quality.linear_probe import Probe, fit_head, probe
 from tests.support.evaluate_helpers import picture, shards, unit
 
@@ -152,16 +153,32 @@ def test_advise_verb(tmp_path, capsys):
     assert "this machine embeds" in capsys.readouterr().out
 
 
-def test_the_recipe_follows_from_the_model_and_the_size():
-    from mmtune.quality.advise import recipe_for
-
-    assert recipe_for("off-the-shelf", 1, 500) is None and recipe_for("label more data", 2, 5) is None
-    found = recipe_for("LoRA", 2, 500, 40.0, ("text", "image"))
-    assert found.startswith(
-        "mmtune init DIR --case catalog --encoders --size 500 --per-group 40, because the model has 2 encoders"
+def test_towers_without_a_common_space_get_the_recipe_that_aligns_them(tmp_path):
+    """The answer was decided by a baseline of random heads, and contradicted the recipe that was named beside it."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "id": f"r{i}",
+            "group": f"g{i % 12}",
+            "png": picture(rng, (i % 12 * 20, 40, 200)),
+            "txt": f"colour {i % 12} item {i}".encode(),
+        }
+        for i in range(240)
+    ]
+    model = mmtune.load({"image": "tiny:image@1", "text": "tiny:text@2"})
+    many = advise(model, shards(tmp_path / "d", rows), corpus_size=1000, target="ndcg@10=0.01")
+    assert many.answer == "LoRA" and many.probe is None
+    assert "240 pairs, 20 a group: low-rank adapters" in many.why and "by chance" in many.why
+    assert many.recipe == (
+        "mmtune init DIR --case catalog --encoders --size 240 --per-group 20, which writes recipes/catalog_pretrained.yaml: heads are "
+        "fitted to the pairs before the first step"
     )
-    assert "recipes/catalog_pretrained.yaml: with more than 16 examples a group" in found
-    assert "recipes/sounds_pretrained.yaml" in recipe_for("head", 2, 500, 40.0, ("text", "audio"))
-    assert "--case sound" in recipe_for("head", 2, 500, 4.0, ("text", "audio"))
-    assert "recipes/few_shot.yaml" in recipe_for("head", 2, 500, 4.0, ("text", "audio"))
-    assert recipe_for("full", 1, 500).startswith("mmtune init DIR, with tune=full, because")
+    few = advise(model, shards(tmp_path / "f", rows[:180]), corpus_size=1000)
+    assert few.answer == "head" and "180 pairs are few" in few.why and "recipes/few_shot.yaml" in few.recipe
+    one = advise(model, shards(tmp_path / "o", rows[:3]), corpus_size=1000)
+    assert one.answer == "label more data" and one.recipe is None
+
+
+def test_the_recipe_of_a_model_with_one_space_names_the_tuning():
+    assert recipe_for("off-the-shelf", None, "catalog", 500, 40.0) is None
+    assert recipe_for("full", None, "catalog", 500, 40.0).startswith("mmtune init DIR, with tune=full, because")

@@ -1,5 +1,7 @@
 """Heads that are fitted to the training pairs: the solutions are those of scikit-learn, and step 0 already retrieves."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from mmtune.data.decode import decode_row
 from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.embedding import feature_cache
-from mmtune.errors import RecipeError
+from mmtune.errors import DataError, DataWarning, RecipeError
 from mmtune.model.heads import HeadKind, build_head, signed_power
 from mmtune.recipe.heads_block import Head
+from mmtune.reporting.subject import report_subject
 from mmtune.training.head_initialisation import cca, initialise_heads, ridge
 from mmtune.training.tuning.adapter_files import load_adapters
 from tests.support import corpora
@@ -55,7 +58,7 @@ def test_cca_finds_the_shared_directions():
     y = np.hstack([shared + 0.1 * noise.standard_normal((400, 2)), noise.standard_normal((400, 1))]) @ noise.standard_normal(
         (3, 3)
     )
-    (wx, bx), (wy, by) = cca(torch.from_numpy(x), torch.from_numpy(y), 8, 1e-9)
+    (wx, bx), (wy, by) = cca(torch.from_numpy(x), torch.from_numpy(y), 8, (1e-9, 1e-9))
     u, v = x @ wx.numpy().T + bx.numpy(), y @ wy.numpy().T + by.numpy()
     np.testing.assert_allclose(u.mean(0), 0, atol=1e-9)
     assert np.all(u[:, 3:] == 0) and np.all(v[:, 3:] == 0)  # 8 dimensions, but only 3 directions
@@ -120,6 +123,61 @@ def test_a_run_starts_from_the_fitted_heads_and_adapters_keep_them(data, tmp_pat
     assert from_adapters.head_kinds["image"].hidden == 8
 
 
+def test_cca_uses_the_ridge_of_each_side(data):
+    """The second side's was ignored."""
+    found = []
+    for image, text in ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1)):
+        model = mmtune.load(MODEL)
+        heads = {"image": Head(init="cca", ridge=image), "text": Head(init="cca", ridge=text)}
+        initialise_heads(model, heads, concat(data), PAIR, seed=0)
+        found.append(model.fingerprint)
+    assert len(set(found)) == 3
+
+
+def trained_from_fitted_heads(data, out, **train):
+    recipe = {
+        "model": MODEL,
+        "data": {"train": data, "val": data, "allow_trained": True},
+        "heads": {"image": {"init": "ridge"}},
+        "tune": {"image": "head", "text": "frozen"},
+        "train": {"epochs": 1, "batch_size": 16, "lr": 1e-6, "warmup": 0} | train,
+        "run": {"dir": str(out)},
+    }
+    mmtune.train(recipe, quiet=True)
+    return out
+
+
+def test_the_fitted_heads_are_kept_as_the_base_of_the_report(data, tmp_path):
+    """The base of a composed model was one with random heads, so that the fit looked like a gain of training."""
+    run = trained_from_fitted_heads(data, tmp_path / "run")
+    model = mmtune.load(MODEL)
+    initialise_heads(model, {"image": Head(init="ridge")}, concat(data), PAIR, seed=0)
+    kept = mmtune.load(str(run / "fitted_heads"))
+    pictures = [decode_row(open_data(data), i, "image") for i in range(4)]
+    np.testing.assert_array_equal(kept.encode(image=pictures), model.encode(image=pictures))
+    assert report_subject(run).base == str(run / "fitted_heads")
+    with pytest.raises(DataError, match="the base.*trained on"):
+        mmtune.compare(str(run / "fitted_heads"), MODEL, data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*by chance")
+        compared = mmtune.compare(str(run / "fitted_heads"), str(run / "artifact"), data, allow_trained=True)
+    lead = compared.directions["image->text"]
+    assert lead.base >= 0.9 and abs(lead.difference) < 0.1
+
+
+def test_scores_by_chance_are_said(data, tmp_path):
+    with pytest.warns(
+        DataWarning, match="the model: its towers .* finds image and text of each other by chance; train it first"
+    ):
+        mmtune.evaluate(mmtune.load(MODEL), data)
+    run = trained_from_fitted_heads(data, tmp_path / "run")
+    with pytest.warns(DataWarning, match="the base: its towers"):
+        mmtune.report(run, tmp_path / "r.html", base=MODEL, allow_trained=True)
+    assert "Before tuning: its towers" in (tmp_path / "r.html").read_text()
+    mmtune.report(run, tmp_path / "fitted.html", allow_trained=True)
+    assert "by chance" not in (tmp_path / "fitted.html").read_text()
+
+
 def test_a_run_on_stored_features_computes_them_once(data, tmp_path, monkeypatch):
     encoded: list[int] = []
     encode = feature_cache.encode_in_groups
@@ -148,6 +206,10 @@ def test_a_run_on_stored_features_computes_them_once(data, tmp_path, monkeypatch
         ({"audio": Head()}, "heads.audio: audio is not trained here"),
         ({"image": Head(init="cca")}, "cca needs `init: cca` for the other modality"),
         ({"image": Head(init="ridge"), "text": Head(init="ridge")}, "whose own head must not be fitted"),
+        (
+            {"image": Head(init="cca", pairs=9), "text": Head(init="cca")},
+            "heads.text.pairs: cca fits both heads to the same pairs",
+        ),
     ],
 )
 def test_heads_that_cannot_be_fitted_are_refused(data, heads, message):

@@ -23,11 +23,13 @@ TRAINED = "trained_on.safetensors"
 Rows = Mapping[str, np.ndarray]
 
 
-def trained_on(model: "Model | str | Path") -> dict[str, np.ndarray] | None:
+def trained_on(model: "Model | str | Path | Mapping[str, str]") -> dict[str, np.ndarray] | None:
     """Return the labels of the rows that a model was trained on, or None if they are not stored (e.g. for a checkpoint).
 
-    model: an artifact directory, or a model loaded from one
+    model: an artifact directory, or a model loaded from one; {modality: MODEL} names checkpoints
     """
+    if isinstance(model, Mapping):
+        return None
     source = model if isinstance(model, str | Path) else model.info.get("source", "")
     path = Path(source) / TRAINED if isinstance(source, str | Path) else None
     if path is None or not path.is_file():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mmtune.contracts import JsonObject
@@ -21,9 +22,10 @@ from mmtune.model.artifact.trained_rows import TRAINED
 from mmtune.runtime.files import atomic_dir, write_bytes, write_json
 
 if TYPE_CHECKING:
+    from mmtune.model.dual_encoder import Model
     from mmtune.training.tuning.tune import TunedModel
 
-__all__ = ["load_adapters", "save_adapters", "save_provenance"]
+__all__ = ["load_adapters", "save_adapters", "save_heads", "save_provenance"]
 
 
 def save_adapters(
@@ -45,17 +47,9 @@ def save_adapters(
     tensors = {n: state[n].detach().cpu().contiguous() for n in tuned.learned}
     for adapter in tuned.adapters:
         tensors |= {f"{adapter.name}::a": adapter.a.contiguous(), f"{adapter.name}::b": adapter.b.contiguous()}
-    document = {
-        "format": FORMAT,
-        "base": base,
-        "base_fingerprint": base_fingerprint,
-        "fingerprint": model.fingerprint,
+    document = _document(model, base, base_fingerprint) | {
         "factors": {adapter.name: adapter.scaling * coefficient for adapter in tuned.adapters},
         "rounded": [adapter.name for adapter in tuned.adapters if _is_4bit(tuned, adapter)],
-        "heads": list(model.heads),
-        "head_kinds": {m: kind.to_json() for m, kind in model.head_kinds.items()},
-        "own_scales": list(model.own_scales),
-        "settings": model.settings,
         "tune": {m: t.model_dump(exclude_none=True) for m, t in tuned.towers.items()},
     }
     scaled = [LowRankDelta(d.name, d.a, d.b, d.scaling * coefficient) for d in tuned.adapters]
@@ -63,6 +57,46 @@ def save_adapters(
         save_file(tensors, tmp / WEIGHTS)
         document["peft"] = write_peft_adapter(tmp, model, scaled, base, tuned.learned)
         write_json(tmp / MANIFEST, document)
+
+
+def save_heads(
+    model: "Model",
+    directory: str | Path,
+    base: str | Mapping[str, str],
+    base_fingerprint: str,
+    info: JsonObject,
+    trained_on: Mapping[str, np.ndarray],
+) -> None:
+    """Write only the heads of a model, as an adapters directory without low-rank matrices.
+
+    base: the base model, as the recipe's `model` names it
+    info, trained_on: as in `artifact.save`
+    """
+    from safetensors.numpy import save
+    from safetensors.torch import save_file
+
+    heads = {n: v.detach().cpu().contiguous() for n, v in model.state_dict().items() if n.startswith("heads.")}
+    with atomic_dir(directory) as tmp:
+        save_file(heads, tmp / WEIGHTS)
+        write_json(tmp / MANIFEST, _document(model, base, base_fingerprint))
+        write_json(tmp / INFO, info)
+        write_bytes(tmp / TRAINED, save(dict(trained_on)))
+
+
+def _document(model: "Model", base: str | Mapping[str, str], base_fingerprint: str) -> JsonObject:
+    """The manifest of a directory without low-rank matrices."""
+    return {
+        "format": FORMAT,
+        "base": base,
+        "base_fingerprint": base_fingerprint,
+        "fingerprint": model.fingerprint,
+        "factors": {},
+        "rounded": [],
+        "heads": list(model.heads),
+        "head_kinds": {m: kind.to_json() for m, kind in model.head_kinds.items()},
+        "own_scales": list(model.own_scales),
+        "settings": model.settings,
+    }
 
 
 def save_provenance(directory: Path, artifact: Path, info: JsonObject) -> None:
