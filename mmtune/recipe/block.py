@@ -163,13 +163,18 @@ def _keys(problem: ErrorDetails, document: object) -> list[str | int]:
     return keys
 
 
+def missing_key(key: str) -> str:
+    """Say that a key of a recipe has to be set, and how."""
+    return f"{key}: is missing: set it in the recipe, or give {key}=VALUE after the recipe on the command line"
+
+
 def _line(problem: ErrorDetails, document: object, path: str) -> str:
     keys, given, context = _keys(problem, document), problem["input"], problem.get("ctx") or {}
     at, kind = dotted(keys, path), problem["type"]
     if kind == UNKNOWN:
         return _unknown(at, context["key"], context["message"], context["known"])
     if kind == "missing":
-        return f"{at}: is missing: set it in the recipe, or give {at}=VALUE after the recipe on the command line"
+        return missing_key(at)
     if kind == OWN:
         return _joined(at, problem["msg"])
     if kind == "value_error":

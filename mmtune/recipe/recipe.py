@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from mmtune.errors import RecipeError
 from mmtune.recipe.augment_block import AugmentBlock
 from mmtune.recipe.batches_block import GroupBatches
-from mmtune.recipe.block import RecipeBlock, check, invalid
+from mmtune.recipe.block import RecipeBlock, check, invalid, missing_key
 from mmtune.recipe.cross_encoder_block import CrossEncoderBlock
 from mmtune.recipe.data_block import DataConfig
 from mmtune.recipe.gate_block import Gate, with_budget
@@ -17,7 +17,7 @@ from mmtune.recipe.heads_block import HeadsBlock
 from mmtune.recipe.mining_block import MiningOptions
 from mmtune.recipe.objective_block import AutoTerm, ObjectiveTerms
 from mmtune.recipe.prompts_block import PromptsBlock, WindowPooling
-from mmtune.recipe.recipe_file import FORMAT, FORMAT_KEY, read_document, without_blanks
+from mmtune.recipe.recipe_file import FORMAT, FORMAT_KEY, blank_keys, read_document, without_blanks
 from mmtune.recipe.retention_block import Retention
 from mmtune.recipe.run_block import RunConfig
 from mmtune.recipe.runtime_block import RuntimeConfig
@@ -181,7 +181,10 @@ class Recipe(RecipeBlock):
             raise RecipeError(f"{where}: a recipe is a mapping of keys; this is {type(document).__name__}")
         document = dict(document)
         check_format(document.pop(FORMAT_KEY, None), FORMAT, where, RecipeError, missing=1)
-        return check(cls, without_blanks(document), where=where)
+        checked = check(cls, without_blanks(document), where=where)
+        for key in blank_keys(document):  # of a key that is optional in general, but that this recipe leaves to its user
+            raise RecipeError(f"{where}: {missing_key(key)}")
+        return checked
 
     @classmethod
     def read(cls, recipe: "Recipe | Mapping[str, object] | str | Path", overrides: Sequence[str] = ()) -> "Recipe":
