@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +18,18 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from mmtune import modalities
-from mmtune.benchmark.quality_features import QualityData, candidates, draw_shots, features_of, open_set
+from mmtune.benchmark.quality_features import QualityData, Sides, candidates, draw_shots, features_of, open_set
 from mmtune.benchmark.quality_floors import FLOORS, Vectors, pair_features
 from mmtune.benchmark.quality_peer import train_peer
-from mmtune.benchmark.quality_result import Cell, QualityResult
-from mmtune.contracts import Embeddings, JsonObject, direction
+from mmtune.benchmark.quality_result import Cell, MethodDifference, QualityResult
+from mmtune.benchmark.quality_scores import method_difference, save_values, score, score_names
+from mmtune.contracts import Embeddings, JsonObject
 from mmtune.data.pack.pack import pack
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.embedding.feature_cache import share_features
 from mmtune.errors import MissingExtra, RecipeError
-from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.clusters import recordings_in
+from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.model.artifact import load
 from mmtune.recipe.block import check
 from mmtune.recipe.heads_block import HeadsBlock
@@ -64,6 +66,11 @@ class _Task:
         size = "all" if self.shots is None else f"{self.shots}-shot"
         return Path("cells") / self.data / size / f"{self.method.replace(' ', '-')}-{self.seed}.json"
 
+    @property
+    def values_path(self) -> Path:
+        """The file with the values of its queries."""
+        return self.path.with_suffix(".npz")
+
     def __str__(self) -> str:
         size = "" if self.shots is None else f", {self.shots} a group"
         return f"{self.data}{size}: {self.method}, seed {self.seed}"
@@ -79,6 +86,7 @@ def bench_quality(
     shots: Sequence[int] = (),
     recipes: Mapping[str, str | Path] | None = None,
     overrides: Sequence[str] = (),
+    cluster: str | None = None,
     quiet: bool = True,
 ) -> QualityResult:
     """Score methods of tuning the same pretrained towers on each set, and write OUT/quality.json and OUT/quality.md.
@@ -93,6 +101,8 @@ def bench_quality(
     recipes: {name of a set: the recipe file that mmtune and the peer use for it}; without an entry the one that
         `mmtune init --encoders` writes for its modality and size
     overrides: "key=value" strings for all of these recipes, e.g. "train.epochs=2"
+    cluster: metadata column of `val`, e.g. the recording, whose values the intervals of differences resample; default: a column called
+        recording, if there is one, else single queries
     quiet: print no progress
 
     Raises RecipeError for unknown methods or other settings than those of the results in OUT, DataError if a set cannot be used.
@@ -112,18 +122,20 @@ def bench_quality(
     if unknown:
         raise RecipeError(f"--recipe {unknown[0]}=...: no set has this name{nearest(unknown[0], list(data))}")
     root.mkdir(parents=True, exist_ok=True)
+    sources = {s.name: _source(s, cluster) for s in sets}
     cells, skipped = [], {}
     with file_lock(root / "bench.lock"):
         _claim(root, sets, towers, recipes or {}, overrides)
         for quality_data in sets:
-            bench = _SetBench(quality_data, towers, root, (recipes or {}).get(quality_data.name), overrides, quiet)
+            recipe, source = (recipes or {}).get(quality_data.name), sources[quality_data.name]
+            bench = _SetBench(quality_data, towers, root, recipe, overrides, source, quiet)
             with share_features():  # all cells of a set have the same towers
                 for task in _tasks(quality_data.name, methods, shots, seeds):
                     try:
                         cells.append(bench.cell(task))
                     except MissingExtra as e:
                         skipped[task.method] = str(e)
-    result = QualityResult(cells, skipped)
+    result = QualityResult(cells, skipped, _differences(root, cells, {s.name: s.sides for s in sets}))
     write_json(root / "quality.json", result.to_dict())
     write_text(root / "quality.md", result.markdown())
     return result
@@ -135,6 +147,13 @@ def _tasks(name: str, methods: Sequence[str], shots: Sequence[int], seeds: int) 
         for method in methods:
             count = seeds if number is not None or method in TRAINED else 1
             yield from (_Task(name, number, method, seed) for seed in range(count))
+
+
+def _source(quality_data: QualityData, cluster: str | None) -> dict[str, str | None] | None:
+    """{id of a scored row: its value of the column `cluster`, else of a recording column, if there is one}."""
+    if cluster is None and (found := recordings_in(quality_data.val)) is not None:
+        cluster = found.column
+    return source_of_rows(quality_data.val, cluster)
 
 
 def _composed_hash(recipe: str | Path) -> str:
@@ -186,8 +205,11 @@ class _SetBench:
         root: Path,
         recipe: str | Path | None,
         overrides: Sequence[str],
+        source: Mapping[str, str | None] | None,
         quiet: bool,
     ):
+        """source: {id of a scored row: e.g. its recording}; None for single queries"""
+        self.source = source
         self.data, self.root, self.recipe, self.overrides, self.quiet = data, root, recipe, overrides, quiet
         self.towers = {m: towers[m] for m in data.sides}
         self._features: dict[str, dict[str, Embeddings]] | None = None
@@ -294,20 +316,26 @@ class _SetBench:
         return self._features
 
     def _scored(self, task: _Task, vectors: Vectors, seconds: float, cpu: float, rows: int, pairs: int) -> Cell:
-        signal, language = self.data.sides
-        scores = {}
-        across = {signal: replace(vectors.queries, fingerprint=""), language: replace(vectors.candidates, fingerprint="")}
-        result = evaluate_vectors(across, ks=(1,), pairs=[(signal, language), (language, signal)])
-        within = {signal: replace(vectors.within, fingerprint="")}
-        alone = evaluate_vectors(within, ks=(1,), pairs=[(signal, signal)])
-        for name, metric in (
-            (direction(signal, language), "hit@1"),
-            (direction(signal, language), "map"),
-            (direction(language, signal), "map"),
-            (direction(signal, signal), "hit@1"),
-            (direction(signal, signal), "recall@1"),
-        ):
-            found = {**result.directions, **alone.directions}.get(name)
-            if found is not None:
-                scores[f"{name} {metric}"] = round(found.metrics[metric], 6)
+        names, directions = score_names(self.data.sides), score(vectors, self.data.sides, self.source)
+        path = self.root / task.values_path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_values(path, directions, names)
+        scores = {f"{d} {m}": round(directions[d].metrics[m], 6) for d, m in names if d in directions}
         return Cell(task.data, task.shots, task.method, task.seed, scores, seconds, cpu, rows, pairs)
+
+
+def _differences(root: Path, cells: Sequence[Cell], sides: Mapping[str, Sides]) -> list[MethodDifference]:
+    """The differences of mmtune to every other method of the same set and number of examples, paired by query and seed."""
+    tasks = [_Task(c.data, c.shots, c.method, c.seed) for c in cells]
+    found = []
+    for ours in dict.fromkeys((t.data, t.shots) for t in tasks):
+        of = [t for t in tasks if (t.data, t.shots) == ours]
+        seeds = [t for t in of if t.method == OURS]
+        for method in dict.fromkeys(t.method for t in of if t.method != OURS):
+            by_seed = {t.seed: t for t in of if t.method == method}
+            both = [(by_seed.get(t.seed, by_seed[0]) if len(by_seed) == 1 else by_seed.get(t.seed), t) for t in seeds]
+            files = [(root / other.values_path, root / t.values_path) for other, t in both if other is not None]
+            for name, metric in score_names(sides[ours[0]]):
+                if (difference := method_difference(files, name, metric)) is not None:
+                    found.append(MethodDifference(*ours, method, f"{name} {metric}", difference))
+    return found

@@ -1,8 +1,9 @@
 """The result of `mmtune bench quality`: scores by set, method and number of examples, as JSON and as a Markdown table."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
+from mmtune.comparison.paired_difference import SeedsDifference
 from mmtune.contracts import JsonObject
 from mmtune.sweeps.repeat_seeds import Spread, spread_of
 
@@ -53,12 +54,37 @@ class Line:
     pairs_seen: int
 
 
+@dataclass(frozen=True)
+class MethodDifference:
+    """One score of mmtune minus that of another method, paired by query and seed, with its interval over queries and seeds.
+
+    method: the other method
+    score: "direction metric"
+    """
+
+    data: str
+    shots: int | None
+    method: str
+    score: str
+    difference: SeedsDifference
+
+    def to_dict(self) -> JsonObject:
+        kept = {k: v for k, v in self.difference.to_dict().items() if k not in ("base", "candidate")}
+        return {"data": self.data, "shots": self.shots, "method": self.method, "score": self.score, **kept}
+
+
 @dataclass
 class QualityResult:
-    """The scores of a benchmark. cells: the single runs. skipped: {method or cell: why it was not run}."""
+    """The scores of a benchmark.
+
+    cells: the single runs
+    skipped: {method or cell: why it was not run}
+    differences: of mmtune to the other methods; those of runs that an earlier version made are missing
+    """
 
     cells: list[Cell]
     skipped: dict[str, str]
+    differences: list[MethodDifference] = field(default_factory=list)
 
     @property
     def lines(self) -> list[Line]:
@@ -73,6 +99,7 @@ class QualityResult:
         return {
             "lines": [asdict(line) for line in self.lines],
             "cells": [c.to_dict() for c in self.cells],
+            "differences": [d.to_dict() for d in self.differences],
             "skipped": self.skipped,
         }
 
@@ -82,6 +109,10 @@ class QualityResult:
         for data in dict.fromkeys(c.data for c in self.cells):
             lines = [line for line in self.lines if line.data == data]
             parts.append(f"### {data}\n\n{_table(lines)}")
+            if of := [d for d in self.differences if d.data == data]:
+                parts.append(
+                    f"mmtune minus the other method, paired by query, 95% over queries and seeds:\n\n{_differences(of)}"
+                )
         notes = [f"- not run: {name}: {why}" for name, why in self.skipped.items()]
         return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
@@ -122,6 +153,23 @@ def _table(lines: Sequence[Line]) -> str:
         ]
         for line in lines
     ]
+    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
+
+
+def _differences(of: Sequence[MethodDifference]) -> str:
+    scores = list(dict.fromkeys(d.score for d in of))
+    by_method: dict[tuple[int | None, str], dict[str, SeedsDifference]] = {}
+    for d in of:
+        by_method.setdefault((d.shots, d.method), {})[d.score] = d.difference
+    rows = [
+        [
+            ALL_ROWS if shots is None else str(shots),
+            method,
+            *(f"{v[s].difference:+.3f} {v[s].bounds('+.3f')}" if s in v else "" for s in scores),
+        ]
+        for (shots, method), v in by_method.items()
+    ]
+    head = ["examples a group", "mmtune minus", *scores]
     return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
 
 

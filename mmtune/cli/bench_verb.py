@@ -40,6 +40,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", metavar="DIR", help="directory of the results")
     group.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default %(default)s)")
     group.add_argument("--shots", metavar="N,N", help="train on so many rows of each group, e.g. 1,4,16 (default: on all)")
+    group.add_argument(
+        "--cluster",
+        metavar="COLUMN",
+        help="metadata column whose values the intervals of differences resample (default: a recording column, if there is one, else single "
+        "queries)",
+    )
     group.add_argument("--methods", metavar="NAME,NAME", help="methods to run (default: all)")
     group.add_argument(
         "--recipe",
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> Result:
         return _quality(args)
     from mmtune.benchmark.throughput import bench
 
-    given = [n for n in ("data", "out", "shots", "methods", "recipes") if getattr(args, n)]
+    given = [n for n in ("data", "out", "shots", "methods", "recipes", "cluster") if getattr(args, n)]
     if given:
         raise RecipeError(
             f"--{given[0].rstrip('s') if given[0] == 'recipes' else given[0]}: is an option of `mmtune bench quality`"
@@ -80,6 +86,7 @@ def _quality(args: argparse.Namespace) -> Result:
         shots=_numbers(args.shots),
         recipes=_named(args.recipes, "--recipe", "NAME=RECIPE"),
         overrides=args.overrides,
+        cluster=args.cluster,
         quiet=args.quiet,
     )
     return Result(result.to_dict(), str(result))

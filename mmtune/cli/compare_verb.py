@@ -14,7 +14,7 @@ Exit status: 0 the candidate passes, 1 it fails or the data is too small to deci
 import argparse
 
 from mmtune.cli.dispatch import Result, add_quiet
-from mmtune.cli.eval_verb import cutoffs, task_arguments, task_values
+from mmtune.cli.eval_verb import cutoffs, pieces_note, task_arguments, task_values
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
@@ -121,7 +121,10 @@ def run(args: argparse.Namespace) -> Result:
             quiet=args.quiet,
             allow_trained=args.allow_trained,
         )
-        return Result(by_task.to_dict(), str(by_task), by_task.status)
+        document, text = by_task.to_dict(), str(by_task)
+        if note := pieces_note(args.data, args.cluster):
+            document["note"], text = note, f"{text}\n{note}"
+        return Result(document, text, by_task.status)
     if any(value for name, value in task_values(args).items() if name != "exclude_same"):
         raise RecipeError("--label, --reference and the other options of tasks need --task zero_shot, knn or anomaly")
     comparison = compare(

@@ -204,6 +204,8 @@ def run(args: argparse.Namespace) -> Result:
         if machines := machine_intervals(result):
             document["machine_intervals"] = machines
         text = "\n".join([text, *machine_lines(machines), *interval_lines(intervals, args.cluster)])
+        if processes.is_main_process and not streamed and intervals and (note := pieces_note(args.data, args.cluster)):
+            document["note"], text = note, f"{text}\n{note}"
     elif (
         processes.is_main_process
         and not streamed
@@ -219,21 +221,28 @@ def run(args: argparse.Namespace) -> Result:
 def copies_note(data: str, directions: Sequence[str]) -> str:
     """Say that pieces of one recording are right answers for each other in searches within a modality; "" if there are none."""
     from mmtune.data.shards.dataset import open_data
-    from mmtune.evaluation.clusters import RECORDING_COLUMNS
+    from mmtune.evaluation.clusters import recordings_in
 
     within = [d for d in directions if len(set(d.split("->"))) == 1]
-    if not within:
+    if not within or (found := recordings_in(open_data(data))) is None:
         return ""
-    rows = open_data(data)
-    named = set().union(*(rows.meta(i) for i in range(min(len(rows), 20_000))))  # these rows are enough to find the columns
-    for column in RECORDING_COLUMNS:
-        values = [v for v in rows.column(column) if v not in (None, "")] if column in named else []
-        if len(set(values)) < len(values):
-            return (
-                f"note: {', '.join(within)}: rows of one {column} ({len(set(values))} in {len(values)} rows) are right answers for each other, "
-                f"which makes these figures high; `--exclude-same {column}` leaves them out"
-            )
-    return ""
+    return (
+        f"note: {', '.join(within)}: rows of one {found.column} ({found.values} in {found.rows} rows) are right answers for each other, "
+        f"which makes these figures high; `--exclude-same {found.column}` leaves them out"
+    )
+
+
+def pieces_note(data: str, cluster: str | None) -> str:
+    """Say that intervals of single rows are too narrow where rows are pieces of recordings; "" if they are not, or with `cluster`."""
+    from mmtune.data.shards.dataset import open_data
+    from mmtune.evaluation.clusters import recordings_in
+
+    if cluster is not None or (found := recordings_in(open_data(data))) is None:
+        return ""
+    return (
+        f"note: the {found.rows} rows are pieces of {found.values} values of {found.column}, which are not independent: these intervals are "
+        f"too narrow; `--cluster {found.column}` resamples whole recordings"
+    )
 
 
 def cutoffs(text: str) -> tuple[int, ...]:

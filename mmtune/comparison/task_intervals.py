@@ -24,10 +24,22 @@ Statistic = Callable[[np.ndarray], Mapping[str, float]]
 
 
 def metric_intervals(scores: TaskScores, source: Mapping[str, str | None] | None, task: str) -> dict[str, list[float] | None]:
-    """Return {metric: [lower, upper]}, or None for each metric with fewer than `MIN_CLUSTERS` clusters."""
+    """Return {metric: [lower, upper]}, or None for each metric with fewer than `MIN_CLUSTERS` clusters.
+
+    Where every resample has the metric 0, or 1, the other end is the exact one of as many independent trials as there are clusters
+    (Clopper and Pearson 1934): 20 rows without an error do not prove that there are none.
+    """
     rows = _with_rows(scores, task)
-    bounds = resampled_bounds(rows.weighted_metrics, _clusters(rows.row_ids, source))
-    return {m: None if bounds is None else [float(bounds[0][m]), float(bounds[1][m])] for m in rows.metrics}
+    clusters = _clusters(rows.row_ids, source)
+    bounds = resampled_bounds(rows.weighted_metrics, clusters)
+    if bounds is None:
+        return dict.fromkeys(rows.metrics)
+    least = float((0.5 - LEVEL / 2) ** (1 / len(np.unique(clusters))))
+    found: dict[str, list[float] | None] = {}
+    for m in rows.metrics:
+        low, high = float(bounds[0][m]), float(bounds[1][m])
+        found[m] = [least, 1.0] if low == high == 1 else [0.0, 1 - least] if low == high == 0 else [low, high]
+    return found
 
 
 def task_difference(

@@ -1,13 +1,35 @@
 """Clusters of rows that belong together, by group or by identical content. Bootstrap intervals resample whole clusters."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mmtune.contracts import Embeddings
 
+if TYPE_CHECKING:
+    from mmtune.data.shards.dataset import Data
+
 RECORDING_COLUMNS = ("recording", "recording_id", "source_file", "original")
 """Metadata columns whose equal values mean: cut from the same recording or picture."""
+
+
+class Recordings(NamedTuple):
+    """A metadata column that says which rows were cut from the same recording. rows: those with a value; values: distinct ones"""
+
+    column: str
+    rows: int
+    values: int
+
+
+def recordings_in(data: "Data") -> Recordings | None:
+    """Return the first of RECORDING_COLUMNS of which several rows have the same value; None if there is none."""
+    named = set().union(*(data.meta(i) for i in range(min(len(data), 20_000))))  # these rows are enough to find the columns
+    for column in RECORDING_COLUMNS:
+        values = [str(v) for v in data.column(column) if v not in (None, "")] if column in named else []
+        if (distinct := len(set(values))) < len(values):
+            return Recordings(column, len(values), distinct)
+    return None
 
 
 def row_clusters(vectors: Mapping[str, Embeddings]) -> dict[str, int]:

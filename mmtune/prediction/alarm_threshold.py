@@ -5,7 +5,7 @@ probability k / (n + 1); over draws of the n items, this probability has the dis
 arXiv 1209.2673: split conformal prediction). So the rate that is stated already has the uncertainty of few normal items.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class AlarmThreshold:
     clusters: number of recordings (or other sources) that they come from; the interval counts each once
     detection_rate: share of the known anomalous items above it; None without such items
     anomalous: number of these items
+    detection_interval: 95% interval of the detection rate (Clopper and Pearson 1934); the recordings of the items count once each
     domains: {domain: share of its normal items above the threshold}; {} without domains
     """
 
@@ -40,15 +41,19 @@ class AlarmThreshold:
     detection_rate: float | None = None
     anomalous: int = 0
     domains: dict[str, float] = field(default_factory=dict)
+    detection_interval: tuple[float, float] | None = None
 
     def to_dict(self) -> JsonObject:
-        return {**asdict(self), "interval": list(self.interval)}
+        found = self.detection_interval
+        return {**asdict(self), "interval": list(self.interval), "detection_interval": found and list(found)}
 
     def __str__(self) -> str:
         low, high = self.interval
-        known = (
-            "" if self.detection_rate is None else f"; {self.detection_rate:.1%} of {self.anomalous} known anomalies are above"
-        )
+        known = ""
+        if self.detection_rate is not None:
+            known = f"; {self.detection_rate:.1%} of {self.anomalous} known anomalies are above"
+            if self.detection_interval is not None:
+                known += " (95% interval {:.1%} to {:.1%})".format(*self.detection_interval)
         if self.domains:
             known += "; above by domain: " + ", ".join(f"{d} {share:.1%}" for d, share in self.domains.items())
         by = "" if self.clusters == self.normal else f" of {self.clusters} recordings"
@@ -78,6 +83,7 @@ def alarm_threshold(
     *,
     clusters: int | None = None,
     anomalous_M: np.ndarray | None = None,
+    anomalous_clusters: int | None = None,
 ) -> AlarmThreshold:
     """Choose the threshold from the scores of normal items, none of which was its own reference.
 
@@ -85,6 +91,7 @@ def alarm_threshold(
     threshold: "auto", or a false-alarm rate such as "0.01fpr"
     clusters: number of recordings that the items come from; default: every item is one of its own
     anomalous_M: scores of known anomalous items, only to report how many are above the threshold
+    anomalous_clusters: number of recordings that these come from; default: every item is one of its own
 
     Raises DataError if there are too few normal items for the rate.
     """
@@ -105,5 +112,21 @@ def alarm_threshold(
     m = n if clusters is None else min(clusters, n)
     tail = (1 - LEVEL) / 2
     low, high = beta.ppf([tail, 1 - tail], expected * (m + 1), (1 - expected) * (m + 1))
-    found = None if anomalous_M is None or not len(anomalous_M) else float((anomalous_M > value).mean())
-    return AlarmThreshold(value, expected, (float(low), float(high)), n, m, found, 0 if found is None else len(anomalous_M))  # type: ignore[arg-type]
+    threshold_found = AlarmThreshold(value, expected, (float(low), float(high)), n, m)
+    if anomalous_M is None or not len(anomalous_M):
+        return threshold_found
+    found, count = float((anomalous_M > value).mean()), len(anomalous_M)
+    trials = count if anomalous_clusters is None else min(anomalous_clusters, count)
+    return replace(
+        threshold_found, detection_rate=found, anomalous=count, detection_interval=_share_interval(found * trials, trials)
+    )
+
+
+def _share_interval(successes: float, trials: int) -> tuple[float, float]:
+    """The 95% interval of a share by Clopper and Pearson; with clusters, `successes` may be a fraction."""
+    from scipy.stats import beta
+
+    tail = (1 - LEVEL) / 2
+    low = beta.ppf(tail, successes, trials - successes + 1) if successes > 0 else 0.0
+    high = beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
+    return float(low), float(high)

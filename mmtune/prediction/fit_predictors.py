@@ -10,12 +10,19 @@ import numpy as np
 from mmtune.contracts import Embeddings
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
-from mmtune.evaluation.clusters import RECORDING_COLUMNS
+from mmtune.evaluation.clusters import recordings_in
 from mmtune.evaluation.tasks import anomaly, knn
 from mmtune.evaluation.tasks.anomaly import AnomalyScoring, anomalous_rows, column_of_rows, normal_rows, same_source
 from mmtune.evaluation.tasks.evaluate_task import check_options
 from mmtune.evaluation.tasks.knn import source_of_rows, voting_references
-from mmtune.evaluation.tasks.task import check_neighbours, class_labels, grouped_by_class, row_values, rows_with_value
+from mmtune.evaluation.tasks.task import (
+    check_neighbours,
+    class_labels,
+    grouped_by_class,
+    row_values,
+    rows_with_value,
+    warn_of_neighbours,
+)
 from mmtune.evaluation.tasks.training_wording import wording_note
 from mmtune.evaluation.tasks.zero_shot import class_vectors, language_tower
 from mmtune.prediction.alarm_threshold import AlarmThreshold, alarm_threshold, parse_rate
@@ -115,16 +122,13 @@ def fit_predictors(
 
 def _warn_of_recordings(reference: "Data") -> None:
     """Issue a DataWarning if several references are of one recording, as metadata say, and vouch for each other."""
-    for column in RECORDING_COLUMNS:
-        values = [v for v in reference.column(column) if v not in (None, "")] if column in reference.meta(0) else []
-        if len(set(values)) < len(values):
-            warnings.warn(
-                f"threshold: {len(values)} references are of {len(set(values))} values of {column!r}, and clips of one recording are alike: "
-                f"more false alarms can come than are stated; --exclude-same {column} scores each without its own",
-                DataWarning,
-                stacklevel=3,
-            )
-            return
+    if (found := recordings_in(reference)) is not None:
+        warnings.warn(
+            f"threshold: {found.rows} references are of {found.values} values of {found.column!r}, and clips of one recording are alike: "
+            f"more false alarms can come than are stated; --exclude-same {found.column} scores each without its own",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _fit_zero_shot(
@@ -164,6 +168,7 @@ def _fit_knn(model: "Model", reference: "Data", names: Sequence[str], options: P
     out: dict[str, Predictor] = {}
     for m, e in grouped_by_class(reference, vectors, labels).items():
         ids, voting, classes = voting_references(m, e)
+        warn_of_neighbours(options.neighbours, len(ids))
         found = None
         if options.threshold is not None:
             found = _threshold(m, _items(m, e), options.threshold, source, AnomalyScoring(1))
@@ -189,6 +194,7 @@ def _fit_anomaly(model: "Model", reference: "Data", names: Sequence[str], option
         found = None
         if options.threshold is not None:
             found = _threshold(m, items, options.threshold, source, scoring, faults, options.known_anomalies)
+        warn_of_neighbours(options.neighbours, len(items.ids))
         known = faults if options.known_anomalies else None
         predictor = AnomalyPredictor(
             items.ids,
@@ -258,7 +264,14 @@ def _threshold(
             "the others; give normal references of at least two recordings, or leave --exclude-same out"
         )
     clusters = None if source is None else len(set(exclusion[0][normal].tolist()))
-    found = alarm_threshold(score[normal], threshold, clusters=clusters, anomalous_M=score[there & ~is_normal])
+    faulty = there & ~is_normal
+    found = alarm_threshold(
+        score[normal],
+        threshold,
+        clusters=clusters,
+        anomalous_M=score[faulty],
+        anomalous_clusters=None if source is None else len(set(exclusion[0][faulty].tolist())),
+    )
     domain_N = np.array([scoring.domain.get(i) for i in rows.ids], object)
     names = sorted({d for d in domain_N[normal] if d is not None})
     return replace(found, domains={d: float((score[normal & (domain_N == d)] > found.value).mean()) for d in names})

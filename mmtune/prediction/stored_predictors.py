@@ -107,8 +107,8 @@ def _read(path: Path, task: str, fingerprint: str) -> Predictor:
         document.pop("machine", None)
         if threshold is not None:
             threshold = AlarmThreshold(**{k.name: threshold[k.name] for k in fields(AlarmThreshold) if k.name in threshold})
-            low, high = threshold.interval
-            threshold = replace(threshold, interval=(low, high))
+            (low, high), found = threshold.interval, threshold.detection_interval
+            threshold = replace(threshold, interval=(low, high), detection_interval=found and (found[0], found[1]))
         predictor = KINDS[task](**document, **known, vectors=vectors, threshold=threshold)
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ModelError(f"{path}: damaged ({first_line(e)}); store it again with --save") from None

@@ -2,7 +2,7 @@
 
 The answers are lines of a JSONL file. A line is written in one piece, and a file is answered if and only if its line is there. A
 file that is written again under the same name (another size or time) is answered again. Only one process may watch with one
-JSONL file.
+JSONL file. Every line names the task, the fingerprint of the model and the threshold, and a file has the lines of one model and task.
 """
 
 import os
@@ -44,7 +44,8 @@ def watch(
     locate: as in `mmtune.predict`
     stop: asked after each look
 
-    Raises DataError if there is no such folder, or if another process watches with the same `out`.
+    Raises DataError if there is no such folder, if another process watches with the same `out`, or if `out` has answers of another
+    model or task.
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
@@ -58,7 +59,7 @@ def watch(
     try:
         if out.exists():
             truncate_torn_line(out)
-        answered = _answered(out)
+        answered = _answered(out, _origin(model, predictors))
         names = list(predictors)
         before: set[Version] = set()
         while True:
@@ -85,17 +86,33 @@ def _answer(
     locate: float | None,
 ) -> Iterator[JsonObject]:
     inputs = [file_input(folder / path, list(predictors)) for path, _, _ in versions]
+    origin = _origin(model, predictors)
+    thresholds = {m: p.threshold.value for m, p in predictors.items() if p.threshold is not None}
     for (path, size, changed), done in zip(
         versions, predict_inputs(model, predictors, inputs, batch_size, locate), strict=True
     ):
-        document = {**done.to_dict(), "file": path, "bytes": size, "changed_ns": changed}
+        document = {**done.to_dict(), "file": path, "bytes": size, "changed_ns": changed, **origin}
+        if (m := document.get("modality")) in thresholds:
+            document["threshold"] = thresholds[m]
         append_jsonl(out, document)
         yield document
 
 
-def _answered(out: Path) -> set[Version]:
-    """Return the files that have a line in `out`."""
+def _origin(model: "Model", predictors: dict[str, Predictor]) -> dict[str, str]:
+    """What every line says of the predictors: their task, and the fingerprint of the model."""
+    return {"task": next(p.task for p in predictors.values()), "fingerprint": model.fingerprint}
+
+
+def _answered(out: Path, origin: dict[str, str]) -> set[Version]:
+    """Return the files that have a line in `out`. Lines of earlier versions do not name their task and model."""
     lines = read_jsonl_log(out) if out.exists() else []
+    for line in lines:
+        for key, value in origin.items():
+            if line.get(key, value) != value:
+                raise DataError(
+                    f"{out}: has answers of another {'model' if key == 'fingerprint' else key} ({line[key]}); this is {value}: write those "
+                    "of this one to another --out, because their scores cannot be compared"
+                )
     return {(line["file"], line["bytes"], line["changed_ns"]) for line in lines}
 
 

@@ -290,6 +290,7 @@ def bench_quality(
     shots: Sequence[int] = (),
     recipes: Mapping[str, str | Path] | None = None,
     overrides: Sequence[str] = (),
+    cluster: str | None = None,
     quiet: bool = True,
 ) -> QualityResult:
     """Score ways of tuning the same pretrained towers on each set, and write OUT/quality.json and OUT/quality.md.
@@ -304,9 +305,12 @@ def bench_quality(
     shots: train on so many rows of each group, drawn with the seed; without it on all rows
     recipes: {name of a set: recipe file}; without an entry the recipe that `mmtune init --encoders` writes for its size
     overrides: "key=value" strings for all of these recipes
+    cluster: metadata column of `val`, e.g. the recording, whose values the intervals of differences resample; None: a column called
+        recording, if there is one, else single queries
     quiet: print no progress
 
-    Returns scores, mean, standard deviation and 95% t-interval over the seeds, and seconds. Raises RecipeError for unknown
+    Returns scores, mean, standard deviation and 95% t-interval over the seeds, differences of mmtune to the other methods with intervals
+    over queries and seeds, and seconds. Raises RecipeError for unknown
     methods or if OUT holds results of other settings, and DataError if a set cannot be used.
     """
     from mmtune.benchmark.quality_bench import METHODS
@@ -321,5 +325,6 @@ def bench_quality(
         shots=shots,
         recipes=recipes,
         overrides=overrides,
+        cluster=cluster,
         quiet=quiet,
     )

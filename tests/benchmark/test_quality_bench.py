@@ -1,6 +1,7 @@
 """`mmtune bench quality` on small random towers: every method scores, cells are kept, and its numbers are those of other hands."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,44 @@ def test_every_method_scores_and_the_next_call_only_reads(shop, tmp_path):
     assert len(before) == 9
     again = mmtune.bench_quality({"shop": shop}, TOWERS, out, seeds=2, overrides=SHORT)
     assert again == result and before == {p: p.stat().st_mtime_ns for p in (out / "cells").rglob("*.json")}
+
+
+def test_methods_are_compared_query_by_query_and_over_the_seeds(shop, tmp_path):
+    methods = ["base", "mmtune", "nearest neighbours"]
+    result = mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=methods, seeds=2, overrides=SHORT)
+    assert [(d.method, d.score) for d in result.differences[:5]] == [("base", s) for s in result.cells[0].scores]
+    scores = {(c.method, c.seed): c.scores for c in result.cells}
+    for d in result.differences:
+        by_seed = [scores["mmtune", seed][d.score] - scores[d.method, 0][d.score] for seed in (0, 1)]
+        assert d.difference.seeds["values"] == pytest.approx(by_seed, abs=2e-6)
+        assert d.difference.interval[0] <= min(d.difference.queries_interval[0], np.mean(by_seed)) + 1e-9
+        assert d.difference.clusters == d.difference.queries
+    assert "mmtune minus the other method, paired by query" in result.markdown()
+    (tmp_path / "cells" / "shop" / "all" / "base-0.npz").unlink()  # as of an earlier version
+    again = mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=methods, seeds=2, overrides=SHORT)
+    assert {d.method for d in again.differences} == {"nearest neighbours"}
+
+
+def test_intervals_of_pieces_resample_their_recordings(tmp_path):
+    """Five pieces of a recording are one cluster, without being asked for; a column can be named."""
+    for part, seed in (("train", 0), ("val", 1)):
+        table = corpora.source(tmp_path / f"files-{part}", 30, seed, ("image", "text"))
+        lines = Path(table).read_text().splitlines()
+        rows = [
+            f"{line},{'recording' if i == 0 else f'r{(i - 1) // 5}'},{'side' if i == 0 else i % 2}"
+            for i, line in enumerate(lines)
+        ]
+        Path(table).write_text("\n".join(rows))
+        mmtune.pack(table, tmp_path / "set" / part)
+    for cluster, count in ((None, 6), ("side", 2)):
+        out = tmp_path / f"out-{cluster}"
+        methods = ["base", "nearest neighbours", "mmtune"]
+        result = mmtune.bench_quality(
+            {"set": tmp_path / "set"}, TOWERS, out, methods=methods, seeds=1, overrides=SHORT, cluster=cluster
+        )
+        clusters = {d.score: d.difference.clusters for d in result.differences}
+        assert clusters["image->text hit@1"] == clusters["image->image hit@1"] == count
+        assert clusters["text->image map"] > 0
 
 
 def test_cells_that_are_missing_are_run_again(shop, tmp_path):

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 import mmtune
 from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.compare_tasks import compare_task
-from mmtune.comparison.task_intervals import resampled_bounds, task_difference
+from mmtune.comparison.task_intervals import metric_intervals, resampled_bounds, task_difference
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.evaluation.tasks.anomaly import detect
@@ -94,6 +94,48 @@ def test_the_nearest_class_and_the_cosines_of_classes():
     assert predicted.tolist() == expected.argmax(1).tolist()
 
 
+def test_no_error_in_a_few_rows_does_not_prove_that_there_are_none():
+    """Every resample of 20 right rows is right, so the interval was [1, 1]."""
+    from scipy.stats import binomtest
+
+    for count in (5, 20, 300):
+        for right in (True, False):
+            truth = np.arange(count) % 2
+            predicted = truth if right else 1 - truth
+            found = Classified(
+                "x",
+                ["a", "b"],
+                confusion_counts(truth, predicted, 2),
+                0,
+                "neighbours",
+                5,
+                [str(i) for i in range(count)],
+                truth,
+                predicted,
+            )
+            exact = binomtest(count if right else 0, count).proportion_ci(method="exact")
+            assert metric_intervals(found, None, "knn")["accuracy"] == pytest.approx([exact.low, exact.high])
+
+
+def test_intervals_of_single_rows_are_marked_where_rows_are_pieces_of_recordings(tmp_path, capsys):
+    for part, seed in (("train", 0), ("val", 1)):
+        table = corpora.source(tmp_path / f"files-{part}", 24, seed, COLUMNS)
+        rows = [
+            f"{line},{'recording' if i == 0 else f'{part}{(i - 1) // 4}'}"
+            for i, line in enumerate(table.read_text().strip().split("\n"))
+        ]
+        table.write_text("\n".join(rows) + "\n")
+        mmtune.pack(table, tmp_path / part)
+    task = ["--task", "knn", "--label", "shade", "--reference", str(tmp_path / "train")]
+    for verb, models in (("eval", ["tiny:clap"]), ("compare", ["tiny:clap", "tiny:clap"])):
+        argv = [*models, str(tmp_path / "val"), *task, "--quiet"]
+        dispatch(verb, argv)
+        said = capsys.readouterr().out
+        assert "note: the 24 rows are pieces of 6 values of recording" in said and "`--cluster recording`" in said
+        dispatch(verb, [*argv, "--cluster", "recording"])
+        assert "note:" not in capsys.readouterr().out
+
+
 def test_the_verbs(tmp_path, capsys):
     data, reference = corpora.packed(tmp_path, 18, 1, COLUMNS), corpora.packed(tmp_path, 24, 0, COLUMNS)
     task = ["--task", "knn", "--label", "shade", "--reference", reference, "--json"]
@@ -106,7 +148,9 @@ def test_the_verbs(tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["verdict"] in ("inconclusive", "fail") and "with 2 clusters no interval is possible" in document["reason"]
     assert dispatch("eval", ["tiny:clap", data, *task, "--quiet"]) == 0
-    ends = json.loads(capsys.readouterr().out)["intervals"]["audio"]["accuracy"]
+    evaluated = json.loads(capsys.readouterr().out)
+    assert "note" not in evaluated  # no column says that rows are pieces of recordings
+    ends = evaluated["intervals"]["audio"]["accuracy"]
     accuracy = mmtune.evaluate("tiny:clap", data, task="knn", label="shade", reference=reference).metric("accuracy")
     assert ends[0] <= accuracy <= ends[1] and ends[1] - ends[0] < 1
     for argv, message in (

@@ -12,7 +12,7 @@ import mmtune
 from mmtune.cli.dispatch import dispatch
 from mmtune.data.shards.dataset import open_data
 from mmtune.embedding.embed_rows import embed_data
-from mmtune.errors import DataError, ModelError, RecipeError
+from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
 from mmtune.prediction.alarm_threshold import alarm_threshold
 from mmtune.prediction.fit_predictors import PredictorOptions
 from mmtune.prediction.predict import prepare
@@ -250,6 +250,17 @@ def test_watching_answers_each_file_once_also_after_a_kill(root, reference, file
         == mmtune.predict(model, str(files / "1.flac"), reference=reference, label="shade").predictions[0].nearest
     )
 
+    assert all(x["task"] == "knn" and x["fingerprint"] == model.fingerprint for x in lines)
+    changed = mmtune.load("tiny:clap@3")
+    others = prepare(changed, "knn", reference, ["audio"], PredictorOptions(label="shade"))
+    with pytest.raises(DataError, match="has answers of another model .*another --out"):
+        list(watch(changed, others, inbox, out, **looks(1)))
+    others = prepare(model, "anomaly", reference, ["audio"], PredictorOptions(threshold="auto"))
+    with pytest.raises(DataError, match=r"has answers of another task \(knn\)"):
+        list(watch(model, others, inbox, out, **looks(1)))
+    (answer, *_) = watch(model, others, inbox, tmp_path / "alarms.jsonl", **looks(2))
+    assert answer["threshold"] == others["audio"].threshold.value and answer["task"] == "anomaly"
+
     holding, free = threading.Event(), threading.Event()
 
     def stop():
@@ -295,3 +306,11 @@ def test_windows_say_where_in_a_recording_the_event_is(root, tmp_path, capsys):
     ):
         with pytest.raises((RecipeError, DataError), match=message):
             mmtune.predict("tiny:clap", [str(tmp_path / "new")], **{**options, **bad})
+
+
+def test_more_neighbours_than_references_are_said(reference, files, tmp_path):
+    with pytest.warns(DataWarning, match="neighbours: there are 24 references for 100 neighbours"):
+        mmtune.predict("tiny:clap", str(files / "1.flac"), reference=reference, label="shade", neighbours=100)
+    val = corpora.packed(tmp_path, 12, 1, COLUMNS)
+    with pytest.warns(DataWarning, match="24 references for 25 neighbours"):
+        mmtune.evaluate("tiny:clap", val, task="knn", reference=reference, label="shade", neighbours=25)

@@ -99,6 +99,12 @@ def test_known_anomalies_are_found_by_the_others_never_by_themselves():
     ]
     assert found.value == pytest.approx(sorted(score[:40])[-4], abs=1e-6)
     assert found.detection_rate == pytest.approx(np.mean(np.array(score[40:]) > found.value)) and found.anomalous == 6
+    from scipy.stats import binomtest
+
+    by_recording = round(3 * found.detection_rate)
+    assert by_recording == pytest.approx(3 * found.detection_rate)  # here the clips of a recording agree
+    exact = binomtest(by_recording, 3).proportion_ci(method="exact")
+    assert found.detection_interval == pytest.approx((exact.low, exact.high))
     alone = _threshold("audio", items, 0.1, source, AnomalyScoring(), take_rows(e, np.array([40, 41])), use_known=True)
     assert alone.detection_rate is None and alone.normal == 40  # one recording of a fault says nothing about finding it
     with pytest.raises(DataError, match="all 40 normal references have one value of the column --exclude-same"):

@@ -20,6 +20,7 @@ from mmtune.evaluation.tasks.task import (
     class_labels,
     grouped_by_class,
     row_values,
+    warn_of_neighbours,
 )
 from mmtune.relevance.items import Items, names_to_labels, unique_items
 from mmtune.search.exact import topk
@@ -52,14 +53,17 @@ class NearestNeighbours(EvaluationTask):
 
     def run(self, inputs: TaskInputs) -> dict[str, Classified]:
         check_neighbours(self.neighbours)
+        given = self.neighbours if self.neighbours != NEIGHBOURS else None
         labels, labelled = class_labels(inputs.data, self.label)
         reference = None if self.reference is None else inputs.reference_data(self.reference, self.exclude_same)
         vectors = grouped_by_class(inputs.data, inputs.embed(keep=labelled), labels)
         if reference is None:
+            warn_of_neighbours(given, max(len(e.ids) for e in vectors.values()) - 1)
             source = source_of_rows(inputs.data, self.exclude_same)
             return {m: classify_among_themselves(vectors, m, self.neighbours, source) for m in vectors}
         reference_labels, reference_labelled = class_labels(reference, self.label)
         references = grouped_by_class(reference, inputs.embed(reference, reference_labelled), reference_labels)
+        warn_of_neighbours(given, max(len(e.ids) for e in references.values()))
         return {
             m: _classify_by(m, e, references[m], self.neighbours, int((inputs.data.present[m] & ~labelled).sum()))
             for m, e in vectors.items()

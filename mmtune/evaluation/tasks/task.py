@@ -1,5 +1,6 @@
 """Evaluation tasks other than retrieval: the table of tasks, their base class, their inputs and their results."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ from mmtune import modalities
 from mmtune.contracts import Embeddings, JsonObject
 from mmtune.data.decode import decode_row
 from mmtune.embedding.embed_rows import embed_data, shared_modalities
-from mmtune.errors import DataError, RecipeError
+from mmtune.errors import DataError, DataWarning, RecipeError
 from mmtune.evaluation.leakage import refuse_shared_rows
 from mmtune.evaluation.model_and_data import as_data
 from mmtune.relevance.items import take_rows
@@ -202,3 +203,13 @@ def check_neighbours(neighbours: int) -> None:
     """Raise RecipeError unless `neighbours` is at least 1."""
     if neighbours < 1:
         raise RecipeError(f"neighbours: {neighbours} is not 1 or more")
+
+
+def warn_of_neighbours(given: int | None, references: int) -> None:
+    """Issue a DataWarning if more neighbours were asked for than there are references. given: None for the default"""
+    if given is not None and given > references:
+        warnings.warn(
+            f"neighbours: there are {references} references for {given} neighbours, so that all of them count for every row",
+            DataWarning,
+            stacklevel=3,
+        )
