@@ -34,7 +34,6 @@ from mmtune.training.recipe_preflight import check_inputs, check_recipe, check_r
 from mmtune.training.retention_budget import build_retention
 from mmtune.training.run_directory import claim_run_directory
 from mmtune.training.step_threads import StepThreads
-from mmtune.training.stream_limits import refuse_columns
 from mmtune.training.teacher_cache import build_teachers
 from mmtune.training.train_result import TrainResult
 from mmtune.training.training_inputs import TrainingInputs, build_loader, open_inputs
@@ -89,12 +88,9 @@ def run_recipe(
     with processes.main_process_first():
         objective = cross.objective if cross else _objective(recipe, inputs, quiet, processes)
     with share_features():  # the initialisation of heads and the training on stored features compute them once
-        if inputs.is_streamed:
-            refuse_columns(objective)
-        else:
-            initialise_heads(inputs.model, recipe.heads, inputs.indexed, inputs.pairs, recipe.train.seed, quiet)
-            if processes.is_main_process:
-                save_fitted_heads(recipe, inputs)
+        initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet)
+        if processes.is_main_process:
+            save_fitted_heads(recipe, inputs)
         retention = build_retention(recipe, inputs, processes)
         heads = _heads_first(recipe, inputs, resume, quiet, processes)
         interpolated = recipe.interpolation is not None

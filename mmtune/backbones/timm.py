@@ -5,6 +5,7 @@ NAME is a model of timm (`timm.list_models()`, with or without a tag of pretrain
 input of the classifier. Options: `?pooling=` one of timm's global poolings, `?size=` the side of the input image in pixels.
 """
 
+import copy
 import json
 import random
 from collections.abc import Sequence
@@ -88,8 +89,8 @@ def load(checkpoint: str) -> Backbone:
             _load_file(module, Path(file).expanduser(), f"timm:{path}")
         config = _config(module, options.get("pooling"), int(size))
         return _backbone(module, config)
-    except ModelError:
-        raise
+    except ModelError as e:
+        raise e if str(e).startswith("timm:") else ModelError(f"timm:{checkpoint}: {e}") from None
     except Exception as e:  # timm and the hub's client raise many unrelated exception types
         raise ModelError(f"timm:{checkpoint}: {first_line(e)}") from None
 
@@ -146,9 +147,31 @@ def _config(module: Untyped, pooling: str | None, size: int) -> JsonObject:
     }
 
 
+POOLINGS = ("avg", "max", "avgmax", "catavgmax", "fast", "token", "map")
+"""Poolings of timm's models: the first five of convolutional networks, and of transformers avg, max, avgmax, token and map."""
+
+
+def _set_pooling(module: Untyped, pooling: str) -> None:
+    """Set the pooling of the network. Raises ModelError, naming those that it accepts, for another one."""
+
+    def accepted(name: str) -> bool:
+        try:
+            with torch.no_grad():
+                copy.deepcopy(module).reset_classifier(0, name)
+        except Exception:  # timm raises assertions and other types
+            return False
+        return True
+
+    try:
+        module.reset_classifier(0, pooling)
+    except Exception:
+        known = ", ".join(p for p in POOLINGS if p != pooling and accepted(p))
+        raise ModelError(f"pooling {pooling!r}: this model has {known}") from None
+
+
 def _backbone(module: Untyped, config: JsonObject) -> Backbone:
     if config["pooling"]:
-        module.reset_classifier(0, config["pooling"])
+        _set_pooling(module, config["pooling"])
     if config["resized"]:  # the position embeddings are interpolated
         module.set_input_size(img_size=tuple(config["input_size"][1:]))
     module.float().eval()

@@ -9,7 +9,7 @@ change.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -140,14 +140,20 @@ def _computed_features(
     with Progress(f"features {m}", len(rows), quiet=quiet) as progress:
         for start in range(0, len(rows), BATCH_SIZE):
             part = rows[start : start + BATCH_SIZE]
-            signals = (functools.partial(decode_row, data, i, m) for i in part)
-            for items in preprocess_in_groups(signals, preprocess, len(part)):
-                inputs = preprocess.collate(items)
-                segments = inputs.pop("segments", torch.arange(len(items)))
-                with torch.no_grad():
-                    out = encode_in_groups(tower.encode, {k: v.to(device) for k, v in inputs.items()}, len(items))
-                yield from out.float().cpu().split(torch.bincount(segments, minlength=len(items)).tolist())
+            yield from features_of_signals(tower, preprocess, [functools.partial(decode_row, data, i, m) for i in part], device)
             progress.advance(len(part))
+
+
+def features_of_signals(
+    tower: Tower, preprocess: Preprocess, signals: Sequence[Callable[[], Signal]], device: torch.device
+) -> Iterator[Tensor]:
+    """Yield the outputs [w, dim] of a tower for each signal of one batch, as `tower_features`. signals: functions that decode them"""
+    for items in preprocess_in_groups(iter(signals), preprocess, len(signals)):
+        inputs = preprocess.collate(items)
+        segments = inputs.pop("segments", torch.arange(len(items)))
+        with torch.no_grad():
+            out = encode_in_groups(tower.encode, {k: v.to(device) for k, v in inputs.items()}, len(items))
+        yield from out.float().cpu().split(torch.bincount(segments, minlength=len(items)).tolist())
 
 
 class FeaturePreprocess:

@@ -33,7 +33,8 @@ def save_fitted_heads(recipe: Recipe, inputs: TrainingInputs) -> None:
         "pairs": [list(p) for p in inputs.pairs],
         "seen": seen_pairs(inputs),
     }
-    rows: dict[str, np.ndarray] = union([training_labels(inputs), trained_on(inputs.model)])
+    own = None if inputs.is_streamed else training_labels(inputs)  # those of all streamed rows are never in memory
+    rows: dict[str, np.ndarray] = union([own, trained_on(inputs.model)])
     save_heads(inputs.model, Path(recipe.run.dir) / FITTED_HEADS, recipe.model, inputs.base_fingerprint, info, rows)
 
 

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtune.contracts import Pair
+from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.embedding.feature_cache import tower_features
+from mmtune.embedding.streamed_features import streamed_features
 from mmtune.errors import RecipeError
 from mmtune.model.heads import HeadKind, linear_layer, signed_power
 from mmtune.model.prompts import with_prompt
@@ -26,11 +28,16 @@ if TYPE_CHECKING:
 
 
 def initialise_heads(
-    model: "Model", heads: Mapping[str, Head], data: "WeightedConcat", pairs: Sequence[Pair], seed: int, quiet: bool = True
+    model: "Model",
+    heads: Mapping[str, Head],
+    data: "WeightedConcat | StreamedSets",
+    pairs: Sequence[Pair],
+    seed: int,
+    quiet: bool = True,
 ) -> None:
     """Give the model the heads of the recipe block `heads`, and initialise them as it says, in place.
 
-    data: the training data
+    data: the training data; of streamed ones, the pairs at the start of the first epoch's shards are used
     pairs: the trained pairs of modalities
     seed: seed for drawing pairs
 
@@ -94,12 +101,14 @@ def _partner(m: str, heads: Mapping[str, Head], pairs: Sequence[Pair]) -> str:
 
 @torch.no_grad()
 def _features(
-    model: "Model", data: "WeightedConcat", a: str, b: str, limit: int, seed: int, quiet: bool
+    model: "Model", data: "WeightedConcat | StreamedSets", a: str, b: str, limit: int, seed: int, quiet: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the tower outputs [n, C_a], [n, C_b] of at most `limit` rows that have both modalities, in float64 on the CPU.
 
     The output of a long value is the mean over its windows.
     """
+    if isinstance(data, StreamedSets):
+        return streamed_features(model, data, (a, b), limit, seed, quiet)
     rows = np.flatnonzero(data.present[a] & data.present[b])
     if len(rows) > limit:
         rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))

@@ -4,7 +4,6 @@ from mmtune.data.shards.streamed_sets import is_streamed
 from mmtune.errors import RecipeError
 from mmtune.recipe.objective_block import viewed_modalities
 from mmtune.recipe.recipe import Recipe
-from mmtune.training.objective import Objective
 
 VALIDATION = ("val", "retention")
 """Keys of the recipe block `data:` that name validation data."""
@@ -17,8 +16,6 @@ def refuse_random_access(recipe: Recipe) -> None:
         raise RecipeError(f"mining: {FIX}")
     if recipe.data.negatives_files:
         raise RecipeError(f"data.negatives: {FIX}")
-    if recipe.heads:
-        raise RecipeError(f"heads: their initialisation {FIX}")
     if views := viewed_modalities(recipe.objective):
         raise RecipeError(f"objective: two views of {', '.join(views)}: {FIX}")
     if recipe.teachers:
@@ -33,12 +30,6 @@ def refuse_random_access(recipe: Recipe) -> None:
     for m, tune in tuning.items():
         if getattr(tune, "head_first", None):
             raise RecipeError(f"tune{f'.{m}' if m else ''}.head_first: its stored features {FIX.replace('needs', 'need')}")
-
-
-def refuse_columns(objective: Objective) -> None:
-    """Raise RecipeError if the objective uses metadata columns of streamed rows."""
-    for column, key in objective.columns.items():
-        raise RecipeError(f"{key}: the column {column!r} {FIX}")
 
 
 def streams_validation(recipe: Recipe, key: str) -> bool:

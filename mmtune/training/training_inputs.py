@@ -211,6 +211,7 @@ def build_loader(
             worker_kind=kind,
             shuffle_buffer=recipe.data.shuffle_buffer,
             lanes=recipe.data.lanes,
+            columns=columns,
             processes=processes,
             never_empty=recipe.train.shard,
             skip_damaged=recipe.data.skip_bad,

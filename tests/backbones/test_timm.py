@@ -107,7 +107,7 @@ def test_wrong_names_and_files_are_one_line(tmp_path):
         f"test_vit@{file}": "does not hold the weights of this model",
         f"test_resnet@{tmp_path / 'code.pth'}": "cannot be read without running its code",
         f"test_resnet@{tmp_path / 'pickled.pth'}": "cannot be read without running its code",
-        f"test_resnet@{file}?pooling=nonsense": "nonsense",
+        f"test_resnet@{file}?pooling=nonsense": "pooling 'nonsense': this model has avg, max, avgmax, catavgmax, fast",
         f"test_resnet@{file}?size=big": "size must be a number",
         f"test_resnet@{file}?crop=1": "unknown option 'crop'",
         str(tmp_path / "empty"): "no config.json",

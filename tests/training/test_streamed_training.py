@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import mmtune
+from mmtune.data.decode import decode_row
 from mmtune.data.pack.pack import pack
 from mmtune.data.remote import retry as retry_module
 from mmtune.data.shards.dataset import open_data
-from mmtune.errors import DataWarning, RecipeError
+from mmtune.errors import DataError, DataWarning, RecipeError
 from mmtune.training.loop import Trainer
 from tests.support import corpora
 from tests.support.http_server import http_server
@@ -122,7 +124,6 @@ def test_groups_mask_and_validation_and_frozen_towers_work_on_streams(www, tmp_p
             {"tune": {"image": {"how": "full", "head_first": 1}, "text": "full"}},
             r"tune\.image\.head_first: its stored features need",
         ),
-        ({"objective": [{"loss": "info_nce", "weights": "shade"}]}, r"objective.*weights: the column 'shade' needs any row"),
         (
             {"objective": [{"loss": "pml:ProxyAnchorLoss", "label": "group"}]},
             r"objective\[0\]\.loss: pml:ProxyAnchorLoss counts the classes \('group'\) .*set data\.read=index, or remove it; or use a contr",
@@ -134,6 +135,54 @@ def test_what_needs_random_access_is_refused_before_the_first_step(www, tmp_path
     with pytest.raises(RecipeError, match=message):
         mmtune.train(recipe(str(www / "packed"), tmp_path / "run", **changes), quiet=True)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_losses_get_columns_of_streamed_rows(tmp_path):
+    """Batches hold the values of the rows, as indexed ones do; weights of 0 and 1 are trained as they are read from an index."""
+    table = corpora.source(tmp_path / "source", 24, 0, ("image", "text"))
+    header, *rows = table.read_text().strip().split("\n")
+    numbered = [f"{row},{i % 2},{'x' if i == 0 else ''}" for i, row in enumerate(rows)]
+    table.write_text("\n".join([f"{header},weight,bad", *numbered]))
+    packed = str(tmp_path / "packed")
+    pack(table, packed, shard_size="20KB")
+    assert len(open_data(packed).shards) > 3
+
+    def run(name, column, **data):
+        changes = {"objective": [{"loss": "info_nce", "weights": column}], "train": {"epochs": 1, "batch_size": 24}}
+        return mmtune.train(recipe(packed, tmp_path / name, data=data, **changes), quiet=True)
+
+    run("streamed", "weight", shuffle_buffer=64)
+    run("indexed", "weight", read="index")
+    first = [steps(tmp_path / name)[0]["loss"] for name in ("streamed", "indexed")]
+    assert first[0] == pytest.approx(first[1], abs=1e-5)  # one batch of all rows, in another order
+    plain = mmtune.train(recipe(packed, tmp_path / "plain", train={"epochs": 1, "batch_size": 24}), quiet=True)
+    assert plain and steps(tmp_path / "plain")[0]["loss"] != pytest.approx(first[0], abs=1e-3)
+    with pytest.raises(DataError, match="weights: .*none of the first rows has the column 'weigth'; did you mean 'weight'"):
+        run("missing", "weigth")
+    with pytest.raises(DataError, match=r"column 'bad' of row '0-000' is 'x', not a number"):
+        run("text", "bad")
+
+
+def test_heads_are_fitted_to_the_first_streamed_pairs(www, tmp_path):
+    """With as many pairs as there are rows the heads are those of the indexed run; with fewer, shards that are not needed stay unread."""
+    towers = {"image": "tiny:image@1", "text": "tiny:text@2"}
+
+    def fitted(name, pairs, **data):
+        changes = {
+            "model": towers,
+            "heads": {"image": {"init": "ridge", "pairs": pairs}},
+            "tune": "head",
+            "train": {"epochs": 1},
+        }
+        mmtune.train(recipe(str(www / "packed"), tmp_path / name, data=data, **changes), quiet=True)
+        return mmtune.load(str(tmp_path / name / "fitted_heads"))
+
+    streamed, indexed = fitted("streamed", 48), fitted("indexed", 48, read="index")
+    pictures = [decode_row(open_data(str(www / "packed")), i, "image") for i in range(6)]
+    np.testing.assert_allclose(streamed.encode(image=pictures), indexed.encode(image=pictures), atol=1e-4)
+    few = fitted("few", 5)
+    assert np.abs(few.encode(image=pictures) - indexed.encode(image=pictures)).max() > 1e-2
+    assert np.isfinite(few.encode(image=pictures)).all()
 
 
 def test_a_bad_picture_costs_its_row_and_is_counted(www, tmp_path):

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmtune.contracts import Augmentation, Batch, LoadTimes, Preprocess, Signal, second_view
 from mmtune.data.decode import decode_row
 from mmtune.data.identity_labels import first_occurrences
+from mmtune.data.shards.tar_stream import number_of
 from mmtune.data.shards.weighted_concat import WeightedConcat
 from mmtune.errors import DataError
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
@@ -236,11 +237,5 @@ def _numeric_column(data: WeightedConcat, name: str, key: str) -> np.ndarray:
     except DataError as e:
         raise DataError(f"{key}: {e}") from None
     for i, value in enumerate(values):
-        if value not in (None, ""):
-            try:
-                out[i] = float(value)
-            except (TypeError, ValueError):
-                raise DataError(
-                    f"{key}: {data.spec}: column {name!r} of row {data.ids[i]!r} is {value!r}, not a number"
-                ) from None
+        out[i] = number_of(value, name, key, data.ids[i])
     return out

@@ -34,7 +34,7 @@ class LaneRows:
     lane: number of the lane
     rank: rank of the process that read them
     ids: [n]
-    labels: int64 [n, K], in the order of the loader's label names
+    labels: int64 [n, K], in the order of the loader's label names; after them the bits of the float64 values of its columns
     exhausted: whether the lane has no further rows
     """
 
@@ -50,10 +50,11 @@ class StreamExchange:
 
     processes: the processes
     names: names of the labels of rows
+    columns: {numeric metadata column: the recipe key that names it}
     """
 
-    def __init__(self, processes: Processes, names: Sequence[str]):
-        self.processes, self.names = processes, list(names)
+    def __init__(self, processes: Processes, names: Sequence[str], columns: Mapping[str, str] | None = None):
+        self.processes, self.names, self.columns = processes, list(names), dict(columns or {})
         self._group: ProcessGroup | None = processes.new_group()
 
     def _gather(self, data: bytes) -> list[bytes]:
@@ -70,11 +71,19 @@ class StreamExchange:
         ]
         if self.processes.is_single:
             return own
-        everyone = [x for rank, data in enumerate(self._gather(_pack(own))) for x in _unpack(data, rank, len(self.names))]
+        everyone = [x for rank, data in enumerate(self._gather(_pack(own))) for x in _unpack(data, rank, self._width)]
         return sorted(everyone, key=lambda x: x.lane)
 
     def _label_array(self, rows: Sequence[StreamedRow]) -> np.ndarray:
-        return np.array([[r.labels[n] for n in self.names] for r in rows], np.int64).reshape(len(rows), len(self.names))
+        labels = np.array([[r.labels[n] for n in self.names] for r in rows], np.int64).reshape(len(rows), len(self.names))
+        if not self.columns:
+            return labels
+        numbers = np.array([[r.number(c, key) for c, key in self.columns.items()] for r in rows], np.float64)
+        return np.concatenate([labels, numbers.reshape(len(rows), len(self.columns)).view(np.int64)], axis=1)
+
+    @property
+    def _width(self) -> int:
+        return len(self.names) + len(self.columns)
 
     def reasons(self, own: Mapping[Item, str]) -> dict[Item, str]:
         """Exchange the values that cannot be decoded: {(modality, content label): reason} of all processes."""

@@ -27,6 +27,7 @@ from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.data.shards.tar_stream import StreamedRow
 from mmtune.errors import DataError, Rejected
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
+from mmtune.runtime.plugins import nearest
 from mmtune.runtime.worker_pool import WorkerKind, WorkerPool
 
 EXAMPLES = 3
@@ -75,6 +76,7 @@ class StreamLoader:
         worker_kind: WorkerKind = "threads",
         shuffle_buffer: int = 4096,
         lanes: int = 8,
+        columns: Mapping[str, str] | None = None,
         processes: Processes = SINGLE_PROCESS,
         never_empty: bool = False,
         skip_damaged: bool = False,
@@ -86,7 +88,13 @@ class StreamLoader:
         self.processes, self.never_empty, self.skip_damaged = processes, never_empty, skip_damaged
         self.input_size = {m: decoded_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
         self.names = ["id", "group", *modalities.names()]
-        self._exchange = StreamExchange(processes, self.names)
+        self.columns = dict(columns or {})
+        for name, key in self.columns.items():
+            if name not in sets.columns:
+                raise DataError(
+                    f"{key}: {sets.spec}: none of the first rows has the column {name!r}{nearest(name, sorted(sets.columns))}"
+                )
+        self._exchange = StreamExchange(processes, self.names, self.columns)
         self._fingerprint = sets.fingerprint
         self._states: deque[tuple[int, int, DrawnBatch]] = deque(maxlen=self.pool.ahead + 4)
         self._read: defaultdict[int, ReadCount] = defaultdict(ReadCount)
@@ -273,6 +281,7 @@ class StreamLoader:
         ranks = np.repeat([x.rank for x in drawn.lanes], [len(x.ids) for x in drawn.lanes])
         ids = [i for x in drawn.lanes for i in x.ids]
         columns = {name: labels[:, k] for k, name in enumerate(self.names)}
+        numbers = labels[:, len(self.names) :].copy().view(np.float64).astype(np.float32)
         kept = np.ones(len(ids), bool)
         for m, label in reasons:
             kept &= columns[m] != label
@@ -297,6 +306,7 @@ class StreamLoader:
             inputs=inputs,
             item_of_row={m: torch.from_numpy(items[kept]) for m, items in item_of_row.items()},
             labels={k: torch.from_numpy(v[kept]) for k, v in columns.items()},
+            columns={name: torch.from_numpy(numbers[kept, k]) for k, name in enumerate(self.columns)},
             times=replace(prepared.times, read=drawn.waited),
         )
 

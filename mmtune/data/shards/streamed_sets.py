@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import math
 import os
 import warnings
@@ -72,6 +73,8 @@ class StreamedSets:
         self.spec = " + ".join(public_url(s) for s in specs)
         self.notes: Counter[str] = Counter()
         first = [row for shards in self.sets for row in self._first_rows(shards)]
+        self.columns = {c for row in first if row.meta for c in json.loads(row.meta)}
+        """The metadata columns of the first rows of the sets."""
         self.present = {m: np.array([m in row.values for row in first], bool) for m in modalities.names()}
         self.modalities = [m for m in modalities.names() if self.present[m].any()]
         self.present = {m: self.present[m] for m in self.modalities}

@@ -5,6 +5,8 @@ opened by `open_data` from a set whose keys do not repeat.
 """
 
 import io
+import json
+import math
 import tarfile
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ class StreamedRow:
     labels: "id", "group" and each known modality -> identity label; 0 means that the row has no such value
     size: bytes of all values
     place: (number of the shard in the epoch, number of the row in the shard)
+    meta: the metadata, as JSON text; "" if there are none
     """
 
     id: str
@@ -41,6 +44,25 @@ class StreamedRow:
     labels: dict[str, int]
     size: int
     place: tuple[int, int] = (0, 0)
+    meta: str = ""
+
+    def number(self, column: str, key: str) -> float:
+        """The value of a numeric metadata column; NaN if the row has none. key: the recipe key that names it, for the error
+
+        Raises DataError for a value that is not a number.
+        """
+        value = json.loads(self.meta).get(column) if self.meta else None
+        return number_of(value, column, key, self.id)
+
+
+def number_of(value: object, column: str, key: str, row: str) -> float:
+    """The value of a numeric metadata column as a number; NaN for None and "". Raises DataError, which names key, column and row."""
+    if value in (None, ""):
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]  # any JSON value
+    except (TypeError, ValueError):
+        raise DataError(f"{key}: column {column!r} of row {row!r} is {value!r}, not a number") from None
 
 
 class _Tail(io.RawIOBase):
@@ -148,7 +170,8 @@ def _streamed_row(row: dict[str, object], contents: list[bytes]) -> StreamedRow:
                 data = field_value(parse_json(data), kind.json_fields[field], _number(row[f"{name}.item"]))
             values[name] = kind.reencode(data)[0]
     id, group = row["id"] or row["key"], row["group"]
-    return StreamedRow(str(id), None if group is None else str(group), values, labels, sum(map(len, values.values())))
+    size = sum(map(len, values.values()))
+    return StreamedRow(str(id), None if group is None else str(group), values, labels, size, meta=str(row["meta"] or ""))
 
 
 def _number(value: object) -> int:

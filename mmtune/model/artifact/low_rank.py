@@ -1,5 +1,8 @@
 """Compute the weight change of a LoRA adapter, and the values of 4-bit quantized weights (QLoRA)."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -28,6 +31,18 @@ class LowRankDelta:
         return ((self.b.flatten(1) @ self.a.flatten(1)) * self.scaling).view_as(like)
 
 
+@contextlib.contextmanager
+def quiet_import() -> Iterator[None]:
+    """Without the warning of bitsandbytes, which peft imports too, that a faster CPU kernel of another package is missing."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def bitsandbytes(key: str) -> ModuleType:
     """Import the library for 4-bit quantization.
 
@@ -36,7 +51,8 @@ def bitsandbytes(key: str) -> ModuleType:
     Raises MissingExtra if it is not installed.
     """
     try:
-        import bitsandbytes as library
+        with quiet_import():
+            import bitsandbytes as library
     except ImportError:
         raise MissingExtra(f'{key}: qlora needs bitsandbytes: pip install "mmtune[qlora]" (or how: lora)') from None
     return library

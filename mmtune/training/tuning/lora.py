@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mmtune.errors import MissingExtra, RecipeError
-from mmtune.model.artifact.low_rank import LowRankDelta
+from mmtune.model.artifact.low_rank import LowRankDelta, quiet_import
 from mmtune.recipe.tune_block import AdapterTuning
 from mmtune.training.tuning.lora_fused_attention import disable_fused_inference, encoder_layers, restore_fused_inference
 from mmtune.training.tuning.lora_targets import LoraTargets, find_targets
@@ -55,7 +55,7 @@ def inject(tower: list[nn.Module], tuning: AdapterTuning, key: str, seed: int) -
             f"{key}.dropout: the fused attention of this tower does not support dropout; set 0, or set `targets` without it"
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_import():
             warnings.simplefilter("ignore")
             import peft  # noqa: F401
     except ImportError:

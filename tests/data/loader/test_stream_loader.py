@@ -48,7 +48,7 @@ def shards(folder: Path, counts: Sequence[int], bad: Sequence[int] = (), texts: 
         with webdataset.TarWriter(str(folder / f"{k:03d}.tar")) as writer:
             for _ in range(count):
                 image = b"not a picture" if n in bad else picture(n, size=8)
-                meta = {"id": f"{folder.name}-{n}", "group": n // 3}
+                meta = {"id": f"{folder.name}-{n}", "group": n // 3, "price": n / 4} | ({"sold": n} if n % 3 else {})
                 writer.write({"__key__": f"{n:06d}", "png": image, "txt": f"caption {n % texts}", "json": meta})
                 n += 1
     return str(folder)
@@ -158,12 +158,18 @@ def in_world(world: int, run) -> list:
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_any_number_of_processes_gives_the_same_batches_and_shares_the_items(uneven, world):
-    whole = list(loader(uneven).epoch(0))
-    ranks = in_world(world, lambda p: list(loader(uneven, processes=p).epoch(0)))
+    columns = {"price": "objective[0].weights", "sold": "objective[1].weights"}
+    whole = list(loader(uneven, columns=columns).epoch(0))
+    ranks = in_world(world, lambda p: list(loader(uneven, processes=p, columns=columns).epoch(0)))
+    data = open_data(uneven)
+    price = dict(zip(data.ids, data.column("price"), strict=True))
+    assert all(b.columns["price"].tolist() == [price[i] for i in b.ids] for b in whole)
+    assert any(b.columns["sold"].isnan().any() and not b.columns["sold"].isnan().all() for b in whole)
     for batch, parts in zip(whole, zip(*ranks, strict=True), strict=True):
         for part in parts:
             assert part.ids == batch.ids
             assert all(torch.equal(part.labels[k], batch.labels[k]) for k in batch.labels)
+            assert all(torch.equal(part.columns[k].nan_to_num(-1), batch.columns[k].nan_to_num(-1)) for k in columns)
             assert all(torch.equal(part.item_of_row[m], batch.item_of_row[m]) for m in batch.item_of_row)
         for m in ("image", "text"):
             joined = torch.cat([p.inputs[m]["x"] for p in parts if m in p.inputs])
