@@ -161,7 +161,7 @@ def test_every_recipe_in_the_project_parses():
     for path in found:
         teacher = ["teachers.big.model=tiny:all"] if "teachers:" in path.read_text() else []
         Recipe.load(path, ["model=tiny:all", "data.train=a", "data.val=b", *teacher])
-        if path.stem in ("catalog_pretrained", "sounds_pretrained", "few_shot", "locked_image"):
+        if path.stem in ("catalog_pretrained", "sounds_pretrained", "few_shot", "locked_image", "locked_text"):
             signal = "audio" if path.stem.startswith("sounds") else "image"
             towers = [f"model.{signal}=timm:tf_efficientnet_lite0@FILE.safetensors", "model.text=st:DIR"]
             Recipe.load(path, [*towers, "data.train=a", "data.val=b", "run.dir=c"])
