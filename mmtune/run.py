@@ -88,7 +88,7 @@ def run_recipe(
     with processes.main_process_first():
         objective = cross.objective if cross else _objective(recipe, inputs, quiet, processes)
     with share_features():  # the initialisation of heads and the training on stored features compute them once
-        initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet)
+        initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet, recipe.data.skip_bad)
         if processes.is_main_process:
             save_fitted_heads(recipe, inputs)
         retention = build_retention(recipe, inputs, processes)

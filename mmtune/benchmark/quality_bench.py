@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,19 @@ METHODS = ("base", OURS, PEER, "linear probe", "nearest neighbours", "tip-adapte
 TRAINED = (OURS, PEER)
 """Methods that train by a recipe."""
 SETTINGS = "bench.json"
+UNUSED = (
+    "data.train",
+    "data.val",
+    "data.retention",
+    "retention",
+    "interpolate",
+    "gate",
+    "train.patience",
+    "train.seed",
+    "run.dir",
+    "model",
+)
+"""Keys of a recipe that the benchmark sets or leaves out."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,9 @@ def bench_quality(
         raise RecipeError(f"--shots {','.join(map(str, shots))}: each must be 1 or more")
     if not data:
         raise RecipeError("--data: name at least one set, NAME=DIR")
+    for key in (o.partition("=")[0] for o in overrides):
+        if key in UNUSED or key.startswith(tuple(f"{k}." for k in UNUSED)):
+            raise RecipeError(f"{key}: is not used here, because val chooses nothing; try it with mmtune train and mmtune eval")
     root = Path(out)
     sets = [open_set(name, directory, towers) for name, directory in data.items()]
     unknown = sorted({*(recipes or {})} - {*data})
@@ -125,7 +141,7 @@ def bench_quality(
     sources = {s.name: _source(s, cluster) for s in sets}
     cells, skipped = [], {}
     with file_lock(root / "bench.lock"):
-        _claim(root, sets, towers, recipes or {}, overrides)
+        _claim(root, sets, towers, recipes or {}, overrides, cluster)
         for quality_data in sets:
             recipe, source = (recipes or {}).get(quality_data.name), sources[quality_data.name]
             bench = _SetBench(quality_data, towers, root, recipe, overrides, source, quiet)
@@ -167,9 +183,11 @@ def _claim(
     towers: Mapping[str, str],
     recipes: Mapping[str, str | Path],
     overrides: Sequence[str],
+    cluster: str | None,
 ) -> None:
     """Write the settings of the results in OUT, or refuse to mix them with those of other settings."""
     settings: JsonObject = {
+        "cluster": cluster,
         "towers": dict(towers),
         "overrides": list(overrides),
         "recipes": {name: _composed_hash(file) for name, file in recipes.items()},
@@ -178,7 +196,7 @@ def _claim(
     known = read_json(path) if path.is_file() else {}
     contents = {s.name: _content(s) for s in sets}
     for key, value in settings.items():
-        if known and known[key] != value:
+        if known and known.get(key) != value:
             raise RecipeError(f"{root}: holds results with other {key}; choose another --out")
     for name, content in contents.items():
         if known and known["data"].get(name, content) != content:
@@ -218,7 +236,9 @@ class _SetBench:
         """Return the stored cell, or run it."""
         path = self.root / task.path
         if path.is_file():
-            return Cell(**read_json(path))
+            stored = Cell(**read_json(path))
+            names = [f"{d} {m}" for d, m in score_names(self.data.sides)]
+            return replace(stored, scores={n: stored.scores[n] for n in names if n in stored.scores})
         if not self.quiet:
             print(f"bench quality: {task}", file=sys.stderr, flush=True)
         chosen = None

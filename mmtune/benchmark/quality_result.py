@@ -19,8 +19,8 @@ class Cell:
     method: name of the method
     seed: the seed
     scores: {"direction metric": value} on val
-    seconds, cpu_seconds: wall and processor time of fitting or training, without scoring; that of computing the features once is
-        in the methods that train
+    seconds, cpu_seconds: wall and processor time of fitting or training, without scoring. The features of towers that are not tuned are
+        computed once for all methods, before; a tower that is tuned runs within this time
     rows: training rows
     pairs_seen: pairs in all training steps; 0 without training
     """

@@ -25,7 +25,7 @@ QUALITY = "quality"
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML recipe, as for `mmtune train`; or the word quality")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a recipe key, e.g. data.workers=4")
-    parser.add_argument("--steps", type=int, default=16, help="number of training steps to time (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="number of training steps to time (default 16)")
     add_quiet(parser)
     group = parser.add_argument_group("bench quality")
     group.add_argument(
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for m in modalities.names():
         group.add_argument(f"--{m}-tower", dest=f"tower_{m}", metavar="MODEL", help=f"the pretrained {m} tower")
     group.add_argument("--out", metavar="DIR", help="directory of the results")
-    group.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default %(default)s)")
+    group.add_argument("--seeds", type=int, metavar="N", help="number of seeds, from 0 (default 3)")
     group.add_argument("--shots", metavar="N,N", help="train on so many rows of each group, e.g. 1,4,16 (default: on all)")
     group.add_argument(
         "--cluster",
@@ -62,12 +62,20 @@ def run(args: argparse.Namespace) -> Result:
         return _quality(args)
     from mmtune.benchmark.throughput import bench
 
-    given = [n for n in ("data", "out", "shots", "methods", "recipes", "cluster") if getattr(args, n)]
-    if given:
-        raise RecipeError(
-            f"--{given[0].rstrip('s') if given[0] == 'recipes' else given[0]}: is an option of `mmtune bench quality`"
-        )
-    throughput = bench(args.recipe, args.overrides, steps=args.steps, quiet=args.quiet)
+    towers = {f"{m}-tower": f"tower_{m}" for m in modalities.names()}
+    options = {
+        "data": "data",
+        "out": "out",
+        "shots": "shots",
+        "methods": "methods",
+        "recipe": "recipes",
+        "cluster": "cluster",
+        "seeds": "seeds",
+    }
+    for option, name in {**options, **towers}.items():
+        if getattr(args, name):
+            raise RecipeError(f"--{option}: is an option of `mmtune bench quality`")
+    throughput = bench(args.recipe, args.overrides, steps=16 if args.steps is None else args.steps, quiet=args.quiet)
     return Result(throughput.to_dict(), str(throughput))
 
 
@@ -76,12 +84,16 @@ def _quality(args: argparse.Namespace) -> Result:
 
     if not args.out:
         raise RecipeError("--out DIR: name a directory for the results")
+    if args.steps is not None:
+        raise RecipeError(
+            "--steps: is an option of `mmtune bench RECIPE`; here the recipe says how long is trained (train.epochs=N)"
+        )
     towers = {m: getattr(args, f"tower_{m}") for m in modalities.names() if getattr(args, f"tower_{m}")}
     result = bench_quality(
         _named(args.data, "--data", "NAME=DIR"),
         towers,
         args.out,
-        seeds=args.seeds,
+        seeds=3 if args.seeds is None else args.seeds,
         methods=[m.strip() for m in args.methods.split(",")] if args.methods else METHODS,
         shots=_numbers(args.shots),
         recipes=_named(args.recipes, "--recipe", "NAME=RECIPE"),

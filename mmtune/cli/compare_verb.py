@@ -14,7 +14,7 @@ Exit status: 0 the candidate passes, 1 it fails or the data is too small to deci
 import argparse
 
 from mmtune.cli.dispatch import Result, add_quiet
-from mmtune.cli.eval_verb import cutoffs, pieces_note, task_arguments, task_values
+from mmtune.cli.eval_verb import cutoffs, task_arguments, task_values
 from mmtune.contracts import JsonObject
 from mmtune.errors import RecipeError
 
@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     gate_options(parser)
     task_arguments(parser)
-    parser.add_argument("--k", default="1,5,10", help="cut-offs k of the metrics (default %(default)s)")
+    parser.add_argument("--k", metavar="N,N", help="cut-offs k of the metrics (default 1,5,10)")
     parser.add_argument(
         "--slice",
         action="append",
@@ -48,7 +48,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
         metavar="COLUMN",
-        help="metadata column whose values the intervals resample, e.g. recording or machine (default: groups and equal content)",
+        help="metadata column whose values the intervals resample, e.g. recording or machine (default: groups and equal content; with --task a "
+        'recording column, if there is one, else single rows; "": single rows)',
     )
     parser.add_argument("--qrels", metavar="FILE", help="graded relevance judgments, TREC or JSON lines")
     parser.add_argument("--within", action="store_true", help="also compare searches within one modality")
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.comparison.compare_tasks import compare_task
 
     if args.task != "retrieval":
-        for name in ("retention", "confusable", "qrels", "slice", "within", "dim", "base_dim"):
+        for name in ("retention", "confusable", "qrels", "slice", "within", "dim", "base_dim", "k"):
             if getattr(args, name):
                 raise RecipeError(f"--{name.replace('_', '-')}: is an option of retrieval, not of --task {args.task}")
         by_task = compare_task(
@@ -121,10 +122,7 @@ def run(args: argparse.Namespace) -> Result:
             quiet=args.quiet,
             allow_trained=args.allow_trained,
         )
-        document, text = by_task.to_dict(), str(by_task)
-        if note := pieces_note(args.data, args.cluster):
-            document["note"], text = note, f"{text}\n{note}"
-        return Result(document, text, by_task.status)
+        return Result(by_task.to_dict(), str(by_task), by_task.status)
     if any(value for name, value in task_values(args).items() if name != "exclude_same"):
         raise RecipeError("--label, --reference and the other options of tasks need --task zero_shot, knn or anomaly")
     comparison = compare(
@@ -132,7 +130,7 @@ def run(args: argparse.Namespace) -> Result:
         args.candidate,
         args.data,
         gate=gate_of(args),
-        ks=cutoffs(args.k),
+        ks=cutoffs(args.k or "1,5,10"),
         qrels=args.qrels,
         slices=args.slice,
         retention=args.retention,

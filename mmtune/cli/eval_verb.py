@@ -40,7 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
         metavar="COLUMN",
-        help="metadata column, e.g. recording or machine, whose values the intervals of a task resample (default: single rows)",
+        help="metadata column, e.g. recording or machine, whose values the intervals of a task resample (default: a recording column, if there is one, else "
+        'single rows; "": single rows)',
     )
     parser.add_argument(
         "--task-option", action="append", default=[], metavar="NAME=VALUE", help="option of a custom task (may be repeated)"
@@ -201,11 +202,10 @@ def run(args: argparse.Namespace) -> Result:
     document, text = result.to_dict(), str(result)
     if isinstance(result, TaskResult):
         document["intervals"] = intervals = task_intervals(result)
+        document["cluster"] = result.cluster
         if machines := machine_intervals(result):
             document["machine_intervals"] = machines
-        text = "\n".join([text, *machine_lines(machines), *interval_lines(intervals, args.cluster)])
-        if processes.is_main_process and not streamed and intervals and (note := pieces_note(args.data, args.cluster)):
-            document["note"], text = note, f"{text}\n{note}"
+        text = "\n".join([text, *machine_lines(machines), *interval_lines(intervals, result.cluster)])
     elif (
         processes.is_main_process
         and not streamed
@@ -229,19 +229,6 @@ def copies_note(data: str, directions: Sequence[str]) -> str:
     return (
         f"note: {', '.join(within)}: rows of one {found.column} ({found.values} in {found.rows} rows) are right answers for each other, "
         f"which makes these figures high; `--exclude-same {found.column}` leaves them out"
-    )
-
-
-def pieces_note(data: str, cluster: str | None) -> str:
-    """Say that intervals of single rows are too narrow where rows are pieces of recordings; "" if they are not, or with `cluster`."""
-    from mmtune.data.shards.dataset import open_data
-    from mmtune.evaluation.clusters import recordings_in
-
-    if cluster is not None or (found := recordings_in(open_data(data))) is None:
-        return ""
-    return (
-        f"note: the {found.rows} rows are pieces of {found.values} values of {found.column}, which are not independent: these intervals are "
-        f"too narrow; `--cluster {found.column}` resamples whole recordings"
     )
 
 

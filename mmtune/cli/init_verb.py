@@ -204,8 +204,10 @@ def _ask(args: argparse.Namespace) -> None:
         if answer not in CASES:
             raise RecipeError(f"no use case {answer!r}; there are: {', '.join(CASES)}")
         args.case = answer
+        if answer not in AUGMENTED:
+            return
         pairs = input("training pairs, if you start from one pretrained encoder per modality [else empty]: ").strip()
-        if pairs and answer in AUGMENTED:
+        if pairs:
             if not pairs.isdigit():
                 raise RecipeError(f"training pairs: {pairs!r} is not a number")
             args.encoders, args.size = True, int(pairs)

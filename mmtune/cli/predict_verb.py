@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> Result:
     from mmtune.evaluation.model_and_data import as_model
     from mmtune.prediction.fit_predictors import PredictorOptions
     from mmtune.prediction.predict import predict
+    from mmtune.prediction.stored_predictors import check_saved
 
     given = {
         "label": args.label,
@@ -106,6 +107,8 @@ def run(args: argparse.Namespace) -> Result:
     if args.out and Path(args.out).suffix.lower() not in (".html", ".htm", ".json"):
         raise RecipeError(f"--out {args.out}: write a name that ends in .html or .json (.jsonl with --watch)")
     model = as_model(args.model)
+    if args.save:
+        check_saved(model)
     result = predict(
         model,
         args.inputs,
@@ -141,6 +144,7 @@ def _watch(args: argparse.Namespace, options: "PredictorOptions") -> Result:
     from mmtune.prediction.located_windows import check_locate
     from mmtune.prediction.predict import prepare
     from mmtune.prediction.predict_inputs import predicted_modalities
+    from mmtune.prediction.stored_predictors import check_saved
     from mmtune.prediction.watch_folder import watch
     from mmtune.training.stop_signals import StopSignals
 
@@ -148,6 +152,8 @@ def _watch(args: argparse.Namespace, options: "PredictorOptions") -> Result:
         raise RecipeError("--watch: give one folder, and --out FILE.jsonl for the answers")
     check_locate(args.locate)
     model = as_model(args.model)
+    if args.save:
+        check_saved(model)
     predictors = prepare(model, args.task, args.reference, predicted_modalities(model, args.only), options, args.save)
     counts = {"predicted": 0, "errors": 0}
     with StopSignals(True) as signals:

@@ -36,7 +36,7 @@ def usage() -> str:
         f"{verbs}\n\n"
         "`mmtune VERB --help` explains a verb. Every verb accepts --json (print one JSON document) and --debug (show tracebacks).\n"
         "MODEL: an artifact (a directory that `mmtune train` wrote), hf:NAME_OR_DIR, open_clip:NAME/TAG_OR_DIR, timm:NAME,\n"
-        "       st:NAME, tiny:NAME, or one encoder per modality (MODALITY=MODEL,MODALITY=MODEL).\n"
+        "       st:NAME, beats:FILE, onnx:FILE, tflite:FILE, tiny:NAME, or one encoder per modality (MODALITY=MODEL,MODALITY=MODEL).\n"
         "DATA: a directory of WebDataset shards (see `mmtune pack`), a tar file, a brace pattern, or an fsspec URL of one of\n"
         "      these.\n"
         "Example: mmtune demo\n"

@@ -15,7 +15,7 @@ from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.confusable import read_or_freeze
 from mmtune.comparison.gate import Gate
 from mmtune.contracts import Embeddings
-from mmtune.errors import DataError
+from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.leakage import contents_only, refuse_trained_rows, row_identity
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.slices import metadata_slices
@@ -23,6 +23,7 @@ from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.evaluation.trained_pairs import warn_towers_apart
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.model.prompts import QUERY
+from mmtune.recipe.gate_block import RETENTION
 from mmtune.relevance.judgments import Qrels, qrels_for, read_qrels
 
 if TYPE_CHECKING:
@@ -120,6 +121,10 @@ def compare(
     Raises DataError if either model was trained on some of the rows, unless `allow_trained`.
     """
     gate = Gate.read(gate)  # first, so that a mistake in the gate is reported before a model is loaded
+    if gate is not None and retention is None and (gate.retention_loss is not None or RETENTION in (gate.guards or {})):
+        raise RecipeError(
+            "this gate guards the retention slice: give the retention data, too (--retention DATA), or another gate"
+        )
     rows, other = as_data(data), None if retention is None else as_data(retention)
     pairs, runs = model_pairs(base, candidate)
 

@@ -1,5 +1,6 @@
 """Compare two models by an evaluation task (zero_shot, knn, anomaly), with intervals of the differences, and decide by the gate."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from mmtune.comparison.gate import MEAN, Gate, decide
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.comparison.task_intervals import metric_intervals, task_difference
 from mmtune.contracts import Embeddings, JsonObject
-from mmtune.errors import DataError, RecipeError
+from mmtune.errors import DataError, DataWarning, RecipeError
+from mmtune.evaluation.clusters import task_cluster
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.tasks.anomaly_result import Anomalies
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, evaluate_task
@@ -65,7 +67,8 @@ class TaskComparison(GatedComparison):
             for name, d in by.items()
         ]
         table = plain_table([self.task, "rows", "clusters", "base", "candidate", "difference"], rows)
-        text = f"{self.headline}\n\n{table}"
+        resampled = "single rows" if self.cluster is None else f"values of {self.cluster}"
+        text = f"{self.headline}\n\n{table}\n\nintervals resample {resampled}"
         if not self.seeds:
             return text
         flat = {f"{m} {name}": d for m, by in self.differences.items() for name, d in by.items()}
@@ -94,7 +97,8 @@ def compare_task(
     gate: `metric` is one of the task's (default: the first, accuracy or auroc), `direction` a modality (default: the only one);
         it has no guards
     modalities: modalities to score
-    cluster: metadata column, e.g. the recording or machine, whose values the intervals resample; default: single rows
+    cluster: metadata column, e.g. the recording or machine, whose values the intervals resample; None: a column called recording, if
+        several rows have one value of it, else single rows; "": single rows
     batch_size, quiet, allow_trained: as in `mmtune.evaluate`
     vectors: {modality: embeddings of all rows of `data`} by the base and by the candidate, if they were computed before; not for seeds
 
@@ -106,6 +110,13 @@ def compare_task(
     pairs, runs = model_pairs(base, candidate)
     if given is not None and given.guards:
         raise RecipeError("gate.guards: a comparison by a task has no slices; leave them out")
+    if given is not None and given.retention_loss is not None:
+        warnings.warn(
+            "gate.retention_loss: is not checked by a task; check it as well: mmtune compare BASE CANDIDATE DATA --retention DATA --gate FILE",
+            DataWarning,
+            stacklevel=2,
+        )
+    cluster = task_cluster(rows, cluster)
     source = source_of_rows(rows, cluster)
 
     def evaluated(model: "Model | str | Path", side: int) -> TaskResult:
@@ -151,7 +162,7 @@ def _compare_results(
     metrics = list(table[name])
     metric = metrics[0] if given is None or "metric" not in given.model_fields_set else given.metric
     if metric not in metrics:
-        raise RecipeError(f"gate.metric: {task} has no metric {metric!r}; it has: {', '.join(metrics)}")
+        raise RecipeError(f"gate.metric: {task} has no metric {metric!r}; name one of its own (--metric): {', '.join(metrics)}")
     chosen = Gate(metric=metric, direction=name, min_gain=given.min_gain if given else 0.0)
     verdict = decide(chosen, table[name][metric], {})
     return TaskComparison(verdict.verdict, verdict.reason, chosen, task, table, cluster, before, after)

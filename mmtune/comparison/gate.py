@@ -93,7 +93,9 @@ def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDif
         return GateVerdict(
             "inconclusive",
             f"{name} changed by {gain}: the interval ({gain.queries} queries, {gain.clusters} clusters) contains values on "
-            f"both sides of {gate.min_gain:+g}; {_needed(gain)}.",
+            f"both sides of {gate.min_gain:+g}; {_needed(gain)}."
+            if gain.has_interval
+            else f"{name} changed by {gain.difference:+.4f}; {_needed(gain)}.",
         )
     if unsure:
         g, d = min(unsure.items(), key=lambda x: x[1].interval[0] - bounds[x[0]])
@@ -112,7 +114,7 @@ def _needed(difference: "PairedDifference") -> str:
     clusters = difference.clusters
     if not difference.has_interval:
         return (
-            f"with {clusters} clusters no interval is possible: more queries of the same clusters tell nothing, only more clusters "
+            f"with {clusters} cluster{'s' * (clusters != 1)} no interval is possible: more queries of the same clusters tell nothing, only more clusters "
             f"(at least {MIN_CLUSTERS}) do; a cluster is a group, or a value of --cluster COLUMN such as the recording"
         )
     return "more test queries are needed" + (", of other clusters" if clusters < difference.queries else "")

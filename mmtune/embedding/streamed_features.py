@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def streamed_features(
-    model: "Model", sets: StreamedSets, pair: Pair, limit: int, seed: int, quiet: bool
+    model: "Model", sets: StreamedSets, pair: Pair, limit: int, seed: int, quiet: bool, skip_damaged: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the tower outputs [n, C_a], [n, C_b] of the first rows that have both modalities, in float64 on the CPU.
 
@@ -30,12 +30,15 @@ def streamed_features(
     with a value that cannot be decoded are left out. The output of a long value is the mean over its windows. `model` must be in eval
     mode.
 
+    skip_damaged: leave out the rest of a shard that is damaged or truncated
+
     Raises DataError if there are fewer than two such rows, or if a shard cannot be read.
     """
     features: dict[str, dict[int, Tensor]] = {m: {} for m in pair}
     found: list[tuple[int, int]] = []
-    with Progress(f"features {' and '.join(pair)}", limit, quiet=quiet) as progress:
-        for block in _blocks(_rows_with(sets, pair, seed), limit):
+    total = limit if sets.rows is None else min(limit, sets.rows)
+    with Progress(f"features {' and '.join(pair)}", total, quiet=quiet) as progress:
+        for block in _blocks(_rows_with(sets, pair, seed, skip_damaged), limit):
             for m in pair:
                 _encode(model, m, block, features[m])
             both = [tuple(row.labels[m] for m in pair) for row in block]
@@ -47,12 +50,16 @@ def streamed_features(
     return x, y
 
 
-def _rows_with(sets: StreamedSets, pair: Pair, seed: int) -> Iterator[StreamedRow]:
+def _rows_with(sets: StreamedSets, pair: Pair, seed: int, skip_damaged: bool) -> Iterator[StreamedRow]:
     """The rows of the first epoch's shards that have both modalities."""
     for shard in sets.epoch_shards(seed, 0):
-        for row in sets.read(shard.file, Counter()):
-            if all(m in row.values for m in pair):
-                yield row
+        try:
+            for row in sets.read(shard.file, Counter()):
+                if all(m in row.values for m in pair):
+                    yield row
+        except DataError:
+            if not skip_damaged:
+                raise  # training, which reads the shard again, names what it leaves out
 
 
 def _blocks(rows: Iterator[StreamedRow], limit: int) -> Iterator[list[StreamedRow]]:

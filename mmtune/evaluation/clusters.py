@@ -32,6 +32,15 @@ def recordings_in(data: "Data") -> Recordings | None:
     return None
 
 
+def task_cluster(data: "Data", cluster: str | None) -> str | None:
+    """Return the metadata column whose values the intervals of a task resample: `cluster`, else a recording column of which several
+    rows have one value. None: single rows, also if `cluster` is ""."""
+    if cluster is not None:
+        return cluster or None
+    found = recordings_in(data)
+    return None if found is None else found.column
+
+
 def row_clusters(vectors: Mapping[str, Embeddings]) -> dict[str, int]:
     """Return {row id: cluster number}. Rows linked directly or indirectly by a group or identical content are one cluster.
 

@@ -11,6 +11,7 @@ from mmtune.data.shards.streamed_sets import Read, is_streamed
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.embedding.open_stream import open_to_embed
 from mmtune.errors import RecipeError
+from mmtune.evaluation.clusters import task_cluster
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
@@ -150,7 +151,8 @@ def evaluate(
     allow_trained: evaluate even rows that the model was trained on, with a warning. By default they are a DataError
     read: "stream" embeds the rows while the shards of `data` are read from start to end, and keeps no shard (see `open_streamed`);
         "index" reads any row at any time. None means "stream" for `pipe:COMMAND`, else "index"
-    cluster: for tasks: metadata column whose values are to be resampled for intervals (`TaskResult.clusters`)
+    cluster: for tasks: metadata column whose values are to be resampled for intervals (`TaskResult.clusters`); None: a column called
+        recording, if several rows have one value of it, else single rows; "": single rows
     processes: processes that all make this call. Each embeds a share of the rows, all get the result, and rank 0 writes files.
 
     The other options belong to single tasks (see the tasks' classes in `mmtune.evaluation`):
@@ -186,7 +188,8 @@ def evaluate(
         place = trec if processes.is_main_process else None
         source = source_of_rows(rows, exclude_same)
         return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place, queries, source)
-    clusters = source_of_rows(rows, cluster)
+    column = task_cluster(rows, cluster)
+    clusters = source_of_rows(rows, column)
     result = evaluate_task(
         loaded,
         rows,
@@ -199,7 +202,7 @@ def evaluate(
         allow_trained=allow_trained,
         processes=processes,
     )
-    return replace(result, clusters=clusters)
+    return replace(result, clusters=clusters, cluster=column)
 
 
 def _retrieval(

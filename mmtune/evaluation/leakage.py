@@ -8,7 +8,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Embeddings
-from mmtune.errors import DataError
+from mmtune.errors import DataError, DataWarning
 from mmtune.model.artifact.trained_rows import is_plain, rows_key, with_row_counts
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ def refuse_trained_rows(
     """
     reasons = trained_rows(vectors, trained) if trained else {}
     if not reasons:
+        if trained and any(not is_plain(k) and k.endswith(":sample") for k in trained) and "id" not in trained:
+            warnings.warn(
+                f"{model} was trained on streamed rows, of which no record is kept: whether {what} rows are among them cannot be told",
+                DataWarning,
+                stacklevel=3,
+            )
         return
     rows = {r for e in vectors.values() for r in e.ids}
     row = min(reasons)

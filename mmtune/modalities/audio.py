@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,8 @@ def _stated_length(data: bytes) -> tuple[int, int, int]:
 
 def _unreadable(error: Exception) -> str:
     """Return the message for a file that libsndfile cannot read."""
-    return f"not a readable sound: {first_line(error)[:200]}"
+    reason = re.sub(r"Error opening <[^>]*>: ", "", first_line(error))  # the address of an object says nothing
+    return f"not a readable sound: {reason[:200]}"
 
 
 class Audio(Modality):

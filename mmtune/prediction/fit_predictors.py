@@ -25,6 +25,7 @@ from mmtune.evaluation.tasks.task import (
 )
 from mmtune.evaluation.tasks.training_wording import wording_note
 from mmtune.evaluation.tasks.zero_shot import class_vectors, language_tower
+from mmtune.evaluation.trained_pairs import towers_apart
 from mmtune.prediction.alarm_threshold import AlarmThreshold, alarm_threshold, parse_rate
 from mmtune.prediction.predictors import AnomalyPredictor, KnnPredictor, Predictor, ZeroShotPredictor
 from mmtune.relevance.items import concatenated, take_rows, unique_items
@@ -154,7 +155,10 @@ def _fit_zero_shot(
             try:
                 scale = float(model.logit_scale(m, tower)[0].detach())
             except KeyError:
-                raise ModelError(f"zero_shot: the model was not trained on {m} with {tower}") from None
+                apart = towers_apart(model, [m, tower]) or f"the model was not trained on {m} with {tower}"
+                raise ModelError(
+                    f"zero_shot: {apart}; train it on pairs of these first (recipes/few_shot.yaml fits heads within seconds)"
+                ) from None
             out[m] = ZeroShotPredictor(e.ids, groups, e.vectors, logit_scale=scale)
     if not out:
         raise DataError(f"zero_shot: {tower} is the modality of the class names; choose another modality to predict")

@@ -40,6 +40,17 @@ def artifact_of(model: "Model") -> Path | None:
     return Path(source) if isinstance(source, str) and (Path(source) / MANIFEST).is_file() else None
 
 
+def check_saved(model: "Model") -> Path:
+    """Return the artifact directory of a model. Raises ModelError if it does not come from an artifact."""
+    directory = artifact_of(model)
+    if directory is None:
+        raise ModelError(
+            f"--save: {model.info.get('source')} is no artifact, so there is nowhere to store references; use the artifact of a run, or save "
+            "the model as one (Python: mmtune.load(MODEL).save(DIR))"
+        )
+    return directory
+
+
 def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]", machine: str | None = None) -> Path:
     """Store predictors, by modality, in the model's artifact; earlier ones of the same task, modality and machine are replaced.
 
@@ -49,9 +60,7 @@ def save_predictors(model: "Model", predictors: "Mapping[str, Predictor]", machi
     """
     from safetensors.numpy import save
 
-    directory = artifact_of(model)
-    if directory is None:
-        raise ModelError(f"--save: {model.info.get('source')} is no artifact; save the model first (mmtune.save), then load it")
+    directory = check_saved(model)
     for m, predictor in predictors.items():
         if isinstance(predictor, AnomalyPredictor) and predictor.scorer not in SCORERS:
             raise ModelError(

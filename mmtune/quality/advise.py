@@ -30,6 +30,8 @@ ANY_TUNING = "head, LoRA or full (all is embedded anew)"
 """Key of the cost of a new index, in the results of `advise`: every tuned model is a new model to the index."""
 ANSWERS = ("off-the-shelf", "label more data", "head", "LoRA", "full")  # full: tune all weights
 FEW_SHOTS = 16  # from SOURCES["few"]
+LEARNING_RATES = {"head": "5e-3", "LoRA": "2e-3", "full": "1e-5"}
+"""Where to start, as measured in docs/benchmarks.md, How much to tune; full: of a pretrained checkpoint."""
 NOTICEABLE = 0.05  # from SOURCES["small"]
 SOURCES = {
     "small": "Spärck Jones 1974, J. Documentation 30(4): a difference of less than 5 points between systems goes unnoticed",
@@ -300,8 +302,8 @@ def decide_apart(base: PairedDifference, apart: str, plan: PretrainedPlan, pairs
         return Recommendation(
             "label more data", f"{apart}; {base.clusters} independent groups of queries are too few to align them.", []
         )
-    sources = [SOURCES["few"]] if per_group <= FEW_SHOTS else []
-    return Recommendation(plan.tunes, f"{apart}. {plan_reason(plan, pairs, per_group)}.", sources)
+    why = f"{apart}. {plan_reason(plan, pairs, per_group)} (measured: docs/benchmarks.md, Pretrained towers)."
+    return Recommendation(plan.tunes, why, [])
 
 
 def _case(pair: tuple[str, str]) -> str:
@@ -325,7 +327,10 @@ def recipe_for(answer: str, plan: PretrainedPlan | None, case: str, pairs: int, 
             f"mmtune init DIR --case {case} --encoders --size {pairs} --per-group {max(1, round(per_group))}, which writes recipes/{plan.file}: "
             "heads are fitted to the pairs before the first step"
         )
-    return f"mmtune init DIR, with tune={answer.lower()}, because the model's encoders share a space already"
+    return (
+        f"mmtune init DIR --case {case}, and train it with tune={answer.lower()} train.lr={LEARNING_RATES[answer]}, because the model's encoders "
+        "share a space already"
+    )
 
 
 def reindex_cost(count: int, dim: int, rate: float, price: float | None) -> dict[str, ReindexCost]:

@@ -42,7 +42,9 @@ class DataConfig(RecipeBlock):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"general": "retention"}
 
-    train: str | list[str | TrainingSet] = Field(description="training data, or a list of training sets with sampling weights")
+    train: str | TrainingSet | list[str | TrainingSet] = Field(
+        description="training data, or a list of training sets with sampling weights"
+    )
     val: str | None = Field(
         None, description="validation data, evaluated after each epoch; the best checkpoint on them becomes the artifact"
     )

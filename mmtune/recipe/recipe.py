@@ -36,7 +36,8 @@ class Recipe(RecipeBlock):
     renamed_keys: ClassVar[Mapping[str, str]] = {"windows": "window_pooling"}
 
     model: str | dict[str, str] = Field(
-        description="base model: an artifact or run directory, hf:NAME, open_clip:NAME/TAG, timm:NAME or st:NAME; or one model per "
+        description="base model: an artifact or run directory, hf:NAME, open_clip:NAME/TAG, timm:NAME, st:NAME, beats:FILE, "
+        "onnx:FILE or tflite:FILE; or one model per "
         "tower: {MODALITY: MODEL}"
     )
     data: DataConfig = Field(description="training and validation data")

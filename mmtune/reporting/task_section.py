@@ -72,4 +72,4 @@ def task_section(
         before, after = compared.base.results[m], compared.candidate.results[m]
         if isinstance(before, Anomalies) and isinstance(after, Anomalies):
             machines += [(m, n, d.auroc, after.machines[n].auroc) for n, d in before.machines.items() if n in after.machines]
-    return TaskSection(task.name, task.cluster or "row", rows, machines)
+    return TaskSection(task.name, compared.cluster or "row", rows, machines)

@@ -34,12 +34,14 @@ def initialise_heads(
     pairs: Sequence[Pair],
     seed: int,
     quiet: bool = True,
+    skip_damaged: bool = False,
 ) -> None:
     """Give the model the heads of the recipe block `heads`, and initialise them as it says, in place.
 
     data: the training data; of streamed ones, the pairs at the start of the first epoch's shards are used
     pairs: the trained pairs of modalities
     seed: seed for drawing pairs
+    skip_damaged: leave out the rest of a streamed shard that is damaged or truncated
 
     Raises RecipeError if a modality is not trained, or if there is no other modality that its head could be fitted to.
     """
@@ -64,7 +66,7 @@ def initialise_heads(
         if m in done:
             continue
         other = partner[m]
-        x, y = _features(model, data, m, other, heads[m].pairs, seed, quiet)
+        x, y = _features(model, data, m, other, heads[m].pairs, seed, quiet, skip_damaged)
         x = signed_power(x, heads[m].power)
         if heads[m].init == "ridge":
             weight, bias_values = ridge(x, _embeddings(model, other, y), heads[m].ridge)
@@ -101,14 +103,21 @@ def _partner(m: str, heads: Mapping[str, Head], pairs: Sequence[Pair]) -> str:
 
 @torch.no_grad()
 def _features(
-    model: "Model", data: "WeightedConcat | StreamedSets", a: str, b: str, limit: int, seed: int, quiet: bool
+    model: "Model",
+    data: "WeightedConcat | StreamedSets",
+    a: str,
+    b: str,
+    limit: int,
+    seed: int,
+    quiet: bool,
+    skip_damaged: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the tower outputs [n, C_a], [n, C_b] of at most `limit` rows that have both modalities, in float64 on the CPU.
 
     The output of a long value is the mean over its windows.
     """
     if isinstance(data, StreamedSets):
-        return streamed_features(model, data, (a, b), limit, seed, quiet)
+        return streamed_features(model, data, (a, b), limit, seed, quiet, skip_damaged)
     rows = np.flatnonzero(data.present[a] & data.present[b])
     if len(rows) > limit:
         rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))

@@ -22,7 +22,10 @@ def refuse_random_access(recipe: Recipe) -> None:
         name = next(iter(recipe.teachers))
         raise RecipeError(f"teachers.{name}: the cache of its outputs {FIX}")
     if recipe.data.batches.plan != "random":
-        raise RecipeError(f"data.batches: {recipe.data.batches.plan} {FIX}")
+        raise RecipeError(
+            f"data.batches: {recipe.data.batches.plan} needs any row at any time, which data.read: stream does not give; set "
+            "data.batches=random, or data.read=index"
+        )
     for m, options in recipe.augment.items():
         if options.mixup:
             raise RecipeError(f"augment.{m}.mixup: {FIX}")

@@ -26,7 +26,7 @@ from mmtune.runtime.devices import local_device
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.worker_pool import count_workers
 from mmtune.training.stream_limits import FIX, VALIDATION, refuse_random_access, streams_validation
-from mmtune.training.validation_rows import check_validation_rows
+from mmtune.training.validation_rows import StreamedRowsCheck, check_validation_rows
 
 if TYPE_CHECKING:
     from mmtune.model.dual_encoder import Model
@@ -215,6 +215,7 @@ def build_loader(
             processes=processes,
             never_empty=recipe.train.shard,
             skip_damaged=recipe.data.skip_bad,
+            check=StreamedRowsCheck(inputs, recipe.data.allow_trained) if inputs.val or inputs.retention else None,
         )
     return Loader(
         data,

@@ -1,13 +1,15 @@
 """Check before training that the rows of `data.val` and `data.retention` are not rows that the model is, or was, trained on."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
 from mmtune.evaluation.leakage import TrainedLabels, contents_only, row_identity, trained_rows
-from mmtune.model.artifact.trained_rows import trained_on, with_row_counts
+from mmtune.model.artifact.trained_rows import is_plain, trained_on, with_row_counts
 
 if TYPE_CHECKING:
     from mmtune.training.training_inputs import TrainingInputs
@@ -42,6 +44,62 @@ def check_validation_rows(inputs: "TrainingInputs", allow: bool) -> None:
             if not allow:
                 raise RecipeError(f"{line}: remove them from {key} or from the training data, or set data.allow_trained=true")
             warnings.warn(line, stacklevel=2)
+
+
+class StreamedRowsCheck:
+    """Look for rows of `data.val` and `data.retention` among the rows that are streamed in the first epoch.
+
+    Which rows are trained on is not known beforehand. An id that both have ends the run at once, or is a warning with `allow`. Equal
+    contents are counted and are a warning at the end of the epoch.
+    """
+
+    def __init__(self, inputs: "TrainingInputs", allow: bool):
+        self.allow, self.finished = allow, False
+        self.rows: dict[str, dict[str, Embeddings]] = {}
+        self.wanted: dict[str, dict[str, np.ndarray]] = {}
+        self.found: dict[str, dict[str, list[np.ndarray]]] = {}
+        for key, data in (("data.val", inputs.val), ("data.retention", inputs.retention)):
+            if data is None:
+                continue
+            self.rows[key] = {m: row_identity(data, m) for m in inputs.trained if m in data.modalities}
+            labels = {m: e.labels[m] for m, e in self.rows[key].items()}
+            if key == "data.val":  # ids of retention data may be equal by chance
+                labels["id"] = np.concatenate([e.labels["id"] for e in self.rows[key].values()])
+            self.wanted[key] = {k: np.unique(v[v != 0]) for k, v in labels.items()}
+            self.found[key] = {k: [] for k in labels}
+
+    def add(self, labels: Mapping[str, np.ndarray], ids: Sequence[str]) -> None:
+        """Compare a batch. labels: "id" and each modality -> [n] labels of its rows; ids: [n]
+
+        Raises RecipeError for an id that `data.val` has, too, unless `allow`.
+        """
+        if self.finished:
+            return
+        for key, wanted in self.wanted.items():
+            for name, known in wanted.items():
+                hit = np.isin(labels[name], known)
+                if hit.any():
+                    self.found[key][name].append(labels[name][hit])
+                    if name == "id" and not self.allow:
+                        raise RecipeError(
+                            f"{key}: its row {ids[int(np.flatnonzero(hit)[0])]!r} is trained on, so scores on it are too high: remove "
+                            f"such rows from {key} or from the training data, or set data.allow_trained=true"
+                        )
+
+    def finish(self) -> None:
+        """Issue a warning for rows that were trained on; called after the first epoch, or where the run ends in it."""
+        if self.finished:
+            return
+        self.finished = True
+        for key, of in self.found.items():
+            known = with_row_counts({k: np.concatenate(v) for k, v in of.items() if v})
+            reasons = trained_rows(self.rows[key], {k: np.unique(v) if is_plain(k) else v for k, v in known.items()})
+            if reasons:
+                row = min(reasons)
+                warnings.warn(
+                    f"{key}: {len(reasons)} of its rows are trained on (row {row!r}: {reasons[row]}); scores on them are too high",
+                    stacklevel=2,
+                )
 
 
 def training_labels(inputs: "TrainingInputs") -> dict[str, np.ndarray]:

@@ -97,6 +97,20 @@ def test_intervals_of_pieces_resample_their_recordings(tmp_path):
         assert clusters["text->image map"] > 0
 
 
+def test_settings_that_would_have_no_effect_are_refused(shop, tmp_path):
+    """Another --cluster changed nothing in an OUT with results; keys that need validation were dropped."""
+    methods = ["base"]
+    mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=methods)
+    with pytest.raises(RecipeError, match="holds results with other cluster; choose another --out"):
+        mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=methods, cluster="shade")
+    for override in ("retention={data: x, at_most: 0.1}", "train.patience=2", "interpolate=true"):
+        with pytest.raises(RecipeError, match="is not used here, because val chooses nothing"):
+            mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=methods, overrides=[override])
+    argv = ["bench", "quality", "--data", f"shop={shop}", "--out", str(tmp_path / "x")]
+    assert main([*argv, "--steps", "3"]) == 2 and main(["bench", "r.yaml", "--seeds", "2"]) == 2
+    assert main(["bench", "r.yaml", "--image-tower", "tiny:image"]) == 2
+
+
 def test_cells_that_are_missing_are_run_again(shop, tmp_path):
     first = mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=FLOORS)
     (tmp_path / "cells" / "shop" / "all" / "base-0.json").unlink()

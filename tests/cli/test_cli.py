@@ -112,9 +112,10 @@ def test_init_writes_the_recipe_for_pretrained_encoders_of_the_case_and_size(tmp
         assert "# 5,000 pairs, and more than 16 of them a group are assumed (--per-group N tells): low-rank adapters" in written
         assert "no picture in common, and no sku if products will be searched that training does not know." in written
     recipe = Recipe.load(tmp_path / "recipe.yaml", [f"model.{signal}=timm:x", "model.text=st:x"])
-    assert recipe.model == {signal: "timm:x", "text": "st:x"} and recipe.heads[signal].init == {"few_shot": "cca"}.get(
-        file, "ridge"
-    )
+    assert recipe.model == {signal: "timm:x", "text": "st:x"} and recipe.heads[signal].init == {
+        "few_shot": "cca",
+        "sounds_pretrained": "cca",
+    }.get(file, "ridge")
     assert recipe.pairs == [("text", signal)] and f"recipes/{file}.yaml" in written
     composed = read_document(Path(__file__).parents[2] / "recipes" / f"{file}.yaml")
     theirs = json.loads(json.dumps(composed).replace("image", signal))

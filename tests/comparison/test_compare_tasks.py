@@ -117,7 +117,8 @@ def test_no_error_in_a_few_rows_does_not_prove_that_there_are_none():
             assert metric_intervals(found, None, "knn")["accuracy"] == pytest.approx([exact.low, exact.high])
 
 
-def test_intervals_of_single_rows_are_marked_where_rows_are_pieces_of_recordings(tmp_path, capsys):
+def test_pieces_of_one_recording_are_resampled_together_unless_single_rows_are_asked_for(tmp_path, capsys):
+    """Single rows were the default: a difference that four pieces of one recording share passed as certain."""
     for part, seed in (("train", 0), ("val", 1)):
         table = corpora.source(tmp_path / f"files-{part}", 24, seed, COLUMNS)
         rows = [
@@ -129,11 +130,19 @@ def test_intervals_of_single_rows_are_marked_where_rows_are_pieces_of_recordings
     task = ["--task", "knn", "--label", "shade", "--reference", str(tmp_path / "train")]
     for verb, models in (("eval", ["tiny:clap"]), ("compare", ["tiny:clap", "tiny:clap"])):
         argv = [*models, str(tmp_path / "val"), *task, "--quiet"]
-        dispatch(verb, argv)
-        said = capsys.readouterr().out
-        assert "note: the 24 rows are pieces of 6 values of recording" in said and "`--cluster recording`" in said
-        dispatch(verb, [*argv, "--cluster", "recording"])
-        assert "note:" not in capsys.readouterr().out
+        for more, resampled, clusters in (
+            ([], "values of recording", 6),
+            (["--cluster", ""], "rows", 24),
+            (["--cluster", "shade"], None, 2),
+        ):
+            dispatch(verb, [*argv, *more])
+            said = capsys.readouterr().out
+            assert resampled is None or resampled in said
+            dispatch(verb, [*argv, *more, "--json"])
+            document = json.loads(capsys.readouterr().out)
+            assert document["cluster"] == {6: "recording", 24: None, 2: "shade"}[clusters]
+            if verb == "compare":
+                assert document["differences"]["audio"]["accuracy"]["clusters"] == clusters
 
 
 def test_the_verbs(tmp_path, capsys):
@@ -149,7 +158,7 @@ def test_the_verbs(tmp_path, capsys):
     assert document["verdict"] in ("inconclusive", "fail") and "with 2 clusters no interval is possible" in document["reason"]
     assert dispatch("eval", ["tiny:clap", data, *task, "--quiet"]) == 0
     evaluated = json.loads(capsys.readouterr().out)
-    assert "note" not in evaluated  # no column says that rows are pieces of recordings
+    assert evaluated["cluster"] is None  # no column says that rows are pieces of recordings
     ends = evaluated["intervals"]["audio"]["accuracy"]
     accuracy = mmtune.evaluate("tiny:clap", data, task="knn", label="shade", reference=reference).metric("accuracy")
     assert ends[0] <= accuracy <= ends[1] and ends[1] - ends[0] < 1

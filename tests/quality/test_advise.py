@@ -181,4 +181,6 @@ def test_towers_without_a_common_space_get_the_recipe_that_aligns_them(tmp_path)
 
 def test_the_recipe_of_a_model_with_one_space_names_the_tuning():
     assert recipe_for("off-the-shelf", None, "catalog", 500, 40.0) is None
-    assert recipe_for("full", None, "catalog", 500, 40.0).startswith("mmtune init DIR, with tune=full, because")
+    assert recipe_for("full", None, "catalog", 500, 40.0).startswith(
+        "mmtune init DIR --case catalog, and train it with tune=full train.lr=1e-5, because"
+    )

@@ -5,6 +5,8 @@ import math
 import signal
 import subprocess
 import sys
+import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +120,7 @@ def test_groups_mask_and_validation_and_frozen_towers_work_on_streams(www, tmp_p
     ("changes", "message"),
     [
         ({"mining": {"rounds": 1}}, "mining: needs any row"),
-        ({"data": {"batches": "spread"}}, "data.batches: spread needs any row"),
+        ({"data": {"batches": "spread"}}, "data.batches: spread needs any row.*; set data.batches=random, or data.read=index"),
         ({"augment": {"audio": {"mixup": 0.3}}}, r"augment\.audio\.mixup: needs any row"),
         (
             {"tune": {"image": {"how": "full", "head_first": 1}, "text": "full"}},
@@ -183,6 +185,49 @@ def test_heads_are_fitted_to_the_first_streamed_pairs(www, tmp_path):
     few = fitted("few", 5)
     assert np.abs(few.encode(image=pictures) - indexed.encode(image=pictures)).max() > 1e-2
     assert np.isfinite(few.encode(image=pictures)).all()
+
+
+def test_validation_rows_among_streamed_rows_are_found(www, tmp_path):
+    """They were checked for indexed data alone: validation on training rows chose the checkpoint without a word."""
+    packed = str(www / "packed")
+    with pytest.raises(RecipeError, match=r"data\.val: its row '0-\d+' is trained on, .*data\.allow_trained=true"):
+        mmtune.train(recipe(packed, tmp_path / "same", data={"val": packed}, train={"epochs": 1}), quiet=True)
+    with pytest.warns(UserWarning, match="data.val: 48 of its rows are trained on"):
+        data = {"val": packed, "allow_trained": True}
+        mmtune.train(recipe(packed, tmp_path / "allowed", data=data, train={"epochs": 1}), quiet=True)
+    table = www / "source" / "rows.csv"
+    (www / "source" / "renamed.csv").write_text(table.read_text().replace("\n0-", "\nother-"))
+    pack(www / "source" / "renamed.csv", tmp_path / "renamed")
+    with pytest.warns(
+        UserWarning, match=r"data\.val: 48 of its rows are trained on \(row 'other-000': its image was trained on"
+    ):
+        mmtune.train(
+            recipe(packed, tmp_path / "contents", data={"val": str(tmp_path / "renamed")}, train={"epochs": 1}), quiet=True
+        )
+    other = corpora.packed(tmp_path, 12, 1, ("image", "text"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*trained on")
+        mmtune.train(recipe(packed, tmp_path / "other", data={"val": other}, train={"epochs": 2}), quiet=True)
+    with pytest.warns(DataWarning, match="trained on streamed rows, of which no record is kept"):
+        mmtune.evaluate(str(tmp_path / "other" / "artifact"), packed)
+
+
+def test_heads_are_fitted_without_the_rest_of_a_damaged_shard(tmp_path):
+    """data.skip_bad did not reach the fit of heads, which ended the run before its first step."""
+    pack(corpora.source(tmp_path / "source", 24, 0, ("image", "text")), tmp_path / "packed", shard_size="20KB")
+    shard = sorted((tmp_path / "packed").glob("*.tar"))[0]
+    with tarfile.open(shard) as tar:
+        header = tar.getmembers()[4].offset
+    damaged = bytearray(shard.read_bytes())
+    damaged[header : header + 512] = b"x" * 512
+    shard.write_bytes(damaged)
+    towers = {"image": "tiny:image@1", "text": "tiny:text@2"}
+    changes = {"model": towers, "heads": {"image": {"init": "ridge"}}, "tune": "head", "train": {"epochs": 1}}
+    with pytest.raises(DataError, match="damaged"):
+        mmtune.train(recipe(str(tmp_path / "packed"), tmp_path / "ends", **changes), quiet=True)
+    with pytest.warns(DataWarning):
+        mmtune.train(recipe(str(tmp_path / "packed"), tmp_path / "run", data={"skip_bad": True}, **changes), quiet=True)
+    assert (tmp_path / "run" / "fitted_heads" / "adapters.json").is_file()
 
 
 def test_a_bad_picture_costs_its_row_and_is_counted(www, tmp_path):

@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -49,6 +49,16 @@ class StreamState(TypedDict):
     data: str
 
 
+class RowsCheck(Protocol):
+    """Gets the rows of all batches, e.g. `StreamedRowsCheck`."""
+
+    def add(self, labels: Mapping[str, np.ndarray], ids: Sequence[str]) -> None:
+        """Get the labels, by name, and the ids of the rows of a batch."""
+
+    def finish(self) -> None:
+        """Called at the end of each epoch, also of one that is not read to its end."""
+
+
 class StreamLoader:
     """Prepares batches of streamed training sets.
 
@@ -60,6 +70,7 @@ class StreamLoader:
     shuffle_buffer: rows from which a batch is drawn at random, over all processes
     lanes: shards that are read at once, over all processes; fewer if there are fewer shards, and at least one for each process
     skip_damaged: continue when a shard is damaged or truncated, with a warning
+    check: gets the rows of every batch
     The other parameters are those of `Loader`.
     """
 
@@ -80,6 +91,7 @@ class StreamLoader:
         processes: Processes = SINGLE_PROCESS,
         never_empty: bool = False,
         skip_damaged: bool = False,
+        check: RowsCheck | None = None,
     ):
         self.sets, self.preprocess, self.augment, self.pairs = sets, dict(preprocess), dict(augment), list(pairs)
         self.batch_size, self.seed, self.shuffle_buffer, self.lanes = batch_size, seed, shuffle_buffer, lanes
@@ -88,7 +100,7 @@ class StreamLoader:
         self.processes, self.never_empty, self.skip_damaged = processes, never_empty, skip_damaged
         self.input_size = {m: decoded_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
         self.names = ["id", "group", *modalities.names()]
-        self.columns = dict(columns or {})
+        self.check, self.columns = check, dict(columns or {})
         for name, key in self.columns.items():
             if name not in sets.columns:
                 raise DataError(
@@ -164,6 +176,8 @@ class StreamLoader:
             for lane in lanes.values():
                 lane.close()
             self._warn(lanes)
+            if self.check is not None:
+                self.check.finish()
         if not seen and state is None:
             raise DataError(f"{self.sets.spec}: an epoch without a batch: no row could be used{''.join(self._examples[:1])}")
 
@@ -299,6 +313,8 @@ class StreamLoader:
             if own:
                 inputs[m] = preprocess.collate(own)
         kept_rows = np.flatnonzero(kept)
+        if self.check is not None:
+            self.check.add({k: v[kept] for k, v in columns.items()}, [ids[i] for i in kept_rows])
         return Batch(
             ids=[ids[i] for i in kept_rows],
             index=torch.from_numpy(kept_rows + rows_before),

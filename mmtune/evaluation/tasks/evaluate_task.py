@@ -29,6 +29,7 @@ class TaskResult:
     results: {modality: scores}
     settings: the dataset and the options that were given
     clusters: {row id: value of the metadata column whose values intervals resample}; None: single rows
+    cluster: this column
     """
 
     task: str
@@ -36,6 +37,7 @@ class TaskResult:
     results: dict[str, TaskScores]
     settings: JsonObject = field(default_factory=dict)
     clusters: dict[str, str | None] | None = field(default=None, repr=False)
+    cluster: str | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune eval --task`."""

@@ -157,7 +157,7 @@ class TunedModel:
             return ""
         if self.features is not None and m in self.features.towers:
             return "; the tower runs once and its features are stored"
-        return f"; the tower runs in every epoch, because its input varies (augment.{m}, or prompts) or its tokens are used"
+        return f"; the tower runs in every epoch, because its input varies (augment.{m}, or prompts), its rows are streamed, or its tokens are used"
 
 
 def tune(
