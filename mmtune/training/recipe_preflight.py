@@ -34,6 +34,7 @@ from mmtune.training.large_batch.micro_batches import has_lengths
 from mmtune.training.objective_spec import parse_terms
 from mmtune.training.stream_limits import FIX
 from mmtune.training.tuning.lp_ft import is_head_stage
+from mmtune.training.tuning.tune import check_trainable
 from mmtune.training.tuning.tune_spec import parse_tune
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
     """
     terms = parse_terms(recipe.objective, inputs.pairs)
     _check_lengths(recipe, inputs)
-    parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained)
+    check_trainable(inputs.model, parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained), inputs.trained)
     if (
         recipe.matryoshka is not None
         and not 1 <= min(recipe.matryoshka.dims) <= max(recipe.matryoshka.dims) <= inputs.model.dim

@@ -161,7 +161,7 @@ def test_losses_get_columns_of_streamed_rows(tmp_path):
     assert plain and steps(tmp_path / "plain")[0]["loss"] != pytest.approx(first[0], abs=1e-3)
     with pytest.raises(DataError, match="weights: .*none of the first rows has the column 'weigth'; did you mean 'weight'"):
         run("missing", "weigth")
-    with pytest.raises(DataError, match=r"column 'bad' of row '0-000' is 'x', not a number"):
+    with pytest.raises(DataError, match=r"weights: .*packed: column 'bad' of row '0-000' is 'x', not a number"):
         run("text", "bad")
 
 

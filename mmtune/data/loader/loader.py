@@ -237,5 +237,5 @@ def _numeric_column(data: WeightedConcat, name: str, key: str) -> np.ndarray:
     except DataError as e:
         raise DataError(f"{key}: {e}") from None
     for i, value in enumerate(values):
-        out[i] = number_of(value, name, key, data.ids[i])
+        out[i] = number_of(value, name, f"{key}: {data.spec}", data.ids[i])
     return out

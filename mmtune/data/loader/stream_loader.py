@@ -106,7 +106,7 @@ class StreamLoader:
                 raise DataError(
                     f"{key}: {sets.spec}: none of the first rows has the column {name!r}{nearest(name, sorted(sets.columns))}"
                 )
-        self._exchange = StreamExchange(processes, self.names, self.columns)
+        self._exchange = StreamExchange(processes, self.names, {c: f"{key}: {sets.spec}" for c, key in self.columns.items()})
         self._fingerprint = sets.fingerprint
         self._states: deque[tuple[int, int, DrawnBatch]] = deque(maxlen=self.pool.ahead + 4)
         self._read: defaultdict[int, ReadCount] = defaultdict(ReadCount)

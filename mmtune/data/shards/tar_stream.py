@@ -47,7 +47,7 @@ class StreamedRow:
     meta: str = ""
 
     def number(self, column: str, key: str) -> float:
-        """The value of a numeric metadata column; NaN if the row has none. key: the recipe key that names it, for the error
+        """The value of a numeric metadata column; NaN if the row has none. key: the recipe key that names it and the data, for the error
 
         Raises DataError for a value that is not a number.
         """

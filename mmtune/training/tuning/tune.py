@@ -160,6 +160,13 @@ class TunedModel:
         return f"; the tower runs in every epoch, because its input varies (augment.{m}, or prompts), its rows are streamed, or its tokens are used"
 
 
+def check_trainable(model: "Model", towers: Mapping[str, AnyTuning], trained: Sequence[str]) -> None:
+    """Raise RecipeError if a tower without trainable weights, such as an ONNX file, is to be tuned in more than its head."""
+    for m in trained:
+        if towers[m].how not in ("head", "frozen") and not any(True for x in model.towers[m].modules for _ in x.parameters()):
+            raise RecipeError(f"tune.{m}: {towers[m].how}: this tower is a frozen network file; use how: head or frozen")
+
+
 def tune(
     model: "Model",
     given: object,
@@ -185,9 +192,7 @@ def tune(
     towers = parse_tune(given, list(model.towers), trained)
     if all(towers[m].how == "frozen" for m in trained) and not trains_more:
         raise RecipeError(f"tune: all towers are frozen ({', '.join(trained)}), so nothing would be trained")
-    for m in trained:
-        if towers[m].how not in ("head", "frozen") and not any(True for x in model.towers[m].modules for _ in x.parameters()):
-            raise RecipeError(f"tune.{m}: {towers[m].how}: this tower is a frozen network file; use how: head or frozen")
+    check_trainable(model, towers, trained)
     totals = {m: sum(p.numel() for p in _parameters_of(model, m)) for m in towers}
     for m, t in towers.items():
         if (t.how == "head" or t.head_first) and m not in model.heads:
