@@ -8,7 +8,7 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.contracts import Embeddings
-from mmtune.errors import DataError, DataWarning
+from mmtune.errors import DataError
 from mmtune.model.artifact.trained_rows import is_plain, rows_key, with_row_counts
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ def refuse_trained_rows(
         if trained and any(not is_plain(k) and k.endswith(":sample") for k in trained) and "id" not in trained:
             warnings.warn(
                 f"{model} was trained on streamed rows, of which no record is kept: whether {what} rows are among them cannot be told",
-                DataWarning,
                 stacklevel=3,
             )
         return

@@ -81,6 +81,7 @@ class StreamedRowsCheck:
                 if hit.any():
                     self.found[key][name].append(labels[name][hit])
                     if name == "id" and not self.allow:
+                        self.finished = True
                         raise RecipeError(
                             f"{key}: its row {ids[int(np.flatnonzero(hit)[0])]!r} is trained on, so scores on it are too high: remove "
                             f"such rows from {key} or from the training data, or set data.allow_trained=true"

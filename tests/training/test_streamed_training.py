@@ -208,7 +208,7 @@ def test_validation_rows_among_streamed_rows_are_found(www, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*trained on")
         mmtune.train(recipe(packed, tmp_path / "other", data={"val": other}, train={"epochs": 2}), quiet=True)
-    with pytest.warns(DataWarning, match="trained on streamed rows, of which no record is kept"):
+    with pytest.warns(UserWarning, match="trained on streamed rows, of which no record is kept"):
         mmtune.evaluate(str(tmp_path / "other" / "artifact"), packed)
 
 
