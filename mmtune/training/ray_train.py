@@ -61,7 +61,7 @@ def train_on_ray(
             for attempt in range(RESTARTS + 1):
                 arguments = {"resume": resume or attempt > 0, "quiet": quiet, "callbacks": list(callbacks)}
                 try:
-                    return _run_workers(cluster, train, checked, arguments, count, scratch)
+                    return _run_workers(cluster, train, checked, arguments, count, scratch, attempt > 0)
                 except _WorkerDied as e:
                     if attempt == RESTARTS:
                         raise TrainingError(
@@ -85,9 +85,10 @@ def _run_workers(
     arguments: Mapping[str, object],
     count: int,
     scratch: Path,
+    is_restart: bool,
 ) -> TrainResult:
-    """Run the loop once, in `count` workers."""
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    """Run the loop once, in `count` workers. is_restart: raise _WorkerDied if they cannot be started, instead of waiting for nodes"""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     def loop() -> TrainResult:
@@ -97,7 +98,13 @@ def _run_workers(
         cast("Callable[[], None]", in_directory(loop)),  # Ray keeps what it returns, which its type does not say
         torch_config=TorchConfig(backend=BACKEND if cluster.gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=bool(cluster.gpus)),
-        run_config=RunConfig(storage_path=str(scratch)),
+        run_config=RunConfig(
+            storage_path=str(scratch),
+            # a dead node is counted for some seconds; workers that wait for it then fail, and the next attempt has fewer
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray's older class is the one that types know
+                controller_failure_limit=0 if is_restart else -1
+            ),
+        ),
     )
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
@@ -116,6 +123,8 @@ def _run_workers(
 def _cause(error: Exception) -> Exception:
     """What to raise for the error of `TorchTrainer.fit`: what a worker raised, or _WorkerDied if one of them ended."""
     failures = dict[int, Exception](getattr(error, "worker_failures", {}))
+    if "Startup" in type(getattr(error, "controller_failure", None)).__name__:
+        return _WorkerDied("workers of Ray Train could not be started: a node has gone")
     for failure in failures.values():
         if isinstance(failure, MmtuneError | Stopped) and not isinstance(failure, ProcessEnded):
             return failure
