@@ -89,8 +89,8 @@ def load(checkpoint: str) -> Backbone:
             _load_file(module, Path(file).expanduser(), f"timm:{path}")
         config = _config(module, options.get("pooling"), int(size))
         return _backbone(module, config)
-    except ModelError as e:
-        raise e if str(e).startswith("timm:") else ModelError(f"timm:{checkpoint}: {e}") from None
+    except ModelError:
+        raise
     except Exception as e:  # timm and the hub's client raise many unrelated exception types
         raise ModelError(f"timm:{checkpoint}: {first_line(e)}") from None
 
@@ -152,7 +152,7 @@ POOLINGS = ("avg", "max", "avgmax", "catavgmax", "fast", "token", "map")
 
 
 def _set_pooling(module: Untyped, pooling: str) -> None:
-    """Set the pooling of the network. Raises ModelError, naming those that it accepts, for another one."""
+    """Set the pooling of the network. Raises ValueError, naming those that it accepts, for another one."""
 
     def accepted(name: str) -> bool:
         try:
@@ -166,7 +166,7 @@ def _set_pooling(module: Untyped, pooling: str) -> None:
         module.reset_classifier(0, pooling)
     except Exception:
         known = ", ".join(p for p in POOLINGS if p != pooling and accepted(p))
-        raise ModelError(f"pooling {pooling!r}: this model has {known}") from None
+        raise ValueError(f"pooling {pooling!r}: this model has {known}") from None
 
 
 def _backbone(module: Untyped, config: JsonObject) -> Backbone:

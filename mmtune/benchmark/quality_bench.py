@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import TypeAdapter
 
-from mmtune import modalities
 from mmtune.benchmark.quality_features import QualityData, Sides, candidates, draw_shots, features_of, open_set
 from mmtune.benchmark.quality_floors import FLOORS, Vectors, pair_features
 from mmtune.benchmark.quality_peer import train_peer
@@ -28,12 +27,12 @@ from mmtune.data.pack.pack import pack
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.embedding.feature_cache import share_features
 from mmtune.errors import MissingExtra, RecipeError
-from mmtune.evaluation.clusters import recordings_in
+from mmtune.evaluation.clusters import default_cluster
 from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.model.artifact import load
 from mmtune.recipe.block import check
 from mmtune.recipe.heads_block import HeadsBlock
-from mmtune.recipe.pretrained_plans import pretrained_plan, pretrained_recipe
+from mmtune.recipe.pretrained_plans import case_of, pretrained_plan, pretrained_recipe
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_file import overridden, read_document
 from mmtune.run import train
@@ -50,19 +49,15 @@ METHODS = ("base", OURS, PEER, "linear probe", "nearest neighbours", "tip-adapte
 TRAINED = (OURS, PEER)
 """Methods that train by a recipe."""
 SETTINGS = "bench.json"
-UNUSED = (
-    "data.train",
-    "data.val",
-    "data.retention",
-    "retention",
-    "interpolate",
-    "gate",
-    "train.patience",
-    "train.seed",
-    "run.dir",
-    "model",
-)
-"""Keys of a recipe that the benchmark sets or leaves out."""
+WITHOUT_VALIDATION: JsonObject = {
+    "data.val": None,
+    "data.retention": None,
+    "retention": None,
+    "interpolate": False,
+    "gate": None,
+    "train.patience": None,
+}
+"""Keys of a recipe that would let `val` choose something, and their values in the benchmark."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +124,14 @@ def bench_quality(
         raise RecipeError(f"--shots {','.join(map(str, shots))}: each must be 1 or more")
     if not data:
         raise RecipeError("--data: name at least one set, NAME=DIR")
-    for key in (o.partition("=")[0] for o in overrides):
-        if key in UNUSED or key.startswith(tuple(f"{k}." for k in UNUSED)):
-            raise RecipeError(f"{key}: is not used here, because val chooses nothing; try it with mmtune train and mmtune eval")
+    _check_overrides(overrides)
     root = Path(out)
     sets = [open_set(name, directory, towers) for name, directory in data.items()]
     unknown = sorted({*(recipes or {})} - {*data})
     if unknown:
         raise RecipeError(f"--recipe {unknown[0]}=...: no set has this name{nearest(unknown[0], list(data))}")
     root.mkdir(parents=True, exist_ok=True)
-    sources = {s.name: _source(s, cluster) for s in sets}
+    sources = {s.name: source_of_rows(s.val, default_cluster(s.val, cluster)) for s in sets}
     cells, skipped = [], {}
     with file_lock(root / "bench.lock"):
         _claim(root, sets, towers, recipes or {}, overrides, cluster)
@@ -157,19 +150,23 @@ def bench_quality(
     return result
 
 
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Raise RecipeError for a key that the benchmark sets itself."""
+    for key in (o.partition("=")[0] for o in overrides):
+        parts = key.split(".")
+        prefixes = {".".join(parts[: n + 1]) for n in range(len(parts))}
+        if prefixes & {*WITHOUT_VALIDATION}:
+            raise RecipeError(f"{key}: is not used here, because val chooses nothing; try it with mmtune train and mmtune eval")
+        if prefixes & {"model", "pairs", "data.train", "train.seed", "run.dir"}:
+            raise RecipeError(f"{key}: is set by the benchmark, from --data, the towers, --seeds and --out")
+
+
 def _tasks(name: str, methods: Sequence[str], shots: Sequence[int], seeds: int) -> Iterator[_Task]:
     """Every cell of one set. Where all rows are used and nothing is trained, the seed changes nothing, and one run is enough."""
     for number in shots or (None,):
         for method in methods:
             count = seeds if number is not None or method in TRAINED else 1
             yield from (_Task(name, number, method, seed) for seed in range(count))
-
-
-def _source(quality_data: QualityData, cluster: str | None) -> dict[str, str | None] | None:
-    """{id of a scored row: its value of the column `cluster`, else of a recording column, if there is one}."""
-    if cluster is None and (found := recordings_in(quality_data.val)) is not None:
-        cluster = found.column
-    return source_of_rows(quality_data.val, cluster)
 
 
 def _composed_hash(recipe: str | Path) -> str:
@@ -289,15 +286,10 @@ class _SetBench:
         scratch = self.root / "run"
         shutil.rmtree(scratch, ignore_errors=True)
         values = {
+            **WITHOUT_VALIDATION,
             "model": self.towers,
             "pairs": [[language, signal]],
             "data.train": self._training_rows(task, rows),
-            "data.val": None,
-            "data.retention": None,
-            "retention": None,
-            "interpolate": False,
-            "gate": None,
-            "train.patience": None,
             "train.seed": task.seed,
             "run.dir": str(scratch),
         }
@@ -309,8 +301,7 @@ class _SetBench:
             document = read_document(self.recipe, self.overrides)
         else:
             _, counts = np.unique(self.data.train.labels["group"][rows], return_counts=True)
-            case = "sound" if modalities.names().index(self.data.sides.signal) else "catalog"
-            plan = pretrained_plan(case, len(rows), float(np.median(counts)))
+            plan = pretrained_plan(case_of(self.data.sides.signal), len(rows), float(np.median(counts)))
             document = overridden(pretrained_recipe(plan, *self.data.sides), self.overrides)
         if not isinstance(document, dict):
             raise RecipeError(f"{self.recipe}: a recipe is a mapping of keys")
@@ -353,8 +344,9 @@ def _differences(root: Path, cells: Sequence[Cell], sides: Mapping[str, Sides]) 
         seeds = [t for t in of if t.method == OURS]
         for method in dict.fromkeys(t.method for t in of if t.method != OURS):
             by_seed = {t.seed: t for t in of if t.method == method}
-            both = [(by_seed.get(t.seed, by_seed[0]) if len(by_seed) == 1 else by_seed.get(t.seed), t) for t in seeds]
-            files = [(root / other.values_path, root / t.values_path) for other, t in both if other is not None]
+            alone = next(iter(by_seed.values())) if len(by_seed) == 1 else None  # its result does not depend on the seed
+            both = [(other, t) for t in seeds if (other := by_seed.get(t.seed, alone)) is not None]
+            files = [(root / other.values_path, root / t.values_path) for other, t in both]
             for name, metric in score_names(sides[ours[0]]):
                 if (difference := method_difference(files, name, metric)) is not None:
                     found.append(MethodDifference(*ours, method, f"{name} {metric}", difference))

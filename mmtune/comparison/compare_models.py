@@ -121,10 +121,6 @@ def compare(
     Raises DataError if either model was trained on some of the rows, unless `allow_trained`.
     """
     gate = Gate.read(gate)  # first, so that a mistake in the gate is reported before a model is loaded
-    if gate is not None and retention is None and (gate.retention_loss is not None or RETENTION in (gate.guards or {})):
-        raise RecipeError(
-            "this gate guards the retention slice: give the retention data, too (--retention DATA), or another gate"
-        )
     rows, other = as_data(data), None if retention is None else as_data(retention)
     pairs, runs = model_pairs(base, candidate)
 
@@ -185,6 +181,10 @@ def assemble_comparison(
     from mmtune.embedding.embed_rows import shared_modalities
 
     gate = Gate.read(gate)
+    if gate is not None and retention is None and (gate.retention_loss is not None or RETENTION in (gate.guards or {})):
+        raise RecipeError(
+            "this gate guards the retention slice: give the retention data, too (--retention DATA), or another gate"
+        )
     sides = (base, candidate)
     parts, source = metadata_slices(data, slices), source_of_rows(data, cluster)
     names = [m for m in shared_modalities(base.model, data, modalities) if m in candidate.model.towers]

@@ -13,7 +13,7 @@ from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.comparison.task_intervals import metric_intervals, task_difference
 from mmtune.contracts import Embeddings, JsonObject
 from mmtune.errors import DataError, DataWarning, RecipeError
-from mmtune.evaluation.clusters import task_cluster
+from mmtune.evaluation.clusters import default_cluster
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.tasks.anomaly_result import Anomalies
 from mmtune.evaluation.tasks.evaluate_task import TaskResult, evaluate_task
@@ -116,7 +116,7 @@ def compare_task(
             DataWarning,
             stacklevel=2,
         )
-    cluster = task_cluster(rows, cluster)
+    cluster = default_cluster(rows, cluster)
     source = source_of_rows(rows, cluster)
 
     def evaluated(model: "Model | str | Path", side: int) -> TaskResult:

@@ -13,7 +13,7 @@ from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.errors import DataError
 from mmtune.evaluation.clusters import clusters_by_value
-from mmtune.evaluation.seed_statistics import t_quantile
+from mmtune.evaluation.seed_statistics import share_interval, t_quantile
 from mmtune.evaluation.tasks.classified import Classified
 from mmtune.evaluation.tasks.task import RowScores, TaskScores
 
@@ -34,11 +34,10 @@ def metric_intervals(scores: TaskScores, source: Mapping[str, str | None] | None
     bounds = resampled_bounds(rows.weighted_metrics, clusters)
     if bounds is None:
         return dict.fromkeys(rows.metrics)
-    least = float((0.5 - LEVEL / 2) ** (1 / len(np.unique(clusters))))
-    found: dict[str, list[float] | None] = {}
+    count, found = len(np.unique(clusters)), dict[str, list[float] | None]()
     for m in rows.metrics:
         low, high = float(bounds[0][m]), float(bounds[1][m])
-        found[m] = [least, 1.0] if low == high == 1 else [0.0, 1 - least] if low == high == 0 else [low, high]
+        found[m] = list(share_interval(low * count, count)) if low == high in (0, 1) else [low, high]
     return found
 
 

@@ -32,8 +32,8 @@ def recordings_in(data: "Data") -> Recordings | None:
     return None
 
 
-def task_cluster(data: "Data", cluster: str | None) -> str | None:
-    """Return the metadata column whose values the intervals of a task resample: `cluster`, else a recording column of which several
+def default_cluster(data: "Data", cluster: str | None) -> str | None:
+    """Return the metadata column whose values intervals resample: `cluster`, else a recording column of which several
     rows have one value. None: single rows, also if `cluster` is ""."""
     if cluster is not None:
         return cluster or None

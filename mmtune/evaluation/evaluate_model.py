@@ -11,7 +11,7 @@ from mmtune.data.shards.streamed_sets import Read, is_streamed
 from mmtune.embedding.embed_rows import embed_data
 from mmtune.embedding.open_stream import open_to_embed
 from mmtune.errors import RecipeError
-from mmtune.evaluation.clusters import task_cluster
+from mmtune.evaluation.clusters import default_cluster
 from mmtune.evaluation.directions import evaluate_vectors
 from mmtune.evaluation.group_pooling import pool_groups
 from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
@@ -188,7 +188,7 @@ def evaluate(
         place = trec if processes.is_main_process else None
         source = source_of_rows(rows, exclude_same)
         return _retrieval(loaded, vectors, judged, parts, ks, metrics, within, group_pooling, per_query, place, queries, source)
-    column = task_cluster(rows, cluster)
+    column = default_cluster(rows, cluster)
     clusters = source_of_rows(rows, column)
     result = evaluate_task(
         loaded,

@@ -36,12 +36,12 @@ def trained_rows(vectors: Mapping[str, Embeddings], trained: TrainedLabels) -> d
     for name, e in vectors.items():
         id_label, content = e.labels.get("id"), e.labels.get(name)
         if id_label is not None and "id" in known:
-            for i in np.flatnonzero(_among(known["id"], id_label) & (id_label != 0)).tolist():
+            for i in np.flatnonzero(among(known["id"], id_label) & (id_label != 0)).tolist():
                 reasons.setdefault(e.ids[i], "its id was trained on")
         if content is None or name not in known:
             hit = np.zeros(len(e.ids), bool)
         else:
-            hit = _among(known[name], content) & (content != 0)
+            hit = among(known[name], content) & (content != 0)
             repeats_in_training = rows_key(name) in trained and 2 * len(known[name]) <= min(trained[rows_key(name)])
             is_text = name in modalities.names() and modalities.get(name).language
             if not is_text and len(np.unique(content)) >= IDENTIFYING * len(content) and not repeats_in_training:
@@ -61,7 +61,7 @@ def _distinct(labels: "np.ndarray | set[int]") -> np.ndarray:
     return array if len(array) < 2 or bool((array[1:] > array[:-1]).all()) else np.unique(array)
 
 
-def _among(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def among(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether each label is one of `known` (distinct, ascending), bool [N]. Few labels are found in many without sorting these."""
     if not len(known):
         return np.zeros(len(labels), bool)

@@ -44,6 +44,19 @@ def t_quantile(p: float, freedom: int) -> float:
     return float(stdtrit(freedom, p))
 
 
+def share_interval(successes: float, trials: int) -> tuple[float, float]:
+    """The exact 95% interval of a share (Clopper and Pearson 1934).
+
+    successes: may be a fraction, e.g. of clusters that succeed in part
+    """
+    from scipy.special import betaincinv
+
+    tail = 0.5 - LEVEL / 2
+    low = betaincinv(successes, trials - successes + 1, tail) if successes > 0 else 0.0
+    high = betaincinv(successes + 1, trials - successes, 1 - tail) if successes < trials else 1.0
+    return float(low), float(high)
+
+
 def spread_cells(spread: Spread, sign: bool = False) -> list[str]:
     """Mean, sd, interval and single values as cells of a table. sign: with the sign, for differences"""
     form = "{:+.4f}" if sign else "{:.4f}"

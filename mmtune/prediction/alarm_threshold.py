@@ -11,6 +11,7 @@ import numpy as np
 
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, RecipeError
+from mmtune.evaluation.seed_statistics import share_interval
 
 AUTO = "auto"
 AUTO_RATE = 0.01
@@ -112,21 +113,9 @@ def alarm_threshold(
     m = n if clusters is None else min(clusters, n)
     tail = (1 - LEVEL) / 2
     low, high = beta.ppf([tail, 1 - tail], expected * (m + 1), (1 - expected) * (m + 1))
-    threshold_found = AlarmThreshold(value, expected, (float(low), float(high)), n, m)
+    chosen = AlarmThreshold(value, expected, (float(low), float(high)), n, m)
     if anomalous_M is None or not len(anomalous_M):
-        return threshold_found
-    found, count = float((anomalous_M > value).mean()), len(anomalous_M)
+        return chosen
+    rate, count = float((anomalous_M > value).mean()), len(anomalous_M)
     trials = count if anomalous_clusters is None else min(anomalous_clusters, count)
-    return replace(
-        threshold_found, detection_rate=found, anomalous=count, detection_interval=_share_interval(found * trials, trials)
-    )
-
-
-def _share_interval(successes: float, trials: int) -> tuple[float, float]:
-    """The 95% interval of a share by Clopper and Pearson; with clusters, `successes` may be a fraction."""
-    from scipy.stats import beta
-
-    tail = (1 - LEVEL) / 2
-    low = beta.ppf(tail, successes, trials - successes + 1) if successes > 0 else 0.0
-    high = beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
-    return float(low), float(high)
+    return replace(chosen, detection_rate=rate, anomalous=count, detection_interval=share_interval(rate * trials, trials))

@@ -103,7 +103,8 @@ def evaluate(
             no candidates and no neighbours of each other
         normal: for anomaly: "COLUMN=VALUE" of the normal rows
         machine: for anomaly: metadata column; rows are compared only with normal rows of the same value
-        cluster: metadata column that `TaskResult.clusters` gets, whose values the intervals of `mmtune eval --task` resample
+        cluster: metadata column whose values the intervals of `mmtune eval --task` resample (`TaskResult.clusters`); None: a column called
+            recording, if several rows have one value of it, else single rows; "": single rows
         slices: for anomaly: metadata columns by whose values the anomalous rows are also reported
         task_options: keyword arguments of a task of your own
     """

@@ -18,7 +18,7 @@ from mmtune.evaluation.metrics import metric_columns, with_cutoffs
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.trained_pairs import towers_apart
 from mmtune.quality.linear_probe import Probe, probe
-from mmtune.recipe.pretrained_plans import PretrainedPlan, plan_reason, pretrained_plan
+from mmtune.recipe.pretrained_plans import PretrainedPlan, case_of, plan_reason, pretrained_plan
 
 if TYPE_CHECKING:
     import pandas
@@ -309,7 +309,7 @@ def decide_apart(base: PairedDifference, apart: str, plan: PretrainedPlan, pairs
 def _case(pair: tuple[str, str]) -> str:
     """The use case of `pretrained_plan` for the pair's modality that is not language."""
     signals = [m for m in pair if not modalities.get(m).language]
-    return "sound" if signals and modalities.names().index(signals[0]) else "catalog"
+    return case_of(signals[0]) if signals else "catalog"
 
 
 def recipe_for(answer: str, plan: PretrainedPlan | None, case: str, pairs: int, per_group: float) -> str | None:

@@ -6,6 +6,8 @@ recipes/sounds_pretrained.yaml and recipes/few_shot.yaml hold them together with
 
 from typing import NamedTuple
 
+from mmtune import modalities
+
 MOST_FEW_SHOT = 16
 """Up to this many training rows in the median group, the recipe for few examples is chosen."""
 FEW_PAIRS = 200
@@ -93,6 +95,11 @@ train:
 )
 PLANS = {"catalog": CATALOG, "sound": SOUNDS}
 """{use case: its recipe if there are more than few examples}."""
+
+
+def case_of(signal: str) -> str:
+    """The use case of PLANS for a modality that is searched by texts: "catalog" for the first in the table of modalities, else "sound"."""
+    return "sound" if modalities.names().index(signal) else "catalog"
 
 
 def pretrained_plan(case: str, pairs: int, per_group: float | None = None) -> PretrainedPlan:

@@ -183,8 +183,8 @@ class Recipe(RecipeBlock):
         document = dict(document)
         check_format(document.pop(FORMAT_KEY, None), FORMAT, where, RecipeError, missing=1)
         checked = check(cls, without_blanks(document), where=where)
-        for key in blank_keys(document):  # of a key that is optional in general, but that this recipe leaves to its user
-            raise RecipeError(f"{where}: {missing_key(key)}")
+        if blanks := blank_keys(document):  # keys that are optional in general, but that this recipe leaves to its user
+            raise RecipeError(f"{where}: {missing_key(blanks[0])}")
         return checked
 
     @classmethod

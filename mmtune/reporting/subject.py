@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.seed_statistics import seed_runs
+from mmtune.model.artifact.format import FITTED_HEADS
 from mmtune.runtime.files import read_json, read_jsonl_log
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def report_subject(
 
 def _base(run: Path, recipe: JsonObject) -> "ModelSpec":
     """The model that the run's artifact is compared with: its fitted heads, if there are any, else the recipe's model."""
-    fitted = run / "fitted_heads"
+    fitted = run / FITTED_HEADS
     spec: ModelSpec = str(fitted) if fitted.is_dir() else recipe["model"]
     return spec
 

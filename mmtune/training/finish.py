@@ -98,18 +98,25 @@ def train_result(
     )
 
 
+def base_and_data(inputs: TrainingInputs) -> JsonObject:
+    """Provenance that is known before the first step: the base model, the training data and the trained pairs."""
+    return {
+        "base": str(inputs.model.info.get("source")),
+        "base_fingerprint": inputs.base_fingerprint,
+        "data": inputs.data.spec,
+        "data_fingerprint": inputs.data.fingerprint,
+        "pairs": [list(p) for p in inputs.pairs],
+    }
+
+
 def artifact_info(recipe: Recipe, inputs: TrainingInputs, tuned: TunedModel) -> JsonObject:
     """Provenance of the artifact, for its manifest and its model card."""
     model = inputs.model
     info: JsonObject = {
-        "base": str(model.info.get("source")),
-        "data": inputs.data.spec,
-        "data_fingerprint": inputs.data.fingerprint,
-        "base_fingerprint": inputs.base_fingerprint,
+        **base_and_data(inputs),
         "tune": {m: c.how for m, c in tuned.counts.items()},
         "seed": recipe.train.seed,
         "precision": resolve_precision(recipe.train.precision),
-        "pairs": [list(p) for p in inputs.pairs],
         "seen": model.info["seen"],
     }
     return info | ({"matryoshka": model.info["matryoshka"]} if recipe.matryoshka else {})

@@ -1,15 +1,16 @@
-"""Check before training that the rows of `data.val` and `data.retention` are not rows that the model is, or was, trained on."""
+"""Check that the rows of `data.val` and `data.retention` are not rows that the model is, or was, trained on."""
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmtune.contracts import Embeddings
 from mmtune.errors import RecipeError
-from mmtune.evaluation.leakage import TrainedLabels, contents_only, row_identity, trained_rows
-from mmtune.model.artifact.trained_rows import is_plain, trained_on, with_row_counts
+from mmtune.evaluation.leakage import TrainedLabels, among, contents_only, row_identity, trained_rows
+from mmtune.model.artifact.trained_rows import rows_key, trained_on, with_row_counts
 
 if TYPE_CHECKING:
     from mmtune.training.training_inputs import TrainingInputs
@@ -46,6 +47,18 @@ def check_validation_rows(inputs: "TrainingInputs", allow: bool) -> None:
             warnings.warn(line, stacklevel=2)
 
 
+@dataclass
+class _Found:
+    """Labels of validation rows that streamed rows have, too: the distinct ones, and how many rows had one of them."""
+
+    labels: set[int] = field(default_factory=set)
+    rows: int = 0
+
+    def add(self, labels: np.ndarray) -> None:
+        self.labels.update(labels.tolist())
+        self.rows += len(labels)
+
+
 class StreamedRowsCheck:
     """Look for rows of `data.val` and `data.retention` among the rows that are streamed in the first epoch.
 
@@ -57,7 +70,7 @@ class StreamedRowsCheck:
         self.allow, self.finished = allow, False
         self.rows: dict[str, dict[str, Embeddings]] = {}
         self.wanted: dict[str, dict[str, np.ndarray]] = {}
-        self.found: dict[str, dict[str, list[np.ndarray]]] = {}
+        self.found: dict[str, dict[str, _Found]] = {}
         for key, data in (("data.val", inputs.val), ("data.retention", inputs.retention)):
             if data is None:
                 continue
@@ -66,7 +79,7 @@ class StreamedRowsCheck:
             if key == "data.val":  # ids of retention data may be equal by chance
                 labels["id"] = np.concatenate([e.labels["id"] for e in self.rows[key].values()])
             self.wanted[key] = {k: np.unique(v[v != 0]) for k, v in labels.items()}
-            self.found[key] = {k: [] for k in labels}
+            self.found[key] = {k: _Found() for k in labels}
 
     def add(self, labels: Mapping[str, np.ndarray], ids: Sequence[str]) -> None:
         """Compare a batch. labels: "id" and each modality -> [n] labels of its rows; ids: [n]
@@ -77,9 +90,9 @@ class StreamedRowsCheck:
             return
         for key, wanted in self.wanted.items():
             for name, known in wanted.items():
-                hit = np.isin(labels[name], known)
+                hit = among(known, labels[name])
                 if hit.any():
-                    self.found[key][name].append(labels[name][hit])
+                    self.found[key][name].add(labels[name][hit])
                     if name == "id" and not self.allow:
                         self.finished = True
                         raise RecipeError(
@@ -93,8 +106,9 @@ class StreamedRowsCheck:
             return
         self.finished = True
         for key, of in self.found.items():
-            known = with_row_counts({k: np.concatenate(v) for k, v in of.items() if v})
-            reasons = trained_rows(self.rows[key], {k: np.unique(v) if is_plain(k) else v for k, v in known.items()})
+            known: dict[str, np.ndarray] = {k: np.array(sorted(f.labels), np.int64) for k, f in of.items() if f.rows}
+            known |= {rows_key(k): np.array([f.rows]) for k, f in of.items() if f.rows and k != "id"}
+            reasons = trained_rows(self.rows[key], known)
             if reasons:
                 row = min(reasons)
                 warnings.warn(

@@ -106,6 +106,9 @@ def test_settings_that_would_have_no_effect_are_refused(shop, tmp_path):
     for override in ("retention={data: x, at_most: 0.1}", "train.patience=2", "interpolate=true"):
         with pytest.raises(RecipeError, match="is not used here, because val chooses nothing"):
             mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=methods, overrides=[override])
+    for override in ("pairs=[[text, image]]", "model.image=tiny:image", "train.seed=1"):
+        with pytest.raises(RecipeError, match="is set by the benchmark"):
+            mmtune.bench_quality({"shop": shop}, TOWERS, tmp_path, methods=methods, overrides=[override])
     argv = ["bench", "quality", "--data", f"shop={shop}", "--out", str(tmp_path / "x")]
     assert main([*argv, "--steps", "3"]) == 2 and main(["bench", "r.yaml", "--seeds", "2"]) == 2
     assert main(["bench", "r.yaml", "--image-tower", "tiny:image"]) == 2

@@ -236,6 +236,7 @@ def _numeric_column(data: WeightedConcat, name: str, key: str) -> np.ndarray:
         values = data.column(name)
     except DataError as e:
         raise DataError(f"{key}: {e}") from None
+    where = f"{key}: {data.spec}"
     for i, value in enumerate(values):
-        out[i] = number_of(value, name, f"{key}: {data.spec}", data.ids[i])
+        out[i] = number_of(value, name, where, data.ids[i])
     return out

@@ -78,7 +78,7 @@ class StreamExchange:
         labels = np.array([[r.labels[n] for n in self.names] for r in rows], np.int64).reshape(len(rows), len(self.names))
         if not self.columns:
             return labels
-        numbers = np.array([[r.number(c, key) for c, key in self.columns.items()] for r in rows], np.float64)
+        numbers = np.array([r.numbers(self.columns) for r in rows], np.float64)
         return np.concatenate([labels, numbers.reshape(len(rows), len(self.columns)).view(np.int64)], axis=1)
 
     @property

@@ -9,7 +9,7 @@ import json
 import math
 import tarfile
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
@@ -46,13 +46,13 @@ class StreamedRow:
     place: tuple[int, int] = (0, 0)
     meta: str = ""
 
-    def number(self, column: str, key: str) -> float:
-        """The value of a numeric metadata column; NaN if the row has none. key: the recipe key that names it and the data, for the error
+    def numbers(self, columns: Mapping[str, str]) -> list[float]:
+        """The values of numeric metadata columns; NaN where the row has none. columns: {name: recipe key and data, for the error}
 
         Raises DataError for a value that is not a number.
         """
-        value = json.loads(self.meta).get(column) if self.meta else None
-        return number_of(value, column, key, self.id)
+        meta = json.loads(self.meta) if self.meta else {}
+        return [number_of(meta.get(name), name, key, self.id) for name, key in columns.items()]
 
 
 def number_of(value: object, column: str, key: str, row: str) -> float:

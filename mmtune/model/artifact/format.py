@@ -12,6 +12,8 @@ from mmtune.runtime.format_number import check_format
 MANIFEST = "mmtune.json"
 WEIGHTS = "weights.safetensors"
 PARTS = "parts"
+FITTED_HEADS = "fitted_heads"
+"""Directory in a run's with the model as it was before the first step, if its heads were fitted to the training pairs."""
 SEEDS_FILE = "seeds.json"
 """File in a directory of runs with several seeds, which holds no artifact itself (`mmtune train --seeds`)."""
 PREDICTORS = "predictors"
