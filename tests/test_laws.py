@@ -4,13 +4,18 @@ import argparse
 import ast
 import collections
 import configparser
+import contextlib
 import re
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmtune import modalities
 from mmtune.errors import first_line
@@ -194,6 +199,50 @@ def test_tests_mirror_the_rooms():
 def test_style_and_types(command):
     done = subprocess.run([sys.executable, "-m", *command], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+PYPROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+
+
+def requirements_of(name: str, extra: str) -> list[Requirement]:
+    """What a distribution requires: this package by its pyproject.toml, another by its metadata, nothing if not installed."""
+    if name == PYPROJECT["project"]["name"]:
+        lines = PYPROJECT["project"]["optional-dependencies"][extra] if extra else PYPROJECT["project"]["dependencies"]
+        return [Requirement(line) for line in lines]
+    with contextlib.suppress(PackageNotFoundError):
+        found = [Requirement(line) for line in requires(name) or []]
+        return [r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return []
+
+
+def distributions_of(requirement: str) -> set[str]:
+    """Canonical names of what `pip install requirement` installs."""
+    found = set()
+    todo = [Requirement(requirement)]
+    while todo:
+        needed = todo.pop()
+        name = canonicalize_name(needed.name)
+        for extra in {"", *needed.extras} - {e for n, e in found if n == name}:
+            found.add((name, extra))
+            todo += requirements_of(name, extra)
+    return {name for name, _ in found}
+
+
+def test_types_do_not_depend_on_what_else_is_installed():
+    """mypy reads an installed library: one that CI lacks, and a machine has, must be one that mypy never reads."""
+    trees = [ast.parse(path.read_text()) for path in FILES]
+    names = [a.name for t in trees for n in ast.walk(t) if isinstance(n, ast.Import) for a in n.names]
+    names += [str(n.module) for t in trees for n in ast.walk(t) if isinstance(n, ast.ImportFrom) and n.level == 0]
+    modules = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"mmtune"}
+    in_ci = distributions_of("mmtune[cpu,test]")
+    of_module = packages_distributions()
+    absent = {m for m in modules if not {canonicalize_name(d) for d in of_module.get(m, [m])} & in_ci}
+    assert absent == {
+        m.removesuffix(".*")
+        for o in PYPROJECT["tool"]["mypy"]["overrides"]
+        if o["follow_imports"] == "skip"
+        for m in o["module"]
+    }
 
 
 def test_files_and_functions_stay_small_and_nothing_is_pickled():

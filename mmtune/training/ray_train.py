@@ -95,21 +95,19 @@ def _run_workers(
         return train(recipe, **arguments)
 
     trainer = TorchTrainer(
-        cast("Callable[[], None]", in_directory(loop)),  # Ray keeps what it returns, which its type does not say
+        in_directory(loop),
         torch_config=TorchConfig(backend=BACKEND if cluster.gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=bool(cluster.gpus)),
         run_config=RunConfig(
             storage_path=str(scratch),
             # a dead node is counted for some seconds; workers that wait for it then fail, and the next attempt has fewer
-            failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray's older class is the one that types know
-                controller_failure_limit=0 if is_restart else -1
-            ),
+            failure_config=FailureConfig(controller_failure_limit=0 if is_restart else -1),
         ),
     )
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
-        result: object = getattr(trainer.fit(), "return_value")  # noqa: B009  # Ray's older class is the one that types know
+        result: object = trainer.fit().return_value
     except TrainingFailedError as e:
         raise _cause(e) from None
     finally:
