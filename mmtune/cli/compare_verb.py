@@ -7,6 +7,7 @@
 The gate states the gain that the candidate must reach, and the losses that it may have (guards). It is read from --gate FILE, a
 recipe with a `gate:` key or the gate alone:
   gate: {metric: ndcg@10, direction: "A->B", min_gain: 0.01, guards: {retention: -0.01, confusable: 0.0}}
+  gate: {task: knn, task_options: {label: fault, reference: data/train}, cluster: recording, metric: macro_f1, min_gain: 0.01}
 
 Exit status: 0 the candidate passes, 1 it fails or the data is too small to decide, 2 invalid input.
 """
@@ -31,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     gate_options(parser)
     task_arguments(parser)
+    parser.set_defaults(task=None)  # the gate's, else retrieval
     parser.add_argument("--k", metavar="N,N", help="cut-offs k of the metrics (default 1,5,10)")
     parser.add_argument(
         "--slice",
@@ -104,32 +106,25 @@ def gate_of(args: argparse.Namespace) -> JsonObject | None:
 
 def run(args: argparse.Namespace) -> Result:
     from mmtune.comparison.compare_models import compare
-    from mmtune.comparison.compare_tasks import compare_task
+    from mmtune.evaluation.tasks.task import RETRIEVAL
 
-    if args.task != "retrieval":
-        for name in ("retention", "confusable", "qrels", "slice", "within", "dim", "base_dim", "k"):
+    gate, options = gate_of(args), {name: value for name, value in task_values(args).items() if value}
+    task = args.task or (gate or {}).get("task") or RETRIEVAL
+    if task == RETRIEVAL:
+        if set(options) - {"exclude_same"}:
+            raise RecipeError("--label, --reference and the other options of tasks need --task zero_shot, knn or anomaly")
+        gate = gate and {**gate, "task": None, "task_options": {}}
+    else:
+        for name in ("confusable", "qrels", "slice", "within", "dim", "base_dim", "k"):
             if getattr(args, name):
-                raise RecipeError(f"--{name.replace('_', '-')}: is an option of retrieval, not of --task {args.task}")
-        by_task = compare_task(
-            args.base,
-            args.candidate,
-            args.data,
-            args.task,
-            task_values(args),
-            gate=gate_of(args),
-            cluster=args.cluster,
-            batch_size=args.batch_size,
-            quiet=args.quiet,
-            allow_trained=args.allow_trained,
-        )
-        return Result(by_task.to_dict(), str(by_task), by_task.status)
-    if any(value for name, value in task_values(args).items() if name != "exclude_same"):
-        raise RecipeError("--label, --reference and the other options of tasks need --task zero_shot, knn or anomaly")
+                raise RecipeError(f"--{name.replace('_', '-')}: is an option of retrieval, not of --task {task}")
+        of_gate = (gate or {}).get("task_options") if (gate or {}).get("task") == task else None
+        gate = {**(gate or {}), "task": task, "task_options": {**(of_gate or {}), **options}}
     comparison = compare(
         args.base,
         args.candidate,
         args.data,
-        gate=gate_of(args),
+        gate=gate,
         ks=cutoffs(args.k or "1,5,10"),
         qrels=args.qrels,
         slices=args.slice,
@@ -141,7 +136,7 @@ def run(args: argparse.Namespace) -> Result:
         dim=args.dim,
         base_dim=args.base_dim,
         cluster=args.cluster,
-        exclude_same=args.exclude_same,
+        exclude_same=args.exclude_same if task == RETRIEVAL else None,
         allow_trained=args.allow_trained,
     )
     return Result(comparison.to_dict(), str(comparison), comparison.status)

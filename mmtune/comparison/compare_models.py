@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.comparison.compare_seeds import combine_comparisons, made_once, model_pairs
+from mmtune.comparison.compare_tasks import TaskComparison, compare_task
 from mmtune.comparison.compare_vectors import compare_vectors
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.confusable import read_or_freeze
-from mmtune.comparison.gate import Gate
+from mmtune.comparison.gate import Gate, refuse_unmeasured_retention
+from mmtune.comparison.retention import refuse_trained_retention
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError, RecipeError
-from mmtune.evaluation.leakage import contents_only, refuse_trained_rows, row_identity
+from mmtune.evaluation.leakage import refuse_trained_rows, row_identity
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.slices import metadata_slices
+from mmtune.evaluation.tasks.evaluate_task import is_given
 from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.evaluation.trained_pairs import warn_towers_apart
 from mmtune.model.artifact.trained_rows import trained_on
 from mmtune.model.prompts import QUERY
-from mmtune.recipe.gate_block import RETENTION
 from mmtune.relevance.judgments import Qrels, qrels_for, read_qrels
 
 if TYPE_CHECKING:
@@ -97,8 +99,10 @@ def compare(
     cluster: str | None = None,
     exclude_same: str | None = None,
     allow_trained: bool = False,
-) -> Comparison:
+) -> "Comparison | TaskComparison":
     """Compare two models on the same DATA, query by query, and let the gate decide (see `compare_vectors`).
+
+    If the gate has a task, they are compared by this task instead (see `compare_task`).
 
     base, candidate: models, or directories of several seeds (`mmtune train --seeds`), see `compare_seeds`
 
@@ -113,8 +117,8 @@ def compare(
     within: also compare the directions within one modality; always True if there is only one modality
     dim: use only the first `dim` dimensions of both models' embeddings
     base_dim: the same for the base alone; overrides `dim`
-    cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; default: groups and
-        rows of equal content
+    cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; default: the gate's, else
+        groups and rows of equal content
     exclude_same: metadata column of `data`, e.g. the recording; within one modality, rows with the query's value are no candidates
     allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 
@@ -122,6 +126,24 @@ def compare(
     """
     gate = Gate.read(gate)  # first, so that a mistake in the gate is reported before a model is loaded
     rows, other = as_data(data), None if retention is None else as_data(retention)
+    if gate is not None and gate.task is not None:
+        retrieval = {"qrels": qrels, "slices": slices, "within": within, "dim": dim, "base_dim": base_dim}
+        if given := [name for name, value in retrieval.items() if is_given(value) and value is not False]:
+            raise RecipeError(f"{given[0]}: is an option of retrieval, and the gate compares by {gate.task}; leave it out")
+        return compare_task(
+            base,
+            candidate,
+            rows,
+            gate.task,
+            {**gate.task_options, **({"exclude_same": exclude_same} if exclude_same else {})},
+            gate=gate,
+            modalities=modalities,
+            retention=other,
+            cluster=cluster,
+            batch_size=batch_size,
+            quiet=quiet,
+            allow_trained=allow_trained,
+        )
     pairs, runs = model_pairs(base, candidate)
 
     widths = (dim if base_dim is None else base_dim, dim)
@@ -181,11 +203,15 @@ def assemble_comparison(
     from mmtune.embedding.embed_rows import shared_modalities
 
     gate = Gate.read(gate)
-    if gate is not None and retention is None and (gate.retention_loss is not None or RETENTION in (gate.guards or {})):
+    if gate is not None and gate.task is not None:
         raise RecipeError(
-            "this gate guards the retention slice: give the retention data, too (--retention DATA), or another gate"
+            f"gate.task: this comparison is by retrieval, and the gate compares by {gate.task}; leave the task out"
         )
+    if retention is None:
+        refuse_unmeasured_retention(gate)
     sides = (base, candidate)
+    if cluster is None and gate is not None:
+        cluster = gate.cluster
     parts, source = metadata_slices(data, slices), source_of_rows(data, cluster)
     names = [m for m in shared_modalities(base.model, data, modalities) if m in candidate.model.towers]
     if not names:
@@ -203,8 +229,7 @@ def assemble_comparison(
         retention_source = source_of_rows(retention, gate.retention_cluster if gate else None)
         wanted = [m for m in retention.modalities if m in (*names, *indexed) and all(m in s.model.towers for s in sides)]
         for side in sides:
-            identities = {m: row_identity(retention, m) for m in wanted}
-            refuse_trained_rows(identities, contents_only(side.trained), side.name, allow_trained, "the retention data's")
+            refuse_trained_retention(retention, wanted, side.trained, side.name, allow_trained)
         kept = tuple(s.embed(retention, wanted, batch_size, quiet) for s in sides)
     pairs: list[tuple[str, str]] | None = None
     vectors = _against_index(sides, rows, data, indexed, judged, batch_size, quiet)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.gate import decide
 from mmtune.comparison.paired_difference import PairedDifference, mean_difference
+from mmtune.comparison.retention import RETENTION_METRIC
 from mmtune.errors import RecipeError
 from mmtune.evaluation.result import Direction, Result
 from mmtune.evaluation.seed_statistics import SeedRuns, seed_runs
@@ -83,8 +84,9 @@ def combine_task_comparisons(comparisons: "Sequence[TaskComparison]", seeds: Seq
     table: dict[str, dict[str, PairedDifference]] = {
         m: {n: mean_difference([c.differences[m][n] for c in comparisons]) for n in of} for m, of in first.differences.items()
     }
-    verdict = decide(first.gate, table[first.gate.direction][first.gate.metric], {})
-    return replace(first, verdict=verdict.verdict, reason=verdict.reason, differences=table, seeds=list(seeds))
+    guards: dict[str, PairedDifference] = {g: mean_difference([c.guards[g] for c in comparisons]) for g in first.guards}
+    verdict = decide(first.gate, table[first.gate.direction][first.gate.metric], guards, RETENTION_METRIC)
+    return replace(first, verdict=verdict.verdict, reason=verdict.reason, differences=table, guards=guards, seeds=list(seeds))
 
 
 def mean_result(results: Sequence[Result]) -> Result:

@@ -1,18 +1,19 @@
 """Compare two models by an evaluation task (zero_shot, knn, anomaly), with intervals of the differences, and decide by the gate."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmtune.comparison.bootstrap_intervals import MIN_CLUSTERS
 from mmtune.comparison.compare_seeds import combine_task_comparisons, made_once, model_pairs
 from mmtune.comparison.comparison_result import GatedComparison, seeds_text
-from mmtune.comparison.gate import MEAN, Gate, decide
+from mmtune.comparison.gate import MEAN, RETENTION, Gate, complete_gate, decide, refuse_unmeasured_retention
 from mmtune.comparison.paired_difference import PairedDifference
+from mmtune.comparison.retention import RETENTION_METRIC, refuse_trained_retention, retention_difference
 from mmtune.comparison.task_intervals import metric_intervals, task_difference
-from mmtune.contracts import Embeddings, JsonObject
-from mmtune.errors import DataError, DataWarning, RecipeError
+from mmtune.contracts import Embeddings, JsonObject, direction
+from mmtune.embedding.embed_rows import embed_data
+from mmtune.errors import DataError, RecipeError
 from mmtune.evaluation.clusters import default_cluster
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.tasks.anomaly_result import Anomalies
@@ -20,6 +21,8 @@ from mmtune.evaluation.tasks.evaluate_task import TaskResult, evaluate_task
 from mmtune.evaluation.tasks.knn import source_of_rows
 from mmtune.evaluation.tasks.task import RETRIEVAL, RowScores
 from mmtune.model.artifact.trained_rows import trained_on
+from mmtune.recipe.block import check
+from mmtune.recipe.gate_block import FIRST
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +38,7 @@ class TaskComparison(GatedComparison):
     """The result of comparing a candidate with a base model by a task.
 
     differences: {modality: {metric: difference}}
+    guards: {"retention": difference of RETENTION_METRIC on the retention data}, if these were given
     cluster: metadata column whose values were resampled; None: single rows
     base, candidate: the results of the models; of several seeds those of the first
     seeds: the seeds, if several seeds of a recipe were compared (see `mmtune.comparison.compare_seeds`)
@@ -46,6 +50,22 @@ class TaskComparison(GatedComparison):
     base: TaskResult = field(repr=False)
     candidate: TaskResult = field(repr=False)
     seeds: list[int] = field(default_factory=list)
+    guards: Differences = field(default_factory=dict)
+
+    @property
+    def changes(self) -> tuple[Differences, Differences]:
+        return {m: by[self.gate.metric] for m, by in self.differences.items() if self.gate.metric in by}, self.guards
+
+    @property
+    def deciding(self) -> PairedDifference:
+        """The difference of the gate's metric in its modality."""
+        return self.differences[self.gate.direction][self.gate.metric]
+
+    @property
+    def flat(self) -> Differences:
+        """All differences: {"MODALITY METRIC": difference}, then those of the guards."""
+        of_task = {f"{m} {name}": d for m, by in self.differences.items() for name, d in by.items()}
+        return {**of_task, **{f"{name} {RETENTION_METRIC}": d for name, d in self.guards.items()}}
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune compare --task --json`."""
@@ -54,6 +74,7 @@ class TaskComparison(GatedComparison):
             "task": self.task,
             "cluster": self.cluster,
             "differences": {m: {n: d.to_dict() for n, d in by.items()} for m, by in self.differences.items()},
+            **({"guards": {n: d.to_dict() for n, d in self.guards.items()}} if self.guards else {}),
             "fingerprints": {"base": self.base.fingerprint, "candidate": self.candidate.fingerprint},
             **({"seeds": self.seeds} if self.seeds else {}),
         }
@@ -62,28 +83,32 @@ class TaskComparison(GatedComparison):
         from mmtune.evaluation.result_tables import plain_table
 
         rows = [
-            [f"{m} {name}", f"{d.queries:,}", f"{d.clusters:,}", f"{d.base:.4f}", f"{d.candidate:.4f}", str(d)]
-            for m, by in self.differences.items()
-            for name, d in by.items()
+            [name, f"{d.queries:,}", f"{d.clusters:,}", f"{d.base:.4f}", f"{d.candidate:.4f}", str(d)]
+            for name, d in self.flat.items()
         ]
         table = plain_table([self.task, "rows", "clusters", "base", "candidate", "difference"], rows)
         resampled = "single rows" if self.cluster is None else f"values of {self.cluster}"
         text = f"{self.headline}\n\n{table}\n\nintervals resample {resampled}"
-        if not self.seeds:
-            return text
-        flat = {f"{m} {name}": d for m, by in self.differences.items() for name, d in by.items()}
-        return f"{text}\n\n{seeds_text(self.seeds, flat, '')}"
+        return f"{text}\n\n{seeds_text(self.seeds, self.flat, '')}" if self.seeds else text
+
+
+class _Measured(NamedTuple):
+    """One model's result of the task, and its vectors of the retention data, if there are any."""
+
+    result: TaskResult
+    retained: dict[str, Embeddings] | None
 
 
 def compare_task(
-    base: "Model | str | Path",
-    candidate: "Model | str | Path",
+    base: "Model | str | Path | Mapping[str, str]",
+    candidate: "Model | str | Path | Mapping[str, str]",
     data: "Data | str",
     task: str,
     options: Mapping[str, object],
     *,
     gate: "Gate | Mapping[str, object] | None" = None,
     modalities: Sequence[str] | None = None,
+    retention: "Data | str | None" = None,
     cluster: str | None = None,
     batch_size: int = 64,
     quiet: bool = True,
@@ -95,10 +120,11 @@ def compare_task(
     base, candidate: models, or directories of several seeds (`mmtune train --seeds`), see `compare_seeds`
     options: options of the task, as of `mmtune.evaluate`
     gate: `metric` is one of the task's (default: the first, accuracy or auroc), `direction` a modality (default: the only one);
-        it has no guards
+        its only guard is retention. `task` and `task_options` of the gate are not read: the arguments are
     modalities: modalities to score
-    cluster: metadata column, e.g. the recording or machine, whose values the intervals resample; None: a column called recording, if
-        several rows have one value of it, else single rows; "": single rows
+    retention: other data on which the candidate must not be worse at retrieval (ndcg@10); the gate's guard "retention"
+    cluster: metadata column, e.g. the recording or machine, whose values the intervals resample; None: the gate's, else a column called
+        recording, if several rows have one value of it, else single rows; "": single rows
     batch_size, quiet, allow_trained: as in `mmtune.evaluate`
     vectors: {modality: embeddings of all rows of `data`} by the base and by the candidate, if they were computed before; not for seeds
 
@@ -106,22 +132,23 @@ def compare_task(
     """
     if task == RETRIEVAL:
         raise RecipeError("compare_task: for retrieval use compare")
-    given, rows = Gate.read(gate), as_data(data)
+    given = task_gate(gate, task)
+    rows, other = as_data(data), None if retention is None else as_data(retention)
+    if other is None:
+        refuse_unmeasured_retention(given)
     pairs, runs = model_pairs(base, candidate)
-    if given is not None and given.guards:
-        raise RecipeError("gate.guards: a comparison by a task has no slices; leave them out")
-    if given is not None and given.retention_loss is not None:
-        warnings.warn(
-            "gate.retention_loss: is not checked by a task; check it as well: mmtune compare BASE CANDIDATE DATA --retention DATA --gate FILE",
-            DataWarning,
-            stacklevel=2,
-        )
-    cluster = default_cluster(rows, cluster)
+    cluster = default_cluster(rows, given.cluster if cluster is None else cluster)
     source = source_of_rows(rows, cluster)
+    kept = None if other is None else source_of_rows(other, given.retention_cluster)
 
-    def evaluated(model: "Model | str | Path", side: int) -> TaskResult:
+    def evaluated(model: "Model | str | Path | Mapping[str, str]", side: int) -> _Measured:
         loaded = as_model(model)
-        return evaluate_task(
+        retained = None
+        if other is not None:
+            wanted = [m for m in other.modalities if m in loaded.towers]
+            refuse_trained_retention(other, wanted, trained_on(loaded), ("the base", "the candidate")[side], allow_trained)
+            retained = embed_data(loaded, other, wanted, batch_size, quiet)
+        result = evaluate_task(
             loaded,
             rows,
             task,
@@ -133,39 +160,59 @@ def compare_task(
             allow_trained=allow_trained,
             vectors=vectors[side] if vectors else None,
         )
+        return _Measured(result, retained)
 
-    done = [_compare_results(b, c, given, rows.spec, source, cluster) for b, c in made_once(pairs, evaluated)]
+    done = [_compare_results(b, c, given, rows.spec, source, cluster, kept) for b, c in made_once(pairs, evaluated)]
     return done[0] if runs is None else combine_task_comparisons(done, runs.seeds)
 
 
+def task_gate(gate: "Gate | Mapping[str, object] | None", task: str) -> Gate:
+    """Return the gate of a comparison by `task`. Raises RecipeError for keys that do not fit a task, or for another task in it."""
+    given = Gate.read(gate) or Gate()
+    if given.task is None:
+        given = check(Gate, {**given.model_dump(exclude_unset=True), "task": task}, "gate")
+    if given.task != task:
+        raise RecipeError(f"gate.task: the gate compares by {given.task}, this comparison by {task}; leave one of them out")
+    return given
+
+
 def _compare_results(
-    before: TaskResult,
-    after: TaskResult,
-    given: Gate | None,
+    before: _Measured,
+    after: _Measured,
+    given: Gate,
     spec: str,
     source: Mapping[str, str | None] | None,
     cluster: str | None,
+    retention_source: Mapping[str, str | None] | None,
 ) -> TaskComparison:
     """Compare the results of one base and one candidate by the given gate. See `compare_task` for the errors.
 
     spec: name of the data in messages
     source: {row id: value of the column `cluster`}
+    retention_source: as `source`, for the rows of the retention data
     """
-    task = before.task
-    shared = [m for m in before.results if m in after.results]
+    (base, kept_base), (candidate, kept_candidate), task = before, after, before.result.task
+    shared = [m for m in base.results if m in candidate.results]
     if not shared:
         raise DataError(f"{spec}: no modality that both models score")
-    table = {m: task_difference(before.results[m], after.results[m], source, task) for m in shared}
-    name = shared[0] if given is None or given.direction == MEAN else given.direction
-    if name not in table or (len(shared) > 1 and (given is None or given.direction == MEAN)):
+    table = {m: task_difference(base.results[m], candidate.results[m], source, task) for m in shared}
+    name = shared[0] if given.direction == MEAN else given.direction
+    if name not in table or (len(shared) > 1 and given.direction == MEAN):
         raise RecipeError(f"gate.direction: name the modality that decides (--direction): {', '.join(shared)}")
     metrics = list(table[name])
-    metric = metrics[0] if given is None or "metric" not in given.model_fields_set else given.metric
+    metric = metrics[0] if given.metric == FIRST else given.metric
     if metric not in metrics:
         raise RecipeError(f"gate.metric: {task} has no metric {metric!r}; name one of its own (--metric): {', '.join(metrics)}")
-    chosen = Gate(metric=metric, direction=name, min_gain=given.min_gain if given else 0.0)
-    verdict = decide(chosen, table[name][metric], {})
-    return TaskComparison(verdict.verdict, verdict.reason, chosen, task, table, cluster, before, after)
+    guards: Differences = {}
+    if kept_base is not None and kept_candidate is not None:
+        both = [m for m in kept_base if m in kept_candidate]
+        old, new = ({m: of[m] for m in both} for of in (kept_base, kept_candidate))
+        alone = len(both) == 1
+        searched = direction(both[0], both[0]) if alone else MEAN
+        guards[RETENTION] = retention_difference(old, new, RETENTION_METRIC, searched, within=alone, source=retention_source)
+    chosen = complete_gate(given.model_copy(update={"metric": metric, "direction": name}), [], list(guards))
+    verdict = decide(chosen, table[name][metric], guards, RETENTION_METRIC)
+    return TaskComparison(verdict.verdict, verdict.reason, chosen, task, table, cluster, base, candidate, guards=guards)
 
 
 def task_intervals(result: TaskResult) -> dict[str, dict[str, list[float] | None]]:

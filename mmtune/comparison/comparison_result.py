@@ -28,6 +28,11 @@ class GatedComparison:
     gate: Gate
 
     @property
+    def changes(self) -> "tuple[Mapping[str, PairedDifference], Mapping[str, PairedDifference]]":
+        """The changes of the gate's metric by direction (by modality, if a task decided), and by slice or guard."""
+        raise NotImplementedError
+
+    @property
     def status(self) -> int:
         """Exit status of the command: 0 if the verdict is "pass", else 1."""
         return 0 if self.verdict == "pass" else 1
@@ -59,6 +64,10 @@ class Comparison(GatedComparison):
     base: Result = field(repr=False)
     candidate: Result = field(repr=False)
     seeds: list[int] = field(default_factory=list)
+
+    @property
+    def changes(self) -> tuple[Mapping[str, PairedDifference], Mapping[str, PairedDifference]]:
+        return self.directions, self.slices
 
     def to_dict(self) -> JsonObject:
         """Return the JSON document of `mmtune compare --json`."""

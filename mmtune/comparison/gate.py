@@ -50,6 +50,14 @@ def _gate_of_recipe(document: JsonObject) -> object:
     return {**gate, **{key: value for key, value in budget.items() if value is not None and gate.get(key) is None}}
 
 
+def refuse_unmeasured_retention(gate: Gate | None) -> None:
+    """Raise RecipeError for a gate that guards the retention slice, for a comparison without retention data."""
+    if gate is not None and (gate.retention_loss is not None or RETENTION in (gate.guards or {})):
+        raise RecipeError(
+            "this gate guards the retention slice: give the retention data, too (--retention DATA), or another gate"
+        )
+
+
 def complete_gate(gate: Gate | None, directions: Iterable[str], slices: Iterable[str]) -> Gate:
     """Return the gate with everything that it leaves to the defaults.
 
@@ -79,14 +87,19 @@ class GateVerdict(NamedTuple):
         return self._asdict()
 
 
-def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDifference]") -> GateVerdict:
-    """Decide by the difference in the gate's direction (`gain`) and the differences of the guarded slices and directions."""
-    name, bounds = f"{gate.metric} of {gate.direction}", gate.guards or {}
+def decide(
+    gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDifference]", guard_metric: str | None = None
+) -> GateVerdict:
+    """Decide by the difference in the gate's direction (`gain`) and the differences of the guarded slices and directions.
+
+    guard_metric: metric of the guards' differences; None: that of the gate
+    """
+    name, bounds, guarded = f"{gate.metric} of {gate.direction}", gate.guards or {}, guard_metric or gate.metric
     broken = {g: d for g, d in guards.items() if d.interval[1] < bounds[g]}
     unsure = {g: d for g, d in guards.items() if not d.interval[0] >= bounds[g] and g not in broken}
     if broken:
         g, d = min(broken.items(), key=lambda x: x[1].difference - bounds[x[0]])
-        return GateVerdict("fail", f"{gate.metric} of the guard {g!r} changed by {d}, below its bound {bounds[g]:+g}.")
+        return GateVerdict("fail", f"{guarded} of the guard {g!r} changed by {d}, below its bound {bounds[g]:+g}.")
     if gain.interval[1] <= gate.min_gain:
         return GateVerdict("fail", f"{name} changed by {gain}, {_missed(gate)}.")
     if not gain.interval[0] > gate.min_gain:
@@ -101,7 +114,7 @@ def decide(gate: Gate, gain: "PairedDifference", guards: "Mapping[str, PairedDif
         g, d = min(unsure.items(), key=lambda x: x[1].interval[0] - bounds[x[0]])
         return GateVerdict(
             "inconclusive",
-            f"{name} rose by {gain}, but {gate.metric} of the guard {g!r} changed by {d} and may lie below its bound "
+            f"{name} rose by {gain}, but {guarded} of the guard {g!r} changed by {d} and may lie below its bound "
             f"{bounds[g]:+g}; {_needed(d)}.",
         )
     kept = f" and {len(guards)} guard{'s' * (len(guards) > 1)} held" if guards else ""

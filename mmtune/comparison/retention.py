@@ -5,15 +5,24 @@ models on them as the slice "retention", which the gate guards.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from mmtune.comparison.gate import MEAN, RETENTION
+from mmtune.comparison.gate import MEAN, RETENTION, Gate
 from mmtune.comparison.paired_difference import Bootstrap, DirectionPair, PairedDifference, paired_differences
 from mmtune.contracts import Embeddings
 from mmtune.errors import DataError
 from mmtune.evaluation.clusters import clusters_by_value
 from mmtune.evaluation.directions import evaluate_vectors
+from mmtune.evaluation.leakage import contents_only, refuse_trained_rows, row_identity
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mmtune.data.shards.dataset import Data
 
 Vectors = Mapping[str, Embeddings]
+RETENTION_METRIC = str(Gate.model_fields["metric"].default)
+"""Metric of the retention slice where the gate's metric is one of a task."""
 
 
 def retention_difference(
@@ -45,6 +54,18 @@ def retention_difference(
             d.clusters = clusters_by_value(d.query_rows, source)
     pairs = [DirectionPair(before.directions[n], after.directions[n]) for n in names]
     return paired_differences(pairs, [metric], bootstrap)[metric]
+
+
+def refuse_trained_retention(
+    retention: "Data", modalities: Sequence[str], trained: "Mapping[str, np.ndarray] | None", name: str, allow_trained: bool
+) -> None:
+    """Raise DataError if a model was trained on contents of the retention data, or warn with `allow_trained`.
+
+    trained: labels of the rows that the model was trained on, by kind; None if not known
+    name: the model's name in messages, e.g. "the base"
+    """
+    identities = {m: row_identity(retention, m) for m in modalities}
+    refuse_trained_rows(identities, contents_only(trained), name, allow_trained, "the retention data's")
 
 
 def across_modalities(directions: Iterable[str]) -> list[str]:

@@ -237,7 +237,8 @@ class GateCheck(CollectionResult):
 
     scope: which queries were searched among which candidates.
     gate: settings of the gate.
-    directions, slices: {name: the change of its metrics}, as in the output of `mmtune compare --json`.
+    directions, slices: {name: the change of its metrics}, as in the output of `mmtune compare --json`. With a task in the gate:
+        {modality: the change of the gate's metric} and {guard: its change}
     """
 
     verdict: str

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from mmtune.runtime.openmp_policy import set_openmp_wait_policy
 
 if TYPE_CHECKING:
+    from mmtune.comparison.compare_tasks import TaskComparison
     from mmtune.comparison.comparison_result import Comparison
     from mmtune.data.in_memory import DataLike
     from mmtune.data.shards.dataset import Data
@@ -172,8 +173,11 @@ def compare(
     cluster: str | None = None,
     exclude_same: str | None = None,
     allow_trained: bool = False,
-) -> Comparison:
+) -> Comparison | TaskComparison:
     """Compare a candidate model with a base model on the same queries, and decide by the gate whether the candidate is better.
+
+    They are compared by retrieval, or by the task of the gate, e.g. gate={"task": "knn", "task_options": {"label": "fault"}}; then
+    `qrels`, `slices`, `within`, `dim`, `base_dim`, `ks` and `confusable` have no meaning.
 
     base, candidate: each a `Model`, or what `mmtune.load` accepts, or a directory of several seeds (`mmtune train --seeds`); a
         difference is then the mean over the seeds, and its interval the wider of those of queries and of seeds at each end
@@ -192,8 +196,8 @@ def compare(
     quiet: show no progress
     dim: truncate the embeddings of both models to this many dimensions
     base_dim: another number of dimensions for the base model
-    cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; None means groups and
-        rows of equal content
+    cluster: metadata column of `data`, e.g. the recording or machine, whose values the intervals resample; None means the gate's, else
+        groups and rows of equal content
     exclude_same: metadata column of `data`, e.g. the recording; within one modality, rows with the query's value are no candidates
     allow_trained: only warn about rows of `data` or `retention` that a model was trained on
 

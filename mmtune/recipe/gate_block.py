@@ -1,12 +1,14 @@
 """The recipe block `gate:`: the conditions under which `compare`, `report` and `promote` accept a candidate model."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from mmtune.recipe.block import RecipeBlock, check, invalid
 
+FIRST = "first"
+"""Value of `metric` that means the first metric of the task."""
 MEAN = "mean"
 """Value of `direction` that means the mean over all directions between different modalities."""
 RETENTION = "retention"
@@ -35,21 +37,39 @@ class Gate(RecipeBlock):
 
     A guard is a lower bound on the change of `metric` in a slice or direction: {retention: -0.01} allows the retention slice to
     lose at most 0.01. All changes are judged by the lower end of their 95% bootstrap confidence interval.
+
+    With `task`, the models are compared by an evaluation task instead of retrieval: `metric` is one of the task's, `direction` a
+    modality, and retention is the only guard; the retention slice is still compared by retrieval (ndcg@10).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    metric: str = Field("ndcg@10", description="retrieval metric that is compared, e.g. ndcg@10, map, hit@1")
+    task: str | None = Field(
+        None,
+        description="evaluation task by which the models are compared, e.g. zero_shot, knn, anomaly, as of `mmtune eval --task`; null: retrieval",
+    )
+    task_options: dict[str, JsonValue] = Field(
+        {}, description="options of the task, as of `mmtune eval --task`, e.g. {label: fault, reference: data/train}"
+    )
+    metric: str = Field(
+        "ndcg@10",
+        description="retrieval metric that is compared, e.g. ndcg@10, map, hit@1; with `task` one of the task's, or first (the default then)",
+    )
     direction: str = Field(
         MEAN,
         description='retrieval direction "a->b" (queries of modality a, candidates of b), or mean: the mean over all directions '
-        "between different modalities",
+        "between different modalities; with `task` a modality, which may be left out if there is only one",
     )
     min_gain: Bound = Field(0.0, description="the improvement of `metric` must be larger than this")
     guards: Annotated[dict[str, Bound] | None, BeforeValidator(_present_names)] = Field(
         None,
         description="slice or direction -> lowest allowed change of `metric`, e.g. {retention: -0.01}; {}: none; null: retention -0.01, "
         "confusable 0, where there are these slices, and each direction -0.01 if `direction` is mean",
+    )
+    cluster: str | None = Field(
+        None,
+        description="metadata column of the compared data, e.g. the recording or machine, whose values the intervals resample; null: groups "
+        "and equal content, with `task` a recording column, if there is one",
     )
     retention_loss: Annotated[float | None, Field(ge=0)] = Field(
         None,
@@ -62,6 +82,24 @@ class Gate(RecipeBlock):
         description="metadata column of the retention data whose values the interval of the retention slice resamples; null: groups. A "
         "recipe with a forgetting budget sets it to `retention.cluster`",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_metric(cls, value: object) -> object:
+        """With a task, the default of `metric` is the task's first. The task "retrieval" is none."""
+        if not isinstance(value, dict) or value.get("task") is None:
+            return value
+        return {**value, "task": None} if value["task"] == "retrieval" else {"metric": FIRST, **value}
+
+    @model_validator(mode="after")
+    def _of_a_task(self) -> Self:
+        """Options need a task, and a task has no guard but retention."""
+        if self.task is None and self.task_options:
+            raise invalid("task_options: needs a task; set task, e.g. task: knn")
+        others = [] if self.task is None else [g for g in self.guards or {} if g != RETENTION]
+        if others:
+            raise invalid(f"guards.{others[0]}: a comparison by a task has no guard but {RETENTION}; leave it out")
+        return self
 
     @classmethod
     def unknown_key(cls, key: str) -> str:

@@ -21,6 +21,7 @@ class DifferenceDocument(TypedDict):
     interval: Sequence[float]
     wins: int
     losses: int
+    clusters: int
 
 
 @dataclass

@@ -11,9 +11,10 @@ import numpy as np
 
 from mmtune.comparison.compare_models import ComparedModel, assemble_comparison
 from mmtune.comparison.compare_seeds import combine_comparisons, made_once, model_pairs
+from mmtune.comparison.compare_tasks import TaskComparison, compare_task
 from mmtune.comparison.comparison_result import Comparison
 from mmtune.comparison.gate import Gate
-from mmtune.contracts import Embeddings
+from mmtune.contracts import Embeddings, JsonObject
 from mmtune.errors import DataError
 from mmtune.evaluation.trained_pairs import towers_apart
 from mmtune.model.artifact.trained_rows import trained_on
@@ -22,7 +23,7 @@ from mmtune.relevance.judgments import Qrels
 from mmtune.relevance.positives import relevant_blocks
 from mmtune.reporting.recording_copies import RecordingCopies
 from mmtune.reporting.subject import ModelSpec, ReportSubject
-from mmtune.reporting.task_section import ReportedTask, TaskSection, task_section
+from mmtune.reporting.task_section import ReportedTask, TaskSection, section_of, task_section
 from mmtune.reporting.window_strip import LocatedRows
 from mmtune.search.exact_scores import exact_keys
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_SLICE_VALUES = 40  # a column with more values is used for slices only if it is named explicitly
 MAX_SLICE_COLUMNS = 4
+BY_TASK = "by_task"
+"""Key of `Measured.document`: the gate with a task that decided, and the difference of its metric."""
 SIDES = ("before", "after")
 """Keys for the base model ("before" tuning) and the candidate, usually the tuned model ("after")."""
 
@@ -46,6 +49,7 @@ class Measured:
     qrels: relevance judgments, if they decide what is relevant instead of rows and groups
     classes: classes[side][modality]: embeddings of captions as class names, if the model has a prompt for class names
     tasks: both models' metrics of other tasks
+    by_task: the comparison by the gate's task, which then decides; None: `comparison` or `over_seeds` decides
     over_seeds: the comparison of all seeds, if there are several; then everything else is that of the first seed
     located: scores windows of long recordings by both models
     towers_apart: towers_apart[side]: says that the model of this side retrieves by chance; "" for others
@@ -57,14 +61,19 @@ class Measured:
     qrels: Qrels | None = None
     classes: dict[str, dict[str, Embeddings]] = field(default_factory=dict)
     tasks: list[TaskSection] = field(default_factory=list)
+    by_task: TaskComparison | None = None
     over_seeds: Comparison | None = None
     located: LocatedRows | None = None
     towers_apart: dict[str, str] = field(default_factory=dict)
 
     @property
-    def verdict_of(self) -> Comparison:
-        """The comparison that the report's verdict is about: that of all seeds, if there are several."""
-        return self.over_seeds or self.comparison
+    def document(self) -> JsonObject:
+        """The comparison by retrieval, of all seeds if there are several, with the verdict of the gate's task, if it has one."""
+        by_retrieval = (self.over_seeds or self.comparison).to_dict()
+        if self.by_task is None:
+            return by_retrieval
+        decided = {"gate": self.by_task.gate.to_dict(), "difference": self.by_task.deciding.to_dict()}
+        return {**by_retrieval, "verdict": self.by_task.verdict, "reason": self.by_task.reason, BY_TASK: decided}
 
     @cached_property
     def items(self) -> dict[str, dict[str, Items]]:
@@ -144,15 +153,16 @@ def measure(
     rows = open_data(subject.data)  # type: ignore[arg-type]
     retention = retention or subject.retention
     gate = Gate.read(subject.gate)
+    other = open_data(retention) if retention else None
     assert subject.base is not None and subject.candidate is not None, "a subject with data has both models"
     pairs, runs = model_pairs(subject.base, subject.candidate)
     options = functools.partial(
         assemble_comparison,
         data=rows,
-        gate=gate,
+        gate=None if gate is not None and gate.task is not None else gate,  # the task decides
         qrels=qrels,
         slices=_slice_columns(rows, gate) if slices is None else slices,
-        retention=open_data(retention) if retention else None,
+        retention=other,
         batch_size=batch_size,
         quiet=quiet,
         allow_trained=allow_trained,
@@ -170,9 +180,29 @@ def measure(
     vectors = dict(zip(SIDES, (assembled.base, assembled.candidate), strict=True))
     of_both = (list(models.values()), list(vectors.values()))
     sections = [task_section(*of_both, rows, task, batch_size, quiet, allow_trained) for task in tasks]
+    by_task = None
+    if gate is not None and gate.task is not None:
+        sides = (subject.base, subject.candidate) if runs else of_both[0]
+        by_task = compare_task(
+            sides[0],
+            sides[1],
+            rows,
+            gate.task,
+            gate.task_options,
+            gate=gate,
+            retention=other,
+            cluster=cluster,
+            batch_size=batch_size,
+            quiet=quiet,
+            allow_trained=allow_trained,
+            vectors=() if runs else of_both[1],
+        )
+        sections.insert(0, section_of(by_task))
     located = LocatedRows(models, rows, batch_size)
     by_chance = {side: towers_apart(models[side], assembled.base) for side in SIDES}
-    return Measured(rows, assembled.comparison, vectors, assembled.qrels, classes, sections, over_seeds, located, by_chance)
+    return Measured(
+        rows, assembled.comparison, vectors, assembled.qrels, classes, sections, by_task, over_seeds, located, by_chance
+    )
 
 
 def _compared(model: "ModelSpec", side: int) -> ComparedModel:

@@ -12,10 +12,10 @@ from mmtune.html.render import render
 from mmtune.reporting.confusion import confusion_sections
 from mmtune.reporting.embedding_map import embedding_map
 from mmtune.reporting.examples import TOP, example_sections
-from mmtune.reporting.forest import ForestPlot, forest_plot, is_informative
+from mmtune.reporting.forest import DifferenceDocument, ForestPlot, forest_plot, is_informative
 from mmtune.reporting.glossary import TERMS, explain
 from mmtune.reporting.learning_curves import learning_curves
-from mmtune.reporting.measured import Measured, measure
+from mmtune.reporting.measured import BY_TASK, Measured, measure
 from mmtune.reporting.mined_negatives import mining_sections
 from mmtune.reporting.score_distribution import score_sections
 from mmtune.reporting.subject import ModelSpec, ReportSubject, report_subject
@@ -32,6 +32,8 @@ HEADLINES = {
     "fail": ("Not better", "Keep the current model: the tuned model does not meet the requirements of the gate."),
     "inconclusive": ("Not proven", "These queries are not enough to decide whether the tuned model is better."),
 }
+NO_GATE: JsonObject = {"direction": None, "min_gain": 0.0, "guards": {}}
+"""For plots of a comparison by retrieval that does not decide."""
 HEADLINES_OF_A_GAIN = {
     "fail": (
         "Better, at a price",
@@ -116,13 +118,14 @@ def report(
         raise DataError("label: confusion matrices need both models and the data: give --base, --candidate and --data as well")
     page = report_page(subject, measured, examples, label)
     write_text(out, page)
-    verdict = measured.verdict_of.verdict if measured else subject.document["verdict"]
+    verdict = (measured.document if measured else subject.document)["verdict"]
     return ReportResult(str(out), verdict, len(page.encode()))
 
 
 def report_page(subject: ReportSubject, measured: Measured | None, examples: int = 6, label: str | None = None) -> str:
     """Return the HTML page. Without `measured`, it shows only the contents of the comparison's JSON file."""
-    document = measured.verdict_of.to_dict() if measured else subject.document
+    document = measured.document if measured else subject.document
+    marked = NO_GATE if BY_TASK in document else document["gate"]
     word, meaning = headline(document)
     run = subject.run
     return render(
@@ -136,9 +139,9 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
         if measured
         else [],
         tiles=tiles(document),
-        directions=forest_plot(document["directions"], document["gate"]),
-        slices=_slice_plot(document, informative=True),
-        small_slices=_slice_plot(document, informative=False),
+        directions=forest_plot(document["directions"], marked),
+        slices=_slice_plot(document, marked, informative=True),
+        small_slices=_slice_plot(document, marked, informative=False),
         metrics=document.get("metrics", {}),
         curves=learning_curves(run.log, run.interpolation) if run else [],
         examples=example_sections(measured, examples) if measured else [],
@@ -160,21 +163,27 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
 
 def headline(document: JsonObject) -> tuple[str, str]:
     """Return the verdict as a short headline and as a sentence. A certain gain is stated even if a guard fails."""
-    gate = document["gate"]
-    gained = document["directions"][gate["direction"]]["interval"][0] > gate["min_gain"]
+    gate, lead = _deciding(document)
+    gained = lead["interval"][0] > gate["min_gain"]
     return (HEADLINES_OF_A_GAIN if gained else HEADLINES).get(document["verdict"]) or HEADLINES[document["verdict"]]
 
 
-def _slice_plot(document: JsonObject, informative: bool) -> ForestPlot | None:
+def _deciding(document: JsonObject) -> tuple[JsonObject, DifferenceDocument]:
+    """The gate that decided, and the difference of its metric."""
+    if BY_TASK in document:
+        return document[BY_TASK]["gate"], document[BY_TASK]["difference"]
+    return document["gate"], document["directions"][document["gate"]["direction"]]
+
+
+def _slice_plot(document: JsonObject, gate: JsonObject, informative: bool) -> ForestPlot | None:
     """Plot the slices with (or without) an informative interval. Returns None if there are none."""
     chosen = {n: d for n, d in document["slices"].items() if is_informative(d) == informative}
-    return forest_plot(chosen, document["gate"]) if chosen else None
+    return forest_plot(chosen, gate) if chosen else None
 
 
 def tiles(document: JsonObject) -> list[Tile]:
     """The tiles: the gate's metric, wins and losses, and the direction or slice with the lowest difference."""
-    gate = document["gate"]
-    lead = document["directions"][gate["direction"]]
+    gate, lead = _deciding(document)
     low, high = lead["interval"]
     known = f"95% interval {low:+.3f} to {high:+.3f}" if is_informative(lead) else f"{lead['clusters']} clusters: no interval"
     out = [
@@ -182,13 +191,17 @@ def tiles(document: JsonObject) -> list[Tile]:
             f"{gate['metric']}, {gate['direction']}",
             f"{lead['base']:.3f} → {lead['candidate']:.3f}",
             f"{lead['difference']:+.3f}, {known}",
-        ),
-        Tile(
-            "queries",
-            f"{lead['wins']:,} better, {lead['losses']:,} worse",
-            f"{lead['queries'] - lead['wins'] - lead['losses']:,} the same, of {lead['queries']:,}",
-        ),
+        )
     ]
+    changed = lead["wins"] + lead["losses"]
+    if BY_TASK not in document or changed:  # a task that classifies no rows counts no wins
+        out.append(
+            Tile(
+                "rows" if BY_TASK in document else "queries",
+                f"{lead['wins']:,} better, {lead['losses']:,} worse",
+                f"{lead['queries'] - changed:,} the same, of {lead['queries']:,}",
+            )
+        )
     others = {**document["slices"], **{n: d for n, d in document["directions"].items() if n != gate["direction"]}}
     others = {n: d for n, d in others.items() if is_informative(d)}
     if others:

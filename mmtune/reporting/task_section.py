@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mmtune.comparison.compare_tasks import compare_task
+from mmtune.comparison.compare_tasks import TaskComparison, compare_task
 from mmtune.comparison.paired_difference import PairedDifference
+from mmtune.comparison.retention import RETENTION_METRIC
 from mmtune.contracts import Embeddings
 from mmtune.evaluation.tasks.anomaly_result import Anomalies
 
@@ -66,10 +67,16 @@ def task_section(
         allow_trained=allow_trained,
         vectors=vectors,
     )
+    return section_of(compared)
+
+
+def section_of(compared: TaskComparison) -> TaskSection:
+    """The section on a comparison by a task."""
     rows = [(m, name, d) for m, by in compared.differences.items() for name, d in by.items()]
+    rows += [(guard, RETENTION_METRIC, d) for guard, d in compared.guards.items()]
     machines = []
     for m in compared.differences:
         before, after = compared.base.results[m], compared.candidate.results[m]
         if isinstance(before, Anomalies) and isinstance(after, Anomalies):
             machines += [(m, n, d.auroc, after.machines[n].auroc) for n, d in before.machines.items() if n in after.machines]
-    return TaskSection(task.name, compared.cluster or "row", rows, machines)
+    return TaskSection(compared.task, compared.cluster or "row", rows, machines)

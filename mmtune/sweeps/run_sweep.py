@@ -281,7 +281,7 @@ def _compared(recipe: Recipe, artifact: str, data: str, quiet: bool) -> dict[str
     from mmtune.comparison.compare_models import compare
     from mmtune.model.artifact import load
 
-    comparison = compare(load(recipe.model), artifact, data, gate=recipe.gate, quiet=quiet)
+    comparison = compare(load(recipe.model), artifact, data, gate=recipe.gate, retention=recipe.data.retention, quiet=quiet)
     return {"data": data, "status": comparison.status, "summary": str(comparison), **comparison.to_dict()}
 
 

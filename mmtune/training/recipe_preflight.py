@@ -17,6 +17,7 @@ from mmtune.contracts import Pair, direction
 from mmtune.data.loader.mixup import make_augmentation
 from mmtune.errors import MmtuneError, RecipeError, TrainingError
 from mmtune.evaluation.metrics import metric_columns
+from mmtune.evaluation.tasks.evaluate_task import check_options
 from mmtune.mining import guards, sources
 from mmtune.mining.mine_vectors import mined_directions
 from mmtune.mining.mining_rounds import round_epochs
@@ -49,8 +50,10 @@ def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError, naming the key, for keys that need another key, do not fit another one, or name what does not exist."""
     train, mining = recipe.train, recipe.mining
     metric_columns(CUTOFFS, [train.metric], "train.metric")
-    if recipe.gate is not None:
+    if recipe.gate is not None and recipe.gate.task is None:
         metric_columns(CUTOFFS, [recipe.gate.metric], "gate.metric")
+    elif recipe.gate is not None:
+        check_options(str(recipe.gate.task), recipe.gate.task_options, "gate.task_options.")
     if recipe.data.val is None:
         if recipe.data.retention is not None:
             raise RecipeError("data.retention needs data.val: set data.val too")
@@ -214,6 +217,8 @@ def _has_relevant(data: "Data", a: str, b: str) -> bool:
 
 
 def _check_gate_direction(gate: Gate, known: Sequence[str]) -> None:
+    if gate.task is not None:
+        known = list(dict.fromkeys(m for name in known for m in name.split("->")))
     if gate.direction != "mean" and gate.direction not in known:
         raise RecipeError(
             f"gate.direction: there is no direction {gate.direction!r}{nearest(gate.direction, ['mean', *known])}"

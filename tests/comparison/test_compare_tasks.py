@@ -166,7 +166,8 @@ def test_the_verbs(tmp_path, capsys):
         (["--task", "knn", "--label", "shade", "--qrels", "x"], "--qrels: is an option of retrieval"),
         (["--label", "shade"], "need --task"),
         (["--task", "knn", "--label", "shade", "--metric", "map"], "knn has no metric 'map'"),
-        (["--task", "knn", "--label", "shade", "--guard", "retention=0"], "has no slices"),
+        (["--task", "knn", "--label", "shade", "--guard", "retention=0"], "give the retention data"),
+        (["--task", "knn", "--label", "shade", "--guard", "confusable=0"], "no guard but retention"),
     ):
         assert dispatch("compare", ["tiny:clap", "tiny:clap", data, *argv]) == 2
         assert message in capsys.readouterr().err

@@ -97,7 +97,7 @@ def evaluate_task(
     Raises RecipeError for an option of another task, and DataError if rows cannot be scored.
     """
     check_options(task, options)
-    given = {name: value for name, value in options.items() if _is_given(value)}
+    given = {name: value for name, value in options.items() if is_given(value)}
     runner = find_task(task)(**given)
     names = runner.choose_modalities(model, data, modalities)
     refuse_trained_rows({m: row_identity(data, m) for m in names}, trained, "the model", allow_trained)
@@ -117,21 +117,25 @@ def options_of(task: str) -> list[str]:
     return _field_names(find_task(task)) if task != RETRIEVAL else list(RETRIEVAL_OPTIONS)
 
 
-def check_options(task: str, options: Mapping[str, object]) -> None:
-    """Raise RecipeError for an unknown task, or for a given option that the task does not have."""
+def check_options(task: str, options: Mapping[str, object], prefix: str = "") -> None:
+    """Raise RecipeError for an unknown task, or for a given option that the task does not have.
+
+    prefix: what stands before an option's name in messages, e.g. "gate.task_options."
+    """
     known = options_of(task)
     for option, value in options.items():
-        if _is_given(value) and option not in known:
+        if is_given(value) and option not in known:
             owners = [t for t in [RETRIEVAL, *TASKS] if option in options_of(t)]
             where = (
                 f"is an option of task {' or '.join(owners)}, not of {task}" if owners else f"is not an option of task {task}"
             )
-            raise RecipeError(f"{option}: {where}{'' if owners else '; it has: ' + (', '.join(known) or 'none')}")
+            raise RecipeError(f"{prefix}{option}: {where}{'' if owners else '; it has: ' + (', '.join(known) or 'none')}")
 
 
 def _field_names(task: type[EvaluationTask]) -> list[str]:
     return [f.name for f in fields(task)] if is_dataclass(task) else []
 
 
-def _is_given(value: object) -> bool:
+def is_given(value: object) -> bool:
+    """Return whether an option has a value: None and empty lists count as not given."""
     return value is not None and value != () and value != []

@@ -16,6 +16,7 @@ from mmtune.index.collection_layout import CollectionLayout
 from mmtune.index.item_catalog import Catalog
 
 if TYPE_CHECKING:
+    from mmtune.comparison.compare_tasks import TaskComparison
     from mmtune.comparison.comparison_result import Comparison
     from mmtune.comparison.gate import Gate
     from mmtune.data.shards.dataset import Data
@@ -53,8 +54,10 @@ def compare_held_out(
     new: "OpenVersion",
     data: "Data",
     options: EvaluationOptions,
-) -> "tuple[Comparison, str]":
+) -> "tuple[Comparison | TaskComparison, str]":
     """Compare two versions on held-out queries; return (comparison, description of the queries and candidates).
+
+    If the gate has a task, the models are compared by this task on the rows of `data`, without the collection's items.
 
     The queries are the rows of `data`, in each modality that both models have. The candidates are the stored vectors of the
     modalities that both versions index. The rows of `data` themselves are the candidates instead in two cases: when no item of
@@ -64,8 +67,25 @@ def compare_held_out(
     Raises DataError when one of the models was trained on rows of `data`, unless `options.allow_trained`.
     """
     from mmtune.comparison.compare_models import ComparedModel, assemble_comparison
+    from mmtune.comparison.compare_tasks import compare_task
+    from mmtune.comparison.gate import Gate
     from mmtune.model.artifact.trained_rows import trained_on
 
+    gate = Gate.read(options.gate)
+    if gate is not None and gate.task is not None:
+        by_task = compare_task(
+            live.model,
+            new.model,
+            data,
+            gate.task,
+            gate.task_options,
+            gate=gate,
+            retention=options.retention,
+            cluster=options.cluster,
+            batch_size=options.batch_size,
+            allow_trained=options.allow_trained,
+        )
+        return by_task, f"{len(data)} held-out rows, by {gate.task}"
     base, candidate = (
         ComparedModel(
             version.model,

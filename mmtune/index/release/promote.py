@@ -204,13 +204,14 @@ class Promoter:
             if not options.force:
                 raise
             return None, [f"the gate could not be evaluated: {e}"]
+        directions, slices = compared.changes
         gate = GateCheck(
             verdict=compared.verdict,
             reason=compared.reason,
             scope=scope,
             gate=compared.gate.to_dict(),
-            directions={n: c.to_dict() for n, c in compared.directions.items()},
-            slices={n: c.to_dict() for n, c in compared.slices.items()},
+            directions={n: c.to_dict() for n, c in directions.items()},
+            slices={n: c.to_dict() for n, c in slices.items()},
         )
         return gate, [] if compared.verdict == "pass" else [f"gate: {compared.verdict}: {compared.reason}"]
 

@@ -91,6 +91,19 @@ def test_the_recipes_gate_decides(coll, shelf, tuned):
     assert done["promoted"] and done["checks"]["gate"]["slices"]["retention"]["queries"]
 
 
+def test_the_recipes_gate_may_be_about_a_task(coll, shelf, tuned):
+    version = coll.build(tuned, quiet=True)["version"]
+    held = packed(shelf["root"], 36, 1, COLUMNS)
+    gate = {"task": "knn", "task_options": {"label": "shade"}, "min_gain": 0.99}
+    outcome = coll.promote(version, gate=gate, queries=held)
+    assert not outcome["promoted"] and "accuracy of image" in outcome["reasons"][0]
+    guarded = {**gate, "min_gain": -0.99, "retention_loss": 0.5}
+    done = coll.promote(version, gate=guarded, queries=held, retention=shelf["held"])
+    checked = done["checks"]["gate"]
+    assert done["promoted"] and checked["slices"]["retention"]["queries"] and checked["directions"]["image"]["queries"] == 36
+    assert checked["scope"] == "36 held-out rows, by knn"
+
+
 def test_the_intervals_resample_the_column_that_is_named(coll, shelf, tuned):
     version = coll.build(tuned, quiet=True)["version"]
     held = packed(shelf["root"], 36, 1, COLUMNS)
