@@ -301,7 +301,7 @@ class _SetBench:
             document = read_document(self.recipe, self.overrides)
         else:
             _, counts = np.unique(self.data.train.labels["group"][rows], return_counts=True)
-            plan = pretrained_plan(case_of(self.data.sides.signal), len(rows), float(np.median(counts)))
+            plan = pretrained_plan(case_of(self.data.sides.signal), len(rows), float(np.median(counts))).plan
             document = overridden(pretrained_recipe(plan, *self.data.sides), self.overrides)
         if not isinstance(document, dict):
             raise RecipeError(f"{self.recipe}: a recipe is a mapping of keys")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mmtune.cli.dispatch import Result
 from mmtune.errors import RecipeError
-from mmtune.recipe.pretrained_plans import plan_reason, pretrained_plan
+from mmtune.recipe.pretrained_plans import pretrained_plan
 
 HEAD = """# {title}
 # 1. Pack your tables (columns: {columns}). The three sets must have no {unit}.
@@ -29,7 +29,8 @@ data:
   cache: 2GB                  # memory for decoded items, so that later epochs need not decode them again
   batches: spread             # a batch holds as many values of {group} as possible
 """
-BODY = """{objective}{augment}train:
+BODY = """{objective}{augment}tune: full                    # full, lora or head: mmtune advise MODEL {dir}/train --corpus-size N says what this data is enough for
+train:
   epochs: 12
   batch_size: {batch_size}              # larger is better; micro_batch_size limits the memory
   lr: 1.0e-5                  # 1e-5 for a pretrained checkpoint, 5e-4 from scratch
@@ -169,7 +170,9 @@ def _recipe(directory: str, case: str) -> str:
     use_case = CASES[case]
     tail = use_case.augment.format(modalities.names()[AUGMENTED[case]]) if case in AUGMENTED else ""
     head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=use_case.unit)
-    body = BODY.format(objective=use_case.objective, augment=tail, batch_size=use_case.batch_size, warmup=use_case.warmup)
+    body = BODY.format(
+        dir=directory, objective=use_case.objective, augment=tail, batch_size=use_case.batch_size, warmup=use_case.warmup
+    )
     return f"{head}{body}run:\n  dir: {directory}/run\n"
 
 
@@ -179,7 +182,7 @@ def _recipe_of_encoders(directory: str, case: str, size: int, per_group: int | N
 
     signal = modalities.names()[AUGMENTED[case]]
     language = next(m for m in modalities.names() if modalities.get(m).language)
-    plan = pretrained_plan(case, size, per_group)
+    plan, why = pretrained_plan(case, size, per_group)
     use_case = CASES[case]
     unit = use_case.unit_of_encoders or use_case.unit
     head = HEAD.format(title=use_case.title, dir=directory, group=use_case.group, columns=use_case.columns, unit=unit)
@@ -190,7 +193,7 @@ def _recipe_of_encoders(directory: str, case: str, size: int, per_group: int | N
     body = plan.body.format(signal=signal, language=language)
     retention = f"# retention: {{data: {directory}/general, at_most: 0.02}}   # forgetting budget: packed data on which at most this much MAP may be lost; interpolates with the base\n"
     return (
-        f"{before}# {plan_reason(plan, size, per_group)} (recipes/{plan.file} of the project says what was measured)\n{model}{rest}"
+        f"{before}# {why} (recipes/{plan.file} of the project says what was measured)\n{model}{rest}"
         f"pairs: [[{language}, {signal}]]\n{retention}{body}run:\n  dir: {directory}/run\n"
     )
 

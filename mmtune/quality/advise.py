@@ -18,7 +18,7 @@ from mmtune.evaluation.metrics import metric_columns, with_cutoffs
 from mmtune.evaluation.model_and_data import as_data, as_model
 from mmtune.evaluation.trained_pairs import towers_apart
 from mmtune.quality.linear_probe import Probe, probe
-from mmtune.recipe.pretrained_plans import PretrainedPlan, case_of, plan_reason, pretrained_plan
+from mmtune.recipe.pretrained_plans import PlanChoice, PretrainedPlan, case_of, pretrained_plan
 
 if TYPE_CHECKING:
     import pandas
@@ -172,8 +172,9 @@ def advise(
     per_group, pairs_count = float(np.median(counts)), int(present.sum())
     plan = None
     if apart:
-        plan = pretrained_plan(_case(pair), pairs_count, per_group)
-        answer, why, sources = decide_apart(base, apart, plan, pairs_count, per_group)
+        choice = pretrained_plan(_case(pair), pairs_count, per_group)
+        plan = choice.plan
+        answer, why, sources = decide_apart(base, apart, choice)
     else:
         answer, why, sources = decide(base, head, wanted, per_group)
     costs = reindex_cost(corpus_size, loaded.dim, rates[pair[1]], price_per_hour)
@@ -291,19 +292,19 @@ def decide(base: PairedDifference, head: Probe | None, target: float | None, per
     return Recommendation(method, why, [*rule, *sources])
 
 
-def decide_apart(base: PairedDifference, apart: str, plan: PretrainedPlan, pairs: int, per_group: float) -> Recommendation:
+def decide_apart(base: PairedDifference, apart: str, choice: PlanChoice) -> Recommendation:
     """Recommend what to do with towers that share no space yet, so that the baseline says nothing of them.
 
     base: the baseline, of which only the number of clusters is used
     apart: says why they share no space
-    plan: the recipe for this many pairs and rows in the median group
+    choice: the recipe for this many pairs and rows in the median group
     """
     if base.clusters < MIN_CLUSTERS:
         return Recommendation(
             "label more data", f"{apart}; {base.clusters} independent groups of queries are too few to align them.", []
         )
-    why = f"{apart}. {plan_reason(plan, pairs, per_group)} (measured: docs/benchmarks.md, Pretrained towers)."
-    return Recommendation(plan.tunes, why, [])
+    why = f"{apart}. {choice.why} (measured: docs/benchmarks.md, Pretrained towers)."
+    return Recommendation(choice.plan.tunes, why, [])
 
 
 def _case(pair: tuple[str, str]) -> str:

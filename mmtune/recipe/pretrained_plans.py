@@ -102,28 +102,29 @@ def case_of(signal: str) -> str:
     return "sound" if modalities.names().index(signal) else "catalog"
 
 
-def pretrained_plan(case: str, pairs: int, per_group: float | None = None) -> PretrainedPlan:
+class PlanChoice(NamedTuple):
+    """plan: the recipe that was chosen; why: the numbers that chose it, and what it tunes, as one clause"""
+
+    plan: PretrainedPlan
+    why: str
+
+
+def pretrained_plan(case: str, pairs: int, per_group: float | None = None) -> PlanChoice:
     """Choose the recipe of a use case of PLANS.
 
     pairs: number of training pairs
     per_group: training rows in the median group; None: not known
     """
-    if pairs <= FEW_PAIRS or (per_group is not None and per_group <= MOST_FEW_SHOT):
-        return FEW_SHOT
-    return PLANS[case]
-
-
-def plan_reason(plan: PretrainedPlan, pairs: int, per_group: float | None = None) -> str:
-    """Say why `pretrained_plan` chose the plan for these numbers, and what it tunes."""
+    plan = PLANS[case]
     if pairs <= FEW_PAIRS:
-        found = f"{pairs:,} pairs are few (up to {FEW_PAIRS})"
+        plan, found = FEW_SHOT, f"{pairs:,} pairs are few (up to {FEW_PAIRS})"
     elif per_group is None:
         found = f"{pairs:,} pairs, and more than {MOST_FEW_SHOT} of them a group are assumed (--per-group N tells)"
     elif per_group <= MOST_FEW_SHOT:
-        found = f"{per_group:g} pairs a group are few (up to {MOST_FEW_SHOT})"
+        plan, found = FEW_SHOT, f"{per_group:g} pairs a group are few (up to {MOST_FEW_SHOT})"
     else:
         found = f"{pairs:,} pairs, {per_group:g} a group"
-    return f"{found}: {plan.what}"
+    return PlanChoice(plan, f"{found}: {plan.what}")
 
 
 def pretrained_recipe(plan: PretrainedPlan, signal: str, language: str) -> dict[str, object]:
