@@ -87,8 +87,7 @@ class TaskComparison(GatedComparison):
             for name, d in self.flat.items()
         ]
         table = plain_table([self.task, "rows", "clusters", "base", "candidate", "difference"], rows)
-        resampled = "single rows" if self.cluster is None else f"values of {self.cluster}"
-        text = f"{self.headline}\n\n{table}\n\nintervals resample {resampled}"
+        text = f"{self.headline}\n\n{table}\n\nintervals resample {resampled_units(self.cluster)}"
         return f"{text}\n\n{seeds_text(self.seeds, self.flat, '')}" if self.seeds else text
 
 
@@ -254,9 +253,14 @@ def machine_lines(intervals: Mapping[str, Mapping[str, Mapping[str, list[float] 
     return out
 
 
+def resampled_units(cluster: str | None) -> str:
+    """What intervals resample, as text: rows, or values of the column `cluster`."""
+    return "rows" if cluster is None else f"values of {cluster}"
+
+
 def interval_lines(intervals: Mapping[str, Mapping[str, list[float] | None]], cluster: str | None) -> list[str]:
     """Return the intervals as text, one line for each modality and metric."""
-    by = "rows" if cluster is None else f"values of {cluster}"
+    by = resampled_units(cluster)
     return [
         f"{m} {name}: 95% interval [{ends[0]:.4f}, {ends[1]:.4f}], {by} resampled"
         if ends

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mmtune.comparison.compare_tasks import TaskComparison, compare_task
+from mmtune.comparison.compare_tasks import TaskComparison, compare_task, resampled_units
 from mmtune.comparison.paired_difference import PairedDifference
 from mmtune.comparison.retention import RETENTION_METRIC
 from mmtune.contracts import Embeddings
@@ -29,10 +29,10 @@ class ReportedTask:
 
 @dataclass(frozen=True)
 class TaskSection:
-    """rows: (modality, metric, difference); machines: (modality, machine, AUROC before, AUROC after), of anomaly detection"""
+    """resampled: what intervals resample, as text; rows: (modality, metric, difference); machines: (modality, machine, AUROC before, AUROC after), of anomaly detection"""
 
     task: str
-    cluster: str
+    resampled: str
     rows: list[tuple[str, str, PairedDifference]]
     machines: list[tuple[str, str, float, float]]
 
@@ -79,4 +79,4 @@ def section_of(compared: TaskComparison) -> TaskSection:
         before, after = compared.base.results[m], compared.candidate.results[m]
         if isinstance(before, Anomalies) and isinstance(after, Anomalies):
             machines += [(m, n, d.auroc, after.machines[n].auroc) for n, d in before.machines.items() if n in after.machines]
-    return TaskSection(compared.task, compared.cluster or "row", rows, machines)
+    return TaskSection(compared.task, resampled_units(compared.cluster), rows, machines)

@@ -141,8 +141,8 @@ def test_a_task_beside_retrieval(pictures, tmp_path, capsys):
     words = " ".join(" ".join(checked(out).words).split())
     d = found.differences["image"]["accuracy"]
     assert f"image accuracy {d.queries} {d.clusters} {d.base:.4f} {d.candidate:.4f} {d.difference:+.4f}" in words
-    assert f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}" in words and "bootstrap over the values of group" in words
-    few = TaskSection("knn", "group", [("image", "accuracy", replace(d, clusters=4))], [])
+    assert f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}" in words and "bootstrap over values of group" in words
+    few = TaskSection("knn", "values of group", [("image", "accuracy", replace(d, clusters=4))], [])
     assert not few.intervals
     capsys.readouterr()
     assert dispatch("report", [str(pictures), "--out", str(out), "--neighbours", "3"]) == 2
@@ -172,7 +172,7 @@ def test_a_task_takes_the_vectors_of_the_report(pictures, tmp_path):
     with layer_calls(*models) as once:
         found = compare_task(*models, subject.data, "anomaly", anomaly.options)
     assert once.total() > 0
-    table = TaskSection("anomaly", "row", [(m, n, d) for m, of in found.differences.items() for n, d in of.items()], [])
+    table = TaskSection("anomaly", "rows", [(m, n, d) for m, of in found.differences.items() for n, d in of.items()], [])
     shown = measure(report_subject(None, **given), tasks=[anomaly]).tasks[0]
     assert [(m, n, round(d.difference, 6)) for m, n, d in shown.rows] == [
         (m, n, round(d.difference, 6)) for m, n, d in table.rows
