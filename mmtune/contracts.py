@@ -301,7 +301,8 @@ class Batch:
     inputs: modality m -> inputs of the tower for the U_m unique items of m in the batch
     item_of_row: modality -> int64 [B], index of the row's item among the unique items; -1 if the row lacks the modality; both also
         have the key `second_view(m)` if the objective compares two views of an item: the items of m in query rows once more
-    labels: "id", "group" or a modality -> int64 [B]; equal non-zero labels mean the same id, group or content; 0 means no label
+    labels: "id", "group" or a modality -> int64 [B]; equal non-zero labels mean the same id, group or content; 0 means no label. For losses
+        on class labels batches of streamed rows also have the labels of their classes (`class_values.label_name`)
     columns: name -> float32 [B], the numeric metadata columns that the objective needs
     times: what the loader has done for the batch
     hard_negatives: direction "a->b" -> int64 [2, n], batch positions of n queries (first row of the tensor) and of the negative

@@ -22,6 +22,8 @@ from mmtune.runtime.distributed import SINGLE_PROCESS, Processes, init_processes
 from mmtune.training.build_callbacks import build_callbacks
 from mmtune.training.build_objective import build_objective
 from mmtune.training.callbacks import Callback, CallbackContext
+from mmtune.training.class_label_files import open_class_labels
+from mmtune.training.class_labels import AnyClassLabels
 from mmtune.training.cross_encoder_run import build_cross_encoder
 from mmtune.training.epochs import EpochBatches, HardNegatives
 from mmtune.training.finish import finish_model, save_run
@@ -58,7 +60,7 @@ def train(
     """Train by a recipe and return the result: paths, scores and the fingerprint of the trained model.
 
     The run directory, recipe key `run.dir`, gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and
-    artifact/ (the trained model).
+    artifact/ (the trained model), for losses on class labels of streamed data also classes/.
 
     recipe: a recipe file, a mapping with the same keys, or a `Recipe`
     overrides: "key.sub=value" strings that replace keys of a recipe file
@@ -85,8 +87,9 @@ def run_recipe(
     inputs = _checked_inputs(directory, recipe, resume, processes)
     context = CallbackContext(recipe, directory, inputs)
     cross = build_cross_encoder(recipe, inputs, processes, _print_unless(quiet))
+    classes = {} if cross else open_class_labels(recipe, inputs, quiet, processes)
     with processes.main_process_first():
-        objective = cross.objective if cross else _objective(recipe, inputs, quiet, processes)
+        objective = cross.objective if cross else _objective(recipe, inputs, classes, quiet, processes)
     with share_features():  # the initialisation of heads and the training on stored features compute them once
         initialise_heads(inputs.model, recipe.heads, inputs.data, inputs.pairs, recipe.train.seed, quiet, recipe.data.skip_bad)
         if processes.is_main_process:
@@ -108,7 +111,9 @@ def run_recipe(
             cross.add_lr_shares(tuned, recipe.train.lr)
         embed = _keep_features(tuned, inputs, quiet)
     extended = cross.model.pair_preprocess if cross else None
-    loader = build_loader(recipe, inputs, tuned, columns=objective.columns, processes=processes, extended=extended)
+    loader = build_loader(
+        recipe, inputs, tuned, columns=objective.columns, processes=processes, extended=extended, class_labels=classes
+    )
     build = functools.partial(build_validation, inputs.val, inputs.retention, inputs.pairs, recipe.train.metric, embed)
     validate: Validate | None = cross.validate if cross else build(processes, retention.budget)
     plan = _plan(recipe, inputs, objective, loader, resume, quiet, processes, callbacks, context)
@@ -186,6 +191,8 @@ def _plan(
     """Plan the batches of indexed data, with given and mined negatives, and check the objective against them."""
     check_run_space(recipe, inputs)
     if not isinstance(loader, Loader):
+        for line in objective.class_losses.notes:
+            _print_unless(quiet)(line)
         return _Plan()
     given = load_given(inputs.indexed, recipe.data.negatives_files, inputs.pairs, recipe.data.negatives is not False)
     usable = inputs.usable & ~given.only_negatives(inputs.indexed) if given else inputs.usable
@@ -227,7 +234,9 @@ def _plan(
     return _Plan(epochs, extra, rounds)
 
 
-def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: Processes) -> Objective:
+def _objective(
+    recipe: Recipe, inputs: TrainingInputs, classes: Mapping[str, AnyClassLabels], quiet: bool, processes: Processes
+) -> Objective:
     """Build the recipe's objective. Scores and embeddings of its teachers are computed first, or read if they are stored."""
     return build_objective(
         recipe.objective,
@@ -243,6 +252,7 @@ def _objective(recipe: Recipe, inputs: TrainingInputs, quiet: bool, processes: P
         seed=recipe.train.seed,
         processes=processes,
         data=None if inputs.is_streamed else inputs.indexed,
+        class_labels=classes,
     )
 
 

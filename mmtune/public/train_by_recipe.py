@@ -75,7 +75,7 @@ def train(
     """Train by a recipe and return the result: paths, scores and the fingerprint of the trained model.
 
     The run directory, recipe key `run.dir`, gets recipe.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/ and
-    artifact/ (the trained model).
+    artifact/ (the trained model), for losses on class labels of streamed data also classes/.
 
     recipe: a recipe file, a mapping with the same keys, or a `Recipe`
     overrides: "key.sub=value" strings that replace keys of a recipe file

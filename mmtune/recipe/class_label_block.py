@@ -3,6 +3,7 @@
 objective:
   - {loss: "pml:ProxyAnchorLoss", pairs: [[image, image]], label: sku, margin: 0.1, proxy_lr: 0.05}
   - {loss: "pml:TripletMarginLoss", miner: {name: "pml:MultiSimilarityMiner", epsilon: 0.2}}
+  - {loss: "pml:ArcFaceLoss", label: sku, classes: skus.txt}
 """
 
 from typing import Annotated
@@ -34,7 +35,7 @@ class ClassLabelTerm(RecipeBlock):
     """A loss on embeddings and class labels: any loss of pytorch-metric-learning as `pml:NAME`, or a class of your own.
 
     Keys other than these are arguments of the loss's class, e.g. `margin`. The number of classes and the dimension of the proxies
-    are counted. For a pair of one modality with itself, e.g. `[[image, image]]`, the loss gets the embeddings of this modality; for
+    follow from the training data and the model. For a pair of one modality with itself, e.g. `[[image, image]]`, the loss gets the embeddings of this modality; for
     a pair of two, the embeddings of both with the same labels.
     """
 
@@ -48,6 +49,12 @@ class ClassLabelTerm(RecipeBlock):
     )
     label: str = Field(
         "group", description="metadata column with the class of each row; rows without a value are left out of this loss"
+    )
+    classes: list[str | int | float | bool] | str | None = Field(
+        None,
+        description="the classes in the order of their numbers: a list, or a text file with one class a line; a row of another class is "
+        "an error, or with data.skip_bad left out of this loss. null: the different values of `label` in the training data, which are "
+        "counted before the first step",
     )
     miner: str | dict[str, JsonValue] | None = Field(
         None,

@@ -13,7 +13,8 @@ from mmtune.recipe.training_blocks import MatryoshkaConfig, MemoryConfig
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.plugins import nearest
 from mmtune.training.class_label_loss import ClassLabelLoss
-from mmtune.training.class_labels import count_classes
+from mmtune.training.class_labels import AnyClassLabels, count_classes
+from mmtune.training.class_lists import listed_classes
 from mmtune.training.large_batch.cross_batch_memory import CrossBatchMemory
 from mmtune.training.objective import Objective, projection_name
 from mmtune.training.objective_spec import LossTerm, parse_terms
@@ -35,6 +36,7 @@ def build_objective(
     seed: int = 0,
     processes: Processes = SINGLE_PROCESS,
     data: "WeightedConcat | None" = None,
+    class_labels: Mapping[str, AnyClassLabels] | None = None,
 ) -> Objective:
     """Build the Objective of a recipe. Raises RecipeError, naming the key, for terms that are wrong or do not fit the model.
 
@@ -48,6 +50,7 @@ def build_objective(
     seed: seed for initialising learned projections and class proxies
     processes: the processes that share the work of a tiled loss
     data: the training data, in which the classes of class-label losses are counted
+    class_labels: {number of a term: its classes}, for terms whose classes are known already (see `open_class_labels`)
     """
     parsed, teachers = parse_terms(terms, pairs), dict(teachers or {})
     for term in parsed:
@@ -56,25 +59,33 @@ def build_objective(
     config = check(MemoryConfig, memory, "memory") if memory else None
     queue = CrossBatchMemory(config.size, config.start) if config else None
     projections = _projections(parsed, pairs, teachers, dim, seed)
-    class_losses = _class_losses(parsed, pairs, data, dim, seed)
+    class_losses = _class_losses(parsed, pairs, data, class_labels or {}, dim, seed)
     within = build_within_scores(parsed, pairs, data)
     return Objective(parsed, pairs, dims, queue, teachers, projections, processes, class_losses, within)
 
 
 def _class_losses(
-    terms: Sequence[LossTerm], pairs: Sequence[Pair], data: "WeightedConcat | None", dim: int | None, seed: int
+    terms: Sequence[LossTerm],
+    pairs: Sequence[Pair],
+    data: "WeightedConcat | None",
+    known: Mapping[str, AnyClassLabels],
+    dim: int | None,
+    seed: int,
 ) -> dict[str, ClassLabelLoss]:
     """{number of the term: its loss} for terms that compare embeddings by class labels."""
     losses = {}
-    for number, term in enumerate(terms):
-        if term.family == "class_label":
-            if data is None or dim is None:
-                raise RecipeError(
-                    f"{term.key}: {term.loss} needs the training data and the dimension of embeddings; pass data and dim"
-                )
+    for number, term in ((str(i), t) for i, t in enumerate(terms) if t.family == "class_label"):
+        if dim is None or (data is None and number not in known):
+            raise RecipeError(
+                f"{term.key}: {term.loss} needs the training data and the dimension of embeddings; pass data and dim"
+            )
+        if number in known:
+            labels = known[number]
+        else:
+            assert data is not None
             wanted: Sequence[Pair] = [(a, b) for a, b in term.pairs or pairs]
-            labels = count_classes(data, term.label, wanted, f"{term.key}.label")
-            losses[str(number)] = ClassLabelLoss(term, labels, dim, seed)
+            labels = count_classes(data, term.label, wanted, f"{term.key}.label", listed_classes(term))
+        losses[number] = ClassLabelLoss(term, labels, dim, seed)
     return losses
 
 

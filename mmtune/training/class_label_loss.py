@@ -1,6 +1,7 @@
 """A term of the objective whose loss takes embeddings and class labels: class-proxy and ranking losses."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from mmtune.contracts import Batch
 from mmtune.errors import RecipeError, TrainingError
 from mmtune.losses.families import check_output
 from mmtune.losses.metric_learning import build, part
-from mmtune.training.class_labels import ClassLabels
+from mmtune.training.class_labels import AnyClassLabels, IndexedClasses, StreamedClasses
 from mmtune.training.unique_items import PairItems
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PROXY_LR = 100.0
 """Default learning rate of proxies as a multiple of `train.lr`, as in Proxy Anchor (Kim et al. 2020, arXiv 2003.13911)."""
+PATIENCE = 20
+"""After so many batches of streamed rows in which a loss without proxies has nothing to compare, it warns."""
 
 
 class ClassLabelLoss(nn.Module):
@@ -35,7 +38,7 @@ class ClassLabelLoss(nn.Module):
     seed: seed of the initial proxies, and of losses and miners that draw random numbers
     """
 
-    def __init__(self, term: "LossTerm", labels: ClassLabels, dim: int, seed: int) -> None:
+    def __init__(self, term: "LossTerm", labels: AnyClassLabels, dim: int, seed: int) -> None:
         super().__init__()
         assert isinstance(term.function, type)
         self.name, self.key, self.seed, self.proxy_lr = term.loss, term.key, seed, term.proxy_lr
@@ -44,10 +47,8 @@ class ClassLabelLoss(nn.Module):
             counted = {"num_classes": labels.count, "embedding_size": dim}
             self.loss = build(term.function, term.options, term.key, counted)
         self.miner = None if term.miner is None else part("miner", term.miner, f"{term.key}.miner")
-        self.notes = labels.notes
-        for m, classes in labels.classes.items():
-            self.register_buffer(f"classes_{m}", torch.from_numpy(classes), persistent=False)  # on the device, not saved
-        self._checked = False
+        self.notes, self.classes = labels.notes, labels.module()
+        self._checked, self._calls_without = False, 0
 
     @property
     def has_proxies(self) -> bool:
@@ -58,10 +59,6 @@ class ClassLabelLoss(nn.Module):
         """Peak learning rate of the proxies as a multiple of `lr`."""
         return PROXY_LR if self.proxy_lr is None else self.proxy_lr / lr
 
-    def classes_of(self, modality: str) -> Tensor:
-        """Class number of every training row's value of `modality`, int64 [N]; -1 for values that are left out."""
-        return self.get_buffer(f"classes_{modality}")
-
     def forward(self, items: PairItems, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Value of the loss for the query items of a pair of modalities (candidates-only items are not used).
 
@@ -69,11 +66,12 @@ class ClassLabelLoss(nn.Module):
         """
         vectors, classes = [], []
         for m, unique in dict(zip(items.pair, (items.a, items.b), strict=True)).items():
-            rows = unique.first_row[: unique.n_queries]
-            of_item = self.classes_of(m)[batch.index[rows]]
+            of_item = self.classes.of_queries(m, unique, batch)
             vectors.append(z[m][: unique.n_queries][of_item >= 0])
             classes.append(of_item[of_item >= 0])
         embeddings, labels = torch.cat(vectors), torch.cat(classes)
+        if isinstance(self.classes, StreamedClasses) and self._calls_without < PATIENCE and not self.has_proxies:
+            self._warn_without_pairs(labels)
         if not len(labels):
             return embeddings.sum()
         with self._same_random_numbers(batch):
@@ -94,10 +92,26 @@ class ClassLabelLoss(nn.Module):
         So all processes, which compute this loss on the same embeddings, draw the same triplets, and so does a resumed run.
         """
         devices = [batch.index.device] if batch.index.device.type == "cuda" else []
-        numbers = [self.seed, int(batch.index.sum()), int(batch.index[0]), len(batch.ids)]
+        ids = batch.labels["id"]  # not the row numbers, which streamed rows have only within an epoch
+        numbers = [self.seed, int(ids.sum()) % 2**63, int(ids[0]), len(batch.ids)]
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
             yield
+
+    def _warn_without_pairs(self, labels: Tensor) -> None:
+        """Warn once if none of the first batches of streamed rows has two items of a class and one of another: `check_batches` cannot."""
+        counts = torch.unique(labels, return_counts=True)[1]
+        if len(counts) > 1 and int(counts.max()) > 1:
+            self._calls_without = PATIENCE
+            return
+        self._calls_without += 1
+        if self._calls_without == PATIENCE:
+            warnings.warn(
+                f"{self.key}: {self.name} compares items of the same class, but none of the first {PATIENCE} batches has two items of one "
+                "class and one of another, so it learns nothing; use a loss with class proxies, larger batches, or data.read=index with "
+                "data.batches: {groups: P, rows: K}",
+                stacklevel=2,
+            )
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Called by `state_dict`: tensors that the loss keeps as plain attributes, e.g. a running histogram."""
@@ -117,12 +131,13 @@ class ClassLabelLoss(nn.Module):
         """Raise RecipeError if a loss without proxies never finds two items of a class and one of another class in a batch."""
         if self.has_proxies:
             return
+        assert isinstance(self.classes, IndexedClasses)
         for rows in batches:
             for pair in pairs:
                 both = rows[data.present[pair[0]][rows] & data.present[pair[1]][rows]]
                 found = []
                 for m in dict.fromkeys(pair):
-                    of_row = self.classes_of(m)[torch.from_numpy(both)].numpy()
+                    of_row = self.classes.of_rows(m, torch.from_numpy(both)).numpy()
                     items = np.unique(np.stack([of_row, data.labels[m][both]]), axis=1)
                     found.append(items[0][items[0] >= 0])
                 _, count = np.unique(np.concatenate(found), return_counts=True)

@@ -14,12 +14,12 @@ from mmtune import modalities
 from mmtune.contracts import Batch, JsonObject
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.stream_loader import StreamLoader, StreamState
-from mmtune.errors import RecipeError
 from mmtune.model.artifact.label_sample import LabelSample
 from mmtune.model.artifact.trained_rows import read_samples, sample_labels
 from mmtune.recipe.train_block import TrainConfig
 from mmtune.training.checkpoint import TrainerState
 from mmtune.training.large_batch.accumulation import BatchOfStep, batches_of_steps
+from mmtune.training.stream_limits import refuse_unknown_length
 
 EpochBatches: TypeAlias = Callable[[int], Sequence[np.ndarray]]
 """Maps the number of an epoch to its batches, each an array of row numbers."""
@@ -140,14 +140,10 @@ class StreamedEpochs:
         self.texts: dict[str, LabelSample] = {m: LabelSample() for m in loader.preprocess if modalities.get(m).language}
         self.rows_per_step = config.batch_size * self.per_step
         loader.keep_states(2 * self.per_step)  # the batches of the next step are loaded while this one runs
+        refuse_unknown_length(loader.sets, config)
         rows, self.max_epochs = loader.sets.rows, math.inf
-        if config.samples is not None:
+        if config.samples is not None or rows is None:
             self.samples = config.n_samples
-        elif rows is None:
-            raise RecipeError(
-                f"train.samples: {loader.sets.spec}: the number of rows of streamed shards without index.json is unknown; set "
-                "the number of pairs to train on, e.g. train.samples=10M"
-            )
         else:
             self.samples, self.max_epochs = round(config.epochs * rows), math.ceil(config.epochs)
         self.total_pairs = self.samples

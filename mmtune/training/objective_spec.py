@@ -45,6 +45,7 @@ class LossTerm:
     tile: Literal["auto", "always", "never"] = "auto"
     teacher: str | None = None
     label: str = "group"
+    classes: "list[str | int | float | bool] | str | None" = None
     miner: str | dict[str, JsonValue] | None = None
     proxy_lr: float | None = None
     views: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import numpy as np
 from mmtune import modalities
 from mmtune.contracts import Pair, direction
 from mmtune.data.loader.mixup import make_augmentation
+from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.errors import MmtuneError, RecipeError, TrainingError
 from mmtune.evaluation.metrics import metric_columns
 from mmtune.evaluation.tasks.evaluate_task import check_options
@@ -33,7 +34,7 @@ from mmtune.runtime import plugins
 from mmtune.runtime.plugins import nearest
 from mmtune.training.large_batch.micro_batches import has_lengths
 from mmtune.training.objective_spec import parse_terms
-from mmtune.training.stream_limits import FIX
+from mmtune.training.stream_limits import refuse_unknown_length
 from mmtune.training.tuning.lp_ft import is_head_stage
 from mmtune.training.tuning.tune import check_trainable
 from mmtune.training.tuning.tune_spec import parse_tune
@@ -89,6 +90,8 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
     Warns of augmentations that can make captions wrong.
     """
     terms = parse_terms(recipe.objective, inputs.pairs)
+    if isinstance(inputs.data, StreamedSets):
+        refuse_unknown_length(inputs.data, recipe.train)
     _check_lengths(recipe, inputs)
     check_trainable(inputs.model, parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained), inputs.trained)
     if (
@@ -107,11 +110,6 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
         for match in find_label_words(inputs.indexed, augment, np.flatnonzero(inputs.usable)):
             warnings.warn(describe(match, inputs.indexed.ids), stacklevel=2)
     for term in terms:
-        if term.family == "class_label" and inputs.is_streamed:
-            raise RecipeError(
-                f"{term.key}.loss: {term.loss} counts the classes ({term.label!r}) of all rows before the first step, which {FIX}; or use a "
-                "contrastive loss, which needs only the groups of a batch"
-            )
         if term.weights is not None and not inputs.is_streamed:
             _check_column(inputs.indexed, term.weights, f"{term.key}.weights")
     for key, data in (("data.val", inputs.val), ("data.retention", inputs.retention)):

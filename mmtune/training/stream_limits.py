@@ -1,9 +1,10 @@
 """What streamed training data cannot be used for, because it needs any row at any time: refused before the first step."""
 
-from mmtune.data.shards.streamed_sets import is_streamed
+from mmtune.data.shards.streamed_sets import StreamedSets, is_streamed
 from mmtune.errors import RecipeError
 from mmtune.recipe.objective_block import viewed_modalities
 from mmtune.recipe.recipe import Recipe
+from mmtune.recipe.train_block import TrainConfig
 
 VALIDATION = ("val", "retention")
 """Keys of the recipe block `data:` that name validation data."""
@@ -33,6 +34,15 @@ def refuse_random_access(recipe: Recipe) -> None:
     for m, tune in tuning.items():
         if getattr(tune, "head_first", None):
             raise RecipeError(f"tune{f'.{m}' if m else ''}.head_first: its stored features {FIX.replace('needs', 'need')}")
+
+
+def refuse_unknown_length(sets: StreamedSets, config: TrainConfig) -> None:
+    """Raise RecipeError if neither the recipe nor index.json says how long a run on streamed data is."""
+    if config.samples is None and sets.rows is None:
+        raise RecipeError(
+            f"train.samples: {sets.spec}: the number of rows of streamed shards without index.json is unknown; set "
+            "the number of pairs to train on, e.g. train.samples=10M"
+        )
 
 
 def streams_validation(recipe: Recipe, key: str) -> bool:

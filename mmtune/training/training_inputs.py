@@ -10,6 +10,7 @@ from mmtune import modalities
 from mmtune.contracts import Pair, Preprocess
 from mmtune.data.loader.loader import Loader
 from mmtune.data.loader.mixup import make_augmentation
+from mmtune.data.loader.row_classes import RowClasses
 from mmtune.data.loader.stream_loader import StreamLoader
 from mmtune.data.shards.dataset import Data, open_data
 from mmtune.data.shards.shard_lru import ShardCache
@@ -25,6 +26,7 @@ from mmtune.recipe.recipe import Recipe
 from mmtune.runtime.devices import local_device
 from mmtune.runtime.distributed import SINGLE_PROCESS, Processes
 from mmtune.runtime.worker_pool import count_workers
+from mmtune.training.class_labels import AnyClassLabels, StreamedClassLabels
 from mmtune.training.stream_limits import FIX, VALIDATION, refuse_random_access, streams_validation
 from mmtune.training.validation_rows import StreamedRowsCheck, check_validation_rows
 
@@ -178,6 +180,7 @@ def build_loader(
     cache_bytes: int | None = None,
     processes: Processes = SINGLE_PROCESS,
     extended: Callable[[str, Preprocess], Preprocess] | None = None,
+    class_labels: Mapping[str, AnyClassLabels] | None = None,
 ) -> Loader | StreamLoader:
     """Create the loader of the training rows, with the recipe's augmentation and the model's preprocessing and prompts.
 
@@ -187,6 +190,7 @@ def build_loader(
     columns: {numeric metadata column that batches contain: the recipe key that names it}
     cache_bytes: size of the loader's cache, instead of data.cache
     extended: changes the preprocessing of a modality, e.g. for what a cross-encoder needs beside the towers' inputs
+    class_labels: the classes of losses on class labels; batches of streamed rows have the labels of their classes
     """
     for m in recipe.augment:
         if m not in inputs.trained:
@@ -200,6 +204,7 @@ def build_loader(
     workers = processes.broadcast(count_workers(recipe.data.workers, local_device().type))
     augment = {m: make_augmentation(options, data) for m, options in recipe.augment.items() if options.active}
     if isinstance(data, StreamedSets):
+        known = [labels.known for labels in (class_labels or {}).values() if isinstance(labels, StreamedClassLabels)]
         return StreamLoader(
             data,
             preprocess,
@@ -216,6 +221,7 @@ def build_loader(
             never_empty=recipe.train.shard,
             skip_damaged=recipe.data.skip_bad,
             check=StreamedRowsCheck(inputs, recipe.data.allow_trained) if inputs.val or inputs.retention else None,
+            classes=RowClasses(known, data, recipe.data.skip_bad) if known else None,
         )
     return Loader(
         data,

@@ -26,6 +26,7 @@ from mmtune.prediction.stored_predictors import load_predictors, save_predictors
 from mmtune.runtime.format_number import check_format
 from mmtune.serve.token_file import read_entries
 from mmtune.training.checkpoint import Checkpoints
+from mmtune.training.class_label_files import read_info
 from tests.support import corpora
 from tests.support.docs_helpers import ROOT
 
@@ -156,6 +157,11 @@ def checkpoint(made, tmp_path, number):
     return lambda: Checkpoints(copied, 3).load("last")
 
 
+def class_labels(made, tmp_path, number):
+    (tmp_path / "info.json").write_text(json.dumps({"format": number}))
+    return lambda: read_info(tmp_path)
+
+
 def confusable(made, tmp_path, number):
     Confusable("text->image", "x", 0.1, []).save(tmp_path / "c.json")
     in_json(tmp_path / "c.json", "format", number)
@@ -181,6 +187,7 @@ KINDS = {
     "backup": backup_file,
     "embeddings": embeddings,
     "checkpoint": checkpoint,
+    "classes of a run": class_labels,
     "confusable slice": confusable,
     "token file": tokens,
 }

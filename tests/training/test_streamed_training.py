@@ -126,10 +126,6 @@ def test_groups_mask_and_validation_and_frozen_towers_work_on_streams(www, tmp_p
             {"tune": {"image": {"how": "full", "head_first": 1}, "text": "full"}},
             r"tune\.image\.head_first: its stored features need",
         ),
-        (
-            {"objective": [{"loss": "pml:ProxyAnchorLoss", "label": "group"}]},
-            r"objective\[0\]\.loss: pml:ProxyAnchorLoss counts the classes \('group'\) .*set data\.read=index, or remove it; or use a contr",
-        ),
         ({"teachers": {"t": {"model": "tiny:clip"}}}, r"teachers\.t: the cache of its outputs needs any row"),
     ],
 )

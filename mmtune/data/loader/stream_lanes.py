@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple, TypedDict
 
+from mmtune.data.loader.row_classes import RowClasses
 from mmtune.data.shards.streamed_sets import EpochShard, StreamedSets
 from mmtune.data.shards.tar_stream import StreamedRow
 from mmtune.errors import DataError
@@ -69,6 +70,7 @@ class LaneOptions:
     buffer_bytes: bytes in it
     usable: whether a row can be trained on
     skip_damaged: continue with the next shard if one is damaged, and count it
+    classes: adds class labels to the rows
     """
 
     seed: int
@@ -77,6 +79,7 @@ class LaneOptions:
     buffer_bytes: int
     usable: Callable[[StreamedRow], bool]
     skip_damaged: bool = False
+    classes: RowClasses | None = None
 
 
 def _random(*parts: object) -> int:
@@ -166,6 +169,8 @@ class Lane:
                 if shard.keep < 1 and _random(options.seed, options.epoch, 3, row.place) >= shard.keep * 2**64:
                     continue
                 if options.usable(row):
+                    if options.classes is not None:
+                        options.classes.add(row, shard.file, self.notes)
                     yield row
                 else:
                     self.notes["rows left out: they do not have both sides of a pair"] += 1

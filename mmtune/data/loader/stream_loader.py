@@ -19,6 +19,7 @@ from mmtune import modalities
 from mmtune.contracts import Augmentation, Batch, LoadTimes, Pair, Preprocess
 from mmtune.data.identity_labels import first_occurrences
 from mmtune.data.loader.loader import decoded_size
+from mmtune.data.loader.row_classes import RowClasses
 from mmtune.data.loader.stacked_inputs import StackedInputs
 from mmtune.data.loader.stream_batches import DrawnBatch, Prepared, StackedPrepared, divide_evenly
 from mmtune.data.loader.stream_exchange import Inputs, Item, StreamExchange
@@ -71,6 +72,7 @@ class StreamLoader:
     lanes: shards that are read at once, over all processes; fewer if there are fewer shards, and at least one for each process
     skip_damaged: continue when a shard is damaged or truncated, with a warning
     check: gets the rows of every batch
+    classes: adds class labels to the rows; batches have them in `labels`
     The other parameters are those of `Loader`.
     """
 
@@ -92,6 +94,7 @@ class StreamLoader:
         never_empty: bool = False,
         skip_damaged: bool = False,
         check: RowsCheck | None = None,
+        classes: RowClasses | None = None,
     ):
         self.sets, self.preprocess, self.augment, self.pairs = sets, dict(preprocess), dict(augment), list(pairs)
         self.batch_size, self.seed, self.shuffle_buffer, self.lanes = batch_size, seed, shuffle_buffer, lanes
@@ -99,8 +102,8 @@ class StreamLoader:
         self.pool = WorkerPool(self._prepare_stacked if worker_kind == "processes" else prepare, workers, worker_kind)
         self.processes, self.never_empty, self.skip_damaged = processes, never_empty, skip_damaged
         self.input_size = {m: decoded_size(p, self.augment.get(m)) for m, p in self.preprocess.items()}
-        self.names = ["id", "group", *modalities.names()]
-        self.check, self.columns = check, dict(columns or {})
+        self.names = ["id", "group", *modalities.names(), *(classes.names if classes else ())]
+        self.check, self.classes, self.columns = check, classes, dict(columns or {})
         for name, key in self.columns.items():
             if name not in sets.columns:
                 raise DataError(
@@ -197,9 +200,8 @@ class StreamLoader:
         shards = dict(enumerate(self.sets.epoch_shards(self.seed, epoch)))
         count = state["lanes"] if state else min(len(shards), max(self.lanes, self.processes.world_size))
         own = range(count)[self.processes.local_slice(count)]
-        options = LaneOptions(
-            self.seed, epoch, max(1, self.shuffle_buffer // count), BUFFER_BYTES // count, self._is_usable, self.skip_damaged
-        )
+        sizes = max(1, self.shuffle_buffer // count), BUFFER_BYTES // count
+        options = LaneOptions(self.seed, epoch, *sizes, self._is_usable, self.skip_damaged, self.classes)
         return {
             i: Lane(
                 i,

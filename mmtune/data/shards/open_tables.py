@@ -43,6 +43,18 @@ def open_row_table(files: Sequence[ShardFile], name: str) -> pa.Table:
     return table
 
 
+def stored_table(file: ShardFile) -> pa.Table | None:
+    """The table file that `mmtune pack` has written beside a shard; None if there is none, or if it is not that of the shard.
+
+    Of a remote shard it is fetched into the cache. Raises DataError as `fetch_table`.
+    """
+    if not _has_table(file):
+        return None
+    if file.remote:
+        fetch_table(file)
+    return _table_beside(file)
+
+
 def _has_table(file: ShardFile) -> bool:
     return file.entry is not None and "table_sha256" in file.entry
 

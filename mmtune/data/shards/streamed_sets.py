@@ -70,6 +70,7 @@ class StreamedSets:
         listings = [_shards_of(s) for s in specs]
         self.sets, self.weights, self.cache = [x.shards for x in listings], list(weights), cache
         self.aliases = {k: v for x in listings for k, v in x.aliases.items()}
+        self._aliases_of = {s.url: x.aliases for x in listings for s in x.shards}
         self.spec = " + ".join(public_url(s) for s in specs)
         self.notes: Counter[str] = Counter()
         first = [row for shards in self.sets for row in self._first_rows(shards)]
@@ -79,6 +80,10 @@ class StreamedSets:
         self.modalities = [m for m in modalities.names() if self.present[m].any()]
         self.present = {m: self.present[m] for m in self.modalities}
         """modality -> bool [n], which of the first rows of the sets have a value."""
+
+    def aliases_of(self, shard: ShardFile) -> dict[str, str]:
+        """The aliases of the set that a shard is in."""
+        return self._aliases_of[shard.url]
 
     @property
     def rows(self) -> int | None:

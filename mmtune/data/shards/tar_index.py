@@ -256,6 +256,16 @@ class TableBuilder:
             values.clear()
         return rows
 
+    def __len__(self) -> int:
+        return len(self.lists["key"])
+
+    def take_table(self) -> pa.Table:
+        """Return the table of the rows that were added since the last call (see `finish`), and remove them."""
+        table = self.finish([], [])
+        for values in self.lists.values():
+            values.clear()
+        return table
+
     def append(self, row: Mapping[str, object]) -> None:
         """Append a row that `take_rows` of another builder has returned."""
         for column, value in row.items():
