@@ -34,7 +34,7 @@ from mmtune.runtime import plugins
 from mmtune.runtime.plugins import nearest
 from mmtune.training.large_batch.micro_batches import has_lengths
 from mmtune.training.objective_spec import parse_terms
-from mmtune.training.stream_limits import refuse_unknown_length
+from mmtune.training.stream_limits import refuse_unknown_head_stage, refuse_unknown_length
 from mmtune.training.tuning.lp_ft import is_head_stage
 from mmtune.training.tuning.tune import check_trainable
 from mmtune.training.tuning.tune_spec import parse_tune
@@ -92,6 +92,7 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
     terms = parse_terms(recipe.objective, inputs.pairs)
     if isinstance(inputs.data, StreamedSets):
         refuse_unknown_length(inputs.data, recipe.train)
+        refuse_unknown_head_stage(inputs.data, recipe)
     _check_lengths(recipe, inputs)
     check_trainable(inputs.model, parse_tune(recipe.tune, list(inputs.model.towers), inputs.trained), inputs.trained)
     if (

@@ -30,10 +30,6 @@ def refuse_random_access(recipe: Recipe) -> None:
     for m, options in recipe.augment.items():
         if options.mixup:
             raise RecipeError(f"augment.{m}.mixup: {FIX}")
-    tuning = recipe.tune if isinstance(recipe.tune, dict) else {"": recipe.tune}
-    for m, tune in tuning.items():
-        if getattr(tune, "head_first", None):
-            raise RecipeError(f"tune{f'.{m}' if m else ''}.head_first: its stored features {FIX.replace('needs', 'need')}")
 
 
 def refuse_unknown_length(sets: StreamedSets, config: TrainConfig) -> None:
@@ -43,6 +39,17 @@ def refuse_unknown_length(sets: StreamedSets, config: TrainConfig) -> None:
             f"train.samples: {sets.spec}: the number of rows of streamed shards without index.json is unknown; set "
             "the number of pairs to train on, e.g. train.samples=10M"
         )
+
+
+def refuse_unknown_head_stage(sets: StreamedSets, recipe: Recipe) -> None:
+    """Raise RecipeError, which names the key, if a first stage of the heads (`head_first`, in epochs) has no known length."""
+    tuning = recipe.tune if isinstance(recipe.tune, dict) else {"": recipe.tune}
+    for m, tune in tuning.items():
+        if getattr(tune, "head_first", None) and sets.rows is None:
+            raise RecipeError(
+                f"tune{f'.{m}' if m else ''}.head_first: counts epochs, but the number of rows of {sets.spec} is unknown, because it has no "
+                "index.json; pack it, or train the heads in a run of their own (tune: head, train.samples) and go on from its artifact"
+            )
 
 
 def streams_validation(recipe: Recipe, key: str) -> bool:

@@ -1,7 +1,7 @@
 """Linear probing, then fine-tuning (LP-FT, Kumar et al., arXiv 2202.10054): train the heads first, then heads and towers.
 
 While a head is still random, its gradient would distort good features of the tower. The first stage is a separate run with the
-same training loop. Its towers are frozen, so that it trains on their stored features.
+same training loop. Its towers are frozen, so that it trains on their stored features; those of streamed rows are computed in each epoch.
 """
 
 from collections.abc import Mapping
