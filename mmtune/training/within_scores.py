@@ -14,6 +14,7 @@ from mmtune.losses.graded import SCORE_RANGES
 from mmtune.runtime.files import read_jsonl_log
 from mmtune.training.objective_spec import LossTerm
 from mmtune.training.score_columns import check_values
+from mmtune.training.stream_limits import FIX
 from mmtune.training.teacher_outputs import TeacherScores
 
 if TYPE_CHECKING:
@@ -25,15 +26,19 @@ def build_within_scores(
 ) -> dict[str, TeacherScores]:
     """Return {modality: the scores of its pairs} for the losses on scores that are taken within one modality.
 
-    Raises RecipeError if the training data have no such scores.
+    data: the training rows; None if they are streamed
+
+    Raises RecipeError if the training data have no such scores, or are streamed.
     """
     found: dict[str, TeacherScores] = {}
     for term in terms:
         if term.family != "scored_pairs":
             continue
         for m in {a for a, b in term.pairs or pairs if a == b}:
-            rows = None if data is None else scored_rows(data, m)
-            if data is None or rows is None or not len(rows[2]):
+            if data is None:
+                raise RecipeError(f"{term.key}: looking up the score of two rows ([{m}, {m}]) {FIX}")
+            rows = scored_rows(data, m)
+            if not len(rows[2]):
                 raise RecipeError(
                     f"{term.key}: within one modality ([{m}, {m}]) a score belongs to two rows, and the training data have no such scores; "
                     "pack a table such as anchor,positive,score with --score score"

@@ -123,6 +123,10 @@ def test_groups_mask_and_validation_and_frozen_towers_work_on_streams(www, tmp_p
         ({"data": {"batches": "spread"}}, "data.batches: spread needs any row.*; set data.batches=random, or data.read=index"),
         ({"augment": {"audio": {"mixup": 0.3}}}, r"augment\.audio\.mixup: needs any row"),
         ({"teachers": {"t": {"model": "tiny:clip"}}}, r"teachers\.t: the cache of its outputs needs any row"),
+        (
+            {"pairs": [["text", "text"]], "objective": [{"loss": "cosent"}]},
+            r"objective\[0\]: looking up the score of two rows \(\[text, text\]\) needs any row",
+        ),
     ],
 )
 def test_what_needs_random_access_is_refused_before_the_first_step(www, tmp_path, changes, message):
